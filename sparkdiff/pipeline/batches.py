@@ -44,6 +44,7 @@ class ByTorch:
         kinds: per such version the type of a column of numbers, as pyarrow writes it.
         names: of all columns.
         device: of torch, in the task.
+        widths: the entries of vectors that it reads, as far as metadata tell: a batch may hold none but nulls.
     """
 
     network: Network
@@ -53,6 +54,7 @@ class ByTorch:
     kinds: Mapping[Version, str]
     names: Sequence[str]
     device: str = "cpu"
+    widths: Mapping[Version, int] = dataclasses.field(default_factory=dict)
 
     def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         there = torch.device(self.device)
@@ -72,17 +74,26 @@ class ByTorch:
         return pa.RecordBatch.from_arrays([*(batch.column(i) for i in self.kept), *made], names=list(self.names))
 
     def inputs(self, batch: pa.RecordBatch) -> tuple[dict[Version, Rows], dict[Version, Tensor]]:
-        """The columns that the network reads and their null flags; and which rows of columns of numbers are null."""
+        """The columns that the network reads and their null flags; and which rows of columns of numbers are null.
+
+        The flags are there without nulls, too: what a NaN is must not depend on the rows that share its batch.
+        """
         values: dict[Version, Rows] = {}
         nulls: dict[Version, Tensor] = {}
         for version, place in self.reads.items():
             column = batch.column(place)
-            values[version] = from_arrow(column)
+            values[version] = from_arrow(column, self.widths.get(version, 0))
             if column.null_count and is_scalar(values[version]):
                 nulls[version] = torch.from_numpy(np.array(column.is_null()))
             elif column.null_count:
                 self._check_no_null(version)
-        flags = {null_of(v): flag for v, flag in nulls.items() if null_of(v) in self.network.flags}
+                self._check_width(version, column)
+        none = torch.zeros(len(batch), dtype=torch.bool)
+        flags: dict[Version, Rows] = {
+            null_of(v): nulls.get(v, none)
+            for v in self.reads
+            if is_scalar(values[v]) and null_of(v) in self.network.flags
+        }
         return values | flags, nulls
 
     def _check_no_null(self, version: Version) -> None:
@@ -95,6 +106,16 @@ class ByTorch:
                     f"{graph.vertices[i].uid}: column {graph.name(version)!r} holds null in place of a vector, which Spark "
                     "refuses; drop such rows"
                 )
+
+    def _check_width(self, version: Version, column: pa.Array) -> None:
+        """Raise InputError if nothing tells how many entries the vectors have."""
+        if column.null_count == len(column) and version not in self.widths:
+            graph = self.network.graph
+            reader = next(i for i in self.network.positions if version in graph.vertices[i].reads)
+            raise InputError(
+                f"{graph.vertices[reader].uid}: column {graph.name(version)!r} holds null in place of every vector of a "
+                "batch, and its metadata do not tell how many entries they have; run a VectorSizeHint on the data first"
+            )
 
     def _on(self, network: Network, device: torch.device, values: dict[Version, Rows]) -> None:
         """Compute on the CPU what may refuse rows, and everything before it, and the rest on another device."""

@@ -75,18 +75,21 @@ def read_plain(folder: Path, rows: int) -> Iterator[dict[str, Rows]]:
                 yield columns
 
 
-def from_arrow(column: pa.Array) -> Rows:
+def from_arrow(column: pa.Array, width: int = 0) -> Rows:
     """A column as tensor: (n,) for numbers, (n, d) for lists, and for vectors SparseRows where every row is sparse, or most
     rows of a wide column are.
+
+    Args:
+        width: entries of vectors of which all are null, in rows of NaN.
     """
     if pa.types.is_struct(column.type):
-        return _vectors(column)
+        return _vectors(column, width)
     if pa.types.is_list(column.type):
         lengths = np.asarray(column.value_lengths().fill_null(-1))
-        width = int(lengths.max(initial=0))
-        if len(lengths) and lengths.min() != width:
+        longest = int(lengths.max(initial=0))
+        if len(lengths) and lengths.min() != longest:
             raise InputError("an array column holds nulls or arrays of unequal length")
-        return _numbers(column.flatten()).view(len(column), width)
+        return _numbers(column.flatten()).view(len(column), longest)
     return _numbers(column)
 
 
@@ -94,14 +97,14 @@ def _numbers(column: pa.Array) -> torch.Tensor:
     return torch.from_numpy(np.array(column.cast(pa.float64()).to_numpy(zero_copy_only=False), dtype=np.float64))
 
 
-def _vectors(column: pa.StructArray) -> Rows:
+def _vectors(column: pa.StructArray, told: int) -> Rows:
     kind, size, indices, values = (pa.StructArray.field(column, i) for i in range(4))
     n = len(column)
     lengths = np.asarray(values.value_lengths().fill_null(0))
     sparse = np.asarray(kind.fill_null(0)) == 0
     null = np.asarray(column.is_null())
     widths = np.where(sparse, np.asarray(size.fill_null(0)), lengths)[~null]
-    width = int(widths.max(initial=0))
+    width = int(widths.max()) if len(widths) else told
     if len(widths) and widths.min() != width:
         raise InputError(f"a vector column holds vectors of {widths.min()} and of {width} entries")
     flat, offsets = _numbers(values.flatten()), offsets_of(torch.from_numpy(lengths.astype(np.int64)))

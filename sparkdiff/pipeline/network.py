@@ -18,6 +18,7 @@ from sparkdiff.rows import Rows, SparseRows, width
 from sparkdiff.stages.base import StageModule
 from sparkdiff.stages.fields import FieldReader
 from sparkdiff.stages.forest import Trees
+from sparkdiff.stages.linear import GeneralizedLinearRegression
 from sparkdiff.stages.predictor import Predictor
 
 
@@ -157,18 +158,19 @@ class Network(nn.Module):
     def null_flags(
         self, module: StageModule, reads: Sequence[Version], values: Mapping[Version, Rows]
     ) -> dict[str, Any]:
-        """Null flags of the inputs, for a stage that needs them."""
+        """Null flags of the inputs, for a stage that needs them; None where nobody tells null from NaN."""
         return {"nulls": [self._null(v, values) for v in reads]} if module.takes_nulls else {}
 
     def _null(self, v: Version, values: Mapping[Version, Rows]) -> Tensor | None:
         if v[1] not in self.positions:
             return values.get(null_of(v))  # type: ignore[return-value]  # flags are tensors
-        column = values[v]
-        return (
-            column.isnan()
-            if self.module(v[1]).writes_null and isinstance(column, Tensor) and column.ndim == 1
-            else None
-        )
+        column, module, reads = values[v], self.module(v[1]), self.graph.vertices[v[1]].reads
+        if not isinstance(column, Tensor) or column.ndim != 1:
+            return None
+        if isinstance(module, GeneralizedLinearRegression) and len(reads) > 1:  # null where the offset is
+            offset = values.get(reads[1])
+            return offset.isnan() if isinstance(offset, Tensor) else None
+        return column.isnan() if module.writes_null else torch.zeros_like(column, dtype=torch.bool)
 
     def _put(self, i: int, out: Any, values: dict[Version, Rows]) -> None:
         out = out if isinstance(out, tuple) else (out,)

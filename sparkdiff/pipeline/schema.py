@@ -65,6 +65,15 @@ def known_fields(graph: Graph, wanted: Collection[Version], data: SchemaOrRows) 
     return found
 
 
+def width_in(field: StructField | None) -> int | None:
+    """The entries that a column's metadata tell."""
+    attributes = ((field.metadata if field else None) or {}).get("ml_attr") or {}
+    names = [a.get("name", "") for kind in (attributes.get("attrs") or {}).values() for a in kind]
+    if any(name.endswith(UNKNOWN_SLOT) for name in names) or "num_attrs" not in attributes:
+        return None
+    return int(attributes["num_attrs"])
+
+
 def is_plain(stage: Any) -> bool:
     """Whether a stage is one of Spark's own stages, or represents a hidden stage of Spark."""
     return type(stage).__module__.startswith(("pyspark.ml.", "sparkdiff."))

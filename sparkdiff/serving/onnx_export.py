@@ -19,15 +19,15 @@ from sparkdiff.machine import paths
 from sparkdiff.pipeline.graph import Version, null_of
 from sparkdiff.pipeline.names import named
 from sparkdiff.pipeline.network import Network, translate
-from sparkdiff.pipeline.schema import SchemaOrRows, known_fields
+from sparkdiff.pipeline.schema import SchemaOrRows, known_fields, width_in
 from sparkdiff.report import Section, Shown, Strong, Table
 from sparkdiff.serving import onnx_predictors  # noqa: F401  # the writers of its stages, and of trees
 from sparkdiff.serving.onnx_graph import IR_VERSION, ML_OPSET, OPSET, GraphWriter, NotExportableError, Value
 from sparkdiff.serving.onnx_stages import WRITERS
 from sparkdiff.stages.base import NULL, StageModule
 from sparkdiff.stages.embedding import Word2Vec
-from sparkdiff.stages.fields import UNKNOWN_SLOT
 from sparkdiff.stages.indexing import VectorIndexer
+from sparkdiff.stages.linear import GeneralizedLinearRegression
 from sparkdiff.store import files
 
 RUNTIME = "onnxruntime>=1.20"
@@ -250,9 +250,12 @@ class Written:
         return self.values[version]
 
     def _null(self, version: Version) -> Value | None:
-        """Which rows of an input are null."""
+        """Which rows of an input are null; None where none is."""
         if version[1] in self.network.positions:
             module, value = self.network.module(version[1]), self.values[version]
+            reads = self.network.graph.vertices[version[1]].reads
+            if isinstance(module, GeneralizedLinearRegression) and len(reads) > 1:  # null where the offset is
+                return self.values[reads[1]].isnan()
             return value.isnan() if module.writes_null and value.scalar else None
         flag = null_of(version)
         if flag not in self.values:
@@ -352,15 +355,6 @@ def widths_of(
 
 def is_vector(field: StructField | None) -> bool:
     return field is not None and isinstance(field.dataType, (VectorUDT, ArrayType))
-
-
-def width_in(field: StructField | None) -> int | None:
-    """The entries that a column's metadata tell."""
-    attributes = ((field.metadata if field else None) or {}).get("ml_attr") or {}
-    names = [a.get("name", "") for kind in (attributes.get("attrs") or {}).values() for a in kind]
-    if any(name.endswith(UNKNOWN_SLOT) for name in names) or "num_attrs" not in attributes:
-        return None
-    return int(attributes["num_attrs"])
 
 
 def fitted_width(network: Network, version: Version) -> int | None:

@@ -33,7 +33,7 @@ from sparkdiff.stages.text import IDF
 from sparkdiff.stages.weighing import ElementwiseProduct, Normalizer
 
 Nulls = Sequence[Value | None]
-"""Per input which rows are null, (n, 1) bool; None where none is, or nobody can tell."""
+"""Per input which rows are null, (n, 1) bool; None where none is."""
 Writer = Callable[[GraphWriter, Any, Sequence[Value], Nulls], tuple[Value, ...]]
 """(graph, module, inputs, nulls) -> outputs, in the order of the module's."""
 WRITERS: dict[type[StageModule], Writer] = {}
@@ -202,8 +202,6 @@ def target_encoded(g: GraphWriter, m: TargetEncoder, xs: Sequence[Value], nulls:
     for x, null, table, name in zip(xs, nulls, m.tables, m.names, strict=True):
         place = x.mapped(table.known, table.place.double(), -1.0)
         unseen = place < 0.0
-        if null is None and not m.keep:
-            null = x.isnan()
         refused = unseen if null is None else unseen & ~null
         place = g.where(unseen, float(table.unseen), place)
         if null is not None:
@@ -230,8 +228,6 @@ def binned(g: GraphWriter, m: Bucketizer, xs: Sequence[Value], nulls: Nulls) -> 
     out = []
     for x, null, splits, name in zip(xs, nulls, m.splits_of(), m.names, strict=True):
         empty, low, high = x.isnan(), float(splits[0]), float(splits[-1])
-        if null is None and not m.keep:
-            null = empty  # NaN is refused, so what is NaN is null
         reached = ascending(g, x, splits)
         outside = (x < low) | (x > high) | (x.equals(low) & ~reached.column(0))
         wrong = outside if m.keep else outside | empty

@@ -32,12 +32,14 @@ def leaves_of(g: GraphWriter, m: Trees, x: Value) -> Value:
     alone = first[nodes.leaf[first]]  # trees of one leaf: a node whose both sides are that leaf stands in front of it
     place = np.where(inner, np.cumsum(inner) - 1, np.cumsum(nodes.leaf) - 1)
     place_of_alone = int(inner.sum()) + np.arange(len(alone))
-    members, turned = sets_of(nodes)
+    members, turned, empty = sets_of(nodes)
     sides = [(nodes.leftChild + owner)[inner], (nodes.rightChild + owner)[inner]]
     sides = [np.where(turned[inner], b, a) for a, b in (sides, sides[::-1])]
     sides = [np.concatenate([side, alone]) for side in sides]
-    mode = np.concatenate([np.where(nodes.categorical[inner], MEMBER, AT_MOST), np.zeros(len(alone))])
-    split = np.concatenate([np.where(nodes.continuous, first_values(nodes), 0.0)[inner], np.zeros(len(alone))])
+    member = nodes.categorical & ~empty
+    mode = np.concatenate([np.where(member[inner], MEMBER, AT_MOST), np.zeros(len(alone))])
+    split = np.where(nodes.continuous, first_values(nodes), np.where(empty, np.nan, 0.0))  # nothing is at most NaN
+    split = np.concatenate([split[inner], np.zeros(len(alone))])
     feature = np.concatenate([nodes.featureIndex[inner], np.zeros(len(alone), np.int64)])
     roots = place[first].copy()
     roots[nodes.leaf[first]] = place_of_alone
@@ -63,18 +65,21 @@ def first_values(nodes: Nodes) -> Array:
     return values[np.minimum(nodes.starts, len(values) - 1)]
 
 
-def sets_of(nodes: Nodes) -> tuple[Array, Array]:
-    """The sets of the categorical nodes, each ended by NaN, and which nodes are turned: a value of their set goes right.
+def sets_of(nodes: Nodes) -> tuple[Array, Array, Array]:
+    """The sets of the categorical nodes, each ended by NaN; which nodes are turned: a value of their set goes right; and which
+    nodes' set is empty, as onnxruntime takes none such.
 
     A value that is no category goes right where the set that goes left has at most half of the categories, else left
     (stages/routing.py, Subsets): the set that names what goes the other way is written.
     """
-    turned, members = np.zeros(len(nodes), bool), []
+    turned, empty, members = np.zeros(len(nodes), bool), np.zeros(len(nodes), bool), []
     for i in np.flatnonzero(nodes.categorical):
         left, size = nodes.values[nodes.starts[i] : nodes.ends[i]], int(nodes.numCategories[i])
         turned[i] = len(left) > size // 2
-        members += [*(np.setdiff1d(np.arange(size), left) if turned[i] else np.sort(left)), np.nan]
-    return np.array(members, np.float64), turned
+        written = np.setdiff1d(np.arange(size), left) if turned[i] else np.sort(left)
+        empty[i] = not len(written)
+        members += [] if empty[i] else [*written, np.nan]
+    return np.array(members, np.float64), turned, empty
 
 
 def total_of(g: GraphWriter, m: Trees, leaves: Value) -> Value:

@@ -32,12 +32,14 @@ from sparkdiff.pipeline.graph import Version, in_front_of
 from sparkdiff.pipeline.names import named, unused
 from sparkdiff.pipeline.nesting import Holder, plain
 from sparkdiff.pipeline.network import Network, translate
-from sparkdiff.pipeline.schema import check_columns, fields_by_name
+from sparkdiff.pipeline.schema import check_columns, fields_by_name, width_in
 
 LOG = logging.getLogger("sparkdiff.serving")
 DEVICES = ("auto", "cpu", "cuda", "spark")
 SAMPLE, COPIES, TURNS = 4096, 8, 3
 """Rows that are measured, how many times they are taken in one measurement, and how many of these there are."""
+FEWEST = 100
+"""With fewer rows, what is measured is noise."""
 
 
 # The DataFrame ------------------------------------------------------------------------------------------------------------
@@ -99,7 +101,9 @@ def in_front(df: DataFrame, network: Network, before: Sequence[int]) -> tuple[Da
                 held[version] = field.name
             else:
                 held[version] = f"{hidden}{len(held)}"
-                column = physical(field, named(name, in_struct=inside))
+                column = physical(field, named(name, in_struct=inside)).alias(
+                    held[version], metadata=field.metadata or {}
+                )
                 frame = frame.withColumn(held[version], column)
         return frame
 
@@ -137,6 +141,7 @@ def computed(
     task = ByTorch(
         network.without_spark(), {v: frame.columns.index(name) for v, name in held.items()}, kept, made,
         {v: arrow_name(expected[v[0]]) for v in made}, schema.names, device,
+        {v: width for v, name in held.items() if (width := width_in(fields[frame.columns.index(name)])) is not None},
     )  # fmt: skip
     ship(frame.sparkSession)
     out = frame.toDF(*(f"c{i}" for i in range(len(fields)))).mapInArrow(task, schema)
@@ -197,22 +202,30 @@ class DeviceChoice:
     reason: str
 
 
-def chosen(model: Any, df: DataFrame) -> DeviceChoice:
-    """What is fastest on some rows of the data, taken several times; runs jobs."""
+def chosen(model: Any, df: DataFrame) -> tuple[DeviceChoice, bool]:
+    """What is fastest on some rows of the data, taken several times, and whether that says something of other data, too; runs
+    jobs.
+    """
     rows = df.limit(SAMPLE).cache()
     try:
+        if (number := rows.count()) < FEWEST:
+            few = f"MLlib computes all stages this time: {number} rows are too few to measure"
+            return DeviceChoice("spark", {}, 0, few), False
         many = reduce(DataFrame.unionAll, [rows] * COPIES)
         try:
             frames = {"spark": model.transform(many), "cpu": by_torch(model, many, "cpu")}
+            if torch.cuda.is_available():
+                frames["cuda"] = by_torch(model, many, "cuda")
+            seconds = measured(frames)
         except InputError as e:
-            return DeviceChoice("spark", {}, 0, f"MLlib computes all stages: {e}")
-        if torch.cuda.is_available():
-            frames["cuda"] = by_torch(model, many, "cuda")
-        seconds = measured(frames)
+            return DeviceChoice("spark", {}, 0, f"MLlib computes all stages: {e}"), True
+        except jvm.SparkError as e:  # such as a type that Arrow does not carry; what MLlib refuses, it refuses again
+            why = f"MLlib computes all stages this time, as measuring failed: {jvm.cause(e)}"
+            return DeviceChoice("spark", {}, 0, why), False
         best = min(seconds, key=lambda device: seconds[device])
         told = ", ".join(f"{device} {took:.3g} s" for device, took in seconds.items())
         who = "MLlib's own transform is fastest and is used" if best == "spark" else f"torch on {best} is fastest"
-        return DeviceChoice(best, seconds, COPIES * rows.count(), f"{who} ({told})")
+        return DeviceChoice(best, seconds, COPIES * number, f"{who} ({told})"), True
     finally:
         rows.unpersist()
 
@@ -241,7 +254,7 @@ class TorchTransformer(Transformer, Holder, MLWritable, MLReadable):  # type: ig
 
     Attributes:
         pipelineModel: the plain pipeline.
-        choice: what `device="auto"` has measured and chosen; None before.
+        choice: what `device="auto"` has measured and chosen; None before, and as long as there were too few rows.
     """
 
     __module__ = "sparkdiff"
@@ -278,15 +291,19 @@ class TorchTransformer(Transformer, Holder, MLWritable, MLReadable):  # type: ig
         return self.getOrDefault(self.device)
 
     def measure(self, dataset: DataFrame) -> DeviceChoice:
-        """Measure what is fastest on rows of this DataFrame, and use it from now on where device="auto"."""
+        """Measure what is fastest on rows of this DataFrame, and use it from now on where device="auto".
+
+        Of fewer than 100 rows, or rows that cannot be measured, it says "spark", and that is not kept.
+        """
         check_dataframe("the rows of measure()", dataset)
         if dataset.isStreaming:
             raise InputError(
                 "a stream cannot be measured: set device to 'cpu', 'cuda' or 'spark', or call measure() on a table"
             )
-        self.choice = chosen(self.pipelineModel, dataset)
-        LOG.info("TorchTransformer: %s", self.choice.reason)
-        return self.choice
+        choice, lasting = chosen(self.pipelineModel, dataset)
+        self.choice = choice if lasting else self.choice
+        LOG.info("TorchTransformer: %s", choice.reason)
+        return choice
 
     def _transform(self, dataset: DataFrame) -> DataFrame:
         device = self.getDevice()

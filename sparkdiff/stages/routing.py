@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sparkdiff.jvm.nodes import Array, Nodes
-from sparkdiff.rows import SparseRows, on_gpu
+from sparkdiff.rows import SparseRows, on_gpu, width
 
 PAIRS = 65_536
 """Rows times trees that are under way at a time: what a level reads and writes then stays in the processor's cache."""
@@ -111,10 +111,10 @@ class Router:
         number = np.where(inner, np.cumsum(inner) - 1, self.inner + np.cumsum(~inner) - 1).astype(np.int32)
 
         used = np.unique(nodes.featureIndex[inner]).astype(np.int64)
-        width = int(used[-1]) + 1 if len(used) else 0
+        self.width = int(used[-1]) + 1 if len(used) else 0  # rows have at least so many columns
         # About all of the first columns are used: then dense rows are read where they lie.
-        self.prefix = width <= 2 * len(used)
-        columns = np.arange(width) if self.prefix else used
+        self.prefix = self.width <= 2 * len(used)
+        columns = np.arange(self.width) if self.prefix else used
         self.columns = torch.from_numpy(columns)  # (u,) that are read
 
         continuous, categorical = nodes.continuous, inner & (nodes.numCategories >= 0)
@@ -205,6 +205,13 @@ class Router:
         return max(1, min(pairs // self.trees, limit, len(x)))
 
     def _room(self, x: Tensor | SparseRows) -> Room:
+        """Memory for a part of the rows.
+
+        Raises:
+            IndexError: they are narrower than the trees need: the next row's values would be read.
+        """
+        if len(x) and width(x) < self.width:
+            raise IndexError(f"the trees need {self.width} entries per row, got {width(x)}")
         return Room(self._rows(x) * self.trees, x.device)
 
     def _parts(self, x: Tensor | SparseRows) -> Iterator[tuple[int, Tensor]]:

@@ -11,16 +11,23 @@ import numpy as np
 import onnx_parity
 import onnxruntime
 import pytest
+import torch
 from pyspark.ml import Pipeline
 from pyspark.ml.classification import LogisticRegression, RandomForestClassifier
 from pyspark.ml.feature import Bucketizer, Imputer, OneHotEncoder, StringIndexer, VectorAssembler, VectorIndexer
 from pyspark.ml.regression import DecisionTreeRegressor, GBTRegressor, GeneralizedLinearRegression
 from pyspark.sql import DataFrame, functions as F
+from random_trees import rows as rows_of_trees
+from small_networks import F64, least_squares, network, trees
 from sweeping import swept
 
 import sparkdiff
 from sparkdiff import InputError
 from sparkdiff.pipeline import parity
+from sparkdiff.serving.onnx_export import Written
+from sparkdiff.stages.base import StageModule
+from sparkdiff.stages.binning import Bucketizer as Bins
+from sparkdiff.stages.trees import RandomForestRegression
 
 pytestmark = pytest.mark.once  # what is Spark's in it the laws check on every version
 
@@ -99,6 +106,30 @@ def test_rows_that_spark_refuses_are_marked(df: DataFrame, tmp_path: Path) -> No
     given = {"a": np.array([1.0, np.nan, 2.0]), "b": np.array([1.0, 1.0, np.inf])}
     assert session.run(["refused by Spark"], given)[0].tolist() == [False, True, False]
     assert "null or NaN in 'a'" in described.refuses[0]
+
+
+def exported(*stages: tuple[StageModule, list[str], str], widths: dict[str, int]) -> onnxruntime.InferenceSession:
+    """The last column of stages without Spark; inputs without a width are numbers."""
+    net = network(*stages)
+    wanted = [(stages[-1][2], len(stages) - 1)]
+    return onnx_parity.session_of(Written(net, wanted, {v: widths.get(v[0]) for v in net.reads}))
+
+
+def test_nan_from_a_stage_that_writes_no_null_is_refused() -> None:
+    bins = Bins("splits", [torch.tensor([-9.0, 0.0, 9.0], dtype=F64)], False, "bins", ("p",))
+    session = exported((least_squares(1), ["v"], "p"), (bins, ["p"], "bin"), widths={"v": 1})
+    found = onnx_parity.run(session, {"v": np.array([[0.0], [np.nan]])})
+    assert found["refused by Spark"].tolist() == [False, True]
+
+
+def test_trees_may_send_none_or_all_categories_left() -> None:
+    """An empty set of categories, written so that onnxruntime takes it."""
+    for seed in range(9):  # their categorical splits hold from none to all
+        forest = trees(RandomForestRegression, seed, number=9)
+        x = rows_of_trees(60)
+        session = exported((forest, ["v"], "p"), widths={"v": x.shape[1]})
+        [expected] = forest(torch.from_numpy(x))
+        np.testing.assert_allclose(onnx_parity.run(session, {"v": x})["p"], expected.detach(), rtol=1e-12, atol=1e-12)
 
 
 def test_refusals_name_the_stage_and_the_way_out(df: DataFrame, fitted: dict[str, Any], tmp_path: Path) -> None:

@@ -191,6 +191,50 @@ def test_measuring_takes_every_device(rows: DataFrame, monkeypatch: pytest.Monke
     assert choice.rows == 240 and set(choice.seconds) == {"spark", "cpu"} and min(choice.seconds.values()) > 0
 
 
+def test_what_cannot_be_measured_is_left_to_mllib_this_time(
+    rows: DataFrame, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = Pipeline(stages=[vector("a", "b"), LinearRegression(featuresCol="vector", labelCol="count")]).fit(rows)
+    made = TorchTransformer(model)
+    twice = rows.select("a", "b", F.lit(1).alias("c"), F.lit(2).alias("c"))
+    interval = rows.withColumn("every", F.expr("make_interval(1, 2)"))  # Arrow does not carry it
+    for frame, why in (
+        (rows.limit(3), "3 rows are too few"),
+        (twice, "measuring failed"),
+        (interval, "measuring failed"),
+    ):
+        caplog.clear()
+        with caplog.at_level(logging.INFO, "sparkdiff.serving"):
+            assert made.transform(frame).columns == [*frame.columns, "vector", "prediction"]
+        assert why in caplog.text and made.choice is None
+    monkeypatch.setattr(SERVING, "measured", lambda frames: dict(zip(frames, (2.0, 1.0, 3.0), strict=False)))
+    made.transform(rows)
+    made.transform(rows.limit(0))
+    assert made.choice is not None and made.choice.device == "cpu"
+
+
+def test_nan_is_refused_alone_in_its_batch(rows: DataFrame) -> None:
+    stages = [Bucketizer(splits=[-9e9, 0.0, 9e9], inputCol=c, outputCol=f"{c}Bin") for c in ("a", "b")]
+    model = Pipeline(stages=stages).fit(rows)
+    odd = rows.limit(1).withColumns({"a": F.lit(float("nan")), "b": F.lit(None).cast("double")})
+    assert TorchTransformer(model, device="cpu").transform(odd.withColumn("a", F.lit(1.0))).head()["bBin"] is None
+    for transformer in (model, TorchTransformer(model, device="cpu")):
+        with pytest.raises(jvm.SparkError, match="NaN"):
+            transformer.transform(odd).collect()
+
+
+def test_vectors_that_are_all_null_are_as_wide_as_their_column(rows: DataFrame) -> None:
+    model = Pipeline(stages=[VectorAssembler(inputCols=["part", "a"], outputCol="all", handleInvalid="keep")]).fit(rows)
+    parts = VectorAssembler(inputCols=["index", "count"], outputCol="part").transform(rows)
+    metadata = parts.schema["part"].metadata
+    check_same(
+        model,
+        parts.limit(3).withColumn(
+            "part", F.when(F.col("count") < -1e9, F.col("part")).alias("part", metadata=metadata)
+        ),
+    )
+
+
 def test_a_stage_in_spark_needs_its_own_version_of_a_column(rows: DataFrame) -> None:
     model = PipelineModel([
         IndexToString(inputCol="index", outputCol="said", labels=["x", "y", "z"]),

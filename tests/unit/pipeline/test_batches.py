@@ -1,16 +1,21 @@
 """Spark's record batches through a network, on the CPU and on a GPU that isn't there: without Spark."""
 
+import dataclasses
+import math
+
 import fake_gpu
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from small_networks import F64, network, trees
+from small_networks import F64, least_squares, network, trees
 
 from sparkdiff.errors import InputError
 from sparkdiff.pipeline.batches import ByTorch, first_free
 from sparkdiff.pipeline.columns import to_arrow
+from sparkdiff.rows import SparseRows
 from sparkdiff.stages.assembling import VectorAssembler
+from sparkdiff.stages.base import StageModule
 from sparkdiff.stages.binning import Bucketizer
 from sparkdiff.stages.scaling import MaxAbsScaler
 from sparkdiff.stages.trees import GBTRegression
@@ -69,3 +74,55 @@ def test_rows_that_spark_refuses_are_refused_on_every_device(device: str) -> Non
     with pytest.raises(InputError, match="stage1: column 'v' holds null in place of a vector"):
         list(strict([batch(strict, null_vector=True)]))
     assert len(next(task(device)([batch(task(device), null_vector=True)]))) == 4
+
+
+def alone(*stages: tuple[StageModule, list[str], str]) -> ByTorch:
+    """The last column of stages that read a number, x."""
+    net = network(*stages)
+    last = (stages[-1][2], len(stages) - 1)
+    return ByTorch(net, {("x", -1): 0}, [], [last], {last: "double"}, [last[0]])
+
+
+def bucketizer(column: str) -> Bucketizer:
+    return Bucketizer("splits", [torch.tensor([-9.0, 0.0, 9.0], dtype=F64)], False, "bins", (column,))
+
+
+def numbers(*values: float | None) -> pa.RecordBatch:
+    return pa.RecordBatch.from_arrays([pa.array(values, pa.float64())], ["x"])
+
+
+def test_a_nan_is_refused_whatever_rows_share_its_batch() -> None:
+    bins = alone((bucketizer("x"), ["x"], "bin"))
+    assert next(bins([numbers(1.0, None)])).column(0).to_pylist() == [1.0, None]
+    behind = alone(
+        (VectorAssembler("beside", ("x",), True), ["x"], "v"), (least_squares(1), ["v"], "p"), (bucketizer("p"), ["p"], "bin")
+    )  # fmt: skip
+    assert next(behind([numbers(0.0)])).column(0).to_pylist() == [1.0]
+    for run, rows in ((bins, (1.0, math.nan)), (bins, (1.0, math.nan, None)), (behind, (1.0, math.nan))):
+        with pytest.raises(InputError, match=r"bins: column '[xp]' holds NaN"):
+            list(run([numbers(*rows)]))
+
+
+def test_vectors_that_are_all_null_are_as_wide_as_the_metadata_tell() -> None:
+    run, nothing = task("cpu"), batch(task("cpu"))
+    nothing = pa.RecordBatch.from_arrays(
+        [nothing.column(0), nothing.column(1), pa.nulls(4, nothing.column(2).type)], nothing.schema.names
+    )
+    with pytest.raises(InputError, match="stage1: column 'v' holds null in place of every vector of a batch"):
+        list(run([nothing]))
+    width = len(run.network.module(2).maxAbs) - 1
+    told = dataclasses.replace(run, widths={("v", -1): width})
+    assert next(told([nothing])).column(3).field(3).value_lengths().to_pylist() == [width + 1] * 4
+
+
+def test_vectors_that_are_too_narrow_for_trees_are_refused() -> None:
+    """Instead of reading the next row's values."""
+    forest = trees(GBTRegression, 1)
+    net = network((forest, ["v"], "prediction"))
+    width = int(forest.feature.max())
+    x = torch.zeros(3, width, dtype=F64)
+    for rows in (x, SparseRows.from_csr(x.to_sparse_csr())):
+        with pytest.raises(
+            InputError, match=rf"stage0 can't compute .* 'v' \(3, {width}\) .* need {width + 1} entries"
+        ):
+            net.run({("v", -1): rows}, [("prediction", 0)], explain=True)
