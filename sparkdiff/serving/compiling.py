@@ -26,11 +26,13 @@ from sparkdiff.serving.schedule import (
     width_wanted,
 )
 from sparkdiff.serving.text_stages import SERVED, SKIPS, Facts, Part, WordShares
+from sparkdiff.stages.assembling import VectorAssembler
 from sparkdiff.stages.base import class_name
 from sparkdiff.stages.clustering import Clusters
 from sparkdiff.stages.embedding import Word2Vec
 from sparkdiff.stages.forest import Trees
 from sparkdiff.stages.imputing import Imputer
+from sparkdiff.stages.linear import GeneralizedLinearRegression
 from sparkdiff.stages.prepared import Prepared
 from sparkdiff.stages.recommendation import ALS
 
@@ -100,7 +102,8 @@ def _wanted(graph: Graph, outputCols: Iterable[str] | None) -> list[Version]:
     for c in [outputCols] if isinstance(outputCols, str) else outputCols:
         if not isinstance(c, str) or graph.casefold(c) not in names:
             raise InputError(f"no stage writes column {c!r}. {did_you_mean(str(c), _spelled(graph))}")
-        wanted.append((graph.casefold(c), names[graph.casefold(c)]))
+        version = (graph.casefold(c), names[graph.casefold(c)])
+        wanted += [version] if version not in wanted else []
     if not wanted:
         raise InputError(f"outputCols is empty. Known: {', '.join(_spelled(graph))}.")
     return wanted
@@ -219,6 +222,8 @@ class _Compiler:
         form = "objects" if unit.part.stage.writes_objects else "numbers"
         writes = tuple(self._place(v, form) for v in unit.writes)
         columns = tuple(named[v] for v in unit.reads)
+        if form == "objects":
+            self.kinds.update(dict.fromkeys(unit.writes, unit.part.stage.kind))
         self.steps.append(TextStep(vertex.uid, vertex.stageClass, unit.part.stage, columns, reads, writes))
 
     def _add_module(self, unit: Unit) -> None:
@@ -227,16 +232,48 @@ class _Compiler:
         reads = tuple(self._numbers(v, vertex) for v in unit.reads)
         nulls = tuple(map(self._null, unit.reads)) if module.takes_nulls else None
         writes = tuple(self._place(v, "numbers") for v in unit.writes)
-        flags = tuple(self._place(v, "null") for v in unit.writes) if module.writes_null else ()
-        self.kinds.update(zip(unit.writes, _kinds(vertex), strict=False))
-        trees = isinstance(module, Trees)
-        least = int(module.nodes.featureIndex.max(initial=-1)) + 1 if isinstance(module, Trees) else 0
-        wanted = least if trees else width_wanted(module) if len(unit.reads) == 1 else 0
+        # An offset that is null makes the prediction of a generalized linear model null.
+        has_offset = isinstance(module, GeneralizedLinearRegression) and len(unit.reads) > 1
+        passed = self._null(unit.reads[1]) if has_offset else NOWHERE
+        writes_null = module.writes_null or passed != NOWHERE
+        flags = tuple(self._place(v, "null") for v in unit.writes) if writes_null else ()
+        self.kinds.update(zip(unit.writes, self._kinds(vertex), strict=False))
+        wanted, or_more = self._width(unit)
         columns = tuple(map(self.graph.name, unit.reads))
         module.requires_grad_(False).eval()
         self.steps.append(
-            TorchStep(vertex.uid, vertex.stageClass, module, columns, reads, writes, nulls, flags, wanted, trees)
+            TorchStep(
+                vertex.uid, vertex.stageClass, module, columns, reads, writes, nulls, flags, wanted, or_more, passed
+            )
         )
+
+    def _width(self, unit: Unit) -> tuple[int, bool]:
+        """Entries that a row of the first input must have (0: no such rule), and whether it may have more."""
+        module, vertex = unit.vertex.module, unit.vertex
+        if not isinstance(module, Trees):
+            return (width_wanted(module) if module is not None and len(unit.reads) == 1 else 0), False
+        assembled = any(
+            isinstance(self.graph.vertices[i].module, VectorAssembler) for i in self.graph.ancestors([vertex.position])
+        )
+        # A number in place of a vector would shift the features behind it.
+        if assembled and (features := int(getattr(vertex.stage, "numFeatures", 0))) > 0:
+            return features, False
+        return _features(module), True
+
+    def _kinds(self, vertex: Vertex) -> tuple[str, ...]:
+        """The types in Spark of a translated stage's numbers."""
+        module = vertex.module
+        if isinstance(module, Clusters):
+            return tuple("int" if c == "predictionCol" else "double" for c in module.shown)
+        if isinstance(module, ALS):
+            return ("float",)
+        if isinstance(module, Imputer):
+            small = [v[1] == -1 and self._source(v).kind in ("tinyint", "smallint", "int") for v in vertex.reads]
+            return tuple(
+                ("int" if s else "bigint") if w else "float" if f else "double"
+                for w, f, s in zip(module.whole, module.floats, small, strict=True)
+            )
+        return tuple("double" for _ in vertex.outputs)
 
     def _numbers(self, version: Version, reader: Vertex) -> int:
         """The place of a column's numbers."""
@@ -284,23 +321,15 @@ class _Compiler:
         return Output(name, self._place(version, form), self._null(version), self.kinds.get(version, "double"))
 
 
-def _kinds(vertex: Vertex) -> tuple[str, ...]:
-    """The types in Spark of a translated stage's numbers."""
-    module = vertex.module
-    if isinstance(module, Clusters):
-        return tuple("int" if c == "predictionCol" else "double" for c in module.shown)
-    if isinstance(module, ALS):
-        return ("float",)
-    if isinstance(module, Imputer):
-        return tuple(
-            "int" if w else "float" if f else "double" for w, f in zip(module.whole, module.floats, strict=True)
-        )
-    return tuple("double" for _ in vertex.outputs)
+def _features(module: Trees) -> int:
+    """How many features the trees know at least."""
+    return int(module.nodes.featureIndex.max(initial=-1)) + 1
 
 
 def warm(schedule: Schedule) -> None:
     """Compute what modules compute at their first call, before threads call them at once."""
+    modules = (m for step in schedule.steps if isinstance(step, TorchStep) for m in step.module.modules())
     with torch.no_grad():
-        for step in schedule.steps:
-            if isinstance(step, TorchStep) and isinstance(step.module, Trees):
-                step.module.route(torch.zeros(1, max(1, step.wanted), dtype=torch.float64))
+        for module in modules:
+            if isinstance(module, Trees):
+                module.route(torch.zeros(1, max(1, _features(module)), dtype=torch.float64))

@@ -9,7 +9,7 @@ import math
 import re
 import struct
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from decimal import Decimal
 
 import numpy as np
@@ -134,6 +134,8 @@ def double_of(text: str) -> float | None:
 _SIGMA = "\u03a3"
 _BETWEEN = re.compile("[\u00ad\u2027\"'.]")
 """What, beside dashes, may stand between two letters of one word."""
+_OTHER_CASED = re.compile("[\u02b0-\u02b8\u02c0\u02c1\u02e0-\u02e4\u0345\u037a\u1d2c-\u1d61\u2160-\u217f\u24b6-\u24e9]")
+"""What has a case besides the letters of Unicode's categories of case."""
 
 
 def lower(text: str, others: Mapping[str, str]) -> str:
@@ -202,13 +204,25 @@ def _is_between(c: str) -> bool:
 
 
 def _is_cased(c: str) -> bool:
-    return c != c.lower() or c != c.upper() or unicodedata.category(c) in ("Lu", "Ll", "Lt")
+    """Source: java.lang.ConditionalSpecialCasing.isCased."""
+    return unicodedata.category(c) in ("Lu", "Ll", "Lt") or _OTHER_CASED.match(c) is not None
+
+
+def matches(pattern: "re.Pattern[str]", text: str) -> "Iterator[re.Match[str]]":
+    """What Matcher.find finds one after the other: behind an empty match it goes on one character further.
+
+    Python's finditer looks for another match, which is not empty, at the same place first.
+    """
+    at = 0
+    while at <= len(text) and (match := pattern.search(text, at)) is not None:
+        yield match
+        at = match.end() + (match.start() == match.end())
 
 
 def split(pattern: "re.Pattern[str]", text: str) -> list[str]:
     """Pattern.split: no empty texts at the end, and none at the begin if the match there is empty."""
     out, start = [], 0
-    for match in pattern.finditer(text):
+    for match in matches(pattern, text):
         if match.end() == 0:
             continue
         out.append(text[start : match.start()])
@@ -283,11 +297,22 @@ class _Pattern:
         c = self.next()
         if c in "pP":
             return self.posix(c == "P", inside)
+        if c == "u" and (half := re.match("[dD]([89abAB][0-9a-fA-F]{2}|[c-fC-F][0-9a-fA-F]{2})", self.java[self.at :])):
+            return self.pair(half[0])
         if c in "xu" and re.match("[0-9a-fA-F]{2}" * (1 if c == "x" else 2), self.java[self.at :]):
             return f"\\{c}"
         if c.isalnum() and (c not in _ESCAPES or (inside and c in "Az")):
             raise self.refuse(f"\\{c}")
         return _ESCAPES.get(c) or re.escape(c)
+
+    def pair(self, first: str) -> str:
+        """The character that two escapes of its halves say; Java reads them so."""
+        second = re.compile(r"\\u([dD][c-fC-F][0-9a-fA-F]{2})").match(self.java, self.at + 4)
+        if int(first, 16) >= 0xDC00 or second is None:
+            raise self.refuse(f"the half of a character, \\u{first},")
+        self.at = second.end()
+        code = 0x10000 + ((int(first, 16) - 0xD800) << 10) + int(second[1], 16) - 0xDC00
+        return f"\\U{code:08x}"
 
     def posix(self, negated: bool, inside: bool) -> str:
         found = re.compile(r"\{(\w+)\}").match(self.java, self.at)

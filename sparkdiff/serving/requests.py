@@ -4,7 +4,7 @@ import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
+from decimal import Context, Decimal
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,11 @@ class Source:
     path: tuple[str, ...]
     kind: str = ""
 
+    @property
+    def vectors(self) -> bool:
+        """Whether the schema says that numbers read from it are vectors."""
+        return self.kind.startswith(("vector", "array<"))
+
     def bad(self, value: Any, why: str) -> InputError:
         return InputError(f"column {self.name!r} holds {shown(value)}, {why}")
 
@@ -54,7 +59,7 @@ def plain(v: Any) -> Any:
         return float(v)
     if isinstance(v, np.generic):
         return v.item()
-    if isinstance(v, (list, tuple, np.ndarray)):
+    if isinstance(v, (list, tuple)) or (isinstance(v, np.ndarray) and v.ndim):
         return [plain(x) for x in v]
     return None if type(v).__name__ in ("NAType", "NaTType") else v
 
@@ -67,24 +72,42 @@ def typed(v: Any, source: Source, kind: str) -> Any:
         if not isinstance(v, list):
             raise source.bad(v, f"but the schema has {kind}")
         return [typed(x, source, kind[6:-1]) for x in v]
-    is_number = isinstance(v, (int, float, np.number, Decimal)) and not isinstance(v, bool)
-    if kind in ("double", "float") and is_number:
-        with np.errstate(over="ignore"):
-            return float(v) if kind == "double" else np.float32(v)
-    if kind in WHOLE and is_number:
-        if not math.isfinite(v) or v != int(v):
-            raise source.bad(v, f"but the schema has {kind}")
-        return int(v) if kind == "bigint" or not -(2**31) <= v < 2**31 else np.int32(v)
-    if kind in ("double", "float", *WHOLE) or (kind == "string") != isinstance(v, str):
+    if isinstance(v, (int, float, np.number, Decimal)) and not isinstance(v, bool):
+        try:
+            found = _typed_number(v, kind)
+        except (OverflowError, ArithmeticError, ValueError):
+            found = None
+        if found is not None:
+            return found
+        raise source.bad(v, f"but the schema has {kind}")
+    is_other = kind in ("double", "float", *WHOLE) or kind.startswith("decimal")
+    if is_other or (kind == "string") != isinstance(v, str) or (kind == "boolean" and not isinstance(v, bool)):
         raise source.bad(v, f"but the schema has {kind}")
     return v
+
+
+def _typed_number(v: Any, kind: str) -> Any:
+    """A number as one of this type; None if the type has no such number."""
+    if kind in ("double", "float"):
+        with np.errstate(over="ignore"):
+            return float(v) if kind == "double" else np.float32(float(v))
+    if kind in WHOLE:
+        if not math.isfinite(v) or v != int(v):
+            return None
+        return int(v) if kind == "bigint" or not -(2**31) <= v < 2**31 else np.int32(v)
+    if kind.startswith("decimal"):  # its text has as many digits behind the point as the type says
+        precision, scale = map(int, kind[8:-1].split(","))
+        given = v if isinstance(v, (Decimal, int)) else repr(float(v))
+        found = Decimal(given).quantize(Decimal(1).scaleb(-scale), context=Context(prec=precision))
+        return found if found == Decimal(given) else None
+    return None if kind in ("string", "boolean") else v
 
 
 def objects(column: "Column", source: Source) -> list[Any]:
     """The values of a column as Python's, null as None."""
     values = column.values if isinstance(column, Listed) else column.listed()
     kind = source.kind
-    if not kind or kind.startswith(("vector", "decimal")):
+    if not kind or kind.startswith("vector"):
         return [v if type(v) is str else plain(v) for v in values]
     if kind == "string":
         return [v if type(v) is str else typed(plain(v), source, kind) for v in values]
@@ -102,6 +125,8 @@ def numbers(column: "Column", source: Source) -> tuple[Rows, Tensor]:
 
 
 def listed_numbers(values: Sequence[Any], source: Source) -> tuple[Rows, Tensor]:
+    if source.vectors:
+        return _vectors(values, source), torch.zeros(len(values), dtype=torch.bool)
     for v in values:
         if v is not None and not isinstance(v, (float, int)):
             break
@@ -115,13 +140,20 @@ def listed_numbers(values: Sequence[Any], source: Source) -> tuple[Rows, Tensor]
 
 
 def _scalars(values: Sequence[Any], source: Source) -> tuple[Tensor, Tensor]:
-    try:
-        out = torch.tensor([np.nan if v is None else float(v) for v in values], dtype=torch.float64)
-    except (TypeError, ValueError, OverflowError):
-        bad = next(v for v in values if v is not None and not isinstance(v, (float, int)))
-        raise source.bad(bad, f"which is no number but {kind_of(bad)}") from None
+    out = torch.tensor([np.nan if v is None else _double(v, source) for v in values], dtype=torch.float64)
     null = torch.tensor([v is None for v in values], dtype=torch.bool)
     return rounded(out, source), null
+
+
+def _double(v: Any, source: Source) -> float:
+    if isinstance(v, (str, bytes, bytearray)):
+        raise source.bad(v, f"which is no number but {kind_of(v)}")
+    try:
+        return float(v)
+    except (TypeError, ValueError):
+        raise source.bad(v, f"which is no number but {kind_of(v)}") from None
+    except OverflowError:
+        raise InputError(f"column {source.name!r} holds a number too large for a double") from None
 
 
 def rounded(x: Tensor, source: Source) -> Tensor:
@@ -150,8 +182,8 @@ def _size(v: Any, source: Source) -> int:
         raise source.bad(None, "and a vector may not be null: fill it, or leave the row out")
     if isinstance(v, (DenseVector, SparseVector)):
         return int(v.size) if isinstance(v, SparseVector) else len(v.array)
-    if not isinstance(v, (list, tuple, np.ndarray)):
-        raise source.bad(v, "beside vectors")
+    if not isinstance(v, (list, tuple, np.ndarray)) or (isinstance(v, np.ndarray) and v.ndim != 1):
+        raise source.bad(v, "in place of a vector")
     if any(x is None for x in v):
         raise source.bad(v, "and an entry of an array may not be null")
     return len(v)
@@ -179,6 +211,8 @@ class Numpy:
         return list(self.array.tolist())
 
     def numbers(self, source: Source) -> tuple[Rows, Tensor]:
+        if source.vectors:
+            return listed_numbers(self.listed(), source)
         out = torch.from_numpy(self.array.astype(np.float64))
         return rounded(out, source), torch.zeros(len(out), dtype=torch.bool)
 
@@ -197,18 +231,29 @@ class Arrow:
 
     def numbers(self, source: Source) -> tuple[Rows, Tensor]:
         kind = self.array.type
-        if pa.types.is_struct(kind) or pa.types.is_nested(kind):
-            if self.array.null_count:
-                raise source.bad(None, "and a vector may not be null: fill it, or leave the row out")
-            array = self.array.cast(pa.list_(kind.value_type)) if not pa.types.is_struct(kind) else self.array
-            return from_arrow(array), torch.zeros(len(array), dtype=torch.bool)
-        is_number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
-        if not (is_number or pa.types.is_boolean(kind) or pa.types.is_null(kind)):
-            raise InputError(f"column {source.name!r} is {kind}, and the pipeline reads numbers from it")
+        if is_list(kind) or pa.types.is_struct(kind):
+            return self._vectors(source), torch.zeros(len(self.array), dtype=torch.bool)
+        if source.vectors or not (_is_number(kind) or pa.types.is_boolean(kind) or pa.types.is_null(kind)):
+            wanted = "vectors" if source.vectors else "numbers"
+            raise InputError(f"column {source.name!r} is {kind}, and the pipeline reads {wanted} from it")
         null = torch.from_numpy(np.array(self.array.is_null()))
-        found = from_arrow(self.array)
+        # Large integers are rounded, as Spark's cast does; Arrow's own would refuse them.
+        found = from_arrow(self.array.cast(pa.float64(), safe=False) if pa.types.is_integer(kind) else self.array)
         assert isinstance(found, Tensor)
         return rounded(found, source), null
+
+    def _vectors(self, source: Source) -> Rows:
+        array, kind = self.array, self.array.type
+        if array.null_count:
+            raise source.bad(None, "and a vector may not be null: fill it, or leave the row out")
+        if is_list(kind):
+            if not _is_number(kind.value_type):
+                raise InputError(f"column {source.name!r} is {kind}, and the pipeline reads numbers from it")
+            array = array.cast(pa.list_(kind.value_type))
+            if array.flatten().null_count:
+                raise InputError(f"column {source.name!r} holds an array with null, and an entry may not be null")
+            array = array.cast(pa.list_(pa.float64()), safe=False)
+        return from_arrow(array)
 
 
 _NARROW: dict[Any, Callable[[Any], Any]] = {
@@ -219,7 +264,15 @@ Column = Listed | Numpy | Arrow
 
 
 def _element(kind: pa.DataType) -> pa.DataType:
-    return _element(kind.value_type) if pa.types.is_list(kind) or pa.types.is_large_list(kind) else kind
+    return _element(kind.value_type) if is_list(kind) else kind
+
+
+def is_list(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind))
 
 
 def _narrowed(v: Any, narrow: Callable[[Any], Any]) -> Any:
@@ -300,10 +353,19 @@ def table_of_pandas(frame: Any) -> Table:
         series = frame[name]
         if isinstance(series.dtype, np.dtype) and series.dtype.kind in "fiub":
             return Numpy(series.to_numpy())
-        values = series.astype(object).tolist()
-        return Listed([None if v is None or v is not v or _is_missing(v) else v for v in values])
+        values = [None if v is None or v is not v or _is_missing(v) else v for v in series.astype(object).tolist()]
+        narrow = _NARROW.get(_arrow_type(series.dtype))
+        return Listed(values if narrow is None else [_narrowed(v, narrow) for v in values])
 
     return Table([c for c in frame.columns if isinstance(c, str)], column, len(frame))
+
+
+def _arrow_type(dtype: Any) -> Any:
+    """The type of the numbers in a column of pandas that knows null; None of other columns."""
+    if (kind := getattr(dtype, "pyarrow_dtype", None)) is not None:
+        return _element(kind)
+    numpy = getattr(dtype, "numpy_dtype", None)
+    return pa.from_numpy_dtype(numpy) if numpy is not None and numpy.kind in "fiu" else None
 
 
 def _is_missing(v: Any) -> bool:
@@ -353,7 +415,7 @@ def result_objects(column: Any, null: Tensor | None, kind: str) -> list[Any]:
     if column.ndim == 2:
         return list(column.numpy())
     values: list[Any] = column.tolist()
-    if kind == "int":
+    if kind in ("int", "bigint"):
         values = [int(v) if v == v else v for v in values]
     if null is not None:
         values = [None if absent else v for v, absent in zip(values, null.tolist(), strict=True)]
@@ -363,12 +425,33 @@ def result_objects(column: Any, null: Tensor | None, kind: str) -> list[Any]:
 def result_arrow(column: Any, null: Tensor | None, kind: str) -> pa.Array:
     """A computed column as Arrow: numbers, lists of doubles, Spark's own form of wide sparse vectors, text."""
     if isinstance(column, list):
-        return pa.array(column)
+        return pa.array(column, arrow_type(kind))
     if isinstance(column, SparseRows):
         if column.width > WIDE:
             return to_arrow(column)
         column = column.to_dense()
     if column.ndim == 2:
         return pa.FixedSizeListArray.from_arrays(pa.array(column.reshape(-1).numpy()), column.shape[1])
-    target = {"int": pa.int32(), "float": pa.float32()}.get(kind, pa.float64())
-    return pa.array(column.numpy(), mask=None if null is None else null.numpy()).cast(target)
+    array = pa.array(column.numpy(), mask=None if null is None else null.numpy())
+    return array.cast(arrow_type(kind), safe=kind != "bigint")
+
+
+def arrow_type(kind: str) -> pa.DataType:
+    """The type in Arrow of a computed column that is no vector, by its type in Spark."""
+    known = {
+        "int": pa.int32(), "bigint": pa.int64(), "float": pa.float32(), "string": pa.string(),
+        "array<string>": pa.list_(pa.string()),
+    }  # fmt: skip
+    return known.get(kind, pa.float64())
+
+
+def joined(parts: Sequence[pa.Array]) -> pa.Array:
+    """The parts of a computed column as one; vectors that are dense in some parts and sparse in others get Spark's own form."""
+    if len({part.type for part in parts}) > 1:
+        parts = [_spark_form(part) if pa.types.is_fixed_size_list(part.type) else part for part in parts]
+    return pa.concat_arrays(parts)
+
+
+def _spark_form(part: pa.Array) -> pa.Array:
+    flat = np.array(part.flatten(), dtype=np.float64)
+    return to_arrow(torch.from_numpy(flat).view(len(part), part.type.list_size))

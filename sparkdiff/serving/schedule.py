@@ -46,6 +46,7 @@ class TorchStep:
     Attributes:
         nulls: of each input the place of its null flags; None where the stage doesn't ask.
         flags: of each output the place of its null flags, where NaN is null.
+        passed: the place of the null flags that all outputs have instead; NOWHERE where NaN is null.
         wanted: entries that a row of the first input must have, and whether it may have more; 0 where the stage has no such rule.
     """
 
@@ -59,6 +60,7 @@ class TorchStep:
     flags: tuple[int, ...] = ()
     wanted: int = 0
     or_more: bool = False
+    passed: int = NOWHERE
 
     def run(self, values: Values) -> None:
         given = [values[i] for i in self.reads]
@@ -67,7 +69,11 @@ class TorchStep:
         if self.nulls is None:
             out = self.module.forward(*given)
         else:
-            nulls = [None if i == NOWHERE else values[i] for i in self.nulls]
+            # A stage that has no place for flags never writes null: its NaN is NaN.
+            nulls = [
+                torch.zeros(len(x), dtype=torch.bool) if i == NOWHERE else values[i]
+                for x, i in zip(given, self.nulls, strict=True)
+            ]
             out = self.module.forward(*given, nulls=nulls)
         if not isinstance(out, tuple):
             out = (out,)
@@ -75,7 +81,7 @@ class TorchStep:
             values[i] = column
         for i, column in zip(self.flags, out, strict=False):
             if i != NOWHERE:
-                values[i] = column.isnan()
+                values[i] = column.isnan() if self.passed == NOWHERE else values[self.passed]
 
     def check(self, x: Rows) -> None:
         if isinstance(x, Tensor) and x.ndim == 1:
@@ -181,12 +187,12 @@ class Schedule:
         for entry in self.entries:
             source = entry.source
             try:
-                v = row[source.name]
+                v = row[source.name] if len(source.path) == 1 else value_of(row, source, self.casefold)
             except KeyError:
                 v = value_of(row, source, self.casefold)
             kind = type(v)
-            plain = kind is float or kind is int or v is None
-            if (not plain and kind is not str) or (source.kind and entry.objects != NOWHERE):
+            plain = kind is float or v is None or (kind is int and -LONG <= v < LONG)
+            if (not plain and kind is not str) or source.vectors or (source.kind and entry.objects != NOWHERE):
                 entry.put(DictRows([row], self.casefold).read(source, self.casefold), values)
                 continue
             if entry.objects != NOWHERE:
@@ -216,7 +222,9 @@ def run(steps: Iterable[Any], values: Values) -> Values:
             step.run(values)
         except InputError:
             raise
-        except (RuntimeError, IndexError, ValueError, TypeError, AttributeError, AssertionError) as e:
+        except (
+            RuntimeError, IndexError, ValueError, TypeError, AttributeError, AssertionError, OverflowError
+        ) as e:  # fmt: skip
             if isinstance(e, torch.OutOfMemoryError):
                 raise
             shapes = ", ".join(f"{c!r} {_shape(values[i])}" for c, i in zip(step.columns, step.reads, strict=False))
@@ -224,6 +232,8 @@ def run(steps: Iterable[Any], values: Values) -> Values:
     return values
 
 
+LONG = 1 << 63
+"""Integers from here on may be beyond a double, too."""
 NULL, THERE = torch.tensor([True]), torch.tensor([False])
 
 

@@ -13,7 +13,7 @@ from sparkdiff.pipeline.schema import SchemaOrRows
 from sparkdiff.serving import stored
 from sparkdiff.serving.compiling import scheduled, warm
 from sparkdiff.serving.few_rows import steps
-from sparkdiff.serving.requests import result_arrow, result_objects, table_of
+from sparkdiff.serving.requests import arrow_type, joined, result_arrow, result_objects, table_of
 from sparkdiff.serving.schedule import NOWHERE, Output, Schedule, Values
 
 ROWS = 8192
@@ -85,6 +85,8 @@ class Scorer:
         n = table_of(rows, schedule.casefold).rows
         in_arrow, in_pandas = isinstance(rows, (pa.Table, pa.RecordBatch)), hasattr(rows, "iloc")
         columns: dict[str, list[Any]] = {o.name: [] for o in schedule.outputs}
+        if in_arrow and n == 0:
+            return _as_arrow(rows, self._empty(rows))
         for begin in range(0, n, ROWS):
             part = rows.slice(begin, ROWS) if in_arrow else (rows.iloc if in_pandas else rows)[begin : begin + ROWS]
             values = schedule.of_table(table_of(part, schedule.casefold), self._steps)
@@ -97,6 +99,15 @@ class Scorer:
 
             return pd.DataFrame(columns, index=rows.index)
         return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+    def _empty(self, rows: Any) -> dict[str, list[Any]]:
+        """The columns of a table without rows; vectors have their type where the rows' own types tell their width."""
+        schedule = self._schedule
+        try:
+            values = schedule.of_table(table_of(rows, schedule.casefold), self._steps)
+            return {o.name: [_arrow(o, values)] for o in schedule.outputs}
+        except (InputError, ValueError, RuntimeError, IndexError):
+            return {o.name: [pa.nulls(0, arrow_type(o.kind))] for o in schedule.outputs}
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the scorer to a new folder, from which `load` makes it without Spark: JSON and arrays, nothing that runs code.
@@ -138,5 +149,5 @@ def _null(output: Output, values: Values) -> Any:
 
 
 def _as_arrow(rows: Any, columns: Mapping[str, list[Any]]) -> Any:
-    arrays = {name: pa.concat_arrays(parts) if parts else pa.nulls(0) for name, parts in columns.items()}
+    arrays = {name: joined(parts) for name, parts in columns.items()}
     return type(rows).from_arrays(list(arrays.values()), names=list(arrays))

@@ -11,6 +11,7 @@ import math
 import os
 import shutil
 import sys
+import unicodedata
 import uuid
 import zipfile
 from collections.abc import Callable, Mapping
@@ -178,7 +179,8 @@ def save(value: Any, version: str, path: str | os.PathLike[str]) -> None:
         ) from e
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)  # type: ignore[arg-type]
-    described = {"format": FORMAT, "sparkdiff": version, "scorer": content}
+    unicode = unicodedata.unidata_version
+    described = {"format": FORMAT, "sparkdiff": version, "unicode": unicode, "scorer": content}
     temporary = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}")
     try:
         with files.room("the scorer", folder, "free some space, or choose a folder on a disk with more space"):
@@ -221,11 +223,27 @@ def load(version: str, path: str | os.PathLike[str]) -> Any:
         raise InputError(f"sparkdiff {wrote} wrote the scorer in {folder}, and this is {version}: {again}")
     try:
         with np.load(folder / ARRAYS) as arrays:  # which unpickles nothing
-            return decoded(described["scorer"], {name: arrays[name] for name in arrays.files})
+            found = decoded(described["scorer"], {name: arrays[name] for name in arrays.files})
+        _check_unicode(found, described.get("unicode"), again)
+        return found
     except InputError as e:
         raise InputError(f"the scorer in {folder} cannot be made: {e}") from e
     except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration, EOFError, zipfile.BadZipFile) as e:
         raise InputError(f"the scorer in {folder} is damaged ({type(e).__name__}: {e}): {again}") from e
+
+
+def _check_unicode(scorer: Any, wrote: Any, again: str) -> None:
+    """Lower case differs between versions of Unicode, and a scorer holds how this Java's differs from that Python's.
+
+    Raises:
+        InputError: a stage lowers text, and Python had another version of Unicode where the scorer was made.
+    """
+    lowers = any(getattr(getattr(step, "stage", None), "lowers_text", False) for step in getattr(scorer, "steps", ()))
+    if lowers and wrote != unicodedata.unidata_version:
+        raise InputError(
+            f"it lowers text by Unicode {wrote}, and this Python has {unicodedata.unidata_version}: {again} and a Python "
+            "of this version"
+        )
 
 
 def _release(version: str) -> list[str]:

@@ -6,6 +6,7 @@ writes: a list, or numbers as tensor or sparse rows. `SERVED` finds the class of
 
 import functools
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -41,8 +42,15 @@ class TextStage:
 
     writes_objects: ClassVar[bool] = False
     """Whether it writes lists of text, or words, instead of numbers."""
+    kind: ClassVar[str] = "array<string>"
+    """The type in Spark of the objects that it writes."""
     refusals: ClassVar[tuple[str, ...]] = ()
     """The settings that `of` refuses, in words."""
+
+    @property
+    def lowers_text(self) -> bool:
+        """Whether it lowers text, so that it depends on Python's version of Unicode."""
+        return False
 
     @classmethod
     def of(cls, stage: Any, facts: "Facts") -> "list[Part]":
@@ -165,6 +173,7 @@ class IndexToString(TextStage):
     """
 
     writes_objects = True
+    kind = "string"
     refusals = ("labels that nothing tells",)
     labels: tuple[str, ...]
 
@@ -227,6 +236,10 @@ class Tokenizer(TextStage):
     writes_objects = True
     others: Mapping[str, str]
 
+    @property
+    def lowers_text(self) -> bool:
+        return True
+
     @classmethod
     def of(cls, stage: Any, facts: Facts) -> list[Part]:
         return whole(cls(spark.lower_case()))
@@ -252,6 +265,10 @@ class RegexTokenizer(TextStage):
     shortest: int
     others: Mapping[str, str]
 
+    @property
+    def lowers_text(self) -> bool:
+        return self.lowers
+
     @classmethod
     def of(cls, stage: Any, facts: Facts) -> list[Part]:
         java.pattern(stage.getPattern())
@@ -268,12 +285,12 @@ class RegexTokenizer(TextStage):
     def _words(self, text: str, found: Any) -> list[str]:
         text = java.lower(text, self.others) if self.lowers else text
         if not text.isascii() and any(
-            not m[0] and text[m.start() : m.start() + 1] > "\uffff" for m in found.finditer(text)
+            not m[0] and text[m.start() : m.start() + 1] > "\uffff" for m in java.matches(found, text)
         ):
             raise BadValueError(
                 text, "in which the pattern finds nothing before a character that Java then cuts in two"
             )
-        parts = java.split(found, text) if self.gaps else [match[0] for match in found.finditer(text)]
+        parts = java.split(found, text) if self.gaps else [match[0] for match in java.matches(found, text)]
         return [p for p in parts if java.units(p) >= self.shortest]
 
 
@@ -294,6 +311,10 @@ class StopWordsRemover(TextStage):
     stops: tuple[str, ...]
     exact: bool
     others: Mapping[str, str]
+
+    @property
+    def lowers_text(self) -> bool:
+        return not self.exact
 
     @classmethod
     def of(cls, stage: Any, facts: Facts) -> list[Part]:
@@ -433,7 +454,11 @@ class _Exact:
 
 
 def _exact(value: Any) -> Any:
-    return _Exact(float(value).hex(), value) if isinstance(value, (float, np.float32)) else value
+    return (
+        _Exact(f"{type(value).__name__} {float(value).hex()}", value)
+        if isinstance(value, (float, np.float32))
+        else value
+    )
 
 
 @serves("CountVectorizerModel")
@@ -539,8 +564,8 @@ def java_text(v: Any) -> str:
         single = isinstance(v, np.float32)
         x = float(v)
         text = java.float_text(x) if single else java.double_text(x)
-        digits = sum(c.isdigit() for c in text.partition("E")[0].lstrip("-0."))
-        if digits > (6 if single else 15) or 0 < abs(x) < 1e-30:
+        digits = text.partition("E")[0].replace(".", "").lstrip("-0").rstrip("0")
+        if len(digits) * math.isfinite(x) > (6 if single else 15) or 0 < abs(x) < 1e-30:
             raise BadValueError(v, "of which versions of Java print different digits: round it, or make text of it")
         return text
     if isinstance(v, (int, np.integer, Decimal)):
@@ -557,7 +582,7 @@ def number(v: Any) -> float:
 def as_objects(column: Tensor, null: Tensor | None, kind: str) -> list[Any]:
     """A column of numbers (n,) as Python's, of the type that it has in Spark."""
     values: list[Any] = column.tolist()
-    if kind == "int":
+    if kind in ("int", "bigint"):
         values = [v if v != v else int(v) for v in values]
     elif kind == "float":
         values = [np.float32(v) for v in values]

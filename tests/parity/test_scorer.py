@@ -20,11 +20,13 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings, strategies as st
 from pyspark.ml import Pipeline, PipelineModel
-from pyspark.ml.classification import LogisticRegression, RandomForestClassifier
+from pyspark.ml.classification import DecisionTreeClassifier, LogisticRegression, RandomForestClassifier
 from pyspark.ml.feature import (
+    Bucketizer,
     CountVectorizerModel,
     FeatureHasher,
     HashingTF,
+    Imputer,
     IndexToString,
     NGram,
     OneHotEncoder,
@@ -37,6 +39,7 @@ from pyspark.ml.feature import (
     VectorAssembler,
 )
 from pyspark.ml.linalg import Vectors, VectorUDT
+from pyspark.ml.regression import GeneralizedLinearRegression, LinearRegression
 from pyspark.sql import DataFrame, SparkSession
 from scoring import differences, fails, refuses
 
@@ -127,6 +130,20 @@ WORDS = {
 def test_words_of_text(texts: DataFrame, name: str) -> None:
     stage = WORDS[name]().setInputCol("x").setOutputCol("o")
     assert not differences(Scorer(stage), stage, texts)
+
+
+def test_a_match_behind_an_empty_one(spark: SparkSession) -> None:
+    """Java goes on one character further; none of these characters is cut in two."""
+    some = random.Random(2)
+    texts = ["a, b", "aa", "", *("".join(some.choices("aα, \n-", k=some.randint(1, 9))) for _ in range(60))]
+    df = spark.createDataFrame([(t,) for t in texts], "x string").coalesce(1)
+    patterns = {r"(?<=,)|\s": True, "[aα]*?": False, "a??|,+": True, "(?=a)|α*": False}
+    stages = [
+        RegexTokenizer(inputCol="x", outputCol=f"o{i}", pattern=p, gaps=gaps, minTokenLength=i % 2, toLowercase=False)
+        for i, (p, gaps) in enumerate(patterns.items())
+    ]
+    model = PipelineModel(stages)
+    assert not differences(Scorer(model), model, df)
 
 
 def test_a_character_that_java_cuts_in_two_is_refused() -> None:
@@ -314,6 +331,64 @@ def test_many_vectors_in_arrow(fitted: dict[str, Any], spark: SparkSession) -> N
         scorer.predict({"vector": None})
 
 
+@pytest.fixture(scope="module")
+def numbered(spark: SparkSession) -> DataFrame:
+    data = [(Vectors.dense(i % 3, i % 5, 1.0), float(i % 7), float(i % 4)) for i in range(40)]
+    return spark.createDataFrame(data, ["vec", "a", "label"]).coalesce(1).cache()
+
+
+def test_a_prediction_that_is_nan_is_no_null(numbered: DataFrame, spark: SparkSession) -> None:
+    """Behind a stage that never writes null, NaN is NaN; behind a null offset the prediction is null."""
+    stages = [
+        VectorAssembler(inputCols=["a"], outputCol="features", handleInvalid="keep"),
+        LinearRegression(maxIter=1),
+        Bucketizer(inputCol="prediction", outputCol="bin", splits=[-math.inf, 1.0, math.inf]),
+    ]
+    model = Pipeline(stages=stages).fit(numbered)
+    row = spark.createDataFrame([(math.nan,)], "a double")
+    assert fails(model, row, ["bin"])
+    assert refuses(Scorer(model, outputCols=["bin"]), {"a": math.nan})
+
+    offset = GeneralizedLinearRegression(featuresCol="vec", offsetCol="a", linkPredictionCol="link", maxIter=1)
+    model = PipelineModel([offset.fit(numbered), stages[2]])
+    some = spark.createDataFrame([(Vectors.dense(1.0, 2.0, 3.0), x) for x in (1.0, None)], ["vec", "a"]).coalesce(1)
+    scorer = Scorer(model, outputCols=["prediction", "link", "bin", "LINK"])
+    assert scorer.outputCols == ("prediction", "link", "bin")
+    assert not differences(scorer, model, some)
+
+
+def test_nothing_stands_in_place_of_a_vector(numbered: DataFrame) -> None:
+    stages = [
+        VectorAssembler(inputCols=["vec", "a"], outputCol="features"),
+        DecisionTreeClassifier(maxDepth=2),
+    ]
+    model = Pipeline(stages=stages).fit(numbered)
+    model.stages[0].setHandleInvalid("keep")
+    for scorer in (Scorer(model), Scorer(model, schema=numbered.schema)):
+        assert scorer.predict({"vec": [1.0, 2.0, 1.0], "a": 5.0})
+        for vec in (None, 1.0):
+            assert refuses(scorer, {"vec": vec, "a": 5.0})
+    assert refuses(Scorer(model, schema=numbered.schema, outputCols=["features"]), {"vec": None, "a": 5.0})
+
+
+def test_types_of_tables(spark: SparkSession) -> None:
+    big = spark.createDataFrame([(2**40,), (None,)], "x bigint").coalesce(1)
+    model = Imputer(inputCol="x", outputCol="o").fit(big)
+    scorer = Scorer(model, schema=big.schema)
+    assert not differences(scorer, model, big)
+    table = pa.table({"x": pa.array([2**40, None])})
+    assert scorer.predict(table)["o"].to_pylist() == [2**40, 2**40]
+    assert scorer.predict(table.slice(0, 0))["o"].type == pa.int64()
+    words = Scorer(
+        Tokenizer(inputCol="s.a", outputCol="w"), schema=spark.createDataFrame([(("A",),)], "s struct<a: string>")
+    )
+    row = {"s.a": "B", "s": {"a": "A"}}
+    assert words.predict(row) == words.predict([row])[0]
+    assert Scorer(Tokenizer(inputCol="x", outputCol="w")).predict(pa.table({"x": pa.array([], pa.string())}))[
+        "w"
+    ].type == pa.list_(pa.string())
+
+
 def test_a_folder_that_is_none_is_refused(usual: PipelineModel, tmp_path: Path) -> None:
     folder = tmp_path / "scorer"
     Scorer(usual).save(folder)
@@ -339,6 +414,19 @@ def test_a_folder_that_is_none_is_refused(usual: PipelineModel, tmp_path: Path) 
     (folder / "arrays.npz").write_bytes(b"PK")
     with pytest.raises(InputError, match="is damaged"):
         Scorer.load(folder)
+
+
+def test_another_version_of_unicode_is_refused(tmp_path: Path, spark: SparkSession) -> None:
+    for name, lowers in [("lowers", True), ("keeps", False)]:
+        folder = tmp_path / name
+        Scorer(RegexTokenizer(inputCol="x", outputCol="o", toLowercase=lowers)).save(folder)
+        described = json.loads((folder / "scorer.json").read_text())
+        (folder / "scorer.json").write_text(json.dumps(described | {"unicode": "1.0"}))
+        if lowers:
+            with pytest.raises(InputError, match=r"lowers text by Unicode 1\.0, and this Python has"):
+                Scorer.load(folder)
+        else:
+            assert Scorer.load(folder).predict({"x": "A b"}) == {"o": ["A", "b"]}
 
 
 def test_rows_that_fail_in_spark_fail_here(df: DataFrame, spark: SparkSession) -> None:

@@ -1,0 +1,118 @@
+"""Rows of a request as columns, text as Java has it, and columns as Arrow: without Spark."""
+
+from decimal import Decimal
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+import torch
+
+from sparkdiff.errors import InputError
+from sparkdiff.serving import java_text as java
+from sparkdiff.serving.java_text import NotServedError
+from sparkdiff.serving.requests import (
+    Arrow,
+    Column,
+    Listed,
+    Source,
+    joined,
+    numbers,
+    objects,
+    result_arrow,
+    table_of_pandas,
+)
+from sparkdiff.serving.text_stages import BadValueError, HashingTF, java_text
+
+
+def of_kind(kind: str) -> Source:
+    return Source("x", ("x",), kind)
+
+
+@pytest.mark.parametrize("value", [None, 1.0, "a", np.array(3.0)])
+def test_a_column_of_vectors_takes_vectors_only(value: Any) -> None:
+    with pytest.raises(InputError, match="column 'x' holds"):
+        numbers(Listed([value]), of_kind("vector"))
+
+
+@pytest.mark.parametrize("column", [Listed([np.float64(1), "2"]), Listed([None, pd.NA, b"2"]), Listed([10**400])])
+def test_what_is_no_number_is_refused(column: Column) -> None:
+    with pytest.raises(InputError, match="column 'x' holds"):
+        numbers(column, of_kind(""))
+
+
+def test_a_type_of_the_schema_is_kept() -> None:
+    assert list(map(str, objects(Listed([1, 1.5, Decimal("1.50")]), of_kind("decimal(10,2)")))) == [
+        "1.00",
+        "1.50",
+        "1.50",
+    ]
+    for kind, value in [("boolean", 1), ("decimal(10,2)", 1.005), ("decimal(3,2)", 100), ("double", 10**400)]:
+        with pytest.raises(InputError, match="but the schema has"):
+            objects(Listed([value]), of_kind(kind))
+
+
+@pytest.mark.parametrize("dtype", ["Float32", "float[pyarrow]"])
+def test_single_precision_is_kept(dtype: str) -> None:
+    frame = pd.DataFrame({"x": pd.Series([0.1, None], dtype=dtype)})
+    found = objects(table_of_pandas(frame).column("x"), of_kind(""))
+    assert type(found[0]) is np.float32
+    assert found[1] is None
+    fixed = Arrow(pa.array([[0.1, 0.2]], pa.list_(pa.float32(), 2)))
+    assert type(objects(fixed, of_kind(""))[0][0]) is np.float32
+
+
+def test_lists_and_large_numbers_of_arrow() -> None:
+    for kind in (pa.list_(pa.int64()), pa.large_list(pa.int64()), pa.list_(pa.int64(), 2)):
+        found, _ = numbers(Arrow(pa.array([[1, 2**53 + 1]], kind)), of_kind(""))
+        assert found.tolist() == [[1.0, 2.0**53]]  # type: ignore[union-attr]
+        with pytest.raises(InputError, match="an array with null"):
+            numbers(Arrow(pa.array([[1, None]], kind)), of_kind(""))
+    found, null = numbers(Arrow(pa.array([2**53 + 1, None])), of_kind("bigint"))
+    assert found[0] == 2.0**53  # type: ignore[index]
+    assert null.tolist() == [False, True]
+    with pytest.raises(InputError, match="reads numbers"):
+        numbers(Arrow(pa.array([["1"]])), of_kind(""))
+
+
+def test_columns_of_arrow_have_one_type() -> None:
+    texts = [result_arrow([None], None, "string"), result_arrow(["a"], None, "string")]
+    assert joined(texts).type == pa.string()
+    assert joined([result_arrow([[]], None, "array<string>")]).type == pa.list_(pa.string())
+    whole = result_arrow(torch.tensor([2.0**31, torch.nan]).double(), torch.tensor([False, True]), "bigint")
+    assert whole.to_pylist() == [2**31, None]
+
+
+def test_a_search_goes_on_as_in_java() -> None:
+    assert java.split(java.pattern(r"(?<=,)|\s"), "a, b") == ["a,", " b"]
+    assert [m[0] for m in java.matches(java.pattern("a*?"), "aa")] == ["", "", ""]
+    assert [m[0] for m in java.matches(java.pattern("x?"), "axb")] == ["", "x", "", ""]
+
+
+def test_a_pattern_may_say_the_halves_of_a_character() -> None:
+    assert java.pattern(r"[\uD83D\uDE00]").search("a\U0001f600")
+    for lone in (r"\uD83D", r"\uDE00", r"\uD83Da"):
+        with pytest.raises(NotServedError, match="half of a character"):
+            java.pattern(lone)
+
+
+def test_a_modifier_letter_has_a_case() -> None:
+    assert java.lower("\u02b0\u03a3", {}) == "\u02b0\u03c2"
+    assert java.lower("a\u03a3\u1d2c", {}) == "a\u03c3\u1d2c"
+
+
+def test_only_digits_that_count_are_counted() -> None:
+    assert java_text(np.float32(100000.0)) == "100000.0"
+    assert java_text(1e14) == "1.0E14"
+    for value in (np.float32(1234567.0), 0.1 + 0.2):
+        with pytest.raises(BadValueError):
+            java_text(value)
+
+
+@pytest.mark.parametrize("value", [0.0, -0.0, float("nan")])
+def test_hashes_of_both_precisions_are_told_apart(value: float) -> None:
+    one = HashingTF(1 << 20, False, False)
+    both = [one.run([[value]])[0].indices.tolist(), one.run([[np.float32(value)]])[0].indices.tolist()]  # type: ignore[union-attr]
+    assert both == [[one.hashed(value) % one.width], [one.hashed(np.float32(value)) % one.width]]
+    assert both[0] != both[1] or java.hashed_double(value) == java.hashed_float(value)
