@@ -10,6 +10,7 @@ from torch import Tensor
 from sparkdiff.rows import Rows
 from sparkdiff.serving.schedule import Schedule, Step, TorchStep, Values
 from sparkdiff.stages.forest import Trees
+from sparkdiff.stages.trees import RandomForestClassification
 
 PAIRS = 4096
 """Rows times trees up to which this is faster."""
@@ -86,12 +87,24 @@ class TreesStep:
 
     def run(self, values: Values) -> None:
         x: Rows = values[self.step.reads[0]]
-        if not isinstance(x, Tensor) or x.ndim != 2 or len(x) * self.few.trees > PAIRS:
+        few = isinstance(x, Tensor) and x.ndim == 2 and len(x) * self.few.trees <= PAIRS
+        if not few and not isinstance(self.few.module, RandomForestClassification):
             self.step.run(values)
             return
-        self.step.check(x)
-        for i, column in zip(self.step.writes, self.few(x), strict=True):
+        if self.step.wanted:
+            self.step.check(x)
+        outputs = self.few(x) if few and isinstance(x, Tensor) else voted(self.few.module, x)
+        for i, column in zip(self.step.writes, outputs, strict=True):
             values[i] = column
+
+
+def voted(module: Trees, x: Rows) -> tuple[Tensor, ...]:
+    """What a forest shows of many rows: its votes are added tree after tree, as in Spark, which decides ties."""
+    leaves, table = module.route(x), module.table()
+    total = table.new_zeros(len(leaves), table.shape[1])
+    for leaf in leaves.unbind(1):
+        total += table.index_select(0, leaf)
+    return module.shows(total, leaves)
 
 
 def steps(schedule: Schedule) -> "tuple[Step | TreesStep, ...]":

@@ -14,7 +14,7 @@ from pyspark.ml.linalg import DenseVector, SparseVector
 from torch import Tensor
 
 from sparkdiff.errors import InputError, did_you_mean, kind_of
-from sparkdiff.pipeline.columns import WIDE, from_arrow, to_arrow
+from sparkdiff.pipeline.columns import VECTOR, WIDE, from_arrow, to_arrow
 from sparkdiff.rows import Rows, SparseRows, offsets_of
 
 WHOLE = ("tinyint", "smallint", "int", "bigint")
@@ -253,6 +253,8 @@ class Arrow:
             if array.flatten().null_count:
                 raise InputError(f"column {source.name!r} holds an array with null, and an entry may not be null")
             array = array.cast(pa.list_(pa.float64()), safe=False)
+        elif [kind.field(i).name for i in range(kind.num_fields)] != [field.name for field in VECTOR]:
+            raise InputError(f"column {source.name!r} is {kind}, and the pipeline reads numbers from it")
         return from_arrow(array)
 
 

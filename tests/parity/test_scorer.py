@@ -371,6 +371,13 @@ def test_nothing_stands_in_place_of_a_vector(numbered: DataFrame) -> None:
     assert refuses(Scorer(model, schema=numbered.schema, outputCols=["features"]), {"vec": None, "a": 5.0})
 
 
+def test_votes_are_added_in_the_order_of_the_trees(numbered: DataFrame) -> None:
+    """So many rows that they are not computed by numpy; the sums agree to the last digit."""
+    forest = RandomForestClassifier(featuresCol="vec", numTrees=30, maxDepth=3, seed=1).fit(numbered)
+    many = numbered.unionAll(numbered).unionAll(numbered).unionAll(numbered)
+    assert not differences(Scorer(forest, outputCols=["rawPrediction", "prediction"]), forest, many, 0.0)
+
+
 def test_types_of_tables(spark: SparkSession) -> None:
     big = spark.createDataFrame([(2**40,), (None,)], "x bigint").coalesce(1)
     model = Imputer(inputCol="x", outputCol="o").fit(big)
