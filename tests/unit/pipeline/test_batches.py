@@ -8,12 +8,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from small_networks import F64, least_squares, network, trees
+from small_networks import F64, glr, least_squares, network, trees
 
 from sparkdiff.errors import InputError
 from sparkdiff.pipeline.batches import ByTorch, first_free
 from sparkdiff.pipeline.columns import to_arrow
-from sparkdiff.rows import SparseRows
+from sparkdiff.pipeline.graph import Version
+from sparkdiff.rows import Rows, SparseRows
 from sparkdiff.stages.assembling import VectorAssembler
 from sparkdiff.stages.base import StageModule
 from sparkdiff.stages.binning import Bucketizer
@@ -101,6 +102,18 @@ def test_a_nan_is_refused_whatever_rows_share_its_batch() -> None:
     for run, rows in ((bins, (1.0, math.nan)), (bins, (1.0, math.nan, None)), (behind, (1.0, math.nan))):
         with pytest.raises(InputError, match=r"bins: column '[xp]' holds NaN"):
             list(run([numbers(*rows)]))
+
+
+def test_what_a_null_offset_makes_null_is_null_to_the_stages_behind() -> None:
+    bins = Bucketizer("splits", [torch.tensor([-math.inf, 0.0, math.inf], dtype=F64)], False, "bins", ("p",))
+    net = network((glr(1), ["v", "offset"], "p"), (bins, ["p"], "bin"))
+    values: dict[Version, Rows] = {("v", -1): torch.zeros(2, 1, dtype=F64)}
+    values["offset", -1] = torch.tensor([0.0, math.nan], dtype=F64)
+    net.run(values, [("bin", 1)])
+    torch.testing.assert_close(values["bin", 1], torch.tensor([1.0, math.nan], dtype=F64), equal_nan=True)
+    values = {("v", -1): torch.full((1, 1), math.nan, dtype=F64), ("offset", -1): torch.zeros(1, dtype=F64)}
+    with pytest.raises(InputError, match="bins: column 'p' holds NaN"):
+        net.run(values, [("bin", 1)])
 
 
 def test_vectors_that_are_all_null_are_as_wide_as_the_metadata_tell() -> None:
