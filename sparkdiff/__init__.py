@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from sparkdiff.importers import from_lightgbm, from_sklearn, from_xgboost
     from sparkdiff.improvement.summary import ImprovementSummary
     from sparkdiff.improver import Improver, ImproverModel
+    from sparkdiff.labeling.estimator import LabelModel, LabelModelModel, LabelSummary
     from sparkdiff.pipeline.nesting import plain
     from sparkdiff.pipeline.network import Network, translate
     from sparkdiff.pipeline.parity import Parity, verify
@@ -44,6 +45,7 @@ _HOME = {
         "grower": ["Grower", "GrowerModel"],
         "growth.summary": ["GrowthSummary"],
         "history.lineage": ["Lineage", "why"],
+        "labeling.estimator": ["LabelModel", "LabelModelModel", "LabelSummary"],
         "history.store": ["runs"],
         "improvement.summary": ["ImprovementSummary"],
         "improver": ["Improver", "ImproverModel"],
@@ -80,7 +82,8 @@ __all__ = [  # noqa: RUF022 - by what a reader meets first
     "CrossValidator", "TrainValidationSplit", "Search", "SearchModel", "SearchSummary", "alternatives", "choice", "integer",
     "loguniform", "uniform", "plain", "compact", "compact_plan", "CompactPlan", "export", "ExportedModel", "TorchTransformer",
     "from_sklearn", "from_lightgbm", "from_xgboost",
-    "Scorer", "runs", "why", "Lineage", "Plan", "Network", "Parity", "StageModule", "register",
+    "Scorer", "runs", "why", "Lineage", "LabelModel", "LabelModelModel", "LabelSummary",
+    "Plan", "Network", "Parity", "StageModule", "register",
     "SparkdiffError", "InputError", "ParityError",
 ]  # fmt: skip
 

@@ -22,7 +22,7 @@ ROOMS = [
     ["evaluation"],
     ["training", "diagnostics", "serving"],
     ["finetune"],
-    ["cross_fitting", "costs", "history"],
+    ["cross_fitting", "costs", "history", "labeling"],
     ["tuning", "growth"],
     ["improvement"],
     ["estimator"],

@@ -1,0 +1,152 @@
+"""How often functions are right, from their votes alone.
+
+The model: given the class, functions vote independently, and each has its own probability of each vote in each class (abstaining
+is one of the votes). It is identified by three functions or more that are better than chance on average.
+
+A pattern is a row of votes (m,) int64, -1 where a function abstains; P patterns have weights (P,), how many rows show them.
+"""
+
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+ABSTAINS = -1
+LEAST = 1e-4
+"""Probability of a vote at least: a function that was never wrong on some rows may be so on others."""
+SMOOTHING = 1.0
+"""Rows that each distribution of votes has seen before EM begins."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """
+    Attributes:
+        balance: (k,) share of each class.
+        tables: (m, k, k + 1) probability of each vote in each class; the last one is that of abstaining.
+    """
+
+    balance: Floats
+    tables: Floats
+
+    @property
+    def accuracies(self) -> Floats:
+        """(m,) share of its votes that are right."""
+        k = len(self.balance)
+        right = np.einsum("y,myy->m", self.balance, self.tables[:, :, :k])
+        return np.asarray(right / np.einsum("y,myl->m", self.balance, self.tables[:, :, :k]))
+
+    def posterior(self, patterns: Ints) -> Floats:
+        """(P, k) probability of each class given the votes, those that are missing too."""
+        k, logs = len(self.balance), np.log(self.tables)
+        found = np.tile(np.log(self.balance), (len(patterns), 1))
+        for j, votes in enumerate(patterns.T):
+            found += logs[j][:, np.where(votes == ABSTAINS, k, votes)].T
+        found = np.exp(found - found.max(1, keepdims=True))
+        return np.asarray(found / found.sum(1, keepdims=True))
+
+
+def majority(patterns: Ints, k: int) -> Floats:
+    """(P, k) the class with most votes; several with as many share it, and without votes all do."""
+    counts = one_hot(patterns, k).sum(1)
+    most = (counts == counts.max(1, keepdims=True)).astype(np.float64)
+    return np.asarray(most / most.sum(1, keepdims=True))
+
+
+def one_hot(patterns: Ints, k: int) -> Floats:
+    """(P, m, k) what was voted; all 0 where a function abstains."""
+    return (patterns[:, :, None] == np.arange(k)).astype(np.float64)
+
+
+def triplets(patterns: Ints, weights: Floats, balance: Floats | None = None) -> Estimate:
+    """The closed form from triplets of functions, for two classes.
+
+    A vote counts as 1 for class 1 and -1 for class 0. With q = P(Y = 1), two functions' votes have the covariance
+    q (1 - q) d_i d_j, where d is the difference of their means in both classes, so three functions' covariances give each d
+    up to a sign (Fu et al. 2020, "Fast and Three-rious", there with uncentred moments, which functions that vote one class only
+    do not fit). The third central moment q (1 - q) (1 - 2 q) d_i d_j d_l gives q. The probabilities of each vote follow by
+    least squares from its covariances with the other functions.
+
+    Args:
+        balance: (2,) shares of the classes, if they are known.
+    """
+    w, votes = weights / weights.sum(), one_hot(patterns, 2)
+    mean = np.einsum("p,pml->ml", w, votes)
+    signed = votes[:, :, 1] - votes[:, :, 0]
+    signed -= w @ signed
+    covariance = (signed * w[:, None]).T @ signed
+    d = _signed(_magnitudes(covariance), covariance)
+    q = float(np.clip(_share(signed, w, d) if balance is None else balance[1], 0.01, 0.99))
+    with_others = np.einsum("p,pml,pi->mli", w, votes - mean, signed, optimize=True)
+    with_others[np.arange(len(d)), :, np.arange(len(d))] = 0.0
+    scaled = with_others @ d / np.maximum((d**2).sum() - d**2, 1e-12)[:, None]  # (m, 2)
+    inside = np.stack([mean - np.sqrt(q / (1 - q)) * scaled, mean + np.sqrt((1 - q) / q) * scaled], 1)  # (m, 2, 2)
+    inside = np.clip(inside, LEAST, 1.0)
+    tables = np.concatenate([inside, np.clip(1 - inside.sum(2, keepdims=True), LEAST, 1.0)], 2)
+    shares = np.array([1 - q, q]) if balance is None else balance
+    return Estimate(shares, tables / tables.sum(2, keepdims=True))
+
+
+def _magnitudes(covariance: Floats) -> Floats:
+    """(m,) |d| sqrt(q (1 - q)) of each function: the median over its triplets, weighted by the covariance they divide by."""
+    m = len(covariance)
+    out = np.zeros(m)
+    for i in range(m):
+        j, l = np.array([*combinations([x for x in range(m) if x != i], 2)]).T  # noqa: E741
+        below = covariance[j, l]
+        known = np.abs(below) > 1e-12
+        if known.any():
+            ratios, heavy = (covariance[i, j] * covariance[i, l])[known] / below[known], np.abs(below[known])
+            order = np.argsort(ratios)
+            middle = np.searchsorted(np.cumsum(heavy[order]), heavy.sum() / 2)
+            out[i] = np.sqrt(max(ratios[order][min(middle, len(order) - 1)], 0.0))
+    return out
+
+
+def _signed(magnitudes: Floats, covariance: Floats) -> Floats:
+    """The magnitudes with the signs that the covariances ask for, so that the functions are better than chance on average."""
+    apart = covariance - np.diag(np.diag(covariance))
+    leading = np.linalg.eigh(apart)[1][:, -1]
+    found = np.where(leading < 0, -magnitudes, magnitudes)
+    return np.asarray(-found if found.sum() < 0 else found)
+
+
+def _share(signed: Floats, w: Floats, d: Floats) -> float:
+    """P(Y = 1), by least squares over the third central moments of all triplets of functions."""
+    third = np.einsum("p,pi,pj,pl->ijl", w, signed, signed, signed, optimize=True)
+    i, j, l = np.array([*combinations(range(len(d)), 3)]).T  # noqa: E741
+    product = d[i] * d[j] * d[l]
+    skew = (third[i, j, l] * product).sum() / max((product**2).sum(), 1e-300)  # (1 - 2 q) / sqrt(q (1 - q))
+    return float((1 - skew / np.sqrt(4 + skew**2)) / 2)
+
+
+def em(
+    patterns: Ints, weights: Floats, k: int, *, balance: Floats | None = None, known: Ints | None = None, maxIter: int = 200,
+    tol: float = 1e-7,
+) -> Estimate:  # fmt: skip
+    """Maximum likelihood by expectation-maximisation, from the majority vote on (Dawid and Skene 1979).
+
+    Args:
+        known: (P,) the class of rows with a label, -1 of others.
+    """
+    votes = one_hot(np.where(patterns == ABSTAINS, k, patterns), k + 1)
+    posterior = _told(majority(patterns, k), known)
+    for _ in range(maxIter):
+        counts = np.einsum("p,py,pml->myl", weights, posterior, votes, optimize=True) + SMOOTHING / (k + 1)
+        tables = counts / counts.sum(2, keepdims=True)
+        shares = (weights @ posterior + SMOOTHING) / (weights.sum() + k * SMOOTHING) if balance is None else balance
+        found = Estimate(np.asarray(shares), np.clip(tables, 1e-12, 1.0))
+        before, posterior = posterior, _told(found.posterior(patterns), known)
+        if np.abs(posterior - before).max() < tol:
+            break
+    return found
+
+
+def _told(posterior: Floats, known: Ints | None) -> Floats:
+    """The posterior, certain where the class is known."""
+    if known is None:
+        return posterior
+    return np.asarray(np.where((known >= 0)[:, None], known[:, None] == np.arange(posterior.shape[1]), posterior))

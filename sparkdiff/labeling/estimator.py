@@ -1,0 +1,351 @@
+"""LabelModel: an Estimator that learns from votes alone how good each labelling function is, and adds class probabilities."""
+
+import json
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+from pyspark.ml import Estimator, Model, PipelineModel
+from pyspark.ml.param import Param, Params, TypeConverters
+from pyspark.ml.util import DefaultParamsReader, MLReadable, MLReader, MLWritable, MLWriter
+from pyspark.sql import DataFrame
+
+from sparkdiff import jvm
+from sparkdiff.errors import InputError, check_dataframe, did_you_mean, kind_of
+from sparkdiff.labeling.estimates import ABSTAINS, Estimate, em, majority, one_hot, triplets
+from sparkdiff.labeling.plain import stages_of
+from sparkdiff.labeling.votes import Votes, counted
+from sparkdiff.machine import paths
+from sparkdiff.report import Section, Shown, Table
+
+METHODS = ("auto", "triplets", "em")
+LEAST = 3
+"""Functions at least: fewer cannot be told apart from chance without labels."""
+FEW = 50
+"""Rows that two functions share at least before it counts that they always agree or never."""
+
+
+class LabelSummary(Shown):
+    """What is known of the labelling functions. `print` shows it as a table.
+
+    Attributes:
+        functions: for each {"name", "classes" (that it votes), "coverage" (share of rows on which it votes), "overlaps" (on which
+            another one votes, too), "conflicts" (on which another one votes otherwise), "accuracy" (share of its votes that are
+            right, estimated), "labelled" (the same on rows with a label; None without such votes), "labelledRows"}.
+        balance: estimated share of each class.
+        rows: with votes counted; weights count.
+        unlabelled: share of rows on which nobody votes.
+        agreement: on labelled rows {"rows", "labelModel", "majority"}: shares that are right; None without labels.
+        warnings: reasons to doubt the figures.
+    """
+
+    __module__ = "sparkdiff"
+
+    def __init__(self, **found: Any):
+        self.functions: list[dict[str, Any]] = found["functions"]
+        self.balance: list[float] = found["balance"]
+        self.rows: float = found["rows"]
+        self.unlabelled: float = found["unlabelled"]
+        self.agreement: dict[str, float] | None = found["agreement"]
+        self.warnings: list[str] = found["warnings"]
+
+    def asdict(self) -> dict[str, Any]:
+        """As JSON-ready values."""
+        return dict(vars(self))
+
+    def _headline(self) -> str:
+        return (
+            f"{len(self.functions)} functions on {self.rows:,.0f} rows, {1 - self.unlabelled:.1%} of which have votes"
+        )
+
+    def _sections(self) -> Any:
+        yield self._headline()
+        rows = [("function", "classes", "coverage", "overlaps", "conflicts", "accuracy", "on labels")]
+        for f in self.functions:
+            known = "" if f["labelled"] is None else f"{f['labelled']:.1%} of {f['labelledRows']:,.0f}"
+            accuracy = "" if f["accuracy"] is None else f"{f['accuracy']:.1%}"
+            shares = (f"{f[name]:.1%}" for name in ("coverage", "overlaps", "conflicts"))
+            rows.append((f["name"], ", ".join(map(str, f["classes"])), *shares, accuracy, known))
+        found: list[Section] = [Table(rows, left=(0,))]
+        found.append("estimated classes: " + ", ".join(f"{y}: {q:.1%}" for y, q in enumerate(self.balance)))
+        if self.agreement:
+            a = self.agreement
+            found.append(
+                f"right on {a['rows']:,.0f} labelled rows: label model {a['labelModel']:.1%}, majority vote {a['majority']:.1%}"
+            )
+        yield from (*found, *(f"warning: {w}" for w in self.warnings))
+
+
+class _LabelParams(Params):
+    votes: Param[Any] = Param(
+        Params._dummy(), "votes", "SQL expressions by name, each a class (0, 1, 2, ...) or null to abstain"
+    )  # type: ignore[no-untyped-call]
+    method: Param[str] = Param(
+        Params._dummy(),
+        "method",
+        "triplets (closed form, two classes), em (Dawid and Skene), or auto: triplets for two classes, em for more",
+        TypeConverters.toString,
+    )  # type: ignore[no-untyped-call]
+    numClasses: Param[int] = Param(
+        Params._dummy(),
+        "numClasses",
+        "number of classes; if unset, one more than the largest vote",
+        TypeConverters.toInt,
+    )  # type: ignore[no-untyped-call]
+    classBalance: Param[list[float]] = Param(
+        Params._dummy(), "classBalance", "share of each class; if unset, it is estimated", TypeConverters.toListFloat
+    )  # type: ignore[no-untyped-call]
+    labelCol: Param[str] = Param(
+        Params._dummy(), "labelCol", "column of classes, null where a row has no label; if unset, there are no labels",
+        TypeConverters.toString,
+    )  # type: ignore[no-untyped-call]  # fmt: skip
+    weightCol: Param[str] = Param(Params._dummy(), "weightCol", "column of row weights", TypeConverters.toString)  # type: ignore[no-untyped-call]
+    probabilityCol: Param[str] = Param(
+        Params._dummy(), "probabilityCol", "vector of class probabilities to add; beside it a column per class, with _0, _1, ...",
+        TypeConverters.toString,
+    )  # type: ignore[no-untyped-call]  # fmt: skip
+    seed: Param[int] = Param(
+        Params._dummy(),
+        "seed",
+        "seed of the sample of rows where there are very many patterns of votes",
+        TypeConverters.toInt,
+    )  # type: ignore[no-untyped-call]
+
+    def value_of(self, name: str) -> Any:
+        """The value of a Param, None if it is unset."""
+        return self.getOrDefault(name) if self.isDefined(name) else None
+
+
+PARAMS = ("votes", "method", "numClasses", "classBalance", "labelCol", "weightCol", "probabilityCol", "seed")
+
+
+class LabelModel(Estimator, _LabelParams, MLWritable, MLReadable):  # type: ignore[type-arg]
+    """Learns from the votes of labelling functions, without labels, how often each is right, and adds class probabilities.
+
+    A function is an SQL expression that votes a class (0, 1, 2, ...) or is null to abstain, such as
+    `CASE WHEN amount > 5000 AND device_new THEN 1 END`; a UDF is called by the name that it was registered with.
+
+    Args:
+        votes: expressions by name; or a list of them, which are their own names. Three or more.
+        **params: see `explainParams()`.
+
+    It assumes that functions are independent given the class, and better than chance on average. `fit(df)` returns a
+    `LabelModelModel`.
+
+    Raises:
+        InputError: a Param is unknown or wrong; `fit` also for votes that are no classes.
+    """
+
+    __module__ = "sparkdiff"
+
+    def __init__(self, votes: Any = None, **params: Any):
+        super().__init__()
+        self._setDefault(method="auto", probabilityCol="probability", seed=0)
+        self.setParams(**({} if votes is None else {"votes": votes}), **params)
+
+    def setParams(self, **params: Any) -> "LabelModel":
+        """Set Params by name."""
+        return self._set(**params)  # type: ignore[return-value]
+
+    def _set(self, **values: Any) -> Any:
+        for name in values:
+            if name not in PARAMS:
+                raise InputError(f"unknown option {name!r} of LabelModel. {did_you_mean(name, PARAMS)}")
+        if "votes" in values:
+            values["votes"] = _named(values["votes"])
+        if values.get("method", METHODS[0]) not in METHODS:
+            raise InputError(f"method must be one of {', '.join(METHODS)}, got {values['method']!r}")
+        if (n := values.get("numClasses")) is not None and (not isinstance(n, int) or n < 2):
+            raise InputError(f"numClasses must be a whole number from 2 on, got {n!r}")
+        try:
+            return super()._set(**values)
+        except TypeError as e:
+            raise InputError(str(e)) from e
+
+    def _fit(self, dataset: DataFrame) -> "LabelModelModel":
+        check_dataframe("the dataset of fit()", dataset)
+        votes = self.value_of("votes") or {}
+        if len(votes) < LEAST:
+            raise InputError(
+                f"LabelModel needs {LEAST} functions or more, got {len(votes)}: without labels fewer can't be told from chance"
+            )
+        found = counted(
+            dataset, votes, self.value_of("labelCol"), self.value_of("weightCol"), self.getOrDefault("seed")
+        )
+        k = _classes(found, list(votes), self.value_of("numClasses"))
+        balance = _balance(self.value_of("classBalance"), k)
+        method = self.getOrDefault("method")
+        if method == "triplets" and k > 2:
+            raise InputError(f"method='triplets' is for two classes, and the votes name {k}: set method='em' or 'auto'")
+        if method == "triplets" or (method == "auto" and k == 2):
+            estimate = triplets(found.patterns, found.weights, balance)
+        else:
+            estimate = em(found.patterns, found.weights, k, balance=balance, known=found.known)
+        plain = stages_of(list(votes.values()), estimate, self.getOrDefault("probabilityCol"))
+        model = LabelModelModel(plain, LabelSummary(**told(list(votes), found, estimate)))
+        return self._copyValues(model)  # type: ignore[return-value]
+
+    def write(self) -> MLWriter:
+        return _Writer(self)
+
+    @classmethod
+    def read(cls) -> "MLReader[LabelModel]":
+        return _Reader(cls)
+
+
+def _named(votes: Any) -> dict[str, str]:
+    """The expressions by name."""
+    found = (
+        dict(votes)
+        if isinstance(votes, Mapping)
+        else {v: v for v in votes}
+        if isinstance(votes, (list, tuple))
+        else None
+    )
+    if found is None or not all(isinstance(x, str) and x.strip() for pair in found.items() for x in pair):
+        raise InputError(
+            f"votes must be SQL expressions by name, {{'big': 'CASE WHEN amount > 5000 THEN 1 END', ...}}, got {kind_of(votes)}"
+        )
+    if not isinstance(votes, Mapping) and len(found) < len(votes):
+        raise InputError("votes names an expression twice: it would count twice")
+    return found
+
+
+def _classes(votes: Votes, names: Sequence[str], given: int | None) -> int:
+    """The number of classes.
+
+    Raises:
+        InputError: nobody votes, or somebody for a class that is not there.
+    """
+    if not len(votes.patterns) or votes.patterns.max() == ABSTAINS:
+        raise InputError(f"no function votes on any row ({', '.join(names)}): they all abstain")
+    largest = int(max(votes.patterns.max(), votes.known.max()))
+    if given is None:
+        return max(largest + 1, 2)
+    if largest >= given:
+        columns = np.flatnonzero((votes.patterns >= given).any(0))
+        who = repr(names[columns[0]]) if len(columns) else "the label"
+        raise InputError(f"{who} is {largest} in some rows, but numClasses={given}: classes are 0 to {given - 1}")
+    return given
+
+
+def _balance(given: Sequence[float] | None, k: int) -> Any:
+    if given is None:
+        return None
+    if len(given) != k or min(given) <= 0 or abs(sum(given) - 1) > 1e-6:
+        raise InputError(f"classBalance must be {k} shares above 0 whose sum is 1, got {list(given)}")
+    return np.array(given)
+
+
+def told(names: Sequence[str], votes: Votes, estimate: Estimate) -> dict[str, Any]:
+    """What a LabelSummary tells."""
+    v, w = votes.patterns, votes.weights / votes.weights.sum()
+    k, on, labelled = len(estimate.balance), v != ABSTAINS, votes.known >= 0
+    counts = one_hot(v, k).sum(1)  # (P, k)
+    functions = []
+    for j, name in enumerate(names):
+        mine, own = on[:, j], counts[np.arange(len(v)), np.maximum(v[:, j], 0)]
+        known = mine & labelled
+        rows = float(votes.weights[known].sum())
+        right = float(votes.weights[known & (v[:, j] == votes.known)].sum())
+        functions.append({
+            "name": name, "classes": sorted({int(x) for x in v[mine, j]}), "coverage": float(w[mine].sum()),
+            "overlaps": float(w[mine & (on.sum(1) > 1)].sum()), "conflicts": float(w[mine & (counts.sum(1) > own)].sum()),
+            "accuracy": float(estimate.accuracies[j]) if mine.any() else None, "labelled": right / rows if rows else None,
+            "labelledRows": rows,
+        })  # fmt: skip
+    return {
+        "functions": functions, "balance": estimate.balance.tolist(), "rows": float(votes.weights.sum()),
+        "unlabelled": float(w[~on.any(1)].sum()), "agreement": _agreement(votes, estimate), "warnings": _warnings(names, votes),
+    }  # fmt: skip
+
+
+def _agreement(votes: Votes, estimate: Estimate) -> dict[str, float] | None:
+    some = votes.known >= 0
+    if not some.any():
+        return None
+    v, y, w = votes.patterns[some], votes.known[some], votes.weights[some]
+    at = np.arange(len(v))
+    model = (estimate.posterior(v).argmax(1) == y) @ w / w.sum()
+    most = majority(v, len(estimate.balance))[at, y] @ w / w.sum()
+    return {"rows": float(w.sum()), "labelModel": float(model), "majority": float(most)}
+
+
+def _warnings(names: Sequence[str], votes: Votes) -> list[str]:
+    v, w, out = votes.patterns, votes.weights, list[str]()
+    silent = [name for j, name in enumerate(names) if (v[:, j] == ABSTAINS).all()]
+    out += [f"{name!r} abstains on all rows" for name in silent]
+    for i, j in combinations(range(len(names)), 2):
+        both = (v[:, i] != ABSTAINS) & (v[:, j] != ABSTAINS)
+        rows, alike = w[both].sum(), w[both & (v[:, i] == v[:, j])].sum()
+        several = len({*v[both, i]}) > 1
+        if rows >= FEW and several and alike == rows and (both == (v[:, i] != ABSTAINS)).all():
+            out.append(
+                f"{names[i]!r} and {names[j]!r} agree on all {rows:,.0f} rows of both: if one is a copy, it counts twice"
+            )
+        elif rows >= FEW and alike == 0:
+            out.append(
+                f"{names[i]!r} and {names[j]!r} contradict each other on all {rows:,.0f} rows on which both vote"
+            )
+    if votes.sampled:
+        out.append(f"the votes of a sample of {w.sum():,.0f} rows were counted: there are very many patterns of votes")
+    return out
+
+
+class LabelModelModel(Model, _LabelParams, MLWritable, MLReadable):  # type: ignore[type-arg]
+    """The result of a LabelModel, with its Params.
+
+    Attributes:
+        pipelineModel: plain Spark ML (SQLTransformer and VectorAssembler) that adds the probabilities, and is served without
+            sparkdiff.
+        summary: what is known of the functions, see `LabelSummary`.
+    """
+
+    __module__ = "sparkdiff"
+
+    def __init__(self, pipelineModel: PipelineModel, summary: LabelSummary):
+        super().__init__()
+        self._setDefault(method="auto", probabilityCol="probability", seed=0)
+        self.pipelineModel, self.summary = pipelineModel, summary
+
+    def _transform(self, dataset: DataFrame) -> DataFrame:
+        try:
+            return self.pipelineModel.transform(dataset)
+        except jvm.SparkError as e:
+            raise InputError(f"the votes can't be computed from the data: {jvm.cause(e)}") from e
+
+    def write(self) -> MLWriter:
+        return _Writer(self)
+
+    @classmethod
+    def read(cls) -> "MLReader[LabelModelModel]":
+        return _ModelReader(cls)
+
+
+class _Writer(jvm.Writer):
+    instance: Any
+
+    def saveImpl(self, path: str) -> None:
+        one = self.instance
+        told = {name: one.getOrDefault(name) for name in PARAMS if one.isSet(name)}
+        summary = one.summary.asdict() if isinstance(one, LabelModelModel) else None
+        self.saveMetadata(
+            one, path, self.sc, {"labeling": json.dumps({"params": told, "summary": summary})}, paramMap={}
+        )
+        if isinstance(one, LabelModelModel):
+            one.pipelineModel.write().save(paths.inside(path, "pipelineModel"))
+
+
+class _Reader(jvm.Reader):
+    def load(self, path: str) -> Any:
+        meta = DefaultParamsReader.loadMetadata(path, self.sc)
+        return self.cls(**json.loads(meta["labeling"])["params"])._resetUid(meta["uid"])
+
+
+class _ModelReader(jvm.Reader):
+    def load(self, path: str) -> Any:
+        meta = DefaultParamsReader.loadMetadata(path, self.sc)
+        told = json.loads(meta["labeling"])
+        plain: Any = DefaultParamsReader.loadParamsInstance(paths.inside(path, "pipelineModel"), self.sc)
+        return self.cls(plain, LabelSummary(**told["summary"]))._set(**told["params"])._resetUid(meta["uid"])
