@@ -14,6 +14,7 @@ import pytest
 from scoring import differences, fails
 
 import sparkdiff
+from sparkdiff.evaluation import cached_parity  # noqa: F401  which takes the functions as they are before a test
 from sparkdiff.pipeline import parity
 
 FOUND: collections.Counter[str] = collections.Counter()
