@@ -124,7 +124,8 @@ def _read(folder: Path, columns: Sequence[str], wanted: Any = None) -> tuple[lis
                 stores.fetch(file)
             return files, _table(files, columns, wanted)
         except OSError as e:
-            if e.errno != errno.ENOENT or attempt == MOST:
+            gone = isinstance(e, FileNotFoundError) or e.errno == errno.ENOENT  # Arrow's has no number
+            if not gone or attempt == MOST:
                 raise
     raise AssertionError
 

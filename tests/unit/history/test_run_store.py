@@ -79,6 +79,23 @@ def test_ten_writers_at_once_and_a_compaction_lose_nothing(tmp_path: Path) -> No
     assert ids(tmp_path) == [f"{i:08d}" for i in range(200)]
 
 
+def test_a_reader_of_files_that_a_compaction_has_removed_begins_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_some(tmp_path, 0, 3)
+    names, calls = store.stores.names, list[int]()
+
+    def late(folder: Path) -> list[str]:
+        found = names(folder)
+        if not calls:  # between the list of the files and their reading
+            calls.append(1)
+            store.compact(folder)
+        return found
+
+    monkeypatch.setattr(store.stores, "names", late)
+    assert ids(tmp_path) == [f"{i:08d}" for i in range(3)]
+
+
 def test_a_killed_writer_leaves_no_half_run(tmp_path: Path) -> None:
     fork = multiprocessing.get_context("fork")
     writer = fork.Process(target=write_forever, args=(tmp_path,))
