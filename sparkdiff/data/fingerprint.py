@@ -86,7 +86,7 @@ def fingerprint(request: Request, folder: Path) -> str:
         parts["keyed"] = "by content"
     cut = request.cut
     if nulls := cut.null_columns:
-        parts["nulls"] = [c.name for c in nulls]
+        parts["null flags"] = [c.name for c in nulls]
     if loss := [c.name for c in cut.columns if c.loss]:  # of which the manifest has the ranges
         parts["loss"] = loss
     if cut.opaque:  # SQL may call functions and read tables of its own

@@ -66,7 +66,8 @@ def columns_of(request: Request, df: DataFrame, slices: dict[str, tuple[Any, ...
             )
         out.append(column)
     for i, read in enumerate(request.cut.columns):
-        if read.nulls and fields[read.version[0]].nullable and out[i]["kind"] == "scalar":
+        # Also where the schema allows no null: other sources may allow it, and a field of a struct is null where the struct is.
+        if read.nulls and out[i]["kind"] == "scalar":
             column = {"name": f"null{i}", "column": read.name + NULL, "kind": "scalar", "width": 1}
             out.append(column | {"dtype": "bool"})
     whole = {"label": "float64", "weight": "float64", "block": "int64", "time": "float64"}

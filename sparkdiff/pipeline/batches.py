@@ -19,7 +19,7 @@ from sparkdiff.stages.assembling import VectorAssembler
 from sparkdiff.stages.encoding import OneHotEncoder
 from sparkdiff.stages.factorization_machine import FMClassification, FMRegression
 from sparkdiff.stages.forest import Trees
-from sparkdiff.stages.linear import GeneralizedLinearRegression, LinearMargin, LogisticRegression
+from sparkdiff.stages.linear import LinearMargin, LogisticRegression
 from sparkdiff.stages.perceptron import MultilayerPerceptron
 from sparkdiff.stages.projection import DCT, PCA
 from sparkdiff.stages.scaling import MaxAbsScaler, MinMaxScaler, Standardizer
@@ -146,8 +146,8 @@ class ByTorch:
             number = [graph.casefold(c) for c in vertex.outputs].index(version[0])
             flags = self.network.null_flags(module, vertex.reads, values)["nulls"]
             return flags[number]  # type: ignore[no-any-return]
-        if isinstance(module, GeneralizedLinearRegression) and len(vertex.reads) > 1:
-            return nulls.get(vertex.reads[1])  # an offset that is null
+        if (source := graph.null_from(version)) is not None:
+            return nulls.get(source) if source in self.reads else self.network.null_flag(source, values)
         return x.isnan() if module.writes_null and isinstance(x, Tensor) and x.ndim == 1 else None
 
 

@@ -61,7 +61,10 @@ def write_plain(df: DataFrame, names: Sequence[str], folder: Path) -> None:
 
 
 def read_plain(folder: Path, rows: int) -> Iterator[dict[str, Rows]]:
-    """The columns written by `write_plain`, at most `rows` rows at a time, and the null flags of scalars with nulls."""
+    """The columns written by `write_plain`, at most `rows` rows at a time, and the null flags of scalars.
+
+    The flags are there without nulls, too: what a NaN is must not depend on the rows that share its batch.
+    """
     for path in sorted(folder.glob("part-*.parquet")):
         with pq.ParquetFile(path) as file:
             # In one thread: Arrow's allocator keeps as much freed memory for each as a batch takes.
@@ -70,7 +73,7 @@ def read_plain(folder: Path, rows: int) -> Iterator[dict[str, Rows]]:
                 for name in batch.schema.names:
                     column = batch.column(name)
                     columns[name] = from_arrow(column)
-                    if column.null_count and is_scalar(columns[name]):
+                    if is_scalar(columns[name]):
                         columns[name + NULL] = torch.from_numpy(np.array(column.is_null()))
                 yield columns
 

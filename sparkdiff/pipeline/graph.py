@@ -10,6 +10,7 @@ from pyspark.ml import Transformer
 from sparkdiff.errors import InputError, did_you_mean
 from sparkdiff.pipeline.names import unquoted
 from sparkdiff.stages.base import NULL, StageModule
+from sparkdiff.stages.linear import GeneralizedLinearRegression
 from sparkdiff.stages.predictor import Predictor
 from sparkdiff.stages.prepared import Prepared
 
@@ -179,8 +180,17 @@ class Graph:
     def nulls_read(self, positions: Iterable[int]) -> list[Version]:
         """The versions from other stages in which these stages distinguish null from NaN."""
         inside = set(positions)
-        reads = [v for i in inside if self.modules[i].takes_nulls for v in self.vertices[i].reads]
-        return [v for v in dict.fromkeys(reads) if v[1] not in inside]
+        reads = dict.fromkeys(v for i in inside if self.modules[i].takes_nulls for v in self.vertices[i].reads)
+        # A stage may pass a null on to one that distinguishes it.
+        while passed := [v for u in reads if u[1] in inside if (v := self.null_from(u)) is not None and v not in reads]:
+            reads |= dict.fromkeys(passed)
+        return [v for v in reads if v[1] not in inside]
+
+    def null_from(self, version: Version) -> Version | None:
+        """The input that makes this column null where it is null itself: the offset of a generalized linear model."""
+        reads = self.vertices[version[1]].reads
+        has_offset = isinstance(self.modules.get(version[1]), GeneralizedLinearRegression) and len(reads) > 1
+        return reads[1] if has_offset else None
 
     def name(self, version: Version) -> str:
         """The column's name as its writer (or first reader) spells it."""

@@ -18,7 +18,6 @@ from sparkdiff.rows import Rows, SparseRows, width
 from sparkdiff.stages.base import StageModule
 from sparkdiff.stages.fields import FieldReader
 from sparkdiff.stages.forest import Trees
-from sparkdiff.stages.linear import GeneralizedLinearRegression
 from sparkdiff.stages.predictor import Predictor
 
 
@@ -159,18 +158,19 @@ class Network(nn.Module):
         self, module: StageModule, reads: Sequence[Version], values: Mapping[Version, Rows]
     ) -> dict[str, Any]:
         """Null flags of the inputs, for a stage that needs them; None where nobody tells null from NaN."""
-        return {"nulls": [self._null(v, values) for v in reads]} if module.takes_nulls else {}
+        return {"nulls": [self.null_flag(v, values) for v in reads]} if module.takes_nulls else {}
 
-    def _null(self, v: Version, values: Mapping[Version, Rows]) -> Tensor | None:
+    def null_flag(self, v: Version, values: Mapping[Version, Rows]) -> Tensor | None:
+        """Which rows (n,) of a column are null; None where nobody tells, and of vectors."""
         if v[1] not in self.positions:
             return values.get(null_of(v))  # type: ignore[return-value]  # flags are tensors
-        column, module, reads = values[v], self.module(v[1]), self.graph.vertices[v[1]].reads
+        column, source = values[v], self.graph.null_from(v)
         if not isinstance(column, Tensor) or column.ndim != 1:
             return None
-        if isinstance(module, GeneralizedLinearRegression) and len(reads) > 1:  # null where the offset is
-            offset = values.get(reads[1])
-            return offset.isnan() if isinstance(offset, Tensor) else None
-        return column.isnan() if module.writes_null else torch.zeros_like(column, dtype=torch.bool)
+        if source is not None:
+            offset, null = values.get(source), self.null_flag(source, values) if source in values else None
+            return null if null is not None or not isinstance(offset, Tensor) else offset.isnan()
+        return column.isnan() if self.module(v[1]).writes_null else torch.zeros_like(column, dtype=torch.bool)
 
     def _put(self, i: int, out: Any, values: dict[Version, Rows]) -> None:
         out = out if isinstance(out, tuple) else (out,)
