@@ -60,7 +60,10 @@ def reading(stage: Any, vertex: Vertex, reads: tuple[Read, ...]) -> Any:
     if vertex.spelled == now:
         return stage
     name = next(p for p in ("inputCols", "inputCol", "featuresCol") if stage.hasParam(p) and stage.isDefined(p))
-    return stage.copy({stage.getParam(name): list(now) if name == "inputCols" else now[0]})
+    changed = stage.copy({stage.getParam(name): list(now) if name == "inputCols" else now[0]})
+    if class_name(stage) == "pyspark.ml.classification.OneVsRestModel":  # each of its models reads the column itself
+        changed.models = [m.copy({m.featuresCol: now[0]}) for m in stage.models]
+    return changed
 
 
 def is_assembler(stage: Any) -> bool:

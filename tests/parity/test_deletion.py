@@ -1,10 +1,11 @@
 """Pipelines without one of their stages: what is left, and what must be fitted anew."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 from pyspark.ml import Pipeline, PipelineModel
-from pyspark.ml.classification import MultilayerPerceptronClassifier
+from pyspark.ml.classification import LogisticRegression, MultilayerPerceptronClassifier, OneVsRest
 from pyspark.ml.feature import (
     PCA,
     ElementwiseProduct,
@@ -92,6 +93,21 @@ def test_a_selection_of_all_entries_keeps_the_width(df: DataFrame, fitted: dict[
         slicer = named("slicer", VectorSlicer, inputCol="scaled", outputCol="s", indices=indices)
         found = told(PipelineModel([fitted["assembler"], fitted["scaler"], slicer, linear]))
         assert found["slicer"] == ("selection", ("linear",), must)
+
+
+def test_the_models_of_one_against_the_rest_read_the_other_column(
+    df: DataFrame, fitted: dict[str, Any], tmp_path: Path
+) -> None:
+    rest = named("rest", OneVsRest, classifier=LogisticRegression(maxIter=2), featuresCol="scaled", labelCol="grade")
+    head = [fitted["assembler"], fitted["scaler"]]
+    model = rest.fit(PipelineModel(head).transform(df))
+    (only,) = deletions(PipelineModel([*head, model]))
+    vectors = fitted["assembler"].transform(df).withColumnRenamed("vector", "scaled")
+    expected = model.transform(vectors).select("rawPrediction", "prediction").collect()
+    only.pipeline.save(str(tmp_path / "model"))
+    for found in (only.pipeline, PipelineModel.load(str(tmp_path / "model"))):
+        assert found.transform(df).select("rawPrediction", "prediction").collect() == expected
+    assert {m.getFeaturesCol() for m in model.models} == {"scaled"}
 
 
 def test_settings_of_stages_that_are_fitted_anew(df: DataFrame, fitted: dict[str, Any]) -> None:
