@@ -1,12 +1,21 @@
-"""The notebooks run from end to end: one for each commit, all nightly, one over Spark Connect. They are stored with outputs."""
+"""The notebooks run from end to end by night, one of them over Spark Connect. They are stored with outputs.
 
+On each commit all that they import from sparkdiff is there, and takes the arguments that they give; README's blocks and the demo
+run the same steps.
+"""
+
+import ast
+import importlib
 import importlib.util
+import inspect
 import json
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,10 +36,60 @@ def run(name: str, **environment: str) -> str:
     return done.stdout
 
 
+def code(path: Path) -> str:
+    cells = json.loads(path.read_text())["cells"]
+    return "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+
+
+def ours(tree: ast.AST) -> dict[str, Any]:
+    """Everything that code takes from sparkdiff, by the name that it gives it. Raises where something isn't there."""
+    found: dict[str, Any] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                if alias.name.partition(".")[0] == "sparkdiff":
+                    module = importlib.import_module(alias.name)
+                    found[alias.asname or "sparkdiff"] = module if alias.asname else sys.modules["sparkdiff"]
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "sparkdiff":
+            module = importlib.import_module(str(node.module))
+            found |= {alias.asname or alias.name: getattr(module, alias.name) for alias in node.names}
+    return found
+
+
+def named(node: ast.AST, known: dict[str, Any]) -> Any:
+    """What an expression such as `sparkdiff.data.open` stands for, or None where it is none of ours."""
+    if isinstance(node, ast.Name):
+        return known.get(node.id)
+    if isinstance(node, ast.Attribute) and (owner := named(node.value, known)) is not None:
+        return getattr(owner, node.attr)
+    return None
+
+
+def calls(tree: ast.AST, known: dict[str, Any]) -> Iterator[tuple[Any, list[str]]]:
+    """Each call of something of ours, and the names of its arguments."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and (function := named(node.func, known)) is not None:
+            yield function, [k.arg for k in node.keywords if k.arg is not None]
+
+
+@pytest.mark.parametrize("name", [p.stem for p in NOTEBOOKS])
+def test_all_that_it_calls_is_there(name: str) -> None:
+    tree = ast.parse(code(ROOT / "notebooks" / f"{name}.ipynb"))
+    known = ours(tree)
+    for node in ast.walk(tree):
+        named(node, known)
+    found = [*calls(tree, known)]
+    assert found
+    for function, given in found:
+        takes = inspect.signature(function)
+        takes.bind_partial(**dict.fromkeys(given))
+        if any(p.kind is p.VAR_KEYWORD for p in takes.parameters.values()):  # an Estimator's Params are its attributes
+            assert all(name in takes.parameters or hasattr(function, name) for name in given), (function, given)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name", [pytest.param(p.stem, marks=() if p.stem == QUICK else pytest.mark.nightly) for p in NOTEBOOKS]
-)
+@pytest.mark.nightly
+@pytest.mark.parametrize("name", [p.stem for p in NOTEBOOKS])
 def test_it_runs(name: str) -> None:
     assert run(name).startswith(f"{name}.ipynb: ")
 
