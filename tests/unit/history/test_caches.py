@@ -110,12 +110,15 @@ def test_who_removes_waits_for_no_reader_and_a_reader_waits_for_a_moment(tmp_pat
 
     with usage.alone(path) as unread:
         assert unread
-        reader = threading.Thread(target=read)
+        reader = threading.Thread(target=read, daemon=True)
         reader.start()
+    latest = time.monotonic() + 30
     while not caches.entries(tmp_path)[0].read:  # it got its lock as soon as nobody was alone with it
+        assert time.monotonic() < latest, "a reader that nobody keeps out has no lock after 30 seconds"
         time.sleep(0.01)
     done.set()
-    reader.join()
+    reader.join(30)
+    assert not reader.is_alive()
     assert not caches.entries(tmp_path)[0].read
 
 
