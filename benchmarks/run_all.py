@@ -66,6 +66,7 @@ BENCHMARKS = (
     Benchmark("torch_transformer", "torch_transformer", needs=("onnxruntime",)),
     Benchmark("serving", "serving"),
     Benchmark("run_store", "run_store"),
+    Benchmark("edits", "edits", needs=("scipy", "sklearn")),
     Benchmark("growth", "growth", needs=("lightgbm", "optuna", "sklearn")),
     Benchmark("growth_null", "growth_null", needs=("sklearn",)),
     Benchmark("improve_null", "improve_null", needs=("sklearn",)),

@@ -552,13 +552,15 @@ def clear_caches(
     recent: Annotated[bool, typer.Option("--recent", help="Also those that were used within the last hour.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be removed.")] = False,
 ) -> None:
-    """Remove all caches and fitted pipelines of jobs that no process reads. Checkpoints and all other files stay."""
+    """Remove all caches, kept rows and fitted pipelines of jobs that no process reads. Checkpoints and all other files stay."""
     from sparkdiff.history import caches
 
     _removed(
         [e for e in caches.entries(Path(folder)) if e.free or (recent and e.kind in caches.WHOLE and not e.read)],
         dry_run,
     )
+    if not dry_run:
+        caches.forget_seen(Path(folder))
 
 
 def _removed(chosen: Sequence[Any], dry_run: bool) -> None:

@@ -545,6 +545,7 @@ def facts(run: Run) -> dict[str, Any]:
     """What is known without training."""
     metric, cache = run.goal.metric, run.cache
     known = {"hit": cache.hit, "fingerprint": cache.fingerprint, "rows": {s: cache.rows(s) for s in cache.splits}}
+    known |= {name: list(uids) for name, uids in (("stagesRead", cache.read), ("stagesKept", cache.kept)) if uids}
     return {
         "metric": metric.name, "metricDirection": metric.direction, "versions": versions(),
         "timings": {k: round(v, 3) for k, v in run.phases.timings.items()}, "stream": run.data.stream.backend,

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from pyspark.sql import DataFrame
 
 from sparkdiff import jvm
-from sparkdiff.data import splits
+from sparkdiff.data import splits, stage_rows
 from sparkdiff.data.fingerprint import SHARDS, Request, fingerprint, row_hashes
 from sparkdiff.data.label_stats import label_stats, weight_range
 from sparkdiff.data.layout import check_number, columns_of, holds_true, shards_in, write_files
@@ -51,11 +51,19 @@ class DamagedCache(UserWarning):
 
 @dataclasses.dataclass(frozen=True)
 class Cache:
-    """A complete cache on disk."""
+    """A complete cache on disk.
+
+    Attributes:
+        hit: whether it was there before.
+        read, kept: uids of the first stages in Spark whose rows it was written from, and of those whose rows are kept since
+            (`reuseStages`).
+    """
 
     folder: Path
     manifest: dict[str, Any]
     hit: bool
+    read: tuple[str, ...] = ()
+    kept: tuple[str, ...] = ()
 
     @property
     def fingerprint(self) -> str:
@@ -155,6 +163,7 @@ def open_cache(request: Request, watch: Watch = contextlib.nullcontext) -> Cache
     check_request(request)
     if request.boundaries is None:
         request = dataclasses.replace(request, boundaries=splits.find_boundaries(request.sources, request.options))
+    request = dataclasses.replace(request, facts=request.known())
     where = root(request.options)
     columns: list[dict[str, Any]] = []
     with room("the cache", where, ROOM, lambda: _needed(request, columns)):
@@ -179,12 +188,12 @@ def _opened(request: Request, where: Path, columns: list[dict[str, Any]], watch:
     try:
         began = time.monotonic()
         with watch(temporary):
-            _build(request, key, temporary, temporary, columns)
+            made = _build(request, key, temporary, temporary, columns)
         usage.begin(temporary, [type(v.stage).__name__ for v in request.cut.stages], time.monotonic() - began)
         moved(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return Cache(folder, _whole(folder, key), hit=False)
+    return Cache(folder, _whole(folder, key), False, made.read, made.kept)
 
 
 def _opened_in_store(request: Request, folder: Path, key: str, columns: list[dict[str, Any]]) -> Cache:
@@ -206,13 +215,13 @@ def _opened_in_store(request: Request, folder: Path, key: str, columns: list[dic
     data = folder / f"rows-{uuid.uuid4().hex[:8]}"
     try:
         with blamed("wrote the cache"):
-            _build(request, key, folder, data, columns)
+            made = _build(request, key, folder, data, columns)
             stores.send(folder / MANIFEST)
     except BaseException:
         stores.remove(data)
         (folder / MANIFEST).unlink(missing_ok=True)
         raise
-    return Cache(folder, _whole(folder, key), hit=False)
+    return Cache(folder, _whole(folder, key), False, made.read, made.kept)
 
 
 def _fetched(folder: Path, key: str, limit: int | None) -> dict[str, Any]:
@@ -315,6 +324,13 @@ def frames_of(request: Request) -> tuple[list[DataFrame], dict[str, tuple[Any, .
     Raises:
         InputError: Spark failed on the rows.
     """
+    divided, values = _divided(request)
+    with blamed(ran_by(request)):
+        return [request.cut.transform(df) for df in divided], values
+
+
+def _divided(request: Request) -> tuple[list[DataFrame], dict[str, tuple[Any, ...]]]:
+    """The rows of each source, divided into splits and slices; and the values of the slices."""
     o = request.options
     by = [f"{n}={v!r}" for n in ("validationIndicatorCol", "groupCol", "timeCol", "guardCols") if (v := getattr(o, n))]
     with blamed(f"split the rows ({', '.join(by) or 'by a hash of all columns'})"):
@@ -325,8 +341,17 @@ def frames_of(request: Request) -> tuple[list[DataFrame], dict[str, tuple[Any, .
             dealt = [df.withColumn(splits.ROW, key) for df, key in zip(dealt, keys, strict=True)]
         for df in dealt:
             df.schema  # noqa: B018  # Spark Connect analyses nothing before
-    with blamed(ran_by(request)):
-        return [request.cut.transform(df) for df in dealt], values
+        return dealt, values
+
+
+@contextlib.contextmanager
+def _made(request: Request, where: Path) -> Iterator[stage_rows.Made]:
+    """The same, from rows that an earlier run has kept in the folder of the caches, if there are any."""
+    if not request.options.reuseStages:
+        yield stage_rows.Made(*frames_of(request))
+        return
+    with blamed(ran_by(request)), stage_rows.frames_after(request, where, lambda: _divided(request)) as made:
+        yield made
 
 
 def ran_by(request: Request) -> str:
@@ -334,17 +359,16 @@ def ran_by(request: Request) -> str:
     return f"ran the stages before training ({', '.join(['reading the data', *(v.uid for v in request.cut.stages)])})"
 
 
-def _build(request: Request, key: str, folder: Path, data: Path, columns: list[dict[str, Any]]) -> None:
-    """Write a cache.
+def _build(request: Request, key: str, folder: Path, data: Path, columns: list[dict[str, Any]]) -> stage_rows.Made:
+    """Write a cache. Returns what it was written from.
 
     Args:
         data: the folder into which Spark writes: that of the cache, or one in it.
         columns: receives the description of its columns as soon as it is known.
     """
-    frames, values = frames_of(request)
-    with blamed(ran_by(request)):
-        columns += columns_of(request, frames[0], values)
-        write_files(request, frames, columns, data)
+    with _made(request, folder.parent) as made, blamed(ran_by(request)):
+        columns += columns_of(request, made.frames[0], made.values)
+        write_files(request, made.frames, columns, data)
     if stores.url_of(data) is not None:
         make_room(folder, stores.size(data), request.options.localCacheLimit)
         stores.fetch(data)
@@ -361,6 +385,7 @@ def _build(request: Request, key: str, folder: Path, data: Path, columns: list[d
             if splits.TRAIN in content:
                 content[splits.VALIDATION] = content[splits.TRAIN]
     (folder / MANIFEST).write_text(json.dumps(manifest | {"digest": _digest(manifest)}), encoding="utf-8")
+    return made
 
 
 def _needed(request: Request, columns: list[dict[str, Any]]) -> str:

@@ -62,6 +62,11 @@ class Request:
     keyed: bool = (
         False  # whether each row keeps its hash, so that caches of other pipelines can be read beside this one
     )
+    facts: list[Any] | None = None  # `source_facts` of each source; None: still to be found
+
+    def known(self) -> list[Any]:
+        """What decides the rows of each source."""
+        return [source_facts(s.df) for s in self.sources] if self.facts is None else self.facts
 
 
 def fingerprint(request: Request, folder: Path) -> str:
@@ -74,7 +79,7 @@ def fingerprint(request: Request, folder: Path) -> str:
         "columns": [request.labelCol, request.weightCol],
         "split": splits.rule(request.options),
         "slices": request.options.guardCols,
-        "sources": [[s.split, source_facts(s.df)] for s in request.sources],
+        "sources": _sources(request),
     }
     if request.options.timeCol:
         parts["cuts"] = dataclasses.astuple(
@@ -91,12 +96,23 @@ def fingerprint(request: Request, folder: Path) -> str:
         parts["loss"] = loss
     if cut.opaque:  # SQL may call functions and read tables of its own
         facts = [plan_facts(cut.transform(s.df), after_stages=True) for s in request.sources]
-        parts["tables"] = None if None in facts else _anonymous(facts, [v.uid for v in cut.graph.vertices])
+        parts["tables"] = None if None in facts else anonymous(facts, [v.uid for v in cut.graph.vertices])
     if parts["stages"] is None or ("tables" in parts and parts["tables"] is None):
         # What can't be saved, or what code decides, can't be told apart: the rows that it makes decide.
         parts["stages"] = [content(cut.transform(s.df)) for s in request.sources]
         parts.pop("tables", None)
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def divided_facts(request: Request) -> list[Any]:
+    """Everything that decides the rows before the first stage, with their splits and slices."""
+    o, boundaries = request.options, request.boundaries
+    times = None if boundaries is None else dataclasses.astuple(boundaries)
+    return [FORMAT, _sources(request), splits.rule(o), o.guardCols, times, request.keyed]
+
+
+def _sources(request: Request) -> list[list[Any]]:
+    return [[s.split, facts] for s, facts in zip(request.sources, request.known(), strict=True)]
 
 
 def source_facts(df: DataFrame) -> dict[str, Any]:
@@ -113,7 +129,7 @@ def versions_of(sources: Iterable[Source]) -> list[dict[str, str]]:
     return [{"split": s.split or splits.TRAIN, **entry} for s in sources for entry in table_versions(s.df)]
 
 
-def _anonymous(facts: Any, uids: list[str]) -> str:
+def anonymous(facts: Any, uids: list[str]) -> str:
     """A plan in which column names that contain uids are replaced, so that it does not depend on when stages were
     fitted or loaded.
     """

@@ -16,10 +16,14 @@ from sparkdiff.report.progress import duration
 from sparkdiff.report.sections import aligned
 from sparkdiff.store.files import folder_size
 
-CACHE, FITTED, LEFT, FOREIGN = "cache", "fitted pipeline", "left behind", "of another user"
-WHOLE = (CACHE, FITTED)
-NAMES = {re.compile(r"[0-9a-f]{16}"): CACHE, re.compile(r"fitted-[0-9a-f]{16}"): FITTED}
-UNFINISHED = re.compile(r"\.(fitted-)?[0-9a-f]{16}-[0-9a-f]{8}|\.removed-[0-9a-f]{8}")
+CACHE, ROWS, FITTED = "cache", "rows after stages", "fitted pipeline"
+LEFT, FOREIGN = "left behind", "of another user"
+READ = (CACHE, ROWS)
+"""Those that runs read and that hold rows."""
+WHOLE = (*READ, FITTED)
+NAMES = {"": CACHE, "stages-": ROWS, "fitted-": FITTED}
+"""What a folder holds, by what its name has in front of the 16 digits."""
+UNFINISHED = re.compile(r"\.(fitted-|stages-)?[0-9a-f]{16}-[0-9a-f]{8}|\.removed-[0-9a-f]{8}")
 """A cache or a fitted pipeline that is being written, or whose writer or remover was killed."""
 RECENT = 3600.0
 """Seconds after its last use in which nothing is removed: a fit that has found it may not have opened it yet."""
@@ -28,7 +32,7 @@ DAY = 86400.0
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """A cache, a fitted pipeline of a job, or what a killed writer has left.
+    """A cache, rows after the first stages (`reuseStages`), a fitted pipeline of a job, or what a killed writer has left.
 
     Attributes:
         seconds: that making it took; 0 if unknown.
@@ -72,7 +76,8 @@ def entries(folder: Path) -> list[Entry]:
 
 
 def _entry(path: Path) -> Iterator[Entry]:
-    kind = next((kind for name, kind in NAMES.items() if name.fullmatch(path.name)), None)
+    name = re.fullmatch(r"(stages-|fitted-|)[0-9a-f]{16}", path.name)
+    kind = None if name is None else NAMES[name[1]]
     if not path.is_dir():
         return
     try:
@@ -113,7 +118,7 @@ def to_remove(found: Sequence[Entry], *, most: int | None, days: float | None) -
     old = [e for e in found if e.free and (e.kind == LEFT or (days is not None and e.age > days * DAY))]
     rest = [e for e in found if e not in old]
     total = sum(e.bytes for e in rest)
-    for entry in sorted((e for e in rest if e.free and e.kind == CACHE), key=lambda e: (e.worth, -e.age)):
+    for entry in sorted((e for e in rest if e.free and e.kind in READ), key=lambda e: (e.worth, -e.age)):
         if most is None or total <= most:
             break
         old.append(entry)
@@ -129,7 +134,7 @@ def remove(found: Sequence[Entry]) -> list[Entry]:
 def _removed(entry: Entry) -> bool:
     hidden = entry.path.with_name(f".removed-{uuid.uuid4().hex[:8]}")
     try:
-        with usage.alone(entry.path) if entry.kind == CACHE else contextlib.nullcontext(True) as unread:
+        with usage.alone(entry.path) if entry.kind in READ else contextlib.nullcontext(True) as unread:
             if not unread:
                 return False
             entry.path.rename(hidden)
@@ -137,6 +142,11 @@ def _removed(entry: Entry) -> bool:
         return False
     shutil.rmtree(hidden, ignore_errors=True)
     return True
+
+
+def forget_seen(folder: Path) -> None:
+    """Remove the notes by which a run knows that an earlier one needed the same rows (`reuseStages`)."""
+    shutil.rmtree(folder / usage.SEEN, ignore_errors=True)
 
 
 def table(found: Sequence[Entry]) -> list[str]:

@@ -22,7 +22,7 @@ from sparkdiff.options import FIELDS, Options
 
 SECTIONS = ("pipeline", "data", "search", "grower", "improver", "fineTuner", "spark", "tracking", "output")
 KEEPING = ("storeDir", "tags", "redact")
-OUTSIDE = ("verbosity", "waitForRun", "timeout", "localMode", "device", "localCacheLimit", *KEEPING)
+OUTSIDE = ("verbosity", "waitForRun", "timeout", "localMode", "device", "localCacheLimit", "reuseStages", *KEEPING)
 """Options that do not decide the result of a job."""
 COMMANDS = {"search": "search", "grower": "grow", "improver": "improve"}
 """Sections that make a job one of another command than `finetune`."""

@@ -76,11 +76,24 @@ class Cut:
 
     def transform(self, df: DataFrame) -> DataFrame:
         """The rows after all stages in Spark."""
+        for stage in self.in_spark():
+            df = stage.transform(df)
+        return df
+
+    def in_spark(self) -> list[Any]:
+        """All that Spark runs, in its order: its stages, and the plain stages that prepare columns for modules."""
+        found = []
         for i in sorted({*self.cached, *self.live}):
             vertex = self.graph.vertices[i]
-            for stage in [vertex.stage] if i in self.cached else vertex.preparation():
-                df = stage.transform(df)
-        return df
+            found += [vertex.stage] if i in self.cached else vertex.preparation()
+        return found
+
+    def first_in_spark(self) -> list[Vertex]:
+        """The vertices of the first of these stages, up to the first plain stage that prepares a column."""
+        prepared = next(
+            (i for i in sorted(self.live) if self.graph.vertices[i].preparation()), len(self.graph.vertices)
+        )
+        return [self.graph.vertices[i] for i in sorted(self.cached) if i < prepared]
 
 
 def cut_of(roles: Roles) -> Cut:

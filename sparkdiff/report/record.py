@@ -44,7 +44,8 @@ class RunRecord(Shown):
         stream: the reader of the cache.
         cache: {"hit", "fingerprint", "rows" (by split; not in summaries of earlier versions)}, and "versions" where the
             plan of the rows shows versions of tables: [{"split", "table", "versionAsOf" (of Delta; "timestampAsOf",
-            "snapshotId", "asOf" where a reader's option names these)}].
+            "snapshotId", "asOf" where a reader's option names these)}]; with reuseStages "stagesRead", the uids of the first
+            stages whose rows an earlier run had kept, and "stagesKept", of those whose rows this run has kept.
         warnings: reasons to doubt the figures.
         folds: with numFolds an entry per fold, {"fold", "rows", "before", "after", "epochs", "recipe", "parity"}: the metric of
             its original and its tuned pipeline on its own rows, and what its training chose (0 epochs: nothing gained).

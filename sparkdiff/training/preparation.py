@@ -26,8 +26,8 @@ from sparkdiff.training.recipes import Recipe, recipes_for
 
 # Options that decide where and how training runs, but not its result.
 _OUTSIDE = (
-    "verbosity", "numProcesses", "localMode", "timeout", "stream", "cacheInMemory", "cacheDir", "checkpointDir", "runId", "guard",
-    "maxFlipRate", "fleetSize", "waitForRun", "device", "localCacheLimit", "storeDir", "tags", "redact",
+    "verbosity", "numProcesses", "localMode", "timeout", "stream", "cacheInMemory", "cacheDir", "reuseStages", "checkpointDir",
+    "runId", "guard", "maxFlipRate", "fleetSize", "waitForRun", "device", "localCacheLimit", "storeDir", "tags", "redact",
 )  # fmt: skip
 
 

@@ -14,6 +14,8 @@ from sparkdiff.store.files import write_bytes
 
 NAME = "usage.json"
 MANIFEST = "manifest.json"
+SEEN = ".seen-stages"
+"""A folder beside the caches: an empty file for each list of stages whose rows a run has needed (`reuseStages`)."""
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 """What a file system without locks says."""
 

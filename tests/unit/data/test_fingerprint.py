@@ -11,7 +11,7 @@ import pytest
 from pyspark.ml import Pipeline, PipelineModel
 from pyspark.ml.feature import CountVectorizerModel, StringIndexerModel
 
-from sparkdiff.data.fingerprint import Request, _anonymous, fingerprint
+from sparkdiff.data.fingerprint import Request, anonymous, fingerprint
 from sparkdiff.options import Options
 from sparkdiff.pipeline.cut import Cut, CutColumn
 from sparkdiff.pipeline.graph import Graph
@@ -80,7 +80,7 @@ def test_what_a_model_has_learnt_is_not_in_its_params(model: Callable[[], Any]) 
 def test_columns_and_views_named_by_uids_are_the_same_whoever_made_the_stages() -> None:
     def facts(uid: str, loaded: str, view: str) -> str:
         names = [{"name": f"{uid}__output"}, {"name": f"{loaded}__output", "qualifier": f"[{view}]"}]
-        return _anonymous(
+        return anonymous(
             [{"plan": f"Project [{uid}__output]", "analyzed": json.dumps(names)}], [uid, "SQL_0123456789ab"]
         )
 
