@@ -61,6 +61,8 @@ BENCHMARKS = (
     Benchmark("unseen_errors", "unseen_errors", needs=("sklearn",)),
     Benchmark("cross_fitting", "cross_fitting"),
     Benchmark("cross_fitting_digits", "cross_fitting", ("--digits",)),
+    Benchmark("soft_labels", "soft_labels"),
+    Benchmark("label_models", "label_models", needs=("snorkel",)),
     Benchmark("serving_costs", "serving_costs"),
     Benchmark("compact", "compact"),
     Benchmark("torch_transformer", "torch_transformer", needs=("onnxruntime",)),

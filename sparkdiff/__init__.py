@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from sparkdiff.importers import from_lightgbm, from_sklearn, from_xgboost
     from sparkdiff.improvement.summary import ImprovementSummary
     from sparkdiff.improver import Improver, ImproverModel
+    from sparkdiff.labeling.distillation import distill
     from sparkdiff.labeling.estimator import LabelModel, LabelModelModel, LabelSummary
     from sparkdiff.pipeline.nesting import plain
     from sparkdiff.pipeline.network import Network, translate
@@ -45,6 +46,7 @@ _HOME = {
         "grower": ["Grower", "GrowerModel"],
         "growth.summary": ["GrowthSummary"],
         "history.lineage": ["Lineage", "why"],
+        "labeling.distillation": ["distill"],
         "labeling.estimator": ["LabelModel", "LabelModelModel", "LabelSummary"],
         "history.store": ["runs"],
         "improvement.summary": ["ImprovementSummary"],
@@ -82,7 +84,7 @@ __all__ = [  # noqa: RUF022 - by what a reader meets first
     "CrossValidator", "TrainValidationSplit", "Search", "SearchModel", "SearchSummary", "alternatives", "choice", "integer",
     "loguniform", "uniform", "plain", "compact", "compact_plan", "CompactPlan", "export", "ExportedModel", "TorchTransformer",
     "from_sklearn", "from_lightgbm", "from_xgboost",
-    "Scorer", "runs", "why", "Lineage", "LabelModel", "LabelModelModel", "LabelSummary",
+    "Scorer", "runs", "why", "Lineage", "LabelModel", "LabelModelModel", "LabelSummary", "distill",
     "Plan", "Network", "Parity", "StageModule", "register",
     "SparkdiffError", "InputError", "ParityError",
 ]  # fmt: skip

@@ -7,10 +7,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from sparkdiff import jvm
-from sparkdiff.data import cache as caches
+from sparkdiff.data import cache as caches, soft_labels
 from sparkdiff.data.fingerprint import SHARDS, Request, versions_of
-from sparkdiff.data.splits import REFERENCE, SPLITS, VALIDATION, Boundaries, Source, rule
+from sparkdiff.data.soft_labels import Hardened
+from sparkdiff.data.splits import REFERENCE, SPLITS, TRAIN, VALIDATION, Boundaries, Source, rule
 from sparkdiff.data.stream import Stream, copies
 from sparkdiff.device import place
 from sparkdiff.diagnostics import rows as datachecks
@@ -87,6 +90,7 @@ class Task:
     options: Options
     labelCol: str | None  # None: clusters, whose loss needs none
     weightCol: str | None
+    soft: Hardened | None = None  # of labels that were class probabilities
 
 
 def prepare(model: Any, options: Options, data: SchemaOrRows = None) -> Task:
@@ -287,6 +291,13 @@ def fine_tune(
         InputError: the data or options can't be used (nothing has been written but, perhaps, a complete cache).
         ParityError: the network and Spark disagree.
     """
+    shared = shared or Shared()
+    if soft_labels.given(sources, task.labelCol):
+        task, boundaries = hardened(task, sources, phases, shared), None
+        assert task.soft is not None
+        sources = task.soft.sources
+        if task.soft.held < guard.MIN_UNITS:
+            return _no_evidence(task, task.soft, phases)
     with begun(task, sources, phases, shared=shared, boundaries=boundaries) as run:
         original = verified(run)
         doubts = checked(run)
@@ -298,6 +309,53 @@ def fine_tune(
         summary = _summary(run, original, fitted, judged, tuned, doubts)
         phases.on_decision(summary)
         return Outcome(model, task.model, task.plan, summary, (fitted.folder,))
+
+
+def hardened(task: Task, sources: Sequence[Source], phases: Phases, shared: Shared) -> Task:
+    """The task with the rows that labels of class probabilities stand for.
+
+    Raises:
+        InputError: the labels can't be used, or the predictor or an option needs one label per row.
+    """
+    o, head, label = task.options, task.roles.graph.head, task.labelCol
+    predictor = head.module
+    assert isinstance(predictor, Predictor) and label is not None
+    if not predictor.classes or not predictor.labelled:
+        what = "predicts no classes that were labelled" if predictor.classes else "predicts numbers"
+        raise InputError(
+            f"labelCol={label!r} is a vector of class probabilities, but {head.uid} {what}: name another column"
+        )
+    soft_labels.check_options(o)
+    with phases.phase("labels") as say:
+        frames = tuple(s.df for s in sources)
+        key = ("soft", label, task.weightCol, rule(o), predictor.classes, *frames)
+        found: Hardened = shared.once(
+            key, lambda: soft_labels.hardened(sources, o, label, task.weightCol, predictor.classes)
+        )
+        say(found.told())
+    return dataclasses.replace(task, soft=found)
+
+
+def _no_evidence(task: Task, soft: Hardened, phases: Phases) -> Outcome:
+    """The outcome where too few rows with true labels are held out: nothing is trained, because nothing could be accepted."""
+    why = (
+        f"no evidence: {soft.held:,} validation rows have a true label (a probability of 1 for one class), and at least "
+        f"{guard.MIN_UNITS} are needed to decide, because labels that are themselves guesses prove nothing. Label some rows, and "
+        "add them, or hold out more of them by validationFraction or validationIndicatorCol"
+    )
+    network = Network(task.cut.graph, task.cut.live)
+    classes = torch.zeros(network.head.classes, dtype=torch.int64)
+    _, metric = objectives(task.options, network, LabelStats(0.0, 1.0, 0.0, len(classes) - 1.0, classes))
+    summary = FineTuningSummary(
+        decision="kept original", reason=why, metric=metric.name, metricDirection=metric.direction,
+        metrics=dict.fromkeys(SPLITS[:3]), gain=0.0, z=0.0, p=1.0, records=[], parity={}, stages={},
+        timings={k: round(v, 3) for k, v in phases.timings.items()}, stream=task.options.stream,
+        cache={"hit": False, "fingerprint": "", "rows": {TRAIN: soft.soft + soft.certain, VALIDATION: soft.held}},
+        options=shown_options(task, metric), versions=versions(), warnings=[soft.told()], candidates=0, diverged=0,
+        precision=task.options.precision,
+    )  # fmt: skip
+    phases.on_decision(summary)
+    return Outcome(task.model, task.model, task.plan, summary, ())
 
 
 @contextlib.contextmanager
@@ -316,7 +374,8 @@ def begun(
     if o.checkpointDir is not None and stores.url_of(where := jvm.folder("checkpointDir", o.checkpointDir)) is not None:
         jvm.check_writable("checkpointDir", o.checkpointDir, where)  # before anything runs
     with phases.phase("cache") as say:
-        request = Request(task.cut, list(sources), o, task.labelCol, task.weightCol, boundaries, allTrain, keyed)
+        weight = task.weightCol if task.soft is None else task.soft.weightCol
+        request = Request(task.cut, list(sources), o, task.labelCol, weight, boundaries, allTrain, keyed)
         cache = shared.cache(key, request, lambda folder: say.watched(caches.Growing(folder).told))
         counts = ", ".join(f"{cache.rows(s):,} {s}" for s in cache.splits if not (allTrain and s == VALIDATION))
         say(
@@ -603,8 +662,8 @@ def warnings_of(run: Run, fitted: Fitted, judged: Judged, tuned: Score, doubts: 
     """Reasons to doubt the figures."""
     task, o, goal, judgement = run.task, run.task.options, run.goal, judged.judgement
     warnings = [
-        *judgement.verdict.warnings, *unreadable_by_older_spark(task.model), *doubts, *filter(None, [fitted.unsaved, fitted.cut]),
-        *fitted.fallbacks, *judged.warnings,
+        *judgement.verdict.warnings, *([task.soft.told()] if task.soft else []), *unreadable_by_older_spark(task.model), *doubts,
+        *filter(None, [fitted.unsaved, fitted.cut]), *fitted.fallbacks, *judged.warnings,
     ]  # fmt: skip
     warnings += [f"{loss}; training continued from the last checkpoint" for loss in fitted.lost]
     lost_candidates = divergence(fitted.found.history, o)

@@ -38,7 +38,7 @@ GROUPS = {
     ],
     "Improvement": ["Improver", "ImproverModel", "ImprovementSummary"],
     "Growth": ["Grower", "GrowerModel", "GrowthSummary"],
-    "Weak supervision": ["LabelModel", "LabelModelModel", "LabelSummary"],
+    "Weak supervision": ["LabelModel", "LabelModelModel", "LabelSummary", "distill"],
     "Tracking": ["JSONLines", "TensorBoard", "runs", "why", "Lineage"],
     "Serving": ["compact", "compact_plan", "CompactPlan", "export", "ExportedModel", "Scorer", "TorchTransformer"],
     "Trees of other libraries": ["from_sklearn", "from_lightgbm", "from_xgboost"],

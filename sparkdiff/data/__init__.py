@@ -2,7 +2,8 @@
 
 `splits` says which rows are for what (Source, Boundaries), `fingerprint` which cache they need (Request), `cache` opens it
 (open_cache, Cache), and `stream` (Stream, Batch) reads its files without Spark. `blocks` says into how many blocks rows are
-dealt, `folds` which rows judge which training of a cross-fitting, `rehearsal` what a cache would cost.
+dealt, `folds` which rows judge which training of a cross-fitting, `rehearsal` what a cache would cost, `soft_labels` which rows
+stand for labels of class probabilities.
 """
 
-__all__ = ["blocks", "cache", "fingerprint", "folds", "rehearsal", "splits", "stream"]
+__all__ = ["blocks", "cache", "fingerprint", "folds", "rehearsal", "soft_labels", "splits", "stream"]

@@ -37,8 +37,10 @@ def check_number(option: str, column: str | None, df: DataFrame, graph: Graph) -
     for field in df.schema.fields:
         named = column is not None and graph.casefold(field.name) == graph.casefold(column)
         if named and not isinstance(field.dataType, (NumericType, BooleanType)):
-            kind = field.dataType.simpleString()
-            raise InputError(f"{option}={column!r} is {kind}, but must be a number: cast or index it")
+            kind, way = field.dataType.simpleString(), "cast or index it"
+            if isinstance(field.dataType, VectorUDT) and option == "labelCol":
+                way = "only FineTuner takes class probabilities, for a fitted pipeline and without numFolds"
+            raise InputError(f"{option}={column!r} is {kind}, but must be a number: {way}")
 
 
 def columns_of(request: Request, df: DataFrame, slices: dict[str, tuple[Any, ...]]) -> list[dict[str, Any]]:

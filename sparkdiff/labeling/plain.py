@@ -8,6 +8,9 @@ from pyspark.ml.feature import SQLTransformer, VectorAssembler
 
 from sparkdiff.labeling.estimates import Estimate
 
+SURE = 1 - 1e-9
+"""The largest probability of a guess: where a label is a vector of probabilities, a 1 is a true label."""
+
 
 def columns_of(probabilityCol: str, k: int) -> list[str]:
     """Names of the columns of single classes."""
@@ -25,7 +28,8 @@ def stages_of(votes: Sequence[str], estimate: Estimate, probabilityCol: str) -> 
     columns = []
     for y in range(k):
         odds = [_sum(votes, logs[:, z] - logs[:, y], balance[z] - balance[y]) for z in range(k) if z != y]
-        columns.append(f"1D / (1D + {' + '.join(f'EXP({o})' for o in odds)}) AS {_quoted(names[y])}")
+        chance = f"1D / (1D + {' + '.join(f'EXP({o})' for o in odds)})"
+        columns.append(f"LEAST({chance}, {_number(SURE)}) AS {_quoted(names[y])}")
     select = SQLTransformer(statement=f"SELECT *, {', '.join(columns)} FROM __THIS__")
     return PipelineModel([select, VectorAssembler(inputCols=names, outputCol=probabilityCol)])
 

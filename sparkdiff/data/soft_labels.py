@@ -1,0 +1,244 @@
+"""Soft labels: a label column of class probabilities as rows with one label each, of which only the true ones decide.
+
+A training row becomes one row per class whose probability is not 0, with the probability as weight: the weighted mean of any loss
+over these rows is the mean expected loss, and all that reads the cache goes on with one number as the label. A row with a true
+label, whose probability is 1 for one class, stays one row.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+from pyspark.ml.functions import vector_to_array
+from pyspark.ml.linalg import VectorUDT
+from pyspark.sql import Column, DataFrame, Window, functions as F
+
+from sparkdiff import jvm
+from sparkdiff.data.splits import (
+    BLOCK,
+    REFERENCE,
+    SPLIT,
+    TIME,
+    TRAIN,
+    VALIDATION,
+    Source,
+    check_columns,
+    field,
+    find_boundaries,
+    with_splits,
+)
+from sparkdiff.errors import InputError, did_you_mean
+from sparkdiff.options import Options
+from sparkdiff.pipeline.names import casefolding, named
+
+WEIGHT, CHANCES, CERTAIN, CLASS, CHANCE = (
+    f"__sparkdiff_{name}" for name in ("weight", "chances", "true", "class", "chance")
+)
+FAR = 1e-6
+"""How far the sum of a row's probabilities may be from 1."""
+MADE = "is made by the pipeline, which comes after the rows are weighted by their probabilities: pass it as a column of the data"
+
+
+@dataclasses.dataclass(frozen=True)
+class Hardened:
+    """Rows with one label each.
+
+    Attributes:
+        sources: training rows; and of the other splits the rows with true labels.
+        weightCol: the column of their weights.
+        soft, certain: training rows with probabilities, and with true labels.
+        held: validation rows, all with true labels.
+        leftOut: rows without a true label on the side that is held out.
+    """
+
+    sources: tuple[Source, ...]
+    weightCol: str
+    soft: int
+    certain: int
+    held: int
+    leftOut: int
+
+    def told(self) -> str:
+        """A sentence about the labels."""
+        left = f"; {self.leftOut:,} rows with probabilities on the held-out side were left out, because only true labels decide"
+        return (
+            f"{self.soft:,} training rows have class probabilities as labels, and count as one weighted row per class; "
+            f"{self.certain:,} training and {self.held:,} validation rows have true labels{left if self.leftOut else ''}"
+        )
+
+
+def given(sources: Sequence[Source], labelCol: str | None) -> bool:
+    """Whether the labels of rows that train are vectors."""
+    return labelCol is not None and any(_is_vector(s.df, labelCol) for s in sources if s.split in (None, TRAIN))
+
+
+def _is_vector(df: DataFrame, column: str) -> bool:
+    casefold = casefolding()
+    return any(isinstance(f.dataType, VectorUDT) for f in df.schema.fields if casefold(f.name) == casefold(column))
+
+
+def hardened(
+    sources: Sequence[Source], options: Options, labelCol: str, weightCol: str | None, classes: int
+) -> Hardened:
+    """Rows with one label each, and a weight. Runs one job per source, which checks the labels, and those of `find_boundaries`.
+
+    Rows with probabilities train. The rows that decide are drawn from those with true labels. A group of which rows decide has no
+    rows that train, and with `timeCol` no later row trains.
+
+    Args:
+        classes: of the pipeline; as many entries has each vector.
+
+    Raises:
+        InputError: a vector is null, has another number of entries, or is no distribution; names the column, how many rows, and
+            one of the values.
+    """
+    for source in sources:
+        check_columns(source.df, options)
+    counted = [dataclasses.replace(s, df=_of_weight(s.df, labelCol, weightCol)) for s in sources]
+    certain = [dataclasses.replace(s, df=_with_chances(s.df, labelCol).where(CERTAIN)) for s in counted]
+    dealt = with_splits(counted, options, find_boundaries(certain, options))
+    alone = any(s.split == VALIDATION for s in sources)
+    counts: dict[tuple[str, bool], int] = {}
+    out: list[Source] = []
+    weight = WEIGHT if weightCol is None else f"{WEIGHT}_of_{weightCol}"
+    for source, frame in zip(sources, dealt, strict=True):
+        df = _with_chances(frame, labelCol)
+        if source.split is None and not alone:
+            df = df.withColumn(SPLIT, _side(df, options))
+        for key, n in _counted(df, options, labelCol, classes).items():
+            counts[key] = counts.get(key, 0) + n
+        made = functools.partial(_one_label, labelCol=labelCol, weightCol=weightCol, weight=weight)
+        for split in [TRAIN, VALIDATION] if source.split is None else [source.split]:
+            rows = df.where(F.col(SPLIT) == split)
+            out.append(Source(made(rows) if split == TRAIN else made(rows.where(CERTAIN)), split))
+    held = [n for (split, certain), n in counts.items() if not certain and split not in (TRAIN, REFERENCE)]
+    return Hardened(
+        tuple(out), weight, counts.get((TRAIN, False), 0), counts.get((TRAIN, True), 0), counts.get((VALIDATION, True), 0),
+        sum(held),
+    )  # fmt: skip
+
+
+def _of_weight(df: DataFrame, labelCol: str, weightCol: str | None) -> DataFrame:
+    """The rows of weight other than 0.
+
+    Raises:
+        InputError: a column is not there, or has a name of ours.
+    """
+    casefold = casefolding()
+    for option, column in (("labelCol", labelCol), ("weightCol", weightCol)):
+        if column is not None and casefold(column) not in map(casefold, df.columns):
+            raise InputError(
+                f"{option}={column!r} is not a column of the data, or {MADE}. {did_you_mean(column, df.columns)}"
+            )
+    if reserved := [c for c in df.columns if c.lower().startswith((WEIGHT, CHANCES, CERTAIN, CLASS, CHANCE))]:
+        raise InputError(
+            f"the data have a column {reserved[0]!r}, a name that sparkdiff reserves for its own: rename it"
+        )
+    return df if weightCol is None else df.where((named(weightCol) != 0) | named(weightCol).isNull())
+
+
+def _with_chances(df: DataFrame, labelCol: str) -> DataFrame:
+    """The rows with their probabilities (null where the label is a number), and whether the label is true.
+
+    Each expression names the one before once: where Spark moves a filter, it computes them anew, with the model that made them.
+    """
+    if not _is_vector(df, labelCol):
+        return df.withColumn(CHANCES, F.lit(None).cast("array<double>")).withColumn(CERTAIN, F.lit(True))
+    known = df.withColumn(CHANCES, F.when(named(labelCol).isNotNull(), vector_to_array(named(labelCol))))
+    return known.withColumn(CERTAIN, F.coalesce(F.array_max(CHANCES) == 1.0, F.lit(False)))
+
+
+def _side(df: DataFrame, options: Options) -> Column:
+    """The side of each row of which the options decide."""
+    side = F.col(SPLIT)
+    if options.validationIndicatorCol or options.timeCol:
+        return side
+    own = F.col(CERTAIN)
+    if options.groupCol:  # a group without true labels decides nothing, and may train
+        own = F.max(CERTAIN).over(Window.partitionBy(named(options.groupCol)))
+    return F.when(own, side).otherwise(TRAIN)
+
+
+def _counted(df: DataFrame, options: Options, labelCol: str, classes: int) -> dict[tuple[str, bool], int]:
+    """The number of rows by split and whether the label is true.
+
+    Raises:
+        InputError: see `hardened`.
+    """
+    c = F.col(CHANCES)
+    total = F.aggregate(c, F.lit(0.0), lambda x, y: x + y)
+    problem = (
+        F.when(F.lit(not _is_vector(df, labelCol)), None)
+        .when(c.isNull(), "null")
+        .when(F.size(c) != classes, "length")
+        .when(F.exists(c, lambda x: F.isnan(x) | (x < 0)), "entry")
+        .when(F.abs(total - 1) > FAR, "sum")
+    )
+    try:
+        found = df.groupBy(problem, SPLIT, CERTAIN).agg(F.count(F.lit(1)), F.first(c)).collect()
+    except jvm.SparkError as e:
+        raise InputError(f"Spark failed while reading labelCol={labelCol!r}: {jvm.cause(e)}") from e
+    whole = sum(row[3] for row in found)
+    for kind in ("null", "length", "entry", "sum"):
+        if bad := [row for row in found if row[0] == kind]:
+            raise InputError(_problem(kind, labelCol, sum(row[3] for row in bad), whole, bad[0][4], classes))
+    if nowhere := sum(row[3] for row in found if row[1] is None):
+        side = "timeCol" if options.timeCol else "validationIndicatorCol"
+        raise InputError(
+            f"{side}={getattr(options, side)!r} holds null in {nowhere} rows, which therefore belong to neither side; fill the "
+            "column or drop these rows"
+        )
+    return {(row[1], row[2]): row[3] for row in found}
+
+
+def _problem(kind: str, column: str, rows: int, whole: int, value: list[float] | None, classes: int) -> str:
+    """What is wrong with labels, and what to do."""
+    if kind == "null":
+        which = f"all {rows:,} rows" if rows == whole else f"{rows:,} of {whole:,} rows"
+        return (
+            f"labelCol={column!r} is null in {which}: drop them, or let the predictions of another model be their labels by "
+            "sparkdiff.distill(teacher, df, labelCol=..., outputCol=...)"
+        )
+    holds = f"labelCol={column!r} holds {value} in {rows:,} rows"
+    if kind == "length":
+        assert value is not None
+        return (
+            f"{holds}: {len(value)} probabilities, but the pipeline has {classes} classes; a label needs one for each class, "
+            "in their order"
+        )
+    wrong = "an entry is negative or NaN" if kind == "entry" else f"the sum is {sum(value or ()):.6g}, not 1"
+    return f"{holds}: {wrong}; a label must be the probabilities of the classes, or a 1 for the true class and else 0"
+
+
+def _one_label(df: DataFrame, *, labelCol: str, weightCol: str | None, weight: str) -> DataFrame:
+    """A row per class whose probability is not 0, with that class as label."""
+    label, own = (
+        field(df, labelCol, "labelCol").name,
+        F.lit(1.0) if weightCol is None else named(weightCol).cast("double"),
+    )
+    if not _is_vector(df, labelCol):
+        return df.withColumn(weight, own).drop(SPLIT, BLOCK, TIME, CHANCES, CERTAIN)
+    each = df.select("*", F.posexplode(CHANCES).alias(CLASS, CHANCE)).where(F.col(CHANCE) > 0)
+    made = each.withColumn(label, F.col(CLASS).cast("double")).withColumn(weight, own * F.col(CHANCE))
+    return made.drop(SPLIT, BLOCK, TIME, CHANCES, CERTAIN, CLASS, CHANCE)
+
+
+def check_options(options: Options) -> None:
+    """Raise InputError for options that compare whole rows with each other, or count their labels."""
+    names = [options.loss] if isinstance(options.loss, str) else [] if callable(options.loss) else list(options.loss)
+    for name in ("auc", "mmce"):
+        if name in names:
+            raise InputError(
+                f"loss={name!r} compares rows with each other, and so needs one label per row, but labelCol is a vector of class "
+                "probabilities: leave the loss out, or set it to 'logLoss' or 'focal'"
+            )
+    if options.lossParams.get("classWeights") == "balanced":
+        raise InputError(
+            "classWeights='balanced' counts labels, but labelCol is a vector of class probabilities: set classWeights to a "
+            "number for each class"
+        )
+    if options.numFolds:
+        raise InputError(
+            f"numFolds={options.numFolds} lets all rows decide, but labelCol is a vector of class probabilities, and only true "
+            "labels may decide: leave numFolds out"
+        )

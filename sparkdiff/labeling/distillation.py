@@ -1,0 +1,133 @@
+"""Distillation: the predictions of any Spark model as the labels of rows that have none."""
+
+from typing import Any
+
+from pyspark.ml.functions import array_to_vector, vector_to_array
+from pyspark.ml.linalg import VectorUDT
+from pyspark.sql import Column, DataFrame, functions as F
+from pyspark.sql.types import BooleanType, NumericType
+
+from sparkdiff import jvm
+from sparkdiff.data.splits import field
+from sparkdiff.errors import InputError, check_dataframe, kind_of
+from sparkdiff.labeling.plain import SURE
+from sparkdiff.pipeline.names import casefolding, named
+from sparkdiff.pipeline.nesting import flatten
+
+
+def distill(
+    teacher: Any, df: DataFrame, *, labelCol: str | None, outputCol: str, probabilityCol: str | None = None,
+    temperature: float = 1.0,
+) -> DataFrame:  # fmt: skip
+    """The rows with a vector of class probabilities, a label that `FineTuner` takes: the true label as a vector of 0 and 1 where
+    there is one, and the teacher's probabilities where it is null (or NaN). Plain Spark: two small jobs
+    look at the classes and the labels. Write the rows before training reads them, or the teacher predicts them several times.
+
+    Args:
+        teacher: a fitted model that adds a column of class probabilities: an MLlib pipeline, a `LabelModelModel`, the result of
+            `FineTuner`, or any other Transformer. Its classes are those of the labels, in the same order.
+        labelCol: column of true labels, 0, 1, 2, ..., null where nobody knows; None if all rows take the teacher's.
+        outputCol: name of the column to add.
+        probabilityCol: the teacher's column; if None, the Param probabilityCol of its last stage that has one.
+        temperature: the teacher's log-probabilities are divided by it: above 1 they are less sure (Hinton et al. 2015).
+
+    A teacher's probability of 1 becomes 1 - 1e-9, because a 1 means a true label.
+
+    Raises:
+        InputError: the teacher adds no such column or cannot predict the rows, a label is none of its classes, or a column or the
+            temperature is wrong.
+    """
+    check_dataframe("the DataFrame of distill()", df)
+    if isinstance(temperature, bool) or not isinstance(temperature, (int, float)) or not 0 < temperature < float("inf"):
+        raise InputError(f"temperature must be a finite number above 0, got {temperature!r}")
+    casefold = casefolding()
+    if casefold(outputCol) in map(casefold, df.columns):
+        raise InputError(f"outputCol={outputCol!r} is a column of the data already: choose another name")
+    column = _probability_column(teacher, probabilityCol)
+    if casefold(column) in map(casefold, df.columns):
+        raise InputError(f"the data have a column {column!r} already, which the teacher would add: drop or rename it")
+    if labelCol is not None:
+        _label(df, labelCol)
+    try:
+        made = teacher.transform(df)
+    except jvm.SparkError as e:
+        raise InputError(f"the teacher cannot predict these rows: {jvm.cause(e)}") from e
+    found = [f for f in made.schema.fields if casefold(f.name) == casefold(column)]
+    if not found or not isinstance(found[0].dataType, VectorUDT):
+        what = f"is {found[0].dataType.simpleString()}" if found else "is not there"
+        raise InputError(
+            f"the teacher adds no vector of probabilities: column {column!r} {what} in its output. Name the column by "
+            "probabilityCol, or take a model that predicts probabilities"
+        )
+    guess = made.select(*map(named, df.columns), vector_to_array(named(found[0].name)).alias(outputCol))
+    guess = _softened(guess, outputCol, temperature)
+    if labelCol is None:
+        return guess.withColumn(outputCol, array_to_vector(named(outputCol)))
+    label = _label(df, labelCol)
+    true = _one_hot(label, _classes(guess, outputCol, label, labelCol))
+    return guess.withColumn(outputCol, array_to_vector(F.when(label.isNull(), named(outputCol)).otherwise(true)))
+
+
+def _probability_column(teacher: Any, given: str | None) -> str:
+    """The name of the teacher's column."""
+    if given is not None:
+        return given
+    for stage in [teacher, *(s for _, s in reversed(flatten(teacher)))]:
+        if stage.hasParam("probabilityCol") and stage.isDefined("probabilityCol"):
+            return str(stage.getOrDefault("probabilityCol"))
+    raise InputError(
+        f"{kind_of(teacher)} has no probabilityCol, so there are no probabilities to learn from: take a teacher that "
+        "predicts them (LinearSVC and regressions do not), or name the column of class probabilities by probabilityCol"
+    )
+
+
+def _label(df: DataFrame, labelCol: str) -> Column:
+    """The label as a double; null where it is NaN, too."""
+    kind, c = field(df, labelCol, "labelCol").dataType, named(labelCol).cast("double")
+    if not isinstance(kind, (NumericType, BooleanType)):
+        raise InputError(
+            f"labelCol={labelCol!r} is {kind.simpleString()}, but must be a class 0, 1, 2, ...: cast or index it"
+        )
+    return F.when(~F.isnan(c), c)
+
+
+def _softened(df: DataFrame, column: str, temperature: float) -> DataFrame:
+    """The rows with their probabilities at a temperature, none of them 1."""
+    if temperature != 1.0:
+        df = df.withColumn(column, F.transform(named(column), lambda x: F.pow(x, F.lit(1 / temperature))))
+        total = F.aggregate(named(column), F.lit(0.0), lambda s, x: s + x)
+        df = df.withColumn(column, F.transform(named(column), lambda x: x / total))
+    return df.withColumn(
+        column, F.transform(named(column), lambda x: F.when((x > SURE) & ~F.isnan(x), SURE).otherwise(x))
+    )
+
+
+def _classes(df: DataFrame, column: str, label: Column, labelCol: str) -> int:
+    """The number of the teacher's classes.
+
+    Raises:
+        InputError: a label is none of them; or Spark failed on the rows.
+    """
+    try:
+        row = df.select(F.size(named(column))).first()
+        classes = int(row[0]) if row is not None else 0
+        wrong = (
+            df.where((label < 0) | (label >= classes) | (label != F.floor(label)))
+            .groupBy(label)
+            .count()
+            .limit(1)
+            .collect()
+        )
+    except jvm.SparkError as e:
+        raise InputError(f"the teacher cannot predict these rows: {jvm.cause(e)}") from e
+    if wrong:
+        raise InputError(
+            f"labelCol={labelCol!r} holds {wrong[0][0]:g} in {wrong[0][1]:,} rows, but the teacher has the classes 0 to "
+            f"{classes - 1}: take a teacher of the same classes, or drop these rows"
+        )
+    return classes
+
+
+def _one_hot(label: Column, classes: int) -> Column:
+    """1 for the class and 0 for the others."""
+    return F.array(*(F.when(label == k, 1.0).otherwise(0.0) for k in range(classes)))
