@@ -48,7 +48,7 @@ class Options:
     """Options of one fine-tuning run. `Options.of` creates them: it checks all values and raises one error for all problems."""
 
     # fmt: off
-    labelCol: str | None = option(None, "label column; if unset, that of the predictor", kind=str)
+    labelCol: str | None = option(None, "label column, of numbers or of vectors of class probabilities; if unset, that of the predictor", kind=str)
     weightCol: str | None = option(None, "column of row weights; if unset, that of the predictor; rows with weight 0 are ignored", kind=str)
     predictionCol: str | None = option(None, "prediction column of the predictor to train; needed if there are several predictors", kind=str)
     validationIndicatorCol: str | None = option(None, "boolean column that is true for validation rows", kind=str)
