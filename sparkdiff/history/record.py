@@ -63,17 +63,7 @@ def _without_secrets(value: Any) -> Any:
         inner = json.loads(value)
     except ValueError:
         return secrets.redacted(value)
-    return json.dumps(_hidden(inner), sort_keys=True) if isinstance(inner, (dict, list)) else value
-
-
-def _hidden(value: Any, name: str = "") -> Any:
-    if isinstance(value, Mapping):
-        return {key: _hidden(inner, key) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_hidden(inner, name) for inner in value]
-    if not isinstance(value, str):
-        return value
-    return secrets.HIDDEN if secrets.NAME.fullmatch(name) else secrets.redacted(value)
+    return json.dumps(secrets.hidden(inner), sort_keys=True) if isinstance(inner, (dict, list)) else value
 
 
 def _of_training(found: Mapping[str, Any], records: Sequence[Mapping[str, Any]], *, redact: bool) -> dict[str, Any]:

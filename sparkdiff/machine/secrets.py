@@ -1,11 +1,16 @@
 """Secrets in texts that are shown or kept: left out wherever a URL, a setting or a query string holds one."""
 
+import math
 import re
+from collections.abc import Mapping
+from typing import Any
 
 HIDDEN = "..."
 _NAME = r"[\w.-]*(?:secret|passw(?:or)?d|pwd|token|access[._-]?key|account[._-]?key|api[._-]?key|credential|signature)[\w.-]*|sig"
 NAME = re.compile(_NAME, re.IGNORECASE)
 """Names of settings whose values are not told: those of Spark's `spark.redaction.regex`, of JDBC URLs, and of signed URLs."""
+_TOKENIZER = re.compile(r"tokenizer|(?<=min)TokenLength", re.IGNORECASE)
+"""Words that read like the name of a secret, and are of Spark's stages."""
 _VALUE = r'"(?:[^"\\]|\\.)*"|\'[^\']*\'|\{[^}]*\}|[^\s&;,"\'{}]+'
 _SETTING = re.compile(rf"(?<![\w.-])((?:{_NAME})[\"']?\s*[=:]\s*)(?:{_VALUE})", re.IGNORECASE)
 # user:secret@host. A secret may itself hold a slash or an @, so what has a colon ends at the last @. Where URLs have ports,
@@ -24,3 +29,16 @@ def redacted(text: str) -> str:
     for login in (_LOGIN, _USER, _ORACLE):
         text = login.sub(rf"\g<1>{HIDDEN}@", text)
     return _SETTING.sub(rf"\g<1>{HIDDEN}", text)
+
+
+def hidden(value: Any, name: str = "") -> Any:
+    """A copy of plain values as JSON has them, in which secrets are left out, by their names and by their form in text."""
+    if isinstance(value, Mapping):
+        return {str(key): hidden(inner, str(key)) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [hidden(inner, name) for inner in value]
+    if value is None or isinstance(value, (bool, float)):
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+    if NAME.fullmatch(_TOKENIZER.sub("", name)):
+        return HIDDEN
+    return redacted(value) if isinstance(value, str) else value

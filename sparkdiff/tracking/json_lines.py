@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from sparkdiff.machine import secrets
+from sparkdiff.machine.secrets import hidden
 from sparkdiff.report import Events
-from sparkdiff.tracking.values import hidden, plain
+from sparkdiff.tracking.values import plain
 
 
 class JSONLines(Events):

@@ -20,6 +20,7 @@ from pyspark.sql import DataFrame
 
 from sparkdiff import jvm
 from sparkdiff.errors import InputError, check_dataframe, kind_of
+from sparkdiff.machine.secrets import hidden
 from sparkdiff.pipeline.names import named
 from sparkdiff.pipeline.nesting import flatten
 from sparkdiff.pipeline.plan import plan as plan_of
@@ -28,7 +29,7 @@ from sparkdiff.report import Events
 from sparkdiff.report.observing import Observer, observe
 from sparkdiff.report.page import page
 from sparkdiff.store.digests import hash_of
-from sparkdiff.tracking.values import Point, hidden, metrics, params, plain, points, text
+from sparkdiff.tracking.values import Point, metrics, params, plain, points, text
 
 ARTIFACT = "model"
 """The folder of the model among the artifacts of a run."""

@@ -14,8 +14,6 @@ from sparkdiff.options import Options
 
 WHOSE = ("epoch", "candidate", "fold", "arm", "round", "trial", "learningRate", "regAnchor")
 """Of a row of a history: what it is of, and what is the same in all rows of a curve."""
-TOKENIZER = re.compile(r"tokenizer|(?<=min)TokenLength", re.IGNORECASE)
-"""Words that read like the name of a secret, and are of Spark's stages."""
 UNNAMED = re.compile(r"[^\w./: -]", re.ASCII)
 """Characters that the name of a parameter or a metric cannot have in MLflow."""
 LONGEST = 500
@@ -30,22 +28,9 @@ class Point(NamedTuple):
     step: int
 
 
-def hidden(value: Any, name: str = "") -> Any:
-    """A copy of plain values as JSON has them, in which secrets are left out, by their names and by their form in text."""
-    if isinstance(value, Mapping):
-        return {str(key): hidden(inner, str(key)) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [hidden(inner, name) for inner in value]
-    if value is None or isinstance(value, (bool, float)):
-        return None if isinstance(value, float) and not math.isfinite(value) else value
-    if secrets.NAME.fullmatch(TOKENIZER.sub("", name)):
-        return secrets.HIDDEN
-    return secrets.redacted(value) if isinstance(value, str) else value
-
-
 def plain(summary: Any) -> dict[str, Any]:
     """A summary in values that JSON can hold, without secrets."""
-    found: dict[str, Any] = hidden(summary.asdict() if hasattr(summary, "asdict") else summary.toDict())
+    found: dict[str, Any] = secrets.hidden(summary.asdict() if hasattr(summary, "asdict") else summary.toDict())
     return found
 
 
@@ -57,7 +42,7 @@ def params(summary: Any) -> dict[str, str]:
     else:
         own = {name: getattr(summary, name) for name in ("sampler", "pruner", "folds", "trials")}
         asked = own | {f"winner.{name}": value for name, value in summary.settings.items()}
-    return {named(name): text(value) for name, value in hidden(asked).items() if value is not None}
+    return {named(name): text(value) for name, value in secrets.hidden(asked).items() if value is not None}
 
 
 def named(name: str) -> str:

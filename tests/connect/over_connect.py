@@ -7,6 +7,7 @@ leaves FOLDER/rows (Parquet), FOLDER/model, FOLDER/job and, in FOLDER/facts.json
 
 import json
 import os
+import socket
 import sys
 from pathlib import Path
 from typing import Any, NoReturn
@@ -31,6 +32,7 @@ from pyspark.ml.feature import (
 from pyspark.ml.linalg import Vectors
 from pyspark.ml.regression import GBTRegressor, GeneralizedLinearRegression, LinearRegression
 from pyspark.sql import DataFrame, SparkSession, functions as F
+from pyspark.sql.connect.client.core import DefaultChannelBuilder
 from sklearn.ensemble import HistGradientBoostingRegressor
 
 import sparkdiff
@@ -63,8 +65,18 @@ def predictions(model: Any, df: DataFrame) -> list[float]:
     return [row.prediction for row in model.transform(df).orderBy("id").select("prediction").collect()]
 
 
+def connected() -> SparkSession:
+    """A session of a local Connect server at a free port, so that several of these processes can run on a machine."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    DefaultChannelBuilder.default_port = staticmethod(lambda: port)  # where the session then looks for the server
+    builder = SparkSession.builder.remote("local[2]").config("spark.connect.grpc.binding.port", str(port))
+    return builder.config("spark.sql.shuffle.partitions", "2").getOrCreate()
+
+
 def main(folder: Path) -> None:
-    spark = SparkSession.builder.remote("local[2]").config("spark.sql.shuffle.partitions", "2").getOrCreate()
+    spark = connected()
     without_jvm()
     facts: dict[str, Any] = {"version": spark.version, "session": type(spark).__module__}
     assert not jvm.has_constructors()

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from over_connect import ROOT, predictions, without_jvm
+from over_connect import ROOT, connected, predictions, without_jvm
 from pyspark.ml import Pipeline
 from pyspark.ml.classification import LogisticRegression
 from pyspark.ml.feature import HashingTF, Tokenizer, VectorAssembler
@@ -39,7 +39,7 @@ def rows_of(spark: SparkSession, folder: Path) -> DataFrame:
 
 
 def main(folder: Path) -> None:
-    spark = SparkSession.builder.remote("local[2]").config("spark.sql.shuffle.partitions", "2").getOrCreate()
+    spark = connected()
     without_jvm()
     facts: dict[str, Any] = {"session": type(spark).__module__}
     df, options = rows_of(spark, folder), {**QUICK, "cacheDir": f"{folder}/cache"}

@@ -13,6 +13,7 @@ import pytest
 
 import sparkdiff
 from sparkdiff import JSONLines, TensorBoard
+from sparkdiff.machine import secrets
 from sparkdiff.options import Options
 from sparkdiff.report import Events, Phases, RunRecord
 from sparkdiff.report.observing import observe, observed
@@ -53,7 +54,7 @@ def test_what_is_told_of_a_record_is_what_differs_and_has_no_secrets() -> None:
         "x": float("inf"),
     }
     held |= {"RegexTokenizer.pattern": "a", "minTokenLength": 3, "accessToken": SECRET}
-    assert values.hidden(held) == {
+    assert secrets.hidden(held) == {
         "password": "...", "list": [{"sig": "...", "sigmas": "kept"}], "apiKey": ["..."], "tokens": 0.5, "x": None,
         "RegexTokenizer.pattern": "a", "minTokenLength": 3, "accessToken": "...",
     }  # fmt: skip
