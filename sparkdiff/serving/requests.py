@@ -103,12 +103,19 @@ def _typed_number(v: Any, kind: str) -> Any:
     return None if kind in ("string", "boolean") else v
 
 
+DECIMAL = "decimal(38,18)"
+"""The type that Spark takes a Decimal of Python for, where nothing else tells one."""
+
+
 def objects(column: "Column", source: Source) -> list[Any]:
     """The values of a column as Python's, null as None."""
     values = column.values if isinstance(column, Listed) else column.listed()
     kind = source.kind
     if not kind or kind.startswith("vector"):
-        return [v if type(v) is str else plain(v) for v in values]
+        found = [v if type(v) is str else plain(v) for v in values]
+        if isinstance(column, Listed):
+            return [typed(v, source, DECIMAL) if isinstance(v, Decimal) else v for v in found]
+        return found
     if kind == "string":
         return [v if type(v) is str else typed(plain(v), source, kind) for v in values]
     return [typed(plain(v), source, kind) for v in values]

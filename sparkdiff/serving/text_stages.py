@@ -145,7 +145,7 @@ class StringIndexer(TextStage):
         return (torch.tensor(found, dtype=torch.float64),)
 
     def _other(self, value: Any) -> float:
-        if isinstance(value, (bool, Decimal, list)):
+        if isinstance(value, (bool, list)):
             raise BadValueError(value, "which is neither text nor a plain number")
         place = None if value is None else self._place(value)
         if place is not None:
@@ -161,6 +161,8 @@ class StringIndexer(TextStage):
             return self.floats.get(float(value).hex())
         if isinstance(value, float):
             return self.doubles.get(float(value).hex())
+        if isinstance(value, Decimal):  # Spark's text has an exponent only where spark.sql.ansi.enabled is false
+            return self.places.get(f"{value:f}", self.places.get(str(value)))
         return self.places.get(str(value))
 
 

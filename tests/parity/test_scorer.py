@@ -11,6 +11,7 @@ import struct
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ from pyspark.ml.feature import (
 from pyspark.ml.linalg import Vectors, VectorUDT
 from pyspark.ml.regression import GeneralizedLinearRegression, LinearRegression
 from pyspark.sql import DataFrame, SparkSession
-from scoring import differences, fails, refuses
+from scoring import differences, fails, in_spark, refuses
 
 from sparkdiff import InputError, Scorer
 from sparkdiff.serving.compiling import NOT_SERVED
@@ -205,6 +206,21 @@ def test_an_index_of_numbers(spark: SparkSession, kind: str) -> None:
     plain = df.toPandas()
     ours = Scorer(model).predict(plain)["o"].tolist()  # its columns know their type
     assert ours == [row["o"] for row in Scorer(model, schema=df.schema).predict([r.asDict() for r in df.collect()])]
+
+
+@pytest.mark.parametrize(("precision", "scale"), [(12, 4), (38, 18)])
+def test_an_index_of_decimals(spark: SparkSession, precision: int, scale: int) -> None:
+    """A decimal has the digits of its column's type; a Decimal of Python alone those that Spark gives it, 18."""
+    values = list(map(Decimal, ["1.5", "0", "-0.0001", "1E+3", "12345678.25", "0.0001", "-7", "2.5"]))
+    values += [Decimal(1).scaleb(-scale)]
+    df = spark.createDataFrame([(v,) for v in [*values, None]], f"x decimal({precision}, {scale})").coalesce(1)
+    model = StringIndexer(inputCol="x", outputCol="o", handleInvalid="keep").fit(df.where("x <> 2.5"))
+    assert not differences(Scorer(model, schema=df.schema), model, df)
+    theirs = [row["o"] for row in in_spark(model, df.where("x IS NOT NULL"), ["o"])]
+    table = pa.table({"x": pa.array(values, pa.decimal128(precision, scale))})
+    assert Scorer(model).predict(table)["o"].to_pylist() == theirs
+    alone = [row["o"] for row in Scorer(model).predict([{"x": v} for v in values])]
+    assert alone == (theirs if scale == 18 else [float(len(model.labels))] * len(values))
 
 
 def test_a_hash_of_numbers(spark: SparkSession) -> None:
