@@ -32,7 +32,6 @@ from sparkdiff.stages.clustering import Clusters
 from sparkdiff.stages.embedding import Word2Vec
 from sparkdiff.stages.forest import Trees
 from sparkdiff.stages.imputing import Imputer
-from sparkdiff.stages.linear import GeneralizedLinearRegression
 from sparkdiff.stages.prepared import Prepared
 from sparkdiff.stages.recommendation import ALS
 
@@ -232,9 +231,8 @@ class _Compiler:
         reads = tuple(self._numbers(v, vertex) for v in unit.reads)
         nulls = tuple(map(self._null, unit.reads)) if module.takes_nulls else None
         writes = tuple(self._place(v, "numbers") for v in unit.writes)
-        # An offset that is null makes the prediction of a generalized linear model null.
-        has_offset = isinstance(module, GeneralizedLinearRegression) and len(unit.reads) > 1
-        passed = self._null(unit.reads[1]) if has_offset else NOWHERE
+        source = self.graph.null_from(unit.writes[0])
+        passed = NOWHERE if source is None else self._null(source)
         writes_null = module.writes_null or passed != NOWHERE
         flags = tuple(self._place(v, "null") for v in unit.writes) if writes_null else ()
         self.kinds.update(zip(unit.writes, self._kinds(vertex), strict=False))

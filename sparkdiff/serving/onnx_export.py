@@ -27,7 +27,6 @@ from sparkdiff.serving.onnx_stages import WRITERS
 from sparkdiff.stages.base import NULL, StageModule
 from sparkdiff.stages.embedding import Word2Vec
 from sparkdiff.stages.indexing import VectorIndexer
-from sparkdiff.stages.linear import GeneralizedLinearRegression
 from sparkdiff.store import files
 
 RUNTIME = "onnxruntime>=1.20"
@@ -253,9 +252,8 @@ class Written:
         """Which rows of an input are null; None where none is."""
         if version[1] in self.network.positions:
             module, value = self.network.module(version[1]), self.values[version]
-            reads = self.network.graph.vertices[version[1]].reads
-            if isinstance(module, GeneralizedLinearRegression) and len(reads) > 1:  # null where the offset is
-                return self.values[reads[1]].isnan()
+            if (source := self.network.graph.null_from(version)) is not None:
+                return self._null(source)
             return value.isnan() if module.writes_null and value.scalar else None
         flag = null_of(version)
         if flag not in self.values:
