@@ -1,7 +1,6 @@
 """The notebooks run from end to end by night, one of them over Spark Connect. They are stored with outputs.
 
-On each commit all that they import from sparkdiff is there, and takes the arguments that they give; README's blocks and the demo
-run the same steps.
+On each commit all that they import from sparkdiff is there, and takes the arguments that they give; the demo runs the same steps.
 """
 
 import ast

@@ -169,6 +169,12 @@ def test_processes_that_see_no_folder(rows: DataFrame, fit: Fit, store: str) -> 
     assert outcome(fitted) == outcome(fit(**options))
     pd.testing.assert_frame_equal(pd.DataFrame(told), fitted.summary.history)
     assert stores.names(jvm.folder("cacheDir", store)) == [fitted.summary.cache["fingerprint"][:16]]
+
+
+@pytest.mark.once
+@pytest.mark.nightly  # as tracebacks of processes that see the folder: test_an_exception_in_a_process_comes_with_its_traceback
+def test_an_exception_in_a_process_that_sees_no_folder(fit: Fit, store: str) -> None:
+    options: dict[str, Any] = {"maxEpochs": 2, "batchSize": 64, "numProcesses": 2, "localMode": "false"}
     bad = {**options, "cacheDir": store, "loss": broken_loss, "metric": "poisson"}
     with pytest.raises(TrainingError, match=r"(?s)process \d of 2 .*KeyError: 'predictions'"):
         fit(**bad)
@@ -218,6 +224,7 @@ def recording(outputs: dict[str, torch.Tensor], label: torch.Tensor, weight: tor
 
 
 @pytest.mark.once
+@pytest.mark.nightly  # by the stream: test_stream; and weights that a row twice would change: the number of processes, above
 def test_every_row_trains_once_in_an_epoch_and_in_one_process_only(
     fit: Fit, spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -260,6 +267,7 @@ def test_processes_that_see_one_class_only(rows: DataFrame, spark: SparkSession,
     np.testing.assert_allclose(found[1], found[0], rtol=1e-12)
 
 
+@pytest.mark.nightly  # the other tests start each process by the same start.py, and read the same files back
 def test_torchrun_starts_a_prepared_attempt(fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without TorchDistributor: what an attempt's folder holds is all that torchrun needs."""
     kept: dict[str, Any] = {}
@@ -318,6 +326,7 @@ def mean_absolute(outputs: dict[str, torch.Tensor], label: torch.Tensor, weight:
 
 
 @pytest.mark.once
+@pytest.mark.nightly  # without Spark, by an AUC and a gap between groups: test_ranks, "ranks and a slice"
 def test_a_loss_of_the_batch_and_a_metric_that_is_no_mean_in_any_number_of_processes(fit: Fit) -> None:
     options = {"loss": mean_absolute, "metric": "rmse", "maxEpochs": 3, "batchSize": 64, "guard": 1.0}
     one, two = (outcome(fit(numProcesses=n, **options)) for n in (1, 2))

@@ -123,7 +123,8 @@ def not_adaptive(spark: SparkSession) -> Iterator[None]:
 @pytest.mark.parametrize(
     "kind",
     [
-        "RandomForestClassifier",
+        # as LinearSVC in test_a_prefix_is_fitted_once_per_fold_whatever_follows: one stage of Spark's, the same evaluator
+        pytest.param("RandomForestClassifier", marks=pytest.mark.nightly),
         pytest.param("KMeans", marks=pytest.mark.nightly),  # as ALS: no label, an evaluator of its own
         "OneVsRest",
         pytest.param("FMRegressor", marks=pytest.mark.nightly),  # as RandomForestClassifier: one stage of Spark's
