@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-pytestmark = [pytest.mark.slow, pytest.mark.once]
+# On each commit test_cache looks at the size of the tensors: test_text_trains_through_arrow.
+pytestmark = [pytest.mark.slow, pytest.mark.once, pytest.mark.nightly]
 
 RUN = """
 import json, resource, sys
@@ -47,7 +48,7 @@ print("FOUND " + json.dumps(found))
 """
 
 
-@pytest.mark.parametrize("processes", ["one", pytest.param("two", marks=pytest.mark.nightly)])
+@pytest.mark.parametrize("processes", ["one", "two"])
 def test_no_batch_is_ever_dense(tmp_path: Path, processes: str) -> None:
     script = tmp_path / "run.py"
     script.write_text(RUN)

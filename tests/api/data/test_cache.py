@@ -26,6 +26,8 @@ from pyspark.ml.regression import LinearRegression
 from pyspark.ml.util import DefaultParamsReadable, DefaultParamsWritable
 from pyspark.sql import DataFrame, SparkSession, functions as F
 from small_data import HAS_PETASTORM, NUMBERS, cached, fingerprint_of, tune
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from sparkdiff import InputError
 from sparkdiff.data import cache as caches
@@ -709,8 +711,22 @@ def test_a_sparse_column_is_never_densified(texts: DataFrame, text_model: Pipeli
     assert len(column(cache, "c0")) == 1500
 
 
+class Largest(TorchDispatchMode):
+    """How many entries the largest tensor has that a step of torch has made."""
+
+    entries = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        self.entries = max([self.entries, *(x.numel() for x in tree_leaves(out) if isinstance(x, torch.Tensor))])
+        return out
+
+
 def test_text_trains_through_arrow(texts: DataFrame, text_model: PipelineModel, shared: Path) -> None:
-    tuned = tune(text_model, texts, shared, maxEpochs=6, learningRate=0.05, stream="auto")
+    """No tensor has the entries of a dense batch; test_sparse_text looks at the memory of the whole process by night."""
+    with Largest() as largest:
+        tuned = tune(text_model, texts, shared, maxEpochs=6, learningRate=0.05, stream="auto", batchSize=512)
+    assert (1 << 12) < largest.entries < (512 << 12) / 4
     assert tuned.summary.stream == "arrow"
     assert tuned.summary.decision == "tuned"
     before, after = text_model.stages[-1], tuned.pipelineModel.stages[-1]
