@@ -69,6 +69,7 @@ BENCHMARKS = (
     Benchmark("serving", "serving"),
     Benchmark("run_store", "run_store"),
     Benchmark("edits", "edits", needs=("scipy", "sklearn")),
+    Benchmark("fleet", "fleet", needs=("sklearn", "statsmodels")),
     Benchmark("growth", "growth", needs=("lightgbm", "optuna", "sklearn")),
     Benchmark("growth_null", "growth_null", needs=("sklearn",)),
     Benchmark("improve_null", "improve_null", needs=("sklearn",)),

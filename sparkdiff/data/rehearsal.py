@@ -63,6 +63,47 @@ class Rehearsal:
     columns: Mapping[Version, str]
 
 
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """The first rows as a cache would hold them, in memory.
+
+    Attributes:
+        rows: that were cached, of which `splits` tells those of each split; rows of weight 0 are not.
+        stats: of the labels of each split, as a manifest has them.
+    """
+
+    rows: int
+    splits: Mapping[str, int]
+    stats: dict[str, Any]
+    stream: Stream
+    columns: Mapping[Version, str]
+
+
+def sampled(request: Request) -> Sample:
+    """Cache the first rows in memory, by as few Spark jobs as that takes.
+
+    Raises:
+        InputError: a column is missing, there are no rows, or Spark failed on them.
+    """
+    check_request(request)
+    with blamed("read the first rows"):
+        few = [dataclasses.replace(s, df=s.df.limit(SAMPLE)) for s in request.sources]
+    columns, found = _collected(dataclasses.replace(request, sources=few, boundaries=None), request)
+    return _sample(_table(found, columns), columns, request)
+
+
+def _sample(table: pa.Table, columns: list[dict[str, Any]], request: Request) -> Sample:
+    if not len(table):
+        raise InputError(
+            f"none of the first {SAMPLE:,} rows has a weight other than 0, so nothing can be told of the rest"
+        )
+    return Sample(
+        len(table), {s: table["split"].to_pylist().count(s) for s in SPLITS},
+        {s: stats_of([_of(table, s)], request) for s in SPLITS}, _stream(table, columns, request.options.seed),
+        _names(request, columns),
+    )  # fmt: skip
+
+
 def rehearsed(request: Request) -> Rehearsal:
     """Do for a few rows what a cache of all rows takes, without its files. Counts the rows, and collects some of them.
 
@@ -82,17 +123,13 @@ def rehearsed(request: Request) -> Rehearsal:
         counted = count()
     jobs = None if counted is None else _with_saving(counted, request)
     table = _table(found, columns)
-    size = len(table)
-    if not size:
-        raise InputError(
-            f"none of the first {SAMPLE:,} rows has a weight other than 0, so nothing can be told of the rest"
-        )
+    few_rows = _sample(table, columns, request)
+    size = few_rows.rows
     quick, seconds = _timed(request, columns, rows)
     kept = rows * size // sum(min(SAMPLE, source.df.count()) for source in few)  # rows of weight 0 are not cached
     return Rehearsal(
-        kept, size, jobs, _bytes(table, columns, kept), seconds, quick, {s: table["split"].to_pylist().count(s) for s in SPLITS},
-        {s: stats_of([_of(table, s)], sample) for s in SPLITS}, _stream(table, columns, request.options.seed),
-        _names(request, columns),
+        kept, size, jobs, _bytes(table, columns, kept), seconds, quick, few_rows.splits, few_rows.stats, few_rows.stream,
+        few_rows.columns,
     )  # fmt: skip
 
 
@@ -106,10 +143,15 @@ def _cached(sample: Request, request: Request) -> tuple[list[dict[str, Any]], li
     for few, whole in zip(sample.sources, request.sources, strict=True):
         if plan_facts(whole.df) is None:  # else its plan and files tell it
             content(few.df)
-    boundaries = request.boundaries or find_boundaries(sample.sources, sample.options)
-    sample = dataclasses.replace(sample, boundaries=boundaries)
     if request.cut.stages and not all(is_plain(stage) for stage in _ran(request)):
         content(request.cut.transform(sample.sources[0].df))
+    return _collected(sample, request)
+
+
+def _collected(sample: Request, request: Request) -> tuple[list[dict[str, Any]], list[Any]]:
+    """The columns of the cache of a sample, and its rows."""
+    boundaries = request.boundaries or find_boundaries(sample.sources, sample.options)
+    sample = dataclasses.replace(sample, boundaries=boundaries)
     frames, values = frames_of(sample)
     with blamed(ran_by(request)):
         columns = columns_of(sample, frames[0], values)

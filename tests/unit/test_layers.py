@@ -30,6 +30,7 @@ ROOMS = [
     ["grower", "improver", "tracking"],
     ["mlflow"],
     ["job"],
+    ["fleet"],
     ["cli", "testing"],
     ["__main__"],
 ]

@@ -1,0 +1,1 @@
+"""Many pipelines and one budget: which of them deserve a fine-tuning."""

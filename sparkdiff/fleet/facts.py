@@ -1,0 +1,205 @@
+"""What is cheap to know of a pipeline before it is fine-tuned: its plan, and on up to 2,000 rows its loss, its gradient, the
+curvature along the gradient, and what a step and three epochs of one candidate gain on rows held out.
+
+No cache is written and nothing is compared with Spark: these are facts to forecast by, and decide nothing.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from pyspark.sql import DataFrame
+from torch import Tensor
+
+from sparkdiff.data.fingerprint import Request
+from sparkdiff.data.rehearsal import SAMPLE, Sample, sampled
+from sparkdiff.data.splits import TRAIN, VALIDATION, Source
+from sparkdiff.errors import InputError
+from sparkdiff.evaluation.checks import training_labels
+from sparkdiff.evaluation.data import Data, rows_at_once, scalar
+from sparkdiff.evaluation.scores import Score, score
+from sparkdiff.finetune import Task
+from sparkdiff.objectives.losses import Objective
+from sparkdiff.objectives.metrics import Metric
+from sparkdiff.pipeline.network import Network
+from sparkdiff.training.distributed.worker import objectives
+from sparkdiff.training.loop import Training, one_thread_for_small_steps, train
+from sparkdiff.training.parameters import flattened, load, trained
+from sparkdiff.training.preparation import Start, start_of
+from sparkdiff.training.recipes import Recipe
+
+Facts = dict[str, float]
+"""Facts by name; NaN where one cannot be told."""
+FACTS = "facts"
+"""The tag of a run in the store that holds its facts, as JSON."""
+EPOCHS = 3
+"""Of the training on the sample."""
+RATE = 10
+"""Its learning rate, in multiples of the option's: the fastest of the default candidates."""
+STEP = 1e-3
+"""In natural units, the step over which the gradient's change gives the curvature."""
+HEADS = {
+    "LogisticRegressionModel": "linear", "LinearRegressionModel": "linear", "GeneralizedLinearRegressionModel": "linear",
+    "LinearSVCModel": "linear", "NaiveBayesModel": "bayes", "MultilayerPerceptronClassificationModel": "perceptron",
+}  # fmt: skip
+"""Kinds of the predictor that trains; classes with Tree, Forest or GBT in their name are `trees`, others `other`."""
+
+
+def facts_of(task: Task, df: DataFrame) -> Facts:
+    """The facts of a pipeline and the rows that would tune it, by two or three Spark jobs on the first 2,000 rows.
+
+    Raises:
+        InputError: the rows or the options cannot be used; as `FineTuner.fit` of these rows would.
+    """
+    sample = sampled(Request(task.cut, [Source(df)], task.options, task.labelCol, task.weightCol))
+    rows = df.count() if sample.rows >= SAMPLE else sample.rows
+    network = Network(task.cut.graph, task.cut.live)
+    with sample.stream as stream:
+        data = Data(stream, sample.columns, rows=rows_at_once(network, stream))
+        label = training_labels(sample.stats)
+        objective, metric = objectives(task.options, network, label)
+        original = score(network, data, VALIDATION, metric)
+        held = round(rows * sample.splits[VALIDATION] / sample.rows)
+        start = start_of(network, data, label, task.options, held)
+        probe = _Probe(task, network, data, objective, metric, original, start)
+        with one_thread_for_small_steps(len(start.units.unit) * task.options.batchSize):
+            return (
+                _of_plan(task, rows, held, sample, start)
+                | {"metric": original.value, "metricSign": original.sign}
+                | probe.gradient()
+                | probe.training()
+            )
+
+
+def _of_plan(task: Task, rows: int, held: int, sample: Sample, start: Start) -> Facts:
+    stages = task.plan.stages
+    head = task.roles.graph.head.stage
+    trains = [s for s in stages if s.trainable]
+    parameters = sum(int(s.numParameters or 0) for s in trains)
+    strength = head.getOrDefault("regParam") if head.hasParam("regParam") else 0.0
+    return {
+        "rows": float(rows), "heldOut": float(held), "parameters": float(parameters), "candidates": float(len(start.recipes)),
+        "stages": float(len(stages)), "trainedStages": float(len(trains)), "width": _width(sample),
+        "trainedBeforeHead": float(len(trains) > 1), "regParam": float(strength), **kind_of(type(head).__name__),
+    }  # fmt: skip
+
+
+def _width(sample: Sample) -> float:
+    return float(sum(c.width for c in sample.stream.columns))
+
+
+def kind_of(stageClass: str) -> Facts:
+    """Which kind of predictor a class is: {head: 1 or 0}."""
+    trees = any(word in stageClass for word in ("Tree", "Forest", "GBT"))
+    kind = "trees" if trees else HEADS.get(stageClass, "other")
+    return {f"head:{name}": float(name == kind) for name in (*dict.fromkeys(HEADS.values()), "trees", "other")}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Probe:
+    """The sample in a network, and what a training on it would start from."""
+
+    task: Task
+    network: Network
+    data: Data
+    objective: Objective
+    metric: Metric
+    original: Score
+    start: Start
+
+    def gradient(self) -> Facts:
+        """The gradient at the original in natural units, and the curvature along it.
+
+        `gradientSignal` is its squared norm over what the noise between batches lets one expect: about 1 on new rows at an
+        optimum, near 0 on the rows that fitted the model. `quadraticGain` is the decrease that the two promise for the best
+        step along it, as a share of the loss; `stepGain` and `stepZ` what this step gains on rows held out.
+        """
+        names = ("gradientSignal", "quadraticGain", "stepGain", "stepZ")
+        if self.objective.rows is None or not len(self.start.units.unit):
+            return dict.fromkeys(names, math.nan)
+        loss, parts = self._at(torch.zeros_like(self.start.units.unit))
+        mean = parts.mean(0)
+        noise = float(parts.var(0).sum() / len(parts)) if len(parts) > 1 else math.nan
+        squared = float(mean @ mean)
+        if not squared or not math.isfinite(squared):
+            return dict(zip(names, (0.0, 0.0, 0.0, 0.0) if squared == 0 else [math.nan] * 4, strict=True))
+        direction = mean / math.sqrt(squared)
+        _, moved = self._at(-STEP * direction)
+        curvature = float((mean - moved.mean(0)) @ direction) / STEP
+        if curvature <= 0:
+            return dict(zip(names, (squared / noise, math.nan, math.nan, math.nan), strict=True))
+        length = math.sqrt(squared) / curvature
+        gain, z = self._gained(self._network_at(-length * direction))
+        promised = squared / (2 * curvature) / max(abs(loss), 1e-12)
+        return dict(zip(names, (squared / noise if noise else math.nan, promised, gain, z), strict=True))
+
+    def _network_at(self, u: Tensor) -> Network:  # (p,)
+        network, flat = self.network.clone(), flattened(self.network)
+        out = flat[None].clone()
+        self.start.units.parameters(flat, u[None], out)
+        load(network, out[0])
+        return network
+
+    def _at(self, u: Tensor) -> tuple[float, Tensor]:
+        """At u (p,), the mean loss of the training rows, and the gradient by u of each of their batches (batches, p)."""
+        network = self._network_at(u)
+        parameters, zero = [p for _, p in trained(network)], torch.zeros_like(u)[None]
+        start, here, total, weights, parts = flattened(self.network), flattened(network), 0.0, 0.0, []
+        for batch in self.data.stream.batches(TRAIN, batchSize=self.task.options.batchSize, epoch=1):
+            label, weight = scalar(batch, "label"), scalar(batch, "weight")
+            margin = network.margin(self.data.values(batch))
+            assert self.objective.rows is not None
+            sums = (self.objective.rows(margin, label, weight) * weight).sum()
+            found = torch.autograd.grad(sums, parameters, allow_unused=True)
+            flat = torch.cat([
+                (torch.zeros_like(p) if g is None else g).flatten() for g, p in zip(found, parameters, strict=True)
+            ])  # fmt: skip
+            by_u = zero.clone()
+            self.start.units.by_u(start, u[None], here[None], flat[None], by_u)
+            parts.append(by_u[0] / weight.sum())
+            total, weights = total + float(sums.detach()), weights + float(weight.sum())
+        return total / weights, torch.stack(parts)
+
+    def _gained(self, network: Network) -> tuple[float, float]:
+        """The gain on the rows held out, as a share of the original's metric, and its z."""
+        try:
+            now = score(network, self.data, VALIDATION, self.metric)
+        except InputError:  # the step left where the loss is finite
+            return math.nan, math.nan
+        return gain_and_z(self.original.blocks - now.blocks, self.original)
+
+    def training(self) -> Facts:
+        """Gains on the rows held out after the first epoch and after the last one of a training on the sample; and what the
+        first one's z is, by which a gain that is kept is told best.
+        """
+        o = dataclasses.replace(self.task.options, maxEpochs=EPOCHS, patience=EPOCHS, maxSeconds=None)
+        recipe = Recipe(RATE * o.learningRate, o.regAnchor, o.optimizer)
+        units, stats = self.start.units, self.start.stats
+        training = Training(self.network, [recipe], o, units, self.original, stats)
+        train(training, self.data, self.objective, self.metric)
+        out = dict[str, float]()
+        for name, gains in (("first", training.gains[0]), ("last", training.gains[-1])):
+            gain, z = gain_and_z(gains, self.original)
+            out |= {f"{name}EpochGain": gain, f"{name}EpochZ": z}
+        return out
+
+
+def gain_and_z(gains: Tensor, original: Score) -> tuple[float, float]:
+    """The gain as a share of the original's metric, and the sum of the blocks' gains over its standard error.
+
+    Args:
+        gains: by block, (B,).
+    """
+    held = original.weights > 0
+    own, weights = gains[held], original.weights[held]
+    total = float(own.sum())
+    spread = float((own - weights * total / float(weights.sum())).square().sum())
+    gain = total / max(abs(float(original.blocks.sum())), 1e-12)
+    return gain, total / math.sqrt(spread) if spread > 0 else 0.0
+
+
+def finite(facts: Mapping[str, Any]) -> Facts:
+    """The facts that are finite numbers."""
+    return {k: float(v) for k, v in facts.items() if v is not None and math.isfinite(v)}

@@ -1,0 +1,31 @@
+"""The cheap facts of a pipeline tell slack from an optimum."""
+
+import pytest
+from pyspark.ml import PipelineModel
+from pyspark.ml.regression import GeneralizedLinearRegression
+from pyspark.sql import DataFrame
+from small_data import QUICK, pipeline
+
+from sparkdiff.finetune import prepare
+from sparkdiff.fleet.facts import facts_of
+from sparkdiff.options import Options
+
+FAST = {**QUICK, "verbosity": 0}
+
+
+def test_facts_tell_slack_from_an_optimum(numeric: PipelineModel, df: DataFrame) -> None:
+    best = pipeline(df, GeneralizedLinearRegression(featuresCol="x", labelCol="riders", family="poisson"))
+    slack, none = (facts_of(prepare(m, Options.of(FAST), df), df) for m in (numeric, best))
+    assert slack["rows"] == none["rows"] == df.count() and slack["parameters"] > none["parameters"] == 5
+    assert slack["heldOut"] == pytest.approx(0.2 * df.count(), rel=0.2)
+    assert slack["gradientSignal"] > 5 > 1 > none["gradientSignal"]
+    assert slack["quadraticGain"] > 0.02 > 0.005 > none["quadraticGain"]
+    assert slack["stepGain"] > 0.02 > abs(none["stepGain"])
+    assert slack["lastEpochGain"] > slack["firstEpochGain"] > 0 and slack["lastEpochZ"] > 3 > none["lastEpochZ"]
+    assert slack["head:linear"] == 1.0 and slack["trainedBeforeHead"] == 1.0 and none["trainedBeforeHead"] == 0.0
+
+
+def test_the_step_of_the_facts_is_that_of_the_quadratic(numeric: PipelineModel, df: DataFrame) -> None:
+    """On the training rows themselves, the loss falls about as far as gradient and curvature promise."""
+    found = facts_of(prepare(numeric, Options.of(FAST), df), df)
+    assert found["stepGain"] == pytest.approx(found["quadraticGain"], rel=0.6)
