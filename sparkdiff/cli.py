@@ -499,6 +499,7 @@ def why(
     ],
     as_json: AsJson = False,
     reproduce: Annotated[bool, typer.Option("--reproduce", help="Print the command that made the model.")] = False,
+    draw: Annotated[Text, typer.Option(help="File to which the picture of it is written, as SVG.")] = None,
 ) -> None:
     """Show where a model comes from: the runs that led to it, what they considered, and what decided."""
     from sparkdiff.history.lineage import why as lineage_of
@@ -509,6 +510,8 @@ def why(
     if not all(paths.local(given) for given in where):
         loading.start_session({}, "sparkdiff.history.lineage")
     found = lineage_of(*where)
+    if draw is not None:
+        found.draw().save(draw)
     print(found.command() if reproduce else found.toJSON() if as_json else found)
 
 

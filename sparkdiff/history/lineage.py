@@ -12,7 +12,7 @@ from sparkdiff.history import store
 from sparkdiff.jvm import stores
 from sparkdiff.machine import paths
 from sparkdiff.options import Options
-from sparkdiff.report import Section, Shown, Strong, Table
+from sparkdiff.report import Drawing, Section, Shown, Strong, Table, ancestors_of, drawn_ancestors
 from sparkdiff.report.progress import change, duration
 from sparkdiff.report.table import p_value
 from sparkdiff.store.digests import hash_of
@@ -81,6 +81,16 @@ class Lineage(Shown):
                 f"on the rows with cache {rows}, with {_told_options(run)}"
             )
         return str(run["command"])
+
+    def draw(self) -> Drawing:
+        """The picture of it: a box per run, the first ancestor at the top; dashed lines tell whose cache a run reused.
+
+        Raises:
+            InputError: no run in the store made this model.
+        """
+        if not self.steps:
+            raise InputError(f"no run in this store made {self.name}, so there is nothing to draw")
+        return Drawing(drawn_ancestors(ancestors_of(dataclasses.asdict(self)), self._headline()))
 
     def _headline(self) -> str:
         return f"{self.name}, content {self.model[:SHORT]}: {len(self.steps)} runs led to it"

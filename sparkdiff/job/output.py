@@ -8,9 +8,9 @@ from sparkdiff.errors import InputError
 from sparkdiff.jvm import stores
 
 SUMMARY = "summary.json"
-RUN = ("history.csv", "model", "offers", "plan.json", "report.html", "summary.json", "trials.csv")
+RUN = ("history.csv", "lineage.json", "model", "offers", "plan.json", "report.html", "summary.json", "trials.csv")
 """The entries of a run's folder; `trials.csv` is that of a search, `history.csv` and `plan.json` those of a fine-tuning, `offers`
-that of an improvement."""
+that of an improvement, `lineage.json` that of a job with a store of runs."""
 
 
 UNFINISHED = "_unfinished"

@@ -9,6 +9,7 @@ import re
 import shutil
 import time
 import uuid
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ from sparkdiff.finetune import Outcome, fine_tune, prepare
 from sparkdiff.growth.procedure import grow_pipeline
 from sparkdiff.growth.summary import GrowthSummary
 from sparkdiff.history.keeping import Keep
+from sparkdiff.history.lineage import Lineage, lineage as lineage_of
 from sparkdiff.improvement.procedure import Improved, improve_pipeline
 from sparkdiff.improvement.summary import ImprovementSummary
 from sparkdiff.job.config import Config, command_of, request_of
@@ -52,7 +54,7 @@ from sparkdiff.options import Options
 from sparkdiff.pipeline.nesting import flatten, plain
 from sparkdiff.pipeline.plan import Plan
 from sparkdiff.report import FineTuningSummary, Phases, shown
-from sparkdiff.report.run_report import write_report
+from sparkdiff.report.run_report import LINEAGE, write_report
 from sparkdiff.store import files
 from sparkdiff.store.digests import check_reads_its_input_only, hash_of, hash_of_folder, params_of
 from sparkdiff.store.files import moved
@@ -291,6 +293,22 @@ def _keep_in_store(fitted: Any, folder: Path) -> Path:
     return stores.fetch(where)
 
 
+def _lineage_of(config: Config, parent: Mapping[str, Any]) -> Lineage | None:
+    """The runs in the store that led to the original; None without a store. A store that cannot be read costs no run."""
+    where = config.options.get("storeDir")
+    if where is None or parent["hash"] is None:
+        return None
+    try:
+        return lineage_of(str(parent.get("path") or "the original"), parent["hash"], jvm.folder("storeDir", where))
+    except InputError:  # there is no store before the first run
+        return None
+    except Exception as e:
+        warnings.warn(
+            f"the report has no ancestors of the original, as the store of runs cannot be read: {e!r}", stacklevel=2
+        )
+        return None
+
+
 def write_run(
     outcome: Outcome, config: Config, phases: Phases, parent: Mapping[str, Any], inputs: Mapping[str, str], lease: Lease
 ) -> str:  # fmt: skip
@@ -322,6 +340,8 @@ def write_run(
             "model": {"path": "model", "hash": found[0]}, "command": command_of(config),
         }  # fmt: skip
         (folder / "summary.json").write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n")
+        if (lineage := _lineage_of(config, parent)) is not None:
+            (folder / LINEAGE).write_text(lineage.toJSON() + "\n")
         write_report(folder)
 
     written(config.output, lease, fill, needed)

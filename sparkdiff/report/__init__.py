@@ -1,7 +1,8 @@
 """Reports of a run: its events and its record, a live line per phase, and what people see of results, as text and as HTML."""
 
+from sparkdiff.report.ancestry import ancestors_of, drawn_ancestors
 from sparkdiff.report.difference_table import difference_headline, difference_sections
-from sparkdiff.report.drawing import Drawing, drawn
+from sparkdiff.report.drawing import drawn
 from sparkdiff.report.progress import (
     Events,
     Pace,
@@ -16,10 +17,11 @@ from sparkdiff.report.progress import (
 )
 from sparkdiff.report.record import FineTuningSummary, RunRecord
 from sparkdiff.report.sections import Section, Shown, Strong, Table, aligned, as_html
+from sparkdiff.report.svg import Drawing
 from sparkdiff.report.table import before_after, p_value
 
 __all__ = [
-    "Drawing", "Events", "FineTuningSummary", "Pace", "Phases", "Progress", "RunRecord", "Section", "Shown", "Strong", "Table",
-    "advance", "aligned", "as_html", "before_after", "change", "check_callbacks", "difference_headline", "difference_sections",
-    "drawn", "duration", "p_value", "shown", "tell",
+    "Drawing", "Events", "FineTuningSummary", "Pace", "Phases", "Progress", "RunRecord", "Section", "Shown", "Strong",
+    "Table", "advance", "aligned", "ancestors_of", "as_html", "before_after", "change", "check_callbacks",
+    "difference_headline", "difference_sections", "drawn", "drawn_ancestors", "duration", "p_value", "shown", "tell",
 ]  # fmt: skip

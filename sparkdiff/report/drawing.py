@@ -1,85 +1,24 @@
 """A plan as a picture: a row per stage in the order of the pipeline, its box, what happens to it, and its columns as lines.
 
 Columns run beside the boxes, each from the stage that writes it down to those that read it, so that text never meets a line
-and a pipeline of any length or width stays legible. Colours are translucent over the page's own, light or dark.
+and a pipeline of any length or width stays legible.
 """
 
 import itertools
-import textwrap
-import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
-from sparkdiff.errors import InputError
+from sparkdiff.report.svg import add, canvas, cropped, label, length, wrapped
 
 BOX, TEXT, HEIGHT, GAP, LINE, LANE, MARGIN, FRAME = 365, 450, 44, 24, 16, 9, 12, 7
 """Pixels: width of a box and of the text beside it, height of a box, between rows, of a line, of a lane, around, of a frame."""
-WIDTH_OF = {"title": 8.2, "columns": 6.7, "strong": 7.1, "note": 6.4}
-"""Pixels that a character takes on average, at most, in the widest of the fonts."""
 LOSS = 42
 """Pixels of the mark of the stage whose outputs enter the loss."""
 BESIDE = 10
 """Pixels between a box and the text beside it."""
 NOTES = 3
 """Lines of a reason; the rest of it is in the tooltip."""
-
-STYLE = """
-.sparkdiff-plan {color: inherit; font: 12px system-ui, -apple-system, 'Segoe UI', 'DejaVu Sans', sans-serif;
-  max-width: 100%; height: auto}
-.sparkdiff-plan text {fill: currentColor; stroke: none}
-.sparkdiff-plan .title {font-size: 13px; font-weight: 600}
-.sparkdiff-plan .columns {font: 11px ui-monospace, 'DejaVu Sans Mono', Menlo, Consolas, monospace; opacity: .75}
-.sparkdiff-plan .strong {font-weight: 600}
-.sparkdiff-plan .note {opacity: .85}
-.sparkdiff-plan .spark {fill: #848d97; fill-opacity: .18; stroke: #848d97; stroke-dasharray: 4 3}
-.sparkdiff-plan .torch {fill: #2f81f7; fill-opacity: .04; stroke: #2f81f7; stroke-opacity: .6}
-.sparkdiff-plan .trains {fill: #2f81f7; fill-opacity: .22; stroke: #2f81f7; stroke-width: 2}
-.sparkdiff-plan .line {fill: none; stroke: #848d97; stroke-width: 1.3}
-.sparkdiff-plan .gradient {fill: none; stroke: #2f81f7; stroke-width: 2.6}
-.sparkdiff-plan .head {fill: #848d97; stroke: none}
-.sparkdiff-plan .head.flows {fill: #2f81f7}
-.sparkdiff-plan .data {fill: none; stroke: #848d97; stroke-width: 1.3}
-.sparkdiff-plan .cut {stroke: #d4600a; stroke-width: 2.4; fill: none}
-.sparkdiff-plan .loss {fill: #2f81f7; fill-opacity: .35; stroke: #2f81f7}
-.sparkdiff-plan .frame {fill: none; stroke: #848d97; stroke-opacity: .6}
-"""
-ON_WHITE = ".sparkdiff-plan {color: #1f2328; background: #ffffff}"
-"""A file of its own, and a notebook that shows pictures apart from its page, know no colours of a page."""
-
-
-class Drawing:
-    """A picture that a notebook shows, and that `save` writes as a file."""
-
-    def __init__(self, root: ElementTree.Element):
-        self._root = root
-
-    def __repr__(self) -> str:
-        return f"<Drawing of a plan, {self._root.get('width')} x {self._root.get('height')} pixels; save(path) writes it as SVG>"
-
-    def _repr_svg_(self) -> str:
-        return self._text(STYLE + ON_WHITE)
-
-    def _repr_html_(self) -> str:
-        return self._text(STYLE)
-
-    def save(self, path: str | Path) -> None:
-        """Write it as SVG, in dark on white.
-
-        Raises:
-            InputError: the folder does not exist, or cannot be written.
-        """
-        try:
-            Path(path).write_text(self._repr_svg_(), encoding="utf-8")
-        except OSError as e:
-            raise InputError(f"the picture cannot be written to {str(path)!r}: {e.strerror}") from e
-
-    def _text(self, style: str) -> str:
-        whole = ElementTree.Element("svg", self._root.attrib)
-        ElementTree.SubElement(whole, "style").text = style
-        whole.extend(self._root)
-        return ElementTree.tostring(whole, encoding="unicode")
 
 
 class Row(NamedTuple):
@@ -105,11 +44,11 @@ def drawn(plan: Mapping[str, Any], total: str) -> ElementTree.Element:
     rows = _rows(plan, left, cuts)
     bottom = (rows[-1].bottom if rows else MARGIN + 2 * GAP) + GAP
     width = left + BOX + FRAME * depth + BESIDE + TEXT + MARGIN
-    told = _wrapped(total, "strong", width - 2 * MARGIN)
-    root = _root(width, bottom + LINE * (len(told) + 1), f"plan: {total}")
+    told = wrapped(total, "strong", width - 2 * MARGIN)
+    root = canvas(width, bottom + LINE * (len(told) + 1), f"plan: {total}")
     _legend(root)
     for frame in _frames(rows, depth):
-        _add(root, "rect", "frame", rx=10, **frame)
+        add(root, "rect", "frame", rx=10, **frame)
     for flows in (False, True):  # gradients above the other lines
         for bus, lane in zip(buses, lanes, strict=True):
             if bus.gradients == flows:
@@ -122,7 +61,7 @@ def drawn(plan: Mapping[str, Any], total: str) -> ElementTree.Element:
     if plan["head"] is not None:
         _loss(root, rows[plan["head"]])
     for k, line in enumerate(told):
-        _write(root, line, MARGIN, bottom + LINE * (k + 1), "strong")
+        label(root, line, MARGIN, bottom + LINE * (k + 1), "strong")
     return root
 
 
@@ -188,18 +127,18 @@ def _bus(root: ElementTree.Element, bus: Bus, rows: Sequence[Row], lane: float) 
     if bus.straight:
         above, below = rows[bus.sources[0]], rows[bus.targets[0]]
         x = max(above.left, below.left) + 24
-        _add(group, "path", style, d=f"M{x} {above.top + HEIGHT}V{below.top - 6}")
-        _add(group, "path", _head(bus), d=f"M{x - 4} {below.top - 7}h8l-4 7z")
+        add(group, "path", style, d=f"M{x} {above.top + HEIGHT}V{below.top - 6}")
+        add(group, "path", _head(bus), d=f"M{x - 4} {below.top - 7}h8l-4 7z")
         return
     for source in bus.sources:
         row = rows[source]
-        _add(group, "path", style, d=f"M{row.left} {row.top + HEIGHT - 10}H{lane + 5}q-5 0 -5 5")
+        add(group, "path", style, d=f"M{row.left} {row.top + HEIGHT - 10}H{lane + 5}q-5 0 -5 5")
     first, last = min(bus.sources), max(bus.targets)
-    _add(group, "path", style, d=f"M{lane} {rows[first].top + HEIGHT - 5}V{rows[last].top + 7}")
+    add(group, "path", style, d=f"M{lane} {rows[first].top + HEIGHT - 5}V{rows[last].top + 7}")
     for target in bus.targets:
         row = rows[target]
-        _add(group, "path", style, d=f"M{lane} {row.top + 7}q0 5 5 5H{row.left - 6}")
-        _add(group, "path", _head(bus), d=f"M{row.left - 7} {row.top + 8}v8l7 -4z")
+        add(group, "path", style, d=f"M{lane} {row.top + 7}q0 5 5 5H{row.left - 6}")
+        add(group, "path", _head(bus), d=f"M{row.left - 7} {row.top + 8}v8l7 -4z")
 
 
 def _head(bus: Bus) -> str:
@@ -231,7 +170,7 @@ def _cuts(plan: Mapping[str, Any]) -> set[int]:
 def _rows(plan: Mapping[str, Any], left: float, cuts: set[int]) -> list[Row]:
     out, top = [], MARGIN + 2.0 * GAP
     for i, stage in enumerate(plan["stages"]):
-        notes = [_status(stage, i in cuts), *_shortened(_wrapped(stage["reason"], "note", TEXT))]
+        notes = [_status(stage, i in cuts), *_shortened(wrapped(stage["reason"], "note", TEXT))]
         height = max(HEIGHT, LINE * len(notes) + 4)
         out.append(Row(stage, left, top, top + height, notes))
         top += height + GAP
@@ -270,100 +209,66 @@ def _box(root: ElementTree.Element, row: Row, beside: float, *, columns: float, 
     names = f"{', '.join(s['inputCols'])} → {', '.join(s['outputCols'])}"
     ElementTree.SubElement(group, "title").text = f"{s['uid']}\n{names}\n{s['reason']}"
     kind = "trains" if s["trainable"] else "spark" if s["cached"] or s["role"] != "translated" else "torch"
-    _add(group, "rect", kind, x=row.left, y=row.top, width=BOX, height=HEIGHT, rx=6)
+    add(group, "rect", kind, x=row.left, y=row.top, width=BOX, height=HEIGHT, rx=6)
     number = ".".join(map(str, s["path"])) or "0"
-    title = _cropped(f"{number} {s['stageClass']}", "title", BOX - 20)  # the longest of Spark's names fits
-    _write(group, title, row.left + 10, row.top + 18, "title")
-    _write(group, _flow(s["inputCols"], s["outputCols"], columns), row.left + 10, row.top + 35, "columns")
+    title = cropped(f"{number} {s['stageClass']}", "title", BOX - 20)  # the longest of Spark's names fits
+    label(group, title, row.left + 10, row.top + 18, "title")
+    label(group, _flow(s["inputCols"], s["outputCols"], columns), row.left + 10, row.top + 35, "columns")
     for k, line in enumerate(row.notes):
-        _write(group, line, beside, row.top + 14 + LINE * k, "note" if k else "strong")
+        label(group, line, beside, row.top + 14 + LINE * k, "note" if k else "strong")
     if reads_data:
-        _add(group, "circle", "data", cx=row.left - 9, cy=row.top + HEIGHT / 2, r=3)
-        _add(group, "path", "data", d=f"M{row.left - 6} {row.top + HEIGHT / 2}h6")
+        add(group, "circle", "data", cx=row.left - 9, cy=row.top + HEIGHT / 2, r=3)
+        add(group, "path", "data", d=f"M{row.left - 6} {row.top + HEIGHT / 2}h6")
 
 
 def _cut(root: ElementTree.Element, row: Row) -> None:
     x, y = row.left - 1, row.top + HEIGHT
-    _add(root, "path", "cut", d=f"M{x - 4} {y - 14}l8 8m0 -8l-8 8")
+    add(root, "path", "cut", d=f"M{x - 4} {y - 14}l8 8m0 -8l-8 8")
 
 
 def _loss(root: ElementTree.Element, row: Row) -> None:
     x, y = row.left + BOX - LOSS - 6, row.top + HEIGHT - 21
-    _add(root, "rect", "loss", x=x, y=y, width=LOSS, height=16, rx=8)
-    _write(root, "loss", x + 8, y + 12, "note")
+    add(root, "rect", "loss", x=x, y=y, width=LOSS, height=16, rx=8)
+    label(root, "loss", x + 8, y + 12, "note")
 
 
 def _legend(root: ElementTree.Element) -> None:
     x = float(MARGIN)
     for kind, words in (("spark", "in Spark"), ("torch", "in torch"), ("trains", "trains")):
-        _add(root, "rect", kind, x=x, y=MARGIN, width=22, height=14, rx=3)
+        add(root, "rect", kind, x=x, y=MARGIN, width=22, height=14, rx=3)
         x = _told(root, words, x + 28)
     for kind, words in (("line", "column"), ("gradient", "column, gradients flow back")):
-        _add(root, "path", kind, d=f"M{x} {MARGIN + 7}h22")
+        add(root, "path", kind, d=f"M{x} {MARGIN + 7}h22")
         x = _told(root, words, x + 28)
-    _add(root, "path", "cut", d=f"M{x} {MARGIN + 3}l8 8m0 -8l-8 8")
+    add(root, "path", "cut", d=f"M{x} {MARGIN + 3}l8 8m0 -8l-8 8")
     x = _told(root, "gradients stop", x + 14)
-    _add(root, "circle", "data", cx=x + 4, cy=MARGIN + 7, r=3)
+    add(root, "circle", "data", cx=x + 4, cy=MARGIN + 7, r=3)
     _told(root, "reads the data", x + 13)
 
 
 def _told(root: ElementTree.Element, words: str, x: float) -> float:
-    _write(root, words, x, MARGIN + 11, "note")
-    return x + _length(words, "note") + 14
+    label(root, words, x, MARGIN + 11, "note")
+    return x + length(words, "note") + 14
 
 
-# Text and elements ----------------------------------------------------------------------------------------------------
-
-
-def _length(text: str, style: str) -> float:
-    """Pixels of a text; a wide character of East Asia counts twice."""
-    return WIDTH_OF[style] * sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
-
-
-def _cropped(text: str, style: str, width: float) -> str:
-    while text and _length(text, style) > width:
-        text = text[:-2].rstrip() + "…" if text.endswith("…") else text[:-1] + "…"
-    return text
+# Text ---------------------------------------------------------------------------------------------------------------------
 
 
 def _flow(inputs: Sequence[str], outputs: Sequence[str], width: float) -> str:
     """The columns that a stage declares to read and to write, in a line."""
-    half = (width - _length(" → ", "columns")) / 2
+    half = (width - length(" → ", "columns")) / 2
     written = f"→ {_listed(outputs, half)}" if outputs else ""
-    read = _listed(inputs, width - _length(f" {written}", "columns")) if inputs else ""
+    read = _listed(inputs, width - length(f" {written}", "columns")) if inputs else ""
     return f"{read} {written}".strip()
 
 
 def _listed(names: Sequence[str], width: float) -> str:
     """As many names as fit, and how many there are if not all do."""
     text = ", ".join(names)
-    if _length(text, "columns") <= width:
+    if length(text, "columns") <= width:
         return text
-    return _cropped(names[0], "columns", width) if len(names) == 1 else f"{len(names)} columns"
-
-
-def _wrapped(text: str, style: str, width: float) -> list[str]:
-    wide = _length(text, style) / max(WIDTH_OF[style] * len(text), 1)
-    return textwrap.wrap(text, max(int(width / WIDTH_OF[style] / max(wide, 1)), 10))
+    return cropped(names[0], "columns", width) if len(names) == 1 else f"{len(names)} columns"
 
 
 def _shortened(lines: Sequence[str]) -> list[str]:
-    return [*lines] if len(lines) <= NOTES else [*lines[: NOTES - 1], _cropped(f"{lines[NOTES - 1]} …", "note", TEXT)]
-
-
-def _root(width: float, height: float, title: str) -> ElementTree.Element:
-    root = ElementTree.Element("svg", {
-        "xmlns": "http://www.w3.org/2000/svg", "class": "sparkdiff-plan", "role": "img",
-        "width": f"{width:g}", "height": f"{height:g}", "viewBox": f"0 0 {width:g} {height:g}",
-    })  # fmt: skip
-    ElementTree.SubElement(root, "title").text = title
-    return root
-
-
-def _write(parent: ElementTree.Element, text: str, x: float, y: float, style: str) -> None:
-    ElementTree.SubElement(parent, "text", {"class": style, "x": f"{x:g}", "y": f"{y:g}"}).text = text
-
-
-def _add(parent: ElementTree.Element, tag: str, style: str, **attributes: Any) -> None:
-    given = {k: v if isinstance(v, str) else f"{v:g}" for k, v in attributes.items()}
-    ElementTree.SubElement(parent, tag, {"class": style, **given})
+    return [*lines] if len(lines) <= NOTES else [*lines[: NOTES - 1], cropped(f"{lines[NOTES - 1]} …", "note", TEXT)]

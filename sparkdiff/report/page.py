@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from sparkdiff.report import charts
-from sparkdiff.report.drawing import Drawing, drawn
+from sparkdiff.report.ancestry import SHORT, Ancestor, ancestors_of, drawn_ancestors
+from sparkdiff.report.drawing import drawn
+from sparkdiff.report.svg import Drawing
 from sparkdiff.report.table import p_value
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -34,7 +36,7 @@ Values = Mapping[str, Any]
 
 def page(
     summary: Values, records: Sequence[Values] = (), *, plan: Values | None = None, trials: Sequence[Values] = (),
-    command: str | None = None,
+    command: str | None = None, lineage: Values | None = None,
 ) -> str:  # fmt: skip
     """The report as HTML.
 
@@ -44,6 +46,7 @@ def page(
         plan: what `plan.json` holds.
         trials: rows of `trials.csv` of a search.
         command: what runs the job again.
+        lineage: of the original, what `lineage.json` holds.
     """
     charts_of = _charts(summary, records, trials)
     tables = {
@@ -55,6 +58,7 @@ def page(
     return _rendered(
         "report.html", s=summary, accepted=summary["decision"] in ACCEPTED, word=word(summary), headline=headline(summary),
         offers=OFFERS, moved_count=len(summary.get("stages") or {}), drawing=_drawing(plan), command=command,
+        ancestry=_ancestry(lineage, summary),
         **charts_of, **tables,
     )  # fmt: skip
 
@@ -191,6 +195,17 @@ def _drawing(plan: Values | None) -> str:
     trained = [t for t in plan["stages"] if t["trainable"]]
     total = f"trains {sum(t['numParameters'] for t in trained):,} parameters in {len(trained)} of {len(plan['stages'])} stages"
     return Drawing(drawn(plan, total))._repr_html_()
+
+
+def _ancestry(lineage: Values | None, summary: Values) -> str:
+    """The runs that led to the original, and this run, as SVG; "" if no run in the store made the original."""
+    if lineage is None or not lineage["steps"]:
+        return ""
+    known = [a._replace(made=False) for a in ancestors_of(lineage)]
+    this = Ancestor(
+        "this run", str((summary.get("model") or {}).get("hash", ""))[:SHORT], [summary["decision"]], "this", made=True
+    )
+    return Drawing(drawn_ancestors([*known, this], f"{len(known)} models led to this run"))._repr_html_()
 
 
 def _slices(summary: Values) -> list[dict[str, Any]]:

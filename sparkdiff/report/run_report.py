@@ -11,7 +11,7 @@ from sparkdiff.errors import InputError
 from sparkdiff.report.page import by_side, comparison, headline, number, page
 from sparkdiff.report.sections import aligned
 
-REPORT = "report.html"
+REPORT, LINEAGE = "report.html", "lineage.json"
 
 
 def report_of(folder: Path) -> str:
@@ -20,10 +20,9 @@ def report_of(folder: Path) -> str:
     Raises:
         InputError: the folder holds no summary.json of a run.
     """
-    plan = folder / "plan.json"
     summary = read_summary(folder)
     return page(
-        summary, _rows(folder / "history.csv"), plan=json.loads(plan.read_text(encoding="utf-8")) if plan.exists() else None,
+        summary, _rows(folder / "history.csv"), plan=_json(folder / "plan.json"), lineage=_json(folder / LINEAGE),
         trials=_rows(folder / "trials.csv"), command=summary.get("command"),
     )  # fmt: skip
 
@@ -89,6 +88,10 @@ def read_summary(folder: Path) -> dict[str, Any]:
     if not isinstance(found, dict) or not {"decision", "metric", "reason"} <= found.keys():
         raise InputError(f"{file} is not the summary of a run of sparkdiff: it has no decision, metric and reason")
     return found
+
+
+def _json(file: Path) -> Any:
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
 
 
 def _rows(file: Path) -> list[dict[str, Any]]:

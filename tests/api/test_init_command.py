@@ -63,6 +63,20 @@ def test_the_file_runs_as_it_is(
     assert command[0] == "sparkdiff" and main([*command[1:], "output.path=runs/again"]) == DONE
     again = json.loads((here / "runs" / "again" / "summary.json").read_text())
     assert again["model"]["hash"] == first["model"]["hash"]
+    # The report of a run of a tuned model shows where that comes from.
+    second = [
+        "finetune",
+        "--config",
+        "churn.yaml",
+        "pipeline=runs/churn/model",
+        "output.path=runs/second",
+        *quick,
+        *kept,
+    ]
+    assert main(second) == DONE
+    report = (here / "runs" / "second" / "report.html").read_text()
+    assert "Where the original comes from" in report and f">model {first['model']['hash'][:12]}<" in report
+    assert "Where the original comes from" not in (here / "runs" / "churn" / "report.html").read_text()
 
 
 def test_rows_in_a_csv_file_and_comments_that_are_settings(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -105,7 +105,7 @@ def test_why_from_a_shell_by_relative_paths_and_without_spark(kept: tuple[Path, 
     where, _, models = kept
     models[-1].write().save(f"file://{tmp_path / 'churn'}")
     shutil.copytree(where, tmp_path / "runs")
-    command = [sys.executable, "-m", "sparkdiff", "why", "churn", "--store", "runs"]
+    command = [sys.executable, "-m", "sparkdiff", "why", "churn", "--store", "runs", "--draw", "churn.svg"]
     nowhere = {
         **os.environ,
         "JAVA_HOME": str(tmp_path / "no java"),
@@ -114,6 +114,12 @@ def test_why_from_a_shell_by_relative_paths_and_without_spark(kept: tuple[Path, 
     done = subprocess.run(command, cwd=tmp_path, env=nowhere, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("made by finetune") == 3
+    picture = (tmp_path / "churn.svg").read_text()
+    assert (
+        picture.count("finetune, ") == 3
+        and picture.count('class="reused"') == 2
+        and store.rows(where)[2]["model"][:12] in picture
+    )
 
 
 def test_a_foreign_model_is_told_what_is_known(
@@ -123,6 +129,8 @@ def test_a_foreign_model_is_told_what_is_known(
     assert not found.steps and found.origin == found.model and "no run in this store made it" in str(found)
     with pytest.raises(InputError, match="no run in this store made"):
         found.command()
+    with pytest.raises(InputError, match="nothing to draw"):
+        found.draw()
     with pytest.raises(InputError, match=r"no saved model in '.*nothing'"):
         sparkdiff.why(tmp_path / "nothing", str(kept[0]))
     with pytest.raises(InputError, match=r"redact=true"):

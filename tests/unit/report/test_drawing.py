@@ -8,7 +8,8 @@ from xml.etree import ElementTree
 from hypothesis import given, settings, strategies as st
 
 from sparkdiff.report import Drawing, drawn
-from sparkdiff.report.drawing import _buses, _cuts, _lanes, _length
+from sparkdiff.report.drawing import _buses, _cuts, _lanes
+from sparkdiff.report.svg import length
 
 EVIL = "<script>alert('1')</script>&"
 
@@ -59,7 +60,7 @@ def boxes_of(root: ElementTree.Element) -> list[tuple[float, float, float, float
     out = []
     for text in root.iter("text"):
         x, y = float(text.attrib["x"]), float(text.attrib["y"])
-        out.append((x, y - 10, x + _length(text.text or "", text.attrib["class"]), y + 3))
+        out.append((x, y - 10, x + length(text.text or "", text.attrib["class"]), y + 3))
     return out
 
 

@@ -1,0 +1,101 @@
+"""Where a model comes from, as a picture: a box per run that led to it, the first ancestor at the top."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+from xml.etree import ElementTree
+
+from sparkdiff.report.progress import change, duration
+from sparkdiff.report.svg import add, canvas, cropped, label, wrapped
+from sparkdiff.report.table import p_value
+
+BOX, TEXT, HEIGHT, GAP, LINE, MARGIN, LANE = 330, 450, 44, 26, 16, 12, 44
+"""Pixels: width of a box and of the text beside it, height of a box, between boxes, of a line, around, left of the boxes."""
+SHORT = 12
+"""Characters of a hash that are shown."""
+
+
+class Ancestor(NamedTuple):
+    """A box of the picture.
+
+    Attributes:
+        title: of the box, such as what made it and when.
+        content: content hash of the model; "" if there is none.
+        notes: what is told beside it.
+        run: id of the run; "" of a model that no run made.
+        cacheOf: id of the run whose cache it used; "" if it used no other run's.
+        made: whether it is the model that this is about.
+    """
+
+    title: str
+    content: str
+    notes: Sequence[str] = ()
+    run: str = ""
+    cacheOf: str = ""
+    made: bool = False
+
+
+def drawn_ancestors(line: Sequence[Ancestor], title: str) -> ElementTree.Element:
+    """The picture of a line of ancestors, the first one first."""
+    left = MARGIN + LANE
+    notes = [[row for note in a.notes for row in wrapped(note, "note", TEXT)] for a in line]
+    tops, y = list[float](), float(MARGIN)
+    for rows in notes:
+        tops.append(y)
+        y += max(HEIGHT, LINE * len(rows)) + GAP
+    root = canvas(left + BOX + 14 + TEXT + MARGIN, y - GAP + MARGIN, title)
+    for above, below in itertools.pairwise(tops):
+        x = left + BOX / 2
+        add(root, "path", "gradient", d=f"M{x} {above + HEIGHT}V{below - 2}m-5 -6l5 6l5 -6")
+    places = {a.run: top for a, top in zip(line, tops, strict=True) if a.run}
+    for ancestor, top, rows in zip(line, tops, notes, strict=True):
+        _box(root, ancestor, left, top)
+        for k, row in enumerate(rows):
+            label(root, row, left + BOX + 14, top + 13 + LINE * k, "note")
+        if ancestor.cacheOf in places:
+            begin, end = places[ancestor.cacheOf] + HEIGHT / 2, top + HEIGHT / 2
+            add(root, "path", "reused", d=f"M{left} {begin}h-{LANE - 14}V{end}h{LANE - 16}")
+            add(root, "path", "line", d=f"M{left - 8} {end - 4}l6 4l-6 4")
+    return root
+
+
+def _box(root: ElementTree.Element, ancestor: Ancestor, left: float, top: float) -> None:
+    kind = "trains" if ancestor.made else "torch" if ancestor.run else "spark"
+    add(root, "rect", kind, x=left, y=top, width=BOX, height=HEIGHT, rx=6)
+    label(root, cropped(ancestor.title, "title", BOX - 20), left + 10, top + 18, "title")
+    label(
+        root, f"model {ancestor.content}" if ancestor.content else "content not known", left + 10, top + 35, "columns"
+    )
+
+
+def ancestors_of(lineage: Mapping[str, Any]) -> list[Ancestor]:
+    """The ancestors of a model and itself, the first one first.
+
+    Args:
+        lineage: what `Lineage.toJSON` tells, as plain values.
+    """
+    line = [_ancestor(step) for step in reversed(lineage["steps"])]
+    if line:
+        origin = lineage["origin"]
+        first = "fitted by Spark" if origin is None else "the first ancestor"
+        line.insert(0, Ancestor(first, (origin or "")[:SHORT], ["no run in the store made it"]))
+        line[-1] = line[-1]._replace(made=True)
+    return line
+
+
+def _ancestor(step: Mapping[str, Any]) -> Ancestor:
+    run = step["run"]
+    metric = (
+        run["metric"] if None in (run["before"], run["after"]) else change(run["metric"], run["before"], run["after"])
+    )
+    notes = [f"{run['decision']}: {metric}" + (f", {p_value(run['p'])}" if run["p"] is not None else "")]
+    if run["data"] is not None:
+        reused = "reused" if run["cacheHit"] else "written"
+        notes.append(
+            f"cache {run['data'][:SHORT]}, {reused}; {duration(run['seconds'])}, {run['coreSeconds']:.0f} core-seconds"
+        )
+    if step["beside"]:
+        kept = sum(other["kept"] for other in step["beside"])
+        notes.append(f"from the same parent {len(step['beside'])} other runs, of which {kept} kept it")
+    title = f"{run['verb']}, {str(run['finished'])[:16].replace('T', ' ')}"
+    return Ancestor(title, (run["model"] or "")[:SHORT], notes, run["id"], step["cacheOf"] or "")
