@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pyspark.sql import Column, DataFrame, functions as F
 
 from sparkdiff import jvm
+from sparkdiff.data import soft_labels
 from sparkdiff.data.blocks import MAX_BLOCKS
 from sparkdiff.data.splits import REFERENCE, TEST, TRAIN, VALIDATION, Source, below, check_columns, unit_and_block
 from sparkdiff.errors import InputError
@@ -69,6 +70,8 @@ def check(
             f"numFolds={o.numFolds} and validation rows of their own exclude each other: with folds all rows decide. Leave one "
             "of them out, or add the validation rows to the training rows"
         )
+    if soft_labels.given(sources, labelCol):
+        soft_labels.check_options(o)
     df = _dealt(sources)
     check_columns(df, o)
     used = df if weightCol is None else df.where(named(weightCol) != 0)

@@ -51,7 +51,7 @@ def soft(df: DataFrame, tmp_path_factory: pytest.TempPathFactory) -> DataFrame:
 
 @pytest.fixture(scope="module")
 def rain(df: DataFrame) -> PipelineModel:
-    return pipeline(df.where("number < 40"), LogisticRegression(featuresCol="x", labelCol="rain", maxIter=2))
+    return pipeline(df.where("number < 40"), LogisticRegression(featuresCol="x", labelCol="rain", regParam=1.0))
 
 
 @pytest.mark.parametrize("classes", [2, 3])
@@ -85,7 +85,7 @@ def test_it_ends_where_mllib_does_on_weighted_rows(write: Write, folder: Path, c
     assert found.summary.decision == "tuned" and found.summary.options["weightCol"] == "weight"
     for (name, value), other in zip(ours.items(), theirs.values(), strict=True):
         centred = [v - v.mean(0) if classes > 2 else v for v in (value, other)]
-        np.testing.assert_allclose(*centred, atol=2e-5, err_msg=name)
+        np.testing.assert_allclose(*centred, atol=2e-4, err_msg=name)
     # The loss of the training rows is the mean expected log-loss.
     sides = found.summary.metrics
     assert sides["train"]["before"] == pytest.approx(sides["validation"]["before"], rel=1e-12)
@@ -97,7 +97,8 @@ def test_it_ends_where_mllib_does_on_weighted_rows(write: Write, folder: Path, c
 def test_only_true_labels_decide(rain: PipelineModel, soft: DataFrame, df: DataFrame, shared: Path) -> None:
     found = tune(rain, soft, shared, labelCol="soft")
     summary = found.summary
-    assert summary.decision == "tuned" and summary.cache["rows"]["validation"] < 150
+    assert summary.decision == "tuned", summary.reason
+    assert summary.cache["rows"]["validation"] < 150
     assert any("1,000 training rows have class probabilities" in w for w in summary.warnings)
     assert [*map(type, found.pipelineModel.stages)] == [*map(type, rain.stages)] and summary.options[
         "weightCol"
@@ -156,7 +157,7 @@ def test_what_cannot_take_probabilities_says_so(rain: PipelineModel, soft: DataF
         (number, {}, r"labelCol='soft' is a vector of class probabilities, but LinearRegression_\w+ predicts numbers"),
         (rain, {"loss": "auc"}, r"loss='auc' compares rows with each other, .*vector of class probabilities"),
         (rain, {"lossParams": {"classWeights": "balanced"}}, "classWeights='balanced' counts labels"),
-        (rain, {"numFolds": 3, "rowsAreNew": True}, "labelCol='soft' is .*vector.*numFolds"),
+        (rain, {"numFolds": 3, "rowsAreNew": True}, "numFolds=3 lets all rows decide, but labelCol is a vector"),
     ):
         with pytest.raises(InputError, match=said):
             FineTuner(model, labelCol="soft", **options).fit(soft)
