@@ -264,9 +264,8 @@ def test_gradients_reach_predictors_in_front(df: DataFrame, shared: Path) -> Non
     fitted = dict(zip(front, model.stages[2:], strict=False))
     trainable = {s.uid: s.trainable for s in sparkdiff.plan(model).stages}
     assert {case: trainable[s.uid] for case, s in fitted.items()} == {case: case != "a class" for case in FRONT}
-    assert sparkdiff.verify(model, data.limit(200)).ok
     found = tune(model, data, shared, guard=1.0)
     assert found.summary.decision == "tuned"
     moved = {name.partition(".")[0] for name in found.summary.stages}
     assert {case: s.uid in moved for case, s in fitted.items()} == {case: case != "a class" for case in FRONT}
-    assert sparkdiff.verify(found.pipelineModel, data.limit(200)).ok
+    assert {side: told["ok"] for side, told in found.summary.parity.items()} == {"before": True, "after": True}
