@@ -200,6 +200,18 @@ def test_fine_tuning_costs_at_most_twice_the_fit(data: Path, tmp_path: Path) -> 
     assert ours <= 2 * timings["fit"]
 
 
+def test_the_saved_model_is_made_of_sparks_own_classes(demo: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    files = sorted((demo[0] / "model" / "stages").glob("*/metadata/part-*"))
+    classes = [json.loads(file.read_text())["class"].rpartition(".") for file in files]
+    assert {package for package, _, _ in classes} <= {"org.apache.spark.ml.feature", "org.apache.spark.ml.regression"}
+    assert [name for _, _, name in classes][-3:] == [
+        "StandardScalerModel",
+        "PCAModel",
+        "GeneralizedLinearRegressionModel",
+    ]
+
+
+@pytest.mark.nightly  # on each commit test_routes serves tuned stages in such a process
 def test_the_result_is_served_without_torch_and_sparkdiff(demo: Any, tmp_path: Path, spark: Any) -> None:
     """And so is an imported model, where the library that made it can't be imported."""
     import yaml
@@ -230,16 +242,38 @@ def test_the_result_is_served_without_torch_and_sparkdiff(demo: Any, tmp_path: P
 
 
 WRONG = [
-    (["fineTuner.maxEpoch=5"], "Did you mean 'maxEpochs'"),
+    (["fineTuner.maxEpoch=5"], "Did you mean 'maxEpochs'"),  # before a session starts
+    (["data.validation.where=day < 0"], "validation rows"),  # with the rows
+    (
+        ["fineTuner.freeze=[PCAModel, StandardScalerModel, GeneralizedLinearRegressionModel]"],
+        "nothing to train",
+    ),  # and the model
+]
+WRONG_TOO = [
     (["fineTuner.maxEpochs=many"], "must be a whole number"),
     (["fineTuner.labelCol=biker"], "Did you mean 'bikers'"),
     (["data.train.path=nowhere.csv"], "cannot be read"),
-    (["data.validation.where=day < 0"], "validation rows"),
     (["pipeline=pipelines:bikes"], "Did you mean"),
     (["nothing"], "section.key=value"),
     (["fineTuner.device=cuda"], "device='cuda', but "),  # which is hidden from the process, if there is a GPU
-    (["fineTuner.freeze=[PCAModel, StandardScalerModel, GeneralizedLinearRegressionModel]"], "nothing to train"),
 ]
+"""By night; on each commit test_options, test_config, test_wrong_inputs and test_devices ask for the same words."""
+
+
+def in_one_process(commands: list[list[str]], folder: Path, expect: int) -> list[Ran]:
+    """What commands do in one new process, whose exit code is the last one's; Spark's events go to `folder`/events."""
+    shim = folder / "command.py"
+    shim.write_text(COMMANDS)
+    done = submit(shim, *map(json.dumps, commands), expect=expect, log=folder / "events", CUDA_VISIBLE_DEVICES="")
+    assert "Traceback" not in done.stdout + done.stderr
+    lines = [line for line in done.stdout.splitlines() if line.startswith("RAN ")]
+    assert len(lines) == len(commands)
+    return [Ran(*json.loads(line.removeprefix("RAN "))) for line in lines]
+
+
+def wrong(demo: tuple[Path, subprocess.CompletedProcess[str]], data: Path, folder: Path, *arguments: str) -> list[str]:
+    caches = f"fineTuner.cacheDir={demo[0].parent / '.cache'}"  # the demo's, which spares the fit
+    return ["finetune", *told(data, f"output.path={folder}", caches), *arguments]
 
 
 @pytest.fixture(scope="module")
@@ -249,32 +283,15 @@ def ran(
     data: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> tuple[list[Ran], Path]:
-    """Commands in one new process, after the demo's: the demo again, wrong ones, and others on its run; and their folder."""
-    import yaml
-
-    run, folder = demo[0], tmp_path_factory.mktemp("commands")
-    shim = folder / "command.py"
-    shim.write_text(COMMANDS)
+    """The demo again and wrong commands, in one new process after the demo's; and their folder."""
+    folder = tmp_path_factory.mktemp("commands")
     (folder / "taken").mkdir()
-    caches = f"fineTuner.cacheDir={run.parent / '.cache'}"  # the demo's, which spares the fit
-    schema = yaml.safe_load((ROOT / "conf" / "bikeshare.yaml").read_text())["data"]["train"]["schema"]
-    csv = ["--format", "csv", "--options", json.dumps({"schema": schema, "header": "true"})]
     commands = [
-        ["finetune", *told(data, f"output.path={run}")],
-        *(["finetune", *told(data, f"output.path={folder / 'out'}", caches), *arguments] for arguments, _ in WRONG),
-        ["finetune", *told(data, f"output.path={folder / 'taken'}", caches, "output.mode=error")],
-        ["plan", str(run), "--json"],  # a run's folder stands for its model
-        ["verify", str(run), "--data", str(ROOT / "data" / "bikeshare.csv"), *csv],
-        ["diff", summary(run)["parent"]["path"], str(run), "--json"],
-        ["plan", str(folder / "nowhere")],
-        ["plan"],
-        ["plan", str(run / "model"), "--strict"],  # the last one's code is the process's
+        ["finetune", *told(data, f"output.path={demo[0]}")],
+        *(wrong(demo, data, folder / "out", *arguments) for arguments, _ in WRONG),
+        wrong(demo, data, folder / "taken", "output.mode=error"),
     ]
-    done = submit(shim, *map(json.dumps, commands), expect=3, log=folder / "events", CUDA_VISIBLE_DEVICES="")
-    assert "Traceback" not in done.stdout + done.stderr
-    lines = [line for line in done.stdout.splitlines() if line.startswith("RAN ")]
-    assert len(lines) == len(commands)
-    return [Ran(*json.loads(line.removeprefix("RAN "))) for line in lines], folder
+    return in_one_process(commands, folder, expect=2), folder
 
 
 @pytest.mark.once
@@ -300,29 +317,51 @@ def test_a_second_run_reuses_all_and_reads_no_source_row(
     assert queries > 0
 
 
+def assert_refused(done: Ran, said: str) -> None:
+    assert done.code == 2
+    (line,) = [line for line in done.err.splitlines() if line.startswith("error: ")]
+    assert said in line
+    assert "Traceback" not in done.out + done.err
+
+
 @pytest.mark.once
 def test_wrong_input_ends_with_2_and_leaves_nothing(demo: Any, ran: tuple[list[Ran], Path]) -> None:
     every, folder = ran
-    for done, (_, said) in zip(every[1:], [*WRONG, ([], "exists")], strict=False):
-        assert done.code == 2
-        (line,) = [line for line in done.err.splitlines() if line.startswith("error: ")]
-        assert said in line
-        assert "Traceback" not in done.out + done.err
+    for done, (_, said) in zip(every[1:], [*WRONG, ([], "exists")], strict=True):
+        assert_refused(done, said)
     assert not (folder / "out").exists()
     assert list((folder / "taken").iterdir()) == []  # left alone
     assert not [p for p in (demo[0].parent / ".cache").iterdir() if p.name.startswith(".")]
 
 
 @pytest.mark.once
-def test_the_command_plans_verifies_and_compares_saved_models(demo: Any, ran: tuple[list[Ran], Path]) -> None:
-    every = ran[0][len(WRONG) + 2 :]
+@pytest.mark.nightly  # in the tests' process, on other models: test_plan_command, test_places (verify), test_difference (diff)
+def test_the_command_plans_verifies_and_compares_saved_models(demo: Any, data: Path, tmp_path: Path) -> None:
+    import yaml
+
+    run, found = demo[0], summary(demo[0])
+    schema = yaml.safe_load((ROOT / "conf" / "bikeshare.yaml").read_text())["data"]["train"]["schema"]
+    csv = ["--format", "csv", "--options", json.dumps({"schema": schema, "header": "true"})]
+    commands = [
+        *(wrong(demo, data, tmp_path / "out", *arguments) for arguments, _ in WRONG_TOO),
+        ["plan", str(run), "--json"],  # a run's folder stands for its model
+        ["verify", str(run), "--data", str(ROOT / "data" / "bikeshare.csv"), *csv],
+        ["diff", found["parent"]["path"], str(run), "--json"],
+        ["plan", str(tmp_path / "nowhere")],
+        ["plan"],
+        ["plan", str(run / "model"), "--strict"],
+    ]
+    every = in_one_process(commands, tmp_path, expect=3)
+    for done, (_, said) in zip(every, WRONG_TOO, strict=False):
+        assert_refused(done, said)
+    assert not (tmp_path / "out").exists()
+    every = every[len(WRONG_TOO) :]
     assert [r.code for r in every] == [0, 0, 0, 2, 2, 3]
     tuned = ["StandardScalerModel", "PCAModel", "GeneralizedLinearRegressionModel"]
     assert [s["stageClass"] for s in json.loads(every[0].out)["stages"] if s["trainable"]] == tuned
     assert "ok: 8,645 rows" in every[1].out
     differs = json.loads(every[2].out)
     assert [s["stageClass"] for s in differs["stages"] if s["what"] == "differs"] == tuned
-    found = summary(demo[0])
     assert (differs["oldHash"], differs["newHash"]) == (found["parent"]["hash"], found["model"]["hash"])
 
 
