@@ -66,7 +66,7 @@ BENCHMARKS = (
     Benchmark("serving_costs", "serving_costs"),
     Benchmark("compact", "compact"),
     Benchmark("torch_transformer", "torch_transformer", needs=("onnxruntime",)),
-    Benchmark("serving", "serving"),
+    Benchmark("serving", "serving", needs=("onnxruntime",)),
     Benchmark("run_store", "run_store"),
     Benchmark("edits", "edits", needs=("scipy", "sklearn")),
     Benchmark("fleet", "fleet", needs=("sklearn", "statsmodels")),
