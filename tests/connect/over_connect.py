@@ -9,6 +9,7 @@ import json
 import os
 import socket
 import sys
+import warnings
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -72,7 +73,9 @@ def connected() -> SparkSession:
         port = free.getsockname()[1]
     DefaultChannelBuilder.default_port = staticmethod(lambda: port)  # where the session then looks for the server
     builder = SparkSession.builder.remote("local[2]").config("spark.connect.grpc.binding.port", str(port))
-    return builder.config("spark.sql.shuffle.partitions", "2").getOrCreate()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the server has the port; the session cannot set it, too
+        return builder.config("spark.sql.shuffle.partitions", "2").getOrCreate()
 
 
 def main(folder: Path) -> None:
@@ -129,6 +132,11 @@ def main(folder: Path) -> None:
     assert predictions(again, df) == facts["predictions"]
     assert again.summary.metrics == tuned.summary.metrics
     assert sparkdiff.FineTuner.load(f"file://{folder}/tuner").getMaxEpochs() == 6
+
+    by_torch = sparkdiff.TorchTransformer(plain, device="cpu")
+    by_torch.write().overwrite().save(f"file://{folder}/by-torch")
+    for transformer in (by_torch, sparkdiff.TorchTransformer.load(f"file://{folder}/by-torch")):
+        np.testing.assert_allclose(predictions(transformer, df), facts["predictions"], rtol=1e-9)
 
     # Trees: read from what the server saves, written back the same way, weights of the trees included.
     for estimator in (
