@@ -45,7 +45,7 @@ def row(full: str) -> Row:
     return Row(name, "", NOT_SERVED[name])
 
 
-SKIPPING = ("Bucketizer", "VectorAssembler", "VectorIndexerModel", "VectorSizeHint")
+SKIPPING = ("Bucketizer", "VectorIndexerModel", "VectorSizeHint")
 """Translated classes that can drop rows; docs/stages.md lists the setting too."""
 
 

@@ -10,6 +10,7 @@ from pyspark.sql.types import StructType
 
 from sparkdiff.errors import InputError, check_dataframe, did_you_mean
 from sparkdiff.pipeline.graph import Graph, Version, Vertex
+from sparkdiff.pipeline.nesting import Path, flatten, replaced
 from sparkdiff.pipeline.schema import SchemaOrRows, fields_by_name, known_fields
 from sparkdiff.pipeline.translation import linked, with_modules
 from sparkdiff.serving.java_text import NotServedError
@@ -54,6 +55,8 @@ class Unit:
     part: Part | None = None
 
 
+DROPPING = ("pyspark.ml.feature.StringIndexerModel", "pyspark.ml.feature.VectorAssembler")
+"""With handleInvalid='skip' these drop the rows that they refuse with 'error'."""
 NOT_SERVED = {
     "BisectingKMeansModel": "Spark does not show the tree of centres that it descends",
     "BucketedRandomProjectionLSHModel": "its hash values serve joins of whole tables, which stay in Spark",
@@ -80,12 +83,25 @@ def scheduled(model: Any, schema: SchemaOrRows, outputCols: Iterable[str] | None
     """
     if schema is not None and not isinstance(schema, StructType):
         check_dataframe("schema, if not a StructType,", schema)
-    graph = with_modules(linked(model), schema)
+    refusing = _refusing(model)
+    graph = with_modules(linked(replaced(model, refusing)), schema)
     for vertex in graph.vertices:
         if vertex.opaque or vertex.drops_rows:
             raise refused(vertex, SKIPS if _skips(vertex.stage) else vertex.why)
-    wanted = _wanted(graph, outputCols)
-    return _Compiler(graph, schema).compiled(wanted)
+    dropping = [v for v in graph.vertices if v.path in refusing]
+    return _Compiler(graph, schema).compiled(_wanted(graph, outputCols), dropping)
+
+
+def _refusing(model: Any) -> dict[Path, Any]:
+    """Stages that drop invalid rows, as stages that refuse just these rows, by their place in the pipeline."""
+    return {
+        path: stage.copy({stage.handleInvalid: "error"})
+        for path, stage in flatten(model)
+        if class_name(stage) in DROPPING
+        and _skips(stage)
+        # A number that is NaN is dropped, but may be found among labels.
+        and not any("NaN" in labels for labels in getattr(stage, "labelsArray", ()))
+    }
 
 
 def _skips(stage: Any) -> bool:
@@ -137,15 +153,18 @@ class _Compiler:
     steps: list[Step] = field(default_factory=list)
     kinds: dict[Version, str] = field(default_factory=dict)
 
-    def compiled(self, wanted: Sequence[Version]) -> Schedule:
-        units = self._needed(wanted)
+    def compiled(self, wanted: Sequence[Version], dropping: Sequence[Vertex] = ()) -> Schedule:
+        """The schedule of these columns, and of all that stages which drop rows read."""
+        told = [(self.graph.casefold(c), v.position) for v in dropping for c in v.outputs]
+        units = self._needed([*wanted, *told])
         for unit in units:
             self._add(unit)
         outputs = tuple(self._output(v) for v in wanted)
         entries = tuple(Entry(self._source(v), **places) for v, places in self.entries.items())
         notes = dict.fromkeys(unit.vertex.note for unit in units if unit.vertex.note)
         sensitive = self.graph.casefold is str
-        return Schedule(entries, tuple(self.steps), outputs, len(self.places), sensitive, tuple(notes))
+        drop = frozenset(v.uid for v in dropping)
+        return Schedule(entries, tuple(self.steps), outputs, len(self.places), sensitive, tuple(notes), drop)
 
     # Which ones -----------------------------------------------------------------------------------------------------
 

@@ -1,7 +1,7 @@
 """The steps from a row's columns to a pipeline's outputs, found once, so that a request only runs them."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
@@ -158,6 +158,7 @@ class Schedule:
         places: how many values there are.
         sensitive: whether the case of letters tells names of columns apart.
         assumptions: what was taken for granted about the data, because no schema was given.
+        dropping: uids of the stages that in Spark drop the rows that they refuse here.
     """
 
     entries: tuple[Entry, ...]
@@ -166,6 +167,7 @@ class Schedule:
     places: int
     sensitive: bool
     assumptions: tuple[str, ...]
+    dropping: frozenset[str] = frozenset()
 
     @property
     def casefold(self) -> Callable[[str], str]:
@@ -177,7 +179,7 @@ class Schedule:
         casefold = self.casefold
         for entry in self.entries:
             entry.put(table.read(entry.source, casefold), values)
-        return run(steps, values)
+        return run(steps, values, self.dropping)
 
     def of_row(self, row: Mapping[str, Any], steps: Iterable[Any]) -> Values:
         """The values of one row; what `of_table` does, with one tensor for all plain numbers."""
@@ -208,11 +210,14 @@ class Schedule:
             columns = torch.tensor(list(map(float, found)), dtype=torch.float64).unsqueeze(1).unbind()
             for place, column in zip(places, columns, strict=True):
                 values[place] = column
-        return run(steps, values)
+        return run(steps, values, self.dropping)
 
 
-def run(steps: Iterable[Any], values: Values) -> Values:
+def run(steps: Iterable[Any], values: Values, dropping: Collection[str] = ()) -> Values:
     """Run the steps one after the other.
+
+    Args:
+        dropping: as of `Schedule`.
 
     Raises:
         InputError: a stage fails on these values; names it, with the shapes where torch fails.
@@ -220,8 +225,13 @@ def run(steps: Iterable[Any], values: Values) -> Values:
     for step in steps:
         try:
             step.run(values)
-        except InputError:
-            raise
+        except InputError as e:
+            if step.uid not in dropping:
+                raise
+            what = str(e).split(", which ")[0].split(", and handleInvalid")[0]
+            raise InputError(
+                f"{what}: Spark drops such a row (handleInvalid='skip'), and a request has an answer for each row; leave it out"
+            ) from None
         except (
             RuntimeError, IndexError, ValueError, TypeError, AttributeError, AssertionError, OverflowError
         ) as e:  # fmt: skip

@@ -111,7 +111,7 @@ class StringIndexer(TextStage):
     Source: org.apache.spark.ml.feature.StringIndexerModel.getIndexer, after a cast to string.
     """
 
-    refusals = ("handleInvalid='skip'",)
+    refusals = ("handleInvalid='skip' where NaN is a label",)
     labels: tuple[str, ...]
     keep: bool
 

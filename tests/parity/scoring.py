@@ -35,19 +35,27 @@ def same(ours: Any, theirs: Any, tolerance: float) -> bool:
 
 def in_spark(model: Any, df: DataFrame, columns: Sequence[str]) -> list[dict[str, Any]]:
     """What Spark computes, in the order of the rows."""
+    return list(kept_by_spark(model, df, columns).values())
+
+
+def kept_by_spark(model: Any, df: DataFrame, columns: Sequence[str]) -> dict[int, dict[str, Any]]:
+    """What Spark computes of the rows that it does not drop, by their place."""
     numbered = df.coalesce(1).withColumn(ORDER, F.monotonically_increasing_id())
     found = model.transform(numbered).select(ORDER, *("`" + c.replace("`", "``") + "`" for c in columns))
     rows = sorted(found.collect(), key=lambda row: row[0])
-    return [dict(zip(columns, row[1:], strict=True)) for row in rows]
+    return {row[0]: dict(zip(columns, row[1:], strict=True)) for row in rows}
 
 
 def differences(scorer: Scorer, model: Any, df: DataFrame, tolerance: float = 1e-9) -> list[str]:
-    """What differs between Spark and the scorer, asked for all rows and for each of the first rows alone."""
-    rows = [row.asDict(recursive=True) for row in df.coalesce(1).collect()]
-    theirs = in_spark(model, df, scorer.outputCols)
+    """What differs between Spark and the scorer, asked for all rows and for each of the first rows alone; rows that Spark drops
+    must be refused.
+    """
+    every = [row.asDict(recursive=True) for row in df.coalesce(1).collect()]
+    kept = kept_by_spark(model, df, scorer.outputCols)
+    answered = [row for i, row in enumerate(every) if i not in kept and not refuses(scorer, row)]
+    rows, theirs = [every[i] for i in kept], list(kept.values())
     asked = [("together", scorer.predict(rows), theirs), ("alone", [scorer.predict(r) for r in rows[:20]], theirs[:20])]
-    assert len(rows) == len(theirs)
-    return [
+    return [f"Spark drops {row}" for row in answered] + [
         f"{how}: {name} of row {i} {rows[i]}: {ours[name]!r}, and Spark's is {spark[name]!r}"
         for how, found, wished in asked
         for i, (ours, spark) in enumerate(zip(found, wished, strict=True))
