@@ -450,7 +450,15 @@ def checked(run: Run) -> list[str]:
     with run.phases.phase("check") as say:
         found = run.once(
             "check",
-            lambda: datachecks.check(run.network, run.data, cache.described(run.task.cut), o, label, cache.splits),
+            lambda: datachecks.check(
+                run.network,
+                run.data,
+                cache.described(run.task.cut),
+                o,
+                label,
+                cache.splits,
+                copies=run.task.soft is not None,
+            ),
         )
         doubts: list[str] = found + run.goal.warnings
         say(f"{len(doubts)} warnings about the data" if doubts else "no warnings about the data")

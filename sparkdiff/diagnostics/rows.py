@@ -45,7 +45,7 @@ NAMED = 0.05  # share of the drift from which a feature is named
 
 def check(
     network: Network, data: Data, described: Mapping[Version, Mapping[str, Any]], options: Options, label: LabelStats,
-    splits: Sequence[str],
+    splits: Sequence[str], *, copies: bool = False,
 ) -> list[str]:  # fmt: skip
     """Warnings about the rows, read once. Run it on an untrained network, in one process.
 
@@ -53,13 +53,15 @@ def check(
         described: the entry of each cached column version in the cache's manifest.
         label: of the training rows.
         splits: those that have rows.
+        copies: whether a training row may be there once for each of its possible classes. Then no value is alone with its row,
+            and nobody knows how many unseen values chance explains.
     """
     seen = _Seen(network, data, described, options, label, splits)
     for split in splits:
         for batch, y, weight, _ in data.batches(split):
             seen.add(split, batch, y, weight)
         memory.trim()
-    extremes, unseen = seen.extremes(), seen.unseen()
+    extremes, unseen = seen.extremes(), [] if copies else seen.unseen()
     seen.spreads.clear()  # five vectors of the width for each split
     memory.trim()
     return [*extremes, *seen.leaks(), *seen.duplicates(), *seen.straddling(), *seen.own_rows(), *seen.drift(), *unseen]

@@ -54,7 +54,7 @@ def rain(df: DataFrame) -> PipelineModel:
     return pipeline(df.where("number < 40"), LogisticRegression(featuresCol="x", labelCol="rain", regParam=1.0))
 
 
-@pytest.mark.parametrize("classes", [2, 3])
+@pytest.mark.parametrize("classes", [pytest.param(2, marks=pytest.mark.nightly), 3])
 def test_it_ends_where_mllib_does_on_weighted_rows(write: Write, folder: Path, classes: int) -> None:
     random = np.random.default_rng(classes)
     x = random.normal(size=(70, len(NUMBERS)))
@@ -133,11 +133,10 @@ HEADS: dict[Any, tuple[str, dict[str, Any]]] = {
     RandomForestClassifier: ("kind", {"maxDepth": 2, "numTrees": 3, "seed": 1}),
     NaiveBayes: ("kind", {"modelType": "gaussian"}),
 }
-QUICK = (GBTClassifier, OneVsRest)
 
 
 @pytest.mark.parametrize(
-    "kind", [pytest.param(k, id=k.__name__, marks=() if k in QUICK else pytest.mark.nightly) for k in HEADS]
+    "kind", [pytest.param(k, id=k.__name__, marks=() if k is GBTClassifier else pytest.mark.nightly) for k in HEADS]
 )
 def test_every_classifier_trains_on_probabilities(df: DataFrame, shared: Path, kind: Any) -> None:
     label, params = HEADS[kind]
