@@ -70,6 +70,7 @@ BENCHMARKS = (
     Benchmark("run_store", "run_store"),
     Benchmark("edits", "edits", needs=("scipy", "sklearn")),
     Benchmark("fleet", "fleet", needs=("sklearn", "statsmodels")),
+    Benchmark("triage", "triage", needs=("sklearn",)),
     Benchmark("growth", "growth", needs=("lightgbm", "optuna", "sklearn")),
     Benchmark("growth_null", "growth_null", needs=("sklearn",)),
     Benchmark("improve_null", "improve_null", needs=("sklearn",)),

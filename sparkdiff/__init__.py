@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     from sparkdiff.costs import Cost
     from sparkdiff.errors import InputError, ParityError, SparkdiffError
     from sparkdiff.estimator import FineTuner, FineTunerModel
+    from sparkdiff.fleet.procedure import triage
+    from sparkdiff.fleet.results import Triage
     from sparkdiff.grower import Grower, GrowerModel
     from sparkdiff.growth.summary import GrowthSummary
     from sparkdiff.history.lineage import Lineage, why
@@ -43,6 +45,8 @@ _HOME = {
         "costs": ["Cost"],
         "errors": ["InputError", "ParityError", "SparkdiffError"],
         "estimator": ["FineTuner", "FineTunerModel"],
+        "fleet.procedure": ["triage"],
+        "fleet.results": ["Triage", "Triaged"],
         "grower": ["Grower", "GrowerModel"],
         "growth.summary": ["GrowthSummary"],
         "history.lineage": ["Lineage", "why"],
@@ -84,7 +88,7 @@ __all__ = [  # noqa: RUF022 - by what a reader meets first
     "CrossValidator", "TrainValidationSplit", "Search", "SearchModel", "SearchSummary", "alternatives", "choice", "integer",
     "loguniform", "uniform", "plain", "compact", "compact_plan", "CompactPlan", "export", "ExportedModel", "TorchTransformer",
     "from_sklearn", "from_lightgbm", "from_xgboost",
-    "Scorer", "runs", "why", "Lineage", "LabelModel", "LabelModelModel", "LabelSummary", "distill",
+    "Scorer", "runs", "why", "Lineage", "triage", "Triage", "LabelModel", "LabelModelModel", "LabelSummary", "distill",
     "Plan", "Network", "Parity", "StageModule", "register",
     "SparkdiffError", "InputError", "ParityError",
 ]  # fmt: skip

@@ -515,6 +515,48 @@ def why(
     print(found.command() if reproduce else found.toJSON() if as_json else found)
 
 
+@app.command()
+def triage(
+    models: Annotated[list[str], typer.Argument(help="Folders of saved PipelineModels, or of runs.")],
+    budget: Annotated[str, typer.Option(help='Processor time, such as "4 core-hours", "30 core-minutes" or 90s.')],
+    data: Annotated[
+        list[str], typer.Option(help="Path of the rows: one for all models, or one per model in their order.")
+    ],
+    label: Label = None, group: Group = None, time: Time = None,
+    store: Annotated[
+        Text, typer.Option("--store", help="Folder of a store of runs, to learn from and to add the runs to.")
+    ] = None,
+    output: Annotated[Text, typer.Option(help="Folder to save the tuned pipelines in, each by its name.")] = None,
+    share: Annotated[float, typer.Option(help="Part of the gain to expect of all models that is run for.")] = 0.8,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only forecast.")] = False,
+    as_json: AsJson = False,
+) -> None:  # fmt: skip
+    """Forecast which of many pipelines deserve a fine-tuning, and run the most valuable ones within a budget."""
+    from sparkdiff.fleet.budget import core_seconds
+    from sparkdiff.job import loading
+    from sparkdiff.machine import paths
+
+    core_seconds(budget)  # before Spark starts
+    if len(data) not in (1, len(models)):
+        raise InputError(
+            f"{len(data)} --data for {len(models)} models: give one for all, or one per model in their order"
+        )
+    folder = Path.cwd()
+    where = [loading.model_path(model, folder) for model in models]
+    rows = {f"triage {i}": _source(path, *_read_as(path, "", "{}")) for i, path in enumerate(dict.fromkeys(data))}
+    loading.check_there(where, rows, folder, {})
+    loading.start_session({}, "sparkdiff.fleet.saving")
+    from sparkdiff.fleet.saving import triage_paths
+
+    here = None if store is None or (path := paths.local(store)) is None else str(path.absolute())
+    columns = {"labelCol": label, "groupCol": group, "timeCol": time}
+    found = triage_paths(
+        where, data, budget, here or store, None if output is None else Path(output), share, dry_run,
+        {name: value for name, value in columns.items() if value},
+    )  # fmt: skip
+    print(found.toJSON() if as_json else found)
+
+
 caches_app = typer.Typer(no_args_is_help=True, help="Show and remove caches on this machine. Runs no Spark.")
 app.add_typer(caches_app, name="cache")
 Folder = Annotated[str, typer.Argument(help="Folder of the caches: cacheDir, or .cache beside the output of jobs.")]

@@ -39,7 +39,7 @@ GROUPS = {
     "Improvement": ["Improver", "ImproverModel", "ImprovementSummary"],
     "Growth": ["Grower", "GrowerModel", "GrowthSummary"],
     "Weak supervision": ["LabelModel", "LabelModelModel", "LabelSummary", "distill"],
-    "Tracking": ["JSONLines", "TensorBoard", "runs", "why", "Lineage"],
+    "Tracking": ["JSONLines", "TensorBoard", "runs", "why", "Lineage", "triage", "Triage"],
     "Serving": ["compact", "compact_plan", "CompactPlan", "export", "ExportedModel", "Scorer", "TorchTransformer"],
     "Trees of other libraries": ["from_sklearn", "from_lightgbm", "from_xgboost"],
     "Stages of your own": ["StageModule", "register"],

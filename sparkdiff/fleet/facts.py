@@ -6,6 +6,7 @@ No cache is written and nothing is compared with Spark: these are facts to forec
 
 import dataclasses
 import math
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -69,8 +70,18 @@ def facts_of(task: Task, df: DataFrame) -> Facts:
                 _of_plan(task, rows, held, sample, start)
                 | {"metric": original.value, "metricSign": original.sign}
                 | probe.gradient()
-                | probe.training()
+                | _timed(probe, sample.splits[TRAIN])
             )
+
+
+def _timed(probe: "_Probe", rows: int) -> Facts:
+    """The facts of the training on the sample, its processor seconds per row and epoch, and how many epochs a run may take: as
+    many again as it waits for a better one.
+    """
+    began, o = time.process_time(), probe.task.options
+    found = probe.training()
+    each = (time.process_time() - began) / (EPOCHS * rows)
+    return found | {"secondsPerRow": each, "epochs": float(min(o.maxEpochs, 2 * o.patience))}
 
 
 def _of_plan(task: Task, rows: int, held: int, sample: Sample, start: Start) -> Facts:

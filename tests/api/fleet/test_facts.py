@@ -22,6 +22,7 @@ def test_facts_tell_slack_from_an_optimum(numeric: PipelineModel, df: DataFrame)
     assert slack["quadraticGain"] > 0.02 > 0.005 > none["quadraticGain"]
     assert slack["stepGain"] > 0.02 > abs(none["stepGain"])
     assert slack["lastEpochGain"] > slack["firstEpochGain"] > 0 and slack["lastEpochZ"] > 3 > none["lastEpochZ"]
+    assert 0 < slack["secondsPerRow"] < 0.01 and slack["epochs"] == 4
     assert slack["head:linear"] == 1.0 and slack["trainedBeforeHead"] == 1.0 and none["trainedBeforeHead"] == 0.0
 
 

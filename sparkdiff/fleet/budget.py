@@ -1,0 +1,20 @@
+"""A budget of processor time, as a person writes it."""
+
+import re
+
+from sparkdiff.errors import InputError
+
+UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
+FORM = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(?:core-?\s*)?(s|m|h)(?:ec(?:ond)?s?|in(?:ute)?s?|ours?)?\s*", re.IGNORECASE)
+
+
+def core_seconds(text: str) -> float:
+    """The core-seconds of a text such as "4 core-hours", "30 core-minutes" or "90s".
+
+    Raises:
+        InputError: it is no such text, or nothing fits in.
+    """
+    found = FORM.fullmatch(text)
+    if not found or not float(found[1]):
+        raise InputError(f"budget={text!r} must be processor time such as '4 core-hours', '30 core-minutes' or '90s'")
+    return float(found[1]) * UNITS[found[2].lower()]

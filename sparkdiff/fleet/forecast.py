@@ -1,0 +1,172 @@
+"""What a fine-tuning is likely to gain and to cost: a small model of scikit-learn's, learned from runs whose facts are known.
+
+It starts from the runs that sparkdiff ships (priors.json, made by benchmarks/fleet.py) and learns from those in the user's store
+of runs that triage started, each of which counts as much. Nothing is saved: learning takes a second.
+"""
+
+import dataclasses
+import functools
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sparkdiff.data.rehearsal import SAMPLE
+from sparkdiff.errors import InputError
+from sparkdiff.fleet.facts import FACTS, Facts
+
+MOST = 0.5
+"""A gain counts up to this share of the original's metric."""
+EARLY = 10
+"""Epochs after which a run without any gain so far is stopped."""
+PRIORS = Path(__file__).with_name("priors.json")
+SIZES = ("rows", "heldOut", "parameters", "width", "stages", "trainedStages")
+SHARES = ("quadraticGain", "stepGain", "firstEpochGain", "lastEpochGain", "lastGain", "drift")
+SIGNALS = ("stepZ", "firstEpochZ", "lastEpochZ")
+FLAGS = ("trainedBeforeHead", "head:linear", "head:bayes", "head:perceptron", "head:trees", "known", "lastTuned")
+NAMES = (*SIZES, *SHARES, *SIGNALS, *FLAGS, "candidates", "regParam", "gradientSignal")
+
+
+@dataclasses.dataclass(frozen=True)
+class Known:
+    """A run that has ended.
+
+    Attributes:
+        gain: on validation rows as a share of the original's metric; 0 where the original was kept.
+        coreSeconds: of the run, without its facts.
+    """
+
+    facts: Mapping[str, float]
+    kept: bool
+    gain: float
+    coreSeconds: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Forecast:
+    """What to expect of a run.
+
+    Attributes:
+        probability: that the tuned pipeline replaces the original.
+        gain: expected where it does, as a share of the original's metric, at most 0.5.
+        coreSeconds: that it takes.
+    """
+
+    probability: float
+    gain: float
+    coreSeconds: float
+
+    @property
+    def expected(self) -> float:
+        """The gain to expect, whatever is decided."""
+        return self.probability * self.gain
+
+    @property
+    def worth(self) -> float:
+        """Expected gain per core-second."""
+        return self.expected / max(self.coreSeconds, 1e-3)
+
+
+def features(facts: Mapping[str, float]) -> list[float]:
+    """Facts as numbers of like size, in the order of NAMES; NaN where one is unknown."""
+    return [_scaled(name, float(facts.get(name, 0.0 if name in FLAGS else math.nan))) for name in NAMES]
+
+
+def _scaled(name: str, value: float) -> float:
+    if math.isnan(value):
+        return value
+    if name in SIZES:
+        return math.log1p(max(value, 0.0))
+    if name in SHARES:
+        return float(np.clip(value, -1.0, 1.0))
+    if name in SIGNALS:
+        return float(np.clip(value, -5.0, 10.0))
+    if name == "regParam":
+        return math.log10(max(value, 0.0) + 1e-6)
+    return math.log(max(value, 0.0) + 1e-3) if name == "gradientSignal" else value
+
+
+def of_store(runs: Sequence[Mapping[str, Any]]) -> list[Known]:
+    """The fine-tunings in a store whose facts are known: those that triage started."""
+    return [
+        Known(json.loads(run["tags"][FACTS]), not run["kept"], 0.0 if run["kept"] else run["gain"], run["coreSeconds"])
+        for run in runs
+        if run["verb"] == "finetune" and FACTS in (run["tags"] or {})
+    ]  # fmt: skip
+
+
+@functools.cache
+def priors() -> tuple[Known, ...]:
+    """The runs that sparkdiff ships."""
+    names = [f.name for f in dataclasses.fields(Known)]
+    found = json.loads(PRIORS.read_text(encoding="utf-8"))["runs"]
+    return tuple(Known(**{name: run[name] for name in names}) for run in found)
+
+
+class Forecaster:
+    """Forecasts by runs that have ended.
+
+    Args:
+        runs: those to learn from; at least one that was kept and one that was not.
+
+    Raises:
+        InputError: scikit-learn is not installed.
+    """
+
+    def __init__(self, runs: Sequence[Known]):
+        try:
+            from sklearn.ensemble import ExtraTreesClassifier, ExtraTreesRegressor
+            from sklearn.impute import SimpleImputer
+            from sklearn.pipeline import make_pipeline
+        except ImportError as e:
+            raise InputError(
+                "triage learns by scikit-learn, which is not installed: pip install 'sparkdiff[triage]'"
+            ) from e
+        self.runs = len(runs)
+        x = np.array([features(run.facts) for run in runs])
+        kept = np.array([run.kept for run in runs])
+        gain = np.array([min(max(run.gain, 0.0), MOST) for run in runs])
+        forest: dict[str, Any] = {"n_estimators": 100, "min_samples_leaf": 3, "random_state": 0}
+        self._keeps = make_pipeline(SimpleImputer(keep_empty_features=True), ExtraTreesClassifier(**forest)).fit(
+            x, kept
+        )
+        self._gains = make_pipeline(SimpleImputer(keep_empty_features=True), ExtraTreesRegressor(**forest)).fit(
+            x[kept], gain[kept]
+        )
+        self._costs = _Costs(runs)
+
+    def __call__(self, facts: Facts) -> Forecast:
+        x = np.array([features(facts)])
+        probability = float(self._keeps.predict_proba(x)[0, 1])
+        return Forecast(probability, float(self._gains.predict(x)[0]), self._costs(facts))
+
+
+class _Costs:
+    """Core-seconds of a run: what runs of such tables took, and for the rows beyond those of the sample what training on it took.
+
+    The first is at least 0 for the run itself, each stage, trees, its cells (rows times width) and its rows.
+    """
+
+    def __init__(self, runs: Sequence[Known]):
+        from sklearn.linear_model import LinearRegression
+
+        x, y = np.array([self._parts(run.facts) for run in runs]), np.array([run.coreSeconds for run in runs])
+        y = np.maximum(y - [_beyond(run.facts) for run in runs], 0.1 * y)
+        # Relative errors: a large run may not outweigh all small ones.
+        self._model = LinearRegression(positive=True, fit_intercept=False).fit(x / y[:, None], np.ones(len(y)))
+
+    @staticmethod
+    def _parts(facts: Mapping[str, float]) -> list[float]:
+        rows, trees = facts.get("rows", 0.0), facts.get("head:trees", 0.0)
+        return [1.0, facts.get("stages", 0.0), trees, rows * facts.get("width", 1.0) / 1e6, rows / 1e6]
+
+    def __call__(self, facts: Mapping[str, float]) -> float:
+        return float(self._model.predict(np.array([self._parts(facts)]))[0]) + _beyond(facts)
+
+
+def _beyond(facts: Mapping[str, float]) -> float:
+    """Core-seconds of training on the rows beyond those of the sample."""
+    return max(facts.get("rows", 0.0) - SAMPLE, 0.0) * facts.get("secondsPerRow", 0.0) * facts.get("epochs", 0.0)

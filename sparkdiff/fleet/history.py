@@ -1,0 +1,31 @@
+"""What a store of runs knows of a model: whether it was tuned before, what that gained, and how the rows have drifted since."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sparkdiff.fleet.facts import Facts
+
+COLUMNS = (
+    "verb", "model", "parent", "kept", "gain", "metric", "metricDirection", "after", "coreSeconds", "tags", "finished",
+)  # fmt: skip
+"""Of a store, what triage reads."""
+
+
+def history(runs: Sequence[Mapping[str, Any]], content: str | None, metric: float) -> Facts:
+    """Facts about the last run that returned a model with this content: that it is `known`, whether that run had tuned it and
+    what this gained, and the `drift`: how much worse the model is now than it was at the end of that run, as a share.
+
+    Args:
+        runs: of the store, the oldest first.
+        metric: of the model on new rows.
+    """
+    made = [run for run in runs if content is not None and run["model"] == content]
+    if not made:
+        return {}
+    last = made[-1]
+    tuned = not last["kept"]
+    out = {"known": 1.0, "lastTuned": float(tuned), "lastGain": float(last["gain"] or 0.0) if tuned else 0.0}
+    if last["after"]:
+        worse = (metric - last["after"]) / abs(last["after"])
+        out["drift"] = worse if last["metricDirection"] == "smaller" else -worse
+    return out

@@ -1,0 +1,200 @@
+"""Triage: forecast each pipeline of a fleet by cheap facts, and spend a budget on those that are worth most per core-second."""
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from pyspark.sql import DataFrame
+
+from sparkdiff import jvm
+from sparkdiff.errors import InputError, SparkdiffError
+from sparkdiff.estimator import FineTuner
+from sparkdiff.finetune import prepare
+from sparkdiff.fleet.budget import core_seconds
+from sparkdiff.fleet.entries import Entry, entries_of
+from sparkdiff.fleet.facts import FACTS, Facts, facts_of, finite
+from sparkdiff.fleet.forecast import EARLY, Forecast, Forecaster, of_store, priors
+from sparkdiff.fleet.history import COLUMNS, history
+from sparkdiff.fleet.results import KEPT, REFUSED, SKIPPED, STOPPED, TUNED, Triage, Triaged
+from sparkdiff.history import store
+from sparkdiff.jvm import stores
+from sparkdiff.machine import cpu
+from sparkdiff.pipeline.nesting import plain
+from sparkdiff.report import Events
+
+SHARE = 0.8
+"""Of the gain that is expected of the whole fleet, what is run for. The pipelines at the end promise little and keep less."""
+
+
+class Stopped(BaseException):
+    """Ends a run that will not make it. No `Exception`: those of a listener become warnings."""
+
+
+class Watch(Events):
+    """Stops a run in which no candidate is better than the original after EARLY epochs."""
+
+    def __init__(self, sign: float) -> None:
+        self.sign, self.start, self.best = sign, float("inf"), float("inf")
+
+    def on_epoch(self, row: Mapping[str, Any]) -> None:
+        value = row["validationMetric"]
+        value = float("inf") if value is None else self.sign * value
+        if not row["epoch"]:
+            self.start = value
+            return
+        if row["epoch"] > EARLY and not self.best < self.start:
+            raise Stopped
+        self.best = min(self.best, value)
+
+
+@dataclasses.dataclass(frozen=True)
+class Judged:
+    """An entry and what is known of it before it runs; `why` says why it cannot run, if so."""
+
+    entry: Entry
+    facts: Facts
+    forecast: Forecast | None
+    spent: float
+    why: str = ""
+
+
+def triage(
+    fleet: Sequence[Mapping[str, Any]] | DataFrame, *, budget: str, storeDir: str | None = None, share: float = SHARE,
+    dryRun: bool = False, done: Callable[[Triaged, Any], None] = lambda pipeline, model: None, **options: Any,
+) -> Triage:  # fmt: skip
+    """Forecast what fine-tuning each pipeline of a fleet would gain and cost, and run the most valuable ones within a budget.
+
+    Each pipeline is judged by its plan, a gradient pass, the curvature and three epochs on up to 2,000 of its rows, and by what
+    the store knows of it. Pipelines are ordered by expected gain per core-second (a gain counts up to 50% of the metric), and
+    run until the budget is spent or `share` of the expected gain of the fleet has been run for. A run in which no candidate is
+    better than the original after a few epochs is stopped. Each run is a `FineTuner.fit`, with the same guard.
+
+    Args:
+        fleet: mappings with the keys `model` (a fitted pipeline, or the path of a saved one), `data` (a DataFrame or a path),
+            if wanted `name`, and options of `FineTuner` such as `labelCol`; or a DataFrame with such columns.
+        budget: processor time such as "4 core-hours"; finding the facts counts, and a run that has begun is not cut.
+        storeDir: the folder of a store of runs, from which triage learns and to which it adds its runs; it may be empty.
+        dryRun: only forecast.
+        done: called with each pipeline that ran, as it ends, and its tuned model or None.
+        options: of `FineTuner`, for all entries.
+
+    Raises:
+        InputError: the budget cannot be read; a model or rows cannot be loaded, or an option is wrong (names the entry);
+            scikit-learn is not installed; or no pipeline of the fleet can be tuned.
+    """
+    limit = core_seconds(budget)
+    if not 0 < share <= 1:
+        raise InputError(f"share={share!r} must be above 0 and at most 1: the part of the expected gain to run for")
+    began = cpu.seconds()
+    runs = _runs_of(storeDir)
+    own = of_store(runs)
+    forecaster = Forecaster([*priors(), *own])
+    judged = [_judged(entry, runs, forecaster) for entry in entries_of(fleet, options)]
+    if all(j.forecast is None for j in judged):
+        raise InputError(
+            f"no pipeline of the fleet can be tuned: {'; '.join(f'{j.entry.name}: {j.why}' for j in judged)}"
+        )
+    ranked = sorted(judged, key=lambda j: -1.0 if j.forecast is None else -j.forecast.worth)
+    ranked = [*(j for j in ranked if j.forecast), *(j for j in ranked if not j.forecast)]
+    whole, reached, models, out = sum(j.forecast.expected for j in ranked if j.forecast), 0.0, {}, []
+    for place, j in enumerate(ranked, start=1):
+        left = limit - (cpu.seconds() - began)
+        if why := _why_not(j, place, reached / whole if whole else 1.0, share, left, dryRun):
+            out.append(_skipped(j, why))
+            continue
+        assert j.forecast is not None
+        reached += j.forecast.expected
+        found, model = _run(j, storeDir)
+        if model is not None:
+            models[j.entry.name] = model
+        out.append(found)
+        done(found, model)
+    return Triage(tuple(out), limit, cpu.seconds() - began, len(priors()), len(own), models)
+
+
+def _runs_of(storeDir: str | None) -> list[dict[str, Any]]:
+    """The runs of a store, the oldest first; none where there is no store yet.
+
+    Raises:
+        InputError: storeDir is neither a store nor an empty folder, nor one that can be made.
+    """
+    if storeDir is None:
+        return []
+    folder = jvm.folder("storeDir", storeDir)
+    jvm.check_writable("storeDir", storeDir, folder)
+    try:
+        names = stores.names(folder)
+    except OSError:
+        return []
+    return store.rows(folder, COLUMNS) if any(name.startswith("run") for name in names) else []
+
+
+def _judged(entry: Entry, runs: Sequence[Mapping[str, Any]], forecaster: Forecaster) -> Judged:
+    began = cpu.seconds()
+    try:
+        facts = facts_of(prepare(plain(entry.model), entry.options, entry.rows), entry.rows)
+        if runs:
+            facts |= history(runs, entry.content(), facts["metric"])
+    except SparkdiffError as e:
+        return Judged(entry, {}, None, cpu.seconds() - began, str(e))
+    except jvm.SparkError as e:
+        return Judged(entry, {}, None, cpu.seconds() - began, jvm.cause(e))
+    facts = finite(facts)
+    return Judged(entry, facts, forecaster(facts), cpu.seconds() - began)
+
+
+def _why_not(j: Judged, place: int, reached: float, share: float, left: float, dryRun: bool) -> str:
+    """Why a pipeline is not run, in words; empty if it is."""
+    f = j.forecast
+    if f is None:
+        return j.why
+    if reached >= share:
+        return f"the {place - 1} pipelines before it promise {reached:.0%} of the gain to expect; {_why_little(j.facts, f)}"
+    if f.coreSeconds > left:
+        return f"would take {f.coreSeconds:.0f} core-seconds, and {max(left, 0):.0f} of the budget are left"
+    return f"would run as number {place}" if dryRun else ""
+
+
+def _why_little(facts: Mapping[str, float], f: Forecast) -> str:
+    """Why little is expected of a pipeline: what stands out of its facts."""
+    told = []
+    if facts.get("known"):
+        told.append("the last run tuned it already" if facts.get("lastTuned") else "the last run kept the original")
+    if facts.get("drift", 1.0) < 0.02:
+        told.append("its metric has not got worse since")
+    if facts.get("gradientSignal", 1.0) < 0.5:
+        told.append("its gradient is near 0")
+    elif facts.get("gradientSignal", 9.0) < 2.0:
+        told.append("its gradient is within what chance explains")
+    if facts.get("lastEpochZ", 9.0) < 1.0:
+        told.append("a training on some rows gains nothing on others")
+    reasons = f": {', '.join(told)}" if told else ""
+    return f"a gain has a chance of {f.probability:.0%}{reasons}"
+
+
+def _skipped(j: Judged, why: str) -> Triaged:
+    outcome = REFUSED if j.forecast is None else SKIPPED
+    return Triaged(j.entry.name, j.forecast, outcome, why, 0.0, j.spent, j.facts)
+
+
+def _run(j: Judged, storeDir: str | None) -> tuple[Triaged, Any]:
+    """Tune a pipeline: how it ended, and the tuned pipeline or None."""
+    before, entry = cpu.seconds(), j.entry
+    given = dict(entry.given)
+    if storeDir is not None:
+        given |= {"storeDir": storeDir, "tags": {**given.get("tags", {}), FACTS: json.dumps(j.facts)}}
+    watch, model, gain = Watch(j.facts["metricSign"]), None, 0.0
+    try:
+        found = FineTuner(entry.model, callbacks=[watch], **given).fit(entry.rows)
+    except Stopped:
+        outcome, why = STOPPED, f"no candidate was better than the original after {EARLY} epochs"
+    except SparkdiffError as e:
+        outcome, why = REFUSED, str(e)
+    else:
+        tuned = found.summary.decision == "tuned"
+        outcome, why = TUNED if tuned else KEPT, found.summary.reason
+        if tuned:
+            model, gain = found.pipelineModel, found.summary.gain
+    spent = j.spent + cpu.seconds() - before
+    return Triaged(entry.name, j.forecast, outcome, why, gain, spent, j.facts), model

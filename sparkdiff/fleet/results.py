@@ -1,0 +1,96 @@
+"""What triage found and did, pipeline by pipeline."""
+
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from sparkdiff.fleet.forecast import Forecast
+from sparkdiff.report import Section, Shown, Strong, Table
+from sparkdiff.report.progress import duration
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+TUNED, KEPT, STOPPED, SKIPPED, REFUSED = "tuned", "kept original", "stopped", "skipped", "refused"
+
+
+@dataclasses.dataclass(frozen=True)
+class Triaged:
+    """A pipeline of the fleet.
+
+    Attributes:
+        forecast: None if it was refused.
+        outcome: "tuned", "kept original", "stopped", "skipped" or "refused".
+        why: in words.
+        gain: on validation rows, as a share of the original's metric; 0 unless it was tuned.
+        coreSeconds: that were spent on it, its facts included.
+        facts: what the forecast rests on.
+    """
+
+    name: str
+    forecast: Forecast | None
+    outcome: str
+    why: str
+    gain: float
+    coreSeconds: float
+    facts: Mapping[str, float]
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Triage(Shown):
+    """What triage found and did. `print` shows it, `toJSON` and `toPandas` hold it, `models` are the tuned pipelines by name.
+
+    Attributes:
+        pipelines: the most valuable first.
+        budget, coreSeconds: what there was, and what was spent.
+        shipped, own: how many runs the forecasts were learned from: shipped ones, and those of the store.
+        models: plain Spark ML pipelines by name; only those that were tuned.
+    """
+
+    __module__ = "sparkdiff"
+
+    pipelines: tuple[Triaged, ...]
+    budget: float
+    coreSeconds: float
+    shipped: int
+    own: int
+    models: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False)
+
+    def toJSON(self) -> str:
+        """All but the models."""
+        told = {
+            f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("models", "pipelines")
+        }
+        return json.dumps(told | {"pipelines": [dataclasses.asdict(p) for p in self.pipelines]}, indent=2)
+
+    def toPandas(self) -> "pd.DataFrame":
+        """A row per pipeline."""
+        import pandas as pd
+
+        rows = []
+        for p in self.pipelines:
+            forecast = {} if p.forecast is None else dataclasses.asdict(p.forecast)
+            own = {k: getattr(p, k) for k in ("name", "outcome", "why", "gain", "coreSeconds")}
+            rows.append(own | {f"expected {k}": v for k, v in forecast.items()})
+        return pd.DataFrame(rows)
+
+    def _headline(self) -> str:
+        counts = [sum(p.outcome == outcome for p in self.pipelines) for outcome in (TUNED, KEPT, STOPPED)]
+        told = f"{counts[0]} tuned, {counts[1]} kept, {counts[2]} stopped"
+        spent = f"{self.coreSeconds:,.0f} of {self.budget:,.0f} core-seconds"
+        return f"{len(self.pipelines)} pipelines, {told}; {spent}"
+
+    def _sections(self) -> Iterator[Section]:
+        head = ("pipeline", "chance", "gain if so", "cost", "outcome", "gain", "why")
+        yield Table([head, *map(_row, self.pipelines)], left=(0, 4, 6), ruled=True)
+        yield Strong(self._headline())
+        yield f"forecasts were learned from {self.shipped} runs that sparkdiff ships and {self.own} of the store"
+
+
+def _row(p: Triaged) -> tuple[str, ...]:
+    if p.forecast is None:
+        return p.name, "", "", "", p.outcome, "", p.why
+    f = p.forecast
+    gain = f"{p.gain:+.1%}" if p.outcome == TUNED else ""
+    return p.name, f"{f.probability:.0%}", f"{f.gain:+.1%}", duration(f.coreSeconds), p.outcome, gain, p.why

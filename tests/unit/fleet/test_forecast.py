@@ -1,0 +1,163 @@
+"""Triage's forecasts: learned from runs, readable priors, budgets in words, and why a pipeline is skipped. Without Spark."""
+
+import builtins
+import json
+import math
+import random
+from typing import Any
+
+import pytest
+
+from sparkdiff.errors import InputError
+from sparkdiff.fleet.budget import core_seconds
+from sparkdiff.fleet.entries import Entry, entries_of, name_of
+from sparkdiff.fleet.facts import FACTS
+from sparkdiff.fleet.forecast import NAMES, Forecast, Forecaster, Known, features, of_store, priors
+from sparkdiff.fleet.history import history
+from sparkdiff.fleet.procedure import EARLY, Judged, Stopped, Watch, _why_little, _why_not
+from sparkdiff.fleet.results import SKIPPED, Triage, Triaged
+
+
+def learned(count: int = 80) -> list[Known]:
+    """Runs that are kept where z is large, and whose cost grows with the rows."""
+    draw = random.Random(0)
+    out = []
+    for _ in range(count):
+        z, rows = draw.uniform(-3, 6), draw.choice([500.0, 1000.0, 4000.0])
+        facts = {"rows": rows, "lastEpochZ": z, "parameters": 10.0, "candidates": 1.0, "stages": 3.0, "width": 5.0}
+        out.append(Known(facts, z > 2, 0.3 if z > 2 else 0.0, 2.0 + rows / 1000))
+    return out
+
+
+def test_a_forecast_follows_what_was_learned() -> None:
+    forecaster = Forecaster(learned())
+    facts = {**learned()[0].facts, "rows": 1000.0}
+    good, bad = forecaster({**facts, "lastEpochZ": 5.0}), forecaster({**facts, "lastEpochZ": -2.0})
+    assert good.probability > 0.8 > 0.2 > bad.probability
+    assert good.gain == pytest.approx(0.3) and good.worth > 10 * bad.worth
+    assert good.coreSeconds == pytest.approx(3.0, rel=0.1)
+    assert forecaster({**facts, "rows": 4000.0}).coreSeconds == pytest.approx(6.0, rel=0.1)
+    large = {**facts, "rows": 12000.0, "secondsPerRow": 1e-4, "epochs": 40.0}  # 10,000 rows beyond the sample
+    assert forecaster(large).coreSeconds == pytest.approx(2.0 + 12.0 + 40.0, rel=0.1)
+
+
+def test_facts_may_be_missing_and_gains_are_clipped() -> None:
+    assert all(math.isnan(v) or v == 0.0 for v in features({}))
+    assert dict(zip(NAMES, features({"stepGain": -9.0, "lastEpochZ": 99.0}), strict=True))["stepGain"] == -1.0
+    large = [Known(k.facts, k.kept, 40.0 if k.kept else 0.0, k.coreSeconds) for k in learned()]
+    found = Forecaster(large)({"rows": 500.0})
+    assert 0 < found.gain <= 0.5
+
+
+def test_the_shipped_runs_are_readable_and_of_both_kinds() -> None:
+    shipped = priors()
+    assert {k.kept for k in shipped} == {True, False} and all(k.coreSeconds > 0 for k in shipped)
+    assert {"gradientSignal", "quadraticGain", "lastEpochZ"} <= {n for k in shipped for n in k.facts}
+    assert all(math.isfinite(v) for k in shipped for v in k.facts.values())
+
+
+def test_only_runs_that_triage_started_are_learned_from() -> None:
+    run = {
+        "verb": "finetune",
+        "kept": False,
+        "gain": 0.2,
+        "coreSeconds": 3.0,
+        "tags": {FACTS: json.dumps({"rows": 9.0})},
+    }
+    others = [{**run, "tags": {}}, {**run, "verb": "improve"}, {**run, "tags": None}]
+    assert of_store([run, *others]) == [Known({"rows": 9.0}, True, 0.2, 3.0)]
+    assert of_store([{**run, "kept": True}])[0].gain == 0.0
+
+
+def test_history_tells_the_last_run_and_the_drift_since() -> None:
+    made = {"model": "m", "kept": False, "gain": 0.1, "after": 2.0, "metricDirection": "smaller"}
+    assert history([made], "m", 2.5) == {"known": 1.0, "lastTuned": 1.0, "lastGain": 0.1, "drift": pytest.approx(0.25)}
+    kept = {**made, "kept": True, "after": 0.8, "metricDirection": "larger"}
+    found = history([made, kept], "m", 0.6)
+    assert found["lastTuned"] == 0.0 and found["drift"] == pytest.approx(0.25)
+    assert history([made], "another", 2.5) == {} == history([made], None, 2.5)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("4 core-hours", 14400),
+        ("30 core-minutes", 1800),
+        ("90s", 90),
+        ("1.5h", 5400),
+        ("2 hours", 7200),
+        ("5 min", 300),
+    ],
+)
+def test_a_budget_in_words(text: str, seconds: float) -> None:
+    assert core_seconds(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "4", "four hours", "0h", "300 passes", "4 core-days", "-1h"])
+def test_what_is_no_budget_is_named(text: str) -> None:
+    with pytest.raises(InputError, match="4 core-hours") as e:
+        core_seconds(text)
+    assert repr(text) in str(e.value)
+
+
+def test_without_scikit_learn_the_way_out_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = builtins.__import__
+
+    def absent(name: str, *rest: Any, **more: Any) -> Any:
+        if name.startswith("sklearn"):
+            raise ImportError(name)
+        return real(name, *rest, **more)
+
+    monkeypatch.setattr(builtins, "__import__", absent)
+    with pytest.raises(InputError, match=r"sparkdiff\[triage\]"):
+        Forecaster(learned())
+
+
+def judged(forecast: Forecast | None, **facts: float) -> Judged:
+    entry = Entry("churn", None, None, None, {}, None)  # type: ignore[arg-type]
+    return Judged(entry, facts, forecast, 1.0, "" if forecast else "column 'y' is missing")
+
+
+def test_each_skip_has_its_reason() -> None:
+    some = Forecast(0.1, 0.2, 8.0)
+    assert _why_not(judged(some), 2, 0.5, 0.95, 100.0, False) == ""
+    assert "8 core-seconds, and 5 of the budget are left" in _why_not(judged(some), 2, 0.5, 0.95, 5.0, False)
+    little = _why_not(judged(some, known=1.0, drift=0.0, gradientSignal=0.1), 4, 0.96, 0.95, 100.0, False)
+    assert "3 pipelines before it promise 96%" in little and "the last run kept the original" in little
+    assert "gradient is near 0" in little and "not got worse" in little
+    assert _why_not(judged(some), 2, 0.5, 0.95, 100.0, True) == "would run as number 2"
+    assert _why_not(judged(None), 2, 0.5, 0.95, 100.0, False) == "column 'y' is missing"
+    assert "chance explains" in _why_little({"gradientSignal": 1.0}, some)
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_a_run_without_gain_is_stopped_and_another_one_is_not(sign: float) -> None:
+    def row(epoch: int, loss: float | None) -> dict[str, Any]:
+        return {"epoch": epoch, "validationMetric": None if loss is None else sign * loss}
+
+    bad, good = Watch(sign), Watch(sign)
+    for epoch in range(EARLY + 1):
+        bad.on_epoch(row(epoch, 1.0))
+        good.on_epoch(row(epoch, 1.0 if epoch != 3 else 0.9))
+    bad_end = row(EARLY + 1, None)
+    with pytest.raises(Stopped):
+        bad.on_epoch(bad_end)
+    good.on_epoch(row(EARLY + 1, 2.0))
+
+
+def test_a_result_shows_itself() -> None:
+    p = Triaged("churn", Forecast(0.25, 0.1, 8.0), SKIPPED, "would run as number 1", 0.0, 1.0, {"rows": 5.0})
+    refused = Triaged("x", None, "refused", "no rows", 0.0, 0.5, {})
+    found = Triage((p, refused), 3600.0, 2.0, 300, 12)
+    assert "25%" in str(found) and "300 runs that sparkdiff ships and 12 of the store" in str(found)
+    assert json.loads(found.toJSON())["pipelines"][0]["forecast"]["probability"] == 0.25
+    assert list(found.toPandas()["name"]) == ["churn", "x"]
+
+
+def test_wrong_fleets_are_named() -> None:
+    for fleet, why in (([], "empty"), ("models/churn", "list of mappings"), ([{"data": "x"}], "no model")):
+        with pytest.raises(InputError, match=why):
+            entries_of(fleet, {})
+    with pytest.raises(InputError, match=r"churn: unknown option 'label'"):
+        entries_of([{"model": "models/churn", "data": "x.parquet", "label": "y"}], {})
+    assert name_of("runs/churn/model") == "churn" and name_of("models/churn/") == "churn"
