@@ -15,8 +15,16 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 ABSTAINS = -1
+FEW = 10
+"""Rows on which a vote is cast, and on which it is not, before its correlations with others count."""
+CHUNK = 1 << 16
+"""Patterns whose correlations are counted at once."""
 LEAST = 1e-4
 """Probability of a vote at least: a function that was never wrong on some rows may be so on others."""
+PRIOR, ROWS, SHARE = 0.8, 10.0, 0.25
+"""Of `precision`: the accuracy that a vote is taken to have before it is counted, and the weight of this in rows, and as a share
+of the rows with this vote.
+"""
 SMOOTHING = 1.0
 """Rows that each distribution of votes has seen before EM begins."""
 
@@ -26,7 +34,8 @@ class Estimate:
     """
     Attributes:
         balance: (k,) share of each class.
-        tables: (m, k, k + 1) probability of each vote in each class; the last one is that of abstaining.
+        tables: (m, k, k + 1) probability of each vote in each class; the last one is that of abstaining. Of `precision`
+            this one is the same in each class, so they don't add up to 1.
     """
 
     balance: Floats
@@ -143,6 +152,76 @@ def em(
         if np.abs(posterior - before).max() < tol:
             break
     return found
+
+
+def precision(
+    patterns: Ints, weights: Floats, k: int, *, balance: Floats | None = None, known: Ints | None = None, maxIter: int = 200,
+    tol: float = 1e-7,
+) -> Estimate:  # fmt: skip
+    """How often each vote of each function is right, at least as often as by chance, and nothing from abstaining.
+
+    For functions that do not vote independently. A full model of their votes then explains what they have in common by its
+    classes, which may be topics rather than the classes that are meant. Here a vote l of a function has one number, a = P(Y = l |
+    it votes l), between 1 / k and 1. With n votes on a row, P(y | votes) is proportional to P(y) ** (1 - n) times the product of
+    P(y | vote): a single vote counts as its a. By expectation-maximisation from the majority vote on, with a prior. As votes
+    that depend on each other count too much, the shares of the classes are taken half way to equal ones, unless they are known.
+
+    Args:
+        known: (P,) the class of rows with a label, -1 of others.
+    """
+    votes = one_hot(patterns, k)
+    on, posterior = patterns >= 0, _told(majority(patterns, k), known)
+    number = np.einsum("p,pml->ml", weights, votes)
+    before = ROWS + SHARE * number
+    some = weights * on.any(1)
+    for _ in range(maxIter):
+        right = np.einsum("p,pml,pl->ml", weights, votes, posterior, optimize=True)
+        a = np.clip((right + PRIOR * before) / (number + before), 1 / k, 1 - LEAST)
+        shares = (some @ posterior / some.sum() + 1 / k) / 2 if balance is None else balance
+        found = _of_precisions(a, number / weights.sum(), np.asarray(shares))
+        last, posterior = posterior, _told(found.posterior(patterns), known)
+        if np.abs(posterior - last).max() < tol:
+            break
+    return found
+
+
+def _of_precisions(a: Floats, coverage: Floats, shares: Floats) -> Estimate:
+    """The estimate of functions whose votes (m, k) are right so often, and are cast on these shares of the rows."""
+    m, k = a.shape
+    inside = np.where(np.eye(k)[None] > 0, a[:, None, :], (1 - a[:, None, :]) / (k - 1))  # (m, y, l): P(y | votes l)
+    inside = inside * np.maximum(coverage, 1e-12)[:, None, :] / shares[None, :, None]
+    abstains = np.maximum(1 - coverage.sum(1), LEAST)
+    return Estimate(shares, np.concatenate([inside, np.broadcast_to(abstains[:, None, None], (m, k, 1))], 2))
+
+
+def unexplained(estimate: Estimate, patterns: Ints, weights: Floats) -> tuple[float, float, tuple[int, int]]:
+    """How far the votes of two functions are correlated beyond what the classes explain.
+
+    Returns:
+        the root mean square of these correlations, over all pairs of votes of two functions, less what chance alone gives; the
+        largest; and the functions of this one.
+    """
+    k, n, m = len(estimate.balance), weights.sum(), patterns.shape[1]
+    seen, mean = np.zeros((m * (k + 1),) * 2), np.zeros(m * (k + 1))
+    for start in range(0, len(patterns), CHUNK):
+        some, w = patterns[start : start + CHUNK], weights[start : start + CHUNK] / n
+        votes = one_hot(np.where(some == ABSTAINS, k, some), k + 1).reshape(len(some), -1)
+        mean += w @ votes
+        seen += (votes * w[:, None]).T @ votes
+    seen -= np.outer(mean, mean)
+    by_class = np.moveaxis(estimate.tables, 1, 0).reshape(k, -1)
+    expected = estimate.balance @ by_class
+    told = (by_class * estimate.balance[:, None]).T @ by_class - np.outer(expected, expected)
+    often = (mean * n >= FEW) & ((1 - mean) * n >= FEW)
+    who = np.repeat(np.arange(m), k + 1)
+    use = np.outer(often, often) & (who[:, None] != who[None, :])
+    if not use.any():
+        return 0.0, 0.0, (0, 0)
+    spread = np.sqrt(np.maximum(mean * (1 - mean), 1e-300))
+    left = np.where(use, (seen - told) / np.outer(spread, spread), 0.0)
+    at = np.unravel_index(np.abs(left).argmax(), left.shape)
+    size = float(np.sqrt(max((left[use] ** 2).mean() - 1 / n, 0.0)))
+    return size, float(left[at]), (int(who[at[0]]), int(who[at[1]]))
 
 
 def _told(posterior: Floats, known: Ints | None) -> Floats:

@@ -13,15 +13,17 @@ from pyspark.sql import DataFrame
 
 from sparkdiff import jvm
 from sparkdiff.errors import InputError, check_dataframe, did_you_mean, kind_of
-from sparkdiff.labeling.estimates import ABSTAINS, Estimate, em, majority, one_hot, triplets
+from sparkdiff.labeling.estimates import ABSTAINS, Estimate, em, majority, one_hot, precision, triplets, unexplained
 from sparkdiff.labeling.plain import stages_of
 from sparkdiff.labeling.votes import Votes, counted
 from sparkdiff.machine import paths
 from sparkdiff.report import Section, Shown, Table
 
-METHODS = ("auto", "triplets", "em")
+METHODS = ("auto", "triplets", "em", "precision")
 LEAST = 3
 """Functions at least: fewer cannot be told apart from chance without labels."""
+DEPENDENT = 0.03
+"""Root mean square of the correlations of votes that the classes don't explain, from which on functions are not independent."""
 FEW = 50
 """Rows that two functions share at least before it counts that they always agree or never."""
 
@@ -37,6 +39,7 @@ class LabelSummary(Shown):
         rows: with votes counted; weights count.
         unlabelled: share of rows on which nobody votes.
         agreement: on labelled rows {"rows", "labelModel", "majority"}: shares that are right; None without labels.
+        method: that was taken.
         warnings: reasons to doubt the figures.
     """
 
@@ -48,6 +51,7 @@ class LabelSummary(Shown):
         self.rows: float = found["rows"]
         self.unlabelled: float = found["unlabelled"]
         self.agreement: dict[str, float] | None = found["agreement"]
+        self.method: str = found.get("method", "")  # not in summaries of earlier versions
         self.warnings: list[str] = found["warnings"]
 
     def asdict(self) -> dict[str, Any]:
@@ -84,7 +88,8 @@ class _LabelParams(Params):
     method: Param[str] = Param(
         Params._dummy(),
         "method",
-        "triplets (closed form, two classes), em (Dawid and Skene), or auto: triplets for two classes, em for more",
+        "triplets (closed form, two classes), em (Dawid and Skene), precision (for functions that are not independent), or "
+        "auto: the first of them whose assumptions the votes keep",
         TypeConverters.toString,
     )  # type: ignore[no-untyped-call]
     numClasses: Param[int] = Param(
@@ -178,12 +183,13 @@ class LabelModel(Estimator, _LabelParams, MLWritable, MLReadable):  # type: igno
         method = self.getOrDefault("method")
         if method == "triplets" and k > 2:
             raise InputError(f"method='triplets' is for two classes, and the votes name {k}: set method='em' or 'auto'")
-        if method == "triplets" or (method == "auto" and k == 2):
-            estimate = triplets(found.patterns, found.weights, balance)
-        else:
-            estimate = em(found.patterns, found.weights, k, balance=balance, known=found.known)
+        method, estimate, doubts = _estimated(method, found, k, balance, list(votes))
         plain = stages_of(list(votes.values()), estimate, self.getOrDefault("probabilityCol"))
-        model = LabelModelModel(plain, LabelSummary(**told(list(votes), found, estimate)))
+        summary = told(list(votes), found, estimate)
+        doubts += _less_right(summary["agreement"])
+        model = LabelModelModel(
+            plain, LabelSummary(**summary | {"method": method, "warnings": [*doubts, *summary["warnings"]]})
+        )
         return self._copyValues(model)  # type: ignore[return-value]
 
     def write(self) -> MLWriter:
@@ -192,6 +198,30 @@ class LabelModel(Estimator, _LabelParams, MLWritable, MLReadable):  # type: igno
     @classmethod
     def read(cls) -> "MLReader[LabelModel]":
         return _Reader(cls)
+
+
+def _estimated(
+    method: str, votes: Votes, k: int, balance: Any, names: Sequence[str]
+) -> tuple[str, Estimate, list[str]]:
+    """The method that was taken, its estimate, and reasons to doubt it."""
+    v, w, given = votes.patterns, votes.weights, {"balance": balance, "known": votes.known}
+    ways = {"triplets": lambda: triplets(v, w, balance), "em": lambda: em(v, w, k, **given)}
+    doubt = ""
+    for name in [x for x in ways if method == x or (method == "auto" and (k == 2 or x == "em"))]:
+        found = ways[name]()
+        size, largest, (i, j) = unexplained(found, v, w)
+        if size < DEPENDENT:
+            return name, found, []
+        doubt = (
+            "the functions do not vote independently, given the class: "
+            f"{names[i]!r} and {names[j]!r} are correlated by {largest:+.2f} beyond what it explains"
+        )
+        if method == name:
+            return name, found, [f"{doubt}, so the accuracies may be wrong; method='precision' asks for less"]
+    taken = (
+        [f"{doubt}. So accuracies are only rough, and at least those of chance (method='precision')"] if doubt else []
+    )
+    return "precision", precision(v, w, k, **given), taken
 
 
 def _named(votes: Any) -> dict[str, str]:
@@ -270,6 +300,19 @@ def _agreement(votes: Votes, estimate: Estimate) -> dict[str, float] | None:
     model = (estimate.posterior(v).argmax(1) == y) @ w / w.sum()
     most = majority(v, len(estimate.balance))[at, y] @ w / w.sum()
     return {"rows": float(w.sum()), "labelModel": float(model), "majority": float(most)}
+
+
+def _less_right(agreement: Mapping[str, float] | None) -> list[str]:
+    """A warning where the majority vote is right on clearly more labelled rows, by two standard errors of the difference."""
+    if agreement is None:
+        return []
+    less, n = agreement["majority"] - agreement["labelModel"], agreement["rows"]
+    if less <= 0 or less <= 2 * (less / n) ** 0.5:
+        return []
+    return [
+        f"on {n:,.0f} labelled rows the majority vote is right more often ({agreement['majority']:.1%}) than this model "
+        f"({agreement['labelModel']:.1%}): what it assumes does not hold for these functions"
+    ]
 
 
 def _warnings(names: Sequence[str], votes: Votes) -> list[str]:

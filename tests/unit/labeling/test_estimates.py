@@ -5,7 +5,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sparkdiff.labeling.estimates import ABSTAINS, Estimate, em, majority, triplets
+from sparkdiff.labeling.estimates import ABSTAINS, Estimate, em, majority, precision, triplets, unexplained
+from sparkdiff.labeling.estimator import DEPENDENT, _estimated
+from sparkdiff.labeling.votes import Votes
 
 pytestmark = pytest.mark.once
 
@@ -51,6 +53,7 @@ def test_accuracies_and_labels_of_generated_votes(k: int, kind: str, method: str
         at = np.arange(some.sum())
         label = (found.posterior(votes[some]).argmax(1) == y[some]).mean()
         assert label >= majority(votes[some], k)[at, y[some]].mean()
+        assert unexplained(found, votes, np.ones(ROWS))[0] < DEPENDENT / 2
 
 
 def test_functions_that_are_mostly_wrong_are_found_if_the_others_are_right() -> None:
@@ -84,3 +87,51 @@ def test_votes_without_any_agreement_end_in_numbers() -> None:
     for found in (triplets(votes, np.ones(4)), em(votes, np.ones(4), 2)):
         assert np.isfinite(found.tables).all() and np.allclose(found.tables.sum(2), 1)
         assert np.allclose(found.posterior(votes).sum(1), 1)
+
+
+def topics(k: int, seed: int) -> tuple[Any, Any]:
+    """Votes of functions that each know some topics of one class, and the classes: what they have in common is more a topic."""
+    random = np.random.default_rng(seed)
+    y = random.choice(k, 6_000, p=np.array([0.7, *[0.3 / (k - 1)] * (k - 1)]))
+    topic = random.integers(0, 4, len(y))  # 0 and 1 hold words of several functions, the others hardly any
+    votes = np.full((len(y), 6 * k), ABSTAINS)
+    for j in range(votes.shape[1]):
+        c, own = j % k, (j // k) % 2
+        often = np.where(topic == own, 0.3, 0.02) * np.where(y == c, 1.0, random.uniform(0.01, 0.15))
+        votes[random.random(len(y)) < often, j] = c
+    return votes, y
+
+
+@pytest.mark.parametrize("k", [2, 3])
+def test_functions_that_are_not_independent_label_as_well_as_the_majority(k: int) -> None:
+    for seed in range(5):
+        votes, y = topics(k, seed)
+        patterns, counts = np.unique(votes, axis=0, return_counts=True)
+        nobody = np.full(len(patterns), -1)
+        rows = Votes(patterns, counts.astype(float), nobody, sampled=False)
+        names = [f"f{j}" for j in range(votes.shape[1])]
+        method, found, [warning] = _estimated("auto", rows, k, None, names)
+        assert method == "precision" and "do not vote independently" in warning
+        some = (votes >= 0).any(1)
+        at = np.arange(some.sum())
+        label = (found.posterior(votes[some]).argmax(1) == y[some]).mean()
+        assert label >= majority(votes[some], k)[at, y[some]].mean()
+        assert (found.accuracies >= 1 / k - 1e-9).all()
+        posterior = found.posterior(votes[~some])
+        assert np.allclose(posterior, found.balance)  # abstaining says nothing
+
+
+def test_a_single_vote_counts_as_its_precision_and_known_classes_are_certain() -> None:
+    votes, y = topics(2, 0)
+    patterns, index = np.unique(np.column_stack([votes, y]), axis=0, return_inverse=True)
+    weights = np.bincount(index.reshape(-1)).astype(float)
+    found = precision(patterns[:, :-1], weights, 2, known=patterns[:, -1])
+    alone = np.full(votes.shape[1], ABSTAINS)
+    for j in range(votes.shape[1]):
+        alone[j] = j % 2
+        number, right = (votes[:, j] == j % 2).sum(), ((votes[:, j] == j % 2) & (y == j % 2)).sum()
+        before = 10 + 0.25 * number
+        expected = min((right + 0.8 * before) / (number + before), 1 - 1e-4)
+        assert found.posterior(alone[None])[0, j % 2] == pytest.approx(expected, abs=1e-9)
+        assert found.accuracies[j] == pytest.approx(expected, abs=1e-9)
+        alone[j] = ABSTAINS
