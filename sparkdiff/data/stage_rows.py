@@ -58,19 +58,15 @@ def frames_after(request: Request, where: Path, divided: Callable[[], tuple[Fram
     Args:
         where: the folder of the caches.
         divided: makes the rows before the first stage, divided into splits and slices.
-
-    Raises:
-        FullDiskError: the disk has no space for the rows that are to be kept.
     """
     stages = request.cut.in_spark()
     keys = keys_of(request, where)
     uids = [stage.uid for stage in stages]
     with contextlib.ExitStack() as held:
-        read, found = next(((k, f) for k in range(len(keys), 0, -1) if (f := _Kept.at(where, keys[k - 1]))), (0, None))
+        read, found = _longest(where, keys, held)
         if found is None:
             frames, values = divided()
         else:
-            held.callback(usage.Lock(found.folder).close)
             usage.used(found.folder)
             frames, values = found.frames(request), found.values
         through = next((k for k in range(len(keys), read, -1) if _seen(where, keys[k - 1])), read)
@@ -81,8 +77,19 @@ def frames_after(request: Request, where: Path, divided: Callable[[], tuple[Fram
             frames = new.frames(request)
         frames = _through(frames, stages[through:])
         yield Made(frames, values, tuple(uids[:read]), tuple(uids[: through if new else 0]))
-        for key in keys:
-            stores.write(where / usage.SEEN / key, b"")
+        _note(where, keys)
+
+
+def _longest(where: Path, keys: Sequence[str], held: contextlib.ExitStack) -> tuple[int, "_Kept | None"]:
+    """The largest number of first stages whose rows are kept, and these rows, which nobody removes from now on."""
+    for k in range(len(keys), 0, -1):
+        if _Kept.at(where, keys[k - 1]) is not None:
+            lock = usage.Lock(where / f"{PREFIX}{keys[k - 1]}")
+            if (found := _Kept.at(where, keys[k - 1])) is not None:  # still there, now that it is locked
+                held.callback(lock.close)
+                return k, found
+            lock.close()
+    return 0, None
 
 
 def _through(frames: Frames, stages: Sequence[Any]) -> Frames:
@@ -92,17 +99,24 @@ def _through(frames: Frames, stages: Sequence[Any]) -> Frames:
 
 
 def keys_of(request: Request, where: Path) -> list[str]:
-    """A hash of everything that decides the rows after the first stage, after the first two, and so on, as long as it is known:
-    up to the first stage whose code is not Spark's own, or whose statement doesn't tell its rows.
+    """A hash of everything that decides the rows after the first stage in Spark, after the first two, and so on.
+
+    Empty if one of all these stages does not tell its rows: where its code is not Spark's own, or its statement draws numbers,
+    calls code or asks for the file of a row (which kept rows would answer otherwise).
     """
-    known = hashlib.sha256(json.dumps([FORMAT, divided_facts(request)], sort_keys=True, default=str).encode())
+    known = hashlib.sha256(json.dumps(divided_facts(request), sort_keys=True, default=str).encode())
     keys, frames = [], [source.df for source in request.sources]
-    for vertex in request.cut.first_in_spark():
+    first = request.cut.first_in_spark()
+    if any(v.opaque or not is_plain(v.stage) for v in request.cut.stages[len(first) :]):
+        return []
+    for vertex in first:
         digest = digest_of([vertex.stage], where) if is_plain(vertex.stage) else None
+        if digest is None:
+            return []
         frames = [vertex.stage.transform(df) for df in frames]
         facts = [plan_facts(df, after_stages=True) for df in frames] if vertex.opaque else []
-        if digest is None or None in facts:
-            break
+        if None in facts:
+            return []
         # Digests know no uids, but the rows have columns that are named by them.
         told = [digest, vertex.inputs, vertex.outputs, anonymous(facts, [vertex.uid])]
         known.update(json.dumps(told).encode())
@@ -111,7 +125,21 @@ def keys_of(request: Request, where: Path) -> list[str]:
 
 
 def _seen(where: Path, key: str) -> bool:
-    return stores.exists(where / usage.SEEN / key)
+    with contextlib.suppress(OSError):  # of another user
+        return stores.exists(where / usage.SEEN / key)
+    return False
+
+
+def _note(where: Path, keys: Sequence[str]) -> None:
+    """Tell later runs that these were needed; where the folder cannot be written, they are not told."""
+    with contextlib.suppress(OSError):
+        folder = where / usage.SEEN
+        if not stores.exists(folder):
+            stores.make(folder, private=False)
+            if stores.url_of(folder) is None:
+                folder.chmod(where.stat().st_mode & 0o777)  # as the folder of the caches is shared
+        for key in keys:
+            stores.write(folder / key, b"")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,14 +165,14 @@ class _Kept:
 
     def frames(self, request: Request) -> Frames:
         spark = request.sources[0].df.sparkSession
-        return [spark.read.parquet(stores.address(self.rows / str(i))) for i in range(len(request.sources))]
+        return [spark.read.parquet(stores.readable(self.rows / str(i))) for i in range(len(request.sources))]
 
 
 def _keep(
     request: Request, where: Path, key: str, frames: Frames, values: Slices, stages: Sequence[Any]
 ) -> _Kept | None:
-    """Write the rows. None, with a warning, if Spark cannot: Parquet holds no intervals, for example, and a stage may fail,
-    which the cache's own error then tells.
+    """Write the rows. None, with a warning, where that fails: Parquet holds no intervals, for example, the disk may have room for
+    the cache only, and a stage may fail, which the cache's own error then tells.
     """
     folder = where / f"{PREFIX}{key}"
     local = stores.url_of(folder) is None
@@ -154,6 +182,8 @@ def _keep(
     try:
         stores.make(target)
         for i, df in enumerate(frames):
+            if _cuts_times(df):
+                raise OSError("spark.sql.parquet.outputTimestampType=TIMESTAMP_MILLIS would cut off microseconds")
             df.write.parquet(stores.address(rows / str(i)))
         told = {"rows": rows.name, "bytes": stores.size(rows), "slices": values}
         stores.write(target / usage.MANIFEST, json.dumps(told).encode())
@@ -162,14 +192,21 @@ def _keep(
             _move(where, key, target, folder)
     except BaseException as e:
         stores.remove(rows)
-        if not isinstance(e, jvm.SparkError) or full(e):
+        if not isinstance(e, (jvm.SparkError, OSError)):
             raise
-        warnings.warn(f"the rows after {stages[-1].uid} are not kept: {jvm.cause(e)}", UserWarning, stacklevel=2)
+        why = full(e) or (jvm.cause(e) if isinstance(e, jvm.SparkError) else str(e))
+        warnings.warn(f"the rows after {stages[-1].uid} are not kept: {why}", UserWarning, stacklevel=2)
         return None
     finally:
         if local:
             shutil.rmtree(target, ignore_errors=True)
     return _Kept.at(where, key)
+
+
+def _cuts_times(df: DataFrame) -> bool:
+    """Whether Parquet would hold the timestamps of these rows with milliseconds only."""
+    kind = str(df.sparkSession.conf.get("spark.sql.parquet.outputTimestampType"))
+    return kind.upper() == "TIMESTAMP_MILLIS" and '"timestamp"' in df.schema.json()
 
 
 def _move(where: Path, key: str, target: Path, folder: Path) -> None:

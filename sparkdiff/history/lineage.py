@@ -101,7 +101,7 @@ class Lineage(Shown):
             yield "no run in this store made it"
         for step in self.steps:
             yield from _told(step)
-        if self.steps and self.origin is not None:
+        if self.steps and self.origin is not None and self.origin not in {s.run["model"] for s in self.steps}:
             yield f"the first ancestor is {_short_hash(self.origin)}, which no run in this store made"
         if self.attempts:
             yield Strong("tried from this model since:")

@@ -52,13 +52,13 @@ def record_of(
         "offers": dict(offers or {}), "command": None if redact else command, "output": None if redact else output,
     }  # fmt: skip
     row |= _of_search(found, records) if searched else _of_training(found, records, redact=redact)
-    return {name: _without_secrets(value) for name, value in row.items()}
+    return {name: value if name == "tags" else _without_secrets(value) for name, value in row.items()}
 
 
 def _without_secrets(value: Any) -> Any:
-    """Text as it may be kept; JSON stays JSON."""
+    """Text as it may be kept, also within lists and mappings; JSON stays JSON."""
     if not isinstance(value, str):
-        return value
+        return secrets.hidden(value) if isinstance(value, (dict, list)) else value
     try:
         inner = json.loads(value)
     except ValueError:
@@ -70,12 +70,13 @@ def _of_training(found: Mapping[str, Any], records: Sequence[Mapping[str, Any]],
     metrics = found["metrics"]
     held, test = metrics.get("validation") or {}, metrics.get("test") or {}
     tables = [{k: v for k, v in t.items() if not redact or k != "table"} for t in found["cache"].get("versions") or ()]
+    tried = [*_arms(found, redact=redact), *_rounds(found), *_candidates(found, records)]
     return {
         "dataVersions": json.dumps(tables, default=str) if tables else None,
         "before": held.get("before"), "after": held.get("after"),
         "testBefore": test.get("before"), "testAfter": test.get("after"),
         "data": found["cache"]["fingerprint"], "cacheHit": found["cache"]["hit"], "rows": found["cache"].get("rows") or {},
-        "timings": found["timings"], "tried": [*_arms(found, redact=redact), *_rounds(found), *_candidates(found, records)],
+        "timings": found["timings"], "tried": tried if not redact else _unsliced(tried, found),
         "curves": [_point(r) for r in records if r.get("validationMetric") is not None and "candidate" in r],
         "evidence": json.dumps(_evidence(found, redact=redact), sort_keys=True),
     }  # fmt: skip
@@ -140,6 +141,15 @@ def _arms(found: Mapping[str, Any], *, redact: bool) -> list[dict[str, Any]]:
     unsaid = {"failed"} if redact else set()
     why = {a["arm"]: a["state"] if a["state"] in unsaid else f"{a['state']}: {a['why']}" for a in rest}
     return out + [_tried(a["arm"], "", None, a["seconds"], why[a["arm"]]) for a in rest]
+
+
+def _unsliced(tried: list[dict[str, Any]], found: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The same without the values of slices in the texts of outcomes."""
+    for one in tried:
+        for name in (found.get("options") or {}).get("guardCols") or ():
+            before, mark, _ = one["outcome"].partition(f"{name} = ")
+            one["outcome"] = f"{before}{mark}{UNSAID}" if mark else before  # what a value ends with is not known
+    return tried
 
 
 def _rounds(found: Mapping[str, Any]) -> list[dict[str, Any]]:

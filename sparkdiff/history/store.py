@@ -159,7 +159,8 @@ def runs(storeDir: str) -> DataFrame:
     spark, folder = jvm.session(), jvm.folder("storeDir", storeDir)
     if not any(_is_run(name) for name in stores.names(folder)):
         raise _missing(folder)
-    frame = spark.read.schema(from_arrow_schema(SCHEMA)).parquet(stores.readable(folder))  # type: ignore[arg-type]
+    read = spark.read.schema(from_arrow_schema(SCHEMA)).option("pathGlobFilter", "run*.parquet")  # type: ignore[arg-type]
+    frame = read.parquet(stores.readable(folder))
     return frame.dropDuplicates(["id"])
 
 

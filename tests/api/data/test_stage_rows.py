@@ -1,6 +1,9 @@
 """Rows after the first stages in Spark: which run keeps them, which starts from them, and that caches do not depend on it."""
 
+import errno
 import json
+import shutil
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,7 @@ from pyspark.ml.feature import HashingTF, NGram, SQLTransformer, StopWordsRemove
 from pyspark.sql import DataFrame, SparkSession, functions as F
 from small_data import cached, requested, tune
 
+from sparkdiff.data import stage_rows
 from sparkdiff.data.cache import Cache, root
 from sparkdiff.data.stage_rows import keys_of
 from sparkdiff.history import caches
@@ -130,6 +134,36 @@ def test_stages_that_do_not_tell_their_rows_end_what_is_kept(rows: DataFrame) ->
     words = Tokenizer(inputCol="loud", outputCol="words")
     told = SQLTransformer(statement="SELECT *, upper(text) AS loud FROM __THIS__")
     drawn = SQLTransformer(statement="SELECT *, concat(text, cast(rand() AS string)) AS loud FROM __THIS__")
-    assert [len(keys(edited(rows, first=[s, words]), rows)) for s in (told, drawn, Shouting())] == [3, 0, 0]
+    named = SQLTransformer(statement="SELECT *, concat(text, input_file_name()) AS loud FROM __THIS__")
+    found = [len(keys(edited(rows, first=[s, words]), rows)) for s in (told, drawn, named, Shouting())]
+    assert found == [3, 0, 0, 0]
+    # Nor is anything read for them that stages before them have left: they might tell of the kept files.
     before = Tokenizer(inputCol="text", outputCol="before")
-    assert len(keys(edited(rows, first=[before, drawn, words]), rows)) == 1
+    for stage in (drawn, named, Shouting()):
+        assert not keys(edited(rows, first=[before, stage, words]), rows)
+
+
+def test_a_folder_whose_name_is_a_pattern_and_a_disk_without_room(
+    rows: DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    odd = tmp_path / "c[ab]*"
+    for features, expected in ((16, (0, 0)), (32, (0, 1)), (64, (1, 0))):
+        assert lengths(cached(edited(rows, features=features), rows, odd, reuseStages=True)) == expected
+
+    def full(*given: Any) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    shutil.rmtree(kept(odd)[0])
+    monkeypatch.setattr(stage_rows.stores, "size", full)
+    with pytest.warns(UserWarning, match="are not kept: No space left"):
+        assert lengths(cached(edited(rows, features=128), rows, odd, reuseStages=True)) == (0, 0)
+    assert not kept(odd) and not [*odd.glob(".stages-*")]
+
+
+def test_notes_in_a_shared_folder_are_for_all(rows: DataFrame, tmp_path: Path) -> None:
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(0o777)
+    stage_rows._note(shared, ["0123456789abcdef"])
+    assert stat.S_IMODE((shared / ".seen-stages").stat().st_mode) == 0o777
+    assert stage_rows._seen(shared, "0123456789abcdef") and not stage_rows._seen(shared, "f" * 16)

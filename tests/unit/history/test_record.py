@@ -67,6 +67,22 @@ def test_errors_and_secrets_are_left_out() -> None:
     assert "hidden@" not in json.dumps(told, default=str) and json.loads(told["evidence"])["warnings"]
 
 
+def test_outcomes_tell_no_values_of_slices_and_no_secrets() -> None:
+    line = {
+        "arm": "finetune",
+        "name": "fine-tuned",
+        "value": 1.0,
+        "seconds": 1.0,
+        "accepted": False,
+        "why": "worse on country = Chad, or",
+    }
+    arms = [{"arm": "grow", "state": "stopped", "why": "jdbc:x?password=hunter2", "seconds": 1.0}]
+    given = {"table": [line], "arms": arms, "options": {"guardCols": ["country"]}}
+    assert row(ImprovementSummary, **given)["tried"][0]["outcome"] == "worse on country = ..."
+    told = json.dumps(row(ImprovementSummary, redact=False, **given), default=str)
+    assert "Chad" in told and "hunter2" not in told
+
+
 def test_whatever_fails_while_a_run_is_kept_costs_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
