@@ -54,6 +54,7 @@ BENCHMARKS = (
     Benchmark("drift", "drift"),
     Benchmark("rare_levels", "rare_levels"),
     Benchmark("recipes", "recipes"),
+    Benchmark("augmentation", "augmentation"),
     Benchmark("tree_recipes", "tree_recipes", needs=("lightgbm", "sklearn")),
     Benchmark("guard_size", "guard_size"),
     Benchmark("guard_size_metrics", "guard_size", ("--metrics",)),

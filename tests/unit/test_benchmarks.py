@@ -26,6 +26,7 @@ WITHOUT_SPARK = {
     "unseen_errors": [],
     "cross_fitting": ["--runs", "1"],
     "growth_idle": [],
+    "augmentation": [],
 }
 
 
