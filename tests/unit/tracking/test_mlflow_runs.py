@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from test_callbacks import Watcher, record
 
-from sparkdiff import FineTuner, InputError, Search, cli, job
+from sparkdiff import FineTuner, InputError, Search, job
+from sparkdiff.commands import jobs
 from sparkdiff.job import steps
 from sparkdiff.job.tracking import tracked
 from sparkdiff.report import Phases
@@ -157,7 +158,7 @@ def test_stdout_of_a_job_is_its_result_alone(monkeypatch: pytest.MonkeyPatch, ca
 
     monkeypatch.setattr(job, "run", run)
     words = ["pipeline=p", "data.train=d", "fineTuner.labelCol=y", "output=o"]
-    cli._run_job("finetune", None, words, {}, as_json=True)
+    jobs._run_job("finetune", None, words, {}, as_json=True)
     out, err = capfd.readouterr()
     assert re.fullmatch(r"\{.*\}\n", out, re.DOTALL) and "of " not in out.replace("is better", "")
     assert {"of Python", "of native code", "of Java"} <= {*err.splitlines()}

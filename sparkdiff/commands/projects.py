@@ -1,0 +1,113 @@
+"""Commands around a project: init, doctor, prepare, report and compare."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sparkdiff.commands.flags import FAILED, AsJson, Data, Model, Text
+from sparkdiff.commands.given import loaded
+from sparkdiff.errors import InputError
+
+if TYPE_CHECKING:
+    pass
+
+
+def init(
+    model: Model,
+    data: Data = None,
+    label: Annotated[Text, typer.Option(help="Label column; by default that of the pipeline.")] = None,
+    output: Annotated[str, typer.Option(help="File to write; it must not exist.")] = "sparkdiff.yaml",
+) -> None:
+    """Write a commented YAML file for `sparkdiff finetune`, from the columns of a saved pipeline and of the rows."""
+    from sparkdiff.job import loading
+    from sparkdiff.machine import paths
+
+    file = Path(output).absolute()
+    if file.exists():
+        raise InputError(f"--output {output} exists: choose another name")
+    if not file.parent.is_dir():
+        raise InputError(f"--output {output}: there is no folder {file.parent}")
+    path = paths.local(loading.model_path(model, Path.cwd()))
+    if path is None:
+        raise InputError(f"{model} must be a folder on the file system of this machine")
+    form = "" if data is None else loading.format_of(data)
+    options = json.dumps(loading.CSV if form == "csv" else {})
+    [(_, fitted)], rows = loaded([model], "sparkdiff.job.first_config", "init", data, form, options)
+    from sparkdiff.job.first_config import first_config
+
+    place = data if data is None or paths.local(data) is None else str(Path(str(paths.local(data))).absolute())
+    text = first_config(fitted, path, place, file, label, rows.schema if rows is not None else None)
+    with file.open("x", encoding="utf-8") as new:
+        new.write(text)
+    print(f"wrote {output}; next: sparkdiff finetune --config {output}")
+
+
+def doctor(
+    path: Annotated[
+        Text, typer.Option(help="Folder of caches and outputs, which Spark and this process must see.")
+    ] = None,
+    start: Annotated[bool, typer.Option("--start/--no-start", help="Start Spark and let it write a file.")] = True,
+    as_json: AsJson = False,
+) -> None:
+    """Check Python, packages, Java, Spark, torch, GPUs, Petastorm, disk and paths. Exits with code 1 if something is wrong."""
+    from sparkdiff.job.doctor import PROBLEM, examined
+
+    found = []
+    for finding in examined(None if path is None else Path(path).absolute(), start=start):
+        found.append(finding)
+        if not as_json:
+            print(finding, flush=True)
+    if as_json:
+        print(json.dumps([dataclasses.asdict(f) for f in found], indent=2))
+    if any(f.state == PROBLEM for f in found):
+        raise typer.Exit(FAILED)
+
+
+def prepare() -> None:
+    """Make Spark start in half of the time on this machine: write its classes to one file that Java maps. Once, a minute.
+
+    Every later start uses it; after an update of Java or Spark, prepare again.
+    """
+    from sparkdiff.job.rehearsal import prepare as archived
+
+    where = archived()
+    print(f"wrote {where} ({where.stat().st_size >> 20} MiB), which sparkdiff starts Java with from now on")
+
+
+def report(
+    run: Annotated[str, typer.Argument(help="Output folder of a run.")],
+    output: Annotated[Text, typer.Option(help="File to write; by default report.html in the run's folder.")] = None,
+) -> None:
+    """Write the report of a run again: one page of HTML, which needs no other file. Runs no Spark."""
+    from sparkdiff.report.run_report import REPORT, report_of
+
+    _written(report_of(Path(run)), Path(run) / REPORT if output is None else Path(output))
+
+
+def compare(
+    runs: Annotated[list[str], typer.Argument(help="Output folders of two or more runs.")],
+    output: Annotated[Text, typer.Option(help="File to write as HTML; without it a table is printed.")] = None,
+) -> None:
+    """Show runs side by side: decisions, metrics, gains, and the options in which they differ. Runs no Spark."""
+    from sparkdiff.report.run_report import compared, comparison_of
+
+    if len(runs) < 2:
+        raise InputError(f"compare needs two or more runs. Got {runs[0]} only")
+    folders = [Path(r) for r in runs]
+    if output is None:
+        print(compared(folders))
+    else:
+        _written(comparison_of(folders), Path(output))
+
+
+def _written(text: str, path: Path) -> None:
+    from sparkdiff.report.writing import write
+
+    try:
+        write(path, text)
+    except OSError as e:
+        raise InputError(f"{path} cannot be written: {e.strerror or e}") from e
+    print(f"wrote {path}")
