@@ -12,7 +12,7 @@ from sparkdiff.data.splits import field
 from sparkdiff.errors import InputError, check_dataframe, kind_of
 from sparkdiff.labeling.plain import SURE
 from sparkdiff.pipeline.names import casefolding, named
-from sparkdiff.pipeline.nesting import flatten
+from sparkdiff.pipeline.nesting import flatten, holders
 
 
 def distill(
@@ -72,7 +72,8 @@ def _probability_column(teacher: Any, given: str | None) -> str:
     """The name of the teacher's column."""
     if given is not None:
         return given
-    for stage in [teacher, *(s for _, s in reversed(flatten(teacher)))]:
+    within = sorted([*flatten(teacher), *holders(teacher)], key=lambda found: found[0], reverse=True)
+    for stage in [teacher, *(stage for _, stage in within)]:
         if stage.hasParam("probabilityCol") and stage.isDefined("probabilityCol"):
             return str(stage.getOrDefault("probabilityCol"))
     raise InputError(

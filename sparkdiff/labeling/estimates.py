@@ -17,16 +17,22 @@ Ints = NDArray[np.int64]
 ABSTAINS = -1
 FEW = 10
 """Rows on which a vote is cast, and on which it is not, before its correlations with others count."""
-CHUNK = 1 << 16
-"""Patterns whose correlations are counted at once."""
+CHUNK = 1 << 23
+"""Entries of votes whose correlations are counted at once."""
 LEAST = 1e-4
-"""Probability of a vote at least: a function that was never wrong on some rows may be so on others."""
+"""Share of the rows with a vote that may be wrong, at least: a function that was never wrong on some rows may be so on others."""
+NEEDED = 3
+"""Functions that `triplets` needs, whose covariances tell how good they are."""
 PRIOR, ROWS, SHARE = 0.8, 10.0, 0.25
 """Of `precision`: the accuracy that a vote is taken to have before it is counted, and the weight of this in rows, and as a share
 of the rows with this vote.
 """
 SMOOTHING = 1.0
-"""Rows that each distribution of votes has seen before EM begins."""
+"""Rows (of weight 1) that each distribution of votes has seen before EM begins."""
+
+
+class Undetermined(ValueError):
+    """The votes do not tell how good the functions are."""
 
 
 @dataclass(frozen=True)
@@ -60,9 +66,18 @@ class Estimate:
 
 def majority(patterns: Ints, k: int) -> Floats:
     """(P, k) the class with most votes; several with as many share it, and without votes all do."""
-    counts = one_hot(patterns, k).sum(1)
+    counts = counted(patterns, k)
     most = (counts == counts.max(1, keepdims=True)).astype(np.float64)
     return np.asarray(most / most.sum(1, keepdims=True))
+
+
+def counted(patterns: Ints, k: int) -> Floats:
+    """(P, k) how many functions vote for each class."""
+    found = np.zeros((len(patterns), k))
+    for votes in patterns.T:
+        on = np.flatnonzero(votes != ABSTAINS)
+        found[on, votes[on]] += 1
+    return found
 
 
 def one_hot(patterns: Ints, k: int) -> Floats:
@@ -80,21 +95,31 @@ def triplets(patterns: Ints, weights: Floats, balance: Floats | None = None) -> 
     least squares from its covariances with the other functions.
 
     Args:
-        balance: (2,) shares of the classes, if they are known.
+        balance: (2,) shares of the classes, if they are known. Estimated ones are at least one row's.
+
+    Raises:
+        Undetermined: fewer than three functions have a difference: the others' covariances are 0, or their signs contradict each
+            other.
     """
-    w, votes = weights / weights.sum(), one_hot(patterns, 2)
-    mean = np.einsum("p,pml->ml", w, votes)
-    signed = votes[:, :, 1] - votes[:, :, 0]
+    n, w = weights.sum(), weights / weights.sum()
+    votes = [(patterns == y).astype(np.float64) for y in (0, 1)]
+    mean = np.stack([w @ v for v in votes], 1)  # (m, 2)
+    signed = votes[1] - votes[0]
     signed -= w @ signed
     covariance = (signed * w[:, None]).T @ signed
     d = _signed(_magnitudes(covariance), covariance)
-    q = float(np.clip(_share(signed, w, d) if balance is None else balance[1], 0.01, 0.99))
-    with_others = np.einsum("p,pml,pi->mli", w, votes - mean, signed, optimize=True)
+    if (d != 0).sum() < NEEDED:
+        raise Undetermined(f"only {(d != 0).sum()} of {len(d)} functions have covariances that tell how good they are")
+    q = float(np.clip(_share(signed, w, d), 1 / n, 1 - 1 / n) if balance is None else balance[1])
+    # As `signed` is centred, the covariance with a vote needs no mean of it.
+    with_others = np.stack([(v * w[:, None]).T @ signed for v in votes], 1)  # (m, 2, m)
     with_others[np.arange(len(d)), :, np.arange(len(d))] = 0.0
     scaled = with_others @ d / np.maximum((d**2).sum() - d**2, 1e-12)[:, None]  # (m, 2)
     inside = np.stack([mean - np.sqrt(q / (1 - q)) * scaled, mean + np.sqrt((1 - q) / q) * scaled], 1)  # (m, 2, 2)
-    inside = np.clip(inside, LEAST, 1.0)
-    tables = np.concatenate([inside, np.clip(1 - inside.sum(2, keepdims=True), LEAST, 1.0)], 2)
+    least = np.maximum(LEAST * mean, 1 / n)[:, None, :]
+    inside = np.clip(inside, least, 1.0)
+    abstains = np.maximum(LEAST * (1 - mean.sum(1)), 1 / n)[:, None, None]
+    tables = np.concatenate([inside, np.maximum(1 - inside.sum(2, keepdims=True), abstains)], 2)
     shares = np.array([1 - q, q]) if balance is None else balance
     return Estimate(shares, tables / tables.sum(2, keepdims=True))
 
@@ -125,7 +150,7 @@ def _signed(magnitudes: Floats, covariance: Floats) -> Floats:
 
 def _share(signed: Floats, w: Floats, d: Floats) -> float:
     """P(Y = 1), by least squares over the third central moments of all triplets of functions."""
-    third = np.einsum("p,pi,pj,pl->ijl", w, signed, signed, signed, optimize=True)
+    third = np.stack([(signed * (w * one)[:, None]).T @ signed for one in signed.T])
     i, j, l = np.array([*combinations(range(len(d)), 3)]).T  # noqa: E741
     product = d[i] * d[j] * d[l]
     skew = (third[i, j, l] * product).sum() / max((product**2).sum(), 1e-300)  # (1 - 2 q) / sqrt(q (1 - q))
@@ -141,10 +166,9 @@ def em(
     Args:
         known: (P,) the class of rows with a label, -1 of others.
     """
-    votes = one_hot(np.where(patterns == ABSTAINS, k, patterns), k + 1)
     posterior = _told(majority(patterns, k), known)
     for _ in range(maxIter):
-        counts = np.einsum("p,py,pml->myl", weights, posterior, votes, optimize=True) + SMOOTHING / (k + 1)
+        counts = _by_class(patterns, posterior * weights[:, None], k) + SMOOTHING / (k + 1)
         tables = counts / counts.sum(2, keepdims=True)
         shares = (weights @ posterior + SMOOTHING) / (weights.sum() + k * SMOOTHING) if balance is None else balance
         found = Estimate(np.asarray(shares), np.clip(tables, 1e-12, 1.0))
@@ -154,35 +178,33 @@ def em(
     return found
 
 
-def precision(
-    patterns: Ints, weights: Floats, k: int, *, balance: Floats | None = None, known: Ints | None = None, maxIter: int = 200,
-    tol: float = 1e-7,
-) -> Estimate:  # fmt: skip
-    """How often each vote of each function is right, at least as often as by chance, and nothing from abstaining.
+def _by_class(patterns: Ints, columns: Floats, k: int) -> Floats:
+    """(m, c, k + 1) sums of columns (P, c) over the rows with each vote of each function; the last one abstains."""
+    at = np.where(patterns == ABSTAINS, k, patterns).T
+    return np.stack([[np.bincount(votes, one, k + 1) for one in columns.T] for votes in at])
 
-    For functions that do not vote independently. A full model of their votes then explains what they have in common by its
-    classes, which may be topics rather than the classes that are meant. Here a vote l of a function has one number, a = P(Y = l |
-    it votes l), between 1 / k and 1. With n votes on a row, P(y | votes) is proportional to P(y) ** (1 - n) times the product of
-    P(y | vote): a single vote counts as its a. By expectation-maximisation from the majority vote on, with a prior. As votes
-    that depend on each other count too much, the shares of the classes are taken half way to equal ones, unless they are known.
+
+def precision(
+    patterns: Ints, weights: Floats, k: int, *, balance: Floats | None = None, known: Ints | None = None
+) -> Estimate:
+    """How often each vote of each function agrees with the majority vote, and nothing from abstaining.
+
+    For few rows, and for functions that do not vote independently: a full model of their votes then explains what they have in
+    common by its classes, which may be topics rather than the classes that are meant. Here a vote l of a function has one number,
+    a = P(Y = l | it votes l), between 1 / k and 1, with a prior. With n votes on a row, P(y | votes) is proportional to
+    P(y) ** (1 - n) times the product of P(y | vote): a single vote counts as its a. Nothing is iterated, and the classes are
+    taken for equally frequent unless their shares are known: each step away from the majority vote, and each error of the
+    shares, counts again in the next one, and ends with one class only.
 
     Args:
         known: (P,) the class of rows with a label, -1 of others.
     """
-    votes = one_hot(patterns, k)
-    on, posterior = patterns >= 0, _told(majority(patterns, k), known)
-    number = np.einsum("p,pml->ml", weights, votes)
+    posterior = _told(majority(patterns, k), known)
+    number = _by_class(patterns, weights[:, None], k)[:, 0, :k]
     before = ROWS + SHARE * number
-    some = weights * on.any(1)
-    for _ in range(maxIter):
-        right = np.einsum("p,pml,pl->ml", weights, votes, posterior, optimize=True)
-        a = np.clip((right + PRIOR * before) / (number + before), 1 / k, 1 - LEAST)
-        shares = (some @ posterior / some.sum() + 1 / k) / 2 if balance is None else balance
-        found = _of_precisions(a, number / weights.sum(), np.asarray(shares))
-        last, posterior = posterior, _told(found.posterior(patterns), known)
-        if np.abs(posterior - last).max() < tol:
-            break
-    return found
+    right = np.einsum("mll->ml", _by_class(patterns, posterior * weights[:, None], k)[:, :, :k])
+    a = np.clip((right + PRIOR * before) / (number + before), 1 / k, 1 - LEAST)
+    return _of_precisions(a, number / weights.sum(), np.full(k, 1 / k) if balance is None else balance)
 
 
 def _of_precisions(a: Floats, coverage: Floats, shares: Floats) -> Estimate:
@@ -203,8 +225,9 @@ def unexplained(estimate: Estimate, patterns: Ints, weights: Floats) -> tuple[fl
     """
     k, n, m = len(estimate.balance), weights.sum(), patterns.shape[1]
     seen, mean = np.zeros((m * (k + 1),) * 2), np.zeros(m * (k + 1))
-    for start in range(0, len(patterns), CHUNK):
-        some, w = patterns[start : start + CHUNK], weights[start : start + CHUNK] / n
+    chunk = max(CHUNK // len(seen), 1)
+    for start in range(0, len(patterns), chunk):
+        some, w = patterns[start : start + chunk], weights[start : start + chunk] / n
         votes = one_hot(np.where(some == ABSTAINS, k, some), k + 1).reshape(len(some), -1)
         mean += w @ votes
         seen += (votes * w[:, None]).T @ votes

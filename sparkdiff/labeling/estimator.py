@@ -13,10 +13,23 @@ from pyspark.sql import DataFrame
 
 from sparkdiff import jvm
 from sparkdiff.errors import InputError, check_dataframe, did_you_mean, kind_of
-from sparkdiff.labeling.estimates import ABSTAINS, Estimate, em, majority, one_hot, precision, triplets, unexplained
-from sparkdiff.labeling.plain import stages_of
+from sparkdiff.labeling.estimates import (
+    ABSTAINS,
+    Estimate,
+    Floats,
+    Undetermined,
+    counted as counted_votes,
+    em,
+    majority,
+    precision,
+    triplets,
+    unexplained,
+)  # fmt: skip
+from sparkdiff.labeling.plain import columns_of, stages_of
 from sparkdiff.labeling.votes import Votes, counted
 from sparkdiff.machine import paths
+from sparkdiff.pipeline.names import casefolding
+from sparkdiff.pipeline.nesting import Holder
 from sparkdiff.report import Section, Shown, Table
 
 METHODS = ("auto", "triplets", "em", "precision")
@@ -24,8 +37,14 @@ LEAST = 3
 """Functions at least: fewer cannot be told apart from chance without labels."""
 DEPENDENT = 0.03
 """Root mean square of the correlations of votes that the classes don't explain, from which on functions are not independent."""
+MOST_CLASSES = 100
+"""Classes at most, unless numClasses says that there are more."""
 FEW = 50
-"""Rows that two functions share at least before it counts that they always agree or never."""
+"""Rows that two functions share at least, or would by chance, before it counts that they always agree, or never."""
+PAIRS = 5_000
+"""Pairs of votes on the same row from which on "auto" trusts a full model: docs/labels.md has the measurement."""
+ERRORS, LABELS = 3.0, 10
+"""Standard errors between an estimated accuracy and that on labels that count, with so many labels at least."""
 
 
 class LabelSummary(Shown):
@@ -36,9 +55,9 @@ class LabelSummary(Shown):
             another one votes, too), "conflicts" (on which another one votes otherwise), "accuracy" (share of its votes that are
             right, estimated), "labelled" (the same on rows with a label; None without such votes), "labelledRows"}.
         balance: estimated share of each class.
-        rows: with votes counted; weights count.
+        rows: that were counted, of weight above 0.
         unlabelled: share of rows on which nobody votes.
-        agreement: on labelled rows {"rows", "labelModel", "majority"}: shares that are right; None without labels.
+        agreement: on labelled rows with votes {"rows", "labelModel", "majority"}: shares that are right; None without labels.
         method: that was taken.
         warnings: reasons to doubt the figures.
     """
@@ -88,8 +107,8 @@ class _LabelParams(Params):
     method: Param[str] = Param(
         Params._dummy(),
         "method",
-        "triplets (closed form, two classes), em (Dawid and Skene), precision (for functions that are not independent), or "
-        "auto: the first of them whose assumptions the votes keep",
+        "triplets (closed form, two classes), em (Dawid and Skene), precision (for few rows, and for functions that are not "
+        "independent), or auto: em where the votes keep its assumptions, else precision",
         TypeConverters.toString,
     )  # type: ignore[no-untyped-call]
     numClasses: Param[int] = Param(
@@ -168,9 +187,14 @@ class LabelModel(Estimator, _LabelParams, MLWritable, MLReadable):  # type: igno
         except TypeError as e:
             raise InputError(str(e)) from e
 
+    def set(self, param: Any, value: Any) -> None:
+        """Set a Param, checked as by `setParams`."""
+        self._shouldOwn(param)  # type: ignore[no-untyped-call]
+        self._set(**{param.name: value})
+
     def _fit(self, dataset: DataFrame) -> "LabelModelModel":
         check_dataframe("the dataset of fit()", dataset)
-        votes = self.value_of("votes") or {}
+        votes, column = self.value_of("votes") or {}, self.getOrDefault("probabilityCol")
         if len(votes) < LEAST:
             raise InputError(
                 f"LabelModel needs {LEAST} functions or more, got {len(votes)}: without labels fewer can't be told from chance"
@@ -179,17 +203,24 @@ class LabelModel(Estimator, _LabelParams, MLWritable, MLReadable):  # type: igno
             dataset, votes, self.value_of("labelCol"), self.value_of("weightCol"), self.getOrDefault("seed")
         )
         k = _classes(found, list(votes), self.value_of("numClasses"))
+        _check_telling(found, list(votes))
+        _check_output(column, k, dataset.columns)
         balance = _balance(self.value_of("classBalance"), k)
         method = self.getOrDefault("method")
         if method == "triplets" and k > 2:
             raise InputError(f"method='triplets' is for two classes, and the votes name {k}: set method='em' or 'auto'")
         method, estimate, doubts = _estimated(method, found, k, balance, list(votes))
-        plain = stages_of(list(votes.values()), estimate, self.getOrDefault("probabilityCol"))
+        plain = stages_of(list(votes.values()), estimate, column)
         summary = told(list(votes), found, estimate)
-        doubts += _less_right(summary["agreement"])
         model = LabelModelModel(
             plain, LabelSummary(**summary | {"method": method, "warnings": [*doubts, *summary["warnings"]]})
         )
+        try:
+            plain.transform(dataset).schema  # noqa: B018  # analysed by Spark
+        except jvm.SparkError as e:
+            raise InputError(
+                f"the votes ({', '.join(map(repr, votes))}) can't be computed by an SQLTransformer: {jvm.cause(e)}"
+            ) from e
         return self._copyValues(model)  # type: ignore[return-value]
 
     def write(self) -> MLWriter:
@@ -203,25 +234,53 @@ class LabelModel(Estimator, _LabelParams, MLWritable, MLReadable):  # type: igno
 def _estimated(
     method: str, votes: Votes, k: int, balance: Any, names: Sequence[str]
 ) -> tuple[str, Estimate, list[str]]:
-    """The method that was taken, its estimate, and reasons to doubt it."""
+    """The method that was taken, its estimate, and reasons to doubt it.
+
+    Raises:
+        InputError: method='triplets', and the votes don't tell how good three functions are.
+    """
     v, w, given = votes.patterns, votes.weights, {"balance": balance, "known": votes.known}
-    ways = {"triplets": lambda: triplets(v, w, balance), "em": lambda: em(v, w, k, **given)}
-    doubt = ""
-    for name in [x for x in ways if method == x or (method == "auto" and (k == 2 or x == "em"))]:
-        found = ways[name]()
-        size, largest, (i, j) = unexplained(found, v, w)
-        if size < DEPENDENT:
-            return name, found, []
-        doubt = (
-            "the functions do not vote independently, given the class: "
-            f"{names[i]!r} and {names[j]!r} are correlated by {largest:+.2f} beyond what it explains"
-        )
-        if method == name:
-            return name, found, [f"{doubt}, so the accuracies may be wrong; method='precision' asks for less"]
-    taken = (
-        [f"{doubt}. So accuracies are only rough, and at least those of chance (method='precision')"] if doubt else []
+    on = (v != ABSTAINS).sum(1)
+    pairs = float(votes.rows @ (on * (on - 1) / 2))
+    if method == "precision":
+        return method, precision(v, w, k, **given), []
+    if method == "auto" and pairs < PAIRS:
+        doubt = f"there are only {pairs:,.0f} pairs of votes on the same row, and below {PAIRS:,} a full model is often wrong"
+        return "precision", precision(v, w, k, **given), [f"{doubt}. {ROUGH}"]
+    try:
+        found = triplets(v, w, balance) if method == "triplets" else em(v, w, k, **given)
+    except Undetermined as e:
+        raise InputError(
+            f"method='triplets' can't be used: {e}; covariances of 0 or of contradicting signs tell nothing. Set method='auto', "
+            "or add functions that vote on the same rows as others"
+        ) from e
+    size, largest, (i, j) = unexplained(found, v, w)
+    doubts = _at_the_bound(found, float(w.sum())) if balance is None and method == "triplets" else []
+    if size < DEPENDENT:
+        return method if method != "auto" else "em", found, doubts
+    doubt = (
+        "the functions do not vote independently, given the class: "
+        f"{names[i]!r} and {names[j]!r} are correlated by {largest:+.2f} beyond what it explains"
     )
-    return "precision", precision(v, w, k, **given), taken
+    if method == "auto":
+        return "precision", precision(v, w, k, **given), [f"{doubt}. {ROUGH}"]
+    return method, found, [f"{doubt}, so the accuracies may be wrong; method='precision' asks for less", *doubts]
+
+
+ROUGH = (
+    "So accuracies are only rough, and at least those of chance, and the classes are taken for equally frequent unless \
+classBalance is set (method='precision')"
+)
+
+
+def _at_the_bound(found: Estimate, rows: float) -> list[str]:
+    """A warning where the estimated share of a class is not above one row's."""
+    if found.balance.min() > 1.001 / rows:
+        return []
+    return [
+        f"the estimated share of class {int(found.balance.argmin())} is at its bound of one row: the votes do not tell the "
+        "shares of the classes; set classBalance"
+    ]
 
 
 def _named(votes: Any) -> dict[str, str]:
@@ -251,13 +310,46 @@ def _classes(votes: Votes, names: Sequence[str], given: int | None) -> int:
     if not len(votes.patterns) or votes.patterns.max() == ABSTAINS:
         raise InputError(f"no function votes on any row ({', '.join(names)}): they all abstain")
     largest = int(max(votes.patterns.max(), votes.known.max()))
-    if given is None:
-        return max(largest + 1, 2)
-    if largest >= given:
-        columns = np.flatnonzero((votes.patterns >= given).any(0))
-        who = repr(names[columns[0]]) if len(columns) else "the label"
+    if largest >= (given or MOST_CLASSES):
+        highest = votes.patterns.max(0)
+        who = repr(names[int(highest.argmax())]) if highest.max() == largest else "the label"
+        if given is None:
+            raise InputError(
+                f"{who} is {largest} in some rows, so there would be {largest + 1:,} classes. A vote is the number of a class, "
+                f"no id; set numClasses if there are more than {MOST_CLASSES}"
+            )
         raise InputError(f"{who} is {largest} in some rows, but numClasses={given}: classes are 0 to {given - 1}")
-    return given
+    return max(largest + 1, 2) if given is None else given
+
+
+def _check_telling(votes: Votes, names: Sequence[str]) -> None:
+    """
+    Raises:
+        InputError: fewer than three functions vote, and not the same on all rows.
+    """
+    mute = [name for name, v in zip(names, votes.patterns.T, strict=True) if (v == v[0]).all()]
+    if len(names) - len(mute) < LEAST:
+        raise InputError(
+            f"LabelModel needs {LEAST} functions or more whose votes differ between rows, got {len(names) - len(mute)}: "
+            f"{', '.join(map(repr, mute))} abstain, or vote the same, on all rows"
+        )
+
+
+def _check_output(column: str, k: int, columns: Sequence[str]) -> None:
+    """
+    Raises:
+        InputError: probabilityCol is no name that SQL and VectorAssembler both take, or a column that it adds is there already.
+    """
+    if not column or "." in column or "`" in column:
+        raise InputError(f"probabilityCol={column!r} must be a name without dots and backticks: choose another one")
+    casefold = casefolding()
+    there = {casefold(c): c for c in columns}
+    taken = [there[casefold(c)] for c in (column, *columns_of(column, k)) if casefold(c) in there]
+    if taken:
+        raise InputError(
+            f"probabilityCol={column!r} would add columns that the data have already ({', '.join(taken)}): drop them, or set "
+            "probabilityCol to another name"
+        )
 
 
 def _balance(given: Sequence[float] | None, k: int) -> Any:
@@ -272,71 +364,110 @@ def told(names: Sequence[str], votes: Votes, estimate: Estimate) -> dict[str, An
     """What a LabelSummary tells."""
     v, w = votes.patterns, votes.weights / votes.weights.sum()
     k, on, labelled = len(estimate.balance), v != ABSTAINS, votes.known >= 0
-    counts = one_hot(v, k).sum(1)  # (P, k)
+    counts, number = counted_votes(v, k), on.sum(1)
     functions = []
     for j, name in enumerate(names):
         mine, own = on[:, j], counts[np.arange(len(v)), np.maximum(v[:, j], 0)]
         known = mine & labelled
-        rows = float(votes.weights[known].sum())
-        right = float(votes.weights[known & (v[:, j] == votes.known)].sum())
         functions.append({
-            "name": name, "classes": sorted({int(x) for x in v[mine, j]}), "coverage": float(w[mine].sum()),
-            "overlaps": float(w[mine & (on.sum(1) > 1)].sum()), "conflicts": float(w[mine & (counts.sum(1) > own)].sum()),
-            "accuracy": float(estimate.accuracies[j]) if mine.any() else None, "labelled": right / rows if rows else None,
-            "labelledRows": rows,
+            "name": name, "classes": np.unique(v[mine, j]).tolist(), "coverage": float(w[mine].sum()),
+            "overlaps": float(w[mine & (number > 1)].sum()), "conflicts": float(w[mine & (number > own)].sum()),
+            "accuracy": float(estimate.accuracies[j]) if mine.any() else None,
+            "labelled": float(w[known & (v[:, j] == votes.known)].sum() / w[known].sum()) if known.any() else None,
+            "labelledRows": float(votes.rows[known].sum()),
         })  # fmt: skip
+    agreement = _agreement(votes, estimate)
     return {
-        "functions": functions, "balance": estimate.balance.tolist(), "rows": float(votes.weights.sum()),
-        "unlabelled": float(w[~on.any(1)].sum()), "agreement": _agreement(votes, estimate), "warnings": _warnings(names, votes),
+        "functions": functions, "balance": estimate.balance.tolist(), "rows": float(votes.rows.sum()),
+        "unlabelled": float(w[~on.any(1)].sum()), "agreement": agreement,
+        "warnings": [*_refuted(functions), *_less_right(agreement, k), *_warnings(names, votes)],
     }  # fmt: skip
 
 
 def _agreement(votes: Votes, estimate: Estimate) -> dict[str, float] | None:
-    some = votes.known >= 0
+    """Shares of labelled rows with votes that are right; classes of the same probability, or number of votes, share a row."""
+    some = (votes.known >= 0) & (votes.patterns != ABSTAINS).any(1)
     if not some.any():
         return None
     v, y, w = votes.patterns[some], votes.known[some], votes.weights[some]
-    at = np.arange(len(v))
-    model = (estimate.posterior(v).argmax(1) == y) @ w / w.sum()
+    at, posterior = np.arange(len(v)), estimate.posterior(v)
+    best = (posterior >= posterior.max(1, keepdims=True) - 1e-9).astype(np.float64)
+    model = (best / best.sum(1, keepdims=True))[at, y] @ w / w.sum()
     most = majority(v, len(estimate.balance))[at, y] @ w / w.sum()
-    return {"rows": float(w.sum()), "labelModel": float(model), "majority": float(most)}
+    return {"rows": float(votes.rows[some].sum()), "labelModel": float(model), "majority": float(most)}
 
 
-def _less_right(agreement: Mapping[str, float] | None) -> list[str]:
-    """A warning where the majority vote is right on clearly more labelled rows, by two standard errors of the difference."""
-    if agreement is None:
-        return []
-    less, n = agreement["majority"] - agreement["labelModel"], agreement["rows"]
-    if less <= 0 or less <= 2 * (less / n) ** 0.5:
+def _refuted(functions: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A warning of functions whose labels say another accuracy, by three standard errors."""
+    wrong = []
+    for f in functions:
+        if f["labelled"] is None or f["accuracy"] is None or f["labelledRows"] < LABELS:
+            continue
+        n, estimated, seen = f["labelledRows"], f["accuracy"], f["labelled"]
+        variance = max(estimated * (1 - estimated), seen * (1 - seen), 1 / n)
+        if abs(estimated - seen) > ERRORS * (variance / n) ** 0.5:
+            wrong.append(f"{f['name']!r} {estimated:.0%}, on labels {seen:.0%} of {n:,.0f} rows")
+    if not wrong:
         return []
     return [
-        f"on {n:,.0f} labelled rows the majority vote is right more often ({agreement['majority']:.1%}) than this model "
-        f"({agreement['labelModel']:.1%}): what it assumes does not hold for these functions"
+        f"labels refute the estimated accuracy of {'; '.join(wrong)}: what the model assumes does not hold. Correct or drop the "
+        "functions that are often wrong, or train on the labels alone"
     ]
 
 
-def _warnings(names: Sequence[str], votes: Votes) -> list[str]:
-    v, w, out = votes.patterns, votes.weights, list[str]()
-    silent = [name for j, name in enumerate(names) if (v[:, j] == ABSTAINS).all()]
-    out += [f"{name!r} abstains on all rows" for name in silent]
-    for i, j in combinations(range(len(names)), 2):
-        both = (v[:, i] != ABSTAINS) & (v[:, j] != ABSTAINS)
-        rows, alike = w[both].sum(), w[both & (v[:, i] == v[:, j])].sum()
-        several = len({*v[both, i]}) > 1
-        if rows >= FEW and several and alike == rows and (both == (v[:, i] != ABSTAINS)).all():
-            out.append(
-                f"{names[i]!r} and {names[j]!r} agree on all {rows:,.0f} rows of both: if one is a copy, it counts twice"
-            )
-        elif rows >= FEW and alike == 0:
-            out.append(
-                f"{names[i]!r} and {names[j]!r} contradict each other on all {rows:,.0f} rows on which both vote"
-            )
-    if votes.sampled:
-        out.append(f"the votes of a sample of {w.sum():,.0f} rows were counted: there are very many patterns of votes")
+def _less_right(agreement: Mapping[str, float] | None, k: int) -> list[str]:
+    """Warnings where the majority vote, or chance, is right on clearly more labelled rows, by two standard errors."""
+    if agreement is None:
+        return []
+    out, n, model = [], agreement["rows"], agreement["labelModel"]
+    less = agreement["majority"] - model
+    if less > 0 and less > 2 * (less / n) ** 0.5:
+        out.append(
+            f"on {n:,.0f} labelled rows the majority vote is right more often ({agreement['majority']:.1%}) than this model "
+            f"({model:.1%}): what it assumes does not hold for these functions"
+        )
+    if 1 / k - model > 2 * ((1 - 1 / k) / k / n) ** 0.5:
+        out.append(
+            f"on {n:,.0f} labelled rows with votes this model is right on {model:.1%}, less than chance ({1 / k:.1%}): correct "
+            "the functions that are often wrong, or train on the labels alone"
+        )
     return out
 
 
-class LabelModelModel(Model, _LabelParams, MLWritable, MLReadable):  # type: ignore[type-arg]
+def _warnings(names: Sequence[str], votes: Votes) -> list[str]:
+    v, out = votes.patterns, list[str]()
+    out += [f"{name!r} abstains on all rows" for name, mine in zip(names, v.T, strict=True) if (mine == ABSTAINS).all()]
+    for i, j in combinations(range(len(names)), 2):
+        if found := _pair(v[:, i], v[:, j], votes.rows):
+            out.append(f"{names[i]!r} and {names[j]!r} {found}")
+    if votes.sampled:
+        out.append(
+            f"the votes of a sample of {votes.rows.sum():,.0f} rows were counted: there are very many patterns of votes"
+        )
+    return out
+
+
+def _pair(first: Any, second: Any, rows: Floats) -> str | None:
+    """What is odd about the votes (P,) of two functions; None if nothing is."""
+    on, there = first != ABSTAINS, second != ABSTAINS
+    both = on & there
+    n, expected = rows[both].sum(), rows[on].sum() * rows[there].sum() / rows.sum()
+    alike = rows[both & (first == second)].sum()
+    same, within = (on == there).all(), (both == on).all() or (both == there).all()
+    several = any(len(np.unique(votes[both])) > 1 for votes in (first, second))
+    if n >= FEW and alike == n and (same or (several and within)):
+        return f"agree on all {n:,.0f} rows of both: if one is a copy, it counts twice"
+    if n >= FEW and alike == 0 and several:
+        return f"contradict each other on all {n:,.0f} rows on which both vote"
+    if n == 0 and expected >= FEW:
+        return (
+            f"never vote on the same row, where {expected:,.0f} rows are expected by chance: they are not independent, and their "
+            "accuracies may be wrong"
+        )
+    return None
+
+
+class LabelModelModel(Model, Holder, _LabelParams, MLWritable, MLReadable):  # type: ignore[type-arg]
     """The result of a LabelModel, with its Params.
 
     Attributes:

@@ -6,7 +6,7 @@ import numpy as np
 from pyspark.ml import PipelineModel
 from pyspark.ml.feature import SQLTransformer, VectorAssembler
 
-from sparkdiff.labeling.estimates import Estimate
+from sparkdiff.labeling.estimates import Estimate, Floats
 
 SURE = 1 - 1e-9
 """The largest probability of a guess: where a label is a vector of probabilities, a 1 is a true label."""
@@ -17,10 +17,16 @@ def columns_of(probabilityCol: str, k: int) -> list[str]:
     return [f"{probabilityCol}_{y}" for y in range(k)]
 
 
+def as_number(vote: str) -> str:
+    """A vote as a double in SQL. It stands on lines of its own, so that a comment at its end ends with it."""
+    return f"CAST((\n{vote}\n) AS DOUBLE)"
+
+
 def stages_of(votes: Sequence[str], estimate: Estimate, probabilityCol: str) -> PipelineModel:
     """Stages that add `probabilityCol`, a vector (k,), and a column for each class.
 
-    P(Y = y | votes) = 1 / sum over z of exp(log-odds of z against y), each a sum of what the votes say.
+    P(Y = y | votes) = 1 / sum over z of exp(log-odds of z against y), each a sum of what the votes say. A vote that is no class
+    of the estimate (null, NaN, 0.5, -1, k) abstains.
     """
     k = len(estimate.balance)
     logs, balance = np.log(estimate.tables), np.log(estimate.balance)
@@ -34,7 +40,7 @@ def stages_of(votes: Sequence[str], estimate: Estimate, probabilityCol: str) -> 
     return PipelineModel([select, VectorAssembler(inputCols=names, outputCol=probabilityCol)])
 
 
-def _sum(votes: Sequence[str], gains: np.ndarray, start: float) -> str:
+def _sum(votes: Sequence[str], gains: Floats, start: float) -> str:
     """Log-odds in SQL.
 
     Args:
@@ -42,8 +48,8 @@ def _sum(votes: Sequence[str], gains: np.ndarray, start: float) -> str:
     """
     parts = [_number(start)]
     for told, values in zip(votes, gains, strict=True):
-        cases = " ".join(f"WHEN {v} THEN {_number(x)}" for v, x in enumerate(values[:-1]))
-        parts.append(f"CASE CAST(({told}) AS INT) {cases} ELSE {_number(values[-1])} END")
+        cases = " ".join(f"WHEN {v}D THEN {_number(x)}" for v, x in enumerate(values[:-1]))
+        parts.append(f"CASE {as_number(told)} {cases} ELSE {_number(values[-1])} END")
     return " + ".join(parts)
 
 

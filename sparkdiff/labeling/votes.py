@@ -12,6 +12,7 @@ from pyspark.sql.types import BooleanType, NumericType
 from sparkdiff import jvm
 from sparkdiff.errors import InputError, did_you_mean
 from sparkdiff.labeling.estimates import ABSTAINS, Floats, Ints
+from sparkdiff.labeling.plain import as_number
 from sparkdiff.pipeline.names import named
 
 MOST = 1_000_000
@@ -25,13 +26,15 @@ class Votes:
     """
     Attributes:
         patterns: (P, m) distinct rows of votes, -1 where a function abstains.
-        weights: (P,) rows of each.
+        weights: (P,) share of each in the weight of all rows, times the number of rows: 1 per row on average.
+        rows: (P,) rows of each, of weight above 0.
         known: (P,) class of labelled rows, -1 of others.
         sampled: whether rows were sampled.
     """
 
     patterns: Ints
     weights: Floats
+    rows: Floats
     known: Ints
     sampled: bool
 
@@ -40,32 +43,72 @@ def counted(df: DataFrame, votes: Mapping[str, str], labelCol: str | None, weigh
     """Count each pattern of votes.
 
     Raises:
-        InputError: a vote is no number, or cannot be computed; names the function.
+        InputError: a vote is no number, or cannot be computed (names the function); or a weight is negative or not finite.
     """
     check_columns(df, votes, labelCol, weightCol)
-    grouped = _grouped(df, votes, labelCol, weightCol)
     try:
+        table = _table(df, votes, labelCol, weightCol)
         with jvm.by_arrow():
-            found, sampled = grouped.limit(MOST + 1).toPandas(), False
+            found, sampled = _grouped(table).limit(MOST + 1).toPandas(), False
             if len(found) > MOST:
-                share = min(SAMPLE / df.count(), 1.0)
-                found, sampled = _grouped(df.sample(share, seed), votes, labelCol, weightCol).toPandas(), True
+                found, sampled = _grouped(_sample(table, seed)).toPandas(), True
     except jvm.SparkError as e:
         raise InputError(f"Spark failed while it computed the votes: {jvm.cause(e)}") from e
     values = found.to_numpy(dtype=np.float64, na_value=np.nan)
-    values = values[values[:, -1] > 0]
-    classes = values[:, :-1]
+    _check_weights(weightCol, *values[:, -4:].T)
+    values = values[values[:, -4] > 0]
+    classes, weights, rows = values[:, :-4], values[:, -4], values[:, -3]
     _check_classes([*votes, labelCol or "the label"], classes)
     whole = np.where(np.isnan(classes), ABSTAINS, classes).astype(np.int64)
-    return Votes(whole[:, : len(votes)], values[:, -1], whole[:, len(votes)], sampled)
+    weights = weights * (rows.sum() / max(weights.sum(), np.finfo(float).tiny))
+    return Votes(whole[:, : len(votes)], weights, rows, whole[:, len(votes)], sampled)
 
 
-def _grouped(df: DataFrame, votes: Mapping[str, str], labelCol: str | None, weightCol: str | None) -> DataFrame:
-    names = [f"v{i}" for i in range(len(votes))]
-    cast = [F.expr(told).cast("double").alias(name) for name, told in zip(names, votes.values(), strict=True)]
-    label = (F.lit(None) if labelCol is None else named(labelCol)).cast("double").alias("label")
-    weight = (F.lit(1) if weightCol is None else named(weightCol)).cast("double").alias("weight")
-    return df.select(*cast, label, weight).groupBy(*names, "label").agg(F.sum("weight").alias("weight"))
+def _table(df: DataFrame, votes: Mapping[str, str], labelCol: str | None, weightCol: str | None) -> DataFrame:
+    """The votes, `label` and `weight` of each row as doubles; null and NaN are both null but in weights."""
+    cast = [
+        F.nanvl(F.expr(as_number(told)), F.lit(None).cast("double")).alias(f"v{i}")
+        for i, told in enumerate(votes.values())
+    ]
+    label = (F.lit(None) if labelCol is None else named(labelCol)).cast("double")
+    weight = (F.lit(1) if weightCol is None else named(weightCol)).cast("double")
+    return df.select(*cast, F.nanvl(label, F.lit(None).cast("double")).alias("label"), weight.alias("weight"))
+
+
+def _grouped(table: DataFrame) -> DataFrame:
+    """The patterns with `weight`, `rows` of weight above 0, and of wrong weights `number` and `value`."""
+    weight = F.col("weight")
+    wrong = weight.isNull() | F.isnan(weight) | (weight < 0) | (weight == math.inf)
+    kept = F.when(~wrong, weight)
+    return table.groupBy(*table.columns[:-1]).agg(
+        F.coalesce(F.sum(kept), F.lit(0.0)).alias("weight"), F.count(F.when(kept > 0, 1)).alias("rows"),
+        F.count(F.when(wrong, 1)).alias("number"), F.min(F.when(wrong, weight)).alias("value"),
+    )  # fmt: skip
+
+
+def _sample(table: DataFrame, seed: int) -> DataFrame:
+    """About SAMPLE rows without a label, whose weight grows by what is left out; and all rows with a label, or as many."""
+    row = table.agg(F.count(F.lit(1)), F.count("label")).first()
+    rows, labelled = (int(x) for x in row) if row is not None else (0, 0)
+    without, known = (min(SAMPLE / max(n, 1), 1.0) for n in (rows - labelled, labelled / (MOST // SAMPLE)))
+    share = F.when(F.col("label").isNull(), without).otherwise(known)
+    return table.where(F.rand(seed) < share).withColumn("weight", F.col("weight") / share)
+
+
+def _check_weights(weightCol: str | None, weight: Floats, rows: Floats, number: Floats, value: Floats) -> None:
+    """
+    Raises:
+        InputError: a weight is null, NaN, negative or infinite, or all are 0; names column, value and rows.
+    """
+    if number.any():
+        seen = value[number > 0]
+        shown = "null or NaN" if np.isnan(seen).all() else repr(float(np.nanmin(seen)))
+        raise InputError(
+            f"weightCol={weightCol!r} holds {shown} in {number.sum():,.0f} rows; a weight must be finite and >= 0: "
+            "drop or fill these rows"
+        )
+    if len(weight) and not weight.any():
+        raise InputError(f"weightCol={weightCol!r} is 0 in all rows, so none counts: give some rows a weight above 0")
 
 
 def check_columns(df: DataFrame, votes: Mapping[str, str], labelCol: str | None, weightCol: str | None) -> None:
@@ -85,7 +128,7 @@ def check_columns(df: DataFrame, votes: Mapping[str, str], labelCol: str | None,
             )
     for name, told in votes.items():
         try:
-            kind = df.select(F.expr(told)).schema.fields[0].dataType
+            kind = df.select("*", F.expr(as_number(told)), F.expr(f"(\n{told}\n)")).schema.fields[-1].dataType
         except jvm.SparkError as e:
             raise InputError(f"the vote {name!r} ({told}) can't be computed from the data: {jvm.cause(e)}") from e
         if isinstance(kind, BooleanType):

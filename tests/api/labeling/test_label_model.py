@@ -10,8 +10,10 @@ from pyspark.sql import DataFrame, SparkSession
 
 import sparkdiff
 from sparkdiff import InputError, LabelModel, LabelModelModel
-from sparkdiff.labeling.estimates import triplets
+from sparkdiff.labeling import votes as votes_module
+from sparkdiff.labeling.estimates import em, triplets
 from sparkdiff.labeling.votes import counted
+from sparkdiff.pipeline.nesting import flatten
 
 VOTES = {
     "large": "CASE WHEN amount > 0.7 THEN 1 WHEN amount < 0.2 THEN 0 END",
@@ -43,10 +45,10 @@ def model(rows: DataFrame) -> LabelModelModel:
     return LabelModel(VOTES, labelCol="label").fit(rows)
 
 
-def test_spark_computes_the_posterior(rows: DataFrame, model: LabelModelModel) -> None:
+def test_spark_computes_the_posterior(rows: DataFrame) -> None:
     votes = counted(rows, VOTES, None, None, 0)
     estimate = triplets(votes.patterns, votes.weights)
-    found = model.transform(rows).limit(300)
+    found = LabelModel(VOTES, method="triplets").fit(rows).transform(rows).limit(300)
     cast = [f"CAST(({told}) AS INT) AS v{i}" for i, told in enumerate(VOTES.values())]
     table = found.selectExpr("probability", "probability_0", *cast).collect()
     patterns = np.array([[-1 if r[f"v{i}"] is None else r[f"v{i}"] for i in range(4)] for r in table])
@@ -83,7 +85,7 @@ def test_it_is_better_than_the_majority(rows: DataFrame, method: str) -> None:
 def test_within_a_pipeline_and_with_weights(rows: DataFrame) -> None:
     doubled = rows.selectExpr("*", "IF(amount > 0.5, 2, 0) AS w")
     found = Pipeline(stages=[LabelModel(VOTES, weightCol="w", probabilityCol="p")]).fit(doubled).stages[0]
-    assert found.summary.rows == 2 * rows.where("amount > 0.5").count() and "p_1" in found.transform(rows).columns
+    assert found.summary.rows == rows.where("amount > 0.5").count() and "p_1" in found.transform(rows).columns
 
 
 def test_a_registered_udf_votes(spark: SparkSession, rows: DataFrame) -> None:
@@ -107,6 +109,15 @@ def test_a_registered_udf_votes(spark: SparkSession, rows: DataFrame) -> None:
         ({**VOTES, "b": "0.5"}, {}, "'b' is 0.5 in some rows"),
         ({**VOTES, "b": "2"}, {"numClasses": 2}, "'b' is 2 in some rows, but numClasses=2"),
         (dict.fromkeys("abc", "CAST(NULL AS INT)"), {}, r"no function votes on any row \(a, b, c\)"),
+        (
+            {**VOTES, "id": "CAST(amount * 1e6 AS BIGINT)"},
+            {},
+            r"'id' is \d+ in some rows, so there would be .* classes.*no id",
+        ),
+        ({**VOTES, "b": "amount AS vote"}, {}, r"the vote 'b' \(amount AS vote\) can't be computed"),
+        ({**VOTES, "b": "max(IF(known > 0.5, 0, 1))"}, {}, "the vote 'b' .* can't be computed"),
+        (VOTES, {"probabilityCol": "a.b"}, "probabilityCol='a.b' must be a name without dots"),
+        (VOTES, {"probabilityCol": "Truth"}, r"probabilityCol='Truth' would add columns .* already \(truth\): drop"),
         (VOTES, {"labelCol": "lable"}, "labelCol='lable' is not a column .*label"),
         (VOTES, {"classBalance": [0.5, 0.6]}, "classBalance must be 2 shares"),
         (VOTES, {"method": "snorkel"}, "method must be one of auto, triplets, em"),
@@ -131,3 +142,71 @@ def test_copies_and_contradictions_are_told(rows: DataFrame) -> None:
     assert any("'large' and 'again' agree on all" in w for w in warnings)
     assert any("'large' and 'against' contradict each other on all" in w for w in warnings)
     assert "'no' abstains on all rows" in warnings
+
+
+def test_each_class_is_computed_as_by_numpy(spark: SparkSession) -> None:
+    """Three classes; and votes that are no class of the model abstain, as they would have in fit, or have been refused there."""
+    random = np.random.default_rng(1)
+    y = random.integers(0, 3, 600)
+    table = [[float(c if random.random() < 0.7 else random.integers(0, 3)) for _ in range(4)] for c in y]
+    rows = spark.createDataFrame(table, "a double, b double, c double, d double").coalesce(1)
+    votes = {"a": "a -- a note", "b": "IF(d = 0, NULL, b)", "c": "CAST(c AS INT)", "d": "IF(a = 0, DOUBLE('NaN'), d)"}
+    found = LabelModel(votes, method="em").fit(rows)
+    counts = counted(rows, votes, None, None, 0)
+    estimate = em(counts.patterns, counts.weights, 3)
+    strange = [[float("nan"), 1.0, 1.0, 1.0], [1.7, -1.0, 3.0, 1e300], [float("inf"), None, None, None]]
+    fresh = spark.createDataFrame([*table[:200], *strange], rows.schema).coalesce(1)
+    patterns = np.array(
+        [[-1 if x is None or x not in (0, 1, 2) else int(x) for x in row] for row in [*table[:200], *strange]]
+    )
+    patterns[:200, 1][patterns[:200, 3] == 0] = -1
+    patterns[:200, 3][patterns[:200, 0] == 0] = -1
+    made = np.array([r["probability"].toArray() for r in found.transform(fresh).select("probability").collect()])
+    np.testing.assert_allclose(made, estimate.posterior(patterns), atol=1e-9)
+
+
+@pytest.mark.parametrize("value", ["NULL", "DOUBLE('NaN')", "-1", "DOUBLE('Infinity')"])
+def test_weights_that_are_none(rows: DataFrame, value: str) -> None:
+    weighted = rows.selectExpr("*", f"IF(amount > 0.9, {value}, 1) AS w")
+    with pytest.raises(InputError, match=r"weightCol='w' holds .* in [0-9,]+ rows; a weight must be finite and >= 0"):
+        LabelModel(VOTES, weightCol="w").fit(weighted)
+
+
+def test_the_scale_of_weights_says_nothing(rows: DataFrame) -> None:
+    few = rows.limit(300).selectExpr("*", "0.01 + amount AS w", "1000 + amount * 100000 AS large").cache()
+    first, second = (LabelModel(VOTES, weightCol=w, method="em").fit(few).summary for w in ("w", "large"))
+    for f, g in zip(first.functions, second.functions, strict=True):
+        assert f["accuracy"] == pytest.approx(g["accuracy"], abs=1e-9)
+    assert first.rows == second.rows == 300 and first.warnings == second.warnings
+
+
+def test_a_sample_keeps_labelled_rows(rows: DataFrame, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(votes_module, "MOST", 30)
+    monkeypatch.setattr(votes_module, "SAMPLE", 10)
+    few = rows.selectExpr("*", "IF(amount < 0.1, label, NULL) AS few")
+    found = counted(few, VOTES, "few", None, 0)
+    labelled, known = few.where("few IS NOT NULL").count(), found.known >= 0
+    assert found.sampled and 0 < labelled <= 30
+    assert found.rows[known].sum() == labelled and 0 < found.rows[~known].sum() < 60
+    ratio = (found.weights / found.rows)[~known].mean() / (found.weights / found.rows)[known].mean()
+    assert ratio == pytest.approx((4000 - labelled) / 10)
+
+
+def test_a_param_that_is_set_alone_is_checked() -> None:
+    one = LabelModel()
+    one.set(one.votes, ["1", "0", "IF(a, 1, 0)"])
+    assert one.getOrDefault("votes") == {v: v for v in ("1", "0", "IF(a, 1, 0)")}
+    with pytest.raises(InputError, match="method must be one of"):
+        one.set(one.method, "snorkel")
+
+
+def test_a_name_twice_in_the_data(rows: DataFrame) -> None:
+    with pytest.raises(InputError, match=r"(?i)ambiguous"):
+        LabelModel(VOTES, labelCol="label").fit(rows.selectExpr("*", "label AS Label"))
+
+
+def test_within_a_pipeline_it_is_its_plain_stages(rows: DataFrame, model: LabelModelModel) -> None:
+    outer = PipelineModel([model])
+    assert [type(s).__name__ for _, s in flatten(outer)] == ["SQLTransformer", "VectorAssembler"]
+    soft = sparkdiff.distill(outer, rows.limit(20), labelCol=None, outputCol="soft")
+    assert soft.count() == 20

@@ -5,8 +5,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sparkdiff.labeling.estimates import ABSTAINS, Estimate, em, majority, precision, triplets, unexplained
-from sparkdiff.labeling.estimator import DEPENDENT, _estimated
+from sparkdiff.errors import InputError
+from sparkdiff.labeling.estimates import (
+    ABSTAINS,
+    Estimate,
+    Undetermined,
+    em,
+    majority,
+    precision,
+    triplets,
+    unexplained,
+)
+from sparkdiff.labeling.estimator import DEPENDENT, _agreement, _estimated, _warnings, told
 from sparkdiff.labeling.votes import Votes
 
 pytestmark = pytest.mark.once
@@ -74,6 +84,17 @@ def test_known_classes_are_certain_and_help() -> None:
     assert np.abs(found.accuracies - truth).max() < 0.02
 
 
+def test_known_classes_outvote_what_functions_have_in_common() -> None:
+    """Half of the functions repeat each other: without labels EM takes what they say for the class."""
+    random = np.random.default_rng(0)
+    y, topic = random.integers(0, 2, 2000), random.integers(0, 2, 2000)
+    votes = np.column_stack([np.where(random.random(2000) < 0.95, topic, 1 - topic) for _ in range(4)]
+                            + [np.where(random.random(2000) < 0.7, y, 1 - y) for _ in range(2)])  # fmt: skip
+    known = np.where(np.arange(2000) < 1500, y, -1)
+    right = [(em(votes, np.ones(2000), 2, known=k).posterior(votes).argmax(1) == y).mean() for k in (None, known)]
+    assert right[0] < 0.6 < right[1]
+
+
 def test_a_class_balance_that_is_given_stays() -> None:
     votes, _ = generated(2, "alike", 3)
     patterns, counts = np.unique(votes, axis=0, return_counts=True)
@@ -84,9 +105,120 @@ def test_a_class_balance_that_is_given_stays() -> None:
 
 def test_votes_without_any_agreement_end_in_numbers() -> None:
     votes = np.array([[0, ABSTAINS, ABSTAINS], [ABSTAINS, 0, ABSTAINS], [ABSTAINS, ABSTAINS, 1], [ABSTAINS] * 3])
-    for found in (triplets(votes, np.ones(4)), em(votes, np.ones(4), 2)):
-        assert np.isfinite(found.tables).all() and np.allclose(found.tables.sum(2), 1)
-        assert np.allclose(found.posterior(votes).sum(1), 1)
+    found = em(votes, np.ones(4), 2)
+    assert np.isfinite(found.tables).all() and np.allclose(found.tables.sum(2), 1)
+    assert np.allclose(found.posterior(votes).sum(1), 1)
+    with pytest.raises(Undetermined, match="only 0 of 3 functions"):
+        triplets(votes, np.ones(4))
+
+
+def exclusive(more: bool) -> Any:
+    """Votes of one-class functions that never meet; and of an independent one."""
+    random = np.random.default_rng(0)
+    y, which = random.integers(0, 2, 20_000), random.integers(0, 3, 20_000)
+    votes = np.full((20_000, 3 + more), ABSTAINS)
+    for j, c in enumerate((1, 0, 1)):
+        votes[(which == j) & (random.random(20_000) < np.where(y == c, 0.6, 0.2)), j] = c
+    if more:
+        votes[:, 3] = np.where(random.random(20_000) < 0.75, y, 1 - y)
+    return votes
+
+
+def test_functions_that_exclude_each_other() -> None:
+    names = list("abcd")
+    with pytest.raises(InputError, match=r"method='triplets' can't be used: .* Set method='auto'"):
+        _estimated("triplets", rows_of(exclusive(False)), 2, None, names)
+    method, found, [warning] = _estimated("auto", rows_of(exclusive(False)), 2, None, names)
+    assert method == "precision" and "0 pairs of votes" in warning and (found.accuracies > 0.7).all()
+    warnings = _warnings(names, rows_of(exclusive(True)))
+    assert sum("never vote on the same row, where" in w for w in warnings) == 3 == len(warnings)
+
+
+@pytest.mark.parametrize("q", [0.001, 0.1])
+def test_rare_classes(q: float) -> None:
+    """Shares and tables of a class of one row in a thousand, given and estimated, and of rules that hit only it."""
+    random = np.random.default_rng(1)
+    n = 400_000
+    y = random.random(n) < q
+    votes = np.full((n, 5), ABSTAINS)
+    for j in range(5):
+        votes[random.random(n) < np.where(y, 0.6, 0.002), j] = 1
+    votes[(votes[:, 4] < 0) & (random.random(n) < 0.3), 4] = 0
+    patterns, counts = np.unique(votes, axis=0, return_counts=True)
+    truth = np.array([[(votes[y == c, j] == 1).mean() for c in (0, 1)] for j in range(5)])
+    for balance in (None, np.array([1 - q, q])):
+        found = triplets(patterns, counts.astype(float), balance)
+        assert found.balance[1] == pytest.approx(q, rel=0.2 if balance is None else 1e-12)
+        np.testing.assert_allclose(found.tables[:, 1, 1], truth[:, 1], atol=0.1)
+        np.testing.assert_allclose(found.tables[:, 0, 1], truth[:, 0], atol=3e-4)
+
+
+def test_a_rule_on_few_of_many_rows_is_read() -> None:
+    """510 of 8 million rows: the least probability of a wrong vote is a share of these."""
+    random = np.random.default_rng(2)
+    y = random.integers(0, 2, 4000)
+    votes = np.column_stack([np.where(random.random(4000) < 0.8, y, 1 - y) for _ in range(4)] + [np.full(4000, -1)])
+    some = random.choice(4000, 510, replace=False)
+    votes[some, 4] = np.where(random.random(510) < 0.975, y[some], 1 - y[some])
+    weights = np.where(votes[:, 4] >= 0, 1.0, 8e6 / 3490)
+    assert triplets(votes, weights).accuracies[4] > 0.9
+
+
+@pytest.mark.parametrize(("n", "m"), [(300, 3), (300, 5), (1000, 3), (3000, 5)])
+def test_few_rows_are_labelled_about_as_well_as_by_the_majority(n: int, m: int) -> None:
+    gains, logLoss = [], []
+    for seed in range(10):
+        random = np.random.default_rng(seed)
+        y = (random.random(n) < 0.4).astype(int)
+        votes = np.where(random.random((n, m)) < 0.75, y[:, None], 1 - y[:, None])
+        votes[random.random((n, m)) < 0.5] = ABSTAINS
+        _, found, _ = _estimated("auto", rows_of(votes), 2, None, [*map(str, range(m))])
+        some = (votes >= 0).any(1)
+        posterior, at = found.posterior(votes[some]), np.arange(some.sum())
+        gains.append((posterior.argmax(1) == y[some]).mean() - majority(votes[some], 2)[at, y[some]].mean())
+        logLoss.append(-np.log(posterior[at, y[some]]).mean())
+    assert np.mean(gains) > -0.005 and np.min(gains) > -0.05 and np.mean(logLoss) < 0.6
+
+
+def test_labels_that_refute_the_model_are_told() -> None:
+    random = np.random.default_rng(3)
+    y = random.integers(0, 2, 5000)
+    votes = np.where(random.random((5000, 5)) < 0.2, y[:, None], 1 - y[:, None])
+    rows = rows_of(votes, np.where(np.arange(5000) < 60, y, -1))
+    names = list("abcde")
+    warnings = told(names, rows, triplets(rows.patterns, rows.weights))["warnings"]
+    assert any("labels refute the estimated accuracy of 'a' 8" in w and "drop the functions" in w for w in warnings)
+    assert any("less than chance (50.0%)" in w for w in warnings)
+    honest = rows_of(1 - votes, np.where(np.arange(5000) < 60, y, -1))
+    assert not told(names, honest, triplets(honest.patterns, honest.weights))["warnings"]
+
+
+def test_ties_are_shared_and_rows_without_votes_say_nothing() -> None:
+    votes = np.array([[0, 1, -1], [1, 0, -1], [-1, -1, -1], [-1, -1, 1]])
+    estimate = Estimate(np.array([0.5, 0.5]), np.full((3, 2, 3), 1 / 3))
+    found = _agreement(Votes(votes, np.ones(4), np.ones(4), np.array([1, 1, 0, 1]), sampled=False), estimate)
+    assert found == {"rows": 3.0, "labelModel": pytest.approx(0.5), "majority": pytest.approx(2 / 3)}
+
+
+def test_pairs_of_functions_of_one_class() -> None:
+    """Copies are told; opposite functions of one class each can't agree, which says nothing."""
+    random = np.random.default_rng(4)
+    on = random.random((2000, 2)) < 0.5
+    votes = np.column_stack([np.where(on[:, 0], 1, -1), np.where(on[:, 0], 1, -1), np.where(on[:, 1], 0, -1)])
+    [warning] = _warnings(list("abc"), rows_of(votes))
+    assert "'a' and 'b' agree on all" in warning
+    large = np.column_stack([random.integers(0, 2, 2000), np.full(2000, -1)])
+    large[:900, 1] = large[:900, 0]
+    for order in ([0, 1], [1, 0]):  # the smaller one is a copy, whichever comes first
+        assert "agree on all 900 rows" in _warnings(list("ab"), rows_of(large[:, order]))[0]
+
+
+def rows_of(votes: Any, known: Any = None) -> Votes:
+    """Votes (n, m) and labels, counted."""
+    known = np.full(len(votes), -1) if known is None else known
+    found, counts = np.unique(np.column_stack([votes, known]), axis=0, return_counts=True)
+    rows = counts.astype(float)
+    return Votes(found[:, :-1], rows, rows, found[:, -1], sampled=False)
 
 
 def topics(k: int, seed: int) -> tuple[Any, Any]:
@@ -106,12 +238,9 @@ def topics(k: int, seed: int) -> tuple[Any, Any]:
 def test_functions_that_are_not_independent_label_as_well_as_the_majority(k: int) -> None:
     for seed in range(5):
         votes, y = topics(k, seed)
-        patterns, counts = np.unique(votes, axis=0, return_counts=True)
-        nobody = np.full(len(patterns), -1)
-        rows = Votes(patterns, counts.astype(float), nobody, sampled=False)
         names = [f"f{j}" for j in range(votes.shape[1])]
-        method, found, [warning] = _estimated("auto", rows, k, None, names)
-        assert method == "precision" and "do not vote independently" in warning
+        method, found, [warning] = _estimated("auto", rows_of(votes), k, None, names)
+        assert method == "precision" and ("do not vote independently" in warning or "pairs of votes" in warning)
         some = (votes >= 0).any(1)
         at = np.arange(some.sum())
         label = (found.posterior(votes[some]).argmax(1) == y[some]).mean()
