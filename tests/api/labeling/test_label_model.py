@@ -75,7 +75,8 @@ def test_the_result_is_plain_spark(rows: DataFrame, model: LabelModelModel, tmp_
 def test_it_is_better_than_the_majority(rows: DataFrame, method: str) -> None:
     found = LabelModel(VOTES, labelCol="label", method=method).fit(rows)
     agreement = found.summary.agreement
-    assert agreement is not None and agreement["rows"] == 200 and agreement["labelModel"] >= agreement["majority"]
+    assert agreement is not None and agreement["labelModel"] >= agreement["majority"]
+    assert 150 < agreement["rows"] <= 200  # those with votes
     told = {f["name"]: f for f in found.summary.functions}
     assert told["new device"]["classes"] == [1] and told["large"]["classes"] == [0, 1]
     assert all(0 < f["coverage"] <= 1 and f["conflicts"] <= f["overlaps"] <= f["coverage"] for f in told.values())
