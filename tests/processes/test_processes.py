@@ -363,7 +363,7 @@ def test_a_finished_run_is_returned_and_another_one_is_not_mistaken_for_it(fit: 
 def test_without_room_for_checkpoints_training_goes_on(fit: Fit, thorough: dict[str, Any], tmp_path: Path) -> None:
     # What has been found of ten candidates takes 16 kB for each of them and an epoch, more than what starts a process.
     kept = {"checkpointDir": str(tmp_path), "runId": "kept"}
-    with no_room(700_000):
+    with no_room(800_000):
         alone = fit(**THOROUGH, **kept)
     assert outcome(alone) == thorough
     [said] = [w for w in alone.summary.warnings if "checkpoint" in w]
@@ -371,7 +371,7 @@ def test_without_room_for_checkpoints_training_goes_on(fit: Fit, thorough: dict[
     assert not list((tmp_path / "kept").glob("*state*"))
     # The driver has nothing but the file.
     with (
-        no_room(700_000),
+        no_room(800_000),
         pytest.raises(FullDiskError, match=rf"{tmp_path}/kept/state.pt.*needs about .* bytes.*checkpointDir"),
     ):
         fit(numProcesses=2, **THOROUGH, **kept)

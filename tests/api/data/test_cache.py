@@ -34,6 +34,7 @@ from sparkdiff.data import cache as caches
 from sparkdiff.data.cache import Cache, DamagedCache
 from sparkdiff.data.fingerprint import source_facts
 from sparkdiff.data.splits import Source
+from sparkdiff.data.stage_rows import Made
 from sparkdiff.data.stream import Manifest, Stream, pages
 from sparkdiff.job import steps
 from sparkdiff.options import Options
@@ -412,8 +413,9 @@ def test_a_damaged_cache_is_built_again(
     """What is built, another test compares; here it is copied."""
     copied: list[Path] = []
 
-    def copy(request: Any, told: str, to: Path, data: Path, columns: list[Any]) -> None:
+    def copy(request: Any, told: str, to: Path, data: Path, columns: list[Any]) -> Made:
         copied.append(shutil.copytree(whole.folder, to, dirs_exist_ok=True))
+        return Made([], {})
 
     monkeypatch.setattr(caches, "fingerprint", lambda request, folder: whole.fingerprint)
     monkeypatch.setattr(caches, "_build", copy)
@@ -453,10 +455,11 @@ def test_two_processes_may_build_the_same_cache(
 ) -> None:
     build, others = caches._build, []
 
-    def overtaken(*arguments: Any) -> None:
-        build(*arguments)
+    def overtaken(*arguments: Any) -> Made:
+        made = build(*arguments)
         monkeypatch.setattr(caches, "_build", build)
         others.append(cached(numeric, df, folder))  # another one begins later and is done earlier
+        return made
 
     monkeypatch.setattr(caches, "_build", overtaken)
     first = cached(numeric, df, folder)
