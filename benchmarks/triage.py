@@ -90,7 +90,7 @@ def runs_of(folder: Path) -> list[Run]:
 
 
 def _run(line: Mapping[str, Any], row: Mapping[str, Any], before: Sequence[Mapping[str, Any]]) -> Run:
-    facts = line["facts"] | history(before, row["parent"], line["facts"]["metric"])
+    facts = line["facts"] | history(before, row["parent"], line["facts"]["metric"], row["metric"])
     known = Known(facts, line["tuned"], line["gain"] if line["tuned"] else 0.0, line["coreSeconds"])
     return Run(
         line["set"], line["kind"], line["step"], line["planted"], known, line["factsSeconds"], stops_after(line, row)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,14 @@ from pyspark.ml import Transformer
 from pyspark.sql import DataFrame
 
 from sparkdiff import jvm
-from sparkdiff.errors import InputError
+from sparkdiff.errors import InputError, kind_of
 from sparkdiff.job.loading import CSV, format_of, load_data, load_model, model_path
 from sparkdiff.options import Options
 from sparkdiff.store.digests import hash_of
 
 OWN = ("name", "model", "data")
 """Keys of an entry that are no options."""
+PATH = (str, os.PathLike)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,9 +88,9 @@ def _entry(number: int, given: Mapping[str, Any], common: Mapping[str, Any]) -> 
     options = {**common, **{k: v for k, v in own.items() if k not in OWN}}
     try:
         checked = Options.of(options)
-        path = model_path(own["model"], Path.cwd()) if isinstance(own["model"], str) else None
+        path = model_path(os.fspath(own["model"]), Path.cwd()) if isinstance(own["model"], PATH) else None
         model = own["model"] if path is None else load_model(path)
-        rows = own["data"] if isinstance(own["data"], DataFrame) else _rows(str(own["data"]))
+        rows = own["data"] if isinstance(own["data"], DataFrame) else _rows(own["data"])
     except InputError as e:
         raise InputError(f"{name}: {e}") from e
     if not isinstance(model, Transformer):
@@ -98,13 +100,19 @@ def _entry(number: int, given: Mapping[str, Any], common: Mapping[str, Any]) -> 
 
 def name_of(model: Any) -> str:
     """A short name: the last part of a path, or the uid."""
-    if not isinstance(model, str):
-        return str(model.uid)
-    parts = [part for part in model.rstrip("/").split("/") if part]
+    if not isinstance(model, PATH):
+        return str(getattr(model, "uid", type(model).__name__))
+    parts = [part for part in os.fspath(model).rstrip("/").split("/") if part]
     return parts[-2] if len(parts) > 1 and parts[-1] == "model" else parts[-1]
 
 
-def _rows(path: str) -> DataFrame:
+def _rows(data: Any) -> DataFrame:
+    if not isinstance(data, PATH):
+        raise InputError(
+            f"data must be a Spark DataFrame or the path of a file, got {kind_of(data)}; make a DataFrame of a table by "
+            "spark.createDataFrame(table)"
+        )
+    path = os.fspath(data)
     form = format_of(path)
     given = {"path": path, "format": form, "options": CSV if form == "csv" else {}}
     return load_data(jvm.session(), given, Path.cwd(), "triage")

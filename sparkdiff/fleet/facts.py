@@ -14,6 +14,7 @@ import torch
 from pyspark.sql import DataFrame
 from torch import Tensor
 
+from sparkdiff.data import soft_labels
 from sparkdiff.data.fingerprint import Request
 from sparkdiff.data.rehearsal import SAMPLE, Sample, sampled
 from sparkdiff.data.splits import TRAIN, VALIDATION, Source
@@ -33,8 +34,12 @@ from sparkdiff.training.recipes import Recipe
 
 Facts = dict[str, float]
 """Facts by name; NaN where one cannot be told."""
-FACTS = "facts"
-"""The tag of a run in the store that holds its facts, as JSON."""
+FACTS, OLD_FACTS = "sparkdiff.facts", "facts"
+"""The tag of a run in the store that holds its facts, as JSON; and its name in older stores."""
+DRAWN = 0.95
+"""Of the rows of a sample, those to expect: a few more fit."""
+DRAWN_NOISE = 0.1
+"""By so much the number of rows that are drawn may differ from this by chance: four standard errors."""
 EPOCHS = 3
 """Of the training on the sample."""
 RATE = 10
@@ -49,13 +54,40 @@ HEADS = {
 
 
 def facts_of(task: Task, df: DataFrame) -> Facts:
-    """The facts of a pipeline and the rows that would tune it, by two or three Spark jobs on the first 2,000 rows.
+    """The facts of a pipeline and the rows that would tune it: see `measured`."""
+    return measured(task, df)[0]
+
+
+def measured(task: Task, df: DataFrame) -> tuple[Facts, str]:
+    """The facts of a pipeline and the rows that would tune it, and the name of the metric, by a few Spark jobs on up to 2,000
+    rows that are drawn from all of them.
 
     Raises:
+        SampleError: the rows that were drawn do not tell them; all rows may.
         InputError: the rows or the options cannot be used; as `FineTuner.fit` of these rows would.
     """
+    if soft_labels.given([Source(df)], task.labelCol):
+        raise InputError(
+            f"labelCol={task.labelCol!r} is a vector of class probabilities, which triage does not take: run FineTuner on it"
+        )
+    rows = df.count()
+    if rows <= SAMPLE:
+        return _measured(task, df, None)
+    few = df.sample(DRAWN * SAMPLE / rows, seed=task.options.seed)
+    try:
+        return _measured(task, few, rows)
+    except InputError as e:
+        raise SampleError(f"about {DRAWN * SAMPLE:,.0f} of its {rows:,} rows do not tell what all would: {e}") from e
+
+
+class SampleError(InputError):
+    """The rows that were drawn do not tell the facts."""
+
+
+def _measured(task: Task, df: DataFrame, drawnFrom: int | None) -> tuple[Facts, str]:
+    """See `measured`; the rows were drawn from so many, if not None."""
     sample = sampled(Request(task.cut, [Source(df)], task.options, task.labelCol, task.weightCol))
-    rows = df.count() if sample.rows >= SAMPLE else sample.rows
+    rows = sample.rows if drawnFrom is None else _of_weight(sample.rows, drawnFrom)
     network = Network(task.cut.graph, task.cut.live)
     with sample.stream as stream:
         data = Data(stream, sample.columns, rows=rows_at_once(network, stream))
@@ -66,12 +98,19 @@ def facts_of(task: Task, df: DataFrame) -> Facts:
         start = start_of(network, data, label, task.options, held)
         probe = _Probe(task, network, data, objective, metric, original, start)
         with one_thread_for_small_steps(len(start.units.unit) * task.options.batchSize):
-            return (
+            facts = (
                 _of_plan(task, rows, held, sample, start)
                 | {"metric": original.value, "metricSign": original.sign}
                 | probe.gradient()
                 | _timed(probe, sample.splits[TRAIN])
             )
+            return facts, metric.name
+
+
+def _of_weight(sample: int, rows: int) -> int:
+    """About how many rows have a weight: all, unless clearly fewer than were drawn are in the sample."""
+    share = sample / (DRAWN * SAMPLE)
+    return rows if share > 1 - DRAWN_NOISE else round(rows * share)
 
 
 def _timed(probe: "_Probe", rows: int) -> Facts:
@@ -136,15 +175,16 @@ class _Probe:
         squared = float(mean @ mean)
         if not squared or not math.isfinite(squared):
             return dict(zip(names, (0.0, 0.0, 0.0, 0.0) if squared == 0 else [math.nan] * 4, strict=True))
+        signal = squared / noise if noise else math.nan
         direction = mean / math.sqrt(squared)
         _, moved = self._at(-STEP * direction)
         curvature = float((mean - moved.mean(0)) @ direction) / STEP
         if curvature <= 0:
-            return dict(zip(names, (squared / noise, math.nan, math.nan, math.nan), strict=True))
+            return dict(zip(names, (signal, math.nan, math.nan, math.nan), strict=True))
         length = math.sqrt(squared) / curvature
         gain, z = self._gained(self._network_at(-length * direction))
         promised = squared / (2 * curvature) / max(abs(loss), 1e-12)
-        return dict(zip(names, (squared / noise if noise else math.nan, promised, gain, z), strict=True))
+        return dict(zip(names, (signal, promised, gain, z), strict=True))
 
     def _network_at(self, u: Tensor) -> Network:  # (p,)
         network, flat = self.network.clone(), flattened(self.network)

@@ -16,7 +16,7 @@ import numpy as np
 
 from sparkdiff.data.rehearsal import SAMPLE
 from sparkdiff.errors import InputError
-from sparkdiff.fleet.facts import FACTS, Facts
+from sparkdiff.fleet.facts import FACTS, OLD_FACTS, Facts
 
 MOST = 0.5
 """A gain counts up to this share of the original's metric."""
@@ -90,12 +90,26 @@ def _scaled(name: str, value: float) -> float:
 
 
 def of_store(runs: Sequence[Mapping[str, Any]]) -> list[Known]:
-    """The fine-tunings in a store whose facts are known: those that triage started."""
-    return [
-        Known(json.loads(run["tags"][FACTS]), not run["kept"], 0.0 if run["kept"] else run["gain"], run["coreSeconds"])
-        for run in runs
-        if run["verb"] == "finetune" and FACTS in (run["tags"] or {})
-    ]  # fmt: skip
+    """The fine-tunings in a store whose facts are known: those that triage started. Others, and those with a tag of this name
+    that holds no facts, are left out.
+    """
+    out = []
+    for run in runs:
+        tags, gain = run["tags"] or {}, 0.0 if run["kept"] else run["gain"]
+        facts = _facts_in(tags.get(FACTS, tags.get(OLD_FACTS, "")))
+        if run["verb"] == "finetune" and facts is not None and None not in (gain, run["coreSeconds"]):
+            out.append(Known(facts, not run["kept"], gain, run["coreSeconds"]))
+    return out
+
+
+def _facts_in(text: str) -> dict[str, float] | None:
+    """The facts in the text of a tag; None if these are none."""
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return None
+    numbers = isinstance(found, dict) and all(type(v) in (int, float) and math.isfinite(v) for v in found.values())
+    return found if numbers and "rows" in found else None
 
 
 @functools.cache
@@ -168,5 +182,6 @@ class _Costs:
 
 
 def _beyond(facts: Mapping[str, float]) -> float:
-    """Core-seconds of training on the rows beyond those of the sample."""
-    return max(facts.get("rows", 0.0) - SAMPLE, 0.0) * facts.get("secondsPerRow", 0.0) * facts.get("epochs", 0.0)
+    """Core-seconds of training all candidates on the rows beyond those of the sample."""
+    each = facts.get("secondsPerRow", 0.0) * facts.get("epochs", 0.0) * max(facts.get("candidates", 1.0), 1.0)
+    return max(facts.get("rows", 0.0) - SAMPLE, 0.0) * each

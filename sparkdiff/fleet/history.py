@@ -11,21 +11,22 @@ COLUMNS = (
 """Of a store, what triage reads."""
 
 
-def history(runs: Sequence[Mapping[str, Any]], content: str | None, metric: float) -> Facts:
+def history(runs: Sequence[Mapping[str, Any]], content: str | None, metric: float, name: str) -> Facts:
     """Facts about the last run that returned a model with this content: that it is `known`, whether that run had tuned it and
-    what this gained, and the `drift`: how much worse the model is now than it was at the end of that run, as a share.
+    what this gained, and the `drift`: how much worse the model is now than it was at the end of that run, as a share. A search
+    is no such run; and there is no drift where that run measured another metric.
 
     Args:
         runs: of the store, the oldest first.
-        metric: of the model on new rows.
+        metric, name: of the model on new rows, its value and its name.
     """
-    made = [run for run in runs if content is not None and run["model"] == content]
+    made = [run for run in runs if content is not None and run["model"] == content and run["verb"] != "search"]
     if not made:
         return {}
     last = made[-1]
     tuned = not last["kept"]
     out = {"known": 1.0, "lastTuned": float(tuned), "lastGain": float(last["gain"] or 0.0) if tuned else 0.0}
-    if last["after"]:
+    if last["after"] and last["metric"] == name:
         worse = (metric - last["after"]) / abs(last["after"])
         out["drift"] = worse if last["metricDirection"] == "smaller" else -worse
     return out

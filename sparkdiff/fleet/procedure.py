@@ -13,10 +13,10 @@ from sparkdiff.estimator import FineTuner
 from sparkdiff.finetune import prepare
 from sparkdiff.fleet.budget import core_seconds
 from sparkdiff.fleet.entries import Entry, entries_of
-from sparkdiff.fleet.facts import FACTS, Facts, facts_of, finite
+from sparkdiff.fleet.facts import FACTS, Facts, SampleError, finite, measured
 from sparkdiff.fleet.forecast import EARLY, Forecast, Forecaster, of_store, priors
 from sparkdiff.fleet.history import COLUMNS, history
-from sparkdiff.fleet.results import KEPT, REFUSED, SKIPPED, STOPPED, TUNED, Triage, Triaged
+from sparkdiff.fleet.results import FAILED, KEPT, REFUSED, SKIPPED, STOPPED, TUNED, Triage, Triaged
 from sparkdiff.history import store
 from sparkdiff.jvm import stores
 from sparkdiff.machine import cpu
@@ -25,6 +25,8 @@ from sparkdiff.report import Events
 
 SHARE = 0.8
 """Of the gain that is expected of the whole fleet, what is run for. The pipelines at the end promise little and keep less."""
+REFUSALS = (SparkdiffError, jvm.SparkError)
+"""Errors that say what is wrong with a pipeline or its rows; after others it has failed."""
 
 
 class Stopped(BaseException):
@@ -50,13 +52,14 @@ class Watch(Events):
 
 @dataclasses.dataclass(frozen=True)
 class Judged:
-    """An entry and what is known of it before it runs; `why` says why it cannot run, if so."""
+    """An entry and what is known of it before it runs; without a forecast it does not run, and `outcome` and `why` tell this."""
 
     entry: Entry
     facts: Facts
     forecast: Forecast | None
     spent: float
     why: str = ""
+    outcome: str = SKIPPED
 
 
 def triage(
@@ -68,15 +71,17 @@ def triage(
     Each pipeline is judged by its plan, a gradient pass, the curvature and three epochs on up to 2,000 of its rows, and by what
     the store knows of it. Pipelines are ordered by expected gain per core-second (a gain counts up to 50% of the metric), and
     run until the budget is spent or `share` of the expected gain of the fleet has been run for. A run in which no candidate is
-    better than the original after a few epochs is stopped. Each run is a `FineTuner.fit`, with the same guard.
+    better than the original after a few epochs is stopped. Each run is a `FineTuner.fit`, with the same guard. A pipeline whose
+    run fails by any error is told as "failed", and the others go on.
 
     Args:
         fleet: mappings with the keys `model` (a fitted pipeline, or the path of a saved one), `data` (a DataFrame or a path),
             if wanted `name`, and options of `FineTuner` such as `labelCol`; or a DataFrame with such columns.
-        budget: processor time such as "4 core-hours"; finding the facts counts, and a run that has begun is not cut.
+        budget: processor time such as "4 core-hours"; finding the facts counts, and a run that has begun is not cut. What
+            executors on other machines spend is not counted.
         storeDir: the folder of a store of runs, from which triage learns and to which it adds its runs; it may be empty.
-        dryRun: only forecast.
-        done: called with each pipeline that ran, as it ends, and its tuned model or None.
+        dryRun: only forecast, and say what would run.
+        done: called with each pipeline that ran, as it ends, and its tuned model or None; its errors become those of the run.
         options: of `FineTuner`, for all entries.
 
     Raises:
@@ -90,27 +95,48 @@ def triage(
     runs = _runs_of(storeDir)
     own = of_store(runs)
     forecaster = Forecaster([*priors(), *own])
-    judged = [_judged(entry, runs, forecaster) for entry in entries_of(fleet, options)]
-    if all(j.forecast is None for j in judged):
+    judged = []
+    for entry in entries_of(fleet, options):
+        spent = cpu.seconds() - began >= limit
+        judged.append(_unjudged(entry, limit) if spent else _judged(entry, runs, forecaster))
+    if all(j.outcome == REFUSED for j in judged):
         raise InputError(
             f"no pipeline of the fleet can be tuned: {'; '.join(f'{j.entry.name}: {j.why}' for j in judged)}"
         )
-    ranked = sorted(judged, key=lambda j: -1.0 if j.forecast is None else -j.forecast.worth)
-    ranked = [*(j for j in ranked if j.forecast), *(j for j in ranked if not j.forecast)]
-    whole, reached, models, out = sum(j.forecast.expected for j in ranked if j.forecast), 0.0, {}, []
-    for place, j in enumerate(ranked, start=1):
-        left = limit - (cpu.seconds() - began)
-        if why := _why_not(j, place, reached / whole if whole else 1.0, share, left, dryRun):
-            out.append(_skipped(j, why))
+    ranked = sorted(judged, key=lambda j: (j.forecast is None, 0.0 if j.forecast is None else -j.forecast.worth))
+    whole, reached, planned, ran = sum(j.forecast.expected for j in ranked if j.forecast), 0.0, 0.0, 0
+    models, out = dict[str, Any](), []
+    for j in ranked:
+        left = limit - (cpu.seconds() - began) - planned
+        if j.forecast is None or (why := _why_not(j, ran, reached / whole if whole else 1.0, share, left)):
+            out.append(_skipped(j, j.why if j.forecast is None else why))
             continue
-        assert j.forecast is not None
-        reached += j.forecast.expected
+        reached, ran = reached + j.forecast.expected, ran + 1
+        if dryRun:
+            planned += j.forecast.coreSeconds
+            out.append(_skipped(j, f"would run as number {ran}"))
+            continue
         found, model = _run(j, storeDir)
         if model is not None:
             models[j.entry.name] = model
-        out.append(found)
-        done(found, model)
+        out.append(_done(done, found, model))
     return Triage(tuple(out), limit, cpu.seconds() - began, len(priors()), len(own), models)
+
+
+def _done(done: Callable[[Triaged, Any], None], found: Triaged, model: Any) -> Triaged:
+    """Call done; what the run is told as then."""
+    try:
+        done(found, model)
+    except Exception as e:  # the fleet goes on
+        return dataclasses.replace(found, outcome=FAILED, why=f"{found.outcome}, but then: {_cause(e)}")
+    return found
+
+
+def _cause(e: Exception) -> str:
+    """Why something failed, in words: the message of an error of ours or of Spark, else its kind, too."""
+    if isinstance(e, jvm.SparkError):
+        return jvm.cause(e)
+    return str(e) if isinstance(e, SparkdiffError) else f"{type(e).__name__}: {e}"
 
 
 def _runs_of(storeDir: str | None) -> list[dict[str, Any]]:
@@ -133,27 +159,36 @@ def _runs_of(storeDir: str | None) -> list[dict[str, Any]]:
 def _judged(entry: Entry, runs: Sequence[Mapping[str, Any]], forecaster: Forecaster) -> Judged:
     began = cpu.seconds()
     try:
-        facts = facts_of(prepare(plain(entry.model), entry.options, entry.rows), entry.rows)
+        if entry.options.numFolds:
+            raise InputError(
+                f"numFolds={entry.options.numFolds}: triage neither forecasts nor stops a run of several folds; leave numFolds "
+                "out, or run FineTuner"
+            )
+        facts, metric = measured(prepare(plain(entry.model), entry.options, entry.rows), entry.rows)
         if runs:
-            facts |= history(runs, entry.content(), facts["metric"])
-    except SparkdiffError as e:
-        return Judged(entry, {}, None, cpu.seconds() - began, str(e))
-    except jvm.SparkError as e:
-        return Judged(entry, {}, None, cpu.seconds() - began, jvm.cause(e))
-    facts = finite(facts)
-    return Judged(entry, facts, forecaster(facts), cpu.seconds() - began)
+            facts |= history(runs, entry.content(), facts["metric"], metric)
+        facts = finite(facts)
+        return Judged(entry, facts, forecaster(facts), cpu.seconds() - began)
+    except Exception as e:  # one pipeline may not end the others
+        outcome = SKIPPED if isinstance(e, SampleError) else REFUSED if isinstance(e, REFUSALS) else FAILED
+        return Judged(entry, {}, None, cpu.seconds() - began, _cause(e), outcome)
 
 
-def _why_not(j: Judged, place: int, reached: float, share: float, left: float, dryRun: bool) -> str:
-    """Why a pipeline is not run, in words; empty if it is."""
+def _unjudged(entry: Entry, limit: float) -> Judged:
+    return Judged(
+        entry, {}, None, 0.0, f"the budget of {limit:,.0f} core-seconds was used up before its facts were found"
+    )
+
+
+def _why_not(j: Judged, ran: int, reached: float, share: float, left: float) -> str:
+    """Why a pipeline with a forecast is not run after `ran` others, in words; empty if it is."""
     f = j.forecast
-    if f is None:
-        return j.why
+    assert f is not None
     if reached >= share:
-        return f"the {place - 1} pipelines before it promise {reached:.0%} of the gain to expect; {_why_little(j.facts, f)}"
+        return f"the {ran} pipelines before it promise {reached:.0%} of the gain to expect; {_why_little(j.facts, f)}"
     if f.coreSeconds > left:
         return f"would take {f.coreSeconds:.0f} core-seconds, and {max(left, 0):.0f} of the budget are left"
-    return f"would run as number {place}" if dryRun else ""
+    return ""
 
 
 def _why_little(facts: Mapping[str, float], f: Forecast) -> str:
@@ -174,8 +209,7 @@ def _why_little(facts: Mapping[str, float], f: Forecast) -> str:
 
 
 def _skipped(j: Judged, why: str) -> Triaged:
-    outcome = REFUSED if j.forecast is None else SKIPPED
-    return Triaged(j.entry.name, j.forecast, outcome, why, 0.0, j.spent, j.facts)
+    return Triaged(j.entry.name, j.forecast, j.outcome, why, 0.0, j.spent, j.facts)
 
 
 def _run(j: Judged, storeDir: str | None) -> tuple[Triaged, Any]:
@@ -191,6 +225,8 @@ def _run(j: Judged, storeDir: str | None) -> tuple[Triaged, Any]:
         outcome, why = STOPPED, f"no candidate was better than the original after {EARLY} epochs"
     except SparkdiffError as e:
         outcome, why = REFUSED, str(e)
+    except Exception as e:  # the fleet goes on
+        outcome, why = FAILED, _cause(e)
     else:
         tuned = found.summary.decision == "tuned"
         outcome, why = TUNED if tuned else KEPT, found.summary.reason

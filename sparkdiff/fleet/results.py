@@ -12,7 +12,7 @@ from sparkdiff.report.progress import duration
 if TYPE_CHECKING:
     import pandas as pd
 
-TUNED, KEPT, STOPPED, SKIPPED, REFUSED = "tuned", "kept original", "stopped", "skipped", "refused"
+TUNED, KEPT, STOPPED, SKIPPED, REFUSED, FAILED = "tuned", "kept original", "stopped", "skipped", "refused", "failed"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,8 +20,8 @@ class Triaged:
     """A pipeline of the fleet.
 
     Attributes:
-        forecast: None if it was refused.
-        outcome: "tuned", "kept original", "stopped", "skipped" or "refused".
+        forecast: None where there is none: it was refused, failed, or the budget was used up before.
+        outcome: "tuned", "kept original", "stopped", "skipped", "refused" or "failed" (by an error that nobody expected).
         why: in words.
         gain: on validation rows, as a share of the original's metric; 0 unless it was tuned.
         coreSeconds: that were spent on it, its facts included.

@@ -3,11 +3,13 @@
 import pytest
 from pyspark.ml import PipelineModel
 from pyspark.ml.regression import GeneralizedLinearRegression
-from pyspark.sql import DataFrame
+from pyspark.sql import DataFrame, functions as F
 from small_data import QUICK, pipeline
 
+from sparkdiff.data import rehearsal
 from sparkdiff.finetune import prepare
-from sparkdiff.fleet.facts import facts_of
+from sparkdiff.fleet import facts
+from sparkdiff.fleet.facts import SampleError, facts_of
 from sparkdiff.options import Options
 
 FAST = {**QUICK, "verbosity": 0}
@@ -30,3 +32,19 @@ def test_the_step_of_the_facts_is_that_of_the_quadratic(numeric: PipelineModel, 
     """On the training rows themselves, the loss falls about as far as gradient and curvature promise."""
     found = facts_of(prepare(numeric, Options.of(FAST), df), df)
     assert found["stepGain"] == pytest.approx(found["quadraticGain"], rel=0.6)
+
+
+def test_facts_are_of_rows_from_the_whole_table(
+    numeric: PipelineModel, df: DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The held-out rows lie at the end of a table that is longer than the sample."""
+    for module in (facts, rehearsal):
+        monkeypatch.setattr(module, "SAMPLE", 400)
+    count = df.count()
+    number = F.monotonically_increasing_id() % (1 << 33)
+    rows = df.coalesce(1).withColumn("held", number >= int(0.75 * count))
+    found = facts_of(prepare(numeric, Options.of({**FAST, "validationIndicatorCol": "held"}), rows), rows)
+    assert found["rows"] == count and found["heldOut"] == pytest.approx(0.25 * count, rel=0.3)
+    none = df.coalesce(1).withColumn("held", number >= count - 1)
+    with pytest.raises(SampleError, match="rows do not tell what all would"):
+        facts_of(prepare(numeric, Options.of({**FAST, "validationIndicatorCol": "held"}), none), none)

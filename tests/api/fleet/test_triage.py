@@ -78,7 +78,7 @@ def test_a_budget_that_is_spent_skips_the_rest(
     learned: None, numeric: PipelineModel, df: DataFrame, shared: Path
 ) -> None:
     found = sparkdiff.triage([{"model": numeric, "data": df}], budget="0.1s", cacheDir=str(shared), **FAST)
-    assert [p.outcome for p in found.pipelines] == ["skipped"] and "0 of the budget are left" in found.pipelines[0].why
+    assert [p.outcome for p in found.pipelines] == ["skipped"] and "budget of 0 core-seconds" in found.pipelines[0].why
 
 
 def test_wrong_inputs_are_named(

@@ -4,18 +4,24 @@ import builtins
 import json
 import math
 import random
+from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
+from pyspark.ml import Transformer
+from pyspark.sql import DataFrame
 
 from sparkdiff.errors import InputError
+from sparkdiff.fleet import entries, procedure
 from sparkdiff.fleet.budget import core_seconds
 from sparkdiff.fleet.entries import Entry, entries_of, name_of
-from sparkdiff.fleet.facts import FACTS
+from sparkdiff.fleet.facts import FACTS, OLD_FACTS
 from sparkdiff.fleet.forecast import NAMES, Forecast, Forecaster, Known, features, of_store, priors
 from sparkdiff.fleet.history import history
-from sparkdiff.fleet.procedure import EARLY, Judged, Stopped, Watch, _why_little, _why_not
-from sparkdiff.fleet.results import SKIPPED, Triage, Triaged
+from sparkdiff.fleet.procedure import EARLY, Judged, Stopped, Watch, _run, _why_little, _why_not, triage
+from sparkdiff.fleet.results import FAILED, KEPT, SKIPPED, Triage, Triaged
+from sparkdiff.options import Options
 
 
 def learned(count: int = 80) -> list[Known]:
@@ -39,6 +45,7 @@ def test_a_forecast_follows_what_was_learned() -> None:
     assert forecaster({**facts, "rows": 4000.0}).coreSeconds == pytest.approx(6.0, rel=0.1)
     large = {**facts, "rows": 12000.0, "secondsPerRow": 1e-4, "epochs": 40.0}  # 10,000 rows beyond the sample
     assert forecaster(large).coreSeconds == pytest.approx(2.0 + 12.0 + 40.0, rel=0.1)
+    assert forecaster({**large, "candidates": 3.0}).coreSeconds == pytest.approx(2.0 + 12.0 + 120.0, rel=0.1)
 
 
 def test_facts_may_be_missing_and_gains_are_clipped() -> None:
@@ -67,15 +74,32 @@ def test_only_runs_that_triage_started_are_learned_from() -> None:
     others = [{**run, "tags": {}}, {**run, "verb": "improve"}, {**run, "tags": None}]
     assert of_store([run, *others]) == [Known({"rows": 9.0}, True, 0.2, 3.0)]
     assert of_store([{**run, "kept": True}])[0].gain == 0.0
+    assert len(of_store([{**run, "tags": {OLD_FACTS: json.dumps({"rows": 9.0})}}])) == 1
+
+
+@pytest.mark.parametrize("text", ["about cats", "[1]", '{"rows": "many"}', '{"cats": 2}', '{"rows": NaN}', "null"])
+def test_a_tag_that_holds_no_facts_is_passed_over(text: str) -> None:
+    run = {"verb": "finetune", "kept": False, "gain": 0.2, "coreSeconds": 3.0, "tags": {OLD_FACTS: text}}
+    assert of_store([run, {**run, "tags": {FACTS: text}}]) == []
+    facts = {FACTS: json.dumps({"rows": 9.0})}
+    assert of_store([{**run, "tags": facts, "coreSeconds": None}, {**run, "tags": facts, "gain": None}]) == []
 
 
 def test_history_tells_the_last_run_and_the_drift_since() -> None:
-    made = {"model": "m", "kept": False, "gain": 0.1, "after": 2.0, "metricDirection": "smaller"}
-    assert history([made], "m", 2.5) == {"known": 1.0, "lastTuned": 1.0, "lastGain": 0.1, "drift": pytest.approx(0.25)}
+    made = {"model": "m", "verb": "finetune", "kept": False, "gain": 0.1, "after": 2.0}
+    made |= {"metricDirection": "smaller", "metric": "rmse"}
+    assert history([made], "m", 2.5, "rmse") == {
+        "known": 1.0,
+        "lastTuned": 1.0,
+        "lastGain": 0.1,
+        "drift": pytest.approx(0.25),
+    }
     kept = {**made, "kept": True, "after": 0.8, "metricDirection": "larger"}
-    found = history([made, kept], "m", 0.6)
+    found = history([made, kept], "m", 0.6, "rmse")
     assert found["lastTuned"] == 0.0 and found["drift"] == pytest.approx(0.25)
-    assert history([made], "another", 2.5) == {} == history([made], None, 2.5)
+    assert history([made], "another", 2.5, "rmse") == {} == history([made], None, 2.5, "rmse")
+    assert "drift" not in history([made], "m", 2.5, "mae"), "another metric"
+    assert history([{**made, "verb": "search"}], "m", 2.5, "rmse") == {}
 
 
 @pytest.mark.parametrize(
@@ -120,14 +144,84 @@ def judged(forecast: Forecast | None, **facts: float) -> Judged:
 
 def test_each_skip_has_its_reason() -> None:
     some = Forecast(0.1, 0.2, 8.0)
-    assert _why_not(judged(some), 2, 0.5, 0.95, 100.0, False) == ""
-    assert "8 core-seconds, and 5 of the budget are left" in _why_not(judged(some), 2, 0.5, 0.95, 5.0, False)
-    little = _why_not(judged(some, known=1.0, drift=0.0, gradientSignal=0.1), 4, 0.96, 0.95, 100.0, False)
+    assert _why_not(judged(some), 1, 0.5, 0.95, 100.0) == ""
+    assert "8 core-seconds, and 5 of the budget are left" in _why_not(judged(some), 1, 0.5, 0.95, 5.0)
+    little = _why_not(judged(some, known=1.0, drift=0.0, gradientSignal=0.1), 3, 0.96, 0.95, 100.0)
     assert "3 pipelines before it promise 96%" in little and "the last run kept the original" in little
     assert "gradient is near 0" in little and "not got worse" in little
-    assert _why_not(judged(some), 2, 0.5, 0.95, 100.0, True) == "would run as number 2"
-    assert _why_not(judged(None), 2, 0.5, 0.95, 100.0, False) == "column 'y' is missing"
     assert "chance explains" in _why_little({"gradientSignal": 1.0}, some)
+
+
+class Fleet:
+    """Triage of entries that are judged and run by the test."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *forecasts: Forecast) -> None:
+        self.ran = list[str]()
+        self.seconds = 0.0
+        self.facts = 0.0
+        made = [Entry(f"p{i}", None, None, None, {}, None) for i in range(len(forecasts))]  # type: ignore[arg-type]
+        found = dict(zip((e.name for e in made), forecasts, strict=True))
+
+        def judge(entry: Entry, *rest: Any) -> Judged:
+            self.seconds += self.facts
+            return Judged(entry, {"metricSign": 1.0}, found[entry.name], self.facts)
+
+        def run(j: Judged, storeDir: str | None) -> tuple[Triaged, Any]:
+            self.ran.append(j.entry.name)
+            self.seconds += j.forecast.coreSeconds if j.forecast else 0.0
+            return Triaged(j.entry.name, j.forecast, KEPT, "", 0.0, 1.0, {}), None
+
+        monkeypatch.setattr(procedure, "entries_of", lambda *given: made)
+        monkeypatch.setattr(procedure, "Forecaster", lambda runs: None)
+        monkeypatch.setattr(procedure, "_judged", judge)
+        monkeypatch.setattr(procedure, "_run", run)
+        monkeypatch.setattr(procedure.cpu, "seconds", lambda: self.seconds)
+
+
+FOUR = (Forecast(0.9, 0.5, 10.0), Forecast(0.8, 0.5, 10.0), Forecast(0.1, 0.5, 10.0), Forecast(0.05, 0.5, 90.0))
+
+
+@pytest.mark.parametrize("budget", ["15s", "25s", "1h"])
+def test_a_dry_run_plans_what_a_run_does(monkeypatch: pytest.MonkeyPatch, budget: str) -> None:
+    fleet = Fleet(monkeypatch, *FOUR)
+    planned = triage([], budget=budget, dryRun=True)
+    assert not fleet.ran
+    triage([], budget=budget)
+    assert [p.name for p in planned.pipelines if p.why.startswith("would run as number")] == fleet.ran
+    assert len(fleet.ran) == (1 if budget == "15s" else 2)
+
+
+def test_facts_are_not_found_beyond_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    fleet = Fleet(monkeypatch, *FOUR)
+    fleet.facts = 8.0
+    found = triage([], budget="15s")
+    assert [p.coreSeconds for p in found.pipelines] == [8.0, 8.0, 0.0, 0.0] and not fleet.ran
+    assert "used up before its facts" in found.pipelines[-1].why and found.pipelines[-1].outcome == SKIPPED
+
+
+def test_an_error_that_nobody_expected_fails_one_pipeline_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken:
+        def __init__(self, *given: Any, **options: Any) -> None:
+            raise ZeroDivisionError("by chance")
+
+    monkeypatch.setattr(procedure, "FineTuner", Broken)
+    found, model = _run(judged(FOUR[0], metricSign=1.0), None)
+    assert (found.outcome, found.why, model) == (FAILED, "ZeroDivisionError: by chance", None)
+    fleet = Fleet(monkeypatch, *FOUR)
+
+    def done(pipeline: Triaged, model: Any) -> None:
+        raise OSError("disk is full")
+
+    told = triage([], budget="1h", done=done)
+    assert fleet.ran == ["p0", "p1"] and [p.outcome for p in told.pipelines[:2]] == [FAILED, FAILED]
+    assert "disk is full" in told.pipelines[0].why
+    monkeypatch.undo()
+    monkeypatch.setattr(procedure, "prepare", Broken)
+    monkeypatch.setattr(procedure, "plain", lambda model: model)
+    entry = Entry("p", None, None, None, {}, Options())  # type: ignore[arg-type]
+    assert procedure._judged(entry, [], None).outcome == FAILED  # type: ignore[arg-type]
+    folds = Entry("p", None, None, None, {}, Options(numFolds=5))  # type: ignore[arg-type]
+    assert "numFolds=5" in procedure._judged(folds, [], None).why  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("sign", [1.0, -1.0])
@@ -154,10 +248,24 @@ def test_a_result_shows_itself() -> None:
     assert list(found.toPandas()["name"]) == ["churn", "x"]
 
 
-def test_wrong_fleets_are_named() -> None:
+class Identity(Transformer):
+    """A model that may be named."""
+
+    def _transform(self, dataset: DataFrame) -> DataFrame:
+        return dataset
+
+
+def test_wrong_fleets_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     for fleet, why in (([], "empty"), ("models/churn", "list of mappings"), ([{"data": "x"}], "no model")):
         with pytest.raises(InputError, match=why):
             entries_of(fleet, {})
     with pytest.raises(InputError, match=r"churn: unknown option 'label'"):
         entries_of([{"model": "models/churn", "data": "x.parquet", "label": "y"}], {})
-    assert name_of("runs/churn/model") == "churn" and name_of("models/churn/") == "churn"
+    table = pd.DataFrame({"x": [1]})
+    monkeypatch.setattr(entries, "load_model", lambda path: Identity())
+    for data, why in ((table, "churn: data must be a Spark DataFrame"), (7, "churn: data must be")):
+        with pytest.raises(InputError, match=why):
+            entries_of([{"model": Path("models/churn"), "data": data}], {})
+    assert (
+        name_of(Path("models/churn")) == name_of("runs/churn/model") == "churn" and name_of("models/churn/") == "churn"
+    )
