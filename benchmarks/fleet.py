@@ -218,7 +218,8 @@ def features(table: Table, *, hot: bool = True) -> list[Any]:
 
 def head(table: Table, kind: str, column: str, width: int) -> Any:
     """The predictor of a kind of pipeline; `width` is the number of its features."""
-    strength = {"weak": 1e-5, "lasso": 0.05, "ridge": 1.0}.get(kind, 0.003)
+    # Each kind has its own strength: two pipelines of one content would be one in the store.
+    strength = {"weak": 1e-5, "absolute": 0.002, "lasso": 0.05, "ridge": 1.0}.get(kind, 0.003)
     mix = 0.5 if kind == "lasso" else 0.0
     common = {"featuresCol": column, "labelCol": "label"}
     if kind == "trees":

@@ -31,6 +31,8 @@ from sparkdiff.history import store
 WANTED, SAVED = 0.95, 0.5
 """The share of the kept gain that is to be reached, and the least share of core-seconds saved there."""
 ORDERS = 1000
+STEPS = ("first", "again", "new")
+"""Of a cell, in their order."""
 OWN = ("set", "kind", "step", "planted", "factsSeconds", "stopsAfter")
 """What a shipped run holds beside what forecasts learn from."""
 PLAN = (
@@ -77,7 +79,9 @@ class Run:
 
 
 def runs_of(folder: Path) -> list[Run]:
-    """The runs that both the store and runs.jsonl have."""
+    """The runs that both the store and runs.jsonl have. Of a step that the store has twice, because its cell was stopped and
+    begun again, the last row counts; and the store knows of a run only what earlier steps of its cell left there.
+    """
     rows = [row for row in store.rows(folder / "store") if (row["tags"] or {}).get("cell")]
     by_name = {(row["tags"]["cell"], row["tags"]["step"]): row for row in rows}
     lines = [json.loads(line) for line in (folder / "runs.jsonl").read_text().splitlines()]
@@ -85,8 +89,14 @@ def runs_of(folder: Path) -> list[Run]:
     for line in lines:
         row = by_name.get((line["cell"], line.get("step")))
         if row is not None and "refused" not in line:
-            out.append(_run(line, row, [r for r in rows if r["finished"] < row["finished"]]))
+            out.append(_run(line, row, before(line, by_name)))
     return out
+
+
+def before(line: Mapping[str, Any], byName: Mapping[tuple[str, str], Any]) -> list[Any]:
+    """Rows of the store by the earlier steps of a run's cell."""
+    earlier = STEPS[: STEPS.index(line["step"])]
+    return [byName[line["cell"], step] for step in earlier if (line["cell"], step) in byName]
 
 
 def _run(line: Mapping[str, Any], row: Mapping[str, Any], before: Sequence[Mapping[str, Any]]) -> Run:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pyspark.ml.functions import vector_to_array
 from pyspark.ml.linalg import VectorUDT
 from pyspark.sql import Column, DataFrame, Window, functions as F
+from pyspark.sql.types import BooleanType, NumericType
 
 from sparkdiff import jvm
 from sparkdiff.data.splits import (
@@ -21,6 +22,7 @@ from sparkdiff.data.splits import (
     TIME,
     TRAIN,
     VALIDATION,
+    Boundaries,
     Source,
     check_columns,
     field,
@@ -49,6 +51,8 @@ class Hardened:
         soft, certain: training rows with probabilities, and with true labels.
         held: validation rows, all with true labels.
         leftOut: rows without a true label on the side that is held out.
+        leftOutReference: reference rows without a true label.
+        doubt: why the true labels may be none, in words; empty if there is no such sign.
     """
 
     sources: tuple[Source, ...]
@@ -57,13 +61,21 @@ class Hardened:
     certain: int
     held: int
     leftOut: int
+    leftOutReference: int = 0
+    doubt: str = ""
 
     def told(self) -> str:
         """A sentence about the labels."""
-        left = f"; {self.leftOut:,} rows with probabilities on the held-out side were left out, because only true labels decide"
+        left = ""
+        for rows, where in (
+            (self.leftOut, "on the held-out side"),
+            (self.leftOutReference, "among the reference rows"),
+        ):
+            if rows:
+                left += f"; {rows:,} rows with probabilities {where} were left out, because only true labels decide"
         return (
             f"{self.soft:,} training rows have class probabilities as labels, and count as one weighted row per class; "
-            f"{self.certain:,} training and {self.held:,} validation rows have true labels{left if self.leftOut else ''}"
+            f"{self.certain:,} training and {self.held:,} validation rows have true labels{left}{self.doubt}"
         )
 
 
@@ -89,14 +101,14 @@ def hardened(
         classes: of the pipeline; as many entries has each vector.
 
     Raises:
-        InputError: a vector is null, has another number of entries, or is no distribution; names the column, how many rows, and
-            one of the values.
+        InputError: a vector is null, has another number of entries, or is no distribution (names the column, how many rows, and
+            one of the values); a weight is no number, or negative; or reference rows have no true label.
     """
     for source in sources:
         check_columns(source.df, options)
     counted = [dataclasses.replace(s, df=_of_weight(s.df, labelCol, weightCol)) for s in sources]
     certain = [dataclasses.replace(s, df=_with_chances(s.df, labelCol).where(CERTAIN)) for s in counted]
-    dealt = with_splits(counted, options, find_boundaries(certain, options))
+    dealt = with_splits(counted, options, _boundaries(certain, counted, options))
     alone = any(s.split == VALIDATION for s in sources)
     counts: dict[tuple[str, bool], int] = {}
     out: list[Source] = []
@@ -105,17 +117,44 @@ def hardened(
         df = _with_chances(frame, labelCol)
         if source.split is None and not alone:
             df = df.withColumn(SPLIT, _side(df, options))
-        for key, n in _counted(df, options, labelCol, classes).items():
+        for key, n in _counted(df, options, labelCol, weightCol, classes).items():
             counts[key] = counts.get(key, 0) + n
         made = functools.partial(_one_label, labelCol=labelCol, weightCol=weightCol, weight=weight)
         for split in [TRAIN, VALIDATION] if source.split is None else [source.split]:
             rows = df.where(F.col(SPLIT) == split)
             out.append(Source(made(rows) if split == TRAIN else made(rows.where(CERTAIN)), split))
+    if any(s.split == REFERENCE for s in sources) and not counts.get((REFERENCE, True)):
+        raise InputError(
+            f"none of the reference rows has a true label in labelCol={labelCol!r} (a probability of 1 for one class), and only "
+            "true labels decide: label some of them, or leave the reference rows out"
+        )
     held = [n for (split, certain), n in counts.items() if not certain and split not in (TRAIN, REFERENCE)]
     return Hardened(
         tuple(out), weight, counts.get((TRAIN, False), 0), counts.get((TRAIN, True), 0), counts.get((VALIDATION, True), 0),
-        sum(held),
+        sum(held), counts.get((REFERENCE, False), 0), _doubt(sources, labelCol, sum(n for (_, c), n in counts.items() if c)),
     )  # fmt: skip
+
+
+def _boundaries(certain: Sequence[Source], counted: Sequence[Source], options: Options) -> Boundaries:
+    """The times that divide the rows with true labels; those that divide all rows, where no true label has a time: then none is
+    held out, which is no error but no evidence.
+    """
+    try:
+        return find_boundaries(certain, options)
+    except InputError:
+        return find_boundaries(counted, options)
+
+
+def _doubt(sources: Sequence[Source], labelCol: str, certain: int) -> str:
+    """Why the true labels may be none: a model has made the column, as MLlib's mark in its metadata says."""
+    casefold = casefolding()
+    fields = [f for s in sources for f in s.df.schema.fields if casefold(f.name) == casefold(labelCol)]
+    if not certain or not any("ml_attr" in (f.metadata or {}) for f in fields):
+        return ""
+    return (
+        f"; warning: a stage of Spark ML made labelCol={labelCol!r}, so that its {certain:,} probabilities of 1, which count as "
+        "true labels, may be guesses of a model that was sure; sparkdiff.distill tells the two apart"
+    )
 
 
 def _of_weight(df: DataFrame, labelCol: str, weightCol: str | None) -> DataFrame:
@@ -129,6 +168,12 @@ def _of_weight(df: DataFrame, labelCol: str, weightCol: str | None) -> DataFrame
         if column is not None and casefold(column) not in map(casefold, df.columns):
             raise InputError(
                 f"{option}={column!r} is not a column of the data, or {MADE}. {did_you_mean(column, df.columns)}"
+            )
+    for f in df.schema.fields:
+        own = weightCol is not None and casefold(f.name) == casefold(weightCol)
+        if own and not isinstance(f.dataType, (NumericType, BooleanType)):
+            raise InputError(
+                f"weightCol={weightCol!r} is {f.dataType.simpleString()}, but must be a number: cast or index it"
             )
     if reserved := [c for c in df.columns if c.lower().startswith((WEIGHT, CHANCES, CERTAIN, CLASS, CHANCE))]:
         raise InputError(
@@ -159,7 +204,9 @@ def _side(df: DataFrame, options: Options) -> Column:
     return F.when(own, side).otherwise(TRAIN)
 
 
-def _counted(df: DataFrame, options: Options, labelCol: str, classes: int) -> dict[tuple[str, bool], int]:
+def _counted(
+    df: DataFrame, options: Options, labelCol: str, weightCol: str | None, classes: int
+) -> dict[tuple[str, bool], int]:
     """The number of rows by split and whether the label is true.
 
     Raises:
@@ -175,13 +222,22 @@ def _counted(df: DataFrame, options: Options, labelCol: str, classes: int) -> di
         .when(F.abs(total - 1) > FAR, "sum")
     )
     try:
-        found = df.groupBy(problem, SPLIT, CERTAIN).agg(F.count(F.lit(1)), F.first(c)).collect()
+        weight = F.lit(1.0) if weightCol is None else F.coalesce(named(weightCol).cast("double"), F.lit(float("nan")))
+        unusable = F.isnan(weight) | (weight < 0) | (weight == float("inf"))
+        wrong = F.count(F.when(unusable, 1)), F.first(F.when(unusable, weight), ignorenulls=True)
+        found = df.groupBy(problem, SPLIT, CERTAIN).agg(F.count(F.lit(1)), F.first(c), *wrong).collect()
     except jvm.SparkError as e:
         raise InputError(f"Spark failed while reading labelCol={labelCol!r}: {jvm.cause(e)}") from e
     whole = sum(row[3] for row in found)
     for kind in ("null", "length", "entry", "sum"):
         if bad := [row for row in found if row[0] == kind]:
             raise InputError(_problem(kind, labelCol, sum(row[3] for row in bad), whole, bad[0][4], classes))
+    if unweighted := sum(row[5] for row in found):
+        value = next(row[6] for row in found if row[5])
+        raise InputError(
+            f"weightCol={weightCol!r} holds {'null or NaN' if value != value else value} in {unweighted:,} rows; a weight must "
+            "be a finite number >= 0"
+        )
     if nowhere := sum(row[3] for row in found if row[1] is None):
         side = "timeCol" if options.timeCol else "validationIndicatorCol"
         raise InputError(

@@ -20,8 +20,8 @@ def distill(
     temperature: float = 1.0,
 ) -> DataFrame:  # fmt: skip
     """The rows with a vector of class probabilities, a label that `FineTuner` takes: the true label as a vector of 0 and 1 where
-    there is one, and the teacher's probabilities where it is null (or NaN). Plain Spark: two small jobs
-    look at the classes and the labels. Write the rows before training reads them, or the teacher predicts them several times.
+    there is one, and the teacher's probabilities where it is null (or NaN). Plain Spark: small jobs count the rows and look at
+    the classes and the labels. Write the rows before training reads them, or the teacher predicts them several times.
 
     Args:
         teacher: a fitted model that adds a column of class probabilities: an MLlib pipeline, a `LabelModelModel`, the result of
@@ -34,8 +34,8 @@ def distill(
     A teacher's probability of 1 becomes 1 - 1e-9, because a 1 means a true label.
 
     Raises:
-        InputError: the teacher adds no such column or cannot predict the rows, a label is none of its classes, or a column or the
-            temperature is wrong.
+        InputError: the teacher adds no such column, drops rows or cannot predict them, a label is none of its classes, or a
+            column or the temperature is wrong.
     """
     check_dataframe("the DataFrame of distill()", df)
     if isinstance(temperature, bool) or not isinstance(temperature, (int, float)) or not 0 < temperature < float("inf"):
@@ -59,6 +59,7 @@ def distill(
             f"the teacher adds no vector of probabilities: column {column!r} {what} in its output. Name the column by "
             "probabilityCol, or take a model that predicts probabilities"
         )
+    _check_all(df, made)
     guess = made.select(*map(named, df.columns), vector_to_array(named(found[0].name)).alias(outputCol))
     guess = _softened(guess, outputCol, temperature)
     if labelCol is None:
@@ -82,6 +83,19 @@ def _probability_column(teacher: Any, given: str | None) -> str:
     )
 
 
+def _check_all(df: DataFrame, made: DataFrame) -> None:
+    """Raise InputError if the teacher has not predicted each row."""
+    try:
+        given, there = df.count(), made.count()
+    except jvm.SparkError as e:
+        raise InputError(f"the teacher cannot predict these rows: {jvm.cause(e)}") from e
+    if given != there:
+        raise InputError(
+            f"the teacher makes {there:,} rows of {given:,}: rows that it drops, such as those with handleInvalid='skip', "
+            "would get no label, and true labels would be lost; set handleInvalid='keep' in the teacher, or drop them before"
+        )
+
+
 def _label(df: DataFrame, labelCol: str) -> Column:
     """The label as a double; null where it is NaN, too."""
     kind, c = field(df, labelCol, "labelCol").dataType, named(labelCol).cast("double")
@@ -95,7 +109,8 @@ def _label(df: DataFrame, labelCol: str) -> Column:
 def _softened(df: DataFrame, column: str, temperature: float) -> DataFrame:
     """The rows with their probabilities at a temperature, none of them 1."""
     if temperature != 1.0:
-        df = df.withColumn(column, F.transform(named(column), lambda x: F.pow(x, F.lit(1 / temperature))))
+        most = F.array_max(named(column))  # of a row: else a power of a low temperature makes all of them 0
+        df = df.withColumn(column, F.transform(named(column), lambda x: F.pow(x / most, F.lit(1 / temperature))))
         total = F.aggregate(named(column), F.lit(0.0), lambda s, x: s + x)
         df = df.withColumn(column, F.transform(named(column), lambda x: x / total))
     return df.withColumn(
@@ -110,7 +125,7 @@ def _classes(df: DataFrame, column: str, label: Column, labelCol: str) -> int:
         InputError: a label is none of them; or Spark failed on the rows.
     """
     try:
-        row = df.select(F.size(named(column))).first()
+        row = df.where(named(column).isNotNull()).select(F.size(named(column))).first()
         classes = int(row[0]) if row is not None else 0
         wrong = (
             df.where((label < 0) | (label >= classes) | (label != F.floor(label)))

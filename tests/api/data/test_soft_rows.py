@@ -128,3 +128,31 @@ def test_columns_that_are_not_there_are_named(rows: DataFrame) -> None:
         hardened(rows, groupCol="users")
     with pytest.raises(InputError, match="'__sparkdiff_true', a name that sparkdiff reserves"):
         hardened(rows.withColumn("__sparkdiff_true", F.lit(1)))
+
+
+def test_without_true_labels_time_is_no_error(rows: DataFrame) -> None:
+    found, frames = hardened(rows.where(f"number >= {KNOWN}"), timeCol="when")
+    assert found.held == 0 < found.leftOut and not len(frames[VALIDATION])
+
+
+def test_reference_rows_need_true_labels(rows: DataFrame) -> None:
+    def made(reference: DataFrame) -> Hardened:
+        return soft_labels.hardened([Source(rows), Source(reference, REFERENCE)], Options(), "soft", None, 3)
+
+    some = made(rows.where("number >= 150 AND number < 260"))
+    assert some.leftOutReference == 60 and "60 rows with probabilities among the reference rows" in some.told()
+    with pytest.raises(InputError, match="none of the reference rows has a true label in labelCol='soft'"):
+        made(rows.where("number >= 260"))
+
+
+def test_weights_are_checked_as_those_of_hard_labels(rows: DataFrame) -> None:
+    with pytest.raises(InputError, match="weightCol='weight' is string, but must be a number"):
+        hardened(rows.withColumn("weight", F.col("weight").cast("string")), "weight")
+    with pytest.raises(InputError, match=r"weightCol='weight' holds -1.0 in 1 rows"):
+        hardened(rows.withColumn("weight", F.expr("IF(number = 3, -1D, weight)")), "weight")
+
+
+def test_a_column_that_a_model_made_is_doubted(rows: DataFrame) -> None:
+    mark = {"ml_attr": {"num_attrs": 3}}
+    assert "made labelCol='soft'" in hardened(rows.withMetadata("soft", mark))[0].told()
+    assert "warning" not in hardened(rows)[0].told()

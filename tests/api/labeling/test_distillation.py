@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from pyspark.ml import PipelineModel
 from pyspark.ml.classification import DecisionTreeClassifier, LinearSVC, LogisticRegression
-from pyspark.ml.feature import VectorAssembler
+from pyspark.ml.feature import SQLTransformer, VectorAssembler
 from pyspark.sql import DataFrame, functions as F
 from small_data import pipeline
 
@@ -50,6 +50,17 @@ def test_a_sure_teacher_gives_no_true_labels(df: DataFrame, rows: DataFrame) -> 
     assert vectors(sure.transform(rows), "probability").max() == 1.0
     soft = vectors(distill(sure, rows, labelCol=None, outputCol="soft"), "soft")
     assert 1 - 1e-8 < soft.max() < 1 and np.abs(soft.sum(1) - 1).max() < 1e-8
+
+
+def test_a_low_temperature_leaves_a_distribution(rows: DataFrame, teacher: PipelineModel) -> None:
+    cold = vectors(distill(teacher, rows, labelCol=None, outputCol="soft", temperature=1e-4), "soft")
+    np.testing.assert_allclose(cold.sum(1), 1.0, atol=1e-8)
+
+
+def test_a_teacher_that_drops_rows_is_refused(rows: DataFrame, teacher: PipelineModel) -> None:
+    some = PipelineModel([SQLTransformer(statement="SELECT * FROM __THIS__ WHERE number < 150"), *teacher.stages])
+    with pytest.raises(InputError, match=f"150 rows of {rows.count()}"):
+        distill(some, rows, labelCol="label", outputCol="soft")
 
 
 def test_rules_teach_too(rows: DataFrame) -> None:
