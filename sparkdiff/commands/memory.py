@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from sparkdiff.commands.flags import AsJson, Group, Label, Model, Text, Time
+from sparkdiff.commands.flags import FAILED, AsJson, Group, Label, Model, Text, Time
 from sparkdiff.commands.given import read_as, source_of
 from sparkdiff.errors import InputError
 
@@ -82,7 +82,10 @@ def triage(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only forecast.")] = False,
     as_json: AsJson = False,
 ) -> None:  # fmt: skip
-    """Forecast which of many pipelines deserve a fine-tuning, and run the most valuable ones within a budget."""
+    """Forecast which of many pipelines deserve a fine-tuning, and run the most valuable ones within a budget.
+
+    Exits with code 1 if one of them failed.
+    """
     from sparkdiff.fleet.budget import core_seconds
     from sparkdiff.job import loading
     from sparkdiff.machine import paths
@@ -106,6 +109,8 @@ def triage(
         {name: value for name, value in columns.items() if value},
     )  # fmt: skip
     print(found.toJSON() if as_json else found)
+    if any(p.outcome == "failed" for p in found.pipelines):
+        raise typer.Exit(FAILED)
 
 
 @caches_app.command("list")

@@ -12,6 +12,7 @@ import pytest
 from pyspark.ml import Transformer
 from pyspark.sql import DataFrame
 
+from sparkdiff.cli import main
 from sparkdiff.errors import InputError
 from sparkdiff.fleet import entries, procedure
 from sparkdiff.fleet.budget import core_seconds
@@ -269,3 +270,12 @@ def test_wrong_fleets_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (
         name_of(Path("models/churn")) == name_of("runs/churn/model") == "churn" and name_of("models/churn/") == "churn"
     )
+
+
+@pytest.mark.parametrize(("outcome", "code"), [(FAILED, 1), (KEPT, 0)])
+def test_the_command_fails_where_a_pipeline_does(outcome: str, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = Triage((Triaged("p", None, outcome, "", 0.0, 1.0, {}),), 90.0, 1.0, 0, 0, {})
+    for name in ("check_there", "start_session"):
+        monkeypatch.setattr(f"sparkdiff.job.loading.{name}", lambda *a, **k: None)
+    monkeypatch.setattr("sparkdiff.fleet.saving.triage_paths", lambda *a, **k: found)
+    assert main(["triage", "/m", "--data", "/d.parquet", "--budget", "90s", "--json"]) == code
