@@ -135,5 +135,5 @@ def test_outputs_are_stored_and_name_no_machine(path: Path) -> None:
     assert len(text) < 200_000
 
 
-def test_there_are_four() -> None:
-    assert [path.stem[0] for path in NOTEBOOKS] == ["1", "2", "3", "4"]
+def test_there_are_five() -> None:
+    assert [path.stem[0] for path in NOTEBOOKS] == ["1", "2", "3", "4", "5"]

@@ -21,7 +21,8 @@ LABELS: dict[str, Callable[[np.random.Generator, Array], Array]] = {
     "poisson": lambda draw, mean: draw.poisson(mean) * 1.0,
     "gamma": lambda draw, mean: draw.gamma(2, mean / 2),
     "binomial": lambda draw, mean: (draw.random(len(mean)) < mean) * 1.0,
-    "gaussian": lambda draw, mean: mean + 0.1 * draw.normal(size=len(mean)),
+    # positive: Spark starts at the logarithm of the label
+    "gaussian": lambda draw, mean: np.maximum(mean + 0.1 * draw.normal(size=len(mean)), 0.05 * mean),
 }
 
 
@@ -77,6 +78,8 @@ def test_what_is_left_to_spark() -> None:
     data = labelled(0, "plain", "poisson", "log")
     gamma = generalized(data.chunks, [Setting(family="gamma")], 3)  # labels 0
     assert not any(m.converged for m in gamma[0])
+    below = Rows(data.x, data.label - 1.0, data.weight, data.fold, data.offset)  # no logarithm to start from
+    assert not any(m.converged for m in generalized(below.chunks, [Setting(0.1, family="gaussian", link="log")], 3)[0])
     assert unsolved("GeneralizedLinearRegression", Setting(family="poisson", link="sqrt"), RowFacts(3)) is None
     assert "tweedie" in str(unsolved("GeneralizedLinearRegression", Setting(family="tweedie"), RowFacts(3)))
     assert "'logit' of family='poisson'" in str(
