@@ -47,6 +47,7 @@ BENCHMARKS = (
     Benchmark("gpu", "gpu", needs=("sklearn",), gpu=True),
     Benchmark("sparse", "sparse", needs=("scipy", "sklearn")),
     Benchmark("search", "search"),
+    Benchmark("search_memory", "search_memory"),
     Benchmark("samplers", "samplers", needs=("optuna", "flaml")),
     Benchmark("hypergradients", "hypergradients"),
     Benchmark("poster_table", "poster_table"),

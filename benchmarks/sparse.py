@@ -120,9 +120,9 @@ def prepare(folder: Path, documents: int, packages: tuple[str, str]) -> None:
 # One training in a process of its own -----------------------------------------------------------------------------------
 
 
-def status(name: str) -> int:
-    """A figure of /proc/self/status, in bytes."""
-    lines = Path("/proc/self/status").read_text().splitlines()
+def status(name: str, process: int | str = "self") -> int:
+    """A figure of /proc/self/status, or of another process, in bytes."""
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
     return 1024 * int(next(line for line in lines if line.startswith(f"{name}:")).split()[1])
 
 

@@ -1,6 +1,7 @@
 """The fits of a search by Spark: one for each distinct stage, Params and upstream of a fold, in threads."""
 
 import inspect
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -104,9 +105,21 @@ class Task:
     @property
     def fits(self) -> int:
         """How many fits a fold takes."""
-        return sum(
-            len(shared_fits.groups(self.stages[place.after[0].position], place.after)) for place in self.ways_to_fits()
-        )
+        return self._fits_at.total()
+
+    @property
+    def fits_at_once(self) -> int:
+        """How many fits of a fold can run at the same time: the most of any stage."""
+        return max(self._fits_at.values(), default=1)
+
+    @cached_property
+    def _fits_at(self) -> Counter[int]:
+        """By a stage's position how many fits of it a fold takes."""
+        found: Counter[int] = Counter()
+        for place in self.ways_to_fits():
+            position = place.after[0].position
+            found[position] += len(shared_fits.groups(self.stages[position], place.after))
+        return found
 
     def ways_to_fits(self) -> Iterator[Fit]:
         """The places of the trie where the next stage is fitted."""
@@ -128,6 +141,11 @@ class Task:
             return next(rest) if whole else PipelineModel([of(part) for part in stage.getOrDefault("stages")])
 
         return of(self.estimator)
+
+
+def for_threads(rows: DataFrame) -> Callable[..., Any]:
+    """Wraps what a thread shall run on these rows: it takes over job groups and other local properties of Spark."""
+    return inheritable_thread_target(rows.sparkSession) if TAKES_SESSION else inheritable_thread_target
 
 
 @dataclass
@@ -200,9 +218,7 @@ class FoldFits:
 
     def at_once(self, steps: Sequence[Callable[[], Any]], rows: DataFrame) -> Iterator[Any]:
         """What the steps return, which read these rows."""
-        inherit = inheritable_thread_target
-        if TAKES_SESSION:
-            inherit = inheritable_thread_target(rows.sparkSession)
+        inherit = for_threads(rows)
         yield from self.threads.imap_unordered(lambda step: step(), [inherit(step) for step in steps])
 
     def steps(self, branch: Branch, position: int) -> list[Callable[[], Branch]]:

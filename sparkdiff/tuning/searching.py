@@ -2,14 +2,18 @@
 
 import math
 from collections.abc import Iterator, Mapping
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from functools import partial
 from multiprocessing.pool import ThreadPool
+from threading import Event
 from typing import Any
+
+from pyspark.sql import DataFrame
 
 from sparkdiff import jvm
 from sparkdiff.errors import InputError
 from sparkdiff.tuning import shared_fits, tails
-from sparkdiff.tuning.fits import Branch, FoldFits, FoldMetrics, Task
+from sparkdiff.tuning.fits import Branch, FoldFits, FoldMetrics, Task, for_threads
 from sparkdiff.tuning.folds import Folds
 from sparkdiff.tuning.tails import AskedFit, Result, Results
 from sparkdiff.tuning.trie import Fit
@@ -17,9 +21,9 @@ from sparkdiff.tuning.trie import Fit
 
 def outcomes(task: Task, folds: Folds, parallelism: int, keeps: bool) -> list[FoldMetrics]:
     """Fold by fold the metric of each setting, and its model if models are kept."""
+    if why_not_at_once(task):
+        return _by_spark(task, folds, parallelism, keeps)
     with ThreadPool(min(parallelism, len(task.maps))) as threads:
-        if why_not_at_once(task):
-            return [FoldFits(task, threads, keeps).run(*pair) for pair in folds.pairs]
         if not tails.one_for_all(task):
             wanted = tails.asked(task)
             return [FoldFits(task, threads, keeps, partial(_after, wanted)).run(*pair) for pair in folds.pairs]
@@ -31,6 +35,33 @@ def outcomes(task: Task, folds: Folds, parallelism: int, keeps: bool) -> list[Fo
             if folds.drawn:
                 folds.rows.unpersist()
         return [_outcome(task, threads, keeps, _of_fold(found, i), folds, i) for i in range(folds.count)]
+
+
+def _by_spark(task: Task, folds: Folds, parallelism: int, keeps: bool) -> list[FoldMetrics]:
+    """All fits of all folds by Spark; where a fold has fewer than there are threads, several folds are fitted at once."""
+    folds_at_once = min(max(parallelism // task.fits_at_once, 1), folds.count)
+    size = min(parallelism // folds_at_once, len(task.maps))
+
+    over = Event()
+
+    def of_fold(pair: tuple[DataFrame, DataFrame]) -> FoldMetrics:
+        if over.is_set():
+            raise CancelledError
+        try:
+            with ThreadPool(size) as threads:
+                return FoldFits(task, threads, keeps).run(*pair)
+        except BaseException:
+            over.set()
+            raise
+
+    pairs = folds.pairs
+    with ThreadPoolExecutor(folds_at_once) as pool:  # which waits for those that run when one has failed
+        inherit = for_threads(folds.rows)
+        running = [pool.submit(inherit(partial(of_fold, pair))) for pair in pairs]
+        try:
+            return [fold.result() for fold in running]
+        finally:
+            over.set()
 
 
 def why_not_at_once(task: Task) -> str:

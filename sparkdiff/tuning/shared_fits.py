@@ -135,7 +135,7 @@ def models(stage: Any, fits: Sequence[Fit], rows: DataFrame) -> list[tuple[Fit, 
 def _answers(stage: Any, group: Sequence[Fit], rows: DataFrame) -> list[tuple[Fit, Callable[[], Any]]]:
     """The models of settings that the fit of the first one answers for."""
     one, *rest = group
-    fitted = Once(partial(stage.fit, rows, one.params))
+    fitted = Once(lambda: stage.copy(one.params).fit(rows))  # a copy: folds may fit at the same time
     if not rest:
         return [(one, fitted)]
     shared, kept = SHARED[type(stage)], _values(stage, one)

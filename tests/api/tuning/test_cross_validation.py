@@ -1,9 +1,10 @@
 """`CrossValidator` and `TrainValidationSplit` against pyspark's own: the same folds, metrics, winner and saved files."""
 
 import itertools
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -147,6 +148,35 @@ def test_any_estimator_takes_no_more_fits_and_jobs_than_sparks(
     np.testing.assert_allclose(found(ours), found(theirs), rtol=1e-12)
     np.testing.assert_allclose(ours.stdMetrics, theirs.stdMetrics, rtol=1e-12, atol=1e-12)
     assert type(ours) is tuning.CrossValidatorModel
+
+
+class Meeting(Mean):
+    """Its fits wait for one another, two and two; with a factor below 0 that without fold 0 fails."""
+
+    met = threading.Barrier(2)
+    fitted: ClassVar[list[int]] = []
+
+    def _fit(self, dataset: DataFrame) -> MeanModel:
+        first = dataset.agg(F.min("fold")).head()[0]
+        self.met.wait(120)
+        self.fitted.append(first)
+        if self.getOrDefault("factor") < 0 and first:
+            raise ValueError("a factor below 0")
+        return super()._fit(dataset)
+
+
+def test_folds_with_fewer_fits_than_threads_run_at_once(rows: DataFrame) -> None:
+    few = rows.where("number < 300").withColumn("fold", F.col("number") % 4)
+    own, judge = Meeting(), RegressionEvaluator(labelCol="riders")
+    given = {"estimator": own, "evaluator": judge, "numFolds": 4, "foldCol": "fold", "parallelism": 2}
+    task = sparkdiff.CrossValidator(**given, estimatorParamMaps=[{own.factor: 1.0}])
+    found, _ = task._outcomes(few)[1], own.fitted.clear()  # without the last fit, which is alone
+    plain = Mean()
+    theirs = tuning.CrossValidator(**{**given, "estimator": plain}, estimatorParamMaps=[{plain.factor: 1.0}]).fit(few)
+    assert np.mean([fold.metrics[0] for fold in found]) == pytest.approx(theirs.avgMetrics[0], rel=1e-12)
+    with pytest.raises(ValueError, match="below 0"):  # fold 0 is held out first
+        sparkdiff.CrossValidator(**given, estimatorParamMaps=[{own.factor: -1.0}]).fit(few)
+    assert len(own.fitted) == 2, "the two that ran have ended, no other has begun"
 
 
 def test_a_prefix_is_fitted_once_per_fold_whatever_follows(
