@@ -46,7 +46,7 @@ def measure(rows: DataFrame, head: Any, judge: Any, settings: int) -> dict[str, 
     with Peak() as peak:
         search.fit(rows)
     name = f"{type(head).__name__}, elasticNetParam={head.getElasticNetParam():g}, {settings} settings x {FOLDS} folds"
-    jvm = status("VmRSS", rows.sparkSession.sparkContext._jvm.java.lang.ProcessHandle.current().pid())
+    jvm = status("VmRSS", rows.sparkSession.sparkContext._jvm.java.lang.ProcessHandle.current().pid())  # type: ignore[union-attr]
     return {"search": name, "seconds": time.perf_counter() - start, "bytes": peak.bytes, "jvm": jvm}
 
 
