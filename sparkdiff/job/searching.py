@@ -57,7 +57,7 @@ def _run(config: Config, lease: Lease, spark: SparkSession, tracking: Tracking) 
     written(config.output, lease, fill)
     if study is not None:
         shutil.rmtree(study, ignore_errors=True)
-    tracking.log(model)
+    tracking.log(lambda: model)
     return model.summary
 
 

@@ -87,6 +87,8 @@ def _run(
     keep: Keep,
 ) -> FineTuningSummary:  # fmt: skip
     own, phases = own_id(config.output), Phases(shown(options.verbosity), tracking.listeners)
+    if found is not None:
+        tracking.wait()  # MLflow may have that run
     with phases.phase("load") as say:
         sources = [
             Source(load_data(spark, d, config.folder, s), None if s == TRAIN and VALIDATION not in config.data else s)
@@ -112,6 +114,7 @@ def _run(
                 "runId, or set output.mode=overwrite and another runId"
             )
         check_replaceable(config.output)
+        tracking.go_on()
     parent: dict[str, Any] = {"path": path and path.removeprefix("file://"), "hash": content}
     if path is None:
         parent = {"path": None, "function": config.pipeline, "hash": content}
@@ -157,7 +160,7 @@ def _run(
     if mine:
         for training in outcome.folders:
             training.remove()  # the same command, interrupted before this line, goes on; after it, it begins anew
-    tracking.log(Result(outcome.model, outcome.original, outcome.summary, sources[0].df))
+    tracking.log(lambda: Result(outcome.model, outcome.original, outcome.summary, sources[0].df))
     return outcome.summary
 
 
@@ -172,6 +175,7 @@ def _told_again(
 ) -> FineTuningSummary:
     """The summary of a run that is finished already, which the listeners of this process hear like one of its own."""
     summary = _read_summary(found, config)
+    tracking.go_on_unless_logged(str(config.options["runId"]), found["model"]["hash"])
     for row in summary.records:
         phases.on_epoch(row)
     phases.on_decision(summary)
@@ -183,7 +187,7 @@ def _told_again(
             original = jvm.loaded(parent)
         return Result(jvm.loaded(config.output / "model"), original, summary, rows)
 
-    tracking.log_again(str(config.options["runId"]), found["model"]["hash"], load)
+    tracking.log(load)
     return summary
 
 

@@ -44,26 +44,30 @@ class Tracking:
     given: Mapping[str, Any]
     listeners: tuple[Events, ...]
 
-    def log(self, result: Any) -> None:
-        """Log the result, if the job asks for it."""
+    def log(self, load: Callable[[], Any]) -> None:
+        """Log the result, if the job asks for it; `load` returns it."""
         for one in self.callbacks():
-            _or_warning(MISSING, partial(self._log, one, lambda: result))
+            if not one.muted:
+                _or_warning(MISSING, partial(self._log, one, load))
 
-    def log_again(self, job: str, content: str | None, load: Callable[[], Any]) -> None:
-        """Log the result of a job that an earlier process finished, unless MLflow has it.
+    def wait(self) -> None:
+        """Log nothing to MLflow until `go_on`."""
+        for one in self.callbacks():
+            one.muted = True
+
+    def go_on(self) -> None:
+        for one in self.callbacks():
+            one.muted = False
+
+    def go_on_unless_logged(self, job: str, content: str | None) -> None:
+        """Log nothing to MLflow where it has the result of this job already.
 
         Args:
             job: its runId.
             content: the content hash of its model.
-            load: loads the result.
         """
-
-        def again(one: Callback) -> None:
-            if not is_logged(one.run(), job, content):
-                self._log(one, load)
-
         for one in self.callbacks():
-            _or_warning(MISSING, partial(again, one))
+            one.muted = bool(_or_warning(MISSING, partial(is_logged, one.experiment, job, content)))
 
     def _log(self, one: Callback, load: Callable[[], Any]) -> None:
         options = {k: v for k, v in self.given.get("mlflow", {}).items() if k not in TOLD_ONCE}

@@ -142,12 +142,14 @@ class Callback(Events):
 
     Attributes:
         runId: the run; `sparkdiff.mlflow.log(tuned, runId=callback.runId)` adds the model.
+        muted: whether it logs nothing, and makes no run.
 
     Raises:
         InputError: MLflow is not installed.
     """
 
     __module__ = "sparkdiff.mlflow"
+    muted = False
 
     def __init__(self, runId: str | None = None, runName: str | None = None, experiment: str | None = None):
         self._mlflow, self.runId, self.runName, self.experiment = mlflow(), runId, runName, experiment
@@ -156,12 +158,16 @@ class Callback(Events):
         self._waiting: list[Point] = []
 
     def on_phase(self, name: str, seconds: float | None, detail: str) -> None:
-        if not self._chosen and not self._silent:  # here and not in a thread of an arm, which has no active run
+        if (
+            not self._chosen and not self._silent and not self.muted
+        ):  # here and not in a thread of an arm, which has no active run
             self._silent = True  # until it has succeeded
             self.run()
             self._silent = False
 
     def on_epoch(self, row: Mapping[str, Any]) -> None:
+        if self.muted:
+            return
         self._check_new()
         self._waiting += points(row)
         if not self._silent and time.monotonic() - self._sent > OFTEN:
@@ -170,6 +176,8 @@ class Callback(Events):
             self._silent = False
 
     def on_decision(self, record: Any) -> None:
+        if self.muted:
+            return
         self._check_new()
         self._ended = True
         try:
@@ -343,20 +351,35 @@ def _log_lineage(client: Any, run_id: str, tuned: Any, parent: str | None) -> di
     return found
 
 
-def is_logged(run_id: str, job: str, content: str | None) -> bool:
-    """Whether another run of the experiment, which has finished, logged a model of this content for the job of this runId."""
+def is_logged(experiment: str | None, job: str, content: str | None) -> bool:
+    """Whether a run that has finished logged a model of this content for the job of this runId.
+
+    Args:
+        experiment: the name of its experiment; by default the current one.
+    """
+    client = mlflow().MlflowClient()
+    if experiment is None:
+        number = importlib.import_module("mlflow.tracking.fluent")._get_experiment_id()
+    elif (known := client.get_experiment_by_name(experiment)) is not None:
+        number = known.experiment_id
+    else:
+        return False
     finished = f" AND params.runId = '{job}' AND attributes.status = 'FINISHED'"
-    return _run_of(mlflow().MlflowClient(), run_id, content, finished) is not None
+    return bool(_runs_of(client, number, content, finished))
 
 
-def _run_of(client: Any, run_id: str, content: str | None, condition: str = "") -> str | None:
-    """The latest other run of the experiment that logged a model of this content, and fulfils a condition."""
-    if content is None:
-        return None
-    experiment = client.get_run(run_id).info.experiment_id
-    wanted, order = f"tags.`sparkdiff.modelHash` = '{content}'{condition}", ["attributes.start_time DESC"]
-    known = client.search_runs([experiment], wanted, order_by=order, max_results=2)
+def _run_of(client: Any, run_id: str, content: str | None) -> str | None:
+    """The latest other run of the experiment that logged a model of this content."""
+    known = _runs_of(client, client.get_run(run_id).info.experiment_id, content)
     return next((run.info.run_id for run in known if run.info.run_id != run_id), None)
+
+
+def _runs_of(client: Any, experiment: str, content: str | None, condition: str = "") -> list[Any]:
+    """The latest two runs of an experiment that logged a model of this content, and fulfil a condition."""
+    if content is None:
+        return []
+    wanted, order = f"tags.`sparkdiff.modelHash` = '{content}'{condition}", ["attributes.start_time DESC"]
+    return list(client.search_runs([experiment], wanted, order_by=order, max_results=2))
 
 
 def _log_model(
