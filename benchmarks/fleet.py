@@ -51,7 +51,7 @@ from pyspark.ml.regression import GBTRegressor, GeneralizedLinearRegression, Lin
 from pyspark.sql import DataFrame, SparkSession
 
 import sparkdiff
-from sparkdiff.finetune import prepare
+from sparkdiff.fine_tuning.task import prepare
 from sparkdiff.fleet.facts import FACTS, facts_of, finite
 from sparkdiff.job.loading import start_session
 from sparkdiff.machine import cpu

@@ -14,7 +14,7 @@ from sparkdiff.errors import InputError
 from sparkdiff.evaluation.checks import training_labels
 from sparkdiff.evaluation.data import Data, rows_at_once
 from sparkdiff.evaluation.scores import score
-from sparkdiff.finetune import Task
+from sparkdiff.fine_tuning.task import Task
 from sparkdiff.pipeline.network import Network
 from sparkdiff.report import Section, Shown, Strong, Table
 from sparkdiff.training.distributed.worker import objectives

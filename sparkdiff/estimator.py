@@ -20,7 +20,10 @@ from sparkdiff.cross_fitting import cross_fit
 from sparkdiff.data.cache import root
 from sparkdiff.data.splits import REFERENCE, Source, find_boundaries, fit_on_training_rows, rule
 from sparkdiff.errors import InputError, check_dataframe, kind_of
-from sparkdiff.finetune import Outcome, Shared, fine_tune, prepare
+from sparkdiff.fine_tuning.procedure import fine_tune
+from sparkdiff.fine_tuning.shared import Shared
+from sparkdiff.fine_tuning.task import prepare
+from sparkdiff.fine_tuning.values import Outcome
 from sparkdiff.history.keeping import Keep, keeping
 from sparkdiff.options import FIELDS, Options, callable_name, named_callable
 from sparkdiff.pipeline.nesting import Holder, flatten, plain, replaced

@@ -13,7 +13,7 @@ from sparkdiff.costs import Cost
 from sparkdiff.data.splits import REFERENCE, Boundaries, Source, find_boundaries, fit_on_training_rows
 from sparkdiff.errors import InputError, check_dataframe
 from sparkdiff.estimator import ONE_AT_A_TIME, FineTuner, FineTunerModel, kept, listed
-from sparkdiff.finetune import Outcome
+from sparkdiff.fine_tuning.values import Outcome
 from sparkdiff.options import Options
 from sparkdiff.pipeline.nesting import plain
 from sparkdiff.report import Events, Phases, shown

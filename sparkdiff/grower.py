@@ -8,7 +8,7 @@ from pyspark.sql import DataFrame
 from sparkdiff.data.splits import Boundaries, Source
 from sparkdiff.estimator import with_params, with_setters
 from sparkdiff.extended import ExtendedModel, ExtendedTuner
-from sparkdiff.finetune import Outcome
+from sparkdiff.fine_tuning.values import Outcome
 from sparkdiff.growth.plan import described
 from sparkdiff.growth.procedure import grow_pipeline
 from sparkdiff.growth.settings import FIELDS, WHY_REFUSED, GrowthSettings

@@ -8,7 +8,7 @@ from pyspark.sql import DataFrame
 from sparkdiff.data.splits import Boundaries, Source
 from sparkdiff.estimator import with_params, with_setters
 from sparkdiff.extended import ExtendedModel, ExtendedTuner
-from sparkdiff.finetune import Outcome
+from sparkdiff.fine_tuning.values import Outcome
 from sparkdiff.history.keeping import Keep
 from sparkdiff.improvement.plan import described
 from sparkdiff.improvement.procedure import improve_pipeline

@@ -21,19 +21,10 @@ from sparkdiff.evaluation.checks import check_trained
 from sparkdiff.evaluation.ledger import diverged
 from sparkdiff.evaluation.scores import Score, score
 from sparkdiff.evaluation.unseen_errors import costs, unseen
-from sparkdiff.finetune import (
-    Fitted,
-    Outcome,
-    Run,
-    Shared,
-    Task,
-    begun,
-    checked,
-    prepare,
-    trained,
-    verified,
-    written,
-)
+from sparkdiff.fine_tuning.phases import begun, checked, trained, verified, written
+from sparkdiff.fine_tuning.shared import Shared
+from sparkdiff.fine_tuning.task import Task, prepare
+from sparkdiff.fine_tuning.values import Fitted, Outcome, Run
 from sparkdiff.options import Options
 from sparkdiff.pipeline.names import casefolding
 from sparkdiff.pipeline.plan import Plan

@@ -12,11 +12,7 @@ from sparkdiff.evaluation.acceptance import Judgement
 from sparkdiff.evaluation.compatibility import Compatibility
 from sparkdiff.evaluation.out_of_fold import FoldSums
 from sparkdiff.evaluation.slices import SliceSums
-from sparkdiff.finetune import (
-    Fitted,
-    Measured,
-    Run,
-)
+from sparkdiff.fine_tuning.values import Fitted, Measured, Run
 from sparkdiff.options import Options
 from sparkdiff.training.recipes import Recipe
 

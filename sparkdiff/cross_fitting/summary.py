@@ -8,7 +8,8 @@ from sparkdiff.data.splits import TEST, TRAIN, VALIDATION
 from sparkdiff.diagnostics.pipelines import unreadable_by_older_spark
 from sparkdiff.evaluation.acceptance import reason
 from sparkdiff.evaluation.ledger import candidate_count, diverged
-from sparkdiff.finetune import Judged, facts, shown_options, tested, warnings_of
+from sparkdiff.fine_tuning.summary import facts, shown_options, tested, warnings_of
+from sparkdiff.fine_tuning.values import Judged
 from sparkdiff.options import Options
 from sparkdiff.report import FineTuningSummary
 

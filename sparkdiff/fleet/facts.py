@@ -22,7 +22,7 @@ from sparkdiff.errors import InputError
 from sparkdiff.evaluation.checks import training_labels
 from sparkdiff.evaluation.data import Data, rows_at_once, scalar
 from sparkdiff.evaluation.scores import Score, score
-from sparkdiff.finetune import Task
+from sparkdiff.fine_tuning.task import Task
 from sparkdiff.objectives.losses import Objective
 from sparkdiff.objectives.metrics import Metric
 from sparkdiff.pipeline.network import Network

@@ -10,7 +10,7 @@ from pyspark.sql import DataFrame
 from sparkdiff import jvm
 from sparkdiff.errors import InputError, SparkdiffError
 from sparkdiff.estimator import FineTuner
-from sparkdiff.finetune import prepare
+from sparkdiff.fine_tuning.task import prepare
 from sparkdiff.fleet.budget import core_seconds
 from sparkdiff.fleet.entries import Entry, entries_of
 from sparkdiff.fleet.facts import FACTS, Facts, SampleError, finite, measured

@@ -9,7 +9,8 @@ from sparkdiff.data.splits import VALIDATION, field
 from sparkdiff.errors import InputError
 from sparkdiff.evaluation import guard
 from sparkdiff.evaluation.acceptance import counted
-from sparkdiff.finetune import Run, Task
+from sparkdiff.fine_tuning.task import Task
+from sparkdiff.fine_tuning.values import Run
 from sparkdiff.options import Options
 
 

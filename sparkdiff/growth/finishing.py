@@ -9,7 +9,8 @@ from sparkdiff.errors import ParityError
 from sparkdiff.evaluation.acceptance import Judgement, judge
 from sparkdiff.evaluation.ledger import Ledger, Trial
 from sparkdiff.evaluation.scores import Score, score
-from sparkdiff.finetune import Fitted, Measured, Run, trained, verified
+from sparkdiff.fine_tuning.phases import trained, verified
+from sparkdiff.fine_tuning.values import Fitted, Measured, Run
 from sparkdiff.growth.rounds import Grown
 from sparkdiff.pipeline.network import Network
 

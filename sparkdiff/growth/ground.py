@@ -11,7 +11,7 @@ from pyspark.sql import DataFrame
 from sparkdiff import jvm
 from sparkdiff.data.splits import Boundaries, Source, fit_on_training_rows
 from sparkdiff.errors import InputError
-from sparkdiff.finetune import Task, prepare
+from sparkdiff.fine_tuning.task import Task, prepare
 from sparkdiff.growth.assembly import unused_mark
 from sparkdiff.growth.checks import check_entities
 from sparkdiff.growth.inputs import UNKNOWN, Known, cut_for, linear_head, upstream_columns

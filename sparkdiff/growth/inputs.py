@@ -11,7 +11,8 @@ from torch import Tensor
 from sparkdiff.data.splits import TRAIN, VALIDATION
 from sparkdiff.errors import InputError
 from sparkdiff.evaluation.data import Data
-from sparkdiff.finetune import Run, Task
+from sparkdiff.fine_tuning.task import Task
+from sparkdiff.fine_tuning.values import Run
 from sparkdiff.growth.criterion import Specification
 from sparkdiff.growth.table import Column, Split, Table
 from sparkdiff.pipeline.cut import Cut, CutColumn

@@ -4,7 +4,7 @@ from typing import Any
 
 from pyspark.sql import DataFrame
 
-from sparkdiff.finetune import prepare
+from sparkdiff.fine_tuning.task import prepare
 from sparkdiff.growth.assembly import serving_of, width_of
 from sparkdiff.growth.checks import check_entities, check_options
 from sparkdiff.growth.inputs import cut_for, linear_head, upstream_columns

@@ -4,7 +4,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from sparkdiff.data.splits import VALIDATION, Boundaries, Source
-from sparkdiff.finetune import Measured, Outcome, Run, begun, checked, prepare, run_folder, verified, written
+from sparkdiff.fine_tuning.phases import begun, checked, run_folder, verified, written
+from sparkdiff.fine_tuning.task import prepare
+from sparkdiff.fine_tuning.values import Measured, Outcome, Run
 from sparkdiff.growth import rounds, running
 from sparkdiff.growth.assembly import cost_of, grown_pipeline, serving_of, width_of
 from sparkdiff.growth.checkpoints import one_thread

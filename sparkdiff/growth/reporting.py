@@ -9,17 +9,8 @@ from typing import Any
 from sparkdiff.data.splits import VALIDATION
 from sparkdiff.diagnostics import rows as datachecks
 from sparkdiff.evaluation.acceptance import reason
-from sparkdiff.finetune import (
-    Judged,
-    Measured,
-    Run,
-    facts,
-    measured,
-    shown_options,
-    tested,
-    trained_facts,
-    warnings_of,
-)
+from sparkdiff.fine_tuning.summary import facts, measured, shown_options, tested, trained_facts, warnings_of
+from sparkdiff.fine_tuning.values import Judged, Measured, Run
 from sparkdiff.growth.finishing import Finished
 from sparkdiff.growth.rounds import Grown, Member, Tried
 from sparkdiff.growth.serving import Serving

@@ -16,7 +16,11 @@ from sparkdiff.device import gpus
 from sparkdiff.errors import InputError
 from sparkdiff.evaluation.recorded import Recorded, recorded
 from sparkdiff.evaluation.scores import Score
-from sparkdiff.finetune import Goal, Measured, Run, Shared, Task, begun, checked, facts, prepare, verified
+from sparkdiff.fine_tuning.phases import begun, checked, verified
+from sparkdiff.fine_tuning.shared import Shared
+from sparkdiff.fine_tuning.summary import facts
+from sparkdiff.fine_tuning.task import Task, prepare
+from sparkdiff.fine_tuning.values import Goal, Measured, Run
 from sparkdiff.growth import costs
 from sparkdiff.growth.checks import check_units
 from sparkdiff.growth.running import Memory

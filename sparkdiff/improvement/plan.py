@@ -5,7 +5,7 @@ from typing import Any
 from pyspark.sql import DataFrame
 
 from sparkdiff.data.splits import Source
-from sparkdiff.finetune import Shared
+from sparkdiff.fine_tuning.shared import Shared
 from sparkdiff.growth import costs
 from sparkdiff.improvement.arms import arms_of
 from sparkdiff.improvement.baseline import name_of, wanted

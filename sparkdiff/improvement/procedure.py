@@ -8,7 +8,9 @@ from typing import Any
 
 from sparkdiff.data.splits import VALIDATION, Boundaries, Source
 from sparkdiff.errors import InputError
-from sparkdiff.finetune import Outcome, Shared, run_folder
+from sparkdiff.fine_tuning.phases import run_folder
+from sparkdiff.fine_tuning.shared import Shared
+from sparkdiff.fine_tuning.values import Outcome
 from sparkdiff.growth.checks import check_entities
 from sparkdiff.improvement import baseline, judging, race
 from sparkdiff.improvement.arms import arms_of

@@ -7,7 +7,8 @@ from typing import Any
 from sparkdiff.data.splits import TEST, VALIDATION
 from sparkdiff.evaluation import guard
 from sparkdiff.evaluation.acceptance import Judgement, reason
-from sparkdiff.finetune import Measured, measured, shown_options, tested
+from sparkdiff.fine_tuning.summary import measured, shown_options, tested
+from sparkdiff.fine_tuning.values import Measured
 from sparkdiff.growth import costs
 from sparkdiff.improvement import why
 from sparkdiff.improvement.baseline import Baseline

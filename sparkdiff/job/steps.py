@@ -35,7 +35,9 @@ from sparkdiff.data.splits import (
 )
 from sparkdiff.errors import InputError
 from sparkdiff.estimator import kept
-from sparkdiff.finetune import Outcome, fine_tune, prepare
+from sparkdiff.fine_tuning.procedure import fine_tune
+from sparkdiff.fine_tuning.task import prepare
+from sparkdiff.fine_tuning.values import Outcome
 from sparkdiff.growth.procedure import grow_pipeline
 from sparkdiff.growth.summary import GrowthSummary
 from sparkdiff.history.keeping import Keep

@@ -20,7 +20,7 @@ from sparkdiff.data.cache import Cache
 from sparkdiff.data.fingerprint import Request, fingerprint
 from sparkdiff.data.splits import SPLIT, Source, with_splits
 from sparkdiff.data.stream import petastorm
-from sparkdiff.finetune import prepare
+from sparkdiff.fine_tuning.task import prepare
 from sparkdiff.options import Options
 
 HAS_PETASTORM = not petastorm.refusal(Path("/"), ())

@@ -32,7 +32,7 @@ from small_data import (
 )
 from torch import Tensor
 
-from sparkdiff import Events, FineTunerModel, RunRecord, finetune
+from sparkdiff import Events, FineTunerModel, RunRecord
 from sparkdiff.data import blocks
 from sparkdiff.errors import ParityError
 from sparkdiff.evaluation import guard
@@ -52,7 +52,7 @@ def decided(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         calls.append({"gains": gains, "weights": weights, **options})
         return decide(gains, weights, **options)
 
-    monkeypatch.setattr(finetune.guard, "decide", watched)
+    monkeypatch.setattr(guard, "decide", watched)
     return calls
 
 

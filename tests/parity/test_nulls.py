@@ -21,7 +21,7 @@ from sparkdiff.data import cache as caches
 from sparkdiff.data.fingerprint import Request
 from sparkdiff.data.splits import Source
 from sparkdiff.data.stream import Stream
-from sparkdiff.finetune import prepare
+from sparkdiff.fine_tuning.task import prepare
 from sparkdiff.options import Options
 from sparkdiff.pipeline.graph import null_of
 

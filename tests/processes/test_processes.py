@@ -25,7 +25,7 @@ from pyspark.sql import DataFrame, SparkSession
 import sparkdiff
 from sparkdiff import Events, FineTuner, FineTunerModel, InputError, jvm
 from sparkdiff.errors import FullDiskError
-from sparkdiff.finetune import Outcome
+from sparkdiff.fine_tuning.values import Outcome
 from sparkdiff.job import Config, steps
 from sparkdiff.jvm import stores
 from sparkdiff.report import Phases

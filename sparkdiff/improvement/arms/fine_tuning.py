@@ -9,7 +9,7 @@ from sparkdiff.evaluation.checks import check_trained
 from sparkdiff.evaluation.ledger import Trial
 from sparkdiff.evaluation.recorded import recorded
 from sparkdiff.evaluation.scores import score
-from sparkdiff.finetune import trained, verified, written
+from sparkdiff.fine_tuning.phases import trained, verified, written
 from sparkdiff.growth import costs
 from sparkdiff.improvement.arm import Arm
 from sparkdiff.improvement.budget import Limit

@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 from sparkdiff.data.splits import VALIDATION
 from sparkdiff.errors import InputError
 from sparkdiff.evaluation.recorded import recorded
-from sparkdiff.finetune import verified, written
+from sparkdiff.fine_tuning.phases import verified, written
 from sparkdiff.growth import costs
 from sparkdiff.growth.assembly import cost_of, grown_pipeline, serving_of, width_of
 from sparkdiff.growth.checks import check_options

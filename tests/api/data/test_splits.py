@@ -18,12 +18,14 @@ from pyspark.ml.regression import LinearRegression
 from pyspark.sql import DataFrame, SparkSession, functions as F
 from small_data import NUMBERS, QUICK, cached, same, tune
 
-from sparkdiff import InputError, estimator, finetune
+from sparkdiff import InputError, estimator
 from sparkdiff.data import blocks, quantiles, splits
 from sparkdiff.data.fingerprint import Request, content, fingerprint
 from sparkdiff.data.splits import BLOCK, SPLIT, TIME, Boundaries, Source, find_boundaries, row_hash, with_splits
 from sparkdiff.evaluation import guard
-from sparkdiff.finetune import Outcome, fine_tune, prepare
+from sparkdiff.fine_tuning.procedure import fine_tune
+from sparkdiff.fine_tuning.task import prepare
+from sparkdiff.fine_tuning.values import Outcome
 from sparkdiff.options import Options
 from sparkdiff.report import Phases
 from sparkdiff.training.recipes import Recipe
@@ -110,7 +112,7 @@ def decided(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         calls.append({"gains": gains, "weights": weights, **options})
         return decide(gains, weights, **options)
 
-    monkeypatch.setattr(finetune.guard, "decide", watched)
+    monkeypatch.setattr(guard, "decide", watched)
     return calls
 
 

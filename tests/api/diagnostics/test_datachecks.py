@@ -17,7 +17,7 @@ from sparkdiff.data.stream import Stream
 from sparkdiff.diagnostics.rows import check
 from sparkdiff.evaluation.checks import training_labels
 from sparkdiff.evaluation.data import Data
-from sparkdiff.finetune import prepare
+from sparkdiff.fine_tuning.task import prepare
 from sparkdiff.options import Options
 from sparkdiff.pipeline.network import Network
 

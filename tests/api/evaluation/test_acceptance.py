@@ -34,7 +34,7 @@ from sparkdiff.data.splits import REFERENCE, Source
 from sparkdiff.data.stream import Stream
 from sparkdiff.evaluation.compatibility import compare
 from sparkdiff.evaluation.data import Data
-from sparkdiff.finetune import prepare
+from sparkdiff.fine_tuning.task import prepare
 from sparkdiff.options import Options
 from sparkdiff.pipeline.network import Network
 

@@ -19,7 +19,7 @@ from sparkdiff import InputError
 from sparkdiff.data.stream import Stream
 from sparkdiff.evaluation.data import Data
 from sparkdiff.evaluation.scores import contributions, score
-from sparkdiff.finetune import prepare
+from sparkdiff.fine_tuning.task import prepare
 from sparkdiff.objectives.metrics import NAMES as METRICS
 from sparkdiff.options import Options
 from sparkdiff.pipeline.network import Network

@@ -7,7 +7,7 @@ from pyspark.sql import DataFrame, functions as F
 from small_data import QUICK, pipeline
 
 from sparkdiff.data import rehearsal
-from sparkdiff.finetune import prepare
+from sparkdiff.fine_tuning.task import prepare
 from sparkdiff.fleet import facts
 from sparkdiff.fleet.facts import SampleError, facts_of
 from sparkdiff.options import Options

@@ -20,7 +20,7 @@ from small_data import NUMBERS, half_deviance, predictions, sides, tune
 
 import sparkdiff
 from sparkdiff import FineTunerModel, InputError, plan
-from sparkdiff.finetune import prepare
+from sparkdiff.fine_tuning.task import prepare
 from sparkdiff.jvm import defined_params, trees
 from sparkdiff.jvm.nodes import Nodes
 from sparkdiff.options import Options

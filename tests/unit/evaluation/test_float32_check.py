@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sparkdiff.errors import InputError
 from sparkdiff.evaluation import single_precision
-from sparkdiff.finetune import _check_place
+from sparkdiff.fine_tuning.task import check_place
 from sparkdiff.options import Options
 from sparkdiff.rows import SparseRows
 from sparkdiff.stages.scaling import StandardScaler
@@ -71,7 +71,7 @@ def test_trees_are_refused_in_float32() -> None:
     forest = network((trees(GBTRegression, 5), ["x"], "p"))
     single, live = Options.of({"precision": "float32"}), SimpleNamespace(live=forest.positions)
     with pytest.raises(InputError, match=r"precision='float32', but stage0 compares .*Set precision='float64'$"):
-        _check_place(single, forest.graph, live)  # type: ignore[arg-type]
-    _check_place(Options(), forest.graph, live)  # type: ignore[arg-type]
+        check_place(single, forest.graph, live)  # type: ignore[arg-type]
+    check_place(Options(), forest.graph, live)  # type: ignore[arg-type]
     linear = network((logistic(WIDTH), ["x"], "p"))
-    _check_place(single, linear.graph, SimpleNamespace(live=linear.positions))  # type: ignore[arg-type]
+    check_place(single, linear.graph, SimpleNamespace(live=linear.positions))  # type: ignore[arg-type]

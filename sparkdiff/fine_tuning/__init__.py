@@ -1,0 +1,1 @@
+"""Fine-tuning: the way of the data, once through."""

@@ -1,0 +1,276 @@
+"""The phases of a fine-tuning: cache, verify, check, train, judge, write back, verify."""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sparkdiff import jvm
+from sparkdiff.data import cache as caches
+from sparkdiff.data.fingerprint import SHARDS, Request, versions_of
+from sparkdiff.data.splits import REFERENCE, VALIDATION, Boundaries, Source
+from sparkdiff.data.stream import Stream, copies
+from sparkdiff.diagnostics import rows as datachecks
+from sparkdiff.evaluation import cached_parity, single_precision
+from sparkdiff.evaluation.acceptance import check_options, judge
+from sparkdiff.evaluation.checks import (
+    all_labels,
+    check_classes,
+    check_finite,
+    check_repeats,
+    check_trained,
+    check_varies,
+    training_labels,
+)
+from sparkdiff.evaluation.data import Data, rows_at_once
+from sparkdiff.evaluation.feature_names import FeatureNames
+from sparkdiff.evaluation.scores import Score, score
+from sparkdiff.fine_tuning.shared import Shared, key_of
+from sparkdiff.fine_tuning.task import Task
+from sparkdiff.fine_tuning.values import Fitted, Goal, Judged, Measured, Run
+from sparkdiff.jvm import stores
+from sparkdiff.machine import memory
+from sparkdiff.objectives.losses import check_label
+from sparkdiff.options import Options
+from sparkdiff.pipeline.network import Network
+from sparkdiff.pipeline.schema import is_plain
+from sparkdiff.pipeline.write_back import write_back
+from sparkdiff.report import Phases
+from sparkdiff.store.files import folder_size, room
+from sparkdiff.store.run_folder import UNTOLD, RunFolder, opened
+from sparkdiff.training import monotone
+from sparkdiff.training.distributed import choice, launch, number
+from sparkdiff.training.distributed.worker import Assignment, objectives
+from sparkdiff.training.preparation import computed_by, request_of, start_of
+from sparkdiff.training.recipes import Recipe
+
+
+@contextlib.contextmanager
+def begun(
+    task: Task, sources: Sequence[Source], phases: Phases, *, shared: Shared | None = None, boundaries: Boundaries | None = None,
+    allTrain: bool = False, keyed: bool = False,
+) -> Iterator[Run]:  # fmt: skip
+    """Write the cache or find it, and open it for the phases that follow, while the context lasts.
+
+    Args:
+        allTrain, keyed: see `Request`.
+    """
+    # A batch takes as many rows from each virtual shard.
+    o = dataclasses.replace(task.options, batchSize=-(-task.options.batchSize // SHARDS) * SHARDS)
+    task, shared, key = dataclasses.replace(task, options=o), shared or Shared(), (*key_of(task, sources), keyed)
+    if o.checkpointDir is not None and stores.url_of(where := jvm.folder("checkpointDir", o.checkpointDir)) is not None:
+        jvm.check_writable("checkpointDir", o.checkpointDir, where)  # before anything runs
+    with phases.phase("cache") as say:
+        weight = task.weightCol if task.soft is None else task.soft.weightCol
+        request = Request(task.cut, list(sources), o, task.labelCol, weight, boundaries, allTrain, keyed)
+        cache = shared.cache(key, request, lambda folder: say.watched(caches.Growing(folder).told))
+        counts = ", ".join(f"{cache.rows(s):,} {s}" for s in cache.splits if not (allTrain and s == VALIDATION))
+        say(
+            f"{'reused' if cache.hit else 'written'}: {counts} rows, {len(task.plan.cacheCols)} columns, {_size(cache.folder)}"
+        )
+    network = Network(task.cut.graph, task.cut.live)
+    # Before the network sees a row, by which some stages remember how far it is spread.
+    computed = computed_by(network)
+    # Where others train, this process only measures, once before and once after.
+    held = in_memory(o, cache) and o.processes == 1
+    with Stream(cache.folder, backend=o.stream, inMemory=held, seed=o.seed) as stream:
+        data = Data(stream, cache.columns(task.cut), rows=rows_at_once(network, stream))
+        goal = _goal(task, cache, network, reference=any(s.split == REFERENCE for s in sources))
+        yield Run(task, phases, shared, key, cache, network, computed, data, goal, versions_of(sources))
+
+
+def in_memory(options: Options, cache: caches.Cache) -> bool:
+    several = options.numProcesses == number.AUTO  # then this process has read the rows, too
+    return options.cacheInMemory and cache.fits_in_memory(copies(SHARDS, options.processes) + several)
+
+
+def _goal(task: Task, cache: caches.Cache, network: Network, *, reference: bool) -> Goal:
+    """Resolve the loss and the metric, and check the labels and the options against them.
+
+    Args:
+        reference: whether there are reference rows.
+    """
+    head, stats = network.head, cache.manifest["stats"]
+    label = training_labels(stats, reference=reference)
+    check_options(task.options, head)
+    objective, metric = objectives(task.options, network, label)
+    labels, fractional = all_labels(stats)
+    for bound in (objective, metric):
+        if task.labelCol is not None and head.labelled:
+            check_label(bound, head, labels, task.labelCol, fractional)
+    return Goal(
+        label, labels if task.labelCol else None, objective, metric,
+        check_varies(stats, task.options, head, task.labelCol),
+    )  # fmt: skip
+
+
+def verified(run: Run) -> Measured:
+    """Measure the original, and compare its network with Spark."""
+    task, cache, network, data = run.task, run.cache, run.network, run.data
+    own = callable(task.options.loss) and task.options.metric is None
+    with run.phases.phase("verify") as say:
+        scores = {s: score(network, data, s, run.goal.metric) for s in cache.splits}
+        memory.trim()
+        check_finite(scores, run.goal.metric, task.model.uid, run.goal.labels, own=own)
+        if own:
+            check_repeats(run.goal.metric, network, data)
+        check_classes(run.goal.metric, cache.manifest["stats"])
+        parity = run.once(
+            "parity",
+            lambda: cached_parity.check(
+                task.model, network, cached_parity.sample_of(network, data), cache, _known(run)
+            ),
+        )
+        say(f"the network reproduces Spark: {parity}")
+        return Measured(scores, parity)
+
+
+def _known(run: Run) -> dict[str, Any] | None:
+    """Everything that decides what Spark's stages compute; None if code does that is not Spark's own."""
+    plain = all(is_plain(vertex.stage) for vertex in run.network.graph.vertices)
+    return run.computed if plain and not run.computed["pipeline"].startswith(UNTOLD) else None
+
+
+def checked(run: Run) -> list[str]:
+    """Warnings about the rows."""
+    cache, o, label = run.cache, run.task.options, run.goal.label
+    with run.phases.phase("check") as say:
+        found = run.once(
+            "check",
+            lambda: datachecks.check(
+                run.network,
+                run.data,
+                cache.described(run.task.cut),
+                o,
+                label,
+                cache.splits,
+                copies=run.task.soft is not None,
+            ),
+        )
+        doubts: list[str] = found + run.goal.warnings
+        say(f"{len(doubts)} warnings about the data" if doubts else "no warnings about the data")
+        return doubts
+
+
+def trained(
+    run: Run, original: Measured, recipes: Sequence[Recipe] | None, *, replace: bool, epochs: int | None = None
+) -> Fitted:  # fmt: skip
+    """Train all candidates, or resume the training of an earlier run with the same runId.
+
+    Args:
+        epochs: train one candidate for so many epochs, and take the last one.
+    """
+    o, cache, network, data, goal = run.task.options, run.cache, run.network, run.data, run.goal
+    with run.phases.phase("train") as say:
+        single = single_precision.check(network, data) if o.precision == "float32" else None
+        start = start_of(network, data, goal.label, o, cache.rows(VALIDATION), recipes)
+        memory.trim()
+        wishes = _wishes(run) if "monotone" in o.penalties else None
+        penalty = None if wishes is None else wishes.penalty(start.stats, goal.label)
+        assignment = Assignment(
+            network, cache.folder, data.stream.backend, in_memory(o, cache), data.columns, goal.label,
+            original.scores[VALIDATION], start, o, goal.metric.name, penalty, epochs=epochs,
+        )  # fmt: skip
+        with (
+            run_folder(run, o.runId, recipes=recipes, epochs=epochs, replace=replace) as folder,
+            _interruption_told(o.runId, say),
+        ):
+            training, lost = launch.run(assignment, data.stream, folder, say.now, run.phases.on_epoch)
+            folder.check()
+            note = choice.Note.read(folder.path) or choice.Note()
+            several = number.Choice.read(folder.path) if o.numProcesses == number.AUTO else None
+        unsaved = training.unsaved or folder.unsaved
+        return Fitted(
+            training.found(network), training.chosen.metric, start.frozen, lost, unsaved, training.cut, wishes,
+            folder, note.shown, training.fallbacks, single, start.recipes, several,
+        )  # fmt: skip
+
+
+@contextlib.contextmanager
+def _interruption_told(runId: str | None, say: Callable[[str], None]) -> Iterator[None]:
+    """Tell a user who interrupts the training how it goes on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        later = (
+            "with a runId, the same fit would go on from here"
+            if runId is None
+            else f"runId={runId!r} goes on from here"
+        )
+        say(f"interrupted; {later}")
+        raise
+
+
+def _size(folder: Path) -> str:
+    """The bytes in a folder, as text; empty if files in it are renamed meanwhile."""
+    with contextlib.suppress(OSError):
+        return f"{folder_size(folder) / 1e6:,.1f} MB"
+    return ""
+
+
+@contextlib.contextmanager
+def run_folder(
+    run: Run, runId: str | None, *, replace: bool, recipes: Sequence[Recipe] | None = None, epochs: int | None = None,
+    beside: Mapping[str, Any] | None = None,
+) -> Iterator[RunFolder]:  # fmt: skip
+    """The folder of a training on these rows, which is removed at the end unless it has a runId.
+
+    Args:
+        beside: what else decides the result, by name.
+    """
+    o = run.task.options
+    where = jvm.folder("checkpointDir", o.checkpointDir) if o.checkpointDir else run.cache.folder.parent / "checkpoints"
+    computed = run.computed if runId is not None else {}
+    request = request_of(o, run.cache.fingerprint, computed, recipes, epochs) | dict(beside or {})
+    own = o.checkpointDir is None
+    with (
+        opened(where, runId, request, replace=replace, own=own, wait=o.waitForRun) as folder,
+        folder.kept(always=runId is not None),
+    ):
+        yield folder
+
+
+def _wishes(run: Run) -> monotone.Wishes:
+    values = run.data.values(run.data.nothing())
+    run.network.margin(values)
+    names = FeatureNames(run.network, run.cache.described(run.task.cut), values)
+    return monotone.Wishes(run.task.options.penalties["monotone"], run.network, names)
+
+
+def judged_by_rows(run: Run, original: Measured, fitted: Fitted) -> Judged:
+    """Decide whether the trained network may replace the original."""
+    found, metric, held_out = fitted.found, run.goal.metric, original.scores[VALIDATION]
+    with run.phases.phase("judge"):
+        tuned = score(found.network, run.data, VALIDATION, metric)
+        single, ledger = run.task.options.precision == "float32", found.ledger
+        check_trained(run.task.model.uid, fitted.best, tuned, metric, single=single)
+        if single:  # the guard decides on rows as Spark has them
+            ledger = ledger.measured_again(held_out.blocks - tuned.blocks)
+        networks, reference = (run.network, found.network), bool(run.cache.rows(REFERENCE))
+        judged = judge(run.task.options, run.data, metric, networks, ledger, held_out, reference=reference)
+        warnings = datachecks.too_few_rows(ledger.gains, ledger.weights, judged.verdict, held_out.mean)
+        if fitted.wishes is not None and judged.accepted:
+            warnings = [*warnings, *fitted.wishes.broken(found.network)]
+        return Judged(judged, tuned, warnings)
+
+
+def written(run: Run, original: Measured, network: Network, known: Mapping[str, Score]) -> tuple[Any, Measured]:
+    """The trained network as Spark stages, compared with Spark, and its metrics.
+
+    Args:
+        known: those of the metrics that were measured before.
+    """
+    model, data, cache = run.task.model, run.data, run.cache
+    with run.phases.phase("write back") as say:
+        scores = {s: known.get(s) or score(network, data, s, run.goal.metric) for s in original.scores}
+        memory.trim()
+        sample = cached_parity.sample_of(network, data)
+        data.stream.close()  # the last that read the rows: room for Spark's
+        memory.trim()
+        where = cache.folder.parent
+        with jvm.scratch(where), room("the data of the new Spark model", where, caches.ROOM):
+            model = write_back(model, network)
+        parity = cached_parity.check(model, network, sample, cache)
+        say(f"Spark reproduces the network: {parity}")
+        return model, Measured(scores, parity)

@@ -1,0 +1,52 @@
+"""The way of the data, once through: plan, cache, verify, train, guard, write back, verify."""
+
+import dataclasses
+from collections.abc import Sequence
+
+from sparkdiff.data import soft_labels
+from sparkdiff.data.splits import VALIDATION, Boundaries, Source
+from sparkdiff.evaluation import guard
+from sparkdiff.fine_tuning.phases import begun, checked, judged_by_rows, trained, verified, written
+from sparkdiff.fine_tuning.probabilities import hardened, no_evidence
+from sparkdiff.fine_tuning.shared import Shared
+from sparkdiff.fine_tuning.summary import summary_of
+from sparkdiff.fine_tuning.task import Task
+from sparkdiff.fine_tuning.values import Outcome
+from sparkdiff.report import Phases
+from sparkdiff.training.recipes import Recipe
+
+
+def fine_tune(
+    task: Task, sources: Sequence[Source], phases: Phases, *, shared: Shared | None = None, replace: bool = False,
+    boundaries: Boundaries | None = None, recipes: Sequence[Recipe] | None = None,
+) -> Outcome:  # fmt: skip
+    """Train what the plan says on these rows, and return the pipeline that held-out rows decide for.
+
+    Args:
+        phases: times the phases and tells the listeners.
+        recipes: the candidates to train; None: those of `options.recipe`.
+        boundaries: where time divides the rows, if that is known already.
+        replace: start again if `options.runId` was started with other settings, instead of raising.
+
+    Raises:
+        InputError: the data or options can't be used (nothing has been written but, perhaps, a complete cache).
+        ParityError: the network and Spark disagree.
+    """
+    shared = shared or Shared()
+    if soft_labels.given(sources, task.labelCol):
+        task, boundaries = hardened(task, sources, phases, shared), None
+        assert task.soft is not None
+        sources = task.soft.sources
+        if task.soft.held < guard.MIN_UNITS:
+            return no_evidence(task, task.soft, phases)
+    with begun(task, sources, phases, shared=shared, boundaries=boundaries) as run:
+        original = verified(run)
+        doubts = checked(run)
+        fitted = trained(run, original, recipes, replace=replace)
+        judged = judged_by_rows(run, original, fitted)
+        model, tuned = task.model, dataclasses.replace(original, parity=None)
+        if judged.judgement.accepted:
+            model, tuned = written(run, original, fitted.found.network, {VALIDATION: judged.tuned})
+        summary = summary_of(run, original, fitted, judged, tuned, doubts)
+        phases.on_decision(summary)
+        return Outcome(model, task.model, task.plan, summary, (fitted.folder,))

@@ -1,0 +1,45 @@
+"""What fits on the same rows have in common."""
+
+import dataclasses
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from sparkdiff.data import cache as caches
+from sparkdiff.data.fingerprint import Request
+from sparkdiff.data.splits import REFERENCE, Source, rule
+from sparkdiff.fine_tuning.task import Task
+
+
+class Shared:
+    """What fits on the same rows have in common: each distinct cache is fingerprinted, written and compared with Spark once."""
+
+    def __init__(self) -> None:
+        self._found: dict[tuple[Any, ...], Any] = {}
+        self._lock, self._making = threading.Lock(), dict[tuple[Any, ...], threading.RLock]()
+
+    def once(self, key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
+        """What was made for this key, which holds every object that decides it."""
+        with self._lock:
+            making = self._making.setdefault(key, threading.RLock())
+        with making:  # two threads don't make the same
+            if key not in self._found:
+                self._found[key] = make()
+            return self._found[key]
+
+    def cache(self, key: tuple[Any, ...], request: Request, watch: caches.Watch) -> caches.Cache:
+        known = ("cache", key) in self._found
+        if known and not self._found["cache", key].is_there:  # `localCacheLimit` gave its place to another one
+            del self._found["cache", key]
+        cache: caches.Cache = self.once(("cache", key), lambda: caches.open_cache(request, watch))
+        return dataclasses.replace(cache, hit=True) if known else cache
+
+
+def key_of(task: Task, sources: Sequence[Source]) -> tuple[Any, ...]:
+    """All that decides, beside the rows to split, what is cached and where; not how it is trained."""
+    o = task.options
+    # The cut itself, and not the options that move it (reference, predictionCol, unfreeze): a list of these can lack one.
+    return (
+        task.model, task.cut.graph.head_position, task.cut, task.labelCol, task.weightCol, rule(o), o.guardCols,
+        o.cacheDir, *(s.df for s in sources if s.split == REFERENCE),
+    )  # fmt: skip

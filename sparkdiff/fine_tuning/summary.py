@@ -1,0 +1,134 @@
+"""The summary of a fine-tuning; its values by name, which the summaries of all verbs share."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sparkdiff.data.splits import REFERENCE, SPLITS, VALIDATION
+from sparkdiff.diagnostics.pipelines import changes_outside, unreadable_by_older_spark
+from sparkdiff.evaluation import guard
+from sparkdiff.evaluation.acceptance import Judgement, divergence, reason
+from sparkdiff.evaluation.ledger import candidate_count, diverged
+from sparkdiff.evaluation.scores import Score
+from sparkdiff.fine_tuning.phases import in_memory
+from sparkdiff.fine_tuning.task import Task
+from sparkdiff.fine_tuning.values import Fitted, Judged, Measured, Run
+from sparkdiff.objectives.metrics import Metric
+from sparkdiff.pipeline.parity import Parity
+from sparkdiff.report import FineTuningSummary
+from sparkdiff.report.record import versions
+from sparkdiff.stages.trainable import SUPPORT
+
+
+def summary_of(
+    run: Run, original: Measured, fitted: Fitted, judged: Judged, tuned: Measured, doubts: Sequence[str]
+) -> FineTuningSummary:  # fmt: skip
+    judgement, found = judged.judgement, fitted.found
+    held, now = original.scores[VALIDATION], tuned.scores[VALIDATION]
+    compared = {"before": original.parity, "after": tuned.parity, "float32": fitted.single}
+    return FineTuningSummary(
+        decision="tuned" if judgement.accepted else "kept original",
+        reason=reason(judgement, run.task.options, run.goal.metric, held.value, found.history),
+        warnings=warnings_of(run, fitted, judged, now, doubts), options=shown_options(run.task, run.goal.metric),
+        **facts(run), **tested(judgement), **measured(original, tuned), **trained_facts(fitted, compared, judgement.accepted),
+    )  # fmt: skip
+
+
+def facts(run: Run) -> dict[str, Any]:
+    """What is known without training."""
+    metric, cache = run.goal.metric, run.cache
+    known = {"hit": cache.hit, "fingerprint": cache.fingerprint, "rows": {s: cache.rows(s) for s in cache.splits}}
+    known |= {name: list(uids) for name, uids in (("stagesRead", cache.read), ("stagesKept", cache.kept)) if uids}
+    return {
+        "metric": metric.name, "metricDirection": metric.direction, "versions": versions(),
+        "timings": {k: round(v, 3) for k, v in run.phases.timings.items()}, "stream": run.data.stream.backend,
+        "cache": known | ({"versions": run.versions} if run.versions else {}), "precision": run.task.options.precision,
+    }  # fmt: skip
+
+
+def shown_options(task: Task, metric: Metric, **more: Any) -> dict[str, Any]:
+    """All options, with the columns and the metric that were found where none was named."""
+    found = {"labelCol": task.labelCol, "weightCol": task.weightCol, "metric": task.options.metric or metric.name}
+    return task.options.asdict(every=True) | more | found
+
+
+def tested(judgement: Judgement) -> dict[str, Any]:
+    """What the guard found."""
+    verdict, reference, compatibility = judgement.verdict, judgement.reference, judgement.compatibility
+    return {
+        "z": verdict.z, "p": verdict.p, "gainInterval": None if verdict.interval is None else list(verdict.interval),
+        "slices": [dataclasses.asdict(c) for c in judgement.slices],
+        "reference": None if reference is None else dataclasses.asdict(reference),
+        "compatibility": None if compatibility is None else dataclasses.asdict(compatibility),
+    }  # fmt: skip
+
+
+def measured(original: Measured, after: Measured) -> dict[str, Any]:
+    """The metrics of both pipelines, and the gain on validation rows."""
+    before, now = original.scores, after.scores
+    held, own = before[VALIDATION], now[VALIDATION]
+    metrics = {
+        s: {"before": before[s].value, "after": now[s].value} if s in before else None
+        for s in SPLITS
+        if s in before or s != REFERENCE
+    }
+    return {"metrics": metrics, "gain": held.sign * (held.value - own.value) / max(abs(held.value), 1e-12)}
+
+
+def trained_facts(fitted: Fitted, compared: Mapping[str, Parity | None], changed: bool) -> dict[str, Any]:
+    """What training did.
+
+    Args:
+        compared: parities, None where nothing was compared.
+        changed: whether the result has the trained parameters.
+    """
+    found = fitted.found
+    moved = found.moved.items() if changed else ()
+    return {
+        "records": found.history, "candidates": candidate_count(found.history), "diverged": len(diverged(found.history)),
+        "parity": {k: dataclasses.asdict(p) for k, p in compared.items() if p is not None},
+        "stages": {k: {"largest": a, "rootMeanSquare": b} for k, (a, b) in moved}, "device": fitted.device,
+        "processes": None if fitted.processes is None else dataclasses.asdict(fitted.processes),
+    }  # fmt: skip
+
+
+def warnings_of(run: Run, fitted: Fitted, judged: Judged, tuned: Score, doubts: Sequence[str]) -> list[str]:
+    """Reasons to doubt the figures."""
+    task, o, goal, judgement = run.task, run.task.options, run.goal, judged.judgement
+    warnings = [
+        *judgement.verdict.warnings, *([task.soft.told()] if task.soft else []), *unreadable_by_older_spark(task.model), *doubts,
+        *filter(None, [fitted.unsaved, fitted.cut]), *fitted.fallbacks, *judged.warnings,
+    ]  # fmt: skip
+    warnings += [f"{loss}; training continued from the last checkpoint" for loss in fitted.lost]
+    lost_candidates = divergence(fitted.found.history, o)
+    if lost_candidates and judgement.verdict.best >= 0:  # else the reason says it
+        warnings.append(lost_candidates)
+    if judgement.reference is not None and judgement.reference.p is None:
+        warnings.append(
+            f"the reference rows come from {judgement.reference.units} groups or blocks, fewer than "
+            f"{guard.MIN_UNITS}: they were measured, but not tested"
+        )
+    if fitted.frozen:
+        entries = ", ".join(f"{n} of {name}" for name, n in fitted.frozen.items())
+        warnings.append(f"entries that did not train, because fewer than {SUPPORT} training rows have them: {entries}")
+    if o.localSteps > 1:
+        one = f"localSteps={o.localSteps} has no effect in one process"
+        several = f"with localSteps={o.localSteps} another number of processes than {o.processes} gives another result"
+        warnings.append(one if o.processes == 1 else several)
+    if o.cacheInMemory and not in_memory(o, run.cache):
+        warnings.append(
+            "the cached rows would use half of the memory of this machine, so each epoch read them from the files"
+        )
+    trained = [i for i, s in enumerate(task.plan.stages) if s.trainable]
+    warnings += changes_outside(task.roles, trained, judgement.accepted)
+    if judgement.accepted and not goal.objective.calibrated:
+        warnings.append(
+            f"the loss {goal.objective.name} trains decisions or ranks, not probabilities: the probabilities of the "
+            "tuned pipeline are no longer calibrated"
+        )
+    if tuned.below:
+        warnings.append(
+            f"{tuned.below} validation rows are predicted below {goal.metric.floor:.3g}, where {goal.metric.name} continues as "
+            "a parabola"
+        )
+    return warnings

@@ -1,0 +1,81 @@
+"""What is trained: a pipeline, analysed, with its roles resolved."""
+
+import dataclasses
+from typing import Any
+
+from sparkdiff.data.soft_labels import Hardened
+from sparkdiff.device import place
+from sparkdiff.errors import InputError
+from sparkdiff.options import Options
+from sparkdiff.pipeline.cut import Cut, analyse
+from sparkdiff.pipeline.graph import Graph
+from sparkdiff.pipeline.plan import Plan, plan_of
+from sparkdiff.pipeline.roles import Roles
+from sparkdiff.pipeline.schema import SchemaOrRows
+from sparkdiff.stages.base import columns_of
+from sparkdiff.stages.forest import Trees
+from sparkdiff.stages.predictor import Predictor
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What is trained: the analysed pipeline with its roles resolved."""
+
+    model: Any
+    roles: Roles
+    cut: Cut
+    plan: Plan
+    options: Options
+    labelCol: str | None  # None: clusters, whose loss needs none
+    weightCol: str | None
+    soft: Hardened | None = None  # of labels that were class probabilities
+
+
+def prepare(model: Any, options: Options, data: SchemaOrRows = None) -> Task:
+    """Plan the pipeline and resolve the predictor, the label and the weight.
+
+    Args:
+        data: the rows, whose schema decides what a few stages compute.
+
+    Raises:
+        InputError: not fitted, several predictors, nothing to train, or a stage name that matches none.
+    """
+    analysis = analyse(model, options, data)
+    graph, roles, cut = analysis
+    several = [graph.vertices[i] for i in graph.last_predictors()]
+    if options.predictionCol is None and len(several) > 1:
+        found = "; ".join(f"{v.uid} ({', '.join(v.outputs)})" for v in several)
+        raise InputError(
+            f"there are several predictors to train for: {found}. Set predictionCol to the prediction column "
+            "of one of them"
+        )
+    plan = plan_of(analysis, roles.freeze(options.freeze, options.target))
+    if not any(s.trainable for s in plan.stages):
+        reasons = "; ".join(f"{s.uid}: {s.reason}" for s in plan.stages)
+        raise InputError(f"nothing to train in {model.uid}: {reasons}")
+    predictor, head = graph.head.module, graph.head.stage
+    assert isinstance(predictor, Predictor)
+    check_place(options, graph, cut)
+    label = options.labelCol or next(iter(columns_of(head, ("labelCol",))), None)
+    if not predictor.labelled and label is not None and not callable(options.loss):
+        raise InputError(
+            f"{head.uid} does not use labelCol={label!r}: its clusters have no label. Leave it out, or set "
+            "loss to a function of its outputs and the label"
+        )
+    if label is None and (predictor.labelled or callable(options.loss)):
+        why = "" if predictor.labelled else ", but a loss of your own needs one"
+        raise InputError(f"{head.uid} names no label column{why}; set labelCol")
+    weight = options.weightCol or next(iter(columns_of(head, ("weightCol",))), None)
+    return Task(model, roles, cut, plan, options, label, weight)
+
+
+def check_place(options: Options, graph: Graph, cut: Cut) -> None:
+    """Raise InputError for a device that this process lacks, and for a precision that a stage can't train in."""
+    if options.device.startswith("cuda") and options.processes == 1:
+        place(options.device, options.precision)
+    trees = [graph.vertices[i].uid for i in cut.live if isinstance(graph.modules[i], Trees)]
+    if trees and options.precision == "float32":
+        raise InputError(
+            f"precision='float32', but {trees[0]} compares its inputs with thresholds: rounded rows would reach other leaves "
+            "than in Spark. Set precision='float64'"
+        )
