@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sparkdiff.serving.compiling import NOT_SERVED
-from sparkdiff.serving.text_stages import SERVED
+from sparkdiff.serving.text import SERVED
 from sparkdiff.stages import base
 from sparkdiff.stages.fields import FieldReader
 

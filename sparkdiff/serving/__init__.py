@@ -8,7 +8,7 @@ away one by one. `deletion` lists the single stages that a pipeline could do wit
 `onnx_predictors` and `onnx_trees` say each stage in it.
 
 `scorer` answers requests without Spark: `compiling` finds the steps that the wanted columns need, `schedule` runs them,
-`requests` turns rows from outside into columns and back, `text_stages` has the stages that read text, `java_text` what text is to
+`requests` turns rows from outside into columns and back, `text` has the stages that read text, `java_text` what text is to
 Java, and `stored` writes and reads a scorer without pickle. `torch_transformer` scores a DataFrame by torch, in Spark.
 """
 

@@ -26,7 +26,9 @@ from sparkdiff.serving.schedule import (
     TorchStep,
     width_wanted,
 )
-from sparkdiff.serving.text_stages import SERVED, SKIPS, Facts, Part, WordShares
+from sparkdiff.serving.text import SERVED
+from sparkdiff.serving.text.base import SKIPS, Facts, Part
+from sparkdiff.serving.text.counts import WordShares
 from sparkdiff.stages.assembling import VectorAssembler
 from sparkdiff.stages.base import class_name
 from sparkdiff.stages.clustering import Clusters

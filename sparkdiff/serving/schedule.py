@@ -12,7 +12,7 @@ from torch import Tensor
 from sparkdiff.errors import InputError
 from sparkdiff.rows import Rows, SparseRows, width
 from sparkdiff.serving.requests import DictRows, Source, Table, numbers, objects, shown, value_of
-from sparkdiff.serving.text_stages import BadValueError, TextStage, as_objects
+from sparkdiff.serving.text.base import BadValueError, TextStage, as_objects
 from sparkdiff.stages.base import StageModule
 
 NOWHERE = -1

@@ -23,7 +23,8 @@ from sparkdiff.serving.requests import (
     result_arrow,
     table_of_pandas,
 )
-from sparkdiff.serving.text_stages import BadValueError, HashingTF, java_text
+from sparkdiff.serving.text.base import BadValueError
+from sparkdiff.serving.text.counts import HashingTF, java_text
 
 
 def of_kind(kind: str) -> Source:

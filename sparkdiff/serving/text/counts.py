@@ -1,0 +1,233 @@
+"""Words, and other values, to counts: by a hash, or by a vocabulary."""
+
+import functools
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Any
+
+import numpy as np
+import torch
+
+from sparkdiff.jvm import text as spark
+from sparkdiff.rows import SparseRows
+from sparkdiff.serving import java_text as java
+from sparkdiff.serving.text.base import BadValueError, Facts, Outputs, Part, TextStage, number, serves, whole
+from sparkdiff.serving.text.words import lists, words
+
+KEPT = 100_000
+"""Terms whose hashes are remembered at a time."""
+
+
+def sparse(rows: Sequence[Mapping[int, float]], width: int) -> SparseRows:
+    """Rows given as entries by index."""
+    ordered = [sorted(row.items()) for row in rows]
+    indices = torch.tensor([i for row in ordered for i, _ in row], dtype=torch.int64)
+    values = torch.tensor([v for row in ordered for _, v in row], dtype=torch.float64)
+    offsets = torch.tensor([0, *itertools.accumulate(map(len, ordered))], dtype=torch.int64)
+    return SparseRows(indices, values, offsets, width)
+
+
+@dataclass(frozen=True)
+class Hashing(TextStage):
+    """The common part of the stages that find a place by a hash."""
+
+    width: int
+
+    @functools.cached_property
+    def found(self) -> dict[Any, int]:
+        return {}
+
+    def place(self, key: Any) -> int:
+        """The place of a term, remembered by the term and its type, since 1, 1.0 and True are equal."""
+        found, kind = self.found, (key, type(key))
+        place = found.get(kind)
+        if place is None:
+            place = self.hashed(key) % self.width
+            if len(found) >= KEPT:  # another thread may clear it at any time
+                found.clear()
+            found[kind] = place
+        return place
+
+    def hashed(self, key: Any) -> int:
+        raise NotImplementedError
+
+
+def hashed_text(text: str, spark2: bool = False) -> int:
+    try:
+        return java.hashed_bytes(text.encode(), spark2)
+    except UnicodeEncodeError:
+        raise BadValueError(text, "which is no text of whole characters (a lone surrogate)") from None
+
+
+@serves("HashingTF")
+@dataclass(frozen=True)
+class HashingTF(Hashing):
+    """How often each word occurs, or 1, at the place of its hash.
+
+    Source: org.apache.spark.ml.feature.HashingTF.transform and hashFunc.
+    """
+
+    binary: bool
+    spark2: bool
+
+    @classmethod
+    def of(cls, stage: Any, facts: Facts) -> list[Part]:
+        return whole(cls(stage.getNumFeatures(), stage.getBinary(), spark.hashes_as_spark_2(stage)))
+
+    def run(self, column: list[Any]) -> Outputs:  # type: ignore[override]
+        rows = []
+        for terms in lists(column):
+            row: dict[int, float] = {}
+            for term in terms:
+                place = self.place(term if term == term and term != 0.0 else _exact(term))
+                row[place] = 1.0 if self.binary else row.get(place, 0.0) + 1.0
+            rows.append(row)
+        return (sparse(rows, self.width),)
+
+    def hashed(self, key: Any) -> int:
+        if isinstance(key, _Exact):
+            key = key.value
+        if isinstance(key, str):
+            return hashed_text(key, self.spark2)
+        if key is None:
+            return java.SEED
+        if isinstance(key, (bool, np.int32)):
+            return java.hashed_words(int(key), 1)
+        if isinstance(key, int):
+            return java.hashed_words(key, 2)
+        if isinstance(key, np.float32):
+            return java.hashed_float(float(key))
+        if isinstance(key, float):
+            return java.hashed_double(key)
+        raise BadValueError(key, "which is neither text nor a plain number")
+
+
+@dataclass(frozen=True)
+class _Exact:
+    """A number that is equal to another one (0.0 and -0.0), or not even to itself."""
+
+    text: str
+    value: Any = field(compare=False)
+
+
+def _exact(value: Any) -> Any:
+    return (
+        _Exact(f"{type(value).__name__} {float(value).hex()}", value)
+        if isinstance(value, (float, np.float32))
+        else value
+    )
+
+
+@serves("CountVectorizerModel")
+@dataclass(frozen=True)
+class CountVectorizer(TextStage):
+    """How often each word of a vocabulary occurs.
+
+    Source: org.apache.spark.ml.feature.CountVectorizerModel.transform.
+    """
+
+    vocabulary: tuple[str, ...]
+    least: float
+    binary: bool
+
+    @classmethod
+    def of(cls, stage: Any, facts: Facts) -> list[Part]:
+        return whole(cls(tuple(stage.vocabulary), stage.getMinTF(), stage.getBinary()))
+
+    @functools.cached_property
+    def places(self) -> dict[Any, int]:
+        return {word: i for i, word in enumerate(self.vocabulary)}
+
+    def run(self, column: list[Any]) -> Outputs:  # type: ignore[override]
+        return (sparse([self._counted(row) for row in words(column)], len(self.vocabulary)),)
+
+    def _counted(self, row: list[Any]) -> dict[int, float]:
+        counts = counted(row, self.places)
+        least = self.least if self.least >= 1.0 else len(row) * self.least
+        return {i: 1.0 if self.binary else n for i, n in counts.items() if n >= least}
+
+
+def counted(row: list[Any], places: Mapping[Any, int]) -> dict[int, float]:
+    """How often each known word occurs, by its place."""
+    counts: dict[int, float] = {}
+    for word in row:
+        if (place := places.get(word)) is not None:
+            counts[place] = counts.get(place, 0.0) + 1.0
+    return counts
+
+
+@dataclass(frozen=True)
+class WordShares(TextStage):
+    """What a translated Word2VecModel reads: the share of each known word in a row, and how many words the row has."""
+
+    vocabulary: tuple[str, ...]
+
+    @functools.cached_property
+    def places(self) -> dict[Any, int]:
+        return {word: i for i, word in enumerate(self.vocabulary)}
+
+    def run(self, column: list[Any]) -> Outputs:  # type: ignore[override]
+        rows = [
+            {i: (1.0 / len(row)) * n for i, n in counted(row, self.places).items()} if row else {}
+            for row in words(column)
+        ]
+        return sparse(rows, len(self.vocabulary)), torch.tensor([float(len(row)) for row in column]).double()
+
+
+@serves("FeatureHasher")
+@dataclass(frozen=True)
+class FeatureHasher(Hashing):
+    """Numbers at the place of their column's hash; text, booleans and named columns as 1 at that of `column=value`.
+
+    Source: org.apache.spark.ml.feature.FeatureHasher.transform.
+    """
+
+    names: tuple[str, ...]
+    categories: tuple[str, ...]
+
+    @classmethod
+    def of(cls, stage: Any, facts: Facts) -> list[Part]:
+        names = stage.getInputCols()
+        categories = stage.getOrDefault("categoricalCols") if stage.isDefined("categoricalCols") else ()
+        one = cls(stage.getNumFeatures(), tuple(names), tuple(categories))
+        return whole(one, len(names))
+
+    def run(self, *columns: list[Any]) -> Outputs:
+        return (sparse([self._row(values) for values in zip(*columns, strict=True)], self.width),)
+
+    def _row(self, values: tuple[Any, ...]) -> dict[int, float]:
+        row: dict[int, float] = {}
+        for name, v in zip(self.names, values, strict=True):
+            if v is None:
+                continue
+            if isinstance(v, (str, bool)) or name in self.categories:
+                place, value = self.place(f"{name}={java_text(v)}"), 1.0
+            else:
+                place, value = self.place(name), number(v)
+            row[place] = row[place] + value if place in row else value
+        return row
+
+    def hashed(self, key: Any) -> int:
+        return hashed_text(key)
+
+
+def java_text(v: Any) -> str:
+    """toString of a value."""
+    if isinstance(v, str):
+        return v
+    if isinstance(v, (bool, np.bool_)):
+        return "true" if v else "false"
+    if isinstance(v, (np.float32, float)):
+        single = isinstance(v, np.float32)
+        x = float(v)
+        text = java.float_text(x) if single else java.double_text(x)
+        digits = text.partition("E")[0].replace(".", "").lstrip("-0").rstrip("0")
+        if len(digits) * math.isfinite(x) > (6 if single else 15) or 0 < abs(x) < 1e-30:
+            raise BadValueError(v, "of which versions of Java print different digits: round it, or make text of it")
+        return text
+    if isinstance(v, (int, np.integer, Decimal)):
+        return str(v)
+    raise BadValueError(v, "which is neither text nor a number")

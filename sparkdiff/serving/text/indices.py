@@ -1,0 +1,109 @@
+"""Text to indices and back."""
+
+import functools
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+
+import numpy as np
+import torch
+
+from sparkdiff.serving import java_text as java
+from sparkdiff.serving.java_text import NotServedError
+from sparkdiff.serving.text.base import SKIPS, BadValueError, Facts, Outputs, Part, TextStage, serves, whole
+
+
+@serves("StringIndexerModel")
+@dataclass(frozen=True)
+class StringIndexer(TextStage):
+    """The number of a label; of a number's label as Java prints it.
+
+    Source: org.apache.spark.ml.feature.StringIndexerModel.getIndexer, after a cast to string.
+    """
+
+    refusals = ("handleInvalid='skip' where NaN is a label",)
+    labels: tuple[str, ...]
+    keep: bool
+
+    @classmethod
+    def of(cls, stage: Any, facts: Facts) -> list[Part]:
+        if stage.getHandleInvalid() == "skip":
+            raise NotServedError(SKIPS)
+        keep = stage.getHandleInvalid() == "keep"
+        return [Part(cls(tuple(labels), keep), (i,), (i,)) for i, labels in enumerate(stage.labelsArray)]
+
+    @functools.cached_property
+    def places(self) -> dict[str, float]:
+        return {label: float(i) for i, label in enumerate(self.labels)}
+
+    @functools.cached_property
+    def doubles(self) -> dict[str, float]:
+        """The labels that doubles have; told by value, as versions of Java print some with other digits."""
+        found = ((java.double_of(label), i) for i, label in enumerate(self.labels))
+        return {x.hex(): float(i) for x, i in found if x is not None}
+
+    @functools.cached_property
+    def floats(self) -> dict[str, float]:
+        """The same of numbers of single precision."""
+        found = ((java.double_of(label), i) for i, label in enumerate(self.labels))
+        with np.errstate(over="ignore"):
+            return {float(np.float32(x)).hex(): float(i) for x, i in found if x is not None}
+
+    def run(self, column: list[Any]) -> Outputs:  # type: ignore[override]
+        places = self.places
+        found = [places[v] if type(v) is str and v in places else self._other(v) for v in column]
+        return (torch.tensor(found, dtype=torch.float64),)
+
+    def _other(self, value: Any) -> float:
+        if isinstance(value, (bool, list)):
+            raise BadValueError(value, "which is neither text nor a plain number")
+        place = None if value is None else self._place(value)
+        if place is not None:
+            return place
+        if self.keep:
+            return float(len(self.labels))
+        if value is None:
+            raise BadValueError(value, "and handleInvalid='error' refuses null; set it to 'keep', or fill the column")
+        raise BadValueError(value, "which is not among the labels that it was fitted to; set handleInvalid to 'keep'")
+
+    def _place(self, value: Any) -> float | None:
+        if isinstance(value, np.float32):
+            return self.floats.get(float(value).hex())
+        if isinstance(value, float):
+            return self.doubles.get(float(value).hex())
+        if isinstance(value, Decimal):  # Spark's text has an exponent only where spark.sql.ansi.enabled is false
+            return self.places.get(f"{value:f}", self.places.get(str(value)))
+        return self.places.get(str(value))
+
+
+@serves("IndexToString")
+@dataclass(frozen=True)
+class IndexToString(TextStage):
+    """The label of a number, whose fraction is cut off; NaN is 0, as Java's toInt has it.
+
+    Source: org.apache.spark.ml.feature.IndexToString.transform.
+    """
+
+    writes_objects = True
+    kind = "string"
+    refusals = ("labels that nothing tells",)
+    labels: tuple[str, ...]
+
+    @classmethod
+    def of(cls, stage: Any, facts: Facts) -> list[Part]:
+        labels = stage.getLabels() if stage.isDefined("labels") else ()
+        labels = labels or facts.labels[0]
+        if not labels:
+            raise NotServedError("it has no labels, and those of its input are not known here; set its Param labels")
+        return whole(cls(tuple(labels)))
+
+    def run(self, column: list[Any]) -> Outputs:  # type: ignore[override]
+        return ([None if v is None else self._label(v) for v in column],)
+
+    def _label(self, value: Any) -> str:
+        if isinstance(value, (str, list)):
+            raise BadValueError(value, "which is no number")
+        known = -1 < value < len(self.labels)
+        if not known and value == value:
+            raise BadValueError(value, f"but it has labels 0 to {len(self.labels) - 1} only")
+        return self.labels[int(value) if known else 0]

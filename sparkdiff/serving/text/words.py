@@ -1,0 +1,169 @@
+"""Text to words, and words to words."""
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sparkdiff.jvm import text as spark
+from sparkdiff.serving import java_text as java
+from sparkdiff.serving.java_text import NotServedError
+from sparkdiff.serving.text.base import BadValueError, Facts, Outputs, Part, TextStage, serves, whole
+
+
+def texts(column: list[Any]) -> list[str]:
+    """The column, which must hold text throughout."""
+    for v in column:
+        if not isinstance(v, str):
+            raise BadValueError(v, "which Spark cannot take here; it reads text")
+    return column
+
+
+def lists(column: list[Any]) -> list[list[Any]]:
+    """The column, which must hold lists throughout."""
+    for v in column:
+        if not isinstance(v, list):
+            raise BadValueError(v, "which Spark cannot take here; it reads lists of words")
+    return column
+
+
+def words(column: list[Any]) -> list[list[Any]]:
+    """The column, which must hold lists of text and null throughout."""
+    for row in lists(column):
+        for v in row:
+            if v is not None and not isinstance(v, str):
+                raise BadValueError(row, "which are not words; it reads lists of words")
+    return column
+
+
+@serves("Tokenizer")
+@dataclass(frozen=True)
+class Tokenizer(TextStage):
+    """Lower case, cut at each white space.
+
+    Source: org.apache.spark.ml.feature.Tokenizer.createTransformFunc.
+    """
+
+    writes_objects = True
+    others: Mapping[str, str]
+
+    @property
+    def lowers_text(self) -> bool:
+        return True
+
+    @classmethod
+    def of(cls, stage: Any, facts: Facts) -> list[Part]:
+        return whole(cls(spark.lower_case()))
+
+    def run(self, column: list[Any]) -> Outputs:  # type: ignore[override]
+        space = java.pattern(r"\s")
+        return ([java.split(space, java.lower(v, self.others)) for v in texts(column)],)
+
+
+@serves("RegexTokenizer")
+@dataclass(frozen=True)
+class RegexTokenizer(TextStage):
+    """What a regular expression finds, or what lies between.
+
+    Source: org.apache.spark.ml.feature.RegexTokenizer.createTransformFunc.
+    """
+
+    writes_objects = True
+    refusals = ("patterns that Python cannot say (`\\b`, `\\p{L}`, flags, possessive quantifiers, sets within sets)",)
+    pattern: str
+    gaps: bool
+    lowers: bool
+    shortest: int
+    others: Mapping[str, str]
+
+    @property
+    def lowers_text(self) -> bool:
+        return self.lowers
+
+    @classmethod
+    def of(cls, stage: Any, facts: Facts) -> list[Part]:
+        java.pattern(stage.getPattern())
+        lowers = stage.getToLowercase()
+        if lowers and (language := spark.language()) in LANGUAGES:
+            raise NotServedError(f"it lowers text by the rules of the JVM's language, {language!r}")
+        others = spark.lower_case() if lowers else {}
+        return whole(cls(stage.getPattern(), stage.getGaps(), lowers, stage.getMinTokenLength(), others))
+
+    def run(self, column: list[Any]) -> Outputs:  # type: ignore[override]
+        found = java.pattern(self.pattern)
+        return ([self._words(v, found) for v in texts(column)],)
+
+    def _words(self, text: str, found: Any) -> list[str]:
+        text = java.lower(text, self.others) if self.lowers else text
+        if not text.isascii() and any(
+            not m[0] and text[m.start() : m.start() + 1] > "\uffff" for m in java.matches(found, text)
+        ):
+            raise BadValueError(
+                text, "in which the pattern finds nothing before a character that Java then cuts in two"
+            )
+        parts = java.split(found, text) if self.gaps else [match[0] for match in java.matches(found, text)]
+        return [p for p in parts if java.units(p) >= self.shortest]
+
+
+LANGUAGES = ("az", "lt", "tr")
+"""Languages with rules of their own for lower case."""
+
+
+@serves("StopWordsRemover")
+@dataclass(frozen=True)
+class StopWordsRemover(TextStage):
+    """The words that are not in a list.
+
+    Source: org.apache.spark.ml.feature.StopWordsRemover.transform.
+    """
+
+    writes_objects = True
+    refusals = ("the locales az, lt and tr",)
+    stops: tuple[str, ...]
+    exact: bool
+    others: Mapping[str, str]
+
+    @property
+    def lowers_text(self) -> bool:
+        return not self.exact
+
+    @classmethod
+    def of(cls, stage: Any, facts: Facts) -> list[Part]:
+        exact = stage.getCaseSensitive()
+        language = stage.getLocale().replace("-", "_").partition("_")[0].lower()
+        if not exact and language in LANGUAGES:
+            raise NotServedError(f"its locale {stage.getLocale()!r} lowers text by rules that Python does not have")
+        one = cls(tuple(stage.getStopWords()), exact, {} if exact else spark.lower_case())
+        return [Part(one, (i,), (i,)) for i in range(len(facts.inputs))]
+
+    @functools.cached_property
+    def known(self) -> frozenset[Any]:
+        return frozenset(self.stops if self.exact else (java.lower(w, self.others) for w in self.stops))
+
+    def run(self, column: list[Any]) -> Outputs:  # type: ignore[override]
+        return ([[w for w in row if not self._stops(w)] for row in words(column)],)
+
+    def _stops(self, word: str | None) -> bool:
+        return (word if self.exact or word is None else java.lower(word, self.others)) in self.known
+
+
+@serves("NGram")
+@dataclass(frozen=True)
+class NGram(TextStage):
+    """Each n words that follow one another, with a blank between.
+
+    Source: org.apache.spark.ml.feature.NGram.createTransformFunc.
+    """
+
+    writes_objects = True
+    n: int
+
+    @classmethod
+    def of(cls, stage: Any, facts: Facts) -> list[Part]:
+        return whole(cls(stage.getN()))
+
+    def run(self, column: list[Any]) -> Outputs:  # type: ignore[override]
+        return ([self._joined(["null" if w is None else w for w in row]) for row in words(column)],)
+
+    def _joined(self, row: list[str]) -> list[str]:
+        return [" ".join(row[i : i + self.n]) for i in range(len(row) - self.n + 1)]
