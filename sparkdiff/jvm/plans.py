@@ -57,6 +57,13 @@ NOT_ROWS = {
 }
 
 
+def draws(df: DataFrame) -> bool:
+    """Whether the last column of a projection can differ from one evaluation to the next; False where the JVM is out of reach."""
+    with contextlib.suppress(Py4JError, PySparkException, AttributeError):
+        return not df._jdf.queryExecution().analyzed().expressions().last().deterministic()
+    return False
+
+
 def plan_facts(df: DataFrame, *, after_stages: bool = False) -> dict[str, Any] | None:
     """The content of a DataFrame without running a job: its plan, with types and delimiters, and its input files.
 

@@ -11,6 +11,7 @@ from pyspark.sql.types import BooleanType, NumericType
 
 from sparkdiff import jvm
 from sparkdiff.errors import InputError, did_you_mean
+from sparkdiff.jvm.plans import draws
 from sparkdiff.labeling.estimates import ABSTAINS, Floats, Ints
 from sparkdiff.labeling.plain import as_number
 from sparkdiff.pipeline.names import named
@@ -128,9 +129,15 @@ def check_columns(df: DataFrame, votes: Mapping[str, str], labelCol: str | None,
             )
     for name, told in votes.items():
         try:
-            kind = df.select("*", F.expr(as_number(told)), F.expr(f"(\n{told}\n)")).schema.fields[-1].dataType
+            alone = df.select("*", F.expr(as_number(told)), F.expr(f"(\n{told}\n)"))
+            kind = alone.schema.fields[-1].dataType
         except jvm.SparkError as e:
             raise InputError(f"the vote {name!r} ({told}) can't be computed from the data: {jvm.cause(e)}") from e
+        if draws(alone):
+            raise InputError(
+                f"the vote {name!r} ({told}) can differ from one evaluation to the next, so what fit() counts is not what "
+                "transform() sees: draw random numbers into a column that is saved with the data, and vote by that"
+            )
         if isinstance(kind, BooleanType):
             raise InputError(
                 f"the vote {name!r} ({told}) is true or false, which is no class: vote 1 where it holds and abstain elsewhere by "

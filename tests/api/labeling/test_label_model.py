@@ -117,6 +117,11 @@ def test_a_registered_udf_votes(spark: SparkSession, rows: DataFrame) -> None:
         ),
         ({**VOTES, "b": "amount AS vote"}, {}, r"the vote 'b' \(amount AS vote\) can't be computed"),
         ({**VOTES, "b": "max(IF(known > 0.5, 0, 1))"}, {}, "the vote 'b' .* can't be computed"),
+        (
+            {**VOTES, "b": "IF(rand(7) < amount, 0, 1)"},
+            {},
+            "the vote 'b' .* can differ from one evaluation to the next",
+        ),
         (VOTES, {"probabilityCol": "a.b"}, "probabilityCol='a.b' must be a name without dots"),
         (VOTES, {"probabilityCol": "Truth"}, r"probabilityCol='Truth' would add columns .* already \(truth\): drop"),
         (VOTES, {"labelCol": "lable"}, "labelCol='lable' is not a column .*label"),
