@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from sparkdiff.improvement.summary import ImprovementSummary
     from sparkdiff.improver import Improver, ImproverModel
     from sparkdiff.labeling.distillation import distill
-    from sparkdiff.labeling.estimator import LabelModel, LabelModelModel, LabelSummary
+    from sparkdiff.labeling.estimator import LabelModel, LabelModelModel
+    from sparkdiff.labeling.summary import LabelSummary
     from sparkdiff.pipeline.nesting import plain
     from sparkdiff.pipeline.network import Network, translate
     from sparkdiff.pipeline.parity import Parity, verify
@@ -51,7 +52,8 @@ _HOME = {
         "growth.summary": ["GrowthSummary"],
         "history.lineage": ["Lineage", "why"],
         "labeling.distillation": ["distill"],
-        "labeling.estimator": ["LabelModel", "LabelModelModel", "LabelSummary"],
+        "labeling.estimator": ["LabelModel", "LabelModelModel"],
+        "labeling.summary": ["LabelSummary"],
         "history.store": ["runs"],
         "improvement.summary": ["ImprovementSummary"],
         "improver": ["Improver", "ImproverModel"],

@@ -16,7 +16,8 @@ from sparkdiff.labeling.estimates import (
     triplets,
     unexplained,
 )
-from sparkdiff.labeling.estimator import DEPENDENT, _agreement, _estimated, _warnings, told
+from sparkdiff.labeling.estimator import DEPENDENT, _estimated
+from sparkdiff.labeling.summary import _agreement, _warnings, told
 from sparkdiff.labeling.votes import Votes
 
 pytestmark = pytest.mark.once
