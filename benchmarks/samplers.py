@@ -3,7 +3,7 @@
 Two shipped tables: digits (scaler or none, principal components, softmax with elastic net) and bike sharing (number of
 intervals of three numbers, principal components, generalised regression over family, link and penalty). Per sampler and seed a
 `sparkdiff.Search`; a trial's goal is 95% of the way from the default settings to the best validation value of any trial of any
-sampler. Prints the median trial that reaches it.
+sampler on the same rows, which the seed divides. Prints the median trial that reaches it.
 
 `optuna` and `flaml` are what one would write without sparkdiff: Optuna's TPE and FLAML's CFO over the same space, rows and
 metric, each trial a `Pipeline.fit` and an `evaluate` of Spark's own, until they have used the CPU seconds that `tpe` took.
@@ -49,7 +49,9 @@ from sparkdiff.tuning.search.space import Choice, Integer, Uniform
 
 OURS = ("tpe", "gp", "random", "annealing", "recursiveRandom", "cmaes")
 RIVALS = ("optuna", "flaml")
-TRIALS = {"random": 120, "annealing": 60, "recursiveRandom": 60, "cmaes": 60}
+DEFAULT = "default"
+"""No search: the settings as they are."""
+TRIALS = {"random": 60, "annealing": 60, "recursiveRandom": 60, "cmaes": 60}
 """Of a search; of those that are not named here, 30."""
 WAY = 0.95
 """From the default to the best known."""
@@ -131,12 +133,12 @@ def spent(spark: SparkSession) -> float:
     return time.process_time() + (int(fields[11]) + int(fields[12])) / 100
 
 
-def default_value(task: Task) -> float:
+def default_value(task: Task, seed: int) -> float:
     """The validation metric of the settings that the pipeline has."""
     [param] = [p for p in task.space if p.name == "regParam"]
     stage = next(s for s in task.pipeline.getStages() if s.uid == param.parent)
     same = dataclasses.replace(task, space={param: [stage.getOrDefault(param)]})
-    found = same.search(0, sampler="grid").trials
+    found = same.search(seed, sampler="grid").trials
     first = found[found[[c for c in found if c.startswith("stage")]].isin(["StandardScaler"]).any(axis=1)]
     return float((first if len(first) else found).iloc[0][task.evaluator.getMetricName()])
 
@@ -283,7 +285,7 @@ def trees(spark: SparkSession, seed: int, sampler: str, pruner: str | None) -> d
 def cells(seeds: int, names: list[str]) -> Iterator[tuple[str, str, int]]:
     for seed in range(seeds):
         for name in names:
-            yield from ((name, arm, seed) for arm in (*OURS, *RIVALS))
+            yield from ((name, arm, seed) for arm in (DEFAULT, *OURS, *RIVALS))
         yield from (("trees", arm, seed) for arm in ("grid", "hyperband"))
 
 
@@ -293,6 +295,8 @@ def measured(spark: SparkSession, name: str, arm: str, seed: int, budget: float)
         found = trees(spark, seed, *(("grid", None) if arm == "grid" else ("random", "hyperband")))
     else:
         task = TASKS[name](spark)
+        if arm == DEFAULT:
+            return {"name": name, "arm": arm, "seed": seed, "values": [default_value(task, seed)]}
         found = ours(task, arm, seed) if arm in OURS else naive(task, spark, seed, budget, arm)
     return {
         "name": name, "arm": arm, "seed": seed, **found, "cpu": spent(spark) - start, "seconds": time.perf_counter() - clock,
@@ -303,25 +307,38 @@ def needed(values: list[float], goal: float) -> float:
     return next((i + 1 for i, v in enumerate(values) if v <= goal), math.inf)
 
 
-def report(known: list[dict[str, Any]], defaults: Mapping[str, float]) -> tuple[str, dict[str, float]]:
+def goals(mine: list[dict[str, Any]]) -> dict[int, tuple[float, float, float]]:
+    """Of each seed, which also divides the rows, the default's value, the best known and the goal between them."""
+    out = {}
+    for own in (c for c in mine if c["arm"] == DEFAULT):
+        found = [v for c in mine if c["seed"] == own["seed"] and c["arm"] in OURS for v in c["values"] if v == v]
+        if found:
+            [default], best = own["values"], min(found)
+            out[own["seed"]] = default, best, default - WAY * (default - best)
+    return out
+
+
+def report(known: list[dict[str, Any]], names: list[str]) -> tuple[str, dict[str, float]]:
     """A table for each task, and the figures that bounds are for."""
     lines, figures = [], {}
-    for name, default in defaults.items():
+    for name in names:
         mine = [c for c in known if c["name"] == name]
-        searched = [c for c in mine if c["arm"] in OURS]
-        best = min(v for c in searched for v in c["values"] if v == v)
-        goal = default - WAY * (default - best)
-        lines.append(f"\n{name}: default {default:.5g}, best known {best:.5g}, goal {goal:.5g}\n")
+        goal = goals(mine)
+        default, best, middle_goal = (statistics.median(values) for values in zip(*goal.values(), strict=True))
+        lines.append(f"\n{name}: medians of default {default:.5g}, best known {best:.5g}, goal {middle_goal:.5g}\n")
         rows = []
         for arm in (*OURS, *RIVALS):
-            own = [c for c in mine if c["arm"] == arm]
+            own = [c for c in mine if c["arm"] == arm and c["seed"] in goal]
             if not own:
                 continue
-            trials = statistics.median(needed(c["values"], goal) for c in own)
-            figures[f"{name}, {arm}, trials"] = trials
+            trials = statistics.median(needed(c["values"], goal[c["seed"]][2]) for c in own)
+            most = statistics.median(len(c["values"]) for c in own)
+            shown = f"{trials:g}" if trials < math.inf else f"over {most:g}"
+            if arm in OURS:
+                figures[f"{name}, {arm}, trials"] = trials
             rows.append([
-                arm, str(len(own)), f"{statistics.median(len(c['values']) for c in own):g}",
-                f"{trials:g}" if arm in OURS else "", f"{statistics.median(min(c['values'], default=math.nan) for c in own):.5g}",
+                arm, str(len(own)), f"{most:g}", "" if arm in RIVALS else shown,
+                f"{statistics.median(min(c['values'], default=math.nan) for c in own):.5g}",
                 f"{statistics.median(c['fresh'] for c in own):.5g}", f"{statistics.median(c['cpu'] for c in own):.0f}",
             ])  # fmt: skip
         lines.append(
@@ -361,22 +378,21 @@ def main() -> int:
         TRIALS.update(dict.fromkeys(OURS, 3))
     done = {(c["name"], c["arm"], c["seed"]): c for c in known}
     for cell in cells(given.seeds, given.tasks):
-        if cell in done or (given.arms and cell[1] not in given.arms):
+        if cell in done or (given.arms and cell[1] not in (DEFAULT, *given.arms)):
             continue
         budget = done.get((cell[0], "tpe", cell[2]), {}).get("cpu", 60.0)
         found = measured(spark, *cell, budget)
         done[cell] = found
         known.append(found)
-        print(f"{cell}: {len(found['values'])} trials, {found['cpu']:.0f} CPU s", file=sys.stderr)
+        print(f"{cell}: {len(found['values'])} trials", file=sys.stderr)
         if given.cells:
             with given.cells.open("a") as file:
                 file.write(json.dumps(found) + "\n")
         spark.catalog.clearCache()
-    defaults = {name: default_value(TASKS[name](spark)) for name in given.tasks}
-    text, figures = report(known, defaults)
+    text, figures = report(known, given.tasks)
     spark.stop()
     print(text)
-    write(given, {"cells": known, "defaults": defaults}, figures)
+    write(given, {"cells": known}, figures)
     missed = [
         *(figures.get(f"{n}, {a}, trials", 0) > 30 for n in given.tasks for a in ("tpe", "gp")),
         figures.get("hyperband, share of the grid's CPU", 0) > 1 / 3, figures.get("hyperband, rmse over the grid's", 0) > 1.01,
