@@ -85,10 +85,10 @@ class SearchSpace:
         return configuration
 
     def grid(self) -> list[Configuration]:
-        """All configuration.
+        """All configurations.
 
         Raises:
-            InputError: there are infinitely many.
+            InputError: there are infinitely many, or more than `MOST`.
         """
         endless = [q for q in self.dimensions if q.distribution.listed() is None]
         if endless:
@@ -96,6 +96,17 @@ class SearchSpace:
                 f"sampler='grid' needs a list of values, but space gives {endless[0].name} {endless[0].distribution}: use "
                 "choice(...), or another sampler"
             )
+        found = self.listed()
+        if found is None:
+            raise InputError(
+                f"sampler='grid' would try more than {MOST:,} settings: use another sampler, or fewer values"
+            )
+        return found
+
+    def listed(self) -> list[Configuration] | None:
+        """All configurations; None if there are more than `MOST`."""
+        if any(q.distribution.listed() is None for q in self.dimensions):
+            return None
         grids: list[Configuration] = [{}]
         for dimension in self.dimensions:
             values = names_of(dimension.distribution)
@@ -105,9 +116,7 @@ class SearchSpace:
                 for value in (values if dimension.active(configuration) else [None])
             ]
             if len(grids) > MOST:
-                raise InputError(
-                    f"sampler='grid' would try more than {MOST:,} settings: use another sampler, or fewer values"
-                )
+                return None
         return grids
 
     def setting(self, configuration: Mapping[str, Any]) -> tuple[Any, dict[Any, Any]]:

@@ -9,6 +9,7 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
 from typing import Any
 
@@ -69,6 +70,15 @@ class Plan:
     def population(self) -> int:
         return max(4, min(50, self.total // 5))
 
+    @cached_property
+    def shuffled(self) -> list[Configuration] | None:
+        """All settings in the order in which `random` tries them; None if there are too many to list, or if some are likelier."""
+        settings = self.space.listed()
+        if settings is None or any(q.when or getattr(q.distribution, "log", False) for q in self.space.dimensions):
+            return None
+        order = np.random.RandomState(seed_of(self.seed, 0, "order")).permutation(len(settings))
+        return [settings[i] for i in order]
+
     def sampler(self, number: int) -> Any:
         """The sampler of one trial."""
         seed = seed_of(self.seed, number)
@@ -77,6 +87,8 @@ class Plan:
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             if self.name == "grid":
                 return Listed(self.space.grid())
+            if self.name == "random" and self.shuffled is not None:
+                return Listed(self.shuffled)  # none twice before all were tried
             if self.name == "random":
                 return optuna.samplers.RandomSampler(seed=seed)
             if (
@@ -147,7 +159,7 @@ class Listed(Independent):
         self.settings = settings
 
     def sample_independent(self, study: Any, trial: Any, param_name: str, param_distribution: Any) -> Any:
-        return self.settings[trial.number][param_name]
+        return self.settings[trial.number % len(self.settings)][param_name]
 
 
 @dataclass(frozen=True)

@@ -98,6 +98,20 @@ def test_a_grid_is_searched_as_a_whole() -> None:
     assert len({str(t.configuration) for t in study.trials()}) == 9
 
 
+def test_random_tries_no_setting_of_a_list_twice() -> None:
+    def tried(seed: int) -> list[str]:
+        study = Study(Plan("random", CHOICES, seed, 12, 1, 4))
+        while batch := study.next():
+            for trial in batch:
+                study.tell(trial.number, Found((0.0,)))
+        return [str(t.configuration) for t in study.trials()]
+
+    assert len({*tried(0)[:9]}) == 9 and tried(0)[9:] == tried(0)[:3]
+    assert tried(0) == tried(0) != tried(1)
+    few = SearchSpace(None, (Dimension("n", integer(1, 3, log=True), param=1),))  # smaller ones are likelier
+    assert Plan("random", few, 0, 3, 1, 3).shuffled is None
+
+
 def test_failed_trials_are_told_and_cannot_win() -> None:
     study = Study(plan("tpe", total=12))
     while batch := study.next():
