@@ -58,13 +58,21 @@ def brackets(pruner: str, total: int, resources: Sequence[float], batch: int) ->
         return [Bracket(size, top) for size in sizes]
     if pruner == "halving":
         return [Bracket(total, top)]
-    out, left = [], total
-    while left:  # Hyperband: many trials with little first, few with much last, and again
-        for s in range(len(top) - 1, -1, -1):
-            size = math.ceil(len(top) / (s + 1) * ETA**s)
-            if size := min(size, left):
-                out.append(Bracket(size, top[len(top) - 1 - s :]))
-                left -= size
+    # Hyperband: many trials with little first, few with much last, and again. The bracket with least may judge too early, so a
+    # round that is not whole has fewer trials of each, not that bracket alone.
+    starts = [top[i:] for i in range(len(top))]
+    sizes = [math.ceil(len(top) / len(part) * ETA ** (len(part) - 1)) for part in starts]
+    rounds, left = divmod(total, sum(sizes))
+    found = [*sizes * rounds, *_in_proportion(left, sizes)]
+    return [Bracket(size, part) for size, part in zip(found, starts * (rounds + 1), strict=True) if size]
+
+
+def _in_proportion(total: int, sizes: Sequence[int]) -> list[int]:
+    """Whole numbers with this sum, in proportion to the sizes as far as they can be (largest remainders)."""
+    exact = [size * total / sum(sizes) for size in sizes]
+    out = [*map(int, exact)]
+    for i in sorted(range(len(sizes)), key=lambda i: (out[i] - exact[i], i))[: total - sum(out)]:
+        out[i] += 1
     return out
 
 
@@ -119,7 +127,7 @@ def warning(pruner: str, sampler: str, found: Sequence[Bracket]) -> str:
     smallest = min(bracket.size for bracket in found)
     if pruner in ("hyperband", "bohb") and sampler == "tpe" and smallest < ENOUGH:
         return (
-            f"a bracket of {pruner} has {smallest} trials, fewer than the {ENOUGH} after which TPE adapts: it learns from the "
+            f"a bracket of {pruner} has {smallest} trial{'s' * (smallest > 1)}, fewer than the {ENOUGH} after which TPE adapts: it learns from the "
             "brackets before it, and the first ones are random"
         )
     return ""
