@@ -58,7 +58,8 @@ def test_they_are_those_of_linear_regression(
         for fold, (one, other) in enumerate(zip(some, others, strict=True)):
             assert one.converged == other.converged or (mix and kind == "shifted" and not intercept)
             if one.converged and other.converged:
-                assert abs(one.objective / other.objective - 1) < 1e-9
+                # the floor: where little of the label is left, its squares (about 1) are rounded
+                assert abs(one.objective - other.objective) < 1e-9 * max(other.objective, 1e-3)
                 cut = Solution(one.coefficients[:-1], one.intercept, one.objective, True)
                 assert test_linear_solver.slope(data.training(fold), setting, cut) < 1e-8
 
