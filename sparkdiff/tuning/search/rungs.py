@@ -127,7 +127,7 @@ def warning(pruner: str, sampler: str, found: Sequence[Bracket]) -> str:
     smallest = min(bracket.size for bracket in found)
     if pruner in ("hyperband", "bohb") and sampler == "tpe" and smallest < ENOUGH:
         return (
-            f"a bracket of {pruner} has {smallest} trial{'s' * (smallest > 1)}, fewer than the {ENOUGH} after which TPE adapts: it learns from the "
-            "brackets before it, and the first ones are random"
+            f"a bracket of {pruner} has {smallest} trial{'s' * (smallest > 1)}, fewer than the {ENOUGH} after which TPE adapts: "
+            "it learns from the brackets before it, and the first ones are random"
         )
     return ""
