@@ -198,7 +198,7 @@ def main() -> int:
     ]
     cells = [
         [r["case"], str(r["fits"]), *(f"{r['sparkSeconds'][n]:.1f}" for n in given.parallelism), f"{r['seconds']:.2f}",
-         f"{r['ratio']:.0f}", f"{r['lastFit']:.1f}", f"{r['difference']:.1e}", "yes" if r["sameWinner"] else "no"]
+         f"{r['ratio']:.3g}", f"{r['lastFit']:.1f}", f"{r['difference']:.1e}", "yes" if r["sameWinner"] else "no"]
         for r in results
     ]  # fmt: skip
     print(markdown(head, cells))

@@ -158,9 +158,8 @@ class Callback(Events):
         self._waiting: list[Point] = []
 
     def on_phase(self, name: str, seconds: float | None, detail: str) -> None:
-        if (
-            not self._chosen and not self._silent and not self.muted
-        ):  # here and not in a thread of an arm, which has no active run
+        # Here and not in a thread of an arm, which has no active run.
+        if not (self._chosen or self._silent or self.muted):
             self._silent = True  # until it has succeeded
             self.run()
             self._silent = False

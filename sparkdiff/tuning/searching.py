@@ -41,7 +41,6 @@ def _by_spark(task: Task, folds: Folds, parallelism: int, keeps: bool) -> list[F
     """All fits of all folds by Spark; where a fold has fewer than there are threads, several folds are fitted at once."""
     folds_at_once = min(max(parallelism // task.fits_at_once, 1), folds.count)
     size = min(parallelism // folds_at_once, len(task.maps))
-
     over = Event()
 
     def of_fold(pair: tuple[DataFrame, DataFrame]) -> FoldMetrics:
