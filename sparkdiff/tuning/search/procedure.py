@@ -28,7 +28,7 @@ from sparkdiff.tuning.search.alternatives import chosen
 from sparkdiff.tuning.search.by_slope import by_slope, check_method
 from sparkdiff.tuning.search.dimensions import SearchSpace, names_of
 from sparkdiff.tuning.search.judging import Comparison, compare, losses_of
-from sparkdiff.tuning.search.pruning import Pruning, check_pruner, find_resource, pruning_of
+from sparkdiff.tuning.search.pruning import Pruning, check_pruner, pruning_of, resources_of
 from sparkdiff.tuning.search.samplers import Plan, check_sampler
 from sparkdiff.tuning.search.settings import Settings
 from sparkdiff.tuning.search.space import PLAIN, Choice, Distribution
@@ -64,7 +64,7 @@ class SearchTask:
         check_sampler(settings.sampler, len(evaluators))
         if settings.pruner is not None:
             check_pruner(settings.pruner, settings.sampler, len(evaluators))
-            find_resource(space, settings.resource)
+            resources_of(space, settings.resource, settings.minResource)
         for evaluator in evaluators:
             check_evaluator(evaluator)
         if settings.sampler == "grid":
@@ -108,12 +108,14 @@ class SearchTask:
         ]
         names += ["numTrials"] * (s.sampler in BY_NUMBER or s.pruner is not None)
         names += ["parallelism"] * (s.pruner is not None)
+        pruned = {"resources": resources_of(self.space, s.resource, s.minResource)} if s.pruner is not None else {}
         stages = inside(self.space.estimator)
         told = [_described(stage) for stage in stages.values()]
         for i, uid in enumerate(stages):  # a default column bears the uid of the stage that writes it
             told = [text.replace(uid, f"stage{i}") for text in told]
         return {
             **{name: getattr(s, name) for name in names},
+            **pruned,
             "space": [[q.name, _values(q.distribution)] for q in self.space.dimensions],  # in the order of a grid
             "evaluator": [_described(e) for e in self.evaluators],
             "estimator": told,

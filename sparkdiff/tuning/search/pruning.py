@@ -22,6 +22,11 @@ AUTO = {
     "RandomForestRegressor": "numTrees",
 }  # fmt: skip
 """What the fits of a last stage are made of; any other's of rows."""
+BOOSTED = ("GBTClassifier", "GBTRegressor")
+LEAST_BOOSTED = 1 / 9
+"""The smallest share of boosted trees that a trial starts with: fewer only tell which step size is the largest."""
+FEWEST = 200
+"""Training rows that a trial has at least, if nothing else is said."""
 Evaluate = Callable[[Sequence[Trial], float], Sequence[Found]]
 
 
@@ -65,6 +70,29 @@ def find_resource(space: SearchSpace, given: str) -> Any:
     if last.getParam(name) in searched:
         raise InputError(f"resource={given!r} is searched too: take {name} of {last.uid} out of the space, or use rows")
     return last.getParam(name)
+
+
+def resources_of(
+    space: SearchSpace, resource: str, least: float | None, trained: int | None = None
+) -> tuple[float, ...]:
+    """How much of the resource a trial has at each rung, the whole last; of rows the share.
+
+    Args:
+        least: what a trial starts with at least; None: what suits the resource.
+        trained: number of training rows, if known.
+
+    Raises:
+        InputError: the resource cannot be, or the least is not below the whole.
+    """
+    param, last = find_resource(space, resource), _last(space.estimator)
+    whole = 1.0 if param is None else float(last.getOrDefault(param.name))
+    if least is not None and least >= whole:
+        kind = "all training rows" if param is None else f"{param.name} of {last.uid}"
+        raise InputError(f"minResource={least:g} is not below {whole:g}, which is {kind}: set a smaller one")
+    if param is None:
+        return rungs.rungs(1.0, least or max(rungs.LEAST, min(FEWEST / max(trained or FEWEST, 1), 1.0)), integer=False)
+    boosted = type(last).__name__ in BOOSTED and param.name == "maxIter"
+    return rungs.rungs(whole, max(least or whole * (LEAST_BOOSTED if boosted else rungs.LEAST), 1.0), integer=True)
 
 
 def _last(estimator: Any) -> Any:
@@ -117,23 +145,15 @@ class Pruning:
         return out
 
 
-FEWEST = 200
-"""Training rows that a trial has at least."""
-
-
 def pruning_of(task: Any, trials: Any, plan: Plan, trained: int) -> Pruning:
     """How the trials of a search are pruned; tells `trials` of which resource.
 
     Args:
         trained: number of training rows.
     """
-    s, param = task.settings, find_resource(task.space, task.settings.resource)
-    trials.resource = param
-    if param is None:
-        resources = rungs.rungs(1.0, max(rungs.LEAST, min(FEWEST / max(trained, 1), 1.0)), integer=False)
-    else:
-        whole = _last(task.space.estimator).getOrDefault(param.name)
-        resources = rungs.rungs(whole, max(whole * rungs.LEAST, 1.0), integer=True)
+    s = task.settings
+    trials.resource = find_resource(task.space, s.resource)
+    resources = resources_of(task.space, s.resource, s.minResource, trained)
     found = rungs.brackets(s.pruner, plan.total, resources, max(plan.parallelism, 1))
     if told := rungs.warning(s.pruner, s.sampler, found):
         warnings.warn(told, stacklevel=2)

@@ -19,6 +19,7 @@ class Settings:
     sampler: str = option("tpe", "which settings are tried next: grid, random, annealing, recursiveRandom, gp, tpe, cmaes or nsga2", choices=NAMES)
     pruner: str | None = option(None, "which trials end early: none if unset, or median, halving, hyperband, bohb (Hyperband with TPE)", kind=str, choices=PRUNERS)
     resource: str = option("auto", "what a pruned trial has less of: rows, or a Param of the last stage, such as maxIter; auto takes epochs or trees where the last stage has them, else rows")
+    minResource: float | None = option(None, "the resource that a pruned trial starts with at least: a share of the rows, or a number of epochs or trees; if unset, 1/27 of the whole, 1/9 of boosted trees", kind=float, low=0, openLow=True)
     numTrials: int = option(30, "number of trials; a grid is always searched as a whole", low=1)
     maxSeconds: float | None = option(None, "seconds of trials after which no other batch begins, those before a kill included; with numFolds for each fold; if unset, no limit", kind=float, low=0, openLow=True)
     validationFraction: float = option(0.2, "share of the rows that chooses among trials", low=0, high=1, openLow=True, openHigh=True)
@@ -48,6 +49,8 @@ class Settings:
             problems.append(f"groupCol={values['groupCol']!r} and timeCol={values['timeCol']!r} exclude each other")
         if not problems:
             found = Settings(**values)
+            if found.minResource is not None and found.pruner is None:
+                problems.append(f"minResource={found.minResource:g} is for a pruner: set pruner, or leave it out")
             if found.numFolds == 1:
                 problems.append("numFolds=1 holds no rows out: use 2 or more, or 0 for one split")
             if found.numFolds and found.timeCol:

@@ -11,15 +11,17 @@ from pyspark.ml.classification import LogisticRegression
 from pyspark.ml.evaluation import BinaryClassificationEvaluator, MulticlassClassificationEvaluator, RegressionEvaluator
 from pyspark.ml.feature import PCA, Imputer, StandardScaler, VectorAssembler
 from pyspark.ml.functions import array_to_vector, vector_to_array
-from pyspark.ml.regression import LinearRegression
-from pyspark.sql import DataFrame, functions as F
+from pyspark.ml.regression import GBTRegressor, LinearRegression, RandomForestRegressor
+from pyspark.sql import DataFrame, SparkSession, functions as F
 from small_data import NUMBERS, QUICK
 
 import sparkdiff
 from sparkdiff import Events, InputError, Search, SearchModel, alternatives, choice, integer, loguniform, uniform
 from sparkdiff.data.splits import SPLIT
 from sparkdiff.tuning import cached_rows
+from sparkdiff.tuning.search.dimensions import SearchSpace
 from sparkdiff.tuning.search.judging import compare, losses_of
+from sparkdiff.tuning.search.pruning import resources_of
 from sparkdiff.tuning.search.splitting import TEST, Split, divided
 from sparkdiff.tuning.search.summary import decided
 
@@ -337,6 +339,23 @@ def test_a_fine_tuner_is_searched_and_plain_spark_ships(rows: DataFrame, shared:
     assert model.trials["state"].tolist() == ["complete"]
 
 
+def test_a_trial_starts_with_the_least_that_is_given_or_suits_the_resource(spark: SparkSession) -> None:
+    boosted, forest = GBTRegressor(maxIter=80), RandomForestRegressor(numTrees=80)
+    for last, resource, least, trained, expected in [
+        (boosted, "auto", None, 5000, (9, 27, 80)),
+        (forest, "auto", None, 5000, (3, 9, 27, 80)),
+        (boosted, "auto", 20, 5000, (27, 80)),
+        (boosted, "maxDepth", None, 5000, (2, 5)),
+        (boosted, "rows", None, 5000, (0.111, 0.333, 1)),
+        (boosted, "rows", None, 100_000, (0.037, 0.111, 0.333, 1)),
+        (boosted, "rows", 0.01, 5000, (0.012, 0.037, 0.111, 0.333, 1)),
+    ]:
+        space = SearchSpace.of(last, {last.subsamplingRate: [0.5, 1.0]})
+        assert resources_of(space, resource, least, trained) == pytest.approx(expected, abs=1e-3), (resource, least)
+    with pytest.raises(InputError, match="minResource=80 is not below 80, which is maxIter of GBTRegressor_"):
+        resources_of(SearchSpace.of(boosted, {boosted.stepSize: [0.1]}), "auto", 80)
+
+
 def test_what_cannot_be_is_named_before_any_job(rows: DataFrame, jobs: Callable[[], int]) -> None:
     pipeline, s = parts()
     area, reg = BinaryClassificationEvaluator(labelCol="rain"), s["head"].regParam
@@ -362,6 +381,13 @@ def test_what_cannot_be_is_named_before_any_job(rows: DataFrame, jobs: Callable[
         ({"pruner": "bohb", "sampler": "random"}, "pruner='bohb' is Hyperband with TPE, but sampler='random'"),
         ({"pruner": "asha"}, "'pruner' option must be one of median"),
         ({"pruner": "halving", "resource": "numTrees"}, "resource='numTrees' is no Param of LogisticRegression"),
+        ({"pruner": "halving", "minResource": 1.5}, "minResource=1.5 is not below 1, which is all training rows"),
+        (
+            {"pruner": "halving", "resource": "maxIter", "minResource": 100},
+            "not below 100, which is maxIter of LogisticReg",
+        ),
+        ({"minResource": 0.5}, "minResource=0.5 is for a pruner"),
+        ({"pruner": "halving", "minResource": 0}, "minResource"),
         ({"pruner": "halving", "resource": "maxIter", "space": {s["head"].maxIter: [1, 2]}}, "is searched too"),
         ({"sampler": "grid", "space": {reg: uniform(0, 1)}}, "sampler='grid' needs a list of values"),
         ({"numTrials": 0}, r"'numTrials' option must be in \[1"),
