@@ -7,7 +7,8 @@ sampler on the same rows, which the seed divides. Prints the trial that reaches 
 
 `optuna` and `flaml` are what one would write without sparkdiff: Optuna's TPE and FLAML's CFO over the same space, rows and
 metric, each trial a `Pipeline.fit` and an `evaluate` of Spark's own, until they have used the CPU seconds that `tpe` took.
-`trees` compares Hyperband over boosted trees with the whole grid. All CPU seconds are those of this process and its JVM.
+`trees` compares Hyperband and successive halving over boosted trees with the whole grid. All CPU seconds are those of this
+process and its JVM.
 
 Each cell's result is kept in --cells, so that a run that is stopped goes on there. FLAML must be on the path (pip install flaml).
 
@@ -53,6 +54,7 @@ DEFAULT = "default"
 """No search: the settings as they are."""
 TRIALS = {"random": 60, "annealing": 60, "recursiveRandom": 60, "cmaes": 60}
 """Of a search; of those that are not named here, 30."""
+PRUNERS = ("hyperband", "halving")
 WAY = 0.95
 """From the default to the best known."""
 
@@ -286,13 +288,13 @@ def cells(seeds: int, names: list[str]) -> Iterator[tuple[str, str, int]]:
     for seed in range(seeds):
         for name in names:
             yield from ((name, arm, seed) for arm in (DEFAULT, *OURS, *RIVALS))
-        yield from (("trees", arm, seed) for arm in ("grid", "hyperband"))
+        yield from (("trees", arm, seed) for arm in ("grid", *PRUNERS))
 
 
 def measured(spark: SparkSession, name: str, arm: str, seed: int, budget: float) -> dict[str, Any]:
     start, clock = spent(spark), time.perf_counter()
     if name == "trees":
-        found = trees(spark, seed, *(("grid", None) if arm == "grid" else ("random", "hyperband")))
+        found = trees(spark, seed, *(("grid", None) if arm == "grid" else ("random", arm)))
     else:
         task = TASKS[name](spark)
         if arm == DEFAULT:
@@ -356,17 +358,30 @@ def report(known: list[dict[str, Any]], names: list[str]) -> tuple[str, dict[str
                 rows,
             )
         )
-    pairs = {arm: [c for c in known if c["name"] == "trees" and c["arm"] == arm] for arm in ("grid", "hyperband")}
-    if all(pairs.values()):
-        middle = {arm: statistics.median(c["cpu"] for c in own) for arm, own in pairs.items()}
-        worst = {arm: statistics.median(c["fresh"] for c in own) for arm, own in pairs.items()}
-        figures["hyperband, share of the grid's CPU"] = middle["hyperband"] / middle["grid"]
-        figures["hyperband, rmse over the grid's"] = worst["hyperband"] / worst["grid"]
+    return "\n".join([*lines, *boosted_lines(known, figures)]), figures
+
+
+def boosted_lines(known: list[dict[str, Any]], figures: dict[str, float]) -> list[str]:
+    """A line for the grid of boosted trees and for each pruner, on the seeds that both have."""
+    grids = {c["seed"]: c for c in known if c["name"] == "trees" and c["arm"] == "grid"}
+    lines = []
+    for arm in PRUNERS:
+        own = [c for c in known if c["name"] == "trees" and c["arm"] == arm and c["seed"] in grids]
+        if not own:
+            continue
+        share = statistics.median(c["cpu"] / grids[c["seed"]]["cpu"] for c in own)
+        worse = statistics.median(c["fresh"] / grids[c["seed"]]["fresh"] for c in own)
+        figures |= {f"{arm}, share of the grid's CPU": share, f"{arm}, rmse over the grid's": worse}
+        cpu = statistics.median(c["cpu"] for c in own)
         lines.append(
-            f"\nboosted trees: the grid {middle['grid']:.0f} CPU s, rmse {worst['grid']:.4g} on fresh rows; Hyperband "
-            f"{middle['hyperband']:.0f} CPU s, {worst['hyperband']:.4g}"
+            f"boosted trees, {arm}, {len(own)} seeds: {cpu:.0f} CPU s, {share:.2f} of the grid's, rmse on fresh rows {worse:.4f} "
+            f"of the grid's; on validation rows {statistics.median(smallest(c) / smallest(grids[c['seed']]) for c in own):.4f}"
         )
-    return "\n".join(lines), figures
+    return lines
+
+
+def smallest(cell: dict[str, Any]) -> float:
+    return min(v for v in cell["values"] if v == v)
 
 
 def main() -> int:
@@ -374,7 +389,9 @@ def main() -> int:
     p.add_argument("--seeds", type=int, default=5)
     p.add_argument("--tasks", nargs="+", choices=[*TASKS], default=[*TASKS])
     p.add_argument("--cells", type=Path, metavar="FILE", help="results so far, a line each")
-    p.add_argument("--arms", nargs="+", metavar="ARM", help="only these samplers, optuna, flaml, grid, hyperband")
+    p.add_argument(
+        "--arms", nargs="+", metavar="ARM", help="only these samplers, optuna, flaml, grid, hyperband, halving"
+    )
     given = parse(p, seeds=1, arms=["random"], tasks=["digits"])
     warnings.simplefilter("ignore")
     spark = start_session({"spark.ui.enabled": "false", "spark.sql.shuffle.partitions": "2"})
@@ -405,7 +422,8 @@ def main() -> int:
     write(given, {"cells": known}, figures)
     missed = [
         *(figures.get(f"{n}, {a}, trials", 0) > 30 for n in given.tasks for a in ("tpe", "gp")),
-        figures.get("hyperband, share of the grid's CPU", 0) > 1 / 3, figures.get("hyperband, rmse over the grid's", 0) > 1.01,
+        *(figures.get(f"{p}, share of the grid's CPU", 0) > 1 / 3 for p in PRUNERS),
+        *(figures.get(f"{p}, rmse over the grid's", 0) > 1.01 for p in PRUNERS),
     ]  # fmt: skip
     return exit_code(given, any(missed))
 
