@@ -194,7 +194,8 @@ class Schedule:
                 v = value_of(row, source, self.casefold)
             kind = type(v)
             plain = kind is float or v is None or (kind is int and -LONG <= v < LONG)
-            if (not plain and kind is not str) or source.vectors or (source.kind and entry.objects != NOWHERE):
+            own = source.vectors or source.kind == "float" or (source.kind and entry.objects != NOWHERE)
+            if (not plain and kind is not str) or own:
                 entry.put(DictRows([row], self.casefold).read(source, self.casefold), values)
                 continue
             if entry.objects != NOWHERE:

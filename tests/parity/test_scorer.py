@@ -10,6 +10,7 @@ import struct
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from datetime import date, datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -408,6 +409,24 @@ def test_votes_are_added_in_the_order_of_the_trees(numbered: DataFrame) -> None:
     forest = RandomForestClassifier(featuresCol="vec", numTrees=30, maxDepth=3, seed=1).fit(numbered)
     many = numbered.unionAll(numbered).unionAll(numbered).unionAll(numbered)
     assert not differences(Scorer(forest, outputCols=["rawPrediction", "prediction"]), forest, many, 0.0)
+
+
+def test_a_float_of_one_row_is_that_of_many(spark: SparkSession) -> None:
+    df = spark.createDataFrame([(0.1,)], "x float")
+    edge = Bucketizer(inputCol="x", outputCol="o", splits=[-math.inf, 0.10000000100000001, math.inf])
+    scorer, theirs = Scorer(edge, schema=df.schema), in_spark(edge, df, ["o"])
+    assert theirs == scorer.predict([{"x": 0.1}]) == [scorer.predict({"x": 0.1})] == [{"o": 1.0}]
+
+
+def test_what_spark_takes_for_no_label_is_refused(spark: SparkSession) -> None:
+    labels = StringIndexerModel.from_labels(["2024-01-01"], inputCol="x", outputCol="o", handleInvalid="keep")
+    for value in (date(2024, 1, 1), datetime(2024, 1, 1), b"2024-01-01", True):
+        row = spark.createDataFrame([(value,)], ["x"])
+        assert fails(labels, row, ["o"]) and refuses(Scorer(labels), {"x": value}), value
+        with pytest.raises(InputError, match="column 'x' holds .*, which is neither text nor a plain number"):
+            Scorer(labels).predict(pa.table({"x": [value]}))
+    back = IndexToString(inputCol="x", outputCol="o", labels=["a", "b"])
+    assert fails(back, spark.createDataFrame([(True,)], "x boolean"), ["o"]) and refuses(Scorer(back), {"x": True})
 
 
 def test_types_of_tables(spark: SparkSession) -> None:
