@@ -55,7 +55,7 @@ class StringIndexer(TextStage):
         return (torch.tensor(found, dtype=torch.float64),)
 
     def _other(self, value: Any) -> float:
-        if isinstance(value, (bool, list)):
+        if isinstance(value, bool) or not isinstance(value, (str, int, float, np.number, Decimal, type(None))):
             raise BadValueError(value, "which is neither text nor a plain number")
         place = None if value is None else self._place(value)
         if place is not None:
@@ -101,7 +101,7 @@ class IndexToString(TextStage):
         return ([None if v is None else self._label(v) for v in column],)
 
     def _label(self, value: Any) -> str:
-        if isinstance(value, (str, list)):
+        if isinstance(value, bool) or not isinstance(value, (int, float, np.number, Decimal)):
             raise BadValueError(value, "which is no number")
         known = -1 < value < len(self.labels)
         if not known and value == value:

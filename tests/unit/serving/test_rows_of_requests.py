@@ -31,7 +31,7 @@ def of_kind(kind: str) -> Source:
     return Source("x", ("x",), kind)
 
 
-@pytest.mark.parametrize("value", [None, 1.0, "a", np.array(3.0)])
+@pytest.mark.parametrize("value", [None, 1.0, "a", np.array(3.0), ["1", "2"], [1.0, b"2"]])
 def test_a_column_of_vectors_takes_vectors_only(value: Any) -> None:
     with pytest.raises(InputError, match="column 'x' holds"):
         numbers(Listed([value]), of_kind("vector"))
