@@ -289,17 +289,19 @@ FOLD = "sparkdiff_fold"
 
 def across(task: Task, rows: DataFrame, fold: Column, folds: int, kept: Kept | None = None) -> Results:
     """All settings and folds, where no stage before the last one is fitted: each distinct way to it is written once."""
-    wanted, out = asked(task), {}
+    wanted, out, name = asked(task), {}, FOLD
+    while name in map(str.lower, rows.columns):  # a column of the data, which a stage may read
+        name += "_"
 
     def follow(place: Fit, rows: DataFrame, way: tuple[Any, ...]) -> None:
         if place.position == len(task.stages) - 2:
-            out.update(solve(task, wanted, place.after, [(rows, F.col(FOLD))], folds, kept, way))
+            out.update(solve(task, wanted, place.after, [(rows, F.col(name))], folds, kept, way))
             return
         for child in place.after:
             stage = task.stages[child.position]
             follow(child, stage.copy(child.params).transform(rows), (*way, stage.uid, trie.key(child.params)))
 
-    follow(task.root, rows.withColumn(FOLD, fold), ())
+    follow(task.root, rows.withColumn(name, fold), ())
     return out
 
 

@@ -401,6 +401,20 @@ def test_the_rows_are_those_of_pyspark(rows: DataFrame, kind: str, given: dict[s
     assert {f for _, f in where} == ({0, -1} if kind == "TrainValidationSplit" else {*range(given["numFolds"])})
 
 
+def test_a_column_with_the_name_of_ours_is_the_callers(rows: DataFrame) -> None:
+    """A feature that is called as the number of the fold that is written beside it."""
+    few = rows.select(F.col(NUMBERS[0]).alias("Sparkdiff_Fold"), F.col(NUMBERS[1]).alias("other"), "riders")
+    regression = LinearRegression(labelCol="riders", tol=1e-9)
+    pipeline = Pipeline(
+        stages=[VectorAssembler(inputCols=["Sparkdiff_Fold", "other"], outputCol="features"), regression]
+    )
+    maps = [{regression.regParam: r} for r in (0.01, 0.1)]
+    spark, own = both(
+        few, estimator=pipeline, estimatorParamMaps=maps, evaluator=RegressionEvaluator(labelCol="riders"), seed=3
+    )
+    np.testing.assert_allclose(found(own), found(spark), rtol=1e-6)
+
+
 # Saved ----------------------------------------------------------------------------------------------------------------
 
 
