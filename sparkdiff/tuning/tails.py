@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from pyspark.ml import PipelineModel, Transformer
+from pyspark.ml import Model, PipelineModel, Transformer
 from pyspark.ml.classification import LogisticRegression
 from pyspark.ml.feature import SQLTransformer
 from pyspark.ml.regression import GeneralizedLinearRegression, LinearRegression
@@ -287,6 +287,11 @@ def model_of(stage: Any, fit: Fit, solution: Solution) -> Any:
 FOLD = "sparkdiff_fold"
 
 
+def _way(stage: Any, params: Mapping[Any, Any]) -> tuple[Any, ...]:
+    """What a stage does to rows. A uid alone does not tell: copies have it, too, and so have all models of an estimator."""
+    return (stage if isinstance(stage, Model) else stage.uid, trie.key(stage.extractParamMap(params)))
+
+
 def across(task: Task, rows: DataFrame, fold: Column, folds: int, kept: Kept | None = None) -> Results:
     """All settings and folds, where no stage before the last one is fitted: each distinct way to it is written once."""
     wanted, out, name = asked(task), {}, FOLD
@@ -299,7 +304,7 @@ def across(task: Task, rows: DataFrame, fold: Column, folds: int, kept: Kept | N
             return
         for child in place.after:
             stage = task.stages[child.position]
-            follow(child, stage.copy(child.params).transform(rows), (*way, stage.uid, trie.key(child.params)))
+            follow(child, stage.copy(child.params).transform(rows), (*way, _way(stage, child.params)))
 
     follow(task.root, rows.withColumn(name, fold), ())
     return out

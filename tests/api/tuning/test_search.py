@@ -196,6 +196,22 @@ def test_rows_of_a_linear_stage_are_written_once_for_all_trials(
     assert len(calls) == 1 and model.summary.trials == 13
 
 
+def test_stages_with_the_same_uid_write_rows_of_their_own(rows: DataFrame) -> None:
+    """A copy of a stage, and two models of one estimator."""
+    one = VectorAssembler(inputCols=NUMBERS[:1], outputCol="f")
+    both = one.copy({one.inputCols: NUMBERS})
+    center = StandardScaler(inputCol="f", outputCol="x", withMean=True, withStd=False)
+    ways = [Pipeline(stages=[a, center.fit(a.transform(rows))]) for a in (one, both)]
+    head = LinearRegression(featuresCol="x", labelCol="riders")
+    judge = RegressionEvaluator(labelCol="riders")
+    space = {head.regParam: [0.0, 0.1]}
+    found = Search(Pipeline(stages=[alternatives(*ways), head]), space=space, evaluator=judge, sampler="grid").fit(rows)
+    for number, way in enumerate(ways):
+        alone = Search(Pipeline(stages=[way, head]), space=space, evaluator=judge, sampler="grid").fit(rows)
+        assert [r["rmse"] for r in found.records[2 * number :][:2]] == pytest.approx([r["rmse"] for r in alone.records])
+    assert found.records[0]["rmse"] > 1.05 * found.records[2]["rmse"]
+
+
 def test_with_folds_all_rows_decide_and_all_rows_fit_what_ships(line: tuple[DataFrame, Search], tmp_path: Path) -> None:
     data, search = line
     weak = LinearRegression(labelCol="riders", regParam=20.0)
