@@ -21,7 +21,7 @@ from sparkdiff.report.progress import Phase
 from sparkdiff.store.digests import hash_of, params_of
 from sparkdiff.store.identity import UntoldError
 from sparkdiff.tuning.checks import check_evaluator
-from sparkdiff.tuning.fits import inside
+from sparkdiff.tuning.fits import inside, leaves_of
 from sparkdiff.tuning.scores import judge_of
 from sparkdiff.tuning.search import folds
 from sparkdiff.tuning.search.alternatives import chosen
@@ -110,7 +110,8 @@ class SearchTask:
         names += ["parallelism"] * (s.pruner is not None)
         pruned = {"resources": resources_of(self.space, s.resource, s.minResource)} if s.pruner is not None else {}
         stages = inside(self.space.estimator)
-        told = [_described(stage) for stage in stages.values()]
+        copies = [s for s in leaves_of(self.space.estimator, lambda _: False) if s is not stages.get(s.uid)]
+        told = [_described(stage) for stage in (*stages.values(), *copies)]
         for i, uid in enumerate(stages):  # a default column bears the uid of the stage that writes it
             told = [text.replace(uid, f"stage{i}") for text in told]
         return {

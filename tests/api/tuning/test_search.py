@@ -9,7 +9,7 @@ import pytest
 from pyspark.ml import Pipeline, PipelineModel
 from pyspark.ml.classification import LogisticRegression
 from pyspark.ml.evaluation import BinaryClassificationEvaluator, MulticlassClassificationEvaluator, RegressionEvaluator
-from pyspark.ml.feature import PCA, Imputer, StandardScaler, VectorAssembler
+from pyspark.ml.feature import PCA, Imputer, Normalizer, StandardScaler, VectorAssembler
 from pyspark.ml.functions import array_to_vector, vector_to_array
 from pyspark.ml.regression import GBTRegressor, LinearRegression, RandomForestRegressor
 from pyspark.sql import DataFrame, SparkSession, functions as F
@@ -319,6 +319,14 @@ def test_a_request_says_all_that_decides_the_trials(rows: DataFrame) -> None:
     ]
     one, other = (request(Pipeline(stages=[scaler, head]), reg) for scaler in scalers)
     assert one != other and one == request(Pipeline(stages=[scalers[0], head]), reg)
+
+    first = VectorAssembler(inputCols=["temp"], outputCol="f")
+    others = [first.copy({first.inputCols: [c], first.outputCol: "g"}) for c in ("temp", "wind")]  # with the same uid
+    place = alternatives(
+        StandardScaler(inputCol="g", outputCol="features"), Normalizer(inputCol="g", outputCol="features")
+    )
+    one, other = (request(Pipeline(stages=[first, copy, place, head]), reg) for copy in others)
+    assert one != other
 
     def default_output() -> Any:
         assembler = VectorAssembler(inputCols=["temp"])
