@@ -41,8 +41,8 @@ def opened(stage: Any) -> bool:
     return type(stage) is Pipeline and stage.isDefined("stages")
 
 
-def inside(stage: Any) -> dict[str, Any]:
-    """By uid a stage and all stages that it holds, such as the classifier of a OneVsRest."""
+def inside(stage: Any, into: Callable[[Any], bool] = lambda stage: True) -> dict[str, Any]:
+    """By uid a stage and all stages that it holds, such as the classifier of a OneVsRest, where `into` looks into its holder."""
     found: dict[str, Any] = {}
 
     def walk(thing: Any) -> None:
@@ -50,7 +50,8 @@ def inside(stage: Any) -> dict[str, Any]:
             if thing.uid in found:
                 return
             found[thing.uid] = thing
-            walk(vars(thing))
+            if into(thing):
+                walk(vars(thing))
         elif isinstance(thing, dict):
             walk([*thing.values()])
         elif isinstance(thing, (list, tuple)):

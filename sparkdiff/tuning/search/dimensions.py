@@ -13,6 +13,8 @@ from sparkdiff.tuning.search.space import MOST, Choice, Distribution, Integer, U
 
 Configuration = dict[str, Any]
 """By name a value: of a Param, or the name of a stage."""
+Choices = tuple[tuple[str, str], ...]
+"""Alternatives by name, and the stage that is chosen of each."""
 
 
 @dataclass(frozen=True)
@@ -23,17 +25,18 @@ class Dimension:
         name: as trials and studies name it; the same in each process, unlike uids.
         param: the Param that is set; None: which of some alternatives.
         place: uid of those alternatives.
-        when: (name, value) of the alternatives under which it is searched at all.
+        when: (name, value) of the alternatives under which it is searched at all, for each way to it; always where there is none.
     """
 
     name: str
     distribution: Distribution
     param: Any = None
     place: str = ""
-    when: tuple[tuple[str, str], ...] = ()
+    when: tuple[Choices, ...] = ()
 
     def active(self, configuration: Mapping[str, Any]) -> bool:
-        return all(configuration.get(name) == value for name, value in self.when)
+        ways = (all(configuration.get(name) == value for name, value in way) for way in self.when)
+        return not self.when or any(ways)
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ class SearchSpace:
             Dimension(
                 _place_name(place, estimator), Choice(tuple(place.names())), place=place.uid, when=where[place.uid]
             )
-            for place in places(estimator)
+            for place in reversed({place.uid: place for place in reversed(places(estimator))}.values())
         ]
         for param, given in space.items():
             if not hasattr(param, "parent"):
@@ -203,11 +206,17 @@ def _place_name(place: Alternatives, estimator: Any) -> str:
     return f"stage of {', '.join(mine) or 'alternatives'}{number}"
 
 
-def _conditions(estimator: Any) -> dict[str, tuple[tuple[str, str], ...]]:
-    """By uid under which choices a stage is a part of the estimator at all; stages outside of alternatives are not named."""
-    found: dict[str, tuple[tuple[str, str], ...]] = {}
-    for place in places(estimator):  # an outer one first
-        name, above = _place_name(place, estimator), found.setdefault(place.uid, ())
-        for option, stage in zip(place.names(), place.getStages(), strict=True):
-            found.update(dict.fromkeys(inside(stage), (*above, (name, option))))
-    return found
+def _conditions(estimator: Any) -> dict[str, tuple[Choices, ...]]:
+    """By uid each way of choosing that makes a stage a part of the estimator; none for a stage that always is one."""
+    found: dict[str, list[Choices]] = {}
+
+    def walk(stage: Any, above: Choices) -> None:
+        for uid, held in inside(stage, lambda one: not isinstance(one, Alternatives)).items():
+            found.setdefault(uid, []).append(above)
+            if isinstance(held, Alternatives):
+                name = _place_name(held, estimator)
+                for option, inner in zip(held.names(), held.getStages(), strict=True):
+                    walk(inner, (*above, (name, option)))
+
+    walk(estimator, ())
+    return {uid: () if () in ways else tuple(ways) for uid, ways in found.items()}

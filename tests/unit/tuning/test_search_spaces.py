@@ -105,6 +105,29 @@ def test_a_stage_inside_alternatives_is_asked_about_only_if_it_is_chosen() -> No
     assert head.getOrDefault("featuresCol") == "s" and len(places(pipeline)) == 1 and not places(empty)
 
 
+def test_a_stage_of_several_alternatives_is_asked_about_under_each() -> None:
+    """With one place in the other, which a later alternative holds, too."""
+    scale, shift, head = Scale(write="a"), Shift("a"), Head()
+    inner = alternatives(Scale("a"), shift)
+    pipeline = Pipeline(
+        stages=[
+            alternatives(Pipeline(stages=[scale, inner]), Pipeline(stages=[scale, shift]), Scale()),
+            alternatives(Pipeline(stages=[inner]), Shift()),
+            head,
+        ]
+    )
+    space = SearchSpace.of(pipeline, {scale.factor: [1.0, 2.0], shift.factor: [1.0, 2.0]})
+    first, second, third = (q.name for q in space.dimensions[:3])
+    assert [q.place for q in space.dimensions[:3]] == [*dict.fromkeys(q.place for q in space.dimensions[:3])]
+    assert third.startswith("stage of s") and space.dimensions[2].place == inner.uid
+    grid = space.grid()
+    for found in grid:
+        assert ("Scale1.factor" in found) == (found[first] != "Scale")
+        assert (third in found) == (found[first] == "Pipeline 0" or found[second] == "Pipeline")
+        assert ("Shift1.factor" in found) == (found.get(third) == "Shift" or found[first] == "Pipeline 1")
+    assert len(grid) == len({str(found) for found in grid})
+
+
 def test_a_grid_lists_each_setting_once() -> None:
     scale, shift, head = Scale(), Shift(), Head()
     space = {head.size: integer(1, 2), shift.factor: choice(1.0, 2.0, 3.0)}

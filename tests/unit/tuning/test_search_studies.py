@@ -24,7 +24,7 @@ SPACE = SearchSpace(
         Dimension("x", loguniform(1e-5, 1), param=1),
         Dimension("n", integer(1, 20), param=1),
         Dimension("k", choice("a", "b"), param=1),
-        Dimension("only a", uniform(0, 1), param=1, when=(("k", "a"),)),
+        Dimension("only a", uniform(0, 1), param=1, when=((("k", "a"),),)),
     ),
 )  # fmt: skip
 CHOICES = SearchSpace(None, tuple(Dimension(q.name, choice(1, 2, 3), param=1) for q in SPACE.dimensions[:2]))
