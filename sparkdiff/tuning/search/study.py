@@ -103,11 +103,20 @@ class Study:
             asked = (
                 number < len(known) and known[number].state.name != "WAITING"
             )  # before a kill: what it has been told already is told again
-            trial = optuna.trial.Trial(self.study, known[number]._trial_id) if asked else self.study.ask()
+            trial = self._again(known[number]) if asked else self.study.ask()
             assert trial.number == number
             configuration = self.plan.space.sample(lambda q: suggested(trial, q.name, q.distribution))
         self.asked[number] = trial
         return Trial(number, configuration, "running")
+
+    def _again(self, begun: Any) -> Any:
+        """A trial that runs again. What a kill kept from it is drawn as it would have been, after what it has."""
+        trial = optuna.trial.Trial(self.study, begun._trial_id)
+        drawn_together = {*trial.relative_params, *begun.system_attrs.get("fixed_params", ())}
+        for name, distribution in begun.distributions.items():
+            if name not in drawn_together and not distribution.single():  # else no random number was used
+                self.study.sampler.sample_independent(self.study, begun, name, distribution)
+        return trial
 
     def tell(self, number: int, found: Found) -> None:
         """Store what came of a trial."""

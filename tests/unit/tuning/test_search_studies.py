@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from sparkdiff import InputError, choice, integer, loguniform, uniform
+from sparkdiff.tuning.search import study
 from sparkdiff.tuning.search.dimensions import Dimension, SearchSpace
 from sparkdiff.tuning.search.samplers import NAMES, Plan, check_sampler
 from sparkdiff.tuning.search.study import Found, Study, opened
@@ -179,6 +180,29 @@ def test_a_killed_study_goes_on_as_if_it_had_never_stopped(name: str, killed: Pa
         assert told(study) == told(undisturbed)
     with opened(folder, REQUEST):
         assert told(Study(plan(name, total=24, parallelism=3), folder)) == told(undisturbed)
+
+
+@pytest.mark.parametrize("name", ["random", "recursiveRandom", *KILLED])
+def test_a_trial_that_was_killed_between_two_values_gets_those_that_it_would_have_had(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    undisturbed = Study(plan(name, total=24))
+    finish(undisturbed)
+    left, draw = iter(range(5)), study.suggested
+
+    def suggested(*given: Any) -> Any:
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        return draw(*given)
+
+    with monkeypatch.context() as m:
+        m.setattr(study, "suggested", suggested)
+        with pytest.raises(KeyboardInterrupt):
+            finish(Study(plan(name, total=24), tmp_path))
+    resumed = Study(plan(name, total=24), tmp_path)
+    assert resumed.trials()[-1].state == "running" and 0 < len(resumed.trials()[-1].configuration) < 3
+    finish(resumed)
+    assert told(resumed) == told(undisturbed)
 
 
 def test_a_study_can_be_watched_while_it_runs(tmp_path: Path) -> None:
