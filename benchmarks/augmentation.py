@@ -29,7 +29,6 @@ from torch import Tensor
 
 from sparkdiff.data.fingerprint import SHARDS
 from sparkdiff.data.stream import CachedFile, Column, Manifest, Stream
-from sparkdiff.device import CPU
 from sparkdiff.evaluation.data import Data
 from sparkdiff.evaluation.scores import score
 from sparkdiff.options import Options
@@ -39,6 +38,7 @@ from sparkdiff.stages.linear import GeneralizedLinearRegression, LogisticRegress
 from sparkdiff.stages.projection import PCA
 from sparkdiff.stages.scaling import StandardScaler
 from sparkdiff.stages.trainable import LabelStats
+from sparkdiff.tensors.device import CPU
 from sparkdiff.training import augmentation
 from sparkdiff.training.distributed.worker import objectives
 from sparkdiff.training.loop import Training, train

@@ -49,11 +49,11 @@ from torch import Tensor
 from tree_forward import nodes_of
 
 from sparkdiff.data.stream import Stream
-from sparkdiff.device import CPU, Place, home, module_of, moved, place, why_no_gpu
 from sparkdiff.errors import InputError
 from sparkdiff.evaluation.data import Data, rows_at_once
 from sparkdiff.evaluation.scores import Score, score
 from sparkdiff.stages.trees import RandomForestRegression
+from sparkdiff.tensors.device import CPU, Place, home, module_of, moved, place, why_no_gpu
 from sparkdiff.training.distributed.worker import objectives
 from sparkdiff.training.loop import Training, train
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from common import ROOT, markdown, surroundings
 
-from sparkdiff.device import gpus, why_no_gpu
+from sparkdiff.tensors.device import gpus, why_no_gpu
 
 
 @dataclasses.dataclass(frozen=True)

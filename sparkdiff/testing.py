@@ -17,11 +17,11 @@ from sparkdiff.pipeline.names import casefolding, named, unquoted
 from sparkdiff.pipeline.parity import SINGLE, TOLERANCE, differences
 from sparkdiff.pipeline.translation import field_of
 from sparkdiff.pipeline.write_back import written
-from sparkdiff.rows import Nulls, Rows, dense
 from sparkdiff.stages.base import NULL, REGISTRY, StageModule, class_name, columns_of
 from sparkdiff.stages.fields import FieldReader, StaysInSparkError
 from sparkdiff.stages.predictor import Predictor
 from sparkdiff.stages.prepared import Prepared
+from sparkdiff.tensors.rows import Nulls, Rows, dense
 
 ROWS_AT_ONCE = 4096
 SEED = 7

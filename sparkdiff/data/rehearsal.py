@@ -27,7 +27,7 @@ from sparkdiff.jvm.plans import plan_facts
 from sparkdiff.jvm.sessions import VERSION
 from sparkdiff.pipeline.graph import Version, null_of
 from sparkdiff.pipeline.schema import is_plain
-from sparkdiff.rows import SparseRows, offsets_of
+from sparkdiff.tensors.rows import SparseRows, offsets_of
 
 SAMPLE, TIMED = 2_000, 40_000
 """Rows that are collected, and rows that Spark is timed on."""

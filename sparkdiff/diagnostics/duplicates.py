@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sparkdiff.rows import Rows, SparseRows, matrix
+from sparkdiff.tensors.rows import Rows, SparseRows, matrix
 
 MOST_HASHES = 1 << 22  # that are kept; of more rows a sample by hash
 ERRORS = 4.0  # standard errors above chance

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from sparkdiff.rows import Rows, SparseRows
+from sparkdiff.tensors.rows import Rows, SparseRows
 
 FAR, NEXT = 30.0, 5.0  # times the others' root mean square, and times the next value: an outlier that stands alone
 FARTHEST = 1000.0  # times the others' root mean square: whatever its neighbours are

@@ -23,8 +23,8 @@ from sparkdiff.objectives.losses import Objective, resolve
 from sparkdiff.options import Options
 from sparkdiff.pipeline.graph import Version
 from sparkdiff.pipeline.network import Network
-from sparkdiff.rows import Rows, SparseRows, below, matrix, taken
 from sparkdiff.stages.trainable import LabelStats
+from sparkdiff.tensors.rows import Rows, SparseRows, below, matrix, taken
 
 TRAIN, VALIDATION = "train", "validation"
 SAMPLE_ROWS, SAMPLE_ENTRIES = (

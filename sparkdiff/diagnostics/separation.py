@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sparkdiff.objectives.lbfgs import LBFGS
-from sparkdiff.rows import Rows, SparseRows, matrix, taken, width
+from sparkdiff.tensors.rows import Rows, SparseRows, matrix, taken, width
 
 LEAST = 30
 """Rows of a class, or rows that differ from a feature's most frequent value, below which nothing is said."""

@@ -28,9 +28,9 @@ from sparkdiff.pipeline.names import named, unused
 from sparkdiff.pipeline.nesting import flatten
 from sparkdiff.pipeline.network import Network
 from sparkdiff.pipeline.parity import Parity, compare, outputs_of, run_in_spark
-from sparkdiff.rows import Rows, SparseRows, below, dense, taken
 from sparkdiff.stages.prepared import Prepared
 from sparkdiff.store.files import moved, room
+from sparkdiff.tensors.rows import Rows, SparseRows, below, dense, taken
 
 PARITY_ROWS = 10_000
 DENSE_ENTRIES = 1 << 26

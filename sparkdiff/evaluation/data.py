@@ -9,11 +9,11 @@ from torch import Tensor
 
 from sparkdiff.data.blocks import MAX_BLOCKS
 from sparkdiff.data.stream import Batch, Prepare, Stream
-from sparkdiff.device import Place
 from sparkdiff.pipeline.graph import Version
 from sparkdiff.pipeline.network import Network, fixed_versions, routed_versions
-from sparkdiff.rows import Rows, SparseRows
-from sparkdiff.team import ALONE, Team
+from sparkdiff.tensors.device import Place
+from sparkdiff.tensors.rows import Rows, SparseRows
+from sparkdiff.tensors.team import ALONE, Team
 
 EVAL_ROWS, SPARSE_ROWS = 8192, 1024
 """Number of rows that are measured at the same time; fewer for sparse rows, which need a dozen temporaries."""

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from sparkdiff.pipeline.graph import Version
 from sparkdiff.pipeline.network import Network
-from sparkdiff.rows import Rows, SparseRows, width
 from sparkdiff.stages.assembling import VectorAssembler
 from sparkdiff.stages.encoding import OneHotEncoder
+from sparkdiff.tensors.rows import Rows, SparseRows, width
 
 
 def entering(network: Network) -> list[Version]:

@@ -8,9 +8,9 @@ from torch import Tensor
 from sparkdiff.evaluation.data import Data
 from sparkdiff.pipeline.graph import LEAVES, Version
 from sparkdiff.pipeline.network import Network, fixed_versions
-from sparkdiff.rows import Rows, SparseRows, dense, matrix, taken, width
 from sparkdiff.stages.base import StageModule
 from sparkdiff.stages.trainable import FeatureStats
+from sparkdiff.tensors.rows import Rows, SparseRows, dense, matrix, taken, width
 
 VALUES = 1 << 15
 """Number of distinct values of a feature that are kept."""

@@ -11,8 +11,8 @@ from sparkdiff.errors import InputError
 from sparkdiff.evaluation.data import Data, scalar
 from sparkdiff.pipeline.graph import Graph, Version
 from sparkdiff.pipeline.network import Network
-from sparkdiff.rows import Rows
 from sparkdiff.stages.predictor import Predictor
+from sparkdiff.tensors.rows import Rows
 
 ROW_VERSION: Version = (ROW, -1)
 """The hash of the row among the columns of a cache that has it (`Request.keyed`)."""

@@ -15,10 +15,10 @@ from sparkdiff.evaluation.recorded import Predicts
 from sparkdiff.objectives.losses import zero_margin
 from sparkdiff.objectives.metrics import Metric, influence
 from sparkdiff.pipeline.network import Network
-from sparkdiff.rows import SparseRows, on_gpu, taken
 from sparkdiff.stages.predictor import Predictor
 from sparkdiff.stages.projection import PCA
-from sparkdiff.team import ALONE, Team
+from sparkdiff.tensors.rows import SparseRows, on_gpu, taken
+from sparkdiff.tensors.team import ALONE, Team
 
 
 @dataclasses.dataclass(frozen=True)

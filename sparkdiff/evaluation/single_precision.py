@@ -3,12 +3,12 @@
 import torch
 
 from sparkdiff.data.splits import VALIDATION
-from sparkdiff.device import moved, place
 from sparkdiff.errors import InputError
 from sparkdiff.evaluation.data import Data
 from sparkdiff.pipeline.network import Network
 from sparkdiff.pipeline.parity import Parity, differences
-from sparkdiff.rows import Rows, SparseRows
+from sparkdiff.tensors.device import moved, place
+from sparkdiff.tensors.rows import Rows, SparseRows
 
 MARGIN = "margin"
 MOST = 1e-3

@@ -4,7 +4,6 @@ import dataclasses
 from typing import Any
 
 from sparkdiff.data.soft_labels import Hardened
-from sparkdiff.device import place
 from sparkdiff.errors import InputError
 from sparkdiff.options import Options
 from sparkdiff.pipeline.cut import Cut, analyse
@@ -15,6 +14,7 @@ from sparkdiff.pipeline.schema import SchemaOrRows
 from sparkdiff.stages.base import columns_of
 from sparkdiff.stages.forest import Trees
 from sparkdiff.stages.predictor import Predictor
+from sparkdiff.tensors.device import place
 
 
 @dataclasses.dataclass(frozen=True)

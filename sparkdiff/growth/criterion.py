@@ -13,7 +13,7 @@ from sparkdiff.objectives.metrics import Metric
 from sparkdiff.options import Options
 from sparkdiff.stages.predictor import Predictor
 from sparkdiff.stages.trainable import LabelStats
-from sparkdiff.team import ALONE
+from sparkdiff.tensors.team import ALONE
 
 LEAST = 1e-6
 """Curvature at least, as a share of its mean, so that rows that are all but certain don't make steps endless."""

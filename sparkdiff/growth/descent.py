@@ -15,7 +15,7 @@ from torch import Tensor
 from sparkdiff.growth.criterion import Criterion
 from sparkdiff.growth.part import Trainer
 from sparkdiff.growth.table import Split, Table
-from sparkdiff.rows import Rows, SparseRows
+from sparkdiff.tensors.rows import Rows, SparseRows
 from sparkdiff.training import optimizers
 
 SMALLEST, USUAL = 16, 128

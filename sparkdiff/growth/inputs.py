@@ -18,8 +18,8 @@ from sparkdiff.growth.table import Column, Split, Table
 from sparkdiff.pipeline.cut import Cut, CutColumn
 from sparkdiff.pipeline.graph import Graph, Version, Vertex
 from sparkdiff.pipeline.schema import known_fields
-from sparkdiff.rows import Rows, below
 from sparkdiff.stages.linear import GeneralizedLinearRegression, LinearRegression, LogisticRegression
+from sparkdiff.tensors.rows import Rows, below
 
 LINEAR = (GeneralizedLinearRegression, LinearRegression, LogisticRegression)
 """Stages that a grown pipeline can end in."""

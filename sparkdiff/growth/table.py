@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from sparkdiff.rows import Rows, SparseRows
+from sparkdiff.tensors.rows import Rows, SparseRows
 
 LINE = 64
 """Bytes of a line of memory, where torch's own tensors begin."""

@@ -12,7 +12,6 @@ from pyspark.ml import PipelineModel
 
 from sparkdiff import jvm
 from sparkdiff.data.splits import REFERENCE, TEST, VALIDATION, Boundaries, Source
-from sparkdiff.device import gpus
 from sparkdiff.errors import InputError
 from sparkdiff.evaluation.recorded import Recorded, recorded
 from sparkdiff.evaluation.scores import Score
@@ -33,6 +32,7 @@ from sparkdiff.pipeline.nesting import flatten
 from sparkdiff.pipeline.parity import Parity
 from sparkdiff.report import Phases
 from sparkdiff.store.run_folder import TRAININGS
+from sparkdiff.tensors.device import gpus
 from sparkdiff.tuning.solvers.threads import idle_cores
 
 CORES = 2

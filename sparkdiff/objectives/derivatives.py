@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sparkdiff.rows import on_gpu
 from sparkdiff.stages.predictor import Predictor
+from sparkdiff.tensors.rows import on_gpu
 
 Derivative = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """(margin (K, n) or (K, n, k), label (n,)) -> loss (K, n) and its derivative by the margin, shaped like it."""

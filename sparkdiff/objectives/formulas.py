@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sparkdiff.rows import on_gpu
+from sparkdiff.tensors.rows import on_gpu
 
 TINY = 1e-300
 KERNEL_WIDTH = 0.2  # of the confidences in MMCE, as in Kumar et al. (2018)

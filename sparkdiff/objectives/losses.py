@@ -22,9 +22,9 @@ from sparkdiff.objectives.formulas import (
     probabilities,
 )
 from sparkdiff.options import callable_name
-from sparkdiff.rows import on_gpu
 from sparkdiff.stages.predictor import Predictor
 from sparkdiff.stages.trainable import LabelStats
+from sparkdiff.tensors.rows import on_gpu
 
 REGRESSION = ("squared", "absolute", "huber", "quantile", "poisson", "gamma", "tweedie")
 CLASSIFICATION = ("logLoss", "hinge", "focal", "cost", "auc", "mmce")

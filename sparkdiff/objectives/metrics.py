@@ -35,9 +35,9 @@ from sparkdiff.objectives.losses import (
     resolve as resolve_loss,
 )
 from sparkdiff.options import Options
-from sparkdiff.rows import running_sum
 from sparkdiff.stages.predictor import Predictor
 from sparkdiff.stages.trainable import LabelStats
+from sparkdiff.tensors.rows import running_sum
 
 DEFAULTS = {"auc": "areaUnderROC", "cost": "expectedCost"}
 """The metric that is measured for a loss, for example the quantity that a smooth loss bounds."""

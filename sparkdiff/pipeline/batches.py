@@ -9,12 +9,10 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from sparkdiff.device import Place, moved
 from sparkdiff.errors import InputError
 from sparkdiff.pipeline.columns import VECTOR, from_arrow, is_scalar, to_arrow
 from sparkdiff.pipeline.graph import Version, null_of
 from sparkdiff.pipeline.network import Network
-from sparkdiff.rows import Rows
 from sparkdiff.stages.assembling import VectorAssembler
 from sparkdiff.stages.encoding import OneHotEncoder
 from sparkdiff.stages.factorization_machine import FMClassification, FMRegression
@@ -24,6 +22,8 @@ from sparkdiff.stages.perceptron import MultilayerPerceptron
 from sparkdiff.stages.projection import DCT, PCA
 from sparkdiff.stages.scaling import MaxAbsScaler, MinMaxScaler, Standardizer
 from sparkdiff.stages.weighing import ElementwiseProduct, Normalizer
+from sparkdiff.tensors.device import Place, moved
+from sparkdiff.tensors.rows import Rows
 
 TAKE_ALL = (
     Trees, LinearMargin, LogisticRegression, MultilayerPerceptron, FMRegression, FMClassification, Standardizer, MaxAbsScaler,

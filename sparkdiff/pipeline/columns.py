@@ -15,8 +15,8 @@ from pyspark.sql.types import ArrayType, DoubleType, StringType, StructField, St
 from sparkdiff.errors import InputError
 from sparkdiff.jvm import stores
 from sparkdiff.pipeline.names import named
-from sparkdiff.rows import Rows, SparseRows, offsets_of
 from sparkdiff.stages.base import NULL
+from sparkdiff.tensors.rows import Rows, SparseRows, offsets_of
 
 VECTOR = pa.struct(
     [("type", pa.int8()), ("size", pa.int32()), ("indices", pa.list_(pa.int32())), ("values", pa.list_(pa.float64()))]

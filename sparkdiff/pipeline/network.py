@@ -14,11 +14,11 @@ from sparkdiff.errors import InputError, check_dataframe, did_you_mean
 from sparkdiff.pipeline.cut import analyse
 from sparkdiff.pipeline.graph import LEAVES, Graph, Version, null_of
 from sparkdiff.pipeline.schema import SchemaOrRows
-from sparkdiff.rows import Rows, SparseRows, width
 from sparkdiff.stages.base import StageModule
 from sparkdiff.stages.fields import FieldReader
 from sparkdiff.stages.forest import Trees
 from sparkdiff.stages.predictor import Predictor
+from sparkdiff.tensors.rows import Rows, SparseRows, width
 
 
 class Network(nn.Module):

@@ -22,10 +22,10 @@ from sparkdiff.pipeline.nesting import flatten
 from sparkdiff.pipeline.network import Network, seeing, translate
 from sparkdiff.pipeline.schema import check_columns
 from sparkdiff.report import Section, Shown, Strong, Table, as_html
-from sparkdiff.rows import Rows, SparseRows, dense, width
 from sparkdiff.stages.base import NULL, columns_of
 from sparkdiff.stages.predictor import Predictor
 from sparkdiff.store.files import room
+from sparkdiff.tensors.rows import Rows, SparseRows, dense, width
 
 TOLERANCE = 1e-9
 SINGLE = 1e-6

@@ -7,10 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparkdiff.rows import Rows
 from sparkdiff.serving.schedule import Schedule, Step, TorchStep, Values
 from sparkdiff.stages.forest import Trees
 from sparkdiff.stages.trees import RandomForestClassification
+from sparkdiff.tensors.rows import Rows
 
 PAIRS = 4096
 """Rows times trees up to which this is faster."""

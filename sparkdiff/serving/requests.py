@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sparkdiff.errors import InputError, did_you_mean, kind_of
 from sparkdiff.pipeline.columns import VECTOR, WIDE, from_arrow, to_arrow
-from sparkdiff.rows import Rows, SparseRows, offsets_of
+from sparkdiff.tensors.rows import Rows, SparseRows, offsets_of
 
 WHOLE = ("tinyint", "smallint", "int", "bigint")
 

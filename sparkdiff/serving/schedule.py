@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from sparkdiff.errors import InputError
-from sparkdiff.rows import Rows, SparseRows, width
 from sparkdiff.serving.requests import DictRows, Source, Table, numbers, objects, shown, value_of
 from sparkdiff.serving.text.base import BadValueError, TextStage, as_objects
 from sparkdiff.stages.base import StageModule
+from sparkdiff.tensors.rows import Rows, SparseRows, width
 
 NOWHERE = -1
 """The place of a value that nobody reads."""

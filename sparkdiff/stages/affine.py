@@ -6,8 +6,8 @@ from typing import NamedTuple, TypeVar
 
 from torch import Tensor
 
-from sparkdiff.rows import Rows, scaled
 from sparkdiff.stages.base import StageModule, parameter
+from sparkdiff.tensors.rows import Rows, scaled
 
 Stage = TypeVar("Stage", bound=StageModule)
 Parameters = Mapping[str, Tensor]

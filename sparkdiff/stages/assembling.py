@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from sparkdiff.errors import InputError
-from sparkdiff.rows import Rows, SparseRows, known_any, offsets_of
 from sparkdiff.stages.affine import Affine, AffineForm, Parameters
 from sparkdiff.stages.base import register
+from sparkdiff.tensors.rows import Rows, SparseRows, known_any, offsets_of
 
 FEW = 16
 """Rows that are looked at all at once."""

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from sparkdiff import jvm
 from sparkdiff.errors import InputError, check_type, kind_of
-from sparkdiff.rows import Nulls, Rows
 from sparkdiff.stages.trainable import Trainable
+from sparkdiff.tensors.rows import Nulls, Rows
 
 REGISTRY: "dict[str, type[StageModule]]" = {}
 UNTRANSLATED: "dict[str, Untranslated]" = {}

@@ -8,13 +8,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sparkdiff.errors import InputError
-from sparkdiff.rows import Rows, SparseRows, dense, known_any, taken
 from sparkdiff.stages.affine import Affine, AffineForm, MatrixProduct, Parameters
 from sparkdiff.stages.base import parameter, register, tensor
 from sparkdiff.stages.constraints import Constraint, LogProbabilities, Positive
 from sparkdiff.stages.linear import coefficient_units, product
 from sparkdiff.stages.predictor import ProbabilisticClassifier, softmax
 from sparkdiff.stages.trainable import SUPPORT, FeatureStats, LabelStats
+from sparkdiff.tensors.rows import Rows, SparseRows, dense, known_any, taken
 
 ENTRIES = 1 << 22
 """Entries of a dense block of rows (32 MiB of doubles)."""

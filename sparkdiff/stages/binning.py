@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from sparkdiff import jvm
 from sparkdiff.errors import InputError
 from sparkdiff.jvm import encoders as spark
-from sparkdiff.rows import Nulls, Rows, SparseRows, dense, known_any, on_gpu
 from sparkdiff.stages.base import StageModule, each_column, register, tensor
 from sparkdiff.stages.constraints import Constraint, Ordered
 from sparkdiff.stages.trainable import FeatureStats, LabelStats
+from sparkdiff.tensors.rows import Nulls, Rows, SparseRows, dense, known_any, on_gpu
 
 SHARPNESS = 0.3
 """tau in standard deviations of what is compared, and so a threshold's unit."""

@@ -5,7 +5,7 @@ stage.
 import torch
 from torch import Tensor
 
-from sparkdiff.rows import running_sum
+from sparkdiff.tensors.rows import running_sum
 
 
 class Constraint:

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from sparkdiff.jvm import word2vec as vocabularies
-from sparkdiff.rows import Rows, SparseRows
 from sparkdiff.stages.affine import AffineForm, MatrixProduct, Parameters
 from sparkdiff.stages.base import parameter, register
 from sparkdiff.stages.prepared import Prepared
 from sparkdiff.stages.trainable import FeatureStats, LabelStats
+from sparkdiff.tensors.rows import Rows, SparseRows
 
 
 @register("pyspark.ml.feature.Word2VecModel")

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparkdiff.rows import Rows, SparseRows, offsets_of
 from sparkdiff.stages.base import StageModule, register
+from sparkdiff.tensors.rows import Rows, SparseRows, offsets_of
 
 CPU = torch.device("cpu")
 

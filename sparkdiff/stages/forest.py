@@ -8,15 +8,15 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from sparkdiff.device import moved
 from sparkdiff.jvm import trees as spark
 from sparkdiff.jvm.nodes import Nodes
-from sparkdiff.rows import Rows, SparseRows, on_gpu
 from sparkdiff.stages.base import parameter, tensor
 from sparkdiff.stages.gates import SHARPNESS, Gates, StraightThrough
 from sparkdiff.stages.predictor import Predictor
 from sparkdiff.stages.routing import Router
 from sparkdiff.stages.trainable import SUPPORT, FeatureStats, LabelStats
+from sparkdiff.tensors.device import moved
+from sparkdiff.tensors.rows import Rows, SparseRows, on_gpu
 
 MANY = 20
 """With more trees than this, the leaves of each tree move less, so that a step of all trees keeps its size."""

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from sparkdiff.rows import Rows
 from sparkdiff.stages.affine import Unchanged
 from sparkdiff.stages.base import StageModule, leave_in_spark, register
+from sparkdiff.tensors.rows import Rows
 
 leave_in_spark(
     "pyspark.ml.feature.RFormulaModel",

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from sparkdiff.jvm.nodes import Nodes
-from sparkdiff.rows import Rows, SparseRows, on_gpu
 from sparkdiff.stages.routing import Subsets
+from sparkdiff.tensors.rows import Rows, SparseRows, on_gpu
 
 SHARPNESS = 0.3
 """tau in standard deviations of the feature."""

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from sparkdiff.jvm import encoders as spark
-from sparkdiff.rows import Nulls
 from sparkdiff.stages.base import parameter, register, tensor
 from sparkdiff.stages.fields import Field, FieldReader, StaysInSparkError
 from sparkdiff.stages.trainable import SUPPORT, FeatureStats, LabelStats
+from sparkdiff.tensors.rows import Nulls
 
 WHOLE = ("tinyint", "smallint", "int", "bigint")
 

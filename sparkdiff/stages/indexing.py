@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from sparkdiff.errors import InputError
-from sparkdiff.rows import Rows, SparseRows, on_gpu, width
 from sparkdiff.stages.base import StageModule, register
+from sparkdiff.tensors.rows import Rows, SparseRows, on_gpu, width
 
 
 @register("pyspark.ml.feature.VectorIndexerModel")

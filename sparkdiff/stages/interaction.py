@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from sparkdiff.errors import InputError
-from sparkdiff.rows import Rows, SparseRows, dense, known_any, offsets_of, on_gpu, width
 from sparkdiff.stages.base import register
 from sparkdiff.stages.encoding import SPARSE_FROM
 from sparkdiff.stages.fields import UNDECIDED, Field, FieldReader, StaysInSparkError
+from sparkdiff.tensors.rows import Rows, SparseRows, dense, known_any, offsets_of, on_gpu, width
 
 
 @register("pyspark.ml.feature.Interaction")

@@ -8,11 +8,11 @@ from torch import Tensor
 
 from sparkdiff.errors import InputError
 from sparkdiff.jvm import mllib
-from sparkdiff.rows import Nulls, Rows, SparseRows, on_gpu
 from sparkdiff.stages.base import parameter, register, tensor
 from sparkdiff.stages.constraints import Constraint, Ordered
 from sparkdiff.stages.predictor import LeastSquares
 from sparkdiff.stages.trainable import FeatureStats, LabelStats
+from sparkdiff.tensors.rows import Nulls, Rows, SparseRows, on_gpu
 
 EDGES = 1000
 """Rows on which parity is checked on the boundaries."""

@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sparkdiff.rows import Rows, on_gpu
 from sparkdiff.stages.base import StageModule, columns_of, tensor
 from sparkdiff.stages.trainable import LabelStats
+from sparkdiff.tensors.rows import Rows, on_gpu
 
 
 class Predictor(StageModule):

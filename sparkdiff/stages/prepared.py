@@ -2,8 +2,8 @@
 
 from typing import Any, ClassVar
 
-from sparkdiff.rows import Rows
 from sparkdiff.stages.base import StageModule
+from sparkdiff.tensors.rows import Rows
 
 
 class Prepared(StageModule):

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparkdiff.rows import Rows, SparseRows, dense
 from sparkdiff.stages.affine import Affine, AffineForm, MatrixProduct, Parameters
 from sparkdiff.stages.base import parameter, register, tensor
 from sparkdiff.stages.trainable import FeatureStats, LabelStats
+from sparkdiff.tensors.rows import Rows, SparseRows, dense
 
 
 @register("pyspark.ml.feature.PCAModel")

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sparkdiff.jvm.nodes import Array, Nodes
-from sparkdiff.rows import SparseRows, on_gpu, width
+from sparkdiff.tensors.rows import SparseRows, on_gpu, width
 
 PAIRS = 65_536
 """Rows times trees that are under way at a time: what a level reads and writes then stays in the processor's cache."""

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from sparkdiff.errors import InputError
-from sparkdiff.rows import Rows, dense, scaled
 from sparkdiff.stages.affine import Affine, AffineForm, NotSparseError, Parameters, with_buffers
 from sparkdiff.stages.base import parameter, register, tensor
 from sparkdiff.stages.trainable import FeatureStats, LabelStats
+from sparkdiff.tensors.rows import Rows, dense, scaled
 
 
 def at_columns(scaler: Any, columns: Tensor | None) -> Affine:

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from sparkdiff.errors import InputError
-from sparkdiff.rows import Rows, SparseRows, on_gpu, width
 from sparkdiff.stages.affine import Affine, AffineForm, Parameters, Unchanged, with_buffers
 from sparkdiff.stages.base import register
 from sparkdiff.stages.fields import UNDECIDED, UNKNOWN_SLOT, Field, FieldReader, StaysInSparkError
+from sparkdiff.tensors.rows import Rows, SparseRows, on_gpu, width
 
 
 class Selection(Affine):

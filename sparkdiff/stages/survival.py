@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from sparkdiff.errors import InputError
-from sparkdiff.rows import Rows, known_any
 from sparkdiff.stages.affine import AffineForm, Parameters
 from sparkdiff.stages.base import columns_of, parameter, register, tensor
 from sparkdiff.stages.linear import LinearMargin
 from sparkdiff.stages.trainable import LabelStats
+from sparkdiff.tensors.rows import Rows, known_any
 
 
 @register("pyspark.ml.regression.AFTSurvivalRegressionModel")

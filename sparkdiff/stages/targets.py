@@ -8,9 +8,9 @@ from torch import Tensor
 from sparkdiff.errors import InputError
 from sparkdiff.jvm import encoders as spark
 from sparkdiff.jvm.encoders import Statistics
-from sparkdiff.rows import Nulls, known_any
 from sparkdiff.stages.base import StageModule, parameter, register, tensor
 from sparkdiff.stages.trainable import SUPPORT, FeatureStats, LabelStats
+from sparkdiff.tensors.rows import Nulls, known_any
 
 UNSEEN, MISSING = 2147483647.0, -1.0
 """In place of a category: what stands for all that weren't seen, and for null."""

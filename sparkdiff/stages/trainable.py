@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from sparkdiff.errors import InputError
-from sparkdiff.rows import Nulls, Rows
 from sparkdiff.stages.constraints import Constraint, Positive, Rounded
+from sparkdiff.tensors.rows import Nulls, Rows
 
 SUPPORT = 5
 """Training rows that must differ from a feature's usual value, or bear a class, for the parameters about it to train."""

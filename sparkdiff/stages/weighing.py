@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparkdiff.rows import Rows, SparseRows
 from sparkdiff.stages.affine import Factors
 from sparkdiff.stages.base import StageModule, register, tensor
 from sparkdiff.stages.trainable import FeatureStats, LabelStats
+from sparkdiff.tensors.rows import Rows, SparseRows
 
 
 @register("pyspark.ml.feature.Normalizer")

@@ -41,6 +41,7 @@ ALONE = ("numpy", "torch")
 """Modules that belong to the one package of their name, and that almost every network uses."""
 KNOWN_AS = {
     "sparkdiff.jvm.nodes": "sparkdiff.nodes",
+    "sparkdiff.tensors.rows": "sparkdiff.rows",
     "sparkdiff.stages.formula:PrunedColumns": "ColumnPruner",
     "sparkdiff.stages.formula:RewrittenAttributes": "VectorAttributeRewriter",
 }

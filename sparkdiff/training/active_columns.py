@@ -12,9 +12,9 @@ from torch import Tensor
 
 from sparkdiff.pipeline.graph import Version
 from sparkdiff.pipeline.network import Network
-from sparkdiff.rows import Rows, SparseRows, as_sparse
 from sparkdiff.stages.affine import NotSparseError
-from sparkdiff.team import ALONE, Team
+from sparkdiff.tensors.rows import Rows, SparseRows, as_sparse
+from sparkdiff.tensors.team import ALONE, Team
 from sparkdiff.training.affine import AffineNetwork
 from sparkdiff.training.parameters import NaturalUnits, ParameterMatrix, Piece, flattened, named_parameters, trained
 

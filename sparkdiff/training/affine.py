@@ -16,9 +16,9 @@ from torch import Tensor
 
 from sparkdiff.pipeline.graph import LEAVES, Version
 from sparkdiff.pipeline.network import Network, moving_positions, routed_versions
-from sparkdiff.rows import Rows, SparseRows
 from sparkdiff.stages.affine import Affine, NotAffineError, Parameters
 from sparkdiff.stages.forest import Trees
+from sparkdiff.tensors.rows import Rows, SparseRows
 
 
 class Link(NamedTuple):

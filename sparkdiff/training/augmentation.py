@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparkdiff.device import Place, home
 from sparkdiff.pipeline.graph import Version
 from sparkdiff.pipeline.network import Network, routed_versions
-from sparkdiff.rows import Rows, SparseRows, below, taken
 from sparkdiff.stages.trainable import FeatureStats
+from sparkdiff.tensors.device import Place, home
+from sparkdiff.tensors.rows import Rows, SparseRows, below, taken
 from sparkdiff.training.recipes import Recipe
 
 Target = tuple[Tensor, Tensor]

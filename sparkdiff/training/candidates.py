@@ -13,10 +13,10 @@ from sparkdiff.objectives.losses import Batch as BatchLoss, Objective, Rows as R
 from sparkdiff.objectives.metrics import Metric
 from sparkdiff.options import Options
 from sparkdiff.pipeline.graph import LEAVES, Version
-from sparkdiff.rows import Rows, SparseRows, as_sparse
 from sparkdiff.stages.base import StageModule
 from sparkdiff.stages.forest import Trees
-from sparkdiff.team import ALONE, Team
+from sparkdiff.tensors.rows import Rows, SparseRows, as_sparse
+from sparkdiff.tensors.team import ALONE, Team
 from sparkdiff.training import states
 from sparkdiff.training.affine import Slopes, places
 from sparkdiff.training.augmentation import Augmenter, Draw, Target, View

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparkdiff.device import ALONE, abandon, is_short_of_memory, module_of
 from sparkdiff.objectives.losses import Objective
 from sparkdiff.pipeline.graph import Version
-from sparkdiff.rows import Rows
+from sparkdiff.tensors.device import ALONE, abandon, is_short_of_memory, module_of
+from sparkdiff.tensors.rows import Rows
 from sparkdiff.training.augmentation import View
 from sparkdiff.training.candidates import Candidates
 

@@ -5,14 +5,14 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from sparkdiff.device import CPU, Place, home, moved
 from sparkdiff.evaluation.data import Data
 from sparkdiff.evaluation.inputs import widths
 from sparkdiff.options import Options
 from sparkdiff.pipeline.graph import Version
 from sparkdiff.pipeline.network import Network
-from sparkdiff.rows import SparseRows
 from sparkdiff.stages.trainable import FeatureStats
+from sparkdiff.tensors.device import CPU, Place, home, moved
+from sparkdiff.tensors.rows import SparseRows
 from sparkdiff.training.active_columns import ActiveColumns, choose_active_columns, group_size
 from sparkdiff.training.affine import AffineNetwork, affine_network
 from sparkdiff.training.candidates import Candidates, can_be_lazy

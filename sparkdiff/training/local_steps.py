@@ -13,11 +13,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sparkdiff.device import Place
 from sparkdiff.errors import InputError
 from sparkdiff.objectives.losses import Objective
 from sparkdiff.options import Options
-from sparkdiff.team import Team
+from sparkdiff.tensors.device import Place
+from sparkdiff.tensors.team import Team
 from sparkdiff.training.recipes import ONCE_AN_EPOCH, Recipe
 
 SLOWEST = 1e-12

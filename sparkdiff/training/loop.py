@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from sparkdiff.data.stream import Batch, Share
-from sparkdiff.device import Place, home, is_short_of_memory, repeatable
 from sparkdiff.errors import InputError, SparkdiffError
 from sparkdiff.evaluation.data import Data, scalar
 from sparkdiff.evaluation.ledger import Ledger, Trial
@@ -28,8 +27,9 @@ from sparkdiff.objectives.metrics import Metric
 from sparkdiff.options import Options
 from sparkdiff.pipeline.graph import Version
 from sparkdiff.pipeline.network import Network
-from sparkdiff.rows import Rows, taken
 from sparkdiff.stages.trainable import FeatureStats
+from sparkdiff.tensors.device import Place, home, is_short_of_memory, repeatable
+from sparkdiff.tensors.rows import Rows, taken
 from sparkdiff.training import states
 from sparkdiff.training.active_columns import group_size
 from sparkdiff.training.augmentation import Draw

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparkdiff.device import home
+from sparkdiff.tensors.device import home
 
 State = Mapping[str, Any]
 

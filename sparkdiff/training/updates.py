@@ -11,8 +11,8 @@ from torch import Tensor
 
 from sparkdiff.pipeline.graph import Version
 from sparkdiff.pipeline.network import Network, fixed_versions, routed_versions
-from sparkdiff.rows import Rows, SparseRows
-from sparkdiff.team import Team
+from sparkdiff.tensors.rows import Rows, SparseRows
+from sparkdiff.tensors.team import Team
 from sparkdiff.training.active_columns import ActiveColumns
 from sparkdiff.training.affine import AffineNetwork, Slopes
 from sparkdiff.training.parameters import NaturalUnits, ParameterMatrix, flattened, named_parameters, trained

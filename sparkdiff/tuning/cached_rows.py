@@ -20,7 +20,7 @@ from torch import Tensor
 from sparkdiff.errors import InputError
 from sparkdiff.pipeline.columns import read_plain, write_plain
 from sparkdiff.pipeline.names import named
-from sparkdiff.rows import Rows, SparseRows, dense, taken, width
+from sparkdiff.tensors.rows import Rows, SparseRows, dense, taken, width
 from sparkdiff.tuning.scores import Judge
 from sparkdiff.tuning.solvers import Chunk, Setting, Whole, gather
 

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparkdiff.rows import Rows, SparseRows
 from sparkdiff.stages import linear as heads
 from sparkdiff.stages.base import columns_of
+from sparkdiff.tensors.rows import Rows, SparseRows
 from sparkdiff.tuning.cached_rows import CachedRows
 from sparkdiff.tuning.scores import Judge
 from sparkdiff.tuning.solvers import Solution

@@ -23,7 +23,7 @@ from sparkdiff.objectives.losses import number
 from sparkdiff.objectives.metrics import BINARY, MULTICLASS, REGRESSION, Metric
 from sparkdiff.pipeline.columns import read_plain, write_plain
 from sparkdiff.pipeline.names import named
-from sparkdiff.rows import dense
+from sparkdiff.tensors.rows import dense
 
 PIECE = 65536
 """Rows that are read at a time."""

@@ -19,7 +19,7 @@ from sparkdiff import jvm
 from sparkdiff.errors import InputError
 from sparkdiff.pipeline.columns import read_plain, write_plain
 from sparkdiff.pipeline.names import named
-from sparkdiff.rows import dense
+from sparkdiff.tensors.rows import dense
 from sparkdiff.tuning.cached_rows import Reads, classes_told
 from sparkdiff.tuning.column_groups import ColumnPart, parts_of, widths_of
 from sparkdiff.tuning.fits import leaves_of

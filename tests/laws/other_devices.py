@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from sparkdiff import testing
-from sparkdiff.device import CPU, Place, moved
-from sparkdiff.rows import Nulls, Rows, SparseRows, dense
 from sparkdiff.stages.base import StageModule
 from sparkdiff.stages.clustering import GaussianMixture
 from sparkdiff.stages.factorization_machine import Factorized
 from sparkdiff.stages.forest import Trees
+from sparkdiff.tensors.device import CPU, Place, moved
+from sparkdiff.tensors.rows import Nulls, Rows, SparseRows, dense
 
 import fake_gpu  # isort: skip
 

@@ -15,9 +15,9 @@ from sparkdiff import InputError
 from sparkdiff.jvm.rformula import parts
 from sparkdiff.pipeline import schema as attributes
 from sparkdiff.pipeline.graph import Graph, Vertex
-from sparkdiff.rows import dense
 from sparkdiff.stages import formula
 from sparkdiff.stages.selecting import VectorSlicer as Sliced
+from sparkdiff.tensors.rows import dense
 from sparkdiff.testing import LawBroken, check_stage
 
 SLOTS = {

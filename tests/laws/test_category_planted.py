@@ -21,8 +21,8 @@ from sparkdiff.pipeline.columns import read_plain, write_plain
 from sparkdiff.pipeline.graph import Version, null_of
 from sparkdiff.pipeline.network import Network, translate
 from sparkdiff.pipeline.parity import Differences
-from sparkdiff.rows import Nulls, Rows, dense
 from sparkdiff.stages.base import NULL
+from sparkdiff.tensors.rows import Nulls, Rows, dense
 from sparkdiff.testing import LawBroken, check_stage
 
 pytestmark = pytest.mark.once  # whether a fault of our own is noticed: no stack changes it

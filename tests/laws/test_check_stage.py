@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 import sparkdiff
 from sparkdiff import jvm
-from sparkdiff.rows import Rows, dense
 from sparkdiff.stages.base import REGISTRY, StageModule, class_name
+from sparkdiff.tensors.rows import Rows, dense
 from sparkdiff.testing import LawBroken, check_stage, check_stages
 
 

@@ -13,7 +13,7 @@ from stages_and_rows import Fitted, built, one_hot
 from torch import Tensor
 
 import sparkdiff
-from sparkdiff.rows import SparseRows
+from sparkdiff.tensors.rows import SparseRows
 
 WIDTH = 5
 random = np.random.default_rng(0)
@@ -126,7 +126,7 @@ def test_a_sparse_output_raises_no_warning() -> None:
     """torch warns once per process, so this wants a process of its own."""
     code = """
 import torch
-from sparkdiff.rows import SparseRows
+from sparkdiff.tensors.rows import SparseRows
 SparseRows(torch.tensor([0, 1]), torch.ones(2), torch.tensor([0, 2]), 2).to_csr()
 """
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True)

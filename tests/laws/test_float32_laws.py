@@ -13,9 +13,9 @@ from recommender_models import ITEMS, USERS, WORDS, als, documents, fitted, pair
 import sparkdiff
 from sparkdiff import jvm
 from sparkdiff.jvm import als as factors, sessions, word2vec as words
-from sparkdiff.rows import SparseRows
 from sparkdiff.stages.constraints import Rounded
 from sparkdiff.stages.recommendation import FloatProduct
+from sparkdiff.tensors.rows import SparseRows
 from sparkdiff.testing import check_stages
 
 

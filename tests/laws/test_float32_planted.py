@@ -12,11 +12,11 @@ from recommender_models import als, documents, fitted, pairs, word2vec
 from torch import Tensor
 
 from sparkdiff.jvm import als as factors
-from sparkdiff.rows import Rows, SparseRows
 from sparkdiff.stages.base import StageModule
 from sparkdiff.stages.constraints import Rounded
 from sparkdiff.stages.embedding import Word2Vec
 from sparkdiff.stages.recommendation import ALS
+from sparkdiff.tensors.rows import Rows, SparseRows
 from sparkdiff.testing import LawBroken, check_stage
 
 pytestmark = pytest.mark.once  # whether a fault of our own is noticed: no stack changes it

@@ -26,7 +26,6 @@ import sparkdiff
 from sparkdiff import jvm
 from sparkdiff.jvm import mllib
 from sparkdiff.pipeline.network import Network
-from sparkdiff.rows import dense
 from sparkdiff.stages.bayes import Bernoulli, Complement, Gaussian, Multinomial
 from sparkdiff.stages.factorization_machine import Factorized, FMClassification
 from sparkdiff.stages.isotonic import IsotonicRegression as Curve
@@ -34,6 +33,7 @@ from sparkdiff.stages.one_vs_rest import OneVsRest
 from sparkdiff.stages.perceptron import MultilayerPerceptron
 from sparkdiff.stages.support_vector import LinearSVC as SupportVectors
 from sparkdiff.stages.survival import AFTSurvivalRegression as Survival
+from sparkdiff.tensors.rows import dense
 from sparkdiff.testing import LawBroken, check_stage
 
 pytestmark = pytest.mark.once  # whether a fault of our own is noticed: no stack changes it

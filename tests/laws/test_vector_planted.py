@@ -29,9 +29,9 @@ from torch import Tensor
 from sparkdiff.jvm import mllib
 from sparkdiff.pipeline.columns import read_plain, write_plain
 from sparkdiff.pipeline.parity import TOLERANCE
-from sparkdiff.rows import Rows, dense
 from sparkdiff.stages import expanding, projection
 from sparkdiff.stages.base import REGISTRY, StageModule, class_name
+from sparkdiff.tensors.rows import Rows, dense
 from sparkdiff.testing import LawBroken, _compare, _Trial
 
 pytestmark = pytest.mark.once  # whether a fault of our own is noticed: no stack changes it

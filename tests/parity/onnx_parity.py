@@ -11,8 +11,8 @@ import torch
 from sparkdiff.pipeline import parity
 from sparkdiff.pipeline.graph import Version
 from sparkdiff.pipeline.network import Network
-from sparkdiff.rows import Rows, SparseRows, dense
 from sparkdiff.serving.onnx_export import REFUSED, Written
+from sparkdiff.tensors.rows import Rows, SparseRows, dense
 
 
 class InOnnx:

@@ -23,6 +23,7 @@ OLD = [
 KNOWN = {
     "jvm.encoders": ["Statistics"],
     "nodes": ["Nodes"],
+    "rows": ["SparseRows", "dense"],
     "stages.assembling": ["VectorAssembler"],
     "stages.base": ["StageModule"],
     "stages.bayes": ["Gaussian"],
@@ -69,6 +70,7 @@ KNOWN = {
 """What the modules of a training hold, by the names under which runs that may still go on know it."""
 MOVED = {
     "nodes": "jvm.nodes",
+    "rows": "tensors.rows",
     "stages.formula.ColumnPruner": "PrunedColumns",
     "stages.formula.VectorAttributeRewriter": "RewrittenAttributes",
 }

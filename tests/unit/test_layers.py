@@ -14,8 +14,8 @@ pytestmark = pytest.mark.once  # reads the sources
 PACKAGE = Path(__file__).parents[2] / "sparkdiff"
 # From the bottom up: a room, or a module at the package's root, imports those of the lines above its own, and its own room.
 ROOMS = [
-    ["errors", "machine", "rows"],
-    ["device", "team", "jvm", "options", "report"],
+    ["errors", "machine"],
+    ["tensors", "jvm", "options", "report"],
     ["stages", "importers", "store"],
     ["pipeline", "objectives"],
     ["data"],
@@ -45,9 +45,7 @@ NO_SPARK = (
     "stages",
     "diagnostics",
     "store",
-    "rows",
-    "device",
-    "team",
+    "tensors",
     "tuning.solvers",
     "tuning.hypergradients",
 )

@@ -24,7 +24,6 @@ from random_trees import WIDTH as TREE_WIDTH
 from small_networks import F64, glr, logistic, natural_units, network, normal, trees
 
 from sparkdiff.data.stream import Stream
-from sparkdiff.device import CPU, Place, home
 from sparkdiff.evaluation.data import Data
 from sparkdiff.evaluation.scores import score
 from sparkdiff.options import Options
@@ -33,7 +32,8 @@ from sparkdiff.stages.projection import PCA
 from sparkdiff.stages.scaling import StandardScaler
 from sparkdiff.stages.trainable import FeatureStats, LabelStats
 from sparkdiff.stages.trees import GBTRegression
-from sparkdiff.team import Team
+from sparkdiff.tensors.device import CPU, Place, home
+from sparkdiff.tensors.team import Team
 from sparkdiff.training.distributed import choice
 from sparkdiff.training.distributed.worker import Assignment, objectives, work
 from sparkdiff.training.preparation import Start

@@ -45,9 +45,9 @@ from sparkdiff.data.stream.order import (
     step_bounds,
     take,
 )
-from sparkdiff.device import CPU, Place, module_of
 from sparkdiff.errors import InputError, did_you_mean
-from sparkdiff.rows import SparseRows
+from sparkdiff.tensors.device import CPU, Place, module_of
+from sparkdiff.tensors.rows import SparseRows
 
 __all__ = [
     "NEGLIGIBLE",

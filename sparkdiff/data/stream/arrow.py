@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sparkdiff.data.stream import pages
 from sparkdiff.data.stream.manifest import Batch, Column
-from sparkdiff.rows import SparseRows, offsets_of
+from sparkdiff.tensors.rows import SparseRows, offsets_of
 
 
 def read(paths: Sequence[Path], columns: Sequence[Column]) -> Generator[Batch]:

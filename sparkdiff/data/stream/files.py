@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sparkdiff.data.stream import arrow, petastorm
 from sparkdiff.data.stream.manifest import Batch, CachedFile, DamagedCacheError, Manifest
-from sparkdiff.rows import SparseRows
+from sparkdiff.tensors.rows import SparseRows
 
 BACKENDS = {"petastorm": petastorm.read, "arrow": arrow.read}
 _READ_ERRORS = (

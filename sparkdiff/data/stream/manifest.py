@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sparkdiff.errors import SparkdiffError
-from sparkdiff.rows import SparseRows
+from sparkdiff.tensors.rows import SparseRows
 
 FORMAT = 2
 Batch = dict[str, Tensor | SparseRows]

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from sparkdiff.data.stream.manifest import Batch
-from sparkdiff.device import home
-from sparkdiff.rows import SparseRows
+from sparkdiff.tensors.device import home
+from sparkdiff.tensors.rows import SparseRows
 
 NEGLIGIBLE = 2.0**-256
 """Share of the largest weight below which a row's weight is taken for 0."""

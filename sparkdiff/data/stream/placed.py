@@ -8,8 +8,8 @@ from torch import Tensor
 
 from sparkdiff.data.stream.manifest import Batch
 from sparkdiff.data.stream.order import Rows
-from sparkdiff.device import Place, module_of
-from sparkdiff.rows import SparseRows, taken
+from sparkdiff.tensors.device import Place, module_of
+from sparkdiff.tensors.rows import SparseRows, taken
 
 DOUBLES = ("label", "weight")
 """Columns whose floats stay doubles, whatever the dtype of rows: sums are made of them."""

@@ -25,8 +25,8 @@ from sparkdiff.growth.part import Output, Part, Place, Served, Stages, Trainer, 
 from sparkdiff.growth.parts import coding, score_test
 from sparkdiff.growth.parts.coding import Coding
 from sparkdiff.growth.table import Split, Table
-from sparkdiff.rows import Rows, width
 from sparkdiff.stages.linear import product
+from sparkdiff.tensors.rows import Rows, width
 
 MAIN, PRODUCTS = 3, 2
 """Columns at most for which main effects and low-rank embeddings are proposed."""

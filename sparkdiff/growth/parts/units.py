@@ -20,8 +20,8 @@ from sparkdiff.growth.descent import Descent, Pace, pieces, standardisation, wor
 from sparkdiff.growth.items import Item
 from sparkdiff.growth.part import Output, Part, Place, Served, Stages
 from sparkdiff.growth.table import Split, Table
-from sparkdiff.rows import dense, taken, width
 from sparkdiff.stages.perceptron import MultilayerPerceptron
+from sparkdiff.tensors.rows import dense, taken, width
 
 SIZES: Sequence[tuple[tuple[int, ...], float, str]] = (
     ((8,), 0.03, "8 units"),

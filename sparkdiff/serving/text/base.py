@@ -8,7 +8,7 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 from torch import Tensor
 
-from sparkdiff.rows import Rows
+from sparkdiff.tensors.rows import Rows
 
 SKIPS = "handleInvalid='skip' drops rows, and a request has an answer for each row; use 'error' or 'keep'"
 

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 
 from sparkdiff.jvm import text as spark
-from sparkdiff.rows import SparseRows
 from sparkdiff.serving import java_text as java
 from sparkdiff.serving.text.base import BadValueError, Facts, Outputs, Part, TextStage, number, serves, whole
 from sparkdiff.serving.text.words import lists, words
+from sparkdiff.tensors.rows import SparseRows
 
 KEPT = 100_000
 """Terms whose hashes are remembered at a time."""

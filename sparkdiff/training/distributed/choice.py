@@ -18,11 +18,11 @@ from typing import Any
 
 import torch
 
-from sparkdiff.device import Place, gpus, module_of, place
 from sparkdiff.errors import InputError, SparkdiffError
 from sparkdiff.options import Options
 from sparkdiff.store import files
-from sparkdiff.team import Team, tells_of_another
+from sparkdiff.tensors.device import Place, gpus, module_of, place
+from sparkdiff.tensors.team import Team, tells_of_another
 from sparkdiff.training.loop import Training
 
 FILE = "device.json"

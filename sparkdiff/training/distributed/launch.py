@@ -26,13 +26,13 @@ from pyspark.sql import SparkSession
 
 from sparkdiff import jvm
 from sparkdiff.data.stream import Manifest, Stream
-from sparkdiff.device import gpus, place
 from sparkdiff.errors import FullDiskError, InputError, SparkdiffError
 from sparkdiff.jvm import stores
 from sparkdiff.report import Pace, advance, change
 from sparkdiff.store import files
 from sparkdiff.store.run_folder import RunFolder
-from sparkdiff.team import ALONE
+from sparkdiff.tensors.device import gpus, place
+from sparkdiff.tensors.team import ALONE
 from sparkdiff.training.distributed import number
 from sparkdiff.training.distributed.choice import Note, TimingError
 from sparkdiff.training.distributed.preflight import check_cluster, gives_gpus

@@ -28,7 +28,6 @@ from typing import Any
 import torch
 
 from sparkdiff.data.stream import Stream
-from sparkdiff.device import Place, module_of, place
 from sparkdiff.errors import FullDiskError, SparkdiffError
 from sparkdiff.evaluation.data import Data, rows_at_once
 from sparkdiff.evaluation.scores import Score
@@ -41,7 +40,8 @@ from sparkdiff.pipeline.network import Network
 from sparkdiff.stages.trainable import LabelStats
 from sparkdiff.store import files
 from sparkdiff.store.lease import check_passed_on
-from sparkdiff.team import LostProcessError, Team, tells_of_another
+from sparkdiff.tensors.device import Place, module_of, place
+from sparkdiff.tensors.team import LostProcessError, Team, tells_of_another
 from sparkdiff.training import local_steps
 from sparkdiff.training.distributed import choice
 from sparkdiff.training.loop import Training, train

@@ -19,7 +19,7 @@ from sparkdiff.evaluation import guard
 from sparkdiff.objectives.metrics import BINARY, Metric, influence, of_predictions
 from sparkdiff.pipeline.columns import read_plain, write_plain
 from sparkdiff.pipeline.names import named
-from sparkdiff.rows import dense
+from sparkdiff.tensors.rows import dense
 from sparkdiff.tuning.mean_loss import MeanLoss
 from sparkdiff.tuning.scores import judge_of
 from sparkdiff.tuning.search.splitting import Split

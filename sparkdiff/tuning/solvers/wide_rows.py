@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sparkdiff.rows import Rows, SparseRows, offsets_of
+from sparkdiff.tensors.rows import Rows, SparseRows, offsets_of
 from sparkdiff.tuning.solvers.rows import CACHE
 
 

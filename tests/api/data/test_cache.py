@@ -38,7 +38,7 @@ from sparkdiff.data.stage_rows import Made
 from sparkdiff.data.stream import Manifest, Stream, pages
 from sparkdiff.job import steps
 from sparkdiff.options import Options
-from sparkdiff.rows import SparseRows
+from sparkdiff.tensors.rows import SparseRows
 
 Write = Callable[..., DataFrame]
 

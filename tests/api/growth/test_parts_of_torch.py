@@ -21,7 +21,7 @@ from sparkdiff.growth.criterion import Criterion
 from sparkdiff.growth.items import Item
 from sparkdiff.growth.part import Part, Place, Stages
 from sparkdiff.growth.table import Split, Table
-from sparkdiff.rows import dense
+from sparkdiff.tensors.rows import dense
 
 PREFIX = "glr_units1"
 

@@ -24,7 +24,7 @@ from sparkdiff.fine_tuning.task import prepare
 from sparkdiff.jvm import defined_params, trees
 from sparkdiff.jvm.nodes import Nodes
 from sparkdiff.options import Options
-from sparkdiff.rows import SparseRows
+from sparkdiff.tensors.rows import SparseRows
 
 pytestmark = [pytest.mark.slow, pytest.mark.once]
 FAST: dict[str, Any] = {"maxEpochs": 15, "learningRate": 0.02, "regAnchor": 1e-4, "patience": 15}

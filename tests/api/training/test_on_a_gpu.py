@@ -11,7 +11,7 @@ from pyspark.sql import DataFrame
 from small_data import tune, weights
 
 from sparkdiff import Events, FineTunerModel, InputError
-from sparkdiff.device import CPU, Place, gpus
+from sparkdiff.tensors.device import CPU, Place, gpus
 from sparkdiff.training.distributed import choice
 
 pytestmark = pytest.mark.once

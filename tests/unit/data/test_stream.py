@@ -24,7 +24,7 @@ import sparkdiff.data.stream as streams
 from sparkdiff.data.stream import DamagedCacheError, Stream, petastorm
 from sparkdiff.data.stream.order import divided, step_bounds
 from sparkdiff.errors import InputError
-from sparkdiff.rows import SparseRows
+from sparkdiff.tensors.rows import SparseRows
 
 HAS_PETASTORM = not petastorm.refusal(Path("/"), ())
 needs_petastorm = pytest.mark.skipif(not HAS_PETASTORM, reason="Petastorm is not usable here")

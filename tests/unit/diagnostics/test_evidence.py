@@ -13,7 +13,7 @@ from sparkdiff.diagnostics.outliers import Spread, farness
 from sparkdiff.diagnostics.rows import too_few_rows
 from sparkdiff.diagnostics.separation import auc, clustered_auc, drift, leaks_class, leaks_number, midranks
 from sparkdiff.evaluation.guard import Verdict
-from sparkdiff.rows import Rows, SparseRows
+from sparkdiff.tensors.rows import Rows, SparseRows
 
 Form = Callable[[Tensor], Rows]
 

@@ -22,7 +22,7 @@ from sparkdiff.evaluation.scores import Score, Tally
 from sparkdiff.objectives.losses import Objective, resolve
 from sparkdiff.objectives.metrics import Metric
 from sparkdiff.options import Options
-from sparkdiff.team import Team
+from sparkdiff.tensors.team import Team
 from sparkdiff.training.loop import Training
 from sparkdiff.training.parameters import flattened
 from sparkdiff.training.recipes import Recipe

@@ -13,9 +13,9 @@ from sparkdiff.errors import InputError
 from sparkdiff.evaluation import single_precision
 from sparkdiff.fine_tuning.task import check_place
 from sparkdiff.options import Options
-from sparkdiff.rows import SparseRows
 from sparkdiff.stages.scaling import StandardScaler
 from sparkdiff.stages.trees import GBTRegression
+from sparkdiff.tensors.rows import SparseRows
 
 X = ("x", -1)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sparkdiff.growth.items import Item
 from sparkdiff.growth.parts import effects, ridge
-from sparkdiff.rows import SparseRows
+from sparkdiff.tensors.rows import SparseRows
 
 
 def own_level(c: dict[str, Tensor]) -> Tensor:

@@ -23,9 +23,9 @@ from sparkdiff.growth.checkpoints import ItemError, Kept
 from sparkdiff.growth.clock import Clock
 from sparkdiff.growth.items import Course, Found, Item
 from sparkdiff.growth.table import LINE
-from sparkdiff.rows import SparseRows
 from sparkdiff.store import files
 from sparkdiff.store.run_folder import RunFolder, folder_name, name_beside
+from sparkdiff.tensors.rows import SparseRows
 
 KINDS = tuple(parts.KINDS)
 

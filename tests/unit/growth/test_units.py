@@ -13,7 +13,7 @@ from sparkdiff.growth.criterion import Criterion
 from sparkdiff.growth.items import Course, Found, Item
 from sparkdiff.growth.parts import units
 from sparkdiff.growth.table import Split, Table
-from sparkdiff.rows import SparseRows
+from sparkdiff.tensors.rows import SparseRows
 
 
 def planted(c: dict[str, Tensor]) -> Tensor:

@@ -19,7 +19,7 @@ from sparkdiff.objectives.losses import UNLABELLED, check_label, resolve as reso
 from sparkdiff.objectives.metrics import NAMES as EVERY, Metric, influence, resolve
 from sparkdiff.options import Options
 from sparkdiff.stages.predictor import Predictor
-from sparkdiff.team import Team
+from sparkdiff.tensors.team import Team
 
 METRICS = [name for name in EVERY if name not in UNLABELLED]  # those of clusters: tests/api/stages/test_clustering.py
 Array = NDArray[np.float64]

@@ -9,16 +9,16 @@ import torch
 from small_networks import bayes, glr, least_squares, logistic, normal, one_vs_rest, support_vector, survival
 from torch import Tensor
 
-from sparkdiff.device import Place, moved, repeatable
 from sparkdiff.errors import InputError
 from sparkdiff.evaluation.scores import Tally
 from sparkdiff.objectives import losses, metrics
 from sparkdiff.options import Options
-from sparkdiff.rows import SparseRows, running_sum
 from sparkdiff.stages.bayes import Multinomial
 from sparkdiff.stages.predictor import Predictor
 from sparkdiff.stages.trainable import LabelStats
-from sparkdiff.team import ALONE
+from sparkdiff.tensors.device import Place, moved, repeatable
+from sparkdiff.tensors.rows import SparseRows, running_sum
+from sparkdiff.tensors.team import ALONE
 
 GPU = Place(torch.device("fakegpu", 0))
 F64 = torch.float64

@@ -14,12 +14,12 @@ from sparkdiff.errors import InputError
 from sparkdiff.pipeline.batches import ByTorch, first_free
 from sparkdiff.pipeline.columns import to_arrow
 from sparkdiff.pipeline.graph import Version
-from sparkdiff.rows import Rows, SparseRows
 from sparkdiff.stages.assembling import VectorAssembler
 from sparkdiff.stages.base import StageModule
 from sparkdiff.stages.binning import Bucketizer
 from sparkdiff.stages.scaling import MaxAbsScaler
 from sparkdiff.stages.trees import GBTRegression
+from sparkdiff.tensors.rows import Rows, SparseRows
 
 pytestmark = pytest.mark.once
 DEVICES = ["cpu", f"{fake_gpu.NAME}:0"]

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from sparkdiff.errors import InputError
 from sparkdiff.evaluation.inputs import distinct_values, leaf_counts
-from sparkdiff.rows import SparseRows
 from sparkdiff.stages import gates
 from sparkdiff.stages.forest import Trees
 from sparkdiff.stages.trainable import FeatureStats, LabelStats
@@ -25,6 +24,7 @@ from sparkdiff.stages.trees import (
     RandomForestClassification,
     RandomForestRegression,
 )
+from sparkdiff.tensors.rows import SparseRows
 from sparkdiff.training.augmentation import augmented
 from sparkdiff.training.recipes import Recipe
 

@@ -22,9 +22,7 @@ from small_networks import (
 )
 from torch import Tensor
 
-from sparkdiff.device import Place, moved, repeatable
 from sparkdiff.errors import InputError
-from sparkdiff.rows import Rows, SparseRows, dense
 from sparkdiff.stages.affine import Affine
 from sparkdiff.stages.base import StageModule
 from sparkdiff.stages.bayes import Bernoulli, Complement, Gaussian, Multinomial
@@ -65,6 +63,8 @@ from sparkdiff.stages.trees import (
     VotingTrees,
 )
 from sparkdiff.stages.weighing import ElementwiseProduct, Normalizer
+from sparkdiff.tensors.device import Place, moved, repeatable
+from sparkdiff.tensors.rows import Rows, SparseRows, dense
 
 pytestmark = pytest.mark.once  # torch alone, which all stacks have in one version
 

@@ -11,9 +11,9 @@ import torch
 from hypothesis import example, given, settings, strategies as st
 
 from sparkdiff.jvm.nodes import Nodes
-from sparkdiff.rows import SparseRows
 from sparkdiff.stages import routing
 from sparkdiff.stages.routing import Router
+from sparkdiff.tensors.rows import SparseRows
 
 Tree = dict[str, Any] | None
 """A split {"feature", "values", "categories", "left", "right"}, or None for a leaf."""

@@ -11,10 +11,8 @@ from small_networks import logistic, network
 from torch import Tensor
 
 from sparkdiff.data.stream.manifest import Column
-from sparkdiff.device import CPU
 from sparkdiff.errors import InputError
 from sparkdiff.evaluation.data import Data, rows_at_once
-from sparkdiff.rows import SparseRows, dense
 from sparkdiff.stages.base import StageModule
 from sparkdiff.stages.expanding import PolynomialExpansion
 from sparkdiff.stages.indexing import VectorIndexer
@@ -23,6 +21,8 @@ from sparkdiff.stages.scaling import MaxAbsScaler, RobustScaler, StandardScaler
 from sparkdiff.stages.selecting import Selection, VectorSizeHint
 from sparkdiff.stages.text import IDF
 from sparkdiff.stages.weighing import ElementwiseProduct, Normalizer
+from sparkdiff.tensors.device import CPU
+from sparkdiff.tensors.rows import SparseRows, dense
 
 F64 = torch.float64
 WIDTH = 5

@@ -29,7 +29,6 @@ from sparkdiff.errors import InputError
 from sparkdiff.objectives.losses import OWN, Objective, resolve
 from sparkdiff.options import Options
 from sparkdiff.pipeline.network import Network, routed_versions
-from sparkdiff.rows import SparseRows
 from sparkdiff.stages.assembling import VectorAssembler
 from sparkdiff.stages.bayes import Bernoulli, Multinomial
 from sparkdiff.stages.embedding import Word2Vec
@@ -47,7 +46,8 @@ from sparkdiff.stages.trees import (
     RandomForestRegression,
 )
 from sparkdiff.stages.weighing import ElementwiseProduct
-from sparkdiff.team import ALONE
+from sparkdiff.tensors.rows import SparseRows
+from sparkdiff.tensors.team import ALONE
 from sparkdiff.training.affine import affine_network
 from sparkdiff.training.augmentation import Draw
 from sparkdiff.training.candidates import Candidates

@@ -19,13 +19,13 @@ import torch
 import torch.distributed as dist
 from train_in_processes import CASES, assignment, train, write_cache
 
-from sparkdiff import device
 from sparkdiff.data.stream import Stream
-from sparkdiff.device import CPU, Place
 from sparkdiff.errors import InputError
 from sparkdiff.options import Options
 from sparkdiff.store.run_folder import RunFolder
-from sparkdiff.team import ALONE, Team
+from sparkdiff.tensors import device
+from sparkdiff.tensors.device import CPU, Place
+from sparkdiff.tensors.team import ALONE, Team
 from sparkdiff.training.distributed import choice, preflight, worker
 from sparkdiff.training.distributed.choice import Clock, Enough, Note, chosen
 from sparkdiff.training.distributed.worker import work

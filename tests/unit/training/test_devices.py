@@ -13,16 +13,16 @@ from small_networks import F64, logistic, network, normal, trees
 from torch import Tensor
 from train_in_processes import CASES, TREE_WIDTH, Case, assignment, write_cache
 
-from sparkdiff import device
 from sparkdiff.data.stream import Stream, placed
-from sparkdiff.device import CPU, Place
 from sparkdiff.errors import InputError
 from sparkdiff.evaluation.data import Data, rows_at_once
-from sparkdiff.rows import SparseRows
 from sparkdiff.stages.clustering import GaussianMixture, KMeans
 from sparkdiff.stages.perceptron import MultilayerPerceptron
 from sparkdiff.stages.trees import GBTRegression
-from sparkdiff.team import Team
+from sparkdiff.tensors import device
+from sparkdiff.tensors.device import CPU, Place
+from sparkdiff.tensors.rows import SparseRows
+from sparkdiff.tensors.team import Team
 from sparkdiff.training.distributed.launch import Attempt
 from sparkdiff.training.distributed.worker import Assignment, objectives
 from sparkdiff.training.form import _all_count

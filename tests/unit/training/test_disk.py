@@ -16,7 +16,7 @@ from sparkdiff.data.stream import Stream
 from sparkdiff.errors import FullDiskError, InputError
 from sparkdiff.store import files
 from sparkdiff.store.files import folder_size, free, full, room
-from sparkdiff.team import ALONE
+from sparkdiff.tensors.team import ALONE
 from sparkdiff.training.distributed.launch import Attempt
 from sparkdiff.training.distributed.worker import Assignment, Checkpoints, work
 from sparkdiff.training.loop import Training

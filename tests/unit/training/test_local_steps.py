@@ -11,10 +11,10 @@ import torch
 from train_in_processes import CASES, Case, assignment, dense, write_cache
 
 from sparkdiff.data.stream import Stream
-from sparkdiff.device import home
 from sparkdiff.errors import InputError
 from sparkdiff.options import Options
-from sparkdiff.team import ALONE, Team
+from sparkdiff.tensors.device import home
+from sparkdiff.tensors.team import ALONE, Team
 from sparkdiff.training.distributed.worker import Assignment, work
 from sparkdiff.training.local_steps import LocalSteps
 from sparkdiff.training.loop import Training

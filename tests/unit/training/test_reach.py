@@ -12,7 +12,6 @@ from torch import Tensor
 from sparkdiff.objectives.losses import resolve
 from sparkdiff.options import Options
 from sparkdiff.pipeline.network import Network
-from sparkdiff.rows import Rows, SparseRows
 from sparkdiff.stages.assembling import VectorAssembler
 from sparkdiff.stages.projection import PCA
 from sparkdiff.stages.scaling import MaxAbsScaler, StandardScaler
@@ -20,7 +19,8 @@ from sparkdiff.stages.selecting import VectorSlicer
 from sparkdiff.stages.text import IDF
 from sparkdiff.stages.trainable import FeatureStats, LabelStats
 from sparkdiff.stages.weighing import ElementwiseProduct
-from sparkdiff.team import ALONE
+from sparkdiff.tensors.rows import Rows, SparseRows
+from sparkdiff.tensors.team import ALONE
 from sparkdiff.training.active_columns import ActiveColumns, choose_active_columns, group_size
 from sparkdiff.training.affine import affine_network
 from sparkdiff.training.augmentation import Draw, Target

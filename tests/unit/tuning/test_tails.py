@@ -12,7 +12,7 @@ from pyspark.sql.types import DoubleType, StringType, StructField, StructType
 from torch import Tensor
 
 from sparkdiff.pipeline.columns import VECTOR, to_arrow, write_columns
-from sparkdiff.rows import SparseRows
+from sparkdiff.tensors.rows import SparseRows
 from sparkdiff.tuning import cached_rows, tails
 from sparkdiff.tuning.cached_rows import CachedRows, Reads, Seen, cannot_read, classes_told, look, width_told
 from sparkdiff.tuning.judging import _margins

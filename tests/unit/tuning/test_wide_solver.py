@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings as run, strategies as st
 from linear_rows import Rows, kinds, rows, seeds
 
-from sparkdiff.rows import SparseRows, offsets_of
+from sparkdiff.tensors.rows import SparseRows, offsets_of
 from sparkdiff.tuning.solvers import RowFacts, Setting, Solution, Whole, gather, is_wide, linear, wide
 
 MIXES = st.sampled_from([0.0, 0.3])

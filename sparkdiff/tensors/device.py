@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from sparkdiff.errors import InputError
-from sparkdiff.rows import Rows, SparseRows
+from sparkdiff.tensors.rows import Rows, SparseRows
 
 T = TypeVar("T")
 # cuBLAS reads it when this process first uses it: results repeat only with a workspace of fixed size.

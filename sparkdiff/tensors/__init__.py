@@ -1,0 +1,5 @@
+"""Tensors as all other rooms use them: `rows` is a column of a batch, dense or sparse, `device` the only place that names
+devices, `team` sums over the processes of a training.
+"""
+
+__all__ = ["device", "rows", "team"]
