@@ -28,7 +28,7 @@ from common import ROOT, earlier, markdown, parse, parser, write
 from torch import Tensor
 
 from sparkdiff.data.fingerprint import SHARDS
-from sparkdiff.data.stream import CachedFile, Column, Manifest, Stream
+from sparkdiff.data.stream import BatchColumn, CachedFile, Manifest, Stream
 from sparkdiff.evaluation.data import Data
 from sparkdiff.evaluation.scores import score
 from sparkdiff.options import Options
@@ -181,8 +181,9 @@ def original(case: Case, x: Tensor, y: Tensor) -> Network:
 def stream_of(table: Table, rows: Mapping[str, Tensor], seed: int) -> Stream:
     """The batches of a cache with these rows, in as many virtual shards."""
     columns = (
-        Column("c0", "c-1", "dense", table.x.shape[1], F64), *(Column(n, n, "scalar", 1, F64) for n in ("label", "weight")),
-        Column("block", "block", "scalar", 1, torch.int64),
+        BatchColumn("c0", "c-1", "dense", table.x.shape[1], F64),
+        *(BatchColumn(n, n, "scalar", 1, F64) for n in ("label", "weight")),
+        BatchColumn("block", "block", "scalar", 1, torch.int64),
     )  # fmt: skip
     held, pieces = {}, {}
     for name, own in rows.items():

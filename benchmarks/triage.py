@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from common import exit_code, markdown, parse, parser, surroundings, write
 
-from sparkdiff.fleet.forecast import EARLY, MOST, PRIORS, Forecast, Forecaster, Known, priors
+from sparkdiff.fleet.forecast import EARLY, MOST, PRIORS, Forecast, Forecaster, PastRun, priors
 from sparkdiff.fleet.history import history
 from sparkdiff.fleet.procedure import SHARE
 from sparkdiff.history import store
@@ -63,7 +63,7 @@ class Run:
     kind: str
     step: str
     planted: bool
-    known: Known
+    known: PastRun
     factsSeconds: float
     stopsAfter: float | None
 
@@ -101,7 +101,7 @@ def before(line: Mapping[str, Any], byName: Mapping[tuple[str, str], Any]) -> li
 
 def _run(line: Mapping[str, Any], row: Mapping[str, Any], before: Sequence[Mapping[str, Any]]) -> Run:
     facts = line["facts"] | history(before, row["parent"], line["facts"]["metric"], row["metric"])
-    known = Known(facts, line["tuned"], line["gain"] if line["tuned"] else 0.0, line["coreSeconds"])
+    known = PastRun(facts, line["tuned"], line["gain"] if line["tuned"] else 0.0, line["coreSeconds"])
     return Run(
         line["set"], line["kind"], line["step"], line["planted"], known, line["factsSeconds"], stops_after(line, row)
     )

@@ -16,7 +16,7 @@ from sparkdiff.evaluation.data import Data, rows_at_once
 from sparkdiff.evaluation.scores import score
 from sparkdiff.fine_tuning.task import Task
 from sparkdiff.pipeline.network import Network
-from sparkdiff.report import Section, Shown, Strong, Table
+from sparkdiff.report import Section, SectionTable, Shown, Strong
 from sparkdiff.training.distributed.worker import objectives
 from sparkdiff.training.loop import Training, train
 from sparkdiff.training.preparation import start_of
@@ -73,7 +73,7 @@ class Cost(Shown):
         rows = [("phase", "Spark jobs", "expected time")]
         for phase, seconds in self.seconds.items():
             rows.append((phase, "?" if self.jobs is None else _count(self.jobs.get(phase, (0, 0))), _duration(seconds)))
-        yield Table(rows)
+        yield SectionTable(rows)
         yield Strong(f"{self.rows:,} rows: {self._headline()}")
         yield from self.notes
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sparkdiff.growth.criterion import Criterion
 from sparkdiff.growth.items import Found, Item
-from sparkdiff.growth.part import Part, Place, Served, Stages, Trainer
+from sparkdiff.growth.part import Part, PipelinePlace, Served, Stages, Trainer
 from sparkdiff.growth.table import Split, Table
 
 
@@ -37,7 +37,7 @@ class Slope(Part):
     def served(self, features: float) -> Served:
         return Served([], 0)
 
-    def stages(self, place: Place) -> Stages:
+    def stages(self, place: PipelinePlace) -> Stages:
         return Stages([], [])
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from pyspark.ml import Estimator, Pipeline
 
-from sparkdiff.cross_fitting.results import Fold, Shipped, factor, sums_of, unit_of
+from sparkdiff.cross_fitting.results import FoldResult, Shipped, factor, sums_of, unit_of
 from sparkdiff.cross_fitting.summary import summary_of
 from sparkdiff.data import folds
 from sparkdiff.data.splits import REFERENCE, TEST, TRAIN, VALIDATION, Source, rule
@@ -64,7 +64,7 @@ def cross_fit(
         seconds = o.maxSeconds if number else None
         return prepare(model, dataclasses.replace(o, runId=runId, maxSeconds=seconds), parts[0].df), own
 
-    done: list[Fold] = []
+    done: list[FoldResult] = []
     try:
         for number in range(1, o.numFolds + 1):
             phases.fold = number
@@ -130,7 +130,9 @@ def _last(given: Any) -> Any:
 # A fold ---------------------------------------------------------------------------------------------------------------
 
 
-def _fold(task: Task, parts: Sequence[Source], phases: Phases, shared: Shared, number: int, *, replace: bool) -> Fold:
+def _fold(
+    task: Task, parts: Sequence[Source], phases: Phases, shared: Shared, number: int, *, replace: bool
+) -> FoldResult:
     with begun(task, parts, phases, shared=shared) as run:
         before = after = verified(run)
         doubts = checked(run) if number == 1 else []
@@ -150,7 +152,7 @@ def _fold(task: Task, parts: Sequence[Source], phases: Phases, shared: Shared, n
             _, after = written(run, before, found.network, {VALIDATION: tuned})
         troubles = [*_troubles(fitted), *filter(None, [divergence(found.history, o)])]
         warnings = [*doubts, *(f"fold {number}: {w}" for w in troubles)]
-        return Fold(
+        return FoldResult(
             number, run, before, after, fitted, units, sliced, compared, further, chosen, *needed(o, run.network), warnings
         )  # fmt: skip
 
@@ -172,7 +174,7 @@ def _troubles(fitted: Fitted) -> list[str]:
 # All folds ------------------------------------------------------------------------------------------------------------
 
 
-def _judgement(done: Sequence[Fold], options: Options) -> Judgement:
+def _judgement(done: Sequence[FoldResult], options: Options) -> Judgement:
     """The decision by the out-of-fold rows."""
     o, (sums, top) = options, sums_of(done)
     level, stricter = min(f.level for f in done), max(f.stricter for f in done)
@@ -203,7 +205,7 @@ def for_all_rows(chosen: Sequence[tuple[Recipe, int]]) -> tuple[Recipe, int]:
 
 
 def _shipped(
-    task: Task, parts: Sequence[Source], phases: Phases, shared: Shared, done: Sequence[Fold], judgement: Judgement, *,
+    task: Task, parts: Sequence[Source], phases: Phases, shared: Shared, done: Sequence[FoldResult], judgement: Judgement, *,
     replace: bool,
 ) -> Shipped:  # fmt: skip
     with begun(task, parts, phases, shared=shared, allTrain=True) as run:

@@ -18,7 +18,7 @@ from sparkdiff.training.recipes import Recipe
 
 
 @dataclasses.dataclass(frozen=True)
-class Fold:
+class FoldResult:
     """The result of one fold.
 
     Attributes:
@@ -90,20 +90,20 @@ def unit_of(options: Options) -> Literal["rows", "groups"]:
     return "groups" if options.groupCol else "rows"
 
 
-def factor(fold: Fold, split: str, top: int) -> float:
+def factor(fold: FoldResult, split: str, top: int) -> float:
     """What makes sums over the rows of a split those in units of 2 ** top."""
     return math.ldexp(1.0, fold.weights.get(split, 0) - top)
 
 
-def sums_of(done: Sequence[Fold]) -> tuple[list[FoldSums], int]:
+def sums_of(done: Sequence[FoldResult]) -> tuple[list[FoldSums], int]:
     """What the folds show, in one unit of weight, and the exponent of the power of two that it is."""
     top = max([0, *(e for f in done for e in f.weights.values())])
 
-    def gains(fold: Fold, split: str) -> Tensor:
+    def gains(fold: FoldResult, split: str) -> Tensor:
         before, after = (m.scores[split].blocks for m in (fold.before, fold.after))
         return (before - after) * factor(fold, split, top)
 
-    def one(fold: Fold) -> FoldSums:
+    def one(fold: FoldResult) -> FoldSums:
         own, times = fold.before.scores[TEST], factor(fold, TEST, top)
         elsewhere = gains(fold, TRAIN) + gains(fold, VALIDATION)
         return FoldSums(own.blocks * times, gains(fold, TEST), own.weights * times, fold.units, elsewhere)

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 
-from sparkdiff.cross_fitting.results import Fold, Shipped, sums_of
+from sparkdiff.cross_fitting.results import FoldResult, Shipped, sums_of
 from sparkdiff.data.splits import TEST, TRAIN, VALIDATION
 from sparkdiff.diagnostics.pipelines import unreadable_by_older_spark
 from sparkdiff.evaluation.acceptance import reason
@@ -14,7 +14,7 @@ from sparkdiff.options import Options
 from sparkdiff.report import FineTuningSummary
 
 
-def _reason(done: Sequence[Fold], shipped: Shipped, options: Options, original: float) -> str:
+def _reason(done: Sequence[FoldResult], shipped: Shipped, options: Options, original: float) -> str:
     judgement = shipped.judgement
     if judgement.verdict.best < 0:
         without = sum(f.chosen is None for f in done)
@@ -42,7 +42,7 @@ def _metrics(shipped: Shipped, before: float, after: float) -> dict[str, dict[st
     return metrics
 
 
-def summary_of(done: Sequence[Fold], shipped: Shipped, options: Options) -> FineTuningSummary:
+def summary_of(done: Sequence[FoldResult], shipped: Shipped, options: Options) -> FineTuningSummary:
     run, judgement, (sums, _) = shipped.run, shipped.judgement, sums_of(done)
     task, metric = run.task, run.goal.metric
     weights = sum(float(f.weights.sum()) for f in sums)
@@ -67,7 +67,7 @@ def summary_of(done: Sequence[Fold], shipped: Shipped, options: Options) -> Fine
     )  # fmt: skip
 
 
-def _warnings(done: Sequence[Fold], shipped: Shipped) -> list[str]:
+def _warnings(done: Sequence[FoldResult], shipped: Shipped) -> list[str]:
     last, of_folds, judgement = done[-1], [w for f in done for w in f.warnings], shipped.judgement
     if shipped.fitted is None:
         return [*judgement.verdict.warnings, *unreadable_by_older_spark(shipped.run.task.model), *of_folds]

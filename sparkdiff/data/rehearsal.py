@@ -21,7 +21,7 @@ from sparkdiff.data.fingerprint import SHARDS, Request, content
 from sparkdiff.data.label_stats import stats_of
 from sparkdiff.data.layout import columns_of, sparse_fields, stored
 from sparkdiff.data.splits import SPLITS, find_boundaries
-from sparkdiff.data.stream import Batch, CachedFile, Column, Manifest, Stream
+from sparkdiff.data.stream import Batch, BatchColumn, CachedFile, Manifest, Stream
 from sparkdiff.errors import InputError
 from sparkdiff.jvm.plans import plan_facts
 from sparkdiff.jvm.sessions import VERSION
@@ -256,7 +256,7 @@ def _stream(table: pa.Table, columns: list[dict[str, Any]], seed: int) -> Stream
     """The batches of the sample, as a cache would give them."""
     dtypes = [_TYPES.get(c.get("dtype", ""), torch.float64) for c in columns]
     kinds = tuple(
-        Column(c["name"], c["column"], c["kind"], c["width"], dtype, tuple(c.get("values", ())))
+        BatchColumn(c["name"], c["column"], c["kind"], c["width"], dtype, tuple(c.get("values", ())))
         for c, dtype in zip(columns, dtypes, strict=True)
     )
     held, pieces = dict[str, Batch](), dict[str, tuple[tuple[CachedFile, ...], ...]]()
@@ -268,7 +268,7 @@ def _stream(table: pa.Table, columns: list[dict[str, Any]], seed: int) -> Stream
     return Stream.of_tables(Manifest(Path(), "", SHARDS, kinds, pieces), held, seed=seed)
 
 
-def _tensor(table: pa.Table, column: Column) -> Tensor | SparseRows:
+def _tensor(table: pa.Table, column: BatchColumn) -> Tensor | SparseRows:
     values = [table[name].to_pylist() for name in column.fields]
     if column.kind == "sparse":
         indices, entries = ([x for row in part for x in row] for part in values)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 
-class Trial(NamedTuple):
+class LedgerTrial(NamedTuple):
     """One column of a ledger: a candidate after an epoch (1 or later), in one arm of an experiment."""
 
     candidate: int
@@ -29,7 +29,7 @@ class Ledger:
 
     gains: Tensor
     weights: Tensor
-    trials: Sequence[Trial]
+    trials: Sequence[LedgerTrial]
     chosen: int
 
     def measured_again(self, gains: Tensor) -> "Ledger":

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sparkdiff.data import blocks
-from sparkdiff.data.stream import Column
+from sparkdiff.data.stream import BatchColumn
 from sparkdiff.evaluation import guard
 from sparkdiff.evaluation.data import Data, scalar
 from sparkdiff.evaluation.recorded import Predicts
@@ -52,7 +52,7 @@ def shown(value: Any) -> str:
 
 
 def changes(
-    old: Predicts, new: Predicts, data: Data, split: str, metric: Metric, columns: Sequence[Column], *,
+    old: Predicts, new: Predicts, data: Data, split: str, metric: Metric, columns: Sequence[BatchColumn], *,
     unit: str, level: float, joined: int = 1, seed: int = 0,
 ) -> list[Change]:  # fmt: skip
     """The metric of both networks on every slice by these columns, or on the whole split where there are none; one pass.
@@ -66,7 +66,7 @@ def changes(
 
 @torch.no_grad()
 def sums(
-    old: Predicts, new: Predicts, data: Data, split: str, metric: Metric, columns: Sequence[Column], *, unit: str
+    old: Predicts, new: Predicts, data: Data, split: str, metric: Metric, columns: Sequence[BatchColumn], *, unit: str
 ) -> "SliceSums":  # fmt: skip
     """Sums of both networks' metric per slice by these columns, and per block of the guard; one pass.
 

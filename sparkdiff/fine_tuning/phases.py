@@ -179,7 +179,7 @@ def trained(
             training, lost = launch.run(assignment, data.stream, folder, say.now, run.phases.on_epoch)
             folder.check()
             note = choice.Note.read(folder.path) or choice.Note()
-            several = number.Choice.read(folder.path) if o.numProcesses == number.AUTO else None
+            several = number.ProcessNumber.read(folder.path) if o.numProcesses == number.AUTO else None
         unsaved = training.unsaved or folder.unsaved
         return Fitted(
             training.found(network), training.chosen.metric, start.frozen, lost, unsaved, training.cut, wishes,

@@ -120,7 +120,7 @@ class Fitted:
     fallbacks: list[str]
     single: Parity | None
     recipes: tuple[Recipe, ...]
-    processes: number.Choice | None
+    processes: number.ProcessNumber | None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -31,7 +31,7 @@ NAMES = (*SIZES, *SHARES, *SIGNALS, *FLAGS, "candidates", "regParam", "gradientS
 
 
 @dataclasses.dataclass(frozen=True)
-class Known:
+class PastRun:
     """A run that has ended.
 
     Attributes:
@@ -89,7 +89,7 @@ def _scaled(name: str, value: float) -> float:
     return math.log(max(value, 0.0) + 1e-3) if name == "gradientSignal" else value
 
 
-def of_store(runs: Sequence[Mapping[str, Any]]) -> list[Known]:
+def of_store(runs: Sequence[Mapping[str, Any]]) -> list[PastRun]:
     """The fine-tunings in a store whose facts are known: those that triage started. Others, and those with a tag of this name
     that holds no facts, are left out.
     """
@@ -98,7 +98,7 @@ def of_store(runs: Sequence[Mapping[str, Any]]) -> list[Known]:
         tags, gain = run["tags"] or {}, 0.0 if run["kept"] else run["gain"]
         facts = _facts_in(tags.get(FACTS, tags.get(OLD_FACTS, "")))
         if run["verb"] == "finetune" and facts is not None and None not in (gain, run["coreSeconds"]):
-            out.append(Known(facts, not run["kept"], gain, run["coreSeconds"]))
+            out.append(PastRun(facts, not run["kept"], gain, run["coreSeconds"]))
     return out
 
 
@@ -113,11 +113,11 @@ def _facts_in(text: str) -> dict[str, float] | None:
 
 
 @functools.cache
-def priors() -> tuple[Known, ...]:
+def priors() -> tuple[PastRun, ...]:
     """The runs that sparkdiff ships."""
-    names = [f.name for f in dataclasses.fields(Known)]
+    names = [f.name for f in dataclasses.fields(PastRun)]
     found = json.loads(PRIORS.read_text(encoding="utf-8"))["runs"]
-    return tuple(Known(**{name: run[name] for name in names}) for run in found)
+    return tuple(PastRun(**{name: run[name] for name in names}) for run in found)
 
 
 class Forecaster:
@@ -130,7 +130,7 @@ class Forecaster:
         InputError: scikit-learn is not installed.
     """
 
-    def __init__(self, runs: Sequence[Known]):
+    def __init__(self, runs: Sequence[PastRun]):
         try:
             from sklearn.ensemble import ExtraTreesClassifier, ExtraTreesRegressor
             from sklearn.impute import SimpleImputer
@@ -164,7 +164,7 @@ class _Costs:
     The first is at least 0 for the run itself, each stage, trees, its cells (rows times width) and its rows.
     """
 
-    def __init__(self, runs: Sequence[Known]):
+    def __init__(self, runs: Sequence[PastRun]):
         from sklearn.linear_model import LinearRegression
 
         x, y = np.array([self._parts(run.facts) for run in runs]), np.array([run.coreSeconds for run in runs])

@@ -51,7 +51,7 @@ class Watch(Events):
 
 
 @dataclasses.dataclass(frozen=True)
-class Judged:
+class AssessedEntry:
     """An entry and what is known of it before it runs; without a forecast it does not run, and `outcome` and `why` tell this."""
 
     entry: Entry
@@ -156,7 +156,7 @@ def _runs_of(storeDir: str | None) -> list[dict[str, Any]]:
     return store.rows(folder, COLUMNS) if any(name.startswith("run") for name in names) else []
 
 
-def _judged(entry: Entry, runs: Sequence[Mapping[str, Any]], forecaster: Forecaster) -> Judged:
+def _judged(entry: Entry, runs: Sequence[Mapping[str, Any]], forecaster: Forecaster) -> AssessedEntry:
     began = cpu.seconds()
     try:
         if entry.options.numFolds:
@@ -168,19 +168,19 @@ def _judged(entry: Entry, runs: Sequence[Mapping[str, Any]], forecaster: Forecas
         if runs:
             facts |= history(runs, entry.content(), facts["metric"], metric)
         facts = finite(facts)
-        return Judged(entry, facts, forecaster(facts), cpu.seconds() - began)
+        return AssessedEntry(entry, facts, forecaster(facts), cpu.seconds() - began)
     except Exception as e:  # one pipeline may not end the others
         outcome = SKIPPED if isinstance(e, SampleError) else REFUSED if isinstance(e, REFUSALS) else FAILED
-        return Judged(entry, {}, None, cpu.seconds() - began, _cause(e), outcome)
+        return AssessedEntry(entry, {}, None, cpu.seconds() - began, _cause(e), outcome)
 
 
-def _unjudged(entry: Entry, limit: float) -> Judged:
-    return Judged(
+def _unjudged(entry: Entry, limit: float) -> AssessedEntry:
+    return AssessedEntry(
         entry, {}, None, 0.0, f"the budget of {limit:,.0f} core-seconds was used up before its facts were found"
     )
 
 
-def _why_not(j: Judged, ran: int, reached: float, share: float, left: float) -> str:
+def _why_not(j: AssessedEntry, ran: int, reached: float, share: float, left: float) -> str:
     """Why a pipeline with a forecast is not run after `ran` others, in words; empty if it is."""
     f = j.forecast
     assert f is not None
@@ -208,11 +208,11 @@ def _why_little(facts: Mapping[str, float], f: Forecast) -> str:
     return f"a gain has a chance of {f.probability:.0%}{reasons}"
 
 
-def _skipped(j: Judged, why: str) -> Triaged:
+def _skipped(j: AssessedEntry, why: str) -> Triaged:
     return Triaged(j.entry.name, j.forecast, j.outcome, why, 0.0, j.spent, j.facts)
 
 
-def _run(j: Judged, storeDir: str | None) -> tuple[Triaged, Any]:
+def _run(j: AssessedEntry, storeDir: str | None) -> tuple[Triaged, Any]:
     """Tune a pipeline: how it ended, and the tuned pipeline or None."""
     before, entry = cpu.seconds(), j.entry
     given = dict(entry.given)

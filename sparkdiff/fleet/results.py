@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from sparkdiff.fleet.forecast import Forecast
-from sparkdiff.report import Section, Shown, Strong, Table
+from sparkdiff.report import Section, SectionTable, Shown, Strong
 from sparkdiff.report.progress import duration
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ class Triage(Shown):
 
     def _sections(self) -> Iterator[Section]:
         head = ("pipeline", "chance", "gain if so", "cost", "outcome", "gain", "why")
-        yield Table([head, *map(_row, self.pipelines)], left=(0, 4, 6), ruled=True)
+        yield SectionTable([head, *map(_row, self.pipelines)], left=(0, 4, 6), ruled=True)
         yield Strong(self._headline())
         yield f"forecasts were learned from {self.shipped} runs that sparkdiff ships and {self.own} of the store"
 

@@ -12,7 +12,7 @@ from pyspark.sql import DataFrame
 
 from sparkdiff import jvm
 from sparkdiff.growth import costs
-from sparkdiff.growth.part import Output, Place
+from sparkdiff.growth.part import Output, PipelinePlace
 from sparkdiff.growth.rounds import Member
 from sparkdiff.growth.serving import Serving
 from sparkdiff.jvm.coefficients import matrix_of, with_coefficients
@@ -34,7 +34,7 @@ def grown_pipeline(model: Any, head: Vertex, members: Sequence[Member], before: 
     outputs: list[Output] = []
     stages = _sized(features, stage, data, mark)
     for i, member in enumerate(members):
-        place = Place(features, width_of(stage), f"{mark}_{member.part.kind}{i + 1}", _classes(stage))
+        place = PipelinePlace(features, width_of(stage), f"{mark}_{member.part.kind}{i + 1}", _classes(stage))
         made = member.part.stages(place)
         stages += made.stages
         outputs += [Output(o.column, member.weight * np.asarray(o.coefficients)) for o in made.outputs]

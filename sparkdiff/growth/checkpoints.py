@@ -38,13 +38,13 @@ class ItemError(SparkdiffError):
 
 
 @dataclasses.dataclass(frozen=True)
-class Kept:
+class RoundFiles:
     """The files of a round. Only the user of the run may write to its folder, so pickles can be trusted."""
 
     path: Path
 
     @staticmethod
-    def open(run: Path, number: int, items: Sequence[Item], table: Table, original: Tensor) -> "Kept":
+    def open(run: Path, number: int, items: Sequence[Item], table: Table, original: Tensor) -> "RoundFiles":
         """The files of round `number` of a run. If they are those of other items or of another margin, this round and later ones
         begin again.
         """
@@ -52,14 +52,14 @@ class Kept:
         path = run / f"round-{number}"
         with contextlib.suppress(OSError):
             if (path / "round.json").read_text(encoding="utf-8") == about:
-                return Kept(path)
+                return RoundFiles(path)
         for old in run.glob("round-*"):
             if int(old.name.partition("-")[2]) >= number:
                 shutil.rmtree(old, ignore_errors=True)
         with files.room("the results of a round", path, ROOM):
             path.mkdir(mode=0o700, parents=True)
             files.write_bytes(path / "round.json", about.encode())
-        return Kept(path)
+        return RoundFiles(path)
 
     def ended(self) -> set[int]:
         """The positions of the items that have ended."""
@@ -104,7 +104,7 @@ def digest(table: Table, original: Tensor) -> str:
 
 
 def train(
-    kept: Kept, position: int, item: Item, table: Table, criterion: Criterion, original: Tensor,
+    kept: RoundFiles, position: int, item: Item, table: Table, criterion: Criterion, original: Tensor,
     every: float = EVERY, tick: Callable[[], None] = lambda: None,
 ) -> Found:  # fmt: skip
     """Train an item to its end, from its beginning or from its checkpoint, and keep what it found.

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sparkdiff.evaluation import guard
-from sparkdiff.evaluation.ledger import Trial
+from sparkdiff.evaluation.ledger import LedgerTrial
 from sparkdiff.growth.criterion import Criterion
 from sparkdiff.growth.rounds import Grown, Limits, Member, mixed
 from sparkdiff.growth.table import Table
@@ -44,7 +44,7 @@ def without_needless(
             members, table = mixed(rest, start, criterion, limits) if rest else ((), start)
             tries.append((criterion.score(table.validation.margin, table.validation), members, table))
         gains += [(original.blocks - score.blocks)[None] for score, *_ in tries]
-        trials += [Trial(i, 0, f"without {m.part.name}") for i, m in enumerate(grown.members)]
+        trials += [LedgerTrial(i, 0, f"without {m.part.name}") for i, m in enumerate(grown.members)]
         least = min(range(len(tries)), key=lambda i: tries[i][0].mean)
         _, members, table = tries[least]
         losses = torch.stack([s.blocks - whole.blocks for s, *_ in tries])

@@ -7,7 +7,7 @@ import torch
 from sparkdiff.data.splits import VALIDATION
 from sparkdiff.errors import ParityError
 from sparkdiff.evaluation.acceptance import Judgement, judge
-from sparkdiff.evaluation.ledger import Ledger, Trial
+from sparkdiff.evaluation.ledger import Ledger, LedgerTrial
 from sparkdiff.evaluation.scores import Score, score
 from sparkdiff.fine_tuning.phases import trained, verified
 from sparkdiff.fine_tuning.values import Fitted, Measured, Run
@@ -99,7 +99,7 @@ def whole_ledger(grown: Grown, original: Score, start: Score, fitted: Fitted) ->
     joint = fitted.found.ledger
     shift = original.blocks - start.blocks
     gains = torch.cat([grown.gains, shift[None], joint.gains + shift])
-    trials = [*grown.trials, Trial(0, 0, "together"), *(t._replace(arm="together") for t in joint.trials)]
+    trials = [*grown.trials, LedgerTrial(0, 0, "together"), *(t._replace(arm="together") for t in joint.trials)]
     chosen = len(grown.gains) + 1 + max(joint.chosen, -1)
     gained = float(gains[chosen].sum()) > 0
     return Ledger(gains, original.weights, trials, chosen if gained else -1)

@@ -24,7 +24,7 @@ MOST_ENTITIES = 100_000
 
 
 @dataclasses.dataclass(frozen=True)
-class Ground:
+class GrowthStart:
     """What growth starts from.
 
     Attributes:
@@ -46,7 +46,7 @@ class Ground:
 
 def ground(
     model: Any, options: Options, entities: Sequence[str], sources: Sequence[Source], boundaries: Boundaries | None
-) -> Ground:  # fmt: skip
+) -> GrowthStart:  # fmt: skip
     """Look at the pipeline and the schema of the rows, and index the entities, whose values need a job.
 
     Raises:
@@ -64,7 +64,7 @@ def ground(
         task = prepare(inserted if not isinstance(inserted, list) else PipelineModel(inserted), options, data)
     known = upstream_columns(task.cut.graph, data, indexed)
     task = dataclasses.replace(task, cut=cut_for(task, known))
-    return Ground(model, task, head, tuple(fitted.values()), tuple(known), task.cut.transform(data))
+    return GrowthStart(model, task, head, tuple(fitted.values()), tuple(known), task.cut.transform(data))
 
 
 def _indexers(

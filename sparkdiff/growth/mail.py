@@ -19,7 +19,7 @@ def add(path: Path, **line: Any) -> None:
         file.write(f"\n{json.dumps(line)}\n")
 
 
-class Reader:
+class LineReader:
     """Reads the lines that are added to a file."""
 
     def __init__(self, path: Path):

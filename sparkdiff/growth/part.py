@@ -14,7 +14,7 @@ from sparkdiff.growth.table import Split, Table
 
 
 @dataclass(frozen=True)
-class Place:
+class PipelinePlace:
     """Where in a pipeline a part's stages stand.
 
     Attributes:
@@ -96,7 +96,7 @@ class Part(ABC):
         """
 
     @abstractmethod
-    def stages(self, place: Place) -> Stages:
+    def stages(self, place: PipelinePlace) -> Stages:
         """The stages that compute it; their outputs times their coefficients add up to `output`."""
 
     def shown(self) -> list[dict[str, Any]]:

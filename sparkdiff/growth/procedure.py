@@ -14,11 +14,11 @@ from sparkdiff.growth.checks import check_units
 from sparkdiff.growth.clock import Clock
 from sparkdiff.growth.dropping import without_needless
 from sparkdiff.growth.finishing import finish
-from sparkdiff.growth.ground import Ground, ground
+from sparkdiff.growth.ground import GrowthStart, ground
 from sparkdiff.growth.inputs import specification_of, table_of
 from sparkdiff.growth.parts import trees
 from sparkdiff.growth.plan import described
-from sparkdiff.growth.reporting import Forecast, Told, with_parts, without_parts
+from sparkdiff.growth.reporting import RoundProgress, Told, with_parts, without_parts
 from sparkdiff.growth.rounds import Grown, Limits, Member
 from sparkdiff.growth.running import Memory
 from sparkdiff.growth.serving import Serving, check_cost
@@ -67,7 +67,14 @@ def grow_pipeline(
 
 
 def _decided(
-    run: Run, start: Ground, original: Measured, told: Told, folder: RunFolder, seconds: float | None, *, replace: bool
+    run: Run,
+    start: GrowthStart,
+    original: Measured,
+    told: Told,
+    folder: RunFolder,
+    seconds: float | None,
+    *,
+    replace: bool,
 ) -> Outcome:
     """Train the grown pipeline, and return it if held-out rows decide for it.
 
@@ -89,7 +96,7 @@ def _decided(
 
 
 def grow_rounds(
-    run: Run, start: Ground, settings: GrowthSettings, serving: Serving, clock: Clock,
+    run: Run, start: GrowthStart, settings: GrowthSettings, serving: Serving, clock: Clock,
     *, replace: bool, memory: Memory | None = None,
 ) -> tuple[Grown, tuple[Member, ...], RunFolder]:  # fmt: skip
     """What the rounds made without the parts that are not missed, these, and the folder of the rounds.
@@ -103,7 +110,7 @@ def grow_rounds(
     beside = {"growth": settings.asdict(), "guard": o.guard, "fleetSize": o.fleetSize}
     with run.phases.phase("grow") as say:
         table, specification = table_of(run, start.known), specification_of(run)
-        criterion, forecast = specification.criterion(), Forecast(settings.rounds)
+        criterion, forecast = specification.criterion(), RoundProgress(settings.rounds)
         with (
             run_folder(run, o.runId and name_beside(o.runId, "-rounds"), replace=replace, beside=beside) as folder,
             running.runner(

@@ -21,12 +21,12 @@ from torch import Tensor
 from sparkdiff import jvm
 from sparkdiff.errors import FullDiskError, InputError
 from sparkdiff.growth import checkpoints, mail, parts
-from sparkdiff.growth.checkpoints import ItemError, Kept
+from sparkdiff.growth.checkpoints import ItemError, RoundFiles
 from sparkdiff.growth.clock import Clock
 from sparkdiff.growth.criterion import Specification
 from sparkdiff.growth.items import Item
 from sparkdiff.growth.table import Table
-from sparkdiff.growth.worker import Assignment, Round, round_file, rows_file
+from sparkdiff.growth.worker import RoundTask, WorkerSetup, round_file, rows_file
 from sparkdiff.store import files
 from sparkdiff.store.lease import HeldError
 from sparkdiff.store.run_folder import RunFolder
@@ -44,7 +44,7 @@ OWN = {error.__name__: error for error in (InputError, FullDiskError, HeldError,
 
 
 @dataclass
-class Member:
+class WorkerHandle:
     """A worker, as the chief knows it.
 
     Attributes:
@@ -56,7 +56,7 @@ class Member:
 
     number: int
     orders: Path
-    lines: mail.Reader
+    lines: mail.LineReader
     token: str = ""
     item: int | None = None
     unstarted: int = 0
@@ -102,7 +102,7 @@ class Chief:
         self.tag = f"sparkdiff-{uuid.uuid4().hex}"
         self.threads: list[threading.Thread] = []
         self.children: dict[int, Popen[bytes]] = {}
-        self.members: list[Member] = []
+        self.members: list[WorkerHandle] = []
         self.lost: list[str] = []
         self.error: BaseException | None = None
         self.checked, self.heard = 0.0, 0.0
@@ -114,7 +114,7 @@ class Chief:
         with files.room("the files that start the processes", self.folder.path, ROOM):
             self.here = self.folder.attempt()
             kinds = {kind: module.__name__ for kind, module in parts.KINDS.items()}
-            assignment = Assignment(self.specification, kinds, self.folder.path.absolute(), checkpoints.EVERY)
+            assignment = WorkerSetup(self.specification, kinds, self.folder.path.absolute(), checkpoints.EVERY)
             equip(self.here, assignment, self.options.loss, "sparkdiff.growth.worker")
             if self.folder.lease is not None:
                 self.folder.lease.pass_on(self.here)
@@ -122,7 +122,7 @@ class Chief:
                 orders, answers = (self.here / f"{way}-{number}.jsonl" for way in ("to", "from"))
                 orders.touch()
                 answers.touch()
-                self.members.append(Member(number, orders, mail.Reader(answers)))
+                self.members.append(WorkerHandle(number, orders, mail.LineReader(answers)))
         if not self.local:
             check_cluster(jvm.session(), self.options.processes, self.here, ("torch", "numpy", "pandas"))
         self._start()
@@ -173,8 +173,8 @@ class Chief:
     # A round ---------------------------------------------------------------------------------------------------------
 
     def run(
-        self, number: int, items: Sequence[Item], missing: set[int], table: Table, original: Tensor, kept: Kept, clock: Clock,
-        ended: Callable[[int], None],
+        self, number: int, items: Sequence[Item], missing: set[int], table: Table, original: Tensor, kept: RoundFiles,
+        clock: Clock, ended: Callable[[int], None],
     ) -> Mapping[int, float]:  # fmt: skip
         """Have the items at these positions trained while there is time, and their results kept.
 
@@ -191,7 +191,7 @@ class Chief:
             if not rows_file(self.here).exists():
                 files.save_mappable(rows_file(self.here), table)
             margins = (table.train.margin, table.validation.margin)
-            files.save_mappable(round_file(self.here, number), Round(number, tuple(items), margins, original))
+            files.save_mappable(round_file(self.here, number), RoundTask(number, tuple(items), margins, original))
         handing = Handing.of(number, items, missing)
         for member in self.members:
             member.busy = 0.0
@@ -211,14 +211,14 @@ class Chief:
         round_file(self.here, number).unlink(missing_ok=True)
         return handing.seconds
 
-    def _order(self, handing: Handing, member: Member) -> None:
+    def _order(self, handing: Handing, member: WorkerHandle) -> None:
         """Hand the next item to a worker that waits."""
         if member.token and member.item is None and handing.queue:
             member.item = handing.queue.popleft()
             with files.room("an order", self.here, ROOM):
                 mail.add(member.orders, token=member.token, round=handing.number, position=member.item)
 
-    def _hear(self, handing: Handing, member: Member, line: Mapping[str, Any]) -> None:
+    def _hear(self, handing: Handing, member: WorkerHandle, line: Mapping[str, Any]) -> None:
         """Take note of an answer."""
         self.heard = time.monotonic()
         if "ready" in line:
@@ -241,7 +241,7 @@ class Chief:
             handing.seconds[line["position"]] = line["seconds"]
             handing.left.discard(line["position"])
 
-    def _died(self, handing: Handing, member: Member, why: str) -> None:
+    def _died(self, handing: Handing, member: WorkerHandle, why: str) -> None:
         """Hand out again what a worker trained when its process died.
 
         Raises:
@@ -259,7 +259,7 @@ class Chief:
         self.say(f"{told} ({why}); it goes on from its checkpoint")
         handing.queue.appendleft(position)
 
-    def _cause(self, member: Member, code: int) -> str:
+    def _cause(self, member: WorkerHandle, code: int) -> str:
         """Why a process ended, by its exit code and by what it left."""
         if code < 0:
             name = signal.Signals(-code).name

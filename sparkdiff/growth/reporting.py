@@ -17,19 +17,19 @@ from sparkdiff.growth.serving import Serving
 from sparkdiff.growth.settings import GrowthSettings
 from sparkdiff.growth.summary import GrowthSummary
 from sparkdiff.pipeline.parity import Parity
-from sparkdiff.report import Pace, advance
+from sparkdiff.report import RemainingTime, advance
 
 
-class Forecast:
+class RoundProgress:
     """Lines about the rounds: how far they are, what they have gained, and how long the one that runs may still take."""
 
     def __init__(self, rounds: int, clock: Callable[[], float] = time.monotonic):
-        self.rounds, self.clock, self.gain, self.number, self.pace = rounds, clock, 0.0, 0, Pace(clock)
+        self.rounds, self.clock, self.gain, self.number, self.pace = rounds, clock, 0.0, 0, RemainingTime(clock)
 
     def item(self, number: int, done: int, most: int) -> str:
         """So many of the parts that a round tries are trained."""
         if number != self.number:
-            self.number, self.pace = number, Pace(self.clock)
+            self.number, self.pace = number, RemainingTime(self.clock)
         gained = f"{self.gain:+.1%}" if self.gain else ""
         return advance(
             "round", number, self.rounds, gained, f"{done} of {most} parts trained", seconds=self.pace.left(done, most)

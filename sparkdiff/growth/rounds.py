@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sparkdiff.evaluation.ledger import Trial
+from sparkdiff.evaluation.ledger import LedgerTrial
 from sparkdiff.growth import parts
 from sparkdiff.growth.criterion import Criterion
 from sparkdiff.growth.items import Found, Item
@@ -86,7 +86,7 @@ class Grown:
     table: Table
     tried: tuple[Tried, ...]
     gains: Tensor
-    trials: tuple[Trial, ...]
+    trials: tuple[LedgerTrial, ...]
     stopped: str
     late: bool = False
 
@@ -156,7 +156,7 @@ def _joined(
     gains, trials = [state.gains], list(state.trials)
     for i, f in enumerate(found):
         gains.append(f.gains)
-        trials += [Trial(i, e, f"round {number}: {f.item.name}") for e in range(1, len(f.gains) + 1)]
+        trials += [LedgerTrial(i, e, f"round {number}: {f.item.name}") for e in range(1, len(f.gains) + 1)]
     members, table = state.members, state.table
     if joins:
         part = found[chosen].part
@@ -166,7 +166,7 @@ def _joined(
         now = criterion.score(table.validation.margin, table.validation)
         first = criterion.score(start.validation.margin, start.validation)
         gains.append((first.blocks - now.blocks)[None])
-        trials.append(Trial(len(found), 0, f"round {number}: mixture"))
+        trials.append(LedgerTrial(len(found), 0, f"round {number}: mixture"))
     grown = Grown(members, table, (*state.tried, *tried), torch.cat(gains), tuple(trials), "")
     return grown, tried
 

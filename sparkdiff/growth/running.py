@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from sparkdiff.growth import checkpoints
-from sparkdiff.growth.checkpoints import Kept, one_thread, train
+from sparkdiff.growth.checkpoints import RoundFiles, one_thread, train
 from sparkdiff.growth.clock import Clock
 from sparkdiff.growth.criterion import Criterion, Specification
 from sparkdiff.growth.items import Found, Item
@@ -28,7 +28,7 @@ class Memory:
     def __init__(self) -> None:
         self._found: dict[tuple[str, str], Found] = {}
 
-    def recall(self, kept: Kept, items: Sequence[Item], table: Table, original: Tensor) -> None:
+    def recall(self, kept: RoundFiles, items: Sequence[Item], table: Table, original: Tensor) -> None:
         """Put what is known into the files of a round."""
         start, ended = checkpoints.digest(table, original), kept.ended()
         for p, item in enumerate(items):
@@ -93,7 +93,7 @@ def runner(
         def run(number: int, items: Sequence[Item], table: Table, original: Tensor) -> list[Found]:
             folder.check()
             table = table.aligned()
-            kept = Kept.open(folder.path, number, items, table, original)
+            kept = RoundFiles.open(folder.path, number, items, table, original)
             if memory is not None:
                 memory.recall(kept, items, table, original)
             late = watch.resume(kept.path)
@@ -128,7 +128,7 @@ def runner(
 
 
 def _alone(
-    folder: RunFolder, kept: Kept, items: Sequence[Item], missing: set[int], table: Table, criterion: Criterion,
+    folder: RunFolder, kept: RoundFiles, items: Sequence[Item], missing: set[int], table: Table, criterion: Criterion,
     original: Tensor, clock: Clock, ended: Callable[[int], None],
 ) -> dict[int, float]:  # fmt: skip
     """Train items in this process, one after another while there is time; returns per position the seconds of CPU."""

@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from sparkdiff.report import FineTuningSummary, Section, Table
+from sparkdiff.report import FineTuningSummary, Section, SectionTable
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -40,13 +40,13 @@ class GrowthSummary(FineTuningSummary):
         yield from parts_lines(self.parts, self.servingCost)
 
 
-def rounds_table(rounds: Sequence[Mapping[str, Any]]) -> Table:
+def rounds_table(rounds: Sequence[Mapping[str, Any]]) -> SectionTable:
     """What each round tried, the part that joined marked."""
     rows = [("round", "part", "gain", "us/row", "s", "")]
     for r in rounds:
         told = "joined" if not r["why"] else r["why"]
         rows.append((str(r["round"]), r["name"], f"{r['gain']:+.2%}", f"{r['cost']:.2f}", f"{r['seconds']:.1f}", told))
-    return Table(rows, left=(0, 1, 5))
+    return SectionTable(rows, left=(0, 1, 5))
 
 
 def parts_lines(parts: Sequence[Mapping[str, Any]], cost: Mapping[str, float | None]) -> list[str]:

@@ -20,7 +20,7 @@ import torch
 
 from sparkdiff.errors import SparkdiffError
 from sparkdiff.growth import mail, parts
-from sparkdiff.growth.checkpoints import Kept, train
+from sparkdiff.growth.checkpoints import RoundFiles, train
 from sparkdiff.growth.criterion import Specification
 from sparkdiff.growth.items import Item
 from sparkdiff.growth.table import Table
@@ -29,7 +29,7 @@ from sparkdiff.training.distributed.worker import Watchdog, die_with_parents
 
 
 @dataclass(frozen=True)
-class Assignment:
+class WorkerSetup:
     """What a worker knows before the first round.
 
     Attributes:
@@ -45,7 +45,7 @@ class Assignment:
 
 
 @dataclass(frozen=True)
-class Round:
+class RoundTask:
     """What a worker knows of a round, as the chief writes it.
 
     Attributes:
@@ -74,7 +74,7 @@ def main(folder: str) -> None:
     die_with_parents([os.getppid()])
     torch.set_num_threads(1)
     # Written by the chief into a folder that only its user may write to.
-    assignment: Assignment = pickle.loads((here / "assignment.pickle").read_bytes())
+    assignment: WorkerSetup = pickle.loads((here / "assignment.pickle").read_bytes())
     parts.KINDS.update({kind: importlib.import_module(module) for kind, module in assignment.kinds.items()})
     with (here / f"worker-{number}.stack").open("w") as stack:
         watchdog = Watchdog(assignment.specification.options.timeout, stack)
@@ -84,16 +84,16 @@ def main(folder: str) -> None:
 class Worker:
     """Takes orders until the end."""
 
-    def __init__(self, here: Path, number: int, token: str, assignment: Assignment, watchdog: Watchdog):
+    def __init__(self, here: Path, number: int, token: str, assignment: WorkerSetup, watchdog: Watchdog):
         self.here, self.number, self.token, self.assignment, self.watchdog = here, number, token, assignment, watchdog
         self.criterion = assignment.specification.criterion()
         self.rows: Table | None = None  # read with the first order
-        self.round: Round | None = None
+        self.round: RoundTask | None = None
         self.checked = 0.0
 
     def work(self) -> None:
         self._tell(ready=True, pid=os.getpid())
-        orders = mail.Reader(self.here / f"to-{self.number}.jsonl")
+        orders = mail.LineReader(self.here / f"to-{self.number}.jsonl")
         while True:
             for order in orders.wait():
                 if "end" in order:
@@ -115,7 +115,7 @@ class Worker:
 
     def _train(self, number: int, position: int) -> float:
         table, now = self._table(number)
-        kept = Kept(self.assignment.run / f"round-{number}")
+        kept = RoundFiles(self.assignment.run / f"round-{number}")
         every = self.assignment.every
         item = now.items[position]
         try:
@@ -124,7 +124,7 @@ class Worker:
             self.watchdog.rest()
         return found.seconds
 
-    def _table(self, number: int) -> tuple[Table, Round]:
+    def _table(self, number: int) -> tuple[Table, RoundTask]:
         """The rows at the margin of a round; of dense rows only what is read lies in memory."""
         if self.rows is None:
             self.rows = _loaded(rows_file(self.here))

@@ -31,7 +31,7 @@ DAY = 86400.0
 
 
 @dataclasses.dataclass(frozen=True)
-class Entry:
+class StoredItem:
     """A cache, rows after the first stages (`reuseStages`), a fitted pipeline of a job, or what a killed writer has left.
 
     Attributes:
@@ -61,7 +61,7 @@ class Entry:
         return not self.read and self.age >= (DAY if self.kind == LEFT else RECENT)
 
 
-def entries(folder: Path) -> list[Entry]:
+def entries(folder: Path) -> list[StoredItem]:
     """What lies in a folder of caches, the largest first; other files in it are passed over.
 
     Raises:
@@ -75,7 +75,7 @@ def entries(folder: Path) -> list[Entry]:
     return sorted(found, key=lambda entry: (-entry.bytes, entry.path.name))
 
 
-def _entry(path: Path) -> Iterator[Entry]:
+def _entry(path: Path) -> Iterator[StoredItem]:
     name = re.fullmatch(r"(stages-|fitted-|)[0-9a-f]{16}", path.name)
     kind = None if name is None else NAMES[name[1]]
     if not path.is_dir():
@@ -83,18 +83,18 @@ def _entry(path: Path) -> Iterator[Entry]:
     try:
         if kind is None:
             if UNFINISHED.fullmatch(path.name):
-                yield Entry(path, LEFT, folder_size(path), None, 0.0, 0, _since(path), [], False)
+                yield StoredItem(path, LEFT, folder_size(path), None, 0.0, 0, _since(path), [], False)
         elif kind == FITTED:
-            yield Entry(path, kind, folder_size(path), None, 0.0, 1, _since(path), [], False)
+            yield StoredItem(path, kind, folder_size(path), None, 0.0, 1, _since(path), [], False)
         elif (path / usage.MANIFEST).exists():
             known, rows, size = usage.of(path), _rows(path), folder_size(path)
             with usage.alone(path) as unread:
                 read = not unread
-            yield Entry(path, kind, size, rows, known.seconds, known.uses, max(known.age, 0.0), known.madeBy, read)
+            yield StoredItem(path, kind, size, rows, known.seconds, known.uses, max(known.age, 0.0), known.madeBy, read)
     except FileNotFoundError:  # another process has just removed it
         return
     except PermissionError:
-        yield Entry(path, FOREIGN, 0, None, 0.0, 0, 0.0, [], read=True)
+        yield StoredItem(path, FOREIGN, 0, None, 0.0, 0, 0.0, [], read=True)
 
 
 def _since(path: Path) -> float:
@@ -111,7 +111,7 @@ def _rows(path: Path) -> int | None:
         return None
 
 
-def to_remove(found: Sequence[Entry], *, most: int | None, days: float | None) -> list[Entry]:
+def to_remove(found: Sequence[StoredItem], *, most: int | None, days: float | None) -> list[StoredItem]:
     """Those to give up: all that nobody has used for so many days, and then, while the rest takes more bytes than `most`,
     those that save the least time per byte.
     """
@@ -126,12 +126,12 @@ def to_remove(found: Sequence[Entry], *, most: int | None, days: float | None) -
     return old
 
 
-def remove(found: Sequence[Entry]) -> list[Entry]:
+def remove(found: Sequence[StoredItem]) -> list[StoredItem]:
     """Remove entries, except those that a process has begun to read; returns the removed ones. Nobody finds half of one."""
     return [entry for entry in found if _removed(entry)]
 
 
-def _removed(entry: Entry) -> bool:
+def _removed(entry: StoredItem) -> bool:
     hidden = entry.path.with_name(f".removed-{uuid.uuid4().hex[:8]}")
     try:
         with usage.alone(entry.path) if entry.kind in READ else contextlib.nullcontext(True) as unread:
@@ -149,7 +149,7 @@ def forget_seen(folder: Path) -> None:
     shutil.rmtree(folder / usage.SEEN, ignore_errors=True)
 
 
-def table(found: Sequence[Entry]) -> list[str]:
+def table(found: Sequence[StoredItem]) -> list[str]:
     """The entries as lines of text, and their sum."""
     rows = [("name", "kind", "MB", "rows", "last used", "uses", "made in", "by")]
     for e in found:

@@ -12,7 +12,7 @@ from sparkdiff.history import store
 from sparkdiff.jvm import stores
 from sparkdiff.machine import paths
 from sparkdiff.options import Options
-from sparkdiff.report import Drawing, Section, Shown, Strong, Table, ancestors_of, drawn_ancestors
+from sparkdiff.report import Drawing, Section, SectionTable, Shown, Strong, ancestors_of, drawn_ancestors
 from sparkdiff.report.progress import change, duration
 from sparkdiff.report.table import p_value
 from sparkdiff.store.digests import hash_of
@@ -26,7 +26,7 @@ HELD = ("model", "pipelineModel")
 
 
 @dataclasses.dataclass(frozen=True)
-class Step:
+class LineageStep:
     """A run that made a model, or tried to.
 
     Attributes:
@@ -56,7 +56,7 @@ class Lineage(Shown):
 
     name: str
     model: str
-    steps: tuple[Step, ...]
+    steps: tuple[LineageStep, ...]
     origin: str | None
     attempts: tuple[Mapping[str, Any], ...]
 
@@ -105,7 +105,7 @@ class Lineage(Shown):
             yield f"the first ancestor is {_short_hash(self.origin)}, which no run in this store made"
         if self.attempts:
             yield Strong("tried from this model since:")
-            yield Table(
+            yield SectionTable(
                 [("finished", "by", "decision", "metric", "gain", "p"), *map(_short, self.attempts)], left=(0, 1, 2, 3)
             )
 
@@ -190,13 +190,13 @@ def _lineage(name: str, model: str, found: Sequence[Mapping[str, Any]], first: M
         first: see `_writers`.
     """
     made = {made: run for run in found for made in _made_by(run)}  # the latest of each
-    steps, seen, node = list[Step](), set[str](), model
+    steps, seen, node = list[LineageStep](), set[str](), model
     while node in made and node not in seen:
         seen.add(node)
         run = made[node]
         beside = [r for r in found if r["parent"] == run["parent"] and r["id"] != run["id"] and r["parent"] is not None]
         source = first.get(run["data"]) if run["cacheHit"] else None
-        steps.append(Step(run, None if source == run["id"] else source, tuple(beside)))
+        steps.append(LineageStep(run, None if source == run["id"] else source, tuple(beside)))
         node = run["parent"]
     attempts = tuple(run for run in found if run["parent"] == model)
     return Lineage(name, model, tuple(steps), node, attempts)
@@ -205,7 +205,7 @@ def _lineage(name: str, model: str, found: Sequence[Mapping[str, Any]], first: M
 # Text ---------------------------------------------------------------------------------------------------------------------
 
 
-def _told(step: Step) -> Iterator[Section]:
+def _told(step: LineageStep) -> Iterator[Section]:
     run = step.run
     parent = "a pipeline that was not fitted, or is not known" if run["parent"] is None else _short_hash(run["parent"])
     yield Strong(f"made by {run['verb']} on {_when(run)} from {parent}: {run['decision']}")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sparkdiff.data.splits import VALIDATION
-from sparkdiff.evaluation.ledger import Ledger, Trial
+from sparkdiff.evaluation.ledger import Ledger, LedgerTrial
 from sparkdiff.improvement.ground import Ground, Measurement, allowed
 
 ROUNDING = 1e-9
@@ -60,7 +60,7 @@ class Step:
     arm: str
     number: int
     gains: Tensor
-    trials: Sequence[Trial]
+    trials: Sequence[LedgerTrial]
     candidates: tuple[Candidate, ...]
     hope: float
     says: str
@@ -101,7 +101,7 @@ def whole_ledger(ground: Ground, steps: Sequence[Step]) -> tuple[Ledger, dict[in
     """All that was measured, and the candidates by their column."""
     weights = ground.start.scores[VALIDATION].weights
     gains = [torch.zeros((0, len(weights)), dtype=torch.float64)]
-    trials, candidates, first = list[Trial](), dict[int, Candidate](), 0
+    trials, candidates, first = list[LedgerTrial](), dict[int, Candidate](), 0
     for step in steps:
         gains.append(step.gains)
         trials += [t._replace(arm=f"{step.arm} {t.arm}".strip()) for t in step.trials]

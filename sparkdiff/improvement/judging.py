@@ -26,7 +26,7 @@ ACCEPT = 0.025
 
 
 @dataclasses.dataclass(frozen=True)
-class Judged:
+class JudgedCandidate:
     """A candidate and the decision about it.
 
     Attributes:
@@ -56,18 +56,18 @@ class Decision:
         measured: how many columns of gains the test covers.
     """
 
-    judged: tuple[Judged, ...]
-    offers: Mapping[str, Judged]
+    judged: tuple[JudgedCandidate, ...]
+    offers: Mapping[str, JudgedCandidate]
     warnings: tuple[str, ...]
     measured: int
 
     @property
-    def best(self) -> Judged | None:
+    def best(self) -> JudgedCandidate | None:
         return self.offers.get(BEST)
 
 
 @dataclasses.dataclass(frozen=True)
-class Family:
+class TestedFamily:
     """All that one test covers: that anything gains, and that anything simpler loses no more than `maxLoss`.
 
     Attributes:
@@ -100,7 +100,7 @@ def decide(ground: Ground, steps: Sequence[Step]) -> Decision:
         data, reference = keyed(run.data), bool(run.cache.rows(REFERENCE))
         held = ground.start.scores[VALIDATION]
 
-        def judged(column: int, candidate: Candidate) -> Judged:
+        def judged(column: int, candidate: Candidate) -> JudgedCandidate:
             gained = float(ledger.gains[column].sum()) > 0
             own = dataclasses.replace(ledger, chosen=column if gained else -1)
             networks = (run.network, candidate.found.recorded)
@@ -115,7 +115,7 @@ def decide(ground: Ground, steps: Sequence[Step]) -> Decision:
     return with_folded(ground, Decision(all_judged, _offers(ground, all_judged, family), warnings, len(ledger.gains)))
 
 
-def family_of(ground: Ground, steps: Sequence[Step], ledger: Ledger, leader: int) -> Family:
+def family_of(ground: Ground, steps: Sequence[Step], ledger: Ledger, leader: int) -> TestedFamily:
     """All that is tested.
 
     Args:
@@ -134,7 +134,7 @@ def family_of(ground: Ground, steps: Sequence[Step], ledger: Ledger, leader: int
             spared |= {(first + k, beside): sum(map(len, rows)) + i for i, k in enumerate(simpler)}
             rows.append(step.gains[simpler] - over + allowance * mean.abs() * before.weights)
         first += len(step.gains)
-    return Family(torch.cat(rows), ledger.weights, leader, spared)
+    return TestedFamily(torch.cat(rows), ledger.weights, leader, spared)
 
 
 def _finalists(ground: Ground, ordered: Sequence[tuple[int, Candidate]]) -> list[tuple[int, Candidate]]:
@@ -152,23 +152,23 @@ def _finalists(ground: Ground, ordered: Sequence[tuple[int, Candidate]]) -> list
     return found
 
 
-def _stepped(candidate: Candidate, found: Judgement, column: int, family: Family, seed: int) -> Judged:
+def _stepped(candidate: Candidate, found: Judgement, column: int, family: TestedFamily, seed: int) -> JudgedCandidate:
     """The judgement with a p-value that allows for several offers."""
     verdict = found.verdict
     if verdict.best < 0 or verdict.level >= 1:
-        return Judged(candidate, found, verdict.p, column)
+        return JudgedCandidate(candidate, found, verdict.p, column)
     p = family.p(column, verdict, seed)
     verdict = dataclasses.replace(verdict, p=p, accepted=p < verdict.level)
-    return Judged(candidate, dataclasses.replace(found, verdict=verdict), p, column)
+    return JudgedCandidate(candidate, dataclasses.replace(found, verdict=verdict), p, column)
 
 
-def _few(ledger: Ledger, first: Judged, original: float) -> tuple[str, ...]:
+def _few(ledger: Ledger, first: JudgedCandidate, original: float) -> tuple[str, ...]:
     return tuple(datachecks.too_few_rows(ledger.gains, ledger.weights, first.judgement.verdict, original))
 
 
-def _offers(ground: Ground, judged: Sequence[Judged], family: Family) -> dict[str, Judged]:
+def _offers(ground: Ground, judged: Sequence[JudgedCandidate], family: TestedFamily) -> dict[str, JudgedCandidate]:
     accepted = [j for j in judged if j.accepted]
-    found: dict[str, Judged] = {}
+    found: dict[str, JudgedCandidate] = {}
     if accepted:
         found[BEST] = accepted[0]
         cheap = next((j for j in accepted if j.candidate.found.cost <= ground.start.cost), None)
@@ -180,7 +180,9 @@ def _offers(ground: Ground, judged: Sequence[Judged], family: Family) -> dict[st
     return found if simpler is None else found | {SIMPLER: simpler}
 
 
-def _simpler(ground: Ground, judged: Sequence[Judged], best: Judged | None, family: Family) -> Judged | None:
+def _simpler(
+    ground: Ground, judged: Sequence[JudgedCandidate], best: JudgedCandidate | None, family: TestedFamily
+) -> JudgedCandidate | None:
     """The cheapest pipeline that serves cheaper than the best, or than the original where nothing is better, and is not worse.
 
     Not worse is what is exact, and a deletion that loses no more than `maxLoss`: non-inferiority, one more hypothesis of the same
@@ -196,7 +198,7 @@ def _simpler(ground: Ground, judged: Sequence[Judged], best: Judged | None, fami
     return min(exact, key=lambda j: j.candidate.found.cost, default=None)
 
 
-def _no_worse(ground: Ground, simpler: Judged, best: Judged | None, family: Family) -> bool:
+def _no_worse(ground: Ground, simpler: JudgedCandidate, best: JudgedCandidate | None, family: TestedFamily) -> bool:
     row = family.spared.get((simpler.column, -1 if best is None else best.column))
     against, verdict = simpler.judgement, simpler.judgement.verdict
     if (

@@ -13,7 +13,7 @@ import torch
 from pyspark.ml.util import DefaultParamsReader
 
 from sparkdiff import jvm
-from sparkdiff.evaluation.ledger import Trial
+from sparkdiff.evaluation.ledger import LedgerTrial
 from sparkdiff.evaluation.recorded import Recorded
 from sparkdiff.evaluation.scores import Score
 from sparkdiff.growth import costs
@@ -28,7 +28,7 @@ DECISIONS = "decisions.json"
 BASELINE = "baseline.json"
 
 
-class Log:
+class StepLog:
     """The steps of an improvement.
 
     Args:
@@ -109,7 +109,7 @@ class Log:
             for i, c in enumerate(told["candidates"])
         )
         return Step(
-            arm, number, torch.load(place / "gains.pt", weights_only=True), [Trial(*t) for t in told["trials"]], candidates,
+            arm, number, torch.load(place / "gains.pt", weights_only=True), [LedgerTrial(*t) for t in told["trials"]], candidates,
             told["hope"], told["says"], told["trains"], told["seconds"], told["ended"], told["learned"],
         )  # fmt: skip
 

@@ -18,7 +18,7 @@ from sparkdiff.improvement.baseline import Baseline
 from sparkdiff.improvement.budget import Account, Budget
 from sparkdiff.improvement.ground import Ground, prepared
 from sparkdiff.improvement.lanes import Brake
-from sparkdiff.improvement.log import Log
+from sparkdiff.improvement.log import StepLog
 from sparkdiff.improvement.plan import described
 from sparkdiff.improvement.reporting import summary_of
 from sparkdiff.improvement.settings import ImprovementSettings
@@ -87,7 +87,7 @@ def improve_pipeline(
     return Improved(result, model, ground.start.task.plan, summary, (folder,), offers)
 
 
-def _rival(ground: Ground, account: Account, log: Log, phases: Phases) -> Baseline | None:
+def _rival(ground: Ground, account: Account, log: StepLog, phases: Phases) -> Baseline | None:
     """Spark's own trees on the same rows, for comparison; None where they are not asked for.
 
     They come before the arms: in the end nothing of the time may be left for them, and an honest table has this row.
@@ -109,7 +109,7 @@ def _deciding(runId: str | None) -> str:
 
 
 @contextlib.contextmanager
-def _folder(ground: Ground, *, replace: bool) -> Iterator[tuple[RunFolder, Log]]:
+def _folder(ground: Ground, *, replace: bool) -> Iterator[tuple[RunFolder, StepLog]]:
     """The run's folder, and the log in it; only a run with a name keeps one."""
     o, runId, known = ground.options, ground.options.runId, versions()
     # What was measured may differ between versions, and the level of the guard decides what growth drops.
@@ -122,4 +122,4 @@ def _folder(ground: Ground, *, replace: bool) -> Iterator[tuple[RunFolder, Log]]
     with ground.begun(ground.start.task) as run:
         pass
     with run_folder(run, runId and name_beside(runId, "-improve"), replace=replace, beside=beside) as folder:
-        yield folder, Log(folder.path if runId is not None else None)
+        yield folder, StepLog(folder.path if runId is not None else None)

@@ -11,7 +11,7 @@ from sparkdiff.improvement.arm import Arm
 from sparkdiff.improvement.budget import Account, Limit
 from sparkdiff.improvement.candidate import Step, best_of, nothing, share
 from sparkdiff.improvement.ground import Ground
-from sparkdiff.improvement.log import Log
+from sparkdiff.improvement.log import StepLog
 from sparkdiff.report import Phases
 from sparkdiff.store.lease import HeldError
 
@@ -24,7 +24,7 @@ LEAST = 10.0
 
 
 @dataclasses.dataclass(frozen=True)
-class Standing:
+class ArmStanding:
     """Where an arm stands at the end.
 
     Attributes:
@@ -45,10 +45,10 @@ class Raced:
     """All steps that ran, and where each arm stands."""
 
     steps: tuple[Step, ...]
-    standings: tuple[Standing, ...]
+    standings: tuple[ArmStanding, ...]
 
 
-def race(ground: Ground, arms: Sequence[Arm], account: Account, log: Log, phases: Phases) -> Raced:
+def race(ground: Ground, arms: Sequence[Arm], account: Account, log: StepLog, phases: Phases) -> Raced:
     """Run the arms within the budget: successive halving (Jamieson and Talwalkar 2016) over arms.
 
     After each round of steps an arm tells what it has gained and what it may still gain; at most half of the arms go on, and none
@@ -78,7 +78,7 @@ def race(ground: Ground, arms: Sequence[Arm], account: Account, log: Log, phases
         ends |= {a.name: ("interrupted", "by the user") for a in arms if a.name not in ends}
     last = {s.arm: s for s in steps}
     cut |= {arm for arm, step in last.items() if step.learned.get("late")}
-    standings = (Standing(a.name, *ends[a.name], account.spent.get(a.name, 0.0), a.name in cut) for a in arms)
+    standings = (ArmStanding(a.name, *ends[a.name], account.spent.get(a.name, 0.0), a.name in cut) for a in arms)
     return Raced(tuple(steps), tuple(standings))
 
 
@@ -90,7 +90,7 @@ class Round:
     """
 
     def __init__(
-        self, ground: Ground, alive: Sequence[Arm], number: int, before: Sequence[Step], account: Account, log: Log
+        self, ground: Ground, alive: Sequence[Arm], number: int, before: Sequence[Step], account: Account, log: StepLog
     ):
         self.ground, self.alive, self.number, self.before = ground, alive, number, before
         self.account, self.log = account, log
@@ -146,7 +146,7 @@ def _too_late(account: Account) -> str:
 
 
 def _run(
-    ground: Ground, arm: Arm, number: int, limit: Limit, steps: Sequence[Step], account: Account, log: Log
+    ground: Ground, arm: Arm, number: int, limit: Limit, steps: Sequence[Step], account: Account, log: StepLog
 ) -> Step:
     """One step, or the result of the same step before an interruption."""
     done = log.read(ground, arm.name, number)

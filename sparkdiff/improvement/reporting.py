@@ -16,7 +16,7 @@ from sparkdiff.improvement.budget import Account
 from sparkdiff.improvement.candidate import Step, share
 from sparkdiff.improvement.folding import folded
 from sparkdiff.improvement.ground import Ground, Measurement
-from sparkdiff.improvement.judging import Decision, Judged
+from sparkdiff.improvement.judging import Decision, JudgedCandidate
 from sparkdiff.improvement.race import Raced
 from sparkdiff.improvement.summary import ImprovementSummary
 
@@ -65,7 +65,7 @@ def _plain(found: Measurement) -> Measured:
     return Measured(dict(found.scores), found.parity)
 
 
-def _history(steps: Sequence[Step], shown: Judged | None) -> list[dict[str, Any]]:
+def _history(steps: Sequence[Step], shown: JudgedCandidate | None) -> list[dict[str, Any]]:
     """The epochs of the training that made the candidate, if one did."""
     if shown is None:
         return []
@@ -85,13 +85,13 @@ def _explained(
     return f"{text} {why.beside(rival.name, rival.value, value, ground.metric.sign)}".strip()
 
 
-def _found_at(steps: Sequence[Step], best: Judged | None) -> float | None:
+def _found_at(steps: Sequence[Step], best: JudgedCandidate | None) -> float | None:
     """The second at which the step ended that found the best."""
     found = [] if best is None else [s.ended for s in steps if best.candidate in s.candidates]
     return round(found[0], 3) if found else None
 
 
-def _reason(ground: Ground, shown: Judged | None) -> str:
+def _reason(ground: Ground, shown: JudgedCandidate | None) -> str:
     if shown is None or shown.judgement.verdict.best < 0:
         return "nothing that was tried is better on the validation rows"
     held = ground.start.scores[VALIDATION].value
@@ -132,7 +132,7 @@ def _table(ground: Ground, raced: Raced, decision: Decision) -> list[dict[str, A
     return rows
 
 
-def _compacted(ground: Ground, offered: Judged) -> float | None:
+def _compacted(ground: Ground, offered: JudgedCandidate) -> float | None:
     """What an offer costs to serve once it is folded (`sparkdiff.compact`), by what the original costs; None if nothing folds."""
     model = folded(ground, offered.candidate.model)
     return None if model is None else costs.of_model(model) / ground.start.cost

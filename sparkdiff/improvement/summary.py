@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from sparkdiff.report import FineTuningSummary, Section, Strong, Table, p_value
+from sparkdiff.report import FineTuningSummary, Section, SectionTable, Strong, p_value
 from sparkdiff.report.page import OFFERS
 
 MORE = re.compile(r" and \d+ more\b")
@@ -68,7 +68,7 @@ def _when(summary: ImprovementSummary) -> list[str]:
     return [f"the best was found after {summary.foundAt:.0f} s of {summary.budget['seconds']:.0f} s"]
 
 
-def table_of(summary: ImprovementSummary) -> Table:
+def table_of(summary: ImprovementSummary) -> SectionTable:
     """The results side by side, on the rows that decide."""
     tested = any(r["test"] is not None for r in summary.table)
     head = [f"{summary.metric} ({summary.metricDirection} is better)", "validation", *(["test"] if tested else [])]
@@ -83,7 +83,7 @@ def table_of(summary: ImprovementSummary) -> Table:
         cost = f"{r['serving']:.1f}x", f"{r['seconds']:.0f} s"
         rows.append((r["name"], *shown, f"{r['change']:+.1%}", flips, interval, *cost, _verdict(r)))
     rows += _comparison(summary.baseline, tested=tested)
-    return Table(rows, left=(0, len(rows[0]) - 1), ruled=True)
+    return SectionTable(rows, left=(0, len(rows[0]) - 1), ruled=True)
 
 
 def _comparison(found: Mapping[str, Any] | None, *, tested: bool) -> list[tuple[str, ...]]:

@@ -48,7 +48,7 @@ from sparkdiff.job.config import Config, command_of, request_of
 from sparkdiff.job.loading import function, is_function, load_data, load_model, model_path
 from sparkdiff.job.output import check_replaceable
 from sparkdiff.job.settings_section import SETTINGS
-from sparkdiff.job.tracking import Result, Tracking, tracked
+from sparkdiff.job.tracking import JobResult, Tracking, tracked
 from sparkdiff.job.writing import written
 from sparkdiff.jvm import stores
 from sparkdiff.machine import secrets
@@ -162,7 +162,7 @@ def _run(
     if mine:
         for training in outcome.folders:
             training.remove()  # the same command, interrupted before this line, goes on; after it, it begins anew
-    tracking.log(lambda: Result(outcome.model, outcome.original, outcome.summary, sources[0].df))
+    tracking.log(lambda: JobResult(outcome.model, outcome.original, outcome.summary, sources[0].df))
     return outcome.summary
 
 
@@ -182,12 +182,12 @@ def _told_again(
         phases.on_epoch(row)
     phases.on_decision(summary)
 
-    def load() -> Result:
+    def load() -> JobResult:
         parent = found["parent"]["path"]
         original = None if isinstance(made, Estimator) else made
         if original is None and parent is not None and Path(parent).exists():
             original = jvm.loaded(parent)
-        return Result(jvm.loaded(config.output / "model"), original, summary, rows)
+        return JobResult(jvm.loaded(config.output / "model"), original, summary, rows)
 
     tracking.log(load)
     return summary

@@ -28,7 +28,7 @@ CURRENT = "_active_experiment_id"
 
 
 @dataclasses.dataclass(frozen=True)
-class Result:
+class JobResult:
     """What a job has made, as `sparkdiff.mlflow.log` takes it; the original is None where it is no longer there."""
 
     pipelineModel: Any

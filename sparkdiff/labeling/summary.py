@@ -14,7 +14,7 @@ from sparkdiff.labeling.estimates import (
     majority,
 )  # fmt: skip
 from sparkdiff.labeling.votes import Votes
-from sparkdiff.report import Section, Shown, Table
+from sparkdiff.report import Section, SectionTable, Shown
 
 FEW = 50
 """Rows that two functions share at least, or would by chance, before it counts that they always agree, or never."""
@@ -65,7 +65,7 @@ class LabelSummary(Shown):
             accuracy = "" if f["accuracy"] is None else f"{f['accuracy']:.1%}"
             shares = (f"{f[name]:.1%}" for name in ("coverage", "overlaps", "conflicts"))
             rows.append((f["name"], ", ".join(map(str, f["classes"])), *shares, accuracy, known))
-        found: list[Section] = [Table(rows, left=(0,))]
+        found: list[Section] = [SectionTable(rows, left=(0,))]
         found.append("estimated classes: " + ", ".join(f"{y}: {q:.1%}" for y, q in enumerate(self.balance)))
         if self.agreement:
             a = self.agreement

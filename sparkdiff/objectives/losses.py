@@ -248,7 +248,7 @@ def zero_margin(head: Predictor, n: int) -> Tensor:
     return torch.zeros((n, head.margins) if head.wide else n, dtype=torch.float64, device=device)
 
 
-class Settings:
+class DeviceCopies:
     """A tensor of settings, such as costs: its numbers where the rows are. Each device gets a copy when it first asks."""
 
     def __init__(self, value: Tensor):
@@ -525,7 +525,7 @@ def _classification(name: str, params: Mapping[str, Any], head: Predictor) -> Ob
             raise InputError(
                 "loss='cost' cannot train with a threshold of 0 or 1, because all rows get the same decision"
             )
-        at = Settings(costs)
+        at = DeviceCopies(costs)
         return Objective(
             name, lambda m, y, w: mean_cost(head.decision_margin(m), index(y, k), at.beside(m)), 1 / spread,
             calibrated=not head.probable,
@@ -601,7 +601,7 @@ def _class_weighted(part: Objective, given: Any, classes: int, y: LabelStats) ->
             raise InputError("all classWeights are 0, so no row would count")
     own = part.rows
     assert own is not None
-    even, at = bool((weights == weights[0]).all()), Settings(weights)
+    even, at = bool((weights == weights[0]).all()), DeviceCopies(weights)
     return replace(
         part,
         rows=lambda m, y, w: at.beside(m)[index(y, classes)] * own(m, y, w),

@@ -26,9 +26,9 @@ from sparkdiff.objectives.losses import (
     PARAMS as LOSS_PARAMS,
     UNLABELLED,
     Bound,
+    DeviceCopies,
     Objective,
     Rows,
-    Settings,
     cost_matrix,
     index,
     rank_score,
@@ -371,7 +371,7 @@ def _classes(name: str, params: Mapping[str, Any], head: Predictor) -> Metric:
     if name == "hammingLoss":
         return Metric(name, rows=lambda m, y, w: 1 - hit(m, y))
     if name == "expectedCost":
-        costs = Settings(cost_matrix(params["costs"], k, f"metric={name!r}"))
+        costs = DeviceCopies(cost_matrix(params["costs"], k, f"metric={name!r}"))
 
         def cost(margin: Tensor, y: Tensor, w: Tensor) -> Tensor:
             found = decision(margin)

@@ -21,7 +21,7 @@ from sparkdiff.pipeline.names import named, refuse_stream, unused
 from sparkdiff.pipeline.nesting import flatten
 from sparkdiff.pipeline.network import Network, seeing, translate
 from sparkdiff.pipeline.schema import check_columns
-from sparkdiff.report import Section, Shown, Strong, Table, as_html
+from sparkdiff.report import Section, SectionTable, Shown, Strong, as_html
 from sparkdiff.stages.base import NULL, columns_of
 from sparkdiff.stages.predictor import Predictor
 from sparkdiff.store.files import room
@@ -71,7 +71,7 @@ class Parity(Shown):
     def _repr_html_(self) -> str:
         rows = [(c, f"{a:.1e}", f"{self.maxRelDiff[c]:.1e}") for c, a in self.maxAbsDiff.items()]
         head = ("column", "largest difference", "relative")
-        return as_html([Strong(self._headline()), *([Table([head, *rows])] if rows else [])])
+        return as_html([Strong(self._headline()), *([SectionTable([head, *rows])] if rows else [])])
 
 
 def verify(model: Any, df: DataFrame, network: Network | None = None) -> Parity:

@@ -12,7 +12,7 @@ from sparkdiff.options import Options
 from sparkdiff.pipeline.cut import Analysis, analyse
 from sparkdiff.pipeline.graph import Graph, Version
 from sparkdiff.pipeline.schema import check_columns
-from sparkdiff.report import Drawing, Section, Shown, Strong, Table, drawn
+from sparkdiff.report import Drawing, Section, SectionTable, Shown, Strong, drawn
 from sparkdiff.stages.base import StageModule
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ class Plan(Shown):
             )
             for s in self.stages
         ]
-        yield Table([head, *rows], left=range(4))
+        yield SectionTable([head, *rows], left=range(4))
         yield Strong(self._total())
 
     def _trains(self) -> str:

@@ -5,9 +5,9 @@ from sparkdiff.report.difference_table import difference_headline, difference_se
 from sparkdiff.report.drawing import drawn
 from sparkdiff.report.progress import (
     Events,
-    Pace,
     Phases,
     Progress,
+    RemainingTime,
     advance,
     change,
     check_callbacks,
@@ -16,12 +16,35 @@ from sparkdiff.report.progress import (
     tell,
 )
 from sparkdiff.report.record import FineTuningSummary, RunRecord
-from sparkdiff.report.sections import Section, Shown, Strong, Table, aligned, as_html
+from sparkdiff.report.sections import Section, SectionTable, Shown, Strong, aligned, as_html
 from sparkdiff.report.svg import Drawing
 from sparkdiff.report.table import before_after, p_value
 
 __all__ = [
-    "Drawing", "Events", "FineTuningSummary", "Pace", "Phases", "Progress", "RunRecord", "Section", "Shown", "Strong",
-    "Table", "advance", "aligned", "ancestors_of", "as_html", "before_after", "change", "check_callbacks",
-    "difference_headline", "difference_sections", "drawn", "drawn_ancestors", "duration", "p_value", "shown", "tell",
+    "Drawing",
+    "Events",
+    "FineTuningSummary",
+    "Phases",
+    "Progress",
+    "RemainingTime",
+    "RunRecord",
+    "Section",
+    "SectionTable",
+    "Shown",
+    "Strong",
+    "advance",
+    "aligned",
+    "ancestors_of",
+    "as_html",
+    "before_after",
+    "change",
+    "check_callbacks",
+    "difference_headline",
+    "difference_sections",
+    "drawn",
+    "drawn_ancestors",
+    "duration",
+    "p_value",
+    "shown",
+    "tell",
 ]  # fmt: skip

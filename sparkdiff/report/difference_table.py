@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from sparkdiff.report.sections import Section, Strong, Table
+from sparkdiff.report.sections import Section, SectionTable, Strong
 
 HEAD = ("stage", "what", "shape", "differ", "largest", "relative")
 BLANK = ("",) * 4
@@ -16,7 +16,7 @@ def difference_sections(d: Mapping[str, Any]) -> Iterator[Section]:
     """A row per weight, Param or stage that differs; the content hashes; and the differences of the predictions."""
     rows = [row for stage in d["stages"] for row in _rows(stage)]
     if rows:
-        yield Table([HEAD, *rows], left=range(len(HEAD)))
+        yield SectionTable([HEAD, *rows], left=range(len(HEAD)))
     yield Strong(how_many(d))
     yield f"old {d['oldHash'] or 'cannot be saved'}"
     yield f"new {d['newHash'] or 'cannot be saved'}"

@@ -46,7 +46,7 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
-class Pace:
+class RemainingTime:
     """How long something may still take, at the pace since it was first looked at."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic):

@@ -13,7 +13,7 @@ LONG = 40
 
 
 @dataclasses.dataclass(frozen=True)
-class Table:
+class SectionTable:
     """A table; its first row is the head.
 
     Attributes:
@@ -32,7 +32,7 @@ class Strong(str):
     strong = True
 
 
-Section = str | Table
+Section = str | SectionTable
 
 
 def aligned(rows: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> list[str]:

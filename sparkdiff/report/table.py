@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from sparkdiff.report.sections import Section, Strong, Table, as_text
+from sparkdiff.report.sections import Section, SectionTable, Strong, as_text
 
 SHOWN = 8
 """Slices in the report; the summary has all."""
@@ -23,7 +23,7 @@ def before_after(summary: Mapping[str, Any]) -> str:
 
 def sections_of(summary: Mapping[str, Any]) -> Iterator[Section]:
     """The same, for a notebook too."""
-    yield Table(_metrics(summary), ruled=True)
+    yield SectionTable(_metrics(summary), ruled=True)
     held = ""
     if summary["gainInterval"] is not None:
         low, high = ("unknown" if v is None else f"{v:+.2%}" for v in summary["gainInterval"])
@@ -78,7 +78,7 @@ def _folds(folds: Sequence[Mapping[str, Any]]) -> Iterator[Section]:
             change = (f["after"] - f["before"]) / max(abs(f["before"]), 1e-12)
             figures = (f"{f['before']:.5g}", f"{f['after']:.5g}", f"{change:+.1%}", str(f["epochs"]))
             rows.append((str(f["fold"]), f"{f['rows']:,}", *figures))
-        yield Table(rows)
+        yield SectionTable(rows)
 
 
 def _place(summary: Mapping[str, Any]) -> Iterator[str]:
@@ -108,7 +108,7 @@ def _changes(slices: Sequence[Mapping[str, Any]], whose: str) -> Iterator[Sectio
         rows.append(
             (f"{s['column']} = {value}", f"{s['rows']:,}", before, after, change, "" if s["before"] is None else p)
         )
-    yield Table(rows)
+    yield SectionTable(rows)
     if len(order) > SHOWN:
         few = sum(s["p"] is None for s in order[SHOWN:])
         yield f"and {len(order) - SHOWN} slices with better results" + (

@@ -56,7 +56,7 @@ class Absorber:
 
 
 @dataclasses.dataclass(frozen=True)
-class Linear(Absorber):
+class LinearAbsorber(Absorber):
     """Margins = matrix @ x + intercepts, or the first layer of a network, or the products of a PCA.
 
     Attributes:
@@ -76,7 +76,7 @@ class Linear(Absorber):
     def width(self) -> int:  # type: ignore[override]
         return int(self.matrix.shape[1])
 
-    def absorbed(self, change: Map, start: int, width_in: int | None) -> "Linear":
+    def absorbed(self, change: Map, start: int, width_in: int | None) -> "LinearAbsorber":
         if width_in is None:
             raise RefusedError("the width of its input is unknown: pass the schema of the data (schema=df.schema)")
         block = slice(start, start + (width_in if change.width_out is None else change.width_out))
@@ -253,13 +253,13 @@ def absorber_of(stage: Any) -> Absorber:
     if cls is None or cls.refuses(stage) is not None:
         raise RefusedError(f"{stage.uid} ({type(stage).__name__}) cannot take it up")
     if issubclass(cls, (LinearMargin, LogisticRegression)):
-        return Linear(stage, matrix_of(stage), intercepts_of(stage), stored_of(stage))
+        return LinearAbsorber(stage, matrix_of(stage), intercepts_of(stage), stored_of(stage))
     if issubclass(cls, PCA):
-        return Linear(stage, np.asarray(stage.pc.toArray()).T, None, None)
+        return LinearAbsorber(stage, np.asarray(stage.pc.toArray()).T, None, None)
     if issubclass(cls, MultilayerPerceptron):
         module = cls.from_spark(stage)
         matrix, bias = (p.detach().numpy() for p in module.layer(0))
-        return Linear(_Layers(stage, module), matrix, bias, None)
+        return LinearAbsorber(_Layers(stage, module), matrix, bias, None)
     if issubclass(cls, Trees):
         return Forest(stage, trees.read(stage), int(stage.numFeatures))
     raise RefusedError(f"{stage.uid} ({type(stage).__name__}) cannot take it up")

@@ -11,7 +11,7 @@ from sparkdiff.errors import InputError, check_type, did_you_mean
 from sparkdiff.pipeline.graph import Graph, Version
 from sparkdiff.pipeline.nesting import Path, plain, replaced
 from sparkdiff.pipeline.translation import linked
-from sparkdiff.report import Section, Shown, Strong, Table
+from sparkdiff.report import Section, SectionTable, Shown, Strong
 from sparkdiff.serving.columns import Facts, State, left_out, pinned, reading, reads_of
 from sparkdiff.serving.folding import folded
 
@@ -61,7 +61,7 @@ class CompactPlan(Shown):
 
     def _sections(self) -> Iterator[Section]:
         rows = [(".".join(map(str, s.path)) or "0", s.stageClass, s.action, s.reason) for s in self.stages]
-        yield Table([("", "stage", "", "why"), *rows], left=range(4))
+        yield SectionTable([("", "stage", "", "why"), *rows], left=range(4))
         yield Strong(f"{self._headline()}; these columns stay: {', '.join(self.keepCols) or 'none'}")
 
 

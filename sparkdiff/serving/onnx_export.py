@@ -20,7 +20,7 @@ from sparkdiff.pipeline.graph import Version, null_of
 from sparkdiff.pipeline.names import named
 from sparkdiff.pipeline.network import Network, translate
 from sparkdiff.pipeline.schema import SchemaOrRows, known_fields, width_in
-from sparkdiff.report import Section, Shown, Strong, Table
+from sparkdiff.report import Section, SectionTable, Shown, Strong
 from sparkdiff.serving import onnx_predictors  # noqa: F401  # the writers of its stages, and of trees
 from sparkdiff.serving.onnx_graph import IR_VERSION, ML_OPSET, OPSET, GraphWriter, NotExportableError, Value
 from sparkdiff.serving.onnx_stages import WRITERS
@@ -88,7 +88,7 @@ class ExportedModel(Shown):
 
     def _sections(self) -> Iterator[Section]:
         every = (*(("input", c) for c in self.inputs), *(("output", c) for c in self.outputs))
-        yield Table(
+        yield SectionTable(
             [("", "column", "kind", "entries"), *((k, c.name, c.kind, str(c.width)) for k, c in every)], left=[0, 1, 2]
         )
         before = f"; Spark runs before: {', '.join(self.sparkStages)}" if self.sparkStages else ""

@@ -29,7 +29,7 @@ from sparkdiff.report import Events
 from sparkdiff.report.observing import Observer, observe
 from sparkdiff.report.page import page
 from sparkdiff.store.digests import hash_of
-from sparkdiff.tracking.values import Point, metrics, params, plain, points, text
+from sparkdiff.tracking.values import CurvePoint, metrics, params, plain, points, text
 
 ARTIFACT = "model"
 """The folder of the model among the artifacts of a run."""
@@ -68,7 +68,7 @@ def _log(client: Any, run_id: str, **values: Sequence[Any]) -> None:
             client.log_batch(run_id, **{kind: entities[i : i + TOGETHER[kind]]})
 
 
-def _measured(entities: Any, found: Iterable[Point]) -> list[Any]:
+def _measured(entities: Any, found: Iterable[CurvePoint]) -> list[Any]:
     now = round(time.time() * 1000)
     return [entities.Metric(p.name, p.value, now, p.step) for p in found]
 
@@ -94,7 +94,7 @@ def _log_figures(client: Any, run_id: str, summary: Any) -> None:
     tags = {name: told[name] for name in ("decision", "reason")}
     tags |= {f"version.{name}": version for name, version in told.get("versions", {}).items()}
     _log_params(client, run_id, params(summary))
-    measured = _measured(entities, (Point(k, v, 0) for k, v in metrics(summary).items()))
+    measured = _measured(entities, (CurvePoint(k, v, 0) for k, v in metrics(summary).items()))
     _log(client, run_id, metrics=measured, tags=_tags(entities, tags))
     _log_dataset(client, run_id, told)
     client.set_tag(run_id, TOLD, _digest(summary))
@@ -155,7 +155,7 @@ class Callback(Events):
         self._mlflow, self.runId, self.runName, self.experiment = mlflow(), runId, runName, experiment
         self._chosen, self._own, self._silent, self._ended, self._sent = False, False, False, False, 0.0
         self.running = False
-        self._waiting: list[Point] = []
+        self._waiting: list[CurvePoint] = []
 
     def on_phase(self, name: str, seconds: float | None, detail: str) -> None:
         # Here and not in a thread of an arm, which has no active run.

@@ -20,7 +20,7 @@ LONGEST = 500
 """Characters of a parameter or a tag, which every version of MLflow's server takes."""
 
 
-class Point(NamedTuple):
+class CurvePoint(NamedTuple):
     """A point of a curve."""
 
     name: str
@@ -79,7 +79,7 @@ def metrics(summary: Any) -> dict[str, float]:
     return {named(key): float(value) for key, value in found.items() if _finite(value)}
 
 
-def points(row: Mapping[str, Any]) -> Iterator[Point]:
+def points(row: Mapping[str, Any]) -> Iterator[CurvePoint]:
     """The points that a row of a history adds to curves: `fold1/candidate0/validationMetric` at the step of its epoch."""
     trial = "trial" in row
     parts = [f"{row['arm']}{row['round']}"] if "arm" in row else []
@@ -87,7 +87,7 @@ def points(row: Mapping[str, Any]) -> Iterator[Point]:
     parts += ["trials"] if trial else [f"candidate{row.get('candidate', 0)}"]
     for name, value in row.items():
         if name not in WHOSE and _finite(value):
-            yield Point(named("/".join([*parts, name])), float(value), int(row["trial" if trial else "epoch"]))
+            yield CurvePoint(named("/".join([*parts, name])), float(value), int(row["trial" if trial else "epoch"]))
 
 
 def _finite(value: Any) -> bool:

@@ -34,7 +34,7 @@ class Link(NamedTuple):
 Back = Callable[[list[Tensor], Tensor, Parameters], Tensor | None]
 
 
-class Slopes(NamedTuple):
+class AffineMargin(NamedTuple):
     """margin = sum over versions of x @ slope, + constant, for each of K candidates; m margins a row.
 
     Attributes:
@@ -104,7 +104,7 @@ class AffineNetwork:
         return affine, features
 
     @torch.no_grad()
-    def slopes(self, parameters: Mapping[int, Parameters], candidates: int) -> Slopes:
+    def slopes(self, parameters: Mapping[int, Parameters], candidates: int) -> AffineMargin:
         """The slopes of K candidates' parameters; those that train have a leading dimension K.
 
         Raises:
@@ -126,11 +126,11 @@ class AffineNetwork:
         for v, slope in found.items():
             if slope.ndim == 2:
                 found[v] = slope.expand(candidates, *slope.shape)
-        return Slopes(found, constant.expand(candidates, *constant.shape[-2:]), tape)
+        return AffineMargin(found, constant.expand(candidates, *constant.shape[-2:]), tape)
 
     @torch.no_grad()
     def back(
-        self, slopes: Slopes, gradients: dict[Version, Tensor], constant: Tensor, room: Mapping[int, Parameters]
+        self, slopes: AffineMargin, gradients: dict[Version, Tensor], constant: Tensor, room: Mapping[int, Parameters]
     ) -> None:
         """Add to `room` the gradients of the parameters, from those of the slopes, (K, d, m) each, and constants (K, 1, m)."""
         for link, back in reversed(slopes.tape):
@@ -138,7 +138,7 @@ class AffineNetwork:
             if found is not None:
                 gradients[link.writes[0]] = found
 
-    def margins(self, slopes: Slopes, values: Mapping[Version, Rows]) -> Tensor:
+    def margins(self, slopes: AffineMargin, values: Mapping[Version, Rows]) -> Tensor:
         """(K, n) margins, or (K, n, k) for k classes in softmax form."""
         total = slopes.constant
         for v, slope in slopes.of.items():
@@ -155,7 +155,7 @@ class AffineNetwork:
         return rows * share.slopes[0][0, :, 0] ** 2
 
     def slope_gradients(
-        self, slopes: Slopes, values: Mapping[Version, Rows], margin: Tensor
+        self, slopes: AffineMargin, values: Mapping[Version, Rows], margin: Tensor
     ) -> tuple[dict[Version, Tensor], Tensor]:
         """The gradients of slopes and constant, from those of the margins, (K, n) or (K, n, k)."""
         margin = margin if margin.ndim == 3 else margin[:, :, None]

@@ -18,7 +18,7 @@ from sparkdiff.stages.forest import Trees
 from sparkdiff.tensors.rows import Rows, SparseRows, as_sparse
 from sparkdiff.tensors.team import ALONE, Team
 from sparkdiff.training import states
-from sparkdiff.training.affine import Slopes, places
+from sparkdiff.training.affine import AffineMargin, places
 from sparkdiff.training.augmentation import Augmenter, Draw, Target, View
 from sparkdiff.training.local_steps import LocalSteps
 from sparkdiff.training.monotone import Monotone
@@ -141,7 +141,7 @@ class Candidates:
         """Whether all margins are sums over the leaves of one stage, and nothing else."""
         return self.updates.affine is not None and [name for name, _ in self.updates.affine.reads] == [LEAVES]
 
-    def _add_leaves(self, views: Sequence[View], slopes: Slopes, objective: Objective) -> None:
+    def _add_leaves(self, views: Sequence[View], slopes: AffineMargin, objective: Objective) -> None:
         """`add` where candidates fall into leaves of their own: one look-up for all, with the bits of one for each view."""
         updates, matrix = self.updates, self.updates.matrix
         assert updates.affine is not None

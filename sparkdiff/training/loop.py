@@ -19,7 +19,7 @@ from torch import Tensor
 from sparkdiff.data.stream import Batch, Share
 from sparkdiff.errors import InputError, SparkdiffError
 from sparkdiff.evaluation.data import Data, scalar
-from sparkdiff.evaluation.ledger import Ledger, Trial
+from sparkdiff.evaluation.ledger import Ledger, LedgerTrial
 from sparkdiff.evaluation.scores import Score
 from sparkdiff.machine import memory
 from sparkdiff.objectives.losses import Objective
@@ -329,7 +329,9 @@ class Training(Results):
         if best.column >= 0:
             load(out, best.flat)
             moved = self.units.moved(network, best.flat)
-        ledger = Ledger(torch.stack(self.gains), self.original.weights, [Trial(*c) for c in self.columns], best.column)
+        ledger = Ledger(
+            torch.stack(self.gains), self.original.weights, [LedgerTrial(*c) for c in self.columns], best.column
+        )
         return Trained(self.history, ledger, out, moved)
 
 

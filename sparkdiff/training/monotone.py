@@ -12,7 +12,7 @@ from sparkdiff.pipeline.graph import Version
 from sparkdiff.pipeline.network import Network
 from sparkdiff.stages.linear import RISING
 from sparkdiff.stages.trainable import FeatureStats, LabelStats
-from sparkdiff.training.affine import Slopes, affine_network
+from sparkdiff.training.affine import AffineMargin, affine_network
 from sparkdiff.training.parameters import named_parameters
 
 
@@ -29,7 +29,7 @@ class Monotone:
     signs: Mapping[Version, Tensor]
     weights: Mapping[Version, Tensor]
 
-    def gradients(self, slopes: Slopes) -> dict[Version, Tensor]:
+    def gradients(self, slopes: AffineMargin) -> dict[Version, Tensor]:
         """The penalty's gradient by every slope, (K, d, 1)."""
         found = {v: torch.zeros_like(slope) for v, slope in slopes.of.items()}
         for v, sign in self.signs.items():

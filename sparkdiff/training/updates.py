@@ -14,13 +14,13 @@ from sparkdiff.pipeline.network import Network, fixed_versions, routed_versions
 from sparkdiff.tensors.rows import Rows, SparseRows
 from sparkdiff.tensors.team import Team
 from sparkdiff.training.active_columns import ActiveColumns
-from sparkdiff.training.affine import AffineNetwork, Slopes
+from sparkdiff.training.affine import AffineMargin, AffineNetwork
 from sparkdiff.training.parameters import NaturalUnits, ParameterMatrix, flattened, named_parameters, trained
 from sparkdiff.training.recipes import Recipe, by_newton
 
 Values = Mapping[Version, Rows]
 Vectors = Mapping[str, Tensor]
-Measured = Callable[[Values], tuple[Slopes | None, Values]]
+Measured = Callable[[Values], tuple[AffineMargin | None, Values]]
 """Gives the slopes to measure some rows with, and their inputs."""
 
 
@@ -131,16 +131,16 @@ class DenseUpdates:
         """The same after a step of all parameters, which ends an epoch."""
         self.load(u)
 
-    def slopes(self) -> Slopes | None:
+    def slopes(self) -> AffineMargin | None:
         return self.affine.slopes(self.matrix.parameters, len(self.recipes)) if self.affine else None
 
-    def margins(self, rows: list[int], slopes: Slopes | None, values: Values) -> Tensor:
+    def margins(self, rows: list[int], slopes: AffineMargin | None, values: Values) -> Tensor:
         """(k, n) or (k, n, classes) margins of these candidates; a graph of autograd where the network isn't affine."""
         if self.affine is None or slopes is None:
             return torch.stack([self.of_rows[k].margin(dict(values)) for k in rows]).to(self.start.dtype)
         if len(rows) < len(self.recipes):
             at = self.numbers(rows)
-            slopes = Slopes({v: s[at] for v, s in slopes.of.items()}, slopes.constant[at], slopes.tape)
+            slopes = AffineMargin({v: s[at] for v, s in slopes.of.items()}, slopes.constant[at], slopes.tape)
         return self.affine.margins(slopes, values)
 
     def backward(self, margin: Tensor, gradient: Tensor) -> None:
@@ -151,7 +151,7 @@ class DenseUpdates:
         if self.narrow is not None:
             self.matrix.gradient += self.narrow[1]
 
-    def back(self, slopes: Slopes, gradients: dict[Version, Tensor], constant: Tensor) -> None:
+    def back(self, slopes: AffineMargin, gradients: dict[Version, Tensor], constant: Tensor) -> None:
         """Add the gradients of the parameters, from those of the slopes and constants."""
         assert self.affine is not None
         self.affine.back(slopes, gradients, constant, self.matrix.gradients)
@@ -228,7 +228,7 @@ class LazyUpdates(DenseUpdates):
         """Nothing: the next group's parameters are made from u."""
 
     def measured(self, vectors: Vectors) -> Measured:
-        def of(values: Values) -> tuple[Slopes | None, Values]:
+        def of(values: Values) -> tuple[AffineMargin | None, Values]:
             self._choose(self.active.columns([values]))
             self.matrix.load(self._taken(vectors.get("average", vectors["u"])))
             return self.slopes(), {**values, **self.inputs(values)}

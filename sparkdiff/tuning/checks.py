@@ -7,10 +7,10 @@ from pyspark.ml.wrapper import JavaParams
 
 from sparkdiff import jvm
 from sparkdiff.errors import InputError
-from sparkdiff.tuning.fits import Task, inside
+from sparkdiff.tuning.fits import GridTask, inside
 
 
-def check_values(task: Task) -> None:
+def check_values(task: GridTask) -> None:
     """Refuse a value of the grid that a Param does not take.
 
     Raises:

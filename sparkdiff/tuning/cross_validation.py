@@ -18,7 +18,7 @@ from sparkdiff.pipeline.names import refuse_stream
 from sparkdiff.tuning import folds
 from sparkdiff.tuning.checks import check_evaluator, check_values
 from sparkdiff.tuning.explanation import Explanation, explained
-from sparkdiff.tuning.fits import FoldMetrics, Task
+from sparkdiff.tuning.fits import FoldMetrics, GridTask
 from sparkdiff.tuning.folds import Folds
 from sparkdiff.tuning.searching import outcomes
 
@@ -53,7 +53,7 @@ class _Search(Params):
     def _number_of_folds(self) -> int:
         return 1
 
-    def _task(self, dataset: DataFrame) -> Task:
+    def _task(self, dataset: DataFrame) -> GridTask:
         """What is searched, checked before anything runs.
 
         Raises:
@@ -67,13 +67,13 @@ class _Search(Params):
                 raise InputError(f"{name} has no {param}: set it with {name}({param}=...)")
         self._numbers()
         get = self.getOrDefault
-        task = Task.of(get("estimator"), get("estimatorParamMaps"), get("evaluator"))
+        task = GridTask.of(get("estimator"), get("estimatorParamMaps"), get("evaluator"))
         if jvm.in_process(dataset.sparkSession):
             check_values(task)
             check_evaluator(task.evaluator)
         return task
 
-    def _outcomes(self, dataset: DataFrame) -> tuple[Task, list[FoldMetrics]]:
+    def _outcomes(self, dataset: DataFrame) -> tuple[GridTask, list[FoldMetrics]]:
         """The metrics of all settings, fold by fold."""
         task, get = self._task(dataset), self.getOrDefault
         return task, outcomes(task, self._folds(dataset), get("parallelism"), get("collectSubModels"))
@@ -105,7 +105,7 @@ class CrossValidator(_Search, tuning.CrossValidator):
             return folds.given_folds(dataset, column, count)
         return folds.random_folds(dataset, f"{self.uid}_rand", self.getSeed(), count, self._kFold)
 
-    def _task(self, dataset: DataFrame) -> Task:
+    def _task(self, dataset: DataFrame) -> GridTask:
         task = super()._task(dataset)
         if self.getFoldCol():
             folds.check_column(dataset, self.getFoldCol())

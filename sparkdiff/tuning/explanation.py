@@ -7,7 +7,7 @@ from typing import Any
 
 from sparkdiff.report import Section, Shown, Strong
 from sparkdiff.tuning import shared_fits, tails
-from sparkdiff.tuning.fits import Task
+from sparkdiff.tuning.fits import GridTask
 from sparkdiff.tuning.scores import judge_of
 from sparkdiff.tuning.searching import why_not_at_once
 from sparkdiff.tuning.trie import Fit
@@ -51,7 +51,7 @@ class Explanation(Shown):
         yield from (f"  {r}" for r in self.reasons)
 
 
-def explained(task: Task, folds: int, own: bool = True) -> Explanation:
+def explained(task: GridTask, folds: int, own: bool = True) -> Explanation:
     """What a search of this task on so many folds would do; `own` is False where pyspark's own class does it."""
     if not own:
         fits = task.sparks_fits * folds
@@ -99,7 +99,7 @@ def explained(task: Task, folds: int, own: bool = True) -> Explanation:
     )
 
 
-def _fits(task: Task, at_once: set[Fit]) -> tuple[Counter[int], list[str]]:
+def _fits(task: GridTask, at_once: set[Fit]) -> tuple[Counter[int], list[str]]:
     """How many fits a fold takes, by the stage's position, but for those solved at once; and what settings share."""
     counts: Counter[int] = Counter()
     shared: list[str] = []

@@ -68,7 +68,7 @@ def is_sparks(stage: Any) -> bool:
 
 
 @dataclass(frozen=True)
-class Task:
+class GridTask:
     """What is searched: an estimator, its leaf stages, and the grid over them as a trie."""
 
     estimator: Any
@@ -78,7 +78,7 @@ class Task:
     root: Fit
 
     @staticmethod
-    def of(estimator: Any, maps: Sequence[Mapping[Any, Any]], evaluator: Any) -> "Task":
+    def of(estimator: Any, maps: Sequence[Mapping[Any, Any]], evaluator: Any) -> "GridTask":
         """
         Raises:
             InputError: the grid is empty, or sets a Param of no stage.
@@ -93,7 +93,7 @@ class Task:
             frozenset(inside(stage)) | (unknown if own else frozenset())
             for stage, own in zip(stages, foreign, strict=True)
         ]
-        return Task(estimator, tuple(stages), maps, evaluator, trie.grow(uids, maps))
+        return GridTask(estimator, tuple(stages), maps, evaluator, trie.grow(uids, maps))
 
     def estimates(self, position: int) -> bool:
         return isinstance(self.stages[position], Estimator)
@@ -175,7 +175,7 @@ class FoldFits:
         tails: of a branch before the last stage, (last fit, metric, fitted last stage or None) of each way on; None: Spark fits.
     """
 
-    task: Task
+    task: GridTask
     threads: ThreadPool
     keeps: bool
     tails: Callable[["FoldFits", Branch], Iterable[tuple[Fit, float, Any]]] | None = None

@@ -13,13 +13,13 @@ from pyspark.sql import DataFrame
 from sparkdiff import jvm
 from sparkdiff.errors import InputError
 from sparkdiff.tuning import shared_fits, tails
-from sparkdiff.tuning.fits import Branch, FoldFits, FoldMetrics, Task, for_threads
+from sparkdiff.tuning.fits import Branch, FoldFits, FoldMetrics, GridTask, for_threads
 from sparkdiff.tuning.folds import Folds
 from sparkdiff.tuning.tails import AskedFit, Result, Results
 from sparkdiff.tuning.trie import Fit
 
 
-def outcomes(task: Task, folds: Folds, parallelism: int, keeps: bool) -> list[FoldMetrics]:
+def outcomes(task: GridTask, folds: Folds, parallelism: int, keeps: bool) -> list[FoldMetrics]:
     """Fold by fold the metric of each setting, and its model if models are kept."""
     if why_not_at_once(task):
         return _by_spark(task, folds, parallelism, keeps)
@@ -37,7 +37,7 @@ def outcomes(task: Task, folds: Folds, parallelism: int, keeps: bool) -> list[Fo
         return [_outcome(task, threads, keeps, _of_fold(found, i), folds, i) for i in range(folds.count)]
 
 
-def _by_spark(task: Task, folds: Folds, parallelism: int, keeps: bool) -> list[FoldMetrics]:
+def _by_spark(task: GridTask, folds: Folds, parallelism: int, keeps: bool) -> list[FoldMetrics]:
     """All fits of all folds by Spark; where a fold has fewer than there are threads, several folds are fitted at once."""
     folds_at_once = min(max(parallelism // task.fits_at_once, 1), folds.count)
     size = min(parallelism // folds_at_once, len(task.maps))
@@ -63,7 +63,7 @@ def _by_spark(task: Task, folds: Folds, parallelism: int, keeps: bool) -> list[F
             over.set()
 
 
-def why_not_at_once(task: Task) -> str:
+def why_not_at_once(task: GridTask) -> str:
     """Why nothing is solved at once; empty if something is."""
     kind = tails.kind_of(task)
     if kind is None:
@@ -83,7 +83,7 @@ def _of_fold(found: Results, fold: int) -> dict[Fit, Result]:
 
 
 def _outcome(
-    task: Task, threads: ThreadPool, keeps: bool, found: Mapping[Fit, Result], folds: Folds, fold: int
+    task: GridTask, threads: ThreadPool, keeps: bool, found: Mapping[Fit, Result], folds: Folds, fold: int
 ) -> FoldMetrics:
     if keeps or any(math.isnan(result.metric) for result in found.values()):
         return FoldFits(task, threads, keeps, partial(_ends, found)).run(*folds.pairs[fold])

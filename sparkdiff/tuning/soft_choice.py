@@ -24,7 +24,7 @@ from sparkdiff.tuning.cached_rows import Reads, classes_told
 from sparkdiff.tuning.column_groups import ColumnPart, parts_of, widths_of
 from sparkdiff.tuning.fits import leaves_of
 from sparkdiff.tuning.group_penalties import LARGEST, MOST, SINGLES, linear_estimator
-from sparkdiff.tuning.hypergradients import Chosen, chosen, linear_model
+from sparkdiff.tuning.hypergradients import ChosenAlternatives, chosen, linear_model
 from sparkdiff.tuning.hypergradients.gates import STEPS
 from sparkdiff.tuning.solvers import Chunk
 
@@ -64,7 +64,7 @@ def soft_choice(
     *,
     singles: Sequence[float] = SINGLES,
     steps: int = STEPS,
-) -> Chosen:
+) -> ChosenAlternatives:
     """The alternative of each place that training prefers.
 
     Args:

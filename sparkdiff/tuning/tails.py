@@ -20,7 +20,7 @@ from sparkdiff.pipeline.names import named
 from sparkdiff.stages.base import columns_of
 from sparkdiff.tuning import cached_rows, solvers, trie
 from sparkdiff.tuning.cached_rows import CachedRows, Kept, Parts, Reads
-from sparkdiff.tuning.fits import Branch, Task, is_sparks
+from sparkdiff.tuning.fits import Branch, GridTask, is_sparks
 from sparkdiff.tuning.judging import WithParams, judged
 from sparkdiff.tuning.scores import Judge, judge_of
 from sparkdiff.tuning.solvers import RowFacts, Setting, Solution
@@ -64,13 +64,13 @@ Results = dict[tuple[Fit, int], Result]
 """By the last fit and the fold."""
 
 
-def kind_of(task: Task) -> str | None:
+def kind_of(task: GridTask) -> str | None:
     """The class of a last stage that can be solved here; None if it is another one."""
     last = task.stages[-1]
     return type(last).__name__ if type(last) in KINDS else None
 
 
-def one_for_all(task: Task) -> bool:
+def one_for_all(task: GridTask) -> bool:
     """Whether the rows that reach the last stage are the same for all folds: no stage before it looks at other rows."""
     return all(map(_by_row, task.stages[:-1]))
 
@@ -81,14 +81,14 @@ def _by_row(stage: Any) -> bool:
     return isinstance(stage, Transformer) and is_sparks(stage) and not isinstance(stage, SQLTransformer)
 
 
-def asked(task: Task) -> dict[Fit, AskedFit]:
+def asked(task: GridTask) -> dict[Fit, AskedFit]:
     """What each last fit of the trie asks of the solvers."""
     kind = kind_of(task)
     assert kind is not None
     return {fit: _asked(kind, WithParams(task.stages[-1], fit.params)) for fit in task.root.leaves()}
 
 
-def notes(task: Task) -> list[str]:
+def notes(task: GridTask) -> list[str]:
     """What else is to be said of the settings that are solved here."""
     kind = kind_of(task)
     solved = [a for a in asked(task).values() if not a.why]
@@ -140,7 +140,7 @@ def _why(kind: str, estimator: WithParams, setting: Setting) -> str:
 
 
 def solve(
-    task: Task, wanted: Mapping[Fit, AskedFit], fits: Sequence[Fit], parts: Parts, folds: int, kept: Kept | None = None,
+    task: GridTask, wanted: Mapping[Fit, AskedFit], fits: Sequence[Fit], parts: Parts, folds: int, kept: Kept | None = None,
     way: Sequence[Any] = (),
 ) -> Results:  # fmt: skip
     """All settings of a last stage on the rows that reach it; `fits` are the last ones of the trie that read these.
@@ -292,7 +292,7 @@ def _way(stage: Any, params: Mapping[Any, Any]) -> tuple[Any, ...]:
     return (stage if isinstance(stage, Model) else stage.uid, trie.key(stage.extractParamMap(params)))
 
 
-def across(task: Task, rows: DataFrame, fold: Column, folds: int, kept: Kept | None = None) -> Results:
+def across(task: GridTask, rows: DataFrame, fold: Column, folds: int, kept: Kept | None = None) -> Results:
     """All settings and folds, where no stage before the last one is fitted: each distinct way to it is written once."""
     wanted, out, name = asked(task), {}, FOLD
     while name in map(str.lower, rows.columns):  # a column of the data, which a stage may read
@@ -310,7 +310,7 @@ def across(task: Task, rows: DataFrame, fold: Column, folds: int, kept: Kept | N
     return out
 
 
-def within(task: Task, wanted: Mapping[Fit, AskedFit], branch: Branch) -> Results:
+def within(task: GridTask, wanted: Mapping[Fit, AskedFit], branch: Branch) -> Results:
     """All settings after the fitted stages of a fold, which is then number 0."""
     parts = [(branch.train, F.lit(-1)), (branch.validation, F.lit(0))]
     return solve(task, wanted, branch.fit.after, parts, 1)

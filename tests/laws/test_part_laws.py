@@ -18,7 +18,7 @@ from test_laws import generated
 from torch import Tensor
 
 from sparkdiff.growth import costs
-from sparkdiff.growth.part import Part, Place
+from sparkdiff.growth.part import Part, PipelinePlace
 from sparkdiff.growth.parts.blocks import Blocks
 from sparkdiff.growth.parts.coding import Coding
 from sparkdiff.growth.parts.crosses import Crosses
@@ -154,7 +154,7 @@ def check_parts(parts: list[Part], classes: int, data: tuple[DataFrame, Tensor, 
     zero = torch.zeros(ROWS, dtype=F64)
     margin = torch.zeros(ROWS, classes, dtype=F64) if classes else zero
     split = Split(features, values, zero, zero + 1, zero.long(), margin)
-    made = [part.stages(Place("features", WIDTH, f"grown{i}", classes)) for i, part in enumerate(parts)]
+    made = [part.stages(PipelinePlace("features", WIDTH, f"grown{i}", classes)) for i, part in enumerate(parts)]
     model = PipelineModel([stage for one in made for stage in one.stages])
     if where is not None:
         model.save(str(where))

@@ -138,7 +138,7 @@ def test_a_driver_that_is_killed_goes_on(tmp_path: Path, alone: list[tuple[objec
     second = tmp_path / "run" / "round-2"
     while driver.poll() is None and not list(second.glob("course-*")):
         time.sleep(0.005)
-    told = [line for p in (tmp_path / "run").glob("attempt-*/from-*") for line in mail.Reader(p).new()]
+    told = [line for p in (tmp_path / "run").glob("attempt-*/from-*") for line in mail.LineReader(p).new()]
     workers = [line["pid"] for line in told if "pid" in line]
     os.kill(driver.pid, signal.SIGKILL)
     driver.wait()

@@ -26,12 +26,12 @@ from torch import Tensor
 from sparkdiff.data.stream import petastorm, placed, usage
 from sparkdiff.data.stream.ahead import ahead
 from sparkdiff.data.stream.files import BACKENDS, Files
-from sparkdiff.data.stream.manifest import Batch, CachedFile, Column, DamagedCacheError, Manifest
+from sparkdiff.data.stream.manifest import Batch, BatchColumn, CachedFile, DamagedCacheError, Manifest
 from sparkdiff.data.stream.order import (
     NEGLIGIBLE,
     Order,
-    Part,
     Rows,
+    ShardPart,
     Source,
     by_step,
     copies,
@@ -52,8 +52,8 @@ from sparkdiff.tensors.rows import SparseRows
 __all__ = [
     "NEGLIGIBLE",
     "Batch",
+    "BatchColumn",
     "CachedFile",
-    "Column",
     "DamagedCacheError",
     "Manifest",
     "Prepare",
@@ -150,11 +150,11 @@ class Stream:
         return int((weight <= 0).sum()) if isinstance(weight, Tensor) else None
 
     @property
-    def columns(self) -> tuple[Column, ...]:
+    def columns(self) -> tuple[BatchColumn, ...]:
         return self.manifest.columns
 
     @property
-    def slices(self) -> dict[str, Column]:
+    def slices(self) -> dict[str, BatchColumn]:
         """The cached columns of codes, (n,) int64 in a batch, by the guardCol that each holds."""
         return {column.column: column for column in self.columns if column.values}
 
@@ -181,7 +181,7 @@ class Stream:
         shards = self.manifest.virtualShards
         return rows * shards // -(-shards // world) if world <= shards else rows * world
 
-    def _parts(self, rank: int, world: int) -> list[Part]:
+    def _parts(self, rank: int, world: int) -> list[ShardPart]:
         if not 0 <= rank < world:
             raise InputError(f"There is no rank {rank} of {world}: ranks go from 0 to {world} - 1.")
         return parts_of(self.manifest.virtualShards, rank, world)
@@ -198,7 +198,7 @@ class Stream:
         prepare: Prepare | None = None,
         whole: bool = False,
     ) -> Iterator[Batch]:
-        """This rank's part of every step from `first` on, keyed by `Column.name`; without an epoch the rows come as they lie.
+        """This rank's part of every step from `first` on, keyed by `BatchColumn.name`; without an epoch in file order.
 
         A part may have no rows. The tensors are views of memory that belongs to a few consecutive batches; `prepare` is
         called on the rows of all of these at once, for what a call per batch would make dear.
@@ -244,7 +244,7 @@ class Stream:
         return [[piece for piece in shard if piece.rows] for shard in self.manifest.splits[name]]
 
     def _batches(
-        self, name: str, batchSize: int, steps: int, epoch: int | None, start: int, parts: list[Part], team: tuple[int, int],
+        self, name: str, batchSize: int, steps: int, epoch: int | None, start: int, parts: list[ShardPart], team: tuple[int, int],
         prepare: Prepare | None,
     ) -> Generator[Batch]:  # fmt: skip
         every = self._shards(name)
@@ -277,7 +277,7 @@ class Stream:
                 del batches
 
     def _chunks(
-        self, name: str, source: Source, pieces: Iterator[tuple[int, Rows]], parts: list[Part]
+        self, name: str, source: Source, pieces: Iterator[tuple[int, Rows]], parts: list[ShardPart]
     ) -> Iterator[tuple[Batch, tuple[int, list[int]]]]:
         """The rows of consecutive steps, given the first of them and the bounds of each shard, and the rows of each step."""
         for first, ends in pieces:
@@ -327,7 +327,7 @@ class Stream:
         return self._tables[name][2]
 
 
-def _widened(batch: Batch, columns: Sequence[Column], place: Place) -> Batch:
+def _widened(batch: Batch, columns: Sequence[BatchColumn], place: Place) -> Batch:
     """The batch with the columns' own dtypes."""
     own = {column.name: column.dtype if column.dtype != torch.float64 else place.dtype for column in columns}
     return {n: x.with_values(x.values.to(own[n])) if isinstance(x, SparseRows) else x for n, x in batch.items()}

@@ -13,17 +13,17 @@ import torch
 from torch import Tensor
 
 from sparkdiff.data.stream import pages
-from sparkdiff.data.stream.manifest import Batch, Column
+from sparkdiff.data.stream.manifest import Batch, BatchColumn
 from sparkdiff.tensors.rows import SparseRows, offsets_of
 
 
-def read(paths: Sequence[Path], columns: Sequence[Column]) -> Generator[Batch]:
+def read(paths: Sequence[Path], columns: Sequence[BatchColumn]) -> Generator[Batch]:
     """One batch per file, in the order given; no file stays open between two of them."""
     for path in paths:
         yield _batch(path, columns)
 
 
-def entries(path: Path, column: Column) -> int:
+def entries(path: Path, column: BatchColumn) -> int:
     """So many stored entries a file's sparse rows have at most: the footer counts an empty list as one."""
     footer, field = pq.read_metadata(str(path)), column.fields[0]
     groups = [footer.row_group(i) for i in range(footer.num_row_groups)]
@@ -31,7 +31,7 @@ def entries(path: Path, column: Column) -> int:
     return sum(leaf.num_values for leaf in leaves if leaf.path_in_schema.split(".")[0] == field)
 
 
-def _batch(path: Path, columns: Sequence[Column]) -> Batch:
+def _batch(path: Path, columns: Sequence[BatchColumn]) -> Batch:
     with pq.ParquetFile(str(path)) as file:
         plain = pages.read(path, file, columns)
         rest = [c for c in columns if c.name not in plain and c.kind != "sparse"]
@@ -44,7 +44,7 @@ def _batch(path: Path, columns: Sequence[Column]) -> Batch:
         }  # fmt: skip
 
 
-def _column(table: pa.Table, column: Column) -> Tensor | SparseRows:
+def _column(table: pa.Table, column: BatchColumn) -> Tensor | SparseRows:
     if column.kind == "sparse":
         return _sparse(table, column)
     if column.kind == "scalar":
@@ -57,7 +57,7 @@ def _column(table: pa.Table, column: Column) -> Tensor | SparseRows:
     return values.reshape(len(lengths), column.width)
 
 
-def _sparse(table: pa.Table, column: Column) -> SparseRows:
+def _sparse(table: pa.Table, column: BatchColumn) -> SparseRows:
     (indices, lengths), (values, numbers) = (_lists(table[field]) for field in column.fields)
     if not np.array_equal(lengths, numbers):
         raise ValueError(f"indices and values of column {column.name!r} have different lengths")

@@ -34,7 +34,7 @@ class DamagedCacheError(SparkdiffError):
 
 
 @dataclass(frozen=True)
-class Column:
+class BatchColumn:
     """One column of a batch: `name` in the files and in the batch, `column` in Spark."""
 
     name: str
@@ -95,7 +95,7 @@ class Manifest:
     folder: Path
     fingerprint: str
     virtualShards: int
-    columns: tuple[Column, ...]
+    columns: tuple[BatchColumn, ...]
     splits: dict[str, tuple[tuple[CachedFile, ...], ...]]
     weights: Mapping[str, int] = field(default_factory=dict)  # by split: column `weight` is to be divided by 2 ** this
 
@@ -107,7 +107,7 @@ class Manifest:
             if data["format"] != FORMAT:
                 raise ValueError(f"format {data['format']!r}, this version reads {FORMAT}")
             columns = tuple(
-                Column(c["name"], c["column"], c["kind"], c["width"], _dtype(c), tuple(c.get("values", ())))
+                BatchColumn(c["name"], c["column"], c["kind"], c["width"], _dtype(c), tuple(c.get("values", ())))
                 for c in data["columns"]
             )
             splits = {

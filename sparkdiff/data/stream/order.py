@@ -45,7 +45,7 @@ def step_bounds(rows: Sequence[int], steps: int, first: int = 0, last: int | Non
 
 
 @dataclass(frozen=True)
-class Part:
+class ShardPart:
     """The part of a virtual shard that a rank serves: of n rows of a step, those from n * first // world to n * last
     // world.
     """
@@ -56,14 +56,14 @@ class Part:
     world: int
 
 
-def parts_of(shards: int, rank: int, world: int) -> list[Part]:
+def parts_of(shards: int, rank: int, world: int) -> list[ShardPart]:
     """The parts that a rank serves: complete shards if there are enough, else a part of one or two.
 
     Rank after rank, the rows of a step are those that a process alone would see, in the same order.
     """
     begin, end = (shards * r // world * world if world <= shards else shards * r for r in (rank, rank + 1))
     touched = range(begin // world, -(-end // world))
-    return [Part(i, max(begin - i * world, 0), min(end - i * world, world), world) for i in touched]
+    return [ShardPart(i, max(begin - i * world, 0), min(end - i * world, world), world) for i in touched]
 
 
 def copies(shards: int, world: int) -> float:
@@ -71,7 +71,7 @@ def copies(shards: int, world: int) -> float:
     return sum(len(parts_of(shards, rank, world)) for rank in range(world)) / shards
 
 
-def by_step(counts: Rows, parts: Sequence[Part]) -> Rows:
+def by_step(counts: Rows, parts: Sequence[ShardPart]) -> Rows:
     """Where a rank's parts of rows that lie shard by shard are found, step by step: (shards, steps) row counts -> (rows,)."""
     first, last = own_rows(counts, parts)
     starts = ((counts.cumsum() - counts.ravel()).reshape(counts.shape) + first).T.ravel()
@@ -81,7 +81,7 @@ def by_step(counts: Rows, parts: Sequence[Part]) -> Rows:
     return rows
 
 
-def own_rows(counts: Rows, parts: Sequence[Part]) -> tuple[Rows, Rows]:
+def own_rows(counts: Rows, parts: Sequence[ShardPart]) -> tuple[Rows, Rows]:
     """Where in each shard's rows of each step the rank's part begins and ends: (shards, steps) row counts -> twice the same."""
     ends = [(part.first, part.last, part.world) for part in parts]
     first, last, world = np.array(ends, dtype=np.int64).reshape(-1, 3).T[:, :, None]

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sparkdiff.data.stream.manifest import Column
+from sparkdiff.data.stream.manifest import BatchColumn
 
 # Names and numbers of the Parquet format (parquet.thrift)
 _DTYPES = {"DOUBLE": "<f8", "FLOAT": "<f4", "INT64": "<i8"}
@@ -34,7 +34,7 @@ class _NotPlain(Exception):
 _ERRORS = (_NotPlain, IndexError, KeyError, TypeError, ValueError, RecursionError, pa.ArrowException)
 
 
-def read(path: Path, file: pq.ParquetFile, columns: Sequence[Column]) -> dict[str, npt.NDArray[Any]]:
+def read(path: Path, file: pq.ParquetFile, columns: Sequence[BatchColumn]) -> dict[str, npt.NDArray[Any]]:
     """The values of those of these columns that are of the simple form: (rows,) or, of lists, (rows, width)."""
     leaves: dict[str, list[int]] = {}
     for i in range(len(file.schema)):
@@ -50,7 +50,7 @@ def read(path: Path, file: pq.ParquetFile, columns: Sequence[Column]) -> dict[st
     return out
 
 
-def _column(raw: int, file: pq.ParquetFile, number: int, column: Column) -> npt.NDArray[Any]:
+def _column(raw: int, file: pq.ParquetFile, number: int, column: BatchColumn) -> npt.NDArray[Any]:
     leaf, footer = file.schema.column(number), file.metadata
     lists = column.kind == "dense"
     _need(leaf.physical_type in _DTYPES and leaf.logical_type.type == "NONE")

@@ -15,13 +15,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 
-from sparkdiff.data.stream.manifest import Batch, Column
+from sparkdiff.data.stream.manifest import Batch, BatchColumn
 
 # A reader's ventilator hands out three row groups at once and polls for the rest, which costs a small file up to 0.1 s.
 _FILES_PER_READER = 3
 
 
-def refusal(folder: Path, columns: Sequence[Column]) -> str:
+def refusal(folder: Path, columns: Sequence[BatchColumn]) -> str:
     """The reason why Petastorm cannot read this cache here; empty if it can."""
     if sparse := [column.column for column in columns if column.kind == "sparse"]:
         return f"Petastorm refuses lists of unequal length, in which the sparse columns {sparse} are stored"
@@ -37,7 +37,7 @@ def refusal(folder: Path, columns: Sequence[Column]) -> str:
     return ""
 
 
-def read(paths: Sequence[Path], columns: Sequence[Column]) -> Generator[Batch]:
+def read(paths: Sequence[Path], columns: Sequence[BatchColumn]) -> Generator[Batch]:
     """One batch per file, in the order given; reads in the caller's thread, nothing ahead of it."""
     for first in range(0, len(paths), _FILES_PER_READER):
         files = paths[first : first + _FILES_PER_READER]
@@ -55,7 +55,7 @@ def read(paths: Sequence[Path], columns: Sequence[Column]) -> Generator[Batch]:
                 yield _batch([_next(reader) for _ in range(number)], columns)
 
 
-def _batch(groups: list[dict[str, Any]], columns: Sequence[Column]) -> Batch:
+def _batch(groups: list[dict[str, Any]], columns: Sequence[BatchColumn]) -> Batch:
     """The row groups of a file as one batch, copied: scalars are read-only aliases of Arrow's memory."""
     return {c.name: torch.from_numpy(np.concatenate([group[c.name] for group in groups])) for c in columns}
 

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from sparkdiff import jvm
 from sparkdiff.growth.criterion import Criterion
-from sparkdiff.growth.part import Output, Part, Place, Served, Stages, Trainer, unused
+from sparkdiff.growth.part import Output, Part, PipelinePlace, Served, Stages, Trainer, unused
 from sparkdiff.growth.parts import ridge
 from sparkdiff.growth.parts.coding import Coding, one_hot, steps
-from sparkdiff.growth.parts.ridge import Design, Entries, Ridge
+from sparkdiff.growth.parts.ridge import Design, Ridge, SparseDesign
 from sparkdiff.growth.table import Split, Table
 
 STRONGEST, WEAKER, EPOCHS = 1000.0, 4.0, 8
@@ -59,7 +59,7 @@ class Blocks(Part):
     def codings(self) -> list[Coding]:
         return list(dict.fromkeys(c for block in self.blocks for c in block))
 
-    def stages(self, place: Place) -> Stages:
+    def stages(self, place: PipelinePlace) -> Stages:
         stages, columns = one_hot(self.codings(), place)
         outputs = []
         for i, (block, effects) in enumerate(zip(self.blocks, self.effects, strict=True)):
@@ -146,12 +146,12 @@ class BlocksTrainer(PathTrainer):
         super().__init__()
         self.make, self.name, self.blocks = make, name, tuple(blocks)
 
-    def design(self, split: Split) -> Entries:
+    def design(self, split: Split) -> SparseDesign:
         cells, start = [], 0
         for block in self.blocks:
             cells.append(index(block, split) + start)
             start += width(block)
-        return Entries(torch.stack(cells), start)
+        return SparseDesign(torch.stack(cells), start)
 
     def groups(self) -> list[int]:
         return [width(b) for b in self.blocks]

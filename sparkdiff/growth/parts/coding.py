@@ -17,7 +17,7 @@ from pyspark.ml.regression import LinearRegression
 from torch import Tensor
 
 from sparkdiff import jvm
-from sparkdiff.growth.part import Place
+from sparkdiff.growth.part import PipelinePlace
 from sparkdiff.growth.table import Column, Split, Table
 
 FEW, ROWS = 32, 100
@@ -135,7 +135,7 @@ def _levels(column: Column, levels: int) -> tuple[str, ...]:
     return (*named, *(str(i) for i in range(len(named), levels)), "other")
 
 
-def one_hot(coded: Sequence[Coding], place: Place) -> tuple[list[Any], Mapping[Coding, str]]:
+def one_hot(coded: Sequence[Coding], place: PipelinePlace) -> tuple[list[Any], Mapping[Coding, str]]:
     """Plain stages that make the one-hot blocks of different codings, and the column of each block.
 
     Null in a column that had rows without a value becomes NaN first, as the entry of a vector that a linear model with the
@@ -167,7 +167,7 @@ def steps(coded: Sequence[Coding]) -> list[tuple[str, float]]:
     return [*numbers, *([("Bucketizer", float(cut))] if cut else []), ("OneHotEncoderModel", float(len(coded)))]
 
 
-def as_number(c: Coding, place: Place, name: str) -> tuple[str, list[Any]]:
+def as_number(c: Coding, place: PipelinePlace, name: str) -> tuple[str, list[Any]]:
     """A column with NaN in place of null and 0 and 1 in place of false and true, and the stages that make it."""
     vector, known = place.name(f"{name}_vector"), place.name(name)
     assembler = VectorAssembler(inputCols=[c.column.column], outputCol=vector, handleInvalid="keep")

@@ -10,7 +10,7 @@ from sparkdiff.growth.items import Item
 from sparkdiff.growth.parts import score_test
 from sparkdiff.growth.parts.blocks import EPOCHS, Blocks, BlocksTrainer, index, width
 from sparkdiff.growth.parts.coding import Coding, coding, codings
-from sparkdiff.growth.parts.ridge import Entries, Ridge, fit, mean_curvature
+from sparkdiff.growth.parts.ridge import Ridge, SparseDesign, fit, mean_curvature
 from sparkdiff.growth.table import Split, Table
 
 Pair = tuple[Coding, Coding]
@@ -48,7 +48,7 @@ def _in_turn(pool: Sequence[Pair], split: Split, criterion: Criterion) -> list[P
     """The first pair, then the one with the largest score once the first is fitted, and so on, while any score is positive."""
     chosen = list(pool[:1])
     while chosen and len(chosen) < max(TOGETHER):
-        cells = Entries(index(chosen[-1], split)[None], width(chosen[-1]))
+        cells = SparseDesign(index(chosen[-1], split)[None], width(chosen[-1]))
         penalty = Ridge(split.margin.new_full((cells.width,), RIDGE * mean_curvature(split, criterion) / len(split)))
         start = split.margin.new_zeros(cells.width, *split.margin.shape[1:])
         split = split.at(split.margin + cells.margin(fit(cells, penalty, start, split, criterion)))

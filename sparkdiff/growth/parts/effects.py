@@ -15,7 +15,7 @@ from torch import Tensor
 from sparkdiff import jvm
 from sparkdiff.growth.criterion import Criterion
 from sparkdiff.growth.items import Item
-from sparkdiff.growth.part import Output, Place, Served, Stages
+from sparkdiff.growth.part import Output, PipelinePlace, Served, Stages
 from sparkdiff.growth.parts import score_test
 from sparkdiff.growth.parts.blocks import EPOCHS, Blocks, BlocksTrainer, PathTrainer
 from sparkdiff.growth.parts.coding import Coding, coding
@@ -65,7 +65,7 @@ class Slopes(Intercepts):
         more = [(kind, count) for kind in ("ElementwiseProduct", "VectorAssembler", "Interaction")]
         return Served([*own.steps, *more], own.entries + count, own.columns)
 
-    def stages(self, place: Place) -> Stages:
+    def stages(self, place: PipelinePlace) -> Stages:
         """Interaction wants a name for each feature, and makes a one-hot block of a feature that is marked as a category. So the
         features lose their metadata in ElementwiseProduct, and VectorAssembler gives them new ones."""
         made = super().stages(place)

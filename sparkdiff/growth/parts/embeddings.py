@@ -21,7 +21,7 @@ from sparkdiff import jvm
 from sparkdiff.growth.criterion import Criterion
 from sparkdiff.growth.descent import Descent, Pace, pieces, standardisation, work
 from sparkdiff.growth.items import Item
-from sparkdiff.growth.part import Output, Part, Place, Served, Stages, Trainer, unused
+from sparkdiff.growth.part import Output, Part, PipelinePlace, Served, Stages, Trainer, unused
 from sparkdiff.growth.parts import coding, score_test
 from sparkdiff.growth.parts.coding import Coding
 from sparkdiff.growth.table import Split, Table
@@ -169,7 +169,7 @@ class Embedding(Part):
         steps += [("PCAModel", features * r), *[("VectorAssembler", r)] * 2, ("Interaction", r * r)]
         return Served(steps, r + r * r, columns)
 
-    def stages(self, place: Place) -> Stages:
+    def stages(self, place: PipelinePlace) -> Stages:
         stages, blocks = coding.one_hot([self.values], place)
         stages.append(_linear(place, "points", blocks[self.values], self.points))
         outputs = [self._output(place.name("points"), self.coefficients)]
@@ -206,7 +206,7 @@ class Embedding(Part):
         return [{column: labels[i], **dict(zip(names, self.points[i].tolist(), strict=True))} for i in there]
 
 
-def _linear(place: Place, what: str, column: str, matrix: Tensor) -> Any:
+def _linear(place: PipelinePlace, what: str, column: str, matrix: Tensor) -> Any:
     """The product of a vector and a matrix (d, r), as a PCAModel, which does not centre. It explains no variance."""
     pca = PCA(inputCol=column, outputCol=place.name(what), k=matrix.shape[1])
     weights = {"pc": matrix.numpy(), "explainedVariance": np.zeros(matrix.shape[1])}

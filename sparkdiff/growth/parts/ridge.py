@@ -43,7 +43,7 @@ class Design(Protocol):
 
 
 @dataclass(frozen=True)
-class Entries:
+class SparseDesign:
     """A design of m entries in each row, such as m one-hot blocks side by side.
 
     Attributes:

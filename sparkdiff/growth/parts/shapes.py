@@ -19,11 +19,11 @@ from sparkdiff import jvm
 from sparkdiff.growth import costs
 from sparkdiff.growth.criterion import Criterion
 from sparkdiff.growth.items import Item
-from sparkdiff.growth.part import Output, Place, Served, Stages, unused
+from sparkdiff.growth.part import Output, PipelinePlace, Served, Stages, unused
 from sparkdiff.growth.parts import score_test
 from sparkdiff.growth.parts.blocks import EPOCHS, Blocks, PathTrainer
 from sparkdiff.growth.parts.coding import Coding, coding, codings
-from sparkdiff.growth.parts.ridge import Entries, Ridge, beside
+from sparkdiff.growth.parts.ridge import Ridge, SparseDesign, beside
 from sparkdiff.growth.table import Column, Split, Table
 from sparkdiff.jvm import mllib
 
@@ -97,7 +97,7 @@ class Shapes(Blocks):
         made = [*own.steps, ("VectorAssembler", float(len(self.curves))), *searches]
         return Served(made, own.entries + len(searches), own.columns | {k.column.column for k in self.curves})
 
-    def stages(self, place: Place) -> Stages:
+    def stages(self, place: PipelinePlace) -> Stages:
         made = super().stages(place) if self.blocks else Stages([], [])
         if not self.curves:
             return made
@@ -146,7 +146,7 @@ class ShapesTrainer(PathTrainer):
     def groups(self) -> list[int]:
         return [*(c.width for c in self.steps), *(len(knots.at) for knots in self.curves)]
 
-    def design(self, split: Split) -> Entries:
+    def design(self, split: Split) -> SparseDesign:
         index, value, start = [], [], 0
         for c in self.steps:
             index.append(c.index(split)[None] + start)
@@ -157,7 +157,7 @@ class ShapesTrainer(PathTrainer):
             index.append(places + start)
             value.append(shares)
             start += len(knots.at)
-        return Entries(torch.cat(index), start, torch.cat(value) if self.curves else None)
+        return SparseDesign(torch.cat(index), start, torch.cat(value) if self.curves else None)
 
     def ridge(self, like: Tensor) -> Ridge:
         steps = [_smooth(c.size, 1, like) if c.is_number else Ridge(like.new_ones(c.width)) for c in self.steps]

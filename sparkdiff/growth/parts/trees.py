@@ -27,7 +27,7 @@ from sparkdiff.growth.boosters import Booster, Rules, total
 from sparkdiff.growth.criterion import Criterion
 from sparkdiff.growth.items import Item
 from sparkdiff.growth.kinds import KINDS
-from sparkdiff.growth.part import Output, Part, Place, Served, Stages, Trainer
+from sparkdiff.growth.part import Output, Part, PipelinePlace, Served, Stages, Trainer
 from sparkdiff.growth.settings import GrowthSettings
 from sparkdiff.growth.table import Column, Split, Table
 from sparkdiff.importers.models import sum_of_trees
@@ -163,7 +163,7 @@ class TreesPart(Part):
         columns = frozenset(column.column for column in self.columns)
         return Served([("VectorAssembler", float(len(columns))), *trees], float(len(trees)), columns)
 
-    def stages(self, place: Place) -> Stages:
+    def stages(self, place: PipelinePlace) -> Stages:
         assembled = place.name("columns")
         assembler = VectorAssembler(
             inputCols=[column.column for column in self.columns], outputCol=assembled, handleInvalid="keep"

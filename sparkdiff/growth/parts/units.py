@@ -18,7 +18,7 @@ from sparkdiff import jvm
 from sparkdiff.growth.criterion import Criterion
 from sparkdiff.growth.descent import Descent, Pace, pieces, standardisation, work
 from sparkdiff.growth.items import Item
-from sparkdiff.growth.part import Output, Part, Place, Served, Stages
+from sparkdiff.growth.part import Output, Part, PipelinePlace, Served, Stages
 from sparkdiff.growth.table import Split, Table
 from sparkdiff.stages.perceptron import MultilayerPerceptron
 from sparkdiff.tensors.rows import dense, taken, width
@@ -86,7 +86,7 @@ class Units(Part):
         kind = "MultilayerPerceptronClassificationModel"
         return Served([(kind, float(len(self.weights)))], float(self.sizes[-1]))
 
-    def stages(self, place: Place) -> Stages:
+    def stages(self, place: PipelinePlace) -> Stages:
         column = place.name("units")
         estimator = MultilayerPerceptronClassifier(
             featuresCol=place.features, layers=list(self.sizes), rawPredictionCol=column, probabilityCol="", predictionCol=""

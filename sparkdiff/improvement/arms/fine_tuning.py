@@ -6,7 +6,7 @@ from typing import Any
 
 from sparkdiff.data.splits import VALIDATION
 from sparkdiff.evaluation.checks import check_trained
-from sparkdiff.evaluation.ledger import Trial
+from sparkdiff.evaluation.ledger import LedgerTrial
 from sparkdiff.evaluation.recorded import recorded
 from sparkdiff.evaluation.scores import score
 from sparkdiff.fine_tuning.phases import trained, verified, written
@@ -46,7 +46,7 @@ def fine_tuned(
         fitted = trained(run, before, None, replace=True)
         ledger, network = fitted.found.ledger, fitted.found.network
         shift = ground.start.scores[VALIDATION].blocks - before.scores[VALIDATION].blocks
-        trials = [Trial(t.candidate, t.epoch, t.arm) for t in ledger.trials]
+        trials = [LedgerTrial(t.candidate, t.epoch, t.arm) for t in ledger.trials]
         if ledger.chosen < 0:
             none = rounded(ground, ledger.gains + shift)
             return Step(arm, number, none, trials, (), 0.0, "no epoch gains", learned={"late": bool(fitted.cut)})

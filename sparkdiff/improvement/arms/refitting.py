@@ -7,7 +7,7 @@ from pyspark.ml import Pipeline
 
 from sparkdiff import jvm
 from sparkdiff.data.splits import fit_on_training_rows
-from sparkdiff.evaluation.ledger import Trial
+from sparkdiff.evaluation.ledger import LedgerTrial
 from sparkdiff.improvement.arm import Arm
 from sparkdiff.improvement.arms.fine_tuning import fine_tuned
 from sparkdiff.improvement.budget import Limit
@@ -66,7 +66,7 @@ def _run(ground: Ground, number: int, limit: Limit, steps: Sequence[Step]) -> St
     candidate = Candidate("refit", "refitted", found, 0)
     notes = {"notes": list(form.notes)}
     return Step(
-        "refit", 0, one_column(ground, found), [Trial(0, 0)], (candidate,), 0.0, says, trains=True, learned=notes
+        "refit", 0, one_column(ground, found), [LedgerTrial(0, 0)], (candidate,), 0.0, says, trains=True, learned=notes
     )
 
 

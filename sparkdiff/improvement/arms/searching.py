@@ -5,7 +5,7 @@ from typing import Any
 
 from sparkdiff.data.splits import training_rows
 from sparkdiff.errors import InputError
-from sparkdiff.evaluation.ledger import Trial
+from sparkdiff.evaluation.ledger import LedgerTrial
 from sparkdiff.growth import costs
 from sparkdiff.improvement.arm import Arm
 from sparkdiff.improvement.arms.fine_tuning import fine_tuned
@@ -67,7 +67,7 @@ def _run(ground: Ground, number: int, limit: Limit, steps: Sequence[Step]) -> St
     measured = measure(ground, best.model)
     candidate = Candidate("search", f"refitted with {words}", measured, 0)
     return Step(
-        "search", number, one_column(ground, measured), [Trial(best.number, 0)], (candidate,), hope, says, trains=True,
+        "search", number, one_column(ground, measured), [LedgerTrial(best.number, 0)], (candidate,), hope, says, trains=True,
         learned={"trials": found.records},
     )  # fmt: skip
 

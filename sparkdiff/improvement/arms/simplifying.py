@@ -14,7 +14,7 @@ import torch
 from sparkdiff import jvm
 from sparkdiff.data.splits import fit_on_training_rows
 from sparkdiff.errors import InputError, ParityError
-from sparkdiff.evaluation.ledger import Trial
+from sparkdiff.evaluation.ledger import LedgerTrial
 from sparkdiff.improvement.arm import Arm
 from sparkdiff.improvement.arms.fine_tuning import fine_tuned
 from sparkdiff.improvement.arms.refitting import label_stages
@@ -81,7 +81,7 @@ def _run(ground: Ground, number: int, limit: Limit, steps: Sequence[Step]) -> St
         ended = "stopped" if late else "failed" if failed else ""
         return nothing(ground, "simplify", 0, says or "nothing folds that would serve cheaper", ended=ended, late=late)
     columns = torch.cat([one_column(ground, c.found) for c in found])
-    trials = [Trial(c.column, 0, c.changes) for c in found]
+    trials = [LedgerTrial(c.column, 0, c.changes) for c in found]
     trains = not all(c.exact for c in found)
     return Step("simplify", 0, columns, trials, tuple(found), 0.0, says, trains=trains, learned={"late": late})
 

@@ -172,7 +172,7 @@ class Enough(Exception):
     """The steps that are timed are done."""
 
 
-class Clock:
+class StepTimer:
     """Times the steps of a training that is begun for that only: `train` calls it after each step.
 
     Args:

@@ -28,7 +28,7 @@ from sparkdiff import jvm
 from sparkdiff.data.stream import Manifest, Stream
 from sparkdiff.errors import FullDiskError, InputError, SparkdiffError
 from sparkdiff.jvm import stores
-from sparkdiff.report import Pace, advance, change
+from sparkdiff.report import RemainingTime, advance, change
 from sparkdiff.store import files
 from sparkdiff.store.run_folder import RunFolder
 from sparkdiff.tensors.device import gpus, place
@@ -94,7 +94,7 @@ def run(
     if assignment.options.processes > 1:
         return _in_processes(assignment, folder, say, epochs)
     saves, shown = Checkpoints(folder.state, assignment.options.timeout, folder.check), 0
-    forecast = Forecast(assignment)
+    forecast = TrainingProgress(assignment)
 
     def on_step(training: Training) -> None:
         nonlocal shown
@@ -111,7 +111,7 @@ def run(
 def _numbered(assignment: Assignment, stream: Stream, folder: RunFolder, say: Say) -> Assignment:
     """The assignment with the number of processes that `auto` takes, or took when this run began."""
     o = assignment.options
-    chosen = number.Choice.read(folder.path)
+    chosen = number.ProcessNumber.read(folder.path)
     limit = number.most(stream.manifest.virtualShards, _slots(o.localMode))
     if chosen is not None and chosen.number > limit:  # it goes on elsewhere
         chosen = replace(
@@ -119,7 +119,7 @@ def _numbered(assignment: Assignment, stream: Stream, folder: RunFolder, say: Sa
         )
     if chosen is None:
         if o.device != "cpu" and gpus():
-            chosen = number.Choice(1, "there is a GPU, which trains in one process", {})
+            chosen = number.ProcessNumber(1, "there is a GPU, which trains in one process", {})
         else:
             steps = stream.steps("train", o.batchSize) * (assignment.epochs or o.maxEpochs)
             cpu = place("cpu", o.precision)
@@ -166,14 +166,14 @@ def _resumed(assignment: Assignment, folder: RunFolder) -> Training:
     return training
 
 
-class Forecast:
+class TrainingProgress:
     """Lines about a training: how far it is, how good, and how long it may still take at the pace so far."""
 
     def __init__(self, assignment: Assignment, clock: Callable[[], float] = time.monotonic):
         self.original, self.metric = assignment.original, assignment.metric
         self.rows = "validation" if assignment.epochs is None else "training"
         self.last = assignment.epochs or assignment.options.maxEpochs
-        self.limit, self.clock, self.pace = assignment.options.maxSeconds, clock, Pace(clock)
+        self.limit, self.clock, self.pace = assignment.options.maxSeconds, clock, RemainingTime(clock)
         self.begun: float | None = None  # when the first line was told
 
     def line(self, epoch: int, best: float, active: int, *, ended: bool = False) -> str:
@@ -208,7 +208,7 @@ def _in_processes(assignment: Assignment, folder: RunFolder, say: Say, epochs: E
     if local and o.device == "cuda":
         place(o.device, o.precision)  # else each process would tell that there is no GPU
     lost: list[str] = []
-    assigned, forecast = assignment, Forecast(assignment)
+    assigned, forecast = assignment, TrainingProgress(assignment)
     while True:
         attempt = _attempt(assigned, folder, gpus=by_spark)
         by_spark = attempt.gpus

@@ -25,7 +25,7 @@ WORTH = 1.1
 
 
 @dataclass(frozen=True)
-class Choice:
+class ProcessNumber:
     """
     Attributes:
         number: of processes.
@@ -38,11 +38,11 @@ class Choice:
     milliseconds: dict[str, float]
 
     @staticmethod
-    def read(folder: Path) -> "Choice | None":
+    def read(folder: Path) -> "ProcessNumber | None":
         """The choice of a run; None if it has made none."""
         try:
             content = json.loads((folder / FILE).read_text(encoding="utf-8"))
-            return Choice(int(content["number"]), str(content["why"]), dict(content["milliseconds"]))
+            return ProcessNumber(int(content["number"]), str(content["why"]), dict(content["milliseconds"]))
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
@@ -63,7 +63,7 @@ def most(shards: int, slots: int | None) -> int:
 
 def choose(
     limit: int, steps: int, seconds: float, alone: Callable[[], float], together: Callable[[int], float]
-) -> Choice:  # fmt: skip
+) -> ProcessNumber:  # fmt: skip
     """The number of processes for a training.
 
     Args:
@@ -75,23 +75,23 @@ def choose(
             InputError where they can't run.
     """
     if limit < 2:
-        return Choice(1, "there is one core, or one slot of Spark's", {})
+        return ProcessNumber(1, "there is one core, or one slot of Spark's", {})
     one = alone()
     total, known = min(one * steps, seconds), {"1": round(1000 * one, 4)}
     if not total * (1 - 1 / limit) > STARTING:
         why = f"training takes at most {_told(total)} in one process, and starting {limit} about {_told(STARTING)}"
-        return Choice(1, why, known)
+        return ProcessNumber(1, why, known)
     try:
         several = together(limit)
     except InputError as e:
-        return Choice(1, f"{limit} processes can't train here: {e}", known)
+        return ProcessNumber(1, f"{limit} processes can't train here: {e}", known)
     if not math.isfinite(several):
-        return Choice(1, f"training ends before a step of {limit} processes could be timed", known)
+        return ProcessNumber(1, f"training ends before a step of {limit} processes could be timed", known)
     known[str(limit)] = round(1000 * several, 4)
     figures = f"a step takes {1000 * one:.3g} ms in one process, and {1000 * several:.3g} ms in {limit}, with the sum over them"
     if several * steps + STARTING < one * steps / WORTH:
-        return Choice(limit, figures, known)
-    return Choice(1, figures, known)
+        return ProcessNumber(limit, figures, known)
+    return ProcessNumber(1, figures, known)
 
 
 def _told(seconds: float) -> str:

@@ -151,7 +151,7 @@ def seconds_per_step(
 def _timed(a: Assignment, stream: Stream, team: Team, place: Place, tick: Callable[[], None]) -> float:
     # A training that the clock ends, not maxSeconds.
     training = replace(a, network=a.network.clone(), options=replace(a.options, maxSeconds=None)).training()
-    clock = choice.Clock(place, stream.steps("train", a.options.batchSize), a.options.maxEpochs)
+    clock = choice.StepTimer(place, stream.steps("train", a.options.batchSize), a.options.maxEpochs)
 
     def on_step(training: Training) -> None:
         tick()

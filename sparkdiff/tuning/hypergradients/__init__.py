@@ -5,14 +5,14 @@ each place; `point` and `unrolled` give derivatives by the penalties. `step_size
 parameters.
 """
 
-from sparkdiff.tuning.hypergradients.gates import Chosen, chosen
+from sparkdiff.tuning.hypergradients.gates import ChosenAlternatives, chosen
 from sparkdiff.tuning.hypergradients.implicit import Point, point, unrolled
 from sparkdiff.tuning.hypergradients.penalties import Tuned, tuned
 from sparkdiff.tuning.hypergradients.unrolled_steps import StepSizes, step_sizes
 from sparkdiff.tuning.hypergradients.weights import Linear, linear_model
 
 __all__ = [
-    "Chosen",
+    "ChosenAlternatives",
     "Linear",
     "Point",
     "StepSizes",

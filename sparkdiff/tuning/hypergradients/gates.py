@@ -23,7 +23,7 @@ STEPS, RATE = 30, 0.2
 
 
 @dataclass(frozen=True)
-class Chosen:
+class ChosenAlternatives:
     """
     Attributes:
         positions: of the chosen alternative, per place.
@@ -46,7 +46,7 @@ def chosen(
     grid: Sequence[float],
     steps: int = STEPS,
     rate: float = RATE,
-) -> Chosen | None:
+) -> ChosenAlternatives | None:
     """The alternative that training prefers at each place; None if no penalty of the grid has a solution.
 
     Args:
@@ -84,7 +84,9 @@ def chosen(
         now = towards(model, now, logs().detach())
     shares = tuple(gate.detach().softmax(0) for gate in gates)
     hardened = tuple(int(s.argmax()) for s in shares)
-    return Chosen(improved(model, places, hardened, grid), hardened, shares, penalties.detach().exp(), tuple(losses))
+    return ChosenAlternatives(
+        improved(model, places, hardened, grid), hardened, shares, penalties.detach().exp(), tuple(losses)
+    )
 
 
 def improved(

@@ -15,7 +15,7 @@ from sparkdiff.evaluation.out_of_fold import FoldSums
 from sparkdiff.pipeline.names import named
 from sparkdiff.tuning.scores import judge_of
 from sparkdiff.tuning.search.judging import UNDEFINED, Comparison, losses_of, scored
-from sparkdiff.tuning.search.splitting import FOLD, Divided, Split
+from sparkdiff.tuning.search.splitting import FOLD, Divided, SearchSplit
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Fold:
     weight: float
 
 
-def judged(number: int, winner: Any, default: Any, parts: Parts, split: Split, evaluator: Any) -> Fold | str:
+def judged(number: int, winner: Any, default: Any, parts: Parts, split: SearchSplit, evaluator: Any) -> Fold | str:
     """The two models of a fold; or why they can't be told apart."""
     judge, losses = judge_of(evaluator), losses_of(evaluator)
     assert judge is not None and losses is not None
@@ -83,7 +83,7 @@ def judged(number: int, winner: Any, default: Any, parts: Parts, split: Split, e
     return Fold(folded, values[0], values[1], float(found.weight[own].sum()))
 
 
-def decided(folds: list[Fold], split: Split, *, level: float, seed: int) -> Comparison:
+def decided(folds: list[Fold], split: SearchSplit, *, level: float, seed: int) -> Comparison:
     """Whether the search gains, by the rows of all folds."""
     unit: Literal["rows", "groups"] = "groups" if split.groupCol else "rows"
     verdict = out_of_fold.decide([fold.sums for fold in folds], level=level, unit=unit, seed=seed)

@@ -22,7 +22,7 @@ from sparkdiff.pipeline.names import named
 from sparkdiff.tensors.rows import dense
 from sparkdiff.tuning.mean_loss import MeanLoss
 from sparkdiff.tuning.scores import judge_of
-from sparkdiff.tuning.search.splitting import Split
+from sparkdiff.tuning.search.splitting import SearchSplit
 
 Losses = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(what the evaluator reads (n,) or (n, k), label (n,), weight (n,)) -> what each row adds to the metric, smaller is better."""
@@ -107,7 +107,7 @@ class Scored:
 
 
 def compare(
-    winner: Any, default: Any, fresh: DataFrame, split: Split, evaluator: Any, *, level: float, seed: int
+    winner: Any, default: Any, fresh: DataFrame, split: SearchSplit, evaluator: Any, *, level: float, seed: int
 ) -> Comparison:
     """Both models on the fresh rows, and whether the winner is better than chance explains."""
     judge, losses = judge_of(evaluator), losses_of(evaluator)
@@ -144,7 +144,9 @@ def _data(fresh: DataFrame) -> DataFrame:
     return fresh.drop(BLOCK, TIME)
 
 
-def scored(winner: Any, default: Any, fresh: DataFrame, split: Split, evaluator: Any) -> tuple[Scored | None, str]:
+def scored(
+    winner: Any, default: Any, fresh: DataFrame, split: SearchSplit, evaluator: Any
+) -> tuple[Scored | None, str]:
     """Both models' columns on the same rows, written by one job; or why that can't be."""
     judge = judge_of(evaluator)
     assert judge is not None
@@ -185,7 +187,9 @@ def scored(winner: Any, default: Any, fresh: DataFrame, split: Split, evaluator:
     return (None, "labels, weights or predictions are null or not finite") if usable else (found, "")
 
 
-def _tested(scored: Scored, losses: Losses, split: Split, level: float, seed: int) -> tuple[guard.Verdict | None, str]:
+def _tested(
+    scored: Scored, losses: Losses, split: SearchSplit, level: float, seed: int
+) -> tuple[guard.Verdict | None, str]:
     """The guard on the gains of the rows."""
     counts = scored.weight > 0
     weight, block = scored.weight[counts], scored.block[counts]

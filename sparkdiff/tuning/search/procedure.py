@@ -29,10 +29,10 @@ from sparkdiff.tuning.search.by_slope import by_slope, check_method
 from sparkdiff.tuning.search.dimensions import SearchSpace, names_of
 from sparkdiff.tuning.search.judging import Comparison, compare, losses_of
 from sparkdiff.tuning.search.pruning import Pruning, check_pruner, pruning_of, resources_of
-from sparkdiff.tuning.search.samplers import Plan, check_sampler
+from sparkdiff.tuning.search.samplers import SamplingPlan, check_sampler
 from sparkdiff.tuning.search.settings import Settings
 from sparkdiff.tuning.search.space import PLAIN, Choice, Distribution
-from sparkdiff.tuning.search.splitting import Divided, Split, check_folds, check_rows, divided, in_folds
+from sparkdiff.tuning.search.splitting import Divided, SearchSplit, check_folds, check_rows, divided, in_folds
 from sparkdiff.tuning.search.study import Study, Trial, opened
 from sparkdiff.tuning.search.summary import SearchSummary, decided
 from sparkdiff.tuning.search.trials import FAILURES, Trials
@@ -184,7 +184,7 @@ def searched(task: SearchTask, dataset: DataFrame, phases: Phases) -> SearchOutc
 
 def _in_folder(task: SearchTask, dataset: DataFrame, phases: Phases, folder: Path | None) -> SearchOutcome:
     s = task.settings
-    split = Split(s.validationFraction, s.testFraction, s.groupCol, s.timeCol, s.seed)
+    split = SearchSplit(s.validationFraction, s.testFraction, s.groupCol, s.timeCol, s.seed)
     if s.numFolds:
         return _in_folds(task, dataset, phases, folder, split)
     rows = divided(dataset, split)
@@ -215,7 +215,9 @@ def _in_folder(task: SearchTask, dataset: DataFrame, phases: Phases, folder: Pat
         memory.trim()
 
 
-def _in_folds(task: SearchTask, dataset: DataFrame, phases: Phases, folder: Path | None, split: Split) -> SearchOutcome:
+def _in_folds(
+    task: SearchTask, dataset: DataFrame, phases: Phases, folder: Path | None, split: SearchSplit
+) -> SearchOutcome:
     """The whole search once per fold, and once on all rows: out-of-fold rows decide, all rows fit what ships."""
     s = task.settings
     parts = folds.Parts(in_folds(dataset, split, s.numFolds), tuple(dataset.columns))
@@ -269,7 +271,7 @@ def studied(
     s = task.settings
     trials = Trials(task.space, rows, task.evaluators, s.parallelism)
     total = len(task.space.grid()) if s.sampler == "grid" else s.numTrials
-    plan = Plan(s.sampler, task.space, s.seed, total, s.parallelism, trials.chunk(), task.larger)
+    plan = SamplingPlan(s.sampler, task.space, s.seed, total, s.parallelism, trials.chunk(), task.larger)
     pruning = pruning_of(task, trials, plan, trained) if s.pruner else None
     if pruning is not None:
         plan = replace(plan, sizes=tuple(bracket.size for bracket in pruning.brackets))

@@ -14,8 +14,8 @@ from sparkdiff.tuning.search import rungs
 from sparkdiff.tuning.search.alternatives import Alternatives, places
 from sparkdiff.tuning.search.dimensions import SearchSpace
 from sparkdiff.tuning.search.rungs import Bracket
-from sparkdiff.tuning.search.samplers import Plan
-from sparkdiff.tuning.search.study import Found, Study, Trial
+from sparkdiff.tuning.search.samplers import SamplingPlan
+from sparkdiff.tuning.search.study import Study, Trial, TrialOutcome
 
 AUTO = {
     "FineTuner": "maxEpochs", "GBTClassifier": "maxIter", "GBTRegressor": "maxIter", "RandomForestClassifier": "numTrees",
@@ -27,7 +27,7 @@ LEAST_BOOSTED = 1 / 9
 """The smallest share of boosted trees that a trial starts with: fewer only tell which step size is the largest."""
 FEWEST = 200
 """Training rows that a trial has at least, if nothing else is said."""
-Evaluate = Callable[[Sequence[Trial], float], Sequence[Found]]
+Evaluate = Callable[[Sequence[Trial], float], Sequence[TrialOutcome]]
 
 
 def check_pruner(name: str, sampler: str, metrics: int) -> None:
@@ -118,7 +118,7 @@ class Pruning:
         """The number of the first trial of each bracket."""
         return [0, *accumulate(bracket.size for bracket in self.brackets)]
 
-    def evaluated(self, number: int, batch: Sequence[Trial], study: Study, evaluate: Evaluate) -> list[Found]:
+    def evaluated(self, number: int, batch: Sequence[Trial], study: Study, evaluate: Evaluate) -> list[TrialOutcome]:
         """What comes of each trial of a bracket; a rung that was evaluated before a kill isn't evaluated again."""
         bracket = replace(self.brackets[number], size=len(batch))
         sign, seconds, why = -1.0 if self.larger else 1.0, [0.0] * len(batch), [""] * len(batch)
@@ -141,11 +141,11 @@ class Pruning:
         for i, run in enumerate(rungs.run(bracket, self.name, rung, signed)):
             steps = tuple((resource, sign * metric) for resource, metric in run.steps)
             values = (steps[-1][1],) if steps and not why[i] else None
-            out.append(Found(values, why[i], seconds[i], steps, pruned=values is not None and not run.last))
+            out.append(TrialOutcome(values, why[i], seconds[i], steps, pruned=values is not None and not run.last))
         return out
 
 
-def pruning_of(task: Any, trials: Any, plan: Plan, trained: int) -> Pruning:
+def pruning_of(task: Any, trials: Any, plan: SamplingPlan, trained: int) -> Pruning:
     """How the trials of a search are pruned; tells `trials` of which resource.
 
     Args:

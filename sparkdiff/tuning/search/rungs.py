@@ -81,7 +81,7 @@ Evaluate = Callable[[Sequence[int], float], Sequence[float | None]]
 
 
 @dataclass(frozen=True)
-class Run:
+class BracketTrial:
     """What came of a trial of a bracket: its (resource, metric) per rung, and whether it stayed to the end."""
 
     steps: tuple[tuple[float, float], ...]
@@ -90,7 +90,7 @@ class Run:
 
 def run(
     bracket: Bracket, pruner: str, evaluate: Evaluate, earlier: Sequence[Sequence[tuple[float, float]]] = ()
-) -> list[Run]:
+) -> list[BracketTrial]:
     """The trials 0 to size - 1 of a bracket.
 
     Args:
@@ -104,7 +104,7 @@ def run(
         for i, metric in measured.items():
             steps[i].append((resource, metric))
         if number == len(bracket.rungs) - 1:
-            return [Run(tuple(step), i in measured) for i, step in enumerate(steps)]
+            return [BracketTrial(tuple(step), i in measured) for i, step in enumerate(steps)]
         order = sorted(measured, key=lambda i: (measured[i], i))
         if pruner == "median":
             others = [m for past in earlier for r, m in past if abs(r - resource) < CLOSE]
@@ -113,7 +113,7 @@ def run(
             alive = sorted(order[: bracket.survivors(number, len(alive))])
         if not alive:
             break
-    return [Run(tuple(step), False) for step in steps]
+    return [BracketTrial(tuple(step), False) for step in steps]
 
 
 def _median(values: Sequence[float]) -> float:

@@ -32,7 +32,7 @@ ONE_METRIC = ("annealing", "recursiveRandom", "cmaes")
 
 
 @dataclass(frozen=True)
-class Plan:
+class SamplingPlan:
     """How a search samples.
 
     Attributes:
@@ -86,9 +86,9 @@ class Plan:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             if self.name == "grid":
-                return Listed(self.space.grid())
+                return ListedSettings(self.space.grid())
             if self.name == "random" and self.shuffled is not None:
-                return Listed(self.shuffled)  # none twice before all were tried
+                return ListedSettings(self.shuffled)  # none twice before all were tried
             if self.name == "random":
                 return optuna.samplers.RandomSampler(seed=seed)
             if (
@@ -152,7 +152,7 @@ class Independent(Base):  # type: ignore[misc]
         return {}
 
 
-class Listed(Independent):
+class ListedSettings(Independent):
     """The settings of a list. Optuna's GridSampler would repeat those in which a dimension isn't active."""
 
     def __init__(self, settings: Sequence[Configuration]):
@@ -163,7 +163,7 @@ class Listed(Independent):
 
 
 @dataclass(frozen=True)
-class Tried:
+class FinishedTrial:
     """A finished trial: its number, its configuration, and its metric, where smaller is better."""
 
     number: int
@@ -174,11 +174,11 @@ class Tried:
 class Walking(Independent):
     """Looks around a place that follows from the trials so far."""
 
-    def __init__(self, plan: Plan, number: int):
+    def __init__(self, plan: SamplingPlan, number: int):
         self.plan, self.random = plan, np.random.RandomState(seed_of(plan.seed, number))
         self.place: tuple[Mapping[str, Any] | None, float] | None = None
 
-    def around(self, tried: Sequence[Tried]) -> tuple[Mapping[str, Any] | None, float]:
+    def around(self, tried: Sequence[FinishedTrial]) -> tuple[Mapping[str, Any] | None, float]:
         """The configuration to stay near to, and how near, as a share of each range; None: anywhere."""
         raise NotImplementedError
 
@@ -196,10 +196,12 @@ class Walking(Independent):
         )
 
 
-def finished(study: Any) -> list[Tried]:
+def finished(study: Any) -> list[FinishedTrial]:
     sign = -1.0 if study.direction == optuna.study.StudyDirection.MAXIMIZE else 1.0
     complete = (optuna.trial.TrialState.COMPLETE,)
-    return [Tried(t.number, t.params, sign * t.value) for t in study.get_trials(deepcopy=False, states=complete)]
+    return [
+        FinishedTrial(t.number, t.params, sign * t.value) for t in study.get_trials(deepcopy=False, states=complete)
+    ]
 
 
 def drawn(distribution: Any, near: Any, width: float, random: np.random.RandomState, *, known: bool) -> Any:
@@ -231,7 +233,7 @@ class Annealing(Walking):
     thousandth of that; the steps shrink from a half of each range to a twentieth. Source: Kirkpatrick et al. 1983.
     """
 
-    def around(self, tried: Sequence[Tried]) -> tuple[Mapping[str, Any] | None, float]:
+    def around(self, tried: Sequence[FinishedTrial]) -> tuple[Mapping[str, Any] | None, float]:
         if len(tried) < START:
             return None, 1.0
         scale = float(np.std([t.value for t in tried[:START]])) or 1.0
@@ -258,11 +260,11 @@ class RecursiveRandom(Walking):
 
     R, MISSES, SHRINK, LEAST = 0.2, 3, 0.5, 0.01
 
-    def around(self, tried: Sequence[Tried]) -> tuple[Mapping[str, Any] | None, float]:
+    def around(self, tried: Sequence[FinishedTrial]) -> tuple[Mapping[str, Any] | None, float]:
         explored: list[float] = []
         centre, width, misses = None, 1.0, 0
         first = self.R ** (1 / max(len(self.plan.space.dimensions), 1))
-        best: Tried | None = None
+        best: FinishedTrial | None = None
         for t in tried:
             if centre is None:
                 explored.append(t.value)

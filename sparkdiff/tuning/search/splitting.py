@@ -33,7 +33,7 @@ MOST_CLASSES = 1000
 
 
 @dataclass(frozen=True)
-class Split:
+class SearchSplit:
     """How the rows of a search are divided.
 
     Attributes:
@@ -76,7 +76,7 @@ class Divided:
 TEST, FOLD = "test", "__sparkdiff_fold"
 
 
-def divided(df: DataFrame, split: Split) -> Divided:
+def divided(df: DataFrame, split: SearchSplit) -> Divided:
     """Rows by a hash; whole groups where there are any; with times the latest ones are fresh, those before them choose.
 
     Raises:
@@ -100,7 +100,7 @@ def divided(df: DataFrame, split: Split) -> Divided:
     return Divided(df.withColumns(own), tuple(df.columns))
 
 
-def in_folds(df: DataFrame, split: Split, folds: int) -> DataFrame:
+def in_folds(df: DataFrame, split: SearchSplit, folds: int) -> DataFrame:
     """Rows with SPLIT (train or validation), BLOCK and FOLD; a block is in one fold as a whole.
 
     Raises:
@@ -113,7 +113,7 @@ def in_folds(df: DataFrame, split: Split, folds: int) -> DataFrame:
     return dealt.withColumn(FOLD, F.pmod(F.xxhash64(block, F.lit("fold")), F.lit(folds)).cast("double"))
 
 
-def check_folds(rows: DataFrame, split: Split, evaluators: Sequence[Any], folds: int) -> dict[str, int]:
+def check_folds(rows: DataFrame, split: SearchSplit, evaluators: Sequence[Any], folds: int) -> dict[str, int]:
     """Count the rows of all folds by one job, before the first fit.
 
     Raises:
@@ -153,7 +153,7 @@ def check_folds(rows: DataFrame, split: Split, evaluators: Sequence[Any], folds:
     return {**totals, TEST: sum(totals.values())}
 
 
-def check_rows(rows: Divided, split: Split, evaluators: Sequence[Any]) -> dict[str, int]:
+def check_rows(rows: Divided, split: SearchSplit, evaluators: Sequence[Any]) -> dict[str, int]:
     """Count the rows by one job, before the first fit.
 
     Raises:
@@ -194,7 +194,7 @@ def check_rows(rows: Divided, split: Split, evaluators: Sequence[Any]) -> dict[s
     return totals
 
 
-def _check_units(rows: DataFrame, split: Split, where: str, share: str = "") -> None:
+def _check_units(rows: DataFrame, split: SearchSplit, where: str, share: str = "") -> None:
     units = rows.select(BLOCK).distinct().count()
     if units < MIN_UNITS:
         what = (
@@ -231,7 +231,7 @@ def _check_classes(label: str, classes: dict[str, set[Any]]) -> None:
             )
 
 
-def blocks(test: DataFrame, split: Split) -> list[Any]:
+def blocks(test: DataFrame, split: SearchSplit) -> list[Any]:
     """Columns of the fresh rows for the test: block, unit (row, group or stretch of time), time."""
     block = F.pmod(F.col(BLOCK), F.lit(MAX_BLOCKS)) if split.groupCol else F.col(BLOCK)
     return [block.cast("double").alias("block"), F.col(BLOCK).cast("double").alias("unit"), F.col(TIME).alias("time")]

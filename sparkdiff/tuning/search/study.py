@@ -12,7 +12,7 @@ from sparkdiff.errors import InputError
 from sparkdiff.store.files import write_bytes
 from sparkdiff.store.lease import held, lease_of
 from sparkdiff.tuning.search.dimensions import Configuration
-from sparkdiff.tuning.search.samplers import Plan, suggested
+from sparkdiff.tuning.search.samplers import SamplingPlan, suggested
 
 try:
     import optuna
@@ -28,7 +28,7 @@ STEPS = 1000
 
 
 @dataclass(frozen=True)
-class Found:
+class TrialOutcome:
     """What came of a trial: its metrics, or why there are none.
 
     Attributes:
@@ -68,7 +68,7 @@ class Study:
         first: the configurations of the first trials; what they leave out is sampled.
     """
 
-    def __init__(self, plan: Plan, folder: Path | None = None, first: Sequence[Configuration] = ()):
+    def __init__(self, plan: SamplingPlan, folder: Path | None = None, first: Sequence[Configuration] = ()):
         self.plan = plan
         self.asked: dict[int, Any] = {}
         with quiet():
@@ -118,7 +118,7 @@ class Study:
                 self.study.sampler.sample_independent(self.study, begun, name, distribution)
         return trial
 
-    def tell(self, number: int, found: Found) -> None:
+    def tell(self, number: int, found: TrialOutcome) -> None:
         """Store what came of a trial."""
         trial = self.asked.pop(number)
         trial.set_user_attr("seconds", found.seconds)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sparkdiff.evaluation.guard import Verdict
-from sparkdiff.report import Section, Shown, Strong, Table, p_value
+from sparkdiff.report import Section, SectionTable, Shown, Strong, p_value
 from sparkdiff.report.page import page
 from sparkdiff.report.writing import write
 from sparkdiff.tuning.search.judging import Comparison
@@ -89,7 +89,7 @@ class SearchSummary(Shown):
     def _sections(self) -> Iterator[Section]:
         yield Strong(f"{self.decision}: {self.reason}")
         validation = f"{self.validation:.6g} (optimism {self.optimism:+.3g})"
-        yield Table([
+        yield SectionTable([
             (f"  {self.metric} ({self.metricDirection} is better)", "winner", self.against),
             (f"  {self.rows['test']:,} {self._fresh()} rows", f"{self.fresh['winner']:.6g}", f"{self.fresh['default']:.6g}"),
             (f"  {self.rows['validation']:,} validation rows", validation, ""),

@@ -17,12 +17,12 @@ from sparkdiff import jvm
 from sparkdiff.data.splits import row_hash
 from sparkdiff.errors import SparkdiffError
 from sparkdiff.tuning.cached_rows import Kept
-from sparkdiff.tuning.fits import Task, inside, leaves_of
+from sparkdiff.tuning.fits import GridTask, inside, leaves_of
 from sparkdiff.tuning.folds import Folds
 from sparkdiff.tuning.search.alternatives import Alternatives, chosen
 from sparkdiff.tuning.search.dimensions import SearchSpace
 from sparkdiff.tuning.search.splitting import Divided
-from sparkdiff.tuning.search.study import Found, Trial
+from sparkdiff.tuning.search.study import Trial, TrialOutcome
 from sparkdiff.tuning.searching import outcomes, why_not_at_once
 
 FAILURES = (SparkdiffError, *jvm.SparkError, ValueError, TypeError, AttributeError, ArithmeticError, RuntimeError)
@@ -66,7 +66,7 @@ class Trials:
     def evaluator(self) -> Any:
         return self.evaluators[0] if len(self.evaluators) == 1 else Several(self.evaluators)
 
-    def evaluate(self, trials: Sequence[Trial], resource: float | None = None) -> list[Found]:
+    def evaluate(self, trials: Sequence[Trial], resource: float | None = None) -> list[TrialOutcome]:
         """What comes of each trial, fitted to the training rows and judged on the validation rows.
 
         Args:
@@ -75,12 +75,12 @@ class Trials:
         groups: dict[tuple[Any, ...], list[Trial]] = {}
         for trial in trials:
             groups.setdefault(self.space.structure(trial.configuration), []).append(trial)
-        found: dict[int, Found] = {}
+        found: dict[int, TrialOutcome] = {}
         for group in groups.values():
             found |= self._group(group, resource)
         return [found[trial.number] for trial in trials]
 
-    def _group(self, trials: Sequence[Trial], resource: float | None) -> dict[int, Found]:
+    def _group(self, trials: Sequence[Trial], resource: float | None) -> dict[int, TrialOutcome]:
         """Of trials with the same stages."""
         start = time.perf_counter()
         settings = [self.space.setting(trial.configuration) for trial in trials]
@@ -89,7 +89,7 @@ class Trials:
         except FAILURES as e:
             if len(trials) > 1:  # one of them: each alone
                 return {number: f for trial in trials for number, f in self._group([trial], resource).items()}
-            return {trials[0].number: Found(None, jvm.cause(e), time.perf_counter() - start)}
+            return {trials[0].number: TrialOutcome(None, jvm.cause(e), time.perf_counter() - start)}
         seconds = (time.perf_counter() - start) / len(trials)
         return {trial.number: _found(m, seconds) for trial, m in zip(trials, metrics, strict=True)}
 
@@ -101,7 +101,7 @@ class Trials:
             folds = self._share(resource)
         head = self._shared_stages
         tail = Pipeline(stages=self._leaves(estimator)[head:]) if head else estimator
-        task = Task.of(tail, maps, self.evaluator)
+        task = GridTask.of(tail, maps, self.evaluator)
         return outcomes(task, folds, self.parallelism, keeps=False)[0].metrics
 
     # What no trial changes --------------------------------------------------------------------------------------------
@@ -150,7 +150,7 @@ class Trials:
 
     def chunk(self) -> int:
         """How many trials that learn nothing from each other are evaluated at a time."""
-        task = Task.of(chosen(self.space.estimator, {}), [{}], self.evaluator)
+        task = GridTask.of(chosen(self.space.estimator, {}), [{}], self.evaluator)
         return max(FEW if why_not_at_once(task) else TOGETHER, self.parallelism)
 
 
@@ -159,8 +159,8 @@ def _one_fold(train: DataFrame, validation: DataFrame, kept: Kept | None = None)
     return Folds(both, F.col(HELD), 1, lambda: [(train, validation)], drawn=False, kept=kept)
 
 
-def _found(metric: Any, seconds: float) -> Found:
+def _found(metric: Any, seconds: float) -> TrialOutcome:
     values = metric if isinstance(metric, tuple) else (metric,)
     if any(math.isnan(value) for value in values):
-        return Found(None, "the metric is NaN", seconds)
-    return Found(tuple(map(float, values)), "", seconds)
+        return TrialOutcome(None, "the metric is NaN", seconds)
+    return TrialOutcome(tuple(map(float, values)), "", seconds)

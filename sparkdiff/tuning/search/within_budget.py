@@ -20,10 +20,10 @@ from sparkdiff.pipeline.names import named
 from sparkdiff.pipeline.unfitted import Unfitted, refit
 from sparkdiff.tuning.search.dimensions import SearchSpace
 from sparkdiff.tuning.search.procedure import SearchTask, best_of, records
-from sparkdiff.tuning.search.samplers import Plan
+from sparkdiff.tuning.search.samplers import SamplingPlan
 from sparkdiff.tuning.search.settings import Settings
 from sparkdiff.tuning.search.settings_space import first_settings
-from sparkdiff.tuning.search.splitting import Divided, Split
+from sparkdiff.tuning.search.splitting import Divided, SearchSplit
 from sparkdiff.tuning.search.study import Study, Trial, opened
 from sparkdiff.tuning.search.trials import Trials
 
@@ -122,7 +122,7 @@ def _training_rows(rows: DataFrame, splitCol: str | None) -> DataFrame:
 
 def _divided(data: DataFrame, s: Settings) -> Divided:
     """By a hash of its own: other hashes divided the data before."""
-    split = Split(s.validationFraction, s.testFraction, s.groupCol, s.timeCol, s.seed)
+    split = SearchSplit(s.validationFraction, s.testFraction, s.groupCol, s.timeCol, s.seed)
     (dealt,) = with_splits([Source(data)], split.options(s.validationFraction, "rows that choose"))
     return Divided(dealt.where(F.col(SPLIT).isNotNull()), tuple(data.columns))
 
@@ -138,7 +138,7 @@ def _studied(
     s = task.settings
     trials = Trials(task.space, rows, task.evaluators, s.parallelism)
     total = len(task.space.grid()) if s.sampler == "grid" else s.numTrials
-    plan = Plan(s.sampler, task.space, s.seed, total, s.parallelism, trials.chunk(), task.larger)
+    plan = SamplingPlan(s.sampler, task.space, s.seed, total, s.parallelism, trials.chunk(), task.larger)
     study = Study(plan, folder, [] if s.sampler == "grid" else first_settings(task.space))
     try:
         while batch := [t for t in study.next() if t.state == "running"]:

@@ -9,7 +9,7 @@ from torch.nn import functional
 from sparkdiff.tuning.solvers.descent import Minimum, Penalised, Slope, minimise
 from sparkdiff.tuning.solvers.moments import Moments, moments
 from sparkdiff.tuning.solvers.problem import Chunks, Setting, Solution
-from sparkdiff.tuning.solvers.rows import CACHE, Block, Products, RowTable, at_once, sample, table
+from sparkdiff.tuning.solvers.rows import CACHE, Block, ProductSums, RowTable, at_once, sample, table
 
 MEMORY = 2**30
 SAMPLED = 20
@@ -93,7 +93,7 @@ class Functions:
     def hessians(self, which: Tensor, at: Tensor) -> Tensor:
         fold = self.fold[which]
         pairs = [(k, m) for k in range(self.sets) for m in range(k, self.sets) if self.whole or k == m]
-        sums = Products(self.rows.width, len(at) * len(pairs))
+        sums = ProductSums(self.rows.width, len(at) * len(pairs))
         weight = torch.zeros(len(at), dtype=torch.float64)
         for block in iter([self.sample]) if self.sample else self.rows.blocks():
             for part in block.parts(self.size(len(at) * (self.sets + 1) // 2)):

@@ -61,7 +61,7 @@ class Minimum:
 
 def minimise(slopes: Slopes, hessians: Hessians, given: Penalised, start: Tensor, *, newton: bool) -> Minimum:
     """`newton`: a Hessian at each step, which must be whole and exact; else some at the beginning, of a part of the rows."""
-    state = State(given, start, newton)
+    state = DescentState(given, start, newton)
     for step in range(NEWTON_STEPS if newton else OTHER_STEPS):
         state.look(slopes(state.active, state.trial()), hessians)
         if not len(state.active):
@@ -71,7 +71,7 @@ def minimise(slopes: Slopes, hessians: Hessians, given: Penalised, start: Tensor
     return Minimum(state.at, state.value, state.found)
 
 
-class State:
+class DescentState:
     """Where each problem stands. What `active` names is still moving; tensors of the way are of those problems only."""
 
     def __init__(self, given: Penalised, start: Tensor, newton: bool) -> None:

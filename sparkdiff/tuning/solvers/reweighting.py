@@ -10,7 +10,7 @@ from sparkdiff.tuning.solvers.families import FAMILIES, LINKS, Family, LinkFunct
 from sparkdiff.tuning.solvers.least_squares import failed, linear
 from sparkdiff.tuning.solvers.moments import Moments, moments
 from sparkdiff.tuning.solvers.problem import Chunk, Chunks, Setting, Solution
-from sparkdiff.tuning.solvers.rows import CACHE, Products, RowTable, at_once, table
+from sparkdiff.tuning.solvers.rows import CACHE, ProductSums, RowTable, at_once, table
 
 STEPS = 100
 TOLERANCE = 1e-11
@@ -104,7 +104,7 @@ def system(
 ) -> tuple[Tensor, Tensor]:
     """Mean products of columns, and of columns and the working labels, by the working weights: their sum divides, as in Spark."""
     m = len(fold)
-    sums, vector = Products(rows.width, m), torch.zeros(m, rows.width, dtype=torch.float64)
+    sums, vector = ProductSums(rows.width, m), torch.zeros(m, rows.width, dtype=torch.float64)
     total = torch.zeros(m, dtype=torch.float64)
     for block in rows.blocks():
         for part in block.parts(max(CACHE // max(m, rows.width), 64)):

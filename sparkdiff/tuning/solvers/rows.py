@@ -128,7 +128,7 @@ def sample(source: RowTable, rows: int) -> Block:
     return together(iter(taken), sum(len(b.z) for b in taken))
 
 
-class Products:
+class ProductSums:
     """Sums over rows of factor · z zᵀ for many factors at once: (factors, width, width).
 
     All products of two columns are made once for all the factors, and summed by one product of matrices.

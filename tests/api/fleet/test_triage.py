@@ -15,7 +15,7 @@ from sparkdiff import InputError
 from sparkdiff.cli import WRONG_INPUT, main
 from sparkdiff.fleet import procedure
 from sparkdiff.fleet.facts import FACTS
-from sparkdiff.fleet.forecast import Known
+from sparkdiff.fleet.forecast import PastRun
 from sparkdiff.history import store
 
 FAST = {**QUICK, "stream": "arrow", "verbosity": 0}
@@ -33,7 +33,7 @@ def learned(monkeypatch: pytest.MonkeyPatch) -> None:
     few = []
     for i in range(40):
         gain = -0.05 + 0.01 * (i % 20)
-        few.append(Known({"rows": 1500.0, "lastEpochGain": gain}, gain > 0.05, max(gain, 0.0), 4.0))
+        few.append(PastRun({"rows": 1500.0, "lastEpochGain": gain}, gain > 0.05, max(gain, 0.0), 4.0))
     monkeypatch.setattr(procedure, "priors", lambda: tuple(few))
 
 

@@ -13,7 +13,7 @@ from pyspark.ml.feature import StringIndexerModel, VectorAssembler, VectorSizeHi
 from pyspark.ml.linalg import Vectors
 from pyspark.sql import DataFrame, SparkSession
 
-from sparkdiff.growth.part import Part, Place
+from sparkdiff.growth.part import Part, PipelinePlace
 from sparkdiff.growth.parts import coding, shapes
 from sparkdiff.growth.parts.blocks import Block
 from sparkdiff.growth.parts.coding import Coding
@@ -166,7 +166,7 @@ def test_stages_compute_what_the_parts_compute(
         split = split.at(torch.zeros(len(split), classes, dtype=torch.float64))
     parts = [make(table, coded, classes) for make in CASES[classes]]
     monkeypatch.setattr(sessions, "has_constructors", lambda: constructors)
-    made = [part.stages(Place("features", 2, f"grown{i}", classes)) for i, part in enumerate(parts)]
+    made = [part.stages(PipelinePlace("features", 2, f"grown{i}", classes)) for i, part in enumerate(parts)]
     for i, one in enumerate(made):
         assert all(stage.uid.startswith(f"grown{i}_") for stage in one.stages)
     stages = [stage for one in made for stage in one.stages]

@@ -19,7 +19,7 @@ from torch import Tensor
 from sparkdiff.growth import parts
 from sparkdiff.growth.criterion import Criterion
 from sparkdiff.growth.items import Item
-from sparkdiff.growth.part import Part, Place, Stages
+from sparkdiff.growth.part import Part, PipelinePlace, Stages
 from sparkdiff.growth.table import Split, Table
 from sparkdiff.tensors.rows import dense
 
@@ -52,7 +52,7 @@ def frame(spark: SparkSession, split: Split, table: Table, sparse: bool = False)
 def check(spark: SparkSession, parts: Sequence[Part], table: Table, tmp_path: Path, sparse: bool) -> None:
     """The stages of these parts, as they are and saved and loaded, give the parts' outputs and hidden columns only."""
     df = frame(spark, table.validation, table, sparse)
-    places = [Place("features", 6, f"{PREFIX}{i}", table.classes) for i in range(len(parts))]
+    places = [PipelinePlace("features", 6, f"{PREFIX}{i}", table.classes) for i in range(len(parts))]
     made = [part.stages(place) for part, place in zip(parts, places, strict=True)]
     assert all(s.uid.startswith(f"{p.prefix}_") for p, one in zip(places, made, strict=True) for s in one.stages)
     stages = [stage for one in made for stage in one.stages]
@@ -137,7 +137,7 @@ def test_embeddings_of_what_an_indexer_writes(spark: SparkSession, invalid: str)
         [(float(i), f"v{int(v)}") for i, v in enumerate(table.validation.values[:80, 2])], ["number", "a"]
     )
     indexer = StringIndexerModel.from_labels([f"v{i}" for i in range(6)], "a", "a_index", handleInvalid=invalid)
-    made = part.stages(Place("features", 6, PREFIX, 0))
+    made = part.stages(PipelinePlace("features", 6, PREFIX, 0))
     model = PipelineModel([indexer, *made.stages, assembler(made, 0)])
     rows = model.transform(df.join(names, "number")).orderBy("number").collect()
     torch.testing.assert_close(added(rows, made, 0), part.output(table.validation)[:80])

@@ -14,7 +14,7 @@ from pyspark.sql import DataFrame, SparkSession
 from tables import table_of
 
 from sparkdiff.growth import costs
-from sparkdiff.growth.part import Part, Place
+from sparkdiff.growth.part import Part, PipelinePlace
 from sparkdiff.growth.parts import trees
 from sparkdiff.growth.table import Split, Table
 
@@ -73,7 +73,7 @@ def test_stages_compute_what_the_part_computes(
     part, table = part_of(library, kind)
     assert isinstance(part, trees.TreesPart)
     frame, split = rows_of(spark, part, table)
-    made = part.stages(Place("features", 2, "grown1", table.classes))
+    made = part.stages(PipelinePlace("features", 2, "grown1", table.classes))
     assert [type(s).__name__ for s in made.stages] == ["VectorAssembler", *["GBTRegressionModel"] * table.width]
     assert all(stage.uid.startswith("grown1_") for stage in made.stages)
     last = VectorAssembler(inputCols=["features", *(o.column for o in made.outputs)], outputCol="all")

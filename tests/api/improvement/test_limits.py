@@ -26,7 +26,7 @@ from sparkdiff.improvement.budget import Limit
 from sparkdiff.improvement.candidate import Candidate, Step
 from sparkdiff.improvement.folding import folded
 from sparkdiff.improvement.ground import Ground, measure, prepared
-from sparkdiff.improvement.log import Log
+from sparkdiff.improvement.log import StepLog
 from sparkdiff.improvement.settings import ImprovementSettings
 from sparkdiff.options import Options
 from sparkdiff.report import Phases
@@ -131,8 +131,8 @@ def test_a_single_stage_is_read_back_as_one(rows: DataFrame, tmp_path: Path) -> 
     options = Options.of({"cacheDir": str(tmp_path)})
     ground = prepared(Ground(model, options, ImprovementSettings(), [Source(data)], None, Phases(False), Shared()))
     step = Step("refit", 0, torch.zeros(1, 3), [], (Candidate("refit", "refitted", ground.start, 0),), 0.0, "")
-    Log(tmp_path).write(step)
-    found = Log(tmp_path).read(ground, "refit", 0)
+    StepLog(tmp_path).write(step)
+    found = StepLog(tmp_path).read(ground, "refit", 0)
     assert found is not None
     [candidate] = found.candidates
     assert type(candidate.model) is type(model)

@@ -29,7 +29,7 @@ def test_auto_takes_it_keeps_that_and_finds_the_same(
 ) -> None:
     monkeypatch.setattr(choice, "gpus", lambda: 1)
     monkeypatch.setattr(choice, "place", lambda kind, precision, local: CPU if kind == "cpu" else FAKE)
-    monkeypatch.setattr(choice.Clock, "seconds_per_step", lambda clock: 2e-3 if clock.at.on_cpu else 5e-4)
+    monkeypatch.setattr(choice.StepTimer, "seconds_per_step", lambda clock: 2e-3 if clock.at.on_cpu else 5e-4)
     said: list[str] = []
     listener = Events()
     listener.on_phase = lambda name, seconds, detail: said.append(detail)  # type: ignore[method-assign]

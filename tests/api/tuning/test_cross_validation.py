@@ -29,7 +29,7 @@ from small_data import NUMBERS
 import sparkdiff
 from sparkdiff import InputError
 from sparkdiff.tuning.cross_validation import best_of
-from sparkdiff.tuning.fits import Task
+from sparkdiff.tuning.fits import GridTask
 
 
 @pytest.fixture(scope="module")
@@ -225,7 +225,7 @@ def test_what_cannot_be_taken_apart_is_left_whole(rows: DataFrame) -> None:
     classifier = LogisticRegression(labelCol="kind")
     several = OneVsRest(classifier=classifier, labelCol="kind")
     maps = [{classifier.regParam: r} for r in (0.0, 0.5)]
-    task = Task.of(Pipeline(stages=[several]), maps, judge)
+    task = GridTask.of(Pipeline(stages=[several]), maps, judge)
     assert task.fits == task.sparks_fits == 2
 
 

@@ -22,7 +22,7 @@ from sparkdiff.tuning import cached_rows
 from sparkdiff.tuning.search.dimensions import SearchSpace
 from sparkdiff.tuning.search.judging import compare, losses_of
 from sparkdiff.tuning.search.pruning import resources_of
-from sparkdiff.tuning.search.splitting import TEST, Split, divided
+from sparkdiff.tuning.search.splitting import TEST, SearchSplit, divided
 from sparkdiff.tuning.search.summary import decided
 
 pytestmark = pytest.mark.once  # the engine below has its tests on each stack
@@ -89,7 +89,7 @@ def test_the_winner_is_plain_spark_and_was_compared_on_fresh_rows(found: SearchM
 def test_fresh_rows_are_no_ones_and_the_winner_is_fitted_to_training_rows(
     task: Search, found: SearchModel, rows: DataFrame
 ) -> None:
-    divided_ = divided(rows, Split(0.2, 0.2, seed=1))
+    divided_ = divided(rows, SearchSplit(0.2, 0.2, seed=1))
     train, validation = divided_.part("train"), divided_.part("validation")
     fresh = divided_.fresh().drop("__sparkdiff_block", "__sparkdiff_time")
     numbers = [{row[0] for row in part.select("number").collect()} for part in (train, validation, fresh)]
@@ -229,7 +229,7 @@ def test_with_folds_all_rows_decide_and_all_rows_fit_what_ships(line: tuple[Data
 
 def test_every_metric_has_a_value_per_row(line: tuple[DataFrame, Search]) -> None:
     """The mean of what the rows add is the metric itself."""
-    data, split = line[0], Split(0.2, 0.3)
+    data, split = line[0], SearchSplit(0.2, 0.3)
     fresh = divided(data, split).fresh().cache()
     same = fresh.drop("__sparkdiff_block", "__sparkdiff_time")
     for label, names, evaluator, one, other in [
@@ -259,7 +259,7 @@ def test_each_model_is_judged_on_the_rows_as_they_were(rows: DataFrame) -> None:
     gaps = (
         rows.withColumn("temp", F.when(F.col("number") % 3 > 0, F.col("temp"))).select("temp", "wind", "riders").cache()
     )
-    split = Split(0.2, 0.3)
+    split = SearchSplit(0.2, 0.3)
     fresh = divided(gaps, split).fresh().cache()
     same = fresh.drop("__sparkdiff_block", "__sparkdiff_time")
 
@@ -285,7 +285,7 @@ def test_each_model_is_judged_on_the_rows_as_they_were(rows: DataFrame) -> None:
 
 def test_no_row_is_in_two_parts_though_a_column_is_new_at_each_reading(rows: DataFrame) -> None:
     new = F.udf(lambda: str(uuid.uuid4())).asNondeterministic()
-    parts = divided(rows.select("number").withColumn("token", new()), Split(0.2, 0.2))
+    parts = divided(rows.select("number").withColumn("token", new()), SearchSplit(0.2, 0.2))
     kept = parts.rows.cache()
     found = {
         s: [r[0] for r in kept.where(F.col(SPLIT) == s).select("number").collect()]
@@ -462,11 +462,11 @@ def test_rows_that_cannot_decide_are_named_before_any_fit(rows: DataFrame, monke
 
 
 def test_times_and_groups_are_respected(rows: DataFrame) -> None:
-    timed = divided(rows, Split(0.2, 0.25, timeCol="when"))
+    timed = divided(rows, SearchSplit(0.2, 0.25, timeCol="when"))
     spans = [timed.part(p).agg(F.min("number"), F.max("number")).first() for p in ("train", "validation", "test")]
     assert spans[0][1] < spans[1][0] and spans[1][1] < spans[2][0]
     assert timed.fresh().select("__sparkdiff_block").distinct().count() == 50
-    grouped = divided(rows, Split(0.2, 0.25, groupCol="user"))
+    grouped = divided(rows, SearchSplit(0.2, 0.25, groupCol="user"))
     users = [
         {r[0] for r in grouped.part(p).select("user").distinct().collect()} for p in ("train", "validation", "test")
     ]

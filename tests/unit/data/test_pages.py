@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from sparkdiff.data.stream import pages
-from sparkdiff.data.stream.manifest import Column
+from sparkdiff.data.stream.manifest import BatchColumn
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "int64": torch.int64}
 
@@ -24,17 +24,17 @@ def lists(values: Any, lengths: Any, *, nullable: bool = True) -> pa.ListArray:
     return pa.ListArray.from_arrays(offsets, values, type=pa.list_(pa.field("element", values.type, nullable=nullable)))
 
 
-def read(path: Path, *columns: Column) -> dict[str, npt.NDArray[Any]]:
+def read(path: Path, *columns: BatchColumn) -> dict[str, npt.NDArray[Any]]:
     with pq.ParquetFile(str(path)) as file:
         return pages.read(path, file, columns)
 
 
-def dense(width: int, dtype: str = "float64") -> Column:
-    return Column("c0", "features", "dense", width, DTYPES[dtype])
+def dense(width: int, dtype: str = "float64") -> BatchColumn:
+    return BatchColumn("c0", "features", "dense", width, DTYPES[dtype])
 
 
-def scalar(name: str, dtype: str = "float64") -> Column:
-    return Column(name, name, "scalar", 1, DTYPES[dtype])
+def scalar(name: str, dtype: str = "float64") -> BatchColumn:
+    return BatchColumn(name, name, "scalar", 1, DTYPES[dtype])
 
 
 @pytest.mark.parametrize("compression", ["snappy", "none", "zstd"])

@@ -17,7 +17,7 @@ from sparkdiff.errors import InputError
 from sparkdiff.evaluation import guard
 from sparkdiff.evaluation.acceptance import Judgement, divergence, reason
 from sparkdiff.evaluation.data import Data
-from sparkdiff.evaluation.ledger import Ledger, Trial, diverged
+from sparkdiff.evaluation.ledger import Ledger, LedgerTrial, diverged
 from sparkdiff.evaluation.scores import Score, Tally
 from sparkdiff.objectives.losses import Objective, resolve
 from sparkdiff.objectives.metrics import Metric
@@ -348,7 +348,7 @@ def test_a_checkpoint_whose_columns_caught_up_is_refused() -> None:
 
 def test_the_chosen_column_can_be_measured_again() -> None:
     gains = torch.arange(6, dtype=F64).view(2, 3)
-    ledger = Ledger(gains, torch.ones(3, dtype=F64), [Trial(0, 1), Trial(1, 1)], 1)
+    ledger = Ledger(gains, torch.ones(3, dtype=F64), [LedgerTrial(0, 1), LedgerTrial(1, 1)], 1)
     again = ledger.measured_again(torch.full((3,), 7.0, dtype=F64))
     assert again.gains.tolist() == [[0, 1, 2], [7, 7, 7]]
     assert ledger.gains.tolist() == [[0, 1, 2], [3, 4, 5]]

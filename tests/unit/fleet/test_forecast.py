@@ -18,21 +18,21 @@ from sparkdiff.fleet import entries, procedure
 from sparkdiff.fleet.budget import core_seconds
 from sparkdiff.fleet.entries import Entry, entries_of, name_of
 from sparkdiff.fleet.facts import FACTS, OLD_FACTS
-from sparkdiff.fleet.forecast import NAMES, Forecast, Forecaster, Known, features, of_store, priors
+from sparkdiff.fleet.forecast import NAMES, Forecast, Forecaster, PastRun, features, of_store, priors
 from sparkdiff.fleet.history import history
-from sparkdiff.fleet.procedure import EARLY, Judged, Stopped, Watch, _run, _why_little, _why_not, triage
+from sparkdiff.fleet.procedure import EARLY, AssessedEntry, Stopped, Watch, _run, _why_little, _why_not, triage
 from sparkdiff.fleet.results import FAILED, KEPT, SKIPPED, Triage, Triaged
 from sparkdiff.options import Options
 
 
-def learned(count: int = 80) -> list[Known]:
+def learned(count: int = 80) -> list[PastRun]:
     """Runs that are kept where z is large, and whose cost grows with the rows."""
     draw = random.Random(0)
     out = []
     for _ in range(count):
         z, rows = draw.uniform(-3, 6), draw.choice([500.0, 1000.0, 4000.0])
         facts = {"rows": rows, "lastEpochZ": z, "parameters": 10.0, "candidates": 1.0, "stages": 3.0, "width": 5.0}
-        out.append(Known(facts, z > 2, 0.3 if z > 2 else 0.0, 2.0 + rows / 1000))
+        out.append(PastRun(facts, z > 2, 0.3 if z > 2 else 0.0, 2.0 + rows / 1000))
     return out
 
 
@@ -52,7 +52,7 @@ def test_a_forecast_follows_what_was_learned() -> None:
 def test_facts_may_be_missing_and_gains_are_clipped() -> None:
     assert all(math.isnan(v) or v == 0.0 for v in features({}))
     assert dict(zip(NAMES, features({"stepGain": -9.0, "lastEpochZ": 99.0}), strict=True))["stepGain"] == -1.0
-    large = [Known(k.facts, k.kept, 40.0 if k.kept else 0.0, k.coreSeconds) for k in learned()]
+    large = [PastRun(k.facts, k.kept, 40.0 if k.kept else 0.0, k.coreSeconds) for k in learned()]
     found = Forecaster(large)({"rows": 500.0})
     assert 0 < found.gain <= 0.5
 
@@ -73,7 +73,7 @@ def test_only_runs_that_triage_started_are_learned_from() -> None:
         "tags": {FACTS: json.dumps({"rows": 9.0})},
     }
     others = [{**run, "tags": {}}, {**run, "verb": "improve"}, {**run, "tags": None}]
-    assert of_store([run, *others]) == [Known({"rows": 9.0}, True, 0.2, 3.0)]
+    assert of_store([run, *others]) == [PastRun({"rows": 9.0}, True, 0.2, 3.0)]
     assert of_store([{**run, "kept": True}])[0].gain == 0.0
     assert len(of_store([{**run, "tags": {OLD_FACTS: json.dumps({"rows": 9.0})}}])) == 1
 
@@ -138,9 +138,9 @@ def test_without_scikit_learn_the_way_out_is_told(monkeypatch: pytest.MonkeyPatc
         Forecaster(learned())
 
 
-def judged(forecast: Forecast | None, **facts: float) -> Judged:
+def judged(forecast: Forecast | None, **facts: float) -> AssessedEntry:
     entry = Entry("churn", None, None, None, {}, None)  # type: ignore[arg-type]
-    return Judged(entry, facts, forecast, 1.0, "" if forecast else "column 'y' is missing")
+    return AssessedEntry(entry, facts, forecast, 1.0, "" if forecast else "column 'y' is missing")
 
 
 def test_each_skip_has_its_reason() -> None:
@@ -163,11 +163,11 @@ class Fleet:
         made = [Entry(f"p{i}", None, None, None, {}, None) for i in range(len(forecasts))]  # type: ignore[arg-type]
         found = dict(zip((e.name for e in made), forecasts, strict=True))
 
-        def judge(entry: Entry, *rest: Any) -> Judged:
+        def judge(entry: Entry, *rest: Any) -> AssessedEntry:
             self.seconds += self.facts
-            return Judged(entry, {"metricSign": 1.0}, found[entry.name], self.facts)
+            return AssessedEntry(entry, {"metricSign": 1.0}, found[entry.name], self.facts)
 
-        def run(j: Judged, storeDir: str | None) -> tuple[Triaged, Any]:
+        def run(j: AssessedEntry, storeDir: str | None) -> tuple[Triaged, Any]:
             self.ran.append(j.entry.name)
             self.seconds += j.forecast.coreSeconds if j.forecast else 0.0
             return Triaged(j.entry.name, j.forecast, KEPT, "", 0.0, 1.0, {}), None

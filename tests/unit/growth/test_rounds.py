@@ -13,7 +13,7 @@ from sparkdiff.growth import costs, parts, rounds
 from sparkdiff.growth.checkpoints import one_thread
 from sparkdiff.growth.dropping import without_needless
 from sparkdiff.growth.items import Course, Found, Item
-from sparkdiff.growth.part import Part, Place, Served, Stages
+from sparkdiff.growth.part import Part, PipelinePlace, Served, Stages
 from sparkdiff.growth.parts import units
 from sparkdiff.growth.rounds import Grown, Limits, Member
 from sparkdiff.growth.serving import Serving
@@ -38,7 +38,7 @@ class Known(Part):
     def served(self, features: float) -> Served:
         return Served([("Bucketizer", 1)], 1)
 
-    def stages(self, place: Place) -> Stages:
+    def stages(self, place: PipelinePlace) -> Stages:
         return Stages([], [])
 
 

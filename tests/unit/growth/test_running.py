@@ -19,7 +19,7 @@ from item_rounds import ITEMS, changed, planted, rounds_of
 
 from sparkdiff.errors import FullDiskError
 from sparkdiff.growth import checkpoints, parts, running
-from sparkdiff.growth.checkpoints import ItemError, Kept
+from sparkdiff.growth.checkpoints import ItemError, RoundFiles
 from sparkdiff.growth.clock import Clock
 from sparkdiff.growth.items import Course, Found, Item
 from sparkdiff.growth.table import LINE
@@ -189,7 +189,7 @@ def test_an_item_that_fails_is_named(tmp_path: Path) -> None:
 def test_a_half_written_checkpoint_is_never_read(tmp_path: Path) -> None:
     table, specification = planted()
     original = torch.zeros(3, dtype=torch.float64)
-    kept = Kept.open(tmp_path, 1, ITEMS, table, original)
+    kept = RoundFiles.open(tmp_path, 1, ITEMS, table, original)
     (kept.path / ".course-0.pickle-0123abcd").write_bytes(b"half")
     assert kept.course(0) is None
     assert kept.ended() == set()
@@ -249,7 +249,7 @@ def test_rows_are_read_from_a_file_as_they_lie_in_memory(sparse: bool, tmp_path:
 
 def test_a_full_disk_costs_a_checkpoint_and_names_a_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     table, _ = planted()
-    kept = Kept.open(tmp_path, 1, ITEMS, table, torch.zeros(3))
+    kept = RoundFiles.open(tmp_path, 1, ITEMS, table, torch.zeros(3))
     course = Course(ITEMS[0], climbing.trainer(ITEMS[0], table), 1.0)
     with no_room(100), pytest.warns(RuntimeWarning, match=r"a checkpoint cannot be written .* Training continues"):
         kept.save(0, course)

@@ -35,7 +35,7 @@ def fitted(folder: Path) -> None:
     os.utime(path, (time.time() - 5 * DAY, time.time() - 5 * DAY))
 
 
-def names(found: list[caches.Entry]) -> list[str]:
+def names(found: list[caches.StoredItem]) -> list[str]:
     return [e.path.name[0] for e in found]
 
 

@@ -50,7 +50,7 @@ def test_the_best_of_many_losses_is_not_taken_for_no_loss() -> None:
     def simpler(gains: torch.Tensor, candidate: Candidate) -> Any:
         step = Step("simplify", 0, gains, [], (candidate,), 0.0, "")
         family = judging.family_of(ground, [step], Ledger(gains, weights, [], -1), -1)
-        return judging._simpler(ground, [judging.Judged(candidate, kept, 1.0, candidate.column)], None, family)
+        return judging._simpler(ground, [judging.JudgedCandidate(candidate, kept, 1.0, candidate.column)], None, family)
 
     assert simpler(gains[best.column][None], dataclasses.replace(best, column=0)) is not None
     assert simpler(gains, best) is None
@@ -77,7 +77,7 @@ def test_a_simpler_pipeline_has_to_be_no_worse_than_the_best() -> None:
         candidates = Candidate("finetune", "tuned", tuned, 0), Candidate("simplify", "deleted", deleted, 0)
         steps = [Step(c.arm, 0, g[None], [], (c,), 0.0, "") for c, g in zip(candidates, gains, strict=True)]
         family = judging.family_of(ground, steps, Ledger(gains, weights, [], 0), 0)
-        one, other = (judging.Judged(c, kept, 0.001, i) for i, c in enumerate(candidates))
+        one, other = (judging.JudgedCandidate(c, kept, 0.001, i) for i, c in enumerate(candidates))
         return judging._simpler(ground, [one, other], one, family), judging._simpler(ground, [other], None, family)
 
     assert [x is None for x in offers(gains, *found)] == [True, False]

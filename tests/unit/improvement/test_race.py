@@ -14,7 +14,7 @@ from sparkdiff.improvement.budget import Account, Budget, Limit
 from sparkdiff.improvement.candidate import Step, nothing
 from sparkdiff.improvement.ground import Ground
 from sparkdiff.improvement.lanes import Brake
-from sparkdiff.improvement.log import Log
+from sparkdiff.improvement.log import StepLog
 from sparkdiff.improvement.race import race
 from sparkdiff.improvement.settings import ImprovementSettings
 from sparkdiff.machine.interrupts import undisturbed
@@ -44,7 +44,7 @@ def test_what_spark_cannot_end_in_time_is_stopped_and_the_others_go_on() -> None
 
     account = Account(Budget.of("100s"), clock=lambda: 0.0)
     arms = [arm("refit", late), arm("finetune", given.append)]
-    found = race(GROUND, arms, account, Log(None), Phases(False))
+    found = race(GROUND, arms, account, StepLog(None), Phases(False))
     assert [(s.arm, s.state) for s in found.standings] == [("refit", "stopped"), ("finetune", "done")]
     assert "set a larger one" in found.standings[0].why
     assert given[0].most == pytest.approx(47.5)  # its share of what is left; a first step is to take a tenth of it
@@ -62,7 +62,7 @@ def test_no_arm_sees_another_one_of_its_round() -> None:
 
         return Arm(name, 2, 1.0, lambda ground: "", run)
 
-    race(GROUND, [looks("refit"), looks("finetune")], Account(Budget.of("100 passes")), Log(None), Phases(False))
+    race(GROUND, [looks("refit"), looks("finetune")], Account(Budget.of("100 passes")), StepLog(None), Phases(False))
     first = ["refit 0", "finetune 0"]
     assert seen == [("refit", 0, []), ("finetune", 0, []), ("refit", 1, first)]
 

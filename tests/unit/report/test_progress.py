@@ -7,9 +7,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from sparkdiff.data.cache import Growing
-from sparkdiff.growth.reporting import Forecast
+from sparkdiff.growth.reporting import RoundProgress
 from sparkdiff.growth.rounds import Tried
-from sparkdiff.report import Pace, advance, change
+from sparkdiff.report import RemainingTime, advance, change
 from sparkdiff.tuning.search.watching import SearchProgress
 
 pytestmark = pytest.mark.once
@@ -26,7 +26,7 @@ def test_one_form_of_words() -> None:
 
 def test_how_long_it_may_take_follows_from_what_was_done_since_the_first_look() -> None:
     now = 5.0
-    pace = Pace(lambda: now)
+    pace = RemainingTime(lambda: now)
     assert pace.left(3, 10) is None  # what an earlier run did tells nothing
     now = 9.0
     assert pace.left(5, 10) == pytest.approx(10.0)
@@ -35,7 +35,7 @@ def test_how_long_it_may_take_follows_from_what_was_done_since_the_first_look() 
 
 def test_rounds_tell_the_parts_and_what_they_gained() -> None:
     now = 0.0
-    forecast = Forecast(5, lambda: now)
+    forecast = RoundProgress(5, lambda: now)
     assert forecast.item(1, 0, 4) == "round 1 of at most 5: 0 of 4 parts trained"
     now = 3.0
     assert forecast.item(1, 1, 4) == "round 1 of at most 5: 1 of 4 parts trained, about 9 s"

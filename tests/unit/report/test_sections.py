@@ -9,7 +9,7 @@ import pytest
 from test_report import summary
 
 import sparkdiff
-from sparkdiff.report import FineTuningSummary, Strong, Table, as_html, before_after
+from sparkdiff.report import FineTuningSummary, SectionTable, Strong, as_html, before_after
 from sparkdiff.report.sections import as_text
 
 EVIL = "<script>alert('1')</script> & \"more\""
@@ -47,7 +47,7 @@ def a_summary(**changes: Any) -> FineTuningSummary:
 
 
 def test_a_table_and_a_line_as_text_and_as_html() -> None:
-    sections = [Table([("", "now"), ("train", "1.5"), (EVIL, "2")], ruled=True), Strong("decision"), EVIL]
+    sections = [SectionTable([("", "now"), ("train", "1.5"), (EVIL, "2")], ruled=True), Strong("decision"), EVIL]
     assert as_text(sections).splitlines() == [
         " " * (len(EVIL) + 2) + "now", "-" * (len(EVIL) + 5), f"train{'1.5':>{len(EVIL)}}", f"{EVIL}    2", "decision", EVIL,
     ]  # fmt: skip
@@ -75,7 +75,7 @@ def test_a_summary_shows_itself() -> None:
 
 
 def test_colours_are_the_pages_own_and_nothing_comes_from_elsewhere() -> None:
-    page = as_html([Table([("a", "b"), ("1", "2")]), "text"])
+    page = as_html([SectionTable([("a", "b"), ("1", "2")]), "text"])
     assert "color: inherit" in page
     assert not {"script", "link", "img"} & {*Seen(page).tags}
     assert "http" not in page and "#" not in page  # no colour of its own but those with transparency
@@ -88,5 +88,5 @@ def test_the_package_shows_its_names() -> None:
 
 @pytest.mark.parametrize("long", [39, 40, 41])
 def test_only_long_cells_may_break(long: int) -> None:
-    page = as_html([Table([("a",), ("x" * long,)])])
+    page = as_html([SectionTable([("a",), ("x" * long,)])])
     assert (' long">' in page) == (long > 40)

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from sparkdiff.jvm.nodes import Nodes
-from sparkdiff.serving.absorbers import Forest, Linear, double, last_left, order
+from sparkdiff.serving.absorbers import Forest, LinearAbsorber, double, last_left, order
 from sparkdiff.serving.maps import Chosen, Entries, Map, Product, RefusedError, of_module
 from sparkdiff.stages.projection import PCA
 from sparkdiff.stages.scaling import MaxAbsScaler, MinMaxScaler, RobustScaler, StandardScaler
@@ -25,11 +25,13 @@ def t(*values: float) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.float64)
 
 
-def linear(matrix: Any, intercepts: Any = None, stored: Any = None) -> Linear:
-    return Linear(None, np.array(matrix, np.float64), None if intercepts is None else np.array(intercepts), stored)
+def linear(matrix: Any, intercepts: Any = None, stored: Any = None) -> LinearAbsorber:
+    return LinearAbsorber(
+        None, np.array(matrix, np.float64), None if intercepts is None else np.array(intercepts), stored
+    )
 
 
-def margins(of: Linear, x: np.ndarray) -> np.ndarray:
+def margins(of: LinearAbsorber, x: np.ndarray) -> np.ndarray:
     """As Spark computes them: what is not stored is not multiplied."""
     stored = np.ones(of.matrix.shape, np.bool_) if of.stored is None else of.stored
     with np.errstate(invalid="ignore", over="ignore"):

@@ -10,7 +10,7 @@ import torch
 from small_networks import logistic, network
 from torch import Tensor
 
-from sparkdiff.data.stream.manifest import Column
+from sparkdiff.data.stream.manifest import BatchColumn
 from sparkdiff.errors import InputError
 from sparkdiff.evaluation.data import Data, rows_at_once
 from sparkdiff.stages.base import StageModule
@@ -188,7 +188,7 @@ def test_fewer_wide_rows_are_dense_at_a_time(with_mean: bool, width: int, kind: 
 
     stream: Any = SimpleNamespace(
         batches=batches,
-        columns=[Column("x", "x", kind, width, F64)],
+        columns=[BatchColumn("x", "x", kind, width, F64)],
         together=lambda rows, world: rows * world,
         place=CPU,
     )

@@ -18,7 +18,7 @@ from sparkdiff.options import Options
 from sparkdiff.report import Events, Phases, RunRecord
 from sparkdiff.report.observing import observe, observed
 from sparkdiff.tracking import values
-from sparkdiff.tracking.values import Point
+from sparkdiff.tracking.values import CurvePoint
 
 pytestmark = pytest.mark.once
 SECRET = "hunter2"
@@ -73,7 +73,7 @@ def test_what_is_told_of_a_record_is_what_differs_and_has_no_secrets() -> None:
     ],
 )
 def test_a_row_is_a_point_of_a_curve(row: dict[str, Any], name: str, step: int) -> None:
-    assert list(values.points(row)) == [Point(name, 2.0, step)]
+    assert list(values.points(row)) == [CurvePoint(name, 2.0, step)]
 
 
 def run(listeners: list[Events]) -> None:

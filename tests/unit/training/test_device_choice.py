@@ -27,7 +27,7 @@ from sparkdiff.tensors import device
 from sparkdiff.tensors.device import CPU, Place
 from sparkdiff.tensors.team import ALONE, Team
 from sparkdiff.training.distributed import choice, preflight, worker
-from sparkdiff.training.distributed.choice import Clock, Enough, Note, chosen
+from sparkdiff.training.distributed.choice import Enough, Note, StepTimer, chosen
 from sparkdiff.training.distributed.worker import work
 
 FAKE = Place(torch.device(fake_gpu.NAME, 0))
@@ -126,11 +126,11 @@ def test_timing_leaves_the_training_as_it_was(takes_gpu: bool, tmp_path: Path, m
     a = replace(named, options=replace(named.options, device="auto"))
     before = copy.deepcopy(a.network.state_dict())
 
-    def seconds(clock: Clock) -> float:
+    def seconds(clock: StepTimer) -> float:
         timed.append((clock.at.name, clock.now))
         return 1.0 if clock.at.on_cpu != takes_gpu else 2.0
 
-    monkeypatch.setattr(Clock, "seconds_per_step", seconds)
+    monkeypatch.setattr(StepTimer, "seconds_per_step", seconds)
     said: list[str] = []
     training, copies = a.training(), fake_gpu.copies
     with Stream(a.cache, backend="arrow", seed=a.options.seed) as stream:
@@ -153,21 +153,24 @@ def test_the_folder_of_a_run_may_hold_it(tmp_path: Path) -> None:
 
 
 def test_the_clock_counts_steps_over_epochs_and_not_the_first_ones() -> None:
-    clock = Clock(CPU, steps=10, epochs=100)
+    clock = StepTimer(CPU, steps=10, epochs=100)
     for done in range(1, choice.WARM + choice.TIMED):
         clock(SimpleNamespace(epoch=1 + done // 10, step=done % 10))  # type: ignore[arg-type]
     with pytest.raises(Enough):
         clock(SimpleNamespace(epoch=5, step=0))  # type: ignore[arg-type]
     assert (clock.first, clock.now) == (choice.WARM, choice.WARM + choice.TIMED)
     assert clock.seconds_per_step() > 0
-    assert (Clock(FAKE, 1, 1).warm, Clock(FAKE, 1, 1).last) == (0, 1)  # of a short training no more than a share
-    assert Clock(FAKE, 2, 120).last - choice.WARM == 12
+    assert (StepTimer(FAKE, 1, 1).warm, StepTimer(FAKE, 1, 1).last) == (
+        0,
+        1,
+    )  # of a short training no more than a share
+    assert StepTimer(FAKE, 2, 120).last - choice.WARM == 12
 
 
 @pytest.mark.usefixtures("one_gpu")
 def test_where_no_step_could_be_timed_the_cpu_is_taken(tmp_path: Path) -> None:
     """As of a training that ends within the steps that are not timed; `maxSeconds` doesn't end the one that is timed."""
-    assert Clock(CPU, steps=10, epochs=100).seconds_per_step() == math.inf
+    assert StepTimer(CPU, steps=10, epochs=100).seconds_per_step() == math.inf
     said: list[str] = []
     assert chosen(Options(), ALONE, tmp_path, takes(math.inf, 1e-3), said.append)[0] == CPU
     assert said == ["device='auto' takes cpu: training ends before a step could be timed"]
@@ -183,7 +186,7 @@ def test_where_no_step_could_be_timed_the_cpu_is_taken(tmp_path: Path) -> None:
 def test_the_clock_waits_for_the_device_that_it_times(monkeypatch: pytest.MonkeyPatch) -> None:
     waited: list[Any] = []
     monkeypatch.setattr(fake_gpu.backend, "synchronize", waited.append)
-    clock = Clock(Place(torch.device(fake_gpu.NAME, 1)), 10, 100)
+    clock = StepTimer(Place(torch.device(fake_gpu.NAME, 1)), 10, 100)
     clock(SimpleNamespace(epoch=1, step=1))  # type: ignore[arg-type]
     assert waited == [torch.device(fake_gpu.NAME, 1)] * 2
 
@@ -200,7 +203,7 @@ def test_another_gpu_is_current_while_it_is_timed_and_trained_on(
         seen.add((at, current()))
 
     monkeypatch.setattr(worker, "_train_at", trained)
-    monkeypatch.setattr(Clock, "seconds_per_step", lambda clock: 1.0 if clock.at.on_cpu else 0.5)
+    monkeypatch.setattr(StepTimer, "seconds_per_step", lambda clock: 1.0 if clock.at.on_cpu else 0.5)
     case = CASES["from files"]
     write_cache(tmp_path, case)
     a = assignment(case, tmp_path)

@@ -10,7 +10,7 @@ from sparkdiff import FineTuner, Grower, Improver, InputError, Search
 from sparkdiff.improvement.lanes import Brake
 from sparkdiff.options import Options
 from sparkdiff.report import Events, Phases, duration
-from sparkdiff.training.distributed.launch import Attempt, Epochs, Forecast
+from sparkdiff.training.distributed.launch import Attempt, Epochs, TrainingProgress
 
 
 class Heard(Events):
@@ -126,7 +126,7 @@ def test_how_far_a_training_is_and_how_long_it_may_still_take() -> None:
     assignment: Any = SimpleNamespace(
         original=SimpleNamespace(value=38.7, sign=1), metric="poisson", epochs=None, options=options
     )
-    forecast = Forecast(assignment, clock=lambda: now)
+    forecast = TrainingProgress(assignment, clock=lambda: now)
     figures = "poisson 38.7 -> 12.4 (-68.0%) on validation rows"
     assert forecast.line(1, 12.4, 4) == f"epoch 1 of at most 120: {figures}, 4 candidates left"
     now = 10.0
@@ -135,5 +135,7 @@ def test_how_far_a_training_is_and_how_long_it_may_still_take() -> None:
     assert forecast.line(102, 12.4, 1).endswith("at most 1 s")  # maxSeconds ends it
     assert forecast.line(110, 12.4, 2, ended=True) == f"109 of at most 120 epochs: {figures}"
     larger = SimpleNamespace(**{**vars(assignment), "original": SimpleNamespace(value=0.5, sign=-1), "epochs": 7})
-    assert "epoch 2 of at most 7: poisson 0.5 -> 0.6 (+20.0%) on training rows" in Forecast(larger).line(2, -0.6, 2)
+    assert "epoch 2 of at most 7: poisson 0.5 -> 0.6 (+20.0%) on training rows" in TrainingProgress(larger).line(
+        2, -0.6, 2
+    )
     assert [duration(s) for s in (40.2, 720, 9000)] == ["40 s", "12 min", "2.5 h"]

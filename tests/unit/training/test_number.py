@@ -9,7 +9,7 @@ import pytest
 from sparkdiff.errors import InputError
 from sparkdiff.options import Options
 from sparkdiff.store.run_folder import RunFolder
-from sparkdiff.training.distributed.number import Choice, choose, most
+from sparkdiff.training.distributed.number import ProcessNumber, choose, most
 
 
 def never(*_: object) -> NoReturn:
@@ -61,19 +61,19 @@ def test_no_more_than_shards_or_slots() -> None:
 
 
 def test_a_choice_is_read_again(tmp_path: Path) -> None:
-    assert Choice.read(tmp_path) is None
-    chosen = Choice(2, "why", {"1": 3.5, "2": 2.0})
+    assert ProcessNumber.read(tmp_path) is None
+    chosen = ProcessNumber(2, "why", {"1": 3.5, "2": 2.0})
     chosen.write(tmp_path)
-    assert Choice.read(tmp_path) == chosen
+    assert ProcessNumber.read(tmp_path) == chosen
     (tmp_path / "processes.json").write_text("{")
-    assert Choice.read(tmp_path) is None
+    assert ProcessNumber.read(tmp_path) is None
 
 
 def test_the_folder_of_a_run_that_has_chosen_can_be_replaced(tmp_path: Path) -> None:
     folder = RunFolder.open(tmp_path, "r", {"rows": 1}, replace=True)
-    Choice(2, "why", {}).write(folder.path)
+    ProcessNumber(2, "why", {}).write(folder.path)
     again = RunFolder.open(tmp_path, "r", {"rows": 2}, replace=True)
-    assert Choice.read(again.path) is None
+    assert ProcessNumber.read(again.path) is None
 
 
 def test_the_option_is_a_number_or_auto() -> None:

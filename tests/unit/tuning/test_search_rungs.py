@@ -10,8 +10,8 @@ from test_search_studies import REQUEST, SPACE, loss
 
 from sparkdiff.tuning.search.pruning import Pruning
 from sparkdiff.tuning.search.rungs import Bracket, brackets, run, rungs, warning
-from sparkdiff.tuning.search.samplers import Plan
-from sparkdiff.tuning.search.study import Found, Study, Trial, opened
+from sparkdiff.tuning.search.samplers import SamplingPlan
+from sparkdiff.tuning.search.study import Study, Trial, TrialOutcome, opened
 
 pytestmark = pytest.mark.once  # no stack decides which settings are tried
 
@@ -68,17 +68,17 @@ class Evaluating:
     def __init__(self, calls: int = 10**9):
         self.calls, self.spent = calls, 0.0
 
-    def evaluate(self, trials: Sequence[Trial], resource: float) -> list[Found]:
+    def evaluate(self, trials: Sequence[Trial], resource: float) -> list[TrialOutcome]:
         self.calls -= 1
         if self.calls < 0:
             raise KeyboardInterrupt
         self.spent += resource * len(trials)
-        return [Found((-loss(t.configuration) - 1 / resource,)) for t in trials]
+        return [TrialOutcome((-loss(t.configuration) - 1 / resource,)) for t in trials]
 
 
 def searched(folder: Path | None, evaluating: Evaluating, total: int = 30) -> list[Any]:
     found = brackets("bohb", total, (1, 3, 9), 1)
-    plan = Plan("tpe", SPACE, 3, total, 1, 8, (True,), tuple(b.size for b in found))
+    plan = SamplingPlan("tpe", SPACE, 3, total, 1, 8, (True,), tuple(b.size for b in found))
     study, pruning = Study(plan, folder), Pruning("bohb", tuple(found), larger=True)
     while batch := study.next():
         number = pruning.firsts.index(batch[0].number)
@@ -105,8 +105,11 @@ def test_a_trial_that_fails_at_a_rung_has_failed() -> None:
     study = SimpleNamespace(once=lambda name, find: find(), trials=list)
     trials = [Trial(i, {}, "running") for i in range(3)]
 
-    def evaluate(trials: Sequence[Trial], resource: float) -> list[Found]:
-        return [Found(None, "too wide") if t.number == 0 else Found((float(t.number) * resource,)) for t in trials]
+    def evaluate(trials: Sequence[Trial], resource: float) -> list[TrialOutcome]:
+        return [
+            TrialOutcome(None, "too wide") if t.number == 0 else TrialOutcome((float(t.number) * resource,))
+            for t in trials
+        ]
 
     pruning = Pruning("halving", (Bracket(3, (1, 3)),), larger=False)
     found = pruning.evaluated(0, trials, study, evaluate)  # type: ignore[arg-type]

@@ -13,8 +13,8 @@ import pytest
 from sparkdiff import InputError, choice, integer, loguniform, uniform
 from sparkdiff.tuning.search import study
 from sparkdiff.tuning.search.dimensions import Dimension, SearchSpace
-from sparkdiff.tuning.search.samplers import NAMES, Plan, check_sampler
-from sparkdiff.tuning.search.study import Found, Study, opened
+from sparkdiff.tuning.search.samplers import NAMES, SamplingPlan, check_sampler
+from sparkdiff.tuning.search.study import Study, TrialOutcome, opened
 from sparkdiff.tuning.search.watching import watch
 
 pytestmark = pytest.mark.once  # no stack decides which settings are tried
@@ -41,8 +41,8 @@ def loss(configuration: Mapping[str, Any]) -> float:
     )
 
 
-def plan(name: str, total: int = 40, parallelism: int = 1, seed: int = 3) -> Plan:
-    return Plan(name, SPACE, seed, total, parallelism, 8)
+def plan(name: str, total: int = 40, parallelism: int = 1, seed: int = 3) -> SamplingPlan:
+    return SamplingPlan(name, SPACE, seed, total, parallelism, 8)
 
 
 def finish(study: Study, upto: int = 10**9) -> int:
@@ -52,7 +52,7 @@ def finish(study: Study, upto: int = 10**9) -> int:
         for trial in (t for t in batch if t.state == "running"):
             if done == upto:
                 return done
-            study.tell(trial.number, Found((loss(trial.configuration),), seconds=0.5))
+            study.tell(trial.number, TrialOutcome((loss(trial.configuration),), seconds=0.5))
             done += 1
     return done
 
@@ -92,42 +92,44 @@ def test_a_gaussian_process_repeats_itself() -> None:
 
 
 def test_a_grid_is_searched_as_a_whole() -> None:
-    study = Study(Plan("grid", CHOICES, 0, 9, 1, 4))
+    study = Study(SamplingPlan("grid", CHOICES, 0, 9, 1, 4))
     while batch := study.next():
         for trial in batch:
-            study.tell(trial.number, Found((float(trial.configuration["x"]),)))
+            study.tell(trial.number, TrialOutcome((float(trial.configuration["x"]),)))
     assert len({str(t.configuration) for t in study.trials()}) == 9
 
 
 def test_random_tries_no_setting_of_a_list_twice() -> None:
     def tried(seed: int) -> list[str]:
-        study = Study(Plan("random", CHOICES, seed, 12, 1, 4))
+        study = Study(SamplingPlan("random", CHOICES, seed, 12, 1, 4))
         while batch := study.next():
             for trial in batch:
-                study.tell(trial.number, Found((0.0,)))
+                study.tell(trial.number, TrialOutcome((0.0,)))
         return [str(t.configuration) for t in study.trials()]
 
     assert len({*tried(0)[:9]}) == 9 and tried(0)[9:] == tried(0)[:3]
     assert tried(0) == tried(0) != tried(1)
     few = SearchSpace(None, (Dimension("n", integer(1, 3, log=True), param=1),))  # smaller ones are likelier
-    assert Plan("random", few, 0, 3, 1, 3).shuffled is None
+    assert SamplingPlan("random", few, 0, 3, 1, 3).shuffled is None
 
 
 def test_failed_trials_are_told_and_cannot_win() -> None:
     study = Study(plan("tpe", total=12))
     while batch := study.next():
         for t in batch:
-            study.tell(t.number, Found(None, "too wide") if t.number % 2 else Found((loss(t.configuration),)))
+            study.tell(
+                t.number, TrialOutcome(None, "too wide") if t.number % 2 else TrialOutcome((loss(t.configuration),))
+            )
     assert [t.state for t in study.trials()] == ["complete", "failed"] * 6
     assert study.trials()[1].why == "too wide"
     assert study.best() is not None and study.best().number % 2 == 0  # type: ignore[union-attr]
 
 
 def test_several_metrics_have_a_front() -> None:
-    study = Study(Plan("nsga2", SPACE, 0, 20, 1, 8, larger=(False, True)))
+    study = Study(SamplingPlan("nsga2", SPACE, 0, 20, 1, 8, larger=(False, True)))
     while batch := study.next():
         for t in batch:
-            study.tell(t.number, Found((loss(t.configuration), float(t.configuration["n"]))))
+            study.tell(t.number, TrialOutcome((loss(t.configuration), float(t.configuration["n"]))))
     front, every = study.front(), study.trials()
     assert study.best() in front
     for t in every:
@@ -141,7 +143,7 @@ CHILD = """
 import os, signal, sys
 sys.path[:0] = {path!r}
 from pathlib import Path
-from test_search_studies import KILLED, REQUEST, Found, Study, loss, opened, plan
+from test_search_studies import KILLED, REQUEST, TrialOutcome, Study, loss, opened, plan
 for name in KILLED:
     if child := os.fork():
         os.waitpid(child, 0)
@@ -152,7 +154,7 @@ for name in KILLED:
             for trial in batch:  # none is finished
                 if done == 11:
                     os.kill(os.getpid(), signal.SIGKILL)
-                study.tell(trial.number, Found((loss(trial.configuration),), seconds=0.5))
+                study.tell(trial.number, TrialOutcome((loss(trial.configuration),), seconds=0.5))
                 done += 1
 """
 
