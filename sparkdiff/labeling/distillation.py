@@ -11,8 +11,9 @@ from sparkdiff import jvm
 from sparkdiff.data.splits import field
 from sparkdiff.errors import InputError, check_dataframe, kind_of
 from sparkdiff.labeling.plain import SURE
-from sparkdiff.pipeline.names import casefolding, named
+from sparkdiff.pipeline.names import casefolding, named, read_by_name, unused
 from sparkdiff.pipeline.nesting import flatten, holders
+from sparkdiff.pipeline.translation import linked
 
 
 def distill(
@@ -34,8 +35,8 @@ def distill(
     A teacher's probability of 1 becomes 1 - 1e-9, because a 1 means a true label.
 
     Raises:
-        InputError: the teacher adds no such column, drops rows or cannot predict them, a label is none of its classes, or a
-            column or the temperature is wrong.
+        InputError: the teacher adds no such column, drops rows or columns or cannot predict them, a label is none of its
+            classes, or a column or the temperature is wrong.
     """
     check_dataframe("the DataFrame of distill()", df)
     if isinstance(temperature, bool) or not isinstance(temperature, (int, float)) or not 0 < temperature < float("inf"):
@@ -48,10 +49,16 @@ def distill(
         raise InputError(f"the data have a column {column!r} already, which the teacher would add: drop or rename it")
     if labelCol is not None:
         _label(df, labelCol)
+    held = _held(teacher, df)
     try:
-        made = teacher.transform(df)
+        made = teacher.transform(df.withColumns({hidden: named(c) for c, hidden in held.items()}))
     except jvm.SparkError as e:
         raise InputError(f"the teacher cannot predict these rows: {jvm.cause(e)}") from e
+    if lost := [c for c, hidden in held.items() if hidden not in made.columns]:
+        raise InputError(
+            f"the teacher selects columns, so that those of the data ({', '.join(map(repr, lost))}) may be others behind it: let "
+            "its SQLTransformers begin with SELECT *"
+        )
     found = [f for f in made.schema.fields if casefold(f.name) == casefold(column)]
     if not found or not isinstance(found[0].dataType, VectorUDT):
         what = f"is {found[0].dataType.simpleString()}" if found else "is not there"
@@ -60,7 +67,8 @@ def distill(
             "probabilityCol, or take a model that predicts probabilities"
         )
     _check_all(df, made)
-    guess = made.select(*map(named, df.columns), vector_to_array(named(found[0].name)).alias(outputCol))
+    own = [named(held[c]).alias(c, metadata=df.schema[c].metadata) if c in held else named(c) for c in df.columns]
+    guess = made.select(*own, vector_to_array(named(found[0].name)).alias(outputCol))
     guess = _softened(guess, outputCol, temperature)
     if labelCol is None:
         return guess.withColumn(outputCol, array_to_vector(named(outputCol)))
@@ -81,6 +89,21 @@ def _probability_column(teacher: Any, given: str | None) -> str:
         f"{kind_of(teacher)} has no probabilityCol, so there are no probabilities to learn from: take a teacher that "
         "predicts them (LinearSVC and regressions do not), or name the column of class probabilities by probabilityCol"
     )
+
+
+def _held(teacher: Any, df: DataFrame) -> dict[str, str]:
+    """The columns of the data that the teacher may overwrite, with the names under which it carries them unchanged.
+
+    Raises:
+        InputError: the teacher is not fitted, or two columns have one name.
+    """
+    graph, alone = linked(teacher), read_by_name(df)
+    if twice := [c for c in df.columns if c not in alone]:
+        raise InputError(f"the data have {len(twice)} columns of the name {twice[0]!r}: rename or drop all but one")
+    written = {graph.casefold(c) for v in graph.vertices for c in v.outputs}
+    anything = any(v.opaque or not v.declares_all for v in graph.vertices)
+    hidden = unused("__sparkdiff_given", (*df.columns, *written))
+    return {c: f"{hidden}{i}" for i, c in enumerate(df.columns) if anything or graph.casefold(c) in written}
 
 
 def _check_all(df: DataFrame, made: DataFrame) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from pyspark.ml import PipelineModel
 from pyspark.ml.classification import DecisionTreeClassifier, LinearSVC, LogisticRegression
-from pyspark.ml.feature import SQLTransformer, VectorAssembler
+from pyspark.ml.feature import Imputer, SQLTransformer, VectorAssembler
 from pyspark.sql import DataFrame, functions as F
 from small_data import pipeline
 
@@ -61,6 +61,24 @@ def test_a_teacher_that_drops_rows_is_refused(rows: DataFrame, teacher: Pipeline
     some = PipelineModel([SQLTransformer(statement="SELECT * FROM __THIS__ WHERE number < 150"), *teacher.stages])
     with pytest.raises(InputError, match=f"150 rows of {rows.count()}"):
         distill(some, rows, labelCol="label", outputCol="soft")
+
+
+def test_a_teacher_that_overwrites_columns(rows: DataFrame, teacher: PipelineModel) -> None:
+    few = rows.limit(20).withColumn("wind", F.when(F.col("number") > 5, F.col("wind"))).cache()
+    imputer = Imputer(inputCols=["wind"], outputCols=["wind"]).fit(few)
+    turned = SQLTransformer(statement="SELECT * EXCEPT (label), 2 - label AS label FROM __THIS__")
+    for stages in ([imputer], [imputer, turned]):
+        found = distill(PipelineModel([*stages, *teacher.stages]), few, labelCol="label", outputCol="soft")
+        assert found.drop("soft").schema == few.schema
+        kept = [[r[c] for c in few.columns if c not in ("soft", "label")] for r in found.collect()]
+        assert kept == [[r[c] for c in few.columns if c != "label"] for r in few.collect()]
+        label = [int(r["label"]) for r in few.collect()]
+        assert np.array_equal(vectors(found, "soft"), np.eye(3)[label])
+    some = SQLTransformer(statement=f"SELECT {', '.join(few.columns)} FROM __THIS__")
+    with pytest.raises(InputError, match=r"the teacher selects columns, so that those of the data .*'wind'"):
+        distill(PipelineModel([some, *teacher.stages]), few, labelCol="label", outputCol="soft")
+    with pytest.raises(InputError, match="the data have 2 columns of the name 'wind'"):
+        distill(teacher, few.select("*", F.lit(1).alias("wind")), labelCol="label", outputCol="soft")
 
 
 def test_rules_teach_too(rows: DataFrame) -> None:
