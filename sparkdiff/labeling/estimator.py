@@ -315,6 +315,20 @@ class LabelModelModel(Model, Holder, _LabelParams, MLWritable, MLReadable):  # t
         self._setDefault(method="auto", probabilityCol="probability", seed=0)
         self.pipelineModel, self.summary = pipelineModel, summary
 
+    def copy(self, extra: Any = None) -> "LabelModelModel":
+        """A copy that shares the pipeline.
+
+        Raises:
+            InputError: `extra` changes a Param, as `transform(df, params)` may: the pipeline was made with it.
+        """
+        own = {param.name: value for param, value in (extra or {}).items() if param.parent == self.uid}
+        if changed := [name for name, value in own.items() if value != self.value_of(name)]:
+            raise InputError(
+                f"{self.uid} was fitted with its {', '.join(changed)}: set this on the LabelModel and fit again, or rename the "
+                "columns of the result"
+            )
+        return super().copy(extra)  # type: ignore[no-any-return]
+
     def _transform(self, dataset: DataFrame) -> DataFrame:
         try:
             return self.pipelineModel.transform(dataset)

@@ -216,3 +216,13 @@ def test_within_a_pipeline_it_is_its_plain_stages(rows: DataFrame, model: LabelM
     assert [type(s).__name__ for _, s in flatten(outer)] == ["SQLTransformer", "VectorAssembler"]
     soft = sparkdiff.distill(outer, rows.limit(20), labelCol=None, outputCol="soft")
     assert soft.count() == 20
+
+
+def test_a_param_of_the_fit_stays(rows: DataFrame, model: LabelModelModel) -> None:
+    few, column = rows.limit(3), model.probabilityCol
+    assert model.transform(few, {column: "probability"}).columns == model.transform(few).columns
+    for change in ({column: "p"}, {model.votes: VOTES | {"more": "1"}}):
+        with pytest.raises(
+            InputError, match=r"LabelModelModel_\w+ was fitted with its (probabilityCol|votes): set this on the"
+        ):
+            model.transform(few, change)
