@@ -30,7 +30,8 @@ from sparkdiff.tuning.solvers import Chunk
 
 PIECE = 65536
 """Rows that are read at a time."""
-HELD = "__sparkdiff_held"
+HELD, DATA = "__sparkdiff_held", "__sd_data"
+"""Columns: the rows that choose, and the columns of the data together."""
 
 
 @dataclass(frozen=True)
@@ -163,7 +164,9 @@ def _blocks(
 
 def _write(rows: DataFrame, fitted: Sequence[Any], reads: Reads, path: Path) -> int:
     """All variants' features of each row beside one another, by one job; returns the number of classes that are told."""
+    # A stage may write over a column that it reads: each variant gets the columns as they were.
     base, kept, classes = rows.columns, ["__sd_label", "__sd_weight", "__sd_offset"], 0
+    rows = rows.withColumn(DATA, F.struct(*map(named, base)))
     for k, model in enumerate(fitted):
         out = model.transform(rows)
         new = [named(reads.features).alias(f"__sd_x{k}")]
@@ -174,8 +177,8 @@ def _write(rows: DataFrame, fitted: Sequence[Any], reads: Reads, path: Path) -> 
                 (named(reads.weight).cast("double") if reads.weight else F.lit(1.0)).alias("__sd_weight"),
                 (named(reads.offset).cast("double") if reads.offset else F.lit(0.0)).alias("__sd_offset"),
             ]
-        old = [*base, *(kept if k else []), *(f"__sd_x{j}" for j in range(k))]
-        rows = out.select(*map(named, old), *new)
+        old = [*(kept if k else []), *(f"__sd_x{j}" for j in range(k))]
+        rows = out.select(*(F.col(DATA).getField(c).alias(c) for c in base), DATA, *old, *new)
     names = [*kept, HELD, *(f"__sd_x{k}" for k in range(len(fitted)))]
     write_plain(rows.select(*names), names, path)
     return classes

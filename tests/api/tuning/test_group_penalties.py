@@ -10,9 +10,17 @@ import pytest
 from pyspark.ml import Pipeline, PipelineModel
 from pyspark.ml.classification import GBTClassifier, LogisticRegression
 from pyspark.ml.evaluation import MulticlassClassificationEvaluator
-from pyspark.ml.feature import Bucketizer, OneHotEncoder, RobustScaler, StandardScaler, StringIndexer, VectorAssembler
+from pyspark.ml.feature import (
+    Bucketizer,
+    Imputer,
+    OneHotEncoder,
+    RobustScaler,
+    StandardScaler,
+    StringIndexer,
+    VectorAssembler,
+)
 from pyspark.ml.regression import GeneralizedLinearRegression, LinearRegression
-from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import DataFrame, SparkSession, functions as F
 
 from sparkdiff import InputError, Search, alternatives, integer, loguniform
 from sparkdiff.tuning.group_penalties import group_penalties
@@ -113,6 +121,19 @@ def test_a_mixture_chooses_stages(rows: tuple[DataFrame, DataFrame]) -> None:
         soft_choice(both, train, validation)
     with pytest.raises(InputError, match="same changes no features"):
         soft_choice({"same": [variants["level"][0], variants["level"][0]]}, train, validation)
+
+
+def test_each_alternative_reads_the_columns_as_they_were(rows: tuple[DataFrame, DataFrame]) -> None:
+    """Both fill the same gaps, in the same column."""
+    gaps = [part.withColumn("gap", F.when(F.col("x1") > 0, F.col("count"))).cache() for part in rows]
+
+    def gates(column: str) -> list[float]:
+        last = [VectorAssembler(inputCols=[column, "x0"], outputCol="features"), LinearRegression(labelCol="count")]
+        ways = [Imputer(inputCol="gap", outputCol=column, strategy=s) for s in ("mean", "median")]
+        pipelines = [Pipeline(stages=[way, *last]) for way in ways]
+        return soft_choice({"way": pipelines}, *gaps, singles=[0.01, 0.1], steps=3).gates[0].tolist()
+
+    assert gates("gap") == pytest.approx(gates("filled"))
 
 
 def test_a_search_by_slope(rows: tuple[DataFrame, DataFrame]) -> None:
