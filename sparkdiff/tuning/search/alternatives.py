@@ -109,7 +109,7 @@ def inputs(stage: Any) -> list[str]:
 
 
 def _columns(stage: Any, names: Iterable[str]) -> list[str]:
-    for name in names:
+    for name in sorted(names, key=lambda name: not (stage.hasParam(name) and stage.isSet(name))):
         if stage.hasParam(name) and stage.isDefined(name):  # a default output bears the uid, so two stages' differ
             found = stage.getOrDefault(name)
             return [found] if isinstance(found, str) else [*found]

@@ -20,6 +20,7 @@ from sparkdiff import Events, InputError, Search, SearchModel, alternatives, cho
 from sparkdiff.data.splits import SPLIT
 from sparkdiff.tuning import cached_rows
 from sparkdiff.tuning.search.dimensions import SearchSpace
+from sparkdiff.tuning.search.alternatives import chosen
 from sparkdiff.tuning.search.judging import compare, losses_of
 from sparkdiff.tuning.search.pruning import resources_of
 from sparkdiff.tuning.search.splitting import TEST, SearchSplit, divided
@@ -210,6 +211,16 @@ def test_stages_with_the_same_uid_write_rows_of_their_own(rows: DataFrame) -> No
         alone = Search(Pipeline(stages=[way, head]), space=space, evaluator=judge, sampler="grid").fit(rows)
         assert [r["rmse"] for r in found.records[2 * number :][:2]] == pytest.approx([r["rmse"] for r in alone.records])
     assert found.records[0]["rmse"] > 1.05 * found.records[2]["rmse"]
+
+
+def test_alternatives_may_name_several_columns(spark: SparkSession) -> None:
+    """Although a default of outputCol, with the uid, is there."""
+    ways = [Imputer(strategy=s, inputCols=["temp", "wind"], outputCols=["t", "w"]) for s in ("mean", "median")]
+    assert alternatives(*ways).names() == ["Imputer 0", "Imputer 1"]
+    head = VectorAssembler(inputCols=["t", "w"], outputCol="features")
+    place = alternatives(ways[0], None)
+    empty = chosen(Pipeline(stages=[place, head]), {place.uid: 1})
+    assert empty.getStages()[0].getInputCols() == ["temp", "wind"]
 
 
 def test_with_folds_all_rows_decide_and_all_rows_fit_what_ships(line: tuple[DataFrame, Search], tmp_path: Path) -> None:
