@@ -19,8 +19,8 @@ import sparkdiff
 from sparkdiff import Events, InputError, Search, SearchModel, alternatives, choice, integer, loguniform, uniform
 from sparkdiff.data.splits import SPLIT
 from sparkdiff.tuning import cached_rows
-from sparkdiff.tuning.search.dimensions import SearchSpace
 from sparkdiff.tuning.search.alternatives import chosen
+from sparkdiff.tuning.search.dimensions import SearchSpace
 from sparkdiff.tuning.search.judging import compare, losses_of
 from sparkdiff.tuning.search.pruning import resources_of
 from sparkdiff.tuning.search.splitting import TEST, SearchSplit, divided
