@@ -423,7 +423,7 @@ def test_what_spark_takes_for_no_label_is_refused(spark: SparkSession) -> None:
     for value in (date(2024, 1, 1), datetime(2024, 1, 1), b"2024-01-01", True):
         row = spark.createDataFrame([(value,)], ["x"])
         assert fails(labels, row, ["o"]) and refuses(Scorer(labels), {"x": value}), value
-        with pytest.raises(InputError, match="column 'x' holds .*, which is neither text nor a plain number"):
+        with pytest.raises(InputError, match=r"column 'x' holds .*, which is neither text nor a plain number"):
             Scorer(labels).predict(pa.table({"x": [value]}))
     back = IndexToString(inputCol="x", outputCol="o", labels=["a", "b"])
     assert fails(back, spark.createDataFrame([(True,)], "x boolean"), ["o"]) and refuses(Scorer(back), {"x": True})
