@@ -82,13 +82,15 @@ def resources_of(
         trained: number of training rows, if known.
 
     Raises:
-        InputError: the resource cannot be, or the least is not below the whole.
+        InputError: the resource cannot be, or the least is not below the whole, or less than 1 of what is counted.
     """
     param, last = find_resource(space, resource), _last(space.estimator)
     whole = 1.0 if param is None else float(last.getOrDefault(param.name))
     if least is not None and least >= whole:
         kind = "all training rows" if param is None else f"{param.name} of {last.uid}"
         raise InputError(f"minResource={least:g} is not below {whole:g}, which is {kind}: set a smaller one")
+    if least is not None and param is not None and least < 1:
+        raise InputError(f"minResource={least:g} is no number of {param.name} of {last.uid}: set 1 or more, of {whole:g}")
     if param is None:
         return rungs.rungs(1.0, least or max(rungs.LEAST, min(FEWEST / max(trained or FEWEST, 1), 1.0)), integer=False)
     boosted = type(last).__name__ in BOOSTED and param.name == "maxIter"
