@@ -90,7 +90,9 @@ def resources_of(
         kind = "all training rows" if param is None else f"{param.name} of {last.uid}"
         raise InputError(f"minResource={least:g} is not below {whole:g}, which is {kind}: set a smaller one")
     if least is not None and param is not None and least < 1:
-        raise InputError(f"minResource={least:g} is no number of {param.name} of {last.uid}: set 1 or more, of {whole:g}")
+        raise InputError(
+            f"minResource={least:g} is no number of {param.name} of {last.uid}: set 1 or more, of {whole:g}"
+        )
     if param is None:
         return rungs.rungs(1.0, least or max(rungs.LEAST, min(FEWEST / max(trained or FEWEST, 1), 1.0)), integer=False)
     boosted = type(last).__name__ in BOOSTED and param.name == "maxIter"

@@ -421,7 +421,10 @@ def test_what_cannot_be_is_named_before_any_job(rows: DataFrame, jobs: Callable[
             {"pruner": "halving", "resource": "maxIter", "minResource": 100},
             "not below 100, which is maxIter of LogisticReg",
         ),
-        ({"pruner": "halving", "resource": "maxIter", "minResource": 0.1}, "minResource=0.1 is no number of maxIter of Log"),
+        (
+            {"pruner": "halving", "resource": "maxIter", "minResource": 0.1},
+            "minResource=0.1 is no number of maxIter of Log",
+        ),
         ({"minResource": 0.5}, "minResource=0.5 is for a pruner"),
         ({"pruner": "halving", "minResource": 0}, "minResource"),
         ({"pruner": "halving", "resource": "maxIter", "space": {s["head"].maxIter: [1, 2]}}, "is searched too"),
