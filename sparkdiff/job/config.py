@@ -88,13 +88,38 @@ def load_config(path: Path | None, overrides: Sequence[str], flags: Mapping[str,
     for override in overrides:
         place, value = _parsed(override)
         _put(tree, place, value, f"override {override!r}")
+    _check_sections(tree)
+    output = _output(tree["output"])
+    remote = paths.local(output["path"]) is None
+    data, options, spark = tree["data"], dict(tree.get("fineTuner") or {}), tree.get("spark") or {}
+    if isinstance(options.get("loss"), str) and is_function(options["loss"]):
+        options["loss"] = function(options["loss"], here)
+    _check_options(options, data)
+    verbs = _verbs(tree, options, data)
+    return Config(
+        here,
+        tree["pipeline"],
+        data,
+        options,
+        {str(key): value for key, value in spark.items() if value is not None},
+        Path() if remote else jvm.folder("output", output["path"]).resolve(),
+        output.get("mode") == "overwrite",
+        **verbs,
+        tracking=check_tracking(tree.get("tracking") or {}),
+        given=_told(path, overrides, flags or {}),
+        url=output["path"].rstrip("/") if remote else None,
+    )
+
+
+def _check_sections(tree: Mapping[str, Any]) -> None:
+    """Raises InputError where a section is unknown or missing, or holds what it cannot hold."""
     for key in tree:
         if key not in SECTIONS:
             raise InputError(f"unknown section {key!r}. {did_you_mean(str(key), SECTIONS)}")
     for key in ("pipeline", "data", "output"):
         if not tree.get(key):
             raise InputError(f"the job has no {key!r}: set it in the YAML file or as {key}=...")
-    pipeline, data, output = tree["pipeline"], tree["data"], tree["output"]
+    pipeline, data = tree["pipeline"], tree["data"]
     if not isinstance(pipeline, str):
         raise InputError(f"pipeline must be the path of a saved model, or module:function. Got {pipeline!r} instead")
     if not isinstance(data, dict) or "train" not in data:
@@ -106,29 +131,9 @@ def load_config(path: Path | None, overrides: Sequence[str], flags: Mapping[str,
     for section in (*COMMANDS, "fineTuner", "spark", "tracking"):
         if not isinstance(tree.get(section) or {}, dict):
             raise InputError(f"{section} must be a mapping of names to values. Got {tree[section]!r} instead")
-    output = _output(output)
-    remote = paths.local(output["path"]) is None
-    options, spark = dict(tree.get("fineTuner") or {}), tree.get("spark") or {}
-    for key, value in spark.items():
+    for key, value in (tree.get("spark") or {}).items():
         if isinstance(value, (dict, list)):
             raise InputError(f"spark: {key} must be text, a number, true or false. Got {value!r} instead")
-    if isinstance(options.get("loss"), str) and is_function(options["loss"]):
-        options["loss"] = function(options["loss"], here)
-    _check_options(options, data)
-    verbs = _verbs(tree, options, data)
-    return Config(
-        here,
-        pipeline,
-        data,
-        options,
-        {str(key): value for key, value in spark.items() if value is not None},
-        Path() if remote else jvm.folder("output", output["path"]).resolve(),
-        output.get("mode") == "overwrite",
-        **verbs,
-        tracking=check_tracking(tree.get("tracking") or {}),
-        given=_told(path, overrides, flags or {}),
-        url=output["path"].rstrip("/") if remote else None,
-    )
 
 
 def _verbs(tree: Mapping[str, Any], options: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

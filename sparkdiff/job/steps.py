@@ -10,7 +10,7 @@ import shutil
 import time
 import uuid
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -102,19 +102,8 @@ def _run(
         content = None if isinstance(made, Estimator) else hash_of(made, path, root(options))
     inputs = inputs_of(sources, made, content) if "runId" in config.options else {}
     if found is not None:
-        before = found["fingerprints"].get("inputs", {})
-        changed = [name for name in sorted({*before, *inputs}) if before.get(name) != inputs.get(name)]
-        if not changed:
+        if _same_inputs(found, inputs, config, options):
             return _told_again(found, config, phases, tracking, made, sources[0].df)
-        if not config.overwrite:
-            why = "; ".join(
-                f"{k} {inputs[k].rpartition(' ')[0]}" for k in changed if str(inputs.get(k)).startswith(UNTOLD)
-            )
-            raise InputError(
-                f"output {config.where} contains the finished run of runId={options.runId!r}, but its "
-                f"{', '.join(changed)} changed since{f' ({why})' if why else ''}: choose another folder and "
-                "runId, or set output.mode=overwrite and another runId"
-            )
         check_replaceable(config.output)
         tracking.go_on()
     parent: dict[str, Any] = {"path": path and path.removeprefix("file://"), "hash": content}
@@ -130,24 +119,12 @@ def _run(
             parent.update(path=str(folder), hash=hash_of_folder(folder))
         return model
 
-    def told(plan: Plan) -> None:
-        if options.verbosity:
-            print(plan, flush=True)
-
     mine = options.runId == own
     if options.numFolds:
-        outcome = cross_fit(made, options, sources, phases, fit, replace=mine, told=told)
+        outcome = cross_fit(made, options, sources, phases, fit, replace=mine, told=_printed(options))
     else:
         model = fit(sources) if isinstance(made, Estimator) else made
-        section = next((name for name in PROCEDURES if getattr(config, name) is not None), None)
-        if section is not None:
-            settings, procedure = SETTINGS[section].of(getattr(config, section)), PROCEDURES[section]
-            outcome = procedure(plain(model), options, settings, sources, phases, boundaries=boundaries, replace=mine)
-        else:
-            with phases.phase("plan"):
-                task = prepare(model, options, sources[0].df)
-            told(task.plan)
-            outcome = fine_tune(task, sources, phases, replace=mine, boundaries=boundaries)
+        outcome = _outcome(model, config, options, sources, phases, boundaries, replace=mine)
     with phases.phase("save") as say:
         shipped = write_run(outcome, config, phases, parent, inputs, lease)
         say(config.where)
@@ -164,6 +141,42 @@ def _run(
             training.remove()  # the same command, interrupted before this line, goes on; after it, it begins anew
     tracking.log(lambda: JobResult(outcome.model, outcome.original, outcome.summary, sources[0].df))
     return outcome.summary
+
+
+def _same_inputs(found: Mapping[str, Any], inputs: Mapping[str, str], config: Config, options: Options) -> bool:
+    """Whether the finished run `found` had these inputs. Raises InputError where it had others and must not be replaced."""
+    before = found["fingerprints"].get("inputs", {})
+    changed = [name for name in sorted({*before, *inputs}) if before.get(name) != inputs.get(name)]
+    if changed and not config.overwrite:
+        why = "; ".join(f"{k} {inputs[k].rpartition(' ')[0]}" for k in changed if str(inputs.get(k)).startswith(UNTOLD))
+        raise InputError(
+            f"output {config.where} contains the finished run of runId={options.runId!r}, but its "
+            f"{', '.join(changed)} changed since{f' ({why})' if why else ''}: choose another folder and "
+            "runId, or set output.mode=overwrite and another runId"
+        )
+    return not changed
+
+
+def _printed(options: Options) -> Callable[[Plan], None]:
+    return lambda plan: print(plan, flush=True) if options.verbosity else None
+
+
+def _outcome(
+    model: Any, config: Config, options: Options, sources: Sequence[Source], phases: Phases, boundaries: Boundaries | None,
+    replace: bool,
+) -> Outcome:  # fmt: skip
+    """The fitted pipeline, grown, improved or fine-tuned: as the job's section says."""
+    section = next((name for name in PROCEDURES if getattr(config, name) is not None), None)
+    if section is not None:
+        settings, procedure = SETTINGS[section].of(getattr(config, section)), PROCEDURES[section]
+        found: Outcome = procedure(
+            plain(model), options, settings, sources, phases, boundaries=boundaries, replace=replace
+        )
+        return found
+    with phases.phase("plan"):
+        task = prepare(model, options, sources[0].df)
+    _printed(options)(task.plan)
+    return fine_tune(task, sources, phases, replace=replace, boundaries=boundaries)
 
 
 def _offered(output: Path) -> dict[str, str]:
