@@ -1,19 +1,58 @@
 """Processor seconds of this process and of those that it started, the JVM's among them."""
 
 import os
+import threading
 from collections import defaultdict
 from pathlib import Path
+from typing import NamedTuple
 
 PROC = Path("/proc")
+
+
+class _Process(NamedTuple):
+    """A process of the tree: `own` are its seconds, `reaped` those of children whose end it has waited for."""
+
+    start: str
+    parent: int
+    own: float
+    reaped: float
+
+
+_lock = threading.Lock()
+_last: dict[int, _Process] = {}
+_lost = 0.0
 
 
 def seconds() -> float:
     """Processor seconds so far of the tree of processes that this one belongs to: a JVM in which it runs, this process, and all
     below it, those that have ended too. Where the system does not tell (macOS), those of this process and of its ended ones.
+
+    What a process used after the call before, and whose parent never waited for its end, is not counted.
     """
     if not (PROC / "self" / "stat").exists():
         return sum(os.times()[:4])
-    used, below, parent = dict[int, float](), defaultdict[int, list[int]](list), 0
+    global _lost
+    with _lock:
+        now = _tree()
+        _lost += _unwaited(_last, now)
+        _last.clear()
+        _last.update(now)
+        return _lost + sum(process.own + process.reaped for process in now.values())
+
+
+def _forget() -> None:
+    """A forked process has a tree of its own."""
+    global _lost
+    _lost = 0.0
+    _last.clear()
+
+
+os.register_at_fork(after_in_child=_forget)
+
+
+def _tree() -> dict[int, _Process]:
+    known, below, top = dict[int, _Process](), defaultdict[int, list[int]](list), os.getpid()
+    tick = os.sysconf("SC_CLK_TCK")
     for folder in PROC.iterdir():
         if not folder.name.isdigit():
             continue
@@ -22,13 +61,34 @@ def seconds() -> float:
         except OSError:  # it has just ended
             continue
         fields, pid = rest.split(), int(folder.name)
-        used[pid] = sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")  # utime, stime, and those of ended children
-        below[int(fields[1])].append(pid)
+        used = [int(ticks) / tick for ticks in fields[11:15]]  # utime, stime, and those of children waited for
+        known[pid] = _Process(fields[19], int(fields[1]), used[0] + used[1], used[2] + used[3])
+        below[known[pid].parent].append(pid)
         if pid == os.getppid() and name.endswith("(java"):  # spark-submit
-            parent = pid
-    total, waiting = 0.0, [parent or os.getpid()]
+            top = pid
+    found, waiting = dict[int, _Process](), [top]
     while waiting:
         pid = waiting.pop()
-        total += used.get(pid, 0.0)
-        waiting += below[pid]
-    return total
+        if pid in known:
+            found[pid] = known[pid]
+            waiting += below[pid]
+    return found
+
+
+def _unwaited(before: dict[int, _Process], now: dict[int, _Process]) -> float:
+    """Seconds of processes that have left the tree and that no parent has taken over: it was killed first, or did not wait."""
+
+    def lives(pid: int) -> bool:
+        return pid in now and now[pid].start == before[pid].start
+
+    gone = defaultdict[int, float](float)  # by the nearest ancestor that lives
+    for pid, process in before.items():
+        if lives(pid):
+            continue
+        parent = process.parent
+        while parent in before and not lives(parent):
+            parent = before[parent].parent
+        gone[parent] += process.own + process.reaped
+    return sum(
+        max(used - (now[pid].reaped - before[pid].reaped if pid in before else 0.0), 0.0) for pid, used in gone.items()
+    )

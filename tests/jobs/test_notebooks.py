@@ -1,6 +1,6 @@
-"""The notebooks run from end to end by night, one of them over Spark Connect. They are stored with outputs.
+"""The notebooks run from end to end: the first on each commit, all by night, one of them over Spark Connect too.
 
-On each commit all that they import from sparkdiff is there, and takes the arguments that they give; the demo runs the same steps.
+They are stored with outputs. On each commit all that they import from sparkdiff is there, and takes the arguments that they give.
 """
 
 import ast
@@ -87,8 +87,9 @@ def test_all_that_it_calls_is_there(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.nightly
-@pytest.mark.parametrize("name", [p.stem for p in NOTEBOOKS])
+@pytest.mark.parametrize("name", [
+    p.stem if p.stem == QUICK else pytest.param(p.stem, marks=pytest.mark.nightly) for p in NOTEBOOKS
+])  # fmt: skip
 def test_it_runs(name: str) -> None:
     assert run(name).startswith(f"{name}.ipynb: ")
 

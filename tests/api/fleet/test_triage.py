@@ -77,7 +77,7 @@ def test_a_run_that_will_not_make_it_is_stopped_and_leaves_nothing(
 def test_a_budget_that_is_spent_skips_the_rest(
     learned: None, numeric: PipelineModel, df: DataFrame, shared: Path
 ) -> None:
-    found = sparkdiff.triage([{"model": numeric, "data": df}], budget="0.1s", cacheDir=str(shared), **FAST)
+    found = sparkdiff.triage([{"model": numeric, "data": df}], budget="0.01s", cacheDir=str(shared), **FAST)
     assert [p.outcome for p in found.pipelines] == ["skipped"] and "budget of 0 core-seconds" in found.pipelines[0].why
 
 
