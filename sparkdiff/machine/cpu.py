@@ -34,6 +34,8 @@ def seconds() -> float:
     global _lost
     with _lock:
         now = _tree()
+        if _unwaited(_last, now):
+            now = _tree()  # of one that ended during the first reading its parent tells by now, if it waited
         _lost += _unwaited(_last, now)
         _last.clear()
         _last.update(now)

@@ -25,7 +25,7 @@ from test_docs import ELSEWHERE, LINES, PAGES, Block, blocks
 import sparkdiff
 from sparkdiff.cli import DONE, main
 
-pytestmark = [pytest.mark.nightly, pytest.mark.once]
+pytestmark = pytest.mark.once
 
 NUMBERS = ["age", "visits", "basket"]
 
@@ -137,6 +137,7 @@ def test_each_page_with_code_is_run() -> None:
     assert {p.name for p in PAGES if to_run(p.name)} == {*WORLDS, *ELSEWHERE}
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("page", WORLDS)
 def test_a_page_runs(
     page: str, spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -12,7 +12,10 @@ import pytest
 
 from sparkdiff.machine import cpu
 
-pytestmark = pytest.mark.once
+pytestmark = [
+    pytest.mark.once,
+    pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="the system does not tell"),
+]
 
 BURN = "import time; t = time.process_time()\nwhile time.process_time() - t < 0.5: pass\n"
 CHILD = f"import time, sys; exec({BURN!r}); print('burnt', flush=True); time.sleep(600)"
@@ -24,14 +27,16 @@ def parent() -> Iterator[subprocess.Popen[str]]:
     """A process whose child has used half a second."""
     with subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True) as started:
         assert started.stdout is not None and started.stdout.readline() == "burnt\n"
-        yield started
+        try:
+            yield started
+        finally:
+            started.kill()
 
 
 def children(pid: int) -> list[int]:
     return [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="the system does not tell")
 @pytest.mark.parametrize("orphaned", [False, True])
 def test_what_a_killed_process_has_used_is_kept(parent: subprocess.Popen[str], orphaned: bool) -> None:
     before = cpu.seconds()
