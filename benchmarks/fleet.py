@@ -1,11 +1,12 @@
 """A fleet of small pipelines and their runs, from which triage learns and by which benchmarks/triage.py judges it.
 
 Sets: bike sharing and digits; wine, breast cancer and diabetes of scikit-learn's wheel; doctor visits, an election and affairs of
-statsmodels'; generated ones: a linear one, noise, an interaction, Friedman's, two moons, drift and texts. Per set and seed the
-rows are divided into two halves, under drift by time. Of each kind of pipeline (linear, PCA, trees, perceptron, naive Bayes,
-another loss than the one it was fitted on, ...) one is fitted on the training rows of a half. Runs: "first" tunes it on the same
-half, "again" tunes what "first" returned on the other half, and where that is another model, "new" tunes the fitted one there,
-too. "planted" is a pipeline whose Params were made bad on purpose (`PLANTED`).
+statsmodels'; generated ones: a linear one, noise, an interaction, Friedman's, two moons, drift and texts. A set has up to 1,600
+rows with the first seed, and up to 8,000 with the second. Per set and seed the rows are divided into two halves, under drift by
+time. Of each kind of pipeline (linear, PCA, trees, perceptron, naive Bayes, another loss than the one it was fitted on, ...) one
+is fitted on the training rows of a half. Runs: "first" tunes it on the same half, "again" tunes what "first" returned on the
+other half, and where that is another model, "new" tunes the fitted one there, too. "planted" is a pipeline whose Params were
+made bad on purpose (`PLANTED`).
 
 Each run is kept in the store of runs in --folder, with its cheap facts as a tag, as triage keeps them; beside it a line of
 runs.jsonl says what the store does not: processor seconds at the end of each phase and of each epoch. A fleet that is stopped
@@ -52,14 +53,14 @@ from pyspark.sql import DataFrame, SparkSession
 
 import sparkdiff
 from sparkdiff.fine_tuning.task import prepare
-from sparkdiff.fleet.facts import FACTS, facts_of, finite
+from sparkdiff.forecasting.facts import FACTS, facts_of, finite
 from sparkdiff.job.loading import start_session
 from sparkdiff.machine import cpu
 from sparkdiff.options import Options
 
 ROOT = Path(__file__).resolve().parents[1]
-ROWS, FEW, SEEDS = 1600, 400, 2
-"""Rows of a set at most; with fewer than FEW in a half, two fifths of them are held out, else a quarter."""
+ROWS, FEW = (1600, 8000), 400
+"""Rows of a set at most, by seed; with fewer than FEW in a half, two fifths of them are held out, else a quarter."""
 OPTIONS = {"stream": "arrow", "verbosity": 0, "labelCol": "label"}
 CONF = {
     "spark.master": "local[1]", "spark.ui.enabled": "false", "spark.sql.shuffle.partitions": "1", "spark.log.level": "ERROR",
@@ -103,20 +104,21 @@ class Table:
 # Sets -----------------------------------------------------------------------------------------------------------------
 
 
-def bikeshare() -> Table:
+def bikeshare(rows: int) -> Table:
     words = ("season", "mnth", "hr", "holiday", "weekday", "workingday", "weathersit")
-    table = pd.read_csv(ROOT / "data" / "bikeshare.csv").sample(ROWS, random_state=0)
+    table = pd.read_csv(ROOT / "data" / "bikeshare.csv").sample(rows, random_state=0)
     table = table[[*words, "temp", "atemp", "hum", "windspeed", "bikers"]].rename(columns={"bikers": "label"})
     return Table(table.astype({w: str for w in words}), "counts", words)
 
 
-def digits() -> Table:
-    table = pd.read_csv(ROOT / "data" / "digits.csv").sample(ROWS, random_state=0)
+def digits(rows: int) -> Table:
+    table = pd.read_csv(ROOT / "data" / "digits.csv")
+    table = table.sample(min(rows, len(table)), random_state=0)
     return Table(table.drop(columns="id").astype(float), "classes")
 
 
-def of_sklearn(name: str, kind: str) -> Callable[[], Table]:
-    def found() -> Table:
+def of_sklearn(name: str, kind: str) -> Callable[[int], Table]:
+    def found(rows: int) -> Table:
         from sklearn import datasets
 
         table = getattr(datasets, f"load_{name}")(as_frame=True).frame.rename(columns={"target": "label"})
@@ -125,46 +127,46 @@ def of_sklearn(name: str, kind: str) -> Callable[[], Table]:
     return found
 
 
-def of_statsmodels(name: str, label: str, kind: str) -> Callable[[], Table]:
-    def found() -> Table:
+def of_statsmodels(name: str, label: str, kind: str) -> Callable[[int], Table]:
+    def found(rows: int) -> Table:
         import importlib
 
         table = (
             importlib.import_module(f"statsmodels.datasets.{name}").load_pandas().data.rename(columns={label: "label"})
         )
-        table = table.sample(min(ROWS, len(table)), random_state=0).astype(float)
+        table = table.sample(min(rows, len(table)), random_state=0).astype(float)
         return Table(table.loc[:, table.nunique() > 1], kind)
 
     return found
 
 
-def affairs() -> Table:
-    found = of_statsmodels("fair", "affairs", "classes")()
+def affairs(rows: int) -> Table:
+    found = of_statsmodels("fair", "affairs", "classes")(rows)
     return Table(found.rows.assign(label=(found.rows["label"] > 0).astype(float)), "classes")
 
 
-def generated(name: str) -> Callable[[], Table]:
+def generated(name: str) -> Callable[[int], Table]:
     """Numbers x0 to x5 and a category; what the label is of them, the name says."""
 
-    def found() -> Table:
+    def found(rows: int) -> Table:
         random = np.random.default_rng([*name.encode()])
-        x = random.normal(size=(ROWS, 6))
-        words = [f"w{v}" for v in random.integers(0, 5, ROWS)]
+        x = random.normal(size=(rows, 6))
+        words = [f"w{v}" for v in random.integers(0, 5, rows)]
         table = pd.DataFrame(x, columns=[f"x{i}" for i in range(6)]).assign(word=words)
-        effect, t = random.normal(size=5)[[int(w[1]) for w in words]], np.arange(ROWS) / ROWS
+        effect, t = random.normal(size=5)[[int(w[1]) for w in words]], np.arange(rows) / rows
         label = {
-            "plain": x @ [1.0, -0.5, 0.3, 0.2, 0.0, 0.0] + effect + 0.7 * random.normal(size=ROWS),
-            "noise": (random.random(ROWS) < 0.4).astype(float),
-            "interaction": x[:, 0] + x[:, 1] * effect + 0.5 * random.normal(size=ROWS),
+            "plain": x @ [1.0, -0.5, 0.3, 0.2, 0.0, 0.0] + effect + 0.7 * random.normal(size=rows),
+            "noise": (random.random(rows) < 0.4).astype(float),
+            "interaction": x[:, 0] + x[:, 1] * effect + 0.5 * random.normal(size=rows),
             "friedman": np.sin(np.pi * x[:, 0] * x[:, 1])
             + 2 * (x[:, 2] - 0.5) ** 2
             + x[:, 3]
-            + random.normal(size=ROWS),
-            "moons": (np.sin(2 * x[:, 0]) + 0.4 * random.normal(size=ROWS) > x[:, 1]).astype(float),
+            + random.normal(size=rows),
+            "moons": (np.sin(2 * x[:, 0]) + 0.4 * random.normal(size=rows) > x[:, 1]).astype(float),
             "drift": np.cos(2 * t) * x[:, 0]
             + np.sin(2 * t) * x[:, 1]
             + effect * (1 - t)
-            + 0.5 * random.normal(size=ROWS),
+            + 0.5 * random.normal(size=rows),
         }[name]
         kind = "classes" if name in ("noise", "moons") else "real"
         return Table(table.assign(label=label), kind, ("word",), ordered=name == "drift")
@@ -172,16 +174,16 @@ def generated(name: str) -> Callable[[], Table]:
     return found
 
 
-def texts() -> Table:
+def texts(rows: int) -> Table:
     """Texts of 300 words, of which each class prefers some."""
     random = np.random.default_rng(7)
-    label = random.integers(0, 3, ROWS)
+    label = random.integers(0, 3, rows)
     shares = random.dirichlet(np.full(300, 0.3), 3) * 0.25 + random.dirichlet(np.full(300, 0.3)) * 0.75
-    rows = [" ".join(f"v{w}" for w in random.choice(300, 12, p=shares[y])) for y in label]
-    return Table(pd.DataFrame({"text": rows, "label": label.astype(float)}), "classes", text=True)
+    texts = [" ".join(f"v{w}" for w in random.choice(300, 12, p=shares[y])) for y in label]
+    return Table(pd.DataFrame({"text": texts, "label": label.astype(float)}), "classes", text=True)
 
 
-SETS: dict[str, Callable[[], Table]] = {
+SETS: dict[str, Callable[[int], Table]] = {
     "bikeshare": bikeshare,
     "digits": digits,
     "wine": of_sklearn("wine", "classes"),
@@ -306,10 +308,10 @@ class Trace(sparkdiff.Events):
 
 def cells() -> list[Cell]:
     """All cells, those of one seed before those of the next; the sets and kinds mixed, so that a part is like the whole."""
-    known = {name: make().kind for name, make in SETS.items()}
+    known = {name: make(ROWS[0]).kind for name, make in SETS.items()}
     kinds = [(n, k) for n, kind in known.items() for k in KINDS[kind] if (n, k) != ("texts", "perceptron")]
     order = np.random.default_rng(0).permutation(len(kinds))
-    return [Cell(*kinds[i], seed) for seed in range(SEEDS) for i in order]
+    return [Cell(*kinds[i], seed) for seed in range(len(ROWS)) for i in order]
 
 
 def halves(spark: SparkSession, folder: Path, cell: Cell, table: Table) -> tuple[DataFrame, DataFrame]:
@@ -356,7 +358,7 @@ def run(cell: Cell, step: str, model: Any, rows: DataFrame, folder: Path) -> tup
 
 def runs_of(cell: Cell, fits: Fits, spark: SparkSession, folder: Path, steps: int = 3) -> list[dict[str, Any]]:
     """The runs of a cell, so many at most; one that is refused is told by its reason."""
-    table, lines = SETS[cell.set](), list[dict[str, Any]]()
+    table, lines = SETS[cell.set](ROWS[cell.seed % len(ROWS)]), list[dict[str, Any]]()
     one, other = halves(spark, folder, cell, table)
     try:
         model = fits.fitted(cell, table, one.where("not held"))

@@ -23,9 +23,9 @@ from typing import Any
 import numpy as np
 from common import exit_code, markdown, parse, parser, surroundings, write
 
-from sparkdiff.fleet.forecast import EARLY, MOST, PRIORS, Forecast, Forecaster, PastRun, priors
-from sparkdiff.fleet.history import history
 from sparkdiff.fleet.procedure import SHARE
+from sparkdiff.forecasting.forecast import EARLY, MOST, PRIORS, Forecast, Forecaster, PastRun, priors
+from sparkdiff.forecasting.history import history
 from sparkdiff.history import store
 
 WANTED, SAVED = 0.95, 0.5

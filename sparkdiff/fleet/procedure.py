@@ -13,10 +13,10 @@ from sparkdiff.estimator import FineTuner
 from sparkdiff.fine_tuning.task import prepare
 from sparkdiff.fleet.budget import core_seconds
 from sparkdiff.fleet.entries import Entry, entries_of
-from sparkdiff.fleet.facts import FACTS, Facts, SampleError, finite, measured
-from sparkdiff.fleet.forecast import EARLY, Forecast, Forecaster, of_store, priors
-from sparkdiff.fleet.history import COLUMNS, history
 from sparkdiff.fleet.results import FAILED, KEPT, REFUSED, SKIPPED, STOPPED, TUNED, Triage, Triaged
+from sparkdiff.forecasting.facts import FACTS, Facts, SampleError, finite, measured
+from sparkdiff.forecasting.forecast import EARLY, Forecast, Forecaster, of_store, priors
+from sparkdiff.forecasting.history import COLUMNS, history
 from sparkdiff.history import store
 from sparkdiff.jvm import stores
 from sparkdiff.machine import cpu

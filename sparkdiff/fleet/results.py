@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from sparkdiff.fleet.forecast import Forecast
+from sparkdiff.forecasting.forecast import Forecast
 from sparkdiff.report import Section, SectionTable, Shown, Strong
 from sparkdiff.report.progress import duration
 

@@ -23,6 +23,7 @@ ROOMS = [
     ["training", "diagnostics", "serving"],
     ["fine_tuning"],
     ["cross_fitting", "costs", "history", "labeling"],
+    ["forecasting"],
     ["tuning", "growth"],
     ["improvement"],
     ["estimator"],

@@ -14,8 +14,8 @@ import sparkdiff
 from sparkdiff import InputError
 from sparkdiff.cli import WRONG_INPUT, main
 from sparkdiff.fleet import procedure
-from sparkdiff.fleet.facts import FACTS
-from sparkdiff.fleet.forecast import PastRun
+from sparkdiff.forecasting.facts import FACTS
+from sparkdiff.forecasting.forecast import PastRun
 from sparkdiff.history import store
 
 FAST = {**QUICK, "stream": "arrow", "verbosity": 0}

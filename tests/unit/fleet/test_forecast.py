@@ -17,11 +17,11 @@ from sparkdiff.errors import InputError
 from sparkdiff.fleet import entries, procedure
 from sparkdiff.fleet.budget import core_seconds
 from sparkdiff.fleet.entries import Entry, entries_of, name_of
-from sparkdiff.fleet.facts import FACTS, OLD_FACTS
-from sparkdiff.fleet.forecast import NAMES, Forecast, Forecaster, PastRun, features, of_store, priors
-from sparkdiff.fleet.history import history
 from sparkdiff.fleet.procedure import EARLY, AssessedEntry, Stopped, Watch, _run, _why_little, _why_not, triage
 from sparkdiff.fleet.results import FAILED, KEPT, SKIPPED, Triage, Triaged
+from sparkdiff.forecasting.facts import FACTS, OLD_FACTS
+from sparkdiff.forecasting.forecast import NAMES, Forecast, Forecaster, PastRun, features, of_store, priors
+from sparkdiff.forecasting.history import history
 from sparkdiff.options import Options
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sparkdiff.fleet.facts import Facts
+from sparkdiff.forecasting.facts import Facts
 
 COLUMNS = (
     "verb", "model", "parent", "kept", "gain", "metric", "metricDirection", "after", "coreSeconds", "tags", "finished",

@@ -9,7 +9,7 @@ from small_data import QUICK, pipeline
 from sparkdiff.data import rehearsal
 from sparkdiff.fine_tuning.task import prepare
 from sparkdiff.fleet import facts
-from sparkdiff.fleet.facts import SampleError, facts_of
+from sparkdiff.forecasting.facts import SampleError, facts_of
 from sparkdiff.options import Options
 
 FAST = {**QUICK, "verbosity": 0}

@@ -16,7 +16,7 @@ import numpy as np
 
 from sparkdiff.data.rehearsal import SAMPLE
 from sparkdiff.errors import InputError
-from sparkdiff.fleet.facts import FACTS, OLD_FACTS, Facts
+from sparkdiff.forecasting.facts import FACTS, OLD_FACTS, Facts
 
 MOST = 0.5
 """A gain counts up to this share of the original's metric."""
