@@ -31,7 +31,8 @@ from torch import Tensor
 from sparkdiff.data import blocks
 from sparkdiff.evaluation import guard
 from sparkdiff.objectives.losses import resolve as resolve_loss
-from sparkdiff.objectives.metrics import BINARY, REGRESSION, Metric, influence, resolve
+from sparkdiff.objectives.metric import Metric, influence
+from sparkdiff.objectives.metrics import BINARY, REGRESSION, resolve
 from sparkdiff.options import Options
 from sparkdiff.stages.linear import LinearRegression, LogisticRegression
 from sparkdiff.stages.trainable import LabelStats

@@ -19,7 +19,8 @@ from sparkdiff.evaluation.data import Data, scalar
 from sparkdiff.evaluation.feature_names import FeatureNames, entering
 from sparkdiff.evaluation.guard import Verdict, total_gain
 from sparkdiff.machine import memory
-from sparkdiff.objectives.losses import Objective, resolve
+from sparkdiff.objectives.losses import resolve
+from sparkdiff.objectives.objective import Objective
 from sparkdiff.options import Options
 from sparkdiff.pipeline.graph import Version
 from sparkdiff.pipeline.network import Network

@@ -18,7 +18,7 @@ from sparkdiff.evaluation.recorded import Predicts
 from sparkdiff.evaluation.scores import Score, contributions
 from sparkdiff.evaluation.slices import Change
 from sparkdiff.evaluation.unseen_errors import Unseen, costs, unseen
-from sparkdiff.objectives.metrics import Metric
+from sparkdiff.objectives.metric import Metric
 from sparkdiff.options import Options
 from sparkdiff.pipeline.network import Network
 from sparkdiff.report import p_value

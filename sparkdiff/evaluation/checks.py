@@ -11,8 +11,8 @@ from sparkdiff.errors import InputError, ParityError
 from sparkdiff.evaluation.data import Data
 from sparkdiff.evaluation.guard import MIN_UNITS
 from sparkdiff.evaluation.scores import Score
-from sparkdiff.objectives.losses import no_event, one_label
-from sparkdiff.objectives.metrics import Metric
+from sparkdiff.objectives.label_checks import no_event, one_label
+from sparkdiff.objectives.metric import Metric
 from sparkdiff.options import Options
 from sparkdiff.pipeline.network import Network
 from sparkdiff.stages.predictor import Predictor

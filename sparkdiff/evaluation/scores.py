@@ -12,8 +12,8 @@ from sparkdiff.data.stream import Batch
 from sparkdiff.errors import InputError
 from sparkdiff.evaluation.data import Data
 from sparkdiff.evaluation.recorded import Predicts
-from sparkdiff.objectives.losses import zero_margin
-from sparkdiff.objectives.metrics import Metric, influence
+from sparkdiff.objectives.metric import Metric, influence
+from sparkdiff.objectives.objective import zero_margin
 from sparkdiff.pipeline.network import Network
 from sparkdiff.stages.predictor import Predictor
 from sparkdiff.stages.projection import PCA

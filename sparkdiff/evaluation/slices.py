@@ -13,7 +13,7 @@ from sparkdiff.data.stream import BatchColumn
 from sparkdiff.evaluation import guard
 from sparkdiff.evaluation.data import Data, scalar
 from sparkdiff.evaluation.recorded import Predicts
-from sparkdiff.objectives.metrics import Metric, influence
+from sparkdiff.objectives.metric import Metric, influence
 
 
 @dataclass(frozen=True)

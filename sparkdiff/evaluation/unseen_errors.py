@@ -20,7 +20,7 @@ from torch import Tensor
 
 from sparkdiff.evaluation.data import Data
 from sparkdiff.evaluation.recorded import Predicts
-from sparkdiff.objectives.metrics import Metric
+from sparkdiff.objectives.metric import Metric
 
 SUREST = 0.025
 """The share of rows that may be surer than the one that is added: a few rows far from all others are no likely errors."""

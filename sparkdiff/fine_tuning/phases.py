@@ -31,7 +31,7 @@ from sparkdiff.fine_tuning.task import Task
 from sparkdiff.fine_tuning.values import Fitted, Goal, Judged, Measured, Run
 from sparkdiff.jvm import stores
 from sparkdiff.machine import memory
-from sparkdiff.objectives.losses import check_label
+from sparkdiff.objectives.label_checks import check_label
 from sparkdiff.options import Options
 from sparkdiff.pipeline.network import Network
 from sparkdiff.pipeline.schema import is_plain

@@ -23,8 +23,8 @@ from sparkdiff.evaluation.checks import training_labels
 from sparkdiff.evaluation.data import Data, rows_at_once, scalar
 from sparkdiff.evaluation.scores import Score, score
 from sparkdiff.fine_tuning.task import Task
-from sparkdiff.objectives.losses import Objective
-from sparkdiff.objectives.metrics import Metric
+from sparkdiff.objectives.metric import Metric
+from sparkdiff.objectives.objective import Objective
 from sparkdiff.pipeline.network import Network
 from sparkdiff.training.distributed.worker import objectives
 from sparkdiff.training.loop import Training, one_thread_for_small_steps, train

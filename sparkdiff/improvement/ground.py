@@ -26,7 +26,7 @@ from sparkdiff.growth.running import Memory
 from sparkdiff.growth.serving import SAME
 from sparkdiff.improvement.lanes import Brake
 from sparkdiff.improvement.settings import ImprovementSettings
-from sparkdiff.objectives.metrics import Metric
+from sparkdiff.objectives.metric import Metric
 from sparkdiff.options import Options
 from sparkdiff.pipeline.nesting import flatten
 from sparkdiff.pipeline.parity import Parity

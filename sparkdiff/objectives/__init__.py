@@ -1,6 +1,7 @@
-"""What is minimised and what is measured, on tensors only: `losses` (Objective, resolve) and `metrics` (Metric, resolve).
+"""What is minimised and what is measured, on tensors only: `losses` and `metrics` find them by name.
 
-`formulas` are those of single rows; `lbfgs` is torch's optimizer without its slow start.
+`objective` and `metric` have what is found. `composite` adds penalties to an objective, `label_checks` tells whether labels fit
+one. `loss_params` checks parameters; `formulas` are those of single rows; `lbfgs` is torch's optimizer without its slow start.
 """
 
-__all__ = ["formulas", "lbfgs", "losses", "metrics"]
+__all__ = ["composite", "formulas", "label_checks", "lbfgs", "loss_params", "losses", "metric", "metrics", "objective"]

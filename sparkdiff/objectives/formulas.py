@@ -142,3 +142,15 @@ def between_groups(prediction: Tensor, groups: Tensor, weight: Tensor) -> Tensor
     total = share.sum().clamp_min(TINY)
     gaps = sums / (share.clamp_min(TINY) if on_gpu(columns) else share)[:, None] - sums.sum(0) / total
     return (share[:, None] / total * gaps**2).sum()
+
+
+def index(y: Tensor, classes: int) -> Tensor:
+    """Labels as class indices (n,) int64. A row with weight 0 may have any label; it gets a class and does not
+    count.
+    """
+    return y.nan_to_num().clamp(0, classes - 1).long()
+
+
+def rank_score(scores: Tensor) -> Tensor:
+    """The score that ranks rows of two classes, (n,): the log-odds of class 1, for one margin and for a softmax."""
+    return scores if scores.ndim == 1 else scores[:, 1] - scores[:, 0]

@@ -252,3 +252,15 @@ MEMORY = ("out of memory", "ALLOC_FAILED")
 def is_short_of_memory(e: RuntimeError) -> bool:
     """Whether an error of torch says that a device has too little memory; libraries of CUDA have no class for it."""
     return isinstance(e, torch.OutOfMemoryError) or any(text in str(e) for text in MEMORY)
+
+
+class DeviceCopies:
+    """A tensor of settings, such as costs: its numbers where the rows are. Each device gets a copy when it first asks."""
+
+    def __init__(self, value: Tensor):
+        self.value, self.copies = value, {value.device: value}
+
+    def beside(self, x: Tensor) -> Tensor:
+        if x.device not in self.copies:
+            self.copies[x.device] = self.value.to(x.device, non_blocking=True)
+        return self.copies[x.device]

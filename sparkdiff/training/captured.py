@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparkdiff.objectives.losses import Objective
+from sparkdiff.objectives.objective import Objective
 from sparkdiff.pipeline.graph import Version
 from sparkdiff.tensors.device import ALONE, abandon, is_short_of_memory, module_of
 from sparkdiff.tensors.rows import Rows

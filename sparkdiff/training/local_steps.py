@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sparkdiff.errors import InputError
-from sparkdiff.objectives.losses import Objective
+from sparkdiff.objectives.objective import Objective
 from sparkdiff.options import Options
 from sparkdiff.tensors.device import Place
 from sparkdiff.tensors.team import Team

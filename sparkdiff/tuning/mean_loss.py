@@ -19,8 +19,9 @@ from torch import Tensor
 from sparkdiff import jvm
 from sparkdiff.errors import InputError
 from sparkdiff.objectives.formulas import half_deviance, hinge, pinball
-from sparkdiff.objectives.losses import number
-from sparkdiff.objectives.metrics import BINARY, MULTICLASS, REGRESSION, Metric
+from sparkdiff.objectives.loss_params import number
+from sparkdiff.objectives.metric import Metric
+from sparkdiff.objectives.metrics import BINARY, MULTICLASS, REGRESSION
 from sparkdiff.pipeline.columns import read_plain, write_plain
 from sparkdiff.pipeline.names import named
 from sparkdiff.tensors.rows import dense

@@ -26,6 +26,7 @@ from sparkdiff import FineTuner, InputError, SparkdiffError
 from sparkdiff.data.label_stats import label_stats, weight_range
 from sparkdiff.evaluation.checks import all_labels, check_varies
 from sparkdiff.objectives import losses
+from sparkdiff.objectives.label_checks import check_label
 from sparkdiff.options import Options
 from sparkdiff.pipeline.network import Network
 from sparkdiff.stages.trainable import LabelStats
@@ -311,7 +312,7 @@ def test_labels_of_files_and_what_the_loss_allows(
         found, fractional = all_labels({"train": stats_of(tmp_path, label=labels)})
         objective = losses.resolve(loss, {}, predictor, ("prediction",), ANY_LABEL)
         with pytest.raises(InputError, match=f"label column 'riders' .*{said}"):
-            losses.check_label(objective, predictor, found, "riders", fractional)
+            check_label(objective, predictor, found, "riders", fractional)
 
 
 def test_predictions_beyond_all_bounds(df: DataFrame, heads: dict[str, PipelineModel], shared: Path) -> None:

@@ -13,7 +13,8 @@ from sparkdiff.improvement.arms.refitting import form_of
 from sparkdiff.improvement.budget import Limit
 from sparkdiff.improvement.candidate import Candidate, Step, nothing, one_column
 from sparkdiff.improvement.ground import Ground, allowed, measure
-from sparkdiff.objectives.metrics import DEFAULTS, Metric
+from sparkdiff.objectives.metric import Metric
+from sparkdiff.objectives.metrics import DEFAULTS
 from sparkdiff.options import callable_name
 from sparkdiff.tuning.mean_loss import evaluator_of
 from sparkdiff.tuning.search.samplers import check_sampler

@@ -32,8 +32,9 @@ from sparkdiff.errors import FullDiskError, SparkdiffError
 from sparkdiff.evaluation.data import Data, rows_at_once
 from sparkdiff.evaluation.scores import Score
 from sparkdiff.objectives import losses, metrics
-from sparkdiff.objectives.losses import Objective
-from sparkdiff.objectives.metrics import Metric
+from sparkdiff.objectives.composite import penalised
+from sparkdiff.objectives.metric import Metric
+from sparkdiff.objectives.objective import Objective
 from sparkdiff.options import Options
 from sparkdiff.pipeline.graph import Version
 from sparkdiff.pipeline.network import Network
@@ -166,12 +167,12 @@ def objectives(options: Options, network: Network, label: LabelStats) -> tuple[O
     """The objective that training minimises, and the metric that validation measures.
 
     Raises:
-        InputError: see `losses.resolve`, `metrics.resolve` and `losses.penalised`.
+        InputError: see `losses.resolve`, `metrics.resolve` and `penalised`.
     """
     o, head, columns = options, network.head, network.graph.head.outputs
     objective = losses.resolve(o.loss, o.lossParams, head, columns, label)
     metric = metrics.resolve(o, objective, head, columns, label)
-    return losses.penalised(objective, o.penalties, head, label, o.guardCols), metric
+    return penalised(objective, o.penalties, head, label, o.guardCols), metric
 
 
 class Checkpoints:

@@ -16,7 +16,8 @@ from sparkdiff import jvm
 from sparkdiff.data.blocks import MAX_BLOCKS
 from sparkdiff.data.splits import BLOCK, TIME
 from sparkdiff.evaluation import guard
-from sparkdiff.objectives.metrics import BINARY, Metric, influence, of_predictions
+from sparkdiff.objectives.metric import Metric, influence
+from sparkdiff.objectives.metrics import BINARY, of_predictions
 from sparkdiff.pipeline.columns import read_plain, write_plain
 from sparkdiff.pipeline.names import named
 from sparkdiff.tensors.rows import dense

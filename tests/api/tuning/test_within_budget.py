@@ -15,7 +15,7 @@ from small_data import NUMBERS
 
 from sparkdiff import InputError, choice, integer, loguniform
 from sparkdiff.data.splits import SPLIT, Source, with_splits
-from sparkdiff.objectives.metrics import Metric
+from sparkdiff.objectives.metric import Metric
 from sparkdiff.options import Options
 from sparkdiff.pipeline.unfitted import unfitted
 from sparkdiff.tuning.mean_loss import MeanLoss, evaluator_of

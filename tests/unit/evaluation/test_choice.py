@@ -19,8 +19,9 @@ from sparkdiff.evaluation.acceptance import Judgement, divergence, reason
 from sparkdiff.evaluation.data import Data
 from sparkdiff.evaluation.ledger import Ledger, LedgerTrial, diverged
 from sparkdiff.evaluation.scores import Score, Tally
-from sparkdiff.objectives.losses import Objective, resolve
-from sparkdiff.objectives.metrics import Metric
+from sparkdiff.objectives.losses import resolve
+from sparkdiff.objectives.metric import Metric
+from sparkdiff.objectives.objective import Objective
 from sparkdiff.options import Options
 from sparkdiff.tensors.team import Team
 from sparkdiff.training.loop import Training

@@ -13,6 +13,7 @@ from sparkdiff.evaluation import guard
 from sparkdiff.evaluation.acceptance import Judgement, reason
 from sparkdiff.evaluation.unseen_errors import Unseen, costs, unseen, wrong_label
 from sparkdiff.objectives import losses, metrics
+from sparkdiff.objectives.metric import Metric
 from sparkdiff.options import Options
 
 pytestmark = pytest.mark.once  # torch alone, which all stacks have in one version
@@ -23,7 +24,7 @@ def lost(margin: Tensor, label: Tensor) -> Tensor:
     return torch.nn.functional.softplus(torch.where(label > 0, -margin, margin))
 
 
-def metric_of(name: str, head: Any) -> metrics.Metric:
+def metric_of(name: str, head: Any) -> Metric:
     loss = losses.resolve("auto", {}, head, (), stats())
     return metrics.resolve(Options(metric=name), loss, head, (), stats())
 

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from sparkdiff.errors import InputError
 from sparkdiff.objectives.formulas import half_deviance
-from sparkdiff.objectives.losses import REGRESSION, check_label, resolve
+from sparkdiff.objectives.label_checks import check_label
+from sparkdiff.objectives.losses import REGRESSION, resolve
 from sparkdiff.stages.linear import GeneralizedLinearRegression, LinearRegression, LogisticRegression
 from sparkdiff.stages.predictor import Predictor
 from sparkdiff.stages.trainable import LabelStats

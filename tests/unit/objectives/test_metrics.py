@@ -15,8 +15,10 @@ from torch import Tensor
 from sparkdiff.data.blocks import MAX_BLOCKS
 from sparkdiff.errors import InputError
 from sparkdiff.evaluation.scores import Tally
-from sparkdiff.objectives.losses import UNLABELLED, check_label, resolve as resolve_loss
-from sparkdiff.objectives.metrics import NAMES as EVERY, Metric, influence, resolve
+from sparkdiff.objectives.label_checks import check_label
+from sparkdiff.objectives.losses import UNLABELLED, resolve as resolve_loss
+from sparkdiff.objectives.metric import Metric, influence
+from sparkdiff.objectives.metrics import NAMES as EVERY, resolve
 from sparkdiff.options import Options
 from sparkdiff.stages.predictor import Predictor
 from sparkdiff.tensors.team import Team

@@ -11,8 +11,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sparkdiff.errors import InputError
+from sparkdiff.objectives.composite import penalised
 from sparkdiff.objectives.formulas import between_groups, calibration_error, focal, hinge, mean_cost, pairwise_logistic
-from sparkdiff.objectives.losses import CLASSIFICATION, Objective, check_label, penalised, resolve
+from sparkdiff.objectives.label_checks import check_label
+from sparkdiff.objectives.losses import CLASSIFICATION, resolve
+from sparkdiff.objectives.objective import Objective
 from sparkdiff.stages.linear import GeneralizedLinearRegression, LinearRegression, LogisticRegression
 from sparkdiff.stages.predictor import Predictor
 from sparkdiff.stages.trainable import LabelStats

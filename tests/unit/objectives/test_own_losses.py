@@ -8,7 +8,9 @@ from small_networks import bayes, logistic, normal, one_vs_rest, support_vector,
 from torch import Tensor
 
 from sparkdiff.errors import InputError
-from sparkdiff.objectives.losses import check_label, penalised, resolve
+from sparkdiff.objectives.composite import penalised
+from sparkdiff.objectives.label_checks import check_label
+from sparkdiff.objectives.losses import resolve
 from sparkdiff.objectives.metrics import resolve as resolve_metric
 from sparkdiff.options import Options
 from sparkdiff.stages.bayes import Bernoulli, Complement, LogOdds, Multinomial, Negated

@@ -12,6 +12,7 @@ from torch import Tensor
 from sparkdiff.errors import InputError
 from sparkdiff.evaluation.scores import Tally
 from sparkdiff.objectives import losses, metrics
+from sparkdiff.objectives.composite import penalised
 from sparkdiff.options import Options
 from sparkdiff.stages.bayes import Multinomial
 from sparkdiff.stages.predictor import Predictor
@@ -83,7 +84,7 @@ def test_losses_and_their_gradients_are_the_cpu_s(kind: str) -> None:
                 found = [losses.resolve(name, params, head, (), stats) for head in (cpu, gpu)]
                 if not weights and (cpu.probable or not cpu.classes):
                     found = [
-                        losses.penalised(f, {"parityGap": {"g": 2.0}}, h, stats, ["g"])
+                        penalised(f, {"parityGap": {"g": 2.0}}, h, stats, ["g"])
                         for f, h in zip(found, (cpu, gpu), strict=True)
                     ]
             except InputError:

@@ -26,7 +26,8 @@ from small_networks import (
 from torch import Tensor
 
 from sparkdiff.errors import InputError
-from sparkdiff.objectives.losses import OWN, Objective, resolve
+from sparkdiff.objectives.losses import OWN, resolve
+from sparkdiff.objectives.objective import Objective
 from sparkdiff.options import Options
 from sparkdiff.pipeline.network import Network, routed_versions
 from sparkdiff.stages.assembling import VectorAssembler
