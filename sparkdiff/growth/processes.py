@@ -30,7 +30,8 @@ from sparkdiff.growth.worker import RoundTask, WorkerSetup, round_file, rows_fil
 from sparkdiff.store import files
 from sparkdiff.store.lease import HeldError
 from sparkdiff.store.run_folder import RunFolder
-from sparkdiff.training.distributed.launch import GRACE, START, on_this_machine
+from sparkdiff.training.distributed.attempt import GRACE, START
+from sparkdiff.training.distributed.launch import on_this_machine
 from sparkdiff.training.distributed.preflight import check_cluster
 from sparkdiff.training.distributed.shipping import equip
 from sparkdiff.training.distributed.worker import ROOM

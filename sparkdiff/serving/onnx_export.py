@@ -7,26 +7,18 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from pyspark.ml.linalg import VectorUDT
-from pyspark.sql import DataFrame
-from pyspark.sql.types import ArrayType, StructField
-
 import sparkdiff
-from sparkdiff import jvm
 from sparkdiff.errors import InputError, did_you_mean
 from sparkdiff.machine import paths
 from sparkdiff.pipeline.graph import Version, null_of
-from sparkdiff.pipeline.names import named
 from sparkdiff.pipeline.network import Network, translate
-from sparkdiff.pipeline.schema import SchemaOrRows, known_fields, width_in
+from sparkdiff.pipeline.schema import SchemaOrRows
 from sparkdiff.report import Section, SectionTable, Shown, Strong
 from sparkdiff.serving import onnx_predictors  # noqa: F401  # the writers of its stages, and of trees
 from sparkdiff.serving.onnx_graph import IR_VERSION, ML_OPSET, OPSET, GraphWriter, NotExportableError, Value
 from sparkdiff.serving.onnx_stages import WRITERS
+from sparkdiff.serving.onnx_widths import widths_of
 from sparkdiff.stages.base import NULL, StageModule
-from sparkdiff.stages.embedding import Word2Vec
-from sparkdiff.stages.indexing import VectorIndexer
 from sparkdiff.store import files
 
 RUNTIME = "onnxruntime>=1.20"
@@ -322,81 +314,6 @@ def writer() -> GraphWriter:
         return GraphWriter()
     except ImportError as e:
         raise InputError(f"writing ONNX needs a package that is not there ({e}): pip install 'sparkdiff[onnx]'") from e
-
-
-# Widths of vectors ------------------------------------------------------------------------------------------------------
-
-
-def widths_of(
-    network: Network, reads: Sequence[Version], data: SchemaOrRows, given: Mapping[str, int]
-) -> dict[Version, int | None]:
-    """Per input the entries of its vectors; None where it holds numbers.
-
-    Raises:
-        InputError: nothing tells the width of a vector.
-    """
-    casefold = network.graph.casefold
-    told = {casefold(name): width for name, width in given.items()}
-    fields = known_fields(network.graph, {v for v in reads if v[1] >= -1}, data)
-    out: dict[Version, int | None] = {}
-    for version in reads:
-        if version[1] < -1:
-            out[version] = prepared_width(network, version)
-        elif is_vector(fields.get(version)) or (version not in fields and version[0] in told):
-            out[version] = told.get(version[0]) or fitted_width(network, version) or width_in(fields.get(version))
-            if out[version] is None:
-                out[version] = seen_width(network, version, data)
-        else:
-            out[version] = None
-    return out
-
-
-def is_vector(field: StructField | None) -> bool:
-    return field is not None and isinstance(field.dataType, (VectorUDT, ArrayType))
-
-
-def fitted_width(network: Network, version: Version) -> int | None:
-    """The entries for which a stage that reads the column alone was fitted."""
-    for i in network.positions:
-        vertex, module = network.graph.vertices[i], network.module(i)
-        if version not in vertex.reads or vertex.reads[0] != version:
-            continue
-        if isinstance(module, VectorIndexer):
-            return module.size
-        if len(vertex.reads) == 1 or type(module).__name__ in ("GeneralizedLinearRegression",):
-            for name, axis in module.feature_axis.items():
-                held: Any = module
-                for part in name.split("."):
-                    held = getattr(held, part)
-                return int(held.shape[axis])
-        if vertex.stage is not None and hasattr(vertex.stage, "numFeatures"):
-            return int(vertex.stage.numFeatures)
-    return None
-
-
-def prepared_width(network: Network, version: Version) -> int | None:
-    """The entries of a column that plain stages prepare in Spark: the words of a vocabulary, or a number."""
-    i = -2 - version[1]
-    module, vertex = network.module(i), network.graph.vertices[i]
-    first = network.graph.casefold(vertex.prepared[0]) == version[0]
-    return len(module.words) if isinstance(module, Word2Vec) and first else None
-
-
-def seen_width(network: Network, version: Version, data: SchemaOrRows) -> int:
-    """The entries of a vector in the first row of the data."""
-    name = network.graph.name(version)
-    if isinstance(data, DataFrame):
-        frame = data if network.reference is None or version[1] == -1 else network.reference.transform(data)
-        column = named(name, in_struct=network.graph.in_struct(version))
-        try:
-            row = frame.select(column).where(column.isNotNull()).head()
-        except jvm.SparkError as e:
-            raise InputError(f"Spark failed while reading column {name!r}: {jvm.cause(e)}") from e
-        if row is not None:
-            return len(np.asarray(row[0].toArray() if hasattr(row[0], "toArray") else row[0]))
-    raise InputError(
-        f"how many entries the vectors in column {name!r} have is unknown: pass the data (schema=df), or widths={{{name!r}: ...}}"
-    )
 
 
 __all__ = ["ExportedColumn", "ExportedModel", "export"]

@@ -33,7 +33,7 @@ from sparkdiff.store import files
 from sparkdiff.store.lease import held
 from sparkdiff.store.run_folder import RunFolder
 from sparkdiff.training.distributed import launch, number, preflight
-from sparkdiff.training.distributed.launch import TrainingError
+from sparkdiff.training.distributed.attempt import TrainingError
 
 pytestmark = pytest.mark.slow
 Fit = Callable[..., FineTunerModel]

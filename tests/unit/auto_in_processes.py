@@ -21,6 +21,7 @@ from train_in_processes import CASES, assignment, with_gpu, write_cache
 
 from sparkdiff.store.run_folder import RunFolder
 from sparkdiff.training.distributed import choice, launch, worker
+from sparkdiff.training.distributed.attempt import Attempt, OnEpoch
 from sparkdiff.training.loop import Training
 
 
@@ -42,11 +43,11 @@ def process(rank: int, here: Path, port: int) -> None:
     worker.main(str(here))
 
 
-class Forked(launch.Attempt):
+class Forked(Attempt):
     def __init__(self, spark: Any, here: Path, processes: int, *others: Any):
         self.here, self.processes, self.gpus = here, processes, False
 
-    def run(self, on_line: launch.OnEpoch) -> None:
+    def run(self, on_line: OnEpoch) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]

@@ -51,7 +51,7 @@ NO_SPARK = (
     "tuning.hypergradients",
 )
 SPARK = (
-    "training.distributed.launch", "training.distributed.preflight", "training.distributed.shipping",
+    "training.distributed.attempt", "training.distributed.preflight", "training.distributed.shipping",
     "training.distributed.remote", "training.distributed.remote_task",
     "evaluation.cached_parity", "diagnostics.pipelines", "diagnostics.predictions", "store.digests",
 )  # fmt: skip

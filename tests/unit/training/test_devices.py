@@ -23,7 +23,7 @@ from sparkdiff.tensors import device
 from sparkdiff.tensors.device import CPU, Place
 from sparkdiff.tensors.rows import SparseRows
 from sparkdiff.tensors.team import Team
-from sparkdiff.training.distributed.launch import Attempt
+from sparkdiff.training.distributed.attempt import Attempt
 from sparkdiff.training.distributed.worker import Assignment, objectives
 from sparkdiff.training.form import _all_count
 from sparkdiff.training.loop import ShortOfMemoryError, Training, train

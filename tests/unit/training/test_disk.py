@@ -17,7 +17,7 @@ from sparkdiff.errors import FullDiskError, InputError
 from sparkdiff.store import files
 from sparkdiff.store.files import folder_size, free, full, room
 from sparkdiff.tensors.team import ALONE
-from sparkdiff.training.distributed.launch import Attempt
+from sparkdiff.training.distributed.attempt import Attempt
 from sparkdiff.training.distributed.worker import Assignment, Checkpoints, work
 from sparkdiff.training.loop import Training
 

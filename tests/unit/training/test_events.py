@@ -10,7 +10,8 @@ from sparkdiff import FineTuner, Grower, Improver, InputError, Search
 from sparkdiff.improvement.lanes import Brake
 from sparkdiff.options import Options
 from sparkdiff.report import Events, Phases, duration
-from sparkdiff.training.distributed.launch import Attempt, Epochs, TrainingProgress
+from sparkdiff.training.distributed.attempt import Attempt
+from sparkdiff.training.distributed.launch import Epochs, TrainingProgress
 
 
 class Heard(Events):

@@ -19,7 +19,8 @@ from train_in_processes import CASES
 
 from sparkdiff.data.stream.order import by_step, copies, own_rows, parts_of, step_bounds
 from sparkdiff.errors import FullDiskError, InputError
-from sparkdiff.training.distributed import launch, worker
+from sparkdiff.training.distributed import worker
+from sparkdiff.training.distributed.attempt import Attempt, TrainingError
 
 TESTS = Path(__file__).parents[2]
 
@@ -101,16 +102,16 @@ def test_any_number_of_processes_finds_the_same(trained: tuple[Path, bool], case
 
 @pytest.mark.parametrize(
     ("name", "raised"),
-    [("InputError", InputError), ("FullDiskError", FullDiskError), ("KeyError", launch.TrainingError)],
+    [("InputError", InputError), ("FullDiskError", FullDiskError), ("KeyError", TrainingError)],
 )
 def test_the_error_of_the_process_that_failed_first_is_raised(tmp_path: Path, name: str, raised: type) -> None:
     """And not of those that lost it; errors of ours as what they are, others with their traceback."""
-    told = {"host": "here", "ours": raised is not launch.TrainingError, "traceback": "Traceback of the loss"}
+    told = {"host": "here", "ours": raised is not TrainingError, "traceback": "Traceback of the loss"}
     each = [("LostProcessError", 1.0, True), (name, 3.0, False), ("ValueError", 4.0, False)]
     for rank, (error, seconds, lost) in enumerate(each):
         line = {**told, "rank": rank, "error": error, "message": f"{error} it is", "time": seconds, "lost": lost}
         (tmp_path / f"rank-{rank}.json").write_text(json.dumps(line))
-    attempt = launch.Attempt.__new__(launch.Attempt)
+    attempt = Attempt.__new__(Attempt)
     attempt.here, attempt.processes = tmp_path, 3
     said = "process 1 of 3 .on here. failed:\nTraceback of the loss" if name == "KeyError" else f"{name} it is"
     with pytest.raises(raised, match=f"^{said}$"):

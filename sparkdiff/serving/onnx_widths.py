@@ -1,0 +1,90 @@
+"""How many entries the vectors have that an exported file reads: from the stages, the schema, or the first row of the data."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from pyspark.ml.linalg import VectorUDT
+from pyspark.sql import DataFrame
+from pyspark.sql.types import ArrayType, StructField
+
+from sparkdiff import jvm
+from sparkdiff.errors import InputError
+from sparkdiff.pipeline.graph import Version
+from sparkdiff.pipeline.names import named
+from sparkdiff.pipeline.network import Network
+from sparkdiff.pipeline.schema import SchemaOrRows, known_fields, width_in
+from sparkdiff.stages.embedding import Word2Vec
+from sparkdiff.stages.indexing import VectorIndexer
+
+
+def widths_of(
+    network: Network, reads: Sequence[Version], data: SchemaOrRows, given: Mapping[str, int]
+) -> dict[Version, int | None]:
+    """Per input the entries of its vectors; None where it holds numbers.
+
+    Raises:
+        InputError: nothing tells the width of a vector.
+    """
+    casefold = network.graph.casefold
+    told = {casefold(name): width for name, width in given.items()}
+    fields = known_fields(network.graph, {v for v in reads if v[1] >= -1}, data)
+    out: dict[Version, int | None] = {}
+    for version in reads:
+        if version[1] < -1:
+            out[version] = prepared_width(network, version)
+        elif is_vector(fields.get(version)) or (version not in fields and version[0] in told):
+            out[version] = told.get(version[0]) or fitted_width(network, version) or width_in(fields.get(version))
+            if out[version] is None:
+                out[version] = seen_width(network, version, data)
+        else:
+            out[version] = None
+    return out
+
+
+def is_vector(field: StructField | None) -> bool:
+    return field is not None and isinstance(field.dataType, (VectorUDT, ArrayType))
+
+
+def fitted_width(network: Network, version: Version) -> int | None:
+    """The entries for which a stage that reads the column alone was fitted."""
+    for i in network.positions:
+        vertex, module = network.graph.vertices[i], network.module(i)
+        if version not in vertex.reads or vertex.reads[0] != version:
+            continue
+        if isinstance(module, VectorIndexer):
+            return module.size
+        if len(vertex.reads) == 1 or type(module).__name__ in ("GeneralizedLinearRegression",):
+            for name, axis in module.feature_axis.items():
+                held: Any = module
+                for part in name.split("."):
+                    held = getattr(held, part)
+                return int(held.shape[axis])
+        if vertex.stage is not None and hasattr(vertex.stage, "numFeatures"):
+            return int(vertex.stage.numFeatures)
+    return None
+
+
+def prepared_width(network: Network, version: Version) -> int | None:
+    """The entries of a column that plain stages prepare in Spark: the words of a vocabulary, or a number."""
+    i = -2 - version[1]
+    module, vertex = network.module(i), network.graph.vertices[i]
+    first = network.graph.casefold(vertex.prepared[0]) == version[0]
+    return len(module.words) if isinstance(module, Word2Vec) and first else None
+
+
+def seen_width(network: Network, version: Version, data: SchemaOrRows) -> int:
+    """The entries of a vector in the first row of the data."""
+    name = network.graph.name(version)
+    if isinstance(data, DataFrame):
+        frame = data if network.reference is None or version[1] == -1 else network.reference.transform(data)
+        column = named(name, in_struct=network.graph.in_struct(version))
+        try:
+            row = frame.select(column).where(column.isNotNull()).head()
+        except jvm.SparkError as e:
+            raise InputError(f"Spark failed while reading column {name!r}: {jvm.cause(e)}") from e
+        if row is not None:
+            return len(np.asarray(row[0].toArray() if hasattr(row[0], "toArray") else row[0]))
+    raise InputError(
+        f"how many entries the vectors in column {name!r} have is unknown: pass the data (schema=df), or widths={{{name!r}: ...}}"
+    )
