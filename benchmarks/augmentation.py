@@ -41,7 +41,8 @@ from sparkdiff.stages.trainable import LabelStats
 from sparkdiff.tensors.device import CPU
 from sparkdiff.training import augmentation
 from sparkdiff.training.distributed.worker import objectives
-from sparkdiff.training.loop import Training, train
+from sparkdiff.training.loop import train
+from sparkdiff.training.ongoing import Training
 from sparkdiff.training.parameters import load
 from sparkdiff.training.preparation import start_of
 from sparkdiff.training.recipes import FEW_ROWS, Recipe, recipes_for

@@ -70,7 +70,7 @@ BY_THE_CLOCK = (
     "sparkdiff.improvement",
     "sparkdiff.tuning",
     "sparkdiff.growth.clock",
-    "sparkdiff.training.loop",
+    "sparkdiff.training.ongoing",
     "flaml",
 )
 """Modules that stop by time."""

@@ -55,7 +55,8 @@ from sparkdiff.evaluation.scores import Score, score
 from sparkdiff.stages.trees import RandomForestRegression
 from sparkdiff.tensors.device import CPU, Place, home, module_of, moved, place, why_no_gpu
 from sparkdiff.training.distributed.worker import objectives
-from sparkdiff.training.loop import Training, train
+from sparkdiff.training.loop import train
+from sparkdiff.training.ongoing import Training
 
 TREES = "trees"
 FOREST, FEW = (100, 6, 1_000_000), (5, 3, 500)

@@ -211,7 +211,8 @@ def against_a_loop_by_hand(assignment: Any) -> float:
     from sparkdiff.evaluation.data import Data, rows_at_once
     from sparkdiff.stages.text import IDF
     from sparkdiff.training.distributed.worker import objectives
-    from sparkdiff.training.loop import Training, train
+    from sparkdiff.training.loop import train
+    from sparkdiff.training.ongoing import Training
 
     options = dataclasses.replace(assignment.options, maxEpochs=EPOCHS + 1, patience=EPOCHS + 1)
     start = dataclasses.replace(assignment.start, recipes=assignment.start.recipes[:1])

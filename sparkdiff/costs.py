@@ -18,7 +18,8 @@ from sparkdiff.fine_tuning.task import Task
 from sparkdiff.pipeline.network import Network
 from sparkdiff.report import Section, SectionTable, Shown, Strong
 from sparkdiff.training.distributed.worker import objectives
-from sparkdiff.training.loop import Training, train
+from sparkdiff.training.loop import train
+from sparkdiff.training.ongoing import Training
 from sparkdiff.training.preparation import start_of
 
 EPOCHS = 2

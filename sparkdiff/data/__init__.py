@@ -1,9 +1,9 @@
 """Which rows decide, the cache that Spark writes, and the batches that training reads from it.
 
 `splits` says which rows are for what (Source, Boundaries), `fingerprint` which cache they need (Request), `cache` opens it
-(open_cache, Cache), and `stream` (Stream, Batch) reads its files without Spark. `blocks` says into how many blocks rows are
-dealt, `folds` which rows judge which training of a cross-fitting, `rehearsal` what a cache would cost, `soft_labels` which rows
-stand for labels of class probabilities.
+(open_cache, Cache) and writes it from the rows of `frames`, and `stream` (Stream, Batch) reads its files without Spark.
+`blocks` says into how many blocks rows are dealt, `folds` which rows judge which training of a cross-fitting, `rehearsal` what
+a cache would cost, `soft_labels` which rows stand for labels of class probabilities.
 """
 
 __all__ = ["blocks", "cache", "fingerprint", "folds", "rehearsal", "soft_labels", "splits", "stream"]

@@ -16,8 +16,8 @@ from pyspark.sql import DataFrame, SparkSession
 from torch import Tensor
 
 from sparkdiff import jvm
-from sparkdiff.data.cache import blamed, check_request, frames_of, ran_by
 from sparkdiff.data.fingerprint import SHARDS, Request, content
+from sparkdiff.data.frames import blamed, check_request, frames_of, ran_by
 from sparkdiff.data.label_stats import stats_of
 from sparkdiff.data.layout import columns_of, sparse_fields, stored
 from sparkdiff.data.splits import SPLITS, find_boundaries

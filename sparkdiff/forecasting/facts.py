@@ -27,7 +27,8 @@ from sparkdiff.objectives.metric import Metric
 from sparkdiff.objectives.objective import Objective
 from sparkdiff.pipeline.network import Network
 from sparkdiff.training.distributed.worker import objectives
-from sparkdiff.training.loop import Training, one_thread_for_small_steps, train
+from sparkdiff.training.loop import one_thread_for_small_steps, train
+from sparkdiff.training.ongoing import Training
 from sparkdiff.training.parameters import flattened, load, trained
 from sparkdiff.training.preparation import Start, start_of
 from sparkdiff.training.recipes import Recipe

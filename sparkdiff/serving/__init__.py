@@ -5,7 +5,7 @@
 away one by one. `deletion` lists the single stages that a pipeline could do without. `saving` writes a model to a folder.
 
 `onnx_export` writes the translated stages as one ONNX file: `onnx_graph` makes nodes of arithmetic, and `onnx_stages`,
-`onnx_predictors` and `onnx_trees` say each stage in it.
+`onnx_predictors` and `onnx_trees` say each stage in it, `onnx_widths` how wide its inputs are.
 
 `scorer` answers requests without Spark: `compiling` finds the steps that the wanted columns need, `schedule` runs them,
 `requests` turns rows from outside into columns and back, `text` has the stages that read text, `java_text` what text is to

@@ -20,7 +20,7 @@ from sparkdiff.stages.trainable import FeatureStats, LabelStats
 from sparkdiff.store.digests import all_params, without_uids
 from sparkdiff.store.identity import identity
 from sparkdiff.store.run_folder import told
-from sparkdiff.training.loop import STATE
+from sparkdiff.training.ongoing import STATE
 from sparkdiff.training.parameters import NaturalUnits
 from sparkdiff.training.recipes import Recipe, recipes_for
 

@@ -23,7 +23,7 @@ from sparkdiff.options import Options
 from sparkdiff.store import files
 from sparkdiff.tensors.device import Place, gpus, module_of, place
 from sparkdiff.tensors.team import Team, tells_of_another
-from sparkdiff.training.loop import Training
+from sparkdiff.training.ongoing import Training
 
 FILE = "device.json"
 WARM, TIMED = 8, 32

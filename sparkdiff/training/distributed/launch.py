@@ -24,7 +24,7 @@ from sparkdiff.training.distributed.preflight import check_cluster, gives_gpus
 from sparkdiff.training.distributed.remote import CACHE, Post, check_limit
 from sparkdiff.training.distributed.shipping import equip
 from sparkdiff.training.distributed.worker import ROOM, SECONDS, Assignment, Checkpoints, seconds_per_step, work
-from sparkdiff.training.loop import ShortOfMemoryError, Training
+from sparkdiff.training.ongoing import ShortOfMemoryError, Training
 
 ATTEMPTS = 3
 Say = Callable[[str], None]

@@ -45,8 +45,9 @@ from sparkdiff.tensors.device import Place, module_of, place
 from sparkdiff.tensors.team import LostProcessError, Team, tells_of_another
 from sparkdiff.training import local_steps
 from sparkdiff.training.distributed import choice
-from sparkdiff.training.loop import Training, train
+from sparkdiff.training.loop import train
 from sparkdiff.training.monotone import Monotone
+from sparkdiff.training.ongoing import Training
 from sparkdiff.training.preparation import Start
 
 ROOM = "free some space, or set checkpointDir to a folder on a disk with more space"

@@ -24,7 +24,7 @@ from sparkdiff.objectives.metric import Metric
 from sparkdiff.objectives.objective import Objective
 from sparkdiff.options import Options
 from sparkdiff.tensors.team import Team
-from sparkdiff.training.loop import Training
+from sparkdiff.training.ongoing import Training
 from sparkdiff.training.parameters import flattened
 from sparkdiff.training.recipes import Recipe
 from sparkdiff.training.results import Trained

@@ -26,7 +26,8 @@ from sparkdiff.tensors.team import Team
 from sparkdiff.training.distributed.attempt import Attempt
 from sparkdiff.training.distributed.worker import Assignment, objectives
 from sparkdiff.training.form import _all_count
-from sparkdiff.training.loop import ShortOfMemoryError, Training, train
+from sparkdiff.training.loop import train
+from sparkdiff.training.ongoing import ShortOfMemoryError, Training
 from sparkdiff.training.recipes import Recipe
 
 pytestmark = pytest.mark.once

@@ -19,7 +19,7 @@ from sparkdiff.store.files import folder_size, free, full, room
 from sparkdiff.tensors.team import ALONE
 from sparkdiff.training.distributed.attempt import Attempt
 from sparkdiff.training.distributed.worker import Assignment, Checkpoints, work
-from sparkdiff.training.loop import Training
+from sparkdiff.training.ongoing import Training
 
 
 def test_a_checkpoint_without_room_leaves_the_one_before(tmp_path: Path) -> None:

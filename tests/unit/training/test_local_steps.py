@@ -17,7 +17,7 @@ from sparkdiff.tensors.device import home
 from sparkdiff.tensors.team import ALONE, Team
 from sparkdiff.training.distributed.worker import Assignment, work
 from sparkdiff.training.local_steps import LocalSteps
-from sparkdiff.training.loop import Training
+from sparkdiff.training.ongoing import Training
 from sparkdiff.training.recipes import Recipe
 
 

@@ -1,0 +1,336 @@
+"""`Training`: a training that is under way, with its candidates, their results so far, and the position in the data."""
+
+import dataclasses
+import itertools
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparkdiff.data.stream import Batch, Share
+from sparkdiff.errors import InputError, SparkdiffError
+from sparkdiff.evaluation.data import Data, scalar
+from sparkdiff.evaluation.ledger import Ledger, LedgerTrial
+from sparkdiff.evaluation.scores import Score
+from sparkdiff.machine import memory
+from sparkdiff.objectives.metric import Metric
+from sparkdiff.objectives.objective import Objective
+from sparkdiff.options import Options
+from sparkdiff.pipeline.graph import Version
+from sparkdiff.pipeline.network import Network
+from sparkdiff.stages.trainable import FeatureStats
+from sparkdiff.tensors.device import Place, home
+from sparkdiff.tensors.rows import Rows, taken
+from sparkdiff.training import states
+from sparkdiff.training.augmentation import Draw
+from sparkdiff.training.candidates import Candidates
+from sparkdiff.training.captured import CapturedSteps
+from sparkdiff.training.form import Form, Here
+from sparkdiff.training.monotone import Monotone
+from sparkdiff.training.parameters import NaturalUnits, flattened, load
+from sparkdiff.training.recipes import Recipe, by_newton
+from sparkdiff.training.results import Results, Standing, Trained
+
+SCORE_BYTES = 256 << 20
+"""Size of the margins of all candidates that a GPU computes at a time."""
+IN_TURN = "one after the other"
+STATE = 2
+"""Version of what `Training.state` holds; a run that was begun with another isn't gone on with."""
+
+
+class ShortOfMemoryError(SparkdiffError):
+    """One of several processes ran out of memory on its device."""
+
+
+class Training(Results):
+    """A running training: its candidates, their results so far, and the position in the data.
+
+    `state()` contains everything that `load()` needs to continue without a difference: bit for bit with the same
+    number of processes, and up to the order of additions with another number.
+    """
+
+    def __init__(
+        self, network: Network, recipes: Sequence[Recipe], options: Options, units: NaturalUnits, original: Score,
+        stats: Mapping[Version, FeatureStats] | None = None, monotone: Monotone | None = None, epochs: int | None = None,
+    ):  # fmt: skip
+        super().__init__(flattened(network), recipes, options, original, epochs)
+        self.network, self.units = network, units
+        self.here = Here(network, units, stats or {}, monotone, network)
+        self.step, self.ended = 0, False  # the next step of the current epoch
+        self.began, self.before = time.monotonic(), 0.0  # seconds of training until this process resumed it
+        self.unsaved = ""  # the first checkpoint that couldn't be written, and why
+        self.fallbacks: list[str] = []  # what was done where memory was short, and what else is slower than it could be
+        self.graphs = True  # whether steps on a GPU may be graphs; benchmarks measure them without
+        self.parts = 1  # in how many parts, one after the other, the candidates train in an epoch
+        self.candidates: Candidates | None = None  # those that are active, from the first step on, unless in parts
+        self._form: Form | None = None
+        self._graphs: CapturedSteps | None = None
+        self._saved: Mapping[str, Any] | None = None  # the candidates at the beginning of the epoch, or in a checkpoint
+        self._before: dict[str, Any] = {}  # the state then, to return to where memory was short
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training, those before the checkpoint that it was resumed from included."""
+        return self.before + time.monotonic() - self.began
+
+    @property
+    def cut(self) -> str:
+        """That maxSeconds ended the training, while candidates were active; empty if not."""
+        if self.epochs is not None or not (self.ended and self.active and self.epoch <= self.options.maxEpochs):
+            return ""
+        return (
+            f"maxSeconds={self.options.maxSeconds:g} ended training after epoch {self.epoch - 1}, when {len(self.active)} of "
+            f"{len(self.recipes)} candidates had not stopped: with more time they may gain more"
+        )
+
+    def move(self, place: Place) -> None:
+        """Compute at this place from now on; results, and what is saved, stay on the CPU.
+
+        Raises:
+            InputError: the network alone does not fit into the memory there.
+        """
+        try:
+            self.here = self.here.at(place)
+        except torch.OutOfMemoryError as e:
+            why = str(e).splitlines()[0]
+            raise InputError(
+                f"the network does not fit into the memory of {place.name} ({why}): set device='cpu'"
+            ) from e
+
+    def begin(self, data: Data) -> None:
+        """Find out how the candidates can train together on these data."""
+        self.began = time.monotonic()
+        self._form = Form.of(self.here, self.recipes, self.options, data)
+        memory.trim()  # of wide networks, what finding the affine form took
+
+    def settled(self, data: Data) -> Data:
+        """The data with their rows on the device, if all fit there beside what training needs."""
+        stream, team, place = data.stream, data.team, self.here.place
+        if place.on_cpu:
+            return data
+        count, width = len(self.active), max(1, self.network.head.classes)
+        data = dataclasses.replace(data, rows=max(1024, min(data.rows, SCORE_BYTES // (8 * count * width))))
+        # u, its moments and average; parameters, gradients and their forms by u; what a graph is compared with.
+        vectors = 12 * 8 * count * len(self.units.unit)
+        kept = 32 * count * stream.rows("validation")  # of a metric that is no mean over rows
+        if not stream.resident or stream.fits(
+            ("train", "validation"), vectors + kept + SCORE_BYTES, team.rank, team.world
+        ):
+            return data
+        self.reduce(1)
+        return dataclasses.replace(data, stream=stream.on(place, resident=False))
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all processes have the same state, which one of them can save for all."""
+        local = self.candidates.local if self.candidates is not None else None
+        return local is None or not local.alone
+
+    def turns(self) -> Iterator[Candidates]:
+        """The active candidates for the steps of an epoch: all together, or part by part where memory is short."""
+        assert self._form is not None
+        active, first, every = self.active, self.step, [self.recipes[k] for k in self.active]
+        if self.parts == 1 and self.candidates is None:
+            self.candidates = self._form.candidates(every)
+            if self._saved is not None:
+                self.candidates.load(self._saved)
+        if not self.here.place.on_cpu:
+            self._saved = states.at_home(self.candidates.state()) if self.candidates else self._saved
+            self._before = self._results() | {"candidates": self._saved}
+        if self.candidates:
+            yield self.candidates
+            return
+        parts = []
+        for rows in states.divided(len(active), self.parts):
+            part, self.step = self._form.candidates([every[j] for j in rows], every), first
+            if self._saved is not None:
+                part.load(states.of(self._saved, rows, by_newton(every)))
+            yield part
+            parts.append(states.at_home(part.state()))
+            self._graphs = None
+            del part  # before there is another
+        self._saved = states.joined(parts)
+
+    def with_less(self, data: Data, why: str) -> Data:
+        """Return to the beginning of the epoch after torch ran out of memory, and go on with less on the device: with rows that
+        are copied there, then with fewer candidates at a time. Returns the data to go on with.
+
+        Raises:
+            InputError: one candidate alone is too much.
+            ShortOfMemoryError: other processes wait for this one, so that all have to begin again with less.
+        """
+        place, short = self.here.place, f"training ran out of memory on {self.here.place.name}"
+        self.candidates = self._graphs = self._form = None
+        if self._before:
+            self.load({**self._before, "fallbacks": self.fallbacks, "unsaved": self.unsaved, "seconds": self.seconds})
+        if not data.stream.resident and self.parts >= len(self.active):
+            raise InputError(
+                f"{short} with one candidate at a time ({why}): set device='cpu', a smaller batchSize, or precision='float32'"
+            )
+        if data.team.world > 1:
+            raise ShortOfMemoryError(f"process {data.team.rank}: {short} ({why})")
+        self.reduce(1 if data.stream.resident else 1 + self.parts.bit_length())
+        stream = data.stream.on(place, resident=False)
+        data.stream.leave()
+        return dataclasses.replace(data, stream=stream)
+
+    def reduce(self, level: int) -> None:
+        """Keep less on the device: from level 1 on not the rows, from level 2 on 2, 4, ... parts of the candidates in turn."""
+        self.parts = max(1, min(2 ** (level - 1), len(self.active)))
+        name, told = self.here.place.name, _passing(self.here.place)
+        if self.parts > 1:
+            told = f"the candidates do not fit into the memory of {name}: they train in {self.parts} parts, {IN_TURN}"
+        self.fallbacks = [*[f for f in self.fallbacks if IN_TURN not in f and f != told], told]
+
+    def state(self) -> dict[str, Any]:
+        """All that is needed to go on; where the candidates train part by part, from the beginning of the epoch on."""
+        if self.parts > 1 and not self.ended:
+            own = self._before or self._results() | {"candidates": self._saved}
+        else:
+            candidates = self.candidates.state() if self.candidates and not self.ended else None
+            own = self._results() | {"candidates": states.at_home(candidates)}
+        return own | {"unsaved": self.unsaved, "seconds": self.seconds, "fallbacks": self.fallbacks}
+
+    def _results(self) -> dict[str, Any]:
+        return {
+            "epoch": self.epoch, "step": self.step, "ended": self.ended, "history": list(self.history),
+            "gains": torch.stack(self.gains) if self.gains else torch.empty(0), "columns": list(self.columns),
+            "standings": [dict(vars(s)) for s in self.standings],
+        }  # fmt: skip
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Continue from a state.
+
+        Raises:
+            InputError: an earlier version wrote it in the middle of a training that this version would do differently.
+        """
+        if (state["candidates"] or {}).get("behind") is not None:
+            raise InputError(
+                "the checkpoint was written by an earlier version, in which the weights of columns without entries caught up "
+                "later; now they wait. Choose another runId, or delete the folder of the run to start again"
+            )
+        self.epoch, self.step, self.ended = state["epoch"], state["step"], state["ended"]
+        self.history, self.gains = list(state["history"]), list(state["gains"])
+        self.columns = [(k, epoch) for k, epoch in state["columns"]]
+        # Earlier versions, in which every better epoch counted, saved neither `counted` nor `seconds`.
+        self.standings = [Standing(**{"counted": s["gain"], **s}) for s in state["standings"]]
+        self._saved, self.unsaved, self.before = state["candidates"], state["unsaved"], state.get("seconds", 0.0)
+        self.began, self.fallbacks = time.monotonic(), list(state.get("fallbacks", []))
+
+    def fit(self, candidates: Candidates, data: Data, batch: Batch, objective: Objective) -> None:
+        """One step of every active candidate on the rows of a batch that belong to this process (there may be none).
+
+        Where a candidate augments, the batch holds all rows of the virtual shards that this process has a share of.
+        """
+        o, team = self.options, data.team
+        sums, of_weight = candidates.updates.matrix.sums, candidates.updates.matrix.weight
+        draw = Draw((), (o.seed, self.epoch, self.step), self.here.stats)
+        groups = {}
+        if objective.batch is not None:
+            groups = {name: scalar(batch, c.name) for name, c in data.stream.slices.items()}
+        values, label, weight = data.values(batch), scalar(batch, "label"), scalar(batch, "weight")
+        if candidates.augments:
+            shares = data.stream.shares("train", o.batchSize, self.step, team.rank, team.world)
+            draw = dataclasses.replace(draw, shards=[(s.shard, s.rows) for s in shares])
+            if any(s.last - s.first < s.rows for s in shares):
+                own = self.here.place.numbers(_own(shares), wait=False)
+                draw = dataclasses.replace(draw, whole=(values, (label, weight)), own=own)
+                values, label, weight = {v: taken(x, own) for v, x in values.items()}, label[own], weight[own]
+                groups = {name: code[own] for name, code in groups.items()}
+        graphs = None if candidates.u.is_cpu else self._captured(candidates, objective, values)
+        if graphs is not None and len(weight):
+            graphs.add(candidates.augmenter.views(values, (label, weight), draw), weight)
+        else:
+            sums.zero_()
+            candidates.add(values, (label, weight), objective, draw, groups=groups, team=team)
+        if candidates.local is not None:
+            last = self.step + 1 == data.stream.steps("train", o.batchSize)
+            candidates.step_apart(team, objective.scale, self._factor(data), last=last)
+            return
+        team.sum_(sums)
+        if graphs is not None:
+            graphs.step(self._factor(data))
+        elif bool(of_weight > 0):
+            candidates.step(objective.scale, self._factor(data))
+
+    def _captured(
+        self, candidates: Candidates, objective: Objective, values: Mapping[Version, Rows]
+    ) -> CapturedSteps | None:
+        """The steps of these candidates as graphs of the GPU, where they can be."""
+        if self._graphs is None or self._graphs.candidates is not candidates:
+            self._graphs = CapturedSteps(candidates, objective, values)
+        return self._graphs if self.graphs and self._graphs.possible else None
+
+    def _factor(self, data: Data) -> float:
+        """The schedule's factor of the learning rate at this step."""
+        if self.options.schedule == "constant":
+            return 1.0
+        done = self.epoch - 1 + self.step / data.stream.steps("train", self.options.batchSize)
+        return 0.5 * (1 + math.cos(math.pi * done / self.options.maxEpochs))
+
+    def validate(
+        self, candidates: Candidates, data: Data, objective: Objective, metric: Metric, active: Sequence[int]
+    ) -> None:  # fmt: skip
+        """Measure candidates on the validation split, after the steps of an epoch.
+
+        Args:
+            active: their numbers among all.
+        """
+        losses = candidates.end_epoch(objective.scale)
+        if candidates.lazy:
+            memory.trim()  # its steps took blocks of ever other sizes, between which more and more is free
+        scores, parameters = candidates.scores(data, "validation", metric)
+        for j, (k, loss, now) in enumerate(zip(active, losses, scores, strict=True)):
+            if self.record(k, loss, now):
+                self.standings[k].flat = home(parameters(j))
+        if candidates.lazy:
+            memory.trim()
+
+    def end_epoch(self, data: Data, active: Sequence[int]) -> None:
+        """End the epoch; of the candidates that were active in it, those that are no longer leave."""
+        if self._graphs is not None and self._graphs.failed:
+            told = f"steps on {self.here.place.name} start their kernels one by one, which is slower: {self._graphs.failed}"
+            self.fallbacks = list(dict.fromkeys([*self.fallbacks, told]))
+        self.epoch, self.step = self.epoch + 1, 0
+        last = self.options.maxEpochs if self.epochs is None else self.epochs
+        self.ended = self.epoch > last or not self.active or self._over(data)
+        rows = [j for j, k in enumerate(active) if self.standings[k].active]
+        if rows and len(rows) < len(active):
+            if self.candidates is not None:
+                self.candidates = self.candidates.kept(rows)
+            elif self._saved is not None:
+                self._saved = states.of(self._saved, rows, by_newton([self.recipes[k] for k in active]))
+                self.parts = min(self.parts, len(rows))
+
+    def _over(self, data: Data) -> bool:
+        """Whether maxSeconds have passed, by the clock of the first process, so that all processes end after the same epoch."""
+        if self.options.maxSeconds is None:
+            return False
+        seconds = torch.tensor(0.0 if data.team.rank else self.seconds, dtype=torch.float64)
+        data.team.sum_(seconds)
+        return float(seconds) >= self.options.maxSeconds
+
+    def found(self, network: Network) -> Trained:
+        """The result of the training; `network` is the original."""
+        best = self.chosen
+        out, moved = network.clone(), {}
+        if best.column >= 0:
+            load(out, best.flat)
+            moved = self.units.moved(network, best.flat)
+        ledger = Ledger(
+            torch.stack(self.gains), self.original.weights, [LedgerTrial(*c) for c in self.columns], best.column
+        )
+        return Trained(self.history, ledger, out, moved)
+
+
+def _passing(place: Place) -> str:
+    return f"the rows and the training do not fit into the memory of {place.name}: rows are copied there batch by batch"
+
+
+def _own(shares: Sequence[Share]) -> Tensor:
+    """The indices of the rows of a process among all rows of its shards."""
+    starts = itertools.accumulate((s.rows for s in shares), initial=0)
+    return torch.cat([torch.arange(start + s.first, start + s.last) for start, s in zip(starts, shares, strict=False)])
