@@ -15,7 +15,8 @@ from pyspark.sql import DataFrame
 from sparkdiff.machine import paths, secrets
 from sparkdiff.report import Events
 from sparkdiff.tracking import JSONLines, TensorBoard
-from sparkdiff.tracking.mlflow_runs import Callback, is_logged, log, mlflow
+from sparkdiff.tracking.mlflow_runs import Callback, is_logged, log
+from sparkdiff.tracking.mlflow_values import mlflow
 
 Made = TypeVar("Made")
 TOLD_ONCE = ("uri", "experiment", "runName")

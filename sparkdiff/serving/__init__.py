@@ -8,8 +8,9 @@ away one by one. `deletion` lists the single stages that a pipeline could do wit
 `onnx_predictors` and `onnx_trees` say each stage in it, `onnx_widths` how wide its inputs are.
 
 `scorer` answers requests without Spark: `compiling` finds the steps that the wanted columns need, `schedule` runs them,
-`requests` turns rows from outside into columns and back, `text` has the stages that read text, `java_text` what text is to
-Java, and `stored` writes and reads a scorer without pickle. `torch_transformer` scores a DataFrame by torch, in Spark.
+`requests` turns rows from outside into columns (`request_values` has their types), `results` turns columns back, `text` has the
+stages that read text, `java_text` what text is to Java, and `stored` writes and reads a scorer without pickle.
+`torch_transformer` scores a DataFrame by torch, in Spark.
 """
 
 __all__ = ["compact", "deletion", "onnx_export", "saving", "scorer", "torch_transformer"]

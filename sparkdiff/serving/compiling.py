@@ -14,7 +14,7 @@ from sparkdiff.pipeline.nesting import Path, flatten, replaced
 from sparkdiff.pipeline.schema import SchemaOrRows, fields_by_name, known_fields
 from sparkdiff.pipeline.translation import linked, with_modules
 from sparkdiff.serving.java_text import NotServedError
-from sparkdiff.serving.requests import Source
+from sparkdiff.serving.request_values import Source
 from sparkdiff.serving.schedule import (
     NOWHERE,
     Entry,

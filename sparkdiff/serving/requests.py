@@ -1,10 +1,8 @@
-"""Rows from outside (a dict, dicts, pandas, Arrow) as columns of numbers and of Python's objects, and results back."""
+"""Rows from outside (a dict, dicts, pandas, Arrow) as columns of numbers and of Python's objects."""
 
-import itertools
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from decimal import Context, Decimal
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -14,97 +12,9 @@ from pyspark.ml.linalg import DenseVector, SparseVector
 from torch import Tensor
 
 from sparkdiff.errors import InputError, did_you_mean, kind_of
-from sparkdiff.pipeline.columns import VECTOR, WIDE, from_arrow, to_arrow
+from sparkdiff.pipeline.columns import VECTOR, from_arrow
+from sparkdiff.serving.request_values import DECIMAL, Source, plain, typed
 from sparkdiff.tensors.rows import Rows, SparseRows, offsets_of
-
-WHOLE = ("tinyint", "smallint", "int", "bigint")
-
-
-@dataclass(frozen=True)
-class Source:
-    """A column that a scorer reads from outside.
-
-    Attributes:
-        name: as the pipeline spells it.
-        path: the column, then the fields of the structs on the way to it.
-        kind: its type in Spark, as `simpleString`; empty where no schema was given.
-    """
-
-    name: str
-    path: tuple[str, ...]
-    kind: str = ""
-
-    @property
-    def vectors(self) -> bool:
-        """Whether the schema says that numbers read from it are vectors."""
-        return self.kind.startswith(("vector", "array<"))
-
-    def bad(self, value: Any, why: str) -> InputError:
-        return InputError(f"column {self.name!r} holds {shown(value)}, {why}")
-
-
-def shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-# Objects ----------------------------------------------------------------------------------------------------------------
-
-
-def plain(v: Any) -> Any:
-    """A value of numpy or pandas as Python's; a float32 stays one, as its text is another."""
-    if v is None or isinstance(v, (str, bool, int, np.float32, np.int32)):
-        return v
-    if isinstance(v, float):
-        return float(v)
-    if isinstance(v, np.generic):
-        return v.item()
-    if isinstance(v, (list, tuple)) or (isinstance(v, np.ndarray) and v.ndim):
-        return [plain(x) for x in v]
-    return None if type(v).__name__ in ("NAType", "NaTType") else v
-
-
-def typed(v: Any, source: Source, kind: str) -> Any:
-    """A plain value as the type that the schema gives its column."""
-    if v is None:
-        return None
-    if kind.startswith("array<"):
-        if not isinstance(v, list):
-            raise source.bad(v, f"but the schema has {kind}")
-        return [typed(x, source, kind[6:-1]) for x in v]
-    if isinstance(v, (int, float, np.number, Decimal)) and not isinstance(v, bool):
-        try:
-            found = _typed_number(v, kind)
-        except (OverflowError, ArithmeticError, ValueError):
-            found = None
-        if found is not None:
-            return found
-        raise source.bad(v, f"but the schema has {kind}")
-    is_other = kind in ("double", "float", *WHOLE) or kind.startswith("decimal")
-    if is_other or (kind == "string") != isinstance(v, str) or (kind == "boolean" and not isinstance(v, bool)):
-        raise source.bad(v, f"but the schema has {kind}")
-    return v
-
-
-def _typed_number(v: Any, kind: str) -> Any:
-    """A number as one of this type; None if the type has no such number."""
-    if kind in ("double", "float"):
-        with np.errstate(over="ignore"):
-            return float(v) if kind == "double" else np.float32(float(v))
-    if kind in WHOLE:
-        if not math.isfinite(v) or v != int(v):
-            return None
-        return int(v) if kind == "bigint" or not -(2**31) <= v < 2**31 else np.int32(v)
-    if kind.startswith("decimal"):  # its text has as many digits behind the point as the type says
-        precision, scale = map(int, kind[8:-1].split(","))
-        given = v if isinstance(v, (Decimal, int)) else repr(float(v))
-        found = Decimal(given).quantize(Decimal(1).scaleb(-scale), context=Context(prec=precision))
-        return found if found == Decimal(given) else None
-    return None if kind in ("string", "boolean") else v
-
-
-DECIMAL = "decimal(38,18)"
-"""The type that Spark takes a Decimal of Python for, where nothing else tells one."""
 
 
 def objects(column: "Column", source: Source) -> list[Any]:
@@ -410,59 +320,3 @@ def table_of(rows: Any, casefold: Callable[[str], str]) -> Table:
         f"predict() takes a dict, a list of dicts, a pandas DataFrame or an Arrow table, got {kind_of(rows)}"
         f"{way if hasattr(rows, 'isStreaming') else ''}"
     )
-
-
-# Results ----------------------------------------------------------------------------------------------------------------
-
-
-def result_objects(column: Any, null: Tensor | None, kind: str) -> list[Any]:
-    """A computed column as Python's objects: numbers, numpy arrays (d,), sparse vectors, text."""
-    if isinstance(column, list):
-        return column
-    if isinstance(column, SparseRows):
-        ends = itertools.pairwise(column.offsets.tolist())
-        indices, stored = column.indices.numpy(), column.values.numpy()
-        return [SparseVector(column.width, indices[a:b], stored[a:b]) for a, b in ends]
-    if column.ndim == 2:
-        return list(column.numpy())
-    values: list[Any] = column.tolist()
-    if kind in ("int", "bigint"):
-        values = [int(v) if v == v else v for v in values]
-    if null is not None:
-        values = [None if absent else v for v, absent in zip(values, null.tolist(), strict=True)]
-    return values
-
-
-def result_arrow(column: Any, null: Tensor | None, kind: str) -> pa.Array:
-    """A computed column as Arrow: numbers, lists of doubles, Spark's own form of wide sparse vectors, text."""
-    if isinstance(column, list):
-        return pa.array(column, arrow_type(kind))
-    if isinstance(column, SparseRows):
-        if column.width > WIDE:
-            return to_arrow(column)
-        column = column.to_dense()
-    if column.ndim == 2:
-        return pa.FixedSizeListArray.from_arrays(pa.array(column.reshape(-1).numpy()), column.shape[1])
-    array = pa.array(column.numpy(), mask=None if null is None else null.numpy())
-    return array.cast(arrow_type(kind), safe=kind != "bigint")
-
-
-def arrow_type(kind: str) -> pa.DataType:
-    """The type in Arrow of a computed column that is no vector, by its type in Spark."""
-    known = {
-        "int": pa.int32(), "bigint": pa.int64(), "float": pa.float32(), "string": pa.string(),
-        "array<string>": pa.list_(pa.string()),
-    }  # fmt: skip
-    return known.get(kind, pa.float64())
-
-
-def joined(parts: Sequence[pa.Array]) -> pa.Array:
-    """The parts of a computed column as one; vectors that are dense in some parts and sparse in others get Spark's own form."""
-    if len({part.type for part in parts}) > 1:
-        parts = [_spark_form(part) if pa.types.is_fixed_size_list(part.type) else part for part in parts]
-    return pa.concat_arrays(parts)
-
-
-def _spark_form(part: pa.Array) -> pa.Array:
-    flat = np.array(part.flatten(), dtype=np.float64)
-    return to_arrow(torch.from_numpy(flat).view(len(part), part.type.list_size))

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from sparkdiff.errors import InputError
-from sparkdiff.serving.requests import DictRows, Source, Table, numbers, objects, shown, value_of
+from sparkdiff.serving.request_values import Source, shown
+from sparkdiff.serving.requests import DictRows, Table, numbers, objects, value_of
 from sparkdiff.serving.text.base import BadValueError, TextStage, as_objects
 from sparkdiff.stages.base import StageModule
 from sparkdiff.tensors.rows import Rows, SparseRows, width

@@ -13,7 +13,8 @@ from sparkdiff.pipeline.schema import SchemaOrRows
 from sparkdiff.serving import stored
 from sparkdiff.serving.compiling import scheduled, warm
 from sparkdiff.serving.few_rows import steps
-from sparkdiff.serving.requests import arrow_type, joined, result_arrow, result_objects, table_of
+from sparkdiff.serving.requests import table_of
+from sparkdiff.serving.results import arrow_type, joined, result_arrow, result_objects
 from sparkdiff.serving.schedule import NOWHERE, Output, Schedule, Values
 
 ROWS = 8192

@@ -4,125 +4,40 @@ MLflow is imported only when something is to be logged.
 """
 
 import contextlib
-import hashlib
 import importlib
-import json
 import tempfile
 import time
-import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pyspark.ml.functions import vector_to_array
-from pyspark.ml.linalg import VectorUDT
 from pyspark.sql import DataFrame
 
 from sparkdiff import jvm
 from sparkdiff.errors import InputError, check_dataframe, kind_of
-from sparkdiff.machine.secrets import hidden
-from sparkdiff.pipeline.names import named
 from sparkdiff.pipeline.nesting import flatten
 from sparkdiff.pipeline.plan import plan as plan_of
-from sparkdiff.pipeline.translation import translated
 from sparkdiff.report import Events
 from sparkdiff.report.observing import Observer, observe
-from sparkdiff.report.page import page
 from sparkdiff.store.digests import hash_of
-from sparkdiff.tracking.values import CurvePoint, metrics, params, plain, points, text
+from sparkdiff.tracking.mlflow_models import log_model
+from sparkdiff.tracking.mlflow_values import (
+    TOLD,
+    digest_of,
+    log_figures,
+    log_pages,
+    log_params,
+    log_values,
+    metrics_of,
+    mlflow,
+    tags_of,
+)
+from sparkdiff.tracking.values import CurvePoint, points, text
 
-ARTIFACT = "model"
-"""The folder of the model among the artifacts of a run."""
 ALIAS, NEVER = "challenger", "champion"
 """The alias of a version that is registered here, and one that only its users give."""
-TOGETHER = {"metrics": 1000, "params": 100, "tags": 100}
-"""How many values MLflow's server takes at once."""
 OFTEN = 5.0
 """Seconds between two requests while a fit runs."""
-ROWS, WIDEST = 5, 1000
-"""Rows of an input example, and the length of vectors above which there is none."""
-TOLD = "sparkdiff.summary"
-"""A tag of runs with the digest of the summary whose curves and figures they have, which are not logged again."""
-
-
-def mlflow() -> Any:
-    """The package.
-
-    Raises:
-        InputError: it is not installed.
-    """
-    try:
-        importlib.import_module("mlflow.spark")
-        return importlib.import_module("mlflow")
-    except ImportError as e:
-        raise InputError(f'this needs MLflow ({e}): pip install "sparkdiff[mlflow]"') from e
-
-
-# Values ---------------------------------------------------------------------------------------------------------------
-
-
-def _log(client: Any, run_id: str, **values: Sequence[Any]) -> None:
-    """Log metrics, params or tags, as many at a time as the server takes."""
-    for kind, entities in values.items():
-        for i in range(0, len(entities), TOGETHER[kind]):
-            client.log_batch(run_id, **{kind: entities[i : i + TOGETHER[kind]]})
-
-
-def _measured(entities: Any, found: Iterable[CurvePoint]) -> list[Any]:
-    now = round(time.time() * 1000)
-    return [entities.Metric(p.name, p.value, now, p.step) for p in found]
-
-
-def _tags(entities: Any, values: Mapping[str, Any]) -> list[Any]:
-    return [entities.RunTag(f"sparkdiff.{name}", text(value)) for name, value in values.items() if value is not None]
-
-
-def _digest(summary: Any) -> str:
-    return hashlib.sha256(json.dumps(plain(summary), sort_keys=True, default=str).encode()).hexdigest()[:32]
-
-
-def _log_params(client: Any, run_id: str, asked: Mapping[str, str]) -> None:
-    """Log params; MLflow's own logging of `fit` may have named some as they were given."""
-    entities, known = importlib.import_module("mlflow.entities"), client.get_run(run_id).data.params
-    renamed = {k if known.get(k, v) == v else f"sparkdiff.{k}": v for k, v in asked.items()}
-    _log(client, run_id, params=[entities.Param(k, v) for k, v in renamed.items()])
-
-
-def _log_figures(client: Any, run_id: str, summary: Any) -> None:
-    """Log what was asked, the figures of the decision, and the dataset."""
-    entities, told = importlib.import_module("mlflow.entities"), plain(summary)
-    tags = {name: told[name] for name in ("decision", "reason")}
-    tags |= {f"version.{name}": version for name, version in told.get("versions", {}).items()}
-    _log_params(client, run_id, params(summary))
-    measured = _measured(entities, (CurvePoint(k, v, 0) for k, v in metrics(summary).items()))
-    _log(client, run_id, metrics=measured, tags=_tags(entities, tags))
-    _log_dataset(client, run_id, told)
-    client.set_tag(run_id, TOLD, _digest(summary))
-
-
-def _log_pages(
-    client: Any, run_id: str, summary: Any, plan: Any = None, trials: Sequence[Mapping[str, Any]] = ()
-) -> None:  # fmt: skip
-    """Log summary.json, the report and the plan."""
-    told, history = plain(summary), getattr(summary, "records", [])
-    client.log_text(run_id, json.dumps(told, indent=2), "summary.json")
-    drawn = None if plan is None else json.loads(plan.toJSON())
-    client.log_text(run_id, page(told, history, plan=drawn, trials=hidden(trials)), "report.html")
-    if plan is not None:
-        client.log_text(run_id, str(plan), "plan.txt")
-        client.log_text(run_id, plan.draw()._repr_svg_(), "plan.svg")
-
-
-def _log_dataset(client: Any, run_id: str, told: Mapping[str, Any]) -> None:
-    """The rows as a dataset of the run, known by the fingerprint of their cache."""
-    known = told.get("cache") or {}
-    if not known.get("fingerprint"):
-        return
-    entities = importlib.import_module("mlflow.entities")
-    source = json.dumps({"fingerprint": known["fingerprint"], "versions": known.get("versions", [])})
-    rows = entities.Dataset("rows", known["fingerprint"][:36], "sparkdiff", source)
-    client.log_inputs(run_id, [entities.DatasetInput(rows)])
-    client.set_tag(run_id, "sparkdiff.fingerprint", known["fingerprint"])
 
 
 # While a fit runs -----------------------------------------------------------------------------------------------------
@@ -182,8 +97,8 @@ class Callback(Events):
         try:
             self._send()
             client, run_id = self._mlflow.MlflowClient(), self.run()
-            _log_figures(client, run_id, record)
-            _log_pages(client, run_id, record)
+            log_figures(client, run_id, record)
+            log_pages(client, run_id, record)
         finally:
             self.end("FINISHED")
 
@@ -199,7 +114,7 @@ class Callback(Events):
 
     def _send(self) -> None:
         entities = importlib.import_module("mlflow.entities")
-        _log(self._mlflow.MlflowClient(), self.run(), metrics=_measured(entities, self._waiting))
+        log_values(self._mlflow.MlflowClient(), self.run(), metrics=metrics_of(entities, self._waiting))
         self._waiting, self._sent = [], time.monotonic()
 
     def run(self) -> str:
@@ -271,11 +186,11 @@ def log(
     wanted = registeredModelName is not None and (registerOriginal or not _kept(tuned.summary))
     if wanted and rows is None:
         raise InputError("a registered model needs a signature: log(tuned, df) takes it from the rows of df")
-    with _active(package, runId, _digest(tuned.summary)) as run_id:
+    with _active(package, runId, digest_of(tuned.summary)) as run_id:
         client = package.MlflowClient()
         _log_result(client, run_id, tuned)
         lineage = _log_lineage(client, run_id, tuned, parentRunId)
-        info = _log_model(
+        info = log_model(
             package, tuned.pipelineModel, rows, dfsTmpdir, registeredModelName if wanted else None, lineage
         )
         if wanted:
@@ -321,13 +236,13 @@ def _log_result(client: Any, run_id: str, tuned: Any) -> None:
     """All of a result but its model; curves and figures only where they have not been logged while it ran."""
     entities = importlib.import_module("mlflow.entities")
     trials = getattr(tuned, "records", ())
-    if client.get_run(run_id).data.tags.get(TOLD) != _digest(tuned.summary):
+    if client.get_run(run_id).data.tags.get(TOLD) != digest_of(tuned.summary):
         rows = trials or getattr(tuned.summary, "records", [])
-        _log(client, run_id, metrics=_measured(entities, (p for row in rows for p in points(row))))
-        _log_figures(client, run_id, tuned.summary)
+        log_values(client, run_id, metrics=metrics_of(entities, (p for row in rows for p in points(row))))
+        log_figures(client, run_id, tuned.summary)
     stages = ", ".join(type(stage).__name__ for _, stage in flatten(tuned.pipelineModel))
-    _log_params(client, run_id, {"stages": text(stages)})
-    _log_pages(client, run_id, tuned.summary, _plan(tuned), trials)
+    log_params(client, run_id, {"stages": text(stages)})
+    log_pages(client, run_id, tuned.summary, _plan(tuned), trials)
 
 
 def _plan(tuned: Any) -> Any:
@@ -346,7 +261,7 @@ def _log_lineage(client: Any, run_id: str, tuned: Any, parent: str | None) -> di
         told["parentHash"] = told["modelHash"] if original is tuned.pipelineModel else hash_of(original, None, folder)
     told["parentRunId"] = parent or _run_of(client, run_id, told.get("parentHash"))
     found = {name: value for name, value in told.items() if value is not None}
-    _log(client, run_id, tags=_tags(importlib.import_module("mlflow.entities"), found))
+    log_values(client, run_id, tags=tags_of(importlib.import_module("mlflow.entities"), found))
     return found
 
 
@@ -379,52 +294,6 @@ def _runs_of(client: Any, experiment: str, content: str | None, condition: str =
         return []
     wanted, order = f"tags.`sparkdiff.modelHash` = '{content}'{condition}", ["attributes.start_time DESC"]
     return list(client.search_runs([experiment], wanted, order_by=order, max_results=2))
-
-
-def _log_model(
-    package: Any, model: Any, rows: DataFrame | None, tmpdir: str | None, name: str | None, metadata: Mapping[str, str]
-) -> Any:
-    signature, example = None, None
-    if rows is not None:
-        try:
-            signature, example = _signature(model, rows)
-        except package.exceptions.MlflowException as e:  # a type of columns that it has no name for
-            if name is not None:
-                raise
-            warnings.warn(f"the model has no signature in MLflow: {e}", RuntimeWarning, stacklevel=3)
-    return package.spark.log_model(
-        model, ARTIFACT, signature=signature, input_example=example, dfs_tmpdir=tmpdir, registered_model_name=name,
-        # Known; to infer them MLflow would start another Spark.
-        pip_requirements=package.spark.get_default_pip_requirements(),
-        metadata={f"sparkdiff.{key}": value for key, value in metadata.items()},
-    )  # fmt: skip
-
-
-def _signature(model: Any, rows: DataFrame) -> tuple[Any, Any]:
-    """The columns that a model reads and its prediction, as MLflow's signature; and a few rows, None where vectors are wide."""
-    inputs = rows.select(*map(named, _inputs(model, rows))).limit(ROWS)
-    last = next((s for _, s in reversed(flatten(model)) if s.hasParam("predictionCol")), None)
-    outputs = model.transform(inputs)
-    outputs = outputs.select(named(last.getPredictionCol())) if last is not None else outputs
-    signature = importlib.import_module("mlflow.models").infer_signature(inputs, outputs)
-    vectors = [f.name for f in inputs.schema if isinstance(f.dataType, VectorUDT)]
-    shown = inputs.select(*[vector_to_array(named(c)).alias(c) if c in vectors else named(c) for c in inputs.columns])
-    found = shown.toPandas()
-    wide = any(len(value) > WIDEST for c in vectors for value in found[c] if value is not None)
-    return signature, None if wide or found.empty else found
-
-
-def _inputs(model: Any, rows: DataFrame) -> list[str]:
-    """The columns of the rows that a model reads; all of them where a stage may read any."""
-    graph = translated(model, rows)
-    if any(v.opaque for v in graph.vertices):
-        return rows.columns
-    read = {name for v in graph.vertices for name, _ in v.sources}
-    needed = {
-        name for v in graph.vertices for name, writer in v.sources
-        if writer == -1 and not (v.passed_over and not graph.writes(v.position, read))
-    }  # fmt: skip
-    return [column for column in rows.columns if graph.casefold(column) in needed]
 
 
 # Of its own accord ----------------------------------------------------------------------------------------------------

@@ -12,17 +12,9 @@ import torch
 from sparkdiff.errors import InputError
 from sparkdiff.serving import java_text as java
 from sparkdiff.serving.java_text import NotServedError
-from sparkdiff.serving.requests import (
-    Arrow,
-    Column,
-    Listed,
-    Source,
-    joined,
-    numbers,
-    objects,
-    result_arrow,
-    table_of_pandas,
-)
+from sparkdiff.serving.request_values import Source
+from sparkdiff.serving.requests import Arrow, Column, Listed, numbers, objects, table_of_pandas
+from sparkdiff.serving.results import joined, result_arrow
 from sparkdiff.serving.text.base import BadValueError
 from sparkdiff.serving.text.counts import HashingTF, java_text
 

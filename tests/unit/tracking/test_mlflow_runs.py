@@ -32,7 +32,7 @@ def client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.setattr(mlflow_runs, "hash_of", lambda *_: HASH)
     monkeypatch.setattr(mlflow_runs, "jvm", SimpleNamespace(scratch_folder=lambda: tmp_path))
     monkeypatch.setattr(mlflow_runs, "_plan", lambda _: None)
-    monkeypatch.setattr(mlflow_runs, "_log_model", lambda *_: None)
+    monkeypatch.setattr(mlflow_runs, "log_model", lambda *_: None)
     monkeypatch.setattr(mlflow.tracking.fluent, "_active_experiment_id", None)
     monkeypatch.delenv("MLFLOW_EXPERIMENT_ID", raising=False)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -91,7 +91,7 @@ def test_a_store_that_refuses_files_leaves_no_run_open(client: Any, monkeypatch:
     def refuse(*_: Any) -> None:
         raise OSError("no room")
 
-    monkeypatch.setattr(mlflow_runs, "_log_pages", refuse)
+    monkeypatch.setattr(mlflow_runs, "log_pages", refuse)
     callback = mlflow_runs.Callback()
     with pytest.raises(OSError, match="no room"):
         told(callback, tuned())
@@ -105,7 +105,7 @@ def runs_of(client: Any, name: str) -> list[Any]:
 def test_a_job_that_ran_before_is_logged_once(client: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first attempt died after it had written its folder."""
     logged: list[Any] = []
-    monkeypatch.setattr(mlflow_runs, "_log_model", lambda package, model, *_: logged.append(model))
+    monkeypatch.setattr(mlflow_runs, "log_model", lambda package, model, *_: logged.append(model))
     monkeypatch.setattr(steps, "_read_summary", lambda *_: tuned().summary)
     monkeypatch.setattr(steps, "jvm", SimpleNamespace(loaded=lambda path: (str(path),)))
     found = {"parent": {"path": None}, "model": {"hash": HASH}}

@@ -1,0 +1,96 @@
+"""A column that a scorer reads from outside, and its values as the types that the schema gives it."""
+
+import math
+from dataclasses import dataclass
+from decimal import Context, Decimal
+from typing import Any
+
+import numpy as np
+
+from sparkdiff.errors import InputError
+
+WHOLE = ("tinyint", "smallint", "int", "bigint")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A column that a scorer reads from outside.
+
+    Attributes:
+        name: as the pipeline spells it.
+        path: the column, then the fields of the structs on the way to it.
+        kind: its type in Spark, as `simpleString`; empty where no schema was given.
+    """
+
+    name: str
+    path: tuple[str, ...]
+    kind: str = ""
+
+    @property
+    def vectors(self) -> bool:
+        """Whether the schema says that numbers read from it are vectors."""
+        return self.kind.startswith(("vector", "array<"))
+
+    def bad(self, value: Any, why: str) -> InputError:
+        return InputError(f"column {self.name!r} holds {shown(value)}, {why}")
+
+
+def shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def plain(v: Any) -> Any:
+    """A value of numpy or pandas as Python's; a float32 stays one, as its text is another."""
+    if v is None or isinstance(v, (str, bool, int, np.float32, np.int32)):
+        return v
+    if isinstance(v, float):
+        return float(v)
+    if isinstance(v, np.generic):
+        return v.item()
+    if isinstance(v, (list, tuple)) or (isinstance(v, np.ndarray) and v.ndim):
+        return [plain(x) for x in v]
+    return None if type(v).__name__ in ("NAType", "NaTType") else v
+
+
+def typed(v: Any, source: Source, kind: str) -> Any:
+    """A plain value as the type that the schema gives its column."""
+    if v is None:
+        return None
+    if kind.startswith("array<"):
+        if not isinstance(v, list):
+            raise source.bad(v, f"but the schema has {kind}")
+        return [typed(x, source, kind[6:-1]) for x in v]
+    if isinstance(v, (int, float, np.number, Decimal)) and not isinstance(v, bool):
+        try:
+            found = _typed_number(v, kind)
+        except (OverflowError, ArithmeticError, ValueError):
+            found = None
+        if found is not None:
+            return found
+        raise source.bad(v, f"but the schema has {kind}")
+    is_other = kind in ("double", "float", *WHOLE) or kind.startswith("decimal")
+    if is_other or (kind == "string") != isinstance(v, str) or (kind == "boolean" and not isinstance(v, bool)):
+        raise source.bad(v, f"but the schema has {kind}")
+    return v
+
+
+def _typed_number(v: Any, kind: str) -> Any:
+    """A number as one of this type; None if the type has no such number."""
+    if kind in ("double", "float"):
+        with np.errstate(over="ignore"):
+            return float(v) if kind == "double" else np.float32(float(v))
+    if kind in WHOLE:
+        if not math.isfinite(v) or v != int(v):
+            return None
+        return int(v) if kind == "bigint" or not -(2**31) <= v < 2**31 else np.int32(v)
+    if kind.startswith("decimal"):  # its text has as many digits behind the point as the type says
+        precision, scale = map(int, kind[8:-1].split(","))
+        given = v if isinstance(v, (Decimal, int)) else repr(float(v))
+        found = Decimal(given).quantize(Decimal(1).scaleb(-scale), context=Context(prec=precision))
+        return found if found == Decimal(given) else None
+    return None if kind in ("string", "boolean") else v
+
+
+DECIMAL = "decimal(38,18)"
+"""The type that Spark takes a Decimal of Python for, where nothing else tells one."""

@@ -1,0 +1,95 @@
+"""What MLflow is told of a result: params, metrics, tags, pages and the dataset of a run."""
+
+import hashlib
+import importlib
+import json
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from sparkdiff.errors import InputError
+from sparkdiff.machine.secrets import hidden
+from sparkdiff.report.page import page
+from sparkdiff.tracking.values import CurvePoint, metrics, params, plain, text
+
+TOGETHER = {"metrics": 1000, "params": 100, "tags": 100}
+"""How many values MLflow's server takes at once."""
+TOLD = "sparkdiff.summary"
+"""A tag of runs with the digest of the summary whose curves and figures they have, which are not logged again."""
+
+
+def mlflow() -> Any:
+    """The package.
+
+    Raises:
+        InputError: it is not installed.
+    """
+    try:
+        importlib.import_module("mlflow.spark")
+        return importlib.import_module("mlflow")
+    except ImportError as e:
+        raise InputError(f'this needs MLflow ({e}): pip install "sparkdiff[mlflow]"') from e
+
+
+def log_values(client: Any, run_id: str, **values: Sequence[Any]) -> None:
+    """Log metrics, params or tags, as many at a time as the server takes."""
+    for kind, entities in values.items():
+        for i in range(0, len(entities), TOGETHER[kind]):
+            client.log_batch(run_id, **{kind: entities[i : i + TOGETHER[kind]]})
+
+
+def metrics_of(entities: Any, found: Iterable[CurvePoint]) -> list[Any]:
+    now = round(time.time() * 1000)
+    return [entities.Metric(p.name, p.value, now, p.step) for p in found]
+
+
+def tags_of(entities: Any, values: Mapping[str, Any]) -> list[Any]:
+    return [entities.RunTag(f"sparkdiff.{name}", text(value)) for name, value in values.items() if value is not None]
+
+
+def digest_of(summary: Any) -> str:
+    return hashlib.sha256(json.dumps(plain(summary), sort_keys=True, default=str).encode()).hexdigest()[:32]
+
+
+def log_params(client: Any, run_id: str, asked: Mapping[str, str]) -> None:
+    """Log params; MLflow's own logging of `fit` may have named some as they were given."""
+    entities, known = importlib.import_module("mlflow.entities"), client.get_run(run_id).data.params
+    renamed = {k if known.get(k, v) == v else f"sparkdiff.{k}": v for k, v in asked.items()}
+    log_values(client, run_id, params=[entities.Param(k, v) for k, v in renamed.items()])
+
+
+def log_figures(client: Any, run_id: str, summary: Any) -> None:
+    """Log what was asked, the figures of the decision, and the dataset."""
+    entities, told = importlib.import_module("mlflow.entities"), plain(summary)
+    tags = {name: told[name] for name in ("decision", "reason")}
+    tags |= {f"version.{name}": version for name, version in told.get("versions", {}).items()}
+    log_params(client, run_id, params(summary))
+    measured = metrics_of(entities, (CurvePoint(k, v, 0) for k, v in metrics(summary).items()))
+    log_values(client, run_id, metrics=measured, tags=tags_of(entities, tags))
+    _log_dataset(client, run_id, told)
+    client.set_tag(run_id, TOLD, digest_of(summary))
+
+
+def log_pages(
+    client: Any, run_id: str, summary: Any, plan: Any = None, trials: Sequence[Mapping[str, Any]] = ()
+) -> None:  # fmt: skip
+    """Log summary.json, the report and the plan."""
+    told, history = plain(summary), getattr(summary, "records", [])
+    client.log_text(run_id, json.dumps(told, indent=2), "summary.json")
+    drawn = None if plan is None else json.loads(plan.toJSON())
+    client.log_text(run_id, page(told, history, plan=drawn, trials=hidden(trials)), "report.html")
+    if plan is not None:
+        client.log_text(run_id, str(plan), "plan.txt")
+        client.log_text(run_id, plan.draw()._repr_svg_(), "plan.svg")
+
+
+def _log_dataset(client: Any, run_id: str, told: Mapping[str, Any]) -> None:
+    """The rows as a dataset of the run, known by the fingerprint of their cache."""
+    known = told.get("cache") or {}
+    if not known.get("fingerprint"):
+        return
+    entities = importlib.import_module("mlflow.entities")
+    source = json.dumps({"fingerprint": known["fingerprint"], "versions": known.get("versions", [])})
+    rows = entities.Dataset("rows", known["fingerprint"][:36], "sparkdiff", source)
+    client.log_inputs(run_id, [entities.DatasetInput(rows)])
+    client.set_tag(run_id, "sparkdiff.fingerprint", known["fingerprint"])
