@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import PurePosixPath
@@ -20,6 +20,7 @@ from sparkdiff.cross_fitting import cross_fit
 from sparkdiff.data.cache import root
 from sparkdiff.data.splits import REFERENCE, Source, find_boundaries, fit_on_training_rows, rule
 from sparkdiff.errors import InputError, check_dataframe, kind_of
+from sparkdiff.fine_tuning.option_params import listed, with_params, with_setters
 from sparkdiff.fine_tuning.procedure import fine_tune
 from sparkdiff.fine_tuning.shared import Shared
 from sparkdiff.fine_tuning.task import prepare
@@ -36,42 +37,6 @@ ONE_AT_A_TIME = threading.RLock()
 """A fit holds this lock, because torch's number of threads, Python's warning filters and Spark's confs belong to the
 process.
 """
-
-
-Fields = Mapping[str, dataclasses.Field[Any]]
-
-
-def with_params(fields: Fields) -> Callable[[type], type]:
-    """Give a class a Param and a getter for every option."""
-
-    def decorated(cls: type) -> type:
-        for name, field in fields.items():
-            setattr(cls, name, Param(Params._dummy(), name, field.metadata["help"]))  # type: ignore[no-untyped-call]
-
-            def get(self: Any, name: str = name) -> Any:
-                return self.getOrDefault(name)
-
-            get.__doc__ = f"Value of {name} or its default."
-            setattr(cls, "get" + name[0].upper() + name[1:], get)
-        return cls
-
-    return decorated
-
-
-def with_setters(fields: Fields) -> Callable[[type], type]:
-    """Give a class a setter for every option."""
-
-    def decorated(cls: type) -> type:
-        for name, field in fields.items():
-
-            def set_(self: Any, value: Any, name: str = name) -> Any:
-                return self.setParams(**{name: value})
-
-            set_.__doc__ = f"Set {name}: {field.metadata['help']}."
-            setattr(cls, "set" + name[0].upper() + name[1:], set_)
-        return cls
-
-    return decorated
 
 
 @with_params(FIELDS)
@@ -306,11 +271,6 @@ def _with_stage_params(given: Any, params: dict[Param[Any], Any]) -> Any:
     leaves = flatten(given)
     new = {path: stage.copy(params) for path, stage in leaves if any(p.parent == stage.uid for p in params)}
     return replaced(given, new) if new else given
-
-
-def listed(value: Any) -> Any:
-    """A tuple as a list, because pyspark's explainParams cannot show tuples."""
-    return list(value) if isinstance(value, tuple) else value
 
 
 class FineTunerModel(Model, Holder, _TunerParams, MLWritable, MLReadable):  # type: ignore[type-arg]

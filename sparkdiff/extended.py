@@ -12,7 +12,8 @@ from sparkdiff import jvm
 from sparkdiff.costs import Cost
 from sparkdiff.data.splits import REFERENCE, Boundaries, Source, find_boundaries, fit_on_training_rows
 from sparkdiff.errors import InputError, check_dataframe
-from sparkdiff.estimator import ONE_AT_A_TIME, FineTuner, FineTunerModel, kept, listed
+from sparkdiff.estimator import ONE_AT_A_TIME, FineTuner, FineTunerModel, kept
+from sparkdiff.fine_tuning.option_params import listed
 from sparkdiff.fine_tuning.values import Outcome
 from sparkdiff.options import Options
 from sparkdiff.pipeline.nesting import plain

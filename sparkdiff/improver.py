@@ -6,8 +6,8 @@ from typing import Any, ClassVar
 from pyspark.sql import DataFrame
 
 from sparkdiff.data.splits import Boundaries, Source
-from sparkdiff.estimator import with_params, with_setters
 from sparkdiff.extended import ExtendedModel, ExtendedTuner
+from sparkdiff.fine_tuning.option_params import with_params, with_setters
 from sparkdiff.fine_tuning.values import Outcome
 from sparkdiff.history.keeping import Keep
 from sparkdiff.improvement.plan import described

@@ -18,6 +18,7 @@ from pyspark.sql.utils import is_remote
 from sparkdiff import jvm
 from sparkdiff.errors import InputError, did_you_mean
 from sparkdiff.jvm import stores
+from sparkdiff.jvm.hadoop import URL
 from sparkdiff.machine import paths
 
 SOURCE_KEYS = ("path", "format", "options", "schema", "table", "where")
@@ -237,7 +238,7 @@ def model_path(given: str, folder: Path) -> str:
     """The URL of a saved model, given by its own folder or by the folder of a run; relative to `folder`."""
     url = located(given, folder)
     path = paths.local(url)
-    if path is None and stores.tree() is not None and stores.URL.fullmatch(url):
+    if path is None and stores.tree() is not None and URL.fullmatch(url):
         path = stores.working(url)
         with contextlib.suppress(OSError):  # Spark says what is wrong with it
             if not stores.exists(path / "metadata") and stores.exists(path / "model" / "metadata"):

@@ -9,10 +9,8 @@ import contextlib
 import errno
 import functools
 import os
-import re
 import shutil
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,116 +18,12 @@ from py4j.protocol import Py4JJavaError
 from pyspark import SparkContext
 
 from sparkdiff.errors import InputError
+from sparkdiff.jvm.hadoop import URL, StoreError, as_store_error, java_classes, java_files, opened
 from sparkdiff.jvm.sessions import SparkError, in_process, session
 from sparkdiff.machine import paths
 
-URL = re.compile(r"([A-Za-z][\w+.-]*):(?://([^/]*))?(/.*)?")
 NO_HOST = "-"
 """In the tree of working copies, the name of the host of a URL that has none."""
-CODES = (
-    (errno.ENOSPC, r"No space left|[Qq]uota|not enough space"),
-    (errno.EEXIST, r"AlreadyExists|AlreadyBeingCreated"),
-    (errno.ENOENT, r"FileNotFound|NoSuchFile|does not exist"),
-    (errno.EROFS, r"[Rr]ead-?only"),
-    (errno.EACCES, r"AccessControl|AccessDenied|[Pp]ermission|denied|[Ff]orbidden|\b403\b"),
-)
-"""The system's numbers for what Java says of a failed call, by its class and its message."""
-
-
-class StoreError(OSError):
-    """A file system of Hadoop refused something; `strerror` is its own first sentence."""
-
-
-@contextlib.contextmanager
-def _told(url: str) -> Iterator[None]:
-    """Within this context, Java's error is a StoreError that names the URL."""
-    try:
-        yield
-    except Py4JJavaError as e:
-        java = e.java_exception
-        while java.getCause() is not None:
-            java = java.getCause()
-        message = str(java.getMessage() or java.getClass().getSimpleName()).strip().splitlines()[0].rstrip(".")
-        said = f"{e.java_exception.getClass().getName()} {java.getClass().getName()} {message}"
-        code = next((number for number, words in CODES if re.search(words, said)), errno.EIO)
-        raise StoreError(code, message, url) from e
-
-
-def _java() -> Any:
-    spark: Any = session()
-    return spark._jvm
-
-
-def _hadoop() -> Any:
-    return _java().org.apache.hadoop.fs
-
-
-def _open(url: str) -> tuple[Any, Any, Any]:
-    """Hadoop's FileSystem, Path and settings of a URL.
-
-    Raises:
-        StoreError: there is none for this scheme.
-    """
-    spark: Any = session()
-    with _told(url):
-        path = spark._jvm.org.apache.hadoop.fs.Path(url)
-        settings = spark._jsparkSession.sessionState().newHadoopConf()
-        return path.getFileSystem(settings), path, settings
-
-
-def located(option: str, given: str) -> str | None:
-    """The URL of a folder on a file system of Hadoop that an option names, qualified; None for a folder of this machine.
-
-    A relative path is one of `fs.defaultFS`, as everywhere in Spark; where that is the local file system, of this machine. An
-    absolute path without a scheme is one of this machine (or of a mount, as `/dbfs` or `/Volumes`).
-
-    Raises:
-        InputError: Spark has no file system for the scheme, or it can't be reached from Python.
-    """
-    known = URL.match(given) if paths.local(given) is None else None
-    if known is None and (os.path.isabs(os.path.expanduser(given)) or paths.local(given) is None or ":" in given):
-        return None
-    if not in_process(session()):
-        if known is None:
-            return None
-        raise InputError(
-            f"{option}={given!r}: through Spark Connect this process has no access to the server's file systems: choose a folder "
-            "in which both see the same files"
-        )
-    try:
-        system, path, _ = _open(given)
-    except StoreError as e:
-        raise InputError(
-            f"{option}={given!r} can't be used, as Spark has no file system for it ({e.strerror}): add its jar "
-            "(spark.jars.packages) and its settings (spark.hadoop.*), or choose another folder"
-        ) from e
-    url = str(system.makeQualified(path).toString())
-    return None if url.startswith("file:") and known is None else url
-
-
-def check_writable(option: str, given: str, url: str) -> None:
-    """Raise InputError if nothing can be written to a folder. It is looked at itself, as those above may forbid what it allows; a
-    folder that is created for it is removed again."""
-    try:
-        system, path, _ = _open(url)
-        with _told(url):
-            made, above = [_beside(path, f".sparkdiff-{uuid.uuid4().hex[:8]}")], path
-            while above is not None and not system.exists(above):
-                made, above = [*made, above], above.getParent()
-            if not system.mkdirs(made[0]):
-                raise StoreError(errno.EACCES, f"nothing can be created in {path.toString()}", url)
-            for folder in made:  # none that another process has written to meanwhile
-                if not len(system.listStatus(folder)):
-                    system.delete(folder, False)
-    except StoreError as e:
-        raise InputError(f"{option}={given!r} cannot be used: {e.strerror}; choose a folder that can be written") from e
-
-
-def _beside(folder: Any, name: str) -> Any:
-    return _hadoop().Path(folder, name)
-
-
-# Working copies -------------------------------------------------------------------------------------------------------
 
 
 @functools.cache
@@ -193,12 +87,12 @@ def fetch(path: Path) -> Path:
         OSError: the local disk is full.
     """
     if (url := url_of(path)) is not None:
-        system, there, _ = _open(url)
+        system, there, _ = opened(url)
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         part = path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}")  # whoever finds the copy takes it for whole
         try:
-            with _told(url):
-                system.copyToLocalFile(False, there, _hadoop().Path(f"file://{part}"), True)
+            with as_store_error(url):
+                system.copyToLocalFile(False, there, java_files().Path(f"file://{part}"), True)
             _remove_here(path)
             os.rename(part, path)
         finally:
@@ -231,8 +125,8 @@ def size(path: Path) -> int:
     url = url_of(path)
     if url is None:
         return sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
-    system, there, _ = _open(url)
-    with _told(url):
+    system, there, _ = opened(url)
+    with as_store_error(url):
         return int(system.getContentSummary(there).getLength())
 
 
@@ -245,10 +139,10 @@ def send(path: Path) -> None:
     url = url_of(path)
     if url is None:
         return
-    system, there, settings = _open(url)
-    java = _hadoop()
+    system, there, settings = opened(url)
+    java = java_files()
     here = java.Path(f"file://{path}")
-    with _told(url):
+    with as_store_error(url):
         if path.is_dir():
             system.delete(there, True)
             system.mkdirs(there.getParent())
@@ -264,7 +158,7 @@ def send(path: Path) -> None:
 
 def _replace(system: Any, part: Any, there: Any, settings: Any) -> None:
     """Rename a file over another one: atomic where the file system's is (as HDFS), else a copy of one object."""
-    java: Any = _hadoop()
+    java: Any = java_files()
     gateway: Any = SparkContext._gateway
     over = gateway.new_array(java.Options.Rename, 1)
     over[0] = java.Options.Rename.OVERWRITE
@@ -282,8 +176,8 @@ def names(path: Path) -> list[str]:
     url = url_of(path)
     if url is None:
         return sorted(os.listdir(path)) if path.is_dir() else []
-    system, there, _ = _open(url)
-    with _told(url):
+    system, there, _ = opened(url)
+    with as_store_error(url):
         if not system.exists(there):
             return []
         return sorted(str(status.getPath().getName()) for status in system.listStatus(there))
@@ -294,29 +188,29 @@ def exists(path: Path) -> bool:
     url = url_of(path)
     if url is None:
         return path.exists()
-    system, there, _ = _open(url)
-    with _told(url):
+    system, there, _ = opened(url)
+    with as_store_error(url):
         return bool(system.exists(there))
 
 
 def read(path: Path) -> bytes | None:
     """The content of a small file in the store, without a working copy; None if there is none."""
-    system, there, _ = _open(str(url_of(path)))
-    with _told(str(there)):
+    system, there, _ = opened(str(url_of(path)))
+    with as_store_error(str(there)):
         if not system.exists(there):
             return None
         stream = system.open(there)
         try:
-            return bytes(_java().org.apache.commons.io.IOUtils.toByteArray(stream))
+            return bytes(java_classes().org.apache.commons.io.IOUtils.toByteArray(stream))
         finally:
             stream.close()
 
 
 def create(path: Path, content: bytes) -> bool:
     """Write a small file to the store unless there is one: at most one of several processes does, if the store can."""
-    system, there, _ = _open(str(url_of(path)))
+    system, there, _ = opened(str(url_of(path)))
     try:
-        with _told(str(there)):
+        with as_store_error(str(there)):
             stream = system.create(there, False)
             try:
                 stream.write(bytearray(content))
@@ -335,8 +229,8 @@ def overwrite(path: Path, content: bytes) -> None:
     Raises:
         StoreError: the store refuses it.
     """
-    system, there, _ = _open(str(url_of(path)))
-    with _told(str(there)):
+    system, there, _ = opened(str(url_of(path)))
+    with as_store_error(str(there)):
         stream = system.create(there, True)
         try:
             stream.write(bytearray(content))
@@ -346,8 +240,8 @@ def overwrite(path: Path, content: bytes) -> None:
 
 def modified(path: Path) -> int | None:
     """When a file of the store was written, in milliseconds of the store's clock; None if there is none."""
-    system, there, _ = _open(str(url_of(path)))
-    with _told(str(there)):
+    system, there, _ = opened(str(url_of(path)))
+    with as_store_error(str(there)):
         return int(system.getFileStatus(there).getModificationTime()) if system.exists(there) else None
 
 
@@ -362,9 +256,9 @@ def make(path: Path, *, private: bool = True) -> None:
     """
     path.mkdir(parents=True, exist_ok=True, mode=0o700)
     if (url := url_of(path)) is not None:
-        system, there, _ = _open(url)
-        with _told(url):
-            mode = [_hadoop().permission.FsPermission("700")] if private else []
+        system, there, _ = opened(url)
+        with as_store_error(url):
+            mode = [java_files().permission.FsPermission("700")] if private else []
             if not system.exists(there) and not system.mkdirs(there, *mode):
                 raise StoreError(errno.EACCES, "the folder cannot be created", url)
 
@@ -379,9 +273,9 @@ def rename(path: Path, other: Path) -> None:
     if url is None or target is None:
         os.rename(path, other)
         return
-    system, there, _ = _open(url)
-    with _told(url):
-        goal = _open(target)[1]
+    system, there, _ = opened(url)
+    with as_store_error(url):
+        goal = opened(target)[1]
         system.mkdirs(goal.getParent())
         # Into a folder that is there, it would be moved.
         if system.exists(goal) or not system.rename(there, goal):
@@ -414,8 +308,8 @@ def delete(path: Path) -> None:
         StoreError: the store refuses it.
     """
     if (url := url_of(path)) is not None:
-        system, there, _ = _open(url)
-        with _told(url):
+        system, there, _ = opened(url)
+        with as_store_error(url):
             if system.exists(there) and not system.delete(there, True):
                 raise StoreError(errno.EIO, "it cannot be deleted", url)
 
@@ -423,8 +317,8 @@ def delete(path: Path) -> None:
 def remove_empty(path: Path) -> None:
     """Remove a folder from the store if nothing is in it."""
     if (url := url_of(path)) is not None and exists(path) and not names(path):
-        system, there, _ = _open(url)
-        with _told(url):
+        system, there, _ = opened(url)
+        with as_store_error(url):
             system.delete(there, False)
 
 

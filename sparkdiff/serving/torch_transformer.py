@@ -25,6 +25,7 @@ from pyspark.sql.types import DoubleType, StructField, StructType
 
 from sparkdiff import jvm
 from sparkdiff.errors import InputError, check_dataframe
+from sparkdiff.jvm.hadoop import located
 from sparkdiff.machine import package, paths
 from sparkdiff.pipeline.batches import ByTorch
 from sparkdiff.pipeline.columns import physical
@@ -363,7 +364,7 @@ class _Writer(jvm.Writer):
 
 def _on_this_machine(path: str) -> bool:
     """Whether Spark writes a path here: it names files, or the file system that Spark takes without a name is the local one."""
-    return path.lower().startswith("file:") or jvm.stores.located("path", "model") is None
+    return path.lower().startswith("file:") or located("path", "model") is None
 
 
 class _Reader(jvm.Reader):

@@ -21,6 +21,7 @@ from typing import Any
 
 from sparkdiff.errors import SparkdiffError
 from sparkdiff.jvm import stores
+from sparkdiff.jvm.hadoop import StoreError
 
 BEAT, LASTS = 5.0, 60.0
 """Seconds between two renewals, and seconds without a renewal after which the lease expires."""
@@ -57,7 +58,7 @@ class Lease:
         try:
             while ((seen := _look(self.path)) is None or not seen.content) and time.monotonic() < end:
                 time.sleep(GONE / 20)
-        except stores.StoreError:  # a store that does not answer tells nothing of another owner
+        except StoreError:  # a store that does not answer tells nothing of another owner
             return False
         return seen is None or seen.owner != self.owner
 
@@ -154,7 +155,7 @@ def held(path: Path, what: str, *, wait: float = 0.0, beat: float = BEAT, lasts:
     finally:
         lease.ended.set()
         thread.join()
-        with contextlib.suppress(stores.StoreError):  # then it expires
+        with contextlib.suppress(StoreError):  # then it expires
             _remove(path, lease.owner)
         if lease.file is not None:
             os.close(lease.file)

@@ -19,6 +19,7 @@ from sparkdiff.data.cache import DamagedCache
 from sparkdiff.job.output import UNFINISHED, is_unfinished, summary_of
 from sparkdiff.job.writing import written
 from sparkdiff.jvm import stores
+from sparkdiff.jvm.hadoop import StoreError
 from sparkdiff.store import files, run_folder
 from sparkdiff.store.lease import HeldError, held
 
@@ -145,7 +146,7 @@ def test_a_run_that_a_store_refuses_leaves_the_one_before(
 
     def refused(path: Path, other: Path) -> None:
         if other == output / "summary.json" and ".old" not in path.parent.name:
-            raise stores.StoreError(13, "denied", str(path))
+            raise StoreError(13, "denied", str(path))
         rename(path, other)
 
     with monkeypatch.context() as m:

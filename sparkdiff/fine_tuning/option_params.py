@@ -1,0 +1,47 @@
+"""The options as Params of pyspark: a Param, a getter and a setter for each."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from pyspark.ml.param import Param, Params
+
+Fields = Mapping[str, dataclasses.Field[Any]]
+
+
+def with_params(fields: Fields) -> Callable[[type], type]:
+    """Give a class a Param and a getter for every option."""
+
+    def decorated(cls: type) -> type:
+        for name, field in fields.items():
+            setattr(cls, name, Param(Params._dummy(), name, field.metadata["help"]))  # type: ignore[no-untyped-call]
+
+            def get(self: Any, name: str = name) -> Any:
+                return self.getOrDefault(name)
+
+            get.__doc__ = f"Value of {name} or its default."
+            setattr(cls, "get" + name[0].upper() + name[1:], get)
+        return cls
+
+    return decorated
+
+
+def with_setters(fields: Fields) -> Callable[[type], type]:
+    """Give a class a setter for every option."""
+
+    def decorated(cls: type) -> type:
+        for name, field in fields.items():
+
+            def set_(self: Any, value: Any, name: str = name) -> Any:
+                return self.setParams(**{name: value})
+
+            set_.__doc__ = f"Set {name}: {field.metadata['help']}."
+            setattr(cls, "set" + name[0].upper() + name[1:], set_)
+        return cls
+
+    return decorated
+
+
+def listed(value: Any) -> Any:
+    """A tuple as a list, because pyspark's explainParams cannot show tuples."""
+    return list(value) if isinstance(value, tuple) else value
