@@ -70,7 +70,7 @@ def is_assembler(stage: Any) -> bool:
     return class_name(stage) == "pyspark.ml.feature.VectorAssembler"
 
 
-class Facts:
+class StageFacts:
     """What the stages of a pipeline are, as they were fitted; each is looked at once.
 
     Attributes:
@@ -83,7 +83,7 @@ class Facts:
         self.fields = {} if schema is None else fields_by_name(schema, graph.casefold)
         self._known: dict[tuple[Callable[[Any, int], Any], int], Any] = {}
 
-    def _once(self, find: Callable[["Facts", int], Found], i: int) -> Found:
+    def _once(self, find: Callable[["StageFacts", int], Found], i: int) -> Found:
         """What is found about stage i. RefusedError, if `find` raises it."""
         if (find, i) not in self._known:
             try:
@@ -125,18 +125,18 @@ class Facts:
         return None
 
 
-def _map_of(facts: Facts, i: int) -> Map:
+def _map_of(facts: StageFacts, i: int) -> Map:
     vertex = facts.graph.vertices[i]
     by_name = vertex.stage.hasParam("names") and vertex.stage.getOrDefault("names")
     return map_of(vertex.stage, [_field(facts, v) for v in vertex.sources] if by_name else (None,))
 
 
-def _field(facts: Facts, version: Version) -> Field | None:
+def _field(facts: StageFacts, version: Version) -> Field | None:
     found = known_fields(facts.graph, {version}, facts.schema)
     return field_of(found[version]) if version in found else None
 
 
-def _absorber(facts: Facts, i: int) -> Absorber:
+def _absorber(facts: StageFacts, i: int) -> Absorber:
     return absorber_of(facts.graph.vertices[i].stage)
 
 
@@ -154,7 +154,7 @@ class State:
         resized: assemblers whose output may have another width than it had.
     """
 
-    facts: "Facts"
+    facts: "StageFacts"
     keep: frozenset[Version]
     pinned: Mapping[int, str]
     reads: Mapping[int, tuple[Read, ...]]
@@ -251,7 +251,7 @@ def _width_in_data(field: StructField | None) -> int | None:
     return int(told) if isinstance(field.dataType, VectorUDT) and told is not None else None
 
 
-def _widths(facts: Facts, i: int) -> list[int | None]:
+def _widths(facts: StageFacts, i: int) -> list[int | None]:
     vertex = facts.graph.vertices[i]
     stage, kind = vertex.stage, type(vertex.stage).__name__
     unknown: list[int | None] = [None] * len(vertex.outputs)

@@ -12,7 +12,7 @@ from sparkdiff.pipeline.graph import Graph, Version
 from sparkdiff.pipeline.nesting import Path, plain, replaced
 from sparkdiff.pipeline.translation import linked
 from sparkdiff.report import Section, SectionTable, Shown, Strong
-from sparkdiff.serving.columns import Facts, State, left_out, pinned, reading, reads_of
+from sparkdiff.serving.columns import StageFacts, State, left_out, pinned, reading, reads_of
 from sparkdiff.serving.folding import folded
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ def _start(model: Any, keepCols: Sequence[str] | None, schema: StructType | None
         check_type("schema", schema, StructType, "a StructType such as df.schema")
     graph = linked(model)
     keep = _unread(graph) if keepCols is None else _named(graph, keepCols)
-    return State(Facts(graph, schema), keep, pinned(model, graph), reads_of(graph))
+    return State(StageFacts(graph, schema), keep, pinned(model, graph), reads_of(graph))
 
 
 def _unread(graph: Graph) -> frozenset[Version]:

@@ -14,12 +14,12 @@ from sparkdiff.pipeline.nesting import Path, flatten, replaced
 from sparkdiff.pipeline.schema import SchemaOrRows, fields_by_name, known_fields
 from sparkdiff.pipeline.translation import linked, with_modules
 from sparkdiff.serving.java_text import NotServedError
-from sparkdiff.serving.request_values import Source
+from sparkdiff.serving.request_values import InputColumn
 from sparkdiff.serving.schedule import (
     NOWHERE,
-    Entry,
+    InputPlaces,
     ObjectsStep,
-    Output,
+    OutputColumn,
     Schedule,
     Step,
     TextStep,
@@ -27,7 +27,7 @@ from sparkdiff.serving.schedule import (
     width_wanted,
 )
 from sparkdiff.serving.text import SERVED
-from sparkdiff.serving.text.base import SKIPS, Facts, Part
+from sparkdiff.serving.text.base import SKIPS, StagePart, TextInputs
 from sparkdiff.serving.text.counts import WordShares
 from sparkdiff.stages.assembling import VectorAssembler
 from sparkdiff.stages.base import class_name
@@ -54,7 +54,7 @@ class Unit:
     vertex: Vertex
     reads: tuple[Version, ...]
     writes: tuple[Version, ...]
-    part: Part | None = None
+    part: StagePart | None = None
 
 
 DROPPING = ("pyspark.ml.feature.StringIndexerModel", "pyspark.ml.feature.VectorAssembler")
@@ -162,7 +162,7 @@ class _Compiler:
         for unit in units:
             self._add(unit)
         outputs = tuple(self._output(v) for v in wanted)
-        entries = tuple(Entry(self._source(v), **places) for v, places in self.entries.items())
+        entries = tuple(InputPlaces(self._source(v), **places) for v, places in self.entries.items())
         notes = dict.fromkeys(unit.vertex.note for unit in units if unit.vertex.note)
         sensitive = self.graph.casefold is str
         drop = frozenset(v.uid for v in dropping)
@@ -195,7 +195,7 @@ class _Compiler:
         if isinstance(vertex.module, Prepared):
             if not isinstance(vertex.module, Word2Vec):
                 raise refused(vertex, f"Spark prepares its input ({vertex.module.preparation_note})")
-            counting = Part(WordShares(vertex.module.words), (0,), (0, 1))
+            counting = StagePart(WordShares(vertex.module.words), (0,), (0, 1))
             return [Unit(vertex, vertex.sources, vertex.reads, counting), Unit(vertex, vertex.reads, writes)]
         if vertex.module is not None:
             return [Unit(vertex, vertex.reads, writes)]
@@ -211,8 +211,8 @@ class _Compiler:
             for p in parts
         ]
 
-    def _facts(self, vertex: Vertex) -> Facts:
-        return Facts(
+    def _facts(self, vertex: Vertex) -> TextInputs:
+        return TextInputs(
             vertex.inputs, tuple(map(self._labels, vertex.sources)) if vertex.stageClass == "IndexToString" else ()
         )
 
@@ -327,17 +327,17 @@ class _Compiler:
             places[form] = self._place(version, form)
         return places[form]
 
-    def _source(self, version: Version) -> Source:
+    def _source(self, version: Version) -> InputColumn:
         name = self.graph.name(version)
         path = tuple(name.split(".")) if self.graph.in_struct(version) else (name,)
         schema = self.schema.schema if isinstance(self.schema, DataFrame) else self.schema
         field = fields_by_name(schema, self.graph.casefold).get(version[0]) if isinstance(schema, StructType) else None
-        return Source(name, path, "" if field is None else field.dataType.simpleString())
+        return InputColumn(name, path, "" if field is None else field.dataType.simpleString())
 
-    def _output(self, version: Version) -> Output:
+    def _output(self, version: Version) -> OutputColumn:
         form = "numbers" if (version, "numbers") in self.places else "objects"
         name = self.graph.name(version)
-        return Output(name, self._place(version, form), self._null(version), self.kinds.get(version, "double"))
+        return OutputColumn(name, self._place(version, form), self._null(version), self.kinds.get(version, "double"))
 
 
 def _features(module: Trees) -> int:

@@ -12,7 +12,7 @@ from pyspark.sql.types import StructType
 
 from sparkdiff.pipeline.nesting import Path, plain, replaced
 from sparkdiff.pipeline.translation import linked
-from sparkdiff.serving.columns import Facts, Read, State, is_assembler, left_out, pinned, reading, reads_of
+from sparkdiff.serving.columns import Read, StageFacts, State, is_assembler, left_out, pinned, reading, reads_of
 from sparkdiff.serving.folding import check_input
 from sparkdiff.serving.maps import RefusedError
 from sparkdiff.stages.base import class_name
@@ -70,7 +70,7 @@ def deletions(model: Any, schema: StructType | None = None) -> tuple[Deletion, .
     """
     model = plain(model)
     graph = linked(model)
-    state = State(Facts(graph, schema), frozenset(), pinned(model, graph), reads_of(graph))
+    state = State(StageFacts(graph, schema), frozenset(), pinned(model, graph), reads_of(graph))
     found = []
     for i in range(len(graph.vertices)):
         try:

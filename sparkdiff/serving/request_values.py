@@ -13,7 +13,7 @@ WHOLE = ("tinyint", "smallint", "int", "bigint")
 
 
 @dataclass(frozen=True)
-class Source:
+class InputColumn:
     """A column that a scorer reads from outside.
 
     Attributes:
@@ -53,7 +53,7 @@ def plain(v: Any) -> Any:
     return None if type(v).__name__ in ("NAType", "NaTType") else v
 
 
-def typed(v: Any, source: Source, kind: str) -> Any:
+def typed(v: Any, source: InputColumn, kind: str) -> Any:
     """A plain value as the type that the schema gives its column."""
     if v is None:
         return None

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from sparkdiff.errors import InputError, did_you_mean, kind_of
 from sparkdiff.pipeline.columns import VECTOR, from_arrow
-from sparkdiff.serving.request_values import DECIMAL, Source, plain, typed
+from sparkdiff.serving.request_values import DECIMAL, InputColumn, plain, typed
 from sparkdiff.tensors.rows import Rows, SparseRows, offsets_of
 
 
-def objects(column: "Column", source: Source) -> list[Any]:
+def objects(column: "Column", source: InputColumn) -> list[Any]:
     """The values of a column as Python's, null as None."""
     values = column.values if isinstance(column, Listed) else column.listed()
     kind = source.kind
@@ -34,14 +34,14 @@ def objects(column: "Column", source: Source) -> list[Any]:
 # Numbers ----------------------------------------------------------------------------------------------------------------
 
 
-def numbers(column: "Column", source: Source) -> tuple[Rows, Tensor]:
+def numbers(column: "Column", source: InputColumn) -> tuple[Rows, Tensor]:
     """A column as tensor, and which rows (n,) bool are null: these are NaN."""
     if isinstance(column, Listed):
         return listed_numbers(column.values, source)
     return column.numbers(source)
 
 
-def listed_numbers(values: Sequence[Any], source: Source) -> tuple[Rows, Tensor]:
+def listed_numbers(values: Sequence[Any], source: InputColumn) -> tuple[Rows, Tensor]:
     if source.vectors:
         return _vectors(values, source), torch.zeros(len(values), dtype=torch.bool)
     for v in values:
@@ -56,13 +56,13 @@ def listed_numbers(values: Sequence[Any], source: Source) -> tuple[Rows, Tensor]
     raise source.bad(v, f"which is no number but {kind_of(v)}")
 
 
-def _scalars(values: Sequence[Any], source: Source) -> tuple[Tensor, Tensor]:
+def _scalars(values: Sequence[Any], source: InputColumn) -> tuple[Tensor, Tensor]:
     out = torch.tensor([np.nan if v is None else _double(v, source) for v in values], dtype=torch.float64)
     null = torch.tensor([v is None for v in values], dtype=torch.bool)
     return rounded(out, source), null
 
 
-def _double(v: Any, source: Source) -> float:
+def _double(v: Any, source: InputColumn) -> float:
     if isinstance(v, (str, bytes, bytearray)):
         raise source.bad(v, f"which is no number but {kind_of(v)}")
     try:
@@ -73,12 +73,12 @@ def _double(v: Any, source: Source) -> float:
         raise InputError(f"column {source.name!r} holds a number too large for a double") from None
 
 
-def rounded(x: Tensor, source: Source) -> Tensor:
+def rounded(x: Tensor, source: InputColumn) -> Tensor:
     """Numbers as the column's type has them."""
     return x.float().double() if source.kind == "float" else x
 
 
-def _vectors(values: Sequence[Any], source: Source) -> Rows:
+def _vectors(values: Sequence[Any], source: InputColumn) -> Rows:
     sizes = [_size(v, source) for v in values]
     if min(sizes) != max(sizes):
         raise InputError(f"column {source.name!r} holds vectors of {min(sizes)} and of {max(sizes)} entries")
@@ -94,7 +94,7 @@ def _vectors(values: Sequence[Any], source: Source) -> Rows:
         raise source.bad(values[0], "which is no vector of numbers") from None
 
 
-def _size(v: Any, source: Source) -> int:
+def _size(v: Any, source: InputColumn) -> int:
     if v is None:
         raise source.bad(None, "and a vector may not be null: fill it, or leave the row out")
     if isinstance(v, (DenseVector, SparseVector)):
@@ -129,7 +129,7 @@ class Numpy:
             return list(self.array)
         return list(self.array.tolist())
 
-    def numbers(self, source: Source) -> tuple[Rows, Tensor]:
+    def numbers(self, source: InputColumn) -> tuple[Rows, Tensor]:
         if source.vectors:
             return listed_numbers(self.listed(), source)
         out = torch.from_numpy(self.array.astype(np.float64))
@@ -148,7 +148,7 @@ class Arrow:
             return [_narrowed(v, narrow) for v in values]
         return values
 
-    def numbers(self, source: Source) -> tuple[Rows, Tensor]:
+    def numbers(self, source: InputColumn) -> tuple[Rows, Tensor]:
         kind = self.array.type
         if is_list(kind) or pa.types.is_struct(kind):
             return self._vectors(source), torch.zeros(len(self.array), dtype=torch.bool)
@@ -161,7 +161,7 @@ class Arrow:
         assert isinstance(found, Tensor)
         return rounded(found, source), null
 
-    def _vectors(self, source: Source) -> Rows:
+    def _vectors(self, source: InputColumn) -> Rows:
         array, kind = self.array, self.array.type
         if array.null_count:
             raise source.bad(None, "and a vector may not be null: fill it, or leave the row out")
@@ -200,13 +200,13 @@ def _narrowed(v: Any, narrow: Callable[[Any], Any]) -> Any:
     return [_narrowed(x, narrow) for x in v] if isinstance(v, list) else None if v is None else narrow(v)
 
 
-class Table:
+class RequestTable:
     """Rows given as a table: its columns by name."""
 
     def __init__(self, names: Sequence[str], column: Callable[[str], Column], rows: int):
         self.names, self.column, self.rows = list(names), column, rows
 
-    def read(self, source: Source, casefold: Callable[[str], str]) -> Column:
+    def read(self, source: InputColumn, casefold: Callable[[str], str]) -> Column:
         column = self.column(spelled(source.path[0], self.names, casefold))
         for field in source.path[1:]:
             values = column.values if isinstance(column, Listed) else column.listed()
@@ -229,13 +229,13 @@ def spelled(name: str, names: Sequence[str], casefold: Callable[[str], str]) -> 
     raise InputError(f"the rows have no column {name!r}, which the pipeline reads; null is None. {hint}")
 
 
-def field_of(value: Any, field: str, source: Source, casefold: Callable[[str], str]) -> Any:
+def field_of(value: Any, field: str, source: InputColumn, casefold: Callable[[str], str]) -> Any:
     if not isinstance(value, Mapping):
         raise source.bad(value, f"which has no field {field!r}")
     return value[field] if field in value else value[spelled(field, list(value), casefold)]
 
 
-def value_of(row: Mapping[str, Any], source: Source, casefold: Callable[[str], str]) -> Any:
+def value_of(row: Mapping[str, Any], source: InputColumn, casefold: Callable[[str], str]) -> Any:
     """The value of a column in a dict."""
     value: Any = row
     for name in source.path:
@@ -252,14 +252,14 @@ def table_of_dicts(rows: Sequence[Mapping[str, Any]], casefold: Callable[[str], 
     return DictRows(rows, casefold)
 
 
-class DictRows(Table):
+class DictRows(RequestTable):
     """Rows given as dicts."""
 
     def __init__(self, rows: Sequence[Mapping[str, Any]], casefold: Callable[[str], str]):
         super().__init__((), lambda name: Listed(()), len(rows))
         self.dicts, self.casefold = rows, casefold
 
-    def read(self, source: Source, casefold: Callable[[str], str]) -> Column:
+    def read(self, source: InputColumn, casefold: Callable[[str], str]) -> Column:
         name = source.path[0]
         if len(source.path) == 1:
             try:
@@ -269,7 +269,7 @@ class DictRows(Table):
         return Listed([value_of(row, source, casefold) for row in self.dicts])
 
 
-def table_of_pandas(frame: Any) -> Table:
+def table_of_pandas(frame: Any) -> RequestTable:
     def column(name: str) -> Column:
         series = frame[name]
         if isinstance(series.dtype, np.dtype) and series.dtype.kind in "fiub":
@@ -278,7 +278,7 @@ def table_of_pandas(frame: Any) -> Table:
         narrow = _NARROW.get(_arrow_type(series.dtype))
         return Listed(values if narrow is None else [_narrowed(v, narrow) for v in values])
 
-    return Table([c for c in frame.columns if isinstance(c, str)], column, len(frame))
+    return RequestTable([c for c in frame.columns if isinstance(c, str)], column, len(frame))
 
 
 def _arrow_type(dtype: Any) -> Any:
@@ -294,16 +294,16 @@ def _is_missing(v: Any) -> bool:
     return (isinstance(v, float) and v != v) or type(v).__name__ in ("NAType", "NaTType")
 
 
-def table_of_arrow(table: "pa.Table | pa.RecordBatch") -> Table:
+def table_of_arrow(table: "pa.Table | pa.RecordBatch") -> RequestTable:
     def column(name: str) -> Column:
         found = table.column(table.schema.get_field_index(name))
         found = found.combine_chunks() if isinstance(found, pa.ChunkedArray) else found
         return Arrow(found.dictionary_decode() if pa.types.is_dictionary(found.type) else found)
 
-    return Table(table.schema.names, column, table.num_rows)
+    return RequestTable(table.schema.names, column, table.num_rows)
 
 
-def table_of(rows: Any, casefold: Callable[[str], str]) -> Table:
+def table_of(rows: Any, casefold: Callable[[str], str]) -> RequestTable:
     """Rows of any accepted kind.
 
     Raises:

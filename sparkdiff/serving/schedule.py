@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from sparkdiff.errors import InputError
-from sparkdiff.serving.request_values import Source, shown
-from sparkdiff.serving.requests import DictRows, Table, numbers, objects, value_of
+from sparkdiff.serving.request_values import InputColumn, shown
+from sparkdiff.serving.requests import DictRows, RequestTable, numbers, objects, value_of
 from sparkdiff.serving.text.base import BadValueError, TextStage, as_objects
 from sparkdiff.stages.base import StageModule
 from sparkdiff.tensors.rows import Rows, SparseRows, width
@@ -23,10 +23,10 @@ Values = list[Any]
 
 
 @dataclass(frozen=True)
-class Entry:
+class InputPlaces:
     """A source column and the places of its numbers, of the flags of its nulls, and of its objects."""
 
-    source: Source
+    source: InputColumn
     numbers: int = NOWHERE
     null: int = NOWHERE
     objects: int = NOWHERE
@@ -142,7 +142,7 @@ Step = TorchStep | TextStep | ObjectsStep
 
 
 @dataclass(frozen=True)
-class Output:
+class OutputColumn:
     """A column that is returned: its name, its place and that of its null flags, and its type in Spark."""
 
     name: str
@@ -162,9 +162,9 @@ class Schedule:
         dropping: uids of the stages that in Spark drop the rows that they refuse here.
     """
 
-    entries: tuple[Entry, ...]
+    entries: tuple[InputPlaces, ...]
     steps: tuple[Step, ...]
-    outputs: tuple[Output, ...]
+    outputs: tuple[OutputColumn, ...]
     places: int
     sensitive: bool
     assumptions: tuple[str, ...]
@@ -174,7 +174,7 @@ class Schedule:
     def casefold(self) -> Callable[[str], str]:
         return str if self.sensitive else str.lower
 
-    def of_table(self, table: Table, steps: Iterable[Any]) -> Values:
+    def of_table(self, table: RequestTable, steps: Iterable[Any]) -> Values:
         """Everything that the steps compute of these rows."""
         values: Values = [None] * self.places
         casefold = self.casefold

@@ -15,7 +15,7 @@ from sparkdiff.serving.compiling import scheduled, warm
 from sparkdiff.serving.few_rows import steps
 from sparkdiff.serving.requests import table_of
 from sparkdiff.serving.results import arrow_type, joined, result_arrow, result_objects
-from sparkdiff.serving.schedule import NOWHERE, Output, Schedule, Values
+from sparkdiff.serving.schedule import NOWHERE, OutputColumn, Schedule, Values
 
 ROWS = 8192
 """Rows that are computed at a time."""
@@ -137,15 +137,15 @@ class Scorer:
         return f"Scorer({', '.join(self.inputCols)} -> {', '.join(self.outputCols)}: {len(self._schedule.steps)} steps)"
 
 
-def _objects(output: Output, values: Values) -> list[Any]:
+def _objects(output: OutputColumn, values: Values) -> list[Any]:
     return result_objects(values[output.place], _null(output, values), output.kind)
 
 
-def _arrow(output: Output, values: Values) -> pa.Array:
+def _arrow(output: OutputColumn, values: Values) -> pa.Array:
     return result_arrow(values[output.place], _null(output, values), output.kind)
 
 
-def _null(output: Output, values: Values) -> Any:
+def _null(output: OutputColumn, values: Values) -> Any:
     return None if output.null == NOWHERE else values[output.null]
 
 

@@ -44,7 +44,7 @@ class TargetEncoder(StageModule):
         self.columns = columns
         self.tables, first = [], 0
         for c in columns:
-            self.tables.append(Table(tensor(c.categories), first))
+            self.tables.append(CategoryTable(tensor(c.categories), first))
             first += len(c.categories)
         overall = [torch.full((len(c.categories),), t.unseen) for c, t in zip(columns, self.tables, strict=True)]
         self.register_buffer(
@@ -81,7 +81,7 @@ class TargetEncoder(StageModule):
         flags = nulls or [None] * len(columns)
         return [self.slot(*each) for each in zip(columns, flags, self.tables, self.names, strict=True)]
 
-    def slot(self, x: Tensor, null: Tensor | None, table: "Table", name: str) -> Tensor:
+    def slot(self, x: Tensor, null: Tensor | None, table: "CategoryTable", name: str) -> Tensor:
         if null is None:  # NaN is none of the categories: where those are refused it can but be null
             null = torch.zeros_like(x, dtype=torch.bool) if self.keep else x.isnan()
         found, seen = table.find(x)
@@ -135,7 +135,7 @@ class TargetEncoder(StageModule):
         )
 
 
-class Table:
+class CategoryTable:
     """The categories of one column, whose entries begin at `first`."""
 
     def __init__(self, categories: Tensor, first: int):

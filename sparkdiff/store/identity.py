@@ -44,6 +44,7 @@ KNOWN_AS = {
     "sparkdiff.tensors.rows": "sparkdiff.rows",
     "sparkdiff.stages.formula:PrunedColumns": "ColumnPruner",
     "sparkdiff.stages.formula:RewrittenAttributes": "VectorAttributeRewriter",
+    "sparkdiff.stages.targets:CategoryTable": "Table",
 }
 """Names that our modules and classes had when a training was begun that may still continue; empty once our version changes."""
 

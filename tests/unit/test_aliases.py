@@ -73,6 +73,7 @@ MOVED = {
     "rows": "tensors.rows",
     "stages.formula.ColumnPruner": "PrunedColumns",
     "stages.formula.VectorAttributeRewriter": "RewrittenAttributes",
+    "stages.targets.Table": "CategoryTable",
 }
 AS_SPARK_DOES = """
 import sys

@@ -44,7 +44,7 @@ class TextStage:
         return False
 
     @classmethod
-    def of(cls, stage: Any, facts: "Facts") -> "list[Part]":
+    def of(cls, stage: Any, facts: "TextInputs") -> "list[StagePart]":
         """The parts of a fitted stage.
 
         Raises:
@@ -57,7 +57,7 @@ class TextStage:
 
 
 @dataclass(frozen=True)
-class Facts:
+class TextInputs:
     """What is known of a stage's input columns: labels per column as far as their attributes tell them."""
 
     inputs: tuple[str, ...]
@@ -65,7 +65,7 @@ class Facts:
 
 
 @dataclass(frozen=True)
-class Part:
+class StagePart:
     """A part of a stage that can be computed alone: by the positions of its inputs and outputs among the stage's."""
 
     stage: TextStage
@@ -86,9 +86,9 @@ def serves(name: str) -> Callable[[_Stage], _Stage]:
     return decorate
 
 
-def whole(stage: TextStage, inputs: int = 1) -> list[Part]:
+def whole(stage: TextStage, inputs: int = 1) -> list[StagePart]:
     """A stage that is one part with one output."""
-    return [Part(stage, tuple(range(inputs)), (0,))]
+    return [StagePart(stage, tuple(range(inputs)), (0,))]
 
 
 def number(v: Any) -> float:

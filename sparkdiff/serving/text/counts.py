@@ -13,7 +13,7 @@ import torch
 
 from sparkdiff.jvm import text as spark
 from sparkdiff.serving import java_text as java
-from sparkdiff.serving.text.base import BadValueError, Facts, Outputs, Part, TextStage, number, serves, whole
+from sparkdiff.serving.text.base import BadValueError, Outputs, StagePart, TextInputs, TextStage, number, serves, whole
 from sparkdiff.serving.text.words import lists, words
 from sparkdiff.tensors.rows import SparseRows
 
@@ -74,7 +74,7 @@ class HashingTF(Hashing):
     spark2: bool
 
     @classmethod
-    def of(cls, stage: Any, facts: Facts) -> list[Part]:
+    def of(cls, stage: Any, facts: TextInputs) -> list[StagePart]:
         return whole(cls(stage.getNumFeatures(), stage.getBinary(), spark.hashes_as_spark_2(stage)))
 
     def run(self, column: list[Any]) -> Outputs:  # type: ignore[override]
@@ -134,7 +134,7 @@ class CountVectorizer(TextStage):
     binary: bool
 
     @classmethod
-    def of(cls, stage: Any, facts: Facts) -> list[Part]:
+    def of(cls, stage: Any, facts: TextInputs) -> list[StagePart]:
         return whole(cls(tuple(stage.vocabulary), stage.getMinTF(), stage.getBinary()))
 
     @functools.cached_property
@@ -189,7 +189,7 @@ class FeatureHasher(Hashing):
     categories: tuple[str, ...]
 
     @classmethod
-    def of(cls, stage: Any, facts: Facts) -> list[Part]:
+    def of(cls, stage: Any, facts: TextInputs) -> list[StagePart]:
         names = stage.getInputCols()
         categories = stage.getOrDefault("categoricalCols") if stage.isDefined("categoricalCols") else ()
         one = cls(stage.getNumFeatures(), tuple(names), tuple(categories))

@@ -10,7 +10,7 @@ import torch
 
 from sparkdiff.serving import java_text as java
 from sparkdiff.serving.java_text import NotServedError
-from sparkdiff.serving.text.base import SKIPS, BadValueError, Facts, Outputs, Part, TextStage, serves, whole
+from sparkdiff.serving.text.base import SKIPS, BadValueError, Outputs, StagePart, TextInputs, TextStage, serves, whole
 
 
 @serves("StringIndexerModel")
@@ -26,11 +26,11 @@ class StringIndexer(TextStage):
     keep: bool
 
     @classmethod
-    def of(cls, stage: Any, facts: Facts) -> list[Part]:
+    def of(cls, stage: Any, facts: TextInputs) -> list[StagePart]:
         if stage.getHandleInvalid() == "skip":
             raise NotServedError(SKIPS)
         keep = stage.getHandleInvalid() == "keep"
-        return [Part(cls(tuple(labels), keep), (i,), (i,)) for i, labels in enumerate(stage.labelsArray)]
+        return [StagePart(cls(tuple(labels), keep), (i,), (i,)) for i, labels in enumerate(stage.labelsArray)]
 
     @functools.cached_property
     def places(self) -> dict[str, float]:
@@ -90,7 +90,7 @@ class IndexToString(TextStage):
     labels: tuple[str, ...]
 
     @classmethod
-    def of(cls, stage: Any, facts: Facts) -> list[Part]:
+    def of(cls, stage: Any, facts: TextInputs) -> list[StagePart]:
         labels = stage.getLabels() if stage.isDefined("labels") else ()
         labels = labels or facts.labels[0]
         if not labels:

@@ -8,7 +8,7 @@ from typing import Any
 from sparkdiff.jvm import text as spark
 from sparkdiff.serving import java_text as java
 from sparkdiff.serving.java_text import NotServedError
-from sparkdiff.serving.text.base import BadValueError, Facts, Outputs, Part, TextStage, serves, whole
+from sparkdiff.serving.text.base import BadValueError, Outputs, StagePart, TextInputs, TextStage, serves, whole
 
 
 def texts(column: list[Any]) -> list[str]:
@@ -52,7 +52,7 @@ class Tokenizer(TextStage):
         return True
 
     @classmethod
-    def of(cls, stage: Any, facts: Facts) -> list[Part]:
+    def of(cls, stage: Any, facts: TextInputs) -> list[StagePart]:
         return whole(cls(spark.lower_case()))
 
     def run(self, column: list[Any]) -> Outputs:  # type: ignore[override]
@@ -81,7 +81,7 @@ class RegexTokenizer(TextStage):
         return self.lowers
 
     @classmethod
-    def of(cls, stage: Any, facts: Facts) -> list[Part]:
+    def of(cls, stage: Any, facts: TextInputs) -> list[StagePart]:
         java.pattern(stage.getPattern())
         lowers = stage.getToLowercase()
         if lowers and (language := spark.language()) in LANGUAGES:
@@ -128,13 +128,13 @@ class StopWordsRemover(TextStage):
         return not self.exact
 
     @classmethod
-    def of(cls, stage: Any, facts: Facts) -> list[Part]:
+    def of(cls, stage: Any, facts: TextInputs) -> list[StagePart]:
         exact = stage.getCaseSensitive()
         language = stage.getLocale().replace("-", "_").partition("_")[0].lower()
         if not exact and language in LANGUAGES:
             raise NotServedError(f"its locale {stage.getLocale()!r} lowers text by rules that Python does not have")
         one = cls(tuple(stage.getStopWords()), exact, {} if exact else spark.lower_case())
-        return [Part(one, (i,), (i,)) for i in range(len(facts.inputs))]
+        return [StagePart(one, (i,), (i,)) for i in range(len(facts.inputs))]
 
     @functools.cached_property
     def known(self) -> frozenset[Any]:
@@ -159,7 +159,7 @@ class NGram(TextStage):
     n: int
 
     @classmethod
-    def of(cls, stage: Any, facts: Facts) -> list[Part]:
+    def of(cls, stage: Any, facts: TextInputs) -> list[StagePart]:
         return whole(cls(stage.getN()))
 
     def run(self, column: list[Any]) -> Outputs:  # type: ignore[override]

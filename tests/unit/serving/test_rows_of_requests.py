@@ -12,15 +12,15 @@ import torch
 from sparkdiff.errors import InputError
 from sparkdiff.serving import java_text as java
 from sparkdiff.serving.java_text import NotServedError
-from sparkdiff.serving.request_values import Source
+from sparkdiff.serving.request_values import InputColumn
 from sparkdiff.serving.requests import Arrow, Column, Listed, numbers, objects, table_of_pandas
 from sparkdiff.serving.results import joined, result_arrow
 from sparkdiff.serving.text.base import BadValueError
 from sparkdiff.serving.text.counts import HashingTF, java_text
 
 
-def of_kind(kind: str) -> Source:
-    return Source("x", ("x",), kind)
+def of_kind(kind: str) -> InputColumn:
+    return InputColumn("x", ("x",), kind)
 
 
 @pytest.mark.parametrize("value", [None, 1.0, "a", np.array(3.0), ["1", "2"], [1.0, b"2"]])
