@@ -102,14 +102,18 @@ def of_store(runs: Sequence[Mapping[str, Any]]) -> list[PastRun]:
     return out
 
 
-def _facts_in(text: str) -> dict[str, float] | None:
+def _facts_in(text: str) -> Facts | None:
     """The facts in the text of a tag; None if these are none."""
     try:
-        found = json.loads(text)
+        return numbers(json.loads(text))
     except ValueError:
         return None
-    numbers = isinstance(found, dict) and all(type(v) in (int, float) and math.isfinite(v) for v in found.values())
-    return found if numbers and "rows" in found else None
+
+
+def numbers(found: Any) -> Facts | None:
+    """Facts that were read from JSON; None if these are none."""
+    plain = isinstance(found, dict) and all(type(v) in (int, float) and math.isfinite(v) for v in found.values())
+    return found if plain and "rows" in found else None
 
 
 @functools.cache
@@ -118,6 +122,25 @@ def priors() -> tuple[PastRun, ...]:
     names = [f.name for f in dataclasses.fields(PastRun)]
     found = json.loads(PRIORS.read_text(encoding="utf-8"))["runs"]
     return tuple(PastRun(**{name: run[name] for name in names}) for run in found)
+
+
+def forests() -> tuple[Any, Any]:
+    """A classifier and a regressor that take missing values.
+
+    Raises:
+        InputError: scikit-learn is not installed.
+    """
+    try:
+        from sklearn.ensemble import ExtraTreesClassifier, ExtraTreesRegressor
+        from sklearn.impute import SimpleImputer
+        from sklearn.pipeline import make_pipeline
+    except ImportError as e:
+        raise InputError(
+            "forecasts are learned by scikit-learn, which is not installed: pip install 'sparkdiff[triage]'"
+        ) from e
+    forest: dict[str, Any] = {"n_estimators": 100, "min_samples_leaf": 3, "random_state": 0}
+    both = ExtraTreesClassifier(**forest), ExtraTreesRegressor(**forest)
+    return tuple(make_pipeline(SimpleImputer(keep_empty_features=True), one) for one in both)  # type: ignore[return-value]
 
 
 class Forecaster:
@@ -131,25 +154,12 @@ class Forecaster:
     """
 
     def __init__(self, runs: Sequence[PastRun]):
-        try:
-            from sklearn.ensemble import ExtraTreesClassifier, ExtraTreesRegressor
-            from sklearn.impute import SimpleImputer
-            from sklearn.pipeline import make_pipeline
-        except ImportError as e:
-            raise InputError(
-                "triage learns by scikit-learn, which is not installed: pip install 'sparkdiff[triage]'"
-            ) from e
         self.runs = len(runs)
         x = np.array([features(run.facts) for run in runs])
         kept = np.array([run.kept for run in runs])
         gain = np.array([min(max(run.gain, 0.0), MOST) for run in runs])
-        forest: dict[str, Any] = {"n_estimators": 100, "min_samples_leaf": 3, "random_state": 0}
-        self._keeps = make_pipeline(SimpleImputer(keep_empty_features=True), ExtraTreesClassifier(**forest)).fit(
-            x, kept
-        )
-        self._gains = make_pipeline(SimpleImputer(keep_empty_features=True), ExtraTreesRegressor(**forest)).fit(
-            x[kept], gain[kept]
-        )
+        classifier, regressor = forests()
+        self._keeps, self._gains = classifier.fit(x, kept), regressor.fit(x[kept], gain[kept])
         self._costs = _Costs(runs)
 
     def __call__(self, facts: Facts) -> Forecast:

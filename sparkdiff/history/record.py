@@ -120,6 +120,8 @@ def _evidence(found: Mapping[str, Any], *, redact: bool) -> dict[str, Any]:
     slices = [{k: v for k, v in s.items() if k not in left_out} for s in found["slices"]]
     compatibility = {k: v for k, v in (found["compatibility"] or {}).items() if k != "bins"}
     told = {} if redact else {"warnings": found["warnings"]}
+    if facts := (found.get("order") or {}).get("facts"):
+        told["facts"] = facts
     return {"z": found["z"], "slices": slices, "reference": found["reference"], "compatibility": compatibility, **told}
 
 

@@ -17,15 +17,18 @@ from sparkdiff.evaluation.ledger import LedgerTrial
 from sparkdiff.evaluation.recorded import Recorded
 from sparkdiff.evaluation.scores import Score
 from sparkdiff.growth import costs
+from sparkdiff.improvement import order
 from sparkdiff.improvement.baseline import Baseline
 from sparkdiff.improvement.candidate import Candidate, Step
 from sparkdiff.improvement.ground import Ground, Measurement
+from sparkdiff.improvement.order import ArmOrder
 from sparkdiff.pipeline.network import Network
 from sparkdiff.pipeline.parity import Parity
 from sparkdiff.store import files
 
 DECISIONS = "decisions.json"
 BASELINE = "baseline.json"
+ORDER = "order.json"
 
 
 class StepLog:
@@ -61,6 +64,17 @@ class StepLog:
             return Baseline(**json.loads(path.read_text(encoding="utf-8")))
         found = find()
         files.write_bytes(path, json.dumps(dataclasses.asdict(found)).encode())
+        return found
+
+    def order(self, find: Callable[[], ArmOrder]) -> ArmOrder:
+        """The order of the arms that `find` makes, or that of the run before an interruption: the store may have grown since."""
+        if self.folder is None:
+            return find()
+        path = self.folder / ORDER
+        if path.exists():
+            return order.of_json(json.loads(path.read_text(encoding="utf-8")))
+        found = find()
+        files.write_bytes(path, json.dumps(order.as_json(found)).encode())
         return found
 
     def _place(self, arm: str, number: int) -> Path:

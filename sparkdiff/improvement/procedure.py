@@ -19,6 +19,7 @@ from sparkdiff.improvement.budget import Account, Budget
 from sparkdiff.improvement.ground import Ground, prepared
 from sparkdiff.improvement.lanes import Brake
 from sparkdiff.improvement.log import StepLog
+from sparkdiff.improvement.order import order_of
 from sparkdiff.improvement.plan import described
 from sparkdiff.improvement.reporting import summary_of
 from sparkdiff.improvement.settings import ImprovementSettings
@@ -74,13 +75,19 @@ def improve_pipeline(
     with _folder(ground, replace=replace) as (folder, log):
         ground = dataclasses.replace(ground, folder=folder.path)
         rival = _rival(ground, account, log, phases)
-        raced = race.race(ground, arms, account, log, phases)
+        begun = time.monotonic()
+        with phases.phase("order") as say:
+            order = log.order(lambda: order_of(ground, [arm for arm in arms if not refusals[arm.name]]))
+            say(str(order))
+        account.add("order", time.monotonic() - begun)
+        rank = {name: place for place, name in enumerate(order.arms)}
+        raced = race.race(ground, sorted(arms, key=lambda a: rank.get(a.name, len(rank))), account, log, phases)
         begun = time.monotonic()
         with undisturbed(_deciding(options.runId)), phases.phase("judge"):
             decision = judging.decide(ground, raced.steps)
         account.add("judge", time.monotonic() - begun)
         timings = {k: round(v, 3) for k, v in phases.timings.items()}
-        summary = summary_of(ground, raced, decision, rival, timings, account)
+        summary = summary_of(ground, raced, decision, rival, timings, account, order)
     offers = {name: j.candidate.model for name, j in decision.offers.items()}
     result = model if decision.best is None else decision.best.candidate.model
     phases.on_decision(summary)

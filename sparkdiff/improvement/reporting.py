@@ -17,13 +17,15 @@ from sparkdiff.improvement.candidate import Step, share
 from sparkdiff.improvement.folding import folded
 from sparkdiff.improvement.ground import Ground, Measurement
 from sparkdiff.improvement.judging import Decision, JudgedCandidate
+from sparkdiff.improvement.order import ArmOrder, as_json
 from sparkdiff.improvement.race import Raced
+from sparkdiff.improvement.settings import ARMS
 from sparkdiff.improvement.summary import ImprovementSummary
 
 
 def summary_of(
     ground: Ground, raced: Raced, decision: Decision, rival: Baseline | None, timings: Mapping[str, float],
-    account: Account,
+    account: Account, order: ArmOrder,
 ) -> ImprovementSummary:  # fmt: skip
     """
     Args:
@@ -35,7 +37,7 @@ def summary_of(
     shown = best or next(iter(decision.judged), None)
     after = start if best is None else best.candidate.found
     judgement = Judgement(NOTHING, None) if shown is None else shown.judgement
-    table, arms = _table(ground, raced, decision), [dataclasses.asdict(s) for s in raced.standings]
+    table, arms = _table(ground, raced, decision), _standings(raced)
     parity = {k: dataclasses.asdict(p) for k, p in (("before", start.parity), ("after", after.parity)) if p is not None}
     told = dataclasses.asdict(ground.settings)
     said = {k: list(v) if isinstance(v, tuple) else v for k, v in told.items()}
@@ -45,7 +47,7 @@ def summary_of(
         decision="kept original" if best is None else "improved", reason=_reason(ground, shown),
         records=_history(raced.steps, shown), parity=parity, stages={},
         options=shown_options(start.task, ground.metric, **said), warnings=_warnings(ground, decision, judgement.verdict),
-        arms=arms, table=table,
+        arms=arms, table=table, order=as_json(order),
         offers={n: next(i for i, r in enumerate(table) if n in r["offers"]) for n in decision.offers},
         budget={
             "given": ground.settings.budget, "spent": {k: round(v, 3) for k, v in account.spent.items()},
@@ -55,6 +57,12 @@ def summary_of(
         explanation=_explained(ground, table, arms, judgement, rival, after),
         **facts,
     )  # fmt: skip
+
+
+def _standings(raced: Raced) -> list[dict[str, Any]]:
+    """Where the arms stand, in their fixed order, in whatever order they were tried."""
+    names = list(ARMS)
+    return [dataclasses.asdict(s) for s in sorted(raced.standings, key=lambda s: names.index(s.arm))]
 
 
 NOTHING = guard.Verdict(False, -1, 0.0, 0.0, 1.0, 0.025)

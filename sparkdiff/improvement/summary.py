@@ -36,6 +36,9 @@ class ImprovementSummary(FineTuningSummary):
             "seconds", "why" (there is no value)}; None where `baseline=False`. No test counts it.
         measured: how many results on validation rows the p-values allow for.
         explanation: where the loss was, and what would help next, in words.
+        order: in which the arms were tried: {"arms", "chances" (by name, that an arm finds the best pipeline if there is a better
+            one), "shipped" and "own" (from how many improvements it was learned: that sparkdiff ships, and of the store), "why",
+            "facts" (of the pipeline and its rows)}.
     """
 
     __module__ = "sparkdiff"
@@ -48,11 +51,14 @@ class ImprovementSummary(FineTuningSummary):
     foundAt: float | None = None
     baseline: dict[str, Any] | None = None
     explanation: str = ""
+    order: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def _sections(self) -> Iterator[Section]:
         yield table_of(self)
         yield from _in_full(self.table)
         yield from ends_of(self.arms)
+        if self.order:
+            yield f"order of the arms: {', '.join(self.order['arms'])}; {self.order['why']}"
         yield Strong(f"decision: {self.decision}")
         yield from (self.reason, *_when(self), self.explanation, *(f"warning: {w}" for w in self.warnings))
 

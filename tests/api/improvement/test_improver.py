@@ -1,6 +1,7 @@
 """Improver through the public interface: what races, what is offered, what is kept, how a run goes on."""
 
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from small_data import riders, same, sides, unfitted
 from sparkdiff import Events, ImprovementSummary, Improver, ImproverModel, InputError
 
 QUICK: dict[str, Any] = {
-    "budget": "160 passes", "recipe": "fast", "maxEpochs": 6, "learningRate": 0.01, "parallelism": 1,
+    "budget": "160 passes", "recipe": "fast", "maxEpochs": 6, "learningRate": 0.01, "parallelism": 1, "order": "fixed",
 }  # fmt: skip
 
 
@@ -269,3 +270,37 @@ def test_options_that_make_no_sense_are_named(model: PipelineModel) -> None:
         Improver(model, budget="tomorrow")
     with pytest.raises(InputError, match="has no pipeline"):
         Improver().explain(None)  # type: ignore[arg-type]
+
+
+def test_the_order_is_learned_from_what_is_shipped_and_from_the_store(
+    model: PipelineModel, rows: DataFrame, cache: str, tmp_path: Path
+) -> None:
+    arms = ["refit", "finetune", "simplify"]
+    given = {
+        **QUICK,
+        "order": "learned",
+        "arms": arms,
+        "cacheDir": cache,
+        "storeDir": str(tmp_path / "runs"),
+        "baseline": False,
+    }
+    first, second = (Improver(model, **given).fit(rows).summary for _ in range(2))
+    assert sorted(first.order["arms"]) == sorted(arms) == sorted(first.order["chances"])
+    assert (first.order["own"], second.order["own"]) == (0, 1) and first.order["shipped"] >= 100
+    assert f"learned from {first.order['shipped']} improvements that sparkdiff ships and 1 of storeDir" in str(second)
+    assert [a["arm"] for a in first.arms] == arms  # in their fixed order, whatever was tried first
+    assert "order" in first.budget["spent"]
+    fixed = Improver(model, **{**given, "order": "fixed", "storeDir": None}).fit(rows).summary
+    assert fixed.order["arms"] == arms and not fixed.order["facts"]
+    assert "the cheap ones first, as order='fixed' asks" in str(fixed)
+
+
+def test_without_scikit_learn_the_cheap_arms_come_first(
+    model: PipelineModel, rows: DataFrame, cache: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "sklearn.ensemble", None)
+    arms = ["refit", "finetune"]
+    given = {**QUICK, "order": "learned", "arms": arms, "cacheDir": cache, "baseline": False}
+    found = Improver(model, **given).fit(rows).summary
+    assert found.order["arms"] == arms
+    assert "no order can be learned: forecasts are learned by scikit-learn, which is not installed" in str(found)

@@ -79,7 +79,7 @@ def class_of(saved: Path) -> str:
     return str(json.loads(part.read_text())["class"])
 
 
-LATER = {"device", "precision", "folds", "processes"}
+LATER = {"device", "precision", "folds", "processes", "order"}
 """What a summary holds since then."""
 
 

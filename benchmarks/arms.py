@@ -1,0 +1,145 @@
+"""What each arm of `improve` brings, and for how much: the runs from which the learned order of arms starts.
+
+The pipelines are those of benchmarks/fleet.py. Each is fitted on the training rows of one half of its set's rows and improved on
+the other half, by each arm alone, all its steps, each within --seconds. Per step are kept: its core-seconds, the gain of its
+best candidate, and the gain that the guard keeps. One line of arms.jsonl per pipeline, with its cheap facts; a collection that
+is stopped goes on where it was, and with --share several processes make it together. `benchmarks/arm_order.py` replays it.
+
+    SPARK_CONF_DIR=conf OMP_NUM_THREADS=1 python benchmarks/arms.py --folder runs/arms
+"""
+
+import contextlib
+import dataclasses
+import json
+import shutil
+import sys
+import tempfile
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from common import exit_code, folder_of, parse, parser, write
+from fleet import CONF, OPTIONS, PLANTED, ROWS, SETS, Cell, Fits, cells, halves
+from pyspark.sql import DataFrame, SparkSession
+
+from sparkdiff import jvm
+from sparkdiff.data.splits import Source
+from sparkdiff.errors import SparkdiffError
+from sparkdiff.fine_tuning.shared import Shared
+from sparkdiff.fine_tuning.task import prepare
+from sparkdiff.forecasting.facts import facts_of, finite
+from sparkdiff.improvement import judging
+from sparkdiff.improvement.arm import Arm
+from sparkdiff.improvement.arms import arms_of
+from sparkdiff.improvement.budget import Limit
+from sparkdiff.improvement.candidate import Step, best_of, share
+from sparkdiff.improvement.ground import Ground, prepared
+from sparkdiff.improvement.settings import ImprovementSettings
+from sparkdiff.job.loading import start_session
+from sparkdiff.machine import cpu
+from sparkdiff.options import Options
+from sparkdiff.report import Phases
+
+SECONDS = 30.0
+"""Of a step, at most."""
+
+
+def steps_of(arm: Arm, ground: Ground, limit: Limit) -> list[dict[str, Any]]:
+    """All steps of an arm: what each took, and what it reached with those before it."""
+    steps, out, spent = list[Step](), list[dict[str, Any]](), 0.0
+    for number in range(arm.steps):
+        began = cpu.seconds()
+        try:
+            step = arm.run(ground, number, limit, tuple(steps))
+        except (SparkdiffError, TimeoutError, jvm.SparkError) as e:
+            why = jvm.cause(e) if isinstance(e, jvm.SparkError) else f"{type(e).__name__}: {e}"
+            out.append({"seconds": cpu.seconds() - began, "failed": why[:300]})
+            break
+        spent = cpu.seconds() - began
+        steps.append(step)
+        best = best_of(ground, steps)
+        kept = judging.decide(ground, steps).best
+        out.append({
+            "seconds": spent, "gain": 0.0 if best is None else share(ground, best), "says": step.says,
+            "kept": 0.0 if kept is None else share(ground, kept.candidate),
+            "ended": [k for k in ("failed", "stopped") if step.learned.get(k)],
+        })  # fmt: skip
+        if out[-1]["ended"]:
+            break
+    return out
+
+
+def run(cell: Cell, model: Any, rows: DataFrame, folder: Path, seconds: float) -> dict[str, Any]:
+    """What each arm reaches on a pipeline and these rows."""
+    loss = {"loss": "absolute"} if cell.kind == "absolute" else {}
+    options = Options.of({**OPTIONS, **loss, "validationIndicatorCol": "held", "cacheDir": str(folder / "cache")})
+    began = cpu.seconds()
+    facts = finite(facts_of(prepare(model, options, rows), rows))
+    spent, settings = cpu.seconds() - began, ImprovementSettings()
+    own = Path(tempfile.mkdtemp(dir=folder))
+    try:
+        ground = Ground(model, options, settings, [Source(rows)], None, Phases(False), Shared())
+        refused = {arm.name: arm.refused(ground) for arm in arms_of(settings)}
+        began = cpu.seconds()
+        ground = dataclasses.replace(prepared(ground), folder=own)
+        start = cpu.seconds() - began
+        found = {
+            a.name: steps_of(a, ground, Limit(seconds, None, seconds)) for a in arms_of(settings) if not refused[a.name]
+        }
+    finally:
+        shutil.rmtree(own, ignore_errors=True)
+    return dataclasses.asdict(cell) | {
+        "cell": cell.name, "planted": cell.kind in PLANTED, "facts": facts, "factsSeconds": spent, "originalSeconds": start,
+        "arms": found, "refused": {k: v for k, v in refused.items() if v},
+    }  # fmt: skip
+
+
+def line_of(cell: Cell, fits: Fits, spark: SparkSession, folder: Path, seconds: float) -> dict[str, Any]:
+    """What is kept of a pipeline; one that is refused is told by its reason."""
+    table = SETS[cell.set](ROWS[cell.seed % len(ROWS)])
+    one, other = halves(spark, folder, cell, table)
+    try:
+        return run(cell, fits.fitted(cell, table, one.where("not held")), other, folder, seconds)
+    except Exception as e:  # a pipeline that Spark cannot fit, or a refusal: told, and no run
+        return {"cell": cell.name, "refusedWhole": f"{type(e).__name__}: {e}"[:500]}
+
+
+def told(line: dict[str, Any]) -> str:
+    if "refusedWhole" in line:
+        return f"{line['cell']}: {line['refusedWhole']}"
+    arms = (
+        f"{name} {steps[-1].get('kept', 0.0):+.1%} {sum(s['seconds'] for s in steps):.1f} s"
+        for name, steps in line["arms"].items()
+    )
+    return f"{line['cell']}: {', '.join(arms)}"
+
+
+def main() -> int:
+    options = parser(__doc__)
+    options.add_argument("--folder", type=Path, help="of arms.jsonl; a temporary one if not given")
+    options.add_argument("--seconds", type=float, default=SECONDS, help="of a step, at most")
+    options.add_argument("--most", type=int, default=10**6, help="pipelines to run at most")
+    options.add_argument("--share", default="0/1", metavar="I/N", help="run the I-th of N shares, from 0 on")
+    given = parse(options, most=1)
+    folder = folder_of(given)
+    folder.mkdir(parents=True, exist_ok=True)
+    log = folder / "arms.jsonl"
+    done = {json.loads(line)["cell"] for line in log.read_text().splitlines()} if log.exists() else set()
+    spark, fits = start_session(CONF, size=0), Fits()
+    own, shares = map(int, given.share.split("/"))
+    waiting: Sequence[Cell] = [c for c in cells()[own::shares] if c.name not in done][: given.most]
+    with warnings.catch_warnings(), contextlib.suppress(KeyboardInterrupt):
+        warnings.simplefilter("ignore")
+        for cell in waiting:
+            line = line_of(cell, fits, spark, folder, given.seconds)
+            with log.open("ab", buffering=0) as file:  # one call, so that processes do not mix their lines
+                file.write(f"{json.dumps(line)}\n".encode())
+            print(told(line), flush=True)
+    found = [json.loads(line) for line in log.read_text().splitlines()]
+    write(given, found, {"pipelines": float(sum("arms" in line for line in found))})
+    return exit_code(given, [])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

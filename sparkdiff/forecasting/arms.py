@@ -1,0 +1,162 @@
+"""Which way of improving a pipeline is likely to find the best one, and for how much: what worked on pipelines like this one.
+
+It starts from the improvements that sparkdiff ships (arm_priors.json, made by benchmarks/arms.py), and learns from those in the
+user's store of runs, each of which counts as much. Nothing is saved: learning takes a second.
+"""
+
+import dataclasses
+import functools
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sparkdiff.forecasting.facts import Facts
+from sparkdiff.forecasting.forecast import MOST, features, forests, numbers
+
+PRIORS = Path(__file__).with_name("arm_priors.json")
+ENOUGH = 0.95
+"""An arm has found the best pipeline if it gains this share of what the best arm gains."""
+COLUMNS = ("verb", "metricDirection", "before", "tried", "evidence", "finished")
+"""Of a store, what the order of arms is learned from."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ArmResult:
+    """What an arm found.
+
+    Attributes:
+        gain: that the guard kept, as a share of the original's metric; 0 where it kept none.
+        seconds: that the arm took.
+    """
+
+    gain: float
+    seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
+class PastImprovement:
+    """An improvement that has ended: the facts of its pipeline, and what each arm that was tried found."""
+
+    facts: Facts
+    arms: Mapping[str, ArmResult]
+
+    @property
+    def best(self) -> float:
+        return max((min(r.gain, MOST) for r in self.arms.values()), default=0.0)
+
+    def found(self, arm: str) -> bool:
+        """Whether this arm has found the best pipeline, or one that is nearly as good."""
+        return self.best > 0 and min(self.arms[arm].gain, MOST) >= ENOUGH * self.best
+
+
+@dataclasses.dataclass(frozen=True)
+class ArmForecast:
+    """
+    Attributes:
+        probability: that the arm finds the best pipeline, if there is a better one.
+        seconds: that it takes.
+    """
+
+    arm: str
+    probability: float
+    seconds: float
+
+    @property
+    def worth(self) -> float:
+        """By this order of arms, the largest first, the time until the best is found is shortest on average, if arms were
+        independent (Smith 1956).
+        """
+        return self.probability / max(self.seconds, 1e-3)
+
+
+@functools.cache
+def priors() -> tuple[PastImprovement, ...]:
+    """The improvements that sparkdiff ships."""
+    found = json.loads(PRIORS.read_text(encoding="utf-8"))["runs"]
+    return tuple(of_json(run) for run in found)
+
+
+def of_json(run: Mapping[str, Any]) -> PastImprovement:
+    return PastImprovement(run["facts"], {name: ArmResult(*told) for name, told in run["arms"].items()})
+
+
+def of_store(runs: Sequence[Mapping[str, Any]]) -> list[PastImprovement]:
+    """The improvements in a store whose facts are known."""
+    out = []
+    for run in runs:
+        facts = _facts(run) if run["verb"] == "improve" else None
+        if facts is not None and run["before"]:
+            arms = _results(run)
+            out += [PastImprovement(facts, arms)] if arms else []
+    return out
+
+
+def _facts(run: Mapping[str, Any]) -> Facts | None:
+    """The facts that an improvement left in its evidence; None where it found none."""
+    try:
+        found = json.loads(run["evidence"] or "{}").get("facts")
+    except (ValueError, AttributeError):
+        return None
+    return numbers(found)
+
+
+def _results(run: Mapping[str, Any]) -> dict[str, ArmResult]:
+    """What the arms of a stored improvement found; those that were not tried are left out."""
+    sign, found = 1.0 if run["metricDirection"] == "smaller" else -1.0, dict[str, ArmResult]()
+    for tried in run["tried"] or ():
+        if tried["outcome"].startswith("not tried") or tried["seconds"] is None:
+            continue
+        kept = tried["outcome"] == "accepted" and tried["value"] is not None
+        gain = sign * (run["before"] - tried["value"]) / abs(run["before"]) if kept else 0.0
+        known = found.get(tried["kind"])
+        found[tried["kind"]] = ArmResult(max(gain, known.gain if known else 0.0), tried["seconds"])
+    return found
+
+
+class ArmForecaster:
+    """Forecasts by improvements that have ended.
+
+    Args:
+        runs: those to learn from.
+
+    Raises:
+        InputError: scikit-learn is not installed.
+    """
+
+    def __init__(self, runs: Sequence[PastImprovement]):
+        self._models = {}
+        for arm in dict.fromkeys(name for run in runs for name in run.arms):
+            own = [run for run in runs if arm in run.arms]
+            gained = [run for run in own if run.best > 0]
+            if not gained:
+                continue
+            classifier, regressor = forests()
+            finds = classifier.fit(_table(gained), np.array([run.found(arm) for run in gained]))
+            takes = regressor.fit(_table(own), np.log([max(run.arms[arm].seconds, 1e-3) for run in own]))
+            self._models[arm] = finds, takes
+
+    def __call__(self, facts: Facts, arms: Sequence[str]) -> list[ArmForecast]:
+        """Of each of these arms, the most valuable first; those without any run behind them come last, in their own order."""
+        x = np.array([features(facts)])
+        known = [arm for arm in arms if arm in self._models]
+        out = [self._one(arm, x) for arm in known]
+        rest = [ArmForecast(arm, 0.0, math.inf) for arm in arms if arm not in self._models]
+        return [*sorted(out, key=lambda f: -f.worth), *rest]
+
+    def _one(self, arm: str, x: Any) -> ArmForecast:
+        finds, takes = self._models[arm]
+        return ArmForecast(arm, _share(finds, x), float(np.exp(takes.predict(x)[0])))
+
+
+def _table(runs: Sequence[PastImprovement]) -> Any:
+    return np.array([features(run.facts) for run in runs])
+
+
+def _share(classifier: Any, x: Any) -> float:
+    """The probability of True, also where only one of the two was seen."""
+    classes, found = [bool(c) for c in classifier.classes_], classifier.predict_proba(x)[0]
+    return float(found[classes.index(True)]) if True in classes else 0.0
