@@ -8,7 +8,7 @@ from small_data import QUICK, pipeline
 
 from sparkdiff.data import rehearsal
 from sparkdiff.fine_tuning.task import prepare
-from sparkdiff.fleet import facts
+from sparkdiff.forecasting import facts
 from sparkdiff.forecasting.facts import SampleError, facts_of
 from sparkdiff.options import Options
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from sparkdiff.forecasting.arms import ArmForecaster, ArmResult, PastImprovement, of_store, priors
+from sparkdiff.forecasting.arms import HELD_OUT, ArmForecaster, ArmResult, PastImprovement, of_store, priors
 from sparkdiff.improvement.order import ArmOrder, as_json, of_json
 from sparkdiff.improvement.settings import ARMS
 
@@ -18,15 +18,15 @@ def learned(count: int = 60) -> list[PastImprovement]:
     """Training the weights finds the best where z is large, new stages find it elsewhere and take ten times as long."""
     draw, out = random.Random(0), []
     for _ in range(count):
-        z = draw.uniform(-3, 6)
-        arms = {"finetune": ArmResult(0.3 if z > 2 else 0.0, 1.0), "grow": ArmResult(0.0 if z > 2 else 0.2, 10.0)}
-        out.append(PastImprovement({**FACTS, "lastEpochZ": z}, arms))
+        z = draw.uniform(-0.3, 0.6)
+        arms = {"finetune": ArmResult(0.3 if z > 0.2 else 0.0, 1.0), "grow": ArmResult(0.0 if z > 0.2 else 0.2, 10.0)}
+        out.append(PastImprovement({**FACTS, "quadraticGain": z}, arms))
     return out
 
 
 def test_the_arm_that_found_the_best_on_pipelines_like_this_comes_first() -> None:
     forecaster = ArmForecaster(learned())
-    slack, none = ({**FACTS, "lastEpochZ": z} for z in (5.0, -2.0))
+    slack, none = ({**FACTS, "quadraticGain": z} for z in (0.5, -0.2))
     first, second = forecaster(slack, ["grow", "finetune"])
     assert (first.arm, second.arm) == ("finetune", "grow")
     assert first.probability > 0.8 > 0.2 > second.probability
@@ -40,6 +40,12 @@ def test_of_two_that_are_as_likely_the_quick_one_comes_first() -> None:
     assert [f.arm for f in ArmForecaster(runs)(FACTS, ["refit", "finetune"])] == ["finetune", "refit"]
 
 
+def test_rows_that_are_held_out_do_not_choose_the_order() -> None:
+    forecaster = ArmForecaster(priors())
+    facts = {**FACTS, **dict.fromkeys(HELD_OUT, 0.1)}
+    assert forecaster(facts, [*ARMS]) == forecaster(FACTS, [*ARMS])
+
+
 def test_an_arm_that_was_never_tried_comes_last() -> None:
     found = ArmForecaster(learned())(FACTS, ["search", "grow", "finetune"])
     assert (found[-1].arm, found[-1].probability, found[-1].seconds) == ("search", 0.0, math.inf)
@@ -48,7 +54,7 @@ def test_an_arm_that_was_never_tried_comes_last() -> None:
 def test_runs_without_any_gain_teach_what_arms_take_only() -> None:
     nothing = [PastImprovement(FACTS, {"grow": ArmResult(0.0, 500.0)})] * 5
     assert ArmForecaster(nothing)(FACTS, ["grow"])[0].probability == 0.0
-    one = ArmForecaster([*learned(), *nothing])({**FACTS, "lastEpochZ": -2.0}, ["grow"])[0]
+    one = ArmForecaster([*learned(), *nothing])({**FACTS, "quadraticGain": -0.2}, ["grow"])[0]
     assert one.probability > 0.8 and one.seconds > 10
 
 
