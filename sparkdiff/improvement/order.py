@@ -5,15 +5,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sparkdiff import jvm
+from sparkdiff.data.splits import TEST, TRAIN, VALIDATION
 from sparkdiff.errors import SparkdiffError
-from sparkdiff.forecasting.arms import COLUMNS, ArmForecaster, PastImprovement, of_store, priors
-from sparkdiff.forecasting.facts import facts_of, finite
+from sparkdiff.forecasting.arms import COLUMNS, ArmForecaster, of_store, priors
+from sparkdiff.forecasting.facts import training_facts
 from sparkdiff.history import store
 from sparkdiff.improvement.arm import Arm
+from sparkdiff.improvement.budget import Budget
 from sparkdiff.improvement.ground import Ground
-from sparkdiff.jvm import stores
 
-LEARNED, FIXED = "learned", "fixed"
+FIXED = "fixed"
+LEAST = 60.0
+"""Seconds of a budget below which the facts and the learning, a few seconds, take more than the order saves."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,9 +49,19 @@ def order_of(ground: Ground, arms: Sequence[Arm]) -> ArmOrder:
         return ArmOrder(names, why="the cheap ones first, as order='fixed' asks")
     if len(names) < 2:
         return ArmOrder(names, why="there is no other one")
+    budget = Budget.of(ground.settings.budget)
+    if budget.seconds is None:
+        return ArmOrder(
+            names, why="the cheap ones first, as the budget is in passes and no arm is left out for lack of time"
+        )
+    if budget.seconds < LEAST:
+        return ArmOrder(
+            names, why=f"the cheap ones first, as {ground.settings.budget} is too short to learn an order in"
+        )
+    rows = sum(ground.rows[split] for split in (TRAIN, VALIDATION, TEST) if split in ground.rows)
     try:
-        facts = finite(facts_of(ground.plan, ground.sources[0].df))
-        own = _of_store(ground.options.storeDir)
+        facts = training_facts(ground.plan, ground.sources[0].df, rows)
+        own = of_store(store.rows_so_far(ground.options.storeDir, COLUMNS))
         found = ArmForecaster([*priors(), *own])(facts, names)
     except Exception as e:  # the order decides nothing: whatever it is, it may not end the improvement
         cause = jvm.cause(e) if isinstance(e, jvm.SparkError) else str(e)
@@ -58,18 +71,6 @@ def order_of(ground: Ground, arms: Sequence[Arm]) -> ArmOrder:
     why = f"learned from {len(priors()):,} improvements that sparkdiff ships{stored}"
     chances = {f.arm: round(f.probability, 3) for f in found}
     return ArmOrder(tuple(f.arm for f in found), chances, len(priors()), len(own), why, facts)
-
-
-def _of_store(storeDir: str | None) -> list[PastImprovement]:
-    """The improvements of a store, the oldest first; none where there is no store yet."""
-    if storeDir is None:
-        return []
-    folder = jvm.folder("storeDir", storeDir)
-    try:
-        known = any(name.startswith("run") for name in stores.names(folder))
-    except OSError:
-        return []
-    return of_store(store.rows(folder, COLUMNS)) if known else []
 
 
 def as_json(order: ArmOrder) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from small_data import QUICK, pipeline
 from sparkdiff.data import rehearsal
 from sparkdiff.fine_tuning.task import prepare
 from sparkdiff.forecasting import facts
-from sparkdiff.forecasting.facts import SampleError, facts_of
+from sparkdiff.forecasting.facts import SampleError, facts_of, training_facts
 from sparkdiff.options import Options
 
 FAST = {**QUICK, "verbosity": 0}
@@ -48,3 +48,15 @@ def test_facts_are_of_rows_from_the_whole_table(
     none = df.coalesce(1).withColumn("held", number >= count - 1)
     with pytest.raises(SampleError, match="rows do not tell what all would"):
         facts_of(prepare(numeric, Options.of({**FAST, "validationIndicatorCol": "held"}), none), none)
+
+
+def test_held_out_rows_do_not_tell_the_facts_of_training(numeric: PipelineModel, df: DataFrame) -> None:
+    """By them an improvement chooses what it tests on these rows."""
+    task = prepare(numeric, Options.of({**FAST, "validationIndicatorCol": "held"}), df.withColumn("held", F.lit(True)))
+    rows = df.coalesce(1).withColumn("held", F.monotonically_increasing_id() % 4 == 0)
+    other = rows.withColumn("riders", F.when(F.col("held"), F.col("riders") * 7 + 3).otherwise(F.col("riders")))
+    count = df.count()
+    found, same = (training_facts(task, data, count) for data in (rows, other))
+    assert found == same and found["gradientSignal"] > 1
+    whole = facts_of(task, rows)
+    assert {name: whole[name] for name in found} == found and whole != facts_of(task, other)

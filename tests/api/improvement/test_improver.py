@@ -17,8 +17,10 @@ from small_data import riders, same, sides, unfitted
 from sparkdiff import Events, ImprovementSummary, Improver, ImproverModel, InputError
 
 QUICK: dict[str, Any] = {
-    "budget": "160 passes", "recipe": "fast", "maxEpochs": 6, "learningRate": 0.01, "parallelism": 1, "order": "fixed",
+    "budget": "160 passes", "recipe": "fast", "maxEpochs": 6, "learningRate": 0.01, "parallelism": 1
 }  # fmt: skip
+TIMED = {**QUICK, "budget": "2m"}
+"""Enough for a few arms to end by themselves."""
 
 
 @pytest.fixture(scope="module")
@@ -277,8 +279,7 @@ def test_the_order_is_learned_from_what_is_shipped_and_from_the_store(
 ) -> None:
     arms = ["refit", "finetune", "simplify"]
     given = {
-        **QUICK,
-        "order": "learned",
+        **TIMED,
         "arms": arms,
         "cacheDir": cache,
         "storeDir": str(tmp_path / "runs"),
@@ -290,9 +291,20 @@ def test_the_order_is_learned_from_what_is_shipped_and_from_the_store(
     assert f"learned from {first.order['shipped']} improvements that sparkdiff ships and 1 of storeDir" in str(second)
     assert [a["arm"] for a in first.arms] == arms  # in their fixed order, whatever was tried first
     assert "order" in first.budget["spent"]
-    fixed = Improver(model, **{**given, "order": "fixed", "storeDir": None}).fit(rows).summary
-    assert fixed.order["arms"] == arms and not fixed.order["facts"]
-    assert "the cheap ones first, as order='fixed' asks" in str(fixed)
+
+
+@pytest.mark.parametrize(("given", "why"), [
+    ({"order": "fixed", "budget": "2m"}, "as order='fixed' asks"),
+    ({"budget": "30s"}, "as 30s is too short to learn an order in"),
+    ({"budget": "60 passes"}, "as the budget is in passes and no arm is left out for lack of time"),
+])  # fmt: skip
+def test_where_no_order_is_learned_the_cheap_arms_come_first(
+    model: PipelineModel, rows: DataFrame, cache: str, given: dict[str, Any], why: str
+) -> None:
+    arms = ["refit", "finetune"]
+    found = Improver(model, **{**QUICK, **given}, arms=arms, cacheDir=cache, baseline=False).fit(rows).summary
+    assert found.order["arms"] == arms and not found.order["facts"]
+    assert f"order of the arms: refit, finetune; the cheap ones first, {why}" in str(found)
 
 
 def test_without_scikit_learn_the_cheap_arms_come_first(
@@ -300,7 +312,7 @@ def test_without_scikit_learn_the_cheap_arms_come_first(
 ) -> None:
     monkeypatch.setitem(sys.modules, "sklearn.ensemble", None)
     arms = ["refit", "finetune"]
-    given = {**QUICK, "order": "learned", "arms": arms, "cacheDir": cache, "baseline": False}
+    given = {**TIMED, "arms": arms, "cacheDir": cache, "baseline": False}
     found = Improver(model, **given).fit(rows).summary
     assert found.order["arms"] == arms
     assert "no order can be learned: forecasts are learned by scikit-learn, which is not installed" in str(found)
