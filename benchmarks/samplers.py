@@ -284,8 +284,8 @@ def trees(spark: SparkSession, seed: int, sampler: str, pruner: str | None) -> d
 # Cells ----------------------------------------------------------------------------------------------------------------
 
 
-def cells(seeds: int, names: list[str]) -> Iterator[tuple[str, str, int]]:
-    for seed in range(seeds):
+def cells(seeds: range, names: list[str]) -> Iterator[tuple[str, str, int]]:
+    for seed in seeds:
         for name in names:
             yield from ((name, arm, seed) for arm in (DEFAULT, *OURS, *RIVALS))
         yield from (("trees", arm, seed) for arm in ("grid", *PRUNERS))
@@ -387,6 +387,7 @@ def smallest(cell: dict[str, Any]) -> float:
 def main() -> int:
     p = parser(__doc__)
     p.add_argument("--seeds", type=int, default=5)
+    p.add_argument("--first-seed", type=int, default=0)
     p.add_argument("--tasks", nargs="+", choices=[*TASKS], default=[*TASKS])
     p.add_argument("--cells", type=Path, metavar="FILE", help="results so far, a line each")
     p.add_argument(
@@ -404,7 +405,7 @@ def main() -> int:
     if given.smoke:
         TRIALS.update(dict.fromkeys(OURS, 3))
     done = {(c["name"], c["arm"], c["seed"]): c for c in known}
-    for cell in cells(given.seeds, given.tasks):
+    for cell in cells(range(given.first_seed, given.first_seed + given.seeds), given.tasks):
         if cell in done or (given.arms and cell[1] not in (DEFAULT, *given.arms)):
             continue
         budget = done.get((cell[0], "tpe", cell[2]), {}).get("cpu", 60.0)
