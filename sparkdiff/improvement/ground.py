@@ -30,6 +30,7 @@ from sparkdiff.objectives.metric import Metric
 from sparkdiff.options import Options
 from sparkdiff.pipeline.nesting import flatten
 from sparkdiff.pipeline.parity import Parity
+from sparkdiff.pipeline.translation import linked
 from sparkdiff.report import Phases
 from sparkdiff.store.run_folder import TRAININGS
 from sparkdiff.tensors.device import gpus
@@ -116,9 +117,14 @@ class Ground:
 
     @functools.cached_property
     def keeps(self) -> tuple[str, ...]:
-        """The uids of the stages that stay as they are, by uid or class name in `keepStages` and `freeze`."""
-        wanted = {*self.options.freeze, *self.settings.keepStages}
-        return tuple(s.uid for s in stages_of(self.model) if {s.uid, type(s).__name__} & wanted)
+        """The uids of the stages that stay as they are: those that `keepStages` and `freeze` name, as `Graph.select` finds them.
+
+        Raises:
+            InputError: no stage has this name.
+        """
+        graph = linked(self.model)
+        chosen = graph.select(self.options.freeze, "freeze") | graph.select(self.settings.keepStages, "keepStages")
+        return tuple(v.uid for v in graph.vertices if v.position in chosen)
 
     @functools.cached_property
     def lossParams(self) -> dict[str, Any]:
@@ -141,10 +147,11 @@ class Ground:
         Args:
             changes: of the options.
         """
-        if model is self.model:  # where a name that no stage has is an error
+        keeps = self.keeps  # a name that no stage has is an error
+        if model is self.model:
             freeze = tuple(dict.fromkeys((*self.options.freeze, *self.settings.keepStages)))
         else:
-            freeze = tuple(s.uid for s in stages_of(model) if s.uid in self.keeps)
+            freeze = tuple(s.uid for s in stages_of(model) if s.uid in keeps)
             changes = {"lossParams": self.lossParams, **changes}
         o = dataclasses.replace(self.options, freeze=freeze, **changes)
         return prepare(model, o, self.sources[0].df)

@@ -36,7 +36,7 @@ class ImprovementSettings:
     budget: str = option("30m", "time for all that is tried, such as 90s, 30m or 2h; or passes over the training rows, such as '300 passes', with which two runs give the same bits")
     arms: tuple[str, ...] = option(tuple(ARMS), f"what to try: {', '.join(ARMS)}", items="arms")
     keepForm: bool = option(False, "whether the result must have the same stages: nothing is added or deleted")
-    keepStages: tuple[str, ...] = option((), "stages that stay as they are: neither trained nor fitted anew nor deleted")
+    keepStages: tuple[str, ...] = option((), "stages that stay as they are, by uid, class name or output column: neither trained nor fitted anew nor deleted")
     maxServingCost: float | None = option(None, "largest cost of serving the result, as a multiple of what the pipeline costs now, by a table of costs per stage; if unset, no limit", kind=float, low=1)
     maxLoss: float = option(0.005, "share of the metric that a simpler pipeline may lose; 0 offers what is exact only", low=0, high=1)
     baseline: bool = option(True, "whether the table ends with Spark's own boosted trees (100, with defaults) on the same features, for comparison only")

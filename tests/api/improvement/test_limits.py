@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from pyspark.ml import Pipeline
+from pyspark.ml import Pipeline, PipelineModel
 from pyspark.ml.classification import LogisticRegression
 from pyspark.ml.clustering import KMeans
 from pyspark.ml.feature import Imputer, Normalizer, StandardScaler, VectorAssembler
@@ -16,7 +16,7 @@ from pyspark.ml.regression import GBTRegressor, LinearRegression
 from pyspark.sql import DataFrame, SparkSession, functions as F
 from small_data import NUMBERS, half_deviance, riders, sides, unfitted
 
-from sparkdiff import Improver, jvm
+from sparkdiff import Improver, InputError, jvm
 from sparkdiff.data.splits import Source
 from sparkdiff.evaluation.recorded import keyed
 from sparkdiff.fine_tuning.shared import Shared
@@ -61,9 +61,32 @@ def test_what_is_to_be_kept_is_not_folded(rows: DataFrame) -> None:
 
     assert left() == [s.uid for s in model.stages if s.uid not in (scaler.uid, pca.uid)]
     assert left(keepStages=[scaler.uid]) == [s.uid for s in model.stages if s.uid != pca.uid]
+    assert left(keepStages=["scaled"]) == left(keepStages=[scaler.uid])  # the column that it writes
     assert left(keepStages=["GeneralizedLinearRegressionModel"]) is None  # which would take the others up
     assert left(keepForm=True) is None
     assert left(arms=["refit"]) is None
+
+
+def test_what_is_to_be_kept_has_any_name_that_freeze_takes(rows: DataFrame) -> None:
+    """A uid, a class, an output column, or a pipeline inside of the pipeline; another name is an error of this option."""
+    inner = unfitted().fit(rows)
+    model = PipelineModel([PipelineModel(inner.stages[:4]), *inner.stages[4:]])
+    scaler = inner.stages[3]
+
+    def kept(**settings: object) -> tuple[str, ...]:
+        own = {k: v for k, v in settings.items() if k != "freeze"}
+        options = Options.of({k: v for k, v in settings.items() if k == "freeze"})
+        return Ground(model, options, ImprovementSettings.of(own), [Source(rows)], None, Phases(False), Shared()).keeps
+
+    assert (
+        kept(keepStages=["scaled"])
+        == kept(keepStages=["StandardScalerModel"])
+        == kept(freeze=["scaled"])
+        == (scaler.uid,)
+    )
+    assert kept(keepStages=[model.stages[0].uid]) == tuple(s.uid for s in inner.stages[:4])
+    with pytest.raises(InputError, match=r"^keepStages='scale' is no uid, class or output column"):
+        Improver(model, keepStages=["scale"]).explain(rows)
 
 
 def test_rows_that_differ_in_where_a_null_is_are_different_rows(spark: SparkSession, tmp_path: Path) -> None:
