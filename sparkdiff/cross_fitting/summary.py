@@ -12,6 +12,7 @@ from sparkdiff.fine_tuning.summary import facts, shown_options, tested, warnings
 from sparkdiff.fine_tuning.values import Judged
 from sparkdiff.options import Options
 from sparkdiff.report import FineTuningSummary
+from sparkdiff.report.shares import share_of
 
 
 def _reason(done: Sequence[FoldResult], shipped: Shipped, options: Options, original: float) -> str:
@@ -57,7 +58,7 @@ def summary_of(done: Sequence[FoldResult], shipped: Shipped, options: Options) -
     shared["cache"] |= {"hit": run.cache.hit and all(f.run.cache.hit for f in done)}
     return FineTuningSummary(
         decision="tuned" if shipped.tuned else "kept original", reason=_reason(done, shipped, options, before),
-        metrics=_metrics(shipped, before, before - metric.sign * gain), gain=gain / max(abs(before), 1e-12),
+        metrics=_metrics(shipped, before, before - metric.sign * gain), gain=share_of(gain, before),
         records=[{"fold": n, **row} for (n, _), rows in zip(trainings, histories, strict=True) for row in rows],
         parity={k: dataclasses.asdict(p) for k, p in compared.items() if p is not None},
         stages={k: {"largest": a, "rootMeanSquare": b} for k, (a, b) in moved.items()},

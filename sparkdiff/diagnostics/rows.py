@@ -24,6 +24,7 @@ from sparkdiff.objectives.objective import Objective
 from sparkdiff.options import Options
 from sparkdiff.pipeline.graph import Version
 from sparkdiff.pipeline.network import Network
+from sparkdiff.report.shares import share_of
 from sparkdiff.stages.trainable import LabelStats
 from sparkdiff.tensors.rows import Rows, SparseRows, below, matrix, taken
 
@@ -377,7 +378,7 @@ def too_few_rows(gains: Tensor, weights: Tensor, verdict: Verdict, before: float
     best, weights = gains[column, weights > 0], weights[weights > 0]
     rest = best - best.sum() / weights.sum() * weights
     largest = rest.abs().max().clamp_min(1e-300)  # the squares of what diverged may overflow
-    error = float(largest * (rest / largest).norm() / weights.sum()) / max(abs(before), 1e-12)
+    error = share_of(float(largest * (rest / largest).norm() / weights.sum()), before)
     normal = NormalDist()
     smallest = (normal.inv_cdf(1 - verdict.level) + normal.inv_cdf(POWER)) * error
     if not HOPED < smallest <= RUINED:

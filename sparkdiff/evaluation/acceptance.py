@@ -22,6 +22,7 @@ from sparkdiff.objectives.metric import Metric
 from sparkdiff.options import Options
 from sparkdiff.pipeline.network import Network
 from sparkdiff.report import p_value
+from sparkdiff.report.shares import share_of
 from sparkdiff.stages.predictor import Predictor
 
 NAMED = 3  # slices that a reason names
@@ -202,7 +203,7 @@ def reason(
         if lost:
             return f"no epoch of any other candidate {better}, and {lost}"
         return f"no epoch of any candidate {better}: nothing to gain from here"
-    gain = f"{whose} gain of {verdict.gain / max(abs(original), 1e-12):.2%} on the {where} rows"
+    gain = f"{whose} gain of {share_of(verdict.gain, original):.2%} on the {where} rows"
     parts = [f" / fleetSize {o.fleetSize:,}"] if o.fleetSize > 1 else []
     parts += [f" / {judgement.stricter} because thresholds train"] if judgement.stricter > 1 else []
     share = f" = guard {o.guard:g}{''.join(parts)}" if parts and o.guard < 1 else ""

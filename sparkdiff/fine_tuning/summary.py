@@ -17,6 +17,7 @@ from sparkdiff.objectives.metric import Metric
 from sparkdiff.pipeline.parity import Parity
 from sparkdiff.report import FineTuningSummary
 from sparkdiff.report.record import versions
+from sparkdiff.report.shares import share_of
 from sparkdiff.stages.trainable import SUPPORT
 
 
@@ -72,7 +73,7 @@ def measured(original: Measured, after: Measured) -> dict[str, Any]:
         for s in SPLITS
         if s in before or s != REFERENCE
     }
-    return {"metrics": metrics, "gain": held.sign * (held.value - own.value) / max(abs(held.value), 1e-12)}
+    return {"metrics": metrics, "gain": share_of(held.sign * (held.value - own.value), held.value)}
 
 
 def trained_facts(fitted: Fitted, compared: Mapping[str, Parity | None], changed: bool) -> dict[str, Any]:

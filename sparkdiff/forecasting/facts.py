@@ -27,6 +27,7 @@ from sparkdiff.fine_tuning.task import Task
 from sparkdiff.objectives.metric import Metric
 from sparkdiff.objectives.objective import Objective
 from sparkdiff.pipeline.network import Network
+from sparkdiff.report.shares import share_of
 from sparkdiff.training.distributed.worker import objectives
 from sparkdiff.training.loop import one_thread_for_small_steps, train
 from sparkdiff.training.ongoing import Training
@@ -214,7 +215,7 @@ class _Probe:
         curvature = float((mean - moved.mean(0)) @ direction) / STEP
         if curvature <= 0:
             return dict(zip(names, (signal, math.nan), strict=True)), None
-        promised = squared / (2 * curvature) / max(abs(loss), 1e-12)
+        promised = share_of(squared / (2 * curvature), loss)
         return dict(zip(names, (signal, promised), strict=True)), -mean / curvature
 
     def stepped(self, step: Tensor | None, original: Score) -> Facts:
@@ -285,7 +286,7 @@ def gain_and_z(gains: Tensor, original: Score) -> tuple[float, float]:
     own, weights = gains[held], original.weights[held]
     total = float(own.sum())
     spread = float((own - weights * total / float(weights.sum())).square().sum())
-    gain = total / max(abs(float(original.blocks.sum())), 1e-12)
+    gain = share_of(total, float(original.blocks.sum()))
     return gain, total / math.sqrt(spread) if spread > 0 else 0.0
 
 

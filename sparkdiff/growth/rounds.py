@@ -22,6 +22,7 @@ from sparkdiff.growth.items import Found, Item
 from sparkdiff.growth.part import Part
 from sparkdiff.growth.serving import Serving
 from sparkdiff.growth.table import Split, Table
+from sparkdiff.report.shares import share_of
 
 Run = Callable[[int, Sequence[Item], Table, Tensor], list[Found]]
 """(round, items, table, the original's sums (B,)) -> what each item found, in the order of the items."""
@@ -147,7 +148,7 @@ def _joined(
     joins = math.isfinite(judged[chosen][0])
     tried = [
         Tried(
-            number, f.item.kind, f.item.name, (before - f.value) / max(abs(original), 1e-12), objective,
+            number, f.item.kind, f.item.name, share_of(before - f.value, original), objective,
             f.part.parameters if f.part else 0, limits.serving.share(f.part) if f.part else 0.0, f.seconds, f.epoch,
             why or ("" if i == chosen else _not_chosen(objective, judged[chosen][0], found[chosen].item.name)),
         )

@@ -10,6 +10,7 @@ from torch import Tensor
 from sparkdiff.data.splits import VALIDATION
 from sparkdiff.evaluation.ledger import Ledger, LedgerTrial
 from sparkdiff.improvement.ground import Ground, Measurement, allowed
+from sparkdiff.report.shares import share_of
 
 ROUNDING = 1e-9
 """Share of the original's loss below which two pipelines differ by the order of additions only."""
@@ -117,7 +118,7 @@ def share(ground: Ground, candidate: Candidate) -> float:
     if not bool(one_column(ground, candidate.found).any()):
         return 0.0
     before, after = ground.start.scores[VALIDATION], candidate.found.scores[VALIDATION]
-    return (before.mean - after.mean) / max(abs(before.mean), 1e-12)
+    return share_of(before.mean - after.mean, before.mean)
 
 
 def best_of(ground: Ground, steps: Sequence[Step]) -> Candidate | None:

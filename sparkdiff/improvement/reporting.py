@@ -21,6 +21,7 @@ from sparkdiff.improvement.order import ArmOrder, as_json
 from sparkdiff.improvement.race import Raced
 from sparkdiff.improvement.settings import ARMS
 from sparkdiff.improvement.summary import ImprovementSummary
+from sparkdiff.report.shares import share_of
 
 
 def summary_of(
@@ -128,7 +129,7 @@ def _table(ground: Ground, raced: Raced, decision: Decision) -> list[dict[str, A
         tested = found.scores.get(TEST)
         rows.append({
             "arm": j.candidate.arm, "name": j.candidate.name, "value": value, "test": None if tested is None else tested.value,
-            "change": (value - held) / max(abs(held), 1e-12), "gain": share(ground, j.candidate),
+            "change": share_of(value - held, held), "gain": share(ground, j.candidate),
             "changed": None if compared is None else compared.changed, "serving": found.cost / start.cost,
             "compacted": _compacted(ground, j) if j in decision.offers.values() else None,
             "seconds": spent[j.candidate.arm], "p": None if j.judgement.verdict.best < 0 else j.p,
@@ -151,7 +152,7 @@ def _beside(ground: Ground, rival: Baseline | None) -> dict[str, Any] | None:
     if rival is None:
         return None
     held = ground.start.scores[VALIDATION].value
-    change = None if rival.value is None else (rival.value - held) / max(abs(held), 1e-12)
+    change = None if rival.value is None else share_of(rival.value - held, held)
     return dataclasses.asdict(rival) | {"change": change}
 
 

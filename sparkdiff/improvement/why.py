@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sparkdiff.improvement.settings import CHANGES_FORM
+from sparkdiff.report.shares import share_of
 
 NOTHING = 0.005
 """Share of the metric below which a gain is not worth a sentence."""
@@ -121,7 +122,7 @@ def beside(name: str, value: float | None, returned: float, sign: float) -> str:
         value, returned: the metric of both on validation rows.
         sign: 1.0 where a smaller metric is better, -1.0 where a larger one is.
     """
-    better = 0.0 if value is None else sign * (returned - value) / max(abs(returned), 1e-12)
+    better = 0.0 if value is None else share_of(sign * (returned - value), returned)
     if better < NOTHING:
         return ""
     return (

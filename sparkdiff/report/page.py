@@ -13,6 +13,7 @@ from typing import Any
 from sparkdiff.report import charts
 from sparkdiff.report.ancestry import SHORT, Ancestor, ancestors_of, drawn_ancestors
 from sparkdiff.report.drawing import drawn
+from sparkdiff.report.shares import share_of
 from sparkdiff.report.svg import Drawing
 from sparkdiff.report.table import p_value
 
@@ -170,7 +171,7 @@ def _change(values: Values) -> float | None:
     before, after = values["before"], values["after"]
     if before is None or after is None:
         return None
-    return float((after - before) / max(abs(before), 1e-12))
+    return share_of(after - before, before)
 
 
 def _others(summary: Values) -> list[tuple[str, Any, Any]]:

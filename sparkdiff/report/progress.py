@@ -10,6 +10,7 @@ from typing import Any
 from sparkdiff.errors import check_type
 from sparkdiff.machine import memory, secrets
 from sparkdiff.report.screens import Screen, screen_here, someone_watches
+from sparkdiff.report.shares import share_of
 
 PROBE = 1.0
 """Seconds between two looks at something that cannot tell how far it is."""
@@ -36,7 +37,7 @@ def advance(
 
 def change(metric: str, before: float, now: float) -> str:
     """A metric before and now, and by how much it differs."""
-    return f"{metric} {before:.5g} -> {now:.5g} ({(now - before) / max(abs(before), 1e-12):+.1%})"
+    return f"{metric} {before:.5g} -> {now:.5g} ({share_of(now - before, before):+.1%})"
 
 
 def duration(seconds: float) -> str:

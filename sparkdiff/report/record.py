@@ -27,7 +27,8 @@ class RunRecord(Shown):
         metric, metricDirection: the metric, and which direction is better.
         metrics: {"train" | "validation" | "test": {"before", "after"}}, None if there are no such rows; "reference"
             only if there are reference rows. `after` is the value of the returned pipeline.
-        gain: (before - after) / max(abs(before), 1e-12) on validation rows, negated where larger is better: better is positive.
+        gain: (before - after) / abs(before) on validation rows, negated where larger is better: better is positive. Of a
+            metric that is zero, (before - after) / 1e-12.
         z: mean gain of the chosen epoch over its block-wise standard error; 0.0 when the original is best.
         p: p-value of the max-bootstrap over all epochs and candidates.
         candidates, diverged: number of trained candidates, and of those that diverged (loss or metric not finite) and

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from sparkdiff.report.sections import Section, SectionTable, Strong, as_text
+from sparkdiff.report.shares import share_of
 
 SHOWN = 8
 """Slices in the report; the summary has all."""
@@ -47,7 +48,7 @@ def _metrics(summary: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
     for split, values in summary["metrics"].items():
         if values is not None:
             before, after = values["before"], values["after"]
-            change = (after - before) / max(abs(before), 1e-12)
+            change = share_of(after - before, before)
             shown = "out of fold" if split == "validation" and summary.get("folds") else split
             rows.append((shown, f"{before:.5g}", f"{after:.5g}", f"{change:+.1%}"))
     return rows
@@ -75,7 +76,7 @@ def _folds(folds: Sequence[Mapping[str, Any]]) -> Iterator[Section]:
     if folds:
         rows = [("fold", "rows", "original", "tuned", "change", "epochs")]
         for f in folds:
-            change = (f["after"] - f["before"]) / max(abs(f["before"]), 1e-12)
+            change = share_of(f["after"] - f["before"], f["before"])
             figures = (f"{f['before']:.5g}", f"{f['after']:.5g}", f"{change:+.1%}", str(f["epochs"]))
             rows.append((str(f["fold"]), f"{f['rows']:,}", *figures))
         yield SectionTable(rows)
@@ -120,11 +121,11 @@ def _gain(change: Mapping[str, Any]) -> float:
     """The gain as a share of the original's metric; -inf if one of the two metrics is NaN."""
     if change["before"] is None or change["gain"] is None:
         return -math.inf
-    return change["gain"] / max(abs(change["before"]), 1e-12)  # type: ignore[no-any-return]
+    return share_of(change["gain"], change["before"])
 
 
 def _relative(change: Mapping[str, Any]) -> float:
-    return (change["after"] - change["before"]) / max(abs(change["before"]), 1e-12)  # type: ignore[no-any-return]
+    return share_of(change["after"] - change["before"], change["before"])
 
 
 def _compatibility(c: Mapping[str, Any], whose: str) -> str:

@@ -15,6 +15,7 @@ from sparkdiff.improvement.arm import Arm
 from sparkdiff.improvement.budget import Limit
 from sparkdiff.improvement.candidate import Candidate, Step, rounded
 from sparkdiff.improvement.ground import HELD_OUT, Ground, Measurement, check_same_rows
+from sparkdiff.report.shares import share_of
 from sparkdiff.training.recipes import recipes_for
 
 STEPS = ("default", "thorough")
@@ -60,7 +61,7 @@ def fine_tuned(
         model, after = written(run, before, network, {VALIDATION: tuned})
     found = Measurement(ground.task(model), after.scores, margins, after.parity, costs.of_model(model))
     check_same_rows(ground.start, found)
-    gained = (before.scores[VALIDATION].mean - tuned.mean) / max(abs(ground.start.scores[VALIDATION].mean), 1e-12)
+    gained = share_of(before.scores[VALIDATION].mean - tuned.mean, ground.start.scores[VALIDATION].mean)
     hope = gained * (TIMED_OUT if fitted.cut else ANOTHER_RECIPE if recipe == "default" else 0.0)
     last = max(row["epoch"] for row in fitted.found.history)
     says = f"{last} epochs of {len(fitted.recipes)} candidates{', out of time' if fitted.cut else ''}"

@@ -22,6 +22,7 @@ from sparkdiff.improvement.arm import Arm
 from sparkdiff.improvement.budget import Limit
 from sparkdiff.improvement.candidate import Candidate, Step, rounded, shortened
 from sparkdiff.improvement.ground import HELD_OUT, Ground, Measurement, check_same_rows
+from sparkdiff.report.shares import share_of
 
 FEW, MANY = 1, 6
 """Rounds of the first step and of the second."""
@@ -118,9 +119,8 @@ def _column(done: Finished) -> int:
 
 
 def _hope(ground: Ground, done: Finished, number: int) -> float:
-    gained = (done.before.scores[VALIDATION].mean - done.tuned.mean) / max(
-        abs(done.before.scores[VALIDATION].mean), 1e-12
-    )
+    before = done.before.scores[VALIDATION].mean
+    gained = share_of(before - done.tuned.mean, before)
     return NEXT_ROUND * max(gained, 0.0) if number == 0 else 0.0
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from sparkdiff.evaluation.guard import Verdict
 from sparkdiff.report import Section, SectionTable, Shown, Strong, p_value
 from sparkdiff.report.page import page
+from sparkdiff.report.shares import share_of
 from sparkdiff.report.writing import write
 from sparkdiff.tuning.search.judging import Comparison
 
@@ -142,7 +143,7 @@ def _figures(verdict: Verdict, other: float) -> dict[str, Any]:
     interval = None
     if verdict.interval is not None:
         interval = [bound if math.isfinite(bound) else None for bound in verdict.interval]
-    gain = verdict.gain / max(abs(other), 1e-12)
+    gain = share_of(verdict.gain, other)
     return {"tested": True, "p": verdict.p, "level": verdict.level, "gain": gain, "gainInterval": interval}
 
 

@@ -19,6 +19,8 @@ def test_one_form_of_words() -> None:
     assert advance("epoch", 1, 9) == "epoch 1 of at most 9"
     assert advance("epoch", 1, 9, "", "2 left", seconds=120) == "epoch 1 of at most 9: 2 left, about 2 min"
     assert change("poisson", 38.7, 12.41) == "poisson 38.7 -> 12.41 (-67.9%)"
+    assert change("squared", 4e-24, 1e-24).endswith("(-75.0%)")  # of a label whose unit is small
+    assert change("r2", 0.0, 0.0).endswith("(+0.0%)")
     searched = SearchProgress(40, 12, 1, 0, 2, 0.913, 3, {"regParam": 0.1}, 30.4)
     assert str(searched) == "trial 12 of at most 40: best 0.913 of trial 3 with {'regParam': 0.1}, 1 failed, about 30 s"
     assert str(SearchProgress(40, 0, 0, 0, 8, None, None, None, None)) == "trial 0 of at most 40"
