@@ -30,6 +30,8 @@ LEAST_GAIN = 1e-4
 """Of the metric's size, which a part has to gain on validation rows beside its penalty to join."""
 LACKS = 0.01
 """Of the gain of a round's best part, which a simpler part may lack and join in its place."""
+ROUNDING = 1e-9
+"""Of the margin's natural unit: a part that adds less learns what rounding left, as beside a model that fits exactly."""
 STEPS = 25
 """Newton's steps of the mixture's weights at most."""
 
@@ -225,10 +227,13 @@ def _judged(
     if found.part is None:
         diverged = not bool(found.gains[-1].isfinite().all())
         return math.inf, "it diverged" if diverged else "no epoch gains on the validation rows"
+    train = state.table.train
+    if spread(found.part.output(train), train) < ROUNDING * criterion.unit:
+        return math.inf, "what it adds is no more than what rounding left"
     cost = limits.serving.cost([*(m.part for m in state.members), found.part])
     if cost > limits.serving.limit:
         return math.inf, f"serving would cost {cost:.3g} us per row, more than maxServingCost allows"
-    objective = found.value + size * price(found.part, state.table.train, criterion, limits)
+    objective = found.value + size * price(found.part, train, criterion, limits)
     least = before - LEAST_GAIN * size
     return (objective, "") if objective < least else (math.inf, "its gain is less than its penalty")
 

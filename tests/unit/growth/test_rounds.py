@@ -206,6 +206,30 @@ def test_rounds_end_when_time_is_over_with_what_has_joined() -> None:
     assert none.late and not none.members and len(none.gains) == 0
 
 
+def test_beside_a_model_that_fits_exactly_nothing_joins() -> None:
+    """Squares of what rounding left are gains, too, and larger than chance."""
+    table, criterion = table_of("linear", 900)
+
+    def exact(split: Split) -> Split:
+        return dataclasses.replace(split, label=split.margin + 1e-15 * torch.sin(split.margin))
+
+    table = dataclasses.replace(table, train=exact(table.train), validation=exact(table.validation))
+    before = criterion.score(table.validation.margin, table.validation)
+    for name in ("curve of x", "trees of 4 leaves"):
+        wanted = next(i for i in parts.propose(["shapes", "trees"], table, criterion, 0) if i.name == name)
+        course = Course(wanted, parts.trainer(wanted, table), before.mean)
+        while not course.done:
+            course.step(table, criterion, before.blocks)
+        one = course.found()
+        assert one.part is not None and one.value < 0.9 * before.mean
+        with pytest.MonkeyPatch.context() as m:
+            m.setattr(parts, "propose", lambda *args, one=one: [one.item])
+            limits = dataclasses.replace(LIMITS, complexity=0.1)
+            grown = rounds.grow(table, criterion, limits, lambda *args, one=one: [one], lambda tried: None)
+        assert [t.why for t in grown.tried] == ["what it adds is no more than what rounding left"]
+        assert not grown.members
+
+
 @pytest.mark.parametrize("metric", ["r2", "likelihood"])
 def test_the_penalty_does_not_vanish_where_the_metric_is_near_zero(metric: str) -> None:
     """Of r2 where the original predicts the mean, and of a loss that can be negative."""
