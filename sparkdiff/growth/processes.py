@@ -236,8 +236,11 @@ class Chief:
                 )
         elif "failed" in line:
             raise OWN.get(line["failed"], ItemError)(line["message"])
-        elif line["round"] == handing.number:
-            member.item = None if member.item == line["position"] else member.item
+        else:
+            if line["token"] == member.token:  # it waits now, also after an item that another one had ended rounds ago
+                member.item = None
+            if line["round"] != handing.number:
+                return
             member.busy += line["busy"]
             handing.seconds[line["position"]] = line["seconds"]
             handing.left.discard(line["position"])

@@ -59,6 +59,25 @@ def test_long_items_are_handed_out_first() -> None:
     assert list(handing.queue) == [4, 3, 2, 5, 0]
 
 
+def test_who_ends_an_item_of_a_round_before_gets_the_next_one(tmp_path: Path) -> None:
+    """As where a task that seemed lost has ended the item first. What an earlier process tells says nothing of this one."""
+    (tmp_path / "from-0.jsonl").touch()
+    member = processes.WorkerHandle(
+        0, tmp_path / "to-0.jsonl", mail.LineReader(tmp_path / "from-0.jsonl"), token="now", item=3
+    )
+    chief, handing = processes.Chief.__new__(processes.Chief), processes.Handing.of(2, ITEMS, {0, 3})
+    chief.here = tmp_path
+    ended = {"ended": True, "round": 1, "position": 3, "busy": 5.0, "seconds": 5.0}
+    chief._hear(handing, member, {**ended, "token": "before"})
+    assert member.item == 3
+    chief._hear(handing, member, {**ended, "token": "now"})
+    chief._order(handing, member)
+    assert [line["position"] for line in mail.LineReader(member.orders).new()] == [3]
+    assert (handing.left, member.busy) == ({0, 3}, 0.0)
+    chief._hear(handing, member, {**ended, "round": 2, "token": "now"})
+    assert (handing.left, member.busy, member.item) == ({0}, 5.0, None)
+
+
 def test_an_item_that_kills_each_process_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     monkeypatch.setattr(processes, "ATTEMPTS", 2)
