@@ -17,6 +17,7 @@ from sparkdiff.growth.rounds import Member
 from sparkdiff.growth.serving import Serving
 from sparkdiff.jvm.coefficients import matrix_of, with_coefficients
 from sparkdiff.pipeline.graph import Vertex
+from sparkdiff.pipeline.names import casefolding
 from sparkdiff.pipeline.nesting import flatten, replaced
 
 
@@ -109,7 +110,8 @@ def _sized(features: str, stage: Any, data: DataFrame, mark: str) -> list[Any]:
 
 def _has_no_size(features: str, data: DataFrame) -> bool:
     """Whether these are vectors of the rows whose metadata don't tell how many entries they have."""
-    field = next((f for f in data.schema.fields if f.name == features), None)
+    casefold = casefolding()
+    field = next((f for f in data.schema.fields if casefold(f.name) == casefold(features)), None)
     if field is None or not isinstance(field.dataType, VectorUDT):
         return False
     attributes = (field.metadata or {}).get("ml_attr", {})

@@ -11,8 +11,12 @@ import torch
 from pyspark.ml import PipelineModel
 from pyspark.ml.feature import StringIndexerModel, VectorAssembler, VectorSizeHint
 from pyspark.ml.linalg import Vectors
+from pyspark.ml.regression import LinearRegression
 from pyspark.sql import DataFrame, SparkSession
 
+from sparkdiff.fine_tuning.task import prepare
+from sparkdiff.growth.assembly import grown_pipeline, serving_of
+from sparkdiff.growth.inputs import linear_head
 from sparkdiff.growth.part import Part, PipelinePlace
 from sparkdiff.growth.parts import coding, shapes
 from sparkdiff.growth.parts.blocks import Block
@@ -22,6 +26,7 @@ from sparkdiff.growth.parts.effects import Intercepts, Slopes
 from sparkdiff.growth.parts.shapes import Shapes
 from sparkdiff.growth.table import Column, Split, Table
 from sparkdiff.jvm import sessions
+from sparkdiff.options import Options
 
 COLUMNS = (
     Column("x", "x"),
@@ -188,3 +193,15 @@ def test_stages_compute_what_the_parts_compute(
             expected = part.output(split).reshape(len(split), -1).numpy()
             np.testing.assert_allclose(own @ coefficients.T, expected, rtol=1e-9, atol=1e-9, err_msg=str(type(part)))
         assert values.shape[1] == begin
+
+
+def test_vectors_of_the_rows_get_their_size_however_the_column_is_spelled(spark: SparkSession, any_case: bool) -> None:
+    """VectorAssembler with 'keep' refuses a column that doesn't tell its size."""
+    rows = spark.createDataFrame([(Vectors.dense(i, i * i), float(i)) for i in range(5)], ["Features", "y"])
+    own = LinearRegression(featuresCol="Features", labelCol="y").fit(rows)
+    model = PipelineModel([own.setFeaturesCol("FEATURES" if any_case else "Features")])
+    head = linear_head(prepare(model, Options(), rows).cut.graph)
+    assert serving_of(model, head, None, rows).hint == 2
+    made = grown_pipeline(model, head, [], [], rows)
+    found, expected = (m.transform(rows).select("prediction").collect() for m in (made, model))
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
