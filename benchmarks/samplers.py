@@ -1,9 +1,10 @@
 """How many trials, and how many seconds of CPU, does each sampler need? And how do Optuna and FLAML do on their own?
 
-Two shipped tables: digits (scaler or none, principal components, softmax with elastic net) and bike sharing (number of
-intervals of three numbers, principal components, generalised regression over family, link and penalty). Per sampler and seed a
-`sparkdiff.Search`; a trial's goal is 95% of the way from the default settings to the best validation value of any trial of any
-sampler on the same rows, which the seed divides. Prints the trial that reaches it, for each seed.
+Two shipped tables: digits (pixels or ink above a threshold, scaler or none, principal components, softmax with elastic
+net) and bike sharing (number of intervals of three numbers, principal components, generalised regression over link and
+penalty). Per sampler and seed a `sparkdiff.Search`; a trial's goal is 95% of the way from the default settings to the best
+validation value of any trial of any sampler on the same rows, which the seed divides. Prints the trial that reaches it, for
+each seed.
 
 `optuna` and `flaml` are what one would write without sparkdiff: Optuna's TPE and FLAML's CFO over the same space, rows and
 metric, each trial a `Pipeline.fit` and an `evaluate` of Spark's own, until they have used the CPU seconds that `tpe` took.
@@ -16,6 +17,7 @@ Each cell's result is kept in --cells, so that a run that is stopped goes on the
 """
 
 import dataclasses
+import itertools
 import json
 import math
 import statistics
@@ -33,6 +35,7 @@ from pyspark.ml.classification import LogisticRegression
 from pyspark.ml.evaluation import MulticlassClassificationEvaluator, RegressionEvaluator
 from pyspark.ml.feature import (
     PCA,
+    Binarizer,
     MinMaxScaler,
     OneHotEncoder,
     QuantileDiscretizer,
@@ -46,6 +49,7 @@ from pyspark.sql import DataFrame, SparkSession
 import sparkdiff
 from sparkdiff.job import load_config
 from sparkdiff.job.loading import load_data, start_session
+from sparkdiff.tuning.search.alternatives import chosen, outputs, places
 from sparkdiff.tuning.search.space import Choice, Integer, Uniform
 
 OURS = ("tpe", "gp", "random", "annealing", "recursiveRandom", "cmaes")
@@ -82,18 +86,21 @@ def table(spark: SparkSession, config: Path) -> DataFrame:
 def digits(spark: SparkSession) -> Task:
     rows = table(spark, CONFIG.with_name("digits.yaml"))
     pixels = [c for c in rows.columns if c not in ("id", "label")]
-    standard = StandardScaler(inputCol="assembled", outputCol="scaled")
+    ink = Binarizer(inputCol="assembled", outputCol="ink", threshold=8.0)
+    standard = StandardScaler(inputCol="ink", outputCol="scaled")
     pca = PCA(inputCol="scaled", outputCol="components", k=10)
     head = LogisticRegression(featuresCol="components", family="multinomial")
     stages = [
         VectorAssembler(inputCols=pixels, outputCol="assembled"),
-        sparkdiff.alternatives(standard, MinMaxScaler(inputCol="assembled", outputCol="scaled"), None),
+        sparkdiff.alternatives(None, ink),
+        sparkdiff.alternatives(standard, MinMaxScaler(inputCol="ink", outputCol="scaled"), None),
         pca,
         head,
     ]
     space = {
+        ink.threshold: sparkdiff.uniform(0, 15),
         pca.k: sparkdiff.integer(2, 60),
-        head.regParam: sparkdiff.loguniform(1e-6, 1e2),
+        head.regParam: sparkdiff.loguniform(1e-6, 1e4),
         head.elasticNetParam: sparkdiff.uniform(0, 1),
         head.fitIntercept: sparkdiff.choice(True, False),
         head.standardization: sparkdiff.choice(True, False),
@@ -141,8 +148,9 @@ def default_value(task: Task, seed: int) -> float:
     stage = next(s for s in task.pipeline.getStages() if s.uid == param.parent)
     same = dataclasses.replace(task, space={param: [stage.getOrDefault(param)]})
     found = same.search(seed, sampler="grid").trials
-    first = found[found[[c for c in found if c.startswith("stage")]].isin(["StandardScaler"]).any(axis=1)]
-    return float((first if len(first) else found).iloc[0][task.evaluator.getMetricName()])
+    for place in places(task.pipeline):
+        found = found[found[f"stage of {', '.join(outputs(place))}"] == place.names()[0]]
+    return float(found.iloc[0][task.evaluator.getMetricName()])
 
 
 def ours(task: Task, sampler: str, seed: int) -> dict[str, Any]:
@@ -185,13 +193,10 @@ def naive(task: Task, spark: SparkSession, seed: int, budget: float, how: str) -
 
 
 def plain_variants(task: Task) -> list[Pipeline]:
-    """A Pipeline for each of the alternatives."""
-    from sparkdiff.tuning.search.alternatives import chosen, places
-
+    """A Pipeline for each combination of alternatives."""
     found = places(task.pipeline)
-    if not found:
-        return [task.pipeline]
-    return [chosen(task.pipeline, {found[0].uid: i}) for i in range(len(found[0].getStages()))]
+    choices = itertools.product(*(range(len(place.getStages())) for place in found))
+    return [chosen(task.pipeline, {p.uid: i for p, i in zip(found, choice, strict=True)}) for choice in choices]
 
 
 def name_of(param: Any) -> str:

@@ -166,17 +166,20 @@ class FineTuner(Estimator, _TunerParams, MLWritable, MLReadable):  # type: ignor
         return Options.of({p.name: v for p, v in self._paramMap.items() if p.name in FIELDS})
 
     def fitMultiple(self, dataset: DataFrame, paramMaps: Sequence[Any]) -> "Iterator[tuple[int, FineTunerModel]]":
-        """Fit once per map, with one cache for all maps that do not change it. Every map is checked before the first
-        fit.
+        """Fit once per map, with one cache for all maps that do not change it; maps that differ in `learningRate`,
+        `regAnchor`, `recipe` or `ema` only train together. Every map is checked before the first fit.
         """
         tuner = self.copy()
         tuner._shared = Shared()
-        runs = [tuner.copy(params).options().runId for params in paramMaps]
+        fits = [tuner.copy(params) for params in paramMaps]
+        runs = [fit.options().runId for fit in fits]
         if shared_run := next((r for r in runs if r is not None and runs.count(r) > 1), None):
             raise InputError(
                 f"runId={shared_run!r} names one training, but {runs.count(shared_run)} settings would share "
                 "it: leave it unset, or set a different one in each"
             )
+        if self.isSet("pipeline"):
+            tuner._shared.train_together([(fit.getPipeline(), fit.options()) for fit in fits])
         return super(FineTuner, tuner).fitMultiple(dataset, paramMaps)
 
     def _fit(self, dataset: DataFrame) -> "FineTunerModel":
@@ -216,7 +219,9 @@ class FineTuner(Estimator, _TunerParams, MLWritable, MLReadable):  # type: ignor
             else:
                 model = shared.once(("plain", given), lambda: plain(given))
             task = prepare(model, options, dataset)
-            return self._found(fine_tune(task, sources, phases, shared=shared, boundaries=boundaries), options, keep)
+            member = shared.member_of(given, options)
+            found = fine_tune(task, sources, phases, shared=shared, boundaries=boundaries, member=member)
+            return self._found(found, options, keep)
 
     def cost(self, dataset: DataFrame) -> Cost:
         """What `fit` of these rows would cost: Spark jobs, bytes of the cache, expected seconds. Writes nothing.

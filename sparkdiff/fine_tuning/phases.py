@@ -28,6 +28,7 @@ from sparkdiff.evaluation.feature_names import FeatureNames
 from sparkdiff.evaluation.scores import Score, score
 from sparkdiff.fine_tuning.shared import Shared, key_of
 from sparkdiff.fine_tuning.task import Task
+from sparkdiff.fine_tuning.together import Member
 from sparkdiff.fine_tuning.values import Fitted, Goal, Judged, Measured, Run
 from sparkdiff.jvm import stores
 from sparkdiff.machine import memory
@@ -41,8 +42,10 @@ from sparkdiff.store.files import folder_size, room
 from sparkdiff.store.run_folder import UNTOLD, RunFolder, opened
 from sparkdiff.training import monotone
 from sparkdiff.training.distributed import choice, launch, number
+from sparkdiff.training.distributed.attempt import OnEpoch
 from sparkdiff.training.distributed.worker import Assignment, objectives
-from sparkdiff.training.preparation import computed_by, request_of, start_of
+from sparkdiff.training.ongoing import Training
+from sparkdiff.training.preparation import Start, computed_by, request_of, start_of
 from sparkdiff.training.recipes import Recipe
 
 
@@ -154,37 +157,59 @@ def checked(run: Run) -> list[str]:
 
 
 def trained(
-    run: Run, original: Measured, recipes: Sequence[Recipe] | None, *, replace: bool, epochs: int | None = None
+    run: Run, original: Measured, recipes: Sequence[Recipe] | None, *, replace: bool, epochs: int | None = None,
+    member: Member | None = None,
 ) -> Fitted:  # fmt: skip
     """Train all candidates, or resume the training of an earlier run with the same runId.
 
     Args:
         epochs: train one candidate for so many epochs, and take the last one.
+        member: of settings that train together, this one.
     """
-    o, cache, network, data, goal = run.task.options, run.cache, run.network, run.data, run.goal
     with run.phases.phase("train") as say:
-        single = single_precision.check(network, data) if o.precision == "float32" else None
-        start = start_of(network, data, goal.label, o, cache.rows(VALIDATION), recipes)
-        memory.trim()
-        wishes = _wishes(run) if "monotone" in o.penalties else None
-        penalty = None if wishes is None else wishes.penalty(start.stats, goal.label)
-        assignment = Assignment(
-            network, cache.folder, data.stream.backend, in_memory(o, cache), data.columns, goal.label,
-            original.scores[VALIDATION], start, o, goal.metric.name, penalty, epochs=epochs,
-        )  # fmt: skip
-        with (
-            run_folder(run, o.runId, recipes=recipes, epochs=epochs, replace=replace) as folder,
-            _interruption_told(o.runId, say),
-        ):
-            training, lost = launch.run(assignment, data.stream, folder, say.now, run.phases.on_epoch)
-            folder.check()
-            note = choice.Note.read(folder.path) or choice.Note()
-            several = number.ProcessNumber.read(folder.path) if o.numProcesses == number.AUTO else None
-        unsaved = training.unsaved or folder.unsaved
-        return Fitted(
-            training.found(network), training.chosen.metric, start.frozen, lost, unsaved, training.cut, wishes,
-            folder, note.shown, training.fallbacks, single, start.recipes, several,
-        )  # fmt: skip
+        if member is None:
+            return _fitted(run, original, recipes, say.now, run.phases.on_epoch, replace=replace, epochs=epochs)[0]
+        settings = member.together.settings
+        fitted, start, training = run.shared.once(
+            ("trained", run.key, member.together),
+            lambda: _fitted(run, original, None, say.now, lambda row: None, replace=replace, settings=settings),
+        )
+        own = training.among(start.each[member.position])
+        for row in own.history:
+            run.phases.on_epoch(row)
+        say(f"{len(settings)} settings trained together, in one pass over the rows an epoch")
+        return dataclasses.replace(fitted, found=own.found(run.network), best=own.chosen.metric, recipes=own.recipes)
+
+
+def _fitted(
+    run: Run, original: Measured, recipes: Sequence[Recipe] | None, say: Callable[[str], None], on_epoch: OnEpoch, *,
+    replace: bool, epochs: int | None = None, settings: Sequence[Options] = (),
+) -> tuple[Fitted, Start, Training]:  # fmt: skip
+    """Train the candidates of these settings, by default those of the task."""
+    o, cache, network, data, goal = run.task.options, run.cache, run.network, run.data, run.goal
+    single = single_precision.check(network, data) if o.precision == "float32" else None
+    start = start_of(network, data, goal.label, o, cache.rows(VALIDATION), recipes, settings)
+    memory.trim()
+    wishes = _wishes(run) if "monotone" in o.penalties else None
+    penalty = None if wishes is None else wishes.penalty(start.stats, goal.label)
+    assignment = Assignment(
+        network, cache.folder, data.stream.backend, in_memory(o, cache), data.columns, goal.label,
+        original.scores[VALIDATION], start, o, goal.metric.name, penalty, epochs=epochs,
+    )  # fmt: skip
+    with (
+        run_folder(run, o.runId, recipes=recipes, epochs=epochs, replace=replace) as folder,
+        _interruption_told(o.runId, say),
+    ):
+        training, lost = launch.run(assignment, data.stream, folder, say, on_epoch)
+        folder.check()
+        note = choice.Note.read(folder.path) or choice.Note()
+        several = number.ProcessNumber.read(folder.path) if o.numProcesses == number.AUTO else None
+    unsaved = training.unsaved or folder.unsaved
+    fitted = Fitted(
+        training.found(network), training.chosen.metric, start.frozen, lost, unsaved, training.cut, wishes,
+        folder, note.shown, training.fallbacks, single, start.recipes, several,
+    )  # fmt: skip
+    return fitted, start, training
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ from sparkdiff.fine_tuning.probabilities import hardened, no_evidence
 from sparkdiff.fine_tuning.shared import Shared
 from sparkdiff.fine_tuning.summary import summary_of
 from sparkdiff.fine_tuning.task import Task
+from sparkdiff.fine_tuning.together import Member
 from sparkdiff.fine_tuning.values import Outcome
 from sparkdiff.report import Phases
 from sparkdiff.training.recipes import Recipe
@@ -18,7 +19,7 @@ from sparkdiff.training.recipes import Recipe
 
 def fine_tune(
     task: Task, sources: Sequence[Source], phases: Phases, *, shared: Shared | None = None, replace: bool = False,
-    boundaries: Boundaries | None = None, recipes: Sequence[Recipe] | None = None,
+    boundaries: Boundaries | None = None, recipes: Sequence[Recipe] | None = None, member: Member | None = None,
 ) -> Outcome:  # fmt: skip
     """Train what the plan says on these rows, and return the pipeline that held-out rows decide for.
 
@@ -26,6 +27,7 @@ def fine_tune(
         phases: times the phases and tells the listeners.
         recipes: the candidates to train; None: those of `options.recipe`.
         boundaries: where time divides the rows, if that is known already.
+        member: of settings that train together, this one; they share `shared`.
         replace: start again if `options.runId` was started with other settings, instead of raising.
 
     Raises:
@@ -42,7 +44,7 @@ def fine_tune(
     with begun(task, sources, phases, shared=shared, boundaries=boundaries) as run:
         original = verified(run)
         doubts = checked(run)
-        fitted = trained(run, original, recipes, replace=replace)
+        fitted = trained(run, original, recipes, replace=replace, member=member)
         judged = judged_by_rows(run, original, fitted)
         model, tuned = task.model, dataclasses.replace(original, parity=None)
         if judged.judgement.accepted:

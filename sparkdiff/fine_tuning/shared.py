@@ -9,6 +9,8 @@ from sparkdiff.data import cache as caches
 from sparkdiff.data.fingerprint import Request
 from sparkdiff.data.splits import REFERENCE, Source, rule
 from sparkdiff.fine_tuning.task import Task
+from sparkdiff.fine_tuning.together import Member, members
+from sparkdiff.options import Options
 
 
 class Shared:
@@ -16,7 +18,16 @@ class Shared:
 
     def __init__(self) -> None:
         self._found: dict[tuple[Any, ...], Any] = {}
+        self._members: list[tuple[Any, Options, Member | None]] = []
         self._lock, self._making = threading.Lock(), dict[tuple[Any, ...], threading.RLock]()
+
+    def train_together(self, fits: Sequence[tuple[Any, Options]]) -> None:
+        """Take note of all fits that will be asked for, each a pipeline and options."""
+        self._members = [(*fit, member) for fit, member in zip(fits, members(fits), strict=True)]
+
+    def member_of(self, pipeline: Any, options: Options) -> Member | None:
+        """The training of several settings that one of those fits is a part of; None: it trains alone."""
+        return next((m for p, o, m in self._members if p is pipeline and o == options), None)
 
     def once(self, key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
         """What was made for this key, which holds every object that decides it."""

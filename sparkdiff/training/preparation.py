@@ -39,22 +39,26 @@ class Start:
         frozen: number of frozen entries per parameter, because too few rows have them.
         stats: of the network's fixed inputs; the standard deviation of a category's number is 0, as no noise may be added to it;
             no means and standard deviations where nothing will ask for them.
+        recipes: the candidates of all settings that train together.
+        each: those of each setting.
     """
 
     units: NaturalUnits
     frozen: dict[str, int]
     stats: Mapping[Version, FeatureStats]
     recipes: tuple[Recipe, ...]
+    each: tuple[tuple[Recipe, ...], ...] = ()
 
 
 def start_of(
     network: Network, data: Data, label: LabelStats, options: Options, validationRows: int,
-    recipes: Sequence[Recipe] | None = None,
+    recipes: Sequence[Recipe] | None = None, settings: Sequence[Options] = (),
 ) -> Start:  # fmt: skip
     """Compute the start in passes over the training rows; the stages of the network observe their inputs.
 
     Args:
         recipes: those to train; None: those that the options stand for.
+        settings: options whose candidates train together; empty: only `options`.
     """
     graph, inputs = network.graph, fixed_versions(network)
     modules = {i: network.module(i) for i in network.positions}
@@ -86,13 +90,16 @@ def start_of(
     # A mixture of two rows has no loss input of its own.
     mixes = all_dense(network, data, inputs) and not apart and not graph.head.lossReads
     newton = (LEAVES, graph.head_position) in routed_versions(network) and not network.head.wide
+    each = [recipes or ()]
     if recipes is None:
-        recipes = recipes_for(options, validationRows, mixes=mixes, trees=trees, newton=newton)
+        asked = settings or [options]
+        each = [recipes_for(o, validationRows, mixes=mixes, trees=trees, newton=newton) for o in asked]
+        recipes = list(dict.fromkeys(recipe for own in each for recipe in own))
     kept = {v: dataclasses.replace(stats[v], entry=None) for v in inputs}  # the units are made
     if not any(r.augments for r in recipes) and "monotone" not in options.penalties:
         none = torch.empty(0, dtype=torch.float64)
         kept = {v: dataclasses.replace(s, mean=none, std=none) for v, s in kept.items()}
-    return Start(units, frozen, kept, tuple(recipes))
+    return Start(units, frozen, kept, tuple(recipes), tuple(map(tuple, each)))
 
 
 def computed_by(network: Network) -> dict[str, Any]:

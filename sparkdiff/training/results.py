@@ -1,9 +1,10 @@
 """What the epochs of a training have found: the history, the gains of all candidates, and which of them go on."""
 
+import copy
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from sparkdiff.options import Options
 from sparkdiff.pipeline.network import Network
 from sparkdiff.training.recipes import Recipe
 
+R = TypeVar("R", bound="Results")
 ROUNDING = 1e-12
 """Share of the original's loss below which two gains differ by the rounding of another order of additions, and are the same."""
 
@@ -87,6 +89,17 @@ class Results:
             if self._exceeds(standing.gain, best):
                 best = standing
         return best
+
+    def among(self: R, recipes: Sequence[Recipe]) -> R:
+        """The results as if only these candidates had trained; a training of them can't go on."""
+        new, own = copy.copy(self), {self.recipes.index(recipe): k for k, recipe in enumerate(recipes)}
+        rows = [row | {"candidate": own[row["candidate"]]} for row in self.history if row["candidate"] in own]
+        kept = sorted((epoch, own[k], i) for i, (k, epoch) in enumerate(self.columns) if k in own)
+        column = {i: position for position, (*_, i) in enumerate(kept)} | {-1: -1}
+        new.recipes, new.history = recipes, sorted(rows, key=lambda row: (row["epoch"], row["candidate"]))
+        new.gains, new.columns = [self.gains[i] for *_, i in kept], [(k, epoch) for epoch, k, _ in kept]
+        new.standings = [dataclasses.replace(self.standings[i], column=column[self.standings[i].column]) for i in own]
+        return new
 
     def record(self, k: int, loss: float, now: Score) -> bool:
         """Take note of a candidate after an epoch; returns whether it is the candidate's best."""

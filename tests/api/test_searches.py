@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pytest
 import torch
@@ -32,6 +33,8 @@ from small_data import NUMBERS, QUICK, pinball, pipeline, predictions, same, tun
 import sparkdiff
 from sparkdiff import FineTuner, FineTunerModel, InputError, estimator as tuners
 from sparkdiff.data import cache as caches
+from sparkdiff.training import recipes
+from sparkdiff.training.distributed import launch
 
 
 @pytest.fixture(scope="session")
@@ -103,6 +106,35 @@ def test_the_maps_of_one_fit_share_all_but_the_training(
         assert alone.history.equals(m.summary.history)
         assert alone.parity == m.summary.parity
         assert alone.cache == m.summary.cache | {"hit": True}
+
+
+@pytest.mark.once
+def test_maps_that_differ_in_their_candidates_train_together(
+    df: DataFrame, short: PipelineModel, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recipes, "FEW_ROWS", 10)  # several candidates on few rows
+    started: list[int] = []
+    run = launch.run
+    monkeypatch.setattr(launch, "run", lambda a, *rest: started.append(len(a.start.recipes)) or run(a, *rest))
+    tuner = tuner_of(short, folder, maxEpochs=3)
+    maps = [
+        {tuner.learningRate: 0.01},
+        {tuner.learningRate: 0.001, tuner.regAnchor: 0.1},
+        {tuner.recipe: "thorough"},
+        {tuner.learningRate: 0.01, tuner.patience: 1},  # decides when a candidate stops
+        {tuner.learningRate: 0.01, tuner.ema: 0.9},
+        {tuner.learningRate: 0.01},
+    ]
+    models = tuner.fit(df, maps)
+    assert len(started) == 2
+    assert started[0] > 4 > started[1] - 1  # the candidates of five settings, and of the one with another patience
+    for m, params in zip(models, maps, strict=True):
+        alone = tuner.fit(df, params).summary
+        pd.testing.assert_frame_equal(alone.history, m.summary.history, rtol=1e-9)
+        assert (alone.decision, alone.candidates) == (m.summary.decision, m.summary.candidates)
+        assert m.summary.gain == pytest.approx(alone.gain, rel=1e-9)
+        assert m.summary.p == pytest.approx(alone.p)
+    assert len(started) == 2 + len(maps)
 
 
 @pytest.mark.once
