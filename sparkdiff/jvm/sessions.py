@@ -215,6 +215,7 @@ def by_arrow() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*_dtype is deprecated")  # PySpark 3.5 asks pandas in words of old
+            warnings.filterwarnings("ignore", "toPandas attempted Arrow optimization")  # the error follows
             yield
     finally:
         if before is None:

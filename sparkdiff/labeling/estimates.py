@@ -23,10 +23,10 @@ LEAST = 1e-4
 """Share of the rows with a vote that may be wrong, at least: a function that was never wrong on some rows may be so on others."""
 NEEDED = 3
 """Functions that `triplets` needs, whose covariances tell how good they are."""
-PRIOR, ROWS, SHARE = 0.8, 10.0, 0.25
-"""Of `precision`: the accuracy that a vote is taken to have before it is counted, and the weight of this in rows, and as a share
-of the rows with this vote.
-"""
+PRIOR, SHARE = 0.8, 0.25
+"""Of `precision`: the accuracy that votes are taken to have before any is counted, and its weight as a share of their rows."""
+ROWS = 10.0
+"""Of `precision`: rows of the mean accuracy of all votes that each vote is taken to have before it is counted."""
 SMOOTHING = 1.0
 """Rows (of weight 1) that each distribution of votes has seen before EM begins."""
 
@@ -191,19 +191,20 @@ def precision(
 
     For few rows, and for functions that do not vote independently: a full model of their votes then explains what they have in
     common by its classes, which may be topics rather than the classes that are meant. Here a vote l of a function has one number,
-    a = P(Y = l | it votes l), between 1 / k and 1, with a prior. With n votes on a row, P(y | votes) is proportional to
-    P(y) ** (1 - n) times the product of P(y | vote): a single vote counts as its a. Nothing is iterated, and the classes are
-    taken for equally frequent unless their shares are known: each step away from the majority vote, and each error of the
-    shares, counts again in the next one, and ends with one class only.
+    a = P(Y = l | it votes l), between 1 / k and 1. Votes on few rows are taken for as good as all are on average, so that the
+    majority decides where little is known; and all are taken for less good than they look, to the same degree. With n votes on a
+    row, P(y | votes) is proportional to P(y) ** (1 - n) times the product of P(y | vote): a single vote counts as its a.
+    Nothing is iterated, and the classes are taken for equally frequent unless their shares are known: each step away from the
+    majority vote, and each error of the shares, counts again in the next one, and ends with one class only.
 
     Args:
         known: (P,) the class of rows with a label, -1 of others.
     """
     posterior = _told(majority(patterns, k), known)
     number = _by_class(patterns, weights[:, None], k)[:, 0, :k]
-    before = ROWS + SHARE * number
     right = np.einsum("mll->ml", _by_class(patterns, posterior * weights[:, None], k)[:, :, :k])
-    a = np.clip((right + PRIOR * before) / (number + before), 1 / k, 1 - LEAST)
+    own = (right + ROWS * right.sum() / max(number.sum(), 1e-300)) / (number + ROWS)
+    a = np.clip((own + SHARE * PRIOR) / (1 + SHARE), 1 / k, 1 - LEAST)
     return _of_precisions(a, number / weights.sum(), np.full(k, 1 / k) if balance is None else balance)
 
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -119,7 +120,7 @@ class LabelModel(Estimator, _LabelParams, MLWritable, MLReadable):  # type: igno
             values["votes"] = _named(values["votes"])
         if values.get("method", METHODS[0]) not in METHODS:
             raise InputError(f"method must be one of {', '.join(METHODS)}, got {values['method']!r}")
-        if (n := values.get("numClasses")) is not None and (not isinstance(n, int) or n < 2):
+        if (n := values.get("numClasses")) is not None and (not isinstance(n, Integral) or n < 2):
             raise InputError(f"numClasses must be a whole number from 2 on, got {n!r}")
         try:
             return super()._set(**values)
@@ -133,6 +134,10 @@ class LabelModel(Estimator, _LabelParams, MLWritable, MLReadable):  # type: igno
 
     def _fit(self, dataset: DataFrame) -> "LabelModelModel":
         check_dataframe("the dataset of fit()", dataset)
+        if dataset.isStreaming:
+            raise InputError(
+                "fit() reads all rows, and these are a stream: fit on rows that were saved, and transform the stream"
+            )
         votes, column = self.value_of("votes") or {}, self.getOrDefault("probabilityCol")
         if len(votes) < LEAST:
             raise InputError(
@@ -231,10 +236,12 @@ def _named(votes: Any) -> dict[str, str]:
         if isinstance(votes, (list, tuple))
         else None
     )
-    if found is None or not all(isinstance(x, str) and x.strip() for pair in found.items() for x in pair):
-        raise InputError(
-            f"votes must be SQL expressions by name, {{'big': 'CASE WHEN amount > 5000 THEN 1 END', ...}}, got {kind_of(votes)}"
-        )
+    wrong = "votes must be SQL expressions by name, {'big': 'CASE WHEN amount > 5000 THEN 1 END', ...}, got "
+    if found is None:
+        raise InputError(wrong + kind_of(votes))
+    for name, vote in found.items():
+        if not all(isinstance(x, str) and x.strip() for x in (name, vote)):
+            raise InputError(f"{wrong}{name!r}: {vote!r}")
     if not isinstance(votes, Mapping) and len(found) < len(votes):
         raise InputError("votes names an expression twice: it would count twice")
     return found
@@ -244,9 +251,11 @@ def _classes(votes: Votes, names: Sequence[str], given: int | None) -> int:
     """The number of classes.
 
     Raises:
-        InputError: nobody votes, or somebody for a class that is not there.
+        InputError: there are no rows, nobody votes, or somebody for a class that is not there.
     """
-    if not len(votes.patterns) or votes.patterns.max() == ABSTAINS:
+    if not len(votes.patterns):
+        raise InputError("the data of fit() have no rows")
+    if votes.patterns.max() == ABSTAINS:
         raise InputError(f"no function votes on any row ({', '.join(names)}): they all abstain")
     largest = int(max(votes.patterns.max(), votes.known.max()))
     if largest >= (given or MOST_CLASSES):
@@ -258,6 +267,15 @@ def _classes(votes: Votes, names: Sequence[str], given: int | None) -> int:
                 f"no id; set numClasses if there are more than {MOST_CLASSES}"
             )
         raise InputError(f"{who} is {largest} in some rows, but numClasses={given}: classes are 0 to {given - 1}")
+    seen = {*votes.patterns.ravel().tolist(), *votes.known.tolist()}
+    missing = [y for y in range(largest) if y not in seen]
+    if given is None and missing and largest > 1:
+        voters = votes.patterns.max(0) == largest
+        who = repr(names[int(voters.argmax())]) if voters.any() else "the label"
+        raise InputError(
+            f"{who} is {largest} in some rows, but no vote and no label is {', '.join(map(str, missing))}: classes are 0, 1, 2 "
+            f"and so on. Correct it, or set numClasses={largest + 1} if there are so many classes"
+        )
     return max(largest + 1, 2) if given is None else given
 
 
@@ -281,20 +299,24 @@ def _check_output(column: str, k: int, columns: Sequence[str]) -> None:
     """
     if not column or "." in column or "`" in column:
         raise InputError(f"probabilityCol={column!r} must be a name without dots and backticks: choose another one")
-    casefold = casefolding()
-    there = {casefold(c): c for c in columns}
-    taken = [there[casefold(c)] for c in (column, *columns_of(column, k)) if casefold(c) in there]
-    if taken:
+    if taken := _taken(column, k, columns):
         raise InputError(
             f"probabilityCol={column!r} would add columns that the data have already ({', '.join(taken)}): drop them, or set "
             "probabilityCol to another name"
         )
 
 
+def _taken(column: str, k: int, columns: Sequence[str]) -> list[str]:
+    """The columns that a model of k classes would add a second time."""
+    casefold = casefolding()
+    there = {casefold(c): c for c in columns}
+    return [there[casefold(c)] for c in (column, *columns_of(column, k)) if casefold(c) in there]
+
+
 def _balance(given: Sequence[float] | None, k: int) -> Any:
     if given is None:
         return None
-    if len(given) != k or min(given) <= 0 or abs(sum(given) - 1) > 1e-6:
+    if len(given) != k or not min(given) > 0 or not abs(sum(given) - 1) <= 1e-6:  # NaN is refused, too
         raise InputError(f"classBalance must be {k} shares above 0 whose sum is 1, got {list(given)}")
     return np.array(given)
 
@@ -333,6 +355,10 @@ class LabelModelModel(Model, Holder, _LabelParams, MLWritable, MLReadable):  # t
         try:
             return self.pipelineModel.transform(dataset)
         except jvm.SparkError as e:
+            if taken := _taken(self.getOrDefault("probabilityCol"), len(self.summary.balance), dataset.columns):
+                raise InputError(
+                    f"the data have columns of these names already ({', '.join(taken)}): drop them before transform()"
+                ) from e
             raise InputError(f"the votes can't be computed from the data: {jvm.cause(e)}") from e
 
     def write(self) -> MLWriter:

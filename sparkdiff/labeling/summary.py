@@ -95,7 +95,7 @@ def told(names: Sequence[str], votes: Votes, estimate: Estimate) -> dict[str, An
     return {
         "functions": functions, "balance": estimate.balance.tolist(), "rows": float(votes.rows.sum()),
         "unlabelled": float(w[~on.any(1)].sum()), "agreement": agreement,
-        "warnings": [*_refuted(functions), *_less_right(agreement, k), *_warnings(names, votes)],
+        "warnings": [*_refuted(functions), *_less_right(agreement, k), *_unvoted(votes, k), *_warnings(names, votes)],
     }  # fmt: skip
 
 
@@ -149,6 +149,19 @@ def _less_right(agreement: Mapping[str, float] | None, k: int) -> list[str]:
     return out
 
 
+def _unvoted(votes: Votes, k: int) -> list[str]:
+    """Warnings of classes that no function votes for; none of two classes, where abstaining may speak for the other one."""
+    out = []
+    for y in sorted(set(range(k)) - set(votes.patterns.ravel().tolist())) if k > 2 else ():
+        rows = votes.rows[votes.known == y].sum()
+        labels = f", the label of {rows:,.0f} rows" if rows else ""
+        out.append(
+            f"no function votes for class {y}{labels}: hardly any row will be given to it. Add a function, or leave the "
+            "class out"
+        )
+    return out
+
+
 def _warnings(names: Sequence[str], votes: Votes) -> list[str]:
     v, out = votes.patterns, list[str]()
     out += [f"{name!r} abstains on all rows" for name, mine in zip(names, v.T, strict=True) if (mine == ABSTAINS).all()]
@@ -172,7 +185,7 @@ def _pair(first: Any, second: Any, rows: Floats) -> str | None:
     several = any(len(np.unique(votes[both])) > 1 for votes in (first, second))
     if n >= FEW and alike == n and (same or (several and within)):
         return f"agree on all {n:,.0f} rows of both: if one is a copy, it counts twice"
-    if n >= FEW and alike == 0 and several:
+    if n >= FEW and alike == 0 and (several or same):
         return f"contradict each other on all {n:,.0f} rows on which both vote"
     if n == 0 and expected >= FEW:
         return (

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from pyspark.sql import DataFrame, functions as F
-from pyspark.sql.types import BooleanType, NumericType
+from pyspark.sql.types import BooleanType, NullType, NumericType
 
 from sparkdiff import jvm
 from sparkdiff.errors import InputError, did_you_mean
@@ -54,7 +54,7 @@ def counted(df: DataFrame, votes: Mapping[str, str], labelCol: str | None, weigh
             if len(found) > MOST:
                 found, sampled = _grouped(_sample(table, seed)).toPandas(), True
     except jvm.SparkError as e:
-        raise InputError(f"Spark failed while it computed the votes: {jvm.cause(e)}") from e
+        raise InputError(f"Spark failed while it computed {_failing(df, votes)}: {jvm.cause(e)}") from e
     values = found.to_numpy(dtype=np.float64, na_value=np.nan)
     _check_weights(weightCol, *values[:, -4:].T)
     values = values[values[:, -4] > 0]
@@ -63,6 +63,16 @@ def counted(df: DataFrame, votes: Mapping[str, str], labelCol: str | None, weigh
     whole = np.where(np.isnan(classes), ABSTAINS, classes).astype(np.int64)
     weights = weights * (rows.sum() / max(weights.sum(), np.finfo(float).tiny))
     return Votes(whole[:, : len(votes)], weights, rows, whole[:, len(votes)], sampled)
+
+
+def _failing(df: DataFrame, votes: Mapping[str, str]) -> str:
+    """The first vote that fails alone, in words; "the votes" if none does."""
+    for name, told in votes.items():
+        try:
+            df.agg(F.max(F.expr(as_number(told)))).collect()
+        except jvm.SparkError:
+            return f"the vote {name!r} ({told})"
+    return "the votes"
 
 
 def _table(df: DataFrame, votes: Mapping[str, str], labelCol: str | None, weightCol: str | None) -> DataFrame:
@@ -125,28 +135,39 @@ def check_columns(df: DataFrame, votes: Mapping[str, str], labelCol: str | None,
             raise InputError(f"{option}={column!r} is not a column of the data. {did_you_mean(column, df.columns)}")
         if not isinstance(field.dataType, NumericType):
             raise InputError(
-                f"{option}={column!r} holds {field.dataType.simpleString()}, not numbers of classes or weights"
+                f"{option}={column!r} holds {field.dataType.simpleString()}, not numbers of classes or weights: cast it"
             )
     for name, told in votes.items():
-        try:
-            alone = df.select("*", F.expr(as_number(told)), F.expr(f"(\n{told}\n)"))
-            kind = alone.schema.fields[-1].dataType
-        except jvm.SparkError as e:
-            raise InputError(f"the vote {name!r} ({told}) can't be computed from the data: {jvm.cause(e)}") from e
-        if draws(alone):
-            raise InputError(
-                f"the vote {name!r} ({told}) can differ from one evaluation to the next, so what fit() counts is not what "
-                "transform() sees: draw random numbers into a column that is saved with the data, and vote by that"
-            )
-        if isinstance(kind, BooleanType):
-            raise InputError(
-                f"the vote {name!r} ({told}) is true or false, which is no class: vote 1 where it holds and abstain elsewhere by "
-                f"CASE WHEN {told} THEN 1 END"
-            )
-        if not isinstance(kind, NumericType):
-            raise InputError(
-                f"the vote {name!r} ({told}) is {kind.simpleString()}: a vote is the number of a class, or null"
-            )
+        _check_vote(df, name, told)
+
+
+def _check_vote(df: DataFrame, name: str, told: str) -> None:
+    """
+    Raises:
+        InputError: it is no SQL, no number, or draws random numbers.
+    """
+    what = f"the vote {name!r} ({told})"
+    if "__THIS__" in told:
+        raise InputError(f"{what} contains __THIS__, which an SQLTransformer replaces by a table: name columns alone")
+    try:
+        # Alone, too: `1) + (1` is an expression within parentheses only.
+        alone = df.select("*", F.expr(told), F.expr(f"(\n{told}\n)"))
+        kind = alone.schema.fields[-1].dataType
+        drawn = draws(alone)
+    except jvm.SparkError as e:
+        raise InputError(f"{what} can't be computed from the data: {jvm.cause(e)}") from e
+    if isinstance(kind, BooleanType):
+        raise InputError(
+            f"{what} is true or false, which is no class: vote 1 where it holds and abstain elsewhere by "
+            f"CASE WHEN {told} THEN 1 END"
+        )
+    if not isinstance(kind, (NumericType, NullType)):
+        raise InputError(f"{what} is {kind.simpleString()}: a vote is the number of a class, or null")
+    if drawn:
+        raise InputError(
+            f"{what} can differ from one evaluation to the next, so what fit() counts is not what "
+            "transform() sees: draw random numbers into a column that is saved with the data, and vote by that"
+        )
 
 
 def _check_classes(names: Sequence[str], classes: Any) -> None:

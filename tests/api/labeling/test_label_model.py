@@ -106,6 +106,24 @@ def test_a_registered_udf_votes(spark: SparkSession, rows: DataFrame) -> None:
         ),
         ({**VOTES, "b": "amont"}, {}, "the vote 'b' .* can't be computed"),
         ({**VOTES, "b": "'1'"}, {}, "is string: a vote is the number of a class"),
+        (
+            {**VOTES, "b": "amount, known"},
+            {},
+            r"the vote 'b' \(amount, known\) can't be computed",
+        ),
+        ({**VOTES, "b": "array(1)"}, {}, r"the vote 'b' .* is array<int>: a vote is the number of a class"),
+        ({**VOTES, "b": "IF('__THIS__' = '', 1, 0)"}, {}, "the vote 'b' .* contains __THIS__"),
+        ({**VOTES, "b": "current_date()"}, {}, "the vote 'b' .* is date: a vote is the number of a class"),
+        ({**VOTES, "b": "1) + (1"}, {}, r"the vote 'b' \(1\) \+ \(1\) can't be computed"),
+        ({**VOTES, "b": "INT(substr('x', 1))"}, {}, r"Spark failed while it computed the vote 'b' \(INT.*malformed"),
+        (
+            {**VOTES, "b": "7"},
+            {},
+            "'b' is 7 in some rows, but no vote and no label is 2, 3, 4, 5, 6: .* numClasses=8 if",
+        ),
+        ({**VOTES, "": "7"}, {}, "votes must be SQL expressions by name.*got '': '7'"),
+        ({**VOTES, "b": True}, {}, "votes must be SQL expressions by name.*got 'b': True"),
+        (VOTES, {"classBalance": [0.5, float("nan")]}, "classBalance must be 2 shares"),
         ({**VOTES, "b": "-1"}, {}, "'b' is -1 in some rows: .*; null abstains"),
         ({**VOTES, "b": "0.5"}, {}, "'b' is 0.5 in some rows"),
         ({**VOTES, "b": "2"}, {"numClasses": 2}, "'b' is 2 in some rows, but numClasses=2"),
@@ -138,11 +156,21 @@ def test_wrong_votes_are_named(rows: DataFrame, votes: Any, more: dict[str, Any]
         LabelModel(votes, **more).fit(rows)
 
 
+def test_classes_that_nobody_votes_for_are_told(rows: DataFrame) -> None:
+    labelled = rows.selectExpr("*", "IF(amount > 0.9, 2, label) AS third")
+    for more in ({"numClasses": 3}, {"labelCol": "third"}):
+        warnings = LabelModel(VOTES, **more).fit(labelled).summary.warnings
+        [warning] = [w for w in warnings if "no function votes for class 2" in w]
+        assert ("the label of" in warning) == ("labelCol" in more)
+    with pytest.raises(InputError, match=r"have no rows"):
+        LabelModel(VOTES).fit(rows.limit(0))
+
+
 def test_copies_and_contradictions_are_told(rows: DataFrame) -> None:
     more = {
         "again": VOTES["large"],
         "against": "CASE WHEN amount > 0.7 THEN 0 WHEN amount < 0.2 THEN 1 END",
-        "no": "INT(NULL)",
+        "no": "NULL",
     }
     warnings = sparkdiff.LabelModel({**VOTES, **more}).fit(rows).summary.warnings
     assert any("'large' and 'again' agree on all" in w for w in warnings)
@@ -204,6 +232,21 @@ def test_a_param_that_is_set_alone_is_checked() -> None:
     assert one.getOrDefault("votes") == {v: v for v in ("1", "0", "IF(a, 1, 0)")}
     with pytest.raises(InputError, match="method must be one of"):
         one.set(one.method, "snorkel")
+
+
+def test_columns_that_are_there_already_and_rows_that_do_not_end(
+    spark: SparkSession, rows: DataFrame, model: LabelModelModel, tmp_path: Path
+) -> None:
+    with pytest.raises(
+        InputError, match=r"columns of these names already \(probability, probability_0, .*\): drop"
+    ):
+        model.transform(model.transform(rows))
+    rows.limit(20).write.parquet(f"file://{tmp_path / 'rows'}")
+    stream = spark.readStream.schema(rows.schema).parquet(f"file://{tmp_path / 'rows'}")
+    with pytest.raises(InputError, match=r"fit\(\) reads all rows, and these are a stream"):
+        LabelModel(VOTES).fit(stream)
+    assert model.transform(stream).isStreaming
+    assert LabelModel(VOTES, numClasses=np.int64(2)).getOrDefault("numClasses") == 2  # type: ignore[call-overload]
 
 
 def test_a_name_twice_in_the_data(rows: DataFrame) -> None:

@@ -208,6 +208,9 @@ def test_pairs_of_functions_of_one_class() -> None:
     votes = np.column_stack([np.where(on[:, 0], 1, -1), np.where(on[:, 0], 1, -1), np.where(on[:, 1], 0, -1)])
     [warning] = _warnings(list("abc"), rows_of(votes))
     assert "'a' and 'b' agree on all" in warning
+    votes = np.column_stack([np.where(on[:, 0], 1, -1), np.where(on[:, 0], 0, -1), np.where(on[:, 1], 0, -1)])
+    [warning] = _warnings(list("abc"), rows_of(votes))  # on the same rows each time
+    assert "'a' and 'b' contradict each other on all" in warning
     large = np.column_stack([random.integers(0, 2, 2000), np.full(2000, -1)])
     large[:900, 1] = large[:900, 0]
     for order in ([0, 1], [1, 0]):  # the smaller one is a copy, whichever comes first
@@ -256,12 +259,23 @@ def test_a_single_vote_counts_as_its_precision_and_known_classes_are_certain() -
     patterns, index = np.unique(np.column_stack([votes, y]), axis=0, return_inverse=True)
     weights = np.bincount(index.reshape(-1)).astype(float)
     found = precision(patterns[:, :-1], weights, 2, known=patterns[:, -1])
+    on = votes != ABSTAINS
+    mean = (votes == y[:, None])[on].mean()
     alone = np.full(votes.shape[1], ABSTAINS)
     for j in range(votes.shape[1]):
         alone[j] = j % 2
         number, right = (votes[:, j] == j % 2).sum(), ((votes[:, j] == j % 2) & (y == j % 2)).sum()
-        before = 10 + 0.25 * number
-        expected = min((right + 0.8 * before) / (number + before), 1 - 1e-4)
+        own = (right + 10 * mean) / (number + 10)
+        expected = min((own + 0.25 * 0.8) / 1.25, 1 - 1e-4)
         assert found.posterior(alone[None])[0, j % 2] == pytest.approx(expected, abs=1e-9)
         assert found.accuracies[j] == pytest.approx(expected, abs=1e-9)
         alone[j] = ABSTAINS
+
+
+def test_votes_on_few_rows_count_as_much_as_all_do_on_average() -> None:
+    """How often a function votes does not decide between two of its kind: "c" is right whenever it can be checked, "a" is not."""
+    both, alone = np.array([[1, 1, -1, -1]]), np.array([[1, -1, -1, -1]])
+    rows = [*[both] * 760, *[alone] * 100, *[[[1, 0, -1, 0]]] * 60, *[[[-1, 0, 0, -1]]] * 12]
+    found = precision(np.concatenate(rows), np.ones(len(rows)), 2)
+    assert found.accuracies[2] > found.accuracies[0]
+    assert found.posterior(np.array([[1, -1, 0, -1]]))[0].argmax() == 0
