@@ -1,22 +1,24 @@
-"""Is it worth choosing augmentation by the data? Drawn policies against the fixed ones of `recipe=thorough`.
+"""Is it worth choosing augmentation by the data? Learned and drawn policies against the fixed ones of `recipe=thorough`.
 
 The shipped pipelines of bike sharing and digits, fitted in torch to MLlib's optimum on the training rows, all of them or a
-quarter; for each seed the rows are split 60/20/20. One training holds all candidates of `thorough` and drawn policies: noise,
+quarter; for each seed the rows are split 60/20/20. One training holds all candidates of `thorough` and policies of noise,
 masked entries, mixup, and categories that are exchanged for those of another row (which draws them by their frequency), each
-with a strength of its own, at the learning rate and anchor of the fixed ones. An arm is a part of these candidates; validation
-rows choose its candidate and epoch, and test rows judge. There is no guard, and the rule for fewer than 1,000 validation rows
-isn't applied: both would hide differences. Needs no Spark; what --out holds isn't run again.
+with a strength of its own, at the learning rate and anchor of the fixed ones. Strengths are learned by the slope of the
+validation loss (strengths.py), or drawn. An arm is a part of these candidates; validation rows choose its candidate and
+epoch, and test rows judge. There is no guard, and the rule for fewer than 1,000 validation rows isn't applied: both would hide
+differences. Needs no Spark; what --out holds isn't run again.
 
-    OMP_NUM_THREADS=1 python benchmarks/augmentation.py --seeds 5 --out augmentation.json
+    OMP_NUM_THREADS=1 python benchmarks/augmentation.py --seeds 5 --drawn 0 --out augmentation.json
 """
 
 import dataclasses
+import functools
 import math
 import re
 import resource
 import statistics
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 from unittest import mock
 
@@ -25,12 +27,14 @@ import pandas as pd
 import torch
 from candidates import chain
 from common import ROOT, earlier, markdown, parse, parser, write
+from strengths import Features, Policy, Search, Strengths, changed
 from torch import Tensor
 
 from sparkdiff.data.fingerprint import SHARDS
 from sparkdiff.data.stream import BatchColumn, CachedFile, Manifest, Stream
 from sparkdiff.evaluation.data import Data
 from sparkdiff.evaluation.scores import score
+from sparkdiff.objectives.objective import Objective
 from sparkdiff.options import Options
 from sparkdiff.pipeline.network import Network
 from sparkdiff.stages.base import StageModule
@@ -44,30 +48,32 @@ from sparkdiff.training.distributed.worker import objectives
 from sparkdiff.training.loop import train
 from sparkdiff.training.ongoing import Training
 from sparkdiff.training.parameters import load
-from sparkdiff.training.preparation import start_of
+from sparkdiff.training.preparation import Start, start_of
 from sparkdiff.training.recipes import FEW_ROWS, Recipe, recipes_for
 
 CATEGORIES = ("season", "mnth", "hr", "holiday", "weekday", "workingday", "weathersit")
 NUMBERS = ("temp", "atemp", "hum", "windspeed")
-COMPONENTS, DRAWN = 10, 12
-STRENGTHS = {"noise": (0.02, 0.8), "mask": (0.01, 0.4), "mixup": (0.05, 1.0), "swap": (0.01, 0.4)}
+COMPONENTS = 10
+RANGES = {"noise": (0.02, 0.8), "mask": (0.01, 0.4), "mixup": (0.05, 1.0), "swap": (0.01, 0.4)}
 """Smallest and largest strength of what a policy does, drawn evenly by its logarithm."""
 F64 = torch.float64
-
-
-@dataclasses.dataclass(frozen=True)
-class Policy(Recipe):
-    """A candidate that exchanges categories, too: the share that gets the level of another row."""
-
-    swap: float = 0.0
+LEARNED = {
+    "one step": {"grouped": False, "unrolled": 1},
+    "ten steps": {"grouped": False, "unrolled": 10},
+    "by group": {"grouped": True, "unrolled": 10},
+}
+"""How strengths are learned."""
+SEARCHED = 30
+"""Epochs of such a search at most."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Rows of inputs (n, d) and labels (n,); the columns of each category."""
+    """Rows of inputs (n, d) and labels (n,); the group of each input (d,), and the columns of each category."""
 
     x: Tensor
     y: Tensor
+    group: Tensor
     categories: tuple[Tensor, ...] = ()
 
 
@@ -103,13 +109,16 @@ def hours() -> Table:
         parts.append((rows[name].to_numpy()[:, None] == levels.to_numpy()).astype(float))
         categories.append(torch.arange(first, first := first + len(levels)))
     x = np.hstack([*parts, rows[list(NUMBERS)].to_numpy(float)])
-    return Table(torch.from_numpy(x), torch.tensor(rows["bikers"].to_numpy(float)), tuple(categories))
+    group = np.repeat(np.arange(len(parts) + len(NUMBERS)), [*(p.shape[1] for p in parts), *(1 for _ in NUMBERS)])
+    label = torch.tensor(rows["bikers"].to_numpy(float))
+    return Table(torch.from_numpy(x), label, torch.from_numpy(group), tuple(categories))
 
 
 def images() -> Table:
     rows = pd.read_csv(ROOT / "data" / "digits.csv")
     x = rows[[f"p{i}" for i in range(64)]].to_numpy(float)
-    return Table(torch.from_numpy(x), torch.tensor(rows["label"].to_numpy(float)))
+    lines = torch.arange(64) // 8  # of the image
+    return Table(torch.from_numpy(x), torch.tensor(rows["label"].to_numpy(float)), lines)
 
 
 def split(table: Table, case: Case, seed: int) -> dict[str, Tensor]:
@@ -196,41 +205,50 @@ def stream_of(table: Table, rows: Mapping[str, Tensor], seed: int) -> Stream:
     return Stream.of_tables(Manifest(ROOT, "", SHARDS, columns, pieces), held, seed=seed)  # type: ignore[arg-type]
 
 
-def policies(case: Case, seed: int, like: Recipe) -> list[Policy]:
-    """Drawn policies: noise or masks, or both, and each other means with even chance; categories only beside noise."""
+def drawn(case: Case, seed: int, like: Recipe, number: int) -> list[Policy]:
+    """Policies of noise or masks, or both, and each other means with even chance; categories only beside noise."""
     random = np.random.default_rng((seed, 1))
-    kinds = [k for k in STRENGTHS if k != "swap" or not case.digits]
+    kinds = [k for k in RANGES if k != "swap" or not case.digits]
     out = []
-    for _ in range(DRAWN):
-        drawn = {k: float(np.exp(random.uniform(*np.log(STRENGTHS[k])))) for k in kinds}
+    for _ in range(number):
+        strengths = {k: float(np.exp(random.uniform(*np.log(RANGES[k])))) for k in kinds}
         chosen = random.random(len(kinds)) < 0.5
         used = {k for k, c in zip(kinds, chosen, strict=True) if c} or {"noise"}
         if "swap" in used:
             used |= {"noise"}
-        out.append(Policy(like.learningRate, like.regAnchor, **{k: drawn[k] for k in sorted(used)}))
+        out.append(Policy(like.learningRate, like.regAnchor, **{k: strengths[k] for k in sorted(used)}))
     return out
 
 
-def with_swaps(table: Table) -> Any:
-    """Inside, a `Policy` exchanges categories before all else."""
+def learned(
+    network: Network, case: Case, table: Table, rows: Mapping[str, Tensor], features: Features, start: Start,
+    objective: Objective, like: Recipe, seed: int, epochs: int,
+) -> dict[str, Policy]:  # fmt: skip
+    """Policies by how their strengths were learned."""
+    of = {name: (table.x[rows[name]], table.y[rows[name]]) for name in ("train", "validation")}
+    make = functools.partial(Search, network, objective, start.units, features, of, seed=seed)
+    epochs = min(epochs, SEARCHED)
+    return {name: make(**how).strengths(epochs, like) for name, how in LEARNED.items()}
+
+
+def with_policies(features: Features) -> Any:
+    """Inside, a `Policy` exchanges categories, too, and may have strengths by group."""
     plain = augmentation.augmented
 
     def augmented(recipe: Recipe, values: Any, target: Any, stats: Any, shards: Any, key: tuple[int, ...]) -> Any:
-        if isinstance(recipe, Policy) and recipe.swap:
+        if isinstance(recipe, Policy):
             [(version, x)] = values.items()
-            random = np.random.default_rng((*key, SHARDS))
-            other = x[torch.from_numpy(random.permutation(len(x)))]
-            swaps = torch.from_numpy(random.random((len(x), len(table.categories))) < recipe.swap)
-            x = x.clone()
-            for j, columns in enumerate(table.categories):
-                x[:, columns] = torch.where(swaps[:, j, None], other[:, columns], x[:, columns])
-            values = {version: x}
+            noise, mask = recipe.noises or (recipe.noise,), recipe.masks or (recipe.mask,)
+            of = features if len(noise) > 1 else dataclasses.replace(features, group=torch.zeros_like(features.group))
+            numbers = (torch.tensor(s, dtype=F64) for s in (noise, mask, recipe.mixup, recipe.swap))
+            values = {version: changed(x, of, Strengths(*numbers), np.random.default_rng((*key, SHARDS)))}
+            recipe = dataclasses.replace(recipe, noise=0.0, mask=0.0)
         return plain(recipe, values, target, stats, shards, key)
 
     return mock.patch.object(augmentation, "augmented", augmented)
 
 
-def measure(case: Case, table: Table, seed: int, epochs: int) -> dict[str, Any]:
+def measure(case: Case, table: Table, seed: int, epochs: int, number: int) -> dict[str, Any]:
     """The gain of each candidate's best epoch on validation and on test rows, as shares of the original's loss."""
     began = resource.getrusage(resource.RUSAGE_SELF).ru_utime
     rows = split(table, case, seed)
@@ -240,11 +258,16 @@ def measure(case: Case, table: Table, seed: int, epochs: int) -> dict[str, Any]:
     label = LabelStats(float(y.mean()), float(y.std()), float(y.min()), float(y.max()), counts)
     options = Options.of({"recipe": "thorough", "seed": seed, "maxEpochs": epochs, "device": "cpu"})
     recipes: list[Recipe] = recipes_for(options, FEW_ROWS)
-    recipes += policies(case, seed, next(r for r in recipes if r.augments))
-    with stream_of(table, rows, seed) as stream, with_swaps(table):
+    like = next(r for r in recipes if r.augments)
+    features = Features(x.mean(0), x.std(0), table.group, table.categories)
+    with stream_of(table, rows, seed) as stream, with_policies(features):
         data = Data(stream, {("c-1", -1): "c0"})
         objective, metric = objectives(options, network, label)
         start = start_of(network, data, label, options, len(rows["validation"]), recipes)
+        found = learned(network, case, table, rows, features, start, objective, like, seed, epochs)
+        kinds = ["fixed" if r.augments else "plain" for r in recipes] + [*found] + ["drawn"] * number
+        recipes += [*found.values(), *drawn(case, seed, like, number)]
+        searched = resource.getrusage(resource.RUSAGE_SELF).ru_utime - began
         before = {name: score(network, data, name, metric) for name in ("validation", "test")}
         training = Training(network, recipes, options, start.units, before["validation"], start.stats)
         training.move(CPU)
@@ -253,24 +276,25 @@ def measure(case: Case, table: Table, seed: int, epochs: int) -> dict[str, Any]:
         for standing in training.standings:
             now = network.clone()
             load(now, standing.flat)
-            for name, found in gains.items():
-                found.append(1 - score(now, data, name, metric).mean / before[name].mean)
+            for name, each in gains.items():
+                each.append(1 - score(now, data, name, metric).mean / before[name].mean)
     spent = resource.getrusage(resource.RUSAGE_SELF).ru_utime - began
-    told = [(str(r) + (f", swap {r.swap:g}" if isinstance(r, Policy) and r.swap else "")) for r in recipes]
-    kinds = ["drawn" if isinstance(r, Policy) else "fixed" if r.augments else "plain" for r in recipes]
-    before_test = before["test"].mean
-    return {"recipes": told, "kinds": kinds, **gains, "original": before_test, "seconds": spent}
+    by_group = {name: {"noise": p.noises, "mask": p.masks} for name, p in found.items() if len(p.noises) > 1}
+    return {
+        "recipes": [*map(str, recipes)], "kinds": kinds, **gains, "original": before["test"].mean, "seconds": spent,
+        "searched": searched, "byGroup": by_group,
+    }  # fmt: skip
 
 
 def arms(run: Mapping[str, Any]) -> dict[str, float]:
     """By arm the gain on test rows of the candidate that gains most on validation rows; last the best of all on test rows."""
-    of = {kind: [k for k, found in enumerate(run["kinds"]) if found == kind] for kind in ("plain", "fixed", "drawn")}
-    parts = {
-        "without augmentation": of["plain"],
-        "thorough": of["plain"] + of["fixed"],
-        "4 drawn policies": of["plain"] + of["drawn"][:4],
-        f"{DRAWN} drawn policies": of["plain"] + of["drawn"],
-    }
+    kinds = dict.fromkeys(run["kinds"])
+    of = {kind: [k for k, found in enumerate(run["kinds"]) if found == kind] for kind in kinds}
+    parts = {"without augmentation": of["plain"], "thorough": of["plain"] + of["fixed"]}
+    parts |= {f"learned, {kind}": of["plain"] + of[kind] for kind in LEARNED}
+    parts["thorough and all learned"] = parts["thorough"] + [k for kind in LEARNED for k in of[kind]]
+    if "drawn" in of:
+        parts[f"{len(of['drawn'])} drawn policies"] = of["plain"] + of["drawn"]
     out = {}
     for name, part in parts.items():
         best = max(part, key=lambda k: run["validation"][k])
@@ -299,8 +323,9 @@ def main() -> int:
     p = parser(__doc__)
     p.add_argument("--seeds", type=int, default=5)
     p.add_argument("--cases", default="", help="only cases that match this regular expression")
+    p.add_argument("--drawn", type=int, default=12, help="number of drawn policies")
     p.add_argument("--epochs", type=int, default=Options().maxEpochs)
-    given = parse(p, seeds=1, epochs=1, cases="digits")
+    given = parse(p, seeds=1, epochs=1, drawn=2, cases="digits")
     torch.set_num_threads(1)
     runs: dict[str, dict[str, Any]] = earlier(given) or {}
     tables = {False: hours(), True: images()}
@@ -309,7 +334,7 @@ def main() -> int:
             known = runs.setdefault(case.name, {})
             if str(seed) in known:
                 continue
-            known[str(seed)] = measure(case, tables[case.digits], seed, given.epochs)
+            known[str(seed)] = measure(case, tables[case.digits], seed, given.epochs, given.drawn)
             told = ", ".join(f"{name} {gain:.4f}" for name, gain in arms(known[str(seed)]).items())
             print(f"{case.name}, seed {seed}: {told}; {known[str(seed)]['seconds']:.0f} s", file=sys.stderr, flush=True)
             write(given, runs, figures(runs))
@@ -319,15 +344,14 @@ def main() -> int:
 
 
 def figures(runs: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-    """Mean gain of the drawn policies over `thorough`, in shares of the original's loss on test rows."""
-
-    def means(name: str) -> dict[str, float]:
-        each: dict[str, Sequence[float]] = {
-            case: [arms(r)[name] - arms(r)["thorough"] for r in found.values()] for case, found in runs.items() if found
-        }
-        return {f"{case}, {name} against thorough": statistics.fmean(v) for case, v in each.items()}
-
-    return means(f"{DRAWN} drawn policies") | means("4 drawn policies")
+    """Mean gain of each other arm over `thorough`, in shares of the original's loss on test rows."""
+    out = {}
+    for case, each in runs.items():
+        found = [arms(run) for run in each.values()]
+        for name in found[0] if found else ():
+            if name != "thorough":
+                out[f"{case}, {name} against thorough"] = statistics.fmean(f[name] - f["thorough"] for f in found)
+    return out
 
 
 if __name__ == "__main__":

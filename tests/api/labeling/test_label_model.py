@@ -237,9 +237,7 @@ def test_a_param_that_is_set_alone_is_checked() -> None:
 def test_columns_that_are_there_already_and_rows_that_do_not_end(
     spark: SparkSession, rows: DataFrame, model: LabelModelModel, tmp_path: Path
 ) -> None:
-    with pytest.raises(
-        InputError, match=r"columns of these names already \(probability, probability_0, .*\): drop"
-    ):
+    with pytest.raises(InputError, match=r"columns of these names already \(probability, probability_0, .*\): drop"):
         model.transform(model.transform(rows))
     rows.limit(20).write.parquet(f"file://{tmp_path / 'rows'}")
     stream = spark.readStream.schema(rows.schema).parquet(f"file://{tmp_path / 'rows'}")
