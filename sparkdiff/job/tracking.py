@@ -14,6 +14,7 @@ from pyspark.sql import DataFrame
 
 from sparkdiff.machine import paths, secrets
 from sparkdiff.report import Events
+from sparkdiff.report.progress import tell
 from sparkdiff.tracking import JSONLines, TensorBoard
 from sparkdiff.tracking.mlflow_runs import Callback, is_logged, log
 from sparkdiff.tracking.mlflow_values import mlflow
@@ -76,9 +77,7 @@ class Tracking:
 
     def failed(self, error: BaseException) -> None:
         """The job ends without a result."""
-        status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
-        for one in self.callbacks():
-            _or_warning("the run in MLflow goes on", partial(one.end, status))
+        tell(self.listeners, "on_exception", error)
 
     def ended(self) -> None:
         """The job ends with a result: no run stays open, such as one that a server could not end before."""

@@ -7,6 +7,7 @@ from typing import Any
 
 from sparkdiff.errors import InputError, did_you_mean
 from sparkdiff.machine import paths
+from sparkdiff.store.registry import ALIAS, check_version
 
 FILES = ("jsonLines", "tensorboard")
 """Keys whose values are paths: of a file, and of a folder."""
@@ -50,8 +51,5 @@ def _mlflow(given: Any) -> dict[str, Any]:
         if not isinstance(value, MLFLOW[key]) or value == "":
             kind = "true or false" if MLFLOW[key] is bool else "text"
             raise InputError(f"tracking.mlflow.{key} must be {kind}. Got {value!r} instead")
-    if str(given.get("alias")).strip().lower() == "champion":
-        raise InputError(
-            "tracking.mlflow.alias=champion is not set here: compare the challenger, and move the alias yourself"
-        )
+    check_version(given.get("registeredModelName"), given.get("alias", ALIAS), "tracking.mlflow.")
     return given

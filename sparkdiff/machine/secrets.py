@@ -1,6 +1,7 @@
 """Secrets in texts that are shown or kept: left out wherever a URL, a setting or a query string holds one."""
 
 import math
+import numbers
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -37,6 +38,10 @@ def hidden(value: Any, name: str = "") -> Any:
         return {str(key): hidden(inner, str(key)) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
         return [hidden(inner, name) for inner in value]
+    if type(value) not in (bool, int, float) and isinstance(value, numbers.Real):
+        value = (
+            int(value) if isinstance(value, numbers.Integral) else float(value)
+        )  # of numpy, as an evaluator may return
     if value is None or isinstance(value, (bool, float)):
         return None if isinstance(value, float) and not math.isfinite(value) else value
     if NAME.fullmatch(_TOKENIZER.sub("", name)):

@@ -1,28 +1,29 @@
 """Who hears of every fit of this process without being named in it."""
 
-import threading
+import contextvars
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
 from sparkdiff.machine import secrets
 from sparkdiff.machine.autologging import paused
-from sparkdiff.report.progress import Events
+from sparkdiff.report.progress import Events, tell
 
 
 class Observer(Protocol):
-    """Hears of fits; what it raises is a warning."""
+    """Hears of fits; what it raises is a warning. A fit that fails tells its listener (`on_exception`)."""
 
     def begun(self, estimator: Any) -> Events:
         """A fit begins; returns a listener for its events."""
 
     def ended(self, listener: Events, model: Any) -> None:
-        """The fit has ended; `model` is its result, or the exception that ended it."""
+        """The fit has ended; `model` is its result."""
 
 
 Found = TypeVar("Found")
 observer: Observer | None = None
-_lock, _running = threading.Lock(), 0
+_inside = contextvars.ContextVar("_inside", default=False)
+"""Whether this thread is at work for a fit. Threads that a fit starts for others take the context over."""
 
 
 def observe(new: Observer | None) -> None:
@@ -34,29 +35,28 @@ def observe(new: Observer | None) -> None:
 def observed(estimator: Any, fit: Callable[[Sequence[Events]], Found], *, alone: bool = True) -> Found:
     """Run a fit with the listener of the observer. Of fits inside one another only the outermost is observed.
 
+    If the fit fails, its listeners and those of the estimator hear of it.
+
     Args:
         fit: takes listeners beside those of the estimator.
         alone: whether this fit is no part of another one that is not ours.
     """
-    global _running
-    with _lock:
-        _running += 1
-        who = observer if alone and _running == 1 else None
+    who = observer if alone and not _inside.get() else None
+    token = _inside.set(True)
     try:
-        listener = None if who is None else _quietly(who.begun, estimator)
+        made = None if who is None else _quietly(who.begun, estimator)
+        listeners = [] if made is None else [made]
         with paused():
             try:
-                found = fit([] if listener is None else [listener])
+                found = fit(listeners)
             except BaseException as e:
-                if who is not None and listener is not None:
-                    _quietly(who.ended, listener, e)
+                tell([*getattr(estimator, "callbacks", ()), *listeners], "on_exception", e)
                 raise
-            if who is not None and listener is not None:
-                _quietly(who.ended, listener, found)
+            if who is not None and made is not None:
+                _quietly(who.ended, made, found)
             return found
     finally:
-        with _lock:
-            _running -= 1
+        _inside.reset(token)
 
 
 def _quietly(event: Callable[..., Any], *what: Any) -> Any:

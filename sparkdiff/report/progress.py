@@ -93,6 +93,9 @@ class Events:
             record: the summary: a `RunRecord`, and of a search a `SearchSummary`.
         """
 
+    def on_exception(self, error: BaseException) -> None:
+        """The fit, or the job, ends by this exception (Ctrl-C too), and no event follows."""
+
 
 def check_callbacks(given: Any) -> None:
     """Raise InputError unless this is a list of listeners."""

@@ -15,9 +15,10 @@ from sparkdiff.tracking.values import plain
 class JSONLines(Events):
     """Appends a line to a file for each event, and flushes it.
 
-    A line is an object with `event` ("phase", "epoch" or "decision") and `time` (seconds since 1970), and: of a phase `name`,
-    `seconds` (null until it ends) and `detail`; of an epoch, or of a trial of a search, the row of the history; of the
-    decision all values of the summary but its history. Secrets are left out. Values that are not finite are null.
+    A line is an object with `event` ("phase", "epoch", "decision" or "exception") and `time` (seconds since 1970), and: of a
+    phase `name`, `seconds` (null until it ends) and `detail`; of an epoch, or of a trial of a search, the row of the history;
+    of the decision all values of the summary but its history; of an exception `error`, its text. Secrets are left out. Values
+    that are not finite are null.
 
     Args:
         path: the file; its folder must exist. A file that exists is continued.
@@ -36,6 +37,9 @@ class JSONLines(Events):
 
     def on_decision(self, record: Any) -> None:
         self._write("decision", plain(record))
+
+    def on_exception(self, error: BaseException) -> None:
+        self._write("exception", {"error": secrets.redacted(f"{type(error).__name__}: {error}")})
 
     def _write(self, event: str, values: Mapping[str, Any]) -> None:
         line = json.dumps({"event": event, "time": round(time.time(), 3), **values}, default=str)

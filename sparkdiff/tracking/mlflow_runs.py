@@ -20,6 +20,7 @@ from sparkdiff.pipeline.plan import plan as plan_of
 from sparkdiff.report import Events
 from sparkdiff.report.observing import Observer, observe
 from sparkdiff.store.digests import hash_of
+from sparkdiff.store.registry import ALIAS, check_version
 from sparkdiff.tracking.mlflow_models import log_model
 from sparkdiff.tracking.mlflow_values import (
     TOLD,
@@ -34,8 +35,6 @@ from sparkdiff.tracking.mlflow_values import (
 )
 from sparkdiff.tracking.values import CurvePoint, points, text
 
-ALIAS, NEVER = "challenger", "champion"
-"""The alias of a version that is registered here, and one that only its users give."""
 OFTEN = 5.0
 """Seconds between two requests while a fit runs."""
 
@@ -46,9 +45,9 @@ OFTEN = 5.0
 class Callback(Events):
     """Logs the curves of one fit to MLflow while it runs, and at its end all that its summary tells, without the model.
 
-    It logs to the active run, or else to one of its own, which it ends. Where that run tells another result already, it makes
-    one of its own below it. A server that fails costs a warning: the curves are then left until the end of the fit, where it is
-    tried once more.
+    It logs to the active run, or else to one of its own, which it ends, also where the fit fails. Where that run tells another
+    result already, it makes one of its own below it. A server that fails costs a warning: the curves are then left until the
+    end of the fit, where it is tried once more.
 
     Args:
         runId: the run to log to.
@@ -105,6 +104,9 @@ class Callback(Events):
     def _check_new(self) -> None:
         if self._ended:
             raise InputError("a Callback logs one fit: make another one for the next fit")
+
+    def on_exception(self, error: BaseException) -> None:
+        self.end("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
 
     def end(self, status: str) -> None:
         """End the run with this status, if it is this callback's own."""
@@ -181,7 +183,8 @@ def log(
         mlflow.exceptions.MlflowException: the server refused, or was not reached.
     """
     package = mlflow()
-    _check(tuned, data, alias)
+    _check(tuned, data)
+    check_version(registeredModelName, alias)
     rows = getattr(tuned, "dataset", None) if data is None else data
     wanted = registeredModelName is not None and (registerOriginal or not _kept(tuned.summary))
     if wanted and rows is None:
@@ -201,17 +204,11 @@ def log(
     return run_id
 
 
-def _check(tuned: Any, data: DataFrame | None, alias: str) -> None:
+def _check(tuned: Any, data: DataFrame | None) -> None:
     if not hasattr(tuned, "pipelineModel") or not hasattr(tuned, "summary"):
         raise InputError(f"log takes what fit() of FineTuner, Grower, Improver or Search returns, got {kind_of(tuned)}")
-    _check_alias(alias)
     if data is not None:
         check_dataframe("data", data)
-
-
-def _check_alias(alias: str) -> None:
-    if alias.strip().lower() == NEVER:
-        raise InputError(f"alias={alias!r} is not set here: compare the {ALIAS}, and move the alias yourself")
 
 
 def _kept(summary: Any) -> bool:
@@ -307,10 +304,7 @@ class _Autolog(Observer):
         return Callback(runName=type(estimator).__name__)
 
     def ended(self, listener: Any, model: Any) -> None:
-        if isinstance(model, BaseException):
-            listener.end("KILLED" if isinstance(model, KeyboardInterrupt) else "FAILED")
-        else:
-            log(model, runId=listener.runId, **self.options)
+        log(model, runId=listener.runId, **self.options)
 
 
 def autolog(
@@ -319,8 +313,8 @@ def autolog(
 ) -> None:  # fmt: skip
     """Log each later fit of FineTuner, Grower, Improver and Search in this process, as `Callback` and `log` do.
 
-    Of fits inside one another, or at the same time, only the first is logged, and none of those that a CrossValidator or
-    `fit(df, [map, ...])` makes for its settings. What fails, such as a server that is not there, is a warning.
+    Of fits inside one another only the outermost is logged, and none of those that a CrossValidator or `fit(df, [map, ...])`
+    makes for its settings. Fits of several threads have a run each. What fails, such as a server that is not there, is a warning.
 
     Args:
         disable: log no later fit.
@@ -334,5 +328,5 @@ def autolog(
     }  # fmt: skip
     if not disable:
         mlflow()
-        _check_alias(alias)
+        check_version(registeredModelName, alias)
     observe(None if disable else _Autolog(options))

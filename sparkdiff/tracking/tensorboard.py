@@ -32,12 +32,17 @@ class TensorBoard(Events):
                 f'TensorBoard needs the package tensorboard ({e}): pip install "sparkdiff[tensorboard]"'
             ) from e
         self._writer: Any = SummaryWriter
-        self.folder, self._open = str(folder), None
+        self.folder = str(folder)
+        self._open: Any = None
 
     @property
     def writer(self) -> Any:
         self._open = self._open or self._writer(self.folder)
         return self._open
+
+    def on_phase(self, name: str, seconds: float | None, detail: str) -> None:
+        if seconds is not None and self._open is not None:  # what is written stays, should the process be killed
+            self._open.flush()
 
     def on_epoch(self, row: Mapping[str, Any]) -> None:
         for point in points(row):
@@ -48,5 +53,12 @@ class TensorBoard(Events):
         self.writer.add_text("asked", f"```\n{json.dumps(params(record), indent=2)}\n```")
         for name, value in metrics(record).items():
             self.writer.add_scalar(f"decision/{name}", value)
-        self.writer.close()
-        self._open = None
+        self._close()
+
+    def on_exception(self, error: BaseException) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        if self._open is not None:
+            self._open.close()
+            self._open = None

@@ -1,9 +1,11 @@
 """What of a run is told to others: parameters, metrics and points of curves, in plain values without secrets."""
 
 import dataclasses
+import hashlib
 import json
-import math
+import numbers
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -16,6 +18,9 @@ WHOSE = ("epoch", "candidate", "fold", "arm", "round", "trial", "learningRate", 
 """Of a row of a history: what it is of, and what is the same in all rows of a curve."""
 UNNAMED = re.compile(r"[^\w./: -]", re.ASCII)
 """Characters that the name of a parameter or a metric cannot have in MLflow."""
+LONGEST_NAME = 240
+"""Characters of a name: MLflow takes 250, and `sparkdiff.` may stand in front."""
+LARGEST: Any = sys.float_info.max
 LONGEST = 500
 """Characters of a parameter or a tag, which every version of MLflow's server takes."""
 
@@ -46,8 +51,13 @@ def params(summary: Any) -> dict[str, str]:
 
 
 def named(name: str) -> str:
-    """A name as every tracker takes it: columns may have any characters."""
-    return UNNAMED.sub("_", name)
+    """A name as every tracker takes it: columns may have any characters, and MLflow reads names as paths."""
+    parts = [part for part in UNNAMED.sub("_", name).split("/") if part]
+    found = "/".join(part if part.strip(".") else "_" * len(part) for part in parts) or "_"
+    found = f"_{found}" if found.startswith("..") else found
+    if len(found) <= LONGEST_NAME:
+        return found
+    return f"{found[: LONGEST_NAME - 9]}.{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def text(value: Any) -> str:
@@ -91,4 +101,5 @@ def points(row: Mapping[str, Any]) -> Iterator[CurvePoint]:
 
 
 def _finite(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    """Whether this is a number that a double has; also one of numpy, as an evaluator may return."""
+    return type(value) is not bool and isinstance(value, numbers.Real) and abs(value) <= LARGEST

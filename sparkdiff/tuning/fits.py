@@ -1,10 +1,11 @@
 """The fits of a search by Spark: one for each distinct stage, Params and upstream of a fold, in threads."""
 
+import contextvars
 import inspect
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from multiprocessing.pool import ThreadPool
 from typing import Any
 
@@ -145,8 +146,11 @@ class GridTask:
 
 
 def for_threads(rows: DataFrame) -> Callable[..., Any]:
-    """Wraps what a thread shall run on these rows: it takes over job groups and other local properties of Spark."""
-    return inheritable_thread_target(rows.sparkSession) if TAKES_SESSION else inheritable_thread_target
+    """Wraps what a thread shall run on these rows: it takes over the context of this thread, and job groups and other local
+    properties of Spark.
+    """
+    inherits: Any = inheritable_thread_target(rows.sparkSession) if TAKES_SESSION else inheritable_thread_target
+    return lambda work: partial(contextvars.copy_context().run, inherits(work))
 
 
 @dataclass

@@ -1,24 +1,32 @@
 """Callbacks that keep what a run tells: JSON lines, TensorBoard; names, steps, and no secrets."""
 
 import dataclasses
+import importlib
 import json
 import re
 import subprocess
 import sys
+import threading
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 import sparkdiff
-from sparkdiff import JSONLines, TensorBoard
+from sparkdiff import InputError, JSONLines, TensorBoard
+from sparkdiff.job import tracking_section
 from sparkdiff.machine import secrets
 from sparkdiff.options import Options
 from sparkdiff.report import Events, Phases, RunRecord
 from sparkdiff.report.observing import observe, observed
+from sparkdiff.store.registry import check_version
 from sparkdiff.tracking import values
 from sparkdiff.tracking.values import CurvePoint
+from sparkdiff.tuning import fits
 
 pytestmark = pytest.mark.once
 SECRET = "hunter2"
@@ -106,24 +114,42 @@ def test_a_folder_that_is_gone_costs_a_warning(tmp_path: Path) -> None:
     assert all(re.match(r"the callback JSONLines\.on_\w+ failed, .*FileNotFoundError", str(w.message)) for w in told)
 
 
+def events(folder: Path) -> Any:
+    """What TensorBoard reads."""
+    pytest.importorskip("tensorboard", reason="needs the extra tensorboard")
+    module = importlib.import_module("tensorboard.backend.event_processing.event_accumulator")
+    found = module.EventAccumulator(str(folder))
+    found.Reload()
+    return found
+
+
+def curve(found: Any, name: str) -> list[tuple[int, float]]:
+    return [(e.step, e.value) for e in found.Scalars(name)]
+
+
 @pytest.mark.filterwarnings("default")  # of TensorBoard's own
 def test_tensorboard_has_the_curves_and_the_decision(tmp_path: Path) -> None:
-    pytest.importorskip("tensorboard", reason="needs the extra tensorboard")
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
     run([TensorBoard(tmp_path / "run")])
-    found = EventAccumulator(str(tmp_path / "run"))
-    found.Reload()
-    [point] = found.Scalars("candidate0/validationMetric")
-    assert (point.step, point.value) == (0, 2.0)
-    assert found.Scalars("decision/gain")[0].value == 0.25
+    found = events(tmp_path / "run")
+    assert curve(found, "candidate0/validationMetric") == [(0, 2.0)]
+    assert curve(found, "decision/gain") == [(0, 0.25)]
     assert {"asked/text_summary", "decision/text_summary"} <= set(found.Tags()["tensors"])
     assert SECRET.encode() not in b"".join(p.read_bytes() for p in (tmp_path / "run").iterdir())
 
 
+class Failures(Events):
+    """Keeps the exceptions that it hears of."""
+
+    def __init__(self) -> None:
+        self.heard: list[BaseException] = []
+
+    def on_exception(self, error: BaseException) -> None:
+        self.heard.append(error)
+
+
 class Watcher:
     def __init__(self, broken: bool = False):
-        self.broken, self.said, self.listener = broken, list[Any](), Events()
+        self.broken, self.said, self.listener = broken, list[Any](), Failures()
 
     def begun(self, estimator: Any) -> Events:
         self.said.append(estimator)
@@ -144,15 +170,110 @@ def test_only_the_outermost_fit_is_observed() -> None:
         assert watcher.said == ["outer", [[watcher.listener], []]]
         assert observed("one of many", list, alone=False) == []
         error = ValueError("x")
+        estimator = SimpleNamespace(callbacks=[Failures()])
         with pytest.raises(ValueError, match="x"):
-            observed("fails", lambda more: (_ for _ in ()).throw(error))
-        assert watcher.said[2:] == ["fails", error]
+            observed(estimator, lambda more: (_ for _ in ()).throw(error))
+        assert watcher.said[2:] == [estimator]
+        assert watcher.listener.heard == estimator.callbacks[0].heard == [error]
         observe(Watcher(broken=True))
         with pytest.warns(RuntimeWarning, match=r"fit could not be logged.*no server"):
             assert observed("goes on", list) == []
     finally:
         observe(None)
     assert observed("nobody", list) == []
+
+
+def test_fits_of_several_threads_are_observed_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second one begins while the first one runs; what these two start themselves is theirs."""
+    monkeypatch.setattr(fits, "TAKES_SESSION", False)
+    monkeypatch.setattr(fits, "inheritable_thread_target", lambda work: work)
+    watcher, both = Watcher(), threading.Barrier(2, timeout=60)
+    observe(watcher)
+
+    def outer(more: Any) -> Any:
+        both.wait()
+        rows: Any = None
+        inside = fits.for_threads(rows)(lambda: observed("inner", list))
+        with ThreadPoolExecutor(1) as threads:
+            return more, threads.submit(inside).result(60)
+
+    try:
+        with ThreadPoolExecutor(2) as threads:
+            found = list(threads.map(lambda name: observed(name, outer), ["one", "other"]))
+    finally:
+        observe(None)
+    assert found == [([watcher.listener], [])] * 2
+    assert {"one", "other"} < {str(said) for said in watcher.said} and len(watcher.said) == 4
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_fit_that_fails_ends_what_its_callbacks_write(tmp_path: Path) -> None:
+    lines, board = JSONLines(tmp_path / "events.jsonl"), TensorBoard(tmp_path / "board")
+
+    def fit(more: Any) -> None:
+        board.on_epoch({"epoch": 1, "candidate": 0, "validationMetric": 2.0})
+        raise InputError(f"no such table: password={SECRET}")
+
+    with pytest.raises(InputError):
+        observed(SimpleNamespace(callbacks=[lines, board]), fit)
+    [line] = map(json.loads, lines.path.read_text().splitlines())
+    assert line | {"time": 0} == {"event": "exception", "time": 0, "error": "InputError: no such table: password=..."}
+    assert curve(events(tmp_path / "board"), "candidate0/validationMetric") == [(1, 2.0)]
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_curve_is_on_disk_after_each_phase(tmp_path: Path) -> None:
+    """A process that is killed has no time to close a file."""
+    board = TensorBoard(tmp_path)
+    board.on_epoch({"epoch": 1, "candidate": 0, "validationMetric": 2.0})
+    board.on_phase("train", 1.0, "")
+    assert curve(events(tmp_path), "candidate0/validationMetric") == [(1, 2.0)]
+    board.on_exception(KeyboardInterrupt())
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("a//b", "a/b"),
+        ("../x", "__/x"),
+        ("..x", "_..x"),
+        ("/a/./b/", "a/_/b"),
+        ("", "_"),
+        ("größe (m)", "gr__e _m_"),
+        ("x" * 300, "x" * 231 + ".0d4e2ca9"),
+    ],
+)
+def test_a_name_is_one_that_trackers_take(name: str, found: str) -> None:
+    assert values.named(name) == found
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    """As an evaluator returns them."""
+    row = {"trial": 3, "rmse": np.float32(0.5), "count": np.int64(7), "bad": np.float32("nan"), "many": 10**400}
+    assert [*values.points(row)] == [CurvePoint("trials/rmse", 0.5, 3), CurvePoint("trials/count", 7.0, 3)]
+    told = json.dumps(secrets.hidden(row))
+    assert told.startswith('{"trial": 3, "rmse": 0.5, "count": 7, "bad": null, "many": 1000')
+
+
+@pytest.mark.parametrize(
+    ("name", "alias", "message"),
+    [
+        ("a/b", "challenger", "registeredModelName='a/b' is no name"),
+        (" ", "challenger", "is no name for MLflow"),
+        ("main.ml.churn", "Champion", "is not set here"),
+        (None, "v1", "is no alias for MLflow"),
+        (None, "Latest", "is no alias for MLflow"),
+        (None, "a b", "is no alias for MLflow"),
+        (None, "", "is no alias for MLflow"),
+    ],
+)
+def test_what_the_registry_refuses_is_said_before_any_work(name: str | None, alias: str, message: str) -> None:
+    check_version("main.ml.churn", "v1-b")
+    with pytest.raises(InputError, match=message):
+        check_version(name, alias)
+    given = {"alias": alias} | ({} if name is None else {"registeredModelName": name})
+    with pytest.raises(InputError, match=r"tracking\.mlflow\.(alias|registeredModelName)"):
+        tracking_section._mlflow(given)
 
 
 def test_without_the_packages_the_error_names_the_extra() -> None:

@@ -16,7 +16,7 @@ from sparkdiff.commands import jobs
 from sparkdiff.job import steps
 from sparkdiff.job.tracking import tracked
 from sparkdiff.report import Phases
-from sparkdiff.report.observing import observe
+from sparkdiff.report.observing import observe, observed
 from sparkdiff.tracking import mlflow_runs
 
 mlflow = pytest.importorskip("mlflow", reason="needs the extra mlflow")
@@ -166,6 +166,42 @@ def test_stdout_of_a_job_is_its_result_alone(monkeypatch: pytest.MonkeyPatch, ca
     assert {"of Python", "of native code", "of Java"} <= {*err.splitlines()}
     os.write(1, b"as before\n")
     assert capfd.readouterr().out == "as before\n"
+
+
+def test_a_fit_that_fails_leaves_no_run_open(client: Any) -> None:
+    ended = {}
+    for error in (ValueError("x"), KeyboardInterrupt()):
+        callback = mlflow_runs.Callback()
+
+        def fit(_: Any, callback: Any = callback, error: BaseException = error) -> None:
+            Phases(False, [callback]).phase("train").__enter__()
+            raise error
+
+        with pytest.raises(type(error)):
+            observed(SimpleNamespace(callbacks=[callback]), fit)
+        ended[type(error)] = client.get_run(callback.runId).info.status
+    assert ended == {ValueError: "FAILED", KeyboardInterrupt: "KILLED"}
+
+
+def test_a_run_of_the_user_stays_open(client: Any) -> None:
+    with mlflow.start_run() as active:
+        callback = mlflow_runs.Callback()
+        callback.on_phase("train", None, "")
+        callback.on_exception(ValueError("x"))
+        assert callback.runId == active.info.run_id
+        assert client.get_run(callback.runId).info.status == "RUNNING"
+
+
+def test_names_that_a_server_refuses_are_changed(client: Any) -> None:
+    """It takes names for paths, of 250 characters at most; one such name would cost all figures of a run."""
+    result = tuned()
+    result.summary = record(
+        options={"../a//b": 1, "x" * 300: 2}, metric="q//" + "r" * 300,
+        records=[{"trial": 1, "A/../../lr.regParam": 0.1, "rmse": 2.0}],
+    )  # fmt: skip
+    run = client.get_run(told(mlflow_runs.Callback(), result))
+    assert run.data.params["__/a/b"] == "1" and run.data.metrics["trials/A/__/__/lr.regParam"] == 0.1
+    assert any(name.startswith("validation.q/rrr") for name in run.data.metrics)
 
 
 def test_a_callback_logs_one_fit(client: Any) -> None:

@@ -1,0 +1,30 @@
+"""Names and aliases that MLflow's registry of models takes, told without MLflow, before any work."""
+
+import re
+
+from sparkdiff.errors import InputError
+
+ALIAS, NEVER = "challenger", "champion"
+"""The alias of a version that is registered here, and one that only its users give."""
+
+
+def check_version(name: str | None, alias: str, section: str = "") -> None:
+    """Check what a version of a model is registered as: MLflow itself refuses it only when the model is stored.
+
+    Args:
+        section: what stands in front of the settings' names in messages.
+
+    Raises:
+        InputError: the registry has no such name or alias, or only users may give it.
+    """
+    if name is not None and (not name.strip() or {"/", ":"} & {*name}):
+        raise InputError(
+            f"{section}registeredModelName={name!r} is no name for MLflow: it may not be empty, nor hold '/' or ':'"
+        )
+    if alias.strip().lower() == NEVER:
+        raise InputError(f"{section}alias={alias!r} is not set here: compare the {ALIAS}, and move the alias yourself")
+    if not re.fullmatch(r"(?!(?:latest|v\d+)$)[\w-]{1,255}", alias, re.ASCII | re.IGNORECASE):
+        raise InputError(
+            f"{section}alias={alias!r} is no alias for MLflow: it has letters, digits, '_' and '-', "
+            "and is neither 'latest' nor like 'v1'"
+        )
