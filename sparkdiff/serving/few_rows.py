@@ -1,4 +1,4 @@
-"""Trees for a few rows at a time, by numpy: what torch does once per operation costs more there than the work itself."""
+"""Trees and one-hot encoders for few rows, by numpy: what torch does once per operation costs more there than the work."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparkdiff.serving.schedule import Schedule, Step, TorchStep, Values
+from sparkdiff.serving.schedule import NOWHERE, Schedule, Step, TorchStep, Values
+from sparkdiff.stages.encoding import SPARSE_FROM, OneHotEncoder
 from sparkdiff.stages.forest import Trees
 from sparkdiff.stages.trees import RandomForestClassification
 from sparkdiff.tensors.rows import Rows
@@ -107,9 +108,64 @@ def voted(module: Trees, x: Rows) -> tuple[Tensor, ...]:
     return module.shows(total, leaves)
 
 
-def steps(schedule: Schedule) -> "tuple[Step | TreesStep, ...]":
-    """The steps of a schedule, those with trees with a way for few rows."""
-    return tuple(
-        TreesStep(s, FewRows(s.module)) if isinstance(s, TorchStep) and isinstance(s.module, Trees) else s
-        for s in schedule.steps
-    )
+@dataclass(frozen=True)
+class HotStep:
+    """A step with a one-hot encoder: many rows by torch, a single one by Python."""
+
+    step: TorchStep
+    encoder: OneHotEncoder
+
+    @property
+    def uid(self) -> str:
+        return self.step.uid
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return self.step.columns
+
+    @property
+    def reads(self) -> tuple[int, ...]:
+        return self.step.reads
+
+    def run(self, values: Values) -> None:
+        step, nulls = self.step, self.step.nulls or ()
+        for read, null, size, write in zip(step.reads, nulls, self.encoder.sizes, step.writes, strict=True):
+            row = self.row(values[read], None if null == NOWHERE else values[null], size)
+            if row is None:  # several rows, a wide block, or an index that is refused
+                step.run(values)
+                return
+            values[write] = torch.from_numpy(row)
+
+    def row(self, x: Any, null: Any, size: int) -> Array | None:
+        """The block of a single row; None where torch has to compute it."""
+        encoder = self.encoder
+        width = size + encoder.keep - encoder.drop_last
+        if type(x) is not Tensor or x.shape != ONE or width >= SPARSE_FROM:
+            return None
+        value = x.item()
+        if null is not None and null.item():
+            return np.full((1, width), np.nan)
+        valid = 0 <= value < size
+        if not valid and not encoder.keep:
+            return None
+        out, index = np.zeros((1, width)), int(value) if valid else size
+        if index < width:
+            out[0, index] = 1.0
+        return out
+
+
+ONE = torch.Size([1])
+
+
+def fast(step: Step) -> "Step | TreesStep | HotStep":
+    """The step, with a way for few rows if its stage has one."""
+    if not isinstance(step, TorchStep):
+        return step
+    if isinstance(step.module, Trees):
+        return TreesStep(step, FewRows(step.module))
+    return HotStep(step, step.module) if type(step.module) is OneHotEncoder else step
+
+
+def steps(schedule: Schedule) -> "tuple[Step | TreesStep | HotStep, ...]":
+    """The steps of a schedule in the form in which they run: those of some stages have a way of their own for few rows."""
+    return tuple(map(fast, schedule.steps))

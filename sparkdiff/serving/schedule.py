@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sparkdiff.errors import InputError
-from sparkdiff.serving.request_values import InputColumn, shown
+from sparkdiff.serving.request_values import InputColumn, shown, typed
 from sparkdiff.serving.requests import DictRows, RequestTable, numbers, objects, value_of
 from sparkdiff.serving.text.base import BadValueError, TextStage, as_objects
 from sparkdiff.stages.base import StageModule
@@ -196,6 +196,11 @@ class Schedule:
             kind = type(v)
             plain = kind is float or v is None or (kind is int and -LONG <= v < LONG)
             own = source.vectors or source.kind == "float" or (source.kind and entry.objects != NOWHERE)
+            if (
+                own and entry.numbers == NOWHERE and not source.vectors and (plain or kind is str)
+            ):  # the usual ones, at once
+                values[entry.objects] = [typed(v, source, source.kind)]
+                continue
             if (not plain and kind is not str) or own:
                 entry.put(DictRows([row], self.casefold).read(source, self.casefold), values)
                 continue
