@@ -2,9 +2,11 @@
 
 import importlib.util
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import acceptances
 import numpy as np
 import pytest
 from pyspark.ml.classification import LogisticRegression
@@ -63,3 +65,12 @@ def tool() -> Any:
     sys.modules["stage_coverage"] = module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(autouse=True)
+def still_accepted(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What a Scorer, TorchTransformer and ONNX took of the pipelines that a test verifies, they take still."""
+    watched = acceptances.KINDS[-1]()
+    with watched.watching(monkeypatch):
+        yield
+    assert not (wrong := watched.check()), "\n".join(wrong[:5])

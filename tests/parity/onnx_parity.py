@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import torch
+from acceptances import is_number, width
 
 from sparkdiff.pipeline import parity
 from sparkdiff.pipeline.graph import Version
 from sparkdiff.pipeline.network import Network
 from sparkdiff.serving.onnx_export import REFUSED, Written
-from sparkdiff.tensors.rows import Rows, SparseRows, dense
+from sparkdiff.tensors.rows import Rows, dense
 
 
 class InOnnx:
@@ -62,11 +63,3 @@ def compared(network: Network, where: Path, held: Sequence[Version]) -> parity.P
 
 
 COMPARE = parity.compare
-
-
-def is_number(x: Rows) -> bool:
-    return isinstance(x, torch.Tensor) and x.ndim == 1
-
-
-def width(x: Rows) -> int:
-    return x.width if isinstance(x, SparseRows) else x.shape[1]

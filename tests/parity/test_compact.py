@@ -1,10 +1,6 @@
 """What `compact` makes of fitted pipelines, against Spark's own outputs of the original, on rows with NaN and zeros."""
 
 import json
-import os
-import re
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -438,25 +434,3 @@ def test_a_pipeline_that_cannot_be_written(
         with pytest.raises(SparkdiffError, match=r"cannot be written to .*small: .*Permission denied; choose another"):
             saving.save(made("two readers"), tmp_path / "new" / "small")
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.nightly
-def test_all_pipelines_of_these_tests() -> None:
-    """Whatever the tests beside this one give to `verify` is compacted too (`compact_sweep.py`)."""
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "compact_sweep",
-        "-p",
-        "no:cacheprovider",
-        str(Path(__file__).parent),
-    ]
-    path = os.pathsep.join([str(Path(__file__).parent), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "PYTHONPATH": path}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=3600, check=False)
-    assert done.returncode == 0, done.stdout
-    [found] = re.findall(r"with fewer stages': (\d+)", done.stdout)
-    assert int(found) >= 10

@@ -19,7 +19,6 @@ from pyspark.ml.regression import DecisionTreeRegressor, GBTRegressor, Generaliz
 from pyspark.sql import DataFrame, functions as F
 from random_trees import rows as rows_of_trees
 from small_networks import F64, least_squares, network, trees
-from sweeping import swept
 
 import sparkdiff
 from sparkdiff import InputError
@@ -178,11 +177,3 @@ def test_the_table_of_classes_is_what_its_tool_writes() -> None:
     text = tool.PAGE.read_text("utf-8")
     assert tool.page(text) == text, "run tools/export_table.py; a class that is no longer exported is a loss"
     assert all(tool.classes().values())
-
-
-@pytest.mark.nightly
-def test_all_pipelines_of_these_tests() -> None:
-    """Whatever the tests beside this one give to `verify` is exported too (`onnx_sweep.py`)."""
-    found = swept("onnx_sweep", "exported networks:")
-    assert found.pop("exported") >= 100
-    assert all("probit" in why for why in found), f"no longer exported: {found}"

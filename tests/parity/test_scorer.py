@@ -43,7 +43,6 @@ from pyspark.ml.linalg import Vectors, VectorUDT
 from pyspark.ml.regression import GeneralizedLinearRegression, LinearRegression
 from pyspark.sql import DataFrame, SparkSession, functions as F
 from scoring import differences, fails, in_spark, refuses
-from sweeping import swept
 
 from sparkdiff import InputError, Scorer
 from sparkdiff.serving.compiling import NOT_SERVED
@@ -596,25 +595,3 @@ def test_the_table_is_up_to_date() -> None:
     text = tool.PAGE.read_text("utf-8")
     assert tool.page(text) == text
     assert {r.name for r in tool.rows() if not r.where} == REFUSED == set(NOT_SERVED)
-
-
-@pytest.mark.nightly
-def test_all_pipelines_of_these_tests() -> None:
-    """Whatever the tests beside this one give to `verify` is scored too (`scorer_sweep.py`): of MLlib's nine of ten at least, and
-    all but those known.
-    """
-    found = swept("scorer_sweep", "scorers:")
-    accepted = found.pop("accepted")
-    own = {why: n for why, n in found.items() if not why.startswith(CUSTOM)}
-    assert accepted >= 9 * sum(own.values()), found
-    assert all(why.startswith(NOT_HERE) for why in own), f"no longer taken: {found}"
-
-
-CUSTOM = ("(BoosterModel)", "(Clipped)", "(Plus)")
-"""Stages of these tests that are not MLlib's, and that only Spark can run."""
-NOT_HERE = (
-    *(f"({name})" for name in NOT_SERVED),
-    "(RFormulaModel) cannot be computed without Spark: its parts are not accessible",
-    "(VectorAssembler) cannot be computed without Spark: reads the field 'S.a' of a struct",
-)
-"""The beginnings of the other refusals: an acceptance that is lost fails."""

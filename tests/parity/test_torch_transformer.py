@@ -27,7 +27,6 @@ from pyspark.ml.feature import (
 )  # fmt: skip
 from pyspark.ml.regression import GBTRegressor, GeneralizedLinearRegression, LinearRegression
 from pyspark.sql import DataFrame, functions as F
-from sweeping import swept
 
 import sparkdiff
 from sparkdiff import InputError, TorchTransformer, jvm
@@ -258,10 +257,3 @@ def test_the_package_that_executors_get_is_whole_and_the_same_each_time(tmp_path
 
 def test_it_is_public() -> None:
     assert sparkdiff.TorchTransformer is SERVING.TorchTransformer
-
-
-@pytest.mark.nightly
-def test_all_pipelines_of_these_tests() -> None:
-    """Whatever the tests beside this one give to `verify` is transformed by torch too (`torch_sweep.py`)."""
-    found = swept("torch_sweep", "pipelines by torch:")
-    assert found["accepted"] >= 0.9 * sum(found.values()), found
