@@ -5,6 +5,7 @@ partitions of the rows.
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import re
@@ -95,8 +96,11 @@ def fingerprint(request: Request, folder: Path) -> str:
     if loss := [c.name for c in cut.columns if c.loss]:  # of which the manifest has the ranges
         parts["loss"] = loss
     if cut.opaque:  # SQL may call functions and read tables of its own
-        facts = [plan_facts(cut.transform(s.df), after_stages=True) for s in request.sources]
-        parts["tables"] = None if None in facts else anonymous(facts, [v.uid for v in cut.graph.vertices])
+        ran = cut.in_spark()  # those that prepare a column are made anew by each call, with new uids
+        frames = [functools.reduce(lambda df, stage: stage.transform(df), ran, s.df) for s in request.sources]
+        facts = [plan_facts(df, after_stages=True) for df in frames]
+        uids = dict.fromkeys([*(v.uid for v in cut.graph.vertices), *(stage.uid for stage in ran)])
+        parts["tables"] = None if None in facts else anonymous(facts, [*uids])
     if parts["stages"] is None or ("tables" in parts and parts["tables"] is None):
         # What can't be saved, or what code decides, can't be told apart: the rows that it makes decide.
         parts["stages"] = [content(cut.transform(s.df)) for s in request.sources]

@@ -21,6 +21,7 @@ from pyspark.ml.feature import (
     StringIndexer,
     Tokenizer,
     VectorAssembler,
+    Word2Vec,
 )
 from pyspark.ml.linalg import Vectors
 from pyspark.ml.regression import GeneralizedLinearRegression, LinearRegression
@@ -373,6 +374,19 @@ def test_default_names_of_columns_before_an_sql_stage_change_nothing(df: DataFra
         return Pipeline(stages=[words, sql, hashed, linear]).fit(df)
 
     assert fingerprint_of(fitted(), df) == fingerprint_of(fitted(), df)
+
+
+@pytest.mark.once
+def test_a_stage_that_spark_runs_for_word2vec_behind_an_sql_stage_changes_nothing(df: DataFrame) -> None:
+    """It is made anew for each run, with a uid and a view of that run."""
+    stages = [
+        Tokenizer(inputCol="hour", outputCol="words"),
+        SQLTransformer(statement="SELECT *, temp * 2 AS twice FROM __THIS__"),
+        Word2Vec(inputCol="words", outputCol="x", vectorSize=2, minCount=0, maxIter=1, seed=1),
+        LinearRegression(featuresCol="x", labelCol="riders", maxIter=1),
+    ]
+    fitted = Pipeline(stages=stages).fit(df)
+    assert fingerprint_of(fitted, df) == fingerprint_of(fitted, df)
 
 
 # End to end -----------------------------------------------------------------------------------------------------------
