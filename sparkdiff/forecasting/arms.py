@@ -20,6 +20,8 @@ from sparkdiff.forecasting.forecast import MOST, features, forests, numbers
 PRIORS = Path(__file__).with_name("arm_priors.json")
 ENOUGH = 0.95
 """An arm has found the best pipeline if it gains this share of what the best arm gains."""
+EARLY = ("stopped", "interrupted")
+"""How the outcome of an arm begins that had no end of its own."""
 COLUMNS = ("verb", "metricDirection", "before", "tried", "evidence", "finished")
 """Of a store, what the order of arms is learned from."""
 
@@ -88,25 +90,29 @@ def of_store(runs: Sequence[Mapping[str, Any]]) -> list[PastImprovement]:
     """The improvements in a store whose facts are known."""
     out = []
     for run in runs:
-        facts = _facts(run) if run["verb"] == "improve" else None
+        evidence = _evidence(run) if run["verb"] == "improve" else {}
+        facts = numbers(evidence.get("facts"))
         if facts is not None and run["before"]:
-            arms = _results(run)
+            arms = _results(run, evidence.get("stopped") or ())
             out += [PastImprovement(facts, arms)] if arms else []
     return out
 
 
-def _facts(run: Mapping[str, Any]) -> Facts | None:
-    """The facts that an improvement left in its evidence; None where it found none."""
+def _evidence(run: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What was measured for the decision of an improvement; empty where it cannot be read."""
     try:
-        found = json.loads(run["evidence"] or "{}").get("facts")
-    except (ValueError, AttributeError):
-        return None
-    return numbers(found)
+        found = json.loads(run["evidence"] or "{}")
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
-def _results(run: Mapping[str, Any]) -> dict[str, ArmResult]:
-    """What the arms of a stored improvement found; those that were not tried are left out."""
+def _results(run: Mapping[str, Any], stopped: Sequence[str]) -> dict[str, ArmResult]:
+    """What the arms of a stored improvement found. Those that were not tried are left out, and so are those that were stopped
+    before their end, unless they had found the best already: what they would have found is not known.
+    """
     sign, found = 1.0 if run["metricDirection"] == "smaller" else -1.0, dict[str, ArmResult]()
+    early = {*stopped, *(t["kind"] for t in run["tried"] or () if t["outcome"].startswith(EARLY))}
     for tried in run["tried"] or ():
         if tried["outcome"].startswith("not tried") or tried["seconds"] is None:
             continue
@@ -114,7 +120,8 @@ def _results(run: Mapping[str, Any]) -> dict[str, ArmResult]:
         gain = sign * (run["before"] - tried["value"]) / abs(run["before"]) if kept else 0.0
         known = found.get(tried["kind"])
         found[tried["kind"]] = ArmResult(max(gain, known.gain if known else 0.0), tried["seconds"])
-    return found
+    whole = PastImprovement({}, found)
+    return {arm: result for arm, result in found.items() if arm not in early or whole.found(arm)}
 
 
 class ArmForecaster:

@@ -122,6 +122,8 @@ def _evidence(found: Mapping[str, Any], *, redact: bool) -> dict[str, Any]:
     told = {} if redact else {"warnings": found["warnings"]}
     if facts := (found.get("order") or {}).get("facts"):
         told["facts"] = facts
+    if stopped := [a["arm"] for a in found.get("arms") or () if a["state"] in ("stopped", "interrupted")]:
+        told["stopped"] = stopped  # what they would have found is not known
     return {"z": found["z"], "slices": slices, "reference": found["reference"], "compatibility": compatibility, **told}
 
 

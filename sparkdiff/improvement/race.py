@@ -5,6 +5,7 @@ import math
 from collections.abc import Sequence
 
 from sparkdiff import jvm
+from sparkdiff.data.splits import VALIDATION
 from sparkdiff.errors import FullDiskError, SparkdiffError
 from sparkdiff.improvement import lanes
 from sparkdiff.improvement.arm import Arm
@@ -12,6 +13,7 @@ from sparkdiff.improvement.budget import Account, Limit
 from sparkdiff.improvement.candidate import Step, best_of, nothing, share
 from sparkdiff.improvement.ground import Ground
 from sparkdiff.improvement.log import StepLog
+from sparkdiff.objectives.metrics import NAMES
 from sparkdiff.report import Phases
 from sparkdiff.store.lease import HeldError
 
@@ -19,6 +21,8 @@ FIRST = 0.1
 """The part of its share that an arm's first step may use."""
 WEIGHTS = 0.1
 """Share of the metric that training all weights together is expected to gain, before it was tried on the original."""
+NEGATIVE = ("poisson", "gamma", "tweedie", "weibull", "oneVsRest", "logLikelihood", "cost", "expectedCost")
+"""Losses and metrics that may be below 0; other ones are at least 0 where smaller is better, and at most 1 where larger is."""
 LEAST = 10.0
 """Seconds that a step gets where so many are left: a cache is written, and some epochs train."""
 
@@ -207,4 +211,13 @@ def _may_reach(ground: Ground, name: str, steps: Sequence[Step]) -> float:
         return math.inf
     best, last = best_of(ground, own), own[-1]
     hope = last.hope + (expected(ground, steps) if last.trains else 0.0)
-    return (0.0 if best is None else share(ground, best)) + hope
+    reached = 0.0 if best is None else share(ground, best)
+    return min(reached + hope, max(reached, most_gain(ground)))
+
+
+def most_gain(ground: Ground) -> float:
+    """The gain of a pipeline without any error, as a share of the original's metric; infinite where none is known."""
+    metric, value = ground.metric, ground.start.scores[VALIDATION].value
+    if metric.name not in NAMES or metric.name in NEGATIVE or not value:
+        return math.inf
+    return (1 - value) / abs(value) if metric.larger else 1.0

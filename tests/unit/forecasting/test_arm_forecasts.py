@@ -68,11 +68,22 @@ def test_a_store_tells_what_each_arm_found() -> None:
         one("search", None, "stopped: no time left"), one("refit", None, "not tried: nothing can be fitted anew"),
     ]  # fmt: skip
     [found] = of_store([stored(tried)])
-    assert found.facts == FACTS and found.arms.keys() == {"finetune", "grow", "search"}
+    assert found.facts == FACTS and found.arms.keys() == {"finetune", "grow"}
     assert found.arms["finetune"].gain == pytest.approx(0.5) and found.found("finetune")
     assert found.arms["grow"].gain == 0.0 and not found.found("grow")
     larger = stored([one("grow", 2.5, "accepted")], metricDirection="larger")
     assert of_store([larger])[0].arms["grow"].gain == pytest.approx(0.25)
+
+
+def test_an_arm_that_was_stopped_early_teaches_only_what_it_had_found() -> None:
+    """What it would have found is not known: that it had found nothing is no evidence against it."""
+    evidence = json.dumps({"facts": FACTS, "stopped": ["refit", "finetune", "import"]})
+    tried = [
+        one("grow", 1.0, "accepted"), one("refit", 1.9, "accepted"), one("finetune", 1.0, "accepted"),
+        one("search", None, "interrupted: "), one("import", 1.9, "not accepted"), one("simplify", None, "failed"),
+    ]  # fmt: skip
+    [found] = of_store([stored(tried, evidence=evidence)])
+    assert found.arms.keys() == {"grow", "finetune", "simplify"} and found.found("finetune")
 
 
 @pytest.mark.parametrize("changes", [

@@ -124,7 +124,9 @@ def test_an_improvement_has_its_arms() -> None:
         {"arm": a, "state": s, "why": w, "seconds": 1.0} for a, s, w in (("refit", "done", ""), ("grow", "failed", "x"))
     ]
     found = row(ImprovementSummary, table=table, arms=arms)
-    assert found["verb"] == "improve"
+    assert found["verb"] == "improve" and "stopped" not in json.loads(found["evidence"])
+    arms[0]["state"] = "stopped"
+    assert json.loads(row(ImprovementSummary, table=table, arms=arms)["evidence"])["stopped"] == ["refit"]
     assert [(t["kind"], t["name"], t["value"], t["outcome"]) for t in found["tried"]] == [
         ("refit", "refitted", 1.9, "accepted"), ("refit", "refitted without PCA", 1.95, "chance"),
         ("grow", "", None, "failed"),

@@ -1,10 +1,11 @@
 """The race over arms that take no time: what a clock ends, what Ctrl-C ends, and where trainings are kept."""
 
+import math
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -15,15 +16,15 @@ from sparkdiff.improvement.candidate import Step, nothing
 from sparkdiff.improvement.ground import Ground
 from sparkdiff.improvement.lanes import Brake
 from sparkdiff.improvement.log import StepLog
-from sparkdiff.improvement.race import race
+from sparkdiff.improvement.race import _may_reach, most_gain, race
 from sparkdiff.improvement.settings import ImprovementSettings
 from sparkdiff.machine.interrupts import undisturbed
 from sparkdiff.options import Options
 from sparkdiff.report import Phases
 
 GROUND: Any = SimpleNamespace(
-    start=SimpleNamespace(scores={"validation": SimpleNamespace(weights=torch.ones(3))}),
-    settings=ImprovementSettings(), side_by_side=1, brake=Brake(()),
+    start=SimpleNamespace(scores={"validation": SimpleNamespace(weights=torch.ones(3), value=1.0)}),
+    metric=SimpleNamespace(name="logLoss", larger=False), settings=ImprovementSettings(), side_by_side=1, brake=Brake(()),
 )  # fmt: skip
 
 
@@ -97,3 +98,19 @@ def test_trainings_are_kept_in_the_folder_of_the_run(tmp_path: Path) -> None:
 
     assert kept("x" * 100) == {"checkpointDir": str(tmp_path / "trainings"), "runId": "finetune-0"}
     assert kept(None)["runId"] is None
+
+
+@pytest.mark.parametrize(("name", "value", "larger", "most"), [
+    ("logLoss", 0.4, False, 1.0), ("poissonDeviance", 3.0, False, 1.0), ("areaUnderROC", 0.8, True, 0.25),
+    ("r2", -0.5, True, 3.0), ("poisson", 0.4, False, math.inf), ("myLoss", 0.4, False, math.inf), ("rmse", 0.0, False, math.inf),
+])  # fmt: skip
+def test_no_arm_hopes_for_more_than_a_pipeline_without_errors(
+    name: str, value: float, larger: bool, most: float
+) -> None:
+    scores = {"validation": SimpleNamespace(weights=torch.ones(3), value=value)}
+    ground: Any = SimpleNamespace(
+        metric=SimpleNamespace(name=name, larger=larger), start=SimpleNamespace(scores=scores)
+    )
+    assert most_gain(ground) == pytest.approx(most)
+    steps = [nothing(cast("Ground", ground), "grow", 0, "ran", hope=1.335)]
+    assert _may_reach(ground, "grow", steps) == pytest.approx(min(1.335, most))
