@@ -155,6 +155,7 @@ def main() -> int:
     p.add_argument("--copies", type=int, default=3, help="of each document, numbered, so that the rows are more")
     given = parse(p, edits=1, copies=1)
     folder = folder_of(given)
+    folder.mkdir(parents=True, exist_ok=True)
     spark = session()
     table = real(("sklearn", "scipy"))
     pq.write_table(table, folder / "rows.parquet")
