@@ -53,7 +53,7 @@ from pyspark.sql import DataFrame, SparkSession
 
 import sparkdiff
 from sparkdiff.fine_tuning.task import prepare
-from sparkdiff.forecasting.facts import FACTS, facts_of, finite
+from sparkdiff.forecasting.facts import FACTS, Samples, finite, measured
 from sparkdiff.job.loading import start_session
 from sparkdiff.machine import cpu
 from sparkdiff.options import Options
@@ -243,10 +243,20 @@ def head(table: Table, kind: str, column: str, width: int) -> Any:
 
 
 class Fits:
-    """Fits pipelines, and what comes before their predictors once for all kinds that share it."""
+    """Fits pipelines, and what comes before their predictors once for all kinds that share it. Holds the tables and the rows that
+    facts are found on, each once for all cells, as triage does.
+    """
 
     def __init__(self) -> None:
         self.known = dict[tuple[Any, ...], tuple[Any, DataFrame]]()
+        self.tables = dict[tuple[Any, ...], tuple[DataFrame, DataFrame]]()
+        self.samples = Samples()
+
+    def halves(self, spark: SparkSession, folder: Path, cell: "Cell", table: Table) -> tuple[DataFrame, DataFrame]:
+        key = (folder, cell.set, cell.seed)
+        if key not in self.tables:
+            self.tables[key] = halves(spark, folder, cell, table)
+        return self.tables[key]
 
     def features(self, cell: "Cell", table: Table, train: DataFrame) -> tuple[Any, DataFrame]:
         """The fitted stages before the predictor and a PCA, and the training rows with the columns that they make."""
@@ -333,12 +343,14 @@ def halves(spark: SparkSession, folder: Path, cell: Cell, table: Table) -> tuple
     return rows.where("half = 0").drop("half"), rows.where("half = 1").drop("half")
 
 
-def run(cell: Cell, step: str, model: Any, rows: DataFrame, folder: Path) -> tuple[Any, dict[str, Any]]:
+def run(
+    cell: Cell, step: str, model: Any, rows: DataFrame, folder: Path, samples: Samples
+) -> tuple[Any, dict[str, Any]]:
     """Tune a model: what it became, and what the store does not say of it."""
     loss = {"loss": "absolute"} if cell.kind == "absolute" else {}
     given = {**OPTIONS, **loss, "validationIndicatorCol": "held"}
     before = cpu.seconds()
-    facts = finite(facts_of(prepare(model, Options.of(given), rows), rows))
+    facts = finite(measured(prepare(model, Options.of(given), rows), rows, samples)[0])
     spent = cpu.seconds() - before
     tags = {"cell": cell.name, "set": cell.set, "kind": cell.kind, "step": step, FACTS: json.dumps(facts)}
     trace = Trace()
@@ -359,16 +371,16 @@ def run(cell: Cell, step: str, model: Any, rows: DataFrame, folder: Path) -> tup
 def runs_of(cell: Cell, fits: Fits, spark: SparkSession, folder: Path, steps: int = 3) -> list[dict[str, Any]]:
     """The runs of a cell, so many at most; one that is refused is told by its reason."""
     table, lines = SETS[cell.set](ROWS[cell.seed % len(ROWS)]), list[dict[str, Any]]()
-    one, other = halves(spark, folder, cell, table)
+    one, other = fits.halves(spark, folder, cell, table)
     try:
         model = fits.fitted(cell, table, one.where("not held"))
-        tuned, line = run(cell, "first", model, one, folder)
+        tuned, line = run(cell, "first", model, one, folder, fits.samples)
         lines.append(line)
         if steps == 1:
             return lines
-        lines.append(run(cell, "again", tuned, other, folder)[1])
+        lines.append(run(cell, "again", tuned, other, folder, fits.samples)[1])
         if line["tuned"]:  # else it is the same model on the same rows
-            lines.append(run(cell, "new", model, other, folder)[1])
+            lines.append(run(cell, "new", model, other, folder, fits.samples)[1])
     except Exception as e:  # a pipeline that Spark cannot fit, or a refusal: told, and no run
         lines.append({"cell": cell.name, "refused": f"{type(e).__name__}: {e}"[:500]})
     return lines

@@ -146,11 +146,16 @@ def sparse_fields(columns: list[dict[str, Any]]) -> list[str]:
     return [f"{c['name']}_{part}" for c in columns if c["kind"] == "sparse" for part in "iv"]
 
 
-def stored(request: Request, frames: list[DataFrame], columns: list[dict[str, Any]]) -> DataFrame:
-    """The rows as the files hold them, dealt into virtual shards and in their order, with the columns `split` and `shard`."""
+def stored(request: Request, frames: list[DataFrame], columns: list[dict[str, Any]], *, few: bool = False) -> DataFrame:
+    """The rows as the files hold them, dealt into virtual shards and in their order, with the columns `split` and `shard`.
+
+    Args:
+        few: whether one task may sort them all, which spares the shuffles.
+    """
     slices = [f"slice{i}" for i in range(len(request.options.guardCols))]
     nulls = [c["name"] for c in columns if c.get("dtype") == "bool"]
     union = functools.reduce(DataFrame.unionByName, (_as_stored(request, df, columns) for df in frames))
+    union = union.coalesce(1) if few else union
     # Equal rows are dealt by their occurrence number too, so that the files depend on the rows alone, not on partitions.
     # The slices don't count: naming another guardCol changes no order of rows, and so no training.
     # Nor do the flags of nulls: a null that is hashed isn't NaN. Nor the hash of the row.
@@ -160,7 +165,8 @@ def stored(request: Request, frames: list[DataFrame], columns: list[dict[str, An
     keyed = hashed.withColumn("key", F.xxhash64("hash", occurrence)).withColumn(
         "shard", F.pmod(F.col("key"), F.lit(SHARDS))
     )
-    return keyed.repartition(SHARDS, "split", "shard").sortWithinPartitions("split", "shard", "key").drop("hash", "key")
+    dealt = keyed if few else keyed.repartition(SHARDS, "split", "shard")
+    return dealt.sortWithinPartitions("split", "shard", "key").drop("hash", "key")
 
 
 def _as_stored(request: Request, df: DataFrame, columns: list[dict[str, Any]]) -> DataFrame:

@@ -88,7 +88,7 @@ def sampled(request: Request) -> Sample:
     check_request(request)
     with blamed("read the first rows"):
         few = [dataclasses.replace(s, df=s.df.limit(SAMPLE)) for s in request.sources]
-    columns, found = _collected(dataclasses.replace(request, sources=few, boundaries=None), request)
+    columns, found = _collected(dataclasses.replace(request, sources=few, boundaries=None), request, few=True)
     return _sample(_table(found, columns), columns, request)
 
 
@@ -148,14 +148,14 @@ def _cached(sample: Request, request: Request) -> tuple[list[dict[str, Any]], li
     return _collected(sample, request)
 
 
-def _collected(sample: Request, request: Request) -> tuple[list[dict[str, Any]], list[Any]]:
-    """The columns of the cache of a sample, and its rows."""
+def _collected(sample: Request, request: Request, *, few: bool = False) -> tuple[list[dict[str, Any]], list[Any]]:
+    """The columns of the cache of a sample, and its rows; see `stored`."""
     boundaries = request.boundaries or find_boundaries(sample.sources, sample.options)
     sample = dataclasses.replace(sample, boundaries=boundaries)
     frames, values = frames_of(sample)
     with blamed(ran_by(request)):
         columns = columns_of(sample, frames[0], values)
-        return columns, stored(sample, frames, columns).collect()
+        return columns, stored(sample, frames, columns, few=few).collect()
 
 
 def _ran(request: Request) -> list[Any]:

@@ -1,5 +1,6 @@
 """Triage: forecast each pipeline of a fleet by cheap facts, and spend a budget on those that are worth most per core-second."""
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +15,7 @@ from sparkdiff.fine_tuning.task import prepare
 from sparkdiff.fleet.budget import core_seconds
 from sparkdiff.fleet.entries import Entry, entries_of
 from sparkdiff.fleet.results import FAILED, KEPT, REFUSED, SKIPPED, STOPPED, TUNED, Triage, Triaged
-from sparkdiff.forecasting.facts import FACTS, Facts, SampleError, finite, measured
+from sparkdiff.forecasting.facts import FACTS, Facts, SampleError, Samples, finite, measured
 from sparkdiff.forecasting.forecast import EARLY, Forecast, Forecaster, of_store, priors
 from sparkdiff.forecasting.history import COLUMNS, history
 from sparkdiff.history import store
@@ -93,11 +94,8 @@ def triage(
     began = cpu.seconds()
     runs = store.rows_so_far(storeDir, COLUMNS)
     own = of_store(runs)
-    forecaster = Forecaster([*priors(), *own])
-    judged = []
-    for entry in entries_of(fleet, options):
-        spent = cpu.seconds() - began >= limit
-        judged.append(_unjudged(entry, limit) if spent else _judged(entry, runs, forecaster))
+    entries, forecaster = entries_of(fleet, options), Forecaster([*priors(), *own])
+    judged = _assessed(entries, runs, forecaster, limit, began)
     if all(j.outcome == REFUSED for j in judged):
         raise InputError(
             f"no pipeline of the fleet can be tuned: {'; '.join(f'{j.entry.name}: {j.why}' for j in judged)}"
@@ -122,6 +120,18 @@ def triage(
     return Triage(tuple(out), limit, cpu.seconds() - began, len(priors()), len(own), models)
 
 
+def _assessed(
+    entries: Sequence[Entry], runs: Sequence[Mapping[str, Any]], forecaster: Forecaster, limit: float, began: float
+) -> list[AssessedEntry]:
+    """What is known of each entry, as long as the budget lasts. Each table is counted and drawn from once."""
+    judged = []
+    with contextlib.closing(Samples()) as samples:
+        for entry in entries:
+            spent = cpu.seconds() - began >= limit
+            judged.append(_unjudged(entry, limit) if spent else _judged(entry, runs, forecaster, samples))
+    return judged
+
+
 def _done(done: Callable[[Triaged, Any], None], found: Triaged, model: Any) -> Triaged:
     """Call done; what the run is told as then."""
     try:
@@ -138,7 +148,7 @@ def _cause(e: Exception) -> str:
     return str(e) if isinstance(e, SparkdiffError) else f"{type(e).__name__}: {e}"
 
 
-def _judged(entry: Entry, runs: Sequence[Mapping[str, Any]], forecaster: Forecaster) -> AssessedEntry:
+def _judged(entry: Entry, runs: Sequence[Mapping[str, Any]], forecaster: Forecaster, samples: Samples) -> AssessedEntry:
     began = cpu.seconds()
     try:
         if entry.options.numFolds:
@@ -146,7 +156,7 @@ def _judged(entry: Entry, runs: Sequence[Mapping[str, Any]], forecaster: Forecas
                 f"numFolds={entry.options.numFolds}: triage neither forecasts nor stops a run of several folds; leave numFolds "
                 "out, or run FineTuner"
             )
-        facts, metric = measured(prepare(plain(entry.model), entry.options, entry.rows), entry.rows)
+        facts, metric = measured(prepare(plain(entry.model), entry.options, entry.rows), entry.rows, samples)
         if runs:
             facts |= history(runs, entry.content(), facts["metric"], metric)
         facts = finite(facts)

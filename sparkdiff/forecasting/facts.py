@@ -9,12 +9,13 @@ import dataclasses
 import math
 import time
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from pyspark.sql import DataFrame
 from torch import Tensor
 
+from sparkdiff import jvm
 from sparkdiff.data import soft_labels
 from sparkdiff.data.fingerprint import Request
 from sparkdiff.data.rehearsal import SAMPLE, Sample, sampled
@@ -56,9 +57,46 @@ HEADS = {
 """Kinds of the predictor that trains; classes with Tree, Forest or GBT in their name are `trees`, others `other`."""
 
 
+class Drawn(NamedTuple):
+    """Up to SAMPLE rows of a table, in Spark's memory, and how many rows the table has."""
+
+    few: DataFrame
+    rows: int
+
+
+class Samples:
+    """The rows that are drawn of each table: once for all pipelines that are fine-tuned on it."""
+
+    def __init__(self) -> None:
+        self._drawn = dict[tuple[int, int], tuple[DataFrame, Drawn]]()  # with the table, so that its id is no other's
+        self._held = list[DataFrame]()
+
+    def of(self, df: DataFrame, seed: int) -> Drawn:
+        """Those of a table; a DataFrame is the same table only where it is the same object."""
+        key = (id(df), seed)
+        if key not in self._drawn:
+            self._drawn[key] = df, self._draw(df, seed)
+        return self._drawn[key][1]
+
+    def _draw(self, df: DataFrame, seed: int) -> Drawn:
+        count = df.count()
+        # Not the table itself, which the caller may have persisted, and which a fine-tuning would find persisted.
+        few = (df if count <= SAMPLE else df.sample(DRAWN * SAMPLE / count, seed=seed)).limit(SAMPLE)
+        with contextlib.suppress(*jvm.SparkError):  # a serverless session keeps no rows: they are read again
+            self._held.append(few.persist())
+        return Drawn(few, count)
+
+    def close(self) -> None:
+        for few in self._held:
+            few.unpersist()
+        self._drawn.clear()
+        self._held.clear()
+
+
 def facts_of(task: Task, df: DataFrame) -> Facts:
     """The facts of a pipeline and the rows that would tune it: see `measured`."""
-    return measured(task, df)[0]
+    with contextlib.closing(Samples()) as samples:
+        return measured(task, df, samples)[0]
 
 
 def training_facts(task: Task, df: DataFrame, rows: int) -> Facts:
@@ -77,7 +115,7 @@ def training_facts(task: Task, df: DataFrame, rows: int) -> Facts:
         return finite(_of_plan(task, of, sample, probe.start) | probe.gradient()[0])
 
 
-def measured(task: Task, df: DataFrame) -> tuple[Facts, str]:
+def measured(task: Task, df: DataFrame, samples: Samples) -> tuple[Facts, str]:
     """The facts of a pipeline and the rows that would tune it, and the name of the metric, by a few Spark jobs on up to 2,000
     rows that are drawn from all of them.
 
@@ -89,10 +127,9 @@ def measured(task: Task, df: DataFrame) -> tuple[Facts, str]:
         raise InputError(
             f"labelCol={task.labelCol!r} is a vector of class probabilities, which triage does not take: run FineTuner on it"
         )
-    rows = df.count()
+    few, rows = samples.of(df, task.options.seed)
     if rows <= SAMPLE:
-        return _measured(task, df, None)
-    few = df.sample(DRAWN * SAMPLE / rows, seed=task.options.seed)
+        return _measured(task, few, None)
     try:
         return _measured(task, few, rows)
     except InputError as e:

@@ -1,5 +1,7 @@
 """The cheap facts of a pipeline tell slack from an optimum."""
 
+import contextlib
+
 import pytest
 from pyspark.ml import PipelineModel
 from pyspark.ml.regression import GeneralizedLinearRegression
@@ -9,7 +11,8 @@ from small_data import QUICK, pipeline
 from sparkdiff.data import rehearsal
 from sparkdiff.fine_tuning.task import prepare
 from sparkdiff.forecasting import facts
-from sparkdiff.forecasting.facts import SampleError, facts_of, training_facts
+from sparkdiff.forecasting.facts import SampleError, Samples, facts_of, measured, training_facts
+from sparkdiff.jvm.counting import counted
 from sparkdiff.options import Options
 
 FAST = {**QUICK, "verbosity": 0}
@@ -60,3 +63,17 @@ def test_held_out_rows_do_not_tell_the_facts_of_training(numeric: PipelineModel,
     assert found == same and found["gradientSignal"] > 1
     whole = facts_of(task, rows)
     assert {name: whole[name] for name in found} == found and whole != facts_of(task, other)
+
+
+def test_a_table_is_counted_and_drawn_from_once(numeric: PipelineModel, df: DataFrame) -> None:
+    """The second pipeline finds the rows in memory; at the end nothing is held, and the table itself never was."""
+    task, jobs, found = prepare(numeric, Options.of(FAST), df), list[int | None](), list[dict[str, float]]()
+    with contextlib.closing(Samples()) as samples:
+        for _ in range(2):
+            with counted(df.sparkSession) as count:
+                found.append({**measured(task, df, samples)[0], "secondsPerRow": 0.0})
+                jobs.append(count())
+        few = samples.of(df, task.options.seed).few
+        assert few.storageLevel.useMemory and not df.storageLevel.useMemory
+    assert not few.storageLevel.useMemory
+    assert found[0] == found[1] and jobs[0] is not None and jobs[1] is not None and 0 < jobs[1] < jobs[0]

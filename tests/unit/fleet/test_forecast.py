@@ -19,7 +19,7 @@ from sparkdiff.fleet.budget import core_seconds
 from sparkdiff.fleet.entries import Entry, entries_of, name_of
 from sparkdiff.fleet.procedure import EARLY, AssessedEntry, Stopped, Watch, _run, _why_little, _why_not, triage
 from sparkdiff.fleet.results import FAILED, KEPT, SKIPPED, Triage, Triaged
-from sparkdiff.forecasting.facts import FACTS, OLD_FACTS
+from sparkdiff.forecasting.facts import FACTS, OLD_FACTS, Samples
 from sparkdiff.forecasting.forecast import NAMES, Forecast, Forecaster, PastRun, features, of_store, priors
 from sparkdiff.forecasting.history import history
 from sparkdiff.options import Options
@@ -220,9 +220,9 @@ def test_an_error_that_nobody_expected_fails_one_pipeline_only(monkeypatch: pyte
     monkeypatch.setattr(procedure, "prepare", Broken)
     monkeypatch.setattr(procedure, "plain", lambda model: model)
     entry = Entry("p", None, None, None, {}, Options())  # type: ignore[arg-type]
-    assert procedure._judged(entry, [], None).outcome == FAILED  # type: ignore[arg-type]
+    assert procedure._judged(entry, [], None, Samples()).outcome == FAILED  # type: ignore[arg-type]
     folds = Entry("p", None, None, None, {}, Options(numFolds=5))  # type: ignore[arg-type]
-    assert "numFolds=5" in procedure._judged(folds, [], None).why  # type: ignore[arg-type]
+    assert "numFolds=5" in procedure._judged(folds, [], None, Samples()).why  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("sign", [1.0, -1.0])
