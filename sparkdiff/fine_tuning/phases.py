@@ -205,6 +205,7 @@ def _fitted(
         note = choice.Note.read(folder.path) or choice.Note()
         several = number.ProcessNumber.read(folder.path) if o.numProcesses == number.AUTO else None
     unsaved = training.unsaved or folder.unsaved
+    training.release()
     fitted = Fitted(
         training.found(network), training.chosen.metric, start.frozen, lost, unsaved, training.cut, wishes,
         folder, note.shown, training.fallbacks, single, start.recipes, several,

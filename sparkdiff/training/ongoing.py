@@ -313,6 +313,11 @@ class Training(Results):
         data.team.sum_(seconds)
         return float(seconds) >= self.options.maxSeconds
 
+    def release(self) -> None:
+        """Give back what only further steps need: the candidates with the state of their optimizer, and what prepares them."""
+        self.candidates = self._form = self._graphs = self._saved = None
+        self._before = {}
+
     def found(self, network: Network) -> Trained:
         """The result of the training; `network` is the original."""
         best = self.chosen
