@@ -77,7 +77,8 @@ def begun(
     computed = computed_by(network)
     # Where others train, this process only measures, once before and once after.
     held = in_memory(o, cache) and o.processes == 1
-    with Stream(cache.folder, backend=o.stream, inMemory=held, seed=o.seed) as stream:
+    kept = o.localCacheLimit is None  # which bounds what lies on this disk
+    with Stream(cache.folder, backend=o.stream, inMemory=held, seed=o.seed, decoded=kept) as stream:
         data = Data(stream, cache.columns(task.cut), rows=rows_at_once(network, stream))
         goal = _goal(task, cache, network, reference=any(s.split == REFERENCE for s in sources))
         yield Run(task, phases, shared, key, cache, network, computed, data, goal, versions_of(sources))

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from sparkdiff.data.stream import petastorm, placed, usage
 from sparkdiff.data.stream.ahead import ahead
+from sparkdiff.data.stream.decoded import Decoded
 from sparkdiff.data.stream.files import BACKENDS, Files
 from sparkdiff.data.stream.manifest import Batch, BatchColumn, CachedFile, DamagedCacheError, Manifest
 from sparkdiff.data.stream.order import (
@@ -89,11 +90,17 @@ class Stream:
     Attributes:
         place: where the batches lie, and the dtype of their floats; labels and weights are doubles in any case.
         resident: whether all rows of this rank are to lie there, if that isn't the memory of the CPU.
+
+    Args:
+        decoded: whether rows that are read from files more than once are kept decoded beside them, without a name.
     """
 
-    def __init__(self, folder: Path, *, backend: str = "auto", inMemory: bool = True, seed: int = 0):
+    def __init__(
+        self, folder: Path, *, backend: str = "auto", inMemory: bool = True, seed: int = 0, decoded: bool = True
+    ):  # fmt: skip
         manifest = Manifest.load(folder)
         self._begin(manifest, _resolve(backend, manifest), inMemory, seed, usage.Lock(folder))
+        self.decoded.enabled = decoded
 
     @classmethod
     def of_tables(cls, manifest: Manifest, tables: dict[str, Batch], *, seed: int = 0) -> "Stream":
@@ -105,6 +112,7 @@ class Stream:
 
     def _begin(self, manifest: Manifest, backend: str, inMemory: bool, seed: int, lock: Any = None) -> None:
         self.manifest, self.backend, self.files = manifest, backend, Files(manifest, backend)
+        self.decoded = Decoded(self.files)
         self.inMemory = inMemory
         self.seed = seed
         self.place, self.resident = CPU, False
@@ -235,6 +243,7 @@ class Stream:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+        self.decoded.close()
         if self._lock is not None:
             self._lock.close()
 
@@ -262,7 +271,7 @@ class Stream:
             elif self.inMemory:
                 source = from_memory(self._origin._table(name, shards, team), sizes, orders)
             else:
-                source = self._files(opened, shards, orders)
+                source = self._files(opened, shards, orders, again=epoch is not None)
             # From the beginning of a chunk, because what `prepare` makes may depend, in the last bit, on the rows beside it.
             firsts = range(start // chunk * chunk, steps, chunk)
             chunks = self._chunks(
@@ -308,13 +317,15 @@ class Stream:
             self._tables[name] = *team, placed.here(table, self.place)
         return self._tables[name][2]
 
-    def _files(self, opened: ExitStack, shards: list[list[CachedFile]], orders: list[Order]) -> Source:
-        """The rows of the files. Of every shard a piece is held, and with Arrow the one after it is read meanwhile; Petastorm is
+    def _files(self, opened: ExitStack, shards: list[list[CachedFile]], orders: list[Order], *, again: bool) -> Source:
+        """The rows of the files. Of every shard a piece is held, and the one after it is read meanwhile, but by Petastorm: it is
         read in the caller's thread, as it needs Python's warnings changed, which belong to all threads.
         """
         ordered = [[shard[i] for i in pieces] for shard, (pieces, _) in zip(shards, orders, strict=True)]
-        readers: list[Iterator[Batch]] = [opened.enter_context(closing(self.files.read(pieces))) for pieces in ordered]
-        if self.backend == "arrow":
+        readers: list[Iterator[Batch]] = [
+            opened.enter_context(closing(self.decoded.read(pieces, again=again))) for pieces in ordered
+        ]
+        if self.backend == "arrow" or self.decoded.has([piece for pieces in ordered for piece in pieces]):
             readers = ahead(opened, list(zip(readers, map(len, ordered), strict=True)))
         empty = {column.name: column.empty(0) for column in self.columns}
         return from_files(empty, [(reader, rows) for reader, (_, rows) in zip(readers, orders, strict=True)])

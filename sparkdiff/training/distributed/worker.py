@@ -272,7 +272,8 @@ def _train(assignment: Assignment, here: Path, team: Team, watchdog: "Watchdog")
 
     watchdog()
     a = assignment
-    with Stream(here / a.cache, backend=a.backend, inMemory=a.inMemory, seed=a.options.seed) as stream:
+    kept = a.options.localCacheLimit is None
+    with Stream(here / a.cache, backend=a.backend, inMemory=a.inMemory, seed=a.options.seed, decoded=kept) as stream:
         if a.timing:
             _tell_seconds(a, here, team, stream, watchdog)
         else:

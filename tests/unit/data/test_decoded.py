@@ -1,0 +1,95 @@
+"""Rows that are read from files again and again lie decoded on the disk, and are the same rows."""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from full_disk import no_room
+from test_stream import Cache
+
+from sparkdiff.data.stream import Stream, decoded
+from sparkdiff.data.stream.files import Files
+from sparkdiff.tensors.rows import SparseRows
+
+
+@pytest.fixture
+def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The pieces that were read from Parquet files."""
+    names: list[str] = []
+    before = Files.read
+
+    def noted(self: Files, pieces: list[Any]) -> Any:
+        for piece, batch in zip(pieces, before(self, pieces), strict=True):
+            names.append(piece.path)
+            yield batch
+
+    monkeypatch.setattr(Files, "read", noted)
+    return names
+
+
+def epochs(stream: Stream, numbers: Iterable[int | None], **options: Any) -> list[torch.Tensor]:
+    """All that the epochs yield, one below the other."""
+    out = []
+    for number in numbers:
+        for batch in stream.batches("train", batchSize=32, epoch=number, **options):
+            for x in batch.values():
+                out += [x.indices, x.values, x.offsets] if isinstance(x, SparseRows) else [x]
+    return [x.clone() for x in out]
+
+
+def same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
+    return len(a) == len(b) and all(
+        torch.equal(x.nan_to_num(-1e9), y.nan_to_num(-1e9)) for x, y in zip(a, b, strict=True)
+    )
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+@pytest.mark.parametrize(("rank", "world"), [(0, 1), (1, 3), (5, 12)])
+def test_each_file_is_decoded_once(sparse: bool, rank: int, world: int, tmp_path: Path, read: list[str]) -> None:
+    folder = Cache(tmp_path / "cache", sparse=sparse).folder
+    whole = {"rank": rank, "world": world}
+    with Stream(folder, backend="arrow") as stream:
+        expected = epochs(stream, range(3), **whole)
+    read.clear()
+    with Stream(folder, backend="arrow", inMemory=False) as stream:
+        assert same(epochs(stream, range(3), **whole), expected)
+        assert len(read) == len(set(read)) > 0
+        assert {p.suffix for p in folder.rglob("*") if p.is_file()} == {".json", ".parquet"}
+    read.clear()
+    with Stream(folder, backend="arrow", inMemory=False, decoded=False) as stream:
+        assert same(epochs(stream, range(3), **whole), expected)
+        assert len(read) == 3 * len(set(read))
+
+
+def test_without_an_epoch_the_second_reading_is_kept(tmp_path: Path, read: list[str]) -> None:
+    """What is read once, as by the comparison with Spark, is not written."""
+    with Stream(Cache(tmp_path / "cache").folder, backend="arrow", inMemory=False) as stream:
+        found = [epochs(stream, [None]) for _ in range(4)]
+        assert len(read) == 2 * len(set(read))
+        assert all(same(found[0], other) for other in found)
+
+
+def test_a_disk_without_room_and_one_that_is_lost(
+    tmp_path: Path, read: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The files are read as before."""
+    folder = Cache(tmp_path / "cache").folder
+    with Stream(folder, backend="arrow") as stream:
+        expected = epochs(stream, range(3))
+    read.clear()
+    with monkeypatch.context() as m, Stream(folder, backend="arrow", inMemory=False) as stream:
+        m.setattr(decoded, "SHARE", 0.0)
+        assert same(epochs(stream, range(3)), expected)
+        assert len(read) == 3 * len(set(read))
+    for room in (0, 1000):  # found out at once, and in the midst
+        read.clear()
+        with no_room(room), Stream(folder, backend="arrow", inMemory=False) as stream:
+            assert same(epochs(stream, range(3)), expected)
+            assert len(read) > 2 * len(set(read))
+    with Stream(folder, backend="arrow", inMemory=False) as stream:
+        first = epochs(stream, range(1))
+        os.ftruncate(stream.decoded._file.fileno(), 0)
+        assert same(first + epochs(stream, range(1, 3)), expected)
