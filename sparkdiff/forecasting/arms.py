@@ -9,7 +9,7 @@ import functools
 import json
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from importlib import resources
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ import numpy as np
 from sparkdiff.forecasting.facts import Facts
 from sparkdiff.forecasting.forecast import MOST, features, forests, numbers
 
-PRIORS = Path(__file__).with_name("arm_priors.json")
+PRIORS = resources.files("sparkdiff.forecasting").joinpath("arm_priors.json")  # the package may be in a zip
 ENOUGH = 0.95
 """An arm has found the best pipeline if it gains this share of what the best arm gains."""
 EARLY = ("stopped", "interrupted")

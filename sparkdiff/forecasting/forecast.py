@@ -9,7 +9,7 @@ import functools
 import json
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from importlib import resources
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ MOST = 0.5
 """A gain counts up to this share of the original's metric."""
 EARLY = 10
 """Epochs after which a run without any gain so far is stopped."""
-PRIORS = Path(__file__).with_name("priors.json")
+PRIORS = resources.files("sparkdiff.forecasting").joinpath("priors.json")  # the package may be in a zip
 SIZES = ("rows", "heldOut", "parameters", "width", "stages", "trainedStages")
 SHARES = ("quadraticGain", "stepGain", "firstEpochGain", "lastEpochGain", "lastGain", "drift")
 SIGNALS = ("stepZ", "firstEpochZ", "lastEpochZ")

@@ -7,7 +7,7 @@ shown without Spark. The first screen has the decision, its evidence, who is aff
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from importlib import resources
 from typing import Any
 
 from sparkdiff.report import charts
@@ -17,7 +17,6 @@ from sparkdiff.report.shares import share_of
 from sparkdiff.report.svg import Drawing
 from sparkdiff.report.table import p_value
 
-TEMPLATES = Path(__file__).parent / "templates"
 ACCEPTED = {"tuned", "grown", "improved", "winner"}
 WORDS = {
     "tuned": "Fine-tuned", "grown": "Grown", "improved": "Improved", "winner": "Winner of the search",
@@ -78,12 +77,17 @@ def comparison(runs: Mapping[str, Values]) -> str:
     return _rendered("compare.html", runs=shown, sides=sides, options=listed)
 
 
-def _rendered(name: str, **values: Any) -> str:
-    from jinja2 import Environment, FileSystemLoader
+def _template(file: str) -> str:
+    """A template. The package may be in a zip, as `spark-submit --py-files` takes it."""
+    return (resources.files("sparkdiff.report") / "templates" / file).read_text(encoding="utf-8")
 
-    found = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True)
+
+def _rendered(name: str, **values: Any) -> str:
+    from jinja2 import Environment, FunctionLoader
+
+    found = Environment(loader=FunctionLoader(_template), autoescape=True, trim_blocks=True, lstrip_blocks=True)
     found.filters |= {"number": number, "share": share, "p": p_value}
-    css = (TEMPLATES / "report.css").read_text(encoding="utf-8")
+    css = _template("report.css")
     return found.get_template(f"{name}.j2").render(css=css, **values)
 
 

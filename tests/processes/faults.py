@@ -209,7 +209,7 @@ def submission(
     """Command and environment of a job whose Python knows our package by --py-files only."""
     package = Path(tempfile.mkdtemp()) / "sparkdiff.zip"
     with zipfile.ZipFile(package, "w") as archive:
-        for path in sorted((ROOT / "sparkdiff").rglob("*.py")):
+        for path in sorted(p for p in (ROOT / "sparkdiff").rglob("*") if p.is_file() and p.suffix != ".pyc"):
             archive.write(path, path.relative_to(ROOT))
     quick = "-XX:TieredStopAtLevel=1"  # short jobs: the JVM's second compiler takes more time than it gives back
     settings = {
