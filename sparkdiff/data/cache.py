@@ -7,6 +7,8 @@ import errno
 import functools
 import hashlib
 import json
+import math
+import os
 import shutil
 import tempfile
 import time
@@ -30,11 +32,12 @@ from sparkdiff.data.stream import DamagedCacheError, Manifest, usage
 from sparkdiff.data.stream.manifest import FORMAT
 from sparkdiff.errors import FullDiskError, InputError
 from sparkdiff.jvm import stores
-from sparkdiff.machine import memory
+from sparkdiff.machine import memory, processes
 from sparkdiff.options import Options
 from sparkdiff.pipeline.cut import Cut
 from sparkdiff.pipeline.graph import Version, null_of
 from sparkdiff.store.files import folder_size, free, moved, room
+from sparkdiff.store.lease import held, lease_of
 
 ROOM = (
     "free some space, or set cacheDir (and conf spark.local.dir, Spark's folder for sorting) to a disk with more space"
@@ -42,6 +45,10 @@ ROOM = (
 
 
 MANIFEST = "manifest.json"
+OWNER = ".owner"
+"""The file that says which process writes a cache, until it is complete."""
+ROWS = "rows-"
+"""How the folder of a cache in a store begins into which Spark writes."""
 
 
 class DamagedCache(UserWarning):
@@ -182,17 +189,27 @@ def _opened(request: Request, where: Path, columns: list[dict[str, Any]], watch:
         except DamagedCacheError as e:
             warnings.warn(f"the cache {folder} is damaged and is written again: {e}", DamagedCache, stacklevel=2)
         shutil.rmtree(folder, ignore_errors=True)
+    _remove_unfinished(folder)
     temporary = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}")
     temporary.mkdir(mode=0o700)  # before there is anything in it
     try:
+        processes.write_owner(temporary / OWNER, os.getpid())
         began = time.monotonic()
         with watch(temporary):
             made = _build(request, key, temporary, temporary, columns)
         usage.begin(temporary, [type(v.stage).__name__ for v in request.cut.stages], time.monotonic() - began)
+        (temporary / OWNER).unlink()
         moved(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return Cache(folder, _whole(folder, key), False, made.read, made.kept)
+
+
+def _remove_unfinished(folder: Path) -> None:
+    """Remove what processes of this machine have left that were killed while they wrote this cache."""
+    for owner in folder.parent.glob(f".{folder.name}-*/{OWNER}"):
+        if processes.is_orphan(owner):
+            shutil.rmtree(owner.parent, ignore_errors=True)
 
 
 def _opened_in_store(request: Request, folder: Path, key: str, columns: list[dict[str, Any]]) -> Cache:
@@ -202,16 +219,35 @@ def _opened_in_store(request: Request, folder: Path, key: str, columns: list[dic
     limit = request.options.localCacheLimit
     with contextlib.suppress(DamagedCacheError):
         return Cache(folder, _whole(folder, key), hit=True)  # the copy that an earlier fit of this process has used
-    if stores.exists(folder / MANIFEST):
-        try:
-            return Cache(folder, _fetched(folder, key, limit), hit=True)
-        except DamagedCacheError as e:
-            warnings.warn(
-                f"the cache {stores.url_of(folder)} is damaged and is written again: {e}", DamagedCache, stacklevel=2
-            )
-            stores.remove(folder)
+    if (found := _found_in_store(folder, key, limit)) is not None:
+        return Cache(folder, found, hit=True)
     stores.make(folder)
-    data = folder / f"rows-{uuid.uuid4().hex[:8]}"
+    with held(lease_of(folder), f"the cache {stores.named(folder)}", wait=math.inf):
+        if (found := _found_in_store(folder, key, limit)) is not None:  # another process has written it meanwhile
+            return Cache(folder, found, hit=True)
+        for name in stores.names(folder):
+            if name.startswith(ROWS):  # of a process that was killed while it wrote
+                stores.remove(folder / name)
+        return _written_to_store(request, folder, key, columns)
+
+
+def _found_in_store(folder: Path, key: str, limit: int | None) -> dict[str, Any] | None:
+    """The manifest of a complete cache in a store, copied to this machine; None if there is none, or it is damaged."""
+    if not stores.exists(folder / MANIFEST):
+        return None
+    try:
+        return _fetched(folder, key, limit)
+    except DamagedCacheError as e:
+        url = str(stores.url_of(folder))
+        said = str(e).replace(str(folder), url)
+        warnings.warn(f"the cache {url} is damaged and is written again: {said}", DamagedCache, stacklevel=2)
+    stores.remove(folder)
+    return None
+
+
+def _written_to_store(request: Request, folder: Path, key: str, columns: list[dict[str, Any]]) -> Cache:
+    stores.make(folder)
+    data = folder / f"{ROWS}{uuid.uuid4().hex[:8]}"
     try:
         with blamed("wrote the cache"):
             made = _build(request, key, folder, data, columns)
@@ -256,16 +292,30 @@ def make_room(folder: Path, needed: int, limit: int | None) -> None:
             f"the cache in {stores.url_of(folder)} takes {needed:,} bytes on the local disk of the driver, and "
             f"localCacheLimit={limit:,}: raise it, or set cacheDir to a folder that all machines see"
         )
-    others = [p for p in folder.parent.iterdir() if p != folder and (p / MANIFEST).exists()] if limit else []
-    for other in sorted(others, key=lambda p: p.stat().st_mtime):
-        if needed + sum(map(folder_size, others)) <= (limit or 0):
-            break
-        others.remove(other)
-        shutil.rmtree(other, ignore_errors=True)
+    if limit is not None:
+        _evict(folder, needed, limit)
     if needed > (there := free(folder)):
         raise FullDiskError(
             f"the cache in {stores.url_of(folder)} takes {needed:,} bytes on the local disk of the driver, and {there:,} are "
             f"free in {folder}: set spark.local.dir to a disk with more space, or cacheDir to a folder that all machines see"
+        )
+
+
+def _evict(folder: Path, needed: int, limit: int) -> None:
+    """Remove the copies of caches that nothing reads, the oldest first, until there is room within the limit."""
+    others = [p for p in folder.parent.iterdir() if p != folder and (p / MANIFEST).exists()]
+    sizes = {other: folder_size(other) for other in others}
+    for other in sorted(others, key=lambda p: p.stat().st_mtime):
+        if needed + sum(sizes.values()) <= limit:
+            return
+        with contextlib.suppress(FileNotFoundError), usage.alone(other) as unused:
+            if unused:
+                shutil.rmtree(other, ignore_errors=True)
+                del sizes[other]
+    if needed + (kept := sum(sizes.values())) > limit:
+        raise InputError(
+            f"the cache in {stores.url_of(folder)} takes {needed:,} bytes on the local disk of the driver, beside {kept:,} of "
+            f"caches that are being read, and localCacheLimit={limit:,}: raise it, or run fewer at a time (parallelism)"
         )
 
 

@@ -2,7 +2,8 @@
 
 Such a folder has a working copy on the driver's local disk, in one tree of all of them, so that each path in this tree has one
 URL. Python reads and writes the copy; Spark reads and writes the URL; `fetch` and `send` carry small files between them. The tree
-lies in Spark's own temporary folder, which its JVM deletes when it ends, also after the driver's Python was killed.
+lies in Spark's own temporary folder, which its JVM deletes when it ends, also after the driver's Python was killed. That of a JVM
+which was itself killed is deleted by the next driver of this user on the machine.
 """
 
 import contextlib
@@ -20,15 +21,27 @@ from pyspark import SparkContext
 from sparkdiff.errors import InputError
 from sparkdiff.jvm.hadoop import URL, StoreError, as_store_error, java_classes, java_files, opened
 from sparkdiff.jvm.sessions import SparkError, in_process, session
-from sparkdiff.machine import paths
+from sparkdiff.machine import paths, processes
 
 NO_HOST = "-"
 """In the tree of working copies, the name of the host of a URL that has none."""
 
 
+OWNER = ".owner"
+"""The file of a tree that names the JVM to which it belongs."""
+
+
 @functools.cache
 def _tree(application: Any) -> Path:
-    return Path(application._temp_dir).resolve() / "stores"
+    root = Path(application._temp_dir).resolve() / "stores"
+    with contextlib.suppress(OSError):  # a full disk, which what is to lie in the tree meets, too
+        root.mkdir(mode=0o700, exist_ok=True)
+        java = int(application._jvm.java.lang.ProcessHandle.current().pid())
+        processes.write_owner(root / OWNER, java)
+        for other in root.parents[2].glob(f"spark-*/pyspark-*/stores/{OWNER}"):
+            if other.parent != root and processes.is_orphan(other):
+                shutil.rmtree(other.parent, ignore_errors=True)
+    return root
 
 
 def tree() -> Path | None:

@@ -1,6 +1,7 @@
 """The machine that a process runs on: `memory` gives freed memory back, `cpu` tells processor seconds, `paths` reads paths as
 users write them, `interrupts` decides what Ctrl-C does, `secrets` leaves passwords out of texts, `autologging` pauses what other
-libraries log of themselves, `package` makes an archive of this one.
+libraries log of themselves, `package` makes an archive of this one, `processes`
+tells processes apart.
 """
 
-__all__ = ["autologging", "cpu", "interrupts", "memory", "package", "paths", "secrets"]
+__all__ = ["autologging", "cpu", "interrupts", "memory", "package", "paths", "processes", "secrets"]

@@ -22,11 +22,16 @@ from typing import Any
 from sparkdiff.errors import SparkdiffError
 from sparkdiff.jvm import stores
 from sparkdiff.jvm.hadoop import StoreError
+from sparkdiff.machine.processes import machine, started
 
 BEAT, LASTS = 5.0, 60.0
 """Seconds between two renewals, and seconds without a renewal after which the lease expires."""
 GONE = 1.0
 """Seconds for which a lease file may be missing: a process that moved it by mistake puts it back immediately."""
+
+
+_ENDED: set[str] = set()
+"""Owners in this process that have ended, whose file a store may still have that was not there to remove it."""
 
 
 class HeldError(SparkdiffError):
@@ -69,11 +74,15 @@ class Lease:
     def check(self) -> None:
         """Raise HeldError if another process has taken over, so that this process writes nothing more."""
         if self.lost():
-            seen = _look(self.path)
+            seen, where = _look(self.path), stores.named(self.path)
+            if seen is None:
+                raise HeldError(
+                    f"{self.what}: its lease {where} is gone, because another process took over and has ended, or its folder is "
+                    "no longer there (a lost mount?). Nothing more was written; the same command goes on from the last checkpoint"
+                )
             raise HeldError(
-                f"{self.what} no longer belongs to this process: it did not renew its lease {self.path} for "
-                f"{self.lasts:g} s (was it suspended?), and {seen.who() if seen else 'another process'} took "
-                "over. Nothing was written; that process continues"
+                f"{self.what} no longer belongs to this process: it did not renew its lease {where} for "
+                f"{self.lasts:g} s (was it suspended?), and {seen.who()} took over. Nothing was written; that process continues"
             )
 
     def _renew(self) -> None:
@@ -123,6 +132,8 @@ class _Seen:
     def dead(self) -> bool:
         """Whether its owner is known to be dead, because it ran on this machine."""
         c = self.content
+        if c.get("owner") in _ENDED:
+            return True
         if not c or c["machine"] is None or c["machine"] != machine():
             return False
         try:
@@ -155,6 +166,7 @@ def held(path: Path, what: str, *, wait: float = 0.0, beat: float = BEAT, lasts:
     finally:
         lease.ended.set()
         thread.join()
+        _ENDED.add(lease.owner)
         with contextlib.suppress(StoreError):  # then it expires
             _remove(path, lease.owner)
         if lease.file is not None:
@@ -185,7 +197,7 @@ def _taken(path: Path, what: str, wait: float, beat: float, lasts: float) -> Lea
         if now >= end and not old:
             raise HeldError(
                 f"{what} is in use by {seen.who()}: wait for its end, choose another name, or set waitForRun "
-                f"to the number of seconds to wait. The lease of a killed process ({path}) expires after "
+                f"to the number of seconds to wait. The lease of a killed process ({stores.named(path)}) expires after "
                 f"{its_lasts:g} s"
             )
         time.sleep(min(its_beat / 2, max(end - now, its_beat / 10)))
@@ -283,21 +295,3 @@ def _remove(path: Path, owner: str | None) -> None:
         with contextlib.suppress(OSError):
             os.link(aside, path)
     aside.unlink(missing_ok=True)
-
-
-def machine() -> str | None:
-    """An identity shared by processes that see each other's pids; None if unknown."""
-    try:
-        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:
-        return None
-
-
-def started(pid: int) -> int | None:
-    """The start time of a process in kernel ticks; None if it does not exist or is dead. (Pids are reused.)"""
-    try:
-        # The command, in brackets, may hold blanks and brackets itself.
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if state[0] in "ZX" else int(state[19])

@@ -94,8 +94,7 @@ class Mirror:
             gone = [path for path in self._sent if path not in found]
             if (changed or gone) and self.folder.exists() and not self.lost():
                 for path in sorted(changed, key=lambda path: (path.suffix == ".json", path)):
-                    if path.exists():
-                        stores.send(path)
+                    if self._send(path, found[path]):
                         self._sent[path] = found[path]
                 # A checkpoint is not there for a moment while it is replaced.
                 gone = [path for path in gone if not path.exists() and not previous(path).exists()]
@@ -103,6 +102,16 @@ class Mirror:
                     del self._sent[path]
                 for path in {self._highest_gone(path) for path in gone}:
                     stores.forget(path)
+
+    def _send(self, path: Path, state: tuple[int, int, int]) -> bool:
+        """Send a file; False if it was replaced meanwhile, so that the next look finds the new one."""
+        try:
+            stores.send(path)
+        except OSError:
+            if self._found_at(path) == state:
+                raise
+            return False
+        return True
 
     def _highest_gone(self, path: Path) -> Path:
         """The highest folder above a file that is gone with it."""
@@ -112,12 +121,14 @@ class Mirror:
 
     def _found(self) -> dict[Path, tuple[int, int, int]]:
         """The files that last, by what changes with their content."""
-        out = {}
-        for path in self.folder.rglob("*"):
-            try:
-                if _lasting(path, self.folder):
-                    state = path.stat()
-                    out[path] = (state.st_mtime_ns, state.st_size, state.st_ino)
-            except OSError:  # gone meanwhile
-                continue
-        return out
+        seen = ((path, self._found_at(path)) for path in self.folder.rglob("*"))
+        return {path: state for path, state in seen if state is not None}
+
+    def _found_at(self, path: Path) -> tuple[int, int, int] | None:
+        try:
+            if _lasting(path, self.folder):
+                state = path.stat()
+                return state.st_mtime_ns, state.st_size, state.st_ino
+        except OSError:  # gone meanwhile
+            pass
+        return None

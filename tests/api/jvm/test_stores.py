@@ -1,7 +1,11 @@
 """Jobs whose folders lie on a file system that Spark knows and Python doesn't: `viewfs://` over a local folder."""
 
 import json
+import os
 import shutil
+import subprocess
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,10 +20,12 @@ from pyspark.sql import SparkSession
 from sparkdiff import FineTuner, InputError, job, jvm
 from sparkdiff.cli import main
 from sparkdiff.data.cache import DamagedCache
+from sparkdiff.data.stream import Stream
 from sparkdiff.job.output import UNFINISHED, is_unfinished, summary_of
 from sparkdiff.job.writing import written
 from sparkdiff.jvm import stores
 from sparkdiff.jvm.hadoop import StoreError
+from sparkdiff.machine import processes
 from sparkdiff.store import files, run_folder
 from sparkdiff.store.lease import HeldError, held
 
@@ -130,6 +136,39 @@ def test_a_checkpoint_that_is_being_replaced_stays_in_the_store(store: tuple[str
     assert not there.exists()
 
 
+def test_a_checkpoint_that_is_replaced_while_it_is_sent_is_no_fault_of_the_store(
+    store: tuple[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has been gone for a moment: the next look sends the new one, and no warning is told."""
+    where = jvm.folder("checkpointDir", f"{store[0]}/raced")
+    send = stores.send
+    with run_folder.opened(where, "r", {"rows": 1}, replace=False, own=False, wait=0.0) as folder:
+        files.save(folder.state, {"epoch": 1})
+        folder.mirror.stop()
+
+        def raced(path: Path) -> None:
+            path.rename(files.previous(path))
+            try:
+                send(path)
+            finally:
+                files.previous(path).rename(path)
+                files.save(path, {"epoch": 2})
+
+        with monkeypatch.context() as m:
+            m.setattr(stores, "send", raced)
+            folder.mirror.sync()
+        folder.mirror.sync()
+        assert not folder.mirror.failed
+        assert (store[1] / "raced" / "r" / "state.pt").read_bytes() == folder.state.read_bytes()
+        (store[1] / "raced" / "r").rename(store[1] / "gone")  # what the store itself refuses is told
+        (store[1] / "raced" / "r").write_text("no folder")
+        files.save(folder.state, {"epoch": 3})
+        with pytest.raises(StoreError):
+            folder.mirror.sync()
+        (store[1] / "raced" / "r").unlink()
+        folder.remove()
+
+
 def test_a_run_that_a_store_refuses_leaves_the_one_before(
     store: tuple[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -206,6 +245,133 @@ def test_the_limit_of_local_copies_is_named(df: Any, numeric: PipelineModel, sto
     ):
         tuner.fit(df)
     assert not list((behind / "small").rglob("*.parquet"))
+
+
+def test_the_limit_removes_no_cache_that_is_being_read(
+    df: Any, numeric: PipelineModel, store: tuple[str, Path]
+) -> None:
+    def fitted(rows: Any, limit: int | None = None) -> Any:
+        caches = f"{store[0]}/read"
+        return FineTuner(numeric, cacheDir=caches, maxEpochs=1, recipe="fast", verbosity=0, localCacheLimit=limit).fit(
+            rows
+        )
+
+    fitted(df)
+    where = jvm.folder("cacheDir", f"{store[0]}/read")
+    [first] = [p for p in where.iterdir() if (p / "manifest.json").exists()]
+    limit = files.folder_size(first) + 1000
+    other = df.unionByName(df.limit(5))
+    with (
+        Stream(first) as stream,
+        pytest.raises(InputError, match=r"beside [\d,]+ of caches that are being read, and localCacheLimit="),
+    ):
+        fitted(other, limit)
+    assert stream.rows("train") and (first / "manifest.json").exists()
+    fitted(other, limit)
+    assert not first.exists()  # but it is still in the store
+
+
+def test_what_a_killed_writer_of_a_cache_has_left_is_removed(
+    df: Any, numeric: PipelineModel, tmp_path: Path, store: tuple[str, Path]
+) -> None:
+    """By the next one that writes the same cache; in a store it waits for one that still writes."""
+    dead = subprocess.Popen(["true"])
+    owner = {"machine": processes.machine(), "pid": dead.pid, "started": processes.started(dead.pid) or 1}
+    dead.wait()
+    for url, folder in ((f"{store[0]}/killed", store[1] / "killed"), (str(tmp_path), tmp_path)):
+        tuner = FineTuner(numeric, cacheDir=url, maxEpochs=1, recipe="fast", verbosity=0)
+        tuner.fit(df)
+        [cache] = [p for p in folder.glob("[!.]*") if (p / "manifest.json").exists()]
+        shutil.rmtree(cache)
+        left, lives = folder / f".{cache.name}-0", folder / f".{cache.name}-1"
+        if "://" in url:
+            left = cache / "rows-0"
+            shutil.rmtree(jvm.folder("cacheDir", url))
+        left.mkdir(parents=True)
+        (left / "part-0.parquet").write_bytes(b"x")
+        if "://" not in url:
+            (left / ".owner").write_text(json.dumps(owner))
+            lives.mkdir()
+            processes.write_owner(lives / ".owner", os.getpid())
+        tuner.fit(df)
+        assert (cache / "manifest.json").exists() and not left.exists()
+        assert "://" in url or (lives.exists() and not (cache / ".owner").exists())
+        assert not list(folder.glob(".*.lease"))
+
+
+def test_the_working_copies_of_a_driver_that_was_killed_with_its_java(spark: SparkSession, tmp_path: Path) -> None:
+    """The next driver of the machine removes them, and those of no other."""
+    dead = subprocess.Popen(["sleep", "60"])
+    for name, pid in (("dead", dead.pid), ("lives", os.getpid())):
+        tree = tmp_path / f"spark-{name}" / "pyspark-0" / "stores"
+        (tree / "viewfs").mkdir(parents=True)
+        processes.write_owner(tree / stores.OWNER, pid)
+    (tmp_path / "spark-old" / "pyspark-0" / "stores").mkdir(parents=True)  # of a version that wrote no owner
+    own = tmp_path / "spark-own" / "pyspark-0"
+    own.mkdir(parents=True)
+    dead.kill()
+    dead.wait()
+    root = stores._tree.__wrapped__(SimpleNamespace(_temp_dir=str(own), _jvm=spark._jvm))  # not kept
+    assert root == own / "stores" and not processes.is_orphan(root / stores.OWNER)
+    assert sorted(p.parent.parent.name for p in tmp_path.glob("*/*/stores")) == [
+        "spark-lives",
+        "spark-old",
+        "spark-own",
+    ]
+
+
+@pytest.mark.nightly
+@pytest.mark.slow
+def test_a_mount_that_is_lost_in_the_middle(
+    spark: SparkSession, numeric: PipelineModel, table: pa.Table, tmp_path: Path, store: tuple[str, Path],
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """It is one sentence, and nothing is lost: once it is back, the same command goes on to the same end."""
+    pq.write_table(table, tmp_path / "rows.parquet", coerce_timestamps="us")
+    numeric.write().save(f"file://{tmp_path}/model")
+    (tmp_path / "losses.py").write_text(
+        "import time\n\ndef slow(outputs, label, weight):\n    time.sleep(0.01)\n"
+        "    return (outputs['prediction'] - label) ** 2\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    url, behind = store
+    away = behind.with_name("away")
+
+    def command(name: str) -> list[str]:
+        return [
+            "finetune", f"pipeline={tmp_path}/model", f"data.train.path={tmp_path}/rows.parquet",
+            f"output.path={url}/lost/{name}", f"fineTuner.cacheDir={url}/lost/caches", "fineTuner.maxEpochs=12",
+            "fineTuner.patience=12", "fineTuner.batchSize=16", "fineTuner.timeout=5", "fineTuner.recipe=fast",
+            "fineTuner.guard=1.0", "fineTuner.loss=losses:slow", "fineTuner.metric=rmse",
+            f"fineTuner.checkpointDir={url}/lost/checkpoints",
+        ]  # fmt: skip
+
+    assert main(command("calm")) == 0
+    lost = threading.Event()
+
+    def lose() -> None:
+        while not any((behind / "lost" / "checkpoints").glob("x-*/state.pt")):
+            time.sleep(0.02)
+        behind.rename(away)
+        lost.set()
+
+    thread = threading.Thread(target=lose, daemon=True)
+    thread.start()
+    capsys.readouterr()
+    code, said = main(command("x")), capsys.readouterr().err
+    assert lost.is_set()
+    away.rename(behind)
+    errors = [line for line in said.splitlines() if line.startswith("error")]
+    assert code != 0 and len(errors) == 1, said
+    assert f"its lease {url}/lost/checkpoints/.x-" in errors[0] and "a lost mount?" in errors[0], said
+    assert "Traceback" not in said
+    assert not (behind / "lost" / "x").exists()
+    [state] = (behind / "lost" / "checkpoints").glob("x-*/state.pt")
+    assert (reached := files.load(state)) is not None and not reached["ended"]
+    assert main(command("x")) == 0
+    runs = [json.loads((behind / "lost" / name / "summary.json").read_text()) for name in ("calm", "x")]
+    assert runs[0]["model"] == runs[1]["model"] and runs[0]["metrics"] == runs[1]["metrics"]
+    assert sorted(p.name for p in (behind / "lost").glob("[!.]*")) == ["caches", "calm", "checkpoints", "x"]
 
 
 def test_a_lease_in_a_store_of_a_dead_process_is_taken_over(store: tuple[str, Path]) -> None:

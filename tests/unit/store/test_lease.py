@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from sparkdiff.job import Config, steps
+from sparkdiff.machine import processes
 from sparkdiff.report import Phases
 from sparkdiff.store import lease
 from sparkdiff.store.lease import HeldError, held
@@ -103,13 +104,13 @@ def test_the_lease_of_a_killed_owner_runs_out(
 
 def test_a_pid_that_is_anothers_by_now_holds_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with held(path, "runId='x'", beat=BEAT, lasts=60):
-        began = lease.started(os.getpid())
+        began = processes.started(os.getpid())
         monkeypatch.setattr(lease, "started", lambda pid: (began or 0) + 1)
         with held(path, "runId='x'", beat=BEAT, lasts=60) as mine:
             assert not mine.lost()
 
 
-@pytest.mark.skipif(lease.machine() is None, reason="needs /proc")
+@pytest.mark.skipif(processes.machine() is None, reason="needs /proc")
 def test_who_was_suspended_writes_nothing(start: Callable[..., subprocess.Popen[str]], path: Path) -> None:
     first = start()
     assert line(first) == "held"
