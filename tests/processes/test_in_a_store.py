@@ -170,7 +170,10 @@ def test_a_killed_driver_and_the_same_command_again(place: Place, expected: Any)
     job = place.start(URL, "driver")
     ranks = place.ranks("driver", job)
     time.sleep(1.5 * (time.time() % 1))
-    python = next(int(p) for p in Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split())
+    children = [
+        int(pid) for task in Path(f"/proc/{job.pid}/task").glob("*/children") for pid in task.read_text().split()
+    ]
+    python = next(pid for pid in children if b"jobs/finetune.py" in Path(f"/proc/{pid}/cmdline").read_bytes())
     for pid in (job.pid, python):
         os.kill(pid, signal.SIGKILL)
     job.wait()
