@@ -28,7 +28,7 @@ from sparkdiff.evaluation.feature_names import FeatureNames
 from sparkdiff.evaluation.scores import Score, score
 from sparkdiff.fine_tuning.shared import Shared, key_of
 from sparkdiff.fine_tuning.task import Task
-from sparkdiff.fine_tuning.together import Member
+from sparkdiff.fine_tuning.together import JointSetting
 from sparkdiff.fine_tuning.values import Fitted, Goal, Judged, Measured, Run
 from sparkdiff.jvm import stores
 from sparkdiff.machine import memory
@@ -159,7 +159,7 @@ def checked(run: Run) -> list[str]:
 
 def trained(
     run: Run, original: Measured, recipes: Sequence[Recipe] | None, *, replace: bool, epochs: int | None = None,
-    member: Member | None = None,
+    member: JointSetting | None = None,
 ) -> Fitted:  # fmt: skip
     """Train all candidates, or resume the training of an earlier run with the same runId.
 

@@ -11,7 +11,7 @@ from sparkdiff.fine_tuning.probabilities import hardened, no_evidence
 from sparkdiff.fine_tuning.shared import Shared
 from sparkdiff.fine_tuning.summary import summary_of
 from sparkdiff.fine_tuning.task import Task
-from sparkdiff.fine_tuning.together import Member
+from sparkdiff.fine_tuning.together import JointSetting
 from sparkdiff.fine_tuning.values import Outcome
 from sparkdiff.report import Phases
 from sparkdiff.training.recipes import Recipe
@@ -19,7 +19,7 @@ from sparkdiff.training.recipes import Recipe
 
 def fine_tune(
     task: Task, sources: Sequence[Source], phases: Phases, *, shared: Shared | None = None, replace: bool = False,
-    boundaries: Boundaries | None = None, recipes: Sequence[Recipe] | None = None, member: Member | None = None,
+    boundaries: Boundaries | None = None, recipes: Sequence[Recipe] | None = None, member: JointSetting | None = None,
 ) -> Outcome:  # fmt: skip
     """Train what the plan says on these rows, and return the pipeline that held-out rows decide for.
 

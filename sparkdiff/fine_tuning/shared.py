@@ -9,7 +9,7 @@ from sparkdiff.data import cache as caches
 from sparkdiff.data.fingerprint import Request
 from sparkdiff.data.splits import REFERENCE, Source, rule
 from sparkdiff.fine_tuning.task import Task
-from sparkdiff.fine_tuning.together import Member, members
+from sparkdiff.fine_tuning.together import JointSetting, members
 from sparkdiff.options import Options
 
 
@@ -18,14 +18,14 @@ class Shared:
 
     def __init__(self) -> None:
         self._found: dict[tuple[Any, ...], Any] = {}
-        self._members: list[tuple[Any, Options, Member | None]] = []
+        self._members: list[tuple[Any, Options, JointSetting | None]] = []
         self._lock, self._making = threading.Lock(), dict[tuple[Any, ...], threading.RLock]()
 
     def train_together(self, fits: Sequence[tuple[Any, Options]]) -> None:
         """Take note of all fits that will be asked for, each a pipeline and options."""
         self._members = [(*fit, member) for fit, member in zip(fits, members(fits), strict=True)]
 
-    def member_of(self, pipeline: Any, options: Options) -> Member | None:
+    def member_of(self, pipeline: Any, options: Options) -> JointSetting | None:
         """The training of several settings that one of those fits is a part of; None: it trains alone."""
         return next((m for p, o, m in self._members if p is pipeline and o == options), None)
 

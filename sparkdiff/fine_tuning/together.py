@@ -20,14 +20,14 @@ class Together:
 
 
 @dataclasses.dataclass(frozen=True)
-class Member:
+class JointSetting:
     """One of several settings that train together, by its position."""
 
     together: Together
     position: int
 
 
-def members(fits: Sequence[tuple[Any, Options]]) -> list[Member | None]:
+def members(fits: Sequence[tuple[Any, Options]]) -> list[JointSetting | None]:
     """For each (pipeline, options) the training that it is a part of; None where it trains alone.
 
     A run with a `runId` has a training of its own, which can be resumed; `maxSeconds` would count the seconds of the others.
@@ -44,12 +44,12 @@ def members(fits: Sequence[tuple[Any, Options]]) -> list[Member | None]:
                 break
         else:
             groups.append([i])
-    out: list[Member | None] = [None] * len(fits)
+    out: list[JointSetting | None] = [None] * len(fits)
     for group in groups:
         if len(group) > 1:
             together = Together(tuple(fits[i][1] for i in group))
             for position, i in enumerate(group):
-                out[i] = Member(together, position)
+                out[i] = JointSetting(together, position)
     return out
 
 
