@@ -25,32 +25,48 @@ def as_number(vote: str) -> str:
 def stages_of(votes: Sequence[str], estimate: Estimate, probabilityCol: str) -> PipelineModel:
     """Stages that add `probabilityCol`, a vector (k,), and a column for each class.
 
-    P(Y = y | votes) = 1 / sum over z of exp(log-odds of z against y), each a sum of what the votes say. A vote that is no class
-    of the estimate (null, NaN, 0.5, -1, k) abstains.
+    P(Y = y | votes) is the softmax of scores; the score of a class is the logarithm of its share plus what each vote says. A
+    vote that is no class of the estimate (null, NaN, 0.5, -1, k) abstains.
+
+    One SELECT in another, so that each vote and each score is written, and computed, once: Spark's code then grows with the
+    number of classes, and only the numbers in the statement with its square. The row itself passes through as one struct,
+    because not every version of Spark has an SQL for all columns but some.
     """
     k = len(estimate.balance)
     logs, balance = np.log(estimate.tables), np.log(estimate.balance)
-    names = columns_of(probabilityCol, k)
-    columns = []
-    for y in range(k):
-        odds = [_sum(votes, logs[:, z] - logs[:, y], balance[z] - balance[y]) for z in range(k) if z != y]
-        chance = f"1D / (1D + {' + '.join(f'EXP({o})' for o in odds)})"
-        columns.append(f"LEAST({chance}, {_number(SURE)}) AS {_quoted(names[y])}")
-    select = SQLTransformer(statement=f"SELECT *, {', '.join(columns)} FROM __THIS__")
+    names, scores, odds = (
+        columns_of(probabilityCol, k),
+        *([f"{told}_{y}" for y in range(k)] for told in ("score", "odds")),
+    )
+    steps = [
+        {"row": "struct(*)", **{f"vote_{j}": _place(vote, k) for j, vote in enumerate(votes)}},
+        {score: _sum(logs[:, y], balance[y]) for y, score in enumerate(scores)},
+        {"top": f"GREATEST({', '.join(scores)})"},
+        {told: f"EXP({score} - top)" for told, score in zip(odds, scores, strict=True)},
+        {"total": " + ".join(odds)},
+    ]
+    source = "__THIS__"
+    for step in steps:
+        kept = [] if step is steps[0] else ["*"]
+        source = f"(SELECT {', '.join(kept + [f'{told} AS {name}' for name, told in step.items()])} FROM {source})"
+    chances = [f"LEAST({told} / total, {_number(SURE)}) AS {_quoted(n)}" for told, n in zip(odds, names, strict=True)]
+    select = SQLTransformer(statement=f"SELECT row.*, {', '.join(chances)} FROM {source}")
     return PipelineModel([select, VectorAssembler(inputCols=names, outputCol=probabilityCol)])
 
 
-def _sum(votes: Sequence[str], gains: Floats, start: float) -> str:
-    """Log-odds in SQL.
+def _place(vote: str, k: int) -> str:
+    """The place of a vote in a list that begins with that of abstaining, in SQL."""
+    return f"COALESCE(ARRAY_POSITION(ARRAY({', '.join(f'{y}D' for y in range(k))}), {as_number(vote)} + 0D), 0L)"
+
+
+def _sum(gains: Floats, start: float) -> str:
+    """A score in SQL. Spark folds a list of numbers to a constant, where a CASE would make code for each number.
 
     Args:
-        gains: (m, k + 1) of each vote of each function.
+        gains: (m, k + 1) of each vote of each function, abstaining last.
     """
-    parts = [_number(start)]
-    for told, values in zip(votes, gains, strict=True):
-        cases = " ".join(f"WHEN {v}D THEN {_number(x)}" for v, x in enumerate(values[:-1]))
-        parts.append(f"CASE {as_number(told)} {cases} ELSE {_number(values[-1])} END")
-    return " + ".join(parts)
+    lists = (", ".join(map(_number, np.roll(values, 1))) for values in gains)
+    return " + ".join([_number(start), *(f"ARRAY({told})[vote_{j}]" for j, told in enumerate(lists))])
 
 
 def _number(value: float) -> str:

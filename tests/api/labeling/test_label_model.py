@@ -6,12 +6,14 @@ from typing import Any
 import numpy as np
 import pytest
 from pyspark.ml import Pipeline, PipelineModel
+from pyspark.ml.feature import StringIndexer, VectorAssembler
 from pyspark.sql import DataFrame, SparkSession
 
 import sparkdiff
 from sparkdiff import InputError, LabelModel, LabelModelModel
 from sparkdiff.labeling import votes as votes_module
-from sparkdiff.labeling.estimates import em, triplets
+from sparkdiff.labeling.estimates import Estimate, em, triplets
+from sparkdiff.labeling.plain import stages_of
 from sparkdiff.labeling.votes import counted
 from sparkdiff.pipeline.nesting import flatten
 
@@ -55,6 +57,60 @@ def test_spark_computes_the_posterior(rows: DataFrame) -> None:
     wanted = estimate.posterior(patterns)
     np.testing.assert_allclose([r["probability"].toArray() for r in table], wanted, atol=1e-12)
     np.testing.assert_allclose([r["probability_0"] for r in table], wanted[:, 0], atol=1e-12)
+
+
+def test_thirty_classes(spark: SparkSession) -> None:
+    k, m = 30, 10
+    random = np.random.default_rng(5)
+    estimate = Estimate(random.dirichlet(np.ones(k)), random.dirichlet(np.ones(k + 1), (m, k)))
+    patterns = random.integers(-1, k, (40, m))
+    names = [f"v{j}" for j in range(m)]
+    cells = [[None if v < 0 else int(v) for v in row] for row in patterns]
+    table = spark.createDataFrame(cells, ", ".join(f"{n} int" for n in names))
+    plain = stages_of(names, estimate, "p")
+    found = np.stack([r["p"].toArray() for r in plain.transform(table).select("p").collect()])
+    np.testing.assert_allclose(found, estimate.posterior(patterns), atol=1e-12)
+    # A number for each vote in each class: with the differences of all pairs of classes there were k - 1 times as many.
+    assert len(plain.stages[0].getStatement()) < 30 * k * (k + 1) * m
+
+
+def test_votes_that_no_class_has_abstain_and_large_log_odds_do_not_overflow(spark: SparkSession) -> None:
+    tables = np.full((3, 2, 3), 1e-300)
+    tables[:, 0, 0] = tables[:, 1, 1] = tables[:, :, 2] = 1.0
+    plain = stages_of(["a", "b", "c"], Estimate(np.array([0.25, 0.75]), tables), "p")
+    one = "SELECT double('{}') a, {} b, {} c"
+    rows = [
+        ("NaN", "null", "0.5"),
+        ("2", "-1", "double('inf')"),
+        ("-0", "0", "0L"),
+        ("1", "1", "CAST(1 AS DECIMAL(5, 2))"),
+    ]
+    found = [plain.transform(spark.sql(one.format(*row))).first()["p"].toArray() for row in rows]
+    np.testing.assert_allclose(found, [[0.25, 0.75]] * 2 + [[1 - 1e-9, 0], [0, 1 - 1e-9]], atol=1e-15)
+
+
+def test_the_columns_of_the_data_pass_as_they_are(spark: SparkSession) -> None:
+    """Types, nullability, metadata, and names that SQL or the statement itself use."""
+    names = ["a.b", "a`c", "row", "vote_0", "score_0", "total", "top", "Odds_0", "select"]
+    copies = (f"id `{n.replace('`', '``')}`" for n in names)
+    base = spark.range(3).selectExpr("id", "array(id) list", "named_struct('x', id) s", *copies)
+    base = StringIndexer(inputCol="id", outputCol="indexed").fit(base).transform(base)
+    base = VectorAssembler(inputCols=["id", "indexed"], outputCol="vector").transform(base)
+    tables = np.full((3, 2, 3), 1 / 3)
+    plain = stages_of(["vote_0", "total", "`a.b` + row"], Estimate(np.array([0.5, 0.5]), tables), "p")
+    found = plain.transform(base)
+    assert found.columns[: len(base.columns)] == base.columns
+    for field in base.schema.fields:
+        assert found.schema[field.name] == field and found.schema[field.name].metadata == field.metadata
+    assert [r[: len(base.columns)] for r in found.collect()] == [tuple(r) for r in base.collect()]
+    assert found.select("p_0", "id").where("id > 0").count() == 2
+
+
+def test_a_vote_by_a_window(rows: DataFrame) -> None:
+    window = "CASE WHEN row_number() OVER (ORDER BY amount DESC) <= 1000 THEN 1 END"
+    found = LabelModel({**VOTES, "window": window}).fit(rows)
+    assert {f["name"]: f["coverage"] for f in found.summary.functions}["window"] == 0.25
+    assert found.transform(rows).where("probability_1 IS NULL").count() == 0
 
 
 def test_the_result_is_plain_spark(rows: DataFrame, model: LabelModelModel, tmp_path: Path) -> None:
