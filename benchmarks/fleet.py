@@ -2,7 +2,7 @@
 
 Sets: bike sharing and digits; wine, breast cancer and diabetes of scikit-learn's wheel; doctor visits, an election and affairs of
 statsmodels'; generated ones: a linear one, noise, an interaction, Friedman's, two moons, drift and texts. A set has up to 1,600
-rows with the first seed, and up to 8,000 with the second. Per set and seed the rows are divided into two halves, under drift by
+rows with the first seed, and up to 40,000 with the second. Per set and seed the rows are divided into two halves, under drift by
 time. Of each kind of pipeline (linear, PCA, trees, perceptron, naive Bayes, another loss than the one it was fitted on, ...) one
 is fitted on the training rows of a half. Runs: "first" tunes it on the same half, "again" tunes what "first" returned on the
 other half, and where that is another model, "new" tunes the fitted one there, too. "planted" is a pipeline whose Params were
@@ -59,7 +59,7 @@ from sparkdiff.machine import cpu
 from sparkdiff.options import Options
 
 ROOT = Path(__file__).resolve().parents[1]
-ROWS, FEW = (1600, 8000), 400
+ROWS, FEW = (1600, 40_000), 400
 """Rows of a set at most, by seed; with fewer than FEW in a half, two fifths of them are held out, else a quarter."""
 OPTIONS = {"stream": "arrow", "verbosity": 0, "labelCol": "label"}
 CONF = {
@@ -106,7 +106,8 @@ class Table:
 
 def bikeshare(rows: int) -> Table:
     words = ("season", "mnth", "hr", "holiday", "weekday", "workingday", "weathersit")
-    table = pd.read_csv(ROOT / "data" / "bikeshare.csv").sample(rows, random_state=0)
+    table = pd.read_csv(ROOT / "data" / "bikeshare.csv")
+    table = table.sample(min(rows, len(table)), random_state=0)
     table = table[[*words, "temp", "atemp", "hum", "windspeed", "bikers"]].rename(columns={"bikers": "label"})
     return Table(table.astype({w: str for w in words}), "counts", words)
 
