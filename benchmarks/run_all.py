@@ -64,6 +64,7 @@ BENCHMARKS = (
     Benchmark("cross_fitting", "cross_fitting"),
     Benchmark("cross_fitting_digits", "cross_fitting", ("--digits",)),
     Benchmark("soft_labels", "soft_labels"),
+    Benchmark("few_votes", "few_votes"),
     Benchmark("label_models", "label_models", needs=("snorkel",)),
     Benchmark("serving_costs", "serving_costs"),
     Benchmark("compact", "compact"),

@@ -154,6 +154,8 @@ class LabelModel(Estimator, _LabelParams, MLWritable, MLReadable):  # type: igno
         if method == "triplets" and k > 2:
             raise InputError(f"method='triplets' is for two classes, and the votes name {k}: set method='em' or 'auto'")
         method, estimate, doubts = _estimated(method, found, k, balance, list(votes))
+        if (label := self.value_of("labelCol")) is not None and (found.known < 0).all():
+            doubts = [f"labelCol={label!r} is null in all rows, so no label is used or compared with", *doubts]
         plain = stages_of(list(votes.values()), estimate, column)
         summary = told(list(votes), found, estimate)
         model = LabelModelModel(

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from pyspark.ml import Pipeline, PipelineModel
 from pyspark.ml.feature import StringIndexer, VectorAssembler
-from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import DataFrame, SparkSession, functions as F
 
 import sparkdiff
 from sparkdiff import InputError, LabelModel, LabelModelModel
@@ -137,6 +137,13 @@ def test_it_is_better_than_the_majority(rows: DataFrame, method: str) -> None:
     assert told["new device"]["classes"] == [1] and told["large"]["classes"] == [0, 1]
     assert all(0 < f["coverage"] <= 1 and f["conflicts"] <= f["overlaps"] <= f["coverage"] for f in told.values())
     assert "majority vote" in str(found.summary) and "new device" in str(found.summary)
+
+
+def test_a_label_column_without_labels_is_named(rows: DataFrame, model: LabelModelModel) -> None:
+    found = LabelModel(VOTES, labelCol="label").fit(rows.withColumn("label", F.lit(None).cast("double")))
+    assert found.summary.agreement is None
+    assert "labelCol='label' is null in all rows, so no label is used or compared with" in found.summary.warnings
+    assert not any("null in all rows" in w for w in model.summary.warnings)
 
 
 def test_within_a_pipeline_and_with_weights(rows: DataFrame) -> None:
