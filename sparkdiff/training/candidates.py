@@ -38,6 +38,7 @@ class Candidates:
         total, total_weight: sums of the losses (K,) and of the weights, of the epoch so far.
         counts: whether every batch is known to hold a row of weight > 0, so that no step has to look.
         rate: on a GPU the learning rate of the steps (); see `set_rate`.
+        among: all candidates of the training, also those that have stopped: what is drawn for each is drawn as if all were here.
     """
 
     def __init__(
@@ -45,8 +46,9 @@ class Candidates:
         *, counts: bool = False, among: Sequence[Recipe] | None = None,
     ):  # fmt: skip
         self.recipes, self.options, self.updates, self.monotone = list(recipes), options, updates, monotone
+        self.among = list(among or recipes)
         self.network, self.lazy, self.counts = updates.network, isinstance(updates, LazyUpdates), counts
-        self.augmenter = Augmenter(self.network, recipes, updates.start.device, among)
+        self.augmenter = Augmenter(self.network, recipes, updates.start.device, self.among)
         self.augments = any(r.augments for r in recipes)
         self.u = updates.start.new_zeros(len(recipes), len(updates.start))
 
@@ -237,6 +239,8 @@ class Candidates:
         moments = [*self.optimizer.state().values()] if self.optimizer else []
         local.meet(team, [*moments, *([self.average] if self.ema_weight is not None else [])], factor)
         self.updates.load(self.u)
+        if self.ema_weight is not None:  # without an average of its own, a candidate is measured where it goes on
+            self.average.copy_(torch.where(self.ema_weight == 1, self.u, self.average))
         local.met()
         team.sum_(self.total, self.total_weight)
         local.begun = last  # else the first process goes on with the sums, and the others from 0
@@ -309,9 +313,8 @@ class Candidates:
     def kept(self, rows: list[int]) -> "Candidates":
         """These candidates alone, as they are now."""
         recipes = [self.recipes[k] for k in rows]
-        kept = Candidates(
-            recipes, self.options, self.updates.for_candidates(recipes), self.monotone, counts=self.counts
-        )
+        updates = self.updates.for_candidates(recipes)
+        kept = Candidates(recipes, self.options, updates, self.monotone, counts=self.counts, among=self.among)
         kept.load(states.of(self.state(), rows, self.epoch_steps.newton))
         return kept
 

@@ -134,7 +134,7 @@ class Training(Results):
         assert self._form is not None
         active, first, every = self.active, self.step, [self.recipes[k] for k in self.active]
         if self.parts == 1 and self.candidates is None:
-            self.candidates = self._form.candidates(every)
+            self.candidates = self._form.candidates(every, self.recipes)
             if self._saved is not None:
                 self.candidates.load(self._saved)
         if not self.here.place.on_cpu:
@@ -145,7 +145,7 @@ class Training(Results):
             return
         parts = []
         for rows in states.divided(len(active), self.parts):
-            part, self.step = self._form.candidates([every[j] for j in rows], every), first
+            part, self.step = self._form.candidates([every[j] for j in rows], self.recipes), first
             if self._saved is not None:
                 part.load(states.of(self._saved, rows, by_newton(every)))
             yield part

@@ -115,6 +115,14 @@ def test_a_checkpoint_between_meetings_goes_on_bit_for_bit(apart: Assignment) ->
     assert [found(t) for t in again] == [found(t) for t in whole]
 
 
+def test_an_average_of_another_candidate_changes_nothing(apart: Assignment) -> None:
+    """Who has no average of its own is measured with the weights that it goes on from."""
+    plain = replace(apart, start=replace(apart.start, recipes=RECIPES[:1]))
+    both = replace(apart, start=replace(apart.start, recipes=(RECIPES[0], RECIPES[2])))
+    alone, together = (trained(a, 2)[0][0] for a in (plain, both))
+    assert found(together.among(RECIPES[:1]))[1][1:] == [pytest.approx(row) for row in found(alone)[1][1:]]
+
+
 def test_one_process_has_none_to_meet(apart: Assignment) -> None:
     alone = [replace(apart, options=replace(apart.options, numProcesses=1, localSteps=k)) for k in (1, 4)]
     assert found(trained(alone[0], 1)[0][0]) == found(trained(alone[1], 1)[0][0])
