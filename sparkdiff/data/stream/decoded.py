@@ -3,6 +3,7 @@
 The pieces lie in one file beside the cache, which has no name: it is gone as soon as it is closed, also if a process is killed.
 """
 
+import contextlib
 import itertools
 import os
 import shutil
@@ -37,7 +38,7 @@ class Decoded:
         self._places: dict[str, dict[str, list[Array]]] = {}
         self._seen: set[str] = set()
         self._file: Any = None
-        self._end, self._lock = 0, threading.Lock()
+        self._end, self._room, self._lock = 0, 0.0, threading.Lock()
 
     def has(self, pieces: Sequence[CachedFile]) -> bool:
         return all(piece.path in self._places for piece in pieces)
@@ -106,20 +107,29 @@ class Decoded:
             try:
                 if self._file is None:
                     self._begin()
+                if self._end + sum(part.nbytes for x in batch.values() for part in parts_of(x)) > self._room:
+                    self.enabled = False  # rows take more than was expected: the others are read from the files
+                    return
                 self._places[piece.path] = {
                     name: [self._written(part.numpy()) for part in parts_of(x)] for name, x in batch.items()
                 }
             except OSError:  # a full disk, or a folder that cannot be written: the files are read as before
                 self.enabled = False
+                self._give_back()
+
+    def _give_back(self) -> None:
+        """Leave the disk to those that need it more, such as checkpoints."""
+        self._places.clear()
+        if self._file is not None:
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._file.fileno(), 0)
 
     def _begin(self) -> None:
         manifest = self.files.manifest
         dense = sum(column.row_bytes for column in manifest.columns)
         pieces = {p.path: p for shards in manifest.splits.values() for shard in shards for p in shard}.values()
-        if (
-            sum(max(piece.rows * dense, piece.bytes) for piece in pieces)
-            > SHARE * shutil.disk_usage(manifest.folder).free
-        ):
+        self._room = SHARE * shutil.disk_usage(manifest.folder).free
+        if sum(max(piece.rows * dense, piece.bytes) for piece in pieces) > self._room:
             raise OSError("there is too little room")
         self._file = tempfile.TemporaryFile(dir=manifest.folder, buffering=0)  # noqa: SIM115 - closed by `close`
 

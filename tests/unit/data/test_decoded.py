@@ -3,8 +3,11 @@
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from full_disk import no_room
@@ -89,7 +92,38 @@ def test_a_disk_without_room_and_one_that_is_lost(
         with no_room(room), Stream(folder, backend="arrow", inMemory=False) as stream:
             assert same(epochs(stream, range(3)), expected)
             assert len(read) > 2 * len(set(read))
+            assert os.fstat(stream.decoded._file.fileno()).st_size == 0  # others need the disk more
     with Stream(folder, backend="arrow", inMemory=False) as stream:
         first = epochs(stream, range(1))
         os.ftruncate(stream.decoded._file.fileno(), 0)
         assert same(first + epochs(stream, range(1, 3)), expected)
+
+
+class LongRows(Cache):
+    """Sparse rows of far more entries than are expected of one, which take little room in Parquet."""
+
+    ENTRIES = 1000
+
+    def table(self, rows: int) -> pa.Table:
+        self.columns[-1]["width"] = self.ENTRIES
+        table, offsets = super().table(rows), np.arange(0, rows * self.ENTRIES + 1, self.ENTRIES, dtype=np.int32)
+        entries = [np.tile(np.arange(self.ENTRIES, dtype=np.int32), rows), np.ones(rows * self.ENTRIES)]
+        for name, values in zip(("c2_i", "c2_v"), entries, strict=True):
+            at = table.column_names.index(name)
+            table = table.set_column(at, name, pa.ListArray.from_arrays(offsets, values))
+        self.tables[-1] = table
+        return table
+
+
+def test_rows_that_take_more_than_expected_leave_half_of_the_disk(
+    tmp_path: Path, read: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = LongRows(tmp_path / "cache", sparse=True).folder
+    with Stream(folder, backend="arrow") as stream:
+        expected = epochs(stream, range(3))
+    read.clear()
+    monkeypatch.setattr(decoded.shutil, "disk_usage", lambda path: SimpleNamespace(free=4_000_000))
+    with Stream(folder, backend="arrow", inMemory=False) as stream:
+        assert same(epochs(stream, range(3)), expected)
+        assert 0 < os.fstat(stream.decoded._file.fileno()).st_size < 2_000_000
+        assert len(set(read)) < len(read) < 3 * len(set(read))
