@@ -30,6 +30,8 @@ from sparkdiff.tuning.solvers import Chunk
 
 PIECE = 65536
 """Rows that are read at a time."""
+NEAR = 1e-6
+"""Share of a column's largest number by which the rounding of two fits of the same stage may differ."""
 HELD, DATA = "__sparkdiff_held", "__sd_data"
 """Columns: the rows that choose, and the columns of the data together."""
 
@@ -72,7 +74,8 @@ def soft_choice(
         variants: name of a place -> the estimator with each of its alternatives in turn and the first one at all other places.
 
     Raises:
-        InputError: the last stage isn't linear, or two places change the same features; names them.
+        InputError: the last stage isn't linear, two places change the same features, or one changes features without a Param
+            that says so; names them.
     """
     names, some = [*variants], [*variants.values()]
     made = [one for place in some for one in place[1:]]
@@ -89,6 +92,8 @@ def soft_choice(
         path = Path(folder) / "rows"
         classes = _write(both, fitted, asked.reads, path)
         chunk, x = _read(path, len(fitted), bool(asked.reads.offset))
+    for name, place, block in zip(names, places, blocks, strict=True):
+        _check_others(x, name, place, block[0])
     pieces, group, numbers = _columns(x, known[0], fixed, places, blocks)
     features = torch.cat(pieces, 1)
     _check(features)
@@ -103,6 +108,26 @@ def soft_choice(
             "features and labels finite?"
         )
     return found
+
+
+def _check_others(x: Sequence[Tensor], name: str, place: Sequence[Variant], changed: Sequence[int]) -> None:
+    """
+    Args:
+        changed: the parts of the first alternative that the others may change.
+
+    Raises:
+        InputError: another part is changed, too: an SQLTransformer's Params don't name the columns that it reads and writes.
+    """
+    base = place[0]
+    for i in (i for i in range(len(base.parts)) if i not in changed):
+        own = x[base.column][:, base.slots([i])]
+        for other in place[1:]:
+            found = x[other.column][:, other.slots([other.parts.index(base.parts[i])])]
+            if bool(((found - own).abs() > NEAR * own.abs().amax(0)).any()):
+                raise InputError(
+                    f"method='hypergradient': {name} changes {base.parts[i][0].column!r} by a stage whose Params do not name "
+                    "the columns that it reads and writes: take another method"
+                )
 
 
 def _check(features: Tensor) -> None:

@@ -1,5 +1,6 @@
 """Penalties per group of features, stages chosen by a mixture: what Spark fits from the result is what was found."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from pyspark.ml.feature import (
     Imputer,
     OneHotEncoder,
     RobustScaler,
+    SQLTransformer,
     StandardScaler,
     StringIndexer,
     VectorAssembler,
@@ -121,6 +123,18 @@ def test_a_mixture_chooses_stages(rows: tuple[DataFrame, DataFrame]) -> None:
         soft_choice(both, train, validation)
     with pytest.raises(InputError, match="same changes no features"):
         soft_choice({"same": [variants["level"][0], variants["level"][0]]}, train, validation)
+
+
+def test_what_no_param_tells_of_alternatives_is_refused(rows: tuple[DataFrame, DataFrame]) -> None:
+    """The square of what an alternative writes, by a stage that names no columns: the first alternative's stood for all."""
+    square = SQLTransformer(statement="SELECT *, x_bin * x_bin AS square FROM __THIS__")
+    last = [square, VectorAssembler(inputCols=["x_bin", "square", "x1"], outputCol="features"), LogisticRegression()]
+    ways = [
+        Bucketizer(inputCol="x0", outputCol="x_bin", splits=[-math.inf, *splits, math.inf])
+        for splits in ([0.0], [-1.0, 0.0, 1.0])
+    ]
+    with pytest.raises(InputError, match="way changes 'square' by a stage whose Params do not name the columns"):
+        soft_choice({"way": [Pipeline(stages=[way, *last]) for way in ways]}, *rows)
 
 
 def test_each_alternative_reads_the_columns_as_they_were(rows: tuple[DataFrame, DataFrame]) -> None:
