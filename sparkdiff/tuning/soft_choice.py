@@ -67,11 +67,13 @@ def soft_choice(
     *,
     singles: Sequence[float] = SINGLES,
     steps: int = STEPS,
+    fits: Sequence[float] = (),
 ) -> ChosenAlternatives:
     """The alternative of each place that training prefers.
 
     Args:
         variants: name of a place -> the estimator with each of its alternatives in turn and the first one at all other places.
+        fits: penalties that the last stage may have behind the chosen alternatives; none: any of `singles`.
 
     Raises:
         InputError: the last stage isn't linear, two places change the same features, or one changes features without a Param
@@ -101,7 +103,7 @@ def soft_choice(
     kind = type(last).__name__
     classes = _classes(chunk.label, classes, asked.reads.label) if kind == "LogisticRegression" else 0
     model = linear_model(kind, lambda: iter([chunk]), asked.setting, 1, group, classes)
-    found = chosen(model, numbers, singles, steps) if model is not None else None
+    found = chosen(model, numbers, singles, steps, fits=fits) if model is not None else None
     if found is None:
         raise InputError(
             f"method='hypergradient': no fit of {last.uid} on the features of all alternatives converges; are all "

@@ -46,6 +46,7 @@ def chosen(
     grid: Sequence[float],
     steps: int = STEPS,
     rate: float = RATE,
+    fits: Sequence[float] = (),
 ) -> ChosenAlternatives | None:
     """The alternative that training prefers at each place; None if no penalty of the grid has a solution.
 
@@ -53,6 +54,7 @@ def chosen(
         model: with the columns of all alternatives.
         places: for each place and each alternative its groups of columns; none where the alternative is no stage. Groups of no
             place are always there, with a penalty for each; a place has one.
+        fits: penalties of the models with one alternative per place, of which the best one counts; none: those of the grid.
     """
     single = best_single(model, grid)
     if single is None:
@@ -85,14 +87,17 @@ def chosen(
     shares = tuple(gate.detach().softmax(0) for gate in gates)
     hardened = tuple(int(s.argmax()) for s in shares)
     return ChosenAlternatives(
-        improved(model, places, hardened, grid), hardened, shares, penalties.detach().exp(), tuple(losses)
+        improved(model, places, hardened, grid, fits), hardened, shares, penalties.detach().exp(), tuple(losses)
     )
 
 
 def improved(
-    model: Linear, places: Sequence[Sequence[Sequence[int]]], start: tuple[int, ...], grid: Sequence[float]
+    model: Linear, places: Sequence[Sequence[Sequence[int]]], start: tuple[int, ...], grid: Sequence[float],
+    fits: Sequence[float] = (),
 ) -> tuple[int, ...]:  # fmt: skip
-    """The positions from which no change of one place makes the loss on held-out rows smaller, each fit at its best penalty."""
+    """The positions from which no change of one place makes the loss on held-out rows smaller, each fit at its best penalty: of
+    `fits`, or of the grid where none of these has a solution.
+    """
     known: dict[tuple[int, ...], float] = {}
 
     def loss(positions: tuple[int, ...]) -> float:
@@ -105,7 +110,10 @@ def improved(
                 if a != p
             }
             own = model.without(left_out)
-            found = best_single(own, grid) if own is not None else None
+            found = None
+            if own is not None:
+                found = best_single(own, fits) if fits else None
+                found = best_single(own, grid) if found is None else found
             known[positions] = found.loss if found is not None else math.inf
         return known[positions]
 

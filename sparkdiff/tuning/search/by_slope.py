@@ -21,6 +21,8 @@ from sparkdiff.tuning.soft_choice import soft_choice
 
 SINGLES = 15
 """Penalties for all features together that the steps may start at."""
+LEAST = 1e-6
+"""What stands for a `regParam` of 0."""
 
 
 def check_method(space: SearchSpace, settings: Settings, metrics: int) -> None:
@@ -65,7 +67,9 @@ def by_slope(space: SearchSpace, rows: Divided, evaluators: Sequence[Any]) -> tu
         variants = {
             names[place.uid]: [chosen(estimator, {place.uid: i}) for i in range(len(place.names()))] for place in found
         }
-        positions = soft_choice(variants, train, validation, **given).positions
+        # A penalty that isn't tuned stays as it is. A model without one may have no solution here: the least one stands for it.
+        fits = [] if penalty is not None else [max(_last(space).getRegParam(), LEAST)]
+        positions = soft_choice(variants, train, validation, **given, fits=fits).positions
         configuration = {names[place.uid]: place.names()[i] for place, i in zip(found, positions, strict=True)}
         estimator = chosen(estimator, {place.uid: i for place, i in zip(found, positions, strict=True)})
     if penalty is not None:

@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from pyspark.ml import Pipeline, PipelineModel
 from pyspark.ml.classification import GBTClassifier, LogisticRegression
-from pyspark.ml.evaluation import MulticlassClassificationEvaluator
+from pyspark.ml.evaluation import MulticlassClassificationEvaluator, RegressionEvaluator
 from pyspark.ml.feature import (
     Bucketizer,
     Imputer,
@@ -26,6 +27,8 @@ from pyspark.sql import DataFrame, SparkSession, functions as F
 
 from sparkdiff import InputError, Search, alternatives, integer, loguniform
 from sparkdiff.tuning.group_penalties import group_penalties
+from sparkdiff.tuning.search.by_slope import by_slope
+from sparkdiff.tuning.search.dimensions import SearchSpace
 from sparkdiff.tuning.soft_choice import soft_choice
 
 TIGHT = {"tol": 1e-10, "maxIter": 500}
@@ -177,6 +180,29 @@ def test_a_search_by_slope(rows: tuple[DataFrame, DataFrame]) -> None:
     ):
         with pytest.raises(InputError, match=says):
             Search(pipeline, space=space, evaluator=judge, method="hypergradient", **options).fit(rows[0])
+
+
+def test_a_penalty_that_is_not_tuned_stays_as_it_is(spark: SparkSession, tmp_path: Path) -> None:
+    """Levels that are worth their errors where they are penalised, and not behind this last stage, which has no penalty."""
+    draw, levels = np.random.default_rng(0), 60
+    effects, level = draw.normal(size=levels), np.concatenate([np.arange(levels), draw.integers(0, levels, 1540)])
+    x = draw.normal(size=len(level))
+    label = 0.3 * x + effects[level] + 2 * draw.normal(size=len(level))
+    columns = {"k": level.astype(float), "x": x, "label": label, "train": np.arange(len(x)) < 130}
+    pq.write_table(pa.table(columns), tmp_path / "rows.parquet")
+    data = spark.read.parquet((tmp_path / "rows.parquet").as_uri())
+    rows: Any = SimpleNamespace(part=lambda split: data.where("train" if split == "train" else "NOT train"))
+    ways = [
+        OneHotEncoder(inputCols=["k"], outputCols=["f"]),
+        Bucketizer(inputCol="k", outputCol="f", splits=[-1.0, 99.0, 100.0]),
+    ]
+    last = LinearRegression()
+    pipeline = Pipeline(stages=[alternatives(*ways), VectorAssembler(inputCols=["f", "x"], outputCol="features"), last])
+    trial, model = by_slope(SearchSpace.of(pipeline, {}), rows, [RegressionEvaluator()])
+    assert trial.configuration == {"stage of f": "Bucketizer"}
+    other = Pipeline(stages=[ways[0], *pipeline.getStages()[1:]]).fit(rows.part("train"))
+    errors = [RegressionEvaluator().evaluate(m.transform(rows.part("validation"))) for m in (model, other)]
+    assert errors[0] < 0.9 * errors[1]
 
 
 def refused(rows: tuple[DataFrame, DataFrame], *stages: Any, **options: Any) -> str:

@@ -142,3 +142,20 @@ def test_gates_choose_what_held_out_rows_prefer() -> None:
         assert improved(model, [[[1], [2]], [[3], []]], start, [1e-3, 1e-2, 1e-1]) == (1, 1), "wherever gates may end"
     assert found.losses[-1] < found.losses[0]
     assert [float(share.sum()) for share in found.gates] == pytest.approx([1, 1])
+
+
+def test_alternatives_are_judged_at_the_penalty_that_they_will_have() -> None:
+    """Thirty columns that each matter a little: worth their errors where they are penalised, and not without a penalty."""
+    draw = np.random.default_rng(0)
+    wide, number = draw.normal(size=(900, 30)), draw.normal(size=900)
+    y = 0.5 * number + wide @ draw.normal(size=30) * 0.25 + 2 * draw.normal(size=900)
+    fold = np.where(np.arange(900) < 60, -1, 0)
+    data = Rows(np.c_[number, wide], y, np.ones(900), fold)
+    model = linear_model("LinearRegression", data.chunks, Setting(), 1, torch.tensor([0] + [1] * 30))
+    assert model is not None
+    places, grid = [[[1], []]], [1e-6, 1e-3, 0.1, 1.0, 3.0]
+    assert improved(model, places, (0,), grid) == improved(model, places, (1,), grid) == (0,)
+    assert improved(model, places, (0,), grid, fits=[1e-6]) == (1,)
+    found = chosen(model, places, grid, steps=3, fits=[1e-6])
+    assert found is not None
+    assert found.positions == (1,)
