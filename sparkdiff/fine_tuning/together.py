@@ -9,7 +9,9 @@ from sparkdiff.options import Options
 CANDIDATES = ("learningRate", "regAnchor", "recipe", "ema")
 """Options that only decide which candidates train; all others must be the same. Candidates share one optimizer."""
 MOST = 16
-"""Settings that train together: with four candidates each, 64 copies of the parameters and of the optimizer's state."""
+"""Settings that train together: with four candidates each, 64 copies of the parameters and of the optimizer's state; with the
+ten of `thorough`, 160.
+"""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
