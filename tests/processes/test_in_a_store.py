@@ -93,8 +93,8 @@ class Place:
         told = self.local.rglob(f"checkpoints/{name}-*/attempt-1/rank-*.json")
         return [json.loads(path.read_text())["pid"] for path in sorted(told)]
 
-    def check_nothing_left(self, name: str, but: str = "nothing") -> None:
-        """Only caches and results are in the store, and nothing of ours on local disks, but in folders that are called so."""
+    def check_nothing_left(self, name: str, but: tuple[str, ...] = ()) -> None:
+        """Only caches and results are in the store, and nothing of ours on local disks, but in folders whose names begin so."""
         assert sorted(p.name for p in self.store.glob("checkpoints/*")) == []
         assert [p.name for p in (self.store / "runs").glob(f"*{name}*")] == [name]
         [cache] = (self.store / f"caches-{name}").glob("[!.]*")
@@ -197,4 +197,4 @@ def test_a_killed_driver_and_the_same_command_again(place: Place, expected: Any)
     place.ended(job, "driver")
     assert place.result("driver", place.store) == expected
     # A JVM that is killed leaves the files that it hands to executors, --py-files among them.
-    place.check_nothing_left("driver", but="userFiles-")
+    place.check_nothing_left("driver", but=("userFiles-",))

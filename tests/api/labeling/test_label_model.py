@@ -106,6 +106,15 @@ def test_the_columns_of_the_data_pass_as_they_are(spark: SparkSession) -> None:
     assert found.select("p_0", "id").where("id > 0").count() == 2
 
 
+def test_a_column_that_the_rows_lack_is_an_error(rows: DataFrame) -> None:
+    """Votes stand beside each other in the statement, where SQL takes a name that is no column from the names before it."""
+    votes = {**VOTES, "own": "CASE WHEN vote_0 > 0.5 THEN 1 END"}
+    model = LabelModel(votes).fit(rows.withColumn("vote_0", F.col("amount")).withColumn("row", F.lit(1)))
+    for lacking in (rows, rows.withColumn("row", F.lit(1))):
+        with pytest.raises(InputError, match="vote_0"):
+            model.transform(lacking).collect()
+
+
 def test_a_vote_by_a_window(rows: DataFrame) -> None:
     window = "CASE WHEN row_number() OVER (ORDER BY amount DESC) <= 1000 THEN 1 END"
     found = LabelModel({**VOTES, "window": window}).fit(rows)
@@ -156,6 +165,7 @@ def test_a_registered_udf_votes(spark: SparkSession, rows: DataFrame) -> None:
     spark.udf.register("by_amount", lambda amount: 1 if amount > 0.6 else None, "int")
     found = LabelModel({**VOTES, "udf": "by_amount(amount)"}).fit(rows.limit(500))
     assert {f["name"]: f["classes"] for f in found.summary.functions}["udf"] == [1]
+    assert found.transform(rows.limit(9)).where("probability_1 > 0").count() == 9
 
 
 @pytest.mark.parametrize(
