@@ -49,6 +49,7 @@ BENCHMARKS = (
     Benchmark("search", "search"),
     Benchmark("search_memory", "search_memory"),
     Benchmark("samplers", "samplers", needs=("optuna", "flaml")),
+    Benchmark("joint_training", "joint_training"),
     Benchmark("hypergradients", "hypergradients"),
     Benchmark("poster_table", "poster_table"),
     Benchmark("tree_gains", "tree_gains", needs=("lightgbm", "sklearn")),
