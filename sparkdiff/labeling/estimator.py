@@ -22,7 +22,7 @@ from sparkdiff.labeling.estimates import (
     triplets,
     unexplained,
 )  # fmt: skip
-from sparkdiff.labeling.plain import columns_of, stages_of
+from sparkdiff.labeling.plain import added_by, stages_of
 from sparkdiff.labeling.summary import LabelSummary, told
 from sparkdiff.labeling.votes import Votes, counted
 from sparkdiff.machine import paths
@@ -66,7 +66,9 @@ class _LabelParams(Params):
     )  # type: ignore[no-untyped-call]  # fmt: skip
     weightCol: Param[str] = Param(Params._dummy(), "weightCol", "column of row weights", TypeConverters.toString)  # type: ignore[no-untyped-call]
     probabilityCol: Param[str] = Param(
-        Params._dummy(), "probabilityCol", "vector of class probabilities to add; beside it a column per class, with _0, _1, ...",
+        Params._dummy(),
+        "probabilityCol",
+        "vector of class probabilities to add; beside it columns with _0, _1, ... and _scores",
         TypeConverters.toString,
     )  # type: ignore[no-untyped-call]  # fmt: skip
     seed: Param[int] = Param(
@@ -312,7 +314,7 @@ def _taken(column: str, k: int, columns: Sequence[str]) -> list[str]:
     """The columns that a model of k classes would add a second time."""
     casefold = casefolding()
     there = {casefold(c): c for c in columns}
-    return [there[casefold(c)] for c in (column, *columns_of(column, k)) if casefold(c) in there]
+    return [there[casefold(c)] for c in added_by(column, k) if casefold(c) in there]
 
 
 def _balance(given: Sequence[float] | None, k: int) -> Any:

@@ -17,59 +17,56 @@ def columns_of(probabilityCol: str, k: int) -> list[str]:
     return [f"{probabilityCol}_{y}" for y in range(k)]
 
 
+def added_by(probabilityCol: str, k: int) -> list[str]:
+    """Names of all columns that are added: the vector, those of single classes, and the scores."""
+    return [probabilityCol, *columns_of(probabilityCol, k), f"{probabilityCol}_scores"]
+
+
 def as_number(vote: str) -> str:
     """A vote as a double in SQL. It stands on lines of its own, so that a comment at its end ends with it."""
     return f"CAST((\n{vote}\n) AS DOUBLE)"
 
 
 def stages_of(votes: Sequence[str], estimate: Estimate, probabilityCol: str) -> PipelineModel:
-    """Stages that add `probabilityCol`, a vector (k,), and a column for each class.
+    """Stages that add the columns of `added_by`.
 
-    P(Y = y | votes) is the softmax of scores; the score of a class is the logarithm of its share plus what each vote says. A
-    vote that is no class of the estimate (null, NaN, 0.5, -1, k) abstains.
+    `<probabilityCol>_scores` is an array (k,): the logarithm of the share of each class plus what each vote says of it. A vote
+    that is no class of the estimate (null, NaN, 0.5, -1, k) abstains. P(Y = y | votes) = 1 / sum over z of exp(score of z -
+    score of y) is in a column for each class, and in the vector (k,).
 
-    One SELECT in another, so that each vote and each score is written once: the length of the statement grows with the square of
-    the classes. The row itself passes through as one struct, because not every version of Spark has an SQL for all columns but
-    some.
+    With the scores in a column the statement grows with the square of the classes, not with the cube. They stay in the result
+    because `SELECT *` leaves the columns of the data what they are to Spark: it reads only those that are wanted, and knows
+    `df.x` on the result. A struct that carried the row past a column to be hidden would lose both.
     """
     k = len(estimate.balance)
     logs, balance = np.log(estimate.tables), np.log(estimate.balance)
-    own = _unread(votes)
-    names, scores, row = columns_of(probabilityCol, k), [f"score_{y}" for y in range(k)], f"{own}row"
-    placed = [f"{_place(vote, k)} AS {own}{j}" for j, vote in enumerate(votes)]
-    sums = [f"{_sum(logs[:, y], balance[y], own)} AS {score}" for y, score in enumerate(scores)]
-    odds = [f"EXP({score} - top)" for score in scores]
-    total = " + ".join(odds)
-    chances = [f"LEAST({o} / ({total}), {_number(SURE)}) AS {_quoted(n)}" for o, n in zip(odds, names, strict=True)]
-    source = f"(SELECT struct(*) AS {row}, {', '.join(placed)} FROM __THIS__)"
-    source = f"(SELECT {row}, {', '.join(sums)} FROM {source})"
-    source = f"(SELECT *, GREATEST({', '.join(scores)}) AS top FROM {source})"
-    select = SQLTransformer(statement=f"SELECT {row}.*, {', '.join(chances)} FROM {source}")
+    names, scores = columns_of(probabilityCol, k), _quoted(added_by(probabilityCol, k)[-1])
+    places = [_place(vote, k) for vote in votes]
+    sums = ", ".join(_sum(places, logs[:, y], balance[y]) for y in range(k))
+    chances = []
+    for y, name in enumerate(names):
+        odds = " + ".join(f"EXP({scores}[{z}] - {scores}[{y}])" for z in range(k) if z != y)
+        chances.append(f"LEAST(1D / (1D + {odds}), {_number(SURE)}) AS {_quoted(name)}")
+    source = f"(SELECT *, ARRAY({sums}) AS {scores} FROM __THIS__)"
+    select = SQLTransformer(statement=f"SELECT *, {', '.join(chances)} FROM {source}")
     return PipelineModel([select, VectorAssembler(inputCols=names, outputCol=probabilityCol)])
 
 
-def _unread(votes: Sequence[str]) -> str:
-    """How names begin that no vote reads: a column that the data lack would else be taken from those beside it in the SELECT."""
-    own = "vote_"
-    while any(own in vote.lower() for vote in votes):
-        own += "_"
-    return own
-
-
 def _place(vote: str, k: int) -> str:
-    """The place of a vote in a list that begins with that of abstaining, in SQL. (A search in an array is slower.)"""
-    return f"CASE {as_number(vote)} {' '.join(f'WHEN {y}D THEN {y + 1}' for y in range(k))} ELSE 0 END"
+    """The place of a vote in a list that begins with that of abstaining, in SQL. (-0.0 + 0.0 is 0.0, which sets tell apart.)"""
+    value = as_number(vote)
+    return f"IF({value} + 0D IN ({', '.join(f'{y}D' for y in range(k))}), INT({value}) + 1, 0)"
 
 
-def _sum(gains: Floats, start: float, own: str) -> str:
+def _sum(places: Sequence[str], gains: Floats, start: float) -> str:
     """A score in SQL. Spark folds a list of numbers to a constant, where a CASE would make code for each number.
 
     Args:
+        places: of the vote of each function.
         gains: (m, k + 1) of each vote of each function, abstaining last.
-        own: how the names of their places begin.
     """
     lists = (", ".join(map(_number, np.roll(values, 1))) for values in gains)
-    return " + ".join([_number(start), *(f"ARRAY({told})[{own}{j}]" for j, told in enumerate(lists))])
+    return " + ".join([_number(start), *(f"ARRAY({told})[{at}]" for told, at in zip(lists, places, strict=True))])
 
 
 def _number(value: float) -> str:
