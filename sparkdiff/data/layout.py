@@ -23,7 +23,7 @@ from sparkdiff.errors import InputError, did_you_mean
 from sparkdiff.jvm import stores
 from sparkdiff.pipeline.graph import Graph
 from sparkdiff.pipeline.names import named
-from sparkdiff.pipeline.schema import fields_by_name
+from sparkdiff.pipeline.schema import fields_by_name, width_in
 from sparkdiff.stages.base import NULL
 
 SPARSE_WIDTH, SPARSE_FILL = 128, 0.25
@@ -43,9 +43,13 @@ def check_number(option: str, column: str | None, df: DataFrame, graph: Graph) -
             raise InputError(f"{option}={column!r} is {kind}, but must be a number: {way}")
 
 
-def columns_of(request: Request, df: DataFrame, slices: dict[str, tuple[Any, ...]]) -> list[dict[str, Any]]:
-    """The storage of each column in the files, the columns of the cut first. Vectors of unknown width cost a small
-    job over the first rows.
+def columns_of(
+    request: Request, df: DataFrame, slices: dict[str, tuple[Any, ...]], *, told: bool = False
+) -> list[dict[str, Any]]:
+    """The storage of each column in the files, the columns of the cut first. Vectors cost a small job over the first rows.
+
+    Args:
+        told: whether to believe the metadata about widths where all entries would be stored anyway, which spares the job.
     """
     out: list[dict[str, Any]] = []
     fields = fields_by_name(df.schema, request.cut.graph.casefold)
@@ -56,7 +60,9 @@ def columns_of(request: Request, df: DataFrame, slices: dict[str, tuple[Any, ...
         column: dict[str, Any] = {"name": f"c{i}", "column": read.name, "metadata": field.metadata}
         column["type"] = field.dataType.simpleString()
         if isinstance(field.dataType, (VectorUDT, ArrayType)):
-            width, fill = _width(df, read.source(field.name), read.name, field.dataType)
+            width, fill = width_in(field) if told else None, 1.0
+            if not width or width >= SPARSE_WIDTH:
+                width, fill = _width(df, read.source(field.name), read.name, field.dataType)
             sparse = isinstance(field.dataType, VectorUDT) and width >= SPARSE_WIDTH and fill < SPARSE_FILL
             column |= {"kind": "sparse" if sparse else "dense", "width": width}
         elif isinstance(field.dataType, (NumericType, BooleanType)):
@@ -146,27 +152,28 @@ def sparse_fields(columns: list[dict[str, Any]]) -> list[str]:
     return [f"{c['name']}_{part}" for c in columns if c["kind"] == "sparse" for part in "iv"]
 
 
-def stored(request: Request, frames: list[DataFrame], columns: list[dict[str, Any]], *, few: bool = False) -> DataFrame:
-    """The rows as the files hold them, dealt into virtual shards and in their order, with the columns `split` and `shard`.
+def stored(request: Request, frames: list[DataFrame], columns: list[dict[str, Any]]) -> DataFrame:
+    """The rows as the files hold them, dealt into virtual shards and in their order, with the columns `split` and `shard`."""
+    slices = [f"slice{i}" for i in range(len(request.options.guardCols))]
+    # Equal rows are dealt by their occurrence number too, so that the files depend on the rows alone, not on partitions.
+    keys = ["row"] if request.keyed else []
+    occurrence = F.row_number().over(Window.partitionBy("hash").orderBy("hash", *slices, *keys))
+    keyed = (
+        hashed(request, frames, columns)
+        .withColumn("key", F.xxhash64("hash", occurrence))
+        .withColumn("shard", F.pmod(F.col("key"), F.lit(SHARDS)))
+    )
+    return keyed.repartition(SHARDS, "split", "shard").sortWithinPartitions("split", "shard", "key").drop("hash", "key")
 
-    Args:
-        few: whether one task may sort them all, which spares the shuffles.
-    """
+
+def hashed(request: Request, frames: list[DataFrame], columns: list[dict[str, Any]]) -> DataFrame:
+    """The rows of weight other than 0 as the files hold them, in any order, with the columns `split` and `hash`, of the row."""
     slices = [f"slice{i}" for i in range(len(request.options.guardCols))]
     nulls = [c["name"] for c in columns if c.get("dtype") == "bool"]
     union = functools.reduce(DataFrame.unionByName, (_as_stored(request, df, columns) for df in frames))
-    union = union.coalesce(1) if few else union
-    # Equal rows are dealt by their occurrence number too, so that the files depend on the rows alone, not on partitions.
     # The slices don't count: naming another guardCol changes no order of rows, and so no training.
     # Nor do the flags of nulls: a null that is hashed isn't NaN. Nor the hash of the row.
-    hashed = union.withColumn("hash", splits.row_hash(union.drop(*slices, *nulls, "row")))
-    keys = ["row"] if request.keyed else []
-    occurrence = F.row_number().over(Window.partitionBy("hash").orderBy("hash", *slices, *keys))
-    keyed = hashed.withColumn("key", F.xxhash64("hash", occurrence)).withColumn(
-        "shard", F.pmod(F.col("key"), F.lit(SHARDS))
-    )
-    dealt = keyed if few else keyed.repartition(SHARDS, "split", "shard")
-    return dealt.sortWithinPartitions("split", "shard", "key").drop("hash", "key")
+    return union.withColumn("hash", splits.row_hash(union.drop(*slices, *nulls, "row")))
 
 
 def _as_stored(request: Request, df: DataFrame, columns: list[dict[str, Any]]) -> DataFrame:

@@ -19,7 +19,7 @@ from sparkdiff import jvm
 from sparkdiff.data.fingerprint import SHARDS, Request, content
 from sparkdiff.data.frames import blamed, check_request, frames_of, ran_by
 from sparkdiff.data.label_stats import stats_of
-from sparkdiff.data.layout import columns_of, sparse_fields, stored
+from sparkdiff.data.layout import columns_of, hashed, sparse_fields, stored
 from sparkdiff.data.splits import SPLITS, find_boundaries
 from sparkdiff.data.stream import Batch, BatchColumn, CachedFile, Manifest, Stream
 from sparkdiff.errors import InputError
@@ -65,7 +65,7 @@ class Rehearsal:
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """The first rows as a cache would hold them, in memory.
+    """A few rows as a cache would hold them, in memory.
 
     Attributes:
         rows: that were cached, of which `splits` tells those of each split; rows of weight 0 are not.
@@ -80,16 +80,21 @@ class Sample:
 
 
 def sampled(request: Request) -> Sample:
-    """Cache the first rows in memory, by as few Spark jobs as that takes.
+    """Cache a few rows in memory, by as few and as small Spark jobs as that takes. Which rows are in which shard and their order
+    are not those of a cache.
+
+    Args:
+        request: of the few rows.
 
     Raises:
         InputError: a column is missing, there are no rows, or Spark failed on them.
     """
     check_request(request)
-    with blamed("read the first rows"):
-        few = [dataclasses.replace(s, df=s.df.limit(SAMPLE)) for s in request.sources]
-    columns, found = _collected(dataclasses.replace(request, sources=few, boundaries=None), request, few=True)
-    return _sample(_table(found, columns), columns, request)
+    frames, columns = _frames(request, request, told=True)
+    with blamed(ran_by(request)):
+        found = hashed(request, frames, columns).collect()
+    found.sort(key=lambda row: row["hash"])  # in whatever order Spark gave them
+    return _sample(_table(found, columns, [row["hash"] % SHARDS for row in found]), columns, request)
 
 
 def _sample(table: pa.Table, columns: list[dict[str, Any]], request: Request) -> Sample:
@@ -145,17 +150,17 @@ def _cached(sample: Request, request: Request) -> tuple[list[dict[str, Any]], li
             content(few.df)
     if request.cut.stages and not all(is_plain(stage) for stage in _ran(request)):
         content(request.cut.transform(sample.sources[0].df))
-    return _collected(sample, request)
-
-
-def _collected(sample: Request, request: Request, *, few: bool = False) -> tuple[list[dict[str, Any]], list[Any]]:
-    """The columns of the cache of a sample, and its rows; see `stored`."""
-    boundaries = request.boundaries or find_boundaries(sample.sources, sample.options)
-    sample = dataclasses.replace(sample, boundaries=boundaries)
-    frames, values = frames_of(sample)
+    frames, columns = _frames(sample, request, told=False)
     with blamed(ran_by(request)):
-        columns = columns_of(sample, frames[0], values)
-        return columns, stored(sample, frames, columns, few=few).collect()
+        return columns, stored(sample, frames, columns).collect()
+
+
+def _frames(sample: Request, request: Request, *, told: bool) -> tuple[list[DataFrame], list[dict[str, Any]]]:
+    """The rows of a sample after the stages in Spark, and the columns of their cache; see `columns_of`."""
+    boundaries = request.boundaries or find_boundaries(sample.sources, sample.options)
+    frames, values = frames_of(dataclasses.replace(sample, boundaries=boundaries))
+    with blamed(ran_by(request)):
+        return frames, columns_of(sample, frames[0], values, told=told)
 
 
 def _ran(request: Request) -> list[Any]:
@@ -217,9 +222,13 @@ def _timed(request: Request, columns: list[dict[str, Any]], rows: int) -> tuple[
     return small, (small / 2 + each * rows / cores, 2 * small + 1.5 * each * rows)
 
 
-def _table(rows: Sequence[Any], columns: list[dict[str, Any]]) -> pa.Table:
-    """The rows of the cache, with the types of its files."""
-    kinds: dict[str, Any] = {"split": pa.string(), "shard": pa.int64()}
+def _table(rows: Sequence[Any], columns: list[dict[str, Any]], shards: Sequence[int] | None = None) -> pa.Table:
+    """The rows of the cache, with the types of its files.
+
+    Args:
+        shards: of the rows, if they have no such column.
+    """
+    kinds: dict[str, Any] = {"split": pa.string()} | ({"shard": pa.int64()} if shards is None else {})
     for c in columns:
         if c["kind"] == "sparse":
             kinds |= {f"{c['name']}_i": pa.list_(pa.int32()), f"{c['name']}_v": pa.list_(pa.float64())}
@@ -228,7 +237,8 @@ def _table(rows: Sequence[Any], columns: list[dict[str, Any]]) -> pa.Table:
             kinds[c["name"]] = pa.list_(of) if c["kind"] == "dense" else of
     names = list(kinds)
     values = list(zip(*(tuple(row[n] for n in names) for row in rows), strict=True)) or [()] * len(names)
-    return pa.table([pa.array(list(v), kinds[n]) for n, v in zip(names, values, strict=True)], names=names)
+    table = pa.table([pa.array(list(v), kinds[n]) for n, v in zip(names, values, strict=True)], names=names)
+    return table if shards is None else table.append_column("shard", pa.array(shards, pa.int64()))
 
 
 def _bytes(table: pa.Table, columns: list[dict[str, Any]], rows: int) -> int:
@@ -269,20 +279,19 @@ def _stream(table: pa.Table, columns: list[dict[str, Any]], seed: int) -> Stream
 
 
 def _tensor(table: pa.Table, column: BatchColumn) -> Tensor | SparseRows:
-    values = [table[name].to_pylist() for name in column.fields]
+    first, *entries = (table[name].combine_chunks() for name in column.fields)
     if column.kind == "sparse":
-        indices, entries = ([x for row in part for x in row] for part in values)
-        lengths = torch.tensor([len(row) for row in values[0]], dtype=torch.int64)
-        return SparseRows(
-            torch.tensor(indices, dtype=torch.int32),
-            torch.tensor(entries, dtype=column.dtype),
-            offsets_of(lengths),
-            column.width,
-        )
-    nothing = float("nan") if column.dtype == torch.float64 else 0
-    flat = [nothing if x is None else x for x in values[0]]
-    shape = (len(flat), column.width) if column.kind == "dense" else (len(flat),)
-    return torch.tensor(flat, dtype=column.dtype).reshape(shape)
+        lengths = torch.from_numpy(pc.list_value_length(first).to_numpy().astype("int64"))
+        indices = torch.from_numpy(first.flatten().to_numpy().copy())
+        return SparseRows(indices, _filled(entries[0].flatten(), column), offsets_of(lengths), column.width)
+    values = _filled(first.flatten() if column.kind == "dense" else first, column)
+    return values.reshape((-1, column.width) if column.kind == "dense" else (-1,))
+
+
+def _filled(values: pa.Array, column: BatchColumn) -> Tensor:
+    """With NaN, or 0 for integers, in the place of nulls."""
+    nothing = pa.scalar(float("nan") if column.dtype == torch.float64 else 0).cast(values.type)
+    return torch.tensor(pc.fill_null(values, nothing).to_numpy(zero_copy_only=False), dtype=column.dtype)
 
 
 def _names(request: Request, columns: list[dict[str, Any]]) -> dict[Version, str]:

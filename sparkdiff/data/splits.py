@@ -191,7 +191,7 @@ def with_splits(sources: Sequence[Source], options: Options, boundaries: Boundar
             split = F.when(time > boundaries.deciding[0], VALIDATION).when(time <= boundaries.deciding[0], TRAIN)
         else:
             split = F.when(below(unit, options.validationFraction, "split"), VALIDATION).otherwise(TRAIN)
-        out.append(df.withColumn(SPLIT, split).withColumn(BLOCK, block).withColumn(TIME, time))
+        out.append(df.withColumns({SPLIT: split, BLOCK: block, TIME: time}))
     return out
 
 

@@ -172,26 +172,26 @@ class Forecaster:
 
 
 class _Costs:
-    """Core-seconds of a run: what runs of such tables took, and for the rows beyond those of the sample what training on it took.
-
-    The first is at least 0 for the run itself, each stage, trees, its cells (rows times width) and its rows.
+    """Core-seconds of a run, as runs of such tables took: a sum, of at least 0 each, for the run itself, each stage, trees, its
+    cells (rows times width), its rows, trees times rows, and what training on the sample took for the rows beyond those of the
+    sample.
     """
 
     def __init__(self, runs: Sequence[PastRun]):
         from sklearn.linear_model import LinearRegression
 
         x, y = np.array([self._parts(run.facts) for run in runs]), np.array([run.coreSeconds for run in runs])
-        y = np.maximum(y - [_beyond(run.facts) for run in runs], 0.1 * y)
         # Relative errors: a large run may not outweigh all small ones.
         self._model = LinearRegression(positive=True, fit_intercept=False).fit(x / y[:, None], np.ones(len(y)))
 
     @staticmethod
     def _parts(facts: Mapping[str, float]) -> list[float]:
         rows, trees = facts.get("rows", 0.0), facts.get("head:trees", 0.0)
-        return [1.0, facts.get("stages", 0.0), trees, rows * facts.get("width", 1.0) / 1e6, rows / 1e6]
+        cells = rows * facts.get("width", 1.0)
+        return [1.0, facts.get("stages", 0.0), trees, cells / 1e6, rows / 1e6, trees * rows / 1e6, _beyond(facts)]
 
     def __call__(self, facts: Mapping[str, float]) -> float:
-        return float(self._model.predict(np.array([self._parts(facts)]))[0]) + _beyond(facts)
+        return float(self._model.predict(np.array([self._parts(facts)]))[0])
 
 
 def _beyond(facts: Mapping[str, float]) -> float:

@@ -5,6 +5,7 @@ stage.
 import torch
 from torch import Tensor
 
+from sparkdiff.tensors.products import dot
 from sparkdiff.tensors.rows import running_sum
 
 
@@ -25,7 +26,7 @@ class Constraint:
         """The gradient by the moves from the one by the parameters, all (K, *shape)."""
         with torch.enable_grad():
             free = move.detach().requires_grad_()
-            [out] = torch.autograd.grad(self.value(start, free), [free], [gradient])
+            [out] = torch.autograd.grad(dot(self.value(start, free), gradient), [free])
         return out
 
     def moved(self, start: Tensor, value: Tensor) -> Tensor:

@@ -1,5 +1,5 @@
 """Tensors as all other rooms use them: `rows` is a column of a batch, dense or sparse, `device` the only place that names
-devices, `team` sums over the processes of a training.
+devices, `products` starts a backward pass, `team` sums over the processes of a training.
 """
 
-__all__ = ["device", "rows", "team"]
+__all__ = ["device", "products", "rows", "team"]

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sparkdiff.pipeline.graph import Version
 from sparkdiff.pipeline.network import Network, fixed_versions, routed_versions
+from sparkdiff.tensors.products import dot
 from sparkdiff.tensors.rows import Rows, SparseRows
 from sparkdiff.tensors.team import Team
 from sparkdiff.training.active_columns import ActiveColumns
@@ -147,7 +148,7 @@ class DenseUpdates:
         """Add the gradients of the parameters, from those of margins that are a graph of autograd."""
         if self.narrow is not None:
             self.narrow[1].zero_()
-        margin.backward(gradient)  # into the clones' gradients, which lie in the matrix
+        dot(margin, gradient).backward()  # into the clones' gradients, which lie in the matrix
         if self.narrow is not None:
             self.matrix.gradient += self.narrow[1]
 

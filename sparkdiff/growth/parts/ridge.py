@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sparkdiff.growth.criterion import LEAST, Criterion
 from sparkdiff.growth.table import Split
+from sparkdiff.tensors.products import dot
 
 STEPS = 10
 """Newton's steps at most."""
@@ -199,7 +200,7 @@ def _derivatives(
         return slope, curve, lambda v: curve * v
 
     def bend(v: Tensor) -> Tensor:
-        [found] = torch.autograd.grad(graph, m, v, retain_graph=True)
+        [found] = torch.autograd.grad(dot(graph, v), m, retain_graph=True)
         return found.nan_to_num(0.0) + LEAST * curve * v
 
     return slope, curve, bend

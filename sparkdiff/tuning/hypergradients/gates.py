@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sparkdiff.tensors.products import dot
 from sparkdiff.tuning.hypergradients.implicit import Point
 from sparkdiff.tuning.hypergradients.penalties import best_single, towards
 from sparkdiff.tuning.hypergradients.weights import Linear
@@ -81,7 +82,7 @@ def chosen(
             break
         losses.append(now.loss)
         optimizer.zero_grad()
-        logs().backward(now.gradient)
+        dot(logs(), now.gradient).backward()
         optimizer.step()
         now = towards(model, now, logs().detach())
     shares = tuple(gate.detach().softmax(0) for gate in gates)

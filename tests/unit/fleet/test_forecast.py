@@ -30,23 +30,27 @@ def learned(count: int = 80) -> list[PastRun]:
     draw = random.Random(0)
     out = []
     for _ in range(count):
-        z, rows = draw.uniform(-3, 6), draw.choice([500.0, 1000.0, 4000.0])
+        z, rows, each = draw.uniform(-3, 6), draw.choice([500.0, 1000.0, 4000.0]), draw.choice([1e-5, 2e-5, 1e-4])
         facts = {"rows": rows, "lastEpochZ": z, "parameters": 10.0, "candidates": 1.0, "stages": 3.0, "width": 5.0}
-        out.append(PastRun(facts, z > 2, 0.3 if z > 2 else 0.0, 2.0 + rows / 1000))
+        facts |= {"secondsPerRow": each, "epochs": 40.0}
+        beyond = (
+            max(0.0, rows - 2000) * each * 40
+        )  # core-seconds of training the rows beyond the sample as the sample was
+        out.append(PastRun(facts, z > 2, 0.3 if z > 2 else 0.0, 2.0 + rows / 1000 + 0.3 * beyond))
     return out
 
 
 def test_a_forecast_follows_what_was_learned() -> None:
     forecaster = Forecaster(learned())
-    facts = {**learned()[0].facts, "rows": 1000.0}
+    facts = {**learned()[0].facts, "rows": 1000.0, "secondsPerRow": 2e-5}
     good, bad = forecaster({**facts, "lastEpochZ": 5.0}), forecaster({**facts, "lastEpochZ": -2.0})
     assert good.probability > 0.8 > 0.2 > bad.probability
     assert good.gain == pytest.approx(0.3) and good.worth > 10 * bad.worth
     assert good.coreSeconds == pytest.approx(3.0, rel=0.1)
-    assert forecaster({**facts, "rows": 4000.0}).coreSeconds == pytest.approx(6.0, rel=0.1)
-    large = {**facts, "rows": 12000.0, "secondsPerRow": 1e-4, "epochs": 40.0}  # 10,000 rows beyond the sample
-    assert forecaster(large).coreSeconds == pytest.approx(2.0 + 12.0 + 40.0, rel=0.1)
-    assert forecaster({**large, "candidates": 3.0}).coreSeconds == pytest.approx(2.0 + 12.0 + 120.0, rel=0.1)
+    assert forecaster({**facts, "rows": 4000.0}).coreSeconds == pytest.approx(6.0 + 0.3 * 1.6, rel=0.1)
+    large = {**facts, "rows": 12000.0, "secondsPerRow": 1e-4}  # 10,000 rows beyond the sample
+    assert forecaster(large).coreSeconds == pytest.approx(2.0 + 12.0 + 0.3 * 40.0, rel=0.1)
+    assert forecaster({**large, "candidates": 3.0}).coreSeconds == pytest.approx(2.0 + 12.0 + 0.3 * 120.0, rel=0.1)
 
 
 def test_facts_may_be_missing_and_gains_are_clipped() -> None:
