@@ -39,6 +39,7 @@ BENCHMARKS = (
     Benchmark("stream", "stream"),
     Benchmark("scale", "scale", needs=("scipy",)),
     Benchmark("processes", "processes"),
+    Benchmark("shares", "shares"),
     Benchmark("candidates", "candidates"),
     Benchmark("decision", "decision"),
     Benchmark("time_cuts", "time_cuts"),

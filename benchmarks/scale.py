@@ -8,6 +8,9 @@ take the same time per row within 15%, and the memory beside the rows that are k
 A cost model is fitted to these runs by least squares of relative errors: seconds of a phase = a + b * rows + c * rows * columns,
 that of an epoch to the runs whose rows stay in memory. It is checked on runs that it was not fitted to, within 25%.
 
+Beside them two other kinds of rows: `validation`, most of which are held out (85%), and `categories`, of a StringIndexer and a
+OneHotEncoder for so many, in sparse rows; their number stands in the place of the columns.
+
 Limit the memory around it, as `docker run --memory=4g` does, to see that it holds; the limit that sparkdiff sees is printed.
 
     python benchmarks/scale.py --cells scale.jsonl --folder /tmp/scale
@@ -24,19 +27,35 @@ import threading
 import time
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from common import exit_code, folder_of, markdown, parse, parser, write
 
-FITTED: list[tuple[int, int, int]] = [
-    (100_000, 50, 1), (1_000_000, 50, 1), (10_000_000, 50, 1), (100_000, 10, 1), (1_000_000, 10, 1), (1_000_000, 200, 1),
+NUMBERS, VALIDATION, CATEGORIES = "numbers", "validation", "categories"
+
+
+class Size(NamedTuple):
+    """Of a run, and the kind of its rows."""
+
+    rows: int
+    columns: int
+    processes: int = 1
+    kind: str = NUMBERS
+
+
+FITTED = [
+    Size(100_000, 50), Size(1_000_000, 50), Size(10_000_000, 50), Size(100_000, 10), Size(1_000_000, 10), Size(1_000_000, 200),
 ]  # fmt: skip
-CHECKED: list[tuple[int, int, int]] = [(3_000_000, 30, 1), (500_000, 120, 1)]
-SEVERAL: list[tuple[int, int, int]] = [(1_000_000, 50, 2), (10_000_000, 50, 2), (1_000_000, 50, 4)]
-"""(rows, columns, processes)."""
+CHECKED = [Size(3_000_000, 30), Size(500_000, 120)]
+SEVERAL = [Size(1_000_000, 50, 2), Size(10_000_000, 50, 2), Size(1_000_000, 50, 4)]
+OTHERS = [
+    Size(1_000_000, 100_000, 1, CATEGORIES), Size(10_000_000, 100_000, 1, CATEGORIES), Size(12_000_000, 10, 1, VALIDATION),
+]  # fmt: skip
+CITIES, NUMBER = 100, 5
+"""Categories of a second column, and numbers, beside the many categories."""
 EPOCHS, MOST, ROWS = 3, 30, 3_000_000
 """An epoch of few rows is short: there are more of them, until so many rows were trained on."""
 TIME, MEMORY, MODEL = 0.15, 0.10, 0.25
@@ -90,6 +109,7 @@ class Watch:
         return {"wall": last[0] - first[0], "cpu": last[1] - first[1], "bytes": max(own)}
 
 
+Array = np.ndarray[Any, Any]
 Moment = tuple[float, float]
 """The clock, and the CPU seconds of all processes."""
 
@@ -98,23 +118,59 @@ def now() -> Moment:
     return time.monotonic(), tree(os.getpid())[0]
 
 
-def made(folder: Path, rows: int, columns: int) -> Path:
+def made(folder: Path, rows: int, columns: int, kind: str = NUMBERS) -> Path:
     """Rows with a label that depends on all columns, as Parquet files of a million rows."""
-    path = folder / f"rows-{rows}-{columns}"
+    path = folder / f"rows-{rows}-{columns}{'-categories' if kind == CATEGORIES else ''}"
     if path.exists():
         return path
     random = np.random.default_rng(0)
-    slopes = random.normal(size=columns) / np.sqrt(columns)
+    some = categories if kind == CATEGORIES else numbers
+    slopes = random.normal(size=columns)
     part = path.with_suffix(".part")
     part.mkdir(parents=True, exist_ok=True)
     for i, first in enumerate(range(0, rows, 1_000_000)):
-        n = min(1_000_000, rows - first)
-        x = random.normal(size=(columns, n))
-        y = (random.random(n) < 1 / (1 + np.exp(-(slopes @ x + 0.5 * x[0] * x[1])))).astype(float)
-        table = {f"x{j}": x[j] for j in range(columns)} | {"label": y}
+        table, margin = some(min(1_000_000, rows - first), slopes, random)
+        table["label"] = (random.random(len(margin)) < 1 / (1 + np.exp(-margin))).astype(float)
         pq.write_table(pa.table(table), part / f"part-{i:03}.parquet", row_group_size=100_000)
     part.rename(path)
     return path
+
+
+def numbers(n: int, slopes: Array, random: np.random.Generator) -> tuple[dict[str, Any], Array]:
+    """Columns and margins."""
+    x = random.normal(size=(len(slopes), n))
+    return {f"x{j}": row for j, row in enumerate(x)}, slopes / np.sqrt(len(slopes)) @ x + 0.5 * x[0] * x[1]
+
+
+def categories(n: int, slopes: Array, random: np.random.Generator) -> tuple[dict[str, Any], Array]:
+    """Columns and margins; the first hundredth of the categories has a fifth of the rows."""
+    item, city = (len(slopes) * random.random(n) ** 3).astype(int), random.integers(CITIES, size=n)
+    x = random.normal(size=(NUMBER, n))
+    table = {f"x{j}": row for j, row in enumerate(x)} | {"item": item.astype(str), "city": city.astype(str)}
+    return table, slopes[item] + x[0] + 0.02 * (city - CITIES / 2)
+
+
+def fitted_pipeline(df: Any, columns: int, kind: str) -> Any:
+    """The stages that know the categories have seen all rows, the others some."""
+    from pyspark.ml import Pipeline
+    from pyspark.ml.classification import LogisticRegression
+    from pyspark.ml.feature import OneHotEncoder, StandardScaler, StringIndexer, VectorAssembler
+
+    if kind != CATEGORIES:
+        stages = [
+            VectorAssembler(inputCols=[f"x{j}" for j in range(columns)], outputCol="assembled"),
+            StandardScaler(inputCol="assembled", outputCol="features"), LogisticRegression(regParam=0.1, maxIter=2),
+        ]  # fmt: skip
+        return Pipeline(stages=stages).fit(df.limit(50_000))
+    names = ["item", "city"]
+    indexed, coded = [f"{n}Index" for n in names], [f"{n}Code" for n in names]
+    indexer = StringIndexer(inputCols=names, outputCols=indexed, handleInvalid="keep").fit(df)
+    stages = [
+        indexer, OneHotEncoder(inputCols=indexed, outputCols=coded),
+        VectorAssembler(inputCols=[*coded, *(f"x{j}" for j in range(NUMBER))], outputCol="features"),
+        LogisticRegression(regParam=0.01, maxIter=2),
+    ]  # fmt: skip
+    return Pipeline(stages=stages).fit(df.limit(50_000))
 
 
 def marks_of_a_run() -> Any:
@@ -137,33 +193,28 @@ def marks_of_a_run() -> Any:
     return Marks()
 
 
-def one(folder: Path, rows: int, columns: int, processes: int) -> dict[str, Any]:
+def one(folder: Path, size: Size) -> dict[str, Any]:
     """A fine-tuning of so many rows, phase by phase."""
-    from pyspark.ml import Pipeline
-    from pyspark.ml.classification import LogisticRegression
-    from pyspark.ml.feature import StandardScaler, VectorAssembler
     from pyspark.sql import SparkSession
 
     import sparkdiff
     from sparkdiff.machine import memory
 
-    path = made(folder, rows, columns)
+    rows, columns, processes, kind = size
+    path = made(folder, rows, columns, kind)
     conf = {
         "spark.ui.enabled": "false", "spark.driver.memory": HEAP, "spark.log.level": "ERROR", "spark.local.dir": str(folder),
         "spark.sql.shuffle.partitions": "8",
     }  # fmt: skip
     spark = SparkSession.builder.master("local[2]").config(map=conf).getOrCreate()
     df = spark.read.parquet(path.as_uri())
-    names = [f"x{j}" for j in range(columns)]
-    stages = [
-        VectorAssembler(inputCols=names, outputCol="assembled"), StandardScaler(inputCol="assembled", outputCol="features"),
-        LogisticRegression(regParam=0.1, maxIter=2),
-    ]  # fmt: skip
-    model = Pipeline(stages=stages).fit(df.limit(50_000))
+    model = fitted_pipeline(df, columns, kind)
     watch, marks, epochs = Watch(), marks_of_a_run(), max(EPOCHS, min(ROWS // rows, MOST))
+    cache = folder / f"cache-{rows}-{columns}-{processes}"
     tuner = sparkdiff.FineTuner(
-        model, recipe="fast", batchSize=4096, maxEpochs=epochs, patience=epochs, validationFraction=0.1, numProcesses=processes,
-        cacheDir=str(folder / f"cache-{rows}-{columns}-{processes}"), verbosity=0, callbacks=[marks],
+        model, recipe="fast", batchSize=4096, maxEpochs=epochs, patience=epochs, numProcesses=processes,
+        validationFraction=0.85 if kind == VALIDATION else 0.1,
+        cacheDir=str(cache), verbosity=0, callbacks=[marks],
     )  # fmt: skip
     time.sleep(2 * EVERY)
     summary = tuner.fit(df).summary
@@ -177,8 +228,9 @@ def one(folder: Path, rows: int, columns: int, processes: int) -> dict[str, Any]
     every = [moment for seen in marks.phases.values() for moment in seen]
     found["whole"] = watch.between(min(every), max(every))
     return {
-        "rows": rows, "columns": columns, "processes": processes, "limit": memory.total(), "heap": HEAP,
-        "phases": found, "decision": summary.decision, "stream": summary.stream,
+        "rows": rows, "columns": columns, "processes": processes, "kind": kind, "limit": memory.total(), "heap": HEAP,
+        "files": sum(file.stat().st_size for file in cache.rglob("*.parquet")), "phases": found, "decision": summary.decision,
+        "stream": summary.stream,
     }  # fmt: skip
 
 
@@ -187,6 +239,8 @@ def one(folder: Path, rows: int, columns: int, processes: int) -> dict[str, Any]
 
 def kept(run: dict[str, Any]) -> float:
     """Bytes of the rows that stay in memory, as `Cache.fits_in_memory` decides."""
+    if run.get("kind") == CATEGORIES:
+        return 4 * run["files"] if 4 * run["files"] < run["limit"] // 2 else 0
     size = 8 * run["rows"] * (run["columns"] + 2)
     return size if size < run["limit"] // 2 else 0
 
@@ -212,13 +266,13 @@ def fitted(runs: list[dict[str, Any]], name: str) -> np.ndarray[Any, Any]:
     return np.asarray(nnls(x / scale, np.ones(len(y)))[0] / scale)
 
 
-def run_all(given: argparse.Namespace, wanted: list[tuple[int, int, int]]) -> list[dict[str, Any]]:
+def run_all(given: argparse.Namespace, wanted: list[Size]) -> list[dict[str, Any]]:
     """The runs, those in --cells as they are there."""
     known = {}
     if given.cells and given.cells.exists():
         for line in given.cells.read_text().splitlines():
             run = json.loads(line)
-            known[run["rows"], run["columns"], run["processes"]] = run
+            known[Size(run["rows"], run["columns"], run["processes"], run.get("kind", NUMBERS))] = run
     folder = folder_of(given)
     folder.mkdir(parents=True, exist_ok=True)
     for key in wanted:
@@ -229,7 +283,10 @@ def run_all(given: argparse.Namespace, wanted: list[tuple[int, int, int]]) -> li
         if done.returncode:
             raise SystemExit(f"{key}: {done.stdout[-2000:]}{done.stderr[-4000:]}")
         known[key] = json.loads(done.stdout.splitlines()[-1])
-        print(f"{key[0]:,} x {key[1]}, {key[2]} processes: {known[key]['phases']['whole']['cpu']:.0f} s", flush=True)
+        print(
+            f"{key.rows:,} x {key.columns} {key.kind}, {key.processes} processes: {known[key]['phases']['whole']['cpu']:.0f} s",
+            flush=True,
+        )
         if given.cells:
             with given.cells.open("a") as file:
                 file.write(json.dumps(known[key]) + "\n")
@@ -242,8 +299,9 @@ def report(runs: list[dict[str, Any]]) -> str:
     rows = []
     for r in runs:
         phases, n = r["phases"], r["rows"]
+        kind = "" if r.get("kind", NUMBERS) == NUMBERS else f" {r['kind']}"
         rows.append([
-            f"{n:,} x {r['columns']}", str(r["processes"]), f"{phase(r, 'beside'):.1f}",
+            f"{n:,} x {r['columns']:,}{kind}", str(r["processes"]), f"{phase(r, 'beside'):.1f}",
             f"{1e6 * phase(r, 'beside') / n:.2f}", f"{phase(r, 'epoch'):.2f}", f"{1e6 * phase(r, 'epoch') / n:.2f}",
             f"{phases['epoch']['wall']:.2f}", f"{phases['whole']['bytes'] / 2**20:,.0f}", f"{kept(r) / 2**20:,.0f}",
         ])  # fmt: skip
@@ -265,17 +323,21 @@ def main() -> int:
     options = parser(__doc__)
     options.add_argument("--folder", type=Path, help="where to write rows and caches; some 10 GB")
     options.add_argument("--cells", type=Path, metavar="FILE", help="JSON lines of the runs that are done")
-    options.add_argument("--one", nargs=3, type=int, metavar=("ROWS", "COLUMNS", "PROCESSES"), help=argparse.SUPPRESS)
+    options.add_argument("--one", nargs=4, metavar=("ROWS", "COLUMNS", "PROCESSES", "KIND"), help=argparse.SUPPRESS)
     options.add_argument(
-        "--sizes", nargs="+", choices=("fitted", "checked", "several"), default=["fitted", "checked", "several"]
+        "--sizes",
+        nargs="+",
+        choices=list(groups := dict(fitted=FITTED, checked=CHECKED, several=SEVERAL, others=OTHERS)),
+        default=list(groups),
     )
     given = parse(options)
     if given.one:
-        print(json.dumps(one(given.folder, *given.one)))
+        *figures, kind = given.one
+        print(json.dumps(one(given.folder, Size(*map(int, figures), kind))))
         return 0
-    groups = {"fitted": FITTED, "checked": CHECKED, "several": SEVERAL}
     if given.smoke:
-        groups = {"fitted": [(4000, 4, 1), (8000, 4, 1), (8000, 8, 1)], "checked": [(6000, 6, 1)], "several": []}
+        groups = {"fitted": [Size(4000, 4), Size(8000, 4), Size(8000, 8)], "checked": [Size(6000, 6)], "several": []}
+        groups["others"] = [Size(8000, 2000, 1, CATEGORIES), Size(8000, 4, 1, VALIDATION)]
     found = {name: run_all(given, groups[name]) for name in given.sizes}
     every = [run for runs in found.values() for run in runs]
     print(
