@@ -103,7 +103,7 @@ def _measured(ground: Ground, name: str) -> Baseline:
         estimator.setWeightCol(WEIGHT)
     evaluator = evaluator_of(
         ground.metric, estimator, labelCol=LABEL, weightCol=None if weight is None else WEIGHT,
-        params={**ground.lossParams, **ground.options.metricParams},
+        params=ground.metricParams,
     )  # fmt: skip
     rows = _columns(ground, training_rows(ground.sources, ground.options, ground.boundaries)).persist()
     try:

@@ -26,6 +26,7 @@ from sparkdiff.growth.running import Memory
 from sparkdiff.growth.serving import SAME
 from sparkdiff.improvement.lanes import Brake
 from sparkdiff.improvement.settings import ImprovementSettings
+from sparkdiff.objectives.composite import class_weights
 from sparkdiff.objectives.metric import Metric
 from sparkdiff.options import Options
 from sparkdiff.pipeline.nesting import flatten
@@ -135,6 +136,17 @@ class Ground:
         loss = self.options.loss
         own = not callable(loss) and bool({"auto", name} & ({loss} if isinstance(loss, str) else set(loss)))
         return {**({k: float(v) for k, v in fitted.items()} if own else {}), **self.options.lossParams}
+
+    @property
+    def metricParams(self) -> dict[str, Any]:
+        """The parameters of the metric that decides; `classWeights` as a list, once the labels are known."""
+        o = self.options
+        found = {**self.lossParams, **o.metricParams}
+        weights = found.pop("classWeights", None)  # a metric that is named takes none
+        if weights is None or o.metric is not None or self.goal is None:
+            return found
+        head: Any = self.plan.cut.graph.head.module
+        return {**found, "classWeights": class_weights(weights, head.classes, self.goal.label).tolist()}
 
     @functools.cached_property
     def plan(self) -> Task:

@@ -87,8 +87,12 @@ def penalised(
     return replace(objective, batch=batch)
 
 
-def class_weighted(part: Objective, given: Any, classes: int, y: LabelStats) -> Objective:
-    """The objective with each row's loss multiplied by its label's class weight."""
+def class_weights(given: Any, classes: int, y: LabelStats) -> Tensor:
+    """A weight per class, (classes,).
+
+    Raises:
+        InputError: `given` is neither "balanced" nor a list of as many numbers, or no row would count.
+    """
     if given == "balanced":
         counts = torch.zeros(classes, dtype=torch.float64)
         counts[: len(y.classes)] = y.classes[:classes].to(torch.float64)
@@ -98,17 +102,22 @@ def class_weighted(part: Objective, given: Any, classes: int, y: LabelStats) -> 
                 f"classWeights='balanced' has no weight for class {missing}, because no training row has this "
                 "class; set a list of weights"
             )
-        weights = counts.sum() / (classes * counts)
-    else:
-        if not isinstance(given, (list, tuple)) or len(given) != classes or not all(
-            isinstance(v, (int, float)) and v >= 0 for v in given
-        ):  # fmt: skip
-            raise InputError(
-                f"classWeights must be 'balanced' or a list of {classes} numbers >= 0, one per class index. Got {given!r} instead"
-            )
-        weights = torch.tensor(given, dtype=torch.float64)
-        if not bool(weights.max() > 0):
-            raise InputError("all classWeights are 0, so no row would count")
+        return counts.sum() / (classes * counts)
+    if not isinstance(given, (list, tuple)) or len(given) != classes or not all(
+        isinstance(v, (int, float)) and v >= 0 for v in given
+    ):  # fmt: skip
+        raise InputError(
+            f"classWeights must be 'balanced' or a list of {classes} numbers >= 0, one per class index. Got {given!r} instead"
+        )
+    weights = torch.tensor(given, dtype=torch.float64)
+    if not bool(weights.max() > 0):
+        raise InputError("all classWeights are 0, so no row would count")
+    return weights
+
+
+def class_weighted(part: Objective, given: Any, classes: int, y: LabelStats) -> Objective:
+    """The objective with each row's loss multiplied by its label's class weight."""
+    weights = class_weights(given, classes, y)
     own = part.rows
     assert own is not None
     even, at = bool((weights == weights[0]).all()), DeviceCopies(weights)

@@ -18,8 +18,9 @@ from torch import Tensor
 
 from sparkdiff import jvm
 from sparkdiff.errors import InputError
-from sparkdiff.objectives.formulas import half_deviance, hinge, pinball
-from sparkdiff.objectives.loss_params import number
+from sparkdiff.objectives.formulas import half_deviance, hinge, of_label, pinball
+from sparkdiff.objectives.loss_params import cost_matrix, number
+from sparkdiff.objectives.losses import PARAMS as LOSS_PARAMS
 from sparkdiff.objectives.metric import Metric
 from sparkdiff.objectives.metrics import BINARY, MULTICLASS, REGRESSION
 from sparkdiff.pipeline.columns import read_plain, write_plain
@@ -29,6 +30,9 @@ from sparkdiff.tensors.rows import dense
 PIECE = 65536
 """Rows that are read at a time."""
 DEVIANCES = ("poisson", "gamma", "tweedie")
+OF_PROBABILITIES = ("logLoss", "focal", "brier")
+BY_CLASS = ("logLoss", "focal", "hinge")
+"""Losses that are multiplied by `classWeights`, where these are losses and metric at once."""
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -36,10 +40,12 @@ class MeanLoss(Evaluator):
     """The mean of a loss over rows, by weight; smaller is better, NaN where a row has no prediction.
 
     Args:
-        name: poisson, gamma, tweedie, poissonDeviance, huber, quantile or logLoss, of `column` as the mean or the probability of
-            class 1; hinge, of the last entry of a `column` of margins per class, of two.
+        name: poisson, gamma, tweedie, poissonDeviance, huber or quantile, of `column` as the mean; logLoss, focal and brier, of
+            `column` as the probability of class 1 or of each class; hinge, of the last entry of a `column` of margins per class,
+            of two; expectedCost, of `column` as the class that is predicted.
         column: what the pipeline writes.
-        params: power, delta, tau; and floor, a mean below which a deviance goes on as a parabola.
+        params: power, delta, tau, gamma, costs; classWeights, a number per class that the loss of its rows is multiplied by;
+            and floor, a mean below which a deviance goes on as a parabola.
     """
 
     metricName: Param[Any] = Param(Params._dummy(), "metricName", "the loss")  # type: ignore[no-untyped-call]
@@ -49,10 +55,10 @@ class MeanLoss(Evaluator):
     lossParams: Param[Any] = Param(Params._dummy(), "lossParams", "parameters of the loss")  # type: ignore[no-untyped-call]
 
     def __init__(
-        self, name: str, column: str, labelCol: str, weightCol: str = "", params: Mapping[str, float] | None = None
+        self, name: str, column: str, labelCol: str, weightCol: str = "", params: Mapping[str, Any] | None = None
     ):
         super().__init__()
-        given = {k: float(v) for k, v in (params or {}).items()}
+        given = {k: v if k in ("costs", "classWeights") else float(v) for k, v in (params or {}).items()}
         _loss(name, given)  # refuses what is missing
         self._set(metricName=name, column=column, labelCol=labelCol, weightCol=weightCol, lossParams=given)
 
@@ -63,14 +69,16 @@ class MeanLoss(Evaluator):
         return str(self.getOrDefault("metricName"))
 
     def value(self, found: Tensor, y: Tensor, w: Tensor) -> float:
-        """(the column (n,) or (n, 2), label (n,), weight (n,)) -> the mean."""
+        """(the column (n,) or (n, k), label (n,), weight (n,)) -> the mean."""
         kept = w > 0
         return float((w[kept] * self.rows(found[kept], y[kept])).sum() / w[kept].sum())
 
     def rows(self, found: Tensor, y: Tensor) -> Tensor:
         """The loss of each row, (n,)."""
-        of = found[:, -1] if found.ndim == 2 else found
-        return _loss(self.getOrDefault("metricName"), self.getOrDefault("lossParams"))(of, y)
+        params = self.getOrDefault("lossParams")
+        loss = _loss(self.getOrDefault("metricName"), params)(found, y)
+        weights = params.get("classWeights")
+        return loss if weights is None else loss * torch.tensor(weights, dtype=torch.float64)[y.long()]
 
     def _evaluate(self, dataset: DataFrame) -> float:
         weight = named(self.getOrDefault("weightCol")) if self.getOrDefault("weightCol") else F.lit(1.0)
@@ -89,8 +97,8 @@ class MeanLoss(Evaluator):
         return self.value(*map(torch.cat, zip(*parts, strict=True)))
 
 
-def _loss(name: str, params: Mapping[str, float]) -> Loss:
-    """(mean, probability or margin (n,), label (n,)) -> (n,)."""
+def _loss(name: str, params: Mapping[str, Any]) -> Loss:
+    """(mean, probability, margin or class (n,) or (n, k), label (n,)) -> (n,)."""
     if name in (*DEVIANCES, "poissonDeviance"):
         known = {"gamma": 2.0}.get(name, 1.0)
         power = number(name, params, "power", ">= 1", lambda v: v >= 1) if name == "tweedie" else known
@@ -103,30 +111,72 @@ def _loss(name: str, params: Mapping[str, float]) -> Loss:
         tau = number(name, params, "tau", "in (0, 1)", lambda v: 0 < v < 1)
         return lambda mu, y: pinball(mu, y, tau)
     if name == "logLoss":
-        return lambda p, y: -torch.special.xlogy(y, p) - torch.special.xlogy(1 - y, 1 - p)
+        return _log_loss
     if name == "hinge":
-        return hinge
+        return lambda margin, y: hinge(_last(margin), y)
+    if name == "focal":
+        gamma = number(name, params, "gamma", ">= 0", lambda v: v >= 0)
+        return lambda p, y: _focal(_by_class(p), y, gamma)
+    if name == "brier":
+        return _brier
+    if name == "expectedCost":
+        given = params.get("costs")
+        costs = cost_matrix(given, len(given) if isinstance(given, (list, tuple)) else 2, f"metric={name!r}")
+        return lambda found, y: torch.where(found.isnan(), torch.nan, costs[y.long(), found.nan_to_num().long()])
+    shown = (*REGRESSION, *BINARY, *OF_PROBABILITIES, "accuracy", "expectedCost", *DEVIANCES, "poissonDeviance")
     raise InputError(
         f"metric={name!r} can't be computed of the columns that a pipeline writes: set metric to one of "
-        f"{', '.join((*REGRESSION, *BINARY, 'logLoss', 'accuracy', *DEVIANCES, 'poissonDeviance', 'huber', 'quantile', 'hinge'))}"
+        f"{', '.join((*shown, 'huber', 'quantile', 'hinge'))}"
     )
 
 
+def _last(found: Tensor) -> Tensor:
+    """(n,) or (n, k) -> (n,)"""
+    return found[:, -1] if found.ndim == 2 else found
+
+
+def _by_class(p: Tensor) -> Tensor:
+    """Probabilities of class 1 (n,), or of all (n, k) -> (n, k)."""
+    return p if p.ndim == 2 else torch.stack([1 - p, p], 1)
+
+
+def _log_loss(p: Tensor, y: Tensor) -> Tensor:
+    if p.ndim == 1:
+        return -torch.special.xlogy(y, p) - torch.special.xlogy(1 - y, 1 - p)
+    return -of_label(p, y).log()
+
+
+def _focal(p: Tensor, y: Tensor, gamma: float) -> Tensor:
+    """See `formulas.focal`, which has margins."""
+    own = torch.nn.functional.one_hot(y.long(), p.shape[1]).bool()
+    return -(torch.where(own, 0.0, p).sum(1) ** gamma) * of_label(p, y).log()
+
+
+def _brier(p: Tensor, y: Tensor) -> Tensor:
+    """See `objectives.metrics`: of two classes that of class 1, of more the sum over all."""
+    if p.ndim == 1 or p.shape[1] == 2:
+        return (_last(p) - y) ** 2
+    return ((p - torch.nn.functional.one_hot(y.long(), p.shape[1])) ** 2).sum(1)
+
+
 def evaluator_of(
-    metric: Metric, head: Any, *, labelCol: str, weightCol: str | None = None, params: Mapping[str, float] | None = None
+    metric: Metric, head: Any, *, labelCol: str, weightCol: str | None = None, params: Mapping[str, Any] | None = None
 ) -> Any:
     """The Evaluator of a metric of sparkdiff for pipelines that end as a fitted one does: Spark's, where it has one.
 
     Args:
         metric: bound to the translation of `head`.
         head: the fitted predictor, which names the columns.
-        params: of the metric: beta, metricLabel, delta, tau, power.
+        params: of the metric: beta, metricLabel, delta, tau, power, gamma, costs, classWeights.
 
     Raises:
         InputError: the metric can't be computed of the columns that the predictor writes.
     """
     name: Any = metric.name
-    given = dict(params or {})
+    defaults = {k: v for k, v in LOSS_PARAMS.get(name, {}).items() if v is not None}
+    given = {**defaults, **(params or {})}
+    weighted = given.pop("classWeights", None)
+    weighted = weighted if name in BY_CLASS else None
     label: dict[str, Any] = {"labelCol": labelCol, **({"weightCol": weightCol} if weightCol else {})}
     votes = head.hasParam("rawPredictionCol")
     prediction = head.getOrDefault("predictionCol")
@@ -136,7 +186,7 @@ def evaluator_of(
     if name in MULTICLASS:
         known: dict[str, Any] = {k: float(v) for k, v in given.items() if k in ("beta", "metricLabel")}
         return MulticlassClassificationEvaluator(metricName=name, predictionCol=prediction, **label, **known)
-    if name == "logLoss" and head.hasParam("probabilityCol"):
+    if name == "logLoss" and head.hasParam("probabilityCol") and weighted is None:
         return MulticlassClassificationEvaluator(
             metricName=name, predictionCol=prediction, probabilityCol=head.getOrDefault("probabilityCol"), **label
         )
@@ -149,5 +199,10 @@ def evaluator_of(
         )
     floor = {} if metric.floor is None else {"floor": metric.floor}
     power = {} if metric.power is None else {"power": metric.power}
-    column = head.getOrDefault("rawPredictionCol") if votes else prediction
-    return MeanLoss(name, column, labelCol, weightCol or "", {**given, **power, **floor})
+    by_class = {} if weighted is None else {"classWeights": weighted}
+    column = head.getOrDefault("rawPredictionCol") if votes and name != "expectedCost" else prediction
+    if name in OF_PROBABILITIES and votes:
+        if not head.hasParam("probabilityCol"):
+            raise InputError(f"metric={name!r} needs probabilities, which {type(head).__name__} doesn't write")
+        column = head.getOrDefault("probabilityCol")
+    return MeanLoss(name, column, labelCol, weightCol or "", {**given, **power, **floor, **by_class})

@@ -87,10 +87,10 @@ def _searched(ground: Ground, limit: Limit, trials: int) -> TunedSettings:
 
 def _evaluator(ground: Ground) -> Any:
     """The evaluator that chooses among trials: for the metric that decides."""
-    task, o = ground.plan, ground.options
+    task = ground.plan
     return evaluator_of(
         ground.metric, task.cut.graph.head.stage, labelCol=str(task.labelCol), weightCol=task.weightCol,
-        params={**ground.lossParams, **o.metricParams},
+        params=ground.metricParams,
     )  # fmt: skip
 
 
@@ -104,7 +104,7 @@ def _unmeasurable(ground: Ground) -> str:
         loss = o.loss if isinstance(o.loss, str) else callable_name(o.loss) if callable(o.loss) else " + ".join(o.loss)
         loss = head.module.own_loss()[0] if loss == "auto" else loss  # type: ignore[union-attr, operator]
         name = o.metric or DEFAULTS.get(loss, loss)
-        known = {"delta": 1.0, "tau": 0.5, "power": 1.5, **ground.lossParams, **o.metricParams}
+        known = {"delta": 1.0, **ground.metricParams}
         evaluator_of(Metric(name), head.stage, labelCol=str(ground.plan.labelCol), params=known)
     except InputError as e:
         return str(e)

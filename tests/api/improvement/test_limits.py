@@ -1,5 +1,6 @@
 """What an improvement may not do: cost more to serve than is allowed, or take one row for another."""
 
+import dataclasses
 import threading
 import time
 from pathlib import Path
@@ -172,9 +173,30 @@ def test_a_metric_that_no_trial_could_be_judged_by_is_named_before_work(rows: Da
             Ground(model, options, ImprovementSettings(), [Source(rows)], None, Phases(False), Shared())
         )
 
-    assert "metric='focal' can't be computed" in refused(loss="focal")
+    def own(margin: torch.Tensor, label: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return (margin - label) ** 2
+
+    assert "own' can't be computed" in refused(loss=own)
     assert "can't be computed" in refused(loss={"auto": 1.0, "focal": 1.0})
+    costs = {"costs": [[0, 1], [5, 0]]}
     assert refused() == refused(loss="focal", metric="areaUnderROC") == refused(loss="auc") == ""
+    assert refused(loss="focal") == refused(loss="cost", lossParams=costs) == refused(metric="brier") == ""
+
+
+def test_trials_are_judged_with_the_class_weights_of_the_loss(rows: DataFrame, tmp_path: Path) -> None:
+    made = [VectorAssembler(inputCols=NUMBERS, outputCol="features"), LogisticRegression(labelCol="rain")]
+    model = Pipeline(stages=made).fit(rows)
+    options = Options.of({"cacheDir": str(tmp_path), "loss": "focal", "lossParams": {"classWeights": "balanced"}})
+    given = Ground(model, options, ImprovementSettings(), [Source(rows)], None, Phases(False), Shared())
+    ground = prepared(given)
+    weights = ground.metricParams["classWeights"]
+    assert ground.goal is not None
+    counts = ground.goal.label.classes
+    assert weights == pytest.approx((counts.sum() / (2 * counts)).tolist())
+    evaluator = searching._evaluator(ground)
+    assert evaluator.getOrDefault("lossParams") == {"gamma": 2.0, "classWeights": weights}
+    named = dataclasses.replace(ground, options=dataclasses.replace(options, metric="focal"))
+    assert "classWeights" not in named.metricParams
 
 
 def test_a_fit_that_takes_too_long_is_ended(spark: SparkSession) -> None:

@@ -4,11 +4,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from pyspark.ml import Pipeline, PipelineModel
-from pyspark.ml.classification import LogisticRegression, MultilayerPerceptronClassifier, OneVsRest
+from pyspark.ml.classification import LinearSVC, LogisticRegression, MultilayerPerceptronClassifier, OneVsRest
 from pyspark.ml.evaluation import BinaryClassificationEvaluator, MulticlassClassificationEvaluator, RegressionEvaluator
 from pyspark.ml.feature import PCA, Normalizer, QuantileDiscretizer, StandardScaler, VectorAssembler, VectorSizeHint
+from pyspark.ml.functions import vector_to_array
 from pyspark.sql import DataFrame, functions as F
 from scipy.special import xlogy
 from small_data import NUMBERS
@@ -18,13 +20,14 @@ from sparkdiff.data.splits import SPLIT, Source, with_splits
 from sparkdiff.objectives.metric import Metric
 from sparkdiff.options import Options
 from sparkdiff.pipeline.unfitted import unfitted
-from sparkdiff.tuning.mean_loss import MeanLoss, evaluator_of
+from sparkdiff.tuning.mean_loss import OF_PROBABILITIES, MeanLoss, evaluator_of
 from sparkdiff.tuning.search import within_budget
 from sparkdiff.tuning.search.dimensions import SearchSpace
 from sparkdiff.tuning.search.settings_space import first_settings, settings_space
 from sparkdiff.tuning.search.trials import Trials
 from sparkdiff.tuning.search.within_budget import TunedSettings, tuned
 
+OF_CLASSES = (*OF_PROBABILITIES, "hinge", "expectedCost")
 pytestmark = pytest.mark.once  # the engine below has its tests on each stack
 
 
@@ -164,28 +167,52 @@ def test_a_deviance_judges_solutions_and_models_alike(
         ("squared", RegressionEvaluator, "predictionCol"), ("r2", RegressionEvaluator, "predictionCol"),
         ("poisson", MeanLoss, "column"), ("areaUnderROC", BinaryClassificationEvaluator, "rawPredictionCol"),
         ("logLoss", MulticlassClassificationEvaluator, "probabilityCol"), ("hinge", MeanLoss, "column"),
-        ("f1", MulticlassClassificationEvaluator, "predictionCol"),
+        ("f1", MulticlassClassificationEvaluator, "predictionCol"), ("focal", MeanLoss, "column"), ("brier", MeanLoss, "column"),
+        ("expectedCost", MeanLoss, "column"),
     ],
 )  # fmt: skip
 def test_the_evaluator_of_a_metric(numeric: PipelineModel, df: DataFrame, name: str, kind: type, column: str) -> None:
     data = VectorAssembler(inputCols=NUMBERS, outputCol="features").transform(df)
-    votes = kind in (BinaryClassificationEvaluator, MulticlassClassificationEvaluator) or name == "hinge"
+    votes = kind in (BinaryClassificationEvaluator, MulticlassClassificationEvaluator) or name in OF_CLASSES
     head = LogisticRegression(labelCol="rain", maxIter=1).fit(data) if votes else numeric.stages[-1]
-    found = evaluator_of(Metric(name), head, labelCol="rain", weightCol="weight")
+    params = {"gamma": 2.0, "costs": [[0.0, 1.0], [4.0, 0.0]]}
+    found = evaluator_of(Metric(name), head, labelCol="rain", weightCol="weight", params=params)
     assert (
         type(found) is kind and found.getOrDefault("labelCol") == "rain" and found.getOrDefault("weightCol") == "weight"
     )
-    shown = {"areaUnderROC": "rawPrediction", "hinge": "rawPrediction", "logLoss": "probability"}.get(
-        name, "prediction"
-    )
+    shown = {
+        "areaUnderROC": "rawPrediction",
+        "hinge": "rawPrediction",
+        **dict.fromkeys(OF_PROBABILITIES, "probability"),
+    }
+    shown = shown.get(name, "prediction")
     assert found.getOrDefault(column) == shown
     if votes:
         assert found.evaluate(head.transform(data)) > 0
 
 
-def test_a_metric_that_no_column_shows(numeric: PipelineModel) -> None:
-    with pytest.raises(InputError, match="metric='expectedCost' can't be computed of the columns"):
-        evaluator_of(Metric("expectedCost"), numeric.stages[-1], labelCol="rain")
+def test_class_weights_count_where_the_loss_is_the_metric(df: DataFrame) -> None:
+    data = VectorAssembler(inputCols=NUMBERS, outputCol="features").transform(df)
+    head = LogisticRegression(labelCol="rain", maxIter=1).fit(data)
+    found = head.transform(data)
+    params = {"classWeights": [1.0, 4.0]}
+
+    def value(name: str) -> float:
+        return float(evaluator_of(Metric(name), head, labelCol="rain", params=params).evaluate(found))
+
+    shown = found.select("rain", vector_to_array("probability")[1].alias("p")).toPandas()
+    own = np.where(shown.rain > 0, shown.p, 1 - shown.p)
+    assert value("logLoss") == pytest.approx(float((np.where(shown.rain > 0, 4.0, 1.0) * -np.log(own)).mean()))
+    assert value("brier") == pytest.approx(float(((1 - own) ** 2).mean()))
+    assert value("areaUnderROC") > 0
+
+
+def test_a_metric_that_no_column_shows(numeric: PipelineModel, df: DataFrame) -> None:
+    with pytest.raises(InputError, match="metric='weibull' can't be computed of the columns"):
+        evaluator_of(Metric("weibull"), numeric.stages[-1], labelCol="rain")
+    data = VectorAssembler(inputCols=NUMBERS, outputCol="features").transform(df)
+    with pytest.raises(InputError, match="metric='brier' needs probabilities, which LinearSVCModel doesn't write"):
+        evaluator_of(Metric("brier"), LinearSVC(labelCol="rain", maxIter=1).fit(data), labelCol="rain")
 
 
 # The space ------------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from sklearn import metrics
 from torch import Tensor
 
 from sparkdiff import InputError
+from sparkdiff.objectives.formulas import focal
 from sparkdiff.tuning.mean_loss import MeanLoss
 
 pytestmark = pytest.mark.once
@@ -47,6 +48,44 @@ def test_other_losses() -> None:
     assert MeanLoss("hinge", "p", "y").value(margins, label, w) == pytest.approx(theirs)
     certain = MeanLoss("logLoss", "p", "y").value(label, label, one)
     assert certain == 0.0
+
+
+def test_probabilities_of_classes_give_what_margins_give_in_training() -> None:
+    _, y, w = drawn()
+    y = (y - 0.5).clamp(max=2)
+    margin = torch.from_numpy(np.random.default_rng(1).normal(size=(len(y), 3))) * 3
+    p = margin.softmax(1)
+    found = MeanLoss("focal", "p", "y", params={"gamma": 1.5}).rows(p, y)
+    torch.testing.assert_close(found, focal(margin, y, 1.5), rtol=1e-12, atol=1e-14)
+    theirs = metrics.log_loss(y, p, sample_weight=w)
+    assert MeanLoss("focal", "p", "y", params={"gamma": 0.0}).value(p, y, w) == pytest.approx(theirs)
+    came = np.eye(3)[y.long().numpy()]
+    squares = np.average(((p.numpy() - came) ** 2).sum(1), weights=w.numpy())
+    assert MeanLoss("brier", "p", "y").value(p, y, w) == pytest.approx(squares)
+
+    two, label = margin[:, 0], (y > 0).double()
+    sure = torch.stack([torch.sigmoid(-two), torch.sigmoid(two)], 1)
+    for p in (sure, sure[:, 1]):
+        found = MeanLoss("focal", "p", "y", params={"gamma": 2.0}).rows(p, label)
+        torch.testing.assert_close(found, focal(two, label, 2.0), rtol=1e-9, atol=1e-14)
+        theirs = metrics.brier_score_loss(label, sure[:, 1], sample_weight=w)
+        assert MeanLoss("brier", "p", "y").value(p, label, w) == pytest.approx(theirs)
+        weighted = MeanLoss("logLoss", "p", "y", params={"classWeights": [1.0, 4.0]}).rows(p, label)
+        torch.testing.assert_close(weighted, (1 + 3 * label) * focal(two, label, 0.0))
+    certain = MeanLoss("focal", "p", "y", params={"gamma": 2.0}).rows(label, label)
+    assert not certain.any()
+
+
+def test_costs_of_predicted_classes() -> None:
+    costs = [[0.0, 1.0, 2.0], [5.0, 0.0, 1.0], [9.0, 3.0, 0.0]]
+    found, y = torch.tensor([1.0, 0.0, 2.0]), torch.tensor([0.0, 2.0, 2.0])
+    loss = MeanLoss("expectedCost", "p", "y", params={"costs": costs})
+    assert loss.rows(found.double(), y.double()).tolist() == [1.0, 9.0, 0.0]
+    assert np.isnan(loss.value(torch.full((3,), torch.nan), y, torch.ones(3)))
+    with pytest.raises(InputError, match="metric='expectedCost' needs costs, a list of 2 rows"):
+        MeanLoss("expectedCost", "p", "y")
+    with pytest.raises(InputError, match="numbers >= 0"):
+        MeanLoss("expectedCost", "p", "y", params={"costs": [[0, 1], [-1, 0]]})
 
 
 def test_a_floor_is_the_one_of_training() -> None:
