@@ -70,6 +70,7 @@ class Sample:
     Attributes:
         rows: that were cached, of which `splits` tells those of each split; rows of weight 0 are not.
         stats: of the labels of each split, as a manifest has them.
+        entries: that a row has in the cache, on the mean.
     """
 
     rows: int
@@ -77,6 +78,7 @@ class Sample:
     stats: dict[str, Any]
     stream: Stream
     columns: Mapping[Version, str]
+    entries: float
 
 
 def sampled(request: Request) -> Sample:
@@ -105,8 +107,14 @@ def _sample(table: pa.Table, columns: list[dict[str, Any]], request: Request) ->
     return Sample(
         len(table), {s: table["split"].to_pylist().count(s) for s in SPLITS},
         {s: stats_of([_of(table, s)], request) for s in SPLITS}, _stream(table, columns, request.options.seed),
-        _names(request, columns),
+        _names(request, columns), sum(_entries(table, c) for c in columns),
     )  # fmt: skip
+
+
+def _entries(table: pa.Table, column: dict[str, Any]) -> float:
+    """Of a row in a column, on the mean."""
+    sparse = column["kind"] == "sparse"
+    return float(pc.mean(pc.list_value_length(table[f"{column['name']}_v"])).as_py() if sparse else column["width"])
 
 
 def rehearsed(request: Request) -> Rehearsal:

@@ -200,6 +200,7 @@ def _of_plan(task: Task, rows: int, sample: Sample, start: Start) -> Facts:
         "rows": float(rows), "heldOut": float(_held(sample, rows)), "parameters": float(parameters),
         "candidates": float(len(start.recipes)),
         "stages": float(len(stages)), "trainedStages": float(len(trains)), "width": _width(sample),
+        "entries": sample.entries,
         "trainedBeforeHead": float(len(trains) > 1), "regParam": float(strength), **kind_of(type(head).__name__),
     }  # fmt: skip
 

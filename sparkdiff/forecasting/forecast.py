@@ -173,8 +173,8 @@ class Forecaster:
 
 class _Costs:
     """Core-seconds of a run, as runs of such tables took: a sum, of at least 0 each, for the run itself, each stage, trees, its
-    cells (rows times width), its rows, trees times rows, and what training on the sample took for the rows beyond those of the
-    sample.
+    cells (rows times stored entries), its rows, trees times rows, and what training on the sample took for the rows beyond
+    those of the sample.
     """
 
     def __init__(self, runs: Sequence[PastRun]):
@@ -187,7 +187,7 @@ class _Costs:
     @staticmethod
     def _parts(facts: Mapping[str, float]) -> list[float]:
         rows, trees = facts.get("rows", 0.0), facts.get("head:trees", 0.0)
-        cells = rows * facts.get("width", 1.0)
+        cells = rows * facts.get("entries", facts.get("width", 1.0))  # older facts have none
         return [1.0, facts.get("stages", 0.0), trees, cells / 1e6, rows / 1e6, trees * rows / 1e6, _beyond(facts)]
 
     def __call__(self, facts: Mapping[str, float]) -> float:

@@ -3,9 +3,11 @@
 import contextlib
 
 import pytest
-from pyspark.ml import PipelineModel
+from pyspark.ml import Pipeline, PipelineModel
+from pyspark.ml.classification import LogisticRegression
+from pyspark.ml.feature import CountVectorizer, Tokenizer
 from pyspark.ml.regression import GeneralizedLinearRegression
-from pyspark.sql import DataFrame, functions as F
+from pyspark.sql import DataFrame, SparkSession, functions as F
 from small_data import QUICK, pipeline
 
 from sparkdiff.data import rehearsal
@@ -29,6 +31,18 @@ def test_facts_tell_slack_from_an_optimum(numeric: PipelineModel, df: DataFrame)
     assert slack["lastEpochGain"] > slack["firstEpochGain"] > 0 and slack["lastEpochZ"] > 3 > none["lastEpochZ"]
     assert 0 < slack["secondsPerRow"] < 0.01 and slack["epochs"] == 4
     assert slack["head:linear"] == 1.0 and slack["trainedBeforeHead"] == 1.0 and none["trainedBeforeHead"] == 0.0
+
+
+def test_sparse_rows_have_the_entries_that_are_stored(spark: SparkSession) -> None:
+    rows = [(" ".join(f"w{(i * j) % 300}" for j in range(1, 5)), float(i % 2)) for i in range(200)]
+    df = spark.createDataFrame(rows, "text string, label double")
+    stages = [Tokenizer(inputCol="text", outputCol="words"), CountVectorizer(inputCol="words", outputCol="features")]
+    model = Pipeline(stages=[*stages, LogisticRegression(maxIter=2)]).fit(df)
+    facts = facts_of(prepare(model, Options(), df), df)
+    distinct = [len(set(text.split())) for text, _ in rows]
+    assert facts["width"] > 128
+    beside = facts["width"] - len(model.stages[1].vocabulary)  # the label and what else is a column of its own
+    assert facts["entries"] == pytest.approx(sum(distinct) / len(rows) + beside)
 
 
 def test_the_step_of_the_facts_is_that_of_the_quadratic(numeric: PipelineModel, df: DataFrame) -> None:

@@ -53,6 +53,18 @@ def test_a_forecast_follows_what_was_learned() -> None:
     assert forecaster({**large, "candidates": 3.0}).coreSeconds == pytest.approx(2.0 + 12.0 + 0.3 * 120.0, rel=0.1)
 
 
+def test_a_wide_sparse_table_costs_what_it_stores() -> None:
+    draw, runs = random.Random(0), list[PastRun]()
+    for _ in range(60):
+        rows, width = draw.choice([500.0, 5000.0, 20000.0]), draw.choice([5.0, 50.0])
+        facts = {"rows": rows, "width": width, "stages": 3.0, "lastEpochZ": draw.uniform(-3, 6)}
+        runs.append(PastRun(facts, draw.random() < 0.5, 0.1, 2.0 + rows * width / 1e5))  # older facts, without entries
+    forecaster = Forecaster(runs)
+    wide = {**runs[0].facts, "rows": 20000.0, "width": 10000.0}
+    assert forecaster({**wide, "entries": 50.0}).coreSeconds == pytest.approx(12.0, rel=0.05)
+    assert forecaster(wide).coreSeconds > 1000
+
+
 def test_facts_may_be_missing_and_gains_are_clipped() -> None:
     assert all(math.isnan(v) or v == 0.0 for v in features({}))
     assert dict(zip(NAMES, features({"stepGain": -9.0, "lastEpochZ": 99.0}), strict=True))["stepGain"] == -1.0
