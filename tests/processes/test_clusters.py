@@ -140,10 +140,11 @@ def test_the_demo_on_a_cluster(
 ) -> None:
     """Executors in processes of their own; those of the standalone one are started by its workers, not by the driver."""
     master = request.getfixturevalue(kind) if kind == "standalone" else "local-cluster[2,1,1024]"
-    demo(runs, kind, "fineTuner.maxEpochs=6", master=master, python=foreign)
+    few = ("fineTuner.maxEpochs=3", "fineTuner.batchSize=256")  # each step waits for a core that all processes want
+    demo(runs, kind, *few, master=master, python=foreign)
     monkeypatch.chdir(ROOT)
     if not (runs / "one").exists():
-        assert in_this_process(spark, runs, "one", "fineTuner.maxEpochs=6", "fineTuner.numProcesses=1") == 0
+        assert in_this_process(spark, runs, "one", *few, "fineTuner.numProcesses=1") == 0
     same(runs / kind, runs / "one")
 
 
