@@ -21,6 +21,23 @@ as their epochs are short."""
 MOST = 10
 
 
+def pipeline(folder: Path, rows: int, columns: int) -> tuple[Any, Any]:
+    """A fitted pipeline, and the rows that tune it, in a session that this starts."""
+    from pyspark.ml import Pipeline
+    from pyspark.ml.classification import LogisticRegression
+    from pyspark.ml.feature import StandardScaler, VectorAssembler
+    from pyspark.sql import SparkSession
+
+    conf = {"spark.ui.enabled": "false", "spark.log.level": "ERROR", "spark.sql.shuffle.partitions": "4"}
+    spark = SparkSession.builder.master("local[2]").config("spark.driver.memory", "2g").config(map=conf).getOrCreate()
+    df = spark.read.parquet(made(folder, rows, columns).as_uri())
+    stages = [
+        VectorAssembler(inputCols=[f"x{j}" for j in range(columns)], outputCol="assembled"),
+        StandardScaler(inputCol="assembled", outputCol="features"), LogisticRegression(regParam=1.0, maxIter=5),
+    ]  # fmt: skip
+    return Pipeline(stages=stages).fit(df.limit(50_000)), df
+
+
 def trained(model: Any, df: Any, folder: Path, batch: int, epochs: int, **options: Any) -> Any:
     """The summary of a training of so many epochs."""
     import sparkdiff
@@ -52,20 +69,8 @@ def main() -> int:
     options.add_argument("--folder", type=Path)
     given = parse(options, rows=2000, columns=4, batch=[128], steps=[4], epochs=4)
 
-    from pyspark.ml import Pipeline
-    from pyspark.ml.classification import LogisticRegression
-    from pyspark.ml.feature import StandardScaler, VectorAssembler
-    from pyspark.sql import SparkSession
-
-    conf = {"spark.ui.enabled": "false", "spark.log.level": "ERROR", "spark.sql.shuffle.partitions": "4"}
-    spark = SparkSession.builder.master("local[2]").config("spark.driver.memory", "2g").config(map=conf).getOrCreate()
     folder = folder_of(given)
-    df = spark.read.parquet(made(folder, given.rows, given.columns).as_uri())
-    stages = [
-        VectorAssembler(inputCols=[f"x{j}" for j in range(given.columns)], outputCol="assembled"),
-        StandardScaler(inputCol="assembled", outputCol="features"), LogisticRegression(regParam=1.0, maxIter=5),
-    ]  # fmt: skip
-    model = Pipeline(stages=stages).fit(df.limit(50_000))
+    model, df = pipeline(folder, given.rows, given.columns)
     results, table, figures = list[dict[str, Any]](), list[list[str]](), dict[str, float]()
     for batch in given.batch:
         arms: list[dict[str, Any]] = [{}]

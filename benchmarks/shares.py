@@ -18,10 +18,11 @@ from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from common import exit_code, folder_of, markdown, parse, parser, write
-from scale import made
+from processes import pipeline, trained
 from torch import Tensor
 
 from sparkdiff.data.stream import Stream
@@ -136,35 +137,20 @@ def main() -> int:
     options.add_argument("--folder", type=Path)
     given = parse(options, rows=2000, columns=4, batch=[128], processes=[1, 2])
 
-    from pyspark.ml import Pipeline
-    from pyspark.ml.classification import LogisticRegression
-    from pyspark.ml.feature import StandardScaler, VectorAssembler
-    from pyspark.sql import SparkSession
-
-    import sparkdiff
     from sparkdiff.training.distributed import launch
 
-    conf = {"spark.ui.enabled": "false", "spark.log.level": "ERROR", "spark.sql.shuffle.partitions": "4"}
-    spark = SparkSession.builder.master("local[2]").config("spark.driver.memory", "2g").config(map=conf).getOrCreate()
     folder = folder_of(given)
-    df = spark.read.parquet(made(folder, given.rows, given.columns).as_uri())
-    stages = [
-        VectorAssembler(inputCols=[f"x{j}" for j in range(given.columns)], outputCol="assembled"),
-        StandardScaler(inputCol="assembled", outputCol="features"), LogisticRegression(regParam=1.0, maxIter=5),
-    ]  # fmt: skip
-    model = Pipeline(stages=stages).fit(df.limit(50_000))
+    model, df = pipeline(folder, given.rows, given.columns)
     taken: list[Assignment] = []
 
     def take(assignment: Assignment, *others: Any, **options: Any) -> None:
         taken.append(assignment)
         work(assignment, *others, **options)
 
-    launch.work = take  # type: ignore[attr-defined]
     results, table, figures = list[dict[str, Any]](), list[list[str]](), dict[str, float]()
     for batch in given.batch:
-        sparkdiff.FineTuner(
-            model, recipe="fast", batchSize=batch, maxEpochs=EPOCHS, patience=EPOCHS, cacheDir=str(folder / "cache"), verbosity=0
-        ).fit(df)  # fmt: skip
+        with mock.patch.object(launch, "work", take):
+            trained(model, df, folder, batch, EPOCHS)
         seen = taken[-1]
         network = seen.network.without_spark()
         assignment = replace(seen, network=network, cache=seen.cache.resolve(), inMemory=not given.files)

@@ -31,6 +31,8 @@ from sparkdiff.history import store
 WANTED, SAVED = 0.95, 0.5
 """The share of the kept gain that is to be reached, and the least share of core-seconds saved there."""
 ORDERS = 1000
+SMALL = 1000
+"""Rows of a table from which on it is no small one."""
 STEPS = ("first", "again", "new")
 """Of a cell, in their order."""
 OWN = ("set", "kind", "step", "planted", "factsSeconds", "stopsAfter")
@@ -189,10 +191,12 @@ def told(name: str, runs: Sequence[Run]) -> dict[str, float]:
     found = forecasts(runs)
     plan = forecasts(runs, lambda n: n in PLAN or n.startswith("head:"))
     order, cheap = ranked(found), ranked(plan)
+    wide = forecasts(runs, lambda n: n != "entries")
     curves = {
         "triage": curve(runs, order, facts=True, stopping=True),
         "triage, no run stopped": curve(runs, order, facts=True, stopping=False),
         "triage, if facts cost nothing": curve(runs, order, facts=False, stopping=True),
+        "triage, cells counted by the width of sparse rows": curve(runs, ranked(wide), facts=True, stopping=True),
         "by the plan alone": curve(runs, cheap, facts=False, stopping=False),
         "everything, stopped early": curve(runs, range(len(runs)), facts=False, stopping=True),
         "run everything with patience": curve(runs, range(len(runs)), facts=False, stopping=False),
@@ -202,12 +206,16 @@ def told(name: str, runs: Sequence[Run]) -> dict[str, float]:
     rows[-1][1:] = ["100%"] * len(shares)  # of everything, whatever the order
     rows.append(["random order", *(_share(random_order(runs, s)) for s in shares)])
     kept = sum(r.known.kept for r in runs)
-    facts = sum(r.factsSeconds for r in runs) / sum(r.known.coreSeconds for r in runs)
+    small = [r for r in runs if r.known.facts["rows"] < SMALL]
+    facts, of_small, of_others = map(facts_share, (runs, small, [r for r in runs if r not in small]))
     print(f"\n{name}: {len(runs)} runs of {len({r.set for r in runs})} sets, {kept} with gain, ", end="")
     print(
         f"{sum(r.planted for r in runs)} planted; {sum(r.known.coreSeconds for r in runs):,.0f} core-seconds, ", end=""
     )
-    print(f"facts {facts:.0%} of them; AUC of the probability {area(found, runs):.3f}")
+    print(
+        f"facts {facts:.0%} of them "
+        f"({of_small:.0%} below {SMALL:,} rows, else {of_others:.0%}); AUC of the probability {area(found, runs):.3f}"
+    )
     print(markdown(["core-seconds for this share of the kept gain", *(f"{s:.0%}" for s in shares)], rows))
     ends = {s: at_its_own_end(runs, found, s) for s in (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)}
     rows = [[f"{s:.0%}", f"{spent:.0%}", f"{gain:.0%}"] for s, (spent, gain) in ends.items()]
@@ -217,6 +225,11 @@ def told(name: str, runs: Sequence[Run]) -> dict[str, float]:
         f"{name}: saved at 95%": 1 - curves["triage"].needed(WANTED), f"{name}: by itself, core-seconds": spent,
         f"{name}: by itself, gain": gain, f"{name}: AUC": area(found, runs),
     }  # fmt: skip
+
+
+def facts_share(runs: Sequence[Run]) -> float:
+    """The core-seconds of the facts over those of the runs."""
+    return sum(r.factsSeconds for r in runs) / max(sum(r.known.coreSeconds for r in runs), 1e-9)
 
 
 def _share(value: float) -> str:

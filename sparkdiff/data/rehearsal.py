@@ -92,11 +92,19 @@ def sampled(request: Request) -> Sample:
         InputError: a column is missing, there are no rows, or Spark failed on them.
     """
     check_request(request)
-    frames, columns = _frames(request, request, told=True)
-    with blamed(ran_by(request)):
-        found = hashed(request, frames, columns).collect()
+    try:
+        columns, found = _hashed(request, told=True)
+    except InputError:  # where the metadata are wrong the rows tell the widths, else the same error comes again
+        columns, found = _hashed(request, told=False)
     found.sort(key=lambda row: row["hash"])  # in whatever order Spark gave them
     return _sample(_table(found, columns, [row["hash"] % SHARDS for row in found]), columns, request)
+
+
+def _hashed(request: Request, *, told: bool) -> tuple[list[dict[str, Any]], list[Any]]:
+    """The columns of the cache of these rows, see `columns_of`, and the rows, undealt."""
+    frames, columns = _frames(request, request, told=told)
+    with blamed(ran_by(request)):
+        return columns, hashed(request, frames, columns).collect()
 
 
 def _sample(table: pa.Table, columns: list[dict[str, Any]], request: Request) -> Sample:

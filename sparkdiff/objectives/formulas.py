@@ -77,6 +77,18 @@ def focal(margin: Tensor, y: Tensor, gamma: float) -> Tensor:
     return -torch.exp(gamma * log_rest) * log_p
 
 
+def brier(p: Tensor, y: Tensor) -> Tensor:
+    """The Brier score (1950): (p - y)^2 of class 1 where there are two, the sum of (p_k - 1[y = k])^2 over k of several.
+
+    The original sums over two classes as well, which is twice as much; this is what scikit-learn's brier_score_loss gives.
+    (n,) of class 1 or (n, k), (n,) -> (n,)
+    """
+    if p.ndim == 1:
+        return (p - y) ** 2
+    came = F.one_hot(y.long(), p.shape[1])
+    return ((p - came) ** 2).sum(1) / (2.0 if p.shape[1] == 2 else 1.0)
+
+
 def mean_cost(score: Tensor, y: Tensor, costs: Tensor) -> Tensor:
     """The label's row of costs (k, k), averaged under the probabilities of the score. (n,) or (n, k), (n,) -> (n,)"""
     return (costs[y.long()] * probabilities(score)).sum(1)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sparkdiff.errors import InputError
-from sparkdiff.objectives.formulas import index, probabilities, rank_score
+from sparkdiff.objectives.formulas import brier, index, probabilities, rank_score
 from sparkdiff.objectives.loss_params import cost_matrix
 from sparkdiff.objectives.losses import (
     BATCH,
@@ -220,21 +220,11 @@ BINARY: dict[str, Value] = {"areaUnderROC": area_under_roc, "areaUnderPR": area_
 
 
 def _brier(head: Predictor) -> Rows:
-    """The Brier score (1950): (p - y)^2 of class 1 where there are two, the sum of (p_k - 1[y = k])^2 over k of several.
-
-    The original sums over two classes as well, which is twice as much; this is what scikit-learn's brier_score_loss gives.
-    """
     if not head.classes and head.own_loss()[0] == "logLoss":
-        return lambda m, y, w: (head.mean(m) - y) ** 2
+        return lambda m, y, w: brier(head.mean(m), y)
     if not head.classes or not head.probable:
         raise InputError(f"metric='brier' measures probabilities, which {type(head).__name__} doesn't output")
-    half = 2.0 if head.classes == 2 else 1.0
-
-    def rows(margin: Tensor, y: Tensor, w: Tensor) -> Tensor:
-        came = torch.nn.functional.one_hot(index(y, head.classes), head.classes)
-        return ((probabilities(margin) - came) ** 2).sum(1) / half
-
-    return rows
+    return lambda m, y, w: brier(probabilities(m), index(y, head.classes))
 
 
 # Classes --------------------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sparkdiff import jvm
 from sparkdiff.errors import InputError
-from sparkdiff.objectives.formulas import half_deviance, hinge, of_label, pinball
+from sparkdiff.objectives.formulas import brier, half_deviance, hinge, of_label, pinball
 from sparkdiff.objectives.loss_params import cost_matrix, number
 from sparkdiff.objectives.losses import PARAMS as LOSS_PARAMS
 from sparkdiff.objectives.metric import Metric
@@ -31,7 +31,7 @@ PIECE = 65536
 """Rows that are read at a time."""
 DEVIANCES = ("poisson", "gamma", "tweedie")
 OF_PROBABILITIES = ("logLoss", "focal", "brier")
-BY_CLASS = ("logLoss", "focal", "hinge")
+CLASS_WEIGHTED = ("logLoss", "focal", "hinge")
 """Losses that are multiplied by `classWeights`, where these are losses and metric at once."""
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -118,7 +118,7 @@ def _loss(name: str, params: Mapping[str, Any]) -> Loss:
         gamma = number(name, params, "gamma", ">= 0", lambda v: v >= 0)
         return lambda p, y: _focal(_by_class(p), y, gamma)
     if name == "brier":
-        return _brier
+        return brier
     if name == "expectedCost":
         given = params.get("costs")
         costs = cost_matrix(given, len(given) if isinstance(given, (list, tuple)) else 2, f"metric={name!r}")
@@ -152,13 +152,6 @@ def _focal(p: Tensor, y: Tensor, gamma: float) -> Tensor:
     return -(torch.where(own, 0.0, p).sum(1) ** gamma) * of_label(p, y).log()
 
 
-def _brier(p: Tensor, y: Tensor) -> Tensor:
-    """See `objectives.metrics`: of two classes that of class 1, of more the sum over all."""
-    if p.ndim == 1 or p.shape[1] == 2:
-        return (_last(p) - y) ** 2
-    return ((p - torch.nn.functional.one_hot(y.long(), p.shape[1])) ** 2).sum(1)
-
-
 def evaluator_of(
     metric: Metric, head: Any, *, labelCol: str, weightCol: str | None = None, params: Mapping[str, Any] | None = None
 ) -> Any:
@@ -176,7 +169,7 @@ def evaluator_of(
     defaults = {k: v for k, v in LOSS_PARAMS.get(name, {}).items() if v is not None}
     given = {**defaults, **(params or {})}
     weighted = given.pop("classWeights", None)
-    weighted = weighted if name in BY_CLASS else None
+    weighted = weighted if name in CLASS_WEIGHTED else None
     label: dict[str, Any] = {"labelCol": labelCol, **({"weightCol": weightCol} if weightCol else {})}
     votes = head.hasParam("rawPredictionCol")
     prediction = head.getOrDefault("predictionCol")

@@ -6,6 +6,7 @@ import pytest
 from pyspark.ml import Pipeline, PipelineModel
 from pyspark.ml.classification import LogisticRegression
 from pyspark.ml.feature import CountVectorizer, Tokenizer
+from pyspark.ml.linalg import Vectors
 from pyspark.ml.regression import GeneralizedLinearRegression
 from pyspark.sql import DataFrame, SparkSession, functions as F
 from small_data import QUICK, pipeline
@@ -43,6 +44,17 @@ def test_sparse_rows_have_the_entries_that_are_stored(spark: SparkSession) -> No
     assert facts["width"] > 128
     beside = facts["width"] - len(model.stages[1].vocabulary)  # the label and what else is a column of its own
     assert facts["entries"] == pytest.approx(sum(distinct) / len(rows) + beside)
+
+
+def test_metadata_that_tell_a_wrong_width_change_nothing(spark: SparkSession) -> None:
+    rows = [(Vectors.dense(i % 3, i % 5, -(i % 7), 1.0 / (1 + i)), float(i % 2)) for i in range(200)]
+    df = spark.createDataFrame(rows, ["features", "label"])
+    wrong = df.withMetadata("features", {"ml_attr": {"num_attrs": 2}})
+    model = PipelineModel([LogisticRegression(maxIter=2).fit(df)])
+    found, other = (facts_of(prepare(model, Options(), data), data) for data in (df, wrong))
+    assert {k: v for k, v in found.items() if k != "secondsPerRow"} == {
+        k: v for k, v in other.items() if k != "secondsPerRow"
+    }
 
 
 def test_the_step_of_the_facts_is_that_of_the_quadratic(numeric: PipelineModel, df: DataFrame) -> None:

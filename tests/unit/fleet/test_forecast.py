@@ -33,9 +33,7 @@ def learned(count: int = 80) -> list[PastRun]:
         z, rows, each = draw.uniform(-3, 6), draw.choice([500.0, 1000.0, 4000.0]), draw.choice([1e-5, 2e-5, 1e-4])
         facts = {"rows": rows, "lastEpochZ": z, "parameters": 10.0, "candidates": 1.0, "stages": 3.0, "width": 5.0}
         facts |= {"secondsPerRow": each, "epochs": 40.0}
-        beyond = (
-            max(0.0, rows - 2000) * each * 40
-        )  # core-seconds of training the rows beyond the sample as the sample was
+        beyond = max(0.0, rows - 2000) * each * 40  # core-seconds, were these trained as the sample was
         out.append(PastRun(facts, z > 2, 0.3 if z > 2 else 0.0, 2.0 + rows / 1000 + 0.3 * beyond))
     return out
 

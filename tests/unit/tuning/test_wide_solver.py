@@ -60,7 +60,9 @@ def test_they_are_those_of_linear_regression(
             assert one.converged == other.converged or (mix and kind == "shifted" and not intercept)
             if one.converged and other.converged:
                 # The floor: where little of the label is left, what cancels (its squares, those of the products) is rounded.
-                size = np.abs(data.x) @ np.abs(other.coefficients.numpy()) / data.label.std()
+                size = (
+                    np.abs(data.x - data.x.mean(0) * intercept) @ np.abs(other.coefficients.numpy()) / data.label.std()
+                )
                 rounded = 1e-12 + 1e-15 * np.mean(size**2)
                 assert abs(one.objective - other.objective) < 1e-9 * other.objective + rounded
                 cut = Solution(one.coefficients[:-1], one.intercept, one.objective, True)
