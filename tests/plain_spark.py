@@ -23,7 +23,8 @@ from pyspark.ml import PipelineModel
 from pyspark.sql import SparkSession
 
 rows, *models = sys.argv[1:]
-spark = SparkSession.builder.master("local[1]").config("spark.ui.enabled", "false").getOrCreate()
+settings = {"spark.ui.enabled": "false", "spark.sql.codegen.wholeStage": "false"}
+spark = SparkSession.builder.master("local[1]").config(map=settings).getOrCreate()
 df = spark.read.parquet(rows)
 out = [[r.prediction for r in PipelineModel.load(m).transform(df).orderBy("id").select("prediction").collect()] for m in models]
 print("SERVED " + json.dumps(out))

@@ -327,6 +327,7 @@ def test_two_threads_find_the_same_bits(searched: dict[int, CrossValidatorModel]
             assert a.summary.history.equals(b.summary.history)
 
 
+@pytest.mark.nightly  # threads of a search: test_two_threads_find_the_same_bits
 @pytest.mark.once
 def test_threads_of_ones_own(df: DataFrame, numeric: PipelineModel, short: PipelineModel, folder: Path) -> None:
     settings: list[dict[str, Any]] = [{"learningRate": 0.01}, {"learningRate": 0.01}, {"loss": "absolute"}, {"seed": 1}]

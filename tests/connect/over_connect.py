@@ -1,8 +1,9 @@
 """What test_connect.py runs in a process of its own: a whole fine-tuning over Spark Connect, the JVM out of reach.
 
-    python over_connect.py FOLDER
+    python over_connect.py FOLDER [all]
 
-leaves FOLDER/rows (Parquet), FOLDER/model, FOLDER/job and, in FOLDER/facts.json, what the tests compare.
+leaves FOLDER/rows (Parquet), FOLDER/model and, in FOLDER/facts.json, what the tests compare. With `all`, as by night, jobs,
+serving by torch, models made from files and every kind of data that a stage holds are tried too.
 """
 
 import json
@@ -43,6 +44,10 @@ from sparkdiff.pipeline.nesting import flatten
 from sparkdiff.testing import check_stage
 
 ROOT = Path(__file__).parents[2]
+SETTINGS = {
+    "spark.sql.shuffle.partitions": "2", "spark.sql.codegen.wholeStage": "false", "spark.sql.codegen.factoryMode": "NO_CODEGEN"
+}  # fmt: skip
+"""As in the session of the other tests: few rows are read faster than their plans are compiled."""
 sys.path.insert(0, str(ROOT / "conf"))
 
 
@@ -75,10 +80,10 @@ def connected() -> SparkSession:
     builder = SparkSession.builder.remote("local[2]").config("spark.connect.grpc.binding.port", str(port))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the server has the port; the session cannot set it, too
-        return builder.config("spark.sql.shuffle.partitions", "2").getOrCreate()
+        return builder.config(map=SETTINGS).getOrCreate()
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, everything: bool) -> None:
     spark = connected()
     without_jvm()
     facts: dict[str, Any] = {"version": spark.version, "session": type(spark).__module__}
@@ -125,7 +130,7 @@ def main(folder: Path) -> None:
     assert predictions(loaded, df) == facts["predictions"]
     assert predictions(model, df) != facts["predictions"]
     assert sparkdiff.write_back(loaded, sparkdiff.translate(loaded)) is loaded
-    for _ in range(2):
+    for _ in range(1 + everything):
         tuned.write().overwrite().save(f"file://{folder}/tuned")
         tuner.write().overwrite().save(f"file://{folder}/tuner")
     again = sparkdiff.FineTunerModel.load(f"file://{folder}/tuned")
@@ -133,16 +138,10 @@ def main(folder: Path) -> None:
     assert again.summary.metrics == tuned.summary.metrics
     assert sparkdiff.FineTuner.load(f"file://{folder}/tuner").getMaxEpochs() == 6
 
-    by_torch = sparkdiff.TorchTransformer(plain, device="cpu")
-    by_torch.write().overwrite().save(f"file://{folder}/by-torch")
-    for transformer in (by_torch, sparkdiff.TorchTransformer.load(f"file://{folder}/by-torch")):
-        np.testing.assert_allclose(predictions(transformer, df), facts["predictions"], rtol=1e-9)
-
     # Trees: read from what the server saves, written back the same way, weights of the trees included.
-    for estimator in (
-        GBTRegressor(featuresCol="v", labelCol="bikers", maxIter=3, maxDepth=3, leafCol="leaves"),
-        RandomForestClassifier(featuresCol="v", labelCol="holiday", numTrees=3, maxDepth=3),
-    ):
+    boosted = GBTRegressor(featuresCol="v", labelCol="bikers", maxIter=3, maxDepth=3, leafCol="leaves")
+    forest = RandomForestClassifier(featuresCol="v", labelCol="holiday", numTrees=3, maxDepth=3)
+    for estimator in (boosted, forest) if everything else (boosted,):
         trees = estimator.fit(numbers)
         grown = sparkdiff.translate(trees)
         assert sparkdiff.verify(trees, numbers, network=grown).ok
@@ -153,6 +152,35 @@ def main(folder: Path) -> None:
         assert params(other) == params(trees)
         assert sparkdiff.verify(other, numbers, network=grown).ok
         assert not sparkdiff.verify(trees, numbers, network=grown).ok
+
+    try:
+        sparkdiff.verify(model, df.withColumn("temp", F.lit(None).cast("double")))
+    except sparkdiff.InputError as e:
+        facts["refused"] = str(e)
+
+    assembled = model.transform(df).select("assembled", "bikers")
+    # pyspark's own class searches; what can be told before is told.
+    head = LinearRegression(featuresCol="assembled", labelCol="bikers")
+    given = {"estimatorParamMaps": [{head.regParam: 0.1}, {head.regParam: 0.2}], "evaluator": RegressionEvaluator()}
+    facts["search"] = str(sparkdiff.CrossValidator(estimator=head, **given).explain(assembled))
+    try:
+        sparkdiff.CrossValidator(estimator=head, **given, foldCol="folt").explain(assembled)
+    except sparkdiff.InputError as e:
+        facts["foldCol"] = str(e)
+    if everything:
+        facts |= all_else(folder, plain, df, numbers, assembled, facts["predictions"])
+    (folder / "facts.json").write_text(json.dumps(facts))
+
+
+def all_else(
+    folder: Path, plain: PipelineModel, df: DataFrame, numbers: DataFrame, assembled: DataFrame, served: list[float]
+) -> dict[str, Any]:
+    """What takes longer, of the tuned pipeline, the rows, two of their numbers as a vector, and what the scaler reads."""
+    facts: dict[str, Any] = {}
+    by_torch = sparkdiff.TorchTransformer(plain, device="cpu")
+    by_torch.write().overwrite().save(f"file://{folder}/by-torch")
+    for transformer in (by_torch, sparkdiff.TorchTransformer.load(f"file://{folder}/by-torch")):
+        np.testing.assert_allclose(predictions(transformer, df), served, rtol=1e-9)
 
     # A fitted stage of which there is none to copy from: its files are written.
     plane = jvm.fitted(
@@ -172,11 +200,6 @@ def main(folder: Path) -> None:
     )
     facts["job"] = run.run(job).decision
     assert predictions(loading.load_model(f"file://{folder}/job/model"), df)
-    try:
-        sparkdiff.verify(model, df.withColumn("temp", F.lit(None).cast("double")))
-    except sparkdiff.InputError as e:
-        facts["refused"] = str(e)
-
     # What these are fitted to is no vector, or one that constructors wrap: maps, arrays of counts, indices of features.
     for estimator in (
         IDF(inputCol="v", outputCol="o", minDocFreq=9),
@@ -188,7 +211,6 @@ def main(folder: Path) -> None:
         check_stage(estimator.fit(numbers) if hasattr(estimator, "fit") else estimator, numbers)
 
     # A scaler with no output column set: a loaded one's Python object names another than Spark writes.
-    assembled = model.transform(df).select("assembled", "bikers")
     scaler = StandardScaler(inputCol="assembled").fit(assembled)
     linear = LinearRegression(featuresCol=scaler.getOutputCol(), labelCol="bikers").fit(scaler.transform(assembled))
     PipelineModel([scaler, linear]).save(f"file://{folder}/unnamed")
@@ -201,20 +223,12 @@ def main(folder: Path) -> None:
     facts["unnamed"] = str(sparkdiff.verify(back, assembled, network=network))
     assert not sparkdiff.verify(unnamed, assembled, network=network).ok
 
-    # pyspark's own class searches; what can be told before is told.
-    head = LinearRegression(featuresCol="assembled", labelCol="bikers")
-    given = {"estimatorParamMaps": [{head.regParam: 0.1}, {head.regParam: 0.2}], "evaluator": RegressionEvaluator()}
-    facts["search"] = str(sparkdiff.CrossValidator(estimator=head, **given).explain(assembled))
-    try:
-        sparkdiff.CrossValidator(estimator=head, **given, foldCol="folt").explain(assembled)
-    except sparkdiff.InputError as e:
-        facts["foldCol"] = str(e)
-    (folder / "facts.json").write_text(json.dumps(facts))
+    return facts
 
 
 if __name__ == "__main__":
     try:
-        main(Path(sys.argv[1]))
+        main(Path(sys.argv[1]), sys.argv[2:] == ["all"])
     except BaseException:
         import traceback
 

@@ -14,6 +14,7 @@ import numpy as np
 import plain_spark
 import pytest
 
+from sparkdiff.cli import main
 from sparkdiff.store.digests import hash_of_folder
 
 ROOT = Path(__file__).parents[2]
@@ -271,79 +272,80 @@ def in_one_process(commands: list[list[str]], folder: Path, expect: int) -> list
     return [Ran(*json.loads(line.removeprefix("RAN "))) for line in lines]
 
 
-def wrong(demo: tuple[Path, subprocess.CompletedProcess[str]], data: Path, folder: Path, *arguments: str) -> list[str]:
+def command(
+    demo: tuple[Path, subprocess.CompletedProcess[str]], data: Path, folder: Path, *arguments: str
+) -> list[str]:
     caches = f"fineTuner.cacheDir={demo[0].parent / '.cache'}"  # the demo's, which spares the fit
     return ["finetune", *told(data, f"output.path={folder}", caches), *arguments]
 
 
-@pytest.fixture(scope="module")
-def ran(
+@pytest.mark.once
+def test_a_second_run_reuses_all(
     demo: tuple[Path, subprocess.CompletedProcess[str]],
     first: dict[str, Any],
     data: Path,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> tuple[list[Ran], Path]:
-    """The demo again and wrong commands, in one new process after the demo's; and their folder."""
-    folder = tmp_path_factory.mktemp("commands")
-    (folder / "taken").mkdir()
-    commands = [
-        ["finetune", *told(data, f"output.path={demo[0]}")],
-        *(wrong(demo, data, folder / "out", *arguments) for arguments, _ in WRONG),
-        wrong(demo, data, folder / "taken", "output.mode=error"),
-    ]
-    return in_one_process(commands, folder, expect=2), folder
-
-
-@pytest.mark.once
-def test_a_second_run_reuses_all_and_reads_no_source_row(
-    demo: tuple[Path, subprocess.CompletedProcess[str]], first: dict[str, Any], ran: tuple[list[Ran], Path]
+    spark: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    run, done = demo[0], ran[0][0]
+    """That it reads no source row: test_cache, and by night below."""
+    run = demo[0]
+    monkeypatch.chdir(ROOT)
+    assert main(["finetune", *told(data, f"output.path={run}")]) == 0
+    said = capsys.readouterr()
     second = summary(run)
-    assert done.code == 0
     assert second["cache"] == first["summary"]["cache"] | {"hit": True}
     for name in ("metrics", "z", "p"):
         assert second[name] == first["summary"][name]
     assert (second["options"]["device"], second["device"], second["precision"]) == ("auto", "cpu", "float64")
-    assert "device='auto'" not in done.out + done.err  # no GPU was shown to it
+    assert "device='auto'" not in said.out + said.err  # no GPU is here
     assert (run / "history.csv").read_text() == first["history"]
-    assert "reused: the same pipeline" in done.err
-    cached = modified(run.parent / ".cache")  # by the next commands, too
-    assert {p: t for p, t in cached.items() if t / 1e9 <= done.end} == first["cached"]
-    first_reads, _ = queries_over("bikeshare.csv", run.parent / "events")
-    reads, queries = queries_over("bikeshare.csv", ran[1] / "events", done.begin, done.end)
-    assert first_reads > 0
-    assert reads == 0
-    assert queries > 0
+    assert "reused: the same pipeline" in said.err
+    assert modified(run.parent / ".cache") == first["cached"]
 
 
-def assert_refused(done: Ran, said: str) -> None:
-    assert done.code == 2
-    (line,) = [line for line in done.err.splitlines() if line.startswith("error: ")]
+def assert_refused(code: int, out: str, err: str, said: str) -> None:
+    assert code == 2
+    (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
     assert said in line
-    assert "Traceback" not in done.out + done.err
+    assert "Traceback" not in out + err
 
 
 @pytest.mark.once
-def test_wrong_input_ends_with_2_and_leaves_nothing(demo: Any, ran: tuple[list[Ran], Path]) -> None:
-    every, folder = ran
-    for done, (_, said) in zip(every[1:], [*WRONG, ([], "exists")], strict=True):
-        assert_refused(done, said)
-    assert not (folder / "out").exists()
-    assert list((folder / "taken").iterdir()) == []  # left alone
+def test_wrong_input_ends_with_2_and_leaves_nothing(
+    demo: Any,
+    data: Path,
+    spark: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(ROOT)
+    (tmp_path / "taken").mkdir()
+    commands = [
+        *((command(demo, data, tmp_path / "out", *arguments), said) for arguments, said in WRONG),
+        (command(demo, data, tmp_path / "taken", "output.mode=error"), "exists"),
+    ]
+    for arguments, said in commands:
+        code = main(arguments)
+        assert_refused(code, *capsys.readouterr(), said)
+    assert not (tmp_path / "out").exists()
+    assert list((tmp_path / "taken").iterdir()) == []  # left alone
     assert not [p for p in (demo[0].parent / ".cache").iterdir() if p.name.startswith(".")]
 
 
 @pytest.mark.once
 @pytest.mark.nightly  # in the tests' process, on other models: test_plan_command, test_places (verify), test_difference (diff)
 def test_the_command_plans_verifies_and_compares_saved_models(demo: Any, data: Path, tmp_path: Path) -> None:
+    """In one new process, whose first command is the demo again: it reads no row of the source."""
     import yaml
 
     run, found = demo[0], summary(demo[0])
     schema = yaml.safe_load((ROOT / "conf" / "bikeshare.yaml").read_text())["data"]["train"]["schema"]
     csv = ["--format", "csv", "--options", json.dumps({"schema": schema, "header": "true"})]
     commands = [
-        *(wrong(demo, data, tmp_path / "out", *arguments) for arguments, _ in WRONG_TOO),
+        command(demo, data, tmp_path / "again"),
+        *(command(demo, data, tmp_path / "out", *arguments) for arguments, _ in WRONG_TOO),
         ["plan", str(run), "--json"],  # a run's folder stands for its model
         ["verify", str(run), "--data", str(ROOT / "data" / "bikeshare.csv"), *csv],
         ["diff", found["parent"]["path"], str(run), "--json"],
@@ -351,9 +353,13 @@ def test_the_command_plans_verifies_and_compares_saved_models(demo: Any, data: P
         ["plan"],
         ["plan", str(run / "model"), "--strict"],
     ]
-    every = in_one_process(commands, tmp_path, expect=3)
+    again, *every = in_one_process(commands, tmp_path, expect=3)
+    first_reads, _ = queries_over("bikeshare.csv", run.parent / "events")
+    reads, queries = queries_over("bikeshare.csv", tmp_path / "events", again.begin, again.end)
+    assert (again.code, reads) == (0, 0)
+    assert first_reads > 0 and queries > 0
     for done, (_, said) in zip(every, WRONG_TOO, strict=False):
-        assert_refused(done, said)
+        assert_refused(done.code, done.out, done.err, said)
     assert not (tmp_path / "out").exists()
     every = every[len(WRONG_TOO) :]
     assert [r.code for r in every] == [0, 0, 0, 2, 2, 3]

@@ -1,4 +1,4 @@
-"""The demo in several processes on real clusters, our package shipped by --py-files only, and what a cluster may lack."""
+"""Jobs in several processes on real clusters, our package shipped by --py-files only, and what a cluster may lack."""
 
 import json
 import os
@@ -129,7 +129,25 @@ def test_gpus_that_spark_gives_and_torch_does_not_see(runs: Path, local: Path, f
 
 
 @pytest.mark.once
-@pytest.mark.parametrize("kind", ["local-cluster", pytest.param("standalone", marks=pytest.mark.nightly)])
+def test_a_job_on_a_cluster(runs: Path, spark: SparkSession, foreign: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Executors in processes of their own, whose Python has our package from the driver only."""
+    (runs / "small").mkdir()
+    pq.write_table(table(2000), runs / "small" / "rows.parquet")
+    pipeline(spark.read.parquet(f"file://{runs}/small/rows.parquet")).save(f"file://{runs}/small/model")
+    job = [f"pipeline={runs}/small/model", "--data", f"{runs}/small/rows.parquet", "--label", "count"]
+    job += ["fineTuner.maxEpochs=3", "fineTuner.timeout=12", f"fineTuner.cacheDir={runs}/small/caches"]
+    submit(
+        DEMO, *job, f"output.path={runs}/small/two", "fineTuner.numProcesses=2",
+        master="local-cluster[2,1,1024]", python=foreign,
+    )  # fmt: skip
+    monkeypatch.chdir(ROOT)
+    assert main(["finetune", *job, f"output.path={runs}/small/one"]) == 0
+    same(runs / "small" / "two", runs / "small" / "one")
+
+
+@pytest.mark.once
+@pytest.mark.nightly
+@pytest.mark.parametrize("kind", ["local-cluster", "standalone"])
 def test_the_demo_on_a_cluster(
     runs: Path,
     spark: SparkSession,
@@ -138,7 +156,7 @@ def test_the_demo_on_a_cluster(
     monkeypatch: pytest.MonkeyPatch,
     request: pytest.FixtureRequest,
 ) -> None:
-    """Executors in processes of their own; those of the standalone one are started by its workers, not by the driver."""
+    """Executors of the standalone one are started by its workers, not by the driver."""
     master = request.getfixturevalue(kind) if kind == "standalone" else "local-cluster[2,1,1024]"
     few = ("fineTuner.maxEpochs=3", "fineTuner.batchSize=256")  # each step waits for a core that all processes want
     demo(runs, kind, *few, master=master, python=foreign)

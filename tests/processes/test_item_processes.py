@@ -78,6 +78,7 @@ def test_who_ends_an_item_of_a_round_before_gets_the_next_one(tmp_path: Path) ->
     assert (handing.left, member.busy, member.item) == ({0}, 5.0, None)
 
 
+@pytest.mark.nightly  # one death: the first test; too many, of tasks: test_running_by_spark
 def test_an_item_that_kills_each_process_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     monkeypatch.setattr(processes, "ATTEMPTS", 2)
@@ -91,6 +92,7 @@ def test_an_item_that_fails_is_named_with_its_traceback(tmp_path: Path) -> None:
         rounds_of(tmp_path, [changed(2, fails=2)[2:3]], **TWO)
 
 
+@pytest.mark.nightly  # an item that fails is told in the same way: the test of its traceback
 def test_a_process_that_cannot_start_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(parts.KINDS, "climbing", type(sys)("no_such_module"))
     monkeypatch.setattr(processes, "ATTEMPTS", 1)

@@ -68,9 +68,8 @@ def thorough(fit: Fit) -> dict[str, Any]:
 
 
 @pytest.mark.once
-@pytest.mark.parametrize(
-    "processes", [3, pytest.param(2, marks=pytest.mark.nightly), pytest.param(4, marks=pytest.mark.nightly)]
-)
+@pytest.mark.nightly  # without Spark: test_ranks; two as tasks of Spark: below
+@pytest.mark.parametrize("processes", [2, 3, 4])
 def test_the_number_of_processes_changes_neither_weights_nor_decision(
     fit: Fit, thorough: dict[str, Any], tmp_path: Path, processes: int
 ) -> None:
@@ -113,6 +112,7 @@ def test_auto_takes_what_ends_sooner_and_a_run_that_goes_on_takes_the_same(
     assert outcome(again) == outcome(first)
 
 
+@pytest.mark.nightly  # without Spark: test_number
 @pytest.mark.once
 @pytest.mark.parametrize("localMode", ["true", pytest.param("false", marks=pytest.mark.nightly)])
 def test_auto_times_a_step_of_several_processes(fit: Fit, monkeypatch: pytest.MonkeyPatch, localMode: str) -> None:
@@ -143,12 +143,6 @@ def test_processes_that_step_apart_gain_as_well_and_say_that_their_number_counts
     assert first.summary.gain == pytest.approx(alone.summary.gain, rel=0.1)
 
 
-def test_processes_as_tasks_of_a_barrier_stage(fit: Fit) -> None:
-    options = {"maxEpochs": 2, "batchSize": 64}
-    tasks = outcome(fit(numProcesses=2, localMode="false", **options))
-    np.testing.assert_allclose(tasks["weights"], outcome(fit(**options))["weights"], rtol=0, atol=1e-12)
-
-
 @pytest.fixture(scope="module")
 def store(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The URL of a store that Python can't open."""
@@ -158,15 +152,18 @@ def store(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> str:
     return "viewfs://processes/d"
 
 
-@pytest.mark.once
-def test_processes_that_see_no_folder(rows: DataFrame, fit: Fit, store: str) -> None:
-    """Their rows come through Spark, all else through a connection: the same weights, and nothing stays but the cache."""
-    options: dict[str, Any] = {"maxEpochs": 2, "batchSize": 64, "numProcesses": 2, "localMode": "false"}
+def test_processes_as_tasks_of_a_barrier_stage(fit: Fit, store: str) -> None:
+    """The weights of one process; and where they see no folder, so that rows come through Spark and all else through a
+    connection, the same bits, and nothing stays but the cache."""
+    training = {"maxEpochs": 2, "batchSize": 64}
+    options: dict[str, Any] = {**training, "numProcesses": 2, "localMode": "false"}
     told: list[Any] = []
     heard = Events()
     heard.on_epoch = told.append  # type: ignore[method-assign]
     fitted = fit(**{**options, "cacheDir": store}, callbacks=[heard])
-    assert outcome(fitted) == outcome(fit(**options))
+    tasks = outcome(fit(**options))
+    np.testing.assert_allclose(tasks["weights"], outcome(fit(**training))["weights"], rtol=0, atol=1e-12)
+    assert outcome(fitted) == tasks
     pd.testing.assert_frame_equal(pd.DataFrame(told), fitted.summary.history)
     assert stores.names(jvm.folder("cacheDir", store)) == [fitted.summary.cache["fingerprint"][:16]]
 

@@ -105,6 +105,7 @@ def test_rows_that_parquet_cannot_hold_are_not_kept(rows: DataFrame, folder: Pat
     assert not kept(folder) and not list(folder.glob(".stages-*"))
 
 
+@pytest.mark.nightly  # what tells rows and stages apart: test_fingerprints
 def test_other_rows_splits_slices_and_stages_are_others(rows: DataFrame) -> None:
     [key] = keys(edited(rows), rows)[:1]
     same = edited(rows, StopWordsRemover(), features=64)

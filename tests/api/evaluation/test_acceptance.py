@@ -390,6 +390,7 @@ def test_reference_rows_that_get_worse_keep_the_original(
     assert good.summary.history.equals(s.history)
 
 
+@pytest.mark.nightly  # blocks of time: test_splits
 def test_reference_rows_by_time_make_blocks_of_their_own(
     regional: DataFrame, numeric: PipelineModel, folder: Path
 ) -> None:
@@ -432,6 +433,7 @@ def test_wrong_reference_rows(regional: DataFrame, numeric: PipelineModel, share
     assert not FineTuner.load((tmp_path / "cleared").as_uri()).isSet("referenceData")
 
 
+@pytest.mark.nightly  # keys of caches: test_cache and test_searches
 def test_a_grid_over_reference_rows_doesnt_mix_caches(
     regional: DataFrame, numeric: PipelineModel, shared: Path
 ) -> None:

@@ -107,6 +107,7 @@ def test_a_run_without_a_name_leaves_no_checkpoints(job: Path) -> None:
     assert not [*(job / ".cache").glob("checkpoints/*")]
 
 
+@pytest.mark.nightly  # without a job: test_item_processes and test_growing
 def test_a_job_that_was_interrupted_goes_on(job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def stop(*given: Any, **more: Any) -> Any:
         raise KeyboardInterrupt

@@ -157,7 +157,13 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+SOFTMAX = "softmax"
+"""The one with several outputs; the others are nightly, as the other tests of this file grow a Poisson regression."""
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name == SOFTMAX else pytest.mark.nightly) for name in CASES]
+)
 def test_every_linear_stage_can_be_grown(
     name: str, rows: DataFrame, shared: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -174,6 +180,7 @@ def test_every_linear_stage_can_be_grown(
     assert found.transform(rows).select("prediction").distinct().count() > 1
 
 
+@pytest.mark.nightly  # twice what one growth does
 def test_a_grown_pipeline_can_be_grown_again(grown: GrowerModel, rows: DataFrame, shared: Path) -> None:
     again = Grower(grown.pipelineModel, parts=("shapes",), rounds=1, guard=1, cacheDir=str(shared), **QUICK).fit(rows)
     uids = [s.uid for s in again.pipelineModel.stages]
@@ -181,6 +188,7 @@ def test_a_grown_pipeline_can_be_grown_again(grown: GrowerModel, rows: DataFrame
     assert again.transform(rows).count() == ROWS
 
 
+@pytest.mark.nightly  # the same as fine-tuned: test_searches
 def test_a_last_stage_that_a_search_has_chosen_grows_within_it(
     rows: DataFrame, poisson: PipelineModel, shared: Path
 ) -> None:

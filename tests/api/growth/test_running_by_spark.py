@@ -21,6 +21,7 @@ alone, climbing_kind = item_rounds.alone, item_rounds.climbing_kind
 TASKS = {"numProcesses": 2, "localMode": "false"}
 
 
+@pytest.mark.nightly  # without a death of an item: the next test; by processes: test_item_processes
 def test_tasks_find_what_one_process_finds(
     tmp_path: Path, alone: list[tuple[object, ...]], spark: SparkSession
 ) -> None:

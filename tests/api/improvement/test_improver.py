@@ -1,7 +1,6 @@
 """Improver through the public interface: what races, what is offered, what is kept, how a run goes on."""
 
 import signal
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -277,7 +276,7 @@ def test_options_that_make_no_sense_are_named(model: PipelineModel) -> None:
 def test_the_order_is_learned_from_what_is_shipped_and_from_the_store(
     model: PipelineModel, rows: DataFrame, cache: str, tmp_path: Path
 ) -> None:
-    arms = ["refit", "finetune", "simplify"]
+    arms = ["refit", "finetune"]
     given = {
         **TIMED,
         "arms": arms,
@@ -291,28 +290,3 @@ def test_the_order_is_learned_from_what_is_shipped_and_from_the_store(
     assert f"learned from {first.order['shipped']} improvements that sparkdiff ships and 1 of storeDir" in str(second)
     assert [a["arm"] for a in first.arms] == arms  # in their fixed order, whatever was tried first
     assert "order" in first.budget["spent"]
-
-
-@pytest.mark.parametrize(("given", "why"), [
-    ({"order": "fixed", "budget": "2m"}, "as order='fixed' asks"),
-    ({"budget": "30s"}, "as 30s is too short to learn an order in"),
-    ({"budget": "60 passes"}, "as the budget is in passes and no arm is left out for lack of time"),
-])  # fmt: skip
-def test_where_no_order_is_learned_the_cheap_arms_come_first(
-    model: PipelineModel, rows: DataFrame, cache: str, given: dict[str, Any], why: str
-) -> None:
-    arms = ["refit", "finetune"]
-    found = Improver(model, **{**QUICK, **given}, arms=arms, cacheDir=cache, baseline=False).fit(rows).summary
-    assert found.order["arms"] == arms and not found.order["facts"]
-    assert f"order of the arms: refit, finetune; the cheap ones first, {why}" in str(found)
-
-
-def test_without_scikit_learn_the_cheap_arms_come_first(
-    model: PipelineModel, rows: DataFrame, cache: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "sklearn.ensemble", None)
-    arms = ["refit", "finetune"]
-    given = {**TIMED, "arms": arms, "cacheDir": cache, "baseline": False}
-    found = Improver(model, **given).fit(rows).summary
-    assert found.order["arms"] == arms
-    assert "no order can be learned: forecasts are learned by scikit-learn, which is not installed" in str(found)

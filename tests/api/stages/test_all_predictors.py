@@ -101,7 +101,8 @@ def measured(
     return float(loss(np.array([r[label] for r in found]), shown).mean())
 
 
-MARKS = {"one against the rest of trees": pytest.mark.nightly}
+MARKS = dict.fromkeys(("one against the rest of trees", "factorization machine of classes"), pytest.mark.nightly)
+"""Others of their kind are tried on each commit."""
 Tuned = tuple[PipelineModel, FineTunerModel]
 
 

@@ -285,6 +285,7 @@ def test_least_squares_of_all_settings_and_folds_at_once(
     assert "maxIter=1 stops LinearRegression early, so it is fitted by Spark" in told.reasons
 
 
+@pytest.mark.nightly  # fits of each fold are counted in test_a_prefix_is_fitted_once_per_fold_whatever_follows
 def test_each_fold_has_its_own_prefix(rows: DataFrame, fits: list[str]) -> None:
     index = StringIndexer(inputCol="hour", outputCol="index")
     encode = OneHotEncoder(inputCol="index", outputCol="hours")
@@ -504,6 +505,7 @@ def test_rows_that_are_not_in_memory_fall_into_the_same_folds(df: DataFrame) -> 
     assert found(own)[0] == pytest.approx(found(own)[1], rel=1e-6)
 
 
+@pytest.mark.nightly  # which numbers are that far: test_judges
 def test_a_number_far_from_all_others_is_left_to_spark(rows: DataFrame) -> None:
     far = rows.withColumn("features", F.col("features"))
     first = F.col("number") == F.lit(rows.agg(F.min("number")).head()[0])
