@@ -9,7 +9,7 @@ import typer
 import sparkdiff
 from sparkdiff.commands import jobs, memory, models, projects
 from sparkdiff.commands.flags import DONE, FAILED, INTERRUPTED, NOT_STRICT, WRONG_INPUT
-from sparkdiff.errors import InputError, SparkdiffError
+from sparkdiff.errors import InputError, SparkdiffError, StoreError
 
 __all__ = ["DONE", "FAILED", "INTERRUPTED", "NOT_STRICT", "WRONG_INPUT", "app", "main"]
 
@@ -54,4 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SparkdiffError as e:
         print(f"error: {e}", file=sys.stderr)
         return WRONG_INPUT if isinstance(e, InputError) else FAILED
+    except StoreError as e:
+        print(f"error: {e.filename}: {e.strerror}; once it can be used, give the same command again", file=sys.stderr)
+        return FAILED
     return DONE

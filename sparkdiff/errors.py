@@ -14,8 +14,16 @@ class InputError(SparkdiffError):
     """The caller's input (pipeline, data, options) cannot be used. The command exits with code 2."""
 
 
-class FullDiskError(SparkdiffError):
-    """The disk has no space for a required file. The command exits with code 1."""
+class WriteError(SparkdiffError):
+    """A required file cannot be written where one could be when the run began. The command exits with code 1."""
+
+
+class FullDiskError(WriteError):
+    """The disk has no space for a required file."""
+
+
+class StoreError(OSError):
+    """A file system of Hadoop refused something; `strerror` is its own first sentence."""
 
 
 class ParityError(SparkdiffError):

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparkdiff.errors import FullDiskError, SparkdiffError
+from sparkdiff.errors import SparkdiffError, WriteError
 from sparkdiff.growth import parts
 from sparkdiff.growth.criterion import Criterion
 from sparkdiff.growth.items import Course, Found, Item
@@ -82,7 +82,7 @@ class RoundFiles:
         """Write a checkpoint. Where it can't be written, training goes on without it."""
         try:
             self._write(f"course-{position}.pickle", course, "a checkpoint")
-        except (FullDiskError, OSError) as e:
+        except (WriteError, OSError) as e:
             warnings.warn(f"{e}. Training continues without it; a crash would lose more", RuntimeWarning, stacklevel=2)
 
     def keep(self, position: int, found: Found) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 from torch import Tensor
 
 from sparkdiff import jvm
-from sparkdiff.errors import FullDiskError, InputError
+from sparkdiff.errors import FullDiskError, InputError, WriteError
 from sparkdiff.growth import checkpoints, mail, parts
 from sparkdiff.growth.checkpoints import ItemError, RoundFiles
 from sparkdiff.growth.clock import Clock
@@ -40,7 +40,7 @@ ATTEMPTS = 3
 """How often the process of an item may die, a process may end before it has begun, or Spark may lose the tasks."""
 LEASE = 1.0
 """Seconds between two looks whether the folder still belongs to this run."""
-OWN = {error.__name__: error for error in (InputError, FullDiskError, HeldError, ItemError)}
+OWN = {error.__name__: error for error in (InputError, FullDiskError, WriteError, HeldError, ItemError)}
 """Errors of a worker that are raised here as they are."""
 
 
@@ -186,7 +186,7 @@ class Chief:
             Per position of those that were trained, the seconds of CPU.
 
         Raises:
-            ItemError, InputError, FullDiskError, HeldError: see `runner`.
+            ItemError, InputError, WriteError, HeldError: see `runner`.
         """
         with files.room("the rows of the items", self.here, ROOM):
             if not rows_file(self.here).exists():

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from sparkdiff import jvm
 from sparkdiff.data.splits import VALIDATION
-from sparkdiff.errors import FullDiskError, SparkdiffError
+from sparkdiff.errors import SparkdiffError, WriteError
 from sparkdiff.improvement import lanes
 from sparkdiff.improvement.arm import Arm
 from sparkdiff.improvement.budget import Account, Limit
@@ -162,7 +162,7 @@ def _run(
             done = nothing(
                 ground, arm.name, number, f"{e}, its share of the budget: set a larger one", ended="stopped", late=True
             )
-        except (FullDiskError, HeldError):
+        except (WriteError, HeldError):
             raise  # these end the run: no other arm could do better
         except SparkdiffError as e:
             done = nothing(ground, arm.name, number, str(e), ended="failed")

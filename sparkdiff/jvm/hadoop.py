@@ -10,7 +10,7 @@ from typing import Any
 
 from py4j.protocol import Py4JJavaError
 
-from sparkdiff.errors import InputError
+from sparkdiff.errors import InputError, StoreError
 from sparkdiff.jvm.sessions import in_process, session
 from sparkdiff.machine import paths
 
@@ -23,10 +23,6 @@ CODES = (
     (errno.EACCES, r"AccessControl|AccessDenied|[Pp]ermission|denied|[Ff]orbidden|\b403\b"),
 )
 """The system's numbers for what Java says of a failed call, by its class and its message."""
-
-
-class StoreError(OSError):
-    """A file system of Hadoop refused something; `strerror` is its own first sentence."""
 
 
 @contextlib.contextmanager

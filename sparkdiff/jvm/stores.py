@@ -18,8 +18,8 @@ from typing import Any
 from py4j.protocol import Py4JJavaError
 from pyspark import SparkContext
 
-from sparkdiff.errors import InputError
-from sparkdiff.jvm.hadoop import URL, StoreError, as_store_error, java_classes, java_files, opened
+from sparkdiff.errors import InputError, StoreError
+from sparkdiff.jvm.hadoop import URL, as_store_error, java_classes, java_files, opened
 from sparkdiff.jvm.sessions import SparkError, in_process, session
 from sparkdiff.machine import paths, processes
 

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 
 import torch
 
-from sparkdiff.errors import FullDiskError, InputError, SparkdiffError
+from sparkdiff.errors import FullDiskError, InputError, SparkdiffError, StoreError, WriteError
 from sparkdiff.jvm import SparkError, cause, stores
 
 HEAD = b"sparkdiff checkpoint 1 "
@@ -183,6 +183,15 @@ def full(error: BaseException | None) -> str:
     return ""
 
 
+def denied(error: BaseException) -> str:
+    """The reason if a store refuses or a file system is read-only; else empty: a user's own file may be refused otherwise."""
+    if isinstance(error, StoreError):
+        return str(error.strerror)
+    read_only = os.strerror(errno.EROFS)
+    said = f"{error} {cause(error)}" if isinstance(error, SparkError) else ""
+    return read_only if getattr(error, "errno", None) == errno.EROFS or read_only in said else ""
+
+
 def free(path: Path) -> int:
     """Free bytes of the disk of an existing or future path."""
     return shutil.disk_usage(next(p for p in (path, *path.absolute().parents) if p.exists())).free
@@ -195,19 +204,24 @@ def folder_size(folder: Path) -> int:
 
 @contextlib.contextmanager
 def room(what: str, path: Path, way_out: str, needed: Callable[[], str] = lambda: "") -> Iterator[None]:
-    """Within this context, an error for a full disk becomes one sentence.
+    """Within this context, an error for a full disk, or of a file system that refuses to write, becomes one sentence.
 
     Args:
+        way_out: of a full disk.
         needed: the required number of bytes, as text; called only then.
 
     Raises:
         FullDiskError: the disk is full.
+        WriteError: the file system refuses to write, though it was asked before the run began.
     """
     try:
         yield
     except (OSError, SparkdiffError, *SparkError) as e:
-        why = "" if isinstance(e, FullDiskError) else full(e)
+        why = "" if isinstance(e, WriteError) else full(e)
         if not why:
+            if refused := denied(e):
+                again = "make it writable and repeat the command, or choose another folder"
+                raise WriteError(f"{what} cannot be written to {stores.named(path)}: {refused}; {again}") from e
             raise
         size = f"it needs {amount}, and " if (amount := needed()) else ""
         said = why[0].lower() + why[1:]

@@ -19,9 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sparkdiff.errors import SparkdiffError
+from sparkdiff.errors import SparkdiffError, StoreError
 from sparkdiff.jvm import stores
-from sparkdiff.jvm.hadoop import StoreError
 from sparkdiff.machine.processes import machine, started
 
 BEAT, LASTS = 5.0, 60.0

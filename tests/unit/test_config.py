@@ -1,5 +1,6 @@
 """A job's YAML and overrides: what is taken, from where its paths count, and that all else is refused in one line."""
 
+import errno
 import hashlib
 import json
 import math
@@ -14,7 +15,7 @@ from hypothesis import example, given, settings, strategies as st
 
 from sparkdiff import job as run, jvm
 from sparkdiff.cli import FAILED, INTERRUPTED, WRONG_INPUT, app, main
-from sparkdiff.errors import InputError, SparkdiffError
+from sparkdiff.errors import InputError, SparkdiffError, StoreError
 from sparkdiff.job import config, loading, starting, steps, tracking_section
 from sparkdiff.job.config import request_of
 from sparkdiff.job.output import RUN
@@ -209,6 +210,18 @@ def test_ctrl_c_says_how_the_job_goes_on(
     secret = ["pipeline=s3a://user:secret@bucket/model", "spark.remote=sc://host"]
     assert main(["finetune", *secret, "--data", "x.csv", "--output", "runs/x"]) == INTERRUPTED
     assert "interrupted. The same command goes on" in capsys.readouterr().err
+
+
+def test_a_store_that_fails_anywhere_is_one_line(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused(config: run.Config) -> None:
+        raise StoreError(errno.EIO, "Connection refused", "hdfs://lake/runs/x")
+
+    monkeypatch.setattr(run, "run", refused)
+    assert main(["finetune", "pipeline=models/churn", "--data", "x.csv", "--output", "runs/x"]) == FAILED
+    said = "error: hdfs://lake/runs/x: Connection refused; once it can be used, give the same command again\n"
+    assert capsys.readouterr().err == said
 
 
 def test_options_of_the_cost_of_a_plan(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

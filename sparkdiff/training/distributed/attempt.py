@@ -24,7 +24,7 @@ from pyspark.sql import SparkSession
 
 from sparkdiff import jvm
 from sparkdiff.data.stream import Manifest
-from sparkdiff.errors import FullDiskError, InputError, SparkdiffError
+from sparkdiff.errors import FullDiskError, InputError, SparkdiffError, WriteError
 from sparkdiff.training.distributed.remote import Post, train as train_remotely
 
 START = 300.0
@@ -166,13 +166,13 @@ class Attempt:
         """Raise the exception of the process that failed first, if a process failed.
 
         Raises:
-            InputError, FullDiskError, TrainingError: with that process's message or traceback.
+            InputError, FullDiskError, WriteError, TrainingError: with that process's message or traceback.
         """
         failed = (r for r in self.ranks() if "error" in r and not r["lost"])
         first = min(failed, key=lambda r: r["time"], default=None)
         if first is None:
             return
-        for own in (InputError, FullDiskError):
+        for own in (InputError, FullDiskError, WriteError):
             if first["ours"] and first["error"] == own.__name__:
                 raise own(first["message"])
         raise TrainingError(

@@ -28,7 +28,7 @@ from typing import Any
 import torch
 
 from sparkdiff.data.stream import Stream
-from sparkdiff.errors import FullDiskError, SparkdiffError
+from sparkdiff.errors import SparkdiffError, WriteError
 from sparkdiff.evaluation.data import Data, rows_at_once
 from sparkdiff.evaluation.scores import Score
 from sparkdiff.objectives import losses, metrics
@@ -199,11 +199,11 @@ class Checkpoints:
             try:
                 with files.room("a checkpoint", self.path, ROOM, lambda: f"about {files.size(state):,} bytes"):
                     files.save(self.path, state)
-            except (FullDiskError, OSError) as e:
+            except (WriteError, OSError) as e:
                 if training.ended and self.awaited:
                     raise
                 known = f"a checkpoint cannot be written to {self.path}: {getattr(e, 'strerror', None) or e}"
-                why = e if isinstance(e, FullDiskError) else known
+                why = e if isinstance(e, WriteError) else known
                 training.unsaved = (
                     training.unsaved or f"{why}. Training continued without it; a crash would have lost more"
                 )

@@ -21,10 +21,10 @@ from sparkdiff import FineTuner, InputError, job, jvm
 from sparkdiff.cli import main
 from sparkdiff.data.cache import DamagedCache
 from sparkdiff.data.stream import Stream
+from sparkdiff.errors import StoreError
 from sparkdiff.job.output import UNFINISHED, is_unfinished, summary_of
 from sparkdiff.job.writing import written
 from sparkdiff.jvm import stores
-from sparkdiff.jvm.hadoop import StoreError
 from sparkdiff.machine import processes
 from sparkdiff.store import files, run_folder
 from sparkdiff.store.lease import HeldError, held
@@ -322,11 +322,12 @@ def test_the_working_copies_of_a_driver_that_was_killed_with_its_java(spark: Spa
 
 @pytest.mark.nightly
 @pytest.mark.slow
-def test_a_mount_that_is_lost_in_the_middle(
+@pytest.mark.parametrize("how", ["lost", "read-only"])
+def test_a_store_that_fails_in_the_middle(
     spark: SparkSession, numeric: PipelineModel, table: pa.Table, tmp_path: Path, store: tuple[str, Path],
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], how: str, request: pytest.FixtureRequest,
 ) -> None:  # fmt: skip
-    """It is one sentence, and nothing is lost: once it is back, the same command goes on to the same end."""
+    """It is one sentence, and nothing is lost: once it is as before, the same command goes on to the same end."""
     pq.write_table(table, tmp_path / "rows.parquet", coerce_timestamps="us")
     numeric.write().save(f"file://{tmp_path}/model")
     (tmp_path / "losses.py").write_text(
@@ -334,44 +335,60 @@ def test_a_mount_that_is_lost_in_the_middle(
         "    return (outputs['prediction'] - label) ** 2\n"
     )
     monkeypatch.chdir(tmp_path)
-    url, behind = store
+    url, behind = f"{store[0]}/{how}", store[1] / how
     away = behind.with_name("away")
+    behind.mkdir()
+    if how == "read-only":
+        if subprocess.run(["mount", "-t", "tmpfs", "none", str(behind)], capture_output=True).returncode:
+            pytest.skip("this machine lets no test mount file systems")
+        request.addfinalizer(lambda: subprocess.run(["umount", "-l", str(behind)], check=True))
+
+    def mounted(mode: str) -> None:
+        while subprocess.run(["mount", "-o", f"remount,{mode}", str(behind)], capture_output=True).returncode:
+            time.sleep(0.01)  # a file is being written
 
     def command(name: str) -> list[str]:
         return [
             "finetune", f"pipeline={tmp_path}/model", f"data.train.path={tmp_path}/rows.parquet",
-            f"output.path={url}/lost/{name}", f"fineTuner.cacheDir={url}/lost/caches", "fineTuner.maxEpochs=12",
+            f"output.path={url}/{name}", f"fineTuner.cacheDir={url}/caches", "fineTuner.maxEpochs=12",
             "fineTuner.patience=12", "fineTuner.batchSize=16", "fineTuner.timeout=5", "fineTuner.recipe=fast",
             "fineTuner.guard=1.0", "fineTuner.loss=losses:slow", "fineTuner.metric=rmse",
-            f"fineTuner.checkpointDir={url}/lost/checkpoints",
+            f"fineTuner.checkpointDir={url}/checkpoints",
         ]  # fmt: skip
 
     assert main(command("calm")) == 0
-    lost = threading.Event()
+    failed = threading.Event()
 
-    def lose() -> None:
-        while not any((behind / "lost" / "checkpoints").glob("x-*/state.pt")):
+    def fail() -> None:
+        while not any((behind / "checkpoints").glob("x-*/state.pt")):
             time.sleep(0.02)
-        behind.rename(away)
-        lost.set()
+        if how == "lost":
+            behind.rename(away)
+        else:
+            mounted("ro")
+        failed.set()
 
-    thread = threading.Thread(target=lose, daemon=True)
+    thread = threading.Thread(target=fail, daemon=True)
     thread.start()
     capsys.readouterr()
     code, said = main(command("x")), capsys.readouterr().err
-    assert lost.is_set()
-    away.rename(behind)
+    assert failed.wait(10)
+    if how == "lost":
+        away.rename(behind)
+    else:
+        mounted("rw")
     errors = [line for line in said.splitlines() if line.startswith("error")]
     assert code != 0 and len(errors) == 1, said
-    assert f"its lease {url}/lost/checkpoints/.x-" in errors[0] and "a lost mount?" in errors[0], said
+    place, cause = ("checkpoints/.x-", "a lost mount?") if how == "lost" else ("caches", "make it writable and repeat")
+    assert f"{url}/{place}" in errors[0] and cause in errors[0], said
     assert "Traceback" not in said
-    assert not (behind / "lost" / "x").exists()
-    [state] = (behind / "lost" / "checkpoints").glob("x-*/state.pt")
+    assert not (behind / "x").exists()
+    [state] = (behind / "checkpoints").glob("x-*/state.pt")
     assert (reached := files.load(state)) is not None and not reached["ended"]
     assert main(command("x")) == 0
-    runs = [json.loads((behind / "lost" / name / "summary.json").read_text()) for name in ("calm", "x")]
+    runs = [json.loads((behind / name / "summary.json").read_text()) for name in ("calm", "x")]
     assert runs[0]["model"] == runs[1]["model"] and runs[0]["metrics"] == runs[1]["metrics"]
-    assert sorted(p.name for p in (behind / "lost").glob("[!.]*")) == ["caches", "calm", "checkpoints", "x"]
+    assert sorted(p.name for p in behind.glob("[!.]*")) == ["caches", "calm", "checkpoints", "x"]
 
 
 def test_a_lease_in_a_store_of_a_dead_process_is_taken_over(store: tuple[str, Path]) -> None:

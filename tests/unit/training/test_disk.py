@@ -13,7 +13,7 @@ from py4j.protocol import Py4JError
 from train_in_processes import CASES, assignment, write_cache
 
 from sparkdiff.data.stream import Stream
-from sparkdiff.errors import FullDiskError, InputError
+from sparkdiff.errors import FullDiskError, InputError, StoreError, WriteError
 from sparkdiff.store import files
 from sparkdiff.store.files import folder_size, free, full, room
 from sparkdiff.tensors.team import ALONE
@@ -62,6 +62,20 @@ def test_one_sentence_with_path_bytes_and_way_out(tmp_path: Path) -> None:
             raise other
     (tmp_path / "a").write_bytes(b"123")
     assert folder_size(tmp_path) == 3
+
+
+@pytest.mark.parametrize("refusal", [
+    StoreError(errno.EACCES, "the folder cannot be created", "s3a://bucket/run"),
+    OSError(errno.EROFS, os.strerror(errno.EROFS)),
+    Py4JError("Job aborted ...\nCaused by: java.io.FileNotFoundException: /mnt/x (Read-only file system)\n"),
+])  # fmt: skip
+def test_a_store_that_refuses_is_one_sentence(refusal: Exception, tmp_path: Path) -> None:
+    with pytest.raises(WriteError) as found, room("the run", tmp_path, "make room"):
+        raise refusal
+    why = "the folder cannot be created" if isinstance(refusal, StoreError) else "Read-only file system"
+    assert str(found.value) == (
+        f"the run cannot be written to {tmp_path}: {why}; make it writable and repeat the command, or choose another folder"
+    )
 
 
 @pytest.fixture(scope="module")
