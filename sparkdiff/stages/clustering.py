@@ -16,6 +16,8 @@ from sparkdiff.stages.trainable import SUPPORT, FeatureStats, LabelStats
 from sparkdiff.tensors.rows import Rows, SparseRows, known_any
 
 EPSILON = 2.0**-52  # org.apache.spark.ml.impl.Utils.EPSILON
+VAGUE = 1e-8
+"""An eigenvalue that differs more than this share of itself by the order of the features is a result of rounding."""
 
 
 def squares(x: Rows) -> Tensor:
@@ -134,6 +136,17 @@ class KMeans(Clusters):
         return mllib.k_means(stage, self.weight("clusterCenters"))
 
 
+def tolerance(eigenvalues: Tensor) -> Tensor:
+    """What Spark takes for 0, (..., d) -> (..., 1)."""
+    return torch.finfo(eigenvalues.dtype).eps * eigenvalues.amax(-1, keepdim=True) * eigenvalues.shape[-1]
+
+
+def spectrum(covariance: Tensor) -> Tensor:
+    """The eigenvalues (d,) of a covariance (d, d), ascending; 0 for those that Spark takes for 0."""
+    values = torch.linalg.eigvalsh(covariance)
+    return torch.where(values > tolerance(values), values, 0.0)
+
+
 @register("pyspark.ml.clustering.GaussianMixtureModel")
 class GaussianMixture(Clusters):
     """probability = epsilon + weight * density, over their sum; the density by the pseudo-inverse of the covariance.
@@ -146,12 +159,25 @@ class GaussianMixture(Clusters):
     weights = ("mixture", "mus", "sigmas")
     feature_axis = {"mus": 1}
     SHOWN = ("predictionCol", "probabilityCol")
+    refusals = ("a covariance whose density depends on rounding",)
 
     def __init__(self, mixture: Tensor, mus: Tensor, sigmas: Tensor, uid: str, shown: tuple[str, ...]):
         super().__init__(len(mixture), uid, shown)
         self.mixture = parameter(mixture)  # (k,)
         self.mus = parameter(mus)  # (k, d)
         self.sigmas = parameter(sigmas)  # (k, d, d)
+
+    @classmethod
+    def refuses(cls, stage: Any) -> str | None:
+        """Features that nearly depend on one another: by them Spark's own density differs from one order of them to another."""
+        for number, gaussian in enumerate(stage.gaussians):
+            one, other = (spectrum(s) for s in (tensor(gaussian.cov), tensor(gaussian.cov).flip(0, 1)))
+            if bool(((one - other).abs() > VAGUE * torch.maximum(one, other)).any()):
+                return (
+                    f"rounding decides the density of its cluster {number}, whose features nearly depend on one another: the "
+                    f"least of their variances, along the eigenvectors, is {one[one > 0].min() / one.max():.1e} of the largest"
+                )
+        return None
 
     @classmethod
     def from_spark(cls, stage: Any) -> "GaussianMixture":
@@ -165,7 +191,7 @@ class GaussianMixture(Clusters):
     def roots(self) -> tuple[Tensor, Tensor]:
         """The root R (k, d, d) of each covariance's pseudo-inverse, R'R, and the density's constant (k,); no gradient."""
         values, vectors = torch.linalg.eigh(self.sigmas.detach())
-        kept = values > torch.finfo(values.dtype).eps * values.amax(1, keepdim=True) * values.shape[1]
+        kept = values > tolerance(values)
         roots = torch.where(kept, (1 / torch.where(kept, values, 1.0)).sqrt(), 0.0)[:, :, None] * vectors.mT
         logarithms = torch.where(kept, torch.where(kept, values, 1.0).log(), 0.0).sum(1)
         return roots, -0.5 * (values.shape[1] * math.log(2 * math.pi) + logarithms)

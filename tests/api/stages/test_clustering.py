@@ -170,3 +170,22 @@ def test_what_makes_no_sense_is_refused(points: DataFrame, underfitted: dict[str
         sparkdiff.InputError, match="loss='inertia' is a loss of clusters, but LogisticRegression predicts a label"
     ):
         tune(classifier, points, shared, loss="inertia")
+
+
+def test_a_mixture_whose_density_rounding_decides_stays_in_spark(spark: SparkSession) -> None:
+    """Spark's own outputs would be other ones if its features stood in another order; variances of many sizes are no reason."""
+    random = np.random.default_rng(0)
+    x = random.normal(size=(400, 2)) + 4 * (random.random(400) < 0.5)[:, None]
+    for made, translated in (
+        (x.sum(1) + 1e-5 * random.normal(size=400), False),
+        (x.sum(1), True),  # the variance that rounding leaves counts as 0, in Spark too
+        (1e-6 * random.normal(size=400), True),
+    ):
+        df = spark.createDataFrame([(Vectors.dense(v),) for v in np.c_[x, made]], ["features"])
+        mixture = GaussianMixture(k=2, maxIter=5, seed=1).fit(df)
+        [stage] = sparkdiff.plan(mixture).stages
+        assert (stage.role == "translated") == translated
+        if translated:
+            assert sparkdiff.verify(mixture, df).ok
+        else:
+            assert "whose features nearly depend on one another: the least of their variances" in stage.reason
