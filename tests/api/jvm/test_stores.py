@@ -21,7 +21,7 @@ from sparkdiff import FineTuner, InputError, job, jvm
 from sparkdiff.cli import main
 from sparkdiff.data.cache import DamagedCache
 from sparkdiff.data.stream import Stream
-from sparkdiff.errors import StoreError
+from sparkdiff.errors import StoreError, WriteError
 from sparkdiff.job.output import UNFINISHED, is_unfinished, summary_of
 from sparkdiff.job.writing import written
 from sparkdiff.jvm import stores
@@ -190,7 +190,7 @@ def test_a_run_that_a_store_refuses_leaves_the_one_before(
 
     with monkeypatch.context() as m:
         m.setattr(stores, "rename", refused)
-        with pytest.raises(OSError, match="denied"):
+        with pytest.raises(WriteError, match=r"the run cannot be written to .*/refused/x: denied; make it writable"):
             written(output, lease, fill)
     assert {p.name: p.read_text() for p in there.glob("[!.]*")} == said
     assert [p.name for p in there.parent.glob("[!.]*")] == ["x"]
