@@ -25,7 +25,7 @@ def test_from_a_saved_model_and_a_table_to_offers(
 ) -> None:
     unfitted().fit(spark.read.parquet((folder / "rows.parquet").as_uri())).save((folder / "rides").as_uri())
     command = [
-        "improve", "rides", "--data", "rows.parquet", "--label", "riders", "--output", "out", "--budget", "160 passes",
+        "improve", "rides", "--data", "rows.parquet", "--label", "riders", "--output", "out", "--budget", "60 passes",
         "improver.arms=[finetune,simplify]", "fineTuner.recipe=fast", "fineTuner.maxEpochs=5", "fineTuner.runId=mine",
     ]  # fmt: skip
     assert main(command) == DONE

@@ -16,7 +16,7 @@ from small_data import riders, same, sides, unfitted
 from sparkdiff import Events, ImprovementSummary, Improver, ImproverModel, InputError
 
 QUICK: dict[str, Any] = {
-    "budget": "160 passes", "recipe": "fast", "maxEpochs": 6, "learningRate": 0.01, "parallelism": 1
+    "budget": "90 passes", "recipe": "fast", "maxEpochs": 6, "learningRate": 0.01, "parallelism": 1
 }  # fmt: skip
 TIMED = {**QUICK, "budget": "2m"}
 """Enough for a few arms to end by themselves."""

@@ -43,7 +43,7 @@ def rows(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> DataF
 def test_no_arm_makes_what_costs_more_to_serve_than_is_allowed(rows: DataFrame, tmp_path: Path) -> None:
     """More components of the PCA are better, and cost more."""
     model = unfitted(components=2).fit(rows)
-    given = {"arms": ["search"], "budget": "60 passes", "maxEpochs": 2, "cacheDir": str(tmp_path)}
+    given = {"arms": ["search"], "budget": "30 passes", "maxEpochs": 2, "cacheDir": str(tmp_path)}
     held = Improver(model, maxServingCost=1.01, **given).fit(rows)
     assert [a["state"] for a in held.summary.arms] != ["failed"]
     assert all(row["serving"] <= 1.01 for row in held.summary.table)
