@@ -31,7 +31,7 @@ demo:                   ## fine-tune the bike-sharing pipeline (CONFIG=conf/digi
 	@bash tools/setup.sh java demo
 	@SPARK_HOME="$$("$(VENV)/bin/python" -c "$(FIND_SPARK)")" "$(VENV)/bin/spark-submit" jobs/$(JOB).py --config "$(CONFIG)" $(ARGS)
 
-test: lint              ## lint, then all tests but the nightly ones: about half an hour on two cores
+test: lint              ## lint, then all tests but the nightly ones: half an hour to an hour on two cores
 	@bash tools/setup.sh java dev
 	$(TESTS) $(ARGS)
 

@@ -159,7 +159,7 @@ class GaussianMixture(Clusters):
     weights = ("mixture", "mus", "sigmas")
     feature_axis = {"mus": 1}
     SHOWN = ("predictionCol", "probabilityCol")
-    refusals = ("a covariance whose density depends on rounding",)
+    refusals = ("a covariance that is not finite, or whose density depends on rounding",)
 
     def __init__(self, mixture: Tensor, mus: Tensor, sigmas: Tensor, uid: str, shown: tuple[str, ...]):
         super().__init__(len(mixture), uid, shown)
@@ -171,7 +171,10 @@ class GaussianMixture(Clusters):
     def refuses(cls, stage: Any) -> str | None:
         """Features that nearly depend on one another: by them Spark's own density differs from one order of them to another."""
         for number, gaussian in enumerate(stage.gaussians):
-            one, other = (spectrum(s) for s in (tensor(gaussian.cov), tensor(gaussian.cov).flip(0, 1)))
+            covariance = tensor(gaussian.cov)
+            if not bool(covariance.isfinite().all()):
+                return f"the covariance of its cluster {number} holds infinite values or NaN"
+            one, other = spectrum(covariance), spectrum(covariance.flip(0, 1))
             if bool(((one - other).abs() > VAGUE * torch.maximum(one, other)).any()):
                 return (
                     f"rounding decides the density of its cluster {number}, whose features nearly depend on one another: the "

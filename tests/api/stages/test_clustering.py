@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from torch import Tensor
 
 import sparkdiff
 from sparkdiff.objectives.losses import NAMES as LOSSES
+from sparkdiff.stages import clustering
 from sparkdiff.stages.predictor import Predictor
 
 pytestmark = pytest.mark.once  # what is Spark's in it the laws check on every version
@@ -170,6 +172,11 @@ def test_what_makes_no_sense_is_refused(points: DataFrame, underfitted: dict[str
         sparkdiff.InputError, match="loss='inertia' is a loss of clusters, but LogisticRegression predicts a label"
     ):
         tune(classifier, points, shared, loss="inertia")
+
+
+def test_a_mixture_with_nan_stays_in_spark() -> None:
+    broken = SimpleNamespace(gaussians=[SimpleNamespace(cov=np.array([[1.0, np.nan], [np.nan, 1.0]]))])
+    assert clustering.GaussianMixture.refuses(broken) == "the covariance of its cluster 0 holds infinite values or NaN"
 
 
 def test_a_mixture_whose_density_rounding_decides_stays_in_spark(spark: SparkSession) -> None:
