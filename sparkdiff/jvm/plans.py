@@ -64,6 +64,17 @@ def draws(df: DataFrame) -> bool:
     return False
 
 
+def tables_read(spark: SparkSession, statement: str) -> list[str]:
+    """Names of all that a statement of SQL reads, also in subqueries, in backticks: tables, views, and its own WITH.
+
+    Raises:
+        a SparkError: the statement can't be parsed.
+    """
+    plan = spark._jsparkSession.sessionState().sqlParser().parsePlan(statement)
+    found = re.findall(r"UnresolvedRelation \[([^\]]*)\]", plan.toString())
+    return sorted({".".join(f"`{part}`" for part in name.split(", ")) for name in found})
+
+
 def plan_facts(df: DataFrame, *, after_stages: bool = False) -> dict[str, Any] | None:
     """The content of a DataFrame without running a job: its plan, with types and delimiters, and its input files.
 

@@ -33,7 +33,9 @@ def params_of(pipeline: Any) -> str:
 def _described(stage: Any, uids: list[str]) -> Any:
     """A stage, evaluator or pipeline of Spark's own by its class and Params, in JSON's values."""
     kind = type(stage)
-    who = f"{stage.uid} ({kind.__name__})"
+    who = (
+        f"{getattr(stage, 'uid', 'one without a uid')} ({kind.__name__})"  # whose __init__ doesn't call that of Params
+    )
     if not kind.__module__.startswith("pyspark.ml."):
         raise UntoldError(f"the code of {who} isn't Spark's own")
     if isinstance(stage, Model):

@@ -12,7 +12,7 @@ from pyspark.ml.util import MLWriter
 from pyspark.sql import DataFrame
 
 from sparkdiff import jvm
-from sparkdiff.errors import InputError, check_dataframe
+from sparkdiff.errors import InputError, check_dataframe, kind_of
 from sparkdiff.machine.autologging import paused
 from sparkdiff.pipeline.names import refuse_stream
 from sparkdiff.tuning import folds
@@ -67,6 +67,10 @@ class _Search(Params):
                 raise InputError(f"{name} has no {param}: set it with {name}({param}=...)")
         self._numbers()
         get = self.getOrDefault
+        if not all(hasattr(get("evaluator"), member) for member in ("evaluate", "isLargerBetter")):
+            raise InputError(
+                f"evaluator must be an Evaluator of pyspark.ml.evaluation or of your own, got {kind_of(get('evaluator'))}"
+            )
         task = GridTask.of(get("estimator"), get("estimatorParamMaps"), get("evaluator"))
         if jvm.in_process(dataset.sparkSession):
             check_values(task)

@@ -45,18 +45,19 @@ def opened(stage: Any) -> bool:
 def inside(stage: Any, into: Callable[[Any], bool] = lambda stage: True) -> dict[str, Any]:
     """By uid a stage and all stages that it holds, such as the classifier of a OneVsRest, where `into` looks into its holder."""
     found: dict[str, Any] = {}
+    seen: dict[int, Any] = {}  # a container may hold itself
 
     def walk(thing: Any) -> None:
         if isinstance(thing, Params):
-            if thing.uid in found:
+            uid = getattr(thing, "uid", None)  # of one's own class, whose __init__ may not call that of Params
+            if uid is None or uid in found:
                 return
-            found[thing.uid] = thing
+            found[uid] = thing
             if into(thing):
                 walk(vars(thing))
-        elif isinstance(thing, dict):
-            walk([*thing.values()])
-        elif isinstance(thing, (list, tuple)):
-            for one in thing:
+        elif isinstance(thing, (dict, list, tuple)) and id(thing) not in seen:
+            seen[id(thing)] = thing
+            for one in [*thing.values()] if isinstance(thing, dict) else thing:
                 walk(one)
 
     walk(stage)
@@ -82,18 +83,20 @@ class GridTask:
     def of(estimator: Any, maps: Sequence[Mapping[Any, Any]], evaluator: Any) -> "GridTask":
         """
         Raises:
-            InputError: the grid is empty, or sets a Param of no stage.
+            InputError: the grid is empty, is no list of dicts of Params, or sets a Param of no stage.
         """
+        trie.check_maps(maps)
         parents = {param.parent for params in maps for param in params}
         stages = leaves_of(estimator, lambda pipeline: pipeline.uid in parents) or [estimator]
-        held = inside(estimator)
-        foreign = [not all(map(is_sparks, inside(stage).values())) for stage in stages]
-        trie.check(maps, {**held, **inside(evaluator)}, any(foreign))  # of an evaluator's Params Spark takes no notice
-        unknown = frozenset(parents - held.keys())
-        uids = [
-            frozenset(inside(stage)) | (unknown if own else frozenset())
-            for stage, own in zip(stages, foreign, strict=True)
-        ]
+        held, given = inside(estimator), inside([value for params in maps for value in params.values()])
+        takers = {param.parent for params in maps for param, value in params.items() if inside(value)}
+        # What a stage holds, or may come to hold: a map gives the `stages` of a Pipeline, and Params of those stages.
+        holds = [{**inside(stage), **(given if inside(stage).keys() & takers else {})} for stage in stages]
+        foreign = [not all(map(is_sparks, own.values())) for own in holds]
+        known = {**held, **given, **inside(evaluator)}  # of an evaluator's Params Spark takes no notice
+        trie.check(maps, known, any(foreign))
+        unknown = frozenset(parents - held.keys() - given.keys())
+        uids = [frozenset(own) | (unknown if open_ else frozenset()) for own, open_ in zip(holds, foreign, strict=True)]
         return GridTask(estimator, tuple(stages), maps, evaluator, trie.grow(uids, maps))
 
     def estimates(self, position: int) -> bool:

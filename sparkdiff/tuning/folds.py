@@ -8,6 +8,7 @@ from pyspark.sql import Column, DataFrame, functions as F
 
 from sparkdiff.errors import InputError, did_you_mean
 from sparkdiff.jvm import SparkError
+from sparkdiff.pipeline.names import casefolding
 from sparkdiff.tuning.cached_rows import Kept
 
 Pairs = Sequence[tuple[DataFrame, DataFrame]]
@@ -75,7 +76,10 @@ def split_once(dataset: DataFrame, column: str, seed: int, ratio: float) -> Fold
 
 
 def check_column(dataset: DataFrame, column: str) -> None:
-    """Raise InputError if there is no such column."""
+    """Raise InputError if there is no such column, or several."""
+    casefold = casefolding()
+    if len(same := [repr(name) for name in dataset.columns if casefold(name) == casefold(column)]) > 1:
+        raise InputError(f"foldCol={column!r} matches {len(same)} columns, {', '.join(same)}: rename all but one")
     try:
         _ = dataset.select(F.col(column)).schema  # which asks a server of Spark Connect
     except SparkError as e:

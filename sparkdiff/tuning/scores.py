@@ -40,6 +40,8 @@ class Judge:
 
 def judge_of(evaluator: Any) -> Judge | None:
     """How an evaluator is computed here; None if Spark has to compute it."""
+    if not isinstance(evaluator, (MeanLoss, RegressionEvaluator, *CLASSIFIERS)):
+        return None  # what of one's own may have no Params
     get = evaluator.getOrDefault
     if isinstance(evaluator, MeanLoss):
         return Judge(get("labelCol"), get("weightCol"), get("column"), evaluator.value)

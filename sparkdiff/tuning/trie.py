@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sparkdiff.errors import InputError, did_you_mean
+from sparkdiff.errors import InputError, did_you_mean, kind_of
 
 
 @dataclass(eq=False)
@@ -75,6 +75,23 @@ def _plain(value: Any) -> str:
     if value is None or isinstance(value, (bool, int, float, str)):
         return f"{type(value).__name__}:{value!r}"
     return f"{type(value).__name__}@{id(value)}"
+
+
+def check_maps(maps: Any) -> None:
+    """Refuse what is no list of dicts of Params.
+
+    Raises:
+        InputError: says what was given.
+    """
+    way = "give a list of dicts {param: value}, as ParamGridBuilder().addGrid(stage.param, values).build() returns"
+    if not isinstance(maps, (list, tuple)):
+        raise InputError(f"estimatorParamMaps is {kind_of(maps)}: {way}")
+    for params in maps:
+        if not isinstance(params, Mapping):
+            raise InputError(f"estimatorParamMaps holds {kind_of(params)}: {way}")
+        for param in params:
+            if not hasattr(param, "parent"):
+                raise InputError(f"estimatorParamMaps has {param!r} in place of a Param: {way}")
 
 
 def check(maps: Sequence[Mapping[Any, Any]], known: Mapping[str, Any], open_: bool) -> None:

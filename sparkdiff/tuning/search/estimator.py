@@ -84,6 +84,7 @@ class Search(Estimator, MLWritable, MLReadable):  # type: ignore[type-arg]
         self.job: dict[str, str] = {}  # the command and the output of a job, which the store of runs keeps
         self._setDefault(**{name: getattr(Settings(), name) for name in FIELDS}, space={})
         self.setParams(estimator=estimator, space=space, evaluator=evaluator, current=current, **params)
+        self.settings().check_together()
 
     def setParams(self, **params: Any) -> "Search":
         """Set Params by name."""
@@ -114,7 +115,7 @@ class Search(Estimator, MLWritable, MLReadable):  # type: ignore[type-arg]
             new._set(estimator=new.getOrDefault("estimator").copy(others))
         if new.isSet("evaluator"):
             given = new.getOrDefault("evaluator")
-            copies = [e.copy(others) for e in _evaluators(given)]
+            copies = [e.copy(others) if hasattr(e, "uid") else e for e in _evaluators(given)]  # else no Params
             new._set(evaluator=copies if isinstance(given, (list, tuple)) else copies[0])
         return new  # type: ignore[no-any-return]
 
@@ -158,6 +159,7 @@ class Search(Estimator, MLWritable, MLReadable):  # type: ignore[type-arg]
         get = self.getOrDefault
         space = SearchSpace.of(get("estimator"), get("space"))
         current = get("current") if self.isSet("current") else None
+        self.settings().check_together()
         return SearchTask.of(space, _evaluators(get("evaluator")), self.settings(), current)
 
     @staticmethod
@@ -270,6 +272,11 @@ class _SearchWriter(jvm.Writer):
         several = isinstance(held.get("evaluator"), (list, tuple))
         evaluators = _evaluators(held.pop("evaluator")) if "evaluator" in held else []
         stages = {**held, **{f"evaluator-{i}": e for i, e in enumerate(evaluators)}}
+        for name, stage in stages.items():
+            if not isinstance(stage, MLWritable):
+                raise InputError(
+                    f"{name.partition('-')[0]} {type(stage).__name__} can't be saved: it is not MLWritable"
+                )
         params = {name: search.getOrDefault(name) for name in FIELDS if search.isSet(name)}
         told = {"params": params, "space": space, "stages": sorted(stages), "several": several}
         self.saveMetadata(search, path, self.sc, {"search": json.dumps(told)}, paramMap={})
@@ -294,7 +301,8 @@ class _SearchReader(jvm.Reader):
             return DefaultParamsReader.loadParamsInstance(paths.inside(path, name), self.sc)
 
         stages = {name: stage(name) for name in told["stages"]}
-        evaluators = [stages.pop(name) for name in sorted(n for n in stages if n.startswith("evaluator-"))]
+        numbers = sorted(int(name.partition("-")[2]) for name in stages if name.startswith("evaluator-"))
+        evaluators = [stages.pop(f"evaluator-{number}") for number in numbers]
         new: Any = self.cls(**stages, **told["params"])._resetUid(meta["uid"])
         if evaluators:
             new._set(evaluator=evaluators if told["several"] else evaluators[0])

@@ -14,7 +14,7 @@ from sparkdiff.evaluation import out_of_fold
 from sparkdiff.evaluation.out_of_fold import FoldSums
 from sparkdiff.pipeline.names import named
 from sparkdiff.tuning.scores import judge_of
-from sparkdiff.tuning.search.judging import UNDEFINED, Comparison, losses_of, scored
+from sparkdiff.tuning.search.judging import UNDEFINED, Comparison, left_out, losses_of, scored
 from sparkdiff.tuning.search.splitting import FOLD, Divided, SearchSplit
 
 
@@ -47,12 +47,17 @@ class Parts:
 
 @dataclass(frozen=True)
 class Fold:
-    """What the two models of a fold show on its own rows, and on the others, which trained them."""
+    """What the two models of a fold show on its own rows, and on the others, which trained them.
+
+    Attributes:
+        refused: why a winner like that of the fold can't ship, whatever its metric; empty if it can.
+    """
 
     sums: FoldSums
     winner: float
     default: float
     weight: float
+    refused: str = ""
 
 
 def judged(number: int, winner: Any, default: Any, parts: Parts, split: SearchSplit, evaluator: Any) -> Fold | str:
@@ -80,7 +85,8 @@ def judged(number: int, winner: Any, default: Any, parts: Parts, split: SearchSp
         units,
         sums(other_rest - one_rest, rest),
     )
-    return Fold(folded, values[0], values[1], float(found.weight[own].sum()))
+    refused = left_out(len(found.weight), winner, default, parts.judged())
+    return Fold(folded, values[0], values[1], float(found.weight[own].sum()), refused)
 
 
 def decided(folds: list[Fold], split: SearchSplit, *, level: float, seed: int) -> Comparison:
@@ -89,6 +95,9 @@ def decided(folds: list[Fold], split: SearchSplit, *, level: float, seed: int) -
     verdict = out_of_fold.decide([fold.sums for fold in folds], level=level, unit=unit, seed=seed)
     total = sum(fold.weight for fold in folds)
     means = [sum(value(fold) * fold.weight for fold in folds) / total for value in (_winner, _default)]
+    for number, fold in enumerate(folds):
+        if fold.refused:
+            return Comparison(means[0], means[1], None, f"{fold.refused} (fold {number})", refused=True)
     return Comparison(means[0], means[1], verdict)
 
 

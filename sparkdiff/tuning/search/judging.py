@@ -122,23 +122,51 @@ def compare(
                 for value, model in zip(values, (winner, default), strict=True)
             )
             rows = int((found.weight > 0).sum())
-            if why := left_out(len(found.weight), default, fresh):
+            if why := left_out(len(found.weight), winner, default, fresh):
                 return Comparison(one, other, None, why, rows, refused=True)
             verdict, why = _tested(found, losses, split, level, seed)
             return Comparison(one, other, verdict, why, rows)
     one, other = (evaluator.evaluate(model.transform(_data(fresh))) for model in (winner, default))
+    if less := left_out(predicted_by_both(winner, default, fresh), winner, default, fresh):
+        return Comparison(one, other, None, less, refused=True)
     return Comparison(one, other, None, why)
 
 
-def left_out(both: int, default: Any, fresh: DataFrame) -> str:
+def left_out(both: int | None, winner: Any, default: Any, fresh: DataFrame) -> str:
     """Why a winner can't ship that has no prediction where the other model has one; empty if it has all.
 
     Args:
-        both: number of rows that both models predict.
+        both: number of rows that both models predict; None if that isn't known, and then their numbers of rows tell.
     """
-    if both == fresh.count() or (kept := default.transform(_data(fresh)).count()) == both:
+    if both == fresh.count():
+        return ""
+    kept = default.transform(_data(fresh)).count()
+    if both is None:
+        both = winner.transform(_data(fresh)).count()
+    if both >= kept:
         return ""
     return f"the winner leaves out {kept - both:,} of {kept:,} rows that the other model predicts"
+
+
+def predicted_by_both(winner: Any, default: Any, fresh: DataFrame) -> int | None:
+    """The number of these rows that both models predict; None if a model drops columns that it does not know."""
+    rows, base = _with_data(fresh)
+    for model in (default, winner):
+        out = model.transform(rows)
+        if DATA not in out.columns:
+            return None
+        rows = out.select(*base, DATA)
+    return rows.count()
+
+
+def _with_data(fresh: DataFrame, *more: Column) -> tuple[DataFrame, list[Column]]:
+    """The fresh rows, with all columns of the data in DATA and with more columns; and the columns of the data as they were.
+
+    A stage may write over a column that it reads: each model gets the columns as they were.
+    """
+    columns = _data(fresh).columns
+    data, base = F.struct(*map(named, columns)).alias(DATA), [F.col(DATA).getField(c).alias(c) for c in columns]
+    return fresh.select(*map(named, columns), data, *more), base
 
 
 def _data(fresh: DataFrame) -> DataFrame:
@@ -155,10 +183,7 @@ def scored(
     kept = {
         "__sd_block": block.cast("double"), "__sd_unit": F.col(BLOCK).cast("double"), "__sd_time": F.col(TIME).cast("double"),
     }  # fmt: skip
-    columns = _data(fresh).columns
-    # A stage may write over a column that it reads: each model gets the columns as they were.
-    data, base = F.struct(*map(named, columns)).alias(DATA), [F.col(DATA).getField(c).alias(c) for c in columns]
-    rows = fresh.select(*map(named, columns), data, *(c.alias(name) for name, c in kept.items()))
+    rows, base = _with_data(fresh, *(c.alias(name) for name, c in kept.items()))
     names = [*kept]
     for model, part in ((default, "default"), (winner, "winner")):
         out = model.transform(rows)
@@ -179,6 +204,8 @@ def scored(
         parts = [*read_plain(path, PIECE)]
     if not parts:
         return None, "the pipelines leave no fresh row"
+    if sum(len(part["v0"]) for part in parts) > fresh.count():
+        return None, "the pipelines make several rows of one, of which nothing tells the pairs"
     read = {name: torch.cat([dense(part[f"v{i}"]) for part in parts]) for i, name in enumerate(names)}
     found = Scored(
         (read["__sd_winner"], read["__sd_winner_label"]), (read["__sd_default"], read["__sd_default_label"]),

@@ -1,5 +1,6 @@
 """The whole way of a search, once: split, trials, winner, fresh rows, decision."""
 
+import contextlib
 import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -8,20 +9,25 @@ from pathlib import Path
 from typing import Any
 
 from pyspark.ml import Model
-from pyspark.ml.param import Params
+from pyspark.ml.feature import SQLTransformer
+from pyspark.ml.param import Param, Params
 from pyspark.sql import DataFrame
 
 from sparkdiff import jvm
-from sparkdiff.data.fingerprint import content
-from sparkdiff.errors import InputError
+from sparkdiff.data.fingerprint import content, source_facts
+from sparkdiff.errors import InputError, WriteError
+from sparkdiff.jvm.plans import tables_read
+from sparkdiff.jvm.settings import settings as settings_of
 from sparkdiff.machine import memory, paths
+from sparkdiff.pipeline.names import read_by_name
 from sparkdiff.pipeline.nesting import plain
 from sparkdiff.report import Phases
 from sparkdiff.report.progress import Phase
+from sparkdiff.report.record import versions
 from sparkdiff.store.digests import hash_of, params_of
-from sparkdiff.store.identity import UntoldError
+from sparkdiff.store.identity import UntoldError, identity
 from sparkdiff.tuning.checks import check_evaluator
-from sparkdiff.tuning.fits import inside, leaves_of
+from sparkdiff.tuning.fits import inside, is_sparks, leaves_of
 from sparkdiff.tuning.scores import judge_of
 from sparkdiff.tuning.search import folds
 from sparkdiff.tuning.search.alternatives import chosen
@@ -31,7 +37,7 @@ from sparkdiff.tuning.search.judging import Comparison, compare, losses_of
 from sparkdiff.tuning.search.pruning import Pruning, check_pruner, pruning_of, resources_of
 from sparkdiff.tuning.search.samplers import SamplingPlan, check_sampler
 from sparkdiff.tuning.search.settings import Settings
-from sparkdiff.tuning.search.space import PLAIN, Choice, Distribution
+from sparkdiff.tuning.search.space import Choice, Distribution
 from sparkdiff.tuning.search.splitting import Divided, SearchSplit, check_folds, check_rows, divided, in_folds
 from sparkdiff.tuning.search.study import Study, Trial, opened
 from sparkdiff.tuning.search.summary import SearchSummary, decided
@@ -121,6 +127,8 @@ class SearchTask:
             "evaluator": [_described(e) for e in self.evaluators],
             "estimator": told,
             "rows": content(dataset),
+            "sparkdiff": versions()["sparkdiff"],
+            **{f"Spark's {name}": value for name, value in settings_of(dataset.sparkSession).items()},
         }
 
 
@@ -151,9 +159,45 @@ def _described(stage: Any) -> str:
     try:
         return params_of(stage)
     except UntoldError:  # of a class that isn't Spark's, or of one that holds such a stage
-        told = {p.name: stage.getOrDefault(p) for p in stage.params if stage.isSet(p) and p.name not in ELSEWHERE}
-        plain_ = {name: value for name, value in sorted(told.items()) if isinstance(value, (*PLAIN, list, dict))}
-        return f"{type(stage).__name__} {json.dumps(plain_, default=lambda value: type(value).__name__)}"
+        held = {name: value for name, value in vars(stage).items() if not name.startswith("_") and name != "uid"}
+        params = stage.params if hasattr(stage, "uid") else []  # without a uid it never became one of Params
+        held |= {p.name: stage.getOrDefault(p) for p in params if stage.isDefined(p) and p.name not in ELSEWHERE}
+        told = {
+            name: _text(value)
+            for name, value in sorted(held.items())
+            if not (isinstance(value, Param) or inside(value))
+        }
+        code = "" if is_sparks(stage) else _identified(type(stage))
+        tables = _tables(stage.getStatement()) if isinstance(stage, SQLTransformer) else {}
+        return f"{type(stage).__name__} {code} {json.dumps([told, tables])}"
+
+
+def _text(value: Any) -> str:
+    """What a stage holds, as text: equal for two values only if they are equal, as far as that can be told."""
+    try:
+        return json.dumps(value, default=_identified)
+    except (TypeError, ValueError):  # a mapping by other names than JSON's, or a list that holds itself
+        return _identified(value)
+
+
+def _identified(value: Any) -> str:
+    """A hash of a DataFrame, a function, a class or an object; its class where that can't be told."""
+    kind = value.__name__ if isinstance(value, type) else type(value).__name__
+    try:
+        facts = json.dumps(source_facts(value)) if isinstance(value, DataFrame) else value
+        return f"{kind} {identity(facts)[:16]}"
+    except UntoldError:
+        return kind
+
+
+def _tables(statement: str) -> dict[str, Any]:
+    """By name the rows that a statement reads beside its input."""
+    spark, found = jvm.session(), {}
+    with contextlib.suppress(*jvm.SparkError):  # the fit says what is wrong with it
+        for name in tables_read(spark, statement):
+            with contextlib.suppress(*jvm.SparkError):  # a part of the statement itself, or not there
+                found[name] = content(spark.table(name))
+    return found
 
 
 @dataclass(frozen=True)
@@ -220,7 +264,7 @@ def _in_folds(
 ) -> SearchOutcome:
     """The whole search once per fold, and once on all rows: out-of-fold rows decide, all rows fit what ships."""
     s = task.settings
-    parts = folds.Parts(in_folds(dataset, split, s.numFolds), tuple(dataset.columns))
+    parts = folds.Parts(in_folds(dataset, split, s.numFolds), tuple(read_by_name(dataset)))
     parts.rows.cache()
     try:
         with phases.phase("split") as phase:
@@ -337,6 +381,8 @@ def _default(task: SearchTask, rows: DataFrame) -> Any:
     """
     try:
         return _fitted(task, None, rows)
+    except WriteError:
+        raise
     except FAILURES as e:
         raise InputError(
             f"the estimator as it is, which the winner is compared with, can't be fitted ({jvm.cause(e)}): set on its stages "

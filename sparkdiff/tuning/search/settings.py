@@ -39,32 +39,40 @@ class Settings:
 
     @staticmethod
     def of(given: Mapping[str, Any]) -> "Settings":
-        """Options from names and values.
+        """Options from names and values, each checked by itself.
 
         Raises:
             InputError: names every unknown key, and every value of a wrong type or out of bounds.
         """
         values, problems = converted(given, FIELDS, "Search", OTHERS)
-        if values.get("groupCol") and values.get("timeCol"):
-            problems.append(f"groupCol={values['groupCol']!r} and timeCol={values['timeCol']!r} exclude each other")
-        if not problems:
-            found = Settings(**values)
-            if found.minResource is not None and found.pruner is None:
-                problems.append(f"minResource={found.minResource:g} is for a pruner: set pruner, or leave it out")
-            if found.numFolds == 1:
-                problems.append("numFolds=1 holds no rows out: use 2 or more, or 0 for one split")
-            if found.numFolds and found.timeCol:
-                problems.append(
-                    f"numFolds={found.numFolds} and timeCol={found.timeCol!r} exclude each other: folds know no time"
-                )
-            if found.validationFraction + found.testFraction >= 1:
-                problems.append(
-                    f"validationFraction={found.validationFraction:g} and testFraction={found.testFraction:g} leave no rows "
-                    "to fit models to"
-                )
+        if values.get("numFolds") == 1:
+            problems.append("numFolds=1 holds no rows out: use 2 or more, or 0 for one split")
         if problems:
             raise InputError("; ".join(problems))
-        return found
+        return Settings(**values)
+
+    def check_together(self) -> None:
+        """Refuse options that exclude each other, once all are set: setters and `copy` set one after the other.
+
+        Raises:
+            InputError: names all of them.
+        """
+        problems = []
+        if self.groupCol and self.timeCol:
+            problems.append(f"groupCol={self.groupCol!r} and timeCol={self.timeCol!r} exclude each other")
+        if self.minResource is not None and self.pruner is None:
+            problems.append(f"minResource={self.minResource:g} is for a pruner: set pruner, or leave it out")
+        if self.numFolds and self.timeCol:
+            problems.append(
+                f"numFolds={self.numFolds} and timeCol={self.timeCol!r} exclude each other: folds know no time"
+            )
+        if self.validationFraction + self.testFraction >= 1:
+            problems.append(
+                f"validationFraction={self.validationFraction:g} and testFraction={self.testFraction:g} leave no rows "
+                "to fit models to"
+            )
+        if problems:
+            raise InputError("; ".join(problems))
 
 
 FIELDS = {field.name: field for field in dataclasses.fields(Settings)}

@@ -24,7 +24,7 @@ from sparkdiff.data.splits import (
 from sparkdiff.errors import InputError
 from sparkdiff.evaluation.guard import MIN_UNITS
 from sparkdiff.options import Options
-from sparkdiff.pipeline.names import named
+from sparkdiff.pipeline.names import named, read_by_name
 from sparkdiff.tuning.scores import CLASSIFIERS
 from sparkdiff.tuning.search.samplers import seed_of
 
@@ -84,6 +84,7 @@ def divided(df: DataFrame, split: SearchSplit) -> Divided:
     """
     fresh = split.options(split.test, "fresh rows")
     check_columns(df, fresh)
+    df = _of_one_name(df)
     chooses = split.options(split.validation / (1 - split.test), "rows that choose")
     if split.timeCol:  # which rows choose depends on the times of those that aren't fresh
         (first,) = with_splits([Source(df)], fresh)
@@ -100,6 +101,12 @@ def divided(df: DataFrame, split: SearchSplit) -> Divided:
     return Divided(df.withColumns(own), tuple(df.columns))
 
 
+def _of_one_name(df: DataFrame) -> DataFrame:
+    """Without columns that share a name, which no stage can read."""
+    alone = read_by_name(df)
+    return df if len(alone) == len(df.columns) else df.select(*map(named, alone))
+
+
 def in_folds(df: DataFrame, split: SearchSplit, folds: int) -> DataFrame:
     """Rows with SPLIT (train or validation), BLOCK and FOLD; a block is in one fold as a whole.
 
@@ -108,6 +115,7 @@ def in_folds(df: DataFrame, split: SearchSplit, folds: int) -> DataFrame:
     """
     chooses = split.options(split.validation, "rows that choose")
     check_columns(df, chooses)
+    df = _of_one_name(df)
     (dealt,) = with_splits([Source(df)], chooses)
     block = F.pmod(F.col(BLOCK), F.lit(MAX_BLOCKS))
     return dealt.withColumn(FOLD, F.pmod(F.xxhash64(block, F.lit("fold")), F.lit(folds)).cast("double"))

@@ -119,7 +119,8 @@ def decided(
     if compared.refused:
         return False, f"{compared.untested} ({figures})", untested
     if verdict is None:
-        better = (one > other if larger else one < other) and not math.isnan(one)
+        # A metric that is NaN never wins, as among the trials.
+        better = not math.isnan(one) and (math.isnan(other) or (one > other if larger else one < other))
         says = "is better" if better else "is not better"
         why = f"not tested, because {compared.untested}: on the fresh rows alone the winner {says} ({figures})"
         return better, why, untested

@@ -15,7 +15,7 @@ from pyspark.sql import DataFrame, functions as F
 
 from sparkdiff import jvm
 from sparkdiff.data.splits import row_hash
-from sparkdiff.errors import SparkdiffError
+from sparkdiff.errors import SparkdiffError, WriteError
 from sparkdiff.tuning.cached_rows import Kept
 from sparkdiff.tuning.fits import GridTask, inside, leaves_of
 from sparkdiff.tuning.folds import Folds
@@ -25,8 +25,11 @@ from sparkdiff.tuning.search.splitting import Divided
 from sparkdiff.tuning.search.study import Trial, TrialOutcome
 from sparkdiff.tuning.searching import outcomes, why_not_at_once
 
-FAILURES = (SparkdiffError, *jvm.SparkError, ValueError, TypeError, AttributeError, ArithmeticError, RuntimeError)
-"""What a setting that can't be fitted raises: such a trial has failed, and the search goes on."""
+FAILURES = (
+    SparkdiffError, *jvm.SparkError, ValueError, TypeError, AttributeError, LookupError, AssertionError, ArithmeticError,
+    RuntimeError,
+)  # fmt: skip
+"""What a setting that can't be fitted raises: such a trial has failed, and the search goes on. An OSError ends it."""
 HELD = "__sparkdiff_held"
 TOGETHER, FEW = 100, 8
 """Trials of a batch: where a batch is solved at once, and where each is a fit of its own."""
@@ -86,6 +89,8 @@ class Trials:
         settings = [self.space.setting(trial.configuration) for trial in trials]
         try:
             metrics = self._metrics(settings[0][0], [params for _, params in settings], resource)
+        except WriteError:
+            raise
         except FAILURES as e:
             if len(trials) > 1:  # one of them: each alone
                 return {number: f for trial in trials for number, f in self._group([trial], resource).items()}

@@ -21,7 +21,7 @@ from pyspark.ml.evaluation import (
 from pyspark.ml.feature import PCA, OneHotEncoder, StandardScaler, StringIndexer, VectorAssembler
 from pyspark.ml.param import Param, Params, TypeConverters
 from pyspark.ml.recommendation import ALS
-from pyspark.ml.regression import FMRegressor, GeneralizedLinearRegression, LinearRegression
+from pyspark.ml.regression import DecisionTreeRegressor, FMRegressor, GeneralizedLinearRegression, LinearRegression
 from pyspark.ml.tuning import ParamGridBuilder
 from pyspark.sql import DataFrame, SparkSession, functions as F
 from small_data import NUMBERS
@@ -454,6 +454,11 @@ def test_what_is_wrong_is_named_before_anything_runs(rows: DataFrame, jobs: Call
         (f"sets regParam of {other.uid}, which is no stage", {"estimatorParamMaps": [{other.regParam: 1.0}]}),
         ("gives regParam of .* the value -1.0", {"estimatorParamMaps": [{}, {head.regParam: -1.0}]}),
         ("gives maxIter of .* the value 'a'", {"estimatorParamMaps": [{head.maxIter: "a"}]}),
+        ("has 'regParam' in place of a Param", {"estimatorParamMaps": [{"regParam": 1.0}]}),
+        ("estimatorParamMaps is dict: give a list of dicts", {"estimatorParamMaps": grid[0]}),
+        ("estimatorParamMaps is .*ParamGridBuilder: give a list", {"estimatorParamMaps": ParamGridBuilder()}),
+        ("estimatorParamMaps holds str: give a list of dicts", {"estimatorParamMaps": ["regParam"]}),
+        ("evaluator must be an Evaluator .* got str", {"evaluator": "areaUnderROC"}),
         ("numFolds must be at least 2, but is 1", {"numFolds": 1}),
         (r"foldCol='folt' is not a column of the data. Did you mean 'fold'\?", {"foldCol": "folt"}),
     ):
@@ -480,6 +485,50 @@ def test_what_is_wrong_is_named_before_anything_runs(rows: DataFrame, jobs: Call
         )
         with pytest.raises(InputError, match=words):
             search.fit(rows)
+
+
+def test_a_fold_column_that_two_have_is_named(rows: DataFrame) -> None:
+    head = LogisticRegression(labelCol="rain")
+    search = sparkdiff.CrossValidator(
+        estimator=head, estimatorParamMaps=[{}], evaluator=BinaryClassificationEvaluator(), foldCol="fold"
+    )
+    with pytest.raises(InputError, match="foldCol='fold' matches 2 columns, 'fold', 'fold': rename all but one"):
+        search.fit(rows.select("*", F.col("fold")))
+
+
+class Bare:
+    """Neither an Evaluator of Spark's nor one that has Params: all that Spark's classes ask for."""
+
+    def evaluate(self, dataset: DataFrame) -> float:
+        return float(dataset.where("prediction = rain").count())
+
+    def isLargerBetter(self) -> bool:
+        return True
+
+
+def test_an_evaluator_without_params(rows: DataFrame) -> None:
+    head = LogisticRegression(labelCol="rain", tol=1e-9, maxIter=1000)
+    head.ring = [1]  # what a stage holds may hold itself
+    head.ring.append(head.ring)
+    maps = [{head.regParam: r} for r in (0.001, 10.0)]
+    spark, own = both(rows, "TrainValidationSplit", estimator=head, estimatorParamMaps=maps, evaluator=Bare(), seed=3)
+    assert found(own) == found(spark) and found(own)[0] != found(own)[1]
+
+
+def test_a_grid_over_pipelines(rows: DataFrame) -> None:
+    """Spark's way to compare several pipelines: a map gives the stages of one, and Params of these stages."""
+    line, tree = LinearRegression(labelCol="riders", tol=1e-9), DecisionTreeRegressor(labelCol="riders", seed=1)
+    pipeline = Pipeline(stages=[])
+    grid = [
+        *ParamGridBuilder().baseOn({pipeline.stages: [line]}).addGrid(line.regParam, [0.01, 30.0]).build(),
+        *ParamGridBuilder().baseOn({pipeline.stages: [tree]}).addGrid(tree.maxDepth, [1, 3]).build(),
+    ]
+    evaluator = RegressionEvaluator(labelCol="riders")
+    given = {"estimatorParamMaps": grid, "evaluator": evaluator, "seed": 3}
+    for estimator in (pipeline, Pipeline(stages=[pipeline])):
+        spark, own = both(rows, "TrainValidationSplit", estimator=estimator, **given)
+        np.testing.assert_allclose(found(own), found(spark), rtol=1e-6)
+        assert len(set(found(own))) == 4
 
 
 def test_a_metric_that_is_nan_cannot_win() -> None:

@@ -1,5 +1,6 @@
 """`Search` on small data: plain Spark out, fresh rows decide, what cannot be is named before anything runs."""
 
+import math
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -8,8 +9,13 @@ from typing import Any
 import pytest
 from pyspark.ml import Pipeline, PipelineModel
 from pyspark.ml.classification import LogisticRegression
-from pyspark.ml.evaluation import BinaryClassificationEvaluator, MulticlassClassificationEvaluator, RegressionEvaluator
-from pyspark.ml.feature import PCA, Imputer, Normalizer, StandardScaler, VectorAssembler
+from pyspark.ml.evaluation import (
+    BinaryClassificationEvaluator,
+    Evaluator,
+    MulticlassClassificationEvaluator,
+    RegressionEvaluator,
+)
+from pyspark.ml.feature import PCA, Bucketizer, Imputer, Normalizer, SQLTransformer, StandardScaler, VectorAssembler
 from pyspark.ml.functions import array_to_vector, vector_to_array
 from pyspark.ml.regression import GBTRegressor, LinearRegression, RandomForestRegressor
 from pyspark.sql import DataFrame, SparkSession, functions as F
@@ -21,7 +27,7 @@ from sparkdiff.data.splits import SPLIT
 from sparkdiff.tuning import cached_rows
 from sparkdiff.tuning.search.alternatives import chosen
 from sparkdiff.tuning.search.dimensions import SearchSpace
-from sparkdiff.tuning.search.judging import compare, losses_of
+from sparkdiff.tuning.search.judging import Comparison, compare, losses_of
 from sparkdiff.tuning.search.pruning import resources_of
 from sparkdiff.tuning.search.splitting import TEST, SearchSplit, divided
 from sparkdiff.tuning.search.summary import decided
@@ -236,6 +242,167 @@ def test_with_folds_all_rows_decide_and_all_rows_fit_what_ships(line: tuple[Data
     assert sorted(p.name for p in (tmp_path / "run").glob("fold-*")) == ["fold-0", "fold-1", "fold-2"]
     with pytest.raises(InputError, match="`current` is fitted and may have seen the rows"):
         search.copy({search.current: again}).fit(data)
+
+
+class Rmse(Evaluator):
+    """A metric of one's own, with an option that is no Param; as tutorials write it, its __init__ calls no other."""
+
+    def __init__(self, label: str, factor: float = 1.0):
+        self.label, self.factor = label, factor
+
+    def _evaluate(self, dataset: DataFrame) -> float:
+        error = F.avg(F.pow(F.col(self.label) - F.col("prediction"), 2))
+        return float(self.factor * dataset.agg(error).first()[0] ** 0.5)
+
+    def isLargerBetter(self) -> bool:
+        return False
+
+
+@pytest.fixture(scope="module")
+def gaps(rows: DataFrame) -> Iterator[tuple[DataFrame, Bucketizer, Pipeline]]:
+    """Rows of which a pipeline can leave out those that it predicts badly."""
+    known = F.when(F.col("number") % 4 > 0, F.col("temp"))
+    label = F.when(F.col("number") % 4 > 0, F.col("wind").cast("double")).otherwise(F.col("number") % 97)
+    data = rows.select("number", known.cast("double").alias("gap"), "wind", label.alias("label")).cache()
+    bucket = Bucketizer(splits=[-math.inf, 0.5, math.inf], inputCol="gap", outputCol="b", handleInvalid="keep")
+    assembler = VectorAssembler(inputCols=["wind"], outputCol="features")
+    yield data, bucket, Pipeline(stages=[bucket, assembler, LinearRegression()])
+    data.unpersist()
+
+
+@pytest.mark.parametrize("way", ["own metric", "no value per row", "folds"])
+def test_a_winner_that_leaves_out_rows_does_not_ship(gaps: tuple[DataFrame, Bucketizer, Pipeline], way: str) -> None:
+    data, bucket, pipeline = gaps
+    evaluator = {
+        "own metric": Rmse("label"), "no value per row": RegressionEvaluator(metricName="r2", throughOrigin=True),
+        "folds": RegressionEvaluator(),
+    }[way]  # fmt: skip
+    search = Search(
+        pipeline, space={bucket.handleInvalid: ["keep", "skip"]}, evaluator=evaluator, sampler="grid",
+        numFolds=2 if way == "folds" else 0,
+    )  # fmt: skip
+    model = search.fit(data)
+    assert model.summary.settings["Bucketizer.handleInvalid"] == "skip"
+    assert model.summary.decision == "kept default" and not model.summary.tested
+    assert (
+        "the winner leaves out" in model.summary.reason and "rows that the other model predicts" in model.summary.reason
+    )
+    assert model.transform(data).count() == data.count()
+
+
+def test_a_stage_that_makes_several_rows_of_one_is_not_tested(line: tuple[DataFrame, Search]) -> None:
+    twice = SQLTransformer(statement="SELECT *, explode(array(1, 2)) AS part FROM __THIS__")
+    weak = LinearRegression(labelCol="riders", regParam=50.0)
+    evaluator = RegressionEvaluator(labelCol="riders")
+    several = Pipeline(stages=[twice, weak])
+    model = Search(several, space={weak.regParam: [0.1]}, evaluator=evaluator, sampler="grid").fit(line[0])
+    assert model.summary.decision == "winner" and not model.summary.tested
+    assert "because the pipelines make several rows of one, of which nothing tells the pairs" in model.summary.reason
+
+
+def test_a_metric_that_is_nan_never_wins() -> None:
+    for winner, default, better in [(1.0, math.nan, True), (math.nan, 1.0, False), (math.nan, math.nan, False)]:
+        found = Comparison(winner, default, None, "Own gives no value per row")
+        assert decided(found, metric="Own", larger=True, against="default", level=0.025)[0] is better
+
+
+def test_a_study_knows_what_its_trials_read_beside_the_rows(rows: DataFrame) -> None:
+    """Tables of the session in SQL, settings of the session, code and data of stages of one's own, losses, reference rows."""
+    spark, data, head = rows.sparkSession, rows.select("riders"), LinearRegression(labelCol="riders")
+
+    def request(*stages: Any, judge: Any = None) -> Any:
+        estimator = Pipeline(stages=[*stages, head])
+        evaluator = judge or RegressionEvaluator(labelCol="riders")
+        return Search(estimator, space={head.regParam: [0.1]}, evaluator=evaluator).task().request(data)
+
+    join = SQLTransformer(
+        statement="WITH w AS (SELECT * FROM look) SELECT t.* FROM __THIS__ t JOIN w ON w.id = t.riders"
+    )
+    found = []
+    for number in (3, 3, 4):
+        spark.range(number).createOrReplaceTempView("look")
+        found.append(request(join))
+    assert found[0] == found[1] != found[2]
+    spark.catalog.dropTempView("look")
+
+    class Own(Normalizer):
+        def __init__(self, scale: Any):
+            super().__init__()
+            self.scale = scale
+
+    def by(factor: int) -> Any:
+        return lambda x: factor * x
+
+    assert request(Own(by(2))) == request(Own(by(2))) != request(Own(by(3)))
+    assert request(Own({"a": [1, (2, 3)]})) != request(Own({"a": [1, (2, 4)]}))
+    assert request(Own(spark.range(3))) == request(Own(spark.range(3))) != request(Own(spark.range(4)))
+
+    def metric(factor: int) -> Any:
+        class Own(RegressionEvaluator):
+            def _evaluate(self, dataset: DataFrame) -> float:
+                return factor * float(super()._evaluate(dataset))
+
+        return Own(labelCol="riders")
+
+    assert request(judge=metric(1)) == request(judge=metric(1)) != request(judge=metric(2))
+    before, zone = request(), str(spark.conf.get("spark.sql.session.timeZone"))
+    spark.conf.set("spark.sql.session.timeZone", "Asia/Tokyo")
+    try:
+        assert request() != before
+    finally:
+        spark.conf.set("spark.sql.session.timeZone", zone)
+    assert request() == before
+
+
+def test_a_study_of_another_metric_of_ones_own_is_refused(line: tuple[DataFrame, Search], tmp_path: Path) -> None:
+    data, head = line[0], LinearRegression(labelCol="riders")
+
+    def search(evaluator: Any) -> Search:
+        return Search(head, space={head.regParam: [0.1]}, evaluator=evaluator, sampler="grid", runDir=str(tmp_path))
+
+    model = search(Rmse("riders")).fit(data)
+    assert model.summary.validation == pytest.approx(model.summary.fresh["winner"], rel=0.5)
+    assert search(Rmse("riders")).fit(data).summary.validation == model.summary.validation
+    for other in (Rmse("riders", factor=1000.0), Rmse("rain")):
+        with pytest.raises(InputError, match="holds a search with other evaluator"):
+            search(other).fit(data)
+
+
+def test_options_that_depend_on_one_another_may_be_set_in_any_order(
+    line: tuple[DataFrame, Search], tmp_path: Path
+) -> None:
+    head = line[1].getEstimator()
+    space = {head.regParam: [0.1]}
+    rows = Search(head, space=space, evaluator=Rmse("riders"), validationFraction=0.05, testFraction=0.85)
+    assert rows.copy().getTestFraction() == 0.85
+    search = Search(head, space=space, evaluator=[RegressionEvaluator(metricName=m) for m in ("mae", "r2") * 6])
+    pruned = search.copy().setMinResource(0.2).setPruner("halving")
+    copy = Pipeline(stages=[pruned]).copy().getStages()[0].copy({pruned.numTrials: 2})
+    assert (copy.getMinResource(), copy.getPruner(), copy.getNumTrials()) == (0.2, "halving", 2)
+    search.save(f"file://{tmp_path}/search")
+    loaded = Search.load(f"file://{tmp_path}/search")
+    assert [e.uid for e in loaded.getEvaluator()] == [e.uid for e in search.getEvaluator()]
+    with pytest.raises(InputError, match="evaluator Rmse can't be saved: it is not MLWritable"):
+        rows.save(f"file://{tmp_path}/rows")
+    assert not (tmp_path / "rows").exists()
+    with pytest.raises(InputError, match=r"minResource=0.2 is for a pruner"):
+        search.copy().setMinResource(0.2).fit(line[0])
+
+
+def test_a_column_that_two_have_stays_out(line: tuple[DataFrame, Search]) -> None:
+    data = line[0].select("features", "riders", F.lit(1).alias("same"), F.lit(2).alias("same"))
+    assert line[1].copy({line[1].numTrials: 2}).fit(data).summary.trials == 2
+
+
+def test_whatever_a_stage_raises_ends_its_trial_only(line: tuple[DataFrame, Search]) -> None:
+    class Picky(LinearRegression):
+        def _fit(self, dataset: DataFrame) -> Any:
+            return {0.1: 0}[self.getRegParam()] or super()._fit(dataset)
+
+    head = Picky(labelCol="riders", regParam=0.1)
+    search = Search(head, space={head.regParam: [0.1, 0.2]}, evaluator=Rmse("riders"), sampler="grid")
+    model = search.fit(line[0])
+    assert model.summary.failed == 1 and "0.2" in model.trials["why"][1]
 
 
 def test_every_metric_has_a_value_per_row(line: tuple[DataFrame, Search]) -> None:
