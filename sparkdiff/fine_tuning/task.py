@@ -3,8 +3,11 @@
 import dataclasses
 from typing import Any
 
+from pyspark.sql import DataFrame
+
+from sparkdiff import jvm
 from sparkdiff.data.soft_labels import Hardened
-from sparkdiff.errors import InputError
+from sparkdiff.errors import InputError, ParityError
 from sparkdiff.options import Options
 from sparkdiff.pipeline.cut import Cut, analyse
 from sparkdiff.pipeline.graph import Graph
@@ -29,6 +32,21 @@ class Task:
     labelCol: str | None  # None: clusters, whose loss needs none
     weightCol: str | None
     soft: Hardened | None = None  # of labels that were class probabilities
+
+
+def check_runs(model: Any, data: DataFrame) -> None:
+    """Let Spark plan a pipeline that was made, as a whole: its stages are planned, and compared, one by one. Runs no job.
+
+    Raises:
+        ParityError: Spark can't run it; says why.
+    """
+    try:
+        model.transform(data)
+    except jvm.SparkError as e:
+        raise ParityError(
+            f"{model.uid}: Spark can't run the pipeline that was made ({jvm.cause(e)}), so nothing was changed. Report this as "
+            "a bug"
+        ) from e
 
 
 def prepare(model: Any, options: Options, data: SchemaOrRows = None) -> Task:

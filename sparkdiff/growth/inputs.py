@@ -67,6 +67,7 @@ def upstream_columns(graph: Graph, data: DataFrame, entities: Mapping[str, tuple
 
     What a StringIndexer writes is a category; if it reads numbers, these are another column. What an Imputer or another stage
     writes as a number stands for what it reads. A column whose name has a dot is left out: stages would need backticks for it.
+    So is what an RFormula makes of texts.
 
     Args:
         data: its schema tells what is a number.
@@ -107,13 +108,20 @@ def upstream_columns(graph: Graph, data: DataFrame, entities: Mapping[str, tuple
     out = [
         Known(column, version)
         for version, column in found.items()
-        if graph.writers.get(version[0], -1) == version[1] and not _quoted(column.column)
+        if graph.writers.get(version[0], -1) == version[1]
+        and not _quoted(column.column)
+        and not _inside(graph, version)
     ]
     for name, (column, labels) in entities.items():
         version = (graph.casefold(column), graph.writers[graph.casefold(column)])
         out = [k for k in out if k.column.name != name or not k.column.levels]
         out.append(Known(Column(name, column, len(labels), labels, indexes=True, entity=True), version))
     return out
+
+
+def _inside(graph: Graph, version: Version) -> bool:
+    """Whether only other parts of a formula see a column: it drops those that it makes on its way."""
+    return version[1] >= 0 and graph.formula_of(graph.vertices[version[1]]) is not None
 
 
 def _quoted(name: str) -> bool:

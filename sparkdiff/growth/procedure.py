@@ -5,7 +5,7 @@ from typing import Any
 
 from sparkdiff.data.splits import VALIDATION, Boundaries, Source
 from sparkdiff.fine_tuning.phases import begun, checked, run_folder, verified, written
-from sparkdiff.fine_tuning.task import prepare
+from sparkdiff.fine_tuning.task import check_runs, prepare
 from sparkdiff.fine_tuning.values import Measured, Outcome, Run
 from sparkdiff.growth import rounds, running
 from sparkdiff.growth.assembly import cost_of, grown_pipeline, serving_of, width_of
@@ -61,6 +61,7 @@ def grow_pipeline(
             return Outcome(model, model, start.task.plan, summary, (folder,))
     made = grown_pipeline(model, start.head, grown.members, start.indexers, start.data)
     check_cost(serving, [m.part for m in grown.members], cost_of(made, start.head, serving))
+    check_runs(made, sources[0].df)
     task = prepare(made, options, sources[0].df)
     with begun(task, sources, phases, boundaries=boundaries) as run:
         return _decided(run, start, original, told, folder, clock.left(options.maxSeconds), replace=replace)

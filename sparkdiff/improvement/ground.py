@@ -18,7 +18,7 @@ from sparkdiff.evaluation.scores import Score
 from sparkdiff.fine_tuning.phases import begun, checked, verified
 from sparkdiff.fine_tuning.shared import Shared
 from sparkdiff.fine_tuning.summary import facts
-from sparkdiff.fine_tuning.task import Task, prepare
+from sparkdiff.fine_tuning.task import Task, check_runs, prepare
 from sparkdiff.fine_tuning.values import Goal, Measured, Run
 from sparkdiff.growth import costs
 from sparkdiff.growth.checks import check_units
@@ -165,6 +165,7 @@ class Ground:
         else:
             freeze = tuple(s.uid for s in stages_of(model) if s.uid in keeps)
             changes = {"lossParams": self.lossParams, **changes}
+            check_runs(model, self.sources[0].df)
         o = dataclasses.replace(self.options, freeze=freeze, **changes)
         return prepare(model, o, self.sources[0].df)
 

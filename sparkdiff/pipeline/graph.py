@@ -159,6 +159,13 @@ class Graph:
         made |= {v.position for v in before if v.drops_rows and v.module is None}
         return sorted(made | self.ancestors(made))
 
+    def formula_of(self, vertex: Vertex) -> str | None:
+        """The uid of the RFormulaModel that a stage is a part of; None if of none."""
+        found = (
+            uid for path, (uid, kind) in self.holders if kind == "RFormulaModel" and vertex.path[: len(path)] == path
+        )
+        return next(found, None)
+
     def predictors(self) -> list[int]:
         """Positions of the translated predictors; of clusterings only if no predictor has a label."""
         found = {i: m for i, m in self.modules.items() if isinstance(m, Predictor)}

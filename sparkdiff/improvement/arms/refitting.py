@@ -13,7 +13,8 @@ from sparkdiff.improvement.arms.fine_tuning import fine_tuned
 from sparkdiff.improvement.budget import Limit
 from sparkdiff.improvement.candidate import Candidate, Step, one_column
 from sparkdiff.improvement.ground import Ground, measure
-from sparkdiff.pipeline.unfitted import Unfitted, unfitted, with_uids_of
+from sparkdiff.pipeline.unfitted import ESTIMATOR, Unfitted, unfitted, with_uids_of
+from sparkdiff.stages.base import columns_of
 
 
 def form_of(ground: Ground) -> Unfitted:
@@ -23,7 +24,22 @@ def form_of(ground: Ground) -> Unfitted:
     """
     graph = ground.plan.cut.graph
     space = [v.uid for v in graph.vertices if v.uid != graph.head.uid] if ground.plan.labelCol is None else ()
-    return unfitted(ground.model, keep=(*ground.keeps, *label_stages(ground), *space))
+    return fitted_to_label(ground, unfitted(ground.model, keep=(*ground.keeps, *label_stages(ground), *space)))
+
+
+def fitted_to_label(ground: Ground, form: Unfitted) -> Unfitted:
+    """The form, whose estimators fit what the improvement is judged by, where that is another label or weight than theirs.
+
+    Their models say so: their Params are those of the fit.
+    """
+    plan, head = ground.plan, ground.plan.cut.graph.head
+    own = columns_of(head.stage, ("labelCol",))
+    for stage in (s.stage for s in form.stages if s.role == ESTIMATOR and plan.soft is None):
+        if plan.labelCol is not None and columns_of(stage, ("labelCol",)) == own != (plan.labelCol,):
+            stage._set(labelCol=plan.labelCol)
+        if plan.weightCol is not None and stage.uid == head.uid and stage.hasParam("weightCol"):
+            stage._set(weightCol=plan.weightCol)
+    return form
 
 
 def label_stages(ground: Ground) -> tuple[str, ...]:
@@ -33,7 +49,7 @@ def label_stages(ground: Ground) -> tuple[str, ...]:
     found = []
     for vertex in reversed(graph.vertices):
         if wanted & {graph.casefold(c) for c in vertex.outputs}:
-            found.append(vertex.uid)
+            found.append(graph.formula_of(vertex) or vertex.uid)  # of a formula all parts stay
             wanted |= {name for name, _ in vertex.reads}
     return tuple(found)
 

@@ -10,13 +10,14 @@ import pyarrow.parquet as pq
 import pytest
 from pyspark.ml import Pipeline, PipelineModel
 from pyspark.ml.classification import LogisticRegression
-from pyspark.ml.feature import FeatureHasher, OneHotEncoder, StandardScaler, StringIndexer, VectorAssembler
+from pyspark.ml.feature import FeatureHasher, OneHotEncoder, RFormula, StandardScaler, StringIndexer, VectorAssembler
 from pyspark.ml.regression import GBTRegressor, GeneralizedLinearRegression, LinearRegression
 from pyspark.ml.tuning import CrossValidatorModel
 from pyspark.sql import DataFrame, SparkSession, functions as F
 
 import sparkdiff
-from sparkdiff import Grower, GrowerModel, InputError
+from sparkdiff import Grower, GrowerModel, InputError, ParityError
+from sparkdiff.fine_tuning.task import check_runs
 from sparkdiff.growth.parts import units
 
 ROWS = 3000
@@ -216,6 +217,19 @@ def test_a_row_that_the_pipeline_serves_is_served_when_grown(rows: DataFrame, sh
     assert model.transform(gap).first().prediction is not None
     [row] = found.transform(gap).select("prediction").collect()
     assert np.isfinite(row.prediction)
+
+
+def test_what_a_formula_drops_on_its_way_is_not_read(rows: DataFrame, shared: Path) -> None:
+    """An RFormula indexes texts in columns of its own, which no later stage sees."""
+    formula = RFormula(formula="sales ~ x + y + kind + season", featuresCol="features", labelCol="label")
+    model = Pipeline(stages=[formula, LinearRegression(regParam=20.0)]).fit(rows)
+    grower = Grower(model, parts=("crosses", "shapes"), rounds=1, maxLoss=0, guard=1, cacheDir=str(shared), **QUICK)
+    found = grower.fit(rows)
+    assert found.summary.decision == "grown", str(found.summary)
+    assert found.transform(rows).where("prediction is not null").count() == ROWS
+    broken = PipelineModel([model.stages[0], VectorAssembler(inputCols=["no such"], outputCol="more")])
+    with pytest.raises(ParityError, match=r"Spark can't run the pipeline that was made .*no such"):
+        check_runs(broken, rows)
 
 
 def test_wrong_use_is_named(rows: DataFrame, poisson: PipelineModel, shared: Path) -> None:

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from pyspark.ml import Pipeline, PipelineModel
 from pyspark.ml.classification import LogisticRegression
-from pyspark.ml.feature import StringIndexer, VectorAssembler
+from pyspark.ml.feature import RFormula, StringIndexer, VectorAssembler
 from pyspark.ml.regression import LinearRegression
 from pyspark.sql import DataFrame, SparkSession, functions as F
 from small_data import riders, same, sides, unfitted
@@ -241,6 +241,27 @@ def test_the_label_of_a_row_is_the_same_in_every_arm(rows: DataFrame, cache: str
     )  # it would be far more with the classes the other way round
     indexers = [m.stages[0] for m in (pipeline, *found.offers.values())]
     assert all(i.labels == indexers[0].labels for i in indexers)
+    few = data.where("word = 'dry'").limit(100).union(data.where("word = 'wet'").limit(60))
+    formula = RFormula(formula="word ~ wind + noise", labelCol="wet")
+    pipeline = Pipeline(stages=[formula, LogisticRegression(labelCol="wet", regParam=1.0)]).fit(few)
+    other = data.where("word = 'wet'").union(data.where("word = 'dry'").limit(300))
+    found = Improver(pipeline, arms=["refit"], cacheDir=cache, **QUICK).fit(other)
+    assert {a["arm"]: a["state"] for a in found.summary.arms}["refit"] != "failed"
+
+
+def test_arms_fit_the_label_and_the_weight_that_judge(rows: DataFrame, cache: str) -> None:
+    data = (
+        rows.withColumn("target", 3 * F.col("wind") + 0.1 * F.col("noise")).withColumn("heavy", F.lit(2.0)).drop("rain")
+    )
+    model = LinearRegression(labelCol="rain", featuresCol="f", regParam=1.0)
+    assembler = VectorAssembler(inputCols=["wind", "noise"], outputCol="f")
+    fitted = Pipeline(stages=[assembler, model]).fit(rows)
+    found = Improver(fitted, labelCol="target", weightCol="heavy", arms=["refit"], cacheDir=cache, **QUICK).fit(data)
+    assert found.summary.decision == "improved", str(found.summary)
+    [row] = [r for r in found.summary.table if r["arm"] == "refit"]
+    assert row["value"] < 0.5 * found.summary.table[0]["value"]
+    last = found.pipelineModel.stages[-1]
+    assert (last.getLabelCol(), last.getWeightCol(), last.getRegParam()) == ("target", "heavy", 1.0)
 
 
 @pytest.mark.parametrize(
