@@ -46,7 +46,7 @@ def check(given: Mapping[str, Any], data: Mapping[str, Any]) -> None:
     for key in given:
         if key not in known:
             raise InputError(f"search: unknown key {key!r}. {did_you_mean(str(key), known)}")
-    Settings.of({key: value for key, value in given.items() if key in FIELDS})
+    Settings.of({key: value for key, value in given.items() if key in FIELDS}).check_together()
     metrics(given)
     space(given)
     if more := [split for split in data if split != TRAIN]:

@@ -159,7 +159,6 @@ class Search(Estimator, MLWritable, MLReadable):  # type: ignore[type-arg]
         get = self.getOrDefault
         space = SearchSpace.of(get("estimator"), get("space"))
         current = get("current") if self.isSet("current") else None
-        self.settings().check_together()
         return SearchTask.of(space, _evaluators(get("evaluator")), self.settings(), current)
 
     @staticmethod

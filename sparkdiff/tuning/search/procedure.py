@@ -65,6 +65,7 @@ class SearchTask:
         Raises:
             InputError: names what cannot be.
         """
+        settings.check_together()
         if settings.method == "hypergradient":
             check_method(space, settings, len(evaluators))
         check_sampler(settings.sampler, len(evaluators))
