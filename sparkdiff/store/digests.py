@@ -109,6 +109,10 @@ def without_uids(uids: Sequence[str]) -> Callable[[str], str]:
 _digests: dict[tuple[tuple[weakref.ref[Any], ...], str], list[str]] = {}
 MOST = 64
 """Lists of stages whose digests are remembered."""
+DIVIDED = ("userFactors", "itemFactors", "globalTopicTotals", "topicCounts", "tokenCounts")
+"""Tables of ALSModel and DistributedLDAModel, which Spark saves in as many files, and in such an order, as the model's partitions
+have at the moment: a loaded model is saved in others.
+"""
 
 
 def digest_of(stages: Sequence[Any], folder: Path) -> list[str] | None:
@@ -200,25 +204,35 @@ def digest_of_folder(folder: Path, *, by_whom: bool = True) -> list[str]:
     def of_tree(text: str) -> str:  # an ensemble keeps its trees' metadata in a table
         return of_metadata({**json.loads(text), "uid": "tree"}).decode()
 
+    parts = (p for p in folder.rglob("part-*") if p.is_file())
     out = []
-    for path in sorted(p for p in folder.rglob("part-*") if p.is_file()):
+    for path in sorted({p.parent if p.parent.name in DIVIDED else p for p in parts}):
+        divided = path.name in DIVIDED
         if path in metas:
             digest = hashlib.sha256(of_metadata(metas[path]))
-        elif path.suffix == ".parquet":  # Spark orders a file's key-value metadata anyhow; the table is what counts
-            table = pq.read_table(path, partitioning=None).combine_chunks()
+        elif divided or path.suffix == ".parquet":
+            # Spark orders a file's key-value metadata anyhow; the table is what counts
+            table = pq.read_table(path, partitioning=None)
+            if divided:
+                keys = [f.name for f in table.schema if not pa.types.is_nested(f.type)]
+                table = table.sort_by([(name, "ascending") for name in keys]) if keys else table
+            table = table.combine_chunks()
             if path.parent.name == "treesMetadata":  # of an id, JSON and a weight, by names that Spark 4.3 leaves out
                 (i,) = (i for i, kind in enumerate(table.schema.types) if pa.types.is_string(kind))
                 texts = pa.array([of_tree(text) for text in table.column(i).to_pylist()])
                 table = table.set_column(i, table.column_names[i], texts)
             digest = hashlib.sha256()
             for name, column in zip(table.column_names, table.columns, strict=True):
-                digest.update(f"{name} {column.type} {len(column)};".encode())
+                kind = str(column.type)
+                if divided:  # a table that was loaded may hold nulls, says its type
+                    kind = kind.replace(" not null", "")
+                digest.update(f"{name} {kind} {len(column)};".encode())
                 for chunk in column.chunks:
                     _feed(digest, chunk)
         else:
             digest = hashlib.sha256(path.read_bytes())
-        where = anonymous(path.parent.relative_to(folder).as_posix())
-        out.append(f"{where}:{digest.hexdigest()}")
+        where = path if divided else path.parent
+        out.append(f"{anonymous(where.relative_to(folder).as_posix())}:{digest.hexdigest()}")
     return sorted(out)
 
 

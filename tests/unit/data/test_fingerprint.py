@@ -67,6 +67,27 @@ def test_it_tells_apart(changes: dict[str, Any], tmp_path: Path) -> None:
     assert hash_of_folder(save(tmp_path / "a")) != hash_of_folder(save(tmp_path / "b", **changes))
 
 
+@pytest.mark.parametrize("name", ["userFactors", "topicCounts"])
+def test_it_is_the_same_into_however_many_files_spark_divides_a_table(name: str, tmp_path: Path) -> None:
+    def divided(folder: str, *parts: list[int], last: float = 9.0, nulls: bool = True) -> Path:
+        (saved := save(tmp_path / folder)).joinpath(name).mkdir()
+        for i, ids in enumerate(parts):
+            rows = [{"id": j, "features": [1.0 * j, last if j == 3 else 0.5]} for j in ids]
+            numbers = pa.list_(pa.field("element", pa.float32(), nullable=nulls))
+            table = pa.Table.from_pylist(
+                rows, pa.schema([pa.field("id", pa.int32(), nullable=nulls), ("features", numbers)])
+            )
+            pq.write_table(table, saved / name / f"part-{i}.snappy.parquet")
+        (saved / name / "_SUCCESS").touch()
+        (saved / name / ".part-0.snappy.parquet.crc").write_bytes(b"crc")
+        return saved
+
+    first = hash_of_folder(divided("a", [0, 1, 2, 3], nulls=False))
+    assert hash_of_folder(divided("b", [3, 1], [], [2, 0])) == first
+    assert hash_of_folder(divided("c", [0, 1, 2, 3], last=9.5)) != first
+    assert hash_of_folder(divided("d", [0, 1, 2])) != first
+
+
 @pytest.mark.parametrize("model", [CountVectorizerModel, StringIndexerModel, lambda: PipelineModel([])])
 def test_what_a_model_has_learnt_is_not_in_its_params(model: Callable[[], Any]) -> None:
     fitted = model()
