@@ -144,9 +144,15 @@ def _run(
 
 
 def _same_inputs(found: Mapping[str, Any], inputs: Mapping[str, str], config: Config, options: Options) -> bool:
-    """Whether the finished run `found` had these inputs. Raises InputError where it had others and must not be replaced."""
+    """Whether the finished run `found` had these inputs, and its model is still there.
+
+    Raises:
+        InputError: not so, and it must not be replaced.
+    """
     before = found["fingerprints"].get("inputs", {})
     changed = [name for name in sorted({*before, *inputs}) if before.get(name) != inputs.get(name)]
+    if _hash_there(config.output / "model") != found["model"]["hash"]:
+        changed.append("model")
     if changed and not config.overwrite:
         why = "; ".join(f"{k} {inputs[k].rpartition(' ')[0]}" for k in changed if str(inputs.get(k)).startswith(UNTOLD))
         raise InputError(
@@ -155,6 +161,14 @@ def _same_inputs(found: Mapping[str, Any], inputs: Mapping[str, str], config: Co
             "runId, or set output.mode=overwrite and another runId"
         )
     return not changed
+
+
+def _hash_there(folder: Path) -> str | None:
+    """The content hash of a saved model; None if it is not there, or damaged."""
+    try:
+        return hash_of_folder(stores.fetch(folder))
+    except (OSError, ValueError):
+        return None
 
 
 def _printed(options: Options) -> Callable[[Plan], None]:

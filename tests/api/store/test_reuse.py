@@ -4,6 +4,7 @@ import contextlib
 import functools
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -292,6 +293,14 @@ def test_a_finished_job_is_returned_for_the_same_data_and_pipeline_only(
     assert job().metrics == first.metrics
     (tmp_path / "run" / "README").unlink()
     assert not trained
+    part = next((tmp_path / "run" / "model" / "metadata").glob("part-*"))
+    part.write_text("{")
+    with pytest.raises(InputError, match="contains the finished run of runId='mine', but its model changed since"):
+        job()
+    assert not trained
+    shutil.rmtree(tmp_path / "run" / "model")
+    job("output.mode=overwrite")
+    assert trained and PipelineModel.load(f"file://{tmp_path}/run/model").stages
     with elsewhere(spark), pytest.raises(InputError, match=r"settings.* changed since: choose another folder"):
         job()
     write(table.slice(0, 1000))
