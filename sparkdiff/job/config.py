@@ -225,6 +225,7 @@ def _wants_text(place: Place) -> bool:
             | ("spark" | "tracking", _)
             | ("data", _)
             | ("data", _, "options", _)
+            | ("fineTuner" | "search", "tags", _)
         ):
             return True
         case ("data", _, key):
@@ -248,7 +249,9 @@ def _value(text: str, place: Place) -> Any:
     if isinstance(value, (datetime.date, bytes)):
         return text
     quoted = isinstance(value, str) and text.lstrip().startswith(("'", '"'))
-    structured = value is None or isinstance(value, (dict, list, set))
+    # `null` and `#` mean no value; a reader's option and a tag may be these texts.
+    nothing = value is None and not (text.strip() and place[-2:-1] in (("options",), ("tags",)))
+    structured = nothing or isinstance(value, (dict, list, set))
     return value if quoted or structured or not _wants_text(place) else text.strip()
 
 

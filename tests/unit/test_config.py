@@ -102,6 +102,16 @@ def test_an_override_changes_no_other_entry_that_yaml_shares_with_it(here: Path)
         ("data.train.options.sep=|", ("data", "train", "options", "sep"), "|"),
         ("data.train.options.sep=,", ("data", "train", "options", "sep"), ","),
         ("data.train.options.header=true", ("data", "train", "options", "header"), "true"),
+        ("data.train.options.nullValue=null", ("data", "train", "options", "nullValue"), "null"),
+        ("data.train.options.nullValue=~", ("data", "train", "options", "nullValue"), "~"),
+        ("data.train.options.comment=#", ("data", "train", "options", "comment"), "#"),
+        ("data.train.options.comment=", ("data", "train", "options", "comment"), None),
+        ("fineTuner.tags.version=1.10", ("fineTuner", "tags", "version"), "1.10"),
+        ("fineTuner.tags.commit=0012345", ("fineTuner", "tags", "commit"), "0012345"),
+        ("fineTuner.tags.country=NO", ("fineTuner", "tags", "country"), "NO"),
+        ("fineTuner.tags.at=12:30", ("fineTuner", "tags", "at"), "12:30"),
+        ("fineTuner.tags.unit=null", ("fineTuner", "tags", "unit"), "null"),
+        ("fineTuner.tags={team: risk}", ("fineTuner", "tags"), {"team": "risk"}),
         ("fineTuner.runId=20260101", ("fineTuner", "runId"), "20260101"),
         ("fineTuner.labelCol=2026-01-01", ("fineTuner", "labelCol"), "2026-01-01"),
         ("fineTuner.groupCol=", ("fineTuner", "groupCol"), None),
@@ -120,6 +130,17 @@ def test_where_text_is_wanted_an_override_is_text(
     for part in place:
         found = found[part]
     assert found == value
+
+
+def test_tags_of_a_search_are_text(here: Path) -> None:
+    job = [
+        "pipeline=a:b",
+        "data.train=rows:load",
+        "output=out",
+        "search.metric=rmse",
+        "search.space={PCA: {k: [2, 3]}}",
+    ]
+    assert (run.load_config(None, [*job, "search.tags.version=1.10"]).search or {})["tags"] == {"version": "1.10"}
 
 
 def test_what_is_there_is_meant_by_its_letters_and_the_rest_is_a_glob(here: Path) -> None:
