@@ -197,6 +197,21 @@ def _read(path: Path) -> Any:
         raise InputError(f"--config {path} is not YAML: {' '.join(str(e).split())}") from e
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses what PyYAML drops silently: all but the last of equal keys of one mapping."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        # Before keys of other mappings are merged (`<<`), which these may repeat.
+        node = super().compose_mapping_node(anchor)
+        known = set()
+        for key, _ in node.value:
+            name = key.tag, key.value if isinstance(key, yaml.ScalarNode) else key
+            if name in known and key.tag != "tag:yaml.org,2002:merge":
+                raise ValueError(f"the key {key.value!r} is repeated in line {key.start_mark.line + 1}: leave one out")
+            known.add(name)
+        return node
+
+
 def _yaml(text: str) -> Any:
     """The value of a YAML text.
 
@@ -204,7 +219,7 @@ def _yaml(text: str) -> Any:
         ValueError: it is not YAML.
     """
     try:
-        value = yaml.safe_load(text)
+        value = yaml.load(text, _Loader)
         json.dumps(value, default=str, skipkeys=True)  # no value that holds itself
     # Beside its own errors PyYAML lets those of the code behind its tags through (`!!int x`, `!!bool 3`, `[[[[...`).
     except (yaml.YAMLError, LookupError, AttributeError, TypeError, OverflowError, RecursionError) as e:

@@ -384,6 +384,11 @@ def test_what_is_wrong_is_one_line_and_2(here: Path, overrides: list[str], said:
         (b"a: [", "is not YAML: "),
         (b"a: !!int x", "is not YAML: "),
         (b"a: &a [*a]", "is not YAML: "),
+        (
+            b"fineTuner: {labelCol: y}\npipeline: x\nfineTuner: {seed: 1}",
+            "is not YAML: the key 'fineTuner' is repeated in line 3: leave one out",
+        ),
+        (b"fineTuner: {seed: 1, 'a': 2, seed: 3}", "is not YAML: the key 'seed' is repeated in line 1"),
         (b"- a", "must hold the sections pipeline, data"),
         (b"5", "must hold the sections"),
         (b"", "the job has no 'pipeline'"),
@@ -396,6 +401,12 @@ def test_a_file_that_is_no_job(here: Path, content: bytes, said: str, capsys: An
     (here / "wrong.yaml").write_bytes(content)
     assert main(["finetune", "--config", "wrong.yaml"]) == WRONG_INPUT
     assert said in capsys.readouterr().err
+
+
+def test_a_key_may_stand_again_in_what_is_merged(here: Path) -> None:
+    own = "test: {<<: *rows, <<: {format: csv}, where: day > 6}"
+    (here / "conf" / "job.yaml").write_text(JOB.replace("test: *rows", own))
+    assert load().data["test"] == {**load().data["train"], "where": "day > 6"}
 
 
 def test_a_job_without_the_section_of_its_command(here: Path, capsys: Any) -> None:
