@@ -86,7 +86,7 @@ def _cost(
     from sparkdiff.job.config import options_of
 
     named = {name: value for name, value in {**wishes, **columns}.items() if value}
-    return FineTuner(model, **named, **options_of(overrides)).cost(rows)
+    return FineTuner(model, **{**named, **options_of(overrides)}).cost(rows)
 
 
 def compact(

@@ -7,14 +7,16 @@ import math
 import os
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import typer
 import yaml
 from hypothesis import example, given, settings, strategies as st
 
-from sparkdiff import job as run, jvm
+from sparkdiff import estimator, job as run, jvm
 from sparkdiff.cli import FAILED, INTERRUPTED, WRONG_INPUT, app, main
+from sparkdiff.commands import models
 from sparkdiff.errors import InputError, SparkdiffError, StoreError
 from sparkdiff.job import config, loading, starting, steps, tracking_section
 from sparkdiff.job.config import request_of
@@ -254,6 +256,13 @@ def test_options_of_the_cost_of_a_plan(here: Path, capsys: pytest.CaptureFixture
         assert why in capsys.readouterr().err
     with pytest.raises(InputError, match=r"must be fineTuner\.option=value"):
         config.options_of(["output.path=x"])
+
+
+def test_an_override_wins_over_a_flag_in_the_cost_of_a_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(estimator, "FineTuner", lambda model, **options: given.update(options) or Mock())
+    models._cost(None, None, {"freeze": ["a"]}, {"labelCol": "x", "timeCol": None}, ["fineTuner.labelCol=y"])
+    assert given == {"freeze": ["a"], "labelCol": "y"}
 
 
 def test_the_flags_of_the_command(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
