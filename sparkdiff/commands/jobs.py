@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
@@ -92,11 +93,18 @@ def improve(
     An improvement that was killed goes on when the same command is given again. Ctrl-C ends it with the best so far.
     """
     given = [*([model] if model is not None else []), *(overrides or [])]
-    path = given.pop(0) if given and "=" not in given[0] else None
+    path = given.pop(0) if given and not _is_override(given[0]) else None
     _run_job("improve", config, given, {
         "pipeline": path, "data.train.path": data, "fineTuner.labelCol": label, "fineTuner.groupCol": group,
         "fineTuner.timeCol": time, "output.path": output, "improver.budget": budget or (None if config else "30m"),
     }, as_json=as_json)  # fmt: skip
+
+
+def _is_override(word: str) -> bool:
+    """Whether it is section.key=value, rather than a path that may hold `=`; what is neither is a misspelt section."""
+    from sparkdiff.job.config import SECTIONS
+
+    return "=" in word and ("/" not in word or re.split("[.=]", word)[0] in SECTIONS)
 
 
 def _run_job(

@@ -302,6 +302,19 @@ def test_the_section_grower(here: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert (loaded[0].options["labelCol"], loaded[0].grower) == ("y", {"entityCols": "shop"})
 
 
+def test_the_path_of_the_model_may_hold_an_equals_sign(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    loaded: list[run.Config] = []
+    monkeypatch.setattr(run, "run", lambda config: loaded.append(config) or "")
+    for word in ("models/dt=2026/slack", "dt=2026/slack", f"{here}/dt=2026", "pipeline=models/slack"):
+        assert main(["improve", word, "--data", "x.csv", "--output", "out"]) == 0
+    names = ("models/dt=2026/slack", "dt=2026/slack", "dt=2026", "models/slack")
+    assert [config.pipeline for config in loaded] == [f"{here}/{name}" for name in names]
+    assert main(["improve", "improvr.budget=5m", "--data", "x.csv", "--output", "out"]) == WRONG_INPUT
+    assert "unknown section 'improvr'. Did you mean 'improver'" in capsys.readouterr().err
+
+
 def test_a_request_has_the_section_grower(here: Path) -> None:
     base = load("grower.rounds=6")
     assert request_of(base) != request_of(load())
