@@ -1,15 +1,32 @@
-"""Warnings about the tuned pipeline: columns that change outside the loss, and Spark versions that cannot load it."""
+"""Warnings about the pipeline: rows dropped late, columns that change outside the loss, Spark versions that cannot load it."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
 from pyspark.util import VersionUtils
 
 from sparkdiff import jvm
+from sparkdiff.pipeline.cut import Cut
 from sparkdiff.pipeline.nesting import flatten
 from sparkdiff.pipeline.roles import Roles
-from sparkdiff.stages.base import REGISTRY, StageModule, class_name
+from sparkdiff.stages.base import REGISTRY, StageModule, class_name, columns_of
 from sparkdiff.stages.forest import Trees
+
+PROJECTION = re.compile(r"\s*SELECT\s(?!\s*DISTINCT\s).*\sFROM\s+__THIS__\s*", re.IGNORECASE | re.DOTALL)
+"""A statement of a SQLTransformer that keeps all rows."""
+
+
+def dropped_late(cut: Cut) -> list[str]:
+    """A warning that lists the stages that may drop rows after these have trained and decided."""
+    statements = [(v.uid, columns_of(v.stage, ("statement",))) for v in cut.late_droppers]
+    names = [uid for uid, found in statements if not any(map(PROJECTION.fullmatch, found))]
+    if not names:
+        return []
+    return [
+        f"rows that {_and(names)} may drop behind the predictor count in training, metrics and decision all the same: drop "
+        "them in front of the predictor, or from the data"
+    ]
 
 
 def changes_outside(roles: Roles, trained: Sequence[int], accepted: bool) -> list[str]:

@@ -12,6 +12,7 @@ from sparkdiff.data.fingerprint import SHARDS, Request, versions_of
 from sparkdiff.data.splits import REFERENCE, VALIDATION, Boundaries, Source
 from sparkdiff.data.stream import Stream, copies
 from sparkdiff.diagnostics import rows as datachecks
+from sparkdiff.diagnostics.pipelines import dropped_late
 from sparkdiff.evaluation import cached_parity, single_precision
 from sparkdiff.evaluation.acceptance import check_options, judge
 from sparkdiff.evaluation.checks import (
@@ -152,7 +153,7 @@ def checked(run: Run) -> list[str]:
                 copies=run.task.soft is not None,
             ),
         )
-        doubts: list[str] = found + run.goal.warnings
+        doubts: list[str] = found + run.goal.warnings + dropped_late(run.task.cut)
         say(f"{len(doubts)} warnings about the data" if doubts else "no warnings about the data")
         return doubts
 

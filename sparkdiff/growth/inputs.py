@@ -179,11 +179,10 @@ def cut_for(task: Task, known: Sequence[Known]) -> Cut:
     head = graph.head
     read = dict.fromkeys(head.margin_reads)
     extra = dict.fromkeys(k.version for k in known if k.version not in read)
-    cached = graph.ancestors([head.position]) | set(task.roles.makers)
+    cached = graph.ancestors([head.position]) | set(task.cut.cached)
     for version in extra:
         if version[1] >= 0:
             cached |= {version[1]} | graph.ancestors([version[1]])
-    cached |= graph.ancestors(task.roles.makers)
     loss = set(head.lossReads)
     columns = tuple(CutColumn(v, graph.name(v), graph.in_struct(v), False, v in loss) for v in (*read, *extra))
     return Cut(graph, tuple(sorted(cached - {head.position})), (head.position,), columns)

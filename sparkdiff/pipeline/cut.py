@@ -1,6 +1,7 @@
 """The border between Spark and torch in a pipeline, and the whole analysis of a pipeline. Runs no job."""
 
 import dataclasses
+from collections.abc import Set
 from typing import Any, NamedTuple
 
 from pyspark.sql import Column, DataFrame
@@ -69,6 +70,11 @@ class Cut:
         return [v.uid for v in self.stages if v.opaque]
 
     @property
+    def late_droppers(self) -> list[Vertex]:
+        """The stages that may drop rows of the cache: they depend on what trains."""
+        return [v for v in self.graph.vertices if v.may_drop and v.position not in self.cached]
+
+    @property
     def null_columns(self) -> list[CutColumn]:
         """The columns whose nulls are distinguished from NaN, in the order of the stages that read them."""
         by_version = {c.version: c for c in self.columns}
@@ -118,6 +124,7 @@ def _cached(roles: Roles) -> set[int]:
     graph = roles.graph
     spark = (roles.upstream - set(graph.modules)) | droppers(graph, roles.upstream) | set(roles.makers)
     spark |= graph.ancestors(spark)
+    spark |= _droppers_behind(roles, spark)
     for i, column in roles.makers.items():
         if _overwrites(graph, i, spark):
             raise InputError(
@@ -132,9 +139,21 @@ def _cached(roles: Roles) -> set[int]:
     return set(spark)
 
 
-def _overwrites(graph: Graph, i: int, spark: frozenset[int]) -> bool:
-    """Whether stage i overwrites a column that an earlier stage in torch reads."""
-    return any(graph.writes(i, [name]) for j in range(i) if j not in spark for name, _ in graph.vertices[j].reads)
+def _droppers_behind(roles: Roles, spark: Set[int]) -> set[int]:
+    """The stages behind the head that may drop rows and can run before what trains, with all that they depend on."""
+    graph, out = roles.graph, set[int]()
+    for vertex in (v for v in graph.vertices[graph.head.position + 1 :] if v.may_drop):
+        needed = {vertex.position} | graph.ancestors([vertex.position])
+        if not needed & roles.trainable and not any(_overwrites(graph, i, spark | needed) for i in needed):
+            out |= needed
+    return out
+
+
+def _overwrites(graph: Graph, i: int, spark: Set[int]) -> bool:
+    """Whether stage i overwrites a column that an earlier stage in torch, or the loss there, reads."""
+    return any(
+        graph.writes(i, [name]) for j in range(i) if j not in spark for name, _ in graph.vertices[j].margin_reads
+    )
 
 
 class Analysis(NamedTuple):

@@ -93,6 +93,11 @@ class Vertex:
         """The versions that its margin reads; at the head, those of the loss too."""
         return (*self.reads, *self.lossReads)
 
+    @property
+    def may_drop(self) -> bool:
+        """Whether it stays in Spark and may drop rows."""
+        return self.module is None and self.drops_rows
+
     def preparation(self) -> list[Any]:
         """The plain stages that make the `prepared` columns."""
         return self.module.preparation(self.stage) if isinstance(self.module, Prepared) else []
@@ -156,7 +161,7 @@ class Graph:
         read = {p for v in in_torch for _, p in (v.sources if v.prepared else v.reads) if p >= 0}
         made = read - set(self.modules)
         before = self.vertices[: max(self.modules)]
-        made |= {v.position for v in before if v.drops_rows and v.module is None}
+        made |= {v.position for v in before if v.may_drop}
         return sorted(made | self.ancestors(made))
 
     def formula_of(self, vertex: Vertex) -> str | None:

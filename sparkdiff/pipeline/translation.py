@@ -198,11 +198,10 @@ def _in_spark(bare: Vertex) -> Vertex:
 
 
 def _skips(stage: Any) -> bool:
-    """Whether it drops rows with invalid values."""
-    return bool(
-        stage.hasParam("handleInvalid")
-        and stage.isDefined("handleInvalid")
-        and stage.getOrDefault("handleInvalid") == "skip"
+    """Whether it drops rows with invalid values, or of users and items that it doesn't know."""
+    return any(
+        stage.hasParam(name) and stage.isDefined(name) and stage.getOrDefault(name) == value
+        for name, value in (("handleInvalid", "skip"), ("coldStartStrategy", "drop"))
     )
 
 

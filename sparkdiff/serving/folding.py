@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 from sparkdiff.pipeline.schema import is_plain
 from sparkdiff.serving.absorbers import Absorber
@@ -43,7 +42,7 @@ def without(state: State, i: int) -> State:
         raise RefusedError(state.pinned[i])
     if vertex.opaque or not vertex.declares_all:
         raise RefusedError("it may read and write any column")
-    if vertex.drops_rows or _drops(vertex.stage):
+    if vertex.drops_rows:
         raise RefusedError("it drops rows")
     kept = [c for c, v in zip(vertex.outputs, state.versions(i), strict=True) if v in state.keep]
     if kept:
@@ -54,10 +53,6 @@ def without(state: State, i: int) -> State:
     if is_assembler(vertex.stage):
         return _merged(state, i, readers)
     return _folded(state, i, readers)
-
-
-def _drops(stage: Any) -> bool:
-    return stage.hasParam("coldStartStrategy") and bool(stage.getOrDefault("coldStartStrategy") == "drop")
 
 
 def _deleted(state: State, i: int) -> State:

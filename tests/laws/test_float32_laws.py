@@ -13,6 +13,7 @@ from recommender_models import ITEMS, USERS, WORDS, als, documents, fitted, pair
 import sparkdiff
 from sparkdiff import jvm
 from sparkdiff.jvm import als as factors, sessions, word2vec as words
+from sparkdiff.pipeline.translation import linked
 from sparkdiff.stages.constraints import Rounded
 from sparkdiff.stages.recommendation import FloatProduct
 from sparkdiff.tensors.rows import SparseRows
@@ -111,9 +112,11 @@ def test_what_is_no_id_is_refused(bases: tuple[Any, Any], value: float) -> None:
 
 def test_cold_starts_that_drop_rows_stay_in_spark(bases: tuple[Any, Any]) -> None:
     base = bases[0]
-    [stage] = sparkdiff.plan(base.copy({base.coldStartStrategy: "drop"})).stages
+    model = base.copy({base.coldStartStrategy: "drop"})
+    [stage] = sparkdiff.plan(model).stages
     assert stage.role == "referenced"
     assert stage.reason == "coldStartStrategy='drop' drops rows, and a torch module cannot drop rows; use 'nan'"
+    assert linked(model).vertices[0].may_drop
 
 
 def test_the_product_s_gradient() -> None:

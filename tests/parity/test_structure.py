@@ -44,6 +44,8 @@ from readable_uids import named
 
 import sparkdiff
 from sparkdiff import InputError, plan, translate, verify, write_back
+from sparkdiff.diagnostics.pipelines import dropped_late
+from sparkdiff.pipeline.cut import analyse
 
 
 def with_params(stage: Any, **params: Any) -> Any:
@@ -191,8 +193,30 @@ def test_rows_that_are_dropped_for_what_trains(df: DataFrame, fitted: dict[str, 
     after = plan(PipelineModel([*model.stages[:2], linear, side]))
     assert [s.uid for s in after.stages if s.trainable] == ["linear"]
     assert of(after, "scaler").reason.startswith("also feeds side, outside the loss: side would change")
+    assert of(after, "side").cached and after.cacheCols == ("scaled",)
     after = plan(PipelineModel([*model.stages[:2], linear, side]), unfreeze=["scaler.std", "scaler.mean"])
     assert [s.uid for s in after.stages if s.trainable] == ["scaler", "linear"]
+    assert not of(after, "side").cached
+
+
+def test_rows_that_are_dropped_behind_the_predictor(df: DataFrame, fitted: dict[str, Any]) -> None:
+    """They neither train nor decide, unless the prediction tells which rows these are; then a warning does."""
+    side = named("side", VectorAssembler, inputCols=["gaps"], outputCol="side", handleInvalid="skip")
+    many = named("many", SQLTransformer, statement="SELECT * FROM __THIS__ WHERE prediction > 1")
+    model = PipelineModel([fitted["assembler"], fitted["linear"], side, many])
+    gaps = df.unionByName(df).unionByName(df).withColumn("gaps", F.when(F.col("a") > -0.5, F.col("a")))
+    tuned = sparkdiff.FineTuner(pipeline=model, maxEpochs=1, recipe="fast", verbosity=0).fit(gaps)
+    assert sum(tuned.summary.cache["rows"].values()) == gaps.where("a > -0.5").count() < gaps.count()
+    late = (
+        "may drop behind the predictor count in training, metrics and decision all the same: drop them in front of the"
+    )
+    assert [w.partition(late)[0] for w in tuned.summary.warnings if late in w] == ["rows that many "]
+    assert verify(tuned.pipelineModel, gaps).ok
+    more = named("more", SQLTransformer, statement="select *,\n prediction + 1 AS more\n from __THIS__")
+    mine = named("mine", Clipped)._set(inputCol="a", outputCol="clipped")
+    assert dropped_late(analyse(PipelineModel([*model.stages[:3], more])).cut) == []
+    [warning] = dropped_late(analyse(PipelineModel([*model.stages, mine])).cut)
+    assert warning.startswith("rows that many and mine may drop")
 
 
 def test_models_of_other_libraries(df: DataFrame, fitted: dict[str, Any]) -> None:

@@ -17,8 +17,11 @@ from pyspark.sql import DataFrame, SparkSession, functions as F
 
 import sparkdiff
 from sparkdiff import Grower, GrowerModel, InputError, ParityError
+from sparkdiff.data.splits import Source
 from sparkdiff.fine_tuning.task import check_runs
+from sparkdiff.growth.ground import ground
 from sparkdiff.growth.parts import units
+from sparkdiff.options import Options
 
 ROWS = 3000
 QUICK: dict[str, Any] = {"maxEpochs": 4, "recipe": "fast"}
@@ -230,6 +233,16 @@ def test_what_a_formula_drops_on_its_way_is_not_read(rows: DataFrame, shared: Pa
     broken = PipelineModel([model.stages[0], VectorAssembler(inputCols=["no such"], outputCol="more")])
     with pytest.raises(ParityError, match=r"Spark can't run the pipeline that was made .*no such"):
         check_runs(broken, rows)
+
+
+def test_rows_that_the_pipeline_drops_are_not_grown_on(rows: DataFrame, poisson: PipelineModel) -> None:
+    """Whatever drops them, in front of the last linear stage or behind it."""
+    skip = {"handleInvalid": "skip"}
+    first = StringIndexer(inputCol="shop", outputCol="some", **skip).fit(rows.where("shop < 's2'"))
+    last = VectorAssembler(inputCols=["z"], outputCol="seen", **skip)
+    model = PipelineModel([first, *poisson.stages, last])
+    data = ground(model, Options(), ["kind"], [Source(rows)], None).data
+    assert data.count() == model.transform(rows).count() < rows.where("shop < 's2'").count()
 
 
 def test_wrong_use_is_named(rows: DataFrame, poisson: PipelineModel, shared: Path) -> None:

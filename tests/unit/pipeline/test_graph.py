@@ -89,6 +89,35 @@ def test_who_reads_outside_of_the_loss_keeps_a_stage_as_it_is() -> None:
         roles.freeze((), ("lsh",))
 
 
+@pytest.mark.parametrize(
+    ("reads", "target", "cached", "live"),
+    [
+        (-1, (), (2,), (0, 1)),
+        (0, (), (0, 2), (1,)),  # the scaler stays as it is, whose output it reads too
+        (0, ("scaled", "y"), (), (0, 1)),
+        (1, (), (), (0, 1)),
+    ],
+)
+def test_rows_dropped_behind_the_head_are_gone_before_the_cache_unless_what_trains_decides_which(
+    reads: int, target: tuple[str, ...], cached: tuple[int, ...], live: tuple[int, ...]
+) -> None:
+    parents = frozenset({reads} - {-1})
+    given = graph("filter")
+    last = dataclasses.replace(given.vertices[2], drops_rows=True, parents=parents, declaredParents=parents)
+    cut = cut_of(roles_of(with_head(given.changed({2: last})), Options(target=target)))
+    assert (cut.cached, cut.live) == (cached, live)
+    assert [v.uid for v in cut.late_droppers] == ([] if cached else ["filter"])
+
+
+def test_a_stage_that_overwrites_what_was_read_does_not_run_before_its_readers() -> None:
+    for column in ("x", "target"):
+        given = graph("filter")
+        last = dataclasses.replace(given.vertices[2], drops_rows=True, parents=frozenset(), outputs=(column,))
+        head = dataclasses.replace(given.vertices[1], lossReads=(("target", -1),))
+        cut = cut_of(roles_of(with_head(given.changed({1: head, 2: last})), Options()))
+        assert (cut.cached, [v.uid for v in cut.late_droppers]) == ((), ["filter"])
+
+
 def test_roles_decide_what_has_a_gradient() -> None:
     roles = roles_of(with_head(graph("lsh")), Options())
     roles.apply()
