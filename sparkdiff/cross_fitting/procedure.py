@@ -5,6 +5,7 @@ import math
 import statistics
 from collections import Counter
 from collections.abc import Callable, Sequence
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -50,7 +51,8 @@ def cross_fit(
         told: called with the plan.
 
     Raises:
-        InputError: before anything is fitted, where these rows or options don't suit.
+        InputError: before anything is fitted, where these rows or options don't suit; before anything is trained, where a label
+            is another class in another fold.
         ParityError: a network and Spark disagree in a fold.
     """
     o, shared = options, shared or Shared()
@@ -64,19 +66,24 @@ def cross_fit(
         seconds = o.maxSeconds if number else None
         return prepare(model, dataclasses.replace(o, runId=runId, maxSeconds=seconds), parts[0].df), own
 
+    tasks: dict[int, tuple[Task, list[Source], Shared]] = {}
     done: list[FoldResult] = []
     try:
-        for number in range(1, o.numFolds + 1):
+        for number in (*range(1, o.numFolds + 1), 0):  # all are fitted and compared before the first one trains
             phases.fold = number
-            parts = folds.fold_sources(sources, o, number - 1)
+            parts = folds.fold_sources(sources, o, number - 1) if number else folds.all_sources(sources)
             ready, own = task(number, parts)
             if number == 1:
                 told(ready.plan)
+            tasks[number] = ready, parts, own
+            check_classes(tasks[1][0], ready, number)
+        for number in range(1, o.numFolds + 1):
+            phases.fold = number
+            ready, parts, own = tasks[number]
             done.append(_fold(ready, parts, phases, own, number, replace=replace))
         phases.fold = 0
         judgement = _judgement(done, o)
-        parts = folds.all_sources(sources)
-        ready, own = task(0, parts)
+        ready, parts, own = tasks[0]
         shipped = _shipped(ready, parts, phases, own, done, judgement, replace=replace)
     finally:
         phases.fold = None
@@ -117,6 +124,28 @@ def check_given(given: Any, options: Options) -> None:
         "and would seem better on them than on others, so that no gain could be seen. Pass the unfitted Pipeline; or, if none "
         "of its stages has seen these rows, set rowsAreNew=True"
     )
+
+
+def check_classes(first: Task, other: Task, number: int) -> None:
+    """Raise InputError if a label is another class in this fold, 0 for all rows, than in the first one: metrics of one class,
+    costs and weights of classes go by the number of the class.
+    """
+    for k, (one, two) in enumerate(zip_longest(_indexed(first), _indexed(other))):
+        if one != two:
+            where = f"fold {number}" if number else "the fit on all rows"
+            raise InputError(
+                f"class {k} of labelCol={first.labelCol!r} is {one!r} in fold 1, but {two!r} in {where}: number the classes by a "
+                "StringIndexer with stringOrderType='alphabetAsc' (in front of an RFormula, which has none for its label), and "
+                "leave out classes that a fold lacks"
+            )
+
+
+def _indexed(task: Task) -> tuple[str, ...]:
+    """The classes that a StringIndexer numbers to make the label; empty if none does."""
+    graph, label = task.cut.graph, task.labelCol or ""
+    makers = (graph.vertices[i] for i in sorted(task.roles.makers))
+    columns = (pair for v in makers for pair in zip(v.outputs, getattr(v.stage, "labelsArray", ()), strict=False))
+    return next((tuple(found) for name, found in columns if graph.casefold(name) == graph.casefold(label)), ())
 
 
 def _last(given: Any) -> Any:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from pyspark.ml import Pipeline, PipelineModel
 from pyspark.ml.classification import LogisticRegression
-from pyspark.ml.feature import PCA, StandardScaler, VectorAssembler
+from pyspark.ml.feature import PCA, RFormula, StandardScaler, StringIndexer, VectorAssembler
 from pyspark.ml.regression import GeneralizedLinearRegression
 from pyspark.sql import DataFrame, functions as F
 from small_data import NUMBERS, QUICK, half_deviance, predictions, tune
@@ -18,6 +18,7 @@ from sparkdiff.cross_fitting import procedure
 from sparkdiff.data.folds import all_sources, fold_sources
 from sparkdiff.data.splits import Source
 from sparkdiff.errors import ParityError
+from sparkdiff.fine_tuning.task import prepare
 from sparkdiff.options import Options
 from sparkdiff.training.recipes import Recipe
 
@@ -251,6 +252,47 @@ def test_folds_that_cannot_judge_are_named(df: DataFrame) -> None:
         FineTuner(unfitted(), numFolds=2, groupCol="usr").fit(df)
     with pytest.raises(InputError, match="runId='no/name-fold2' may contain only"):
         FineTuner(unfitted(), numFolds=2, runId="no/name").fit(df)
+
+
+# Refused before anything is trained -----------------------------------------------------------------------------------
+
+
+def test_a_label_that_is_another_class_in_another_fold_is_refused(
+    df: DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where classes are about as frequent, each fold's StringIndexer may put another one first."""
+
+    def trains(*arguments: Any, **options: Any) -> None:
+        raise AssertionError("trained")
+
+    monkeypatch.setattr(procedure, "_fold", trains)
+    rows = df.withColumn("even", F.when(F.col("number") % 2 == 0, "yes").otherwise("no"))
+    stages = classifier("label").getStages()
+    stages[-1].setMaxIter(1)
+    frequent = Pipeline(stages=[StringIndexer(inputCol="even", outputCol="label"), *stages])
+    with pytest.raises(
+        InputError, match=r"class 0 of labelCol='label' is '(yes|no)' in fold 1, but '(yes|no)' in fold"
+    ):
+        FineTuner(frequent, numFolds=2).fit(rows)
+
+
+def test_the_classes_of_a_label_are_compared(df: DataFrame) -> None:
+    rows = df.limit(20).withColumn("Kind", F.when(F.col("number") < 5, "few").otherwise("many"))
+    formula = RFormula(formula="Kind ~ temp", labelCol="Class")
+    pipeline = Pipeline(stages=[formula, LogisticRegression(labelCol="Class", maxIter=1)])
+    one, two, three = (
+        prepare(pipeline.fit(rows.where(f"number {which}")), Options(labelCol="class"))
+        for which in ("< 9", "> 2", "> 4")
+    )
+    assert procedure.check_classes(one, one, 2) is None
+    with pytest.raises(
+        InputError, match="class 0 of labelCol='class' is 'few' in fold 1, but 'many' in fold 2: number"
+    ):
+        procedure.check_classes(one, two, 2)
+    with pytest.raises(
+        InputError, match="class 1 of labelCol='class' is 'few' in fold 1, but None in the fit on all rows"
+    ):
+        procedure.check_classes(two, three, 0)
 
 
 # Jobs -----------------------------------------------------------------------------------------------------------------
