@@ -5,7 +5,9 @@ import re
 from sparkdiff.errors import InputError
 
 UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
-FORM = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(?:core-?\s*)?(s|m|h)(?:ec(?:ond)?s?|in(?:ute)?s?|ours?)?\s*", re.IGNORECASE)
+FORM = re.compile(
+    r"\s*(\d+(?:\.\d+)?)\s*(?:core[-\s]\s*)?(s(?:ec(?:ond)?s?)?|m(?:in(?:ute)?s?)?|h(?:ours?)?)\s*", re.IGNORECASE
+)
 
 
 def core_seconds(text: str) -> float:
@@ -14,7 +16,7 @@ def core_seconds(text: str) -> float:
     Raises:
         InputError: it is no such text, or nothing fits in.
     """
-    found = FORM.fullmatch(text)
+    found = FORM.fullmatch(text) if isinstance(text, str) else None
     if not found or not float(found[1]):
         raise InputError(f"budget={text!r} must be processor time such as '4 core-hours', '30 core-minutes' or '90s'")
-    return float(found[1]) * UNITS[found[2].lower()]
+    return float(found[1]) * UNITS[found[2][0].lower()]

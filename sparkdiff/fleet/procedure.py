@@ -89,7 +89,7 @@ def triage(
             scikit-learn is not installed; or no pipeline of the fleet can be tuned.
     """
     limit = core_seconds(budget)
-    if not 0 < share <= 1:
+    if not isinstance(share, (int, float)) or not 0 < share <= 1:
         raise InputError(f"share={share!r} must be above 0 and at most 1: the part of the expected gain to run for")
     began = cpu.seconds()
     runs = store.rows_so_far(storeDir, COLUMNS)

@@ -126,17 +126,41 @@ def test_history_tells_the_last_run_and_the_drift_since() -> None:
         ("1.5h", 5400),
         ("2 hours", 7200),
         ("5 min", 300),
+        ("3 Core-Secs", 3),
     ],
 )
 def test_a_budget_in_words(text: str, seconds: float) -> None:
     assert core_seconds(text) == seconds
 
 
-@pytest.mark.parametrize("text", ["", "4", "four hours", "0h", "300 passes", "4 core-days", "-1h"])
-def test_what_is_no_budget_is_named(text: str) -> None:
+WRONG = [
+    "",
+    "4",
+    "four hours",
+    "0h",
+    "300 passes",
+    "4 core-days",
+    "-1h",
+    "4 cores",
+    "4 hec",
+    "5 mours",
+    "3 sin",
+    3600,
+    None,
+]
+
+
+@pytest.mark.parametrize("text", WRONG)
+def test_what_is_no_budget_is_named(text: Any) -> None:
     with pytest.raises(InputError, match="4 core-hours") as e:
         core_seconds(text)
     assert repr(text) in str(e.value)
+
+
+@pytest.mark.parametrize("share", ["0.8", None, 0, 1.5, float("nan")])
+def test_what_is_no_share_is_named(share: Any) -> None:
+    with pytest.raises(InputError, match=f"share={share!r} must be above 0"):
+        triage([], budget="1h", share=share)
 
 
 def test_without_scikit_learn_the_way_out_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
