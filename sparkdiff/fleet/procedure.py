@@ -108,15 +108,18 @@ def triage(
         if j.forecast is None or (why := _why_not(j, ran, reached / whole if whole else 1.0, share, left)):
             out.append(_skipped(j, j.why if j.forecast is None else why))
             continue
-        reached, ran = reached + j.forecast.expected, ran + 1
         if dryRun:
             planned += j.forecast.coreSeconds
-            out.append(_skipped(j, f"would run as number {ran}"))
-            continue
-        found, model = _run(j, storeDir)
-        if model is not None:
-            models[j.entry.name] = model
-        out.append(_done(done, found, model))
+            out.append(_skipped(j, f"would run as number {ran + 1}"))
+        else:
+            found, model = _run(j, storeDir)
+            if model is not None:
+                models[j.entry.name] = model
+            out.append(_done(done, found, model))
+            if found.outcome in (REFUSED, FAILED):  # what it promised is not to be had
+                whole -= j.forecast.expected
+                continue
+        reached, ran = reached + j.forecast.expected, ran + 1
     return Triage(tuple(out), limit, cpu.seconds() - began, len(priors()), len(own), models)
 
 

@@ -18,7 +18,7 @@ from sparkdiff.fleet import entries, procedure
 from sparkdiff.fleet.budget import core_seconds
 from sparkdiff.fleet.entries import Entry, entries_of, name_of
 from sparkdiff.fleet.procedure import EARLY, AssessedEntry, Stopped, Watch, _run, _why_little, _why_not, triage
-from sparkdiff.fleet.results import FAILED, KEPT, SKIPPED, Triage, Triaged
+from sparkdiff.fleet.results import FAILED, KEPT, REFUSED, SKIPPED, Triage, Triaged
 from sparkdiff.forecasting.facts import FACTS, OLD_FACTS, Samples
 from sparkdiff.forecasting.forecast import NAMES, Forecast, Forecaster, PastRun, features, of_store, priors
 from sparkdiff.forecasting.history import history
@@ -196,6 +196,7 @@ class Fleet:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *forecasts: Forecast) -> None:
         self.ran = list[str]()
+        self.outcomes = dict[str, str]()
         self.seconds = 0.0
         self.facts = 0.0
         made = [Entry(f"p{i}", None, None, None, {}, None) for i in range(len(forecasts))]  # type: ignore[arg-type]
@@ -208,7 +209,7 @@ class Fleet:
         def run(j: AssessedEntry, storeDir: str | None) -> tuple[Triaged, Any]:
             self.ran.append(j.entry.name)
             self.seconds += j.forecast.coreSeconds if j.forecast else 0.0
-            return Triaged(j.entry.name, j.forecast, KEPT, "", 0.0, 1.0, {}), None
+            return Triaged(j.entry.name, j.forecast, self.outcomes.get(j.entry.name, KEPT), "", 0.0, 1.0, {}), None
 
         monkeypatch.setattr(procedure, "entries_of", lambda *given: made)
         monkeypatch.setattr(procedure, "Forecaster", lambda runs: None)
@@ -228,6 +229,15 @@ def test_a_dry_run_plans_what_a_run_does(monkeypatch: pytest.MonkeyPatch, budget
     triage([], budget=budget)
     assert [p.name for p in planned.pipelines if p.why.startswith("would run as number")] == fleet.ran
     assert len(fleet.ran) == (1 if budget == "15s" else 2)
+
+
+@pytest.mark.parametrize("outcome", [REFUSED, FAILED])
+def test_what_a_run_without_a_result_promised_does_not_count(monkeypatch: pytest.MonkeyPatch, outcome: str) -> None:
+    fleet = Fleet(monkeypatch, *FOUR)
+    fleet.outcomes["p0"] = outcome
+    found = triage([], budget="1h", share=0.5)
+    assert fleet.ran == ["p0", "p1"]
+    assert "the 1 pipelines before it promise 84% of the gain" in found.pipelines[2].why  # 0.8 of 0.8 + 0.1 + 0.05
 
 
 def test_facts_are_not_found_beyond_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
