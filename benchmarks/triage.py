@@ -102,7 +102,8 @@ def before(line: Mapping[str, Any], byName: Mapping[tuple[str, str], Any]) -> li
 
 
 def _run(line: Mapping[str, Any], row: Mapping[str, Any], before: Sequence[Mapping[str, Any]]) -> Run:
-    facts = line["facts"] | history(before, row["parent"], line["facts"]["metric"], row["metric"])
+    metric, options = line["facts"]["metric"], json.loads(row["options"])
+    facts = line["facts"] | history(before, row["parent"], metric, row["metric"], options)
     known = PastRun(facts, line["tuned"], line["gain"] if line["tuned"] else 0.0, line["coreSeconds"])
     return Run(
         line["set"], line["kind"], line["step"], line["planted"], known, line["factsSeconds"], stops_after(line, row)

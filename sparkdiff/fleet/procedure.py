@@ -161,7 +161,7 @@ def _judged(entry: Entry, runs: Sequence[Mapping[str, Any]], forecaster: Forecas
             )
         facts, metric = measured(prepare(plain(entry.model), entry.options, entry.rows), entry.rows, samples)
         if runs:
-            facts |= history(runs, entry.content(), facts["metric"], metric)
+            facts |= history(runs, entry.content(), facts["metric"], metric, entry.options.asdict())
         facts = finite(facts)
         return AssessedEntry(entry, facts, forecaster(facts), cpu.seconds() - began)
     except Exception as e:  # one pipeline may not end the others
