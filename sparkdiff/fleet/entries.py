@@ -13,7 +13,9 @@ from pyspark.sql import DataFrame
 from sparkdiff import jvm
 from sparkdiff.errors import InputError, kind_of
 from sparkdiff.job.loading import CSV, format_of, load_data, load_model, model_path
+from sparkdiff.machine import paths
 from sparkdiff.options import Options
+from sparkdiff.pipeline.nesting import Holder, plain
 from sparkdiff.store.digests import hash_of
 
 OWN = ("name", "model", "data")
@@ -40,9 +42,10 @@ class Entry:
 
     def content(self) -> str | None:
         """Its content hash, by which a store of runs knows it; None if it cannot be saved."""
-        if self.path is None or "://" in self.path.removeprefix("file://"):
-            return hash_of(self.model, None, None)
-        return hash_of(None, self.path.removeprefix("file://"), None)
+        where = self.path
+        if where is not None and isinstance(self.model, Holder):
+            where = paths.inside(where, "pipelineModel")
+        return hash_of(plain(self.model), where, None)
 
 
 def entries_of(fleet: Any, common: Mapping[str, Any]) -> list[Entry]:

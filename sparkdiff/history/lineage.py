@@ -12,6 +12,7 @@ from sparkdiff.history import store
 from sparkdiff.jvm import stores
 from sparkdiff.machine import paths
 from sparkdiff.options import Options
+from sparkdiff.pipeline.nesting import plain
 from sparkdiff.report import Drawing, Section, SectionTable, Shown, Strong, ancestors_of, drawn_ancestors
 from sparkdiff.report.progress import change, duration
 from sparkdiff.report.table import p_value
@@ -114,7 +115,7 @@ def why(model: Any, storeDir: str) -> Lineage:
     """Where a model comes from, as far as the runs in a store tell.
 
     Args:
-        model: a fitted pipeline, or the path of a saved one, of the folder of a run or of a saved FineTunerModel. Its content
+        model: a fitted pipeline or a FineTunerModel, or the path of a saved one or of the folder of a run. Its content
             counts, not its name or uids: a copy is known again.
         storeDir: the folder of the store.
 
@@ -127,7 +128,7 @@ def why(model: Any, storeDir: str) -> Lineage:
 
 def _hash(model: Any) -> str:
     if not isinstance(model, (str, Path)):
-        found = hash_of(model, None, None)
+        found = hash_of(plain(model), None, None)
         if found is None:
             raise InputError(
                 f"{model.uid} cannot be saved, so its content is not known: pass a pipeline of Spark's own stages"

@@ -16,7 +16,7 @@ from pyspark.sql import DataFrame
 from small_data import tune
 
 import sparkdiff
-from sparkdiff import InputError
+from sparkdiff import FineTunerModel, InputError
 from sparkdiff.cli import DONE, WRONG_INPUT, main
 from sparkdiff.data.stream import Stream
 from sparkdiff.history import caches, store
@@ -98,7 +98,8 @@ def test_a_copied_and_renamed_model_names_all_ancestors(kept: tuple[Path, Any, A
     text = str(found)
     assert text.count("made by finetune") == 3 and "GeneralizedLinearRegressionModel" in text and "considered 1" in text
     assert json.loads(found.toJSON())["steps"][0]["run"]["model"] == found.model
-    assert sparkdiff.why(models[1], str(where)).model == rows[0]["model"]
+    held = FineTunerModel(models[1], models[0], None)  # type: ignore[arg-type]
+    assert sparkdiff.why(held, str(where)).model == rows[0]["model"]
 
 
 def test_why_from_a_shell_by_relative_paths_and_without_spark(kept: tuple[Path, Any, Any], tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from sparkdiff.forecasting.facts import FACTS, OLD_FACTS, Samples
 from sparkdiff.forecasting.forecast import NAMES, Forecast, Forecaster, PastRun, features, of_store, priors
 from sparkdiff.forecasting.history import history
 from sparkdiff.options import Options
+from sparkdiff.pipeline.nesting import Holder
 
 
 def learned(count: int = 80) -> list[PastRun]:
@@ -305,6 +306,21 @@ class Identity(Transformer):
 
     def _transform(self, dataset: DataFrame) -> DataFrame:
         return dataset
+
+
+class Held(Holder):
+    """As a FineTunerModel."""
+
+    pipelineModel = Identity()
+
+
+def test_a_store_knows_the_pipeline_in_a_model_that_holds_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(entries, "hash_of", lambda model, path, folder: (model, path))
+    for model, path, inside in (
+        (Held(), None, None), (Held(), "file:///m", "file:///m/pipelineModel"), (Identity(), "s3a://m/n", "s3a://m/n"),
+    ):  # fmt: skip
+        entry = Entry("p", model, path, None, {}, None)  # type: ignore[arg-type]
+        assert entry.content() == (getattr(model, "pipelineModel", model), inside)
 
 
 def test_wrong_fleets_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
