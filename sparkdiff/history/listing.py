@@ -1,10 +1,12 @@
 """The runs of a store as lines of text."""
 
+import datetime
 import logging
 from collections.abc import Sequence
 from typing import Any
 
 from pyspark.sql import DataFrame, functions as F
+from pyspark.sql.types import MapType
 
 from sparkdiff import jvm
 from sparkdiff.errors import InputError, did_you_mean
@@ -27,8 +29,9 @@ def listed(storeDir: str, where: str | None, sort: str, limit: int, *, compact: 
     if compact:
         store.compact(jvm.folder("storeDir", storeDir))
     found = store.runs(storeDir)
-    if sort not in found.columns:
-        raise InputError(f"--sort {sort} is no column of a run. {did_you_mean(sort, found.columns)}")
+    columns = [field.name for field in found.schema if not isinstance(field.dataType, MapType)]
+    if sort not in columns:
+        raise InputError(f"--sort {sort} is no column of a run that has an order. {did_you_mean(sort, columns)}")
     try:
         chosen = found if where is None else found.where(where)
         if as_json:
@@ -54,8 +57,9 @@ def _cells(run: dict[str, Any]) -> Sequence[str]:
     def number(value: float | None, form: str) -> str:
         return "" if value is None else format(value, form)
 
+    finished = run["finished"].astimezone(datetime.timezone.utc)  # Spark gives it in the zone of this process
     return (
-        f"{run['finished']:%Y-%m-%d %H:%M}", run["verb"], run["decision"], run["metric"], number(run["before"], ".5g"),
+        f"{finished:%Y-%m-%d %H:%M}", run["verb"], run["decision"], run["metric"], number(run["before"], ".5g"),
         number(run["after"], ".5g"), number(run["gain"], "+.1%"), "" if run["p"] is None else p_value(run["p"]),
         number(run["coreSeconds"], ".0f"), (run["model"] or "")[:SHORT], (run["parent"] or "")[:SHORT],
     )  # fmt: skip

@@ -159,6 +159,8 @@ def test_commands(kept: tuple[Path, Any, Any], tmp_path: Path, capsys: pytest.Ca
     assert json.loads(capsys.readouterr().out)["decision"] == "kept original"
     assert main(["runs", where, "--where", "gainn > 1"]) == WRONG_INPUT and "Did you mean" in capsys.readouterr().err
     assert main(["runs", where, "--sort", "gian"]) == WRONG_INPUT and "'gain'" in capsys.readouterr().err
+    assert main(["runs", where, "--sort", "tags"]) == WRONG_INPUT
+    assert "--sort tags is no column of a run that has an order" in capsys.readouterr().err
     assert main(["runs", str(tmp_path)]) == WRONG_INPUT and "there are no runs" in capsys.readouterr().err
 
 

@@ -1,10 +1,13 @@
-"""The store of runs: many writers at once, killed ones, stores of earlier versions, and compaction in the middle of it."""
+"""The store of runs: many writers at once, killed ones, stores of earlier versions, compaction in the middle of it, and the
+list of its runs.
+"""
 
 import datetime
 import multiprocessing
 import os
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from sparkdiff import InputError
-from sparkdiff.history import store
+from sparkdiff.history import listing, store
 
 pytestmark = pytest.mark.once
 
@@ -144,3 +147,19 @@ def test_what_is_no_store_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"storeDir='.*file' cannot be used"):
         store.add(tmp_path / "file", run_of(1))
+
+
+@pytest.fixture
+def in_tokyo() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("TZ", "Asia/Tokyo")
+        time.tzset()
+        yield
+    time.tzset()
+
+
+def test_the_list_tells_times_in_utc(in_tokyo: None) -> None:
+    here = NOON.astimezone().replace(tzinfo=None)  # as Spark gives it
+    assert here.hour == 21
+    cells = listing._cells({**dict.fromkeys(listing.COLUMNS), "finished": here})
+    assert cells[0] == "2026-01-01 12:00"
