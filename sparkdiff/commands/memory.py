@@ -77,7 +77,7 @@ def triage(
     store: Annotated[
         Text, typer.Option("--store", help="Folder of a store of runs, to learn from and to add the runs to.")
     ] = None,
-    output: Annotated[Text, typer.Option(help="Folder to save the tuned pipelines in, each by its name.")] = None,
+    output: Annotated[Text, typer.Option(help="Folder of this machine to save the tuned pipelines in, each by its name.")] = None,
     share: Annotated[float, typer.Option(help="Part of the gain to expect of all models that is run for.")] = 0.8,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only forecast.")] = False,
     as_json: AsJson = False,
@@ -105,7 +105,7 @@ def triage(
     here = None if store is None or (path := paths.local(store)) is None else str(path.absolute())
     columns = {"labelCol": label, "groupCol": group, "timeCol": time}
     found = triage_paths(
-        where, data, budget, here or store, None if output is None else Path(output), share, dry_run,
+        where, data, budget, here or store, output, share, dry_run,
         {name: value for name, value in columns.items() if value},
     )  # fmt: skip
     print(found.toJSON() if as_json else found)

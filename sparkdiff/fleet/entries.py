@@ -66,7 +66,10 @@ def entries_of(fleet: Any, common: Mapping[str, Any]) -> list[Entry]:
     out = [_entry(number, given, common, tables) for number, given in enumerate(found)]
     names = [entry.name for entry in out]
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise InputError(f"{', '.join(twice)}: two entries of the fleet have this name; give each a name of its own")
+        raise InputError(
+            f"{', '.join(twice)}: two entries of the fleet have this name; give each a name of its own (the command "
+            "takes each model once)"
+        )
     return out
 
 

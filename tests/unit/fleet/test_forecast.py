@@ -19,6 +19,7 @@ from sparkdiff.fleet.budget import core_seconds
 from sparkdiff.fleet.entries import Entry, entries_of, name_of
 from sparkdiff.fleet.procedure import EARLY, AssessedEntry, Stopped, Watch, _run, _why_little, _why_not, triage
 from sparkdiff.fleet.results import FAILED, KEPT, REFUSED, SKIPPED, Triage, Triaged
+from sparkdiff.fleet.saving import names_of
 from sparkdiff.forecasting.facts import FACTS, OLD_FACTS, Samples
 from sparkdiff.forecasting.forecast import NAMES, Forecast, Forecaster, PastRun, features, of_store, priors
 from sparkdiff.forecasting.history import history
@@ -337,6 +338,12 @@ def test_wrong_fleets_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (
         name_of(Path("models/churn")) == name_of("runs/churn/model") == "churn" and name_of("models/churn/") == "churn"
     )
+
+
+def test_models_of_one_name_are_named_by_the_folders_in_which_they_differ() -> None:
+    given = ["file:///m/a/churn", "file:///m/b/v1/churn/model", "file:///m/risk", "s3a://m/2/x", "s3a://m/1/x"]
+    assert names_of(given) == ["a-churn", "b-v1-churn-model", "risk", "2-x", "1-x"]
+    assert names_of(given[:1] * 2) == ["churn", "churn"]
 
 
 @pytest.mark.parametrize(("outcome", "code"), [(FAILED, 1), (KEPT, 0)])
