@@ -183,14 +183,15 @@ class RunFolder:
 
     @contextlib.contextmanager
     def kept(self, *, always: bool) -> Iterator[None]:
-        """Within this context, training runs. The folder is removed if training fails without a checkpoint or a finished
-        step, and at the end unless `always`.
+        """Within this context, training runs. The folder is removed at the end unless `always`, and if training fails: without
+        a checkpoint or a finished step, or where nobody knows the id to go on by.
         """
         try:
             yield
-        except BaseException:
+        except BaseException as e:
             steps = any(self.path.glob("round-*")) or any(self.path.glob("step-*"))
-            if not (self.state.exists() or previous(self.state).exists() or steps):
+            known = always or f"runId={self.runId!r}" in str(e)
+            if not (known and (self.state.exists() or previous(self.state).exists() or steps)):
                 self.remove()
             raise
         if not always:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from sparkdiff.errors import InputError
+from sparkdiff.errors import InputError, SparkdiffError
 from sparkdiff.store import files, run_folder
 from sparkdiff.store.files import DamagedCheckpoint
 from sparkdiff.store.lease import HeldError, held
@@ -216,3 +216,17 @@ def test_a_run_that_fails_keeps_a_checkpoint_under_either_name(tmp_path: Path) -
     failing.__enter__()
     assert not failing.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
     assert files.load(folder.state) == {"epoch": 1}
+
+
+@pytest.mark.parametrize(
+    ("error", "stays"),
+    [(KeyboardInterrupt(), False), (SparkdiffError("it was lost; runId='drawn' continues from there"), True)],
+)
+def test_a_checkpoint_of_a_run_without_a_name_stays_only_where_its_id_is_told(
+    tmp_path: Path, error: BaseException, stays: bool
+) -> None:
+    folder = RunFolder.open(tmp_path, "drawn", {}, replace=False)
+    files.save(folder.state, {"epoch": 1})
+    with pytest.raises(type(error)), folder.kept(always=False):
+        raise error
+    assert folder.path.exists() is stays
