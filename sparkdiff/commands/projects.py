@@ -47,7 +47,7 @@ def init(
 
 def doctor(
     path: Annotated[
-        Text, typer.Option(help="Folder of caches and outputs, which Spark and this process must see.")
+        Text, typer.Option(help="Folder of caches and outputs: one that Spark and this process must see, or a URL.")
     ] = None,
     start: Annotated[bool, typer.Option("--start/--no-start", help="Start Spark and let it write a file.")] = True,
     as_json: AsJson = False,
@@ -56,7 +56,7 @@ def doctor(
     from sparkdiff.job.doctor import PROBLEM, examined
 
     found = []
-    for finding in examined(None if path is None else Path(path).absolute(), start=start):
+    for finding in examined(path, start=start):
         found.append(finding)
         if not as_json:
             print(finding, flush=True)

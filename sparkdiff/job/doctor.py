@@ -1,5 +1,6 @@
 """What a run needs of this machine, one finding at a time, each with its remedy. Changes nothing but a temporary folder."""
 
+import contextlib
 import dataclasses
 import importlib
 import importlib.metadata
@@ -16,6 +17,7 @@ from typing import Any
 
 import pyspark
 from packaging.requirements import Requirement
+from pyspark.sql import SparkSession
 
 from sparkdiff import jvm
 from sparkdiff.errors import InputError
@@ -48,20 +50,22 @@ class Finding:
         return f"{line}\n{'':<20}{self.remedy}" if self.remedy else line
 
 
-def examined(folder: Path | None = None, *, start: bool = True) -> Iterator[Finding]:
+def examined(folder: str | None = None, *, start: bool = True) -> Iterator[Finding]:
     """All findings, each as soon as it is known.
 
     Args:
-        folder: of caches and outputs, which Spark and this process must see; a temporary one by default.
+        folder: of caches and outputs, a path that Spark and this process must see, or a URL to which Spark must write; a
+            temporary one by default.
         start: start Spark and let it write a file, which takes some seconds.
     """
     checks: list[Callable[[], Iterator[Finding]]] = [_python, _packages, _java, _spark, _torch, _petastorm]
     for check in checks:
         yield from check()
-    where = folder or Path(tempfile.gettempdir())
-    yield from _disk(where)
+    given = folder or tempfile.gettempdir()
+    if (where := paths.local(given)) is not None:
+        yield from _disk(where.absolute())
     if start:
-        yield from _session(where)
+        yield from _session(given)
 
 
 def _python() -> Iterator[Finding]:
@@ -183,8 +187,8 @@ def _disk(folder: Path) -> Iterator[Finding]:
         yield Finding("disk", PROBLEM, f"{folder} cannot be written", "choose a folder that this user may write")
 
 
-def _session(folder: Path) -> Iterator[Finding]:
-    """Spark starts, and writes a file that this process sees."""
+def _session(given: str) -> Iterator[Finding]:
+    """Spark starts, and writes to a folder."""
     begun = time.perf_counter()
     try:
         spark = start_session({}, size=0)
@@ -194,7 +198,24 @@ def _session(folder: Path) -> Iterator[Finding]:
         return
     master = spark.conf.get("spark.master", None) or "Spark Connect"
     yield Finding("session", OK, f"{master}, started in {time.perf_counter() - begun:.1f} s")
+    folder = paths.local(given)
+    yield from _store(given) if folder is None else _folder(spark, folder.absolute())
+
+
+def _store(given: str) -> Iterator[Finding]:
+    """Spark has a file system for a URL, and may write there."""
+    try:
+        jvm.check_writable("--path", given, jvm.folder("--path", given))
+    except InputError as e:
+        yield Finding("paths", PROBLEM, str(e), "set cacheDir and output to a folder to which Spark can write")
+    else:
+        yield Finding("paths", OK, f"Spark can write to {given}")
+
+
+def _folder(spark: SparkSession, folder: Path) -> Iterator[Finding]:
+    """Spark writes a file to a folder of this machine, and this process sees it."""
     where = folder / f".sparkdiff-doctor-{uuid.uuid4().hex[:8]}"
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         spark.range(1).write.parquet(paths.address(str(where)))
         seen, why = any(where.glob("*.parquet")), f"Spark wrote a file to {folder}, and this process does not see it"
@@ -202,6 +223,9 @@ def _session(folder: Path) -> Iterator[Finding]:
         seen, why = False, f"Spark cannot write to {folder}: {jvm.cause(e)}"
     finally:
         shutil.rmtree(where, ignore_errors=True)
+        for path in missing:
+            with contextlib.suppress(OSError):  # it was not made, or another process has written to it
+                path.rmdir()
     if seen:
         yield Finding("paths", OK, f"Spark and this process see the same files in {folder}")
     else:

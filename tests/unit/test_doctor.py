@@ -21,7 +21,7 @@ from sparkdiff.job.doctor import NOTE, OK, PROBLEM, Finding, examined
 pytestmark = pytest.mark.once
 
 
-def found(name: str, folder: Path | None = None) -> Finding:
+def found(name: str, folder: str | None = None) -> Finding:
     """The worst finding of this name."""
     return max(
         (f for f in examined(folder, start=False) if f.name == name), key=lambda f: [OK, NOTE, PROBLEM].index(f.state)
@@ -29,7 +29,7 @@ def found(name: str, folder: Path | None = None) -> Finding:
 
 
 def test_nothing_is_wrong_here(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    findings = [*examined(tmp_path, start=False)]
+    findings = [*examined(str(tmp_path), start=False)]
     assert not [f for f in findings if f.state == PROBLEM]
     assert all(f.remedy for f in findings if f.state != OK)
     assert main(["doctor", "--no-start", "--json", "--path", str(tmp_path)]) == DONE
@@ -68,7 +68,7 @@ def test_each_kind_of_problem_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert f"torch is {known('torch')}, needed is >=99; nothing-of-this-name is missing" == packages.found
 
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1e9))
-    disk = found("disk", tmp_path / "new" / "folder")
+    disk = found("disk", str(tmp_path / "new" / "folder"))
     assert disk.state == NOTE and disk.found.startswith("1.0 GB free")
 
     real = importlib.import_module

@@ -401,3 +401,27 @@ def test_a_lease_in_a_store_of_a_dead_process_is_taken_over(store: tuple[str, Pa
             assert not other.lost()
             lease.ended.clear()
             assert lease.lost()
+
+
+@pytest.mark.parametrize(
+    ("where", "state", "told"),
+    [
+        ("viewfs://tests/d/new/caches", "ok", "Spark can write to viewfs://tests/d/new/caches"),
+        ("nofs://lake/caches", "problem", "Spark has no file system for it"),
+        ("new/caches", "ok", "Spark and this process see the same files in {}/new/caches"),
+    ],
+)
+def test_doctor_writes_where_it_is_told_and_leaves_nothing(
+    store: tuple[str, Path],
+    where: str,
+    state: str,
+    told: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    main(["doctor", "--json", "--path", where])
+    [found] = [f for f in json.loads(capsys.readouterr().out) if f["name"] == "paths"]
+    assert found["state"] == state and told.format(tmp_path) in found["found"]
+    assert not [*tmp_path.iterdir()] and not (store[1] / "new").exists()
