@@ -4,7 +4,7 @@ import dataclasses
 import math
 import statistics
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import zip_longest
 from typing import Any
 
@@ -51,8 +51,8 @@ def cross_fit(
         told: called with the plan.
 
     Raises:
-        InputError: before anything is fitted, where these rows or options don't suit; before anything is trained, where a label
-            is another class in another fold.
+        InputError: before anything is fitted, where these rows or options don't suit; before anything is trained, where the
+            number of a class counts and is another one in another fold.
         ParityError: a network and Spark disagree in a fold.
     """
     o, shared = options, shared or Shared()
@@ -76,7 +76,8 @@ def cross_fit(
             if number == 1:
                 told(ready.plan)
             tasks[number] = ready, parts, own
-            check_classes(tasks[1][0], ready, number)
+            if by_number(ready):
+                check_classes(tasks[1][0], ready, number)
         for number in range(1, o.numFolds + 1):
             phases.fold = number
             ready, parts, own = tasks[number]
@@ -126,10 +127,25 @@ def check_given(given: Any, options: Options) -> None:
     )
 
 
-def check_classes(first: Task, other: Task, number: int) -> None:
-    """Raise InputError if a label is another class in this fold, 0 for all rows, than in the first one: metrics of one class,
-    costs and weights of classes go by the number of the class.
+def by_number(task: Task) -> bool:
+    """Whether the loss, the metric or the predictor goes by the number of a class: one class counts, or classes have costs,
+    weights or thresholds of their own.
     """
+    o, head = task.options, task.cut.graph.head.stage
+    names = [*(o.loss if isinstance(o.loss, Mapping) else [o.loss]), o.metric]
+    params = {**o.lossParams, **o.metricParams}
+    return (
+        any(
+            callable(name) or name in ("areaUnderPR", "cost", "expectedCost") or str(name).endswith("ByLabel")
+            for name in names
+        )
+        or params.get("classWeights", "balanced") != "balanced"
+        or any(head.hasParam(name) and head.isSet(name) for name in ("threshold", "thresholds"))
+    )
+
+
+def check_classes(first: Task, other: Task, number: int) -> None:
+    """Raise InputError if a label is another class in this fold, 0 for all rows, than in the first one."""
     for k, (one, two) in enumerate(zip_longest(_indexed(first), _indexed(other))):
         if one != two:
             where = f"fold {number}" if number else "the fit on all rows"

@@ -273,6 +273,8 @@ def test_a_label_that_is_another_class_in_another_fold_is_refused(
     with pytest.raises(
         InputError, match=r"class 0 of labelCol='label' is '(yes|no)' in fold 1, but '(yes|no)' in fold"
     ):
+        FineTuner(frequent, numFolds=2, metric="areaUnderPR").fit(rows)
+    with pytest.raises(AssertionError, match="trained"):  # log-loss knows no numbers
         FineTuner(frequent, numFolds=2).fit(rows)
 
 
@@ -293,6 +295,18 @@ def test_the_classes_of_a_label_are_compared(df: DataFrame) -> None:
         InputError, match="class 1 of labelCol='class' is 'few' in fold 1, but None in the fit on all rows"
     ):
         procedure.check_classes(two, three, 0)
+
+    def counts(**options: Any) -> bool:
+        return procedure.by_number(prepare(one.model, Options(labelCol="class", **options)))
+
+    assert not counts() and not counts(loss={"logLoss": 1, "hinge": 1}, metric="accuracy")
+    assert not counts(lossParams={"classWeights": "balanced"})
+    assert counts(lossParams={"classWeights": [1.0, 2.0]}) and counts(
+        loss="cost", lossParams={"costs": [[0, 1], [2, 0]]}
+    )
+    assert counts(metric="recallByLabel") and counts(loss=max)
+    one.model.stages[-1].setThreshold(0.4)
+    assert counts()
 
 
 # Jobs -----------------------------------------------------------------------------------------------------------------

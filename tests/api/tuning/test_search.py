@@ -15,7 +15,16 @@ from pyspark.ml.evaluation import (
     MulticlassClassificationEvaluator,
     RegressionEvaluator,
 )
-from pyspark.ml.feature import PCA, Bucketizer, Imputer, Normalizer, SQLTransformer, StandardScaler, VectorAssembler
+from pyspark.ml.feature import (
+    PCA,
+    Bucketizer,
+    Imputer,
+    Normalizer,
+    SQLTransformer,
+    StandardScaler,
+    StringIndexer,
+    VectorAssembler,
+)
 from pyspark.ml.functions import array_to_vector, vector_to_array
 from pyspark.ml.regression import GBTRegressor, LinearRegression, RandomForestRegressor
 from pyspark.sql import DataFrame, SparkSession, functions as F
@@ -242,6 +251,31 @@ def test_with_folds_all_rows_decide_and_all_rows_fit_what_ships(line: tuple[Data
     assert sorted(p.name for p in (tmp_path / "run").glob("fold-*")) == ["fold-0", "fold-1", "fold-2"]
     with pytest.raises(InputError, match="`current` is fitted and may have seen the rows"):
         search.copy({search.current: again}).fit(data)
+
+
+def test_classes_of_a_metric_by_their_number_are_the_same_in_each_fold(rows: DataFrame) -> None:
+    """Two words that are as frequent: a StringIndexer numbers them by chance."""
+    word = F.when(F.col("number") % 2 > 0, "a").otherwise("b")
+    data = (
+        VectorAssembler(inputCols=NUMBERS, outputCol="features")
+        .transform(rows.limit(400).withColumn("word", word))
+        .cache()
+    )
+    indexer, head = StringIndexer(inputCol="word", outputCol="label"), LogisticRegression()
+    area = MulticlassClassificationEvaluator(metricName="recallByLabel")
+
+    def search(evaluator: Any, **options: Any) -> Search:
+        stages = [indexer.copy({indexer.getParam(name): value for name, value in options.items()}), head]
+        return Search(
+            Pipeline(stages=stages), space={head.regParam: [0.1]}, evaluator=evaluator, sampler="grid", numFolds=4
+        )
+
+    with pytest.raises(
+        InputError, match=r"the classes of 'label' are numbered .* goes by their numbers: set stringOrderType"
+    ):
+        search(area).fit(data)
+    assert search(area, stringOrderType="alphabetAsc").fit(data).summary.folds == 4
+    data.unpersist()
 
 
 class Rmse(Evaluator):
