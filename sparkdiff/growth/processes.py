@@ -275,7 +275,10 @@ class Chief:
         return f"exit code {code}: {_text(self.here / f'worker-{member.number}.txt')[-2000:].strip()}"
 
     def _way_on(self) -> str:
-        return f"What has ended is kept: runId={self.folder.runId!r} goes on from there"
+        runId = self.options.runId  # the folder's own is another, beside that of the training
+        if runId is None:
+            return "Nothing is kept, because it has no runId"
+        return f"What has ended is kept: runId={runId!r} goes on from there"
 
     def _check(self, handing: Handing) -> None:
         """Notice what no worker can tell."""

@@ -109,10 +109,11 @@ def test_a_process_that_cannot_be_watched_ends_the_run(tmp_path: Path, monkeypat
         begin(chief)
 
     monkeypatch.setattr(processes.Chief, "_start", denied)
-    with pytest.raises(
-        ItemError, match=r"can be watched no longer \(IsADirectoryError.*runId='run' goes on from there"
-    ):
-        rounds_of(tmp_path, [ITEMS], **TWO)
+    told = r"can be watched no longer \(IsADirectoryError.*"
+    with pytest.raises(ItemError, match=rf"{told}runId='mine' goes on from there"):
+        rounds_of(tmp_path, [ITEMS], **TWO, runId="mine")
+    with pytest.raises(ItemError, match=f"{told}Nothing is kept, because it has no runId"):
+        rounds_of(tmp_path / "other", [ITEMS], **TWO)
 
     def full(here: str) -> Callable[..., None]:
         def supervise(number: int, children: dict[int, object]) -> None:
