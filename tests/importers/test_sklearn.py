@@ -18,6 +18,7 @@ from sklearn.ensemble import (
 from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor, ExtraTreeRegressor
 
 import sparkdiff
+from sparkdiff.importers.sklearn import read
 
 pytestmark = pytest.mark.once  # the trees are MLlib's, which the laws check on every version
 
@@ -117,6 +118,17 @@ def check_classifier(spark: Any, model: Any, takes_nan: bool, *, inf: bool = Fal
     clear = top[:, -1] - top[:, -2] > 1e-12
     assert clear.mean() > 0.5
     np.testing.assert_array_equal(model.classes_[number[clear].astype(int)], model.predict(rows)[clear])
+
+
+@pytest.mark.parametrize("weight", [1e-7, 1.0000005])
+def test_shares_of_rows_of_any_weight(weight: float) -> None:
+    """A weight near a whole number isn't one, be it 0."""
+    X, y = data()
+    model = DecisionTreeClassifier(random_state=0).fit(X, y > 1, sample_weight=np.where(y > 1, weight, 1.0))
+    (tree,) = read(model).trees
+    assert tree.stats is not None
+    shares = tree.stats / tree.stats.sum(1, keepdims=True)
+    np.testing.assert_allclose(shares, model.tree_.value[:, 0], rtol=1e-12)
 
 
 def test_the_exponential_loss(spark: Any) -> None:
