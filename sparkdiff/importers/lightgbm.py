@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from sparkdiff.errors import InputError
-from sparkdiff.importers.models import GAMMA, IDENTITY, LOGIT, POISSON, Boosted, is_booster, tweedie
+from sparkdiff.importers.models import GAMMA, IDENTITY, LOGIT, POISSON, Boosted, classes_of, is_booster, tweedie
 from sparkdiff.importers.trees import TreeArrays
 from sparkdiff.jvm.nodes import Array
 
@@ -16,8 +16,9 @@ IDENTITIES = (
 )  # fmt: skip
 LINKS: Mapping[str, Mapping[str, Any]] = {
     **dict.fromkeys(IDENTITIES, IDENTITY), "poisson": POISSON, "gamma": GAMMA, "cross_entropy": LOGIT,
+    "binary": LOGIT,
 }  # fmt: skip
-KNOWN = (*LINKS, "tweedie", "binary", "multiclass")
+KNOWN = (*LINKS, "tweedie", "multiclass")
 ZERO = float(np.float32(1e-35))
 """LightGBM's kZeroThreshold: entries up to this absolute value count as 0."""
 CATEGORICAL, DEFAULT_LEFT = 1, 2
@@ -47,7 +48,7 @@ def read(model: Any, *, whole: bool) -> Boosted:
     weights = np.full(len(trees), outputs / len(trees) if "average_output" in about else 1.0)
     classes = None
     if name in ("binary", "multiclass"):
-        classes = list(getattr(model, "classes_", range(max(2, int(about["num_class"])))))
+        classes = classes_of(model, booster, int(about["num_class"]), name)
     if name == "binary":  # p = sigmoid(sigmoid * margin)
         weights = weights * float(dict(o.split(":") for o in options.split())["sigmoid"])
     return Boosted(

@@ -52,6 +52,23 @@ def is_booster(model: Any, library: str, prefix: str, method: str) -> bool:
     return booster
 
 
+def classes_of(model: Any, booster: Any, margins: int, objective: str) -> list[Any] | None:
+    """The classes of a model of LightGBM or XGBoost that was trained on classes, of a Booster their indices; None of a
+    regressor, whose prediction is the probability of the second of two.
+
+    Raises:
+        InputError: it is a regressor, of several margins.
+    """
+    if model is booster or hasattr(model, "classes_"):
+        return list(getattr(model, "classes_", range(max(2, margins))))
+    if margins > 1:
+        raise InputError(
+            f"{type(model).__name__} with objective={objective!r} has {margins} classes, but a regression in Spark "
+            "predicts one number: train a classifier, or import the Booster"
+        )
+    return None
+
+
 @dataclasses.dataclass(frozen=True)
 class Columns:
     """The input and output columns of the models, and whether rows can have NaN."""
@@ -84,7 +101,7 @@ class Boosted:
         output: (T,) int.
         base: (K,).
         link: Params of a GeneralizedLinearRegression whose mean the margin is linked to; empty if the margin is the
-            prediction.
+            prediction; not read of a classifier.
         classes: for a classifier: two with K = 1 and p = sigmoid(margin), or K with their softmax.
     """
 

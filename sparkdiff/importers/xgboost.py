@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from sparkdiff.errors import InputError
-from sparkdiff.importers.models import GAMMA, IDENTITY, LOGIT, POISSON, Boosted, is_booster, tweedie
+from sparkdiff.importers.models import GAMMA, IDENTITY, LOGIT, POISSON, Boosted, classes_of, is_booster, tweedie
 from sparkdiff.importers.trees import TreeArrays, rounding_to
 from sparkdiff.jvm.nodes import Array
 
@@ -17,8 +17,9 @@ IDENTITIES = (
 )  # fmt: skip
 LINKS: Mapping[str, Mapping[str, Any]] = {
     **dict.fromkeys(IDENTITIES, IDENTITY), "count:poisson": POISSON, "reg:gamma": GAMMA, "reg:logistic": LOGIT,
+    "binary:logistic": LOGIT,
 }  # fmt: skip
-KNOWN = (*LINKS, "reg:tweedie", "binary:logistic", "multi:softprob", "multi:softmax")
+KNOWN = (*LINKS, "reg:tweedie", "multi:softprob", "multi:softmax")
 
 
 def read(model: Any, *, whole: bool) -> Boosted:
@@ -30,14 +31,14 @@ def read(model: Any, *, whole: bool) -> Boosted:
     Raises:
         InputError: it is not such a model, or MLlib cannot express it.
     """
-    booster, classes, last = model, None, None
+    booster, last = model, None
     if not is_booster(model, "xgboost", "XGB", "save_raw"):
         if not np.isnan(model.missing):
             raise InputError(
                 f"{type(model).__name__}: missing={model.missing}, but a value other than NaN cannot be "
                 "missing in Spark's trees; replace it by NaN and train again"
             )
-        booster, classes = model.get_booster(), getattr(model, "classes_", None)
+        booster = model.get_booster()
         last = booster.attr("best_iteration")
     learner = json.loads(bytes(booster.save_raw("json")))["learner"]
     name, about = learner["objective"]["name"], learner["learner_model_param"]
@@ -55,12 +56,13 @@ def read(model: Any, *, whole: bool) -> Boosted:
     count = len(ensemble["trees"]) if last is None else ensemble["iteration_indptr"][int(last) + 1]
     outputs = max(1, int(about["num_class"]))
     base = np.array(json.loads(about["base_score"]), np.float64).reshape(-1)
-    if name in ("binary:logistic", "reg:logistic"):
+    if LINKS.get(name) is LOGIT:
         base = np.log(base / (1 - base))
     elif LINKS.get(name, POISSON) is not IDENTITY and not name.startswith("multi:"):
         base = np.log(base)
-    if name.startswith(("binary:", "multi:")):
-        classes = list(range(max(2, outputs)) if classes is None else classes)
+    classes = None
+    if name.startswith(("binary:", "multi:")) or hasattr(model, "classes_"):
+        classes = classes_of(model, booster, outputs, name)
     return Boosted(
         trees=[_tree(tree, whole=whole) for tree in ensemble["trees"][:count]],
         treeWeights=weights[:count] if len(weights) else np.ones(count),

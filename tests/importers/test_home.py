@@ -200,6 +200,12 @@ REFUSED: dict[str, tuple[str, Any, str]] = {
     "vector leaves": (
         "xgboost", lambda: xgb.XGBRegressor(n_estimators=2, multi_strategy="multi_output_tree").fit(X, np.stack([Y, Y], 1)),
         "has 2 targets"),
+    "classes of a regressor": (
+        "xgboost", lambda: xgb.XGBRegressor(n_estimators=2, objective="multi:softprob", num_class=3).fit(X, COUNTS),
+        "XGBRegressor with objective='multi:softprob' has 3 classes"),
+    "classes of another": (
+        "lightgbm", lambda: lgb.LGBMRegressor(**SMALL, objective="multiclass", num_class=3).fit(X, COUNTS),
+        "LGBMRegressor with objective='multiclass' has 3 classes"),
     "several quantiles": (
         "xgboost", lambda: xgb.XGBRegressor(n_estimators=2, objective="reg:quantileerror", quantile_alpha=[0.1, 0.9]).fit(X, Y),
         "has 2 targets"),

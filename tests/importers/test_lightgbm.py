@@ -25,6 +25,7 @@ REGRESSIONS: dict[str, dict[str, Any]] = {
     "gamma": {"objective": "gamma"},
     "tweedie": {"objective": "tweedie", "tweedie_variance_power": 1.2},
     "cross entropy": {"objective": "cross_entropy"},
+    "probability": {"objective": "binary", "sigmoid": 1.7},
     "dart": {"boosting_type": "dart", "drop_rate": 0.5},
     "goss": {"data_sample_strategy": "goss"},
     "forest": {"boosting_type": "rf", "bagging_freq": 1, "bagging_fraction": 0.6},
@@ -50,7 +51,7 @@ ALIKE = {"absolute", "huber", "fair", "mape", "goss"}
 def test_regressions(spark: Any, name: str, nan: bool) -> None:
     X, y = data(nan=nan)
     X[::3, 3] = 0.0  # LightGBM's zeros have a bin of their own
-    y = {"gamma": y + 1, "cross entropy": y / y.max()}.get(name, y)
+    y = {"gamma": y + 1, "cross entropy": y / y.max(), "probability": y > 1}.get(name, y)
     model = lgb.LGBMRegressor(**SMALL | REGRESSIONS[name]).fit(X, y)
     home = sparkdiff.from_lightgbm(model)
     rows = rows_on_thresholds.rows(home, WIDTH)

@@ -25,6 +25,7 @@ REGRESSIONS: dict[str, dict[str, Any]] = {
     "gamma": {"objective": "reg:gamma"},
     "tweedie": {"objective": "reg:tweedie", "tweedie_variance_power": 1.2},
     "logistic": {"objective": "reg:logistic"},
+    "probability": {"objective": "binary:logistic"},
     "dart": {"booster": "dart", "rate_drop": 0.5},
     "parallel": {"num_parallel_tree": 3, "subsample": 0.6},
     "best first": {"grow_policy": "lossguide", "max_leaves": 9, "max_depth": 0},
@@ -45,7 +46,7 @@ ALIKE = {"absolute", "huber"}
 )
 def test_regressions(spark: Any, name: str, nan: bool) -> None:
     X, y = data(nan=nan)
-    y = {"gamma": y + 1, "logistic": y / y.max()}.get(name, y)
+    y = {"gamma": y + 1, "logistic": y / y.max(), "probability": y > 1}.get(name, y)
     model = xgb.XGBRegressor(**SMALL | REGRESSIONS[name]).fit(X, y)
     home = sparkdiff.from_xgboost(model)
     rows = rows_on_thresholds.rows(home, WIDTH, inf=False)
