@@ -33,7 +33,7 @@ def read(model: Any, *, whole: bool) -> Boosted:
     """
     booster, last = model, None
     if not is_booster(model, "xgboost", "XGB", "save_raw"):
-        if not np.isnan(model.missing):
+        if model.missing is not None and not np.isnan(model.missing):
             raise InputError(
                 f"{type(model).__name__}: missing={model.missing}, but a value other than NaN cannot be "
                 "missing in Spark's trees; replace it by NaN and train again"
@@ -53,6 +53,11 @@ def read(model: Any, *, whole: bool) -> Boosted:
         raise InputError(f"booster={gradient['name']} has no trees: train with gbtree or dart")
     weights = np.array(gradient.get("weight_drop", []))
     ensemble = gradient.get("gbtree", gradient)["model"]
+    if any(int(tree["tree_param"]["size_leaf_vector"]) > 1 for tree in ensemble["trees"]):
+        raise InputError(
+            "multi_strategy='multi_output_tree' has a value per class in each leaf, but a leaf in Spark has one value; "
+            "train with multi_strategy='one_output_per_tree'"
+        )
     count = len(ensemble["trees"]) if last is None else ensemble["iteration_indptr"][int(last) + 1]
     outputs = max(1, int(about["num_class"]))
     base = np.array(json.loads(about["base_score"]), np.float64).reshape(-1)

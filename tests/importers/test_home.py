@@ -200,6 +200,9 @@ REFUSED: dict[str, tuple[str, Any, str]] = {
     "vector leaves": (
         "xgboost", lambda: xgb.XGBRegressor(n_estimators=2, multi_strategy="multi_output_tree").fit(X, np.stack([Y, Y], 1)),
         "has 2 targets"),
+    "vector leaves of classes": (
+        "xgboost", lambda: xgb.XGBClassifier(n_estimators=2, multi_strategy="multi_output_tree").fit(X, COUNTS),
+        "multi_strategy='multi_output_tree' has a value per class"),
     "classes of a regressor": (
         "xgboost", lambda: xgb.XGBRegressor(n_estimators=2, objective="multi:softprob", num_class=3).fit(X, COUNTS),
         "XGBRegressor with objective='multi:softprob' has 3 classes"),

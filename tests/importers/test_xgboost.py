@@ -11,6 +11,7 @@ from test_sklearn import WIDTH, data, nominal
 
 import sparkdiff
 from sparkdiff import InputError
+from sparkdiff.importers.xgboost import read
 
 pytestmark = pytest.mark.once  # the trees are MLlib's, which the laws check on every version
 
@@ -66,6 +67,14 @@ def test_classifiers(spark: Any, classes: int, options: dict[str, Any]) -> None:
     np.testing.assert_allclose(probability, expected, atol=1e-6)
     clear = np.ptp(np.sort(expected, 1)[:, -2:], axis=1) > 1e-5
     np.testing.assert_array_equal(number[clear], model.predict(rows)[clear])
+
+
+def test_missing_none_is_nan() -> None:
+    X, y = data(nan=True)
+    one, other = (read(xgb.XGBRegressor(**SMALL, missing=missing).fit(X, y), whole=False) for missing in (None, np.nan))
+    for tree, same in zip(one.trees, other.trees, strict=True):
+        np.testing.assert_array_equal(tree.nanLeft, same.nanLeft)
+        np.testing.assert_array_equal(tree.value, same.value)
 
 
 def test_categories(spark: Any) -> None:
