@@ -77,7 +77,10 @@ def _weights(value: Array, weight: Array) -> Array:
 
 
 def _gradient_boosting(model: Any) -> Boosted:
-    """x as in `_tree`; scikit-learn refuses NaN here, so Spark's path is fine."""
+    """x as in `_tree`; scikit-learn refuses NaN here, so Spark's path is fine.
+
+    Of two classes whose margin is exactly 0, scikit-learn predicts the second here, and Spark always the first.
+    """
     if model.init_ != "zero" and type(model.init_).__name__ not in ("DummyRegressor", "DummyClassifier"):
         raise InputError(
             f"{type(model).__name__}: init is {type(model.init_).__name__}, a separate model, which trees "
