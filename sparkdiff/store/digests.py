@@ -204,16 +204,22 @@ def digest_of_folder(folder: Path, *, by_whom: bool = True) -> list[str]:
     def of_tree(text: str) -> str:  # an ensemble keeps its trees' metadata in a table
         return of_metadata({**json.loads(text), "uid": "tree"}).decode()
 
-    parts = (p for p in folder.rglob("part-*") if p.is_file())
+    parts = [p for p in folder.rglob("part-*") if p.is_file()]
+    # FPGrowthModel's table is divided too, but by its folder's name it could be any model's.
+    itemsets = {p.parents[1] / "data" for p, meta in metas.items() if meta.get("class", "").endswith(".FPGrowthModel")}
+    tables = itemsets.union(p.parent for p in parts if p.parent.name in DIVIDED)
     out = []
-    for path in sorted({p.parent if p.parent.name in DIVIDED else p for p in parts}):
-        divided = path.name in DIVIDED
+    for path in sorted({p.parent if p.parent in tables else p for p in parts}):
+        divided = path in tables
         if path in metas:
             digest = hashlib.sha256(of_metadata(metas[path]))
         elif divided or path.suffix == ".parquet":
             # Spark orders a file's key-value metadata anyhow; the table is what counts
             table = pq.read_table(path, partitioning=None)
-            if divided:
+            if path in itemsets:
+                texts = [json.dumps(items, default=str) for items in table.column("items").to_pylist()]
+                table = table.take(sorted(range(len(texts)), key=texts.__getitem__))
+            elif divided:
                 keys = [f.name for f in table.schema if not pa.types.is_nested(f.type)]
                 table = table.sort_by([(name, "ascending") for name in keys]) if keys else table
             table = table.combine_chunks()

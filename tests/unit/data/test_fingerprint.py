@@ -88,6 +88,21 @@ def test_it_is_the_same_into_however_many_files_spark_divides_a_table(name: str,
     assert hash_of_folder(divided("d", [0, 1, 2])) != first
 
 
+def test_it_is_the_same_into_however_many_files_spark_divides_itemsets(tmp_path: Path) -> None:
+    def divided(folder: str, *parts: list[str], nulls: bool = True) -> Path:
+        saved = save(tmp_path / folder, **{"class": "org.apache.spark.ml.fpm.FPGrowthModel"})
+        (saved / "data" / "part-0.snappy.parquet").unlink()
+        for i, itemsets in enumerate(parts):
+            rows = [{"items": [*items], "freq": 7} for items in itemsets]
+            schema = pa.schema([pa.field("items", pa.list_(pa.string()), nullable=nulls), ("freq", pa.int64())])
+            pq.write_table(pa.Table.from_pylist(rows, schema), saved / "data" / f"part-{i}.snappy.parquet")
+        return saved
+
+    first = hash_of_folder(divided("a", ["a", "ab"], [], ["c"], nulls=False))
+    assert hash_of_folder(divided("b", ["c", "ab", "a"])) == first
+    assert hash_of_folder(divided("c", ["c", "ac", "a"])) != first
+
+
 @pytest.mark.parametrize("model", [CountVectorizerModel, StringIndexerModel, lambda: PipelineModel([])])
 def test_what_a_model_has_learnt_is_not_in_its_params(model: Callable[[], Any]) -> None:
     fitted = model()
