@@ -5,7 +5,7 @@ from typing import Any
 
 from pyspark.ml.linalg import VectorUDT
 from pyspark.sql import DataFrame, functions as F
-from pyspark.sql.types import ArrayType, DataType, DoubleType, StringType, StructField, StructType
+from pyspark.sql.types import ArrayType, DoubleType, StringType, StructField, StructType
 
 from sparkdiff import jvm
 from sparkdiff.errors import InputError, did_you_mean
@@ -15,9 +15,20 @@ from sparkdiff.stages.fields import UNKNOWN_SLOT
 
 SchemaOrRows = StructType | DataFrame | None
 """The schema of the data, the data themselves (Spark then reads the width of vectors), or nothing."""
-GUESSES: tuple[DataType, ...] = (
-    DoubleType(), VectorUDT(), StringType(), ArrayType(StringType()), ArrayType(DoubleType()),
-)  # fmt: skip
+
+
+def _sized(field: StructField) -> StructField:
+    """A vector of unknown width with attributes that an assembler accepts; any other field as it is."""
+    metadata = field.metadata or {}
+    if not isinstance(field.dataType, VectorUDT) or "ml_attr" in metadata:
+        return field
+    attributes = {"num_attrs": 1, "attrs": {"numeric": [{"idx": 0, "name": UNKNOWN_SLOT}]}}
+    return StructField(field.name, field.dataType, field.nullable, {**metadata, "ml_attr": attributes})
+
+
+KINDS = (DoubleType(), VectorUDT(), StringType(), ArrayType(StringType()), ArrayType(DoubleType()))
+GUESSES: tuple[StructField, ...] = (*(_sized(StructField("", kind)) for kind in KINDS), StructField("", VectorUDT()))
+"""What a source column may be; some stages refuse a vector whose attributes tell another width than they were fitted on."""
 
 
 def fields_by_name(schema: StructType, casefold: Callable[[str], str]) -> dict[str, StructField]:
@@ -40,6 +51,11 @@ def known_fields(graph: Graph, wanted: Collection[Version], data: SchemaOrRows) 
             their first reader, without categories.
     """
     writers = {p for _, p in wanted if p >= 0}
+    needed = writers | graph.ancestors(writers)
+    readers = (
+        {v: vertex.position for vertex in reversed(graph.vertices) for v in vertex.sources} if data is None else {}
+    )
+    first = {readers[v] for v in wanted if v[1] == -1 and v in readers}
     found: dict[Version, StructField] = {}
 
     def note(frame: DataFrame, writer: int) -> None:
@@ -49,12 +65,17 @@ def known_fields(graph: Graph, wanted: Collection[Version], data: SchemaOrRows) 
     try:
         frame = _frame(data)
         note(frame, -1)
-        for i in sorted(writers | graph.ancestors(writers)):
+        for i in sorted(needed | first | graph.ancestors(first)):
             vertex = graph.vertices[i]
             if not isinstance(data, DataFrame) and not is_plain(vertex.stage):
                 break  # what a stage of others does with no rows, or instead of reading them, nobody knows
             lacking = _lacking(vertex, frame, graph.casefold) if data is None else []
-            guessed, frame = _after(vertex.stage, frame, lacking)
+            try:
+                guessed, frame = _after(vertex.stage, frame, lacking)
+            except jvm.SparkError:
+                if i in needed:
+                    raise
+                continue  # it would only have told what its inputs are
             if lacking:
                 note(guessed.select(*map(named, lacking)), -1)
             note(frame, i)
@@ -86,19 +107,10 @@ def _frame(data: SchemaOrRows) -> DataFrame:
     return jvm.session().createDataFrame([], StructType(fields))
 
 
-def _sized(field: StructField) -> StructField:
-    """A vector of unknown width with attributes that an assembler accepts; any other field as it is."""
-    metadata = field.metadata or {}
-    if not isinstance(field.dataType, VectorUDT) or "ml_attr" in metadata:
-        return field
-    attributes = {"num_attrs": 1, "attrs": {"numeric": [{"idx": 0, "name": UNKNOWN_SLOT}]}}
-    return StructField(field.name, field.dataType, field.nullable, {**metadata, "ml_attr": attributes})
-
-
-def _with(frame: DataFrame, names: Iterable[str], kind: DataType) -> DataFrame:
-    """The frame with additional empty columns of this type."""
-    fields = {name: _sized(StructField(name, kind)) for name in names}
-    return frame.withColumns({n: F.lit(None).cast(kind).alias(n, metadata=f.metadata) for n, f in fields.items()})
+def _with(frame: DataFrame, names: Iterable[str], like: StructField) -> DataFrame:
+    """The frame with additional empty columns that are like this one."""
+    empty = F.lit(None).cast(like.dataType)
+    return frame.withColumns({n: empty.alias(n, metadata=like.metadata or {}) for n in names})
 
 
 def _lacking(vertex: Vertex, frame: DataFrame, casefold: Callable[[str], str]) -> list[str]:
@@ -108,15 +120,15 @@ def _lacking(vertex: Vertex, frame: DataFrame, casefold: Callable[[str], str]) -
 
 
 def _after(stage: Any, frame: DataFrame, lacking: Sequence[str]) -> tuple[DataFrame, DataFrame]:
-    """The frame with the missing columns, of the first type that the stage accepts, and the output of the stage."""
-    for kind in GUESSES if lacking else GUESSES[:1]:
-        with_them = _with(frame, lacking, kind) if lacking else frame
+    """The frame with the missing columns, of the first guess that the stage accepts, and the output of the stage."""
+    for guess in GUESSES if lacking else GUESSES[:1]:
+        with_them = _with(frame, lacking, guess) if lacking else frame
         try:
             out = stage.transform(with_them)
             out.schema  # noqa: B018  # Spark Connect only says here what is wrong
             return with_them, out
         except jvm.SparkError:
-            if not lacking or kind is GUESSES[-1]:
+            if not lacking or guess is GUESSES[-1]:
                 raise
     raise AssertionError("there is a last guess")
 

@@ -110,7 +110,8 @@ def export(
 
     Raises:
         InputError: no stage is translated, a stage has no form in ONNX (named, with what to do), no stage writes one of
-            `outputCols`, the width of a vector is unknown, or the extra `onnx` is not installed.
+            `outputCols`, the width of a vector is unknown, `widths` names no input or contradicts a stage, or the extra `onnx`
+            is not installed.
     """
     place = local_file(path)
     network = translate(model, schema=schema)

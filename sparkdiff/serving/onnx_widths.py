@@ -1,6 +1,7 @@
 """How many entries the vectors have that an exported file reads: from the stages, the schema, or the first row of the data."""
 
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ from pyspark.sql import DataFrame
 from pyspark.sql.types import ArrayType, StructField
 
 from sparkdiff import jvm
-from sparkdiff.errors import InputError
+from sparkdiff.errors import InputError, did_you_mean
 from sparkdiff.pipeline.graph import Version
 from sparkdiff.pipeline.names import named
 from sparkdiff.pipeline.network import Network
@@ -19,24 +20,37 @@ from sparkdiff.stages.indexing import VectorIndexer
 
 
 def widths_of(
-    network: Network, reads: Sequence[Version], data: SchemaOrRows, given: Mapping[str, int]
+    network: Network, reads: Sequence[Version], data: SchemaOrRows, given: Mapping[str, Any]
 ) -> dict[Version, int | None]:
     """Per input the entries of its vectors; None where it holds numbers.
 
     Raises:
-        InputError: nothing tells the width of a vector.
+        InputError: nothing tells the width of a vector, or one that is given names no input or is another than a stage's.
     """
     casefold = network.graph.casefold
-    told = {casefold(name): width for name, width in given.items()}
+    inputs = {v[0]: network.graph.name(v) for v in network.reads}
+    for name, width in given.items():
+        if casefold(name) not in inputs:
+            hint = did_you_mean(name, inputs.values())
+            raise InputError(f"widths: no translated stage reads column {name!r} from outside. {hint}")
+        if not isinstance(width, Integral) or width < 1:
+            raise InputError(
+                f"widths={{{name!r}: {width!r}}} must be a whole number of at least 1, the entries per row"
+            )
+    told = {casefold(name): int(width) for name, width in given.items()}
     fields = known_fields(network.graph, {v for v in reads if v[1] >= -1}, data)
     out: dict[Version, int | None] = {}
     for version in reads:
         if version[1] < -1:
             out[version] = prepared_width(network, version)
-        elif is_vector(fields.get(version)) or (version not in fields and version[0] in told):
-            out[version] = told.get(version[0]) or fitted_width(network, version) or width_in(fields.get(version))
-            if out[version] is None:
-                out[version] = seen_width(network, version, data)
+        elif is_vector(fields.get(version)) or (version[0] in told and (data is None or version not in fields)):
+            known, fitted = told.get(version[0]), fitted_width(network, version)
+            if known and fitted and known != fitted:
+                name = network.graph.name(version)
+                raise InputError(
+                    f"widths={{{name!r}: {known}}}, but a stage that reads it was fitted on {fitted} entries: leave it out"
+                )
+            out[version] = known or fitted or width_in(fields.get(version)) or seen_width(network, version, data)
         else:
             out[version] = None
     return out

@@ -12,9 +12,17 @@ import onnx_parity
 import onnxruntime
 import pytest
 import torch
-from pyspark.ml import Pipeline
+from pyspark.ml import Pipeline, PipelineModel
 from pyspark.ml.classification import LogisticRegression, RandomForestClassifier
-from pyspark.ml.feature import Bucketizer, Imputer, OneHotEncoder, StringIndexer, VectorAssembler, VectorIndexer
+from pyspark.ml.feature import (
+    Bucketizer,
+    Imputer,
+    OneHotEncoder,
+    StringIndexer,
+    VectorAssembler,
+    VectorIndexer,
+    VectorSlicer,
+)
 from pyspark.ml.regression import DecisionTreeRegressor, GBTRegressor, GeneralizedLinearRegression
 from pyspark.sql import DataFrame, functions as F
 from random_trees import rows as rows_of_trees
@@ -23,7 +31,7 @@ from small_networks import F64, least_squares, network, trees
 import sparkdiff
 from sparkdiff import InputError
 from sparkdiff.pipeline import parity
-from sparkdiff.serving.onnx_export import Written
+from sparkdiff.serving.onnx_export import ExportedColumn, Written
 from sparkdiff.stages.base import StageModule
 from sparkdiff.stages.binning import Bucketizer as Bins
 from sparkdiff.stages.trees import RandomForestRegression
@@ -162,6 +170,51 @@ def test_the_width_of_a_vector_comes_from_the_data(df: DataFrame, fitted: dict[s
         sparkdiff.export(model, tmp_path / "m.onnx", schema=rows.schema)
     for settings in ({"schema": rows}, {"schema": rows.schema, "widths": {"v": 3}}):
         assert [c.width for c in sparkdiff.export(model, tmp_path / "m.onnx", **settings).inputs] == [3, 1]
+
+
+@pytest.mark.parametrize("stages", [["scaler"], ["pca", "linear"], ["slicer"], ["vectorIndexer"], ["assembled"]])
+def test_without_a_schema_a_first_reader_tells_what_is_a_vector(
+    stages: list[str], df: DataFrame, fitted: dict[str, Any], tmp_path: Path
+) -> None:
+    rows = fitted["assembler"].transform(df)
+    indexer = VectorIndexer(inputCol="vector", outputCol="indexed", maxCategories=3)
+    made = fitted | {
+        "slicer": VectorSlicer(inputCol="vector", outputCol="s", indices=[2, 0]),
+        "vectorIndexer": indexer.fit(rows) if "vectorIndexer" in stages else None,
+        "assembled": VectorAssembler(inputCols=["a", "vector"], outputCol="both"),
+    }
+    model = PipelineModel([made[name] for name in stages])
+    ambiguous = "assembled" in stages  # what an assembler reads may be a number, too
+    if stages == ["slicer"]:
+        with pytest.raises(InputError, match="vectors in column 'vector' have is unknown"):
+            sparkdiff.export(model, tmp_path / "m.onnx")
+    elif not ambiguous:
+        assert sparkdiff.export(model, tmp_path / "m.onnx").inputs == (ExportedColumn("vector", "vector", 3),)
+    described = sparkdiff.export(model, tmp_path / "m.onnx", widths={"VECTOR": 3})
+    numbers = (ExportedColumn("a", "number", 1),) if ambiguous else ()
+    assert described.inputs == (*numbers, ExportedColumn("vector", "vector", 3))
+    theirs = model.transform(rows).toPandas()
+    given = {"a": theirs["a"].to_numpy(), "vector": np.stack(theirs["vector"].map(lambda v: v.toArray()))}
+    session = onnxruntime.InferenceSession(str(tmp_path / "m.onnx"))
+    output = described.outputs[0].name
+    [found] = session.run([output], {c.name: given[c.name] for c in described.inputs})
+    wished = np.stack([getattr(v, "toArray", lambda v=v: v)() for v in theirs[output]])
+    np.testing.assert_allclose(found, wished, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("widths", "what"),
+    [
+        ({"vectr": 3}, r"widths: no translated stage reads column 'vectr' from outside. Did you mean 'vector'\?"),
+        ({"vector": "3"}, r"widths=\{'vector': '3'\} must be a whole number"),
+        ({"vector": 5}, r"widths=\{'vector': 5\}, but a stage that reads it was fitted on 3 entries"),
+    ],
+)
+def test_a_width_that_cannot_be_is_refused(
+    widths: dict[str, Any], what: str, fitted: dict[str, Any], tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=what):
+        sparkdiff.export(fitted["scaler"], tmp_path / "m.onnx", widths=widths)
 
 
 def table() -> ModuleType:
