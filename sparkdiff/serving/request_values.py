@@ -47,7 +47,7 @@ def plain(v: Any) -> Any:
     if isinstance(v, float):
         return float(v)
     if isinstance(v, np.generic):
-        return v.item()
+        return (v.astype(f"{v.dtype.kind}8[us]") if v.dtype.kind in "mM" else v).item()  # that of ns would be a number
     if isinstance(v, (list, tuple)) or (isinstance(v, np.ndarray) and v.ndim):
         return [plain(x) for x in v]
     return None if type(v).__name__ in ("NAType", "NaTType") else v

@@ -103,7 +103,7 @@ def _size(v: Any, source: InputColumn) -> int:
         raise source.bad(v, "in place of a vector")
     if any(x is None for x in v):
         raise source.bad(v, "and an entry of an array may not be null")
-    if any(isinstance(x, (str, bytes)) for x in v):  # which numpy would read as numbers
+    if any(isinstance(x, (str, bytes, np.timedelta64, np.datetime64)) for x in v):  # which numpy would read as numbers
         raise source.bad(v, "which is no vector of numbers")
     return len(v)
 

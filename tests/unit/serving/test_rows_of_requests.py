@@ -69,6 +69,16 @@ def test_lists_and_large_numbers_of_arrow() -> None:
         numbers(Arrow(pa.array([["1"]])), of_kind(""))
 
 
+@pytest.mark.parametrize("value", [np.datetime64(1, "ns"), np.timedelta64(1, "ns"), np.timedelta64(1, "D")])
+def test_a_time_of_numpy_is_no_number(value: Any) -> None:
+    for given in (value, [value], np.array([value])):
+        with pytest.raises(InputError, match=r"column 'x' holds .* no (number|vector)"):
+            numbers(Listed([given]), of_kind(""))
+    with pytest.raises(InputError, match="but the schema has double"):
+        objects(Listed([value]), of_kind("double"))
+    assert objects(Listed([type(value)("NaT")]), of_kind("")) == [None]
+
+
 def test_columns_of_arrow_have_one_type() -> None:
     texts = [result_arrow([None], None, "string"), result_arrow(["a"], None, "string")]
     assert joined(texts).type == pa.string()
