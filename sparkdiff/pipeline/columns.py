@@ -97,7 +97,11 @@ def from_arrow(column: pa.Array, width: int = 0) -> Rows:
 
 
 def _numbers(column: pa.Array) -> torch.Tensor:
-    return torch.from_numpy(np.array(column.cast(pa.float64()).to_numpy(zero_copy_only=False), dtype=np.float64))
+    if pa.types.is_decimal(column.type):
+        column = column.cast(pa.string())  # Arrow's cast to double is not that next to the decimal
+    if not pa.types.is_float16(column.type):  # which Arrow does not cast
+        column = column.cast(pa.float64(), safe=False)  # large integers are rounded, as by Spark
+    return torch.from_numpy(np.array(column.to_numpy(zero_copy_only=False), dtype=np.float64))
 
 
 def _vectors(column: pa.StructArray, told: int) -> Rows:

@@ -156,10 +156,7 @@ class Arrow:
             wanted = "vectors" if source.vectors else "numbers"
             raise InputError(f"column {source.name!r} is {kind}, and the pipeline reads {wanted} from it")
         null = torch.from_numpy(np.array(self.array.is_null()))
-        # Large integers are rounded, as Spark's cast does; Arrow's own would refuse them.
-        found = from_arrow(self.array.cast(pa.float64(), safe=False) if pa.types.is_integer(kind) else self.array)
-        assert isinstance(found, Tensor)
-        return rounded(found, source), null
+        return rounded(from_arrow(self.array), source), null
 
     def _vectors(self, source: InputColumn) -> Rows:
         array, kind = self.array, self.array.type
@@ -171,7 +168,6 @@ class Arrow:
             array = array.cast(pa.list_(kind.value_type))
             if array.flatten().null_count:
                 raise InputError(f"column {source.name!r} holds an array with null, and an entry may not be null")
-            array = array.cast(pa.list_(pa.float64()), safe=False)
         elif [kind.field(i).name for i in range(kind.num_fields)] != [field.name for field in VECTOR]:
             raise InputError(f"column {source.name!r} is {kind}, and the pipeline reads numbers from it")
         return from_arrow(array)

@@ -1,5 +1,6 @@
 """Rows of a request as columns, text as Java has it, and columns as Arrow: without Spark."""
 
+import random
 from decimal import Decimal
 from typing import Any
 
@@ -67,6 +68,24 @@ def test_lists_and_large_numbers_of_arrow() -> None:
     assert null.tolist() == [False, True]
     with pytest.raises(InputError, match="reads numbers"):
         numbers(Arrow(pa.array([["1"]])), of_kind(""))
+
+
+def test_decimals_of_arrow_become_the_nearest_doubles() -> None:
+    values = [Decimal(i).scaleb(-7) for i in random.Random(0).choices(range(10**17), k=999)]
+    column = pa.array([*values, None], pa.decimal128(20, 7))
+    found, null = numbers(Arrow(column), of_kind(""))
+    assert found[:-1].tolist() == list(map(float, values))  # type: ignore[index,union-attr]
+    assert null.nonzero().tolist() == [[999]]
+    lists, _ = numbers(Arrow(pa.array([[v] for v in values], pa.list_(column.type))), of_kind(""))
+    assert lists.flatten().tolist() == list(map(float, values))  # type: ignore[union-attr]
+
+
+def test_half_precision_of_arrow() -> None:
+    half = np.float16(0.1)
+    found, null = numbers(Arrow(pa.array([half, None])), of_kind(""))
+    assert found[0] == float(half)  # type: ignore[index]
+    assert null.tolist() == [False, True]
+    assert numbers(Arrow(pa.array([[half]])), of_kind(""))[0].tolist() == [[float(half)]]  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("value", [np.datetime64(1, "ns"), np.timedelta64(1, "ns"), np.timedelta64(1, "D")])
