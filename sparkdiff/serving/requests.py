@@ -56,7 +56,7 @@ def listed_numbers(values: Sequence[Any], source: InputColumn) -> tuple[Rows, Te
     raise source.bad(v, f"which is no number but {kind_of(v)}")
 
 
-def _scalars(values: Sequence[Any], source: InputColumn) -> tuple[Tensor, Tensor]:
+def _scalars(values: Sequence[Any], source: InputColumn) -> tuple[Rows, Tensor]:
     out = torch.tensor([np.nan if v is None else _double(v, source) for v in values], dtype=torch.float64)
     null = torch.tensor([v is None for v in values], dtype=torch.bool)
     return rounded(out, source), null
@@ -73,9 +73,9 @@ def _double(v: Any, source: InputColumn) -> float:
         raise InputError(f"column {source.name!r} holds a number too large for a double") from None
 
 
-def rounded(x: Tensor, source: InputColumn) -> Tensor:
+def rounded(x: Rows, source: InputColumn) -> Rows:
     """Numbers as the column's type has them."""
-    return x.float().double() if source.kind == "float" else x
+    return x.float().double() if isinstance(x, Tensor) and source.kind in ("float", "array<float>") else x
 
 
 def _vectors(values: Sequence[Any], source: InputColumn) -> Rows:
@@ -89,7 +89,7 @@ def _vectors(values: Sequence[Any], source: InputColumn) -> Rows:
         return SparseRows(torch.from_numpy(indices), torch.from_numpy(stored), offsets_of(lengths), sizes[0])
     try:
         rows = [v.toArray() if isinstance(v, (DenseVector, SparseVector)) else np.array(v, np.float64) for v in values]
-        return torch.from_numpy(np.stack(rows).reshape(len(rows), sizes[0]))
+        return rounded(torch.from_numpy(np.stack(rows).reshape(len(rows), sizes[0])), source)
     except (TypeError, ValueError):
         raise source.bad(values[0], "which is no vector of numbers") from None
 
@@ -170,7 +170,7 @@ class Arrow:
                 raise InputError(f"column {source.name!r} holds an array with null, and an entry may not be null")
         elif [kind.field(i).name for i in range(kind.num_fields)] != [field.name for field in VECTOR]:
             raise InputError(f"column {source.name!r} is {kind}, and the pipeline reads numbers from it")
-        return from_arrow(array)
+        return rounded(from_arrow(array), source)
 
 
 _NARROW: dict[Any, Callable[[Any], Any]] = {

@@ -88,6 +88,12 @@ def test_half_precision_of_arrow() -> None:
     assert numbers(Arrow(pa.array([[half]])), of_kind(""))[0].tolist() == [[float(half)]]  # type: ignore[union-attr]
 
 
+def test_an_array_of_single_precision_is_rounded() -> None:
+    wished = [[float(np.float32(0.1))]]
+    for column in (Listed([[0.1]]), Listed([np.array([0.1])]), Arrow(pa.array([[0.1]]))):
+        assert numbers(column, of_kind("array<float>"))[0].tolist() == wished  # type: ignore[union-attr]
+
+
 @pytest.mark.parametrize("value", [np.datetime64(1, "ns"), np.timedelta64(1, "ns"), np.timedelta64(1, "D")])
 def test_a_time_of_numpy_is_no_number(value: Any) -> None:
     for given in (value, [value], np.array([value])):
