@@ -205,6 +205,11 @@ class RequestTable:
     def read(self, source: InputColumn, casefold: Callable[[str], str]) -> Column:
         column = self.column(spelled(source.path[0], self.names, casefold))
         for field in source.path[1:]:
+            if isinstance(column, Arrow) and pa.types.is_struct(column.array.type):
+                names = [inner.name for inner in column.array.type]
+                place = names.index(field if field in names else spelled(field, names, casefold))
+                column = _arrow(column.array.flatten()[place])
+                continue
             values = column.values if isinstance(column, Listed) else column.listed()
             column = Listed([None if v is None else field_of(v, field, source, casefold) for v in values])
         return column
@@ -268,21 +273,20 @@ class DictRows(RequestTable):
 def table_of_pandas(frame: Any) -> RequestTable:
     def column(name: str) -> Column:
         series = frame[name]
+        if hasattr(series.dtype, "pyarrow_dtype") or _is_masked(series.dtype):
+            return _arrow(series.array.__arrow_array__())
+        if type(series.dtype).__name__ == "SparseDtype":
+            series = series.sparse.to_dense()
         if isinstance(series.dtype, np.dtype) and series.dtype.kind in "fiub":
             return Numpy(series.to_numpy())
-        values = [None if v is None or v is not v or _is_missing(v) else v for v in series.astype(object).tolist()]
-        narrow = _NARROW.get(_arrow_type(series.dtype))
-        return Listed(values if narrow is None else [_narrowed(v, narrow) for v in values])
+        return Listed([None if v is None or _is_missing(v) else v for v in series.astype(object).tolist()])
 
     return RequestTable([c for c in frame.columns if isinstance(c, str)], column, len(frame))
 
 
-def _arrow_type(dtype: Any) -> Any:
-    """The type of the numbers in a column of pandas that knows null; None of other columns."""
-    if (kind := getattr(dtype, "pyarrow_dtype", None)) is not None:
-        return _element(kind)
-    numpy = getattr(dtype, "numpy_dtype", None)
-    return pa.from_numpy_dtype(numpy) if numpy is not None and numpy.kind in "fiu" else None
+def _is_masked(dtype: Any) -> bool:
+    """Whether a column of pandas holds numbers and, apart from them, which are null."""
+    return getattr(getattr(dtype, "numpy_dtype", None), "kind", "") in ("f", "i", "u")
 
 
 def _is_missing(v: Any) -> bool:
@@ -292,11 +296,14 @@ def _is_missing(v: Any) -> bool:
 
 def table_of_arrow(table: "pa.Table | pa.RecordBatch") -> RequestTable:
     def column(name: str) -> Column:
-        found = table.column(table.schema.get_field_index(name))
-        found = found.combine_chunks() if isinstance(found, pa.ChunkedArray) else found
-        return Arrow(found.dictionary_decode() if pa.types.is_dictionary(found.type) else found)
+        return _arrow(table.column(table.schema.get_field_index(name)))
 
     return RequestTable(table.schema.names, column, table.num_rows)
+
+
+def _arrow(found: "pa.Array | pa.ChunkedArray") -> Arrow:
+    found = found.combine_chunks() if isinstance(found, pa.ChunkedArray) else found
+    return Arrow(found.dictionary_decode() if pa.types.is_dictionary(found.type) else found)
 
 
 def table_of(rows: Any, casefold: Callable[[str], str]) -> RequestTable:

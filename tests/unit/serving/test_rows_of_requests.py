@@ -14,7 +14,7 @@ from sparkdiff.errors import InputError
 from sparkdiff.serving import java_text as java
 from sparkdiff.serving.java_text import NotServedError
 from sparkdiff.serving.request_values import InputColumn
-from sparkdiff.serving.requests import Arrow, Column, Listed, numbers, objects, table_of_pandas
+from sparkdiff.serving.requests import Arrow, Column, Listed, numbers, objects, table_of_arrow, table_of_pandas
 from sparkdiff.serving.results import joined, result_arrow
 from sparkdiff.serving.text.base import BadValueError
 from sparkdiff.serving.text.counts import HashingTF, java_text
@@ -88,10 +88,36 @@ def test_half_precision_of_arrow() -> None:
     assert numbers(Arrow(pa.array([[half]])), of_kind(""))[0].tolist() == [[float(half)]]  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize("dtype", ["Float64", "double[pyarrow]", "Sparse[float64]"])
+def test_nan_in_floats_of_pandas_is_no_null(dtype: str) -> None:
+    ones = pd.Series([1.0, 0.0] if "Sparse" in dtype else [1.0, 0.0, None]).astype(dtype)
+    found, null = numbers(table_of_pandas(pd.DataFrame({"x": ones / ones})).column("x"), of_kind(""))
+    assert str(found.tolist()) == str([1.0, *[float("nan")] * (len(ones) - 1)])  # type: ignore[union-attr]
+    assert null.tolist() == [False, False, True][: len(ones)]
+
+
 def test_an_array_of_single_precision_is_rounded() -> None:
     wished = [[float(np.float32(0.1))]]
     for column in (Listed([[0.1]]), Listed([np.array([0.1])]), Arrow(pa.array([[0.1]]))):
         assert numbers(column, of_kind("array<float>"))[0].tolist() == wished  # type: ignore[union-attr]
+
+
+def test_types_of_arrow_are_kept_in_pandas_and_in_structs() -> None:
+    price = pa.array([Decimal("1.10"), None], pa.decimal128(10, 2))
+    inner = pa.StructArray.from_arrays([price, pa.array([0.1, 0.2], pa.float32())], ["price", "share"])
+    whole = pa.StructArray.from_arrays([inner], ["in"], mask=pa.array([False, True]))
+    frame = pd.DataFrame({"price": pd.Series(price.to_pylist(), dtype=pd.ArrowDtype(price.type))})
+    table = table_of_arrow(pa.table({"s": whole}))
+    for column in (
+        table_of_pandas(frame).column("price"),
+        table.read(InputColumn("s.in.price", ("s", "in", "price")), str.lower),
+    ):
+        assert list(map(str, objects(column, of_kind("")))) == ["1.10", "None"]
+    share = objects(table.read(InputColumn("s.in.Share", ("s", "IN", "Share")), str.lower), of_kind(""))
+    assert share == [np.float32(0.1), None]
+    assert type(share[0]) is np.float32
+    with pytest.raises(InputError, match="no column 'shares'"):
+        table.read(InputColumn("s.in.shares", ("s", "in", "shares")), str.lower)
 
 
 @pytest.mark.parametrize("value", [np.datetime64(1, "ns"), np.timedelta64(1, "ns"), np.timedelta64(1, "D")])
