@@ -280,7 +280,9 @@ def expanded(g: GraphWriter, m: PolynomialExpansion, xs: Sequence[Value], nulls:
 @writes(Interaction)
 def interaction(g: GraphWriter, m: Interaction, xs: Sequence[Value], nulls: Nulls) -> tuple[Value, ...]:
     parts, counts = [], []
-    for x, name, values, storage in zip(xs, m.names, m.values, m.storage_of, strict=True):
+    for x, null, name, values, storage in zip(xs, nulls, m.names, m.values, m.storage_of, strict=True):
+        if null is not None:
+            g.refuse(null, f"{m.uid}: null in {name!r}")
         if values > 1:
             place = np.arange(values, dtype=np.float64)
             g.refuse(

@@ -12,7 +12,7 @@ from sparkdiff.errors import InputError
 from sparkdiff.stages.base import register
 from sparkdiff.stages.encoding import SPARSE_FROM
 from sparkdiff.stages.fields import UNDECIDED, Field, FieldReader, StaysInSparkError
-from sparkdiff.tensors.rows import Rows, SparseRows, dense, known_any, offsets_of, on_gpu, width
+from sparkdiff.tensors.rows import Nulls, Rows, SparseRows, dense, known_any, offsets_of, on_gpu, width
 
 
 @register("pyspark.ml.feature.Interaction")
@@ -21,7 +21,7 @@ class Interaction(FieldReader):
 
     A nominal scalar of more than one value is its one-hot block first. An entry that Spark does not store gives no
     product, whatever the other factor: 0 * NaN is NaN for an entry of a dense vector, and 0 for one that a sparse
-    vector lacks.
+    vector lacks. Null is refused.
 
     Source: org.apache.spark.ml.feature.{Interaction, FeatureEncoder}.
     """
@@ -33,6 +33,7 @@ class Interaction(FieldReader):
     )
     expands = True
     storage = "compressed"
+    takes_nulls = True
 
     def __init__(self, uid: str, names: tuple[str, ...], values: tuple[int, ...], storage: tuple[str, ...]):
         super().__init__()
@@ -56,7 +57,14 @@ class Interaction(FieldReader):
             storage.append(field.storage)
         return cls(stage.uid, names, tuple(values), tuple(storage))
 
-    def forward(self, *columns: Rows) -> Rows:  # scalars (n,) and vectors (n, d_i) -> (n, product of d_i)
+    def forward(
+        self, *columns: Rows, nulls: Nulls | None = None
+    ) -> Rows:  # scalars (n,) and vectors (n, d_i) -> (n, product of d_i)
+        for name, null in zip(self.names, nulls or (None,) * len(columns), strict=True):
+            if null is not None and known_any(null):
+                raise InputError(
+                    f"{self.uid}: column {name!r} holds null, which Spark refuses: fill it, or leave the row out"
+                )
         sizes = [max(width(c), k) for c, k in zip(columns, self.values, strict=True)]
         sparse = any(isinstance(c, SparseRows) for c in columns)
         if sparse or (math.prod(sizes) >= SPARSE_FROM and max(self.values) > 1):

@@ -138,6 +138,23 @@ def test_what_is_no_category_is_refused_as_by_spark(columns: DataFrame, value: f
         sparkdiff.verify(stage, df)
 
 
+def test_null_is_refused_as_by_spark(columns: DataFrame) -> None:
+    df, stage = columns.limit(1).select("number", F.lit(None).cast("double").alias("long")), crossed("number", "long")
+    network = sparkdiff.translate(stage, schema=df.schema)
+    for null in (torch.tensor([False]), torch.tensor([True])):
+        given = {"number": torch.ones(1), "long": torch.tensor([torch.nan]), "long is null": null}
+        if null:
+            with pytest.raises(InputError, match=rf"{stage.uid}: column 'long' holds null"):
+                network(given)
+        else:
+            assert network(given)["crossed"].isnan().all()
+    assert np.isnan(sparkdiff.Scorer(stage, schema=df.schema).predict({"number": 1.0, "long": np.nan})["crossed"]).all()
+    with pytest.raises(InputError, match="column 'long' holds null"):
+        sparkdiff.Scorer(stage, schema=df.schema).predict({"number": 1.0, "long": None})
+    with pytest.raises(InputError, match="Spark failed"):
+        sparkdiff.verify(stage, df)
+
+
 def test_rows_that_spark_stores_one_way_or_the_other(columns: DataFrame) -> None:
     """A product with what a sparse row doesn't store is 0, whatever the other factor is; with a stored zero it may be NaN."""
     encoder = one_hot(columns)

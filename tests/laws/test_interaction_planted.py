@@ -32,7 +32,7 @@ def crossed(*names: str) -> Interaction:
     return Interaction(inputCols=list(names), outputCol="crossed")
 
 
-def first_fastest(self: Any, *columns: Any) -> Any:
+def first_fastest(self: Any, *columns: Any, nulls: Any = None) -> Any:
     turned = interaction.Interaction(self.uid, self.names[::-1], self.values[::-1], self.storage_of[::-1])
     return whole(turned, *columns[::-1])
 

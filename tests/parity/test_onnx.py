@@ -34,6 +34,7 @@ from sparkdiff.pipeline import parity
 from sparkdiff.serving.onnx_export import ExportedColumn, Written
 from sparkdiff.stages.base import StageModule
 from sparkdiff.stages.binning import Bucketizer as Bins
+from sparkdiff.stages.interaction import Interaction
 from sparkdiff.stages.trees import RandomForestRegression
 
 pytestmark = pytest.mark.once  # what is Spark's in it the laws check on every version
@@ -113,6 +114,14 @@ def test_rows_that_spark_refuses_are_marked(df: DataFrame, tmp_path: Path) -> No
     given = {"a": np.array([1.0, np.nan, 2.0]), "b": np.array([1.0, 1.0, np.inf])}
     assert session.run(["refused by Spark"], given)[0].tolist() == [False, True, False]
     assert "null or NaN in 'a'" in described.refuses[0]
+
+
+def test_null_in_an_interaction_is_marked() -> None:
+    session = exported((Interaction("i", ("a", "b"), (1, 1), ("", "")), ["a", "b"], "o"), widths={})
+    given = {"a": np.array([1.0, np.nan]), "b": np.array([2.0, 2.0]), "b is null": np.zeros(2, bool)}
+    found = onnx_parity.run(session, given | {"a is null": np.array([False, True])})
+    assert found["refused by Spark"].tolist() == [False, True]
+    assert found["o"][0].tolist() == [2.0]
 
 
 def exported(*stages: tuple[StageModule, list[str], str], widths: dict[str, int]) -> onnxruntime.InferenceSession:
