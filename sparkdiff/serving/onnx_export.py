@@ -129,7 +129,12 @@ def local_file(path: str | os.PathLike[str]) -> Path:
     given = os.fspath(path)
     if (why := paths.not_local("path", given)) is not None:
         raise InputError(why)
-    return Path(os.path.abspath(str(paths.local(given))))
+    place = Path(os.path.abspath(str(paths.local(given))))
+    if place.is_dir():
+        raise InputError(
+            f"path={given!r} is a folder: name a file in it, such as {os.path.join(given, 'model.onnx')!r}"
+        )
+    return place
 
 
 def wanted_of(network: Network, outputCols: Sequence[str] | None) -> list[Version]:

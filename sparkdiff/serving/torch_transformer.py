@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pyspark.errors import PySparkException
 from pyspark.ml import Transformer
 from pyspark.ml.linalg import VectorUDT
 from pyspark.ml.param import Param, Params, TypeConverters
 from pyspark.ml.util import DefaultParamsReader, MLReadable, MLReader, MLWritable, MLWriter
 from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql.pandas.types import to_arrow_type
 from pyspark.sql.types import DoubleType, StructField, StructType
 
 from sparkdiff import jvm
@@ -31,7 +33,7 @@ from sparkdiff.pipeline.batches import ByTorch
 from sparkdiff.pipeline.columns import physical
 from sparkdiff.pipeline.graph import Version, in_front_of
 from sparkdiff.pipeline.names import named, unused
-from sparkdiff.pipeline.nesting import Holder, plain
+from sparkdiff.pipeline.nesting import Holder, flatten, plain
 from sparkdiff.pipeline.network import Network, translate
 from sparkdiff.pipeline.schema import check_columns, fields_by_name, width_in
 
@@ -150,6 +152,18 @@ def computed(
     return out.select(*(
         named(safe).alias(name, metadata=metadata or {}) for safe, (name, metadata) in zip(schema.names, names, strict=True)
     ))  # fmt: skip
+
+
+def check_types(df: DataFrame) -> None:
+    """Raise InputError if Arrow does not carry a column."""
+    for field in df.schema:
+        try:
+            to_arrow_type(field.dataType)
+        except PySparkException as e:
+            raise InputError(
+                f"column {field.name!r} is {field.dataType.simpleString()}, which Arrow does not carry to torch: drop or cast "
+                "it, or set device='spark'"
+            ) from e
 
 
 def arrow_name(field: StructField) -> str:
@@ -278,6 +292,7 @@ class TorchTransformer(Transformer, Holder, MLWritable, MLReadable):  # type: ig
         """
         super().__init__()
         self.pipelineModel = plain(model)
+        flatten(self.pipelineModel)
         self.choice: DeviceChoice | None = None
         self._setDefault(device="auto")
         self.setDevice(device)
@@ -314,7 +329,11 @@ class TorchTransformer(Transformer, Holder, MLWritable, MLReadable):  # type: ig
             device = (self.choice or self.measure(dataset)).device
         if device == "spark":
             return self.pipelineModel.transform(dataset)  # type: ignore[no-any-return]
-        return by_torch(self.pipelineModel, dataset, device)
+        try:
+            return by_torch(self.pipelineModel, dataset, device)
+        except jvm.SparkError:
+            check_types(dataset)
+            raise
 
     def copy(self, extra: Any = None) -> "TorchTransformer":
         """A copy that shares the pipeline, unless `extra` sets a Param of one of its stages."""

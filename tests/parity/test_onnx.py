@@ -163,6 +163,7 @@ def test_refusals_name_the_stage_and_the_way_out(df: DataFrame, fitted: dict[str
         ),
         (fitted["indexer"], {}, r"no stage of this pipeline is translated: see sparkdiff.plan"),
         (fitted["linear"], {"path": "hdfs://host/m.onnx"}, "hdfs"),
+        (fitted["linear"], {"path": str(tmp_path)}, "is a folder: name a file in it, such as .*model.onnx"),
     ):
         with pytest.raises(InputError, match=what):
             sparkdiff.export(given, **{"path": str(tmp_path / "m.onnx"), **settings})

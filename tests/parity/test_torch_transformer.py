@@ -212,6 +212,18 @@ def test_what_cannot_be_measured_is_left_to_mllib_this_time(
     assert made.choice is not None and made.choice.device == "cpu"
 
 
+def test_what_cannot_be_computed_is_refused_in_a_sentence(rows: DataFrame) -> None:
+    months = rows.withColumn("every", F.expr("interval '1' month"))
+    with pytest.raises(
+        InputError, match="column 'every' is interval month, which Arrow does not carry to torch: drop or cast"
+    ):
+        TorchTransformer(vector("a", "b"), device="cpu").transform(months)
+    with pytest.raises(InputError, match="expected a fitted PipelineModel or stage, got NoneType"):
+        TorchTransformer(None)
+    with pytest.raises(InputError, match="isn't fitted"):
+        TorchTransformer(LinearRegression())
+
+
 def test_nan_is_refused_alone_in_its_batch(rows: DataFrame) -> None:
     stages = [Bucketizer(splits=[-9e9, 0.0, 9e9], inputCol=c, outputCol=f"{c}Bin") for c in ("a", "b")]
     model = Pipeline(stages=stages).fit(rows)
