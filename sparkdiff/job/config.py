@@ -219,7 +219,7 @@ def _yaml(text: str) -> Any:
         ValueError: it is not YAML.
     """
     try:
-        value = yaml.load(text, _Loader)
+        value = _Loader(text).get_single_data()
         json.dumps(value, default=str, skipkeys=True)  # no value that holds itself
     # Beside its own errors PyYAML lets those of the code behind its tags through (`!!int x`, `!!bool 3`, `[[[[...`).
     except (yaml.YAMLError, LookupError, AttributeError, TypeError, OverflowError, RecursionError) as e:
