@@ -47,8 +47,8 @@ def test_a_task_that_is_killed_begins_again(tmp_path: Path, alone: list[tuple[ob
 @pytest.mark.once
 def test_tasks_that_are_lost_too_often_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processes, "ATTEMPTS", 2)
-    with pytest.raises(ItemError, match=r"the Spark tasks that train were lost 2 times: .*: runId='run' goes on"):
-        rounds_of(tmp_path, [changed(1, **{"dies": 3, "with its parent": True})], **TASKS)
+    with pytest.raises(ItemError, match=r"the Spark tasks that train were lost 2 times: .*: runId='mine' goes on"):
+        rounds_of(tmp_path, [changed(1, **{"dies": 3, "with its parent": True})], **TASKS, runId="mine")
 
 
 DRIVER = """
