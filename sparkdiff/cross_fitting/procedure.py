@@ -5,7 +5,6 @@ import math
 import statistics
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -27,6 +26,7 @@ from sparkdiff.fine_tuning.shared import Shared
 from sparkdiff.fine_tuning.task import Task, prepare
 from sparkdiff.fine_tuning.values import Fitted, Outcome, Run
 from sparkdiff.options import Options
+from sparkdiff.pipeline.class_numbers import check_same_classes, classes_of
 from sparkdiff.pipeline.names import casefolding
 from sparkdiff.pipeline.plan import Plan
 from sparkdiff.report import Phases
@@ -77,7 +77,8 @@ def cross_fit(
                 told(ready.plan)
             tasks[number] = ready, parts, own
             if by_number(ready):
-                check_classes(tasks[1][0], ready, number)
+                label, where = ready.labelCol, f"fold {number}" if number else "the fit on all rows"
+                check_same_classes(classes_of(tasks[1][0].model, label), classes_of(ready.model, label), label, where)
         for number in range(1, o.numFolds + 1):
             phases.fold = number
             ready, parts, own = tasks[number]
@@ -142,26 +143,6 @@ def by_number(task: Task) -> bool:
         or params.get("classWeights", "balanced") != "balanced"
         or any(head.hasParam(name) and head.isSet(name) for name in ("threshold", "thresholds"))
     )
-
-
-def check_classes(first: Task, other: Task, number: int) -> None:
-    """Raise InputError if a label is another class in this fold, 0 for all rows, than in the first one."""
-    for k, (one, two) in enumerate(zip_longest(_indexed(first), _indexed(other))):
-        if one != two:
-            where = f"fold {number}" if number else "the fit on all rows"
-            raise InputError(
-                f"class {k} of labelCol={first.labelCol!r} is {one!r} in fold 1, but {two!r} in {where}: number the classes by a "
-                "StringIndexer with stringOrderType='alphabetAsc' (in front of an RFormula, which has none for its label), and "
-                "leave out classes that a fold lacks"
-            )
-
-
-def _indexed(task: Task) -> tuple[str, ...]:
-    """The classes that a StringIndexer numbers to make the label; empty if none does."""
-    graph, label = task.cut.graph, task.labelCol or ""
-    makers = (graph.vertices[i] for i in sorted(task.roles.makers))
-    columns = (pair for v in makers for pair in zip(v.outputs, getattr(v.stage, "labelsArray", ()), strict=False))
-    return next((tuple(found) for name, found in columns if graph.casefold(name) == graph.casefold(label)), ())
 
 
 def _last(given: Any) -> Any:

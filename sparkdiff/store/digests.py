@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyspark.ml import Model, PipelineModel
 from pyspark.ml.feature import SQLTransformer
@@ -216,13 +217,7 @@ def digest_of_folder(folder: Path, *, by_whom: bool = True) -> list[str]:
         elif divided or path.suffix == ".parquet":
             # Spark orders a file's key-value metadata anyhow; the table is what counts
             table = pq.read_table(path, partitioning=None)
-            if path in itemsets:
-                texts = [json.dumps(items, default=str) for items in table.column("items").to_pylist()]
-                table = table.take(sorted(range(len(texts)), key=texts.__getitem__))
-            elif divided:
-                keys = [f.name for f in table.schema if not pa.types.is_nested(f.type)]
-                table = table.sort_by([(name, "ascending") for name in keys]) if keys else table
-            table = table.combine_chunks()
+            table = (_in_order(table) if divided else table).combine_chunks()
             if path.parent.name == "treesMetadata":  # of an id, JSON and a weight, by names that Spark 4.3 leaves out
                 (i,) = (i for i, kind in enumerate(table.schema.types) if pa.types.is_string(kind))
                 texts = pa.array([of_tree(text) for text in table.column(i).to_pylist()])
@@ -240,6 +235,15 @@ def digest_of_folder(folder: Path, *, by_whom: bool = True) -> list[str]:
         where = path if divided else path.parent
         out.append(f"{anonymous(where.relative_to(folder).as_posix())}:{digest.hexdigest()}")
     return sorted(out)
+
+
+def _in_order(table: pa.Table) -> pa.Table:
+    """The rows by the columns that can be compared, and by the texts of itemsets."""
+    keys = {f.name: table.column(f.name) for f in table.schema if not pa.types.is_nested(f.type)}
+    if "items" in table.column_names:
+        with contextlib.suppress(pa.ArrowInvalid, pa.ArrowNotImplementedError):  # items that are no plain values
+            keys["items"] = pc.binary_join(table.column("items").cast(pa.list_(pa.string())), "\x1f")
+    return table.take(pc.sort_indices(pa.table(keys), [(name, "ascending") for name in keys])) if keys else table
 
 
 def _feed(digest: Any, array: pa.Array) -> None:

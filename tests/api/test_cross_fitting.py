@@ -20,6 +20,7 @@ from sparkdiff.data.splits import Source
 from sparkdiff.errors import ParityError
 from sparkdiff.fine_tuning.task import prepare
 from sparkdiff.options import Options
+from sparkdiff.pipeline.class_numbers import check_same_classes, classes_of
 from sparkdiff.training.recipes import Recipe
 
 pytestmark = pytest.mark.once
@@ -271,7 +272,7 @@ def test_a_label_that_is_another_class_in_another_fold_is_refused(
     stages[-1].setMaxIter(1)
     frequent = Pipeline(stages=[StringIndexer(inputCol="even", outputCol="label"), *stages])
     with pytest.raises(
-        InputError, match=r"class 0 of labelCol='label' is '(yes|no)' in fold 1, but '(yes|no)' in fold"
+        InputError, match=r"class 0 of labelCol='label' is '(yes|no)' in the first fold, but '(yes|no)' in fold"
     ):
         FineTuner(frequent, numFolds=2, metric="areaUnderPR").fit(rows)
     with pytest.raises(AssertionError, match="trained"):  # log-loss knows no numbers
@@ -286,15 +287,16 @@ def test_the_classes_of_a_label_are_compared(df: DataFrame) -> None:
         prepare(pipeline.fit(rows.where(f"number {which}")), Options(labelCol="class"))
         for which in ("< 9", "> 2", "> 4")
     )
-    assert procedure.check_classes(one, one, 2) is None
-    with pytest.raises(
-        InputError, match="class 0 of labelCol='class' is 'few' in fold 1, but 'many' in fold 2: number"
+    few, many, none = (classes_of(task.model, "class") for task in (one, two, three))
+    assert (few, many, none) == (("few", "many"), ("many", "few"), ("many",))
+    assert classes_of(one.model, "label") == ()
+    check_same_classes(few, few, "class", "fold 2")
+    for first, other, said in (
+        (few, many, "class 0 of labelCol='class' is 'few' in the first fold, but 'many' in fold 2: number"),
+        (many, none, "class 1 of labelCol='class' is 'few' in the first fold, but None in fold 2: number"),
     ):
-        procedure.check_classes(one, two, 2)
-    with pytest.raises(
-        InputError, match="class 1 of labelCol='class' is 'few' in fold 1, but None in the fit on all rows"
-    ):
-        procedure.check_classes(two, three, 0)
+        with pytest.raises(InputError, match=said):
+            check_same_classes(first, other, "class", "fold 2")
 
     def counts(**options: Any) -> bool:
         return procedure.by_number(prepare(one.model, Options(labelCol="class", **options)))

@@ -5,18 +5,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pyspark.ml.feature import StringIndexerModel
 from pyspark.sql import DataFrame, functions as F
 from torch import Tensor
 
 from sparkdiff.data.blocks import MAX_BLOCKS
 from sparkdiff.data.splits import SPLIT, TIME
-from sparkdiff.errors import InputError
 from sparkdiff.evaluation import out_of_fold
 from sparkdiff.evaluation.out_of_fold import FoldSums
+from sparkdiff.pipeline.class_numbers import check_same_classes, classes_of
 from sparkdiff.pipeline.names import named
-from sparkdiff.pipeline.nesting import flatten
-from sparkdiff.stages.base import columns_of
 from sparkdiff.tuning.scores import judge_of
 from sparkdiff.tuning.search.judging import UNDEFINED, Comparison, left_out, losses_of, scored
 from sparkdiff.tuning.search.splitting import FOLD, Divided, SearchSplit
@@ -64,11 +61,17 @@ class Fold:
     refused: str = ""
 
 
-def judged(number: int, winner: Any, default: Any, parts: Parts, split: SearchSplit, evaluator: Any) -> Fold | str:
-    """The two models of a fold; or why they can't be told apart."""
+def judged(
+    number: int, winner: Any, default: Any, parts: Parts, total: int, split: SearchSplit, evaluator: Any
+) -> Fold | str:
+    """The two models of a fold; or why they can't be told apart.
+
+    Args:
+        total: number of the rows of all folds.
+    """
     judge, losses = judge_of(evaluator), losses_of(evaluator)
     assert judge is not None and losses is not None
-    found, why = scored(winner, default, parts.judged(), split, evaluator)
+    found, why = scored(winner, default, parts.judged(), total, split, evaluator)
     if found is None:
         return why
     own = (found.time == number) & (found.weight > 0)
@@ -89,34 +92,15 @@ def judged(number: int, winner: Any, default: Any, parts: Parts, split: SearchSp
         units,
         sums(other_rest - one_rest, rest),
     )
-    refused = left_out(len(found.weight), winner, default, parts.judged())
+    refused = left_out(len(found.weight), total, winner, default, parts.judged())
     return Fold(folded, values[0], values[1], float(found.weight[own].sum()), refused)
 
 
-def check_classes(known: list[tuple[str, ...]], model: Any, evaluator: Any, fold: int | None) -> None:
-    """Raise InputError if the metric goes by the numbers of classes, and the models number them differently.
-
-    Args:
-        known: the classes of the first model, or none so far: then this one is added.
-        fold: None: all rows.
-    """
-    name = str(evaluator.getMetricName())
-    if name != "areaUnderPR" and not name.endswith("ByLabel"):
-        return
-    made = {
-        c: tuple(classes)
-        for _, stage in flatten(model)
-        if isinstance(stage, StringIndexerModel)
-        for c, classes in zip(columns_of(stage, ("outputCol", "outputCols")), stage.labelsArray, strict=False)
-    }
-    found = made.get(evaluator.getLabelCol(), ())
-    known.extend([found] if not known else [])
-    if found != known[0]:
-        where = "the fit on all rows" if fold is None else f"fold {fold}"
-        raise InputError(
-            f"the classes of {evaluator.getLabelCol()!r} are numbered {', '.join(known[0])} in fold 0, but {', '.join(found)} in "
-            f"{where}, and {name} goes by their numbers: set stringOrderType='alphabetAsc' on the StringIndexer"
-        )
+def check_classes(first: Any, other: Any, evaluator: Any, where: str) -> None:
+    """Raise InputError if the metric goes by the numbers of classes, and two models number them differently."""
+    name, label = str(evaluator.getMetricName()), evaluator.getLabelCol()
+    if name == "areaUnderPR" or name.endswith("ByLabel"):
+        check_same_classes(classes_of(first, label), classes_of(other, label), label, where)
 
 
 def decided(folds: list[Fold], split: SearchSplit, *, level: float, seed: int) -> Comparison:

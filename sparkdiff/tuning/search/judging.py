@@ -111,10 +111,10 @@ def compare(
     winner: Any, default: Any, fresh: DataFrame, split: SearchSplit, evaluator: Any, *, level: float, seed: int
 ) -> Comparison:
     """Both models on the fresh rows, and whether the winner is better than chance explains."""
-    judge, losses = judge_of(evaluator), losses_of(evaluator)
+    judge, losses, total = judge_of(evaluator), losses_of(evaluator), fresh.count()
     why = f"{type(evaluator).__name__} gives no value per row"
     if judge is not None and losses is not None:
-        found, why = scored(winner, default, fresh, split, evaluator)
+        found, why = scored(winner, default, fresh, total, split, evaluator)
         if found is not None:
             values = [judge.value(part, label, found.weight) for part, label in (found.winner, found.default)]
             one, other = (
@@ -122,23 +122,24 @@ def compare(
                 for value, model in zip(values, (winner, default), strict=True)
             )
             rows = int((found.weight > 0).sum())
-            if why := left_out(len(found.weight), winner, default, fresh):
+            if why := left_out(len(found.weight), total, winner, default, fresh):
                 return Comparison(one, other, None, why, rows, refused=True)
             verdict, why = _tested(found, losses, split, level, seed)
             return Comparison(one, other, verdict, why, rows)
     one, other = (evaluator.evaluate(model.transform(_data(fresh))) for model in (winner, default))
-    if less := left_out(predicted_by_both(winner, default, fresh), winner, default, fresh):
+    if less := left_out(predicted_by_both(winner, default, fresh), total, winner, default, fresh):
         return Comparison(one, other, None, less, refused=True)
     return Comparison(one, other, None, why)
 
 
-def left_out(both: int | None, winner: Any, default: Any, fresh: DataFrame) -> str:
+def left_out(both: int | None, total: int, winner: Any, default: Any, fresh: DataFrame) -> str:
     """Why a winner can't ship that has no prediction where the other model has one; empty if it has all.
 
     Args:
         both: number of rows that both models predict; None if that isn't known, and then their numbers of rows tell.
+        total: number of the rows.
     """
-    if both == fresh.count():
+    if both == total:
         return ""
     kept = default.transform(_data(fresh)).count()
     if both is None:
@@ -174,9 +175,9 @@ def _data(fresh: DataFrame) -> DataFrame:
 
 
 def scored(
-    winner: Any, default: Any, fresh: DataFrame, split: SearchSplit, evaluator: Any
+    winner: Any, default: Any, fresh: DataFrame, total: int, split: SearchSplit, evaluator: Any
 ) -> tuple[Scored | None, str]:
-    """Both models' columns on the same rows, written by one job; or why that can't be."""
+    """Both models' columns on the same rows, `total` in number, written by one job; or why that can't be."""
     judge = judge_of(evaluator)
     assert judge is not None
     block = F.pmod(F.col(BLOCK), F.lit(MAX_BLOCKS)) if split.groupCol else F.col(BLOCK)
@@ -204,7 +205,7 @@ def scored(
         parts = [*read_plain(path, PIECE)]
     if not parts:
         return None, "the pipelines leave no fresh row"
-    if sum(len(part["v0"]) for part in parts) > fresh.count():
+    if sum(len(part["v0"]) for part in parts) > total:
         return None, "the pipelines make several rows of one, of which nothing tells the pairs"
     read = {name: torch.cat([dense(part[f"v{i}"]) for part in parts]) for i, name in enumerate(names)}
     found = Scored(

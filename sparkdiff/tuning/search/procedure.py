@@ -271,20 +271,20 @@ def _in_folds(
         with phases.phase("split") as phase:
             counts = check_folds(parts.rows, split, task.evaluators, s.numFolds)
             phase(f"{counts['test']:,} rows in {s.numFolds} folds")
-        found, classes = list[folds.Fold](), list[tuple[str, ...]]()
+        found, judge = list[folds.Fold](), task.evaluators[0]
         trained = counts["train"] * (s.numFolds - 1) // s.numFolds
-        for fold in range(s.numFolds):
-            rows = parts.fitted(fold)
-            with phases.phase("default"):
-                default = _default(task, rows)
-                folds.check_classes(classes, default, task.evaluators[0], fold)
+        with phases.phase("default"):
+            defaults = [_default(task, parts.fitted(fold)) for fold in range(s.numFolds)]
+            for fold, default in enumerate(defaults):
+                folds.check_classes(defaults[0], default, judge, f"fold {fold}")
+        for fold, default in enumerate(defaults):
             study = studied(
                 task, parts.outside(fold), phases, folds.folder_of(folder, fold), trained, {"fold": fold + 1}
             )
             with phases.phase("winner"):
-                winner = _fitted(task, best_of(study), rows)
-                folds.check_classes(classes, winner, task.evaluators[0], fold)
-                one = folds.judged(fold, winner, default, parts, split, task.evaluators[0])
+                winner = _fitted(task, best_of(study), parts.fitted(fold))
+                folds.check_classes(default, winner, judge, f"the winner of fold {fold}")
+                one = folds.judged(fold, winner, default, parts, counts["test"], split, judge)
             if isinstance(one, str):
                 raise InputError(f"numFolds={s.numFolds}: {one} (fold {fold})")
             found.append(one)
@@ -294,7 +294,7 @@ def _in_folds(
         with phases.phase("winner"):
             accepted = compared.verdict is not None and compared.verdict.accepted
             model = _fitted(task, best if accepted else None, parts.fitted(None))
-            folds.check_classes(classes, model, task.evaluators[0], None)
+            folds.check_classes(defaults[0], model, judge, "the fit on all rows")
         front = [t.number for t in study.front()]
         return SearchOutcome(*_told(task, study.trials(), best, compared, counts, model, model), front)
     finally:

@@ -271,7 +271,7 @@ def test_classes_of_a_metric_by_their_number_are_the_same_in_each_fold(rows: Dat
         )
 
     with pytest.raises(
-        InputError, match=r"the classes of 'label' are numbered .* goes by their numbers: set stringOrderType"
+        InputError, match=r"class 0 of labelCol='label' is '[ab]' in the first fold, but '[ab]' in fold [123]: number"
     ):
         search(area).fit(data)
     assert search(area, stringOrderType="alphabetAsc").fit(data).summary.folds == 4

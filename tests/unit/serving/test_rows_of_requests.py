@@ -18,6 +18,7 @@ from sparkdiff.serving.requests import Arrow, Column, Listed, numbers, objects, 
 from sparkdiff.serving.results import joined, result_arrow
 from sparkdiff.serving.text.base import BadValueError
 from sparkdiff.serving.text.counts import HashingTF, java_text
+from sparkdiff.tensors.rows import dense
 
 
 def of_kind(kind: str) -> InputColumn:
@@ -74,32 +75,32 @@ def test_decimals_of_arrow_become_the_nearest_doubles() -> None:
     values = [Decimal(i).scaleb(-7) for i in random.Random(0).choices(range(10**17), k=999)]
     column = pa.array([*values, None], pa.decimal128(20, 7))
     found, null = numbers(Arrow(column), of_kind(""))
-    assert found[:-1].tolist() == list(map(float, values))  # type: ignore[index,union-attr]
+    assert dense(found)[:-1].tolist() == list(map(float, values))
     assert null.nonzero().tolist() == [[999]]
     lists, _ = numbers(Arrow(pa.array([[v] for v in values], pa.list_(column.type))), of_kind(""))
-    assert lists.flatten().tolist() == list(map(float, values))  # type: ignore[union-attr]
+    assert dense(lists).flatten().tolist() == list(map(float, values))
 
 
 def test_half_precision_of_arrow() -> None:
     half = np.float16(0.1)
     found, null = numbers(Arrow(pa.array([half, None])), of_kind(""))
-    assert found[0] == float(half)  # type: ignore[index]
+    assert dense(found)[0] == float(half)
     assert null.tolist() == [False, True]
-    assert numbers(Arrow(pa.array([[half]])), of_kind(""))[0].tolist() == [[float(half)]]  # type: ignore[union-attr]
+    assert dense(numbers(Arrow(pa.array([[half]])), of_kind(""))[0]).tolist() == [[float(half)]]
 
 
 @pytest.mark.parametrize("dtype", ["Float64", "double[pyarrow]", "Sparse[float64]"])
 def test_nan_in_floats_of_pandas_is_no_null(dtype: str) -> None:
     ones = pd.Series([1.0, 0.0] if "Sparse" in dtype else [1.0, 0.0, None]).astype(dtype)
     found, null = numbers(table_of_pandas(pd.DataFrame({"x": ones / ones})).column("x"), of_kind(""))
-    assert str(found.tolist()) == str([1.0, *[float("nan")] * (len(ones) - 1)])  # type: ignore[union-attr]
+    assert str(dense(found).tolist()) == str([1.0, *[float("nan")] * (len(ones) - 1)])
     assert null.tolist() == [False, False, True][: len(ones)]
 
 
 def test_an_array_of_single_precision_is_rounded() -> None:
     wished = [[float(np.float32(0.1))]]
     for column in (Listed([[0.1]]), Listed([np.array([0.1])]), Arrow(pa.array([[0.1]]))):
-        assert numbers(column, of_kind("array<float>"))[0].tolist() == wished  # type: ignore[union-attr]
+        assert dense(numbers(column, of_kind("array<float>"))[0]).tolist() == wished
 
 
 def test_types_of_arrow_are_kept_in_pandas_and_in_structs() -> None:

@@ -1,0 +1,36 @@
+"""Which class has which number where a pipeline makes the numbers: fitted on other rows, it may number the classes otherwise."""
+
+from collections.abc import Sequence
+from itertools import zip_longest
+from typing import Any
+
+from pyspark.ml.feature import StringIndexerModel
+
+from sparkdiff.errors import InputError
+from sparkdiff.pipeline.names import casefolding
+from sparkdiff.pipeline.nesting import flatten
+from sparkdiff.stages.base import columns_of
+
+
+def classes_of(model: Any, column: str | None) -> tuple[str, ...]:
+    """The classes that a StringIndexer of a fitted pipeline numbers in a column, an RFormula's too; empty if none does."""
+    casefold, found = casefolding(), tuple[str, ...]()
+    for stage in (stage for _, stage in flatten(model) if isinstance(stage, StringIndexerModel)):
+        written = zip(columns_of(stage, ("outputCol", "outputCols")), stage.labelsArray, strict=False)
+        found = next((tuple(classes) for name, classes in written if casefold(name) == casefold(column or "")), found)
+    return found
+
+
+def check_same_classes(first: Sequence[str], other: Sequence[str], column: str | None, where: str) -> None:
+    """Raise InputError if a number is another class than in the first fold.
+
+    Args:
+        where: what the other classes are of.
+    """
+    for k, (one, two) in enumerate(zip_longest(first, other)):
+        if one != two:
+            raise InputError(
+                f"class {k} of labelCol={column!r} is {one!r} in the first fold, but {two!r} in {where}: number the classes by a "
+                "StringIndexer with stringOrderType='alphabetAsc' (in front of an RFormula, which has none for its label), and "
+                "leave out classes that a fold lacks"
+            )
