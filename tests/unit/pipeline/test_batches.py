@@ -1,14 +1,14 @@
-"""Spark's record batches through a network, on the CPU and on a GPU that isn't there: without Spark."""
+"""Spark's record batches through a network, on the CPU and on a GPU: without Spark."""
 
 import dataclasses
 import math
 
-import fake_gpu
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
 from small_networks import F64, glr, least_squares, network, trees
+from some_gpu import GPU
 
 from sparkdiff.errors import InputError
 from sparkdiff.pipeline.batches import ByTorch, first_free
@@ -22,7 +22,7 @@ from sparkdiff.stages.trees import GBTRegression
 from sparkdiff.tensors.rows import Rows, SparseRows
 
 pytestmark = pytest.mark.once
-DEVICES = ["cpu", f"{fake_gpu.NAME}:0"]
+DEVICES = ["cpu", GPU.name]
 
 
 def task(device: str, keep: bool = True) -> ByTorch:

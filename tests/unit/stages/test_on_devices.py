@@ -1,10 +1,9 @@
-"""Stages on a fake GPU, as training has them: values, gradients, affine forms and constraints are the CPU's, to the bit, and
-nothing in them waits for the device."""
+"""Stages on a GPU, as training has them: values, gradients, affine forms and constraints are the CPU's (on the fake one to the
+bit), and nothing in them waits for the device."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import fake_gpu
 import pytest
 import torch
 from random_trees import rows
@@ -20,6 +19,7 @@ from small_networks import (
     survival,
     trees,
 )
+from some_gpu import GPU, assert_same, no_reads, recorded
 from torch import Tensor
 
 from sparkdiff.errors import InputError
@@ -68,7 +68,7 @@ from sparkdiff.tensors.rows import Rows, SparseRows, dense
 
 pytestmark = pytest.mark.once  # torch alone, which all stacks have in one version
 
-GPU, D, K = Place(torch.device("fakegpu", 0)), 4, 3
+D, K = 4, 3
 POSITIVE = normal(D, seed=9).abs() + 0.5
 
 
@@ -84,8 +84,7 @@ def same(gpu: Any, cpu: Any) -> None:
         for name in ("indices", "values", "offsets"):
             same(getattr(gpu, name), getattr(cpu, name))
         return
-    assert gpu.device == GPU.device
-    torch.testing.assert_close(gpu.detach().cpu(), cpu.detach(), rtol=0, atol=0, equal_nan=True)
+    assert_same(gpu, cpu)
 
 
 def machine() -> FMRegression:
@@ -192,11 +191,10 @@ def test_values_and_gradients(name: str, sparse: bool) -> None:
     gpu, there = moved(cpu, GPU.device), tuple(GPU.rows(x) for x in given)
     if name == "PolynomialExpansion":  # the numbers of its monomials come with the first batch
         gpu(*there)
-    with fake_gpu.no_reads():
+    with no_reads():
         found = computed(gpu, there)
     wanted = computed(cpu, given)
-    graph = fake_gpu.CUDAGraph()
-    with fake_gpu.graph(graph):
+    with recorded() as graph:
         captured = computed(gpu, there)
     graph.replay()
     for step in (found, captured):
@@ -224,7 +222,7 @@ def test_affine_forms(name: str) -> None:
     found = []
     for module, at in ((cpu, torch.device("cpu")), (moved(cpu, GPU.device), GPU.device)):
         mine, there = {n: q.to(at) for n, q in p.items()}, slope.to(at)
-        with fake_gpu.no_reads():
+        with no_reads():
             form = module.affine_form(mine, there, widths)
             constant = [form.constant] if isinstance(form.constant, Tensor) else []
             gradients = [s.expand(K, *s.shape[-2:]) * 0.3 for s in form.slopes]
@@ -256,11 +254,11 @@ def test_constraints(name: str) -> None:
     found = []
     for own, at in ((constraint, torch.device("cpu")), (moved(constraint, GPU.device), GPU.device)):
         s, m, g = (x.to(at) for x in (start, move, slope))
-        with fake_gpu.no_reads():
+        with no_reads():
             value = own.value(s, m)
             found.append((value, own.gradient(s, m, value, g)))
     for one, other in zip(found[1], found[0], strict=True):
-        torch.testing.assert_close(one.detach().cpu(), other.detach(), rtol=1e-12, atol=1e-13, equal_nan=True)
+        assert_same(one, other, 1e-12)
 
 
 KINDS = (
@@ -277,7 +275,7 @@ def test_trees(kind: type[Trees], sparse: bool) -> None:
     x = torch.from_numpy(rows(40)).nan_to_num(0.5, 2.0, -2.0)
     given: Rows = SparseRows.from_csr(x.to_sparse_csr()) if sparse else x
     gpu, there = moved(cpu, GPU.device), GPU.rows(given)
-    with torch.no_grad(), fake_gpu.no_reads():
+    with torch.no_grad(), no_reads():
         found = [gpu.route(there), gpu.margin(there), *gpu(there)]
     with torch.no_grad():
         for one, other in zip(found, [cpu.route(given), cpu.margin(given), *cpu(given)], strict=True):
@@ -285,7 +283,7 @@ def test_trees(kind: type[Trees], sparse: bool) -> None:
     for module in (cpu, gpu):
         module.thresholds.requires_grad_()
     gpu.margin(there)  # the nodes come to the device with the first batch
-    with fake_gpu.no_reads():
+    with no_reads():
         one = computed(gpu, (there,))
     for a, b in zip(one, computed(cpu, (given,)), strict=True):
         same(a, b)
@@ -293,7 +291,7 @@ def test_trees(kind: type[Trees], sparse: bool) -> None:
         for module in (cpu, gpu):
             with torch.no_grad():
                 module.leaves.sub_(0.3)
-            with fake_gpu.no_reads():
+            with no_reads():
                 module.project_()
         same(gpu.leaves, cpu.leaves)
 
