@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -13,7 +12,7 @@ from sparkdiff.errors import InputError
 from sparkdiff.evaluation.data import Data
 from sparkdiff.evaluation.recorded import Predicts
 from sparkdiff.objectives.metric import Metric, influence
-from sparkdiff.objectives.objective import zero_margin
+from sparkdiff.objectives.objective import Rows, zero_margin
 from sparkdiff.pipeline.network import Network
 from sparkdiff.stages.predictor import Predictor
 from sparkdiff.stages.projection import PCA
@@ -42,83 +41,115 @@ class Score:
         return self.sign * self.mean
 
 
-class Tally:
-    """Adds up one network's metric over the rows of a split.
+class Tallies:
+    """Adds up the metric of K networks with the same head over the rows of a split.
 
-    For a metric that is not a mean over rows it keeps one number per row, its label, weight and block: 32 bytes per
-    row, never features. All of it lies where the margins do.
+    For a metric that is not a mean over rows it keeps one number per row and network, and each row's label, weight and
+    block, never features. All of it lies where the margins do.
     """
 
-    def __init__(self, metric: Metric, head: Predictor):
+    def __init__(self, metric: Metric, head: Predictor, number: int):
         self.metric, self.head = metric, head
-        self.blocks = torch.zeros(MAX_BLOCKS, dtype=torch.float64, device=zero_margin(head, 0).device)
-        self.weights = torch.zeros_like(self.blocks)
-        self.below = self.blocks.new_zeros((), dtype=torch.int64)
-        self.kept: list[tuple[Tensor, ...]] = []
+        device = zero_margin(head, 0).device
+        self.blocks = torch.zeros(number, MAX_BLOCKS, dtype=torch.float64, device=device)
+        self.weights = torch.zeros_like(self.blocks[0])
+        self.below = torch.zeros(number, dtype=torch.int64, device=device)
+        self.columns: list[list[Tensor]] = [[] for _ in range(number)]  # of each network, in pieces
+        self.kept: list[tuple[Tensor, ...]] = []  # label, weight, block of the same pieces
 
     @torch.no_grad()
-    def add(self, margin: Tensor, label: Tensor, weight: Tensor, block: Tensor) -> Tensor:
-        """Add rows; returns which of them (n,) bool have a finite margin and metric, or weight 0."""
-        metric, counts = self.metric, weight > 0
-        if self.blocks.device != margin.device:
+    def add_all(self, margins: Tensor, label: Tensor, weight: Tensor, block: Tensor) -> Tensor:
+        """Add rows, given margins (K, n) or (K, n, c); returns which of them (K, n) bool have a finite margin and metric, or
+        weight 0.
+        """
+        metric, counts, gpu = self.metric, weight > 0, on_gpu(margins)
+        if self.blocks.device != margins.device:
             sums = (self.blocks, self.weights, self.below)
-            self.blocks, self.weights, self.below = (x.to(margin.device, non_blocking=True) for x in sums)
+            self.blocks, self.weights, self.below = (x.to(margins.device, non_blocking=True) for x in sums)
         if metric.rows is not None:
-            loss = torch.where(counts, metric.rows(margin, label, weight), 0.0)
-            finite = loss.isfinite()
-            self.blocks.index_add_(0, block, loss * weight)
+            losses = torch.where(counts, self._losses(metric.rows, margins, label, weight), 0.0)
+            finite = losses.isfinite()
+            self._add_blocks(block, losses * weight)
         else:
             assert metric.column is not None
-            column = metric.column(margin)
-            finite = _finite(column)
+            made = [metric.column(margin) for margin in margins]
+            finite = torch.stack([_finite(column) for column in made])
+
             # On a GPU how many count isn't waited for; the stream may use a batch's memory again.
-            rows = (column, label, weight, block)
-            self.kept.append(tuple(x.clone() if on_gpu(margin) else x[counts] for x in rows))
+            def own(x: Tensor) -> Tensor:
+                return x.clone() if gpu else x[counts]
+
+            for kept, column in zip(self.columns, made, strict=True):
+                kept.append(own(column))
+            self.kept.append((own(label), own(weight), own(block)))
         self.weights.index_add_(0, block, weight)
         if metric.floor is not None:  # of a deviance, whose predictor has a mean
-            self.below += (self.head.mean(margin) < metric.floor).sum()
+            mean = self.head.mean(margins) if gpu else torch.stack([self.head.mean(margin) for margin in margins])
+            self.below += (mean < metric.floor).sum(1)
         # A link can turn an infinite margin into a finite loss, so the margin is looked at too.
-        return (finite & _finite(margin)) | ~counts
+        good = margins.isfinite() if margins.ndim == 2 else margins.isfinite().all(2)
+        return (finite & good) | ~counts
 
-    def score(self, team: Team) -> Score:
-        """The sum over all processes, the same in each of them."""
-        return scores([self], team)[0]
+    def _losses(self, rows: Rows, margins: Tensor, label: Tensor, weight: Tensor) -> Tensor:
+        """The metric of each row, (K, n); on a GPU in one call, as its kernels take longer to start than to run."""
+        if not (on_gpu(margins) and self.metric.elementwise):
+            return torch.stack([rows(margin, label, weight) for margin in margins])
+        number = len(margins)
+        return rows(margins.flatten(0, 1), label.repeat(number), weight.repeat(number)).view(number, -1)
 
-    def sums(self) -> list[Tensor]:
-        """What is added up over all processes."""
-        return [self.weights, self.below, *([self.blocks] if self.metric.rows is not None else [])]
+    def _add_blocks(self, block: Tensor, losses: Tensor) -> None:
+        """Add losses (K, n) to the sums of their blocks, row by row."""
+        if on_gpu(losses):
+            first = MAX_BLOCKS * torch.arange(len(losses), device=losses.device)
+            self.blocks.view(-1).index_add_(0, (first[:, None] + block).view(-1), losses.view(-1))
+            return
+        for own, loss in zip(self.blocks, losses, strict=True):
+            own.index_add_(0, block, loss)
 
-    def added_up(self, team: Team) -> Score:
-        """The score, once the `sums` are those of all processes."""
-        blocks, sign = self.blocks, self.metric.sign
-        if self.metric.rows is None:
-            column, label, weight, block = self.rows(team)
-            blocks.index_add_(0, block, weight * influence(self.metric, column, label, weight))
-        return Score(sign * blocks.to("cpu"), self.weights.to("cpu"), int(self.below), sign)
+    def scores(self, team: Team) -> list[Score]:
+        """The sums over all processes, the same in each of them; in one exchange."""
+        metric = self.metric
+        team.sum_(self.weights, self.below, *([self.blocks] if metric.rows is not None else []))
+        if metric.rows is None:
+            columns, label, weight, block = self.rows(team)
+            for own, column in zip(self.blocks, columns, strict=True):
+                own.index_add_(0, block, weight * influence(metric, column, label, weight))
+        weights, below = self.weights.to("cpu"), self.below.tolist()
+        blocks = (metric.sign * self.blocks.to("cpu")).unbind()
+        return [Score(own.clone(), weights, n, metric.sign) for own, n in zip(blocks, below, strict=True)]
 
-    def rows(self, team: Team) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Column, label, weight and block of the rows of weight > 0 of all processes."""
+    def rows(self, team: Team) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
+        """Each network's column, and label, weight and block, of the rows of weight > 0 of all processes."""
         if not self.kept:  # no row of the split lies with this process
             margin = zero_margin(self.head, 0)
             none = margin.new_empty(0)
-            self.add(margin, none, none, none.long())
-        every = [torch.cat(parts) for parts in zip(*self.kept, strict=True)]
-        if on_gpu(every[0]):
-            counts = every[2] > 0
-            every = [x[counts] for x in every]
-        column, label, weight, block = (team.gather(x) for x in every)
-        return column, label, weight, block
+            self.add_all(margin.expand(len(self.blocks), *margin.shape), none, none, none.long())
+        label, weight, block = (torch.cat(parts) for parts in zip(*self.kept, strict=True))
+        columns = [torch.cat(parts) for parts in self.columns]
+        if on_gpu(weight):
+            counts = weight > 0
+            columns, label, weight, block = [x[counts] for x in columns], label[counts], weight[counts], block[counts]
+        return [team.gather(x) for x in columns], team.gather(label), team.gather(weight), team.gather(block)
+
+
+class Tally(Tallies):
+    """Adds up one network's metric."""
+
+    def __init__(self, metric: Metric, head: Predictor):
+        super().__init__(metric, head, 1)
+
+    def add(self, margin: Tensor, label: Tensor, weight: Tensor, block: Tensor) -> Tensor:
+        """Add rows; returns which of them (n,) bool have a finite margin and metric, or weight 0."""
+        return self.add_all(margin[None], label, weight, block)[0]
+
+    def score(self, team: Team) -> Score:
+        """The sum over all processes, the same in each of them."""
+        return self.scores(team)[0]
 
 
 def _finite(x: Tensor) -> Tensor:
     """Rows with only finite values, (n,) or (n, c) -> (n,) bool; there may be no rows."""
     return x.isfinite() if x.ndim == 1 else x.isfinite().all(1)
-
-
-def scores(tallies: Sequence[Tally], team: Team) -> list[Score]:
-    """The sums of tallies over all processes, the same in each of them; in one exchange."""
-    team.sum_(*(x for tally in tallies for x in tally.sums()))
-    return [tally.added_up(team) for tally in tallies]
 
 
 def score(network: Network, data: Data, split: str, metric: Metric) -> Score:
@@ -159,7 +190,7 @@ def contributions(network: Predicts, data: Data, split: str, metric: Metric) -> 
         n += len(weight)
     if metric.rows is not None:
         return metric.sign * torch.cat(parts)
-    column, label, weight, _ = tally.rows(ALONE)
+    [column], label, weight, _ = tally.rows(ALONE)
     out = weight.new_zeros(n)
     out[torch.cat(places)] = weight * influence(metric, column, label, weight)
     return metric.sign * out

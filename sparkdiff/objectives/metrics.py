@@ -81,7 +81,9 @@ def resolve(options: Options, objective: Objective, head: Predictor, columns: tu
 
 
 def _of(objective: Objective) -> Metric:
-    return Metric(objective.name, rows=objective.rows, floor=objective.floor, power=objective.power)
+    return Metric(
+        objective.name, rows=objective.rows, floor=objective.floor, power=objective.power, elementwise=objective.elementwise
+    )  # fmt: skip
 
 
 def _named(name: str, params: Mapping[str, Any], head: Predictor, columns: tuple[str, ...], y: LabelStats) -> Metric:

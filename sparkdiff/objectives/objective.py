@@ -23,12 +23,14 @@ class Bound:
             is not a mean over rows.
         floor: below this mean the loss continues as its tangent parabola; None if the mean is always positive.
         power: for a deviance, the power of the mean in the variance; None for other losses.
+        elementwise: whether `rows` treats every row independently, so that rows of several candidates can be concatenated.
     """
 
     name: str
     rows: Rows | None = None
     floor: float | None = field(default=None, kw_only=True)
     power: float | None = field(default=None, kw_only=True)
+    elementwise: bool = field(default=True, kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -40,15 +42,12 @@ class Objective(Bound):
             processes, and groups holds the codes (n,) int64 of the columns that a penalty names. This or `rows` may be None.
         scale: factor that removes the unit of the label; used in training, not in reports.
         calibrated: whether its minimum keeps probabilities calibrated; losses of decisions and ranks do not.
-        elementwise: whether `rows` treats every row independently, so that rows of several candidates can be
-            concatenated.
         exact: `rows` with its derivative in closed form, where there is one.
     """
 
     scale: float = 1.0
     batch: Batch | None = None
     calibrated: bool = True
-    elementwise: bool = True
     exact: Derivative | None = None
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sparkdiff.errors import InputError
 from sparkdiff.evaluation.data import Data
-from sparkdiff.evaluation.scores import Score, Tally, scores
+from sparkdiff.evaluation.scores import Score, Tallies
 from sparkdiff.objectives.metric import Metric
 from sparkdiff.objectives.objective import Objective
 from sparkdiff.options import Options
@@ -276,13 +276,12 @@ class Candidates:
         k-th was measured with, until the next step.
         """
         every = list(range(len(self.recipes)))
-        tallies = [Tally(metric, self.network.head) for _ in every]
+        tallies = Tallies(metric, self.network.head, len(every))
         measured = self.updates.measured(self.vectors)
         for batch, label, weight, block in data.batches(split):
             slopes, values = measured(data.values(batch))
-            for tally, margin in zip(tallies, self.updates.margins(every, slopes, values), strict=True):
-                tally.add(margin, label, weight, block)
-        return scores(tallies, data.team), self.updates.parameters(self.vectors)
+            tallies.add_all(self.updates.margins(every, slopes, values), label, weight, block)
+        return tallies.scores(data.team), self.updates.parameters(self.vectors)
 
     # Saving and leaving ---------------------------------------------------------------------------------------------
 

@@ -22,8 +22,8 @@ from sparkdiff.training.candidates import Candidates
 
 SHAPES = 16
 """Numbers of rows of a batch that graphs are kept for; batches of one training differ by a few rows."""
-INPUT_BYTES = 16 << 20
-"""Size of a batch from which its kernels take longer than their starts; a graph would keep a copy of it."""
+INPUT_BYTES = 64 << 20
+"""Size of a batch from which its kernels take longer than their starts (on an H200); a graph would keep a copy of it."""
 
 
 class Captured:

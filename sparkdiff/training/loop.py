@@ -33,8 +33,10 @@ def train(
     epoch in which `options.maxSeconds` have passed. `on_step` is called after every step and every epoch.
     """
     ready: Data | None = None
-    work = len(training.units.unit) * training.options.batchSize
-    with one_thread_for_small_steps(work), repeatable(training.here.place):
+    place = training.here.place
+    # On a GPU the CPU gathers rows, which takes all its cores.
+    work = len(training.units.unit) * training.options.batchSize if place.on_cpu else SMALL_STEP
+    with one_thread_for_small_steps(work), repeatable(place):
         while not training.ended:
             short = ""
             try:

@@ -35,7 +35,7 @@ from sparkdiff.training.recipes import Recipe, by_newton
 from sparkdiff.training.results import Results, Standing, Trained
 
 SCORE_BYTES = 256 << 20
-"""Size of the margins of all candidates that a GPU computes at a time."""
+"""Size of what a GPU computes at a time while it measures all candidates: eight tensors of the size of their margins."""
 IN_TURN = "one after the other"
 STATE = 2
 """Version of what `Training.state` holds; a run that was begun with another isn't gone on with."""
@@ -112,7 +112,7 @@ class Training(Results):
         if place.on_cpu:
             return data
         count, width = len(self.active), max(1, self.network.head.classes)
-        data = dataclasses.replace(data, rows=max(1024, min(data.rows, SCORE_BYTES // (8 * count * width))))
+        data = dataclasses.replace(data, rows=max(1024, min(data.rows, SCORE_BYTES // (8 * 8 * count * width))))
         # u, its moments and average; parameters, gradients and their forms by u; what a graph is compared with.
         vectors = 12 * 8 * count * len(self.units.unit)
         kept = 32 * count * stream.rows("validation")  # of a metric that is no mean over rows

@@ -295,20 +295,17 @@ def test_what_is_measured_is_what_ships(monkeypatch: pytest.MonkeyPatch) -> None
             return dict(batch)
 
     class Seen:
-        def __init__(self, *given: Any):
-            margins.append([])
-            self.own = margins[-1]
+        def __init__(self, metric: Any, head: Any, number: int):
+            margins.extend([] for _ in range(number))
 
-        def add(self, margin: Tensor, *rest: Any) -> None:
-            self.own.append(margin)
+        def add_all(self, found: Tensor, *rest: Any) -> None:
+            for own, margin in zip(margins, found, strict=True):
+                own.append(margin)
 
-        def sums(self) -> list[Tensor]:
+        def scores(self, team: Any) -> list[Any]:
             return []
 
-        def added_up(self, team: Any) -> None:
-            return None
-
-    monkeypatch.setattr("sparkdiff.training.candidates.Tally", Seen)
+    monkeypatch.setattr("sparkdiff.training.candidates.Tallies", Seen)
     _, parameters = run.team.scores(Batches(), "validation", None)  # type: ignore[arg-type]
     for k in range(3):
         net = run.net.clone()
