@@ -18,7 +18,9 @@ from sparkdiff.tensors.team import ALONE, Team
 EVAL_ROWS, SPARSE_ROWS = 8192, 1024
 """Number of rows that are measured at the same time; fewer for sparse rows, which need a dozen temporaries."""
 GPU_ROWS = 16
-"""So many times as many on a GPU, which is idle between pieces that are too small."""
+"""So many times as many on a GPU, which is idle between pieces that are too small, unless they are wide."""
+GPU_BYTES = 256 << 20
+"""Size of the rows that are measured at the same time on a GPU, beyond which there are no more."""
 DENSE_ENTRIES = 1 << 24
 """Entries that a stage may make dense at a time while rows are measured (128 MiB of doubles)."""
 
@@ -27,7 +29,10 @@ def rows_at_once(network: Network, stream: Stream) -> int:
     """EVAL_ROWS, or fewer for sparse rows and if a stage makes wide rows dense; more on a GPU."""
     most = SPARSE_ROWS if any(column.kind == "sparse" for column in stream.columns) else EVAL_ROWS
     fitting = max(16, min(most, DENSE_ENTRIES // max(1, network.made_dense())))
-    return fitting if stream.place.on_cpu else GPU_ROWS * fitting
+    if stream.place.on_cpu:
+        return fitting
+    narrow = GPU_BYTES // sum(column.row_bytes for column in stream.columns)
+    return max(fitting, min(GPU_ROWS * fitting, narrow))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -247,24 +247,32 @@ class Router:
         """The place below the levels of each row in each tree, (T, m) int32, of the columns that are read (m, u)."""
         shape = (self.trees, len(x))
         room = room.first(self.trees * len(x))
-        flat, row = x.view(-1), torch.arange(len(x), dtype=torch.int32, device=x.device) * x.shape[1]
+        flat, row, step = self._flat(x)
         value, left, place = room.value.view(shape), room.left.view(shape), room.place.view(shape)
         place.copy_(torch.arange(self.trees, dtype=torch.int32, device=x.device)[:, None])
         for number, splits in enumerate(self.levels):
             assert splits.threshold is not None
             if number:
-                torch.index_select(splits.column, 0, room.place, out=room.index)
+                torch.index_select(splits.column * step, 0, room.place, out=room.index)
                 room.index.view(shape).add_(row)
                 torch.index_select(flat, 0, room.index, out=room.value)
                 torch.index_select(splits.threshold, 0, room.place, out=room.threshold)
                 torch.le(room.value, room.threshold, out=room.left)
             else:  # all rows of a tree meet the same split
-                torch.index_select(x.t(), 0, splits.column, out=value)
+                columns = flat.view(x.shape[1], len(x)) if on_gpu(x) else x.t()
+                torch.index_select(columns, 0, splits.column, out=value)
                 torch.le(value, splits.threshold[:, None], out=left)
             if splits.subset is not None:
                 self.subsets.correct(room.left, splits.subset.index_select(0, room.place), room.value)
             torch.add(left, place, alpha=2, out=place)
         return place
+
+    def _flat(self, x: Tensor) -> tuple[Tensor, Tensor, int]:
+        """The values of rows (m, u), where each row begins among them (m,) int32, and how far its next value is."""
+        m, u = x.shape
+        row = torch.arange(m, dtype=torch.int32, device=x.device)
+        # On a GPU column by column: neighbouring threads have neighbouring rows, of which most read the same column.
+        return (x.t().reshape(-1), row, m) if on_gpu(x) else (x.view(-1), row * u, 1)
 
     def _finish(self, x: Tensor, at: Tensor) -> Tensor:
         """The leaf's number of each row in each tree, (T, m) int32, given the places below the levels."""
@@ -275,27 +283,27 @@ class Router:
 
     def _descend(self, x: Tensor, nodes: Tensor) -> None:
         """Move `nodes` (T * m,) from inner nodes down to leaves."""
-        flat = x.view(-1)
-        row = (torch.arange(len(x), dtype=torch.int32, device=x.device) * x.shape[1]).repeat(self.trees)
+        flat, row, step = self._flat(x)
+        row = row.repeat(self.trees)
         if on_gpu(x):
             for _ in range(self.deepest):
                 node = nodes.clamp_max(self.inner - 1)
-                nodes.copy_(torch.where(nodes < self.inner, self._child(flat, node, row), nodes))
+                nodes.copy_(torch.where(nodes < self.inner, self._child(flat, node, row, step), nodes))
             return
         pair = (nodes < self.inner).nonzero().view(-1)
         node, row = nodes.index_select(0, pair), row.index_select(0, pair)
         while len(pair):
-            node = self._child(flat, node, row)
+            node = self._child(flat, node, row, step)
             nodes.index_copy_(0, pair, node)
             under_way = (node < self.inner).nonzero().view(-1)
             if len(under_way) < len(pair):
                 pair, node, row = (t.index_select(0, under_way) for t in (pair, node, row))
 
-    def _child(self, flat: Tensor, node: Tensor, row: Tensor) -> Tensor:
-        """Where inner nodes (p,) send the rows whose values begin at `row` (p,)."""
+    def _child(self, flat: Tensor, node: Tensor, row: Tensor, step: int) -> Tensor:
+        """Where inner nodes (p,) send the rows whose values begin at `row` (p,), `step` apart."""
         splits = self.below
         assert splits is not None and splits.threshold is not None
-        value = flat.index_select(0, splits.column.index_select(0, node).add_(row))
+        value = flat.index_select(0, (splits.column * step).index_select(0, node).add_(row))
         left = value <= splits.threshold.index_select(0, node)
         if splits.subset is not None:
             self.subsets.correct(left, splits.subset.index_select(0, node), value)

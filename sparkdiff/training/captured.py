@@ -7,6 +7,7 @@ step to step lies in tensors. Before a graph is used its results are compared, b
 Source: torch.cuda.CUDAGraph, and torch's notes on CUDA graphs.
 """
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -138,8 +139,10 @@ class CapturedSteps:
         recording that fails leaves the allocator in a state that it does not come back from.
         """
         before = self.module.get_sync_debug_mode()
-        self.module.set_sync_debug_mode("error")
         try:
+            with warnings.catch_warnings():  # it says once that it is a prototype
+                warnings.simplefilter("ignore", UserWarning)
+                self.module.set_sync_debug_mode("error")
             run()
         finally:
             self.module.set_sync_debug_mode(before)

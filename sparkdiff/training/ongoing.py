@@ -1,6 +1,7 @@
 """`Training`: a training that is under way, with its candidates, their results so far, and the position in the data."""
 
 import dataclasses
+import gc
 import itertools
 import math
 import time
@@ -164,6 +165,7 @@ class Training(Results):
         """
         place, short = self.here.place, f"training ran out of memory on {self.here.place.name}"
         self.candidates = self._graphs = self._form = None
+        gc.collect()  # what is in a cycle still holds memory of the device
         if self._before:
             self.load({**self._before, "fallbacks": self.fallbacks, "unsaved": self.unsaved, "seconds": self.seconds})
         if not data.stream.resident and self.parts >= len(self.active):

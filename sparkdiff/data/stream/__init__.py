@@ -47,7 +47,7 @@ from sparkdiff.data.stream.order import (
     take,
 )
 from sparkdiff.errors import InputError, did_you_mean
-from sparkdiff.tensors.device import CPU, Place, module_of
+from sparkdiff.tensors.device import CPU, Place
 from sparkdiff.tensors.rows import SparseRows
 
 __all__ = [
@@ -118,7 +118,7 @@ class Stream:
         self.place, self.resident = CPU, False
         self._origin = self
         self._lock = lock  # held while it is read: `sparkdiff cache prune` leaves it
-        self._copies: Any = None  # the stream of the device that copies rows there
+        self._rooms: placed.Rooms | None = None  # where rows are gathered that are copied to a device
         self._tables: dict[str, tuple[int, int, Batch]] = {}  # per split: rank, world, all rows of the rank
         self._running: weakref.WeakSet[Generator[Batch]] = weakref.WeakSet()
 
@@ -133,7 +133,7 @@ class Stream:
             return self._origin
         out = copy.copy(self._origin)
         out.place, out.resident, out._tables = place, resident and self.inMemory and not place.on_cpu, {}
-        out._copies = None if place.on_cpu else module_of(place.device).Stream(place.device)
+        out._rooms = None if place.on_cpu else placed.Rooms(place)
         return out
 
     def fits(self, splits: Sequence[str], spare: int, rank: int = 0, world: int = 1) -> bool:
@@ -230,6 +230,8 @@ class Stream:
         """Free the memory that rows take at the place."""
         if self is not self._origin:
             self._tables.clear()
+            if self._rooms is not None:
+                self._rooms.leave()
             self.place.trim()
 
     def nothing(self) -> Batch:
@@ -277,8 +279,8 @@ class Stream:
             chunks = self._chunks(
                 name, source, ((first, bounds[:, first : first + chunk + 1]) for first in firsts), parts
             )
-            if not (self.place.on_cpu or self.resident):
-                chunks = placed.copied_ahead(chunks, self.place, self._copies)
+            if self._rooms is not None and not self.resident:
+                chunks = placed.copied_ahead(chunks, self._rooms)
             for gathered, (first, rows) in chunks:
                 batches = split(prepare.rows(gathered) if prepare else gathered, rows)
                 del gathered  # the next chunk takes its place
@@ -293,9 +295,11 @@ class Stream:
             counts = ends[:, 1:] - ends[:, :-1]
             table, rows = source(ends[:, 0], ends[:, -1])
             rows = rows[by_step(counts, parts)]
-            gathered = _widened(
-                placed.take(table, rows, self.place) if self.resident else take(table, rows), self.columns, self.place
-            )
+            if self.resident:
+                gathered = placed.take(table, rows, self.place)
+            else:
+                gathered = (self._rooms.take if self._rooms is not None else take)(table, rows)
+            gathered = _widened(gathered, self.columns, self.place)
             if not self.resident:
                 gathered = self._divided(name, gathered)
             if self.place.on_cpu and not self.place.plain:

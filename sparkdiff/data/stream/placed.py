@@ -43,38 +43,80 @@ def bytes_of(batch: Batch, place: Place) -> int:
     return sum(size(name, x) for name, x in parts)
 
 
+class Rooms:
+    """Memory of the CPU that rows are gathered in, to be copied to a GPU: pinned, and used again and again, as fresh pages of the
+    system take longer than the rows. There are two rooms: one is filled while the other is copied.
+
+    Attributes:
+        side: the stream of the device that copies.
+    """
+
+    def __init__(self, place: Place):
+        self.place, self.side = place, module_of(place.device).Stream(place.device)
+        self._rooms: list[dict[str, Tensor]] = [{}, {}]
+        self._copied: list[Any] = [None, None]  # what each was last copied by
+        self._now = 0
+
+    def take(self, batch: Batch, rows: Rows) -> Batch:
+        """These rows of every column, in memory that is used again in the call after the next."""
+        self._now = 1 - self._now
+        if self._copied[self._now] is not None:
+            self._copied[self._now].synchronize()
+        numbers = torch.from_numpy(rows)
+        return {
+            name: x.take(numbers) if isinstance(x, SparseRows) else self._dense(name, x, numbers) for name, x in batch.items()
+        }  # fmt: skip
+
+    def _dense(self, name: str, x: Tensor, numbers: Tensor) -> Tensor:
+        room = self._rooms[self._now].get(name)
+        if room is None or len(room) < len(numbers) or room.dtype != x.dtype or room.shape[1:] != x.shape[1:]:
+            pinned = self.place.device.type == "cuda"
+            room = torch.empty(len(numbers), *x.shape[1:], dtype=x.dtype, pin_memory=pinned)
+            self._rooms[self._now][name] = room
+        return torch.index_select(x, 0, numbers, out=room[: len(numbers)])
+
+    def sent(self, batch: Batch) -> Batch:
+        """The rows taken last, on the device; they are copied there while this process goes on."""
+        self.side.wait_stream(module_of(self.place.device).current_stream(self.place.device))
+        with module_of(self.place.device).stream(self.side):
+            out = here(batch, self.place, wait=False)
+            self._copied[self._now] = self.side.record_event()
+        return out
+
+    def leave(self) -> None:
+        """Give the memory back."""
+        self._rooms = [{}, {}]
+
+
 def take(batch: Batch, rows: Rows, place: Place) -> Batch:
     """These rows of every column, copied, on the device that the batch lies on."""
     numbers = place.numbers(torch.from_numpy(rows), wait=False)
     return {name: taken(x, numbers) for name, x in batch.items()}
 
 
-def copied_ahead(chunks: Iterator[tuple[Batch, T]], place: Place, side: Any) -> Iterator[tuple[Batch, T]]:
-    """The chunks on the device: each is copied on the stream `side`, while the one before it is computed with.
+def copied_ahead(chunks: Iterator[tuple[Batch, T]], rooms: Rooms) -> Iterator[tuple[Batch, T]]:
+    """The chunks, gathered in these rooms, on the device: each is copied while the one before it is computed with.
 
     Source of the order of events: torch's notes on CUDA semantics (streams, `record_stream`).
     """
-    module = module_of(place.device)
     coming: tuple[Batch, T] | None = None
     for chunk, what in chunks:
         ready = coming
         if ready is not None:
-            arrived(ready[0], place, side)
-        side.wait_stream(module.current_stream(place.device))  # for the chunk before `ready`: two are there at most
-        with module.stream(side):
-            coming = here(chunk, place, wait=False), what
+            arrived(ready[0], rooms)
+        coming = rooms.sent(chunk), what  # once the chunk before `ready` is done with: two are there at most
         if ready is not None:
             yield ready
             del ready
     if coming is not None:
-        arrived(coming[0], place, side)
+        arrived(coming[0], rooms)
         yield coming
 
 
-def arrived(batch: Batch, place: Place, side: Any) -> None:
+def arrived(batch: Batch, rooms: Rooms) -> None:
     """Let the work to come wait for the copies of a batch, and keep its memory until that work is done."""
-    now = module_of(place.device).current_stream(place.device)
-    now.wait_stream(side)
+    now = module_of(rooms.place.device).current_stream(rooms.place.device)
+    now.wait_stream(rooms.side)
     for x in batch.values():
         for t in (x.indices, x.values, x.offsets) if isinstance(x, SparseRows) else (x,):
             t.record_stream(now)

@@ -6,11 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-import fake_gpu
 import pytest
 import torch
 from small_networks import F64, logistic, network, normal, trees
-from some_gpu import FAKE, GPU, REAL, no_reads
+from some_gpu import FAKE_ONLY, GPU, REAL, no_reads
 from torch import Tensor
 from train_in_processes import CASES, TREE_WIDTH, Case, assignment, write_cache
 
@@ -32,7 +31,6 @@ from sparkdiff.training.ongoing import ShortOfMemoryError, Training
 from sparkdiff.training.recipes import Recipe
 
 pytestmark = pytest.mark.once
-ON = [pytest.param(place, id=place.name) for place in [FAKE, *REAL]]
 PLAIN, NOISY = Recipe(1e-2, 1e-3), Recipe(1e-2, 1e-3, noise=0.3)
 SHOWN = ("rawPredictionCol", "probabilityCol", "predictionCol")
 
@@ -161,7 +159,6 @@ WITH_ZEROS = {"noise, masks and mixtures", "sparse rows", "softmax", "trees"}
 """Cases of which some rows have no weight on each commit: how steps look at weights is one for all stages."""
 
 
-@pytest.mark.parametrize("place", ON)
 @pytest.mark.parametrize(
     ("name", "zeros"),
     [
@@ -170,17 +167,17 @@ WITH_ZEROS = {"noise, masks and mixtures", "sparse rows", "softmax", "trees"}
         for zeros in (True, False)
     ],
 )
-def test_a_gpu_finds_what_the_cpu_finds_and_the_same_twice(made: Any, name: str, zeros: bool, place: Place) -> None:
+def test_a_gpu_finds_what_the_cpu_finds_and_the_same_twice(made: Any, name: str, zeros: bool) -> None:
     """With rows of weight 0, where steps look at their weights, and without, where they are graphs."""
     a, wanted = made(name, zeros=zeros)
-    found = fitted(a, place)
+    found = fitted(a, GPU)
     assert_same(found, wanted)
     if name == "mixture of Gaussians" and not zeros:  # no graph can hold its eigenvalues
         assert "start their kernels one by one" in found.fallbacks[0]
     else:
         assert found.fallbacks == []
-    if place in REAL:  # the kernels of the fake are the CPU's
-        again = fitted(a, place)
+    if REAL:  # the kernels of the fake are the CPU's
+        again = fitted(a, GPU)
         assert torch.equal(vectors(again), vectors(found))
         assert torch.equal(torch.stack(again.gains), torch.stack(found.gains))
 
@@ -204,9 +201,17 @@ def test_no_step_waits_for_the_gpu(made: Any, name: str) -> None:
 
 # Less memory ----------------------------------------------------------------------------------------------------------
 
+
+def budget(size: int) -> contextlib.AbstractContextManager[None]:
+    import fake_gpu  # only here: not beside a real GPU
+
+    return fake_gpu.budget(size)
+
+
 ROWS, PARTS = "rows are copied there batch by batch", "one after the other"
 
 
+@FAKE_ONLY
 @pytest.mark.parametrize("name", [pytest.param("noise, masks and mixtures", marks=pytest.mark.nightly), "perceptron"])
 def test_where_memory_is_short_rows_leave_and_then_candidates_take_turns(
     made: Any, name: str, monkeypatch: pytest.MonkeyPatch
@@ -219,8 +224,8 @@ def test_where_memory_is_short_rows_leave_and_then_candidates_take_turns(
     size = 1 << 20
     while size > 1 << 12:
         try:
-            with fake_gpu.budget(size):
-                found = fitted(a, FAKE)
+            with budget(size):
+                found = fitted(a, GPU)
         except InputError as e:
             told["error"], message = size, str(e)
             break
@@ -240,13 +245,14 @@ def test_where_memory_is_short_rows_leave_and_then_candidates_take_turns(
     assert told[ROWS] >= told[PARTS] > told["error"]
 
 
+@FAKE_ONLY
 def test_several_processes_begin_again_with_less_on_their_devices(made: Any, tmp_path: Path) -> None:
     """One that runs out of memory can't go on alone: it tells the driver, which starts all with less."""
     a, wanted = made("noise, masks and mixtures")
     training = begun(a)
-    training.move(FAKE)
+    training.move(GPU)
     with Stream(a.cache, backend=a.backend, inMemory=a.inMemory, seed=a.options.seed) as stream:
-        data = Data(stream.on(FAKE), a.columns, Team(1, 2))
+        data = Data(stream.on(GPU), a.columns, Team(1, 2))
         with pytest.raises(
             ShortOfMemoryError, match=r"^process 1: training ran out of memory on fakegpu:0 .too much.$"
         ) as e:
@@ -259,9 +265,9 @@ def test_several_processes_begin_again_with_less_on_their_devices(made: Any, tmp
     assert attempt.told(ShortOfMemoryError) == str(e.value)
     for level, told in ((1, ROWS), (2, "2 parts"), (3, "4 parts")):
         found = begun(a)
-        found.move(FAKE)
+        found.move(GPU)
         found.reduce(level)
-        found = fitted(a, FAKE, found, resident=False)
+        found = fitted(a, GPU, found, resident=False)
         assert told in found.fallbacks[-1]
         assert distance(torch.stack(found.gains), torch.stack(wanted.gains)) <= 1e-9
 
@@ -281,7 +287,7 @@ def test_steps_look_at_their_weights_where_any_process_has_rows_that_count_nowhe
 
     a, _ = made("softmax")
     with Stream(a.cache, backend=a.backend) as stream:
-        assert _all_count(Data(stream.on(FAKE), a.columns, Two())) is (others == 0)
+        assert _all_count(Data(stream.on(GPU), a.columns, Two())) is (others == 0)
         assert stream.zero_weights("train") == 0
     a, _ = made("softmax", zeros=True)
     with Stream(a.cache, backend=a.backend) as stream:
@@ -290,12 +296,13 @@ def test_steps_look_at_their_weights_where_any_process_has_rows_that_count_nowhe
         )
 
 
+@FAKE_ONLY
 def test_the_estimate_of_memory_is_what_rows_take(made: Any) -> None:
     for name in ("sparse rows", "softmax"):
         a, _ = made(name)
         for dtype in (torch.float64, torch.float32):
             with Stream(a.cache, backend=a.backend) as stream:
-                place = Place(FAKE.device, dtype)
+                place = Place(GPU.device, dtype)
                 whole = placed.SPARE_BYTES + 2 * placed.CHUNK_BYTES
                 [b] = stream.batches("train", batchSize=10_000)
                 here = placed.here(b, place)
@@ -308,7 +315,7 @@ def test_the_estimate_of_memory_is_what_rows_take(made: Any) -> None:
                 table = stream._held("train", 0, 1)
                 taken = placed.bytes_of(table, place)
                 for free, fits in ((taken, True), (taken - 1, False)):
-                    with fake_gpu.budget(whole + free):
+                    with budget(whole + free):
                         assert stream.on(place).fits(("train",), 0) is fits
 
 
