@@ -104,6 +104,13 @@ class FakeTensor(Tensor):
             memo[id(self)] = new
         return memo[id(self)]  # type: ignore[no-any-return]
 
+    def __setitem__(self, index: Any, value: Any) -> None:
+        """A number goes into single entries as a tensor of the CPU, which CUDA copies and waits for; a slice is filled."""
+        parts = index if isinstance(index, tuple) else (index,)
+        if not isinstance(value, Tensor) and (any(isinstance(i, Tensor) for i in parts) or self[index].ndim == 0):
+            _copy("x[i] = a number", True)
+        super().__setitem__(index, value)
+
     def numpy(self, **_: Any) -> Any:  # type: ignore[override]
         raise TypeError(f"can't convert {self.device} device type tensor to numpy. Use Tensor.cpu() to copy it first")
 

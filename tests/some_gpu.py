@@ -2,8 +2,8 @@
 
 import contextlib
 import warnings
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import pytest
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sparkdiff.tensors.device import Place, gpus, module_of
 
+T = TypeVar("T")
 REAL = gpus() > 0
 if not REAL:  # torch's autograd goes backward on one kind of device in a process
     import fake_gpu  # noqa: F401
@@ -34,13 +35,23 @@ def no_reads() -> Iterator[None]:
         module.set_sync_debug_mode(before)
 
 
-@contextlib.contextmanager
-def recorded() -> Iterator[Any]:
-    """Gives a graph of what is done inside, which is not computed before `replay`."""
-    module = module_of(GPU.device)
+def recorded(run: Callable[[], T]) -> tuple[Any, T]:
+    """A graph of a function, and what its `replay` computes. The function first runs on the stream that is recorded, as the nodes
+    of autograd stay on the stream that they were made on.
+    """
+    module, side = module_of(GPU.device), module_of(GPU.device).Stream(GPU.device)
+    side.wait_stream(module.current_stream(GPU.device))
+    with module.stream(side):
+        run()
+    module.synchronize(GPU.device)
     graph = module.CUDAGraph()
-    with module.graph(graph):
-        yield graph
+    with module.stream(side):
+        graph.capture_begin()
+        try:
+            out = run()
+        finally:
+            graph.capture_end()
+    return graph, out
 
 
 def assert_same(gpu: Tensor, cpu: Tensor, tolerance: float = ROUNDING) -> None:

@@ -105,7 +105,7 @@ class Gates:
     def reached(self, goes: Tensor) -> Tensor:
         """(N, n) bool: whether a row comes by."""
         on = torch.zeros_like(goes)
-        on[self.roots] = True
+        on.index_fill_(0, self.roots, True)  # not `on[roots] = True`, for which a GPU waits
         for inner in self.inner:
             right = goes[inner]
             on[self.right[inner]] = on[inner] & right

@@ -115,5 +115,5 @@ def _weights(x: Tensor) -> Tensor:
     """The factors that make the transform of rows like these (..., d) orthonormal, (d,)."""
     d = x.shape[-1]
     weights = x.new_full((d,), math.sqrt(2 / d))
-    weights[0] = math.sqrt(1 / d)
+    weights[:1] = math.sqrt(1 / d)  # not `weights[0]`, for which a GPU waits
     return weights

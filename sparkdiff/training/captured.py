@@ -112,6 +112,7 @@ class CapturedSteps:
             with ALONE:
                 self._aside(self._without_waiting, lambda: run(own))
                 _restore(changes, before)
+                self.module.empty_cache()  # the memory of a graph is its own, and as much again
                 captured = Captured(self._recorded(lambda: run(own)), own)
             _restore(changes, before)
             captured(inputs)
@@ -119,10 +120,9 @@ class CapturedSteps:
                 return captured
             self.failed = "a graph of the step found other numbers than the step"
         except RuntimeError as e:  # what can't be recorded has no class of its own
-            if is_short_of_memory(e):
-                raise
             self.failed = str(e).splitlines()[0]
-            abandon(self.device, self.pool)
+            if not is_short_of_memory(e):  # which is raised by the function, and the recording ends as it should
+                abandon(self.device, self.pool)
         _restore(changes, found)
         return None
 
