@@ -1,7 +1,7 @@
 """What does a GPU bring to training, and to the forward pass of trees?
 
-Each case trains with the real loop of one process, from a cache of rows of chance, in several arms: on the CPU with all its
-cores; on the GPU with steps as CUDA graphs; the same with kernels that are started one by one, with float32 rows, and with rows
+Each case trains with the real loop of one process, from a cache of rows of chance, in several arms: on the CPU, with as many
+threads as training takes there; on the GPU with steps as CUDA graphs; the same with kernels that are started one by one, with float32 rows, and with rows
 that stay in pinned memory and are copied ahead. Seconds are those of an epoch's steps and of its validation, the median over the
 epochs after the first one, in which rows are read, kernels are chosen and graphs are recorded. Kernels (copies are among them)
 are counted by torch.profiler over some steps of a training of their own; the GPU's idle time is what they leave of a step that is
