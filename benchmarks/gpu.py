@@ -1,12 +1,12 @@
 """What does a GPU bring to training, and to the forward pass of trees?
 
 Each case trains with the real loop of one process, from a cache of rows of chance, in several arms: on the CPU, with as many
-threads as training takes there; on the GPU with steps as CUDA graphs; the same with kernels that are started one by one, with float32 rows, and with rows
-that stay in pinned memory and are copied ahead. Seconds are those of an epoch's steps and of its validation, the median over the
-epochs after the first one, in which rows are read, kernels are chosen and graphs are recorded. Kernels (copies are among them)
-are counted by torch.profiler over some steps of a training of their own; the GPU's idle time is what they leave of a step that is
-timed without it. Gains per epoch and the final weights are compared with the CPU's, over the largest of them; and a second run on
-the GPU with the first, bit by bit.
+threads as training takes there; on the GPU with steps as CUDA graphs; the same with kernels that are started one by one, with
+float32 rows, and with rows that stay in pinned memory and are copied ahead. Seconds are those of an epoch's steps and of its
+validation, the median over the epochs after the first one, in which rows are read, kernels are chosen and graphs are recorded.
+Kernels (copies are among them) are counted by torch.profiler over some steps of a training of their own; the GPU's idle time is
+what they leave of a step that is timed without it. Gains per epoch and the final weights are compared with the CPU's, over the
+largest of them; and a second run on the GPU with the first, bit by bit.
 
 Trees: a forward pass over rows that lie on the device, against Hummingbird's three implementations there (float32, the best of
 batches of 10,000, 100,000 and all rows), if --hummingbird, or this interpreter, has the package.

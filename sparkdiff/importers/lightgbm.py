@@ -18,6 +18,8 @@ LINKS: Mapping[str, Mapping[str, Any]] = {
     **dict.fromkeys(IDENTITIES, IDENTITY), "poisson": POISSON, "gamma": GAMMA, "cross_entropy": LOGIT,
     "binary": LOGIT,
 }  # fmt: skip
+CLASSES = ("binary", "multiclass", "cross_entropy")
+"""Objectives of classes; the last one of a classifier only."""
 KNOWN = (*LINKS, "tweedie", "multiclass")
 ZERO = float(np.float32(1e-35))
 """LightGBM's kZeroThreshold: entries up to this absolute value count as 0."""
@@ -46,9 +48,7 @@ def read(model: Any, *, whole: bool) -> Boosted:
     trees = trees_of(text, whole=whole)
     outputs = int(about["num_tree_per_iteration"])
     weights = np.full(len(trees), outputs / len(trees) if "average_output" in about else 1.0)
-    classes = None
-    if name in ("binary", "multiclass"):
-        classes = classes_of(model, booster, int(about["num_class"]), name)
+    of_classes = CLASSES if hasattr(model, "classes_") else CLASSES[:2]
     if name == "binary":  # p = sigmoid(sigmoid * margin)
         weights = weights * float(dict(o.split(":") for o in options.split())["sigmoid"])
     return Boosted(
@@ -58,7 +58,7 @@ def read(model: Any, *, whole: bool) -> Boosted:
         base=np.zeros(outputs),
         numFeatures=int(about["max_feature_idx"]) + 1,
         link=_link(name, text),
-        classes=classes,
+        classes=classes_of(model, booster, int(about["num_class"]), name, known=of_classes),
     )
 
 

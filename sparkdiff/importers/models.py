@@ -52,13 +52,24 @@ def is_booster(model: Any, library: str, prefix: str, method: str) -> bool:
     return booster
 
 
-def classes_of(model: Any, booster: Any, margins: int, objective: str) -> list[Any] | None:
+def classes_of(model: Any, booster: Any, margins: int, objective: str, *, known: Sequence[str]) -> list[Any] | None:
     """The classes of a model of LightGBM or XGBoost that was trained on classes, of a Booster their indices; None of a
-    regressor, whose prediction is the probability of the second of two.
+    regressor, whose prediction is the probability of the second of two, or a number.
+
+    Args:
+        known: the objectives of classes.
 
     Raises:
-        InputError: it is a regressor, of several margins.
+        InputError: it is a regressor, of several margins; or a classifier, of an objective for numbers.
     """
+    if objective not in known:
+        if hasattr(model, "classes_"):
+            raise InputError(
+                f"{type(model).__name__} with objective={objective!r} predicts the second class where its number is over 0.5, "
+                f"which no classifier in Spark does: train with objective={known[0]!r}, or import its Booster, whose number "
+                "Spark predicts"
+            )
+        return None
     if model is booster or hasattr(model, "classes_"):
         return list(getattr(model, "classes_", range(max(2, margins))))
     if margins > 1:

@@ -19,6 +19,8 @@ LINKS: Mapping[str, Mapping[str, Any]] = {
     **dict.fromkeys(IDENTITIES, IDENTITY), "count:poisson": POISSON, "reg:gamma": GAMMA, "reg:logistic": LOGIT,
     "binary:logistic": LOGIT,
 }  # fmt: skip
+CLASSES = ("binary:logistic", "multi:softprob", "multi:softmax", "reg:logistic")
+"""Objectives of classes; the last one of a classifier only."""
 KNOWN = (*LINKS, "reg:tweedie", "multi:softprob", "multi:softmax")
 
 
@@ -65,9 +67,7 @@ def read(model: Any, *, whole: bool) -> Boosted:
         base = np.log(base / (1 - base))
     elif LINKS.get(name, POISSON) is not IDENTITY and not name.startswith("multi:"):
         base = np.log(base)
-    classes = None
-    if name.startswith(("binary:", "multi:")) or hasattr(model, "classes_"):
-        classes = classes_of(model, booster, outputs, name)
+    of_classes = CLASSES if hasattr(model, "classes_") else [c for c in CLASSES if not c.startswith("reg:")]
     return Boosted(
         trees=[_tree(tree, whole=whole) for tree in ensemble["trees"][:count]],
         treeWeights=weights[:count] if len(weights) else np.ones(count),
@@ -75,7 +75,7 @@ def read(model: Any, *, whole: bool) -> Boosted:
         base=np.broadcast_to(base, (outputs,)),
         numFeatures=int(about["num_feature"]),
         link=_link(name, learner["objective"]),
-        classes=classes,
+        classes=classes_of(model, booster, outputs, name, known=of_classes),
     )
 
 

@@ -209,6 +209,12 @@ REFUSED: dict[str, tuple[str, Any, str]] = {
     "classes of another": (
         "lightgbm", lambda: lgb.LGBMRegressor(**SMALL, objective="multiclass", num_class=3).fit(X, COUNTS),
         "LGBMRegressor with objective='multiclass' has 3 classes"),
+    "numbers of a classifier": (
+        "xgboost", lambda: xgb.XGBClassifier(n_estimators=2, objective="reg:squarederror").fit(X, COUNTS > 1),
+        r"XGBClassifier with objective='reg:squarederror' .*over 0\.5.* train with objective='binary:logistic'"),
+    "numbers of another": (
+        "lightgbm", lambda: lgb.LGBMClassifier(**SMALL, objective="poisson").fit(X, COUNTS > 1),
+        r"LGBMClassifier with objective='poisson' .*over 0\.5.* train with objective='binary'"),
     "several quantiles": (
         "xgboost", lambda: xgb.XGBRegressor(n_estimators=2, objective="reg:quantileerror", quantile_alpha=[0.1, 0.9]).fit(X, Y),
         "has 2 targets"),

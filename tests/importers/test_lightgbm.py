@@ -59,11 +59,15 @@ def test_regressions(spark: Any, name: str, nan: bool) -> None:
     np.testing.assert_allclose(found, model.predict(rows), rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("classes", [2, 3])
-@pytest.mark.parametrize("options", [{}, {"boosting_type": "rf", "bagging_freq": 1, "bagging_fraction": 0.6}])
+FOREST = {"boosting_type": "rf", "bagging_freq": 1, "bagging_fraction": 0.6}
+
+
+@pytest.mark.parametrize(
+    ("classes", "options"), [*((k, o) for k in (2, 3) for o in ({}, FOREST)), (2, {"objective": "cross_entropy"})]
+)
 def test_classifiers(spark: Any, classes: int, options: dict[str, Any]) -> None:
     X, y = data(nan=True)
-    extra = {"sigmoid": 1.7} if classes == 2 else {}
+    extra = {"sigmoid": 1.7} if classes == 2 and not options.get("objective") else {}
     model = lgb.LGBMClassifier(**SMALL, **options, **extra).fit(X, np.minimum(y, classes - 1).astype(int))
     home = sparkdiff.from_lightgbm(model)
     rows = rows_on_thresholds.rows(home, WIDTH)

@@ -55,8 +55,10 @@ def test_regressions(spark: Any, name: str, nan: bool) -> None:
     np.testing.assert_allclose(found, model.predict(rows), rtol=2e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("classes", [2, 3])
-@pytest.mark.parametrize("options", [{}, {"base_score": 0.3}])
+@pytest.mark.parametrize(
+    ("classes", "options"),
+    [*((k, o) for k in (2, 3) for o in ({}, {"base_score": 0.3})), (2, {"objective": "reg:logistic"})],
+)
 def test_classifiers(spark: Any, classes: int, options: dict[str, Any]) -> None:
     X, y = data(nan=True)
     model = xgb.XGBClassifier(**SMALL, **options).fit(X, np.minimum(y, classes - 1).astype(int))
