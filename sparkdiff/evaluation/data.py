@@ -19,8 +19,8 @@ EVAL_ROWS, SPARSE_ROWS = 8192, 1024
 """Number of rows that are measured at the same time; fewer for sparse rows, which need a dozen temporaries."""
 GPU_ROWS = 16
 """So many times as many on a GPU, which is idle between pieces that are too small, unless they are wide."""
-GPU_BYTES = 256 << 20
-"""Size of the rows that are measured at the same time on a GPU, beyond which there are no more."""
+GPU_BYTES, FEWEST = 256 << 20, 256
+"""Size from which no more rows are measured at the same time on a GPU, and the fewest rows."""
 DENSE_ENTRIES = 1 << 24
 """Entries that a stage may make dense at a time while rows are measured (128 MiB of doubles)."""
 
@@ -32,7 +32,7 @@ def rows_at_once(network: Network, stream: Stream) -> int:
     if stream.place.on_cpu:
         return fitting
     narrow = GPU_BYTES // sum(column.row_bytes for column in stream.columns)
-    return max(fitting, min(GPU_ROWS * fitting, narrow))
+    return max(min(fitting, FEWEST), min(GPU_ROWS * fitting, narrow))
 
 
 @dataclasses.dataclass(frozen=True)

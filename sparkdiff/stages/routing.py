@@ -201,7 +201,8 @@ class Router:
         pairs, cells = (GPU_PAIRS, GPU_CELLS) if x.device.type != "cpu" else (PAIRS, CELLS)
         limit = cells // max(1, len(self.columns))
         if self.prefix and not isinstance(x, SparseRows):
-            limit = (2**31 - 1) // max(1, x.shape[1])  # an int32 has to find every value of the part
+            # An int32 has to find every value of the part; on a GPU its columns are copied.
+            limit = GPU_CELLS // max(1, self.width) if on_gpu(x) else (2**31 - 1) // max(1, x.shape[1])
         return max(1, min(pairs // self.trees, limit, len(x)))
 
     def _room(self, x: Tensor | SparseRows) -> Room:
@@ -222,7 +223,10 @@ class Router:
                 yield begin, self._dense(x, begin, min(begin + rows, len(x)))
             else:
                 part = x[begin : begin + rows].detach()
-                yield begin, part.contiguous() if self.prefix else part.index_select(1, self.columns)
+                if not self.prefix:
+                    yield begin, part.index_select(1, self.columns)
+                else:
+                    yield begin, part[:, : self.width] if on_gpu(x) else part.contiguous()
 
     def _dense(self, x: SparseRows, begin: int, end: int) -> Tensor:
         """The columns that are read of the rows from `begin` to `end`, (m, u)."""
@@ -253,7 +257,7 @@ class Router:
         for number, splits in enumerate(self.levels):
             assert splits.threshold is not None
             if number:
-                torch.index_select(splits.column * step, 0, room.place, out=room.index)
+                torch.index_select(_times(splits.column, step), 0, room.place, out=room.index)
                 room.index.view(shape).add_(row)
                 torch.index_select(flat, 0, room.index, out=room.value)
                 torch.index_select(splits.threshold, 0, room.place, out=room.threshold)
@@ -303,8 +307,12 @@ class Router:
         """Where inner nodes (p,) send the rows whose values begin at `row` (p,), `step` apart."""
         splits = self.below
         assert splits is not None and splits.threshold is not None
-        value = flat.index_select(0, (splits.column * step).index_select(0, node).add_(row))
+        value = flat.index_select(0, _times(splits.column.index_select(0, node), step).add_(row))
         left = value <= splits.threshold.index_select(0, node)
         if splits.subset is not None:
             self.subsets.correct(left, splits.subset.index_select(0, node), value)
         return self.children.index_select(0, torch.add(left, node, alpha=2))
+
+
+def _times(column: Tensor, step: int) -> Tensor:
+    return column if step == 1 else column * step

@@ -7,6 +7,7 @@ step to step lies in tensors. Before a graph is used its results are compared, b
 Source: torch.cuda.CUDAGraph, and torch's notes on CUDA graphs.
 """
 
+import contextlib
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -104,15 +105,25 @@ class CapturedSteps:
         of running once in either case.
         """
         before = [x.clone() for x in changes]
-        own = [x.clone() for x in inputs]
-        self._aside(run, own)  # kernels choose their memory when they first run, which can't be recorded
+        try:
+            own = [x.clone() for x in inputs]
+            self._aside(run, own)  # kernels choose their memory when they first run, which can't be recorded
+        except RuntimeError as e:
+            if not is_short_of_memory(e):
+                raise
+            self.failed = str(e).splitlines()[0]
+        if self.failed:  # not in the handler, where the exception still holds the tensors of the step
+            _restore(changes, before)
+            self._trim()
+            run(inputs)
+            return None
         found = [x.clone() for x in changes]
         _restore(changes, before)
         try:
             with ALONE:
                 self._aside(self._without_waiting, lambda: run(own))
                 _restore(changes, before)
-                self.module.empty_cache()  # the memory of a graph is its own, and as much again
+                self._trim()  # the memory of a graph is its own, and as much again
                 captured = Captured(self._recorded(lambda: run(own)), own)
             _restore(changes, before)
             captured(inputs)
@@ -121,10 +132,13 @@ class CapturedSteps:
             self.failed = "a graph of the step found other numbers than the step"
         except RuntimeError as e:  # what can't be recorded has no class of its own
             self.failed = str(e).splitlines()[0]
-            if not is_short_of_memory(e):  # which is raised by the function, and the recording ends as it should
-                abandon(self.device, self.pool)
         _restore(changes, found)
         return None
+
+    def _trim(self) -> None:
+        """Give back the freed memory that torch keeps for itself."""
+        with contextlib.suppress(RuntimeError):  # which torch raises after a recording that failed
+            self.module.empty_cache()
 
     def _aside(self, run: Callable[[Any], None], argument: Any) -> None:
         """Run on the stream that graphs are recorded on, which has memory of its own."""
@@ -158,7 +172,11 @@ class CapturedSteps:
             try:
                 run()
             finally:
-                graph.capture_end()
+                try:
+                    graph.capture_end()
+                except RuntimeError:
+                    abandon(self.device, self.pool)
+                    raise
         return graph
 
 

@@ -112,7 +112,8 @@ class Training(Results):
         stream, team, place = data.stream, data.team, self.here.place
         if place.on_cpu:
             return data
-        count, width = len(self.active), max(1, self.network.head.classes)
+        head = self.network.head
+        count, width = len(self.active), max(1, head.classes, head.margins if head.wide else 1)
         data = dataclasses.replace(data, rows=max(1024, min(data.rows, SCORE_BYTES // (8 * 8 * count * width))))
         # u, its moments and average; parameters, gradients and their forms by u; what a graph is compared with.
         vectors = 12 * 8 * count * len(self.units.unit)

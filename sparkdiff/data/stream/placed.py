@@ -84,7 +84,7 @@ class Rooms:
         return out
 
     def leave(self) -> None:
-        """Give the memory back."""
+        """Forget the memory, which torch keeps for the next ones."""
         self._rooms = [{}, {}]
 
 

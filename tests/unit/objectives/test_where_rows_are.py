@@ -10,7 +10,7 @@ from some_gpu import GPU, ROUNDING, assert_same, no_reads
 from torch import Tensor
 
 from sparkdiff.errors import InputError
-from sparkdiff.evaluation.scores import Tally
+from sparkdiff.evaluation.scores import Tallies, Tally
 from sparkdiff.objectives import losses, metrics
 from sparkdiff.objectives.composite import penalised
 from sparkdiff.options import Options
@@ -137,6 +137,39 @@ def test_scores_are_the_cpu_s(kind: str) -> None:
         torch.testing.assert_close(scores[1].blocks, scores[0].blocks, rtol=close, atol=close, equal_nan=True)
         torch.testing.assert_close(scores[1].weights, scores[0].weights, rtol=ROUNDING, atol=ROUNDING)
         assert scores[1].below == scores[0].below
+    assert tried
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_scores_of_several_networks_are_those_of_each(kind: str) -> None:
+    """On a GPU the rows of all networks go through a metric in one call."""
+    cpu, tried = HEADS[kind](), 0
+    margin, y, w = rows_of(cpu)
+    event = margin[:, 2:] if cpu.own_loss()[0] == "weibull" else None  # belongs to the label
+    margins = torch.stack([margin, margin.flip(0), 2 * margin])
+    if event is not None:
+        margins[:, :, 2:] = event
+    stats, block = LabelStats(1.0, 0.8, 0.0, 2.0, torch.tensor([20, 20, 20])), torch.arange(N) % 16
+    for name in (None, *metrics.NAMES):
+        options = Options(labelCol="y", metric=name, metricParams=fitting(name or "", PARAMS, cpu))
+        try:
+            metric = metrics.resolve(options, losses.resolve("auto", {}, cpu, (), stats), cpu, (), stats)
+        except InputError:
+            continue
+        tried += 1
+        alone = []
+        for m in margins:
+            tally = Tally(metric, cpu)
+            tally.add(m, y, w, block)
+            alone.append(tally.score(ALONE))
+        together = Tallies(metric, cpu, len(margins))
+        for part in torch.arange(N).split(25):
+            there = [x[part].to(GPU.device) for x in (y, w, block)]
+            together.add_all(margins[:, part].to(GPU.device), *there)
+        for found, wanted in zip(together.scores(ALONE), alone, strict=True):
+            torch.testing.assert_close(found.blocks, wanted.blocks, rtol=1e-11, atol=1e-11, equal_nan=True)
+            torch.testing.assert_close(found.weights, wanted.weights, rtol=1e-12, atol=1e-12)
+            assert (found.below, found.sign) == (wanted.below, wanted.sign)
     assert tried
 
 
