@@ -118,7 +118,7 @@ class Stream:
         self.place, self.resident = CPU, False
         self._origin = self
         self._lock = lock  # held while it is read: `sparkdiff cache prune` leaves it
-        self._rooms: placed.Rooms | None = None  # where rows are gathered that are copied to a device
+        self._staging: placed.StagingBuffers | None = None  # where rows are gathered that are copied to a device
         self._tables: dict[str, tuple[int, int, Batch]] = {}  # per split: rank, world, all rows of the rank
         self._running: weakref.WeakSet[Generator[Batch]] = weakref.WeakSet()
 
@@ -133,7 +133,7 @@ class Stream:
             return self._origin
         out = copy.copy(self._origin)
         out.place, out.resident, out._tables = place, resident and self.inMemory and not place.on_cpu, {}
-        out._rooms = None if place.on_cpu else placed.Rooms(place)
+        out._staging = None if place.on_cpu else placed.StagingBuffers(place)
         return out
 
     def fits(self, splits: Sequence[str], spare: int, rank: int = 0, world: int = 1) -> bool:
@@ -230,8 +230,8 @@ class Stream:
         """Free the memory that rows take at the place."""
         if self is not self._origin:
             self._tables.clear()
-            if self._rooms is not None:
-                self._rooms.leave()
+            if self._staging is not None:
+                self._staging.clear()
             self.place.trim()
 
     def nothing(self) -> Batch:
@@ -279,8 +279,8 @@ class Stream:
             chunks = self._chunks(
                 name, source, ((first, bounds[:, first : first + chunk + 1]) for first in firsts), parts
             )
-            if self._rooms is not None and not self.resident:
-                chunks = placed.copied_ahead(chunks, self._rooms)
+            if self._staging is not None and not self.resident:
+                chunks = placed.copied_ahead(chunks, self._staging)
             for gathered, (first, rows) in chunks:
                 batches = split(prepare.rows(gathered) if prepare else gathered, rows)
                 del gathered  # the next chunk takes its place
@@ -298,7 +298,7 @@ class Stream:
             if self.resident:
                 gathered = placed.take(table, rows, self.place)
             else:
-                gathered = (self._rooms.take if self._rooms is not None else take)(table, rows)
+                gathered = (self._staging.gather if self._staging is not None else take)(table, rows)
             gathered = _widened(gathered, self.columns, self.place)
             if not self.resident:
                 gathered = self._divided(name, gathered)

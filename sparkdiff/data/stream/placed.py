@@ -43,9 +43,9 @@ def bytes_of(batch: Batch, place: Place) -> int:
     return sum(size(name, x) for name, x in parts)
 
 
-class Rooms:
+class StagingBuffers:
     """Memory of the CPU that rows are gathered in, to be copied to a GPU: pinned, and used again and again, as fresh pages of the
-    system take longer than the rows. There are two rooms: one is filled while the other is copied.
+    system take longer than the rows. Each column has two buffers: one is filled while the other is copied.
 
     Attributes:
         side: the stream of the device that copies.
@@ -53,11 +53,11 @@ class Rooms:
 
     def __init__(self, place: Place):
         self.place, self.side = place, module_of(place.device).Stream(place.device)
-        self._rooms: list[dict[str, Tensor]] = [{}, {}]
-        self._copied: list[Any] = [None, None]  # what each was last copied by
+        self._buffers: list[dict[str, Tensor]] = [{}, {}]
+        self._copied: list[Any] = [None, None]  # an event after the last copy of each
         self._now = 0
 
-    def take(self, batch: Batch, rows: Rows) -> Batch:
+    def gather(self, batch: Batch, rows: Rows) -> Batch:
         """These rows of every column, in memory that is used again in the call after the next."""
         self._now = 1 - self._now
         if self._copied[self._now] is not None:
@@ -68,24 +68,24 @@ class Rooms:
         }  # fmt: skip
 
     def _dense(self, name: str, x: Tensor, numbers: Tensor) -> Tensor:
-        room = self._rooms[self._now].get(name)
-        if room is None or len(room) < len(numbers) or room.dtype != x.dtype or room.shape[1:] != x.shape[1:]:
+        buffer = self._buffers[self._now].get(name)
+        if buffer is None or len(buffer) < len(numbers) or buffer.dtype != x.dtype or buffer.shape[1:] != x.shape[1:]:
             pinned = self.place.device.type == "cuda"
-            room = torch.empty(len(numbers), *x.shape[1:], dtype=x.dtype, pin_memory=pinned)
-            self._rooms[self._now][name] = room
-        return torch.index_select(x, 0, numbers, out=room[: len(numbers)])
+            buffer = torch.empty(len(numbers), *x.shape[1:], dtype=x.dtype, pin_memory=pinned)
+            self._buffers[self._now][name] = buffer
+        return torch.index_select(x, 0, numbers, out=buffer[: len(numbers)])
 
-    def sent(self, batch: Batch) -> Batch:
-        """The rows taken last, on the device; they are copied there while this process goes on."""
+    def send(self, batch: Batch) -> Batch:
+        """The rows gathered last, on the device; they are copied there while this process goes on."""
         self.side.wait_stream(module_of(self.place.device).current_stream(self.place.device))
         with module_of(self.place.device).stream(self.side):
             out = here(batch, self.place, wait=False)
             self._copied[self._now] = self.side.record_event()
         return out
 
-    def leave(self) -> None:
+    def clear(self) -> None:
         """Forget the memory, which torch keeps for the next ones."""
-        self._rooms = [{}, {}]
+        self._buffers = [{}, {}]
 
 
 def take(batch: Batch, rows: Rows, place: Place) -> Batch:
@@ -94,8 +94,8 @@ def take(batch: Batch, rows: Rows, place: Place) -> Batch:
     return {name: taken(x, numbers) for name, x in batch.items()}
 
 
-def copied_ahead(chunks: Iterator[tuple[Batch, T]], rooms: Rooms) -> Iterator[tuple[Batch, T]]:
-    """The chunks, gathered in these rooms, on the device: each is copied while the one before it is computed with.
+def copied_ahead(chunks: Iterator[tuple[Batch, T]], buffers: StagingBuffers) -> Iterator[tuple[Batch, T]]:
+    """The chunks, gathered in these buffers, on the device: each is copied while the one before it is computed with.
 
     Source of the order of events: torch's notes on CUDA semantics (streams, `record_stream`).
     """
@@ -103,20 +103,20 @@ def copied_ahead(chunks: Iterator[tuple[Batch, T]], rooms: Rooms) -> Iterator[tu
     for chunk, what in chunks:
         ready = coming
         if ready is not None:
-            arrived(ready[0], rooms)
-        coming = rooms.sent(chunk), what  # once the chunk before `ready` is done with: two are there at most
+            arrived(ready[0], buffers)
+        coming = buffers.send(chunk), what  # once the chunk before `ready` is done with: two are there at most
         if ready is not None:
             yield ready
             del ready
     if coming is not None:
-        arrived(coming[0], rooms)
+        arrived(coming[0], buffers)
         yield coming
 
 
-def arrived(batch: Batch, rooms: Rooms) -> None:
+def arrived(batch: Batch, buffers: StagingBuffers) -> None:
     """Let the work to come wait for the copies of a batch, and keep its memory until that work is done."""
-    now = module_of(rooms.place.device).current_stream(rooms.place.device)
-    now.wait_stream(rooms.side)
+    now = module_of(buffers.place.device).current_stream(buffers.place.device)
+    now.wait_stream(buffers.side)
     for x in batch.values():
         for t in (x.indices, x.values, x.offsets) if isinstance(x, SparseRows) else (x,):
             t.record_stream(now)
