@@ -70,7 +70,12 @@ def run(
     if assignment.options.processes > 1:
         return _in_processes(assignment, folder, say, epochs)
     saves, shown = Checkpoints(folder.state, assignment.options.timeout, folder.check), 0
-    forecast = TrainingProgress(assignment)
+    forecast, told = TrainingProgress(assignment), ""
+
+    def say_device(text: str) -> None:
+        nonlocal told
+        told = f"; {text}"
+        say(text)
 
     def on_step(training: Training) -> None:
         nonlocal shown
@@ -78,9 +83,10 @@ def run(
         if training.epoch > shown:
             shown = training.epoch
             epochs(training.history)
-            say(forecast.line(shown, training.chosen.metric, len(training.active), ended=training.ended))
+            text = forecast.line(shown, training.chosen.metric, len(training.active), ended=training.ended)
+            say(text + told if training.ended else text)  # a log has no line of its own for the device
 
-    work(assignment, training, stream, ALONE, on_step, folder=folder.path, say=say)
+    work(assignment, training, stream, ALONE, on_step, folder=folder.path, say=say_device)
     return training, []
 
 

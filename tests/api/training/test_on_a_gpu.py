@@ -36,7 +36,9 @@ def test_auto_takes_it_keeps_that_and_finds_the_same(
     begun, options = fake_gpu.copies, {"runId": "gpu", "checkpointDir": str(tmp_path), "callbacks": [listener]}
     found = tune(numeric, df, shared, **options)
     assert fake_gpu.copies > begun
-    assert f"device='auto' takes {SHOWN}: a step takes 0.5 ms there, 2 ms on cpu" in said
+    line = f"device='auto' takes {SHOWN}: a step takes 0.5 ms there, 2 ms on cpu"
+    assert line in said
+    assert any(detail.endswith(f"on validation rows; {line}") for detail in said)  # where the phase ends
     assert found.summary.decision == tuned_numeric.summary.decision
     before, after = weights(tuned_numeric.pipelineModel), weights(found.pipelineModel)
     assert before.keys() == after.keys()
