@@ -13,9 +13,12 @@ from sparkdiff.tensors.device import Place, gpus, module_of
 
 T = TypeVar("T")
 REAL = gpus() > 0
-if not REAL:  # torch's autograd goes backward on one kind of device in a process
-    import fake_gpu  # noqa: F401
-GPU = Place(torch.device("cuda" if REAL else "fakegpu", 0))
+if REAL:  # without the fake one: torch's autograd goes backward on one kind of device in a process
+    GPU = Place(torch.device("cuda", 0))
+else:
+    import fake_gpu
+
+    GPU = Place(torch.device(fake_gpu.NAME, 0))
 ROUNDING = 1e-11 if REAL else 0.0
 """How far numbers may lie from the CPU's, relatively and absolutely: the fake one has the CPU's kernels."""
 FAKE_ONLY = pytest.mark.skipif(REAL, reason="asks the fake GPU for what a real one does not do on request")

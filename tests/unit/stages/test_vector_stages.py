@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from small_networks import logistic, network
+from some_gpu import GPU
 from torch import Tensor
 
 from sparkdiff.data.stream.manifest import BatchColumn
@@ -171,6 +172,13 @@ def test_units() -> None:
     assert bool((unit > 0).all())
     assert unit[[0, 2, 3, 4]].tolist() == WEIGHTS[[0, 2, 3, 4]].abs().tolist()
     assert float(ElementwiseProduct(torch.zeros(2, dtype=F64)).units(None, None)["scalingVec"].sum()) == 2.0  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("width", "rows"), [(10, 16 * 8192), (500, 67_108), (50_000, 671), (500_000, 256)])
+def test_a_gpu_measures_fewer_wide_rows_at_a_time(width: int, rows: int) -> None:
+    """256 MiB of them, unless that would be very few."""
+    stream: Any = SimpleNamespace(columns=[BatchColumn("x", "x", "dense", width, F64)], place=GPU)
+    assert rows_at_once(network((logistic(width), ["x"], "p")), stream) == rows
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,11 @@
 import contextlib
 import dataclasses
 import json
+import types
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from small_networks import F64, logistic, network, normal, trees
@@ -23,6 +25,7 @@ from sparkdiff.tensors import device
 from sparkdiff.tensors.device import CPU, Place
 from sparkdiff.tensors.rows import SparseRows
 from sparkdiff.tensors.team import Team
+from sparkdiff.training.captured import CapturedSteps
 from sparkdiff.training.distributed.attempt import Attempt
 from sparkdiff.training.distributed.worker import Assignment, objectives
 from sparkdiff.training.form import _all_count
@@ -276,6 +279,42 @@ def test_rows_that_are_copied_ahead_are_the_same(made: Any) -> None:
     for name in ("noise, masks and mixtures", "from files", "sparse rows"):
         a, wanted = made(name)
         assert_same(fitted(a, GPU, resident=False), wanted)
+
+
+def test_a_buffer_is_filled_again_only_after_its_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Copies go on while the process does: a buffer that is filled too early would change rows that are under way."""
+    buffers, table = placed.StagingBuffers(GPU), {"x": normal(30, 2), "n": torch.arange(30)}
+    parts = [np.arange(10 * k, 10 * k + 10)[::-1].copy() for k in range(3)]
+    second: Any = None
+    waited: list[str] = []
+    for name, rows in (("first", parts[0]), ("second", parts[1])):
+        first, second = second, buffers.gather(table, rows)
+        buffers.send(second)
+        event = types.SimpleNamespace(synchronize=lambda name=name: waited.append(name))
+        buffers._copied[buffers._now] = event
+    assert not waited
+    for found, rows in ((first, parts[0]), (second, parts[1])):
+        assert all(torch.equal(found[name], x[torch.from_numpy(rows)]) for name, x in table.items())
+    third = buffers.gather(table, parts[2])
+    assert waited == ["first"]
+    assert third["x"].data_ptr() == first["x"].data_ptr()
+    assert torch.equal(second["x"], table["x"][10:20].flip(0))
+
+
+@pytest.mark.parametrize("step", ["_aside", "_recorded"])
+def test_a_step_that_no_memory_is_left_to_record_needs_no_graph(
+    made: Any, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def short(*given: Any) -> None:
+        raise torch.OutOfMemoryError("out of memory: too little for a graph")
+
+    monkeypatch.setattr(CapturedSteps, step, short)
+    a, wanted = made("noise, masks and mixtures")
+    found = fitted(a, GPU)
+    assert_same(found, wanted)
+    [told] = found.fallbacks
+    assert "start their kernels one by one" in told
+    assert "too little for a graph" in told
 
 
 @pytest.mark.parametrize("others", [0, 3])
