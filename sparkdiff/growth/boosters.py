@@ -43,6 +43,7 @@ class Rules:
         ridge: penalty on the square of a leaf's value, in rows of mean curvature.
         rate: what a leaf's Newton step is multiplied by.
         longest: step at most, before that, in units of the margin.
+        columns: share of them that is drawn for each tree; scikit-learn draws anew for each split.
     """
 
     leaves: int
@@ -51,6 +52,7 @@ class Rules:
     ridge: float
     rate: float
     longest: float
+    columns: float = 1.0
 
 
 class Booster(ABC):
@@ -85,6 +87,7 @@ class LightGBM(Booster):
             "min_data_in_leaf": rules.rows, "min_sum_hessian_in_leaf": LEAST_CURVATURE, "min_data_per_group": rules.rows,
             "cat_smooth": CATEGORY_ROWS, "cat_l2": CATEGORY_RIDGE,
             "lambda_l2": rules.ridge, "max_delta_step": rules.longest, "bagging_fraction": SHARE, "bagging_freq": 1,
+            "feature_fraction": rules.columns,
         }  # fmt: skip
         self.data = library.Dataset(
             x, categorical_feature=np.flatnonzero(nominal).tolist(), params=self.params, free_raw_data=False
@@ -124,7 +127,8 @@ class XGBoost(Booster):
             "verbosity": 0, "nthread": 1, "seed": seed, "tree_method": "hist", "grow_policy": "lossguide",
             "max_leaves": self.rules.leaves, "max_depth": self.rules.depth, "eta": self.rules.rate,
             "min_child_weight": max(LEAST_CURVATURE, self.rules.rows), "lambda": self.rules.ridge,
-            "max_delta_step": self.rules.longest, "subsample": SHARE, "base_score": 0.0, "num_class": margin.shape[1],
+            "max_delta_step": self.rules.longest, "subsample": SHARE,
+            "colsample_bytree": self.rules.columns, "base_score": 0.0, "num_class": margin.shape[1],
         }  # fmt: skip
         if margin.shape[1] == 1:
             del params["num_class"]
@@ -162,12 +166,14 @@ class ScikitLearn(Booster):
             slope, curve = slopes(margin)
             drawn = random.random(len(margin)) < SHARE
             for k in range(margin.shape[1]):
-                tree, step = self._tree(slope[:, k], curve[:, k], drawn & (curve[:, k] > 0))
+                tree, step = self._tree(
+                    slope[:, k], curve[:, k], drawn & (curve[:, k] > 0), int(random.integers(2**31))
+                )
                 margin[:, k] += step
                 out.append(tree)
         return out
 
-    def _tree(self, slope: Array, curve: Array, drawn: Array) -> tuple[TreeArrays, Array]:
+    def _tree(self, slope: Array, curve: Array, drawn: Array, seed: int) -> tuple[TreeArrays, Array]:
         """A tree, and what it adds to the margin of each row."""
         if not drawn.any():
             return TreeArrays.constant(0.0), np.zeros(len(drawn))
@@ -175,7 +181,8 @@ class ScikitLearn(Booster):
             max_leaf_nodes=self.rules.leaves,
             max_depth=self.rules.depth,
             min_samples_leaf=self.rules.rows,
-            random_state=0,
+            max_features=self.rules.columns,
+            random_state=seed,
         )
         x, order = self._ordered(slope, curve, drawn)
         node = model.fit(x[drawn], -slope[drawn] / curve[drawn], sample_weight=curve[drawn]).apply(x)

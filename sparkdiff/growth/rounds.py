@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from sparkdiff.evaluation.ledger import LedgerTrial
+from sparkdiff.evaluation.scores import Score
 from sparkdiff.growth import parts
 from sparkdiff.growth.criterion import Criterion
 from sparkdiff.growth.items import Found, Item
@@ -162,16 +163,34 @@ def _joined(
         trials += [LedgerTrial(i, e, f"round {number}: {f.item.name}") for e in range(1, len(f.gains) + 1)]
     members, table = state.members, state.table
     if joins:
-        part = found[chosen].part
-        assert part is not None
-        members = (*members, Member(part, 1.0, number))
-        members, table = mixed(members, start, criterion, limits)
-        now = criterion.score(table.validation.margin, table.validation)
+        members, table, now = _with(state, found[chosen], start, criterion, limits, number)
         first = criterion.score(start.validation.margin, start.validation)
         gains.append((first.blocks - now.blocks)[None])
         trials.append(LedgerTrial(len(found), 0, f"round {number}: mixture"))
     grown = Grown(members, table, (*state.tried, *tried), torch.cat(gains), tuple(trials), "")
     return grown, tried
+
+
+def _with(
+    state: Grown, found: Found, start: Table, criterion: Criterion, limits: Limits, number: int
+) -> tuple[tuple[Member, ...], Table, Score]:  # fmt: skip
+    """The members with one more, the table at their margin, and the metric of the mixture.
+
+    The weights of the mixture stay as they are, that of the new part 1, where the validation rows don't confirm others: beside
+    trees that know the training rows by heart, these rows say nothing about the weight of a further part.
+    """
+    part = found.part
+    assert part is not None
+    more = (*state.members, Member(part, 1.0, number))
+    members, table = mixed(more, start, criterion, limits)
+    now = criterion.score(table.validation.margin, table.validation)
+    if now.mean > found.value:
+        train, validation = state.table.train, state.table.validation
+        members, table = (
+            more,
+            state.table.at(train.margin + part.output(train), validation.margin + part.output(validation)),
+        )
+    return members, table, now
 
 
 def simplest(found: Sequence[Found], objectives: Sequence[float], before: float) -> int:

@@ -66,7 +66,7 @@ def rebuild(stage: Any, nodes: Nodes, treeWeights: Array | None = None, numFeatu
     """A new fitted stage of the same class, uid and Params (set and default, also each tree's own) with these nodes.
 
     Args:
-        nodes: the nodes of as many trees as the stage has, in any shape.
+        nodes: the nodes of as many trees as the stage has, in any shape; a gradient-boosted ensemble may get more or fewer.
         treeWeights: (T,), of a gradient-boosted ensemble only.
         numFeatures: of the vectors that it reads; None where that stays.
     """
@@ -87,8 +87,9 @@ def _constructed(old: Any, nodes: Nodes, treeWeights: Array | None, numFeatures:
     made = roots(nodes, old.getOrDefault("impurity"))
     new = [
         tree.copyValues(make(tree.uid(), root, features, *classes), none)
-        for tree, root in zip(trees, made, strict=True)
+        for tree, root in zip(trees, made, strict=not is_boosted(old))
     ]
+    new += [make(uid, root, features) for uid, root in zip(_uids(len(made) - len(new)), made[len(new) :], strict=True)]
     if not is_ensemble(old):
         return JavaParams._from_java(new[0])
     weights = [doubles(old.treeWeights if treeWeights is None else treeWeights)] if is_boosted(old) else []
@@ -112,7 +113,7 @@ def fitted(
     classes = [numClasses] if estimator.hasParam("probabilityCol") else []
     voting = [] if is_boosted(estimator) else classes  # a boosted classifier's trees are regressions
     kind, prefix = MEMBERS[bool(voting)]
-    uids = [f"{prefix}_{uuid.uuid4().hex[-12:]}" for _ in range(nodes.trees)]
+    uids = _uids(nodes.trees, prefix)
     if not sessions.has_constructors():
         return _written(estimator, nodes, numFeatures, classes, treeWeights, kind, uids)
     model = rebuilding.model_class(estimator)
@@ -145,6 +146,11 @@ def roots(nodes: Nodes, impurity: str) -> list[Any]:
     trees = mapper().readValue(json.dumps(nodes.records()), kind)
     build = scala_object(STORE)
     return [build.buildTreeFromNodes(tree, impurity) for tree in trees]
+
+
+def _uids(count: int, prefix: str = MEMBERS[0][1]) -> list[str]:
+    """Those of new trees of an ensemble, as Spark makes them up."""
+    return [f"{prefix}_{uuid.uuid4().hex[-12:]}" for _ in range(count)]
 
 
 def _classes(java: Any) -> list[int]:
@@ -182,8 +188,11 @@ def _rewritten(old: Any, nodes: Nodes, treeWeights: Array | None, numFeatures: i
         files.write_rows(f"{where}/data", files.table_of(rows, schema))
         if treeWeights is not None:
             meta = files.read_rows(f"{where}/treesMetadata")
-            new = [(*row[:2], treeWeights[row[0]]) for row in zip(*meta.to_pydict().values(), strict=True)]
-            files.write_rows(f"{where}/treesMetadata", files.table_of(new, meta.schema))
+            told = [about for _, about, _ in sorted(zip(*meta.to_pydict().values(), strict=True))][: nodes.trees]
+            told += [_member(MEMBERS[0][0], uid) for uid in _uids(nodes.trees - len(told))]
+            each = zip(range(nodes.trees), told, np.asarray(treeWeights).tolist(), strict=True)
+            files.write_rows(f"{where}/treesMetadata", files.table_of(each, meta.schema))
+            files.change_metadata(where, numTrees=nodes.trees)
         return type(old).load(places.model_at(where))
 
 
@@ -208,7 +217,7 @@ def _written(
             metadata["numTrees"] = nodes.trees
             rows = [(t, node) for t, tree in enumerate(records) for node in tree]
             schema = pa.schema({"treeID": pa.int32(), "nodeData": NODE})
-            told = [json.dumps(rebuilding.saved_metadata(kind, uid, {}, {})) for uid in uids]
+            told = [_member(kind, uid) for uid in uids]
             weights = np.ones(nodes.trees) if treeWeights is None else treeWeights
             about = pa.schema({"treeID": pa.int32(), "metadata": pa.string(), "weights": pa.float64()})
             each = zip(range(nodes.trees), told, weights.tolist(), strict=True)
@@ -216,3 +225,8 @@ def _written(
         files.write_text(f"{where}/metadata", json.dumps(metadata))
         files.write_rows(f"{where}/data", files.table_of(rows, schema))
         return model.load(places.model_at(where))
+
+
+def _member(kind: str, uid: str) -> str:
+    """The metadata of a new tree of an ensemble, which has no Params of its own but the defaults."""
+    return json.dumps(rebuilding.saved_metadata(kind, uid, {}, {}))

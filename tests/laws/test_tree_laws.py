@@ -103,9 +103,10 @@ def params(random: np.random.Generator, name: str, classes: int) -> dict[str, An
 
 
 def stage(base: Base, random: np.random.Generator, name: str, classes: int = 0) -> Any:
-    old = base(name, classes)
-    count = 1 if name.startswith("Decision") else TREES
-    weights = random.choice([1.0, 0.1, 0.0, -0.5, 3.0, 1e-9], TREES) if name.startswith("GBT") else None
+    """A boosted one has fewer or more trees than the fitted one that it is made of."""
+    old, boosted = base(name, classes), name.startswith("GBT")
+    count = 1 if name.startswith("Decision") else int(random.integers(1, 2 * TREES)) if boosted else TREES
+    weights = random.choice([1.0, 0.1, 0.0, -0.5, 3.0, 1e-9], count) if boosted else None
     new = trees.rebuild(old, grown(random, count, 0 if name.startswith("GBT") else classes), weights)
     return new.copy({new.getParam(k): v for k, v in params(random, name, classes).items()})
 
@@ -147,10 +148,26 @@ def grown_leaf() -> list[dict[str, Any]]:
     }]  # fmt: skip
 
 
+def test_more_and_fewer_trees_by_both_routes(base: Base) -> None:
+    old, random = base("GBTRegressor", 0), np.random.default_rng(7)
+    for count in (1, 2 * TREES):
+        nodes, weights = grown(random, count, 0), random.normal(size=count)
+        built = []
+        for constructors in (True, False):
+            with patch.object(sessions, "has_constructors", return_value=constructors):
+                built.append(trees.rebuild(old, nodes, weights))
+        one, other = built
+        assert one.toDebugString == other.toDebugString
+        assert one.treeWeights == other.treeWeights == weights.tolist()
+        assert one.getNumTrees == other.getNumTrees == count
+        names = [[tree.uid for tree in model.trees] for model in (old, one, other)]
+        assert all(uids[:TREES] == names[0][:count] and len({*uids}) == count for uids in names[1:])
+
+
 @pytest.mark.nightly  # test_both_routes_build_the_same_stage compares them node by node, for each class
 def test_trees_without_constructors(table: DataFrame, base: Base) -> None:
     random = np.random.default_rng(6)
-    kinds = {"GBTClassifier": 2, "DecisionTreeClassifier": 3}
+    kinds = {"GBTClassifier": 2, "GBTRegressor": 0, "DecisionTreeClassifier": 3}
     stages = [stage(base, random, name, classes) for name, classes in kinds.items()]
     with patch.object(sessions, "has_constructors", return_value=False):
         check(stages, table)

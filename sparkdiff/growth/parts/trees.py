@@ -34,11 +34,30 @@ from sparkdiff.importers.models import sum_of_trees
 from sparkdiff.importers.trees import LARGEST_CATEGORY, TreeArrays
 from sparkdiff.jvm.nodes import Array, Nodes
 
-SIZES = {4: 300, 31: 200}
-"""Leaves of a tree -> how many rounds of boosting at most."""
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """What an ensemble is like.
+
+    Attributes:
+        leaves: of a tree, at most.
+        rounds: of boosting, at most.
+        rate: what each tree's steps are multiplied by.
+        columns: share of them that is drawn for each tree.
+    """
+
+    leaves: int
+    rounds: int
+    rate: float = 0.1
+    columns: float = 1.0
+
+
+SIZES = (Size(4, 300), Size(31, 200), Size(8, 400, 0.05, 0.7), Size(63, 400, 0.05, 0.6))
+"""The first two learn fast; the third one is often better on some thousand rows, the last one on more (docs/growing.md)."""
+MOST_LEAVES = 320
+"""Of all trees of a round of boosting: more, of many classes, make a model that takes long to read and to serve."""
 ROUNDS = 10
 """Rounds of boosting in an epoch."""
-RATE = 0.1
 RIDGE = 1.0
 LEAST_ROWS = 20
 """In a leaf, where there are many rows; of few, a fiftieth of them."""
@@ -77,7 +96,7 @@ def without_trees(settings: GrowthSettings) -> tuple[GrowthSettings, list[str]]:
 
 
 def propose(table: Table, criterion: Criterion, seed: int) -> list[Item]:
-    """Small trees, which see interactions of two or three columns, and larger ones.
+    """Small trees, which see interactions of two or three columns, and larger ones, which learn fast or slowly.
 
     Raises:
         InputError: no library is installed that finds trees.
@@ -88,13 +107,14 @@ def propose(table: Table, criterion: Criterion, seed: int) -> list[Item]:
     return [
         Item(
             kind="trees",
-            name=f"trees of {leaves} leaves",
-            epochs=rounds // ROUNDS,
-            work=rounds * table.width * (1e-3 + 1e-7 * len(table.train) * math.log2(leaves)),  # seconds
+            name=f"trees of {size.leaves} leaves",
+            epochs=size.rounds // ROUNDS,
+            work=size.rounds * table.width * (1e-3 + 1e-7 * len(table.train) * math.log2(size.leaves)),  # seconds
             seed=seed,
-            settings={"library": library, "leaves": leaves},
+            settings={"library": library, "leaves": size.leaves, "rate": size.rate, "columns": size.columns},
         )
-        for leaves, rounds in SIZES.items()
+        for size in SIZES
+        if size.leaves * table.width <= MOST_LEAVES
     ]
 
 
@@ -228,9 +248,9 @@ class Boosting(Trainer):
         return np.array([c.indexes and 0 < c.levels <= LARGEST_CATEGORY for c in self.columns], bool)
 
     def _rules(self, table: Table, criterion: Criterion) -> Rules:
-        leaves = self.item.settings["leaves"]
+        leaves, rate, columns = (self.item.settings[name] for name in ("leaves", "rate", "columns"))
         rows = max(1, min(LEAST_ROWS, len(table.train) // 50))
-        return Rules(leaves, math.ceil(math.log2(leaves)) + 3, rows, RIDGE, RATE, LONGEST * criterion.unit)
+        return Rules(leaves, math.ceil(math.log2(leaves)) + 3, rows, RIDGE, rate, LONGEST * criterion.unit, columns)
 
 
 def _settled(tree: TreeArrays, x: Array) -> TreeArrays:

@@ -1,4 +1,5 @@
-"""The arms that add stages: `grow`, parts that learn beside the pipeline's features, and `import`, boosted trees."""
+"""The arms that add what learns: `grow`, parts beside the features of the last linear stage, and `import`, boosted trees: in
+front of this stage or, where a pipeline ends in boosted trees, in these (boosting.py)."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
@@ -19,6 +20,7 @@ from sparkdiff.growth.procedure import grow_rounds
 from sparkdiff.growth.serving import check_cost, check_room
 from sparkdiff.growth.settings import GrowthSettings
 from sparkdiff.improvement.arm import Arm
+from sparkdiff.improvement.arms import boosting
 from sparkdiff.improvement.budget import Limit
 from sparkdiff.improvement.candidate import Candidate, Step, rounded, shortened
 from sparkdiff.improvement.ground import HELD_OUT, Ground, Measurement, check_same_rows
@@ -132,5 +134,14 @@ def _trees(ground: Ground) -> tuple[str, ...]:
     return ("trees",)
 
 
+def _import_refused(ground: Ground) -> str:
+    return boosting.refused(ground) if boosting.ends_in_boosted(ground) else _refused(_trees)(ground)
+
+
+def _import(ground: Ground, number: int, limit: Limit, steps: Sequence[Step]) -> Step:
+    run = boosting.run if boosting.ends_in_boosted(ground) else _step("import", _trees)
+    return run(ground, number, limit, steps)
+
+
 GROW = Arm("grow", 2, 2.0, _refused(_parts), _step("grow", _parts))
-IMPORT = Arm("import", 2, 1.0, _refused(_trees), _step("import", _trees))
+IMPORT = Arm("import", 2, 1.0, _import_refused, _import)

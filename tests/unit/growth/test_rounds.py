@@ -75,6 +75,28 @@ def test_weights_of_the_mixture_minimise_the_loss_of_training_rows(kind: str) ->
         assert float(criterion.loss(other, table.train)) > best
 
 
+def test_a_part_beside_what_knows_the_training_rows_by_heart_keeps_its_weight() -> None:
+    """No slope is left on training rows: the mixture gives a further part no weight, but validation rows show that it gains."""
+    table, criterion = table_of("linear", 900, planted=lambda c: 0.6 * c["y"])
+    known = dataclasses.replace(table, train=table.train.at(table.train.label))
+    part = Known(0.6)
+    before = criterion.score(known.validation.margin, known.validation)
+    after = criterion.score(known.validation.margin + part.output(known.validation), known.validation)
+    gains = (before.blocks - after.blocks)[None]
+    one = Found(Item("known", "known", 1, 1.0, 0), part, 1, after.mean, 0.0, gains, 0.0)
+    limits = dataclasses.replace(LIMITS, complexity=0.1)
+    [mixed], _ = rounds.mixed([Member(part, 1.0, 1)], known, criterion, limits)
+    assert mixed.weight < 0.01
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(parts, "propose", lambda *args: [one.item])
+        grown = rounds.grow(known, criterion, limits, lambda *args: [one], lambda tried: None)
+    assert [m.weight for m in grown.members] == [1.0]
+    torch.testing.assert_close(grown.table.train.margin, known.train.margin + part.output(known.train))
+    assert criterion.score(grown.table.validation.margin, known.validation).mean == after.mean
+    assert [t.arm for t in grown.trials] == ["round 1: known", "round 1: mixture"]
+    assert len(grown.gains) == 2
+
+
 def test_a_penalty_makes_weights_smaller() -> None:
     table, criterion = table_of("poisson", 4000, planted=lambda c: 0.6 * c["y"])
     members = [Member(Known(1.0), 1.0, 1)]

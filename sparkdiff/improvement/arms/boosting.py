@@ -1,0 +1,215 @@
+"""More boosted trees for a pipeline that ends in boosted trees, or others in their place: fitted on the cache, brought home.
+
+The trees are found like those that growth puts in front of a linear stage (growth/parts/trees.py), on the features that the last
+stage reads, for the loss that the improvement is judged by. They start from the margin of the trees that are there, and join
+them; or from the mean of that margin, and take their place. Either way the last stage keeps its class, uid and Params.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from sparkdiff.errors import InputError
+from sparkdiff.evaluation.ledger import LedgerTrial
+from sparkdiff.fine_tuning.phases import run_folder
+from sparkdiff.growth import costs, running
+from sparkdiff.growth.clock import Clock
+from sparkdiff.growth.inputs import cut_for, specification_of, table_of
+from sparkdiff.growth.items import Found
+from sparkdiff.growth.parts import trees
+from sparkdiff.growth.parts.trees import TreesPart
+from sparkdiff.growth.table import Column, Table
+from sparkdiff.importers.trees import LARGEST_CATEGORY, TreeArrays
+from sparkdiff.improvement.arms.fine_tuning import fine_tuned
+from sparkdiff.improvement.budget import Limit
+from sparkdiff.improvement.candidate import Candidate, Step, nothing, rounded
+from sparkdiff.improvement.ground import Ground, allowed, measure
+from sparkdiff.jvm import trees as java_trees
+from sparkdiff.jvm.nodes import Array, Nodes
+from sparkdiff.pipeline.nesting import replaced
+from sparkdiff.pipeline.schema import known_fields
+from sparkdiff.report.shares import share_of
+from sparkdiff.stages.trees import GBTClassification, GBTRegression
+from sparkdiff.store.run_folder import name_beside
+from sparkdiff.tensors.rows import dense, width
+
+BOOSTED = (GBTRegression, GBTClassification)
+LARGEST = 2**30
+"""Bytes that the features may take as a matrix."""
+PASSES = 20
+"""Passes over the training rows that an ensemble is taken for, where the budget is in passes."""
+LATE = 0.5
+"""Share of the gain so far that the ensembles for which there was no time are expected to add."""
+
+
+def ends_in_boosted(ground: Ground) -> bool:
+    return isinstance(ground.plan.cut.graph.head.module, BOOSTED)
+
+
+def refused(ground: Ground) -> str:
+    """Why no trees can be added."""
+    head = ground.plan.cut.graph.head
+    if head.uid in ground.keeps:
+        return f"{head.uid} is to be kept, and more trees change it"
+    try:
+        trees.installed()
+    except InputError as e:
+        return str(e)
+    return ""
+
+
+@dataclass(frozen=True)
+class _Ensemble:
+    """What was found from one start.
+
+    Attributes:
+        base: the margin that its trees start from instead of those that are there; None where they join those.
+        column: of the gains of its best epoch.
+    """
+
+    found: Found
+    base: float | None
+    column: int
+
+    @property
+    def name(self) -> str:
+        part = self.found.part
+        assert part is not None
+        return f"{part.name} more" if self.base is None else f"{part.name} in their place"
+
+
+def run(ground: Ground, number: int, limit: Limit, steps: Sequence[Step]) -> Step:
+    """The ensembles that there is time for; in a second step the others, and the leaves of the best one train."""
+    clock = Clock.of(limit.seconds)
+    original, found = _found(ground, number, limit, clock)
+    late = sum(f.is_late for f, _ in found)
+    if late == len(found):
+        return nothing(ground, "import", number, "no time for any trees", late=True)
+    gains = rounded(ground, torch.cat([f.gains for f, _ in found]))
+    firsts = np.cumsum([0, *(len(f.gains) for f, _ in found)]).tolist()
+    trials = [LedgerTrial(i, e, f.item.name) for i, (f, _) in enumerate(found) for e in range(1, len(f.gains) + 1)]
+    ensembles = [
+        _Ensemble(f, base, first + f.epoch - 1) for (f, base), first in zip(found, firsts, strict=False) if f.part
+    ]
+    told = {"ensembles": [_told(f, base, original) for f, base in found], "late": late > 0}
+    says = f"{len(found) - late} ensembles{f', no time for {late} more' if late else ''}"
+    best, model = _best(ground, ensembles)
+    if best is None:
+        why = "none gains" if not ensembles else "all of them cost more to serve than maxServingCost allows"
+        return Step("import", number, gains, trials, (), 0.0, f"{says}, {why}", learned=told)
+    candidate = Candidate("import", best.name, measure(ground, model), best.column, best.name)
+    hope = LATE * max(share_of(original - best.found.value, original), 0.0) if late else 0.0
+    step = Step("import", number, gains, trials, (candidate,), hope, says, trains=number == 0, learned=told)
+    return step if number == 0 else _trained(ground, step, replace(limit, seconds=clock.left(limit.seconds)))
+
+
+def _found(
+    ground: Ground, number: int, limit: Limit, clock: Clock
+) -> tuple[float, list[tuple[Found, float | None]]]:  # fmt: skip
+    """The original's metric as a loss, and what each ensemble found, with the margin that it starts from (see `_Ensemble`)."""
+    options = replace(ground.options, maxSeconds=limit.seconds, **ground.kept("import", number))
+    runId = options.runId and name_beside(options.runId, "-trees")
+    with ground.begun(replace(ground.plan, options=options, cut=cut_for(ground.plan, ()))) as run:
+        table, specification = _table(run, ground), specification_of(run)
+        criterion = specification.criterion()
+        original = criterion.score(table.validation.margin, table.validation)
+        base = float(table.train.mean(table.train.margin))
+        anew = table.at(torch.full_like(table.train.margin, base), torch.full_like(table.validation.margin, base))
+        items = trees.propose(table, criterion, ground.options.seed)
+        if limit.passes is not None:
+            items = items[: max(1, int(limit.passes / (2 * PASSES)))]
+        with (
+            run_folder(run, runId, replace=True) as folder,
+            running.runner(folder, specification, clock=clock, memory=ground.trained) as train,
+        ):
+            found: list[tuple[Found, float | None]] = [(f, None) for f in train(1, items, table, original.blocks)]
+            found += [(f, base) for f in train(2, items, anew, original.blocks)]
+    return original.mean, found
+
+
+def _trained(ground: Ground, step: Step, limit: Limit) -> Step:
+    """The step, with the training of all stages of what it found."""
+    [found] = step.candidates
+    name = f"{found.name}, fine-tuned"
+    more = fine_tuned(
+        ground, found.found, limit, recipe="default", arm="import", number=step.number, name=name, changes=found.changes
+    )
+    shifted = tuple(replace(c, column=len(step.gains) + c.column) for c in more.candidates)
+    return replace(
+        more, gains=torch.cat([step.gains, more.gains]), trials=[*step.trials, *more.trials], candidates=(found, *shifted),
+        says=f"{step.says}; {more.says}", learned={**more.learned, **step.learned, "late": more.learned["late"]},
+    )  # fmt: skip
+
+
+def _table(run: Any, ground: Ground) -> Table:
+    """The features that the last stage reads, as single columns.
+
+    Raises:
+        InputError: they are too many for a matrix in memory.
+    """
+    plain = table_of(run, ())
+    head = ground.plan.cut.graph.head
+    slots, rows = width(plain.train.features), len(plain.train) + len(plain.validation)
+    if (needed := 8 * slots * rows) > LARGEST:
+        raise InputError(
+            f"{head.uid} reads {slots:,} features of {rows:,} rows, {needed / 2**30:.1f} GiB as a matrix: more trees are found "
+            f"where it takes {LARGEST / 2**30:g} GiB at most"
+        )
+    field = known_fields(ground.plan.cut.graph, {head.reads[0]}, ground.sources[0].df).get(head.reads[0])
+    columns = _columns(plain.features, slots, (field.metadata or {}) if field is not None else {})
+    train, validation = (replace(s, values=dense(s.features)) for s in (plain.train, plain.validation))
+    return Table(plain.features, columns, train, validation, plain.classes).aligned()
+
+
+def _columns(features: str, slots: int, metadata: dict[str, Any]) -> tuple[Column, ...]:
+    """A column for each slot; a nominal one is a category, as to Spark's own trees."""
+    attributes = metadata.get("ml_attr", {}).get("attrs", {})
+    known = {int(a["idx"]): (kind, a) for kind, each in attributes.items() for a in each}
+    out = []
+    for j in range(slots):
+        kind, told = known.get(j, ("numeric", {}))
+        levels = len(told.get("vals", ())) or int(told.get("num_vals", 0)) if kind == "nominal" else 0
+        nominal = 0 < levels <= LARGEST_CATEGORY
+        out.append(Column(str(told.get("name", f"{features}[{j}]")), str(j), levels, (), indexes=nominal))
+    return tuple(out)
+
+
+def _best(ground: Ground, ensembles: Sequence[_Ensemble]) -> tuple[_Ensemble | None, Any]:
+    """The best one that may be served, and its pipeline."""
+    for ensemble in sorted(ensembles, key=lambda e: e.found.value):
+        model = _pipeline(ground, ensemble)
+        if allowed(ground, costs.of_model(model)):
+            return ensemble, model
+    return None, None
+
+
+def _pipeline(ground: Ground, ensemble: _Ensemble) -> Any:
+    """The original with these trees in its last stage."""
+    head = ground.plan.cut.graph.head
+    module, part = head.module, ensemble.found.part
+    assert isinstance(module, BOOSTED)
+    assert isinstance(part, TreesPart)
+    [nodes] = part.nodes
+    slots = np.array([int(column.column) for column in part.columns], np.int32)
+    own = nodes.replace(featureIndex=np.where(nodes.leaf, -1, slots[nodes.featureIndex]).astype(np.int32))
+    if ensemble.base is None:
+        first, weights = module.nodes, np.asarray(head.stage.treeWeights, np.float64)
+    else:
+        first, weights = TreeArrays.constant(ensemble.base).nodes(), np.full(1, 1 / module.factor)
+    every = Nodes.join([first, own])
+    treeWeights: Array = np.concatenate([weights, np.full(own.trees, 1 / module.factor)])
+    return replaced(ground.model, {head.path: java_trees.rebuild(head.stage, every, treeWeights)})
+
+
+def _told(found: Found, base: float | None, original: float) -> dict[str, Any]:
+    """What the summary tells of an ensemble."""
+    item = asdict(found.item)
+    start = "the trees that are there" if base is None else "their mean margin"
+    gain = share_of(original - found.value, original) if found.part is not None else 0.0
+    return {
+        "name": item["name"], "start": start, "gain": gain, "epoch": found.epoch, "seconds": found.seconds,
+        "parameters": found.part.parameters if found.part is not None else 0,
+    }  # fmt: skip

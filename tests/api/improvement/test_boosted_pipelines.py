@@ -1,0 +1,160 @@
+"""The arm `import` of a pipeline that ends in boosted trees: more trees in its last stage, or others in their place."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from pyspark.ml import Pipeline, PipelineModel
+from pyspark.ml.classification import GBTClassifier
+from pyspark.ml.feature import StandardScaler, StringIndexer, VectorAssembler
+from pyspark.ml.regression import GBTRegressor
+from pyspark.sql import DataFrame, SparkSession, functions as F
+from small_data import NUMBERS, riders, sides
+
+from sparkdiff import Improver, ImproverModel, InputError
+from sparkdiff.growth import boosters
+from sparkdiff.improvement.arms import boosting
+from sparkdiff.jvm import trees
+
+OPTIONS: dict[str, Any] = {
+    "arms": ["import"], "budget": "200 passes", "baseline": False, "recipe": "fast", "maxEpochs": 3, "guard": 0.5,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def rows(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> DataFrame:
+    path = tmp_path_factory.mktemp("rows") / "rows.parquet"
+    pq.write_table(riders(1800), path)
+    return spark.read.parquet(path.as_uri())
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(tmp_path_factory.mktemp("cache"))
+
+
+def pipeline(last: Any) -> Pipeline:
+    indexer = StringIndexer(inputCol="hour", outputCol="index")
+    return Pipeline(stages=[indexer, VectorAssembler(inputCols=[*NUMBERS, "index"], outputCol="features"), last])
+
+
+@pytest.fixture(scope="module")
+def few(rows: DataFrame) -> PipelineModel:
+    """Three small trees of other rows: much is left to learn."""
+    last = GBTRegressor(labelCol="riders", maxIter=3, maxDepth=2, stepSize=0.3, seed=0)
+    return pipeline(last).fit(rows.where("number < 600"))
+
+
+@pytest.fixture(scope="module")
+def improved(few: PipelineModel, rows: DataFrame, cache: str) -> ImproverModel:
+    return Improver(few, cacheDir=cache, **OPTIONS).fit(rows.where("number >= 600"))  # type: ignore[return-value]
+
+
+def params(stage: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    return tuple({p.name: v for p, v in known.items()} for known in (stage._paramMap, stage._defaultParamMap))  # type: ignore[return-value]
+
+
+def test_the_last_stage_has_more_trees_and_is_otherwise_the_same(
+    improved: ImproverModel, few: PipelineModel, rows: DataFrame, tmp_path: Path
+) -> None:
+    assert improved.summary.decision == "improved"
+    assert improved.summary.gain > 0.1
+    best, (*before, old) = improved.pipelineModel, few.stages
+    *kept, last = best.stages
+    assert [s.uid for s in kept] == [s.uid for s in before]
+    assert (type(last), last.uid, best.uid) == (type(old), old.uid, few.uid)
+    assert params(last) == params(old)
+    assert last.numFeatures == old.numFeatures
+    assert last.getNumTrees > 10
+    best.save(str(tmp_path / "best"))
+    again = PipelineModel.load(str(tmp_path / "best"))
+    ours, theirs = (m.transform(rows).select("prediction").toPandas() for m in (best, again))
+    assert ours.equals(theirs)
+
+
+def test_the_table_is_what_spark_measures_of_more_trees(improved: ImproverModel, rows: DataFrame) -> None:
+    held = sides(rows.where("number >= 600"))["validation"]
+    found = improved.pipelineModel.transform(held).select(F.avg((F.col("riders") - F.col("prediction")) ** 2)).first()
+    assert found is not None
+    assert improved.summary.table[1]["value"] == pytest.approx(found[0], rel=1e-9)
+
+
+def test_an_index_is_a_category_to_the_new_trees(improved: ImproverModel) -> None:
+    nodes = trees.read(improved.pipelineModel.stages[-1])
+    assert set(nodes.featureIndex[nodes.categorical].tolist()) == {len(NUMBERS)}
+    assert len(NUMBERS) not in nodes.featureIndex[nodes.continuous]
+
+
+def test_trees_that_are_joined_stay_and_others_begin_with_the_mean(
+    few: PipelineModel, rows: DataFrame, cache: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each kind alone; their margins by Spark are the sums of what was there and of the new trees."""
+    seen: list[tuple[bool, Any]] = []
+    made = boosting._pipeline
+
+    def noted(ground: Any, ensemble: Any) -> Any:
+        model = made(ground, ensemble)
+        seen.append((ensemble.base is None, model.stages[-1]))
+        return model
+
+    def none_may_be_served(ground: Any, cost: float) -> bool:
+        return False
+
+    monkeypatch.setattr(boosting, "_pipeline", noted)
+    monkeypatch.setattr(boosting, "allowed", none_may_be_served)
+    found = Improver(few, cacheDir=cache, **OPTIONS).fit(rows.where("number >= 600"))
+    assert found.pipelineModel is few
+    assert "more to serve than maxServingCost allows" in str(found.summary.arms)
+    old = few.stages[-1]
+    assert {joins for joins, _ in seen} == {True, False}
+    for joins, stage in seen:
+        nodes, own = trees.read(stage), trees.read(old)
+        if joins:
+            assert stage.treeWeights[: old.getNumTrees] == old.treeWeights
+            first = nodes.offsets[old.getNumTrees]
+            assert nodes.prediction[:first].tolist() == own.prediction.tolist()
+        else:
+            assert nodes.offsets[1] == 1  # a tree of one leaf
+            mean = few.transform(sides(rows.where("number >= 600"))["train"]).agg(F.avg("prediction")).first()
+            assert nodes.prediction[0] == pytest.approx(mean[0], rel=1e-9)
+        assert set(stage.treeWeights[old.getNumTrees :]) == {1.0}
+
+
+def test_classes_get_trees_of_half_the_log_odds(rows: DataFrame, cache: str) -> None:
+    last = GBTClassifier(labelCol="rain", maxIter=2, maxDepth=1, seed=0, leafCol="leaf")
+    model = pipeline(last.setThresholds([0.4, 0.6])).fit(rows.where("number < 600"))
+    found = Improver(model, cacheDir=cache, **OPTIONS).fit(rows.where("number >= 600"))
+    assert found.summary.decision == "improved"
+    new = found.pipelineModel.stages[-1]
+    assert set(new.treeWeights[model.stages[-1].getNumTrees :]) == {0.5}
+    assert params(new) == params(model.stages[-1])
+    held = sides(rows.where("number >= 600"))["validation"]
+    shown = found.pipelineModel.transform(held).select("rain", "probability", "leaf").toPandas()
+    p = np.stack([v.toArray() for v in shown["probability"]])[np.arange(len(shown)), shown["rain"].astype(int)]
+    assert found.summary.table[1]["value"] == pytest.approx(-np.log(p).mean(), rel=1e-9)
+    assert shown["leaf"][0].size == new.getNumTrees
+
+
+def test_more_trees_are_refused_with_the_reason(
+    few: PipelineModel, rows: DataFrame, cache: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    indexer, assembler, last = few.stages
+    scaler = StandardScaler(inputCol="raw", outputCol="features").fit(
+        assembler.copy({assembler.outputCol: "raw"}).transform(indexer.transform(rows))
+    )
+    scaled = PipelineModel([indexer, assembler.copy({assembler.outputCol: "raw"}), scaler, last])
+    kept = Improver(scaled, keepStages=[last.uid], cacheDir=cache, **OPTIONS)
+    assert f"not tried: {last.uid} is to be kept, and more trees change it" in kept.explain(rows)
+    with pytest.raises(InputError, match=f"import: {last.uid} is to be kept"):
+        kept.fit(rows)
+    monkeypatch.setattr(boosters, "installed", lambda: None)
+    assert "'trees' needs LightGBM, XGBoost or scikit-learn" in Improver(few, **OPTIONS).explain(rows)
+    monkeypatch.undo()
+    monkeypatch.setattr(boosting, "LARGEST", 1000)
+    found = Improver(few, cacheDir=cache, **OPTIONS).fit(rows)
+    assert found.pipelineModel is few
+    [arm] = found.summary.arms
+    assert arm["state"] == "failed"
+    assert "reads 5 features of 1,800 rows, 0.0 GiB as a matrix" in arm["why"]
