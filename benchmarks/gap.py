@@ -310,14 +310,17 @@ def cpu_clock(spark: SparkSession) -> Iterator[None]:
             module.time = time  # type: ignore[attr-defined]
 
 
-def improved(s: Set, rows: Rows, kind: str, fitted: Any, seconds: float, seed: int) -> tuple[Any, dict[str, Any]]:
-    """`Improver` with all its arms; a refusal keeps the original."""
+def improved(
+    s: Set, rows: Rows, fitted: Any, seconds: float, seed: int, arms: Sequence[str] = ()
+) -> tuple[Any, dict[str, Any]]:  # fmt: skip
+    """`Improver` with these arms, by default all; a refusal keeps the original."""
+    some = {"arms": [*arms]} if arms else {}
     split = {"timeCol": s.time} if s.time else {"validationIndicatorCol": "held"}
     group = {"groupCol": s.group} if s.group else {}
     with tempfile.TemporaryDirectory() as folder:
         improver = sparkdiff.Improver(
             fitted, labelCol=s.task.label, budget=f"{seconds:g}s", seed=seed, cacheDir=folder,
-            entityCols=[*s.task.entities], baseline=False, **split, **group,
+            entityCols=[*s.task.entities], baseline=False, **split, **group, **some,
         )  # fmt: skip
         given = rows.given.drop("held", "known") if s.time else rows.given.drop("known")
         try:
@@ -326,7 +329,8 @@ def improved(s: Set, rows: Rows, kind: str, fitted: Any, seconds: float, seed: i
             return fitted, {"decision": "refused", "why": str(e), "table": []}
     keep = ("arm", "name", "value", "p", "accepted", "seconds")
     table = [{k: r[k] for k in keep} for r in found.summary.table]
-    return found.pipelineModel, {"decision": found.summary.decision, "p": found.summary.p, "table": table}
+    told = {"decision": found.summary.decision, "p": found.summary.p, "foundAt": found.summary.foundAt, "table": table}
+    return found.pipelineModel, told
 
 
 def settings_of(pipeline: Pipeline) -> list[dict[Any, Any]]:
@@ -480,7 +484,7 @@ class Runner:
         s, rows = self.set, self.rows
         if arm == OURS:
             with cpu_clock(self.spark):
-                return improved(s, rows, kind, fitted, self.seconds, seed)
+                return improved(s, rows, fitted, self.seconds, seed)
         if arm == "cv":
             return crossvalidated(s, rows, kind, self.seconds, seed, self.spark), {}
         if arm == "deleted":

@@ -82,6 +82,7 @@ BENCHMARKS = (
     Benchmark("growth_null", "growth_null", needs=("sklearn",)),
     Benchmark("improve_null", "improve_null", needs=("sklearn",)),
     Benchmark("gap", "gap", needs=("flaml", "lightgbm", "optuna", "sklearn", "statsmodels")),
+    Benchmark("single_arms", "single_arms", needs=("lightgbm", "sklearn", "optuna")),
     Benchmark("growth_idle", "growth_idle"),
     Benchmark("faults", "faults"),
 )
