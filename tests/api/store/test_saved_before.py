@@ -88,16 +88,33 @@ def versions() -> dict[str, str]:
     return found | {"python": platform.python_version(), "cpu": torch.backends.cpu.get_cpu_capability()}
 
 
+OTHERS = {("6", "167", "1")}
+"""Processors (family, model, stepping) with the instructions of then, on which the code of then ends in other last bits."""
+
+
+def processor() -> tuple[str, ...]:
+    """Family, model and stepping; empty where the system does not tell."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().partition("\n\n")[0].splitlines()
+    except FileNotFoundError:
+        return ()
+    told = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    return tuple(told.get(name, "") for name in ("cpu family", "model", "stepping"))
+
+
 def check_same_training(found: FineTunerModel, tuned: FineTunerModel, before: Path) -> None:
     """Weights and history are those of then: bit for bit on the same versions and processor, else up to rounding."""
     now, then = found.summary.history, tuned.summary.history
+    rounding = 1e-7
     if versions() == json.loads((before / "versions.json").read_text()):
-        assert now.equals(then)
-        assert same(found.pipelineModel, tuned.pipelineModel)
-    pd.testing.assert_frame_equal(now, then, rtol=1e-7)
+        rounding = 1e-13
+        if processor() not in OTHERS:
+            assert now.equals(then)
+            assert same(found.pipelineModel, tuned.pipelineModel)
+    pd.testing.assert_frame_equal(now, then, rtol=rounding)
     expected = weights(tuned.pipelineModel)
     for name, value in weights(found.pipelineModel).items():
-        np.testing.assert_allclose(value, expected[name], rtol=1e-7, atol=1e-12, err_msg=name)
+        np.testing.assert_allclose(value, expected[name], rtol=rounding, atol=1e-12, err_msg=name)
     assert found.summary.decision == tuned.summary.decision == "tuned"
 
 
