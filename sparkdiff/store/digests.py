@@ -193,13 +193,14 @@ def digest_of_folder(folder: Path, *, by_whom: bool = True) -> list[str]:
     def anonymous(text: str) -> str:
         for uid, name in uids.items():
             text = text.replace(uid, name)
-        # A fitted stage's default outputCol holds its uid, a loaded one's a random uid of the moment it was loaded.
-        return re.sub(r"(uid\d+|\w+_[0-9a-f]{12})__output", "__output", text)
+        return re.sub(r"\w+_[0-9a-f]{12}__output", "__output", text)
 
     def of_metadata(meta: dict[str, Any]) -> bytes:
         meta = {k: v for k, v in meta.items() if k != "timestamp" and (by_whom or k != "sparkVersion")}
-        if not by_whom and "defaultParamMap" in meta:
-            meta["defaultParamMap"] = {k: v for k, v in meta["defaultParamMap"].items() if k != "seed"}
+        if "defaultParamMap" in meta:
+            # A fitted stage's default outputCol holds its uid, a loaded one's a random uid of the moment it was loaded.
+            usual = {k: v for k, v in meta["defaultParamMap"].items() if by_whom or k != "seed"}
+            meta["defaultParamMap"] = {k: _bare(v, meta["uid"]) for k, v in usual.items()}
         return anonymous(json.dumps(meta, sort_keys=True)).encode()
 
     def of_tree(text: str) -> str:  # an ensemble keeps its trees' metadata in a table
@@ -235,6 +236,14 @@ def digest_of_folder(folder: Path, *, by_whom: bool = True) -> list[str]:
         where = path if divided else path.parent
         out.append(f"{anonymous(where.relative_to(folder).as_posix())}:{digest.hexdigest()}")
     return sorted(out)
+
+
+def _bare(value: Any, uid: str) -> Any:
+    """The default value of a Param of the stage with this uid, without the uid in the name of its output column."""
+    own = isinstance(value, str) and (
+        value == f"{uid}__output" or re.fullmatch(r"\w+_[0-9a-f]{12}__output", value) is not None
+    )
+    return "__output" if own else value
 
 
 def _in_order(table: pa.Table) -> pa.Table:

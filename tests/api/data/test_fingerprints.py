@@ -15,6 +15,7 @@ from pyspark.ml import Pipeline, PipelineModel
 from pyspark.ml.classification import LogisticRegression, OneVsRestModel
 from pyspark.ml.feature import (
     HashingTF,
+    Normalizer,
     OneHotEncoder,
     SQLTransformer,
     StandardScaler,
@@ -374,6 +375,32 @@ def test_default_names_of_columns_before_an_sql_stage_change_nothing(df: DataFra
         return Pipeline(stages=[words, sql, hashed, linear]).fit(df)
 
     assert fingerprint_of(fitted(), df) == fingerprint_of(fitted(), df)
+
+
+def test_which_default_named_column_a_stage_reads_counts(df: DataFrame, tmp_path: Path) -> None:
+    """A cache of one pipeline was taken for that of another, and the second one was judged by the columns of the first."""
+    assembler = VectorAssembler(inputCols=NUMBERS, outputCol="numbers")
+    one, other = Normalizer(inputCol="numbers", p=1.0), Normalizer(inputCol="numbers", p=2.0)
+    names = [one.getOutputCol(), other.getOutputCol()]
+
+    def stages(inputCols: list[str]) -> list[Any]:
+        return [assembler, one, other, VectorAssembler(inputCols=inputCols, outputCol="x")]
+
+    def fingerprint(inputCols: list[str]) -> str:
+        linear = LinearRegression(featuresCol="x", labelCol="riders", maxIter=1)
+        return fingerprint_of(Pipeline(stages=[*stages(inputCols), linear]).fit(df), df)
+
+    assert fingerprint(names) == fingerprint(names)
+    assert len({fingerprint(given) for given in (names, names[::-1], names[:1], names[1:])}) == 4
+
+    def hash_of(inputCols: list[str], folder: str) -> list[str | None]:
+        model = PipelineModel(stages(inputCols))
+        model.save((tmp_path / folder).as_uri())
+        return [digests.hash_of(model, None, None), digests.hash_of(None, (tmp_path / folder).as_uri(), None)]
+
+    first, second = hash_of(names, "first"), hash_of(names[::-1], "second")
+    assert len({*first}) == len({*second}) == 1
+    assert first != second
 
 
 @pytest.mark.once
