@@ -27,7 +27,9 @@ def check_options(options: Options) -> None:
 
 
 def check_entities(names: Sequence[str], task: Task, data: DataFrame) -> None:
-    """Raise InputError if one of these columns can't be an entity: the label and what divides the rows would tell the label."""
+    """Raise InputError if one of these columns can't be an entity: the label, what it is made of, and what divides the rows by
+    time would tell the label.
+    """
     o, casefold = task.options, task.cut.graph.casefold
     used = {
         "labelCol": task.labelCol, "weightCol": task.weightCol, "timeCol": o.timeCol,
@@ -40,6 +42,10 @@ def check_entities(names: Sequence[str], task: Task, data: DataFrame) -> None:
         for option, column in used.items():
             if column is not None and casefold(column) == casefold(name):
                 raise InputError(f"entityCols: {name!r} is the {option}, so it can be no entity: leave it out")
+        for option in ("labelCol", "weightCol"):
+            made, column = f"{option}={used[option]!r}", used[option]
+            if column is not None and casefold(name) in task.cut.graph.made_of(column):
+                raise InputError(f"entityCols: {made} is made of {name!r}, so it can be no entity: leave it out")
         if "." in name or "`" in name:
             raise InputError(
                 f"entityCols: {name!r} has a dot or a backtick, which stages read as a field: rename the column"

@@ -62,7 +62,8 @@ class Told:
     @property
     def warnings(self) -> list[str]:
         """Those that came before the grown pipeline was trained."""
-        return [*self.doubts, *([f"growth stopped early: {self.grown.stopped}"] if self.grown.late else [])]
+        stopped = [f"growth stopped early: {self.grown.stopped}"] if self.grown.late else []
+        return [*self.doubts, *stopped, *rows_without_entity(self.grown)]
 
     def fields(self, after: float) -> dict[str, Any]:
         """The fields of a summary that only growth has.
@@ -80,6 +81,20 @@ class Told:
         ]  # fmt: skip
         cost = {"before": self.serving.before, "after": after, "limit": limit}
         return {"rounds": [dataclasses.asdict(t) for t in self.grown.tried], "parts": parts, "servingCost": cost}
+
+
+def rows_without_entity(grown: Grown) -> list[str]:
+    """Warnings of entities that parts read and that training rows lack: StringIndexer gives null and unknown values one index."""
+    read = {column for m in grown.members for column in m.part.served(0.0).columns}
+    out = []
+    for j, column in enumerate(grown.table.columns):
+        lack = int((grown.table.train.values[:, j] == column.levels - 1).sum())
+        if column.entity and column.column in read and lack:
+            name = column.name
+            out.append(
+                f"{lack:,} training rows have no {name}: where a part reads it, a {name} that no training row has counts as one of them"
+            )
+    return out
 
 
 def without_parts(run: Run, original: Measured, told: Told) -> GrowthSummary:

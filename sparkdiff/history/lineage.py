@@ -233,7 +233,9 @@ def _considered(run: Mapping[str, Any]) -> Iterator[Section]:
     tried = run["tried"] or []
     if not tried:
         return
-    sign = 1 if run["metricDirection"] == "smaller" else -1
+    sign = (
+        1 if run["metricDirection"] == "smaller" and run["verb"] != "grow" else -1
+    )  # what growth tried has gains for values
     best = sorted(tried, key=lambda t: (t["value"] is None, sign * (t["value"] or 0.0)))[:MOST]
     more = f", the best {len(best)}" if len(tried) > len(best) else ""
     yield f"  considered {len(tried)}{more}:"

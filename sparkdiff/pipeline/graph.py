@@ -189,6 +189,14 @@ class Graph:
                 out.add(i)
         return out
 
+    def made_of(self, column: str) -> set[str]:
+        """The column and all columns that stages make it of, as `casefold` writes them."""
+        found = {self.casefold(column)}
+        for vertex in reversed(self.vertices):
+            if found & {self.casefold(c) for c in vertex.outputs}:
+                found |= {name for name, _ in vertex.sources}
+        return found
+
     def nulls_read(self, positions: Iterable[int]) -> list[Version]:
         """The versions from other stages in which these stages distinguish null from NaN."""
         inside = set(positions)

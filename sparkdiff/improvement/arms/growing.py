@@ -17,6 +17,7 @@ from sparkdiff.growth.ground import ground as growth_ground
 from sparkdiff.growth.inputs import linear_head
 from sparkdiff.growth.parts import trees
 from sparkdiff.growth.procedure import grow_rounds
+from sparkdiff.growth.reporting import rows_without_entity
 from sparkdiff.growth.serving import check_cost, check_room
 from sparkdiff.growth.settings import GrowthSettings
 from sparkdiff.improvement.arm import Arm
@@ -108,7 +109,8 @@ def grown(ground: Ground, limit: Limit, settings: GrowthSettings, arm: str, numb
     measured = Measurement(ground.task(model), after.scores, margins, after.parity, costs.of_model(model))
     check_same_rows(ground.start, measured)
     candidate = Candidate(arm, f"+ {shortened(names)}", measured, _column(done), names)
-    says = f"{found.members[-1].round} rounds{f', {len(gone)} dropped' if gone else ''}; {found.stopped}"
+    dropped = f", {len(gone)} dropped" if gone else ""
+    says = "; ".join([f"{found.members[-1].round} rounds{dropped}", found.stopped, *rows_without_entity(found)])
     return Step(
         arm, number, rounded(ground, done.ledger.gains), done.ledger.trials, (candidate,), _hope(ground, done, number), says,
         learned=told,

@@ -235,6 +235,20 @@ def test_what_a_formula_drops_on_its_way_is_not_read(rows: DataFrame, shared: Pa
         check_runs(broken, rows)
 
 
+def test_entities_that_training_rows_lack_are_warned_of(rows: DataFrame, shared: Path) -> None:
+    """To Spark's indexer a shop that is null and one that is unknown are the same."""
+    some = rows.withColumn("shop", F.when(F.col("id") % 3 > 0, F.col("shop")))
+    model = fitted(rows, LinearRegression(labelCol="sales"))
+    found = Grower(model, parts=("effects",), entityCols=["shop"], rounds=1, cacheDir=str(shared), **QUICK).fit(some)
+    assert found.summary.decision == "grown"
+    [warning] = [w for w in found.summary.warnings if "have no shop" in w]
+    assert int(warning.split()[0].replace(",", "")) == pytest.approx(0.8 * ROWS / 3, rel=0.1)
+    known = some.where("shop is not null").limit(1)
+    unknown, null = (known.withColumn("shop", F.lit(v).cast("string")) for v in ("new", None))
+    one, other = (found.transform(r).select("prediction").first()[0] for r in (unknown, null))
+    assert one == other
+
+
 def test_rows_that_the_pipeline_drops_are_not_grown_on(rows: DataFrame, poisson: PipelineModel) -> None:
     """Whatever drops them, in front of the last linear stage or behind it."""
     skip = {"handleInvalid": "skip"}
@@ -258,6 +272,10 @@ def test_wrong_use_is_named(rows: DataFrame, poisson: PipelineModel, shared: Pat
         Grower(poisson, entityCols=["shops"], cacheDir=str(shared)).fit(rows)
     with pytest.raises(InputError, match="entityCols: 'count' is the labelCol"):
         Grower(poisson, entityCols=["count"], cacheDir=str(shared)).fit(rows)
+    names = StringIndexer(inputCol="season", outputCol="label").fit(rows)
+    named = PipelineModel([names, *fitted(rows, LogisticRegression(labelCol="busy")).stages])
+    with pytest.raises(InputError, match="entityCols: labelCol='label' is made of 'Season', so it can be no entity"):
+        Grower(named, labelCol="label", entityCols=["Season"], cacheDir=str(shared)).fit(rows)
     with pytest.raises(InputError, match="penalties: monotone is not possible with Grower"):
         Grower(poisson, penalties={"monotone": {"x": 1.0}}, cacheDir=str(shared)).fit(rows)
     trees = fitted(rows, GBTRegressor(labelCol="count", maxIter=2))

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pytest
 
 from sparkdiff.growth.summary import GrowthSummary
+from sparkdiff.history import lineage
 from sparkdiff.history.keeping import NotKept, keeping
 from sparkdiff.history.record import record_of
 from sparkdiff.history.store import SCHEMA
@@ -138,3 +139,13 @@ def test_a_growth_has_its_parts() -> None:
     found = row(GrowthSummary, rounds=[*rounds, rounds[0] | {"name": "a x c", "why": "less"}])
     assert [(t["name"], t["outcome"]) for t in found["tried"]] == [("a x b", "joined"), ("a x c", "less")]
     assert found["verb"] == "grow"
+
+
+@pytest.mark.parametrize("verb", ["finetune", "grow"])
+def test_the_best_of_what_was_considered_is_shown(verb: str) -> None:
+    """What growth tried has gains for values, all other runs have metrics."""
+    values = [0.3, 0.1, None, 0.9, 0.5, 0.7, 0.2]
+    tried = [{"kind": "part", "name": f"p{i}", "value": v, "outcome": ""} for i, v in enumerate(values)]
+    _, *shown = lineage._considered({"verb": verb, "metricDirection": "smaller", "tried": tried})
+    best = ["p3", "p5", "p4", "p0", "p6"] if verb == "grow" else ["p1", "p6", "p0", "p4", "p5"]
+    assert [str(line).split()[1] for line in shown] == best
