@@ -92,7 +92,7 @@ def rows_without_entity(grown: Grown) -> list[str]:
         if column.entity and column.column in read and lack:
             name = column.name
             out.append(
-                f"{lack:,} training rows have no {name}: where a part reads it, a {name} that no training row has counts as one of them"
+                f"{lack:,} training rows have no {name}: a {name} that no training row has counts as one of them"
             )
     return out
 
