@@ -129,14 +129,17 @@ class HotStep:
 
     def run(self, values: Values) -> None:
         step, nulls = self.step, self.step.nulls or ()
-        for read, null, size, write in zip(step.reads, nulls, self.encoder.sizes, step.writes, strict=True):
-            row = self.row(values[read], None if null == NOWHERE else values[null], size)
-            if row is None:  # several rows, a wide block, or an index that is refused
+        encoder = self.encoder
+        for read, null, name, size, write in zip(
+            step.reads, nulls, encoder.names, encoder.sizes, step.writes, strict=True
+        ):
+            row = self.row(values[read], None if null == NOWHERE else values[null], size, name)
+            if row is None:  # several rows, a wide block, or an index or a null that is refused
                 step.run(values)
                 return
             values[write] = torch.from_numpy(row)
 
-    def row(self, x: Any, null: Any, size: int) -> Array | None:
+    def row(self, x: Any, null: Any, size: int, name: str) -> Array | None:
         """The block of a single row; None where torch has to compute it."""
         encoder = self.encoder
         width = size + encoder.keep - encoder.drop_last
@@ -144,7 +147,7 @@ class HotStep:
             return None
         value = x.item()
         if null is not None and null.item():
-            return np.full((1, width), np.nan)
+            return None if name in encoder.refusing else np.full((1, width), np.nan)
         valid = 0 <= value < size
         if not valid and not encoder.keep:
             return None

@@ -65,6 +65,16 @@ def linear(x: Value, coefficients: Any, intercept: Any) -> Value:
     return x.matmul(weights[:, None] if weights.ndim == 1 else weights.T) + intercept
 
 
+def logistic_margin(g: GraphWriter, m: LogisticRegression, x: Value) -> Value:
+    """(n, 1), or (n, k) of several rows of coefficients; those that Spark doesn't store are multiplied by nothing."""
+    skipped = m.skipped()
+    if skipped is None or not bool(skipped.any()):
+        return linear(x, m.coefficientMatrix, m.interceptVector)
+    pairs = zip(skipped.numpy(), m.coefficientMatrix, strict=True)
+    each = [linear(g.where(s, 0.0, x), w, 0.0) for s, w in pairs]
+    return g.beside(each) + as_array(m.interceptVector)
+
+
 def squared_distances(g: GraphWriter, x: Value, centers: Any, weights: Any = None) -> Value:
     """Sums over the entries of (x - center)^2, over `weights` (k, d) where there are: (n, d), (k, d) -> (n, k)."""
     held = as_array(centers)
@@ -110,7 +120,7 @@ def unlinked(m: GeneralizedLinearRegression, eta: Value) -> Value:
 
 @writes(LogisticRegression)
 def logistic(g: GraphWriter, m: LogisticRegression, xs: Sequence[Value], nulls: Nulls) -> tuple[Value, ...]:
-    margin = linear(xs[0], m.coefficientMatrix, m.interceptVector)
+    margin = logistic_margin(g, m, xs[0])
     if m.isMultinomial:
         probability = softmax(g, margin)
         return shown(m, margin, probability, class_of(g, m, margin, probability))
@@ -294,7 +304,7 @@ def score_of_one(g: GraphWriter, model: Predictor, x: Value) -> Value:
     if isinstance(model, ClassifyingTrees):
         return votes_for_one(g, model, x)
     if isinstance(model, LogisticRegression):
-        raw = linear(x, model.coefficientMatrix, model.interceptVector)
+        raw = logistic_margin(g, model, x)
         return raw.column(1) if model.isMultinomial else raw
     if isinstance(model, LinearSVC):
         return linear(x, model.coefficients, model.intercept)

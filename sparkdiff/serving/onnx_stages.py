@@ -189,6 +189,8 @@ def one_hot(g: GraphWriter, m: OneHotEncoder, xs: Sequence[Value], nulls: Nulls)
             g.refuse(
                 ~valid if null is None else ~valid & ~null, f"{m.uid}: an index in {name!r} outside 0 to {size - 1}"
             )
+        if null is not None and name in m.refusing:
+            g.refuse(null, f"{m.uid}: null in {name!r}, whose vector {m.refusing[name]} refuses")
         index = g.where(valid, x, float(size)).floor()
         width = size + m.keep - m.drop_last
         hot = index.equals(np.arange(width, dtype=np.float64)).double()

@@ -1,5 +1,7 @@
 """Stages that turn categories into numbers: OneHotEncoder."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -18,7 +20,8 @@ SPARSE_FROM = 1024
 class OneHotEncoder(StageModule):
     """Index -> one-hot block. handleInvalid='keep' has an extra last slot for invalid indices; dropLast drops the last slot.
 
-    Null stays null, which is NaN in every slot; without the column `"<name> is null"` NaN is an invalid index.
+    Null stays null, which is NaN in every slot; without the column `"<name> is null"` NaN is an invalid index. No stage of Spark
+    but an assembler with handleInvalid='keep' takes a vector that is null: `refusing` has the uid of one that reads it, by input.
     """
 
     expands = True
@@ -26,6 +29,7 @@ class OneHotEncoder(StageModule):
     own_attributes = True
     storage = "sparse"
     takes_nulls = True
+    refusing: Mapping[str, str] = MappingProxyType({})
 
     def __init__(self, uid: str, names: tuple[str, ...], sizes: tuple[int, ...], keep: bool, drop_last: bool):
         super().__init__()
@@ -47,8 +51,16 @@ class OneHotEncoder(StageModule):
     def encode(self, x: Tensor, null: Tensor | None, size: int, name: str) -> Rows:
         if null is None or not (on_gpu(null) or bool(null.any())):
             return self.hot(x, size, name)
+        if name in self.refusing and known_any(null):
+            raise InputError(self.why_no_null(name))
         out = self.hot(torch.where(null, 0.0, x), size, name)
         return out.with_nan(null) if isinstance(out, SparseRows) else torch.where(null[:, None], torch.nan, out)
+
+    def why_no_null(self, name: str) -> str:
+        return (
+            f"{self.uid}: column {name!r} holds null, so that its vector is null, which {self.refusing[name]} refuses: fill the "
+            "column, or assemble the vector with handleInvalid='keep'"
+        )
 
     def hot(self, x: Tensor, size: int, name: str) -> Rows:
         valid = (x >= 0) & (x < size)  # NaN is invalid

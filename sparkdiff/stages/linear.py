@@ -10,12 +10,13 @@ from torch import Tensor
 
 from sparkdiff import jvm
 from sparkdiff.errors import InputError
+from sparkdiff.jvm.coefficients import stored_of, with_coefficients
 from sparkdiff.stages.affine import AffineForm, MatrixProduct, Parameters
 from sparkdiff.stages.base import columns_of, parameter, register, tensor
 from sparkdiff.stages.constraints import Constraint, Odds
 from sparkdiff.stages.predictor import LeastSquares, Predictor, ProbabilisticClassifier, logit, softmax
 from sparkdiff.stages.trainable import FeatureStats, LabelStats
-from sparkdiff.tensors.rows import Rows, SparseRows, on_gpu
+from sparkdiff.tensors.rows import Rows, SparseRows, known_any, on_gpu
 
 LARGEST = sys.float_info.max
 EPSILON = 1e-16  # GeneralizedLinearRegression.epsilon
@@ -26,6 +27,13 @@ def product(x: Rows, weight: Tensor) -> Tensor:
     if isinstance(x, SparseRows):
         return x.matmul(weight[:, None])[:, 0] if weight.ndim == 1 else x.matmul(weight.T)
     return x @ (weight if weight.ndim == 1 else weight.T)
+
+
+def without(x: Rows, which: Tensor) -> Rows:
+    """The rows with 0 in these columns (d,) bool, whatever they hold."""
+    if isinstance(x, SparseRows):
+        return x.with_values(torch.where(which[x.indices], 0.0, x.values))
+    return torch.where(which, 0.0, x)
 
 
 def coefficient_units(x: FeatureStats, unit: float) -> Tensor:
@@ -199,6 +207,9 @@ class LogisticRegression(MatrixProduct, ProbabilisticClassifier):
     With one row `threshold` trains on request, by a loss of decisions alone: the margin is then m less how far the threshold's
     log-odds have moved, so that whoever compares it with the original threshold decides by the new one; what Spark shows, but
     for the decision, is of m.
+
+    An L1 penalty leaves coefficients of 0 that Spark does not store, and never multiplies: not even by NaN or infinity. They
+    stay so, through training and back in Spark, while they are 0.
     """
 
     weights = ("coefficientMatrix", "interceptVector", "numClasses", "isMultinomial")
@@ -210,7 +221,7 @@ class LogisticRegression(MatrixProduct, ProbabilisticClassifier):
     def __init__(
         self, coefficientMatrix: Tensor, interceptVector: Tensor, fit_intercept: bool, *, num_classes: int,
         thresholds: Tensor | None, threshold: float, bounds: dict[str, Tensor], shown: tuple[str, ...], uid: str,
-        movable: bool = True,
+        movable: bool = True, unstored: Tensor | None = None,
     ):  # fmt: skip
         super().__init__()
         self.coefficientMatrix = parameter(coefficientMatrix)  # (1, d) or (k, d)
@@ -219,12 +230,13 @@ class LogisticRegression(MatrixProduct, ProbabilisticClassifier):
         self.cuts, self.shown, self.uid, self.bounds = thresholds, shown, uid, bounds
         self.decides_at = threshold  # what losses and metrics compare the margin with, as log-odds
         self.register_buffer("threshold", torch.tensor(threshold, dtype=torch.float64))  # ()
+        self.register_buffer("unstored", unstored, persistent=False)  # None or like coefficientMatrix, bool
         self.movable = movable and not self.isMultinomial and 0 < threshold < 1
         self.classes = max(num_classes, 2)
 
     @classmethod
     def from_spark(cls, stage: Any) -> "LogisticRegression":
-        matrix, bounds = tensor(stage.coefficientMatrix), {}
+        matrix, bounds, stored = tensor(stage.coefficientMatrix), {}, torch.from_numpy(stored_of(stage))
         for side in ("lower", "upper"):
             for param, weight in (("Coefficients", "coefficientMatrix"), ("Intercepts", "interceptVector")):
                 name = f"{side}BoundsOn{param}"
@@ -234,7 +246,7 @@ class LogisticRegression(MatrixProduct, ProbabilisticClassifier):
             matrix, tensor(stage.interceptVector), stage.getFitIntercept(), num_classes=stage.numClasses,
             thresholds=cls.settings(stage)["thresholds"] if len(matrix) > 1 else None,
             threshold=binary_threshold(stage) if len(matrix) == 1 else 0.5, bounds=bounds, uid=stage.uid,
-            shown=cls.shown_by(stage), movable=not stage.isSet("thresholds"),
+            shown=cls.shown_by(stage), movable=not stage.isSet("thresholds"), unstored=None if bool(stored.all()) else ~stored,
         )  # fmt: skip
 
     def margin(self, x: Rows) -> Tensor:  # type: ignore[override]  # (n,) or (n, k)
@@ -243,9 +255,18 @@ class LogisticRegression(MatrixProduct, ProbabilisticClassifier):
 
     def scores(self, x: Rows) -> Tensor:
         """The scores from which Spark's columns are computed, (n,) or (n, k)."""
-        if self.isMultinomial:
-            return product(x, self.coefficientMatrix) + self.interceptVector
-        return product(x, self.coefficientMatrix[0]) + self.interceptVector[0]
+        weight, intercept = self.coefficientMatrix, self.interceptVector
+        out = product(x, weight) + intercept if self.isMultinomial else product(x, weight[0]) + intercept[0]
+        skipped = self.skipped()
+        if skipped is None or not known_any(~out.isfinite()):
+            return out
+        each = torch.stack([product(without(x, s), w) for s, w in zip(skipped, weight, strict=True)], 1) + intercept
+        return each if self.isMultinomial else each[:, 0]
+
+    def skipped(self) -> Tensor | None:
+        """Which coefficients Spark doesn't store, as `coefficientMatrix`; None where it stores all."""
+        unstored = self._buffers.get("unstored")  # a module that was saved before has no such buffer
+        return None if unstored is None else unstored & (self.coefficientMatrix == 0)
 
     @property
     def unfrozen(self) -> bool:
@@ -338,7 +359,12 @@ class LogisticRegression(MatrixProduct, ProbabilisticClassifier):
         return {"threshold": why, "thresholds": why}
 
     def to_spark(self, stage: Any) -> Any:
-        new = jvm.rebuild(stage, {name: self.weight(name) for name in self.weights})
+        skipped = self.skipped()
+        if skipped is not None and bool(skipped.any()):
+            stored = ~skipped.cpu().numpy()
+            new = with_coefficients(stage, self.weight("coefficientMatrix"), self.weight("interceptVector"), stored)
+        else:
+            new = jvm.rebuild(stage, {name: self.weight(name) for name in self.weights})
         return jvm.with_params(new, {"threshold": self.weight("threshold")}) if self.unfrozen else new
 
     def has_bounds(self) -> bool:

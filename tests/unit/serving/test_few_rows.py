@@ -43,6 +43,17 @@ def answers(made: Schedule, row: dict[str, Any]) -> list[Any]:
     return [alone, together]
 
 
+def test_a_null_whose_vector_a_stage_refuses_is_refused_alone_as_among_others() -> None:
+    made = schedule(True, True)
+    [step] = made.steps
+    step.module.refusing = {"b": "tree"}  # type: ignore[union-attr]
+    alone, together = answers(made, {"a": None, "b": None})
+    assert alone == together
+    assert "column 'b' holds null, so that its vector is null, which tree refuses" in alone
+    for answer in answers(made, {"a": None, "b": 0.0}):
+        assert np.isnan(answer[0]).all()
+
+
 @pytest.mark.parametrize("keep", [False, True])
 @pytest.mark.parametrize("drop_last", [False, True])
 def test_a_row_is_encoded_alone_as_among_others(keep: bool, drop_last: bool) -> None:

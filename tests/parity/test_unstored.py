@@ -1,0 +1,130 @@
+"""What Spark has no number for: coefficients that an L1 penalty leaves out, and the vector that an encoder makes of null."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from pyspark.ml import Pipeline, PipelineModel
+from pyspark.ml.classification import LogisticRegression, OneVsRest
+from pyspark.ml.feature import OneHotEncoder, StandardScaler, VectorAssembler
+from pyspark.ml.linalg import SparseMatrix, Vectors
+from pyspark.ml.regression import DecisionTreeRegressor
+from pyspark.sql import DataFrame, SparkSession, functions as F
+
+import sparkdiff
+from sparkdiff import InputError
+
+COLUMNS = [*"abcdefgh"]
+LOST = (0.0, None, float("nan"), float("inf"), -float("inf"))
+
+
+@pytest.fixture(scope="module")
+def rows(spark: SparkSession) -> DataFrame:
+    """Classes that depend on `a` and `b` only."""
+    random = np.random.default_rng(0)
+    x = random.normal(size=(200, 8))
+    two, three = (x[:, 0] > 0).astype(float), np.digitize(x[:, 0], [-0.5, 0.5]).astype(float)
+    table = [(*map(float, r), float(v), float(w)) for r, v, w in zip(x, two, three, strict=True)]
+    return spark.createDataFrame(table, [*COLUMNS, "two", "three"]).coalesce(1)
+
+
+@pytest.fixture(scope="module")
+def odd(spark: SparkSession) -> DataFrame:
+    """Each of LOST in each column; the others are numbers."""
+    table = [[v if j == k else 0.5 for k in range(8)] + [1.0, 1.0] for j in range(8) for v in LOST]
+    return spark.createDataFrame(table, ", ".join(f"{c} double" for c in [*COLUMNS, "two", "three"])).coalesce(1)
+
+
+def fitted(rows: DataFrame, label: str, rest: bool = False) -> PipelineModel:
+    last: Any = LogisticRegression(labelCol=label, regParam=0.1, elasticNetParam=1.0, maxIter=20)
+    if rest:
+        last = OneVsRest(classifier=last, labelCol=label)
+    assembler = VectorAssembler(inputCols=COLUMNS, outputCol="features", handleInvalid="keep")
+    return Pipeline(stages=[assembler, last]).fit(rows)
+
+
+CASES: dict[str, Callable[[DataFrame], PipelineModel]] = {
+    "two classes": lambda rows: fitted(rows, "two"),
+    "three classes": lambda rows: fitted(rows, "three"),
+    "one against the rest": lambda rows: fitted(rows, "three", rest=True),
+}
+
+
+def matrix(model: PipelineModel) -> Any:
+    last = model.stages[-1]
+    return (last.models[0] if hasattr(last, "models") else last).coefficientMatrix
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_coefficient_that_is_not_stored_is_not_multiplied(
+    name: str, rows: DataFrame, odd: DataFrame, tmp_path: Path
+) -> None:
+    """Not by NaN and infinity either: before training, in serving, and where training leaves it at 0."""
+    model = CASES[name](rows)
+    assert isinstance(matrix(model), SparseMatrix)
+    assert sparkdiff.verify(model, odd).ok
+    expected = [r["prediction"] for r in model.transform(odd).collect()]
+    given = [r.asDict() for r in odd.select(*COLUMNS).collect()]
+    assert [r["prediction"] for r in sparkdiff.Scorer(model).predict(given)] == expected
+    sparkdiff.export(model, str(tmp_path / "m.onnx"), outputCols=["prediction"])
+    session = onnxruntime.InferenceSession(str(tmp_path / "m.onnx"))
+    numbers = {c: np.array([np.nan if r[c] is None else r[c] for r in given]) for c in COLUMNS}
+    assert session.run(["prediction"], numbers)[0].tolist() == expected
+    network = sparkdiff.translate(model)
+    with torch.no_grad():
+        for weight in (p for n, p in network.named_parameters() if n.endswith("coefficientMatrix")):
+            weight[..., 1] = 0.75  # of a feature that some rows or all leave out
+    back = sparkdiff.write_back(model, network)
+    stored = matrix(back)
+    assert isinstance(stored, SparseMatrix)
+    assert (stored.toArray()[:, 1] == 0.75).all()
+    assert sparkdiff.verify(back, odd, network=network).ok
+    assert sparkdiff.verify(back, odd).ok
+
+
+def test_sparse_rows_lack_such_coefficients_too(rows: DataFrame, spark: SparkSession) -> None:
+    model = PipelineModel([CASES["three classes"](rows).stages[-1]])
+    vectors = [Vectors.sparse(8, [0, j], [1.0, v]) for j in (1, 2, 3) for v in LOST if v is not None]
+    data = spark.createDataFrame([(v, 1.0) for v in vectors], ["features", "three"])
+    assert sparkdiff.verify(model, data).ok
+
+
+# The vector of null -----------------------------------------------------------------------------------------------------
+
+
+READERS: dict[str, Callable[[], Any]] = {
+    "an assembler that refuses": lambda: VectorAssembler(inputCols=["a", "hot"], outputCol="v"),
+    "an assembler that skips": lambda: VectorAssembler(inputCols=["a", "hot"], outputCol="v", handleInvalid="skip"),
+    "a scaler": lambda: StandardScaler(inputCol="hot", outputCol="v"),
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_a_null_behind_an_encoder_is_refused_where_spark_fails(name: str, rows: DataFrame, tmp_path: Path) -> None:
+    data = rows.withColumn("i", F.monotonically_increasing_id().cast("int") % 3).select("a", "i", "two")
+    encoder = OneHotEncoder(inputCol="i", outputCol="hot", handleInvalid="keep")
+    last = DecisionTreeRegressor(featuresCol="v", labelCol="two", maxDepth=2)
+    model = Pipeline(stages=[encoder, READERS[name](), last]).fit(data)
+    scorer = sparkdiff.Scorer(model, schema=data.schema)
+    known = {"a": 1.0, "i": 2}
+    expected = model.transform(data.sparkSession.createDataFrame([known], "a double, i int")).first()["prediction"]
+    scorer.save(tmp_path / "scorer")
+    for each in (scorer, sparkdiff.Scorer.load(tmp_path / "scorer")):
+        assert each.predict(known)["prediction"] == expected
+        for given in ({"a": 1.0, "i": None}, [known, {"a": 1.0, "i": None}]):
+            with pytest.raises(
+                InputError, match=r"column 'i' holds null, so that its vector is null, which .* refuses"
+            ):
+                each.predict(given)
+    if name == "an assembler that skips":
+        return  # which stays in Spark, with all in front of it
+    sparkdiff.export(model, str(tmp_path / "m.onnx"), schema=data.schema, outputCols=["prediction"])
+    session = onnxruntime.InferenceSession(str(tmp_path / "m.onnx"))
+    whole = {"a": np.ones(2), "i": np.array([2.0, np.nan]), "i is null": np.array([False, True])}
+    found = session.run(["prediction", "refused by Spark"], {i.name: whole[i.name] for i in session.get_inputs()})
+    assert found[1].tolist() == [False, True]
+    assert found[0][0] == expected
