@@ -58,17 +58,22 @@ def by_torch(model: Any, df: DataFrame, device: str) -> DataFrame:
     if not network.outputCols:
         raise InputError("no stage of this pipeline is translated to torch: see sparkdiff.plan(model) for the reasons")
     check_columns(network.graph, df.schema)
-    expected = fields_by_name(model.transform(df).schema, network.graph.casefold)
+    columns = model.transform(df).columns
     before = network.graph.reference()
     after = [
         v.position for v in network.graph.vertices if v.position not in before and v.position not in network.positions
     ]
     check_order(network, before, after)
+    # A stage that runs last may drop a column that it reads, or give it another type.
+    without = df
+    for vertex in network.graph.vertices:
+        without = without if vertex.position in after else vertex.stage.transform(without)
+    expected = fields_by_name(without.schema, network.graph.casefold)
     frame, held = in_front(df, network, before)
     out = computed(frame, network, before, held, expected, device)
     for i in after:
         out = network.graph.vertices[i].stage.transform(out)
-    return out.select(*(named(name) for name in model.transform(df).columns))
+    return out.select(*map(named, columns))
 
 
 def check_order(network: Network, before: Sequence[int], after: Sequence[int]) -> None:

@@ -19,6 +19,7 @@ from pyspark.ml.feature import (
     IndexToString,
     OneHotEncoder,
     RFormula,
+    SQLTransformer,
     StandardScaler,
     StringIndexer,
     Tokenizer,
@@ -256,6 +257,20 @@ def test_a_stage_in_spark_needs_its_own_version_of_a_column(rows: DataFrame) -> 
         InputError, match=r"stays in Spark, and Imputer_\w+ behind it writes a column .* device='spark'"
     ):
         TorchTransformer(model, device="cpu").transform(rows)
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        "CAST(prediction - a AS FLOAT) AS prediction",  # of doubles, not of floats
+        "prediction > 5.5 AS vector, CAST(prediction AS STRING) AS p",
+    ],
+)
+def test_a_last_stage_in_spark_reads_what_it_drops_or_gives_another_type(what: str, rows: DataFrame) -> None:
+    front = [vector("a", "b"), LinearRegression(featuresCol="vector", labelCol="count")]
+    fitted = Pipeline(stages=front).fit(rows).stages
+    model = PipelineModel([*fitted, SQLTransformer(statement=f"SELECT a, {what} FROM __THIS__")])
+    check_same(model, rows.limit(20).withColumn("a", F.col("a") + 1e6))
 
 
 def test_the_package_that_executors_get_is_whole_and_the_same_each_time(tmp_path: Path) -> None:
