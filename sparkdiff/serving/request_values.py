@@ -1,6 +1,5 @@
 """A column that a scorer reads from outside, and its values as the types that the schema gives it."""
 
-import math
 from dataclasses import dataclass
 from decimal import Context, Decimal
 from typing import Any
@@ -9,7 +8,13 @@ import numpy as np
 
 from sparkdiff.errors import InputError
 
-WHOLE = ("tinyint", "smallint", "int", "bigint")
+WHOLE = {kind: 2**bits - 1 for kind, bits in (("tinyint", 7), ("smallint", 15), ("int", 31), ("bigint", 63))}
+"""The largest number of each type of integers."""
+
+
+def nan_is_null(kind: str) -> bool:
+    """Whether a type has no NaN: it then stands for null, as `df.toPandas()` writes integers that may be null."""
+    return kind in WHOLE or kind == "boolean" or kind.startswith("decimal")
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,8 @@ def typed(v: Any, source: InputColumn, kind: str) -> Any:
         return [typed(x, source, kind[6:-1]) for x in v]
     if isinstance(v, (int, float, np.number, Decimal)) and not isinstance(v, bool):
         try:
+            if v != v and nan_is_null(kind):
+                return None
             found = _typed_number(v, kind)
         except (OverflowError, ArithmeticError, ValueError):
             found = None
@@ -81,9 +88,9 @@ def _typed_number(v: Any, kind: str) -> Any:
         with np.errstate(over="ignore"):
             return float(v) if kind == "double" else np.float32(float(v))
     if kind in WHOLE:
-        if not math.isfinite(v) or v != int(v):
+        if not -WHOLE[kind] - 1 <= v <= WHOLE[kind] or v != int(v):
             return None
-        return int(v) if kind == "bigint" or not -(2**31) <= v < 2**31 else np.int32(v)
+        return int(v) if kind == "bigint" else np.int32(v)
     if kind.startswith("decimal"):  # its text has as many digits behind the point as the type says
         precision, scale = map(int, kind[8:-1].split(","))
         given = v if isinstance(v, (Decimal, int)) else repr(float(v))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sparkdiff.errors import InputError, did_you_mean, kind_of
 from sparkdiff.pipeline.columns import VECTOR, from_arrow
-from sparkdiff.serving.request_values import DECIMAL, InputColumn, plain, typed
+from sparkdiff.serving.request_values import DECIMAL, WHOLE, InputColumn, nan_is_null, plain, typed
 from sparkdiff.tensors.rows import Rows, SparseRows, offsets_of
 
 
@@ -59,7 +59,7 @@ def listed_numbers(values: Sequence[Any], source: InputColumn) -> tuple[Rows, Te
 def _scalars(values: Sequence[Any], source: InputColumn) -> tuple[Rows, Tensor]:
     out = torch.tensor([np.nan if v is None else _double(v, source) for v in values], dtype=torch.float64)
     null = torch.tensor([v is None for v in values], dtype=torch.bool)
-    return rounded(out, source), null
+    return _of_type(out, null, source)
 
 
 def _double(v: Any, source: InputColumn) -> float:
@@ -71,6 +71,18 @@ def _double(v: Any, source: InputColumn) -> float:
         raise source.bad(v, f"which is no number but {kind_of(v)}") from None
     except OverflowError:
         raise InputError(f"column {source.name!r} holds a number too large for a double") from None
+
+
+def _of_type(x: Tensor, null: Tensor, source: InputColumn) -> tuple[Rows, Tensor]:
+    """Numbers (n,) and their null flags as the column's type has them; what `typed` does with objects."""
+    if nan_is_null(source.kind):
+        null = x.isnan()
+    if top := WHOLE.get(source.kind):
+        wrong = x[~null & ~((x >= -top - 1) & (x <= top) & (x == x.floor()))]
+        if len(wrong):
+            v = float(wrong[0])
+            raise source.bad(int(v) if v.is_integer() else v, f"but the schema has {source.kind}")
+    return rounded(x, source), null
 
 
 def rounded(x: Rows, source: InputColumn) -> Rows:
@@ -120,7 +132,7 @@ class Listed:
 
 @dataclass(frozen=True)
 class Numpy:
-    """A column of plain numbers, which have no null."""
+    """A column of plain numbers, which have no null but NaN."""
 
     array: "np.ndarray[Any, Any]"
 
@@ -133,7 +145,7 @@ class Numpy:
         if source.vectors:
             return listed_numbers(self.listed(), source)
         out = torch.from_numpy(self.array.astype(np.float64))
-        return rounded(out, source), torch.zeros(len(out), dtype=torch.bool)
+        return _of_type(out, torch.zeros(len(out), dtype=torch.bool), source)
 
 
 @dataclass(frozen=True)
@@ -156,7 +168,9 @@ class Arrow:
             wanted = "vectors" if source.vectors else "numbers"
             raise InputError(f"column {source.name!r} is {kind}, and the pipeline reads {wanted} from it")
         null = torch.from_numpy(np.array(self.array.is_null()))
-        return rounded(from_arrow(self.array), source), null
+        found = from_arrow(self.array)
+        assert isinstance(found, Tensor)
+        return _of_type(found, null, source)
 
     def _vectors(self, source: InputColumn) -> Rows:
         array, kind = self.array, self.array.type

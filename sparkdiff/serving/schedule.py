@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sparkdiff.errors import InputError
-from sparkdiff.serving.request_values import InputColumn, shown, typed
+from sparkdiff.serving.request_values import WHOLE, InputColumn, nan_is_null, shown, typed
 from sparkdiff.serving.requests import DictRows, RequestTable, numbers, objects, value_of
 from sparkdiff.serving.text.base import BadValueError, TextStage, as_objects
 from sparkdiff.stages.base import StageModule
@@ -194,7 +194,10 @@ class Schedule:
             except KeyError:
                 v = value_of(row, source, self.casefold)
             kind = type(v)
-            plain = kind is float or v is None or (kind is int and -LONG <= v < LONG)
+            top = WHOLE.get(source.kind, LONG)
+            plain = (
+                v is None or (kind is int and -top - 1 <= v <= top) or (kind is float and not nan_is_null(source.kind))
+            )
             own = source.vectors or source.kind == "float" or (source.kind and entry.objects != NOWHERE)
             if (
                 own and entry.numbers == NOWHERE and not source.vectors and (plain or kind is str)
@@ -249,8 +252,8 @@ def run(steps: Iterable[Any], values: Values, dropping: Collection[str] = ()) ->
     return values
 
 
-LONG = 1 << 63
-"""Integers from here on may be beyond a double, too."""
+LONG = (1 << 63) - 1
+"""Integers beyond it may be beyond a double, too."""
 NULL, THERE = torch.tensor([True]), torch.tensor([False])
 
 

@@ -65,7 +65,7 @@ class Scorer:
         Args:
             rows: a dict (one row), a list of dicts, a pandas DataFrame, or a table or batch of Arrow. A vector is a list, a numpy
                 array (d,) or a vector of pyspark; the field of a struct is a dict in a dict. In pandas, what is missing in a
-                column of objects is null, and NaN in a column of floats is NaN.
+                column of objects is null, and NaN in a column of floats is NaN, unless the schema says that it holds no floats.
 
         Returns:
             The same kind: a dict, a list of dicts, a DataFrame with the index of the rows, a table or batch. Vectors are numpy

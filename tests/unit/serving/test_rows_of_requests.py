@@ -13,9 +13,10 @@ import torch
 from sparkdiff.errors import InputError
 from sparkdiff.serving import java_text as java
 from sparkdiff.serving.java_text import NotServedError
-from sparkdiff.serving.request_values import InputColumn
+from sparkdiff.serving.request_values import WHOLE, InputColumn
 from sparkdiff.serving.requests import Arrow, Column, Listed, numbers, objects, table_of_arrow, table_of_pandas
 from sparkdiff.serving.results import joined, result_arrow
+from sparkdiff.serving.schedule import InputPlaces, Schedule
 from sparkdiff.serving.text.base import BadValueError
 from sparkdiff.serving.text.counts import HashingTF, java_text
 from sparkdiff.tensors.rows import dense
@@ -95,6 +96,34 @@ def test_nan_in_floats_of_pandas_is_no_null(dtype: str) -> None:
     found, null = numbers(table_of_pandas(pd.DataFrame({"x": ones / ones})).column("x"), of_kind(""))
     assert str(dense(found).tolist()) == str([1.0, *[float("nan")] * (len(ones) - 1)])
     assert null.tolist() == [False, False, True][: len(ones)]
+
+
+@pytest.mark.parametrize("kind", ["int", "bigint", "decimal(10,2)", "boolean"])
+def test_nan_is_null_where_the_type_has_none(kind: str) -> None:
+    """As `df.toPandas()` writes integers that may be null."""
+    pandas = table_of_pandas(pd.DataFrame({"x": [1.0, np.nan]})).column("x")
+    for column in (pandas, Listed([1.0, np.nan]), Listed([np.float32(1), np.nan]), Arrow(pa.array([1.0, np.nan]))):
+        assert numbers(column, of_kind(kind))[1].tolist() == [False, True]
+        assert numbers(column, of_kind("double"))[1].tolist() == [False, False]
+        if kind != "boolean":
+            assert objects(column, of_kind(kind)) == [1, None]
+    row = Schedule((InputPlaces(of_kind(kind), 0, 1, 2),), (), (), 3, False, ())
+    assert [row.of_row({"x": np.nan}, ())[i] for i in (1, 2)] == [torch.tensor([True]), [None]]
+
+
+@pytest.mark.parametrize(("kind", "value"), [("int", 3.5), ("int", 2**40), ("tinyint", 128), ("bigint", np.inf)])
+def test_a_number_that_is_none_of_the_integers_of_the_schema(kind: str, value: Any) -> None:
+    source, pandas = of_kind(kind), table_of_pandas(pd.DataFrame({"x": [1, None, value]})).column("x")
+    row = Schedule((InputPlaces(source, 0, 1),), (), (), 2, False, ())
+    for read in (
+        lambda: numbers(Listed([None, value]), source), lambda: objects(Listed([None, value]), source),
+        lambda: numbers(Arrow(pa.array([None, value])), source), lambda: numbers(pandas, source),
+        lambda: row.of_row({"x": value}, ()),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=rf"column 'x' holds {value}, but the schema has {kind}$"):
+            read()
+    for v in (-WHOLE[kind] - 1, WHOLE[kind]):
+        assert numbers(Listed([v]), source)[0].tolist() == [float(v)] and objects(Listed([v]), source) == [v]
 
 
 def test_an_array_of_single_precision_is_rounded() -> None:
