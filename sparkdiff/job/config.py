@@ -24,6 +24,8 @@ SECTIONS = ("pipeline", "data", "search", "grower", "improver", "fineTuner", "sp
 KEEPING = ("storeDir", "tags", "redact")
 OUTSIDE = ("verbosity", "waitForRun", "timeout", "localMode", "device", "localCacheLimit", "reuseStages", *KEEPING)
 """Options that do not decide the result of a job."""
+CONF = ("spark.", "fs.", "dfs.", "mapreduce.", "parquet.")
+"""How names of Spark's conf begin, and those that a session hands on to Hadoop."""
 COMMANDS = {"search": "search", "grower": "grow", "improver": "improve"}
 """Sections that make a job one of another command than `finetune`."""
 
@@ -134,6 +136,11 @@ def _check_sections(tree: Mapping[str, Any]) -> None:
     for key, value in (tree.get("spark") or {}).items():
         if isinstance(value, (dict, list)):
             raise InputError(f"spark: {key} must be text, a number, true or false. Got {value!r} instead")
+        if not str(key).startswith(CONF):
+            raise InputError(
+                f"spark: {key} is no setting of Spark, whose names start with 'spark.': write spark.{key}, or "
+                f"spark.hadoop.{key} if it is Hadoop's"
+            )
 
 
 def _verbs(tree: Mapping[str, Any], options: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -314,8 +321,11 @@ def _parsed(override: str) -> tuple[Place, Any]:
     """The place and the value of an override."""
     key, equals, text = override.partition("=")
     section, dot, rest = key.partition(".")
-    # Keys of Spark's conf have dots of their own.
-    place: Place = (section, *([rest] if section == "spark" else rest.split("."))) if dot else (section,)
+    if section == "spark" and rest:
+        # Names of Spark's conf have dots of their own, and start like the section: `spark.sql.x` means `spark.spark.sql.x`.
+        place: Place = (section, rest if rest.startswith(CONF) else f"spark.{rest}")
+    else:
+        place = (section, *rest.split(".")) if dot else (section,)
     if not equals or not all(place):
         raise InputError(f"override {override!r} must be section.key=value, such as fineTuner.maxEpochs=50")
     return place, _value(text, place)

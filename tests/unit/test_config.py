@@ -121,6 +121,9 @@ def test_an_override_changes_no_other_entry_that_yaml_shares_with_it(here: Path)
         ("fineTuner.localMode=yes", ("fineTuner", "localMode"), True),
         ("fineTuner.loss={logLoss: 1, hinge: 2}", ("fineTuner", "loss"), {"logLoss": 1, "hinge": 2}),
         ("spark.spark.executor.id=010", ("spark", "spark.executor.id"), "010"),
+        ("spark.sql.session.timeZone=UTC", ("spark", "spark.sql.session.timeZone"), "UTC"),
+        ("spark.fs.s3a.endpoint=x", ("spark", "fs.s3a.endpoint"), "x"),
+        ("spark.remote=sc://host", ("spark", "spark.remote"), "sc://host"),
         ("output.mode=error", ("output", "mode"), "error"),
     ],
 )
@@ -341,6 +344,10 @@ WRONG = [
     (["fineTuner=[1]"], "fineTuner must be a mapping"),
     (["fineTuner={1: 2}"], "unknown option 1. Known: "),
     (["spark=5"], "spark must be a mapping"),
+    (
+        ["spark={sql.ansi.enabled: false}"],
+        "no setting of Spark, whose names start with 'spark.': write spark.sql.ansi.enabled",
+    ),
     (["spark={a: [1]}"], "spark: a must be text, a number, true or false"),
     (["output=[a]"], "output must be a folder, or {path, mode: error|overwrite}. Got ['a'] instead"),
     (["output={path: x, mood: error}"], "output must be a folder"),
