@@ -5,6 +5,7 @@ import datetime
 import hashlib
 import json
 import os
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -81,7 +82,7 @@ def load_config(path: Path | None, overrides: Sequence[str], flags: Mapping[str,
         InputError: the file cannot be read, a key is unknown, a value has the wrong type, or a section is missing.
     """
     here = path.parent.absolute() if path is not None else Path.cwd()
-    tree = {} if path is None else _read(path) or {}
+    tree = {} if path is None else _settled(_read(path)) or {}
     if not isinstance(tree, dict):
         raise InputError(f"--config {path} must hold the sections {', '.join(SECTIONS)}")
     tree = _anchored(tree, here)
@@ -204,6 +205,13 @@ def _read(path: Path) -> Any:
         raise InputError(f"--config {path} is not YAML: {' '.join(str(e).split())}") from e
 
 
+@dataclasses.dataclass(frozen=True)
+class _Number:
+    """A number that YAML 1.2 has and PyYAML takes for text, such as 1e-3; where text is expected, it is text."""
+
+    text: str
+
+
 class _Loader(yaml.SafeLoader):
     """Refuses what PyYAML drops silently: all but the last of equal keys of one mapping."""
 
@@ -212,6 +220,8 @@ class _Loader(yaml.SafeLoader):
         node = super().compose_mapping_node(anchor)
         known = set()
         for key, _ in node.value:
+            if key.tag == _Number.__name__:
+                key.tag = self.DEFAULT_SCALAR_TAG  # a key is a name
             name = key.tag, key.value if isinstance(key, yaml.ScalarNode) else key
             if name in known and key.tag != "tag:yaml.org,2002:merge":
                 raise ValueError(f"the key {key.value!r} is repeated in line {key.start_mark.line + 1}: leave one out")
@@ -219,8 +229,16 @@ class _Loader(yaml.SafeLoader):
         return node
 
 
+_Loader.add_implicit_resolver(
+    _Number.__name__,
+    re.compile(r"(?:[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)[eE][-+]?[0-9]+|[-+]\.[0-9]+)$"),
+    list("-+.0123456789"),
+)
+_Loader.add_constructor(_Number.__name__, lambda loader, node: _Number(node.value))
+
+
 def _yaml(text: str) -> Any:
-    """The value of a YAML text.
+    """The value of a YAML text, in which some numbers are `_Number`.
 
     Raises:
         ValueError: it is not YAML.
@@ -260,6 +278,33 @@ def _wants_text(place: Place) -> bool:
     return False
 
 
+def _is_name(place: Place) -> bool:
+    """Whether a value here, or an entry of a list here, is text for an option."""
+    match place:
+        case ("fineTuner", name):
+            fields: Mapping[Any, Any] = FIELDS
+        case ("search", name):
+            from sparkdiff.tuning.search.settings import FIELDS as fields  # only here: most jobs have none of them
+        case ("grower" | "improver" as section, name):
+            from sparkdiff.job.settings_section import SETTINGS
+
+            fields = SETTINGS[section].__dataclass_fields__
+        case _:
+            return False
+    return name in fields and fields[name].metadata["kind"] in (str, tuple)
+
+
+def _settled(value: Any, place: Place = ()) -> Any:
+    """A copy of a value of the tree in which each `_Number` is the text or the number that is expected there."""
+    if isinstance(value, dict):
+        return {key: _settled(inner, (*place, key)) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_settled(inner, place) for inner in value)
+    if isinstance(value, _Number):
+        return value.text if _wants_text(place) or _is_name(place) else float(value.text)
+    return value
+
+
 def _value(text: str, place: Place) -> Any:
     """The value of an override: parsed as YAML, or the text itself if it is not YAML, or unquoted where text is
     expected.
@@ -274,7 +319,7 @@ def _value(text: str, place: Place) -> Any:
     # `null` and `#` mean no value; a reader's option and a tag may be these texts.
     nothing = value is None and not (text.strip() and place[-2:-1] in (("options",), ("tags",)))
     structured = nothing or isinstance(value, (dict, list, set))
-    return value if quoted or structured or not _wants_text(place) else text.strip()
+    return _settled(value, place) if quoted or structured or not _wants_text(place) else text.strip()
 
 
 def _anchored(value: Any, folder: Path, place: Place = ()) -> Any:

@@ -1,6 +1,5 @@
 """The section `search` of a job: what it may hold, checked without a session, and the `Search` that it describes."""
 
-import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -20,7 +19,6 @@ from sparkdiff.tuning.search.space import Distribution, as_distribution, integer
 
 OWN = ("space", "metric", "current")
 """Keys beside the options of `sparkdiff.Search`."""
-NUMBER = re.compile(r"[-+]?\d+e[-+]?\d+", re.IGNORECASE)
 RANGES: dict[str, Callable[[Any, Any], Distribution]] = {
     "uniform": uniform,
     "loguniform": loguniform,
@@ -86,10 +84,9 @@ def space(given: Mapping[str, Any]) -> dict[tuple[str, str], Distribution]:
 def distribution(name: str, given: Any) -> Distribution:
     """{uniform: [low, high]}, {loguniform: [low, high]}, {integer: [low, high]} or a list of values."""
     if isinstance(given, list):
-        return as_distribution(name, [*map(_number, given)])
+        return as_distribution(name, given)
     if isinstance(given, Mapping) and len(given) == 1:
         [(kind, ends)] = given.items()
-        ends = [*map(_number, ends)] if isinstance(ends, list) else ends
         if kind == "choice" and isinstance(ends, list):
             return as_distribution(name, ends)
         if kind in RANGES and isinstance(ends, list) and len(ends) == 2:
@@ -101,11 +98,6 @@ def distribution(name: str, given: Any) -> Distribution:
         f"{name} must be a list of values, or one of {{uniform: [low, high]}}, {{loguniform: [low, high]}}, "
         f"{{integer: [low, high]}}. Got {given!r} instead"
     )
-
-
-def _number(value: Any) -> Any:
-    """PyYAML reads 1e-5, a number without a point, as text."""
-    return float(value) if isinstance(value, str) and NUMBER.fullmatch(value) else value
 
 
 def params_of(given: Mapping[str, Any], estimator: Any) -> dict[Any, Distribution]:

@@ -125,6 +125,12 @@ def test_an_override_changes_no_other_entry_that_yaml_shares_with_it(here: Path)
         ("spark.fs.s3a.endpoint=x", ("spark", "fs.s3a.endpoint"), "x"),
         ("spark.remote=sc://host", ("spark", "spark.remote"), "sc://host"),
         ("output.mode=error", ("output", "mode"), "error"),
+        ("fineTuner.learningRate=1e-3", ("fineTuner", "learningRate"), 0.001),
+        ("fineTuner.lossParams.delta=-.5e+1", ("fineTuner", "lossParams", "delta"), -5.0),
+        ("fineTuner.labelCol=1e3", ("fineTuner", "labelCol"), "1e3"),
+        ("fineTuner.guardCols=[1e3, 1.e2]", ("fineTuner", "guardCols"), ["1e3", "1.e2"]),
+        ("fineTuner.learningRates={1e3: 1e-3}", ("fineTuner", "learningRates"), {"1e3": 0.001}),
+        ("fineTuner.tags={commit: 12e4}", ("fineTuner", "tags"), {"commit": "12e4"}),
     ],
 )
 def test_where_text_is_wanted_an_override_is_text(
@@ -135,6 +141,32 @@ def test_where_text_is_wanted_an_override_is_text(
     for part in place:
         found = found[part]
     assert found == value
+
+
+def test_a_number_without_a_point_is_one_unless_text_is_expected(here: Path) -> None:
+    """PyYAML itself takes 1e-3 for text."""
+    (here / "conf" / "job.yaml").write_text("""
+pipeline: 1e1
+data: {train: {table: 1e2, where: 1e3, options: {x: 1e4}}}
+output: a
+fineTuner: {learningRate: 1e-3, labelCol: 1e5, freeze: [1e6], runId: 1e7, maxEpochs: 1e2}
+spark: {spark.a: 1e8}
+""")
+    found = load()
+    assert (found.pipeline, found.spark) == (f"{here}/conf/1e1", {"spark.a": "1e8"})
+    assert found.data["train"] == {"table": "1e2", "where": "1e3", "options": {"x": "1e4"}}
+    assert found.options == {
+        "learningRate": 0.001,
+        "labelCol": "1e5",
+        "freeze": ["1e6"],
+        "runId": "1e7",
+        "maxEpochs": 100,
+    }
+    search = ["search.metric=rmse", "search.groupCol=1e3", "search.validationFraction=1e-1"]
+    given = load(*search, "search.space={1e2: {k: {loguniform: [1e-5, 1.0e2]}}}").search or {}
+    assert (given["groupCol"], given["validationFraction"]) == ("1e3", 0.1)
+    assert given["space"] == {"1e2": {"k": {"loguniform": [1e-5, 100.0]}}}
+    assert load("grower={entityCols: [1e3], maxLoss: 1e-3}").grower == {"entityCols": ["1e3"], "maxLoss": 0.001}
 
 
 def test_tags_of_a_search_are_text(here: Path) -> None:
