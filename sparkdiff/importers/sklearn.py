@@ -86,6 +86,11 @@ def _gradient_boosting(model: Any) -> Boosted:
             f"{type(model).__name__}: init is {type(model.init_).__name__}, a separate model, which trees "
             "cannot contain; train with init=None or 'zero'"
         )
+    if getattr(model.init_, "strategy", None) == "stratified":
+        raise InputError(
+            f"{type(model).__name__}: init is DummyClassifier(strategy='stratified'), which draws a class for each row, and "
+            "trees start from the same value for all; train with init=None or 'zero'"
+        )
     classes = getattr(model, "classes_", None)
     base = np.asarray(model._raw_predict_init(np.zeros((1, model.n_features_in_), np.float32)), np.float64)[0]
     rounds, outputs = model.estimators_.shape

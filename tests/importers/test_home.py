@@ -10,7 +10,9 @@ import pytest
 import rows_on_thresholds
 import xgboost as xgb
 from pyspark.ml import PipelineModel
+from sklearn.dummy import DummyClassifier
 from sklearn.ensemble import (
+    GradientBoostingClassifier,
     GradientBoostingRegressor,
     HistGradientBoostingClassifier,
     HistGradientBoostingRegressor,
@@ -182,6 +184,9 @@ REFUSED: dict[str, tuple[str, Any, str]] = {
     "yet another": ("xgboost", lambda: RandomForestRegressor(), "from_xgboost reads a Booster .*got sklearn"),
     "outputs": ("sklearn", lambda: RandomForestRegressor(3).fit(X, np.stack([Y, Y], 1)), "has 2 outputs"),
     "init": ("sklearn", lambda: GradientBoostingRegressor(init=LinearRegression()).fit(CLEAN, Y), "init is LinearRegression"),
+    "drawn init": (
+        "sklearn", lambda: GradientBoostingClassifier(n_estimators=2, init=DummyClassifier(strategy="stratified")).fit(
+            CLEAN, COUNTS), r"init is DummyClassifier\(strategy='stratified'\), which draws"),
     "classes": ("sklearn", lambda: RandomForestClassifier(3).fit(X, COUNTS + 1), "the classes are 1, 2, 3, .*predictedLabelCol"),
     "texts": (
         "sklearn", lambda: HistGradientBoostingRegressor(categorical_features=[0], max_iter=2).fit(
