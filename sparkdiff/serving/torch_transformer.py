@@ -32,7 +32,7 @@ from sparkdiff.machine import package, paths
 from sparkdiff.pipeline.batches import ByTorch
 from sparkdiff.pipeline.columns import physical
 from sparkdiff.pipeline.graph import Version, in_front_of
-from sparkdiff.pipeline.names import named, unused
+from sparkdiff.pipeline.names import casefolding, named, unused
 from sparkdiff.pipeline.nesting import Holder, flatten, plain
 from sparkdiff.pipeline.network import Network, translate
 from sparkdiff.pipeline.schema import check_columns, fields_by_name, width_in
@@ -169,6 +169,15 @@ def check_types(df: DataFrame) -> None:
                 f"column {field.name!r} is {field.dataType.simpleString()}, which Arrow does not carry to torch: drop or cast "
                 "it, or set device='spark'"
             ) from e
+
+
+def check_names(columns: Sequence[str]) -> None:
+    """Raise InputError if columns share a name; Spark itself passes them on where no stage reads them."""
+    fold = casefolding()
+    for name in columns:
+        if len(same := [c for c in columns if fold(c) == fold(name)]) > 1:
+            names = ", ".join(map(repr, same))
+            raise InputError(f"{len(same)} columns match {name!r}, {names}: rename all but one, or set device='spark'")
 
 
 def arrow_name(field: StructField) -> str:
@@ -338,6 +347,7 @@ class TorchTransformer(Transformer, Holder, MLWritable, MLReadable):  # type: ig
             return by_torch(self.pipelineModel, dataset, device)
         except jvm.SparkError:
             check_types(dataset)
+            check_names(self.pipelineModel.transform(dataset).columns)
             raise
 
     def copy(self, extra: Any = None) -> "TorchTransformer":
@@ -368,13 +378,15 @@ class _Writer(jvm.Writer):
             super().save(path)
             return
         final = Path(os.path.abspath(str(place)))
-        if final.exists() and not self.shouldOverwrite:
+        if os.path.lexists(final) and not self.shouldOverwrite:
             raise InputError(f"{path!r} exists already: use write().overwrite(), or choose another folder")
         part = final.with_name(f".{final.name}-{uuid.uuid4().hex[:8]}")
         try:
             self.saveImpl(f"file://{part}")
-            if final.exists():
+            if final.is_dir() and not final.is_symlink():
                 shutil.rmtree(final)
+            else:
+                final.unlink(missing_ok=True)
             os.rename(part, final)
         finally:
             shutil.rmtree(part, ignore_errors=True)

@@ -156,6 +156,9 @@ def test_it_is_lazy_saved_and_copied(rows: DataFrame, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="exists already"):
         made.save(str(tmp_path / "new" / "t"))
     made.write().overwrite().save(str(tmp_path / "new" / "t"))
+    (tmp_path / "file").touch()
+    made.write().overwrite().save(str(tmp_path / "file"))
+    assert (tmp_path / "file" / "metadata").is_dir()
     renamed = loaded.transform(rows, {model.stages[1].getParam("predictionCol"): "other"})
     assert "other" in renamed.columns and "prediction" in loaded.transform(rows).columns
     assert PipelineModel([made]).transform(rows).columns == model.transform(rows).columns
@@ -219,6 +222,9 @@ def test_what_cannot_be_computed_is_refused_in_a_sentence(rows: DataFrame) -> No
         InputError, match="column 'every' is interval month, which Arrow does not carry to torch: drop or cast"
     ):
         TorchTransformer(vector("a", "b"), device="cpu").transform(months)
+    twice = rows.select("a", "b", F.lit(1).alias("c"), F.lit(2).alias("C"))  # which Spark passes on
+    with pytest.raises(InputError, match="2 columns match 'c', 'c', 'C': rename all but one, or set device='spark'"):
+        TorchTransformer(vector("a", "b"), device="cpu").transform(twice)
     with pytest.raises(InputError, match="expected a fitted PipelineModel or stage, got NoneType"):
         TorchTransformer(None)
     with pytest.raises(InputError, match="isn't fitted"):
