@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import sparkdiff
-from sparkdiff.errors import InputError, did_you_mean
+from sparkdiff.errors import InputError, SparkdiffError, did_you_mean
 from sparkdiff.machine import paths
 from sparkdiff.pipeline.graph import Version, null_of
 from sparkdiff.pipeline.network import Network, translate
@@ -112,6 +112,7 @@ def export(
         InputError: no stage is translated, a stage has no form in ONNX (named, with what to do), no stage writes one of
             `outputCols`, the width of a vector is unknown, `widths` names no input or contradicts a stage, or the extra `onnx`
             is not installed.
+        SparkdiffError: the file cannot be written.
     """
     place = local_file(path)
     network = translate(model, schema=schema)
@@ -119,9 +120,13 @@ def export(
         raise InputError("no stage of this pipeline is translated: see sparkdiff.plan(model) for the reasons")
     written = written_graph(network, wanted_of(network, outputCols), schema, dict(widths or {}))
     described = dataclasses.replace(written.described, path=str(path))
-    with files.room("the ONNX file", place, "free some space, or choose another folder"):
-        place.parent.mkdir(parents=True, exist_ok=True)
-        files.write_bytes(place, written.file(described))
+    content = written.file(described)
+    try:
+        with files.room("the ONNX file", place, "free some space, or choose another folder"):
+            place.parent.mkdir(parents=True, exist_ok=True)
+            files.write_bytes(place, content)
+    except OSError as e:
+        raise SparkdiffError(f"the ONNX file cannot be written to {place}: {e}; choose another folder") from e
     return described
 
 

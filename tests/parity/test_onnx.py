@@ -29,7 +29,7 @@ from random_trees import rows as rows_of_trees
 from small_networks import F64, least_squares, network, trees
 
 import sparkdiff
-from sparkdiff import InputError
+from sparkdiff import InputError, SparkdiffError
 from sparkdiff.pipeline import parity
 from sparkdiff.serving.onnx_export import ExportedColumn, Written
 from sparkdiff.stages.base import StageModule
@@ -168,6 +168,9 @@ def test_refusals_name_the_stage_and_the_way_out(df: DataFrame, fitted: dict[str
         with pytest.raises(InputError, match=what):
             sparkdiff.export(given, **{"path": str(tmp_path / "m.onnx"), **settings})
     assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").touch()
+    with pytest.raises(SparkdiffError, match=r"the ONNX file cannot be written to .*; choose another folder"):
+        sparkdiff.export(fitted["linear"], tmp_path / "file" / "m.onnx")
 
 
 def test_the_width_of_a_vector_comes_from_the_data(df: DataFrame, fitted: dict[str, Any], tmp_path: Path) -> None:
