@@ -17,7 +17,7 @@ from sparkdiff import jvm
 from sparkdiff.data.splits import SPLITS, VALIDATION
 from sparkdiff.errors import InputError, did_you_mean
 from sparkdiff.job.loading import function, is_function, named_source
-from sparkdiff.job.tracking_section import FILES, check as check_tracking
+from sparkdiff.job.tracking_section import FILES, SERVERS, check as check_tracking
 from sparkdiff.machine import paths, secrets
 from sparkdiff.options import FIELDS, Options
 
@@ -344,6 +344,8 @@ def _anchored(value: Any, folder: Path, place: Place = ()) -> Any:
         ):
             where = None if paths.unusable("", _name(value, place)) else paths.local(value)
             return value if where is None else str(folder / where)
+        case ("tracking", "mlflow", "uri") if ":" not in value.split("/")[0] and value not in SERVERS:
+            return str(folder / Path(_name(value, place)).expanduser())
         case ("tracking", key) if key in FILES:
             where = None if paths.unusable("", _name(value, place)) else paths.local(value)
             return value if where is None else str(folder / where)

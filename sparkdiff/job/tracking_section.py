@@ -16,6 +16,8 @@ MLFLOW = {
     "dfsTmpdir": str,
 }  # fmt: skip
 """The keys below `mlflow`, with their types."""
+SERVERS = ("databricks", "databricks-uc")
+"""What MLflow takes for a server, though it has no scheme."""
 NEEDS = {"mlflow": "mlflow", "tensorboard": "tensorboard"}
 """Keys, and the packages that they need, which the extras of these names install."""
 

@@ -742,6 +742,10 @@ def test_tracking_is_checked_before_anything_runs(here: Path, monkeypatch: pytes
     }
     (here / "conf" / "job.yaml").write_text(JOB + "tracking: {tensorboard: ../tb, mlflow: }\n")
     assert load().tracking == {"tensorboard": str(here / "conf" / ".." / "tb"), "mlflow": {}}
+    for uri in ("http://host:5000", "databricks", "databricks://x", "sqlite:///m.db", "file:///m", "uc:http://host"):
+        assert (load(f"tracking.mlflow.uri={uri}").tracking or {})["mlflow"] == {"uri": uri}
+    (here / "conf" / "job.yaml").write_text(JOB + "tracking: {mlflow: {uri: ../mlruns}}\n")
+    assert load().tracking == {"mlflow": {"uri": str(here / "conf" / ".." / "mlruns")}}
     assert request_of(load()) == request_of(load("tracking.mlflow.experiment=other"))
     for override, message in (
         ("tracking.wandb=x", "unknown key 'wandb'"),
