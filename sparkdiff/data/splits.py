@@ -235,6 +235,10 @@ def _boundaries(df: DataFrame, column: str, start: float) -> tuple[float, ...]:
         ) from e
     except jvm.SparkError as e:
         raise InputError(f"Spark failed while reading timeCol={column!r}: {jvm.cause(e)}") from e
+    if not found and df.isEmpty():
+        raise InputError(
+            f"the data have no rows, or none for validation, that timeCol={column!r} could split; add rows"
+        )
     if not found:
         raise InputError(f"timeCol={column!r} has no finite value to split by")
     return tuple(found)

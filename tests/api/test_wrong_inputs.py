@@ -484,6 +484,7 @@ def test_too_few_rows(df: DataFrame, numeric: PipelineModel, folder: Path) -> No
     sentence = r"\d+ validation rows of weight > 0, but at least 30 are needed: add rows, or change validationFraction"
     refused(sentence, numeric, df.where("number < 100"), folder)
     refused("the data have no rows", numeric, df.where("number < 0"), folder)
+    refused("the data have no rows", numeric, df.where("number < 0"), folder, timeCol="number")
     vectors = numeric.transform(df).drop("prediction")
     refused("the data have no rows", numeric.stages[3], vectors.where("number < 0"), folder)
     nulls = vectors.withColumn("components", F.when(F.lit(False), F.col("components")))
