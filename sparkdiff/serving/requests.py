@@ -1,8 +1,9 @@
 """Rows from outside (a dict, dicts, pandas, Arrow) as columns of numbers and of Python's objects."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -244,6 +245,14 @@ def spelled(name: str, names: Sequence[str], casefold: Callable[[str], str]) -> 
     raise InputError(f"the rows have no column {name!r}, which the pipeline reads; null is None. {hint}")
 
 
+def is_twofold(names: Collection[Any], casefold: Callable[[str], str]) -> bool:
+    """Whether two of these names mean the same column."""
+    try:
+        return len(set(map(casefold, names))) < len(names)
+    except TypeError:  # other keys than texts name no column
+        return is_twofold([name for name in names if isinstance(name, str)], casefold)
+
+
 def field_of(value: Any, field: str, source: InputColumn, casefold: Callable[[str], str]) -> Any:
     if not isinstance(value, Mapping):
         raise source.bad(value, f"which has no field {field!r}")
@@ -274,8 +283,15 @@ class DictRows(RequestTable):
         super().__init__((), lambda name: Listed(()), len(rows))
         self.dicts, self.casefold = rows, casefold
 
+    @cached_property
+    def twofold(self) -> list[tuple[Any, ...]]:
+        """The names of rows in which two mean the same column."""
+        return [names for names in set(map(tuple, self.dicts)) if is_twofold(names, self.casefold)]
+
     def read(self, source: InputColumn, casefold: Callable[[str], str]) -> Column:
         name = source.path[0]
+        for names in self.twofold:
+            spelled(name, names, casefold)
         if len(source.path) == 1:
             try:
                 return Listed([row[name] for row in self.dicts])

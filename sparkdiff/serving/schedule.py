@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from sparkdiff.errors import InputError
-from sparkdiff.serving.request_values import WHOLE, InputColumn, nan_is_null, shown, typed
-from sparkdiff.serving.requests import DictRows, RequestTable, numbers, objects, value_of
+from sparkdiff.serving.request_values import WHOLE, InputColumn, shown, typed
+from sparkdiff.serving.requests import DictRows, RequestTable, is_twofold, numbers, objects, spelled, value_of
 from sparkdiff.serving.text.base import BadValueError, TextStage, as_objects
 from sparkdiff.stages.base import StageModule
 from sparkdiff.tensors.rows import Rows, SparseRows, width
@@ -187,6 +187,9 @@ class Schedule:
         values: Values = [None] * self.places
         found: list[float] = []
         places: list[int] = []
+        if not self.sensitive and is_twofold(row, str.lower):
+            for entry in self.entries:
+                spelled(entry.source.path[0], list(row), self.casefold)
         for entry in self.entries:
             source = entry.source
             try:
@@ -194,9 +197,10 @@ class Schedule:
             except KeyError:
                 v = value_of(row, source, self.casefold)
             kind = type(v)
-            top = WHOLE.get(source.kind, LONG)
             plain = (
-                v is None or (kind is int and -top - 1 <= v <= top) or (kind is float and not nan_is_null(source.kind))
+                v is None
+                or (kind is float and source.kind in FLOATS)
+                or (kind is int and -(top := WHOLE.get(source.kind, LONG)) - 1 <= v <= top)
             )
             own = source.vectors or source.kind == "float" or (source.kind and entry.objects != NOWHERE)
             if (
@@ -252,6 +256,8 @@ def run(steps: Iterable[Any], values: Values, dropping: Collection[str] = ()) ->
     return values
 
 
+FLOATS = frozenset(("", "double", "float"))
+"""Types that take any float as it is; empty where there is no schema."""
 LONG = (1 << 63) - 1
 """Integers beyond it may be beyond a double, too."""
 NULL, THERE = torch.tensor([True]), torch.tensor([False])

@@ -83,9 +83,13 @@ class Scorer:
 
     def _predicted(self, rows: Any) -> Any:
         schedule = self._schedule
-        n = table_of(rows, schedule.casefold).rows
+        table = table_of(rows, schedule.casefold)
+        n = table.rows
         in_arrow, in_pandas = isinstance(rows, (pa.Table, pa.RecordBatch)), hasattr(rows, "iloc")
         columns: dict[str, list[Any]] = {o.name: [] for o in schedule.outputs}
+        if n == 0:
+            for entry in schedule.entries:
+                table.read(entry.source, schedule.casefold)  # which must be there without rows, too
         if in_arrow and n == 0:
             return _as_arrow(rows, self._empty(rows))
         for begin in range(0, n, ROWS):

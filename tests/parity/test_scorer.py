@@ -331,6 +331,9 @@ def test_every_kind_of_rows_has_the_same_answers(usual: PipelineModel, adversari
     assert scorer.predict([]) == []
     assert len(scorer.predict(frame.iloc[:0])) == 0
     assert scorer.predict(table.slice(0, 0)).num_rows == 0
+    for lacking in (pd.DataFrame(), table.slice(0, 0).drop_columns([scorer.inputCols[-1]])):
+        with pytest.raises(InputError, match=r"the rows have no column .*, which the pipeline reads"):
+            scorer.predict(lacking)
     upper = {k.upper(): v for k, v in rows[0].items()}
     assert scorer.predict(upper)["prediction"] == dicts[0]["prediction"]
 

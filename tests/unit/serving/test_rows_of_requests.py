@@ -1,5 +1,6 @@
 """Rows of a request as columns, text as Java has it, and columns as Arrow: without Spark."""
 
+import dataclasses
 import random
 from decimal import Decimal
 from typing import Any
@@ -14,7 +15,16 @@ from sparkdiff.errors import InputError
 from sparkdiff.serving import java_text as java
 from sparkdiff.serving.java_text import NotServedError
 from sparkdiff.serving.request_values import WHOLE, InputColumn
-from sparkdiff.serving.requests import Arrow, Column, Listed, numbers, objects, table_of_arrow, table_of_pandas
+from sparkdiff.serving.requests import (
+    Arrow,
+    Column,
+    Listed,
+    numbers,
+    objects,
+    table_of,
+    table_of_arrow,
+    table_of_pandas,
+)
 from sparkdiff.serving.results import joined, result_arrow
 from sparkdiff.serving.schedule import InputPlaces, Schedule
 from sparkdiff.serving.text.base import BadValueError
@@ -124,6 +134,22 @@ def test_a_number_that_is_none_of_the_integers_of_the_schema(kind: str, value: A
             read()
     for v in (-WHOLE[kind] - 1, WHOLE[kind]):
         assert numbers(Listed([v]), source)[0].tolist() == [float(v)] and objects(Listed([v]), source) == [v]
+
+
+def test_a_row_with_two_spellings_of_a_column_is_refused() -> None:
+    """As a DataFrame with both is, and only if the pipeline reads it."""
+    read = Schedule((InputPlaces(of_kind(""), 0),), (), (), 1, False, ())
+    assert read.of_row({"X": 1.0, "y": 2.0, "Y": 3.0, 5: 0}, ())[0].tolist() == [1.0]
+    frame = pd.DataFrame({"x": [1.0], "X": [2.0]})
+    rows = [{"x": 1.0, "y": 0.0}, {"x": 1.0, "X": 2.0}]
+    for act in (
+        lambda: read.of_row(rows[1], ()), lambda: read.of_table(table_of(rows, str.lower), ()),
+        lambda: read.of_table(table_of(frame, str.lower), ()),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=r"2 columns that match 'x', \['x', 'X'\]: leave out all but one"):
+            act()
+    sensitive = dataclasses.replace(read, sensitive=True)
+    assert [v.tolist() for v in sensitive.of_table(table_of(rows, str), ())] == [[1.0, 1.0]]
 
 
 def test_an_array_of_single_precision_is_rounded() -> None:
