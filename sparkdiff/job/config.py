@@ -25,8 +25,8 @@ SECTIONS = ("pipeline", "data", "search", "grower", "improver", "fineTuner", "sp
 KEEPING = ("storeDir", "tags", "redact")
 OUTSIDE = ("verbosity", "waitForRun", "timeout", "localMode", "device", "localCacheLimit", "reuseStages", *KEEPING)
 """Options that do not decide the result of a job."""
-CONF = ("spark.", "fs.", "dfs.", "mapreduce.", "parquet.")
-"""How names of Spark's conf begin, and those that a session hands on to Hadoop."""
+CONF = ("spark.", "fs.", "dfs.", "mapreduce.", "parquet.", "hive.")
+"""How names of Spark's conf begin, and those that a session hands on to Hadoop and Hive."""
 COMMANDS = {"search": "search", "grower": "grow", "improver": "improve"}
 """Sections that make a job one of another command than `finetune`."""
 
