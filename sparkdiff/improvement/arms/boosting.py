@@ -92,7 +92,9 @@ def run(ground: Ground, number: int, limit: Limit, steps: Sequence[Step]) -> Ste
     firsts = np.cumsum([0, *(len(f.gains) for f, _ in found)]).tolist()
     trials = [LedgerTrial(i, e, f.item.name) for i, (f, _) in enumerate(found) for e in range(1, len(f.gains) + 1)]
     ensembles = [
-        _Ensemble(f, base, first + f.epoch - 1) for (f, base), first in zip(found, firsts, strict=False) if f.part
+        _Ensemble(f, base, first + f.epoch - 1)
+        for (f, base), first in zip(found, firsts, strict=False)
+        if f.part is not None
     ]
     told = {"ensembles": [_told(f, base, original) for f, base in found], "late": late > 0}
     says = f"{len(found) - late} ensembles{f', no time for {late} more' if late else ''}"
