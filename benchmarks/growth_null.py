@@ -22,9 +22,9 @@ import pandas as pd
 from common import exit_code, markdown, parse, parser, write
 from growth import linear, spent
 from pyspark.ml import PipelineModel
-from pyspark.ml.classification import LogisticRegression
+from pyspark.ml.classification import GBTClassifier, LogisticRegression
 from pyspark.ml.functions import vector_to_array
-from pyspark.ml.regression import GeneralizedLinearRegression, LinearRegression
+from pyspark.ml.regression import GBTRegressor, GeneralizedLinearRegression, LinearRegression
 from pyspark.sql import SparkSession
 
 import sparkdiff
@@ -33,6 +33,8 @@ from sparkdiff.job.loading import start_session
 
 ROWS, MOST = 1500, 9 / 200  # of the level of 2.5%, and nearly two standard errors of 200 draws
 FAMILIES = ("logistic", "poisson", "squared")
+BOOSTED = REGRESSION, CLASSES = "boosted", "boosted classes"
+"""Pipelines that end in boosted trees, which improve_null.py has, too."""
 WORDS, NUMBERS, ENTITY = ("few", "some", "many"), ("x", "y", "z"), "user"
 
 
@@ -56,6 +58,8 @@ def last(family: str) -> Any:
         return LogisticRegression(labelCol="label", regParam=0.01)
     if family == "poisson":
         return GeneralizedLinearRegression(labelCol="label", family="poisson", link="log", regParam=0.01)
+    if family in BOOSTED:
+        return (GBTClassifier if family == CLASSES else GBTRegressor)(labelCol="label", maxIter=10, maxDepth=3, seed=0)
     return LinearRegression(labelCol="label", regParam=0.01)
 
 
@@ -70,11 +74,11 @@ class Original:
             "logistic": lambda: random.random(rows) < 1 / (1 + np.exp(-effect)),
             "poisson": lambda: random.poisson(np.exp(0.5 + 0.5 * effect)),
             "squared": lambda: effect + random.standard_t(5, rows),
-        }[family]().astype(float)
+        }[{REGRESSION: "squared", CLASSES: "logistic"}.get(family, family)]().astype(float)
         first = spark.createDataFrame(self.table.assign(label=label)).coalesce(1)
         self.model: PipelineModel = linear(WORDS, NUMBERS, last(family)).fit(first)
         out = self.model.transform(first).orderBy("id")
-        if family == "logistic":
+        if family in ("logistic", CLASSES):
             found = out.select(vector_to_array("probability")[1].alias("mean")).toPandas()["mean"]
         else:
             found = out.select("prediction").toPandas()["prediction"]
@@ -84,7 +88,7 @@ class Original:
 
     def labels(self, random: np.random.Generator) -> np.ndarray[Any, Any]:
         """One draw from the predictive distribution, a label per row."""
-        if self.family == "logistic":
+        if self.family in ("logistic", CLASSES):
             return (random.random(len(self.mean)) < self.mean).astype(float)
         if self.family == "poisson":
             return random.poisson(self.mean).astype(float)

@@ -2,8 +2,8 @@
 
 As in growth_null.py, labels are drawn from the original's own predictive distribution, so that what is better is so by chance.
 All arms race in each draw, within a budget of passes over the 1,500 rows, so that no clock decides. Counted is how often
-`Improver` decides "improved". Fails where more than 9 of 200 are. Each draw is kept in --cells as soon as it is decided, so
-that a run that is stopped goes on there.
+`Improver` decides "improved". Fails where more than 9 of 200 are. With --boosted the originals end in boosted trees. Each draw is
+kept in --cells as soon as it is decided, so that a run that is stopped goes on there.
 
     SPARK_CONF_DIR=conf OMP_NUM_THREADS=1 python benchmarks/improve_null.py --cells improve_null.jsonl
 """
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from common import exit_code, markdown, parse, parser, write
 from growth import spent
-from growth_null import ENTITY, FAMILIES, MOST, ROWS, Original
+from growth_null import BOOSTED, ENTITY, FAMILIES, MOST, ROWS, Original
 from pyspark.sql import SparkSession
 
 import sparkdiff
@@ -74,10 +74,15 @@ def main() -> int:
     flags.add_argument("--cells", type=Path, metavar="FILE", help="JSON lines of the draws that are done")
     flags.add_argument("--draws", type=int, default=200)
     flags.add_argument("--budget", default="120 passes")
+    flags.add_argument(
+        "--boosted", action="store_true", help="originals that end in boosted trees, in place of linear ones"
+    )
     given = parse(flags, draws=1)
     found: list[dict[str, Any]] = []
     if given.cells and given.cells.exists():
         found = [json.loads(line) for line in given.cells.read_text().splitlines()]
+    families = BOOSTED if given.boosted else FAMILIES
+    found = [c for c in found if c["family"] in families]
     done = {c["draw"] for c in found}
     conf = {"spark.master": "local[1]", "spark.sql.shuffle.partitions": "1", "spark.ui.enabled": "false"}
     spark = start_session(conf, "sparkdiff.improver", 0)
@@ -85,7 +90,7 @@ def main() -> int:
     for number in range(given.draws):
         if number in done:
             continue
-        family = FAMILIES[number % len(FAMILIES)]
+        family = families[number % len(families)]
         if family not in originals:
             originals[family] = Original(spark, family, ROWS)
         one = draw(spark, originals[family], number, given.budget)
