@@ -15,13 +15,15 @@ from sparkdiff.objectives.label_checks import no_event, one_label
 from sparkdiff.objectives.metric import Metric
 from sparkdiff.options import Options
 from sparkdiff.pipeline.network import Network
+from sparkdiff.stages.linear import LogisticRegression
 from sparkdiff.stages.predictor import Predictor
 from sparkdiff.stages.trainable import LabelStats
+from sparkdiff.tensors.rows import SparseRows
 
 FOLDED = 1e-6
 """Relative difference allowed between a metric of the candidates in affine form and of the network itself."""
 ROUNDED = 1e-2
-"""The same where the candidates were measured on rows of float32."""
+"""The same where the candidates were measured otherwise, see `is_rounded`."""
 Stats = Mapping[str, Mapping[str, Any]]
 """Statistics of the labels per split, from the manifest of a cache."""
 
@@ -134,18 +136,49 @@ def check_classes(metric: Metric, stats: Stats) -> None:
         )
 
 
-def check_trained(uid: str, best: float, tuned: Score, metric: Metric, *, single: bool = False) -> None:
+def is_rounded(options: Options, metric: Metric) -> bool:
+    """Whether training measures candidates other than the network that would ship: on rows of float32; or by a metric of ranks,
+    to which sums of leaves that are equal in one order of additions may differ in another one.
+    """
+    return options.precision == "float32" or metric.ranks
+
+
+def check_trained(uid: str, best: float, tuned: Score, metric: Metric, *, rounded: bool = False) -> None:
     """Raise ParityError where the network that would ship hasn't the metric that its candidate was chosen for.
 
     Candidates are measured in their affine form. What it rounds otherwise is far below a millionth; a stage whose `affine_form`
     isn't its `forward` would let gains decide that the network doesn't have.
 
     Args:
-        single: whether the rows were float32 in training, as far as the check before training lets them be.
+        rounded: see `is_rounded`.
     """
-    if not abs(tuned.mean - best) <= (ROUNDED if single else FOLDED) * max(abs(best), abs(tuned.mean), 1e-12):
+    if not abs(tuned.mean - best) <= (ROUNDED if rounded else FOLDED) * max(abs(best), abs(tuned.mean), 1e-12):
         raise ParityError(
             f"{uid}: the trained network has {metric.name} {tuned.value!r} on the validation rows, "
             f"but training measured {tuned.sign * best!r}, so nothing was changed: the `affine_form` of a "
             "stage does not match its `forward`; report this as a bug"
         )
+
+
+@torch.no_grad()
+def check_stored(network: Network, data: Data) -> None:
+    """Raise InputError where training or validation rows hold NaN or infinity in a feature with a coefficient that Spark doesn't
+    store. Spark and the network pass over it, but training moves it, and then these rows have no prediction.
+    """
+    skipped = [m.skipped() for m in network.head.modules() if isinstance(m, LogisticRegression)]
+    if not any(s is not None and bool(s.any()) for s in skipped):
+        return
+    [features] = network.graph.head.reads[:1]
+    for split in (TRAIN, VALIDATION):
+        for batch, *_ in data.batches(split):
+            values = data.values(batch)
+            network.run(values, [features])
+            x = values[features]
+            bad = (~(x.values if isinstance(x, SparseRows) else x).isfinite()).nonzero()
+            if len(bad):
+                entry = int(x.indices[bad[0, 0]]) if isinstance(x, SparseRows) else int(bad[0, -1])
+                where = f"entry {entry} of column {network.graph.name(features)!r}"
+                raise InputError(
+                    f"{network.graph.head.uid}: {where} is NaN, null or infinite in rows to train on. Its coefficient is one "
+                    "of those that the fit left out, but training gives it a value: impute it before the pipeline, or drop these rows"
+                )

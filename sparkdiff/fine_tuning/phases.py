@@ -20,8 +20,10 @@ from sparkdiff.evaluation.checks import (
     check_classes,
     check_finite,
     check_repeats,
+    check_stored,
     check_trained,
     check_varies,
+    is_rounded,
     training_labels,
 )
 from sparkdiff.evaluation.data import Data, rows_at_once
@@ -169,6 +171,7 @@ def trained(
         member: of settings that train together, this one.
     """
     with run.phases.phase("train") as say:
+        check_stored(run.network, run.data)
         if member is None:
             return _fitted(run, original, recipes, say.now, run.phases.on_epoch, replace=replace, epochs=epochs)[0]
         settings = member.together.settings
@@ -271,9 +274,9 @@ def judged_by_rows(run: Run, original: Measured, fitted: Fitted) -> Judged:
     found, metric, held_out = fitted.found, run.goal.metric, original.scores[VALIDATION]
     with run.phases.phase("judge"):
         tuned = score(found.network, run.data, VALIDATION, metric)
-        single, ledger = run.task.options.precision == "float32", found.ledger
-        check_trained(run.task.model.uid, fitted.best, tuned, metric, single=single)
-        if single:  # the guard decides on rows as Spark has them
+        rounded, ledger = is_rounded(run.task.options, metric), found.ledger
+        check_trained(run.task.model.uid, fitted.best, tuned, metric, rounded=rounded)
+        if rounded:  # the guard decides on rows and ties as the network has them
             ledger = ledger.measured_again(held_out.blocks - tuned.blocks)
         networks, reference = (run.network, found.network), bool(run.cache.rows(REFERENCE))
         judged = judge(run.task.options, run.data, metric, networks, ledger, held_out, reference=reference)

@@ -25,8 +25,26 @@ SECTIONS = ("pipeline", "data", "search", "grower", "improver", "fineTuner", "sp
 KEEPING = ("storeDir", "tags", "redact")
 OUTSIDE = ("verbosity", "waitForRun", "timeout", "localMode", "device", "localCacheLimit", "reuseStages", *KEEPING)
 """Options that do not decide the result of a job."""
-CONF = ("spark.", "fs.", "dfs.", "mapreduce.", "parquet.", "hive.")
+CONF = (
+    "spark.", "fs.", "dfs.", "mapreduce.", "mapred.", "yarn.", "parquet.", "orc.", "hive.", "javax.", "google.", "io.",
+    "textinputformat.",
+)  # fmt: skip
 """How names of Spark's conf begin, and those that a session hands on to Hadoop and Hive."""
+SHORTENED = (
+    "app",
+    "default",
+    "driver",
+    "executor",
+    "hadoop",
+    "jars",
+    "local",
+    "master",
+    "remote",
+    "shuffle",
+    "sql",
+    "ui",
+)
+"""First words of names that lack their `spark.`, which Spark would ignore."""
 COMMANDS = {"search": "search", "grower": "grow", "improver": "improve"}
 """Sections that make a job one of another command than `finetune`."""
 
@@ -137,11 +155,8 @@ def _check_sections(tree: Mapping[str, Any]) -> None:
     for key, value in (tree.get("spark") or {}).items():
         if isinstance(value, (dict, list)):
             raise InputError(f"spark: {key} must be text, a number, true or false. Got {value!r} instead")
-        if not str(key).startswith(CONF):
-            raise InputError(
-                f"spark: {key} is no setting of Spark, whose names start with 'spark.': write spark.{key}, or "
-                f"spark.hadoop.{key} if it is Hadoop's"
-            )
+        if str(key).partition(".")[0] in SHORTENED:
+            raise InputError(f"spark: {key} is no setting of Spark, whose names start with 'spark.': write spark.{key}")
 
 
 def _verbs(tree: Mapping[str, Any], options: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -344,9 +359,9 @@ def _anchored(value: Any, folder: Path, place: Place = ()) -> Any:
         ):
             where = None if paths.unusable("", _name(value, place)) else paths.local(value)
             return value if where is None else str(folder / where)
-        case ("tracking", "mlflow", "uri") if ":" not in value.split("/")[0] and value not in SERVERS:
-            return str(folder / Path(_name(value, place)).expanduser())
-        case ("tracking", key) if key in FILES:
+        case ("tracking", "mlflow", "uri") if ":" in value.split("/")[0] or value in SERVERS:
+            return value
+        case ("tracking", "mlflow", "uri") | ("tracking", _) if place[1] in FILES or place[2:]:
             where = None if paths.unusable("", _name(value, place)) else paths.local(value)
             return value if where is None else str(folder / where)
     return value

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from sparkdiff.errors import InputError, check_dataframe, did_you_mean
 from sparkdiff.pipeline.cut import analyse
 from sparkdiff.pipeline.graph import LEAVES, Graph, Version, null_of
+from sparkdiff.pipeline.null_vectors import note_readers
 from sparkdiff.pipeline.schema import SchemaOrRows
 from sparkdiff.stages.base import StageModule
 from sparkdiff.stages.fields import FieldReader
@@ -40,6 +41,7 @@ class Network(nn.Module):
     def __init__(self, graph: Graph, positions: Sequence[int]):
         super().__init__()
         self.graph, self.positions = graph, tuple(positions)
+        note_readers(graph, self.positions)
         self.stages = nn.ModuleDict({str(i): graph.modules[i] for i in positions})
         self._schedules: dict[tuple[tuple[Version, ...], frozenset[Version]], list[int]] = {}
         inside = set(positions)

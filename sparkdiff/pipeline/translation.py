@@ -14,7 +14,6 @@ from sparkdiff.pipeline.graph import Graph, Version, Vertex, in_front_of
 from sparkdiff.pipeline.names import casefolding, unquoted
 from sparkdiff.pipeline.nesting import flatten, holders
 from sparkdiff.pipeline.schema import SchemaOrRows, is_plain, known_fields
-from sparkdiff.stages.assembling import VectorAssembler
 from sparkdiff.stages.base import (
     REGISTRY,
     UNTRANSLATED,
@@ -24,7 +23,6 @@ from sparkdiff.stages.base import (
     class_name,
     columns_of,
 )
-from sparkdiff.stages.encoding import OneHotEncoder
 from sparkdiff.stages.fields import UNDECIDED, Field, FieldReader, StaysInSparkError
 from sparkdiff.stages.predictor import Predictor
 from sparkdiff.stages.prepared import Prepared
@@ -73,23 +71,7 @@ def with_modules(graph: Graph, data: SchemaOrRows) -> Graph:
             continue
         note = _taken_for_granted(graph, i, module) if data is None else ""
         decided[i] = dataclasses.replace(_with_module(graph, i, module), note=note)
-    graph = graph.changed(decided)
-    for vertex in graph.vertices:
-        if isinstance(vertex.module, OneHotEncoder):
-            _note_readers(graph, vertex, vertex.module)
-    return graph
-
-
-def _note_readers(graph: Graph, vertex: Vertex, module: OneHotEncoder) -> None:
-    """Tell an encoder who reads its vectors and refuses those that are null."""
-    found = {}
-    for name, output in zip(module.names, vertex.outputs, strict=True):
-        version = (graph.casefold(output), vertex.position)
-        for reader in graph.vertices:
-            keeps = isinstance(reader.module, VectorAssembler) and reader.module.keep
-            if version in reader.reads and reader.module is not None and not keeps:
-                found[name] = reader.uid
-    module.refusing = found
+    return graph.changed(decided)
 
 
 def _with_module(graph: Graph, i: int, module: StageModule) -> Vertex:

@@ -11,6 +11,7 @@ from pyspark.sql.types import StructType
 from sparkdiff.errors import InputError, check_dataframe, did_you_mean
 from sparkdiff.pipeline.graph import Graph, Version, Vertex
 from sparkdiff.pipeline.nesting import Path, flatten, replaced
+from sparkdiff.pipeline.null_vectors import note_readers
 from sparkdiff.pipeline.schema import SchemaOrRows, fields_by_name, known_fields
 from sparkdiff.pipeline.translation import linked, with_modules
 from sparkdiff.serving.java_text import NotServedError
@@ -159,6 +160,7 @@ class _Compiler:
         """The schedule of these columns, and of all that stages which drop rows read."""
         told = [(self.graph.casefold(c), v.position) for v in dropping for c in v.outputs]
         units = self._needed([*wanted, *told])
+        note_readers(self.graph, dict.fromkeys(unit.vertex.position for unit in units))
         for unit in units:
             self._add(unit)
         outputs = tuple(self._output(v) for v in wanted)

@@ -12,6 +12,7 @@ from sparkdiff.errors import InputError, SparkdiffError, did_you_mean
 from sparkdiff.machine import paths
 from sparkdiff.pipeline.graph import Version, null_of
 from sparkdiff.pipeline.network import Network, translate
+from sparkdiff.pipeline.null_vectors import note_readers
 from sparkdiff.pipeline.schema import SchemaOrRows
 from sparkdiff.report import Section, SectionTable, Shown, Strong
 from sparkdiff.serving import onnx_predictors  # noqa: F401  # the writers of its stages, and of trees
@@ -176,6 +177,7 @@ class Written:
         self.values: dict[Version, Value] = {}
         self.shown: dict[Version, str] = {}
         self.positions = needed(network, self.wanted)
+        note_readers(network.graph, self.positions)
         for i in self.positions:
             self._add(i)
         for version in self.wanted:

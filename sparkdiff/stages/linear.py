@@ -16,7 +16,7 @@ from sparkdiff.stages.base import columns_of, parameter, register, tensor
 from sparkdiff.stages.constraints import Constraint, Odds
 from sparkdiff.stages.predictor import LeastSquares, Predictor, ProbabilisticClassifier, logit, softmax
 from sparkdiff.stages.trainable import FeatureStats, LabelStats
-from sparkdiff.tensors.rows import Rows, SparseRows, known_any, on_gpu
+from sparkdiff.tensors.rows import Rows, SparseRows, on_gpu
 
 LARGEST = sys.float_info.max
 EPSILON = 1e-16  # GeneralizedLinearRegression.epsilon
@@ -258,7 +258,7 @@ class LogisticRegression(MatrixProduct, ProbabilisticClassifier):
         weight, intercept = self.coefficientMatrix, self.interceptVector
         out = product(x, weight) + intercept if self.isMultinomial else product(x, weight[0]) + intercept[0]
         skipped = self.skipped()
-        if skipped is None or not known_any(~out.isfinite()):
+        if skipped is None or not (on_gpu(out) or bool((~out.isfinite()).any())):
             return out
         each = torch.stack([product(without(x, s), w) for s, w in zip(skipped, weight, strict=True)], 1) + intercept
         return each if self.isMultinomial else each[:, 0]

@@ -10,13 +10,14 @@ import pytest
 import torch
 from pyspark.ml import Pipeline, PipelineModel
 from pyspark.ml.classification import LogisticRegression, OneVsRest
-from pyspark.ml.feature import OneHotEncoder, StandardScaler, VectorAssembler
+from pyspark.ml.feature import OneHotEncoder, StandardScaler, VectorAssembler, VectorSizeHint
 from pyspark.ml.linalg import SparseMatrix, Vectors
 from pyspark.ml.regression import DecisionTreeRegressor
 from pyspark.sql import DataFrame, SparkSession, functions as F
 
 import sparkdiff
 from sparkdiff import InputError
+from sparkdiff.stages import linear
 
 COLUMNS = [*"abcdefgh"]
 LOST = (0.0, None, float("nan"), float("inf"), -float("inf"))
@@ -93,6 +94,25 @@ def test_sparse_rows_lack_such_coefficients_too(rows: DataFrame, spark: SparkSes
     assert sparkdiff.verify(model, data).ok
 
 
+def test_training_refuses_rows_that_need_such_a_coefficient(rows: DataFrame, tmp_path: Path) -> None:
+    """Training moves it from 0, and then they have no prediction."""
+    model = CASES["two classes"](rows)
+    gaps = rows.withColumn("d", F.when(F.abs("c") > 0.1, F.col("d")))
+    tuner = sparkdiff.FineTuner(model, labelCol="two", maxEpochs=1, recipe="fast", cacheDir=str(tmp_path))
+    with pytest.raises(InputError, match=r"entry 3 of column 'features' is NaN, null or infinite .*impute it"):
+        tuner.fit(gaps)
+
+
+def test_such_coefficients_are_left_out_on_a_gpu_too(rows: DataFrame, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = sparkdiff.translate(PipelineModel([CASES["three classes"](rows).stages[-1]]))
+    x = torch.ones(3, 8, dtype=torch.float64)
+    x[1, 3], x[2, 7] = torch.nan, torch.inf
+    expected = network.head.margin(x)
+    assert bool(expected.isfinite().all())
+    monkeypatch.setattr(linear, "on_gpu", lambda x: True)
+    torch.testing.assert_close(network.head.margin(x), expected, rtol=0, atol=0)
+
+
 # The vector of null -----------------------------------------------------------------------------------------------------
 
 
@@ -128,3 +148,22 @@ def test_a_null_behind_an_encoder_is_refused_where_spark_fails(name: str, rows: 
     found = session.run(["prediction", "refused by Spark"], {i.name: whole[i.name] for i in session.get_inputs()})
     assert found[1].tolist() == [False, True]
     assert found[0][0] == expected
+
+
+def test_a_null_vector_is_refused_by_those_who_need_it_only(rows: DataFrame) -> None:
+    """A size hint that does not look passes it on, and a stage that no wanted column needs is not asked."""
+    data = rows.withColumn("i", F.monotonically_increasing_id().cast("int") % 3).select("a", "i", "two")
+    stages = [
+        OneHotEncoder(inputCol="i", outputCol="hot", handleInvalid="keep"),
+        VectorSizeHint(inputCol="hot", size=3, handleInvalid="optimistic"),
+        VectorAssembler(inputCols=["a", "hot"], outputCol="v", handleInvalid="keep"),
+        DecisionTreeRegressor(featuresCol="v", labelCol="two", maxDepth=2),
+        StandardScaler(inputCol="hot", outputCol="unread"),
+    ]
+    model, row = Pipeline(stages=stages).fit(data), {"a": 1.0, "i": None}
+    one = data.sparkSession.createDataFrame([row], "a double, i int")
+    expected = model.transform(one).select("prediction").first()["prediction"]
+    assert sparkdiff.Scorer(model, data.schema, ["prediction"]).predict(row)["prediction"] == expected
+    with pytest.raises(InputError, match=f"which {model.stages[-1].uid} refuses"):
+        sparkdiff.Scorer(model, data.schema, ["unread"]).predict(row)
+    assert sparkdiff.verify(PipelineModel(model.stages[:-1]), data.limit(3).select("a", "i").union(one).coalesce(1)).ok

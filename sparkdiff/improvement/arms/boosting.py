@@ -16,6 +16,7 @@ from sparkdiff.errors import InputError
 from sparkdiff.evaluation.ledger import LedgerTrial
 from sparkdiff.fine_tuning.phases import run_folder
 from sparkdiff.growth import costs, running
+from sparkdiff.growth.checks import check_options
 from sparkdiff.growth.clock import Clock
 from sparkdiff.growth.inputs import cut_for, specification_of, table_of
 from sparkdiff.growth.items import Found
@@ -55,6 +56,7 @@ def refused(ground: Ground) -> str:
     if head.uid in ground.keeps:
         return f"{head.uid} is to be kept, and more trees change it"
     try:
+        check_options(ground.options)
         trees.installed()
     except InputError as e:
         return str(e)

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from sparkdiff.data.splits import VALIDATION
-from sparkdiff.evaluation.checks import check_trained
+from sparkdiff.evaluation.checks import check_trained, is_rounded
 from sparkdiff.evaluation.ledger import LedgerTrial
 from sparkdiff.evaluation.recorded import recorded
 from sparkdiff.evaluation.scores import score
@@ -52,9 +52,9 @@ def fine_tuned(
             none = rounded(ground, ledger.gains + shift)
             return Step(arm, number, none, trials, (), 0.0, "no epoch gains", learned={"late": bool(fitted.cut)})
         tuned = score(network, run.data, VALIDATION, run.goal.metric)
-        single = o.precision == "float32"
-        check_trained(run.task.model.uid, fitted.best, tuned, run.goal.metric, single=single)
-        if single:  # the guard decides on rows as Spark has them
+        again = is_rounded(o, run.goal.metric)
+        check_trained(run.task.model.uid, fitted.best, tuned, run.goal.metric, rounded=again)
+        if again:  # the guard decides on rows and ties as the network has them
             ledger = ledger.measured_again(before.scores[VALIDATION].blocks - tuned.blocks)
         gains = rounded(ground, ledger.gains + shift)
         margins = recorded(network, run.data, tuple(s for s in HELD_OUT if s in run.cache.splits))

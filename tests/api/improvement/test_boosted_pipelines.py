@@ -149,6 +149,8 @@ def test_more_trees_are_refused_with_the_reason(
     assert f"not tried: {last.uid} is to be kept, and more trees change it" in kept.explain(rows)
     with pytest.raises(InputError, match=f"import: {last.uid} is to be kept"):
         kept.fit(rows)
+    shaped = Improver(few, penalties={"monotone": {"wind": 1.0}}, **OPTIONS)
+    assert "not tried: penalties: monotone is not possible" in shaped.explain(rows)
     monkeypatch.setattr(boosters, "installed", lambda: None)
     assert "'trees' needs LightGBM, XGBoost or scikit-learn" in Improver(few, **OPTIONS).explain(rows)
     monkeypatch.undo()

@@ -175,6 +175,15 @@ def test_trees_need_a_library(monkeypatch: pytest.MonkeyPatch) -> None:
         trees.propose(table, criterion, 0)
 
 
+def test_slow_trees_are_for_few_classes_and_fast_ones_for_all() -> None:
+    table, criterion = table_of("poisson", 60)
+    sizes = {}
+    for classes in (0, 3, 10, 90):
+        wide = dataclasses.replace(table, classes=classes)
+        sizes[classes] = [i.settings["leaves"] for i in trees.propose(wide, criterion, 0)]
+    assert sizes == {0: [4, 31, 8, 63], 3: [4, 31, 8, 63], 10: [4, 31, 8], 90: [4, 31]}
+
+
 def test_nodes_are_joined_as_trees_are() -> None:
     random = np.random.default_rng(0)
 
