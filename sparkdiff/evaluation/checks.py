@@ -180,5 +180,6 @@ def check_stored(network: Network, data: Data) -> None:
                 where = f"entry {entry} of column {network.graph.name(features)!r}"
                 raise InputError(
                     f"{network.graph.head.uid}: {where} is NaN, null or infinite in rows to train on. Its coefficient is one "
-                    "of those that the fit left out, but training gives it a value: impute it before the pipeline, or drop the rows"
+                    "of those that the fit left out, but training gives it a value: impute the column before the pipeline, or "
+                    "drop these rows"
                 )

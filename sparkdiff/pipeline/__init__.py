@@ -5,7 +5,8 @@
 `class_numbers` which class has which number.
 `plan` is the plan, `network` the torch module, and `write_back` makes MLlib stages of it again. `nesting` flattens pipelines
 within pipelines, `schema` and `names` know the columns before a row is seen, `columns` turns Spark's columns into tensors and
-back, and `parity` compares the outputs of Spark and torch. `batches` computes columns in Spark's tasks.
+back, and `parity` compares the outputs of Spark and torch. `batches` computes columns in Spark's tasks,
+`null_vectors` tells encoders who refuses their null vectors.
 """
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "names",
     "nesting",
     "network",
+    "null_vectors",
     "parity",
     "plan",
     "roles",
