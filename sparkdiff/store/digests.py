@@ -6,6 +6,7 @@ import json
 import re
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -190,10 +191,7 @@ def digest_of_folder(folder: Path, *, by_whom: bool = True) -> list[str]:
     # What some models (BisectingKMeans) keep as their data is a saved model of spark.mllib, which has no uid.
     uids = {uid: f"uid{i}" for i, meta in enumerate(metas.values()) if (uid := meta.get("uid"))}
 
-    def anonymous(text: str) -> str:
-        for uid, name in uids.items():
-            text = text.replace(uid, name)
-        return re.sub(r"\w+_[0-9a-f]{12}__output", "__output", text)
+    anonymous = _Anonymous(uids)
 
     def of_metadata(meta: dict[str, Any]) -> bytes:
         meta = {k: v for k, v in meta.items() if k != "timestamp" and (by_whom or k != "sparkVersion")}
@@ -201,7 +199,7 @@ def digest_of_folder(folder: Path, *, by_whom: bool = True) -> list[str]:
             # A fitted stage's default outputCol holds its uid, a loaded one's a random uid of the moment it was loaded.
             usual = {k: v for k, v in meta["defaultParamMap"].items() if by_whom or k != "seed"}
             meta["defaultParamMap"] = {k: _bare(v, meta["uid"]) for k, v in usual.items()}
-        return anonymous(json.dumps(meta, sort_keys=True)).encode()
+        return json.dumps(anonymous.value(meta), sort_keys=True).encode()
 
     def of_tree(text: str) -> str:  # an ensemble keeps its trees' metadata in a table
         return of_metadata({**json.loads(text), "uid": "tree"}).decode()
@@ -234,14 +232,55 @@ def digest_of_folder(folder: Path, *, by_whom: bool = True) -> list[str]:
         else:
             digest = hashlib.sha256(path.read_bytes())
         where = path if divided else path.parent
-        out.append(f"{anonymous(where.relative_to(folder).as_posix())}:{digest.hexdigest()}")
+        out.append(f"{anonymous.path(where.relative_to(folder))}:{digest.hexdigest()}")
     return sorted(out)
+
+
+RANDOM = re.compile(r"\w+_[0-9a-f]{12}")
+"""A uid that Spark has drawn, which is the name of nothing else."""
+
+
+@dataclass(frozen=True)
+class _Anonymous:
+    """Saved values with the numbers of stages in place of their uids.
+
+    A uid that somebody has chosen may be the name of a column, too: it counts as a uid only where nothing else can stand, and in
+    front of `__`, as in the name of a default output column.
+    """
+
+    uids: Mapping[str, str]
+
+    def value(self, value: Any, key: str = "") -> Any:
+        """A value of JSON."""
+        if isinstance(value, dict):
+            return {k: self.value(v, k) for k, v in value.items()}
+        if isinstance(value, list):
+            return [self.value(v, key) for v in value]
+        return self.text(value, is_uid=key in ("uid", "stageUids", "parent")) if isinstance(value, str) else value
+
+    def text(self, text: str, *, is_uid: bool = False) -> str:
+        if is_uid and text in self.uids:
+            return self.uids[text]
+        for uid, number in self.uids.items():
+            if RANDOM.fullmatch(uid):
+                text = text.replace(uid, number)
+            elif text.startswith(f"{uid}__"):
+                text = f"{number}{text[len(uid) :]}"
+        return re.sub(rf"{RANDOM.pattern}__output", "__output", text)
+
+    def path(self, path: Path) -> str:
+        """The path of a file below the model's folder; that of a stage is named `<place>_<uid>`."""
+        parts = []
+        for part in path.parts:
+            place, _, uid = part.partition("_")
+            parts.append(f"{place}_{self.uids[uid]}" if place.isdigit() and uid in self.uids else self.text(part))
+        return "/".join(parts)
 
 
 def _bare(value: Any, uid: str) -> Any:
     """The default value of a Param of the stage with this uid, without the uid in the name of its output column."""
     own = isinstance(value, str) and (
-        value == f"{uid}__output" or re.fullmatch(r"\w+_[0-9a-f]{12}__output", value) is not None
+        value == f"{uid}__output" or re.fullmatch(rf"{RANDOM.pattern}__output", value) is not None
     )
     return "__output" if own else value
 

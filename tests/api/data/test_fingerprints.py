@@ -403,6 +403,21 @@ def test_which_default_named_column_a_stage_reads_counts(df: DataFrame, tmp_path
     assert first != second
 
 
+def test_a_stage_that_is_called_as_the_column_that_it_reads_is_not_that_column(df: DataFrame, tmp_path: Path) -> None:
+    """Such a uid and the column both became a number, and so did those of the other column."""
+
+    def named(column: str, uid: str) -> PipelineModel:
+        assembler = VectorAssembler(inputCols=[column], outputCol="x")._resetUid(uid)
+        return PipelineModel([assembler])
+
+    def hash_of(model: PipelineModel, folder: str) -> str | None:
+        model.save((tmp_path / folder).as_uri())
+        return digests.hash_of(None, (tmp_path / folder).as_uri(), None)
+
+    assert hash_of(named("temp", "temp"), "1") != hash_of(named("hum", "hum"), "2")
+    assert hash_of(named("temp", "first"), "3") == hash_of(named("temp", "second"), "4")
+
+
 @pytest.mark.once
 def test_a_stage_that_spark_runs_for_word2vec_behind_an_sql_stage_changes_nothing(df: DataFrame) -> None:
     """It is made anew for each run, with a uid and a view of that run."""
