@@ -17,7 +17,7 @@ from sparkdiff.data.splits import REFERENCE, TEST, TRAIN, VALIDATION, Source, ru
 from sparkdiff.errors import InputError, ParityError
 from sparkdiff.evaluation import compatibility, guard, out_of_fold, slices
 from sparkdiff.evaluation.acceptance import Judgement, counted, divergence, needed
-from sparkdiff.evaluation.checks import check_trained, is_rounded
+from sparkdiff.evaluation.checks import check_trained
 from sparkdiff.evaluation.ledger import diverged
 from sparkdiff.evaluation.scores import Score, score
 from sparkdiff.evaluation.unseen_errors import costs, unseen
@@ -185,9 +185,9 @@ def _fold(
 
 def _measured(run: Run, fitted: Fitted) -> Score:
     """The metric of the trained network on the rows that training measured, once more."""
-    rounded = is_rounded(run.task.options, run.goal.metric)
-    tuned = score(fitted.found.network, run.data, VALIDATION, run.goal.metric)
-    check_trained(run.task.model.uid, fitted.best, tuned, run.goal.metric, rounded=rounded)
+    network, metric, single = fitted.found.network, run.goal.metric, run.task.options.precision == "float32"
+    tuned = score(network, run.data, VALIDATION, metric)
+    check_trained(run.task.model.uid, fitted.best, tuned, metric, network, run.data, single=single)
     return tuned
 
 

@@ -10,7 +10,7 @@ from sparkdiff.data.splits import REFERENCE, SPLITS, TRAIN, VALIDATION
 from sparkdiff.errors import InputError, ParityError
 from sparkdiff.evaluation.data import Data
 from sparkdiff.evaluation.guard import MIN_UNITS
-from sparkdiff.evaluation.scores import Score
+from sparkdiff.evaluation.scores import Score, Tally
 from sparkdiff.objectives.label_checks import no_event, one_label
 from sparkdiff.objectives.metric import Metric
 from sparkdiff.options import Options
@@ -23,7 +23,9 @@ from sparkdiff.tensors.rows import SparseRows
 FOLDED = 1e-6
 """Relative difference allowed between a metric of the candidates in affine form and of the network itself."""
 ROUNDED = 1e-2
-"""The same where the candidates were measured otherwise, see `is_rounded`."""
+"""The same where the candidates were measured on rows of float32."""
+TIED = 1e-11
+"""Share of the largest margin by which two margins differ that are equal but for the order of additions."""
 Stats = Mapping[str, Mapping[str, Any]]
 """Statistics of the labels per split, from the manifest of a cache."""
 
@@ -143,21 +145,47 @@ def is_rounded(options: Options, metric: Metric) -> bool:
     return options.precision == "float32" or metric.ranks
 
 
-def check_trained(uid: str, best: float, tuned: Score, metric: Metric, *, rounded: bool = False) -> None:
+def check_trained(
+    uid: str, best: float, tuned: Score, metric: Metric, network: Network, data: Data, *, single: bool = False
+) -> None:  # fmt: skip
     """Raise ParityError where the network that would ship hasn't the metric that its candidate was chosen for.
 
-    Candidates are measured in their affine form. What it rounds otherwise is far below a millionth; a stage whose `affine_form`
-    isn't its `forward` would let gains decide that the network doesn't have.
+    Candidates are measured in their affine form. What it rounds otherwise is far below a millionth, but for the ranks of margins
+    that are tied; a stage whose `affine_form` isn't its `forward` would let gains decide that the network doesn't have.
 
     Args:
-        rounded: see `is_rounded`.
+        best: the metric as a loss, as training measured it.
+        tuned: of the network, on the validation rows.
+        single: whether the rows were float32 in training, as far as the check before training lets them be.
     """
-    if not abs(tuned.mean - best) <= (ROUNDED if rounded else FOLDED) * max(abs(best), abs(tuned.mean), 1e-12):
+    room = (ROUNDED if single else FOLDED) * max(abs(best), abs(tuned.mean), 1e-12)
+    low, high = tuned.mean, tuned.mean
+    if not abs(tuned.mean - best) <= room and metric.ranks:
+        low, high = tied_range(network, data, metric)
+    if not low - room <= best <= high + room:
         raise ParityError(
             f"{uid}: the trained network has {metric.name} {tuned.value!r} on the validation rows, "
             f"but training measured {tuned.sign * best!r}, so nothing was changed: the `affine_form` of a "
             "stage does not match its `forward`; report this as a bug"
         )
+
+
+@torch.no_grad()
+def tied_range(network: Network, data: Data, metric: Metric) -> tuple[float, float]:
+    """The smallest and the largest value, as a loss, that a metric of ranks can have on the validation rows, if those whose
+    margins are equal but for rounding are put in any order.
+    """
+    assert metric.value is not None
+    tally = Tally(metric, network.head)
+    for batch, label, weight, block in data.batches(VALIDATION):
+        tally.add(network.margin(data.values(batch)), label, weight, block)
+    [column], label, weight, _ = tally.rows(data.team)
+    order = column.argsort()
+    apart = column[order].diff() > TIED * column.abs().max()
+    rank = torch.empty_like(column)
+    rank[order] = torch.cat([apart.new_zeros(1), apart]).cumsum(0).to(rank.dtype)
+    ends = [metric.sign * float(metric.value(rank + side * label / 4, label, weight)) for side in (-1, 1)]
+    return min(ends), max(ends)
 
 
 @torch.no_grad()

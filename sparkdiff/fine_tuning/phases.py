@@ -274,9 +274,10 @@ def judged_by_rows(run: Run, original: Measured, fitted: Fitted) -> Judged:
     found, metric, held_out = fitted.found, run.goal.metric, original.scores[VALIDATION]
     with run.phases.phase("judge"):
         tuned = score(found.network, run.data, VALIDATION, metric)
-        rounded, ledger = is_rounded(run.task.options, metric), found.ledger
-        check_trained(run.task.model.uid, fitted.best, tuned, metric, rounded=rounded)
-        if rounded:  # the guard decides on rows and ties as the network has them
+        o, ledger = run.task.options, found.ledger
+        single = o.precision == "float32"
+        check_trained(run.task.model.uid, fitted.best, tuned, metric, found.network, run.data, single=single)
+        if is_rounded(o, metric):  # the guard decides on rows and ties as the network has them
             ledger = ledger.measured_again(held_out.blocks - tuned.blocks)
         networks, reference = (run.network, found.network), bool(run.cache.rows(REFERENCE))
         judged = judge(run.task.options, run.data, metric, networks, ledger, held_out, reference=reference)

@@ -99,7 +99,7 @@ def test_training_refuses_rows_that_need_such_a_coefficient(rows: DataFrame, tmp
     model = CASES["two classes"](rows)
     gaps = rows.withColumn("d", F.when(F.abs("c") > 0.1, F.col("d")))
     tuner = sparkdiff.FineTuner(model, labelCol="two", maxEpochs=1, recipe="fast", cacheDir=str(tmp_path))
-    with pytest.raises(InputError, match=r"entry 3 of column 'features' is NaN, null or infinite .*impute it"):
+    with pytest.raises(InputError, match=r"entry 3 of column 'features' is NaN, null or infinite .*impute the column"):
         tuner.fit(gaps)
 
 

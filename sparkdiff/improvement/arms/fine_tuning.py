@@ -52,9 +52,9 @@ def fine_tuned(
             none = rounded(ground, ledger.gains + shift)
             return Step(arm, number, none, trials, (), 0.0, "no epoch gains", learned={"late": bool(fitted.cut)})
         tuned = score(network, run.data, VALIDATION, run.goal.metric)
-        again = is_rounded(o, run.goal.metric)
-        check_trained(run.task.model.uid, fitted.best, tuned, run.goal.metric, rounded=again)
-        if again:  # the guard decides on rows and ties as the network has them
+        metric, single = run.goal.metric, o.precision == "float32"
+        check_trained(run.task.model.uid, fitted.best, tuned, metric, network, run.data, single=single)
+        if is_rounded(o, metric):  # the guard decides on rows and ties as the network has them
             ledger = ledger.measured_again(before.scores[VALIDATION].blocks - tuned.blocks)
         gains = rounded(ground, ledger.gains + shift)
         margins = recorded(network, run.data, tuple(s for s in HELD_OUT if s in run.cache.splits))

@@ -1,0 +1,59 @@
+"""A metric of ranks measured in another order of additions: what ties allow, and no more."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from small_networks import least_squares
+
+from sparkdiff.errors import ParityError
+from sparkdiff.evaluation.checks import check_trained, tied_range
+from sparkdiff.evaluation.scores import Score
+from sparkdiff.objectives.metric import Metric
+from sparkdiff.objectives.metrics import BINARY
+from sparkdiff.tensors.team import ALONE
+
+MARGIN = torch.tensor([0.1, 0.3, 0.3 + 1e-16, 0.3 - 2e-16, 0.3, 0.9, 0.5], dtype=torch.float64)
+LABEL = torch.tensor([0.0, 1.0, 0.0, 1.0, 0.0, 1.0, 0.0], dtype=torch.float64)
+NAMES = ["areaUnderROC", "areaUnderPR"]
+
+
+def given(name: str, margin: torch.Tensor) -> tuple[Any, Any, Metric]:
+    """A network whose margin is the column of a batch, the rows, and the metric."""
+    one, block = torch.ones_like(LABEL), torch.arange(len(LABEL))
+    network = SimpleNamespace(margin=lambda values: values, head=least_squares(1))
+    data = SimpleNamespace(batches=lambda split: [(margin, LABEL, one, block)], values=lambda batch: batch, team=ALONE)
+    return network, data, Metric(name, column=lambda m: m, value=BINARY[name], larger=True, ranks=True)
+
+
+def loss(metric: Metric, margin: torch.Tensor) -> float:
+    assert metric.value is not None
+    return -float(metric.value(margin, LABEL, torch.ones_like(LABEL)))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_range_has_every_order_of_tied_rows_and_is_no_wider(name: str) -> None:
+    network, data, metric = given(name, MARGIN)
+    low, high = tied_range(network, data, metric)
+    apart = [0.3 + 1e-3 * side * (2 * LABEL[1:5] - 1) for side in (1, -1)]
+    ends = [loss(metric, torch.cat([MARGIN[:1], tied, MARGIN[5:]])) for tied in apart]
+    assert [low, high] == pytest.approx(ends)
+    assert low < loss(metric, MARGIN) < high
+    assert low <= loss(metric, MARGIN.round(decimals=9)) <= high
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_metric_outside_of_what_ties_allow_is_an_error(name: str) -> None:
+    network, data, metric = given(name, MARGIN)
+    now = loss(metric, MARGIN)
+    tuned = Score(torch.tensor([now]), torch.ones(1), 0, -1.0)
+    low, high = tied_range(network, data, metric)
+    for best in (low, now, high):
+        check_trained("m", best, tuned, metric, network, data)
+    for best in (low - 1e-3, high + 1e-3):
+        with pytest.raises(ParityError, match="`affine_form`"):
+            check_trained("m", best, tuned, metric, network, data)
+    untied, data, metric = given(name, torch.linspace(0, 1, len(LABEL), dtype=torch.float64))
+    with pytest.raises(ParityError):
+        check_trained("m", now + 1e-4, tuned, metric, untied, data)
