@@ -10,6 +10,7 @@ from sparkdiff.pipeline.graph import Version
 from sparkdiff.pipeline.network import Network
 from sparkdiff.stages.assembling import VectorAssembler
 from sparkdiff.stages.encoding import OneHotEncoder
+from sparkdiff.stages.fields import slots_of
 from sparkdiff.tensors.rows import Rows, SparseRows, width
 
 
@@ -49,10 +50,7 @@ class FeatureNames:
             attr = (entry.get("metadata") or {}).get("ml_attr") or {}
             self.levels[version] = [str(value) for value in attr.get("vals", ())]
             self.attributes[version] = {
-                int(a["idx"]): (kind, a["name"])
-                for kind, of_kind in (attr.get("attrs") or {}).items()
-                for a in of_kind
-                if "idx" in a and "name" in a
+                slot: (kind, a["name"]) for slot, (kind, a) in slots_of(attr).items() if "name" in a
             }
 
     def name(self, version: Version, slot: int) -> str:

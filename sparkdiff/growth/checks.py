@@ -44,7 +44,8 @@ def check_entities(names: Sequence[str], task: Task, data: DataFrame) -> None:
                 raise InputError(f"entityCols: {name!r} is the {option}, so it can be no entity: leave it out")
         for option in ("labelCol", "weightCol"):
             made, column = f"{option}={used[option]!r}", used[option]
-            if column is not None and casefold(name) in task.cut.graph.made_of(column):
+            makers = task.cut.graph.makers([column] if column is not None else [])
+            if any(casefold(name) in (read for read, _ in vertex.sources) for vertex in makers):
                 raise InputError(f"entityCols: {made} is made of {name!r}, so it can be no entity: leave it out")
         if "." in name or "`" in name:
             raise InputError(

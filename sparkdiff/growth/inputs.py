@@ -18,6 +18,7 @@ from sparkdiff.growth.table import Column, Split, Table
 from sparkdiff.pipeline.cut import Cut, CutColumn
 from sparkdiff.pipeline.graph import Graph, Version, Vertex
 from sparkdiff.pipeline.schema import known_fields
+from sparkdiff.stages.fields import values_of
 from sparkdiff.stages.linear import GeneralizedLinearRegression, LinearRegression, LogisticRegression
 from sparkdiff.tensors.rows import Rows, below
 
@@ -166,10 +167,8 @@ def _indexed(
 def _levels(field: StructField, encoded: int) -> tuple[int, tuple[str, ...]]:
     """Of a nominal attribute or of a column that is encoded, how many values it has, and their names."""
     attribute = (field.metadata or {}).get("ml_attr", {})
-    if attribute.get("type") == "nominal":
-        labels = tuple(map(str, attribute.get("vals", ())))
-        if levels := len(labels) or int(attribute.get("num_vals", 0)):
-            return levels, labels
+    if attribute.get("type") == "nominal" and (levels := values_of(attribute)):
+        return levels, tuple(map(str, attribute.get("vals", ())))
     return encoded, ()
 
 

@@ -189,12 +189,13 @@ class Graph:
                 out.add(i)
         return out
 
-    def made_of(self, column: str) -> set[str]:
-        """The column and all columns that stages make it of, as `casefold` writes them."""
-        found = {self.casefold(column)}
+    def makers(self, columns: Iterable[str]) -> list[Vertex]:
+        """The stages that make these columns, and what they make them of; the last one first."""
+        wanted, found = set(map(self.casefold, columns)), []
         for vertex in reversed(self.vertices):
-            if found & {self.casefold(c) for c in vertex.outputs}:
-                found |= {name for name, _ in vertex.sources}
+            if self.writes(vertex.position, wanted):
+                found.append(vertex)
+                wanted |= {name for name, _ in vertex.sources}
         return found
 
     def nulls_read(self, positions: Iterable[int]) -> list[Version]:

@@ -50,3 +50,14 @@ class FieldReader(StageModule):
             StaysInSparkError: these columns keep it in Spark.
         """
         raise NotImplementedError
+
+
+def values_of(attribute: Mapping[str, Any]) -> int:
+    """How many values a nominal attribute says that it has; 0 if it doesn't say."""
+    return int(attribute["num_vals"]) if "num_vals" in attribute else len(attribute.get("vals", ()))
+
+
+def slots_of(attributes: Mapping[str, Any]) -> dict[int, tuple[str, Mapping[str, Any]]]:
+    """Of a vector's `ml_attr` metadata: kind ("numeric", "binary", "nominal") and attribute of each entry that they describe."""
+    kinds = (attributes.get("attrs") or {}).items()
+    return {int(a["idx"]): (kind, a) for kind, each in kinds for a in each if "idx" in a}

@@ -1,7 +1,7 @@
 """Products of every entry of one column with every entry of the others: Interaction."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import reduce
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from sparkdiff.errors import InputError
 from sparkdiff.stages.base import register
 from sparkdiff.stages.encoding import SPARSE_FROM
-from sparkdiff.stages.fields import UNDECIDED, Field, FieldReader, StaysInSparkError
+from sparkdiff.stages.fields import UNDECIDED, Field, FieldReader, StaysInSparkError, values_of
 from sparkdiff.tensors.rows import Nulls, Rows, SparseRows, dense, known_any, offsets_of, on_gpu, width
 
 
@@ -127,18 +127,14 @@ def _categories(name: str, field: Field) -> int:
                 f"column {name!r} is nominal without a number of values, and Spark refuses it: set the number "
                 "in the metadata"
             )
-        return max(1, _number_of_values(attributes))
-    nominal = [a for a in (attributes.get("attrs") or {}).get("nominal", ()) if _number_of_values(a) != 1]
+        return max(1, values_of(attributes))
+    nominal = [a for a in (attributes.get("attrs") or {}).get("nominal", ()) if values_of(a) != 1]
     if nominal:
         raise StaysInSparkError(
             f"vector {name!r} holds categories, which Spark encodes differently in dense and in sparse rows; "
             "give Interaction the index columns instead"
         )
     return 1
-
-
-def _number_of_values(attribute: Mapping[str, Any]) -> int:
-    return int(attribute["num_vals"]) if "num_vals" in attribute else len(attribute.get("vals", ()))
 
 
 def _is_stored(x: Tensor, values: int, storage: str) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 from sparkdiff.errors import InputError
 from sparkdiff.stages.affine import Affine, AffineForm, Parameters, Unchanged, with_buffers
 from sparkdiff.stages.base import register
-from sparkdiff.stages.fields import UNDECIDED, UNKNOWN_SLOT, Field, FieldReader, StaysInSparkError
+from sparkdiff.stages.fields import UNDECIDED, UNKNOWN_SLOT, Field, FieldReader, StaysInSparkError, slots_of
 from sparkdiff.tensors.rows import Rows, SparseRows, on_gpu, width
 
 
@@ -94,8 +94,7 @@ class VectorSlicer(FieldReader, Selection):
         if field is None or not field.vector:
             raise undecided
         attributes = field.attributes or {}
-        kinds = (attributes.get("attrs") or {}).values()
-        places = {a["name"]: int(a["idx"]) for kind in kinds for a in kind if "name" in a and "idx" in a}
+        places = {a["name"]: slot for slot, (_, a) in slots_of(attributes).items() if "name" in a}
         unknown = min((i for n, i in places.items() if n.endswith(UNKNOWN_SLOT)), default=None)
         for wanted in stage.getNames():
             if unknown is not None and places.get(wanted, unknown) >= unknown:

@@ -20,6 +20,7 @@ from torch import Tensor
 from sparkdiff.errors import InputError
 from sparkdiff.pipeline.columns import read_plain, write_plain
 from sparkdiff.pipeline.names import named
+from sparkdiff.stages.fields import values_of
 from sparkdiff.tensors.rows import Rows, SparseRows, dense, taken, width
 from sparkdiff.tuning.scores import Judge
 from sparkdiff.tuning.solvers import Chunk, Setting, Whole, gather
@@ -201,7 +202,7 @@ def classes_told(schema: StructType, label: str) -> int | None:
     told = _told(schema, label)
     if told.get("type") == "binary":
         return 2
-    return told.get("num_vals") or (len(told["vals"]) if "vals" in told else None)
+    return values_of(told) or None
 
 
 def width_told(schema: StructType, features: str) -> int | None:

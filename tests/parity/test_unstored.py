@@ -17,7 +17,6 @@ from pyspark.sql import DataFrame, SparkSession, functions as F
 
 import sparkdiff
 from sparkdiff import InputError
-from sparkdiff.stages import linear
 
 COLUMNS = [*"abcdefgh"]
 LOST = (0.0, None, float("nan"), float("inf"), -float("inf"))
@@ -101,16 +100,6 @@ def test_training_refuses_rows_that_need_such_a_coefficient(rows: DataFrame, tmp
     tuner = sparkdiff.FineTuner(model, labelCol="two", maxEpochs=1, recipe="fast", cacheDir=str(tmp_path))
     with pytest.raises(InputError, match=r"entry 3 of column 'features' is NaN, null or infinite .*impute the column"):
         tuner.fit(gaps)
-
-
-def test_such_coefficients_are_left_out_on_a_gpu_too(rows: DataFrame, monkeypatch: pytest.MonkeyPatch) -> None:
-    network = sparkdiff.translate(PipelineModel([CASES["three classes"](rows).stages[-1]]))
-    x = torch.ones(3, 8, dtype=torch.float64)
-    x[1, 3], x[2, 7] = torch.nan, torch.inf
-    expected = network.head.margin(x)
-    assert bool(expected.isfinite().all())
-    monkeypatch.setattr(linear, "on_gpu", lambda x: True)
-    torch.testing.assert_close(network.head.margin(x), expected, rtol=0, atol=0)
 
 
 # The vector of null -----------------------------------------------------------------------------------------------------

@@ -33,6 +33,7 @@ from sparkdiff.jvm.nodes import Array, Nodes
 from sparkdiff.pipeline.nesting import replaced
 from sparkdiff.pipeline.schema import known_fields
 from sparkdiff.report.shares import share_of
+from sparkdiff.stages.fields import slots_of, values_of
 from sparkdiff.stages.trees import GBTClassification, GBTRegression
 from sparkdiff.store.run_folder import name_beside
 from sparkdiff.tensors.rows import dense, width
@@ -170,12 +171,10 @@ def _table(run: Any, ground: Ground) -> Table:
 
 def _columns(features: str, slots: int, metadata: dict[str, Any]) -> tuple[Column, ...]:
     """A column for each slot; a nominal one is a category, as to Spark's own trees."""
-    attributes = metadata.get("ml_attr", {}).get("attrs", {})
-    known = {int(a["idx"]): (kind, a) for kind, each in attributes.items() for a in each}
-    out = []
+    known, out = slots_of(metadata.get("ml_attr") or {}), []
     for j in range(slots):
         kind, told = known.get(j, ("numeric", {}))
-        levels = len(told.get("vals", ())) or int(told.get("num_vals", 0)) if kind == "nominal" else 0
+        levels = values_of(told) if kind == "nominal" else 0
         nominal = 0 < levels <= LARGEST_CATEGORY
         out.append(Column(str(told.get("name", f"{features}[{j}]")), str(j), levels, (), indexes=nominal))
     return tuple(out)

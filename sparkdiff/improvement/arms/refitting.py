@@ -45,13 +45,8 @@ def fitted_to_label(ground: Ground, form: Unfitted) -> Unfitted:
 def label_stages(ground: Ground) -> tuple[str, ...]:
     """The uids of the stages that the label, the weight or another column of the loss (as `censorCol`) comes from."""
     graph, task = ground.plan.cut.graph, ground.plan
-    wanted = {graph.casefold(c) for c in (task.labelCol, task.weightCol, *graph.head.lossInputs) if c is not None}
-    found = []
-    for vertex in reversed(graph.vertices):
-        if wanted & {graph.casefold(c) for c in vertex.outputs}:
-            found.append(graph.formula_of(vertex) or vertex.uid)  # of a formula all parts stay
-            wanted |= {name for name, _ in vertex.reads}
-    return tuple(found)
+    wanted = [c for c in (task.labelCol, task.weightCol, *graph.head.lossInputs) if c is not None]
+    return tuple(graph.formula_of(v) or v.uid for v in graph.makers(wanted))  # of a formula all parts stay
 
 
 def refitted(ground: Ground, estimator: Any) -> Any:

@@ -317,6 +317,22 @@ def test_covariances_and_gaussian_rows() -> None:
             same(one, other)
 
 
+@pytest.mark.parametrize("classes", [2, K])
+def test_a_coefficient_that_is_not_stored_is_not_multiplied(classes: int) -> None:
+    cpu = logistic(D, classes)
+    with torch.no_grad():
+        cpu.coefficientMatrix[:, 1] = 0
+    cpu.unstored = cpu.coefficientMatrix.detach() == 0
+    x = normal(5, D)
+    x[1, 1], x[2, 1] = torch.nan, torch.inf
+    expected = cpu.margin(x)
+    assert bool(expected.isfinite().all())
+    gpu, there = moved(cpu, GPU.device), GPU.rows(x)
+    with no_reads():
+        found = gpu.margin(there)
+    assert_same(found, expected)
+
+
 def test_a_stage_whose_class_no_module_names_is_copied() -> None:
     """As a worker has it of a class from a notebook, which comes by value."""
 
