@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import exit_code, markdown, parse, parser, surroundings, write
+from common import exit_code, markdown, parse, parser, read_lines, surroundings, write
 
 from sparkdiff.forecasting.arms import ENOUGH, PRIORS, ArmForecaster, ArmResult, PastImprovement
 from sparkdiff.forecasting.forecast import MOST
@@ -77,8 +77,7 @@ class Improvement:
 
 def improvements(path: Path) -> list[Improvement]:
     out = []
-    for line in path.read_text().splitlines():
-        run = json.loads(line)
+    for run in read_lines(path):
         if "arms" in run:
             steps = {
                 a: [(s["seconds"], _counted(s.get("kept", 0.0))) for s in steps] for a, steps in run["arms"].items()

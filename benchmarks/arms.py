@@ -10,7 +10,6 @@ is stopped goes on where it was, and with --share several processes make it toge
 
 import contextlib
 import dataclasses
-import json
 import shutil
 import sys
 import tempfile
@@ -19,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from common import exit_code, folder_of, parse, parser, write
+from common import append_lines, exit_code, folder_of, parse, parser, read_lines, write
 from fleet import CONF, OPTIONS, PLANTED, ROWS, SETS, Cell, Fits, cells, halves
 from pyspark.sql import DataFrame, SparkSession
 
@@ -125,7 +124,7 @@ def main() -> int:
     folder = folder_of(given)
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / "arms.jsonl"
-    done = {json.loads(line)["cell"] for line in log.read_text().splitlines()} if log.exists() else set()
+    done = {line["cell"] for line in read_lines(log)}
     spark, fits = start_session(CONF, size=0), Fits()
     own, shares = map(int, given.share.split("/"))
     waiting: Sequence[Cell] = [c for c in cells()[own::shares] if c.name not in done][: given.most]
@@ -133,10 +132,9 @@ def main() -> int:
         warnings.simplefilter("ignore")
         for cell in waiting:
             line = line_of(cell, fits, spark, folder, given.seconds)
-            with log.open("ab", buffering=0) as file:  # one call, so that processes do not mix their lines
-                file.write(f"{json.dumps(line)}\n".encode())
+            append_lines(log, line)
             print(told(line), flush=True)
-    found = [json.loads(line) for line in log.read_text().splitlines()]
+    found = read_lines(log)
     write(given, found, {"pipelines": float(sum("arms" in line for line in found))})
     return exit_code(given, [])
 

@@ -67,6 +67,18 @@ def earlier(given: argparse.Namespace) -> Any:
     return json.loads(given.out.read_text())["results"] if given.out and given.out.exists() else None
 
 
+def read_lines(file: Path | None) -> list[dict[str, Any]]:
+    """What an earlier run wrote to this file of JSON lines; nothing where there is none."""
+    return [json.loads(line) for line in file.read_text().splitlines()] if file and file.exists() else []
+
+
+def append_lines(file: Path | None, *lines: Mapping[str, Any]) -> None:
+    """Add them to a file of JSON lines, if it is given: in one call, so that processes do not mix theirs."""
+    if file:
+        with file.open("ab", buffering=0) as out:
+            out.write("".join(f"{json.dumps(line)}\n" for line in lines).encode())
+
+
 def folder_of(given: argparse.Namespace) -> Path:
     """--folder, or one that is deleted at the end."""
     if given.folder:

@@ -19,7 +19,6 @@ hour.
     SPARK_CONF_DIR=conf python benchmarks/cross_fitting.py --digits --cells cross_fitting.jsonl
 """
 
-import json
 import math
 import resource
 import sys
@@ -29,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import CONFIG, exit_code, parse, parser, write
+from common import CONFIG, append_lines, exit_code, parse, parser, read_lines, write
 from pyspark.ml import Pipeline
 from pyspark.ml.classification import LogisticRegression
 from pyspark.ml.feature import PCA, StandardScaler, VectorAssembler
@@ -183,8 +182,7 @@ def measured(name: str, pipeline: Pipeline, split: int, images: DataFrame, arm: 
 
 def digits(splits: int, cells: Path | None, smoke: bool) -> Iterator[dict[str, Any]]:
     """All cells, those of an earlier run from the file."""
-    lines = cells.read_text().splitlines() if cells is not None and cells.exists() else []
-    done = {(c["pipeline"], c["split"], c["arm"]): c for c in map(json.loads, lines)}
+    done = {(c["pipeline"], c["split"], c["arm"]): c for c in read_lines(cells)}
     config = load_config(CONFIG.with_name("digits.yaml"), [])
     spark = start_session(config.spark)
     for split in range(splits):
@@ -194,9 +192,7 @@ def digits(splits: int, cells: Path | None, smoke: bool) -> Iterator[dict[str, A
                     images = load_data(spark, {**config.data["train"], "where": "true"}, config.folder, "train")
                     images = images.withColumn("odd", (F.col("label") % 2).cast("double")).drop("label").cache()
                     cell = measured(name, pipeline, split, images.where("id < 600") if smoke else images, arm)
-                    if cells is not None:
-                        with cells.open("a") as file:
-                            file.write(json.dumps(cell) + "\n")
+                    append_lines(cells, cell)
                 print(
                     f"split {split}, {name}, {arm}: {'accepted' if cell['accepted'] else 'kept'}, p {cell['p']:.3g}, gain "
                     f"{cell['gain']:+.1%}; test {cell['before']:.4f} -> {cell['after']:.4f}",

@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from common import exit_code, folder_of, parse, parser, write
+from common import append_lines, exit_code, folder_of, parse, parser, read_lines, write
 from pyspark.ml import Pipeline, PipelineModel
 from pyspark.ml.classification import (
     GBTClassifier,
@@ -398,7 +398,7 @@ def main() -> int:
     folder = folder_of(given)
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / "runs.jsonl"
-    done = {json.loads(line)["cell"] for line in log.read_text().splitlines()} if log.exists() else set()
+    done = {line["cell"] for line in read_lines(log)}
     spark = start_session(CONF, size=0)
     own, shares = map(int, given.share.split("/"))
     waiting = [c for c in cells()[own::shares] if c.name not in done][: given.most]
@@ -409,15 +409,14 @@ def main() -> int:
             runs_of(dataclasses.replace(waiting[0], seed=9), fits, spark, folder / f"warm-{own}", steps=1)
         for cell in waiting:
             lines = runs_of(cell, fits, spark, folder)
-            with log.open("ab", buffering=0) as file:  # one call, so that processes do not mix their lines
-                file.write("".join(f"{json.dumps(line)}\n" for line in lines).encode())
+            append_lines(log, *lines)
             for line in lines:
                 told = (
                     line.get("refused")
                     or f"gain {line['gain']:+.2%}, tuned {line['tuned']}, {line['coreSeconds']:.1f} s"
                 )
                 print(f"{cell.name} {line.get('step', '')}: {told}", flush=True)
-    found = [json.loads(line) for line in log.read_text().splitlines()]
+    found = read_lines(log)
     whole = [line for line in found if "refused" not in line]
     kept = sum(not line["tuned"] for line in whole) / max(1, len(whole))
     print(f"{len(whole)} runs, {kept:.0%} without gain, {sum(line['planted'] for line in whole)} planted")

@@ -26,7 +26,6 @@ goes on there.
 
 import contextlib
 import dataclasses
-import json
 import statistics
 import sys
 import tempfile
@@ -39,7 +38,7 @@ from typing import Any
 import growth
 import numpy as np
 import pandas as pd
-from common import exit_code, markdown, parse, parser, write
+from common import append_lines, exit_code, markdown, parse, parser, read_lines, write
 from growth import Task, dealt, linear, spent
 from pyspark.ml import Pipeline
 from pyspark.ml.classification import GBTClassifier, LogisticRegression, RandomForestClassifier
@@ -606,9 +605,7 @@ def main() -> int:
     flags.add_argument("--seeds", type=int, default=3)
     flags.add_argument("--seconds", type=float, default=60.0, help="CPU seconds of an arm")
     given = parse(flags, sets=["diabetes"], originals=["pca"], arms=[OURS, "refit", "deleted"], seeds=1, seconds=10.0)
-    done: list[dict[str, Any]] = []
-    if given.cells and given.cells.exists():
-        done = [json.loads(line) for line in given.cells.read_text().splitlines()]
+    done = read_lines(given.cells)
     conf = {"spark.master": "local[1]", "spark.sql.shuffle.partitions": "1", "spark.ui.enabled": "false"}
     runner = Runner(start_session(conf, "sparkdiff.improver"), given.seconds)
     have = {(d["set"], d["seed"], d["kind"], d["arm"]) for d in done}
@@ -625,9 +622,7 @@ def main() -> int:
             file=sys.stderr,
             flush=True,
         )
-        if given.cells:
-            with given.cells.open("a") as file:
-                file.write(json.dumps(one) + "\n")
+        append_lines(given.cells, one)
     cells = [c for c in cells_of(done) if c.name in given.sets and c.kind in given.originals and c.seed < given.seeds]
     for title, own in (("Real", True), ("Generated", False)):
         if some := [c for c in cells if c.ours["real"] is own]:

@@ -34,7 +34,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from common import CONFIG, exit_code, markdown, parse, parser, write
+from common import CONFIG, append_lines, exit_code, markdown, parse, parser, read_lines, write
 from pyspark.ml import Pipeline, PipelineModel
 from pyspark.ml.classification import GBTClassifier, LogisticRegression, MultilayerPerceptronClassifier
 from pyspark.ml.evaluation import MulticlassClassificationEvaluator
@@ -543,9 +543,7 @@ def main() -> int:
     given.add_argument("--seeds", type=int, default=5)
     given.add_argument("--rounds", type=int, default=3)
     options = parse(given, tasks=["planted interaction"], arms=["crosses"], seeds=1, rounds=1)
-    done: list[dict[str, Any]] = []
-    if options.cells and options.cells.exists():
-        done = [json.loads(line) for line in options.cells.read_text().splitlines()]
+    done = read_lines(options.cells)
     conf = {"spark.sql.shuffle.partitions": "4", "spark.ui.enabled": "false"}
     grows = options.arms is not None and not {*RIVALS} & {*options.arms}
     # Growth alone has the JVM that a job on small files has; Spark's own fits have the one that is fast in long runs.
@@ -566,9 +564,7 @@ def main() -> int:
                     file=sys.stderr,
                     flush=True,
                 )
-                if options.cells:
-                    with options.cells.open("a") as file:
-                        file.write(json.dumps(found) + "\n")
+                append_lines(options.cells, found)
     wanted = [c for c in done if c["task"] in options.tasks]
     print(table(wanted))
     amiss = missed(wanted)

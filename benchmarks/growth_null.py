@@ -10,7 +10,6 @@ there. About half an hour of one core.
     SPARK_CONF_DIR=conf OMP_NUM_THREADS=1 python benchmarks/growth_null.py --cells growth_null.jsonl
 """
 
-import json
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -19,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from common import exit_code, markdown, parse, parser, write
+from common import append_lines, exit_code, markdown, parse, parser, read_lines, write
 from growth import linear, spent
 from pyspark.ml import PipelineModel
 from pyspark.ml.classification import GBTClassifier, LogisticRegression
@@ -131,9 +130,7 @@ def main() -> int:
     flags.add_argument("--draws", type=int, default=200)
     flags.add_argument("--rounds", type=int, default=1)
     given = parse(flags, draws=1, rounds=1)
-    found: list[dict[str, Any]] = []
-    if given.cells and given.cells.exists():
-        found = [json.loads(line) for line in given.cells.read_text().splitlines()]
+    found = read_lines(given.cells)
     done = {c["draw"] for c in found}
     conf = {"spark.master": "local[1]", "spark.sql.shuffle.partitions": "1", "spark.ui.enabled": "false"}
     spark = start_session(conf, "sparkdiff.grower", 0)
@@ -147,9 +144,7 @@ def main() -> int:
         one = draw(spark, originals[family], number, [*KINDS][number // len(FAMILIES) % len(KINDS)], given.rounds)
         found.append(one)
         print(f"draw {number}: {'grown' if one['grown'] else 'kept'}, p {one['p']:.3g}", file=sys.stderr, flush=True)
-        if given.cells:
-            with given.cells.open("a") as file:
-                file.write(json.dumps(one) + "\n")
+        append_lines(given.cells, one)
     found = [c for c in found if c["draw"] < given.draws]
     print(table(found))
     grown = sum(c["grown"] for c in found)

@@ -8,7 +8,6 @@ kept in --cells as soon as it is decided, so that a run that is stopped goes on 
     SPARK_CONF_DIR=conf OMP_NUM_THREADS=1 python benchmarks/improve_null.py --cells improve_null.jsonl
 """
 
-import json
 import sys
 import tempfile
 from collections import Counter
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import exit_code, markdown, parse, parser, write
+from common import append_lines, exit_code, markdown, parse, parser, read_lines, write
 from growth import spent
 from growth_null import BOOSTED, ENTITY, FAMILIES, MOST, ROWS, Original
 from pyspark.sql import SparkSession
@@ -78,9 +77,7 @@ def main() -> int:
         "--boosted", action="store_true", help="originals that end in boosted trees, in place of linear ones"
     )
     given = parse(flags, draws=1)
-    found: list[dict[str, Any]] = []
-    if given.cells and given.cells.exists():
-        found = [json.loads(line) for line in given.cells.read_text().splitlines()]
+    found = read_lines(given.cells)
     families = BOOSTED if given.boosted else FAMILIES
     found = [c for c in found if c["family"] in families]
     done = {c["draw"] for c in found}
@@ -97,9 +94,7 @@ def main() -> int:
         found.append(one)
         told = f"draw {number}: {'improved' if one['improved'] else 'kept'}, p {one['p']:.3g}, {one['cpu']:.1f} CPU s"
         print(told, file=sys.stderr, flush=True)
-        if given.cells:
-            with given.cells.open("a") as file:
-                file.write(json.dumps(one) + "\n")
+        append_lines(given.cells, one)
     found = [c for c in found if c["draw"] < given.draws]
     print(table(found))
     improved = sum(c["improved"] for c in found)

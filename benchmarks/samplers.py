@@ -18,7 +18,6 @@ Each cell's result is kept in --cells, so that a run that is stopped goes on the
 
 import dataclasses
 import itertools
-import json
 import math
 import statistics
 import sys
@@ -29,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from common import CONFIG, exit_code, markdown, parse, parser, write
+from common import CONFIG, append_lines, exit_code, markdown, parse, parser, read_lines, write
 from pyspark.ml import Pipeline
 from pyspark.ml.classification import LogisticRegression
 from pyspark.ml.evaluation import MulticlassClassificationEvaluator, RegressionEvaluator
@@ -402,11 +401,7 @@ def main() -> int:
     warnings.simplefilter("ignore")
     spark = start_session({"spark.ui.enabled": "false", "spark.sql.shuffle.partitions": "2"})
     spark.sparkContext.setLogLevel("ERROR")
-    known = (
-        [json.loads(line) for line in given.cells.read_text().splitlines()]
-        if given.cells and given.cells.exists()
-        else []
-    )
+    known = read_lines(given.cells)
     if given.smoke:
         TRIALS.update(dict.fromkeys(OURS, 3))
     done = {(c["name"], c["arm"], c["seed"]): c for c in known}
@@ -418,9 +413,7 @@ def main() -> int:
         done[cell] = found
         known.append(found)
         print(f"{cell}: {len(found['values'])} trials", file=sys.stderr)
-        if given.cells:
-            with given.cells.open("a") as file:
-                file.write(json.dumps(found) + "\n")
+        append_lines(given.cells, found)
         spark.catalog.clearCache()
     text, figures = report(known, given.tasks)
     spark.stop()

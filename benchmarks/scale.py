@@ -32,7 +32,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from common import exit_code, folder_of, markdown, parse, parser, write
+from common import append_lines, exit_code, folder_of, markdown, parse, parser, read_lines, write
 
 NUMBERS, VALIDATION, CATEGORIES = "numbers", "validation", "categories"
 
@@ -269,10 +269,8 @@ def fitted(runs: list[dict[str, Any]], name: str) -> np.ndarray[Any, Any]:
 def run_all(given: argparse.Namespace, wanted: list[Size]) -> list[dict[str, Any]]:
     """The runs, those in --cells as they are there."""
     known = {}
-    if given.cells and given.cells.exists():
-        for line in given.cells.read_text().splitlines():
-            run = json.loads(line)
-            known[Size(run["rows"], run["columns"], run["processes"], run.get("kind", NUMBERS))] = run
+    for run in read_lines(given.cells):
+        known[Size(run["rows"], run["columns"], run["processes"], run.get("kind", NUMBERS))] = run
     folder = folder_of(given)
     folder.mkdir(parents=True, exist_ok=True)
     for key in wanted:
@@ -287,9 +285,7 @@ def run_all(given: argparse.Namespace, wanted: list[Size]) -> list[dict[str, Any
             f"{key.rows:,} x {key.columns} {key.kind}, {key.processes} processes: {known[key]['phases']['whole']['cpu']:.0f} s",
             flush=True,
         )
-        if given.cells:
-            with given.cells.open("a") as file:
-                file.write(json.dumps(known[key]) + "\n")
+        append_lines(given.cells, known[key])
         for used in folder.glob("cache-*"):
             subprocess.run(["rm", "-rf", str(used)], check=True)
     return [known[key] for key in wanted]

@@ -8,13 +8,12 @@ in --cells as soon as it is done, so that a benchmark that is stopped goes on th
     SPARK_CONF_DIR=conf OMP_NUM_THREADS=1 python benchmarks/single_arms.py --cells single_arms.jsonl
 """
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from common import exit_code, markdown, parse, parser, write
+from common import append_lines, exit_code, markdown, parse, parser, read_lines, write
 from gap import ORIGINALS, SETS, Runner, cpu_clock, improved, of_spark
 from growth import spent
 
@@ -63,18 +62,14 @@ def main() -> int:
     flags.add_argument("--seeds", type=int, default=1)
     flags.add_argument("--seconds", type=float, default=300.0, help="CPU seconds of an improvement")
     given = parse(flags, sets=["diabetes"], arms=[ALL, "refit", "finetune"], seconds=10.0)
-    done: list[dict[str, Any]] = []
-    if given.cells and given.cells.exists():
-        done = [json.loads(line) for line in given.cells.read_text().splitlines()]
+    done = read_lines(given.cells)
     conf = {"spark.master": "local[1]", "spark.sql.shuffle.partitions": "1", "spark.ui.enabled": "false"}
     runner = Runner(start_session(conf, "sparkdiff.improver"), given.seconds)
     have = {(d["set"], d["kind"], d["seed"], d["arm"]) for d in done}
     wanted = [(n, k, s, a) for s in range(given.seeds) for n in given.sets for k in given.originals for a in given.arms]
     for key in (k for k in wanted if k not in have):
         done.append(run(runner, *key))
-        if given.cells:
-            with given.cells.open("a") as file:
-                file.write(json.dumps(done[-1]) + "\n")
+        append_lines(given.cells, done[-1])
     own = [d for d in done if (d["set"], d["kind"], d["seed"], d["arm"]) in wanted]
     print(shown(own))
     missed, figures = [], dict[str, float]()

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import exit_code, markdown, parse, parser, surroundings, write
+from common import exit_code, markdown, parse, parser, read_lines, surroundings, write
 
 from sparkdiff.fleet.procedure import SHARE
 from sparkdiff.forecasting.forecast import EARLY, MOST, PRIORS, Forecast, Forecaster, PastRun, priors
@@ -86,7 +86,7 @@ def runs_of(folder: Path) -> list[Run]:
     """
     rows = [row for row in store.rows(folder / "store") if (row["tags"] or {}).get("cell")]
     by_name = {(row["tags"]["cell"], row["tags"]["step"]): row for row in rows}
-    lines = [json.loads(line) for line in (folder / "runs.jsonl").read_text().splitlines()]
+    lines = read_lines(folder / "runs.jsonl")
     out = []
     for line in lines:
         row = by_name.get((line["cell"], line.get("step")))
