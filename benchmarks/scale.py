@@ -2,8 +2,9 @@
 
 A fine-tuning through the public interface (VectorAssembler, StandardScaler, LogisticRegression; one candidate, batches of 4,096,
 validation rows 10%), on more and more rows, each in a process of its own with a JVM of its own. Per phase: CPU seconds of the
-whole tree of processes, wall seconds, and the largest resident size of the tree, the JVM's included. An epoch of training must
-take the same time per row within 15%, and the memory beside the rows that are kept must stay within 10%.
+whole tree of processes, wall seconds, and the largest memory of the tree: of the JVM, of all others, and the pages of mapped
+files, which the system takes back when it needs them. An epoch of training must take the same time per row within 15%, and the
+memory beside the rows that are kept must stay within 10%.
 
 A cost model is fitted to these runs by least squares of relative errors: seconds of a phase = a + b * rows + c * rows * columns,
 that of an epoch to the runs whose rows stay in memory. It is checked on runs that it was not fitted to, within 25%.
@@ -68,45 +69,59 @@ EVERY = 0.1
 # One run in a process of its own ----------------------------------------------------------------------------------------
 
 
-def tree(root: int) -> tuple[float, int]:
-    """CPU seconds and resident bytes of a process and of those below it."""
+class Used(NamedTuple):
+    """What a process and those below it have used: CPU seconds, and bytes of memory now."""
+
+    cpu: float
+    java: int
+    others: int
+    mapped: int
+
+
+def tree(root: int) -> Used:
     below, figures = defaultdict(list), {}
     for folder in Path("/proc").iterdir():
         if not folder.name.isdigit():
             continue
         try:
-            fields = (folder / "stat").read_text().rpartition(")")[2].split()
+            name, _, rest = (folder / "stat").read_text().rpartition(")")
+            status = dict(line.split(":", 1) for line in (folder / "status").read_text().splitlines())
         except OSError:  # it has just ended
             continue
+        fields = rest.split()
         below[int(fields[1])].append(int(folder.name))
-        figures[int(folder.name)] = sum(map(int, fields[11:15])), int(fields[21])
-    ticks = pages = 0
+        anon, shared, files = (1024 * int(status.get(f"Rss{n}", "0").split()[0]) for n in ("Anon", "Shmem", "File"))
+        figures[int(folder.name)] = sum(map(int, fields[11:15])), name.endswith("(java"), anon + shared, files
+    ticks = java = others = mapped = 0
     todo = [root]
     while todo:
         pid = todo.pop()
-        spent, resident = figures.get(pid, (0, 0))
-        ticks, pages = ticks + spent, pages + resident
+        spent, is_java, own, files = figures.get(pid, (0, False, 0, 0))
+        ticks, mapped = ticks + spent, mapped + files
+        java, others = (java + own, others) if is_java else (java, others + own)
         todo += below[pid]
-    return ticks / os.sysconf("SC_CLK_TCK"), pages * os.sysconf("SC_PAGE_SIZE")
+    return Used(ticks / os.sysconf("SC_CLK_TCK"), java, others, mapped)
 
 
 class Watch:
     """The memory of this process and those below it, all the time."""
 
     def __init__(self) -> None:
-        self.seen: list[tuple[float, int]] = []
+        self.seen: list[tuple[float, Used]] = []
         self.end = threading.Event()
         self.thread = threading.Thread(target=self._look, daemon=True)
         self.thread.start()
 
     def _look(self) -> None:
         while not self.end.wait(EVERY):
-            self.seen.append((time.monotonic(), tree(os.getpid())[1]))
+            self.seen.append((time.monotonic(), tree(os.getpid())))
 
     def between(self, first: "Moment", last: "Moment") -> dict[str, float]:
-        own = [size for at, size in self.seen if first[0] <= at <= last[0]]
+        own = [used for at, used in self.seen if first[0] <= at <= last[0]]
         own = own or [min(self.seen, key=lambda s: abs(s[0] - first[0]))[1]]
-        return {"wall": last[0] - first[0], "cpu": last[1] - first[1], "bytes": max(own)}
+        peak = {name: max(getattr(used, name) for used in own) for name in ("java", "others", "mapped")}
+        whole = max(used.java + used.others for used in own)
+        return {"wall": last[0] - first[0], "cpu": last[1] - first[1], "bytes": whole, **peak}
 
 
 Array = np.ndarray[Any, Any]
@@ -115,7 +130,7 @@ Moment = tuple[float, float]
 
 
 def now() -> Moment:
-    return time.monotonic(), tree(os.getpid())[0]
+    return time.monotonic(), tree(os.getpid()).cpu
 
 
 def made(folder: Path, rows: int, columns: int, kind: str = NUMBERS) -> Path:
@@ -299,7 +314,8 @@ def report(runs: list[dict[str, Any]]) -> str:
         rows.append([
             f"{n:,} x {r['columns']:,}{kind}", str(r["processes"]), f"{phase(r, 'beside'):.1f}",
             f"{1e6 * phase(r, 'beside') / n:.2f}", f"{phase(r, 'epoch'):.2f}", f"{1e6 * phase(r, 'epoch') / n:.2f}",
-            f"{phases['epoch']['wall']:.2f}", f"{phases['whole']['bytes'] / 2**20:,.0f}", f"{kept(r) / 2**20:,.0f}",
+            f"{phases['epoch']['wall']:.2f}",
+            *(f"{phases['whole'][m] / 2**20:,.0f}" for m in ("bytes", "java", "others", "mapped")), f"{kept(r) / 2**20:,.0f}",
         ])  # fmt: skip
     head = [
         "rows",
@@ -310,6 +326,9 @@ def report(runs: list[dict[str, Any]]) -> str:
         "us per row",
         "wall, s",
         "peak, MiB",
+        "JVM",
+        "others",
+        "mapped files",
         "rows kept, MiB",
     ]
     return markdown(head, rows)
