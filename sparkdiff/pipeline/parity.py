@@ -234,6 +234,8 @@ class Differences:
                 self._labels(v, values, (ours != theirs) & ~(ours.isnan() & theirs.isnan()))
                 continue
             ours, theirs = _entries(values[v], spark[v])
+            if theirs.ndim == 2 and not theirs.shape[1] and bool(ours.isnan().all()):
+                theirs = ours  # vectors of which all are null tell no width
             if ours.shape != theirs.shape:
                 raise InputError(
                     f"{vertex.uid}: Spark's {name!r} has shape {tuple(theirs.shape)}, the network's {tuple(ours.shape)}"

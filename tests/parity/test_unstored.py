@@ -155,4 +155,6 @@ def test_a_null_vector_is_refused_by_those_who_need_it_only(rows: DataFrame) -> 
     assert sparkdiff.Scorer(model, data.schema, ["prediction"]).predict(row)["prediction"] == expected
     with pytest.raises(InputError, match=f"which {model.stages[-1].uid} refuses"):
         sparkdiff.Scorer(model, data.schema, ["unread"]).predict(row)
-    assert sparkdiff.verify(PipelineModel(model.stages[:-1]), data.limit(3).select("a", "i").union(one).coalesce(1)).ok
+    passing = PipelineModel(model.stages[:-1])
+    assert sparkdiff.verify(passing, data.limit(3).select("a", "i").union(one).coalesce(1)).ok
+    assert sparkdiff.verify(passing, one).ok
