@@ -99,14 +99,20 @@ class Cache:
     def rows(self, split: str) -> int:
         return sum(p["rows"] for shard in self.manifest["splits"][split] for p in shard)
 
+    def size(self, split: str, *, dense: bool = False) -> int:
+        """Bytes that the rows of a split take as tensors, at most; of sparse ones an estimate.
+
+        Args:
+            dense: whether sparse columns become strided, too.
+        """
+        widths = [c["width"] for c in self.manifest["columns"] if dense or c["kind"] != "sparse"]
+        files = sum(p["bytes"] for shard in self.manifest["splits"][split] for p in shard)
+        # Sparse entries take up to 12 bytes in memory; in the files they are compressed, here taken to be to less than a quarter.
+        return 8 * sum(widths) * self.rows(split) + (4 * files if len(widths) < len(self.manifest["columns"]) else 0)
+
     def fits_in_memory(self, copies: float = 1) -> bool:
         """Whether that many copies of all rows as tensors need less than half of the memory that there is (`memory.total`)."""
-        dense = 8 * sum(c["width"] for c in self.manifest["columns"] if c["kind"] != "sparse")
-        files = sum(p["bytes"] for shards in self.manifest["splits"].values() for shard in shards for p in shard)
-        sparse = any(c["kind"] == "sparse" for c in self.manifest["columns"])
-        # Sparse entries take up to 12 bytes in memory; in the files they are compressed, here taken to be to less than a quarter.
-        needed = dense * sum(map(self.rows, SPLITS)) + (4 * files if sparse else 0)
-        return copies * needed < memory.total() // 2
+        return copies * sum(map(self.size, SPLITS)) < memory.total() // 2
 
 
 def root(options: Options) -> Path:

@@ -10,18 +10,22 @@ from torch import Tensor
 
 from sparkdiff.data.splits import TRAIN, VALIDATION
 from sparkdiff.errors import InputError
-from sparkdiff.evaluation.data import Data
 from sparkdiff.fine_tuning.task import Task
 from sparkdiff.fine_tuning.values import Run
 from sparkdiff.growth.criterion import Specification
 from sparkdiff.growth.table import Column, Split, Table
+from sparkdiff.machine import memory
 from sparkdiff.pipeline.cut import Cut, CutColumn
 from sparkdiff.pipeline.graph import Graph, Version, Vertex
 from sparkdiff.pipeline.schema import known_fields
 from sparkdiff.stages.fields import values_of
 from sparkdiff.stages.linear import GeneralizedLinearRegression, LinearRegression, LogisticRegression
-from sparkdiff.tensors.rows import Rows, below
+from sparkdiff.tensors.rows import Rows, below, taken
 
+LARGEST = 2**31
+"""Bytes of rows that parts learn from, at most; an eighth of the memory is another limit, as rounds take several times that."""
+HELD_OUT = 0.75
+"""Share of them that the validation rows may take."""
 LINEAR = (GeneralizedLinearRegression, LinearRegression, LogisticRegression)
 """Stages that a grown pipeline can end in."""
 UNKNOWN = "__unknown"
@@ -187,43 +191,54 @@ def cut_for(task: Task, known: Sequence[Known]) -> Cut:
     return Cut(graph, tuple(sorted(cached - {head.position})), (head.position,), columns)
 
 
-def table_of(run: Run, known: Sequence[Known]) -> Table:
-    """The rows of a cache that was written by `cut_for`, at the margin of the original.
+def table_of(run: Run, known: Sequence[Known], largest: int | None = None, *, dense: bool = False) -> Table:
+    """The rows of a cache that was written by `cut_for`, at the margin of the original. Of training rows that would take more
+    than there is room for it has as many as do, spread evenly over the cache: the same ones each time.
+
+    Args:
+        largest: bytes that the rows may take; None for `LARGEST`.
+        dense: whether features are to become strided, which the room has to do for.
 
     Raises:
-        InputError: the head's features are not vectors.
+        InputError: the head's features are not vectors, or the validation rows alone take too much.
     """
     head = run.task.cut.graph.head
-    splits = {name: _split(run, run.data, name, head.reads[0], known) for name in (TRAIN, VALIDATION)}
-    width = run.network.head.margins
-    columns = tuple(k.column for k in known)
-    return Table(head.inputs[0], columns, splits[TRAIN], splits[VALIDATION], width).aligned()
+    share = _share(run, min(largest or LARGEST, memory.total() // 8), dense=dense)
+    train, validation = (_split(run, name, head.reads[0], known, s) for name, s in ((TRAIN, share), (VALIDATION, 1.0)))
+    columns, rows = tuple(k.column for k in known), run.cache.rows(TRAIN)
+    return Table(head.inputs[0], columns, train, validation, run.network.head.margins, rows).aligned()
+
+
+def _share(run: Run, room: int, *, dense: bool) -> float:
+    """The share of the training rows for which there is room beside all validation rows."""
+    train, validation = (run.cache.size(split, dense=dense) for split in (TRAIN, VALIDATION))
+    if validation > HELD_OUT * room:
+        raise InputError(
+            f"{run.cache.rows(VALIDATION):,} validation rows take {validation / 2**30:.2g} GiB of memory, more than the "
+            f"{HELD_OUT * room / 2**30:.2g} GiB that a growth has for them: hold out fewer rows (validationFraction), or take a "
+            "machine with more memory"
+        )
+    return min(1.0, (room - validation) / train)
 
 
 @torch.no_grad()
-def _split(run: Run, data: Data, name: str, features: Version, known: Sequence[Known]) -> Split:
+def _split(run: Run, name: str, features: Version, known: Sequence[Known], share: float) -> Split:
+    """The rows of a split, or this share of them."""
+    data, seen = run.data, 0
     parts: list[tuple[Rows, ...]] = []
     for batch, label, weight, block in data.batches(name):
         values = data.values(batch)
         margin = run.network.margin(dict(values))
         scalars = [values[k.version] for k in known]
         stacked = torch.stack(scalars, 1) if scalars else label.new_zeros(len(label), 0)  # type: ignore[arg-type]
-        parts.append((_own(values[features]), stacked, label.clone(), weight.clone(), block.clone(), margin.clone()))
+        count = (torch.arange(seen, seen + len(label) + 1, dtype=torch.float64) * share).floor()
+        chosen, seen = count.diff().nonzero()[:, 0], seen + len(label)
+        columns: tuple[Rows, ...] = (values[features], stacked, label, weight, block, margin)
+        parts.append(tuple(taken(x, chosen) for x in columns))
     whole = [below([p[i] for p in parts]) for i in range(6)]
     rows, *tensors = whole
     made: list[Tensor] = [t for t in tensors if isinstance(t, Tensor)]
     return Split(rows, *made)
-
-
-def _own(rows: Rows) -> Rows:
-    """The rows in memory of their own: a batch's belong to the stream."""
-    return (
-        rows.clone()
-        if isinstance(rows, Tensor)
-        else dataclasses.replace(
-            rows, indices=rows.indices.clone(), values=rows.values.clone(), offsets=rows.offsets.clone()
-        )
-    )
 
 
 def specification_of(run: Run) -> Specification:

@@ -16,6 +16,7 @@ from sparkdiff.growth.rounds import Grown, Member, Tried
 from sparkdiff.growth.serving import Serving
 from sparkdiff.growth.settings import GrowthSettings
 from sparkdiff.growth.summary import GrowthSummary
+from sparkdiff.growth.table import Table
 from sparkdiff.pipeline.parity import Parity
 from sparkdiff.report import RemainingTime, advance
 
@@ -63,7 +64,7 @@ class Told:
     def warnings(self) -> list[str]:
         """Those that came before the grown pipeline was trained."""
         stopped = [f"growth stopped early: {self.grown.stopped}"] if self.grown.late else []
-        return [*self.doubts, *stopped, *rows_without_entity(self.grown)]
+        return [*self.doubts, *stopped, *of_a_sample(self.grown.table), *rows_without_entity(self.grown)]
 
     def fields(self, after: float) -> dict[str, Any]:
         """The fields of a summary that only growth has.
@@ -81,6 +82,15 @@ class Told:
         ]  # fmt: skip
         cost = {"before": self.serving.before, "after": after, "limit": limit}
         return {"rounds": [dataclasses.asdict(t) for t in self.grown.tried], "parts": parts, "servingCost": cost}
+
+
+def of_a_sample(table: Table) -> list[str]:
+    """A warning where not all training rows fit into memory."""
+    if not table.sampled:
+        return []
+    return [
+        f"parts learned from {table.sampled}, as many as there is room for in memory; all of them trained the whole"
+    ]
 
 
 def rows_without_entity(grown: Grown) -> list[str]:

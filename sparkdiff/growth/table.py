@@ -96,6 +96,7 @@ class Table:
         features: the name of the column of vectors that the last linear stage reads.
         columns: c of them.
         classes: 0 where a row's margin is a number, else how many numbers it is.
+        most: the number of training rows that there are; `train` may be a sample of them.
     """
 
     features: str
@@ -103,6 +104,12 @@ class Table:
     train: Split
     validation: Split
     classes: int = 0
+    most: int = 0
+
+    @property
+    def sampled(self) -> str:
+        """Of how many training rows the parts learn; empty where it is all of them."""
+        return f"{len(self.train):,} of {self.most:,} training rows" if len(self.train) < self.most else ""
 
     @property
     def width(self) -> int:

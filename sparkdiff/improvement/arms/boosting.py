@@ -87,7 +87,7 @@ class _Ensemble:
 def run(ground: Ground, number: int, limit: Limit, steps: Sequence[Step]) -> Step:
     """The ensembles that there is time for; in a second step the others, and the leaves of the best one train."""
     clock = Clock.of(limit.seconds)
-    original, found = _found(ground, number, limit, clock)
+    original, found, sampled = _found(ground, number, limit, clock)
     late = sum(f.is_late for f, _ in found)
     if late == len(found):
         return nothing(ground, "import", number, "no time for any trees", late=True)
@@ -100,7 +100,7 @@ def run(ground: Ground, number: int, limit: Limit, steps: Sequence[Step]) -> Ste
         if f.part is not None
     ]
     told = {"ensembles": [_told(f, base, original) for f, base in found], "late": late > 0}
-    says = f"{len(found) - late} ensembles{f', no time for {late} more' if late else ''}"
+    says = f"{len(found) - late} ensembles{f' of {sampled}' if sampled else ''}{f', no time for {late} more' if late else ''}"
     best, model = _best(ground, ensembles)
     if best is None:
         why = "none gains" if not ensembles else "all of them cost more to serve than maxServingCost allows"
@@ -113,8 +113,10 @@ def run(ground: Ground, number: int, limit: Limit, steps: Sequence[Step]) -> Ste
 
 def _found(
     ground: Ground, number: int, limit: Limit, clock: Clock
-) -> tuple[float, list[tuple[Found, float | None]]]:  # fmt: skip
-    """The original's metric as a loss, and what each ensemble found, with the margin that it starts from (see `_Ensemble`)."""
+) -> tuple[float, list[tuple[Found, float | None]], str]:
+    """The original's metric as a loss; what each ensemble found, with the margin that it starts from (see `_Ensemble`); and of
+    how many rows, if not of all.
+    """
     options = replace(ground.options, maxSeconds=limit.seconds, **ground.kept("import", number))
     runId = options.runId and name_beside(options.runId, "-trees")
     with ground.begun(replace(ground.plan, options=options, cut=cut_for(ground.plan, ()))) as run:
@@ -132,7 +134,7 @@ def _found(
         ):
             found: list[tuple[Found, float | None]] = [(f, None) for f in train(1, items, table, original.blocks)]
             found += [(f, base) for f in train(2, items, anew, original.blocks)]
-    return original.mean, found
+    return original.mean, found, table.sampled
 
 
 def _trained(ground: Ground, step: Step, limit: Limit) -> Step:
@@ -153,20 +155,15 @@ def _table(run: Any, ground: Ground) -> Table:
     """The features that the last stage reads, as single columns.
 
     Raises:
-        InputError: they are too many for a matrix in memory.
+        InputError: the validation rows have too many for a matrix in memory.
     """
-    plain = table_of(run, ())
+    plain = table_of(run, (), LARGEST, dense=True)
     head = ground.plan.cut.graph.head
-    slots, rows = width(plain.train.features), len(plain.train) + len(plain.validation)
-    if (needed := 8 * slots * rows) > LARGEST:
-        raise InputError(
-            f"{head.uid} reads {slots:,} features of {rows:,} rows, {needed / 2**30:.1f} GiB as a matrix: more trees are found "
-            f"where it takes {LARGEST / 2**30:g} GiB at most"
-        )
+    slots = width(plain.train.features)
     field = known_fields(ground.plan.cut.graph, {head.reads[0]}, ground.sources[0].df).get(head.reads[0])
     columns = _columns(plain.features, slots, (field.metadata or {}) if field is not None else {})
     train, validation = (replace(s, values=dense(s.features)) for s in (plain.train, plain.validation))
-    return Table(plain.features, columns, train, validation, plain.classes).aligned()
+    return replace(plain, columns=columns, train=train, validation=validation).aligned()
 
 
 def _columns(features: str, slots: int, metadata: dict[str, Any]) -> tuple[Column, ...]:

@@ -17,7 +17,7 @@ from sparkdiff.growth.ground import ground as growth_ground
 from sparkdiff.growth.inputs import linear_head
 from sparkdiff.growth.parts import trees
 from sparkdiff.growth.procedure import grow_rounds
-from sparkdiff.growth.reporting import rows_without_entity
+from sparkdiff.growth.reporting import of_a_sample, rows_without_entity
 from sparkdiff.growth.serving import check_cost, check_room
 from sparkdiff.growth.settings import GrowthSettings
 from sparkdiff.improvement.arm import Arm
@@ -110,7 +110,8 @@ def grown(ground: Ground, limit: Limit, settings: GrowthSettings, arm: str, numb
     check_same_rows(ground.start, measured)
     candidate = Candidate(arm, f"+ {shortened(names)}", measured, _column(done), names)
     dropped = f", {len(gone)} dropped" if gone else ""
-    says = "; ".join([f"{found.members[-1].round} rounds{dropped}", found.stopped, *rows_without_entity(found)])
+    doubts = (*of_a_sample(found.table), *rows_without_entity(found))
+    says = "; ".join([f"{found.members[-1].round} rounds{dropped}", found.stopped, *doubts])
     return Step(
         arm, number, rounded(ground, done.ledger.gains), done.ledger.trials, (candidate,), _hope(ground, done, number), says,
         learned=told,

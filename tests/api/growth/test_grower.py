@@ -8,6 +8,7 @@ import plain_spark
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from pyspark.ml import Pipeline, PipelineModel
 from pyspark.ml.classification import LogisticRegression
 from pyspark.ml.feature import FeatureHasher, OneHotEncoder, RFormula, StandardScaler, StringIndexer, VectorAssembler
@@ -19,6 +20,7 @@ import sparkdiff
 from sparkdiff import Grower, GrowerModel, InputError, ParityError
 from sparkdiff.data.splits import Source
 from sparkdiff.fine_tuning.task import check_runs
+from sparkdiff.growth import inputs, procedure
 from sparkdiff.growth.ground import ground
 from sparkdiff.growth.parts import units
 from sparkdiff.options import Options
@@ -124,6 +126,31 @@ def test_it_is_served_without_torch_and_sparkdiff(
     np.testing.assert_allclose(served, here, rtol=1e-12)
     before = [r.prediction for r in poisson.transform(rows).orderBy("id").select("prediction").collect()]
     assert not np.allclose(served, before, rtol=0.01)
+
+
+def test_parts_learn_from_the_rows_that_there_is_room_for(
+    grown: GrowerModel, rows: DataFrame, poisson: PipelineModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All validation rows are among them; all training rows train the whole, and each run takes the same ones."""
+    monkeypatch.setattr(inputs, "LARGEST", 250_000)
+    taken = []
+    monkeypatch.setattr(procedure, "table_of", lambda *a: taken.append(inputs.table_of(*a)) or taken[-1])
+    options = {"parts": ("crosses",), "rounds": 1, "cacheDir": str(tmp_path), **QUICK}
+    [one, two] = [Grower(poisson, **options).fit(rows) for _ in range(2)]
+    assert one.summary.decision == "grown"
+    assert one.summary.parts[0]["name"].startswith("kind x season")
+    table, again = taken
+    there = table.most
+    assert 300 < len(table.train) < 0.8 * there
+    assert there + len(table.validation) == ROWS
+    [warning] = [w for w in one.summary.warnings if "parts learned from" in w]
+    assert warning.startswith(f"parts learned from {len(table.train):,} of {there:,} training rows")
+    assert not any("parts learned from" in w for w in grown.summary.warnings)
+    assert torch.equal(table.train.label, again.train.label)
+    assert one.pipelineModel.stages[-1].coefficients == two.pipelineModel.stages[-1].coefficients
+    monkeypatch.setattr(inputs, "LARGEST", 100_000)
+    with pytest.raises(InputError, match=r"validation rows take .* GiB of memory.*hold out fewer rows"):
+        Grower(poisson, **options).fit(rows)
 
 
 def test_a_grower_and_its_model_can_be_saved(grown: GrowerModel, rows: DataFrame, tmp_path: Path) -> None:

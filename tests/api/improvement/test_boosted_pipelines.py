@@ -1,5 +1,6 @@
 """The arm `import` of a pipeline that ends in boosted trees: more trees in its last stage, or others in their place."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -159,4 +160,16 @@ def test_more_trees_are_refused_with_the_reason(
     assert found.pipelineModel is few
     [arm] = found.summary.arms
     assert arm["state"] == "failed"
-    assert "reads 5 features of 1,800 rows, 0.0 GiB as a matrix" in arm["why"]
+    assert "validation rows take" in arm["why"]
+    assert "hold out fewer rows" in arm["why"]
+
+
+def test_trees_learn_from_the_rows_that_there_is_room_for(
+    few: PipelineModel, rows: DataFrame, cache: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(boosting, "LARGEST", 60_000)
+    found = Improver(few, cacheDir=cache, **OPTIONS).fit(rows.where("number >= 600"))
+    assert found.summary.decision == "improved"
+    [arm] = found.summary.arms
+    [used, there] = map(int, re.findall(r"ensembles of (\d+) of (\d+) training rows", arm["why"])[0])
+    assert 300 < used < 0.8 * there
