@@ -23,7 +23,7 @@ from sparkdiff.stages.linear import GeneralizedLinearRegression, LinearRegressio
 from sparkdiff.tensors.rows import Rows, below, taken
 
 LARGEST = 2**31
-"""Bytes of rows that parts learn from, at most; an eighth of the memory is another limit, as rounds take several times that."""
+"""Bytes of rows that parts learn from, at most; a sixteenth of the memory is another limit, as rounds take several times that."""
 HELD_OUT = 0.75
 """Share of them that the validation rows may take."""
 LINEAR = (GeneralizedLinearRegression, LinearRegression, LogisticRegression)
@@ -203,7 +203,7 @@ def table_of(run: Run, known: Sequence[Known], largest: int | None = None, *, de
         InputError: the head's features are not vectors, or the validation rows alone take too much.
     """
     head = run.task.cut.graph.head
-    share = _share(run, min(largest or LARGEST, memory.total() // 8), dense=dense)
+    share = _share(run, min(largest or LARGEST, memory.total() // 16), dense=dense)
     train, validation = (_split(run, name, head.reads[0], known, s) for name, s in ((TRAIN, share), (VALIDATION, 1.0)))
     columns, rows = tuple(k.column for k in known), run.cache.rows(TRAIN)
     return Table(head.inputs[0], columns, train, validation, run.network.head.margins, rows).aligned()
