@@ -62,9 +62,10 @@ def each(collection: Any) -> Iterator[Any]:
 
 def array(kind: Any, items: Sequence[Any]) -> Any:
     """A Java array of a class."""
-    out = packages().java.lang.reflect.Array.newInstance(kind, len(items))
-    for i, item in enumerate(items):
-        out[i] = item
+    arrays = packages().java.lang.reflect.Array
+    out, put = arrays.newInstance(kind, len(items)), arrays.set
+    for i, item in enumerate(items):  # `out[i] = item` would ask for the length each time
+        put(out, i, item)
     return out
 
 
