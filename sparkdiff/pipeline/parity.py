@@ -168,12 +168,21 @@ def compare(network: Network, where: Path, held: Sequence[Version]) -> Parity:
     """
     found, rows, outputs = Differences(network), PROBE, outputs_of(network)
     for probe in itertools.islice(read_plain(where, PROBE), 1):
-        rows = _rows_at_once(network, {v: probe[f"v{i}"] for i, v in enumerate(held)}, outputs)
+        rows = _rows_at_once(network, _versions(probe, held), outputs)
     for batch in read_plain(where, rows):
-        values = {v: batch[f"v{i}"] for i, v in enumerate(held)}
-        nulls = {null_of(v): batch[f"v{i}{NULL}"] for i, v in enumerate(held) if f"v{i}{NULL}" in batch}
-        found.add(values | nulls, outputs)
+        found.add(_versions(batch, held), outputs)
     return found.parity()
+
+
+def _versions(batch: Mapping[str, Rows], held: Sequence[Version]) -> dict[Version, Rows]:
+    """The columns that `run_in_spark` wrote, and their null flags."""
+    values = {v: batch[f"v{i}"] for i, v in enumerate(held)}
+    return values | {null_of(v): batch[f"v{i}{NULL}"] for i, v in enumerate(held) if f"v{i}{NULL}" in batch}
+
+
+def _given(network: Network, spark: Mapping[Version, Rows]) -> dict[Version, Rows]:
+    """What the network is given of them."""
+    return {v: c for v, c in spark.items() if v in network.reads or v in network.flags}
 
 
 def differences(ours: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
@@ -188,7 +197,7 @@ def differences(ours: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def _rows_at_once(network: Network, spark: dict[Version, Rows], outputs: list[Version]) -> int:
-    values = {v: c for v, c in spark.items() if v in network.reads}
+    values = _given(network, spark)
     network.run(values, outputs)
     seen = [*values.values(), *spark.values()]
     widest = max(x.values.numel() / max(1, len(x)) if isinstance(x, SparseRows) else width(x) for x in seen)
@@ -224,7 +233,7 @@ class Differences:
     @torch.no_grad()
     def add(self, spark: dict[Version, Rows], outputs: list[Version]) -> None:
         network, graph = self.network, self.network.graph
-        values = {v: c for v, c in spark.items() if v in network.reads or v in network.flags}
+        values = _given(network, spark)
         network.run(values, outputs)
         self.rows += len(spark[outputs[0]])
         for v in outputs:
@@ -234,8 +243,8 @@ class Differences:
                 self._labels(v, values, (ours != theirs) & ~(ours.isnan() & theirs.isnan()))
                 continue
             ours, theirs = _entries(values[v], spark[v])
-            if theirs.ndim == 2 and not theirs.shape[1] and bool(ours.isnan().all()):
-                theirs = ours  # vectors of which all are null tell no width
+            if theirs.ndim == 2 and not theirs.shape[1]:  # vectors that are all null have no width
+                theirs = torch.full_like(ours, torch.nan)
             if ours.shape != theirs.shape:
                 raise InputError(
                     f"{vertex.uid}: Spark's {name!r} has shape {tuple(theirs.shape)}, the network's {tuple(ours.shape)}"

@@ -71,6 +71,15 @@ def test_verify_tells_null_from_nan_in_every_batch(gaps: DataFrame) -> None:
     assert (parity.rows, parity.labelDisagreements, len(parity.maxRelDiff)) == (120, 0, 12)
 
 
+def test_verify_tells_null_in_the_first_rows_and_in_all(gaps: DataFrame) -> None:
+    """An encoder that refuses other indices takes null there, too; Spark's vectors that are all null have no width."""
+    encoder = OneHotEncoder(inputCol="i", outputCol="hot").fit(gaps)
+    model = PipelineModel([encoder, kept("hot", "y")])
+    null = gaps.limit(2).withColumn("i", F.lit(None).cast("double"))
+    for rows in (null, null.union(gaps.limit(1)).coalesce(1)):
+        assert sparkdiff.verify(model, rows).ok
+
+
 @pytest.mark.once  # stages of Spark 3.5 read no fields of structs
 def test_the_cache_tells_null_from_nan(gaps: DataFrame, tmp_path: Path) -> None:
     """Of the field of a struct, too, which may be null where the schema says that the field is not."""
