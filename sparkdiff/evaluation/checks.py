@@ -184,7 +184,12 @@ def tied_range(network: Network, data: Data, metric: Metric) -> tuple[float, flo
     apart = column[order].diff() > TIED * column.abs().max()
     rank = torch.empty_like(column)
     rank[order] = torch.cat([apart.new_zeros(1), apart]).cumsum(0).to(rank.dtype)
-    ends = [metric.sign * float(metric.value(rank + side * label / 4, label, weight)) for side in (-1, 1)]
+    # The area under the PR curve is largest where rows of class 1 are in front, one by one, and smallest where they are behind,
+    # all at once: precision is concave in how many are found.
+    first, last = (rank + side * label / 4 for side in (1, -1))
+    alone = torch.empty_like(column)
+    alone[first.argsort()] = torch.arange(len(column), device=column.device).to(column.dtype)
+    ends = [metric.sign * float(metric.value(score, label, weight)) for score in (alone, last)]
     return min(ends), max(ends)
 
 

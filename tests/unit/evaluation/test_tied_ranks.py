@@ -1,5 +1,6 @@
 """A metric of ranks measured in another order of additions: what ties allow, and no more."""
 
+import itertools
 from types import SimpleNamespace
 from typing import Any
 
@@ -37,10 +38,22 @@ def test_the_range_has_every_order_of_tied_rows_and_is_no_wider(name: str) -> No
     network, data, metric = given(name, MARGIN)
     low, high = tied_range(network, data, metric)
     apart = [0.3 + 1e-3 * side * (2 * LABEL[1:5] - 1) for side in (1, -1)]
+    apart[0] += 1e-4 * torch.arange(4)  # rows of class 1 one by one
     ends = [loss(metric, torch.cat([MARGIN[:1], tied, MARGIN[5:]])) for tied in apart]
     assert [low, high] == pytest.approx(ends)
     assert low < loss(metric, MARGIN) < high
     assert low <= loss(metric, MARGIN.round(decimals=9)) <= high
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_order_of_tied_rows_leaves_the_range(name: str) -> None:
+    front = torch.tensor([0.9, 0.0, 0.9, 0.0, 0.0, 0.0, 0.0], dtype=torch.float64)  # of class 0
+    network, data, metric = given(name, front)
+    low, high = tied_range(network, data, metric)
+    for order in itertools.permutations(range(5)):
+        tied = front.clone()
+        tied[front == 0] = 1e-3 * torch.tensor(order, dtype=torch.float64)
+        assert low - 1e-12 <= loss(metric, tied) <= high + 1e-12
 
 
 @pytest.mark.parametrize("name", NAMES)
