@@ -5,7 +5,7 @@ import hashlib
 import json
 import re
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,7 +66,7 @@ def _value(value: Any, uids: list[str]) -> Any:
     if value is None or isinstance(value, (bool, int, float)):
         return value
     if isinstance(value, str):
-        i = next((i for i, uid in enumerate(uids) if value.startswith(f"{uid}__")), None)
+        i = next((i for i, uid in enumerate(uids) if value == f"{uid}__output"), None)
         return value if i is None else {"uid": i, "": value[len(uids[i]) :]}  # a default output column
     if isinstance(value, (list, tuple)):
         return [_value(v, uids) for v in value]
@@ -191,7 +191,7 @@ def digest_of_folder(folder: Path, *, by_whom: bool = True) -> list[str]:
     # What some models (BisectingKMeans) keep as their data is a saved model of spark.mllib, which has no uid.
     uids = {uid: f"uid{i}" for i, meta in enumerate(metas.values()) if (uid := meta.get("uid"))}
 
-    anonymous = _Anonymous(uids)
+    anonymous = _Anonymous(uids, _default_outputs(metas.values(), uids))
 
     def of_metadata(meta: dict[str, Any]) -> bytes:
         meta = {k: v for k, v in meta.items() if k != "timestamp" and (by_whom or k != "sparkVersion")}
@@ -245,10 +245,15 @@ class _Anonymous:
     """Saved values with the numbers of stages in place of their uids.
 
     A uid that somebody has chosen may be the name of a column, too: it counts as a uid only where nothing else can stand, and in
-    front of `__`, as in the name of a default output column.
+    the name of a default output column.
+
+    Attributes:
+        outputs: default output columns that hold another uid than that of their stage, and the names that they get. Such a name
+            that no stage here writes is that of a column of the rows, and stays.
     """
 
     uids: Mapping[str, str]
+    outputs: Mapping[str, str]
 
     def value(self, value: Any, key: str = "") -> Any:
         """A value of JSON."""
@@ -264,9 +269,11 @@ class _Anonymous:
         for uid, number in self.uids.items():
             if RANDOM.fullmatch(uid):
                 text = text.replace(uid, number)
-            elif text.startswith(f"{uid}__"):
-                text = f"{number}{text[len(uid) :]}"
-        return re.sub(rf"{RANDOM.pattern}__output", "__output", text)
+            elif text == f"{uid}__output":
+                text = f"{number}__output"
+        for name, other in self.outputs.items():
+            text = text.replace(name, other)
+        return text
 
     def path(self, path: Path) -> str:
         """The path of a file below the model's folder; that of a stage is named `<place>_<uid>`."""
@@ -277,12 +284,19 @@ class _Anonymous:
         return "/".join(parts)
 
 
+def _default_outputs(metas: Iterable[Mapping[str, Any]], uids: Mapping[str, str]) -> dict[str, str]:
+    """The `outputs` of `_Anonymous`."""
+    usual = ((meta["uid"], value) for meta in metas for value in meta.get("defaultParamMap", {}).values())
+    return {v: f"{uids[uid]}__output" for uid, v in usual if _is_drawn_output(v) and v[: -len("__output")] not in uids}
+
+
+def _is_drawn_output(value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch(rf"{RANDOM.pattern}__output", value) is not None
+
+
 def _bare(value: Any, uid: str) -> Any:
     """The default value of a Param of the stage with this uid, without the uid in the name of its output column."""
-    own = isinstance(value, str) and (
-        value == f"{uid}__output" or re.fullmatch(rf"{RANDOM.pattern}__output", value) is not None
-    )
-    return "__output" if own else value
+    return "__output" if value == f"{uid}__output" or _is_drawn_output(value) else value
 
 
 def _in_order(table: pa.Table) -> pa.Table:

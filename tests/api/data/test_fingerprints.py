@@ -29,6 +29,7 @@ from pyspark.ml.regression import GeneralizedLinearRegression, LinearRegression
 from pyspark.sql import DataFrame, SparkSession, functions as F
 from small_data import NUMBERS, Write, fingerprint_of, tune
 
+from sparkdiff import jvm
 from sparkdiff.data.fingerprint import row_hashes, source_facts
 from sparkdiff.jvm.plans import plan_facts, remote_facts, table_versions
 from sparkdiff.store import digests
@@ -403,12 +404,28 @@ def test_which_default_named_column_a_stage_reads_counts(df: DataFrame, tmp_path
     assert first != second
 
 
+def test_which_default_named_column_of_the_rows_a_stage_reads_counts(df: DataFrame) -> None:
+    """Stages that are no part of the pipeline made it: nothing here has its uid, and all such names became one."""
+    assembler = VectorAssembler(inputCols=NUMBERS, outputCol="numbers")
+    one, other = Normalizer(inputCol="numbers", p=1.0), Normalizer(inputCol="numbers", p=2.0)
+    rows = PipelineModel([assembler, one, other]).transform(df)
+    names = [one.getOutputCol(), other.getOutputCol()]
+
+    def model(name: str) -> PipelineModel:
+        linear = LinearRegression(featuresCol="x", labelCol="riders", maxIter=1)
+        return Pipeline(stages=[VectorAssembler(inputCols=[name], outputCol="x"), linear]).fit(rows)
+
+    first, second = PipelineModel(model(names[0]).stages[:1]), PipelineModel(model(names[1]).stages[:1])
+    assert digests.hash_of(first, None, None) != digests.hash_of(second, None, None)
+    assert fingerprint_of(model(names[0]), rows) != fingerprint_of(model(names[1]), rows)
+    assert fingerprint_of(model(names[0]), rows) == fingerprint_of(model(names[0]), rows)
+
+
 def test_a_stage_that_is_called_as_the_column_that_it_reads_is_not_that_column(df: DataFrame, tmp_path: Path) -> None:
     """Such a uid and the column both became a number, and so did those of the other column."""
 
     def named(column: str, uid: str) -> PipelineModel:
-        assembler = VectorAssembler(inputCols=[column], outputCol="x")._resetUid(uid)
-        return PipelineModel([assembler])
+        return PipelineModel([jvm.named(VectorAssembler(inputCols=[column], outputCol="x"), uid)])
 
     def hash_of(model: PipelineModel, folder: str) -> str | None:
         model.save((tmp_path / folder).as_uri())
@@ -416,6 +433,7 @@ def test_a_stage_that_is_called_as_the_column_that_it_reads_is_not_that_column(d
 
     assert hash_of(named("temp", "temp"), "1") != hash_of(named("hum", "hum"), "2")
     assert hash_of(named("temp", "first"), "3") == hash_of(named("temp", "second"), "4")
+    assert hash_of(named("temp__lag", "temp"), "5") != hash_of(named("hum__lag", "hum"), "6")
 
 
 @pytest.mark.once
