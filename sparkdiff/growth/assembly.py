@@ -15,7 +15,7 @@ from sparkdiff.growth import costs
 from sparkdiff.growth.part import Output, PipelinePlace
 from sparkdiff.growth.rounds import Member
 from sparkdiff.growth.serving import Serving
-from sparkdiff.jvm.coefficients import matrix_of, with_coefficients
+from sparkdiff.jvm.coefficients import matrix_of, stored_of, with_coefficients
 from sparkdiff.pipeline.graph import Vertex
 from sparkdiff.pipeline.names import casefolding
 from sparkdiff.pipeline.nesting import flatten, replaced
@@ -119,6 +119,10 @@ def _has_no_size(features: str, data: DataFrame) -> bool:
 
 
 def widened(stage: Any, outputs: Sequence[Output]) -> Any:
-    """The last linear stage with the outputs' coefficients behind its own; same class, uid, intercept and Params."""
+    """The last linear stage with the outputs' coefficients behind its own; same class, uid, intercept and Params. Coefficients
+    that it does not store stay so.
+    """
     more = [np.atleast_2d(o.coefficients) for o in outputs]
-    return with_coefficients(stage, np.concatenate([matrix_of(stage), *more], axis=1))
+    matrix = np.concatenate([matrix_of(stage), *more], axis=1)
+    stored = np.concatenate([stored_of(stage), *(np.ones_like(m, np.bool_) for m in more)], axis=1)
+    return with_coefficients(stage, matrix, stored=stored)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sparkdiff.data.splits import VALIDATION, Boundaries, Source
+from sparkdiff.evaluation.checks import check_stored
 from sparkdiff.fine_tuning.phases import begun, checked, run_folder, verified, written
 from sparkdiff.fine_tuning.task import check_runs, prepare
 from sparkdiff.fine_tuning.values import Measured, Outcome, Run
@@ -105,6 +106,7 @@ def grow_rounds(
     Args:
         memory: of earlier growths of the same pipeline on the same rows.
     """
+    check_stored(run.network, run.data)  # as the training behind the rounds does
     o = run.task.options
     limits = Limits(settings.parts, settings.rounds, settings.complexity, o.seed, serving)
     # The level of the guard and the size of the fleet decide what is dropped.

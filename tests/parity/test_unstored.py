@@ -17,6 +17,9 @@ from pyspark.sql import DataFrame, SparkSession, functions as F
 
 import sparkdiff
 from sparkdiff import InputError
+from sparkdiff.growth.assembly import widened
+from sparkdiff.growth.part import Output
+from sparkdiff.jvm.coefficients import stored_of
 
 COLUMNS = [*"abcdefgh"]
 LOST = (0.0, None, float("nan"), float("inf"), -float("inf"))
@@ -100,6 +103,27 @@ def test_training_refuses_rows_that_need_such_a_coefficient(rows: DataFrame, tmp
     tuner = sparkdiff.FineTuner(model, labelCol="two", maxEpochs=1, recipe="fast", cacheDir=str(tmp_path))
     with pytest.raises(InputError, match=r"entry 3 of column 'features' is NaN, null or infinite .*impute the column"):
         tuner.fit(gaps)
+
+
+@pytest.mark.parametrize("name", ["two classes", "three classes"])
+def test_a_stage_that_grows_does_not_store_it_either(name: str, rows: DataFrame, odd: DataFrame) -> None:
+    model = CASES[name](rows)
+    *stages, last = model.stages
+    k = len(matrix(model).toArray())
+    last = widened(last, [Output("a", np.zeros((k, 1)))])
+    assert stored_of(last).tolist() == [[*row, True] for row in stored_of(model.stages[-1]).tolist()]
+    again = VectorAssembler(inputCols=["features", "one"], outputCol="more", handleInvalid="keep")
+    grown = PipelineModel([*stages, again, last.setFeaturesCol("more")])
+    found = grown.transform(odd.withColumn("one", F.lit(1.0))).select("prediction").collect()
+    assert found == model.transform(odd).select("prediction").collect()
+
+
+def test_growth_refuses_rows_that_need_such_a_coefficient(rows: DataFrame, tmp_path: Path) -> None:
+    """Before its rounds; behind them no stage of the parts was to blame."""
+    gaps = rows.withColumn("d", F.when(F.abs("c") > 0.1, F.col("d")))
+    grower = sparkdiff.Grower(CASES["three classes"](rows), labelCol="three", cacheDir=str(tmp_path))
+    with pytest.raises(InputError, match=r"entry 3 of column 'features' is NaN, null or infinite .*impute the column"):
+        grower.fit(gaps)
 
 
 # The vector of null -----------------------------------------------------------------------------------------------------
