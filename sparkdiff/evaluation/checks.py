@@ -160,7 +160,7 @@ def check_trained(
     """
     room = (ROUNDED if single else FOLDED) * max(abs(best), abs(tuned.mean), 1e-12)
     low, high = tuned.mean, tuned.mean
-    if not abs(tuned.mean - best) <= room and metric.ranks:
+    if not abs(tuned.mean - best) <= room and metric.ranks and math.isfinite(tuned.mean):
         low, high = tied_range(network, data, metric)
     if not low - room <= best <= high + room:
         raise ParityError(

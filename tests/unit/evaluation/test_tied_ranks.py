@@ -70,3 +70,12 @@ def test_a_metric_outside_of_what_ties_allow_is_an_error(name: str) -> None:
     untied, data, metric = given(name, torch.linspace(0, 1, len(LABEL), dtype=torch.float64))
     with pytest.raises(ParityError):
         check_trained("m", now + 1e-4, tuned, metric, untied, data)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_ties_do_not_excuse_a_network_without_a_metric(name: str) -> None:
+    """Beside a margin that is NaN, all would count as tied."""
+    network, data, metric = given(name, torch.where(LABEL > 0, torch.nan, MARGIN))
+    tuned = Score(torch.tensor([torch.nan]), torch.ones(1), 0, -1.0, broken=3)
+    with pytest.raises(ParityError, match=r"has area.* nan on the validation rows"):
+        check_trained("m", loss(metric, MARGIN), tuned, metric, network, data)
