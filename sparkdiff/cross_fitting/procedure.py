@@ -17,9 +17,9 @@ from sparkdiff.data.splits import REFERENCE, TEST, TRAIN, VALIDATION, Source, ru
 from sparkdiff.errors import InputError, ParityError
 from sparkdiff.evaluation import compatibility, guard, out_of_fold, slices
 from sparkdiff.evaluation.acceptance import Judgement, counted, divergence, needed
-from sparkdiff.evaluation.checks import check_trained
+from sparkdiff.evaluation.checks import trained_score
 from sparkdiff.evaluation.ledger import diverged
-from sparkdiff.evaluation.scores import Score, score
+from sparkdiff.evaluation.scores import Score
 from sparkdiff.evaluation.unseen_errors import costs, unseen
 from sparkdiff.fine_tuning.phases import begun, checked, trained, verified, written
 from sparkdiff.fine_tuning.shared import Shared
@@ -185,10 +185,8 @@ def _fold(
 
 def _measured(run: Run, fitted: Fitted) -> Score:
     """The metric of the trained network on the rows that training measured, once more."""
-    network, metric, single = fitted.found.network, run.goal.metric, run.task.options.precision == "float32"
-    tuned = score(network, run.data, VALIDATION, metric)
-    check_trained(run.task.model.uid, fitted.best, tuned, metric, network, run.data, single=single)
-    return tuned
+    task = run.task
+    return trained_score(task.model.uid, task.options, fitted.best, run.goal.metric, fitted.found.network, run.data)
 
 
 def _troubles(fitted: Fitted) -> list[str]:

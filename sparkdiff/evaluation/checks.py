@@ -10,7 +10,7 @@ from sparkdiff.data.splits import REFERENCE, SPLITS, TRAIN, VALIDATION
 from sparkdiff.errors import InputError, ParityError
 from sparkdiff.evaluation.data import Data
 from sparkdiff.evaluation.guard import MIN_UNITS
-from sparkdiff.evaluation.scores import Score, Tally
+from sparkdiff.evaluation.scores import Score, Tally, score
 from sparkdiff.objectives.label_checks import no_event, one_label
 from sparkdiff.objectives.metric import Metric
 from sparkdiff.options import Options
@@ -143,6 +143,17 @@ def is_rounded(options: Options, metric: Metric) -> bool:
     to which sums of leaves that are equal in one order of additions may differ in another one.
     """
     return options.precision == "float32" or metric.ranks
+
+
+def trained_score(uid: str, options: Options, best: float, metric: Metric, network: Network, data: Data) -> Score:
+    """The metric of the network that would ship, on the validation rows.
+
+    Raises:
+        ParityError: see `check_trained`.
+    """
+    tuned = score(network, data, VALIDATION, metric)
+    check_trained(uid, best, tuned, metric, network, data, single=options.precision == "float32")
+    return tuned
 
 
 def check_trained(

@@ -21,9 +21,9 @@ from sparkdiff.evaluation.checks import (
     check_finite,
     check_repeats,
     check_stored,
-    check_trained,
     check_varies,
     is_rounded,
+    trained_score,
     training_labels,
 )
 from sparkdiff.evaluation.data import Data, rows_at_once
@@ -273,10 +273,8 @@ def judged_by_rows(run: Run, original: Measured, fitted: Fitted) -> Judged:
     """Decide whether the trained network may replace the original."""
     found, metric, held_out = fitted.found, run.goal.metric, original.scores[VALIDATION]
     with run.phases.phase("judge"):
-        tuned = score(found.network, run.data, VALIDATION, metric)
         o, ledger = run.task.options, found.ledger
-        single = o.precision == "float32"
-        check_trained(run.task.model.uid, fitted.best, tuned, metric, found.network, run.data, single=single)
+        tuned = trained_score(run.task.model.uid, o, fitted.best, metric, found.network, run.data)
         if is_rounded(o, metric):  # the guard decides on rows and ties as the network has them
             ledger = ledger.measured_again(held_out.blocks - tuned.blocks)
         networks, reference = (run.network, found.network), bool(run.cache.rows(REFERENCE))

@@ -67,7 +67,7 @@ def _value(value: Any, uids: list[str]) -> Any:
         return value
     if isinstance(value, str):
         i = next((i for i, uid in enumerate(uids) if value == f"{uid}__output"), None)
-        return value if i is None else {"uid": i, "": value[len(uids[i]) :]}  # a default output column
+        return value if i is None else {"uid": i, "": "__output"}  # a default output column
     if isinstance(value, (list, tuple)):
         return [_value(v, uids) for v in value]
     if isinstance(value, dict):  # of a search: what its settings set

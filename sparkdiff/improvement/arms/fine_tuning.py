@@ -5,10 +5,9 @@ from dataclasses import replace
 from typing import Any
 
 from sparkdiff.data.splits import VALIDATION
-from sparkdiff.evaluation.checks import check_trained, is_rounded
+from sparkdiff.evaluation.checks import is_rounded, trained_score
 from sparkdiff.evaluation.ledger import LedgerTrial
 from sparkdiff.evaluation.recorded import recorded
-from sparkdiff.evaluation.scores import score
 from sparkdiff.fine_tuning.phases import trained, verified, written
 from sparkdiff.growth import costs
 from sparkdiff.improvement.arm import Arm
@@ -51,9 +50,8 @@ def fine_tuned(
         if ledger.chosen < 0:
             none = rounded(ground, ledger.gains + shift)
             return Step(arm, number, none, trials, (), 0.0, "no epoch gains", learned={"late": bool(fitted.cut)})
-        tuned = score(network, run.data, VALIDATION, run.goal.metric)
-        metric, single = run.goal.metric, o.precision == "float32"
-        check_trained(run.task.model.uid, fitted.best, tuned, metric, network, run.data, single=single)
+        metric = run.goal.metric
+        tuned = trained_score(run.task.model.uid, o, fitted.best, metric, network, run.data)
         if is_rounded(o, metric):  # the guard decides on rows and ties as the network has them
             ledger = ledger.measured_again(before.scores[VALIDATION].blocks - tuned.blocks)
         gains = rounded(ground, ledger.gains + shift)
