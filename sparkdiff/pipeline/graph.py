@@ -189,13 +189,24 @@ class Graph:
                 out.add(i)
         return out
 
-    def makers(self, columns: Iterable[str]) -> list[Vertex]:
-        """The stages that make these columns, and what they make them of; the last one first."""
-        wanted, found = set(map(self.casefold, columns)), []
-        for vertex in reversed(self.vertices):
+    def makers(self, columns: Iterable[str], given: Iterable[str] | None = None) -> list[Vertex]:
+        """The stages in front of the head that make these columns, and what they make them of; the last one first.
+
+        Args:
+            given: the columns of the rows. What is neither one of these nor an output that a stage declares comes from a stage
+                that declares none, such as an SQLTransformer, and so from any in front of that one. None leaves these out.
+        """
+        wanted, found = set(map(self.casefold, columns)), list[Vertex]()
+        vertices, known = self.vertices[: self.head_position], set(map(self.casefold, given or ()))
+        for vertex in reversed(vertices):
+            before = vertices[: vertex.position]
+            if given is not None and vertex.opaque:
+                declared = known.union(self.casefold(c) for v in before for c in v.outputs)
+                if any(declared.isdisjoint((name, name.partition(".")[0])) for name in wanted):
+                    return [*found, vertex, *reversed(before)]
             if self.writes(vertex.position, wanted):
                 found.append(vertex)
-                wanted |= {name for name, _ in vertex.sources}
+                wanted = wanted.difference(map(self.casefold, vertex.outputs)) | {name for name, _ in vertex.sources}
         return found
 
     def nulls_read(self, positions: Iterable[int]) -> list[Version]:

@@ -46,7 +46,8 @@ def label_stages(ground: Ground) -> tuple[str, ...]:
     """The uids of the stages that the label, the weight or another column of the loss (as `censorCol`) comes from."""
     graph, task = ground.plan.cut.graph, ground.plan
     wanted = [c for c in (task.labelCol, task.weightCol, *graph.head.lossInputs) if c is not None]
-    return tuple(graph.formula_of(v) or v.uid for v in graph.makers(wanted))  # of a formula all parts stay
+    makers = graph.makers(wanted, ground.sources[0].df.columns)
+    return tuple(graph.formula_of(v) or v.uid for v in makers)  # of a formula all parts stay
 
 
 def refitted(ground: Ground, estimator: Any) -> Any:

@@ -8,12 +8,14 @@ import pyarrow.parquet as pq
 import pytest
 from pyspark.ml import Pipeline, PipelineModel
 from pyspark.ml.classification import LogisticRegression
-from pyspark.ml.feature import RFormula, StringIndexer, VectorAssembler
+from pyspark.ml.feature import Binarizer, MinMaxScaler, RFormula, SQLTransformer, StringIndexer, VectorAssembler
 from pyspark.ml.regression import LinearRegression
 from pyspark.sql import DataFrame, SparkSession, functions as F
 from small_data import riders, same, sides, unfitted
 
 from sparkdiff import Events, ImprovementSummary, Improver, ImproverModel, InputError
+from sparkdiff.fine_tuning.task import prepare
+from sparkdiff.options import Options
 
 QUICK: dict[str, Any] = {
     "budget": "90 passes", "recipe": "fast", "maxEpochs": 6, "learningRate": 0.01, "parallelism": 1
@@ -247,6 +249,40 @@ def test_the_label_of_a_row_is_the_same_in_every_arm(rows: DataFrame, cache: str
     other = data.where("word = 'wet'").union(data.where("word = 'dry'").limit(300))
     found = Improver(pipeline, arms=["refit"], cacheDir=cache, **QUICK).fit(other)
     assert {a["arm"]: a["state"] for a in found.summary.arms}["refit"] != "failed"
+
+
+@pytest.mark.parametrize("statement", ["wet AS target", "noise AS other, 2 * wet AS made", "wet AS made"])
+def test_what_a_statement_makes_the_label_of_stays(statement: str, rows: DataFrame, cache: str) -> None:
+    """It doesn't tell what it reads and writes."""
+    data = rows.withColumn("word", F.when(F.col("rain") > 0.5, "wet").otherwise("dry"))
+    few = data.where("word = 'dry'").limit(100).union(data.where("word = 'wet'").limit(60))
+    stages = [
+        StringIndexer(inputCol="word", outputCol="wet"),
+        SQLTransformer(statement=f"SELECT *, {statement} FROM __THIS__"),
+        *([Binarizer(inputCol="made", outputCol="target", threshold=0.5)] if "made" in statement else []),
+        VectorAssembler(inputCols=["wind", "noise"], outputCol="features"),
+        LogisticRegression(labelCol="target", regParam=1.0),
+    ]
+    pipeline = Pipeline(stages=stages).fit(few)
+    other = data.where("word = 'wet'").union(data.where("word = 'dry'").limit(300))
+    found = Improver(pipeline, arms=["refit"], cacheDir=cache, **QUICK).fit(other)
+    [arm] = [a for a in found.summary.arms if a["arm"] == "refit"]
+    assert arm["state"] != "failed", arm["why"]
+
+
+def test_statements_that_make_no_label_keep_no_stage(rows: DataFrame) -> None:
+    """One is in front of the last stage, the other one behind it."""
+    stages = [
+        VectorAssembler(inputCols=["wind", "noise"], outputCol="numbers"),
+        MinMaxScaler(inputCol="numbers", outputCol="features"),
+        SQLTransformer(statement="SELECT *, wind AS other FROM __THIS__"),
+        LinearRegression(labelCol="rain"),
+        SQLTransformer(statement="SELECT *, prediction AS found FROM __THIS__"),
+    ]
+    graph = prepare(Pipeline(stages=stages).fit(rows), Options(), rows).cut.graph
+    assert graph.makers(["rain"], rows.columns) == []
+    made = graph.makers(["unknown"], rows.columns)
+    assert [v.stageClass for v in made] == ["SQLTransformer", "MinMaxScalerModel", "VectorAssembler"]
 
 
 def test_arms_fit_the_label_and_the_weight_that_judge(rows: DataFrame, cache: str) -> None:
