@@ -204,9 +204,10 @@ def table_of(run: Run, known: Sequence[Known], largest: int | None = None, *, de
     """
     head = run.task.cut.graph.head
     share = _share(run, min(largest or LARGEST, memory.total() // 16), dense=dense)
-    train, validation = (_split(run, name, head.reads[0], known, s) for name, s in ((TRAIN, share), (VALIDATION, 1.0)))
+    train, unknown = _split(run, TRAIN, head.reads[0], known, share)
+    validation, _ = _split(run, VALIDATION, head.reads[0], known, 1.0)
     columns, rows = tuple(k.column for k in known), run.cache.rows(TRAIN)
-    return Table(head.inputs[0], columns, train, validation, run.network.head.margins, rows).aligned()
+    return Table(head.inputs[0], columns, train, validation, run.network.head.margins, rows, unknown).aligned()
 
 
 def _share(run: Run, room: int, *, dense: bool) -> float:
@@ -222,15 +223,20 @@ def _share(run: Run, room: int, *, dense: bool) -> float:
 
 
 @torch.no_grad()
-def _split(run: Run, name: str, features: Version, known: Sequence[Known], share: float) -> Split:
-    """The rows of a split, or this share of them."""
+def _split(
+    run: Run, name: str, features: Version, known: Sequence[Known], share: float
+) -> tuple[Split, tuple[int, ...]]:
+    """The rows of a split, or this share of them; and of all of them, how many have the last of each column's levels."""
     data, seen = run.data, 0
+    last = torch.tensor([k.column.levels - 1 for k in known])
+    have = torch.zeros_like(last)
     parts: list[tuple[Rows, ...]] = []
     for batch, label, weight, block in data.batches(name):
         values = data.values(batch)
         margin = run.network.margin(dict(values))
         scalars = [values[k.version] for k in known]
         stacked = torch.stack(scalars, 1) if scalars else label.new_zeros(len(label), 0)  # type: ignore[arg-type]
+        have += (stacked == last).sum(0)
         count = (torch.arange(seen, seen + len(label) + 1, dtype=torch.float64) * share).floor()
         chosen, seen = count.diff().nonzero()[:, 0], seen + len(label)
         columns: tuple[Rows, ...] = (values[features], stacked, label, weight, block, margin)
@@ -238,7 +244,7 @@ def _split(run: Run, name: str, features: Version, known: Sequence[Known], share
     whole = [below([p[i] for p in parts]) for i in range(6)]
     rows, *tensors = whole
     made: list[Tensor] = [t for t in tensors if isinstance(t, Tensor)]
-    return Split(rows, *made)
+    return Split(rows, *made), tuple(have.tolist())
 
 
 def specification_of(run: Run) -> Specification:

@@ -97,8 +97,7 @@ def rows_without_entity(grown: Grown) -> list[str]:
     """Warnings of entities that parts read and that training rows lack: StringIndexer gives null and unknown values one index."""
     read = {column for m in grown.members for column in m.part.served(0.0).columns}
     out = []
-    for j, column in enumerate(grown.table.columns):
-        lack = int((grown.table.train.values[:, j] == column.levels - 1).sum())
+    for column, lack in zip(grown.table.columns, grown.table.unknown, strict=True):
         if column.entity and column.column in read and lack:
             name = column.name
             out.append(

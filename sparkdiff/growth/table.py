@@ -97,6 +97,7 @@ class Table:
         columns: c of them.
         classes: 0 where a row's margin is a number, else how many numbers it is.
         most: the number of training rows that there are; `train` may be a sample of them.
+        unknown: of each column, how many of all these have the last of its levels: an entity's is the one of rows without it.
     """
 
     features: str
@@ -105,6 +106,7 @@ class Table:
     validation: Split
     classes: int = 0
     most: int = 0
+    unknown: tuple[int, ...] = ()
 
     @property
     def sampled(self) -> str:

@@ -276,6 +276,19 @@ def test_entities_that_training_rows_lack_are_warned_of(rows: DataFrame, shared:
     assert one == other
 
 
+def test_of_a_sample_the_warning_counts_all_rows_that_lack_an_entity(
+    rows: DataFrame, shared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They all train the whole."""
+    monkeypatch.setattr(inputs, "LARGEST", 250_000)
+    some = rows.withColumn("shop", F.when(F.col("id") % 3 > 0, F.col("shop")))
+    model = fitted(rows, LinearRegression(labelCol="sales"))
+    found = Grower(model, parts=("effects",), entityCols=["shop"], rounds=1, cacheDir=str(shared), **QUICK).fit(some)
+    assert any("parts learned from" in w for w in found.summary.warnings)
+    [warning] = [w for w in found.summary.warnings if "have no shop" in w]
+    assert int(warning.split()[0].replace(",", "")) == pytest.approx(0.8 * ROWS / 3, rel=0.1)
+
+
 def test_rows_that_the_pipeline_drops_are_not_grown_on(rows: DataFrame, poisson: PipelineModel) -> None:
     """Whatever drops them, in front of the last linear stage or behind it."""
     skip = {"handleInvalid": "skip"}
