@@ -14,7 +14,7 @@ import tempfile
 import time
 import uuid
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -100,15 +100,25 @@ class Cache:
         return sum(p["rows"] for shard in self.manifest["splits"][split] for p in shard)
 
     def size(self, split: str, *, dense: bool = False) -> int:
-        """Bytes that the rows of a split take as tensors, at most; of sparse ones an estimate.
+        """Bytes that the rows of a split take as tensors, at most.
 
         Args:
             dense: whether sparse columns become strided, too.
         """
-        widths = [c["width"] for c in self.manifest["columns"] if dense or c["kind"] != "sparse"]
-        files = sum(p["bytes"] for shard in self.manifest["splits"][split] for p in shard)
-        # Sparse entries take up to 12 bytes in memory; in the files they are compressed, here taken to be to less than a quarter.
-        return 8 * sum(widths) * self.rows(split) + (4 * files if len(widths) < len(self.manifest["columns"]) else 0)
+        sparse = [c["name"] for c in self.manifest["columns"] if c["kind"] == "sparse" and not dense]
+        widths = [c["width"] for c in self.manifest["columns"] if c["name"] not in sparse]
+        # A sparse row has its offset, and an index and a value for each entry.
+        return 8 * (sum(widths) + len(sparse)) * self.rows(split) + (16 * self._entries(split, sparse) if sparse else 0)
+
+    def _entries(self, split: str, columns: Sequence[str]) -> int:
+        """How many entries the rows of a split have in these sparse columns, as the footers of the files tell."""
+        fields, found = {f"{name}_v.list.element" for name in columns}, 0
+        for piece in (p for shard in self.manifest["splits"][split] for p in shard):
+            footer = pq.read_metadata(self.folder / piece["path"])
+            for group in map(footer.row_group, range(footer.num_row_groups)):
+                chunks = map(group.column, range(group.num_columns))
+                found += sum(chunk.num_values for chunk in chunks if chunk.path_in_schema in fields)
+        return found
 
     def fits_in_memory(self, copies: float = 1) -> bool:
         """Whether that many copies of all rows as tensors need less than half of the memory that there is (`memory.total`)."""

@@ -11,7 +11,16 @@ import pytest
 import torch
 from pyspark.ml import Pipeline, PipelineModel
 from pyspark.ml.classification import LogisticRegression
-from pyspark.ml.feature import FeatureHasher, OneHotEncoder, RFormula, StandardScaler, StringIndexer, VectorAssembler
+from pyspark.ml.feature import (
+    FeatureHasher,
+    HashingTF,
+    OneHotEncoder,
+    RFormula,
+    StandardScaler,
+    StringIndexer,
+    Tokenizer,
+    VectorAssembler,
+)
 from pyspark.ml.regression import GBTRegressor, GeneralizedLinearRegression, LinearRegression
 from pyspark.ml.tuning import CrossValidatorModel
 from pyspark.sql import DataFrame, SparkSession, functions as F
@@ -151,6 +160,30 @@ def test_parts_learn_from_the_rows_that_there_is_room_for(
     monkeypatch.setattr(inputs, "LARGEST", 100_000)
     with pytest.raises(InputError, match=r"validation rows take .* GiB of memory.*hold out fewer rows"):
         Grower(poisson, **options).fit(rows)
+
+
+def test_sparse_rows_take_no_more_than_the_room_that_there_is(
+    spark: SparkSession, rows: DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However well their files are compressed: the words of a row are many and all the same."""
+    monkeypatch.setattr(inputs, "LARGEST", 3_000_000)
+    texts = rows.withColumn("text", F.expr("concat_ws(' ', transform(sequence(1, 100), i -> i * i + (id * i) % 3))"))
+    split = [
+        Tokenizer(inputCol="text", outputCol="words"),
+        HashingTF(inputCol="words", outputCol="f", numFeatures=1024),
+    ]
+    model = Pipeline(stages=[*split, LinearRegression(featuresCol="f", labelCol="sales", regParam=0.1, maxIter=2)]).fit(
+        texts
+    )
+    taken = []
+    monkeypatch.setattr(procedure, "table_of", lambda *a: taken.append(inputs.table_of(*a)) or taken[-1])
+    Grower(model, parts=("units",), rounds=1, cacheDir=str(tmp_path), **QUICK).fit(texts)
+    [table] = taken
+    held = [
+        x for s in (table.train, table.validation) for x in (s.features.indices, s.features.values, s.label, s.margin)
+    ]
+    assert 0.8 * 3_000_000 < sum(x.numel() * x.element_size() for x in held) < 3_000_000
+    assert len(table.train) < table.most
 
 
 def test_a_grower_and_its_model_can_be_saved(grown: GrowerModel, rows: DataFrame, tmp_path: Path) -> None:
