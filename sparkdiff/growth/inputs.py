@@ -1,7 +1,9 @@
 """What growth reads of a pipeline: the last linear stage, the scalar columns upstream of it, and their rows from a cache."""
 
 import dataclasses
+import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
 from pyspark.sql import DataFrame
@@ -20,7 +22,9 @@ from sparkdiff.pipeline.graph import Graph, Version, Vertex
 from sparkdiff.pipeline.schema import known_fields
 from sparkdiff.stages.fields import values_of
 from sparkdiff.stages.linear import GeneralizedLinearRegression, LinearRegression, LogisticRegression
+from sparkdiff.store import files
 from sparkdiff.tensors.rows import Rows, below, taken
+from sparkdiff.training.distributed.worker import ROOM
 
 LARGEST = 2**31
 """Bytes of rows that parts learn from, at most; a sixteenth of the memory is another limit, as rounds take several times that."""
@@ -191,19 +195,35 @@ def cut_for(task: Task, known: Sequence[Known]) -> Cut:
     return Cut(graph, tuple(sorted(cached - {head.position})), (head.position,), columns)
 
 
-def table_of(run: Run, known: Sequence[Known], largest: int | None = None, *, dense: bool = False) -> Table:
+def room_of(folder: Path, largest: int | None = None) -> int:
+    """Bytes that the rows to learn from may take. A folder of rounds keeps it, so that a run that goes on learns from the same
+    rows on a machine with other memory.
+
+    Args:
+        largest: at most; None for `LARGEST`.
+    """
+    file = folder / "room.json"
+    if file.exists():
+        return int(json.loads(file.read_text(encoding="utf-8")))
+    room = min(largest or LARGEST, memory.total() // 16)
+    with files.room("how many rows parts learn from", folder, ROOM):
+        files.write_bytes(file, json.dumps(room).encode())
+    return room
+
+
+def table_of(run: Run, known: Sequence[Known], room: int, *, dense: bool = False) -> Table:
     """The rows of a cache that was written by `cut_for`, at the margin of the original. Of training rows that would take more
     than there is room for it has as many as do, spread evenly over the cache: the same ones each time.
 
     Args:
-        largest: bytes that the rows may take; None for `LARGEST`.
+        room: bytes that the rows may take, see `room_of`.
         dense: whether features are to become strided, which the room has to do for.
 
     Raises:
         InputError: the head's features are not vectors, or the validation rows alone take too much.
     """
     head = run.task.cut.graph.head
-    share = _share(run, min(largest or LARGEST, memory.total() // 16), dense=dense)
+    share = _share(run, room, dense=dense)
     train, unknown = _split(run, TRAIN, head.reads[0], known, share)
     validation, _ = _split(run, VALIDATION, head.reads[0], known, 1.0)
     columns, rows = tuple(k.column for k in known), run.cache.rows(TRAIN)

@@ -16,7 +16,7 @@ from sparkdiff.growth.clock import Clock
 from sparkdiff.growth.dropping import without_needless
 from sparkdiff.growth.finishing import finish
 from sparkdiff.growth.ground import GrowthStart, ground
-from sparkdiff.growth.inputs import specification_of, table_of
+from sparkdiff.growth.inputs import room_of, specification_of, table_of
 from sparkdiff.growth.parts import trees
 from sparkdiff.growth.plan import described
 from sparkdiff.growth.reporting import RoundProgress, Told, with_parts, without_parts
@@ -112,7 +112,7 @@ def grow_rounds(
     # The level of the guard and the size of the fleet decide what is dropped.
     beside = {"growth": settings.asdict(), "guard": o.guard, "fleetSize": o.fleetSize}
     with run.phases.phase("grow") as say:
-        table, specification = table_of(run, start.known), specification_of(run)
+        specification = specification_of(run)
         criterion, forecast = specification.criterion(), RoundProgress(settings.rounds)
         with (
             run_folder(run, o.runId and name_beside(o.runId, "-rounds"), replace=replace, beside=beside) as folder,
@@ -121,6 +121,7 @@ def grow_rounds(
                 on_item=lambda *item: say.now(forecast.item(*item)),
             ) as train,
         ):  # fmt: skip
+            table = table_of(run, start.known, room_of(folder.path))
             grown = rounds.grow(table, criterion, limits, train, lambda tried: say.now(forecast.joined(tried)))
         with one_thread():
             grown, gone = without_needless(grown, table, criterion, limits, o, settings.maxLoss)

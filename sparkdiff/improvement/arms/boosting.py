@@ -18,7 +18,7 @@ from sparkdiff.fine_tuning.phases import run_folder
 from sparkdiff.growth import costs, running
 from sparkdiff.growth.checks import check_options
 from sparkdiff.growth.clock import Clock
-from sparkdiff.growth.inputs import cut_for, specification_of, table_of
+from sparkdiff.growth.inputs import cut_for, room_of, specification_of, table_of
 from sparkdiff.growth.items import Found
 from sparkdiff.growth.parts import trees
 from sparkdiff.growth.parts.trees import TreesPart
@@ -120,18 +120,19 @@ def _found(
     options = replace(ground.options, maxSeconds=limit.seconds, **ground.kept("import", number))
     runId = options.runId and name_beside(options.runId, "-trees")
     with ground.begun(replace(ground.plan, options=options, cut=cut_for(ground.plan, ()))) as run:
-        table, specification = _table(run, ground), specification_of(run)
+        specification = specification_of(run)
         criterion = specification.criterion()
-        original = criterion.score(table.validation.margin, table.validation)
-        base = float(table.train.mean(table.train.margin))
-        anew = table.at(torch.full_like(table.train.margin, base), torch.full_like(table.validation.margin, base))
-        items = trees.propose(table, criterion, ground.options.seed)
-        if limit.passes is not None:
-            items = items[: max(1, int(limit.passes / (2 * PASSES)))]
         with (
             run_folder(run, runId, replace=True) as folder,
             running.runner(folder, specification, clock=clock, memory=ground.trained) as train,
         ):
+            table = _table(run, ground, room_of(folder.path, LARGEST))
+            original = criterion.score(table.validation.margin, table.validation)
+            base = float(table.train.mean(table.train.margin))
+            anew = table.at(torch.full_like(table.train.margin, base), torch.full_like(table.validation.margin, base))
+            items = trees.propose(table, criterion, ground.options.seed)
+            if limit.passes is not None:
+                items = items[: max(1, int(limit.passes / (2 * PASSES)))]
             found: list[tuple[Found, float | None]] = [(f, None) for f in train(1, items, table, original.blocks)]
             found += [(f, base) for f in train(2, items, anew, original.blocks)]
     return original.mean, found, table.sampled
@@ -151,13 +152,13 @@ def _trained(ground: Ground, step: Step, limit: Limit) -> Step:
     )  # fmt: skip
 
 
-def _table(run: Any, ground: Ground) -> Table:
+def _table(run: Any, ground: Ground, room: int) -> Table:
     """The features that the last stage reads, as single columns.
 
     Raises:
         InputError: the validation rows have too many for a matrix in memory.
     """
-    plain = table_of(run, (), LARGEST, dense=True)
+    plain = table_of(run, (), room, dense=True)
     head = ground.plan.cut.graph.head
     slots = width(plain.train.features)
     field = known_fields(ground.plan.cut.graph, {head.reads[0]}, ground.sources[0].df).get(head.reads[0])

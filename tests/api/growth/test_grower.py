@@ -157,6 +157,13 @@ def test_parts_learn_from_the_rows_that_there_is_room_for(
     assert not any("parts learned from" in w for w in grown.summary.warnings)
     assert torch.equal(table.train.label, again.train.label)
     assert one.pipelineModel.stages[-1].coefficients == two.pipelineModel.stages[-1].coefficients
+    with monkeypatch.context() as killed:
+        killed.setattr(procedure, "_decided", lambda *a, **k: (_ for _ in ()).throw(RuntimeError("killed")))
+        with pytest.raises(RuntimeError, match="killed"):
+            Grower(poisson, runId="mine", **options).fit(rows)
+    monkeypatch.setattr(inputs, "LARGEST", 200_000)  # as on a machine with less memory
+    resumed = Grower(poisson, runId="mine", **options).fit(rows)
+    assert resumed.pipelineModel.stages[-1].coefficients == one.pipelineModel.stages[-1].coefficients
     monkeypatch.setattr(inputs, "LARGEST", 100_000)
     with pytest.raises(InputError, match=r"validation rows take .* GiB of memory.*hold out fewer rows"):
         Grower(poisson, **options).fit(rows)
