@@ -34,7 +34,6 @@ from sparkdiff.data.stream.order import (
     Rows,
     ShardPart,
     Source,
-    by_step,
     copies,
     divided,
     from_files,
@@ -269,11 +268,11 @@ class Stream:
         chunk = max(1, chunk_bytes * min(team[1], len(every)) // (batchSize * row_bytes))
         with ExitStack() as opened:
             if self.resident:
-                source = from_memory(self._table_here(name, shards, team), sizes, orders)
+                source = from_memory(self._table_here(name, shards, team), sizes, orders, parts)
             elif self.inMemory:
-                source = from_memory(self._origin._table(name, shards, team), sizes, orders)
+                source = from_memory(self._origin._table(name, shards, team), sizes, orders, parts)
             else:
-                source = self._files(opened, shards, orders, again=epoch is not None)
+                source = self._files(opened, shards, orders, parts, again=epoch is not None)
             # From the beginning of a chunk, because what `prepare` makes may depend, in the last bit, on the rows beside it.
             firsts = range(start // chunk * chunk, steps, chunk)
             chunks = self._chunks(
@@ -293,18 +292,22 @@ class Stream:
         """The rows of consecutive steps, given the first of them and the bounds of each shard, and the rows of each step."""
         for first, ends in pieces:
             counts = ends[:, 1:] - ends[:, :-1]
-            table, rows = source(ends[:, 0], ends[:, -1])
-            rows = rows[by_step(counts, parts)]
-            if self.resident:
-                gathered = placed.take(table, rows, self.place)
+            own, end = own_rows(counts, parts)
+            table, rows = source(ends)
+            if rows is None and self._staging is None:
+                gathered = table
             else:
-                gathered = (self._staging.gather if self._staging is not None else take)(table, rows)
+                numbers = np.arange((end - own).sum()) if rows is None else rows
+                if self.resident:
+                    gathered = placed.take(table, numbers, self.place)
+                else:
+                    gathered = (self._staging.gather if self._staging is not None else take)(table, numbers)
+            del table
             gathered = _widened(gathered, self.columns, self.place)
             if not self.resident:
                 gathered = self._divided(name, gathered)
             if self.place.on_cpu and not self.place.plain:
                 gathered = placed.here(gathered, self.place)
-            own, end = own_rows(counts, parts)
             yield gathered, (first, (end - own).sum(0).tolist())
 
     def _divided(self, name: str, batch: Batch) -> Batch:
@@ -321,18 +324,20 @@ class Stream:
             self._tables[name] = *team, placed.here(table, self.place)
         return self._tables[name][2]
 
-    def _files(self, opened: ExitStack, shards: list[list[CachedFile]], orders: list[Order], *, again: bool) -> Source:
-        """The rows of the files. Of every shard a piece is held, and the one after it is read meanwhile, but by Petastorm: it is
-        read in the caller's thread, as it needs Python's warnings changed, which belong to all threads.
+    def _files(
+        self, opened: ExitStack, shards: list[list[CachedFile]], orders: list[Order], parts: list[ShardPart], *, again: bool
+    ) -> Source:  # fmt: skip
+        """The rows of the files. Of every shard a piece is held. The one after it is read meanwhile: by the system where it is
+        decoded, else by a thread, but by Petastorm in the caller's, as it needs Python's warnings changed, which belong to all.
         """
         ordered = [[shard[i] for i in pieces] for shard, (pieces, _) in zip(shards, orders, strict=True)]
         readers: list[Iterator[Batch]] = [
             opened.enter_context(closing(self.decoded.read(pieces, again=again))) for pieces in ordered
         ]
-        if self.backend == "arrow" or self.decoded.has([piece for pieces in ordered for piece in pieces]):
+        if self.backend == "arrow" and not self.decoded.has([piece for pieces in ordered for piece in pieces]):
             readers = ahead(opened, list(zip(readers, map(len, ordered), strict=True)))
         empty = {column.name: column.empty(0) for column in self.columns}
-        return from_files(empty, [(reader, rows) for reader, (_, rows) in zip(readers, orders, strict=True)])
+        return from_files(empty, [(reader, rows) for reader, (_, rows) in zip(readers, orders, strict=True)], parts)
 
     def _table(self, name: str, shards: list[list[CachedFile]], team: tuple[int, int]) -> Batch:
         """All rows of the rank's shards, read once."""

@@ -22,8 +22,11 @@ NEGLIGIBLE = 2.0**-256
 
 Rows = npt.NDArray[np.int64]  # (n,) row numbers, or counts of rows
 Order = tuple[list[int], Iterator[Rows]]  # the pieces of a shard, and for each of them in turn its rows
-# The rows first[i] to last[i] of the i-th shard's order, shard by shard: a table and their row numbers in it
-Source = Callable[[Rows, Rows], tuple[Batch, Rows]]
+# Given where in each shard's order some steps begin and the last one ends (shards, steps + 1): a table, and which of its rows are
+# a rank's rows of these steps, step by step; None if they lie in it just so
+Source = Callable[[Rows], tuple[Batch, Rows | None]]
+LONG = 64
+"""So many rows of a shard in a step are copied right to their place; fewer first beside those of the next steps."""
 
 
 def shard_order(sizes: Sequence[int], key: Sequence[int] | None) -> Order:
@@ -88,45 +91,63 @@ def own_rows(counts: Rows, parts: Sequence[ShardPart]) -> tuple[Rows, Rows]:
     return counts * first // world, counts * last // world
 
 
-def from_memory(table: Batch, sizes: Sequence[Sequence[int]], orders: Sequence[Order]) -> Source:
+def from_memory(
+    table: Batch, sizes: Sequence[Sequence[int]], orders: Sequence[Order], parts: Sequence[ShardPart]
+) -> Source:
     """The rows of a table that holds the shards' pieces (of these sizes) one after the other."""
     numbers, end = [], 0
     for shard, (pieces, rows) in zip(sizes, orders, strict=True):
         starts = end + np.cumsum([0, *shard])
         numbers.append(np.concatenate([np.arange(0), *(starts[i] + r for i, r in zip(pieces, rows, strict=True))]))
         end = int(starts[-1])
-    return lambda first, last: (
-        table,
-        np.concatenate([n[a:b] for n, a, b in zip(numbers, first, last, strict=True)]),
-    )
 
-
-def from_files(empty: Batch, shards: Sequence[tuple[Iterator[Batch], Iterator[Rows]]]) -> Source:
-    """The rows of pieces that are read when their turn comes; one piece per shard is held."""
-    held = [_Held(pieces, rows) for pieces, rows in shards]
-
-    def source(first: Rows, last: Rows) -> tuple[Batch, Rows]:
-        for h, row in zip(held, first.tolist(), strict=True):
-            h.skip(row - h.drawn)
-        numbers = (last - first).tolist()
-        parts = (part for h, n in zip(held, numbers, strict=True) for part in h.draw(n))
-        return _joined(empty, parts, sum(numbers)), np.arange(sum(numbers))
+    def source(ends: Rows) -> tuple[Batch, Rows]:
+        rows = np.concatenate([n[a:b] for n, a, b in zip(numbers, ends[:, 0], ends[:, -1], strict=True)])
+        return table, rows[by_step(np.diff(ends), parts)]
 
     return source
 
 
-def _joined(empty: Batch, parts: Iterator[tuple[Batch, Rows]], number: int) -> Batch:
-    """These rows of each batch, so many together, one below the other."""
+def from_files(
+    empty: Batch, shards: Sequence[tuple[Iterator[Batch], Iterator[Rows]]], parts: Sequence[ShardPart]
+) -> Source:
+    """The rows of pieces that are read when their turn comes; one piece per shard is held."""
+    held = [_Held(pieces, rows) for pieces, rows in shards]
+    dense = all(isinstance(x, Tensor) for x in empty.values())
+
+    def source(ends: Rows) -> tuple[Batch, Rows | None]:
+        counts = np.diff(ends)
+        first, last = own_rows(counts, parts)
+        own = last - first
+        if dense and own.sum() >= LONG * own.size:
+            at = (own.T.cumsum() - own.T.ravel()).reshape(own.T.shape).T
+            return _joined(empty, held, ends[:, :-1] + first, own, at), None
+        every = ends[:, -1:] - ends[:, :1]
+        return _joined(empty, held, ends[:, :1], every, every.cumsum(0) - every), by_step(counts, parts)
+
+    return source
+
+
+def _joined(empty: Batch, held: Sequence["_Held"], begins: Rows, numbers: Rows, at: Rows) -> Batch:
+    """Rows of each shard in one table: runs that begin somewhere in its order, each with its place; all are (shards, runs).
+
+    Sparse rows lie shard by shard, whatever their places.
+    """
     sparse = {name: [x] for name, x in empty.items() if isinstance(x, SparseRows)}
+    number = int(numbers.sum())
     room = {n: np.empty((number, *x.shape[1:]), x.numpy().dtype) for n, x in empty.items() if isinstance(x, Tensor)}
-    end = 0
-    for batch, rows in parts:
-        first, end = end, end + len(rows)
-        for name, x in batch.items():
-            if isinstance(x, SparseRows):
-                sparse[name].append(x.take(torch.from_numpy(rows)))
-            else:
-                x.numpy().take(rows, 0, out=room[name][first:end], mode="clip")  # "raise" would copy twice
+    for h, *runs in zip(held, begins.tolist(), numbers.tolist(), at.tolist(), strict=True):
+        for begin, left, first in zip(*runs, strict=True):
+            h.skip(begin - h.drawn)
+            for rows in h.draw(left):
+                last = first + len(rows)
+                for name, x in h.piece.items():
+                    if isinstance(x, SparseRows):
+                        sparse[name].append(x.take(torch.from_numpy(rows)))
+                    else:
+                        x.numpy().take(rows, 0, out=room[name][first:last], mode="clip")  # "raise" would copy twice
+                del x  # the next piece may take its memory
+                first = last
     return {n: SparseRows.cat(sparse[n]) if n in sparse else torch.from_numpy(room[n]) for n in empty}
 
 
@@ -139,17 +160,8 @@ class _Held:
         self.left: Rows = np.arange(0)  # its rows that are still to be drawn, in their order
         self.drawn = 0  # rows of the shard so far
 
-    def draw(self, number: int) -> Iterator[tuple[Batch, Rows]]:
-        """The next `number` rows of the shard: pieces, and which of their rows."""
-        for now in self._next(number):
-            yield self.piece, now
-
-    def skip(self, number: int) -> None:
-        """Pass over the next `number` rows."""
-        for _ in self._next(number):
-            pass
-
-    def _next(self, number: int) -> Iterator[Rows]:
+    def draw(self, number: int) -> Iterator[Rows]:
+        """The next `number` rows of the shard: row numbers of the piece that is held when they are yielded."""
         self.drawn += number
         while number:
             if not len(self.left):
@@ -158,6 +170,11 @@ class _Held:
             now, self.left = self.left[:number], self.left[number:]
             yield now
             number -= len(now)
+
+    def skip(self, number: int) -> None:
+        """Pass over the next `number` rows."""
+        for _ in self.draw(number):
+            pass
 
 
 def divided(weight: Tensor, exponent: int) -> Tensor:

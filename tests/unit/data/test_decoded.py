@@ -1,5 +1,6 @@
 """Rows that are read from files again and again lie decoded on the disk, and are the same rows."""
 
+import mmap
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -33,11 +34,11 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return names
 
 
-def epochs(stream: Stream, numbers: Iterable[int | None], **options: Any) -> list[torch.Tensor]:
+def epochs(stream: Stream, numbers: Iterable[int | None], batchSize: int = 32, **options: Any) -> list[torch.Tensor]:
     """All that the epochs yield, one below the other."""
     out = []
     for number in numbers:
-        for batch in stream.batches("train", batchSize=32, epoch=number, **options):
+        for batch in stream.batches("train", batchSize=batchSize, epoch=number, **options):
             for x in batch.values():
                 out += [x.indices, x.values, x.offsets] if isinstance(x, SparseRows) else [x]
     return [x.clone() for x in out]
@@ -65,6 +66,36 @@ def test_each_file_is_decoded_once(sparse: bool, rank: int, world: int, tmp_path
     with Stream(folder, backend="arrow", inMemory=False, decoded=False) as stream:
         assert same(epochs(stream, range(3), **whole), expected)
         assert len(read) == 3 * len(set(read))
+
+
+UNEVEN = {"train": 2 * [[700, 40, 900], [1500], [3, 800], [1000, 1, 1, 600]]}
+"""Rows of each file of each shard."""
+
+
+@pytest.mark.parametrize("batchSize", [200, 2000, 6000])  # fewer and more rows of a shard than are copied alone
+@pytest.mark.parametrize(("rank", "world"), [(0, 1), (1, 2), (2, 7)])
+@pytest.mark.parametrize("first", [0, 1])
+def test_rows_of_long_steps_come_in_the_order_of_memory(
+    batchSize: int, rank: int, world: int, first: int, tmp_path: Path
+) -> None:
+    folder = Cache(tmp_path / "cache", splits=UNEVEN).folder
+    options = {"rank": rank, "world": world, "first": first, "batchSize": batchSize}
+    with Stream(folder, backend="arrow") as stream:
+        expected = epochs(stream, [0, 1, None, 2], **options)
+    with Stream(folder, backend="arrow", inMemory=False) as stream:
+        assert same(epochs(stream, [0, 1, None, 2], **options), expected)
+
+
+def test_batches_keep_their_rows_when_memory_is_used_again(tmp_path: Path) -> None:
+    folder = Cache(tmp_path / "cache", splits=UNEVEN).folder
+    with Stream(folder, backend="arrow") as stream:
+        expected = epochs(stream, range(3), 2000)
+    made, before = list[mmap.mmap](), mmap.mmap
+    with Stream(folder, backend="arrow", inMemory=False) as stream, pytest.MonkeyPatch.context() as m:
+        m.setattr(decoded.mmap, "mmap", lambda *a: made.append(before(*a)) or made[-1])
+        batches = [b for n in range(3) for b in stream.batches("train", batchSize=2000, epoch=n)]
+        assert same([x for b in batches for x in b.values() if isinstance(x, torch.Tensor)], expected)
+        assert len(made) <= 2 * len(UNEVEN["train"]) < 2 * sum(map(len, UNEVEN["train"]))  # of two epochs
 
 
 def test_without_an_epoch_the_second_reading_is_kept(tmp_path: Path, read: list[str]) -> None:
