@@ -327,14 +327,16 @@ class Stream:
     def _files(
         self, opened: ExitStack, shards: list[list[CachedFile]], orders: list[Order], parts: list[ShardPart], *, again: bool
     ) -> Source:  # fmt: skip
-        """The rows of the files. Of every shard a piece is held. The one after it is read meanwhile: by the system where it is
-        decoded, else by a thread, but by Petastorm in the caller's, as it needs Python's warnings changed, which belong to all.
+        """The rows of the files. Of every shard a piece is held, and the one after it is read meanwhile: of decoded rows by the
+        system into its cache, unless they pass over it, else by a thread, but by Petastorm in the caller's: it needs Python's
+        warnings changed, which belong to all threads.
         """
         ordered = [[shard[i] for i in pieces] for shard, (pieces, _) in zip(shards, orders, strict=True)]
         readers: list[Iterator[Batch]] = [
             opened.enter_context(closing(self.decoded.read(pieces, again=again))) for pieces in ordered
         ]
-        if self.backend == "arrow" and not self.decoded.has([piece for pieces in ordered for piece in pieces]):
+        decoded = self.decoded.has([piece for pieces in ordered for piece in pieces])
+        if self.decoded.direct if decoded else self.backend == "arrow":
             readers = ahead(opened, list(zip(readers, map(len, ordered), strict=True)))
         empty = {column.name: column.empty(0) for column in self.columns}
         return from_files(empty, [(reader, rows) for reader, (_, rows) in zip(readers, orders, strict=True)], parts)

@@ -1,16 +1,11 @@
 """Rows beyond memory, kept on the disk as they lie in memory: decoding their Parquet files anew in each epoch takes far longer.
 
-The pieces lie in one file beside the cache, which has no name: it is gone as soon as it is closed, also if a process is killed.
+The pieces lie in one file without a name beside the cache.
 """
 
-import contextlib
 import itertools
-import mmap
-import os
 import shutil
-import tempfile
 import threading
-import weakref
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from typing import Any, NamedTuple
@@ -20,10 +15,15 @@ import torch
 
 from sparkdiff.data.stream.files import Files
 from sparkdiff.data.stream.manifest import Batch, CachedFile
+from sparkdiff.data.stream.scratch import PAGE, Buffers, Scratch
+from sparkdiff.machine import memory
 from sparkdiff.tensors.rows import SparseRows
 
 SHARE = 0.5
 """Of the free disk, the share that the decoded rows of a cache may take."""
+LARGE = 0.75
+"""Of the memory there is, the share above which decoded rows pass over the system's cache of files: it would hold what is read
+last, and what comes next in an epoch is what was read first."""
 ALIGNED = 64
 """Bytes of which an array begins at a multiple, as torch's own."""
 Array = tuple[int, int, np.dtype[Any], tuple[int, ...]]
@@ -38,34 +38,6 @@ class Place(NamedTuple):
     columns: dict[str, list[Array]]
 
 
-class Buffers:
-    """Memory that is used again when the arrays in it are gone: to read into memory that is new to the process takes three times
-    as long, and what is freed in pieces of many sizes is not given back to the system.
-    """
-
-    def __init__(self) -> None:
-        self._free: list[mmap.mmap] = []
-
-    def of(self, size: int) -> np.ndarray[Any, Any]:
-        """So many bytes, (size,) uint8."""
-        fitting = [memory for memory in self._free if len(memory) >= size]
-        if fitting:
-            memory = min(fitting, key=len)
-            self._free.remove(memory)
-        else:  # those that are free are too small for what comes
-            self._free.clear()
-            memory = mmap.mmap(-1, size)
-            if hasattr(mmap, "MADV_HUGEPAGE"):  # as numpy asks for: rows in any order are found faster
-                memory.madvise(mmap.MADV_HUGEPAGE)
-        out = np.frombuffer(memory, np.uint8, size)  # the base of all views of it
-        weakref.finalize(out, self._free.append, memory).atexit = False
-        return out
-
-    def clear(self) -> None:
-        """Give the memory back that is not used now."""
-        self._free.clear()
-
-
 class Decoded:
     """The pieces of a cache that were decoded before.
 
@@ -77,9 +49,14 @@ class Decoded:
         self.files, self.enabled = files, enabled
         self._places: dict[str, Place] = {}
         self._seen: set[str] = set()
-        self._file: Any = None
+        self._file: Scratch | None = None
         self._buffers = Buffers()
-        self._end, self._room, self._lock = 0, 0.0, threading.Lock()
+        self._room, self._lock = 0.0, threading.Lock()
+
+    @property
+    def direct(self) -> bool:
+        """Whether the system holds nothing of them in its cache of files."""
+        return self._file is not None and self._file.direct
 
     def has(self, pieces: Sequence[CachedFile]) -> bool:
         return all(piece.path in self._places for piece in pieces)
@@ -112,14 +89,16 @@ class Decoded:
     def _loaded(self, pieces: Sequence[CachedFile]) -> Iterator[Batch]:
         for i, piece in enumerate(pieces):
             try:
-                found = [self._piece(piece)]
+                if self._file is None:
+                    raise OSError("it was closed")
+                found = [self._piece(self._file, self._places[piece.path])]
                 for coming in pieces[i + 1 : i + 2]:
-                    self._expect(coming)
+                    self._file.expect(*self._places[coming.path][:2])
             except (
                 OSError,
+                ValueError,
                 KeyError,
-                AttributeError,
-            ):  # the disk is gone, or it was closed: the cache is still there, or says why not
+            ):  # the disk is gone, or it was closed: the cache is there, or says why not
                 self._places.clear()
                 self.enabled = False
                 with closing(self.files.read([*pieces[i:]])) as read:
@@ -127,16 +106,8 @@ class Decoded:
                 return
             yield found.pop()  # held here no longer: the next one may take its memory
 
-    def _piece(self, piece: CachedFile) -> Batch:
-        place = self._places[piece.path]
-        size = place.end - place.start
-        room = self._buffers.of(size)
-        left, start = room.data, place.start
-        while left:
-            read = os.preadv(self._file.fileno(), [left], start)
-            if not read:
-                raise OSError("the file ends early")
-            left, start = left[read:], start + read
+    def _piece(self, file: Scratch, place: Place) -> Batch:
+        room = file.read(self._buffers, place.start, place.end)
         widths = {column.name: column.width for column in self.files.manifest.columns}
         out: Batch = {}
         for name, arrays in place.columns.items():
@@ -144,27 +115,21 @@ class Decoded:
             out[name] = parts[0] if len(parts) == 1 else SparseRows(parts[0], parts[1], parts[2], widths[name])
         return out
 
-    def _expect(self, piece: CachedFile) -> None:
-        """Let the system read a piece while others are used."""
-        if hasattr(os, "posix_fadvise"):
-            place = self._places[piece.path]
-            os.posix_fadvise(self._file.fileno(), place.start, place.end - place.start, os.POSIX_FADV_WILLNEED)
-
     def _keep(self, piece: CachedFile, batch: Batch) -> None:
         if not self.enabled:
             return
         with self._lock:
             try:
-                if self._file is None:
-                    self._begin()
-                if self._end + sum(part.nbytes + ALIGNED for x in batch.values() for part in parts_of(x)) > self._room:
+                file = self._file = self._file or self._begin()
+                size = sum(part.nbytes + ALIGNED for x in batch.values() for part in parts_of(x))
+                if file.end + PAGE + size > self._room:
                     self.enabled = False  # rows take more than was expected: the others are read from the files
                     return
-                start = self._end = -(-self._end // ALIGNED) * ALIGNED
+                start = file.align(PAGE)
                 columns = {
-                    name: [self._written(part.numpy(), start) for part in parts_of(x)] for name, x in batch.items()
+                    name: [_written(file, part.numpy(), start) for part in parts_of(x)] for name, x in batch.items()
                 }
-                self._places[piece.path] = Place(start, self._end, columns)
+                self._places[piece.path] = Place(start, file.end, columns)
             except OSError:  # a full disk, or a folder that cannot be written: the files are read as before
                 self.enabled = False
                 self._give_back()
@@ -173,26 +138,24 @@ class Decoded:
         """Leave the disk to those that need it more, such as checkpoints."""
         self._places.clear()
         if self._file is not None:
-            with contextlib.suppress(OSError):
-                os.ftruncate(self._file.fileno(), 0)
+            self._file.clear()
 
-    def _begin(self) -> None:
+    def _begin(self) -> Scratch:
         manifest = self.files.manifest
         dense = sum(column.row_bytes for column in manifest.columns)
         pieces = {p.path: p for shards in manifest.splits.values() for shard in shards for p in shard}.values()
         self._room = SHARE * shutil.disk_usage(manifest.folder).free
-        if sum(max(piece.rows * dense, piece.bytes) for piece in pieces) > self._room:
+        size = sum(max(piece.rows * dense, piece.bytes) for piece in pieces)
+        if size > self._room:
             raise OSError("there is too little room")
-        self._file = tempfile.TemporaryFile(dir=manifest.folder, buffering=0)  # noqa: SIM115 - closed by `close`
+        return Scratch(manifest.folder, direct=size > LARGE * memory.total())
 
-    def _written(self, array: np.ndarray[Any, Any], piece: int) -> Array:
-        """Write an array of the piece that begins there."""
-        self._end = -(-self._end // ALIGNED) * ALIGNED
-        start, data = self._end, np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
-        while data:
-            written = os.pwrite(self._file.fileno(), data, self._end)
-            self._end, data = self._end + written, data[written:]
-        return start - piece, self._end - start, array.dtype, array.shape
+
+def _written(file: Scratch, array: np.ndarray[Any, Any], piece: int) -> Array:
+    """Write an array of the piece that begins there."""
+    start = file.align(ALIGNED)
+    file.write(array)
+    return start - piece, file.end - start, array.dtype, array.shape
 
 
 def parts_of(x: torch.Tensor | SparseRows) -> list[torch.Tensor]:

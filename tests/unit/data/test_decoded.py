@@ -1,5 +1,7 @@
 """Rows that are read from files again and again lie decoded on the disk, and are the same rows."""
 
+import errno
+import fcntl
 import mmap
 import os
 from collections.abc import Iterable
@@ -14,7 +16,7 @@ import torch
 from full_disk import no_room
 from test_stream import Cache
 
-from sparkdiff.data.stream import Stream, decoded
+from sparkdiff.data.stream import Stream, decoded, scratch
 from sparkdiff.data.stream.files import Files
 from sparkdiff.tensors.rows import SparseRows
 
@@ -68,22 +70,57 @@ def test_each_file_is_decoded_once(sparse: bool, rank: int, world: int, tmp_path
         assert len(read) == 3 * len(set(read))
 
 
+PREADV = os.preadv
 UNEVEN = {"train": 2 * [[700, 40, 900], [1500], [3, 800], [1000, 1, 1, 600]]}
 """Rows of each file of each shard."""
 
 
 @pytest.mark.parametrize("batchSize", [200, 2000, 6000])  # fewer and more rows of a shard than are copied alone
 @pytest.mark.parametrize(("rank", "world"), [(0, 1), (1, 2), (2, 7)])
-@pytest.mark.parametrize("first", [0, 1])
+@pytest.mark.parametrize("direct", [False, True])
 def test_rows_of_long_steps_come_in_the_order_of_memory(
-    batchSize: int, rank: int, world: int, first: int, tmp_path: Path
+    batchSize: int, rank: int, world: int, direct: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Also of an epoch that goes on, and where they pass over the system's cache."""
+    monkeypatch.setattr(decoded, "LARGE", 0.0 if direct else 1.0)
     folder = Cache(tmp_path / "cache", splits=UNEVEN).folder
-    options = {"rank": rank, "world": world, "first": first, "batchSize": batchSize}
+    options = {"rank": rank, "world": world, "batchSize": batchSize}
     with Stream(folder, backend="arrow") as stream:
-        expected = epochs(stream, [0, 1, None, 2], **options)
+        expected = [epochs(stream, [0, 1, None, 2], first=first, **options) for first in (0, 1)]
     with Stream(folder, backend="arrow", inMemory=False) as stream:
-        assert same(epochs(stream, [0, 1, None, 2], **options), expected)
+        for first in (0, 1):
+            assert same(epochs(stream, [0, 1, None, 2], first=first, **options), expected[first])
+        assert stream.decoded.direct == direct
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_a_file_system_that_cannot_pass_over_its_cache(
+    sparse: bool, tmp_path: Path, read: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as older ones in memory: it refuses to open, or to read."""
+    folder = Cache(tmp_path / "cache", sparse=sparse).folder
+    with Stream(folder, backend="arrow") as stream:
+        expected = epochs(stream, range(3))
+    monkeypatch.setattr(decoded, "LARGE", 0.0)
+    for refused in ("open", "preadv"):
+        read.clear()
+        with monkeypatch.context() as m, Stream(folder, backend="arrow", inMemory=False) as stream:
+            m.setattr(scratch.os, refused, refusing(getattr(os, refused)))
+            assert same(epochs(stream, range(3)), expected)
+            assert not stream.decoded.direct
+            assert len(read) == len(set(read)) > 0
+
+
+def refusing(before: Any) -> Any:
+    """`os.open` with O_DIRECT, or `os.preadv` of such a file, as where a file system knows it not."""
+
+    def call(file: Any, *args: Any) -> Any:
+        given = fcntl.fcntl(file, fcntl.F_GETFL) if before is PREADV else args[0]
+        if given & os.O_DIRECT:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        return before(file, *args)
+
+    return call
 
 
 def test_batches_keep_their_rows_when_memory_is_used_again(tmp_path: Path) -> None:
@@ -92,7 +129,7 @@ def test_batches_keep_their_rows_when_memory_is_used_again(tmp_path: Path) -> No
         expected = epochs(stream, range(3), 2000)
     made, before = list[mmap.mmap](), mmap.mmap
     with Stream(folder, backend="arrow", inMemory=False) as stream, pytest.MonkeyPatch.context() as m:
-        m.setattr(decoded.mmap, "mmap", lambda *a: made.append(before(*a)) or made[-1])
+        m.setattr(scratch.mmap, "mmap", lambda *a: made.append(before(*a)) or made[-1])
         batches = [b for n in range(3) for b in stream.batches("train", batchSize=2000, epoch=n)]
         assert same([x for b in batches for x in b.values() if isinstance(x, torch.Tensor)], expected)
         assert len(made) <= 2 * len(UNEVEN["train"]) < 2 * sum(map(len, UNEVEN["train"]))  # of two epochs
@@ -124,10 +161,13 @@ def test_a_disk_without_room_and_one_that_is_lost(
             assert same(epochs(stream, range(3)), expected)
             assert len(read) > 2 * len(set(read))
             assert os.fstat(stream.decoded._file.fileno()).st_size == 0  # others need the disk more
-    with Stream(folder, backend="arrow", inMemory=False) as stream:
-        first = epochs(stream, range(1))
-        os.ftruncate(stream.decoded._file.fileno(), 0)
-        assert same(first + epochs(stream, range(1, 3)), expected)
+    for large in (1.0, 0.0):
+        monkeypatch.setattr(decoded, "LARGE", large)
+        with Stream(folder, backend="arrow", inMemory=False) as stream:
+            first = epochs(stream, range(1))
+            assert stream.decoded._file is not None
+            os.ftruncate(stream.decoded._file.fileno(), 0)
+            assert same(first + epochs(stream, range(1, 3)), expected)
 
 
 class LongRows(Cache):

@@ -1,0 +1,132 @@
+"""A file without a name that is written once and read often, and memory to read it into."""
+
+import contextlib
+import mmap
+import os
+import tempfile
+import threading
+import weakref
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+PAGE = 4096
+"""Where the system's cache is passed over, places in the file and memory are multiples of it."""
+
+
+class Buffers:
+    """Memory that is used again when the arrays in it are gone: to read into memory that is new to the process takes three times
+    as long, and what is freed in pieces of many sizes is not given back to the system.
+    """
+
+    def __init__(self) -> None:
+        self._free: list[mmap.mmap] = []
+        self._lock = threading.Lock()
+
+    def of(self, size: int) -> np.ndarray[Any, Any]:
+        """So many bytes, (size,) uint8, which begin with a page."""
+        with self._lock:
+            fitting = [memory for memory in self._free if len(memory) >= size]
+            if fitting:
+                memory = min(fitting, key=len)
+                self._free.remove(memory)
+            else:  # those that are free are too small for what comes
+                self._free.clear()
+                memory = mmap.mmap(-1, size)
+                if hasattr(mmap, "MADV_HUGEPAGE"):  # as numpy asks for: rows in any order are found faster
+                    memory.madvise(mmap.MADV_HUGEPAGE)
+        out = np.frombuffer(memory, np.uint8, size)  # the base of all views of it
+        weakref.finalize(out, self._free.append, memory).atexit = False
+        return out
+
+    def clear(self) -> None:
+        """Give the memory back that is not used now."""
+        with self._lock:
+            self._free.clear()
+
+
+class Scratch:
+    """A file without a name: it is gone as soon as it is closed, also if a process is killed.
+
+    Args:
+        direct: whether what is read passes over the system's cache of files, which then holds others. Where that can't be, it
+            does not.
+
+    Attributes:
+        end: where the next bytes are written.
+    """
+
+    def __init__(self, folder: Path, *, direct: bool):
+        self._file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115 - closed by `close`
+        self._direct: int | None = None
+        self.end = 0
+        if direct and hasattr(os, "O_DIRECT"):
+            with contextlib.suppress(OSError):
+                self._direct = os.open(f"/proc/self/fd/{self._file.fileno()}", os.O_RDONLY | os.O_DIRECT)
+
+    @property
+    def direct(self) -> bool:
+        return self._direct is not None
+
+    def fileno(self) -> int:
+        return self._file.fileno()
+
+    def align(self, size: int) -> int:
+        """Let the next bytes begin at a multiple of so many.
+
+        Returns:
+            Where that is.
+        """
+        self.end = -(-self.end // size) * size
+        return self.end
+
+    def write(self, array: np.ndarray[Any, Any]) -> None:
+        data = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+        while data:
+            written = os.pwrite(self.fileno(), data, self.end)
+            self.end, data = self.end + written, data[written:]
+
+    def read(self, buffers: Buffers, start: int, end: int) -> np.ndarray[Any, Any]:
+        """The bytes from the start, a multiple of PAGE, to the end, in memory of the buffers.
+
+        Raises:
+            OSError: the file ends early, or cannot be read.
+        """
+        room = buffers.of(-(-(end - start) // PAGE) * PAGE)
+        if self._direct is not None:
+            try:
+                self._read(self._direct, room, start, end)
+            except OSError:  # a file system that doesn't know it, or the disk is gone
+                self._close_direct()
+            else:
+                return room
+        self._read(self.fileno(), room, start, end)
+        return room
+
+    def expect(self, start: int, end: int) -> None:
+        """Let the system read these bytes into its cache meanwhile."""
+        if not self.direct and hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self.fileno(), start, end - start, os.POSIX_FADV_WILLNEED)
+
+    def clear(self) -> None:
+        """Give the disk back."""
+        with contextlib.suppress(OSError):
+            os.ftruncate(self.fileno(), 0)
+
+    def close(self) -> None:
+        self._close_direct()
+        self._file.close()
+
+    def _read(self, file: int, room: np.ndarray[Any, Any], start: int, end: int) -> None:
+        left = room.data
+        while start < end:
+            read = os.preadv(file, [left], start)
+            if not read:
+                raise OSError("the file ends early")
+            left, start = left[read:], start + read
+
+    def _close_direct(self) -> None:
+        direct, self._direct = self._direct, None
+        if direct is not None:
+            os.close(direct)
