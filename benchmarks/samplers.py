@@ -330,7 +330,8 @@ def report(known: list[dict[str, Any]], names: list[str]) -> tuple[str, dict[str
     lines, figures = [], {}
     for name in names:
         mine = [c for c in known if c["name"] == name]
-        goal = goals(mine)
+        if not (goal := goals(mine)):
+            continue
         default, best, middle_goal = (statistics.median(values) for values in zip(*goal.values(), strict=True))
         lines.append(f"\n{name}: medians of default {default:.5g}, best known {best:.5g}, goal {middle_goal:.5g}\n")
         rows = []

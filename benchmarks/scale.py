@@ -272,8 +272,12 @@ def kept(run: dict[str, Any]) -> float:
 
 
 def held(run: dict[str, Any]) -> float:
-    """Bytes of the rows of numbers that are in memory at a time: all that are kept, or a piece of each virtual shard."""
-    return kept(run) or run["pieces"]
+    """Bytes of the rows of numbers that are in memory at a time: all that are kept, or a piece of each virtual shard, and the
+    next one where the system doesn't hold it.
+    """
+    from sparkdiff.data.stream.decoded import LARGE
+
+    return kept(run) or run["pieces"] * (2 if 8 * run["rows"] * (run["columns"] + 4) > LARGE * run["limit"] else 1)
 
 
 def term(run: dict[str, Any]) -> list[float]:
