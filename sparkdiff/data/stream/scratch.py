@@ -60,6 +60,7 @@ class Scratch:
     def __init__(self, folder: Path, *, direct: bool):
         self._file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115 - closed by `close`
         self._direct: int | None = None
+        self._refused = False
         self.end = 0
         if direct and hasattr(os, "O_DIRECT"):
             with contextlib.suppress(OSError):
@@ -67,7 +68,7 @@ class Scratch:
 
     @property
     def direct(self) -> bool:
-        return self._direct is not None
+        return self._direct is not None and not self._refused
 
     def fileno(self) -> int:
         return self._file.fileno()
@@ -94,11 +95,11 @@ class Scratch:
             OSError: the file ends early, or cannot be read.
         """
         room = buffers.of(-(-(end - start) // PAGE) * PAGE)
-        if self._direct is not None:
+        if self._direct is not None and not self._refused:
             try:
                 self._read(self._direct, room, start, end)
             except OSError:  # a file system that doesn't know it, or the disk is gone
-                self._close_direct()
+                self._refused = True
             else:
                 return room
         self._read(self.fileno(), room, start, end)
@@ -115,7 +116,9 @@ class Scratch:
             os.ftruncate(self.fileno(), 0)
 
     def close(self) -> None:
-        self._close_direct()
+        direct, self._direct = self._direct, None
+        if direct is not None:
+            os.close(direct)
         self._file.close()
 
     def _read(self, file: int, room: np.ndarray[Any, Any], start: int, end: int) -> None:
@@ -125,8 +128,3 @@ class Scratch:
             if not read:
                 raise OSError("the file ends early")
             left, start = left[read:], start + read
-
-    def _close_direct(self) -> None:
-        direct, self._direct = self._direct, None
-        if direct is not None:
-            os.close(direct)
