@@ -76,8 +76,8 @@ class Subsets:
 
 def categories(x: Tensor) -> Tensor:
     """The category that each value is, int32; NONE where it is none."""
-    # NaN is no category, either: all its comparisons are false.
-    return torch.where((x >= 0) & (x < NONE) & (x == x.floor()), x, NONE).int()
+    some = (x >= 0) & (x < NONE) & (x == x.floor())  # NaN is no category, either: all its comparisons are false
+    return torch.where(some, x, 0).int().masked_fill_(~some, NONE)
 
 
 class Room:
@@ -261,7 +261,8 @@ class Router:
         flat, row, step = self._flat(x)
         value, left, place = room.value.view(shape), room.left.view(shape), room.place.view(shape)
         place.copy_(torch.arange(self.trees, dtype=torch.int32, device=x.device)[:, None])
-        category = self._categories(flat)
+        # Of all values at once where they are fewer than the pairs that look them up.
+        category = categories(flat) if len(self.subsets.sizes) and len(flat) <= len(room.place) else None
         for number, splits in enumerate(self.levels):
             assert splits.threshold is not None
             if number:
@@ -278,13 +279,10 @@ class Router:
                 if not number:
                     torch.add(_times(splits.column, step)[:, None], row, out=room.index.view(shape))
                 begin, size = splits.begin.index_select(0, room.place), splits.size.index_select(0, room.place)
-                room.left.logical_or_(self.subsets.left(begin, size, category.index_select(0, room.index)))
+                found = categories(room.value) if category is None else category.index_select(0, room.index)
+                room.left.logical_or_(self.subsets.left(begin, size, found))
             torch.add(left, place, alpha=2, out=place)
         return place
-
-    def _categories(self, flat: Tensor) -> Tensor:
-        """Of the values of rows; (0,) where no split asks for it."""
-        return categories(flat if len(self.subsets.sizes) else flat[:0])
 
     def _flat(self, x: Tensor) -> tuple[Tensor, Tensor, int]:
         """The values of rows (m, u), where each row begins among them (m,) int32, and how far its next value is."""
@@ -303,30 +301,30 @@ class Router:
     def _descend(self, x: Tensor, nodes: Tensor) -> None:
         """Move `nodes` (T * m,) from inner nodes down to leaves."""
         flat, row, step = self._flat(x)
-        row, category = row.repeat(self.trees), self._categories(flat)
+        row = row.repeat(self.trees)
         if on_gpu(x):
             for _ in range(self.deepest):
                 node = nodes.clamp_max(self.inner - 1)
-                nodes.copy_(torch.where(nodes < self.inner, self._child(flat, category, node, row, step), nodes))
+                nodes.copy_(torch.where(nodes < self.inner, self._child(flat, node, row, step), nodes))
             return
         pair = (nodes < self.inner).nonzero().view(-1)
         node, row = nodes.index_select(0, pair), row.index_select(0, pair)
         while len(pair):
-            node = self._child(flat, category, node, row, step)
+            node = self._child(flat, node, row, step)
             nodes.index_copy_(0, pair, node)
             under_way = (node < self.inner).nonzero().view(-1)
             if len(under_way) < len(pair):
                 pair, node, row = (t.index_select(0, under_way) for t in (pair, node, row))
 
-    def _child(self, flat: Tensor, category: Tensor, node: Tensor, row: Tensor, step: int) -> Tensor:
+    def _child(self, flat: Tensor, node: Tensor, row: Tensor, step: int) -> Tensor:
         """Where inner nodes (p,) send the rows whose values begin at `row` (p,), `step` apart."""
         splits = self.below
         assert splits is not None and splits.threshold is not None
-        index = _times(splits.column.index_select(0, node), step).add_(row)
-        left = flat.index_select(0, index) <= splits.threshold.index_select(0, node)
+        value = flat.index_select(0, _times(splits.column.index_select(0, node), step).add_(row))
+        left = value <= splits.threshold.index_select(0, node)
         if splits.begin is not None and splits.size is not None:
             begin, size = splits.begin.index_select(0, node), splits.size.index_select(0, node)
-            left.logical_or_(self.subsets.left(begin, size, category.index_select(0, index)))
+            left.logical_or_(self.subsets.left(begin, size, categories(value)))
         return self.children.index_select(0, torch.add(left, node, alpha=2))
 
 

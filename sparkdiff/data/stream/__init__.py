@@ -224,9 +224,11 @@ class Stream:
         for batches in list(self._running):
             batches.close()
         self._tables.clear()
+        self.decoded.rest()
 
     def leave(self) -> None:
-        """Free the memory that rows take at the place."""
+        """Free the memory that rows take at the place, and that of pieces."""
+        self.decoded.rest()
         if self is not self._origin:
             self._tables.clear()
             if self._staging is not None:

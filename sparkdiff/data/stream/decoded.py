@@ -79,9 +79,13 @@ class Decoded:
                     self._seen.add(piece.path)
                     yield batch
 
+    def rest(self) -> None:
+        """Give back the memory that pieces were read into."""
+        self._buffers.clear()
+
     def close(self) -> None:
         self._places.clear()
-        self._buffers.clear()
+        self.rest()
         if self._file is not None:
             self._file.close()
             self._file = None

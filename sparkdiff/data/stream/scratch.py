@@ -34,8 +34,9 @@ class Buffers:
             else:  # those that are free are too small for what comes
                 self._free.clear()
                 memory = mmap.mmap(-1, size)
-                if hasattr(mmap, "MADV_HUGEPAGE"):  # as numpy asks for: rows in any order are found faster
-                    memory.madvise(mmap.MADV_HUGEPAGE)
+                # It is shared: a process that is forked would write into it.
+                with contextlib.suppress(OSError, AttributeError):
+                    memory.madvise(mmap.MADV_DONTFORK)
         out = np.frombuffer(memory, np.uint8, size)  # the base of all views of it
         weakref.finalize(out, self._free.append, memory).atexit = False
         return out

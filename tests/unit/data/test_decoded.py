@@ -132,6 +132,9 @@ def test_batches_keep_their_rows_when_memory_is_used_again(tmp_path: Path) -> No
         m.setattr(scratch.mmap, "mmap", lambda *a: made.append(before(*a)) or made[-1])
         batches = [b for n in range(3) for b in stream.batches("train", batchSize=2000, epoch=n)]
         assert same([x for b in batches for x in b.values() if isinstance(x, torch.Tensor)], expected)
+        assert len(stream.decoded._buffers._free) == 8
+        stream.leave()
+        assert not stream.decoded._buffers._free
         assert len(made) <= 2 * len(UNEVEN["train"]) < 2 * sum(map(len, UNEVEN["train"]))  # of two epochs
 
 

@@ -179,6 +179,13 @@ def test_every_row_falls_into_the_leaf_that_spark_sends_it_to(
         assert found.dtype == torch.int32
         assert torch.equal(found, expected)
         assert torch.equal(router.leaf(sparse(rows, [*range(WIDTH)], WIDTH), thresholds_of(nodes)), expected)
+        # Categories are those of all values, or, where these are many, of the values that are looked up.
+        wide, many = torch.cat([x, x.new_zeros(len(x), 50)], 1), nodes_of(WIDTH * forest)
+        assert torch.equal(router.leaf(wide, thresholds_of(nodes)), expected)
+        again = Router(many).leaf(x, thresholds_of(many)) - router.leaves * torch.arange(WIDTH).repeat_interleave(
+            len(forest)
+        )
+        assert torch.equal(again.int(), expected.repeat(1, WIDTH))
         for shape in ((router.leaves,), (router.leaves, 3)):
             table = torch.randn(shape, dtype=torch.float64)
             total = router.total(x, thresholds_of(nodes), table)
