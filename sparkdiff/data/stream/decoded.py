@@ -30,7 +30,7 @@ Array = tuple[int, int, np.dtype[Any], tuple[int, ...]]
 """Where in its piece an array begins, its bytes, its dtype and its shape."""
 
 
-class Place(NamedTuple):
+class PiecePlace(NamedTuple):
     """Where in the file a piece lies, and its columns in it."""
 
     start: int
@@ -47,7 +47,7 @@ class Decoded:
 
     def __init__(self, files: Files, *, enabled: bool = True):
         self.files, self.enabled = files, enabled
-        self._places: dict[str, Place] = {}
+        self._places: dict[str, PiecePlace] = {}
         self._seen: set[str] = set()
         self._file: Scratch | None = None
         self._buffers = Buffers()
@@ -110,7 +110,7 @@ class Decoded:
                 return
             yield found.pop()  # held here no longer: the next one may take its memory
 
-    def _piece(self, file: Scratch, place: Place) -> Batch:
+    def _piece(self, file: Scratch, place: PiecePlace) -> Batch:
         room = file.read(self._buffers, place.start, place.end)
         widths = {column.name: column.width for column in self.files.manifest.columns}
         out: Batch = {}
@@ -133,7 +133,7 @@ class Decoded:
                 columns = {
                     name: [_written(file, part.numpy(), start) for part in parts_of(x)] for name, x in batch.items()
                 }
-                self._places[piece.path] = Place(start, file.end, columns)
+                self._places[piece.path] = PiecePlace(start, file.end, columns)
             except OSError:  # a full disk, or a folder that cannot be written: the files are read as before
                 self.enabled = False
                 self._give_back()

@@ -111,6 +111,20 @@ def test_a_file_system_that_cannot_pass_over_its_cache(
             assert len(read) == len(set(read)) > 0
 
 
+def test_a_kernel_without_the_advice_on_forks(tmp_path: Path, read: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows stay decoded."""
+
+    class Plain(mmap.mmap):
+        def madvise(self, *args: Any) -> None:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+    monkeypatch.setattr(scratch.mmap, "mmap", Plain)
+    with Stream(Cache(tmp_path / "cache").folder, backend="arrow", inMemory=False) as stream:
+        epochs(stream, range(3))
+        assert len(read) == len(set(read)) > 0
+        assert stream.decoded.enabled
+
+
 def refusing(before: Any) -> Any:
     """`os.open` with O_DIRECT, or `os.preadv` of such a file, as where a file system knows it not."""
 
