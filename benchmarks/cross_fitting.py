@@ -126,7 +126,7 @@ def sample(cell: Cell, seed: int) -> list[FoldSums]:
         start = newton(rows[~chooses], labels[~chooses], 1e-6) if cell.refitted else truth
         before = losses(x, y, start)
         gains, own = before - losses(x, y, trained(cell, rows, labels, start, chooses)), (~outside).double()
-        out.append(FoldSums(before * own, gains * own, own, int(own.sum()), gains * outside.double()))
+        out.append(FoldSums(gains * own, own, gains * outside.double()))
     return out
 
 
@@ -134,10 +134,11 @@ def simulate(cell: Cell, runs: int) -> dict[str, Any]:
     accepted, independent, found = 0, 0, 0.0
     for seed in range(runs):
         folds = sample(cell, seed)
-        accepted += out_of_fold.decide(folds).accepted
         gains, weights = (torch.stack([getattr(f, name) for f in folds]).sum(0) for name in ("gains", "weights"))
         independent += guard.decide(gains[None], weights).accepted
-        found += out_of_fold.dependence(folds) / runs
+        factor = out_of_fold.dependence(folds)
+        accepted += guard.decide(gains[None], weights, dependence=factor).accepted
+        found += factor / runs
     return {
         **asdict(cell), "runs": runs, "accepted": accepted / runs, "asIndependent": independent / runs, "dependence": found
     }  # fmt: skip

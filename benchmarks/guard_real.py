@@ -29,6 +29,7 @@ from torch import Tensor
 
 from sparkdiff.data.blocks import MAX_BLOCKS, TIME_BLOCKS
 from sparkdiff.evaluation import guard
+from sparkdiff.evaluation.units import Units
 
 GROUP_ROWS = 20
 WEEK = 7 * 24
@@ -148,7 +149,7 @@ def tuned_on(model: Any, train: Any, pool: Any, folder: str, epochs: int, name: 
 
     from sparkdiff import FineTuner
     from sparkdiff.evaluation.data import scalar
-    from sparkdiff.evaluation.scores import contributions
+    from sparkdiff.evaluation.paired_rows import read
     from sparkdiff.training.candidates import Candidates
     from sparkdiff.training.parameters import load
 
@@ -158,13 +159,13 @@ def tuned_on(model: Any, train: Any, pool: Any, folder: str, epochs: int, name: 
         out = scores(candidates, data, split, metric)
         network = candidates.network
         if not columns:
-            found["before"] = contributions(network, data, split, metric)
+            found["before"] = read(network, network, data, split, metric, "rows").original
             found["hours"] = torch.cat([scalar(batch, "time") for batch, *_ in data.batches(split)])
         scored, parameters = out
         for k in range(len(scored)):
             tuned = network.clone()
             load(tuned, parameters(k))
-            columns.append(contributions(tuned, data, split, metric))
+            columns.append(read(tuned, tuned, data, split, metric, "rows").original)
         return out
 
     rows = train.withColumn("held", F.lit(False)).unionByName(pool.withColumn("held", F.lit(True)))
@@ -243,10 +244,15 @@ def decide(cell: Cell, pool: Population, gains: Tensor, rows: Tensor, block: Ten
     sums = torch.zeros((MAX_BLOCKS, gains.shape[1]), dtype=torch.float64).index_add_(0, block, gains[rows])
     weights = torch.bincount(block, minlength=MAX_BLOCKS).double()
     if cell.unit != "blocks":
-        return guard.decide(sums.T, weights, unit=cell.unit, units=cell.size, seed=seed)
+        return guard.decide(sums.T, weights, units=Units(cell.size, cell.unit), seed=seed)
     slowness = guard.correlation_time(gains[rows, int(sums.sum(0).argmax())])
     return guard.decide(
-        sums.T, weights, unit="blocks", blockRows=cell.size / TIME_BLOCKS, correlationTime=slowness, seed=seed
+        sums.T,
+        weights,
+        units=Units(TIME_BLOCKS, "blocks"),
+        blockRows=cell.size / TIME_BLOCKS,
+        correlationTime=slowness,
+        seed=seed,
     )
 
 

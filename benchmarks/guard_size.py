@@ -30,6 +30,7 @@ from torch import Tensor
 
 from sparkdiff.data import blocks
 from sparkdiff.evaluation import guard
+from sparkdiff.evaluation.units import Units
 from sparkdiff.objectives.losses import resolve as resolve_loss
 from sparkdiff.objectives.metric import Metric, influence
 from sparkdiff.objectives.metrics import BINARY, REGRESSION, resolve
@@ -198,10 +199,16 @@ def decide(cell: Cell, run: Run, number: int) -> guard.Verdict:
     """As the trainer would; the interval, which takes longer than the decision, in the first runs only."""
     original = run.original if number < INTERVALS else None
     if run.series is None:
-        return guard.decide(run.gains, run.weights, original=original, unit=cell.unit, units=cell.size, seed=number)
+        return guard.decide(run.gains, run.weights, original=original, units=Units(cell.size, cell.unit), seed=number)
     rows, slowness = cell.size / blocks.TIME_BLOCKS, guard.correlation_time(run.series)
     return guard.decide(
-        run.gains, run.weights, original=original, unit="blocks", blockRows=rows, correlationTime=slowness, seed=number
+        run.gains,
+        run.weights,
+        original=original,
+        units=Units(blocks.TIME_BLOCKS, "blocks"),
+        blockRows=rows,
+        correlationTime=slowness,
+        seed=number,
     )
 
 
@@ -376,7 +383,7 @@ def accepted(rows: Population, size: int, runs: int, seed: int = 0) -> float:
     generator, count = torch.Generator().manual_seed(seed), 0
     for i in range(runs):
         gains, weights, _ = rows.gains(size, generator)
-        count += guard.decide(gains, weights, unit="rows", units=size, seed=i).accepted
+        count += guard.decide(gains, weights, units=Units(size), seed=i).accepted
     return count / runs
 
 

@@ -1,7 +1,9 @@
 """The procedure of cross-fitting: what is refused, the folds one after the other, the decision, the training on all rows."""
 
 import dataclasses
+import functools
 import math
+import operator
 import statistics
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -10,13 +12,13 @@ from typing import Any
 import torch
 from pyspark.ml import Estimator, Pipeline
 
-from sparkdiff.cross_fitting.results import FoldResult, Shipped, factor, sums_of, unit_of
+from sparkdiff.cross_fitting.results import FoldResult, Shipped, factor, sums_of
 from sparkdiff.cross_fitting.summary import summary_of
 from sparkdiff.data import folds
 from sparkdiff.data.splits import REFERENCE, TEST, TRAIN, VALIDATION, Source, rule
 from sparkdiff.errors import InputError, ParityError
-from sparkdiff.evaluation import compatibility, guard, out_of_fold, slices
-from sparkdiff.evaluation.acceptance import Judgement, counted, divergence, needed
+from sparkdiff.evaluation import compatibility, guard, out_of_fold, paired_rows, slices
+from sparkdiff.evaluation.acceptance import Judgement, divergence, needed, unit_of
 from sparkdiff.evaluation.checks import trained_score
 from sparkdiff.evaluation.ledger import diverged
 from sparkdiff.evaluation.scores import Score
@@ -170,7 +172,10 @@ def _fold(
             sliced = slices.sums(*networks, run.data, TEST, metric, columns, unit=unit_of(o)) if columns else None
             compared = compatibility.compare(*networks, run.data, TEST)
             further = costs(*networks, run.data, TEST, metric)
-            units = counted(run.data, TEST, unit_of(o))[1]
+            rows = paired_rows.read(*networks, run.data, TEST, metric, unit_of(o))
+            training = paired_rows.read(
+                *networks, run.data, TRAIN, metric, unit_of(o), paired_rows.TRAINING_ROWS
+            ).costs()
         chosen = None
         if found.ledger.chosen >= 0:
             trial = found.ledger.trials[found.ledger.chosen]
@@ -179,7 +184,8 @@ def _fold(
         troubles = [*_troubles(fitted), *filter(None, [divergence(found.history, o)])]
         warnings = [*doubts, *(f"fold {number}: {w}" for w in troubles)]
         return FoldResult(
-            number, run, before, after, fitted, units, sliced, compared, further, chosen, *needed(o, run.network), warnings
+            number, run, before, after, fitted, rows, training, sliced, compared, further, chosen, *needed(o, run.network),
+            warnings,
         )  # fmt: skip
 
 
@@ -202,7 +208,12 @@ def _judgement(done: Sequence[FoldResult], options: Options) -> Judgement:
     """The decision by the out-of-fold rows."""
     o, (sums, top) = options, sums_of(done)
     level, stricter = min(f.level for f in done), max(f.stricter for f in done)
-    verdict = out_of_fold.decide(sums, level=level, unit=unit_of(o), seed=o.seed)
+    rows = [f.rows.scaled(factor(f, TEST, top)) for f in done]
+    # What rows cost on average, by the fold where they cost most: the folds share training rows.
+    training = max((f.training for f in done), key=lambda c: c.squares / max(c.number, 1))
+    verdict = paired_rows.decide_by_rows(
+        functools.reduce(operator.add, rows), level=level, training=training, dependence=out_of_fold.dependence(sums), seed=o.seed
+    )  # fmt: skip
     worse = o.guard * verdict.level / level if o.guard < 1 else None
     if verdict.best < 0:
         return Judgement(verdict, worse, stricter=stricter)
@@ -213,7 +224,7 @@ def _judgement(done: Sequence[FoldResult], options: Options) -> Judgement:
     further = None
     if worse is not None:
         every = torch.cat([f.costs * factor(f, TEST, top) for f in done])
-        further = unseen(float(sum(s.gains.sum() for s in sums)), every)
+        further = unseen(float(sum(s.gains.sum() for s in sums)), every, training)
     return Judgement(verdict, worse, tuple(changes), None, compared, o.maxFlipRate, stricter, further)
 
 

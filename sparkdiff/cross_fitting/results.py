@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor
 
@@ -11,9 +11,10 @@ from sparkdiff.data.splits import TEST, TRAIN, VALIDATION
 from sparkdiff.evaluation.acceptance import Judgement
 from sparkdiff.evaluation.compatibility import Compatibility
 from sparkdiff.evaluation.out_of_fold import FoldSums
+from sparkdiff.evaluation.paired_rows import PairedRows
 from sparkdiff.evaluation.slices import SliceSums
+from sparkdiff.evaluation.units import Costs
 from sparkdiff.fine_tuning.values import Fitted, Measured, Run
-from sparkdiff.options import Options
 from sparkdiff.training.recipes import Recipe
 
 
@@ -24,7 +25,8 @@ class FoldResult:
     Attributes:
         number: from 1 on.
         before, after: of the fold's original and of its tuned pipeline.
-        units: rows or groups of the fold.
+        rows: of the fold, as both pipelines see them.
+        training: what the tuned pipeline costs on the rows that trained it.
         weights: per split the exponent of the power of two that divides the weights.
         slices: None without guardCols.
         costs: see `unseen_errors.costs`.
@@ -38,7 +40,8 @@ class FoldResult:
     before: Measured
     after: Measured
     fitted: Fitted
-    units: int
+    rows: PairedRows
+    training: Costs
     slices: SliceSums | None
     compatibility: Compatibility
     costs: Tensor
@@ -85,11 +88,6 @@ class Shipped:
         return self.judgement.accepted and not self.failure
 
 
-def unit_of(options: Options) -> Literal["rows", "groups"]:
-    """What is dealt into folds."""
-    return "groups" if options.groupCol else "rows"
-
-
 def factor(fold: FoldResult, split: str, top: int) -> float:
     """What makes sums over the rows of a split those in units of 2 ** top."""
     return math.ldexp(1.0, fold.weights.get(split, 0) - top)
@@ -106,6 +104,6 @@ def sums_of(done: Sequence[FoldResult]) -> tuple[list[FoldSums], int]:
     def one(fold: FoldResult) -> FoldSums:
         own, times = fold.before.scores[TEST], factor(fold, TEST, top)
         elsewhere = gains(fold, TRAIN) + gains(fold, VALIDATION)
-        return FoldSums(own.blocks * times, gains(fold, TEST), own.weights * times, fold.units, elsewhere)
+        return FoldSums(gains(fold, TEST), own.weights * times, elsewhere)
 
     return [one(fold) for fold in done], top

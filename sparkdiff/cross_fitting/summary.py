@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 
-from sparkdiff.cross_fitting.results import FoldResult, Shipped, sums_of
+from sparkdiff.cross_fitting.results import FoldResult, Shipped, factor, sums_of
 from sparkdiff.data.splits import TEST, TRAIN, VALIDATION
 from sparkdiff.diagnostics.pipelines import unreadable_by_older_spark
 from sparkdiff.evaluation.acceptance import reason
@@ -17,14 +17,17 @@ from sparkdiff.report.shares import share_of
 
 def _reason(done: Sequence[FoldResult], shipped: Shipped, options: Options, original: float) -> str:
     judgement = shipped.judgement
-    if judgement.verdict.best < 0:
+    if judgement.verdict.best < 0 and not judgement.verdict.untested:
         without = sum(f.chosen is None for f in done)
         why = (
             f"in {without} of them no epoch gained on its own validation rows either"
             if without
             else "nothing to gain from here"
         )
-        return f"the trainings of {len(done)} folds gain nothing on the out-of-fold rows; {why}"
+        return (
+            f"the trainings of {len(done)} folds gain nothing on the out-of-fold rows; {why}; to look further, try Improver, "
+            "which also refits, searches and grows"
+        )
     metric = shipped.run.goal.metric
     text = reason(judgement, options, metric, original, whose="the tuned pipelines'", where="out-of-fold")
     return f"{text}, but {shipped.failure}" if shipped.failure else text
@@ -44,10 +47,10 @@ def _metrics(shipped: Shipped, before: float, after: float) -> dict[str, dict[st
 
 
 def summary_of(done: Sequence[FoldResult], shipped: Shipped, options: Options) -> FineTuningSummary:
-    run, judgement, (sums, _) = shipped.run, shipped.judgement, sums_of(done)
+    run, judgement, (sums, top) = shipped.run, shipped.judgement, sums_of(done)
     task, metric = run.task, run.goal.metric
     weights = sum(float(f.weights.sum()) for f in sums)
-    before = metric.sign * sum(float(f.original.sum()) for f in sums) / weights
+    before = metric.sign * sum(factor(f, TEST, top) * float(f.before.scores[TEST].blocks.sum()) for f in done) / weights
     gain = sum(float(f.gains.sum()) for f in sums) / weights if shipped.tuned else 0.0
     trainings = [(f.number, f.fitted) for f in done] + ([(0, shipped.fitted)] if shipped.fitted is not None else [])
     histories = [fitted.found.history for _, fitted in trainings]

@@ -4,19 +4,16 @@ that were not seen.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
-
-import torch
-from torch import Tensor
+from typing import Any
 
 from sparkdiff.errors import InputError
-from sparkdiff.evaluation import compatibility, guard, slices
+from sparkdiff.evaluation import compatibility, guard, paired_rows, slices
 from sparkdiff.evaluation.compatibility import Compatibility
-from sparkdiff.evaluation.data import Data, scalar
+from sparkdiff.evaluation.data import Data
 from sparkdiff.evaluation.ledger import Ledger, candidate_count, diverged
 from sparkdiff.evaluation.recorded import Predicts
-from sparkdiff.evaluation.scores import Score, contributions
 from sparkdiff.evaluation.slices import Change
+from sparkdiff.evaluation.units import Kind
 from sparkdiff.evaluation.unseen_errors import Unseen, costs, unseen
 from sparkdiff.objectives.metric import Metric
 from sparkdiff.options import Options
@@ -26,6 +23,8 @@ from sparkdiff.report.shares import share_of
 from sparkdiff.stages.predictor import Predictor
 
 NAMED = 3  # slices that a reason names
+LARGER_FRACTION = 0.3
+"""The validationFraction that a reason advises."""
 STRICTER = 10
 """Divisor of the required p-value if thresholds train, because they fit chance more easily than leaves."""
 
@@ -97,37 +96,36 @@ def judge(
     metric: Metric,
     networks: tuple[Network, Predicts],
     ledger: Ledger,
-    original: Score,
     *,
     reference: bool,
+    training: bool = True,
     always: bool = False,
 ) -> Judgement:
     """Test the gain of the best epoch, overall and by slice, in passes over the validation and the reference rows.
 
     Args:
         networks: the original network and the network of the best epoch, or what was recorded of another pipeline.
-        original: the original's validation metric.
         reference: whether there are reference rows.
+        training: whether both networks can be run on training rows, which show how losses are spread.
         always: whether slices, reference rows and labels are compared even where nothing gains.
     """
     o, (network, tuned) = options, networks
-    unit: Literal["rows", "groups", "blocks"] = "groups" if o.groupCol else "blocks" if o.timeCol else "rows"
-    rows, units = counted(data, "validation", unit)
+    rows = paired_rows.read(network, tuned, data, "validation", metric, unit_of(o))
     level, stricter = needed(o, network)
-    correlation = guard.correlation_time(_differences(data, metric, network, tuned)) if o.timeCol else None
-    verdict = guard.decide(
-        ledger.gains, ledger.weights, chosen=ledger.chosen, level=level, original=original.blocks, unit=unit, units=units,
-        blockRows=rows / max(units, 1), correlationTime=correlation, seed=o.seed,
-    )  # fmt: skip
+    spread = None
+    if training and o.guard < 1 and (always or ledger.chosen >= 0):
+        spread = paired_rows.read(network, tuned, data, "train", metric, unit_of(o), paired_rows.TRAINING_ROWS).costs()
+    verdict = paired_rows.decide_by_rows(rows, level=level, ledger=ledger, training=spread, seed=o.seed)
     # A fleet's budget is one of false accepts: a false veto costs a gain, never a model, and so keeps the level of one run.
     worse = o.guard * verdict.level / level if o.guard < 1 else None
     if verdict.best < 0 and not always:
         return Judgement(verdict, worse, stricter=stricter)
-    how: dict[str, Any] = {"unit": unit, "level": worse or 0.025, "joined": verdict.joined, "seed": o.seed}
+    how: dict[str, Any] = {"unit": unit_of(o), "level": worse or 0.025, "joined": verdict.joined, "seed": o.seed}
     columns = list(data.stream.slices.values())
     further = None
     if worse is not None and verdict.best >= 0:
-        further = unseen(float(ledger.gains[ledger.chosen].sum()), costs(network, tuned, data, "validation", metric))
+        gain = float((rows.original - rows.other).sum())
+        further = unseen(gain, costs(network, tuned, data, "validation", metric), spread)
     return Judgement(
         verdict, worse,
         tuple(slices.changes(network, tuned, data, "validation", metric, columns, **how)) if columns else (),
@@ -136,28 +134,15 @@ def judge(
     )  # fmt: skip
 
 
-def counted(data: Data, split: str, unit: str) -> tuple[int, int]:
-    """The rows of weight > 0 of a split, and the rows, groups or blocks that they are."""
-    rows, distinct = 0, torch.empty(0, dtype=torch.int64)
-    for batch, _, weight, _ in data.batches(split):
-        rows += int((weight > 0).sum())
-        if unit != "rows":  # groups before they are dealt into blocks, where some meet
-            distinct = torch.cat([distinct, scalar(batch, "block")[weight > 0]]).unique()
-    return rows, rows if unit == "rows" else len(distinct)
+def unit_of(options: Options) -> Kind:
+    """What decides: rows, groups or blocks of time."""
+    return "groups" if options.groupCol else "blocks" if options.timeCol else "rows"
 
 
 def needed(options: Options, network: Network) -> tuple[float, int]:
     """The p-value that a gain of this network needs, and what the guard was divided by beside fleetSize."""
     stricter = STRICTER if options.guard < 1 and moves_splits(network) else 1
     return options.guard / options.fleetSize / stricter if options.guard < 1 else options.guard, stricter
-
-
-@torch.no_grad()
-def _differences(data: Data, metric: Metric, one: Network, other: Predicts) -> Tensor:
-    """Loss of `one` minus loss of `other` per validation row, in time order."""
-    times = torch.cat([scalar(batch, "time") for batch, *_ in data.batches("validation")])
-    first, second = (contributions(n, data, "validation", metric) for n in (one, other))
-    return (first - second)[times.argsort(stable=True)]
 
 
 def divergence(history: Sequence[Mapping[str, Any]], options: Options) -> str:
@@ -184,33 +169,33 @@ def divergence(history: Sequence[Mapping[str, Any]], options: Options) -> str:
 
 def reason(
     judgement: Judgement, options: Options, metric: Metric, original: float, history: Sequence[Mapping[str, Any]] = (),
-    *, whose: str = "the best epoch's", where: str = "validation",
+    *, whose: str = "the best epoch's", where: str = "validation", folds: bool = True,
 ) -> str:  # fmt: skip
-    """The reason of the decision, in one sentence with the figures.
+    """The reason of the decision, in one sentence with the figures; where the original is kept, it ends with the way out.
 
     Args:
         original: the original's metric on the rows that decide.
         history: a row per epoch and candidate.
         whose: whose gain decides.
         where: the name of the rows that decide.
+        folds: whether numFolds is an option of the verb.
     """
     verdict, o = judgement.verdict, options
+    ways = ways_to_decide(o, folds=folds)
+    if verdict.untested:
+        return f"not tested: {verdict.untested}; {ways}"
     if verdict.best < 0:
-        better = f"had a {metric.direction} {metric.name} on the validation rows"
-        lost = divergence(history, o)
-        if len(diverged(history)) == candidate_count(history) > 0:
-            return f"{lost}; no epoch before {better}, so the possible gain is unknown"
-        if lost:
-            return f"no epoch of any other candidate {better}, and {lost}"
-        return f"no epoch of any candidate {better}: nothing to gain from here"
+        return nothing_gained(o, metric, history)
     gain = f"{whose} gain of {share_of(verdict.gain, original):.2%} on the {where} rows"
     parts = [f" / fleetSize {o.fleetSize:,}"] if o.fleetSize > 1 else []
     parts += [f" / {judgement.stricter} because thresholds train"] if judgement.stricter > 1 else []
     share = f" = guard {o.guard:g}{''.join(parts)}" if parts and o.guard < 1 else ""
     shrunk = ", shrunk" if share and verdict.level < 0.99 * o.guard / o.fleetSize / judgement.stricter else ""
     figures = f"({p_value(verdict.p, verdict.level / 10)}, needed < {verdict.level:.3g}{share}{shrunk})"
+    if verdict.against:
+        return f"{gain} is not proven {figures}, because {verdict.against}; {ways}"
     if not verdict.accepted:
-        return f"{gain} is within what chance explains {figures}; more {where} rows can show smaller gains"
+        return f"{gain} is within what chance explains {figures}; {ways}"
     gain += (
         f" is larger than chance explains {figures}"
         if o.guard < 1
@@ -218,20 +203,58 @@ def reason(
     )
     if judgement.accepted:
         return gain
-    against = []
+    against, out = [], []
     if worse := judgement.worse:
         named = [f"{c.name} from {c.before:.5g} to {c.after:.5g} ({p_value(c.p or 0.0)})" for c in worse[:NAMED]]
         more = f" and {len(worse) - NAMED} more" if len(worse) > NAMED else ""
         against.append(f"{metric.name} gets worse on {', '.join(named)}{more}, needed p >= {judgement.level:g}")
+        out.append(
+            "to accept that, leave these rows out of guardCols and referenceData, or train on more rows like them"
+        )
     if judgement.flips:
         assert judgement.compatibility is not None
         changed = judgement.compatibility.changed
         against.append(f"{changed:.2%} of the labels change, more than maxFlipRate {o.maxFlipRate:g} allows")
+        out.append("to accept that, raise maxFlipRate")
     if judgement.fragile:
         assert judgement.unseen is not None
-        against.append(
-            f"one more row that is predicted as surely, and wrongly, would undo it: its {metric.name} would be larger by "
-            f"{judgement.unseen.cost:.3g}, and all {where} rows together gain {judgement.unseen.gain:.3g}; more {where} rows "
-            "can tell"
+        what = (
+            "group that is as bad as the worst of training"
+            if o.groupCol
+            else "row that is predicted as surely, and wrongly,"
         )
-    return f"{gain}, but {'; and '.join(against)}"
+        against.append(
+            f"one more {what} would undo it: its {metric.name} would be larger by {judgement.unseen.cost:.3g}, and all {where} "
+            f"rows together gain {judgement.unseen.gain:.3g}"
+        )
+        out.append(ways)
+    return f"{gain}, but {'; and '.join(against)}; {'; '.join(out)}"
+
+
+def nothing_gained(options: Options, metric: Metric, history: Sequence[Mapping[str, Any]]) -> str:
+    """The reason where no epoch gained on the validation rows."""
+    better = f"had a {metric.direction} {metric.name} on the validation rows"
+    lost = divergence(history, options)
+    if len(diverged(history)) == candidate_count(history) > 0:
+        return f"{lost}; no epoch before {better}, so the possible gain is unknown"
+    if lost:
+        return f"no epoch of any other candidate {better}, and {lost}"
+    wider = "" if options.recipe == "thorough" else "recipe='thorough', which trains more candidates, or "
+    return (
+        f"no epoch of any candidate {better}: nothing to gain from here; to look further, try {wider}Improver, which also "
+        "refits, searches and grows"
+    )
+
+
+def ways_to_decide(options: Options, *, folds: bool) -> str:
+    """What would show a gain that the held-out rows don't show, in words that end a sentence.
+
+    Args:
+        folds: whether numFolds is an option of the verb.
+    """
+    o = options
+    ways = ["set numFolds=5, so that all rows decide"] if folds and not o.numFolds and not o.timeCol else []
+    if not o.numFolds and o.validationIndicatorCol is None and o.validationFraction < LARGER_FRACTION:
+        ways.append(f"{'' if ways else 'set '}validationFraction={LARGER_FRACTION:g}")
+    more = "groups" if o.groupCol else "rows"
+    return f"to decide it, {', or '.join([*ways, f'pass more {more}'])}"

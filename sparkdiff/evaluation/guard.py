@@ -18,6 +18,10 @@ that test, with rows dealt into blocks that may be taken as independent, and fou
 - Signs make the drawn distribution symmetric, but losses that are rarely large make gains skewed to the left, where a sample
   without its share of the rare losses looks both good and steady. Then the score is lowered to the signed root of the
   empirical likelihood ratio (Owen 1988), which follows the skewness; it is never raised.
+- A sample without any of the rare losses shows no skewness either. There are several times as many training rows, and they
+  show how often a row gets worse, and by how much. So the mean square of what rows lose is taken from the training rows
+  where it is larger there. Where fewer than five of them make up that mean, their number says little about how often such rows
+  come, and three times the mean is taken (Hanley and Lippman-Hand 1983, the rule of three).
 
 The same test, turned round, says where rows are worse (`worsening`, for slices and reference rows; small ones among them, so
 with a sharper allowance for skewness), and inverted it gives the interval of the relative gain: all ratios to the original's
@@ -27,12 +31,12 @@ loss that it would not reject as the true one.
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from sparkdiff.errors import InputError
+from sparkdiff.evaluation.units import Costs, Units
 
 MIN_UNITS = 30  # fewer rows, groups or blocks than this decide nothing
 FEW_GROUPS = 50
@@ -58,6 +62,9 @@ class Verdict:
     warnings: tuple[str, ...] = ()
     interval: tuple[float, float] | None = None  # 95%, of the gain as a share of the original's loss; may be infinite
     joined: int = 1  # neighbouring blocks that were counted as one
+    untested: str = ""  # why there was no test; p is 1.0 then
+    against: str = ""  # what speaks against the gain, where these rows alone would have accepted it
+    missing: float = 0.0  # sum of squares of rare losses that training rows show, and these rows don't
 
 
 def total_gain(gains: Tensor) -> Tensor:
@@ -76,11 +83,11 @@ def decide(
     chosen: int | None = None,
     level: float = 0.025,
     original: Tensor | None = None,
-    unit: Literal["rows", "groups", "blocks"] = "rows",
-    units: int | None = None,
+    units: Units | None = None,
     blockRows: float | None = None,
     correlationTime: float | None = None,
     dependence: float = 1.0,
+    costs: tuple[Costs, Costs] | None = None,
     seed: int = 0,
 ) -> Verdict:
     """Test whether the gain of the chosen column is true. Uses no global state.
@@ -94,41 +101,45 @@ def decide(
             largest mean gain.
         level: p-value to accept; from 1 on any positive mean gain is accepted.
         original: (B,) sums of weight * loss of the original, for the interval of the relative gain.
-        unit: the content of a block: rows or groups by hash, or contiguous `blocks` of time.
-        units: number of distinct rows, groups or blocks; default: the number of blocks with weight.
-        blockRows: (mean) rows of a time block, correlationTime: of the loss differences, in rows; `blocks` only.
+        units: the rows, groups or blocks of time that the metric counts; default: each block with weight is a row.
+        blockRows: (mean) rows of a time block, correlationTime: of the loss differences, in rows; blocks of time only.
         dependence: the variance of a sum over the blocks, as a multiple of that of independent blocks, from 1 on.
+        costs: what the chosen column costs on the units that decide, and on training units.
 
     Raises:
-        InputError: with fewer than 30 units, or a weight that is negative or not finite.
+        InputError: a weight is negative or not finite.
     """
     gains, weights, loss = _checked(gains, weights, original, level)
-    found = len(weights) if units is None else units
-    if found < MIN_UNITS or len(weights) == 0:
-        raise InputError(
-            f"Validation has {found} {unit} with weight, too few to tell a gain from chance: at least "
-            f"{MIN_UNITS} are needed. Use more data, a larger validationFraction{_REMEDY[unit]}."
-        )
+    units = Units(len(weights)) if units is None else units
+    if level < 1 and (units.number < MIN_UNITS or len(weights) == 0):
+        return Verdict(False, -1, 0.0, 0.0, 1.0, level, untested=f"{units}, {MIN_UNITS} are needed")
     warnings: tuple[str, ...] = ()
     tail, join = TAIL, 1
     if level < 1:
-        shrunk, join, warnings = _caution(level, unit, found, len(weights), blockRows, correlationTime)
+        shrunk, join, warnings = _caution(level, units, len(weights), blockRows, correlationTime)
         level, tail = shrunk, TAIL * shrunk / level
         gains, weights, loss = _join(gains, join), _join(weights, join), None if loss is None else _join(loss, join)
 
     totals, norm = total_gain(gains), gains.square().sum(1).sqrt()  # (C,)
     moved = norm.isfinite() & (norm > 0)
     best = chosen if chosen is not None else int(totals.argmax()) if len(totals) else -1
+    missing = 0.0 if costs is None else costs[1].missing_from(costs[0])
     if best < 0 or not totals[best] > 0:
-        return Verdict(False, -1, 0.0, 0.0, 1.0, level, warnings, joined=join)
+        return Verdict(False, -1, 0.0, 0.0, 1.0, level, warnings, joined=join, missing=missing)
     gain = float(totals[best] / weights.sum())
-    residual = gains[best] - gain * weights
-    wider = math.sqrt(dependence)
+    residual, score, columns = gains[best] - gain * weights, _score(gains[best]), gains[moved] / norm[moved, None]
+
+    wider, shown = (math.sqrt(dependence * (1 + lack / float(norm[best]) ** 2)) for lack in (missing, 0.0))
+    p = _p_value(columns, score / wider, level, seed)
+    rare = ""
+    if costs is not None and missing and _p_value(columns, score / shown, level, seed) < level <= p:
+        rare = str(costs[1])
     error = wider * float(residual.norm()) * math.sqrt(len(weights) / max(len(weights) - 1, 1))
     z = float(totals[best]) / max(error, 1e-12 * float(totals[best]))  # finite even where all blocks gain the same
-    p = _p_value(gains[moved] / norm[moved, None], _score(gains[best]) / wider, level, seed)
     ratios = None if loss is None else _interval(gains[moved], gains[best], loss, tail, seed, wider)
-    return Verdict(p < level or level >= 1, best, gain, z, p, level, warnings, ratios, join)
+    return Verdict(
+        p < level or level >= 1, best, gain, z, p, level, warnings, ratios, join, against=rare, missing=missing
+    )
 
 
 def _checked(
@@ -174,7 +185,9 @@ def worsening(gains: Tensor, *, level: float, joined: int = 1, dependence: float
     return torch.where(scores > 0, p.clamp_max(1), 1.0)
 
 
-def step_down(gains: Tensor, *, level: float, joined: int = 1, seed: int = 0) -> Tensor:
+def step_down(
+    gains: Tensor, *, level: float, joined: int = 1, seed: int = 0, missing: Tensor | None = None
+) -> Tensor:  # fmt: skip
     """p-values (C,) of the gains of all columns (C, B), adjusted for their number: where several of them may be accepted.
 
     Step-down maxT (Romano and Wolf 2005, algorithm 3 of Westfall and Young 1993): the column with the largest score is
@@ -186,6 +199,7 @@ def step_down(gains: Tensor, *, level: float, joined: int = 1, seed: int = 0) ->
         gains: sums over blocks that have weight, as `decide` takes them.
         level: the level that the p-values are compared with; it decides the number of draws.
         joined: how many neighbouring blocks count as one, from the verdict.
+        missing: (C,) `Verdict.missing` of each column; None: 0.
     """
     gains = _join(gains.detach().to("cpu", torch.float64), joined)
     norm = gains.square().sum(1).sqrt()
@@ -194,6 +208,8 @@ def step_down(gains: Tensor, *, level: float, joined: int = 1, seed: int = 0) ->
     if not len(moved):
         return found
     scores = torch.tensor([_score(gains[i]) for i in moved.tolist()], dtype=torch.float64)
+    if missing is not None:
+        scores = scores / (1 + missing[moved] / norm[moved].square()).sqrt()
     order = scores.argsort(descending=True, stable=True)
     columns, scores = (gains[moved] / norm[moved, None])[order], scores[order]
     draws = min(max(CHUNK, math.ceil(20 / level)), MAX_DRAWS)
@@ -206,21 +222,14 @@ def step_down(gains: Tensor, *, level: float, joined: int = 1, seed: int = 0) ->
     return found
 
 
-_REMEDY = {
-    "rows": "",
-    "groups": ", or a groupCol with more values",
-    "blocks": ", or no timeCol if the rows are independent",
-}
-
-
 def _caution(
-    level: float, unit: str, units: int, blocks: int, rows: float | None, correlation: float | None
+    level: float, units: Units, blocks: int, rows: float | None, correlation: float | None
 ) -> tuple[float, int, tuple[str, ...]]:
     """The level to use and the number of neighbouring blocks to join, with the reason (few groups or short blocks)."""
     why, join = [], 1
-    if unit == "groups" and units < FEW_GROUPS:
-        why.append(f"Validation has {units} groups, fewer than {FEW_GROUPS}")
-    if unit == "blocks" and rows is not None:
+    if units.kind == "groups" and units.number < FEW_GROUPS:
+        why.append(f"Validation has {units}, fewer than {FEW_GROUPS}")
+    if units.kind == "blocks" and rows is not None:
         if rows < SHORT_BLOCK:
             why.append(f"A time block of validation has {rows:.0f} rows, fewer than {SHORT_BLOCK}")
         if correlation is not None and rows < TIMES_CORRELATION * correlation:

@@ -29,12 +29,9 @@ parameters (benchmarks/cross_fitting.py).
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
-
-from sparkdiff.evaluation import guard
 
 MOST = 2.0
 """The largest factor of the variance, taken where it can't be estimated."""
@@ -47,18 +44,14 @@ class FoldSums:
     """What the networks of one fold show on the rows, as sums over blocks that are the same in all folds.
 
     Attributes:
-        original: (B,) sums of weight * loss of the fold's original on the rows of the fold.
-        gains: (B,) sums of weight * (loss of the original - loss of the tuned network) there.
+        gains: (B,) sums of weight * (loss of the original - loss of the tuned network) on the rows of the fold.
         weights: (B,) sums of the weights there.
-        units: rows or groups of the fold.
         elsewhere: (B,) the gains of the same two networks on the rows of all other folds, which trained them. They only tell
             how much the folds' networks disagree, and are used where no block has rows of several folds.
     """
 
-    original: Tensor
     gains: Tensor
     weights: Tensor
-    units: int
     elsewhere: Tensor | None = None
 
 
@@ -74,24 +67,3 @@ def dependence(folds: Sequence[FoldSums]) -> float:
         others = torch.stack([x[own] for j, x in enumerate(elsewhere) if j != k])
         by_training += len(others) * float(others.var(0).sum())
     return 1 + min(by_training / total, MOST - 1) if total > 0 and by_training == by_training else MOST
-
-
-def decide(
-    folds: Sequence[FoldSums], *, level: float = 0.025, unit: Literal["rows", "groups"] = "rows", seed: int = 0
-) -> guard.Verdict:  # fmt: skip
-    """Test whether the procedure that made the tuned networks gains, by the rows of all folds.
-
-    Args:
-        level: p-value to accept; from 1 on any positive mean gain is accepted.
-        unit: what was dealt into folds and blocks.
-
-    Raises:
-        InputError: with fewer than 30 units, or a weight that is negative or not finite.
-    """
-    original, gains, weights = (
-        torch.stack([getattr(fold, name) for fold in folds]).sum(0) for name in ("original", "gains", "weights")
-    )
-    return guard.decide(
-        gains[None], weights, level=level, original=original, unit=unit, units=sum(fold.units for fold in folds),
-        dependence=dependence(folds), seed=seed,
-    )  # fmt: skip

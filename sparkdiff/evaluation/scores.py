@@ -10,14 +10,13 @@ from sparkdiff.data.blocks import MAX_BLOCKS
 from sparkdiff.data.stream import Batch
 from sparkdiff.errors import InputError
 from sparkdiff.evaluation.data import Data
-from sparkdiff.evaluation.recorded import Predicts
 from sparkdiff.objectives.metric import Metric, influence
 from sparkdiff.objectives.objective import Rows, zero_margin
 from sparkdiff.pipeline.network import Network
 from sparkdiff.stages.predictor import Predictor
 from sparkdiff.stages.projection import PCA
 from sparkdiff.tensors.rows import SparseRows, on_gpu, taken
-from sparkdiff.tensors.team import ALONE, Team
+from sparkdiff.tensors.team import Team
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,29 +170,6 @@ def score(network: Network, data: Data, split: str, metric: Metric) -> Score:
     if not broken and metric.needs and not math.isfinite(found.mean):
         raise InputError(f"metric={metric.name!r} is undefined on the {split} rows: it needs {metric.needs}")
     return found
-
-
-@torch.no_grad()
-def contributions(network: Predicts, data: Data, split: str, metric: Metric) -> Tensor:
-    """w * loss, or w * influence, of each row of a split (n,) in stream order, for one process; its sum is the sum of
-    the Score.
-    """
-    tally, places, n = Tally(metric, network.head), [], 0
-    parts = []
-    for batch, label, weight, block in data.batches(split):
-        margin = network.margin(data.values(batch))
-        if metric.rows is not None:
-            parts.append(torch.where(weight > 0, metric.rows(margin, label, weight), 0.0) * weight)
-            continue
-        tally.add(margin, label, weight, block)
-        places.append(n + (weight > 0).nonzero()[:, 0])
-        n += len(weight)
-    if metric.rows is not None:
-        return metric.sign * torch.cat(parts)
-    [column], label, weight, _ = tally.rows(ALONE)
-    out = weight.new_zeros(n)
-    out[torch.cat(places)] = weight * influence(metric, column, label, weight)
-    return metric.sign * out
 
 
 def _explain(network: Network, data: Data, batch: Batch, bad: Tensor) -> None:

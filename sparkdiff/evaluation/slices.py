@@ -13,6 +13,7 @@ from sparkdiff.data.stream import BatchColumn
 from sparkdiff.evaluation import guard
 from sparkdiff.evaluation.data import Data, scalar
 from sparkdiff.evaluation.recorded import Predicts
+from sparkdiff.evaluation.units import Kind, units_of
 from sparkdiff.objectives.metric import Metric, influence
 
 
@@ -23,8 +24,8 @@ class Change:
     Attributes:
         column, value: the slice; None and None where the set is a whole split. Null has the value None too.
         rows: of weight > 0.
-        units: rows, or blocks of groups or of time that hold such rows (of many groups some share a block); of a metric that
-            compares two classes those of the rarer one.
+        units: the effective number, by their weights, of rows, or of blocks of groups or of time (of many groups some share a
+            block), that the metric counts: see `sparkdiff.evaluation.units`.
         before, after: the metric, None without rows or where it is undefined on them (the area under the ROC curve of one
             class, say).
         gain: how much better, in the metric's units; error: its standard error, by block; None with fewer than two blocks.
@@ -53,7 +54,7 @@ def shown(value: Any) -> str:
 
 def changes(
     old: Predicts, new: Predicts, data: Data, split: str, metric: Metric, columns: Sequence[BatchColumn], *,
-    unit: str, level: float, joined: int = 1, seed: int = 0,
+    unit: Kind, level: float, joined: int = 1, seed: int = 0,
 ) -> list[Change]:  # fmt: skip
     """The metric of both networks on every slice by these columns, or on the whole split where there are none; one pass.
 
@@ -66,7 +67,7 @@ def changes(
 
 @torch.no_grad()
 def sums(
-    old: Predicts, new: Predicts, data: Data, split: str, metric: Metric, columns: Sequence[BatchColumn], *, unit: str
+    old: Predicts, new: Predicts, data: Data, split: str, metric: Metric, columns: Sequence[BatchColumn], *, unit: Kind
 ) -> "SliceSums":  # fmt: skip
     """Sums of both networks' metric per slice by these columns, and per block of the guard; one pass.
 
@@ -97,9 +98,10 @@ def sums(
         for k in range(len(sets)):
             rows = (places == k).any(1)
             y, w, where = label[rows], weight[rows], block[rows]
-            first, second = (metric.sign * w * influence(metric, column[rows], y, w) for column in (one, other))
+            pair = [column[rows] for column in (one, other)]
+            first, second = (metric.sign * w * influence(metric, column, y, w) for column in pair)
             found.add(torch.full_like(where, k), first, first - second, w, where)
-            units[k] = min(_units(where[part], unit) for part in ((y > 0.5, y <= 0.5) if metric.ranks else (y == y,)))
+            units[k] = round(units_of(metric, pair, (y, y), w, None if unit == "rows" else where, unit).number)
     return SliceSums(tuple(sets), found.loss, found.gains, found.weights, found.rows.sum(1), units, metric.sign)
 
 
@@ -153,16 +155,12 @@ class SliceSums:
         return replace(self, loss=factor * self.loss, gains=factor * self.gains, weights=factor * self.weights)
 
 
-def _units(block: Tensor, unit: str) -> int:
-    return len(block) if unit == "rows" else len(block.unique())
-
-
 class _Sums:
     """Sums per slice and block, (slices, B)."""
 
     def __init__(self, sets: int):
         size = (sets, blocks.MAX_BLOCKS)
-        self.loss, self.gains, self.weights = (torch.zeros(size, dtype=torch.float64) for _ in range(3))
+        self.loss, self.gains, self.weights, self.squares = (torch.zeros(size, dtype=torch.float64) for _ in range(4))
         self.rows = torch.zeros(size, dtype=torch.int64)
 
     def add(self, place: Tensor, loss: Tensor, gain: Tensor, weight: Tensor, block: Tensor) -> None:
@@ -171,13 +169,15 @@ class _Sums:
             (self.loss, loss),
             (self.gains, gain),
             (self.weights, weight),
+            (self.squares, weight.square()),
             (self.rows, (weight > 0).long()),
         ):
             sums.view(-1).index_add_(0, at, x)
 
     def units(self, unit: str) -> Tensor:
-        """(slices,)"""
-        return (self.rows if unit == "rows" else (self.rows > 0).long()).sum(1)
+        """The effective number of rows or blocks, (slices,)."""
+        squares = (self.squares if unit == "rows" else self.weights.square()).sum(1)
+        return (self.weights.sum(1).square() / squares.clamp_min(1e-300)).round().long()
 
 
 def _change(

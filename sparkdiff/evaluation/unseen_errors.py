@@ -20,19 +20,17 @@ from torch import Tensor
 
 from sparkdiff.evaluation.data import Data
 from sparkdiff.evaluation.recorded import Predicts
+from sparkdiff.evaluation.units import Costs, high
 from sparkdiff.objectives.metric import Metric
-
-SUREST = 0.025
-"""The share of rows that may be surer than the one that is added: a few rows far from all others are no likely errors."""
 
 
 @dataclass(frozen=True)
 class Unseen:
-    """One more row that is predicted wrongly, against the gain of those that were seen.
+    """One more row that is predicted wrongly, or one more group, against the gain of those that were seen.
 
     Attributes:
         gain: of all rows together, weight * loss.
-        cost: by how much weight * loss of the row is larger than the original's.
+        cost: by how much weight * loss of the row or group is larger than the original's.
     """
 
     gain: float
@@ -44,17 +42,17 @@ class Unseen:
         return self.cost >= self.gain
 
 
-def unseen(gain: float, costs: Tensor) -> Unseen | None:
-    """What one more row would make of a gain; None where no row could be wrong.
+def unseen(gain: float, costs: Tensor, training: Costs | None) -> Unseen | None:
+    """One more unit beside a gain; None where no row could be wrong.
 
     Args:
         gain: of all rows together.
         costs: (n,) of each row, were its label another one.
+        training: what training units cost. Of groups, one is added that is as bad as the worst of these.
     """
-    if not len(costs):
-        return None
-    rank = max(1, math.ceil((1 - SUREST) * len(costs)))
-    return Unseen(gain, float(costs.kthvalue(rank).values))
+    found = [high(costs)] if len(costs) else []
+    found += [training.high] if training is not None and training.kind == "groups" else []
+    return Unseen(gain, max(found)) if found else None
 
 
 @torch.no_grad()

@@ -278,7 +278,7 @@ def judged_by_rows(run: Run, original: Measured, fitted: Fitted) -> Judged:
         if is_rounded(o, metric):  # the guard decides on rows and ties as the network has them
             ledger = ledger.measured_again(held_out.blocks - tuned.blocks)
         networks, reference = (run.network, found.network), bool(run.cache.rows(REFERENCE))
-        judged = judge(run.task.options, run.data, metric, networks, ledger, held_out, reference=reference)
+        judged = judge(run.task.options, run.data, metric, networks, ledger, reference=reference)
         warnings = datachecks.too_few_rows(ledger.gains, ledger.weights, judged.verdict, held_out.mean)
         if fitted.wishes is not None and judged.accepted:
             warnings = [*warnings, *fitted.wishes.broken(found.network)]

@@ -1,13 +1,13 @@
 """Parts that are not missed: removed once the rounds are over, by a test of non-inferiority."""
 
 import dataclasses
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from sparkdiff.evaluation import guard
 from sparkdiff.evaluation.ledger import LedgerTrial
+from sparkdiff.evaluation.units import Units
 from sparkdiff.growth.criterion import Criterion
 from sparkdiff.growth.rounds import Grown, Limits, Member, mixed
 from sparkdiff.growth.table import Table
@@ -65,9 +65,6 @@ def not_worse(
     """
     o = options
     level = o.guard / o.fleetSize if o.guard < 1 else 0.025
-    unit: Literal["rows", "groups"] = "groups" if o.groupCol else "rows"
-    units = int((weights > 0).sum()) if o.groupCol else rows
-    if units < guard.MIN_UNITS:
-        return False
+    units = Units(float((weights > 0).sum()), "groups") if o.groupCol else Units(rows)
     better = spared * weights - losses
-    return guard.decide(better, weights, chosen=chosen, level=level, unit=unit, units=units, seed=o.seed).accepted
+    return guard.decide(better, weights, chosen=chosen, level=level, units=units, seed=o.seed).accepted

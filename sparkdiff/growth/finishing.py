@@ -68,7 +68,7 @@ def finish(run: Run, first: Score, grown: Grown, width: int, seconds: float | No
     ledger = whole_ledger(grown, own[VALIDATION], start.scores[VALIDATION], fitted)
     with run.phases.phase("judge"):
         judgement = judge(
-            run.task.options, run.data, run.goal.metric, (plain, network), ledger, own[VALIDATION],
+            run.task.options, run.data, run.goal.metric, (plain, network), ledger,
             reference=bool(run.cache.rows("reference")),
         )  # fmt: skip
     return Finished(run, Measured(own, None), start, fitted, network, ledger, judgement, tuned)

@@ -146,7 +146,7 @@ def with_parts(done: Finished, parity: Parity | None, after: Measured, told: Tol
 
 def _why(done: Finished) -> str:
     run, judgement, held = done.run, done.judgement, done.before.scores[VALIDATION]
-    if judgement.verdict.best < 0:
-        return "the grown pipeline does not gain on the validation rows"
     history = done.fitted.found.history
-    return reason(judgement, run.task.options, run.goal.metric, held.value, history, whose="the grown pipeline's")
+    return reason(
+        judgement, run.task.options, run.goal.metric, held.value, history, whose="the grown pipeline's", folds=False
+    )

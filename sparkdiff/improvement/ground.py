@@ -11,7 +11,7 @@ import torch
 from pyspark.ml import PipelineModel
 
 from sparkdiff import jvm
-from sparkdiff.data.splits import REFERENCE, TEST, VALIDATION, Boundaries, Source
+from sparkdiff.data.splits import REFERENCE, TEST, TRAIN, VALIDATION, Boundaries, Source
 from sparkdiff.errors import InputError
 from sparkdiff.evaluation.recorded import Recorded, recorded
 from sparkdiff.evaluation.scores import Score
@@ -30,6 +30,7 @@ from sparkdiff.objectives.composite import class_weights
 from sparkdiff.objectives.metric import Metric
 from sparkdiff.options import Options
 from sparkdiff.pipeline.nesting import flatten
+from sparkdiff.pipeline.network import Network
 from sparkdiff.pipeline.parity import Parity
 from sparkdiff.pipeline.translation import linked
 from sparkdiff.report import Phases
@@ -41,6 +42,8 @@ CORES = 2
 """What an arm can use: one core of Spark's or of torch's, and one for the process that tells them what to do."""
 HELD_OUT = (VALIDATION, TEST, REFERENCE)
 """Splits whose margins are kept row by row."""
+TRAINING_ROWS = 100_000
+"""Training rows up to which their margins are kept, too: of more, a quarter as many held-out rows show how losses are spread."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -226,10 +229,15 @@ def measure(ground: Ground, model: Any) -> Measurement:
 
 
 def _measurement(run: Run, measured: Measured) -> Measurement:
-    splits = tuple(s for s in HELD_OUT if s in run.cache.splits)
     return Measurement(
-        run.task, measured.scores, recorded(run.network, run.data, splits), measured.parity, costs.of_model(run.task.model)
+        run.task, measured.scores, recorded_rows(run, run.network), measured.parity, costs.of_model(run.task.model)
     )  # fmt: skip
+
+
+def recorded_rows(run: Run, network: Network) -> Recorded:
+    """The margins that decide, and those of the training rows if they are not too many."""
+    splits = (TRAIN, *HELD_OUT) if run.cache.rows(TRAIN) <= TRAINING_ROWS else HELD_OUT
+    return recorded(network, run.data, tuple(s for s in splits if s in run.cache.splits))
 
 
 def check_same_rows(original: Measurement, other: Measurement) -> None:
@@ -241,7 +249,7 @@ def check_same_rows(original: Measurement, other: Measurement) -> None:
     head = other.task.cut.graph.head.uid
     if not torch.equal(one.keys, two.keys):
         raise InputError(
-            f"{head}: the pipeline predicts {len(two.keys):,} of the {len(one.keys):,} held-out rows that the original predicts"
+            f"{head}: the pipeline predicts {len(two.keys):,} of the {len(one.keys):,} rows that the original predicts"
         )
     if not torch.equal(one.labels, two.labels):
         changed = int((one.labels != two.labels).sum())

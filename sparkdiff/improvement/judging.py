@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from sparkdiff import jvm
-from sparkdiff.data.splits import REFERENCE, VALIDATION
+from sparkdiff.data.splits import REFERENCE, TRAIN, VALIDATION
 from sparkdiff.diagnostics import rows as datachecks
 from sparkdiff.errors import InputError, ParityError
 from sparkdiff.evaluation import guard
@@ -15,7 +15,7 @@ from sparkdiff.evaluation.ledger import Ledger
 from sparkdiff.evaluation.recorded import keyed
 from sparkdiff.improvement.candidate import ROUNDING, Candidate, Step, share, whole_ledger
 from sparkdiff.improvement.folding import folded
-from sparkdiff.improvement.ground import Ground, allowed, measure
+from sparkdiff.improvement.ground import TRAINING_ROWS, Ground, allowed, measure
 from sparkdiff.improvement.settings import CHANGES_FORM
 
 BEST, AS_CHEAP, SAME_FORM, SIMPLER = "best", "asCheap", "sameForm", "simpler"
@@ -85,8 +85,11 @@ class TestedFamily:
 
     def p(self, row: int, verdict: guard.Verdict, seed: int) -> float:
         """The p-value of a row, adjusted for all others: `guard.step_down`."""
-        held = self.weights > 0
-        found = guard.step_down(self.gains[:, held], level=verdict.level, joined=verdict.joined, seed=seed)
+        held, missing = self.weights > 0, torch.zeros(len(self.gains), dtype=torch.float64)
+        missing[row] = verdict.missing
+        found = guard.step_down(
+            self.gains[:, held], level=verdict.level, joined=verdict.joined, seed=seed, missing=missing
+        )  # fmt: skip
         return float(found[row])
 
 
@@ -98,16 +101,23 @@ def decide(ground: Ground, steps: Sequence[Step]) -> Decision:
     family = family_of(ground, steps, ledger, worth[0][0] if worth else -1)
     with ground.begun(ground.start.task) as run:
         data, reference = keyed(run.data), bool(run.cache.rows(REFERENCE))
-        held = ground.start.scores[VALIDATION]
+        held, training = ground.start.scores[VALIDATION], run.cache.rows(TRAIN) <= TRAINING_ROWS
 
         def judged(column: int, candidate: Candidate) -> JudgedCandidate:
             gained = float(ledger.gains[column].sum()) > 0
             own = dataclasses.replace(ledger, chosen=column if gained else -1)
             networks = (run.network, candidate.found.recorded)
             found = judge(
-                run.task.options, data, run.goal.metric, networks, own, held, reference=reference, always=True
+                run.task.options,
+                data,
+                run.goal.metric,
+                networks,
+                own,
+                reference=reference,
+                training=training,
+                always=True,
             )
-            return _stepped(candidate, found, column, family, ground.options.seed)
+            return _stepped(candidate, found, column, family, ground)
 
         all_judged = tuple(judged(k, c) for k, c in worth)
         first = next((j for j in all_judged if j.judgement.verdict.best >= 0), None)
@@ -152,12 +162,14 @@ def _finalists(ground: Ground, ordered: Sequence[tuple[int, Candidate]]) -> list
     return found
 
 
-def _stepped(candidate: Candidate, found: Judgement, column: int, family: TestedFamily, seed: int) -> JudgedCandidate:
+def _stepped(
+    candidate: Candidate, found: Judgement, column: int, family: TestedFamily, ground: Ground
+) -> JudgedCandidate:  # fmt: skip
     """The judgement with a p-value that allows for several offers."""
     verdict = found.verdict
-    if verdict.best < 0 or verdict.level >= 1:
+    if verdict.best < 0 or verdict.level >= 1 or verdict.against or ground.metric.denominators is not None:
         return JudgedCandidate(candidate, found, verdict.p, column)
-    p = family.p(column, verdict, seed)
+    p = family.p(column, verdict, ground.options.seed)
     verdict = dataclasses.replace(verdict, p=p, accepted=p < verdict.level)
     return JudgedCandidate(candidate, dataclasses.replace(found, verdict=verdict), p, column)
 
@@ -202,7 +214,7 @@ def _no_worse(ground: Ground, simpler: JudgedCandidate, best: JudgedCandidate | 
     row = family.spared.get((simpler.column, -1 if best is None else best.column))
     against, verdict = simpler.judgement, simpler.judgement.verdict
     if (
-        row is None or against.worse or against.flips
+        row is None or against.worse or against.flips or verdict.untested
     ):  # None: the best is another one than the leader, or nothing may be lost
         return False
     if verdict.level >= 1:  # whoever accepts any gain still wants to know what it loses

@@ -101,11 +101,12 @@ def _found_at(steps: Sequence[Step], best: JudgedCandidate | None) -> float | No
 
 
 def _reason(ground: Ground, shown: JudgedCandidate | None) -> str:
-    if shown is None or shown.judgement.verdict.best < 0:
-        return "nothing that was tried is better on the validation rows"
+    if shown is None or (shown.judgement.verdict.best < 0 and not shown.judgement.verdict.untested):
+        return "nothing that was tried is better on the validation rows; to look further, raise the budget, or pass more columns"
     held = ground.start.scores[VALIDATION].value
     whose = f"the gain of {shown.candidate.name!r}"
-    return reason(shown.judgement, ground.options, ground.metric, held, whose=whose).replace(f"{whose} gain", whose)
+    text = reason(shown.judgement, ground.options, ground.metric, held, whose=whose, folds=False)
+    return text.replace(f"{whose} gain", whose)
 
 
 def _warnings(ground: Ground, decision: Decision, verdict: guard.Verdict) -> list[str]:
@@ -162,5 +163,5 @@ def _against(judgement: Judgement) -> str:
         return ""
     against = [f"worse on {c.name}" for c in judgement.worse[:1]]
     against += ["too many labels change"] if judgement.flips else []
-    against += ["one more wrong prediction would undo it"] if judgement.fragile else []
+    against += ["one more wrong prediction, or bad group, would undo it"] if judgement.fragile else []
     return ", ".join(against)

@@ -20,6 +20,31 @@ Value = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
+class Denominators:
+    """The rows that a metric of predicted classes divides by, for each class that it looks at.
+
+    Attributes:
+        classes: the classes.
+        rows: (prediction (n,), label (n,), class) -> (n,) bool, the rows in the denominator of the class.
+        words: these rows, in words that end before the number of the class.
+        by_label: whether a row that is wrong has the class as its label, in place of its prediction.
+        shares: whether the classes' values are added up by the classes' shares of the labels.
+    """
+
+    classes: tuple[int, ...]
+    rows: Callable[[Tensor, Tensor, int], Tensor]
+    words: str
+    by_label: bool = False
+    shares: bool = False
+
+    def wrong_rows(self, number: int) -> tuple[Tensor, Tensor]:
+        """The prediction and the label of one wrongly predicted row for each denominator, (classes,), among so many classes."""
+        own = torch.tensor(self.classes, dtype=torch.float64)
+        other = (own + 1) % number
+        return (other, own) if self.by_label else (own, other)
+
+
+@dataclass(frozen=True)
 class Metric(Bound):
     """A metric bound to a predictor.
 
@@ -29,6 +54,7 @@ class Metric(Bound):
         value: (column, label (n,), weight (n,)) -> (), differentiable in the weights, NaN if undefined.
         needs: the condition on the rows under which the metric is defined.
         ranks: whether rows of class 1 are compared with rows of class 0, so that both classes need enough rows.
+        denominators: of a metric that divides by numbers of rows of classes.
     """
 
     larger: bool = False
@@ -36,6 +62,7 @@ class Metric(Bound):
     value: Value | None = None
     needs: str = ""
     ranks: bool = False
+    denominators: Denominators | None = None
 
     @property
     def direction(self) -> str:

@@ -21,7 +21,7 @@ from sparkdiff.objectives.losses import (
     UNLABELLED,
     resolve as resolve_loss,
 )
-from sparkdiff.objectives.metric import Metric, Value
+from sparkdiff.objectives.metric import Denominators, Metric, Value
 from sparkdiff.objectives.objective import Objective, Rows
 from sparkdiff.options import Options
 from sparkdiff.stages.predictor import Predictor
@@ -276,6 +276,19 @@ BY_CLASS: dict[str, ByClass] = {
     "recall": Counts.recall,
     "fMeasure": Counts.f_measure,
 }
+
+
+def _denominators(kind: str, classes: tuple[int, ...], *, shares: bool = False) -> Denominators:
+    """The rows that one of BY_CLASS divides by."""
+    if kind == "precision":
+        return Denominators(classes, lambda p, y, k: p == k, "predicted as class", shares=shares)
+    if kind == "falsePositiveRate":
+        return Denominators(classes, lambda p, y, k: y != k, "of other classes than", shares=shares)
+    if kind == "fMeasure":
+        return Denominators(classes, lambda p, y, k: (p == k) | (y == k), "of, or predicted as, class", shares=shares)
+    return Denominators(classes, lambda p, y, k: y == k, "of class", by_label=True, shares=shares)
+
+
 MULTICLASS = (
     *("f1", "accuracy", "hammingLoss", "weightedPrecision", "weightedRecall", "weightedTruePositiveRate"),
     *("weightedFalsePositiveRate", "weightedFMeasure", "truePositiveRateByLabel", "falsePositiveRateByLabel"),
@@ -324,9 +337,13 @@ def _classes(name: str, params: Mapping[str, Any], head: Predictor) -> Metric:
             return torch.where(counts.label[one] > 0, by_class(counts, beta)[one], torch.nan)
 
         needs = f"rows of class {one}" + (" and of others" if name.startswith("false") else "")
-        return Metric(name, larger=not name.startswith("false"), column=decision, value=of_label, needs=needs)
+        counted = _denominators(name.removesuffix("ByLabel"), (one,))
+        return Metric(
+            name, larger=not name.startswith("false"), column=decision, value=of_label, needs=needs, denominators=counted
+        )  # fmt: skip
     kind = {"f1": "weightedFMeasure"}.get(name, name).removeprefix("weighted")
-    of_class = BY_CLASS[kind[0].lower() + kind[1:]]
+    kind = kind[0].lower() + kind[1:]
+    of_class = BY_CLASS[kind]
 
     def weighted(prediction: Tensor, y: Tensor, w: Tensor) -> Tensor:
         counts = Counts.of(prediction, y, w, k)
@@ -335,5 +352,6 @@ def _classes(name: str, params: Mapping[str, Any], head: Predictor) -> Metric:
 
     larger = name != "weightedFalsePositiveRate"
     return Metric(
-        name, larger=larger, column=decision, value=weighted, needs="" if larger else "rows of several classes"
-    )
+        name, larger=larger, column=decision, value=weighted, needs="" if larger else "rows of several classes",
+        denominators=_denominators(kind, tuple(range(k)), shares=True),
+    )  # fmt: skip

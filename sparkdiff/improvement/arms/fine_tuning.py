@@ -7,13 +7,12 @@ from typing import Any
 from sparkdiff.data.splits import VALIDATION
 from sparkdiff.evaluation.checks import is_rounded, trained_score
 from sparkdiff.evaluation.ledger import LedgerTrial
-from sparkdiff.evaluation.recorded import recorded
 from sparkdiff.fine_tuning.phases import trained, verified, written
 from sparkdiff.growth import costs
 from sparkdiff.improvement.arm import Arm
 from sparkdiff.improvement.budget import Limit
 from sparkdiff.improvement.candidate import Candidate, Step, rounded
-from sparkdiff.improvement.ground import HELD_OUT, Ground, Measurement, check_same_rows
+from sparkdiff.improvement.ground import Ground, Measurement, check_same_rows, recorded_rows
 from sparkdiff.report.shares import share_of
 from sparkdiff.training.recipes import recipes_for
 
@@ -55,7 +54,7 @@ def fine_tuned(
         if is_rounded(o, metric):  # the guard decides on rows and ties as the network has them
             ledger = ledger.measured_again(before.scores[VALIDATION].blocks - tuned.blocks)
         gains = rounded(ground, ledger.gains + shift)
-        margins = recorded(network, run.data, tuple(s for s in HELD_OUT if s in run.cache.splits))
+        margins = recorded_rows(run, network)
         model, after = written(run, before, network, {VALIDATION: tuned})
     found = Measurement(ground.task(model), after.scores, margins, after.parity, costs.of_model(model))
     check_same_rows(ground.start, found)

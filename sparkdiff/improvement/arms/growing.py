@@ -6,7 +6,6 @@ from dataclasses import asdict, replace
 
 from sparkdiff.data.splits import VALIDATION
 from sparkdiff.errors import InputError
-from sparkdiff.evaluation.recorded import recorded
 from sparkdiff.fine_tuning.phases import verified, written
 from sparkdiff.growth import costs
 from sparkdiff.growth.assembly import cost_of, grown_pipeline, serving_of, width_of
@@ -24,7 +23,7 @@ from sparkdiff.improvement.arm import Arm
 from sparkdiff.improvement.arms import boosting
 from sparkdiff.improvement.budget import Limit
 from sparkdiff.improvement.candidate import Candidate, Step, rounded, shortened
-from sparkdiff.improvement.ground import HELD_OUT, Ground, Measurement, check_same_rows
+from sparkdiff.improvement.ground import Ground, Measurement, check_same_rows, recorded_rows
 from sparkdiff.report.shares import share_of
 
 FEW, MANY = 1, 6
@@ -103,7 +102,7 @@ def grown(ground: Ground, limit: Limit, settings: GrowthSettings, arm: str, numb
     check_cost(serving, [m.part for m in found.members], cost_of(made, start.head, serving))
     with ground.begun(replace(ground.task(made), options=options)) as run:
         done = finish(run, first, found, width_of(start.head.stage), clock.left(limit.seconds), replace=True)
-        margins = recorded(done.network, run.data, tuple(s for s in HELD_OUT if s in run.cache.splits))
+        margins = recorded_rows(run, done.network)
         model, after = written(run, done.start, done.network, {VALIDATION: done.tuned})
     names = ", ".join(m.part.name for m in found.members)
     measured = Measurement(ground.task(model), after.scores, margins, after.parity, costs.of_model(model))

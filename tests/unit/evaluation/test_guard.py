@@ -3,6 +3,7 @@
 import itertools
 import math
 import time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from torch import Tensor
 from sparkdiff.errors import InputError
 from sparkdiff.evaluation import guard
 from sparkdiff.evaluation.guard import correlation_time, decide
+from sparkdiff.evaluation.units import Units
 
 pytestmark = pytest.mark.once  # torch alone, which all stacks have in one version
 
@@ -71,7 +73,7 @@ def test_p_is_the_share_of_all_sign_patterns(columns: int):
     signs = torch.tensor(list(itertools.product((-1.0, 1.0), repeat=blocks)), dtype=torch.float64)
     largest = (signs @ (gains / gains.norm(dim=1, keepdim=True)).T).amax(1)
     exact = float((largest >= scores[gains.sum(1).argmax()] - 1e-9).double().mean())
-    seen = [decide(gains, ones(blocks), units=1000, level=0.02, seed=seed).p for seed in range(40)]
+    seen = [decide(gains, ones(blocks), units=Units(1000), level=0.02, seed=seed).p for seed in range(40)]
     assert sum(seen) / 40 == pytest.approx(exact, abs=0.004)
 
 
@@ -160,7 +162,7 @@ def test_deterministic_and_away_from_the_global_generator():
 def test_arguments_are_untouched():
     gains, weights = normal(3, 64) + 1, ones(64)
     before = gains.clone(), weights.clone()
-    decide(gains, weights, unit="blocks", blockRows=10, correlationTime=20)
+    decide(gains, weights, units=Units(64, "blocks"), blockRows=10, correlationTime=20)
     assert torch.equal(gains, before[0])
     assert torch.equal(weights, before[1])
 
@@ -170,16 +172,19 @@ def test_level_one_accepts_any_gain_and_only_a_gain():
     gains -= gains.mean(1, keepdim=True)
     assert decide(gains + 0.001, ones(100), level=1.0).accepted
     assert not decide(gains - 0.001, ones(100), level=1.0).accepted
-    verdict = decide(gains + 0.001, ones(100), level=1.0, unit="groups", units=40)
+    verdict = decide(gains + 0.001, ones(100), level=1.0, units=Units(40, "groups"))
     assert (verdict.accepted, verdict.level, verdict.warnings) == (True, 1.0, ())
 
 
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"unit": "groups", "units": 49}, ["49 groups", "50"]),
-        ({"unit": "blocks", "blockRows": 199.0}, ["199 rows", "200"]),
-        ({"unit": "blocks", "blockRows": 400.0, "correlationTime": 41.0}, ["400 rows", "10 times", "41.0 rows"]),
+        ({"units": Units(49, "groups")}, ["49 groups", "50"]),
+        ({"units": Units(50, "blocks"), "blockRows": 199.0}, ["199 rows", "200"]),
+        (
+            {"units": Units(50, "blocks"), "blockRows": 400.0, "correlationTime": 41.0},
+            ["400 rows", "10 times", "41.0 rows"],
+        ),
     ],
 )
 def test_few_groups_and_short_blocks_ask_for_more(given: dict, words: list[str]):
@@ -193,11 +198,11 @@ def test_few_groups_and_short_blocks_ask_for_more(given: dict, words: list[str])
 @pytest.mark.parametrize(
     "given",
     [
-        {"unit": "groups", "units": 50},
-        {"unit": "blocks", "blockRows": 200.0},
-        {"unit": "blocks", "blockRows": 400.0, "correlationTime": 40.0},
-        {"unit": "blocks"},
-        {"unit": "rows", "units": 30},
+        {"units": Units(50, "groups")},
+        {"units": Units(50, "blocks"), "blockRows": 200.0},
+        {"units": Units(50, "blocks"), "blockRows": 400.0, "correlationTime": 40.0},
+        {"units": Units(50, "blocks")},
+        {"units": Units(30)},
     ],
 )
 def test_enough_of_them_ask_for_nothing(given: dict):
@@ -206,7 +211,7 @@ def test_enough_of_them_ask_for_nothing(given: dict):
 
 
 def test_two_reasons_shrink_the_level_once():
-    verdict = decide(normal(2, 50) + 1, ones(50), unit="blocks", blockRows=100, correlationTime=11)
+    verdict = decide(normal(2, 50) + 1, ones(50), units=Units(50, "blocks"), blockRows=100, correlationTime=11)
     assert verdict.level == pytest.approx(0.01)
     assert len(verdict.warnings) == 2
 
@@ -214,31 +219,31 @@ def test_two_reasons_shrink_the_level_once():
 @pytest.mark.parametrize(("slowness", "joined"), [(20.2, 3), (1000.0, 4)])
 def test_blocks_shorter_than_the_correlation_are_joined(slowness: float, joined: int):
     gains = normal(5, 50) + 0.4
-    verdict = decide(gains, ones(50), unit="blocks", blockRows=201.0, correlationTime=slowness)
+    verdict = decide(gains, ones(50), units=Units(50, "blocks"), blockRows=201.0, correlationTime=slowness)
     parts = [x.sum(1) for x in gains.split(joined, dim=1)]
     weights = torch.tensor([float(len(x)) for x in ones(50).split(joined)])
-    expected = decide(torch.stack(parts, 1), weights, level=0.01, units=50)
+    expected = decide(torch.stack(parts, 1), weights, level=0.01, units=Units(50))
     assert f"{joined} neighbours" in verdict.warnings[0]
     assert (verdict.best, verdict.p, verdict.level) == (expected.best, expected.p, expected.level)
     assert verdict.z == pytest.approx(expected.z)
 
 
-@pytest.mark.parametrize("unit", ["rows", "groups", "blocks"])
-def test_fewer_than_thirty_are_refused(unit: str):
-    with pytest.raises(InputError, match=rf"29 {unit}.*at least 30.*validationFraction"):
-        decide(normal(2, 29), ones(29), unit=unit)
-    with pytest.raises(InputError, match=f"29 {unit}"):
-        decide(normal(2, 40), ones(40), unit=unit, units=29)
-    assert decide(normal(2, 30) + 1, ones(30), unit=unit).best >= 0
+@pytest.mark.parametrize("kind", ["rows", "groups", "blocks"])
+def test_fewer_than_thirty_are_not_tested(kind: Any) -> None:
+    clear = normal(2, 40) + 9
+    verdict = decide(clear, ones(40), units=Units(29, kind, " of class 1"))
+    assert (verdict.accepted, verdict.best, verdict.p) == (False, -1, 1.0)
+    assert verdict.untested == f"29 {kind} of class 1, 30 are needed"
+    assert decide(clear, ones(40), units=Units(12.34, kind)).untested == f"12.3 effective {kind}, 30 are needed"
+    assert decide(clear, ones(40), units=Units(30, kind)).best >= 0
+    assert decide(clear, ones(40), units=Units(2, kind), level=1).accepted  # whoever accepts any gain asks for no test
 
 
 def test_blocks_without_weight_do_not_count():
     weights = ones(40)
     weights[:11] = 0
-    with pytest.raises(InputError, match="29 rows"):
-        decide(normal(2, 40), weights)
-    with pytest.raises(InputError, match="0 rows"):
-        decide(normal(2, 40), torch.zeros(40))
+    assert decide(normal(2, 40) + 9, weights).untested == "29 rows, 30 are needed"
+    assert decide(normal(2, 40) + 9, torch.zeros(40)).untested == "0 rows, 30 are needed"
 
 
 @pytest.mark.parametrize("value", [-1.0, math.nan, math.inf])
@@ -393,8 +398,8 @@ def test_no_interval_without_a_gain_or_an_original_loss():
 
 def test_the_interval_is_wider_where_the_level_shrinks():
     gains, loss = normal(4, 45) + 0.5, 4 + normal(45, seed=1)
-    few = decide(gains, ones(45), original=loss, unit="groups", units=45)
-    many = decide(gains, ones(45), original=loss, unit="groups", units=50)
+    few = decide(gains, ones(45), original=loss, units=Units(45, "groups"))
+    many = decide(gains, ones(45), original=loss, units=Units(50, "groups"))
     assert few.interval[0] < many.interval[0] < many.interval[1] < few.interval[1]
 
 

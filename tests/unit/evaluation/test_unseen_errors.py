@@ -61,7 +61,7 @@ def test_a_wrong_label_is_never_the_predicted_one() -> None:
 def test_where_no_row_of_its_own_can_be_wrong_nothing_is_added(metric: str, head: Any) -> None:
     margin = torch.linspace(-1, 1, 6, dtype=torch.float64)
     found = measured(margin, 2 * margin, torch.ones(6, dtype=torch.float64), head, metric)
-    assert unseen(1.0, found) is None
+    assert unseen(1.0, found, None) is None
 
 
 def sharpened(rows: int, times: float, errors: int = 0) -> tuple[guard.Verdict, Unseen]:
@@ -72,7 +72,9 @@ def sharpened(rows: int, times: float, errors: int = 0) -> tuple[guard.Verdict, 
     label[:errors] = 1 - label[:errors]
     new = times * old
     gains = lost(old, label) - lost(new, label)
-    found = unseen(float(gains.sum()), measured(old, new, torch.ones(rows, dtype=torch.float64), logistic(), "logLoss"))
+    found = unseen(
+        float(gains.sum()), measured(old, new, torch.ones(rows, dtype=torch.float64), logistic(), "logLoss"), None
+    )
     assert found is not None
     return guard.decide(gains[None], torch.ones(rows)), found
 
@@ -96,7 +98,7 @@ def test_what_rows_have_shown_counts_beside_what_they_have_not() -> None:
 
 def test_a_few_rows_far_from_all_others_do_not_decide() -> None:
     ordinary = torch.linspace(0, 2, 98, dtype=torch.float64)
-    found = unseen(5.0, torch.cat([ordinary, ordinary.new_tensor([1e6, 1e9])]))
+    found = unseen(5.0, torch.cat([ordinary, ordinary.new_tensor([1e6, 1e9])]), None)
     assert found is not None and found.cost <= 2 and not found.undoes
 
 
@@ -106,6 +108,4 @@ def test_a_gain_that_one_more_row_would_undo_keeps_the_original_and_says_so() ->
     assert verdict.accepted and not judgement.accepted
     assert Judgement(verdict, 0.025, unseen=Unseen(9.0, 2.0)).accepted
     why = reason(judgement, Options(), metric_of("logLoss", logistic()), 0.1)
-    assert (
-        "one more row that is predicted as surely, and wrongly, would undo it" in why and "more validation rows" in why
-    )
+    assert "one more row that is predicted as surely, and wrongly, would undo it" in why and "set numFolds=5" in why

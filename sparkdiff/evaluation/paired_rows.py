@@ -1,0 +1,170 @@
+"""The rows that decide between two pipelines, and the test of what the second gains on them: the same for all verbs."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from sparkdiff.data.blocks import MAX_BLOCKS
+from sparkdiff.evaluation import guard
+from sparkdiff.evaluation.data import Data, scalar
+from sparkdiff.evaluation.ledger import Ledger
+from sparkdiff.evaluation.recorded import Predicts
+from sparkdiff.evaluation.units import Costs, Kind, Units, by_unit, effective_number, units_of
+from sparkdiff.objectives.metric import Metric, influence
+
+TRAINING_ROWS = 1_000_000
+"""Training rows that are looked at for rare losses: the first of the cache, which lie by hash."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PairedRows:
+    """Rows of weight > 0, as two pipelines see them.
+
+    Attributes:
+        original, other: (n,) weight * loss, or weight * influence, smaller is better.
+        weight, block: (n,)
+        unit: (n,) the group or the block of time of a row; None where each row decides by itself.
+        units: those that the metric counts.
+        wrong: (3, k) weight, original and other of one more unit for each denominator of the metric, which is predicted
+            wrongly. Without it a class that is predicted for few rows, all of them rightly, has no variance.
+        time: (n,) None without a timeCol.
+    """
+
+    original: Tensor
+    other: Tensor
+    weight: Tensor
+    block: Tensor
+    unit: Tensor | None
+    units: Units
+    wrong: Tensor
+    time: Tensor | None = None
+
+    def __add__(self, other: "PairedRows") -> "PairedRows":
+        """The rows of both, which share no unit."""
+        names = ("original", "other", "weight", "block", *(["unit"] if self.unit is not None else []))
+        joined = {name: torch.cat([getattr(self, name), getattr(other, name)]) for name in names}
+        units = dataclasses.replace(self.units, number=self.units.number + other.units.number)
+        return dataclasses.replace(self, **joined, units=units, wrong=torch.cat([self.wrong, other.wrong], 1))
+
+    def scaled(self, factor: float) -> "PairedRows":
+        """The rows with weights times this factor."""
+        scaled = {name: factor * getattr(self, name) for name in ("original", "other", "weight", "wrong")}
+        return dataclasses.replace(self, **scaled)
+
+    def costs(self) -> Costs:
+        """What the second pipeline costs the rows or groups; blocks of time are for held-out rows only."""
+        by_group = self.units.kind == "groups"
+        return Costs.of(self.other - self.original, self.unit if by_group else None, "groups" if by_group else "rows")
+
+    def ledger(self, other: Ledger | None) -> tuple[Ledger, Tensor]:
+        """The block sums to test, and those of the original's loss: what was tried in all, or only the second pipeline.
+
+        Where the metric divides by numbers of rows, the chosen column is measured with the units that are predicted wrongly,
+        which are blocks of their own.
+        """
+
+        def sums(x: Tensor) -> Tensor:
+            return x.new_zeros(MAX_BLOCKS).index_add(0, self.block, x)
+
+        weight, first, second = self.wrong
+        weights, original = torch.cat([sums(self.weight), weight]), torch.cat([sums(self.original), first])
+        own = original - torch.cat([sums(self.other), second])
+        if other is None:
+            return Ledger(own[None], weights, (), 0), original
+        gains = torch.nn.functional.pad(other.gains, (0, len(weight)))
+        if len(weight) and other.chosen >= 0:
+            gains[other.chosen] = own
+        return Ledger(gains, weights, other.trials, other.chosen), original
+
+
+def pair(
+    metric: Metric, columns: Sequence[Tensor], label: Sequence[Tensor], weight: Tensor, block: Tensor, unit: Tensor | None,
+    kind: Kind, time: Tensor | None = None,
+) -> PairedRows:  # fmt: skip
+    """The rows of two pipelines.
+
+    Args:
+        columns: of both pipelines, what the metric reads: a margin where it is a mean over rows, else the metric's column.
+        label: (n,) as each of them sees it, in the same order.
+    """
+    counted = metric.denominators
+    if metric.rows is not None:
+        one, other = (metric.sign * weight * metric.rows(m, y, weight) for m, y in zip(columns, label, strict=True))
+        return PairedRows(one, other, weight, block, unit, Units(effective_number(weight, unit), kind), _NONE, time)
+    found = []
+    extra = torch.empty(0, dtype=torch.float64)
+    for column, y in zip(columns, label, strict=True):
+        if counted is not None and len(y):
+            number = 1 + max(int(column.max()), int(y.max()), *counted.classes, 1)
+            prediction, wanted = counted.wrong_rows(number)
+            size = len(by_unit(weight, unit))
+            extra = torch.full_like(prediction, float(weight.sum()) / size)
+            column, y = torch.cat([column, prediction]), torch.cat([y, wanted])
+        w = torch.cat([weight, extra])
+        found.append(metric.sign * w * influence(metric, column, y, w))
+    units = units_of(metric, columns, label, weight, unit, kind)
+    n = len(weight)
+    wrong = torch.stack([extra, *(x[n:] for x in found)])
+    return PairedRows(found[0][:n], found[1][:n], weight, block, unit, units, wrong, time)
+
+
+_NONE = torch.empty((3, 0), dtype=torch.float64)
+
+
+@torch.no_grad()
+def read(
+    original: Predicts, other: Predicts, data: Data, split: str, metric: Metric, kind: Kind, most: int | None = None
+) -> PairedRows:  # fmt: skip
+    """The rows of a split, which has some, for one process; 40 bytes a row.
+
+    Args:
+        most: number of rows to look at; None for all.
+    """
+    parts: list[tuple[Tensor, ...]] = []
+    seen = 0
+    for batch, label, weight, block in data.batches(split):
+        if most is not None and seen >= most:
+            break
+        seen += len(label)
+        values, used = data.values(batch), weight > 0
+        margins = (network.margin(dict(values)) for network in (original, other))
+        own = [m if metric.column is None else metric.column(m) for m in margins]
+        if metric.rows is not None:
+            own = [torch.where(used, metric.rows(m, label, weight), 0.0) for m in own]
+        rest = (label, weight, block, scalar(batch, "block"), scalar(batch, "time"))
+        parts.append(tuple(x[used].to("cpu") for x in (*own, *rest)))
+    first, second, label, weight, block, unit, time = (torch.cat(x) for x in zip(*parts, strict=True))
+    measured = metric if metric.rows is None else dataclasses.replace(metric, rows=lambda loss, y, w: loss)
+    return pair(
+        measured, (first, second), (label, label), weight, block, None if kind == "rows" else unit, kind,
+        time if kind == "blocks" else None,
+    )  # fmt: skip
+
+
+def decide_by_rows(
+    rows: PairedRows, *, level: float, ledger: Ledger | None = None, training: Costs | None = None, dependence: float = 1.0,
+    seed: int = 0,
+) -> guard.Verdict:  # fmt: skip
+    """Test what the second pipeline gains on these rows; see `guard.decide`.
+
+    Args:
+        ledger: all that was tried, of which the second pipeline is the chosen column; None: nothing else was tried.
+        training: what the second pipeline costs on training rows; None where it isn't known.
+    """
+    tried, original = rows.ledger(ledger)
+    correlation = None
+    if rows.time is not None:
+        correlation = guard.correlation_time((rows.original - rows.other)[rows.time.argsort(stable=True)])
+    distinct = len(by_unit(rows.weight, rows.unit))
+    verdict = guard.decide(
+        tried.gains, tried.weights, chosen=tried.chosen, level=level, original=original, units=rows.units,
+        blockRows=len(rows.weight) / max(distinct, 1), correlationTime=correlation, dependence=dependence,
+        costs=None if training is None else (rows.costs(), training), seed=seed,
+    )  # fmt: skip
+    if verdict.best < 0 <= tried.chosen and not verdict.untested:
+        kind = rows.units.kind.removesuffix("s")
+        lost = f"nothing is left of it with one more {kind} that is predicted wrongly for each class that the metric counts"
+        return dataclasses.replace(verdict, best=tried.chosen, against=lost)
+    return verdict

@@ -1,0 +1,150 @@
+"""The units that decide, rows, groups or blocks of time: their effective number, and what a change costs on them.
+
+A metric that is a mean over few rows, whatever the number of all rows, shows little: precision counts the rows that are predicted
+as a class, recall those of the class, an area under a curve compares the rows of two classes. So the units in its denominator
+count. Of uneven weights, n units show as much as (sum w)^2 / sum w^2 of equal ones (Kish 1965, the effective sample size).
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from sparkdiff.objectives.metric import Denominators, Metric
+
+Kind = Literal["rows", "groups", "blocks"]
+FEW = 5
+"""Training units that must make up the mean square of the costs, for it to be taken as it is."""
+RULE_OF_THREE = 3.0
+WORST = 0.025
+"""The share of the units that may be worse than one that is added: a few that are far from all others are no likely ones."""
+
+
+@dataclass(frozen=True)
+class Units:
+    """The units that a metric counts.
+
+    Attributes:
+        number: effective, by their weights.
+        of: the class that they are of, in words; empty for all.
+    """
+
+    number: float
+    kind: Kind = "rows"
+    of: str = ""
+
+    def __str__(self) -> str:
+        whole = float(self.number).is_integer()
+        return f"{self.number:,.0f}" * whole + f"{self.number:,.1f} effective" * (not whole) + f" {self.kind}{self.of}"
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What a change costs on units: weight * (loss - loss of the original) where that is positive, else 0.
+
+    Attributes:
+        number: of the units.
+        squares, fourths: sums of the costs' powers.
+        high: the cost that WORST of the units exceed.
+        largest: the largest cost.
+    """
+
+    number: int
+    squares: float
+    fourths: float
+    high: float
+    largest: float
+    kind: Kind = "rows"
+
+    @staticmethod
+    def of(losses: Tensor, unit: Tensor | None, kind: Kind) -> "Costs":
+        """Of rows that lose this, weight included, (n,).
+
+        Args:
+            unit: (n,) each row's group or block; None: each row is a unit.
+        """
+        each = by_unit(losses, unit).nan_to_num(nan=0.0).clamp_min(0)
+        squares = each.square()
+        largest = float(each.max()) if len(each) else 0.0
+        return Costs(len(each), float(squares.sum()), float(squares.square().sum()), high(each), largest, kind)
+
+    def __add__(self, other: "Costs") -> "Costs":
+        return Costs(
+            self.number + other.number, self.squares + other.squares, self.fourths + other.fourths,
+            max(self.high, other.high), max(self.largest, other.largest), self.kind,
+        )  # fmt: skip
+
+    @property
+    def effective(self) -> float:
+        """The number of units that make up the sum of squares, (sum c^2)^2 / sum c^4."""
+        return self.squares**2 / self.fourths if self.fourths > 0 else float(self.number)
+
+    def missing_from(self, held: "Costs") -> float:
+        """The sum of squares that as many units as `held` would show by these, the training units, and don't show."""
+        if not self.number:
+            return 0.0
+        factor = RULE_OF_THREE if self.effective < FEW else 1.0
+        return max(factor * held.number * self.squares / self.number - held.squares, 0.0)
+
+    def __str__(self) -> str:
+        few = self.effective < FEW
+        how = f"fewer than {FEW} of {self.number:,}" if few else f"some of {self.number:,}"
+        then = ", too few to know how often such come" if few else ""
+        return f"{how} training {self.kind} lose far more than those that are held out (up to {self.largest:.3g}){then}"
+
+
+def high(costs: Tensor) -> float:
+    """The cost (n,) that WORST of them exceed; 0 of none."""
+    return float(costs.kthvalue(max(1, math.ceil((1 - WORST) * len(costs)))).values) if len(costs) else 0.0
+
+
+def by_unit(x: Tensor, unit: Tensor | None) -> Tensor:
+    """Sums of rows (n,) over their units, (units,)."""
+    if unit is None:
+        return x
+    codes = unit.unique(return_inverse=True)[1]
+    return x.new_zeros(int(codes.max()) + 1 if len(codes) else 0).index_add(0, codes, x)
+
+
+def effective_number(weight: Tensor, unit: Tensor | None) -> float:
+    """(sum w)^2 / sum w^2 over the units of these rows (n,) of weight >= 0; 0 of none."""
+    sums = by_unit(weight, unit)
+    squares = float(sums.square().sum())
+    return float(sums.sum()) ** 2 / squares if squares > 0 else 0.0
+
+
+def units_of(
+    metric: Metric, columns: Sequence[Tensor], label: Sequence[Tensor], weight: Tensor, unit: Tensor | None, kind: Kind
+) -> Units:  # fmt: skip
+    """The fewest units that the metric of one of these pipelines counts.
+
+    Args:
+        columns, label: (n,) of each pipeline, what the metric reads and the label.
+        weight, unit: (n,) of the rows.
+    """
+
+    def number(rows: Tensor) -> float:
+        return effective_number(weight[rows], None if unit is None else unit[rows])
+
+    found = [Units(effective_number(weight, unit), kind)]
+    for column, y in zip(columns, label, strict=True):
+        if metric.ranks:
+            found += [Units(number(y > 0.5), kind, " of class 1"), Units(number(y <= 0.5), kind, " of class 0")]
+        if (counted := metric.denominators) is not None:
+            each = [number(counted.rows(column, y, k)) for k in counted.classes]
+            if counted.shares:
+                found.append(Units(_in_all(counted, each, y, weight), kind, f" that {metric.name} counts by class"))
+            else:
+                found += [Units(n, kind, f" {counted.words} {k}") for k, n in zip(counted.classes, each, strict=True)]
+    return min(found, key=lambda u: u.number)
+
+
+def _in_all(counted: Denominators, each: Sequence[float], label: Tensor, weight: Tensor) -> float:
+    """The units behind a sum of the classes' rates by their shares s: of equal variances, that of sum(s * rate) is
+    sum(s^2 / n), as if it were one rate of 1 / sum(s^2 / n) units.
+    """
+    shares = [float(weight[label == k].sum() / weight.sum()) for k in counted.classes]
+    inverse = sum(s * s / max(n, 1.0) for s, n in zip(shares, each, strict=True))
+    return 1 / inverse if inverse else 0.0
