@@ -34,14 +34,14 @@ def training_labels(stats: Stats, *, reference: bool = False) -> LabelStats:
     """The labels of the training rows.
 
     Raises:
-        InputError: there are too few training or validation rows, or, with `reference`, too few reference rows.
+        InputError: there are no training or validation rows, or, with `reference`, too few reference rows.
     """
-    for split, least in {TRAIN: 1, VALIDATION: MIN_UNITS, **({REFERENCE: MIN_UNITS} if reference else {})}.items():
+    for split, least in {TRAIN: 1, VALIDATION: 1, **({REFERENCE: MIN_UNITS} if reference else {})}.items():
         rows = stats[split]["rows"]
         if rows < least:
             raise InputError(
-                f"{rows} {split} rows of weight > 0, but at least {least} are needed: add rows, or change "
-                "validationFraction or validationIndicatorCol"
+                f"{rows} {split} rows of weight > 0, but at least {least} are needed: add rows, or change validationFraction, "
+                "validationIndicatorCol, or a groupCol of few values"
             )
     s = stats[TRAIN]
     return LabelStats(s["mean"], s["std"], s["low"], s["high"], torch.tensor(s["classes"], dtype=torch.int64))
@@ -81,8 +81,8 @@ def check_varies(stats: Stats, options: Options, head: Predictor, labelCol: str 
 def check_finite(
     scores: Mapping[str, Score], metric: Metric, uid: str, labels: LabelStats | None, *, own: bool = False
 ) -> None:
-    """Raise InputError where the original's metric, or the squares that test its gains, overflow on finite inputs, or it is
-    NaN.
+    """Raise InputError where the original's metric is undefined or NaN, or where it, or the squares that test its gains, overflow
+    on finite inputs.
 
     Args:
         uid: the original's.
@@ -90,6 +90,8 @@ def check_finite(
         own: whether the metric is the caller's loss function.
     """
     for split, found in scores.items():
+        if not found.broken and metric.needs and not math.isfinite(found.mean):
+            raise InputError(f"metric={metric.name!r} is undefined on the {split} rows: it needs {metric.needs}")
         decides = split in (VALIDATION, REFERENCE)
         if math.isnan(found.mean) and own:
             raise InputError(
@@ -125,17 +127,6 @@ def check_repeats(metric: Metric, network: Network, data: Data) -> None:
                 "measured by it: leave random numbers out of the function, or name a metric"
             )
         return
-
-
-def check_classes(metric: Metric, stats: Stats) -> None:
-    """Raise InputError where the metric compares two classes, of which one has too few validation rows to decide."""
-    rarer = min([*stats[VALIDATION]["classes"], 0, 0][:2])
-    if metric.ranks and rarer < MIN_UNITS:
-        raise InputError(
-            f"metric={metric.name!r} compares two classes, and the rarer one has {rarer} validation rows of "
-            f"weight > 0, but at least {MIN_UNITS} are needed: add rows, raise validationFraction, or "
-            "choose another metric"
-        )
 
 
 def is_rounded(options: Options, metric: Metric) -> bool:

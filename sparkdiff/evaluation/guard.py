@@ -112,7 +112,7 @@ def decide(
     gains, weights, loss = _checked(gains, weights, original, level)
     units = Units(len(weights)) if units is None else units
     if level < 1 and (units.number < MIN_UNITS or len(weights) == 0):
-        return Verdict(False, -1, 0.0, 0.0, 1.0, level, untested=f"{units}, {MIN_UNITS} are needed")
+        return Verdict(False, -1, 0.0, 0.0, 1.0, level, untested=untested(units))
     warnings: tuple[str, ...] = ()
     tail, join = TAIL, 1
     if level < 1:
@@ -140,6 +140,11 @@ def decide(
     return Verdict(
         p < level or level >= 1, best, gain, z, p, level, warnings, ratios, join, against=rare, missing=missing
     )
+
+
+def untested(units: Units) -> str:
+    """The reason where there are too few units to test."""
+    return f"{units}, {MIN_UNITS} are needed"
 
 
 def _checked(

@@ -1,7 +1,6 @@
 """The metric of a network on the cached rows of a split."""
 
 import dataclasses
-import math
 
 import torch
 from torch import Tensor
@@ -155,8 +154,7 @@ def score(network: Network, data: Data, split: str, metric: Metric) -> Score:
     """The network's metric on a split, over all processes.
 
     Raises:
-        InputError: a row with weight > 0 has no finite loss (the message names the column with NaN and the stage), or
-            the metric is undefined on these rows.
+        InputError: a row with weight > 0 has no finite loss (the message names the column with NaN and the stage).
     """
     tally, broken = Tally(metric, network.head), 0
     for batch, label, weight, block in data.batches(split):
@@ -166,10 +164,7 @@ def score(network: Network, data: Data, split: str, metric: Metric) -> Score:
         if not bool(finite.all()):
             broken += int((~finite).sum())
             _explain(network, data, batch, ~finite)
-    found = dataclasses.replace(tally.score(data.team), broken=broken)
-    if not broken and metric.needs and not math.isfinite(found.mean):
-        raise InputError(f"metric={metric.name!r} is undefined on the {split} rows: it needs {metric.needs}")
-    return found
+    return dataclasses.replace(tally.score(data.team), broken=broken)
 
 
 def _explain(network: Network, data: Data, batch: Batch, bad: Tensor) -> None:

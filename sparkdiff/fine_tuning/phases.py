@@ -13,11 +13,10 @@ from sparkdiff.data.splits import REFERENCE, VALIDATION, Boundaries, Source
 from sparkdiff.data.stream import Stream, copies
 from sparkdiff.diagnostics import rows as datachecks
 from sparkdiff.diagnostics.pipelines import dropped_late
-from sparkdiff.evaluation import cached_parity, single_precision
-from sparkdiff.evaluation.acceptance import check_options, judge
+from sparkdiff.evaluation import cached_parity, paired_rows, single_precision
+from sparkdiff.evaluation.acceptance import check_options, judge, unit_of, ways_to_decide
 from sparkdiff.evaluation.checks import (
     all_labels,
-    check_classes,
     check_finite,
     check_repeats,
     check_stored,
@@ -28,6 +27,7 @@ from sparkdiff.evaluation.checks import (
 )
 from sparkdiff.evaluation.data import Data, rows_at_once
 from sparkdiff.evaluation.feature_names import FeatureNames
+from sparkdiff.evaluation.guard import MIN_UNITS, untested
 from sparkdiff.evaluation.scores import Score, score
 from sparkdiff.fine_tuning.shared import Shared, key_of
 from sparkdiff.fine_tuning.task import Task
@@ -112,17 +112,34 @@ def _goal(task: Task, cache: caches.Cache, network: Network, *, reference: bool)
     )  # fmt: skip
 
 
-def verified(run: Run) -> Measured:
-    """Measure the original, and compare its network with Spark."""
+def too_few(run: Run, *, folds: bool = True) -> str:
+    """Why the held-out rows decide nothing, whatever is predicted; empty if they may, or if any gain is accepted.
+
+    Args:
+        folds: see `ways_to_decide`.
+    """
+    o = run.task.options
+    if o.guard >= 1:
+        return ""
+    units = paired_rows.held_out_units(run.data, run.goal.metric, unit_of(o))
+    return "" if units.number >= MIN_UNITS else f"not tested: {untested(units)}; {ways_to_decide(o, folds=folds)}"
+
+
+def verified(run: Run, *, decides: bool = True) -> Measured:
+    """Measure the original, and compare its network with Spark.
+
+    Args:
+        decides: whether the metric must be defined on validation rows.
+    """
     task, cache, network, data = run.task, run.cache, run.network, run.data
     own = callable(task.options.loss) and task.options.metric is None
     with run.phases.phase("verify") as say:
         scores = {s: score(network, data, s, run.goal.metric) for s in cache.splits}
         memory.trim()
-        check_finite(scores, run.goal.metric, task.model.uid, run.goal.labels, own=own)
+        looked_at = {s: found for s, found in scores.items() if decides or s != VALIDATION}
+        check_finite(looked_at, run.goal.metric, task.model.uid, run.goal.labels, own=own)
         if own:
             check_repeats(run.goal.metric, network, data)
-        check_classes(run.goal.metric, cache.manifest["stats"])
         parity = run.once(
             "parity",
             lambda: cached_parity.check(
