@@ -151,12 +151,12 @@ def held_out_units(data: Data, metric: Metric, kind: Kind) -> Units:
     unit = None if kind == "rows" else block
     known = dataclasses.replace(metric, denominators=None)
     found = [units_of(known, (label,), (label,), weight, unit, kind)]
-    counted = metric.denominators
-    for k in () if counted is None or counted.shares else counted.classes:
-        own = label == k
-        number = effective_number(weight[own], None if unit is None else unit[own])
-        if counted.by_label or not number:  # without a row of the class its metric is undefined
-            found.append(Units(number, kind, f" of class {k}"))
+    if (counted := metric.denominators) is not None and not counted.shares:
+        for k in counted.classes:
+            own = label == k
+            number = effective_number(weight[own], None if unit is None else unit[own])
+            if counted.by_label or not number:  # without a row of the class its metric is undefined
+                found.append(Units(number, kind, f" of class {k}"))
     return min(found, key=lambda u: u.number)
 
 
