@@ -22,6 +22,9 @@ TESTS = $(RUN) pytest -n $(PROCESSES) --dist loadfile
 # Spark's own search for its home fails if the path contains a space.
 FIND_SPARK = import importlib.util; print(importlib.util.find_spec('pyspark').submodule_search_locations[0])
 
+# The folders with Python that are the project's: what else lies in the checkout is its owner's.
+CODE = benchmarks conf examples jobs notebooks sparkdiff tests tools
+
 .PHONY: help demo test unit quick pytest faults bench gallery lint format site picture setup clean distclean
 
 help:                   ## this list
@@ -56,13 +59,13 @@ bench:                  ## all benchmarks, some hours: a table with date, machin
 	"$(VENV)/bin/python" benchmarks/run_all.py $(ARGS)
 
 lint: setup             ## ruff (rules and format) and mypy
-	$(RUN) ruff check .
-	$(RUN) ruff format --check .
+	$(RUN) ruff check $(CODE)
+	$(RUN) ruff format --check $(CODE)
 	$(RUN) mypy
 
 format: setup           ## format the code with ruff, and apply its fixes
-	$(RUN) ruff check --fix --exit-zero --quiet .
-	$(RUN) ruff format .
+	$(RUN) ruff check --fix --exit-zero --quiet $(CODE)
+	$(RUN) ruff format $(CODE)
 
 gallery:                ## run the five jobs of examples/, and write docs/gallery.md with their reports: a quarter of an hour (ARGS=digits: one)
 	@bash tools/setup.sh java dev

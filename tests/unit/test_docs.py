@@ -93,7 +93,7 @@ def commands(page: Path) -> Iterator[list[str]]:
             continue
         while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
             words = words[1:]
-        if words and re.fullmatch(r"make|(.*/)?(sparkdiff|spark-submit|python|pip|pre-commit)|\.ci/run", words[0]):
+        if words and re.fullmatch(r"make|(.*/)?(sparkdiff|spark-submit|python|pip|pre-commit)|\.ci/\w+", words[0]):
             yield words
 
 
@@ -123,8 +123,13 @@ def check(words: list[str]) -> None:
             project = (ROOT / "pyproject.toml").read_text()
             assert f'name = "{name}"' in project
             assert re.search(rf"^{extra} = \[", project, re.MULTILINE)
-    elif program == "run":
+    elif words[0].startswith(".ci/"):
         assert (ROOT / words[0]).is_file()
+        if program == "nightly":
+            source = (ROOT / words[0]).read_text()
+            assert all(
+                re.search(rf"^ +part {re.escape(part)} ", source, re.MULTILINE) for part in rest if part != "PART..."
+            ), rest
 
 
 def quiet() -> dict[str, str]:
@@ -182,7 +187,7 @@ def test_the_pages_are_read_and_wrong_commands_are_found() -> None:
         "python -m sparkdiff verify m --dat x", "spark-submit jobs/tune.py", "spark-submit jobs/finetune.py fineTuner.epochs=1",
         "spark-submit jobs/finetune.py data.tran.path=x", "spark-submit jobs/finetune.py --confg x",
         "python benchmarks/tree_io.py --sedes 1", "python benchmarks/none.py", "pip install sparkdiff[conect]",
-        "spark-submit jobs/finetune.py --config conf/week.yaml",
+        "spark-submit jobs/finetune.py --config conf/week.yaml", ".ci/nightly gaurd", ".ci/daily",
     ):  # fmt: skip
         with pytest.raises((AssertionError, KeyError, FileNotFoundError, UsageError)):
             check(shlex.split(wrong))

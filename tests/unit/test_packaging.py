@@ -4,6 +4,7 @@ import ast
 import importlib.util
 import re
 import shlex
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -63,6 +64,14 @@ def pins(path: Path, python: str) -> dict[str, str]:
         for r in requirements(path)
         if r.marker is None or r.marker.evaluate(environment)
     }
+
+
+def tracked() -> list[str]:
+    """The files that belong to the project, whatever else lies in the checkout."""
+    if shutil.which("git") is None or not (ROOT / ".git").exists():
+        pytest.skip("only git knows which files belong to the project")
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True, text=True)
+    return listed.stdout.split("\0")[:-1]
 
 
 def test_the_page_of_versions_is_what_its_tool_writes() -> None:
@@ -137,8 +146,14 @@ def test_the_sdist_has_what_the_tests_read() -> None:
     )
     included = re.findall(r'"/([^"]+)"', listed)
     assert all(any(ROOT.glob(name)) for name in included), included
-    tracked = {p.name for p in ROOT.iterdir() if p.is_dir()} - {"runs", "dist", "build", "site"}
-    assert {name for name in tracked if not name.startswith(".")} | {".ci", ".github"} <= set(included)
+    folders = {path.partition("/")[0] for path in tracked() if "/" in path}
+    assert folders <= set(included)
+
+
+def test_lint_reads_all_python_of_the_project_and_nothing_else() -> None:
+    """A folder of one's own in the checkout may look as it likes."""
+    (linted,) = re.findall(r"^CODE = (.*)$", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
+    assert {path.partition("/")[0] for path in tracked() if path.endswith((".py", ".ipynb"))} == set(linted.split())
 
 
 def test_security_lists_all_that_can_run_code_from_a_file() -> None:

@@ -24,13 +24,13 @@ USERS, ITEMS, RANK = 60, 40, 3
 
 @pytest.fixture(scope="module")
 def ratings(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> DataFrame:
-    """Ratings of a third of all pairs, with noise; preferences, and how sure they are."""
+    """Ratings of a third of all pairs, with noise, rounded to what all processors find; preferences, and how sure they are."""
     random = np.random.default_rng(0)
     u, v = random.normal(size=(USERS, RANK)), random.normal(size=(ITEMS, RANK))
     rows = [
-        (i, j, float(r), float(r > 0.5), float(1 + abs(r)), float(random.normal()))
+        (i, j, r, float(r > 0.5), 1 + abs(r), float(random.normal()))
         for i in range(USERS) for j in range(ITEMS)
-        if random.random() < 0.6 and (r := u[i] @ v[j] + 0.3 * random.normal()) is not None
+        if random.random() < 0.6 and (r := round(float(u[i] @ v[j] + 0.3 * random.normal()), 9)) is not None
     ]  # fmt: skip
     path = f"file://{tmp_path_factory.mktemp('ratings')}/ratings.parquet"
     schema = "user int, item long, rating double, preference double, confidence double, other double"

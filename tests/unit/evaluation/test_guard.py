@@ -431,7 +431,8 @@ def test_sets_that_did_not_change_count_for_nothing():
     assert guard.worsening(gains, level=0.025).tolist() == [1.0] * 5
     gains[2, :150] = -1 - 0.1 * normal(150)
     alone = guard.worsening(gains[2:3], level=0.025)
-    assert torch.equal(guard.worsening(gains, level=0.025)[2:3], alone)
+    # A product of one row is not added up as one of five on every processor.
+    torch.testing.assert_close(guard.worsening(gains, level=0.025)[2:3], alone, rtol=1e-9, atol=0.0)
     assert float(alone) < 1e-6
 
 

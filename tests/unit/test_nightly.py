@@ -1,0 +1,81 @@
+"""`.ci/nightly` in a folder of its own, in which `make`, the setup and Python only note that they were called."""
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.once
+
+MAKEFILE = 'pytest site:\n\t@echo "$(STACK): make $@ $(ARGS)" >> notes\n\t@test "$@" != "$(FAILS)"\n'
+SETUP = """echo "$STACK: setup" >> notes
+test "$STACK" != "${BROKEN:-}" || exit 1
+mkdir -p "$VENV/bin"
+printf '#!/bin/sh\\necho "$STACK: python $*" >> notes\\n' > "$VENV/bin/python"
+chmod +x "$VENV/bin/python"
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / ".ci").mkdir()
+    (tmp_path / "tools").mkdir()
+    shutil.copy(ROOT / ".ci" / "nightly", tmp_path / ".ci")
+    (tmp_path / "Makefile").write_text(MAKEFILE)
+    (tmp_path / "tools" / "setup.sh").write_text(SETUP)
+    return tmp_path
+
+
+def nightly(folder: Path, *parts: str, **environment: str) -> tuple[int, str, list[str]]:
+    """The exit code, what is printed, and what was called."""
+    given = {k: v for k, v in os.environ.items() if not k.startswith("MAKE")}
+    done = subprocess.run(
+        ["bash", ".ci/nightly", *parts], cwd=folder, env=given | environment, capture_output=True, text=True, timeout=60
+    )
+    notes = folder / "notes"
+    return done.returncode, done.stdout + done.stderr, notes.read_text().splitlines() if notes.exists() else []
+
+
+def test_chosen_parts_alone_run_each_in_its_stack_and_their_minutes_are_printed(folder: Path) -> None:
+    code, said, called = nightly(folder, "spark35", "guard", "site")
+    assert code == 0
+    assert called == [
+        "petastorm: setup",
+        "petastorm: make site ",
+        "petastorm: python benchmarks/guard_size.py --runs 2000",
+        "spark35: setup",
+        "spark35: make pytest --dist loadfile --durations=25 -n 3 -m 'not once' tests/laws tests/parity",
+    ]
+    table = re.findall(r"^passed +(\d+\.\d) min +(.+)$", said.partition("=== all parts")[2], re.MULTILINE)
+    names = ["setup of the petastorm stack", "site", "guard", "setup of the spark35 stack", "spark35"]
+    assert table == [("0.0", name) for name in names]
+
+
+def test_without_arguments_all_parts_run_and_one_that_fails_keeps_none_from_running(folder: Path) -> None:
+    code, said, called = nightly(folder, FAILS="site")
+    assert code == 1
+    _, listed, _ = nightly(folder, "none")
+    parts = listed.partition("its parts are: ")[2].split()
+    assert len(parts) == len(set(parts)) > 5
+    outcomes = re.findall(r"^(passed|FAILED) +\d+\.\d min +(\S+)$", said.partition("=== all parts")[2], re.MULTILINE)
+    assert outcomes == [("FAILED" if part == "site" else "passed", part) for part in parts]
+    assert [line for line in called if "setup" in line] == [f"{s}: setup" for s in ("petastorm", "modern", "spark35")]
+
+
+def test_a_stack_that_cannot_be_set_up_fails_and_the_others_run(folder: Path) -> None:
+    code, said, called = nightly(folder, "modern", "modern-notebooks", "spark35", BROKEN="modern")
+    assert code == 1
+    assert [line.partition(":")[0] for line in called] == ["modern", "spark35", "spark35"]
+    assert "not run: modern\nnot run: modern-notebooks\n" in said
+    assert re.search(r"^FAILED +0\.0 min +setup of the modern stack$", said, re.MULTILINE)
+
+
+@pytest.mark.parametrize("given", [["gaurd"], ["site", "help"]])
+def test_a_part_that_there_is_not_is_told_before_anything_runs(folder: Path, given: list[str]) -> None:
+    code, said, called = nightly(folder, *given)
+    assert (code, called) == (2, [])
+    assert f".ci/nightly has no part {given[-1]}; its parts are: tests site " in said
