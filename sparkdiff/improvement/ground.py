@@ -15,6 +15,7 @@ from sparkdiff.data.splits import REFERENCE, TEST, VALIDATION, Boundaries, Sourc
 from sparkdiff.errors import InputError
 from sparkdiff.evaluation.recorded import Recorded, recorded
 from sparkdiff.evaluation.scores import Score
+from sparkdiff.evaluation.targets import changed
 from sparkdiff.fine_tuning.phases import begun, checked, verified
 from sparkdiff.fine_tuning.shared import Shared
 from sparkdiff.fine_tuning.summary import facts
@@ -243,9 +244,8 @@ def check_same_rows(original: Measurement, other: Measurement) -> None:
         raise InputError(
             f"{head}: the pipeline predicts {len(two.keys):,} of the {len(one.keys):,} held-out rows that the original predicts"
         )
-    if not torch.equal(one.labels, two.labels):
-        changed = int((one.labels != two.labels).sum())
-        raise InputError(f"{head}: {changed:,} rows have another label than in the original pipeline")
+    if told := changed(two.labels, one.labels, "label", "the original pipeline"):
+        raise InputError(f"{head}: {told}")
     if not torch.equal(original.scores[VALIDATION].weights, other.scores[VALIDATION].weights):
         raise InputError(f"{head}: rows have other weights than in the original pipeline")
 
