@@ -13,9 +13,8 @@ from pyspark.ml import PipelineModel
 from sparkdiff import jvm
 from sparkdiff.data.splits import REFERENCE, TEST, VALIDATION, Boundaries, Source
 from sparkdiff.errors import InputError
-from sparkdiff.evaluation.recorded import Recorded, recorded
+from sparkdiff.evaluation.recorded import Recorded, changed, recorded
 from sparkdiff.evaluation.scores import Score
-from sparkdiff.evaluation.targets import changed
 from sparkdiff.fine_tuning.phases import begun, checked, verified
 from sparkdiff.fine_tuning.shared import Shared
 from sparkdiff.fine_tuning.summary import facts

@@ -18,7 +18,7 @@ from sparkdiff.data.blocks import MAX_BLOCKS
 from sparkdiff.data.splits import BLOCK, TIME
 from sparkdiff.errors import InputError
 from sparkdiff.evaluation import guard
-from sparkdiff.evaluation.targets import changed
+from sparkdiff.evaluation.recorded import changed
 from sparkdiff.objectives.metric import Metric, influence
 from sparkdiff.objectives.metrics import BINARY, of_predictions
 from sparkdiff.pipeline.columns import read_plain, write_plain
