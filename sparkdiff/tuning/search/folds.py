@@ -1,6 +1,6 @@
 """A search on all rows, judged by all rows: the whole search is repeated per fold, and out-of-fold rows decide."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +116,19 @@ def decided(folds: list[Fold], evaluator: Any, split: SearchSplit, *, level: flo
             return Comparison(winner, default, None, f"{fold.refused} (fold {number})", refused=True)
     dependence = out_of_fold.dependence([fold.sums for fold in folds])
     return Comparison(winner, default, *verdict_of(held, losses, split, level=level, seed=seed, dependence=dependence))
+
+
+def allowed(
+    compared: Comparison, winner: Any, default: Any, parts: Parts, total: int, split: SearchSplit, evaluator: Any
+) -> Comparison:
+    """The comparison, refused where the winner that is fitted to all rows leaves some of them out.
+
+    Raises:
+        InputError: it has other labels or weights than the default.
+    """
+    found, _ = scored(winner, default, parts.judged(), total, split, evaluator)
+    why = left_out(None if found is None else len(found.weight), total, winner, default, parts.judged())
+    return replace(compared, verdict=None, untested=why, refused=True) if why else compared
 
 
 def folder_of(folder: Path | None, fold: int | None) -> Path | None:

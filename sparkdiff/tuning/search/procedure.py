@@ -291,11 +291,14 @@ def _in_folds(
         study = studied(task, parts.outside(None), phases, folder, counts["train"], {"fold": 0})
         best = best_of(study)
         with phases.phase("winner"):
-            ships = compared.ships(s.guard, larger=task.larger[0])
-            model = _fitted(task, best if ships else None, parts.fitted(None))
+            default = _default(task, parts.fitted(None))
+            model = default
+            if compared.ships(s.guard, larger=task.larger[0]):  # what it ships was chosen anew, on all rows
+                model = _fitted(task, best, parts.fitted(None))
+                compared = folds.allowed(compared, model, default, parts, counts["test"], split, judge)
             folds.check_classes(defaults[0], model, judge, "the fit on all rows")
         front = [t.number for t in study.front()]
-        return SearchOutcome(*_told(task, study.trials(), best, compared, counts, model, model), front)
+        return SearchOutcome(*_told(task, study.trials(), best, compared, counts, model, default), front)
     finally:
         parts.rows.unpersist()
         memory.trim()

@@ -1,5 +1,6 @@
 """A `Search` compares models on the same labels and weights, or names the stage that makes other ones."""
 
+import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from pyspark.ml.regression import LinearRegression
 from pyspark.sql import DataFrame, SparkSession, functions as F
 
 from sparkdiff import InputError, Search, alternatives
+from sparkdiff.tuning.search import procedure
 
 pytestmark = pytest.mark.once  # the engine below has its tests on each stack
 
@@ -150,6 +152,30 @@ def test_classes_may_have_other_numbers_where_the_metric_does_not_go_by_them(
     evaluator = curve() if judge == "areaUnderROC" else by_class(judge)
     found = order(evaluator, numFolds=folds).fit(data).summary
     assert found.tested and found.fresh["winner"] == pytest.approx(found.fresh["default"])
+
+
+@pytest.mark.parametrize("fault", ["label", "rows"])
+def test_what_is_chosen_on_all_rows_has_the_labels_and_rows_of_the_default(
+    data: DataFrame, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    """Though the winners of the folds, by which it was accepted, have them."""
+    expression = "log(price)" if fault == "label" else "IF(price > 5, price, NULL)"
+    place = alternatives(sql("price"), sql("1 * price"), sql(expression))
+    assembler = VectorAssembler(inputCols=["x", "label"], outputCol="both", handleInvalid="skip")
+    weak = LinearRegression(regParam=200.0)
+    search = Search(
+        Pipeline(stages=[place, assembler, weak]), space={weak.regParam: [0.01]}, evaluator=RegressionEvaluator(),
+        sampler="grid", numFolds=2,
+    )  # fmt: skip
+    calls = itertools.count()
+    monkeypatch.setattr(procedure, "best_of", lambda study: study.trials()[1 if next(calls) < 2 else 2])
+    if fault == "label":
+        with pytest.raises(InputError, match=rf"^SQLTransformer_.*{LABEL}"):
+            search.fit(data)
+        return
+    model = search.fit(data)
+    assert model.summary.decision == "kept default" and "the winner leaves out" in model.summary.reason
+    assert model.bestModel.stages[-1].getRegParam() == 200.0
 
 
 def test_a_study_that_goes_on_compares_no_other_labels(data: DataFrame, tmp_path: Path) -> None:
