@@ -13,7 +13,7 @@ from pyspark.ml import PipelineModel
 from sparkdiff import jvm
 from sparkdiff.data.splits import REFERENCE, TEST, TRAIN, VALIDATION, Boundaries, Source
 from sparkdiff.errors import InputError
-from sparkdiff.evaluation.recorded import Recorded, recorded
+from sparkdiff.evaluation.recorded import Recorded, changed, recorded
 from sparkdiff.evaluation.scores import Score
 from sparkdiff.fine_tuning.phases import begun, checked, verified
 from sparkdiff.fine_tuning.shared import Shared
@@ -251,9 +251,8 @@ def check_same_rows(original: Measurement, other: Measurement) -> None:
         raise InputError(
             f"{head}: the pipeline predicts {len(two.keys):,} of the {len(one.keys):,} rows that the original predicts"
         )
-    if not torch.equal(one.labels, two.labels):
-        changed = int((one.labels != two.labels).sum())
-        raise InputError(f"{head}: {changed:,} rows have another label than in the original pipeline")
+    if told := changed(two.labels, one.labels, "label", "the original pipeline"):
+        raise InputError(f"{head}: {told}")
     if not torch.equal(original.scores[VALIDATION].weights, other.scores[VALIDATION].weights):
         raise InputError(f"{head}: rows have other weights than in the original pipeline")
 

@@ -144,11 +144,13 @@ def of_predictions(name: str, params: Mapping[str, Any], classes: int = 0) -> Me
     """A metric of REGRESSION or MULTICLASS on predictions (n,) that any model has written.
 
     Args:
+        params: as in PARAMS; of r2 also throughOrigin, whether squares of labels are taken around 0.
         classes: how many there are, for a metric of MULTICLASS.
     """
     head: Any = _Predictions(classes)
     if name in REGRESSION:
-        return REGRESSION[name](name, head)
+        metric = REGRESSION[name](name, head)
+        return replace(metric, value=_r2_through_origin) if name == "r2" and params.get("throughOrigin") else metric
     return _classes(name, {**PARAMS.get(name, {}), **params}, head)
 
 
@@ -172,6 +174,11 @@ def _r2(prediction: Tensor, y: Tensor, w: Tensor) -> Tensor:
     # Spark's RegressionMetrics.SStot: the unbiased variance for reliability weights, times W - 1.
     around = (w * (y - mean) ** 2).sum() / (total - (w * w).sum() / total) * (total - 1)
     return 1 - (w * (prediction - y) ** 2).sum() / torch.where(around > 0, around, torch.nan)
+
+
+def _r2_through_origin(prediction: Tensor, y: Tensor, w: Tensor) -> Tensor:
+    squares = (w * y**2).sum()
+    return 1 - (w * (prediction - y) ** 2).sum() / torch.where(squares > 0, squares, torch.nan)
 
 
 def _explained(prediction: Tensor, y: Tensor, w: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from pyspark.ml.evaluation import (
 )
 from torch import Tensor
 
-from sparkdiff.objectives.metrics import BINARY, BY_CLASS, Counts
+from sparkdiff.objectives.metrics import BINARY, BY_CLASS, Counts, of_predictions
 from sparkdiff.tuning.mean_loss import MeanLoss
 
 BY_RECALL = ("f1", "weightedRecall", "weightedTruePositiveRate", "weightedFMeasure")
@@ -122,20 +122,13 @@ def _joined(score: Tensor, bins: int) -> Tensor:
 
 def _regression(metric: str, origin: bool) -> Value:
     """Source: org.apache.spark.mllib.evaluation.RegressionMetrics."""
+    found = of_predictions(metric, {"throughOrigin": origin})
 
     def of(prediction: Tensor, y: Tensor, w: Tensor) -> float:
-        total, error = w.sum(), prediction - y
-        mean = (w * y).sum() / total
-        if metric == "mae":
-            return float((w * error.abs()).sum() / total)
-        if metric == "var":
-            return float((w * (prediction - mean) ** 2).sum() / total)
-        squares = (w * error**2).sum()
-        if metric == "r2":
-            # The unbiased variance for reliability weights, times W - 1.
-            around = (w * (y - mean) ** 2).sum() / (total - (w * w).sum() / total) * (total - 1)
-            return float(1 - squares / ((w * y**2).sum() if origin else around))
-        return {"mse": float(squares / total), "rmse": math.sqrt(float(squares / total))}.get(metric, math.nan)
+        if found.value is not None:
+            return float(found.value(prediction, y, w))
+        assert found.rows is not None
+        return float((w * found.rows(prediction, y, w)).sum() / w.sum())
 
     return of
 

@@ -1,8 +1,8 @@
 """A search on all rows, judged by all rows: the whole search is repeated per fold, and out-of-fold rows decide."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from pyspark.sql import DataFrame, functions as F
@@ -15,7 +15,7 @@ from sparkdiff.evaluation.out_of_fold import FoldSums
 from sparkdiff.pipeline.class_numbers import check_same_classes, classes_of
 from sparkdiff.pipeline.names import named
 from sparkdiff.tuning.scores import judge_of
-from sparkdiff.tuning.search.judging import UNDEFINED, Comparison, left_out, losses_of, scored
+from sparkdiff.tuning.search.judging import Comparison, Scored, by_number, left_out, losses_of, scored, verdict_of
 from sparkdiff.tuning.search.splitting import FOLD, Divided, SearchSplit
 
 
@@ -51,13 +51,14 @@ class Fold:
     """What the two models of a fold show on its own rows, and on the others, which trained them.
 
     Attributes:
+        held: the fold's own rows.
         refused: why a winner like that of the fold can't ship, whatever its metric; empty if it can.
     """
 
+    held: Scored
     sums: FoldSums
     winner: float
     default: float
-    weight: float
     refused: str = ""
 
 
@@ -68,59 +69,66 @@ def judged(
 
     Args:
         total: number of the rows of all folds.
+
+    Raises:
+        InputError: the models have other labels or weights.
     """
     judge, losses = judge_of(evaluator), losses_of(evaluator)
     assert judge is not None and losses is not None
     found, why = scored(winner, default, parts.judged(), total, split, evaluator)
-    if found is None:
+    if found is None or why:
         return why
-    own = (found.time == number) & (found.weight > 0)
-    rest = (found.time != number) & (found.weight > 0)
+    own, rest = found.taken(found.time == number), found.taken(found.time != number)
 
-    def sums(x: Tensor, rows: Tensor) -> Tensor:
-        return torch.zeros(MAX_BLOCKS, dtype=torch.float64).index_add(0, found.block[rows], found.weight[rows] * x)
+    def sums(rows: Scored, x: Tensor) -> Tensor:
+        return torch.zeros(MAX_BLOCKS, dtype=torch.float64).index_add(0, rows.block, rows.weight * x)
 
-    (one, other), (one_rest, other_rest) = found.losses(losses, own), found.losses(losses, rest)
-    values = [judge.value(part[own], label[own], found.weight[own]) for part, label in (found.winner, found.default)]
-    if not all(bool(x.isfinite().all()) for x in (one, other, one_rest, other_rest)):
-        return UNDEFINED
-    units = int(own.sum()) if not split.groupCol else len(found.unit[own].unique())
+    (one, other), (one_rest, other_rest) = own.losses(losses), rest.losses(losses)
+    values = [judge.value(part, label, own.weight) for part, label in (own.winner, own.default)]
     folded = FoldSums(
-        sums(other, own),
-        sums(other - one, own),
-        sums(torch.ones_like(one), own),
-        units,
-        sums(other_rest - one_rest, rest),
+        sums(own, other),
+        sums(own, other - one),
+        sums(own, torch.ones_like(one)),
+        len(own.unit.unique()) if split.groupCol else len(one),
+        sums(rest, other_rest - one_rest),
     )
     refused = left_out(len(found.weight), total, winner, default, parts.judged())
-    return Fold(folded, values[0], values[1], float(found.weight[own].sum()), refused)
+    return Fold(own, folded, values[0], values[1], refused)
 
 
 def check_classes(first: Any, other: Any, evaluator: Any, where: str) -> None:
     """Raise InputError if the metric goes by the numbers of classes, and two models number them differently."""
-    name, label = str(evaluator.getMetricName()), evaluator.getLabelCol()
-    if name == "areaUnderPR" or name.endswith("ByLabel"):
+    judge = judge_of(evaluator)
+    if judge is not None and by_number(evaluator):
+        label = judge.label
         check_same_classes(classes_of(first, label), classes_of(other, label), label, where)
 
 
-def decided(folds: list[Fold], split: SearchSplit, *, level: float, seed: int) -> Comparison:
+def decided(folds: list[Fold], evaluator: Any, split: SearchSplit, *, level: float, seed: int) -> Comparison:
     """Whether the search gains, by the rows of all folds."""
-    unit: Literal["rows", "groups"] = "groups" if split.groupCol else "rows"
-    verdict = out_of_fold.decide([fold.sums for fold in folds], level=level, unit=unit, seed=seed)
-    total = sum(fold.weight for fold in folds)
-    means = [sum(value(fold) * fold.weight for fold in folds) / total for value in (_winner, _default)]
+    losses, held = losses_of(evaluator), [fold.held for fold in folds]
+    assert losses is not None
+    weights = torch.stack([rows.weight.sum() for rows in held])
+    values = torch.tensor([(fold.winner, fold.default) for fold in folds], dtype=torch.float64)
+    winner, default = (weights @ values / weights.sum()).tolist()
     for number, fold in enumerate(folds):
         if fold.refused:
-            return Comparison(means[0], means[1], None, f"{fold.refused} (fold {number})", refused=True)
-    return Comparison(means[0], means[1], verdict)
+            return Comparison(winner, default, None, f"{fold.refused} (fold {number})", refused=True)
+    dependence = out_of_fold.dependence([fold.sums for fold in folds])
+    return Comparison(winner, default, *verdict_of(held, losses, split, level=level, seed=seed, dependence=dependence))
 
 
-def _winner(fold: Fold) -> float:
-    return fold.winner
+def allowed(
+    compared: Comparison, winner: Any, default: Any, parts: Parts, total: int, split: SearchSplit, evaluator: Any
+) -> Comparison:
+    """The comparison, refused where the winner that is fitted to all rows leaves some of them out.
 
-
-def _default(fold: Fold) -> float:
-    return fold.default
+    Raises:
+        InputError: it has other labels or weights than the default.
+    """
+    found, _ = scored(winner, default, parts.judged(), total, split, evaluator)
+    why = left_out(None if found is None else len(found.weight), total, winner, default, parts.judged())
+    return replace(compared, verdict=None, untested=why, refused=True) if why else compared
 
 
 def folder_of(folder: Path | None, fold: int | None) -> Path | None:

@@ -1,7 +1,7 @@
 """The winner against the model that it would replace, on rows that no fit and no trial has seen: row by row, by the guard."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -10,19 +10,24 @@ from typing import Any, Literal
 import torch
 from pyspark.ml.evaluation import BinaryClassificationEvaluator, MulticlassClassificationEvaluator, RegressionEvaluator
 from pyspark.sql import Column, DataFrame, functions as F
+from pyspark.sql.types import NumericType
 from torch import Tensor
 
 from sparkdiff import jvm
 from sparkdiff.data.blocks import MAX_BLOCKS
 from sparkdiff.data.splits import BLOCK, TIME
+from sparkdiff.errors import InputError
 from sparkdiff.evaluation import guard
+from sparkdiff.evaluation.recorded import changed
 from sparkdiff.objectives.metric import Metric, influence
 from sparkdiff.objectives.metrics import BINARY, of_predictions
 from sparkdiff.pipeline.columns import read_plain, write_plain
 from sparkdiff.pipeline.names import named
+from sparkdiff.pipeline.translation import linked
+from sparkdiff.stages.base import columns_of
 from sparkdiff.tensors.rows import dense
 from sparkdiff.tuning.mean_loss import MeanLoss
-from sparkdiff.tuning.scores import judge_of
+from sparkdiff.tuning.scores import CLASSIFIERS, Judge, judge_of
 from sparkdiff.tuning.search.splitting import SearchSplit
 
 Losses = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -30,6 +35,8 @@ Losses = Callable[[Tensor, Tensor, Tensor], Tensor]
 UNDEFINED = "the metric is undefined on the fresh rows"
 PIECE = 65536
 """Rows that are read at a time."""
+NAMED = 3
+"""Stages that a reason names."""
 DATA = "__sd_data"
 """The columns of the data, together."""
 
@@ -41,7 +48,6 @@ class Comparison:
     Attributes:
         winner, default: their metrics.
         verdict: of the test; None if there is none, and then `untested` says why.
-        rows: how many both predict.
         refused: whether the winner can't ship, whatever its metric.
     """
 
@@ -49,8 +55,15 @@ class Comparison:
     default: float
     verdict: guard.Verdict | None
     untested: str = ""
-    rows: int = 0
     refused: bool = False
+
+    def ships(self, level: float, *, larger: bool) -> bool:
+        """Whether the winner replaces the other model. Without a test it never does, unless any gain is accepted."""
+        if self.refused or self.verdict is not None:
+            return self.verdict is not None and self.verdict.accepted
+        # A metric that is NaN never wins, as among the trials.
+        better = self.winner > self.default if larger else self.winner < self.default
+        return level >= 1 and not math.isnan(self.winner) and (math.isnan(self.default) or better)
 
 
 def losses_of(evaluator: Any) -> Losses | None:
@@ -62,9 +75,8 @@ def losses_of(evaluator: Any) -> Losses | None:
         area = Metric(evaluator.getMetricName(), larger=True, value=value)
         return lambda s, y, w: -influence(area, s[:, 1] if s.ndim == 2 else s, y, w)
     if type(evaluator) is RegressionEvaluator:
-        if evaluator.getMetricName() == "r2" and evaluator.getThroughOrigin():
-            return None
-        return _added(lambda s, y: of_predictions(evaluator.getMetricName(), {}))
+        origin = {"throughOrigin": evaluator.getThroughOrigin()}
+        return _added(lambda s, y: of_predictions(evaluator.getMetricName(), origin))
     if type(evaluator) is MulticlassClassificationEvaluator:
         name, eps = str(evaluator.getMetricName()), evaluator.getEps()
         if name == "logLoss":
@@ -73,6 +85,54 @@ def losses_of(evaluator: Any) -> Losses | None:
         given = {"beta": beta, "metricLabel": evaluator.getMetricLabel()}
         return _added(lambda s, y: of_predictions(name, given, int(max(s.max(), y.max())) + 1))
     return None
+
+
+def _judge(evaluator: Any) -> Judge:
+    """How an evaluator is computed here; of another one only its label and its weight, where it has Params that name them."""
+    named_by = (
+        columns_of if hasattr(evaluator, "uid") else lambda stage, params: ()
+    )  # what of one's own may have no Params
+    label, weight = (next(iter(named_by(evaluator, (name,))), "") for name in ("labelCol", "weightCol"))
+    return judge_of(evaluator) or Judge(label, weight, "", lambda found, y, w: math.nan)
+
+
+def by_number(evaluator: Any, dimensions: int = 2) -> bool:
+    """Whether the metric is another one where the classes have other numbers, or may be so.
+
+    Args:
+        dimensions: those of what the evaluator reads: (n,) of a curve is the score of class 1.
+    """
+    if type(evaluator) is BinaryClassificationEvaluator:
+        return evaluator.getMetricName() == "areaUnderPR" or dimensions == 1
+    return type(evaluator) is not MulticlassClassificationEvaluator or evaluator.getMetricName().endswith("ByLabel")
+
+
+def _renamed(one: Tensor, other: Tensor) -> bool:
+    """Whether two columns of classes (n,) differ in the numbers of the classes only."""
+    pairs = torch.stack([one, other], 1).unique(dim=0)
+    return len(pairs) == len(pairs[:, 0].unique()) == len(pairs[:, 1].unique())
+
+
+def _check_same(
+    pair: Sequence[Tensor], what: str, column: str, models: Sequence[Any], data: DataFrame, remedy: str = ""
+) -> None:
+    """Raise InputError if the winner has another label or weight than the other model; names the stages that make it.
+
+    Args:
+        pair: of the winner, of the other model.
+        models: the two.
+        data: without columns of its own.
+    """
+    told = changed(pair[0], pair[1], what, "the pipeline that the winner is compared with")
+    if not told:
+        return
+    graphs = [linked(model) for model in models]
+    makers = [g.makers([column], data.columns) or [v for v in g.vertices if v.opaque] for g in graphs]
+    uids = dict.fromkeys(v.uid for found in makers for v in found)
+    raise InputError(
+        f"{', '.join([*uids][:NAMED])}: {told} ({what}Col={column!r}), and models of different {what}s can't be compared. Leave "
+        f"what makes the {what} out of the space, or make it as `current` does{remedy}"
+    )
 
 
 def _log_loss(probability: Tensor, y: Tensor, eps: float) -> Tensor:
@@ -101,35 +161,45 @@ class Scored:
     unit: Tensor
     time: Tensor
 
-    def losses(self, losses: Losses, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """What some rows add to the metric of both; they alone are the rows of the metric."""
-        one, other = (losses(part[rows], label[rows], self.weight[rows]) for part, label in (self.winner, self.default))
+    def taken(self, rows: Tensor) -> "Scored":
+        """Some of these rows (n,), without those of no weight."""
+        rows = rows & (self.weight > 0)
+        (one, own), (other, its) = self.winner, self.default
+        return Scored(
+            (one[rows], own[rows]), (other[rows], its[rows]), self.weight[rows], self.block[rows], self.unit[rows],
+            self.time[rows],
+        )  # fmt: skip
+
+    def losses(self, losses: Losses) -> tuple[Tensor, Tensor]:
+        """What the rows add to the metric of both; they alone are the rows of the metric."""
+        one, other = (losses(part, label, self.weight) for part, label in (self.winner, self.default))
         return one, other
 
 
 def compare(
     winner: Any, default: Any, fresh: DataFrame, split: SearchSplit, evaluator: Any, *, level: float, seed: int
 ) -> Comparison:
-    """Both models on the fresh rows, and whether the winner is better than chance explains."""
-    judge, losses, total = judge_of(evaluator), losses_of(evaluator), fresh.count()
-    why = f"{type(evaluator).__name__} gives no value per row"
-    if judge is not None and losses is not None:
-        found, why = scored(winner, default, fresh, total, split, evaluator)
-        if found is not None:
-            values = [judge.value(part, label, found.weight) for part, label in (found.winner, found.default)]
-            one, other = (
-                evaluator.evaluate(model.transform(_data(fresh))) if math.isnan(value) else value
-                for value, model in zip(values, (winner, default), strict=True)
-            )
-            rows = int((found.weight > 0).sum())
-            if why := left_out(len(found.weight), total, winner, default, fresh):
-                return Comparison(one, other, None, why, rows, refused=True)
-            verdict, why = _tested(found, losses, split, level, seed)
-            return Comparison(one, other, verdict, why, rows)
-    one, other = (evaluator.evaluate(model.transform(_data(fresh))) for model in (winner, default))
-    if less := left_out(predicted_by_both(winner, default, fresh), total, winner, default, fresh):
+    """Both models on the fresh rows, and whether the winner is better than chance explains.
+
+    Raises:
+        InputError: the models have other labels or weights.
+    """
+    judge, losses, total = _judge(evaluator), losses_of(evaluator), fresh.count()
+    found, why = scored(winner, default, fresh, total, split, evaluator)
+    values = [math.nan, math.nan]
+    if found is not None and not why:
+        values = [judge.value(part, label, found.weight) for part, label in (found.winner, found.default)]
+    one, other = (
+        evaluator.evaluate(model.transform(_data(fresh))) if math.isnan(value) else value
+        for value, model in zip(values, (winner, default), strict=True)
+    )
+    if less := left_out(None if found is None else len(found.weight), total, winner, default, fresh):
         return Comparison(one, other, None, less, refused=True)
-    return Comparison(one, other, None, why)
+    if losses is None:
+        return Comparison(one, other, None, f"{type(evaluator).__name__} gives no value per row")
+    if found is None or why:
+        return Comparison(one, other, None, why)
+    return Comparison(one, other, *verdict_of([found.taken(found.weight > 0)], losses, split, level=level, seed=seed))
 
 
 def left_out(both: int | None, total: int, winner: Any, default: Any, fresh: DataFrame) -> str:
@@ -149,17 +219,6 @@ def left_out(both: int | None, total: int, winner: Any, default: Any, fresh: Dat
     return f"the winner leaves out {kept - both:,} of {kept:,} rows that the other model predicts"
 
 
-def predicted_by_both(winner: Any, default: Any, fresh: DataFrame) -> int | None:
-    """The number of these rows that both models predict; None if a model drops columns that it does not know."""
-    rows, base = _with_data(fresh)
-    for model in (default, winner):
-        out = model.transform(rows)
-        if DATA not in out.columns:
-            return None
-        rows = out.select(*base, DATA)
-    return rows.count()
-
-
 def _with_data(fresh: DataFrame, *more: Column) -> tuple[DataFrame, list[Column]]:
     """The fresh rows, with all columns of the data in DATA and with more columns; and the columns of the data as they were.
 
@@ -177,9 +236,12 @@ def _data(fresh: DataFrame) -> DataFrame:
 def scored(
     winner: Any, default: Any, fresh: DataFrame, total: int, split: SearchSplit, evaluator: Any
 ) -> tuple[Scored | None, str]:
-    """Both models' columns on the same rows, `total` in number, written by one job; or why that can't be."""
-    judge = judge_of(evaluator)
-    assert judge is not None
+    """Both models' columns on the same rows, `total` in number, written by one job; and why they can't be tested.
+
+    Raises:
+        InputError: the models have other labels or weights.
+    """
+    judge = _judge(evaluator)
     block = F.pmod(F.col(BLOCK), F.lit(MAX_BLOCKS)) if split.groupCol else F.col(BLOCK)
     kept = {
         "__sd_block": block.cast("double"), "__sd_unit": F.col(BLOCK).cast("double"), "__sd_time": F.col(TIME).cast("double"),
@@ -192,11 +254,14 @@ def scored(
         if missing:
             what = "a column of its own" if missing[0].startswith("__sd_") else f"the column {missing[0]!r}"
             return None, f"the pipeline of the {part} drops or lacks {what}"
-        weight: Column = named(judge.weight).cast("double") if judge.weight else F.lit(1.0)
+        label = named(judge.label) if judge.label else F.lit(0.0)
+        if not judge.column and judge.label and not isinstance(out.schema[judge.label].dataType, NumericType):
+            label = F.xxhash64(label)  # it is only compared
         new = {
-            f"__sd_{part}": named(judge.column), f"__sd_{part}_label": named(judge.label).cast("double"),
-            f"__sd_{part}_weight": weight,
-        }  # fmt: skip
+            f"__sd_{part}": named(judge.column) if judge.column else F.lit(0.0),
+            f"__sd_{part}_label": label.cast("double"),
+            f"__sd_{part}_weight": named(judge.weight).cast("double") if judge.weight else F.lit(1.0),
+        }
         rows = out.select(*base, DATA, *names, *(c.alias(name) for name, c in new.items()))
         names += [*new]
     with TemporaryDirectory(prefix=".fresh-", dir=jvm.scratch_folder()) as folder:
@@ -208,34 +273,49 @@ def scored(
     if sum(len(part["v0"]) for part in parts) > total:
         return None, "the pipelines make several rows of one, of which nothing tells the pairs"
     read = {name: torch.cat([dense(part[f"v{i}"]) for part in parts]) for i, name in enumerate(names)}
+    labels, weights = ([read[f"__sd_{part}_{what}"] for part in ("winner", "default")] for what in ("label", "weight"))
+    numbers, remedy = by_number(evaluator, read["__sd_winner"].ndim), ""
+    if numbers and type(evaluator) in CLASSIFIERS:
+        remedy = (
+            "; or let a StringIndexer with stringOrderType='alphabetAsc' number the classes, which the metric goes by"
+        )
+    if numbers or not _renamed(*labels):
+        _check_same(labels, "label", judge.label, (winner, default), _data(fresh), remedy)
+    _check_same(weights, "weight", judge.weight, (winner, default), _data(fresh))
     found = Scored(
-        (read["__sd_winner"], read["__sd_winner_label"]), (read["__sd_default"], read["__sd_default_label"]),
-        read["__sd_winner_weight"], read["__sd_block"].long(), read["__sd_unit"], read["__sd_time"],
+        (read["__sd_winner"], labels[0]), (read["__sd_default"], labels[1]), weights[0],
+        read["__sd_block"].long(), read["__sd_unit"], read["__sd_time"],
     )  # fmt: skip
-    usable = [t for t in (*found.winner, *found.default, found.weight) if not bool(t.isfinite().all())]
-    return (None, "labels, weights or predictions are null or not finite") if usable else (found, "")
+    finite = all(bool(t.isfinite().all()) for t in (*found.winner, *found.default, found.weight))
+    return found, "" if finite else "labels, weights or predictions are null or not finite"
 
 
-def _tested(
-    scored: Scored, losses: Losses, split: SearchSplit, level: float, seed: int
+def verdict_of(
+    parts: Sequence[Scored], losses: Losses, split: SearchSplit, *, level: float, seed: int, dependence: float = 1.0
 ) -> tuple[guard.Verdict | None, str]:
-    """The guard on the gains of the rows."""
-    counts = scored.weight > 0
-    weight, block = scored.weight[counts], scored.block[counts]
-    one, other = scored.losses(losses, counts)
-    if not bool((one.isfinite() & other.isfinite()).all()):
+    """The guard on the gains of the rows; or why there is no test.
+
+    Args:
+        parts: rows with a metric of their own each, those of the folds.
+        dependence: as in `guard.decide`.
+    """
+    one, other = map(torch.cat, zip(*(part.losses(losses) for part in parts), strict=True))
+    if not len(one) or not bool((one.isfinite() & other.isfinite()).all()):
         return None, UNDEFINED
+    weight, block, units, time = (
+        torch.cat([getattr(part, name) for part in parts]) for name in ("weight", "block", "unit", "time")
+    )
     size = int(block.max()) + 1
 
     def sums(x: Tensor) -> Tensor:
         return torch.zeros(size, dtype=torch.float64).index_add(0, block, x)
 
     unit: Literal["rows", "groups", "blocks"] = "groups" if split.groupCol else "blocks" if split.timeCol else "rows"
-    units = len(block) if unit == "rows" else len(scored.unit[counts].unique())
-    by_time = scored.time[counts].argsort(stable=True) if split.timeCol else None
+    count = len(block) if unit == "rows" else len(units.unique())
+    by_time = time.argsort(stable=True) if split.timeCol else None
     verdict = guard.decide(
         sums(weight * (other - one))[None], sums(weight), chosen=0, level=level, original=sums(weight * other), unit=unit,
-        units=units, blockRows=len(block) / max(units, 1), seed=seed,
+        units=count, blockRows=len(block) / max(count, 1), seed=seed, dependence=dependence,
         correlationTime=None if by_time is None else guard.correlation_time((other - one)[by_time]),
     )  # fmt: skip
     return verdict, ""

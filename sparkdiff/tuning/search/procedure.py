@@ -283,20 +283,22 @@ def _in_folds(
             )
             with phases.phase("winner"):
                 winner = _fitted(task, best_of(study), parts.fitted(fold))
-                folds.check_classes(default, winner, judge, f"the winner of fold {fold}")
                 one = folds.judged(fold, winner, default, parts, counts["test"], split, judge)
             if isinstance(one, str):
                 raise InputError(f"numFolds={s.numFolds}: {one} (fold {fold})")
             found.append(one)
-        compared = folds.decided(found, split, level=s.guard, seed=s.seed)
+        compared = folds.decided(found, judge, split, level=s.guard, seed=s.seed)
         study = studied(task, parts.outside(None), phases, folder, counts["train"], {"fold": 0})
         best = best_of(study)
         with phases.phase("winner"):
-            accepted = compared.verdict is not None and compared.verdict.accepted
-            model = _fitted(task, best if accepted else None, parts.fitted(None))
+            default = _default(task, parts.fitted(None))
+            model = default
+            if compared.ships(s.guard, larger=task.larger[0]):  # what it ships was chosen anew, on all rows
+                model = _fitted(task, best, parts.fitted(None))
+                compared = folds.allowed(compared, model, default, parts, counts["test"], split, judge)
             folds.check_classes(defaults[0], model, judge, "the fit on all rows")
         front = [t.number for t in study.front()]
-        return SearchOutcome(*_told(task, study.trials(), best, compared, counts, model, model), front)
+        return SearchOutcome(*_told(task, study.trials(), best, compared, counts, model, default), front)
     finally:
         parts.rows.unpersist()
         memory.trim()

@@ -26,7 +26,7 @@ class SearchSummary(Shown):
         fresh: {"winner", "default"} on rows that no fit and no trial has seen; "default" is the model that the winner was
             compared with.
         optimism: metric of the winner on the rows that chose it, minus its metric on fresh rows.
-        tested: whether a test decided; without one the metrics alone did.
+        tested: whether a test decided; without one the winner ships only where guard is 1, and its metric is better.
         p, level: of the test; accepted if p is below the level. None without a test.
         gain: mean gain of the winner per row over its comparison, as a share of that one's metric; None without a test.
         gainInterval: [low, high], 95%, of that. None in it: unbounded.
@@ -113,18 +113,17 @@ def decided(
         against: "default" or "current".
         rows: "fresh" or "out-of-fold".
     """
-    one, other, verdict = compared.winner, compared.default, compared.verdict
-    figures = f"{metric} {one:.6g} against {other:.6g} of the {against} model"
+    ships, verdict = compared.ships(level, larger=larger), compared.verdict
+    figures = f"{metric} {compared.winner:.6g} against {compared.default:.6g} of the {against} model"
+    if verdict is not None:
+        return ships, _reason(verdict, figures, level, rows), _figures(verdict, compared.default)
+    why = compared.untested
+    if not compared.refused and level < 1:
+        why = f"not tested, because {why}: set guard=1 to let the metric on the {rows} rows alone decide"
+    elif not compared.refused:
+        why = f"not tested, because {why}: on the {rows} rows alone the winner {'is' if ships else 'is not'} better"
     untested = {"tested": False, "p": None, "level": None, "gain": None, "gainInterval": None}
-    if compared.refused:
-        return False, f"{compared.untested} ({figures})", untested
-    if verdict is None:
-        # A metric that is NaN never wins, as among the trials.
-        better = not math.isnan(one) and (math.isnan(other) or (one > other if larger else one < other))
-        says = "is better" if better else "is not better"
-        why = f"not tested, because {compared.untested}: on the fresh rows alone the winner {says} ({figures})"
-        return better, why, untested
-    return verdict.accepted, _reason(verdict, figures, level, rows), _figures(verdict, other)
+    return ships, f"{why} ({figures})", untested
 
 
 def _reason(verdict: Verdict, figures: str, level: float, rows: str) -> str:

@@ -18,7 +18,7 @@ from sparkdiff.evaluation.scores import Tally
 from sparkdiff.objectives.label_checks import check_label
 from sparkdiff.objectives.losses import UNLABELLED, resolve as resolve_loss
 from sparkdiff.objectives.metric import Metric, influence
-from sparkdiff.objectives.metrics import NAMES as EVERY, resolve
+from sparkdiff.objectives.metrics import NAMES as EVERY, of_predictions, resolve
 from sparkdiff.options import Options
 from sparkdiff.stages.predictor import Predictor
 from sparkdiff.tensors.team import Team
@@ -216,6 +216,19 @@ def test_the_influence_on_auc_is_delongs_placements() -> None:
     np.testing.assert_allclose((psi - value)[~y] * down / N, expected[~y] - value, atol=1e-13)
     delong = expected[y].var(ddof=0) / up + expected[~y].var(ddof=0) / down
     assert psi.var() / N == pytest.approx(delong, rel=1e-12)
+
+
+def test_the_influence_on_r2_through_the_origin_is_that_of_two_sums() -> None:
+    kept = W > 0
+    y, found, w = REAL[kept], GUESS[kept], W[kept]
+    metric = of_predictions("r2", {"throughOrigin": True})
+    errors, squares = (w * (y - found) ** 2).sum(), (w * y**2).sum()
+    psi = 1 - errors / squares + w.sum() * (errors * y**2 / squares - (y - found) ** 2) / squares
+    torch.testing.assert_close(influence(metric, found, y, w), psi, rtol=1e-12, atol=1e-12)
+    assert float((w * psi).sum() / w.sum()) == pytest.approx(float(1 - errors / squares), rel=1e-12)
+    assert bool(influence(metric, found, torch.zeros_like(y), w).isnan().all())
+    around = float(influence(of_predictions("r2", {}), found, y, w).sum())
+    assert around != pytest.approx(float(psi.sum()))
 
 
 @pytest.mark.parametrize("name", [n for n in METRICS if n not in ("cost", "focal", "huber", "hinge")])
