@@ -12,10 +12,12 @@ from sparkdiff.data.blocks import MAX_BLOCKS
 from sparkdiff.data.splits import SPLIT, TIME
 from sparkdiff.evaluation import out_of_fold
 from sparkdiff.evaluation.out_of_fold import FoldSums
+from sparkdiff.evaluation.paired_rows import PairedRows
+from sparkdiff.evaluation.units import Costs
 from sparkdiff.pipeline.class_numbers import check_same_classes, classes_of
 from sparkdiff.pipeline.names import named
 from sparkdiff.tuning.scores import judge_of
-from sparkdiff.tuning.search.judging import Comparison, Scored, by_number, left_out, losses_of, scored, verdict_of
+from sparkdiff.tuning.search.judging import Comparison, by_number, left_out, metric_of, scored, verdict_of
 from sparkdiff.tuning.search.splitting import FOLD, Divided, SearchSplit
 
 
@@ -52,10 +54,12 @@ class Fold:
 
     Attributes:
         held: the fold's own rows.
+        training: what the winner costs on the rows that trained it.
         refused: why a winner like that of the fold can't ship, whatever its metric; empty if it can.
     """
 
-    held: Scored
+    held: PairedRows
+    training: Costs
     sums: FoldSums
     winner: float
     default: float
@@ -73,27 +77,23 @@ def judged(
     Raises:
         InputError: the models have other labels or weights.
     """
-    judge, losses = judge_of(evaluator), losses_of(evaluator)
-    assert judge is not None and losses is not None
+    judge, metric = judge_of(evaluator), metric_of(evaluator)
+    assert judge is not None and metric is not None
     found, why = scored(winner, default, parts.judged(), total, split, evaluator)
     if found is None or why:
         return why
     own, rest = found.taken(found.time == number), found.taken(found.time != number)
-
-    def sums(rows: Scored, x: Tensor) -> Tensor:
-        return torch.zeros(MAX_BLOCKS, dtype=torch.float64).index_add(0, rows.block, rows.weight * x)
-
-    (one, other), (one_rest, other_rest) = own.losses(losses), rest.losses(losses)
     values = [judge.value(part, label, own.weight) for part, label in (own.winner, own.default)]
+    held, trained = (rows.pair(metric, replace(split, timeCol=None)) for rows in (own, rest))
+
+    def sums(rows: PairedRows, x: Tensor) -> Tensor:
+        return torch.zeros(MAX_BLOCKS, dtype=torch.float64).index_add(0, rows.block, x)
+
     folded = FoldSums(
-        sums(own, other),
-        sums(own, other - one),
-        sums(own, torch.ones_like(one)),
-        len(own.unit.unique()) if split.groupCol else len(one),
-        sums(rest, other_rest - one_rest),
-    )
+        sums(held, held.original - held.other), sums(held, held.weight), sums(trained, trained.original - trained.other)
+    )  # fmt: skip
     refused = left_out(len(found.weight), total, winner, default, parts.judged())
-    return Fold(own, folded, values[0], values[1], refused)
+    return Fold(held, trained.costs(), folded, values[0], values[1], refused)
 
 
 def check_classes(first: Any, other: Any, evaluator: Any, where: str) -> None:
@@ -104,10 +104,9 @@ def check_classes(first: Any, other: Any, evaluator: Any, where: str) -> None:
         check_same_classes(classes_of(first, label), classes_of(other, label), label, where)
 
 
-def decided(folds: list[Fold], evaluator: Any, split: SearchSplit, *, level: float, seed: int) -> Comparison:
+def decided(folds: list[Fold], *, level: float, seed: int) -> Comparison:
     """Whether the search gains, by the rows of all folds."""
-    losses, held = losses_of(evaluator), [fold.held for fold in folds]
-    assert losses is not None
+    held = [fold.held for fold in folds]
     weights = torch.stack([rows.weight.sum() for rows in held])
     values = torch.tensor([(fold.winner, fold.default) for fold in folds], dtype=torch.float64)
     winner, default = (weights @ values / weights.sum()).tolist()
@@ -115,7 +114,10 @@ def decided(folds: list[Fold], evaluator: Any, split: SearchSplit, *, level: flo
         if fold.refused:
             return Comparison(winner, default, None, f"{fold.refused} (fold {number})", refused=True)
     dependence = out_of_fold.dependence([fold.sums for fold in folds])
-    return Comparison(winner, default, *verdict_of(held, losses, split, level=level, seed=seed, dependence=dependence))
+    training = max((fold.training for fold in folds), key=lambda c: c.squares / max(c.number, 1))
+    return Comparison(
+        winner, default, *verdict_of(held, level=level, seed=seed, dependence=dependence, training=training)
+    )  # fmt: skip
 
 
 def allowed(

@@ -1,11 +1,13 @@
 """The winner against the model that it would replace, on rows that no fit and no trial has seen: row by row, by the guard."""
 
+import functools
 import math
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from pyspark.ml.evaluation import BinaryClassificationEvaluator, MulticlassClassificationEvaluator, RegressionEvaluator
@@ -18,8 +20,10 @@ from sparkdiff.data.blocks import MAX_BLOCKS
 from sparkdiff.data.splits import BLOCK, TIME
 from sparkdiff.errors import InputError
 from sparkdiff.evaluation import guard
+from sparkdiff.evaluation.paired_rows import PairedRows, decide_by_rows, pair
 from sparkdiff.evaluation.recorded import changed
-from sparkdiff.objectives.metric import Metric, influence
+from sparkdiff.evaluation.units import Costs, Kind
+from sparkdiff.objectives.metric import Metric
 from sparkdiff.objectives.metrics import BINARY, of_predictions
 from sparkdiff.pipeline.columns import read_plain, write_plain
 from sparkdiff.pipeline.names import named
@@ -28,13 +32,15 @@ from sparkdiff.stages.base import columns_of
 from sparkdiff.tensors.rows import dense
 from sparkdiff.tuning.mean_loss import MeanLoss
 from sparkdiff.tuning.scores import CLASSIFIERS, Judge, judge_of
-from sparkdiff.tuning.search.splitting import SearchSplit
+from sparkdiff.tuning.search.splitting import Divided, SearchSplit
 
-Losses = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""(what the evaluator reads (n,) or (n, k), label (n,), weight (n,)) -> what each row adds to the metric, smaller is better."""
+MetricOf = Callable[[int], Metric]
+"""Number of classes -> the metric of what the evaluator reads, (n,) or (n, k)."""
 UNDEFINED = "the metric is undefined on the fresh rows"
 PIECE = 65536
 """Rows that are read at a time."""
+TRAINING_ROWS = 200_000
+"""Rows that fitted the models, up to which they are predicted, too."""
 NAMED = 3
 """Stages that a reason names."""
 DATA = "__sd_data"
@@ -66,24 +72,25 @@ class Comparison:
         return level >= 1 and not math.isnan(self.winner) and (math.isnan(self.default) or better)
 
 
-def losses_of(evaluator: Any) -> Losses | None:
-    """What each row adds to the metric of an evaluator; None if it can't be told."""
+def metric_of(evaluator: Any) -> MetricOf | None:
+    """The metric of an evaluator; None if it gives no value per row."""
     if isinstance(evaluator, MeanLoss):
-        return lambda s, y, w: evaluator.rows(s, y)
+        return lambda classes: Metric(evaluator.getOrDefault("metricName"), rows=lambda s, y, w: evaluator.rows(s, y))
     if type(evaluator) is BinaryClassificationEvaluator:
-        value = BINARY[evaluator.getMetricName()]
-        area = Metric(evaluator.getMetricName(), larger=True, value=value)
-        return lambda s, y, w: -influence(area, s[:, 1] if s.ndim == 2 else s, y, w)
+        name = str(evaluator.getMetricName())
+        area = Metric(
+            name, larger=True, column=lambda s: s[:, 1] if s.ndim == 2 else s, value=BINARY[name], ranks=True
+        )  # fmt: skip
+        return lambda classes: area
     if type(evaluator) is RegressionEvaluator:
         origin = {"throughOrigin": evaluator.getThroughOrigin()}
-        return _added(lambda s, y: of_predictions(evaluator.getMetricName(), origin))
+        return lambda classes: of_predictions(evaluator.getMetricName(), origin)
     if type(evaluator) is MulticlassClassificationEvaluator:
         name, eps = str(evaluator.getMetricName()), evaluator.getEps()
         if name == "logLoss":
-            return lambda s, y, w: _log_loss(s, y, eps)
+            return lambda classes: Metric(name, rows=lambda s, y, w: _log_loss(s, y, eps))
         beta = 1.0 if name == "f1" else evaluator.getBeta()  # which Spark's f1 does not read
-        given = {"beta": beta, "metricLabel": evaluator.getMetricLabel()}
-        return _added(lambda s, y: of_predictions(name, given, int(max(s.max(), y.max())) + 1))
+        return lambda classes: of_predictions(name, {"beta": beta, "metricLabel": evaluator.getMetricLabel()}, classes)
     return None
 
 
@@ -141,15 +148,6 @@ def _log_loss(probability: Tensor, y: Tensor, eps: float) -> Tensor:
     return -probability.gather(1, y.long()[:, None])[:, 0].clamp(eps, 1 - eps).log()
 
 
-def _added(metric_of: Callable[[Tensor, Tensor], Metric]) -> Losses:
-    def of(score: Tensor, y: Tensor, w: Tensor) -> Tensor:
-        metric = metric_of(score, y)
-        found = metric.rows(score, y, w) if metric.rows is not None else influence(metric, score, y, w)
-        return metric.sign * found
-
-    return of
-
-
 @dataclass(frozen=True)
 class Scored:
     """What two models write on the same rows; each has labels of its own, as a pipeline may index them."""
@@ -170,21 +168,34 @@ class Scored:
             self.time[rows],
         )  # fmt: skip
 
-    def losses(self, losses: Losses) -> tuple[Tensor, Tensor]:
-        """What the rows add to the metric of both; they alone are the rows of the metric."""
-        one, other = (losses(part, label, self.weight) for part, label in (self.winner, self.default))
-        return one, other
+    def pair(self, of: MetricOf, split: SearchSplit) -> PairedRows:
+        """The rows as both models see them, the default first; they alone are the rows of the metric."""
+        (one, own), (other, its) = self.default, self.winner
+        metric = of(1 + int(max(x.max() for x in (one, other, own, its))))
+        columns = [x if metric.column is None else metric.column(x) for x in (one, other)]
+        kind = kind_of(split)
+        unit = None if kind == "rows" else self.unit
+        time = self.time if kind == "blocks" else None
+        return pair(metric, columns, (own, its), self.weight, self.block, unit, kind, time)
+
+
+def kind_of(split: SearchSplit) -> Kind:
+    """What decides."""
+    return "groups" if split.groupCol else "blocks" if split.timeCol else "rows"
 
 
 def compare(
-    winner: Any, default: Any, fresh: DataFrame, split: SearchSplit, evaluator: Any, *, level: float, seed: int
+    winner: Any, default: Any, rows: Divided, split: SearchSplit, evaluator: Any, *, level: float, seed: int
 ) -> Comparison:
     """Both models on the fresh rows, and whether the winner is better than chance explains.
+
+    Where it is, both predict the rows that fitted them, too, which show how losses are spread.
 
     Raises:
         InputError: the models have other labels or weights.
     """
-    judge, losses, total = _judge(evaluator), losses_of(evaluator), fresh.count()
+    fresh = rows.fresh()
+    judge, metric, total = _judge(evaluator), metric_of(evaluator), fresh.count()
     found, why = scored(winner, default, fresh, total, split, evaluator)
     values = [math.nan, math.nan]
     if found is not None and not why:
@@ -195,11 +206,19 @@ def compare(
     )
     if less := left_out(None if found is None else len(found.weight), total, winner, default, fresh):
         return Comparison(one, other, None, less, refused=True)
-    if losses is None:
+    if metric is None:
         return Comparison(one, other, None, f"{type(evaluator).__name__} gives no value per row")
     if found is None or why:
         return Comparison(one, other, None, why)
-    return Comparison(one, other, *verdict_of([found.taken(found.weight > 0)], losses, split, level=level, seed=seed))
+    held = found.taken(found.weight > 0).pair(metric, split)
+    verdict, why = verdict_of([held], level=level, seed=seed)
+    if verdict is not None and verdict.accepted and level < 1:
+        trained = rows.trained(TRAINING_ROWS / max(total, 1))
+        seen, _ = scored(winner, default, trained, trained.count(), split, evaluator)
+        if seen is not None:
+            training = seen.taken(seen.weight > 0).pair(metric, split).costs()
+            verdict, why = verdict_of([held], level=level, seed=seed, training=training)
+    return Comparison(one, other, verdict, why)
 
 
 def left_out(both: int | None, total: int, winner: Any, default: Any, fresh: DataFrame) -> str:
@@ -291,31 +310,16 @@ def scored(
 
 
 def verdict_of(
-    parts: Sequence[Scored], losses: Losses, split: SearchSplit, *, level: float, seed: int, dependence: float = 1.0
+    parts: Sequence[PairedRows], *, level: float, seed: int, dependence: float = 1.0, training: Costs | None = None
 ) -> tuple[guard.Verdict | None, str]:
     """The guard on the gains of the rows; or why there is no test.
 
     Args:
         parts: rows with a metric of their own each, those of the folds.
-        dependence: as in `guard.decide`.
+        dependence, training: see `decide_by_rows`.
     """
-    one, other = map(torch.cat, zip(*(part.losses(losses) for part in parts), strict=True))
-    if not len(one) or not bool((one.isfinite() & other.isfinite()).all()):
+    rows = functools.reduce(operator.add, parts)
+    if not len(rows.weight) or not bool((rows.original.isfinite() & rows.other.isfinite()).all()):
         return None, UNDEFINED
-    weight, block, units, time = (
-        torch.cat([getattr(part, name) for part in parts]) for name in ("weight", "block", "unit", "time")
-    )
-    size = int(block.max()) + 1
-
-    def sums(x: Tensor) -> Tensor:
-        return torch.zeros(size, dtype=torch.float64).index_add(0, block, x)
-
-    unit: Literal["rows", "groups", "blocks"] = "groups" if split.groupCol else "blocks" if split.timeCol else "rows"
-    count = len(block) if unit == "rows" else len(units.unique())
-    by_time = time.argsort(stable=True) if split.timeCol else None
-    verdict = guard.decide(
-        sums(weight * (other - one))[None], sums(weight), chosen=0, level=level, original=sums(weight * other), unit=unit,
-        units=count, blockRows=len(block) / max(count, 1), seed=seed, dependence=dependence,
-        correlationTime=None if by_time is None else guard.correlation_time((other - one)[by_time]),
-    )  # fmt: skip
-    return verdict, ""
+    verdict = decide_by_rows(rows, level=level, training=training, dependence=dependence, seed=seed)
+    return (None, verdict.untested) if verdict.untested else (verdict, "")

@@ -33,7 +33,7 @@ from sparkdiff.tuning.search import folds
 from sparkdiff.tuning.search.alternatives import chosen
 from sparkdiff.tuning.search.by_slope import by_slope, check_method
 from sparkdiff.tuning.search.dimensions import SearchSpace, names_of
-from sparkdiff.tuning.search.judging import Comparison, compare, losses_of
+from sparkdiff.tuning.search.judging import Comparison, compare, metric_of
 from sparkdiff.tuning.search.pruning import Pruning, check_pruner, pruning_of, resources_of
 from sparkdiff.tuning.search.samplers import SamplingPlan, check_sampler
 from sparkdiff.tuning.search.settings import Settings
@@ -139,7 +139,7 @@ def _check_folds(settings: Settings, evaluator: Any, current: Any) -> None:
             f"numFolds={settings.numFolds} fits the model that the winner is compared with anew in each fold, but `current` is "
             "fitted and may have seen the rows: leave one of them out"
         )
-    if judge_of(evaluator) is None or losses_of(evaluator) is None:
+    if judge_of(evaluator) is None or metric_of(evaluator) is None:
         raise InputError(
             f"numFolds={settings.numFolds} needs a metric with a value per row, which {type(evaluator).__name__} lacks here: "
             "use an evaluator of pyspark.ml.evaluation, or testFraction"
@@ -238,7 +238,7 @@ def _in_folder(task: SearchTask, dataset: DataFrame, phases: Phases, folder: Pat
         with phases.phase("split") as phase:
             counts = check_rows(rows, split, task.evaluators)
             phase(", ".join(f"{n:,} {name}" for name, n in counts.items()) + " rows")
-        train, fresh = rows.part("train"), rows.fresh()
+        train = rows.part("train")
         with phases.phase("default"):
             default = plain(task.current) if task.current is not None else _default(task, train)
         if s.method == "hypergradient":
@@ -252,7 +252,7 @@ def _in_folder(task: SearchTask, dataset: DataFrame, phases: Phases, folder: Pat
                 winner = _fitted(task, best, train)
             known, front = study.trials(), [t.number for t in study.front()]
         with phases.phase("fresh rows"):
-            compared = compare(winner, default, fresh, split, task.evaluators[0], level=s.guard, seed=s.seed)
+            compared = compare(winner, default, rows, split, task.evaluators[0], level=s.guard, seed=s.seed)
         kept = default if task.current is None else task.current
         return SearchOutcome(*_told(task, known, best, compared, counts, winner, kept), front)
     finally:
@@ -287,7 +287,7 @@ def _in_folds(
             if isinstance(one, str):
                 raise InputError(f"numFolds={s.numFolds}: {one} (fold {fold})")
             found.append(one)
-        compared = folds.decided(found, judge, split, level=s.guard, seed=s.seed)
+        compared = folds.decided(found, level=s.guard, seed=s.seed)
         study = studied(task, parts.outside(None), phases, folder, counts["train"], {"fold": 0})
         best = best_of(study)
         with phases.phase("winner"):

@@ -22,7 +22,6 @@ from sparkdiff.data.splits import (
     with_splits,
 )
 from sparkdiff.errors import InputError
-from sparkdiff.evaluation.guard import MIN_UNITS
 from sparkdiff.options import Options
 from sparkdiff.pipeline.names import named, read_by_name
 from sparkdiff.tuning.scores import CLASSIFIERS
@@ -71,6 +70,11 @@ class Divided:
     def fresh(self) -> DataFrame:
         """The fresh rows, with BLOCK and TIME."""
         return self.rows.where(F.col(SPLIT) == TEST).drop(SPLIT)
+
+    def trained(self, share: float) -> DataFrame:
+        """This share of the rows, or groups, that fit the models, with BLOCK and TIME."""
+        rows = self.rows.where(F.col(SPLIT) == TRAIN).drop(SPLIT)
+        return rows if share >= 1 else rows.where(below(F.col(BLOCK), share, "training"))
 
 
 TEST, FOLD = "test", "__sparkdiff_fold"
@@ -155,8 +159,6 @@ def check_folds(rows: DataFrame, split: SearchSplit, evaluators: Sequence[Any], 
             _check_classes(
                 label, {**inner, f"held-out (fold {fold})": {r["label"] for r in counts if r["fold"] == fold}}
             )
-    if split.groupCol:
-        _check_units(rows, split, "the data")
     totals = {p: sum(r["rows"] for r in counts if r["split"] == p) for p in ("train", "validation")}
     return {**totals, TEST: sum(totals.values())}
 
@@ -165,7 +167,7 @@ def check_rows(rows: Divided, split: SearchSplit, evaluators: Sequence[Any]) -> 
     """Count the rows by one job, before the first fit.
 
     Raises:
-        InputError: too few rows are fresh, a group or time is missing, or a class is where a model is fitted or judged.
+        InputError: no row is fresh, a group or time is missing, or a class is where a model is fitted or judged.
     """
     label = _label(rows.rows, evaluators)
     missing = F.lit(0)
@@ -192,25 +194,11 @@ def check_rows(rows: Divided, split: SearchSplit, evaluators: Sequence[Any]) -> 
         TEST: f": testFraction={split.test:g}",
     }
     for name, total in totals.items():
-        least = MIN_UNITS if name == TEST else 1
-        if total < least:
-            raise InputError(f"{total} rows are in the {name} part, and at least {least} are needed{shares[name]}")
+        if not total:
+            raise InputError(f"0 rows are in the {name} part, and at least 1 is needed{shares[name]}")
     if label and len(counts) < 3 * MOST_CLASSES:
         _check_classes(label, {s: {r["label"] for r in counts if r[0] == s} for s in totals})
-    if split.groupCol or split.timeCol:
-        _check_units(rows.rows.where(F.col(SPLIT) == TEST), split, f"the {TEST} part", shares[TEST])
     return totals
-
-
-def _check_units(rows: DataFrame, split: SearchSplit, where: str, share: str = "") -> None:
-    units = rows.select(BLOCK).distinct().count()
-    if units < MIN_UNITS:
-        what = (
-            f"values of groupCol={split.groupCol!r}"
-            if split.groupCol
-            else f"distinct times of timeCol={split.timeCol!r}"
-        )
-        raise InputError(f"{where} has {units} {what}, and at least {MIN_UNITS} are needed{share}")
 
 
 def _label(df: DataFrame, evaluators: Sequence[Any]) -> str | None:

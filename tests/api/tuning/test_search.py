@@ -36,7 +36,7 @@ from sparkdiff.data.splits import SPLIT
 from sparkdiff.tuning import cached_rows
 from sparkdiff.tuning.search.alternatives import chosen
 from sparkdiff.tuning.search.dimensions import SearchSpace
-from sparkdiff.tuning.search.judging import Comparison, compare, losses_of
+from sparkdiff.tuning.search.judging import Comparison, compare, metric_of
 from sparkdiff.tuning.search.pruning import resources_of
 from sparkdiff.tuning.search.splitting import TEST, SearchSplit, divided
 from sparkdiff.tuning.search.summary import decided
@@ -442,8 +442,8 @@ def test_whatever_a_stage_raises_ends_its_trial_only(line: tuple[DataFrame, Sear
 def test_every_metric_has_a_value_per_row(line: tuple[DataFrame, Search]) -> None:
     """The mean of what the rows add is the metric itself."""
     data, split = line[0], SearchSplit(0.2, 0.3)
-    fresh = divided(data, split).fresh().cache()
-    same = fresh.drop("__sparkdiff_block", "__sparkdiff_time")
+    parts = divided(data, split)
+    same = parts.fresh().drop("__sparkdiff_block", "__sparkdiff_time").cache()
     for label, names, evaluator, one, other in [
         ("kind", ["f1", "logLoss"], MulticlassClassificationEvaluator,
          LogisticRegression(labelCol="kind", maxIter=2), LogisticRegression(labelCol="kind", regParam=9.0)),
@@ -455,8 +455,8 @@ def test_every_metric_has_a_value_per_row(line: tuple[DataFrame, Search]) -> Non
         good, bad = one.fit(data), other.fit(data)
         for name in names:
             judged = evaluator(labelCol=label, metricName=name, **({"weightCol": "weight"} if label != "rain" else {}))
-            assert losses_of(judged) is not None
-            found = compare(good, bad, fresh, split, judged, level=0.025, seed=0)
+            assert metric_of(judged) is not None
+            found = compare(good, bad, parts, split, judged, level=0.025, seed=0)
             for value, model in ((found.winner, good), (found.default, bad)):
                 exact = judged.evaluate(model.transform(same))
                 assert value == pytest.approx(exact, abs=2e-3 if label == "rain" else 1e-9)
@@ -472,8 +472,8 @@ def test_each_model_is_judged_on_the_rows_as_they_were(rows: DataFrame) -> None:
         rows.withColumn("temp", F.when(F.col("number") % 3 > 0, F.col("temp"))).select("temp", "wind", "riders").cache()
     )
     split = SearchSplit(0.2, 0.3)
-    fresh = divided(gaps, split).fresh().cache()
-    same = fresh.drop("__sparkdiff_block", "__sparkdiff_time")
+    parts = divided(gaps, split)
+    same = parts.fresh().drop("__sparkdiff_block", "__sparkdiff_time").cache()
 
     def fitted(strategy: str) -> Any:
         fill = Imputer(inputCols=["temp"], outputCols=["temp"], strategy=strategy)
@@ -482,17 +482,17 @@ def test_each_model_is_judged_on_the_rows_as_they_were(rows: DataFrame) -> None:
     assembler = VectorAssembler(inputCols=["temp", "wind"], outputCol="features", handleInvalid="skip")
     judge = RegressionEvaluator(labelCol="riders")
     mean, median = fitted("mean"), fitted("median")
-    found = compare(mean, median, fresh, split, judge, level=1.0, seed=0)
+    found = compare(mean, median, parts, split, judge, level=1.0, seed=0)
     assert found.winner == pytest.approx(judge.evaluate(mean.transform(same)), abs=1e-12)
     assert found.default == pytest.approx(judge.evaluate(median.transform(same)), abs=1e-12)
     few = Pipeline(stages=[assembler, LinearRegression(labelCol="riders")]).fit(gaps)
-    found = compare(few, mean, fresh, split, judge, level=1.0, seed=0)
+    found = compare(few, mean, parts, split, judge, level=1.0, seed=0)
     assert found.refused and "the winner leaves out" in found.untested
     better, reason, _ = decided(found, metric="rmse", larger=False, against="default", level=1.0)
     assert not better and "rows that the other model predicts" in reason
-    assert compare(mean, few, fresh, split, judge, level=1.0, seed=0).verdict is not None
+    assert compare(mean, few, parts, split, judge, level=1.0, seed=0).verdict is not None
     gaps.unpersist()
-    fresh.unpersist()
+    same.unpersist()
 
 
 def test_no_row_is_in_two_parts_though_a_column_is_new_at_each_reading(rows: DataFrame) -> None:
