@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,6 +25,8 @@ from sparkdiff.objectives.metric import Metric
 from sparkdiff.objectives.metrics import BINARY, of_predictions
 
 F64 = torch.float64
+MOST = 0.035  # share accepted without a gain
+LEAST_POWER = 0.9  # of what was accepted before
 TRAINING = 4  # training rows for each row that decides
 SHRINKING = (40, 25, 15, 10, 7, 5, 4, 3, 2, 1)  # rows that the columns predict as class 1
 
@@ -380,3 +383,34 @@ def share_accepted(cell: RareCell, runs: int, seed: int = 0) -> tuple[float, flo
     found = torch.tensor([outcome(cell, cell.draw(generator), i) for i in range(runs)], dtype=F64)
     now, before = found.mean(0).tolist()
     return now, before
+
+
+def rare(runs: int, again: int, only: str = "") -> tuple[list[dict[str, Any]], list[str]]:
+    """Print and return the share accepted in every cell, and the names of those out of bounds.
+
+    Args:
+        again: draws for the three cells without a gain in which most is accepted; their second share counts.
+    """
+    results, wrong = list[dict[str, Any]](), list[str]()
+    print(f"share accepted in {runs:,} draws{'':50} today  before units, rare losses and wrong rows counted")
+
+    def measure(cell: RareCell, draws: int, seed: int) -> dict[str, Any]:
+        now, before = share_accepted(cell, draws, seed)
+        print(f"{cell.name:75} {now:6.1%}  {before:6.1%}", flush=True)
+        return {"name": cell.name, "draws": draws, "accepted": now, "before": before}
+
+    without = [cell for cell in cells() if only in cell.name]
+    shares = {cell.name: measure(cell, runs, 0) for cell in without}
+    worst = sorted(without, key=lambda cell: -shares[cell.name]["accepted"])[:3]
+    if again:
+        print(f"the worst three, in {again:,} draws")
+        shares |= {cell.name: measure(cell, again, 1) for cell in worst}
+    wrong += [name for name, found in shares.items() if found["accepted"] > MOST]
+    print("with a true gain")
+    for cell in power_cells():
+        if only in cell.name:
+            found = measure(cell, runs, 0)
+            shares[cell.name] = found
+            wrong += [cell.name] if found["accepted"] < LEAST_POWER * found["before"] else []
+    results += shares.values()
+    return results, wrong

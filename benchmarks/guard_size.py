@@ -14,6 +14,11 @@ expected calibration error, which is refused as a metric, of two calibrated mode
 five minutes of one core.
 
     python benchmarks/guard_size.py --metrics --runs 200
+
+With --rare the cells of `guard_rare.py`: few units that a metric counts, uneven weights, groups, rare large losses, and the share
+of true gains that is accepted. The three cells without a gain in which most is accepted are drawn again, --again times.
+
+    python benchmarks/guard_size.py --rare --runs 1000 --again 10000
 """
 
 import math
@@ -24,6 +29,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+import guard_rare
 import torch
 from common import exit_code, parse, parser, write
 from torch import Tensor
@@ -419,10 +425,15 @@ def main() -> int:
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--cells", default="", help="only cells whose name contains this")
     p.add_argument("--metrics", action="store_true", help="the metrics that are no mean over rows instead")
+    p.add_argument("--rare", action="store_true", help="few units and rare large losses instead")
+    p.add_argument("--again", type=int, default=0, help="draws for the worst three cells of --rare")
     given = parse(p, runs=1)
     torch.set_num_threads(1)
     results: Any
-    if given.metrics:
+    if given.rare:
+        results, wrong = guard_rare.rare(given.runs, given.again, given.cells)
+        figures = {r["name"]: r["accepted"] for r in results}
+    elif given.metrics:
         results, wrong = metrics(given.runs, given.cells)
         figures = {f"{name}, {n:,} rows": share for name, shares in results.items() for n, share in shares.items()}
     else:

@@ -112,7 +112,7 @@ def effective_number(weight: Tensor, unit: Tensor | None) -> float:
     """(sum w)^2 / sum w^2 over the units of these rows (n,) of weight >= 0; 0 of none."""
     sums = by_unit(weight, unit)
     squares = float(sums.square().sum())
-    return float(sums.sum()) ** 2 / squares if squares > 0 else 0.0
+    return round(float(sums.sum()) ** 2 / squares, 9) if squares > 0 else 0.0
 
 
 def units_of(
@@ -147,4 +147,4 @@ def _in_all(counted: Denominators, each: Sequence[float], label: Tensor, weight:
     """
     shares = [float(weight[label == k].sum() / weight.sum()) for k in counted.classes]
     inverse = sum(s * s / max(n, 1.0) for s, n in zip(shares, each, strict=True))
-    return 1 / inverse if inverse else 0.0
+    return round(1 / inverse, 9) if inverse else 0.0
