@@ -32,7 +32,7 @@ from sparkdiff.tuning.search.splitting import SearchSplit
 
 Losses = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(what the evaluator reads (n,) or (n, k), label (n,), weight (n,)) -> what each row adds to the metric, smaller is better."""
-UNDEFINED = "the metric is undefined on the fresh rows"
+UNDEFINED = "the metric is undefined on the rows that decide"
 PIECE = 65536
 """Rows that are read at a time."""
 NAMED = 3
@@ -83,7 +83,8 @@ def losses_of(evaluator: Any) -> Losses | None:
             return lambda s, y, w: _log_loss(s, y, eps)
         beta = 1.0 if name == "f1" else evaluator.getBeta()  # which Spark's f1 does not read
         given = {"beta": beta, "metricLabel": evaluator.getMetricLabel()}
-        return _added(lambda s, y: of_predictions(name, given, int(max(s.max(), y.max())) + 1))
+        last = int(evaluator.getMetricLabel())
+        return _added(lambda s, y: of_predictions(name, given, max(int(s.max()), int(y.max()), last) + 1))
     return None
 
 
