@@ -137,6 +137,19 @@ NUMBERED = (
         (score_of_class_1, "StringIndexer", NUMBERED),
         (weights, "SQLTransformer", "another weight than in"),
     ],
+    ids=[
+        "scale",
+        "folds",
+        "own metric",
+        "words",
+        "threshold",
+        "buckets",
+        "PR",
+        "by label",
+        "PR in folds",
+        "score",
+        "weight",
+    ],
 )
 def test_models_on_other_labels_or_weights_are_not_compared(
     data: DataFrame, search: Callable[[], Search], stage: str, says: str
