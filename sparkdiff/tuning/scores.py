@@ -13,7 +13,8 @@ from pyspark.ml.evaluation import (
 )
 from torch import Tensor
 
-from sparkdiff.objectives.metrics import BINARY, BY_CLASS, Counts, of_predictions
+from sparkdiff.objectives.metric import Metric
+from sparkdiff.objectives.metrics import BINARY, of_predictions
 from sparkdiff.tuning.mean_loss import MeanLoss
 
 BY_RECALL = ("f1", "weightedRecall", "weightedTruePositiveRate", "weightedFMeasure")
@@ -120,17 +121,17 @@ def _joined(score: Tensor, bins: int) -> Tensor:
     return score if size < 2 else -((len(distinct) - 1 - place) // size).to(score.dtype)
 
 
+def _value(metric: Metric, found: Tensor, y: Tensor, w: Tensor) -> float:
+    if metric.value is not None:
+        return float(metric.value(found, y, w))
+    assert metric.rows is not None
+    return float((w * metric.rows(found, y, w)).sum() / w.sum())
+
+
 def _regression(metric: str, origin: bool) -> Value:
     """Source: org.apache.spark.mllib.evaluation.RegressionMetrics."""
-    found = of_predictions(metric, {"throughOrigin": origin})
-
-    def of(prediction: Tensor, y: Tensor, w: Tensor) -> float:
-        if found.value is not None:
-            return float(found.value(prediction, y, w))
-        assert found.rows is not None
-        return float((w * found.rows(prediction, y, w)).sum() / w.sum())
-
-    return of
+    bound = of_predictions(metric, {"throughOrigin": origin})
+    return lambda found, y, w: _value(bound, found, y, w)
 
 
 def _log_loss(eps: float) -> Value:
@@ -148,23 +149,13 @@ def _log_loss(eps: float) -> Value:
 
 def _classes(metric: str, label: float, beta: float) -> Value:
     """Source: org.apache.spark.mllib.evaluation.MulticlassMetrics."""
+    given = {"beta": 1.0 if metric == "f1" else beta, "metricLabel": label}
 
     def of(found: Tensor, y: Tensor, w: Tensor) -> float:
-        if not _classes_of(y) or not _classes_of(found):
+        if not _classes_of(y) or not _classes_of(found) or label != int(label):
             return math.nan
-        counts = Counts.of(found, y, w, int(max(y.max(), found.max())) + 1)
-        total = w.sum()
-        if metric == "accuracy":
-            return float(counts.hits.sum() / total)
-        if metric == "hammingLoss":
-            return float((w * (found != y)).sum() / total)
-        if metric.endswith("ByLabel"):
-            seen = label in range(len(counts.label)) and counts.label[int(label)] > 0
-            by_class = BY_CLASS[metric.removesuffix("ByLabel")](counts, beta)
-            return float(by_class[int(label)]) if seen else math.nan
-        kind = {"f1": "weightedFMeasure"}.get(metric, metric).removeprefix("weighted")
-        of_class = BY_CLASS[kind[0].lower() + kind[1:]](counts, 1.0 if metric == "f1" else beta)
-        return float((counts.label * torch.where(counts.label > 0, of_class, 0.0)).sum() / total)
+        classes = max(int(y.max()), int(found.max()), int(label)) + 1
+        return _value(of_predictions(metric, given, classes), found, y, w)
 
     return of
 

@@ -36,7 +36,7 @@ from sparkdiff.tuning.search.splitting import Divided, SearchSplit
 
 MetricOf = Callable[[int], Metric]
 """Number of classes -> the metric of what the evaluator reads, (n,) or (n, k)."""
-UNDEFINED = "the metric is undefined on the fresh rows"
+UNDEFINED = "the metric is undefined on the rows that decide"
 PIECE = 65536
 """Rows that are read at a time."""
 TRAINING_ROWS = 200_000
@@ -90,7 +90,8 @@ def metric_of(evaluator: Any) -> MetricOf | None:
         if name == "logLoss":
             return lambda classes: Metric(name, rows=lambda s, y, w: _log_loss(s, y, eps))
         beta = 1.0 if name == "f1" else evaluator.getBeta()  # which Spark's f1 does not read
-        return lambda classes: of_predictions(name, {"beta": beta, "metricLabel": evaluator.getMetricLabel()}, classes)
+        given, last = {"beta": beta, "metricLabel": evaluator.getMetricLabel()}, int(evaluator.getMetricLabel())
+        return lambda classes: of_predictions(name, given, max(classes, last + 1))
     return None
 
 

@@ -58,8 +58,8 @@ def curve(metric: str = "areaUnderROC") -> BinaryClassificationEvaluator:
     return BinaryClassificationEvaluator(metricName=metric)  # type: ignore[arg-type]
 
 
-def by_class(metric: str) -> MulticlassClassificationEvaluator:
-    return MulticlassClassificationEvaluator(metricName=metric)  # type: ignore[arg-type]
+def by_class(metric: str, **options: Any) -> MulticlassClassificationEvaluator:
+    return MulticlassClassificationEvaluator(metricName=metric, **options)  # type: ignore[arg-type]
 
 
 def indexed(**options: Any) -> tuple[StringIndexer, Pipeline]:
@@ -137,6 +137,19 @@ NUMBERED = (
         (score_of_class_1, "StringIndexer", NUMBERED),
         (weights, "SQLTransformer", "another weight than in"),
     ],
+    ids=[
+        "scale",
+        "folds",
+        "own metric",
+        "words",
+        "threshold",
+        "buckets",
+        "PR",
+        "by label",
+        "PR in folds",
+        "score",
+        "weight",
+    ],
 )
 def test_models_on_other_labels_or_weights_are_not_compared(
     data: DataFrame, search: Callable[[], Search], stage: str, says: str
@@ -145,11 +158,11 @@ def test_models_on_other_labels_or_weights_are_not_compared(
         search().fit(data)
 
 
-@pytest.mark.parametrize(("judge", "folds"), [("accuracy", 0), ("areaUnderROC", 0), ("areaUnderROC", 3)])
+@pytest.mark.parametrize(("judge", "folds"), [("f1", 0), ("areaUnderROC", 0), ("areaUnderROC", 3)])
 def test_classes_may_have_other_numbers_where_the_metric_does_not_go_by_them(
     data: DataFrame, judge: str, folds: int
 ) -> None:
-    evaluator = curve() if judge == "areaUnderROC" else by_class(judge)
+    evaluator: Any = curve() if judge == "areaUnderROC" else by_class(judge, metricLabel=5.0)  # which f1 does not read
     found = order(evaluator, numFolds=folds).fit(data).summary
     assert found.tested and found.fresh["winner"] == pytest.approx(found.fresh["default"])
 
