@@ -21,7 +21,7 @@ def test_another_step_size_is_told(tmp_path: Path) -> None:
     options.write_text(text)
     done = subprocess.run(
         [sys.executable, str(ROOT / "tools" / "same_bits.py"), str(tmp_path)],
-        capture_output=True, text=True, timeout=1200, check=False,
+        capture_output=True, text=True, timeout=3600, check=False,
     )  # fmt: skip
     assert done.returncode == 1, done.stderr
     for name in ("counts", "classes", "trees"):
