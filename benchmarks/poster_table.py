@@ -132,7 +132,7 @@ def measure(config: Config, variant: Variant, rows: Rows, seed: int, folder: Pat
 
     def fine_tune() -> Any:
         tuned = FineTuner(pipeline=model, **common).fit(rows.learning)
-        tuned.pipelineModel.write().save((folder / "model").as_uri())
+        tuned.pipelineModel.write().save(f"file://{folder}/model")
         return tuned
 
     tuned, spent = seconds(fine_tune)  # comes first, so that it pays for the cache
@@ -142,7 +142,7 @@ def measure(config: Config, variant: Variant, rows: Rows, seed: int, folder: Pat
     random = FineTuner(pipeline=start, regAnchor=0.0, guard=1.0, **common).fit(rows.learning)
     models = {
         ORIGINAL: model,
-        TUNED: PipelineModel.load((folder / "model").as_uri()),
+        TUNED: PipelineModel.load(f"file://{folder}/model"),
         LAST: last.pipelineModel,
         RANDOM: random.pipelineModel,
         REFIT: build(config, rows.learning, pca=variant.pca, regParam=variant.regParam).fit(rows.learning),

@@ -30,7 +30,7 @@ def pipeline(folder: Path, rows: int, columns: int) -> tuple[Any, Any]:
 
     conf = {"spark.ui.enabled": "false", "spark.log.level": "ERROR", "spark.sql.shuffle.partitions": "4"}
     spark = SparkSession.builder.master("local[2]").config("spark.driver.memory", "2g").config(map=conf).getOrCreate()
-    df = spark.read.parquet(made(folder, rows, columns).as_uri())
+    df = spark.read.parquet(f"file://{made(folder, rows, columns)}")
     stages = [
         VectorAssembler(inputCols=[f"x{j}" for j in range(columns)], outputCol="assembled"),
         StandardScaler(inputCol="assembled", outputCol="features"), LogisticRegression(regParam=1.0, maxIter=5),

@@ -106,7 +106,7 @@ def deviances(spark: SparkSession, model: PipelineModel, path: Path) -> dict[str
     loss = F.when(y > 0, y * F.log(y / mean)).otherwise(0.0) - (y - mean)
     means = [F.avg(loss).alias("all")]
     means += [F.avg(F.when(F.col("rarest").between(low, high), loss)).alias(name) for name, (low, high) in BINS.items()]
-    row = model.transform(spark.read.parquet(path.as_uri())).agg(*means).first()
+    row = model.transform(spark.read.parquet(f"file://{path}")).agg(*means).first()
     assert row is not None
     return {k: v for k, v in row.asDict().items() if v is not None}
 
@@ -124,9 +124,9 @@ def measure(
     out = []
     for original, regParam in ORIGINALS.items():
         start = time.perf_counter()
-        model = pipeline(p, regParam).fit(spark.read.parquet(paths["old"].as_uri()))
+        model = pipeline(p, regParam).fit(spark.read.parquet(f"file://{paths['old']}"))
         tuned = FineTuner(pipeline=model, seed=seed, maxEpochs=epochs, cacheDir=str(folder / "cache")).fit(
-            spark.read.parquet(paths["new"].as_uri())
+            spark.read.parquet(f"file://{paths['new']}")
         )
         before = deviances(spark, model, paths["fresh"])
         kept = tuned.pipelineModel is model

@@ -225,7 +225,7 @@ def one(folder: Path, size: Size) -> dict[str, Any]:
         "spark.log.level": "ERROR", "spark.local.dir": str(folder), "spark.sql.shuffle.partitions": "8",
     }  # fmt: skip
     spark = SparkSession.builder.master("local[2]").config(map=conf).getOrCreate()
-    df = spark.read.parquet(path.as_uri())
+    df = spark.read.parquet(f"file://{path}")
     model = fitted_pipeline(df, columns, kind)
     watch, marks, epochs = Watch(), marks_of_a_run(), max(EPOCHS, min(ROWS // rows, MOST))
     cache = folder / f"cache-{rows}-{columns}-{processes}"

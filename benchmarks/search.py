@@ -70,7 +70,7 @@ def assembled(spark: SparkSession, case: Case, folder: Path) -> DataFrame:
     label = (random.random(case.rows) < 1 / (1 + np.exp(-margin))).astype(float)
     columns = {"features": torch.from_numpy(x), "label": torch.from_numpy(label)}
     write_columns(columns, folder / "rows.parquet")
-    return spark.read.schema(schema_of(columns, {})).parquet((folder / "rows.parquet").as_uri())
+    return spark.read.schema(schema_of(columns, {})).parquet(f"file://{folder}/rows.parquet")
 
 
 def table(spark: SparkSession, case: Case, folder: Path) -> DataFrame:
@@ -83,7 +83,7 @@ def table(spark: SparkSession, case: Case, folder: Path) -> DataFrame:
     data["a"], data["b"] = (np.char.add("k", kinds[:, i].astype(str)) for i in range(2))
     data["label"] = (random.random(case.rows) < 1 / (1 + np.exp(-margin))).astype(float)
     data.to_parquet(folder / "rows.parquet")
-    return spark.read.parquet((folder / "rows.parquet").as_uri())
+    return spark.read.parquet(f"file://{folder}/rows.parquet")
 
 
 def search(case: Case) -> dict[str, Any]:

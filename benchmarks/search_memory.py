@@ -29,7 +29,7 @@ FOLDS = 3
 
 
 def table(spark: SparkSession, rows: int, columns: int, folder: Path) -> DataFrame:
-    path = (folder / f"rows-{rows}-{columns}").as_uri()
+    path = f"file://{folder}/rows-{rows}-{columns}"
     drawn = spark.range(rows, numPartitions=16).select(*(F.randn(i).alias(f"x{i}") for i in range(columns)))
     signal = sum((F.col(f"x{i}") / (i + 1) for i in range(columns)), F.randn(columns))
     labelled = drawn.withColumn("number", signal).withColumn("sign", (F.col("number") > 0).cast("double"))

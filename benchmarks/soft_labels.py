@@ -92,13 +92,13 @@ def best_fit(rows: DataFrame, deciding: DataFrame, weightCol: str | None) -> Pip
 def measure(spark: SparkSession, sizes: Sizes, kind: str, seed: int, folder: Path, epochs: int) -> dict[str, Any]:
     start = time.perf_counter()
     pq.write_table(table(sizes, kind, seed), folder / "rows.parquet")
-    rows = spark.read.parquet((folder / "rows.parquet").as_uri())
+    rows = spark.read.parquet(f"file://{folder}/rows.parquet")
     known, fresh, held = rows.where("NOT fresh"), rows.where("fresh").cache(), rows.where("held").cache()
     # From labels it would learn that rules are mostly wrong, and turn them round.
     learns = {"labelCol": "label"} if kind == "good" else {}
     labels = LabelModel({f"v{j}": f"v{j}" for j in range(RULES)}, **learns).fit(known)
-    distill(labels, known, labelCol="label", outputCol="soft").write.parquet((folder / "soft.parquet").as_uri())
-    soft = spark.read.parquet((folder / "soft.parquet").as_uri())
+    distill(labels, known, labelCol="label", outputCol="soft").write.parquet(f"file://{folder}/soft.parquet")
+    soft = spark.read.parquet(f"file://{folder}/soft.parquet")
     few = best_fit(known.where("label IS NOT NULL AND NOT held"), held, None)
     each = (
         soft.where("NOT held").drop("label").select("*", F.posexplode(vector_to_array("soft")).alias("label", "chance"))

@@ -146,9 +146,9 @@ class Split:
         path = self.folder / "models" / name
         if not path.exists():
             model = pipeline.fit(self.rows.learning if learning else self.rows.train)
-            model.write().overwrite().save((path.with_name(f".{name}")).as_uri())
+            model.write().overwrite().save(f"file://{path.with_name(f'.{name}')}")
             path.with_name(f".{name}").rename(path)
-        return PipelineModel.load(path.as_uri())
+        return PipelineModel.load(f"file://{path}")
 
     def original(self) -> PipelineModel:
         return self.fitted(self.case.build, self.case.trees)
@@ -247,11 +247,11 @@ def tune(split: Split, model: PipelineModel, **options: Any) -> dict[str, Any]:
     tuned = tuner.fit(split.rows.learning)
     seconds = time.perf_counter() - start
     saved = split.folder / "tuned"
-    tuned.pipelineModel.write().overwrite().save(saved.as_uri())
+    tuned.pipelineModel.write().overwrite().save(f"file://{saved}")
     s = tuned.summary
     best = s.history.loc[s.history.groupby("candidate")["validationMetric"].idxmin()]
     return {
-        **split.measured(PipelineModel.load(saved.as_uri())),
+        **split.measured(PipelineModel.load(f"file://{saved}")),
         "decision": s.decision, "gain": s.gain, "z": s.z, "p": s.p, "seconds": seconds, "timings": s.timings,
         "validation": s.metrics["validation"], "compatibility": s.compatibility, "parity": s.parity, "warnings": s.warnings,
         "candidates": json.loads(best.to_json(orient="records")),
@@ -393,7 +393,7 @@ def main() -> int:
         spark = start_session(configs["bikeshare"].spark)
         spark.sparkContext.setLogLevel("ERROR")
         # Without it the lineage of 400 boosted trees overflows the JVM's stack.
-        spark.sparkContext.setCheckpointDir((folder / "checkpoints").as_uri())
+        spark.sparkContext.setCheckpointDir(f"file://{folder}/checkpoints")
         torch.set_num_threads(1)
     for seed, case, name, arm in todo:
         split = Split(case, seed, *rows_for(spark, configs, case, seed), folder, given.epochs)

@@ -47,7 +47,7 @@ def main() -> int:
     configs = {name: load_config(CONFIG.with_name(f"{name}.yaml"), []) for name in ("bikeshare", "digits")}
     spark = start_session(configs["bikeshare"].spark)
     spark.sparkContext.setLogLevel("ERROR")
-    spark.sparkContext.setCheckpointDir((folder / "checkpoints").as_uri())
+    spark.sparkContext.setCheckpointDir(f"file://{folder}/checkpoints")
     torch.set_num_threads(1)
     for seed in range(FIRST_SEED, FIRST_SEED + given.seeds):
         for case in (*CASES, *MORE):

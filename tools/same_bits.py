@@ -67,16 +67,17 @@ def train(folder: Path, earlier: Path) -> dict[str, Any]:
 
     import sparkdiff
 
-    spark = SparkSession.builder.master("local[2]").config("spark.ui.enabled", "false").getOrCreate()
+    quiet = {"spark.ui.enabled": "false", "spark.ui.showConsoleProgress": "false"}
+    spark = SparkSession.builder.master("local[2]").config(map=quiet).getOrCreate()
     spark.sparkContext.setLogLevel("ERROR")
     if folder == earlier:
-        rows(spark).coalesce(1).write.parquet((folder / "rows").as_uri())
-    df = spark.read.parquet((earlier / "rows").as_uri())
+        rows(spark).coalesce(1).write.parquet(f"file://{folder}/rows")
+    df = spark.read.parquet(f"file://{earlier}/rows")
     found = {}
     for name, (pipeline, more) in unfitted().items():
         if folder == earlier:
-            pipeline.fit(df).write().save((folder / f"{name}-original").as_uri())
-        original = PipelineModel.load((earlier / f"{name}-original").as_uri())
+            pipeline.fit(df).write().save(f"file://{folder}/{name}-original")
+        original = PipelineModel.load(f"file://{earlier}/{name}-original")
 
         def tune(caches: Path) -> Any:
             return sparkdiff.FineTuner(original, runId=name, cacheDir=str(caches), **OPTIONS, **more).fit(df)  # noqa: B023
@@ -84,13 +85,17 @@ def train(folder: Path, earlier: Path) -> dict[str, Any]:
         tuned = tune(folder)
         found[name] = told(tuned)
         if folder == earlier:
-            tuned.write().save((folder / f"{name}-tuned").as_uri())
+            tuned.write().save(f"file://{folder}/{name}-tuned")
             continue
-        loaded = told(sparkdiff.FineTunerModel.load((earlier / f"{name}-tuned").as_uri()))
+        loaded = told(sparkdiff.FineTunerModel.load(f"file://{earlier}/{name}-tuned"))
         state = earlier / "checkpoints" / name / "state.pt"
         written = state.stat().st_mtime_ns
-        returned = told(tune(earlier))
-        found[name] |= {"loaded": loaded, "returned": returned, "anew": state.stat().st_mtime_ns != written}
+        try:
+            returned, refused = told(tune(earlier)), ""
+        except sparkdiff.InputError as e:
+            returned, refused = {}, str(e)
+        anew = state.stat().st_mtime_ns != written
+        found[name] |= {"loaded": loaded, "returned": returned, "refused": refused, "anew": anew}
     spark.stop()
     return found
 
@@ -142,6 +147,7 @@ def main(given: str) -> int:
         found["what was saved is loaded with other"] = differing(was, now[name]["loaded"])
         found["the finished run is returned with other"] = differing(was, now[name]["returned"])
         found["the finished run is trained"] = ["anew"] * now[name]["anew"]
+        found["the finished run is refused:"] = [now[name]["refused"]] * bool(now[name]["refused"])
         for sentence, what in found.items():
             failed |= bool(what)
             if what:

@@ -36,7 +36,7 @@ def write(spark: SparkSession, tmp_path: Path) -> Write:
     def to_parquet(table: pa.Table, path: Path | None = None) -> DataFrame:
         path = path or tmp_path / f"table-{next(numbers)}.parquet"
         pq.write_table(table, path, coerce_timestamps="us")
-        return spark.read.parquet(path.as_uri())
+        return spark.read.parquet(f"file://{path}")
 
     return to_parquet
 
@@ -45,7 +45,7 @@ def write(spark: SparkSession, tmp_path: Path) -> Write:
 def df(spark: SparkSession, table: pa.Table, tmp_path_factory: pytest.TempPathFactory) -> DataFrame:
     path = tmp_path_factory.mktemp("data") / "riders.parquet"
     pq.write_table(table, path, coerce_timestamps="us")
-    return spark.read.parquet(path.as_uri())
+    return spark.read.parquet(f"file://{path}")
 
 
 @pytest.fixture(scope="session")

@@ -67,7 +67,7 @@ def main(folder: Path, data: str) -> None:
     things, out = {}, {}
     for path in sorted(folder.iterdir()):
         module = "pyspark.ml" if path.name.startswith("Pipeline") else "pyspark.ml.tuning"
-        things[path.name] = getattr(importlib.import_module(module), path.name).load(path.as_uri())
+        things[path.name] = getattr(importlib.import_module(module), path.name).load(f"file://{path}")
         out[path.name] = described(things[path.name], df)
     df.sparkSession.stop()
     print(json.dumps(out | {"stopped": refused(things["PipelineModel"], df)}))

@@ -128,16 +128,16 @@ def test_a_tuner_can_be_saved_and_loaded(df: DataFrame, numeric: PipelineModel, 
     tuner = FineTuner(
         pipeline=numeric, cacheDir=str(shared), freeze=("scaled",), lossParams={}, learningRates={"PCAModel": 0.02}, **QUICK
     )  # fmt: skip
-    tuner.write().save((tmp_path / "tuner").as_uri())
-    loaded = FineTuner.load((tmp_path / "tuner").as_uri())
+    tuner.write().save(f"file://{tmp_path}/tuner")
+    loaded = FineTuner.load(f"file://{tmp_path}/tuner")
     assert loaded.uid == tuner.uid
     assert loaded.options() == tuner.options()
     assert {p.name for p in loaded.params if loaded.isSet(p)} == {p.name for p in tuner.params if tuner.isSet(p)}
     assert same(loaded.fit(df).pipelineModel, tuner.fit(df).pipelineModel)
     with pytest.raises(Exception, match="exist"):
-        tuner.write().save((tmp_path / "tuner").as_uri())
-    FineTuner(pipeline=unfitted(), seed=3).write().overwrite().save((tmp_path / "tuner").as_uri())
-    again = FineTuner.load((tmp_path / "tuner").as_uri())
+        tuner.write().save(f"file://{tmp_path}/tuner")
+    FineTuner(pipeline=unfitted(), seed=3).write().overwrite().save(f"file://{tmp_path}/tuner")
+    again = FineTuner.load(f"file://{tmp_path}/tuner")
     assert isinstance(again.getPipeline(), Pipeline)
     assert len(again.getPipeline().getStages()) == 6
     assert (again.getSeed(), again.getFreeze()) == (3, [])
@@ -156,8 +156,8 @@ def test_sums_and_their_parameters_are_saved(spark: SparkSession, tmp_path: Path
     }
     tuner = FineTuner(**given)
     assert "recallByLabel" in tuner.explainParams()
-    tuner.save((tmp_path / "tuner").as_uri())
-    loaded = FineTuner.load((tmp_path / "tuner").as_uri())
+    tuner.save(f"file://{tmp_path}/tuner")
+    loaded = FineTuner.load(f"file://{tmp_path}/tuner")
     assert {name: loaded.getOrDefault(name) for name in given} == given
     assert loaded.options() == tuner.options()
 
@@ -199,8 +199,8 @@ def test_a_loss_that_is_gone_is_an_error_that_says_so(tmp_path: Path) -> None:
 
 
 def test_a_tuned_model_can_be_saved_and_loaded(df: DataFrame, tuned: FineTunerModel, tmp_path: Path) -> None:
-    tuned.write().save((tmp_path / "tuned").as_uri())
-    loaded = FineTunerModel.load((tmp_path / "tuned").as_uri())
+    tuned.write().save(f"file://{tmp_path}/tuned")
+    loaded = FineTunerModel.load(f"file://{tmp_path}/tuned")
     assert loaded.uid == tuned.uid
     assert same(loaded.pipelineModel, tuned.pipelineModel)
     assert same(loaded.originalModel, tuned.originalModel)
@@ -208,13 +208,13 @@ def test_a_tuned_model_can_be_saved_and_loaded(df: DataFrame, tuned: FineTunerMo
     assert loaded.summary.asdict() == tuned.summary.asdict()
     assert loaded.summary.history.equals(tuned.summary.history)
     np.testing.assert_array_equal(predictions(loaded, df), predictions(tuned, df))
-    plain = PipelineModel.load((tmp_path / "tuned" / "pipelineModel").as_uri())  # without sparkdiff
+    plain = PipelineModel.load(f"file://{tmp_path}/tuned/pipelineModel")  # without sparkdiff
     assert same(plain, tuned.pipelineModel)
     kept = FineTunerModel(
         tuned.originalModel, tuned.originalModel, dataclasses.replace(tuned.summary, decision="kept original")
     )
-    kept.write().save((tmp_path / "kept").as_uri())
-    again = FineTunerModel.load((tmp_path / "kept").as_uri())
+    kept.write().save(f"file://{tmp_path}/kept")
+    again = FineTunerModel.load(f"file://{tmp_path}/kept")
     assert again.pipelineModel is again.originalModel
 
 

@@ -82,8 +82,8 @@ def test_a_pipeline_with_slack_improves_and_comes_back_plain(
     schema, before = new.transform(df).schema, model.transform(df).schema
     assert [f.metadata for f in schema.fields] == [f.metadata for f in before.fields]
     assert schema == before
-    new.write().save((tmp_path / "model").as_uri())
-    loaded = PipelineModel.load((tmp_path / "model").as_uri())
+    new.write().save(f"file://{tmp_path}/model")
+    loaded = PipelineModel.load(f"file://{tmp_path}/model")
     np.testing.assert_array_equal(predictions(loaded, df), predictions(tuned, df))
 
 

@@ -42,7 +42,7 @@ def test_from_a_file_to_a_folder(job: Path, capsys: pytest.CaptureFixture[str]) 
     trials = pd.read_csv(job / "out" / "trials.csv")
     assert (summary["trials"], summary["metric"], sorted(trials["PCA.k"])) == (4, "rmse", [1, 1, 3, 3])
     best = trials.loc[trials["rmse"].idxmin()]
-    model = PipelineModel.load((job / "out" / "model").as_uri())
+    model = PipelineModel.load(f"file://{job}/out/model")
     if summary["decision"] == "winner":
         assert model.stages[-2].getK() == best["PCA.k"] and model.stages[-1].getRegParam() == best.iloc[-2]
     assert all(type(stage).__module__.startswith("pyspark.ml.") for stage in model.stages)

@@ -437,8 +437,8 @@ def test_the_fitted_model_of_a_search_is_tuned_inside(
     assert found.summary.decision == "tuned"
     _is_the_same_search(found.pipelineModel, spark_search)
     assert same(found.pipelineModel.bestModel, tune(best, df, shared).pipelineModel)
-    found.pipelineModel.write().save((tmp_path / "search").as_uri())
-    loaded = type(spark_search).load((tmp_path / "search").as_uri())
+    found.pipelineModel.write().save(f"file://{tmp_path}/search")
+    loaded = type(spark_search).load(f"file://{tmp_path}/search")
     assert same(loaded.bestModel, found.pipelineModel.bestModel)
     assert loaded.uid == spark_search.uid
 
@@ -503,7 +503,7 @@ def test_all_of_it_can_be_loaded_in_a_new_session(
         "TrainValidationSplitModel": search._copyValues(best),
     }
     for name, thing in made.items():
-        thing.write().save((tmp_path / name).as_uri())
+        thing.write().save(f"file://{tmp_path}/{name}")
     paths = [str(p) for p in (Path(sparkdiff.__file__).parents[1], Path(__file__).parent)]
     done = subprocess.run(
         [sys.executable, Path(__file__).with_name("describe_saved.py"), tmp_path, df.inputFiles()[0]],
@@ -527,8 +527,8 @@ def test_a_callable_in_a_grid_is_saved_by_its_name_only(
     tuner = tuner_of(short, shared)
     search = CrossValidator(estimator=tuner, evaluator=absolute, estimatorParamMaps=[{tuner.loss: pinball}])
     with pytest.raises(TypeError, match="Object of type function is not JSON serializable"):  # Spark's words
-        search.save((tmp_path / "search").as_uri())
-    search.setEstimatorParamMaps([{tuner.loss: "small_data:pinball"}]).save((tmp_path / "named").as_uri())
+        search.save(f"file://{tmp_path}/search")
+    search.setEstimatorParamMaps([{tuner.loss: "small_data:pinball"}]).save(f"file://{tmp_path}/named")
     tuner.setLoss(lambda outputs, label, weight: label)
     with pytest.raises(InputError, match="cannot be saved: define it as a function at the top level of a module"):
-        search.save((tmp_path / "lambda").as_uri())
+        search.save(f"file://{tmp_path}/lambda")

@@ -44,7 +44,7 @@ def with_labels(df: DataFrame, name: str, classes: int, true: str, noise: float 
 @pytest.fixture(scope="module")
 def soft(df: DataFrame, tmp_path_factory: pytest.TempPathFactory) -> DataFrame:
     """Rain of the first 500 rows is known, and guessed rather well for the others."""
-    path = (tmp_path_factory.mktemp("soft") / "rows.parquet").as_uri()
+    path = f"file://{tmp_path_factory.mktemp('soft')}/rows.parquet"
     with_labels(df, "rain", 2, "number < 500", noise=0.1).write.parquet(path)
     return df.sparkSession.read.parquet(path)
 

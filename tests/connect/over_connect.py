@@ -94,7 +94,7 @@ def main(folder: Path, everything: bool) -> None:
         facts["jvm"] = str(e)
 
     source = yaml.safe_load((ROOT / "conf" / "bikeshare.yaml").read_text())["data"]["train"]
-    hours = spark.read.schema(source["schema"]).option("header", True).csv((ROOT / "data" / "bikeshare.csv").as_uri())
+    hours = spark.read.schema(source["schema"]).option("header", True).csv(f"file://{ROOT}/data/bikeshare.csv")
     hours.withColumn("id", F.concat_ws("-", "day", "hr")).coalesce(2).write.parquet(f"file://{folder}/rows")
     df = spark.read.parquet(f"file://{folder}/rows")
 

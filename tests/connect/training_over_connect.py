@@ -25,9 +25,7 @@ QUICK: dict[str, Any] = {"maxEpochs": 2, "recipe": "fast", "verbosity": 0, "stre
 
 def rows_of(spark: SparkSession, folder: Path) -> DataFrame:
     """2,000 hours, with words for their hour, day and temperature, and a label that has grown since the trees were fitted."""
-    hours = (
-        spark.read.option("header", True).option("inferSchema", True).csv((ROOT / "data" / "bikeshare.csv").as_uri())
-    )
+    hours = spark.read.option("header", True).option("inferSchema", True).csv(f"file://{ROOT}/data/bikeshare.csv")
     said = [F.concat(F.lit(letter), F.col(name).cast("string")) for letter, name in (("h", "hr"), ("d", "day"))]
     made = hours.limit(2000).select(
         F.concat_ws("-", "day", "hr").alias("id"), "temp", "hum", F.col("bikers").cast("double"),

@@ -165,7 +165,7 @@ def begin(world: Page, spark: SparkSession, folder: Path) -> dict[str, Any]:
     table = rows(world.classes)
     for name in ("churn", "rides", "risk", "price"):
         table.to_parquet(folder / "data" / f"{name}.parquet")
-    df = spark.read.parquet((folder / "data" / "churn.parquet").as_uri())
+    df = spark.read.parquet(f"file://{folder}/data/churn.parquet")
     names: dict[str, Any] = {
         "spark": spark, "df": df, "rows": df, "sparkdiff": sparkdiff, "FineTuner": sparkdiff.FineTuner,
         "PipelineModel": PipelineModel, "RobustScaler": RobustScaler, "judge": BinaryClassificationEvaluator(),

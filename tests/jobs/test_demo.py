@@ -224,9 +224,9 @@ def test_the_result_is_served_without_torch_and_sparkdiff(demo: Any, tmp_path: P
     from sparkdiff import from_sklearn
 
     schema = yaml.safe_load((ROOT / "conf" / "bikeshare.yaml").read_text())["data"]["train"]["schema"]
-    hours = spark.read.schema(schema).option("header", True).csv((ROOT / "data" / "bikeshare.csv").as_uri())
+    hours = spark.read.schema(schema).option("header", True).csv(f"file://{ROOT}/data/bikeshare.csv")
     hours.coalesce(1).withColumn("id", F.monotonically_increasing_id()).write.parquet(f"file://{tmp_path}/rows")
-    model = PipelineModel.load((demo[0] / "model").as_uri())
+    model = PipelineModel.load(f"file://{demo[0]}/model")
     assert all(type(stage).__module__.startswith("pyspark.ml.") for stage in model.stages)
     *before, head = model.stages
     features = head.getFeaturesCol()

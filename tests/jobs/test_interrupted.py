@@ -78,7 +78,7 @@ def prepare(spark: SparkSession, folder: Path) -> None:
         PCA(k=2, inputCol="x", outputCol="features"),
         LinearRegression(),
     ]
-    rows = spark.read.parquet((folder / "rows.parquet").as_uri())
+    rows = spark.read.parquet(f"file://{folder}/rows.parquet")
     Pipeline(stages=stages).fit(rows).save(str(folder / "model"))
     (folder / "mine.py").write_text(LOSS)
 

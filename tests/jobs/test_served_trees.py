@@ -35,11 +35,11 @@ def test_tuned_trees_and_those_brought_home_are_served_by_spark_alone(run: Path,
     from sparkdiff import from_sklearn
 
     schema = yaml.safe_load((ROOT / "conf" / "bikeshare_gbt.yaml").read_text())["data"]["train"]["schema"]
-    hours = spark.read.schema(schema).option("header", True).csv((ROOT / "data" / "bikeshare.csv").as_uri())
+    hours = spark.read.schema(schema).option("header", True).csv(f"file://{ROOT}/data/bikeshare.csv")
     hours.coalesce(1).withColumn("id", F.monotonically_increasing_id()).write.parquet(f"file://{tmp_path}/rows")
     rows = spark.read.parquet(f"file://{tmp_path}/rows").orderBy("id")
 
-    tuned = PipelineModel.load((run / "model").as_uri())
+    tuned = PipelineModel.load(f"file://{run}/model")
     before = PipelineModel(tuned.stages[:-1])
     frame = before.transform(rows).select(vector_to_array("features").alias("x"), "bikers").toPandas()
     x = np.stack(frame["x"].to_list())

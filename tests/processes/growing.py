@@ -53,11 +53,11 @@ def main(folder: Path, run: str, processes: int) -> None:
     rows, model = folder / "rows.parquet", folder / "model"
     if not rows.exists():
         pq.write_table(table(3000), rows)
-    df = spark.read.parquet(rows.as_uri())
+    df = spark.read.parquet(f"file://{rows}")
     if not model.exists():
-        pipeline(df).write().save(model.as_uri())
+        pipeline(df).write().save(f"file://{model}")
     grower = Grower(
-        PipelineModel.load(model.as_uri()), labelCol="count", parts=("units",), rounds=3, maxEpochs=2, recipe="fast",
+        PipelineModel.load(f"file://{model}"), labelCol="count", parts=("units",), rounds=3, maxEpochs=2, recipe="fast",
         numProcesses=processes, cacheDir=f"{folder}/cache", checkpointDir=f"{folder}/runs", runId=run,
     )  # fmt: skip
     (folder / f"{run}.json").write_text(json.dumps(facts(grower.fit(df))))

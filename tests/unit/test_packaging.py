@@ -74,6 +74,13 @@ def tracked() -> list[str]:
     return listed.stdout.split("\0")[:-1]
 
 
+def test_spark_gets_paths_as_they_are() -> None:
+    """It takes the %20 of `as_uri` for a part of a name, so that nothing would be found in a folder with a space."""
+    calls = re.compile(r"\b(load|save|parquet|csv|json|orc|text|setCheckpointDir)\([^\n]*\.as_uri\(\)")
+    found = [p for p in tracked() if p.endswith(".py") and calls.search((ROOT / p).read_text("utf-8"))]
+    assert not found, "write f'file://{path}'"
+
+
 def test_the_page_of_versions_is_what_its_tool_writes() -> None:
     versions = tool("versions")
     assert versions.PAGE.read_text("utf-8") == versions.page()

@@ -109,7 +109,7 @@ def test_a_value_changed_at_the_same_length_rebuilds(
     schema = ", ".join(f"{c} DOUBLE" for c in [*NUMBERS, "riders"])
 
     def read() -> DataFrame:
-        return spark.read.schema(schema).csv(path.as_uri(), header=True)
+        return spark.read.schema(schema).csv(f"file://{path}", header=True)
 
     first = cached(numeric, read(), folder)
     assert cached(numeric, read(), folder).hit
@@ -500,7 +500,7 @@ def test_without_cacheDir_a_temporary_folder_or_the_sessions_conf(spark: SparkSe
     temporary = caches.root(Options())
     assert stat.S_IMODE(temporary.stat().st_mode) == 0o700
     assert caches.root(Options()) == temporary
-    spark.conf.set("spark.sparkdiff.cacheDir", folder.as_uri())
+    spark.conf.set("spark.sparkdiff.cacheDir", f"file://{folder}")
     try:
         assert caches.root(Options()) == folder
     finally:
@@ -518,8 +518,8 @@ def test_the_folder_may_have_any_name(df: DataFrame, numeric: PipelineModel, tmp
 
 
 def test_a_loaded_model_hits(df: DataFrame, model: PipelineModel, tmp_path: Path) -> None:
-    model.write().save((tmp_path / "model").as_uri())
-    assert fingerprint_of(PipelineModel.load((tmp_path / "model").as_uri()), df) == fingerprint_of(model, df)
+    model.write().save(f"file://{tmp_path}/model")
+    assert fingerprint_of(PipelineModel.load(f"file://{tmp_path}/model"), df) == fingerprint_of(model, df)
 
 
 @pytest.mark.once
@@ -688,7 +688,7 @@ def texts(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Data
     label = [float((w < 100).sum() > (w > 200).sum()) for w in words]
     path = tmp_path_factory.mktemp("texts") / "texts.parquet"
     pq.write_table(pa.table({"text": [" ".join(WORDS[i] for i in w) for w in words], "label": label}), path)
-    return spark.read.parquet(path.as_uri())
+    return spark.read.parquet(f"file://{path}")
 
 
 @pytest.fixture(scope="module")

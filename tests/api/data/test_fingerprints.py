@@ -104,7 +104,7 @@ def tables(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 def views(spark: SparkSession, folder: Path) -> SparkSession:
     for name in ("rows", "other"):
-        spark.read.parquet((folder / f"{name}.parquet").as_uri()).createOrReplaceTempView(name)
+        spark.read.parquet(f"file://{folder}/{name}.parquet").createOrReplaceTempView(name)
     return spark
 
 
@@ -171,7 +171,7 @@ def test_options_of_a_file_are_delimited(spark: SparkSession, tmp_path: Path) ->
         {"nullValue": "a", "quote": "b"},
         {"nullValue": "a"},
     ]
-    each = [spark.read.schema("v string").options(**o).csv((tmp_path / "rows.csv").as_uri()) for o in options]
+    each = [spark.read.schema("v string").options(**o).csv(f"file://{tmp_path}/rows.csv") for o in options]
     assert all(plan_facts(df) for df in each)
     assert len({facts(df) for df in each}) == 3
 
@@ -182,7 +182,7 @@ def test_rows_kept_in_memory_count_not_the_files_they_came_from(
     path = tmp_path / "rows.parquet"
     df = write(pa.table({"v": [1.0]}), path)
     assert plan_facts(df)
-    kept = spark.read.parquet(path.as_uri()).persist()
+    kept = spark.read.parquet(f"file://{path}").persist()
     try:
         assert kept.count() == 1
         assert plan_facts(df) is None  # Spark reads these rows from memory from now on
@@ -311,7 +311,7 @@ def test_a_file_of_the_same_length_and_time_with_other_content_counts(spark: Spa
 
 def test_what_differs_between_two_contents_is_asked_of_the_file_system(spark: SparkSession, tmp_path: Path) -> None:
     """Of a file system that isn't this machine's: here by its checksum, of a file written through Spark."""
-    uri = (tmp_path / "rows").as_uri()
+    uri = f"file://{tmp_path}/rows"
     spark.range(3).coalesce(1).write.parquet(uri)
     (file,) = spark.read.parquet(uri).inputFiles()
     length, _, checksum = remote_facts(spark, [file])[file]
@@ -396,8 +396,8 @@ def test_which_default_named_column_a_stage_reads_counts(df: DataFrame, tmp_path
 
     def hash_of(inputCols: list[str], folder: str) -> list[str | None]:
         model = PipelineModel(stages(inputCols))
-        model.save((tmp_path / folder).as_uri())
-        return [digests.hash_of(model, None, None), digests.hash_of(None, (tmp_path / folder).as_uri(), None)]
+        model.save(f"file://{tmp_path}/{folder}")
+        return [digests.hash_of(model, None, None), digests.hash_of(None, f"file://{tmp_path}/{folder}", None)]
 
     first, second = hash_of(names, "first"), hash_of(names[::-1], "second")
     assert len({*first}) == len({*second}) == 1
@@ -428,8 +428,8 @@ def test_a_stage_that_is_called_as_the_column_that_it_reads_is_not_that_column(d
         return PipelineModel([jvm.named(VectorAssembler(inputCols=[column], outputCol="x"), uid)])
 
     def hash_of(model: PipelineModel, folder: str) -> str | None:
-        model.save((tmp_path / folder).as_uri())
-        return digests.hash_of(None, (tmp_path / folder).as_uri(), None)
+        model.save(f"file://{tmp_path}/{folder}")
+        return digests.hash_of(None, f"file://{tmp_path}/{folder}", None)
 
     assert hash_of(named("temp", "temp"), "1") != hash_of(named("hum", "hum"), "2")
     assert hash_of(named("temp", "first"), "3") == hash_of(named("temp", "second"), "4")

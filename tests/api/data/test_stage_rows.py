@@ -40,7 +40,7 @@ def rows(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> DataF
     )
     path = tmp_path_factory.mktemp("text") / "rows.parquet"
     pq.write_table(table, path)
-    return spark.read.parquet(path.as_uri())
+    return spark.read.parquet(f"file://{path}")
 
 
 def edited(

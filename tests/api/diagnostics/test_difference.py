@@ -336,7 +336,7 @@ def test_the_command_compares_folders(
     old, run = map(str, runs)
     assert main(["diff", old, old]) == 0
     assert "the same: 6 stages" in capsys.readouterr().out
-    df.drop("when").write.option("header", True).csv((tmp_path / "rows").as_uri())
+    df.drop("when").write.option("header", True).csv(f"file://{tmp_path}/rows")
     schema = df.drop("when").schema.simpleString().removeprefix("struct<").removesuffix(">")
     ddl = ", ".join(f"{name} {kind}" for name, kind in (c.split(":") for c in schema.split(",")))
     options = json.dumps({"header": True, "schema": ddl})

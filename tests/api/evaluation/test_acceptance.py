@@ -57,7 +57,7 @@ def regional(df: DataFrame, numeric: PipelineModel, tmp_path_factory: pytest.Tem
     table.loc[random.random(len(table)) < 0.1, "region"] = None
     path = tmp_path_factory.mktemp("regional") / "riders.parquet"
     table.to_parquet(path, coerce_timestamps="us")
-    return df.sparkSession.read.parquet(path.as_uri())
+    return df.sparkSession.read.parquet(f"file://{path}")
 
 
 def tune_each(model: PipelineModel, rows: DataFrame, folder: Path, *each: dict[str, Any], **options: Any) -> list[Any]:
@@ -427,10 +427,10 @@ def test_wrong_reference_rows(regional: DataFrame, numeric: PipelineModel, share
     tuner = FineTuner(pipeline=numeric, referenceData=regional)
     assert tuner.getReferenceData() is regional
     with pytest.raises(InputError, match=r"cannot be saved: clear it with tuner.clear\(tuner.referenceData\)"):
-        tuner.write().save((tmp_path / "tuner").as_uri())
+        tuner.write().save(f"file://{tmp_path}/tuner")
     tuner.clear(tuner.referenceData)
-    tuner.write().save((tmp_path / "cleared").as_uri())
-    assert not FineTuner.load((tmp_path / "cleared").as_uri()).isSet("referenceData")
+    tuner.write().save(f"file://{tmp_path}/cleared")
+    assert not FineTuner.load(f"file://{tmp_path}/cleared").isSet("referenceData")
 
 
 @pytest.mark.nightly  # keys of caches: test_cache and test_searches

@@ -114,17 +114,17 @@ def test_the_command_saves_what_it_tuned(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     model, rows, out = tmp_path / "churn", tmp_path / "rows.parquet", tmp_path / "tuned"
-    numeric.write().save(model.as_uri())
-    df.coalesce(1).write.parquet(rows.as_uri())
+    numeric.write().save(f"file://{model}")
+    df.coalesce(1).write.parquet(f"file://{rows}")
     command = ["triage", str(model), "--data", str(rows), "--budget", "1h", "--output"]
     before = {*tmp_path.iterdir()}
     for where, why in (("s3a://lake/tuned", "file system of this machine"), (rows / "_SUCCESS", "Not a directory")):
         assert main([*command, str(where)]) == WRONG_INPUT
         assert why in (told := capsys.readouterr()).err and not told.out
-    assert main([*command, out.as_uri(), "--json"]) == 0
+    assert main([*command, f"file://{out}", "--json"]) == 0
     assert {*tmp_path.iterdir()} == {*before, out} and [*out.iterdir()] == [out / "churn"]
     told = json.loads(capsys.readouterr().out)
     assert told["pipelines"][0]["outcome"] == "tuned"
-    loaded = PipelineModel.load((out / "churn").as_uri())
+    loaded = PipelineModel.load(f"file://{out}/churn")
     assert [type(s) for s in loaded.stages] == [type(s) for s in numeric.stages]
     assert main([*command, str(out)]) == WRONG_INPUT and "churn' exists already" in capsys.readouterr().err

@@ -72,7 +72,7 @@ def test_from_a_file_to_a_folder_and_back(job: Path, capsys: pytest.CaptureFixtu
     assert [p["name"] for p in told["parts"]] == ["kind x season"]
     assert {r["kind"] for r in told["rounds"]} == {"crosses"}
     assert told["servingCost"]["after"] > told["servingCost"]["before"]
-    model = PipelineModel.load((job / "out" / "model").as_uri())
+    model = PipelineModel.load(f"file://{job}/out/model")
     assert all(type(stage).__module__.startswith("pyspark.ml.") for stage in model.stages)
     assert "Interaction" in {type(stage).__name__ for stage in model.stages}
 

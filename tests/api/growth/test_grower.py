@@ -63,7 +63,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def rows(spark: SparkSession, file: Path) -> DataFrame:
-    return spark.read.parquet(file.as_uri())
+    return spark.read.parquet(f"file://{file}")
 
 
 def fitted(rows: DataFrame, last: Any) -> PipelineModel:
@@ -129,7 +129,7 @@ def test_all_stages_are_plain_and_those_of_the_user_stay(grown: GrowerModel, poi
 def test_it_is_served_without_torch_and_sparkdiff(
     grown: GrowerModel, poisson: PipelineModel, rows: DataFrame, file: Path, tmp_path: Path
 ) -> None:
-    grown.pipelineModel.write().save((tmp_path / "grown").as_uri())
+    grown.pipelineModel.write().save(f"file://{tmp_path}/grown")
     [served] = plain_spark.predictions([tmp_path / "grown"], file)
     here = [r.prediction for r in grown.transform(rows).orderBy("id").select("prediction").collect()]
     np.testing.assert_allclose(served, here, rtol=1e-12)

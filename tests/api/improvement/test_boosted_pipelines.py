@@ -28,7 +28,7 @@ OPTIONS: dict[str, Any] = {
 def rows(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> DataFrame:
     path = tmp_path_factory.mktemp("rows") / "rows.parquet"
     pq.write_table(riders(1800), path)
-    return spark.read.parquet(path.as_uri())
+    return spark.read.parquet(f"file://{path}")
 
 
 @pytest.fixture(scope="module")

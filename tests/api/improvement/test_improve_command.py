@@ -23,7 +23,7 @@ def folder(spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_from_a_saved_model_and_a_table_to_offers(
     spark: SparkSession, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    unfitted().fit(spark.read.parquet((folder / "rows.parquet").as_uri())).save((folder / "rides").as_uri())
+    unfitted().fit(spark.read.parquet(f"file://{folder}/rows.parquet")).save(f"file://{folder}/rides")
     command = [
         "improve", "rides", "--data", "rows.parquet", "--label", "riders", "--output", "out", "--budget", "60 passes",
         "improver.arms=[finetune,simplify]", "fineTuner.recipe=fast", "fineTuner.maxEpochs=5", "fineTuner.runId=mine",
@@ -38,9 +38,9 @@ def test_from_a_saved_model_and_a_table_to_offers(
         told["offers"][name] != told["offers"]["best"] for name in others
     )
     assert {path.name for path in (folder / "out").iterdir()} <= {*RUN}  # what a later run may replace
-    best = PipelineModel.load((folder / "out" / "model").as_uri())
+    best = PipelineModel.load(f"file://{folder}/out/model")
     for path in (folder / "out").glob("offers/*"):
-        other = PipelineModel.load(path.as_uri())
+        other = PipelineModel.load(f"file://{path}")
         assert weights(other).keys() != weights(best).keys() or not same(other, best)
     written = (folder / "out" / "summary.json").stat().st_mtime_ns
     assert main(command) == DONE  # finished: read back

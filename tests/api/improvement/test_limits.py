@@ -37,7 +37,7 @@ from sparkdiff.report import Phases
 def rows(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> DataFrame:
     path = tmp_path_factory.mktemp("rows") / "rows.parquet"
     pq.write_table(riders(), path)
-    return spark.read.parquet(path.as_uri())
+    return spark.read.parquet(f"file://{path}")
 
 
 def test_no_arm_makes_what_costs_more_to_serve_than_is_allowed(rows: DataFrame, tmp_path: Path) -> None:

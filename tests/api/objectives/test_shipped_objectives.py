@@ -25,7 +25,7 @@ Tune = Callable[..., tuple[PipelineModel, FineTunerModel]]
 def hours(spark: SparkSession) -> DataFrame:
     """The rows of conf/bikeshare.yaml with the split of its seed: train, validation (`held`) and test."""
     train = yaml.safe_load((CONF / "bikeshare.yaml").read_text())["data"]["train"]
-    df = spark.read.csv((CONF / train["path"]).resolve().as_uri(), header=True, schema=train["schema"])
+    df = spark.read.csv(f"file://{(CONF / train['path']).resolve()}", header=True, schema=train["schema"])
     tenth = "pmod(xxhash64(day, hr, 0), 10)"
     return df.selectExpr(
         "*", f"{tenth} AS tenth", f"{tenth} >= 6 AS held", "CAST(bikers >= 250 AS DOUBLE) AS busy"

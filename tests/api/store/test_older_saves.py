@@ -36,7 +36,7 @@ def saved(tmp_path: Path) -> Saved:
 
     def save(stage: Any) -> str:
         folder = tmp_path / stage.uid
-        stage.write().save(folder.as_uri())
+        stage.write().save(f"file://{folder}")
         for part in folder.rglob("metadata/part-*"):
             told = json.loads(part.read_text())
             package, _, name = told["class"].rpartition(".")
@@ -48,14 +48,14 @@ def saved(tmp_path: Path) -> Saved:
                     told["summary"] = json.dumps({k: v for k, v in summary.items() if k not in LATER})
                 part.write_text(json.dumps(told))
                 part.with_name(f".{part.name}.crc").unlink()
-        return folder.as_uri()
+        return f"file://{folder}"
 
     return save
 
 
 def test_a_tuner(spark: SparkSession, numeric: PipelineModel, saved: Saved, tmp_path: Path) -> None:
     tuner = FineTuner(pipeline=numeric, loss="small_data:pinball", maxEpochs=7, freeze=["scaled"], seed=3)
-    tuner.save((tmp_path / "now").as_uri())
+    tuner.save(f"file://{tmp_path}/now")
     (now,) = (tmp_path / "now" / "metadata").glob("part-*")
     assert json.loads(now.read_text())["class"] == "sparkdiff.FineTuner"
     path = saved(tuner)

@@ -59,7 +59,7 @@ def df(
     columns = {**dict(zip(names, data.x.T, strict=True)), **labels, "weight": data.weight, "fold": data.fold}
     path: Path = tmp_path_factory.mktemp("rows") / "rows.parquet"
     pq.write_table(pa.table(columns), path)
-    read = spark.read.parquet(path.as_uri()).where(f"fold != {FOLD}").coalesce(1)
+    read = spark.read.parquet(f"file://{path}").where(f"fold != {FOLD}").coalesce(1)
     found = VectorAssembler(inputCols=names, outputCol="features").transform(read).cache()
     yield found
     found.unpersist()

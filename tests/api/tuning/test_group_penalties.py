@@ -48,7 +48,7 @@ def rows(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> tuple
     }  # fmt: skip
     path: Path = tmp_path_factory.mktemp("rows") / "rows.parquet"
     pq.write_table(pa.table(columns), path)
-    read = spark.read.parquet(path.as_uri()).coalesce(1)
+    read = spark.read.parquet(f"file://{path}").coalesce(1)
     return read.where("part = 0").cache(), read.where("part = 1").cache()
 
 
@@ -190,7 +190,7 @@ def test_a_penalty_that_is_not_tuned_stays_as_it_is(spark: SparkSession, tmp_pat
     label = 0.3 * x + effects[level] + 2 * draw.normal(size=len(level))
     columns = {"k": level.astype(float), "x": x, "label": label, "train": np.arange(len(x)) < 130}
     pq.write_table(pa.table(columns), tmp_path / "rows.parquet")
-    data = spark.read.parquet((tmp_path / "rows.parquet").as_uri())
+    data = spark.read.parquet(f"file://{tmp_path}/rows.parquet")
     rows: Any = SimpleNamespace(part=lambda split: data.where("train" if split == "train" else "NOT train"))
     ways = [
         OneHotEncoder(inputCols=["k"], outputCols=["f"]),
