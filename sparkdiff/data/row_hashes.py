@@ -19,8 +19,8 @@ from sparkdiff.pipeline.names import named, read_by_name
 
 SALTS = (1, 2)
 VARIANT = "variant"  # Spark 3.5 has no class of it
+# The number of a row among those that equal it, 2, 3, ...; null for the first of them, and for rows that equal no other.
 COPY = "__sparkdiff_copy"
-"""The number of a row among those that equal it, 2, 3, ...; null for the first of them, and for all that equal no other."""
 
 
 def row_hash(df: DataFrame, *salt: object) -> Column:

@@ -33,8 +33,9 @@ ROW = "__sparkdiff_row"
 """The hash of a row, by which caches of different pipelines find the same row."""
 SLICE = "__sparkdiff_slice"  # and the position in guardCols
 MAX_SLICES = 50  # values of a guardCol
-RULE = 2
-"""Another number whenever the same options deal the same rows otherwise: then caches and fits of before are not those of now."""
+RULE = (
+    2  # grows when the same options deal the same rows otherwise: then caches and fits of before are not those of now
+)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -96,10 +96,9 @@ def divided(df: DataFrame, split: SearchSplit) -> Divided:
         return Divided(second.unionByName(test), tuple(df.columns))
     columns, df = tuple(df.columns), numbered(df, fresh)
     # Each row once: a column that is another one at each reading would put rows into two parts, and others into none.
-    dealt = [(unit_and_block(df, options), options.validationFraction) for options in (fresh, chooses)]
-    tests, chosen = (below(unit, share, "split") for (unit, _), share in dealt)
+    (unit, block), (rest, other) = (unit_and_block(df, options) for options in (fresh, chooses))
+    tests, chosen = below(unit, fresh.validationFraction, "split"), below(rest, chooses.validationFraction, "split")
     part = F.when(tests, TEST).when(chosen, VALIDATION).otherwise(TRAIN)
-    [((_, block), _), ((_, other), _)] = dealt
     own = {SPLIT: part, BLOCK: F.when(tests, block).otherwise(other), TIME: F.lit(None).cast("double")}
     return Divided(df.withColumns(own).drop(COPY), columns)
 

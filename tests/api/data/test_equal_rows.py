@@ -13,6 +13,7 @@ from pyspark.ml.feature import Bucketizer, OneHotEncoder, VectorAssembler
 from pyspark.sql import DataFrame, SparkSession, functions as F
 from small_data import tune
 
+from sparkdiff import InputError
 from sparkdiff.data import folds
 from sparkdiff.data.blocks import MAX_BLOCKS
 from sparkdiff.data.splits import BLOCK, SPLIT, Source, training_rows, with_splits
@@ -132,8 +133,13 @@ def test_a_sample_of_rows_to_compare_has_its_share_of_each(
     rows = spark.range(2000, numPartitions=2).select((F.col("id") % 4).cast("double").alias("x"))
     model = Pipeline(stages=[Bucketizer(splits=[0, 2, 4], inputCol="x", outputCol="prediction")]).fit(rows)
     seen: list[DataFrame] = []
-    monkeypatch.setattr(predictions, "_counted", lambda both, graphs, df, columns: seen.append(df) or 1 / 0)
-    with pytest.raises(ZeroDivisionError):
+
+    def stop(models: object, graphs: object, df: DataFrame, columns: object) -> None:
+        seen.append(df)
+        raise InputError("seen")
+
+    monkeypatch.setattr(predictions, "_counted", stop)
+    with pytest.raises(InputError, match="seen"):
         predictions.predictions(model, model, rows, sample=200)
     assert [r["count"] for r in seen[0].groupBy("x").count().collect()] == pytest.approx([50] * 4, abs=25)
 
@@ -154,8 +160,8 @@ def test_the_metric_of_few_distinct_rows_is_true(spark: SparkSession, folder: Pa
     pipeline = Pipeline(stages=[encoder, assembler, LogisticRegression(regParam=0.001)])
     evaluator = MulticlassClassificationEvaluator(metricName="logLoss")
     true = evaluator.evaluate(pipeline.fit(rows).transform(rows))
-    for options in ({}, {"numFolds": 2}):
-        found = tune(pipeline, rows, folder, labelCol="label", maxEpochs=1, **options)
+    for numFolds in (0, 2):
+        found = tune(pipeline, rows, folder, labelCol="label", maxEpochs=1, numFolds=numFolds)
         assert found.summary.metrics["validation"]["before"] == pytest.approx(true, abs=0.06)
         assert evaluator.evaluate(found.pipelineModel.transform(rows)) == pytest.approx(true, abs=0.02)
         assert not any("occur in train" in text for text in found.summary.warnings)
