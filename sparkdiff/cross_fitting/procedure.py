@@ -58,6 +58,8 @@ def cross_fit(
         ParityError: a network and Spark disagree in a fold.
     """
     o, shared = options, shared or Shared()
+    check_given(given, o)
+    sources = folds.numbered_sources(sources, o)
     check(given, o, sources)
 
     def task(number: int, parts: Sequence[Source]) -> tuple[Task, Shared]:
@@ -66,7 +68,7 @@ def cross_fit(
         runId = o.runId and f"{o.runId}-{f'fold{number}' if number else 'all'}"
         # How many epochs train on all rows is known: no clock may end them before.
         seconds = o.maxSeconds if number else None
-        return prepare(model, dataclasses.replace(o, runId=runId, maxSeconds=seconds), parts[0].df), own
+        return prepare(model, dataclasses.replace(o, runId=runId, maxSeconds=seconds), parts[0].data), own
 
     tasks: dict[int, tuple[Task, list[Source], Shared]] = {}
     done: list[FoldResult] = []
@@ -102,7 +104,6 @@ def cross_fit(
 
 def check(given: Any, options: Options, sources: Sequence[Source]) -> None:
     """Raise InputError if this pipeline can't be cross-fitted on these rows. Runs a job or two over the rows."""
-    check_given(given, options)
     if options.runId is not None:
         folder_name(f"{options.runId}-fold{options.numFolds}")
     casefold = casefolding()

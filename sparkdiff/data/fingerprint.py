@@ -13,21 +13,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from pyspark.sql import Column, DataFrame, functions as F
-from pyspark.sql.types import (
-    ArrayType,
-    DataType,
-    DoubleType,
-    FloatType,
-    MapType,
-    NullType,
-    StringType,
-    StructType,
-    UserDefinedType,
-)
+from pyspark.sql import DataFrame, functions as F
 
 from sparkdiff import jvm
 from sparkdiff.data import splits
+from sparkdiff.data.row_hashes import row_hashes
 from sparkdiff.data.splits import Source
 from sparkdiff.data.stream.manifest import FORMAT
 from sparkdiff.errors import InputError
@@ -35,7 +25,6 @@ from sparkdiff.jvm.plans import plan_facts, table_versions
 from sparkdiff.jvm.settings import settings
 from sparkdiff.options import Options
 from sparkdiff.pipeline.cut import Cut
-from sparkdiff.pipeline.names import named, read_by_name
 from sparkdiff.pipeline.schema import is_plain
 from sparkdiff.store.digests import digest_of, without_uids
 
@@ -43,8 +32,6 @@ SHARDS = 8
 """Number of virtual shards of a cache. It does not depend on the number of processes, so caches, batches and results
 do not either.
 """
-SALTS = (1, 2)
-VARIANT = "variant"  # Spark 3.5 has no class of it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,50 +154,3 @@ def content(df: DataFrame) -> list[Any]:
     except jvm.SparkError as e:
         raise InputError(f"Spark failed while reading the data: {jvm.cause(e)}") from e
     return [df.schema.json(), [str(v) for v in row or ()]]
-
-
-def row_hashes(df: DataFrame) -> list[Column]:
-    """Two independent hashes of a row. Columns that share a name are left out, because they cannot be read."""
-    alone = read_by_name(df)
-    parts = [p for f in df.schema.fields if f.name in alone for p in hashed(named(f.name), f.dataType)]
-    # A salt after the values would add nothing: two rows of one hash would have one hash with it, too.
-    return [F.xxhash64(F.lit(salt), *parts) for salt in SALTS]
-
-
-def hashed(c: Column, kind: DataType) -> list[Column]:
-    """The input of `xxhash64` for a column, so that different values of its type have different inputs.
-
-    `xxhash64` itself skips nulls, concatenates arrays, treats strings as equal if their collation does, and treats
-    -0.0 as 0.0. (Inside arrays and vectors -0.0 still equals 0.0, as in Spark's own operators.)
-    """
-    null = c.isNull()
-    if isinstance(kind, NullType):
-        return [null]
-    if kind.typeName() == VARIANT:
-        return [null, F.to_json(F.struct(c.alias("value")))]
-    if isinstance(kind, UserDefinedType):
-        return hashed(F.unwrap_udt(c), kind.sqlType())
-    if isinstance(kind, StringType):
-        return [null, c.cast("binary")]
-    if isinstance(kind, (DoubleType, FloatType)):
-        return [null, c, F.when(c == 0, c.cast("string"))]
-    if isinstance(kind, StructType):
-        return [null, *(part for f in kind.fields for part in hashed(c.getField(f.name), f.dataType))]
-    if isinstance(kind, MapType):
-        entry = StructType().add("key", kind.keyType, False).add("value", kind.valueType, kind.valueContainsNull)
-        return hashed(F.map_entries(c), ArrayType(entry, containsNull=False))
-    if isinstance(kind, ArrayType):
-        return [null, F.size(c), *_elements(c, kind)]
-    return [null, c]
-
-
-def _elements(c: Column, kind: ArrayType) -> list[Column]:
-    """The elements of an array whose size is known."""
-    nested = isinstance(kind.elementType, (ArrayType, StructType, MapType, UserDefinedType, NullType))
-    if nested or kind.elementType.typeName() == VARIANT:
-        return [F.transform(c, lambda x: F.xxhash64(*hashed(x, kind.elementType)))]
-    values = c.cast("array<binary>") if isinstance(kind.elementType, StringType) else c
-    if not kind.containsNull:
-        return [values]
-    some = F.exists(c, lambda x: x.isNull())
-    return [some, F.when(some, F.transform(c, lambda x: x.isNull())), values]

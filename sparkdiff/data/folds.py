@@ -1,5 +1,6 @@
 """The folds of cross-fitting: which rows judge which training, by the hash of the row or group."""
 
+import dataclasses
 from collections.abc import Sequence
 
 from pyspark.sql import Column, DataFrame, functions as F
@@ -7,7 +8,17 @@ from pyspark.sql import Column, DataFrame, functions as F
 from sparkdiff import jvm
 from sparkdiff.data import soft_labels
 from sparkdiff.data.blocks import MAX_BLOCKS
-from sparkdiff.data.splits import REFERENCE, TEST, TRAIN, VALIDATION, Source, below, check_columns, unit_and_block
+from sparkdiff.data.splits import (
+    REFERENCE,
+    TEST,
+    TRAIN,
+    VALIDATION,
+    Source,
+    below,
+    check_columns,
+    numbered,
+    unit_and_block,
+)
 from sparkdiff.errors import InputError
 from sparkdiff.options import Options
 from sparkdiff.pipeline.names import named
@@ -32,22 +43,39 @@ def _dealt(sources: Sequence[Source]) -> DataFrame:
     return rows
 
 
+def numbered_sources(sources: Sequence[Source], options: Options) -> list[Source]:
+    """The same rows, numbered once for all folds: a part of them alone would have other numbers, and so other blocks.
+
+    Raises:
+        InputError: a column is missing or has a wrong type, or Spark failed on the rows.
+    """
+    for source in sources:
+        check_columns(source.df, options)
+    return [
+        dataclasses.replace(s, df=numbered(s.df, options), numbered=True) if s.split in (None, TRAIN) else s
+        for s in sources
+    ]
+
+
 def fold_sources(sources: Sequence[Source], options: Options, fold: int) -> list[Source]:
     """The rows for the training of a fold (0, 1, ...). Its own rows are the split `test`: nothing is fitted on them or chosen
     by them.
+
+    Args:
+        sources: see `numbered_sources`.
     """
     df = _dealt(sources)
     own, chooses = _fold(df, options) == fold, _chooses(df, options, fold)
     return [
-        Source(df.where(~own & ~chooses), TRAIN),
-        Source(df.where(~own & chooses), VALIDATION),
-        Source(df.where(own), TEST),
+        Source(df.where(~own & ~chooses), TRAIN, numbered=True),
+        Source(df.where(~own & chooses), VALIDATION, numbered=True),
+        Source(df.where(own), TEST, numbered=True),
     ]
 
 
 def all_sources(sources: Sequence[Source]) -> list[Source]:
     """The rows for the training of what ships: all of them train."""
-    return [Source(_dealt(sources), TRAIN), *(s for s in sources if s.split in (TEST, REFERENCE))]
+    return [Source(_dealt(sources), TRAIN, numbered=True), *(s for s in sources if s.split in (TEST, REFERENCE))]
 
 
 def check(
@@ -56,6 +84,7 @@ def check(
     """Check that each fold can be trained and can judge, by one or two jobs over the rows.
 
     Args:
+        sources: see `numbered_sources`.
         labelCol, weightCol: None where the data have no such column.
         classes: whether the label names classes.
         least: units that decide, and rows that choose an epoch, at the least.
@@ -73,7 +102,6 @@ def check(
     if soft_labels.given(sources, labelCol):
         soft_labels.check_options(o)
     df = _dealt(sources)
-    check_columns(df, o)
     used = df if weightCol is None else df.where(named(weightCol) != 0)
     fold, label = _fold(df, o).alias("fold"), named(labelCol).cast("double") if labelCol and classes else F.lit(None)
     chooses = [F.sum(_chooses(df, o, k).cast("long")).alias(f"chooses{k}") for k in range(o.numFolds)]

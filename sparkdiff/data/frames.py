@@ -9,8 +9,9 @@ from pyspark.sql import DataFrame
 
 from sparkdiff import jvm
 from sparkdiff.data import splits, stage_rows
-from sparkdiff.data.fingerprint import Request, row_hashes
+from sparkdiff.data.fingerprint import Request
 from sparkdiff.data.layout import check_number
+from sparkdiff.data.row_hashes import row_hashes
 from sparkdiff.errors import InputError, did_you_mean
 from sparkdiff.pipeline.schema import check_columns as check_stage_columns
 
@@ -18,7 +19,7 @@ from sparkdiff.pipeline.schema import check_columns as check_stage_columns
 def check_request(request: Request) -> None:
     cut, graph = request.cut, request.cut.graph
     for source in request.sources:
-        splits.check_columns(source.df, request.options)
+        splits.check_columns(source.data, request.options)
         splits.check_names(cut.made)
         check_stage_columns(graph, source.df.schema, (request.labelCol, request.weightCol))
         names = {graph.casefold(c) for c in (*source.df.columns, *cut.made)}  # what opaque stages make isn't known here
@@ -64,7 +65,7 @@ def _divided(request: Request) -> tuple[list[DataFrame], dict[str, tuple[Any, ..
         dealt, values = splits.with_slices(splits.with_splits(request.sources, o, request.boundaries), o)
         if request.keyed:
             # Not the hash that splits, which skips nulls: rows that differ in where a null is would be the same row.
-            keys = [row_hashes(s.df)[0] for s in request.sources]
+            keys = [row_hashes(s.data)[0] for s in request.sources]
             dealt = [df.withColumn(splits.ROW, key) for df, key in zip(dealt, keys, strict=True)]
         for df in dealt:
             df.schema  # noqa: B018  # Spark Connect analyses nothing before

@@ -16,8 +16,8 @@ from pyspark.ml.linalg import VectorUDT
 from pyspark.sql import Column, DataFrame, Window, functions as F
 from pyspark.sql.types import ArrayType, BooleanType, DataType, NumericType
 
-from sparkdiff.data import splits
 from sparkdiff.data.fingerprint import SHARDS, Request
+from sparkdiff.data.row_hashes import row_hash
 from sparkdiff.data.splits import BLOCK, ROW, SLICE, SPLIT, TIME
 from sparkdiff.errors import InputError, did_you_mean
 from sparkdiff.jvm import stores
@@ -173,7 +173,7 @@ def hashed(request: Request, frames: list[DataFrame], columns: list[dict[str, An
     union = functools.reduce(DataFrame.unionByName, (_as_stored(request, df, columns) for df in frames))
     # The slices don't count: naming another guardCol changes no order of rows, and so no training.
     # Nor do the flags of nulls: a null that is hashed isn't NaN. Nor the hash of the row.
-    return union.withColumn("hash", splits.row_hash(union.drop(*slices, *nulls, "row")))
+    return union.withColumn("hash", row_hash(union.drop(*slices, *nulls, "row")))
 
 
 def _as_stored(request: Request, df: DataFrame, columns: list[dict[str, Any]]) -> DataFrame:

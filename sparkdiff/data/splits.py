@@ -9,27 +9,23 @@ from typing import Any
 from pyspark.ml import Pipeline, PipelineModel
 from pyspark.sql import Column, DataFrame, functions as F
 from pyspark.sql.types import (
-    ArrayType,
     BooleanType,
-    DataType,
     DateType,
     IntegralType,
-    MapType,
     NumericType,
     StringType,
     StructField,
-    StructType,
     TimestampNTZType,
     TimestampType,
-    UserDefinedType,
 )
 
 from sparkdiff import jvm
 from sparkdiff.data.blocks import MAX_BLOCKS, TIME_BLOCKS
 from sparkdiff.data.quantiles import ChangedRowsError, quantiles
+from sparkdiff.data.row_hashes import COPY, coin, is_hashed, with_copies
 from sparkdiff.errors import InputError, did_you_mean
 from sparkdiff.options import Options
-from sparkdiff.pipeline.names import casefolding, named, read_by_name, refuse_stream
+from sparkdiff.pipeline.names import casefolding, named, refuse_stream
 
 TRAIN, VALIDATION, TEST, REFERENCE = SPLITS = ("train", "validation", "test", "reference")
 SPLIT, BLOCK, TIME = "__sparkdiff_split", "__sparkdiff_block", "__sparkdiff_time"
@@ -37,14 +33,27 @@ ROW = "__sparkdiff_row"
 """The hash of a row, by which caches of different pipelines find the same row."""
 SLICE = "__sparkdiff_slice"  # and the position in guardCols
 MAX_SLICES = 50  # values of a guardCol
+RULE = (
+    2  # grows when the same options deal the same rows otherwise: then caches and fits of before are not those of now
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Rows of one source. `split` applies to all of them; with None the options decide."""
+    """Rows of one source. `split` applies to all of them; with None the options decide.
+
+    Attributes:
+        numbered: whether `numbered` has been asked for these rows, or for rows that they are a part of.
+    """
 
     df: DataFrame
     split: str | None = None
+    numbered: bool = False
+
+    @property
+    def data(self) -> DataFrame:
+        """The rows with the columns of the data."""
+        return self.df.drop(COPY) if self.numbered else self.df
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +72,7 @@ class Boundaries:
 def rule(options: Options) -> tuple[object, ...]:
     """Everything except the rows that decides which rows train."""
     o = options
-    return o.validationIndicatorCol, o.validationFraction, o.groupCol, o.timeCol, o.seed
+    return RULE, o.validationIndicatorCol, o.validationFraction, o.groupCol, o.timeCol, o.seed
 
 
 def check_columns(df: DataFrame, options: Options) -> None:
@@ -86,7 +95,7 @@ def check_columns(df: DataFrame, options: Options) -> None:
         raise InputError(
             f"validationIndicatorCol={options.validationIndicatorCol!r} must be boolean, true for validation rows"
         )
-    if "groupCol" in kinds and not _is_hashed(kinds["groupCol"]):
+    if "groupCol" in kinds and not is_hashed(kinds["groupCol"]):
         raise InputError(
             f"groupCol={options.groupCol!r} is {kinds['groupCol'].simpleString()}, and Spark cannot group by this type: "
             "use a string, number or date, for example one of its entries"
@@ -105,7 +114,7 @@ def check_names(names: Iterable[str]) -> None:
     """
     casefold = casefolding()
     for name in names:
-        if casefold(name) in (SPLIT, BLOCK, TIME, ROW) or re.fullmatch(rf"{SLICE}\d+", casefold(name)):
+        if casefold(name) in (SPLIT, BLOCK, TIME, ROW, COPY) or re.fullmatch(rf"{SLICE}\d+", casefold(name)):
             raise InputError(
                 f"the data or a stage have a column {name!r}, a name that sparkdiff reserves for its own "
                 "columns: rename it"
@@ -128,34 +137,18 @@ def field(df: DataFrame, column: str, option: str) -> StructField:
     return found[0]
 
 
-def row_hash(df: DataFrame, *salt: object) -> Column:
-    """Hash of all columns, independent of the place and order of the row.
-
-    Columns that share a name are left out, because they cannot be read.
-    """
-    alone = read_by_name(df)
-    columns = [
-        named(f.name) if _is_hashed(f.dataType) else F.to_json(F.struct(named(f.name)))
-        for f in sorted(df.schema.fields, key=lambda f: f.name)
-        if f.name in alone
-    ]
-    return F.xxhash64(*columns, *(F.lit(s) for s in salt))
-
-
-def _is_hashed(kind: DataType) -> bool:
-    """Whether Spark can hash values of this type (not if they contain a map or a variant)."""
-    if isinstance(kind, StructType):
-        return all(_is_hashed(f.dataType) for f in kind.fields)
-    if isinstance(kind, ArrayType):
-        return _is_hashed(kind.elementType)
-    if isinstance(kind, UserDefinedType):
-        return _is_hashed(kind.sqlType())
-    return not isinstance(kind, MapType) and kind.typeName() != "variant"
+def numbered(df: DataFrame, options: Options) -> DataFrame:
+    """The rows `with_copies`, if a hash of the row deals them. Else equal rows need no numbers."""
+    return df if options.groupCol or options.timeCol else with_copies(df)
 
 
 def unit_and_block(df: DataFrame, options: Options) -> tuple[Column, Column]:
-    """The hash of a row's group, or of the row, and the guard's block that it is dealt into (null where the group is)."""
-    row = row_hash(df, options.seed)
+    """The hash of a row's group, or of the row, and the guard's block that it is dealt into (null where the group is).
+
+    Args:
+        df: as `numbered` returns it.
+    """
+    row = coin(df, options.seed)
     if options.groupCol:
         unit = F.xxhash64(named(options.groupCol), F.lit(options.seed))
         return unit, F.when(named(options.groupCol).isNotNull(), unit)
@@ -170,13 +163,16 @@ def below(unit: Column, share: float, *salt: object) -> Column:
 
 def with_splits(sources: Sequence[Source], options: Options, boundaries: Boundaries | None = None) -> list[DataFrame]:
     """The sources with SPLIT, BLOCK and TIME columns, divided by time at the boundaries; without them these are computed
-    first.
+    first. A job looks for equal rows; see `with_copies`.
+
+    Raises:
+        InputError: Spark failed on the rows.
     """
     given = any(s.split == VALIDATION for s in sources)
     boundaries = find_boundaries(sources, options) if boundaries is None else boundaries
     out = []
     for source in sources:
-        df = source.df
+        df = source.df if source.numbered else numbered(source.df, options)
         time = _seconds(df, options.timeCol) if options.timeCol else F.lit(None).cast("double")
         unit, block = unit_and_block(df, options)
         if options.timeCol:
@@ -191,7 +187,7 @@ def with_splits(sources: Sequence[Source], options: Options, boundaries: Boundar
             split = F.when(time > boundaries.deciding[0], VALIDATION).when(time <= boundaries.deciding[0], TRAIN)
         else:
             split = F.when(below(unit, options.validationFraction, "split"), VALIDATION).otherwise(TRAIN)
-        out.append(df.withColumns({SPLIT: split, BLOCK: block, TIME: time}))
+        out.append(df.withColumns({SPLIT: split, BLOCK: block, TIME: time}).drop(COPY))
     return out
 
 
@@ -294,7 +290,7 @@ def training_rows(sources: Sequence[Source], options: Options, boundaries: Bound
     """
     sources = [source for source in sources if source.split != REFERENCE]
     for source in sources:
-        check_columns(source.df, options)
+        check_columns(source.data, options)
     dealt = with_splits(sources, options, boundaries)
     return functools.reduce(
         DataFrame.unionByName, (df.where(df[SPLIT] == TRAIN).drop(SPLIT, BLOCK, TIME) for df in dealt)

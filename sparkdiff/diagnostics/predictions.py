@@ -11,7 +11,7 @@ from pyspark.sql import Column, DataFrame, Row, functions as F
 from pyspark.sql.types import ArrayType, NumericType
 
 from sparkdiff import jvm
-from sparkdiff.data.splits import row_hash
+from sparkdiff.data.row_hashes import COPY, coin, with_copies
 from sparkdiff.errors import InputError
 from sparkdiff.pipeline.graph import Graph
 from sparkdiff.pipeline.names import casefolding, named, read_by_name, refuse_stream, unused
@@ -86,7 +86,8 @@ def predictions(old: Any, new: Any, df: DataFrame, sample: int | None = None) ->
             f"{', '.join(theirs.values()) or 'none'}"
         )
     if sample is not None:
-        df = df.orderBy(row_hash(df)).limit(sample)
+        dealt = with_copies(df)
+        df = dealt.orderBy(coin(dealt)).limit(sample).drop(COPY)
     try:
         found, labels = _counted((old, new), graphs, df, [(ours[c], theirs[c]) for c in both])
         dropping = any(vertex.drops_rows for graph in graphs for vertex in graph.vertices)

@@ -215,7 +215,7 @@ class _Seen:
         return [
             f"{found.rows:,} validation rows ({found.share:.1%}) occur in train with the same inputs and label "
             f"({found.chance}), so the validation metrics are too good: drop duplicates before the split, or "
-            "split by validationFraction"
+            "give the copies of a row one value of groupCol"
         ]
 
     def straddling(self) -> list[str]:

@@ -9,6 +9,7 @@ from pyspark.sql import DataFrame, functions as F
 
 from sparkdiff import jvm
 from sparkdiff.data.blocks import MAX_BLOCKS
+from sparkdiff.data.row_hashes import COPY
 from sparkdiff.data.splits import (
     BLOCK,
     SPLIT,
@@ -18,6 +19,7 @@ from sparkdiff.data.splits import (
     Source,
     below,
     check_columns,
+    numbered,
     unit_and_block,
     with_splits,
 )
@@ -96,13 +98,13 @@ def divided(df: DataFrame, split: SearchSplit) -> Divided:
         test = first.where(held).withColumn(SPLIT, F.lit(TEST))
         (second,) = with_splits([Source(first.where(~held).drop(SPLIT, BLOCK, TIME))], chooses)
         return Divided(second.unionByName(test), tuple(df.columns))
+    columns, df = tuple(df.columns), numbered(df, fresh)
     # Each row once: a column that is another one at each reading would put rows into two parts, and others into none.
-    dealt = [(unit_and_block(df, options), options.validationFraction) for options in (fresh, chooses)]
-    tests, chosen = (below(unit, share, "split") for (unit, _), share in dealt)
+    (unit, block), (rest, other) = (unit_and_block(df, options) for options in (fresh, chooses))
+    tests, chosen = below(unit, fresh.validationFraction, "split"), below(rest, chooses.validationFraction, "split")
     part = F.when(tests, TEST).when(chosen, VALIDATION).otherwise(TRAIN)
-    [((_, block), _), ((_, other), _)] = dealt
     own = {SPLIT: part, BLOCK: F.when(tests, block).otherwise(other), TIME: F.lit(None).cast("double")}
-    return Divided(df.withColumns(own), tuple(df.columns))
+    return Divided(df.withColumns(own).drop(COPY), columns)
 
 
 def _of_one_name(df: DataFrame) -> DataFrame:

@@ -14,7 +14,8 @@ from pyspark.ml.evaluation import Evaluator
 from pyspark.sql import DataFrame, functions as F
 
 from sparkdiff import jvm
-from sparkdiff.data.splits import row_hash
+from sparkdiff.data.row_hashes import COPY, coin, with_copies
+from sparkdiff.data.splits import below
 from sparkdiff.errors import SparkdiffError, WriteError
 from sparkdiff.tuning.cached_rows import Kept
 from sparkdiff.tuning.fits import GridTask, inside, leaves_of
@@ -143,9 +144,14 @@ class Trials:
 
     def _share(self, share: float) -> Folds:
         """The same with a share of the training rows, by a hash: a larger share has all rows of a smaller one."""
-        ((train, validation),) = self._folds.pairs
-        part = F.pmod(F.xxhash64(row_hash(train), F.lit("share")), F.lit(1 << 30)) < int(share * (1 << 30))
-        return _one_fold(train.where(part), validation)
+        ((_, validation),) = self._folds.pairs
+        train = self._numbered
+        return _one_fold(train.where(below(coin(train), share, "share")).drop(COPY), validation)
+
+    @cached_property
+    def _numbered(self) -> DataFrame:
+        ((train, _),) = self._folds.pairs
+        return with_copies(train)
 
     def release(self) -> None:
         """Give memory back."""

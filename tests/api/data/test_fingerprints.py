@@ -30,7 +30,8 @@ from pyspark.sql import DataFrame, SparkSession, functions as F
 from small_data import NUMBERS, Write, fingerprint_of, tune
 
 from sparkdiff import jvm
-from sparkdiff.data.fingerprint import row_hashes, source_facts
+from sparkdiff.data.fingerprint import source_facts
+from sparkdiff.data.row_hashes import row_hashes
 from sparkdiff.jvm.plans import plan_facts, remote_facts, table_versions
 from sparkdiff.store import digests
 

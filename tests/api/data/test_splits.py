@@ -21,7 +21,8 @@ from small_data import NUMBERS, QUICK, cached, same, tune
 from sparkdiff import InputError, estimator
 from sparkdiff.data import blocks, quantiles, splits
 from sparkdiff.data.fingerprint import Request, content, fingerprint
-from sparkdiff.data.splits import BLOCK, SPLIT, TIME, Boundaries, Source, find_boundaries, row_hash, with_splits
+from sparkdiff.data.row_hashes import COPY, row_hash
+from sparkdiff.data.splits import BLOCK, SPLIT, TIME, Boundaries, Source, find_boundaries, with_splits
 from sparkdiff.evaluation import guard
 from sparkdiff.fine_tuning.procedure import fine_tune
 from sparkdiff.fine_tuning.task import prepare
@@ -70,13 +71,6 @@ def test_the_side_depends_on_the_rows_alone(df: DataFrame) -> None:
     assert 0.25 < (one["split"] != seeded["split"]).mean() < 0.4  # 2 * 0.2 * 0.8: independent of the first
     fewer = dealt(df.where("number < 400")).set_index("number")
     assert (fewer["split"] == one.loc[fewer.index, "split"]).all()  # new rows move no old ones
-
-
-def test_equal_rows_stay_on_one_side(df: DataFrame) -> None:
-    rows = dealt(df.where("number < 300").unionAll(df.where("number < 300")).repartition(3))
-    assert (rows.groupby("number")["split"].nunique() == 1).all()
-    assert (rows.groupby("number")["block"].nunique() == 1).all()
-    assert (rows.groupby("number").size() == 2).all()
 
 
 def test_every_type_can_be_hashed(spark: SparkSession) -> None:
@@ -472,7 +466,7 @@ def test_a_variant_counts_in_the_hash(spark: SparkSession) -> None:
 
 
 def test_no_column_is_overwritten(df: DataFrame, numeric: PipelineModel, folder: Path) -> None:
-    for name in (SPLIT, BLOCK.upper(), TIME, "__sparkdiff_slice0"):
+    for name in (SPLIT, BLOCK.upper(), TIME, COPY, "__sparkdiff_slice0"):
         with pytest.raises(InputError, match=f"column '{name}', a name that sparkdiff reserves .* rename it"):
             tune(numeric, df.withColumn(name, F.lit("mine")), folder)
     assembler, scaler, *rest = numeric.stages

@@ -1,0 +1,127 @@
+"""Hashes of rows, by which they are dealt and told apart, and the numbers that tell equal rows from each other."""
+
+from pyspark.sql import Column, DataFrame, Window, functions as F
+from pyspark.sql.types import (
+    ArrayType,
+    DataType,
+    DoubleType,
+    FloatType,
+    MapType,
+    NullType,
+    StringType,
+    StructType,
+    UserDefinedType,
+)
+
+from sparkdiff import jvm
+from sparkdiff.errors import InputError
+from sparkdiff.pipeline.names import named, read_by_name
+
+SALTS = (1, 2)
+VARIANT = "variant"  # Spark 3.5 has no class of it
+# The number of a row among those that equal it, 2, 3, ...; null for the first of them, and for rows that equal no other.
+COPY = "__sparkdiff_copy"
+
+
+def row_hash(df: DataFrame, *salt: object) -> Column:
+    """Hash of all columns, independent of the place and order of the row.
+
+    Columns that share a name are left out, because they cannot be read.
+    """
+    alone = read_by_name(df)
+    columns = [
+        named(f.name) if is_hashed(f.dataType) else F.to_json(F.struct(named(f.name)))
+        for f in sorted(df.schema.fields, key=lambda f: f.name)
+        if f.name in alone
+    ]
+    return F.xxhash64(*columns, *(F.lit(s) for s in salt))
+
+
+def is_hashed(kind: DataType) -> bool:
+    """Whether Spark can hash values of this type (not if they contain a map or a variant)."""
+    if isinstance(kind, StructType):
+        return all(is_hashed(f.dataType) for f in kind.fields)
+    if isinstance(kind, ArrayType):
+        return is_hashed(kind.elementType)
+    if isinstance(kind, UserDefinedType):
+        return is_hashed(kind.sqlType())
+    return not isinstance(kind, MapType) and kind.typeName() != "variant"
+
+
+def with_copies(df: DataFrame) -> DataFrame:
+    """The rows with COPY, if some of them are equal in all columns that can be read; else the DataFrame itself. Runs a job.
+
+    Equal rows may be numbered in any order, because nobody can tell them apart. The numbers do not depend on partitions, and
+    more rows change none. Rows that equal no other stay where they are, unless there are others that do.
+
+    Raises:
+        InputError: Spark failed on the rows; says why.
+    """
+    content = coin(df)
+    try:
+        most = df.groupBy(content).count().agg(F.max("count")).first()
+    except jvm.SparkError as e:
+        raise InputError(f"Spark failed while reading the data: {jvm.cause(e)}") from e
+    if most is None or (most[0] or 0) < 2:
+        return df
+    # Values that are equal for a hash, as 0.0 and -0.0 are, stand in an order of their own.
+    number = F.row_number().over(Window.partitionBy(content).orderBy(*row_hashes(df)))
+    return df.withColumn(COPY, F.when(number > 1, number))
+
+
+def coin(df: DataFrame, *salt: object) -> Column:
+    """A hash by which each row is dealt: of its content, and of its number among equal rows (`with_copies`).
+
+    The hash of a row that equals no other and has no null is `row_hash`.
+    """
+    rows = df.drop(COPY)
+    # A null adds nothing to a hash: without the names of these columns, rows that differ in where a null is would be equal.
+    nulls = [F.when(named(name).isNull(), name) for name in sorted(read_by_name(rows))]
+    return row_hash(rows, *salt, *nulls, *(named(name) for name in df.columns if name == COPY))
+
+
+def row_hashes(df: DataFrame) -> list[Column]:
+    """Two independent hashes of a row. Columns that share a name are left out, because they cannot be read."""
+    alone = read_by_name(df)
+    parts = [p for f in df.schema.fields if f.name in alone for p in hashed(named(f.name), f.dataType)]
+    # A salt after the values would add nothing: two rows of one hash would have one hash with it, too.
+    return [F.xxhash64(F.lit(salt), *parts) for salt in SALTS]
+
+
+def hashed(c: Column, kind: DataType) -> list[Column]:
+    """The input of `xxhash64` for a column, so that different values of its type have different inputs.
+
+    `xxhash64` itself skips nulls, concatenates arrays, treats strings as equal if their collation does, and treats
+    -0.0 as 0.0. (Inside arrays and vectors -0.0 still equals 0.0, as in Spark's own operators.)
+    """
+    null = c.isNull()
+    if isinstance(kind, NullType):
+        return [null]
+    if kind.typeName() == VARIANT:
+        return [null, F.to_json(F.struct(c.alias("value")))]
+    if isinstance(kind, UserDefinedType):
+        return hashed(F.unwrap_udt(c), kind.sqlType())
+    if isinstance(kind, StringType):
+        return [null, c.cast("binary")]
+    if isinstance(kind, (DoubleType, FloatType)):
+        return [null, c, F.when(c == 0, c.cast("string"))]
+    if isinstance(kind, StructType):
+        return [null, *(part for f in kind.fields for part in hashed(c.getField(f.name), f.dataType))]
+    if isinstance(kind, MapType):
+        entry = StructType().add("key", kind.keyType, False).add("value", kind.valueType, kind.valueContainsNull)
+        return hashed(F.map_entries(c), ArrayType(entry, containsNull=False))
+    if isinstance(kind, ArrayType):
+        return [null, F.size(c), *_elements(c, kind)]
+    return [null, c]
+
+
+def _elements(c: Column, kind: ArrayType) -> list[Column]:
+    """The elements of an array whose size is known."""
+    nested = isinstance(kind.elementType, (ArrayType, StructType, MapType, UserDefinedType, NullType))
+    if nested or kind.elementType.typeName() == VARIANT:
+        return [F.transform(c, lambda x: F.xxhash64(*hashed(x, kind.elementType)))]
+    values = c.cast("array<binary>") if isinstance(kind.elementType, StringType) else c
+    if not kind.containsNull:
+        return [values]
+    some = F.exists(c, lambda x: x.isNull())
+    return [some, F.when(some, F.transform(c, lambda x: x.isNull())), values]
