@@ -15,8 +15,8 @@ def idle_options(run: Run) -> list[str]:
     one_process = (alone, "one process trains, that of the driver")
     not_kept = (o.storeDir is None, "without storeDir the run is not kept")
     reasons = {
-        "recipe": (rows < FEW_ROWS, f"with {rows:,} validation rows, fewer than {FEW_ROWS:,}, a choice mostly finds chance, so one "
-                   "candidate trained, the most careful"),
+        "recipe": (rows < FEW_ROWS, f"with {rows:,} validation rows, fewer than {FEW_ROWS:,}, a choice mostly finds chance: only "
+                   "the most careful candidate trained"),
         "schedule": one_step, "ema": one_step, "gradientClip": one_step, "batchSize": one_step,
         "patience": (min(o.patience, default.patience) >= end, f"training ends after maxEpochs={end} epochs"),
         "minDelta": (o.patience >= end, f"training ends after maxEpochs={end} epochs, before patience={o.patience} can end it"),

@@ -238,7 +238,7 @@ def _extrapolated(start: Estimate, first: Estimate, second: Estimate) -> tuple[E
     """The estimate where steps from `start` end, and its largest difference from `start` in a probability."""
     one, two, three = (np.log(np.concatenate([e.balance, e.tables.ravel()])) for e in (start, first, second))
     move, bend = two - one, three - 2 * two + one
-    length = max(np.linalg.norm(move) / max(np.linalg.norm(bend), 1e-300), 1.0)
+    length = max(float(np.linalg.norm(move)) / max(float(np.linalg.norm(bend)), 1e-300), 1.0)
     end = np.exp(np.clip(one + 2 * length * move + length**2 * bend, LOWEST, 0.0))
     shares, tables = end[: len(start.balance)], end[len(start.balance) :].reshape(start.tables.shape)
     found = Estimate(shares / shares.sum(), tables / tables.sum(2, keepdims=True))

@@ -36,9 +36,10 @@ IDLE: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
 # Those that act in every run, or are refused: a value that can't be used is an error.
 ACTS = {
     "labelCol", "weightCol", "predictionCol", "validationIndicatorCol", "validationFraction", "numFolds", "rowsAreNew",
-    "groupCol", "timeCol", "loss", "lossParams", "metric", "metricParams", "penalties", "unfreeze", "reference", "target", "optimizer",
-    "learningRate", "regAnchor", "maxEpochs", "maxSeconds", "guard", "maxFlipRate", "numProcesses", "device", "precision",
-    "stream", "cacheDir", "cacheInMemory", "checkpointDir", "runId", "storeDir", "seed", "verbosity",
+    "groupCol", "timeCol", "loss", "lossParams", "metric", "metricParams", "penalties", "unfreeze", "reference",
+    "target", "optimizer", "learningRate", "regAnchor", "maxEpochs", "maxSeconds", "guard", "maxFlipRate",
+    "numProcesses", "device", "precision", "stream", "cacheDir", "cacheInMemory", "checkpointDir", "runId", "storeDir",
+    "seed", "verbosity",
 }  # fmt: skip
 
 
