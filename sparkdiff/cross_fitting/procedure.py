@@ -221,7 +221,7 @@ def _judgement(done: Sequence[FoldResult], options: Options) -> Judgement:
     sliced = [f.slices.scaled(factor(f, TEST, top)) for f in done if f.slices is not None]
     how: dict[str, Any] = {"level": worse or 0.025, "dependence": out_of_fold.dependence(sums), "seed": o.seed}
     changes = slices.judged(sum(sliced[1:], start=sliced[0]), **how) if sliced else []
-    compared = compatibility.mean([f.compatibility for f in done])
+    compared = compatibility.mean([f.compatibility for f in done], [float(s.weights.sum()) for s in sums])
     further = None
     if worse is not None:
         every = torch.cat([f.costs * factor(f, TEST, top) for f in done])

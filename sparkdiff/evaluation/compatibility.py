@@ -70,7 +70,7 @@ def compare(old: Predicts, new: Predicts, data: Data, split: str) -> Compatibili
     one over the first.
     """
     edges, changes = _edges(old, data, split), _Changes()
-    others = SideMetrics(old.head.classes, labelled=old.head.labelled)
+    others = SideMetrics(old.head, new.head)
     counts = torch.zeros((2, len(edges) + 1), dtype=torch.int64)
     sums = torch.zeros((len(edges) + 1, 4), dtype=torch.float64)  # weight, weight * (label, old score, new score)
     wrong = torch.zeros((2, BINS), dtype=torch.float64)  # weight * (probability - how it came)
@@ -86,7 +86,7 @@ def compare(old: Predicts, new: Predicts, data: Data, split: str) -> Compatibili
         scores = torch.stack([s.score for s in shown])  # (2, n)
         one, other = (s.prediction for s in shown)
         changes.add(scores[1] - scores[0])
-        others.add(label, weight, [(s.score, s.prediction, s.probability) for s in shown])
+        others.add(label, weight, [s.margin for s in shown])
         differs = one != other if classes else (other - one).abs() > MOVED * one.abs()
         rows, changed = rows + len(label), changed + int(differs.sum())
         bins = torch.bucketize(scores, edges)
@@ -111,13 +111,14 @@ def compare(old: Predicts, new: Predicts, data: Data, split: str) -> Compatibili
     )  # fmt: skip
 
 
-def mean(parts: Sequence[Compatibility]) -> Compatibility:
-    """The means of parts that share no row, by their rows; without the tables by decile and of changes, as each part has bins of
-    its own."""
-    rows = sum(c.rows for c in parts)
+def mean(parts: Sequence[Compatibility], weights: Sequence[float]) -> Compatibility:
+    """The means of parts that share no row, by their rows, of `others` by their weights, as metrics are; without the tables by
+    decile and of changes, as each part has bins of its own."""
+    sizes = [c.rows for c in parts]
+    rows = sum(sizes)
 
-    def average(values: Sequence[float | None]) -> float | None:
-        known = [(c.rows, v) for c, v in zip(parts, values, strict=True) if v is not None]
+    def average(values: Sequence[float | None], sizes: Sequence[float] = sizes) -> float | None:
+        known = [(n, v) for n, v in zip(sizes, values, strict=True) if v is not None]
         return sum(n * v for n, v in known) / sum(n for n, _ in known) if known else None
 
     known = [c.calibration for c in parts]
@@ -127,7 +128,7 @@ def mean(parts: Sequence[Compatibility]) -> Compatibility:
         calibration = {"measure": calibration["measure"], **sides}
     changed, psi = (sum(c.rows * getattr(c, name) for c in parts) / rows for name in ("changed", "psi"))
     others = {
-        name: {k: average([c.others[name][k] for c in parts]) or 0.0 for k in ("before", "after")}
+        name: {k: average([c.others[name][k] for c in parts], weights) or 0.0 for k in ("before", "after")}
         for name in parts[0].others
         if all(name in c.others for c in parts)
     }
@@ -138,8 +139,9 @@ def mean(parts: Sequence[Compatibility]) -> Compatibility:
 
 @dataclass(frozen=True)
 class _Shown:
-    """Spark's output columns for some rows."""
+    """The margin and Spark's output columns of some rows."""
 
+    margin: Tensor  # (n,) or (n, k)
     score: Tensor  # (n,)
     prediction: Tensor  # (n,)
     probability: Tensor | None  # (n, k)
@@ -150,14 +152,15 @@ def _shown(network: Predicts, data: Data, batch: Any, used: Tensor) -> _Shown:
     margin = network.margin(data.values(batch))[used]
     if not head.classes:
         prediction = head.mean(margin)
-        return _Shown(prediction, prediction, None)
+        return _Shown(margin, prediction, prediction, None)
     columns = dict(zip(vertex.outputs, head.columns(margin), strict=True))
     label, probability, raw = (columns.get(next(iter(columns_of(vertex.stage, (p,))), "")) for p in SHOWN)
     sure = raw if probability is None else probability
     if sure is None:
         assert label is not None  # a predictor that shows nothing writes nothing, and isn't trained
-        return _Shown(label, label, None)
+        return _Shown(margin, label, label, None)
     return _Shown(
+        margin,
         sure[:, 1] if head.classes == 2 else sure.amax(1),
         sure.argmax(1).to(sure.dtype) if label is None else label,
         probability if head.labelled else None,

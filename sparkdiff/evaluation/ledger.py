@@ -46,10 +46,21 @@ def candidate_count(history: Sequence[Mapping[str, Any]]) -> int:
     return len({row["candidate"] for row in history})
 
 
+def growing(history: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The first epochs whose training loss is larger in the second one."""
+    second = {row["candidate"]: row["trainLoss"] for row in history if row["epoch"] == 2}
+    return [row for row in history if row["epoch"] == 1 and second.get(row["candidate"], -math.inf) > row["trainLoss"]]
+
+
 def diverged(history: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """For each diverged candidate, the row of the history in which it diverged, which is its last row."""
-    return [
+    """For each diverged candidate, the row of the history in which it diverged: its last row, if a figure of it is not finite;
+    else its first epoch, if the training loss is more than twice the original's there, and larger in the next epoch.
+    """
+    before = {row["candidate"]: row["trainLoss"] for row in history if not row["epoch"]}
+    large = [r for r in growing(history) if r["trainLoss"] - before[r["candidate"]] > abs(before[r["candidate"]])]
+    broken = [
         row
         for row in history
         if row["epoch"] and not (math.isfinite(row["trainLoss"]) and math.isfinite(row["validationMetric"]))
     ]
+    return list({row["candidate"]: row for row in (*large, *broken)}.values())

@@ -9,7 +9,7 @@ from typing import Any
 from sparkdiff import jvm
 from sparkdiff.data import cache as caches
 from sparkdiff.data.fingerprint import SHARDS, Request, versions_of
-from sparkdiff.data.splits import REFERENCE, VALIDATION, Boundaries, Source
+from sparkdiff.data.splits import REFERENCE, TRAIN, VALIDATION, Boundaries, Source
 from sparkdiff.data.stream import Stream, copies
 from sparkdiff.diagnostics import rows as datachecks
 from sparkdiff.diagnostics.pipelines import dropped_late
@@ -28,7 +28,9 @@ from sparkdiff.evaluation.checks import (
 from sparkdiff.evaluation.data import Data, rows_at_once
 from sparkdiff.evaluation.feature_names import FeatureNames
 from sparkdiff.evaluation.guard import MIN_UNITS, untested
+from sparkdiff.evaluation.ledger import growing
 from sparkdiff.evaluation.scores import Score, score
+from sparkdiff.fine_tuning.idle_options import idle_options
 from sparkdiff.fine_tuning.shared import Shared, key_of
 from sparkdiff.fine_tuning.task import Task
 from sparkdiff.fine_tuning.together import JointSetting
@@ -36,6 +38,7 @@ from sparkdiff.fine_tuning.values import Fitted, Goal, Judged, Measured, Run
 from sparkdiff.jvm import stores
 from sparkdiff.machine import memory
 from sparkdiff.objectives.label_checks import check_label
+from sparkdiff.objectives.metric import Metric
 from sparkdiff.options import Options
 from sparkdiff.pipeline.network import Network
 from sparkdiff.pipeline.schema import is_plain
@@ -157,7 +160,7 @@ def _known(run: Run) -> dict[str, Any] | None:
 
 
 def checked(run: Run) -> list[str]:
-    """Warnings about the rows."""
+    """Warnings about the rows, and about options without effect."""
     cache, o, label = run.cache, run.task.options, run.goal.label
     with run.phases.phase("check") as say:
         found = run.once(
@@ -174,7 +177,7 @@ def checked(run: Run) -> list[str]:
         )
         doubts: list[str] = found + run.goal.warnings + dropped_late(run.task.cut)
         say(f"{len(doubts)} warnings about the data" if doubts else "no warnings about the data")
-        return doubts
+        return doubts + idle_options(run)
 
 
 def trained(
@@ -228,11 +231,23 @@ def _fitted(
         several = number.ProcessNumber.read(folder.path) if o.numProcesses == number.AUTO else None
     unsaved = training.unsaved or folder.unsaved
     training.release()
+    _complete(training, run)
     fitted = Fitted(
         training.found(network), training.chosen.metric, start.frozen, lost, unsaved, training.cut, wishes,
         folder, note.shown, training.fallbacks, single, start.recipes, several,
     )  # fmt: skip
     return fitted, start, training
+
+
+def _complete(training: Training, run: Run) -> None:
+    """Enter the original's training loss for candidates without a gain whose loss grows, to tell whether they diverged."""
+    lost = {row["candidate"] for row in growing(training.history) if training.standings[row["candidate"]].column < 0}
+    if lost and run.goal.objective.rows is not None:
+        mean = Metric(run.goal.objective.name, rows=run.goal.objective.rows)
+        loss = score(run.network, run.data, TRAIN, mean).mean
+        for row in training.history:
+            if not row["epoch"] and row["candidate"] in lost:
+                row["trainLoss"] = loss
 
 
 @contextlib.contextmanager

@@ -112,10 +112,10 @@ def warnings_of(run: Run, fitted: Fitted, judged: Judged, tuned: Score, doubts: 
     if fitted.frozen:
         entries = ", ".join(f"{n} of {name}" for name, n in fitted.frozen.items())
         warnings.append(f"entries that did not train, because fewer than {SUPPORT} training rows have them: {entries}")
-    if o.localSteps > 1:
-        one = f"localSteps={o.localSteps} has no effect in one process"
-        several = f"with localSteps={o.localSteps} another number of processes than {o.processes} gives another result"
-        warnings.append(one if o.processes == 1 else several)
+    if o.localSteps > 1 and o.processes > 1:
+        warnings.append(
+            f"with localSteps={o.localSteps} another number of processes than {o.processes} gives another result"
+        )
     if o.cacheInMemory and not in_memory(o, run.cache):
         warnings.append(
             "the cached rows would use half of the memory of this machine, so each epoch read them from the files"

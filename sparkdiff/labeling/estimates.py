@@ -6,7 +6,9 @@ is one of the votes). It is identified by three functions or more that are bette
 A pattern is a row of votes (m,) int64, -1 where a function abstains; P patterns have weights (P,), how many rows show them.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
@@ -21,6 +23,8 @@ CHUNK = 1 << 23
 """Entries of votes whose correlations are counted at once."""
 LEAST = 1e-4
 """Share of the rows with a vote that may be wrong, at least: a function that was never wrong on some rows may be so on others."""
+LOWEST = np.log(1e-12)
+"""Logarithm of the least probability that EM tries."""
 NEEDED = 3
 """Functions that `triplets` needs, whose covariances tell how good they are."""
 PRIOR, SHARE = 0.8, 0.25
@@ -28,7 +32,10 @@ PRIOR, SHARE = 0.8, 0.25
 ROWS = 10.0
 """Of `precision`: rows of the mean accuracy of all votes that each vote is taken to have before it is counted."""
 SMOOTHING = 1.0
-"""Rows (of weight 1) that each distribution of votes has seen before EM begins."""
+"""Rows (of weight 1) that each distribution of votes has seen before EM begins. The classes have seen `LEAST` rows each: one
+would pull the share of a rare class up where votes tell little."""
+STEPS, WORK = 300, 5_000_000_000
+"""Of EM: steps from each start that are taken in any case, and votes that are read by more than these."""
 
 
 class Undetermined(ValueError):
@@ -42,10 +49,20 @@ class Estimate:
         balance: (k,) share of each class.
         tables: (m, k, k + 1) probability of each vote in each class; the last one is that of abstaining. Of `precision`
             this one is the same in each class, so they don't add up to 1.
+        converged: whether EM came to a maximum.
+        likelihood: logarithm of that of the votes, of EM.
     """
 
     balance: Floats
     tables: Floats
+    converged: bool = True
+    likelihood: float = np.nan
+
+    @property
+    def above_chance(self) -> float:
+        """Sum over all votes of their probability in their own class, less their mean over the classes."""
+        votes = self.tables[:, :, : len(self.balance)]
+        return float(np.einsum("mll->", votes) - votes.mean(1).sum())
 
     @property
     def accuracies(self) -> Floats:
@@ -54,14 +71,16 @@ class Estimate:
         right = np.einsum("y,myy->m", self.balance, self.tables[:, :, :k])
         return np.asarray(right / np.einsum("y,myl->m", self.balance, self.tables[:, :, :k]))
 
+    def joint(self, patterns: Ints) -> Floats:
+        """(P, k) logarithm of the probability of each class and the votes, those that are missing too."""
+        voted = np.where(patterns == ABSTAINS, len(self.balance), patterns).T
+        given_class = sum(table[:, votes].T for table, votes in zip(np.log(self.tables), voted, strict=True))
+        return np.asarray(np.log(self.balance) + given_class)
+
     def posterior(self, patterns: Ints) -> Floats:
-        """(P, k) probability of each class given the votes, those that are missing too."""
-        k, logs = len(self.balance), np.log(self.tables)
-        found = np.tile(np.log(self.balance), (len(patterns), 1))
-        for j, votes in enumerate(patterns.T):
-            found += logs[j][:, np.where(votes == ABSTAINS, k, votes)].T
-        found = np.exp(found - found.max(1, keepdims=True))
-        return np.asarray(found / found.sum(1, keepdims=True))
+        """(P, k) probability of each class given the votes."""
+        joint = self.joint(patterns)
+        return np.asarray(np.exp(joint - np.logaddexp.reduce(joint, 1, keepdims=True)))
 
 
 def majority(patterns: Ints, k: int) -> Floats:
@@ -73,11 +92,7 @@ def majority(patterns: Ints, k: int) -> Floats:
 
 def counted(patterns: Ints, k: int) -> Floats:
     """(P, k) how many functions vote for each class."""
-    found = np.zeros((len(patterns), k))
-    for votes in patterns.T:
-        on = np.flatnonzero(votes != ABSTAINS)
-        found[on, votes[on]] += 1
-    return found
+    return np.stack([(patterns == y).sum(1) for y in range(k)], 1).astype(np.float64)
 
 
 def one_hot(patterns: Ints, k: int) -> Floats:
@@ -158,24 +173,76 @@ def _share(signed: Floats, w: Floats, d: Floats) -> float:
 
 
 def em(
-    patterns: Ints, weights: Floats, k: int, *, balance: Floats | None = None, known: Ints | None = None, maxIter: int = 200,
-    tol: float = 1e-7,
+    patterns: Ints, weights: Floats, k: int, *, balance: Floats | None = None, known: Ints | None = None, maxIter: int = 20_000,
+    tol: float = 1e-6,
 ) -> Estimate:  # fmt: skip
-    """Maximum likelihood by expectation-maximisation, from the majority vote on (Dawid and Skene 1979).
+    """Maximum likelihood by expectation-maximisation (Dawid and Skene 1979) from three starts: the majority vote, `precision`,
+    and for two classes `triplets`.
+
+    The largest of the maxima counts; without labels the largest of those where functions are better than chance, because
+    exchanged classes are as likely.
 
     Args:
         known: (P,) the class of rows with a label, -1 of others.
+        maxIter: largest number of steps from each start; very many patterns take fewer.
+        tol: largest estimated distance of a probability from its value at the maximum.
     """
-    posterior = _told(majority(patterns, k), known)
-    for _ in range(maxIter):
+
+    def fit(posterior: Floats) -> Estimate:
         counts = _by_class(patterns, posterior * weights[:, None], k) + SMOOTHING / (k + 1)
-        tables = counts / counts.sum(2, keepdims=True)
-        shares = (weights @ posterior + SMOOTHING) / (weights.sum() + k * SMOOTHING) if balance is None else balance
-        found = Estimate(np.asarray(shares), np.clip(tables, 1e-12, 1.0))
-        before, posterior = posterior, _told(found.posterior(patterns), known)
-        if np.abs(posterior - before).max() < tol:
+        shares = weights @ posterior + LEAST if balance is None else balance
+        return Estimate(np.asarray(shares / shares.sum()), counts / counts.sum(2, keepdims=True))
+
+    def step(estimate: Estimate) -> tuple[Estimate, float]:
+        joint = estimate.joint(patterns)
+        joint[_told(np.ones_like(joint), known) == 0] = -np.inf
+        total = np.logaddexp.reduce(joint, 1, keepdims=True)
+        prior = SMOOTHING / (k + 1) * np.log(estimate.tables).sum() + LEAST * np.log(estimate.balance).sum()
+        return fit(np.exp(joint - total)), float(weights @ total[:, 0] + prior)
+
+    starts = [majority(patterns, k), precision(patterns, weights, k, balance=balance, known=known).posterior(patterns)]
+    if k == 2:
+        with suppress(Undetermined):
+            starts.append(triplets(patterns, weights, balance).posterior(patterns))
+    most = min(maxIter, max(STEPS, WORK // patterns.size))
+    found = [_climb(fit(_told(start, known)), step, most, tol) for start in starts]
+    if known is None or (known < 0).all():
+        found = [one for one in found if one.above_chance > 0] or found
+    return max(found, key=lambda one: one.likelihood)
+
+
+def _climb(
+    estimate: Estimate, step: Callable[[Estimate], tuple[Estimate, float]], maxIter: int, tol: float
+) -> Estimate:
+    """Take steps to a maximum of the likelihood.
+
+    Steps of EM shrink by a constant factor, which is near 1 where votes tell little. Two of them give the factor, and with it
+    the point where they end (SQUAREM, Varadhan and Roland 2008), which is taken unless it is less likely.
+
+    Args:
+        step: the next estimate, and the logarithm of the likelihood of the given one.
+    """
+    distance = np.inf
+    for _ in range(0, maxIter, 3):
+        first, _ = step(estimate)
+        second, least = step(first)
+        end, distance = _extrapolated(estimate, first, second)
+        further, likelihood = step(end)
+        estimate = further if likelihood >= least else second
+        if distance < tol:
             break
-    return found
+    return replace(estimate, likelihood=step(estimate)[1], converged=bool(distance < tol))
+
+
+def _extrapolated(start: Estimate, first: Estimate, second: Estimate) -> tuple[Estimate, float]:
+    """The estimate where steps from `start` end, and its largest difference from `start` in a probability."""
+    one, two, three = (np.log(np.concatenate([e.balance, e.tables.ravel()])) for e in (start, first, second))
+    move, bend = two - one, three - 2 * two + one
+    length = max(float(np.linalg.norm(move)) / max(float(np.linalg.norm(bend)), 1e-300), 1.0)
+    end = np.exp(np.clip(one + 2 * length * move + length**2 * bend, LOWEST, 0.0))
+    shares, tables = end[: len(start.balance)], end[len(start.balance) :].reshape(start.tables.shape)
+    found = Estimate(shares / shares.sum(), tables / tables.sum(2, keepdims=True))
+    return found, float(length * np.abs(np.exp(two) - np.exp(one)).max())
 
 
 def _by_class(patterns: Ints, columns: Floats, k: int) -> Floats:

@@ -1,7 +1,7 @@
 """LabelModel: an Estimator that learns from votes alone how good each labelling function is, and adds class probabilities."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from numbers import Integral
 from typing import Any
 
@@ -36,6 +36,10 @@ DEPENDENT = 0.03
 """Root mean square of the correlations of votes that the classes don't explain, from which on functions are not independent."""
 MOST_CLASSES = 100
 """Classes at most, unless numClasses says that there are more."""
+OFF = 0.1
+"""Share of the share of a class by which `triplets` may differ from the mean of its own probabilities."""
+WITHIN = 1.92
+"""Difference of two logarithms of likelihoods that chance explains, at a level of 5% (half of chi-squared's 3.84)."""
 PAIRS = 5_000
 """Pairs of votes on the same row from which on "auto" trusts a full model: docs/labels.md has the measurement."""
 
@@ -203,7 +207,7 @@ def _estimated(
             "or add functions that vote on the same rows as others"
         ) from e
     size, largest, (i, j) = unexplained(found, v, w)
-    doubts = _at_the_bound(found, float(w.sum())) if balance is None and method == "triplets" else []
+    doubts = list(_doubts(method, found, votes, balance))
     if size < DEPENDENT:
         return method if method != "auto" else "em", found, doubts
     doubt = (
@@ -221,14 +225,30 @@ classBalance is set (method='precision')"
 )
 
 
-def _at_the_bound(found: Estimate, rows: float) -> list[str]:
-    """A warning where the estimated share of a class is not above one row's."""
-    if found.balance.min() > 1.001 / rows:
-        return []
-    return [
-        f"the estimated share of class {int(found.balance.argmin())} is at its bound of one row: the votes do not tell the "
-        "shares of the classes; set classBalance"
-    ]
+def _doubts(method: str, found: Estimate, votes: Votes, balance: Any) -> Iterator[str]:
+    """Warnings where EM did not converge, and where the votes do not tell the shares of the classes."""
+    v, w, rare = votes.patterns, votes.weights, int(found.balance.argmin())
+    share, own = found.balance[rare], found.posterior(v)[:, rare] @ w / w.sum()
+    if not found.converged:
+        yield (
+            "method='em' stopped before it converged: accuracies and shares may be far from the most likely ones. Set "
+            "classBalance, or drop functions that hardly vote"
+        )
+    if balance is None and method == "triplets" and abs(own - share) > OFF * share:
+        yield (
+            f"method='triplets' estimates the share of class {rare} as {share:.2%}, but then gives it {own:.2%} of the rows: it "
+            "can't tell the shares of the classes from these votes; set classBalance, or method='em'"
+        )
+    half = np.where(np.arange(len(found.balance)) == rare, share / 2, found.balance * (1 - share / 2) / (1 - share))
+    if (
+        balance is None
+        and method != "triplets"
+        and em(v, w, len(half), balance=half, known=votes.known).likelihood > found.likelihood - WITHIN
+    ):
+        yield (
+            f"the votes hardly tell the share of class {rare}: half of the estimated {share:.2%} would explain them about as "
+            "well. Set classBalance, or add functions"
+        )
 
 
 def _named(votes: Any) -> dict[str, str]:

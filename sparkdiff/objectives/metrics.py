@@ -80,6 +80,15 @@ def resolve(options: Options, objective: Objective, head: Predictor, columns: tu
     return _named(name, given, head, columns, y)
 
 
+def without_params(name: str, head: Predictor) -> Metric:
+    """The metric of this name, which takes no parameters.
+
+    Raises:
+        InputError: the predictor lacks something that the metric needs.
+    """
+    return _named(name, {}, head, (), LabelStats(0.0, 1.0, 0.0, 1.0, torch.empty(0, dtype=torch.int64)))
+
+
 def _of(objective: Objective) -> Metric:
     return Metric(
         objective.name, rows=objective.rows, floor=objective.floor, power=objective.power, elementwise=objective.elementwise

@@ -208,6 +208,37 @@ def test_four_candidates_that_diverge_are_told_from_nothing_to_gain(
         assert (s.asdict()["candidates"], s.asdict()["diverged"]) == (4, 4)
 
 
+@pytest.mark.once
+@pytest.mark.parametrize("metric", ["logLoss", "areaUnderROC"])
+def test_a_divergence_in_finite_steps_is_told_from_nothing_to_gain(df: DataFrame, shared: Path, metric: str) -> None:
+    """The loss of linear scores stays finite however large they are."""
+    data = VectorAssembler(inputCols=NUMBERS, outputCol="features").transform(df)
+    data = data.withColumn("many", (F.col("riders") > 10).cast("double"))
+    stage = LogisticRegression(labelCol="many", maxIter=20).fit(data)
+    found = tune(stage, data, shared, learningRate=1e6, maxEpochs=3, metric=metric, validationFraction=0.75)
+    s = found.summary
+    assert found.pipelineModel is stage and np.isfinite(s.history["validationMetric"]).all()
+    assert s.diverged == s.candidates and s.reason.startswith(
+        "all 4 candidates diverged in epoch 1 (learningRate=1e+06)"
+    )
+    assert "lower learningRate" in s.reason and "nothing to gain" not in str(s)
+
+
+@pytest.mark.parametrize("folds", [0, 2])
+def test_options_without_effect_are_told(df: DataFrame, model: PipelineModel, shared: Path, folds: int) -> None:
+    given: dict[str, Any] = {
+        "recipe": "thorough", "fleetSize": 3, "guard": 1.0, "tags": {"team": "risk"}, "timeout": 30.0, "patience": 19,
+        "freeze": ["StringIndexerModel"], "learningRates": {"hour_onehot": 0.1},
+    }  # fmt: skip
+    s = tune(model, df, shared, **given, numFolds=folds, rowsAreNew=bool(folds), maxEpochs=1).summary
+    assert s.candidates == 1
+    for name in ("recipe='thorough'", "fleetSize=3", "tags={'team': 'risk'}", "timeout=30.0", "patience=19"):
+        assert sum(w.startswith(f"{name} has no effect: ") for w in s.warnings) == 1, name
+    assert "freeze names 'StringIndexerModel', which has no effect: no parameter of it trains" in s.warnings
+    assert "learningRates names 'hour_onehot', which has no effect: no parameter of it trains" in s.warnings
+    assert not any("effect" in w for w in tune(model, df, shared, maxEpochs=1).summary.warnings)
+
+
 def test_a_single_stage_comes_back_as_that_stage(df: DataFrame, shared: Path) -> None:
     data = VectorAssembler(inputCols=NUMBERS, outputCol="features").transform(df)
     stage = GeneralizedLinearRegression(labelCol="riders", family="poisson", regParam=1.0).fit(data)

@@ -139,7 +139,7 @@ def test_processes_that_step_apart_gain_as_well_and_say_that_their_number_counts
     assert outcome(fit(**options)) == outcome(first)
     assert outcome(fit(**(options | {"localSteps": 1}))) != outcome(first)
     alone = fit(**(options | {"numProcesses": 1}))
-    assert "localSteps=4 has no effect in one process" in alone.summary.warnings
+    assert "localSteps=4 has no effect: one process trains, that of the driver" in alone.summary.warnings
     assert first.summary.gain == pytest.approx(alone.summary.gain, rel=0.1)
 
 

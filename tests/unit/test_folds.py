@@ -35,9 +35,12 @@ def test_options_that_exclude_folds_are_named(given: dict[str, object], why: str
 
 
 def test_the_changes_of_several_folds_are_the_means_over_their_rows() -> None:
-    one = Compatibility(100, 0.2, True, 0.1, 0.9, {"measure": "m", "before": 0.1, "after": 0.2}, [{"rows": 3}])
-    two = Compatibility(300, 0.0, True, 0.3, None, None, None)
-    found = compatibility.mean([one, two])
+    sides = {"measure": "m", "before": 0.1, "after": 0.2}
+    brier = [{"brier": {"before": x, "after": x}} for x in (0.1, 0.2)]
+    one = Compatibility(100, 0.2, True, 0.1, 0.9, sides, [{"rows": 3}], others=brier[0])
+    two = Compatibility(300, 0.0, True, 0.3, None, None, None, others=brier[1])
+    found = compatibility.mean([one, two], [50.0, 50.0])
+    assert found.others["brier"]["after"] == pytest.approx(0.15)  # by weight, as the metric
     assert (found.rows, found.changed, found.labels, found.bins) == (400, 0.05, True, None)
     assert found.psi == pytest.approx(0.25)
     assert (found.correlation, found.calibration) == (0.9, {"measure": "m", "before": 0.1, "after": 0.2})

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from pyspark.ml import Pipeline, PipelineModel
 from pyspark.ml.feature import StringIndexer, VectorAssembler
@@ -45,6 +46,21 @@ def rows(spark: SparkSession) -> DataFrame:
 @pytest.fixture(scope="module")
 def model(rows: DataFrame) -> LabelModelModel:
     return LabelModel(VOTES, labelCol="label").fit(rows)
+
+
+def test_a_rare_class_is_not_made_frequent(spark: SparkSession) -> None:
+    """Ten rules, class 1 in 2% of the rows: EM is slow there, and triplets can't tell the share."""
+    random = np.random.default_rng(3)
+    right, y = random.uniform(0.6, 0.9, 10), (random.random(20_000) < 0.02).astype(int)
+    votes = np.where(random.random((20_000, 10)) < right, y[:, None], 1 - y[:, None]).astype(float)
+    votes[random.random((20_000, 10)) > 0.3] = np.nan
+    df = spark.createDataFrame(pd.DataFrame({**{f"v{j}": votes[:, j] for j in range(10)}, "y": y}))
+    model = LabelModel([f"v{j}" for j in range(10)]).fit(df)
+    p = model.transform(df).select("probability_1").toPandas()["probability_1"].to_numpy()
+    assert model.summary.method == "em" and model.summary.balance[1] == pytest.approx(y.mean(), rel=0.5)
+    assert -np.log(np.where(y == 1, p, 1 - p)).mean() < -np.log(np.where(y == 1, y.mean(), 1 - y.mean())).mean()
+    [warning] = LabelModel([f"v{j}" for j in range(10)], method="triplets").fit(df).summary.warnings
+    assert "it can't tell the shares of the classes from these votes" in warning
 
 
 def test_spark_computes_the_posterior(rows: DataFrame) -> None:

@@ -331,6 +331,20 @@ def test_some_candidates_that_diverge_are_counted() -> None:
     assert "try recipe='thorough'" in told and not lost
 
 
+def test_a_loss_that_is_large_and_grows_diverges() -> None:
+    def of(candidate: int, *losses: float) -> list[dict[str, Any]]:
+        rows = {"candidate": candidate, "recipe": "adam 1", "validationMetric": 1.0}
+        return [rows | {"epoch": epoch, "trainLoss": loss} for epoch, loss in enumerate(losses)]
+
+    assert [row["epoch"] for row in diverged(of(0, 1.0, 2.1, 2.2))] == [1]
+    assert not diverged(of(0, 1.0, 1.9, 5.0)) and not diverged(of(0, 1.0, 5.0, 4.0)) and not diverged(of(0, 1.0, 5.0))
+    assert not diverged(of(0, math.nan, 5.0, 6.0))  # it gained
+    assert diverged(of(0, -1.0, 0.5, 0.6)) and not diverged(of(0, -1.0, -0.9, -0.8))
+    several = [*of(0, 1.0, 9.0, 99.0), *of(1, 1.0, 0.9, 0.8), *of(2, 1.0, 9.0, 99.0, math.nan)]
+    assert [(row["candidate"], row["epoch"]) for row in diverged(several)] == [(0, 1), (2, 3)]
+    assert "2 of 3 candidates diverged in epochs 1 to 3" in divergence(several, Options())
+
+
 def test_steps_that_do_not_depend_on_the_learning_rate_have_another_remedy() -> None:
     rows = [{"epoch": 1, "candidate": 0, "recipe": "lbfgs 1", "trainLoss": math.nan, "validationMetric": math.nan}]
     well = [rows[0] | {"candidate": 1, "trainLoss": 1.0, "validationMetric": 1.0}]

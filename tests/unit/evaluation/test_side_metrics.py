@@ -1,72 +1,93 @@
-"""Metrics that do not decide, against scikit-learn's."""
+"""Metrics that do not decide, against those that may, and scikit-learn's."""
+
+import itertools
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, strategies as st
 from sklearn import metrics
+from small_networks import one_vs_rest
+from test_objectives import glr, linear, logistic, tensor
 
+from sparkdiff.data.blocks import MAX_BLOCKS
 from sparkdiff.evaluation.compatibility import _Changes
-from sparkdiff.evaluation.side_metrics import SideMetrics, area_under_roc
+from sparkdiff.evaluation.scores import Tally
+from sparkdiff.evaluation.side_metrics import SideMetrics
+from sparkdiff.objectives.losses import resolve as resolve_loss
+from sparkdiff.objectives.metrics import resolve
+from sparkdiff.options import Options
+from sparkdiff.stages.predictor import Predictor
+from sparkdiff.stages.trainable import LabelStats
+from sparkdiff.tensors.team import Team
+
+RANDOM = np.random.default_rng(0)
+N = 400
+REGRESSION, CLASSIFIER = {"rmse", "mae", "r2"}, {"accuracy", "logLoss", "brier"}
+HEADS = {
+    "linear": (linear(), 0, REGRESSION), "poisson": (glr("poisson", "log"), 0, REGRESSION),
+    "binomial": (glr("binomial", "logit"), 0, REGRESSION),
+    "two classes": (logistic(threshold=0.3), 2, {*CLASSIFIER, "areaUnderROC"}),
+    "softmax of two": (logistic(2, 2), 2, {*CLASSIFIER, "areaUnderROC"}), "three": (logistic(3, 3), 3, CLASSIFIER),
+    "one vs rest": (one_vs_rest(3), 3, {"accuracy"}),
+}  # fmt: skip
 
 
-def both(classes: int, label: np.ndarray, weight: np.ndarray, shown: list[tuple]) -> dict[str, dict[str, float]]:
+def both(heads: tuple[Predictor, Predictor], y: torch.Tensor, w: torch.Tensor, margins: list[torch.Tensor]) -> Any:
     """The metrics by two batches."""
-    made, half = SideMetrics(classes, labelled=True), len(label) // 2
+    made, half = SideMetrics(*heads), len(y) // 2
     for rows in (slice(0, half), slice(half, None)):
-        cut = [tuple(None if t is None else torch.as_tensor(t[rows]) for t in s) for s in shown]
-        made.add(torch.as_tensor(label[rows]), torch.as_tensor(weight[rows]), cut)
+        made.add(y[rows], w[rows], [margin[rows] for margin in margins])
     return made.values()
 
 
-def test_of_a_regression() -> None:
-    r = np.random.default_rng(0)
-    y, w, old, new = r.normal(size=200), r.uniform(0.1, 3, 200), r.normal(size=200), r.normal(size=200)
-    found = both(0, y, w, [(old, old, None), (new, new, None)])
-    assert found.keys() == {"rmse", "mae", "r2"}
-    for side, score in (("before", old), ("after", new)):
-        assert found["rmse"][side] == pytest.approx(metrics.mean_squared_error(y, score, sample_weight=w) ** 0.5)
-        assert found["mae"][side] == pytest.approx(metrics.mean_absolute_error(y, score, sample_weight=w))
-        assert found["r2"][side] == pytest.approx(metrics.r2_score(y, score, sample_weight=w))
+@pytest.mark.parametrize("far", [1.0, 60.0], ids=["", "sure"])  # sure: probabilities of 0 and 1 in float64
+@pytest.mark.parametrize("kind", HEADS)
+def test_each_equals_the_metric_of_its_name(kind: str, far: float) -> None:
+    """All names that the summary and the report show, with weights."""
+    head, classes, names = HEADS[kind]
+    far = far if classes else 1.0
+    shape = (N, head.margins) if head.margins else (N,)
+    y = tensor(RANDOM.integers(0, classes, N) if classes else RANDOM.integers(0, 2, N))
+    w, margins = tensor(RANDOM.uniform(0.1, 3, N)), [tensor(far * RANDOM.normal(size=shape).round(1)) for _ in range(2)]
+    found = both((head, head), y, w, margins)
+    assert found.keys() == names
+    stats = LabelStats(0.5, 0.5, 0.0, 1.0, torch.bincount(y.long()))
+    for name, (margin, side) in itertools.product(names, zip(margins, ("before", "after"), strict=True)):
+        options = Options.of({"metric": name})
+        columns = ("raw", "p", "prediction") if classes else ("prediction",)
+        metric = resolve(options, resolve_loss("auto", {}, head, columns, stats), head, columns, stats)
+        tally = Tally(metric, head)
+        tally.add(margin, y, w, torch.arange(N) % MAX_BLOCKS)
+        assert found[name][side] == pytest.approx(tally.score(Team()).value, rel=1e-9), name
 
 
-@pytest.mark.parametrize("classes", [2, 4])
-def test_of_a_classifier(classes: int) -> None:
-    r = np.random.default_rng(1)
-    y, w = r.integers(0, classes, 300).astype(float), r.uniform(0.1, 3, 300)
-    p = [r.dirichlet(np.ones(classes), 300).round(2) for _ in range(2)]  # rounded, so that scores tie
-    p = [(q + 0.01) / (q + 0.01).sum(1, keepdims=True) for q in p]
-    shown = [(q[:, 1] if classes == 2 else q.max(1), q.argmax(1).astype(float), q) for q in p]
-    found = both(classes, y, w, shown)
-    assert found.keys() == {"accuracy", "logLoss", "brier", *(["areaUnderROC"] if classes == 2 else [])}
-    for side, q in zip(("before", "after"), p, strict=True):
-        labels = [*range(classes)]
-        assert found["accuracy"][side] == pytest.approx(metrics.accuracy_score(y, q.argmax(1), sample_weight=w))
-        assert found["logLoss"][side] == pytest.approx(metrics.log_loss(y, q, sample_weight=w, labels=labels))
-        right = np.eye(classes)[y.astype(int)]
-        assert found["brier"][side] == pytest.approx(np.average(((q - right) ** 2).sum(1), weights=w))
-        if classes == 2:
-            assert found["areaUnderROC"][side] == pytest.approx(metrics.roc_auc_score(y, q[:, 1], sample_weight=w))
+def test_against_scikit_learn() -> None:
+    y, w, margins = (
+        tensor(RANDOM.integers(0, 2, N)),
+        tensor(RANDOM.uniform(0.1, 3, N)),
+        tensor(RANDOM.normal(size=(2, N))),
+    )
+    found = both((logistic(), logistic()), y, w, list(margins))
+    for margin, side in zip(margins, ("before", "after"), strict=True):
+        p = torch.sigmoid(margin)
+        assert found["brier"][side] == pytest.approx(metrics.brier_score_loss(y, p, sample_weight=w))
+        assert found["logLoss"][side] == pytest.approx(metrics.log_loss(y, p, sample_weight=w))
+        assert found["accuracy"][side] == pytest.approx(metrics.accuracy_score(y, p > 0.5, sample_weight=w))
+        assert found["areaUnderROC"][side] == pytest.approx(metrics.roc_auc_score(y, p, sample_weight=w))
 
 
-@given(st.lists(st.tuples(st.sampled_from([0.0, 0.5, 1.0, -3.0]), st.booleans()), min_size=2, max_size=30))
-def test_the_area_counts_ties_by_half(rows: list[tuple[float, bool]]) -> None:
-    score, positive = np.array([s for s, _ in rows]), np.array([p for _, p in rows])
-    found = area_under_roc(torch.as_tensor(score), torch.as_tensor(positive).double(), torch.ones(len(rows)))
-    if positive.all() or not positive.any():
-        assert found is None
-    else:
-        assert found == pytest.approx(metrics.roc_auc_score(positive, score))
+def test_pipelines_of_two_kinds_have_the_metrics_of_both() -> None:
+    y, w = tensor(RANDOM.integers(0, 3, N)), torch.ones(N, dtype=torch.float64)
+    margin = tensor(RANDOM.normal(size=(N, 3)))
+    assert both((logistic(3, 3), one_vs_rest(3)), y, w, [margin, margin]).keys() == {"accuracy"}
 
 
-def test_what_is_not_defined_is_left_out() -> None:
-    flat, y = np.zeros(6), np.ones(6)
-    assert both(0, y, y, [(flat, flat, None)] * 2).keys() == {"rmse", "mae"}  # no spread of labels, no r2
-    only = np.column_stack([flat, y])
-    assert "areaUnderROC" not in both(2, y, y, [(y, y, only)] * 2)
-    made = SideMetrics(3, labelled=False)
-    made.add(torch.ones(2), torch.ones(2), [(torch.ones(2), torch.ones(2), None)] * 2)
-    assert made.values() == {}
+def test_a_metric_that_is_not_defined_is_left_out() -> None:
+    flat, y = torch.zeros(6, dtype=torch.float64), torch.ones(6, dtype=torch.float64)
+    assert both((linear(), linear()), y, y, [flat, flat]).keys() == {"rmse", "mae"}  # no spread of labels, no r2
+    assert "areaUnderROC" not in both((logistic(), logistic()), y, y, [flat, flat])
+    assert both((linear(), linear()), y[:0], y[:0], [flat[:0], flat[:0]]) == {}
 
 
 def test_a_histogram_of_changes() -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from sparkdiff.errors import InputError
+from sparkdiff.labeling import estimates
 from sparkdiff.labeling.estimates import (
     ABSTAINS,
     Estimate,
@@ -152,6 +153,55 @@ def test_rare_classes(q: float) -> None:
         assert found.balance[1] == pytest.approx(q, rel=0.2 if balance is None else 1e-12)
         np.testing.assert_allclose(found.tables[:, 1, 1], truth[:, 1], atol=0.1)
         np.testing.assert_allclose(found.tables[:, 0, 1], truth[:, 0], atol=3e-4)
+
+
+def drawn(seed: int, share: float, rules: int = 10, rows: int = ROWS) -> tuple[Any, Any]:
+    """Votes of rules on 30% of the rows each, right on 60 to 90% of them, and the classes, 1 in this share of the rows."""
+    random = np.random.default_rng(seed)
+    right, y = random.uniform(0.6, 0.9, rules), (random.random(rows) < share).astype(int)
+    votes = np.where(random.random((rows, rules)) < right, y[:, None], 1 - y[:, None])
+    return np.where(random.random((rows, rules)) < 0.3, votes, ABSTAINS), y
+
+
+def log_loss(probability: Any, y: Any) -> float:
+    return float(-np.log(np.where(y == 1, probability, 1 - probability)).mean())
+
+
+@pytest.mark.parametrize("share", [0.02, 0.05, 0.1, 0.3])
+def test_probabilities_are_better_than_the_share_of_the_class(share: float) -> None:
+    """Far from the maximum of the likelihood those of a rare class are worse, and nothing says so."""
+    for seed in range(5):
+        votes, y = drawn(seed, share)
+        method, found, _ = _estimated("auto", rows_of(votes), 2, None, [*map(str, range(10))])
+        assert method == "em" and found.converged
+        assert log_loss(found.posterior(votes)[:, 1], y) < 0.85 * log_loss(y.mean(), y)
+
+
+def test_no_start_ends_at_a_larger_likelihood(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even the true classes."""
+    votes, y = drawn(3, 0.02)
+    patterns, at, counts = np.unique(votes, axis=0, return_inverse=True, return_counts=True)
+    found = em(patterns, counts.astype(float), 2)
+    share = np.bincount(at.ravel(), y) / counts
+    monkeypatch.setattr(estimates, "majority", lambda patterns, k: np.column_stack([1 - share, share]))
+    again = em(patterns, counts.astype(float), 2)
+    assert again.likelihood == pytest.approx(found.likelihood, abs=1e-3)
+    assert again.balance == pytest.approx(found.balance, abs=1e-5)
+
+
+def test_votes_that_do_not_tell_the_shares_of_the_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [*map(str, range(10))]
+    rare, even = rows_of(drawn(3, 0.02)[0]), rows_of(drawn(3, 0.3)[0])
+    assert not _estimated("em", even, 2, None, names)[2] and not _estimated("triplets", even, 2, None, names)[2]
+    [warning] = _estimated("triplets", rare, 2, None, names)[2]
+    assert "the share of class 1 as 2.00%, but" in warning and "set classBalance, or method='em'" in warning
+    few = rows_of(drawn(3, 0.02, rules=5)[0])
+    [warning] = _estimated("em", few, 2, None, names)[2]
+    assert "the votes hardly tell the share of class 1" in warning and "Set classBalance" in warning
+    assert not _estimated("em", few, 2, np.array([0.98, 0.02]), names)[2]
+    monkeypatch.setattr(estimates, "STEPS", 3)
+    monkeypatch.setattr(estimates, "WORK", 0)
+    assert "stopped before it converged" in _estimated("auto", rare, 2, None, names)[2][0]
 
 
 def test_a_rule_on_few_of_many_rows_is_read() -> None:

@@ -1,0 +1,79 @@
+"""Every option acts, or the summary says that it has no effect and why."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from sparkdiff.fine_tuning.idle_options import idle_options
+from sparkdiff.options import FIELDS, Options
+
+SEVERAL = {"numProcesses": 2, "localSteps": 2}
+# Name: a value, the other options with which it has no effect, and those with which it has one.
+IDLE: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
+    "recipe": ("thorough", {"validationRows": 999}, {}),
+    "schedule": ("cosine", {"optimizer": "lbfgs"}, {}),
+    "ema": (0.9, {"optimizer": "lbfgs"}, {}),
+    "gradientClip": (1.0, {"optimizer": "lbfgs"}, {}),
+    "batchSize": (64, {"optimizer": "lbfgs"}, {}),
+    "patience": (15, {"maxEpochs": 10}, {}),
+    "minDelta": (0.1, {"maxEpochs": 10}, {}),
+    "fleetSize": (7, {"guard": 1.0}, {}),
+    "guardCols": (("region",), {"guard": 1.0}, {}),
+    "timeout": (30.0, {}, SEVERAL),
+    "localMode": ("false", {}, SEVERAL),
+    "localSteps": (4, {}, {"numProcesses": 2}),
+    "slowMomentum": (0.9, {"numProcesses": 2}, SEVERAL),
+    "localCacheLimit": (10**9, {}, {"inStore": True}),
+    "reuseStages": (True, {}, {"stagesInSpark": True}),
+    "waitForRun": (5.0, {}, {"runId": "one"}),
+    "tags": ({"team": "risk"}, {}, {"storeDir": "/tmp/runs"}),
+    "redact": (False, {}, {"storeDir": "/tmp/runs"}),
+    "freeze": (("indexer",), {}, {"trained": "indexer"}),
+    "learningRates": ({"indexer": 0.1}, {}, {"trained": "indexer"}),
+}
+# Those that act in every run, or are refused: a value that can't be used is an error.
+ACTS = {
+    "labelCol", "weightCol", "predictionCol", "validationIndicatorCol", "validationFraction", "numFolds", "rowsAreNew",
+    "groupCol", "timeCol", "loss", "lossParams", "metric", "metricParams", "penalties", "unfreeze", "reference",
+    "target", "optimizer", "learningRate", "regAnchor", "maxEpochs", "maxSeconds", "guard", "maxFlipRate",
+    "numProcesses", "device", "precision", "stream", "cacheDir", "cacheInMemory", "checkpointDir", "runId", "storeDir",
+    "seed", "verbosity",
+}  # fmt: skip
+
+
+def told(
+    validationRows: int = 5000, inStore: bool = False, stagesInSpark: bool = False, trained: str = "pca", **options: Any
+) -> list[str]:
+    """The options without effect in a run with two stages, one of which trains."""
+    names = ("indexer", "pca")
+    graph = SimpleNamespace(select=lambda given, option: {names.index(name) for name in given})
+    task = SimpleNamespace(
+        options=Options.of(options), cut=SimpleNamespace(stages=["indexer"] * stagesInSpark, graph=graph),
+        plan=SimpleNamespace(stages=[SimpleNamespace(trainable=name == trained) for name in names]),
+        roles=SimpleNamespace(trainable={names.index(trained)}),
+    )  # fmt: skip
+    folder = Path("/nowhere/of/a/store" if inStore else "/tmp")
+    run: Any = SimpleNamespace(task=task, cache=SimpleNamespace(rows=lambda split: validationRows, folder=folder))
+    return idle_options(run)
+
+
+def test_every_option_is_in_one_of_the_lists() -> None:
+    assert IDLE.keys() | ACTS == FIELDS.keys() and not IDLE.keys() & ACTS
+
+
+@pytest.mark.parametrize("name", IDLE)
+def test_an_option_without_effect_is_named_with_the_reason(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sparkdiff.jvm.stores.url_of", lambda path: "s3a://b" if "store" in str(path) else None)
+    value, idle, acting = IDLE[name]
+    assert not any(name in w.split(":")[0] for w in told(**idle))
+    [found] = [w for w in told(**{name: value}, **idle) if w.startswith((f"{name}=", f"{name} names 'indexer'"))]
+    assert "has no effect: " in found and len(found.partition("has no effect: ")[2]) > 20
+    assert not [w for w in told(**{name: value}, **acting) if w.startswith(name)]
+
+
+def test_slices_whose_gap_is_penalised_act_without_a_guard() -> None:
+    given = {"guardCols": ["region"], "guard": 1.0}
+    assert told(**given) and not told(**given, penalties={"parityGap": {"region": 1.0}})
+    assert not told()
