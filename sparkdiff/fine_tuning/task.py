@@ -1,6 +1,7 @@
 """What is trained: a pipeline, analysed, with its roles resolved."""
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any
 
 from pyspark.sql import DataFrame
@@ -32,6 +33,24 @@ class Task:
     labelCol: str | None  # None: clusters, whose loss needs none
     weightCol: str | None
     soft: Hardened | None = None  # of labels that were class probabilities
+
+    def kept_as_fitted(self, columns: Iterable[str]) -> dict[str, str]:
+        """Reasons, by uid, for the stages that must not be fitted anew, searched or deleted: `unfitted(model, keep=...)`.
+
+        Among them are those that make the label, the weight or another column of the loss (as `censorCol`).
+
+        Args:
+            columns: of the rows.
+
+        Raises:
+            InputError: no path leads from a stage in `target` to the loss.
+        """
+        graph = self.cut.graph
+        wanted = [c for c in (self.labelCol, self.weightCol, *graph.head.lossInputs) if c is not None]
+        makers = graph.makers(wanted, columns)
+        return self.roles.kept_as_fitted(self.options.target) | {
+            graph.formula_of(v) or v.uid: "the loss reads what it makes" for v in makers
+        }
 
 
 def check_runs(model: Any, data: DataFrame) -> None:

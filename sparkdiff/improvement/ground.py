@@ -128,6 +128,12 @@ class Ground:
         return tuple(v.uid for v in graph.vertices if v.position in chosen)
 
     @functools.cached_property
+    def stay(self) -> dict[str, str]:
+        """Reasons, by uid, for the stages that no arm fits anew, searches or deletes."""
+        kept = dict.fromkeys(self.keeps, "it is to be kept")
+        return self.plan.kept_as_fitted(self.sources[0].df.columns) | kept
+
+    @functools.cached_property
     def lossParams(self) -> dict[str, Any]:
         """The parameters of the loss: those that the original was fitted with count for every pipeline, as Huber's delta does,
         which another fit would choose anew.

@@ -7,8 +7,9 @@ settings it was fitted, it stays as it is fitted, and `Unfitted.stages` says why
 
 import math
 import sys
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from pyspark.ml import Estimator, Model, Pipeline, PipelineModel
@@ -95,11 +96,11 @@ class Unfitted:
             raise InputError(f"{self.model.uid} can't be fitted anew: {why}")
 
 
-def unfitted(model: Any, keep: Collection[str] = ()) -> Unfitted:
+def unfitted(model: Any, keep: Mapping[str, str] = MappingProxyType({})) -> Unfitted:
     """The estimators that a fitted pipeline came from.
 
     Args:
-        keep: uids of stages that are to stay as they are fitted.
+        keep: reasons, by uid, for the stages that are to stay as they are fitted, as `Task.kept_as_fitted` finds them.
         model: a PipelineModel or a fitted stage; nested pipelines, a FineTunerModel and models of searches are opened.
 
     Raises:
@@ -176,15 +177,15 @@ def _form(model: Any, found: dict[str, UnfittedStage]) -> Any:
     return found[model.uid].stage
 
 
-def _unfitted(model: Any, uids: Sequence[str], keep: Collection[str]) -> UnfittedStage:
+def _unfitted(model: Any, uids: Sequence[str], keep: Mapping[str, str]) -> UnfittedStage:
     """What stands in the place of a leaf stage.
 
     Args:
         uids: of all leaf stages.
-        keep: uids of those that stay.
+        keep: the reasons of those that stay.
     """
     if model.uid in keep:
-        return UnfittedStage(model, model, AS_FITTED, "it is to be kept")
+        return UnfittedStage(model, model, AS_FITTED, keep[model.uid])
     if why := _why_as_fitted(model, uids):
         return UnfittedStage(model, model, AS_FITTED, why)
     if not isinstance(model, Model):

@@ -24,7 +24,8 @@ def form_of(ground: Ground) -> Unfitted:
     """
     graph = ground.plan.cut.graph
     space = [v.uid for v in graph.vertices if v.uid != graph.head.uid] if ground.plan.labelCol is None else ()
-    return fitted_to_label(ground, unfitted(ground.model, keep=(*ground.keeps, *label_stages(ground), *space)))
+    measured = dict.fromkeys(space, "clusters are measured by distances in the space that it makes")
+    return fitted_to_label(ground, unfitted(ground.model, keep=measured | ground.stay))
 
 
 def fitted_to_label(ground: Ground, form: Unfitted) -> Unfitted:
@@ -40,14 +41,6 @@ def fitted_to_label(ground: Ground, form: Unfitted) -> Unfitted:
         if plan.weightCol is not None and stage.uid == head.uid and stage.hasParam("weightCol"):
             stage._set(weightCol=plan.weightCol)
     return form
-
-
-def label_stages(ground: Ground) -> tuple[str, ...]:
-    """The uids of the stages that the label, the weight or another column of the loss (as `censorCol`) comes from."""
-    graph, task = ground.plan.cut.graph, ground.plan
-    wanted = [c for c in (task.labelCol, task.weightCol, *graph.head.lossInputs) if c is not None]
-    makers = graph.makers(wanted, ground.sources[0].df.columns)
-    return tuple(graph.formula_of(v) or v.uid for v in makers)  # of a formula all parts stay
 
 
 def refitted(ground: Ground, estimator: Any) -> Any:

@@ -17,7 +17,7 @@ from sparkdiff.errors import InputError, ParityError
 from sparkdiff.evaluation.ledger import LedgerTrial
 from sparkdiff.improvement.arm import Arm
 from sparkdiff.improvement.arms.fine_tuning import fine_tuned
-from sparkdiff.improvement.arms.refitting import fitted_to_label, label_stages
+from sparkdiff.improvement.arms.refitting import fitted_to_label
 from sparkdiff.improvement.budget import Limit
 from sparkdiff.improvement.candidate import Candidate, Step, best_of, nothing, one_column
 from sparkdiff.improvement.folding import folded, folding, gone
@@ -28,12 +28,11 @@ from sparkdiff.serving.deletion import Deletion, deletions
 
 def possible(ground: Ground) -> list[tuple[Deletion, Unfitted]]:
     """The stages that can be deleted, and the unfitted forms of what is left."""
-    stay = (*ground.keeps, *label_stages(ground))
     found = []
     for one in deletions(ground.model, ground.sources[0].df.schema):
-        form = fitted_to_label(ground, unfitted(one.pipeline, keep=[uid for uid in stay if uid != one.uid]))
+        form = fitted_to_label(ground, unfitted(one.pipeline, keep=ground.stay))
         kept = {s.uid for s in form.stages if s.role == AS_FITTED}
-        if one.uid not in stay and form.learns and not kept & set(one.mustRefit):
+        if one.uid not in ground.stay and form.learns and not kept & set(one.mustRefit):
             found.append((one, form))
     return found
 
