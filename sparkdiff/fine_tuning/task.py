@@ -41,9 +41,6 @@ class Task:
 
         Args:
             columns: of the rows.
-
-        Raises:
-            InputError: no path leads from a stage in `target` to the loss.
         """
         graph = self.cut.graph
         wanted = [c for c in (self.labelCol, self.weightCol, *graph.head.lossInputs) if c is not None]

@@ -95,6 +95,8 @@ def decide(ground: Ground, steps: Sequence[Step]) -> Decision:
     ledger, candidates = whole_ledger(ground, steps)
     order = sorted(candidates, key=lambda k: (-share(ground, candidates[k]), k))
     worth = _finalists(ground, [(k, candidates[k]) for k in order if allowed(ground, candidates[k].found.cost)])
+    outside = [(candidate.name, *ground.changes_outside(candidate.model)) for _, candidate in worth]
+    worth = [one for one, (_, differences, _) in zip(worth, outside, strict=True) if not differences]
     family = family_of(ground, steps, ledger, worth[0][0] if worth else -1)
     with ground.begun(ground.start.task) as run:
         data, reference = keyed(run.data), bool(run.cache.rows(REFERENCE))
@@ -111,7 +113,7 @@ def decide(ground: Ground, steps: Sequence[Step]) -> Decision:
 
         all_judged = tuple(judged(k, c) for k, c in worth)
         first = next((j for j in all_judged if j.judgement.verdict.best >= 0), None)
-        warnings = () if first is None else _few(ledger, first, held.mean)
+        warnings = (*_changed(outside), *(() if first is None else _few(ledger, first, held.mean)))
     return with_folded(ground, Decision(all_judged, _offers(ground, all_judged, family), warnings, len(ledger.gains)))
 
 
@@ -160,6 +162,16 @@ def _stepped(candidate: Candidate, found: Judgement, column: int, family: Tested
     p = family.p(column, verdict, seed)
     verdict = dataclasses.replace(verdict, p=p, accepted=p < verdict.level)
     return JudgedCandidate(candidate, dataclasses.replace(found, verdict=verdict), p, column)
+
+
+def _changed(outside: Sequence[tuple[str, list[str], list[str]]]) -> list[str]:
+    """Warnings about candidates, by name: what they change outside the loss, and what can't be compared."""
+    barred = [
+        f"{name!r} is not offered, because outputs outside the loss change: {'; '.join(d)}"
+        for name, d, _ in outside
+        if d
+    ]
+    return [*barred, *dict.fromkeys(note for _, _, notes in outside for note in notes)]
 
 
 def _few(ledger: Ledger, first: JudgedCandidate, original: float) -> tuple[str, ...]:
@@ -224,6 +236,8 @@ def with_folded(ground: Ground, decision: Decision) -> Decision:
         return dataclasses.replace(decision, warnings=(*decision.warnings, f"{name}: {why}"))
     before = best.candidate.found.scores[VALIDATION].blocks
     apart = float((found.scores[VALIDATION].blocks - before).abs().sum())
+    if differences := ground.changes_outside(model)[0]:
+        return dataclasses.replace(decision, warnings=(*decision.warnings, *_changed([(name, differences, [])])))
     if apart > ROUNDING * float(before.abs().sum()) or (offered and offered.candidate.found.cost <= found.cost):
         return decision
     simpler = dataclasses.replace(

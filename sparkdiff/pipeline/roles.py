@@ -11,8 +11,6 @@ from sparkdiff.stages.base import columns_of
 from sparkdiff.stages.predictor import Predictor
 from sparkdiff.stages.prepared import Prepared
 
-OFF_THE_PATH = "no path leads from it to the loss"
-
 
 def with_head(graph: Graph, predictionCol: str | None = None) -> Graph:
     """The graph with its head: the predictor with this prediction column, by default the last one. Only the head has a loss.
@@ -66,7 +64,8 @@ class Outside:
     def columns(self, stages: Iterable[int]) -> list[str]:
         """The columns outside that change with these stages, without columns that a later stage replaces."""
         graph, readers = self.graph, self.readers_of(stages)
-        return [c for j in readers for c in graph.vertices[j].outputs if graph.writers[graph.casefold(c)] == j]
+        written = [c for j in readers for c in graph.vertices[j].outputs if graph.writers[graph.casefold(c)] == j]
+        return [*written, *(f"the columns of {v.uid}" for v in map(graph.vertices.__getitem__, readers) if v.statement)]
 
     def why(self, i: int) -> str:
         """The reason why stage i must not change: the columns outside that would change with it."""
@@ -129,13 +128,8 @@ class Roles:
 
         Args:
             target: the only stages that may be, if any; only here a stage counts that also feeds columns outside the loss.
-
-        Raises:
-            InputError: no path leads from a target to the loss.
         """
         graph, targets = self.graph, self.graph.select(target, "target")
-        for i in sorted(targets - self.outside.path):
-            raise InputError(f"target={graph.vertices[i].uid!r} must stay as it is: {OFF_THE_PATH}")
         stages: dict[str, set[int]] = {}
         for v in graph.vertices:
             stages.setdefault(graph.formula_of(v) or v.uid, set()).add(v.position)  # a formula is fitted as a whole
@@ -144,7 +138,7 @@ class Roles:
     def _why_kept(self, stages: Set[int], targets: Set[int]) -> str:
         """The reason why a stage, or the parts of a formula, must not be fitted anew; empty if it may be."""
         if not stages & self.outside.path:
-            return OFF_THE_PATH
+            return "no path leads from it to the loss"
         if made := [self.makers[i] for i in sorted(stages - {self.graph.head_position}) if i in self.makers]:
             return f"makes {made[0]!r}, which the loss reads"
         if targets and not stages & targets:
@@ -223,10 +217,7 @@ def _makers(graph: Graph, given: tuple[str | None, str | None]) -> dict[int, str
 
 def _outside(graph: Graph) -> Outside:
     out: dict[int, list[int]] = {}
-    above: list[frozenset[int]] = []
-    for vertex in graph.vertices:
-        above.append(vertex.declaredParents.union(*(above[p] for p in vertex.declaredParents)))
-    head = graph.head_position
+    above, head = graph.above, graph.head_position
     read = {head, *(p for _, p in graph.head.lossReads if p >= 0)} if head is not None else set()
     path = frozenset(read).union(*(above[p] for p in read))
     for i, vertex in enumerate(graph.vertices):
