@@ -38,6 +38,7 @@ class Judgement:
         level: p-value below which a set of rows counts as worse, shrunk as in the verdict; None if the guard accepts
             anything.
         unseen: one more row that is predicted wrongly; None if the guard accepts anything, and of a regression.
+        outside: how outputs outside the loss would change, in sentences.
     """
 
     verdict: guard.Verdict
@@ -48,6 +49,7 @@ class Judgement:
     maxFlipRate: float = 1.0
     stricter: int = 1  # what the guard was divided by beside fleetSize
     unseen: Unseen | None = None
+    outside: tuple[str, ...] = ()
 
     @property
     def worse(self) -> list[Change]:
@@ -72,7 +74,7 @@ class Judgement:
 
     @property
     def accepted(self) -> bool:
-        return self.verdict.accepted and not self.worse and not self.flips and not self.fragile
+        return self.verdict.accepted and not (self.worse or self.flips or self.fragile or self.outside)
 
 
 def moves_splits(network: Network) -> bool:
@@ -234,4 +236,5 @@ def reason(
             f"{judgement.unseen.cost:.3g}, and all {where} rows together gain {judgement.unseen.gain:.3g}; more {where} rows "
             "can tell"
         )
+    against += [f"outputs outside the loss would change: {', '.join(judgement.outside)}"] if judgement.outside else []
     return f"{gain}, but {'; and '.join(against)}"

@@ -9,11 +9,6 @@ from sparkdiff.pipeline.translation import linked
 from sparkdiff.serving.compact import CompactPlan, compact, compact_plan
 
 
-def forbidden(ground: Ground) -> bool:
-    """Whether no stage may go."""
-    return "simplify" not in ground.settings.tried()
-
-
 def folded(ground: Ground, model: Any) -> Any | None:
     """The pipeline with fewer stages and the same outputs; None where none goes, where it would serve no cheaper, or where it is
     forbidden.
@@ -29,7 +24,7 @@ def folded(ground: Ground, model: Any) -> Any | None:
 
 def folding(ground: Ground, model: Any) -> CompactPlan | None:
     """What would fold, without making it; None where nothing does, or where it is forbidden."""
-    if forbidden(ground):
+    if "simplify" not in ground.settings.tried():
         return None
     model, schema = as_pipeline(model), ground.sources[0].df.schema
     written = [c for v in linked(model).vertices if v.uid in ground.stay for c in v.outputs]

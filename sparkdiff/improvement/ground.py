@@ -12,7 +12,6 @@ from pyspark.ml import PipelineModel
 
 from sparkdiff import jvm
 from sparkdiff.data.splits import REFERENCE, TEST, VALIDATION, Boundaries, Source
-from sparkdiff.diagnostics.predictions import changed_outputs
 from sparkdiff.errors import InputError
 from sparkdiff.evaluation.recorded import Recorded, recorded
 from sparkdiff.evaluation.scores import Score
@@ -30,7 +29,6 @@ from sparkdiff.improvement.settings import ImprovementSettings
 from sparkdiff.objectives.composite import class_weights
 from sparkdiff.objectives.metric import Metric
 from sparkdiff.options import Options
-from sparkdiff.pipeline.cut import analyse
 from sparkdiff.pipeline.nesting import flatten
 from sparkdiff.pipeline.parity import Parity
 from sparkdiff.pipeline.translation import linked
@@ -125,30 +123,17 @@ class Ground:
         Raises:
             InputError: no stage has this name.
         """
-        graph = linked(self.model)
-        chosen = graph.select(self.options.freeze, "freeze") | graph.select(self.settings.keepStages, "keepStages")
-        return tuple(v.uid for v in graph.vertices if v.position in chosen)
+        return self._named(self.options.freeze, "freeze") + self._named(self.settings.keepStages, "keepStages")
 
-    @functools.cached_property
-    def targets(self) -> tuple[str, ...]:
-        """The uids of the stages in `target` that train; stages that can't train may be fitted anew."""
-        roles = analyse(self.model, self.options, self.sources[0].df).roles
-        chosen = roles.graph.select(self.options.target, "target")
-        trained = chosen - (roles.outside.path - roles.trainable) or chosen
-        return tuple(roles.graph.vertices[i].uid for i in sorted(trained))
+    def _named(self, names: Sequence[Any], option: str) -> tuple[str, ...]:
+        graph = linked(self.model)
+        return tuple(graph.vertices[i].uid for i in sorted(graph.select(names, option)))
 
     @functools.cached_property
     def stay(self) -> dict[str, str]:
         """Reasons, by uid, for the stages that no arm fits anew, searches or deletes."""
         kept = dict.fromkeys(self.keeps, "it is to be kept")
-        task = dataclasses.replace(self.plan, options=self.options)  # with all that `target` names
-        return task.kept_as_fitted(self.sources[0].df.columns) | kept
-
-    def changes_outside(self, model: Any) -> tuple[list[str], list[str]]:
-        """What another pipeline changes that no arm may change, and the columns for which that can't be told."""
-        graph, trained = self.plan.cut.graph, {s.uid for s in self.plan.plan.stages if s.trainable}
-        fitted = {v.uid for v in graph.vertices if (graph.formula_of(v) or v.uid) not in self.stay}
-        return changed_outputs(self.model, model, self.sources[0].df, trained | fitted)
+        return self.plan.kept_as_fitted(self.sources[0].df.columns) | kept
 
     @functools.cached_property
     def lossParams(self) -> dict[str, Any]:
@@ -182,12 +167,12 @@ class Ground:
         Args:
             changes: of the options.
         """
-        keeps, target = self.keeps, self.targets  # a name that no stage has is an error
+        keeps, target = self.keeps, self.options.target  # a name that no stage has is an error
         if model is self.model:
             freeze = tuple(dict.fromkeys((*self.options.freeze, *self.settings.keepStages)))
         else:
-            uids = [s.uid for s in stages_of(model)]
-            freeze, target = (tuple(uid for uid in uids if uid in names) for names in (keeps, target))
+            uids, named = [s.uid for s in stages_of(model)], self._named(target, "target")
+            freeze, target = (tuple(uid for uid in uids if uid in names) for names in (keeps, named))
             changes = {"lossParams": self.lossParams, **changes}
             check_runs(model, self.sources[0].df)
         o = dataclasses.replace(self.options, freeze=freeze, target=target, **changes)

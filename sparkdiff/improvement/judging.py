@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 
@@ -95,11 +96,9 @@ def decide(ground: Ground, steps: Sequence[Step]) -> Decision:
     ledger, candidates = whole_ledger(ground, steps)
     order = sorted(candidates, key=lambda k: (-share(ground, candidates[k]), k))
     worth = _finalists(ground, [(k, candidates[k]) for k in order if allowed(ground, candidates[k].found.cost)])
-    outside = [(candidate.name, *ground.changes_outside(candidate.model)) for _, candidate in worth]
-    worth = [one for one, (_, differences, _) in zip(worth, outside, strict=True) if not differences]
     family = family_of(ground, steps, ledger, worth[0][0] if worth else -1)
     with ground.begun(ground.start.task) as run:
-        data, reference = keyed(run.data), bool(run.cache.rows(REFERENCE))
+        data, reference, notes = keyed(run.data), bool(run.cache.rows(REFERENCE)), list[str]()
         held = ground.start.scores[VALIDATION]
 
         def judged(column: int, candidate: Candidate) -> JudgedCandidate:
@@ -109,11 +108,14 @@ def decide(ground: Ground, steps: Sequence[Step]) -> Decision:
             found = judge(
                 run.task.options, data, run.goal.metric, networks, own, held, reference=reference, always=True
             )
+            found, more = _compared_outside(ground, candidate.name, found, candidate.model)
+            notes.extend(more)
             return _stepped(candidate, found, column, family, ground.options.seed)
 
         all_judged = tuple(judged(k, c) for k, c in worth)
         first = next((j for j in all_judged if j.judgement.verdict.best >= 0), None)
-        warnings = (*_changed(outside), *(() if first is None else _few(ledger, first, held.mean)))
+        notes += [] if first is None else _few(ledger, first, held.mean)
+    warnings = tuple(dict.fromkeys(notes))
     return with_folded(ground, Decision(all_judged, _offers(ground, all_judged, family), warnings, len(ledger.gains)))
 
 
@@ -164,14 +166,10 @@ def _stepped(candidate: Candidate, found: Judgement, column: int, family: Tested
     return JudgedCandidate(candidate, dataclasses.replace(found, verdict=verdict), p, column)
 
 
-def _changed(outside: Sequence[tuple[str, list[str], list[str]]]) -> list[str]:
-    """Warnings about candidates, by name: what they change outside the loss, and what can't be compared."""
-    barred = [
-        f"{name!r} is not offered, because outputs outside the loss change: {'; '.join(d)}"
-        for name, d, _ in outside
-        if d
-    ]
-    return [*barred, *dict.fromkeys(note for _, _, notes in outside for note in notes)]
+def _compared_outside(ground: Ground, name: str, judgement: Judgement, model: Any) -> tuple[Judgement, list[str]]:
+    """The judgement of a candidate with what it changes outside the loss, and warnings."""
+    judgement, notes = ground.plan.compared_outside(judgement, model, ground.sources[0].df, ground.stay)
+    return judgement, [f"{name!r} is not offered: {change}" for change in judgement.outside] + notes
 
 
 def _few(ledger: Ledger, first: JudgedCandidate, original: float) -> tuple[str, ...]:
@@ -201,7 +199,8 @@ def _simpler(
     test. With a timeCol no deletion is offered: neighbouring rows depend on each other.
     """
     reference = ground.start if best is None else best.candidate.found
-    cheaper = [j for j in judged if j.candidate.arm == "simplify" and j.candidate.found.cost < reference.cost]
+    same = [j for j in judged if not j.judgement.outside]
+    cheaper = [j for j in same if j.candidate.arm == "simplify" and j.candidate.found.cost < reference.cost]
     exact = [j for j in cheaper if j.candidate.exact and best is None]
     deleted = [j for j in cheaper if not j.candidate.exact]
     if deleted and (best is None or best not in deleted) and ground.options.timeCol is None:
@@ -236,8 +235,9 @@ def with_folded(ground: Ground, decision: Decision) -> Decision:
         return dataclasses.replace(decision, warnings=(*decision.warnings, f"{name}: {why}"))
     before = best.candidate.found.scores[VALIDATION].blocks
     apart = float((found.scores[VALIDATION].blocks - before).abs().sum())
-    if differences := ground.changes_outside(model)[0]:
-        return dataclasses.replace(decision, warnings=(*decision.warnings, *_changed([(name, differences, [])])))
+    judgement, notes = _compared_outside(ground, name, best.judgement, model)
+    if judgement.outside:
+        return dataclasses.replace(decision, warnings=(*decision.warnings, *notes))
     if apart > ROUNDING * float(before.abs().sum()) or (offered and offered.candidate.found.cost <= found.cost):
         return decision
     simpler = dataclasses.replace(

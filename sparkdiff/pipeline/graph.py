@@ -91,8 +91,8 @@ class Vertex:
 
     @property
     def statement(self) -> str:
-        """The SQL that it runs; empty if it runs none."""
-        return "".join(columns_of(self.stage, ("statement",)))
+        """The SQL that it runs, which may read and write any column; empty if it runs none."""
+        return "".join(columns_of(self.stage, ("statement",))) if self.opaque else ""
 
     @property
     def margin_reads(self) -> tuple[Version, ...]:

@@ -112,11 +112,14 @@ class Roles:
 
         Args:
             stages: the stages to freeze.
-            target: the only stages to train, if any.
+            target: the only stages to train, if any; those of them that can't train may be fitted anew.
+
+        Raises:
+            InputError: no target can train, or one isn't on the path to the loss.
         """
         frozen = dict.fromkeys(self.graph.select(stages, "freeze"), "frozen on request")
         targets = self.graph.select(target, "target")
-        for i in targets - self.trainable:
+        for i in sorted(targets - (self.outside.path if targets & self.trainable else self.trainable)):
             raise InputError(f"target={self.graph.vertices[i].uid!r} can't train: {self.reason(i, {})}")
         frozen |= dict.fromkeys(self.trainable - targets if targets else (), "not in target")
         for i in self.trainable & set(frozen):

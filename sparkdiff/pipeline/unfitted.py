@@ -53,13 +53,6 @@ class UnfittedStage:
     def uid(self) -> str:
         return str(self.model.uid)
 
-    @property
-    def stageClass(self) -> str:
-        return type(self.model).__name__
-
-    def toDict(self) -> dict[str, str]:
-        return {"uid": self.uid, "stageClass": self.stageClass, "role": self.role, "reason": self.reason}
-
 
 @dataclass(frozen=True)
 class Unfitted:
@@ -89,11 +82,16 @@ class Unfitted:
         unsure = [f"{s.uid}: {s.reason}" for s in self.stages if s.role == ESTIMATOR and s.reason]
         return (*told, *unsure, *(f"{uid}: its best setting is kept, and not searched again" for uid in self.searches))
 
+    @property
+    def refusal(self) -> str:
+        """Why no stage is fitted anew; empty if one is."""
+        why = "; ".join(self.notes) or "none of its stages is ever fitted"
+        return "" if self.learns else f"{self.model.uid} can't be fitted anew: {why}"
+
     def check(self) -> None:
         """Raise InputError if no stage is fitted anew; says why."""
-        if not self.learns:
-            why = "; ".join(self.notes) or "none of its stages is ever fitted"
-            raise InputError(f"{self.model.uid} can't be fitted anew: {why}")
+        if self.refusal:
+            raise InputError(self.refusal)
 
 
 def unfitted(model: Any, keep: Mapping[str, str] = MappingProxyType({})) -> Unfitted:

@@ -12,7 +12,7 @@ from sparkdiff.improvement.arm import Arm
 from sparkdiff.improvement.arms.fine_tuning import fine_tuned
 from sparkdiff.improvement.budget import Limit
 from sparkdiff.improvement.candidate import Candidate, Step, one_column
-from sparkdiff.improvement.ground import Ground, measure
+from sparkdiff.improvement.ground import Ground, Measurement, measure
 from sparkdiff.pipeline.unfitted import ESTIMATOR, Unfitted, unfitted, with_uids_of
 from sparkdiff.stages.base import columns_of
 
@@ -43,16 +43,12 @@ def fitted_to_label(ground: Ground, form: Unfitted) -> Unfitted:
     return form
 
 
-def refitted(ground: Ground, estimator: Any) -> Any:
-    """The pipeline that an estimator of the original's form fits on the training rows, with the original's uids."""
-    whole = estimator if isinstance(estimator, Pipeline) else Pipeline(stages=[estimator])
-    model: Any = fit_on_training_rows(whole, ground.sources, ground.options, ground.boundaries)
-    return with_uids_of(ground.model, model if isinstance(estimator, Pipeline) else model.stages[0])
-
-
-def _refused(ground: Ground) -> str:
-    form = form_of(ground)
-    return "" if form.learns else f"nothing can be fitted anew: {'; '.join(form.notes) or 'no stage is ever fitted'}"
+def refitted(ground: Ground, form: Unfitted, limit: Limit) -> Measurement:
+    """Fit a pipeline anew on the training rows, with its uids, and measure it."""
+    estimator = form.estimator if isinstance(form.estimator, Pipeline) else Pipeline(stages=[form.estimator])
+    with jvm.within(limit.most):
+        model: Any = fit_on_training_rows(estimator, ground.sources, ground.options, ground.boundaries)
+    return measure(ground, with_uids_of(form.model, model if estimator is form.estimator else model.stages[0]))
 
 
 def _run(ground: Ground, number: int, limit: Limit, steps: Sequence[Step]) -> Step:
@@ -63,9 +59,7 @@ def _run(ground: Ground, number: int, limit: Limit, steps: Sequence[Step]) -> St
             ground, base, limit, recipe="default", arm="refit", number=number, name="refitted, fine-tuned"
         )
     form = form_of(ground)
-    with jvm.within(limit.most):
-        model = refitted(ground, form.estimator)
-    found = measure(ground, model)
+    found = refitted(ground, form, limit)
     kept = [s.uid for s in form.stages if s.role == "as fitted"]
     says = "; ".join([f"fitted anew on {ground.rows['train']:,} rows", *(f"{uid} stays as it is" for uid in kept)])
     candidate = Candidate("refit", "refitted", found, 0)
@@ -75,4 +69,4 @@ def _run(ground: Ground, number: int, limit: Limit, steps: Sequence[Step]) -> St
     )
 
 
-ARM = Arm("refit", 2, 0.5, _refused, _run)
+ARM = Arm("refit", 2, 0.5, lambda ground: form_of(ground).refusal, _run)
