@@ -186,7 +186,7 @@ def _offers(ground: Ground, judged: Sequence[JudgedCandidate], family: TestedFam
         found |= {
             name: j for name, j in ((AS_CHEAP, cheap), (SAME_FORM, same)) if j is not None and j is not accepted[0]
         }
-    simpler = _simpler(ground, judged, found.get(BEST), family)
+    simpler = _simpler(ground, [j for j in judged if not j.judgement.outside], found.get(BEST), family)
     return found if simpler is None else found | {SIMPLER: simpler}
 
 
@@ -199,8 +199,7 @@ def _simpler(
     test. With a timeCol no deletion is offered: neighbouring rows depend on each other.
     """
     reference = ground.start if best is None else best.candidate.found
-    same = [j for j in judged if not j.judgement.outside]
-    cheaper = [j for j in same if j.candidate.arm == "simplify" and j.candidate.found.cost < reference.cost]
+    cheaper = [j for j in judged if j.candidate.arm == "simplify" and j.candidate.found.cost < reference.cost]
     exact = [j for j in cheaper if j.candidate.exact and best is None]
     deleted = [j for j in cheaper if not j.candidate.exact]
     if deleted and (best is None or best not in deleted) and ground.options.timeCol is None:
