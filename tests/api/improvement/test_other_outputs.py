@@ -7,6 +7,7 @@ import pytest
 from pyspark.ml import Pipeline, PipelineModel
 from pyspark.ml.classification import LogisticRegression
 from pyspark.ml.clustering import KMeans
+from pyspark.ml.evaluation import MulticlassClassificationEvaluator
 from pyspark.ml.feature import (
     PCA,
     Imputer,
@@ -20,7 +21,7 @@ from pyspark.ml.feature import (
 )
 from pyspark.sql import DataFrame, functions as F
 
-from sparkdiff import FineTuner, Grower, Improver, InputError, compact
+from sparkdiff import FineTuner, Grower, Improver, InputError, Search, compact
 from sparkdiff.data.splits import Source
 from sparkdiff.diagnostics.predictions import changed_outputs
 from sparkdiff.fine_tuning.shared import Shared
@@ -33,6 +34,7 @@ from sparkdiff.pipeline.unfitted import unfitted
 from sparkdiff.report import Phases
 from sparkdiff.store.digests import hash_of
 from sparkdiff.tuning.search.settings_space import settings_space
+from sparkdiff.tuning.search.space import choice
 
 OTHER = {"labelCol": "kind", "predictionCol": "other", "probabilityCol": "likely", "rawPredictionCol": "margins"}
 NAMES = ("hours", "filled", "assembled", "scaled", "unit", "segment", "other", "components", "features", "prediction")
@@ -248,3 +250,25 @@ def test_a_column_of_chance_is_left_out_and_named(model: PipelineModel, rows: Da
     differences, notes = changed_outputs(pipeline, new, rows, [model.stages[-1].uid])
     assert differences == []
     assert notes == [f"{pipeline.uid}: column 'chance' can't be compared: it has other values each time"]
+
+
+def test_a_search_tells_which_other_outputs_than_those_of_current_it_ships(rows: DataFrame) -> None:
+    """The label of `current` was turned round, so that the winner ships."""
+    first = [*stages()[2:4], LogisticRegression(featuresCol="scaled", labelCol="rain", maxIter=5)]
+    current = Pipeline(stages=[*first[:2], Normalizer(inputCol="assembled", outputCol="unit"), first[2]]).fit(
+        rows.withColumn("rain", 1 - F.col("rain"))
+    )
+    pipeline, evaluator = (
+        Pipeline(stages=first),
+        MulticlassClassificationEvaluator(labelCol="rain", metricName="logLoss"),
+    )
+    found = Search(
+        estimator=pipeline,
+        space={first[2].regParam: choice(0.0, 0.01)},
+        evaluator=evaluator,
+        current=current,
+        sampler="grid",
+    ).fit(rows)
+    assert found.summary.decision == "winner"
+    warning = f"other outputs than those of `current`: {current.stages[2].uid}: column 'unit' is gone"
+    assert warning in found.summary.warnings
