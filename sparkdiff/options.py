@@ -65,7 +65,7 @@ class Options:
     freeze: tuple[str, ...] = option((), "stages whose parameters do not change: uid, class name or output column")
     unfreeze: tuple[str, ...] = option((), "parameters to train that train on request only: <uid, class name or output column>.<parameter>", items="names of parameters")
     reference: tuple[str, ...] = option((), "stages to leave in Spark")
-    target: tuple[str, ...] = option((), "the only stages to train")
+    target: tuple[str, ...] = option((), "the only stages to train, fit anew, search or delete; a stage that also feeds outputs outside the loss changes only if it is named here")
     recipe: str = option("default", "candidates that train together: one (fast; on bike sharing and digits it gains 0.75 points less than default on the mean, 6.4 in the worst run), four (default), or more, some with augmentation (thorough)", choices=("fast", "default", "thorough"))
     optimizer: str = option("adam", "torch optimizer; lbfgs takes one step per epoch, with the gradient of all rows", choices=("adam", "adamw", "sgd", "lbfgs"))
     learningRate: float = option(1e-3, "step size of the most careful candidate, in natural units; those of the other candidates are multiples of it", low=0, openLow=True)

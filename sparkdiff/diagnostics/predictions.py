@@ -1,7 +1,8 @@
-"""How the predictions of two fitted pipelines differ on the same rows, counted by Spark in one pass."""
+"""How the predictions, or all outputs, of two fitted pipelines differ on the same rows, counted by Spark in one pass."""
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+import reprlib
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,11 +16,14 @@ from sparkdiff.data.row_hashes import COPY, coin, with_copies
 from sparkdiff.errors import InputError
 from sparkdiff.pipeline.graph import Graph
 from sparkdiff.pipeline.names import casefolding, named, read_by_name, refuse_stream, unused
+from sparkdiff.pipeline.nesting import flatten
 from sparkdiff.pipeline.schema import check_columns
 from sparkdiff.pipeline.translation import translated
 from sparkdiff.stages.base import columns_of
 
 QUANTILES = (0.5, 0.9, 0.99)
+FIRST = 1_000
+"""Rows in which all outputs are compared."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,6 +112,62 @@ def predictions(old: Any, new: Any, df: DataFrame, sample: int | None = None) ->
         sampled, found["rows"], tuple(flips), tuple(numbers),
         tuple(ours[c] for c in ours if c not in theirs), tuple(theirs[c] for c in theirs if c not in ours),
     )  # fmt: skip
+
+
+def changed_outputs(old: Any, new: Any, df: DataFrame, may_change: Collection[str]) -> tuple[list[str], list[str]]:
+    """Find the differences between the outputs of two pipelines, beyond those that certain stages may cause.
+
+    Compares the columns, their order, types and nullability. Where no such stage is in front of a column, compares the
+    metadata too, and the values of the first rows; the values only if the stage that writes it is another object now, or if
+    there are stages that don't declare what they read, so that most often no job runs. Added columns are no difference.
+
+    Args:
+        df: rows that both pipelines read.
+        may_change: uids of the stages of the old pipeline that may change, and with them what reads their outputs.
+
+    Returns:
+        A sentence for each difference; one for each column that can't be compared.
+    """
+    graph, stages = translated(old, df), {stage.uid: stage for _, stage in flatten(new)}
+    changing = {v.position for v in graph.vertices if v.uid in may_change}
+    reached = changing | {v.position for v in graph.vertices if graph.above[v.position] & changing}
+    opaque = {v.position for v in graph.vertices if v.opaque and v.position > min(changing, default=v.position)}
+    before, after = ({f.name: f for f in model.transform(df).schema.fields} for model in (old, new))
+    differences, doubtful = list[str](), dict[str, str]()
+    for name, field in before.items():
+        writer = graph.writers.get(graph.casefold(name))
+        origin = old if writer is None else graph.vertices[writer].stage
+        whose = f"{origin.uid}: column {name!r}"
+        stays = reached.isdisjoint(opaque if writer is None else {writer})
+        if name not in after:
+            differences += [f"{whose} is gone"] * stays
+            continue
+        for fact in ("dataType", "nullable", *(["metadata"] * stays)):
+            one, other = getattr(field, fact), getattr(after[name], fact)
+            differences += [f"{whose} has {fact} {reprlib.repr(other)}, not {reprlib.repr(one)}"] * (one != other)
+        if stays and (opaque or (writer is not None and stages.get(origin.uid) is not origin)):
+            doubtful[name] = whose
+    if [name for name in before if name in after] != [name for name in after if name in before]:
+        differences.append(f"{old.uid}: its columns {', '.join(before)} stand in another order")
+    try:
+        found = _rows_apart(old, new, graph, df.limit(FIRST), [*doubtful])
+        again = _rows_apart(old, old, graph, df.limit(FIRST), [*found])
+    except (InputError, *jvm.SparkError) as e:
+        why = jvm.cause(e) if isinstance(e, jvm.SparkError) else str(e)
+        return differences, [f"{whose} can't be compared: {why}" for whose in doubtful.values()]
+    differences += [f"{doubtful[name]} has other values in {found[name]}" for name in found if name not in again]
+    return differences, [f"{doubtful[name]} can't be compared: it has other values each time" for name in again]
+
+
+def _rows_apart(old: Any, new: Any, graph: Graph, df: DataFrame, names: Sequence[str]) -> dict[str, str]:
+    """In how many rows these columns differ, in words; without those that don't."""
+    if not names:
+        return {}
+    found, labels = _counted((old, new), (graph, graph), df, [(name, name) for name in names])
+    apart = [
+        found[f"d{i}_flips"] if is_label else _numbers("", found, f"d{i}").changed for i, is_label in enumerate(labels)
+    ]
+    return {name: f"{n:,} of {found['rows']:,} rows" for name, n in zip(names, apart, strict=True) if n}
 
 
 def _counted(

@@ -37,6 +37,7 @@ class Judgement:
         level: p-value below which a set of rows counts as worse, shrunk as in the verdict; None if the guard accepts
             anything.
         unseen: one more row that is predicted wrongly; None if the guard accepts anything, and of a regression.
+        outside: how outputs outside the loss would change, in sentences.
     """
 
     verdict: guard.Verdict
@@ -47,6 +48,7 @@ class Judgement:
     maxFlipRate: float = 1.0
     stricter: int = 1  # what the guard was divided by beside fleetSize
     unseen: Unseen | None = None
+    outside: tuple[str, ...] = ()
 
     @property
     def worse(self) -> list[Change]:
@@ -71,7 +73,7 @@ class Judgement:
 
     @property
     def accepted(self) -> bool:
-        return self.verdict.accepted and not self.worse and not self.flips and not self.fragile
+        return self.verdict.accepted and not (self.worse or self.flips or self.fragile or self.outside)
 
 
 def moves_splits(network: Network) -> bool:
@@ -228,6 +230,9 @@ def reason(
             f"rows together gain {judgement.unseen.gain:.3g}"
         )
         out.append(ways)
+    if judgement.outside:
+        against.append(f"outputs outside the loss would change: {', '.join(judgement.outside)}")
+        out.append("to accept that, name the stages in target")
     return f"{gain}, but {'; and '.join(against)}; {'; '.join(out)}"
 
 

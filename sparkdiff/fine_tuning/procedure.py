@@ -49,6 +49,10 @@ def fine_tune(
         model, tuned = task.model, dataclasses.replace(original, parity=None)
         if judged.judgement.accepted:
             model, tuned = written(run, original, fitted.found.network, {VALIDATION: judged.tuned})
+            judgement, notes = task.compared_outside(judged.judgement, model, sources[0].df)
+            judged, doubts = dataclasses.replace(judged, judgement=judgement), [*doubts, *notes]
+            if not judgement.accepted:
+                model, tuned = task.model, dataclasses.replace(original, parity=None)
         summary = summary_of(run, original, fitted, judged, tuned, doubts)
         phases.on_decision(summary)
         return Outcome(model, task.model, task.plan, summary, (fitted.folder,))

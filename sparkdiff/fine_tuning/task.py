@@ -1,13 +1,16 @@
 """What is trained: a pipeline, analysed, with its roles resolved."""
 
 import dataclasses
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from pyspark.sql import DataFrame
 
 from sparkdiff import jvm
 from sparkdiff.data.soft_labels import Hardened
+from sparkdiff.diagnostics.predictions import changed_outputs
 from sparkdiff.errors import InputError, ParityError
+from sparkdiff.evaluation.acceptance import Judgement
 from sparkdiff.options import Options
 from sparkdiff.pipeline.cut import Cut, analyse
 from sparkdiff.pipeline.graph import Graph
@@ -32,6 +35,39 @@ class Task:
     labelCol: str | None  # None: clusters, whose loss needs none
     weightCol: str | None
     soft: Hardened | None = None  # of labels that were class probabilities
+
+    def kept_as_fitted(self, columns: Iterable[str]) -> dict[str, str]:
+        """Reasons, by uid, for the stages that must not be fitted anew, searched or deleted: `unfitted(model, keep=...)`.
+
+        Among them are those that make the label, the weight or another column of the loss (as `censorCol`).
+
+        Args:
+            columns: of the rows.
+        """
+        graph = self.cut.graph
+        wanted = [c for c in (self.labelCol, self.weightCol, *graph.head.lossInputs) if c is not None]
+        makers = graph.makers(wanted, columns)
+        return self.roles.kept_as_fitted(self.options.target) | {
+            graph.formula_of(v) or v.uid: "the loss reads what it makes" for v in makers
+        }
+
+    def compared_outside(
+        self, judgement: Judgement, new: Any, df: DataFrame, keep: Collection[str] = ()
+    ) -> tuple[Judgement, list[str]]:
+        """Judge a pipeline in the place of this one by what it changes that no training and no fit for the loss may change.
+
+        Args:
+            df: the rows.
+            keep: uids of more stages that must not be fitted anew.
+
+        Returns:
+            The judgement with these changes, and warnings about columns that can't be compared.
+        """
+        graph, kept = self.cut.graph, {*self.kept_as_fitted(df.columns), *keep}
+        fitted = {v.uid for v in graph.vertices if (graph.formula_of(v) or v.uid) not in kept}
+        trained = {s.uid for s in self.plan.stages if s.trainable}
+        differences, notes = changed_outputs(self.model, new, df, fitted | trained)
+        return dataclasses.replace(judgement, outside=tuple(differences)), notes
 
 
 def check_runs(model: Any, data: DataFrame) -> None:

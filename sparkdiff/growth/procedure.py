@@ -1,7 +1,10 @@
 """The way of a growth, once through: columns and cache, rounds, the grown pipeline, all of it together, the decision."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
+
+from pyspark.sql import DataFrame
 
 from sparkdiff.data.splits import VALIDATION, Boundaries, Source
 from sparkdiff.evaluation.checks import check_stored
@@ -65,7 +68,8 @@ def grow_pipeline(
     check_runs(made, sources[0].df)
     task = prepare(made, options, sources[0].df)
     with begun(task, sources, phases, boundaries=boundaries) as run:
-        return _decided(run, start, original, told, folder, clock.left(options.maxSeconds), replace=replace)
+        left = clock.left(options.maxSeconds)
+        return _decided(run, start, original, told, folder, left, sources[0].df, replace=replace)
 
 
 def _decided(
@@ -75,6 +79,7 @@ def _decided(
     told: Told,
     folder: RunFolder,
     seconds: float | None,
+    df: DataFrame,
     *,
     replace: bool,
 ) -> Outcome:
@@ -85,13 +90,19 @@ def _decided(
         original: as the rounds measured it.
         folder: of the rounds.
         seconds: that training may take; None without a limit.
+        df: the rows.
     """
     width, first, model = width_of(start.head.stage), original.scores[VALIDATION], start.model
     done = finish(run, first, told.grown, width, seconds, replace=replace)
     result, after, cost = model, done.before, told.serving.before
     if done.judgement.accepted:
-        result, after = written(run, done.start, done.network, {VALIDATION: done.tuned})
-        cost = cost_of(result, start.head, told.serving)
+        made, measured = written(run, done.start, done.network, {VALIDATION: done.tuned})
+        task = dataclasses.replace(start.task, model=model)
+        judgement, notes = task.compared_outside(done.judgement, made, df)
+        done = dataclasses.replace(done, judgement=judgement)
+        told = dataclasses.replace(told, doubts=[*told.doubts, *notes])
+        if judgement.accepted:
+            result, after, cost = made, measured, cost_of(made, start.head, told.serving)
     summary = with_parts(done, original.parity, after, told, cost)
     run.phases.on_decision(summary)
     return Outcome(result, model, start.task.plan, summary, (folder, done.fitted.folder))

@@ -4,21 +4,16 @@ from typing import Any
 
 from sparkdiff.growth import costs
 from sparkdiff.growth.serving import SAME
-from sparkdiff.improvement.ground import Ground, as_pipeline, stages_of
+from sparkdiff.improvement.ground import Ground, as_pipeline
 from sparkdiff.pipeline.translation import linked
 from sparkdiff.serving.compact import CompactPlan, compact, compact_plan
-
-
-def forbidden(ground: Ground) -> bool:
-    """Whether no stage may go."""
-    return "simplify" not in ground.settings.tried()
 
 
 def folded(ground: Ground, model: Any) -> Any | None:
     """The pipeline with fewer stages and the same outputs; None where none goes, where it would serve no cheaper, or where it is
     forbidden.
 
-    Stages that are to stay as they are (`Ground.keeps`) stay, and so do the columns that they write.
+    Stages that are to stay as they are (`Ground.stay`) stay, and so do the columns that they write.
     """
     plan = folding(ground, model)
     if plan is None:
@@ -29,14 +24,12 @@ def folded(ground: Ground, model: Any) -> Any | None:
 
 def folding(ground: Ground, model: Any) -> CompactPlan | None:
     """What would fold, without making it; None where nothing does, or where it is forbidden."""
-    if forbidden(ground):
+    if "simplify" not in ground.settings.tried():
         return None
     model, schema = as_pipeline(model), ground.sources[0].df.schema
-    plan, keeps = compact_plan(model, schema=schema), {s.uid for s in stages_of(model)} & {*ground.keeps}
-    if keeps:
-        written = [c for v in linked(model).vertices if v.uid in keeps for c in v.outputs]
-        plan = compact_plan(model, [*plan.keepCols, *written], schema=schema)
-    if any(s.uid in keeps and s.action != "same" for s in plan.stages):
+    written = [c for v in linked(model).vertices if v.uid in ground.stay for c in v.outputs]
+    plan = compact_plan(model, [*compact_plan(model, schema=schema).keepCols, *written], schema=schema)
+    if any(s.uid in ground.stay and s.action != "same" for s in plan.stages):
         return None
     return plan if any(s.action == "gone" for s in plan.stages) else None
 

@@ -126,9 +126,17 @@ class Ground:
         Raises:
             InputError: no stage has this name.
         """
+        return self._named(self.options.freeze, "freeze") + self._named(self.settings.keepStages, "keepStages")
+
+    def _named(self, names: Sequence[Any], option: str) -> tuple[str, ...]:
         graph = linked(self.model)
-        chosen = graph.select(self.options.freeze, "freeze") | graph.select(self.settings.keepStages, "keepStages")
-        return tuple(v.uid for v in graph.vertices if v.position in chosen)
+        return tuple(graph.vertices[i].uid for i in sorted(graph.select(names, option)))
+
+    @functools.cached_property
+    def stay(self) -> dict[str, str]:
+        """Reasons, by uid, for the stages that no arm fits anew, searches or deletes."""
+        kept = dict.fromkeys(self.keeps, "it is to be kept")
+        return self.plan.kept_as_fitted(self.sources[0].df.columns) | kept
 
     @functools.cached_property
     def lossParams(self) -> dict[str, Any]:
@@ -162,14 +170,15 @@ class Ground:
         Args:
             changes: of the options.
         """
-        keeps = self.keeps  # a name that no stage has is an error
+        keeps, target = self.keeps, self.options.target  # a name that no stage has is an error
         if model is self.model:
             freeze = tuple(dict.fromkeys((*self.options.freeze, *self.settings.keepStages)))
         else:
-            freeze = tuple(s.uid for s in stages_of(model) if s.uid in keeps)
+            uids, named = [s.uid for s in stages_of(model)], self._named(target, "target")
+            freeze, target = (tuple(uid for uid in uids if uid in names) for names in (keeps, named))
             changes = {"lossParams": self.lossParams, **changes}
             check_runs(model, self.sources[0].df)
-        o = dataclasses.replace(self.options, freeze=freeze, **changes)
+        o = dataclasses.replace(self.options, freeze=freeze, target=target, **changes)
         return prepare(model, o, self.sources[0].df)
 
     def kept(self, arm: str, number: int) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 
@@ -100,7 +101,7 @@ def decide(ground: Ground, steps: Sequence[Step]) -> Decision:
     worth = _finalists(ground, [(k, candidates[k]) for k in order if allowed(ground, candidates[k].found.cost)])
     family = family_of(ground, steps, ledger, worth[0][0] if worth else -1)
     with ground.begun(ground.start.task) as run:
-        data, reference = keyed(run.data), bool(run.cache.rows(REFERENCE))
+        data, reference, notes = keyed(run.data), bool(run.cache.rows(REFERENCE)), list[str]()
         held, training = ground.start.scores[VALIDATION], run.cache.rows(TRAIN) <= TRAINING_ROWS
 
         def judged(column: int, candidate: Candidate) -> JudgedCandidate:
@@ -117,11 +118,14 @@ def decide(ground: Ground, steps: Sequence[Step]) -> Decision:
                 training=training,
                 always=True,
             )
+            found, more = _compared_outside(ground, candidate.name, found, candidate.model)
+            notes.extend(more)
             return _stepped(candidate, found, column, family, ground)
 
         all_judged = tuple(judged(k, c) for k, c in worth)
         first = next((j for j in all_judged if j.judgement.verdict.best >= 0), None)
-        warnings = () if first is None else _few(ledger, first, held.mean)
+        notes += [] if first is None else _few(ledger, first, held.mean)
+    warnings = tuple(dict.fromkeys(notes))
     return with_folded(ground, Decision(all_judged, _offers(ground, all_judged, family), warnings, len(ledger.gains)))
 
 
@@ -174,6 +178,12 @@ def _stepped(
     return JudgedCandidate(candidate, dataclasses.replace(found, verdict=verdict), p, column)
 
 
+def _compared_outside(ground: Ground, name: str, judgement: Judgement, model: Any) -> tuple[Judgement, list[str]]:
+    """The judgement of a candidate with what it changes outside the loss, and warnings."""
+    judgement, notes = ground.plan.compared_outside(judgement, model, ground.sources[0].df, ground.stay)
+    return judgement, [f"{name!r} is not offered: {change}" for change in judgement.outside] + notes
+
+
 def _few(ledger: Ledger, first: JudgedCandidate, original: float) -> tuple[str, ...]:
     return tuple(datachecks.too_few_rows(ledger.gains, ledger.weights, first.judgement.verdict, original))
 
@@ -188,7 +198,7 @@ def _offers(ground: Ground, judged: Sequence[JudgedCandidate], family: TestedFam
         found |= {
             name: j for name, j in ((AS_CHEAP, cheap), (SAME_FORM, same)) if j is not None and j is not accepted[0]
         }
-    simpler = _simpler(ground, judged, found.get(BEST), family)
+    simpler = _simpler(ground, [j for j in judged if not j.judgement.outside], found.get(BEST), family)
     return found if simpler is None else found | {SIMPLER: simpler}
 
 
@@ -236,6 +246,9 @@ def with_folded(ground: Ground, decision: Decision) -> Decision:
         return dataclasses.replace(decision, warnings=(*decision.warnings, f"{name}: {why}"))
     before = best.candidate.found.scores[VALIDATION].blocks
     apart = float((found.scores[VALIDATION].blocks - before).abs().sum())
+    judgement, notes = _compared_outside(ground, name, best.judgement, model)
+    if judgement.outside:
+        return dataclasses.replace(decision, warnings=(*decision.warnings, *notes))
     if apart > ROUNDING * float(before.abs().sum()) or (offered and offered.candidate.found.cost <= found.cost):
         return decision
     simpler = dataclasses.replace(

@@ -2,14 +2,14 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from pyspark.ml import Transformer
 
 from sparkdiff.errors import InputError, did_you_mean
 from sparkdiff.pipeline.names import unquoted
-from sparkdiff.stages.base import NULL, StageModule
+from sparkdiff.stages.base import NULL, StageModule, columns_of
 from sparkdiff.stages.linear import GeneralizedLinearRegression
 from sparkdiff.stages.predictor import Predictor
 from sparkdiff.stages.prepared import Prepared
@@ -49,7 +49,8 @@ class Vertex:
         why: the reason why it stays in Spark.
         sources: the versions that the Spark stage reads.
         parents: the writers of all versions that it reads or may read.
-        declaredParents: the writers of the columns that it declares to read, as if opaque stages wrote no other column.
+        declaredParents: the writers of the columns that it declares to read, or names in its statement, as if opaque stages wrote
+            no other column.
         module: the torch module; None if the stage stays in Spark.
         parametric: whether it has parameters that may train.
         prepared: the columns that plain stages in front of it make for its module.
@@ -87,6 +88,11 @@ class Vertex:
     def inputs(self) -> tuple[str, ...]:
         """The columns that it reads."""
         return tuple(map(unquoted, self.spelled))
+
+    @property
+    def statement(self) -> str:
+        """The SQL that it runs, which may read and write any column; empty if it runs none."""
+        return "".join(columns_of(self.stage, ("statement",))) if self.opaque else ""
 
     @property
     def margin_reads(self) -> tuple[Version, ...]:
@@ -137,6 +143,14 @@ class Graph:
     def writers(self) -> Mapping[str, int]:
         """The position of the last stage that declares each column as an output, by casefolded name."""
         return {self.casefold(c): v.position for v in self.vertices for c in v.outputs}
+
+    @functools.cached_property
+    def above(self) -> Sequence[frozenset[int]]:
+        """For each stage, the stages from which a path of declared columns leads to it."""
+        out: list[frozenset[int]] = []
+        for vertex in self.vertices:
+            out.append(vertex.declaredParents.union(*(out[p] for p in vertex.declaredParents)))
+        return out
 
     def writes(self, i: int, names: Iterable[str]) -> bool:
         """Whether stage i declares an output with one of these casefolded names."""

@@ -1,7 +1,7 @@
 """The roles of a pipeline's stages under a loss: the head, the stages that train with it, and why the others do not."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 
 from sparkdiff.errors import InputError, did_you_mean
 from sparkdiff.options import Options
@@ -49,10 +49,12 @@ class Outside:
     A stage behind the head follows its changes on purpose, except a predictor, which was fitted to the head's old output.
 
     Attributes:
+        path: the head, and the stages from which a path of declared columns leads to it or to its label.
         readers: for each stage, the stages outside that read its output.
     """
 
     graph: Graph
+    path: frozenset[int]
     readers: Mapping[int, list[int]]
 
     def readers_of(self, stages: Iterable[int]) -> list[int]:
@@ -62,7 +64,14 @@ class Outside:
     def columns(self, stages: Iterable[int]) -> list[str]:
         """The columns outside that change with these stages, without columns that a later stage replaces."""
         graph, readers = self.graph, self.readers_of(stages)
-        return [c for j in readers for c in graph.vertices[j].outputs if graph.writers[graph.casefold(c)] == j]
+        written = [c for j in readers for c in graph.vertices[j].outputs if graph.writers[graph.casefold(c)] == j]
+        return [*written, *(f"the columns of {v.uid}" for v in map(graph.vertices.__getitem__, readers) if v.statement)]
+
+    def why(self, i: int) -> str:
+        """The reason why stage i must not change: the columns outside that would change with it."""
+        vertices = self.graph.vertices
+        readers = (f"{'the predictor ' * _predicts(self.graph, j)}{vertices[j].uid}" for j in self.readers[i])
+        return f"also feeds {', '.join(readers)}, outside the loss: {', '.join(self.columns([i]))} would change"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,16 +112,42 @@ class Roles:
 
         Args:
             stages: the stages to freeze.
-            target: the only stages to train, if any.
+            target: the only stages to train, if any; those of them that can't train may be fitted anew.
+
+        Raises:
+            InputError: no target can train, or one isn't on the path to the loss.
         """
         frozen = dict.fromkeys(self.graph.select(stages, "freeze"), "frozen on request")
         targets = self.graph.select(target, "target")
-        for i in targets - self.trainable:
+        for i in sorted(targets - (self.outside.path if targets & self.trainable else self.trainable)):
             raise InputError(f"target={self.graph.vertices[i].uid!r} can't train: {self.reason(i, {})}")
         frozen |= dict.fromkeys(self.trainable - targets if targets else (), "not in target")
         for i in self.trainable & set(frozen):
             self.graph.modules[i].requires_grad_(False)
         return frozen
+
+    def kept_as_fitted(self, target: Iterable[object] = ()) -> dict[str, str]:
+        """Reasons, by uid, for the stages that must not be fitted anew, searched or deleted for the loss.
+
+        Args:
+            target: the only stages that may be, if any; only here a stage counts that also feeds columns outside the loss.
+        """
+        graph, targets = self.graph, self.graph.select(target, "target")
+        stages: dict[str, set[int]] = {}
+        for v in graph.vertices:
+            stages.setdefault(graph.formula_of(v) or v.uid, set()).add(v.position)  # a formula is fitted as a whole
+        return {uid: why for uid, found in stages.items() if (why := self._why_kept(found, targets))}
+
+    def _why_kept(self, stages: Set[int], targets: Set[int]) -> str:
+        """The reason why a stage, or the parts of a formula, must not be fitted anew; empty if it may be."""
+        if not stages & self.outside.path:
+            return "no path leads from it to the loss"
+        if made := [self.makers[i] for i in sorted(stages - {self.graph.head_position}) if i in self.makers]:
+            return f"makes {made[0]!r}, which the loss reads"
+        if targets and not stages & targets:
+            return "not in target"
+        shared = [i for i in sorted(stages - targets - {self.graph.head_position}) if self.outside.columns([i])]
+        return f"{self.outside.why(shared[0])}; name it in target to allow that" if shared else ""
 
     def reason(self, i: int, frozen: Mapping[int, str]) -> str:
         """The role of a stage and the reason for it, in words."""
@@ -153,7 +188,7 @@ def roles_of(graph: Graph, options: Options) -> Roles:
     upstream = frozenset() if head is None else frozenset(graph.ancestors([head]) | {head})
     module = None if head is None else graph.modules[head]
     clusters = isinstance(module, Predictor) and not module.labelled and options.labelCol is None
-    makers, outside = _makers(graph, (options.labelCol, options.weightCol)), _outside(graph, upstream)
+    makers, outside = _makers(graph, (options.labelCol, options.weightCol)), _outside(graph)
     named, gradients = _named(graph, outside, asked), _gradients(graph, clusters)
     path = {p for (_, p), _ in gradients} | ({head} if head is not None else set())
     anyway = _blocked(graph, upstream, makers)  # whatever the stages outside of the loss read
@@ -183,18 +218,18 @@ def _makers(graph: Graph, given: tuple[str | None, str | None]) -> dict[int, str
     return out
 
 
-def _outside(graph: Graph, upstream: frozenset[int]) -> Outside:
+def _outside(graph: Graph) -> Outside:
     out: dict[int, list[int]] = {}
-    above: list[frozenset[int]] = []
+    above, head = graph.above, graph.head_position
+    read = {head, *(p for _, p in graph.head.lossReads if p >= 0)} if head is not None else set()
+    path = frozenset(read).union(*(above[p] for p in read))
     for i, vertex in enumerate(graph.vertices):
-        above.append(vertex.declaredParents.union(*(above[p] for p in vertex.declaredParents)))
-        head = graph.head_position
-        if head is None or i in upstream or (head in above[i] and not _predicts(graph, i)):
+        if head is None or i in path or (head in above[i] and not _predicts(graph, i)):
             continue
         undeclared = not vertex.declares_all and _predicts(graph, i)
         for j in above[i] | (graph.ancestors([i]) - {head} if undeclared else frozenset()):
             out.setdefault(j, []).append(i)
-    return Outside(graph, out)
+    return Outside(graph, path, out)
 
 
 def _predicts(graph: Graph, i: int) -> bool:
@@ -264,10 +299,5 @@ def droppers(graph: Graph, upstream: frozenset[int]) -> set[int]:
 
 def _why_shared(outside: Outside, i: int) -> str:
     """The reason why a stage that is read outside the loss does not train."""
-    graph = outside.graph
-    readers = (f"{'the predictor ' * _predicts(graph, j)}{graph.vertices[j].uid}" for j in outside.readers[i])
-    own = [n for n, p in graph.modules[i].named_parameters() if p.requires_grad]
-    return (
-        f"also feeds {', '.join(readers)}, outside the loss: {', '.join(outside.columns([i]))} would change; "
-        f"trains on request (target, unfreeze): {', '.join(own)}"
-    )
+    own = [n for n, p in outside.graph.modules[i].named_parameters() if p.requires_grad]
+    return f"{outside.why(i)}; trains on request (target, unfreeze): {', '.join(own)}"

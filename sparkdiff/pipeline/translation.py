@@ -1,6 +1,7 @@
 """The steps from a fitted pipeline to its graph: stages linked by the column versions they read, then torch modules."""
 
 import dataclasses
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -229,11 +230,15 @@ def _linked(vertices: Sequence[Vertex], casefold: Callable[[str], str]) -> Itera
         sources = tuple((casefold(unquoted(c)), _writer(c, current, casefold, unknown)) for c in vertex.spelled)
         parents = {p for _, p in sources} if vertex.declares_all else set(range(i))
         by_name = {_writer(c, declared, casefold, unknown) for c in vertex.spelled}
+        if statement := casefold(vertex.statement):
+            by_name = {
+                p for name, p in declared.items() if re.search(rf"(?<!\w){re.escape(name)}(?!\w)", statement)
+            } | {unknown}
         yield dataclasses.replace(
             vertex, sources=sources, reads=sources,
             lossReads=tuple((casefold(c), current.get(casefold(c), unknown)) for c in vertex.lossInputs),
             parents=frozenset(range(i) if vertex.opaque else parents - {-1}),
-            declaredParents=frozenset(range(i) if vertex.opaque else by_name - {-1}),
+            declaredParents=frozenset(range(i) if vertex.opaque and not statement else by_name - {-1}),
         )  # fmt: skip
         if vertex.opaque:
             unknown, current = i, {}

@@ -7,8 +7,9 @@ settings it was fitted, it stays as it is fitted, and `Unfitted.stages` says why
 
 import math
 import sys
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from pyspark.ml import Estimator, Model, Pipeline, PipelineModel
@@ -52,13 +53,6 @@ class UnfittedStage:
     def uid(self) -> str:
         return str(self.model.uid)
 
-    @property
-    def stageClass(self) -> str:
-        return type(self.model).__name__
-
-    def toDict(self) -> dict[str, str]:
-        return {"uid": self.uid, "stageClass": self.stageClass, "role": self.role, "reason": self.reason}
-
 
 @dataclass(frozen=True)
 class Unfitted:
@@ -88,18 +82,23 @@ class Unfitted:
         unsure = [f"{s.uid}: {s.reason}" for s in self.stages if s.role == ESTIMATOR and s.reason]
         return (*told, *unsure, *(f"{uid}: its best setting is kept, and not searched again" for uid in self.searches))
 
+    @property
+    def refusal(self) -> str:
+        """Why no stage is fitted anew; empty if one is."""
+        why = "; ".join(self.notes) or "none of its stages is ever fitted"
+        return "" if self.learns else f"{self.model.uid} can't be fitted anew: {why}"
+
     def check(self) -> None:
         """Raise InputError if no stage is fitted anew; says why."""
-        if not self.learns:
-            why = "; ".join(self.notes) or "none of its stages is ever fitted"
-            raise InputError(f"{self.model.uid} can't be fitted anew: {why}")
+        if self.refusal:
+            raise InputError(self.refusal)
 
 
-def unfitted(model: Any, keep: Collection[str] = ()) -> Unfitted:
+def unfitted(model: Any, keep: Mapping[str, str] = MappingProxyType({})) -> Unfitted:
     """The estimators that a fitted pipeline came from.
 
     Args:
-        keep: uids of stages that are to stay as they are fitted.
+        keep: reasons, by uid, for the stages that are to stay as they are fitted, as `Task.kept_as_fitted` finds them.
         model: a PipelineModel or a fitted stage; nested pipelines, a FineTunerModel and models of searches are opened.
 
     Raises:
@@ -176,15 +175,15 @@ def _form(model: Any, found: dict[str, UnfittedStage]) -> Any:
     return found[model.uid].stage
 
 
-def _unfitted(model: Any, uids: Sequence[str], keep: Collection[str]) -> UnfittedStage:
+def _unfitted(model: Any, uids: Sequence[str], keep: Mapping[str, str]) -> UnfittedStage:
     """What stands in the place of a leaf stage.
 
     Args:
         uids: of all leaf stages.
-        keep: uids of those that stay.
+        keep: the reasons of those that stay.
     """
     if model.uid in keep:
-        return UnfittedStage(model, model, AS_FITTED, "it is to be kept")
+        return UnfittedStage(model, model, AS_FITTED, keep[model.uid])
     if why := _why_as_fitted(model, uids):
         return UnfittedStage(model, model, AS_FITTED, why)
     if not isinstance(model, Model):

@@ -12,7 +12,7 @@ from sparkdiff.improvement.arm import Arm
 from sparkdiff.improvement.arms.fine_tuning import fine_tuned
 from sparkdiff.improvement.budget import Limit
 from sparkdiff.improvement.candidate import Candidate, Step, one_column
-from sparkdiff.improvement.ground import Ground, measure
+from sparkdiff.improvement.ground import Ground, Measurement, measure
 from sparkdiff.pipeline.unfitted import ESTIMATOR, Unfitted, unfitted, with_uids_of
 from sparkdiff.stages.base import columns_of
 
@@ -24,7 +24,8 @@ def form_of(ground: Ground) -> Unfitted:
     """
     graph = ground.plan.cut.graph
     space = [v.uid for v in graph.vertices if v.uid != graph.head.uid] if ground.plan.labelCol is None else ()
-    return fitted_to_label(ground, unfitted(ground.model, keep=(*ground.keeps, *label_stages(ground), *space)))
+    measured = dict.fromkeys(space, "clusters are measured by distances in the space that it makes")
+    return fitted_to_label(ground, unfitted(ground.model, keep=measured | ground.stay))
 
 
 def fitted_to_label(ground: Ground, form: Unfitted) -> Unfitted:
@@ -42,24 +43,12 @@ def fitted_to_label(ground: Ground, form: Unfitted) -> Unfitted:
     return form
 
 
-def label_stages(ground: Ground) -> tuple[str, ...]:
-    """The uids of the stages that the label, the weight or another column of the loss (as `censorCol`) comes from."""
-    graph, task = ground.plan.cut.graph, ground.plan
-    wanted = [c for c in (task.labelCol, task.weightCol, *graph.head.lossInputs) if c is not None]
-    makers = graph.makers(wanted, ground.sources[0].df.columns)
-    return tuple(graph.formula_of(v) or v.uid for v in makers)  # of a formula all parts stay
-
-
-def refitted(ground: Ground, estimator: Any) -> Any:
-    """The pipeline that an estimator of the original's form fits on the training rows, with the original's uids."""
-    whole = estimator if isinstance(estimator, Pipeline) else Pipeline(stages=[estimator])
-    model: Any = fit_on_training_rows(whole, ground.sources, ground.options, ground.boundaries)
-    return with_uids_of(ground.model, model if isinstance(estimator, Pipeline) else model.stages[0])
-
-
-def _refused(ground: Ground) -> str:
-    form = form_of(ground)
-    return "" if form.learns else f"nothing can be fitted anew: {'; '.join(form.notes) or 'no stage is ever fitted'}"
+def refitted(ground: Ground, form: Unfitted, limit: Limit) -> Measurement:
+    """Fit a pipeline anew on the training rows, with its uids, and measure it."""
+    estimator = form.estimator if isinstance(form.estimator, Pipeline) else Pipeline(stages=[form.estimator])
+    with jvm.within(limit.most):
+        model: Any = fit_on_training_rows(estimator, ground.sources, ground.options, ground.boundaries)
+    return measure(ground, with_uids_of(form.model, model if estimator is form.estimator else model.stages[0]))
 
 
 def _run(ground: Ground, number: int, limit: Limit, steps: Sequence[Step]) -> Step:
@@ -70,9 +59,7 @@ def _run(ground: Ground, number: int, limit: Limit, steps: Sequence[Step]) -> St
             ground, base, limit, recipe="default", arm="refit", number=number, name="refitted, fine-tuned"
         )
     form = form_of(ground)
-    with jvm.within(limit.most):
-        model = refitted(ground, form.estimator)
-    found = measure(ground, model)
+    found = refitted(ground, form, limit)
     kept = [s.uid for s in form.stages if s.role == "as fitted"]
     says = "; ".join([f"fitted anew on {ground.rows['train']:,} rows", *(f"{uid} stays as it is" for uid in kept)])
     candidate = Candidate("refit", "refitted", found, 0)
@@ -82,4 +69,4 @@ def _run(ground: Ground, number: int, limit: Limit, steps: Sequence[Step]) -> St
     )
 
 
-ARM = Arm("refit", 2, 0.5, _refused, _run)
+ARM = Arm("refit", 2, 0.5, lambda ground: form_of(ground).refusal, _run)

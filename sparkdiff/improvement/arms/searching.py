@@ -39,8 +39,8 @@ def _refused(ground: Ground) -> str:
     except InputError as e:
         return str(e)
     form = form_of(ground)
-    if not form.learns:
-        return f"nothing can be fitted anew: {'; '.join(form.notes) or 'no stage is ever fitted'}"
+    if why := form.refusal:
+        return why
     if ground.plan.labelCol is None:
         return "there is no label by which a trial could be judged"
     if why := _unmeasurable(ground):
@@ -79,7 +79,7 @@ def _searched(ground: Ground, limit: Limit, trials: int) -> TunedSettings:
         trials = max(2, min(trials, int(limit.passes / PASSES)))
     rows = training_rows(ground.sources, o, ground.boundaries)
     return tuned(
-        form, settings_space(form), _evaluator(ground), rows, splitCol=None, groupCol=o.groupCol, timeCol=o.timeCol,
+        form, settings_space(form), _evaluator(ground), rows, groupCol=o.groupCol, timeCol=o.timeCol,
         numTrials=trials, maxSeconds=limit.seconds, seed=o.seed, folder=ground.folder / STUDY,
         keep=1 if ground.settings.maxServingCost is None else SEVERAL,
     )  # fmt: skip

@@ -12,28 +12,26 @@ from functools import partial
 import torch
 
 from sparkdiff import jvm
-from sparkdiff.data.splits import fit_on_training_rows
 from sparkdiff.errors import InputError, ParityError
 from sparkdiff.evaluation.ledger import LedgerTrial
 from sparkdiff.improvement.arm import Arm
 from sparkdiff.improvement.arms.fine_tuning import fine_tuned
-from sparkdiff.improvement.arms.refitting import fitted_to_label, label_stages
+from sparkdiff.improvement.arms.refitting import fitted_to_label, refitted
 from sparkdiff.improvement.budget import Limit
 from sparkdiff.improvement.candidate import Candidate, Step, best_of, nothing, one_column
 from sparkdiff.improvement.folding import folded, folding, gone
 from sparkdiff.improvement.ground import Ground, measure
-from sparkdiff.pipeline.unfitted import AS_FITTED, Unfitted, unfitted, with_uids_of
+from sparkdiff.pipeline.unfitted import AS_FITTED, Unfitted, unfitted
 from sparkdiff.serving.deletion import Deletion, deletions
 
 
 def possible(ground: Ground) -> list[tuple[Deletion, Unfitted]]:
     """The stages that can be deleted, and the unfitted forms of what is left."""
-    stay = (*ground.keeps, *label_stages(ground))
     found = []
     for one in deletions(ground.model, ground.sources[0].df.schema):
-        form = fitted_to_label(ground, unfitted(one.pipeline, keep=[uid for uid in stay if uid != one.uid]))
+        form = fitted_to_label(ground, unfitted(one.pipeline, keep=ground.stay))
         kept = {s.uid for s in form.stages if s.role == AS_FITTED}
-        if one.uid not in stay and form.learns and not kept & set(one.mustRefit):
+        if one.uid not in ground.stay and form.learns and not kept & set(one.mustRefit):
             found.append((one, form))
     return found
 
@@ -99,10 +97,8 @@ def _compacted(ground: Ground) -> Candidate | None:
 
 def _without(ground: Ground, one: Deletion, form: Unfitted, limit: Limit) -> Candidate:
     """The pipeline that is fitted without this stage."""
-    with jvm.within(limit.most):
-        model = fit_on_training_rows(form.estimator, ground.sources, ground.options, ground.boundaries)
     name = f"refitted without {one.stageClass.removesuffix('Model')}"
-    found = measure(ground, with_uids_of(one.pipeline, model))
+    found = refitted(ground, form, limit)
     return Candidate("simplify", name, found, 0, f"without {one.uid}")
 
 

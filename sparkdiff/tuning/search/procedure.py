@@ -15,12 +15,13 @@ from pyspark.sql import DataFrame
 
 from sparkdiff import jvm
 from sparkdiff.data.fingerprint import content, source_facts
+from sparkdiff.diagnostics.predictions import changed_outputs
 from sparkdiff.errors import InputError, WriteError
 from sparkdiff.jvm.plans import tables_read
 from sparkdiff.jvm.settings import settings as settings_of
 from sparkdiff.machine import memory, paths
 from sparkdiff.pipeline.names import read_by_name
-from sparkdiff.pipeline.nesting import plain
+from sparkdiff.pipeline.nesting import flatten, plain
 from sparkdiff.report import Phases
 from sparkdiff.report.progress import Phase
 from sparkdiff.report.record import versions
@@ -254,7 +255,13 @@ def _in_folder(task: SearchTask, dataset: DataFrame, phases: Phases, folder: Pat
         with phases.phase("fresh rows"):
             compared = compare(winner, default, rows, split, task.evaluators[0], level=s.guard, seed=s.seed)
         kept = default if task.current is None else task.current
-        return SearchOutcome(*_told(task, known, best, compared, counts, winner, kept), front)
+        model, summary, found = _told(task, known, best, compared, counts, winner, kept)
+        if task.current is not None and model is winner:
+            fitted = [stage.uid for _, stage in flatten(default) if isinstance(stage, Model)]
+            changes, notes = changed_outputs(default, winner, dataset, fitted)
+            doubts = [f"other outputs than those of `current`: {change}" for change in changes] + notes
+            summary = replace(summary, warnings=[*summary.warnings, *doubts])
+        return SearchOutcome(model, summary, found, front)
     finally:
         rows.rows.unpersist()
         memory.trim()

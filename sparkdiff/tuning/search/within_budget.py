@@ -15,8 +15,7 @@ from typing import Any
 
 from pyspark.sql import DataFrame, functions as F
 
-from sparkdiff.data.splits import BLOCK, SPLIT, TIME, TRAIN, Source, with_splits
-from sparkdiff.pipeline.names import named
+from sparkdiff.data.splits import SPLIT, Source, with_splits
 from sparkdiff.pipeline.unfitted import Unfitted, refit
 from sparkdiff.tuning.search.dimensions import SearchSpace
 from sparkdiff.tuning.search.procedure import SearchTask, best_of, records
@@ -71,7 +70,7 @@ class TunedSettings:
 
 
 def tuned(
-    form: Unfitted, space: Mapping[Any, Any], evaluator: Any, rows: DataFrame, *, splitCol: str | None = SPLIT,
+    form: Unfitted, space: Mapping[Any, Any], evaluator: Any, rows: DataFrame, *,
     validationFraction: float = 0.25, groupCol: str | None = None, timeCol: str | None = None, sampler: str = "tpe",
     numTrials: int = 30, maxSeconds: float | None = None, seed: int = 0, keep: int = 1, folder: Path | None = None,
     go_on: Callable[[Sequence[Trial]], bool] | None = None,
@@ -86,7 +85,7 @@ def tuned(
         form: the unfitted form of a fitted pipeline.
         space: {Param of a stage of form.estimator: distribution}, such as `settings_space(form)`.
         evaluator: an Evaluator of Spark's, which chooses among trials.
-        rows: those whose `splitCol` is "train" fit and choose; no other row is read. None: all rows.
+        rows: the training rows, which fit and choose.
         validationFraction: share of the training rows that chooses among trials; by group or time where there are such columns.
         maxSeconds: no trial begins where it, and the fit of the best setting to all training rows, might end later.
         keep: how many settings are fitted to all training rows and returned.
@@ -103,21 +102,14 @@ def tuned(
         "timeCol": timeCol, "seed": seed, "maxSeconds": maxSeconds,
     })  # fmt: skip
     task = SearchTask.of(SearchSpace.of(form.estimator, space), [evaluator], settings, None)
-    data = _training_rows(rows, splitCol)
     with ExitStack() as stack:
         if folder is not None:
-            stack.enter_context(opened(folder, task.request(data)))
-        inner = _divided(data, settings)
+            stack.enter_context(opened(folder, task.request(rows)))
+        inner = _divided(rows, settings)
         inner.rows.cache()
         stack.callback(inner.rows.unpersist)
         study, stopped = _studied(task, inner, folder, go_on, begun)
-    return _told(form, task, study, stopped, data, keep)
-
-
-def _training_rows(rows: DataFrame, splitCol: str | None) -> DataFrame:
-    """The training rows, with the columns of the data."""
-    chosen = rows if splitCol is None else rows.where(named(splitCol) == TRAIN)
-    return chosen.drop(*({SPLIT, BLOCK, TIME, splitCol} - {None}))  # type: ignore[arg-type]
+    return _told(form, task, study, stopped, rows, keep)
 
 
 def _divided(data: DataFrame, s: Settings) -> Divided:

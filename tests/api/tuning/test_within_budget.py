@@ -11,12 +11,12 @@ from pyspark.ml.classification import LinearSVC, LogisticRegression, MultilayerP
 from pyspark.ml.evaluation import BinaryClassificationEvaluator, MulticlassClassificationEvaluator, RegressionEvaluator
 from pyspark.ml.feature import PCA, Normalizer, QuantileDiscretizer, StandardScaler, VectorAssembler, VectorSizeHint
 from pyspark.ml.functions import vector_to_array
-from pyspark.sql import DataFrame, functions as F
+from pyspark.sql import DataFrame
 from scipy.special import xlogy
 from small_data import NUMBERS
 
 from sparkdiff import InputError, choice, integer, loguniform
-from sparkdiff.data.splits import SPLIT, Source, with_splits
+from sparkdiff.data.splits import Source, training_rows
 from sparkdiff.objectives.metric import Metric
 from sparkdiff.options import Options
 from sparkdiff.pipeline.unfitted import unfitted
@@ -37,8 +37,7 @@ def judge() -> RegressionEvaluator:
 
 @pytest.fixture(scope="module")
 def rows(df: DataFrame) -> Iterator[DataFrame]:
-    (data,) = with_splits([Source(df)], Options(validationFraction=0.3))
-    data = data.coalesce(1).cache()
+    data = training_rows([Source(df)], Options(validationFraction=0.3)).coalesce(1).cache()
     yield data
     data.unpersist()
 
@@ -72,18 +71,8 @@ def test_the_winner_is_the_pipeline_fitted_to_all_training_rows(
     assert found[0].current == found[0].records[0]["rmse"] > best.metric
     assert found[0].records[0]["PCA.k"] == 2 and found[0].records[0]["GeneralizedLinearRegression.regParam"] == 0.0
     assert (found[0].trials, found[0].failed, found[0].stopped) == (5, 0, "trials")
-    train = rows.where(F.col(SPLIT) == "train").drop(SPLIT)
-    again = unfitted(best.model).estimator.fit(train)
+    again = unfitted(best.model).estimator.fit(rows)
     assert again.stages[-1].coefficients == best.model.stages[-1].coefficients
-
-
-def test_rows_that_do_not_train_are_not_read(
-    found: tuple[TunedSettings, Path], numeric: PipelineModel, rows: DataFrame, space: dict[Any, Any]
-) -> None:
-    """Labels that would change everything stand in all others."""
-    other = rows.withColumn("riders", F.when(F.col(SPLIT) == "train", F.col("riders")).otherwise(1e6))
-    again = tuned(unfitted(numeric), space, judge(), other, numTrials=5, seed=1)
-    assert [{**r, "seconds": 0} for r in again.records] == [{**r, "seconds": 0} for r in found[0].records]
 
 
 def test_it_goes_on_where_it_was(
@@ -267,6 +256,6 @@ def test_nothing_to_search(df: DataFrame) -> None:
     form = unfitted(PipelineModel([VectorAssembler(inputCols=NUMBERS, outputCol="a")]))
     assert settings_space(form) == {}
     with pytest.raises(InputError, match="can't be fitted anew: none of its stages is ever fitted"):
-        tuned(form, {}, judge(), df, splitCol=None)
+        tuned(form, {}, judge(), df)
     with pytest.raises(InputError, match="space is empty"):
-        tuned(unfitted(PipelineModel([scaler])), {}, judge(), df, splitCol=None)
+        tuned(unfitted(PipelineModel([scaler])), {}, judge(), df)

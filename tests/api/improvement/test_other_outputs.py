@@ -1,0 +1,274 @@
+"""Outputs that nobody asked to improve: a cluster, another label's predictor and columns of their own stay as they are."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from pyspark.ml import Pipeline, PipelineModel
+from pyspark.ml.classification import LogisticRegression
+from pyspark.ml.clustering import KMeans
+from pyspark.ml.evaluation import MulticlassClassificationEvaluator
+from pyspark.ml.feature import (
+    PCA,
+    Imputer,
+    MinMaxScaler,
+    Normalizer,
+    RFormula,
+    SQLTransformer,
+    StandardScaler,
+    StringIndexer,
+    VectorAssembler,
+)
+from pyspark.sql import DataFrame, functions as F
+
+from sparkdiff import FineTuner, Grower, Improver, InputError, Search, compact
+from sparkdiff.data.splits import Source
+from sparkdiff.diagnostics.predictions import changed_outputs
+from sparkdiff.fine_tuning.shared import Shared
+from sparkdiff.improvement.arms import refitting, simplifying
+from sparkdiff.improvement.arms.refitting import form_of
+from sparkdiff.improvement.ground import Ground
+from sparkdiff.improvement.settings import ImprovementSettings
+from sparkdiff.options import Options
+from sparkdiff.pipeline.unfitted import unfitted
+from sparkdiff.report import Phases
+from sparkdiff.store.digests import hash_of
+from sparkdiff.tuning.search.settings_space import settings_space
+from sparkdiff.tuning.search.space import choice
+
+OTHER = {"labelCol": "kind", "predictionCol": "other", "probabilityCol": "likely", "rawPredictionCol": "margins"}
+NAMES = ("hours", "filled", "assembled", "scaled", "unit", "segment", "other", "components", "features", "prediction")
+"""A name for each stage of `stages`."""
+
+
+def stages() -> list[Any]:
+    """The scaler feeds the head, and beside it a cluster; the indexer and the imputer feed both predictors."""
+    return [
+        StringIndexer(inputCol="hour", outputCol="hours", stringOrderType="frequencyAsc"),
+        Imputer(inputCols=["wind"], outputCols=["wind"]),
+        VectorAssembler(inputCols=["temp", "hum", "wind", "noise"], outputCol="assembled"),
+        StandardScaler(inputCol="assembled", outputCol="scaled"),
+        Normalizer(inputCol="scaled", outputCol="unit"),
+        KMeans(featuresCol="unit", predictionCol="segment", k=3, seed=1),
+        LogisticRegression(featuresCol="assembled", regParam=0.01, **OTHER),
+        PCA(inputCol="assembled", outputCol="components", k=3),
+        VectorAssembler(inputCols=["components", "scaled", "hours"], outputCol="features"),
+        LogisticRegression(labelCol="rain", regParam=0.3),
+    ]
+
+
+@pytest.fixture(scope="module")
+def rows(df: DataFrame) -> DataFrame:
+    return df.where("number < 600")
+
+
+@pytest.fixture(scope="module")
+def model(rows: DataFrame) -> PipelineModel:
+    """Fitted on other rows."""
+    return Pipeline(stages=stages()).fit(rows.where("number < 300").withColumn("rain", 1 - F.col("rain")))
+
+
+def ground(model: Any, rows: DataFrame, **options: Any) -> Ground:
+    given = Options.of({"predictionCol": "prediction", **options})
+    return Ground(model, given, ImprovementSettings.of({}), [Source(rows)], None, Phases(False), Shared())
+
+
+def anew(start: Ground) -> set[str]:
+    return {s.uid for s in form_of(start).stages if s.role == "estimator"}
+
+
+def uids(model: PipelineModel, *names: str) -> set[str]:
+    return {model.stages[NAMES.index(name)].uid for name in names}
+
+
+# Which stages may be fitted anew --------------------------------------------------------------------------------------
+
+
+def test_only_what_the_loss_alone_depends_on_is_fitted_anew(model: PipelineModel, rows: DataFrame) -> None:
+    start = ground(model, rows)
+    assert anew(start) == uids(model, "hours", "components", "prediction")
+    why = {s.uid: s.reason for s in form_of(start).stages}
+    [imputer, scaler, cluster] = [model.stages[NAMES.index(name)].uid for name in ("filled", "scaled", "segment")]
+    assert why[cluster] == "no path leads from it to the loss"
+    assert f"{cluster}, outside the loss" in why[scaler]
+    assert "segment" in why[scaler]
+    assert why[scaler].endswith("name it in target to allow that")
+    assert "other" in why[imputer]
+    assert {p.parent for p in settings_space(form_of(start))} == uids(model, "components", "prediction")
+    assert {one.uid for one, _ in simplifying.possible(start)} == uids(model, "components")
+
+
+def test_a_stage_that_target_names_may_be_fitted_anew_though_others_read_it(
+    model: PipelineModel, rows: DataFrame
+) -> None:
+    """It is the same option as of fine-tuning: the only stages that change."""
+    named = sorted(uids(model, "hours", "scaled", "prediction"))
+    start = ground(model, rows, target=named)
+    assert anew(start) == {*named}  # the indexer, too, which can't train
+    assert {s.uid for s in start.plan.plan.stages if s.trainable} == uids(model, "scaled", "prediction")
+    why = {s.uid: s.reason for s in form_of(start).stages}
+    assert why[model.stages[NAMES.index("components")].uid] == "not in target"
+    for outside in uids(model, "segment", "other"):
+        with pytest.raises(InputError, match=f"target='{outside}' can't train: no differentiable path to the loss"):
+            anew(ground(model, rows, target=[outside]))
+
+
+def test_a_statement_reads_what_it_names(rows: DataFrame) -> None:
+    """One makes a column of its own from scaled features, another one makes a feature, beside a cluster that neither reads."""
+    pipeline = Pipeline(
+        stages=[
+            VectorAssembler(inputCols=["temp", "hum"], outputCol="assembled"),
+            StandardScaler(inputCol="assembled", outputCol="scaled"),
+            Imputer(inputCols=["wind"], outputCols=["full"]),
+            KMeans(featuresCol="assembled", predictionCol="segment", k=3, seed=1),
+            SQLTransformer(statement="SELECT *, 2 * full AS twice FROM __THIS__"),
+            VectorAssembler(inputCols=["twice", "scaled"], outputCol="features"),
+            LogisticRegression(labelCol="rain"),
+        ]
+    ).fit(rows)
+    _, scaler, imputer, _, _, _, head = pipeline.stages
+    assert anew(ground(pipeline, rows)) == {scaler.uid, imputer.uid, head.uid}
+    read = SQLTransformer(statement="SELECT *, array_max(vector_to_array(SCALED)) AS risk FROM __THIS__")
+    start = ground(PipelineModel([*pipeline.stages, read]), rows)
+    assert anew(start) == {head.uid}  # it might read `twice`, too
+    assert f"the columns of {read.uid}" in start.stay[scaler.uid]
+    assert scaler.uid not in {s.uid for s in start.plan.plan.stages if s.trainable}
+    follows = SQLTransformer(statement="SELECT *, scaled AS copy, prediction + 1 AS next FROM __THIS__")
+    assert scaler.uid in anew(ground(PipelineModel([*pipeline.stages, follows]), rows))
+
+
+def test_a_formula_is_fitted_anew_as_a_whole(rows: DataFrame) -> None:
+    formula = RFormula(formula="rain ~ hour + wind", labelCol="made")
+    head = LogisticRegression(labelCol="rain")
+    alone = Pipeline(stages=[formula, head]).fit(rows)
+    start = ground(alone, rows, labelCol="rain")
+    assert anew(start) == {s.uid for s in alone.stages}
+    beside = Pipeline(stages=[formula, KMeans(predictionCol="segment", k=2, seed=1), head]).fit(rows)
+    assert anew(ground(beside, rows, labelCol="rain")) == {beside.stages[2].uid}
+
+
+# What ships -----------------------------------------------------------------------------------------------------------
+
+QUICK: dict[str, Any] = {
+    "recipe": "fast",
+    "maxEpochs": 4,
+    "learningRate": 0.01,
+    "parallelism": 1,
+    "predictionCol": "prediction",
+}
+KEPT = ("filled", "assembled", "scaled", "unit", "segment", "other")
+
+
+def outputs(model: Any, rows: DataFrame) -> Any:
+    return model.transform(rows).select("wind", "scaled", "unit", "segment", "other", "likely", "margins").toPandas()
+
+
+@pytest.mark.parametrize("arms", [["refit", "simplify"], ["search"]])
+def test_no_arm_touches_what_is_outside_of_the_loss(
+    model: PipelineModel, rows: DataFrame, tmp_path: Any, arms: list[str]
+) -> None:
+    found = Improver(model, arms=arms, budget="60 passes", baseline=False, cacheDir=str(tmp_path), **QUICK).fit(rows)
+    assert {r["arm"] for r in found.summary.table} == {None, *arms}
+    assert found.offers
+    assert not [w for w in found.summary.warnings if "outside the loss" in w]
+    before, by_uid = outputs(model, rows), {s.uid: s for s in model.stages}
+    for offer in found.offers.values():
+        assert outputs(offer, rows).equals(before)
+        stays = [s for s in offer.stages if s.uid in uids(model, *KEPT)]
+        assert len(stays) == len(KEPT)
+        assert all(hash_of(s, None, tmp_path) == hash_of(by_uid[s.uid], None, tmp_path) for s in stays)
+
+
+def test_a_candidate_that_changes_other_outputs_is_not_offered(
+    model: PipelineModel, rows: DataFrame, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(refitting, "form_of", lambda ground: unfitted(ground.model))
+    found = Improver(model, arms=["refit"], budget="30 passes", baseline=False, cacheDir=str(tmp_path), **QUICK).fit(
+        rows
+    )
+    assert found.pipelineModel is model
+    assert found.offers == {}
+    uid = model.stages[NAMES.index("segment")].uid
+    [warning] = [w for w in found.summary.warnings if "column 'segment'" in w]
+    assert f"is not offered: {uid}: column 'segment' has other values in " in warning
+    assert warning.endswith(" of 600 rows")
+    assert "but outputs outside the loss would change: " in found.summary.reason
+
+
+def test_fine_tuning_growth_and_folding_leave_other_outputs_alone(
+    model: PipelineModel, rows: DataFrame, tmp_path: Any
+) -> None:
+    before, o = outputs(model, rows), {"cacheDir": str(tmp_path), **QUICK}
+    o.pop("parallelism")
+    tuned = FineTuner(model, guard=1.0, **o).fit(rows)
+    grown = Grower(model, guard=1.0, parts=["crosses"], rounds=1, **o).fit(rows)
+    assert (tuned.summary.decision, grown.summary.decision) == ("tuned", "grown")
+    for other in (
+        tuned.pipelineModel,
+        grown.pipelineModel,
+        compact(model, [*outputs(model, rows).columns, "prediction"]),
+    ):
+        assert outputs(other, rows).equals(before)
+
+
+# The comparison -------------------------------------------------------------------------------------------------------
+
+
+def compared(
+    model: PipelineModel, rows: DataFrame, change: Callable[[list[Any]], list[Any]]
+) -> tuple[list[str], list[str]]:
+    """What differs after a change of the stages, although only the head may change."""
+    return changed_outputs(model, PipelineModel(change([*model.stages])), rows, [model.stages[-1].uid])
+
+
+def test_each_difference_is_named_with_stage_column_and_rows(model: PipelineModel, rows: DataFrame) -> None:
+    uid = {name: stage.uid for name, stage in zip(NAMES, model.stages, strict=True)}
+    other = Pipeline(stages=stages()).fit(rows).stages
+    assert compared(model, rows, lambda s: [*s[:-1], other[-1]]) == ([], [])
+    assert compared(model, rows, lambda s: [t.copy() for t in s]) == ([], [])
+    [found], _ = compared(model, rows, lambda s: [*s[:5], other[5], *s[6:]])
+    assert found.startswith(f"{uid['segment']}: column 'segment' has other values in ")
+    assert found.endswith(" of 600 rows")
+    gone = compared(
+        model, rows, lambda s: [*s[:7], *s[8:-2], VectorAssembler(inputCols=["scaled"], outputCol="features")]
+    )[0]
+    assert f"{uid['components']}: column 'components' is gone" in gone
+    renamed = MinMaxScaler(inputCol="assembled", outputCol="scaled").fit(model.stages[2].transform(rows))
+    found, _ = compared(model, rows, lambda s: [*s[:3], renamed, *s[4:]])
+    assert any(w.startswith(f"{uid['scaled']}: column 'scaled' has other values in 600 of 600") for w in found)
+    text = SQLTransformer(statement="SELECT * EXCEPT (hours), CAST(hours AS FLOAT) AS hours FROM __THIS__")
+    found, _ = compared(model, rows, lambda s: [*s, text])
+    assert f"{uid['hours']}: column 'hours' has dataType FloatType(), not DoubleType()" in found
+    assert f"{uid['hours']}: column 'hours' has metadata" in " ".join(found)
+    assert any("stand in another order" in w for w in found)
+
+
+def test_a_column_of_chance_is_left_out_and_named(model: PipelineModel, rows: DataFrame) -> None:
+    chance = SQLTransformer(statement="SELECT *, rand() AS chance FROM __THIS__")
+    pipeline = PipelineModel([*model.stages, chance])
+    new = PipelineModel([*model.stages[:-1], Pipeline(stages=stages()).fit(rows).stages[-1], chance])
+    differences, notes = changed_outputs(pipeline, new, rows, [model.stages[-1].uid])
+    assert differences == []
+    assert notes == [f"{pipeline.uid}: column 'chance' can't be compared: it has other values each time"]
+
+
+def test_a_search_tells_which_other_outputs_than_those_of_current_it_ships(rows: DataFrame) -> None:
+    """The label of `current` was turned round, so that the winner ships."""
+    first = [*stages()[2:4], LogisticRegression(featuresCol="scaled", labelCol="rain", maxIter=5)]
+    current = Pipeline(stages=[*first[:2], Normalizer(inputCol="assembled", outputCol="unit"), first[2]]).fit(
+        rows.withColumn("rain", 1 - F.col("rain"))
+    )
+    pipeline, evaluator = (
+        Pipeline(stages=first),
+        MulticlassClassificationEvaluator(labelCol="rain", metricName="logLoss"),
+    )
+    found = Search(
+        estimator=pipeline,
+        space={first[2].regParam: choice(0.0, 0.01)},
+        evaluator=evaluator,
+        current=current,
+        sampler="grid",
+    ).fit(rows)
+    assert found.summary.decision == "winner"
+    warning = f"other outputs than those of `current`: {current.stages[2].uid}: column 'unit' is gone"
+    assert warning in found.summary.warnings
