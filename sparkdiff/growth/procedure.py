@@ -1,15 +1,18 @@
 """The way of a growth, once through: columns and cache, rounds, the grown pipeline, all of it together, the decision."""
 
-from collections.abc import Sequence
+import dataclasses
+import functools
+import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from sparkdiff.data.splits import VALIDATION, Boundaries, Source
 from sparkdiff.evaluation.checks import check_stored
-from sparkdiff.fine_tuning.phases import begun, checked, run_folder, verified, written
+from sparkdiff.fine_tuning.phases import begun, checked, run_folder, trained, verified, written
 from sparkdiff.fine_tuning.task import check_runs, prepare
 from sparkdiff.fine_tuning.values import Measured, Outcome, Run
 from sparkdiff.growth import rounds, running
-from sparkdiff.growth.assembly import cost_of, grown_pipeline, serving_of, width_of
+from sparkdiff.growth.assembly import columns_last, cost_of, grown_pipeline, serving_of, width_of
 from sparkdiff.growth.checkpoints import one_thread
 from sparkdiff.growth.checks import check_units
 from sparkdiff.growth.clock import Clock
@@ -19,13 +22,14 @@ from sparkdiff.growth.ground import GrowthStart, ground
 from sparkdiff.growth.inputs import room_of, specification_of, table_of
 from sparkdiff.growth.parts import trees
 from sparkdiff.growth.plan import described
-from sparkdiff.growth.reporting import RoundProgress, Told, with_parts, without_parts
+from sparkdiff.growth.reporting import RoundProgress, Told, attributed, with_parts, without_parts
 from sparkdiff.growth.rounds import Grown, Limits, Member
 from sparkdiff.growth.running import Memory
 from sparkdiff.growth.serving import Serving, check_cost
 from sparkdiff.growth.settings import GrowthSettings
 from sparkdiff.options import Options
 from sparkdiff.report import Phases, shown
+from sparkdiff.report.shares import share_of
 from sparkdiff.store.run_folder import RunFolder, name_beside
 
 
@@ -49,7 +53,7 @@ def grow_pipeline(
         print(text, flush=True)
     settings, missing = trees.without_trees(settings)
     start = ground(model, options, settings.entityCols, sources, boundaries)
-    serving = serving_of(model, start.head, settings.maxServingCost, start.data, start.indexers)
+    serving = serving_of(model, start.head, settings.maxServingCost, start.indexers)
     with begun(start.task, sources, phases, boundaries=boundaries) as run:
         check_units(run)
         original, doubts = verified(run), [*checked(run), *missing]
@@ -60,24 +64,37 @@ def grow_pipeline(
             summary = without_parts(run, original, told)
             phases.on_decision(summary)
             return Outcome(model, model, start.task.plan, summary, (folder,))
-    made = grown_pipeline(model, start.head, grown.members, start.indexers, start.data)
+    made = grown_pipeline(model, start.head, grown.members, start.indexers, start.mark)
     check_cost(serving, [m.part for m in grown.members], cost_of(made, start.head, serving))
     check_runs(made, sources[0].df)
+    made = columns_last(made, start.mark, sources[0].df, drop=settings.dropColumns)
     task = prepare(made, options, sources[0].df)
+    alone = functools.partial(train_alone, model, options, sources, boundaries, replace=replace)
     with begun(task, sources, phases, boundaries=boundaries) as run:
-        return _decided(run, start, original, told, folder, clock.left(options.maxSeconds), replace=replace)
+        return _decided(run, start, original, told, folder, clock.left(options.maxSeconds), alone, replace=replace)
+
+
+def train_alone(
+    model: Any, options: Options, sources: Sequence[Source], boundaries: Boundaries | None, seconds: float | None,
+    *, replace: bool,
+) -> tuple[float, RunFolder]:  # fmt: skip
+    """Train the pipeline without any part, and return its gain on validation rows, as a share of the metric, and the folder.
+
+    Args:
+        seconds: that training may take; None without a limit.
+    """
+    own = options.runId and name_beside(options.runId, "-alone")
+    task = prepare(model, dataclasses.replace(options, maxSeconds=seconds, runId=own), sources[0].df)
+    with begun(task, sources, Phases(False), boundaries=boundaries) as run:
+        original = verified(run)
+        fitted, before = trained(run, original, None, replace=replace), original.scores[VALIDATION].mean
+        return max(share_of(before - fitted.best, before), 0.0), fitted.folder
 
 
 def _decided(
-    run: Run,
-    start: GrowthStart,
-    original: Measured,
-    told: Told,
-    folder: RunFolder,
-    seconds: float | None,
-    *,
-    replace: bool,
-) -> Outcome:
+    run: Run, start: GrowthStart, original: Measured, told: Told, folder: RunFolder, seconds: float | None,
+    alone: Callable[[float | None], tuple[float, RunFolder]], *, replace: bool,
+) -> Outcome:  # fmt: skip
     """Train the grown pipeline, and return it if held-out rows decide for it.
 
     Args:
@@ -85,16 +102,26 @@ def _decided(
         original: as the rounds measured it.
         folder: of the rounds.
         seconds: that training may take; None without a limit.
+        alone: trains the original in as many seconds, see `train_alone`.
     """
+    begun_at = time.monotonic()
     width, first, model = width_of(start.head.stage), original.scores[VALIDATION], start.model
     done = finish(run, first, told.grown, width, seconds, replace=replace)
-    result, after, cost = model, done.before, told.serving.before
+    result, after, cost, folders = model, done.before, told.serving.before, [folder, done.fitted.folder]
+    attribution: list[dict[str, Any]] = []
     if done.judgement.accepted:
         result, after = written(run, done.start, done.network, {VALIDATION: done.tuned})
         cost = cost_of(result, start.head, told.serving)
-    summary = with_parts(done, original.parity, after, told, cost)
+        attribution = attributed(done, told, cost)
+        left = None if seconds is None else seconds - (time.monotonic() - begun_at)
+        if left is None or left > 0:
+            with run.phases.phase("attribute"):
+                gain, own = alone(left)
+            folders.append(own)
+            attribution.insert(0, {"what": "fine-tuned alone", "gain": gain, "cost": told.serving.before})
+    summary = with_parts(done, original.parity, after, told, cost, attribution)
     run.phases.on_decision(summary)
-    return Outcome(result, model, start.task.plan, summary, (folder, done.fitted.folder))
+    return Outcome(result, model, start.task.plan, summary, tuple(folders))
 
 
 def grow_rounds(
@@ -108,7 +135,7 @@ def grow_rounds(
     """
     check_stored(run.network, run.data)  # as the training behind the rounds does
     o = run.task.options
-    limits = Limits(settings.parts, settings.rounds, settings.complexity, o.seed, serving)
+    limits = Limits(settings.parts, settings.rounds, settings.complexity, o.seed, serving, settings.maxLoss)
     # The level of the guard and the size of the fleet decide what is dropped.
     beside = {"growth": settings.asdict(), "guard": o.guard, "fleetSize": o.fleetSize}
     with run.phases.phase("grow") as say:

@@ -18,9 +18,13 @@ class GrowthSummary(FineTuningSummary):
         rounds: an entry for everything that a round tried: {"round", "kind", "name", "gain" (of validation rows, as a share of
             the original's metric), "objective", "parameters", "cost", "seconds", "epoch", "why"}; `why` is empty for the part
             that joined, else says why it did not.
-        parts: an entry for each part that joined: {"kind", "name", "round", "cost", "parameters", "stages" (uids), "dropped",
-            "shown" (what it learned, as rows of a table)}.
+        parts: an entry for each part that joined: {"kind", "name", "round", "gain" (of validation rows, as it joined), "cost",
+            "parameters", "dropped", "shown" (what it learned, as rows of a table)}.
         servingCost: {"before", "after", "limit"}: microseconds per row by the table of costs, the limit None without one.
+        attribution: where the gain comes from, entries {"what", "gain" (of validation rows over the original, as a share of its
+            metric), "cost" (of the whole pipeline)}: "fine-tuned alone", which is the original's stages trained without any part;
+            each part, with those before it, as they joined; and all of it "trained together". Empty if the original was kept;
+            without the first entry if maxSeconds was over.
     """
 
     __module__ = "sparkdiff"
@@ -28,6 +32,7 @@ class GrowthSummary(FineTuningSummary):
     rounds: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     parts: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     servingCost: dict[str, float | None] = dataclasses.field(default_factory=dict)
+    attribution: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
     def _headline(self) -> str:
         joined = [p["name"] for p in self.parts if not p["dropped"]]
@@ -38,6 +43,9 @@ class GrowthSummary(FineTuningSummary):
         if self.rounds:
             yield rounds_table(self.rounds)
         yield from parts_lines(self.parts, self.servingCost)
+        if self.attribution:
+            rows = [(a["what"], f"{a['gain']:+.2%}", f"{a['cost']:.2f}") for a in self.attribution]
+            yield SectionTable([("the gain by what brings it", "gain", "us/row"), *rows], left=(0,))
 
 
 def rounds_table(rounds: Sequence[Mapping[str, Any]]) -> SectionTable:

@@ -9,7 +9,7 @@ from sparkdiff.errors import InputError
 from sparkdiff.evaluation.recorded import recorded
 from sparkdiff.fine_tuning.phases import verified, written
 from sparkdiff.growth import costs
-from sparkdiff.growth.assembly import cost_of, grown_pipeline, serving_of, width_of
+from sparkdiff.growth.assembly import columns_last, cost_of, grown_pipeline, serving_of, width_of
 from sparkdiff.growth.checks import check_options
 from sparkdiff.growth.clock import Clock
 from sparkdiff.growth.finishing import Finished, finish
@@ -51,8 +51,7 @@ def _refused(parts: Callable[[Ground], tuple[str, ...]]) -> Callable[[Ground], s
             head = linear_head(ground.plan.cut.graph)
             if head.uid in ground.keeps:
                 return f"{head.uid} is to be kept, and what joins changes it"
-            data = ground.plan.cut.transform(ground.sources[0].df)
-            check_room(serving_of(ground.model, head, ground.settings.maxServingCost, data, ()), parts(ground))
+            check_room(serving_of(ground.model, head, ground.settings.maxServingCost), parts(ground))
             if parts(ground) == ("trees",):
                 trees.without_trees(_settings(ground, ("trees",), 1))
         except InputError as e:
@@ -82,7 +81,7 @@ def grown(ground: Ground, limit: Limit, settings: GrowthSettings, arm: str, numb
         maxEpochs=ground.options.maxEpochs if epochs is None else min(ground.options.maxEpochs, epochs),
     )  # fmt: skip
     start = growth_ground(ground.model, options, settings.entityCols, ground.sources, ground.boundaries)
-    serving = serving_of(ground.model, start.head, settings.maxServingCost, start.data, start.indexers)
+    serving = serving_of(ground.model, start.head, settings.maxServingCost, start.indexers)
     clock = Clock.of(limit.seconds)
     with ground.begun(start.task) as run:
         first = verified(run).scores[VALIDATION]
@@ -99,8 +98,9 @@ def grown(ground: Ground, limit: Limit, settings: GrowthSettings, arm: str, numb
             f"no part joined: {found.stopped}",
             learned=told,
         )
-    made = grown_pipeline(ground.model, start.head, found.members, start.indexers, start.data)
+    made = grown_pipeline(ground.model, start.head, found.members, start.indexers, start.mark)
     check_cost(serving, [m.part for m in found.members], cost_of(made, start.head, serving))
+    made = columns_last(made, start.mark, ground.sources[0].df, drop=False)
     with ground.begun(replace(ground.task(made), options=options)) as run:
         done = finish(run, first, found, width_of(start.head.stage), clock.left(limit.seconds), replace=True)
         margins = recorded(done.network, run.data, tuple(s for s in HELD_OUT if s in run.cache.splits))
