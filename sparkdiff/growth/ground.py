@@ -6,7 +6,6 @@ from typing import Any
 
 from pyspark.ml import Pipeline, PipelineModel
 from pyspark.ml.feature import StringIndexer
-from pyspark.sql import DataFrame
 
 from sparkdiff import jvm
 from sparkdiff.data.splits import Boundaries, Source, fit_on_training_rows

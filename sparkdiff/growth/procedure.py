@@ -1,10 +1,10 @@
 """The way of a growth, once through: columns and cache, rounds, the grown pipeline, all of it together, the decision."""
 
 import dataclasses
-import functools
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
+
+from pyspark.sql import DataFrame
 
 from sparkdiff.data.splits import VALIDATION, Boundaries, Source
 from sparkdiff.evaluation.checks import check_stored
@@ -22,7 +22,7 @@ from sparkdiff.growth.ground import GrowthStart, ground
 from sparkdiff.growth.inputs import room_of, specification_of, table_of
 from sparkdiff.growth.parts import trees
 from sparkdiff.growth.plan import described
-from sparkdiff.growth.reporting import RoundProgress, Told, attributed, with_parts, without_parts
+from sparkdiff.growth.reporting import RoundProgress, Told, with_parts, without_parts
 from sparkdiff.growth.rounds import Grown, Limits, Member
 from sparkdiff.growth.running import Memory
 from sparkdiff.growth.serving import Serving, check_cost
@@ -64,37 +64,55 @@ def grow_pipeline(
             summary = without_parts(run, original, told)
             phases.on_decision(summary)
             return Outcome(model, model, start.task.plan, summary, (folder,))
-    made = grown_pipeline(model, start.head, grown.members, start.indexers, start.mark)
-    check_cost(serving, [m.part for m in grown.members], cost_of(made, start.head, serving))
-    check_runs(made, sources[0].df)
-    made = columns_last(made, start.mark, sources[0].df, drop=settings.dropColumns)
+    made = assembled(start, grown.members, serving, sources[0].df, drop=settings.dropColumns)
     task = prepare(made, options, sources[0].df)
-    alone = functools.partial(train_alone, model, options, sources, boundaries, replace=replace)
     with begun(task, sources, phases, boundaries=boundaries) as run:
-        return _decided(run, start, original, told, folder, clock.left(options.maxSeconds), alone, replace=replace)
+        outcome = _decided(run, start, original, told, folder, clock.left(options.maxSeconds), replace=replace)
+    left = None if options.maxSeconds is None else options.maxSeconds - clock.seconds
+    if outcome.model is not model and (left is None or left > 0):
+        with phases.phase("attribute"):
+            outcome = _with_gain_alone(outcome, dataclasses.replace(options, maxSeconds=left), sources, boundaries)
+    phases.on_decision(outcome.summary)
+    return outcome
 
 
-def train_alone(
-    model: Any, options: Options, sources: Sequence[Source], boundaries: Boundaries | None, seconds: float | None,
-    *, replace: bool,
-) -> tuple[float, RunFolder]:  # fmt: skip
-    """Train the pipeline without any part, and return its gain on validation rows, as a share of the metric, and the folder.
+def assembled(start: GrowthStart, members: Sequence[Member], serving: Serving, data: DataFrame, *, drop: bool) -> Any:
+    """The grown pipeline, see `grown_pipeline` and `columns_last`.
 
-    Args:
-        seconds: that training may take; None without a limit.
+    Raises:
+        SparkdiffError: it costs more than what was counted for its parts, or Spark can't run it.
     """
+    made = grown_pipeline(start.model, start.head, members, start.indexers, start.mark)
+    check_cost(serving, [m.part for m in members], cost_of(made, start.head, serving))
+    check_runs(made, data)
+    return columns_last(made, start.mark, data, drop=drop)
+
+
+def _with_gain_alone(
+    outcome: Outcome, options: Options, sources: Sequence[Source], boundaries: Boundaries | None
+) -> Outcome:
+    """The outcome with the gain of the original's stages when these train without any part."""
     own = options.runId and name_beside(options.runId, "-alone")
-    task = prepare(model, dataclasses.replace(options, maxSeconds=seconds, runId=own), sources[0].df)
+    task = prepare(outcome.original, dataclasses.replace(options, runId=own), sources[0].df)
     with begun(task, sources, Phases(False), boundaries=boundaries) as run:
         original = verified(run)
-        fitted, before = trained(run, original, None, replace=replace), original.scores[VALIDATION].mean
-        return max(share_of(before - fitted.best, before), 0.0), fitted.folder
+        fitted = trained(run, original, None, replace=True)
+    before = original.scores[VALIDATION].mean
+    gain = max(share_of(before - fitted.best, before), 0.0)
+    summary = dataclasses.replace(outcome.summary, fineTunedGain=gain)  # type: ignore[call-arg]
+    return dataclasses.replace(outcome, summary=summary, folders=(*outcome.folders, fitted.folder))
 
 
 def _decided(
-    run: Run, start: GrowthStart, original: Measured, told: Told, folder: RunFolder, seconds: float | None,
-    alone: Callable[[float | None], tuple[float, RunFolder]], *, replace: bool,
-) -> Outcome:  # fmt: skip
+    run: Run,
+    start: GrowthStart,
+    original: Measured,
+    told: Told,
+    folder: RunFolder,
+    seconds: float | None,
+    *,
+    replace: bool,
+) -> Outcome:
     """Train the grown pipeline, and return it if held-out rows decide for it.
 
     Args:
@@ -102,26 +120,15 @@ def _decided(
         original: as the rounds measured it.
         folder: of the rounds.
         seconds: that training may take; None without a limit.
-        alone: trains the original in as many seconds, see `train_alone`.
     """
-    begun_at = time.monotonic()
     width, first, model = width_of(start.head.stage), original.scores[VALIDATION], start.model
     done = finish(run, first, told.grown, width, seconds, replace=replace)
-    result, after, cost, folders = model, done.before, told.serving.before, [folder, done.fitted.folder]
-    attribution: list[dict[str, Any]] = []
+    result, after, cost = model, done.before, told.serving.before
     if done.judgement.accepted:
         result, after = written(run, done.start, done.network, {VALIDATION: done.tuned})
         cost = cost_of(result, start.head, told.serving)
-        attribution = attributed(done, told, cost)
-        left = None if seconds is None else seconds - (time.monotonic() - begun_at)
-        if left is None or left > 0:
-            with run.phases.phase("attribute"):
-                gain, own = alone(left)
-            folders.append(own)
-            attribution.insert(0, {"what": "fine-tuned alone", "gain": gain, "cost": told.serving.before})
-    summary = with_parts(done, original.parity, after, told, cost, attribution)
-    run.phases.on_decision(summary)
-    return Outcome(result, model, start.task.plan, summary, tuple(folders))
+    summary = with_parts(done, original.parity, after, told, cost)
+    return Outcome(result, model, start.task.plan, summary, (folder, done.fitted.folder))
 
 
 def grow_rounds(

@@ -19,7 +19,6 @@ from sparkdiff.growth.summary import GrowthSummary
 from sparkdiff.growth.table import Table
 from sparkdiff.pipeline.parity import Parity
 from sparkdiff.report import RemainingTime, advance
-from sparkdiff.report.shares import share_of
 
 
 class RoundProgress:
@@ -74,10 +73,12 @@ class Told:
             after: what the result costs to serve.
         """
         limit = None if math.isinf(self.serving.limit) else self.serving.limit
+        gains = {t.round: t.gain for t in self.grown.tried if not t.why}
         parts = [
             {
-                "kind": m.part.kind, "name": m.part.name, "round": m.round, "gain": m.gain, "cost": self.serving.share(m.part),
-                "parameters": m.part.parameters, "dropped": m in self.gone, "shown": m.part.shown(),
+                "kind": m.part.kind, "name": m.part.name, "round": m.round, "gain": gains[m.round],
+                "cost": self.serving.share(m.part), "parameters": m.part.parameters, "dropped": m in self.gone,
+                "shown": m.part.shown(),
             }
             for m in sorted((*self.grown.members, *self.gone), key=lambda m: m.round)
         ]  # fmt: skip
@@ -123,34 +124,13 @@ def _why_none(told: Told) -> str:
     return f"the parts that joined are not missed, so all of them were dropped (maxLoss={told.settings.maxLoss:g})"
 
 
-def attributed(done: Finished, told: Told, cost: float) -> list[dict[str, Any]]:
-    """What the parts had gained as each joined, and what all of it gains, trained together, with the cost to serve it.
-
-    Args:
-        cost: of the result.
-    """
-    members, before = told.grown.members, done.before.scores[VALIDATION].mean
-    out = [
-        {
-            "what": m.part.name,
-            "gain": sum(other.gain for other in members[: i + 1]),
-            "cost": told.serving.cost([other.part for other in members[: i + 1]]),
-        }
-        for i, m in enumerate(members)
-    ]
-    return [*out, {"what": "trained together", "gain": share_of(before - done.tuned.mean, before), "cost": cost}]
-
-
-def with_parts(
-    done: Finished, parity: Parity | None, after: Measured, told: Told, cost: float, attribution: list[dict[str, Any]]
-) -> GrowthSummary:  # fmt: skip
+def with_parts(done: Finished, parity: Parity | None, after: Measured, told: Told, cost: float) -> GrowthSummary:
     """The summary of what the guard decided.
 
     Args:
         parity: of the original.
         after: the metrics of the result.
         cost: what the result costs to serve.
-        attribution: see `GrowthSummary`.
     """
     run, judgement, fitted = done.run, done.judgement, done.fitted
     compared = {"before": parity, "grown": done.start.parity, "after": after.parity}
@@ -163,7 +143,6 @@ def with_parts(
         options=shown_options(run.task, run.goal.metric, **told.settings.asdict()),
         warnings=warnings_of(run, fitted, judged, own, told.warnings), **facts(run), **tested(judgement),
         **measured(done.before, after), **trained_facts(fitted, compared, judgement.accepted), **told.fields(cost),
-        attribution=attribution,
     )  # fmt: skip
 
 

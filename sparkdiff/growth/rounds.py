@@ -27,8 +27,6 @@ from sparkdiff.report.shares import share_of
 
 Run = Callable[[int, Sequence[Item], Table, Tensor], list[Found]]
 """(round, items, table, the original's sums (B,)) -> what each item found, in the order of the items."""
-LEAST_GAIN = 1e-4
-"""Of the metric's size, which a part has to gain on validation rows beside its penalty to join."""
 LACKS = 0.01
 """Of the gain of a round's best part, which a simpler part may lack and join in its place."""
 ROUNDING = 1e-9
@@ -44,13 +42,11 @@ class Member:
     Attributes:
         weight: what its output is multiplied by.
         round: in which it joined, from 1 on.
-        gain: of the mixture with it over that without it, on validation rows as it joined, as a share of the original's metric.
     """
 
     part: Part
     weight: float
     round: int
-    gain: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -140,7 +136,9 @@ def grow(
             stopped = f"maxSeconds was over in round {number}, before {late} of its {len(found)} parts were trained"
             return dataclasses.replace(state, stopped=stopped, late=True)
         if all(t.why for t in tried):
-            return dataclasses.replace(state, stopped=f"nothing that round {number} tried gains on the validation rows")
+            return dataclasses.replace(
+                state, stopped=f"nothing that round {number} tried gains enough on the validation rows"
+            )
     return dataclasses.replace(state, stopped=f"rounds={limits.rounds}")
 
 
@@ -167,8 +165,6 @@ def _joined(
     members, table = state.members, state.table
     if joins:
         members, table, now = _with(state, found[chosen], start, criterion, limits, number)
-        gain = share_of(before.mean - now.mean, original.mean)
-        members = (*members[:-1], dataclasses.replace(members[-1], gain=gain))
         gains.append((original.blocks - now.blocks)[None])
         trials.append(LedgerTrial(len(found), 0, f"round {number}: mixture"))
     grown = Grown(members, table, (*state.tried, *tried), torch.cat(gains), tuple(trials), "")
@@ -258,7 +254,7 @@ def _judged(
     validation = state.table.validation
     size = criterion.size(validation.margin, validation)
     objective = found.value + size * price(found.part, train, criterion, limits)
-    if not objective < before.mean - LEAST_GAIN * size:
+    if objective >= before.mean:
         return math.inf, "its gain is less than its penalty"
     gain = before.mean - found.value
     if gain <= limits.maxLoss * abs(original.mean):

@@ -70,9 +70,6 @@ class Serving:
     def _head(self, entries: float) -> float:
         return costs.of(self.head, self.margins * entries)
 
-    def allows(self, parts: Sequence[Part]) -> bool:
-        return self.cost(parts) <= self.limit
-
 
 def check_room(serving: Serving, kinds: Sequence[str]) -> None:
     """Raise InputError if the limit leaves no room for any part of these kinds."""

@@ -21,10 +21,8 @@ class GrowthSummary(FineTuningSummary):
         parts: an entry for each part that joined: {"kind", "name", "round", "gain" (of validation rows, as it joined), "cost",
             "parameters", "dropped", "shown" (what it learned, as rows of a table)}.
         servingCost: {"before", "after", "limit"}: microseconds per row by the table of costs, the limit None without one.
-        attribution: where the gain comes from, entries {"what", "gain" (of validation rows over the original, as a share of its
-            metric), "cost" (of the whole pipeline)}: "fine-tuned alone", which is the original's stages trained without any part;
-            each part, with those before it, as they joined; and all of it "trained together". Empty if the original was kept;
-            without the first entry if maxSeconds was over.
+        fineTunedGain: what the original's stages gain on validation rows when they train without any part, as a share of the
+            metric; None if the original was kept or maxSeconds was over.
     """
 
     __module__ = "sparkdiff"
@@ -32,7 +30,7 @@ class GrowthSummary(FineTuningSummary):
     rounds: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     parts: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     servingCost: dict[str, float | None] = dataclasses.field(default_factory=dict)
-    attribution: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    fineTunedGain: float | None = None
 
     def _headline(self) -> str:
         joined = [p["name"] for p in self.parts if not p["dropped"]]
@@ -42,10 +40,7 @@ class GrowthSummary(FineTuningSummary):
         yield from super()._sections()
         if self.rounds:
             yield rounds_table(self.rounds)
-        yield from parts_lines(self.parts, self.servingCost)
-        if self.attribution:
-            rows = [(a["what"], f"{a['gain']:+.2%}", f"{a['cost']:.2f}") for a in self.attribution]
-            yield SectionTable([("the gain by what brings it", "gain", "us/row"), *rows], left=(0,))
+        yield from parts_lines(self.parts, self.servingCost, self.fineTunedGain)
 
 
 def rounds_table(rounds: Sequence[Mapping[str, Any]]) -> SectionTable:
@@ -57,12 +52,15 @@ def rounds_table(rounds: Sequence[Mapping[str, Any]]) -> SectionTable:
     return SectionTable(rows, left=(0, 1, 5))
 
 
-def parts_lines(parts: Sequence[Mapping[str, Any]], cost: Mapping[str, float | None]) -> list[str]:
-    """The parts of the grown pipeline, and what serving costs."""
-    out = []
+def parts_lines(
+    parts: Sequence[Mapping[str, Any]], cost: Mapping[str, float | None], alone: float | None = None
+) -> list[str]:
+    """The parts of the grown pipeline, what brings which gain, and what serving costs."""
+    out = [] if alone is None else [f"fine-tuned alone: {alone:+.2%} at {cost['before']:.2f} us per row"]
     for p in parts:
         gone = ", dropped at the end: it is not missed" if p["dropped"] else ""
-        out.append(f"part {p['name']} ({p['kind']}, round {p['round']}, {p['parameters']:,} parameters{gone})")
+        told = f"{p['kind']}, round {p['round']}, {p['parameters']:,} parameters{gone}"
+        out.append(f"part {p['name']} ({told}): {p['gain']:+.2%} as it joined, at {p['cost']:.2f} us per row")
     before, after = cost.get("before"), cost.get("after")
     if before and after and not math.isclose(before, after):
         out.append(f"serving: {before:.2f} -> {after:.2f} us per row by the table of costs ({after / before:.1f}x)")

@@ -137,13 +137,10 @@ class Graph:
 
     @functools.cached_property
     def writers(self) -> Mapping[str, int]:
-        """The position of the last stage that declares each column as an output, by casefolded name; not of one that is dropped."""
-        found: dict[str, int] = {}
-        for v in self.vertices:
-            found |= {self.casefold(c): v.position for c in v.outputs}
-            for c in v.removes:
-                found.pop(self.casefold(c), None)
-        return found
+        """The position of the last stage that declares each column as an output, by casefolded name. Not of dropped ones."""
+        removed = {self.casefold(c): v.position for v in self.vertices for c in v.removes}
+        every = {self.casefold(c): v.position for v in self.vertices for c in v.outputs}
+        return {c: writer for c, writer in every.items() if removed.get(c, -1) < writer}
 
     def writes(self, i: int, names: Iterable[str]) -> bool:
         """Whether stage i declares an output with one of these casefolded names."""

@@ -240,7 +240,6 @@ def _linked(vertices: Sequence[Vertex], casefold: Callable[[str], str]) -> Itera
         )  # fmt: skip
         if vertex.opaque:
             unknown, current = i, {}
-        current = {c: writer for c, writer in current.items() if c not in set(map(casefold, vertex.removes))}
         current |= dict.fromkeys(map(casefold, vertex.outputs), i)
         declared |= dict.fromkeys(map(casefold, vertex.outputs), i)
 

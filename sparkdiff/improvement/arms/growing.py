@@ -9,16 +9,16 @@ from sparkdiff.errors import InputError
 from sparkdiff.evaluation.recorded import recorded
 from sparkdiff.fine_tuning.phases import verified, written
 from sparkdiff.growth import costs
-from sparkdiff.growth.assembly import columns_last, cost_of, grown_pipeline, serving_of, width_of
+from sparkdiff.growth.assembly import serving_of, width_of
 from sparkdiff.growth.checks import check_options
 from sparkdiff.growth.clock import Clock
 from sparkdiff.growth.finishing import Finished, finish
 from sparkdiff.growth.ground import ground as growth_ground
 from sparkdiff.growth.inputs import linear_head
 from sparkdiff.growth.parts import trees
-from sparkdiff.growth.procedure import grow_rounds
+from sparkdiff.growth.procedure import assembled, grow_rounds
 from sparkdiff.growth.reporting import of_a_sample, rows_without_entity
-from sparkdiff.growth.serving import check_cost, check_room
+from sparkdiff.growth.serving import check_room
 from sparkdiff.growth.settings import GrowthSettings
 from sparkdiff.improvement.arm import Arm
 from sparkdiff.improvement.arms import boosting
@@ -98,9 +98,7 @@ def grown(ground: Ground, limit: Limit, settings: GrowthSettings, arm: str, numb
             f"no part joined: {found.stopped}",
             learned=told,
         )
-    made = grown_pipeline(ground.model, start.head, found.members, start.indexers, start.mark)
-    check_cost(serving, [m.part for m in found.members], cost_of(made, start.head, serving))
-    made = columns_last(made, start.mark, ground.sources[0].df, drop=False)
+    made = assembled(start, found.members, serving, ground.sources[0].df, drop=False)
     with ground.begun(replace(ground.task(made), options=options)) as run:
         done = finish(run, first, found, width_of(start.head.stage), clock.left(limit.seconds), replace=True)
         margins = recorded(done.network, run.data, tuple(s for s in HELD_OUT if s in run.cache.splits))
