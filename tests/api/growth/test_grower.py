@@ -176,7 +176,8 @@ def test_a_last_stage_drops_the_columns_on_request(
     """Serving's own columns stay, an entity's index is dropped, too, and what is grown can be grown and fine-tuned again."""
     options: dict[str, Any] = {"rounds": 1, "guard": 1, "maxLoss": 0, "cacheDir": str(shared), **QUICK}
     parts = {"parts": ("effects",), "entityCols": ["shop"], "dropColumns": True}
-    model = fitted(rows, LinearRegression(labelCol="sales"))
+    rows = rows.withColumn("both", F.col("sales") + F.log1p("count"))  # shops have effects, and kind x season
+    model = fitted(rows, LinearRegression(labelCol="both"))
     first = Grower(model, **parts, **options).fit(rows)
     assert first.summary.decision == "grown", str(first.summary)
     first.pipelineModel.write().save(str(tmp_path / "grown"))
@@ -422,7 +423,7 @@ def test_rows_that_the_pipeline_drops_are_not_grown_on(rows: DataFrame, poisson:
     first = StringIndexer(inputCol="shop", outputCol="some", **skip).fit(rows.where("shop < 's2'"))
     last = VectorAssembler(inputCols=["z"], outputCol="seen", **skip)
     model = PipelineModel([first, *poisson.stages, last])
-    data = ground(model, Options(), ["kind"], [Source(rows)], None).data
+    data = ground(model, Options(), ["kind"], [Source(rows)], None).task.cut.transform(rows)
     assert data.count() == model.transform(rows).count() < rows.where("shop < 's2'").count()
 
 
