@@ -204,7 +204,7 @@ def _outputs(graph: Graph) -> dict[str, str]:
     found = [c for vertex in graph.vertices for c in columns_of(vertex.stage, ("predictionCol", "probabilityCol"))]
     if not found and graph.vertices:
         found = list(graph.vertices[-1].outputs)
-    return {graph.casefold(c): c for c in found}
+    return {graph.casefold(c): c for c in found if graph.casefold(c) in graph.writers}
 
 
 def _labels(graph: Graph) -> set[str]:

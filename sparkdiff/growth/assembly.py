@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 from pyspark.ml import PipelineModel
 from pyspark.ml.feature import VectorAssembler, VectorSizeHint
-from pyspark.ml.linalg import VectorUDT
 from pyspark.sql import DataFrame
 
 from sparkdiff import jvm
@@ -17,23 +16,23 @@ from sparkdiff.growth.rounds import Member
 from sparkdiff.growth.serving import Serving
 from sparkdiff.jvm.coefficients import matrix_of, stored_of, with_coefficients
 from sparkdiff.pipeline.graph import Vertex
-from sparkdiff.pipeline.names import casefolding
 from sparkdiff.pipeline.nesting import flatten, replaced
 
 
-def grown_pipeline(model: Any, head: Vertex, members: Sequence[Member], before: Sequence[Any], data: DataFrame) -> Any:
+def grown_pipeline(model: Any, head: Vertex, members: Sequence[Member], before: Sequence[Any], mark: str) -> Any:
     """The pipeline with the members' stages in front of its last linear stage. Plain MLlib; the model itself stays as it is.
 
     The last stage keeps its uid and Params, but for featuresCol: it reads a vector that begins with the features that it read.
 
     Args:
         before: indexers of entities; those whose column a member reads are put in front of the members' stages.
-        data: whose schema tells whether the features' width is known before a row is read.
+        mark: begins the uid and the columns of each stage that is added.
     """
     stage, (features, *_) = head.stage, head.inputs
-    mark = unused_mark(model, f"{stage.uid}_grown", data.columns)
     outputs: list[Output] = []
-    stages = _sized(features, stage, data, mark)
+    # The assembler fails where the metadata of rows to come don't tell how many features there are.
+    hint = VectorSizeHint(inputCol=features, size=width_of(stage), handleInvalid="optimistic")
+    stages = [jvm.named(hint, f"{mark}_size")]
     for i, member in enumerate(members):
         place = PipelinePlace(features, width_of(stage), f"{mark}_{member.part.kind}{i + 1}", _classes(stage))
         made = member.part.stages(place)
@@ -49,9 +48,22 @@ def grown_pipeline(model: Any, head: Vertex, members: Sequence[Member], before: 
     return PipelineModel(found) if isinstance(found, list) else found
 
 
-def serving_of(
-    model: Any, head: Vertex, limit: float | None, data: DataFrame, indexers: Sequence[Any] = ()
-) -> Serving:  # fmt: skip
+def columns_last(made: Any, mark: str, data: DataFrame, *, drop: bool) -> Any:
+    """The grown pipeline with a last stage that puts the columns of the added stages behind all others, or drops them.
+
+    The pipeline as it is where this Spark can't say "all columns but these".
+
+    Args:
+        data: rows that the pipeline reads; no job runs.
+    """
+    added = [column for column in made.transform(data).columns if column.startswith(mark)]
+    if not added or not jvm.can_except():
+        return made
+    path, stage = flatten(made)[-1]
+    return replaced(made, {path: [stage, jvm.selecting(added, () if drop else added, f"{mark}_columns")]})
+
+
+def serving_of(model: Any, head: Vertex, limit: float | None, indexers: Sequence[Any] = ()) -> Serving:
     """What pipelines that `grown_pipeline` makes cost to serve.
 
     Args:
@@ -62,10 +74,9 @@ def serving_of(
     width = width_of(stage)
     entries = costs.filled_by_model(model).get(features, float(width))
     before = costs.of_model(model, {features: entries})
-    hint = width if _has_no_size(features, data) else 0
     most = math.inf if limit is None else limit * before
     indexed = frozenset(indexer.getOutputCol() for indexer in indexers)
-    return Serving(before, most, type(stage).__name__, max(_classes(stage), 1), entries, hint, indexed)
+    return Serving(before, most, type(stage).__name__, max(_classes(stage), 1), entries, indexed)
 
 
 def cost_of(made: Any, head: Vertex, serving: Serving) -> float:
@@ -98,24 +109,6 @@ def _classes(stage: Any) -> int:
 
 def width_of(stage: Any) -> int:
     return int(stage.numFeatures)
-
-
-def _sized(features: str, stage: Any, data: DataFrame, mark: str) -> list[Any]:
-    """A VectorSizeHint where nothing else tells the assembler how many features there are."""
-    if not _has_no_size(features, data):
-        return []
-    hint = VectorSizeHint(inputCol=features, size=width_of(stage), handleInvalid="optimistic")
-    return [jvm.named(hint, f"{mark}_size")]
-
-
-def _has_no_size(features: str, data: DataFrame) -> bool:
-    """Whether these are vectors of the rows whose metadata don't tell how many entries they have."""
-    casefold = casefolding()
-    field = next((f for f in data.schema.fields if casefold(f.name) == casefold(features)), None)
-    if field is None or not isinstance(field.dataType, VectorUDT):
-        return False
-    attributes = (field.metadata or {}).get("ml_attr", {})
-    return not (attributes.get("num_attrs") or attributes.get("attrs"))
 
 
 def widened(stage: Any, outputs: Sequence[Output]) -> Any:

@@ -5,12 +5,14 @@ from collections.abc import Sequence
 from pyspark.sql import DataFrame
 from pyspark.sql.types import NumericType, StringType
 
+from sparkdiff import jvm
 from sparkdiff.data.splits import VALIDATION, field
 from sparkdiff.errors import InputError
 from sparkdiff.evaluation import guard
 from sparkdiff.evaluation.acceptance import counted
 from sparkdiff.fine_tuning.task import Task
 from sparkdiff.fine_tuning.values import Run
+from sparkdiff.growth.settings import GrowthSettings
 from sparkdiff.options import Options
 
 
@@ -23,6 +25,16 @@ def check_options(options: Options) -> None:
     if "monotone" in options.penalties:
         raise InputError(
             "penalties: monotone is not possible with Grower, because parts are no linear functions of a feature: leave it out"
+        )
+
+
+def check_last_stage(settings: GrowthSettings) -> None:
+    """Raise InputError if this Spark can't drop columns without naming all others."""
+    if settings.dropColumns and not jvm.can_except():
+        raise InputError(
+            f"dropColumns=True is not possible with Spark {jvm.session().version}: it drops the columns by an SQLTransformer's "
+            "`SELECT * EXCEPT (...)`, which Spark has from 4.0 on, and a list of the other columns would lose those that only "
+            "serving has. Leave it out, and drop the columns from what transform returns (docs/growing.md has the line)"
         )
 
 

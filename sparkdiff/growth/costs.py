@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from sparkdiff import jvm
 from sparkdiff.pipeline.nesting import flatten
 
 Steps = Sequence[tuple[str, float]]
@@ -73,7 +74,9 @@ def of_steps(steps: Steps) -> float:
 
 
 def of_stage(stage: Any, filled: Filled = NOTHING) -> float:
-    """Microseconds per row of a fitted stage, see `entries_of`."""
+    """Microseconds per row of a fitted stage, see `entries_of`; of one that only drops or moves columns, none."""
+    if jvm.selection_of(stage) is not None:
+        return 0.0
     return of(type(stage).__name__, entries_of(stage, filled))
 
 

@@ -6,7 +6,6 @@ from typing import Any
 
 from pyspark.ml import Pipeline, PipelineModel
 from pyspark.ml.feature import StringIndexer
-from pyspark.sql import DataFrame
 
 from sparkdiff import jvm
 from sparkdiff.data.splits import Boundaries, Source, fit_on_training_rows
@@ -33,7 +32,7 @@ class GrowthStart:
         head: the last linear stage, in the pipeline as it was given.
         indexers: the fitted StringIndexers of the entities.
         known: the columns that parts may read.
-        data: the rows as the head gets them.
+        mark: begins the uids and the columns of all stages that are added, and no other.
     """
 
     model: Any
@@ -41,7 +40,7 @@ class GrowthStart:
     head: Vertex
     indexers: tuple[Any, ...]
     known: tuple[Known, ...]
-    data: DataFrame
+    mark: str
 
 
 def ground(
@@ -56,7 +55,8 @@ def ground(
     plain = prepare(model, options, data)
     head = linear_head(plain.cut.graph)
     check_entities(entities, plain, data)
-    fitted = _indexers(model, head, entities, sources, options, boundaries)
+    mark = unused_mark(model, f"{head.uid}_grown", data.columns)
+    fitted = _indexers(mark, entities, sources, options, boundaries)
     indexed = {name: (stage.getOutputCol(), (*stage.labels, UNKNOWN)) for name, stage in fitted.items()}
     task = plain
     if fitted:
@@ -64,20 +64,19 @@ def ground(
         task = prepare(inserted if not isinstance(inserted, list) else PipelineModel(inserted), options, data)
     known = upstream_columns(task.cut.graph, data, indexed)
     task = dataclasses.replace(task, cut=cut_for(task, known))
-    return GrowthStart(model, task, head, tuple(fitted.values()), tuple(known), task.cut.transform(data))
+    return GrowthStart(model, task, head, tuple(fitted.values()), tuple(known), mark)
 
 
 def _indexers(
-    model: Any, head: Vertex, names: Sequence[str], sources: Sequence[Source], options: Options, boundaries: Boundaries | None
-) -> dict[str, Any]:  # fmt: skip
+    mark: str, names: Sequence[str], sources: Sequence[Source], options: Options, boundaries: Boundaries | None
+) -> dict[str, Any]:
     """A StringIndexer for each entity, fitted to the training rows."""
     found: dict[str, Any] = {}
     for name in names:
-        mark = unused_mark(model, f"{head.uid}_{name}", sources[0].df.columns)
         indexer = StringIndexer(
-            inputCol=name, outputCol=f"{mark}_index", handleInvalid="keep", stringOrderType="alphabetAsc"
+            inputCol=name, outputCol=f"{mark}_{name}_index", handleInvalid="keep", stringOrderType="alphabetAsc"
         )
-        indexer = jvm.named(indexer, f"{mark}_indexer")
+        indexer = jvm.named(indexer, f"{mark}_{name}_indexer")
         stage: Any = fit_on_training_rows(Pipeline(stages=[indexer]), sources, options, boundaries).stages[0]
         if len(stage.labels) > MOST_ENTITIES:
             raise InputError(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -35,6 +36,10 @@ LINEAR = (GeneralizedLinearRegression, LinearRegression, LogisticRegression)
 UNKNOWN = "__unknown"
 """The name that StringIndexer with handleInvalid=keep gives to the values that it does not know, as one more category."""
 INDEXER, ENCODER = "StringIndexerModel", "OneHotEncoderModel"
+PASSING = (
+    "VectorAssembler", "VectorSizeHint", "StandardScalerModel", "MinMaxScalerModel", "MaxAbsScalerModel", "RobustScalerModel",
+)  # fmt: skip
+"""Stages whose outputs are NaN where their inputs are, entry by entry."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,8 +110,10 @@ def upstream_columns(graph: Graph, data: DataFrame, entities: Mapping[str, tuple
             levels, labels = (0, ()) if encoded else _levels(field, sizes.get(version, 0))
             name = graph.name(version)
             boolean = isinstance(field.dataType, BooleanType)
-            gaps = field.nullable and not _refuses_null(graph, version)
-            found.setdefault(version, Column(name, name, levels, labels, levels > 0, boolean=boolean, gaps=gaps))
+            gaps = _has_gaps(graph, version, field)
+            may_lack = gaps and not _is_feature(graph, version)
+            column = Column(name, name, levels, labels, levels > 0, boolean=boolean, gaps=gaps, may_lack=may_lack)
+            found.setdefault(version, column)
         elif vertex is not None:
             for source in vertex.sources:
                 visit(source)
@@ -144,6 +151,21 @@ def _refuses_null(graph: Graph, version: Version) -> bool:
     return any(v.stage.getHandleInvalid() in ("error", "skip") for v in readers)
 
 
+def _has_gaps(graph: Graph, version: Version, field: StructField) -> bool:
+    """Whether the head may get rows that lack a value of a column; of the data, whatever the schema of these rows says."""
+    writer = graph.vertices[version[1]] if version[1] >= 0 else None
+    if writer is not None and writer.stageClass == "ImputerModel" and math.isnan(writer.stage.getMissingValue()):
+        return False
+    return (writer is None or field.nullable) and not _refuses_null(graph, version)
+
+
+def _is_feature(graph: Graph, version: Version) -> bool:
+    """Whether a column is an entry of the features, so that NaN in it is NaN in the prediction."""
+    readers = [v for v in graph.vertices if version in v.sources and v.stageClass in PASSING]
+    outputs = [(graph.casefold(c), v.position) for v in readers for c in v.outputs]
+    return version in graph.head.reads or any(_is_feature(graph, output) for output in outputs)
+
+
 def _encoded(graph: Graph) -> dict[Version, int]:
     """The number of categories of each version that a OneHotEncoder reads."""
     out: dict[Version, int] = {}
@@ -167,8 +189,8 @@ def _indexed(
     out = {version: Column(name, graph.name(version), len(labels), labels, indexes=True)}
     field = fields.get(source)
     if source[1] < 0 and field is not None and isinstance(field.dataType, NumericType):
-        gaps = field.nullable and not _refuses_null(graph, source)
-        out[source] = Column(name, name, gaps=gaps)
+        gaps = _has_gaps(graph, source, field)
+        out[source] = Column(name, name, gaps=gaps, may_lack=gaps and not _is_feature(graph, source))
     return out
 
 

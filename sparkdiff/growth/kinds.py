@@ -20,6 +20,8 @@ class Kind:
     stages: tuple[str, ...]
 
 
+GATE = ("LinearRegressionModel", "IsotonicRegressionModel", "Bucketizer")
+"""Of parts that multiply features: nothing is added in rows with infinite ones."""
 KINDS: Mapping[str, Kind] = {
     "units": Kind("hidden units of the features", ("MultilayerPerceptronClassificationModel",)),
     "crosses": Kind("effects of pairs of values of two columns", ("Bucketizer", "OneHotEncoderModel", "Interaction")),
@@ -29,11 +31,11 @@ KINDS: Mapping[str, Kind] = {
     ),
     "effects": Kind(
         "an effect of each entity, and slopes of its own by the features",
-        ("OneHotEncoderModel", "ElementwiseProduct", "VectorAssembler", "Interaction"),
+        ("OneHotEncoderModel", *GATE, "ElementwiseProduct", "VectorAssembler", "Interaction"),
     ),
     "embeddings": Kind(
         "learned coordinates of a category's values, alone or times the features",
-        ("OneHotEncoderModel", "PCAModel", "VectorAssembler", "Interaction"),
+        ("OneHotEncoderModel", "PCAModel", *GATE, "VectorAssembler", "Interaction"),
     ),
     "trees": Kind("boosted trees of the columns", ("VectorAssembler", "GBTRegressionModel")),
 }

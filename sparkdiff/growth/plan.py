@@ -4,10 +4,11 @@ from typing import Any
 
 from pyspark.sql import DataFrame
 
+from sparkdiff import jvm
 from sparkdiff.fine_tuning.task import prepare
 from sparkdiff.growth.assembly import serving_of, width_of
-from sparkdiff.growth.checks import check_entities, check_options
-from sparkdiff.growth.inputs import cut_for, linear_head, upstream_columns
+from sparkdiff.growth.checks import check_entities, check_last_stage, check_options
+from sparkdiff.growth.inputs import linear_head, upstream_columns
 from sparkdiff.growth.kinds import GAPS, KINDS
 from sparkdiff.growth.parts import trees
 from sparkdiff.growth.serving import check_room
@@ -26,12 +27,13 @@ def described(model: Any, options: Options, settings: GrowthSettings, data: Data
     """
     settings, _ = trees.without_trees(settings)
     check_options(options)
+    check_last_stage(settings)
     task = prepare(model, options, data)
     graph = task.cut.graph
     head = linear_head(graph)
     check_entities(settings.entityCols, task, data)
     known = upstream_columns(graph, data, {})
-    serving = serving_of(model, head, settings.maxServingCost, cut_for(task, known).transform(data))
+    serving = serving_of(model, head, settings.maxServingCost)
     check_room(serving, settings.parts)
     limit = "no limit" if settings.maxServingCost is None else f"limit {serving.limit:.3g} us"
     return "\n".join(
@@ -62,4 +64,6 @@ def _kinds(settings: GrowthSettings) -> list[str]:
     rows = [(f"  {name}", KINDS[name].does, ", ".join(KINDS[name].stages)) for name in settings.parts]
     gaps = ("  all", "where a column lacks values", ", ".join(GAPS))
     joined = ("  all", "to join the features", "VectorSizeHint, VectorAssembler")
-    return aligned([*rows, *([gaps] if set(settings.parts) - {"units"} else []), joined], left=(0, 1, 2))
+    does = "to drop the columns that are added" if settings.dropColumns else "to put the columns that are added last"
+    last = [("  all", does, "SQLTransformer")] if jvm.can_except() else []
+    return aligned([*rows, *([gaps] if set(settings.parts) - {"units"} else []), joined, *last], left=(0, 1, 2))

@@ -8,11 +8,11 @@ from pyspark.sql import DataFrame
 
 from sparkdiff.data.splits import VALIDATION, Boundaries, Source
 from sparkdiff.evaluation.checks import check_stored
-from sparkdiff.fine_tuning.phases import begun, checked, run_folder, verified, written
+from sparkdiff.fine_tuning.phases import begun, checked, run_folder, trained, verified, written
 from sparkdiff.fine_tuning.task import check_runs, prepare
 from sparkdiff.fine_tuning.values import Measured, Outcome, Run
 from sparkdiff.growth import rounds, running
-from sparkdiff.growth.assembly import cost_of, grown_pipeline, serving_of, width_of
+from sparkdiff.growth.assembly import columns_last, cost_of, grown_pipeline, serving_of, width_of
 from sparkdiff.growth.checkpoints import one_thread
 from sparkdiff.growth.checks import check_units
 from sparkdiff.growth.clock import Clock
@@ -29,6 +29,7 @@ from sparkdiff.growth.serving import Serving, check_cost
 from sparkdiff.growth.settings import GrowthSettings
 from sparkdiff.options import Options
 from sparkdiff.report import Phases, shown
+from sparkdiff.report.shares import share_of
 from sparkdiff.store.run_folder import RunFolder, name_beside
 
 
@@ -52,7 +53,7 @@ def grow_pipeline(
         print(text, flush=True)
     settings, missing = trees.without_trees(settings)
     start = ground(model, options, settings.entityCols, sources, boundaries)
-    serving = serving_of(model, start.head, settings.maxServingCost, start.data, start.indexers)
+    serving = serving_of(model, start.head, settings.maxServingCost, start.indexers)
     with begun(start.task, sources, phases, boundaries=boundaries) as run:
         check_units(run)
         original, doubts = verified(run), [*checked(run), *missing]
@@ -63,13 +64,44 @@ def grow_pipeline(
             summary = without_parts(run, original, told)
             phases.on_decision(summary)
             return Outcome(model, model, start.task.plan, summary, (folder,))
-    made = grown_pipeline(model, start.head, grown.members, start.indexers, start.data)
-    check_cost(serving, [m.part for m in grown.members], cost_of(made, start.head, serving))
-    check_runs(made, sources[0].df)
+    made = assembled(start, grown.members, serving, sources[0].df, drop=settings.dropColumns)
     task = prepare(made, options, sources[0].df)
     with begun(task, sources, phases, boundaries=boundaries) as run:
         left = clock.left(options.maxSeconds)
-        return _decided(run, start, original, told, folder, left, sources[0].df, replace=replace)
+        outcome = _decided(run, start, original, told, folder, left, sources[0].df, replace=replace)
+    left = None if options.maxSeconds is None else options.maxSeconds - clock.seconds
+    if outcome.model is not model and (left is None or left > 0):
+        with phases.phase("attribute"):
+            outcome = _with_gain_alone(outcome, dataclasses.replace(options, maxSeconds=left), sources, boundaries)
+    phases.on_decision(outcome.summary)
+    return outcome
+
+
+def assembled(start: GrowthStart, members: Sequence[Member], serving: Serving, data: DataFrame, *, drop: bool) -> Any:
+    """The grown pipeline, see `grown_pipeline` and `columns_last`.
+
+    Raises:
+        SparkdiffError: it costs more than what was counted for its parts, or Spark can't run it.
+    """
+    made = grown_pipeline(start.model, start.head, members, start.indexers, start.mark)
+    check_cost(serving, [m.part for m in members], cost_of(made, start.head, serving))
+    check_runs(made, data)
+    return columns_last(made, start.mark, data, drop=drop)
+
+
+def _with_gain_alone(
+    outcome: Outcome, options: Options, sources: Sequence[Source], boundaries: Boundaries | None
+) -> Outcome:
+    """The outcome with the gain of the original's stages when these train without any part."""
+    own = options.runId and name_beside(options.runId, "-alone")
+    task = prepare(outcome.original, dataclasses.replace(options, runId=own), sources[0].df)
+    with begun(task, sources, Phases(False), boundaries=boundaries) as run:
+        original = verified(run)
+        fitted = trained(run, original, None, replace=True)
+    before = original.scores[VALIDATION].mean
+    gain = max(share_of(before - fitted.best, before), 0.0)
+    summary = dataclasses.replace(outcome.summary, fineTunedGain=gain)  # type: ignore[call-arg]
+    return dataclasses.replace(outcome, summary=summary, folders=(*outcome.folders, fitted.folder))
 
 
 def _decided(
@@ -104,7 +136,6 @@ def _decided(
         if judgement.accepted:
             result, after, cost = made, measured, cost_of(made, start.head, told.serving)
     summary = with_parts(done, original.parity, after, told, cost)
-    run.phases.on_decision(summary)
     return Outcome(result, model, start.task.plan, summary, (folder, done.fitted.folder))
 
 
@@ -119,7 +150,7 @@ def grow_rounds(
     """
     check_stored(run.network, run.data)  # as the training behind the rounds does
     o = run.task.options
-    limits = Limits(settings.parts, settings.rounds, settings.complexity, o.seed, serving)
+    limits = Limits(settings.parts, settings.rounds, settings.complexity, o.seed, serving, settings.maxLoss)
     # The level of the guard and the size of the fleet decide what is dropped.
     beside = {"growth": settings.asdict(), "guard": o.guard, "fleetSize": o.fleetSize}
     with run.phases.phase("grow") as say:

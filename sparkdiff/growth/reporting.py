@@ -73,10 +73,12 @@ class Told:
             after: what the result costs to serve.
         """
         limit = None if math.isinf(self.serving.limit) else self.serving.limit
+        gains = {t.round: t.gain for t in self.grown.tried if not t.why}
         parts = [
             {
-                "kind": m.part.kind, "name": m.part.name, "round": m.round, "cost": self.serving.share(m.part),
-                "parameters": m.part.parameters, "dropped": m in self.gone, "shown": m.part.shown(),
+                "kind": m.part.kind, "name": m.part.name, "round": m.round, "gain": gains[m.round],
+                "cost": self.serving.share(m.part), "parameters": m.part.parameters, "dropped": m in self.gone,
+                "shown": m.part.shown(),
             }
             for m in sorted((*self.grown.members, *self.gone), key=lambda m: m.round)
         ]  # fmt: skip

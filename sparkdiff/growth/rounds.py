@@ -27,8 +27,6 @@ from sparkdiff.report.shares import share_of
 
 Run = Callable[[int, Sequence[Item], Table, Tensor], list[Found]]
 """(round, items, table, the original's sums (B,)) -> what each item found, in the order of the items."""
-LEAST_GAIN = 1e-4
-"""Of the metric's size, which a part has to gain on validation rows beside its penalty to join."""
 LACKS = 0.01
 """Of the gain of a round's best part, which a simpler part may lack and join in its place."""
 ROUNDING = 1e-9
@@ -102,6 +100,7 @@ class Limits:
         kinds: of parts, in the order in which they are proposed.
         complexity: lambda of the penalty; beta is a tenth of it.
         serving: the cost of the pipeline with parts, and the limit on it.
+        maxLoss: the share of the original's metric that a part has to gain.
     """
 
     kinds: tuple[str, ...]
@@ -109,6 +108,7 @@ class Limits:
     complexity: float
     seed: int
     serving: Serving
+    maxLoss: float = 0.0
 
 
 def grow(
@@ -130,28 +130,29 @@ def grow(
         if all(f.is_late for f in found):
             when = f"after round {number - 1}" if number > 1 else "before the first part was trained"
             return dataclasses.replace(state, stopped=f"maxSeconds was over {when}", late=True)
-        state, tried = _joined(state, found, table, criterion, limits, number, original.mean)
+        state, tried = _joined(state, found, table, criterion, limits, number, original)
         on_round(tried)
         if late := sum(f.is_late for f in found):
             stopped = f"maxSeconds was over in round {number}, before {late} of its {len(found)} parts were trained"
             return dataclasses.replace(state, stopped=stopped, late=True)
         if all(t.why for t in tried):
-            return dataclasses.replace(state, stopped=f"nothing that round {number} tried gains on the validation rows")
+            return dataclasses.replace(
+                state, stopped=f"nothing that round {number} tried gains enough on the validation rows"
+            )
     return dataclasses.replace(state, stopped=f"rounds={limits.rounds}")
 
 
 def _joined(
-    state: Grown, found: Sequence[Found], start: Table, criterion: Criterion, limits: Limits, number: int, original: float
+    state: Grown, found: Sequence[Found], start: Table, criterion: Criterion, limits: Limits, number: int, original: Score
 ) -> tuple[Grown, list[Tried]]:  # fmt: skip
     """The state after a round, and what the round shows."""
-    before = criterion.score(state.table.validation.margin, state.table.validation).mean
-    size = criterion.size(state.table.validation.margin, state.table.validation)
-    judged = [_judged(f, state, criterion, limits, before, size) for f in found]
-    chosen = simplest(found, [objective for objective, _ in judged], before)
+    before = criterion.score(state.table.validation.margin, state.table.validation)
+    judged = [_judged(f, state, criterion, limits, before, original) for f in found]
+    chosen = simplest(found, [objective for objective, _ in judged], before.mean)
     joins = math.isfinite(judged[chosen][0])
     tried = [
         Tried(
-            number, f.item.kind, f.item.name, share_of(before - f.value, original), objective,
+            number, f.item.kind, f.item.name, share_of(before.mean - f.value, original.mean), objective,
             f.part.parameters if f.part else 0, limits.serving.share(f.part) if f.part else 0.0, f.seconds, f.epoch,
             why or ("" if i == chosen else _not_chosen(objective, judged[chosen][0], found[chosen].item.name)),
         )
@@ -164,8 +165,7 @@ def _joined(
     members, table = state.members, state.table
     if joins:
         members, table, now = _with(state, found[chosen], start, criterion, limits, number)
-        first = criterion.score(start.validation.margin, start.validation)
-        gains.append((first.blocks - now.blocks)[None])
+        gains.append((original.blocks - now.blocks)[None])
         trials.append(LedgerTrial(len(found), 0, f"round {number}: mixture"))
     grown = Grown(members, table, (*state.tried, *tried), torch.cat(gains), tuple(trials), "")
     return grown, tried
@@ -233,13 +233,12 @@ def _not_chosen(objective: float, best: float, name: str) -> str:
 
 
 def _judged(
-    found: Found, state: Grown, criterion: Criterion, limits: Limits, before: float, size: float
+    found: Found, state: Grown, criterion: Criterion, limits: Limits, before: Score, original: Score
 ) -> tuple[float, str]:  # fmt: skip
     """The metric plus the penalty, and why the part can't join; infinite where it can't.
 
     Args:
-        before: the metric as a loss of what is there.
-        size: of the metric, see `Criterion.size`.
+        before: the metric of what is there.
     """
     if found.is_late:
         return math.inf, "maxSeconds was over"
@@ -252,9 +251,27 @@ def _judged(
     cost = limits.serving.cost([*(m.part for m in state.members), found.part])
     if cost > limits.serving.limit:
         return math.inf, f"serving would cost {cost:.3g} us per row, more than maxServingCost allows"
+    validation = state.table.validation
+    size = criterion.size(validation.margin, validation)
     objective = found.value + size * price(found.part, train, criterion, limits)
-    least = before - LEAST_GAIN * size
-    return (objective, "") if objective < least else (math.inf, "its gain is less than its penalty")
+    if objective >= before.mean:
+        return math.inf, "its gain is less than its penalty"
+    gain = before.mean - found.value
+    if gain <= limits.maxLoss * abs(original.mean):
+        return math.inf, f"its gain is no more than maxLoss={limits.maxLoss:g} of the original's metric"
+    if gain <= _error(_gains(found) - (original.blocks - before.blocks), before.weights):
+        return math.inf, "its gain is no larger than its standard error"
+    return objective, ""
+
+
+def _error(gains: Tensor, weights: Tensor) -> float:
+    """The standard error of a mean gain.
+
+    Args:
+        gains: (B,) sums of weight * gain, of blocks with these weights.
+    """
+    mean = gains.sum() / weights.sum()
+    return float((gains - mean * weights).norm() / weights.sum())
 
 
 def price(part: Part, train: Split, criterion: Criterion, limits: Limits) -> float:

@@ -35,7 +35,6 @@ class Serving:
         head: class of the last linear stage.
         margins: how many margins it has.
         features: how many entries of a row of its features are not zero.
-        hint: entries of the VectorSizeHint that the grown pipeline needs; 0 where it needs none.
         indexed: columns of the indexers that are added where a part reads them.
     """
 
@@ -44,7 +43,6 @@ class Serving:
     head: str
     margins: int
     features: float
-    hint: int = 0
     indexed: frozenset[str] = frozenset()
 
     def cost(self, parts: Sequence[Part]) -> float:
@@ -59,7 +57,7 @@ class Serving:
         read = {column for s in served for column in s.columns}
         steps = [step for s in served for step in s.steps]
         steps += [("StringIndexerModel", 1.0)] * len(self.indexed & read)
-        steps += [("VectorSizeHint", float(self.hint))] * (self.hint > 0)
+        steps += [("VectorSizeHint", 0.0)]
         wider = self._head(entries) - self._head(self.features)
         return self.before + costs.of_steps(steps) + costs.of("VectorAssembler", entries) + wider
 
@@ -71,9 +69,6 @@ class Serving:
 
     def _head(self, entries: float) -> float:
         return costs.of(self.head, self.margins * entries)
-
-    def allows(self, parts: Sequence[Part]) -> bool:
-        return self.cost(parts) <= self.limit
 
 
 def check_room(serving: Serving, kinds: Sequence[str]) -> None:

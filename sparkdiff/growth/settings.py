@@ -22,7 +22,8 @@ class GrowthSettings:
     entityCols: tuple[str, ...] = option((), "columns that name users, items or shops, whose effects may be learned; the pipeline need not read them", items="column names")
     maxServingCost: float | None = option(None, "largest cost of serving the result, as a multiple of what the pipeline costs now, by a table of costs per stage; if unset, no limit", kind=float, low=1)
     complexity: float = option(0.1, "strength of the penalty on a part's complexity: a part joins if it gains more than this times sqrt(log(1 + its parameters) / training rows) times the size of what it adds", low=0)
-    maxLoss: float = option(0.005, "share of the metric that may be lost where a part is dropped at the end; 0 drops none", low=0, high=1)
+    maxLoss: float = option(0.005, "share of the original's metric that a part has to gain to join, and that may be lost where a part is dropped at the end; 0 drops none", low=0, high=1)
+    dropColumns: bool = option(False, "whether a last stage drops the columns that growth adds, from Spark 4.0 on; if not, it puts them behind all others")
     # fmt: on
 
     @staticmethod

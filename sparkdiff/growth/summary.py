@@ -18,9 +18,11 @@ class GrowthSummary(FineTuningSummary):
         rounds: an entry for everything that a round tried: {"round", "kind", "name", "gain" (of validation rows, as a share of
             the original's metric), "objective", "parameters", "cost", "seconds", "epoch", "why"}; `why` is empty for the part
             that joined, else says why it did not.
-        parts: an entry for each part that joined: {"kind", "name", "round", "cost", "parameters", "stages" (uids), "dropped",
-            "shown" (what it learned, as rows of a table)}.
+        parts: an entry for each part that joined: {"kind", "name", "round", "gain" (of validation rows, as it joined), "cost",
+            "parameters", "dropped", "shown" (what it learned, as rows of a table)}.
         servingCost: {"before", "after", "limit"}: microseconds per row by the table of costs, the limit None without one.
+        fineTunedGain: what the original's stages gain on validation rows when they train without any part, as a share of the
+            metric; None if the original was kept or maxSeconds was over.
     """
 
     __module__ = "sparkdiff"
@@ -28,6 +30,7 @@ class GrowthSummary(FineTuningSummary):
     rounds: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     parts: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     servingCost: dict[str, float | None] = dataclasses.field(default_factory=dict)
+    fineTunedGain: float | None = None
 
     def _headline(self) -> str:
         joined = [p["name"] for p in self.parts if not p["dropped"]]
@@ -37,7 +40,7 @@ class GrowthSummary(FineTuningSummary):
         yield from super()._sections()
         if self.rounds:
             yield rounds_table(self.rounds)
-        yield from parts_lines(self.parts, self.servingCost)
+        yield from parts_lines(self.parts, self.servingCost, self.fineTunedGain)
 
 
 def rounds_table(rounds: Sequence[Mapping[str, Any]]) -> SectionTable:
@@ -49,12 +52,15 @@ def rounds_table(rounds: Sequence[Mapping[str, Any]]) -> SectionTable:
     return SectionTable(rows, left=(0, 1, 5))
 
 
-def parts_lines(parts: Sequence[Mapping[str, Any]], cost: Mapping[str, float | None]) -> list[str]:
-    """The parts of the grown pipeline, and what serving costs."""
-    out = []
+def parts_lines(
+    parts: Sequence[Mapping[str, Any]], cost: Mapping[str, float | None], alone: float | None = None
+) -> list[str]:
+    """The parts of the grown pipeline, what brings which gain, and what serving costs."""
+    out = [] if alone is None else [f"fine-tuned alone: {alone:+.2%} at {cost['before']:.2f} us per row"]
     for p in parts:
         gone = ", dropped at the end: it is not missed" if p["dropped"] else ""
-        out.append(f"part {p['name']} ({p['kind']}, round {p['round']}, {p['parameters']:,} parameters{gone})")
+        told = f"{p['kind']}, round {p['round']}, {p['parameters']:,} parameters{gone}"
+        out.append(f"part {p['name']} ({told}): {p['gain']:+.2%} as it joined, at {p['cost']:.2f} us per row")
     before, after = cost.get("before"), cost.get("after")
     if before and after and not math.isclose(before, after):
         out.append(f"serving: {before:.2f} -> {after:.2f} us per row by the table of costs ({after / before:.1f}x)")

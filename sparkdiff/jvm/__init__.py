@@ -29,6 +29,7 @@ from sparkdiff.jvm.rebuilding import (
     with_uid,
 )
 from sparkdiff.jvm.saved_models import loaded
+from sparkdiff.jvm.selections import Selection, can_except, selecting, selection_of
 from sparkdiff.jvm.sessions import (
     QUICK,
     Reader,
@@ -57,10 +58,12 @@ from sparkdiff.jvm.sessions import (
 __all__ = [
     "QUICK",
     "Reader",
+    "Selection",
     "SparkError",
     "Writer",
     "archive_option",
     "by_arrow",
+    "can_except",
     "cancel",
     "cancellable",
     "cause",
@@ -93,6 +96,8 @@ __all__ = [
     "scratch",
     "scratch_folder",
     "sees",
+    "selecting",
+    "selection_of",
     "session",
     "shared_folder",
     "slots",

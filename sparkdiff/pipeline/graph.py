@@ -46,6 +46,7 @@ class Vertex:
         passed_over: whether Spark skips it if the data have no such input.
         own_attributes: whether the attributes of its outputs say nothing about its inputs.
         makes_sparse: whether it writes sparse vectors, which may be very wide.
+        removes: the columns that it drops.
         why: the reason why it stays in Spark.
         sources: the versions that the Spark stage reads.
         parents: the writers of all versions that it reads or may read.
@@ -73,6 +74,7 @@ class Vertex:
     passed_over: bool = False
     own_attributes: bool = False
     makes_sparse: bool = False
+    removes: tuple[str, ...] = ()
     why: str = ""
     sources: tuple[Version, ...] = ()
     parents: frozenset[int] = frozenset()
@@ -141,8 +143,10 @@ class Graph:
 
     @functools.cached_property
     def writers(self) -> Mapping[str, int]:
-        """The position of the last stage that declares each column as an output, by casefolded name."""
-        return {self.casefold(c): v.position for v in self.vertices for c in v.outputs}
+        """The position of the last stage that declares each column as an output, by casefolded name. Not of dropped ones."""
+        removed = {self.casefold(c): v.position for v in self.vertices for c in v.removes}
+        every = {self.casefold(c): v.position for v in self.vertices for c in v.outputs}
+        return {c: writer for c, writer in every.items() if removed.get(c, -1) < writer}
 
     @functools.cached_property
     def above(self) -> Sequence[frozenset[int]]:

@@ -189,6 +189,9 @@ def _translatable(bare: Vertex, cls: type[StageModule]) -> Vertex:
 
 def _in_spark(bare: Vertex) -> Vertex:
     stage = bare.stage
+    if (selection := jvm.selection_of(stage)) is not None:
+        removes = tuple(c for c in selection.columns if c not in selection.last)
+        return dataclasses.replace(bare, why="it drops columns or puts them last, and computes none", removes=removes)
     known = UNTRANSLATED.get(class_name(stage)) or Untranslated(foreign(stage) or "no translation to torch")
     outputs, declares_all = columns_of(stage, OUTPUTS), is_plain(stage) or isinstance(stage, UnaryTransformer)
     return dataclasses.replace(

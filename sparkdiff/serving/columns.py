@@ -1,7 +1,7 @@
 """Who reads which version of a column while a pipeline is folded, and how wide columns are."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, TypeVar
 
 from pyspark.ml import PipelineModel
@@ -10,6 +10,7 @@ from pyspark.ml.linalg import VectorUDT
 from pyspark.ml.tuning import CrossValidatorModel, TrainValidationSplitModel
 from pyspark.sql.types import BooleanType, NumericType, StructField, StructType
 
+from sparkdiff import jvm
 from sparkdiff.pipeline.graph import Graph, Version, Vertex
 from sparkdiff.pipeline.nesting import Path, holders
 from sparkdiff.pipeline.schema import fields_by_name, known_fields
@@ -44,6 +45,19 @@ def pinned(model: Any, graph: Graph) -> dict[int, str]:
         for vertex in graph.vertices:
             if type(holder) is RFormulaModel and vertex.path[: len(path)] == path:
                 out[vertex.position] = f"it is a part of {holder.uid}, which cannot change"
+    selections = (v for v in graph.vertices if jvm.selection_of(v.stage) is not None)
+    return out | {v.position: "it drops columns or puts them last" for v in selections}
+
+
+def reselected(model: Any, graph: Graph, gone: Collection[int]) -> dict[Path, Any]:
+    """The stages that drop columns or put them last, for `nesting.replaced`, where they name columns of stages that are gone."""
+    lost = {graph.casefold(c) for i in gone for c in graph.vertices[i].outputs}
+    out: dict[Path, Any] = {}
+    for vertex in graph.vertices:
+        selection = jvm.selection_of(vertex.stage)
+        if selection is not None and not lost.isdisjoint(map(graph.casefold, selection.columns)):
+            columns, last = ([c for c in names if graph.casefold(c) not in lost] for names in selection)
+            out[vertex.path] = jvm.selecting(columns, last, vertex.uid) if columns else left_out(model, vertex.path)
     return out
 
 

@@ -12,7 +12,7 @@ from sparkdiff.pipeline.graph import Graph, Version
 from sparkdiff.pipeline.nesting import Path, plain, replaced
 from sparkdiff.pipeline.translation import linked
 from sparkdiff.report import Section, SectionTable, Shown, Strong
-from sparkdiff.serving.columns import StageFacts, State, left_out, pinned, reading, reads_of
+from sparkdiff.serving.columns import StageFacts, State, left_out, pinned, reading, reads_of, reselected
 from sparkdiff.serving.folding import folded
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def compact(model: Any, keepCols: Sequence[str] | None = None, *, schema: Struct
     for i, reads in state.reads.items():
         vertex = state.vertex(i)
         new[vertex.path] = reading(state.absorbers[i].built() if i in state.absorbers else vertex.stage, vertex, reads)
-    return replaced(given, new)
+    return replaced(given, new | reselected(given, state.graph, state.gone))
 
 
 def compact_plan(model: Any, keepCols: Sequence[str] | None = None, *, schema: StructType | None = None) -> CompactPlan:

@@ -12,7 +12,17 @@ from pyspark.sql.types import StructType
 
 from sparkdiff.pipeline.nesting import Path, plain, replaced
 from sparkdiff.pipeline.translation import linked
-from sparkdiff.serving.columns import Read, StageFacts, State, is_assembler, left_out, pinned, reading, reads_of
+from sparkdiff.serving.columns import (
+    Read,
+    StageFacts,
+    State,
+    is_assembler,
+    left_out,
+    pinned,
+    reading,
+    reads_of,
+    reselected,
+)
 from sparkdiff.serving.folding import check_input
 from sparkdiff.serving.maps import RefusedError
 from sparkdiff.stages.base import class_name
@@ -94,7 +104,7 @@ def _without(model: Any, state: State, i: int) -> Deletion:
     if not readers:
         raise RefusedError("nobody reads it")
     [read] = state.reads[i]
-    new: dict[Path, Any] = {vertex.path: left_out(model, vertex.path)}
+    new: dict[Path, Any] = {vertex.path: left_out(model, vertex.path)} | reselected(model, state.graph, [i])
     for j in readers:
         if j in state.pinned or ("." in read.spelled and state.vertex(j).stage.hasParam("featuresCol")):
             raise RefusedError("a reader cannot read its input")

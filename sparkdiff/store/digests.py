@@ -55,7 +55,7 @@ def _described(stage: Any, uids: list[str]) -> Any:
 
 def check_reads_its_input_only(stage: Any) -> None:
     """Raise UntoldError if a stage may read more than its input, which neither its Params nor its saved data show."""
-    if isinstance(stage, SQLTransformer):
+    if isinstance(stage, SQLTransformer) and jvm.selection_of(stage) is None:
         raise UntoldError(
             f"the statement of {stage.uid} ({type(stage).__name__}) may call functions and read tables of the session"
         )

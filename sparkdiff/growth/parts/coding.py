@@ -13,12 +13,16 @@ from typing import Any
 import numpy as np
 import torch
 from pyspark.ml.feature import Bucketizer, OneHotEncoder, VectorAssembler
-from pyspark.ml.regression import LinearRegression
+from pyspark.ml.regression import IsotonicRegression, LinearRegression
 from torch import Tensor
 
 from sparkdiff import jvm
+from sparkdiff.growth import costs
 from sparkdiff.growth.part import PipelinePlace
 from sparkdiff.growth.table import Column, Split, Table
+from sparkdiff.jvm import mllib
+from sparkdiff.stages.linear import product
+from sparkdiff.tensors.rows import Rows, width
 
 FEW, ROWS = 32, 100
 """Up to so many distinct values of a number have a bucket each, if so many rows or more come upon each."""
@@ -174,3 +178,39 @@ def as_number(c: Coding, place: PipelinePlace, name: str) -> tuple[str, list[Any
     identity = jvm.named(LinearRegression(featuresCol=vector, predictionCol=known), known)
     one = {"coefficients": np.ones(1), "intercept": 0.0, "scale": 1.0}
     return known, [jvm.named(assembler, vector), jvm.fitted(identity, one)]
+
+
+def are_finite(features: Rows) -> Tensor:
+    """(n,) which rows of features (n, d) hold numbers only: 0 times infinity is NaN."""
+    return product(features, torch.zeros(1, width(features), dtype=torch.float64))[:, 0].isfinite()
+
+
+def gate(place: PipelinePlace) -> tuple[str, list[Any]]:
+    """A column of vectors of one entry, which is 1, and is not stored in rows whose features are infinite or NaN; and the stages
+    that make it. A product with it is nothing in these rows, where the sum of all others is what it was: infinity plus a part's
+    own infinity would be NaN.
+
+    A linear model makes NaN of them, IsotonicRegression the largest value of NaN, and the last bucket is no entry.
+    """
+    zero, past, bucket, column = (place.name(f"finite{what}") for what in ("_sum", "_not", "_bucket", ""))
+    sums = jvm.named(LinearRegression(featuresCol=place.features, predictionCol=zero), zero)
+    nothing = {"coefficients": np.zeros(place.width), "intercept": 0.0, "scale": 1.0}
+    curve = jvm.named(IsotonicRegression(featuresCol=zero, predictionCol=past), past)
+    bins = Bucketizer(splits=[-math.inf, 0.5, math.inf], inputCol=past, outputCol=bucket)
+    encoder = jvm.named(OneHotEncoder(inputCols=[bucket], outputCols=[column]), column)
+    return column, [
+        jvm.fitted(sums, nothing),
+        mllib.fitted_isotonic(curve, np.array([0.0, 1.0]), np.array([0.0, 1.0]), True),
+        jvm.named(bins, bucket),
+        jvm.fitted(encoder, {"categorySizes": [2]}),
+    ]
+
+
+def gate_steps(features: float) -> list[tuple[str, float]]:
+    """The stages of `gate`, as the table of costs counts them."""
+    return [
+        ("LinearRegressionModel", features),
+        ("IsotonicRegressionModel", costs.steps_among(2)),
+        ("Bucketizer", 1.0),
+        ("OneHotEncoderModel", 1.0),
+    ]

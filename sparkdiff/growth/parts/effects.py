@@ -18,7 +18,7 @@ from sparkdiff.growth.items import Item
 from sparkdiff.growth.part import Output, PipelinePlace, Served, Stages
 from sparkdiff.growth.parts import score_test
 from sparkdiff.growth.parts.blocks import EPOCHS, Blocks, BlocksTrainer, PathTrainer
-from sparkdiff.growth.parts.coding import Coding, coding
+from sparkdiff.growth.parts.coding import Coding, are_finite, coding, gate, gate_steps
 from sparkdiff.growth.table import Split, Table
 
 MANY = 20
@@ -58,12 +58,14 @@ class Slopes(Intercepts):
         return super().parameters + int(torch.count_nonzero(self.slopes))
 
     def output(self, split: Split) -> Tensor:
-        return super().output(split) + _product(_dense(split) * self.scale, self.slopes[self.entity.index(split)])
+        scaled, slopes = _dense(split) * self.scale, self.slopes[self.entity.index(split)]
+        scaled = torch.where(are_finite(split.features)[:, None], scaled, 0.0)
+        return super().output(split) + _product(scaled, slopes)
 
     def served(self, features: float) -> Served:
         own, count = super().served(features), min(features, float(len(self.scale)))
         more = [(kind, count) for kind in ("ElementwiseProduct", "VectorAssembler", "Interaction")]
-        return Served([*own.steps, *more], own.entries + count, own.columns)
+        return Served([*own.steps, *more, *gate_steps(features)], own.entries + count, own.columns)
 
     def stages(self, place: PipelinePlace) -> Stages:
         """Interaction wants a name for each feature, and makes a one-hot block of a feature that is marked as a category. So the
@@ -72,10 +74,12 @@ class Slopes(Intercepts):
         [block] = made.outputs
         scaled, named, slopes = (place.name(name) for name in ("scaled", "numbers", "slopes"))
         vector = Vectors.dense(self.scale.numpy())
+        finite, gating = gate(place)
         more = [
+            *gating,
             jvm.named(ElementwiseProduct(scalingVec=vector, inputCol=place.features, outputCol=scaled), scaled),
             jvm.named(VectorAssembler(inputCols=[scaled], outputCol=named), named),
-            jvm.named(Interaction(inputCols=[block.column, named], outputCol=slopes), slopes),
+            jvm.named(Interaction(inputCols=[block.column, finite, named], outputCol=slopes), slopes),
         ]
         coefficients = self.slopes.flatten(0, 1).numpy().T.copy()
         return Stages([*made.stages, *more], [block, Output(slopes, coefficients)])

@@ -127,6 +127,7 @@ class Products:
     def of(self, points: Tensor, features: Rows) -> Tensor:
         """(n, r), (n, d) -> (n, m)."""
         projected = product(features, self.projection.T)
+        projected = torch.where(coding.are_finite(features)[:, None], projected, 0.0)
         return (points[:, :, None] * projected[:, None, :]).flatten(1) @ self.coefficients
 
 
@@ -167,6 +168,7 @@ class Embedding(Part):
         if self.products is None:
             return Served(steps, r, columns)
         steps += [("PCAModel", features * r), *[("VectorAssembler", r)] * 2, ("Interaction", r * r)]
+        steps += coding.gate_steps(features)
         return Served(steps, r + r * r, columns)
 
     def stages(self, place: PipelinePlace) -> Stages:
@@ -175,7 +177,8 @@ class Embedding(Part):
         outputs = [self._output(place.name("points"), self.coefficients)]
         if self.products is not None:
             stages.append(_linear(place, "projection", place.features, self.products.projection))
-            inputs = []
+            finite, gating = coding.gate(place)
+            stages, inputs = [*stages, *gating], []
             for what in (
                 "points",
                 "projection",
@@ -185,7 +188,7 @@ class Embedding(Part):
                 stages.append(jvm.named(entries, column))
                 inputs.append(column)
             column = place.name("products")
-            stages.append(jvm.named(Interaction(inputCols=inputs, outputCol=column), column))
+            stages.append(jvm.named(Interaction(inputCols=[finite, *inputs], outputCol=column), column))
             outputs.append(self._output(column, self.products.coefficients))
         return Stages(stages, outputs)
 

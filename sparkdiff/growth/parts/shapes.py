@@ -222,12 +222,13 @@ def trainer(item: Item, table: Table) -> ShapesTrainer:
 
 
 def _knots(table: Table, place: int, most: int) -> Knots | None:
-    """At quantiles of a number's values; None for what has no curve: categories, columns in which values are missing, columns of
-    less than three values, and any column where there are several margins, each of which would take two models."""
+    """At quantiles of a number's values; None for what has no curve: categories, columns in which values are or may be missing
+    (NaN is the largest value to a curve), columns of less than three values, and any column where there are several margins,
+    each of which would take two models."""
     column = table.columns[place]
     values = table.train.values[:, place]
-    gaps = bool(values.isnan().any() or table.validation.values[:, place].isnan().any())
-    if table.classes or column.levels or column.indexes or gaps:
+    lacks = column.may_lack or bool(values.isnan().any() or table.validation.values[:, place].isnan().any())
+    if table.classes or column.levels or column.indexes or lacks:
         return None
     known = values[values.isfinite()].numpy()
     distinct = np.unique(known)

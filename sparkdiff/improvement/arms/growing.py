@@ -8,16 +8,16 @@ from sparkdiff.data.splits import VALIDATION
 from sparkdiff.errors import InputError
 from sparkdiff.fine_tuning.phases import verified, written
 from sparkdiff.growth import costs
-from sparkdiff.growth.assembly import cost_of, grown_pipeline, serving_of, width_of
+from sparkdiff.growth.assembly import serving_of, width_of
 from sparkdiff.growth.checks import check_options
 from sparkdiff.growth.clock import Clock
 from sparkdiff.growth.finishing import Finished, finish
 from sparkdiff.growth.ground import ground as growth_ground
 from sparkdiff.growth.inputs import linear_head
 from sparkdiff.growth.parts import trees
-from sparkdiff.growth.procedure import grow_rounds
+from sparkdiff.growth.procedure import assembled, grow_rounds
 from sparkdiff.growth.reporting import of_a_sample, rows_without_entity
-from sparkdiff.growth.serving import check_cost, check_room
+from sparkdiff.growth.serving import check_room
 from sparkdiff.growth.settings import GrowthSettings
 from sparkdiff.improvement.arm import Arm
 from sparkdiff.improvement.arms import boosting
@@ -50,8 +50,7 @@ def _refused(parts: Callable[[Ground], tuple[str, ...]]) -> Callable[[Ground], s
             head = linear_head(ground.plan.cut.graph)
             if head.uid in ground.keeps:
                 return f"{head.uid} is to be kept, and what joins changes it"
-            data = ground.plan.cut.transform(ground.sources[0].df)
-            check_room(serving_of(ground.model, head, ground.settings.maxServingCost, data, ()), parts(ground))
+            check_room(serving_of(ground.model, head, ground.settings.maxServingCost), parts(ground))
             if parts(ground) == ("trees",):
                 trees.without_trees(_settings(ground, ("trees",), 1))
         except InputError as e:
@@ -81,7 +80,7 @@ def grown(ground: Ground, limit: Limit, settings: GrowthSettings, arm: str, numb
         maxEpochs=ground.options.maxEpochs if epochs is None else min(ground.options.maxEpochs, epochs),
     )  # fmt: skip
     start = growth_ground(ground.model, options, settings.entityCols, ground.sources, ground.boundaries)
-    serving = serving_of(ground.model, start.head, settings.maxServingCost, start.data, start.indexers)
+    serving = serving_of(ground.model, start.head, settings.maxServingCost, start.indexers)
     clock = Clock.of(limit.seconds)
     with ground.begun(start.task) as run:
         first = verified(run).scores[VALIDATION]
@@ -98,8 +97,7 @@ def grown(ground: Ground, limit: Limit, settings: GrowthSettings, arm: str, numb
             f"no part joined: {found.stopped}",
             learned=told,
         )
-    made = grown_pipeline(ground.model, start.head, found.members, start.indexers, start.data)
-    check_cost(serving, [m.part for m in found.members], cost_of(made, start.head, serving))
+    made = assembled(start, found.members, serving, ground.sources[0].df, drop=False)
     with ground.begun(replace(ground.task(made), options=options)) as run:
         done = finish(run, first, found, width_of(start.head.stage), clock.left(limit.seconds), replace=True)
         margins = recorded_rows(run, done.network)

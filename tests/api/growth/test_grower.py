@@ -16,6 +16,7 @@ from pyspark.ml.feature import (
     HashingTF,
     OneHotEncoder,
     RFormula,
+    SQLTransformer,
     StandardScaler,
     StringIndexer,
     Tokenizer,
@@ -32,6 +33,7 @@ from sparkdiff.fine_tuning.task import check_runs
 from sparkdiff.growth import inputs, procedure
 from sparkdiff.growth.ground import ground
 from sparkdiff.growth.parts import units
+from sparkdiff.jvm import sessions
 from sparkdiff.options import Options
 
 ROWS = 3000
@@ -64,6 +66,16 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def rows(spark: SparkSession, file: Path) -> DataFrame:
     return spark.read.parquet(f"file://{file}")
+
+
+LAST = sessions.VERSION >= (4, 0)
+"""Whether a last stage can put the columns that were added behind all others."""
+
+
+def linear(grown: GrowerModel) -> Any:
+    """The last linear stage."""
+    uid = grown.originalModel.stages[-1].uid
+    return next(s for s in grown.pipelineModel.stages if s.uid == uid)
 
 
 def fitted(rows: DataFrame, last: Any) -> PipelineModel:
@@ -103,6 +115,11 @@ def test_a_planted_cross_is_named_first_and_gained(grown: GrowerModel, poisson: 
     assert any(r["why"].startswith("serving would cost") for r in summary.rounds), str(summary)
     assert set(summary.parity) == {"before", "grown", "after"}
     text = str(summary)
+    assert summary.fineTunedGain is not None and 0 <= summary.fineTunedGain < summary.gain
+    assert f"fine-tuned alone: {summary.fineTunedGain:+.2%} at {cost['before']:.2f} us per row" in text
+    joined = [r for r in summary.rounds if not r["why"]]
+    assert [p["gain"] for p in summary.parts] == [r["gain"] for r in joined]
+    assert f"{joined[0]['gain']:+.2%} as it joined" in text
     assert "kind x season" in text
     assert "joined" in text
     assert repr(summary).startswith("<GrowthSummary: grown, ") and "; parts: " in repr(summary)
@@ -116,13 +133,84 @@ def test_all_stages_are_plain_and_those_of_the_user_stay(grown: GrowerModel, poi
     assert all(type(s).__module__.startswith("pyspark.ml.") for s in new.stages)
     uids = [s.uid for s in new.stages]
     assert [uid for uid in uids if uid in {s.uid for s in poisson.stages}] == [s.uid for s in poisson.stages]
-    assert uids[-1] == poisson.stages[-1].uid
+    assert type(new.stages[-1]) is (SQLTransformer if LAST else type(poisson.stages[-1]))
     for old in poisson.stages:
         now = next(s for s in new.stages if s.uid == old.uid)
         assert type(now) is type(old)
         assert now._defaultParamMap == old._defaultParamMap
         params = {p.name: v for p, v in now._paramMap.items() if p.name != "featuresCol"}
         assert params == {p.name: v for p, v in old._paramMap.items() if p.name != "featuresCol"}
+
+
+def test_columns_that_are_added_have_one_prefix_and_stand_last(
+    grown: GrowerModel, poisson: PipelineModel, rows: DataFrame
+) -> None:
+    own, shown = poisson.transform(rows), grown.transform(rows)
+    added = [c for c in shown.columns if c not in own.columns]
+    assert added and all(c.startswith(f"{poisson.stages[-1].uid}_grown") for c in added)
+    assert [c for c in shown.columns if c not in added] == own.columns
+    if LAST:
+        assert shown.columns == [*own.columns, *added]
+    kept = shown.drop(*(c for c in shown.columns if "_grown" in c))  # the line of docs/growing.md
+    assert [(f.name, f.dataType, f.nullable) for f in kept.schema] == [
+        (f.name, f.dataType, f.nullable) for f in own.schema
+    ]
+
+
+def test_dropping_columns_is_refused_where_spark_cannot(
+    poisson: PipelineModel, rows: DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Spark 3.5 reads EXCEPT as a difference of two tables."""
+    monkeypatch.setattr(sessions, "VERSION", (3, 5))
+    grower = Grower(poisson, dropColumns=True)
+    for run in (grower.explain, grower.fit):
+        with pytest.raises(InputError, match=r"dropColumns=True is not possible with Spark .*EXCEPT.*from 4\.0 on"):
+            run(rows)
+    assert "SQLTransformer" not in Grower(poisson).explain(rows)
+
+
+@pytest.mark.skipif(not LAST, reason="Spark 3.5 has no `* EXCEPT`")
+def test_a_last_stage_drops_the_columns_on_request(
+    rows: DataFrame, poisson: PipelineModel, shared: Path, tmp_path: Path
+) -> None:
+    """Serving's own columns stay, an entity's index is dropped, too, and what is grown can be grown and fine-tuned again."""
+    options: dict[str, Any] = {"rounds": 1, "guard": 1, "maxLoss": 0, "cacheDir": str(shared), **QUICK}
+    parts = {"parts": ("effects",), "entityCols": ["shop"], "dropColumns": True}
+    rows = rows.withColumn("both", F.col("sales") + F.log1p("count"))  # shops have effects, and kind x season
+    model = fitted(rows, LinearRegression(labelCol="both"))
+    first = Grower(model, **parts, **options).fit(rows)
+    assert first.summary.decision == "grown", str(first.summary)
+    first.pipelineModel.write().save(str(tmp_path / "grown"))
+    served = PipelineModel.load(str(tmp_path / "grown")).transform(rows.withColumn("more", F.lit(1)))
+    assert served.columns == model.transform(rows.withColumn("more", F.lit(1))).columns
+    again = Grower(first.pipelineModel, **{**parts, "parts": ("crosses",)}, **options).fit(rows)
+    assert again.summary.decision == "grown", str(again.summary)
+    assert again.transform(rows).columns == model.transform(rows).columns
+    assert [type(s) for s in again.pipelineModel.stages[-2:]] == [SQLTransformer] * 2
+    scorer = sparkdiff.Scorer(again.pipelineModel, rows)
+    few = rows.limit(20)
+    scores = scorer.predict([row.asDict() for row in few.collect()])
+    assert [row["prediction"] for row in scores] == pytest.approx(
+        [row.prediction for row in again.transform(few).collect()]
+    )
+    assert not [name for name in scores[0] if "_grown" in name]
+    tuned = sparkdiff.FineTuner(again.pipelineModel, guard=1, cacheDir=str(shared), **QUICK).fit(rows)
+    assert tuned.transform(rows).columns == model.transform(rows).columns
+
+
+def test_vectors_without_a_size_are_served(spark: SparkSession, rows: DataFrame, shared: Path) -> None:
+    """Rows to learn from tell the size of their vectors, rows to come do not."""
+    named = VectorAssembler(inputCols=["x", "y"], outputCol="features").transform(rows).select("features", "busy")
+    model = LogisticRegression(labelCol="busy", regParam=1e-3).fit(named)
+    options = {"rounds": 1, "guard": 1, "maxLoss": 0, "cacheDir": str(shared), **QUICK}
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(units, "SIZES", units.SIZES[:1])
+        found = Grower(PipelineModel([model]), parts=("units",), **options).fit(named)
+    assert found.summary.decision == "grown", str(found.summary)
+    vectors = [row.features for row in named.limit(5).collect()]
+    bare = spark.createDataFrame([(v,) for v in vectors], ["features"])
+    assert "ml_attr" not in bare.schema["features"].metadata
+    assert [row.prediction in (0.0, 1.0) for row in found.transform(bare).collect()] == [True] * 5
 
 
 @pytest.mark.nightly  # its stages are of pyspark.ml alone, and other tests serve each kind of them saved and loaded
@@ -156,14 +244,14 @@ def test_parts_learn_from_the_rows_that_there_is_room_for(
     assert warning.startswith(f"parts learned from {len(table.train):,} of {there:,} training rows")
     assert not any("parts learned from" in w for w in grown.summary.warnings)
     assert torch.equal(table.train.label, again.train.label)
-    assert one.pipelineModel.stages[-1].coefficients == two.pipelineModel.stages[-1].coefficients
+    assert linear(one).coefficients == linear(two).coefficients
     with monkeypatch.context() as killed:
         killed.setattr(procedure, "_decided", lambda *a, **k: (_ for _ in ()).throw(RuntimeError("killed")))
         with pytest.raises(RuntimeError, match="killed"):
             Grower(poisson, runId="mine", **options).fit(rows)
     monkeypatch.setattr(inputs, "LARGEST", 200_000)  # as on a machine with less memory
     resumed = Grower(poisson, runId="mine", **options).fit(rows)
-    assert resumed.pipelineModel.stages[-1].coefficients == one.pipelineModel.stages[-1].coefficients
+    assert linear(resumed).coefficients == linear(one).coefficients
     monkeypatch.setattr(inputs, "LARGEST", 100_000)
     with pytest.raises(InputError, match=r"validation rows take .* GiB of memory.*hold out fewer rows"):
         Grower(poisson, **options).fit(rows)
@@ -200,7 +288,7 @@ def test_a_grower_and_its_model_can_be_saved(grown: GrowerModel, rows: DataFrame
     assert type(again.summary) is type(grown.summary)
     assert again.uid == grown.uid
     assert again.getParts() == ["crosses", "shapes"]
-    assert again.pipelineModel.stages[-1].coefficients == grown.pipelineModel.stages[-1].coefficients
+    assert linear(again).coefficients == linear(grown).coefficients
     grower = Grower(grown.originalModel, labelCol="count", rounds=2, parts=["units"], maxServingCost=3.0)
     grower.write().save(f"file://{tmp_path}/grower")
     loaded = Grower.load(f"file://{tmp_path}/grower")
@@ -270,7 +358,7 @@ def test_a_last_stage_that_a_search_has_chosen_grows_within_it(
     last: Any = found.pipelineModel.stages[-1]
     assert type(last) is CrossValidatorModel
     assert (last.uid, last.avgMetrics) == (searched.stages[-1].uid, [1.0])
-    assert last.bestModel.stages[-1].uid == poisson.stages[-1].uid
+    assert poisson.stages[-1].uid in [s.uid for s in last.bestModel.stages[-2:]]
     assert found.transform(rows).select("prediction").distinct().count() > 100
 
 
@@ -335,7 +423,7 @@ def test_rows_that_the_pipeline_drops_are_not_grown_on(rows: DataFrame, poisson:
     first = StringIndexer(inputCol="shop", outputCol="some", **skip).fit(rows.where("shop < 's2'"))
     last = VectorAssembler(inputCols=["z"], outputCol="seen", **skip)
     model = PipelineModel([first, *poisson.stages, last])
-    data = ground(model, Options(), ["kind"], [Source(rows)], None).data
+    data = ground(model, Options(), ["kind"], [Source(rows)], None).task.cut.transform(rows)
     assert data.count() == model.transform(rows).count() < rows.where("shop < 's2'").count()
 
 

@@ -15,7 +15,7 @@ from pyspark.ml.regression import LinearRegression
 from pyspark.sql import DataFrame, SparkSession
 
 from sparkdiff.fine_tuning.task import prepare
-from sparkdiff.growth.assembly import grown_pipeline, serving_of
+from sparkdiff.growth.assembly import grown_pipeline
 from sparkdiff.growth.inputs import linear_head
 from sparkdiff.growth.part import Part, PipelinePlace
 from sparkdiff.growth.parts import coding, shapes
@@ -201,7 +201,6 @@ def test_vectors_of_the_rows_get_their_size_however_the_column_is_spelled(spark:
     own = LinearRegression(featuresCol="Features", labelCol="y").fit(rows)
     model = PipelineModel([own.setFeaturesCol("FEATURES" if any_case else "Features")])
     head = linear_head(prepare(model, Options(), rows).cut.graph)
-    assert serving_of(model, head, None, rows).hint == 2
-    made = grown_pipeline(model, head, [], [], rows)
+    made = grown_pipeline(model, head, [], [], "grown")
     found, expected = (m.transform(rows).select("prediction").collect() for m in (made, model))
     np.testing.assert_allclose(found, expected, rtol=1e-12)

@@ -195,7 +195,7 @@ def test_a_limit_holds_for_the_whole_pipeline() -> None:
 
     part = Known(1.0)
     apart, whole = FREE.before + FREE.share(part), FREE.cost([part])
-    assert whole == pytest.approx(apart + costs.of("VectorAssembler", 6))
+    assert whole == pytest.approx(apart + costs.of("VectorAssembler", 6) + costs.of("VectorSizeHint", 6))
     assert not joined(limit=(apart + whole) / 2).members
     [tried] = joined(limit=whole - 1e-9).tried
     assert tried.why.startswith("serving would cost")
@@ -280,3 +280,41 @@ def test_the_penalty_does_not_vanish_where_the_metric_is_near_zero(metric: str) 
         limits = dataclasses.replace(LIMITS, complexity=0.1)
         grown = rounds.grow(table, criterion, limits, lambda *args: [tiny], lambda tried: None)
     assert [t.why for t in grown.tried] == ["its gain is less than its penalty"]
+
+
+def one_round(gains: Tensor, value: float, maxLoss: float, rounds_: int = 3) -> tuple[Grown, list[int]]:
+    """Rounds in which one part gains this, and the numbers of those that were begun."""
+    table, criterion = table_of("poisson", 600, planted=lambda c: 0.6 * c["y"])
+    one = dataclasses.replace(found([1.0], 3), value=value, gains=gains[None])
+    begun = list[int]()
+
+    def run(number: int, *_: object) -> list[Found]:
+        begun.append(number)
+        return [one]
+
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(parts, "propose", lambda *args: [one.item])
+        limits = dataclasses.replace(LIMITS, rounds=rounds_, maxLoss=maxLoss)
+        return rounds.grow(table, criterion, limits, run, lambda tried: None), begun
+
+
+def test_a_part_joins_only_if_its_gain_is_larger_than_its_error_and_than_max_loss() -> None:
+    table, criterion = table_of("poisson", 600, planted=lambda c: 0.6 * c["y"])
+    before = criterion.score(table.validation.margin, table.validation)
+    random = torch.Generator().manual_seed(0)
+    noise = before.weights * torch.randn(len(before.weights), generator=random, dtype=torch.float64)
+    noise -= noise.sum() / before.weights.sum() * before.weights
+    error = float(noise.norm() / before.weights.sum())
+
+    def of(gain: float, maxLoss: float = 0.0) -> tuple[Grown, list[int]]:
+        return one_round(noise + gain * before.weights, before.mean - gain, maxLoss)
+
+    within, begun = of(0.9 * error)
+    assert [t.why for t in within.tried] == ["its gain is no larger than its standard error"]
+    assert not within.members and begun == [1], "growth ends with the first round in which no part joins"
+    assert "nothing that round 1 tried gains enough" in within.stopped
+    assert len(of(1.1 * error)[0].members) >= 1
+    share = 1.1 * error / abs(before.mean)
+    small, _ = of(1.1 * error, maxLoss=1.01 * share)
+    assert small.tried[0].why.endswith("of the original's metric") and not small.members
+    assert len(of(1.1 * error, maxLoss=0.99 * share)[0].members) >= 1

@@ -1,0 +1,59 @@
+"""Statements of an SQLTransformer that drop columns or put them last, and do nothing else."""
+
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from pyspark.ml.feature import SQLTransformer
+
+from sparkdiff.jvm import rebuilding, sessions
+
+NAME = r"(?:`(?:[^`]|``)+`|\w+)"
+NAMES = rf"{NAME}(?:\s*,\s*{NAME})*"
+FORM = re.compile(
+    rf"\s*SELECT\s+\*\s*EXCEPT\s*\(\s*({NAMES})\s*\)\s*(?:,\s*({NAMES})\s)?\s*FROM\s+__THIS__\s*", re.IGNORECASE
+)
+
+
+class Selection(NamedTuple):
+    """The columns that a statement names; all others stay as they are.
+
+    Attributes:
+        columns: all of them.
+        last: those that it puts last; it drops the others.
+    """
+
+    columns: tuple[str, ...]
+    last: tuple[str, ...]
+
+
+def can_except() -> bool:
+    """Whether this Spark knows `SELECT * EXCEPT`, as from 4.0 on."""
+    return sessions.VERSION >= (4, 0)
+
+
+def selection_of(stage: Any) -> Selection | None:
+    """The columns that an SQLTransformer drops or puts last; None for a stage that may do anything else."""
+    if not isinstance(stage, SQLTransformer) or not stage.isDefined(stage.statement):
+        return None
+    form = FORM.fullmatch(stage.getStatement())
+    if form is None:
+        return None
+    columns, last = (tuple(map(_unquoted, re.findall(NAME, names or ""))) for names in form.groups())
+    return Selection(columns, last) if set(last) <= set(columns) else None
+
+
+def selecting(columns: Sequence[str], last: Sequence[str], uid: str) -> SQLTransformer:
+    """The SQLTransformer with this selection."""
+    behind = f", {_quoted(last)}" if last else ""
+    made = SQLTransformer(statement=f"SELECT * EXCEPT ({_quoted(columns)}){behind} FROM __THIS__")
+    # Its uid begins the name of a view.
+    return rebuilding.named(made, re.sub(r"\W", "_", uid))  # type: ignore[no-any-return]
+
+
+def _quoted(names: Sequence[str]) -> str:
+    return ", ".join("`" + name.replace("`", "``") + "`" for name in names)
+
+
+def _unquoted(name: str) -> str:
+    return name[1:-1].replace("``", "`") if name.startswith("`") else name

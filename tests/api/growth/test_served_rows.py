@@ -1,0 +1,174 @@
+"""A grown pipeline serves what the original serves: odd values in each column, beside a part of each kind, by every route."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pyspark.ml import Pipeline, PipelineModel
+from pyspark.ml.feature import Imputer, OneHotEncoder, StringIndexer, VectorAssembler
+from pyspark.ml.regression import LinearRegression
+from pyspark.sql import DataFrame, SparkSession
+from tables import specification_of
+
+import sparkdiff
+from sparkdiff.data.blocks import MAX_BLOCKS
+from sparkdiff.fine_tuning.task import prepare
+from sparkdiff.growth import parts
+from sparkdiff.growth.assembly import columns_last, grown_pipeline
+from sparkdiff.growth.criterion import Criterion
+from sparkdiff.growth.inputs import linear_head, upstream_columns
+from sparkdiff.growth.part import Part
+from sparkdiff.growth.parts.shapes import Shapes
+from sparkdiff.growth.rounds import Member
+from sparkdiff.growth.table import Split, Table
+from sparkdiff.options import Options
+
+MARK = "grown"
+NAN, INF = math.nan, math.inf
+ODD: dict[str, tuple[Any, ...]] = {
+    "x": (None, NAN, INF, -INF, 1e300, -1e300, -0.0), "z": (None, NAN, INF, -INF, 1e300, 0.0),
+    "hour": (None, NAN, INF, -INF, 1e300, 99.0, -1.0), "kind": (None, "unseen", ""), "flag": (None, False),
+}  # fmt: skip
+"""Values that no training row has."""
+
+
+@pytest.fixture(scope="module")
+def rows(spark: SparkSession) -> DataFrame:
+    """x is imputed, z is a feature, hour is a number that an indexer reads, as kind, and flag a feature."""
+    random = np.random.default_rng(0)
+    n = 1200
+    x, z = random.normal(size=(2, n))
+    hour, kind, flag = random.integers(0, 24, n), random.integers(0, 3, n), random.random(n) < 0.4
+    y = x + np.where(hour > 12, 2.0, 0.0) * (1 + x) + 2 * np.abs(x) - z * kind + random.normal(size=n) / 4
+    columns = (x, z, hour.astype(float), np.array([*"abc"])[kind], flag, y)
+    data = [tuple(v.item() for v in row) for row in zip(*columns, strict=True)]
+    return spark.createDataFrame(data, "x double, z double, hour double, kind string, flag boolean, y double").cache()
+
+
+@pytest.fixture(scope="module")
+def model(rows: DataFrame) -> PipelineModel:
+    stages = [
+        StringIndexer(inputCols=["hour", "kind"], outputCols=["hour_index", "kind_index"], handleInvalid="keep"),
+        OneHotEncoder(
+            inputCols=["hour_index", "kind_index"], outputCols=["hour_hot", "kind_hot"], handleInvalid="keep"
+        ),
+        Imputer(inputCols=["x"], outputCols=["x_known"]),
+        VectorAssembler(
+            inputCols=["x_known", "z", "flag", "hour_hot", "kind_hot"], outputCol="features", handleInvalid="keep"
+        ),
+        LinearRegression(labelCol="y", regParam=0.01),
+    ]
+    return Pipeline(stages=stages).fit(rows)
+
+
+@pytest.fixture(scope="module")
+def learned(rows: DataFrame, model: PipelineModel) -> tuple[Table, Criterion]:
+    """The columns as growth finds them, and the rows as it reads them."""
+    graph = prepare(model, Options(), rows).cut.graph
+    known = upstream_columns(graph, rows, {})
+    shown = model.transform(rows).toPandas()
+
+    def tensor(values: Any) -> torch.Tensor:
+        return torch.tensor(np.array(values, dtype=np.float64))
+
+    label, margin = tensor(shown["y"]), tensor(shown["prediction"])
+    block = torch.randint(0, MAX_BLOCKS, (len(label),), generator=torch.Generator().manual_seed(0))
+    features = tensor(np.stack([v.toArray() for v in shown["features"]]))
+    values = torch.stack([tensor(shown[k.column.column]) for k in known], 1)
+
+    def split(begin: int, end: int) -> Split:
+        whole = (features, values, label, torch.ones_like(label), block, margin)
+        return Split(*(t[begin:end] for t in whole))
+
+    table = Table("features", tuple(k.column for k in known), split(0, 900), split(900, 1200))
+    return table, specification_of("linear", table, label).criterion()
+
+
+def trained(kind: str, name: str, table: Table, criterion: Criterion) -> Part:
+    item = next(i for i in parts.propose([kind], table, criterion, 0) if i.name.startswith(name))
+    trainer = parts.trainer(item, table)
+    for _ in range(3):
+        trainer.epoch(table, criterion)
+    return trainer.part()
+
+
+def odd(spark: SparkSession, rows: DataFrame) -> DataFrame:
+    """The first row, and copies of it with an odd value each."""
+    usual = rows.drop("y").first()
+    assert usual is not None
+    data = [{**usual.asDict(), "id": "usual"}]
+    data += [{**usual.asDict(), name: value, "id": f"{name}={value}"} for name, some in ODD.items() for value in some]
+    schema = rows.drop("y").schema.add("id", "string")
+    return spark.createDataFrame([tuple(row[field] for field in schema.names) for row in data], schema).coalesce(1)
+
+
+def predicted(served: DataFrame) -> dict[str, float]:
+    return {row.id: row.prediction for row in served.select("id", "prediction").collect()}
+
+
+KINDS = (
+    ("units", "8 units"), ("crosses", ""), ("shapes", "curves"), ("effects", "effect of hour on features"),
+    ("embeddings", "embedding of kind x features"), ("embeddings", "embedding of hour"), ("trees", "trees of 31"),
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def members(learned: tuple[Table, Criterion]) -> list[Member]:
+    return [Member(trained(*kind, *learned), 1.0, i + 1) for i, kind in enumerate(KINDS)]
+
+
+def grown_with(model: PipelineModel, rows: DataFrame, members: Sequence[Member], *, drop: bool = False) -> Any:
+    head = linear_head(prepare(model, Options(), rows).cut.graph)
+    return columns_last(grown_pipeline(model, head, members, (), MARK), MARK, rows, drop=drop)
+
+
+def test_rows_that_the_original_serves_are_served_no_worse(
+    spark: SparkSession, rows: DataFrame, model: PipelineModel, members: list[Member]
+) -> None:
+    """A number where the original has one, and its own infinity; each part alone, so that the test names it."""
+    serving = odd(spark, rows)
+    before = predicted(model.transform(serving))
+    assert sum(map(math.isfinite, before.values())) > 15 and sum(map(math.isinf, before.values())) == 4
+    for member, (kind, name) in zip(members, KINDS, strict=True):
+        after = predicted(grown_with(model, rows, [member]).transform(serving))
+        worse = {k: (v, after[k]) for k, v in before.items() if math.isfinite(v) != math.isfinite(after[k])}
+        worse |= {k: (v, after[k]) for k, v in before.items() if math.isinf(v) and v != after[k]}
+        assert not worse, f"{kind} {name}: {worse}"
+
+
+def test_null_where_training_had_none_is_no_large_value(
+    spark: SparkSession, rows: DataFrame, model: PipelineModel, learned: tuple[Table, Criterion], members: list[Member]
+) -> None:
+    """It has no curve, and steps have an entry without an effect for it; in a tree it goes where most rows go."""
+    table, _ = learned
+    lack = {c.name for c in table.columns if c.may_lack and not c.indexes}
+    assert lack == {"hour"}, "x is imputed, z and flag are NaN in the original's prediction, too"
+    serving = odd(spark, rows)
+    before = predicted(model.transform(serving))
+    for (kind, _), member in zip(KINDS, members, strict=True):
+        if kind not in ("shapes", "trees"):
+            continue
+        after = predicted(grown_with(model, rows, [member]).transform(serving))
+        added = {k: after[k] - before[k] for k in before}
+        assert added["hour=None"] == pytest.approx(added["hour=nan"])
+        assert added["hour=None"] != pytest.approx(added["hour=99.0"]), kind
+        assert not isinstance(member.part, Shapes) or {k.column.name for k in member.part.curves} == {"x_known", "z"}
+
+
+def test_all_routes_agree_on_odd_rows(
+    spark: SparkSession, rows: DataFrame, model: PipelineModel, members: list[Member], tmp_path: Path
+) -> None:
+    grown = grown_with(model, rows, members)
+    serving = odd(spark, rows)
+    assert sparkdiff.verify(grown, serving).ok
+    expected = predicted(grown.transform(serving))
+    grown.write().save(str(tmp_path / "grown"))
+    assert predicted(PipelineModel.load(str(tmp_path / "grown")).transform(serving)) == pytest.approx(
+        expected, nan_ok=True
+    )
+    scored = sparkdiff.Scorer(grown, rows, outputCols=["prediction"]).predict([r.asDict() for r in serving.collect()])
+    assert [r["prediction"] for r in scored] == pytest.approx([*expected.values()], nan_ok=True)
