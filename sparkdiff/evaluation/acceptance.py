@@ -14,7 +14,7 @@ from sparkdiff.evaluation import compatibility, guard, slices
 from sparkdiff.evaluation.compatibility import Compatibility
 from sparkdiff.evaluation.data import Data, scalar
 from sparkdiff.evaluation.ledger import Ledger, candidate_count, diverged
-from sparkdiff.evaluation.recorded import Predicts
+from sparkdiff.evaluation.recorded import Predicts, Recorded, keyed
 from sparkdiff.evaluation.scores import Score, contributions
 from sparkdiff.evaluation.slices import Change
 from sparkdiff.evaluation.unseen_errors import Unseen, costs, unseen
@@ -75,6 +75,21 @@ class Judgement:
         return self.verdict.accepted and not self.worse and not self.flips and not self.fragile
 
 
+@dataclass(frozen=True)
+class GivenPipeline:
+    """The pipeline as the user passed it, where a run started from its refit on the training rows.
+
+    Attributes:
+        scores: its metric by split.
+        recorded: its margins on the rows that decide.
+        decides: whether the result must beat it, and not the refit.
+    """
+
+    scores: Mapping[str, Score]
+    recorded: Recorded
+    decides: bool
+
+
 def moves_splits(network: Network) -> bool:
     """Whether thresholds of trees or of binning stages train."""
     trees = network.trees().values()
@@ -101,20 +116,24 @@ def judge(
     *,
     reference: bool,
     always: bool = False,
+    given: GivenPipeline | None = None,
 ) -> Judgement:
     """Test the gain of the best epoch, overall and by slice, in passes over the validation and the reference rows.
 
     Args:
         networks: the original network and the network of the best epoch, or what was recorded of another pipeline.
-        original: the original's validation metric.
+        ledger, original: gains over the pipeline that the result must beat, and its validation metric.
         reference: whether there are reference rows.
         always: whether slices, reference rows and labels are compared even where nothing gains.
+        given: the pipeline that the user has, where the original is its refit: its labels are those that may not change.
     """
     o, (network, tuned) = options, networks
+    data = data if given is None else keyed(data)
+    before = given.recorded if given is not None and given.decides else network
     unit: Literal["rows", "groups", "blocks"] = "groups" if o.groupCol else "blocks" if o.timeCol else "rows"
     rows, units = counted(data, "validation", unit)
     level, stricter = needed(o, network)
-    correlation = guard.correlation_time(_differences(data, metric, network, tuned)) if o.timeCol else None
+    correlation = guard.correlation_time(_differences(data, metric, before, tuned)) if o.timeCol else None
     verdict = guard.decide(
         ledger.gains, ledger.weights, chosen=ledger.chosen, level=level, original=original.blocks, unit=unit, units=units,
         blockRows=rows / max(units, 1), correlationTime=correlation, seed=o.seed,
@@ -127,12 +146,12 @@ def judge(
     columns = list(data.stream.slices.values())
     further = None
     if worse is not None and verdict.best >= 0:
-        further = unseen(float(ledger.gains[ledger.chosen].sum()), costs(network, tuned, data, "validation", metric))
+        further = unseen(float(ledger.gains[ledger.chosen].sum()), costs(before, tuned, data, "validation", metric))
     return Judgement(
         verdict, worse,
-        tuple(slices.changes(network, tuned, data, "validation", metric, columns, **how)) if columns else (),
-        slices.changes(network, tuned, data, "reference", metric, (), **how)[0] if reference else None,
-        compatibility.compare(network, tuned, data, "validation"), o.maxFlipRate, stricter, further,
+        tuple(slices.changes(before, tuned, data, "validation", metric, columns, **how)) if columns else (),
+        slices.changes(before, tuned, data, "reference", metric, (), **how)[0] if reference else None,
+        compatibility.compare(network if given is None else given.recorded, tuned, data, "validation"), o.maxFlipRate, stricter, further,
     )  # fmt: skip
 
 
@@ -153,7 +172,7 @@ def needed(options: Options, network: Network) -> tuple[float, int]:
 
 
 @torch.no_grad()
-def _differences(data: Data, metric: Metric, one: Network, other: Predicts) -> Tensor:
+def _differences(data: Data, metric: Metric, one: Predicts, other: Predicts) -> Tensor:
     """Loss of `one` minus loss of `other` per validation row, in time order."""
     times = torch.cat([scalar(batch, "time") for batch, *_ in data.batches("validation")])
     first, second = (contributions(n, data, "validation", metric) for n in (one, other))

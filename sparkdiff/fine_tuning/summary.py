@@ -2,7 +2,8 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from types import MappingProxyType
+from typing import Any, TypeVar
 
 from sparkdiff.data.splits import REFERENCE, SPLITS, VALIDATION
 from sparkdiff.diagnostics.pipelines import changes_outside, unreadable_by_older_spark
@@ -20,6 +21,8 @@ from sparkdiff.report.record import versions
 from sparkdiff.report.shares import share_of
 from sparkdiff.stages.trainable import SUPPORT
 
+S = TypeVar("S", bound=FineTuningSummary)
+
 
 def summary_of(
     run: Run, original: Measured, fitted: Fitted, judged: Judged, tuned: Measured, doubts: Sequence[str]
@@ -32,6 +35,21 @@ def summary_of(
         reason=reason(judgement, run.task.options, run.goal.metric, held.value, found.history),
         warnings=warnings_of(run, fitted, judged, now, doubts), options=shown_options(run.task, run.goal.metric),
         **facts(run), **tested(judgement), **measured(original, tuned), **trained_facts(fitted, compared, judgement.accepted),
+    )  # fmt: skip
+
+
+def untrained(
+    kind: type[S], run: Run, original: Measured, warnings: Sequence[str], reason: str = "", options: Mapping[str, Any] = MappingProxyType({}), **fields: Any
+) -> S:  # fmt: skip
+    """The summary of a run that trained nothing, and kept the original.
+
+    Args:
+        options, fields: what other verbs have beside those of a fine-tuning.
+    """
+    parity = {} if original.parity is None else {"before": dataclasses.asdict(original.parity)}
+    return kind(
+        decision="kept original", reason=reason, z=0.0, p=1.0, records=[], parity=parity, stages={}, warnings=[*warnings],
+        options=shown_options(run.task, run.goal.metric, **options), **facts(run), **measured(original, original), **fields,
     )  # fmt: skip
 
 

@@ -1,11 +1,12 @@
 """The way of a growth, once through: columns and cache, rounds, the grown pipeline, all of it together, the decision."""
 
+import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 from sparkdiff.data.splits import VALIDATION, Boundaries, Source
 from sparkdiff.evaluation.checks import check_stored
 from sparkdiff.fine_tuning.phases import begun, checked, run_folder, verified, written
+from sparkdiff.fine_tuning.starting_point import StartingPoint
 from sparkdiff.fine_tuning.task import check_runs, prepare
 from sparkdiff.fine_tuning.values import Measured, Outcome, Run
 from sparkdiff.growth import rounds, running
@@ -30,12 +31,13 @@ from sparkdiff.store.run_folder import RunFolder, name_beside
 
 
 def grow_pipeline(
-    model: Any, options: Options, settings: GrowthSettings, sources: Sequence[Source], phases: Phases,
+    origin: StartingPoint, options: Options, settings: GrowthSettings, sources: Sequence[Source], phases: Phases,
     *, boundaries: Boundaries | None = None, replace: bool = False,
 ) -> Outcome:  # fmt: skip
     """Print the plan, grow a fitted pipeline on these rows, and return the pipeline that held-out rows decide for.
 
     Args:
+        origin: the fitted pipeline, or its refit.
         boundaries: where time divides the rows, if that is known already.
         replace: see `fine_tune`.
 
@@ -44,32 +46,36 @@ def grow_pipeline(
         ParityError: a network and Spark disagree.
     """
     with phases.phase("plan"):
-        text = described(model, options, settings, sources[0].df)
+        text = described(origin.model, options, settings, sources[0].df)
     if shown(options.verbosity):
         print(text, flush=True)
     settings, missing = trees.without_trees(settings)
+    tried = dataclasses.replace(settings, rounds=0) if origin.refused else settings
+    model, keyed = origin.model, origin.given is not None
     start = ground(model, options, settings.entityCols, sources, boundaries)
     serving = serving_of(model, start.head, settings.maxServingCost, start.data, start.indexers)
     with begun(start.task, sources, phases, boundaries=boundaries) as run:
         check_units(run)
         original, doubts = verified(run), [*checked(run), *missing]
         clock = Clock.of(options.maxSeconds)
-        grown, gone, folder = grow_rounds(run, start, settings, serving, clock, replace=replace)
+        grown, gone, folder = grow_rounds(run, start, tried, serving, clock, replace=replace)
         told = Told(settings, grown, gone, serving, doubts)
         if not grown.members:
-            summary = without_parts(run, original, told)
+            summary = origin.told(without_parts(run, origin.rival(original), told))
             phases.on_decision(summary)
-            return Outcome(model, model, start.task.plan, summary, (folder,))
+            return origin.finished(Outcome(model, model, start.task.plan, summary, (folder,)))
     made = grown_pipeline(model, start.head, grown.members, start.indexers, start.data)
     check_cost(serving, [m.part for m in grown.members], cost_of(made, start.head, serving))
     check_runs(made, sources[0].df)
     task = prepare(made, options, sources[0].df)
-    with begun(task, sources, phases, boundaries=boundaries) as run:
-        return _decided(run, start, original, told, folder, clock.left(options.maxSeconds), replace=replace)
+    with begun(task, sources, phases, boundaries=boundaries, keyed=keyed) as run:
+        found = _decided(run, origin, start, original, told, folder, clock.left(options.maxSeconds), replace=replace)
+        return origin.finished(found)
 
 
 def _decided(
     run: Run,
+    origin: StartingPoint,
     start: GrowthStart,
     original: Measured,
     told: Told,
@@ -87,12 +93,12 @@ def _decided(
         seconds: that training may take; None without a limit.
     """
     width, first, model = width_of(start.head.stage), original.scores[VALIDATION], start.model
-    done = finish(run, first, told.grown, width, seconds, replace=replace)
+    done = finish(run, first, told.grown, width, seconds, replace=replace, given=origin.given)
     result, after, cost = model, done.before, told.serving.before
     if done.judgement.accepted:
         result, after = written(run, done.start, done.network, {VALIDATION: done.tuned})
         cost = cost_of(result, start.head, told.serving)
-    summary = with_parts(done, original.parity, after, told, cost)
+    summary = origin.told(with_parts(done, original.parity, after, told, cost))
     run.phases.on_decision(summary)
     return Outcome(result, model, start.task.plan, summary, (folder, done.fitted.folder))
 

@@ -9,14 +9,17 @@ from typing import Any
 
 import torch
 from pyspark.ml import PipelineModel
+from torch import Tensor
 
 from sparkdiff import jvm
-from sparkdiff.data.splits import REFERENCE, TEST, VALIDATION, Boundaries, Source
+from sparkdiff.data.splits import VALIDATION, Boundaries, Source
 from sparkdiff.errors import InputError
+from sparkdiff.evaluation.acceptance import GivenPipeline
 from sparkdiff.evaluation.recorded import Recorded, recorded
 from sparkdiff.evaluation.scores import Score
 from sparkdiff.fine_tuning.phases import begun, checked, verified
 from sparkdiff.fine_tuning.shared import Shared
+from sparkdiff.fine_tuning.starting_point import HELD_OUT
 from sparkdiff.fine_tuning.summary import facts
 from sparkdiff.fine_tuning.task import Task, check_runs, prepare
 from sparkdiff.fine_tuning.values import Goal, Measured, Run
@@ -39,8 +42,6 @@ from sparkdiff.tuning.solvers.threads import idle_cores
 
 CORES = 2
 """What an arm can use: one core of Spark's or of torch's, and one for the process that tells them what to do."""
-HELD_OUT = (VALIDATION, TEST, REFERENCE)
-"""Splits whose margins are kept row by row."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +72,9 @@ class Ground:
     """The original, the rows, and what is asked.
 
     Attributes:
-        original: None until it is measured.
+        given: the pipeline as it was passed, where `model` is its refit.
+        original: what the result must beat; None until it is measured.
+        shift: (B,) by how much its validation losses are larger than those of `model`.
         goal: the loss and the metric, None until then.
         facts: what a summary tells of the original's cache, stream and versions.
         rows: per split.
@@ -88,7 +91,9 @@ class Ground:
     boundaries: Boundaries | None
     phases: Phases
     shared: Shared
+    given: GivenPipeline | None = None
     original: Measurement | None = None
+    shift: Tensor = dataclasses.field(default_factory=lambda: torch.zeros(()))
     goal: Goal | None = None
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     rows: Mapping[str, int] = dataclasses.field(default_factory=dict)
@@ -212,10 +217,15 @@ def prepared(ground: Ground) -> Ground:
         measured = verified(run)
         doubts = checked(run)
         found = _measurement(run, measured)
-        goal = run.goal
+        given, shift, goal = ground.given, ground.shift, run.goal
+        if given is not None and given.decides:
+            shift = given.scores[VALIDATION].blocks - measured.scores[VALIDATION].blocks
+            found = dataclasses.replace(found, scores=given.scores, recorded=given.recorded)
         known = facts(run)
         rows = {s: run.cache.rows(s) for s in run.cache.splits}
-    return dataclasses.replace(ground, original=found, goal=goal, facts=known, rows=rows, doubts=tuple(doubts))
+    return dataclasses.replace(
+        ground, original=found, shift=shift, goal=goal, facts=known, rows=rows, doubts=tuple(doubts)
+    )
 
 
 def measure(ground: Ground, model: Any) -> Measurement:

@@ -105,8 +105,9 @@ def decide(ground: Ground, steps: Sequence[Step]) -> Decision:
             own = dataclasses.replace(ledger, chosen=column if gained else -1)
             networks = (run.network, candidate.found.recorded)
             found = judge(
-                run.task.options, data, run.goal.metric, networks, own, held, reference=reference, always=True
-            )
+                run.task.options, data, run.goal.metric, networks, own, held, reference=reference, always=True,
+                given=ground.given,
+            )  # fmt: skip
             return _stepped(candidate, found, column, family, ground.options.seed)
 
         all_judged = tuple(judged(k, c) for k, c in worth)
@@ -188,6 +189,8 @@ def _simpler(
     Not worse is what is exact, and a deletion that loses no more than `maxLoss`: non-inferiority, one more hypothesis of the same
     test. With a timeCol no deletion is offered: neighbouring rows depend on each other.
     """
+    if best is None and ground.given is not None:  # only what is made of the refit is at hand
+        return None
     reference = ground.start if best is None else best.candidate.found
     cheaper = [j for j in judged if j.candidate.arm == "simplify" and j.candidate.found.cost < reference.cost]
     exact = [j for j in cheaper if j.candidate.exact and best is None]
