@@ -126,7 +126,8 @@ class ExtendedTuner(FineTuner):
             boundaries = find_boundaries(sources, options)
             phases = Phases(shown(options.verbosity), callbacks)
             fitted = fit_on_training_rows(given, sources, options, boundaries) if isinstance(given, Pipeline) else given
-            origin = starting_point(given, plain(fitted), options, sources, phases, boundaries=boundaries)
+            stays = getattr(self._settings(), "keepStages", ())
+            origin = starting_point(given, plain(fitted), options, sources, phases, boundaries=boundaries, keep=stays)
             return self._found(self._run(origin, options, sources, phases, boundaries), options, keep)
 
 

@@ -129,7 +129,8 @@ def judge(
     """
     o, (network, tuned) = options, networks
     data = data if given is None else keyed(data)
-    before = given.recorded if given is not None and given.decides else network
+    known = network if given is None else given.recorded
+    before = known if given is not None and given.decides else network
     unit: Literal["rows", "groups", "blocks"] = "groups" if o.groupCol else "blocks" if o.timeCol else "rows"
     rows, units = counted(data, "validation", unit)
     level, stricter = needed(o, network)
@@ -151,7 +152,7 @@ def judge(
         verdict, worse,
         tuple(slices.changes(before, tuned, data, "validation", metric, columns, **how)) if columns else (),
         slices.changes(before, tuned, data, "reference", metric, (), **how)[0] if reference else None,
-        compatibility.compare(network if given is None else given.recorded, tuned, data, "validation"), o.maxFlipRate, stricter, further,
+        compatibility.compare(known, tuned, data, "validation"), o.maxFlipRate, stricter, further,
     )  # fmt: skip
 
 

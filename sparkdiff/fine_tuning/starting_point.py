@@ -31,8 +31,8 @@ from sparkdiff.pipeline.unfitted import Unfitted, refit, unfitted
 from sparkdiff.report import Phases
 from sparkdiff.report.record import RunRecord
 
-O = TypeVar("O", bound=Outcome)
-S = TypeVar("S", bound=RunRecord)
+Result = TypeVar("Result", bound=Outcome)
+Summary = TypeVar("Summary", bound=RunRecord)
 SIDES = (TRAIN, VALIDATION)
 HELD_OUT = (VALIDATION, TEST, REFERENCE)
 """Splits whose margins are kept row by row."""
@@ -42,7 +42,7 @@ NEAR = 0.05
 """The same as a share of what a fit that lacks the held-out rows differs by."""
 SURE = 2.33
 """Standard errors beyond which a pipeline is worse than chance explains: 1%, one-sided."""
-WAY_OUT = "pass the unfitted Pipeline, set numFolds=5, or pass rows that it was not fitted on, with rowsAreNew=True"
+WAY_OUT = "pass the unfitted Pipeline (numFolds=5 lets all rows decide), or rows that it was not fitted on, with rowsAreNew=True"
 
 
 @dataclass(frozen=True)
@@ -72,14 +72,14 @@ class StartingPoint:
         given = self.given
         return measured if given is None or not given.decides else replace(measured, scores=dict(given.scores))
 
-    def told(self, summary: S) -> S:
+    def told(self, summary: Summary) -> Summary:
         """The summary of the run, with the warning, and with what would decide where the pipeline was kept."""
         reason = self.refused or summary.reason
         if self.given is not None and summary.decision == "kept original":
             reason = f"{reason}; {self.original.uid} may have seen these rows: {WAY_OUT}"
         return replace(summary, reason=reason, warnings=[*self.doubts, *summary.warnings])
 
-    def finished(self, outcome: O) -> O:
+    def finished(self, outcome: Result) -> Result:
         """The outcome of the run, in which the pipeline as it was passed is the original, and is what was kept."""
         model = self.original if outcome.model is outcome.original else outcome.model
         return replace(outcome, model=model, original=self.original)
@@ -87,13 +87,14 @@ class StartingPoint:
 
 def starting_point(
     given: Any, model: Any, options: Options, sources: Sequence[Source], phases: Phases, *, boundaries: Boundaries | None = None,
-    shared: Shared | None = None,
+    shared: Shared | None = None, keep: Sequence[str] = (),
 ) -> StartingPoint:  # fmt: skip
     """Find out whether a fitted pipeline has seen the rows that decide, by one or two fits of Spark, and choose the start.
 
     Args:
         given: the pipeline as it was passed; an unfitted one has been fitted on the training rows.
         model: plain and fitted.
+        keep: stages that stay as they are, beside those that `freeze` names.
 
     Raises:
         InputError: the pipeline, the data or the options can't be used.
@@ -113,7 +114,7 @@ def starting_point(
 
     with phases.phase("refit") as say:
         try:
-            form = refittable(task, sources)
+            form = refittable(task, sources, keep)
             training = functools.partial(training_rows, sources, o, boundaries)
             own = shared.once(("refit", model, rule(o)), lambda: refit(form, training()))
             rows = functools.reduce(
@@ -138,7 +139,7 @@ def starting_point(
     return StartingPoint(own, model, replace(before, decides=decides), (doubt,))
 
 
-def refittable(task: Task, sources: Sequence[Source]) -> Unfitted:
+def refittable(task: Task, sources: Sequence[Source], keep: Sequence[str] = ()) -> Unfitted:
     """The unfitted form of a fitted pipeline, whose stages on the path to the loss are fitted anew.
 
     Raises:
@@ -147,15 +148,15 @@ def refittable(task: Task, sources: Sequence[Source]) -> Unfitted:
     graph, o = task.cut.graph, task.options
     if soft_labels.given(sources, task.labelCol):
         raise InputError(f"Spark can't fit labelCol={task.labelCol!r}, which holds class probabilities")
-    frozen = [graph.vertices[i].uid for i in graph.select(o.freeze, "freeze")]
+    frozen = [graph.vertices[i].uid for i in graph.select([*o.freeze, *keep], "freeze or keepStages")]
     # Clusters are measured by distances in the space that the stages before them make.
     space = [v.uid for v in graph.vertices if v.uid != graph.head.uid] if task.labelCol is None else []
-    keep = dict.fromkeys([*frozen, *space], "it is to be kept") | task.kept_as_fitted(sources[0].df.columns)
-    form = unfitted(task.model, keep)
+    stays = dict.fromkeys([*frozen, *space], "it is to be kept") | task.kept_as_fitted(sources[0].df.columns)
+    form = unfitted(task.model, stays)
     form.check()
     path = {graph.formula_of(v) or v.uid for v in (graph.vertices[i] for i in task.roles.outside.path)}
-    if stays := [f"{s.uid} stays as it is fitted: {s.reason}" for s in form.stages if s.uid in path and s.knows_labels]:
-        raise InputError("; ".join(stays))
+    if seen := [f"{s.uid} stays as it is fitted: {s.reason}" for s in form.stages if s.uid in path and s.knows_labels]:
+        raise InputError("; ".join(seen))
     return form
 
 

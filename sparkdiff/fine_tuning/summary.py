@@ -39,7 +39,8 @@ def summary_of(
 
 
 def untrained(
-    kind: type[S], run: Run, original: Measured, warnings: Sequence[str], reason: str = "", options: Mapping[str, Any] = MappingProxyType({}), **fields: Any
+    kind: type[S], run: Run, original: Measured, warnings: Sequence[str], reason: str = "",
+    options: Mapping[str, Any] = MappingProxyType({}), **fields: Any,
 ) -> S:  # fmt: skip
     """The summary of a run that trained nothing, and kept the original.
 

@@ -67,11 +67,9 @@ def improve_pipeline(
         model, options, settings, sources, boundaries, Phases(False, [brake]), Shared(), origin.given, brake=brake
     )
     check_entities(settings.entityCols, ground.plan, sources[0].df)
-    arms = arms_of(settings)
+    arms = [] if origin.refused else arms_of(settings)
     refusals = {arm.name: arm.refused(ground) for arm in arms}
-    if origin.refused:
-        refusals = dict.fromkeys(refusals, "nothing that it finds can be accepted")
-    elif all(refusals.values()):
+    if refusals and all(refusals.values()):
         raise InputError(f"nothing can be tried on {model.uid}: {'; '.join(f'{k}: {v}' for k, v in refusals.items())}")
     account, begun = Account(Budget.of(settings.budget)), time.monotonic()
     with phases.phase("original") as say:

@@ -125,7 +125,8 @@ def _run(
         outcome = cross_fit(made, options, sources, phases, fit, replace=mine, told=_printed(options))
     else:
         model = plain(fit(sources) if isinstance(made, Estimator) else made)
-        origin = starting_point(made, model, options, sources, phases, boundaries=boundaries)
+        stays = (config.improver or {}).get("keepStages", ())
+        origin = starting_point(made, model, options, sources, phases, boundaries=boundaries, keep=stays)
         outcome = _outcome(origin, config, options, sources, phases, boundaries, replace=mine)
     with phases.phase("save") as say:
         shipped = write_run(outcome, config, phases, parent, inputs, lease)

@@ -114,8 +114,8 @@ def grown(ground: Ground, limit: Limit, settings: GrowthSettings, arm: str, numb
     doubts = (*of_a_sample(found.table), *rows_without_entity(found))
     says = "; ".join([f"{found.members[-1].round} rounds{dropped}", found.stopped, *doubts])
     return Step(
-        arm, number, rounded(ground, done.ledger.gains + ground.shift), done.ledger.trials, (candidate,), _hope(ground, done, number), says,
-        learned=told,
+        arm, number, rounded(ground, done.ledger.gains + ground.shift), done.ledger.trials, (candidate,),
+        _hope(ground, done, number), says, learned=told,
     )  # fmt: skip
 
 

@@ -35,7 +35,7 @@ from sparkdiff.growth.parts import units
 from sparkdiff.options import Options
 
 ROWS = 3000
-QUICK: dict[str, Any] = {"maxEpochs": 4, "recipe": "fast"}
+QUICK: dict[str, Any] = {"maxEpochs": 4, "recipe": "fast", "rowsAreNew": True}
 
 
 @pytest.fixture(scope="module")
