@@ -11,7 +11,7 @@ import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from pyspark.ml import Estimator
@@ -25,14 +25,11 @@ from sparkdiff.evaluation.recorded import recorded
 from sparkdiff.fine_tuning.phases import begun, verified
 from sparkdiff.fine_tuning.shared import Shared
 from sparkdiff.fine_tuning.task import Task, prepare
-from sparkdiff.fine_tuning.values import Measured, Outcome
+from sparkdiff.fine_tuning.values import Measured
 from sparkdiff.options import Options
 from sparkdiff.pipeline.unfitted import Unfitted, refit, unfitted
 from sparkdiff.report import Phases
-from sparkdiff.report.record import RunRecord
 
-Result = TypeVar("Result", bound=Outcome)
-Summary = TypeVar("Summary", bound=RunRecord)
 SIDES = (TRAIN, VALIDATION)
 HELD_OUT = (VALIDATION, TEST, REFERENCE)
 """Splits whose margins are kept row by row."""
@@ -72,14 +69,14 @@ class StartingPoint:
         given = self.given
         return measured if given is None or not given.decides else replace(measured, scores=dict(given.scores))
 
-    def told(self, summary: Summary) -> Summary:
+    def told(self, summary: Any) -> Any:
         """The summary of the run, with the warning, and with what would decide where the pipeline was kept."""
         reason = self.refused or summary.reason
         if self.given is not None and summary.decision == "kept original":
             reason = f"{reason}; {self.original.uid} may have seen these rows: {WAY_OUT}"
         return replace(summary, reason=reason, warnings=[*self.doubts, *summary.warnings])
 
-    def finished(self, outcome: Result) -> Result:
+    def finished(self, outcome: Any) -> Any:
         """The outcome of the run, in which the pipeline as it was passed is the original, and is what was kept."""
         model = self.original if outcome.model is outcome.original else outcome.model
         return replace(outcome, model=model, original=self.original)
@@ -115,14 +112,13 @@ def starting_point(
     with phases.phase("refit") as say:
         try:
             form = refittable(task, sources, keep)
-            training = functools.partial(training_rows, sources, o, boundaries)
-            own = shared.once(("refit", model, rule(o)), lambda: refit(form, training()))
+            own = shared.once(("refit", model, rule(o)), lambda: refit(form, training_rows(sources, o, boundaries)))
             rows = functools.reduce(
                 DataFrame.unionByName, (s.df for s in sources if s.split in (None, TRAIN, VALIDATION))
             )
             before, anew = measure(model), measure(own)
             every = ("refit on all rows", model, rule(o))
-            seen, why = _seen(before, anew, lambda: measure(shared.once(every, lambda: refit(form, rows))))
+            seen, why = evidence(before, anew, lambda: measure(shared.once(every, lambda: refit(form, rows))))
         except InputError as e:
             say("no refit")
             why = f"{model.uid} may have seen the rows that decide, and there is no refit of it that hasn't ({e}): {WAY_OUT}"
@@ -160,7 +156,7 @@ def refittable(task: Task, sources: Sequence[Source], keep: Sequence[str] = ()) 
     return form
 
 
-def _seen(
+def evidence(
     given: GivenPipeline, anew: GivenPipeline, everything: Callable[[], GivenPipeline]
 ) -> tuple[bool | None, str]:
     """Whether a pipeline was fitted on the rows that decide, None if that can't be found out; and the evidence.

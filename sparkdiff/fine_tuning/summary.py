@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any
 
 from sparkdiff.data.splits import REFERENCE, SPLITS, VALIDATION
 from sparkdiff.diagnostics.pipelines import changes_outside, unreadable_by_older_spark
@@ -21,8 +21,6 @@ from sparkdiff.report.record import versions
 from sparkdiff.report.shares import share_of
 from sparkdiff.stages.trainable import SUPPORT
 
-S = TypeVar("S", bound=FineTuningSummary)
-
 
 def summary_of(
     run: Run, original: Measured, fitted: Fitted, judged: Judged, tuned: Measured, doubts: Sequence[str]
@@ -39,9 +37,9 @@ def summary_of(
 
 
 def untrained(
-    kind: type[S], run: Run, original: Measured, warnings: Sequence[str], reason: str = "",
+    kind: type[FineTuningSummary], run: Run, original: Measured, warnings: Sequence[str], reason: str = "",
     options: Mapping[str, Any] = MappingProxyType({}), **fields: Any,
-) -> S:  # fmt: skip
+) -> Any:  # fmt: skip
     """The summary of a run that trained nothing, and kept the original.
 
     Args:
