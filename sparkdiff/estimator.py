@@ -23,6 +23,7 @@ from sparkdiff.errors import InputError, check_dataframe, kind_of
 from sparkdiff.fine_tuning.option_params import listed, with_params, with_setters
 from sparkdiff.fine_tuning.procedure import fine_tune
 from sparkdiff.fine_tuning.shared import Shared
+from sparkdiff.fine_tuning.starting_point import starting_point
 from sparkdiff.fine_tuning.task import prepare
 from sparkdiff.fine_tuning.values import Outcome
 from sparkdiff.history.keeping import Keep, keeping
@@ -218,9 +219,10 @@ class FineTuner(Estimator, _TunerParams, MLWritable, MLReadable):  # type: ignor
                 )
             else:
                 model = shared.once(("plain", given), lambda: plain(given))
-            task = prepare(model, options, dataset)
+            start = starting_point(given, model, options, sources, phases, boundaries=boundaries, shared=shared)
+            task = prepare(start.model, options, dataset)
             member = shared.member_of(given, options)
-            found = fine_tune(task, sources, phases, shared=shared, boundaries=boundaries, member=member)
+            found = fine_tune(task, sources, phases, shared=shared, boundaries=boundaries, member=member, start=start)
             return self._found(found, options, keep)
 
     def cost(self, dataset: DataFrame) -> Cost:

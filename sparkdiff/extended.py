@@ -14,6 +14,7 @@ from sparkdiff.data.splits import REFERENCE, Boundaries, Source, find_boundaries
 from sparkdiff.errors import InputError, check_dataframe
 from sparkdiff.estimator import ONE_AT_A_TIME, FineTuner, FineTunerModel, kept
 from sparkdiff.fine_tuning.option_params import listed
+from sparkdiff.fine_tuning.starting_point import StartingPoint, starting_point
 from sparkdiff.fine_tuning.values import Outcome
 from sparkdiff.options import Options
 from sparkdiff.pipeline.nesting import plain
@@ -43,8 +44,9 @@ class ExtendedTuner(FineTuner):
 
     @abstractmethod
     def _run(
-        self, model: Any, options: Options, sources: Sequence[Source], phases: Phases, boundaries: Boundaries | None
-    ) -> Outcome:
+        self, origin: StartingPoint, options: Options, sources: Sequence[Source], phases: Phases,
+        boundaries: Boundaries | None,
+    ) -> Outcome:  # fmt: skip
         """The procedure, on a fitted pipeline."""
 
     def _setDefaults(self) -> Any:
@@ -122,10 +124,11 @@ class ExtendedTuner(FineTuner):
             if self.isSet("referenceData"):
                 sources.append(Source(self.getReferenceData(), REFERENCE))
             boundaries = find_boundaries(sources, options)
-            if isinstance(given, Pipeline):
-                given = fit_on_training_rows(given, sources, options, boundaries)
             phases = Phases(shown(options.verbosity), callbacks)
-            return self._found(self._run(plain(given), options, sources, phases, boundaries), options, keep)
+            fitted = fit_on_training_rows(given, sources, options, boundaries) if isinstance(given, Pipeline) else given
+            stays = getattr(self._settings(), "keepStages", ())
+            origin = starting_point(given, plain(fitted), options, sources, phases, boundaries=boundaries, keep=stays)
+            return self._found(self._run(origin, options, sources, phases, boundaries), options, keep)
 
 
 class ExtendedModel(FineTunerModel):

@@ -8,6 +8,7 @@ from pyspark.sql import DataFrame
 from sparkdiff.data.splits import Boundaries, Source
 from sparkdiff.extended import ExtendedModel, ExtendedTuner
 from sparkdiff.fine_tuning.option_params import with_params, with_setters
+from sparkdiff.fine_tuning.starting_point import StartingPoint
 from sparkdiff.fine_tuning.values import Outcome
 from sparkdiff.growth.plan import described
 from sparkdiff.growth.procedure import grow_pipeline
@@ -31,8 +32,8 @@ class Grower(ExtendedTuner):
             LinearRegression, GeneralizedLinearRegression or LogisticRegression.
         referenceData: see `FineTuner`.
         callbacks: see `FineTuner`.
-        **params: see `sparkdiff.growth.settings.GrowthSettings` and `sparkdiff.options.Options` (all but numFolds and
-            rowsAreNew), or `Grower().explainParams()`.
+        **params: see `sparkdiff.growth.settings.GrowthSettings` and `sparkdiff.options.Options` (all but
+            numFolds), or `Grower().explainParams()`.
 
     `fit(df)` returns a `GrowerModel` whose `pipelineModel` is plain Spark ML: the stages that were there, with their uids and
     Params, new MLlib stages among them, and the last linear stage over all columns (its featuresCol is another one).
@@ -54,9 +55,10 @@ class Grower(ExtendedTuner):
         return described(model, options, self.growth_settings(), dataset)
 
     def _run(
-        self, model: Any, options: Options, sources: Sequence[Source], phases: Phases, boundaries: Boundaries | None
-    ) -> Outcome:
-        return grow_pipeline(model, options, self.growth_settings(), sources, phases, boundaries=boundaries)
+        self, origin: StartingPoint, options: Options, sources: Sequence[Source], phases: Phases,
+        boundaries: Boundaries | None,
+    ) -> Outcome:  # fmt: skip
+        return grow_pipeline(origin, options, self.growth_settings(), sources, phases, boundaries=boundaries)
 
 
 @with_params(FIELDS)

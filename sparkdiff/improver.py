@@ -8,6 +8,7 @@ from pyspark.sql import DataFrame
 from sparkdiff.data.splits import Boundaries, Source
 from sparkdiff.extended import ExtendedModel, ExtendedTuner
 from sparkdiff.fine_tuning.option_params import with_params, with_setters
+from sparkdiff.fine_tuning.starting_point import StartingPoint
 from sparkdiff.fine_tuning.values import Outcome
 from sparkdiff.history.keeping import Keep
 from sparkdiff.improvement.plan import described
@@ -31,8 +32,8 @@ class Improver(ExtendedTuner):
         pipeline: a fitted PipelineModel, or an unfitted Pipeline, which is fitted on the training rows first.
         referenceData: see `FineTuner`.
         callbacks: see `FineTuner`.
-        **params: see `sparkdiff.improvement.settings.ImprovementSettings` and `sparkdiff.options.Options` (all but numFolds,
-            rowsAreNew and maxSeconds), or `Improver().explainParams()`.
+        **params: see `sparkdiff.improvement.settings.ImprovementSettings` and `sparkdiff.options.Options` (all but numFolds
+            and maxSeconds), or `Improver().explainParams()`.
 
     `fit(df)` returns an `ImproverModel`, whose `pipelineModel` is plain Spark ML: the best pipeline that the rows decide for, or
     the original object itself. `offers` has others by name, such as the best that serves as cheaply as the original.
@@ -54,10 +55,11 @@ class Improver(ExtendedTuner):
         return described(model, options, self.improvement_settings(), dataset)
 
     def _run(
-        self, model: Any, options: Options, sources: Sequence[Source], phases: Phases, boundaries: Boundaries | None
-    ) -> Outcome:
+        self, origin: StartingPoint, options: Options, sources: Sequence[Source], phases: Phases,
+        boundaries: Boundaries | None,
+    ) -> Outcome:  # fmt: skip
         settings = self.improvement_settings()
-        return improve_pipeline(model, options, settings, sources, phases, boundaries=boundaries)
+        return improve_pipeline(origin, options, settings, sources, phases, boundaries=boundaries)
 
     def _found(self, outcome: Outcome, options: Options, keep: Keep) -> "ImproverModel":
         found: Any = super()._found(outcome, options, keep)

@@ -54,7 +54,7 @@ class Options:
     validationIndicatorCol: str | None = option(None, "boolean column that is true for validation rows", kind=str)
     validationFraction: float = option(0.2, "share of the rows that is held out for validation, chosen by a hash of the row", low=0, high=1, openLow=True, openHigh=True)
     numFolds: int = option(0, "folds for cross-fitting, 2 to 20: all rows decide, each by a training that has not seen it, and all rows train what is returned; 0 holds out validation rows instead", low=0, high=20, later=True)
-    rowsAreNew: bool = option(False, "whether no stage of a fitted pipeline was fitted on these rows or was chosen by them, which numFolds needs to be told", later=True)
+    rowsAreNew: bool = option(False, "whether no stage of a fitted pipeline was fitted on the rows that decide or was chosen by them; false looks for it, by one or two fits of Spark, and starts from a refit on the training rows where it can't be excluded", later=True)
     groupCol: str | None = option(None, "group column: all rows of a group are either trained or held out, and the gain is tested by group", kind=str)
     timeCol: str | None = option(None, "time column: the latest rows are held out, and the gain is tested by blocks of consecutive rows", kind=str)
     loss: str | Callable[..., Any] | Mapping[str, float] = option("auto", "loss that training minimises: a name, a weighted sum {name: weight}, or a function loss(outputs, label, weight) or its module:qualname", choices="sparkdiff.objectives.losses", callable=True, sum=True)

@@ -15,7 +15,7 @@ from pyspark.ml import Estimator, Pipeline
 from sparkdiff.cross_fitting.results import FoldResult, Shipped, factor, sums_of
 from sparkdiff.cross_fitting.summary import summary_of
 from sparkdiff.data import folds
-from sparkdiff.data.splits import REFERENCE, TEST, TRAIN, VALIDATION, Source, rule
+from sparkdiff.data.splits import REFERENCE, TEST, TRAIN, VALIDATION, Source, rule, training_rows
 from sparkdiff.errors import InputError, ParityError
 from sparkdiff.evaluation import compatibility, guard, out_of_fold, paired_rows, slices
 from sparkdiff.evaluation.acceptance import Judgement, divergence, needed, unit_of
@@ -25,12 +25,14 @@ from sparkdiff.evaluation.scores import Score
 from sparkdiff.evaluation.unseen_errors import costs, unseen
 from sparkdiff.fine_tuning.phases import begun, checked, trained, verified, written
 from sparkdiff.fine_tuning.shared import Shared
+from sparkdiff.fine_tuning.starting_point import StartingPoint, refittable
 from sparkdiff.fine_tuning.task import Task, prepare
 from sparkdiff.fine_tuning.values import Fitted, Outcome, Run
 from sparkdiff.options import Options
 from sparkdiff.pipeline.class_numbers import check_same_classes, classes_of
 from sparkdiff.pipeline.names import casefolding
 from sparkdiff.pipeline.plan import Plan
+from sparkdiff.pipeline.unfitted import refit
 from sparkdiff.report import Phases
 from sparkdiff.stages.base import columns_of
 from sparkdiff.store.run_folder import folder_name
@@ -46,7 +48,7 @@ def cross_fit(
     """Fine-tune the pipeline by folds, and return what the out-of-fold rows decide for, made of all rows.
 
     Args:
-        given: an unfitted Pipeline, or a fitted pipeline if `options.rowsAreNew`.
+        given: a Pipeline, or a fitted pipeline; each fold fits it anew, unless `options.rowsAreNew`.
         sources: the rows to deal into folds, test rows, reference rows.
         fit: fits an unfitted pipeline on the training rows among these.
         replace: see `fine_tune`.
@@ -57,8 +59,9 @@ def cross_fit(
             number of a class counts and is another one in another fold.
         ParityError: a network and Spark disagree in a fold.
     """
-    o, shared = options, shared or Shared()
-    check_given(given, o)
+    o, shared, origin = options, shared or Shared(), given
+    if not isinstance(given, Estimator) and not o.rowsAreNew:
+        given, fit = _anew(given, o, sources)
     sources = folds.numbered_sources(sources, o)
     check(given, o, sources)
 
@@ -96,7 +99,8 @@ def cross_fit(
     summary = summary_of(done, shipped, o)
     phases.on_decision(summary)
     runs = [f.fitted for f in done] + [f for f in (shipped.fitted,) if f is not None]
-    return Outcome(shipped.model, ready.model, ready.plan, summary, tuple(f.folder for f in runs))
+    found = Outcome(shipped.model, ready.model, ready.plan, summary, tuple(f.folder for f in runs))
+    return found if isinstance(origin, Estimator) else StartingPoint(ready.model, origin).finished(found)
 
 
 # Before anything runs -------------------------------------------------------------------------------------------------
@@ -120,15 +124,22 @@ def check(given: Any, options: Options, sources: Sequence[Source]) -> None:
     )  # fmt: skip
 
 
-def check_given(given: Any, options: Options) -> None:
-    """Raise InputError for a fitted pipeline, unless the rows are new to it."""
-    if isinstance(given, Estimator) or options.rowsAreNew:
-        return
-    raise InputError(
-        f"numFolds={options.numFolds} needs a pipeline that is not fitted yet: {given.uid} may have been fitted on these rows, "
-        "and would seem better on them than on others, so that no gain could be seen. Pass the unfitted Pipeline; or, if none "
-        "of its stages has seen these rows, set rowsAreNew=True"
-    )
+def _anew(given: Any, options: Options, sources: Sequence[Source]) -> tuple[Pipeline, Fit]:
+    """The unfitted form of a fitted pipeline, which may have seen these rows, and its fit.
+
+    Raises:
+        InputError: it has none that has seen no row.
+    """
+    try:
+        form = refittable(prepare(given, options, sources[0].df), sources)
+    except InputError as e:
+        raise InputError(
+            f"numFolds={options.numFolds} fits the pipeline anew in each fold, because {given.uid} may have been fitted on these "
+            f"rows, but it can't be: {e}. Pass the unfitted Pipeline; or, if none of its stages has seen these rows, set "
+            "rowsAreNew=True"
+        ) from e
+    whole = form.estimator if isinstance(form.estimator, Pipeline) else Pipeline(stages=[form.estimator])
+    return whole, lambda parts: refit(form, training_rows(parts, options))
 
 
 def by_number(task: Task) -> bool:

@@ -32,6 +32,12 @@ class Ledger:
     trials: Sequence[LedgerTrial]
     chosen: int
 
+    def over(self, shift: Tensor) -> "Ledger":
+        """The ledger of gains over another pipeline than the original, whose losses (B,) are larger by `shift`."""
+        gains = self.gains + shift
+        gained = self.chosen >= 0 and float(gains[self.chosen].sum()) > 0
+        return replace(self, gains=gains, chosen=self.chosen if gained else -1)
+
     def measured_again(self, gains: Tensor) -> "Ledger":
         """The ledger with other block sums (B,) for the chosen column, where it was first measured on rounded rows."""
         if self.chosen < 0:

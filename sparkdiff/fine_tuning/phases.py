@@ -14,7 +14,7 @@ from sparkdiff.data.stream import Stream, copies
 from sparkdiff.diagnostics import rows as datachecks
 from sparkdiff.diagnostics.pipelines import dropped_late
 from sparkdiff.evaluation import cached_parity, paired_rows, single_precision
-from sparkdiff.evaluation.acceptance import check_options, judge, unit_of, ways_to_decide
+from sparkdiff.evaluation.acceptance import GivenPipeline, check_options, judge, unit_of, ways_to_decide
 from sparkdiff.evaluation.checks import (
     all_labels,
     check_finite,
@@ -301,16 +301,18 @@ def _wishes(run: Run) -> monotone.Wishes:
     return monotone.Wishes(run.task.options.penalties["monotone"], run.network, names)
 
 
-def judged_by_rows(run: Run, original: Measured, fitted: Fitted) -> Judged:
-    """Decide whether the trained network may replace the original."""
+def judged_by_rows(run: Run, original: Measured, fitted: Fitted, given: GivenPipeline | None) -> Judged:
+    """Decide whether the trained network may replace the original, or the pipeline that was given."""
     found, metric, held_out = fitted.found, run.goal.metric, original.scores[VALIDATION]
     with run.phases.phase("judge"):
         o, ledger = run.task.options, found.ledger
         tuned = trained_score(run.task.model.uid, o, fitted.best, metric, found.network, run.data)
         if is_rounded(o, metric):  # the guard decides on rows and ties as the network has them
             ledger = ledger.measured_again(held_out.blocks - tuned.blocks)
+        if given is not None and given.decides:
+            ledger, held_out = ledger.over(given.scores[VALIDATION].blocks - held_out.blocks), given.scores[VALIDATION]
         networks, reference = (run.network, found.network), bool(run.cache.rows(REFERENCE))
-        judged = judge(run.task.options, run.data, metric, networks, ledger, reference=reference)
+        judged = judge(run.task.options, run.data, metric, networks, ledger, reference=reference, given=given)
         warnings = datachecks.too_few_rows(ledger.gains, ledger.weights, judged.verdict, held_out.mean)
         if fitted.wishes is not None and judged.accepted:
             warnings = [*warnings, *fitted.wishes.broken(found.network)]

@@ -6,20 +6,22 @@ from collections.abc import Sequence
 from sparkdiff.data import soft_labels
 from sparkdiff.data.splits import VALIDATION, Boundaries, Source
 from sparkdiff.evaluation import guard
-from sparkdiff.fine_tuning.phases import begun, checked, judged_by_rows, trained, verified, written
+from sparkdiff.fine_tuning.phases import begun, checked, judged_by_rows, too_few, trained, verified, written
 from sparkdiff.fine_tuning.probabilities import hardened, no_evidence
 from sparkdiff.fine_tuning.shared import Shared
-from sparkdiff.fine_tuning.summary import summary_of
+from sparkdiff.fine_tuning.starting_point import StartingPoint
+from sparkdiff.fine_tuning.summary import summary_of, untrained
 from sparkdiff.fine_tuning.task import Task
 from sparkdiff.fine_tuning.together import JointSetting
 from sparkdiff.fine_tuning.values import Outcome
-from sparkdiff.report import Phases
+from sparkdiff.report import FineTuningSummary, Phases
 from sparkdiff.training.recipes import Recipe
 
 
 def fine_tune(
     task: Task, sources: Sequence[Source], phases: Phases, *, shared: Shared | None = None, replace: bool = False,
     boundaries: Boundaries | None = None, recipes: Sequence[Recipe] | None = None, member: JointSetting | None = None,
+    start: StartingPoint | None = None,
 ) -> Outcome:  # fmt: skip
     """Train what the plan says on these rows, and return the pipeline that held-out rows decide for.
 
@@ -28,24 +30,31 @@ def fine_tune(
         recipes: the candidates to train; None: those of `options.recipe`.
         boundaries: where time divides the rows, if that is known already.
         member: of settings that train together, this one; they share `shared`.
+        start: where `task` comes from; None: from a pipeline that has not seen the rows that decide.
         replace: start again if `options.runId` was started with other settings, instead of raising.
 
     Raises:
         InputError: the data or options can't be used (nothing has been written but, perhaps, a complete cache).
         ParityError: the network and Spark disagree.
     """
-    shared = shared or Shared()
+    shared, start = shared or Shared(), start or StartingPoint(task.model, task.model)
     if soft_labels.given(sources, task.labelCol):
         task, boundaries = hardened(task, sources, phases, shared), None
         assert task.soft is not None
         sources = task.soft.sources
         if task.soft.held < guard.MIN_UNITS:
             return no_evidence(task, task.soft, phases)
-    with begun(task, sources, phases, shared=shared, boundaries=boundaries) as run:
-        original = verified(run)
+    with begun(task, sources, phases, shared=shared, boundaries=boundaries, keyed=start.given is not None) as run:
+        start = start.checked(too_few(run))
+        original = verified(run, decides=not start.refused)
         doubts = checked(run)
+        if start.refused:
+            summary = start.told(untrained(FineTuningSummary, run, start.rival(original), doubts))
+            phases.on_decision(summary)
+            return start.finished(Outcome(task.model, task.model, task.plan, summary, ()))
         fitted = trained(run, original, recipes, replace=replace, member=member)
-        judged = judged_by_rows(run, original, fitted)
+        judged = judged_by_rows(run, original, fitted, start.given)
+        original = start.rival(original)
         model, tuned = task.model, dataclasses.replace(original, parity=None)
         if judged.judgement.accepted:
             model, tuned = written(run, original, fitted.found.network, {VALIDATION: judged.tuned})
@@ -53,6 +62,6 @@ def fine_tune(
             judged, doubts = dataclasses.replace(judged, judgement=judgement), [*doubts, *notes]
             if not judgement.accepted:
                 model, tuned = task.model, dataclasses.replace(original, parity=None)
-        summary = summary_of(run, original, fitted, judged, tuned, doubts)
+        summary = start.told(summary_of(run, original, fitted, judged, tuned, doubts))
         phases.on_decision(summary)
-        return Outcome(model, task.model, task.plan, summary, (fitted.folder,))
+        return start.finished(Outcome(model, task.model, task.plan, summary, (fitted.folder,)))

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from sparkdiff.data.splits import REFERENCE, SPLITS, VALIDATION
@@ -32,6 +33,22 @@ def summary_of(
         reason=reason(judgement, run.task.options, run.goal.metric, held.value, found.history),
         warnings=warnings_of(run, fitted, judged, now, doubts), options=shown_options(run.task, run.goal.metric),
         **facts(run), **tested(judgement), **measured(original, tuned), **trained_facts(fitted, compared, judgement.accepted),
+    )  # fmt: skip
+
+
+def untrained(
+    kind: type[FineTuningSummary], run: Run, original: Measured, warnings: Sequence[str], reason: str = "",
+    options: Mapping[str, Any] = MappingProxyType({}), **fields: Any,
+) -> Any:  # fmt: skip
+    """The summary of a run that trained nothing, and kept the original.
+
+    Args:
+        options, fields: what other verbs have beside those of a fine-tuning.
+    """
+    parity = {} if original.parity is None else {"before": dataclasses.asdict(original.parity)}
+    return kind(
+        decision="kept original", reason=reason, z=0.0, p=1.0, records=[], parity=parity, stages={}, warnings=[*warnings],
+        options=shown_options(run.task, run.goal.metric, **options), **facts(run), **measured(original, original), **fields,
     )  # fmt: skip
 
 
@@ -73,7 +90,8 @@ def measured(original: Measured, after: Measured) -> dict[str, Any]:
         for s in SPLITS
         if s in before or s != REFERENCE
     }
-    return {"metrics": metrics, "gain": share_of(held.sign * (held.value - own.value), held.value)}
+    gain = 0.0 if after is original else share_of(held.sign * (held.value - own.value), held.value)
+    return {"metrics": metrics, "gain": gain}
 
 
 def trained_facts(fitted: Fitted, compared: Mapping[str, Parity | None], changed: bool) -> dict[str, Any]:

@@ -6,12 +6,9 @@ from pyspark.sql import DataFrame
 from pyspark.sql.types import NumericType, StringType
 
 from sparkdiff import jvm
-from sparkdiff.data.splits import VALIDATION, field
+from sparkdiff.data.splits import field
 from sparkdiff.errors import InputError
-from sparkdiff.evaluation import guard
-from sparkdiff.evaluation.acceptance import counted
 from sparkdiff.fine_tuning.task import Task
-from sparkdiff.fine_tuning.values import Run
 from sparkdiff.growth.settings import GrowthSettings
 from sparkdiff.options import Options
 
@@ -63,17 +60,3 @@ def check_entities(names: Sequence[str], task: Task, data: DataFrame) -> None:
             raise InputError(
                 f"entityCols: {name!r} has a dot or a backtick, which stages read as a field: rename the column"
             )
-
-
-def check_units(run: Run) -> None:
-    """Raise InputError where the held-out groups or blocks of time are too few to decide anything; rows are checked before."""
-    o = run.task.options
-    if o.guard >= 1 or not (o.groupCol or o.timeCol):
-        return
-    unit, column = ("groups", f"groupCol={o.groupCol!r}") if o.groupCol else ("blocks", f"timeCol={o.timeCol!r}")
-    rows, units = counted(run.data, VALIDATION, unit)
-    if units < guard.MIN_UNITS:
-        raise InputError(
-            f"{rows} validation rows in {units} {unit} ({column}), too few to tell a gain from chance: at least "
-            f"{guard.MIN_UNITS} {unit} are needed. Use more data, or a larger validationFraction"
-        )

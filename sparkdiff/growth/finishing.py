@@ -6,7 +6,7 @@ import torch
 
 from sparkdiff.data.splits import VALIDATION
 from sparkdiff.errors import ParityError
-from sparkdiff.evaluation.acceptance import Judgement, judge
+from sparkdiff.evaluation.acceptance import GivenPipeline, Judgement, judge
 from sparkdiff.evaluation.ledger import Ledger, LedgerTrial
 from sparkdiff.evaluation.scores import Score, score
 from sparkdiff.fine_tuning.phases import trained, verified
@@ -43,7 +43,16 @@ class Finished:
     tuned: Score
 
 
-def finish(run: Run, first: Score, grown: Grown, width: int, seconds: float | None, *, replace: bool) -> Finished:
+def finish(
+    run: Run,
+    first: Score,
+    grown: Grown,
+    width: int,
+    seconds: float | None,
+    *,
+    replace: bool,
+    given: GivenPipeline | None = None,
+) -> Finished:
     """Train the grown pipeline, and decide.
 
     Args:
@@ -52,6 +61,7 @@ def finish(run: Run, first: Score, grown: Grown, width: int, seconds: float | No
         width: the number of features that the head read before growth.
         seconds: that training may take; None without a limit.
         replace: see `fine_tune`.
+        given: see `judge`.
 
     Raises:
         ParityError: the network and Spark disagree, or the grown pipeline without its parts isn't the original.
@@ -66,10 +76,13 @@ def finish(run: Run, first: Score, grown: Grown, width: int, seconds: float | No
     network = fitted.found.network
     tuned = score(network, run.data, VALIDATION, run.goal.metric)
     ledger = whole_ledger(grown, own[VALIDATION], start.scores[VALIDATION], fitted)
+    if given is not None and given.decides:
+        ledger = ledger.over(given.scores[VALIDATION].blocks - own[VALIDATION].blocks)
+        own = {split: given.scores[split] for split in own}
     with run.phases.phase("judge"):
         judgement = judge(
             run.task.options, run.data, run.goal.metric, (plain, network), ledger,
-            reference=bool(run.cache.rows("reference")),
+            reference=bool(run.cache.rows("reference")), given=given,
         )  # fmt: skip
     return Finished(run, Measured(own, None), start, fitted, network, ledger, judgement, tuned)
 

@@ -8,13 +8,13 @@ from pyspark.sql import DataFrame
 
 from sparkdiff.data.splits import VALIDATION, Boundaries, Source
 from sparkdiff.evaluation.checks import check_stored
-from sparkdiff.fine_tuning.phases import begun, checked, run_folder, trained, verified, written
+from sparkdiff.fine_tuning.phases import begun, checked, run_folder, too_few, trained, verified, written
+from sparkdiff.fine_tuning.starting_point import StartingPoint
 from sparkdiff.fine_tuning.task import check_runs, prepare
 from sparkdiff.fine_tuning.values import Measured, Outcome, Run
 from sparkdiff.growth import rounds, running
 from sparkdiff.growth.assembly import columns_last, cost_of, grown_pipeline, serving_of, width_of
 from sparkdiff.growth.checkpoints import one_thread
-from sparkdiff.growth.checks import check_units
 from sparkdiff.growth.clock import Clock
 from sparkdiff.growth.dropping import without_needless
 from sparkdiff.growth.finishing import finish
@@ -34,12 +34,13 @@ from sparkdiff.store.run_folder import RunFolder, name_beside
 
 
 def grow_pipeline(
-    model: Any, options: Options, settings: GrowthSettings, sources: Sequence[Source], phases: Phases,
+    origin: StartingPoint, options: Options, settings: GrowthSettings, sources: Sequence[Source], phases: Phases,
     *, boundaries: Boundaries | None = None, replace: bool = False,
 ) -> Outcome:  # fmt: skip
     """Print the plan, grow a fitted pipeline on these rows, and return the pipeline that held-out rows decide for.
 
     Args:
+        origin: the fitted pipeline, or its refit.
         boundaries: where time divides the rows, if that is known already.
         replace: see `fine_tune`.
 
@@ -48,33 +49,35 @@ def grow_pipeline(
         ParityError: a network and Spark disagree.
     """
     with phases.phase("plan"):
-        text = described(model, options, settings, sources[0].df)
+        text = described(origin.model, options, settings, sources[0].df)
     if shown(options.verbosity):
         print(text, flush=True)
     settings, missing = trees.without_trees(settings)
+    model, keyed = origin.model, origin.given is not None
     start = ground(model, options, settings.entityCols, sources, boundaries)
     serving = serving_of(model, start.head, settings.maxServingCost, start.indexers)
     with begun(start.task, sources, phases, boundaries=boundaries) as run:
-        check_units(run)
-        original, doubts = verified(run), [*checked(run), *missing]
+        origin = origin.checked(too_few(run, folds=False))
+        tried = dataclasses.replace(settings, rounds=0) if origin.refused else settings
+        original, doubts = verified(run, decides=not origin.refused), [*checked(run), *missing]
         clock = Clock.of(options.maxSeconds)
-        grown, gone, folder = grow_rounds(run, start, settings, serving, clock, replace=replace)
+        grown, gone, folder = grow_rounds(run, start, tried, serving, clock, replace=replace)
         told = Told(settings, grown, gone, serving, doubts)
         if not grown.members:
-            summary = without_parts(run, original, told)
+            summary = origin.told(without_parts(run, origin.rival(original), told))
             phases.on_decision(summary)
-            return Outcome(model, model, start.task.plan, summary, (folder,))
+            return origin.finished(Outcome(model, model, start.task.plan, summary, (folder,)))
     made = assembled(start, grown.members, serving, sources[0].df, drop=settings.dropColumns)
     task = prepare(made, options, sources[0].df)
-    with begun(task, sources, phases, boundaries=boundaries) as run:
+    with begun(task, sources, phases, boundaries=boundaries, keyed=keyed) as run:
         left = clock.left(options.maxSeconds)
-        outcome = _decided(run, start, original, told, folder, left, sources[0].df, replace=replace)
+        outcome = _decided(run, origin, start, original, told, folder, left, sources[0].df, replace=replace)
     left = None if options.maxSeconds is None else options.maxSeconds - clock.seconds
     if outcome.model is not model and (left is None or left > 0):
         with phases.phase("attribute"):
             outcome = _with_gain_alone(outcome, dataclasses.replace(options, maxSeconds=left), sources, boundaries)
     phases.on_decision(outcome.summary)
-    return outcome
+    return origin.finished(outcome)
 
 
 def assembled(start: GrowthStart, members: Sequence[Member], serving: Serving, data: DataFrame, *, drop: bool) -> Any:
@@ -106,6 +109,7 @@ def _with_gain_alone(
 
 def _decided(
     run: Run,
+    origin: StartingPoint,
     start: GrowthStart,
     original: Measured,
     told: Told,
@@ -125,7 +129,7 @@ def _decided(
         df: the rows.
     """
     width, first, model = width_of(start.head.stage), original.scores[VALIDATION], start.model
-    done = finish(run, first, told.grown, width, seconds, replace=replace)
+    done = finish(run, first, told.grown, width, seconds, replace=replace, given=origin.given)
     result, after, cost = model, done.before, told.serving.before
     if done.judgement.accepted:
         made, measured = written(run, done.start, done.network, {VALIDATION: done.tuned})
@@ -135,7 +139,7 @@ def _decided(
         told = dataclasses.replace(told, doubts=[*told.doubts, *notes])
         if judgement.accepted:
             result, after, cost = made, measured, cost_of(made, start.head, told.serving)
-    summary = with_parts(done, original.parity, after, told, cost)
+    summary = origin.told(with_parts(done, original.parity, after, told, cost))
     return Outcome(result, model, start.task.plan, summary, (folder, done.fitted.folder))
 
 

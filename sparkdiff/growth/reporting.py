@@ -9,7 +9,7 @@ from typing import Any
 from sparkdiff.data.splits import VALIDATION
 from sparkdiff.diagnostics import rows as datachecks
 from sparkdiff.evaluation.acceptance import reason
-from sparkdiff.fine_tuning.summary import facts, measured, shown_options, tested, trained_facts, warnings_of
+from sparkdiff.fine_tuning.summary import facts, measured, shown_options, tested, trained_facts, untrained, warnings_of
 from sparkdiff.fine_tuning.values import Judged, Measured, Run
 from sparkdiff.growth.finishing import Finished
 from sparkdiff.growth.rounds import Grown, Member, Tried
@@ -110,12 +110,9 @@ def rows_without_entity(grown: Grown) -> list[str]:
 
 def without_parts(run: Run, original: Measured, told: Told) -> GrowthSummary:
     """The summary where no part joined, or all were dropped."""
-    parity = {} if original.parity is None else {"before": dataclasses.asdict(original.parity)}
-    return GrowthSummary(
-        decision="kept original", reason=_why_none(told), z=0.0, p=1.0, records=[], parity=parity, stages={},
-        options=shown_options(run.task, run.goal.metric, **told.settings.asdict()), warnings=told.warnings,
-        **facts(run), **measured(original, original), **told.fields(told.serving.before),
-    )  # fmt: skip
+    fields = told.fields(told.serving.before)
+    options = told.settings.asdict()
+    return untrained(GrowthSummary, run, original, told.warnings, _why_none(told), options, **fields)
 
 
 def _why_none(told: Told) -> str:

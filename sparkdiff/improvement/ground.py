@@ -9,19 +9,21 @@ from typing import Any
 
 import torch
 from pyspark.ml import PipelineModel
+from torch import Tensor
 
 from sparkdiff import jvm
-from sparkdiff.data.splits import REFERENCE, TEST, TRAIN, VALIDATION, Boundaries, Source
+from sparkdiff.data.splits import VALIDATION, Boundaries, Source
 from sparkdiff.errors import InputError
-from sparkdiff.evaluation.recorded import Recorded, changed, recorded
+from sparkdiff.evaluation.acceptance import GivenPipeline
+from sparkdiff.evaluation.recorded import Recorded, changed
 from sparkdiff.evaluation.scores import Score
-from sparkdiff.fine_tuning.phases import begun, checked, verified
+from sparkdiff.fine_tuning.phases import begun, checked, too_few, verified
 from sparkdiff.fine_tuning.shared import Shared
+from sparkdiff.fine_tuning.starting_point import recorded_rows
 from sparkdiff.fine_tuning.summary import facts
 from sparkdiff.fine_tuning.task import Task, check_runs, prepare
 from sparkdiff.fine_tuning.values import Goal, Measured, Run
 from sparkdiff.growth import costs
-from sparkdiff.growth.checks import check_units
 from sparkdiff.growth.running import Memory
 from sparkdiff.growth.serving import SAME
 from sparkdiff.improvement.lanes import Brake
@@ -30,7 +32,6 @@ from sparkdiff.objectives.composite import class_weights
 from sparkdiff.objectives.metric import Metric
 from sparkdiff.options import Options
 from sparkdiff.pipeline.nesting import flatten
-from sparkdiff.pipeline.network import Network
 from sparkdiff.pipeline.parity import Parity
 from sparkdiff.pipeline.translation import linked
 from sparkdiff.report import Phases
@@ -40,10 +41,6 @@ from sparkdiff.tuning.solvers.threads import idle_cores
 
 CORES = 2
 """What an arm can use: one core of Spark's or of torch's, and one for the process that tells them what to do."""
-HELD_OUT = (VALIDATION, TEST, REFERENCE)
-"""Splits whose margins are kept row by row."""
-TRAINING_ROWS = 100_000
-"""Training rows up to which their margins are kept, too: of more, a quarter as many held-out rows show how losses are spread."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,11 +71,14 @@ class Ground:
     """The original, the rows, and what is asked.
 
     Attributes:
-        original: None until it is measured.
+        given: the pipeline as it was passed, where `model` is its refit.
+        original: what the result must beat; None until it is measured.
+        shift: (B,) by how much its validation losses are larger than those of `model`.
         goal: the loss and the metric, None until then.
         facts: what a summary tells of the original's cache, stream and versions.
         rows: per split.
         doubts: warnings about the rows.
+        short: why the rows decide nothing, whatever is tried; empty if they may.
         brake: tells the listeners, and ends what runs side by side.
         trained: the parts that growth has trained: a later step of an arm, or another arm, goes on from there.
         folder: of the run, which its trials and trainings are written to.
@@ -91,11 +91,14 @@ class Ground:
     boundaries: Boundaries | None
     phases: Phases
     shared: Shared
+    given: GivenPipeline | None = None
     original: Measurement | None = None
+    shift: Tensor = dataclasses.field(default_factory=lambda: torch.zeros(()))
     goal: Goal | None = None
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     rows: Mapping[str, int] = dataclasses.field(default_factory=dict)
     doubts: tuple[str, ...] = ()
+    short: str = ""
     folder: Path = Path()
     brake: Brake = dataclasses.field(default_factory=lambda: Brake(()))
     trained: Memory = dataclasses.field(default_factory=Memory)
@@ -214,14 +217,19 @@ def prepared(ground: Ground) -> Ground:
         ParityError: the network and Spark disagree.
     """
     with ground.begun(ground.plan) as run:
-        check_units(run)
-        measured = verified(run)
+        short = too_few(run, folds=False)
+        measured = verified(run, decides=not short)
         doubts = checked(run)
         found = _measurement(run, measured)
-        goal = run.goal
+        given, shift, goal = ground.given, ground.shift, run.goal
+        if given is not None and given.decides:
+            shift = given.scores[VALIDATION].blocks - measured.scores[VALIDATION].blocks
+            found = dataclasses.replace(found, scores=given.scores, recorded=given.recorded)
         known = facts(run)
         rows = {s: run.cache.rows(s) for s in run.cache.splits}
-    return dataclasses.replace(ground, original=found, goal=goal, facts=known, rows=rows, doubts=tuple(doubts))
+    return dataclasses.replace(
+        ground, original=found, shift=shift, goal=goal, facts=known, rows=rows, doubts=tuple(doubts), short=short
+    )
 
 
 def measure(ground: Ground, model: Any) -> Measurement:
@@ -241,12 +249,6 @@ def _measurement(run: Run, measured: Measured) -> Measurement:
     return Measurement(
         run.task, measured.scores, recorded_rows(run, run.network), measured.parity, costs.of_model(run.task.model)
     )  # fmt: skip
-
-
-def recorded_rows(run: Run, network: Network) -> Recorded:
-    """The margins that decide, and those of the training rows if they are not too many."""
-    splits = (TRAIN, *HELD_OUT) if run.cache.rows(TRAIN) <= TRAINING_ROWS else HELD_OUT
-    return recorded(network, run.data, tuple(s for s in splits if s in run.cache.splits))
 
 
 def check_same_rows(original: Measurement, other: Measurement) -> None:

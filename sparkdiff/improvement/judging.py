@@ -14,9 +14,10 @@ from sparkdiff.evaluation import guard
 from sparkdiff.evaluation.acceptance import Judgement, judge
 from sparkdiff.evaluation.ledger import Ledger
 from sparkdiff.evaluation.recorded import keyed
+from sparkdiff.fine_tuning.starting_point import TRAINING_ROWS
 from sparkdiff.improvement.candidate import ROUNDING, Candidate, Step, share, whole_ledger
 from sparkdiff.improvement.folding import folded
-from sparkdiff.improvement.ground import TRAINING_ROWS, Ground, allowed, measure
+from sparkdiff.improvement.ground import Ground, allowed, measure
 from sparkdiff.improvement.settings import CHANGES_FORM
 
 BEST, AS_CHEAP, SAME_FORM, SIMPLER = "best", "asCheap", "sameForm", "simpler"
@@ -109,15 +110,9 @@ def decide(ground: Ground, steps: Sequence[Step]) -> Decision:
             own = dataclasses.replace(ledger, chosen=column if gained else -1)
             networks = (run.network, candidate.found.recorded)
             found = judge(
-                run.task.options,
-                data,
-                run.goal.metric,
-                networks,
-                own,
-                reference=reference,
-                training=training,
-                always=True,
-            )
+                run.task.options, data, run.goal.metric, networks, own, reference=reference, training=training, always=True,
+                given=ground.given,
+            )  # fmt: skip
             found, more = _compared_outside(ground, candidate.name, found, candidate.model)
             notes.extend(more)
             return _stepped(candidate, found, column, family, ground)
@@ -210,6 +205,8 @@ def _simpler(
     Not worse is what is exact, and a deletion that loses no more than `maxLoss`: non-inferiority, one more hypothesis of the same
     test. With a timeCol no deletion is offered: neighbouring rows depend on each other.
     """
+    if best is None and ground.given is not None:  # only what is made of the refit is at hand
+        return None
     reference = ground.start if best is None else best.candidate.found
     cheaper = [j for j in judged if j.candidate.arm == "simplify" and j.candidate.found.cost < reference.cost]
     exact = [j for j in cheaper if j.candidate.exact and best is None]

@@ -10,6 +10,7 @@ from sparkdiff.data.splits import VALIDATION, Boundaries, Source
 from sparkdiff.errors import InputError
 from sparkdiff.fine_tuning.phases import run_folder
 from sparkdiff.fine_tuning.shared import Shared
+from sparkdiff.fine_tuning.starting_point import StartingPoint
 from sparkdiff.fine_tuning.values import Outcome
 from sparkdiff.growth.checks import check_entities
 from sparkdiff.improvement import baseline, judging, race
@@ -42,12 +43,13 @@ class Improved(Outcome):
 
 
 def improve_pipeline(
-    model: Any, options: Options, settings: ImprovementSettings, sources: Sequence[Source], phases: Phases,
+    origin: StartingPoint, options: Options, settings: ImprovementSettings, sources: Sequence[Source], phases: Phases,
     *, boundaries: Boundaries | None = None, replace: bool = False,
 ) -> Improved:  # fmt: skip
     """Print the plan, improve a fitted pipeline by all arms within the budget, and return what held-out rows decide for.
 
     Args:
+        origin: the fitted pipeline, or its refit.
         boundaries: where time divides the rows, if that is known already.
         replace: see `fine_tune`.
 
@@ -56,25 +58,30 @@ def improve_pipeline(
         ParityError: the original's network and Spark disagree.
     """
     with phases.phase("plan"):
-        text = described(model, options, settings, sources[0].df)
+        text = described(origin.model, options, settings, sources[0].df)
     if shown(options.verbosity):
         print(text, flush=True)
     brake = Brake(phases.within().listeners)
-    ground = Ground(model, options, settings, sources, boundaries, Phases(False, [brake]), Shared(), brake=brake)
+    model = origin.model
+    ground = Ground(
+        model, options, settings, sources, boundaries, Phases(False, [brake]), Shared(), origin.given, brake=brake
+    )
     check_entities(settings.entityCols, ground.plan, sources[0].df)
-    arms = arms_of(settings)
+    arms = [] if origin.refused else arms_of(settings)
     refusals = {arm.name: arm.refused(ground) for arm in arms}
-    if all(refusals.values()):
+    if refusals and all(refusals.values()):
         raise InputError(f"nothing can be tried on {model.uid}: {'; '.join(f'{k}: {v}' for k, v in refusals.items())}")
     account, begun = Account(Budget.of(settings.budget)), time.monotonic()
     with phases.phase("original") as say:
         ground = prepared(ground)
+        origin = origin.checked(ground.short)
+        arms = [] if origin.refused else arms
         held = ground.start.scores[VALIDATION].value
         say(f"{ground.metric.name} {held:.5g} on {ground.rows[VALIDATION]:,} validation rows; {ground.start.parity}")
     account.add("original", time.monotonic() - begun)
     with _folder(ground, replace=replace) as (folder, log):
         ground = dataclasses.replace(ground, folder=folder.path)
-        rival = _rival(ground, account, log, phases)
+        rival = None if origin.refused else _rival(ground, account, log, phases)
         begun = time.monotonic()
         with phases.phase("order") as say:
             order = log.order(lambda: order_of(ground, [arm for arm in arms if not refusals[arm.name]]))
@@ -87,11 +94,11 @@ def improve_pipeline(
             decision = judging.decide(ground, raced.steps)
         account.add("judge", time.monotonic() - begun)
         timings = {k: round(v, 3) for k, v in phases.timings.items()}
-        summary = summary_of(ground, raced, decision, rival, timings, account, order)
+        summary = origin.told(summary_of(ground, raced, decision, rival, timings, account, order))
     offers = {name: j.candidate.model for name, j in decision.offers.items()}
     result = model if decision.best is None else decision.best.candidate.model
     phases.on_decision(summary)
-    return Improved(result, model, ground.start.task.plan, summary, (folder,), offers)
+    return origin.finished(Improved(result, model, ground.start.task.plan, summary, (folder,), offers))
 
 
 def _rival(ground: Ground, account: Account, log: StepLog, phases: Phases) -> Baseline | None:

@@ -11,7 +11,6 @@ from sparkdiff.options import convert, option
 
 WHY_REFUSED = {
     "numFolds": "it holds validation rows out, and decides once",
-    "rowsAreNew": "it holds validation rows out, and decides once",
     "maxSeconds": "its time is `budget`",
 }
 """Options of fine-tuning that an improvement does not have, and why."""

@@ -36,6 +36,7 @@ from sparkdiff.data.splits import (
 from sparkdiff.errors import InputError
 from sparkdiff.estimator import kept
 from sparkdiff.fine_tuning.procedure import fine_tune
+from sparkdiff.fine_tuning.starting_point import StartingPoint, starting_point
 from sparkdiff.fine_tuning.task import prepare
 from sparkdiff.fine_tuning.values import Outcome
 from sparkdiff.growth.procedure import grow_pipeline
@@ -123,8 +124,10 @@ def _run(
     if options.numFolds:
         outcome = cross_fit(made, options, sources, phases, fit, replace=mine, told=_printed(options))
     else:
-        model = fit(sources) if isinstance(made, Estimator) else made
-        outcome = _outcome(model, config, options, sources, phases, boundaries, replace=mine)
+        model = plain(fit(sources) if isinstance(made, Estimator) else made)
+        stays = (config.improver or {}).get("keepStages", ())
+        origin = starting_point(made, model, options, sources, phases, boundaries=boundaries, keep=stays)
+        outcome = _outcome(origin, config, options, sources, phases, boundaries, replace=mine)
     with phases.phase("save") as say:
         shipped = write_run(outcome, config, phases, parent, inputs, lease)
         say(config.where)
@@ -176,21 +179,19 @@ def _printed(options: Options) -> Callable[[Plan], None]:
 
 
 def _outcome(
-    model: Any, config: Config, options: Options, sources: Sequence[Source], phases: Phases, boundaries: Boundaries | None,
-    replace: bool,
+    origin: StartingPoint, config: Config, options: Options, sources: Sequence[Source], phases: Phases,
+    boundaries: Boundaries | None, replace: bool,
 ) -> Outcome:  # fmt: skip
     """The fitted pipeline, grown, improved or fine-tuned: as the job's section says."""
     section = next((name for name in PROCEDURES if getattr(config, name) is not None), None)
     if section is not None:
         settings, procedure = SETTINGS[section].of(getattr(config, section)), PROCEDURES[section]
-        found: Outcome = procedure(
-            plain(model), options, settings, sources, phases, boundaries=boundaries, replace=replace
-        )
+        found: Outcome = procedure(origin, options, settings, sources, phases, boundaries=boundaries, replace=replace)
         return found
     with phases.phase("plan"):
-        task = prepare(model, options, sources[0].df)
+        task = prepare(origin.model, options, sources[0].df)
     _printed(options)(task.plan)
-    return fine_tune(task, sources, phases, replace=replace, boundaries=boundaries)
+    return fine_tune(task, sources, phases, replace=replace, boundaries=boundaries, start=origin)
 
 
 def _offered(output: Path) -> dict[str, str]:

@@ -30,6 +30,7 @@ NAMES = {"LocalLDAModel": "LDA", "DistributedLDAModel": "LDA"}
 """Estimators whose names do not follow from those of their models."""
 WITHOUT_EFFECT = frozenset({"parallelism"})
 """Params of an estimator that decide nothing about what it fits, so that its model may lack them."""
+GROWN = "sparkdiff grew it as a part of another stage, whose loss its weights were trained on"
 ESTIMATOR, TRANSFORMER, AS_FITTED = "estimator", "transformer", "as fitted"
 
 
@@ -52,6 +53,16 @@ class UnfittedStage:
     @property
     def uid(self) -> str:
         return str(self.model.uid)
+
+    @property
+    def knows_labels(self) -> bool:
+        """Whether the stage stays as it is fitted, and labels of rows may have decided how. The labelCol of a formula is a column
+        that it makes.
+        """
+        fitted = isinstance(self.model, Model) and type(self.model).__name__ != "RFormulaModel"
+        foreign = not type(self.model).__module__.startswith("pyspark.ml.")
+        labelled = fitted and (foreign or self.model.hasParam("labelCol"))
+        return self.role == AS_FITTED and (labelled or self.reason == GROWN)
 
 
 @dataclass(frozen=True)
@@ -198,7 +209,7 @@ def _why_as_fitted(model: Any, uids: Sequence[str]) -> str:
     """Why a stage has to stay as it is fitted; empty if it need not."""
     name = type(model).__name__
     if any(_is_grown(model.uid, other) for other in uids):
-        return "sparkdiff grew it as a part of another stage, whose loss its weights were trained on"
+        return GROWN
     if name == "Bucketizer" and _may_be_quantiles(model):
         return "a Bucketizer may have been a QuantileDiscretizer, whose numBuckets and relativeError it doesn't tell"
     if not isinstance(model, Model):

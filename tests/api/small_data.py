@@ -96,11 +96,11 @@ def fingerprint_of(model: Any, data: DataFrame | list[Source], **options: Any) -
     return fingerprint(request, caches.root(request.options))
 
 
-QUICK = {"maxEpochs": 4, "learningRate": 0.01, "stream": "arrow"}
+QUICK = {"maxEpochs": 4, "learningRate": 0.01, "stream": "arrow", "rowsAreNew": True}
 
 
 def tune(model: Any, df: DataFrame, folder: Path | None, **options: Any) -> FineTunerModel:
-    """A fit of few, large steps."""
+    """A fit of few, large steps, from the pipeline as it is, whatever rows it has seen."""
     return FineTuner(pipeline=model, cacheDir=folder and str(folder), **{**QUICK, **options}).fit(df)
 
 

@@ -50,7 +50,7 @@ def test_jobs_and_bytes_are_those_of_the_run_and_nothing_is_written(
     df: DataFrame, folder: Path, jobs: Jobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    tuner = FineTuner(unfitted().fit(df), cacheDir=str(folder), maxEpochs=3, verbosity=0)
+    tuner = FineTuner(unfitted().fit(df), cacheDir=str(folder), maxEpochs=3, verbosity=0, rowsAreNew=True)
     before = files(tmp_path)
     cost = tuner.cost(df)
     assert files(tmp_path) == before
@@ -114,7 +114,7 @@ def test_the_bytes_of_many_rows_follow_from_the_first_ones(
 ) -> None:
     """And the time lies in its range, which is wide."""
     df = write(pa.concat_tables([table] * 20))
-    tuner = FineTuner(model, cacheDir=str(folder), maxEpochs=2, verbosity=0)
+    tuner = FineTuner(model, cacheDir=str(folder), maxEpochs=2, verbosity=0, rowsAreNew=True)
     cost, summary = tuner.cost(df), tuner.fit(df).summary
     size = cached(folder)
     assert size / BYTES < cost.cacheBytes < size * BYTES

@@ -112,7 +112,9 @@ def main(folder: Path, everything: bool) -> None:
     facts["parity"] = str(sparkdiff.verify(model, df))
     assert sparkdiff.verify(model, df).ok
 
-    tuner = sparkdiff.FineTuner(pipeline=model, labelCol="bikers", maxEpochs=6, verbosity=0, cacheDir=f"{folder}/cache")
+    tuner = sparkdiff.FineTuner(
+        pipeline=model, labelCol="bikers", maxEpochs=6, verbosity=0, cacheDir=f"{folder}/cache", rowsAreNew=True
+    )
     tuned = tuner.fit(df)
     facts["decision"], facts["metrics"] = tuned.summary.decision, tuned.summary.metrics
     facts["after"] = tuned.summary.parity["after"]["ok"]

@@ -20,7 +20,7 @@ from pyspark.sql import DataFrame, SparkSession, functions as F
 
 import sparkdiff
 
-QUICK: dict[str, Any] = {"maxEpochs": 2, "recipe": "fast", "verbosity": 0, "stream": "arrow"}
+QUICK: dict[str, Any] = {"maxEpochs": 2, "recipe": "fast", "verbosity": 0, "stream": "arrow", "rowsAreNew": True}
 
 
 def rows_of(spark: SparkSession, folder: Path) -> DataFrame:

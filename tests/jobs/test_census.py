@@ -91,7 +91,9 @@ def test_planned_trained_written_back_saved_loaded_and_served(
     assert [name for name, s in plan.items() if s.trainable] == trained
     assert sparkdiff.verify(searched, people).ok
 
-    found = sparkdiff.FineTuner(pipeline=searched, maxEpochs=8, learningRate=0.01, verbosity=0).fit(people)
+    found = sparkdiff.FineTuner(pipeline=searched, maxEpochs=8, learningRate=0.01, verbosity=0, rowsAreNew=True).fit(
+        people
+    )
     assert found.summary.decision == "tuned" and found.summary.gain > 0.02, found.summary
     new, old = found.pipelineModel, searched
     assert type(new) is CrossValidatorModel and new.uid == old.uid and new.avgMetrics == old.avgMetrics

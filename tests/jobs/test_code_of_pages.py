@@ -116,7 +116,7 @@ WORLDS = {
     "mlflow.md": Page(CHURN),
     "objectives.md": CLASSES,
     "plan.md": Page(CHURN),
-    "python.md": Page(CHURN),
+    "python.md": Page(CHURN, unfitted={"pipeline": (numeric, "label")}),
     "report.md": Page(CHURN, earlier=("churn", "churn_slow")),
     "runs.md": Page({"churn": (binary, "churned")}, classes=True, job="churned"),
     "search.md": CLASSES,

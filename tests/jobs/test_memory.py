@@ -60,7 +60,7 @@ pipeline = Pipeline(stages=[
     PCA(k=10, inputCol="s", outputCol="p"), LinearRegression(featuresCol="p", maxIter=5, solver="normal"),
 ])
 tuner = FineTuner(pipeline=pipeline.fit(df), maxEpochs=50, patience=50, batchSize=1024, stream=sys.argv[2],
-                  cacheInMemory=sys.argv[3] == "memory", learningRate=1e-4)
+                  cacheInMemory=sys.argv[3] == "memory", learningRate=1e-4, rowsAreNew=True)
 summary = tuner.fit(df).summary
 print("SEEN " + json.dumps({"seen": seen, "stream": summary.stream, "epochs": int(summary.history.epoch.max())}))
 """

@@ -33,7 +33,8 @@ lazy, made = [], ActiveColumns.__init__
 ActiveColumns.__init__ = lambda self, *given: lazy.append(self) or made(self, *given)
 
 def fit(**params):
-    tuner = sparkdiff.FineTuner(pipeline=model, batchSize=1024, maxEpochs=2, seed=3, cacheDir=folder + "/cache", **params)
+    given = {"batchSize": 1024, "maxEpochs": 2, "seed": 3, "cacheDir": folder + "/cache", "rowsAreNew": True}
+    tuner = sparkdiff.FineTuner(pipeline=model, **given, **params)
     tuned = tuner.fit(df)
     s, lr = tuned.summary, tuned.pipelineModel.stages[-1]
     return {

@@ -91,7 +91,8 @@ def test_trained_through(rows: DataFrame, tmp_path: Path, formula: str, predicto
     scaler = StandardScaler(inputCol="features", outputCol="scaled", withMean=True)
     model = Pipeline(stages=[RFormula(formula=formula), scaler, predictor()]).fit(rows)
     tuner = sparkdiff.FineTuner(
-        pipeline=model, maxEpochs=4, learningRate=0.05, recipe="fast", guard=1.0, verbosity=0, cacheDir=str(tmp_path / "cache")
+        pipeline=model, maxEpochs=4, learningRate=0.05, recipe="fast", guard=1.0, verbosity=0, cacheDir=str(tmp_path / "cache"),
+        rowsAreNew=True,
     )  # fmt: skip
     tuned = tuner.fit(rows)
     assert tuned.summary.decision == "tuned"

@@ -203,7 +203,7 @@ def test_the_summary_warns_where_an_older_spark_could_not_load(
     forest = trees.fit(vectors)
     model = PipelineModel([fitted["assembler"], forest, fitted["glr"]])
     tuner = sparkdiff.FineTuner(
-        pipeline=model, maxEpochs=1, validationFraction=0.4, predictionCol="prediction", verbosity=0
+        pipeline=model, maxEpochs=1, validationFraction=0.4, predictionCol="prediction", verbosity=0, rowsAreNew=True
     )
     found = [w for w in tuner.fit(df).summary.warnings if "cannot be loaded" in w]
     forest.save(str(tmp_path / "forest"))

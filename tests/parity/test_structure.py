@@ -205,7 +205,7 @@ def test_rows_that_are_dropped_behind_the_predictor(df: DataFrame, fitted: dict[
     many = named("many", SQLTransformer, statement="SELECT * FROM __THIS__ WHERE prediction > 1")
     model = PipelineModel([fitted["assembler"], fitted["linear"], side, many])
     gaps = df.unionByName(df).unionByName(df).withColumn("gaps", F.when(F.col("a") > -0.5, F.col("a")))
-    tuned = sparkdiff.FineTuner(pipeline=model, maxEpochs=1, recipe="fast", verbosity=0).fit(gaps)
+    tuned = sparkdiff.FineTuner(pipeline=model, maxEpochs=1, recipe="fast", verbosity=0, rowsAreNew=True).fit(gaps)
     assert sum(tuned.summary.cache["rows"].values()) == gaps.where("a > -0.5").count() < gaps.count()
     late = (
         "may drop behind the predictor count in training, metrics and decision all the same: drop them in front of the"
@@ -246,7 +246,7 @@ def test_a_label_that_a_stage_makes(df: DataFrame) -> None:
     found = plan(model)
     assert (of(found, "index").cached, of(found, "index").role) == (True, "referenced")
     wide = df.unionByName(df).unionByName(df)
-    tuned = sparkdiff.FineTuner(pipeline=model, maxEpochs=1, recipe="fast", verbosity=0).fit(wide)
+    tuned = sparkdiff.FineTuner(pipeline=model, maxEpochs=1, recipe="fast", verbosity=0, rowsAreNew=True).fit(wide)
     assert tuned.summary.parity["before"]["ok"]
     assert verify(model, df.drop("kind")).ok  # a label isn't there when a model only predicts
     with pytest.raises(InputError, match="index reads column 'kind', which is not in the data"):
@@ -284,7 +284,8 @@ def test_two_heads(df: DataFrame, fitted: dict[str, Any]) -> None:
     wide = df.unionByName(df).unionByName(df).cache()
     for column, kept in (("first", "second"), ("second", "first")):
         tuner = sparkdiff.FineTuner(
-            pipeline=model, predictionCol=column, maxEpochs=2, learningRate=0.05, guard=1.0, recipe="fast", verbosity=0
+            pipeline=model, predictionCol=column, maxEpochs=2, learningRate=0.05, guard=1.0, recipe="fast", verbosity=0,
+            rowsAreNew=True,
         )  # fmt: skip
         tuned = tuner.fit(wide)
         assert tuned.summary.decision == "tuned"
@@ -350,7 +351,7 @@ def test_odd_names(df: DataFrame) -> None:
     assert network.outputCols == (made, out, "vor her")
     assert verify(model, odd).ok
     tuned = sparkdiff.FineTuner(
-        pipeline=model, maxEpochs=2, learningRate=0.05, guard=1.0, recipe="fast", verbosity=0, reference=()
+        pipeline=model, maxEpochs=2, learningRate=0.05, guard=1.0, recipe="fast", verbosity=0, reference=(), rowsAreNew=True
     ).fit(odd)  # fmt: skip
     assert tuned.summary.parity["before"]["ok"]
     assert verify(tuned.pipelineModel, odd).ok
@@ -378,7 +379,7 @@ def test_fields_of_structs(df: DataFrame) -> None:
     assert verify(fields, nested).ok
     with pytest.raises(InputError, match=r"reads column 'S\.q', which is not in the data"):
         verify(assembler("S.q"), nested)
-    tuned = sparkdiff.FineTuner(pipeline=fields, maxEpochs=1, recipe="fast", verbosity=0).fit(nested)
+    tuned = sparkdiff.FineTuner(pipeline=fields, maxEpochs=1, recipe="fast", verbosity=0, rowsAreNew=True).fit(nested)
     assert tuned.summary.parity["before"]["ok"]
     made = SQLTransformer(statement="SELECT *, struct(b AS q, count) AS st FROM __THIS__")
     predictor = LinearRegression(featuresCol="made", labelCol="count", regParam=1.0)
@@ -386,7 +387,7 @@ def test_fields_of_structs(df: DataFrame) -> None:
     model = behind.fit(df.withColumn("S", F.struct(inner.alias("in"))))
     again = df.unionByName(df).unionByName(df).withColumn("S", F.struct(inner.alias("in")))
     assert verify(model, again).ok
-    tuned = sparkdiff.FineTuner(pipeline=model, maxEpochs=1, recipe="fast", verbosity=0).fit(again)
+    tuned = sparkdiff.FineTuner(pipeline=model, maxEpochs=1, recipe="fast", verbosity=0, rowsAreNew=True).fit(again)
     assert tuned.summary.parity["before"]["ok"]
 
 

@@ -100,7 +100,9 @@ def test_training_refuses_rows_that_need_such_a_coefficient(rows: DataFrame, tmp
     """Training moves it from 0, and then they have no prediction."""
     model = CASES["two classes"](rows)
     gaps = rows.withColumn("d", F.when(F.abs("c") > 0.1, F.col("d")))
-    tuner = sparkdiff.FineTuner(model, labelCol="two", maxEpochs=1, recipe="fast", cacheDir=str(tmp_path))
+    tuner = sparkdiff.FineTuner(
+        model, labelCol="two", maxEpochs=1, recipe="fast", cacheDir=str(tmp_path), rowsAreNew=True
+    )
     with pytest.raises(InputError, match=r"entry 3 of column 'features' is NaN, null or infinite .*impute the column"):
         tuner.fit(gaps)
 
@@ -121,7 +123,7 @@ def test_a_stage_that_grows_does_not_store_it_either(name: str, rows: DataFrame,
 def test_growth_refuses_rows_that_need_such_a_coefficient(rows: DataFrame, tmp_path: Path) -> None:
     """Before its rounds; behind them no stage of the parts was to blame."""
     gaps = rows.withColumn("d", F.when(F.abs("c") > 0.1, F.col("d")))
-    grower = sparkdiff.Grower(CASES["three classes"](rows), labelCol="three", cacheDir=str(tmp_path))
+    grower = sparkdiff.Grower(CASES["three classes"](rows), labelCol="three", cacheDir=str(tmp_path), rowsAreNew=True)
     with pytest.raises(InputError, match=r"entry 3 of column 'features' is NaN, null or infinite .*impute the column"):
         grower.fit(gaps)
 

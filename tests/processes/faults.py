@@ -27,7 +27,15 @@ import torch
 from sparkdiff.store import files
 
 NUMBERS = [f"x{i}" for i in range(8)]
-LASTING = {"numProcesses": 2, "maxEpochs": 12, "patience": 12, "batchSize": 64, "timeout": 12.0, "guard": 1.0}
+LASTING = {
+    "numProcesses": 2,
+    "maxEpochs": 12,
+    "patience": 12,
+    "batchSize": 64,
+    "timeout": 12.0,
+    "guard": 1.0,
+    "rowsAreNew": True,
+}
 """Options of a training that lasts some seconds, long enough for a fault in the middle of it."""
 
 

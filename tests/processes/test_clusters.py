@@ -259,7 +259,9 @@ def tuner(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("lacking")
     pq.write_table(table(500), folder / "rows.parquet")
     df = spark.read.parquet(f"file://{folder}/rows.parquet")
-    made = FineTuner(pipeline=pipeline(df), cacheDir=str(folder), numProcesses=2, localMode="false", maxEpochs=1)
+    made = FineTuner(
+        pipeline=pipeline(df), cacheDir=str(folder), numProcesses=2, localMode="false", maxEpochs=1, rowsAreNew=True
+    )
     return lambda: made.fit(df)
 
 

@@ -52,7 +52,7 @@ def fit(rows: DataFrame, tmp_path_factory: pytest.TempPathFactory) -> Fit:
     model, caches = pipeline(rows), str(tmp_path_factory.mktemp("caches"))
 
     def fitted(df: DataFrame = rows, **options: Any) -> FineTunerModel:
-        return FineTuner(pipeline=model, **{"cacheDir": caches, **options}).fit(df)
+        return FineTuner(pipeline=model, **{"cacheDir": caches, "rowsAreNew": True, **options}).fit(df)
 
     return fitted
 
@@ -257,7 +257,7 @@ def test_processes_that_see_one_class_only(rows: DataFrame, spark: SparkSession,
     for processes in (1, 3):
         tuner = FineTuner(
             pipeline=model, cacheDir=str(tmp_path), validationIndicatorCol="held", guard=1.0, maxEpochs=5,
-            numProcesses=processes,
+            numProcesses=processes, rowsAreNew=True,
         )  # fmt: skip
         tuned = tuner.fit(df)
         found.append([*tuned.pipelineModel.stages[-1].coefficients, *tuned.summary.history["validationMetric"]])
@@ -380,7 +380,7 @@ def test_without_room_for_checkpoints_training_goes_on(fit: Fit, thorough: dict[
 def test_without_room_for_the_cache_or_the_run(spark: SparkSession, rows: DataFrame, fit: Fit, tmp_path: Path) -> None:
     java = spark._jvm.java.lang.ProcessHandle.current().pid()  # type: ignore[union-attr]
     model, caches, output = pipeline(rows), tmp_path / "caches", tmp_path / "run"
-    tuner = FineTuner(pipeline=model, cacheDir=str(caches), maxEpochs=1)
+    tuner = FineTuner(pipeline=model, cacheDir=str(caches), maxEpochs=1, rowsAreNew=True)
     said = rf"the cache cannot be written to {caches}: .*needs about [\d,]+ bytes for 4,000 rows, and .* are free.*set cacheDir"
     with no_room(30_000, java), pytest.raises(FullDiskError, match=said):
         tuner.fit(rows)

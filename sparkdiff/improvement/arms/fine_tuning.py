@@ -8,11 +8,12 @@ from sparkdiff.data.splits import VALIDATION
 from sparkdiff.evaluation.checks import is_rounded, trained_score
 from sparkdiff.evaluation.ledger import LedgerTrial
 from sparkdiff.fine_tuning.phases import trained, verified, written
+from sparkdiff.fine_tuning.starting_point import recorded_rows
 from sparkdiff.growth import costs
 from sparkdiff.improvement.arm import Arm
 from sparkdiff.improvement.budget import Limit
 from sparkdiff.improvement.candidate import Candidate, Step, rounded
-from sparkdiff.improvement.ground import Ground, Measurement, check_same_rows, recorded_rows
+from sparkdiff.improvement.ground import Ground, Measurement, check_same_rows
 from sparkdiff.report.shares import share_of
 from sparkdiff.training.recipes import recipes_for
 

@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 from sparkdiff.data.splits import VALIDATION
 from sparkdiff.errors import InputError
 from sparkdiff.fine_tuning.phases import verified, written
+from sparkdiff.fine_tuning.starting_point import recorded_rows
 from sparkdiff.growth import costs
 from sparkdiff.growth.assembly import serving_of, width_of
 from sparkdiff.growth.checks import check_options
@@ -23,7 +24,7 @@ from sparkdiff.improvement.arm import Arm
 from sparkdiff.improvement.arms import boosting
 from sparkdiff.improvement.budget import Limit
 from sparkdiff.improvement.candidate import Candidate, Step, rounded, shortened
-from sparkdiff.improvement.ground import Ground, Measurement, check_same_rows, recorded_rows
+from sparkdiff.improvement.ground import Ground, Measurement, check_same_rows
 from sparkdiff.report.shares import share_of
 
 FEW, MANY = 1, 6
@@ -90,7 +91,7 @@ def grown(ground: Ground, limit: Limit, settings: GrowthSettings, arm: str, numb
         return Step(
             arm,
             number,
-            rounded(ground, found.gains),
+            rounded(ground, found.gains + ground.shift),
             found.trials,
             (),
             0.0,
@@ -110,8 +111,8 @@ def grown(ground: Ground, limit: Limit, settings: GrowthSettings, arm: str, numb
     doubts = (*of_a_sample(found.table), *rows_without_entity(found))
     says = "; ".join([f"{found.members[-1].round} rounds{dropped}", found.stopped, *doubts])
     return Step(
-        arm, number, rounded(ground, done.ledger.gains), done.ledger.trials, (candidate,), _hope(ground, done, number), says,
-        learned=told,
+        arm, number, rounded(ground, done.ledger.gains + ground.shift), done.ledger.trials, (candidate,),
+        _hope(ground, done, number), says, learned=told,
     )  # fmt: skip
 
 

@@ -85,9 +85,9 @@ def _run(ground: Ground, number: int, limit: Limit, steps: Sequence[Step]) -> St
 
 
 def _compacted(ground: Ground) -> Candidate | None:
-    """The original with fewer stages and the same outputs; None where nothing folds."""
+    """The original with fewer stages and the same outputs; None where nothing folds, or the run started from a refit of it."""
     plan, model = folding(ground, ground.model), folded(ground, ground.model)
-    if plan is None or model is None:
+    if plan is None or model is None or ground.given is not None:
         return None
     found = measure(ground, model)
     if bool(one_column(ground, found).any()):

@@ -424,7 +424,7 @@ def test_wrong_reference_rows(regional: DataFrame, numeric: PipelineModel, share
         FineTuner(pipeline=numeric, referenceData="old.parquet")
     with pytest.raises(InputError, match="'wind'"):
         tune(numeric, regional, shared, referenceData=regional.drop("wind"))
-    tuner = FineTuner(pipeline=numeric, referenceData=regional)
+    tuner = FineTuner(pipeline=numeric, referenceData=regional, rowsAreNew=True)
     assert tuner.getReferenceData() is regional
     with pytest.raises(InputError, match=r"cannot be saved: clear it with tuner.clear\(tuner.referenceData\)"):
         tuner.write().save(f"file://{tmp_path}/tuner")
@@ -437,7 +437,7 @@ def test_wrong_reference_rows(regional: DataFrame, numeric: PipelineModel, share
 def test_a_grid_over_reference_rows_doesnt_mix_caches(
     regional: DataFrame, numeric: PipelineModel, shared: Path
 ) -> None:
-    tuner = FineTuner(pipeline=numeric, cacheDir=str(shared), maxEpochs=1, stream="arrow")
+    tuner = FineTuner(pipeline=numeric, cacheDir=str(shared), maxEpochs=1, stream="arrow", rowsAreNew=True)
     parts = [regional.where("region = 'north'"), regional.where("region = 'south'")]
     found = tuner.fit(regional, [{tuner.referenceData: part} for part in parts])
     for part, model in zip(parts, found, strict=True):

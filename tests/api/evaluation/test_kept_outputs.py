@@ -29,7 +29,7 @@ def fit(df: DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fit:
 
     def again(model: PipelineModel) -> tuple[int, dict[str, Any]]:
         asked.clear()
-        tuner = FineTuner(pipeline=model, labelCol="riders", maxEpochs=1, cacheDir=str(tmp_path))
+        tuner = FineTuner(pipeline=model, labelCol="riders", maxEpochs=1, cacheDir=str(tmp_path), rowsAreNew=True)
         summary = tuner.fit(df).summary
         # A tuned pipeline is run in Spark once more, always.
         return len(asked) - (summary.decision == "tuned"), summary.parity["before"]
@@ -101,5 +101,5 @@ def test_a_feature_may_be_named_like_a_column_of_the_cache(df: DataFrame, tmp_pa
         LinearRegression(labelCol="riders"),
     ]
     model = Pipeline(stages=stages).fit(rows)
-    tuner = FineTuner(pipeline=model, maxEpochs=1, guardCols=["kind"], cacheDir=str(tmp_path))
+    tuner = FineTuner(pipeline=model, maxEpochs=1, guardCols=["kind"], cacheDir=str(tmp_path), rowsAreNew=True)
     assert tuner.fit(rows).summary.parity["before"]["ok"]

@@ -37,7 +37,7 @@ from sparkdiff.jvm import sessions
 from sparkdiff.options import Options
 
 ROWS = 3000
-QUICK: dict[str, Any] = {"maxEpochs": 4, "recipe": "fast"}
+QUICK: dict[str, Any] = {"maxEpochs": 4, "recipe": "fast", "rowsAreNew": True}
 
 
 @pytest.fixture(scope="module")

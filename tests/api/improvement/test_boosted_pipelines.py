@@ -21,6 +21,7 @@ from sparkdiff.jvm import trees
 
 OPTIONS: dict[str, Any] = {
     "arms": ["import"], "budget": "200 passes", "baseline": False, "recipe": "fast", "maxEpochs": 3, "guard": 0.5,
+    "rowsAreNew": True,
 }  # fmt: skip
 
 

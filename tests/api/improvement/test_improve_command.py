@@ -27,6 +27,7 @@ def test_from_a_saved_model_and_a_table_to_offers(
     command = [
         "improve", "rides", "--data", "rows.parquet", "--label", "riders", "--output", "out", "--budget", "60 passes",
         "improver.arms=[finetune,simplify]", "fineTuner.recipe=fast", "fineTuner.maxEpochs=5", "fineTuner.runId=mine",
+        "fineTuner.rowsAreNew=true",
     ]  # fmt: skip
     assert main(command) == DONE
     out = capsys.readouterr().out

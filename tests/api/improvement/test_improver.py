@@ -18,7 +18,8 @@ from sparkdiff.fine_tuning.task import prepare
 from sparkdiff.options import Options
 
 QUICK: dict[str, Any] = {
-    "budget": "90 passes", "recipe": "fast", "maxEpochs": 6, "learningRate": 0.01, "parallelism": 1
+    "budget": "90 passes", "recipe": "fast", "maxEpochs": 6, "learningRate": 0.01, "parallelism": 1,
+    "rowsAreNew": True,
 }  # fmt: skip
 TIMED = {**QUICK, "budget": "2m"}
 """Enough for a few arms to end by themselves."""

@@ -43,7 +43,7 @@ def rows(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> DataF
 def test_no_arm_makes_what_costs_more_to_serve_than_is_allowed(rows: DataFrame, tmp_path: Path) -> None:
     """More components of the PCA are better, and cost more."""
     model = unfitted(components=2).fit(rows)
-    given = {"arms": ["search"], "budget": "30 passes", "maxEpochs": 2, "cacheDir": str(tmp_path)}
+    given = {"arms": ["search"], "budget": "30 passes", "maxEpochs": 2, "cacheDir": str(tmp_path), "rowsAreNew": True}
     held = Improver(model, maxServingCost=1.01, **given).fit(rows)
     assert [a["state"] for a in held.summary.arms] != ["failed"]
     assert all(row["serving"] <= 1.01 for row in held.summary.table)
@@ -116,7 +116,14 @@ def test_the_last_row_is_what_sparks_own_trees_reach(
     """Fitted here once more; the test counts what it would count without them."""
     monkeypatch.setattr(baseline, "TREES", 2)
     model = unfitted().fit(rows)
-    given = {"arms": ["refit"], "budget": "60 passes", "maxEpochs": 1, "recipe": "fast", "cacheDir": str(tmp_path)}
+    given = {
+        "arms": ["refit"],
+        "budget": "60 passes",
+        "maxEpochs": 1,
+        "recipe": "fast",
+        "cacheDir": str(tmp_path),
+        "rowsAreNew": True,
+    }
     found = Improver(model, **given).fit(rows).summary
     made = {k: model.transform(v).selectExpr("components features", "riders") for k, v in sides(rows).items()}
     trees = GBTRegressor(labelCol="riders", maxIter=2, seed=0).fit(made["train"])
@@ -140,7 +147,14 @@ def test_what_changes_more_labels_than_allowed_is_no_simpler_pipeline(rows: Data
         Normalizer(inputCol="assembled", outputCol="features"),  # which folds into nothing
     ]
     model = Pipeline(stages=[*made, LogisticRegression(elasticNetParam=0.1, regParam=1e-3)]).fit(data)
-    given = {"arms": ["simplify"], "maxLoss": 0.1, "budget": "60 passes", "maxEpochs": 2, "cacheDir": str(tmp_path)}
+    given = {
+        "arms": ["simplify"],
+        "maxLoss": 0.1,
+        "budget": "60 passes",
+        "maxEpochs": 2,
+        "cacheDir": str(tmp_path),
+        "rowsAreNew": True,
+    }
     free = Improver(model, **given).fit(data)
     row = free.summary.table[1]
     assert set(free.offers) == {"simpler"}

@@ -209,7 +209,11 @@ def test_a_cache_of_which_a_file_is_gone_is_written_again(
     df: Any, numeric: PipelineModel, store: tuple[str, Path]
 ) -> None:
     def fitted() -> Any:
-        return FineTuner(numeric, cacheDir=f"{store[0]}/gone", maxEpochs=1, recipe="fast", verbosity=0).fit(df).summary
+        return (
+            FineTuner(numeric, cacheDir=f"{store[0]}/gone", maxEpochs=1, recipe="fast", verbosity=0, rowsAreNew=True)
+            .fit(df)
+            .summary
+        )
 
     first = fitted()
     [gone, *_] = sorted((store[1] / "gone").rglob("*.parquet"))
@@ -239,7 +243,7 @@ def test_a_store_that_cannot_be_used_is_named_before_any_job(
 
 def test_the_limit_of_local_copies_is_named(df: Any, numeric: PipelineModel, store: tuple[str, Path]) -> None:
     url, behind = store
-    tuner = FineTuner(pipeline=numeric, cacheDir=f"{url}/small", maxEpochs=1, localCacheLimit=1000)
+    tuner = FineTuner(pipeline=numeric, cacheDir=f"{url}/small", maxEpochs=1, localCacheLimit=1000, rowsAreNew=True)
     with pytest.raises(
         InputError, match=rf"the cache in {url}/small/\w+ takes [\d,]+ bytes .* localCacheLimit=1,000: raise it"
     ):
@@ -252,9 +256,9 @@ def test_the_limit_removes_no_cache_that_is_being_read(
 ) -> None:
     def fitted(rows: Any, limit: int | None = None) -> Any:
         caches = f"{store[0]}/read"
-        return FineTuner(numeric, cacheDir=caches, maxEpochs=1, recipe="fast", verbosity=0, localCacheLimit=limit).fit(
-            rows
-        )
+        return FineTuner(
+            numeric, cacheDir=caches, maxEpochs=1, recipe="fast", verbosity=0, localCacheLimit=limit, rowsAreNew=True
+        ).fit(rows)
 
     fitted(df)
     where = jvm.folder("cacheDir", f"{store[0]}/read")
@@ -279,7 +283,7 @@ def test_what_a_killed_writer_of_a_cache_has_left_is_removed(
     owner = {"machine": processes.machine(), "pid": dead.pid, "started": processes.started(dead.pid) or 1}
     dead.wait()
     for url, folder in ((f"{store[0]}/killed", store[1] / "killed"), (str(tmp_path), tmp_path)):
-        tuner = FineTuner(numeric, cacheDir=url, maxEpochs=1, recipe="fast", verbosity=0)
+        tuner = FineTuner(numeric, cacheDir=url, maxEpochs=1, recipe="fast", verbosity=0, rowsAreNew=True)
         tuner.fit(df)
         [cache] = [p for p in folder.glob("[!.]*") if (p / "manifest.json").exists()]
         shutil.rmtree(cache)

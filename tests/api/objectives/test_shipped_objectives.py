@@ -50,7 +50,12 @@ def made(hours: DataFrame, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         if name not in fitted:
             fitted[name] = getattr(pipelines, name)(hours).fit(hours.where("tenth < 6"))
         tuner = FineTuner(
-            pipeline=fitted[name], cacheDir=caches, validationIndicatorCol="held", batchSize=128, **options
+            pipeline=fitted[name],
+            cacheDir=caches,
+            validationIndicatorCol="held",
+            batchSize=128,
+            rowsAreNew=True,
+            **options,
         )
         return fitted[name], tuner.fit(hours.where("tenth < 8"))
 

@@ -33,7 +33,8 @@ def nominal(df: DataFrame, values: int) -> DataFrame:
 def tuned(stages: list[Any], df: DataFrame, cache: Path) -> Any:
     model = Pipeline(stages=stages).fit(df)
     tuner = sparkdiff.FineTuner(
-        pipeline=model, labelCol="y", maxEpochs=4, learningRate=0.05, recipe="fast", guard=1.0, verbosity=0, cacheDir=str(cache)
+        pipeline=model, labelCol="y", maxEpochs=4, learningRate=0.05, recipe="fast", guard=1.0, verbosity=0, cacheDir=str(cache),
+        rowsAreNew=True,
     )  # fmt: skip
     found = tuner.fit(df)
     assert found.summary.parity["before"]["ok"]

@@ -21,7 +21,7 @@ from sparkdiff.jvm import encoders
 
 pytestmark = [pytest.mark.slow, pytest.mark.once]
 NAN, INF = float("nan"), float("inf")
-FAST: dict[str, Any] = {"maxEpochs": 6, "guard": 1.0, "verbosity": 0}
+FAST: dict[str, Any] = {"maxEpochs": 6, "guard": 1.0, "verbosity": 0, "rowsAreNew": True}
 TARGET_ENCODER = getattr(pyspark.ml.feature, "TargetEncoder", None)
 
 

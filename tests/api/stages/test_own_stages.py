@@ -90,9 +90,9 @@ def test_it_trains(shop: Any, spent: DataFrame, tmp_path: Path) -> None:
     assert [(s.stageClass, s.trainable) for s in sparkdiff.plan(model).stages] == [
         ("Saturation", True), ("VectorAssembler", False), ("LinearRegressionModel", True),
     ]  # fmt: skip
-    tuned = sparkdiff.FineTuner(pipeline=model, maxEpochs=25, learningRate=0.02, cacheDir=str(tmp_path / "cache")).fit(
-        spent
-    )
+    tuned = sparkdiff.FineTuner(
+        pipeline=model, maxEpochs=25, learningRate=0.02, cacheDir=str(tmp_path / "cache"), rowsAreNew=True
+    ).fit(spent)
     assert tuned.summary.decision == "tuned"
     assert tuned.summary.gain > 0.2
     assert abs(tuned.pipelineModel.stages[0].getOrDefault("steepness") - 1.2) < 0.4

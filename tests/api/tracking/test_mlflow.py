@@ -163,7 +163,7 @@ def test_a_search_and_an_improvement_are_one_run_each(
     else:
         estimator = Improver(
             numeric, arms=["refit", "finetune"], budget="60 passes", parallelism=2, baseline=False, cacheDir=str(shared),
-            recipe="fast", maxEpochs=2, stream="arrow",
+            recipe="fast", maxEpochs=2, stream="arrow", rowsAreNew=True,
         )  # fmt: skip
         curve = "finetune0/candidate0/validationMetric"
     estimator.fit(df)

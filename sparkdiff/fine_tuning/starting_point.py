@@ -1,0 +1,205 @@
+"""The pipeline that a run starts from: the fitted one as it was passed, or its refit, where it may have seen rows that decide.
+
+Held-out rows on which a pipeline was fitted are not new to it, and not to anything that starts from its weights: boosted trees
+look a third better on such rows than on others, and so does what is trained from them. The refit on the training rows, by the
+settings of the fitted stages, has seen none of the rows that decide. It starts the run in the pipeline's place, and is what the
+result must beat. Where nothing shows that the pipeline has seen the rows, the result must beat the pipeline, too: a win over it
+by what hasn't seen the rows holds whatever it has seen itself.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from pyspark.ml import Estimator
+from pyspark.sql import DataFrame
+
+from sparkdiff.data import soft_labels
+from sparkdiff.data.splits import REFERENCE, TEST, TRAIN, VALIDATION, Boundaries, Source, rule, training_rows
+from sparkdiff.errors import InputError
+from sparkdiff.evaluation.acceptance import GivenPipeline
+from sparkdiff.evaluation.recorded import Recorded, recorded
+from sparkdiff.fine_tuning.phases import begun, verified
+from sparkdiff.fine_tuning.shared import Shared
+from sparkdiff.fine_tuning.task import Task, prepare
+from sparkdiff.fine_tuning.values import Measured, Run
+from sparkdiff.options import Options
+from sparkdiff.pipeline.network import Network
+from sparkdiff.pipeline.unfitted import Unfitted, refit, unfitted
+from sparkdiff.report import Phases
+
+SIDES = (TRAIN, VALIDATION)
+HELD_OUT = (VALIDATION, TEST, REFERENCE)
+"""Splits whose margins are kept row by row."""
+TRAINING_ROWS = 100_000
+"""Training rows up to which their margins are kept, too: of more, a quarter as many held-out rows show how losses are spread."""
+SAME = 1e-5
+"""Share of the loss by which two fits of the same rows differ at most: Spark adds numbers in another order each time."""
+NEAR = 0.05
+"""The same as a share of what a fit that lacks the held-out rows differs by."""
+SURE = 2.33
+"""Standard errors beyond which a pipeline is worse than chance explains: 1%, one-sided."""
+WAY_OUT = "pass the unfitted Pipeline (numFolds=5 lets all rows decide), or rows that it was not fitted on, with rowsAreNew=True"
+
+
+@dataclass(frozen=True)
+class StartingPoint:
+    """The start of a run.
+
+    Attributes:
+        model: the pipeline to train, grow or improve.
+        original: the pipeline as it was passed; a decision to keep gives it back.
+        given: its figures, where the run starts from its refit.
+        doubts: a warning, where it does.
+        refused: why nothing can be accepted on these rows, and what to do; empty if something can.
+    """
+
+    model: Any
+    original: Any
+    given: GivenPipeline | None = None
+    doubts: tuple[str, ...] = ()
+    refused: str = ""
+
+    def checked(self, why: str) -> "StartingPoint":
+        """The same start, refused for this reason, if there is one and no other."""
+        return replace(self, refused=self.refused or why)
+
+    def rival(self, measured: Measured) -> Measured:
+        """The figures of the pipeline that the result must beat.
+
+        Args:
+            measured: of `model`.
+        """
+        given = self.given
+        return measured if given is None or not given.decides else replace(measured, scores=dict(given.scores))
+
+    def told(self, summary: Any) -> Any:
+        """The summary of the run, with the warning, and with what would decide where the pipeline was kept."""
+        reason = self.refused or summary.reason
+        if self.given is not None and summary.decision == "kept original":
+            reason = f"{reason}; {self.original.uid} may have seen these rows: {WAY_OUT}"
+        return replace(summary, reason=reason, warnings=[*self.doubts, *summary.warnings])
+
+    def finished(self, outcome: Any) -> Any:
+        """The outcome of the run, in which the pipeline as it was passed is the original, and is what was kept."""
+        model = self.original if outcome.model is outcome.original else outcome.model
+        return replace(outcome, model=model, original=self.original)
+
+
+def starting_point(
+    given: Any, model: Any, options: Options, sources: Sequence[Source], phases: Phases, *, boundaries: Boundaries | None = None,
+    shared: Shared | None = None, keep: Sequence[str] = (),
+) -> StartingPoint:  # fmt: skip
+    """Find out whether a fitted pipeline has seen the rows that decide, by one or two fits of Spark, and choose the start.
+
+    Args:
+        given: the pipeline as it was passed; an unfitted one has been fitted on the training rows.
+        model: plain and fitted.
+        keep: stages that stay as they are, beside those that `freeze` names.
+
+    Raises:
+        InputError: the pipeline, the data or the options can't be used.
+        ParityError: a network and Spark disagree.
+    """
+    o, shared = options, shared or Shared()
+    if o.rowsAreNew or isinstance(given, Estimator):
+        return StartingPoint(model, model)
+    task = prepare(model, o, sources[0].df)
+
+    def measure(one: Any, decides: bool = False) -> GivenPipeline:
+        plan = task if one is model else prepare(one, o, sources[0].df)
+        with begun(plan, sources, Phases(False), shared=shared, boundaries=boundaries, keyed=True) as run:
+            scores = verified(run, decides=False).scores
+            return GivenPipeline(scores, recorded_rows(run, run.network), decides)
+
+    with phases.phase("refit") as say:
+        try:
+            form = refittable(task, sources, keep)
+            own = shared.once(("refit", model, rule(o)), lambda: refit(form, training_rows(sources, o, boundaries)))
+            rows = functools.reduce(
+                DataFrame.unionByName, (s.df for s in sources if s.split in (None, TRAIN, VALIDATION))
+            )
+            before, anew = measure(model), measure(own)
+            every = ("refit on all rows", model, rule(o))
+            seen, why = evidence(before, anew, lambda: measure(shared.once(every, lambda: refit(form, rows))))
+        except InputError as e:
+            say("no refit")
+            why = f"{model.uid} may have seen the rows that decide, and there is no refit of it that hasn't ({e}): {WAY_OUT}"
+            return StartingPoint(model, model, refused=why)
+        say(f"{model.uid} {why}")
+    if seen is False:
+        return StartingPoint(model, model)
+    decides = seen is None and before.scores[VALIDATION].mean < anew.scores[VALIDATION].mean
+    against = "both" if decides else "that refit"
+    doubt = (
+        f"{model.uid} {why}: this run started from its refit on the training rows, and what ships must beat {against}; "
+        "if none of its stages was fitted on these rows, set rowsAreNew=True"
+    )
+    return StartingPoint(own, model, replace(before, decides=decides), (doubt,))
+
+
+def recorded_rows(run: Run, network: Network) -> Recorded:
+    """The margins that decide, and those of the training rows if they are not too many."""
+    splits = (TRAIN, *HELD_OUT) if run.cache.rows(TRAIN) <= TRAINING_ROWS else HELD_OUT
+    return recorded(network, run.data, tuple(s for s in splits if s in run.cache.splits))
+
+
+def refittable(task: Task, sources: Sequence[Source], keep: Sequence[str] = ()) -> Unfitted:
+    """The unfitted form of a fitted pipeline, whose stages on the path to the loss are fitted anew.
+
+    Raises:
+        InputError: nothing can be fitted anew, or a stage that labels have decided stays as it is fitted; names it.
+    """
+    graph, o = task.cut.graph, task.options
+    if soft_labels.given(sources, task.labelCol):
+        raise InputError(f"Spark can't fit labelCol={task.labelCol!r}, which holds class probabilities")
+    frozen = [graph.vertices[i].uid for i in graph.select([*o.freeze, *keep], "freeze or keepStages")]
+    # Clusters are measured by distances in the space that the stages before them make.
+    space = [v.uid for v in graph.vertices if v.uid != graph.head.uid] if task.labelCol is None else []
+    stays = dict.fromkeys([*frozen, *space], "it is to be kept") | task.kept_as_fitted(sources[0].df.columns)
+    form = unfitted(task.model, stays)
+    form.check()
+    path = {graph.formula_of(v) or v.uid for v in (graph.vertices[i] for i in task.roles.outside.path)}
+    if seen := [f"{s.uid} stays as it is fitted: {s.reason}" for s in form.stages if s.uid in path and s.knows_labels]:
+        raise InputError("; ".join(seen))
+    return form
+
+
+def evidence(
+    given: GivenPipeline, anew: GivenPipeline, everything: Callable[[], GivenPipeline]
+) -> tuple[bool | None, str]:
+    """Whether a pipeline was fitted on the rows that decide, None if that can't be found out; and the evidence.
+
+    A fit is too good on its own rows by about as much as it is too bad on others, so that the mean of the two is about what can
+    be had. A pipeline that hasn't seen either is worse than that; one that has seen both is better.
+
+    Args:
+        anew: its refit on the training rows.
+        everything: makes its refit on all rows.
+    """
+    if not torch.equal(given.scores[VALIDATION].weights, anew.scores[VALIDATION].weights):
+        raise InputError("its refit leaves out other rows")
+    if _apart(given, anew) <= SAME * sum(float(given.scores[s].blocks.abs().sum()) for s in SIDES):
+        return False, "has not seen the rows that decide: a refit on the training rows reproduces it"
+    better, squares = 0.0, 0.0
+    for split in SIDES:
+        one, other = given.scores[split], anew.scores[split]
+        gains = other.blocks - one.blocks
+        better += (mean := float(gains.sum() / one.weights.sum()))
+        squares += float(((gains - mean * one.weights) / one.weights.sum()).square().sum())
+    if better < -SURE * math.sqrt(squares):
+        return False, "has not seen the rows that decide: it is worse on them than what was fitted on others"
+    if given.scores[VALIDATION].mean >= anew.scores[VALIDATION].mean:
+        return None, "may have seen the rows that decide"
+    whole = everything()
+    if _apart(given, whole) <= NEAR * _apart(anew, whole):
+        return True, "has seen the rows that decide: a refit on all rows reproduces it"
+    return None, "may have seen the rows that decide, on which it is better than its refit on the training rows"
+
+
+def _apart(one: GivenPipeline, other: GivenPipeline) -> float:
+    """The sum over blocks of the absolute differences of the losses of training and held-out rows."""
+    return sum(float((one.scores[s].blocks - other.scores[s].blocks).abs().sum()) for s in SIDES)

@@ -1,0 +1,177 @@
+"""A fitted pipeline, and rows that it may have been fitted on: what starts, what must be beaten, and what ships, by new rows."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from pyspark.ml import Pipeline
+from pyspark.ml.classification import GBTClassifier, LogisticRegression, RandomForestClassifier
+from pyspark.ml.feature import UnivariateFeatureSelector, VectorAssembler
+from pyspark.ml.functions import vector_to_array
+from pyspark.ml.regression import LinearRegression
+from pyspark.sql import DataFrame, SparkSession
+
+from sparkdiff import FineTuner, Grower, Improver
+
+COLUMNS, TREES = 40, 12
+QUICK: dict[str, Any] = {"maxEpochs": 8, "recipe": "fast", "stream": "arrow"}
+WAY_OUT = ("pass the unfitted Pipeline", "numFolds=5", "rowsAreNew=True")
+HEADS = {
+    "boosted": lambda: GBTClassifier(maxDepth=5, maxIter=8, seed=1),
+    "forest": lambda: RandomForestClassifier(maxDepth=8, numTrees=8, seed=1),
+    "linear": lambda: LogisticRegression(),
+}
+
+
+def drawn(spark: SparkSession, seed: int, rows: int, slope: float = 0.8) -> DataFrame:
+    """Rows of one distribution; few enough columns matter that a fit learns much chance."""
+    random = np.random.default_rng(seed)
+    x = random.normal(size=(rows, COLUMNS))
+    z = slope * x[:, 0] + 0.5 * x[:, 1] * x[:, 2] - 1
+    frame = pd.DataFrame(x, columns=[f"x{i}" for i in range(COLUMNS)])
+    frame["label"] = (random.random(rows) < 1 / (1 + np.exp(-z))).astype(float)
+    frame["y"] = z + random.normal(size=rows)
+    return spark.createDataFrame(frame)
+
+
+def pipeline(head: Any, columns: int = TREES) -> Pipeline:
+    assembler = VectorAssembler(inputCols=[f"x{i}" for i in range(columns)], outputCol="features")
+    return Pipeline(stages=[assembler, head])
+
+
+def losses(model: Any, rows: DataFrame) -> Any:
+    """The log-loss of each row."""
+    found = model.transform(rows).select("label", vector_to_array("probability").alias("p")).toPandas()
+    one = np.stack(found.p)[:, 1].clip(1e-9, 1 - 1e-9)
+    return -np.where(found.label == 1, np.log(one), np.log(1 - one))
+
+
+def worse_by(found: Any, rows: DataFrame) -> float:
+    """By how many standard errors what ships is worse than what was passed, on new rows."""
+    lost = losses(found.pipelineModel, rows) - losses(found.originalModel, rows)
+    return float(lost.mean() / (lost.std() / np.sqrt(len(lost)) + 1e-12))
+
+
+def told(found: Any) -> list[str]:
+    return [w for w in found.summary.warnings if "the rows that decide" in w]
+
+
+@pytest.fixture(scope="module")
+def new(spark: SparkSession) -> DataFrame:
+    return drawn(spark, 1000, 4000).cache()
+
+
+@pytest.fixture(scope="module")
+def seen(spark: SparkSession) -> DataFrame:
+    return drawn(spark, 0, 800).cache()
+
+
+@pytest.mark.parametrize(("head", "seed"), [
+    *((head, 0) for head in HEADS),
+    *(pytest.param(head, seed, marks=pytest.mark.nightly) for seed in range(1, 20) for head in HEADS),
+])  # fmt: skip
+def test_what_ships_from_the_rows_that_a_pipeline_was_fitted_on_is_no_worse_on_new_rows(
+    spark: SparkSession, new: DataFrame, seen: DataFrame, head: str, seed: int, tmp_path: Path
+) -> None:
+    rows = drawn(spark, seed, 800).cache() if seed else seen
+    original = pipeline(HEADS[head](), COLUMNS if head == "linear" else TREES).fit(rows)
+    found = FineTuner(original, cacheDir=str(tmp_path), **QUICK).fit(rows)
+    [warning] = told(found)
+    assert "has seen the rows that decide: a refit on all rows reproduces it" in warning
+    assert found.originalModel is original
+    assert worse_by(found, new) < 3
+    if found.summary.decision == "kept original":
+        assert found.pipelineModel is original
+        assert all(part in found.summary.reason for part in WAY_OUT)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("head", HEADS)
+def test_an_unfitted_pipeline_gains_what_it_did(
+    spark: SparkSession, seen: DataFrame, head: str, tmp_path: Path
+) -> None:
+    """It is fitted on the training rows, so nothing is looked for."""
+    how: dict[str, Any] = {"cacheDir": str(tmp_path), "guard": 1.0, **QUICK}
+    by_itself = FineTuner(pipeline(HEADS[head]()), **how).fit(seen).summary
+    fitted = FineTuner(pipeline(HEADS[head]()).fit(seen), **how).fit(seen).summary
+    assert by_itself.gain == pytest.approx(fitted.gain, rel=1e-6)  # which starts from the same refit
+    assert "refit" not in by_itself.timings
+
+
+def test_an_improvement_and_a_growth_start_from_the_refit_too(seen: DataFrame, new: DataFrame, tmp_path: Path) -> None:
+    boosted = pipeline(HEADS["boosted"]()).fit(seen)
+    improver = Improver(boosted, arms=["finetune"], budget="20 passes", baseline=False, cacheDir=str(tmp_path), **QUICK)
+    found = improver.fit(seen)
+    assert len(told(found)) == 1 and found.originalModel is boosted
+    assert worse_by(found, new) < 3
+    linear = pipeline(LinearRegression(labelCol="y", regParam=0.5)).fit(seen)
+    grown = Grower(linear, parts=["crosses"], rounds=1, cacheDir=str(tmp_path), **QUICK).fit(seen)
+    assert len(told(grown)) == 1 and grown.originalModel is linear
+    assert grown.summary.decision == "grown"
+
+
+def test_an_original_of_many_other_rows_must_be_beaten_too(
+    spark: SparkSession, seen: DataFrame, new: DataFrame, tmp_path: Path
+) -> None:
+    """Its refit on a few rows is far worse. Nothing shows that it hasn't seen the rows; and if it is said, it is the start."""
+    original = pipeline(LogisticRegression(), COLUMNS).fit(drawn(spark, 7, 20_000))
+    found = FineTuner(original, cacheDir=str(tmp_path), **QUICK).fit(seen)
+    [warning] = told(found)
+    assert "what ships must beat both" in warning
+    assert found.pipelineModel is original
+    said = FineTuner(original, cacheDir=str(tmp_path), rowsAreNew=True, **QUICK).fit(seen)
+    assert told(said) == []
+    assert said.summary.metrics["validation"]["before"] == pytest.approx(found.summary.metrics["validation"]["before"])
+
+
+def test_an_original_of_other_times_is_the_start_as_ever(spark: SparkSession, seen: DataFrame, tmp_path: Path) -> None:
+    """On these rows it is worse than its refit, whether or not that has seen them, by more than chance: they are new to it."""
+    original = pipeline(LogisticRegression()).fit(drawn(spark, 8, 800, slope=-0.8))
+    found = FineTuner(original, cacheDir=str(tmp_path), **{**QUICK, "learningRate": 0.02}).fit(seen)
+    assert told(found) == []
+    assert found.summary.decision == "tuned" and found.summary.gain > 0.1
+    training = pipeline(LogisticRegression()).fit(seen.where("x11 < 0.5"))
+    apart = FineTuner(training, validationIndicatorCol="held", cacheDir=str(tmp_path), **QUICK)
+    assert (
+        told(apart.fit(seen.selectExpr("*", "x11 >= 0.5 AS held"))) == []
+    )  # a refit on the training rows reproduces it
+
+
+@pytest.mark.parametrize(("verb", "keeps", "options"), [
+    (FineTuner, "freeze", {}), (Grower, "freeze", {"rounds": 1, "parts": ["crosses"]}),
+    (Improver, "keepStages", {"arms": ["finetune"], "budget": "20 passes", "baseline": False}),
+])  # fmt: skip
+def test_where_no_refit_can_be_made_the_pipeline_is_kept_with_a_way_out(
+    seen: DataFrame, tmp_path: Path, verb: Any, keeps: str, options: dict[str, Any]
+) -> None:
+    """A stage that the label has chosen stays as it is, and has seen all rows."""
+    assembler, linear = pipeline(LinearRegression(labelCol="y", featuresCol="chosen")).getStages()
+    selector = UnivariateFeatureSelector(labelCol="y", outputCol="chosen", selectionMode="numTopFeatures")
+    selector = selector.setFeatureType("continuous").setLabelType("continuous").setSelectionThreshold(3)
+    original = Pipeline(stages=[assembler, selector, linear]).fit(seen)
+    kept = {keeps: [original.stages[1].uid]}
+    found = verb(original, cacheDir=str(tmp_path), **kept, **options, **QUICK).fit(seen)
+    assert found.pipelineModel is found.originalModel is original
+    summary = found.summary
+    assert (summary.decision, summary.gain, len(summary.history)) == ("kept original", 0.0, 0)
+    assert f"{original.stages[1].uid} stays as it is fitted" in summary.reason
+    assert all(part in summary.reason for part in WAY_OUT)
+    assert summary.metrics["validation"]["before"] == summary.metrics["validation"]["after"] > 0
+    assert summary.parity["before"]["ok"] and "kept original" in str(summary)
+
+
+def test_labels_that_change_are_those_of_the_pipeline_that_was_passed(seen: DataFrame, tmp_path: Path) -> None:
+    original = pipeline(LogisticRegression(), COLUMNS).fit(seen)
+    options = {"validationIndicatorCol": "held", "guard": 1.0, "cacheDir": str(tmp_path), **QUICK}
+    rows = seen.selectExpr("*", "x0 > 0.5 AS held")
+    found = FineTuner(original, **options).fit(rows)
+    assert found.summary.decision == "tuned"
+    before, after = (
+        np.array([r.prediction for r in m.transform(rows.where("held")).select("prediction").collect()])
+        for m in (original, found.pipelineModel)
+    )
+    assert found.summary.compatibility["changed"] == pytest.approx((before != after).mean())
+    kept = FineTuner(original, maxFlipRate=float((before != after).mean()) / 2, **options).fit(rows)
+    assert kept.pipelineModel is original
