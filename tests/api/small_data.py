@@ -4,6 +4,7 @@ import datetime
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 import pyarrow as pa
@@ -94,6 +95,11 @@ def fingerprint_of(model: Any, data: DataFrame | list[Source], **options: Any) -
     """The fingerprint alone, which decides whether a fit takes a cache that exists or writes a new one."""
     request = requested(model, data, options)
     return fingerprint(request, caches.root(request.options))
+
+
+def files(df: DataFrame) -> list[str]:
+    """Where its rows are, as a reader takes it: what Spark tells has %20 for a space."""
+    return [unquote(uri) for uri in df.inputFiles()]
 
 
 QUICK = {"maxEpochs": 4, "learningRate": 0.01, "stream": "arrow", "rowsAreNew": True}

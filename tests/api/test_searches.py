@@ -28,7 +28,7 @@ from pyspark.ml.tuning import (
     TrainValidationSplitModel,
 )
 from pyspark.sql import DataFrame, SparkSession
-from small_data import NUMBERS, QUICK, pinball, pipeline, predictions, same, tune
+from small_data import NUMBERS, QUICK, files, pinball, pipeline, predictions, same, tune
 
 import sparkdiff
 from sparkdiff import FineTuner, FineTunerModel, InputError, estimator as tuners
@@ -506,7 +506,7 @@ def test_all_of_it_can_be_loaded_in_a_new_session(
         thing.write().save(f"file://{tmp_path}/{name}")
     paths = [str(p) for p in (Path(sparkdiff.__file__).parents[1], Path(__file__).parent)]
     done = subprocess.run(
-        [sys.executable, Path(__file__).with_name("describe_saved.py"), tmp_path, df.inputFiles()[0]],
+        [sys.executable, Path(__file__).with_name("describe_saved.py"), tmp_path, files(df)[0]],
         capture_output=True, text=True, timeout=300, env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

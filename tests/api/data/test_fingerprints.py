@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -27,7 +28,7 @@ from pyspark.ml.feature import (
 from pyspark.ml.linalg import Vectors
 from pyspark.ml.regression import GeneralizedLinearRegression, LinearRegression
 from pyspark.sql import DataFrame, SparkSession, functions as F
-from small_data import NUMBERS, Write, fingerprint_of, tune
+from small_data import NUMBERS, Write, files, fingerprint_of, tune
 
 from sparkdiff import jvm
 from sparkdiff.data.fingerprint import source_facts
@@ -316,7 +317,7 @@ def test_what_differs_between_two_contents_is_asked_of_the_file_system(spark: Sp
     spark.range(3).coalesce(1).write.parquet(uri)
     (file,) = spark.read.parquet(uri).inputFiles()
     length, _, checksum = remote_facts(spark, [file])[file]
-    assert length == Path(file.removeprefix("file://")).stat().st_size
+    assert length == Path(unquote(file).removeprefix("file://")).stat().st_size
     assert checksum is None or len(checksum) > 8
 
 
@@ -479,7 +480,7 @@ def test_a_stale_cache_is_not_hit_and_an_equal_one_is(
     assert first.metrics["validation"]["before"] != second.metrics["validation"]["before"]
     other = spark.newSession()
     other.conf.set("spark.sql.shuffle.partitions", "5")
-    again = other.read.parquet(*named.inputFiles()).na.replace("h0", "null", ["hour"])
+    again = other.read.parquet(*files(named)).na.replace("h0", "null", ["hour"])
     third = tune(fitted, again, folder, maxEpochs=1).summary
     assert third.cache == first.cache | {"hit": True}
     assert third.metrics == first.metrics
@@ -518,7 +519,7 @@ def test_stages_within_a_stage_count_as_they_are_now(spark: SparkSession, tmp_pa
 def test_a_version_that_the_plan_shows_is_named(spark: SparkSession, df: DataFrame, v2: bool) -> None:
     """Spark's own readers pass on options that they do not know, in the places where Delta and Iceberg have theirs."""
     known = spark.conf.get("spark.sql.sources.useV1SourceList")
-    path = df.inputFiles()[0]
+    path = files(df)[0]
     try:
         if v2:
             spark.conf.set("spark.sql.sources.useV1SourceList", "")

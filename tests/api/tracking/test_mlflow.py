@@ -11,7 +11,7 @@ from pyspark.ml import Pipeline, PipelineModel
 from pyspark.ml.evaluation import RegressionEvaluator
 from pyspark.ml.regression import GeneralizedLinearRegression
 from pyspark.sql import DataFrame
-from small_data import NUMBERS, QUICK
+from small_data import NUMBERS, QUICK, files
 
 import sparkdiff
 from sparkdiff import FineTuner, FineTunerModel, Improver, InputError, Search
@@ -87,7 +87,7 @@ def test_the_run_of_the_original_is_found_by_its_content(
     client: Any, tuned_numeric: FineTunerModel, shared: Path, df: DataFrame, runs: Any
 ) -> None:
     first = sparkdiff.mlflow.log(tuned_numeric)
-    rows = df.sparkSession.read.option("versionAsOf", 12).parquet(df.inputFiles()[0])
+    rows = df.sparkSession.read.option("versionAsOf", 12).parquet(files(df)[0])
     kept = FineTuner(tuned_numeric.pipelineModel, cacheDir=str(shared), guard=1e-9, **{**QUICK, "maxEpochs": 1}).fit(
         rows
     )
