@@ -37,7 +37,8 @@ def pipeline(df: Any) -> PipelineModel:
 
 def facts(grown: Any) -> dict[str, Any]:
     """Decision, rounds and weights of a GrowerModel, exactly, without times."""
-    summary, last = grown.summary, grown.pipelineModel.stages[-1]
+    summary, uid = grown.summary, grown.originalModel.stages[-1].uid
+    last = next(s for s in grown.pipelineModel.stages if s.uid == uid)
     units = [s for s in grown.pipelineModel.stages if hasattr(s, "layers")]
     return {
         "decision": summary.decision,
