@@ -62,7 +62,8 @@ def test_the_loss_of_held_out_rows_is_that_of_new_rows(
     drawn = drawn.withColumn("x", (F.rand(3) * F.col("values")).cast("long"))
     rows = drawn.withColumn("y", (F.rand(4) < 0.1 + (F.col("x") * 37 % 80) / 100).cast("long"))
     found = deal(rows).groupBy("values", "table", "x", "held", "y").count().toPandas()
-    for values, own in found.groupby("values"):
+    for values in VALUES:
+        own = found[found["values"] == values]
         counts = np.zeros((TABLES, values, 2, 2))
         np.add.at(counts, tuple(own[name].astype(int) for name in ("table", "x", "held", "y")), own["count"])
         train, held = counts[:, :, 0], counts[:, :, 1]
@@ -158,7 +159,7 @@ def test_the_metric_of_few_distinct_rows_is_true(spark: SparkSession, folder: Pa
     encoder = OneHotEncoder(inputCols=["c", "d"], outputCols=["co", "do"])
     assembler = VectorAssembler(inputCols=["co", "do"], outputCol="features")
     pipeline = Pipeline(stages=[encoder, assembler, LogisticRegression(regParam=0.001)])
-    evaluator = MulticlassClassificationEvaluator(metricName="logLoss")
+    evaluator = MulticlassClassificationEvaluator().setMetricName("logLoss")
     true = evaluator.evaluate(pipeline.fit(rows).transform(rows))
     for numFolds in (0, 2):
         found = tune(pipeline, rows, folder, labelCol="label", maxEpochs=1, numFolds=numFolds)
