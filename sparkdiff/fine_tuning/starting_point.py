@@ -111,12 +111,15 @@ def starting_point(
 
     with phases.phase("refit") as say:
         try:
-            form = refittable(task, sources, keep)
+            form, before = (
+                refittable(task, sources, keep),
+                measure(model),
+            )  # what is wrong is found before anything is fitted
             own = shared.once(("refit", model, rule(o)), lambda: refit(form, training_rows(sources, o, boundaries)))
             rows = functools.reduce(
                 DataFrame.unionByName, (s.df for s in sources if s.split in (None, TRAIN, VALIDATION))
             )
-            before, anew = measure(model), measure(own)
+            anew = measure(own)
             every = ("refit on all rows", model, rule(o))
             seen, why = evidence(before, anew, lambda: measure(shared.once(every, lambda: refit(form, rows))))
         except InputError as e:
