@@ -125,7 +125,11 @@ class ExtendedTuner(FineTuner):
                 sources.append(Source(self.getReferenceData(), REFERENCE))
             boundaries = find_boundaries(sources, options)
             phases = Phases(shown(options.verbosity), callbacks)
-            fitted = fit_on_training_rows(given, sources, options, boundaries) if isinstance(given, Pipeline) else given
+            if isinstance(given, Pipeline):
+                fitted: Any = fit_on_training_rows(given, sources, options, boundaries)
+            else:
+                fitted = plain(given)
+                self._described(fitted, options, dataset)  # what is wrong is found before anything is fitted
             stays = getattr(self._settings(), "keepStages", ())
             origin = starting_point(given, plain(fitted), options, sources, phases, boundaries=boundaries, keep=stays)
             return self._found(self._run(origin, options, sources, phases, boundaries), options, keep)

@@ -91,7 +91,7 @@ class StartingPoint:
 
 def starting_point(
     given: Any, model: Any, options: Options, sources: Sequence[Source], phases: Phases, *, boundaries: Boundaries | None = None,
-    shared: Shared | None = None, keep: Sequence[str] = (),
+    shared: Shared | None = None, keep: Sequence[str] = (), fit: Callable[[Unfitted], Any] | None = None,
 ) -> StartingPoint:  # fmt: skip
     """Find out whether a fitted pipeline has seen the rows that decide, by one or two fits of Spark, and choose the start.
 
@@ -99,6 +99,7 @@ def starting_point(
         given: the pipeline as it was passed; an unfitted one has been fitted on the training rows.
         model: plain and fitted.
         keep: stages that stay as they are, beside those that `freeze` names.
+        fit: fits an unfitted form on the training rows; None: by Spark, each time anew.
 
     Raises:
         InputError: the pipeline, the data or the options can't be used.
@@ -117,12 +118,16 @@ def starting_point(
 
     with phases.phase("refit") as say:
         try:
-            form = refittable(task, sources, keep)
-            own = shared.once(("refit", model, rule(o)), lambda: refit(form, training_rows(sources, o, boundaries)))
+            form, before = (
+                refittable(task, sources, keep),
+                measure(model),
+            )  # what is wrong is found before anything is fitted
+            fit = fit or (lambda form: refit(form, training_rows(sources, o, boundaries)))
+            own = shared.once(("refit", model, rule(o)), functools.partial(fit, form))
             rows = functools.reduce(
                 DataFrame.unionByName, (s.df for s in sources if s.split in (None, TRAIN, VALIDATION))
             )
-            before, anew = measure(model), measure(own)
+            anew = measure(own)
             every = ("refit on all rows", model, rule(o))
             seen, why = evidence(before, anew, lambda: measure(shared.once(every, lambda: refit(form, rows))))
         except InputError as e:

@@ -11,6 +11,7 @@ import time
 import uuid
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,7 @@ from sparkdiff.machine import secrets
 from sparkdiff.options import Options
 from sparkdiff.pipeline.nesting import flatten, plain
 from sparkdiff.pipeline.plan import Plan
+from sparkdiff.pipeline.unfitted import Unfitted, with_uids_of
 from sparkdiff.report import FineTuningSummary, Phases, shown
 from sparkdiff.report.run_report import LINEAGE, write_report
 from sparkdiff.store import files
@@ -126,7 +128,9 @@ def _run(
     else:
         model = plain(fit(sources) if isinstance(made, Estimator) else made)
         stays = (config.improver or {}).get("keepStages", ())
-        origin = starting_point(made, model, options, sources, phases, boundaries=boundaries, keep=stays)
+        origin = starting_point(
+            made, model, options, sources, phases, boundaries=boundaries, keep=stays, fit=partial(refitted, sources, options)
+        )  # fmt: skip
         outcome = _outcome(origin, config, options, sources, phases, boundaries, replace=mine)
     with phases.phase("save") as say:
         shipped = write_run(outcome, config, phases, parent, inputs, lease)
@@ -309,6 +313,13 @@ def fitted_on(
         shutil.rmtree(temporary, ignore_errors=True)
     say(f"fitted {len(fitted.stages)} stages on the training rows{why}")
     return fitted, folder
+
+
+def refitted(sources: Sequence[Source], options: Options, form: Unfitted) -> Any:
+    """A fitted pipeline, fitted anew on the training rows; the next run with the same rows finds it, to the last bit."""
+    rows = [s for s in sources if s.split not in (TEST, REFERENCE)]
+    found, _ = fitted_on(form.estimator, rows, options, lambda text: None)
+    return with_uids_of(form.model, found if isinstance(form.estimator, Pipeline) else found.stages[0])
 
 
 def _kept(folder: Path) -> Path | None:

@@ -143,9 +143,17 @@ def test_a_second_run_of_the_same_name_reads_caches_and_trains_nothing_again(
 NEW = {"numFolds": 2, "rowsAreNew": True, "runId": "new-rows", "guard": 1.0}
 
 
-def test_a_fitted_pipeline_is_refused_unless_the_rows_are_new_to_it(df: DataFrame, numeric: PipelineModel) -> None:
-    with pytest.raises(InputError, match=rf"{numeric.uid} may have been fitted on these rows.*set rowsAreNew=True"):
-        FineTuner(numeric, numFolds=2).fit(df)
+def test_a_fitted_pipeline_is_fitted_anew_in_each_fold_unless_the_rows_are_new_to_it(
+    df: DataFrame, numeric: PipelineModel, folder: Path
+) -> None:
+    none = {"maxEpochs": 1, "recipe": "fast", "learningRate": 1e-9, "guard": 1e-12, "rowsAreNew": False, "numFolds": 2}
+    found, other = (FineTuner(p, cacheDir=str(folder), **{**QUICK, **none}).fit(df) for p in (numeric, unfitted()))
+    assert found.originalModel is found.pipelineModel is numeric
+    assert [f["before"] for f in found.summary.folds] == pytest.approx([f["before"] for f in other.summary.folds])
+    with pytest.raises(
+        InputError, match=r"can't be: GeneralizedLinearRegression_.* stays as it is.*set rowsAreNew=True"
+    ):
+        FineTuner(numeric, freeze=[numeric.stages[-1].uid], numFolds=2).fit(df)
 
 
 @pytest.fixture(scope="module")

@@ -418,10 +418,6 @@ WRONG = [
     (["grower.parts=[unit]"], "grower: parts names an unknown kind 'unit'. Did you mean 'units'"),
     (["grower.labelCol=y"], "grower: 'labelCol' is an option of the section fineTuner: fineTuner.labelCol=y"),
     (["grower.rounds=2", "fineTuner.numFolds=5"], "fineTuner.numFolds=5 is not possible with a section grower"),
-    (
-        ["grower.rounds=2", "fineTuner.rowsAreNew=true"],
-        "fineTuner.rowsAreNew=True is not possible with a section grower",
-    ),
     (["grower.rounds=2", "search.metric=rmse"], "the job has the sections 'search' and 'grower', which are two jobs"),
     (["grower.rounds=2"], "the job has a section 'grower': run `sparkdiff grow` instead"),
     (['output="a\\0b"'], "cannot be a path"),

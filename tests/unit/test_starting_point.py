@@ -1,4 +1,4 @@
-"""What the losses of a linear regression and of its refits say about the rows that it has seen, in many draws without Spark."""
+"""Whether a linear regression has seen rows, by its losses and those of its refits: drawn many times, without Spark."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from sparkdiff.evaluation.recorded import Recorded
 from sparkdiff.evaluation.scores import Score
 from sparkdiff.fine_tuning.starting_point import evidence
 
-ROWS, COLUMNS, DRAWS = 1500, 30, 20
+ROWS, COLUMNS, DRAWS = 1000, 30, 12
 Array = np.ndarray
 
 
@@ -35,7 +35,7 @@ def verdicts(seed: int) -> dict[str, bool | None]:
         x = random.normal(size=(number, COLUMNS))
         return x, x @ slopes + random.normal(size=number)
 
-    (x, y), (others, labels), (many, their) = rows(ROWS), rows(ROWS), rows(20 * ROWS)
+    (x, y), (others, labels), (many, their) = rows(ROWS), rows(ROWS), rows(8 * ROWS)
     held, some, blocks = random.random(ROWS) < 0.2, random.random(ROWS) < 0.75, random.integers(0, MAX_BLOCKS, ROWS)
 
     def measured(weights: Array) -> GivenPipeline:

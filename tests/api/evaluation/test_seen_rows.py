@@ -107,7 +107,7 @@ def test_an_improvement_and_a_growth_start_from_the_refit_too(seen: DataFrame, n
     assert len(told(found)) == 1 and found.originalModel is boosted
     assert worse_by(found, new) < 3
     linear = pipeline(LinearRegression(labelCol="y", regParam=0.5)).fit(seen)
-    grown = Grower(linear, parts=["crosses"], rounds=1, cacheDir=str(tmp_path), **QUICK).fit(seen)
+    grown = Grower(linear, parts=["crosses"], rounds=1, guard=1.0, cacheDir=str(tmp_path), **QUICK).fit(seen)
     assert len(told(grown)) == 1 and grown.originalModel is linear
     assert grown.summary.decision == "grown"
 
