@@ -42,7 +42,7 @@ def test_the_best_of_many_losses_is_not_taken_for_no_loss() -> None:
         for i, g in enumerate(gains)
     ]  # type: ignore[arg-type]
     ground: Any = SimpleNamespace(
-        options=Options.of({}), settings=ImprovementSettings(),
+        options=Options.of({}), settings=ImprovementSettings(), given=None,
         start=SimpleNamespace(cost=1.0, scores={"validation": whole}),
     )  # fmt: skip
     best = max(candidates, key=lambda c: float(gains[c.column].sum()))
@@ -66,7 +66,7 @@ def test_a_simpler_pipeline_has_to_be_no_worse_than_the_best() -> None:
         for cost, b, g in zip((1.0, 0.5), blocks, gains, strict=True)
     ]
     ground: Any = SimpleNamespace(
-        options=Options.of({}), settings=ImprovementSettings(),
+        options=Options.of({}), settings=ImprovementSettings(), given=None,
         start=SimpleNamespace(cost=1.0, scores={"validation": Score(blocks[0], weights, 0)}),
     )  # fmt: skip
     kept: Any = SimpleNamespace(
