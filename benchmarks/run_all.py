@@ -86,8 +86,8 @@ BENCHMARKS = (
     Benchmark("growth_idle", "growth_idle"),
     Benchmark("faults", "faults"),
 )
-NO_BENCHMARK = ("common", "gpu_cases", "hummingbird_arm", "run_all", "strengths")
-"""What lies beside them: what they share, the cases and the search of one each, a child process, and this."""
+NO_BENCHMARK = ("common", "gpu_cases", "guard_rare", "hummingbird_arm", "run_all", "strengths")
+"""What lies beside them: what they share, the cases and the search of some, a child process, and this."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,7 +17,7 @@ from sparkdiff.cross_fitting.summary import summary_of
 from sparkdiff.data import folds
 from sparkdiff.data.splits import REFERENCE, TEST, TRAIN, VALIDATION, Source, rule, training_rows
 from sparkdiff.errors import InputError, ParityError
-from sparkdiff.evaluation import compatibility, guard, out_of_fold, paired_rows, slices
+from sparkdiff.evaluation import compatibility, out_of_fold, paired_rows, slices
 from sparkdiff.evaluation.acceptance import Judgement, divergence, needed, unit_of
 from sparkdiff.evaluation.checks import trained_score
 from sparkdiff.evaluation.ledger import diverged
@@ -120,7 +120,7 @@ def check(given: Any, options: Options, sources: Sequence[Source]) -> None:
 
     classes = any(last.hasParam(name) for name in ("rawPredictionCol", "probabilityCol")) and not callable(options.loss)
     folds.check(
-        sources, options, labelCol=column("labelCol"), weightCol=column("weightCol"), classes=classes, least=guard.MIN_UNITS
+        sources, options, labelCol=column("labelCol"), weightCol=column("weightCol"), classes=classes
     )  # fmt: skip
 
 

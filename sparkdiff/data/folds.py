@@ -79,7 +79,7 @@ def all_sources(sources: Sequence[Source]) -> list[Source]:
 
 
 def check(
-    sources: Sequence[Source], options: Options, *, labelCol: str | None, weightCol: str | None, classes: bool, least: int
+    sources: Sequence[Source], options: Options, *, labelCol: str | None, weightCol: str | None, classes: bool
 ) -> None:  # fmt: skip
     """Check that each fold can be trained and can judge, by one or two jobs over the rows.
 
@@ -87,7 +87,6 @@ def check(
         sources: see `numbered_sources`.
         labelCol, weightCol: None where the data have no such column.
         classes: whether the label names classes.
-        least: units that decide, and rows that choose an epoch, at the least.
 
     Raises:
         InputError: validation rows are given; a group is null; a fold has too few rows or lacks a class; there are too few
@@ -112,18 +111,18 @@ def check(
         raise InputError(f"Spark failed while it dealt the rows into {o.numFolds} folds: {jvm.cause(e)}") from e
     if any(r["fold"] is None for r in rows):
         raise InputError(f"groupCol={o.groupCol!r} holds null; fill the column or drop these rows")
-    if o.groupCol is not None and units < max(least, 2 * o.numFolds):
+    if o.groupCol is not None and units < 2 * o.numFolds:
         raise InputError(
             f"groupCol={o.groupCol!r} has {units} values, too few for numFolds={o.numFolds}: at least "
-            f"{max(least, 2 * o.numFolds)} are needed. Use more data, or a groupCol with more values"
+            f"{2 * o.numFolds} are needed. Use more data, or a groupCol with more values"
         )
     for k in range(o.numFolds):
         own = sum(r["rows"] for r in rows if r["fold"] == k)
         inner = sum(r[f"chooses{k}"] for r in rows if r["fold"] != k)
-        if not own or inner < least:
+        if not own or not inner:
             raise InputError(
                 f"fold {k + 1} of numFolds={o.numFolds} has {own} rows, and {inner} of the others would choose its epoch, but at "
-                f"least {least} must: add rows, raise validationFraction={o.validationFraction:g}, or set fewer folds"
+                f"least 1 must: add rows, raise validationFraction={o.validationFraction:g}, or set fewer folds"
             )
     known = {r["label"] for r in rows}
     for value in sorted(v for v in known if v is not None) if len(known) <= MOST_CLASSES else ():

@@ -241,17 +241,15 @@ def classifier(label: str) -> Pipeline:
 
 @pytest.mark.usefixtures("nothing_is_fitted")
 def test_folds_that_cannot_judge_are_named(df: DataFrame) -> None:
-    few = df.withColumn("team", F.col("user") % 8)
-    with pytest.raises(
-        InputError, match="groupCol='team' has 8 values, too few for numFolds=2: at least 30 are needed"
-    ):
+    few = df.withColumn("team", F.col("user") % 3)
+    with pytest.raises(InputError, match="groupCol='team' has 3 values, too few for numFolds=2: at least 4 are needed"):
         FineTuner(unfitted(), numFolds=2, groupCol="team").fit(few)
     with pytest.raises(InputError, match="groupCol='team' holds null; fill the column"):
         FineTuner(unfitted(), numFolds=2, groupCol="team").fit(df.withColumn("team", F.nullif("user", F.lit(3))))
     with pytest.raises(
         InputError, match=r"fold 1 of numFolds=2 has \d+ rows, and \d+ of the others would choose its epoch"
     ):
-        FineTuner(unfitted(), numFolds=2).fit(df.where("user < 10"))
+        FineTuner(unfitted(), numFolds=2).fit(df.where("number < 3"))
     rare = df.withColumn("rare", (F.col("user") == 7).cast("double") * (F.col("number") % 3 == 0).cast("double"))
     with pytest.raises(
         InputError, match=r"fold [\d, ]+ of numFolds=9 has no row of labelCol='rare' 1: set fewer folds"

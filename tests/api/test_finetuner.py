@@ -176,7 +176,7 @@ def test_from_a_thousand_validation_rows_four_candidates_run(
     gains, w = decided[0]["gains"], decided[0]["weights"]
     assert gains.shape == (12, blocks.MAX_BLOCKS)
     assert decided[0]["level"] == 0.025
-    assert (decided[0]["unit"], decided[0]["units"]) == ("rows", int(w.sum()))
+    assert (decided[0]["units"].kind, decided[0]["units"].number) == ("rows", int(w.sum()))
     # gain and z from the block sums of what ships
     epoch, candidate = divmod(decided[0]["chosen"], 4)
     best = gains[decided[0]["chosen"]][w > 0]

@@ -473,7 +473,7 @@ def test_weights_that_are_nothing_beside_others(df: DataFrame, numeric: Pipeline
     )
     assert found["before"] == pytest.approx(zero["before"], rel=1e-12)
     few = df.withColumn("weight", F.expr("if(number < 10, 1e300D, 1e-300D)"))
-    refused(r"\d validation rows of weight > 0, but at least 30", numeric, few, shared, **options)
+    assert "rows, 30 are needed" in tune(numeric, few, shared, **options).summary.reason
 
 
 def test_weights_that_are_all_0(df: DataFrame, numeric: PipelineModel, folder: Path) -> None:
@@ -481,8 +481,7 @@ def test_weights_that_are_all_0(df: DataFrame, numeric: PipelineModel, folder: P
 
 
 def test_too_few_rows(df: DataFrame, numeric: PipelineModel, folder: Path) -> None:
-    sentence = r"\d+ validation rows of weight > 0, but at least 30 are needed: add rows, or change validationFraction"
-    refused(sentence, numeric, df.where("number < 100"), folder)
+    assert "rows, 30 are needed" in tune(numeric, df.where("number < 100"), folder).summary.reason
     refused("the data have no rows", numeric, df.where("number < 0"), folder)
     refused("the data have no rows", numeric, df.where("number < 0"), folder, timeCol="number")
     vectors = numeric.transform(df).drop("prediction")

@@ -1,6 +1,7 @@
 """Which rows train and which decide: sides, shares, groups, time, and test rows that influence nothing."""
 
 import dataclasses
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -120,8 +121,8 @@ def test_the_gain_is_tested_by_group(
     users = rows.loc[held(rows) & (rows["weight"] > 0)].groupby("user").size()
     assert 30 <= len(users) < 100
     tuned = tune(numeric, data, folder, weightCol="weight", **options)
-    assert decided[0]["unit"] == "groups"
-    assert decided[0]["units"] == len(users)
+    units = decided[0]["units"]
+    assert units.kind == "groups" and units.number == pytest.approx(users.sum() ** 2 / (users**2).sum())
     sums = decided[0]["weights"][decided[0]["weights"] > 0]
     assert len(users) - 3 <= len(sums) <= len(users)  # a block per group, but for a few that share one
     assert float(sums.sum()) == users.sum()
@@ -315,8 +316,8 @@ def test_the_gain_is_tested_by_blocks_of_time(
         "riders", F.round(3 * F.exp(2 * F.col("wind")))
     )
     tuned = tune(numeric, slow, folder, timeCol="when", validationFraction=0.5)
-    assert decided[0]["unit"] == "blocks"
-    assert decided[0]["units"] == int((decided[0]["weights"] > 0).sum()) == 50
+    units = decided[0]["units"]
+    assert units.kind == "blocks" and 49 < units.number <= int((decided[0]["weights"] > 0).sum()) == 50
     assert 14 < decided[0]["blockRows"] < 16
     assert decided[0]["correlationTime"] > 8
     assert any("block" in w and "fewer than 200" in w for w in tuned.summary.warnings), tuned.summary.warnings
@@ -369,12 +370,19 @@ def test_test_rows_influence_nothing(write: Any, table: pa.Table, numeric: Pipel
 
 
 def test_too_few_rows_groups_and_blocks(df: DataFrame, numeric: PipelineModel, folder: Path) -> None:
-    few = df.where("number < 100")
-    with pytest.raises(InputError, match=r"[12]\d validation rows .*but at least 30 are needed.*validationFraction"):
-        tune(numeric, few, folder)
-    for unit, column in (("groups", "groupCol"), ("blocks", "timeCol")):
-        with pytest.raises(InputError, match=rf"29 {unit} .*at least 30 are needed.*{column}"):
-            guard.decide(torch.ones(1, 29), torch.ones(29), unit=unit)  # type: ignore[arg-type]
+    """They are a decision, no error, and nothing is trained for it."""
+    few, teams = df.where("number < 100"), df.withColumn("team", F.col("user") % 20)
+    for rows, words, options in (
+        (few, r"[12]\d rows, 30 are needed", {}),
+        (teams, r"\d(\.\d effective)? groups, 30 are needed", {"groupCol": "team"}),
+        (few, r"[12]\d(\.\d effective)? blocks, 30 are needed", {"timeCol": "number"}),
+    ):
+        kept = tune(numeric, rows, folder, **options)
+        assert kept.pipelineModel is kept.originalModel and kept.summary.candidates == 0
+        assert re.match(rf"not tested: {words}; to decide it, .*pass more (rows|groups)", kept.summary.reason), (
+            kept.summary.reason
+        )
+    assert tune(numeric, few, folder, guard=1.0).summary.decision in ("tuned", "kept original")
     with pytest.raises(InputError, match="0 validation rows"):
         tune(numeric, df.withColumn("held", F.lit(False)), folder, validationIndicatorCol="held")
     with pytest.raises(InputError, match="0 train rows"):

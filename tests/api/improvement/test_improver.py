@@ -304,7 +304,6 @@ def test_arms_fit_the_label_and_the_weight_that_judge(rows: DataFrame, cache: st
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        ({}, "at least 30 are needed"),
         ({"keepStages": ["NoSuchStage"]}, "NoSuchStage"),
         ({"entityCols": ["riders"], "arms": ["refit"]}, "'riders' is the labelCol"),
     ],
@@ -312,9 +311,14 @@ def test_arms_fit_the_label_and_the_weight_that_judge(rows: DataFrame, cache: st
 def test_hopeless_input_ends_in_one_sentence(
     given: dict[str, Any], says: str, model: PipelineModel, rows: DataFrame, cache: str
 ) -> None:
-    data = rows if given else rows.where("number < 60")
     with pytest.raises(InputError, match=says):
-        Improver(model, cacheDir=cache, **{**QUICK, **given}).fit(data)
+        Improver(model, cacheDir=cache, **{**QUICK, **given}).fit(rows)
+
+
+def test_too_few_rows_decide_nothing_and_nothing_is_tried(model: PipelineModel, rows: DataFrame, cache: str) -> None:
+    kept = Improver(model, cacheDir=cache, **QUICK).fit(rows.where("number < 60"))
+    assert kept.pipelineModel is model and "rows, 30 are needed" in kept.summary.reason
+    assert not kept.summary.arms and not kept.offers
 
 
 def test_a_constant_label_is_named(model: PipelineModel, rows: DataFrame, cache: str) -> None:

@@ -657,11 +657,6 @@ def test_rows_that_cannot_decide_are_named_before_any_fit(rows: DataFrame, monke
         InputError, match=r"the estimator as it is, .* can't be fitted \(.*k.*: set on its stages what only"
     ):
         Search(bare, space={pca.k: integer(1, 3)}, evaluator=search.getEvaluator()).fit(rows)
-    grouped = search.copy({search.groupCol: "user"})
-    with pytest.raises(
-        InputError, match=r"the test part has \d+ values of groupCol='user', and at least 30 are needed"
-    ):
-        grouped.fit(rows.where("number < 600"))
     timed = search.copy({search.timeCol: "when"})
     with pytest.raises(InputError, match="timeCol='when' holds nulls"):
         timed.fit(rows.withColumn("when", F.when(F.col("number") > 9, F.col("when"))))
