@@ -275,6 +275,7 @@ def test_a_finished_job_is_returned_for_the_same_data_and_pipeline_only(
             "fineTuner.runId=mine",
             "fineTuner.maxEpochs=1",
             "fineTuner.verbosity=0",
+            "fineTuner.rowsAreNew=true",
             f"fineTuner.cacheDir={tmp_path}/cache",
         ]
         return run.run(run.load_config(None, [*told, *more]))
