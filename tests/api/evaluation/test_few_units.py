@@ -55,9 +55,7 @@ def test_held_out_rows_without_a_rare_label_do_not_prove_that_it_can_be_ignored(
         assert kept.decision == "kept original"
         assert words in kept.reason and "pass more rows" in kept.reason, kept.reason
     rows, _ = table(spark, 1500, 2, y=labels(1500, 300, 0), held=held)  # nothing there tells of such labels
-    assert (
-        tuned(model, rows, tmp_path, labelCol="y", validationIndicatorCol="held", **robust).decision == "tuned"
-    )
+    assert tuned(model, rows, tmp_path, labelCol="y", validationIndicatorCol="held", **robust).decision == "tuned"
 
 
 @pytest.mark.parametrize(
