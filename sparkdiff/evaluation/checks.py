@@ -73,7 +73,8 @@ def check_varies(stats: Stats, options: Options, head: Predictor, labelCol: str 
         if why is not None
     ]
     for split, why in found:
-        if head.labelled and compares.get(split, False):
+        few = split == VALIDATION and stats[split]["rows"] < MIN_UNITS  # which decide nothing, whatever their labels
+        if head.labelled and compares.get(split, False) and not few:
             raise InputError(why)
     return [why for _, why in found]
 

@@ -21,7 +21,7 @@ that test, with rows dealt into blocks that may be taken as independent, and fou
 - A sample without any of the rare losses shows no skewness either. There are several times as many training rows, and they
   show how often a row gets worse, and by how much. So the mean square of what rows lose is taken from the training rows
   where it is larger there. Where fewer than five of them make up that mean, their number says little about how often such rows
-  come, and three times the mean is taken (Hanley and Lippman-Hand 1983, the rule of three).
+  come, and three times the mean is taken (Hanley and Lippman-Hand 1983, the rule of three), of more ever less.
 
 The same test, turned round, says where rows are worse (`worsening`, for slices and reference rows; small ones among them, so
 with a sharper allowance for skewness), and inverted it gives the interval of the relative gain: all ratios to the original's
@@ -134,7 +134,7 @@ def decide(
     rare = ""
     if costs is not None and missing and _p_value(columns, score / shown, level, seed) < level <= p:
         rare = str(costs[1])
-    error = wider * float(residual.norm()) * math.sqrt(len(weights) / max(len(weights) - 1, 1))
+    error = shown * float(residual.norm()) * math.sqrt(len(weights) / max(len(weights) - 1, 1))
     z = float(totals[best]) / max(error, 1e-12 * float(totals[best]))  # finite even where all blocks gain the same
     ratios = None if loss is None else _interval(gains[moved], gains[best], loss, tail, seed, wider)
     return Verdict(

@@ -7,6 +7,9 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+FAR = 0.01
+"""Share of the original's validation metric beyond which a candidate's first epoch may have diverged."""
+
 
 class LedgerTrial(NamedTuple):
     """One column of a ledger: a candidate after an epoch (1 or later), in one arm of an experiment."""
@@ -52,21 +55,32 @@ def candidate_count(history: Sequence[Mapping[str, Any]]) -> int:
     return len({row["candidate"] for row in history})
 
 
-def growing(history: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The first epochs whose training loss is larger in the second one."""
-    second = {row["candidate"]: row["trainLoss"] for row in history if row["epoch"] == 2}
-    return [row for row in history if row["epoch"] == 1 and second.get(row["candidate"], -math.inf) > row["trainLoss"]]
+def far_off(history: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The first epochs of candidates that went on, whose validation metric is far from the original's."""
+    before = {row["candidate"]: row["validationMetric"] for row in history if not row["epoch"]}
+    went_on = {row["candidate"] for row in history if row["epoch"] == 2}
+    first = [row for row in history if row["epoch"] == 1 and row["candidate"] in went_on]
+    return [
+        row for row in first if not math.isclose(row["validationMetric"], before[row["candidate"]], rel_tol=FAR)
+    ]  # fmt: skip
 
 
 def diverged(history: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """For each diverged candidate, the row of the history in which it diverged: its last row, if a figure of it is not finite;
-    else its first epoch, if the training loss is more than twice the original's there, and larger in the next epoch.
+    else its first epoch, if the training loss is more than twice the original's there, and in the next epoch, too. Steps that are
+    too long lead anywhere, so that the second loss may be smaller than the first.
     """
     before = {row["candidate"]: row["trainLoss"] for row in history if not row["epoch"]}
-    large = [r for r in growing(history) if r["trainLoss"] - before[r["candidate"]] > abs(before[r["candidate"]])]
+
+    def large(row: Mapping[str, Any]) -> bool:
+        original = before[row["candidate"]]
+        return bool(row["trainLoss"] - original > abs(original))
+
+    second = {row["candidate"] for row in history if row["epoch"] == 2 and large(row)}
+    lost = [row for row in history if row["epoch"] == 1 and row["candidate"] in second and large(row)]
     broken = [
         row
         for row in history
         if row["epoch"] and not (math.isfinite(row["trainLoss"]) and math.isfinite(row["validationMetric"]))
     ]
-    return list({row["candidate"]: row for row in (*large, *broken)}.values())
+    return list({row["candidate"]: row for row in (*lost, *broken)}.values())

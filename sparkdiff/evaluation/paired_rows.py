@@ -29,6 +29,7 @@ class PairedRows:
         units: those that the metric counts.
         wrong: (3, k) weight, original and other of one more unit for each denominator of the metric, which is predicted
             wrongly. Without it a class that is predicted for few rows, all of them rightly, has no variance.
+        beside: (2, n) original and other beside these units.
         time: (n,) None without a timeCol.
     """
 
@@ -39,6 +40,7 @@ class PairedRows:
     unit: Tensor | None
     units: Units
     wrong: Tensor
+    beside: Tensor
     time: Tensor | None = None
 
     def __add__(self, other: "PairedRows") -> "PairedRows":
@@ -46,11 +48,12 @@ class PairedRows:
         names = ("original", "other", "weight", "block", *(["unit"] if self.unit is not None else []))
         joined = {name: torch.cat([getattr(self, name), getattr(other, name)]) for name in names}
         units = dataclasses.replace(self.units, number=self.units.number + other.units.number)
-        return dataclasses.replace(self, **joined, units=units, wrong=torch.cat([self.wrong, other.wrong], 1))
+        more = {name: torch.cat([getattr(self, name), getattr(other, name)], 1) for name in ("wrong", "beside")}
+        return dataclasses.replace(self, **joined, **more, units=units)
 
     def scaled(self, factor: float) -> "PairedRows":
         """The rows with weights times this factor."""
-        scaled = {name: factor * getattr(self, name) for name in ("original", "other", "weight", "wrong")}
+        scaled = {name: factor * getattr(self, name) for name in ("original", "other", "weight", "wrong", "beside")}
         return dataclasses.replace(self, **scaled)
 
     def costs(self) -> Costs:
@@ -69,8 +72,8 @@ class PairedRows:
             return x.new_zeros(MAX_BLOCKS).index_add(0, self.block, x)
 
         weight, first, second = self.wrong
-        weights, original = torch.cat([sums(self.weight), weight]), torch.cat([sums(self.original), first])
-        own = original - torch.cat([sums(self.other), second])
+        weights, original = torch.cat([sums(self.weight), weight]), torch.cat([sums(self.beside[0]), first])
+        own = original - torch.cat([sums(self.beside[1]), second])
         if other is None:
             return Ledger(own[None], weights, (), 0), original
         gains = torch.nn.functional.pad(other.gains, (0, len(weight)))
@@ -91,23 +94,28 @@ def pair(
     """
     counted = metric.denominators
     if metric.rows is not None:
-        one, other = (metric.sign * weight * metric.rows(m, y, weight) for m, y in zip(columns, label, strict=True))
-        return PairedRows(one, other, weight, block, unit, Units(effective_number(weight, unit), kind), _NONE, time)
-    found = []
-    extra = torch.empty(0, dtype=torch.float64)
-    for column, y in zip(columns, label, strict=True):
-        if counted is not None and len(y):
-            number = 1 + max(int(column.max()), int(y.max()), *counted.classes, 1)
-            prediction, wanted = counted.wrong_rows(number)
-            size = len(by_unit(weight, unit))
-            extra = torch.full_like(prediction, float(weight.sum()) / size)
-            column, y = torch.cat([column, prediction]), torch.cat([y, wanted])
-        w = torch.cat([weight, extra])
-        found.append(metric.sign * w * influence(metric, column, y, w))
-    units = units_of(metric, columns, label, weight, unit, kind)
-    n = len(weight)
-    wrong = torch.stack([extra, *(x[n:] for x in found)])
-    return PairedRows(found[0][:n], found[1][:n], weight, block, unit, units, wrong, time)
+        found = torch.stack(
+            [metric.sign * weight * metric.rows(m, y, weight) for m, y in zip(columns, label, strict=True)]
+        )
+        units = Units(effective_number(weight, unit), kind)
+        return PairedRows(found[0], found[1], weight, block, unit, units, _NONE, found, time)
+
+    def losses(column: Tensor, y: Tensor, w: Tensor) -> Tensor:
+        return metric.sign * w * influence(metric, column, y, w)
+
+    found = torch.stack([losses(column, y, weight) for column, y in zip(columns, label, strict=True)])
+    units, n = units_of(metric, columns, label, weight, unit, kind), len(weight)
+    if counted is None or not n:
+        return PairedRows(found[0], found[1], weight, block, unit, units, _NONE, found, time)
+    number = 1 + max(*(int(x.max()) for x in (*columns, *label)), *counted.classes, 1)
+    prediction, wanted = counted.wrong_rows(number)
+    extra = torch.full_like(prediction, float(weight.sum()) / len(by_unit(weight, unit)))
+    more = torch.stack([
+        losses(torch.cat([column, prediction]), torch.cat([y, wanted]), torch.cat([weight, extra]))
+        for column, y in zip(columns, label, strict=True)
+    ])  # fmt: skip
+    wrong = torch.cat([extra[None], more[:, n:]])
+    return PairedRows(found[0], found[1], weight, block, unit, units, wrong, more[:, :n], time)
 
 
 _NONE = torch.empty((3, 0), dtype=torch.float64)
@@ -180,6 +188,8 @@ def decide_by_rows(
         blockRows=len(rows.weight) / max(distinct, 1), correlationTime=correlation, dependence=dependence,
         costs=None if training is None else (rows.costs(), training), seed=seed,
     )  # fmt: skip
+    if rows.wrong.shape[1] and verdict.best >= 0:  # the gain itself is that of the rows
+        verdict = dataclasses.replace(verdict, gain=float((rows.original - rows.other).sum() / rows.weight.sum()))
     if verdict.best < 0 <= tried.chosen and not verdict.untested:
         kind = rows.units.kind.removesuffix("s")
         lost = f"nothing is left of it with one more {kind} that is predicted wrongly for each class that the metric counts"

@@ -85,7 +85,7 @@ class Costs:
         """The sum of squares that as many units as `held` would show by these, the training units, and don't show."""
         if not self.number:
             return 0.0
-        factor = RULE_OF_THREE if self.effective < FEW else 1.0
+        factor = 1 + (RULE_OF_THREE - 1) * min(FEW / max(self.effective, 1.0), 1.0) ** 2
         return max(factor * held.number * self.squares / self.number - held.squares, 0.0)
 
     def __str__(self) -> str:

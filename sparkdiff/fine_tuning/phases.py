@@ -28,7 +28,7 @@ from sparkdiff.evaluation.checks import (
 from sparkdiff.evaluation.data import Data, rows_at_once
 from sparkdiff.evaluation.feature_names import FeatureNames
 from sparkdiff.evaluation.guard import MIN_UNITS, untested
-from sparkdiff.evaluation.ledger import growing
+from sparkdiff.evaluation.ledger import far_off
 from sparkdiff.evaluation.scores import Score, score
 from sparkdiff.fine_tuning.idle_options import idle_options
 from sparkdiff.fine_tuning.shared import Shared, key_of
@@ -240,8 +240,8 @@ def _fitted(
 
 
 def _complete(training: Training, run: Run) -> None:
-    """Enter the original's training loss for candidates without a gain whose loss grows, to tell whether they diverged."""
-    lost = {row["candidate"] for row in growing(training.history) if training.standings[row["candidate"]].column < 0}
+    """Enter the original's training loss for candidates that went far off without a gain, to tell whether they diverged."""
+    lost = {row["candidate"] for row in far_off(training.history) if training.standings[row["candidate"]].column < 0}
     if lost and run.goal.objective.rows is not None:
         mean = Metric(run.goal.objective.name, rows=run.goal.objective.rows)
         loss = score(run.network, run.data, TRAIN, mean).mean
