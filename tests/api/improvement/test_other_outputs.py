@@ -201,8 +201,11 @@ def test_fine_tuning_growth_and_folding_leave_other_outputs_alone(
     before, o = outputs(model, rows), {"cacheDir": str(tmp_path), **QUICK}
     o.pop("parallelism")
     tuned = FineTuner(model, guard=1.0, **o).fit(rows)
-    grown = Grower(model, guard=1.0, parts=["crosses"], rounds=1, **o).fit(rows)
-    assert (tuned.summary.decision, grown.summary.decision) == ("tuned", "grown")
+    [[warm], [humid]] = rows.approxQuantile(["temp", "hum"], [0.5], 0.0)
+    crossed = ((F.col("temp") > warm) != (F.col("hum") > humid)).cast("double")
+    grown = Grower(model, guard=1.0, parts=["crosses"], rounds=1, **o).fit(rows.withColumn("rain", crossed))
+    decisions = (tuned.summary.decision, grown.summary.decision)
+    assert decisions == ("tuned", "grown"), (grown.summary.reason, grown.summary.rounds)
     for other in (
         tuned.pipelineModel,
         grown.pipelineModel,

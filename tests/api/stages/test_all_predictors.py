@@ -114,7 +114,8 @@ def tuned(df: DataFrame, shared: Path) -> Callable[[str], Tuned]:
     def of(case: str) -> Tuned:
         if case not in made:
             before, head, *_ = CASES[case]
-            model = pipeline(df, head(), *(make() for make in before))
+            rows = df.where("number % 4 = 0") if case == "isotonic" else df  # which is at its optimum on all rows
+            model = pipeline(rows, head(), *(make() for make in before))
             made[case] = model, tune(model, df, shared, guard=1.0)  # what training moved is to be seen
         return made[case]
 

@@ -57,6 +57,7 @@ def test_what_decides_is_measured_in_float64(
         maxEpochs=3,
         precision="float32",
         metric="areaUnderROC",
+        guard=1.0,
     )
     before, after = (tuned.summary.metrics["validation"][k] for k in ("before", "after"))
     assert tuned.summary.gain == pytest.approx((after - before) / before, abs=1e-12)

@@ -644,7 +644,7 @@ def test_rows_that_cannot_decide_are_named_before_any_fit(rows: DataFrame, monke
     monkeypatch.setattr(Pipeline, "_fit", lambda *a: pytest.fail("a fit"))
     for data, message in [
         (rows.where("rain = 1"), "labelCol='rain' holds one class only, 1"),
-        (rows.where("rain = 1 or number < 5"), "part has no row of class 0 of 'rain'"),
+        (rows.where("rain = 1").unionByName(rows.where("rain = 0").limit(2)), "part has no row of class 0 of 'rain'"),
         (rows.withColumn("rain", F.when(F.col("number") > 9, F.col("rain"))), "labelCol='rain' holds nulls"),
     ]:
         with pytest.raises(InputError, match=message):
