@@ -358,8 +358,8 @@ def test_one_label_in_the_files_of_a_side(networks: dict[str, Network], tmp_path
     }
     predictor = networks[head].head
     assert check_varies(stats, Options(), predictor, "riders") == []
-    stats[side] = stats_of(tmp_path, label=[1.0, 1.0, 0.0], weight=[2.0, 1.0, 0.0])
-    sentence = rf"label column 'riders' holds 1\.0 in all 2 {side} rows of weight > 0.*add rows with other labels"
+    stats[side] = stats_of(tmp_path, label=[1.0] * 40 + [0.0], weight=[2.0] * 40 + [0.0])
+    sentence = rf"label column 'riders' holds 1\.0 in all 40 {side} rows of weight > 0.*add rows with other labels"
     with pytest.raises(InputError, match=sentence):
         check_varies(stats, Options(), predictor, "riders")
 

@@ -50,9 +50,9 @@ def test_chosen_parts_alone_run_each_in_its_stack_and_their_minutes_are_printed(
         "spark35: setup",
         "spark35: make pytest --dist loadfile --durations=25 -n 3 -m 'not once' tests/laws tests/parity",
     ]
-    table = re.findall(r"^passed +(\d+\.\d) min +(.+)$", said.partition("=== all parts")[2], re.MULTILINE)
+    table = re.findall(r"^passed +\d+\.\d min +(.+)$", said.partition("=== all parts")[2], re.MULTILINE)
     names = ["setup of the petastorm stack", "site", "guard", "setup of the spark35 stack", "spark35"]
-    assert table == [("0.0", name) for name in names]
+    assert table == names
 
 
 def test_without_arguments_all_parts_run_and_one_that_fails_keeps_none_from_running(folder: Path) -> None:
@@ -71,7 +71,7 @@ def test_a_stack_that_cannot_be_set_up_fails_and_the_others_run(folder: Path) ->
     assert code == 1
     assert [line.partition(":")[0] for line in called] == ["modern", "spark35", "spark35"]
     assert "not run: modern\nnot run: modern-notebooks\n" in said
-    assert re.search(r"^FAILED +0\.0 min +setup of the modern stack$", said, re.MULTILINE)
+    assert re.search(r"^FAILED +\d+\.\d min +setup of the modern stack$", said, re.MULTILINE)
 
 
 @pytest.mark.parametrize("given", [["gaurd"], ["site", "help"]])

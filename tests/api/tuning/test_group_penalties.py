@@ -163,7 +163,7 @@ def test_a_search_by_slope(rows: tuple[DataFrame, DataFrame]) -> None:
     pipeline = Pipeline(stages=[index, hot, numbers, alternatives(*scalers, None), assembler, last])
     judge = MulticlassClassificationEvaluator(metricName="logLoss")
     search = Search(
-        pipeline, space={last.regParam: loguniform(1e-3, 0.1)}, evaluator=judge, method="hypergradient", seed=2
+        pipeline, space={last.regParam: loguniform(1e-3, 0.1)}, evaluator=judge, method="hypergradient", testFraction=0.4
     )
     found = search.fit(rows[0].unionByName(rows[1]))
     assert {type(stage).__module__.partition(".")[0] for stage in found.bestModel.stages} == {"pyspark"}
