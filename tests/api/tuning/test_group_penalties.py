@@ -34,10 +34,9 @@ from sparkdiff.tuning.soft_choice import soft_choice
 TIGHT = {"tol": 1e-10, "maxIter": 500}
 
 
-@pytest.fixture(scope="module")
-def rows(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> tuple[DataFrame, DataFrame]:
-    """A category that matters, one that doesn't, three numbers; half of the rows for validation."""
-    draw, n = np.random.default_rng(0), 400
+def table(spark: SparkSession, folder: Path, n: int) -> DataFrame:
+    """A category that matters, one that doesn't, and three numbers."""
+    draw = np.random.default_rng(0)
     numbers = draw.normal(size=(n, 3)) * [1, 10, 0.1]
     a, b = draw.integers(0, 4, n), draw.integers(0, 12, n)
     margin = numbers[:, 0] + 0.8 * (a - 1.5)
@@ -46,9 +45,14 @@ def rows(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> tuple
         **{f"x{i}": numbers[:, i] for i in range(3)}, "constant": np.ones(n), "count": draw.poisson(np.exp(0.4 * margin)) * 1.0,
         "label": (draw.random(n) < 1 / (1 + np.exp(-margin))) * 1.0, "part": np.arange(n) % 2,
     }  # fmt: skip
-    path: Path = tmp_path_factory.mktemp("rows") / "rows.parquet"
-    pq.write_table(pa.table(columns), path)
-    read = spark.read.parquet(f"file://{path}").coalesce(1)
+    pq.write_table(pa.table(columns), folder / "rows.parquet")
+    return spark.read.parquet(f"file://{folder}/rows.parquet").coalesce(1)
+
+
+@pytest.fixture(scope="module")
+def rows(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> tuple[DataFrame, DataFrame]:
+    """Half of the rows is for validation."""
+    read = table(spark, tmp_path_factory.mktemp("rows"), 400)
     return read.where("part = 0").cache(), read.where("part = 1").cache()
 
 
@@ -153,7 +157,7 @@ def test_each_alternative_reads_the_columns_as_they_were(rows: tuple[DataFrame, 
     assert gates("gap") == pytest.approx(gates("filled"))
 
 
-def test_a_search_by_slope(rows: tuple[DataFrame, DataFrame]) -> None:
+def test_a_search_by_slope(spark: SparkSession, tmp_path: Path) -> None:
     """Without trials: a scaler is chosen, each column gets a penalty, fresh rows decide, and Spark has fitted what ships."""
     index, hot, *_ = before()
     scalers = [cls(inputCol="numbers", outputCol="scaled") for cls in (StandardScaler, RobustScaler)]
@@ -163,12 +167,17 @@ def test_a_search_by_slope(rows: tuple[DataFrame, DataFrame]) -> None:
     pipeline = Pipeline(stages=[index, hot, numbers, alternatives(*scalers, None), assembler, last])
     judge = MulticlassClassificationEvaluator(metricName="logLoss")
     search = Search(
-        pipeline, space={last.regParam: loguniform(1e-3, 0.1)}, evaluator=judge, method="hypergradient", testFraction=0.4
+        pipeline,
+        space={last.regParam: loguniform(1e-3, 0.1)},
+        evaluator=judge,
+        method="hypergradient",
+        seed=2,
     )
-    found = search.fit(rows[0].unionByName(rows[1]))
+    rows = table(spark, tmp_path, 1600)
+    found = search.fit(rows)
     assert {type(stage).__module__.partition(".")[0] for stage in found.bestModel.stages} == {"pyspark"}
     summary = found.summary
-    assert summary.decision == "winner" and summary.trials == 1 and summary.sampler == "hypergradient"
+    assert (summary.decision, summary.trials, summary.sampler) == ("winner", 1, "hypergradient"), summary.reason
     penalties = {name.rpartition(" of ")[2]: v for name, v in summary.settings.items() if "regParam" in name}
     assert [*penalties] == ["a_hot", "b_hot", "x0", "x1", "x2"]
     assert summary.settings["stage of scaled"] in ("StandardScaler", "RobustScaler", "None")
@@ -179,7 +188,7 @@ def test_a_search_by_slope(rows: tuple[DataFrame, DataFrame]) -> None:
         ({last.regParam: [0.1], last.elasticNetParam: [0.5]}, {}, "can't find LogisticRegression.elasticNetParam"),
     ):
         with pytest.raises(InputError, match=says):
-            Search(pipeline, space=space, evaluator=judge, method="hypergradient", **options).fit(rows[0])
+            Search(pipeline, space=space, evaluator=judge, method="hypergradient", **options).fit(rows)
 
 
 def test_a_penalty_that_is_not_tuned_stays_as_it_is(spark: SparkSession, tmp_path: Path) -> None:
