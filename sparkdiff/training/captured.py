@@ -141,12 +141,17 @@ class CapturedSteps:
             self.module.empty_cache()
 
     def _aside(self, run: Callable[[Any], None], argument: Any) -> None:
-        """Run on the stream that graphs are recorded on, which has memory of its own."""
+        """Run on the stream that graphs are recorded on, which has memory of its own.
+
+        What comes next waits for the kernels that were started there, after an error too: they write to what is then put back.
+        """
         now = self.module.current_stream(self.device)
         self.side.wait_stream(now)
-        with self.module.stream(self.side):
-            run(argument)
-        now.wait_stream(self.side)
+        try:
+            with self.module.stream(self.side):
+                run(argument)
+        finally:
+            now.wait_stream(self.side)
 
     def _without_waiting(self, run: Callable[[], None]) -> None:
         """Run where what waits for the device raises RuntimeError: a graph can't hold it, and in many versions of torch a

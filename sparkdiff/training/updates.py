@@ -183,7 +183,7 @@ class LazyUpdates(DenseUpdates):
         self.active, self.network, self.recipes = active, active.network, recipes
         self.start, self.units, self.projects = active.start, active.units, False
         self._current: Vectors = {}
-        self._numbers, self.narrow = {}, None
+        self._numbers, self.narrow, self.rows = {}, None, None
         self._choose(active.none())
 
     def for_candidates(self, recipes: Sequence[Recipe]) -> "LazyUpdates":

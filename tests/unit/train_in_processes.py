@@ -54,6 +54,7 @@ class Case:
     recipes: tuple[Recipe, ...]
     options: dict[str, Any]
     stored: int | None = None
+    support: int = 4  # training rows that have an entry in a column, where they are sparse
     classes: bool = False
     inMemory: bool = True
     sliced: bool = False
@@ -156,7 +157,7 @@ def assignment(case: Case, cache: Path) -> Assignment:
     net = case.make()
     given = {"maxEpochs": 2, "device": case.device, **case.options}
     options = Options.of(given)
-    support = torch.full((case.width,), 4 if case.stored else 99)
+    support = torch.full((case.width,), case.support if case.stored else 99)
     stats = {("x", -1): FeatureStats(torch.zeros(case.width, dtype=F64), torch.ones(case.width, dtype=F64), support)}
     columns = {("x", -1): "c0"}
     _, metric = objectives(options, net, LABELS)

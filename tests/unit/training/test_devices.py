@@ -13,7 +13,7 @@ import torch
 from small_networks import F64, logistic, network, normal, trees
 from some_gpu import FAKE_ONLY, GPU, REAL, no_reads
 from torch import Tensor
-from train_in_processes import CASES, TREE_WIDTH, Case, assignment, write_cache
+from train_in_processes import CASES, TREE_WIDTH, Case, assignment, sparse, write_cache
 
 from sparkdiff.data.stream import Stream, placed
 from sparkdiff.errors import InputError
@@ -70,6 +70,7 @@ MORE = {
     "bounds": Case(bounded, 6, (PLAIN, Recipe(1e-1, 0.0)), {"batchSize": 24}, classes=True),
     "mixture of Gaussians": Case(mixture, 6, (PLAIN,), {"batchSize": 24}),
     "clusters": Case(centres, 6, (PLAIN, NOISY), {"batchSize": 24}),
+    "few active columns": Case(sparse, 900, (PLAIN, NOISY), {"batchSize": 2}, stored=4, support=1, classes=True),
     "trees whose thresholds train": Case(
         lambda: network((thresholds(), ["x"], "p")), TREE_WIDTH, (PLAIN, NOISY), {"batchSize": 48}
     ),
@@ -175,6 +176,8 @@ def test_a_gpu_finds_what_the_cpu_finds_and_the_same_twice(made: Any, name: str,
     a, wanted = made(name, zeros=zeros)
     found = fitted(a, GPU)
     assert_same(found, wanted)
+    assert found.candidates is not None
+    assert found.candidates.lazy == (name == "few active columns")
     if name == "mixture of Gaussians" and not zeros:  # no graph can hold its eigenvalues
         assert "start their kernels one by one" in found.fallbacks[0]
     else:
@@ -315,6 +318,28 @@ def test_a_step_that_no_memory_is_left_to_record_needs_no_graph(
     [told] = found.fallbacks
     assert "start their kernels one by one" in told
     assert "too little for a graph" in told
+
+
+def test_what_follows_a_step_that_fails_aside_waits_for_its_kernels() -> None:
+    """They run on a stream of their own, and write to what is then put back."""
+    waited: list[tuple[str, str]] = []
+
+    class Queue(types.SimpleNamespace):
+        def wait_stream(self, other: Any) -> None:
+            waited.append((self.name, other.name))
+
+    def fails(argument: Any) -> None:
+        waited.append(("fails", argument))
+        raise RuntimeError("in the middle of it")
+
+    steps = CapturedSteps.__new__(CapturedSteps)
+    steps.device, steps.side = GPU.device, Queue(name="side")
+    steps.module = types.SimpleNamespace(
+        current_stream=lambda device: Queue(name="now"), stream=lambda side: contextlib.nullcontext()
+    )
+    with pytest.raises(RuntimeError, match=r"^in the middle of it$"):
+        steps._aside(fails, "x")
+    assert waited == [("side", "now"), ("fails", "x"), ("now", "side")]
 
 
 @pytest.mark.parametrize("others", [0, 3])
