@@ -222,7 +222,7 @@ def _judgement(done: Sequence[FoldResult], options: Options) -> Judgement:
     level, stricter = min(f.level for f in done), max(f.stricter for f in done)
     rows = [f.rows.scaled(factor(f, TEST, top)) for f in done]
     # What rows cost on average, by the fold where they cost most: the folds share training rows.
-    training = max((f.training for f in done), key=lambda c: c.squares / max(c.number, 1))
+    training = max((f.training for f in done), key=lambda c: c.mean_square)
     verdict = paired_rows.decide_by_rows(
         functools.reduce(operator.add, rows), level=level, training=training, dependence=out_of_fold.dependence(sums), seed=o.seed
     )  # fmt: skip

@@ -58,8 +58,8 @@ class PairedRows:
 
     def costs(self) -> Costs:
         """What the second pipeline costs the rows or groups; blocks of time are for held-out rows only."""
-        by_group = self.units.kind == "groups"
-        return Costs.of(self.other - self.original, self.unit if by_group else None, "groups" if by_group else "rows")
+        losses, unit = self.other - self.original, self.unit if self.units.kind == "groups" else None
+        return Costs.of(losses, self.weight, unit, "rows" if unit is None else "groups")
 
     def ledger(self, other: Ledger | None) -> tuple[Ledger, Tensor]:
         """The block sums to test, and those of the original's loss: what was tried in all, or only the second pipeline.

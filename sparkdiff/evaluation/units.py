@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from sparkdiff.objectives.metric import Denominators, Metric
@@ -42,57 +43,65 @@ class Units:
 
 @dataclass(frozen=True)
 class Costs:
-    """What a change costs on units: weight * (loss - loss of the original) where that is positive, else 0.
+    """What a change costs on units.
 
     Attributes:
-        number: of the units.
-        squares, fourths: sums of the costs' powers.
-        high: the cost that WORST of the units exceed.
-        largest: the largest cost.
+        each: (n,) weight * (loss - loss of the original) of a unit where that is positive, else 0.
+        weight: (n,) > 0.
     """
 
-    number: int
-    squares: float
-    fourths: float
-    high: float
-    largest: float
+    each: Tensor
+    weight: Tensor
     kind: Kind = "rows"
 
     @staticmethod
-    def of(losses: Tensor, unit: Tensor | None, kind: Kind) -> "Costs":
+    def of(losses: Tensor, weight: Tensor, unit: Tensor | None, kind: Kind) -> "Costs":
         """Of rows that lose this, weight included, (n,).
 
         Args:
             unit: (n,) each row's group or block; None: each row is a unit.
         """
         each = by_unit(losses, unit).nan_to_num(nan=0.0).clamp_min(0)
-        squares = each.square()
-        largest = float(each.max()) if len(each) else 0.0
-        return Costs(len(each), float(squares.sum()), float(squares.square().sum()), high(each), largest, kind)
+        return Costs(each, by_unit(weight, unit), kind)
 
     def __add__(self, other: "Costs") -> "Costs":
-        return Costs(
-            self.number + other.number, self.squares + other.squares, self.fourths + other.fourths,
-            max(self.high, other.high), max(self.largest, other.largest), self.kind,
-        )  # fmt: skip
+        return Costs(torch.cat([self.each, other.each]), torch.cat([self.weight, other.weight]), self.kind)
 
     @property
-    def effective(self) -> float:
-        """The number of units that make up the sum of squares, (sum c^2)^2 / sum c^4."""
-        return self.squares**2 / self.fourths if self.fourths > 0 else float(self.number)
+    def mean_square(self) -> float:
+        """The mean square over the units; 0 of none."""
+        return float(self.each.square().sum()) / max(len(self.each), 1)
 
     def missing_from(self, held: "Costs") -> float:
-        """The sum of squares that as many units as `held` would show by these, the training units, and don't show."""
-        if not self.number:
+        """The sum of squares that units like `held` would show by these, the training units, and don't show.
+
+        The weights of `held` are known, and a rare loss may come to any of them: so the sum is also estimated from their
+        weights and from the training units' costs by weight, and the larger of the two counts.
+        """
+        if not len(self.each):
             return 0.0
-        factor = 1 + (RULE_OF_THREE - 1) * min(FEW / max(self.effective, 1.0), 1.0) ** 2
-        return max(factor * held.number * self.squares / self.number - held.squares, 0.0)
+        alike = len(held.each) * _likely_square(self.each)
+        by_weight = float(held.weight.square().sum()) * _likely_square(self.each / self.weight)
+        return max(max(alike, by_weight) - float(held.each.square().sum()), 0.0)
 
     def __str__(self) -> str:
-        few = self.effective < FEW
-        how = f"fewer than {FEW} of {self.number:,}" if few else f"some of {self.number:,}"
+        few = _effective(self.each) < FEW
+        how = f"fewer than {FEW} of {len(self.each):,}" if few else f"some of {len(self.each):,}"
         then = ", too few to know how often such come" if few else ""
-        return f"{how} training {self.kind} lose far more than those that are held out (up to {self.largest:.3g}){then}"
+        largest = float(self.each.max())
+        return f"{how} training {self.kind} lose far more than those that are held out (up to {largest:.3g}){then}"
+
+
+def _effective(costs: Tensor) -> float:
+    """The number of units (n,) that make up the sum of squares, (sum c^2)^2 / sum c^4."""
+    squares, fourths = float(costs.square().sum()), float(costs.pow(4).sum())
+    return squares**2 / fourths if fourths > 0 else float(len(costs))
+
+
+def _likely_square(costs: Tensor) -> float:
+    """The mean square of costs (n,), larger where few make it up, which may come more often than they did."""
+    factor = 1 + (RULE_OF_THREE - 1) * min(FEW / max(_effective(costs), 1.0), 1.0) ** 2
+    return factor * float(costs.square().mean())
 
 
 def high(costs: Tensor) -> float:

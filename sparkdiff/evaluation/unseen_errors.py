@@ -51,7 +51,7 @@ def unseen(gain: float, costs: Tensor, training: Costs | None) -> Unseen | None:
         training: what training units cost. Of groups, one is added that is as bad as the worst of these.
     """
     found = [high(costs)] if len(costs) else []
-    found += [training.high] if training is not None and training.kind == "groups" else []
+    found += [high(training.each)] if training is not None and training.kind == "groups" else []
     return Unseen(gain, max(found)) if found else None
 
 

@@ -168,26 +168,40 @@ def test_rare_losses_that_cannot_undo_a_gain_do_not_keep_it_away() -> None:
     assert decide_by_rows(held, level=0.025, training=training).accepted
 
 
+def costs(losses: torch.Tensor) -> Costs:
+    """Of rows of equal weight."""
+    return Costs.of(losses, torch.ones_like(losses), None, "rows")
+
+
 def test_costs_add_up_and_count_groups_whole() -> None:
     losses = torch.tensor([3.0, -1.0, 2.0, -5.0, 0.5, 0.5], dtype=F64)
-    by_row = Costs.of(losses, None, "rows")
-    assert (by_row.number, by_row.squares, by_row.largest) == (6, 9 + 4 + 0.5, 3.0)
-    by_group = Costs.of(losses, torch.tensor([0, 0, 1, 1, 2, 2]), "groups")
-    assert (by_group.number, by_group.squares, by_group.largest) == (3, 4 + 1, 2.0)
+    by_row = costs(losses)
+    assert by_row.each.tolist() == [3.0, 0.0, 2.0, 0.0, 0.5, 0.5] and by_row.mean_square == 13.5 / 6
+    by_group = Costs.of(losses, torch.ones(6), torch.tensor([0, 0, 1, 1, 2, 2]), "groups")
+    assert (by_group.each.tolist(), by_group.weight.tolist()) == ([2.0, 0.0, 1.0], [2.0, 2.0, 2.0])
     both = by_row + by_row
-    assert (both.number, both.squares, both.effective) == (12, 27.0, 2 * by_row.effective)
-    assert Costs.of(losses.new_empty(0), None, "rows").missing_from(by_row) == 0
+    assert (len(both.each), both.mean_square) == (12, 13.5 / 6)
+    assert costs(losses[:0]).missing_from(by_row) == 0
     assert high(torch.arange(100, dtype=F64)) == 97
 
 
 def test_few_costly_units_may_come_up_to_three_times_as_often() -> None:
-    held = Costs.of(torch.full((100,), -1.0, dtype=F64), None, "rows")
+    held = costs(torch.full((100,), -1.0, dtype=F64))
     some, few = torch.full((400,), -1.0, dtype=F64), torch.full((400,), -1.0, dtype=F64)
     some[:6], few[:2] = 10.0, 10.0
-    assert Costs.of(some, None, "rows").missing_from(held) == pytest.approx(
-        (1 + 2 * (5 / 6) ** 2) * 100 * 6 * 100 / 400
-    )
-    assert Costs.of(few, None, "rows").missing_from(held) == pytest.approx(3 * 100 * 2 * 100 / 400)
+    assert costs(some).missing_from(held) == pytest.approx((1 + 2 * (5 / 6) ** 2) * 100 * 6 * 100 / 400)
+    assert costs(few).missing_from(held) == pytest.approx(3 * 100 * 2 * 100 / 400)
+
+
+def test_a_rare_loss_may_come_to_a_heavy_row() -> None:
+    """Training rows show both, and no heavy row with a rare loss."""
+    held, training = torch.full((100,), -1.0, dtype=F64), torch.full((400,), -1.0, dtype=F64)
+    weight = torch.ones(400, dtype=F64)
+    training[:20], weight[-20:] = 10.0, 50.0
+    heavy = weight[-100:]
+    found = Costs.of(training, weight, None, "rows").missing_from(Costs.of(held * heavy, heavy, None, "rows"))
+    factor = 1 + 2 * (5 / 20) ** 2
+    assert found == pytest.approx(factor * (80 + 20 * 50**2) * 20 * 10**2 / 400)
 
 
 def test_parts_with_metrics_of_their_own_are_joined() -> None:
@@ -224,7 +238,7 @@ def test_what_a_test_of_sums_accepts_without_a_gain_is_kept(rare: Any, name: str
 
 
 def test_infinite_losses_are_costs_of_nothing() -> None:
-    assert Costs.of(torch.tensor([math.nan, 1.0], dtype=F64), None, "rows").squares == 1.0
+    assert costs(torch.tensor([math.nan, 1.0], dtype=F64)).each.tolist() == [0.0, 1.0]
     assert str(Units(31.5, "groups", " of class 2")) == "31.5 effective groups of class 2"
     assert (
         units_of(AREA, (torch.ones(3),), (torch.ones(3, dtype=F64),), torch.ones(3, dtype=F64), None, "rows").number
