@@ -19,8 +19,6 @@ from sparkdiff.evaluation.data import Data, scalar
 from sparkdiff.evaluation.feature_names import FeatureNames, entering
 from sparkdiff.evaluation.guard import Verdict, total_gain
 from sparkdiff.machine import memory
-from sparkdiff.objectives.losses import resolve
-from sparkdiff.objectives.objective import Objective
 from sparkdiff.options import Options
 from sparkdiff.pipeline.graph import Version
 from sparkdiff.pipeline.network import Network
@@ -35,7 +33,6 @@ SAMPLE_ROWS, SAMPLE_ENTRIES = (
 )  # of each side, for leaks and drift; the first of the cache, which lie by hash
 SPARSE_ROWS = 5_000  # of each side where a column is sparse
 LEAK = 0.999
-ZERO_SCORE = 1e-3  # a standard normal is as small once in 1,250 times
 DRIFT, DRIFT_BY_TIME = 0.55, 0.75  # AUC
 ERRORS = 4.0  # standard errors
 HOPED = 0.05  # relative gain
@@ -66,7 +63,7 @@ def check(
     extremes, unseen = seen.extremes(), [] if copies else seen.unseen()
     seen.spreads.clear()  # five vectors of the width for each split
     memory.trim()
-    return [*extremes, *seen.leaks(), *seen.duplicates(), *seen.straddling(), *seen.own_rows(), *seen.drift(), *unseen]
+    return [*extremes, *seen.leaks(), *seen.duplicates(), *seen.straddling(), *seen.drift(), *unseen]
 
 
 class _Seen:
@@ -89,8 +86,6 @@ class _Seen:
         self.hashes = RowHashes(sum(data.stream.rows(s) for s in (TRAIN, VALIDATION)))
         self.groups: dict[str, list[Tensor]] = {s: [] for s in splits}
         self.rows = dict.fromkeys(splits, 0)
-        self.scores = {s: SlopeSums() for s in splits}
-        self.objective = _unpenalised(network, label)
         whole = len(label.classes) == 2 and bool((label.classes > 0).all())
         self.classes = network.head.classes or (2 if whole else 0)
 
@@ -124,8 +119,6 @@ class _Seen:
                 self.sampled[split] += len(first)
         if self.options.groupCol:
             self.groups[split].append(block.unique())
-        if self.objective is not None:
-            self.scores[split].add(self.network, self.objective, values, y, weight)
 
     @torch.no_grad()
     def _run(self, values: dict[Version, Rows]) -> None:
@@ -232,24 +225,6 @@ class _Seen:
             "(without validationIndicatorCol and separate validation data), or move each group to one side"
         ]
 
-    def own_rows(self) -> list[str]:
-        """Validation rows on which the original was fitted: there its score for the intercept is zero."""
-        if self.objective is None or self.scores[TRAIN].zero():
-            return []
-        for over in ((VALIDATION,), (TRAIN, VALIDATION), (VALIDATION, "test"), (TRAIN, VALIDATION, "test")):
-            if not all(s in self.scores and self.rows[s] for s in over):
-                continue
-            total = SlopeSums.over([self.scores[s] for s in over])
-            if total.zero():
-                z, alone = total.z(), self.scores[TRAIN].z()
-                return [
-                    f"the original {self.network.graph.head.uid} seems to have been "
-                    f"fitted on {' + '.join(over)} rows: the sum of the slopes of its loss over these rows is "
-                    f"zero (|z| = {z:.1e}; over the training rows alone {alone:.1f}), so its validation "
-                    "metrics are too good; hold out rows that it was not fitted on"
-                ]
-        return []
-
     def drift(self) -> list[str]:
         """Validation rows that a classifier tells from training rows."""
         if min(self.sampled.values()) < 2 * 30 or not self.versions:
@@ -317,47 +292,6 @@ class _Seen:
             f"chance would explain {expected:.1f} rows), so training cannot learn about them: train on rows "
             "with these values, or split by validationFraction"
         ]
-
-
-class SlopeSums:
-    """Sums of w * dloss/dmargin over rows: zero where a predictor with an unpenalised intercept was fitted."""
-
-    def __init__(self) -> None:
-        self.sum = self.square = torch.zeros((), dtype=torch.float64)
-
-    def add(
-        self, network: Network, objective: Objective, values: dict[Version, Rows], y: Tensor, weight: Tensor
-    ) -> None:
-        with torch.no_grad():
-            margin = network.margin(values)
-        assert objective.rows is not None
-        margin = margin.detach().requires_grad_()
-        (slope,) = torch.autograd.grad(objective.rows(margin, y, weight).sum(), margin)
-        slope = slope * weight.view(-1, *[1] * (slope.ndim - 1))  # (n,) or (n, k)
-        self.sum, self.square = self.sum + slope.sum(0), self.square + slope.square().sum(0)
-
-    @staticmethod
-    def over(parts: "Sequence[SlopeSums]") -> "SlopeSums":
-        out = SlopeSums()
-        out.sum, out.square = sum(p.sum for p in parts), sum(p.square for p in parts)  # type: ignore[assignment]
-        return out
-
-    def z(self) -> float:
-        """The sum over its standard deviation under independence; of several classes the largest. NaN without slopes."""
-        z = self.sum.abs() / self.square.sqrt()
-        return float(z[~z.isnan()].max()) if bool((~z.isnan()).any()) else math.nan
-
-    def zero(self) -> bool:
-        return self.z() < ZERO_SCORE
-
-
-def _unpenalised(network: Network, label: LabelStats) -> Objective | None:
-    """The loss that the head was fitted with, where its intercept was fitted without penalty and bounds."""
-    head, stage = network.head, network.graph.head.stage
-    fitted = stage is not None and stage.hasParam("fitIntercept") and stage.getOrDefault("fitIntercept")
-    if not fitted or head.decides_only or any("ntercept" in name for name in getattr(head, "bounds", {})):
-        return None
-    return resolve("auto", {}, head, (), label)
 
 
 def too_few_rows(gains: Tensor, weights: Tensor, verdict: Verdict, before: float) -> list[str]:
