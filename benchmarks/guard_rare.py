@@ -89,11 +89,11 @@ def outcome(cell: RareCell, rows: Rows, seed: int) -> tuple[bool, bool, float]:
     gains = torch.stack([sums(p.original - p.other) for p in each])
     weights, best = sums(rows.weight), int(gains.sum(1).argmax())
     before = guard.decide(gains, weights, chosen=best, seed=seed)
-    columns = rows.training[0], rows.training[1 + best]
-    y, w = rows.training_label, rows.training_weight
-    training = pair(metric, columns, (y, y), w, y.long(), None if rows.group is None else rows.group[1], kind).costs()
-    ledger = Ledger(gains, weights, (), best if float(gains[best].sum()) > 0 else -1)
     chosen = pair(metric, (rows.columns[0], rows.columns[1 + best]), (rows.label,) * 2, rows.weight, block, unit, kind)
+    columns, group = (rows.training[0], rows.training[1 + best]), None if rows.group is None else rows.group[1]
+    y, w = rows.training_label, rows.training_weight
+    training = pair(metric, columns, (y, y), w, y.long(), group, kind, held=chosen).costs()
+    ledger = Ledger(gains, weights, (), best if float(gains[best].sum()) > 0 else -1)
     accepted = decide_by_rows(chosen, level=LEVEL, ledger=ledger, training=training, seed=seed).accepted
     return accepted, before.accepted, before.z
 
@@ -109,8 +109,11 @@ def area(name: str) -> Callable[[], Metric]:
     return lambda: Metric(name, larger=True, column=lambda x: x, value=BINARY[name], ranks=True)
 
 
-def squared() -> Metric:
-    return of_predictions("mse", {})
+def by_name(name: str) -> Callable[[], Metric]:
+    return lambda: of_predictions(name, {})
+
+
+squared = by_name("mse")
 
 
 def log_loss() -> Metric:
@@ -366,6 +369,8 @@ def cells() -> Iterator[RareCell]:
     )
     for kind, n in itertools.product(tails, (320, 1000)):
         yield RareCell(f"squared, {n} rows, {kind}", squared, shifts(n, kind))
+    for name, n in itertools.product(("rmse", "r2"), (320, 1000)):
+        yield RareCell(f"{name}, {n} rows, 1 of 250", by_name(name), shifts(n, "1 of 250"))
     for n, weights in itertools.product((320, 1000), ("pareto", "2% of 50")):
         yield RareCell(
             f"squared, {n} rows, 1 of 100, {weights} weights", squared, shifts(n, "1 of 100", weights=weights)

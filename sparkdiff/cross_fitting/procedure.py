@@ -25,7 +25,7 @@ from sparkdiff.evaluation.scores import Score
 from sparkdiff.evaluation.unseen_errors import costs, unseen
 from sparkdiff.fine_tuning.phases import begun, checked, trained, verified, written
 from sparkdiff.fine_tuning.shared import Shared
-from sparkdiff.fine_tuning.starting_point import StartingPoint, refittable
+from sparkdiff.fine_tuning.starting_point import Evidence, StartingPoint, check_unfitted, evidence, refittable
 from sparkdiff.fine_tuning.task import Task, prepare
 from sparkdiff.fine_tuning.values import Fitted, Outcome, Run
 from sparkdiff.options import Options
@@ -60,6 +60,7 @@ def cross_fit(
         ParityError: a network and Spark disagree in a fold.
     """
     o, shared, origin = options, shared or Shared(), given
+    check_unfitted(given, o)
     if not isinstance(given, Estimator) and not o.rowsAreNew:
         given, fit = _anew(given, o, sources)
     sources = folds.numbered_sources(sources, o)
@@ -86,6 +87,8 @@ def cross_fit(
             if by_number(ready):
                 label, where = ready.labelCol, f"fold {number}" if number else "the fit on all rows"
                 check_same_classes(classes_of(tasks[1][0].model, label), classes_of(ready.model, label), label, where)
+        if given is not origin:
+            _check_no_better(origin, *tasks[1], tasks[0][0].model)
         for number in range(1, o.numFolds + 1):
             phases.fold = number
             ready, parts, own = tasks[number]
@@ -142,6 +145,26 @@ def _anew(given: Any, options: Options, sources: Sequence[Source]) -> tuple[Pipe
     return whole, lambda parts: refit(form, training_rows(parts, options))
 
 
+def _check_no_better(given: Any, task: Task, parts: Sequence[Source], shared: Shared, whole: Any) -> None:
+    """Raise InputError if a fitted pipeline is better than its refits, and not because it was fitted on these rows.
+
+    Args:
+        task, parts, shared: of the first fold.
+        whole: its refit on all rows.
+    """
+
+    def scores(model: Any) -> Mapping[str, Score]:
+        with begun(prepare(model, task.options, parts[0].data), parts, Phases(False), shared=shared) as run:
+            return verified(run, decides=False).scores
+
+    found = evidence(scores(given), scores(task.model), lambda: scores(whole))
+    if found is Evidence.BETTER:
+        raise InputError(
+            f"numFolds={task.options.numFolds} fits the pipeline anew in each fold, but {given.uid} {found.value}. Pass the "
+            "unfitted Pipeline; or, if none of its stages has seen these rows, set rowsAreNew=True"
+        )
+
+
 def by_number(task: Task) -> bool:
     """Whether the loss, the metric or the predictor goes by the number of a class: one class counts, or classes have costs,
     weights or thresholds of their own.
@@ -185,9 +208,7 @@ def _fold(
             compared = compatibility.compare(*networks, run.data, TEST)
             further = costs(*networks, run.data, TEST, metric)
             rows = paired_rows.read(*networks, run.data, TEST, metric, unit_of(o))
-            training = paired_rows.read(
-                *networks, run.data, TRAIN, metric, unit_of(o), paired_rows.TRAINING_ROWS
-            ).costs()
+            training = paired_rows.read(*networks, run.data, TRAIN, metric, unit_of(o), rows).costs()
         chosen = None
         if found.ledger.chosen >= 0:
             trial = found.ledger.trials[found.ledger.chosen]

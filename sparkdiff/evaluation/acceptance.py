@@ -12,7 +12,6 @@ from sparkdiff.evaluation.compatibility import Compatibility
 from sparkdiff.evaluation.data import Data
 from sparkdiff.evaluation.ledger import Ledger, candidate_count, diverged
 from sparkdiff.evaluation.recorded import Predicts, Recorded, keyed
-from sparkdiff.evaluation.scores import Score
 from sparkdiff.evaluation.slices import Change
 from sparkdiff.evaluation.units import Kind
 from sparkdiff.evaluation.unseen_errors import Unseen, costs, unseen
@@ -77,21 +76,6 @@ class Judgement:
         return self.verdict.accepted and not (self.worse or self.flips or self.fragile or self.outside)
 
 
-@dataclass(frozen=True)
-class GivenPipeline:
-    """The pipeline as the user passed it, where a run started from its refit on the training rows.
-
-    Attributes:
-        scores: its metric by split.
-        recorded: its margins on the rows that decide.
-        decides: whether the result must beat it, and not the refit.
-    """
-
-    scores: Mapping[str, Score]
-    recorded: Recorded
-    decides: bool
-
-
 def moves_splits(network: Network) -> bool:
     """Whether thresholds of trees or of binning stages train."""
     trees = network.trees().values()
@@ -118,27 +102,25 @@ def judge(
     reference: bool,
     training: bool = True,
     always: bool = False,
-    given: GivenPipeline | None = None,
+    given: Recorded | None = None,
 ) -> Judgement:
     """Test the gain of the best epoch, overall and by slice, in passes over the validation and the reference rows.
 
     Args:
         networks: the original network and the network of the best epoch, or what was recorded of another pipeline.
-        ledger: gains over the pipeline that the result must beat.
+        ledger: gains over the original.
         reference: whether there are reference rows.
         training: whether both networks can be run on training rows, which show how losses are spread.
         always: whether slices, reference rows and labels are compared even where nothing gains.
-        given: the pipeline that the user has, where the original is its refit: its labels are those that may not change.
+        given: the pipeline that was passed, where the original is its refit: its labels are those that may not change.
     """
     o, (network, tuned) = options, networks
     data = data if given is None else keyed(data)
-    known = network if given is None else given.recorded
-    before = known if given is not None and given.decides else network
-    rows = paired_rows.read(before, tuned, data, "validation", metric, unit_of(o))
+    rows = paired_rows.read(network, tuned, data, "validation", metric, unit_of(o))
     level, stricter = needed(o, network)
     spread = None
     if training and o.guard < 1 and (always or ledger.chosen >= 0):
-        spread = paired_rows.read(network, tuned, data, "train", metric, unit_of(o), paired_rows.TRAINING_ROWS).costs()
+        spread = paired_rows.read(network, tuned, data, "train", metric, unit_of(o), rows).costs()
     verdict = paired_rows.decide_by_rows(rows, level=level, ledger=ledger, training=spread, seed=o.seed)
     # A fleet's budget is one of false accepts: a false veto costs a gain, never a model, and so keeps the level of one run.
     worse = o.guard * verdict.level / level if o.guard < 1 else None
@@ -149,12 +131,12 @@ def judge(
     further = None
     if worse is not None and verdict.best >= 0:
         gain = float((rows.original - rows.other).sum())
-        further = unseen(gain, costs(before, tuned, data, "validation", metric), spread)
+        further = unseen(gain, costs(network, tuned, data, "validation", metric), spread)
     return Judgement(
         verdict, worse,
-        tuple(slices.changes(before, tuned, data, "validation", metric, columns, **how)) if columns else (),
-        slices.changes(before, tuned, data, "reference", metric, (), **how)[0] if reference else None,
-        compatibility.compare(known, tuned, data, "validation"), o.maxFlipRate, stricter, further,
+        tuple(slices.changes(network, tuned, data, "validation", metric, columns, **how)) if columns else (),
+        slices.changes(network, tuned, data, "reference", metric, (), **how)[0] if reference else None,
+        compatibility.compare(given or network, tuned, data, "validation"), o.maxFlipRate, stricter, further,
     )  # fmt: skip
 
 

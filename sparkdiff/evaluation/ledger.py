@@ -7,9 +7,6 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-FAR = 0.01
-"""Share of the original's validation metric beyond which a candidate's first epoch may have diverged."""
-
 
 class LedgerTrial(NamedTuple):
     """One column of a ledger: a candidate after an epoch (1 or later), in one arm of an experiment."""
@@ -35,12 +32,6 @@ class Ledger:
     trials: Sequence[LedgerTrial]
     chosen: int
 
-    def over(self, shift: Tensor) -> "Ledger":
-        """The ledger of gains over another pipeline than the original, whose losses (B,) are larger by `shift`."""
-        gains = self.gains + shift
-        gained = self.chosen >= 0 and float(gains[self.chosen].sum()) > 0
-        return replace(self, gains=gains, chosen=self.chosen if gained else -1)
-
     def measured_again(self, gains: Tensor) -> "Ledger":
         """The ledger with other block sums (B,) for the chosen column, where it was first measured on rounded rows."""
         if self.chosen < 0:
@@ -55,29 +46,21 @@ def candidate_count(history: Sequence[Mapping[str, Any]]) -> int:
     return len({row["candidate"] for row in history})
 
 
-def far_off(history: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The first epochs of candidates that went on, whose validation metric is far from the original's."""
-    before = {row["candidate"]: row["validationMetric"] for row in history if not row["epoch"]}
-    went_on = {row["candidate"] for row in history if row["epoch"] == 2}
-    first = [row for row in history if row["epoch"] == 1 and row["candidate"] in went_on]
-    return [
-        row for row in first if not math.isclose(row["validationMetric"], before[row["candidate"]], rel_tol=FAR)
-    ]  # fmt: skip
-
-
 def diverged(history: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """For each diverged candidate, the row of the history in which it diverged: its last row, if a figure of it is not finite;
-    else its first epoch, if the training loss is more than twice the original's there, and in the next epoch, too. Steps that are
-    too long lead anywhere, so that the second loss may be smaller than the first.
+    else its first epoch, if the training loss is more than twice the original's there, and in the next epoch, too, if there is
+    one. Steps that are too long lead anywhere, so that the second loss may be smaller than the first.
+
+    The training loss of the original is known (`trainLoss` of epoch 0) for candidates that gained nothing.
     """
     before = {row["candidate"]: row["trainLoss"] for row in history if not row["epoch"]}
 
-    def large(row: Mapping[str, Any]) -> bool:
-        original = before[row["candidate"]]
-        return bool(row["trainLoss"] - original > abs(original))
+    def small(row: Mapping[str, Any]) -> bool:
+        original = before.get(row["candidate"], math.nan)
+        return not row["trainLoss"] - original > abs(original)
 
-    second = {row["candidate"] for row in history if row["epoch"] == 2 and large(row)}
-    lost = [row for row in history if row["epoch"] == 1 and row["candidate"] in second and large(row)]
+    recovered = {row["candidate"] for row in history if row["epoch"] == 2 and small(row)}
+    lost = [row for row in history if row["epoch"] == 1 and row["candidate"] not in recovered and not small(row)]
     broken = [
         row
         for row in history

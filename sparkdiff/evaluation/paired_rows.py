@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,6 +32,7 @@ class PairedRows:
             wrongly. Without it a class that is predicted for few rows, all of them rightly, has no variance.
         beside: (2, n) original and other beside these units.
         time: (n,) None without a timeCol.
+        columns, label: (n,) of both pipelines, what the metric reads.
     """
 
     original: Tensor
@@ -42,18 +44,22 @@ class PairedRows:
     wrong: Tensor
     beside: Tensor
     time: Tensor | None = None
+    columns: tuple[Tensor, ...] = ()
+    label: tuple[Tensor, ...] = ()
 
     def __add__(self, other: "PairedRows") -> "PairedRows":
         """The rows of both, which share no unit."""
         names = ("original", "other", "weight", "block", *(["unit"] if self.unit is not None else []))
-        joined = {name: torch.cat([getattr(self, name), getattr(other, name)]) for name in names}
+        joined: dict[str, Any] = {name: torch.cat([getattr(self, name), getattr(other, name)]) for name in names}
         units = dataclasses.replace(self.units, number=self.units.number + other.units.number)
-        more = {name: torch.cat([getattr(self, name), getattr(other, name)], 1) for name in ("wrong", "beside")}
-        return dataclasses.replace(self, **joined, **more, units=units)
+        joined |= {name: torch.cat([getattr(self, name), getattr(other, name)], 1) for name in ("wrong", "beside")}
+        return dataclasses.replace(self, **joined, units=units)
 
     def scaled(self, factor: float) -> "PairedRows":
         """The rows with weights times this factor."""
-        scaled = {name: factor * getattr(self, name) for name in ("original", "other", "weight", "wrong", "beside")}
+        scaled: dict[str, Any] = {
+            name: factor * getattr(self, name) for name in ("original", "other", "weight", "wrong", "beside")
+        }
         return dataclasses.replace(self, **scaled)
 
     def costs(self) -> Costs:
@@ -75,7 +81,7 @@ class PairedRows:
         weights, original = torch.cat([sums(self.weight), weight]), torch.cat([sums(self.beside[0]), first])
         own = original - torch.cat([sums(self.beside[1]), second])
         if other is None:
-            return Ledger(own[None], weights, (), 0), original
+            return Ledger(own[None], weights, (), 0 if float(own.sum()) > 0 else -1), original
         gains = torch.nn.functional.pad(other.gains, (0, len(weight)))
         if len(weight) and other.chosen >= 0:
             gains[other.chosen] = own
@@ -84,13 +90,15 @@ class PairedRows:
 
 def pair(
     metric: Metric, columns: Sequence[Tensor], label: Sequence[Tensor], weight: Tensor, block: Tensor, unit: Tensor | None,
-    kind: Kind, time: Tensor | None = None,
+    kind: Kind, time: Tensor | None = None, held: PairedRows | None = None,
 ) -> PairedRows:  # fmt: skip
     """The rows of two pipelines.
 
     Args:
         columns: of both pipelines, what the metric reads: a margin where it is a mean over rows, else the metric's column.
         label: (n,) as each of them sees it, in the same order.
+        held: the rows that decide, where these are training rows. A row's influence on an rmse, say, is smaller the larger the
+            rmse is; so that both can be compared, that of these rows is their influence on the metric of the rows that decide.
     """
     counted = metric.denominators
     if metric.rows is not None:
@@ -103,10 +111,17 @@ def pair(
     def losses(column: Tensor, y: Tensor, w: Tensor) -> Tensor:
         return metric.sign * w * influence(metric, column, y, w)
 
-    found = torch.stack([losses(column, y, weight) for column, y in zip(columns, label, strict=True)])
+    if held is not None and counted is None and not metric.ranks:
+        parts = zip(held.columns, columns, held.label, label, strict=True)
+        weights, n = torch.cat([held.weight, torch.zeros_like(weight)]), len(held.weight)
+        joined = [(torch.cat([a, b]), torch.cat([y, z])) for a, b, y, z in parts]
+        found = torch.stack([metric.sign * weight * influence(metric, c, y, weights)[n:] for c, y in joined])
+    else:
+        found = torch.stack([losses(column, y, weight) for column, y in zip(columns, label, strict=True)])
     units, n = units_of(metric, columns, label, weight, unit, kind), len(weight)
     if counted is None or not n:
-        return PairedRows(found[0], found[1], weight, block, unit, units, _NONE, found, time)
+        seen = tuple(columns), tuple(label)
+        return PairedRows(found[0], found[1], weight, block, unit, units, _NONE, found, time, *seen)
     number = 1 + max(*(int(x.max()) for x in (*columns, *label)), *counted.classes, 1)
     prediction, wanted = counted.wrong_rows(number)
     extra = torch.full_like(prediction, float(weight.sum()) / len(by_unit(weight, unit)))
@@ -123,17 +138,17 @@ _NONE = torch.empty((3, 0), dtype=torch.float64)
 
 @torch.no_grad()
 def read(
-    original: Predicts, other: Predicts, data: Data, split: str, metric: Metric, kind: Kind, most: int | None = None
+    original: Predicts, other: Predicts, data: Data, split: str, metric: Metric, kind: Kind, held: PairedRows | None = None
 ) -> PairedRows:  # fmt: skip
     """The rows of a split, which has some, for one process; 40 bytes a row.
 
     Args:
-        most: number of rows to look at; None for all.
+        held: the rows that decide, where these are training rows, of which the first are looked at; see `pair`.
     """
     parts: list[tuple[Tensor, ...]] = []
     seen = 0
     for batch, label, weight, block in data.batches(split):
-        if most is not None and seen >= most:
+        if held is not None and seen >= TRAINING_ROWS:
             break
         seen += len(label)
         values, used = data.values(batch), weight > 0
@@ -147,7 +162,7 @@ def read(
     measured = metric if metric.rows is None else dataclasses.replace(metric, rows=lambda loss, y, w: loss)
     return pair(
         measured, (first, second), (label, label), weight, block, None if kind == "rows" else unit, kind,
-        time if kind == "blocks" else None,
+        time if kind == "blocks" else None, held,
     )  # fmt: skip
 
 
@@ -188,10 +203,12 @@ def decide_by_rows(
         blockRows=len(rows.weight) / max(distinct, 1), correlationTime=correlation, dependence=dependence,
         costs=None if training is None else (rows.costs(), training), seed=seed,
     )  # fmt: skip
-    if rows.wrong.shape[1] and verdict.best >= 0:  # the gain itself is that of the rows
-        verdict = dataclasses.replace(verdict, gain=float((rows.original - rows.other).sum() / rows.weight.sum()))
-    if verdict.best < 0 <= tried.chosen and not verdict.untested:
-        kind = rows.units.kind.removesuffix("s")
-        lost = f"nothing is left of it with one more {kind} that is predicted wrongly for each class that the metric counts"
-        return dataclasses.replace(verdict, best=tried.chosen, against=lost)
-    return verdict
+    gain = float((rows.original - rows.other).sum() / rows.weight.sum())
+    if not rows.wrong.shape[1] or verdict.untested or (tried.chosen < 0 and ledger is not None) or not gain > 0:
+        return verdict
+    kind = rows.units.kind.removesuffix("s")
+    lost = f"nothing is left of it with one more {kind} that is predicted wrongly for each class that the metric counts"
+    # The gain itself is that of the rows.
+    return dataclasses.replace(
+        verdict, best=max(tried.chosen, 0), gain=gain, against=verdict.against or lost * (verdict.best < 0)
+    )

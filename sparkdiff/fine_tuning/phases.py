@@ -14,7 +14,7 @@ from sparkdiff.data.stream import Stream, copies
 from sparkdiff.diagnostics import rows as datachecks
 from sparkdiff.diagnostics.pipelines import dropped_late
 from sparkdiff.evaluation import cached_parity, paired_rows, single_precision
-from sparkdiff.evaluation.acceptance import GivenPipeline, check_options, judge, unit_of, ways_to_decide
+from sparkdiff.evaluation.acceptance import check_options, judge, unit_of, ways_to_decide
 from sparkdiff.evaluation.checks import (
     all_labels,
     check_finite,
@@ -28,7 +28,7 @@ from sparkdiff.evaluation.checks import (
 from sparkdiff.evaluation.data import Data, rows_at_once
 from sparkdiff.evaluation.feature_names import FeatureNames
 from sparkdiff.evaluation.guard import MIN_UNITS, untested
-from sparkdiff.evaluation.ledger import far_off
+from sparkdiff.evaluation.recorded import Recorded
 from sparkdiff.evaluation.scores import Score, score
 from sparkdiff.fine_tuning.idle_options import idle_options
 from sparkdiff.fine_tuning.shared import Shared, key_of
@@ -231,7 +231,7 @@ def _fitted(
         several = number.ProcessNumber.read(folder.path) if o.numProcesses == number.AUTO else None
     unsaved = training.unsaved or folder.unsaved
     training.release()
-    _complete(training, run)
+    _complete(training, run, original)
     fitted = Fitted(
         training.found(network), training.chosen.metric, start.frozen, lost, unsaved, training.cut, wishes,
         folder, note.shown, training.fallbacks, single, start.recipes, several,
@@ -239,12 +239,14 @@ def _fitted(
     return fitted, start, training
 
 
-def _complete(training: Training, run: Run) -> None:
-    """Enter the original's training loss for candidates that went far off without a gain, to tell whether they diverged."""
-    lost = {row["candidate"] for row in far_off(training.history) if training.standings[row["candidate"]].column < 0}
-    if lost and run.goal.objective.rows is not None:
-        mean = Metric(run.goal.objective.name, rows=run.goal.objective.rows)
-        loss = score(run.network, run.data, TRAIN, mean).mean
+def _complete(training: Training, run: Run, original: Measured) -> None:
+    """Enter the original's training loss for candidates without a gain, to tell whether they diverged."""
+    lost = {number for number, standing in enumerate(training.standings) if standing.column < 0}
+    objective = run.goal.objective
+    if lost and objective.rows is not None:
+        loss = original.scores[TRAIN].mean
+        if run.goal.metric.rows is not objective.rows:
+            loss = score(run.network, run.data, TRAIN, Metric(objective.name, rows=objective.rows)).mean
         for row in training.history:
             if not row["epoch"] and row["candidate"] in lost:
                 row["trainLoss"] = loss
@@ -301,16 +303,18 @@ def _wishes(run: Run) -> monotone.Wishes:
     return monotone.Wishes(run.task.options.penalties["monotone"], run.network, names)
 
 
-def judged_by_rows(run: Run, original: Measured, fitted: Fitted, given: GivenPipeline | None) -> Judged:
-    """Decide whether the trained network may replace the original, or the pipeline that was given."""
+def judged_by_rows(run: Run, original: Measured, fitted: Fitted, given: Recorded | None) -> Judged:
+    """Decide whether the trained network may replace the original.
+
+    Args:
+        given: see `judge`.
+    """
     found, metric, held_out = fitted.found, run.goal.metric, original.scores[VALIDATION]
     with run.phases.phase("judge"):
         o, ledger = run.task.options, found.ledger
         tuned = trained_score(run.task.model.uid, o, fitted.best, metric, found.network, run.data)
         if is_rounded(o, metric):  # the guard decides on rows and ties as the network has them
             ledger = ledger.measured_again(held_out.blocks - tuned.blocks)
-        if given is not None and given.decides:
-            ledger, held_out = ledger.over(given.scores[VALIDATION].blocks - held_out.blocks), given.scores[VALIDATION]
         networks, reference = (run.network, found.network), bool(run.cache.rows(REFERENCE))
         judged = judge(run.task.options, run.data, metric, networks, ledger, reference=reference, given=given)
         warnings = datachecks.too_few_rows(ledger.gains, ledger.weights, judged.verdict, held_out.mean)

@@ -49,12 +49,11 @@ def fine_tune(
         original = verified(run, decides=not start.refused)
         doubts = checked(run)
         if start.refused:
-            summary = start.told(untrained(FineTuningSummary, run, start.rival(original), doubts))
+            summary = start.told(untrained(FineTuningSummary, run, original, doubts))
             phases.on_decision(summary)
             return start.finished(Outcome(task.model, task.model, task.plan, summary, ()))
         fitted = trained(run, original, recipes, replace=replace, member=member)
         judged = judged_by_rows(run, original, fitted, start.given)
-        original = start.rival(original)
         model, tuned = task.model, dataclasses.replace(original, parity=None)
         if judged.judgement.accepted:
             model, tuned = written(run, original, fitted.found.network, {VALIDATION: judged.tuned})

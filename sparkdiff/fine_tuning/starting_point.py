@@ -3,13 +3,14 @@
 Held-out rows on which a pipeline was fitted are not new to it, and not to anything that starts from its weights: boosted trees
 look a third better on such rows than on others, and so does what is trained from them. The refit on the training rows, by the
 settings of the fitted stages, has seen none of the rows that decide. It starts the run in the pipeline's place, and is what the
-result must beat. Where nothing shows that the pipeline has seen the rows, the result must beat the pipeline, too: a win over it
-by what hasn't seen the rows holds whatever it has seen itself.
+result must beat. Where the pipeline is better than its refit, and it can't be found out whether that is because it has seen the
+rows, nothing can be accepted on them.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from enum import Enum
 from typing import Any
 
 import torch
@@ -19,15 +20,15 @@ from pyspark.sql import DataFrame
 from sparkdiff.data import soft_labels
 from sparkdiff.data.splits import REFERENCE, TEST, TRAIN, VALIDATION, Boundaries, Source, rule, training_rows
 from sparkdiff.errors import InputError
-from sparkdiff.evaluation.acceptance import GivenPipeline
 from sparkdiff.evaluation.recorded import Recorded, recorded
+from sparkdiff.evaluation.scores import Score
 from sparkdiff.fine_tuning.phases import begun, verified
 from sparkdiff.fine_tuning.shared import Shared
 from sparkdiff.fine_tuning.task import Task, prepare
-from sparkdiff.fine_tuning.values import Measured, Run
+from sparkdiff.fine_tuning.values import Run
 from sparkdiff.options import Options
 from sparkdiff.pipeline.network import Network
-from sparkdiff.pipeline.unfitted import Unfitted, refit, unfitted
+from sparkdiff.pipeline.unfitted import Unfitted, fitted_parts, refit, unfitted
 from sparkdiff.report import Phases
 
 SIDES = (TRAIN, VALIDATION)
@@ -49,36 +50,33 @@ class StartingPoint:
     Attributes:
         model: the pipeline to train, grow or improve.
         original: the pipeline as it was passed; a decision to keep gives it back.
-        given: its figures, where the run starts from its refit.
-        doubts: a warning, where it does.
+        given: its margins on the rows that decide, where the run starts from its refit.
+        seen: whether it has seen the rows, in words, where the run starts from its refit.
         refused: why nothing can be accepted on these rows, and what to do; empty if something can.
     """
 
     model: Any
     original: Any
-    given: GivenPipeline | None = None
-    doubts: tuple[str, ...] = ()
+    given: Recorded | None = None
+    seen: str = ""
     refused: str = ""
 
     def checked(self, why: str) -> "StartingPoint":
         """The same start, refused for this reason, if there is one and no other."""
         return replace(self, refused=self.refused or why)
 
-    def rival(self, measured: Measured) -> Measured:
-        """The figures of the pipeline that the result must beat.
-
-        Args:
-            measured: of `model`.
-        """
-        given = self.given
-        return measured if given is None or not given.decides else replace(measured, scores=dict(given.scores))
-
     def told(self, summary: Any) -> Any:
-        """The summary of the run, with the warning, and with what would decide where the pipeline was kept."""
-        reason = self.refused or summary.reason
-        if self.given is not None and summary.decision == "kept original":
-            reason = f"{reason}; {self.original.uid} may have seen these rows: {WAY_OUT}"
-        return replace(summary, reason=reason, warnings=[*self.doubts, *summary.warnings])
+        """The summary of the run, warned of where it started from the refit, and with what would decide where it was kept."""
+        reason, warnings = self.refused or summary.reason, summary.warnings
+        if self.seen:
+            start = (
+                f"{self.seen}: this run started from its refit on the training rows, which is what ships must beat; if none of "
+                "its stages was fitted on these rows, set rowsAreNew=True"
+            )
+            warnings = [start, *warnings]
+        if self.seen and summary.decision == "kept original":
+            reason = f"{reason}; {self.seen}: {WAY_OUT}"
+        return replace(summary, reason=reason, warnings=warnings)
 
     def finished(self, outcome: Any) -> Any:
         """The outcome of the run, in which the pipeline as it was passed is the original, and is what was kept."""
@@ -103,44 +101,48 @@ def starting_point(
         ParityError: a network and Spark disagree.
     """
     o, shared = options, shared or Shared()
+    check_unfitted(given, o)
     if o.rowsAreNew or isinstance(given, Estimator):
         return StartingPoint(model, model)
     task = prepare(model, o, sources[0].df)
 
-    def measure(one: Any, decides: bool = False) -> GivenPipeline:
+    def measure(one: Any) -> tuple[Mapping[str, Score], Recorded]:
         plan = task if one is model else prepare(one, o, sources[0].df)
         with begun(plan, sources, Phases(False), shared=shared, boundaries=boundaries, keyed=True) as run:
-            scores = verified(run, decides=False).scores
-            return GivenPipeline(scores, recorded_rows(run, run.network), decides)
+            return verified(run, decides=False).scores, recorded_rows(run, run.network)
 
     with phases.phase("refit") as say:
         try:
-            form, before = (
-                refittable(task, sources, keep),
-                measure(model),
-            )  # what is wrong is found before anything is fitted
+            form = refittable(task, sources, keep)
+            before, margins = measure(model)  # what is wrong is found before anything is fitted
+            made = model, rule(o), o.labelCol, o.weightCol, tuple((s.uid, s.role) for s in form.stages)
             fit = fit or (lambda form: refit(form, training_rows(sources, o, boundaries)))
-            own = shared.once(("refit", model, rule(o)), functools.partial(fit, form))
+            own = shared.once(("refit", *made), functools.partial(fit, form))
             rows = functools.reduce(
                 DataFrame.unionByName, (s.df for s in sources if s.split in (None, TRAIN, VALIDATION))
             )
-            anew = measure(own)
-            every = ("refit on all rows", model, rule(o))
-            seen, why = evidence(before, anew, lambda: measure(shared.once(every, lambda: refit(form, rows))))
+            every = functools.partial(shared.once, ("refit on all rows", *made), lambda: refit(form, rows))
+            found = evidence(before, measure(own)[0], lambda: measure(every())[0])
         except InputError as e:
             say("no refit")
             why = f"{model.uid} may have seen the rows that decide, and there is no refit of it that hasn't ({e}): {WAY_OUT}"
             return StartingPoint(model, model, refused=why)
-        say(f"{model.uid} {why}")
-    if seen is False:
+        seen = f"{model.uid} {found.value}"
+        say(seen)
+    if found is Evidence.NEW:
         return StartingPoint(model, model)
-    decides = seen is None and before.scores[VALIDATION].mean < anew.scores[VALIDATION].mean
-    against = "both" if decides else "that refit"
-    doubt = (
-        f"{model.uid} {why}: this run started from its refit on the training rows, and what ships must beat {against}; "
-        "if none of its stages was fitted on these rows, set rowsAreNew=True"
-    )
-    return StartingPoint(own, model, replace(before, decides=decides), (doubt,))
+    if found is Evidence.BETTER:
+        return StartingPoint(model, model, refused=f"{seen}: {WAY_OUT}")
+    return StartingPoint(own, model, margins, seen)
+
+
+def check_unfitted(given: Any, options: Options) -> None:
+    """Raise InputError if an unfitted pipeline holds fitted stages that may have seen the rows."""
+    if isinstance(given, Estimator) and not options.rowsAreNew and (seen := fitted_parts(given)):
+        raise InputError(
+            f"{given.uid} isn't fitted, but holds {', '.join(seen)}, fitted with labels, which may have seen the rows that "
+            "decide: put the estimator in its place; or, if it was not fitted on these rows, set rowsAreNew=True"
+        )
 
 
 def recorded_rows(run: Run, network: Network) -> Recorded:
@@ -170,27 +172,36 @@ def refittable(task: Task, sources: Sequence[Source], keep: Sequence[str] = ()) 
     return form
 
 
+class Evidence(Enum):
+    """Whether a pipeline was fitted on the rows that decide: what its losses and those of its refits show, in words."""
+
+    NEW = "has not seen the rows that decide: a refit on the training rows reproduces it"
+    NO_BETTER = "may have seen the rows that decide"
+    SEEN = "has seen the rows that decide: a refit on all rows reproduces it"
+    BETTER = "may have seen the rows that decide, on which it is better than its refit on the training rows"
+
+
 def evidence(
-    given: GivenPipeline, anew: GivenPipeline, everything: Callable[[], GivenPipeline]
-) -> tuple[bool | None, str]:
-    """Whether a pipeline was fitted on the rows that decide, None if that can't be found out; and the evidence.
+    given: Mapping[str, Score], anew: Mapping[str, Score], everything: Callable[[], Mapping[str, Score]]
+) -> Evidence:
+    """Whether a pipeline was fitted on the rows that decide, by its scores on training and held-out rows.
 
     Args:
-        anew: its refit on the training rows.
-        everything: makes its refit on all rows.
+        anew: of its refit on the training rows.
+        everything: makes its refit on all rows, and measures it.
+
+    Raises:
+        InputError: the refit leaves out other rows.
     """
-    if not torch.equal(given.scores[VALIDATION].weights, anew.scores[VALIDATION].weights):
+    if not torch.equal(given[VALIDATION].weights, anew[VALIDATION].weights):
         raise InputError("its refit leaves out other rows")
-    if _apart(given, anew) <= SAME * sum(float(given.scores[s].blocks.abs().sum()) for s in SIDES):
-        return False, "has not seen the rows that decide: a refit on the training rows reproduces it"
-    if given.scores[VALIDATION].mean >= anew.scores[VALIDATION].mean:
-        return None, "may have seen the rows that decide"
-    whole = everything()
-    if _apart(given, whole) <= NEAR * _apart(anew, whole):
-        return True, "has seen the rows that decide: a refit on all rows reproduces it"
-    return None, "may have seen the rows that decide, on which it is better than its refit on the training rows"
+    if _apart(given, anew) <= SAME * sum(float(given[s].blocks.abs().sum()) for s in SIDES):
+        return Evidence.NEW
+    if given[VALIDATION].mean >= anew[VALIDATION].mean:
+        return Evidence.NO_BETTER
+    return Evidence.SEEN if _apart(given, everything()) <= NEAR * _apart(given, anew) else Evidence.BETTER
 
 
-def _apart(one: GivenPipeline, other: GivenPipeline) -> float:
+def _apart(one: Mapping[str, Score], other: Mapping[str, Score]) -> float:
     """The sum over blocks of the absolute differences of the losses of training and held-out rows."""
-    return sum(float((one.scores[s].blocks - other.scores[s].blocks).abs().sum()) for s in SIDES)
+    return sum(float((one[s].blocks - other[s].blocks).abs().sum()) for s in SIDES)

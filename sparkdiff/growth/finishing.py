@@ -6,8 +6,9 @@ import torch
 
 from sparkdiff.data.splits import VALIDATION
 from sparkdiff.errors import ParityError
-from sparkdiff.evaluation.acceptance import GivenPipeline, Judgement, judge
+from sparkdiff.evaluation.acceptance import Judgement, judge
 from sparkdiff.evaluation.ledger import Ledger, LedgerTrial
+from sparkdiff.evaluation.recorded import Recorded
 from sparkdiff.evaluation.scores import Score, score
 from sparkdiff.fine_tuning.phases import trained, verified
 from sparkdiff.fine_tuning.values import Fitted, Measured, Run
@@ -51,7 +52,7 @@ def finish(
     seconds: float | None,
     *,
     replace: bool,
-    given: GivenPipeline | None = None,
+    given: Recorded | None = None,
 ) -> Finished:
     """Train the grown pipeline, and decide.
 
@@ -76,9 +77,6 @@ def finish(
     network = fitted.found.network
     tuned = score(network, run.data, VALIDATION, run.goal.metric)
     ledger = whole_ledger(grown, own[VALIDATION], start.scores[VALIDATION], fitted)
-    if given is not None and given.decides:
-        ledger = ledger.over(given.scores[VALIDATION].blocks - own[VALIDATION].blocks)
-        own = {split: given.scores[split] for split in own}
     with run.phases.phase("judge"):
         judgement = judge(
             run.task.options, run.data, run.goal.metric, (plain, network), ledger,

@@ -64,7 +64,7 @@ def grow_pipeline(
         grown, gone, folder = grow_rounds(run, start, tried, serving, clock, replace=replace)
         told = Told(settings, grown, gone, serving, doubts)
         if not grown.members:
-            summary = origin.told(without_parts(run, origin.rival(original), told))
+            summary = origin.told(without_parts(run, original, told))
             phases.on_decision(summary)
             return origin.finished(Outcome(model, model, start.task.plan, summary, (folder,)))
     made = assembled(start, grown.members, serving, sources[0].df, drop=settings.dropColumns)

@@ -9,12 +9,10 @@ from typing import Any
 
 import torch
 from pyspark.ml import PipelineModel
-from torch import Tensor
 
 from sparkdiff import jvm
 from sparkdiff.data.splits import VALIDATION, Boundaries, Source
 from sparkdiff.errors import InputError
-from sparkdiff.evaluation.acceptance import GivenPipeline
 from sparkdiff.evaluation.recorded import Recorded, changed
 from sparkdiff.evaluation.scores import Score
 from sparkdiff.fine_tuning.phases import begun, checked, too_few, verified
@@ -71,9 +69,8 @@ class Ground:
     """The original, the rows, and what is asked.
 
     Attributes:
-        given: the pipeline as it was passed, where `model` is its refit.
+        given: the pipeline that was passed, where `model` is its refit.
         original: what the result must beat; None until it is measured.
-        shift: (B,) by how much its validation losses are larger than those of `model`.
         goal: the loss and the metric, None until then.
         facts: what a summary tells of the original's cache, stream and versions.
         rows: per split.
@@ -91,9 +88,8 @@ class Ground:
     boundaries: Boundaries | None
     phases: Phases
     shared: Shared
-    given: GivenPipeline | None = None
+    given: Recorded | None = None
     original: Measurement | None = None
-    shift: Tensor = dataclasses.field(default_factory=lambda: torch.zeros(()))
     goal: Goal | None = None
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     rows: Mapping[str, int] = dataclasses.field(default_factory=dict)
@@ -221,14 +217,10 @@ def prepared(ground: Ground) -> Ground:
         measured = verified(run, decides=not short)
         doubts = checked(run)
         found = _measurement(run, measured)
-        given, shift, goal = ground.given, ground.shift, run.goal
-        if given is not None and given.decides:
-            shift = given.scores[VALIDATION].blocks - measured.scores[VALIDATION].blocks
-            found = dataclasses.replace(found, scores=given.scores, recorded=given.recorded)
-        known = facts(run)
+        goal, known = run.goal, facts(run)
         rows = {s: run.cache.rows(s) for s in run.cache.splits}
     return dataclasses.replace(
-        ground, original=found, shift=shift, goal=goal, facts=known, rows=rows, doubts=tuple(doubts), short=short
+        ground, original=found, goal=goal, facts=known, rows=rows, doubts=tuple(doubts), short=short
     )
 
 

@@ -76,7 +76,7 @@ class Metric(Bound):
 
 def influence(metric: Metric, column: Tensor, label: Tensor, weight: Tensor) -> Tensor:
     """The influence psi (n,) for a metric that is not a mean over rows; sum(weight * psi) / sum(weight) is its value.
-    All weights must be > 0.
+    All weights must be > 0; of a metric that neither ranks nor counts rows, >= 0.
 
     All NaN if the metric is undefined or a prediction is not finite.
     """

@@ -34,6 +34,24 @@ GROWN = "sparkdiff grew it as a part of another stage, whose loss its weights we
 ESTIMATOR, TRANSFORMER, AS_FITTED = "estimator", "transformer", "as fitted"
 
 
+def labels_decided(stage: Any) -> bool:
+    """Whether a stage was fitted, and labels of rows may have decided how; not a formula, which makes its labelCol."""
+    fitted = isinstance(stage, Model) and type(stage).__name__ != "RFormulaModel"
+    return fitted and (not type(stage).__module__.startswith("pyspark.ml.") or stage.hasParam("labelCol"))
+
+
+def fitted_parts(pipeline: Estimator) -> list[str]:
+    """The uids of the fitted stages of an unfitted pipeline, which fitting it leaves as they are, that labels have decided."""
+    found: list[str] = []
+    for stage in pipeline.getStages() if isinstance(pipeline, Pipeline) else []:
+        found += (
+            fitted_parts(stage)
+            if isinstance(stage, Estimator)
+            else [leaf.uid for _, leaf in flatten(stage) if labels_decided(leaf)]
+        )
+    return found
+
+
 @dataclass(frozen=True)
 class UnfittedStage:
     """What became of a leaf stage.
@@ -56,13 +74,8 @@ class UnfittedStage:
 
     @property
     def knows_labels(self) -> bool:
-        """Whether the stage stays as it is fitted, and labels of rows may have decided how. The labelCol of a formula is a column
-        that it makes.
-        """
-        fitted = isinstance(self.model, Model) and type(self.model).__name__ != "RFormulaModel"
-        foreign = not type(self.model).__module__.startswith("pyspark.ml.")
-        labelled = fitted and (foreign or self.model.hasParam("labelCol"))
-        return self.role == AS_FITTED and (labelled or self.reason == GROWN)
+        """Whether the stage stays as it is fitted, and labels of rows may have decided how."""
+        return self.role == AS_FITTED and (labels_decided(self.model) or self.reason == GROWN)
 
 
 @dataclass(frozen=True)

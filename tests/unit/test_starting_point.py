@@ -6,10 +6,8 @@ import torch
 
 from sparkdiff.data.blocks import MAX_BLOCKS
 from sparkdiff.errors import InputError
-from sparkdiff.evaluation.acceptance import GivenPipeline
-from sparkdiff.evaluation.recorded import Recorded
 from sparkdiff.evaluation.scores import Score
-from sparkdiff.fine_tuning.starting_point import evidence
+from sparkdiff.fine_tuning.starting_point import Evidence, evidence
 
 ROWS, COLUMNS, DRAWS = 1000, 30, 12
 Array = np.ndarray
@@ -26,7 +24,7 @@ def score(losses: Array, blocks: Array) -> Score:
     return Score(sums.index_add(0, at, torch.tensor(losses)), sums.index_add(0, at, ones), 0)
 
 
-def verdicts(seed: int) -> dict[str, bool | None]:
+def verdicts(seed: int) -> dict[str, Evidence]:
     """Whether an original of each kind has seen the held-out rows of a table."""
     random = np.random.default_rng(seed)
     slopes = 0.3 * random.normal(size=COLUMNS)
@@ -38,11 +36,9 @@ def verdicts(seed: int) -> dict[str, bool | None]:
     (x, y), (others, labels), (many, their) = rows(ROWS), rows(ROWS), rows(8 * ROWS)
     held, some, blocks = random.random(ROWS) < 0.2, random.random(ROWS) < 0.75, random.integers(0, MAX_BLOCKS, ROWS)
 
-    def measured(weights: Array) -> GivenPipeline:
+    def measured(weights: Array) -> dict[str, Score]:
         losses = (y - x @ weights) ** 2
-        scores = {s: score(losses[at], blocks[at]) for s, at in (("train", ~held), ("validation", held))}
-        nothing = torch.zeros(0)
-        return GivenPipeline(scores, Recorded(None, nothing, nothing, nothing), False)  # type: ignore[arg-type]
+        return {s: score(losses[at], blocks[at]) for s, at in (("train", ~held), ("validation", held))}
 
     training, whole = fitted(x[~held], y[~held]), fitted(x, y)
     kinds = {
@@ -52,26 +48,22 @@ def verdicts(seed: int) -> dict[str, bool | None]:
         "others": fitted(others, labels), "many others": fitted(many, their),
         "others of another time": fitted(others, labels + 0.3 * others[:, 0]),
     }  # fmt: skip
-    return {k: evidence(measured(w), measured(training), lambda: measured(whole))[0] for k, w in kinds.items()}
+    return {k: evidence(measured(w), measured(training), lambda: measured(whole)) for k, w in kinds.items()}
 
 
-def test_nothing_that_has_seen_most_rows_counts_as_new_and_no_other_rows_as_seen() -> None:
+def test_only_what_a_refit_reproduces_is_told_new_or_seen() -> None:
     found = [verdicts(seed) for seed in range(DRAWS)]
-    told = {kind: {v: [one[kind] for one in found].count(v) for v in (True, False, None)} for kind in found[0]}
-    assert told["all"][True] == told["training"][False] == DRAWS
+    assert {one["all"] for one in found} == {Evidence.SEEN} and {one["training"] for one in found} == {Evidence.NEW}
+    others = [{kind: told for kind, told in one.items() if kind not in ("all", "training")} for one in found]
+    assert all({*one.values()} <= {Evidence.BETTER, Evidence.NO_BETTER} for one in others)
     for kind in ("most", "all and others", "all and many others"):
-        assert told[kind][False] == 0, kind
-    assert not any(told[kind][True] for kind in told if kind != "all")
-    assert told["others of another time"][False] > 0.7 * DRAWS
+        assert [one[kind] for one in others].count(Evidence.BETTER) > 0.7 * DRAWS, kind
+    assert [one["others of another time"] for one in others].count(Evidence.NO_BETTER) > 0.7 * DRAWS
 
 
 def test_a_refit_that_leaves_out_other_rows_is_none() -> None:
     one = score(np.ones(60), np.arange(60))
     less = score(np.ones(50), np.arange(50))
-    nothing = torch.zeros(0)
-    pair = [
-        GivenPipeline({"train": one, "validation": held}, Recorded(None, nothing, nothing, nothing), False)  # type: ignore[arg-type]
-        for held in (one, less)
-    ]
+    pair = [{"train": one, "validation": held} for held in (one, less)]
     with pytest.raises(InputError, match="leaves out other rows"):
         evidence(*pair, lambda: pair[0])  # type: ignore[arg-type]

@@ -91,7 +91,7 @@ def run(ground: Ground, number: int, limit: Limit, steps: Sequence[Step]) -> Ste
     late = sum(f.is_late for f, _ in found)
     if late == len(found):
         return nothing(ground, "import", number, "no time for any trees", late=True)
-    gains = rounded(ground, torch.cat([f.gains for f, _ in found]) + ground.shift)
+    gains = rounded(ground, torch.cat([f.gains for f, _ in found]))
     firsts = np.cumsum([0, *(len(f.gains) for f, _ in found)]).tolist()
     trials = [LedgerTrial(i, e, f.item.name) for i, (f, _) in enumerate(found) for e in range(1, len(f.gains) + 1)]
     ensembles = [

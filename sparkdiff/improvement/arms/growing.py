@@ -91,7 +91,7 @@ def grown(ground: Ground, limit: Limit, settings: GrowthSettings, arm: str, numb
         return Step(
             arm,
             number,
-            rounded(ground, found.gains + ground.shift),
+            rounded(ground, found.gains),
             found.trials,
             (),
             0.0,
@@ -111,7 +111,7 @@ def grown(ground: Ground, limit: Limit, settings: GrowthSettings, arm: str, numb
     doubts = (*of_a_sample(found.table), *rows_without_entity(found))
     says = "; ".join([f"{found.members[-1].round} rounds{dropped}", found.stopped, *doubts])
     return Step(
-        arm, number, rounded(ground, done.ledger.gains + ground.shift), done.ledger.trials, (candidate,),
+        arm, number, rounded(ground, done.ledger.gains), done.ledger.trials, (candidate,),
         _hope(ground, done, number), says, learned=told,
     )  # fmt: skip
 

@@ -114,7 +114,7 @@ def decided(folds: list[Fold], *, level: float, seed: int) -> Comparison:
         if fold.refused:
             return Comparison(winner, default, None, f"{fold.refused} (fold {number})", refused=True)
     dependence = out_of_fold.dependence([fold.sums for fold in folds])
-    training = max((fold.training for fold in folds), key=lambda c: c.squares / max(c.number, 1))
+    training = max((fold.training for fold in folds), key=lambda c: c.mean_square)
     return Comparison(
         winner, default, *verdict_of(held, level=level, seed=seed, dependence=dependence, training=training)
     )  # fmt: skip

@@ -8,12 +8,12 @@ import pandas as pd
 import pytest
 from pyspark.ml import Pipeline
 from pyspark.ml.classification import GBTClassifier, LogisticRegression, RandomForestClassifier
-from pyspark.ml.feature import UnivariateFeatureSelector, VectorAssembler
+from pyspark.ml.feature import PCA, UnivariateFeatureSelector, VectorAssembler
 from pyspark.ml.functions import vector_to_array
 from pyspark.ml.regression import LinearRegression
 from pyspark.sql import DataFrame, SparkSession
 
-from sparkdiff import FineTuner, Grower, Improver
+from sparkdiff import FineTuner, Grower, Improver, InputError
 
 COLUMNS, TREES = 40, 12
 QUICK: dict[str, Any] = {"maxEpochs": 8, "recipe": "fast", "stream": "arrow"}
@@ -112,31 +112,47 @@ def test_an_improvement_and_a_growth_start_from_the_refit_too(seen: DataFrame, n
     assert grown.summary.decision == "grown"
 
 
-def test_an_original_of_many_other_rows_must_be_beaten_too(
-    spark: SparkSession, seen: DataFrame, new: DataFrame, tmp_path: Path
+def test_an_original_that_is_better_than_its_refit_is_kept_unless_the_rows_are_said_to_be_new(
+    spark: SparkSession, seen: DataFrame, tmp_path: Path
 ) -> None:
-    """Its refit on a few rows is far worse. Nothing shows that it hasn't seen the rows; and if it is said, it is the start."""
+    """It was fitted on many other rows, and may have been fitted on these, too."""
     original = pipeline(LogisticRegression(), COLUMNS).fit(drawn(spark, 7, 20_000))
     found = FineTuner(original, cacheDir=str(tmp_path), **QUICK).fit(seen)
-    [warning] = told(found)
-    assert "what ships must beat both" in warning
     assert found.pipelineModel is original
+    assert "on which it is better than its refit on the training rows" in found.summary.reason
+    assert all(part in found.summary.reason for part in WAY_OUT)
     said = FineTuner(original, cacheDir=str(tmp_path), rowsAreNew=True, **QUICK).fit(seen)
-    assert told(said) == []
     assert said.summary.metrics["validation"]["before"] == pytest.approx(found.summary.metrics["validation"]["before"])
+    assert len(said.summary.history) > 1
 
 
-def test_an_original_of_other_times_is_the_start_as_ever(spark: SparkSession, seen: DataFrame, tmp_path: Path) -> None:
-    """On these rows it is worse than its refit, whether or not that has seen them, by more than chance: they are new to it."""
+def test_an_original_that_is_no_better_than_its_refit_is_not_the_start(
+    spark: SparkSession, seen: DataFrame, new: DataFrame, tmp_path: Path
+) -> None:
+    """Whether it has seen some of these rows or none."""
     original = pipeline(LogisticRegression()).fit(drawn(spark, 8, 800, slope=-0.8))
-    found = FineTuner(original, cacheDir=str(tmp_path), **{**QUICK, "learningRate": 0.02}).fit(seen)
-    assert told(found) == []
-    assert found.summary.decision == "tuned" and found.summary.gain > 0.1
+    found = FineTuner(original, cacheDir=str(tmp_path), guard=1.0, **QUICK).fit(seen)
+    [warning] = told(found)
+    assert "which is what ships must beat" in warning
+    refit = FineTuner(pipeline(LogisticRegression()), cacheDir=str(tmp_path), guard=1.0, **QUICK).fit(seen)
+    assert found.summary.metrics == refit.summary.metrics
+
+
+def test_an_original_of_the_training_rows_alone_is_the_start(seen: DataFrame, tmp_path: Path) -> None:
     training = pipeline(LogisticRegression()).fit(seen.where("x11 < 0.5"))
     apart = FineTuner(training, validationIndicatorCol="held", cacheDir=str(tmp_path), **QUICK)
-    assert (
-        told(apart.fit(seen.selectExpr("*", "x11 >= 0.5 AS held"))) == []
-    )  # a refit on the training rows reproduces it
+    assert told(apart.fit(seen.selectExpr("*", "x11 >= 0.5 AS held"))) == []
+
+
+def test_what_differs_between_fits_side_by_side_differs_in_their_refits(seen: DataFrame, tmp_path: Path) -> None:
+    assembler = pipeline(None).getStages()[0]
+    stages = [assembler, PCA(k=5, inputCol="features", outputCol="pca"), LogisticRegression(featuresCol="pca")]
+    original = Pipeline(stages=stages).fit(seen.where("x0 < 1"))
+    tuner = FineTuner(original, cacheDir=str(tmp_path), **QUICK)
+    frozen = {tuner.getParam("freeze"): [original.stages[1].uid]}
+    (_, first), (_, second) = sorted(tuner.fitMultiple(seen, [{}, frozen]), key=lambda found: found[0])
+    alone = tuner.copy(frozen).fit(seen)
+    assert second.summary.metrics == alone.summary.metrics != first.summary.metrics
 
 
 @pytest.mark.parametrize(("verb", "keeps", "options"), [
@@ -175,3 +191,20 @@ def test_labels_that_change_are_those_of_the_pipeline_that_was_passed(seen: Data
     assert found.summary.compatibility["changed"] == pytest.approx((before != after).mean())
     kept = FineTuner(original, maxFlipRate=float((before != after).mean()) / 2, **options).fit(rows)
     assert kept.pipelineModel is original
+
+
+def test_folds_of_a_pipeline_that_is_better_than_its_refits_are_refused(
+    spark: SparkSession, seen: DataFrame, tmp_path: Path
+) -> None:
+    original = pipeline(LogisticRegression(), COLUMNS).fit(drawn(spark, 7, 20_000))
+    with pytest.raises(InputError, match=r"better than its refit.*unfitted Pipeline.*rowsAreNew=True"):
+        FineTuner(original, cacheDir=str(tmp_path), numFolds=2, **QUICK).fit(seen)
+
+
+@pytest.mark.parametrize("options", [{}, {"numFolds": 2}])
+def test_fitted_stages_in_an_unfitted_pipeline_may_have_seen_the_rows(
+    seen: DataFrame, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    fitted = pipeline(HEADS["boosted"]()).fit(seen)
+    with pytest.raises(InputError, match=rf"holds {fitted.stages[1].uid}, fitted with labels.*rowsAreNew=True"):
+        FineTuner(Pipeline(stages=fitted.stages), cacheDir=str(tmp_path), **options, **QUICK).fit(seen)

@@ -139,6 +139,13 @@ def test_a_gain_that_one_more_wrong_row_undoes_says_so() -> None:
     assert not verdict.accepted and "one more row that is predicted wrongly" in verdict.against
 
 
+@pytest.mark.parametrize("metric", [by_class("precisionByLabel"), of_predictions("mse", {})])
+def test_without_a_gain_nothing_speaks_against_one(metric: Metric) -> None:
+    label = (torch.arange(400) % 2).double()
+    verdict = decide_by_rows(rows_of(metric, (label, 1 - label), label), level=0.025)
+    assert (verdict.best, verdict.gain, verdict.against) == (-1, 0.0, "")
+
+
 # Rare losses ------------------------------------------------------------------------------------------------------------
 
 
@@ -229,6 +236,9 @@ def rare(monkeypatch: pytest.MonkeyPatch) -> Any:
         "areaUnderROC, 600 rows, 2 of class 1",
         "areaUnderROC, 600 rows, 40 of class 1, 1 of them weigh 40",
         "squared, 320 rows, 1 of 250",
+        "squared, 1000 rows, 1 of 100, 2% of 50 weights",
+        "rmse, 320 rows, 1 of 250",
+        "r2, 320 rows, 1 of 250",
     ],
 )
 def test_what_a_test_of_sums_accepts_without_a_gain_is_kept(rare: Any, name: str) -> None:
