@@ -250,7 +250,7 @@ class FineTuner(Estimator, _TunerParams, MLWritable, MLReadable):  # type: ignor
 
     def saved_params(self) -> dict[str, Any]:
         """The options that are set, in values that JSON can hold."""
-        return {name: v for name, v in self.options().asdict(every=True).items() if self.isSet(name)}
+        return {name: v for name, v in self.options().asdict().items() if self.isSet(name)}
 
     def write(self) -> MLWriter:
         return _TunerWriter(self)

@@ -38,8 +38,8 @@ from sparkdiff.training.recipes import Recipe
 
 Facts = dict[str, float]
 """Facts by name; NaN where one cannot be told."""
-FACTS, OLD_FACTS = "sparkdiff.facts", "facts"
-"""The tag of a run in the store that holds its facts, as JSON; and its name in older stores."""
+FACTS = "sparkdiff.facts"
+"""The tag of a run in the store that holds its facts, as JSON."""
 DRAWN = 0.95
 """Of the rows of a sample, those to expect: a few more fit."""
 DRAWN_NOISE = 0.1

@@ -27,18 +27,11 @@ from sparkdiff.machine import paths
 from sparkdiff.stages.base import REGISTRY
 from sparkdiff.store import files
 
-FORMAT = 3
+FORMAT = 1
 JSON, ARRAYS = "scorer.json", "arrays.npz"
 ROOMS = ("sparkdiff.stages.", "sparkdiff.serving.")
 OTHERS = ("sparkdiff.jvm.nodes.Nodes", "sparkdiff.jvm.encoders.Statistics", "torch.nn.modules.container.ModuleList")
 """Classes elsewhere that stages hold."""
-RENAMED = {
-    "sparkdiff.serving.requests.Source": "sparkdiff.serving.request_values.InputColumn",
-    "sparkdiff.serving.schedule.Entry": "sparkdiff.serving.schedule.InputPlaces",
-    "sparkdiff.serving.schedule.Output": "sparkdiff.serving.schedule.OutputColumn",
-    "sparkdiff.stages.targets.Table": "sparkdiff.stages.targets.CategoryTable",
-}
-"""Names that classes had when a scorer was saved that this version still reads; empty once our version changes."""
 _MODULE = frozenset(vars(nn.Module()))
 """What every module of torch has; of these only the three collections below are stored."""
 
@@ -105,7 +98,7 @@ class _Reader:
         return self.object(value) if kind == "object" else _PLAIN[kind](self, value)
 
     def object(self, value: Mapping[str, Any]) -> Any:
-        kind = _class_of(RENAMED.get(value["object"], value["object"]))
+        kind = _class_of(value["object"])
         if kind is None:
             raise InputError(
                 f"it needs the class {value['object']}, which is not registered here: import the module that registers it first"

@@ -15,7 +15,7 @@ from torch import Tensor
 from sparkdiff.errors import SparkdiffError
 from sparkdiff.tensors.rows import SparseRows
 
-FORMAT = 2
+FORMAT = 1
 Batch = dict[str, Tensor | SparseRows]
 _NUMPY = {torch.float64: np.float64, torch.float32: np.float32, torch.int64: np.int64, torch.bool: np.bool_}
 _DTYPES = {"float64": torch.float64, "float32": torch.float32, "int64": torch.int64, "bool": torch.bool}

@@ -31,9 +31,9 @@ class Settings:
     seed: int = option(0, "seed of the split, of the samplers and of the statistical test", low=0, high=2**62)
     guard: float = option(0.025, "p-value needed to ship the winner instead of the default; 1 accepts any gain", low=0, high=1, openLow=True)
     runDir: str | None = option(None, "folder of the study: a search that was killed goes on there; if unset, the study is in memory", kind=str, folder=True)
-    storeDir: str | None = option(None, "folder of a store of runs, on any file system that Spark knows, to which each finished search is added; nothing of the rows is in it", kind=str, folder="any", later=True)
-    tags: Mapping[str, str] = option({}, "texts by name that are kept with the search in storeDir, such as {'team': 'risk'}", texts=True, later=True)
-    redact: bool = option(True, "whether storeDir gets no folders, no command and no texts of warnings", later=True)
+    storeDir: str | None = option(None, "folder of a store of runs, on any file system that Spark knows, to which each finished search is added; nothing of the rows is in it", kind=str, folder="any")
+    tags: Mapping[str, str] = option({}, "texts by name that are kept with the search in storeDir, such as {'team': 'risk'}", texts=True)
+    redact: bool = option(True, "whether storeDir gets no folders, no command and no texts of warnings")
     verbosity: int | None = option(None, "0 shows nothing, 1 shows the phases and their progress; if unset, 1 in a terminal and in a notebook, else 0", kind=int, low=0, high=1)
     # fmt: on
 
