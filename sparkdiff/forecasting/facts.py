@@ -93,12 +93,6 @@ class Samples:
         self._held.clear()
 
 
-def facts_of(task: Task, df: DataFrame) -> Facts:
-    """The facts of a pipeline and the rows that would tune it: see `measured`."""
-    with contextlib.closing(Samples()) as samples:
-        return measured(task, df, samples)[0]
-
-
 def training_facts(task: Task, df: DataFrame, rows: int) -> Facts:
     """Those of the facts that only training rows tell, by a Spark job or two: the plan, the gradient and the curvature. Who
     chooses by them what is tested on the rows that are held out has not looked at these.

@@ -4,7 +4,13 @@ from typing import Any
 
 import pytest
 
-from sparkdiff.report import before_after, p_value
+from sparkdiff.report import p_value
+from sparkdiff.report.sections import as_text
+from sparkdiff.report.table import sections_of
+
+
+def before_after(summary: Any) -> str:
+    return as_text(sections_of(summary))
 
 
 @pytest.mark.parametrize(
