@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sparkdiff.machine.whole import write_bytes
 from sparkdiff.report.page import page
 from sparkdiff.report.sections import Section, Shown
 from sparkdiff.report.table import headline, sections_of
-from sparkdiff.report.writing import write
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -97,7 +97,7 @@ class RunRecord(Shown):
         Raises:
             OSError: the file can't be written.
         """
-        write(Path(path), page(self.asdict(), self.records))
+        write_bytes(Path(path), page(self.asdict(), self.records).encode())
 
     def asdict(self) -> dict[str, Any]:
         """As JSON-ready values without NaN, history left out."""

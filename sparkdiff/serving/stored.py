@@ -9,10 +9,8 @@ import io
 import json
 import math
 import os
-import shutil
 import sys
 import unicodedata
-import uuid
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -23,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from sparkdiff.errors import InputError, SparkdiffError
-from sparkdiff.machine import paths
+from sparkdiff.machine import paths, whole
 from sparkdiff.stages.base import REGISTRY
 from sparkdiff.store import files
 
@@ -181,17 +179,16 @@ def save(value: Any, version: str, path: str | os.PathLike[str]) -> None:
     np.savez(buffer, **arrays)  # type: ignore[arg-type]
     unicode = unicodedata.unidata_version
     described = {"format": FORMAT, "sparkdiff": version, "unicode": unicode, "scorer": content}
-    temporary = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}")
     try:
-        with files.room("the scorer", folder, "free some space, or choose a folder on a disk with more space"):
+        with (
+            files.room("the scorer", folder, "free some space, or choose a folder on a disk with more space"),
+            whole.new_folder(folder) as temporary,
+        ):
             temporary.mkdir(parents=True)
             files.write_bytes(temporary / ARRAYS, buffer.getvalue())
             files.write_bytes(temporary / JSON, json.dumps(described, ensure_ascii=True).encode())
-            os.rename(temporary, folder)
     except OSError as e:
         raise SparkdiffError(f"the scorer cannot be written to {folder}: {e}; choose another folder") from e
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def load(version: str, path: str | os.PathLike[str]) -> Any:
