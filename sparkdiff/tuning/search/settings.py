@@ -77,9 +77,12 @@ class Settings:
 
 FIELDS = {field.name: field for field in dataclasses.fields(Settings)}
 OTHERS = {
-    "estimator": "the estimator: a stage or a Pipeline, with sparkdiff.alternatives() where a stage is to be chosen",
-    "space": "{Param of a stage: sparkdiff.uniform, loguniform, integer or choice}",
-    "evaluator": "the Evaluator of the metric, or a list of them",
-    "current": "the fitted model that the winner is to replace; if unset, it is compared with the estimator as it is",
+    name: option(None, help)
+    for name, help in {
+        "estimator": "the estimator: a stage or a Pipeline, with sparkdiff.alternatives() where a stage is to be chosen",
+        "space": "{Param of a stage: sparkdiff.uniform, loguniform, integer or choice}",
+        "evaluator": "the Evaluator of the metric, or a list of them",
+        "current": "the fitted model that the winner is to replace; if unset, it is compared with the estimator as it is",
+    }.items()
 }
 """Params that are no options: objects, with their help."""
