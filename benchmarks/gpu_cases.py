@@ -156,7 +156,7 @@ def write_cache(folder: Path, case: Case) -> None:
     splits: dict[str, list[list[Any]]] = {s: [[] for _ in range(SHARDS)] for s in ("train", "validation")}
     for (split, shard, _, _), piece in zip(pieces, written, strict=True):
         splits[split][shard].append(piece)
-    manifest = {"format": 2, "fingerprint": case.data, "virtualShards": SHARDS, "columns": columns, "splits": splits}
+    manifest = {"format": 1, "fingerprint": case.data, "virtualShards": SHARDS, "columns": columns, "splits": splits}
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
 

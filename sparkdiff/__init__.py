@@ -1,8 +1,6 @@
 """Fine-tune a fitted Spark ML pipeline; the result is again a plain Spark ML pipeline."""
 
 import importlib
-import sys
-import types
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -57,7 +55,6 @@ _HOME = {
         "history.store": ["runs"],
         "improvement.summary": ["ImprovementSummary"],
         "improver": ["Improver", "ImproverModel"],
-        "jvm.rformula": ["FormulaLabel"],
         "importers": ["from_lightgbm", "from_sklearn", "from_xgboost"],
         "pipeline.nesting": ["plain"],
         "pipeline.network": ["Network", "translate"],
@@ -110,10 +107,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})
-
-
-# What an earlier version saved or pickled names its class by these modules: their public names are found here. What is saved
-# from now on names it by `sparkdiff`, as each such class's `__module__` says.
-for _name in ("jvm.formulas", "parity", "planning", "summary", "tuner"):
-    sys.modules[f"sparkdiff.{_name}"] = _alias = types.ModuleType(f"sparkdiff.{_name}", "An old name of `sparkdiff`.")
-    vars(_alias)["__getattr__"] = __getattr__

@@ -24,8 +24,6 @@ from sparkdiff.training.preparation import start_of
 
 EPOCHS = 2
 """Epochs of the sample: the first one also prepares, the last one is timed."""
-BYTES = 1.3
-"""The bytes of the cache lie within this factor of what is told."""
 
 
 @dataclasses.dataclass(frozen=True, repr=False)

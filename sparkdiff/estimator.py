@@ -1,17 +1,14 @@
 """FineTuner and FineTunerModel: fine-tuning as a pyspark.ml Estimator and the Model that it returns."""
 
 import dataclasses
-import json
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
-from pathlib import PurePosixPath
 from typing import Any, ClassVar
 
 from pyspark.ml import Estimator, Model, Pipeline, Transformer
 from pyspark.ml.param import Param, Params
-from pyspark.ml.util import DefaultParamsReader, MLReadable, MLReader, MLWritable, MLWriter
 from pyspark.sql import DataFrame
 
 from sparkdiff import jvm
@@ -20,7 +17,7 @@ from sparkdiff.cross_fitting import cross_fit
 from sparkdiff.data.cache import root
 from sparkdiff.data.splits import REFERENCE, Source, find_boundaries, fit_on_training_rows, rule
 from sparkdiff.errors import InputError, check_dataframe, kind_of
-from sparkdiff.fine_tuning.option_params import listed, with_params, with_setters
+from sparkdiff.fine_tuning.option_params import CheckedParams, listed, with_params, with_setters
 from sparkdiff.fine_tuning.procedure import fine_tune
 from sparkdiff.fine_tuning.shared import Shared
 from sparkdiff.fine_tuning.starting_point import starting_point
@@ -49,7 +46,7 @@ class _TunerParams(Params):
 
 
 @with_setters(FIELDS)
-class FineTuner(Estimator, _TunerParams, MLWritable, MLReadable):  # type: ignore[type-arg]
+class FineTuner(Estimator, CheckedParams, _TunerParams, jvm.Persistent):  # type: ignore[type-arg]
     """Fine-tune a fitted Spark ML pipeline on a loss of your choice.
 
     Args:
@@ -132,10 +129,6 @@ class FineTuner(Estimator, _TunerParams, MLWritable, MLReadable):  # type: ignor
         """The rows that may not get worse."""
         return self.getOrDefault("referenceData")  # type: ignore[no-any-return]
 
-    def set(self, param: Param[Any], value: Any) -> None:
-        self._shouldOwn(param)  # type: ignore[no-untyped-call]
-        self._set(**{param.name: value})
-
     def _set(self, **values: Any) -> Any:
         # Whatever sets a Param comes through here: the values of a grid too, which nobody has checked.
         if "referenceData" in values:
@@ -192,17 +185,12 @@ class FineTuner(Estimator, _TunerParams, MLWritable, MLReadable):  # type: ignor
         return observed(self, fit, alone=self._shared is None)
 
     def _fitted(self, dataset: DataFrame, callbacks: Sequence[Events]) -> "FineTunerModel":
-        if not self.isSet("pipeline"):
-            own = type(self).__name__
-            raise InputError(f"{own} has no pipeline: pass one, {own}(pipeline=model)")
+        given = self._given()
         jvm.session()
         check_dataframe("the dataset of fit()", dataset)
         options = self.options()
         with ONE_AT_A_TIME, kept(options) as keep:
-            given, shared = self.getPipeline(), self._shared or Shared()
-            sources, boundaries = [Source(dataset)], None
-            if self.isSet("referenceData"):
-                sources.append(Source(self.getReferenceData(), REFERENCE))
+            shared, sources, boundaries = self._shared or Shared(), self._sources(dataset), None
             if isinstance(given, Estimator) and not isinstance(given, Pipeline):
                 raise InputError(f"{given.uid} isn't fitted: pass the result of its fit(), or put it into a Pipeline")
             phases = Phases(shown(options.verbosity), callbacks)
@@ -233,14 +221,23 @@ class FineTuner(Estimator, _TunerParams, MLWritable, MLReadable):  # type: ignor
         Raises:
             InputError: the pipeline is not fitted, or it, the rows or an option do not fit.
         """
-        own = type(self).__name__
-        if not self.isSet("pipeline"):
-            raise InputError(f"{own} has no pipeline: pass one, {own}(pipeline=model)")
+        given = self._given()
         check_dataframe("the dataset of cost()", dataset)
-        if isinstance(given := self.getPipeline(), Estimator):
+        if isinstance(given, Estimator):
             raise InputError(f"{given.uid} isn't fitted, and its columns are not known before: pass a fitted pipeline")
         with ONE_AT_A_TIME:
             return cost_of(prepare(plain(given), self.options(), dataset), dataset)
+
+    def _given(self) -> Any:
+        if not self.isSet("pipeline"):
+            own = type(self).__name__
+            raise InputError(f"{own} has no pipeline: pass one, {own}(pipeline=model)")
+        return self.getPipeline()
+
+    def _sources(self, dataset: DataFrame) -> list[Source]:
+        """The rows of a fit, and those of reference if there are any."""
+        reference = [Source(self.getReferenceData(), REFERENCE)] if self.isSet("referenceData") else []
+        return [Source(dataset), *reference]
 
     def _found(self, outcome: Outcome, options: Options, keep: Keep) -> "FineTunerModel":
         keep(outcome.summary, outcome.model, outcome.original, outcome.summary.options, outcome.plan)
@@ -250,14 +247,24 @@ class FineTuner(Estimator, _TunerParams, MLWritable, MLReadable):  # type: ignor
 
     def saved_params(self) -> dict[str, Any]:
         """The options that are set, in values that JSON can hold."""
-        return {name: v for name, v in self.options().asdict(every=True).items() if self.isSet(name)}
+        return {name: v for name, v in self.options().asdict().items() if self.isSet(name)}
 
-    def write(self) -> MLWriter:
-        return _TunerWriter(self)
+    def saved_parts(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        loss = self.options().loss
+        if callable(loss) and not _has_name(loss):
+            name = callable_name(loss)
+            raise InputError(f"loss={name} cannot be saved: define it as a function at the top level of a module")
+        if self.isSet("referenceData"):
+            raise InputError(
+                "referenceData is a DataFrame, which cannot be saved: clear it with "
+                "tuner.clear(tuner.referenceData), and set it again after loading"
+            )
+        stages = {"pipeline": self.getPipeline()} if self.isSet("pipeline") else {}
+        return {"params": self.saved_params(), "stages": [*stages]}, stages
 
     @classmethod
-    def read(cls) -> "MLReader[FineTuner]":
-        return _TunerReader(cls)
+    def from_parts(cls, values: Mapping[str, Any], stage: jvm.Load) -> "FineTuner":
+        return cls(**values["params"], **{name: stage(name) for name in values["stages"]})
 
 
 def kept(options: Options) -> AbstractContextManager[Keep]:
@@ -280,7 +287,7 @@ def _with_stage_params(given: Any, params: dict[Param[Any], Any]) -> Any:
     return replaced(given, new) if new else given
 
 
-class FineTunerModel(Model, Holder, _TunerParams, MLWritable, MLReadable):  # type: ignore[type-arg]
+class FineTunerModel(Model, Holder, _TunerParams, jvm.Persistent):  # type: ignore[type-arg]
     """The result of fine-tuning. It has the Params of the FineTuner; a loss function of your own is stored by its
     name.
 
@@ -311,16 +318,16 @@ class FineTunerModel(Model, Holder, _TunerParams, MLWritable, MLReadable):  # ty
         new.pipelineModel = _with_stage_params(self.pipelineModel, extra or {})
         return new  # type: ignore[no-any-return]
 
-    def write(self) -> MLWriter:
-        return _ModelWriter(self)
+    def saved_parts(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        values = {"params": self.params_set(), "summary": dataclasses.asdict(self.summary)}
+        return values, {"pipelineModel": self.pipelineModel, "originalModel": self.originalModel}
 
     @classmethod
-    def read(cls) -> "MLReader[FineTunerModel]":
-        return _ModelReader(cls)
-
-
-def _inside(path: str, name: str) -> str:
-    return str(PurePosixPath(path) / name) if "://" not in path else path.rstrip("/") + "/" + name
+    def from_parts(cls, values: Mapping[str, Any], stage: jvm.Load) -> "FineTunerModel":
+        summary = cls.SUMMARY(**values["summary"])
+        original = stage("originalModel")
+        plain = original if summary.decision == "kept original" else stage("pipelineModel")
+        return cls(plain, original, summary)._set(**values["params"])  # type: ignore[no-any-return]
 
 
 def _has_name(loss: Any) -> bool:
@@ -332,54 +339,3 @@ def _has_name(loss: Any) -> bool:
 
 
 FineTuner.MODEL = FineTunerModel
-
-
-class _TunerWriter(jvm.Writer):
-    instance: FineTuner
-
-    def saveImpl(self, path: str) -> None:
-        tuner, options = self.instance, self.instance.options()
-        params = tuner.saved_params()
-        if callable(options.loss) and not _has_name(options.loss):
-            name = callable_name(options.loss)
-            raise InputError(f"loss={name} cannot be saved: define it as a function at the top level of a module")
-        if tuner.isSet("referenceData"):
-            raise InputError(
-                "referenceData is a DataFrame, which cannot be saved: clear it with "
-                "tuner.clear(tuner.referenceData), and set it again after loading"
-            )
-        given = tuner.getPipeline() if tuner.isSet("pipeline") else None
-        self.saveMetadata(tuner, path, self.sc, {"params": params, "pipeline": given is not None}, paramMap={})
-        if given is not None:
-            given.write().save(_inside(path, "pipeline"))
-
-
-class _TunerReader(jvm.Reader):
-    def load(self, path: str) -> FineTuner:
-        meta = DefaultParamsReader.loadMetadata(path, self.sc)
-        pipeline = (
-            DefaultParamsReader.loadParamsInstance(_inside(path, "pipeline"), self.sc) if meta["pipeline"] else None
-        )
-        return self.cls(pipeline=pipeline, **meta["params"])._resetUid(meta["uid"])  # type: ignore[no-any-return]
-
-
-class _ModelWriter(jvm.Writer):
-    instance: FineTunerModel
-
-    def saveImpl(self, path: str) -> None:
-        model = self.instance
-        summary = json.dumps(dataclasses.asdict(model.summary))
-        self.saveMetadata(model, path, self.sc, {"summary": summary})
-        model.pipelineModel.write().save(_inside(path, "pipelineModel"))
-        model.originalModel.write().save(_inside(path, "originalModel"))
-
-
-class _ModelReader(jvm.Reader):
-    def load(self, path: str) -> FineTunerModel:
-        meta = DefaultParamsReader.loadMetadata(path, self.sc)
-        summary = self.cls.SUMMARY(**json.loads(meta["summary"]))
-        names = ("originalModel",) if summary.decision == "kept original" else ("originalModel", "pipelineModel")
-        models: list[Any] = [DefaultParamsReader.loadParamsInstance(_inside(path, n), self.sc) for n in names]
-        model = self.cls(models[-1], models[0], summary)._resetUid(meta["uid"])
-        DefaultParamsReader.getAndSetParams(model, meta)  # type: ignore[type-var]
-        return model  # type: ignore[no-any-return]

@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from pyspark.ml import Estimator, Pipeline
+from pyspark.ml.param import Params
 from pyspark.sql import DataFrame
 
 from sparkdiff import jvm
 from sparkdiff.costs import Cost
-from sparkdiff.data.splits import REFERENCE, Boundaries, Source, find_boundaries, fit_on_training_rows
+from sparkdiff.data.splits import Boundaries, Source, find_boundaries, fit_on_training_rows
 from sparkdiff.errors import InputError, check_dataframe
 from sparkdiff.estimator import ONE_AT_A_TIME, FineTuner, FineTunerModel, kept
 from sparkdiff.fine_tuning.option_params import listed
@@ -30,11 +31,20 @@ def _defaults(settings: type) -> dict[str, Any]:
     return {name: listed(getattr(made, name)) for name in _names(settings)}
 
 
-class ExtendedTuner(FineTuner):
-    """A FineTuner with settings of its own, and another procedure."""
+class _OwnParams(Params):
+    """The settings as Params."""
 
     SETTINGS: ClassVar[Any]
     """A frozen dataclass of options; `SETTINGS.of` checks their values."""
+
+    def _setDefaults(self) -> Any:
+        super()._setDefaults()  # type: ignore[misc]
+        return self._setDefault(**_defaults(self.SETTINGS))
+
+
+class ExtendedTuner(_OwnParams, FineTuner):
+    """A FineTuner with settings of its own, and another procedure."""
+
     WHY_REFUSED: ClassVar[Mapping[str, str]]
     """Options of fine-tuning that it does not have, and why."""
 
@@ -48,10 +58,6 @@ class ExtendedTuner(FineTuner):
         boundaries: Boundaries | None,
     ) -> Outcome:  # fmt: skip
         """The procedure, on a fitted pipeline."""
-
-    def _setDefaults(self) -> Any:
-        super()._setDefaults()
-        return self._setDefault(**_defaults(self.SETTINGS))
 
     def _checked(self, given: Mapping[str, Any]) -> dict[str, Any]:
         for name, why in self.WHY_REFUSED.items():
@@ -76,12 +82,6 @@ class ExtendedTuner(FineTuner):
     def _settings(self) -> Any:
         names = _names(self.SETTINGS)
         return self.SETTINGS.of({p.name: v for p, v in self._paramMap.items() if p.name in names})
-
-    def _given(self) -> Any:
-        if not self.isSet("pipeline"):
-            own = type(self).__name__
-            raise InputError(f"{own} has no pipeline: pass one, {own}(pipeline=model)")
-        return self.getPipeline()
 
     def explain(self, dataset: DataFrame) -> str:
         """The plan of `fit` of these rows, as text: what would be tried, what not, and why. Runs no Spark job.
@@ -119,10 +119,8 @@ class ExtendedTuner(FineTuner):
         check_dataframe("the dataset of fit()", dataset)
         if isinstance(given, Estimator) and not isinstance(given, Pipeline):
             raise InputError(f"{given.uid} isn't fitted: pass the result of its fit(), or put it into a Pipeline")
-        options, sources = self.options(), [Source(dataset)]
+        options, sources = self.options(), self._sources(dataset)
         with ONE_AT_A_TIME, kept(options) as keep:
-            if self.isSet("referenceData"):
-                sources.append(Source(self.getReferenceData(), REFERENCE))
             boundaries = find_boundaries(sources, options)
             phases = Phases(shown(options.verbosity), callbacks)
             if isinstance(given, Pipeline):
@@ -135,11 +133,5 @@ class ExtendedTuner(FineTuner):
             return self._found(self._run(origin, options, sources, phases, boundaries), options, keep)
 
 
-class ExtendedModel(FineTunerModel):
+class ExtendedModel(_OwnParams, FineTunerModel):
     """The result of an ExtendedTuner, with its Params."""
-
-    SETTINGS: ClassVar[Any]
-
-    def _setDefaults(self) -> Any:
-        super()._setDefaults()
-        return self._setDefault(**_defaults(self.SETTINGS))

@@ -37,7 +37,7 @@ ELSEWHERE = {
 
 
 def option(default: Any, help: str, **rules: Any) -> Any:
-    """A field with its help text and its rules: kind, words, low, high, openLow, openHigh, choices, pattern, refused, callable, sum, lists, texts, nested, folder, later."""
+    """A field with its help text and its rules: kind, words, low, high, openLow, openHigh, choices, pattern, refused, callable, sum, lists, texts, nested, folder."""
     if isinstance(default, dict):
         return dataclasses.field(default_factory=lambda: dict(default), metadata={"help": help, "kind": dict, **rules})
     return dataclasses.field(default=default, metadata={"help": help, "kind": type(default), **rules})
@@ -53,8 +53,8 @@ class Options:
     predictionCol: str | None = option(None, "prediction column of the predictor to train; needed if there are several predictors", kind=str)
     validationIndicatorCol: str | None = option(None, "boolean column that is true for validation rows", kind=str)
     validationFraction: float = option(0.2, "share of the rows that is held out for validation, chosen by a hash of the row", low=0, high=1, openLow=True, openHigh=True)
-    numFolds: int = option(0, "folds for cross-fitting, 2 to 20: all rows decide, each by a training that has not seen it, and all rows train what is returned; 0 holds out validation rows instead", low=0, high=20, later=True)
-    rowsAreNew: bool = option(False, "whether no stage of a fitted pipeline was fitted on the rows that decide or was chosen by them; false looks for it, by one or two fits of Spark, and starts from a refit on the training rows where it can't be excluded", later=True)
+    numFolds: int = option(0, "folds for cross-fitting, 2 to 20: all rows decide, each by a training that has not seen it, and all rows train what is returned; 0 holds out validation rows instead", low=0, high=20)
+    rowsAreNew: bool = option(False, "whether no stage of a fitted pipeline was fitted on the rows that decide or was chosen by them; false looks for it, by one or two fits of Spark, and starts from a refit on the training rows where it can't be excluded")
     groupCol: str | None = option(None, "group column: all rows of a group are either trained or held out, and the gain is tested by group", kind=str)
     timeCol: str | None = option(None, "time column: the latest rows are held out, and the gain is tested by blocks of consecutive rows", kind=str)
     loss: str | Callable[..., Any] | Mapping[str, float] = option("auto", "loss that training minimises: a name, a weighted sum {name: weight}, or a function loss(outputs, label, weight) or its module:qualname", choices="sparkdiff.objectives.losses", callable=True, sum=True)
@@ -76,31 +76,31 @@ class Options:
     gradientClip: float | None = option(None, "largest norm of the gradient, in natural units; larger gradients are scaled down", kind=float, low=0, openLow=True)
     maxEpochs: int = option(120, "largest number of epochs", low=1)
     patience: int = option(20, "number of epochs without a better validation metric after which a candidate stops", low=1)
-    minDelta: float = option(0.0, "least improvement that counts for patience, as a share of the original's metric; 0 counts any. The best epoch decides in any case", low=0, later=True)
-    maxSeconds: float | None = option(None, "seconds of training (with numFolds, of each fold's) after which no other epoch begins, those before an interruption included; if unset, no limit. The best epoch so far decides", kind=float, low=0, openLow=True, later=True)
+    minDelta: float = option(0.0, "least improvement that counts for patience, as a share of the original's metric; 0 counts any. The best epoch decides in any case", low=0)
+    maxSeconds: float | None = option(None, "seconds of training (with numFolds, of each fold's) after which no other epoch begins, those before an interruption included; if unset, no limit. The best epoch so far decides", kind=float, low=0, openLow=True)
     batchSize: int = option(128, "rows per optimizer step, counted over all processes; rounded up to a multiple of 8", low=1)
     guard: float = option(0.025, "p-value needed to accept the tuned pipeline; 1 accepts any gain", low=0, high=1, openLow=True)
     guardCols: tuple[str, ...] = option((), "columns whose values define slices of the validation rows; if a slice gets worse, the original is kept", items="column names")
     maxFlipRate: float = option(1.0, "largest share of validation rows whose predicted label may change (classifiers only)", low=0, high=1)
     fleetSize: int = option(1, "number of decisions (pipelines times runs) that share one false-accept rate: the p-value needed is guard / fleetSize", low=1)
     numProcesses: int | str = option(1, "number of training processes, which does not change the result; 1 trains in the driver's process; auto times a step in one process and in several, and takes what ends sooner (docs/processes.md)", low=1, high=4096, words=("auto",))
-    localSteps: int = option(1, "steps that each of several processes takes alone before they meet (SlowMo; docs/processes.md); from 2 on the result depends on numProcesses", low=1, later=True)
-    slowMomentum: float = option(0.5, "decay of the slow momentum with which the processes go on where they meet (localSteps only); 0 takes their mean", low=0, high=1, openHigh=True, later=True)
+    localSteps: int = option(1, "steps that each of several processes takes alone before they meet (SlowMo; docs/processes.md); from 2 on the result depends on numProcesses", low=1)
+    slowMomentum: float = option(0.5, "decay of the slow momentum with which the processes go on where they meet (localSteps only); 0 takes their mean", low=0, high=1, openHigh=True)
     localMode: str = option("auto", "where to start the processes: on the driver's machine (true) or as tasks of a barrier stage (false); auto is true if the master is local", choices=("auto", "true", "false"))
-    device: str = option("auto", "where training computes, which does not change the result beyond rounding: cpu, cuda (a GPU per process) or cuda:<number>; auto takes a GPU if torch sees one and some steps take less time there", pattern=DEVICE, later=True)
-    precision: str = option("float64", "numbers of the rows in training and of their products with weights; float32 needs half of the memory and changes the result, and the summary says how far its predictions differ. Weights and sums are float64 in any case", choices=("float64", "float32"), later=True)
+    device: str = option("auto", "where training computes, which does not change the result beyond rounding: cpu, cuda (a GPU per process) or cuda:<number>; auto takes a GPU if torch sees one and some steps take less time there", pattern=DEVICE)
+    precision: str = option("float64", "numbers of the rows in training and of their products with weights; float32 needs half of the memory and changes the result, and the summary says how far its predictions differ. Weights and sums are float64 in any case", choices=("float64", "float32"))
     timeout: float = option(300.0, "seconds without progress after which the processes are restarted (several processes only)", low=1)
     stream: str = option("auto", "reader of the cache; auto uses petastorm if it is installed, else arrow", choices=("auto", "petastorm", "arrow"))
     cacheDir: str | None = option(None, "folder of the caches: one in which Spark and this process see the same files, or one on any file system that Spark knows (hdfs://, s3a://, ...)", kind=str, folder="any")
-    localCacheLimit: int | None = option(None, "bytes of local disk that cached rows may take, per process, where cacheDir is not on this machine; if unset, all that is free", kind=int, low=1, later=True)
+    localCacheLimit: int | None = option(None, "bytes of local disk that cached rows may take, per process, where cacheDir is not on this machine; if unset, all that is free", kind=int, low=1)
     cacheInMemory: bool = option(True, "whether to keep the cached rows in memory during training; false reads the files in every epoch")
-    reuseStages: bool = option(False, "whether the second run that needs the same rows after the same first stages in Spark keeps these rows in the folder of the caches, so that later runs, of a pipeline edited behind them, start from them", later=True)
+    reuseStages: bool = option(False, "whether the second run that needs the same rows after the same first stages in Spark keeps these rows in the folder of the caches, so that later runs, of a pipeline edited behind them, start from them")
     checkpointDir: str | None = option(None, "folder of the checkpoints; if unset, `checkpoints` in the folder of the caches", kind=str, folder="any")
     runId: str | None = option(None, "name of this training: an interrupted training of this name continues, a finished one is returned; if unset, a new name", kind=str)
     waitForRun: float = option(0.0, "seconds to wait while another process uses this runId or output; 0 fails at once", low=0)
-    storeDir: str | None = option(None, "folder of a store of runs, on any file system that Spark knows, to which each finished run is added; nothing of the rows is in it", kind=str, folder="any", later=True)
-    tags: Mapping[str, str] = option({}, "texts by name that are kept with the run in storeDir, such as {'team': 'risk'}", texts=True, later=True)
-    redact: bool = option(True, "whether storeDir gets no values of guardCols, no folders, no command and no texts of warnings", later=True)
+    storeDir: str | None = option(None, "folder of a store of runs, on any file system that Spark knows, to which each finished run is added; nothing of the rows is in it", kind=str, folder="any")
+    tags: Mapping[str, str] = option({}, "texts by name that are kept with the run in storeDir, such as {'team': 'risk'}", texts=True)
+    redact: bool = option(True, "whether storeDir gets no values of guardCols, no folders, no command and no texts of warnings")
     seed: int = option(0, "seed of the split, of the order of the rows and of the statistical test", low=0, high=2**63 - 1)
     verbosity: int | None = option(None, "0 shows nothing, 1 shows the phases and their progress; if unset, 1 in a terminal and in a notebook, else 0", kind=int, low=0, high=1)
     # fmt: on
@@ -140,18 +140,9 @@ class Options:
         """`numProcesses`; 1 while `auto` has not decided."""
         return self.numProcesses if isinstance(self.numProcesses, int) else 1
 
-    def asdict(self, *, every: bool = False) -> dict[str, Any]:
-        """Values that JSON can hold.
-
-        Args:
-            every: also options that are `later` than saved runs, where they have their default. Without them, the settings of a
-                run are those that an earlier version saved.
-        """
-        out = {
-            n: getattr(self, n)
-            for n, f in FIELDS.items()
-            if every or not f.metadata.get("later") or getattr(self, n) != f.default
-        }
+    def asdict(self) -> dict[str, Any]:
+        """Values that JSON can hold."""
+        out = {name: getattr(self, name) for name in FIELDS}
         out["loss"] = callable_name(self.loss) if callable(self.loss) else self.loss
         return {
             k: list(v) if isinstance(v, tuple) else dict(v) if isinstance(v, Mapping) else v for k, v in out.items()

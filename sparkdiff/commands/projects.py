@@ -104,10 +104,10 @@ def compare(
 
 
 def _written(text: str, path: Path) -> None:
-    from sparkdiff.report.writing import write
+    from sparkdiff.machine.whole import write_bytes
 
     try:
-        write(path, text)
+        write_bytes(path, text.encode())
     except OSError as e:
         raise InputError(f"{path} cannot be written: {e.strerror or e}") from e
     print(f"wrote {path}")

@@ -32,7 +32,7 @@ from sparkdiff.data.stream import DamagedCacheError, Manifest, usage
 from sparkdiff.data.stream.manifest import FORMAT
 from sparkdiff.errors import FullDiskError, InputError
 from sparkdiff.jvm import stores
-from sparkdiff.machine import memory, processes
+from sparkdiff.machine import memory, processes, whole
 from sparkdiff.options import Options
 from sparkdiff.pipeline.cut import Cut
 from sparkdiff.pipeline.graph import Version, null_of
@@ -199,16 +199,15 @@ def _opened(request: Request, where: Path, columns: list[dict[str, Any]], watch:
         return _opened_in_store(request, folder, key, columns)
     if folder.exists():
         try:
-            whole = _whole(folder, key)
+            found = _whole(folder, key)
             usage.used(folder)
-            return Cache(folder, whole, hit=True)
+            return Cache(folder, found, hit=True)
         except DamagedCacheError as e:
             warnings.warn(f"the cache {folder} is damaged and is written again: {e}", DamagedCache, stacklevel=2)
         shutil.rmtree(folder, ignore_errors=True)
     _remove_unfinished(folder)
-    temporary = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}")
-    temporary.mkdir(mode=0o700)  # before there is anything in it
-    try:
+    with whole.temporary_folder(folder) as temporary:
+        temporary.mkdir(mode=0o700)  # before there is anything in it
         processes.write_owner(temporary / OWNER, os.getpid())
         began = time.monotonic()
         with watch(temporary):
@@ -216,8 +215,6 @@ def _opened(request: Request, where: Path, columns: list[dict[str, Any]], watch:
         usage.begin(temporary, [type(v.stage).__name__ for v in request.cut.stages], time.monotonic() - began)
         (temporary / OWNER).unlink()
         moved(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return Cache(folder, _whole(folder, key), False, made.read, made.kept)
 
 

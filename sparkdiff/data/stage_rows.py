@@ -29,7 +29,6 @@ from sparkdiff.store.digests import digest_of
 from sparkdiff.store.files import full, moved
 
 PREFIX = "stages-"
-FORMAT = 1
 
 Frames = list[DataFrame]
 Slices = dict[str, tuple[Any, ...]]

@@ -19,6 +19,7 @@ from pyspark.sql.types import StructType
 from sparkdiff import jvm
 from sparkdiff.data.cache import ROOM, Cache
 from sparkdiff.data.splits import TRAIN, VALIDATION
+from sparkdiff.data.stream.manifest import sha256_of
 from sparkdiff.errors import InputError, ParityError
 from sparkdiff.evaluation.data import Data
 from sparkdiff.machine import memory
@@ -102,7 +103,7 @@ def _keep(network: Network, versions: Sequence[Version], rows: Path, kept: Path)
     if sum(file.stat().st_size for file in files) > KEPT_BYTES:
         return
     every = _versions(network)
-    index = {"versions": [every.index(v) for v in versions], "files": {f.name: _sha256(f) for f in files}}
+    index = {"versions": [every.index(v) for v in versions], "files": {f.name: sha256_of(f) for f in files}}
     with contextlib.suppress(OSError):
         (rows / "index.json").write_text(json.dumps(index), encoding="utf-8")
         for other in kept.parent.glob("spark-*"):
@@ -119,17 +120,13 @@ def _compared(network: Network, kept: Path, folder: Path) -> Parity | None:
         index = json.loads((kept / "index.json").read_text(encoding="utf-8"))
         folder.mkdir()
         for name, digest in index["files"].items():
-            if _sha256(shutil.copyfile(kept / name, folder / name)) != digest:
+            if sha256_of(shutil.copyfile(kept / name, folder / name)) != digest:
                 return None
         every = _versions(network)
         versions = [every[i] for i in index["versions"]]
     except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError):
         return None
     return compare(network, folder, versions)
-
-
-def _sha256(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 # The rows to compare --------------------------------------------------------------------------------------------------

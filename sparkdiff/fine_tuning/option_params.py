@@ -42,6 +42,15 @@ def with_setters(fields: Fields) -> Callable[[type], type]:
     return decorated
 
 
+class CheckedParams(Params):
+    """Params whose values `_set` checks, whatever sets them."""
+
+    def set(self, param: Param[Any], value: Any) -> None:
+        """Set a Param, checked as by `setParams`."""
+        self._shouldOwn(param)  # type: ignore[no-untyped-call]
+        self._set(**{param.name: value})
+
+
 def listed(value: Any) -> Any:
     """A tuple as a list, because pyspark's explainParams cannot show tuples."""
     return list(value) if isinstance(value, tuple) else value

@@ -67,7 +67,7 @@ def facts(run: Run) -> dict[str, Any]:
 def shown_options(task: Task, metric: Metric, **more: Any) -> dict[str, Any]:
     """All options, with the columns and the metric that were found where none was named."""
     found = {"labelCol": task.labelCol, "weightCol": task.weightCol, "metric": task.options.metric or metric.name}
-    return task.options.asdict(every=True) | more | found
+    return task.options.asdict() | more | found
 
 
 def tested(judgement: Judgement) -> dict[str, Any]:

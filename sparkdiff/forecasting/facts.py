@@ -38,8 +38,8 @@ from sparkdiff.training.recipes import Recipe
 
 Facts = dict[str, float]
 """Facts by name; NaN where one cannot be told."""
-FACTS, OLD_FACTS = "sparkdiff.facts", "facts"
-"""The tag of a run in the store that holds its facts, as JSON; and its name in older stores."""
+FACTS = "sparkdiff.facts"
+"""The tag of a run in the store that holds its facts, as JSON."""
 DRAWN = 0.95
 """Of the rows of a sample, those to expect: a few more fit."""
 DRAWN_NOISE = 0.1
@@ -91,12 +91,6 @@ class Samples:
             few.unpersist()
         self._drawn.clear()
         self._held.clear()
-
-
-def facts_of(task: Task, df: DataFrame) -> Facts:
-    """The facts of a pipeline and the rows that would tune it: see `measured`."""
-    with contextlib.closing(Samples()) as samples:
-        return measured(task, df, samples)[0]
 
 
 def training_facts(task: Task, df: DataFrame, rows: int) -> Facts:

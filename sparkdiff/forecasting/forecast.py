@@ -16,7 +16,7 @@ import numpy as np
 
 from sparkdiff.data.rehearsal import SAMPLE
 from sparkdiff.errors import InputError
-from sparkdiff.forecasting.facts import FACTS, OLD_FACTS, Facts
+from sparkdiff.forecasting.facts import FACTS, Facts
 
 MOST = 0.5
 """A gain counts up to this share of the original's metric."""
@@ -96,7 +96,7 @@ def of_store(runs: Sequence[Mapping[str, Any]]) -> list[PastRun]:
     out = []
     for run in runs:
         tags, gain = run["tags"] or {}, 0.0 if run["kept"] else run["gain"]
-        facts = _facts_in(tags.get(FACTS, tags.get(OLD_FACTS, "")))
+        facts = _facts_in(tags.get(FACTS, ""))
         if run["verb"] == "finetune" and facts is not None and None not in (gain, run["coreSeconds"]):
             out.append(PastRun(facts, not run["kept"], gain, run["coreSeconds"]))
     return out
@@ -187,7 +187,7 @@ class _Costs:
     @staticmethod
     def _parts(facts: Mapping[str, float]) -> list[float]:
         rows, trees = facts.get("rows", 0.0), facts.get("head:trees", 0.0)
-        cells = rows * facts.get("entries", facts.get("width", 1.0))  # older facts have none
+        cells = rows * facts.get("entries", facts.get("width", 1.0))  # few of the shipped runs have entries
         return [1.0, facts.get("stages", 0.0), trees, cells / 1e6, rows / 1e6, trees * rows / 1e6, _beyond(facts)]
 
     def __call__(self, facts: Mapping[str, float]) -> float:

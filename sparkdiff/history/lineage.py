@@ -143,7 +143,7 @@ def _hash(model: Any) -> str:
 
 def _told_options(run: Mapping[str, Any]) -> str:
     """The options of a run that are not at their default, as a command takes them."""
-    usual = Options().asdict(every=True)
+    usual = Options().asdict()
     given = {k: v for k, v in json.loads(run["options"]).items() if k not in usual or v != usual[k]}
     return " ".join(f"{k}={json.dumps(v)}" for k, v in given.items()) or "all options at their defaults"
 

@@ -105,8 +105,7 @@ def _measured(ground: Ground, name: str) -> Baseline:
         ground.metric, estimator, labelCol=LABEL, weightCol=None if weight is None else WEIGHT,
         params=ground.metricParams,
     )  # fmt: skip
-    rows = _columns(ground, training_rows(ground.sources, ground.options, ground.boundaries)).persist()
-    try:
+    with jvm.cached(_columns(ground, training_rows(ground.sources, ground.options, ground.boundaries))) as rows:
         model = estimator.fit(rows)
         least = None if ground.metric.power is None else _least(rows)
         values = {}
@@ -116,8 +115,6 @@ def _measured(ground: Ground, name: str) -> Baseline:
                 column = model.getPredictionCol()
                 found = found if least is None else found.withColumn(column, F.greatest(column, F.lit(least)))
                 values[split] = float(evaluator.evaluate(found))
-    finally:
-        rows.unpersist()
     last = costs.of_stage(ground.plan.cut.graph.head.stage, costs.filled_by_model(ground.model))
     serving = 1 + (costs.of_stage(model) - last) / ground.start.cost
     return Baseline(name, values[VALIDATION], values.get(TEST), serving)

@@ -2,9 +2,7 @@
 
 import dataclasses
 import json
-import os
 import shutil
-import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ from sparkdiff.improvement.baseline import Baseline
 from sparkdiff.improvement.candidate import Candidate, Step
 from sparkdiff.improvement.ground import Ground, Measurement
 from sparkdiff.improvement.order import ArmOrder
+from sparkdiff.machine import whole
 from sparkdiff.pipeline.network import Network
 from sparkdiff.pipeline.parity import Parity
 from sparkdiff.store import files
@@ -86,9 +85,8 @@ class StepLog:
         if self.folder is None:
             return
         place = self._place(step.arm, step.number)
-        temporary = place.with_name(f".{place.name}-{uuid.uuid4().hex[:8]}")
-        temporary.mkdir(mode=0o700)
-        try:
+        with whole.new_folder(place) as temporary:
+            temporary.mkdir(mode=0o700)
             told: dict[str, Any] = {
                 f.name: getattr(step, f.name)
                 for f in dataclasses.fields(step)
@@ -107,9 +105,6 @@ class StepLog:
             files.save_mappable(temporary / "gains.pt", step.gains)
             files.write_bytes(temporary / "step.json", json.dumps(told).encode())
             shutil.rmtree(place, ignore_errors=True)  # of a store, which had only a part of it
-            os.rename(temporary, place)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
 
     def read(self, ground: Ground, arm: str, number: int) -> Step | None:
         """A step of an earlier run of the same request; None if it did not end."""

@@ -7,7 +7,7 @@ from typing import Any
 from sparkdiff.errors import InputError, did_you_mean
 from sparkdiff.growth.kinds import KINDS
 from sparkdiff.improvement.budget import Budget
-from sparkdiff.options import convert, option
+from sparkdiff.options import converted, option
 
 WHY_REFUSED = {
     "numFolds": "it holds validation rows out, and decides once",
@@ -52,12 +52,7 @@ class ImprovementSettings:
         Raises:
             InputError: names every value of a wrong type or out of bounds.
         """
-        problems, values = [], {}
-        for name, value in given.items():
-            try:
-                values[name] = convert(FIELDS[name], value)
-            except (TypeError, ValueError) as e:
-                problems.append(str(e))
+        values, problems = converted(given, FIELDS, "Improver")
         if "budget" in values:
             try:
                 Budget.of(values["budget"])

@@ -14,6 +14,7 @@ from sparkdiff.data.splits import TRAIN
 from sparkdiff.errors import InputError, did_you_mean, kind_of
 from sparkdiff.stages.base import columns_of
 from sparkdiff.tuning.fits import inside
+from sparkdiff.tuning.search.alternatives import OUTPUTS
 from sparkdiff.tuning.search.settings import FIELDS, Settings
 from sparkdiff.tuning.search.space import Distribution, as_distribution, integer, loguniform, uniform
 
@@ -108,7 +109,7 @@ def params_of(given: Mapping[str, Any], estimator: Any) -> dict[Any, Distributio
     """
     stages, out = [*inside(estimator).values()], {}
     for (stage, name), values in space(given).items():
-        found = [s for s in stages if stage in (s.uid, type(s).__name__, *_outputs(s))]
+        found = [s for s in stages if stage in (s.uid, type(s).__name__, *columns_of(s, OUTPUTS))]
         place = f"search.space.{stage}.{name}"
         if len(found) != 1:
             names = sorted({type(s).__name__ for s in stages})
@@ -127,10 +128,6 @@ def params_of(given: Mapping[str, Any], estimator: Any) -> dict[Any, Distributio
             )
         out[one.getParam(name)] = values
     return out
-
-
-def _outputs(stage: Any) -> tuple[str, ...]:
-    return columns_of(stage, ("outputCol", "outputCols", "predictionCol"))
 
 
 def evaluators(given: Mapping[str, Any], estimator: Any) -> list[Evaluator]:

@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import time
 import uuid
 import warnings
@@ -53,7 +52,7 @@ from sparkdiff.job.settings_section import SETTINGS
 from sparkdiff.job.tracking import JobResult, Tracking, tracked
 from sparkdiff.job.writing import written
 from sparkdiff.jvm import stores
-from sparkdiff.machine import secrets
+from sparkdiff.machine import secrets, whole
 from sparkdiff.options import Options
 from sparkdiff.pipeline.nesting import flatten, plain
 from sparkdiff.pipeline.plan import Plan
@@ -303,14 +302,11 @@ def fitted_on(
         found = _keep_in_store(fitted, folder)
         say(f"fitted {len(fitted.stages)} stages on the training rows{why}")
         return fitted, found
-    temporary = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}")
-    try:
+    with whole.temporary_folder(folder) as temporary:
         fitted.write().save(f"file://{temporary}")
         if not moved(temporary, folder):
             say("reused: meanwhile another process fitted the same pipeline on the same rows")
             return jvm.loaded(folder), folder
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     say(f"fitted {len(fitted.stages)} stages on the training rows{why}")
     return fitted, folder
 

@@ -4,6 +4,7 @@ from sparkdiff.jvm import stores
 from sparkdiff.jvm.archive import archive_option, write_archive
 from sparkdiff.jvm.counting import counted
 from sparkdiff.jvm.files import read_rows, saved, table_of, write_rows
+from sparkdiff.jvm.persistence import Load, Persistent, Reader, Writer
 from sparkdiff.jvm.places import (
     check_writable,
     folder,
@@ -32,10 +33,9 @@ from sparkdiff.jvm.saved_models import loaded
 from sparkdiff.jvm.selections import Selection, can_except, selecting, selection_of
 from sparkdiff.jvm.sessions import (
     QUICK,
-    Reader,
     SparkError,
-    Writer,
     by_arrow,
+    cached,
     cancel,
     cancellable,
     cause,
@@ -57,12 +57,15 @@ from sparkdiff.jvm.sessions import (
 
 __all__ = [
     "QUICK",
+    "Load",
+    "Persistent",
     "Reader",
     "Selection",
     "SparkError",
     "Writer",
     "archive_option",
     "by_arrow",
+    "cached",
     "can_except",
     "cancel",
     "cancellable",

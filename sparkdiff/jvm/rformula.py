@@ -40,8 +40,6 @@ class FormulaLabel(Transformer, HasInputCol, HasOutputCol, DefaultParamsReadable
     Source: org.apache.spark.ml.feature.RFormulaModel.transformLabel, which no stage inside the model does.
     """
 
-    __module__ = "sparkdiff.jvm.formulas"  # as it is saved, and so is part of the fingerprints of caches
-
     @classmethod
     def of(cls, formula: Any, label: str) -> "FormulaLabel":
         return cls()._set(inputCol=label, outputCol=formula.getLabelCol())._resetUid(formula.uid)

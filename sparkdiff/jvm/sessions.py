@@ -18,9 +18,7 @@ from py4j.protocol import Py4JError, Py4JJavaError
 from pyspark import SparkConf, SparkContext
 from pyspark.errors import PySparkException
 from pyspark.find_spark_home import _find_spark_home
-from pyspark.ml import PipelineModel
-from pyspark.ml.util import DefaultParamsWriter, MLReader
-from pyspark.sql import SparkSession
+from pyspark.sql import DataFrame, SparkSession
 from pyspark.util import VersionUtils
 
 from sparkdiff.errors import InputError
@@ -99,6 +97,16 @@ def is_running() -> bool:
     return SparkContext._gateway is not None
 
 
+@contextlib.contextmanager
+def cached(df: DataFrame) -> Iterator[DataFrame]:
+    """Within this context Spark keeps the rows of a DataFrame."""
+    rows = df.cache()
+    try:
+        yield rows
+    finally:
+        rows.unpersist()
+
+
 def in_process(spark: SparkSession) -> bool:
     """Whether this process is Spark's driver; with Spark Connect it is not, and there is no SparkContext."""
     return hasattr(spark, "sparkContext")
@@ -135,32 +143,6 @@ def ml_context(spark: SparkSession) -> Any:
     else).
     """
     return spark.sparkContext if in_process(spark) else spark
-
-
-class Writer(DefaultParamsWriter):
-    """An MLWriter for classes that exist in Python only, also through Spark Connect."""
-
-    @property
-    def sc(self) -> Any:
-        return ml_context(self.sparkSession)
-
-    def _handleOverwrite(self, path: str) -> None:
-        if in_process(self.sparkSession):
-            super()._handleOverwrite(path)  # type: ignore[misc]
-        else:
-            PipelineModel([]).write().handleOverwrite(path, True)  # type: ignore[attr-defined]
-
-
-class Reader(MLReader[Any]):
-    """An MLReader for classes that exist in Python only, also through Spark Connect."""
-
-    def __init__(self, cls: Any):
-        super().__init__()
-        self.cls = cls
-
-    @property
-    def sc(self) -> Any:
-        return ml_context(self.sparkSession)
 
 
 def has_constructors() -> bool:

@@ -212,23 +212,16 @@ def read(path: Path) -> bytes | None:
     with as_store_error(str(there)):
         if not system.exists(there):
             return None
-        stream = system.open(there)
-        try:
+        with contextlib.closing(system.open(there)) as stream:
             return bytes(java_classes().org.apache.commons.io.IOUtils.toByteArray(stream))
-        finally:
-            stream.close()
 
 
 def create(path: Path, content: bytes) -> bool:
     """Write a small file to the store unless there is one: at most one of several processes does, if the store can."""
     system, there, _ = opened(str(url_of(path)))
     try:
-        with as_store_error(str(there)):
-            stream = system.create(there, False)
-            try:
-                stream.write(bytearray(content))
-            finally:
-                stream.close()
+        with as_store_error(str(there)), contextlib.closing(system.create(there, False)) as stream:
+            stream.write(bytearray(content))
     except StoreError as e:
         if e.errno == errno.EEXIST:
             return False
@@ -243,12 +236,8 @@ def overwrite(path: Path, content: bytes) -> None:
         StoreError: the store refuses it.
     """
     system, there, _ = opened(str(url_of(path)))
-    with as_store_error(str(there)):
-        stream = system.create(there, True)
-        try:
-            stream.write(bytearray(content))
-        finally:
-            stream.close()
+    with as_store_error(str(there)), contextlib.closing(system.create(there, True)) as stream:
+        stream.write(bytearray(content))
 
 
 def modified(path: Path) -> int | None:

@@ -1,6 +1,5 @@
 """LabelModel: an Estimator that learns from votes alone how good each labelling function is, and adds class probabilities."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from numbers import Integral
 from typing import Any
@@ -8,11 +7,11 @@ from typing import Any
 import numpy as np
 from pyspark.ml import Estimator, Model, PipelineModel
 from pyspark.ml.param import Param, Params, TypeConverters
-from pyspark.ml.util import DefaultParamsReader, MLReadable, MLReader, MLWritable, MLWriter
 from pyspark.sql import DataFrame
 
 from sparkdiff import jvm
 from sparkdiff.errors import InputError, check_dataframe, did_you_mean, kind_of
+from sparkdiff.fine_tuning.option_params import CheckedParams
 from sparkdiff.labeling.estimates import (
     ABSTAINS,
     Estimate,
@@ -25,7 +24,6 @@ from sparkdiff.labeling.estimates import (
 from sparkdiff.labeling.plain import added_by, stages_of
 from sparkdiff.labeling.summary import LabelSummary, told
 from sparkdiff.labeling.votes import Votes, counted
-from sparkdiff.machine import paths
 from sparkdiff.pipeline.names import casefolding
 from sparkdiff.pipeline.nesting import Holder
 
@@ -90,7 +88,7 @@ class _LabelParams(Params):
 PARAMS = ("votes", "method", "numClasses", "classBalance", "labelCol", "weightCol", "probabilityCol", "seed")
 
 
-class LabelModel(Estimator, _LabelParams, MLWritable, MLReadable):  # type: ignore[type-arg]
+class LabelModel(Estimator, CheckedParams, _LabelParams, jvm.Persistent):  # type: ignore[type-arg]
     """Learns from the votes of labelling functions, without labels, how often each is right, and adds class probabilities.
 
     A function is an SQL expression that votes a class (0, 1, 2, ...) or is null to abstain, such as
@@ -133,11 +131,6 @@ class LabelModel(Estimator, _LabelParams, MLWritable, MLReadable):  # type: igno
         except TypeError as e:
             raise InputError(str(e)) from e
 
-    def set(self, param: Any, value: Any) -> None:
-        """Set a Param, checked as by `setParams`."""
-        self._shouldOwn(param)  # type: ignore[no-untyped-call]
-        self._set(**{param.name: value})
-
     def _fit(self, dataset: DataFrame) -> "LabelModelModel":
         check_dataframe("the dataset of fit()", dataset)
         if dataset.isStreaming:
@@ -175,12 +168,12 @@ class LabelModel(Estimator, _LabelParams, MLWritable, MLReadable):  # type: igno
             ) from e
         return self._copyValues(model)  # type: ignore[return-value]
 
-    def write(self) -> MLWriter:
-        return _Writer(self)
+    def saved_parts(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        return {"params": self.params_set()}, {}
 
     @classmethod
-    def read(cls) -> "MLReader[LabelModel]":
-        return _Reader(cls)
+    def from_parts(cls, values: Mapping[str, Any], stage: jvm.Load) -> "LabelModel":
+        return cls(**values["params"])
 
 
 def _estimated(
@@ -345,7 +338,7 @@ def _balance(given: Sequence[float] | None, k: int) -> Any:
     return np.array(given)
 
 
-class LabelModelModel(Model, Holder, _LabelParams, MLWritable, MLReadable):  # type: ignore[type-arg]
+class LabelModelModel(Model, Holder, _LabelParams, jvm.Persistent):  # type: ignore[type-arg]
     """The result of a LabelModel, with its Params.
 
     Attributes:
@@ -385,37 +378,10 @@ class LabelModelModel(Model, Holder, _LabelParams, MLWritable, MLReadable):  # t
                 ) from e
             raise InputError(f"the votes can't be computed from the data: {jvm.cause(e)}") from e
 
-    def write(self) -> MLWriter:
-        return _Writer(self)
+    def saved_parts(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        return {"params": self.params_set(), "summary": self.summary.asdict()}, {"pipelineModel": self.pipelineModel}
 
     @classmethod
-    def read(cls) -> "MLReader[LabelModelModel]":
-        return _ModelReader(cls)
-
-
-class _Writer(jvm.Writer):
-    instance: Any
-
-    def saveImpl(self, path: str) -> None:
-        one = self.instance
-        told = {name: one.getOrDefault(name) for name in PARAMS if one.isSet(name)}
-        summary = one.summary.asdict() if isinstance(one, LabelModelModel) else None
-        self.saveMetadata(
-            one, path, self.sc, {"labeling": json.dumps({"params": told, "summary": summary})}, paramMap={}
-        )
-        if isinstance(one, LabelModelModel):
-            one.pipelineModel.write().save(paths.inside(path, "pipelineModel"))
-
-
-class _Reader(jvm.Reader):
-    def load(self, path: str) -> Any:
-        meta = DefaultParamsReader.loadMetadata(path, self.sc)
-        return self.cls(**json.loads(meta["labeling"])["params"])._resetUid(meta["uid"])
-
-
-class _ModelReader(jvm.Reader):
-    def load(self, path: str) -> Any:
-        meta = DefaultParamsReader.loadMetadata(path, self.sc)
-        told = json.loads(meta["labeling"])
-        plain: Any = DefaultParamsReader.loadParamsInstance(paths.inside(path, "pipelineModel"), self.sc)
-        return self.cls(plain, LabelSummary(**told["summary"]))._set(**told["params"])._resetUid(meta["uid"])
+    def from_parts(cls, values: Mapping[str, Any], stage: jvm.Load) -> "LabelModelModel":
+        new = cls(stage("pipelineModel"), LabelSummary(**values["summary"]))
+        return new._set(**values["params"])  # type: ignore[return-value]

@@ -45,7 +45,7 @@ class LabelSummary(Shown):
         self.rows: float = found["rows"]
         self.unlabelled: float = found["unlabelled"]
         self.agreement: dict[str, float] | None = found["agreement"]
-        self.method: str = found.get("method", "")  # not in summaries of earlier versions
+        self.method: str = found["method"]
         self.warnings: list[str] = found["warnings"]
 
     def asdict(self) -> dict[str, Any]:

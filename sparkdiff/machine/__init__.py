@@ -1,7 +1,7 @@
 """The machine that a process runs on: `memory` gives freed memory back, `cpu` tells processor seconds, `paths` reads paths as
 users write them, `interrupts` decides what Ctrl-C does, `secrets` leaves passwords out of texts, `autologging` pauses what other
 libraries log of themselves, `package` makes an archive of this one, `processes`
-tells processes apart.
+tells processes apart, `whole` writes files and folders whole or not at all.
 """
 
-__all__ = ["autologging", "cpu", "interrupts", "memory", "package", "paths", "processes", "secrets"]
+__all__ = ["autologging", "cpu", "interrupts", "memory", "package", "paths", "processes", "secrets", "whole"]

@@ -1,7 +1,6 @@
 """The plan: what happens to every stage of a pipeline, and why, for people and programs to read."""
 
 import dataclasses
-import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,11 +11,12 @@ from sparkdiff.options import Options
 from sparkdiff.pipeline.cut import Analysis, analyse
 from sparkdiff.pipeline.graph import Graph, Version
 from sparkdiff.pipeline.schema import check_columns
-from sparkdiff.report import Drawing, Section, SectionTable, Shown, Strong, drawn
+from sparkdiff.report import Drawing, Section, SectionTable, Strong, drawn
+from sparkdiff.report.sections import ShownByStage
 from sparkdiff.stages.base import StageModule
 
 if TYPE_CHECKING:
-    import pandas as pd
+    pass
 
 SHOWN = 20
 """Number of cache columns that are printed."""
@@ -68,7 +68,7 @@ class PlanEdge:
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class Plan(Shown):
+class Plan(ShownByStage):
     """One StagePlan per leaf stage in the order of the pipeline, and the columns of the cache.
 
     Attributes:
@@ -83,20 +83,12 @@ class Plan(Shown):
     edges: tuple[PlanEdge, ...] = ()
     head: int | None = None
 
-    def toJSON(self) -> str:
-        return json.dumps(dataclasses.asdict(self), indent=2)
-
     def draw(self) -> Drawing:
         """The stages and their columns as a picture: which run in Spark and in torch, which train, how far gradients go back.
 
         A notebook shows it; `plan.draw().save("plan.svg")` writes it.
         """
         return Drawing(drawn(dataclasses.asdict(self), self._total()))
-
-    def toPandas(self) -> "pd.DataFrame":
-        import pandas as pd
-
-        return pd.DataFrame([dataclasses.asdict(s) for s in self.stages])
 
     def _headline(self) -> str:
         return self._trains()

@@ -20,7 +20,6 @@ from sparkdiff.stages.base import (
     UNTRANSLATED,
     StageModule,
     Untranslated,
-    check_members,
     class_name,
     columns_of,
 )
@@ -76,7 +75,6 @@ def with_modules(graph: Graph, data: SchemaOrRows) -> Graph:
 
 
 def _with_module(graph: Graph, i: int, module: StageModule) -> Vertex:
-    check_members(module)
     vertex = graph.vertices[i]
     prepared = module.prepared_columns(vertex.stage) if isinstance(module, Prepared) else ()
     return dataclasses.replace(

@@ -18,7 +18,7 @@ from sparkdiff.report.progress import (
 from sparkdiff.report.record import FineTuningSummary, RunRecord
 from sparkdiff.report.sections import Section, SectionTable, Shown, Strong, aligned, as_html
 from sparkdiff.report.svg import Drawing
-from sparkdiff.report.table import before_after, p_value
+from sparkdiff.report.table import p_value
 
 __all__ = [
     "Drawing",
@@ -36,7 +36,6 @@ __all__ = [
     "aligned",
     "ancestors_of",
     "as_html",
-    "before_after",
     "change",
     "check_callbacks",
     "difference_headline",

@@ -194,8 +194,8 @@ def _moved(summary: Values) -> list[tuple[str, str, float, float]]:
 
 
 def _drawing(plan: Values | None) -> str:
-    """The plan as SVG; "" without one, or where an earlier version wrote it without its columns."""
-    if plan is None or "edges" not in plan:
+    """The plan as SVG; "" without one."""
+    if plan is None:
         return ""
     trained = [t for t in plan["stages"] if t["trainable"]]
     total = f"trains {sum(t['numParameters'] for t in trained):,} parameters in {len(trained)} of {len(plan['stages'])} stages"

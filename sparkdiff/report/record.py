@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sparkdiff.machine.whole import write_bytes
 from sparkdiff.report.page import page
 from sparkdiff.report.sections import Section, Shown
 from sparkdiff.report.table import headline, sections_of
-from sparkdiff.report.writing import write
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,9 +32,8 @@ class RunRecord(Shown):
         z: mean gain of the chosen epoch over its block-wise standard error; 0.0 when the original is best.
         p: p-value of the max-bootstrap over all epochs and candidates.
         candidates, diverged: number of trained candidates, and of those that diverged (loss or metric not finite) and
-            stopped; None in summaries of earlier versions.
-        device, precision: where the candidates were trained, such as "cpu" or "cuda:0 (NVIDIA H200)", and in which numbers;
-            None in summaries of earlier versions.
+            stopped.
+        device, precision: where the candidates were trained, such as "cpu" or "cuda:0 (NVIDIA H200)", and in which numbers.
         processes: with numProcesses="auto" {"number", "why", "milliseconds" (of a step, by the number of processes)}; else None.
         records: the rows of the history, one per epoch and candidate; epoch 0 is the original. With numFolds they have the key
             "fold", which is 0 for the training on all rows.
@@ -43,7 +42,7 @@ class RunRecord(Shown):
         stages: how far each parameter moved, in natural units: {"uid.parameter": {"largest", "rootMeanSquare"}}.
         timings: seconds per phase.
         stream: the reader of the cache.
-        cache: {"hit", "fingerprint", "rows" (by split; not in summaries of earlier versions)}, and "versions" where the
+        cache: {"hit", "fingerprint", "rows" (by split)}, and "versions" where the
             plan of the rows shows versions of tables: [{"split", "table", "versionAsOf" (of Delta; "timestampAsOf",
             "snapshotId", "asOf" where a reader's option names these)}]; with reuseStages "stagesRead", the uids of the first
             stages whose rows an earlier run had kept, and "stagesKept", of those whose rows this run has kept.
@@ -98,7 +97,7 @@ class RunRecord(Shown):
         Raises:
             OSError: the file can't be written.
         """
-        write(Path(path), page(self.asdict(), self.records))
+        write_bytes(Path(path), page(self.asdict(), self.records).encode())
 
     def asdict(self) -> dict[str, Any]:
         """As JSON-ready values without NaN, history left out."""

@@ -2,11 +2,13 @@
 
 import dataclasses
 import functools
+import json
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import jinja2
+    import pandas as pd
 
 LONG = 40
 """Characters of a cell from which on a browser may break its line."""
@@ -80,6 +82,20 @@ class Shown:
 
     def _repr_html_(self) -> str:
         return as_html(self._sections())
+
+
+class ShownByStage(Shown):
+    """A dataclass with an entry per stage in `stages`."""
+
+    stages: tuple[Any, ...]
+
+    def toJSON(self) -> str:
+        return json.dumps(dataclasses.asdict(self), indent=2)  # type: ignore[call-overload]
+
+    def toPandas(self) -> "pd.DataFrame":
+        import pandas as pd
+
+        return pd.DataFrame([dataclasses.asdict(s) for s in self.stages])
 
 
 @functools.cache

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from sparkdiff.report.sections import Section, SectionTable, Strong, as_text
+from sparkdiff.report.sections import Section, SectionTable, Strong
 from sparkdiff.report.shares import share_of
 
 SHOWN = 8
@@ -15,11 +15,6 @@ def p_value(p: float, least: float = 0.001) -> str:
     """A p-value as text: below `least`, or below 0.001 if that is smaller, only the bound is shown."""
     least = min(least, 0.001)
     return f"p < {least:.1g}" if p < least else f"p {p:.3f}" if p >= 0.001 else f"p {p:.2g}"
-
-
-def before_after(summary: Mapping[str, Any]) -> str:
-    """The table of a run's summary: the metric on train, validation and test rows, and the decision under it."""
-    return as_text(sections_of(summary))
 
 
 def sections_of(summary: Mapping[str, Any]) -> Iterator[Section]:

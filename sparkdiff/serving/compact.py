@@ -1,7 +1,6 @@
 """A fitted pipeline folded into fewer plain MLlib stages with the same outputs."""
 
 import dataclasses
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,12 +10,13 @@ from sparkdiff.errors import InputError, check_type, did_you_mean
 from sparkdiff.pipeline.graph import Graph, Version
 from sparkdiff.pipeline.nesting import Path, plain, replaced
 from sparkdiff.pipeline.translation import linked
-from sparkdiff.report import Section, SectionTable, Shown, Strong
+from sparkdiff.report import Section, SectionTable, Strong
+from sparkdiff.report.sections import ShownByStage
 from sparkdiff.serving.columns import StageFacts, State, left_out, pinned, reading, reads_of, reselected
 from sparkdiff.serving.folding import folded
 
 if TYPE_CHECKING:
-    import pandas as pd
+    pass
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,21 +39,13 @@ class StageCompaction:
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class CompactPlan(Shown):
+class CompactPlan(ShownByStage):
     """One StageCompaction per leaf stage in the order of the pipeline, and the columns that stay."""
 
     __module__ = "sparkdiff"
 
     stages: tuple[StageCompaction, ...]
     keepCols: tuple[str, ...]
-
-    def toJSON(self) -> str:
-        return json.dumps(dataclasses.asdict(self), indent=2)
-
-    def toPandas(self) -> "pd.DataFrame":
-        import pandas as pd
-
-        return pd.DataFrame([dataclasses.asdict(s) for s in self.stages])
 
     def _headline(self) -> str:
         left = sum(s.action != "gone" for s in self.stages)

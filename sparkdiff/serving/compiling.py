@@ -246,7 +246,7 @@ class _Compiler:
         columns = tuple(named[v] for v in unit.reads)
         if form == "objects":
             self.kinds.update(dict.fromkeys(unit.writes, unit.part.stage.kind))
-        self.steps.append(TextStep(vertex.uid, vertex.stageClass, unit.part.stage, columns, reads, writes))
+        self.steps.append(TextStep(vertex.uid, vertex.stageClass, columns, reads, writes, unit.part.stage))
 
     def _add_module(self, unit: Unit) -> None:
         vertex, module = unit.vertex, unit.vertex.module
@@ -264,7 +264,7 @@ class _Compiler:
         module.requires_grad_(False).eval()
         self.steps.append(
             TorchStep(
-                vertex.uid, vertex.stageClass, module, columns, reads, writes, nulls, flags, wanted, or_more, passed
+                vertex.uid, vertex.stageClass, columns, reads, writes, module, nulls, flags, wanted, or_more, passed
             )
         )
 
@@ -317,7 +317,7 @@ class _Compiler:
             place, null, kind = self._numbers(version, reader), self._null(version), self.kinds.get(version, "double")
             to = self._place(version, "objects")
             columns = (self.graph.name(version),)
-            self.steps.append(ObjectsStep(reader.uid, reader.stageClass, columns, (place,), null, (to,), kind))
+            self.steps.append(ObjectsStep(reader.uid, reader.stageClass, columns, (place,), (to,), null, kind))
         return self._place(version, "objects")
 
     def _entry(self, version: Version, form: str) -> int:

@@ -49,18 +49,14 @@ class Deletion:
     Attributes:
         uid: the stage that is gone.
         stageClass: its class.
-        kind: what it did, a value of `KINDS`.
-        fittedBehind: uids of the fitted stages that its output reaches, in the order of the pipeline: they were fitted to what it
-            made.
-        mustRefit: those of them that cannot stay as they are, because vectors have another width now; all of them or none.
+        mustRefit: uids of the fitted stages that its output reaches, in the order of the pipeline, where they cannot stay as they
+            are, because vectors have another width now; else none.
         pipeline: the pipeline without the stage, in which its readers read its input. Where `mustRefit` is not empty it has the
             right columns, but needs these stages fitted anew.
     """
 
     uid: str
     stageClass: str
-    kind: str
-    fittedBehind: tuple[str, ...]
     mustRefit: tuple[str, ...]
     pipeline: Any
 
@@ -117,7 +113,7 @@ def _without(model: Any, state: State, i: int) -> Deletion:
     must = () if KINDS[kind] in SAME_WIDTH or _same_width(state, i, read) else behind
     if must:
         new |= _resized(state, i, read, new)
-    return Deletion(vertex.uid, vertex.stageClass, KINDS[kind], behind, must, replaced(model, new))
+    return Deletion(vertex.uid, vertex.stageClass, must, replaced(model, new))
 
 
 def _same_width(state: State, i: int, read: Read) -> bool:

@@ -68,11 +68,10 @@ class FewRows:
 
 
 @dataclass(frozen=True)
-class TreesStep:
-    """A step with trees: many rows by torch, few by numpy."""
+class FewRowsStep:
+    """A step with torch, and a way for few rows."""
 
     step: TorchStep
-    few: FewRows
 
     @property
     def uid(self) -> str:
@@ -85,6 +84,13 @@ class TreesStep:
     @property
     def reads(self) -> tuple[int, ...]:
         return self.step.reads
+
+
+@dataclass(frozen=True)
+class TreesStep(FewRowsStep):
+    """A step with trees: many rows by torch, few by numpy."""
+
+    few: FewRows
 
     def run(self, values: Values) -> None:
         x: Rows = values[self.step.reads[0]]
@@ -109,23 +115,10 @@ def voted(module: Trees, x: Rows) -> tuple[Tensor, ...]:
 
 
 @dataclass(frozen=True)
-class HotStep:
+class HotStep(FewRowsStep):
     """A step with a one-hot encoder: many rows by torch, a single one by Python."""
 
-    step: TorchStep
     encoder: OneHotEncoder
-
-    @property
-    def uid(self) -> str:
-        return self.step.uid
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        return self.step.columns
-
-    @property
-    def reads(self) -> tuple[int, ...]:
-        return self.step.reads
 
     def run(self, values: Values) -> None:
         step, nulls = self.step, self.step.nulls or ()

@@ -1,7 +1,7 @@
 """An ONNX graph written by arithmetic on its values, each of n rows and a fixed number of columns."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,21 @@ Number = float | int | bool | Array | torch.Tensor
 
 class NotExportableError(Exception):
     """A stage has no form in ONNX, for the reason given; never leaves the package."""
+
+
+def _paired(operator: str, kind: str = "") -> Callable[["Value", "Value | Number"], "Value"]:
+    """The method that adds an operator between a value and another one, or a constant, whose result has this type or theirs."""
+    return lambda self, other: self.graph.paired(operator, self, other, kind)
+
+
+def _paired_from_right(operator: str) -> Callable[["Value", Number], "Value"]:
+    """The method that adds an operator between a constant and a value."""
+    return lambda self, other: self.graph.paired(operator, other, self)
+
+
+def _of_each(operator: str, kind: str = "") -> Callable[["Value"], "Value"]:
+    """The method that adds an operator on each entry of a value, whose result has this type or that of the value."""
+    return lambda self: self.graph.node(operator, [self], self.width, kind or self.kind)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -41,74 +56,28 @@ class Value:
     def vector(self) -> "Value":
         return dataclasses.replace(self, scalar=False)
 
-    def __add__(self, other: "Value | Number") -> "Value":
-        return self.graph.paired("Add", self, other)
-
-    def __sub__(self, other: "Value | Number") -> "Value":
-        return self.graph.paired("Sub", self, other)
-
-    def __rsub__(self, other: Number) -> "Value":
-        return self.graph.paired("Sub", other, self)
-
-    def __mul__(self, other: "Value | Number") -> "Value":
-        return self.graph.paired("Mul", self, other)
-
-    def __truediv__(self, other: "Value | Number") -> "Value":
-        return self.graph.paired("Div", self, other)
-
-    def __rtruediv__(self, other: Number) -> "Value":
-        return self.graph.paired("Div", other, self)
-
-    def __neg__(self) -> "Value":
-        return self.graph.node("Neg", [self], self.width, self.kind)
-
-    def __gt__(self, other: "Value | Number") -> "Value":
-        return self.graph.paired("Greater", self, other, "bool")
-
-    def __ge__(self, other: "Value | Number") -> "Value":
-        return self.graph.paired("GreaterOrEqual", self, other, "bool")
-
-    def __lt__(self, other: "Value | Number") -> "Value":
-        return self.graph.paired("Less", self, other, "bool")
-
-    def __le__(self, other: "Value | Number") -> "Value":
-        return self.graph.paired("LessOrEqual", self, other, "bool")
-
-    def equals(self, other: "Value | Number") -> "Value":
-        return self.graph.paired("Equal", self, other, "bool")
-
-    def __and__(self, other: "Value | Number") -> "Value":
-        return self.graph.paired("And", self, other, "bool")
-
-    def __or__(self, other: "Value | Number") -> "Value":
-        return self.graph.paired("Or", self, other, "bool")
-
-    def __invert__(self) -> "Value":
-        return self.graph.node("Not", [self], self.width, "bool")
-
-    def _each(self, operator: str) -> "Value":
-        return self.graph.node(operator, [self], self.width, self.kind)
-
-    def abs(self) -> "Value":
-        return self._each("Abs")
-
-    def exp(self) -> "Value":
-        return self._each("Exp")
-
-    def log(self) -> "Value":
-        return self._each("Log")
-
-    def sqrt(self) -> "Value":
-        return self._each("Sqrt")
-
-    def floor(self) -> "Value":
-        return self._each("Floor")
-
-    def isnan(self) -> "Value":
-        return self.graph.node("IsNaN", [self], self.width, "bool")
-
-    def isinf(self) -> "Value":
-        return self.graph.node("IsInf", [self], self.width, "bool")
+    __add__ = _paired("Add")
+    __sub__ = _paired("Sub")
+    __rsub__ = _paired_from_right("Sub")
+    __mul__ = _paired("Mul")
+    __truediv__ = _paired("Div")
+    __rtruediv__ = _paired_from_right("Div")
+    __gt__ = _paired("Greater", "bool")
+    __ge__ = _paired("GreaterOrEqual", "bool")
+    __lt__ = _paired("Less", "bool")
+    __le__ = _paired("LessOrEqual", "bool")
+    equals = _paired("Equal", "bool")
+    __and__ = _paired("And", "bool")
+    __or__ = _paired("Or", "bool")
+    __invert__ = _of_each("Not", "bool")
+    __neg__ = _of_each("Neg")
+    abs = _of_each("Abs")
+    exp = _of_each("Exp")
+    log = _of_each("Log")
+    sqrt = _of_each("Sqrt")
+    floor = _of_each("Floor")
+    isnan = _of_each("IsNaN", "bool")
+    isinf = _of_each("IsInf", "bool")
 
     def isfinite(self) -> "Value":
         return ~(self.isnan() | self.isinf())

@@ -2,14 +2,12 @@
 
 import contextlib
 import os
-import shutil
-import uuid
 from pathlib import Path
 from typing import Any
 
 from sparkdiff import jvm
 from sparkdiff.errors import InputError, SparkdiffError
-from sparkdiff.machine import paths
+from sparkdiff.machine import paths, whole
 from sparkdiff.store import files
 
 
@@ -34,19 +32,19 @@ def save(model: Any, folder: Path) -> None:
     Raises:
         SparkdiffError: it cannot be written; says why.
     """
-    temporary = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}")
     missing = [parent for parent in folder.parents if not parent.exists()]
     try:
-        with files.room("the pipeline", folder, "free some space, or choose a folder on a disk with more space"):
+        with (
+            files.room("the pipeline", folder, "free some space, or choose a folder on a disk with more space"),
+            whole.new_folder(folder) as temporary,
+        ):
             folder.parent.mkdir(parents=True, exist_ok=True)
             model.write().save(f"file://{temporary}")
-            os.rename(temporary, folder)
     except (OSError, *jvm.SparkError) as e:
         raise SparkdiffError(
             f"the pipeline cannot be written to {folder}: {jvm.cause(e)}; choose another folder"
         ) from e
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
         for parent in missing:
             with contextlib.suppress(OSError):  # something is in it
                 parent.rmdir()

@@ -41,7 +41,18 @@ class InputPlaces:
 
 
 @dataclass(frozen=True)
-class TorchStep:
+class ScheduledStage:
+    """A stage, or a part of one, with its columns and the places of the values that it reads and writes."""
+
+    uid: str
+    stage_class: str
+    columns: tuple[str, ...]
+    reads: tuple[int, ...]
+    writes: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class TorchStep(ScheduledStage):
     """A translated stage.
 
     Attributes:
@@ -51,12 +62,7 @@ class TorchStep:
         wanted: entries that a row of the first input must have, and whether it may have more; 0 where the stage has no such rule.
     """
 
-    uid: str
-    stage_class: str
     module: StageModule
-    columns: tuple[str, ...]
-    reads: tuple[int, ...]
-    writes: tuple[int, ...]
     nulls: tuple[int, ...] | None = None
     flags: tuple[int, ...] = ()
     wanted: int = 0
@@ -96,15 +102,10 @@ class TorchStep:
 
 
 @dataclass(frozen=True)
-class TextStep:
+class TextStep(ScheduledStage):
     """A part of a stage in Python."""
 
-    uid: str
-    stage_class: str
     stage: TextStage
-    columns: tuple[str, ...]
-    reads: tuple[int, ...]
-    writes: tuple[int, ...]
 
     def run(self, values: Values) -> None:
         given = [values[i] for i in self.reads]
@@ -119,15 +120,10 @@ class TextStep:
 
 
 @dataclass(frozen=True)
-class ObjectsStep:
+class ObjectsStep(ScheduledStage):
     """Computed numbers as Python's, for a stage in Python; `kind` is their type in Spark."""
 
-    uid: str
-    stage_class: str
-    columns: tuple[str, ...]
-    reads: tuple[int, ...]
     null: int
-    writes: tuple[int, ...]
     kind: str
 
     def run(self, values: Values) -> None:

@@ -9,10 +9,8 @@ import io
 import json
 import math
 import os
-import shutil
 import sys
 import unicodedata
-import uuid
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -23,22 +21,15 @@ import torch
 from torch import Tensor, nn
 
 from sparkdiff.errors import InputError, SparkdiffError
-from sparkdiff.machine import paths
+from sparkdiff.machine import paths, whole
 from sparkdiff.stages.base import REGISTRY
 from sparkdiff.store import files
 
-FORMAT = 3
+FORMAT = 1
 JSON, ARRAYS = "scorer.json", "arrays.npz"
 ROOMS = ("sparkdiff.stages.", "sparkdiff.serving.")
 OTHERS = ("sparkdiff.jvm.nodes.Nodes", "sparkdiff.jvm.encoders.Statistics", "torch.nn.modules.container.ModuleList")
 """Classes elsewhere that stages hold."""
-RENAMED = {
-    "sparkdiff.serving.requests.Source": "sparkdiff.serving.request_values.InputColumn",
-    "sparkdiff.serving.schedule.Entry": "sparkdiff.serving.schedule.InputPlaces",
-    "sparkdiff.serving.schedule.Output": "sparkdiff.serving.schedule.OutputColumn",
-    "sparkdiff.stages.targets.Table": "sparkdiff.stages.targets.CategoryTable",
-}
-"""Names that classes had when a scorer was saved that this version still reads; empty once our version changes."""
 _MODULE = frozenset(vars(nn.Module()))
 """What every module of torch has; of these only the three collections below are stored."""
 
@@ -105,7 +96,7 @@ class _Reader:
         return self.object(value) if kind == "object" else _PLAIN[kind](self, value)
 
     def object(self, value: Mapping[str, Any]) -> Any:
-        kind = _class_of(RENAMED.get(value["object"], value["object"]))
+        kind = _class_of(value["object"])
         if kind is None:
             raise InputError(
                 f"it needs the class {value['object']}, which is not registered here: import the module that registers it first"
@@ -188,17 +179,16 @@ def save(value: Any, version: str, path: str | os.PathLike[str]) -> None:
     np.savez(buffer, **arrays)  # type: ignore[arg-type]
     unicode = unicodedata.unidata_version
     described = {"format": FORMAT, "sparkdiff": version, "unicode": unicode, "scorer": content}
-    temporary = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}")
     try:
-        with files.room("the scorer", folder, "free some space, or choose a folder on a disk with more space"):
+        with (
+            files.room("the scorer", folder, "free some space, or choose a folder on a disk with more space"),
+            whole.new_folder(folder) as temporary,
+        ):
             temporary.mkdir(parents=True)
             files.write_bytes(temporary / ARRAYS, buffer.getvalue())
             files.write_bytes(temporary / JSON, json.dumps(described, ensure_ascii=True).encode())
-            os.rename(temporary, folder)
     except OSError as e:
         raise SparkdiffError(f"the scorer cannot be written to {folder}: {e}; choose another folder") from e
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def load(version: str, path: str | os.PathLike[str]) -> Any:

@@ -3,14 +3,12 @@
 import atexit
 import dataclasses
 import hashlib
-import json
 import logging
 import os
 import shutil
 import tempfile
 import time
-import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,7 @@ from pyspark.errors import PySparkException
 from pyspark.ml import Transformer
 from pyspark.ml.linalg import VectorUDT
 from pyspark.ml.param import Param, Params, TypeConverters
-from pyspark.ml.util import DefaultParamsReader, MLReadable, MLReader, MLWritable, MLWriter
+from pyspark.ml.util import MLWriter
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.pandas.types import to_arrow_type
 from pyspark.sql.types import DoubleType, StructField, StructType
@@ -28,7 +26,7 @@ from pyspark.sql.types import DoubleType, StructField, StructType
 from sparkdiff import jvm
 from sparkdiff.errors import InputError, check_dataframe
 from sparkdiff.jvm.hadoop import located
-from sparkdiff.machine import package, paths
+from sparkdiff.machine import package, paths, whole
 from sparkdiff.pipeline.batches import ByTorch
 from sparkdiff.pipeline.columns import physical
 from sparkdiff.pipeline.graph import Version, in_front_of
@@ -235,8 +233,7 @@ def chosen(model: Any, df: DataFrame) -> tuple[DeviceChoice, bool]:
     """What is fastest on some rows of the data, taken several times, and whether that says something of other data, too; runs
     jobs.
     """
-    rows = df.limit(SAMPLE).cache()
-    try:
+    with jvm.cached(df.limit(SAMPLE)) as rows:
         if (number := rows.count()) < FEWEST:
             few = f"MLlib computes all stages this time: {number} rows are too few to measure"
             return DeviceChoice("spark", {}, 0, few), False
@@ -255,8 +252,6 @@ def chosen(model: Any, df: DataFrame) -> tuple[DeviceChoice, bool]:
         told = ", ".join(f"{device} {took:.3g} s" for device, took in seconds.items())
         who = "MLlib's own transform is fastest and is used" if best == "spark" else f"torch on {best} is fastest"
         return DeviceChoice(best, seconds, COPIES * number, f"{who} ({told})"), True
-    finally:
-        rows.unpersist()
 
 
 def measured(frames: dict[str, DataFrame]) -> dict[str, float]:
@@ -274,7 +269,7 @@ def measured(frames: dict[str, DataFrame]) -> dict[str, float]:
 # The Transformer ----------------------------------------------------------------------------------------------------------
 
 
-class TorchTransformer(Transformer, Holder, MLWritable, MLReadable):  # type: ignore[type-arg]
+class TorchTransformer(Transformer, Holder, jvm.Persistent):
     """A fitted pipeline whose translated stages are computed by torch, on the executors, in Arrow batches.
 
     `transform` gives the columns of the pipeline's own transform, with the same types and metadata; stages that stay in Spark run
@@ -361,16 +356,20 @@ class TorchTransformer(Transformer, Holder, MLWritable, MLReadable):  # type: ig
         return new  # type: ignore[no-any-return]
 
     def write(self) -> MLWriter:
-        return _Writer(self)
+        return _Writer(self)  # type: ignore[no-untyped-call]
+
+    def saved_parts(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        choice = None if self.choice is None else dataclasses.asdict(self.choice)
+        return {"device": self.getDevice(), "choice": choice}, {"pipelineModel": self.pipelineModel}
 
     @classmethod
-    def read(cls) -> "MLReader[TorchTransformer]":
-        return _Reader(cls)
+    def from_parts(cls, values: Mapping[str, Any], stage: jvm.Load) -> "TorchTransformer":
+        new = cls(stage("pipelineModel"), device=values["device"])
+        new.choice = None if values["choice"] is None else DeviceChoice(**values["choice"])
+        return new
 
 
 class _Writer(jvm.Writer):
-    instance: TorchTransformer
-
     def save(self, path: str) -> None:
         """On this machine's file system: written under another name and renamed, so that it is there whole or not at all."""
         place = paths.local(path)
@@ -380,37 +379,17 @@ class _Writer(jvm.Writer):
         final = Path(os.path.abspath(str(place)))
         if os.path.lexists(final) and not self.shouldOverwrite:
             raise InputError(f"{path!r} exists already: use write().overwrite(), or choose another folder")
-        part = final.with_name(f".{final.name}-{uuid.uuid4().hex[:8]}")
-        try:
+        with whole.new_folder(final) as part:
             self.saveImpl(f"file://{part}")
             if final.is_dir() and not final.is_symlink():
                 shutil.rmtree(final)
             else:
                 final.unlink(missing_ok=True)
-            os.rename(part, final)
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
-
-    def saveImpl(self, path: str) -> None:
-        choice = self.instance.choice
-        told = None if choice is None else json.dumps(dataclasses.asdict(choice))
-        self.saveMetadata(self.instance, path, self.sc, {"choice": told})
-        self.instance.pipelineModel.write().save(paths.inside(path, "pipelineModel"))
 
 
 def _on_this_machine(path: str) -> bool:
     """Whether Spark writes a path here: it names files, or the file system that Spark takes without a name is the local one."""
     return path.lower().startswith("file:") or located("path", "model") is None
-
-
-class _Reader(jvm.Reader):
-    def load(self, path: str) -> TorchTransformer:
-        meta = DefaultParamsReader.loadMetadata(path, self.sc)
-        model: Any = DefaultParamsReader.loadParamsInstance(paths.inside(path, "pipelineModel"), self.sc)
-        new = self.cls(model)._resetUid(meta["uid"])
-        DefaultParamsReader.getAndSetParams(new, meta)
-        new.choice = None if meta["choice"] is None else DeviceChoice(**json.loads(meta["choice"]))
-        return new  # type: ignore[no-any-return]
 
 
 __all__ = ["DeviceChoice", "TorchTransformer"]

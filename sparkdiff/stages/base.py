@@ -1,7 +1,5 @@
 """What a translated stage is: a lens on a fitted Spark stage (read, compute, write back), and the registry of all of them."""
 
-import warnings
-import weakref
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
@@ -17,13 +15,6 @@ from sparkdiff.tensors.rows import Nulls, Rows
 
 REGISTRY: "dict[str, type[StageModule]]" = {}
 UNTRANSLATED: "dict[str, Untranslated]" = {}
-RENAMED = {
-    "counts": "entry_mask", "denied": "why_frozen", "edges": "critical_values", "edge_rows": "critical_rows",
-    "identifies": "reads_identifiers", "look": "observe", "nominal": "nominal_features", "pull": "affine_form of Affine",
-    "tally": "training_sums", "tells_null": "takes_nulls",
-}  # fmt: skip
-"""Names that members of StageModule had; nobody asks for them any more."""
-_WARNED: "weakref.WeakSet[type[StageModule]]" = weakref.WeakSet()
 SKIPS = "handleInvalid='skip' drops rows, and a torch module cannot drop rows; use 'error' or 'keep'"
 NULL = " is null"
 """Ends the name of the boolean column that says in which rows another column is null."""
@@ -45,25 +36,10 @@ def register(class_name: str) -> Callable[[_Module], _Module]:
                 f"register({class_name!r}) takes a subclass of sparkdiff.StageModule, got {kind_of(module)}: write "
                 f'@register("{class_name}") above its class'
             )
-        _warn_of_old_names(module, [name for name in RENAMED if hasattr(module, name)])
         REGISTRY[class_name] = module
         return module
 
     return decorate
-
-
-def _warn_of_old_names(kind: "type[StageModule]", names: Iterable[str]) -> None:
-    for old in sorted(names):
-        why = f"{kind.__name__}.{old} is not used: this member of StageModule is now called {RENAMED[old]}"
-        warnings.warn(why, FutureWarning, stacklevel=3)
-
-
-def check_members(module: "StageModule") -> None:
-    """Warn, once per class, of old names of members that a module has set on itself; `register` sees those of its class."""
-    kind, old = type(module), RENAMED.keys() & vars(module).keys()
-    if old and kind not in _WARNED:
-        _WARNED.add(kind)
-        _warn_of_old_names(kind, old)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ leave_in_spark(
     "pyspark.ml.feature.RFormulaModel",
     "its parts are not accessible here (Spark Connect, or a cluster that denies access to Java objects)",
 )
-leave_in_spark("sparkdiff.jvm.formulas.FormulaLabel", "it makes the label, which only the loss reads", passed_over=True)
+leave_in_spark("sparkdiff.jvm.rformula.FormulaLabel", "it makes the label, which only the loss reads", passed_over=True)
 
 
 @register("sparkdiff.jvm.rformula.VectorAttributeRewriter")

@@ -9,7 +9,6 @@ import hashlib
 import io
 import os
 import shutil
-import uuid
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +18,7 @@ import torch
 
 from sparkdiff.errors import FullDiskError, InputError, SparkdiffError, StoreError, WriteError
 from sparkdiff.jvm import SparkError, cause, stores
+from sparkdiff.machine.whole import write_bytes as write_bytes, written as written
 
 HEAD = b"sparkdiff checkpoint 1 "
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -27,25 +27,6 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 class DamagedCheckpoint(UserWarning):
     """A checkpoint was damaged, and an older one (or none) is used."""
-
-
-@contextlib.contextmanager
-def written(path: Path) -> Iterator[BinaryIO]:
-    """A file to write to that is complete in the end or does not exist, also after a power failure."""
-    temporary = path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}")
-    try:
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    with written(path) as file:
-        file.write(content)
 
 
 class _Hashed:

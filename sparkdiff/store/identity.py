@@ -39,14 +39,6 @@ UNINSTALLED = ("sparkdiff", "pyspark")
 
 ALONE = ("numpy", "torch")
 """Modules that belong to the one package of their name, and that almost every network uses."""
-KNOWN_AS = {
-    "sparkdiff.jvm.nodes": "sparkdiff.nodes",
-    "sparkdiff.tensors.rows": "sparkdiff.rows",
-    "sparkdiff.stages.formula:PrunedColumns": "ColumnPruner",
-    "sparkdiff.stages.formula:RewrittenAttributes": "VectorAttributeRewriter",
-    "sparkdiff.stages.targets:CategoryTable": "Table",
-}
-"""Names that our modules and classes had when a training was begun that may still continue; empty once our version changes."""
 
 
 class UntoldError(Exception):
@@ -233,7 +225,7 @@ class _Teller:
         module, name = value.__module__, value.__qualname__
         if module is None or not _installed(module) or _named(module, name) is not value:
             return False
-        self.feed("library", f"{_facts(KNOWN_AS.get(module, module))}:{KNOWN_AS.get(f'{module}:{name}', name)}")
+        self.feed("library", f"{_facts(module)}:{name}")
         return True
 
     def object(self, value: Any) -> None:

@@ -69,7 +69,7 @@ def text(value: Any) -> str:
 def _defaults() -> dict[str, Any]:
     settings = [dataclasses.asdict(made) for made in (GrowthSettings(), ImprovementSettings())]
     own = {k: list(v) if isinstance(v, tuple) else v for s in settings for k, v in s.items()}
-    return own | Options().asdict(every=True)
+    return own | Options().asdict()
 
 
 def metrics(summary: Any) -> dict[str, float]:

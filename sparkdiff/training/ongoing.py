@@ -38,7 +38,7 @@ from sparkdiff.training.results import Results, Standing, Trained
 SCORE_BYTES = 256 << 20
 """Size of what a GPU computes at a time while it measures all candidates: eight tensors of the size of their margins."""
 IN_TURN = "one after the other"
-STATE = 2
+STATE = 1
 """Version of what `Training.state` holds; a run that was begun with another isn't gone on with."""
 
 
@@ -205,23 +205,13 @@ class Training(Results):
         }  # fmt: skip
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Continue from a state.
-
-        Raises:
-            InputError: an earlier version wrote it in the middle of a training that this version would do differently.
-        """
-        if (state["candidates"] or {}).get("behind") is not None:
-            raise InputError(
-                "the checkpoint was written by an earlier version, in which the weights of columns without entries caught up "
-                "later; now they wait. Choose another runId, or delete the folder of the run to start again"
-            )
+        """Continue from a state."""
         self.epoch, self.step, self.ended = state["epoch"], state["step"], state["ended"]
         self.history, self.gains = list(state["history"]), list(state["gains"])
         self.columns = [(k, epoch) for k, epoch in state["columns"]]
-        # Earlier versions, in which every better epoch counted, saved neither `counted` nor `seconds`.
-        self.standings = [Standing(**{"counted": s["gain"], **s}) for s in state["standings"]]
-        self._saved, self.unsaved, self.before = state["candidates"], state["unsaved"], state.get("seconds", 0.0)
-        self.began, self.fallbacks = time.monotonic(), list(state.get("fallbacks", []))
+        self.standings = [Standing(**s) for s in state["standings"]]
+        self._saved, self.unsaved, self.before = state["candidates"], state["unsaved"], state["seconds"]
+        self.began, self.fallbacks = time.monotonic(), list(state["fallbacks"])
 
     def fit(self, candidates: Candidates, data: Data, batch: Batch, objective: Objective) -> None:
         """One step of every active candidate on the rows of a batch that belong to this process (there may be none).

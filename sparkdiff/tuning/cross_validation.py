@@ -3,7 +3,7 @@
 import math
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from pyspark.ml import tuning
@@ -29,9 +29,8 @@ TIE = 1e-12
 class _Search(Params):
     """What both classes share. Each is a subclass of pyspark's, is saved as pyspark's, and fits pyspark's model."""
 
-    def _plain(self) -> Any:
-        """The same search as an object of pyspark's class."""
-        raise NotImplementedError
+    PLAIN: ClassVar[Any]
+    """Pyspark's class."""
 
     def _folds(self, dataset: DataFrame) -> Folds:
         raise NotImplementedError
@@ -82,6 +81,17 @@ class _Search(Params):
         task, get = self._task(dataset), self.getOrDefault
         return task, outcomes(task, self._folds(dataset), get("parallelism"), get("collectSubModels"))
 
+    def _plain(self) -> Any:
+        """The same search as an object of pyspark's class."""
+        return jvm.with_uid(self.PLAIN(), self)
+
+    def write(self) -> MLWriter:
+        return self._plain().write()  # type: ignore[no-any-return]
+
+    @classmethod
+    def read(cls) -> Any:
+        return _Reader(cls)
+
 
 class CrossValidator(_Search, tuning.CrossValidator):
     """pyspark.ml.tuning.CrossValidator: the same Params, folds and metrics, and the same winner, with fewer fits.
@@ -91,6 +101,8 @@ class CrossValidator(_Search, tuning.CrossValidator):
     """
 
     __module__ = "sparkdiff"
+
+    PLAIN = tuning.CrossValidator
 
     @paused()
     def _fit(self, dataset: DataFrame) -> Any:
@@ -122,16 +134,6 @@ class CrossValidator(_Search, tuning.CrossValidator):
     def _number_of_folds(self) -> int:
         return int(self.getNumFolds())
 
-    def _plain(self) -> Any:
-        return _like(self, tuning.CrossValidator())
-
-    def write(self) -> MLWriter:
-        return self._plain().write()  # type: ignore[no-any-return]
-
-    @classmethod
-    def read(cls) -> Any:
-        return _Reader(cls, tuning.CrossValidator)
-
 
 class TrainValidationSplit(_Search, tuning.TrainValidationSplit):
     """pyspark.ml.tuning.TrainValidationSplit: the same Params, rows and metrics, and the same winner, with fewer fits.
@@ -140,6 +142,8 @@ class TrainValidationSplit(_Search, tuning.TrainValidationSplit):
     """
 
     __module__ = "sparkdiff"
+
+    PLAIN = tuning.TrainValidationSplit
 
     @paused()
     def _fit(self, dataset: DataFrame) -> Any:
@@ -157,32 +161,12 @@ class TrainValidationSplit(_Search, tuning.TrainValidationSplit):
         if not 0 < self.getTrainRatio() < 1:
             raise InputError(f"trainRatio must lie between 0 and 1, but is {self.getTrainRatio()!r}")
 
-    def _plain(self) -> Any:
-        return _like(self, tuning.TrainValidationSplit())
-
-    def write(self) -> MLWriter:
-        return self._plain().write()  # type: ignore[no-any-return]
-
-    @classmethod
-    def read(cls) -> Any:
-        return _Reader(cls, tuning.TrainValidationSplit)
-
 
 class _Reader(jvm.Reader):
     """Reads what pyspark's class reads, as an object of ours."""
 
-    def __init__(self, cls: Any, plain: Any):
-        super().__init__(cls)
-        self.plain = plain
-
     def load(self, path: str) -> Any:
-        return _like(self.plain.load(path), self.cls())
-
-
-def _like(search: Any, new: Any) -> Any:
-    """`new` with the uid and the Params of another search."""
-    new._resetUid(search.uid)
-    return search._copyValues(new)
+        return jvm.with_uid(self.cls(), self.cls.PLAIN.load(path))
 
 
 def best_of(metrics: Sequence[float], larger: bool) -> int:

@@ -149,7 +149,7 @@ def write_cache(folder: Path, case: Case) -> None:
         name: [[piece(f"{name}/{i}-{j}.parquet", n) for j, n in enumerate(shard)] for i, shard in enumerate(shards)]
         for name, shards in (("train", TRAIN), ("validation", VALIDATION))
     }
-    manifest = {"format": 2, "fingerprint": "f", "virtualShards": 8, "columns": columns, "splits": splits}
+    manifest = {"format": 1, "fingerprint": "f", "virtualShards": 8, "columns": columns, "splits": splits}
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
 

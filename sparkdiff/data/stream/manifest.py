@@ -15,7 +15,7 @@ from torch import Tensor
 from sparkdiff.errors import SparkdiffError
 from sparkdiff.tensors.rows import SparseRows
 
-FORMAT = 2
+FORMAT = 1
 Batch = dict[str, Tensor | SparseRows]
 _NUMPY = {torch.float64: np.float64, torch.float32: np.float32, torch.int64: np.int64, torch.bool: np.bool_}
 _DTYPES = {"float64": torch.float64, "float32": torch.float32, "int64": torch.int64, "bool": torch.bool}
@@ -153,11 +153,12 @@ class Manifest:
         pieces = [piece for shards in self.splits.values() for shard in shards for piece in shard]
         paths = [self.file(piece) for piece in pieces]  # sizes first: they cost nothing
         for piece, path in zip(pieces, paths, strict=True):
-            if _sha256(path) != piece.sha256:
+            if sha256_of(path) != piece.sha256:
                 raise DamagedCacheError(self.folder, piece.path, "its content differs from what was written (sha256)")
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """The hash of a file."""
     digest = hashlib.sha256()
     with path.open("rb", buffering=0) as file:
         while block := file.read(1 << 20):

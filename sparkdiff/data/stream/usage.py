@@ -58,7 +58,7 @@ def used(folder: Path) -> None:
 
 
 def of(folder: Path) -> Usage:
-    """What is known of a cache. One of an earlier version was made, at no known cost, when its manifest was written."""
+    """What is known of a cache. Without a file of it, the cache was made, at no known cost, when its manifest was written."""
     try:
         found = Usage(**json.loads((folder / NAME).read_text(encoding="utf-8")))
         datetime.datetime.fromisoformat(found.last)

@@ -29,7 +29,10 @@ class BadValueError(Exception):
 
 @dataclass(frozen=True)
 class TextStage:
-    """A stage in Python; `run` is given the columns of its inputs, of the same length."""
+    """A stage in Python; `run` is given the columns of its inputs, of the same length.
+
+    One that may lower text tells by its attribute `lowers_text` whether it does: it depends on Python's version of Unicode.
+    """
 
     writes_objects: ClassVar[bool] = False
     """Whether it writes lists of text, or words, instead of numbers."""
@@ -37,11 +40,6 @@ class TextStage:
     """The type in Spark of the objects that it writes."""
     refusals: ClassVar[tuple[str, ...]] = ()
     """The settings that `of` refuses, in words."""
-
-    @property
-    def lowers_text(self) -> bool:
-        """Whether it lowers text, so that it depends on Python's version of Unicode."""
-        return False
 
     @classmethod
     def of(cls, stage: Any, facts: "TextInputs") -> "list[StagePart]":

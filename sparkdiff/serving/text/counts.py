@@ -121,25 +121,31 @@ def _exact(value: Any) -> Any:
     )
 
 
+@dataclass(frozen=True)
+class Vocabulary(TextStage):
+    """A stage that knows some words."""
+
+    vocabulary: tuple[str, ...]
+
+    @functools.cached_property
+    def places(self) -> dict[Any, int]:
+        return {word: i for i, word in enumerate(self.vocabulary)}
+
+
 @serves("CountVectorizerModel")
 @dataclass(frozen=True)
-class CountVectorizer(TextStage):
+class CountVectorizer(Vocabulary):
     """How often each word of a vocabulary occurs.
 
     Source: org.apache.spark.ml.feature.CountVectorizerModel.transform.
     """
 
-    vocabulary: tuple[str, ...]
     least: float
     binary: bool
 
     @classmethod
     def of(cls, stage: Any, facts: TextInputs) -> list[StagePart]:
         return whole(cls(tuple(stage.vocabulary), stage.getMinTF(), stage.getBinary()))
-
-    @functools.cached_property
-    def places(self) -> dict[Any, int]:
-        return {word: i for i, word in enumerate(self.vocabulary)}
 
     def run(self, column: list[Any]) -> Outputs:  # type: ignore[override]
         return (sparse([self._counted(row) for row in words(column)], len(self.vocabulary)),)
@@ -160,14 +166,8 @@ def counted(row: list[Any], places: Mapping[Any, int]) -> dict[int, float]:
 
 
 @dataclass(frozen=True)
-class WordShares(TextStage):
+class WordShares(Vocabulary):
     """What a translated Word2VecModel reads: the share of each known word in a row, and how many words the row has."""
-
-    vocabulary: tuple[str, ...]
-
-    @functools.cached_property
-    def places(self) -> dict[Any, int]:
-        return {word: i for i, word in enumerate(self.vocabulary)}
 
     def run(self, column: list[Any]) -> Outputs:  # type: ignore[override]
         rows = [

@@ -45,11 +45,8 @@ class Tokenizer(TextStage):
     """
 
     writes_objects = True
+    lowers_text = True
     others: Mapping[str, str]
-
-    @property
-    def lowers_text(self) -> bool:
-        return True
 
     @classmethod
     def of(cls, stage: Any, facts: TextInputs) -> list[StagePart]:
@@ -72,13 +69,9 @@ class RegexTokenizer(TextStage):
     refusals = ("patterns that Python cannot say (`\\b`, `\\p{L}`, flags, possessive quantifiers, sets within sets)",)
     pattern: str
     gaps: bool
-    lowers: bool
+    lowers_text: bool
     shortest: int
     others: Mapping[str, str]
-
-    @property
-    def lowers_text(self) -> bool:
-        return self.lowers
 
     @classmethod
     def of(cls, stage: Any, facts: TextInputs) -> list[StagePart]:
@@ -94,7 +87,7 @@ class RegexTokenizer(TextStage):
         return ([self._words(v, found) for v in texts(column)],)
 
     def _words(self, text: str, found: Any) -> list[str]:
-        text = java.lower(text, self.others) if self.lowers else text
+        text = java.lower(text, self.others) if self.lowers_text else text
         if not text.isascii() and any(
             not m[0] and text[m.start() : m.start() + 1] > "\uffff" for m in java.matches(found, text)
         ):
@@ -120,12 +113,8 @@ class StopWordsRemover(TextStage):
     writes_objects = True
     refusals = ("the locales az, lt and tr",)
     stops: tuple[str, ...]
-    exact: bool
+    lowers_text: bool
     others: Mapping[str, str]
-
-    @property
-    def lowers_text(self) -> bool:
-        return not self.exact
 
     @classmethod
     def of(cls, stage: Any, facts: TextInputs) -> list[StagePart]:
@@ -133,18 +122,18 @@ class StopWordsRemover(TextStage):
         language = stage.getLocale().replace("-", "_").partition("_")[0].lower()
         if not exact and language in LANGUAGES:
             raise NotServedError(f"its locale {stage.getLocale()!r} lowers text by rules that Python does not have")
-        one = cls(tuple(stage.getStopWords()), exact, {} if exact else spark.lower_case())
+        one = cls(tuple(stage.getStopWords()), not exact, {} if exact else spark.lower_case())
         return [StagePart(one, (i,), (i,)) for i in range(len(facts.inputs))]
 
     @functools.cached_property
     def known(self) -> frozenset[Any]:
-        return frozenset(self.stops if self.exact else (java.lower(w, self.others) for w in self.stops))
+        return frozenset((java.lower(w, self.others) for w in self.stops) if self.lowers_text else self.stops)
 
     def run(self, column: list[Any]) -> Outputs:  # type: ignore[override]
         return ([[w for w in row if not self._stops(w)] for row in words(column)],)
 
     def _stops(self, word: str | None) -> bool:
-        return (word if self.exact or word is None else java.lower(word, self.others)) in self.known
+        return (word if word is None or not self.lowers_text else java.lower(word, self.others)) in self.known
 
 
 @serves("NGram")

@@ -75,18 +75,6 @@ def follow(model: Linear, ridge: Tensor, weights: Tensor, factors: Factors | Non
     return None
 
 
-def unrolled(model: Linear, logs: Tensor, start: Tensor, steps: int) -> tuple[Tensor, Tensor]:
-    """The loss on held-out rows after so many steps from these weights, and its derivative by `logs` through all the steps."""
-    at = logs.detach().clone().requires_grad_()
-    ridge = model.ridge(at)
-    factors = factored(model.jacobian(start, ridge.detach()))
-    weights = start
-    for _ in range(steps):
-        weights = weights - solved(factors, model.slope(weights, ridge))
-    loss = model.loss(weights)
-    return loss.detach(), torch.autograd.grad(loss, at)[0]
-
-
 def factored(jacobian: Tensor) -> Factors:
     return torch.linalg.lu_factor_ex(jacobian)[:2]
 

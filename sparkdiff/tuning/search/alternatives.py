@@ -5,18 +5,16 @@ from typing import Any
 
 from pyspark.ml import Estimator, Pipeline, Transformer
 from pyspark.ml.param import Param, Params
-from pyspark.ml.util import DefaultParamsReader, MLReadable, MLReader, MLWritable, MLWriter
 
 from sparkdiff import jvm
 from sparkdiff.errors import InputError, kind_of
-from sparkdiff.machine import paths
 
 OUTPUTS = ("outputCol", "outputCols", "predictionCol")
 """Where a stage names what it writes, the first that it has."""
 INPUTS = ("inputCol", "inputCols", "featuresCol")
 
 
-class Alternatives(Estimator, MLWritable, MLReadable):  # type: ignore[type-arg]
+class Alternatives(Estimator, jvm.Persistent):  # type: ignore[type-arg]
     """Stages of which a search chooses one; see `alternatives`."""
 
     __module__ = "sparkdiff"
@@ -48,12 +46,13 @@ class Alternatives(Estimator, MLWritable, MLReadable):  # type: ignore[type-arg]
             "pipeline as its estimator"
         )
 
-    def write(self) -> MLWriter:
-        return _Writer(self)
+    def saved_parts(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        names = [None if stage is None else f"stage-{i}" for i, stage in enumerate(self.getStages())]
+        return {"stages": names}, {name: s for name, s in zip(names, self.getStages(), strict=True) if name is not None}
 
     @classmethod
-    def read(cls) -> "MLReader[Alternatives]":
-        return _Reader(cls)
+    def from_parts(cls, values: Mapping[str, Any], stage: jvm.Load) -> "Alternatives":
+        return cls([None if name is None else stage(name) for name in values["stages"]])
 
 
 def alternatives(*stages: Any) -> Alternatives:
@@ -226,29 +225,3 @@ def _renamed(stage: Any, names: Mapping[str, str]) -> Any:
         elif isinstance(value, list) and any(name in names for name in value):
             new[param] = [names.get(name, name) for name in value]
     return stage.copy(new) if new else stage
-
-
-class _Writer(jvm.Writer):
-    instance: Alternatives
-
-    def saveImpl(self, path: str) -> None:
-        stages = self.instance.getStages()
-        self.saveMetadata(
-            self.instance, path, self.sc, {"empty": [i for i, s in enumerate(stages) if s is None], "count": len(stages)},
-            paramMap={},
-        )  # fmt: skip
-        for i, stage in enumerate(stages):
-            if stage is not None:
-                stage.write().save(paths.inside(path, f"stage-{i}"))
-
-
-class _Reader(jvm.Reader):
-    def load(self, path: str) -> Alternatives:
-        meta = DefaultParamsReader.loadMetadata(path, self.sc)
-        stages: list[Any] = [
-            None
-            if i in meta["empty"]
-            else DefaultParamsReader.loadParamsInstance(paths.inside(path, f"stage-{i}"), self.sc)
-            for i in range(meta["count"])
-        ]
-        return Alternatives(stages)._resetUid(meta["uid"])  # type: ignore[no-any-return]

@@ -1,20 +1,19 @@
 """`Search` and `SearchModel`: a search over a space as a pyspark.ml Estimator and the Model that it returns."""
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pyspark.ml import Estimator, Model
 from pyspark.ml.evaluation import Evaluator
 from pyspark.ml.param import Param, Params
-from pyspark.ml.util import DefaultParamsReader, MLReadable, MLReader, MLWritable, MLWriter
+from pyspark.ml.util import MLWritable
 from pyspark.sql import DataFrame
 
 from sparkdiff import jvm
 from sparkdiff.errors import InputError, check_dataframe, kind_of
+from sparkdiff.fine_tuning.option_params import CheckedParams, with_params, with_setters
 from sparkdiff.history.keeping import keeping
-from sparkdiff.machine import paths
 from sparkdiff.pipeline.names import refuse_stream
 from sparkdiff.pipeline.nesting import Holder, flatten
 from sparkdiff.report import Events, Phases, check_callbacks, shown
@@ -30,25 +29,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-def _with_params(cls: type) -> type:
-    """Give the class a Param, a getter and a setter for everything that a search takes."""
-    for name, help in {**OTHERS, **{n: f.metadata["help"] for n, f in FIELDS.items()}}.items():
-        setattr(cls, name, Param(Params._dummy(), name, help))  # type: ignore[no-untyped-call]
-
-        def get(self: Any, name: str = name) -> Any:
-            return self.getOrDefault(name)
-
-        def set_(self: Any, value: Any, name: str = name) -> Any:
-            return self.setParams(**{name: value})
-
-        get.__doc__, set_.__doc__ = f"Value of {name} or its default.", f"Set {name}: {help}."
-        setattr(cls, f"get{name[0].upper()}{name[1:]}", get)
-        setattr(cls, f"set{name[0].upper()}{name[1:]}", set_)
-    return cls
-
-
-@_with_params
-class Search(Estimator, MLWritable, MLReadable):  # type: ignore[type-arg]
+@with_setters(OTHERS | FIELDS)
+@with_params(OTHERS | FIELDS)
+class Search(Estimator, CheckedParams, jvm.Persistent):  # type: ignore[type-arg]
     """Search settings of an estimator, and compare the winner with the default on rows that no trial has seen.
 
     Args:
@@ -89,10 +72,6 @@ class Search(Estimator, MLWritable, MLReadable):  # type: ignore[type-arg]
     def setParams(self, **params: Any) -> "Search":
         """Set Params by name."""
         return self._set(**{name: v for name, v in params.items() if v is not None or name in FIELDS})  # type: ignore[no-any-return]
-
-    def set(self, param: Param[Any], value: Any) -> None:
-        self._shouldOwn(param)  # type: ignore[no-untyped-call]
-        self._set(**{param.name: value})
 
     def _set(self, **values: Any) -> Any:
         options = {name: value for name, value in values.items() if name not in OTHERS}
@@ -170,12 +149,29 @@ class Search(Estimator, MLWritable, MLReadable):  # type: ignore[type-arg]
         """
         return watch(runDir)
 
-    def write(self) -> MLWriter:
-        return _SearchWriter(self)
+    def saved_parts(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        held: dict[str, Any] = {name: self.getOrDefault(name) for name in OTHERS if self.isSet(name)}
+        space = [[p.parent, p.name, _saved(p, d)] for p, d in held.pop("space", {}).items()]
+        several = isinstance(held.get("evaluator"), (list, tuple))
+        evaluators = _evaluators(held.pop("evaluator")) if "evaluator" in held else []
+        stages = {**held, **{f"evaluator-{i}": e for i, e in enumerate(evaluators)}}
+        for name, stage in stages.items():
+            if not isinstance(stage, MLWritable):
+                raise InputError(
+                    f"{name.partition('-')[0]} {type(stage).__name__} can't be saved: it is not MLWritable"
+                )
+        params = {name: self.getOrDefault(name) for name in FIELDS if self.isSet(name)}
+        return {"params": params, "space": space, "stages": sorted(stages), "several": several}, stages
 
     @classmethod
-    def read(cls) -> "MLReader[Search]":
-        return _SearchReader(cls)
+    def from_parts(cls, values: Mapping[str, Any], stage: jvm.Load) -> "Search":
+        stages = {name: stage(name) for name in values["stages"]}
+        numbers = sorted(int(name.partition("-")[2]) for name in stages if name.startswith("evaluator-"))
+        evaluators = [stages.pop(f"evaluator-{number}") for number in numbers]
+        new = cls(**stages, **values["params"])
+        if evaluators:
+            new._set(evaluator=evaluators if values["several"] else evaluators[0])
+        return new._set(space={_param(p, n): from_dict(d) for p, n, d in values["space"]})  # type: ignore[no-any-return]
 
 
 def _space(given: Any) -> dict[Any, Distribution]:
@@ -201,7 +197,7 @@ def _evaluators(given: Any) -> list[Any]:
     return found
 
 
-class SearchModel(Model, Holder, MLWritable, MLReadable):  # type: ignore[type-arg]
+class SearchModel(Model, Holder, jvm.Persistent):  # type: ignore[type-arg]
     """The result of a search.
 
     Attributes:
@@ -250,37 +246,16 @@ class SearchModel(Model, Holder, MLWritable, MLReadable):  # type: ignore[type-a
         new.pipelineModel = self.pipelineModel.copy(others) if others else self.pipelineModel
         return new  # type: ignore[no-any-return]
 
-    def write(self) -> MLWriter:
-        return _ModelWriter(self)
+    def saved_parts(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        values = {"summary": self.summary.toDict(), "records": self.records, "front": self.front}
+        return values, {"pipelineModel": self.pipelineModel}
 
     @classmethod
-    def read(cls) -> "MLReader[SearchModel]":
-        return _ModelReader(cls)
-
-
-# Saved ----------------------------------------------------------------------------------------------------------------
-
-
-class _SearchWriter(jvm.Writer):
-    instance: Search
-
-    def saveImpl(self, path: str) -> None:
-        search = self.instance
-        held: dict[str, Any] = {name: search.getOrDefault(name) for name in OTHERS if search.isSet(name)}
-        space = [[p.parent, p.name, _saved(p, d)] for p, d in held.pop("space", {}).items()]
-        several = isinstance(held.get("evaluator"), (list, tuple))
-        evaluators = _evaluators(held.pop("evaluator")) if "evaluator" in held else []
-        stages = {**held, **{f"evaluator-{i}": e for i, e in enumerate(evaluators)}}
-        for name, stage in stages.items():
-            if not isinstance(stage, MLWritable):
-                raise InputError(
-                    f"{name.partition('-')[0]} {type(stage).__name__} can't be saved: it is not MLWritable"
-                )
-        params = {name: search.getOrDefault(name) for name in FIELDS if search.isSet(name)}
-        told = {"params": params, "space": space, "stages": sorted(stages), "several": several}
-        self.saveMetadata(search, path, self.sc, {"search": json.dumps(told)}, paramMap={})
-        for name, stage in stages.items():
-            stage.write().save(paths.inside(path, name))
+    def from_parts(cls, values: Mapping[str, Any], stage: jvm.Load) -> "SearchModel":
+        new = cls(stage("pipelineModel"))
+        new.summary = SearchSummary(**values["summary"])
+        new.records, new.front = values["records"], values["front"]
+        return new
 
 
 def _saved(param: Param[Any], distribution: Distribution) -> dict[str, Any]:
@@ -291,46 +266,8 @@ def _saved(param: Param[Any], distribution: Distribution) -> dict[str, Any]:
     return distribution.toDict()
 
 
-class _SearchReader(jvm.Reader):
-    def load(self, path: str) -> Search:
-        meta = DefaultParamsReader.loadMetadata(path, self.sc)
-        told = json.loads(meta["search"])
-
-        def stage(name: str) -> Any:
-            return DefaultParamsReader.loadParamsInstance(paths.inside(path, name), self.sc)
-
-        stages = {name: stage(name) for name in told["stages"]}
-        numbers = sorted(int(name.partition("-")[2]) for name in stages if name.startswith("evaluator-"))
-        evaluators = [stages.pop(f"evaluator-{number}") for number in numbers]
-        new: Any = self.cls(**stages, **told["params"])._resetUid(meta["uid"])
-        if evaluators:
-            new._set(evaluator=evaluators if told["several"] else evaluators[0])
-        return new._set(space={_param(p, n): from_dict(d) for p, n, d in told["space"]})  # type: ignore[no-any-return]
-
-
 def _param(parent: str, name: str) -> Any:
     """A Param by the uid of its stage; Params with the same uid and name are equal."""
     found: Any = Param(Params._dummy(), name, "")  # type: ignore[no-untyped-call]
     found.parent = parent
     return found
-
-
-class _ModelWriter(jvm.Writer):
-    instance: SearchModel
-
-    def saveImpl(self, path: str) -> None:
-        model = self.instance
-        found = {"summary": model.summary.toDict(), "records": model.records, "front": model.front}
-        self.saveMetadata(model, path, self.sc, {"search": json.dumps(found)}, paramMap={})
-        model.pipelineModel.write().save(paths.inside(path, "pipelineModel"))
-
-
-class _ModelReader(jvm.Reader):
-    def load(self, path: str) -> SearchModel:
-        meta = DefaultParamsReader.loadMetadata(path, self.sc)
-        plain: Any = DefaultParamsReader.loadParamsInstance(paths.inside(path, "pipelineModel"), self.sc)
-        found = json.loads(meta["search"])
-        new: Any = self.cls(plain)._resetUid(meta["uid"])
-        new.summary = SearchSummary(**found["summary"])
-        new.records, new.front = found["records"], found["front"]
-        return new  # type: ignore[no-any-return]

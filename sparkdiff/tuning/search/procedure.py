@@ -333,12 +333,9 @@ def studied(
     if pruning is not None:
         plan = replace(plan, sizes=tuple(bracket.size for bracket in pruning.brackets))
     study = Study(plan, folder)
-    try:
-        with phases.phase("trials") as phase:
-            tell([t for t in study.trials() if t.state != "running"])
-            run(study, trials, s.maxSeconds, phase, pruning, tell)
-    finally:
-        trials.release()
+    with contextlib.closing(trials), phases.phase("trials") as phase:
+        tell([t for t in study.trials() if t.state != "running"])
+        run(study, trials, s.maxSeconds, phase, pruning, tell)
     return study
 
 

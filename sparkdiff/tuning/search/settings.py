@@ -31,9 +31,9 @@ class Settings:
     seed: int = option(0, "seed of the split, of the samplers and of the statistical test", low=0, high=2**62)
     guard: float = option(0.025, "p-value needed to ship the winner instead of the default; 1 accepts any gain", low=0, high=1, openLow=True)
     runDir: str | None = option(None, "folder of the study: a search that was killed goes on there; if unset, the study is in memory", kind=str, folder=True)
-    storeDir: str | None = option(None, "folder of a store of runs, on any file system that Spark knows, to which each finished search is added; nothing of the rows is in it", kind=str, folder="any", later=True)
-    tags: Mapping[str, str] = option({}, "texts by name that are kept with the search in storeDir, such as {'team': 'risk'}", texts=True, later=True)
-    redact: bool = option(True, "whether storeDir gets no folders, no command and no texts of warnings", later=True)
+    storeDir: str | None = option(None, "folder of a store of runs, on any file system that Spark knows, to which each finished search is added; nothing of the rows is in it", kind=str, folder="any")
+    tags: Mapping[str, str] = option({}, "texts by name that are kept with the search in storeDir, such as {'team': 'risk'}", texts=True)
+    redact: bool = option(True, "whether storeDir gets no folders, no command and no texts of warnings")
     verbosity: int | None = option(None, "0 shows nothing, 1 shows the phases and their progress; if unset, 1 in a terminal and in a notebook, else 0", kind=int, low=0, high=1)
     # fmt: on
 
@@ -77,9 +77,12 @@ class Settings:
 
 FIELDS = {field.name: field for field in dataclasses.fields(Settings)}
 OTHERS = {
-    "estimator": "the estimator: a stage or a Pipeline, with sparkdiff.alternatives() where a stage is to be chosen",
-    "space": "{Param of a stage: sparkdiff.uniform, loguniform, integer or choice}",
-    "evaluator": "the Evaluator of the metric, or a list of them",
-    "current": "the fitted model that the winner is to replace; if unset, it is compared with the estimator as it is",
+    name: option(None, help)
+    for name, help in {
+        "estimator": "the estimator: a stage or a Pipeline, with sparkdiff.alternatives() where a stage is to be chosen",
+        "space": "{Param of a stage: sparkdiff.uniform, loguniform, integer or choice}",
+        "evaluator": "the Evaluator of the metric, or a list of them",
+        "current": "the fitted model that the winner is to replace; if unset, it is compared with the estimator as it is",
+    }.items()
 }
 """Params that are no options: objects, with their help."""

@@ -2,15 +2,15 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from sparkdiff.evaluation.guard import Verdict
+from sparkdiff.machine.whole import write_bytes
 from sparkdiff.report import Section, SectionTable, Shown, Strong, p_value
 from sparkdiff.report.page import page
 from sparkdiff.report.shares import share_of
-from sparkdiff.report.writing import write
 from sparkdiff.tuning.search.judging import Comparison
 
 
@@ -73,7 +73,7 @@ class SearchSummary(Shown):
         Raises:
             OSError: the file can't be written.
         """
-        write(Path(path), page(self.toDict()))
+        write_bytes(Path(path), page(self.toDict()).encode())
 
     def toDict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -145,7 +145,3 @@ def _figures(verdict: Verdict, other: float) -> dict[str, Any]:
         interval = [bound if math.isfinite(bound) else None for bound in verdict.interval]
     gain = share_of(verdict.gain, other)
     return {"tested": True, "p": verdict.p, "level": verdict.level, "gain": gain, "gainInterval": interval}
-
-
-def from_dict(given: Mapping[str, Any]) -> SearchSummary:
-    return SearchSummary(**given)

@@ -44,11 +44,8 @@ class Several(Evaluator):
         self.evaluators = evaluators
 
     def _evaluate(self, dataset: DataFrame) -> Any:
-        rows = dataset.cache()
-        try:
+        with jvm.cached(dataset) as rows:
             return tuple(evaluator.evaluate(rows) for evaluator in self.evaluators)
-        finally:
-            rows.unpersist()
 
 
 @dataclass
@@ -153,7 +150,7 @@ class Trials:
         ((train, _),) = self._folds.pairs
         return with_copies(train)
 
-    def release(self) -> None:
+    def close(self) -> None:
         """Give memory back."""
         for rows in self.held:
             rows.unpersist()

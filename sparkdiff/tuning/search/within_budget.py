@@ -7,14 +7,15 @@ fitted to all of them.
 
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pyspark.sql import DataFrame, functions as F
 
+from sparkdiff import jvm
 from sparkdiff.data.splits import SPLIT, Source, with_splits
 from sparkdiff.pipeline.unfitted import Unfitted, refit
 from sparkdiff.tuning.search.dimensions import SearchSpace
@@ -56,7 +57,7 @@ class TunedSettings:
         current: metric of the setting as it was, on the same rows; None if it could not be fitted.
         trials, failed: how many there were, and how many of these could not be fitted.
         seconds: of all trials, those before a kill included.
-        stopped: what ended the search: "trials", "seconds" or "caller".
+        stopped: what ended the search: "trials" or "seconds".
         records: a dict per trial, as `SearchModel.trials` has them.
     """
 
@@ -73,11 +74,10 @@ def tuned(
     form: Unfitted, space: Mapping[Any, Any], evaluator: Any, rows: DataFrame, *,
     validationFraction: float = 0.25, groupCol: str | None = None, timeCol: str | None = None, sampler: str = "tpe",
     numTrials: int = 30, maxSeconds: float | None = None, seed: int = 0, keep: int = 1, folder: Path | None = None,
-    go_on: Callable[[Sequence[Trial]], bool] | None = None,
 ) -> TunedSettings:  # fmt: skip
     """The best settings of a pipeline within a budget; the first trials are those of `first_settings`.
 
-    The same seed finds the same settings, bit for bit where neither `maxSeconds` nor `go_on` is given. Started again
+    The same seed finds the same settings, bit for bit where no `maxSeconds` is given. Started again
     with the same folder, rows and space, it repeats no finished trial and ends where the clock ended it; with more trials or
     seconds it goes on.
 
@@ -90,7 +90,6 @@ def tuned(
         maxSeconds: no trial begins where it, and the fit of the best setting to all training rows, might end later.
         keep: how many settings are fitted to all training rows and returned.
         folder: of the study; None keeps it in memory.
-        go_on: is asked between batches with the trials so far, whether to go on.
 
     Raises:
         InputError: an argument can't be used, no trial could be fitted, or the winner can't be fitted to all training rows.
@@ -106,9 +105,8 @@ def tuned(
         if folder is not None:
             stack.enter_context(opened(folder, task.request(rows)))
         inner = _divided(rows, settings)
-        inner.rows.cache()
-        stack.callback(inner.rows.unpersist)
-        study, stopped = _studied(task, inner, folder, go_on, begun)
+        stack.enter_context(jvm.cached(inner.rows))
+        study, stopped = _studied(task, inner, folder, begun)
     return _told(form, task, study, stopped, rows, keep)
 
 
@@ -119,9 +117,7 @@ def _divided(data: DataFrame, s: Settings) -> Divided:
     return Divided(dealt.where(F.col(SPLIT).isNotNull()), tuple(data.columns))
 
 
-def _studied(
-    task: SearchTask, rows: Divided, folder: Path | None, go_on: Callable[[Sequence[Trial]], bool] | None, begun: float
-) -> tuple[Study, str]:
+def _studied(task: SearchTask, rows: Divided, folder: Path | None, begun: float) -> tuple[Study, str]:
     """The trials, and what ended them.
 
     Args:
@@ -132,19 +128,15 @@ def _studied(
     total = len(task.space.grid()) if s.sampler == "grid" else s.numTrials
     plan = SamplingPlan(s.sampler, task.space, s.seed, total, s.parallelism, trials.chunk(), task.larger)
     study = Study(plan, folder, [] if s.sampler == "grid" else first_settings(task.space))
-    try:
+    with closing(trials):
         while batch := [t for t in study.next() if t.state == "running"]:
             known = [t for t in study.trials() if t.state != "running"]
-            if known and go_on is not None and not go_on(known):
-                return study, "caller"
             if known and _is_over(study, known, s.maxSeconds, time.monotonic() - begun):
                 return study, "seconds"
             few = batch[: _size(known, s.maxSeconds)]
             for trial, found in zip(few, trials.evaluate(few), strict=True):
                 study.tell(trial.number, found)
         return study, "trials"
-    finally:
-        trials.release()
 
 
 def _is_over(study: Study, known: Sequence[Trial], limit: float | None, elapsed: float) -> bool:

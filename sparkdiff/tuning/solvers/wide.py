@@ -1,10 +1,11 @@
 """LogisticRegression and LinearRegression with many coefficients, for all settings and folds at once, on rows in memory."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+from typing_extensions import Self
 
 from sparkdiff.tuning.solvers.classification import sets_of
 from sparkdiff.tuning.solvers.conjugate import Costs, Iterate, minimise
@@ -130,15 +131,22 @@ def solutions(rows: WideRows, problems: Problems, minimum: Minimum) -> list[Solu
 
 
 @dataclass(frozen=True)
-class SquaresLoss:
-    """½·(margin - label)²"""
+class _Loss:
+    """Losses of problems on folds of these rows."""
 
     rows: WideRows
     fold: Tensor
-    label: Tensor
 
-    def of(self, which: Tensor) -> "SquaresLoss":
-        return SquaresLoss(self.rows, self.fold[which], self.label)
+    def of(self, which: Tensor) -> Self:
+        """Those of some of the problems."""
+        return replace(self, fold=self.fold[which])
+
+
+@dataclass(frozen=True)
+class SquaresLoss(_Loss):
+    """½·(margin - label)²"""
+
+    label: Tensor
 
     def look(self, at: Tensor) -> Iterate:
         own = self.rows.own[:, self.fold]
@@ -167,14 +175,7 @@ def diagonal(rows: WideRows, fold: Tensor, curve: Tensor) -> Tensor:
     return torch.cat([variance, torch.ones_like(variance[:1])])[:, :, None] * curve
 
 
-@dataclass(frozen=True)
-class Logistic:
-    rows: WideRows
-    fold: Tensor
-
-    def of(self, which: Tensor) -> "Logistic":
-        return Logistic(self.rows, self.fold[which])
-
+class Logistic(_Loss):
     def look(self, at: Tensor) -> Iterate:
         own, y = self.rows.own[:, self.fold], self.rows.label[:, None]
         margin = self.rows.margins(at[:, :, 0])
@@ -189,14 +190,7 @@ class Logistic:
         )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class MultinomialLoss:
-    rows: WideRows
-    fold: Tensor
-
-    def of(self, which: Tensor) -> "MultinomialLoss":
-        return MultinomialLoss(self.rows, self.fold[which])
-
+class MultinomialLoss(_Loss):
     def look(self, at: Tensor) -> Iterate:
         own, shape = self.rows.own[:, self.fold, None], (len(self.rows.own), *at.shape[1:])
         log = torch.log_softmax(self.rows.margins(at.flatten(1)).view(shape), 2)

@@ -380,7 +380,7 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "manifest of another kind": rewrite(lambda text: "[]"),
     "manifest without columns": rewrite(without("columns")),
     "manifest without stats": rewrite(without("stats")),
-    "manifest of another format": rewrite(lambda text: text.replace('"format": 2', '"format": 0')),
+    "manifest of another format": rewrite(lambda text: text.replace('"format": 1', '"format": 0')),
     "manifest with another mean": rewrite(lambda text: text.replace('"mean": ', '"mean": 1')),
     "manifest of another cache": rewrite(lambda text: text.replace('"fingerprint": "', '"fingerprint": "0')),
     "manifest a folder": lambda folder: ((folder / "manifest.json").unlink(), (folder / "manifest.json").mkdir()),

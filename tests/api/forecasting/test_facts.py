@@ -1,6 +1,7 @@
 """The cheap facts of a pipeline tell slack from an optimum."""
 
 import contextlib
+from typing import Any
 
 import pytest
 from pyspark.ml import Pipeline, PipelineModel
@@ -14,11 +15,16 @@ from small_data import QUICK, pipeline
 from sparkdiff.data import rehearsal
 from sparkdiff.fine_tuning.task import prepare
 from sparkdiff.forecasting import facts
-from sparkdiff.forecasting.facts import SampleError, Samples, facts_of, measured, training_facts
+from sparkdiff.forecasting.facts import Facts, SampleError, Samples, measured, training_facts
 from sparkdiff.jvm.counting import counted
 from sparkdiff.options import Options
 
 FAST = {**QUICK, "verbosity": 0, "seed": 2}
+
+
+def facts_of(task: Any, df: DataFrame) -> Facts:
+    with contextlib.closing(Samples()) as samples:
+        return measured(task, df, samples)[0]
 
 
 def test_facts_tell_slack_from_an_optimum(numeric: PipelineModel, df: DataFrame) -> None:

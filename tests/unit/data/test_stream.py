@@ -114,7 +114,7 @@ class Cache:
 
     def save(self) -> None:
         self.folder.mkdir(exist_ok=True)
-        manifest = {"format": 2, "fingerprint": "f", "virtualShards": 8, "columns": self.columns, "splits": self.splits}
+        manifest = {"format": 1, "fingerprint": "f", "virtualShards": 8, "columns": self.columns, "splits": self.splits}
         (self.folder / "manifest.json").write_text(json.dumps(manifest))
 
     def blocks(self, split: str) -> list[list[int]]:
@@ -601,7 +601,7 @@ def test_damaged_sparse_columns(tmp_path: Path, in_memory: bool, lists: dict[str
 
 def test_damaged_manifests(cache: Cache) -> None:
     text = (cache.folder / "manifest.json").read_text()
-    for bad in (text[:-1], "[]", "{}", text.replace('"format": 2', '"format": 1'), text.replace('"dense"', '"dens"')):
+    for bad in (text[:-1], "[]", "{}", text.replace('"format": 1', '"format": 2'), text.replace('"dense"', '"dens"')):
         (cache.folder / "manifest.json").write_text(bad)
         with pytest.raises(DamagedCacheError, match=r"manifest\.json"):
             Stream(cache.folder)

@@ -13,7 +13,6 @@ from test_metrics import METRICS, case
 from test_objectives import linear, stats
 from torch import Tensor
 
-from sparkdiff.errors import InputError
 from sparkdiff.evaluation import guard
 from sparkdiff.evaluation.acceptance import Judgement, divergence, reason
 from sparkdiff.evaluation.data import Data
@@ -234,18 +233,6 @@ def test_a_given_number_of_epochs_is_trained_and_the_last_one_counts_whatever_th
     assert (diverged_at.epoch - 1, diverged_at.chosen.column, len(diverged(diverged_at.history))) == (2, 0, 1)
 
 
-def test_a_checkpoint_of_an_earlier_version_goes_on_with_the_patience_it_had() -> None:
-    metrics = [4.0, 4.5, 4.2, 3.9, 4.5, 4.5, 4.5]
-    whole, state = training_of(*metrics, patience=3), training_of(*metrics[:3], patience=3).state()
-    assert state["standings"][0]["since"] == 2
-    earlier = {k: v for k, v in state.items() if k != "seconds"} | {"ended": False}
-    earlier["standings"] = [
-        {k: v for k, v in s.items() if k != "counted"} | {"active": True} for s in state["standings"]
-    ]
-    resumed = training_of(*metrics, patience=3, begun=earlier)
-    assert (resumed.history, resumed.epoch, resumed.chosen.column) == (whole.history, 8, 3)
-
-
 class Clock:
     """A team whose first process has trained for so many seconds, and this process, one of the others, for none."""
 
@@ -353,17 +340,6 @@ def test_steps_that_do_not_depend_on_the_learning_rate_have_another_remedy() -> 
     assert divergence(rows + well, Options()).endswith(
         "(lbfgs 1): choose recipe=default, which has no lbfgs and no newton"
     )
-
-
-def test_a_checkpoint_whose_columns_caught_up_is_refused() -> None:
-    """Earlier versions wrote it under the same STATE; this one would train on from half of it, without a word."""
-    original, _ = tied(next(iter(METRICS)), 0, 1)
-    net, options = network((linear(), ["x"], "prediction")), Options.of({})
-    training = Training(net, [Recipe(0.1, 0.0)], options, natural_units(net, {"x": 1}, options), original)
-    state = training.state()
-    training.load(state | {"candidates": {"behind": None}})
-    with pytest.raises(InputError, match=r"earlier version.*Choose another runId, or delete the folder of the run"):
-        training.load(state | {"candidates": {"behind": {"steps": torch.zeros(3)}}})
 
 
 def test_the_chosen_column_can_be_measured_again() -> None:

@@ -20,7 +20,7 @@ from sparkdiff.fleet.entries import Entry, entries_of, name_of
 from sparkdiff.fleet.procedure import EARLY, AssessedEntry, Stopped, Watch, _run, _why_little, _why_not, triage
 from sparkdiff.fleet.results import FAILED, KEPT, REFUSED, SKIPPED, Triage, Triaged
 from sparkdiff.fleet.saving import names_of
-from sparkdiff.forecasting.facts import FACTS, OLD_FACTS, Samples
+from sparkdiff.forecasting.facts import FACTS, Samples
 from sparkdiff.forecasting.forecast import NAMES, Forecast, Forecaster, PastRun, features, of_store, priors
 from sparkdiff.forecasting.history import history
 from sparkdiff.options import Options
@@ -58,7 +58,7 @@ def test_a_wide_sparse_table_costs_what_it_stores() -> None:
     for _ in range(60):
         rows, width = draw.choice([500.0, 5000.0, 20000.0]), draw.choice([5.0, 50.0])
         facts = {"rows": rows, "width": width, "stages": 3.0, "lastEpochZ": draw.uniform(-3, 6)}
-        runs.append(PastRun(facts, draw.random() < 0.5, 0.1, 2.0 + rows * width / 1e5))  # older facts, without entries
+        runs.append(PastRun(facts, draw.random() < 0.5, 0.1, 2.0 + rows * width / 1e5))  # without entries
     forecaster = Forecaster(runs)
     wide = {**runs[0].facts, "rows": 20000.0, "width": 10000.0}
     assert forecaster({**wide, "entries": 50.0}).coreSeconds == pytest.approx(12.0, rel=0.05)
@@ -91,13 +91,12 @@ def test_only_runs_that_triage_started_are_learned_from() -> None:
     others = [{**run, "tags": {}}, {**run, "verb": "improve"}, {**run, "tags": None}]
     assert of_store([run, *others]) == [PastRun({"rows": 9.0}, True, 0.2, 3.0)]
     assert of_store([{**run, "kept": True}])[0].gain == 0.0
-    assert len(of_store([{**run, "tags": {OLD_FACTS: json.dumps({"rows": 9.0})}}])) == 1
 
 
 @pytest.mark.parametrize("text", ["about cats", "[1]", '{"rows": "many"}', '{"cats": 2}', '{"rows": NaN}', "null"])
 def test_a_tag_that_holds_no_facts_is_passed_over(text: str) -> None:
-    run = {"verb": "finetune", "kept": False, "gain": 0.2, "coreSeconds": 3.0, "tags": {OLD_FACTS: text}}
-    assert of_store([run, {**run, "tags": {FACTS: text}}]) == []
+    run = {"verb": "finetune", "kept": False, "gain": 0.2, "coreSeconds": 3.0, "tags": {FACTS: text}}
+    assert of_store([run]) == []
     facts = {FACTS: json.dumps({"rows": 9.0})}
     assert of_store([{**run, "tags": facts, "coreSeconds": None}, {**run, "tags": facts, "gain": None}]) == []
 

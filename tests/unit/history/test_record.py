@@ -25,7 +25,8 @@ FOUND: dict[str, Any] = {
     "decision": "kept original", "reason": "the slice region = north gets worse",
     "metric": "poisson", "metricDirection": "smaller",
     "metrics": {"validation": {"before": 2.0, "after": 1.5}, "test": None}, "gain": 0.25, "z": 4.0, "p": 0.01, "records": [],
-    "parity": {}, "stages": {}, "timings": {"train": 1.5}, "stream": "arrow", "cache": {"hit": True, "fingerprint": "f00d"},
+    "parity": {}, "stages": {}, "timings": {"train": 1.5}, "stream": "arrow",
+    "cache": {"hit": True, "fingerprint": "f00d", "rows": {}},
     "options": {}, "versions": {"python": "3.11"}, "warnings": ["of the rows in /data/rows.parquet ..."], "slices": [SLICE],
     "gainInterval": [0.1, None],
 }  # fmt: skip

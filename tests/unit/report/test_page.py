@@ -281,14 +281,23 @@ def test_values_stay_text() -> None:
         parent={"path": EVIL, "hash": "h"},
     )
     stage = {
+        "uid": EVIL,
+        "path": [0],
         "stageClass": EVIL,
+        "inputCols": [EVIL],
         "outputCols": [EVIL],
+        "cached": False,
         "role": "translated",
         "trainable": True,
         "numParameters": 3,
         "reason": EVIL,
     }
-    text = page(given, [{**r, "recipe": EVIL} for r in history(2, 3)], plan={"stages": [stage]}, command=EVIL)
+    text = page(
+        given,
+        [{**r, "recipe": EVIL} for r in history(2, 3)],
+        plan={"stages": [stage], "edges": [], "head": None},
+        command=EVIL,
+    )
     assert "<script" not in text and "script" not in Words(text).names
     assert Words(text).text.count("alert") >= 8
 
@@ -305,7 +314,7 @@ def written(folder: Path, **changes: Any) -> Path:
     (folder / "history.csv").write_text(
         "epoch,candidate,recipe,validationMetric\n0,0,adam,2.0\n1,0,adam,1.5\n2,0,adam,\n"
     )
-    (folder / "plan.json").write_text('{"stages": []}')
+    (folder / "plan.json").write_text('{"stages": [], "edges": [], "head": null}')
     return folder
 
 

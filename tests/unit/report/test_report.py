@@ -1,11 +1,16 @@
 """The text of a run's report: p-values, the interval, slices in the order of what matters, compatibility."""
 
-import dataclasses
 from typing import Any
 
 import pytest
 
-from sparkdiff.report import FineTuningSummary, before_after, p_value
+from sparkdiff.report import p_value
+from sparkdiff.report.sections import as_text
+from sparkdiff.report.table import sections_of
+
+
+def before_after(summary: Any) -> str:
+    return as_text(sections_of(summary))
 
 
 @pytest.mark.parametrize(
@@ -49,13 +54,6 @@ def test_where_it_was_trained_is_told_unless_it_is_the_cpu() -> None:
     assert f"\ntrained on {gpu}\n" in before_after(summary(device=gpu, precision="float64", parity={}))
     text = before_after(summary(device="cpu", precision="float32", parity=single))
     assert "trained on cpu in float32, which moves the original's outputs by up to 3.1e-07 of their size" in text
-
-
-def test_a_summary_that_an_earlier_version_saved_has_no_count_of_candidates() -> None:
-    kept = {f.name: None for f in dataclasses.fields(FineTuningSummary) if f.default is dataclasses.MISSING}
-    old = FineTuningSummary(**{**kept, "slices": []})  # type: ignore[arg-type]
-    assert (old.candidates, old.diverged, old.device, old.precision) == (None, None, None, None)
-    assert old.asdict()["diverged"] is None
 
 
 def test_the_worst_slices_come_first_and_the_untested_last() -> None:

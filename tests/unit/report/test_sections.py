@@ -9,8 +9,9 @@ import pytest
 from test_report import summary
 
 import sparkdiff
-from sparkdiff.report import FineTuningSummary, SectionTable, Strong, as_html, before_after
+from sparkdiff.report import FineTuningSummary, SectionTable, Strong, as_html
 from sparkdiff.report.sections import as_text
+from sparkdiff.report.table import sections_of
 
 EVIL = "<script>alert('1')</script> & \"more\""
 
@@ -64,7 +65,7 @@ def test_a_summary_shows_itself() -> None:
     ]
     found = a_summary(slices=slices, reason=EVIL)
     assert repr(found) == "<FineTuningSummary: tuned, poisson 2 -> 1.5 on validation rows (gain +25.00%, p < 0.001)>"
-    assert str(found) == before_after(found.asdict())
+    assert str(found) == as_text(sections_of(found.asdict()))
     seen = Seen(found._repr_html_())
     assert "script" not in seen.tags and f"country = {EVIL}" in seen.texts and EVIL in seen.texts
     told = " ".join("".join(seen.texts).split())

@@ -191,7 +191,7 @@ def test_a_job_that_lost_its_output_leaves_it_as_it_is(tmp_path: Path) -> None:
     summary = SimpleNamespace(records=[{"epoch": 0}], asdict=lambda: dict(told), cache={"fingerprint": "c"})
     outcome: Any = SimpleNamespace(
         model=SimpleNamespace(write=lambda: writer),
-        plan=SimpleNamespace(toJSON=lambda: '{"stages": []}'),
+        plan=SimpleNamespace(toJSON=lambda: '{"stages": [], "edges": [], "head": null}'),
         summary=summary,
     )
     output, path = tmp_path / "run", tmp_path / ".run.lease"

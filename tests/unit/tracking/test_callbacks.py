@@ -39,7 +39,7 @@ def record(**changes: Any) -> RunRecord:
         "metrics": {"train": {"before": 2.0, "after": 1.0}, "validation": {"before": 2.0, "after": 1.5}, "test": None},
         "gain": 0.25, "z": 3.0, "p": 0.001, "parity": {}, "stages": {}, "timings": {"train": 2.0}, "stream": "arrow",
         "records": [{"epoch": 0, "candidate": 0, "recipe": "r", "trainLoss": float("nan"), "validationMetric": 2.0}],
-        "cache": {"hit": False, "fingerprint": "f" * 64}, "options": options.asdict(every=True), "versions": {"sparkdiff": "1"},
+        "cache": {"hit": False, "fingerprint": "f" * 64}, "options": options.asdict(), "versions": {"sparkdiff": "1"},
         "warnings": [], "gainInterval": [0.1, None],
     }  # fmt: skip
     return RunRecord(**given | changes)

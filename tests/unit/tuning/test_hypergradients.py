@@ -9,8 +9,9 @@ import pytest
 import torch
 from linear_rows import Rows, rows
 
-from sparkdiff.tuning.hypergradients import Linear, chosen, linear_model, point, tuned, unrolled
+from sparkdiff.tuning.hypergradients import Linear, chosen, linear_model, point, tuned
 from sparkdiff.tuning.hypergradients.gates import improved
+from sparkdiff.tuning.hypergradients.implicit import factored, solved
 from sparkdiff.tuning.solvers import Setting
 
 GROUP = torch.tensor([0, 0, 1, 2, 1])
@@ -52,6 +53,18 @@ def model_of(
     model = linear_model(kind, data.chunks, setting, 3, GROUP, classes)
     assert model is not None
     return model
+
+
+def unrolled(model: Linear, logs: torch.Tensor, start: torch.Tensor, steps: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The loss on held-out rows after so many steps from these weights, and its derivative by `logs` through all the steps."""
+    at = logs.detach().clone().requires_grad_()
+    ridge = model.ridge(at)
+    factors = factored(model.jacobian(start, ridge.detach()))
+    weights = start
+    for _ in range(steps):
+        weights = weights - solved(factors, model.slope(weights, ridge))
+    loss = model.loss(weights)
+    return loss.detach(), torch.autograd.grad(loss, at)[0]
 
 
 @pytest.mark.parametrize(("kind", "family", "link"), FAMILIES)

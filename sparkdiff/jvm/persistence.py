@@ -1,0 +1,82 @@
+"""How stages whose classes exist in Python only are saved and loaded, also through Spark Connect."""
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from pyspark.ml import PipelineModel
+from pyspark.ml.param import Params
+from pyspark.ml.util import DefaultParamsReader, DefaultParamsWriter, MLReadable, MLReader, MLWritable, MLWriter
+
+from sparkdiff.jvm.sessions import in_process, ml_context
+from sparkdiff.machine import paths
+
+_Own = TypeVar("_Own", bound="Persistent")
+Load = Callable[[str], Any]
+"""Loads a stage that was saved inside another one, by its name."""
+
+
+class Persistent(Params, MLWritable, MLReadable[Any]):
+    """A stage that is saved as values and as stages inside it."""
+
+    def saved_parts(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The values, which JSON can hold, and the stages, by name."""
+        raise NotImplementedError
+
+    @classmethod
+    def from_parts(cls, values: Mapping[str, Any], stage: Load) -> Any:
+        """The stage of these values; it gets its uid afterwards."""
+        raise NotImplementedError
+
+    def write(self) -> MLWriter:
+        return Writer(self)  # type: ignore[no-untyped-call]
+
+    @classmethod
+    def read(cls: type[_Own]) -> MLReader[_Own]:
+        return Reader(cls)
+
+    def params_set(self) -> dict[str, Any]:
+        """The values of the Params that are set, by name."""
+        return {param.name: value for param, value in self._paramMap.items()}
+
+
+class Writer(DefaultParamsWriter):
+    """Writes a `Persistent`."""
+
+    instance: Any
+
+    @property
+    def sc(self) -> Any:
+        return ml_context(self.sparkSession)
+
+    def saveImpl(self, path: str) -> None:
+        values, stages = self.instance.saved_parts()
+        self.saveMetadata(self.instance, path, self.sc, {"values": json.dumps(values)}, paramMap={})
+        for name, stage in stages.items():
+            stage.write().save(paths.inside(path, name))
+
+    def _handleOverwrite(self, path: str) -> None:
+        if in_process(self.sparkSession):
+            super()._handleOverwrite(path)  # type: ignore[misc]
+        else:
+            PipelineModel([]).write().handleOverwrite(path, True)  # type: ignore[attr-defined]
+
+
+class Reader(MLReader[Any]):
+    """Reads a `Persistent`."""
+
+    def __init__(self, cls: Any):
+        super().__init__()
+        self.cls = cls
+
+    @property
+    def sc(self) -> Any:
+        return ml_context(self.sparkSession)
+
+    def load(self, path: str) -> Any:
+        meta = DefaultParamsReader.loadMetadata(path, self.sc)
+
+        def stage(name: str) -> Any:
+            return DefaultParamsReader.loadParamsInstance(paths.inside(path, name), self.sc)
+
+        return self.cls.from_parts(json.loads(meta["values"]), stage)._resetUid(meta["uid"])
