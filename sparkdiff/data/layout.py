@@ -139,8 +139,7 @@ def write_files(request: Request, frames: list[DataFrame], columns: list[dict[st
     nulls = [c["name"] for c in columns if c.get("dtype") == "bool"]
     width = sum(c["width"] if c["kind"] == "dense" else 1 for c in columns if c["name"] not in nulls)
     piece = max(1024, min(65536, PIECE_BYTES // (8 * width)))
-    # Without dictionaries the stream reads the values as they lie (data/stream/pages.py). Words and their counts, of which
-    # there are few, are smaller with them.
+    # Numbers are read faster without dictionaries. Words and their counts, of which there are few, are smaller with them.
     dictionaries = {f"parquet.enable.dictionary#{name}.list.element": "true" for name in sparse_fields(columns)}
     stored(request, frames, columns).write.mode("append").options(
         maxRecordsPerFile=piece, **{"parquet.enable.dictionary": "false", **dictionaries}

@@ -12,7 +12,6 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from sparkdiff.data.stream import pages
 from sparkdiff.data.stream.manifest import Batch, BatchColumn
 from sparkdiff.tensors.rows import SparseRows, offsets_of
 
@@ -33,13 +32,13 @@ def entries(path: Path, column: BatchColumn) -> int:
 
 def _batch(path: Path, columns: Sequence[BatchColumn]) -> Batch:
     with pq.ParquetFile(str(path)) as file:
-        plain = pages.read(path, file, columns)
-        rest = [c for c in columns if c.name not in plain and c.kind != "sparse"]
+        rest = [c for c in columns if c.kind != "sparse"]
         # Sparse columns in one thread, as Arrow's allocator keeps for each as much freed memory as the column takes.
         table = file.read(columns=[c.name for c in rest]) if rest else None
         return {
-            c.name: torch.from_numpy(plain[c.name]) if c.name in plain
-            else _column(file.read(columns=list(c.fields), use_threads=False) if c.kind == "sparse" else table, c)
+            c.name: _column(
+                file.read(columns=list(c.fields), use_threads=False) if c.kind == "sparse" else table, c
+            )
             for c in columns
         }  # fmt: skip
 
