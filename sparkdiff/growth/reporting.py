@@ -8,7 +8,7 @@ from typing import Any
 
 from sparkdiff.data.splits import VALIDATION
 from sparkdiff.diagnostics import rows as datachecks
-from sparkdiff.evaluation.acceptance import reason
+from sparkdiff.evaluation.acceptance import reason, ways_to_decide
 from sparkdiff.fine_tuning.summary import facts, measured, shown_options, tested, trained_facts, untrained, warnings_of
 from sparkdiff.fine_tuning.values import Judged, Measured, Run
 from sparkdiff.growth.finishing import Finished
@@ -17,6 +17,7 @@ from sparkdiff.growth.serving import Serving
 from sparkdiff.growth.settings import GrowthSettings
 from sparkdiff.growth.summary import GrowthSummary
 from sparkdiff.growth.table import Table
+from sparkdiff.options import Options
 from sparkdiff.pipeline.parity import Parity
 from sparkdiff.report import RemainingTime, advance
 
@@ -88,37 +89,44 @@ class Told:
 
 def of_a_sample(table: Table) -> list[str]:
     """A warning where not all training rows fit into memory."""
-    if not table.sampled:
-        return []
-    return [
-        f"parts learned from {table.sampled}, as many as there is room for in memory; all of them trained the whole"
-    ]
+    told = f"parts learned from {table.sampled}, as many as there is room for in memory; all of them trained the whole"
+    return [told] if table.sampled else []
 
 
 def rows_without_entity(grown: Grown) -> list[str]:
     """Warnings of entities that parts read and that training rows lack: StringIndexer gives null and unknown values one index."""
     read = {column for m in grown.members for column in m.part.served(0.0).columns}
-    out = []
-    for column, lack in zip(grown.table.columns, grown.table.unknown, strict=True):
-        if column.entity and column.column in read and lack:
-            name = column.name
-            out.append(
-                f"{lack:,} training rows have no {name}: a {name} that no training row has counts as one of them"
-            )
-    return out
+    columns = zip(grown.table.columns, grown.table.unknown, strict=True)
+    lacking = [(c.name, lack) for c, lack in columns if c.entity and c.column in read and lack]
+    return [
+        f"{lack:,} training rows have no {name}: a {name} that no training row has counts as one of them"
+        for name, lack in lacking
+    ]
 
 
 def without_parts(run: Run, original: Measured, told: Told) -> GrowthSummary:
     """The summary where no part joined, or all were dropped."""
     fields = told.fields(told.serving.before)
     options = told.settings.asdict()
-    return untrained(GrowthSummary, run, original, told.warnings, _why_none(told), options, **fields)
+    why = _why_none(told, run.task.options)
+    return untrained(GrowthSummary, run, original, told.warnings, why, options, **fields)
 
 
-def _why_none(told: Told) -> str:
-    if not told.gone:
-        return f"no part joined: {told.grown.stopped}"
-    return f"the parts that joined are not missed, so all of them were dropped (maxLoss={told.settings.maxLoss:g})"
+def _why_none(told: Told, options: Options) -> str:
+    """The reason where no part is left, which ends with the way out."""
+    s, grown = told.settings, told.grown
+    if told.gone:
+        return (
+            f"the parts that joined are not missed, so all of them were dropped (maxLoss={s.maxLoss:g}); to keep them, set "
+            "maxLoss=0, which drops none"
+        )
+    way = "to propose more, name more kinds in parts, or columns in entityCols"
+    if grown.late:
+        way = f"to train more parts, raise maxSeconds={options.maxSeconds:g}"
+    elif grown.tried:
+        lower = " or ".join(f"{k}={v:g}" for k, v in (("maxLoss", s.maxLoss), ("complexity", s.complexity)) if v > 0)
+        way = f"{f'to let smaller gains join, lower {lower}; ' if lower else ''}{ways_to_decide(options, folds=False)}"
+    return f"no part joined: {grown.stopped}; {way}"
 
 
 def with_parts(done: Finished, parity: Parity | None, after: Measured, told: Told, cost: float) -> GrowthSummary:

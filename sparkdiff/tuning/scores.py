@@ -21,6 +21,8 @@ BY_RECALL = ("f1", "weightedRecall", "weightedTruePositiveRate", "weightedFMeasu
 """Metrics with the recall of each class in them."""
 CLASSIFIERS = (BinaryClassificationEvaluator, MulticlassClassificationEvaluator)
 Value = Callable[[Tensor, Tensor, Tensor], float]
+MetricOf = Callable[[int], Metric]
+"""Number of classes -> the metric of what the evaluator reads, (n,) or (n, k)."""
 
 
 @dataclass(frozen=True)
@@ -31,12 +33,14 @@ class Judge:
         label, weight: its columns of the rows; no weight: "".
         column: the column of the model's that it reads.
         value: (that column (n,) or (n, k), label (n,), weight (n,)) -> the metric; NaN where Spark has to compute it.
+        metric: the same with a value, or an influence, of each row; None of an evaluator that isn't computed here.
     """
 
     label: str
     weight: str
     column: str
     value: Value
+    metric: MetricOf | None = None
 
 
 def judge_of(evaluator: Any) -> Judge | None:
@@ -44,59 +48,61 @@ def judge_of(evaluator: Any) -> Judge | None:
     if not isinstance(evaluator, (MeanLoss, RegressionEvaluator, *CLASSIFIERS)):
         return None  # what of one's own may have no Params
     get = evaluator.getOrDefault
+    name = get("metricName")
     if isinstance(evaluator, MeanLoss):
-        return Judge(get("labelCol"), get("weightCol"), get("column"), evaluator.value)
+        mean = Metric(name, rows=lambda found, y, w: evaluator.rows(found, y))
+        return Judge(get("labelCol"), get("weightCol"), get("column"), evaluator.value, lambda classes: mean)
+    by_class = type(evaluator) is MulticlassClassificationEvaluator
     if type(evaluator) is BinaryClassificationEvaluator:
-        column, value = get("rawPredictionCol"), _binary(get("metricName"), get("numBins"))
+        column, metric = get("rawPredictionCol"), _area(name)
     elif type(evaluator) is RegressionEvaluator:
-        column, value = get("predictionCol"), _regression(get("metricName"), get("throughOrigin"))
-    elif type(evaluator) is MulticlassClassificationEvaluator:
-        losses = get("metricName") == "logLoss"
-        column = get("probabilityCol" if losses else "predictionCol")
-        value = _log_loss(get("eps")) if losses else _classes(get("metricName"), get("metricLabel"), get("beta"))
+        column, metric = get("predictionCol"), _regression(name, get("throughOrigin"))
+    elif by_class and name == "logLoss":
+        column, metric = get("probabilityCol"), _log_loss(get("eps"))
+    elif by_class and float(get("metricLabel")).is_integer():
+        column, metric = get("predictionCol"), _classes(name, get("metricLabel"), get("beta"))
     else:
         return None
     weight = get("weightCol") if evaluator.isDefined("weightCol") else ""
-    # In Spark a row of weight 0 is a point of the curve of precision, and a score among those that bins are made of.
-    points = type(evaluator) is BinaryClassificationEvaluator and (
-        get("numBins") > 0 or get("metricName") == "areaUnderPR"
-    )
-    found = _finite(value, zeros=not points)
-    if type(evaluator) is MulticlassClassificationEvaluator and get("metricName") in BY_RECALL:
-        found = _of_weighted_classes(found)
-    return Judge(get("labelCol"), weight or "", column, found)
+    if name in BINARY:
+        # In Spark a row of weight 0 is a point of the curve of precision, and a score among those that bins are made of.
+        points = get("numBins") > 0 or name == "areaUnderPR"
+        value = _finite(_binary(name, get("numBins")), zeros=not points)
+    else:
+        value = _finite(_computed(metric, classes=by_class and name != "logLoss"), by_recall=name in BY_RECALL)
+    return Judge(get("labelCol"), weight or "", column, value, metric)
 
 
-def _of_weighted_classes(value: Value) -> Value:
-    """NaN where a class has rows of weight 0 only: Spark divides by its weight."""
-
-    def of(found: Tensor, y: Tensor, w: Tensor) -> float:
-        return value(found, y, w) if bool(torch.isin(y[w == 0], y[w > 0]).all()) else math.nan
-
-    return of
-
-
-def _finite(value: Value, *, zeros: bool) -> Value:
+def _finite(value: Value, *, zeros: bool = True, by_recall: bool = False) -> Value:
     """NaN for rows that Spark may treat or refuse in its own way.
 
     Args:
         zeros: whether rows of weight 0 count nowhere.
+        by_recall: whether Spark divides by the weight of each class, and so by 0 where all rows of one have the weight 0.
     """
 
     def of(found: Tensor, y: Tensor, w: Tensor) -> float:
-        usable = all(bool(part.isfinite().all()) for part in (found, y, w)) and bool((w >= 0).all())
         kept = w > 0
-        usable = usable and (zeros or bool(kept.all()))
+        usable = all(bool(part.isfinite().all()) for part in (found, y, w)) and bool((w >= 0).all())
+        usable = usable and (zeros or bool(kept.all())) and (not by_recall or bool(torch.isin(y, y[kept]).all()))
         return value(found[kept], y[kept], w[kept]) if usable and bool(kept.any()) else math.nan
 
     return of
+
+
+def _of_class_1(score: Tensor) -> Tensor:
+    return score[:, 1] if score.ndim == 2 else score
+
+
+def _area(name: str) -> MetricOf:
+    return lambda classes: Metric(name, larger=True, column=_of_class_1, value=BINARY[name], ranks=True)
 
 
 def _binary(metric: str, bins: int) -> Value:
     def of(found: Tensor, y: Tensor, w: Tensor) -> float:
         if found.ndim == 2 and found.shape[1] != 2:
             return math.nan
-        score = found[:, 1] if found.ndim == 2 else found
+        score = _of_class_1(found)
         # Equal rows have equal scores in Spark; a product of matrices may round them differently.
         share, power = torch.frexp(score)
         own = torch.ldexp(torch.round(share * 2.0**40), power)
@@ -121,43 +127,42 @@ def _joined(score: Tensor, bins: int) -> Tensor:
     return score if size < 2 else -((len(distinct) - 1 - place) // size).to(score.dtype)
 
 
-def _value(metric: Metric, found: Tensor, y: Tensor, w: Tensor) -> float:
-    if metric.value is not None:
-        return float(metric.value(found, y, w))
-    assert metric.rows is not None
-    return float((w * metric.rows(found, y, w)).sum() / w.sum())
+def _computed(of: MetricOf, *, classes: bool = False) -> Value:
+    """The metric of all rows; NaN of what must be classes, and isn't."""
+
+    def value(found: Tensor, y: Tensor, w: Tensor) -> float:
+        if classes and not (_classes_of(y) and _classes_of(found)):
+            return math.nan
+        metric = of(1 + int(max(y.max(), found.max()))) if classes else of(0)
+        if metric.value is not None:
+            return float(metric.value(found, y, w))
+        assert metric.rows is not None
+        return float((w * metric.rows(found, y, w)).sum() / w.sum())
+
+    return value
 
 
-def _regression(metric: str, origin: bool) -> Value:
+def _regression(name: str, origin: bool) -> MetricOf:
     """Source: org.apache.spark.mllib.evaluation.RegressionMetrics."""
-    bound = of_predictions(metric, {"throughOrigin": origin})
-    return lambda found, y, w: _value(bound, found, y, w)
+    return lambda classes: of_predictions(name, {"throughOrigin": origin})
 
 
-def _log_loss(eps: float) -> Value:
+def _log_loss(eps: float) -> MetricOf:
     """Source: org.apache.spark.mllib.evaluation.MulticlassMetrics.logLoss."""
 
-    def of(probability: Tensor, y: Tensor, w: Tensor) -> float:
-        if probability.ndim != 2 or not _classes_of(y) or y.max() >= probability.shape[1]:
-            return math.nan
+    def rows(probability: Tensor, y: Tensor, w: Tensor) -> Tensor:
+        if probability.ndim != 2 or not _classes_of(y) or not bool((y < probability.shape[1]).all()):
+            return torch.full_like(y, torch.nan)
         own = probability.gather(1, y.long()[:, None])[:, 0]
-        loss = torch.where(own < eps, -math.log(eps), torch.where(own > 1 - eps, -math.log1p(-eps), -own.log()))
-        return float((w * loss).sum() / w.sum())
+        return torch.where(own < eps, -math.log(eps), torch.where(own > 1 - eps, -math.log1p(-eps), -own.log()))
 
-    return of
+    return lambda classes: Metric("logLoss", rows=rows)
 
 
-def _classes(metric: str, label: float, beta: float) -> Value:
+def _classes(name: str, label: float, beta: float) -> MetricOf:
     """Source: org.apache.spark.mllib.evaluation.MulticlassMetrics."""
-    given = {"beta": 1.0 if metric == "f1" else beta, "metricLabel": label}
-
-    def of(found: Tensor, y: Tensor, w: Tensor) -> float:
-        if not _classes_of(y) or not _classes_of(found) or label != int(label):
-            return math.nan
-        classes = max(int(y.max()), int(found.max()), int(label)) + 1
-        return _value(of_predictions(metric, given, classes), found, y, w)
-
-    return of
+    given = {"beta": 1.0 if name == "f1" else beta, "metricLabel": label}  # Spark's f1 does not read beta
+    return lambda classes: of_predictions(name, given, max(classes, int(label) + 1))
 
 
 def _classes_of(values: Tensor) -> bool:

@@ -89,25 +89,24 @@ def alternatives(*stages: Any) -> Alternatives:
 
 def outputs(stage: Any) -> list[str]:
     """The columns that later stages read of this one; of a Pipeline, those of its last stage."""
-    if isinstance(stage, Pipeline):
-        inner = stage.getStages()
-        return outputs(inner[-1]) if inner else []
-    if isinstance(stage, Alternatives):
-        return outputs(next(s for s in stage.getStages() if s is not None))
-    return _columns(stage, OUTPUTS)
+    return _columns(stage, OUTPUTS, -1)
 
 
 def inputs(stage: Any) -> list[str]:
     """The columns that a stage reads; of a Pipeline, those of its first stage."""
+    return _columns(stage, INPUTS, 0)
+
+
+def _columns(stage: Any, names: Iterable[str], end: int) -> list[str]:
+    """
+    Args:
+        end: position of the stage of a Pipeline whose columns they are.
+    """
     if isinstance(stage, Pipeline):
         inner = stage.getStages()
-        return inputs(inner[0]) if inner else []
+        return _columns(inner[end], names, end) if inner else []
     if isinstance(stage, Alternatives):
-        return inputs(next(s for s in stage.getStages() if s is not None))
-    return _columns(stage, INPUTS)
-
-
-def _columns(stage: Any, names: Iterable[str]) -> list[str]:
+        return _columns(next(s for s in stage.getStages() if s is not None), names, end)
     for name in sorted(names, key=lambda name: not (stage.hasParam(name) and stage.isSet(name))):
         if stage.hasParam(name) and stage.isDefined(name):  # a default output bears the uid, so two stages' differ
             found = stage.getOrDefault(name)

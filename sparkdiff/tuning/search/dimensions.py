@@ -140,15 +140,13 @@ class SearchSpace:
         held = inside(self.estimator)
         found: Configuration = {}
         for q in self.dimensions:
-            if not q.active(found):
-                continue
-            if q.param is None:
+            if q.param is None and q.active(found):
                 found[q.name] = names_of(q.distribution)[0]
-                continue
-            stage = held[q.param.parent]
-            value = stage.getOrDefault(q.param.name) if stage.isDefined(q.param.name) else None
-            if (name := name_of(q.distribution, value)) is not None:
-                found[q.name] = name
+            elif q.active(found):
+                stage = held[q.param.parent]
+                value = stage.getOrDefault(q.param.name) if stage.isDefined(q.param.name) else None
+                if (name := name_of(q.distribution, value)) is not None:
+                    found[q.name] = name
         return found
 
     def structure(self, configuration: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -199,10 +197,9 @@ def _stage_names(estimator: Any) -> dict[str, str]:
 
 def _place_name(place: Alternatives, estimator: Any) -> str:
     """As `stage of scaled`: by what it writes; with a number where several write the same."""
-    wrote = [outputs(other) for other in places(estimator)]
     mine = outputs(place)
     same = [other.uid for other in places(estimator) if outputs(other) == mine]
-    number = f" {same.index(place.uid) + 1}" if wrote.count(mine) > 1 else ""
+    number = f" {same.index(place.uid) + 1}" if len(same) > 1 else ""
     return f"stage of {', '.join(mine) or 'alternatives'}{number}"
 
 

@@ -17,7 +17,7 @@ from sparkdiff.evaluation.units import Costs
 from sparkdiff.pipeline.class_numbers import check_same_classes, classes_of
 from sparkdiff.pipeline.names import named
 from sparkdiff.tuning.scores import judge_of
-from sparkdiff.tuning.search.judging import Comparison, by_number, left_out, metric_of, scored, verdict_of
+from sparkdiff.tuning.search.judging import NOT_FINITE, ROW_BY_ROW, Comparison, by_number, left_out, scored, verdict_of
 from sparkdiff.tuning.search.splitting import FOLD, Divided, SearchSplit
 
 
@@ -40,8 +40,7 @@ class Parts:
 
     def fitted(self, fold: int | None) -> DataFrame:
         """The rows that its models are fitted to in the end."""
-        rows = self.rows if fold is None else self.rows.where(F.col(FOLD) != float(fold))
-        return rows.select(*map(named, self.columns))
+        return self.outside(fold).rows.select(*map(named, self.columns))
 
     def judged(self) -> DataFrame:
         """All rows with their block, and the fold in place of a time, which there is none of."""
@@ -77,14 +76,19 @@ def judged(
     Raises:
         InputError: the models have other labels or weights.
     """
-    judge, metric = judge_of(evaluator), metric_of(evaluator)
-    assert judge is not None and metric is not None
-    found, why = scored(winner, default, parts.judged(), total, split, evaluator)
-    if found is None or why:
-        return why
-    own, rest = found.taken(found.time == number), found.taken(found.time != number)
+    judge = judge_of(evaluator)
+    assert judge is not None and judge.metric is not None
+    found = scored(winner, default, parts.judged(), total, split, evaluator)
+    if isinstance(found, str):
+        return found
+    if not bool(found.finite.all()):
+        return NOT_FINITE
+    used, is_own = found.weight > 0, found.time == number
+    own, rest = found.taken(used & is_own), found.taken(used & ~is_own)
     values = [judge.value(part, label, own.weight) for part, label in (own.winner, own.default)]
-    held, trained = (rows.pair(metric, replace(split, timeCol=None)) for rows in (own, rest))
+    alone = replace(split, timeCol=None)
+    held = own.pair(judge.metric, alone)
+    trained = rest.pair(judge.metric, alone, held)
 
     def sums(rows: PairedRows, x: Tensor) -> Tensor:
         return torch.zeros(MAX_BLOCKS, dtype=torch.float64).index_add(0, rows.block, x)
@@ -92,7 +96,7 @@ def judged(
     folded = FoldSums(
         sums(held, held.original - held.other), sums(held, held.weight), sums(trained, trained.original - trained.other)
     )  # fmt: skip
-    refused = left_out(len(found.weight), total, winner, default, parts.judged())
+    refused = left_out(len(found.weight), total, winner, default, parts.fitted(None))
     return Fold(held, trained.costs(), folded, values[0], values[1], refused)
 
 
@@ -112,9 +116,10 @@ def decided(folds: list[Fold], *, level: float, seed: int) -> Comparison:
     winner, default = (weights @ values / weights.sum()).tolist()
     for number, fold in enumerate(folds):
         if fold.refused:
-            return Comparison(winner, default, None, f"{fold.refused} (fold {number})", refused=True)
+            why = f"{fold.refused} (fold {number})"
+            return Comparison(winner, default, None, why, refused=True, remedy=ROW_BY_ROW)
     dependence = out_of_fold.dependence([fold.sums for fold in folds])
-    training = max((fold.training for fold in folds), key=lambda c: c.mean_square)
+    training = max((fold.training for fold in folds), key=lambda costs: costs.mean_square)
     return Comparison(
         winner, default, *verdict_of(held, level=level, seed=seed, dependence=dependence, training=training)
     )  # fmt: skip
@@ -123,14 +128,14 @@ def decided(folds: list[Fold], *, level: float, seed: int) -> Comparison:
 def allowed(
     compared: Comparison, winner: Any, default: Any, parts: Parts, total: int, split: SearchSplit, evaluator: Any
 ) -> Comparison:
-    """The comparison, refused where the winner that is fitted to all rows leaves some of them out.
+    """The comparison, refused where the winner that is fitted to all rows leaves some of them out, or makes several of one.
 
     Raises:
         InputError: it has other labels or weights than the default.
     """
-    found, _ = scored(winner, default, parts.judged(), total, split, evaluator)
-    why = left_out(None if found is None else len(found.weight), total, winner, default, parts.judged())
-    return replace(compared, verdict=None, untested=why, refused=True) if why else compared
+    found = scored(winner, default, parts.judged(), total, split, evaluator)
+    why = found if isinstance(found, str) else left_out(len(found.weight), total, winner, default, parts.fitted(None))
+    return replace(compared, verdict=None, untested=why, refused=True, remedy=ROW_BY_ROW) if why else compared
 
 
 def folder_of(folder: Path | None, fold: int | None) -> Path | None:

@@ -34,7 +34,7 @@ from sparkdiff.tuning.search import folds
 from sparkdiff.tuning.search.alternatives import chosen
 from sparkdiff.tuning.search.by_slope import by_slope, check_method
 from sparkdiff.tuning.search.dimensions import SearchSpace, names_of
-from sparkdiff.tuning.search.judging import Comparison, compare, metric_of
+from sparkdiff.tuning.search.judging import Comparison, compare
 from sparkdiff.tuning.search.pruning import Pruning, check_pruner, pruning_of, resources_of
 from sparkdiff.tuning.search.samplers import SamplingPlan, check_sampler
 from sparkdiff.tuning.search.settings import Settings
@@ -140,7 +140,7 @@ def _check_folds(settings: Settings, evaluator: Any, current: Any) -> None:
             f"numFolds={settings.numFolds} fits the model that the winner is compared with anew in each fold, but `current` is "
             "fitted and may have seen the rows: leave one of them out"
         )
-    if judge_of(evaluator) is None or metric_of(evaluator) is None:
+    if judge_of(evaluator) is None:
         raise InputError(
             f"numFolds={settings.numFolds} needs a metric with a value per row, which {type(evaluator).__name__} lacks here: "
             "use an evaluator of pyspark.ml.evaluation, or testFraction"
@@ -253,7 +253,7 @@ def _in_folder(task: SearchTask, dataset: DataFrame, phases: Phases, folder: Pat
                 winner = _fitted(task, best, train)
             known, front = study.trials(), [t.number for t in study.front()]
         with phases.phase("fresh rows"):
-            compared = compare(winner, default, rows, split, task.evaluators[0], level=s.guard, seed=s.seed)
+            compared = compare(winner, default, rows, counts, split, task.evaluators[0], level=s.guard, seed=s.seed)
         kept = default if task.current is None else task.current
         model, summary, found = _told(task, known, best, compared, counts, winner, kept)
         if task.current is not None and model is winner:
@@ -413,10 +413,7 @@ def _told(
 ) -> tuple[Any, SearchSummary, list[dict[str, Any]]]:  # fmt: skip
     """What ships, and what is told of it."""
     s, against = task.settings, "default" if task.current is None else "current"
-    better, reason, figures = decided(
-        compared, metric=task.names[0], larger=task.larger[0], against=against, level=s.guard,
-        rows="out-of-fold" if s.numFolds else "fresh",
-    )  # fmt: skip
+    better, reason, figures = decided(compared, s, metric=task.names[0], larger=task.larger[0], against=against)
     warnings = list(compared.verdict.warnings) if compared.verdict else []
     summary = SearchSummary(
         decision="winner" if better else f"kept {against}", reason=reason, metric=task.names[0],

@@ -5,6 +5,7 @@ successive halving (Jamieson and Talwalkar 2016) and of Hyperband (Li et al. 201
 """
 
 import math
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -41,8 +42,7 @@ def rungs(whole: float, least: float, *, integer: bool) -> tuple[float, ...]:
     out = [whole]
     while out[-1] / ETA >= least * (1 - 1e-9):
         out.append(out[-1] / ETA)
-    found = sorted({float(max(round(r), 1)) if integer else r for r in out})
-    return tuple(found)
+    return tuple(sorted({float(max(round(r), 1)) if integer else r for r in out}))
 
 
 def brackets(pruner: str, total: int, resources: Sequence[float], batch: int) -> list[Bracket]:
@@ -108,18 +108,12 @@ def run(
         order = sorted(measured, key=lambda i: (measured[i], i))
         if pruner == "median":
             others = [m for past in earlier for r, m in past if abs(r - resource) < CLOSE]
-            alive = sorted(i for i in order if measured[i] <= _median([*others, *measured.values()]))
+            alive = sorted(i for i in order if measured[i] <= statistics.median([*others, *measured.values()]))
         else:
             alive = sorted(order[: bracket.survivors(number, len(alive))])
         if not alive:
             break
     return [BracketTrial(tuple(step), False) for step in steps]
-
-
-def _median(values: Sequence[float]) -> float:
-    ordered = sorted(values)
-    middle = len(ordered) // 2
-    return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
 
 
 def warning(pruner: str, sampler: str, found: Sequence[Bracket]) -> str:

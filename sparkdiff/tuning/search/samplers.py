@@ -198,10 +198,8 @@ class Walking(Independent):
 
 def finished(study: Any) -> list[FinishedTrial]:
     sign = -1.0 if study.direction == optuna.study.StudyDirection.MAXIMIZE else 1.0
-    complete = (optuna.trial.TrialState.COMPLETE,)
-    return [
-        FinishedTrial(t.number, t.params, sign * t.value) for t in study.get_trials(deepcopy=False, states=complete)
-    ]
+    complete = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
+    return [FinishedTrial(t.number, t.params, sign * t.value) for t in complete]
 
 
 def drawn(distribution: Any, near: Any, width: float, random: np.random.RandomState, *, known: bool) -> Any:

@@ -207,11 +207,9 @@ def settings_space(form: Unfitted) -> dict[Param[Any], Distribution]:
         if one.role == AS_FITTED:
             continue
         fixed = _feeds_one_width(one, form.stages[i + 1 :])
-        for stage in _searched(one):
-            name = type(stage.stage).__name__
-            ranges = {**RANGES.get(name, {}), **({} if fixed else WIDTHS.get(name, {}))}
-            for param, found in _distributions(stage, ranges):
-                space[param] = found
+        stage = _searched(one)
+        name = type(stage.stage).__name__
+        space |= _distributions(stage, {**RANGES.get(name, {}), **({} if fixed else WIDTHS.get(name, {}))})
     return space
 
 
@@ -237,12 +235,11 @@ def first_settings(space: SearchSpace) -> list[Configuration]:
     return [now] if freed == now else [now, freed]
 
 
-def _searched(one: UnfittedStage) -> Iterator[Stage]:
+def _searched(one: UnfittedStage) -> Stage:
     """The stage; of a OneVsRest its classifier."""
     if one.role == ESTIMATOR and one.stage.hasParam("classifier"):
-        yield Stage(one.stage.getOrDefault("classifier"), one.model.models[0])
-    else:
-        yield Stage(one.stage, one.model)
+        return Stage(one.stage.getOrDefault("classifier"), one.model.models[0])
+    return Stage(one.stage, one.model)
 
 
 def _distributions(stage: Stage, ranges: Mapping[str, Range]) -> Iterator[tuple[Param[Any], Distribution]]:
@@ -262,13 +259,9 @@ def _feeds_one_width(one: UnfittedStage, later: Sequence[UnfittedStage]) -> bool
         text = " ".join(str(other.model.getOrDefault(n)) for n in ("statement", "formula") if other.model.hasParam(n))
         if not made & {*inputs(other.model)} and not any(name in text for name in made):
             continue
-        if _takes_one_width(other):
+        takes_bounds = _has_bounds(Stage(other.stage, other.model))
+        if other.role == AS_FITTED or type(other.stage).__name__ in FIXED or takes_bounds:
             return True
         if not other.model.hasParam("predictionCol"):  # the width of whose outputs does not follow from the features'
             made |= {*outputs(other.model)}
     return False
-
-
-def _takes_one_width(other: UnfittedStage) -> bool:
-    name = type(other.stage).__name__
-    return other.role == AS_FITTED or name in FIXED or _has_bounds(Stage(other.stage, other.model))

@@ -108,15 +108,16 @@ def _short(value: Any) -> str:
 
 def uniform(low: float, high: float) -> Uniform:
     """Any number from low to high."""
-    return _range("uniform", low, high)
+    _check("uniform", low, high)
+    return Uniform(float(low), float(high))
 
 
 def loguniform(low: float, high: float) -> Uniform:
     """Any number from low to high whose logarithm is uniform: for penalties and step sizes."""
     if is_number(low) and low <= 0:
         raise InputError(f"loguniform({low!r}, {high!r}): low must be above 0, because 0 has no logarithm")
-    found = _range("loguniform", low, high)
-    return Uniform(found.low, found.high, log=True)
+    _check("loguniform", low, high)
+    return Uniform(float(low), float(high), log=True)
 
 
 def integer(low: int, high: int, *, log: bool = False) -> Integer:
@@ -125,11 +126,7 @@ def integer(low: int, high: int, *, log: bool = False) -> Integer:
     Args:
         log: draw small numbers as often as large ones, as for numbers of trees.
     """
-    for value in (low, high):
-        if not is_number(value) or not math.isfinite(value) or value != int(value):
-            raise InputError(f"integer({low!r}, {high!r}): {value!r} is no whole number")
-    if low > high:
-        raise InputError(f"integer({low!r}, {high!r}): low is above high")
+    _check("integer", low, high, whole=True)
     if log and low < 1:
         raise InputError(f"integer({low!r}, {high!r}, log=True): low must be at least 1")
     return Integer(int(low), int(high), log)
@@ -142,13 +139,13 @@ def choice(*values: Any) -> Choice:
     return Choice(tuple(v.item() if isinstance(v, np.generic) else v for v in values))
 
 
-def _range(name: str, low: float, high: float) -> Uniform:
+def _check(name: str, low: float, high: float, *, whole: bool = False) -> None:
+    """Raise InputError if these are no ends of a range."""
     for value in (low, high):
-        if not is_number(value) or not math.isfinite(value):
-            raise InputError(f"{name}({low!r}, {high!r}): {value!r} is no finite number")
+        if not is_number(value) or not math.isfinite(value) or (whole and value != int(value)):
+            raise InputError(f"{name}({low!r}, {high!r}): {value!r} is no {'whole' if whole else 'finite'} number")
     if low > high:
         raise InputError(f"{name}({low!r}, {high!r}): low is above high")
-    return Uniform(float(low), float(high))
 
 
 def as_distribution(name: str, given: Any) -> Distribution:

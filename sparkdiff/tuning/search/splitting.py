@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pyspark.sql import DataFrame, functions as F
+from pyspark.sql import Column, DataFrame, Row, functions as F
 
 from sparkdiff import jvm
 from sparkdiff.data.blocks import MAX_BLOCKS
@@ -13,6 +13,7 @@ from sparkdiff.data.row_hashes import COPY
 from sparkdiff.data.splits import (
     BLOCK,
     SPLIT,
+    TEST,
     TIME,
     TRAIN,
     VALIDATION,
@@ -73,13 +74,17 @@ class Divided:
         """The fresh rows, with BLOCK and TIME."""
         return self.rows.where(F.col(SPLIT) == TEST).drop(SPLIT)
 
-    def trained(self, share: float) -> DataFrame:
-        """This share of the rows, or groups, that fit the models, with BLOCK and TIME."""
-        rows = self.rows.where(F.col(SPLIT) == TRAIN).drop(SPLIT)
-        return rows if share >= 1 else rows.where(below(F.col(BLOCK), share, "training"))
+    def judged(self, share: float) -> DataFrame:
+        """The fresh rows, with BLOCK and TIME, which is 0 where there are no times; and this share of the rows, or groups, that
+        fit the models, without a time.
+        """
+        trains, time = F.col(SPLIT) == TRAIN, F.coalesce(F.col(TIME), F.lit(0.0))
+        sampled = below(F.xxhash64(F.col(BLOCK), F.col(TIME)), share, "training")  # with times all have one block
+        rows = self.rows.where((F.col(SPLIT) == TEST) | (trains & sampled))
+        return rows.withColumn(TIME, F.when(~trains, time)).drop(SPLIT)
 
 
-TEST, FOLD = "test", "__sparkdiff_fold"
+FOLD = "__sparkdiff_fold"
 
 
 def divided(df: DataFrame, split: SearchSplit) -> Divided:
@@ -134,34 +139,21 @@ def check_folds(rows: DataFrame, split: SearchSplit, evaluators: Sequence[Any], 
         InputError: a fold has no rows, a group is missing, or a class is where a model is fitted or judged.
     """
     label = _label(rows, evaluators)
-    keys = [F.col(FOLD).alias("fold"), F.col(SPLIT).alias("split")]
-    keys += [named(label).cast("double").alias("label")] if label else []
-    missing = F.sum(F.col(BLOCK).isNull().cast("int")).alias("missing")
-    try:
-        counts = (
-            rows.groupBy(*keys).agg(F.count(F.lit(1)).alias("rows"), missing).limit(2 * folds * MOST_CLASSES).collect()
-        )
-    except jvm.SparkError as e:
-        raise InputError(f"Spark failed while reading the rows: {jvm.cause(e)}") from e
-    if any(row["missing"] or row["fold"] is None for row in counts):
-        raise InputError(
-            f"groupCol={split.groupCol!r} holds nulls, so it can't be told to which group these rows belong"
-        )
+    counts = _counted(rows, [F.col(FOLD).alias("fold"), F.col(SPLIT)], split, label, 2 * folds * MOST_CLASSES)
     if absent := {*range(folds)} - {int(row["fold"]) for row in counts}:
         raise InputError(f"fold {min(absent)} of {folds} has no rows: use a smaller numFolds")
     for part in ("train", "validation"):
-        if not any(row["split"] == part for row in counts):
+        if not any(row[SPLIT] == part for row in counts):
             raise InputError(f"0 rows are in the {part} part: validationFraction={split.validation:g}")
     if label and len(counts) < 2 * folds * MOST_CLASSES:
         for fold in range(folds):
             inner = {
-                p: {r["label"] for r in counts if r["split"] == p and r["fold"] != fold}
-                for p in ("train", "validation")
+                p: {r["label"] for r in counts if r[SPLIT] == p and r["fold"] != fold} for p in ("train", "validation")
             }
             _check_classes(
                 label, {**inner, f"held-out (fold {fold})": {r["label"] for r in counts if r["fold"] == fold}}
             )
-    totals = {p: sum(r["rows"] for r in counts if r["split"] == p) for p in ("train", "validation")}
+    totals = {p: sum(r["rows"] for r in counts if r[SPLIT] == p) for p in ("train", "validation")}
     return {**totals, TEST: sum(totals.values())}
 
 
@@ -172,22 +164,10 @@ def check_rows(rows: Divided, split: SearchSplit, evaluators: Sequence[Any]) -> 
         InputError: no row is fresh, a group or time is missing, or a class is where a model is fitted or judged.
     """
     label = _label(rows.rows, evaluators)
-    missing = F.lit(0)
-    if split.groupCol:
-        missing = F.sum(named(split.groupCol).isNull().cast("int"))
-    keys = [F.col(SPLIT), *([named(label).cast("double").alias("label")] if label else [])]
-    try:
-        found = rows.rows.groupBy(*keys).agg(F.count(F.lit(1)).alias("rows"), missing.alias("missing"))
-        counts = found.limit(3 * MOST_CLASSES).collect()
-    except jvm.SparkError as e:
-        raise InputError(f"Spark failed while reading the rows: {jvm.cause(e)}") from e
+    counts = _counted(rows.rows, [F.col(SPLIT)], split, label, 3 * MOST_CLASSES)
     if any(row[0] is None for row in counts):
         raise InputError(
             f"timeCol={split.timeCol!r} holds nulls or NaN, so it can't be told to which part these rows belong"
-        )
-    if split.groupCol and any(row["missing"] for row in counts):
-        raise InputError(
-            f"groupCol={split.groupCol!r} holds nulls, so it can't be told to which group these rows belong"
         )
     totals = {s: sum(row["rows"] for row in counts if row[0] == s) for s in ("train", "validation", TEST)}
     shares = {
@@ -201,6 +181,25 @@ def check_rows(rows: Divided, split: SearchSplit, evaluators: Sequence[Any]) -> 
     if label and len(counts) < 3 * MOST_CLASSES:
         _check_classes(label, {s: {r["label"] for r in counts if r[0] == s} for s in totals})
     return totals
+
+
+def _counted(df: DataFrame, keys: Sequence[Column], split: SearchSplit, label: str | None, most: int) -> list[Row]:
+    """The rows by these columns and by the label, where there is one, in so many entries at most.
+
+    Raises:
+        InputError: a group is missing, or Spark failed.
+    """
+    named_keys = [*keys, *([named(label).cast("double").alias("label")] if label else [])]
+    missing = F.sum(F.col(BLOCK).isNull().cast("int")).alias("missing")
+    try:
+        counts = df.groupBy(*named_keys).agg(F.count(F.lit(1)).alias("rows"), missing).limit(most).collect()
+    except jvm.SparkError as e:
+        raise InputError(f"Spark failed while reading the rows: {jvm.cause(e)}") from e
+    if split.groupCol and any(row["missing"] for row in counts):
+        raise InputError(
+            f"groupCol={split.groupCol!r} holds nulls, so it can't be told to which group these rows belong"
+        )
+    return counts
 
 
 def _label(df: DataFrame, evaluators: Sequence[Any]) -> str | None:
@@ -227,9 +226,3 @@ def _check_classes(label: str, classes: dict[str, set[Any]]) -> None:
             raise InputError(
                 f"the {part} part has no row of class {min(lacks):g} of {label!r}: use more rows, another seed, or another share"
             )
-
-
-def blocks(test: DataFrame, split: SearchSplit) -> list[Any]:
-    """Columns of the fresh rows for the test: block, unit (row, group or stretch of time), time."""
-    block = F.pmod(F.col(BLOCK), F.lit(MAX_BLOCKS)) if split.groupCol else F.col(BLOCK)
-    return [block.cast("double").alias("block"), F.col(BLOCK).cast("double").alias("unit"), F.col(TIME).alias("time")]

@@ -127,13 +127,9 @@ class Study:
         for resource, value in found.steps:
             trial.report(value, round(STEPS * resource))
         states = optuna.trial.TrialState
+        state = states.FAIL if found.values is None else states.PRUNED if found.pruned else states.COMPLETE
         with quiet():
-            if found.values is None:
-                self.study.tell(number, state=states.FAIL)
-            elif found.pruned:
-                self.study.tell(number, state=states.PRUNED)
-            else:
-                self.study.tell(number, list(found.values))
+            self.study.tell(number, found.values if state == states.COMPLETE else None, state)
 
     def once(self, name: str, find: Callable[[], Any]) -> Any:
         """What `find` returns, in JSON's values; after a kill what it returned before."""

@@ -6,12 +6,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from sparkdiff.evaluation.acceptance import LARGER_FRACTION
 from sparkdiff.evaluation.guard import Verdict
 from sparkdiff.machine.whole import write_bytes
 from sparkdiff.report import Section, SectionTable, Shown, Strong, p_value
 from sparkdiff.report.page import page
 from sparkdiff.report.shares import share_of
 from sparkdiff.tuning.search.judging import Comparison
+from sparkdiff.tuning.search.settings import Settings
+
+WIDEN = "to look further, widen the space"
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -105,43 +109,60 @@ def _short(value: Any) -> str:
 
 
 def decided(
-    compared: Comparison, *, metric: str, larger: bool, against: str, level: float, rows: str = "fresh"
+    compared: Comparison, settings: Settings, *, metric: str, larger: bool, against: str
 ) -> tuple[bool, str, dict[str, Any]]:
     """Whether the winner is better, the reason in a sentence, and the figures of the test.
 
+    Where the other model is kept, the reason ends with the way out.
+
     Args:
         against: "default" or "current".
-        rows: "fresh" or "out-of-fold".
     """
-    ships, verdict = compared.ships(level, larger=larger), compared.verdict
+    ships, verdict = compared.ships(settings.guard, larger=larger), compared.verdict
+    rows = "out-of-fold" if settings.numFolds else "fresh"
     figures = f"{metric} {compared.winner:.6g} against {compared.default:.6g} of the {against} model"
+    ways = f"to decide it, {compared.remedy}" if compared.remedy else ways_to_decide(settings, against)
     if verdict is not None:
-        return ships, _reason(verdict, figures, level, rows), _figures(verdict, compared.default)
-    why = compared.untested
-    if not compared.refused and level < 1:
-        why = f"not tested, because {why}: set guard=1 to let the metric on the {rows} rows alone decide"
-    elif not compared.refused:
-        why = f"not tested, because {why}: on the {rows} rows alone the winner {'is' if ships else 'is not'} better"
+        return ships, _reason(verdict, figures, settings, rows, ways), _figures(verdict, compared.default)
+    why = compared.untested if compared.refused else f"not tested, because {compared.untested}"
+    if settings.guard >= 1 and not compared.refused:
+        why += f": on the {rows} rows alone the winner {'is' if ships else 'is not'} better"
+        ways = WIDEN
+    elif compared.remedy and not compared.refused:
+        ways += f", or set guard=1 to let the metric on the {rows} rows alone decide"
     untested = {"tested": False, "p": None, "level": None, "gain": None, "gainInterval": None}
-    return ships, f"{why} ({figures})", untested
+    return ships, f"{why} ({figures})" if ships else f"{why} ({figures}); {ways}", untested
 
 
-def _reason(verdict: Verdict, figures: str, level: float, rows: str) -> str:
+def _reason(verdict: Verdict, figures: str, settings: Settings, rows: str, ways: str) -> str:
     needed = f"{p_value(verdict.p, verdict.level / 10)}, needed < {verdict.level:.3g}"
     if verdict.best < 0:
-        return f"on the {rows} rows the winner is not better ({figures})"
+        return f"on the {rows} rows the winner is not better ({figures}); {WIDEN}"
+    gain = f"the winner's gain on the {rows} rows"
+    if verdict.against:
+        return f"{gain} is not proven ({figures}; {needed}), because {verdict.against}; {ways}"
     if not verdict.accepted:
-        return f"on the {rows} rows the winner's gain is within what chance explains ({figures}; {needed})"
-    if level >= 1:
-        return (
-            f"the winner's gain on the {rows} rows is accepted without a test, because guard is {level:g} ({figures})"
-        )
+        return f"on the {rows} rows the winner's gain is within what chance explains ({figures}; {needed}); {ways}"
+    if settings.guard >= 1:
+        return f"{gain} is accepted without a test, because guard is {settings.guard:g} ({figures})"
     return f"on the {rows} rows the winner is better than chance explains ({figures}; {needed})"
 
 
+def ways_to_decide(settings: Settings, against: str) -> str:
+    """What would show a gain that the rows don't show, in words that end a sentence; without what is set, or can't be.
+
+    Args:
+        against: "default" or "current".
+    """
+    s, ways = settings, list[str]()
+    if not (s.numFolds or s.timeCol) and against == "default" and s.method == "trials":
+        ways.append("set numFolds=5, so that all rows decide")
+    if not s.numFolds and s.testFraction < LARGER_FRACTION and s.validationFraction + LARGER_FRACTION < 1:
+        ways.append(f"{'' if ways else 'set '}testFraction={LARGER_FRACTION:g}")
+    return f"to decide it, {', or '.join([*ways, 'pass more groups' if s.groupCol else 'pass more rows'])}"
+
+
 def _figures(verdict: Verdict, other: float) -> dict[str, Any]:
-    interval = None
-    if verdict.interval is not None:
-        interval = [bound if math.isfinite(bound) else None for bound in verdict.interval]
-    gain = share_of(verdict.gain, other)
+    bounds, gain = verdict.interval, share_of(verdict.gain, other)
+    interval = None if bounds is None else [bound if math.isfinite(bound) else None for bound in bounds]
     return {"tested": True, "p": verdict.p, "level": verdict.level, "gain": gain, "gainInterval": interval}

@@ -125,7 +125,9 @@ def test_a_job_that_was_interrupted_goes_on(job: Path, monkeypatch: pytest.Monke
 def test_a_job_without_time_says_so(job: Path) -> None:
     summary = run.run(load_config(Path("job.yaml"), ["fineTuner={maxEpochs: 2, recipe: fast, maxSeconds: 0.001}"]))
     assert summary.decision == "kept original"
-    assert summary.reason == "no part joined: maxSeconds was over before the first part was trained"
+    assert summary.reason == (
+        "no part joined: maxSeconds was over before the first part was trained; to train more parts, raise maxSeconds=0.001"
+    )
     assert any(w.startswith("growth stopped early: maxSeconds") for w in summary.warnings)
 
 

@@ -15,6 +15,7 @@ from pyspark.ml.evaluation import (
 from pyspark.ml.linalg import Vectors
 from pyspark.sql import DataFrame, SparkSession
 
+from sparkdiff.objectives.metric import influence
 from sparkdiff.objectives.metrics import MULTICLASS
 from sparkdiff.tuning.scores import judge_of
 
@@ -78,6 +79,12 @@ def test_they_are_sparks(scored: DataFrame, columns: Columns) -> None:
         weight = columns[judge.weight] if judge.weight else torch.ones(ROWS, dtype=torch.float64)
         mine = judge.value(columns[judge.column], columns[judge.label], weight)
         assert mine == pytest.approx(evaluator.evaluate(scored), abs=1e-12), evaluator.getMetricName()
+        assert judge.metric is not None
+        metric, used = judge.metric(3), weight > 0
+        read, label, weight = (x[used] for x in (columns[judge.column], columns[judge.label], weight))
+        read = read if metric.column is None else metric.column(read)
+        rows = influence(metric, read, label, weight) if metric.rows is None else metric.rows(read, label, weight)
+        assert float((weight * rows).sum() / weight.sum()) == pytest.approx(mine, abs=1e-9), evaluator.getMetricName()
 
 
 def test_neighbouring_scores_are_joined_as_in_spark(scored: DataFrame, columns: Columns) -> None:

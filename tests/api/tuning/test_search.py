@@ -34,11 +34,14 @@ import sparkdiff
 from sparkdiff import Events, InputError, Search, SearchModel, alternatives, choice, integer, loguniform, uniform
 from sparkdiff.data.splits import SPLIT
 from sparkdiff.tuning import cached_rows
+from sparkdiff.tuning.scores import judge_of
+from sparkdiff.tuning.search import judging
 from sparkdiff.tuning.search.alternatives import chosen
 from sparkdiff.tuning.search.dimensions import SearchSpace
-from sparkdiff.tuning.search.judging import Comparison, compare, metric_of
+from sparkdiff.tuning.search.judging import Comparison, compare
 from sparkdiff.tuning.search.pruning import resources_of
-from sparkdiff.tuning.search.splitting import TEST, SearchSplit, divided
+from sparkdiff.tuning.search.settings import Settings
+from sparkdiff.tuning.search.splitting import TEST, SearchSplit, check_rows, divided
 from sparkdiff.tuning.search.summary import decided
 
 pytestmark = pytest.mark.once  # the engine below has its tests on each stack
@@ -337,7 +340,7 @@ def test_a_stage_that_makes_several_rows_of_one_is_not_tested(line: tuple[DataFr
 def test_a_metric_that_is_nan_never_wins() -> None:
     for winner, default, better in [(1.0, math.nan, True), (math.nan, 1.0, False), (math.nan, math.nan, False)]:
         found = Comparison(winner, default, None, "Own gives no value per row")
-        assert decided(found, metric="Own", larger=True, against="default", level=1.0)[0] is better
+        assert decided(found, Settings(guard=1.0), metric="Own", larger=True, against="default")[0] is better
 
 
 def test_a_study_knows_what_its_trials_read_beside_the_rows(rows: DataFrame) -> None:
@@ -443,6 +446,7 @@ def test_every_metric_has_a_value_per_row(line: tuple[DataFrame, Search]) -> Non
     """The mean of what the rows add is the metric itself."""
     data, split = line[0], SearchSplit(0.2, 0.3)
     parts = divided(data, split)
+    counts = check_rows(parts, split, [])
     same = parts.fresh().drop("__sparkdiff_block", "__sparkdiff_time").cache()
     for label, names, evaluator, one, other in [
         ("kind", ["f1", "logLoss"], MulticlassClassificationEvaluator,
@@ -455,8 +459,9 @@ def test_every_metric_has_a_value_per_row(line: tuple[DataFrame, Search]) -> Non
         good, bad = one.fit(data), other.fit(data)
         for name in names:
             judged = evaluator(labelCol=label, metricName=name, **({"weightCol": "weight"} if label != "rain" else {}))
-            assert metric_of(judged) is not None
-            found = compare(good, bad, parts, split, judged, level=0.025, seed=0)
+            known = judge_of(judged)
+            assert known is not None and known.metric is not None
+            found = compare(good, bad, parts, counts, split, judged, level=0.025, seed=0)
             for value, model in ((found.winner, good), (found.default, bad)):
                 exact = judged.evaluate(model.transform(same))
                 assert value == pytest.approx(exact, abs=2e-3 if label == "rain" else 1e-9)
@@ -473,6 +478,7 @@ def test_each_model_is_judged_on_the_rows_as_they_were(rows: DataFrame) -> None:
     )
     split = SearchSplit(0.2, 0.3)
     parts = divided(gaps, split)
+    counts = check_rows(parts, split, [])
     same = parts.fresh().drop("__sparkdiff_block", "__sparkdiff_time").cache()
 
     def fitted(strategy: str) -> Any:
@@ -482,17 +488,38 @@ def test_each_model_is_judged_on_the_rows_as_they_were(rows: DataFrame) -> None:
     assembler = VectorAssembler(inputCols=["temp", "wind"], outputCol="features", handleInvalid="skip")
     judge = RegressionEvaluator(labelCol="riders")
     mean, median = fitted("mean"), fitted("median")
-    found = compare(mean, median, parts, split, judge, level=1.0, seed=0)
+    found = compare(mean, median, parts, counts, split, judge, level=1.0, seed=0)
     assert found.winner == pytest.approx(judge.evaluate(mean.transform(same)), abs=1e-12)
     assert found.default == pytest.approx(judge.evaluate(median.transform(same)), abs=1e-12)
     few = Pipeline(stages=[assembler, LinearRegression(labelCol="riders")]).fit(gaps)
-    found = compare(few, mean, parts, split, judge, level=1.0, seed=0)
+    found = compare(few, mean, parts, counts, split, judge, level=1.0, seed=0)
     assert found.refused and "the winner leaves out" in found.untested
-    better, reason, _ = decided(found, metric="rmse", larger=False, against="default", level=1.0)
+    better, reason, _ = decided(found, Settings(guard=1.0), metric="rmse", larger=False, against="default")
     assert not better and "rows that the other model predicts" in reason
-    assert compare(mean, few, parts, split, judge, level=1.0, seed=0).verdict is not None
+    assert compare(mean, few, parts, counts, split, judge, level=1.0, seed=0).verdict is not None
     gaps.unpersist()
     same.unpersist()
+
+
+@pytest.mark.parametrize("divides", [{}, {"groupCol": "user"}, {"timeCol": "when"}], ids=["rows", "groups", "times"])
+def test_few_of_many_training_rows_are_looked_at(
+    rows: DataFrame, divides: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the number of fresh rows."""
+    data = VectorAssembler(inputCols=NUMBERS, outputCol="features").transform(rows)
+    head, found = LinearRegression(labelCol="riders", regParam=50.0), list[int]()
+    scored = judging.scored
+
+    def counted(*given: Any) -> Any:
+        found.append(len(read.weight) if not isinstance(read := scored(*given), str) else 0)
+        return read
+
+    monkeypatch.setattr(judging, "TRAINING_ROWS", 100)
+    monkeypatch.setattr(judging, "scored", counted)
+    judge = RegressionEvaluator(labelCol="riders")
+    search = Search(head, space={head.regParam: [0.1]}, evaluator=judge, sampler="grid", testFraction=0.05, **divides)
+    fresh = search.fit(data).summary.rows["test"]
+    assert len(found) == 1 and fresh + 50 < found[0] < fresh + 180
 
 
 def test_no_row_is_in_two_parts_though_a_column_is_new_at_each_reading(rows: DataFrame) -> None:

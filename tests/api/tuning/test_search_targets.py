@@ -191,6 +191,48 @@ def test_what_is_chosen_on_all_rows_has_the_labels_and_rows_of_the_default(
     assert model.bestModel.stages[-1].getRegParam() == 200.0
 
 
+class Rmse(Evaluator):
+    """A metric of one's own without Params, as tutorials write it."""
+
+    def _evaluate(self, dataset: DataFrame) -> float:
+        return float(dataset.agg(F.sqrt(F.avg(F.pow(F.col("label") - F.col("prediction"), 2)))).first()[0])  # type: ignore[index]
+
+    def isLargerBetter(self) -> bool:
+        return False
+
+
+TWICE, FEW = "SELECT *, explode(array(1, 2)) AS part FROM __THIS__", "SELECT features, label FROM __THIS__"
+
+
+@pytest.mark.parametrize(
+    ("statement", "judge", "says"),
+    [
+        ("SELECT * FROM __THIS__", Rmse, LABEL),
+        (TWICE, RegressionEvaluator, "the rows have other labels or weights than in the pipeline"),
+        (FEW, RegressionEvaluator, "the rows have other labels or weights than in the pipeline"),
+    ],
+    ids=["own metric", "several rows of one", "few columns"],
+)
+def test_nothing_ships_beside_a_current_model_of_other_labels(
+    data: DataFrame, statement: str, judge: Callable[[], Any], says: str
+) -> None:
+    """Not even where no test is asked for, and nothing tells which rows are pairs."""
+
+    def pipeline(label: str, penalty: float) -> Pipeline:
+        head = LinearRegression(regParam=penalty)
+        return Pipeline(stages=[sql(label), SQLTransformer(statement=statement), head])
+
+    new = pipeline("log(price)", 5.0)
+    space = {new.getStages()[-1].getParam("regParam"): [0.01]}
+    search = Search(
+        new, space=space, evaluator=judge(), sampler="grid", guard=1.0, current=pipeline("price", 9.0).fit(data)
+    )
+    with pytest.raises(InputError, match=rf"^SQLTransformer_.*: .*{says}"):
+        search.fit(data)
+    same = pipeline("log(price)", 9.0).fit(data)
+    assert search.copy({search.current: same}).fit(data).summary.decision == "winner"
+
+
 def test_a_study_that_goes_on_compares_no_other_labels(data: DataFrame, tmp_path: Path) -> None:
     place = alternatives(sql("price"), sql("log(price)"))
     search = Search(
@@ -244,6 +286,6 @@ def test_a_metric_without_a_test_decides_only_where_any_gain_is_accepted(
     ).fit(data)
     found = model.summary
     assert found.decision == decision and not found.tested and found.p is None
-    assert found.reason.startswith("not tested, because Own gives no value per row: ")
+    assert found.reason.startswith("not tested, because Own gives no value per row")
     assert ("set guard=1 to let the metric on the fresh rows alone decide" in found.reason) is (guard < 1)
     assert model.bestModel.getRegParam() == (20.0 if guard < 1 else 0.01)
