@@ -296,7 +296,9 @@ def _shipped(
             model, after = written(run, before, fitted.found.network, {VALIDATION: _measured(run, fitted)})
         except ParityError as e:
             return dataclasses.replace(kept, failure=str(e))
-        return dataclasses.replace(kept, model=model, after=after)
+        judgement, doubts = task.compared_outside(judgement, model, parts[0].data)
+        kept = dataclasses.replace(kept, judgement=judgement, doubts=doubts)
+        return dataclasses.replace(kept, model=model, after=after) if judgement.accepted else kept
 
 
 def _reference(run: Run, fitted: Fitted, judgement: Judgement) -> slices.Change | None:

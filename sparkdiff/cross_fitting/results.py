@@ -73,6 +73,7 @@ class Shipped:
         before, after: the same where the original ships.
         fitted: None where the out-of-fold rows keep the original, so that nothing was trained.
         failure: why the trained pipeline cannot ship, whatever the out-of-fold rows say; empty if it can.
+        doubts: columns beside the loss that can't be compared.
     """
 
     run: Run
@@ -82,6 +83,7 @@ class Shipped:
     fitted: Fitted | None
     judgement: Judgement
     failure: str
+    doubts: Sequence[str] = ()
 
     @property
     def tuned(self) -> bool:

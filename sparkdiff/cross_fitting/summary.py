@@ -79,4 +79,5 @@ def _warnings(done: Sequence[FoldResult], shipped: Shipped) -> list[str]:
         judgement = dataclasses.replace(judgement, verdict=dataclasses.replace(judgement.verdict, accepted=False))
     wishes, tuned = shipped.fitted.wishes, last.after.scores[TEST]
     broken = wishes.broken(shipped.fitted.found.network) if wishes is not None and shipped.tuned else []
-    return warnings_of(shipped.run, shipped.fitted, Judged(judgement, tuned, broken), tuned, of_folds)
+    doubts = [*of_folds, *shipped.doubts]
+    return warnings_of(shipped.run, shipped.fitted, Judged(judgement, tuned, broken), tuned, doubts)

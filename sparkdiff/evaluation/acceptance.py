@@ -262,8 +262,10 @@ def ways_to_decide(options: Options, *, folds: bool) -> str:
         folds: whether numFolds is an option of the verb.
     """
     o = options
-    ways = ["set numFolds=5, so that all rows decide"] if folds and not o.numFolds and not o.timeCol else []
-    if not o.numFolds and o.validationIndicatorCol is None and o.validationFraction < LARGER_FRACTION:
+    divided = o.validationIndicatorCol is None
+    folds = folds and divided and not o.numFolds and not o.timeCol
+    ways = ["set numFolds=5, so that all rows decide"] if folds else []
+    if not o.numFolds and divided and o.validationFraction < LARGER_FRACTION:
         ways.append(f"{'' if ways else 'set '}validationFraction={LARGER_FRACTION:g}")
     more = "groups" if o.groupCol else "rows"
     return f"to decide it, {', or '.join([*ways, f'pass more {more}'])}"
