@@ -9,7 +9,7 @@ import numpy as np
 from pyspark.ml.functions import vector_to_array
 from pyspark.ml.linalg import VectorUDT
 from pyspark.sql import Column, DataFrame, Row, functions as F
-from pyspark.sql.types import ArrayType, NumericType
+from pyspark.sql.types import ArrayType, NumericType, StructField
 
 from sparkdiff import jvm
 from sparkdiff.data.row_hashes import COPY, coin, with_copies
@@ -100,16 +100,11 @@ def predictions(old: Any, new: Any, df: DataFrame, sample: int | None = None) ->
         raise InputError(f"Spark failed while running the two pipelines: {jvm.cause(e)}") from e
     if not found["rows"]:
         raise InputError("there are no rows to compare")
-    flips, numbers = [], []
-    for i, c in enumerate(both):
-        if labels[i]:
-            flips.append(
-                LabelFlips(theirs[c], found["rows"], found[f"d{i}_flips"], found[f"d{i}_flips"] / found["rows"])
-            )
-        else:
-            numbers.append(_numbers(theirs[c], found, f"d{i}"))
+    rows, names = found["rows"], {f"d{i}": theirs[c] for i, c in enumerate(both)}
+    counts = {name: found[f"{name}_flips"] for name, is_label in zip(names, labels, strict=True) if is_label}
     return PredictionDifference(
-        sampled, found["rows"], tuple(flips), tuple(numbers),
+        sampled, rows, tuple(LabelFlips(names[d], rows, n, n / rows) for d, n in counts.items()),
+        tuple(_numbers(names[d], found, d) for d in names if d not in counts),
         tuple(ours[c] for c in ours if c not in theirs), tuple(theirs[c] for c in theirs if c not in ours),
     )  # fmt: skip
 
@@ -153,8 +148,7 @@ def changed_outputs(old: Any, new: Any, df: DataFrame, may_change: Collection[st
         found = _rows_apart(old, new, graph, df.limit(FIRST), [*doubtful])
         again = _rows_apart(old, old, graph, df.limit(FIRST), [*found])
     except (InputError, *jvm.SparkError) as e:
-        why = jvm.cause(e) if isinstance(e, jvm.SparkError) else str(e)
-        return differences, [f"{whose} can't be compared: {why}" for whose in doubtful.values()]
+        return differences, [f"{whose} can't be compared: {jvm.cause(e)}" for whose in doubtful.values()]
     differences += [f"{doubtful[name]} has other values in {found[name]}" for name in found if name not in again]
     return differences, [f"{doubtful[name]} can't be compared: it has other values each time" for name in again]
 
@@ -218,9 +212,11 @@ def _labels(graph: Graph) -> set[str]:
 
 
 def _is_nominal(df: DataFrame, column: str) -> bool:
-    casefold = casefolding()
-    field = next(f for f in df.schema.fields if casefold(f.name) == casefold(column))
-    return field.metadata.get("ml_attr", {}).get("type") == "nominal"
+    return _field(df, column).metadata.get("ml_attr", {}).get("type") == "nominal"
+
+
+def _field(df: DataFrame, column: str) -> StructField:
+    return df.select(named(column)).schema.fields[0]
 
 
 def _check_kept(columns: Iterable[str], df: DataFrame, model: Any) -> None:
@@ -235,8 +231,7 @@ def _check_kept(columns: Iterable[str], df: DataFrame, model: Any) -> None:
 
 def _change(df: DataFrame, old: str, new: str, is_label: bool) -> tuple[bool, Column]:
     """(True, whether the label flipped) or (False, by how much the number moved)."""
-    casefold = casefolding()
-    types = [next(f.dataType for f in df.schema.fields if casefold(f.name) == casefold(c)) for c in (old, new)]
+    types = [_field(df, c).dataType for c in (old, new)]
     a, b = named(old), named(new)
     kinds = [VectorUDT if isinstance(t, VectorUDT) else ArrayType if isinstance(t, ArrayType) else NumericType
              if isinstance(t, NumericType) else None for t in types]  # fmt: skip

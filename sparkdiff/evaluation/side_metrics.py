@@ -25,31 +25,27 @@ class SideMetrics:
 
     def __init__(self, *heads: Predictor):
         self.metrics = [_metrics(head) for head in heads]
-        self.weights = torch.zeros(2, dtype=torch.float64)  # weight ** (1, 2)
-        self.labels = torch.zeros(2, dtype=torch.float64)  # weight * (label, label ** 2)
+        self.totals = torch.zeros(4, dtype=torch.float64)  # weight * (1, weight, label, label ** 2)
         self.sums: list[dict[str, float]] = [{} for _ in heads]
         self.ranked: list[list[Tensor]] = [[] for _ in heads]
         self.truth: list[Tensor] = []
-        self.kept = 0
+        self.room = RANKED_ROWS
 
     def add(self, label: Tensor, weight: Tensor, margins: Sequence[Tensor]) -> None:
         """The rows of a batch: label (n,), weight (n,) > 0, and the margin of each of the two pipelines."""
-        self.weights += torch.stack([weight.sum(), weight @ weight])
-        self.labels += torch.stack([weight @ label, weight @ label**2])
-        room = RANKED_ROWS - self.kept
+        self.totals += torch.stack([torch.ones_like(label), weight, label, label**2]) @ weight
         for metrics, sums, ranked, margin in zip(self.metrics, self.sums, self.ranked, margins, strict=True):
             for name, metric in metrics.items():
                 if metric.rows is not None:
                     sums[name] = sums.get(name, 0.0) + float(weight @ metric.rows(margin, label, weight))
-                elif metric.column is not None and room > 0:
-                    ranked.append(metric.column(margin[:room]))
-        if room > 0:
-            self.kept += min(room, len(label))
-            self.truth.append(torch.stack([label[:room], weight[:room]], 1))
+                elif metric.column is not None:
+                    ranked.append(metric.column(margin[: self.room]))
+        self.truth.append(torch.stack([label, weight], 1)[: self.room])
+        self.room = max(self.room - len(label), 0)
 
     def values(self) -> dict[str, dict[str, float]]:
         """{metric: {"before", "after"}}; what is not finite or not defined is left out."""
-        if not self.weights[0]:
+        if not self.totals[0]:
             return {}
         before, after = (self._of(*side) for side in zip(self.metrics, self.sums, self.ranked, strict=True))
         return {
@@ -59,12 +55,13 @@ class SideMetrics:
         }
 
     def _of(self, metrics: dict[str, Metric], sums: dict[str, float], ranked: list[Tensor]) -> dict[str, float]:
-        weight, squares = self.weights.tolist()
+        weight = float(self.totals[0])
+        _, own, mean, square = (self.totals / weight).tolist()
         means = {name: value / weight for name, value in sums.items()}
         if "mse" in means:
-            squared, (mean, square) = means.pop("mse"), (self.labels / weight).tolist()
+            squared = means.pop("mse")
             means["rmse"] = squared**0.5
-            spread = (square - mean**2) * (weight - 1) / (weight - squares / weight)  # as Spark's r2
+            spread = (square - mean**2) * (weight - 1) / (weight - own)  # as Spark's r2
             means |= {"r2": 1 - squared / spread} if spread > 1e-12 * square else {}
         if ranked and (value := metrics["areaUnderROC"].value) is not None:
             means["areaUnderROC"] = float(value(torch.cat(ranked), *torch.cat(self.truth).unbind(1)))

@@ -35,8 +35,11 @@ def idle_options(run: Run) -> list[str]:
         if idle and getattr(o, name) != getattr(default, name)
     ]
     trained = {i for i, stage in enumerate(run.task.plan.stages) if stage.trainable}
-    for option, trains in (("freeze", run.task.roles.trainable), ("learningRates", trained)):
+    for option, trains, what in (
+        ("freeze", run.task.roles.trainable, "only keeps it from being fitted anew, searched or deleted where a run does that"),
+        ("learningRates", trained, "has no effect"),
+    ):  # fmt: skip
         graph = run.task.cut.graph
         unused = [name for name in getattr(o, option) if not graph.select([name], option) & trains]
-        found += [f"{option} names {name!r}, which has no effect: no parameter of it trains" for name in unused]
+        found += [f"{option} names {name!r}, which {what}: no parameter of it trains" for name in unused]
     return found

@@ -36,10 +36,6 @@ LINEAR = (GeneralizedLinearRegression, LinearRegression, LogisticRegression)
 UNKNOWN = "__unknown"
 """The name that StringIndexer with handleInvalid=keep gives to the values that it does not know, as one more category."""
 INDEXER, ENCODER = "StringIndexerModel", "OneHotEncoderModel"
-PASSING = (
-    "VectorAssembler", "VectorSizeHint", "StandardScalerModel", "MinMaxScalerModel", "MaxAbsScalerModel", "RobustScalerModel",
-)  # fmt: skip
-"""Stages whose outputs are NaN where their inputs are, entry by entry."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,9 +107,7 @@ def upstream_columns(graph: Graph, data: DataFrame, entities: Mapping[str, tuple
             name = graph.name(version)
             boolean = isinstance(field.dataType, BooleanType)
             gaps = _has_gaps(graph, version, field)
-            may_lack = gaps and not _is_feature(graph, version)
-            column = Column(name, name, levels, labels, levels > 0, boolean=boolean, gaps=gaps, may_lack=may_lack)
-            found.setdefault(version, column)
+            found.setdefault(version, Column(name, name, levels, labels, levels > 0, boolean=boolean, gaps=gaps))
         elif vertex is not None:
             for source in vertex.sources:
                 visit(source)
@@ -159,13 +153,6 @@ def _has_gaps(graph: Graph, version: Version, field: StructField) -> bool:
     return (writer is None or field.nullable) and not _refuses_null(graph, version)
 
 
-def _is_feature(graph: Graph, version: Version) -> bool:
-    """Whether a column is an entry of the features, so that NaN in it is NaN in the prediction."""
-    readers = [v for v in graph.vertices if version in v.sources and v.stageClass in PASSING]
-    outputs = [(graph.casefold(c), v.position) for v in readers for c in v.outputs]
-    return version in graph.head.reads or any(_is_feature(graph, output) for output in outputs)
-
-
 def _encoded(graph: Graph) -> dict[Version, int]:
     """The number of categories of each version that a OneHotEncoder reads."""
     out: dict[Version, int] = {}
@@ -189,8 +176,7 @@ def _indexed(
     out = {version: Column(name, graph.name(version), len(labels), labels, indexes=True)}
     field = fields.get(source)
     if source[1] < 0 and field is not None and isinstance(field.dataType, NumericType):
-        gaps = _has_gaps(graph, source, field)
-        out[source] = Column(name, name, gaps=gaps, may_lack=gaps and not _is_feature(graph, source))
+        out[source] = Column(name, name, gaps=_has_gaps(graph, source, field))
     return out
 
 

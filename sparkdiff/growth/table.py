@@ -34,7 +34,6 @@ class Column:
         indexes: whether `column` numbers the values of another column of numbers or strings, so that the order means nothing.
         entity: whether it names a user, an item, a shop: something with an effect of its own.
         gaps: whether rows to come may lack a value, even if none of these rows does: no stage of the pipeline refuses null in it.
-        may_lack: whether the original may predict a number for such a row: the column is no entry of the features.
         boolean: whether Spark has it as true and false, which stages for numbers don't take.
     """
 
@@ -46,7 +45,6 @@ class Column:
     entity: bool = False
     boolean: bool = False
     gaps: bool = False
-    may_lack: bool = False
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from sparkdiff.improvement.order import ArmOrder, as_json
 from sparkdiff.improvement.race import Raced
 from sparkdiff.improvement.settings import ARMS
 from sparkdiff.improvement.summary import ImprovementSummary
+from sparkdiff.options import Options
 from sparkdiff.report.shares import share_of
 
 
@@ -110,7 +111,11 @@ def _reason(ground: Ground, shown: JudgedCandidate | None) -> str:
 
 
 def _warnings(ground: Ground, decision: Decision, verdict: guard.Verdict) -> list[str]:
-    return [*verdict.warnings, *ground.doubts, *decision.warnings]
+    recipe = [
+        f"recipe={ground.options.recipe!r} has an effect in the arm grow only, on the candidates that train at its end: the "
+        "other arms train those of recipe='default', and finetune then those of 'thorough'"
+    ] if ground.options.recipe != Options().recipe else []  # fmt: skip
+    return [*verdict.warnings, *ground.doubts, *decision.warnings, *recipe]
 
 
 def _table(ground: Ground, raced: Raced, decision: Decision) -> list[dict[str, Any]]:

@@ -34,9 +34,8 @@ def can_except() -> bool:
 
 def selection_of(stage: Any) -> Selection | None:
     """The columns that an SQLTransformer drops or puts last; None for a stage that may do anything else."""
-    if not isinstance(stage, SQLTransformer) or not stage.isDefined(stage.statement):
-        return None
-    form = FORM.fullmatch(stage.getStatement())
+    plain = isinstance(stage, SQLTransformer) and stage.isDefined(stage.statement)
+    form = FORM.fullmatch(stage.getStatement()) if plain else None
     if form is None:
         return None
     columns, last = (tuple(map(_unquoted, re.findall(NAME, names or ""))) for names in form.groups())

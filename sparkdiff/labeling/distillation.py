@@ -73,7 +73,8 @@ def distill(
     if labelCol is None:
         return guess.withColumn(outputCol, array_to_vector(named(outputCol)))
     label = _label(df, labelCol)
-    true = _one_hot(label, _classes(guess, outputCol, label, labelCol))
+    classes = range(_classes(guess, outputCol, label, labelCol))
+    true = F.array(*(F.when(label == k, 1.0).otherwise(0.0) for k in classes))
     return guess.withColumn(outputCol, array_to_vector(F.when(label.isNull(), named(outputCol)).otherwise(true)))
 
 
@@ -165,8 +166,3 @@ def _classes(df: DataFrame, column: str, label: Column, labelCol: str) -> int:
             f"{classes - 1}: take a teacher of the same classes, or drop these rows"
         )
     return classes
-
-
-def _one_hot(label: Column, classes: int) -> Column:
-    """1 for the class and 0 for the others."""
-    return F.array(*(F.when(label == k, 1.0).otherwise(0.0) for k in range(classes)))

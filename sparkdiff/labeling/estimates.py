@@ -19,8 +19,6 @@ Ints = NDArray[np.int64]
 ABSTAINS = -1
 FEW = 10
 """Rows on which a vote is cast, and on which it is not, before its correlations with others count."""
-CHUNK = 1 << 23
-"""Entries of votes whose correlations are counted at once."""
 LEAST = 1e-4
 """Share of the rows with a vote that may be wrong, at least: a function that was never wrong on some rows may be so on others."""
 LOWEST = np.log(1e-12)
@@ -34,8 +32,11 @@ ROWS = 10.0
 SMOOTHING = 1.0
 """Rows (of weight 1) that each distribution of votes has seen before EM begins. The classes have seen `LEAST` rows each: one
 would pull the share of a rare class up where votes tell little."""
-STEPS, WORK = 300, 5_000_000_000
-"""Of EM: steps from each start that are taken in any case, and votes that are read by more than these."""
+FEWEST, WORK = 60, 500_000_000
+"""Of EM: steps from each start that are taken in any case, and votes times classes that are read by more than these."""
+STEPS, RISE = 300, 0.02
+"""EM ends where so many steps raise the logarithm of the likelihood by less than this, a hundredth of what chance explains
+(`WITHIN` in estimator.py): votes that tell hardly anything make it so flat that the maximum is thousands of steps away."""
 
 
 class Undetermined(ValueError):
@@ -71,16 +72,27 @@ class Estimate:
         right = np.einsum("y,myy->m", self.balance, self.tables[:, :, :k])
         return np.asarray(right / np.einsum("y,myl->m", self.balance, self.tables[:, :, :k]))
 
-    def joint(self, patterns: Ints) -> Floats:
-        """(P, k) logarithm of the probability of each class and the votes, those that are missing too."""
-        voted = np.where(patterns == ABSTAINS, len(self.balance), patterns).T
-        given_class = sum(table[:, votes].T for table, votes in zip(np.log(self.tables), voted, strict=True))
-        return np.asarray(np.log(self.balance) + given_class)
+    def joint(self, voted: Ints) -> Floats:
+        """(P, k) logarithm of the probability of each class and the votes (m, P), those that are missing too."""
+        by_vote = np.log(self.tables).transpose(0, 2, 1).copy()
+        return np.asarray(np.log(self.balance) + sum(table[votes] for table, votes in zip(by_vote, voted, strict=True)))
 
     def posterior(self, patterns: Ints) -> Floats:
         """(P, k) probability of each class given the votes."""
-        joint = self.joint(patterns)
-        return np.asarray(np.exp(joint - np.logaddexp.reduce(joint, 1, keepdims=True)))
+        return _normalised(self.joint(by_function(patterns, len(self.balance))))[0]
+
+
+def _normalised(joint: Floats) -> tuple[Floats, Floats]:
+    """The probability (P, k) of each class given the votes, and the logarithm (P,) of that of the votes."""
+    most = joint.max(1, keepdims=True)
+    shares = np.exp(joint - most)
+    total = shares.sum(1, keepdims=True)
+    return np.asarray(shares / total), np.asarray(most + np.log(total))[:, 0]
+
+
+def by_function(patterns: Ints, k: int) -> Ints:
+    """(m, P) the votes of each function, k where it abstains."""
+    return np.where(patterns == ABSTAINS, k, patterns).T.copy()
 
 
 def majority(patterns: Ints, k: int) -> Floats:
@@ -173,8 +185,8 @@ def _share(signed: Floats, w: Floats, d: Floats) -> float:
 
 
 def em(
-    patterns: Ints, weights: Floats, k: int, *, balance: Floats | None = None, known: Ints | None = None, maxIter: int = 20_000,
-    tol: float = 1e-6,
+    patterns: Ints, weights: Floats, k: int, *, balance: Floats | None = None, known: Ints | None = None,
+    start: Estimate | None = None, maxIter: int = 20_000, tol: float = 1e-6,
 ) -> Estimate:  # fmt: skip
     """Maximum likelihood by expectation-maximisation (Dawid and Skene 1979) from three starts: the majority vote, `precision`,
     and for two classes `triplets`.
@@ -184,28 +196,32 @@ def em(
 
     Args:
         known: (P,) the class of rows with a label, -1 of others.
-        maxIter: largest number of steps from each start; very many patterns take fewer.
+        start: the only start, if given.
+        maxIter: largest number of steps from each start; very many patterns take fewer, and so does a flat likelihood.
         tol: largest estimated distance of a probability from its value at the maximum.
     """
 
+    voted = by_function(patterns, k)
+    possible = _told(np.ones((len(patterns), k)), known) > 0
+
     def fit(posterior: Floats) -> Estimate:
-        counts = _by_class(patterns, posterior * weights[:, None], k) + SMOOTHING / (k + 1)
+        counts = _by_class(voted, posterior * weights[:, None], k) + SMOOTHING / (k + 1)
         shares = weights @ posterior + LEAST if balance is None else balance
         return Estimate(np.asarray(shares / shares.sum()), counts / counts.sum(2, keepdims=True))
 
     def step(estimate: Estimate) -> tuple[Estimate, float]:
-        joint = estimate.joint(patterns)
-        joint[_told(np.ones_like(joint), known) == 0] = -np.inf
-        total = np.logaddexp.reduce(joint, 1, keepdims=True)
+        posterior, total = _normalised(np.where(possible, estimate.joint(voted), -np.inf))
         prior = SMOOTHING / (k + 1) * np.log(estimate.tables).sum() + LEAST * np.log(estimate.balance).sum()
-        return fit(np.exp(joint - total)), float(weights @ total[:, 0] + prior)
+        return fit(posterior), float(weights @ total + prior)
 
     starts = [majority(patterns, k), precision(patterns, weights, k, balance=balance, known=known).posterior(patterns)]
     if k == 2:
         with suppress(Undetermined):
             starts.append(triplets(patterns, weights, balance).posterior(patterns))
-    most = min(maxIter, max(STEPS, WORK // patterns.size))
-    found = [_climb(fit(_told(start, known)), step, most, tol) for start in starts]
+    if start is not None:
+        starts = [start.posterior(patterns)]
+    most = min(maxIter, max(FEWEST, WORK // (patterns.size * k)))
+    found = [_climb(fit(_told(one, known)), step, most, tol) for one in starts]
     if known is None or (known < 0).all():
         found = [one for one in found if one.above_chance > 0] or found
     return max(found, key=lambda one: one.likelihood)
@@ -222,14 +238,15 @@ def _climb(
     Args:
         step: the next estimate, and the logarithm of the likelihood of the given one.
     """
-    distance = np.inf
+    distance, rising = np.inf, list[float]()
     for _ in range(0, maxIter, 3):
         first, _ = step(estimate)
         second, least = step(first)
         end, distance = _extrapolated(estimate, first, second)
         further, likelihood = step(end)
         estimate = further if likelihood >= least else second
-        if distance < tol:
+        rising.append(least)
+        if distance < tol or (len(rising) > STEPS // 3 and least < rising[-1 - STEPS // 3] + RISE):
             break
     return replace(estimate, likelihood=step(estimate)[1], converged=bool(distance < tol))
 
@@ -245,10 +262,9 @@ def _extrapolated(start: Estimate, first: Estimate, second: Estimate) -> tuple[E
     return found, float(length * np.abs(np.exp(two) - np.exp(one)).max())
 
 
-def _by_class(patterns: Ints, columns: Floats, k: int) -> Floats:
-    """(m, c, k + 1) sums of columns (P, c) over the rows with each vote of each function; the last one abstains."""
-    at = np.where(patterns == ABSTAINS, k, patterns).T
-    return np.stack([[np.bincount(votes, one, k + 1) for one in columns.T] for votes in at])
+def _by_class(voted: Ints, columns: Floats, k: int) -> Floats:
+    """(m, c, k + 1) sums of columns (P, c) over the rows with each vote (m, P) of each function; the last one abstains."""
+    return np.stack([[np.bincount(votes, one, k + 1) for one in columns.T] for votes in voted])
 
 
 def precision(
@@ -267,21 +283,16 @@ def precision(
     Args:
         known: (P,) the class of rows with a label, -1 of others.
     """
-    posterior = _told(majority(patterns, k), known)
-    number = _by_class(patterns, weights[:, None], k)[:, 0, :k]
-    right = np.einsum("mll->ml", _by_class(patterns, posterior * weights[:, None], k)[:, :, :k])
+    posterior, voted = _told(majority(patterns, k), known), by_function(patterns, k)
+    number = _by_class(voted, weights[:, None], k)[:, 0, :k]
+    right = np.einsum("mll->ml", _by_class(voted, posterior * weights[:, None], k)[:, :, :k])
     own = (right + ROWS * right.sum() / max(number.sum(), 1e-300)) / (number + ROWS)
     a = np.clip((own + SHARE * PRIOR) / (1 + SHARE), 1 / k, 1 - LEAST)
-    return _of_precisions(a, number / weights.sum(), np.full(k, 1 / k) if balance is None else balance)
-
-
-def _of_precisions(a: Floats, coverage: Floats, shares: Floats) -> Estimate:
-    """The estimate of functions whose votes (m, k) are right so often, and are cast on these shares of the rows."""
-    m, k = a.shape
+    coverage, shares = number / weights.sum(), np.full(k, 1 / k) if balance is None else balance
     inside = np.where(np.eye(k)[None] > 0, a[:, None, :], (1 - a[:, None, :]) / (k - 1))  # (m, y, l): P(y | votes l)
     inside = inside * np.maximum(coverage, 1e-12)[:, None, :] / shares[None, :, None]
     abstains = np.maximum(1 - coverage.sum(1), LEAST)
-    return Estimate(shares, np.concatenate([inside, np.broadcast_to(abstains[:, None, None], (m, k, 1))], 2))
+    return Estimate(shares, np.concatenate([inside, np.broadcast_to(abstains[:, None, None], (len(a), k, 1))], 2))
 
 
 def unexplained(estimate: Estimate, patterns: Ints, weights: Floats) -> tuple[float, float, tuple[int, int]]:
@@ -292,13 +303,10 @@ def unexplained(estimate: Estimate, patterns: Ints, weights: Floats) -> tuple[fl
         largest; and the functions of this one.
     """
     k, n, m = len(estimate.balance), weights.sum(), patterns.shape[1]
-    seen, mean = np.zeros((m * (k + 1),) * 2), np.zeros(m * (k + 1))
-    chunk = max(CHUNK // len(seen), 1)
-    for start in range(0, len(patterns), chunk):
-        some, w = patterns[start : start + chunk], weights[start : start + chunk] / n
-        votes = one_hot(np.where(some == ABSTAINS, k, some), k + 1).reshape(len(some), -1)
-        mean += w @ votes
-        seen += (votes * w[:, None]).T @ votes
+    voted = by_function(patterns, k)
+    own = (one_hot(one[:, None], k + 1)[:, 0] * (weights / n)[:, None] for one in voted)
+    seen = np.concatenate([_by_class(voted, columns, k).swapaxes(0, 1).reshape(k + 1, -1) for columns in own])
+    mean = seen.diagonal().copy()
     seen -= np.outer(mean, mean)
     by_class = np.moveaxis(estimate.tables, 1, 0).reshape(k, -1)
     expected = estimate.balance @ by_class

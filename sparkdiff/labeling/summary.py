@@ -1,6 +1,6 @@
 """What is known of labelling functions after a fit, and reasons to doubt it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
@@ -112,7 +112,7 @@ def _agreement(votes: Votes, estimate: Estimate) -> dict[str, float] | None:
     return {"rows": float(votes.rows[some].sum()), "labelModel": float(model), "majority": float(most)}
 
 
-def _refuted(functions: Sequence[Mapping[str, Any]]) -> list[str]:
+def _refuted(functions: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """A warning of functions whose labels say another accuracy, by three standard errors."""
     wrong = []
     for f in functions:
@@ -122,44 +122,40 @@ def _refuted(functions: Sequence[Mapping[str, Any]]) -> list[str]:
         variance = max(estimated * (1 - estimated), seen * (1 - seen), 1 / n)
         if abs(estimated - seen) > ERRORS * (variance / n) ** 0.5:
             wrong.append(f"{f['name']!r} {estimated:.0%}, on labels {seen:.0%} of {n:,.0f} rows")
-    if not wrong:
-        return []
-    return [
-        f"labels refute the estimated accuracy of {'; '.join(wrong)}: what the model assumes does not hold. Correct or drop the "
-        "functions that are often wrong, or train on the labels alone"
-    ]
+    if wrong:
+        yield (
+            f"labels refute the estimated accuracy of {'; '.join(wrong)}: what the model assumes does not hold. Correct or drop "
+            "the functions that are often wrong, or train on the labels alone"
+        )
 
 
-def _less_right(agreement: Mapping[str, float] | None, k: int) -> list[str]:
+def _less_right(agreement: Mapping[str, float] | None, k: int) -> Iterator[str]:
     """Warnings where the majority vote, or chance, is right on clearly more labelled rows, by two standard errors."""
     if agreement is None:
-        return []
-    out, n, model = [], agreement["rows"], agreement["labelModel"]
+        return
+    n, model = agreement["rows"], agreement["labelModel"]
     less = agreement["majority"] - model
     if less > 0 and less > 2 * (less / n) ** 0.5:
-        out.append(
+        yield (
             f"on {n:,.0f} labelled rows the majority vote is right more often ({agreement['majority']:.1%}) than this model "
             f"({model:.1%}): what it assumes does not hold for these functions"
         )
     if 1 / k - model > 2 * ((1 - 1 / k) / k / n) ** 0.5:
-        out.append(
+        yield (
             f"on {n:,.0f} labelled rows with votes this model is right on {model:.1%}, less than chance ({1 / k:.1%}): correct "
             "the functions that are often wrong, or train on the labels alone"
         )
-    return out
 
 
-def _unvoted(votes: Votes, k: int) -> list[str]:
+def _unvoted(votes: Votes, k: int) -> Iterator[str]:
     """Warnings of classes that no function votes for; none of two classes, where abstaining may speak for the other one."""
-    out = []
     for y in sorted(set(range(k)) - set(votes.patterns.ravel().tolist())) if k > 2 else ():
         rows = votes.rows[votes.known == y].sum()
         labels = f", the label of {rows:,.0f} rows" if rows else ""
-        out.append(
+        yield (
             f"no function votes for class {y}{labels}: hardly any row will be given to it. Add a function, or leave the "
             "class out"
         )
-    return out
 
 
 def _warnings(names: Sequence[str], votes: Votes) -> list[str]:

@@ -30,14 +30,13 @@ IDLE: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
     "waitForRun": (5.0, {}, {"runId": "one"}),
     "tags": ({"team": "risk"}, {}, {"storeDir": "/tmp/runs"}),
     "redact": (False, {}, {"storeDir": "/tmp/runs"}),
-    "freeze": (("indexer",), {}, {"trained": "indexer"}),
     "learningRates": ({"indexer": 0.1}, {}, {"trained": "indexer"}),
 }
 # Those that act in every run, or are refused: a value that can't be used is an error.
 ACTS = {
     "labelCol", "weightCol", "predictionCol", "validationIndicatorCol", "validationFraction", "numFolds", "rowsAreNew",
     "groupCol", "timeCol", "loss", "lossParams", "metric", "metricParams", "penalties", "unfreeze", "reference",
-    "target", "optimizer", "learningRate", "regAnchor", "maxEpochs", "maxSeconds", "guard", "maxFlipRate",
+    "freeze", "target", "optimizer", "learningRate", "regAnchor", "maxEpochs", "maxSeconds", "guard", "maxFlipRate",
     "numProcesses", "device", "precision", "stream", "cacheDir", "cacheInMemory", "checkpointDir", "runId", "storeDir",
     "seed", "verbosity",
 }  # fmt: skip
@@ -71,6 +70,13 @@ def test_an_option_without_effect_is_named_with_the_reason(name: str, monkeypatc
     [found] = [w for w in told(**{name: value}, **idle) if w.startswith((f"{name}=", f"{name} names 'indexer'"))]
     assert "has no effect: " in found and len(found.partition("has no effect: ")[2]) > 20
     assert not [w for w in told(**{name: value}, **acting) if w.startswith(name)]
+
+
+def test_a_frozen_stage_that_does_not_train_is_not_said_to_be_without_effect() -> None:
+    """It is held out of a refit, too, on which it depends whether there is one; improvements don't search or delete it."""
+    [found] = told(freeze=["indexer"])
+    assert found.startswith("freeze names 'indexer', which only keeps it from being fitted anew, searched or deleted")
+    assert "no effect" not in found and not told(freeze=["indexer"], trained="indexer")
 
 
 def test_slices_whose_gap_is_penalised_act_without_a_guard() -> None:

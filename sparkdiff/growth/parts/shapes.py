@@ -227,7 +227,7 @@ def _knots(table: Table, place: int, most: int) -> Knots | None:
     each of which would take two models."""
     column = table.columns[place]
     values = table.train.values[:, place]
-    lacks = column.may_lack or bool(values.isnan().any() or table.validation.values[:, place].isnan().any())
+    lacks = column.gaps or bool(values.isnan().any() or table.validation.values[:, place].isnan().any())
     if table.classes or column.levels or column.indexes or lacks:
         return None
     known = values[values.isfinite()].numpy()

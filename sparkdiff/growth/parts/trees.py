@@ -239,8 +239,8 @@ class Boosting(Trainer):
             return slope.numpy(), curve.numpy()
 
         seed = (self.item.seed + 7919 * len(self.blocks)) % 2**31
-        may_lack = np.array([column.may_lack for column in self.columns])
-        trees = [_settled(tree, x, may_lack) for tree in self._booster.block(start, slopes, ROUNDS, seed)]
+        gaps = np.array([column.gaps for column in self.columns])
+        trees = [_settled(tree, x, gaps) for tree in self._booster.block(start, slopes, ROUNDS, seed)]
         self.blocks.append(tuple(_nodes(trees[k :: self.width]) for k in range(self.width)))
 
     def part(self) -> Part:
@@ -255,16 +255,16 @@ class Boosting(Trainer):
         return Rules(leaves, math.ceil(math.log2(leaves)) + 3, rows, RIDGE, rate, LONGEST * criterion.unit, columns)
 
 
-def _settled(tree: TreeArrays, x: Array, may_lack: Array) -> TreeArrays:
+def _settled(tree: TreeArrays, x: Array, gaps: Array) -> TreeArrays:
     """A column that never lacks its value in training rows says nothing about NaN, which then goes where Spark sends it; or, if
     rows to come may lack it, where most training rows go.
 
     To where Spark sends it NaN also goes where keeping its path would make the tree too large.
     """
-    lacks, may_lack = (np.append(columns, False)[tree.feature] for columns in (np.isnan(x).any(0), may_lack))
+    lacks, gaps = (np.append(columns, False)[tree.feature] for columns in (np.isnan(x).any(0), gaps))
     plain = tree.without_missing()
     most = tree.count[tree.left] > tree.count[tree.right]
-    kept = dataclasses.replace(tree, nanLeft=np.where(lacks, tree.nanLeft, np.where(may_lack, most, plain.nanLeft)))
+    kept = dataclasses.replace(tree, nanLeft=np.where(lacks, tree.nanLeft, np.where(gaps, most, plain.nanLeft)))
     if np.array_equal(kept.nanLeft, plain.nanLeft):
         return plain
     try:

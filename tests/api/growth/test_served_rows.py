@@ -145,8 +145,8 @@ def test_null_where_training_had_none_is_no_large_value(
 ) -> None:
     """It has no curve, and steps have an entry without an effect for it; in a tree it goes where most rows go."""
     table, _ = learned
-    lack = {c.name for c in table.columns if c.may_lack and not c.indexes}
-    assert lack == {"hour"}, "x is imputed, z and flag are NaN in the original's prediction, too"
+    lack = {c.name for c in table.columns if c.gaps and not c.indexes}
+    assert lack == {"hour", "z", "flag"}, "x is imputed"
     serving = odd(spark, rows)
     before = predicted(model.transform(serving))
     for (kind, _), member in zip(KINDS, members, strict=True):
@@ -156,7 +156,7 @@ def test_null_where_training_had_none_is_no_large_value(
         added = {k: after[k] - before[k] for k in before}
         assert added["hour=None"] == pytest.approx(added["hour=nan"])
         assert added["hour=None"] != pytest.approx(added["hour=99.0"]), kind
-        assert not isinstance(member.part, Shapes) or {k.column.name for k in member.part.curves} == {"x_known", "z"}
+        assert not isinstance(member.part, Shapes) or {k.column.name for k in member.part.curves} == {"x_known"}
 
 
 def test_all_routes_agree_on_odd_rows(

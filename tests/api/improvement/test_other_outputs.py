@@ -171,6 +171,7 @@ def test_no_arm_touches_what_is_outside_of_the_loss(
     assert {r["arm"] for r in found.summary.table} == {None, *arms}
     assert found.offers
     assert not [w for w in found.summary.warnings if "outside the loss" in w]
+    assert any(w.startswith("recipe='fast' has an effect in the arm grow only") for w in found.summary.warnings)
     before, by_uid = outputs(model, rows), {s.uid: s for s in model.stages}
     for offer in found.offers.values():
         assert outputs(offer, rows).equals(before)
