@@ -114,7 +114,7 @@ def tuned(df: DataFrame, shared: Path) -> Callable[[str], Tuned]:
     def of(case: str) -> Tuned:
         if case not in made:
             before, head, *_ = CASES[case]
-            rows = df.where("number % 4 = 0") if case == "isotonic" else df  # which is at its optimum on all rows
+            rows = df.withColumn("delay", F.col("delay") + 1) if case == "isotonic" else df  # or it is at its optimum
             model = pipeline(rows, head(), *(make() for make in before))
             made[case] = model, tune(model, df, shared, guard=1.0)  # what training moved is to be seen
         return made[case]
