@@ -175,7 +175,7 @@ def divergence(history: Sequence[Mapping[str, Any]], options: Options) -> str:
 
 def reason(
     judgement: Judgement, options: Options, metric: Metric, original: float, history: Sequence[Mapping[str, Any]] = (),
-    *, whose: str = "the best epoch's", where: str = "validation", folds: bool = True,
+    *, whose: str = "the best epoch's", where: str = "validation", folds: bool = True, divided: bool = True,
 ) -> str:  # fmt: skip
     """The reason of the decision, in one sentence with the figures; where the original is kept, it ends with the way out.
 
@@ -184,10 +184,10 @@ def reason(
         history: a row per epoch and candidate.
         whose: whose gain decides.
         where: the name of the rows that decide.
-        folds: whether numFolds is an option of the verb.
+        folds, divided: see `ways_to_decide`.
     """
     verdict, o = judgement.verdict, options
-    ways = ways_to_decide(o, folds=folds)
+    ways = ways_to_decide(o, folds=folds, divided=divided)
     if verdict.untested:
         return f"not tested: {verdict.untested}; {ways}"
     if verdict.best < 0:
@@ -255,14 +255,15 @@ def nothing_gained(options: Options, metric: Metric, history: Sequence[Mapping[s
     )
 
 
-def ways_to_decide(options: Options, *, folds: bool) -> str:
+def ways_to_decide(options: Options, *, folds: bool, divided: bool = True) -> str:
     """What would show a gain that the held-out rows don't show, in words that end a sentence.
 
     Args:
         folds: whether numFolds is an option of the verb.
+        divided: whether the held-out rows are a share of the rows that were passed.
     """
     o = options
-    divided = o.validationIndicatorCol is None
+    divided = divided and o.validationIndicatorCol is None
     folds = folds and divided and not o.numFolds and not o.timeCol
     ways = ["set numFolds=5, so that all rows decide"] if folds else []
     if not o.numFolds and divided and o.validationFraction < LARGER_FRACTION:

@@ -86,8 +86,9 @@ def begun(
     kept = o.localCacheLimit is None  # which bounds what lies on this disk
     with Stream(cache.folder, backend=o.stream, inMemory=held, seed=o.seed, decoded=kept) as stream:
         data = Data(stream, cache.columns(task.cut), rows=rows_at_once(network, stream))
+        divided = all(s.split != VALIDATION for s in sources)
         goal = _goal(task, cache, network, reference=any(s.split == REFERENCE for s in sources))
-        yield Run(task, phases, shared, key, cache, network, computed, data, goal, versions_of(sources))
+        yield Run(task, phases, shared, key, cache, network, computed, data, goal, versions_of(sources), divided)
 
 
 def in_memory(options: Options, cache: caches.Cache) -> bool:
@@ -125,7 +126,8 @@ def too_few(run: Run, *, folds: bool = True) -> str:
     if o.guard >= 1:
         return ""
     units = paired_rows.held_out_units(run.data, run.goal.metric, unit_of(o))
-    return "" if units.number >= MIN_UNITS else f"not tested: {untested(units)}; {ways_to_decide(o, folds=folds)}"
+    ways = ways_to_decide(o, folds=folds, divided=run.divided)
+    return "" if units.number >= MIN_UNITS else f"not tested: {untested(units)}; {ways}"
 
 
 def verified(run: Run, *, decides: bool = True) -> Measured:

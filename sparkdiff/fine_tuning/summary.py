@@ -30,7 +30,7 @@ def summary_of(
     compared = {"before": original.parity, "after": tuned.parity, "float32": fitted.single}
     return FineTuningSummary(
         decision="tuned" if judgement.accepted else "kept original",
-        reason=reason(judgement, run.task.options, run.goal.metric, held.value, found.history),
+        reason=reason(judgement, run.task.options, run.goal.metric, held.value, found.history, divided=run.divided),
         warnings=warnings_of(run, fitted, judged, now, doubts), options=shown_options(run.task, run.goal.metric),
         **facts(run), **tested(judgement), **measured(original, tuned), **trained_facts(fitted, compared, judgement.accepted),
     )  # fmt: skip

@@ -66,6 +66,7 @@ class Run:
         network: the network of the original.
         computed: identifies the network before it sees a row.
         versions: of the tables that the rows come from, as far as their plans show them.
+        divided: whether the validation rows are a share of the rows that were passed.
     """
 
     task: Task
@@ -78,6 +79,7 @@ class Run:
     data: Data
     goal: Goal
     versions: list[dict[str, str]] = dataclasses.field(default_factory=list)
+    divided: bool = True
 
     def once(self, name: str, make: Callable[[], Any]) -> Any:
         return self.shared.once((name, self.key), make)

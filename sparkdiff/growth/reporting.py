@@ -155,5 +155,12 @@ def _why(done: Finished) -> str:
     run, judgement, held = done.run, done.judgement, done.before.scores[VALIDATION]
     history = done.fitted.found.history
     return reason(
-        judgement, run.task.options, run.goal.metric, held.value, history, whose="the grown pipeline's", folds=False
+        judgement,
+        run.task.options,
+        run.goal.metric,
+        held.value,
+        history,
+        whose="the grown pipeline's",
+        folds=False,
+        divided=run.divided,
     )

@@ -14,7 +14,7 @@ from test_objectives import linear, stats
 from torch import Tensor
 
 from sparkdiff.evaluation import guard
-from sparkdiff.evaluation.acceptance import Judgement, divergence, reason
+from sparkdiff.evaluation.acceptance import Judgement, divergence, reason, ways_to_decide
 from sparkdiff.evaluation.data import Data
 from sparkdiff.evaluation.ledger import Ledger, LedgerTrial, diverged
 from sparkdiff.evaluation.scores import Score, Tally
@@ -350,3 +350,15 @@ def test_the_chosen_column_can_be_measured_again() -> None:
     assert ledger.gains.tolist() == [[0, 1, 2], [3, 4, 5]]
     none = replace(ledger, chosen=-1)
     assert none.measured_again(gains[0]) is none
+
+
+@pytest.mark.parametrize(("options", "how", "ways"), [
+    ({}, {}, "set numFolds=5, so that all rows decide, or validationFraction=0.3, or pass more rows"),
+    ({"groupCol": "user"}, {"folds": False}, "set validationFraction=0.3, or pass more groups"),
+    ({"timeCol": "day"}, {}, "set validationFraction=0.3, or pass more rows"),
+    ({"validationFraction": 0.4}, {}, "set numFolds=5, so that all rows decide, or pass more rows"),
+    ({"numFolds": 5}, {}, "pass more rows"), ({"validationIndicatorCol": "held"}, {}, "pass more rows"),
+    ({}, {"divided": False}, "pass more rows"),
+])  # fmt: skip
+def test_only_ways_that_there_are_are_advised(options: dict[str, Any], how: dict[str, bool], ways: str) -> None:
+    assert ways_to_decide(Options(**options), **{"folds": True, **how}) == f"to decide it, {ways}"
