@@ -157,11 +157,15 @@ def _check_no_better(given: Any, task: Task, parts: Sequence[Source], shared: Sh
         with begun(prepare(model, task.options, parts[0].data), parts, Phases(False), shared=shared) as run:
             return verified(run, decides=False).scores
 
-    found = evidence(scores(given), scores(task.model), lambda: scores(whole))
-    if found is Evidence.BETTER:
+    try:
+        found = evidence(scores(given), scores(task.model), lambda: scores(whole))
+        why = found.value if found is Evidence.BETTER else ""
+    except InputError as e:
+        why = f"can't be compared with it: {e}"
+    if why:
         raise InputError(
-            f"numFolds={task.options.numFolds} fits the pipeline anew in each fold, but {given.uid} {found.value}. Pass the "
-            "unfitted Pipeline; or, if none of its stages has seen these rows, set rowsAreNew=True"
+            f"numFolds={task.options.numFolds} fits the pipeline anew in each fold, but {given.uid} {why}. Pass the unfitted "
+            "Pipeline; or, if none of its stages has seen these rows, set rowsAreNew=True"
         )
 
 

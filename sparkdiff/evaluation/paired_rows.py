@@ -193,6 +193,8 @@ def decide_by_rows(
         ledger: all that was tried, of which the second pipeline is the chosen column; None: nothing else was tried.
         training: what the second pipeline costs on training rows; None where it isn't known.
     """
+    if level >= 1:  # the metric alone decides
+        rows = dataclasses.replace(rows, wrong=_NONE, beside=torch.stack([rows.original, rows.other]))
     tried, original = rows.ledger(ledger)
     correlation = None
     if rows.time is not None:

@@ -48,11 +48,14 @@ class Costs:
     Attributes:
         each: (n,) weight * (loss - loss of the original) of a unit where that is positive, else 0.
         weight: (n,) > 0.
+        power: of the weight to which changes are proportional: 1 where weights tell nothing of losses, less where heavy units
+            change less, as with the inverse of a variance.
     """
 
     each: Tensor
     weight: Tensor
     kind: Kind = "rows"
+    power: float = 1.0
 
     @staticmethod
     def of(losses: Tensor, weight: Tensor, unit: Tensor | None, kind: Kind) -> "Costs":
@@ -61,11 +64,16 @@ class Costs:
         Args:
             unit: (n,) each row's group or block; None: each row is a unit.
         """
-        each = by_unit(losses, unit).nan_to_num(nan=0.0).clamp_min(0)
-        return Costs(each, by_unit(weight, unit), kind)
+        changes, weight = by_unit(losses, unit).nan_to_num(nan=0.0), by_unit(weight, unit)
+        known = changes.isfinite() & (changes != 0)
+        x = weight[known].log()
+        x = x - x.mean()
+        spread = float(x @ x)
+        slope = float(x @ changes[known].abs().log()) / spread if spread > 0 else 1.0
+        return Costs(changes.clamp_min(0), weight, kind, min(max(slope, 0.0), 1.0))
 
     def __add__(self, other: "Costs") -> "Costs":
-        return Costs(torch.cat([self.each, other.each]), torch.cat([self.weight, other.weight]), self.kind)
+        return Costs(torch.cat([self.each, other.each]), torch.cat([self.weight, other.weight]), self.kind, self.power)
 
     @property
     def mean_square(self) -> float:
@@ -76,12 +84,14 @@ class Costs:
         """The sum of squares that units like `held` would show by these, the training units, and don't show.
 
         The weights of `held` are known, and a rare loss may come to any of them: so the sum is also estimated from their
-        weights and from the training units' costs by weight, and the larger of the two counts.
+        weights and from what the costs of the heavier half of the training units are without theirs, and the larger counts.
         """
         if not len(self.each):
             return 0.0
         alike = len(held.each) * _likely_square(self.each)
-        by_weight = float(held.weight.square().sum()) * _likely_square(self.each / self.weight)
+        heavy = self.weight >= self.weight.median()  # light units may lose more, as rates over short times do
+        alone = self.each[heavy] / self.weight[heavy] ** self.power
+        by_weight = float(held.weight.pow(2 * self.power).sum()) * _likely_square(alone)
         return max(max(alike, by_weight) - float(held.each.square().sum()), 0.0)
 
     def __str__(self) -> str:

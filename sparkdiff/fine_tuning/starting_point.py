@@ -40,7 +40,10 @@ SAME = 1e-5
 """Share of the loss by which two fits of the same rows differ at most: Spark adds numbers in another order each time."""
 NEAR = 0.05
 """The same as a share of what a fit that lacks the held-out rows differs by."""
-WAY_OUT = "pass the unfitted Pipeline (numFolds=5 lets all rows decide), or rows that it was not fitted on, with rowsAreNew=True"
+WAY_OUT = (
+    "pass the unfitted Pipeline (with FineTuner, numFolds=5 lets all rows decide), or rows that it was not fitted on, with "
+    "rowsAreNew=True"
+)
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ def fitted_parts(pipeline: Estimator) -> list[str]:
         found += (
             fitted_parts(stage)
             if isinstance(stage, Estimator)
-            else [leaf.uid for _, leaf in flatten(stage) if labels_decided(leaf)]
+            else [leaf.uid for _, leaf in flatten(stage) if leaf.hasParam("labelCol") and labels_decided(leaf)]
         )
     return found
 

@@ -34,7 +34,7 @@ from sparkdiff.tuning.search.splitting import Divided, SearchSplit
 
 UNDEFINED = "the metric is undefined on the rows that decide"
 NOT_FINITE = "labels, weights or predictions are null or not finite"
-OF_SPARK, FILL = "use an evaluator of pyspark.ml.evaluation", "fill what is null or not finite, or leave such rows out"
+OF_SPARK, FILL = "use an evaluator of regressions or classes", "fill what is null or not finite, or leave such rows out"
 ROW_BY_ROW = "let the stages keep all columns and make one row of each, as with handleInvalid='keep'"
 """What would make a test possible."""
 NUMBER_ALIKE = (

@@ -143,7 +143,7 @@ def _check_folds(settings: Settings, evaluator: Any, current: Any) -> None:
     if judge_of(evaluator) is None:
         raise InputError(
             f"numFolds={settings.numFolds} needs a metric with a value per row, which {type(evaluator).__name__} lacks here: "
-            "use an evaluator of pyspark.ml.evaluation, or testFraction"
+            "use an evaluator of regressions or classes, or testFraction"
         )
 
 

@@ -146,6 +146,17 @@ def test_without_a_gain_nothing_speaks_against_one(metric: Metric) -> None:
     assert (verdict.best, verdict.gain, verdict.against) == (-1, 0.0, "")
 
 
+def test_where_any_gain_is_accepted_no_row_is_added() -> None:
+    """The original finds 31 of 31, the other 999 of 1,000."""
+    label, one, other = (torch.zeros(4000, dtype=F64) for _ in range(3))
+    label[:3000] = 1
+    one[:31] = other[:1000] = 1
+    label[999] = 0
+    for columns, accepted in (((one, other), False), ((other, one), True)):
+        verdict = decide_by_rows(rows_of(by_class("precisionByLabel"), columns, label), level=1.0)
+        assert verdict.accepted is accepted and (verdict.gain > 0) is accepted
+
+
 # Rare losses ------------------------------------------------------------------------------------------------------------
 
 
@@ -206,9 +217,31 @@ def test_a_rare_loss_may_come_to_a_heavy_row() -> None:
     weight = torch.ones(400, dtype=F64)
     training[:20], weight[-20:] = 10.0, 50.0
     heavy = weight[-100:]
-    found = Costs.of(training, weight, None, "rows").missing_from(Costs.of(held * heavy, heavy, None, "rows"))
+    costs = Costs.of(training * weight, weight, None, "rows")
+    assert costs.power == pytest.approx(1 - 20 * math.log(10) / 380 / math.log(50))
     factor = 1 + 2 * (5 / 20) ** 2
-    assert found == pytest.approx(factor * (80 + 20 * 50**2) * 20 * 10**2 / 400)
+    expected = factor * (80 + 20 * 50 ** (2 * costs.power)) * 20 * 10**2 / 400
+    assert costs.missing_from(Costs.of(held * heavy, heavy, None, "rows")) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("kind", ["inverse variance", "exposure"])
+def test_light_rows_that_lose_more_keep_no_gain_away(kind: str) -> None:
+    def drawn(n: int, seed: int) -> PairedRows:
+        random = torch.Generator().manual_seed(seed)
+        x, z = torch.randn((2, n), generator=random, dtype=F64)
+        if kind == "exposure":
+            weight = torch.where(torch.rand(n, generator=random) < 0.3, 0.01, 1.0).double()
+            label = torch.poisson(0.1 * torch.exp(0.6 * x) * weight, generator=random) / weight
+            one, other = (0.1 * torch.exp(b * x) - label * b * x for b in (0.2, 0.58))
+        else:
+            weight = torch.exp(-2 * z)
+            label = x + z.exp() * torch.randn(n, generator=random, dtype=F64)
+            one, other = ((label - b * x) ** 2 for b in (0.7, 0.98))
+        blocks = torch.arange(n) % MAX_BLOCKS
+        return pair(Metric("loss", rows=lambda m, y, w: m), (one, other), (label, label), weight, blocks, None, "rows")
+
+    held, training = drawn(4000, 0), drawn(16_000, 1)
+    assert decide_by_rows(held, level=0.025, training=training.costs()).accepted
 
 
 def test_parts_with_metrics_of_their_own_are_joined() -> None:

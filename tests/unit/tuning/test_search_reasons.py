@@ -35,7 +35,7 @@ def reason(compared: Comparison, against: str = "default", **options: Any) -> st
         (
             Comparison(1.0, 2.0, None, "Own gives no value per row", remedy=OF_SPARK),
             "not tested, because Own gives no value per row",
-            f"to decide it, use an evaluator of pyspark.ml.evaluation, {ALONE}",
+            f"to decide it, use an evaluator of regressions or classes, {ALONE}",
         ),
         (
             Comparison(1.0, 2.0, None, NOT_FINITE, remedy=FILL),
