@@ -48,8 +48,8 @@ class Costs:
     Attributes:
         each: (n,) weight * (loss - loss of the original) of a unit where that is positive, else 0.
         weight: (n,) > 0.
-        power: of the weight to which changes are proportional: 1 where weights tell nothing of losses, less where heavy units
-            change less, as with the inverse of a variance.
+        power: the exponent of the weight by which weighted changes grow: 1 where losses don't depend on the weight, less where
+            heavy units have smaller losses, as with inverse variances.
     """
 
     each: Tensor
@@ -59,9 +59,10 @@ class Costs:
 
     @staticmethod
     def of(losses: Tensor, weight: Tensor, unit: Tensor | None, kind: Kind) -> "Costs":
-        """Of rows that lose this, weight included, (n,).
+        """The costs of rows.
 
         Args:
+            losses: (n,) weight * (loss - loss of the original).
             unit: (n,) each row's group or block; None: each row is a unit.
         """
         changes, weight = by_unit(losses, unit).nan_to_num(nan=0.0), by_unit(weight, unit)

@@ -69,7 +69,7 @@ class StartingPoint:
         return replace(self, refused=self.refused or why)
 
     def told(self, summary: Any) -> Any:
-        """The summary of the run, warned of where it started from the refit, and with what would decide where it was kept."""
+        """Add a warning to the summary where the run started from the refit, and the way out where the pipeline was kept."""
         reason, warnings = self.refused or summary.reason, summary.warnings
         if self.seen:
             start = (
