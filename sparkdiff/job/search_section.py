@@ -12,8 +12,8 @@ from pyspark.ml.evaluation import (
 
 from sparkdiff.data.splits import TRAIN
 from sparkdiff.errors import InputError, did_you_mean, kind_of
+from sparkdiff.pipeline.nesting import inside
 from sparkdiff.stages.base import columns_of
-from sparkdiff.tuning.fits import inside
 from sparkdiff.tuning.search.alternatives import OUTPUTS
 from sparkdiff.tuning.search.settings import FIELDS, Settings
 from sparkdiff.tuning.search.space import Distribution, as_distribution, integer, loguniform, uniform

@@ -1,11 +1,12 @@
 """Nested pipelines, searches and formulas: their leaf stages, and the same structure with other leaf stages."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from pyspark.ml import Estimator, PipelineModel, Transformer
 from pyspark.ml.feature import RFormulaModel
+from pyspark.ml.param import Params
 from pyspark.ml.tuning import CrossValidatorModel, TrainValidationSplitModel
 
 from sparkdiff import jvm
@@ -66,6 +67,28 @@ def holders(model: Any, path: Path = ()) -> list[tuple[Path, Any]]:
     if isinstance(model, Holder):
         return [(path, model), *holders(model.pipelineModel, path)]
     return [(path, model)] if type(model) is RFormulaModel else []
+
+
+def inside(stage: Any, into: Callable[[Any], bool] = lambda stage: True) -> dict[str, Any]:
+    """By uid a stage and all stages that it holds, such as the classifier of a OneVsRest, where `into` looks into its holder."""
+    found: dict[str, Any] = {}
+    seen: dict[int, Any] = {}  # a container may hold itself
+
+    def walk(thing: Any) -> None:
+        if isinstance(thing, Params):
+            uid = getattr(thing, "uid", None)  # of one's own class, whose __init__ may not call that of Params
+            if uid is None or uid in found:
+                return
+            found[uid] = thing
+            if into(thing):
+                walk(vars(thing))
+        elif isinstance(thing, (dict, list, tuple)) and id(thing) not in seen:
+            seen[id(thing)] = thing
+            for one in [*thing.values()] if isinstance(thing, dict) else thing:
+                walk(one)
+
+    walk(stage)
+    return found
 
 
 def replaced(model: Any, new: Mapping[Path, Any], path: Path = ()) -> Any:

@@ -7,7 +7,8 @@ from pyspark.ml.wrapper import JavaParams
 
 from sparkdiff import jvm
 from sparkdiff.errors import InputError
-from sparkdiff.tuning.fits import GridTask, inside
+from sparkdiff.pipeline.nesting import inside
+from sparkdiff.tuning.fits import GridTask
 
 
 def check_values(task: GridTask) -> None:

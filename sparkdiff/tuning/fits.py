@@ -11,10 +11,10 @@ from typing import Any
 
 from pyspark import inheritable_thread_target
 from pyspark.ml import Estimator, Pipeline, PipelineModel, Transformer
-from pyspark.ml.param import Params
 from pyspark.sql import DataFrame
 
 from sparkdiff.errors import InputError, kind_of
+from sparkdiff.pipeline.nesting import inside
 from sparkdiff.tuning import shared_fits, trie
 from sparkdiff.tuning.trie import Fit
 
@@ -40,28 +40,6 @@ def leaves_of(estimator: Any, whole: Callable[[Any], bool]) -> list[Any]:
 def opened(stage: Any) -> bool:
     """Whether a stage is a Pipeline as Spark has it; one of a class of its own may do more than its stages."""
     return type(stage) is Pipeline and stage.isDefined("stages")
-
-
-def inside(stage: Any, into: Callable[[Any], bool] = lambda stage: True) -> dict[str, Any]:
-    """By uid a stage and all stages that it holds, such as the classifier of a OneVsRest, where `into` looks into its holder."""
-    found: dict[str, Any] = {}
-    seen: dict[int, Any] = {}  # a container may hold itself
-
-    def walk(thing: Any) -> None:
-        if isinstance(thing, Params):
-            uid = getattr(thing, "uid", None)  # of one's own class, whose __init__ may not call that of Params
-            if uid is None or uid in found:
-                return
-            found[uid] = thing
-            if into(thing):
-                walk(vars(thing))
-        elif isinstance(thing, (dict, list, tuple)) and id(thing) not in seen:
-            seen[id(thing)] = thing
-            for one in [*thing.values()] if isinstance(thing, dict) else thing:
-                walk(one)
-
-    walk(stage)
-    return found
 
 
 def is_sparks(stage: Any) -> bool:

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from sparkdiff.errors import InputError
+from sparkdiff.pipeline.nesting import inside
 from sparkdiff.tuning import trie
 from sparkdiff.tuning.checks import check_value
-from sparkdiff.tuning.fits import inside, is_sparks
+from sparkdiff.tuning.fits import is_sparks
 from sparkdiff.tuning.search.alternatives import Alternatives, chosen, outputs, places
 from sparkdiff.tuning.search.space import MOST, Choice, Distribution, Integer, Uniform, as_distribution
 

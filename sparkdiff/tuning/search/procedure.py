@@ -21,14 +21,14 @@ from sparkdiff.jvm.plans import tables_read
 from sparkdiff.jvm.settings import settings as settings_of
 from sparkdiff.machine import memory, paths
 from sparkdiff.pipeline.names import read_by_name
-from sparkdiff.pipeline.nesting import flatten, plain
+from sparkdiff.pipeline.nesting import flatten, inside, plain
 from sparkdiff.report import Phases
 from sparkdiff.report.progress import Phase
 from sparkdiff.report.record import versions
 from sparkdiff.store.digests import hash_of, params_of
 from sparkdiff.store.identity import UntoldError, identity
 from sparkdiff.tuning.checks import check_evaluator
-from sparkdiff.tuning.fits import inside, is_sparks, leaves_of
+from sparkdiff.tuning.fits import is_sparks, leaves_of
 from sparkdiff.tuning.scores import judge_of
 from sparkdiff.tuning.search import folds
 from sparkdiff.tuning.search.alternatives import chosen

@@ -17,8 +17,9 @@ from sparkdiff import jvm
 from sparkdiff.data.row_hashes import COPY, coin, with_copies
 from sparkdiff.data.splits import below
 from sparkdiff.errors import SparkdiffError, WriteError
+from sparkdiff.pipeline.nesting import inside
 from sparkdiff.tuning.cached_rows import Kept
-from sparkdiff.tuning.fits import GridTask, inside, leaves_of
+from sparkdiff.tuning.fits import GridTask, leaves_of
 from sparkdiff.tuning.folds import Folds
 from sparkdiff.tuning.search.alternatives import Alternatives, chosen
 from sparkdiff.tuning.search.dimensions import SearchSpace
