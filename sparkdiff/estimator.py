@@ -4,7 +4,6 @@ import dataclasses
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from functools import partial
 from typing import Any, ClassVar
 
 from pyspark.ml import Estimator, Model, Pipeline, Transformer
@@ -26,6 +25,7 @@ from sparkdiff.fine_tuning.values import Outcome
 from sparkdiff.history.keeping import Keep, keeping
 from sparkdiff.options import FIELDS, Options, callable_name, named_callable
 from sparkdiff.pipeline.nesting import Holder, flatten, plain, replaced
+from sparkdiff.pipeline.unfitted import check_unfitted
 from sparkdiff.report import Events, FineTuningSummary, Phases, check_callbacks, shown
 from sparkdiff.report.observing import observed
 
@@ -196,7 +196,10 @@ class FineTuner(Estimator, CheckedParams, _TunerParams, jvm.Persistent):  # type
             phases = Phases(shown(options.verbosity), callbacks)
             if options.numFolds:
                 given = given if isinstance(given, Pipeline) else shared.once(("plain", given), lambda: plain(given))
-                fit = partial(_plain_fit, given, options)
+
+                def fit(rows: Sequence[Source]) -> Any:
+                    return plain(fit_on_training_rows(given, rows, options))
+
                 return self._found(cross_fit(given, options, sources, phases, fit, shared=shared), options, keep)
             if isinstance(given, Pipeline):
                 divided = ("boundaries", rule(options), *(s.df for s in sources[1:]))
@@ -232,6 +235,7 @@ class FineTuner(Estimator, CheckedParams, _TunerParams, jvm.Persistent):  # type
         if not self.isSet("pipeline"):
             own = type(self).__name__
             raise InputError(f"{own} has no pipeline: pass one, {own}(pipeline=model)")
+        check_unfitted(self.getPipeline(), self.options().rowsAreNew)  # before anything is fitted
         return self.getPipeline()
 
     def _sources(self, dataset: DataFrame) -> list[Source]:
@@ -270,10 +274,6 @@ class FineTuner(Estimator, CheckedParams, _TunerParams, jvm.Persistent):  # type
 def kept(options: Options) -> AbstractContextManager[Keep]:
     """`keeping` as the options ask for it."""
     return keeping(options.storeDir, options.tags, options.redact, lambda: root(options))
-
-
-def _plain_fit(pipeline: Pipeline, options: Options, sources: Sequence[Source]) -> Any:
-    return plain(fit_on_training_rows(pipeline, sources, options))
 
 
 def _with_stage_params(given: Any, params: dict[Param[Any], Any]) -> Any:

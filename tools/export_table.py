@@ -9,8 +9,9 @@ The table is read from the registry of translated stages and from the writers of
 import sys
 from pathlib import Path
 
-from sparkdiff.serving.onnx_export import LIMITS, is_written
-from sparkdiff.stages.base import REGISTRY
+from sparkdiff.serving.onnx_export import LIMITS
+from sparkdiff.serving.onnx_stages import WRITERS
+from sparkdiff.stages.base import REGISTRY, StageModule
 
 PAGE = Path(__file__).parents[1] / "docs" / "export.md"
 BEGIN, END = "<!-- written by tools/export_table.py -->\n", "<!-- end -->\n"
@@ -20,6 +21,17 @@ def classes() -> dict[str, bool]:
     """Per translated class of MLlib whether it can be exported."""
     mllib = {name: kind for name, kind in REGISTRY.items() if name.startswith("pyspark.ml.")}
     return {name.rpartition(".")[2]: is_written(kind) for name, kind in sorted(mllib.items())}
+
+
+def is_written(module: type[StageModule]) -> bool:
+    """Whether the stages of a registered module have a form in ONNX; one with kinds, such as NaiveBayes, if all of them have."""
+    kinds, last = [module], []
+    while kinds:
+        kind = kinds.pop()
+        below = [sub for sub in kind.__subclasses__() if sub.__module__.startswith("sparkdiff.")]
+        kinds += below
+        last += [] if below else [kind]
+    return all(kind in WRITERS for kind in last)
 
 
 def table() -> str:

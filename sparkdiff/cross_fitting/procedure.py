@@ -25,14 +25,14 @@ from sparkdiff.evaluation.scores import Score
 from sparkdiff.evaluation.unseen_errors import costs, unseen
 from sparkdiff.fine_tuning.phases import begun, checked, trained, verified, written
 from sparkdiff.fine_tuning.shared import Shared
-from sparkdiff.fine_tuning.starting_point import Evidence, StartingPoint, check_unfitted, evidence, refittable
+from sparkdiff.fine_tuning.starting_point import Evidence, StartingPoint, evidence, refittable
 from sparkdiff.fine_tuning.task import Task, prepare
 from sparkdiff.fine_tuning.values import Fitted, Outcome, Run
 from sparkdiff.options import Options
 from sparkdiff.pipeline.class_numbers import check_same_classes, classes_of
 from sparkdiff.pipeline.names import casefolding
 from sparkdiff.pipeline.plan import Plan
-from sparkdiff.pipeline.unfitted import refit
+from sparkdiff.pipeline.unfitted import check_unfitted, refit
 from sparkdiff.report import Phases
 from sparkdiff.stages.base import columns_of
 from sparkdiff.store.run_folder import folder_name
@@ -60,7 +60,7 @@ def cross_fit(
         ParityError: a network and Spark disagree in a fold.
     """
     o, shared, origin = options, shared or Shared(), given
-    check_unfitted(given, o)
+    idle = check_unfitted(given, o.rowsAreNew)
     if not isinstance(given, Estimator) and not o.rowsAreNew:
         given, fit = _anew(given, o, sources)
     sources = folds.numbered_sources(sources, o)
@@ -77,7 +77,8 @@ def cross_fit(
     tasks: dict[int, tuple[Task, list[Source], Shared]] = {}
     done: list[FoldResult] = []
     try:
-        for number in (*range(1, o.numFolds + 1), 0):  # all are fitted and compared before the first one trains
+        # All are fitted and compared before the first one trains; first those that tell whether the others are of use.
+        for number in (1, 0, *range(2, o.numFolds + 1)):
             phases.fold = number
             parts = folds.fold_sources(sources, o, number - 1) if number else folds.all_sources(sources)
             ready, own = task(number, parts)
@@ -87,8 +88,8 @@ def cross_fit(
             if by_number(ready):
                 label, where = ready.labelCol, f"fold {number}" if number else "the fit on all rows"
                 check_same_classes(classes_of(tasks[1][0].model, label), classes_of(ready.model, label), label, where)
-        if given is not origin:
-            _check_no_better(origin, *tasks[1], tasks[0][0].model)
+            if number == 0 and given is not origin:
+                _check_no_better(origin, *tasks[1], ready.model)
         for number in range(1, o.numFolds + 1):
             phases.fold = number
             ready, parts, own = tasks[number]
@@ -99,11 +100,11 @@ def cross_fit(
         shipped = _shipped(ready, parts, phases, own, done, judgement, replace=replace)
     finally:
         phases.fold = None
-    summary = summary_of(done, shipped, o)
+    start = StartingPoint(ready.model, ready.model if isinstance(origin, Estimator) else origin, warnings=idle)
+    summary = start.told(summary_of(done, shipped, o))
     phases.on_decision(summary)
     runs = [f.fitted for f in done] + [f for f in (shipped.fitted,) if f is not None]
-    found = Outcome(shipped.model, ready.model, ready.plan, summary, tuple(f.folder for f in runs))
-    return found if isinstance(origin, Estimator) else StartingPoint(ready.model, origin).finished(found)
+    return start.finished(Outcome(shipped.model, ready.model, ready.plan, summary, tuple(f.folder for f in runs)))
 
 
 # Before anything runs -------------------------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ from sparkdiff.fine_tuning.task import Task, prepare
 from sparkdiff.fine_tuning.values import Run
 from sparkdiff.options import Options
 from sparkdiff.pipeline.network import Network
-from sparkdiff.pipeline.unfitted import Unfitted, fitted_parts, refit, unfitted
+from sparkdiff.pipeline.unfitted import Unfitted, check_unfitted, refit, unfitted
 from sparkdiff.report import Phases
 
 SIDES = (TRAIN, VALIDATION)
@@ -40,10 +40,8 @@ SAME = 1e-5
 """Share of the loss by which two fits of the same rows differ at most: Spark adds numbers in another order each time."""
 NEAR = 0.05
 """The same as a share of what a fit that lacks the held-out rows differs by."""
-WAY_OUT = (
-    "pass the unfitted Pipeline (with FineTuner, numFolds=5 lets all rows decide), or rows that it was not fitted on, with "
-    "rowsAreNew=True"
-)
+OTHER_ROWS = "rows that it was not fitted on, with rowsAreNew=True"
+WAY_OUT = f"pass the unfitted Pipeline (with FineTuner, numFolds=5 lets all rows decide), or {OTHER_ROWS}"
 
 
 @dataclass(frozen=True)
@@ -56,6 +54,7 @@ class StartingPoint:
         given: its margins on the rows that decide, where the run starts from its refit.
         seen: whether it has seen the rows, in words, where the run starts from its refit.
         refused: why nothing can be accepted on these rows, and what to do; empty if something can.
+        warnings: what else to say.
     """
 
     model: Any
@@ -63,6 +62,7 @@ class StartingPoint:
     given: Recorded | None = None
     seen: str = ""
     refused: str = ""
+    warnings: Sequence[str] = ()
 
     def checked(self, why: str) -> "StartingPoint":
         """The same start, refused for this reason, if there is one and no other."""
@@ -70,7 +70,7 @@ class StartingPoint:
 
     def told(self, summary: Any) -> Any:
         """Add a warning to the summary where the run started from the refit, and the way out where the pipeline was kept."""
-        reason, warnings = self.refused or summary.reason, summary.warnings
+        reason, warnings = self.refused or summary.reason, [*self.warnings, *summary.warnings]
         if self.seen:
             start = (
                 f"{self.seen}: this run started from its refit on the training rows, which is what ships must beat; if none of "
@@ -104,9 +104,9 @@ def starting_point(
         ParityError: a network and Spark disagree.
     """
     o, shared = options, shared or Shared()
-    check_unfitted(given, o)
+    idle = check_unfitted(given, o.rowsAreNew)
     if o.rowsAreNew or isinstance(given, Estimator):
-        return StartingPoint(model, model)
+        return StartingPoint(model, model, warnings=idle)
     task = prepare(model, o, sources[0].df)
 
     def measure(one: Any) -> tuple[Mapping[str, Score], Recorded]:
@@ -128,7 +128,8 @@ def starting_point(
             found = evidence(before, measure(own)[0], lambda: measure(every())[0])
         except InputError as e:
             say("no refit")
-            why = f"{model.uid} may have seen the rows that decide, and there is no refit of it that hasn't ({e}): {WAY_OUT}"
+            way_out = f"pass {OTHER_ROWS}" if soft_labels.given(sources, task.labelCol) else WAY_OUT
+            why = f"{model.uid} may have seen the rows that decide, and there is no refit of it that hasn't ({e}): {way_out}"
             return StartingPoint(model, model, refused=why)
         seen = f"{model.uid} {found.value}"
         say(seen)
@@ -137,15 +138,6 @@ def starting_point(
     if found is Evidence.BETTER:
         return StartingPoint(model, model, refused=f"{seen}: {WAY_OUT}")
     return StartingPoint(own, model, margins, seen)
-
-
-def check_unfitted(given: Any, options: Options) -> None:
-    """Raise InputError if an unfitted pipeline holds fitted stages that may have seen the rows."""
-    if isinstance(given, Estimator) and not options.rowsAreNew and (seen := fitted_parts(given)):
-        raise InputError(
-            f"{given.uid} isn't fitted, but holds {', '.join(seen)}, fitted with labels, which may have seen the rows that "
-            "decide: put the estimator in its place; or, if it was not fitted on these rows, set rowsAreNew=True"
-        )
 
 
 def recorded_rows(run: Run, network: Network) -> Recorded:

@@ -56,7 +56,7 @@ from sparkdiff.machine import secrets, whole
 from sparkdiff.options import Options
 from sparkdiff.pipeline.nesting import flatten, plain
 from sparkdiff.pipeline.plan import Plan
-from sparkdiff.pipeline.unfitted import Unfitted, with_uids_of
+from sparkdiff.pipeline.unfitted import Unfitted, check_unfitted, with_uids_of
 from sparkdiff.report import FineTuningSummary, Phases, shown
 from sparkdiff.report.run_report import LINEAGE, write_report
 from sparkdiff.store import files
@@ -100,6 +100,7 @@ def _run(
         ]
         say(f"data: {', '.join(config.data)}")
         made, path = made_of(config, next(s for s in sources if s.split in (None, TRAIN)).df)
+        check_unfitted(made, options.rowsAreNew)  # before anything is fitted
     with files.room("the fitted pipeline", root(options), ROOM_OF_CACHES):
         content = None if isinstance(made, Estimator) else hash_of(made, path, root(options))
     inputs = inputs_of(sources, made, content) if "runId" in config.options else {}

@@ -104,7 +104,7 @@ def tracked(given: Mapping[str, Any] | None) -> Iterator[Tracking]:
 
 def _listeners(given: Mapping[str, Any]) -> Iterator[Events]:
     makers: dict[str, Callable[[Any], Events]] = {
-        "jsonLines": _json_lines, "tensorboard": _tensorboard, "mlflow": _callback,
+        "jsonLines": _json_lines, "tensorboard": lambda path: TensorBoard(str(paths.local(path))), "mlflow": _callback,
     }  # fmt: skip
     for key, make in makers.items():
         if key in given:
@@ -117,10 +117,6 @@ def _json_lines(path: str) -> Events:
     file = Path(str(paths.local(path)))
     file.parent.mkdir(parents=True, exist_ok=True)
     return JSONLines(file)
-
-
-def _tensorboard(path: str) -> Events:
-    return TensorBoard(str(paths.local(path)))
 
 
 def _callback(given: Mapping[str, Any]) -> Events:

@@ -20,7 +20,7 @@ from pyspark.sql import DataFrame
 
 from sparkdiff import jvm
 from sparkdiff.errors import InputError
-from sparkdiff.pipeline.nesting import flatten, plain, with_best
+from sparkdiff.pipeline.nesting import flatten, inside, plain, with_best
 from sparkdiff.pipeline.tree_origin import is_trees, why_not_grown
 
 MODULES = tuple(
@@ -40,16 +40,30 @@ def labels_decided(stage: Any) -> bool:
     return fitted and (not type(stage).__module__.startswith("pyspark.ml.") or stage.hasParam("labelCol"))
 
 
-def fitted_parts(pipeline: Estimator) -> list[str]:
-    """The uids of the fitted stages of an unfitted pipeline, which fitting it leaves as they are, that labels have decided."""
-    found: list[str] = []
-    for stage in pipeline.getStages() if isinstance(pipeline, Pipeline) else []:
-        found += (
-            fitted_parts(stage)
-            if isinstance(stage, Estimator)
-            else [leaf.uid for _, leaf in flatten(stage) if leaf.hasParam("labelCol") and labels_decided(leaf)]
+def check_unfitted(given: Any, rowsAreNew: bool) -> list[str]:
+    """Look for fitted stages inside an unfitted pipeline that labels have decided: fitting it leaves them as they are.
+
+    Returns:
+        a warning where `rowsAreNew` is set and has no effect, because there are none.
+
+    Raises:
+        InputError: there are, and they may have seen the rows that decide.
+    """
+
+    def with_labels(stage: Any) -> bool:
+        return stage.hasParam("labelCol") and labels_decided(stage)
+
+    if not isinstance(given, Estimator):
+        return []
+    # Not into such a stage: an ensemble holds its trees.
+    seen = [s.uid for s in inside(given, lambda s: not with_labels(s)).values() if with_labels(s)]
+    if seen and not rowsAreNew:
+        raise InputError(
+            f"{given.uid} isn't fitted, but holds {', '.join(seen)}, fitted with labels, which may have seen the rows that "
+            "decide: put the estimator in its place; or, if it was not fitted on these rows, set rowsAreNew=True"
         )
-    return found
+    idle = f"rowsAreNew=True has no effect: {given.uid} holds no stage that was fitted with labels, and is fitted here"
+    return [idle] if rowsAreNew and not seen else []
 
 
 @dataclass(frozen=True)

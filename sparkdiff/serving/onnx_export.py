@@ -19,7 +19,7 @@ from sparkdiff.serving import onnx_predictors  # noqa: F401  # the writers of it
 from sparkdiff.serving.onnx_graph import IR_VERSION, ML_OPSET, OPSET, GraphWriter, NotExportableError, Value
 from sparkdiff.serving.onnx_stages import WRITERS
 from sparkdiff.serving.onnx_widths import widths_of
-from sparkdiff.stages.base import NULL, StageModule
+from sparkdiff.stages.base import NULL
 from sparkdiff.store import files
 
 RUNTIME = "onnxruntime>=1.20"
@@ -309,17 +309,6 @@ def needed(network: Network, wanted: Sequence[Version]) -> list[int]:
             found.add(i)
             stack += [p for _, p in network.graph.vertices[i].reads]
     return sorted(found)
-
-
-def is_written(module: type[StageModule]) -> bool:
-    """Whether the stages of a registered module have a form in ONNX; one with kinds, such as NaiveBayes, if all of them have."""
-    kinds, last = [module], []
-    while kinds:
-        kind = kinds.pop()
-        below = [sub for sub in kind.__subclasses__() if sub.__module__.startswith("sparkdiff.")]
-        kinds += below
-        last += [] if below else [kind]
-    return all(kind in WRITERS for kind in last)
 
 
 def writer() -> GraphWriter:

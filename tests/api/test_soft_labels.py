@@ -150,6 +150,13 @@ def test_every_classifier_trains_on_probabilities(df: DataFrame, shared: Path, k
     assert end < first
 
 
+def test_the_way_out_is_one_that_there_is(rain: PipelineModel, soft: DataFrame, shared: Path) -> None:
+    """Spark can't fit these labels, so the unfitted Pipeline is none."""
+    known = soft.where("number < 500")
+    reason = tune(rain, known, shared, labelCol="soft", maxEpochs=1, rowsAreNew=False).summary.reason
+    assert "Spark can't fit labelCol='soft'" in reason and "rowsAreNew=True" in reason and "unfitted" not in reason
+
+
 def test_what_cannot_take_probabilities_says_so(rain: PipelineModel, soft: DataFrame, df: DataFrame) -> None:
     number = pipeline(df, LinearRegression(featuresCol="x", labelCol="wait", maxIter=1))
     for model, options, said in (

@@ -145,7 +145,7 @@ def _check_totals(judge: Judge, models: Sequence[Any], data: DataFrame) -> None:
     for out in (model.transform(data) for model in models):
         if columns <= {*out.columns}:
             found.append(out.agg(F.sum(F.xxhash64(*_targets(judge, out)).cast("decimal(38,0)"))).first())
-    if columns and len({*found}) != 1:
+    if columns and (len(found) < len(models) or len({*found}) > 1):
         told = "the rows have other labels or weights than in the pipeline that the winner is compared with, or none"
         raise _incomparable(told, "label", judge.label, models, data)
 

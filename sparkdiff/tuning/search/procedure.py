@@ -22,6 +22,7 @@ from sparkdiff.jvm.settings import settings as settings_of
 from sparkdiff.machine import memory, paths
 from sparkdiff.pipeline.names import read_by_name
 from sparkdiff.pipeline.nesting import flatten, inside, plain
+from sparkdiff.pipeline.unfitted import check_unfitted
 from sparkdiff.report import Phases
 from sparkdiff.report.progress import Phase
 from sparkdiff.report.record import versions
@@ -67,6 +68,7 @@ class SearchTask:
             InputError: names what cannot be.
         """
         settings.check_together()
+        check_unfitted(space.estimator, settings.rowsAreNew)
         if settings.method == "hypergradient":
             check_method(space, settings, len(evaluators))
         check_sampler(settings.sampler, len(evaluators))
@@ -414,7 +416,8 @@ def _told(
     """What ships, and what is told of it."""
     s, against = task.settings, "default" if task.current is None else "current"
     better, reason, figures = decided(compared, s, metric=task.names[0], larger=task.larger[0], against=against)
-    warnings = list(compared.verdict.warnings) if compared.verdict else []
+    warnings = check_unfitted(task.space.estimator, s.rowsAreNew)
+    warnings += compared.verdict.warnings if compared.verdict else ()
     idle = [name for name, idle in (("tags", bool(s.tags)), ("redact", not s.redact)) if idle and s.storeDir is None]
     warnings += [f"{name} has no effect: it is for what storeDir keeps, which is not set" for name in idle]
     summary = SearchSummary(

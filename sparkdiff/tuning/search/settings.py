@@ -27,6 +27,7 @@ class Settings:
     testFraction: float = option(0.2, "share of the rows that no trial sees, on which the winner is compared with the default", low=0, high=1, openLow=True, openHigh=True)
     groupCol: str | None = option(None, "group column: all rows of a group are in the same part, and the winner is tested by group", kind=str)
     timeCol: str | None = option(None, "time column: the latest rows are the fresh ones, those before them choose among trials", kind=str)
+    rowsAreNew: bool = option(False, "whether no fitted stage inside the estimator was fitted on these rows; false refuses stages that were fitted with labels, which may have seen the fresh rows")
     parallelism: int = option(1, "trials that are fitted at the same time", low=1)
     seed: int = option(0, "seed of the split, of the samplers and of the statistical test", low=0, high=2**62)
     guard: float = option(0.025, "p-value needed to ship the winner instead of the default; 1 accepts any gain", low=0, high=1, openLow=True)

@@ -167,7 +167,7 @@ def check_rows(rows: Divided, split: SearchSplit, evaluators: Sequence[Any]) -> 
     counts = _counted(rows.rows, [F.col(SPLIT)], split, label, 3 * MOST_CLASSES)
     if any(row[0] is None for row in counts):
         raise InputError(
-            f"timeCol={split.timeCol!r} holds nulls or NaN, so it can't be told to which part these rows belong"
+            f"timeCol={split.timeCol!r} holds nulls, NaN or infinite times, so it can't be told to which part these rows belong"
         )
     totals = {s: sum(row["rows"] for row in counts if row[0] == s) for s in ("train", "validation", TEST)}
     shares = {

@@ -8,12 +8,16 @@ import pandas as pd
 import pytest
 from pyspark.ml import Pipeline
 from pyspark.ml.classification import GBTClassifier, LogisticRegression, RandomForestClassifier
+from pyspark.ml.evaluation import RegressionEvaluator
 from pyspark.ml.feature import PCA, UnivariateFeatureSelector, VectorAssembler
 from pyspark.ml.functions import vector_to_array
 from pyspark.ml.regression import LinearRegression
+from pyspark.ml.tuning import CrossValidator
 from pyspark.sql import DataFrame, SparkSession
 
-from sparkdiff import FineTuner, Grower, Improver, InputError
+from sparkdiff import FineTuner, Grower, Improver, InputError, Search, alternatives
+from sparkdiff.cross_fitting import procedure
+from sparkdiff.pipeline.unfitted import refit
 
 COLUMNS, TREES = 40, 12
 QUICK: dict[str, Any] = {"maxEpochs": 8, "recipe": "fast", "stream": "arrow"}
@@ -194,17 +198,69 @@ def test_labels_that_change_are_those_of_the_pipeline_that_was_passed(seen: Data
 
 
 def test_folds_of_a_pipeline_that_is_better_than_its_refits_are_refused(
-    spark: SparkSession, seen: DataFrame, tmp_path: Path
+    spark: SparkSession, seen: DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = pipeline(LogisticRegression(), COLUMNS).fit(drawn(spark, 7, 20_000))
+    fits = list[Any]()
+    monkeypatch.setattr(procedure, "refit", lambda form, rows: fits.append(rows) or refit(form, rows))
     with pytest.raises(InputError, match=r"better than its refit.*unfitted Pipeline.*rowsAreNew=True"):
-        FineTuner(original, cacheDir=str(tmp_path), numFolds=2, **QUICK).fit(seen)
+        FineTuner(original, cacheDir=str(tmp_path), numFolds=5, **QUICK).fit(seen)
+    assert len(fits) == 2, "one fold and all rows tell it, before the other folds are fitted"
 
 
-@pytest.mark.parametrize("options", [{}, {"numFolds": 2}])
+@pytest.mark.parametrize(
+    ("verb", "holder"),
+    [
+        *((verb, "pipeline") for verb in ("FineTuner", "folds", "Grower", "Improver", "Search")),
+        ("Grower", "search"),
+        ("Search", "choice"),
+    ],
+)
 def test_fitted_stages_in_an_unfitted_pipeline_may_have_seen_the_rows(
-    seen: DataFrame, tmp_path: Path, options: dict[str, Any]
+    seen: DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str, holder: str
 ) -> None:
-    fitted = pipeline(HEADS["boosted"]()).fit(seen)
-    with pytest.raises(InputError, match=rf"holds {fitted.stages[1].uid}, fitted with labels.*rowsAreNew=True"):
-        FineTuner(Pipeline(stages=fitted.stages), cacheDir=str(tmp_path), **options, **QUICK).fit(seen)
+    """Wherever they are in it, and before anything is fitted."""
+    fitted = pipeline(GBTClassifier(maxDepth=2, maxIter=2, predictionCol="first")).fit(seen)
+    tree, last = fitted.stages[1], LinearRegression(labelCol="y")
+    whole, judge = Pipeline(stages=[tree]), RegressionEvaluator(labelCol="y")
+    held = {
+        "pipeline": whole,
+        "search": CrossValidator(estimator=whole, estimatorParamMaps=[{}], evaluator=judge),
+        "choice": alternatives(GBTClassifier(predictionCol="first"), whole),
+    }[holder]
+    estimator = Pipeline(stages=[fitted.stages[0], held, last])
+    monkeypatch.setattr(Pipeline, "_fit", lambda *given: pytest.fail("a fit"))
+
+    def fit() -> Any:
+        if verb == "Search":
+            return Search(estimator, space={last.regParam: [0.1, 1.0]}, evaluator=judge).fit(seen)
+        kind, folds = {"Grower": Grower, "Improver": Improver}.get(verb, FineTuner), 2 if verb == "folds" else 0
+        return kind(estimator, cacheDir=str(tmp_path), numFolds=folds, **QUICK).fit(seen)
+
+    with pytest.raises(InputError, match=rf"holds {tree.uid}, fitted with labels.*rowsAreNew=True"):
+        fit()
+
+
+@pytest.mark.parametrize("verb", [FineTuner, Search, "folds"])
+def test_new_rows_make_no_difference_to_a_pipeline_without_fitted_stages(
+    seen: DataFrame, tmp_path: Path, verb: Any
+) -> None:
+    """And its warnings say so; they don't where they make one."""
+    fitted, rows = pipeline(LinearRegression(labelCol="y", predictionCol="first"), 2).fit(seen), seen.limit(600)
+    after = LinearRegression(labelCol="y", featuresCol="both")
+    both = VectorAssembler(inputCols=["first", "x3"], outputCol="both")
+
+    def warnings(*stages: Any) -> list[str]:
+        whole = Pipeline(stages=[*stages, both, after])
+        if verb is Search:
+            space = {after.regParam: [0.1, 1.0]}
+            search = Search(
+                whole, space=space, evaluator=RegressionEvaluator(labelCol="y"), sampler="grid", rowsAreNew=True
+            )
+            return [*search.fit(rows).summary.warnings]
+        options = {"numFolds": 2 if verb == "folds" else 0, "rowsAreNew": True, **QUICK, "maxEpochs": 1}
+        return [*FineTuner(whole, cacheDir=str(tmp_path), **options).fit(rows).summary.warnings]
+
+    own = LinearRegression(labelCol="y", predictionCol="first")
+    assert [w for w in warnings(fitted.stages[0], own) if "rowsAreNew=True has no effect: Pipeline" in w]
+    assert not [w for w in warnings(*fitted.stages) if "rowsAreNew" in w]

@@ -687,6 +687,9 @@ def test_rows_that_cannot_decide_are_named_before_any_fit(rows: DataFrame, monke
     timed = search.copy({search.timeCol: "when"})
     with pytest.raises(InputError, match="timeCol='when' holds nulls"):
         timed.fit(rows.withColumn("when", F.when(F.col("number") > 9, F.col("when"))))
+    endless = F.when(F.col("number") > 9, F.col("number").cast("double")).otherwise(float("inf"))
+    with pytest.raises(InputError, match="timeCol='when' holds nulls, NaN or infinite times"):
+        timed.fit(rows.withColumn("when", endless))
 
 
 def test_times_and_groups_are_respected(rows: DataFrame) -> None:
