@@ -18,8 +18,7 @@ from pyspark.ml import Pipeline
 from pyspark.ml.feature import PCA, StandardScaler, VectorAssembler
 from pyspark.ml.regression import LinearRegression
 from pyspark.sql import SparkSession, functions as F
-from sparkdiff import FineTuner
-from sparkdiff.training.distributed import launch
+from sparkdiff import Events, FineTuner
 
 def peak(pid):
     status = Path(f"/proc/{pid}/status").read_text().splitlines()
@@ -37,15 +36,10 @@ def descends(pid):
     return False
 
 seen = {}
-original = launch.run
-def watched(assignment, stream, folder, say, *more):
-    def watch(line):
-        epoch = int(line.split(":")[0].removeprefix("epoch "))
-        if epoch in (5, 50):
-            seen[epoch] = {"driver": peak(os.getpid()), "jvm": peak(java())}
-        say(line)
-    return original(assignment, stream, folder, watch, *more)
-launch.run = watched
+class Watch(Events):
+    def on_epoch(self, row):
+        if row["epoch"] in (5, 50):
+            seen[row["epoch"]] = {"driver": peak(os.getpid()), "jvm": peak(java())}
 
 conf = {"spark.ui.enabled": "false", "spark.sql.shuffle.partitions": "4"}
 spark = SparkSession.builder.master("local[2]").config(map=conf).getOrCreate()
@@ -60,7 +54,7 @@ pipeline = Pipeline(stages=[
     PCA(k=10, inputCol="s", outputCol="p"), LinearRegression(featuresCol="p", maxIter=5, solver="normal"),
 ])
 tuner = FineTuner(pipeline=pipeline.fit(df), maxEpochs=50, patience=50, batchSize=1024, stream=sys.argv[2],
-                  cacheInMemory=sys.argv[3] == "memory", learningRate=1e-4, rowsAreNew=True)
+                  cacheInMemory=sys.argv[3] == "memory", learningRate=1e-4, rowsAreNew=True, callbacks=[Watch()])
 summary = tuner.fit(df).summary
 print("SEEN " + json.dumps({"seen": seen, "stream": summary.stream, "epochs": int(summary.history.epoch.max())}))
 """
