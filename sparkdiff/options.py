@@ -22,6 +22,13 @@ REPORTED = {
 PENALTIES = ("parityGap", "monotone")
 DEVICE = (r"auto|cpu|cuda(:(0|[1-9]\d*))?", "auto, cpu, cuda or cuda:<number>, such as cuda:1")
 """The form of a device's name, and how it is told."""
+EXCLUSIVE = (
+    ("validationIndicatorCol", "validationFraction", ""),
+    ("groupCol", "timeCol", ""),
+    ("numFolds", "timeCol", "later rows would train what earlier rows judge; "),
+    ("numFolds", "validationIndicatorCol", "with folds all rows decide; "),
+)
+"""Options of which one at most can be set, and why."""
 ELSEWHERE = {
     "areaUnderROC": ("auc", "auroc", "rocauc", "rocaucscore"),
     "areaUnderPR": ("aucpr", "auprc", "prauc", "averageprecision", "averageprecisionscore"),
@@ -114,12 +121,15 @@ class Options:
                 bounds, and every pair of options that exclude each other.
         """
         values, problems = converted(given, FIELDS)
-        for one, other in (("validationIndicatorCol", "validationFraction"), ("groupCol", "timeCol")):
+        for one, other, why in EXCLUSIVE:
             if values.get(one) and values.get(other):
                 problems.append(
-                    f"{one}={values[one]!r} and {other}={values[other]!r} exclude each other: set one of them"
+                    f"{one}={values[one]!r} and {other}={values[other]!r} exclude each other: {why}set one of them"
                 )
-        problems += _folds(values)
+        if values.get("numFolds") == 1:
+            problems.append(
+                "The 'numFolds' option must be 0, or 2 to 20: one fold leaves no rows to train on. Got 1 instead."
+            )
         device, processes = values.get("device", ""), values.get("numProcesses", 1)
         if device.startswith("cuda") and processes == "auto":
             problems.append(f"numProcesses='auto' is for trainings on the CPU, but device={device!r}: set a number")
@@ -149,26 +159,6 @@ class Options:
         }
 
 
-def _folds(values: Mapping[str, Any]) -> list[str]:
-    """What is wrong with cross-fitting by these options."""
-    folds, problems = values.get("numFolds", 0), []
-    if folds == 1:
-        problems.append(
-            "The 'numFolds' option must be 0, or 2 to 20: one fold leaves no rows to train on. Got 1 instead."
-        )
-    if folds and (column := values.get("timeCol")):
-        problems.append(
-            f"numFolds={folds} and timeCol={column!r} exclude each other: later rows would train what earlier rows judge. "
-            "Set one of them"
-        )
-    if folds and (column := values.get("validationIndicatorCol")):
-        problems.append(
-            f"numFolds={folds} and validationIndicatorCol={column!r} exclude each other: with folds all rows decide. "
-            "Set one of them"
-        )
-    return problems
-
-
 FIELDS = {f.name: f for f in dataclasses.fields(Options)}
 
 
@@ -192,6 +182,21 @@ def named_callable(name: str) -> Callable[..., Any]:
     if not callable(found):
         raise ValueError(f"loss={name} is {found!r}, which can't be called")
     return found  # type: ignore[no-any-return]
+
+
+def without_effect(given: Any, reasons: Mapping[str, tuple[bool, str]]) -> list[str]:
+    """A sentence for each option that was set and has no effect.
+
+    Args:
+        given: the options, a dataclass with defaults.
+        reasons: by option whether it has no effect in this run, and why.
+    """
+    default = type(given)()
+    return [
+        f"{name}={getattr(given, name)!r} has no effect: {why}"
+        for name, (idle, why) in reasons.items()
+        if idle and getattr(given, name) != getattr(default, name)
+    ]
 
 
 def converted(
@@ -264,6 +269,11 @@ def _names(name: str, value: Any, rules: Mapping[str, Any]) -> tuple[str, ...]:
     if not all(isinstance(v, str) for v in names):
         items = rules.get("items", "stages or their names")
         raise TypeError(f"The {name!r} option must be a list of {items}. Got {value!r} instead.")
+    known = _choices(rules)
+    if known and not names:
+        raise ValueError(f"{name} is empty: name one or more of {', '.join(known)}")
+    if unknown := [v for v in names if known and v not in known]:
+        raise ValueError(f"{name} names an unknown kind {unknown[0]!r}. {did_you_mean(unknown[0], known)}")
     return tuple(sorted(names) if isinstance(given, (set, frozenset)) else names)
 
 

@@ -3,7 +3,7 @@
 from sparkdiff.data.splits import VALIDATION
 from sparkdiff.fine_tuning.values import Run
 from sparkdiff.jvm import stores
-from sparkdiff.options import Options
+from sparkdiff.options import Options, without_effect
 from sparkdiff.training.recipes import FEW_ROWS
 
 
@@ -29,11 +29,7 @@ def idle_options(run: Run) -> list[str]:
         "waitForRun": (o.runId is None, "no other process can use this run, which has no runId"),
         "tags": not_kept, "redact": not_kept,
     }  # fmt: skip
-    found = [
-        f"{name}={getattr(o, name)!r} has no effect: {why}"
-        for name, (idle, why) in reasons.items()
-        if idle and getattr(o, name) != getattr(default, name)
-    ]
+    found = without_effect(o, reasons)
     trained = {i for i, stage in enumerate(run.task.plan.stages) if stage.trainable}
     for option, trains, what in (
         ("freeze", run.task.roles.trainable, "only keeps it from being fitted anew, searched or deleted where a run does that"),

@@ -17,7 +17,7 @@ from sparkdiff.growth.serving import Serving
 from sparkdiff.growth.settings import GrowthSettings
 from sparkdiff.growth.summary import GrowthSummary
 from sparkdiff.growth.table import Table
-from sparkdiff.options import Options
+from sparkdiff.options import Options, without_effect
 from sparkdiff.pipeline.parity import Parity
 from sparkdiff.report import RemainingTime, advance
 
@@ -65,7 +65,9 @@ class Told:
     def warnings(self) -> list[str]:
         """Those that came before the grown pipeline was trained."""
         stopped = [f"growth stopped early: {self.grown.stopped}"] if self.grown.late else []
-        return [*self.doubts, *stopped, *of_a_sample(self.grown.table), *rows_without_entity(self.grown)]
+        reads_none = (self.settings.parts == ("units",), "units read no entities, and no other parts are tried")
+        idle = without_effect(self.settings, {"entityCols": reads_none})
+        return [*self.doubts, *idle, *stopped, *of_a_sample(self.grown.table), *rows_without_entity(self.grown)]
 
     def fields(self, after: float) -> dict[str, Any]:
         """The fields of a summary that only growth has.

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from sparkdiff.errors import InputError, did_you_mean
+from sparkdiff.errors import InputError
 from sparkdiff.growth.kinds import KINDS
 from sparkdiff.options import converted, option
 
@@ -17,7 +17,7 @@ class GrowthSettings:
     """Options of one growth. `GrowthSettings.of` creates them, and raises one error for all problems."""
 
     # fmt: off
-    parts: tuple[str, ...] = option(tuple(KINDS), f"kinds of parts to try: {', '.join(KINDS)}", items="kinds of parts")
+    parts: tuple[str, ...] = option(tuple(KINDS), f"kinds of parts to try: {', '.join(KINDS)}", items="kinds of parts", choices=tuple(KINDS))
     rounds: int = option(6, "largest number of rounds; in each one part joins at most", low=1)
     entityCols: tuple[str, ...] = option((), "columns that name users, items or shops, whose effects may be learned; the pipeline need not read them", items="column names")
     maxServingCost: float | None = option(None, "largest cost of serving the result, as a multiple of what the pipeline costs now, by a table of costs per stage; if unset, no limit", kind=float, low=1)
@@ -34,11 +34,6 @@ class GrowthSettings:
             InputError: names every unknown key, and every value of a wrong type or out of bounds.
         """
         values, problems = converted(given, FIELDS, "Grower")
-        for kind in values.get("parts", ()):
-            if kind not in KINDS:
-                problems.append(f"parts names an unknown kind {kind!r}. {did_you_mean(kind, KINDS)}")
-        if "parts" in values and not values["parts"]:
-            problems.append(f"parts is empty: name one or more of {', '.join(KINDS)}")
         if problems:
             raise InputError("; ".join(problems))
         return GrowthSettings(**values)

@@ -19,9 +19,9 @@ from sparkdiff.improvement.ground import Ground, Measurement
 from sparkdiff.improvement.judging import Decision, JudgedCandidate
 from sparkdiff.improvement.order import ArmOrder, as_json
 from sparkdiff.improvement.race import Raced
-from sparkdiff.improvement.settings import ARMS
+from sparkdiff.improvement.settings import ARMS, OF_TRAINING
 from sparkdiff.improvement.summary import ImprovementSummary
-from sparkdiff.options import Options
+from sparkdiff.options import Options, without_effect
 from sparkdiff.report.shares import share_of
 
 
@@ -115,7 +115,15 @@ def _warnings(ground: Ground, decision: Decision, verdict: guard.Verdict) -> lis
         f"recipe={ground.options.recipe!r} has an effect in the arm grow only, on the candidates that train at its end: the "
         "other arms train those of recipe='default', and finetune then those of 'thorough'"
     ] if ground.options.recipe != Options().recipe else []  # fmt: skip
-    return [*verdict.warnings, *ground.doubts, *decision.warnings, *recipe]
+    parts, tried = ground.settings.parts, ground.settings.tried()
+    of_growth = ("grow" not in tried, "it is for the arm grow, which is not tried")
+    idle = without_effect(ground.settings, {
+        "parts": of_growth, "entityCols": (True, "units read no entities") if parts == ("units",) else of_growth,
+        "maxLoss": (not {"grow", "simplify"} & {*tried}, "it is for the arms grow and simplify, which are not tried"),
+    })  # fmt: skip
+    of_training = (not {"grow", "finetune"} & {*tried}, "it is for the arms grow and finetune, which are not tried")
+    idle += without_effect(ground.options, dict.fromkeys(OF_TRAINING, of_training))
+    return [*verdict.warnings, *ground.doubts, *decision.warnings, *recipe, *idle]
 
 
 def _table(ground: Ground, raced: Raced, decision: Decision) -> list[dict[str, Any]]:

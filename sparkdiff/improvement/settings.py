@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from sparkdiff.errors import InputError, did_you_mean
+from sparkdiff.errors import InputError
 from sparkdiff.growth.kinds import KINDS
 from sparkdiff.improvement.budget import Budget
 from sparkdiff.options import converted, option
@@ -25,6 +25,21 @@ ARMS = {
 """What can be tried -> what it does, the cheap ones first."""
 CHANGES_FORM = ("simplify", "import", "grow")
 """Arms whose result has other stages than the original."""
+OF_TRAINING = (
+    *(
+        "optimizer",
+        "learningRate",
+        "learningRates",
+        "schedule",
+        "ema",
+        "gradientClip",
+        "batchSize",
+        "regAnchor",
+        "patience",
+    ),
+    *("minDelta", "maxEpochs", "numProcesses", "localMode", "localSteps", "slowMomentum", "timeout"),
+)
+"""Options of fine-tuning that only arms that train by gradients know."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +48,7 @@ class ImprovementSettings:
 
     # fmt: off
     budget: str = option("30m", "time for all that is tried, such as 90s, 30m or 2h; or passes over the training rows, such as '300 passes', with which two runs give the same bits")
-    arms: tuple[str, ...] = option(tuple(ARMS), f"what to try: {', '.join(ARMS)}", items="arms")
+    arms: tuple[str, ...] = option(tuple(ARMS), f"what to try: {', '.join(ARMS)}", items="arms", choices=tuple(ARMS))
     keepForm: bool = option(False, "whether the result must have the same stages: nothing is added or deleted")
     keepStages: tuple[str, ...] = option((), "stages that stay as they are, by uid, class name or output column: neither trained nor fitted anew nor deleted")
     maxServingCost: float | None = option(None, "largest cost of serving the result, as a multiple of what the pipeline costs now, by a table of costs per stage; if unset, no limit", kind=float, low=1)
@@ -41,7 +56,7 @@ class ImprovementSettings:
     baseline: bool = option(True, "whether the table ends with Spark's own boosted trees (100, with defaults) on the same features, for comparison only")
     parallelism: int | None = option(None, "how many arms may run at the same time, each in a thread; if unset, half as many as cores are idle, at least one. Where the budget is in passes, the result does not depend on it", kind=int, low=1)
     order: str = option("learned", "the order in which arms are tried: by what found the best on pipelines like this one, in the improvements that sparkdiff ships and those of storeDir (learned; needs scikit-learn and a budget of a minute or more), or the cheap ones first (fixed)", choices=("learned", "fixed"))
-    parts: tuple[str, ...] = option(tuple(k for k in KINDS if k != "trees"), f"kinds of parts that the arm grow tries: {', '.join(k for k in KINDS if k != 'trees')}", items="kinds of parts")
+    parts: tuple[str, ...] = option(tuple(k for k in KINDS if k != "trees"), f"kinds of parts that the arm grow tries: {', '.join(k for k in KINDS if k != 'trees')}", items="kinds of parts", choices=tuple(k for k in KINDS if k != "trees"))
     entityCols: tuple[str, ...] = option((), "columns that name users, items or shops, whose effects may be learned; the pipeline need not read them", items="column names")
     # fmt: on
 
@@ -58,8 +73,6 @@ class ImprovementSettings:
                 Budget.of(values["budget"])
             except InputError as e:
                 problems.append(str(e))
-        problems += _unknown("arms", values.get("arms"), tuple(ARMS))
-        problems += _unknown("parts", values.get("parts"), tuple(k for k in KINDS if k != "trees"))
         if not problems and values.get("keepForm") and not set(values.get("arms", ARMS)) - set(CHANGES_FORM):
             problems.append(
                 f"keepForm=true forbids all of arms={list(values['arms'])}, which add or delete stages: add refit, finetune or "
@@ -72,14 +85,6 @@ class ImprovementSettings:
     def tried(self) -> tuple[str, ...]:
         """The arms that are not forbidden, the cheap ones first."""
         return tuple(a for a in ARMS if a in self.arms and not (self.keepForm and a in CHANGES_FORM))
-
-
-def _unknown(name: str, given: tuple[str, ...] | None, known: tuple[str, ...]) -> list[str]:
-    if given is None:
-        return []
-    if not given:
-        return [f"{name} is empty: name one or more of {', '.join(known)}"]
-    return [f"{name} names an unknown one, {x!r}. {did_you_mean(x, known)}" for x in given if x not in known]
 
 
 FIELDS = {field.name: field for field in dataclasses.fields(ImprovementSettings)}

@@ -416,10 +416,8 @@ def _told(
     """What ships, and what is told of it."""
     s, against = task.settings, "default" if task.current is None else "current"
     better, reason, figures = decided(compared, s, metric=task.names[0], larger=task.larger[0], against=against)
-    warnings = check_unfitted(task.space.estimator, s.rowsAreNew)
+    warnings = [*check_unfitted(task.space.estimator, s.rowsAreNew), *s.idle()]
     warnings += compared.verdict.warnings if compared.verdict else ()
-    idle = [name for name, idle in (("tags", bool(s.tags)), ("redact", not s.redact)) if idle and s.storeDir is None]
-    warnings += [f"{name} has no effect: it is for what storeDir keeps, which is not set" for name in idle]
     summary = SearchSummary(
         decision="winner" if better else f"kept {against}", reason=reason, metric=task.names[0],
         metricDirection="larger" if task.larger[0] else "smaller", validation=best.values[0],

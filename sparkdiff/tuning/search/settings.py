@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sparkdiff.errors import InputError
-from sparkdiff.options import converted, option
+from sparkdiff.options import converted, option, without_effect
 from sparkdiff.tuning.search.rungs import NAMES as PRUNERS
 from sparkdiff.tuning.search.samplers import NAMES
 
@@ -51,6 +51,18 @@ class Settings:
         if problems:
             raise InputError("; ".join(problems))
         return Settings(**values)
+
+    def idle(self) -> list[str]:
+        """A sentence for each option that was set and has no effect."""
+        no_trials = (self.method != "trials", f"method={self.method!r} runs no trials")
+        not_kept = (self.storeDir is None, "it is for what storeDir keeps, which is not set")
+        return without_effect(self, {
+            "sampler": no_trials, "maxSeconds": no_trials, "parallelism": no_trials,
+            "numTrials": (True, "a grid is searched as a whole") if self.sampler == "grid" else no_trials,
+            "resource": (self.pruner is None, "without a pruner each trial has the whole of it"),
+            "testFraction": (self.numFolds > 0, "with numFolds all rows decide"),
+            "tags": not_kept, "redact": not_kept,
+        })  # fmt: skip
 
     def check_together(self) -> None:
         """Refuse options that exclude each other, once all are set: setters and `copy` set one after the other.
