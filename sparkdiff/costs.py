@@ -93,6 +93,11 @@ def cost_of(task: Task, df: DataFrame) -> Cost:
         "a cache of the same rows and stages is used again: then there is nothing to write",
         "loading the model and saving the result are not in it",
     ]
+    if not task.options.rowsAreNew:
+        notes.append(
+            "one or two fits by Spark, and a cache for each, are not in it, which find out whether the pipeline has seen these "
+            "rows; rowsAreNew=True spares them"
+        )
     pace, candidates = None, 0
     try:
         pace, candidates = _trained(task, found, int(share[VALIDATION]))

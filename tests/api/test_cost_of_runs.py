@@ -64,6 +64,10 @@ def test_jobs_and_bytes_are_those_of_the_run_and_nothing_is_written(
     assert all(0 <= low <= high for low, high in cost.seconds.values())
     assert json.loads(cost.toJSON())["totalJobs"] == list(cost.totalJobs)
     assert "Spark jobs" in str(cost) and "a cache of about" in repr(cost)
+    refitted = tuner.copy({tuner.rowsAreNew: False}).cost(df)
+    assert (
+        {*refitted.notes} - {*cost.notes} == {n for n in refitted.notes if "rowsAreNew=True spares them" in n} != set()
+    )
 
 
 @pytest.mark.nightly
@@ -71,7 +75,7 @@ def test_jobs_and_bytes_are_those_of_the_run_and_nothing_is_written(
 def test_jobs_and_bytes_in_other_settings(name: str, df: DataFrame, folder: Path, jobs: Jobs) -> None:
     # Fitted anew: the digests of stages that were saved before are remembered.
     pipeline = unfitted()
-    options: dict[str, Any] = {"cacheDir": str(folder), "maxEpochs": 3, "verbosity": 0}
+    options: dict[str, Any] = {"cacheDir": str(folder), "maxEpochs": 3, "verbosity": 0, "rowsAreNew": True}
     category = next(f.name for f in df.schema.fields if f.dataType.simpleString() == "string")
     if name == "time and slices":
         options |= {"timeCol": NUMBERS[0], "guardCols": [category]}
