@@ -55,8 +55,9 @@ def check_unfitted(given: Any, rowsAreNew: bool) -> list[str]:
 
     if not isinstance(given, Estimator):
         return []
-    # Not into such a stage: an ensemble holds its trees.
-    seen = [s.uid for s in inside(given, lambda s: not with_labels(s)).values() if with_labels(s)]
+    # Not into such a stage, whose trees are its own, nor into a FineTuner, which looks itself at what it is given.
+    held = inside(given, lambda stage: not (with_labels(stage) or stage.hasParam("rowsAreNew")))
+    seen = [stage.uid for stage in held.values() if with_labels(stage)]
     if seen and not rowsAreNew:
         raise InputError(
             f"{given.uid} isn't fitted, but holds {', '.join(seen)}, fitted with labels, which may have seen the rows that "

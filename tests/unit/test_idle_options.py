@@ -8,6 +8,7 @@ import pytest
 
 from sparkdiff.fine_tuning.idle_options import idle_options
 from sparkdiff.options import FIELDS, Options
+from sparkdiff.tuning.search import settings as search
 
 SEVERAL = {"numProcesses": 2, "localSteps": 2}
 # Name: a value, the other options with which it has no effect, and those with which it has one.
@@ -83,3 +84,35 @@ def test_slices_whose_gap_is_penalised_act_without_a_guard() -> None:
     given = {"guardCols": ["region"], "guard": 1.0}
     assert told(**given) and not told(**given, penalties={"parityGap": {"region": 1.0}})
     assert not told()
+
+
+# As above; without the third, an option acts by itself.
+IDLE_IN_A_SEARCH: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
+    "sampler": ("gp", {"method": "hypergradient"}, {}),
+    "numTrials": (7, {"sampler": "grid"}, {}),
+    "maxSeconds": (60.0, {"method": "hypergradient"}, {}),
+    "parallelism": (2, {"method": "hypergradient"}, {}),
+    "resource": ("rows", {}, {"pruner": "halving"}),
+    "testFraction": (0.3, {"numFolds": 3}, {}),
+    "tags": ({"team": "risk"}, {}, {"storeDir": "/tmp/searches"}),
+    "redact": (False, {}, {"storeDir": "/tmp/searches"}),
+}
+# `rowsAreNew` is told by what the estimator holds; a pruner's options without one are refused.
+ACTS_IN_A_SEARCH = {
+    "method", "pruner", "minResource", "validationFraction", "numFolds", "groupCol", "timeCol", "rowsAreNew", "seed", "guard",
+    "runDir", "storeDir", "verbosity",
+}  # fmt: skip
+
+
+def test_every_option_of_a_search_is_in_one_of_the_lists() -> None:
+    assert IDLE_IN_A_SEARCH.keys() | ACTS_IN_A_SEARCH == search.FIELDS.keys()
+    assert not IDLE_IN_A_SEARCH.keys() & ACTS_IN_A_SEARCH
+
+
+@pytest.mark.parametrize("name", IDLE_IN_A_SEARCH)
+def test_an_option_of_a_search_without_effect_is_named_with_the_reason(name: str) -> None:
+    value, idle, acting = IDLE_IN_A_SEARCH[name]
+    assert not [w for w in search.Settings.of(idle).idle() if w.startswith(name)]
+    [found] = [w for w in search.Settings.of({name: value, **idle}).idle() if w.startswith(f"{name}=")]
+    assert len(found.partition("has no effect: ")[2]) > 20
+    assert not search.Settings.of({name: value, **acting}).idle()

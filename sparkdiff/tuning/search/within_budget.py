@@ -99,6 +99,7 @@ def tuned(
     settings = Settings.of({
         "sampler": sampler, "numTrials": numTrials, "validationFraction": validationFraction, "groupCol": groupCol,
         "timeCol": timeCol, "seed": seed, "maxSeconds": maxSeconds,
+        "rowsAreNew": True,  # which stages stay as they are fitted, and what they have seen, is the caller's to know
     })  # fmt: skip
     task = SearchTask.of(SearchSpace.of(form.estimator, space), [evaluator], settings, None)
     with ExitStack() as stack:

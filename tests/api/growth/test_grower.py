@@ -200,13 +200,19 @@ def test_a_last_stage_drops_the_columns_on_request(
 
 def test_vectors_without_a_size_are_served(spark: SparkSession, rows: DataFrame, shared: Path) -> None:
     """Rows to learn from tell the size of their vectors, rows to come do not."""
-    named = VectorAssembler(inputCols=["x", "y"], outputCol="features").transform(rows).select("features", "busy")
+    named = (
+        VectorAssembler(inputCols=["x", "y"], outputCol="features").transform(rows).select("features", "busy", "kind")
+    )
     model = LogisticRegression(labelCol="busy", regParam=1e-3).fit(named)
     options = {"rounds": 1, "guard": 1, "maxLoss": 0, "cacheDir": str(shared), **QUICK}
     with pytest.MonkeyPatch.context() as m:
         m.setattr(units, "SIZES", units.SIZES[:1])
-        found = Grower(PipelineModel([model]), parts=("units",), **options).fit(named)
+        found = Grower(PipelineModel([model]), parts=("units",), entityCols=["kind"], **options).fit(named)
     assert found.summary.decision == "grown", str(found.summary)
+    assert (
+        "entityCols=('kind',) has no effect: units read no entities, and no other parts are tried"
+        in found.summary.warnings
+    )
     vectors = [row.features for row in named.limit(5).collect()]
     bare = spark.createDataFrame([(v,) for v in vectors], ["features"])
     assert "ml_attr" not in bare.schema["features"].metadata

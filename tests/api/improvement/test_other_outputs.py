@@ -167,7 +167,11 @@ def outputs(model: Any, rows: DataFrame) -> Any:
 def test_no_arm_touches_what_is_outside_of_the_loss(
     model: PipelineModel, rows: DataFrame, tmp_path: Any, arms: list[str]
 ) -> None:
-    found = Improver(model, arms=arms, budget="60 passes", baseline=False, cacheDir=str(tmp_path), **QUICK).fit(rows)
+    idle = {"maxLoss": 0.1, "entityCols": ["hour"], "parts": ["crosses"]}
+    options = {"arms": arms, "budget": "60 passes", "baseline": False, "cacheDir": str(tmp_path), **idle, **QUICK}
+    found = Improver(model, **options).fit(rows)
+    unused = {w.partition("=")[0] for w in found.summary.warnings if " has no effect: it is for " in w}
+    assert unused == {"learningRate", "maxEpochs", *idle} - ({"maxLoss"} if "simplify" in arms else set())
     assert {r["arm"] for r in found.summary.table} == {None, *arms}
     assert found.offers
     assert not [w for w in found.summary.warnings if "outside the loss" in w]
