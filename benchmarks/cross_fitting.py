@@ -176,7 +176,7 @@ def measured(name: str, pipeline: Pipeline, split: int, images: DataFrame, arm: 
     s = found.summary
     return {
         "pipeline": name, "split": split, "arm": arm, "accepted": s.decision == "tuned", "p": s.p, "z": s.z, "gain": s.gain,
-        "interval": s.gainInterval, "epochs": [f["epochs"] for f in s.folds], "reason": s.reason, "metric": s.metric,
+        "interval": s.gainInterval, "epochs": [f["epochs"] for f in s.folds or ()], "reason": s.reason, "metric": s.metric,
         "before": before, "after": log_loss(found.pipelineModel, test), "own": log_loss(found.originalModel, test),
     }  # fmt: skip
 

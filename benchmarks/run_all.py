@@ -61,6 +61,7 @@ BENCHMARKS = (
     Benchmark("tree_recipes", "tree_recipes", needs=("lightgbm", "sklearn")),
     Benchmark("guard_size", "guard_size"),
     Benchmark("guard_size_metrics", "guard_size", ("--metrics",)),
+    Benchmark("guard_size_rare", "guard_size", ("--rare",)),
     Benchmark("guard_real", "guard_real"),
     Benchmark("unseen_errors", "unseen_errors", needs=("sklearn",)),
     Benchmark("cross_fitting", "cross_fitting"),

@@ -89,7 +89,7 @@ def run(x: Array, y: Array, seed: int) -> dict[str, Any]:
         return {"accepted": False, "outlasts": False, "change": 0.0}
     old, new = (torch.from_numpy(f[held]) for f in (base, found[verdict.best]))
     wrong = wrong_label(old, new).long()[:, None]
-    further = unseen(float(gains[verdict.best].sum()), (old - new).gather(1, wrong)[:, 0])
+    further = unseen(float(gains[verdict.best].sum()), (old - new).gather(1, wrong)[:, 0], None)
     assert further is not None
     change = float(losses[verdict.best][test].mean() / own[test].mean() - 1)
     return {"accepted": verdict.accepted, "outlasts": verdict.accepted and not further.undoes, "change": change}
