@@ -26,19 +26,9 @@ ARMS = {
 CHANGES_FORM = ("simplify", "import", "grow")
 """Arms whose result has other stages than the original."""
 OF_TRAINING = (
-    *(
-        "optimizer",
-        "learningRate",
-        "learningRates",
-        "schedule",
-        "ema",
-        "gradientClip",
-        "batchSize",
-        "regAnchor",
-        "patience",
-    ),
-    *("minDelta", "maxEpochs", "numProcesses", "localMode", "localSteps", "slowMomentum", "timeout"),
-)
+    "optimizer", "learningRate", "learningRates", "schedule", "ema", "gradientClip", "batchSize", "regAnchor", "patience",
+    "minDelta", "maxEpochs", "numProcesses", "localMode", "localSteps", "slowMomentum", "timeout",
+)  # fmt: skip
 """Options of fine-tuning that only arms that train by gradients know."""
 
 
