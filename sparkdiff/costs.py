@@ -95,8 +95,8 @@ def cost_of(task: Task, df: DataFrame) -> Cost:
     ]
     if not task.options.rowsAreNew:
         notes.append(
-            "one or two fits by Spark, and a cache for each, are not in it, which find out whether the pipeline has seen these "
-            "rows; rowsAreNew=True spares them"
+            "finding out whether the pipeline has seen these rows takes one or two fits by Spark and a cache for each, which are "
+            "not in it; rowsAreNew=True spares them"
         )
     pace, candidates = None, 0
     try:

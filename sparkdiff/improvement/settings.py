@@ -26,10 +26,10 @@ ARMS = {
 CHANGES_FORM = ("simplify", "import", "grow")
 """Arms whose result has other stages than the original."""
 OF_TRAINING = (
-    "optimizer", "learningRate", "learningRates", "schedule", "ema", "gradientClip", "batchSize", "regAnchor", "patience",
-    "minDelta", "maxEpochs", "numProcesses", "localMode", "localSteps", "slowMomentum", "timeout",
+    "optimizer", "learningRate", "learningRates", "schedule", "ema", "gradientClip", "regAnchor", "patience", "minDelta",
+    "maxEpochs",
 )  # fmt: skip
-"""Options of fine-tuning that only arms that train by gradients know."""
+"""Options of fine-tuning that act only in arms that train by gradients."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -226,8 +226,8 @@ def _doubts(method: str, found: Estimate, votes: Votes, balance: Any) -> Iterato
     share, own = found.balance[rare], found.posterior(v)[:, rare] @ w / w.sum()
     if not found.converged:
         yield (
-            "method='em' stopped before it converged, or where the votes hardly tell accuracies and shares apart: they may be "
-            "far from the most likely ones. Set classBalance, or drop functions that hardly vote"
+            "method='em' stopped before it converged, or where the likelihood is flat: accuracies and shares may be far from the "
+            "most likely ones. Set classBalance, or drop functions that hardly vote"
         )
     if balance is None and method == "triplets" and abs(own - share) > OFF * share:
         yield (

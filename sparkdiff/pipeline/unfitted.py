@@ -41,7 +41,7 @@ def labels_decided(stage: Any) -> bool:
 
 
 def check_unfitted(given: Any, rowsAreNew: bool) -> list[str]:
-    """Look for fitted stages inside an unfitted pipeline that labels have decided: fitting it leaves them as they are.
+    """Check that an unfitted pipeline holds no fitted stage that labels may have decided: fitting it leaves that as it is.
 
     Returns:
         a warning where `rowsAreNew` is set and has no effect, because there are none.
@@ -49,21 +49,17 @@ def check_unfitted(given: Any, rowsAreNew: bool) -> list[str]:
     Raises:
         InputError: there are, and they may have seen the rows that decide.
     """
-
-    def with_labels(stage: Any) -> bool:
-        return stage.hasParam("labelCol") and labels_decided(stage)
-
     if not isinstance(given, Estimator):
         return []
-    # Not into such a stage, whose trees are its own, nor into a FineTuner, which looks itself at what it is given.
-    held = inside(given, lambda stage: not (with_labels(stage) or stage.hasParam("rowsAreNew")))
-    seen = [stage.uid for stage in held.values() if with_labels(stage)]
+    # What such a stage holds, as its trees, is part of it. A FineTuner checks what it is given itself.
+    held = inside(given, lambda stage: not (labels_decided(stage) or stage.hasParam("rowsAreNew")))
+    seen = [stage.uid for stage in held.values() if labels_decided(stage)]
     if seen and not rowsAreNew:
         raise InputError(
-            f"{given.uid} isn't fitted, but holds {', '.join(seen)}, fitted with labels, which may have seen the rows that "
+            f"{given.uid} isn't fitted, but holds {', '.join(seen)}, which may have been fitted with labels of the rows that "
             "decide: put the estimator in its place; or, if it was not fitted on these rows, set rowsAreNew=True"
         )
-    idle = f"rowsAreNew=True has no effect: {given.uid} holds no stage that was fitted with labels, and is fitted here"
+    idle = f"rowsAreNew=True has no effect: {given.uid} holds no stage that was fitted with labels"
     return [idle] if rowsAreNew and not seen else []
 
 

@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 
 from sparkdiff.fine_tuning.idle_options import idle_options
+from sparkdiff.growth import settings as growth
+from sparkdiff.improvement import settings as improvement
 from sparkdiff.options import FIELDS, Options
 from sparkdiff.tuning.search import settings as search
 
@@ -102,6 +104,22 @@ ACTS_IN_A_SEARCH = {
     "method", "pruner", "minResource", "validationFraction", "numFolds", "groupCol", "timeCol", "rowsAreNew", "seed", "guard",
     "runDir", "storeDir", "verbosity",
 }  # fmt: skip
+
+
+# Of growth and of an improvement, whose fits tell what has no effect (tests/api/growth, tests/api/improvement); all others act.
+IDLE_IN_A_GROWTH, ACTS_IN_A_GROWTH = (
+    {"entityCols"},
+    {"parts", "rounds", "maxServingCost", "complexity", "maxLoss", "dropColumns"},
+)
+IDLE_IN_AN_IMPROVEMENT = {"parts", "entityCols", "maxLoss"}
+ACTS_IN_AN_IMPROVEMENT = {
+    "budget", "arms", "keepForm", "keepStages", "maxServingCost", "baseline", "parallelism", "order",
+}  # fmt: skip
+
+
+def test_every_option_of_growth_and_of_an_improvement_is_in_one_of_the_lists() -> None:
+    assert growth.FIELDS.keys() == IDLE_IN_A_GROWTH | ACTS_IN_A_GROWTH
+    assert improvement.FIELDS.keys() == IDLE_IN_AN_IMPROVEMENT | ACTS_IN_AN_IMPROVEMENT
 
 
 def test_every_option_of_a_search_is_in_one_of_the_lists() -> None:

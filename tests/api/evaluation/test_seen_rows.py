@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from pyspark.ml import Pipeline
+from pyspark.ml import Model, Pipeline
 from pyspark.ml.classification import GBTClassifier, LogisticRegression, RandomForestClassifier
 from pyspark.ml.evaluation import RegressionEvaluator
 from pyspark.ml.feature import PCA, UnivariateFeatureSelector, VectorAssembler
@@ -237,8 +237,22 @@ def test_fitted_stages_in_an_unfitted_pipeline_may_have_seen_the_rows(
         kind, folds = {"Grower": Grower, "Improver": Improver}.get(verb, FineTuner), 2 if verb == "folds" else 0
         return kind(estimator, cacheDir=str(tmp_path), numFolds=folds, **QUICK).fit(seen)
 
-    with pytest.raises(InputError, match=rf"holds {tree.uid}, fitted with labels.*rowsAreNew=True"):
+    with pytest.raises(InputError, match=rf"holds {tree.uid}, which may have been fitted with labels.*rowsAreNew=True"):
         fit()
+
+
+class Unknown(Model[Any]):
+    """A fitted model of one's own, which doesn't tell what it was fitted with."""
+
+    def _transform(self, dataset: DataFrame) -> DataFrame:
+        return dataset
+
+
+def test_a_model_of_ones_own_in_an_unfitted_pipeline_may_have_seen_the_rows(seen: DataFrame, tmp_path: Path) -> None:
+    own = Unknown()
+    stages = pipeline(LinearRegression(labelCol="y")).getStages()
+    with pytest.raises(InputError, match=rf"holds {own.uid}, which may have been fitted with labels"):
+        FineTuner(Pipeline(stages=[own, *stages]), cacheDir=str(tmp_path), **QUICK).fit(seen)
 
 
 @pytest.mark.parametrize("verb", [FineTuner, Search, "folds"])
