@@ -241,7 +241,7 @@ def test_fitted_stages_in_an_unfitted_pipeline_may_have_seen_the_rows(
         fit()
 
 
-class Unknown(Model[Any]):
+class Unknown(Model):  # type: ignore[type-arg]
     """A fitted model of one's own, which doesn't tell what it was fitted with."""
 
     def _transform(self, dataset: DataFrame) -> DataFrame:
