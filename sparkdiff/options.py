@@ -44,7 +44,7 @@ ELSEWHERE = {
 
 
 def option(default: Any, help: str, **rules: Any) -> Any:
-    """A field with its help text and its rules: kind, words, low, high, openLow, openHigh, choices, pattern, refused, callable, sum, lists, texts, nested, folder."""
+    """A field with its help text and its rules: kind, words, low, high, openLow, openHigh, choices, pattern, refused, callable, sum, lists, texts, nested, folder, items, item."""
     if isinstance(default, dict):
         return dataclasses.field(default_factory=lambda: dict(default), metadata={"help": help, "kind": dict, **rules})
     return dataclasses.field(default=default, metadata={"help": help, "kind": type(default), **rules})
@@ -273,7 +273,8 @@ def _names(name: str, value: Any, rules: Mapping[str, Any]) -> tuple[str, ...]:
     if known and not names:
         raise ValueError(f"{name} is empty: name one or more of {', '.join(known)}")
     if unknown := [v for v in names if known and v not in known]:
-        raise ValueError(f"{name} names an unknown kind {unknown[0]!r}. {did_you_mean(unknown[0], known)}")
+        item = rules.get("item", "kind")
+        raise ValueError("; ".join(f"{name} names an unknown {item} {v!r}. {did_you_mean(v, known)}" for v in unknown))
     return tuple(sorted(names) if isinstance(given, (set, frozenset)) else names)
 
 

@@ -158,11 +158,12 @@ def _check_no_better(given: Any, task: Task, parts: Sequence[Source], shared: Sh
         with begun(prepare(model, task.options, parts[0].data), parts, Phases(False), shared=shared) as run:
             return verified(run, decides=False).scores
 
+    own = scores(task.model)  # what is wrong with rows or options is told as such
     try:
-        found = evidence(scores(given), scores(task.model), lambda: scores(whole))
+        found = evidence(scores(given), own, lambda: scores(whole))
         why = found.value if found is Evidence.BETTER else ""
     except InputError as e:
-        why = f"can't be compared with it: {e}"
+        why = f"can't be compared with what is fitted anew: {e}"
     if why:
         raise InputError(
             f"numFolds={task.options.numFolds} fits the pipeline anew in each fold, but {given.uid} {why}. Pass the unfitted "

@@ -19,7 +19,7 @@ from sparkdiff.improvement.ground import Ground, Measurement
 from sparkdiff.improvement.judging import Decision, JudgedCandidate
 from sparkdiff.improvement.order import ArmOrder, as_json
 from sparkdiff.improvement.race import Raced
-from sparkdiff.improvement.settings import ARMS, OF_TRAINING
+from sparkdiff.improvement.settings import ARMS
 from sparkdiff.improvement.summary import ImprovementSummary
 from sparkdiff.options import Options, without_effect
 from sparkdiff.report.shares import share_of
@@ -112,17 +112,16 @@ def _reason(ground: Ground, shown: JudgedCandidate | None) -> str:
 
 def _warnings(ground: Ground, decision: Decision, verdict: guard.Verdict) -> list[str]:
     recipe = [
-        f"recipe={ground.options.recipe!r} has an effect in the arm grow only, on the candidates that train at its end: the "
-        "other arms train those of recipe='default', and finetune then those of 'thorough'"
+        f"recipe={ground.options.recipe!r} has an effect in the arm grow, and in import where the last stage is linear, on the "
+        "candidates that train at their end: other arms train those of recipe='default', and finetune then those of 'thorough'"
     ] if ground.options.recipe != Options().recipe else []  # fmt: skip
-    parts, tried = ground.settings.parts, ground.settings.tried()
-    of_growth = ("grow" not in tried, "it is for the arm grow, which is not tried")
-    idle = without_effect(ground.settings, {
-        "parts": of_growth, "entityCols": (True, "units read no entities") if parts == ("units",) else of_growth,
-        "maxLoss": (not {"grow", "simplify"} & {*tried}, "it is for the arms grow and simplify, which are not tried"),
+    settings, tried = ground.settings, {*ground.settings.tried()}
+    reads_entities = "import" in tried or ("grow" in tried and settings.parts != ("units",))
+    idle = without_effect(settings, {
+        "parts": ("grow" not in tried, "it is for the arm grow, which is not tried"),
+        "entityCols": (not reads_entities, "it is for import, and for parts of grow other than units, which are not tried"),
+        "maxLoss": (not {"grow", "import", "simplify"} & tried, "it is for grow, import and simplify, which are not tried"),
     })  # fmt: skip
-    of_training = (not {"grow", "finetune"} & {*tried}, "it is for the arms grow and finetune, which are not tried")
-    idle += without_effect(ground.options, dict.fromkeys(OF_TRAINING, of_training))
     return [*verdict.warnings, *ground.doubts, *decision.warnings, *recipe, *idle]
 
 

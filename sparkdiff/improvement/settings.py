@@ -25,11 +25,6 @@ ARMS = {
 """What can be tried -> what it does, the cheap ones first."""
 CHANGES_FORM = ("simplify", "import", "grow")
 """Arms whose result has other stages than the original."""
-OF_TRAINING = (
-    "optimizer", "learningRate", "learningRates", "schedule", "ema", "gradientClip", "regAnchor", "patience", "minDelta",
-    "maxEpochs",
-)  # fmt: skip
-"""Options of fine-tuning that act only in arms that train by gradients."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +33,7 @@ class ImprovementSettings:
 
     # fmt: off
     budget: str = option("30m", "time for all that is tried, such as 90s, 30m or 2h; or passes over the training rows, such as '300 passes', with which two runs give the same bits")
-    arms: tuple[str, ...] = option(tuple(ARMS), f"what to try: {', '.join(ARMS)}", items="arms", choices=tuple(ARMS))
+    arms: tuple[str, ...] = option(tuple(ARMS), f"what to try: {', '.join(ARMS)}", items="arms", item="arm", choices=tuple(ARMS))
     keepForm: bool = option(False, "whether the result must have the same stages: nothing is added or deleted")
     keepStages: tuple[str, ...] = option((), "stages that stay as they are, by uid, class name or output column: neither trained nor fitted anew nor deleted")
     maxServingCost: float | None = option(None, "largest cost of serving the result, as a multiple of what the pipeline costs now, by a table of costs per stage; if unset, no limit", kind=float, low=1)

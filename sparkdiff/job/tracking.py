@@ -104,7 +104,9 @@ def tracked(given: Mapping[str, Any] | None) -> Iterator[Tracking]:
 
 def _listeners(given: Mapping[str, Any]) -> Iterator[Events]:
     makers: dict[str, Callable[[Any], Events]] = {
-        "jsonLines": _json_lines, "tensorboard": lambda path: TensorBoard(str(paths.local(path))), "mlflow": _callback,
+        "jsonLines": _json_lines,
+        "tensorboard": lambda path: TensorBoard(str(paths.local(path))),
+        "mlflow": lambda given: Callback(runName=given.get("runName"), experiment=given.get("experiment")),
     }  # fmt: skip
     for key, make in makers.items():
         if key in given:
@@ -117,10 +119,6 @@ def _json_lines(path: str) -> Events:
     file = Path(str(paths.local(path)))
     file.parent.mkdir(parents=True, exist_ok=True)
     return JSONLines(file)
-
-
-def _callback(given: Mapping[str, Any]) -> Events:
-    return Callback(runName=given.get("runName"), experiment=given.get("experiment"))
 
 
 @contextlib.contextmanager

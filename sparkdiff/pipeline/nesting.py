@@ -70,25 +70,33 @@ def holders(model: Any, path: Path = ()) -> list[tuple[Path, Any]]:
 
 
 def inside(stage: Any, into: Callable[[Any], bool] = lambda stage: True) -> dict[str, Any]:
-    """By uid a stage and all stages that it holds, such as the classifier of a OneVsRest, where `into` looks into its holder."""
+    """By uid a stage and all stages that it holds, as `held_by`; of those of one uid the first."""
     found: dict[str, Any] = {}
+    for one in held_by(stage, into):
+        found.setdefault(one.uid, one)
+    return found
+
+
+def held_by(stage: Any, into: Callable[[Any], bool] = lambda stage: True) -> list[Any]:
+    """A stage and all stages that it holds, such as the classifier of a OneVsRest, where `into` looks into its holder.
+
+    Several may have one uid: a fitted stage has that of its estimator.
+    """
     seen: dict[int, Any] = {}  # a container may hold itself
 
     def walk(thing: Any) -> None:
-        if isinstance(thing, Params):
-            uid = getattr(thing, "uid", None)  # of one's own class, whose __init__ may not call that of Params
-            if uid is None or uid in found:
-                return
-            found[uid] = thing
-            if into(thing):
-                walk(vars(thing))
-        elif isinstance(thing, (dict, list, tuple)) and id(thing) not in seen:
-            seen[id(thing)] = thing
-            for one in [*thing.values()] if isinstance(thing, dict) else thing:
-                walk(one)
+        # A stage of one's own class may have no uid: its __init__ may not call that of Params.
+        is_stage = isinstance(thing, Params) and hasattr(thing, "uid")
+        if id(thing) in seen or not (is_stage or isinstance(thing, (dict, list, tuple))):
+            return
+        seen[id(thing)] = thing
+        if is_stage:
+            thing = vars(thing) if into(thing) else ()
+        for one in [*thing.values()] if isinstance(thing, dict) else thing:
+            walk(one)
 
     walk(stage)
-    return found
+    return [thing for thing in seen.values() if isinstance(thing, Params)]
 
 
 def replaced(model: Any, new: Mapping[Path, Any], path: Path = ()) -> Any:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from pyspark.ml import Estimator, Model, Pipeline, PipelineModel
+from pyspark.ml import Estimator, Model, Pipeline, PipelineModel, Transformer
 from pyspark.ml.param import Param
 from pyspark.ml.tuning import CrossValidatorModel, TrainValidationSplitModel
 from pyspark.ml.wrapper import JavaParams
@@ -20,7 +20,7 @@ from pyspark.sql import DataFrame
 
 from sparkdiff import jvm
 from sparkdiff.errors import InputError
-from sparkdiff.pipeline.nesting import flatten, inside, plain, with_best
+from sparkdiff.pipeline.nesting import flatten, held_by, plain, with_best
 from sparkdiff.pipeline.tree_origin import is_trees, why_not_grown
 
 MODULES = tuple(
@@ -51,9 +51,10 @@ def check_unfitted(given: Any, rowsAreNew: bool) -> list[str]:
     """
     if not isinstance(given, Estimator):
         return []
-    # What such a stage holds, as its trees, is part of it. A FineTuner checks what it is given itself.
-    held = inside(given, lambda stage: not (labels_decided(stage) or stage.hasParam("rowsAreNew")))
-    seen = [stage.uid for stage in held.values() if labels_decided(stage)]
+    # Estimators are looked into; not a FineTuner, which checks what it is given itself.
+    held = held_by(given, lambda stage: isinstance(stage, Estimator) and not stage.hasParam("rowsAreNew"))
+    leaves = [leaf for stage in held if isinstance(stage, Transformer) for _, leaf in flatten(stage)]
+    seen = dict.fromkeys(leaf.uid for leaf in leaves if labels_decided(leaf))
     if seen and not rowsAreNew:
         raise InputError(
             f"{given.uid} isn't fitted, but holds {', '.join(seen)}, which may have been fitted with labels of the rows that "

@@ -77,7 +77,7 @@ class SearchTask:
             resources_of(space, settings.resource, settings.minResource)
         for evaluator in evaluators:
             check_evaluator(evaluator)
-        if settings.sampler == "grid":
+        if settings.sampler == "grid" and settings.method == "trials":
             space.grid()
         # Each of the alternatives in its place: a later stage may name a column that is not there without another one.
         for dimension in space.dimensions:
@@ -111,11 +111,11 @@ class SearchTask:
             "resource",
             "numFolds",
             "validationFraction",
-            "testFraction",
             "groupCol",
             "timeCol",
             "seed",
         ]
+        names += ["testFraction"] * (not s.numFolds)
         names += ["numTrials"] * (s.sampler in BY_NUMBER or s.pruner is not None)
         names += ["parallelism"] * (s.pruner is not None)
         pruned = {"resources": resources_of(self.space, s.resource, s.minResource)} if s.pruner is not None else {}

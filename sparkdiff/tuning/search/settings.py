@@ -58,7 +58,7 @@ class Settings:
         not_kept = (self.storeDir is None, "it is for what storeDir keeps, which is not set")
         return without_effect(self, {
             "sampler": no_trials, "maxSeconds": no_trials, "parallelism": no_trials,
-            "numTrials": (True, "a grid is searched as a whole") if self.sampler == "grid" else no_trials,
+            "numTrials": (self.sampler == "grid", "a grid is searched as a whole") if self.method == "trials" else no_trials,
             "resource": (self.pruner is None, "without a pruner each trial has the whole of it"),
             "testFraction": (self.numFolds > 0, "with numFolds all rows decide"),
             "tags": not_kept, "redact": not_kept,
@@ -79,7 +79,7 @@ class Settings:
             problems.append(
                 f"numFolds={self.numFolds} and timeCol={self.timeCol!r} exclude each other: folds know no time"
             )
-        if self.validationFraction + self.testFraction >= 1:
+        if not self.numFolds and self.validationFraction + self.testFraction >= 1:
             problems.append(
                 f"validationFraction={self.validationFraction:g} and testFraction={self.testFraction:g} leave no rows "
                 "to fit models to"

@@ -12,7 +12,7 @@ from pyspark.ml.evaluation import RegressionEvaluator
 from pyspark.ml.feature import PCA, UnivariateFeatureSelector, VectorAssembler
 from pyspark.ml.functions import vector_to_array
 from pyspark.ml.regression import LinearRegression
-from pyspark.ml.tuning import CrossValidator
+from pyspark.ml.tuning import CrossValidator, CrossValidatorModel
 from pyspark.sql import DataFrame, SparkSession
 
 from sparkdiff import FineTuner, Grower, Improver, InputError, Search, alternatives
@@ -213,6 +213,7 @@ def test_folds_of_a_pipeline_that_is_better_than_its_refits_are_refused(
     [
         *((verb, "pipeline") for verb in ("FineTuner", "folds", "Grower", "Improver", "Search")),
         ("Grower", "search"),
+        ("FineTuner", "fitted search"),
         ("Search", "choice"),
     ],
 )
@@ -220,13 +221,17 @@ def test_fitted_stages_in_an_unfitted_pipeline_may_have_seen_the_rows(
     seen: DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str, holder: str
 ) -> None:
     """Wherever they are in it, and before anything is fitted."""
-    fitted = pipeline(GBTClassifier(maxDepth=2, maxIter=2, predictionCol="first")).fit(seen)
-    tree, last = fitted.stages[1], LinearRegression(labelCol="y")
-    whole, judge = Pipeline(stages=[tree]), RegressionEvaluator(labelCol="y")
+    grown = GBTClassifier(maxDepth=2, maxIter=2, predictionCol="first")
+    fitted, last, judge = pipeline(grown).fit(seen), LinearRegression(labelCol="y"), RegressionEvaluator()
+    tree = fitted.stages[1]
+    whole = Pipeline(stages=[tree])
+    search = CrossValidatorModel(tree, [0.5])
+    search._set(estimator=grown)  # as a search leaves it, whose estimator has the uid of its model
     held = {
         "pipeline": whole,
         "search": CrossValidator(estimator=whole, estimatorParamMaps=[{}], evaluator=judge),
-        "choice": alternatives(GBTClassifier(predictionCol="first"), whole),
+        "fitted search": search,
+        "choice": alternatives(grown, whole),
     }[holder]
     estimator = Pipeline(stages=[fitted.stages[0], held, last])
     monkeypatch.setattr(Pipeline, "_fit", lambda *given: pytest.fail("a fit"))

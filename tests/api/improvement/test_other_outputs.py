@@ -171,11 +171,13 @@ def test_no_arm_touches_what_is_outside_of_the_loss(
     options = {"arms": arms, "budget": "60 passes", "baseline": False, "cacheDir": str(tmp_path), **idle, **QUICK}
     found = Improver(model, **options).fit(rows)
     unused = {w.partition("=")[0] for w in found.summary.warnings if " has no effect: it is for " in w}
-    assert unused == {"learningRate", "maxEpochs", *idle} - ({"maxLoss"} if "simplify" in arms else set())
+    assert unused == {*idle} - ({"maxLoss"} if "simplify" in arms else set())
     assert {r["arm"] for r in found.summary.table} == {None, *arms}
     assert found.offers
     assert not [w for w in found.summary.warnings if "outside the loss" in w]
-    assert any(w.startswith("recipe='fast' has an effect in the arm grow only") for w in found.summary.warnings)
+    assert any(
+        w.startswith("recipe='fast' has an effect in the arm grow, and in import") for w in found.summary.warnings
+    )
     before, by_uid = outputs(model, rows), {s.uid: s for s in model.stages}
     for offer in found.offers.values():
         assert outputs(offer, rows).equals(before)

@@ -80,6 +80,7 @@ def test_passes_are_shared_whatever_the_clock_says() -> None:
         ({"budget": "soon"}, "must be a time"),
         ({"arms": ["growth"]}, "Did you mean 'grow'"),
         ({"arms": []}, "arms is empty"),
+        ({"arms": ["refitt", "growe"]}, "unknown arm 'refitt'.*arms names an unknown arm 'growe'"),
         ({"parts": ["trees"]}, "parts names an unknown kind 'trees'"),
         ({"maxServingCost": 0.5}, "maxServingCost"),
         ({"keepForm": True, "arms": ["grow", "simplify"]}, "keepForm=true forbids all of arms"),
