@@ -9,6 +9,7 @@ import pytest
 from sparkdiff.fine_tuning.idle_options import idle_options
 from sparkdiff.growth import settings as growth
 from sparkdiff.improvement import settings as improvement
+from sparkdiff.improvement.reporting import _warnings
 from sparkdiff.options import FIELDS, Options
 from sparkdiff.tuning.search import settings as search
 
@@ -106,12 +107,16 @@ ACTS_IN_A_SEARCH = {
 }  # fmt: skip
 
 
-# Of growth and of an improvement, whose fits tell what has no effect (tests/api/growth, tests/api/improvement); all others act.
+# Of growth, whose fits tell what has no effect (tests/api/growth), and of an improvement; all others act.
 IDLE_IN_A_GROWTH, ACTS_IN_A_GROWTH = (
     {"entityCols"},
     {"parts", "rounds", "maxServingCost", "complexity", "maxLoss", "dropColumns"},
 )
-IDLE_IN_AN_IMPROVEMENT = {"parts", "entityCols", "maxLoss"}
+IDLE_IN_AN_IMPROVEMENT: dict[str, tuple[Any, list[dict[str, Any]], list[dict[str, Any]]]] = {
+    "parts": (["crosses"], [{"arms": ["import", "finetune"]}, {"keepForm": True}], [{}, {"arms": ["grow"]}]),
+    "entityCols": (["shop"], [{"arms": ["refit"]}, {"arms": ["grow"], "parts": ["units"]}], [{}, {"arms": ["import"]}]),
+    "maxLoss": (0.1, [{"arms": ["refit", "search", "finetune"]}], [{"arms": [arm]} for arm in ("grow", "import", "simplify")]),
+}  # fmt: skip
 ACTS_IN_AN_IMPROVEMENT = {
     "budget", "arms", "keepForm", "keepStages", "maxServingCost", "baseline", "parallelism", "order",
 }  # fmt: skip
@@ -119,7 +124,21 @@ ACTS_IN_AN_IMPROVEMENT = {
 
 def test_every_option_of_growth_and_of_an_improvement_is_in_one_of_the_lists() -> None:
     assert growth.FIELDS.keys() == IDLE_IN_A_GROWTH | ACTS_IN_A_GROWTH
-    assert improvement.FIELDS.keys() == IDLE_IN_AN_IMPROVEMENT | ACTS_IN_AN_IMPROVEMENT
+    assert IDLE_IN_AN_IMPROVEMENT.keys() | ACTS_IN_AN_IMPROVEMENT == improvement.FIELDS.keys()
+
+
+@pytest.mark.parametrize("name", IDLE_IN_AN_IMPROVEMENT)
+def test_an_option_of_an_improvement_is_told_idle_where_no_arm_reads_it(name: str) -> None:
+    def told(**given: Any) -> list[str]:
+        settings = improvement.ImprovementSettings.of(given)
+        ground: Any = SimpleNamespace(settings=settings, options=Options(), doubts=())
+        nothing: Any = SimpleNamespace(warnings=())
+        return [w for w in _warnings(ground, nothing, nothing) if w.startswith(f"{name}=")]
+
+    value, idle, acting = IDLE_IN_AN_IMPROVEMENT[name]
+    assert all("has no effect: it is for " in told(**{name: value, **given})[0] for given in idle)
+    assert not [told(**{name: value, **given}) for given in acting if told(**{name: value, **given})]
+    assert not told(**idle[0])
 
 
 def test_every_option_of_a_search_is_in_one_of_the_lists() -> None:

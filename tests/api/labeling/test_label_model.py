@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from pyspark.ml import Pipeline, PipelineModel
+from pyspark.ml.classification import LogisticRegression
 from pyspark.ml.feature import StringIndexer, VectorAssembler
 from pyspark.sql import DataFrame, SparkSession, functions as F
 
@@ -17,6 +18,7 @@ from sparkdiff.labeling.estimates import Estimate, em, triplets
 from sparkdiff.labeling.plain import stages_of
 from sparkdiff.labeling.votes import counted
 from sparkdiff.pipeline.nesting import flatten
+from sparkdiff.pipeline.unfitted import check_unfitted
 
 VOTES = {
     "large": "CASE WHEN amount > 0.7 THEN 1 WHEN amount < 0.2 THEN 0 END",
@@ -46,6 +48,11 @@ def rows(spark: SparkSession) -> DataFrame:
 @pytest.fixture(scope="module")
 def model(rows: DataFrame) -> LabelModelModel:
     return LabelModel(VOTES, labelCol="label").fit(rows)
+
+
+def test_votes_are_no_labels_that_a_pipeline_has_seen(model: LabelModelModel) -> None:
+    """What was learned from votes may stand in an unfitted Pipeline."""
+    assert check_unfitted(Pipeline(stages=[model, LogisticRegression()]), rowsAreNew=False) == []
 
 
 def test_a_rare_class_is_not_made_frequent(spark: SparkSession) -> None:
