@@ -83,12 +83,13 @@ BENCHMARKS = (
     Benchmark("growth_null", "growth_null", needs=("sklearn",)),
     Benchmark("improve_null", "improve_null", needs=("sklearn",)),
     Benchmark("gap", "gap", needs=("flaml", "lightgbm", "optuna", "sklearn", "statsmodels")),
+    Benchmark("evidence", "evidence", needs=("lightgbm", "optuna")),
     Benchmark("single_arms", "single_arms", needs=("lightgbm", "sklearn", "optuna")),
     Benchmark("growth_idle", "growth_idle"),
     Benchmark("faults", "faults"),
 )
-NO_BENCHMARK = ("common", "gpu_cases", "guard_rare", "hummingbird_arm", "run_all", "strengths")
-"""What lies beside them: what they share, the cases and the search of some, a child process, and this."""
+NO_BENCHMARK = ("common", "evidence_tables", "gpu_cases", "guard_rare", "hummingbird_arm", "run_all", "strengths")
+"""What lies beside them: what they share, the tables, cases and search of some, a child process, and this."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,9 +7,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import evidence
+import evidence_tables
 import gap
 import gpu
 import numpy as np
+import pandas as pd
 import pytest
 import run_all
 import torch
@@ -171,6 +174,64 @@ def test_losses_of_the_gap_are_those_of_scipy_and_of_the_definition() -> None:
     assert gap.losses("squared", y, mean).tolist() == [1.0, 0.0, 1.0]
     p = np.array([[0.25, 0.75], [0.25, 0.75], [0.5, 0.5]])
     assert np.exp(-gap.losses("logLoss", np.array([0.0, 1.0, 1.0]), p)) == pytest.approx([0.25, 0.75, 0.5])
+
+
+def line_of_evidence(arm: str, value: float, se: float, shipped: str | None = None) -> dict[str, Any]:
+    place = {"table": "t", "digest": "d", "original": "linear", "seed": 0, "loss": "squared", "clusters": 400}
+    found = {"before": 1.0, "value": value, "difference": value - 1.0, "se": se, "seconds": 66.0, "cpu": 90.0}
+    more = {"decision": "improved" if shipped else "kept original", "shipped": shipped}
+    return {**place, **found, "arm": arm, "budget": "60s" if arm == evidence.OURS else None, "more": more}
+
+
+def test_a_gap_of_evidence_is_certain_and_large_and_a_loss_is_beyond_noise_only_by_its_bound() -> None:
+    def cell(ours: float, best: float, se: float, shipped: str | None = "trees") -> evidence.Cell:
+        lines = [line_of_evidence("ours", ours, se, shipped), line_of_evidence("lightgbm", best, se)]
+        [found] = evidence.cells_of(lines)
+        return found
+
+    good = cell(0.85, 0.8, 0.02)
+    assert good.has_gap and good.closed == pytest.approx(0.75) and good.verdict == "better" and good.overtime == 1.1
+    assert not cell(0.9, 0.98, 0.001).has_gap  # below 3%
+    assert not cell(0.9, 0.95, 0.03).has_gap  # below two standard errors
+    assert [cell(1.02, 0.8, se).is_lost for se in (0.005, 0.02)] == [True, False]
+    assert cell(1.0, 0.8, 0.0, None).verdict == "kept" and not cell(1.0, 0.8, 0.0, None).is_lost
+    assert evidence.summarize([good])[1]["gap closed, median"] == pytest.approx(0.75)
+
+
+def test_errors_of_evidence_are_those_of_independent_rows_or_of_whole_clusters() -> None:
+    before, after = np.zeros(6), np.array([1.0, 1.0, 0.0, 0.0, 2.0, 2.0])
+    alone = evidence.paired_difference(before, after, np.arange(6))
+    assert alone == pytest.approx({"difference": 1.0, "se": after.std(ddof=1) / 6**0.5})
+    together = evidence.paired_difference(before, after, np.array([5, 5, 2, 2, 7, 7]))
+    assert together["se"] == pytest.approx(np.std([1.0, 0.0, 2.0], ddof=1) / 3**0.5)
+    y, few = np.array([0.0, 2.0]), np.array([[1.0, 0.0], [0.5, 0.5]])  # the third class was never seen
+    assert np.exp(-evidence.losses("logLoss", y, few)) == pytest.approx([1.0, 1e-6])
+
+
+@pytest.mark.parametrize("by", [{"time": "t"}, {"group": "g"}, {}])
+def test_parts_of_a_table_of_evidence_hold_whole_groups_and_follow_time(by: dict[str, str]) -> None:
+    n = 1000
+    raw = pd.DataFrame(
+        {"x": np.arange(n) % 7, "t": pd.Timestamp("2020-01-01") + pd.to_timedelta(np.arange(n) // 3, "D")}
+    )
+    raw["g"], raw["y"] = np.arange(n) // 4, np.arange(n, dtype=float)
+    table = evidence_tables.Table("a", "file:none", "y", "regression", "b", **by)
+    rows, numbers, words = evidence_tables.prepare(table, raw)
+    assert {*numbers, *words} == {"x", "t", "g"} - {*by.values()}
+    part = np.digitize(evidence_tables.shares_before(table, rows, "split 0"), evidence_tables.SHARES)
+    assert np.bincount(part) / n == pytest.approx([0.6, 0.2, 0.2], abs=0.01)
+    for column in by.values():
+        assert (pd.Series(part).groupby(rows[column].to_numpy()).nunique() == 1).all()
+    assert not by.get("time") or (np.diff(part) >= 0).all()
+    other = evidence_tables.shares_before(table, rows, "split 1")
+    assert (np.digitize(other, evidence_tables.SHARES) == part).all() == ("time" in by)
+
+
+def test_each_table_of_evidence_is_one_entry_with_a_loader() -> None:
+    tables = evidence_tables.TABLES
+    assert len({t.name for t in tables}) == len(tables) == 24
+    assert {t.source.partition(":")[0] for t in tables} < {*evidence_tables.LOADERS}
+    assert {t.half for t in tables} == {"b", "r"} and not any(t.time and t.group for t in tables)
 
 
 @pytest.mark.nightly
