@@ -102,6 +102,18 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([lines[0], "|---" * len(head) + "|", *lines[1:]])
 
 
+def lightgbm_settings(trial: Any) -> dict[str, Any]:
+    """Settings of LightGBM that Optuna suggests for a trial."""
+    return {
+        "learning_rate": trial.suggest_float("learning_rate", 0.02, 0.3, log=True),
+        "num_leaves": trial.suggest_int("num_leaves", 4, 128, log=True),
+        "min_data_in_leaf": trial.suggest_int("min_data_in_leaf", 5, 100, log=True),
+        "feature_fraction": trial.suggest_float("feature_fraction", 0.4, 1.0),
+        "bagging_fraction": trial.suggest_float("bagging_fraction", 0.5, 1.0), "bagging_freq": 1,
+        "lambda_l2": trial.suggest_float("lambda_l2", 1e-3, 100.0, log=True),
+    }  # fmt: skip
+
+
 def exit_code(given: argparse.Namespace, missed: object) -> int:
     """1 where a bound is missed; the small data of --smoke are held against none."""
     if given.smoke:

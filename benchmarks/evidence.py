@@ -46,7 +46,18 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from common import ROOT, append_lines, exit_code, markdown, parse, parser, read_lines, surroundings, write
+from common import (
+    ROOT,
+    append_lines,
+    exit_code,
+    lightgbm_settings,
+    markdown,
+    parse,
+    parser,
+    read_lines,
+    surroundings,
+    write,
+)
 from evidence_tables import MADE_UP, ROW, TABLES, Split, Table, shares_before, write_whole
 from pyspark.ml import Pipeline, PipelineModel
 from pyspark.ml.classification import GBTClassifier, LogisticRegression, RandomForestClassifier
@@ -72,6 +83,9 @@ LEAST, CERTAIN = 0.03, 2.0
 SPARED, LEVEL = 0.005, 0.95
 """A cell is worse beyond noise if this one-sided bound of its relative worsening is above this share."""
 LEAST_PROBABILITY, LEAST_MEAN = 1e-6, 1e-6
+BROKEN = ("refused", "failed")
+"""Decisions of an improvement that ended with an error, so that the original stands for it."""
+VERDICTS = ("better", "kept", "worse", *BROKEN)
 
 
 # Losses ---------------------------------------------------------------------------------------------------------------
@@ -154,8 +168,8 @@ def grid(last: Any) -> list[dict[str, Any]]:
     return [{"regParam": r, **mix} for r in (0.001, 0.01, 0.1) for mix in mixes]
 
 
-def winner(pipeline: Pipeline, rows: DataFrame, label: str, classes: int, seed: int) -> dict[str, Any]:
-    """The settings of `grid` that CrossValidator prefers: by log-loss for classes, else by its default, the RMSE."""
+def choose_settings(pipeline: Pipeline, rows: DataFrame, label: str, classes: int, seed: int) -> dict[str, Any]:
+    """Choose settings of `grid` by Spark's CrossValidator: by log-loss for classes, else by its default, the RMSE."""
     last = pipeline.getStages()[-1]
     settings = grid(last)
     if classes:
@@ -213,7 +227,7 @@ class Case:
         file = self.split.folder / f"{self.original}.settings.json"
         if not file.exists():
             pipeline = pipeline_of(self.split, self.original, self.seed)
-            found = winner(pipeline, self.rows("fit"), self.table.label, self.split.classes, self.seed)
+            found = choose_settings(pipeline, self.rows("fit"), self.table.label, self.split.classes, self.seed)
             write_whole(file, json.dumps(found))
         return dict(json.loads(file.read_text()))
 
@@ -238,10 +252,10 @@ class Case:
     @functools.cached_property
     def before(self) -> Any:
         """Losses of the original on the test rows."""
-        return self.losses_of(self.fitted)
+        return self.measure_losses(self.fitted)
 
-    def losses_of(self, model: Any) -> Any:
-        """Losses of the test rows by the columns that Spark's own `transform` writes."""
+    def measure_losses(self, model: Any) -> Any:
+        """Compute the losses of the test rows from the columns that Spark's own `transform` writes."""
         what = vector_to_array("probability") if self.loss == "logLoss" else F.col("prediction")
         out = model.transform(self.rows("test")).select(ROW, what.alias("found")).toPandas().sort_values(ROW)
         found = np.stack(out["found"].to_numpy()) if self.loss == "logLoss" else out["found"].to_numpy(float)
@@ -276,14 +290,15 @@ class Clock:
 
 
 def refit(case: Case, budget: str) -> Answer:
+    """Fit the original's pipeline anew."""
     pipeline, rows = case.unfitted(), case.rows("given")
     clock = Clock()
     model = pipeline.fit(rows)
-    return Answer(case.losses_of(model), *clock.read())
+    return Answer(case.measure_losses(model), *clock.read())
 
 
 def improve(case: Case, budget: str) -> Answer:
-    """`Improver` as a user calls it. If it refuses or fails, the original is kept, and the reason is stored."""
+    """Run `Improver` as a user does. If it refuses or fails, the original stands for it, and the reason is stored."""
     by = {"timeCol": case.table.time} if case.table.time else {"groupCol": case.table.group} if case.table.group else {}
     original, rows = case.fitted, case.rows("given")
     clock = Clock()
@@ -300,7 +315,7 @@ def improve(case: Case, budget: str) -> Answer:
     offers = []
     for name, model in found.offers.items():
         row = table[summary.offers[name]] if name in summary.offers else {}
-        after = case.losses_of(model)
+        after = case.measure_losses(model)
         offers.append({
             "offer": name, **{k: row.get(k) for k in ("arm", "name", "serving", "compacted", "changed", "p")},
             "value": float(after.mean()), **paired_difference(case.before, after, case.clusters),
@@ -314,11 +329,11 @@ def improve(case: Case, budget: str) -> Answer:
         "arms": [{k: a.get(k) for k in ("arm", "state", "why", "seconds")} for a in summary.arms],
         "spent": summary.budget, "warnings": [*summary.warnings],
     }  # fmt: skip
-    return Answer(case.before if kept else case.losses_of(found.pipelineModel), *taken, more)
+    return Answer(case.before if kept else case.measure_losses(found.pipelineModel), *taken, more)
 
 
-def lightgbm_with_optuna(case: Case, budget: str) -> Answer:
-    """LightGBM on the columns that the original reads, strings as its own kind of categories."""
+def boost_with_lightgbm(case: Case, budget: str) -> Answer:
+    """Fit LightGBM to the columns that the original reads, strings as its own kind of categories."""
     import lightgbm
     import optuna
 
@@ -343,14 +358,7 @@ def lightgbm_with_optuna(case: Case, budget: str) -> Answer:
     best: list[Any] = []
 
     def trial(t: Any) -> float:
-        chosen = {
-            "learning_rate": t.suggest_float("learning_rate", 0.02, 0.3, log=True),
-            "num_leaves": t.suggest_int("num_leaves", 4, 128, log=True),
-            "min_data_in_leaf": t.suggest_int("min_data_in_leaf", 5, 100, log=True),
-            "feature_fraction": t.suggest_float("feature_fraction", 0.4, 1.0),
-            "bagging_fraction": t.suggest_float("bagging_fraction", 0.5, 1.0), "bagging_freq": 1,
-            "lambda_l2": t.suggest_float("lambda_l2", 1e-3, 100.0, log=True),
-        }  # fmt: skip
+        chosen = lightgbm_settings(t)
         fit, check = (lightgbm.Dataset(x[w], y[w], params={"verbose": -1}) for w in (inner, ~inner))
         stop = lightgbm.early_stopping(PATIENCE, verbose=False)
         booster = lightgbm.train({**fixed, **chosen}, fit, ROUNDS, valid_sets=[check], callbacks=[stop])
@@ -375,7 +383,8 @@ def lightgbm_with_optuna(case: Case, budget: str) -> Answer:
 
 @dataclasses.dataclass(frozen=True)
 class Arm:
-    """
+    """A way to a pipeline, or to predictions, from the rows that all arms get.
+
     Attributes:
         run: gives an `Answer` for a case and a budget.
         budgeted: whether it stops by the budget, which is part of its cell's key then.
@@ -390,7 +399,7 @@ class Arm:
 OURS, REFIT, CEILING = "ours", "refit", "lightgbm"
 ARMS: Mapping[str, Arm] = {
     REFIT: Arm(refit),
-    CEILING: Arm(lightgbm_with_optuna, shared=True),
+    CEILING: Arm(boost_with_lightgbm, shared=True),
     OURS: Arm(improve, budgeted=True),
 }
 
@@ -412,7 +421,8 @@ def name_of(arm: str, case: Case, budget: str) -> str:
 
 
 def run_arm(arm: str, case: Case, budget: str, done: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The line of one arm of a cell. A shared arm that another original has run already is read, not run again."""
+    """Run one arm of a cell, and return its line. A shared arm that another original has run is read, not run again."""
+    before = case.before  # fitted and measured before the clock of the arm starts
     file, how = case.file(name_of(arm, case, budget)), ARMS[arm]
     same = {
         "table": case.table.name, "digest": case.table.digest, "seed": case.seed, "arm": arm, "loss": case.loss,
@@ -427,16 +437,12 @@ def run_arm(arm: str, case: Case, budget: str, done: Sequence[Mapping[str, Any]]
         part = file.with_suffix(".part.npy")
         np.save(part, answer.losses)
         os.replace(part, file)
-    others = {a: case.file(name_of(a, case, budget)) for a in ARMS if a != arm}
     about = surroundings()
     return {
         **same, "task": case.table.task, "half": case.table.half, "original": case.original, "settings": case.settings,
         "rows": {"all": case.split.all_rows, "given": case.rows("given").count(), "test": len(case.test)},
-        "clusters": int(case.clusters.max()) + 1, "before": float(case.before.mean()), "value": float(answer.losses.mean()),
-        **paired_difference(case.before, answer.losses, case.clusters),
-        "against": {
-            a: paired_difference(np.load(f), answer.losses, case.clusters) for a, f in others.items() if f.exists()
-        },
+        "clusters": int(case.clusters.max()) + 1, "before": float(before.mean()), "value": float(answer.losses.mean()),
+        **paired_difference(before, answer.losses, case.clusters),
         "seconds": answer.seconds, "cpu": answer.cpu, "more": answer.more,
         **{k: about[k] for k in ("date", "commit", "machine", "versions")},
     }  # fmt: skip
@@ -460,7 +466,6 @@ def run(given: Any, tables: Sequence[Table], done: list[dict[str, Any]]) -> None
             if arm == OURS and not warm and not given.smoke:
                 warm_up(spark, given.data)
                 warm = True
-            case.before  # noqa: B018  # the original is fitted before the arm's clock starts
             line = run_arm(arm, case, given.budget, done)
             have.add(key)
             done.append(line)
@@ -488,7 +493,7 @@ class Cell:
 
     @property
     def has_gap(self) -> bool | None:
-        """Whether LightGBM is better than the original by enough; None where it has not run."""
+        """True if LightGBM is better than the original by enough; None if it has not run."""
         if CEILING not in self.rivals:
             return None
         best = self.rivals[CEILING]
@@ -496,10 +501,14 @@ class Cell:
 
     @property
     def closed(self) -> float:
+        """Share of the gap that is closed."""
         return float(self.ours["difference"] / self.rivals[CEILING]["difference"]) + 0.0  # no minus before a 0
 
     @property
     def verdict(self) -> str:
+        """One of `VERDICTS`."""
+        if self.ours["more"]["decision"] in BROKEN:
+            return str(self.ours["more"]["decision"])
         if self.ours["more"]["shipped"] is None:
             return "kept"
         return "better" if self.ours["difference"] < 0 else "worse"
@@ -512,7 +521,7 @@ class Cell:
 
     @property
     def is_lost(self) -> bool:
-        """Whether it is worse beyond noise."""
+        """True if it is worse beyond noise."""
         return self.bound > SPARED
 
     @property
@@ -555,11 +564,10 @@ def cell_table(cells: Sequence[Cell]) -> str:
     for c in cells:
         values = [f"{c.rivals[a]['value']:.5g}" if a in c.rivals else "" for a in ARMS if a != OURS]
         gap = {True: "", False: "no gap", None: "no LightGBM"}[c.has_gap] or f"{c.closed:.0%}"
-        decision = c.verdict if c.ours["more"]["decision"] not in ("refused", "failed") else c.ours["more"]["decision"]
         shipped = (c.ours["more"]["shipped"] or "the original")[:50].replace("|", "/")
         lines.append([
             f"{c.ours['table']}, {c.ours['original']}, {c.ours['seed']}", c.ours["loss"], f"{c.ours['before']:.5g}",
-            f"{c.ours['value']:.5g}", *values, gap, f"{decision}{', beyond noise' if c.is_lost else ''}",
+            f"{c.ours['value']:.5g}", *values, gap, f"{c.verdict}{', beyond noise' if c.is_lost else ''}",
             f"{c.ours['difference'] / c.ours['before']:+.1%}", f"{c.ours['se'] / c.ours['before']:.1%}",
             f"{c.ours['seconds']:.0f} of {seconds_of(c.ours['budget']):g}", f"{c.ours['cpu']:.0f}", shipped,
         ])  # fmt: skip
@@ -577,8 +585,9 @@ def summarize(cells: Sequence[Cell]) -> tuple[list[str], dict[str, float]]:
         figures["gap closed, median"] = median = statistics.median(c.closed for c in with_gap)
         sentences.append(f"{len(with_gap)} cells with a gap: {median:.0%} of it closed in the median")
     for name, some in (("with a gap", with_gap), ("without a gap", without)):
-        counts = {v: sum(c.verdict == v for c in some) for v in ("better", "kept", "worse")}
-        sentences.append(f"{len(some)} cells {name}: {', '.join(f'{n} {v}' for v, n in counts.items())}")
+        counts = {v: sum(c.verdict == v for c in some) for v in VERDICTS}
+        told = [f"{n} {v}" for v, n in counts.items() if n or v not in BROKEN]
+        sentences.append(f"{len(some)} cells {name}: {', '.join(told)}")
     refitted = [c for c in with_gap if REFIT in c.rivals]
     if refitted:
         better = sum(c.ours["value"] < c.rivals[REFIT]["value"] for c in refitted)
@@ -590,11 +599,15 @@ def summarize(cells: Sequence[Cell]) -> tuple[list[str], dict[str, float]]:
         sentences.append(
             f"seconds over those of the budget: median {median:.2f}, largest {max(c.overtime for c in cells):.2f}"
         )
+    if len(commits := sorted({str(c.ours["commit"]) for c in cells})) > 1:
+        sentences.append(
+            f"the cells are of {len(commits)} commits ({', '.join(commits)}): delete the lines of the older ones"
+        )
     return sentences, figures
 
 
-def chosen_tables(given: Any) -> list[Table]:
-    """The tables to run: those of the half that are named, by default all."""
+def choose_tables(given: Any) -> list[Table]:
+    """Choose the tables to run: those of the half that are named, by default all."""
     if given.smoke:
         return [MADE_UP]
     half = {t.name: t for t in TABLES if t.half == given.half}
@@ -621,7 +634,7 @@ def main() -> int:
         "--data", type=Path, metavar="FOLDER", default=cache_folder(), help="wheels, splits and losses of rows"
     )
     given = parse(flags, seeds=[0], originals=["linear"], budget="10s")
-    tables = chosen_tables(given)
+    tables = choose_tables(given)
     with contextlib.ExitStack() as closing:
         if given.smoke:
             given.data = Path(closing.enter_context(tempfile.TemporaryDirectory()))

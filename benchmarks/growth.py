@@ -34,7 +34,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from common import CONFIG, append_lines, exit_code, markdown, parse, parser, read_lines, write
+from common import CONFIG, append_lines, exit_code, lightgbm_settings, markdown, parse, parser, read_lines, write
 from pyspark.ml import Pipeline, PipelineModel
 from pyspark.ml.classification import GBTClassifier, LogisticRegression, MultilayerPerceptronClassifier
 from pyspark.ml.evaluation import MulticlassClassificationEvaluator
@@ -380,14 +380,7 @@ def boosted(
     best: list[Any] = []
 
     def trial(t: Any) -> float:
-        booster = fitted({
-            "learning_rate": t.suggest_float("learning_rate", 0.02, 0.3, log=True),
-            "num_leaves": t.suggest_int("num_leaves", 4, 128, log=True),
-            "min_data_in_leaf": t.suggest_int("min_data_in_leaf", 5, 100, log=True),
-            "feature_fraction": t.suggest_float("feature_fraction", 0.4, 1.0),
-            "bagging_fraction": t.suggest_float("bagging_fraction", 0.5, 1.0), "bagging_freq": 1,
-            "lambda_l2": t.suggest_float("lambda_l2", 1e-3, 100.0, log=True),
-        })  # fmt: skip
+        booster = fitted(lightgbm_settings(t))
         [value] = booster.best_score["valid_0"].values()
         if not best or value < best[0]:
             best[:] = [value, booster]

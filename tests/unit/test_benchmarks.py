@@ -177,7 +177,15 @@ def test_losses_of_the_gap_are_those_of_scipy_and_of_the_definition() -> None:
 
 
 def line_of_evidence(arm: str, value: float, se: float, shipped: str | None = None) -> dict[str, Any]:
-    place = {"table": "t", "digest": "d", "original": "linear", "seed": 0, "loss": "squared", "clusters": 400}
+    place = {
+        "table": "t",
+        "digest": "d",
+        "original": "linear",
+        "seed": 0,
+        "loss": "squared",
+        "clusters": 400,
+        "commit": "c",
+    }
     found = {"before": 1.0, "value": value, "difference": value - 1.0, "se": se, "seconds": 66.0, "cpu": 90.0}
     more = {"decision": "improved" if shipped else "kept original", "shipped": shipped}
     return {**place, **found, "arm": arm, "budget": "60s" if arm == evidence.OURS else None, "more": more}
@@ -196,6 +204,15 @@ def test_a_gap_of_evidence_is_certain_and_large_and_a_loss_is_beyond_noise_only_
     assert [cell(1.02, 0.8, se).is_lost for se in (0.005, 0.02)] == [True, False]
     assert cell(1.0, 0.8, 0.0, None).verdict == "kept" and not cell(1.0, 0.8, 0.0, None).is_lost
     assert evidence.summarize([good])[1]["gap closed, median"] == pytest.approx(0.75)
+
+
+def test_broken_cells_of_evidence_are_not_called_kept_and_cells_of_two_commits_are_told() -> None:
+    broken = line_of_evidence("ours", 1.0, 0.0) | {"more": {"decision": "failed", "shipped": None}, "commit": "later"}
+    found = evidence.cells_of([broken, line_of_evidence("lightgbm", 0.8, 0.02)])
+    assert found[0].verdict == "failed" and "0 kept, 0 worse, 1 failed" in evidence.summarize(found)[0][1]
+    kept = evidence.cells_of([line_of_evidence("ours", 1.0, 0.0)])
+    told = evidence.summarize([*found, *kept])[0][-1]
+    assert "of 2 commits (c, later)" in told and "commits" not in evidence.summarize(kept)[0][-1]
 
 
 def test_errors_of_evidence_are_those_of_independent_rows_or_of_whole_clusters() -> None:
