@@ -12,7 +12,6 @@ from pyspark.sql import DataFrame
 
 from sparkdiff import jvm
 from sparkdiff.costs import Cost, cost_of
-from sparkdiff.cross_fitting import cross_fit
 from sparkdiff.data.cache import root
 from sparkdiff.data.splits import REFERENCE, Source, find_boundaries, fit_on_training_rows, rule
 from sparkdiff.errors import InputError, check_dataframe, kind_of
@@ -23,6 +22,7 @@ from sparkdiff.fine_tuning.starting_point import starting_point
 from sparkdiff.fine_tuning.task import prepare
 from sparkdiff.fine_tuning.values import Outcome
 from sparkdiff.history.keeping import Keep, keeping
+from sparkdiff.improvement.by_folds import fine_tune_by_folds
 from sparkdiff.options import FIELDS, Options, callable_name, named_callable
 from sparkdiff.pipeline.nesting import Holder, flatten, plain, replaced
 from sparkdiff.pipeline.unfitted import check_unfitted
@@ -195,12 +195,7 @@ class FineTuner(Estimator, CheckedParams, _TunerParams, jvm.Persistent):  # type
                 raise InputError(f"{given.uid} isn't fitted: pass the result of its fit(), or put it into a Pipeline")
             phases = Phases(shown(options.verbosity), callbacks)
             if options.numFolds:
-                given = given if isinstance(given, Pipeline) else shared.once(("plain", given), lambda: plain(given))
-
-                def fit(rows: Sequence[Source]) -> Any:
-                    return plain(fit_on_training_rows(given, rows, options))
-
-                return self._found(cross_fit(given, options, sources, phases, fit, shared=shared), options, keep)
+                return self._found(fine_tune_by_folds(given, options, sources, phases), options, keep)
             if isinstance(given, Pipeline):
                 divided = ("boundaries", rule(options), *(s.df for s in sources[1:]))
                 boundaries = known = shared.once(divided, lambda: find_boundaries(sources, options))

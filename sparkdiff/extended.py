@@ -11,11 +11,10 @@ from pyspark.sql import DataFrame
 
 from sparkdiff import jvm
 from sparkdiff.costs import Cost
-from sparkdiff.data.splits import Boundaries, Source, find_boundaries, fit_on_training_rows
+from sparkdiff.data.splits import Source
 from sparkdiff.errors import InputError, check_dataframe
 from sparkdiff.estimator import ONE_AT_A_TIME, FineTuner, FineTunerModel, kept
 from sparkdiff.fine_tuning.option_params import listed
-from sparkdiff.fine_tuning.starting_point import StartingPoint, starting_point
 from sparkdiff.fine_tuning.values import Outcome
 from sparkdiff.options import Options
 from sparkdiff.pipeline.nesting import plain
@@ -53,11 +52,8 @@ class ExtendedTuner(_OwnParams, FineTuner):
         """The plan of a fitted pipeline, as text."""
 
     @abstractmethod
-    def _run(
-        self, origin: StartingPoint, options: Options, sources: Sequence[Source], phases: Phases,
-        boundaries: Boundaries | None,
-    ) -> Outcome:  # fmt: skip
-        """The procedure, on a fitted pipeline."""
+    def _run(self, given: Any, options: Options, sources: Sequence[Source], phases: Phases) -> Outcome:
+        """Run the procedure on a fitted pipeline, or on an unfitted Pipeline."""
 
     def _checked(self, given: Mapping[str, Any]) -> dict[str, Any]:
         for name, why in self.WHY_REFUSED.items():
@@ -121,16 +117,10 @@ class ExtendedTuner(_OwnParams, FineTuner):
             raise InputError(f"{given.uid} isn't fitted: pass the result of its fit(), or put it into a Pipeline")
         options, sources = self.options(), self._sources(dataset)
         with ONE_AT_A_TIME, kept(options) as keep:
-            boundaries = find_boundaries(sources, options)
+            if not isinstance(given, Pipeline):
+                self._described(plain(given), options, dataset)  # what is wrong is found before anything is fitted
             phases = Phases(shown(options.verbosity), callbacks)
-            if isinstance(given, Pipeline):
-                fitted: Any = fit_on_training_rows(given, sources, options, boundaries)
-            else:
-                fitted = plain(given)
-                self._described(fitted, options, dataset)  # what is wrong is found before anything is fitted
-            stays = getattr(self._settings(), "keepStages", ())
-            origin = starting_point(given, plain(fitted), options, sources, phases, boundaries=boundaries, keep=stays)
-            return self._found(self._run(origin, options, sources, phases, boundaries), options, keep)
+            return self._found(self._run(given, options, sources, phases), options, keep)
 
 
 class ExtendedModel(_OwnParams, FineTunerModel):

@@ -1,14 +1,14 @@
 """Improver and ImproverModel: an improvement as a pyspark.ml Estimator and the Model that it returns."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from pyspark.sql import DataFrame
 
-from sparkdiff.data.splits import Boundaries, Source
+from sparkdiff.data.splits import Source
 from sparkdiff.extended import ExtendedModel, ExtendedTuner
 from sparkdiff.fine_tuning.option_params import with_params, with_setters
-from sparkdiff.fine_tuning.starting_point import StartingPoint
 from sparkdiff.fine_tuning.values import Outcome
 from sparkdiff.history.keeping import Keep
 from sparkdiff.improvement.plan import described
@@ -47,6 +47,11 @@ class Improver(ExtendedTuner):
     SETTINGS = ImprovementSettings
     WHY_REFUSED = WHY_REFUSED
 
+    def options(self) -> Options:
+        """The resolved options; rows are divided as shows the smallest gains where `numFolds` is not set."""
+        found = super().options()
+        return found if self.isSet("numFolds") else dataclasses.replace(found, numFolds="auto")
+
     def improvement_settings(self) -> ImprovementSettings:
         """The resolved options of the improvement."""
         return self._settings()  # type: ignore[no-any-return]
@@ -54,12 +59,8 @@ class Improver(ExtendedTuner):
     def _described(self, model: Any, options: Options, dataset: DataFrame) -> str:
         return described(model, options, self.improvement_settings(), dataset)
 
-    def _run(
-        self, origin: StartingPoint, options: Options, sources: Sequence[Source], phases: Phases,
-        boundaries: Boundaries | None,
-    ) -> Outcome:  # fmt: skip
-        settings = self.improvement_settings()
-        return improve_pipeline(origin, options, settings, sources, phases, boundaries=boundaries)
+    def _run(self, given: Any, options: Options, sources: Sequence[Source], phases: Phases) -> Outcome:
+        return improve_pipeline(given, options, self.improvement_settings(), sources, phases)
 
     def _found(self, outcome: Outcome, options: Options, keep: Keep) -> "ImproverModel":
         found: Any = super()._found(outcome, options, keep)

@@ -25,7 +25,6 @@ DEVICE = (r"auto|cpu|cuda(:(0|[1-9]\d*))?", "auto, cpu, cuda or cuda:<number>, s
 EXCLUSIVE = (
     ("validationIndicatorCol", "validationFraction", ""),
     ("groupCol", "timeCol", ""),
-    ("numFolds", "timeCol", "later rows would train what earlier rows judge; "),
     ("numFolds", "validationIndicatorCol", "with folds all rows decide; "),
 )
 """Options of which one at most can be set, and why."""
@@ -60,8 +59,8 @@ class Options:
     predictionCol: str | None = option(None, "prediction column of the predictor to train; needed if there are several predictors", kind=str)
     validationIndicatorCol: str | None = option(None, "boolean column that is true for validation rows", kind=str)
     validationFraction: float = option(0.2, "share of the rows that is held out for validation, chosen by a hash of the row", low=0, high=1, openLow=True, openHigh=True)
-    numFolds: int = option(0, "folds for cross-fitting, 2 to 20: all rows decide, each by a training that has not seen it, and all rows train what is returned; 0 holds out validation rows instead", low=0, high=20)
-    rowsAreNew: bool = option(False, "whether no stage of a fitted pipeline was fitted on the rows that decide or was chosen by them; false looks for it, by one or two fits of Spark, and starts from a refit on the training rows where it can't be excluded")
+    numFolds: int | str = option(0, "folds, 2 to 20: the first explores, the others decide, each by pipelines that were made without it, and all rows make what is returned; by time, stretches of it in place of folds; 0 holds out validation rows instead; auto takes what shows smaller gains (the default where arms are tried)", low=0, high=20, words=("auto",))
+    rowsAreNew: bool | None = option(None, "whether no stage of a fitted pipeline was fitted on these rows or was chosen by them; false: it was, so that its refit is what has to be beaten; if unset, fits of Spark show whether it was", kind=bool)
     groupCol: str | None = option(None, "group column: all rows of a group are either trained or held out, and the gain is tested by group", kind=str)
     timeCol: str | None = option(None, "time column: the latest rows are held out, and the gain is tested by blocks of consecutive rows", kind=str)
     loss: str | Callable[..., Any] | Mapping[str, float] = option("auto", "loss that training minimises: a name, a weighted sum {name: weight}, or a function loss(outputs, label, weight) or its module:qualname", choices="sparkdiff.objectives.losses", callable=True, sum=True)
@@ -122,13 +121,13 @@ class Options:
         """
         values, problems = converted(given, FIELDS)
         for one, other, why in EXCLUSIVE:
-            if values.get(one) and values.get(other):
+            if values.get(one) not in (None, "auto") and values[one] and values.get(other):
                 problems.append(
                     f"{one}={values[one]!r} and {other}={values[other]!r} exclude each other: {why}set one of them"
                 )
         if values.get("numFolds") == 1:
             problems.append(
-                "The 'numFolds' option must be 0, or 2 to 20: one fold leaves no rows to train on. Got 1 instead."
+                "The 'numFolds' option must be 0, or 2 to 20: one fold explores, and at least one decides. Got 1 instead."
             )
         device, processes = values.get("device", ""), values.get("numProcesses", 1)
         if device.startswith("cuda") and processes == "auto":

@@ -173,7 +173,7 @@ def with_splits(sources: Sequence[Source], options: Options, boundaries: Boundar
     out = []
     for source in sources:
         df = source.df if source.numbered else numbered(source.df, options)
-        time = _seconds(df, options.timeCol) if options.timeCol else F.lit(None).cast("double")
+        time = seconds(df, options.timeCol) if options.timeCol else F.lit(None).cast("double")
         unit, block = unit_and_block(df, options)
         if options.timeCol:
             starts = (boundaries.reference if source.split == REFERENCE else boundaries.deciding)[1:]
@@ -191,7 +191,8 @@ def with_splits(sources: Sequence[Source], options: Options, boundaries: Boundar
     return out
 
 
-def _seconds(df: DataFrame, column: str) -> Column:
+def seconds(df: DataFrame, column: str) -> Column:
+    """The time of a row, in seconds or the numbers of the column; null where it is not finite."""
     kind, c = field(df, column, "timeCol").dataType, named(column)
     seconds = c.cast("double") if isinstance(kind, NumericType) else c.cast("timestamp").cast("double")
     # NaN and infinite, like null, are on neither side.
@@ -221,9 +222,17 @@ def find_boundaries(sources: Sequence[Source], options: Options) -> Boundaries:
 
 def _boundaries(df: DataFrame, column: str, start: float) -> tuple[float, ...]:
     """Where the part of these rows after the share `start` begins, and the starts of its contiguous blocks."""
-    shares = [start + (1 - start) * k / TIME_BLOCKS for k in range(TIME_BLOCKS)]
+    return time_quantiles(df, column, [start + (1 - start) * k / TIME_BLOCKS for k in range(TIME_BLOCKS)])
+
+
+def time_quantiles(df: DataFrame, column: str, shares: Sequence[float]) -> tuple[float, ...]:
+    """The exact times of these rows at these shares.
+
+    Raises:
+        InputError: there is no time, or the times were others when they were read again; Spark failed on the rows.
+    """
     try:
-        found = quantiles(df, _seconds(df, column), shares)
+        found = quantiles(df, seconds(df, column), shares)
     except ChangedRowsError as e:
         raise InputError(
             f"timeCol={column!r} had other values when the rows were read again: write the rows to a table, "

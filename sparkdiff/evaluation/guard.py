@@ -88,6 +88,7 @@ def decide(
     correlationTime: float | None = None,
     dependence: float = 1.0,
     costs: tuple[Costs, Costs] | None = None,
+    finalists: int = 1,
     seed: int = 0,
 ) -> Verdict:
     """Test whether the gain of the chosen column is true. Uses no global state.
@@ -105,6 +106,7 @@ def decide(
         blockRows: (mean) rows of a time block, correlationTime: of the loss differences, in rows; blocks of time only.
         dependence: the variance of a sum over the blocks, as a multiple of that of independent blocks, from 1 on.
         costs: what the chosen column costs on the units that decide, and on training units.
+        finalists: the number of tests like this one, by which the p-value is multiplied (Bonferroni).
 
     Raises:
         InputError: a weight is negative or not finite.
@@ -114,10 +116,10 @@ def decide(
     if level < 1 and (units.number < MIN_UNITS or len(weights) == 0):
         return Verdict(False, -1, 0.0, 0.0, 1.0, level, untested=untested(units))
     warnings: tuple[str, ...] = ()
-    tail, join = TAIL, 1
+    tail, join = TAIL / finalists, 1
     if level < 1:
         shrunk, join, warnings = _caution(level, units, len(weights), blockRows, correlationTime)
-        level, tail = shrunk, TAIL * shrunk / level
+        level, tail = shrunk, tail * shrunk / level
         gains, weights, loss = _join(gains, join), _join(weights, join), None if loss is None else _join(loss, join)
 
     totals, norm = total_gain(gains), gains.square().sum(1).sqrt()  # (C,)
@@ -130,10 +132,8 @@ def decide(
     residual, score, columns = gains[best] - gain * weights, _score(gains[best]), gains[moved] / norm[moved, None]
 
     wider, shown = (math.sqrt(dependence * (1 + lack / float(norm[best]) ** 2)) for lack in (missing, 0.0))
-    p = _p_value(columns, score / wider, level, seed)
-    rare = ""
-    if costs is not None and missing and _p_value(columns, score / shown, level, seed) < level <= p:
-        rare = str(costs[1])
+    p, alone = (min(finalists * _p_value(columns, score / x, level / finalists, seed), 1.0) for x in (wider, shown))
+    rare = str(costs[1]) if costs is not None and missing and alone < level <= p else ""
     error = shown * float(residual.norm()) * math.sqrt(len(weights) / max(len(weights) - 1, 1))
     z = float(totals[best]) / max(error, 1e-12 * float(totals[best]))  # finite even where all blocks gain the same
     ratios = None if loss is None else _interval(gains[moved], gains[best], loss, tail, seed, wider)

@@ -185,7 +185,7 @@ def held_out_units(data: Data, metric: Metric, kind: Kind) -> Units:
 
 def decide_by_rows(
     rows: PairedRows, *, level: float, ledger: Ledger | None = None, training: Costs | None = None, dependence: float = 1.0,
-    seed: int = 0,
+    finalists: int = 1, seed: int = 0,
 ) -> guard.Verdict:  # fmt: skip
     """Test what the second pipeline gains on these rows; see `guard.decide`.
 
@@ -203,7 +203,7 @@ def decide_by_rows(
     verdict = guard.decide(
         tried.gains, tried.weights, chosen=tried.chosen, level=level, original=original, units=rows.units,
         blockRows=len(rows.weight) / max(distinct, 1), correlationTime=correlation, dependence=dependence,
-        costs=None if training is None else (rows.costs(), training), seed=seed,
+        costs=None if training is None else (rows.costs(), training), finalists=finalists, seed=seed,
     )  # fmt: skip
     gain = float((rows.original - rows.other).sum() / rows.weight.sum())
     if not rows.wrong.shape[1] or verdict.untested or (tried.chosen < 0 and ledger is not None) or not gain > 0:

@@ -142,8 +142,10 @@ def starting_point(
 
 def recorded_rows(run: Run, network: Network) -> Recorded:
     """The margins that decide, and those of the training rows if they are not too many."""
-    splits = (TRAIN, *HELD_OUT) if run.cache.rows(TRAIN) <= TRAINING_ROWS else HELD_OUT
-    return recorded(network, run.data, tuple(s for s in splits if s in run.cache.splits))
+    known = run.cache.manifest["splits"]
+    splits = [s for s in HELD_OUT if s in run.cache.splits and known[s] != known[TRAIN]]
+    splits += [TRAIN] if run.cache.rows(TRAIN) <= TRAINING_ROWS else []
+    return recorded(network, run.data, tuple(splits))
 
 
 def refittable(task: Task, sources: Sequence[Source], keep: Sequence[str] = ()) -> Unfitted:

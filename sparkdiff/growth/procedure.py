@@ -7,6 +7,7 @@ from typing import Any
 from pyspark.sql import DataFrame
 
 from sparkdiff.data.splits import VALIDATION, Boundaries, Source
+from sparkdiff.errors import InputError
 from sparkdiff.evaluation.checks import check_stored
 from sparkdiff.fine_tuning.phases import begun, checked, run_folder, too_few, trained, verified, written
 from sparkdiff.fine_tuning.starting_point import StartingPoint
@@ -174,3 +175,33 @@ def grow_rounds(
         names = ", ".join(m.part.name for m in grown.members)
         say(f"{names}; {grown.stopped}" if names else grown.stopped)
         return grown, gone, folder
+
+
+def grow_again(run: Run, start: GrowthStart, chosen: Sequence[tuple[int, str, int]]) -> tuple[Member, ...]:
+    """Train ensembles of trees once more, on other rows; each joins with the weight 1.
+
+    Args:
+        run: of the rows, of which none is held out.
+        chosen: the round, the name and the epochs of each.
+
+    Raises:
+        InputError: one diverges.
+    """
+    o, specification, members = run.task.options, specification_of(run), list[Member]()
+    criterion = specification.criterion()
+    with (
+        run_folder(run, o.runId and name_beside(o.runId, "-rounds"), replace=True) as folder,
+        running.runner(folder, specification) as train,
+    ):
+        table = table_of(run, start.known, room_of(folder.path))
+        original = criterion.score(table.validation.margin, table.validation)
+        for number, name, epochs in chosen:
+            items = trees.propose(table, criterion, rounds.seed_of(o.seed, number))
+            [found] = train(
+                number, [dataclasses.replace(i, epochs=epochs) for i in items if i.name == name], table, original.blocks
+            )
+            if found.part is None:
+                raise InputError(f"{name} diverge on these rows")
+            members.append(Member(found.part, 1.0, number))
+            table = table.at(*(s.margin + found.part.output(s) for s in (table.train, table.validation)))
+    return tuple(members)

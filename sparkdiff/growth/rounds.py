@@ -123,7 +123,7 @@ def grow(
     original = criterion.score(table.validation.margin, table.validation)
     state = Grown((), table, (), original.blocks.new_zeros(0, len(original.blocks)), (), "")
     for number in range(1, limits.rounds + 1):
-        items = parts.propose(limits.kinds, state.table, criterion, limits.seed + 1000 * number)
+        items = parts.propose(limits.kinds, state.table, criterion, seed_of(limits.seed, number))
         if not items:
             return dataclasses.replace(state, stopped="there is nothing to propose for these columns")
         found = run(number, items, state.table, original.blocks)
@@ -140,6 +140,11 @@ def grow(
                 state, stopped=f"nothing that round {number} tried gains enough on the validation rows"
             )
     return dataclasses.replace(state, stopped=f"rounds={limits.rounds}")
+
+
+def seed_of(seed: int, number: int) -> int:
+    """The seed of the items of a round."""
+    return seed + 1000 * number
 
 
 def _joined(

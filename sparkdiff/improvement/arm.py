@@ -1,7 +1,8 @@
 """What an arm is: a way to a better pipeline, in steps of rising cost."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from sparkdiff.improvement.budget import Limit
 from sparkdiff.improvement.candidate import Step
@@ -18,6 +19,7 @@ class Arm:
         share: of the budget, relative to the others.
         refused: why it can't be tried on this ground; empty if it can.
         run: (ground, number of the step, limit, all steps of all arms before) -> the step.
+        make: (ground, settings of a `Making`) -> the pipeline, fitted to the training rows of the ground.
     """
 
     name: str
@@ -25,3 +27,4 @@ class Arm:
     share: float
     refused: Callable[[Ground], str]
     run: Callable[[Ground, int, Limit, Sequence[Step]], Step]
+    make: Callable[[Ground, Mapping[str, Any]], Any]

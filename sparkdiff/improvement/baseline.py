@@ -23,8 +23,8 @@ from sparkdiff.pipeline.names import named
 from sparkdiff.tuning.mean_loss import evaluator_of
 
 TREES = 100
-SHARE, LEAST_SECONDS = 0.2, 5.0
-"""The part of a budget that the trees may use, before any arm; below so many seconds they are left out."""
+SHARE, LEAST_BUDGET = 0.04, 300.0
+"""The part of a budget that the trees may use, before any arm, and the seconds of a budget below which they are left out."""
 POSITIVE = 0.5
 """A regression of trees may predict what no mean of a deviance can be: such predictions count as this share of the smallest
 label above 0 of the training rows."""
@@ -59,7 +59,7 @@ def wanted(ground: Ground) -> bool:
 def limit(budget: Budget) -> float:
     """What the trees may use of a budget, in its unit: each tree is a pass over the rows. 0 where they do not fit in."""
     if budget.seconds is not None:
-        return SHARE * budget.seconds if SHARE * budget.seconds >= LEAST_SECONDS else 0.0
+        return SHARE * budget.seconds if budget.seconds >= LEAST_BUDGET else 0.0
     assert budget.passes is not None
     return TREES if SHARE * budget.passes >= TREES else 0.0
 

@@ -1,9 +1,10 @@
 """The budget of an improvement, and the account of what each arm has spent of it."""
 
 import dataclasses
+import math
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from sparkdiff.errors import InputError
 
@@ -11,8 +12,10 @@ UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 FORM = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(s|m|h|passes)\s*")
 LEAST_SECONDS, LEAST_PASSES = 10.0, 20.0
 """The smallest budgets: about what it takes to write one cache and to train for some epochs."""
-RESERVE = 0.05
-"""The share of the time that is kept for the decision."""
+LATE, LATE_SECONDS = 0.1, 10.0
+"""The share of the budget, and the seconds, that the proof of the best candidate may take more."""
+LEAST_FOLDS = 3
+"""Folds that prove a finalist at least, where there are more and no time for all of them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +42,11 @@ class Budget:
         if number * UNITS[unit] < LEAST_SECONDS:
             raise InputError(f"budget={text!r} is too small for anything: at least {LEAST_SECONDS:g}s")
         return Budget(number * UNITS[unit], None)
+
+    @staticmethod
+    def unlimited() -> "Budget":
+        """A budget that ends nothing."""
+        return Budget(None, math.inf)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,17 +80,52 @@ class Account:
         self._begun = self._clock()
         self.spent: dict[str, float] = {}
         self._granted = 0.0
+        self._fold, self._folds, self._best = 0.0, 0, 0.0
 
     def now(self) -> float:
         """Seconds since the improvement began, with those before an interruption."""
         return self._clock() - self._begun
 
     def left(self) -> float:
-        """Seconds, or passes, that are left for arms."""
+        """Seconds, or passes, that are left for arms, once the best candidate so far has been proven."""
         if self.budget.seconds is not None:
-            return (1 - RESERVE) * self.budget.seconds - self.now()
+            return self.budget.seconds - self.now() - self._proof(self._best, self._folds)
         assert self.budget.passes is not None
         return self.budget.passes - self._granted
+
+    def start(self, seconds: float, folds: int) -> None:
+        """Note how long it takes to fit and to measure the pipeline, which each of the folds does."""
+        self._fold, self._folds, self._best = seconds, folds, seconds
+
+    def note_best(self, seconds: float) -> None:
+        """Note how long it takes to make and to measure the best candidate so far."""
+        self._best = seconds
+
+    def _proof(self, seconds: float, folds: int) -> float:
+        """The seconds of a proof of one candidate: in each fold beside its rival, and from all rows."""
+        return (folds + 1) * (self._fold + seconds)
+
+    def folds(self, seconds: Sequence[float]) -> list[int]:
+        """The number of folds that prove each finalist, as far as the time reaches; the first is proven in three at least.
+
+        Args:
+            seconds: that making and measuring a finalist once takes.
+        """
+        if self.budget.seconds is None or not seconds:
+            return [self._folds] * len(seconds)
+        left = self.budget.seconds - self.now()
+        late = left + LATE * self.budget.seconds + LATE_SECONDS
+        most = next((n for n in range(self._folds, LEAST_FOLDS, -1) if self._proof(seconds[0], n) <= left), LEAST_FOLDS)
+        most = min(most, self._folds)
+        if self._proof(seconds[0], most) > late:
+            return [0] * len(seconds)
+        left -= self._proof(seconds[0], most)
+        out = [most]
+        for each in seconds[1:]:
+            cost = (most + 1) * each
+            out.append(most if cost <= left else 0)
+            left -= cost if cost <= left else 0.0
+        return out
 
     def grant(self, passes: float) -> None:
         """Count passes as spent; where time is the budget, the clock does."""
@@ -99,6 +142,8 @@ class Account:
         if self.budget.seconds is not None:
             left, share, most = self.left(), min(lanes * share, 1.0), min(lanes * most, 1.0)
             return Limit(max(share * left, 1.0), None, max(most * left, LEAST_SECONDS))
+        if self.budget.passes == math.inf:
+            return Limit(None, None)
         granted = share * self.left()
         self._granted += granted
         return Limit(None, granted)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,12 @@ from sparkdiff.data.splits import VALIDATION, Boundaries, Source
 from sparkdiff.errors import InputError
 from sparkdiff.evaluation.recorded import Recorded, changed
 from sparkdiff.evaluation.scores import Score
-from sparkdiff.fine_tuning.phases import begun, checked, too_few, verified
+from sparkdiff.fine_tuning.phases import begun, checked, verified
 from sparkdiff.fine_tuning.shared import Shared
 from sparkdiff.fine_tuning.starting_point import recorded_rows
 from sparkdiff.fine_tuning.summary import facts
 from sparkdiff.fine_tuning.task import Task, check_runs, prepare
-from sparkdiff.fine_tuning.values import Goal, Measured, Run
+from sparkdiff.fine_tuning.values import Fitted, Goal, Measured, Run
 from sparkdiff.growth import costs
 from sparkdiff.growth.running import Memory
 from sparkdiff.growth.serving import SAME
@@ -39,6 +39,10 @@ from sparkdiff.tuning.solvers.threads import idle_cores
 
 CORES = 2
 """What an arm can use: one core of Spark's or of torch's, and one for the process that tells them what to do."""
+
+
+Fit = Callable[[Sequence[Source], Boundaries | None], Any]
+"""(rows, boundaries) -> the pipeline that is fitted to the training rows among these."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,20 +69,35 @@ class Measurement:
 
 
 @dataclasses.dataclass(frozen=True)
+class Training:
+    """A training that a summary tells of.
+
+    Attributes:
+        fold: 1 of the rows that explore, 0 of all rows.
+    """
+
+    fold: int
+    run: Run
+    fitted: Fitted
+
+
+@dataclasses.dataclass(frozen=True)
 class Ground:
     """The original, the rows, and what is asked.
 
     Attributes:
-        given: the pipeline that was passed, where `model` is its refit.
-        original: what the result must beat; None until it is measured.
+        fit: fits the pipeline to the training rows of other rows; None where the pipeline has seen no row, and stays as it is.
+        original: the figures of `model`; None until it is measured.
         goal: the loss and the metric, None until then.
         facts: what a summary tells of the original's cache, stream and versions.
         rows: per split.
         doubts: warnings about the rows.
-        short: why the rows decide nothing, whatever is tried; empty if they may.
         brake: tells the listeners, and ends what runs side by side.
         trained: the parts that growth has trained: a later step of an arm, or another arm, goes on from there.
         folder: of the run, which its trials and trainings are written to.
+        allTrain: whether no row is held out, see `Request`.
+        fold: of the proof, for names of trainings, 0 for all rows; None where arms explore.
+        trainings: of the weights of whole pipelines, so far.
     """
 
     model: Any
@@ -88,16 +107,18 @@ class Ground:
     boundaries: Boundaries | None
     phases: Phases
     shared: Shared
-    given: Recorded | None = None
+    fit: Fit | None = None
     original: Measurement | None = None
     goal: Goal | None = None
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     rows: Mapping[str, int] = dataclasses.field(default_factory=dict)
     doubts: tuple[str, ...] = ()
-    short: str = ""
     folder: Path = Path()
     brake: Brake = dataclasses.field(default_factory=lambda: Brake(()))
     trained: Memory = dataclasses.field(default_factory=Memory)
+    allTrain: bool = False
+    fold: int | None = None
+    trainings: list[Training] = dataclasses.field(default_factory=list)
 
     @functools.cached_property
     def side_by_side(self) -> int:
@@ -180,18 +201,18 @@ class Ground:
         o = dataclasses.replace(self.options, freeze=freeze, target=target, **changes)
         return prepare(model, o, self.sources[0].df)
 
-    def kept(self, arm: str, number: int) -> dict[str, Any]:
+    def kept(self, arm: str, number: str) -> dict[str, Any]:
         """The options by which a training of an arm is kept in the run's own folder, where it replaces no run of the user's."""
         if self.folder == Path():
             return {}
-        return {
-            "checkpointDir": str(self.folder / TRAININGS),
-            "runId": self.options.runId and f"{arm}-{number}",
-        }
+        place = f"{arm}-{number}" if self.fold is None else f"{arm}-{number}-fold{self.fold}"
+        return {"checkpointDir": str(self.folder / TRAININGS), "runId": self.options.runId and place}
 
     @contextmanager
     def begun(self, task: Task) -> Iterator[Run]:
-        with begun(task, self.sources, self.phases, shared=self.shared, boundaries=self.boundaries, keyed=True) as run:
+        with begun(
+            task, self.sources, self.phases, shared=self.shared, boundaries=self.boundaries, allTrain=self.allTrain, keyed=True
+        ) as run:  # fmt: skip
             yield run
 
 
@@ -205,23 +226,44 @@ def allowed(ground: Ground, cost: float) -> bool:
     return limit is None or cost <= limit * ground.start.cost * (1 + SAME)
 
 
-def prepared(ground: Ground) -> Ground:
-    """Measure the original, and check that the rows can decide.
+def prepared(ground: Ground, *, doubts: bool = False) -> Ground:
+    """Measure the model of a ground on its rows.
+
+    Args:
+        doubts: whether to look for warnings about the rows.
 
     Raises:
-        InputError: the pipeline, the data or the options can't be used; too few rows are held out.
+        InputError: the pipeline, the data or the options can't be used.
         ParityError: the network and Spark disagree.
     """
     with ground.begun(ground.plan) as run:
-        short = too_few(run, folds=False)
-        measured = verified(run, decides=not short)
-        doubts = checked(run)
+        measured = verified(run)
+        warnings = checked(run) if doubts else []
         found = _measurement(run, measured)
-        goal, known = run.goal, facts(run)
         rows = {s: run.cache.rows(s) for s in run.cache.splits}
-    return dataclasses.replace(
-        ground, original=found, goal=goal, facts=known, rows=rows, doubts=tuple(doubts), short=short
-    )
+        goal, known = run.goal, facts(run)
+    return dataclasses.replace(ground, original=found, goal=goal, facts=known, rows=rows, doubts=tuple(warnings))
+
+
+def moved(
+    ground: Ground, sources: Sequence[Source], boundaries: Boundaries | None, *, allTrain: bool = False, fold: int | None = None,
+    doubts: bool = False,
+) -> Ground:  # fmt: skip
+    """Ask the same on other rows: fit the model to the training rows among them, where it may not stay as it is, and measure it.
+
+    Args:
+        fold: see `Ground`; None: the same.
+        doubts: see `prepared`.
+    """
+    model = ground.model if ground.fit is None else ground.fit(sources, boundaries)
+    fold = ground.fold if fold is None else fold
+    phases = Phases(False, ground.phases.listeners)
+    phases.fold = fold
+    there = dataclasses.replace(
+        ground, phases=phases, model=model, sources=sources, boundaries=boundaries, shared=Shared(), trained=Memory(), original=None,
+        allTrain=allTrain, fold=fold,
+    )  # fmt: skip
+    return prepared(there, doubts=doubts)
 
 
 def measure(ground: Ground, model: Any) -> Measurement:

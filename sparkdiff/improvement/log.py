@@ -11,23 +11,17 @@ import torch
 from pyspark.ml.util import DefaultParamsReader
 
 from sparkdiff import jvm
-from sparkdiff.evaluation.ledger import LedgerTrial
 from sparkdiff.evaluation.recorded import Recorded
 from sparkdiff.evaluation.scores import Score
 from sparkdiff.growth import costs
-from sparkdiff.improvement import order
-from sparkdiff.improvement.baseline import Baseline
-from sparkdiff.improvement.candidate import Candidate, Step
+from sparkdiff.improvement.candidate import Candidate, Making, Step
 from sparkdiff.improvement.ground import Ground, Measurement
-from sparkdiff.improvement.order import ArmOrder
 from sparkdiff.machine import whole
 from sparkdiff.pipeline.network import Network
 from sparkdiff.pipeline.parity import Parity
 from sparkdiff.store import files
 
 DECISIONS = "decisions.json"
-BASELINE = "baseline.json"
-ORDER = "order.json"
 
 
 class StepLog:
@@ -54,27 +48,14 @@ class StepLog:
             files.write_bytes(path, json.dumps(known, sort_keys=True).encode())
         return known.get(name, "")
 
-    def baseline(self, find: Callable[[], Baseline]) -> Baseline:
-        """The comparison that `find` makes, or what it found before an interruption."""
+    def kept(self, name: str, make: Callable[[], Any]) -> Any:
+        """The value that `make` returns, or the one that it returned before an interruption: the clock and the store decide anew."""
         if self.folder is None:
-            return find()
-        path = self.folder / BASELINE
-        if path.exists():
-            return Baseline(**json.loads(path.read_text(encoding="utf-8")))
-        found = find()
-        files.write_bytes(path, json.dumps(dataclasses.asdict(found)).encode())
-        return found
-
-    def order(self, find: Callable[[], ArmOrder]) -> ArmOrder:
-        """The order of the arms that `find` makes, or that of the run before an interruption: the store may have grown since."""
-        if self.folder is None:
-            return find()
-        path = self.folder / ORDER
-        if path.exists():
-            return order.of_json(json.loads(path.read_text(encoding="utf-8")))
-        found = find()
-        files.write_bytes(path, json.dumps(order.as_json(found)).encode())
-        return found
+            return make()
+        path = self.folder / f"{name}.pt"
+        if not path.exists():
+            files.save_mappable(path, make())
+        return torch.load(path, weights_only=False)  # written by this user, into a folder that nobody else may write to
 
     def _place(self, arm: str, number: int) -> Path:
         assert self.folder is not None
@@ -88,21 +69,17 @@ class StepLog:
         with whole.new_folder(place) as temporary:
             temporary.mkdir(mode=0o700)
             told: dict[str, Any] = {
-                f.name: getattr(step, f.name)
-                for f in dataclasses.fields(step)
-                if f.name not in ("gains", "trials", "candidates")
+                f.name: getattr(step, f.name) for f in dataclasses.fields(step) if f.name != "candidates"
             }
-            told |= {"trials": [list(t) for t in step.trials], "candidates": []}
+            told["candidates"] = []
             for i, c in enumerate(step.candidates):
                 found = c.found
                 parity = None if found.parity is None else dataclasses.asdict(found.parity)
-                told["candidates"].append(
-                    {"name": c.name, "column": c.column, "changes": c.changes, "exact": c.exact, "parity": parity}
-                )
+                shown = {name: getattr(c, name) for name in ("name", "changes", "exact", "value", "seconds")}
+                told["candidates"].append(shown | {"making": c.making.asdict(), "parity": parity})
                 c.model.write().save(jvm.stores.address(temporary / f"model-{i}"))
                 jvm.stores.take(temporary / f"model-{i}")
                 files.save_mappable(temporary / f"figures-{i}.pt", _figures(found))
-            files.save_mappable(temporary / "gains.pt", step.gains)
             files.write_bytes(temporary / "step.json", json.dumps(told).encode())
             shutil.rmtree(place, ignore_errors=True)  # of a store, which had only a part of it
 
@@ -113,14 +90,12 @@ class StepLog:
         told = json.loads((place / "step.json").read_text(encoding="utf-8"))
         candidates = tuple(
             Candidate(
-                arm, c["name"], _measurement(ground, place, i, c["parity"]), c["column"], c["changes"], c["exact"]
+                arm, c["name"], _measurement(ground, place, i, c["parity"]), Making.of(c["making"]), c["changes"], c["exact"],
+                c["value"], c["seconds"],
             )
-            for i, c in enumerate(told["candidates"])
-        )
-        return Step(
-            arm, number, torch.load(place / "gains.pt", weights_only=True), [LedgerTrial(*t) for t in told["trials"]], candidates,
-            told["hope"], told["says"], told["trains"], told["seconds"], told["ended"], told["learned"],
+            for i, c in enumerate(told.pop("candidates"))
         )  # fmt: skip
+        return Step(candidates=candidates, **told)
 
 
 def _figures(found: Measurement) -> dict[str, Any]:

@@ -1,34 +1,60 @@
-"""An improvement, from the original to the offers: measure, race the arms, decide once over everything."""
+"""An improvement, from the original to the offers: measure, race the arms on rows that explore, prove the finalists on others."""
 
 import contextlib
 import dataclasses
+import functools
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from sparkdiff.data.splits import VALIDATION, Boundaries, Source
+from pyspark.sql import DataFrame
+
+from sparkdiff.data.splits import REFERENCE, TEST, TRAIN, Source
 from sparkdiff.errors import InputError
 from sparkdiff.fine_tuning.phases import run_folder
 from sparkdiff.fine_tuning.shared import Shared
-from sparkdiff.fine_tuning.starting_point import StartingPoint
 from sparkdiff.fine_tuning.values import Outcome
 from sparkdiff.growth.checks import check_entities
-from sparkdiff.improvement import baseline, judging, race
+from sparkdiff.improvement import baseline, proving, race
+from sparkdiff.improvement.arm import Arm
 from sparkdiff.improvement.arms import arms_of
 from sparkdiff.improvement.baseline import Baseline
 from sparkdiff.improvement.budget import Account, Budget
-from sparkdiff.improvement.ground import Ground, prepared
+from sparkdiff.improvement.ground import Ground, moved, prepared
 from sparkdiff.improvement.lanes import Brake
 from sparkdiff.improvement.log import StepLog
 from sparkdiff.improvement.order import order_of
+from sparkdiff.improvement.origin import Fits, Origin, check_rows, check_same_numbers
 from sparkdiff.improvement.plan import described
-from sparkdiff.improvement.reporting import summary_of
+from sparkdiff.improvement.proving import Decision, Proof
+from sparkdiff.improvement.reporting import Explored, summary_of
 from sparkdiff.improvement.settings import ImprovementSettings
 from sparkdiff.machine.interrupts import undisturbed
 from sparkdiff.options import Options
+from sparkdiff.pipeline.unfitted import check_unfitted
+from sparkdiff.proof.division import Division, divide
 from sparkdiff.report import Phases, shown
 from sparkdiff.report.record import versions
 from sparkdiff.store.run_folder import RunFolder, name_beside
+
+Summarize = Callable[[Ground, Ground, Origin, Division, Explored, Decision, Mapping[str, float], Account], Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Verb:
+    """What differs between the verbs that explore and prove.
+
+    Attributes:
+        arms: what is tried.
+        budget: for exploring and proving.
+        described: the plan of a fitted pipeline, as text.
+        summarize: makes the summary.
+    """
+
+    arms: Sequence[Arm]
+    budget: Budget
+    described: Callable[[Any, DataFrame], str]
+    summarize: Summarize
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,74 +69,125 @@ class Improved(Outcome):
 
 
 def improve_pipeline(
-    origin: StartingPoint, options: Options, settings: ImprovementSettings, sources: Sequence[Source], phases: Phases,
-    *, boundaries: Boundaries | None = None, replace: bool = False,
+    given: Any, options: Options, settings: ImprovementSettings, sources: Sequence[Source], phases: Phases, *,
+    replace: bool = False, fits: Fits | None = None,
 ) -> Improved:  # fmt: skip
-    """Print the plan, improve a fitted pipeline by all arms within the budget, and return what held-out rows decide for.
+    """Print the plan, improve a pipeline by all arms within the budget, and return what the rows that prove decide for.
+
+    See `explore_and_prove`.
+    """
+    budget = Budget.of(settings.budget)
+    verb = Verb(arms_of(settings), budget, lambda m, df: described(m, options, settings, df), summary_of)
+    return explore_and_prove(given, options, settings, sources, phases, verb, replace=replace, fits=fits)
+
+
+def explore_and_prove(
+    given: Any, options: Options, settings: ImprovementSettings, sources: Sequence[Source], phases: Phases, verb: Verb, *,
+    replace: bool = False, fits: Fits | None = None,
+) -> Improved:  # fmt: skip
+    """Print the plan, try arms on rows that explore, and return what the rows that prove decide for, made from all rows.
 
     Args:
-        origin: the fitted pipeline, or its refit.
-        boundaries: where time divides the rows, if that is known already.
+        given: the fitted pipeline, or an unfitted Pipeline.
         replace: see `fine_tune`.
+        fits: see `Origin.of`.
 
     Raises:
         InputError: the pipeline, the data or the options can't be used.
         ParityError: the original's network and Spark disagree.
     """
+    account, begun = Account(verb.budget), time.monotonic()
+    check_unfitted(given, options.rowsAreNew)
+    check_rows(given, options, sources)
+    division = divide(sources, options)
+    rows = [division.makes, *(s for s in sources if s.split in (TEST, REFERENCE))]
+    origin = Origin.of(given, options, rows, division.boundaries[1], keep=settings.keepStages, fits=fits)
     with phases.phase("plan"):
-        text = described(origin.model, options, settings, sources[0].df)
+        text = verb.described(origin.model, sources[0].df)
     if shown(options.verbosity):
         print(text, flush=True)
     brake = Brake(phases.within().listeners)
-    model = origin.model
     ground = Ground(
-        model, options, settings, sources, boundaries, Phases(False, [brake]), Shared(), origin.given, brake=brake
-    )
+        origin.model, options, settings, rows, division.boundaries[1], Phases(False, [brake]), Shared(), brake=brake, allTrain=True
+    )  # fmt: skip
     check_entities(settings.entityCols, ground.plan, sources[0].df)
-    arms = [] if origin.refused else arms_of(settings)
-    refusals = {arm.name: arm.refused(ground) for arm in arms}
-    if refusals and all(refusals.values()):
-        raise InputError(f"nothing can be tried on {model.uid}: {'; '.join(f'{k}: {v}' for k, v in refusals.items())}")
-    account, begun = Account(Budget.of(settings.budget)), time.monotonic()
     with phases.phase("original") as say:
-        ground = prepared(ground)
-        origin = origin.checked(ground.short)
-        arms = [] if origin.refused else arms
-        held = ground.start.scores[VALIDATION].value
-        say(f"{ground.metric.name} {held:.5g} on {ground.rows[VALIDATION]:,} validation rows; {ground.start.parity}")
-    account.add("original", time.monotonic() - begun)
+        ground = prepared(ground, doubts=bool(origin.refused))
+        say(
+            f"{ground.metric.name} {ground.start.scores[TRAIN].value:.5g} on {ground.rows[TRAIN]:,} rows; {ground.start.parity}"
+        )
+    ground = dataclasses.replace(ground, fit=origin.fit)
     with _folder(ground, replace=replace) as (folder, log):
         ground = dataclasses.replace(ground, folder=folder.path)
-        rival = None if origin.refused else _rival(ground, account, log, phases)
+        started = time.monotonic()
+        explores = ground if origin.refused else moved(ground, division.explores, division.boundaries[0], doubts=True)
+        check_same_numbers(ground, explores.model, "fold 1")
+        account.start(time.monotonic() - started, division.number)
+        account.add("original", time.monotonic() - begun)
+        explored = _explored(explores, verb.arms, origin, account, log, phases)
         begun = time.monotonic()
-        with phases.phase("order") as say:
-            order = log.order(lambda: order_of(ground, [arm for arm in arms if not refusals[arm.name]]))
-            say(str(order))
-        account.add("order", time.monotonic() - begun)
-        rank = {name: place for place, name in enumerate(order.arms)}
-        raced = race.race(ground, sorted(arms, key=lambda a: rank.get(a.name, len(rank))), account, log, phases)
-        begun = time.monotonic()
-        with undisturbed(_deciding(options.runId)), phases.phase("judge"):
-            decision = judging.decide(ground, raced.steps)
-        account.add("judge", time.monotonic() - begun)
+        with undisturbed(_deciding(options.runId)), phases.phase("prove") as say:
+            decision = _proven(ground, explores, origin, division, explored, account, log, say.now)
+            say(f"{len(decision.proven)} finalists, {division.name}")
+        account.add("prove", time.monotonic() - begun)
         timings = {k: round(v, 3) for k, v in phases.timings.items()}
-        summary = origin.told(summary_of(ground, raced, decision, rival, timings, account, order))
-    offers = {name: j.candidate.model for name, j in decision.offers.items()}
-    result = model if decision.best is None else decision.best.candidate.model
+        summary = verb.summarize(ground, explores, origin, division, explored, decision, timings, account)
+    offers = {name: s.found.model for name, s in decision.offers.items() if s.found is not None}
+    result = origin.given_model if decision.best is None else offers[proving.BEST]
     phases.on_decision(summary)
-    return origin.finished(Improved(result, model, ground.start.task.plan, summary, (folder,), offers))
+    return Improved(result, origin.given_model, ground.start.task.plan, summary, (folder,), offers)
 
 
-def _rival(ground: Ground, account: Account, log: StepLog, phases: Phases) -> Baseline | None:
-    """Spark's own trees on the same rows, for comparison; None where they are not asked for.
+def _explored(
+    ground: Ground, arms: Sequence[Arm], origin: Origin, account: Account, log: StepLog, phases: Phases
+) -> Explored:  # fmt: skip
+    """Race the arms on the rows that explore.
 
-    They come before the arms: in the end nothing of the time may be left for them, and an honest table has this row.
+    Raises:
+        InputError: no arm can be tried.
     """
-    if not baseline.wanted(ground):
+    if origin.refused:
+        return Explored(race.Raced((), ()), None, None)
+    refusals = {arm.name: arm.refused(ground) for arm in arms}
+    if all(refusals.values()):
+        raise InputError(
+            f"nothing can be tried on {ground.model.uid}: {'; '.join(f'{k}: {v}' for k, v in refusals.items())}"
+        )
+    beside = _beside(ground, account, log, phases)
+    begun = time.monotonic()
+    with phases.phase("order") as say:
+        order = log.kept("order", lambda: order_of(ground, [arm for arm in arms if not refusals[arm.name]]))
+        say(str(order))
+    account.add("order", time.monotonic() - begun)
+    rank = {name: place for place, name in enumerate(order.arms)}
+    raced = race.race(ground, sorted(arms, key=lambda a: rank.get(a.name, len(rank))), account, log, phases)
+    return Explored(raced, beside, order)
+
+
+def _proven(
+    ground: Ground, explores: Ground, origin: Origin, division: Division, explored: Explored, account: Account, log: StepLog,
+    say: Any,
+) -> Decision:  # fmt: skip
+    """Choose the finalists, fix their rival, and prove as many of them as there is time for."""
+    if origin.refused:
+        return Decision((), (), {})
+    chosen = proving.finalists(explores, explored.raced.steps)
+    if not origin.was_fitted:
+        chosen = [f for f in chosen if f.role != proving.REFIT]
+    against = log.kept("rival", functools.partial(origin.is_rival, ground, explores))
+    folds: list[int] = log.kept("folds", lambda: account.folds([f.candidate.seconds for f in chosen]))
+    chosen = [dataclasses.replace(f, folds=n) for f, n in zip(chosen, folds, strict=True)]
+    proof = Proof(ground, division, origin.model if against else None, log)
+    return proving.decide(proof, chosen, proof.prove(chosen, say))
+
+
+def _beside(ground: Ground, account: Account, log: StepLog, phases: Phases) -> Baseline | None:
+    """Spark's own trees on the same rows, for comparison; None where they are not asked for, or the budget is small."""
+    if not baseline.wanted(ground) or not baseline.limit(account.budget):
         return None
     begun = account.now()
     with phases.phase("baseline") as say:
-        found = log.baseline(lambda: baseline.compared(ground, account.budget))
+        found: Baseline = log.kept("baseline", lambda: baseline.compared(ground, account.budget))
         say(found.why or f"{found.name}: {found.value:.5g}")
     account.grant(baseline.limit(account.budget))
     account.add("baseline", found.seconds, until=begun + found.seconds)

@@ -77,6 +77,8 @@ def race(ground: Ground, arms: Sequence[Arm], account: Account, log: StepLog, ph
                 ends |= found.ends
                 cut |= found.cut
             alive = _better_half(ground, found.going(), steps, ends)
+            if (best := best_of(ground, steps)) is not None:
+                account.note_best(best.seconds)
             number += 1
     except KeyboardInterrupt:
         ends |= {a.name: ("interrupted", "by the user") for a in arms if a.name not in ends}
@@ -160,14 +162,14 @@ def _run(
             done = arm.run(ground, number, limit, steps)
         except TimeoutError as e:
             done = nothing(
-                ground, arm.name, number, f"{e}, its share of the budget: set a larger one", ended="stopped", late=True
+                arm.name, number, f"{e}, its share of the budget: set a larger one", ended="stopped", late=True
             )
         except (WriteError, HeldError):
             raise  # these end the run: no other arm could do better
         except SparkdiffError as e:
-            done = nothing(ground, arm.name, number, str(e), ended="failed")
+            done = nothing(arm.name, number, str(e), ended="failed")
         except jvm.SparkError as e:
-            done = nothing(ground, arm.name, number, jvm.cause(e), ended="failed")
+            done = nothing(arm.name, number, jvm.cause(e), ended="failed")
             kept = False  # Spark may do it when the run goes on
         done = dataclasses.replace(done, seconds=account.now() - begun, ended=account.now())
         if kept:

@@ -1,64 +1,100 @@
-"""Makes the summary of an improvement from what its race and its decision found."""
+"""Makes the summary of an improvement from what its race and its proof found."""
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sparkdiff.data.splits import TEST, VALIDATION
-from sparkdiff.evaluation import guard
+from sparkdiff.data.splits import REFERENCE, TEST, TRAIN, VALIDATION
 from sparkdiff.evaluation.acceptance import Judgement, reason
-from sparkdiff.fine_tuning.summary import measured, shown_options, tested
-from sparkdiff.fine_tuning.values import Measured
+from sparkdiff.fine_tuning.summary import shown_options, tested
 from sparkdiff.growth import costs
 from sparkdiff.improvement import why
 from sparkdiff.improvement.baseline import Baseline
 from sparkdiff.improvement.budget import Account
-from sparkdiff.improvement.candidate import Step, share
+from sparkdiff.improvement.candidate import candidates_of, share
 from sparkdiff.improvement.folding import folded
-from sparkdiff.improvement.ground import Ground, Measurement
-from sparkdiff.improvement.judging import Decision, JudgedCandidate
-from sparkdiff.improvement.order import ArmOrder, as_json
+from sparkdiff.improvement.ground import Ground, Measurement, allowed
+from sparkdiff.improvement.order import ArmOrder
+from sparkdiff.improvement.origin import Origin
+from sparkdiff.improvement.proving import NOTHING, Decision, Proven, Shipped, gain_of
 from sparkdiff.improvement.race import Raced
 from sparkdiff.improvement.settings import ARMS
 from sparkdiff.improvement.summary import ImprovementSummary
 from sparkdiff.options import Options, without_effect
+from sparkdiff.proof.division import Division
 from sparkdiff.report.shares import share_of
 
 
+@dataclasses.dataclass(frozen=True)
+class Explored:
+    """What the rows that explore have shown.
+
+    Attributes:
+        beside: what is shown for comparison; None where nothing is.
+        order: of the arms; None where none was tried.
+    """
+
+    raced: Raced
+    beside: Baseline | None
+    order: ArmOrder | None
+
+
 def summary_of(
-    ground: Ground, raced: Raced, decision: Decision, rival: Baseline | None, timings: Mapping[str, float],
-    account: Account, order: ArmOrder,
+    ground: Ground, explores: Ground, origin: Origin, division: Division, explored: Explored, decision: Decision,
+    timings: Mapping[str, float], account: Account,
 ) -> ImprovementSummary:  # fmt: skip
     """
     Args:
-        rival: what is shown for comparison.
+        ground: of the original, on the rows that make what ships.
+        explores: of the rows that explore.
         timings: seconds per phase.
-        account: seconds per arm, of measuring the original, and of the decision.
+        account: seconds per arm, of measuring the original, and of the proof.
     """
-    best, start = decision.best, ground.start
-    shown = best or next(iter(decision.judged), None)
-    after = start if best is None else best.candidate.found
-    judgement = Judgement(NOTHING, None) if shown is None else shown.judgement
-    table, arms = _table(ground, raced, decision), _standings(raced)
-    parity = {k: dataclasses.asdict(p) for k, p in (("before", start.parity), ("after", after.parity)) if p is not None}
-    told = dataclasses.asdict(ground.settings)
-    said = {k: list(v) if isinstance(v, tuple) else v for k, v in told.items()}
-    facts = {**ground.facts, "timings": timings, **tested(judgement), **measured(_plain(start), _plain(after))}
-    facts |= {"gain": 0.0 if shown is None else share(ground, shown.candidate), "p": 1.0 if shown is None else shown.p}
+    best, proven = decision.best, decision.proven
+    shown = best.proven if best is not None else next((p for p in proven if p.folds), None)
+    judgement = Judgement(NOTHING, None) if shown is None else best.judgement if best is not None else shown.judgement
+    table, race, arms = _table(ground, decision), _race(explores, explored, decision), _standings(explored.raced)
+    after = ground.start if best is None or best.found is None else best.found
+    parity = {k: m.parity for k, m in (("before", ground.start), ("after", after)) if m.parity is not None}
+    told = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(ground.settings).items()}
     return ImprovementSummary(
-        decision="kept original" if best is None else "improved", reason=_reason(ground, shown),
-        records=_history(raced.steps, shown), parity=parity, stages={},
-        options=shown_options(start.task, ground.metric, **said), warnings=_warnings(ground, decision, judgement.verdict),
-        arms=arms, table=table, order=as_json(order),
+        decision="kept original" if best is None else "improved",
+        reason=reason_of(ground, origin, division, decision, shown, judgement),
+        records=_history(explored.raced, shown), parity={k: dataclasses.asdict(p) for k, p in parity.items() if p}, stages={},
+        options=shown_options(ground.start.task, ground.metric, **told), warnings=_warnings(ground, explores, origin, decision, judgement),
+        arms=arms, table=table, race=race, order={} if explored.order is None else explored.order.asdict(),
         offers={n: next(i for i, r in enumerate(table) if n in r["offers"]) for n in decision.offers},
         budget={
             "given": ground.settings.budget, "spent": {k: round(v, 3) for k, v in account.spent.items()},
             "seconds": round(account.now(), 3),
         },
-        measured=decision.measured, foundAt=_found_at(raced.steps, best), baseline=_beside(ground, rival),
-        explanation=_explained(ground, table, arms, judgement, rival, after),
-        **facts,
+        proof={
+            "rows": division.name, "folds": division.number, "rival": "" if shown is None else shown.rival,
+            "units": None if shown is None else sum(f.rows.units.number for f in shown.folds),
+            "unproven": [
+                {"name": f.candidate.name, "seconds": round((division.number + 1) * f.candidate.seconds, 1)}
+                for f in decision.unproven
+            ],
+        },
+        foundAt=_found_at(explored.raced, best), baseline=_beside(explores, explored.beside),
+        explanation=_explained(explores, race, arms, judgement, explored.beside),
+        metrics=metrics_of(ground.start, after, shown, best), gain=0.0 if shown is None else gain_of(shown),
+        **{**ground.facts, "timings": timings, **tested(judgement)},
     )  # fmt: skip
+
+
+def metrics_of(
+    before: Measurement, after: Measurement, shown: Proven | None, best: Shipped | None
+) -> dict[str, dict[str, float] | None]:
+    """Values of the metric of both pipelines on their own rows and on test rows; and of the rows that prove, out of fold."""
+    metrics: dict[str, dict[str, float] | None] = {TRAIN: None, VALIDATION: None, TEST: None}
+    for split in (TRAIN, TEST, REFERENCE):
+        if split in before.scores:
+            metrics[split] = {"before": before.scores[split].value, "after": after.scores[split].value}
+    if shown is not None:
+        metrics[VALIDATION] = {"before": shown.before, "after": shown.before if best is None else shown.after}
+    return metrics
 
 
 def _standings(raced: Raced) -> list[dict[str, Any]]:
@@ -67,50 +103,68 @@ def _standings(raced: Raced) -> list[dict[str, Any]]:
     return [dataclasses.asdict(s) for s in sorted(raced.standings, key=lambda s: names.index(s.arm))]
 
 
-NOTHING = guard.Verdict(False, -1, 0.0, 0.0, 1.0, 0.025)
-"""Where there was nothing to test."""
-
-
-def _plain(found: Measurement) -> Measured:
-    return Measured(dict(found.scores), found.parity)
-
-
-def _history(steps: Sequence[Step], shown: JudgedCandidate | None) -> list[dict[str, Any]]:
+def _history(raced: Raced, shown: Proven | None) -> list[dict[str, Any]]:
     """The epochs of the training that made the candidate, if one did."""
-    if shown is None:
-        return []
-    return next((s.learned.get("history", []) for s in steps if shown.candidate in s.candidates), [])
+    found = [s for s in raced.steps if shown is not None and shown.finalist.candidate in s.candidates]
+    return found[0].learned.get("history", []) if found else []
 
 
 def _explained(
-    ground: Ground, table: Sequence[Mapping[str, Any]], arms: Sequence[Mapping[str, Any]], judgement: Judgement,
-    rival: Baseline | None, after: Measurement,
+    explores: Ground, race: Sequence[Mapping[str, Any]], arms: Sequence[Mapping[str, Any]], judgement: Judgement,
+    beside: Baseline | None,
 ) -> str:  # fmt: skip
-    verdict, timed = judgement.verdict, ground.options.timeCol is not None
-    name, rows = ground.metric.name, ground.rows[VALIDATION]
-    text = why.explanation(table, arms, metric=name, level=verdict.level, rows=rows, z=verdict.z, timed=timed)
-    if rival is None:
+    verdict, timed = judgement.verdict, explores.options.timeCol is not None
+    rows = explores.rows.get(VALIDATION, 0)
+    text = why.explanation(
+        race, arms, metric=explores.metric.name, level=verdict.level, rows=rows, z=verdict.z, timed=timed
+    )
+    if beside is None:
         return text
-    value = after.scores[VALIDATION].value
-    return f"{text} {why.beside(rival.name, rival.value, value, ground.metric.sign)}".strip()
+    value = min((explores.metric.sign * r["value"] for r in race), default=explores.start.scores[VALIDATION].mean)
+    return f"{text} {why.beside(beside.name, beside.value, explores.metric.sign * value, explores.metric.sign)}".strip()
 
 
-def _found_at(steps: Sequence[Step], best: JudgedCandidate | None) -> float | None:
+def _found_at(raced: Raced, best: Shipped | None) -> float | None:
     """The second at which the step ended that found the best."""
-    found = [] if best is None else [s.ended for s in steps if best.candidate in s.candidates]
+    found = [] if best is None else [s.ended for s in raced.steps if best.proven.finalist.candidate in s.candidates]
     return round(found[0], 3) if found else None
 
 
-def _reason(ground: Ground, shown: JudgedCandidate | None) -> str:
-    if shown is None or (shown.judgement.verdict.best < 0 and not shown.judgement.verdict.untested):
-        return "nothing that was tried is better on the validation rows; to look further, raise the budget, or pass more columns"
-    held = ground.start.scores[VALIDATION].value
-    whose = f"the gain of {shown.candidate.name!r}"
-    text = reason(shown.judgement, ground.options, ground.metric, held, whose=whose, folds=False)
+def reason_of(
+    ground: Ground, origin: Origin, division: Division, decision: Decision, shown: Proven | None, judgement: Judgement
+) -> str:  # fmt: skip
+    if origin.refused:
+        return origin.refused
+    if shown is None:
+        failed = "; ".join(f"{p.finalist.candidate.name!r}: {p.failure}" for p in decision.proven if p.failure)
+        late = [f.candidate.name for f in decision.unproven]
+        why_not = failed or (f"there was no time to prove {late[0]!r}: set a larger budget" if late else "")
+        return (
+            why_not
+            or "nothing that was tried is better on the rows that explore; to look further, raise the budget, or pass more columns"
+        )
+    name = shown.finalist.candidate.name
+    for refused in decision.refused:
+        if refused.failure and decision.best is None:
+            return f"the gain of {refused.proven.finalist.candidate.name!r} is proven, but {refused.failure}"
+    if judgement.verdict.best < 0 and not judgement.verdict.untested:
+        return f"{name!r}, the best on the rows that explore, is not better than {shown.rival} on those that prove ({division.name})"
+    whose = f"the gain of {name!r} over {shown.rival}"
+    where = "out-of-fold" if division.ships else "proving"
+    text = reason(
+        judgement,
+        ground.options,
+        ground.metric,
+        shown.before,
+        whose=whose,
+        where=where,
+        folds=False,
+        divided=not division.ships,
+    )
     return text.replace(f"{whose} gain", whose)
 
 
-def _warnings(ground: Ground, decision: Decision, verdict: guard.Verdict) -> list[str]:
+def _warnings(ground: Ground, explores: Ground, origin: Origin, decision: Decision, judgement: Judgement) -> list[str]:
     recipe = [
         f"recipe={ground.options.recipe!r} has an effect in the arm grow, and in import where the last stage is linear, on the "
         "candidates that train at their end: other arms train those of recipe='default', and finetune then those of 'thorough'"
@@ -122,49 +176,95 @@ def _warnings(ground: Ground, decision: Decision, verdict: guard.Verdict) -> lis
         "entityCols": (not reads_entities, "it is for import, and for parts of grow other than units, which are not tried"),
         "maxLoss": (not {"grow", "import", "simplify"} & tried, "it is for grow, import and simplify, which are not tried"),
     })  # fmt: skip
-    return [*verdict.warnings, *ground.doubts, *decision.warnings, *recipe, *idle]
+    refused = [
+        f"{s.proven.finalist.candidate.name!r} is not offered: {'; '.join([s.failure] if s.failure else s.judgement.outside)}"
+        for s in decision.refused
+        if s.failure or s.judgement.outside
+    ]
+    return [
+        *origin.warnings,
+        *judgement.verdict.warnings,
+        *explores.doubts,
+        *decision.warnings,
+        *refused,
+        *recipe,
+        *idle,
+    ]
 
 
-def _table(ground: Ground, raced: Raced, decision: Decision) -> list[dict[str, Any]]:
-    """The rows of the table: the original, and the judged candidates, the best first."""
-    start, held = ground.start, ground.start.scores[VALIDATION].value
-    test = start.scores.get(TEST)
-    rows: list[dict[str, Any]] = [{
-        "arm": None, "name": "your pipeline", "value": held, "test": None if test is None else test.value, "change": 0.0,
-        "gain": 0.0, "changed": None, "serving": 1.0, "compacted": None,
-        "seconds": 0.0, "p": None, "interval": None, "accepted": False,
-        "offers": [], "why": "", "changes": "",
-    }]  # fmt: skip
-    spent = {s.arm: s.seconds for s in raced.standings}
-    for j in decision.judged:
-        found, compared = j.candidate.found, j.judgement.compatibility
-        value = found.scores[VALIDATION].value
-        tested = found.scores.get(TEST)
-        rows.append({
-            "arm": j.candidate.arm, "name": j.candidate.name, "value": value, "test": None if tested is None else tested.value,
-            "change": share_of(value - held, held), "gain": share(ground, j.candidate),
-            "changed": None if compared is None else compared.changed, "serving": found.cost / start.cost,
-            "compacted": _compacted(ground, j) if j in decision.offers.values() else None,
-            "seconds": spent[j.candidate.arm], "p": None if j.judgement.verdict.best < 0 else j.p,
-            "interval": None if j.judgement.verdict.interval is None else list(j.judgement.verdict.interval),
-            "accepted": j.accepted,
-            "offers": [n for n, o in decision.offers.items() if o is j], "why": _against(j.judgement),
-            "changes": j.candidate.changes,
-        })  # fmt: skip
+def _row(name: str, value: float, **more: Any) -> dict[str, Any]:
+    plain: dict[str, Any] = {
+        "arm": None, "test": None, "change": 0.0, "gain": 0.0, "error": None, "changed": None, "serving": 1.0, "compacted": None,
+        "seconds": 0.0, "p": None, "interval": None, "accepted": False, "offers": [], "why": "", "changes": "", "rival": "",
+        "folds": 0,
+    }  # fmt: skip
+    return {**plain, "name": name, "value": value, **more}
+
+
+def _table(ground: Ground, decision: Decision) -> list[dict[str, Any]]:
+    """The rows of the table: the rival, and the finalists that were proven, the best first."""
+    test = ground.start.scores.get(TEST)
+    first = next((p for p in decision.proven if p.folds), None)
+    held = ground.start.scores[TRAIN].value if first is None else first.before
+    rows = [_row("your pipeline", held, test=None if test is None else test.value)]
+    shipped = {id(s.proven): s for s in decision.offers.values()}
+    for p in sorted((p for p in decision.proven if p.folds), key=lambda p: -gain_of(p)):
+        candidate, compared, verdict = p.finalist.candidate, p.judgement.compatibility, p.judgement.verdict
+        found = shipped[id(p)].found if id(p) in shipped else None
+        tested = None if found is None else found.scores.get(TEST)
+        offers = [n for n, s in decision.offers.items() if s.proven is p]
+        rows.append(_row(
+            candidate.name, p.after, arm=candidate.arm, test=None if tested is None else tested.value,
+            change=share_of(p.after - p.before, p.before), gain=gain_of(p), error=_error(p),
+            changed=None if compared is None else compared.changed,
+            serving=(candidate.found if found is None else found).cost / ground.start.cost,
+            compacted=_compacted(ground, found) if offers and found is not None else None, seconds=candidate.seconds,
+            p=None if verdict.best < 0 else verdict.p, interval=None if verdict.interval is None else list(verdict.interval),
+            accepted=p.accepted, offers=offers, why=_against(p.judgement), changes=candidate.changes, rival=p.rival,
+            folds=p.finalist.folds,
+        ))  # fmt: skip
+    for name, s in decision.offers.items():
+        if all(name not in r["offers"] for r in rows) and s.found is not None:
+            candidate, test = s.proven.finalist.candidate, s.found.scores.get(TEST)
+            rows.append(_row(
+                candidate.name, s.proven.after if s.proven.folds else held, arm=candidate.arm, test=None if test is None else test.value,
+                gain=gain_of(s.proven), serving=s.found.cost / ground.start.cost, offers=[name],
+            ))  # fmt: skip
     return rows
 
 
-def _compacted(ground: Ground, offered: JudgedCandidate) -> float | None:
-    """What an offer costs to serve once it is folded (`sparkdiff.compact`), by what the original costs; None if nothing folds."""
-    model = folded(ground, offered.candidate.model)
+def _error(proven: Proven) -> float:
+    """The standard error of a gain, as a share of the rival's metric."""
+    verdict = proven.judgement.verdict
+    return abs(gain_of(proven)) / verdict.z if verdict.z > 0 else math.nan
+
+
+def _race(explores: Ground, explored: Explored, decision: Decision) -> list[dict[str, Any]]:
+    """The best of each arm on the rows that explore."""
+    if not explored.raced.steps:
+        return []
+    accepted = {id(p.finalist.candidate) for p in decision.proven if p.accepted}
+    rows: dict[str, dict[str, Any]] = {}
+    for c in sorted(candidates_of(explored.raced.steps), key=lambda c: -share(explores, c)):
+        if allowed(explores, c.found.cost):
+            rows.setdefault(c.arm, {
+                "arm": c.arm, "name": c.name, "value": c.found.scores[VALIDATION].value, "gain": share(explores, c),
+                "serving": c.found.cost / explores.start.cost, "seconds": c.seconds, "accepted": id(c) in accepted,
+            })  # fmt: skip
+    return list(rows.values())
+
+
+def _compacted(ground: Ground, found: Measurement) -> float | None:
+    """The cost of an offer once it is folded (`sparkdiff.compact`), by that of the original; None if nothing folds."""
+    model = folded(ground, found.model)
     return None if model is None else costs.of_model(model) / ground.start.cost
 
 
-def _beside(ground: Ground, rival: Baseline | None) -> dict[str, Any] | None:
-    """The last row of the table: what is shown for comparison."""
+def _beside(explores: Ground, rival: Baseline | None) -> dict[str, Any] | None:
+    """The last row of the table: what is shown for comparison, on the rows that explore."""
     if rival is None:
         return None
-    held = ground.start.scores[VALIDATION].value
+    held = explores.start.scores[VALIDATION].value
     change = None if rival.value is None else share_of(rival.value - held, held)
     return dataclasses.asdict(rival) | {"change": change}
 

@@ -10,7 +10,6 @@ from sparkdiff.improvement.budget import Budget
 from sparkdiff.options import converted, option
 
 WHY_REFUSED = {
-    "numFolds": "it holds validation rows out, and decides once",
     "maxSeconds": "its time is `budget`",
 }
 """Options of fine-tuning that an improvement does not have, and why."""

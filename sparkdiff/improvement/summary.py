@@ -22,19 +22,24 @@ class ImprovementSummary(FineTuningSummary):
     Attributes:
         arms: an entry for each arm: {"arm", "state", "why", "seconds", "cut" (the budget was over before it was done)}; `state`
             is "done", "stopped", "failed", "not tried" or "interrupted".
-        table: a row for the original and for the best pipeline of each arm, the best first: {"arm", "name", "value" (of
-            validation rows), "test" (None without test rows), "change", "changed" (share of rows whose label changes, or whose
-            prediction moves by more than a tenth), "serving" (cost relative to the original), "compacted" (of an offer: the same
-            once `sparkdiff.compact` has folded it; None where that saves nothing), "seconds" (of its arm), "p", "interval"
-            (95%, of the gain as a share of the metric; None where nothing gains), "accepted", "offers" (names), "why" (it was
-            not accepted), "changes" (what was added or deleted, in full)}.
-        offers: {name: row of the table}; see `sparkdiff.improvement.judging`.
-        budget: {"given", "spent", "seconds"}: as it was asked; seconds per arm, of measuring the original, and of the decision;
+        table: a row for the original and for each finalist that was proven, the best first: {"arm", "name", "value" (on the rows
+            that prove, by pipelines that were made without them), "test" (None without test rows), "change", "gain" and "error"
+            (shares of the rival's metric), "rival" (what it was compared with), "folds" (that proved it), "changed" (share of
+            rows whose label changes, or whose prediction moves by more than a tenth), "serving" (cost relative to the
+            original), "compacted" (of an offer: the same once `sparkdiff.compact` has folded it; None where that saves
+            nothing), "seconds" (to make it once), "p" (allows for four finalists), "interval" (95%, of the gain, allows for
+            four finalists; None where nothing gains), "accepted", "offers" (names), "why" (it was not accepted), "changes"
+            (what was added or deleted, in full)}.
+        race: the best of each arm on the rows that explore, from which finalists are chosen: {"arm", "name", "value", "gain",
+            "serving", "seconds", "accepted"}.
+        proof: {"rows" (that prove, in words), "folds", "rival", "units" (effective number of rows, groups or blocks that decided),
+            "unproven" ([{"name", "seconds"}]: finalists that there was no time for, and what their proof would take)}.
+        offers: {name: row of the table}; see `sparkdiff.improvement.proving`.
+        budget: {"given", "spent", "seconds"}: as it was asked; seconds per arm, of measuring the original, and of the proof;
             and of the whole improvement, which is less where arms ran side by side.
         foundAt: seconds after which the best was found; None where the original is kept.
-        baseline: Spark's own trees on the same features and rows, for comparison: {"name", "value", "test", "change", "serving",
+        baseline: Spark's own trees on the same features, measured on the rows that explore: {"name", "value", "test", "change", "serving",
             "seconds", "why" (there is no value)}; None where `baseline=False`. No test counts it.
-        measured: how many results on validation rows the p-values allow for.
         explanation: where the loss was, and what would help next, in words.
         order: in which the arms were tried: {"arms", "chances" (by name, that an arm finds the best pipeline if there is a better
             one), "shipped" and "own" (from how many improvements it was learned: that sparkdiff ships, and of the store), "why",
@@ -47,7 +52,8 @@ class ImprovementSummary(FineTuningSummary):
     table: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     offers: dict[str, int] = dataclasses.field(default_factory=dict)
     budget: dict[str, Any] = dataclasses.field(default_factory=dict)
-    measured: int = 0
+    race: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    proof: dict[str, Any] = dataclasses.field(default_factory=dict)
     foundAt: float | None = None
     baseline: dict[str, Any] | None = None
     explanation: str = ""

@@ -19,7 +19,6 @@ from pyspark.ml import Estimator, Pipeline
 from pyspark.sql import DataFrame, SparkSession
 
 from sparkdiff import jvm
-from sparkdiff.cross_fitting import cross_fit
 from sparkdiff.data.cache import ROOM as ROOM_OF_CACHES, root
 from sparkdiff.data.fingerprint import source_facts
 from sparkdiff.data.splits import (
@@ -43,7 +42,9 @@ from sparkdiff.growth.procedure import grow_pipeline
 from sparkdiff.growth.summary import GrowthSummary
 from sparkdiff.history.keeping import Keep
 from sparkdiff.history.lineage import Lineage, lineage as lineage_of
+from sparkdiff.improvement.by_folds import fine_tune_by_folds
 from sparkdiff.improvement.procedure import Improved, improve_pipeline
+from sparkdiff.improvement.settings import ImprovementSettings
 from sparkdiff.improvement.summary import ImprovementSummary
 from sparkdiff.job.config import Config, command_of, request_of
 from sparkdiff.job.loading import function, is_function, load_data, load_model, model_path
@@ -122,14 +123,23 @@ def _run(
             parent.update(path=str(folder), hash=hash_of_folder(folder))
         return model
 
+    def fits(estimator: Any, sources: Sequence[Source], boundaries: Boundaries | None) -> Any:
+        rows = [s for s in sources if s.split not in (TEST, REFERENCE)]
+        model, folder = fitted_on(estimator, rows, options, lambda text: None, boundaries)
+        if parent["hash"] is None:  # the first is what the result is compared with
+            parent.update(path=str(folder), hash=hash_of_folder(folder))
+        return model if isinstance(estimator, Pipeline) else model.stages[0]
+
     mine = options.runId == own
-    if options.numFolds:
-        outcome = cross_fit(made, options, sources, phases, fit, replace=mine, told=_printed(options))
+    if config.improver is not None:
+        settings = ImprovementSettings.of(config.improver)
+        outcome: Outcome = improve_pipeline(made, options, settings, sources, phases, replace=mine, fits=fits)
+    elif options.numFolds:
+        outcome = fine_tune_by_folds(made, options, sources, phases, replace=mine, fits=fits)
     else:
         model = plain(fit(sources) if isinstance(made, Estimator) else made)
-        stays = (config.improver or {}).get("keepStages", ())
         origin = starting_point(
-            made, model, options, sources, phases, boundaries=boundaries, keep=stays, fit=partial(refitted, sources, options)
+            made, model, options, sources, phases, boundaries=boundaries, fit=partial(refitted, sources, options)
         )  # fmt: skip
         outcome = _outcome(origin, config, options, sources, phases, boundaries, replace=mine)
     with phases.phase("save") as say:

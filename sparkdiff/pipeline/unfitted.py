@@ -40,7 +40,7 @@ def labels_decided(stage: Any) -> bool:
     return fitted and (not type(stage).__module__.startswith("pyspark.ml.") or stage.hasParam("labelCol"))
 
 
-def check_unfitted(given: Any, rowsAreNew: bool) -> list[str]:
+def check_unfitted(given: Any, rowsAreNew: bool | None) -> list[str]:
     """Check that an unfitted pipeline holds no fitted stage that labels may have decided: fitting it leaves that as it is.
 
     Returns:

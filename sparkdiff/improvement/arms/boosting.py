@@ -5,7 +5,9 @@ stage reads, for the loss that the improvement is judged by. They start from the
 them; or from the mean of that margin, and take their place. Either way the last stage keeps its class, uid and Params.
 """
 
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -13,20 +15,22 @@ import numpy as np
 import torch
 
 from sparkdiff.errors import InputError
-from sparkdiff.evaluation.ledger import LedgerTrial
+from sparkdiff.evaluation.scores import Score
 from sparkdiff.fine_tuning.phases import run_folder
 from sparkdiff.growth import costs, running
 from sparkdiff.growth.checks import check_options
 from sparkdiff.growth.clock import Clock
+from sparkdiff.growth.criterion import Criterion
 from sparkdiff.growth.inputs import cut_for, room_of, specification_of, table_of
-from sparkdiff.growth.items import Found
+from sparkdiff.growth.items import Found, Item
 from sparkdiff.growth.parts import trees
 from sparkdiff.growth.parts.trees import TreesPart
+from sparkdiff.growth.rounds import Run
 from sparkdiff.growth.table import Column, Table
 from sparkdiff.importers.trees import LARGEST_CATEGORY, TreeArrays
 from sparkdiff.improvement.arms.fine_tuning import fine_tuned
 from sparkdiff.improvement.budget import Limit
-from sparkdiff.improvement.candidate import Candidate, Step, nothing, rounded
+from sparkdiff.improvement.candidate import Candidate, Making, Step, nothing
 from sparkdiff.improvement.ground import Ground, allowed, measure
 from sparkdiff.jvm import trees as java_trees
 from sparkdiff.jvm.nodes import Array, Nodes
@@ -66,16 +70,14 @@ def refused(ground: Ground) -> str:
 
 @dataclass(frozen=True)
 class _Ensemble:
-    """What was found from one start.
+    """The trees that were found from one start.
 
     Attributes:
         base: the margin that its trees start from instead of those that are there; None where they join those.
-        column: of the gains of its best epoch.
     """
 
     found: Found
     base: float | None
-    column: int
 
     @property
     def name(self) -> str:
@@ -83,41 +85,37 @@ class _Ensemble:
         assert part is not None
         return f"{part.name} more" if self.base is None else f"{part.name} in their place"
 
-
-def run(ground: Ground, number: int, limit: Limit, steps: Sequence[Step]) -> Step:
-    """The ensembles that there is time for; in a second step the others, and the leaves of the best one train."""
-    clock = Clock.of(limit.seconds)
-    original, found, sampled = _found(ground, number, limit, clock)
-    late = sum(f.is_late for f, _ in found)
-    if late == len(found):
-        return nothing(ground, "import", number, "no time for any trees", late=True)
-    gains = rounded(ground, torch.cat([f.gains for f, _ in found]))
-    firsts = np.cumsum([0, *(len(f.gains) for f, _ in found)]).tolist()
-    trials = [LedgerTrial(i, e, f.item.name) for i, (f, _) in enumerate(found) for e in range(1, len(f.gains) + 1)]
-    ensembles = [
-        _Ensemble(f, base, first + f.epoch - 1)
-        for (f, base), first in zip(found, firsts, strict=False)
-        if f.part is not None
-    ]
-    told = {"ensembles": [_told(f, base, original) for f, base in found], "late": late > 0}
-    says = f"{len(found) - late} ensembles{f' of {sampled}' if sampled else ''}{f', no time for {late} more' if late else ''}"
-    best, model = _best(ground, ensembles)
-    if best is None:
-        why = "none gains" if not ensembles else "all of them cost more to serve than maxServingCost allows"
-        return Step("import", number, gains, trials, (), 0.0, f"{says}, {why}", learned=told)
-    candidate = Candidate("import", best.name, measure(ground, model), best.column, best.name)
-    hope = LATE * max(share_of(original - best.found.value, original), 0.0) if late else 0.0
-    step = Step("import", number, gains, trials, (candidate,), hope, says, trains=number == 0, learned=told)
-    return step if number == 0 else _trained(ground, step, replace(limit, seconds=clock.left(limit.seconds)))
+    @property
+    def making(self) -> Making:
+        item = replace(self.found.item, epochs=self.found.epoch)
+        return Making("import", {"item": asdict(item), "inPlace": self.base is not None})
 
 
-def _found(
-    ground: Ground, number: int, limit: Limit, clock: Clock
-) -> tuple[float, list[tuple[Found, float | None]], str]:
-    """The original's metric as a loss; what each ensemble found, with the margin that it starts from (see `_Ensemble`); and of
-    how many rows, if not of all.
+@dataclass(frozen=True)
+class _Boosting:
+    """The rows at the margins that trees can start from.
+
+    Attributes:
+        tables: at the margin of the trees that are there, and at its mean.
+        original: the metric of the trees that are there.
     """
-    options = replace(ground.options, maxSeconds=limit.seconds, **ground.kept("import", number))
+
+    tables: tuple[Table, Table]
+    base: float
+    original: Score
+    criterion: Criterion
+    train: Run
+
+    def ensembles(self, items: Sequence[Item], inPlace: bool) -> list[_Ensemble]:
+        """Train these items from one of the margins."""
+        number = 1 + inPlace
+        found = self.train(number, items, self.tables[inPlace], self.original.blocks)
+        return [_Ensemble(f, self.base if inPlace else None) for f in found]
+
+
+@contextmanager
+def _boosting(ground: Ground, number: str, clock: Clock, seconds: float | None) -> Iterator[_Boosting]:
+    options = replace(ground.options, maxSeconds=seconds, **ground.kept("import", number))
     runId = options.runId and name_beside(options.runId, "-trees")
     with ground.begun(replace(ground.plan, options=options, cut=cut_for(ground.plan, ()))) as run:
         specification = specification_of(run)
@@ -130,26 +128,55 @@ def _found(
             original = criterion.score(table.validation.margin, table.validation)
             base = float(table.train.mean(table.train.margin))
             anew = table.at(torch.full_like(table.train.margin, base), torch.full_like(table.validation.margin, base))
-            items = trees.propose(table, criterion, ground.options.seed)
-            if limit.passes is not None:
-                items = items[: max(1, int(limit.passes / (2 * PASSES)))]
-            found: list[tuple[Found, float | None]] = [(f, None) for f in train(1, items, table, original.blocks)]
-            found += [(f, base) for f in train(2, items, anew, original.blocks)]
-    return original.mean, found, table.sampled
+            yield _Boosting((table, anew), base, original, criterion, train)
 
 
-def _trained(ground: Ground, step: Step, limit: Limit) -> Step:
-    """The step, with the training of all stages of what it found."""
-    [found] = step.candidates
-    name = f"{found.name}, fine-tuned"
+def run(ground: Ground, number: int, limit: Limit, steps: Sequence[Step]) -> Step:
+    """Train the ensembles that there is time for; in a second step the others, and the leaves of the best one."""
+    begun, clock = time.monotonic(), Clock.of(limit.seconds)
+    with _boosting(ground, str(number), clock, limit.seconds) as boosting:
+        items = trees.propose(boosting.tables[0], boosting.criterion, ground.options.seed)
+        if limit.passes is not None:
+            items = items[: max(1, int(limit.passes / (2 * PASSES)))]
+        found = [e for inPlace in (True, False) for e in boosting.ensembles(items, inPlace)]
+        original, sampled = boosting.original.mean, boosting.tables[0].sampled
+    late = sum(e.found.is_late for e in found)
+    if late == len(found):
+        return nothing("import", number, "no time for any trees", late=True)
+    told = {"ensembles": [_told(e, original) for e in found], "late": late > 0}
+    says = f"{len(found) - late} ensembles{f' of {sampled}' if sampled else ''}{f', no time for {late} more' if late else ''}"
+    gaining = [e for e in found if e.found.part is not None]
+    best, model = _best(ground, gaining)
+    if best is None:
+        why = "none gains" if not gaining else "all of them cost more to serve than maxServingCost allows"
+        return Step("import", number, (), 0.0, f"{says}, {why}", learned=told)
+    others = sum(e.found.seconds for e in found if e is not best)
+    measured = measure(ground, model)
+    seconds = max(time.monotonic() - begun - others, best.found.seconds)
+    candidate = Candidate("import", best.name, measured, best.making, best.name, seconds=seconds)
+    hope = LATE * max(share_of(original - best.found.value, original), 0.0) if late else 0.0
+    step = Step("import", number, (candidate,), hope, says, trains=number == 0, learned=told)
+    if number == 0:
+        return step
     more = fine_tuned(
-        ground, found.found, limit, recipe="default", arm="import", number=step.number, name=name, changes=found.changes
-    )
-    shifted = tuple(replace(c, column=len(step.gains) + c.column) for c in more.candidates)
-    return replace(
-        more, gains=torch.cat([step.gains, more.gains]), trials=[*step.trials, *more.trials], candidates=(found, *shifted),
-        says=f"{step.says}; {more.says}", learned={**more.learned, **step.learned, "late": more.learned["late"]},
+        ground, candidate, replace(limit, seconds=clock.left(limit.seconds)), recipe="default", number=number,
+        name=f"{candidate.name}, fine-tuned",
     )  # fmt: skip
+    learned = {**more.learned, **told, "late": more.learned["late"]}
+    return replace(more, candidates=(candidate, *more.candidates), says=f"{says}; {more.says}", learned=learned)
+
+
+def make(ground: Ground, settings: Mapping[str, Any]) -> Any:
+    """Train the same ensemble, with as many trees, from the margin of the ground's model or from its mean.
+
+    Raises:
+        InputError: it diverges.
+    """
+    with _boosting(ground, "again", Clock.of(None), None) as boosting:
+        [ensemble] = boosting.ensembles([Item(**settings["item"])], settings["inPlace"])
+    if ensemble.found.part is None:
+        raise InputError(f"{settings['item']['name']} diverge on these rows")
+    return _pipeline(ground, ensemble)
 
 
 def _table(run: Any, ground: Ground, room: int) -> Table:
@@ -205,12 +232,12 @@ def _pipeline(ground: Ground, ensemble: _Ensemble) -> Any:
     return replaced(ground.model, {head.path: java_trees.rebuild(head.stage, every, treeWeights)})
 
 
-def _told(found: Found, base: float | None, original: float) -> dict[str, Any]:
-    """What the summary tells of an ensemble."""
-    item = asdict(found.item)
-    start = "the trees that are there" if base is None else "their mean margin"
+def _told(ensemble: _Ensemble, original: float) -> dict[str, Any]:
+    """The facts of an ensemble for the summary."""
+    found = ensemble.found
+    start = "the trees that are there" if ensemble.base is None else "their mean margin"
     gain = share_of(original - found.value, original) if found.part is not None else 0.0
     return {
-        "name": item["name"], "start": start, "gain": gain, "epoch": found.epoch, "seconds": found.seconds,
+        "name": found.item.name, "start": start, "gain": gain, "epoch": found.epoch, "seconds": found.seconds,
         "parameters": found.part.parameters if found.part is not None else 0,
     }  # fmt: skip

@@ -1,76 +1,145 @@
 """The arm that trains the weights: of the original, or of a pipeline that another arm has found."""
 
-from collections.abc import Sequence
+import math
+import statistics
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from sparkdiff.data.splits import VALIDATION
-from sparkdiff.evaluation.checks import is_rounded, trained_score
-from sparkdiff.evaluation.ledger import LedgerTrial
+from sparkdiff.data.splits import TRAIN, VALIDATION
+from sparkdiff.errors import InputError
+from sparkdiff.evaluation.checks import trained_score
+from sparkdiff.evaluation.ledger import diverged
 from sparkdiff.fine_tuning.phases import trained, verified, written
 from sparkdiff.fine_tuning.starting_point import recorded_rows
+from sparkdiff.fine_tuning.values import Fitted, Measured, Run
 from sparkdiff.growth import costs
 from sparkdiff.improvement.arm import Arm
 from sparkdiff.improvement.budget import Limit
-from sparkdiff.improvement.candidate import Candidate, Step, rounded
-from sparkdiff.improvement.ground import Ground, Measurement, check_same_rows
+from sparkdiff.improvement.candidate import Candidate, Making, Step
+from sparkdiff.improvement.ground import Ground, Measurement, Training, check_same_rows
 from sparkdiff.report.shares import share_of
-from sparkdiff.training.recipes import recipes_for
+from sparkdiff.training.recipes import Recipe, recipes_for
 
 STEPS = ("default", "thorough")
 """Recipes, the cheap one first."""
 TIMED_OUT = 0.5
 """Share of its gain that a training that ran out of time is expected to gain still."""
+NEAR = 3
+"""Epochs up to so many away are near, and those up to a third of an epoch's number."""
 ANOTHER_RECIPE = 0.05
 """Share of its gain that more candidates are expected to add: benchmarks/recipes.py."""
 
 
-def fine_tuned(
-    ground: Ground, base: Measurement, limit: Limit, *, recipe: str, arm: str, number: int, name: str, changes: str = ""
-) -> Step:  # fmt: skip
-    """Train the weights of a pipeline, and write the best epoch back, whether or not it would be accepted.
+def fine_tuned(ground: Ground, base: Candidate, limit: Limit, *, recipe: str, number: int, name: str) -> Step:
+    """Train the weights of a pipeline, and write the best epoch back.
 
     Args:
         base: the pipeline and its figures.
         recipe: see `Options.recipe`.
         name: of the candidate.
-        changes: what the pipeline has more or less than the original.
     """
-    o = ground.options
+    o, arm, begun = ground.options, base.arm, time.monotonic()
     changed: dict[str, Any] = {"recipe": recipe, "maxSeconds": limit.seconds}
     epochs = limit.epochs(len(recipes_for(replace(o, recipe=recipe), ground.rows[VALIDATION])))
     changed["maxEpochs"] = o.maxEpochs if epochs is None else min(o.maxEpochs, epochs)
-    changed |= ground.kept(arm, number)
-    with ground.begun(ground.task(base.model, **changed)) as run:
+    with ground.begun(ground.task(base.model, **changed, **ground.kept(arm, str(number)))) as run:
         before = verified(run)
+        trains = time.monotonic()
         fitted = trained(run, before, None, replace=True)
-        ledger, network = fitted.found.ledger, fitted.found.network
-        shift = ground.start.scores[VALIDATION].blocks - before.scores[VALIDATION].blocks
-        trials = [LedgerTrial(t.candidate, t.epoch, t.arm) for t in ledger.trials]
-        if ledger.chosen < 0:
-            none = rounded(ground, ledger.gains + shift)
-            return Step(arm, number, none, trials, (), 0.0, "no epoch gains", learned={"late": bool(fitted.cut)})
-        metric = run.goal.metric
-        tuned = trained_score(run.task.model.uid, o, fitted.best, metric, network, run.data)
-        if is_rounded(o, metric):  # the guard decides on rows and ties as the network has them
-            ledger = ledger.measured_again(before.scores[VALIDATION].blocks - tuned.blocks)
-        gains = rounded(ground, ledger.gains + shift)
-        margins = recorded_rows(run, network)
-        model, after = written(run, before, network, {VALIDATION: tuned})
-    found = Measurement(ground.task(model), after.scores, margins, after.parity, costs.of_model(model))
-    check_same_rows(ground.start, found)
-    gained = share_of(before.scores[VALIDATION].mean - tuned.mean, ground.start.scores[VALIDATION].mean)
+        trains = time.monotonic() - trains
+        ground.trainings.append(Training(1, run, fitted))
+        told = {"history": fitted.found.history, "late": bool(fitted.cut)}
+        goal, held = run.goal, before.scores[VALIDATION].mean
+        most = before.scores[TRAIN].mean if goal.metric.rows is goal.objective.rows else math.inf
+        chosen, epoch, value = steady(fitted.found.history, fitted.recipes, goal.metric.sign, most)
+        if fitted.found.ledger.chosen < 0 or not value < held:
+            return Step(arm, number, (), 0.0, "no epoch gains", learned=told)
+        found = _written(ground, run, before, fitted)
+    gained = share_of(held - value, ground.start.scores[VALIDATION].mean)
     hope = gained * (TIMED_OUT if fitted.cut else ANOTHER_RECIPE if recipe == "default" else 0.0)
     last = max(row["epoch"] for row in fitted.found.history)
     says = f"{last} epochs of {len(fitted.recipes)} candidates{', out of time' if fitted.cut else ''}"
-    candidate = Candidate(arm, name, found, ledger.chosen, changes)
-    told = {"history": fitted.found.history, "late": bool(fitted.cut)}
-    return Step(arm, number, gains, trials, (candidate,), hope, says, learned=told)
+    making = replace(base.making, recipe=fitted.recipes[chosen], epochs=epoch)
+    seconds = base.seconds + time.monotonic() - begun - trains * (1 - epoch / (last * len(fitted.recipes)))
+    candidate = Candidate(arm, name, found, making, base.changes, value=value, seconds=seconds)
+    return Step(arm, number, (candidate,), hope, says, learned=told)
+
+
+def steady(
+    history: Sequence[Mapping[str, Any]], recipes: Sequence[Recipe], sign: float, most: float = math.inf
+) -> tuple[int, int, float]:
+    """The candidate and the epoch around which the validation loss is smallest, and its median there.
+
+    The best of many epochs is one in which noise of the steps happens to help, and in another training it does not. So the
+    epochs around each one count, and those in which the training rows lose are left out.
+
+    Args:
+        sign: of the metric, -1 where larger is better.
+        most: the loss of the training rows before the training.
+    """
+    found = []
+    for candidate, recipe in enumerate(recipes):
+        own = {row["epoch"]: row for row in history if row["candidate"] == candidate and row["epoch"]}
+        for epoch, row in own.items():
+            near = [sign * r["validationMetric"] for e, r in own.items() if abs(e - epoch) <= max(NEAR, epoch // NEAR)]
+            if row["trainLoss"] < most or recipe.augments:
+                found.append((statistics.median(near), candidate, epoch))
+    value, candidate, epoch = min((f for f in found if math.isfinite(f[0])), default=(math.inf, 0, 1))
+    return candidate, epoch, value
+
+
+def _written(ground: Ground, run: Run, before: Measured, fitted: Fitted) -> Measurement:
+    """What was trained, as a pipeline of Spark's on the rows of a ground."""
+    network, known = fitted.found.network, {}
+    if not ground.allTrain:
+        task = run.task
+        known[VALIDATION] = trained_score(task.model.uid, task.options, fitted.best, run.goal.metric, network, run.data)
+    margins = recorded_rows(run, network)
+    model, after = written(run, before, network, known)
+    found = Measurement(ground.task(model), after.scores, margins, after.parity, costs.of_model(model))
+    check_same_rows(ground.start, found)
+    return found
+
+
+def train_again(ground: Ground, base: Measurement, recipe: Recipe, epochs: int, name: str) -> Measurement:
+    """Train the weights of a pipeline on all rows of a ground, by one candidate for so many epochs.
+
+    Args:
+        name: of the training in the run's folder.
+
+    Raises:
+        InputError: it diverges.
+    """
+    with ground.begun(ground.task(base.model, maxSeconds=None, **ground.kept(name, "again"))) as run:
+        before = verified(run)
+        fitted = trained(run, before, [recipe], replace=True, epochs=epochs)
+        if lost := diverged(fitted.found.history):
+            epoch = lost[0]["epoch"]
+            raise InputError(f"the training diverges in epoch {epoch} ({recipe}): lower learningRate")
+        ground.trainings.append(Training(ground.fold or 0, run, fitted))
+        return _written(ground, run, before, fitted)
 
 
 def _run(ground: Ground, number: int, limit: Limit, steps: Sequence[Step]) -> Step:
     name = "fine-tuned" if number == 0 else f"fine-tuned, {STEPS[number]}"
-    return fine_tuned(ground, ground.start, limit, recipe=STEPS[number], arm="finetune", number=number, name=name)
+    start = Candidate("finetune", "", ground.start, Making("finetune"))
+    return fine_tuned(ground, start, limit, recipe=STEPS[number], number=number, name=name)
 
 
-ARM = Arm("finetune", len(STEPS), 1.0, lambda ground: "", _run)
+def _make(ground: Ground, settings: Mapping[str, Any]) -> Any:
+    return ground.model
+
+
+def with_recipe(recipe: str, seconds: float | None) -> Arm:
+    """The arm that trains the candidates of one recipe, for so many seconds."""
+
+    def run(ground: Ground, number: int, limit: Limit, steps: Sequence[Step]) -> Step:
+        start = Candidate("finetune", "", ground.start, Making("finetune"))
+        return fine_tuned(ground, start, Limit(seconds, None), recipe=recipe, number=number, name="the tuned pipeline")
+
+    return replace(ARM, steps=1, run=run)
+
+
+ARM = Arm("finetune", len(STEPS), 1.0, lambda ground: "", _run, _make)

@@ -1,8 +1,10 @@
 """The arms that add what learns: `grow`, parts beside the features of the last linear stage, and `import`, boosted trees: in
 front of this stage or, where a pipeline ends in boosted trees, in these (boosting.py)."""
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
+from typing import Any
 
 from sparkdiff.data.splits import VALIDATION
 from sparkdiff.errors import InputError
@@ -16,15 +18,16 @@ from sparkdiff.growth.finishing import Finished, finish
 from sparkdiff.growth.ground import ground as growth_ground
 from sparkdiff.growth.inputs import linear_head
 from sparkdiff.growth.parts import trees
-from sparkdiff.growth.procedure import assembled, grow_rounds
+from sparkdiff.growth.procedure import assembled, grow_again, grow_rounds
 from sparkdiff.growth.reporting import of_a_sample, rows_without_entity
 from sparkdiff.growth.serving import check_room
 from sparkdiff.growth.settings import GrowthSettings
 from sparkdiff.improvement.arm import Arm
 from sparkdiff.improvement.arms import boosting
 from sparkdiff.improvement.budget import Limit
-from sparkdiff.improvement.candidate import Candidate, Step, rounded, shortened
-from sparkdiff.improvement.ground import Ground, Measurement, check_same_rows
+from sparkdiff.improvement.candidate import Candidate, Making, Step, shortened
+from sparkdiff.improvement.ground import Ground, Measurement, check_same_rows, moved
+from sparkdiff.proof.division import inner
 from sparkdiff.report.shares import share_of
 
 FEW, MANY = 1, 6
@@ -74,10 +77,10 @@ def _step(
 
 
 def grown(ground: Ground, limit: Limit, settings: GrowthSettings, arm: str, number: int) -> Step:
-    """Grow the original, and write the result back, whether or not it would be accepted."""
-    epochs = limit.epochs(4)
+    """Grow the model of a ground, and write the result back."""
+    epochs, begun = limit.epochs(4), time.monotonic()
     options = replace(
-        ground.options, freeze=ground.keeps, maxSeconds=limit.seconds, **ground.kept(arm, number),
+        ground.options, freeze=ground.keeps, maxSeconds=limit.seconds, **ground.kept(arm, str(number)),
         maxEpochs=ground.options.maxEpochs if epochs is None else min(ground.options.maxEpochs, epochs),
     )  # fmt: skip
     start = growth_ground(ground.model, options, settings.entityCols, ground.sources, ground.boundaries)
@@ -88,16 +91,7 @@ def grown(ground: Ground, limit: Limit, settings: GrowthSettings, arm: str, numb
         found, gone, _ = grow_rounds(run, start, settings, serving, clock, replace=True, memory=ground.trained)
     told = {"rounds": [asdict(t) for t in found.tried], "late": found.late}
     if not found.members:
-        return Step(
-            arm,
-            number,
-            rounded(ground, found.gains),
-            found.trials,
-            (),
-            0.0,
-            f"no part joined: {found.stopped}",
-            learned=told,
-        )
+        return Step(arm, number, (), 0.0, f"no part joined: {found.stopped}", learned=told)
     made = assembled(start, found.members, serving, ground.sources[0].df, drop=False)
     with ground.begun(replace(ground.task(made), options=options)) as run:
         done = finish(run, first, found, width_of(start.head.stage), clock.left(limit.seconds), replace=True)
@@ -106,19 +100,36 @@ def grown(ground: Ground, limit: Limit, settings: GrowthSettings, arm: str, numb
     names = ", ".join(m.part.name for m in found.members)
     measured = Measurement(ground.task(model), after.scores, margins, after.parity, costs.of_model(model))
     check_same_rows(ground.start, measured)
-    candidate = Candidate(arm, f"+ {shortened(names)}", measured, _column(done), names)
     dropped = f", {len(gone)} dropped" if gone else ""
     doubts = (*of_a_sample(found.table), *rows_without_entity(found))
     says = "; ".join([f"{found.members[-1].round} rounds{dropped}", found.stopped, *doubts])
-    return Step(
-        arm, number, rounded(ground, done.ledger.gains), done.ledger.trials, (candidate,),
-        _hope(ground, done, number), says, learned=told,
-    )  # fmt: skip
+    rounds = {m.round for m in found.members}
+    joined = [(t.round, t.name, t.epoch) for t in found.tried if not t.why and t.round in rounds]
+    making = Making(arm, {"rounds": settings.rounds} | ({"trees": joined} if settings.parts == ("trees",) else {}))
+    ledger = done.fitted.found.ledger
+    if settings.parts == ("trees",) and ledger.chosen >= 0:
+        chosen = ledger.trials[ledger.chosen]
+        making = replace(making, recipe=done.fitted.recipes[chosen.candidate], epochs=chosen.epoch)
+    seconds = time.monotonic() - begun
+    candidate = Candidate(arm, f"+ {shortened(names)}", measured, making, names, seconds=seconds)
+    return Step(arm, number, (candidate,), _hope(ground, done, number), says, learned=told)
 
 
-def _column(done: Finished) -> int:
-    """The column of what would ship, whether or not it gains."""
-    return done.ledger.chosen if done.ledger.chosen >= 0 else len(done.ledger.gains) - 1
+def _grow_again(ground: Ground, settings: Mapping[str, Any]) -> Any:
+    """Grow in as many rounds; which parts join is chosen by rows of the ground that are held out for it."""
+    within = moved(ground, inner(ground.sources, ground.options), ground.boundaries)
+    step = grown(within, Limit(None, None), _settings(ground, _parts(ground), settings["rounds"]), "grow", 0)
+    return step.candidates[0].model if step.candidates else ground.model
+
+
+def _trees_again(ground: Ground, settings: Mapping[str, Any]) -> Any:
+    """Train the same ensembles, with as many trees, in front of the last linear stage."""
+    options = replace(ground.options, freeze=ground.keeps, **ground.kept("import", "again"))
+    start = growth_ground(ground.model, options, (), ground.sources, ground.boundaries)
+    serving = serving_of(ground.model, start.head, ground.settings.maxServingCost, start.indexers)
+    with ground.begun(start.task) as run:
+        members = grow_again(run, start, settings["trees"])
+    return assembled(start, members, serving, ground.sources[0].df, drop=False)
 
 
 def _hope(ground: Ground, done: Finished, number: int) -> float:
@@ -144,5 +155,9 @@ def _import(ground: Ground, number: int, limit: Limit, steps: Sequence[Step]) ->
     return run(ground, number, limit, steps)
 
 
-GROW = Arm("grow", 2, 2.0, _refused(_parts), _step("grow", _parts))
-IMPORT = Arm("import", 2, 1.0, _import_refused, _import)
+def _import_again(ground: Ground, settings: Mapping[str, Any]) -> Any:
+    return (boosting.make if boosting.ends_in_boosted(ground) else _trees_again)(ground, settings)
+
+
+GROW = Arm("grow", 2, 2.0, _refused(_parts), _step("grow", _parts), _grow_again)
+IMPORT = Arm("import", 2, 1.0, _import_refused, _import, _import_again)

@@ -1,18 +1,18 @@
 """The arm that fits the stages anew on the training rows, and then trains them together."""
 
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pyspark.ml import Pipeline
 
 from sparkdiff import jvm
 from sparkdiff.data.splits import fit_on_training_rows
-from sparkdiff.evaluation.ledger import LedgerTrial
 from sparkdiff.improvement.arm import Arm
 from sparkdiff.improvement.arms.fine_tuning import fine_tuned
 from sparkdiff.improvement.budget import Limit
-from sparkdiff.improvement.candidate import Candidate, Step, one_column
-from sparkdiff.improvement.ground import Ground, Measurement, measure
+from sparkdiff.improvement.candidate import Candidate, Making, Step
+from sparkdiff.improvement.ground import Ground, measure
 from sparkdiff.pipeline.unfitted import ESTIMATOR, Unfitted, unfitted, with_uids_of
 from sparkdiff.stages.base import columns_of
 
@@ -43,30 +43,43 @@ def fitted_to_label(ground: Ground, form: Unfitted) -> Unfitted:
     return form
 
 
-def refitted(ground: Ground, form: Unfitted, limit: Limit) -> Measurement:
-    """Fit a pipeline anew on the training rows, with its uids, and measure it."""
+def fit_anew(ground: Ground, form: Unfitted, seconds: float | None = None) -> Any:
+    """Fit a pipeline anew on the training rows, with its uids.
+
+    Raises:
+        InputError: Spark can't fit it.
+        TimeoutError: it takes longer than so many seconds.
+    """
     estimator = form.estimator if isinstance(form.estimator, Pipeline) else Pipeline(stages=[form.estimator])
-    with jvm.within(limit.most):
+    with jvm.within(seconds):
         model: Any = fit_on_training_rows(estimator, ground.sources, ground.options, ground.boundaries)
-    return measure(ground, with_uids_of(form.model, model if estimator is form.estimator else model.stages[0]))
+    return with_uids_of(form.model, model if estimator is form.estimator else model.stages[0])
 
 
 def _run(ground: Ground, number: int, limit: Limit, steps: Sequence[Step]) -> Step:
     if number:
         [first] = [s for s in steps if s.arm == "refit" and s.number == 0]
-        base = first.candidates[0].found
         return fine_tuned(
-            ground, base, limit, recipe="default", arm="refit", number=number, name="refitted, fine-tuned"
+            ground, first.candidates[0], limit, recipe="default", number=number, name="refitted, fine-tuned"
         )
-    form = form_of(ground)
-    found = refitted(ground, form, limit)
+    begun, form = time.monotonic(), form_of(ground)
+    found = measure(ground, fit_anew(ground, form, limit.most))
     kept = [s.uid for s in form.stages if s.role == "as fitted"]
     says = "; ".join([f"fitted anew on {ground.rows['train']:,} rows", *(f"{uid} stays as it is" for uid in kept)])
-    candidate = Candidate("refit", "refitted", found, 0)
-    notes = {"notes": list(form.notes)}
-    return Step(
-        "refit", 0, one_column(ground, found), [LedgerTrial(0, 0)], (candidate,), 0.0, says, trains=True, learned=notes
+    candidate = Candidate("refit", "refitted", found, Making("refit"), seconds=time.monotonic() - begun)
+    return Step("refit", 0, (candidate,), 0.0, says, trains=True, learned={"notes": list(form.notes)})
+
+
+def _refused(ground: Ground) -> str:
+    return (
+        "all arms start from a refit, which is tested beside them"
+        if ground.fit is not None
+        else form_of(ground).refusal
     )
 
 
-ARM = Arm("refit", 2, 0.5, lambda ground: form_of(ground).refusal, _run)
+def _make(ground: Ground, settings: Mapping[str, Any]) -> Any:
+    return fit_anew(ground, form_of(ground)) if ground.fit is None else ground.model
+
+
+ARM = Arm("refit", 2, 0.5, _refused, _run, _make)

@@ -1,22 +1,24 @@
 """The arm that searches the settings of the stages, on the training rows alone, and then trains the winner's weights."""
 
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sparkdiff.data.splits import training_rows
 from sparkdiff.errors import InputError
-from sparkdiff.evaluation.ledger import LedgerTrial
 from sparkdiff.growth import costs
 from sparkdiff.improvement.arm import Arm
 from sparkdiff.improvement.arms.fine_tuning import fine_tuned
 from sparkdiff.improvement.arms.refitting import form_of
 from sparkdiff.improvement.budget import Limit
-from sparkdiff.improvement.candidate import Candidate, Step, nothing, one_column
+from sparkdiff.improvement.candidate import Candidate, Making, Step, nothing
 from sparkdiff.improvement.ground import Ground, allowed, measure
 from sparkdiff.objectives.metric import Metric
 from sparkdiff.objectives.metrics import DEFAULTS
 from sparkdiff.options import callable_name
+from sparkdiff.pipeline.unfitted import refit
 from sparkdiff.tuning.mean_loss import evaluator_of
+from sparkdiff.tuning.search.dimensions import SearchSpace
 from sparkdiff.tuning.search.samplers import check_sampler
 from sparkdiff.tuning.search.settings_space import settings_space
 from sparkdiff.tuning.search.within_budget import TunedSetting, TunedSettings, tuned
@@ -52,25 +54,30 @@ def _run(ground: Ground, number: int, limit: Limit, steps: Sequence[Step]) -> St
     if number == 2:
         found_before = [c for s in steps if s.arm == "search" for c in s.candidates]
         if not found_before:
-            return nothing(ground, "search", number, "no settings but its own to train from")
+            return nothing("search", number, "no settings but its own to train from")
         winner = found_before[-1]
-        name = f"{winner.name}, fine-tuned"
-        return fine_tuned(ground, winner.found, limit, recipe="default", arm="search", number=number, name=name)
+        return fine_tuned(ground, winner, limit, recipe="default", number=number, name=f"{winner.name}, fine-tuned")
     found = _searched(ground, limit, MANY if number else FEW)
     best = next((b for b in found.best if allowed(ground, costs.of_model(b.model))), None)
     says = f"{found.trials} settings tried{f', {found.failed} could not be fitted' if found.failed else ''}"
     hope = MORE if number == 0 else 0.0
     if best is None:
         why = f"{says}, the best ones cost more to serve than maxServingCost allows"
-        return nothing(ground, "search", number, why, hope, trains=True)
+        return nothing("search", number, why, hope, trains=True)
     if not (words := _words(found, best)):
-        return nothing(ground, "search", number, f"{says}, none better than its own", hope, trains=number == 0)
-    measured = measure(ground, best.model)
-    candidate = Candidate("search", f"refitted with {words}", measured, 0)
-    return Step(
-        "search", number, one_column(ground, measured), [LedgerTrial(best.number, 0)], (candidate,), hope, says, trains=True,
-        learned={"trials": found.records},
-    )  # fmt: skip
+        return nothing("search", number, f"{says}, none better than its own", hope, trains=number == 0)
+    begun, measured = time.monotonic(), measure(ground, best.model)
+    seconds = time.monotonic() - begun + found.seconds / max(found.trials, 1)
+    making = Making("search", {"params": dict(best.settings)})
+    candidate = Candidate("search", f"refitted with {words}", measured, making, seconds=seconds)
+    return Step("search", number, (candidate,), hope, says, trains=True, learned={"trials": found.records})
+
+
+def _make(ground: Ground, settings: Mapping[str, Any]) -> Any:
+    form = form_of(ground)
+    space = SearchSpace.of(form.estimator, settings_space(form))
+    params = space.setting(settings["params"])[1]
+    return refit(form, training_rows(ground.sources, ground.options, ground.boundaries), params)
 
 
 def _searched(ground: Ground, limit: Limit, trials: int) -> TunedSettings:
@@ -119,4 +126,4 @@ def _words(found: TunedSettings, best: TunedSetting) -> str:
     return ", ".join(shown[:3]) + (f" and {len(shown) - 3} more" if len(shown) > 3 else "")
 
 
-ARM = Arm("search", 3, 1.5, _refused, _run)
+ARM = Arm("search", 3, 1.5, _refused, _run, _make)

@@ -1,25 +1,20 @@
-"""The arm that takes stages away.
+"""The arm that takes stages away: each single stage is deleted in turn, those after it are fitted anew on the training rows, and
+the best of what is left is trained together.
 
-What folds exactly goes without a change of the outputs. Then each single stage is deleted in turn and those after it are fitted
-anew on the training rows; the best of these is trained together.
+Stages that fold without a change of the outputs go at the end, from what ships (`folding`).
 """
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import replace
-from functools import partial
-
-import torch
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from sparkdiff import jvm
 from sparkdiff.errors import InputError, ParityError
-from sparkdiff.evaluation.ledger import LedgerTrial
 from sparkdiff.improvement.arm import Arm
 from sparkdiff.improvement.arms.fine_tuning import fine_tuned
-from sparkdiff.improvement.arms.refitting import fitted_to_label, refitted
+from sparkdiff.improvement.arms.refitting import fit_anew, fitted_to_label
 from sparkdiff.improvement.budget import Limit
-from sparkdiff.improvement.candidate import Candidate, Step, best_of, nothing, one_column
-from sparkdiff.improvement.folding import folded, folding, gone
+from sparkdiff.improvement.candidate import Candidate, Making, Step, best_of, nothing
 from sparkdiff.improvement.ground import Ground, measure
 from sparkdiff.pipeline.unfitted import AS_FITTED, Unfitted, unfitted
 from sparkdiff.serving.deletion import Deletion, deletions
@@ -37,69 +32,46 @@ def possible(ground: Ground) -> list[tuple[Deletion, Unfitted]]:
 
 
 def _refused(ground: Ground) -> str:
-    if folding(ground, ground.model) is not None:
-        return ""
     if ground.plan.labelCol is None:
         return "clusters are measured by distances, which another stage before them would change"
-    return (
-        ""
-        if possible(ground)
-        else "no stage folds into another one, and there is none that the others could do without"
-    )
+    return "" if possible(ground) else "there is no stage that the others could do without"
 
 
 def _run(ground: Ground, number: int, limit: Limit, steps: Sequence[Step]) -> Step:
     if number:
         best = best_of(ground, [s for s in steps if s.arm == "simplify"])
         if best is None:
-            return nothing(ground, "simplify", number, "no deletion gains")
-        name, changes = f"{best.name}, fine-tuned", best.changes
-        return fine_tuned(
-            ground, best.found, limit, recipe="default", arm="simplify", number=number, name=name, changes=changes
-        )
+            return nothing("simplify", number, "no deletion gains")
+        return fine_tuned(ground, best, limit, recipe="default", number=number, name=f"{best.name}, fine-tuned")
     begun, found, failed, late = time.monotonic(), list[Candidate](), list[str](), False
-    ways: list[Callable[[], Candidate | None]] = [lambda: _compacted(ground)]
-    if ground.plan.labelCol is not None:
-        ways += [partial(_without, ground, one, form, limit) for one, form in possible(ground)]
-    for way in ways:
+    for one, form in possible(ground):
         if found and limit.seconds is not None and time.monotonic() - begun > limit.seconds:
             late = True
             break
         try:
-            candidate = way()
+            found.append(_without(ground, one, form, limit))
         except TimeoutError:
             late = True
             break
         except (InputError, ParityError, *jvm.SparkError) as e:
             failed.append(jvm.cause(e) if isinstance(e, jvm.SparkError) else str(e))
-            continue
-        found += [] if candidate is None else [replace(candidate, column=len(found))]
     says = "; ".join([*(c.name for c in found), *failed, *(["out of time"] if late else [])])
     if not found:
         ended = "stopped" if late else "failed" if failed else ""
-        return nothing(ground, "simplify", 0, says or "nothing folds that would serve cheaper", ended=ended, late=late)
-    columns = torch.cat([one_column(ground, c.found) for c in found])
-    trials = [LedgerTrial(c.column, 0, c.changes) for c in found]
-    trains = not all(c.exact for c in found)
-    return Step("simplify", 0, columns, trials, tuple(found), 0.0, says, trains=trains, learned={"late": late})
-
-
-def _compacted(ground: Ground) -> Candidate | None:
-    """The original with fewer stages and the same outputs; None where nothing folds, or the run started from a refit of it."""
-    plan, model = folding(ground, ground.model), folded(ground, ground.model)
-    if plan is None or model is None or ground.given is not None:
-        return None
-    found = measure(ground, model)
-    if bool(one_column(ground, found).any()):
-        raise ParityError(f"{ground.model.uid}: its compacted form has another {ground.metric.name}")
-    return Candidate("simplify", "compacted", found, 0, f"without {', '.join(gone(plan))}", exact=True)
+        return nothing("simplify", 0, says, ended=ended, late=late)
+    return Step("simplify", 0, tuple(found), 0.0, says, trains=True, learned={"late": late})
 
 
 def _without(ground: Ground, one: Deletion, form: Unfitted, limit: Limit) -> Candidate:
     """The pipeline that is fitted without this stage."""
-    name = f"refitted without {one.stageClass.removesuffix('Model')}"
-    found = refitted(ground, form, limit)
-    return Candidate("simplify", name, found, 0, f"without {one.uid}")
+    begun, name = time.monotonic(), f"refitted without {one.stageClass.removesuffix('Model')}"
+    found, making = measure(ground, fit_anew(ground, form, limit.most)), Making("simplify", {"without": one.uid})
+    return Candidate("simplify", name, found, making, f"without {one.uid}", seconds=time.monotonic() - begun)
 
 
-ARM = Arm("simplify", 2, 0.5, _refused, _run)
+def _make(ground: Ground, settings: Mapping[str, Any]) -> Any:
+    [form] = [form for one, form in possible(ground) if one.uid == settings["without"]]
+    return fit_anew(ground, form)
+
+
+ARM = Arm("simplify", 2, 0.5, _refused, _run, _make)

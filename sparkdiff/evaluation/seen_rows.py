@@ -1,0 +1,334 @@
+"""A test at 1% whether a fitted original was fitted on these rows, or on part of them.
+
+Three kinds of evidence, by what Spark keeps of the rows that it fits:
+
+- A refit on all rows that reproduces the original: it was fitted on these very rows.
+- The equations of a linear last stage. Its coefficients make the sum over its own rows of weight * slope of the loss * feature,
+  and of the penalty, zero. On other rows the sum of n such terms has a mean and a variance of its own: Hotelling's T² of its q
+  entries is chi-square with q degrees of freedom where the original knows the truth, and larger where it was fitted on few rows,
+  on rows that differ, or didn't converge. On rows of which it has seen the share f it is 1/f - 1 times a chi-square. So a T²
+  below the 1% point shows that it has seen them. The covariance of the terms is estimated from the rows, not from the model
+  (the sandwich estimator: White 1980), so that noise of uneven size and wrong models change nothing; the distance of the
+  coefficients from a refit's, in units of the model's own covariance, is called small on other rows too often there
+  (benchmarks/seen_rows.py). It needs no refit, and stages before the last may have been fitted on whatever rows.
+- The losses of trees, whose roots tell how many rows they were grown from. On its own rows a model is better than on others. An
+  original of no more rows than the table has, whose losses lie more than a third of the way from those of refits that haven't
+  seen the rows to those of a refit that has, has seen some of them. That it is better than refits at all would show little:
+  how good trees are depends on their rows and on their random numbers, and on other rows up to a fifth of the forests are.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sparkdiff.evaluation import guard
+from sparkdiff.objectives.derivatives import derivative
+from sparkdiff.stages.linear import GeneralizedLinearRegression, LinearRegression, LogisticRegression
+from sparkdiff.stages.predictor import Predictor
+from sparkdiff.stages.support_vector import LinearSVC
+from sparkdiff.tensors.rows import Rows, SparseRows
+
+LEVEL = 0.01
+SAME = 1e-5
+"""Share by which two fits of the same rows differ at most: Spark adds numbers in another order each time."""
+MOST = 100
+"""Equations that are looked at; of more, so many random combinations."""
+ROWS = 10
+"""Rows per equation, at the least."""
+NUMBERS = 20_000_000
+"""Entries of the random combinations, at most."""
+SINGULAR = 1e-9
+"""Share of the variance below which a combination of equations is one that always holds."""
+SPREAD = 2.0
+"""Factor of the variance of the losses of refits: how good a fit of some rows is depends on the rows."""
+SHARE = 1 / 3
+"""Share of the way from unseen to seen rows that chance doesn't explain. To this comes half of what is missing of the original's
+rows in the refits': p coefficients of n rows lose p / n on other rows, and look 2 p / n better on their own."""
+ERRORS = 3.0
+"""Standard errors of a number of rows beyond which it is larger than another."""
+
+
+@dataclass(frozen=True)
+class SeenRows:
+    """The answer whether an original was fitted on these rows.
+
+    Attributes:
+        shown: whether a test at 1% shows it.
+        words: the continuation of a sentence about the original.
+        kind: the evidence: "reproduction", "equations", "losses"; "count" if it had more rows; empty if there is none.
+    """
+
+    shown: bool
+    words: str
+    kind: str = ""
+
+
+@dataclass(frozen=True)
+class RowCount:
+    """The number of rows that an original was fitted on, with its standard error."""
+
+    rows: float
+    error: float = 0.0
+
+    def exceeds(self, rows: float) -> bool:
+        """Whether it is certainly larger than this number."""
+        return self.rows > rows + ERRORS * self.error
+
+
+@dataclass(frozen=True)
+class Penalty:
+    """Spark's penalty of a linear stage: regParam * (1 - elasticNetParam), and regParam * elasticNetParam."""
+
+    ridge: float = 0.0
+    lasso: float = 0.0
+    standardization: bool = False
+
+
+@dataclass(frozen=True)
+class LinearRows:
+    """A batch of rows as the last stage of the original gets them.
+
+    Attributes:
+        features: (n, p).
+        margin: (n,) or (n, k) of the original, with any offset.
+        label, weight: (n,).
+    """
+
+    features: Rows
+    margin: Tensor
+    label: Tensor
+    weight: Tensor
+
+
+LINEAR = LinearRegression, GeneralizedLinearRegression, LogisticRegression, LinearSVC
+NO_PENALTY = Penalty()
+
+
+def seen_rows(
+    rows: int, *, reproduced: bool = False, count: RowCount | None = None, equations: float | None = None,
+    losses: float | None = None,
+) -> SeenRows:  # fmt: skip
+    """Weigh the evidence.
+
+    Args:
+        rows: of the table.
+        reproduced: whether a refit on all rows reproduces the original.
+        count: the rows that it was fitted on, if known.
+        equations, losses: the p-values of `p_of_equations` and `p_of_losses`.
+    """
+    if count is not None and count.exceeds(rows):
+        return SeenRows(False, f"was fitted on about {count.rows:,.0f} rows, more than these {rows:,}", "count")
+    if reproduced:
+        return SeenRows(True, "was fitted on these rows: a refit on all of them reproduces it", "reproduction")
+    if equations is not None and equations < LEVEL:
+        how = "its coefficients fit them better than those of a model of other rows would"
+        return SeenRows(True, f"was fitted on most of these rows: {how} (p = {equations:.2g})", "equations")
+    if losses is not None and losses < LEVEL:
+        how = "its losses are nearer to those of a refit on them than others' would be"
+        return SeenRows(True, f"was fitted on some of these rows: {how} (p = {losses:.2g})", "losses")
+    return SeenRows(False, "may have been fitted on these rows, but no test shows it")
+
+
+def reproduces(original: Tensor, refit: Tensor) -> bool:
+    """Whether the margins of a refit, or its losses, are those of the original up to rounding; of a loss of 0 nothing is known.
+
+    Margins tell more: the losses of a million rows are nearly the same for all models of a million rows.
+    """
+    return 0 < float(original.abs().sum()) and float((original - refit).abs().sum()) <= SAME * float(
+        original.abs().sum()
+    )
+
+
+# Trees ----------------------------------------------------------------------------------------------------------------
+
+
+def rows_of_roots(counts: Tensor, subsamplingRate: float = 1.0, *, bootstrap: bool = False) -> RowCount | None:
+    """The rows that trees were grown from; None if they don't tell.
+
+    Args:
+        counts: (T,) rawCount of the roots.
+        bootstrap: whether rows were drawn with replacement: only by a forest of several trees.
+    """
+    if not len(counts) or int(counts.min()) <= 0:
+        return None
+    drawn = len(counts) * subsamplingRate
+    rows = float(counts.sum()) / drawn
+    spread = 1.0 if bootstrap else 1 - subsamplingRate
+    return RowCount(rows, math.sqrt(spread * rows / drawn))
+
+
+def p_of_losses(
+    count: RowCount | None, refitted: float, *, original: Tensor, seen: Tensor, unseen: Tensor, weights: Tensor
+) -> float | None:
+    """p-value that the original's losses are this near to those of refits that have seen the rows if it hasn't; None if its
+    number of rows isn't known.
+
+    Args:
+        count: the rows that the original was fitted on.
+        refitted: the fewest rows that a refit was fitted on which hasn't seen the rows.
+        original: (B,) sums over blocks of weight * loss of the original.
+        seen, unseen: (B,) of a refit on all rows, and of refits that haven't seen the rows that they are measured on.
+        weights: (B,) sums of the weights.
+    """
+    if count is None:
+        return None
+    nearer = SHARE + max(0.0, 1 - refitted / count.rows) / 2
+    gains = unseen - original - nearer * (unseen - seen)
+    verdict = guard.decide(gains[None], weights, level=LEVEL, dependence=SPREAD)
+    return None if verdict.untested else verdict.p
+
+
+# Linear last stages ---------------------------------------------------------------------------------------------------
+
+
+def p_of_equations(
+    head: Predictor, batches: Callable[[], Iterator[LinearRows]], penalty: Penalty = NO_PENALTY
+) -> float | None:
+    """p-value of how nearly a linear stage's equations hold if it hasn't seen the rows; None where nothing can be said.
+
+    Of classifiers the equations of the intercepts don't count: they hold on other rows, too, if the shares of the classes are
+    the same by design (Prentice and Pyke 1979).
+
+    Args:
+        head: the last stage of the original.
+        batches: gives all rows of weight > 0; they are read twice.
+    """
+    if not isinstance(head, LINEAR) or (isinstance(head, LogisticRegression) and head.has_bounds()):
+        return None
+    several = isinstance(head, LogisticRegression)
+    b = (head.coefficientMatrix if several else head.coefficients[None]).detach()  # (k, p)
+    fitted = (head.interceptVector if several else head.intercept[None]).detach() != 0  # (k,)
+    columns = _columns(batches)
+    combined = _combinations(b != 0, columns)
+    total, products = 0.0, 0.0
+    for rows in batches():
+        slope, curvature = _slopes(head, rows)
+        terms = sum(slope[:, [i]] * _times(rows.features, each) for i, each in enumerate(combined))
+        terms = terms + _pulls(head, rows, curvature, b, penalty, columns, combined)
+        terms = torch.cat([slope[:, fitted], terms], 1) * rows.weight[:, None]
+        total, products = total + terms.sum(0), products + terms.T @ terms
+    distance, free = _hotelling(total, products, columns.rows)
+    if head.classes or head.binomial:
+        k = int(fitted.sum())
+        of_intercepts, fewer = _hotelling(total[:k], products[:k, :k], columns.rows)
+        distance, free = distance - of_intercepts, free - fewer
+    if free < 1:
+        return None
+    return float(torch.special.gammainc(torch.tensor(free / 2).double(), (distance / 2).clamp_min(0)))
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """The number of rows, and weighted moments of the features (p,) and of the label ()."""
+
+    rows: int
+    mean: Tensor
+    std: Tensor
+    size: Tensor  # root mean square
+    label_mean: Tensor
+    label_std: Tensor
+
+
+def _columns(batches: Callable[[], Iterator[LinearRows]]) -> _Columns:
+    n, sums = 0, [torch.zeros((), dtype=torch.float64)] * 5
+    for rows in batches():
+        x, y, w = rows.features, rows.label, rows.weight
+        new = [w.sum(), _sums(x, w), _sums(_squared(x), w), w @ y, w @ y.square()]
+        n, sums = n + len(y), [a + b for a, b in zip(sums, new, strict=True)]
+    mean, square, label, label_square = (s / sums[0] for s in sums[1:])
+    std, label_std = ((b - a.square()).clamp_min(0).sqrt() for a, b in ((mean, square), (label, label_square)))
+    return _Columns(n, mean, std, square.sqrt(), label, label_std)
+
+
+def _times(x: Rows, matrix: Tensor) -> Tensor:
+    return x.matmul(matrix) if isinstance(x, SparseRows) else x @ matrix
+
+
+def _squared(x: Rows) -> Rows:
+    return x.with_values(x.values.square()) if isinstance(x, SparseRows) else x.square()
+
+
+def _sums(x: Rows, weight: Tensor) -> Tensor:
+    """Weighted sums of the columns, (n, p), (n,) -> (p,)."""
+    if isinstance(x, SparseRows):
+        return weight.new_zeros(x.width).index_add(0, x.indices, x.values * weight[x.rows()])
+    return weight @ x
+
+
+def _combinations(used: Tensor, columns: _Columns) -> Tensor:
+    """The combinations of the equations of the coefficients that are used (k, p), (k, p, K): each by itself, if they are few."""
+    at, most = used.nonzero(), min(MOST, columns.rows // ROWS, NUMBERS // used.numel())
+    if len(at) <= most:
+        out = torch.zeros(*used.shape, len(at), dtype=torch.float64)
+        out[at[:, 0], at[:, 1], torch.arange(len(at))] = 1.0
+        return out
+    random = torch.randn(*used.shape, most, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    size = torch.where(columns.size > 0, columns.size, 1.0)
+    return random * (used / size)[:, :, None]
+
+
+def _slopes(head: Predictor, rows: LinearRows) -> tuple[Tensor, Tensor | None]:
+    """The derivative (n, k) of the loss that Spark minimises by the margin; its expected second derivative (n,) of a GLM."""
+    margin, y = rows.margin.detach(), rows.label
+    if isinstance(head, LinearRegression):
+        residual = margin - y
+        if head.epsilon is not None:
+            residual = (residual / head.scale).clamp(-head.epsilon, head.epsilon)
+        return residual[:, None], None
+    if isinstance(head, GeneralizedLinearRegression):
+        with torch.enable_grad():
+            eta = margin.clone().requires_grad_()
+            mean = head.mean(eta)
+            (slope,) = torch.autograd.grad(mean.sum(), eta)
+        mean = mean.detach()
+        power = {"gaussian": 0.0, "poisson": 1.0, "gamma": 2.0}.get(head.family, head.variance_power)
+        variance = mean * (1 - mean) if head.binomial else mean**power
+        return ((mean - y) * slope / variance)[:, None], slope.square() / variance
+    exact = derivative(head.own_loss()[0], None, head)
+    assert exact is not None
+    slope = exact(margin[None], y)[1][0]
+    return slope if head.wide else slope[:, None], None
+
+
+def _pulls(
+    head: Predictor, rows: LinearRows, curvature: Tensor | None, b: Tensor, penalty: Penalty, columns: _Columns, combined: Tensor
+) -> Tensor:  # fmt: skip
+    """The slope of the penalty, combined, as a mean over rows, (n, K) or (K,).
+
+    Spark divides by standard deviations of the same rows: their part of the slope is a mean over rows, too, which varies with
+    them. Of a GLM the working weights divide the sum.
+    """
+
+    def together(x: Tensor) -> Tensor:
+        return torch.einsum("kp,kpc->c", x, combined)
+
+    ridge, lasso = penalty.ridge * b, penalty.lasso * b.sign()
+    if curvature is not None:
+        return curvature[:, None] * together(ridge)
+    of_label = torch.zeros(1, dtype=torch.float64)
+    if isinstance(head, LinearRegression) and head.epsilon is None:
+        ridge = ridge / columns.label_std
+        unit = columns.std.square() if penalty.standardization else 1.0
+        z = (rows.label - columns.label_mean) / columns.label_std
+        of_label = (1 - z.square())[:, None] / 2 * together(ridge * unit)
+    if not penalty.standardization:
+        return together(ridge + lasso) + of_label
+    std, mean = torch.where(columns.std > 0, columns.std, 1.0), columns.mean[:, None]
+    by_square = torch.einsum("kp,kpc->pc", ridge + lasso / (2 * std), combined)
+    centred = _times(_squared(rows.features), by_square) - 2 * _times(rows.features, mean * by_square)
+    return centred + (mean.square() * by_square).sum(0) + together(lasso * std / 2) + of_label
+
+
+def _hotelling(total: Tensor, products: Tensor, n: int) -> tuple[Tensor, int]:
+    """T² of n terms with these sums (q,) and sums of products (q, q), and how many of their combinations vary."""
+    mean = total / n
+    covariance = products / n - mean[:, None] * mean
+    std = covariance.diagonal().clamp_min(0).sqrt()
+    moves = std > 0
+    scale = std[moves]
+    values, vectors = torch.linalg.eigh(covariance[moves][:, moves] / scale[:, None] / scale)
+    kept = values > SINGULAR
+    return (n - 1) * ((mean[moves] / scale) @ vectors[:, kept]).square() @ (1 / values[kept]), int(kept.sum())

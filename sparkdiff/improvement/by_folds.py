@@ -1,0 +1,104 @@
+"""Fine-tuning by folds: one arm explores, and what it has chosen is proven beside the plain refit."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pyspark.sql import DataFrame
+
+from sparkdiff.data.splits import TRAIN, Source
+from sparkdiff.diagnostics.pipelines import unreadable_by_older_spark
+from sparkdiff.evaluation.acceptance import Judgement, divergence
+from sparkdiff.evaluation.ledger import candidate_count, diverged
+from sparkdiff.fine_tuning.summary import shown_options, tested, warnings_of
+from sparkdiff.fine_tuning.task import prepare
+from sparkdiff.fine_tuning.values import Judged
+from sparkdiff.improvement.arms.fine_tuning import with_recipe
+from sparkdiff.improvement.budget import Account, Budget
+from sparkdiff.improvement.ground import Ground
+from sparkdiff.improvement.origin import Fits, Origin
+from sparkdiff.improvement.procedure import Improved, Verb, explore_and_prove
+from sparkdiff.improvement.proving import NOTHING, Decision, Proven, gain_of
+from sparkdiff.improvement.reporting import Explored, metrics_of, reason_of
+from sparkdiff.improvement.settings import ImprovementSettings
+from sparkdiff.options import Options
+from sparkdiff.proof.division import Division
+from sparkdiff.report import FineTuningSummary, Phases
+from sparkdiff.training.recipes import Recipe
+
+
+def fine_tune_by_folds(
+    given: Any, options: Options, sources: Sequence[Source], phases: Phases, *, replace: bool = False, fits: Fits | None = None
+) -> Improved:  # fmt: skip
+    """Fine-tune a pipeline by folds, and return what the rows that prove decide for, made from all rows.
+
+    See `explore_and_prove`.
+    """
+
+    def described(model: Any, data: DataFrame) -> str:
+        return str(prepare(model, options, data).plan)
+
+    arm = with_recipe(options.recipe, options.maxSeconds)
+    verb = Verb([arm], Budget.unlimited(), described, summary_of)
+    settings = ImprovementSettings(arms=("finetune",), baseline=False)
+    return explore_and_prove(given, options, settings, sources, phases, verb, replace=replace, fits=fits)
+
+
+def summary_of(
+    ground: Ground, explores: Ground, origin: Origin, division: Division, explored: Explored, decision: Decision,
+    timings: Mapping[str, float], account: Account,
+) -> FineTuningSummary:  # fmt: skip
+    """See `reporting.summary_of`."""
+    best, trainings = decision.best, ground.trainings
+    shown = best.proven if best is not None else next((p for p in decision.proven if p.folds), None)
+    judgement = Judgement(NOTHING, None) if shown is None else best.judgement if best is not None else shown.judgement
+    after = ground.start if best is None or best.found is None else best.found
+    parity = {"before": ground.start.parity, "after": None if best is None else after.parity}
+    parity["float32"] = trainings[0].fitted.single if trainings else None
+    histories = [t.fitted.found.history for t in trainings]
+    last = trainings[-1].fitted if trainings else None
+    moved = {} if best is None or last is None or trainings[-1].fold else last.found.moved
+    return FineTuningSummary(
+        decision="kept original" if best is None else "tuned",
+        reason=reason_of(ground, origin, division, decision, shown, judgement),
+        metrics=metrics_of(ground.start, after, shown, best), gain=0.0 if best is None else gain_of(best.proven),
+        records=[{"fold": t.fold, **row} for t, rows in zip(trainings, histories, strict=True) for row in rows],
+        parity={k: dataclasses.asdict(p) for k, p in parity.items() if p is not None},
+        stages={k: {"largest": a, "rootMeanSquare": b} for k, (a, b) in moved.items()},
+        options=shown_options(ground.start.task, ground.metric),
+        warnings=_warnings(ground, explores, origin, decision, judgement),
+        candidates=max(map(candidate_count, histories), default=None), diverged=sum(len(diverged(h)) for h in histories),
+        device=None if last is None else last.device, folds=[] if shown is None else _folds(shown, ground.metric.sign),
+        **{**ground.facts, "timings": timings, **tested(judgement)},
+    )  # fmt: skip
+
+
+def _folds(shown: Proven, sign: float) -> list[dict[str, Any]]:
+    """An entry for each fold that proves."""
+    making, entries = shown.finalist.candidate.making, []
+    recipe = "" if making.recipe is None else str(Recipe(**dataclasses.asdict(making.recipe)))
+    for k, fold in enumerate(shown.folds):
+        rows = fold.rows
+        before, after = (sign * float(x.sum() / rows.weight.sum()) for x in (rows.original, rows.other))
+        entries.append({
+            "fold": k + 2, "rows": len(rows.weight), "before": before, "after": after, "recipe": recipe, "epochs": making.epochs
+        })  # fmt: skip
+    return entries
+
+
+def _warnings(
+    ground: Ground, explores: Ground, origin: Origin, decision: Decision, judgement: Judgement
+) -> list[str]:  # fmt: skip
+    doubts = [*origin.warnings, *explores.doubts, *decision.warnings]
+    for training in ground.trainings:
+        fitted = training.fitted
+        lost = [f"{loss}; training continued from the last checkpoint" for loss in fitted.lost]
+        notes = [fitted.unsaved, fitted.cut, divergence(fitted.found.history, ground.options), *fitted.fallbacks, *lost]
+        doubts += [f"fold {training.fold}: {note}" if training.fold else note for note in notes if note]
+    last = ground.trainings[-1] if ground.trainings else None
+    if last is None or last.fold or decision.best is None:
+        return [*judgement.verdict.warnings, *unreadable_by_older_spark(ground.model), *doubts]
+    tuned = decision.best.found.scores[TRAIN]  # type: ignore[union-attr]
+    broken = last.fitted.wishes.broken(last.fitted.found.network) if last.fitted.wishes is not None else []
+    plain = dataclasses.replace(last.fitted, unsaved="", cut="", fallbacks=[], lost=[])
+    return warnings_of(last.run, plain, Judged(judgement, tuned, broken), tuned, doubts)

@@ -1,0 +1,147 @@
+"""The origin of an improvement: the pipeline that was passed, and how it is fitted to the rows of a fold."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pyspark.ml import Estimator, Pipeline
+
+from sparkdiff.data.splits import TRAIN, Boundaries, Source, fit_on_training_rows
+from sparkdiff.errors import InputError
+from sparkdiff.fine_tuning.starting_point import WAY_OUT, refittable
+from sparkdiff.fine_tuning.task import Task, prepare
+from sparkdiff.improvement.ground import Fit, Ground
+from sparkdiff.options import Options
+from sparkdiff.pipeline.class_numbers import check_same_classes, classes_of
+from sparkdiff.pipeline.names import casefolding
+from sparkdiff.pipeline.nesting import plain
+from sparkdiff.pipeline.unfitted import check_unfitted, with_uids_of
+from sparkdiff.proof import division
+from sparkdiff.stages.base import columns_of
+
+Fits = Callable[[Any, Sequence[Source], Boundaries | None], Any]
+"""(estimator, rows, boundaries) -> what it fits to the training rows among these."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The pipeline that was passed.
+
+    Attributes:
+        given_model: the fitted pipeline as it was passed; of an unfitted one, what Spark fits to all rows.
+        model: the same, plain.
+        fit: fits it to the training rows among others; None where it has seen no row, and stays as it is.
+        was_fitted: whether it was fitted when it was passed.
+        refused: why nothing can be proven; empty if something can.
+        warnings: what else to say.
+    """
+
+    given_model: Any
+    model: Any
+    fit: Fit | None
+    was_fitted: bool
+    refused: str = ""
+    warnings: tuple[str, ...] = ()
+
+    @staticmethod
+    def of(
+        given: Any, options: Options, sources: Sequence[Source], boundaries: Boundaries | None, *, keep: Sequence[str] = (),
+        fits: Fits | None = None,
+    ) -> "Origin":  # fmt: skip
+        """Find out how a pipeline is fitted anew.
+
+        Args:
+            sources: the rows that make what ships; an unfitted pipeline is fitted to the training rows among them.
+            keep: stages that stay as they are, beside those that `freeze` names.
+            fits: None: Spark fits each time anew.
+
+        Raises:
+            InputError: the pipeline, the data or the options can't be used.
+        """
+        warnings = tuple(check_unfitted(given, options.rowsAreNew))
+
+        def fitted(estimator: Any, rows: Sequence[Source], bounds: Boundaries | None) -> Any:
+            if fits is not None:
+                return fits(estimator, rows, bounds)
+            whole = estimator if isinstance(estimator, Pipeline) else Pipeline(stages=[estimator])
+            found = fit_on_training_rows(whole, rows, options, bounds)
+            return found if whole is estimator else found.stages[0]
+
+        if isinstance(given, Estimator):
+
+            def fit(rows: Sequence[Source], bounds: Boundaries | None) -> Any:
+                return plain(fitted(given, rows, bounds))
+
+            model = fit(sources, boundaries)
+            return Origin(model, model, fit, False, warnings=warnings)
+        model = plain(given)
+        if options.rowsAreNew:
+            return Origin(given, model, None, True, warnings=warnings)
+        try:
+            form = refittable(prepare(model, options, sources[0].df), sources, keep)
+        except InputError as e:
+            why = f"{model.uid} may have seen the rows, and there is no refit of it that hasn't ({e}): {WAY_OUT}"
+            return Origin(given, model, None, True, why, warnings)
+
+        def refit(rows: Sequence[Source], bounds: Boundaries | None) -> Any:
+            return with_uids_of(form.model, fitted(form.estimator, rows, bounds))
+
+        return Origin(given, model, refit, True, warnings=warnings)
+
+    def is_rival(self, ground: Ground, explores: Ground) -> bool:
+        """Decide whether the fitted pipeline is what finalists have to beat, or its refit in the same folds.
+
+        Args:
+            ground: of the pipeline on all rows.
+            explores: of its refit, on the rows that explore.
+        """
+        return self.fit is None or (self.was_fitted and ground.options.rowsAreNew is not False)
+
+
+def check_rows(given: Any, options: Options, sources: Sequence[Source]) -> None:
+    """Check that a pipeline can be made from the rows of each fold, and measured there; see `division.check`.
+
+    Raises:
+        InputError: it can't; says why.
+    """
+    casefold, last = casefolding(), _last(given)
+    columns = [casefold(c) for s in sources if s.split in (None, TRAIN) for c in s.df.columns]
+
+    def column(option: str) -> str | None:
+        name = getattr(options, option) or next(iter(columns_of(last, (option,))), None)
+        return name if name is not None and casefold(name) in columns else None
+
+    classes = any(last.hasParam(name) for name in ("rawPredictionCol", "probabilityCol")) and not callable(options.loss)
+    division.check(sources, options, labelCol=column("labelCol"), weightCol=column("weightCol"), classes=classes)
+
+
+def _last(given: Any) -> Any:
+    """The last stage of a pipeline, fitted or not."""
+    stages = getattr(given, "stages", [])
+    if isinstance(given, Pipeline):
+        stages = given.getStages() if given.isDefined(given.stages) else []
+    return _last(stages[-1]) if stages else given
+
+
+def by_number(task: Task) -> bool:
+    """Whether the loss, the metric or the predictor goes by the number of a class: one class counts, or classes have costs,
+    weights or thresholds of their own.
+    """
+    o, head = task.options, task.cut.graph.head.stage
+    names = [*(o.loss if isinstance(o.loss, Mapping) else [o.loss]), o.metric]
+    params = {**o.lossParams, **o.metricParams}
+    return (
+        any(
+            callable(name) or name in ("areaUnderPR", "cost", "expectedCost") or str(name).endswith("ByLabel")
+            for name in names
+        )
+        or params.get("classWeights", "balanced") != "balanced"
+        or any(head.hasParam(name) and head.isSet(name) for name in ("threshold", "thresholds"))
+    )
+
+
+def check_same_numbers(ground: Ground, other: Any, where: str) -> None:
+    """Raise InputError if the number of a class counts, and another fit of the pipeline numbers the classes otherwise."""
+    if by_number(ground.plan):
+        label = ground.plan.labelCol
+        check_same_classes(classes_of(ground.model, label), classes_of(other, label), label, where)

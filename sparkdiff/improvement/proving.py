@@ -1,0 +1,399 @@
+"""The proof of an improvement: finalists are made anew in each fold, beside their rival, and what ships of them from all rows."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from sparkdiff import jvm
+from sparkdiff.data.splits import REFERENCE, TEST, TRAIN
+from sparkdiff.errors import SparkdiffError, WriteError
+from sparkdiff.evaluation import guard, slices
+from sparkdiff.evaluation.acceptance import Judgement, unit_of
+from sparkdiff.evaluation.recorded import keyed
+from sparkdiff.fine_tuning.starting_point import TRAINING_ROWS
+from sparkdiff.improvement.arms import ARMS
+from sparkdiff.improvement.arms.fine_tuning import train_again
+from sparkdiff.improvement.candidate import Candidate, Making, Step, candidates_of, share
+from sparkdiff.improvement.folding import folded
+from sparkdiff.improvement.ground import Ground, Measurement, allowed, measure, moved
+from sparkdiff.improvement.lanes import STEP
+from sparkdiff.improvement.log import StepLog
+from sparkdiff.improvement.origin import check_same_numbers
+from sparkdiff.improvement.settings import CHANGES_FORM
+from sparkdiff.proof import decision
+from sparkdiff.proof.decision import FINALISTS, FoldComparison
+from sparkdiff.proof.division import Division
+from sparkdiff.report.shares import share_of
+from sparkdiff.store.identity import identity
+
+BEST, AS_CHEAP, SAME_FORM, SIMPLER = "best", "asCheap", "sameForm", "simpler"
+"""The names of offers: the largest gain; of those that cost no more to serve than the original; of those with the original's
+stages; one with fewer stages that serves cheaper and loses nothing."""
+REFIT = "refit"
+ERRORS = 3.0
+"""Standard errors by which the loss of what ships, on its own rows, may be larger than that of the folds' pipelines."""
+ACCEPT = 0.025
+"""The p-value that a simpler pipeline needs where any gain is accepted."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Finalist:
+    """A candidate that is proven.
+
+    Attributes:
+        role: what it was chosen for: `REFIT`, `BEST`, `SAME_FORM`, `AS_CHEAP` or `SIMPLER`.
+        folds: how many prove it; 0 where there is no time for it.
+    """
+
+    role: str
+    candidate: Candidate
+    folds: int = 0
+
+    @property
+    def name(self) -> str:
+        return f"{self.role}-{identity(self.candidate.making.asdict())[:16]}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Proven:
+    """What the folds show of a finalist.
+
+    Attributes:
+        before, after: the metric of its rival and its own, on the rows that prove.
+        rival: what it was compared with, in words.
+        folds: empty where it could not be made in one of them; `failure` says why.
+    """
+
+    finalist: Finalist
+    judgement: Judgement
+    before: float
+    after: float
+    rival: str
+    folds: tuple[FoldComparison, ...] = ()
+    failure: str = ""
+
+    @property
+    def accepted(self) -> bool:
+        return self.judgement.accepted and not self.failure
+
+
+@dataclasses.dataclass(frozen=True)
+class Shipped:
+    """A finalist that is made from all rows.
+
+    Attributes:
+        found: its figures on all rows; None where it can't ship, and `failure` says why.
+        doubts: columns beside the loss that can't be compared.
+    """
+
+    proven: Proven
+    found: Measurement | None
+    judgement: Judgement
+    failure: str = ""
+    doubts: tuple[str, ...] = ()
+
+
+NOTHING = guard.Verdict(False, -1, 0.0, 0.0, 1.0, 0.025)
+"""Where there was nothing to test."""
+
+
+# Finalists ------------------------------------------------------------------------------------------------------------
+
+
+def finalists(ground: Ground, steps: Sequence[Step]) -> list[Finalist]:
+    """Choose what is proven, in this order: the best, the plain refit, and two of same form, as cheap, simpler.
+
+    Args:
+        ground: of the rows that explore.
+    """
+    every = [c for c in candidates_of(steps) if allowed(ground, c.found.cost)]
+    found = sorted((c for c in every if share(ground, c) > 0), key=lambda c: -share(ground, c))
+    cost, least = ground.start.cost, -ground.settings.maxLoss
+    roles: dict[str, list[Candidate]] = {
+        BEST: found,
+        REFIT: [Candidate(REFIT, "refitted", ground.start, Making(REFIT))],
+        SAME_FORM: [c for c in found if c.arm not in CHANGES_FORM],
+        AS_CHEAP: [c for c in found if c.found.cost <= cost],
+        SIMPLER: sorted(
+            (c for c in every if c.arm == "simplify" and c.found.cost < cost and share(ground, c) >= least),
+            key=lambda c: c.found.cost,
+        ),
+    }
+    chosen: list[Finalist] = []
+    for role, ordered in roles.items():
+        if ordered and len(chosen) < FINALISTS and all(ordered[0] is not f.candidate for f in chosen):
+            chosen.append(Finalist(role, ordered[0]))
+    return chosen
+
+
+def remade(ground: Ground, making: Making) -> Measurement:
+    """Make a candidate anew from the training rows of a ground, and measure it.
+
+    Raises:
+        SparkdiffError: it can't be made from these rows, or the network and Spark disagree.
+    """
+    [arm] = [arm for arm in ARMS if arm.name == making.arm]
+    model = arm.make(ground, making.settings)
+    found = ground.start if model is ground.model else measure(ground, model)
+    if making.recipe is None:
+        return found
+    return train_again(ground, found, making.recipe, making.epochs, f"again-{identity(making.asdict())[:16]}")
+
+
+# Folds ----------------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Proof:
+    """The rows that prove, and the rival.
+
+    Attributes:
+        ground: of the original, on the rows that make what ships; its `fit` makes the pipeline of each fold.
+        against: the fitted original, which finalists have to beat; None where it is its refit in the same fold.
+    """
+
+    ground: Ground
+    division: Division
+    against: Any
+    log: StepLog
+
+    def prove(self, chosen: Sequence[Finalist], told: Callable[[str], None] = lambda text: None) -> list[Proven]:
+        """Measure the finalists and their rival in each fold, and decide about each finalist."""
+        found: dict[str, list[FoldComparison]] = {f.name: [] for f in chosen}
+        failures: dict[str, str] = {}
+        for k in range(max((f.folds for f in chosen), default=0)):
+            fold = functools.cache(functools.partial(self._fold, k))
+            for finalist in chosen:
+                if k >= finalist.folds or finalist.name in failures:
+                    continue
+                told(f"fold {k + 2}, {finalist.candidate.name}")
+                STEP.set({"arm": finalist.candidate.arm, "round": finalist.role})
+                compared = self.log.kept(f"{finalist.name}-fold{k + 2}", functools.partial(self._tried, finalist, fold))
+                if isinstance(compared, str):
+                    failures[finalist.name] = f"fold {k + 2}: {compared}"
+                else:
+                    found[finalist.name].append(compared)
+        return [self._decided(f, found[f.name], failures.get(f.name, "")) for f in chosen if f.folds]
+
+    def _fold(self, k: int) -> tuple[Ground, Measurement]:
+        """The ground of a fold, and the rival there."""
+        rows, boundaries = self.division.proves[k], self.division.boundaries[1]
+        ground = moved(self.ground, rows, boundaries, allTrain=True, fold=k + 2)
+        check_same_numbers(self.ground, ground.model, f"fold {k + 2}")
+        return ground, ground.start if self.against is None else measure(ground, self.against)
+
+    def _tried(self, finalist: Finalist, fold: Callable[[], tuple[Ground, Measurement]]) -> FoldComparison | str:
+        try:
+            ground, rival = fold()
+            if finalist.role == REFIT and self.against is None:
+                rival = measure(ground, self.ground.model)
+            return self._compared(ground, rival, remade(ground, finalist.candidate.making))
+        except WriteError:
+            raise
+        except SparkdiffError as e:
+            return str(e)
+        except jvm.SparkError as e:
+            return jvm.cause(e)
+
+    def _compared(self, ground: Ground, rival: Measurement, found: Measurement) -> FoldComparison:
+        with ground.begun(rival.task) as run:
+            exponents: Mapping[str, int] = run.cache.manifest["weights"]
+            own, trains = (exponents.get(split, 0) for split in (TEST, TRAIN))
+            elsewhere = (rival.scores[TRAIN].blocks - found.scores[TRAIN].blocks) * math.ldexp(1.0, trains - own)
+            return decision.compare(
+                run.network, found.recorded, keyed(run.data), run.goal.metric, run.task.options, exponent=own,
+                elsewhere=elsewhere if self.division.factor is None else None, training=run.cache.rows(TRAIN) <= TRAINING_ROWS,
+            )  # fmt: skip
+
+    def _decided(self, finalist: Finalist, folds: Sequence[FoldComparison], failure: str) -> Proven:
+        plain = finalist.role == REFIT and self.against is None
+        rival = "your pipeline" if self.against is not None or plain else "its refit in the same folds"
+        if failure:
+            return Proven(finalist, Judgement(NOTHING, None), math.nan, math.nan, rival, (), failure)
+        judgement = decision.judge(folds, self.ground.options, self.division.factor)
+        alike, sign = decision.scaled_alike(folds), self.ground.metric.sign
+        weight = sum(float(f.rows.weight.sum()) for f in alike)
+        before, after = (
+            sign * sum(float(getattr(f.rows, side).sum()) for f in alike) / weight for side in ("original", "other")
+        )
+        return Proven(finalist, judgement, before, after, rival, tuple(alike))
+
+    def no_worse(self, simpler: Proven, reference: Proven | None) -> bool:
+        """Decide whether a finalist loses no more than `maxLoss` against its rival, or against another finalist."""
+        o, allowance = self.ground.options, self.ground.settings.maxLoss
+        if not allowance or not simpler.folds or simpler.judgement.worse or simpler.judgement.flips:
+            return False
+        if reference is not None and len(reference.folds) < len(simpler.folds):
+            return False
+        others = [None] * len(simpler.folds) if reference is None else reference.folds
+        folds = [_spared(one, other, allowance) for one, other in zip(simpler.folds, others, strict=False)]
+        level = ACCEPT if o.guard >= 1 else o.guard / o.fleetSize
+        return decision.test(folds, level=level, factor=self.division.factor, seed=o.seed).accepted
+
+
+def _spared(one: FoldComparison, other: FoldComparison | None, allowance: float) -> FoldComparison:
+    """A finalist beside its rival, or beside another finalist, which may be better by a share of its mean."""
+    rows, elsewhere = one.rows, one.elsewhere
+    reference = rows.original if other is None else other.rows.other
+    if other is not None:
+        elsewhere = None if elsewhere is None or other.elsewhere is None else elsewhere - other.elsewhere
+    spare = allowance * (reference.sum() / rows.weight.sum()).abs() * rows.weight
+    beside = torch.stack([rows.beside[0] - rows.original + reference + spare, rows.beside[1]])
+    rows = dataclasses.replace(rows, original=reference + spare, beside=beside)
+    return dataclasses.replace(one, rows=rows, training=None, elsewhere=elsewhere)
+
+
+# What ships -----------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Decision:
+    """The decision of an improvement.
+
+    Attributes:
+        proven: the finalists that were tested.
+        unproven: those that were not, for lack of time.
+        offers: by name; `BEST` is among them if anything is accepted.
+        refused: accepted finalists that can't ship.
+        warnings: about what ships.
+    """
+
+    proven: tuple[Proven, ...]
+    unproven: tuple[Finalist, ...]
+    offers: Mapping[str, Shipped]
+    refused: tuple[Shipped, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def best(self) -> Shipped | None:
+        return self.offers.get(BEST)
+
+
+def gain_of(proven: Proven) -> float:
+    """The gain of a finalist over its rival, as a share of the rival's metric; 0 where it was not made."""
+    verdict = proven.judgement.verdict
+    loss = sum(float(f.rows.original.sum()) for f in proven.folds)
+    gains = sum(float((f.rows.original - f.rows.other).sum()) for f in proven.folds)
+    return share_of(gains, loss) if verdict.best >= 0 or proven.folds else 0.0
+
+
+def decide(proof: Proof, chosen: Sequence[Finalist], proven: Sequence[Proven]) -> Decision:
+    """Make what is accepted from all rows, and name the offers."""
+    whole = functools.cache(
+        lambda: moved(proof.ground, proof.ground.sources, proof.ground.boundaries, allTrain=True, fold=0)
+    )
+    made: dict[str, Shipped] = {}
+
+    def ship(one: Proven) -> Shipped:
+        name = one.finalist.name
+        if name not in made:
+            made[name] = _shipped(proof, one, whole)
+        return made[name]
+
+    def first(wanted: Callable[[Proven], bool]) -> Shipped | None:
+        found = (ship(p) for p in accepted if wanted(p))
+        return next((s for s in found if s.found is not None), None)
+
+    # A gain over the refit is more than that of the refit over the pipeline as it was passed.
+    accepted = sorted(
+        (p for p in proven if p.accepted),
+        key=lambda p: (p.finalist.role == REFIT and proof.against is None, -gain_of(p)),
+    )
+    cost, best = proof.ground.start.cost, first(lambda p: True)
+    offers: dict[str, Shipped] = {}
+    if best is not None:
+        cheap = first(lambda p: p.finalist.candidate.found.cost <= cost)
+        same = first(lambda p: p.finalist.candidate.arm not in CHANGES_FORM)
+        named = {BEST: best, AS_CHEAP: cheap, SAME_FORM: same}
+        offers = {name: s for name, s in named.items() if s is not None and (name == BEST or s is not best)}
+    simpler = _simpler(proof, proven, best, ship)
+    offers |= {} if simpler is None else {SIMPLER: simpler}
+    doubts = [note for s in made.values() for note in s.doubts]
+    unproven = tuple(f for f in chosen if not f.folds)
+    refused = tuple(s for s in made.values() if s.found is None)
+    return Decision(tuple(proven), unproven, offers, refused, tuple(dict.fromkeys(doubts)))
+
+
+def _shipped(proof: Proof, proven: Proven, whole: Callable[[], Ground]) -> Shipped:
+    """Make a finalist from all rows, and check that it looks like those of the folds and changes nothing outside the loss."""
+    ground, judgement = proof.ground, proven.judgement
+    try:
+        found = remade(whole(), proven.finalist.candidate.making)
+    except WriteError:
+        raise
+    except (SparkdiffError, *jvm.SparkError) as e:
+        why = jvm.cause(e) if isinstance(e, jvm.SparkError) else str(e)
+        return Shipped(proven, None, judgement, f"it can't be made from all rows: {why}")
+    loss, most = found.scores[TRAIN].mean, _largest_loss(proven)
+    if not loss <= most:
+        why = f"made from all rows its {ground.metric.name} there is {ground.metric.sign * loss:.5g}, worse than on rows of folds"
+        return Shipped(proven, None, judgement, why)
+    if ground.rows.get(REFERENCE):
+        judgement = dataclasses.replace(judgement, reference=_reference(ground, found, judgement))
+    judgement, notes = ground.plan.compared_outside(judgement, found.model, ground.sources[0].data, ground.stay)
+    return Shipped(proven, found if judgement.accepted else None, judgement, doubts=tuple(notes))
+
+
+def _largest_loss(proven: Proven) -> float:
+    """The loss that what ships may have on its own rows: that of the folds' pipelines, and some standard errors more."""
+    loss, weight = (torch.cat([getattr(f.rows, name) for f in proven.folds]) for name in ("other", "weight"))
+    mean = loss.sum() / weight.sum()
+    return float(mean + ERRORS * (loss - mean * weight).norm() / weight.sum())
+
+
+def _reference(ground: Ground, found: Measurement, judgement: Judgement) -> slices.Change:
+    """The change on the reference rows, which nothing has seen."""
+    o = ground.options
+    with ground.begun(ground.start.task) as run:
+        [change] = slices.changes(
+            run.network, found.recorded, keyed(run.data), REFERENCE, ground.metric, (), unit=unit_of(o),
+            level=judgement.level or ACCEPT, seed=o.seed,
+        )  # fmt: skip
+    return change
+
+
+def _simpler(
+    proof: Proof, proven: Sequence[Proven], best: Shipped | None, ship: Callable[[Proven], Shipped]
+) -> Shipped | None:
+    """The cheapest pipeline that serves cheaper than the best, or than the original where nothing is better, and is not worse.
+
+    Not worse is what folds exactly, and a deletion that loses no more than `maxLoss`. With a timeCol no deletion is offered:
+    neighbouring rows depend on each other. Where nothing is better, a deletion is one of the refit, and so it is offered only
+    where the fitted original is what it was compared with.
+    """
+    reference = _figures(proof, best)
+    found = [_compacted(proof, best)]
+    if proof.ground.options.timeCol is None and (best is not None or proof.against is not None):
+        rest = [p for p in proven if best is None or p is not best.proven]
+        deletions = [
+            p
+            for p in rest
+            if p.finalist.candidate.arm == "simplify" and p.finalist.candidate.found.cost < reference.cost
+        ]
+        found += [ship(p) for p in deletions if proof.no_worse(p, None if best is None else best.proven)]
+    costs_of = {id(s): s.found.cost for s in found if s is not None and s.found is not None}
+    return min((s for s in found if id(s) in costs_of), key=lambda s: costs_of[id(s)], default=None)
+
+
+def _figures(proof: Proof, best: Shipped | None) -> Measurement:
+    """The figures of the best, or of the original where nothing is better."""
+    return proof.ground.start if best is None or best.found is None else best.found
+
+
+def _compacted(proof: Proof, best: Shipped | None) -> Shipped | None:
+    """The best, or the original, with fewer stages and the same outputs; None where nothing folds."""
+    reference = _figures(proof, best)
+    model = folded(proof.ground, reference.model)
+    if model is None:
+        return None
+    name = "compacted" if best is None else f"{best.proven.finalist.candidate.name}, compacted"
+    found = measure(proof.ground, model)
+    finalist = Finalist(SIMPLER, Candidate("simplify", name, found, Making("simplify"), exact=True))
+    if best is None:
+        unproven = Proven(finalist, Judgement(NOTHING, None), math.nan, math.nan, "")
+        return Shipped(unproven, found, unproven.judgement)
+    return Shipped(dataclasses.replace(best.proven, finalist=finalist), found, best.judgement)

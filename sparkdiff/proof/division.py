@@ -1,0 +1,226 @@
+"""The rows that explore and the rows that prove: by the hash of the row or group in folds, or by time in stretches."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pyspark.sql import Column, DataFrame, functions as F
+
+from sparkdiff import jvm
+from sparkdiff.data import soft_labels
+from sparkdiff.data.blocks import MAX_BLOCKS, TIME_BLOCKS
+from sparkdiff.data.splits import (
+    TEST,
+    TRAIN,
+    VALIDATION,
+    Boundaries,
+    Source,
+    below,
+    check_columns,
+    numbered,
+    seconds,
+    time_quantiles,
+    unit_and_block,
+)
+from sparkdiff.errors import InputError
+from sparkdiff.options import Options
+from sparkdiff.pipeline.names import named
+
+FOLDS = 5
+MOST_CLASSES = 100
+"""Distinct labels up to which they are looked at fold by fold."""
+EXPLORES = 0.2
+"""The share of the training rows that explores where the rows that prove are given."""
+STRETCHES, FIRST = 4, 0.6
+"""By time: the number of stretches, of which the first explores, and the share of the rows before them."""
+BLOCKS = 17
+"""Blocks of time in a stretch: of three stretches about as many as held-out rows have."""
+STRETCHES_FACTOR = 2.0
+"""By how much the variance is multiplied for stretches, whose models share most of the rows that they are made from."""
+
+
+@dataclass(frozen=True)
+class Division:
+    """The rows that explore, and those that prove.
+
+    Attributes:
+        name: in words.
+        explores: rows of the splits train and validation.
+        proves: per fold rows of the splits train and test; the test rows prove.
+        ships: the rows that make what ships; empty where this is what the only fold has proven.
+        boundaries: of the blocks of time of the rows that explore, and of those that prove.
+        factor: see `proof.decision.dependence_of`.
+    """
+
+    name: str
+    explores: tuple[Source, ...]
+    proves: tuple[tuple[Source, ...], ...]
+    ships: tuple[Source, ...] = ()
+    boundaries: tuple[Boundaries, Boundaries] = (Boundaries(), Boundaries())
+    factor: float | None = None
+
+    @property
+    def makes(self) -> Source:
+        """The rows that make what ships."""
+        return (self.ships or self.proves[0])[0]
+
+    @property
+    def number(self) -> int:
+        """The number of folds that prove."""
+        return len(self.proves)
+
+
+def divide(sources: Sequence[Source], options: Options) -> Division:
+    """Divide the rows by `numFolds`: into folds, into stretches of time, or the held-out rows into two halves.
+
+    Raises:
+        InputError: a column is missing or has a wrong type, or there is no time to divide by; Spark failed on the rows.
+    """
+    for source in sources:
+        check_columns(source.df, options)
+    given = [s.df for s in sources if s.split == VALIDATION]
+    [rows] = [s.df for s in sources if s.split in (None, TRAIN)]
+    rows = numbered(rows, options)
+    if given:
+        proves = Source(given[0], TEST)
+        return _proven_by(proves, rows, options, "the validation rows prove")
+    if options.validationIndicatorCol:
+        holds = named(options.validationIndicatorCol)
+        proves = Source(rows.where(holds), TEST, numbered=True)
+        return _proven_by(proves, rows.where(~holds), options, "the validation rows prove")
+    folds = folds_of(options)
+    if not folds:
+        return _in_halves(rows, options)
+    return _in_stretches(rows, options) if options.timeCol else _in_folds(rows, options, folds)
+
+
+def folds_of(options: Options) -> int:
+    """The number of folds; 0 where the held-out rows are divided, of "auto" where these show a smaller gain.
+
+    What decides are the variances of the gain, as multiples of that of all rows: at most doubled for the dependence of folds.
+    """
+    if options.numFolds != "auto":
+        return int(options.numFolds)
+    share = (1 - FIRST) * (STRETCHES - 1) / STRETCHES if options.timeCol else (FOLDS - 1) / FOLDS
+    return FOLDS if STRETCHES_FACTOR / share <= 2 / options.validationFraction else 0
+
+
+def check(
+    sources: Sequence[Source], options: Options, *, labelCol: str | None, weightCol: str | None, classes: bool
+) -> None:  # fmt: skip
+    """Check that each fold can be made and can prove, by one or two jobs over the rows.
+
+    Args:
+        labelCol, weightCol: None where the data have no such column.
+        classes: whether the label names classes.
+
+    Raises:
+        InputError: a group is null; a fold has too few rows or lacks a class; there are too few groups.
+    """
+    o, folds = options, folds_of(options)
+    if soft_labels.given(sources, labelCol):
+        soft_labels.check_options(o)
+    [df] = [s.df for s in sources if s.split in (None, TRAIN)]
+    if not folds or o.timeCol or o.validationIndicatorCol or any(s.split == VALIDATION for s in sources):
+        return
+    df = numbered(df, o)
+    used = df if weightCol is None else df.where(named(weightCol) != 0)
+    fold = fold_of(df, o, folds).alias("fold")
+    label = named(labelCol).cast("double") if labelCol and classes else F.lit(None)
+    try:
+        rows = used.groupBy(fold, label.alias("label")).agg(F.count(F.lit(1)).alias("rows")).collect()
+        units = 0 if o.groupCol is None else used.select(named(o.groupCol)).distinct().count()
+    except jvm.SparkError as e:
+        raise InputError(f"Spark failed while it dealt the rows into {folds} folds: {jvm.cause(e)}") from e
+    if any(r["fold"] is None for r in rows):
+        raise InputError(f"groupCol={o.groupCol!r} holds null; fill the column or drop these rows")
+    if o.groupCol is not None and units < 2 * folds:
+        raise InputError(
+            f"groupCol={o.groupCol!r} has {units} values, too few for numFolds={folds}: at least {2 * folds} are needed. Use more "
+            "data, or a groupCol with more values"
+        )
+    for k in range(folds):
+        if not any(r["rows"] for r in rows if r["fold"] == k):
+            raise InputError(f"fold {k + 1} of numFolds={folds} has no rows: add rows, or set fewer folds")
+    known = {r["label"] for r in rows}
+    for value in sorted(v for v in known if v is not None) if len(known) <= MOST_CLASSES else ():
+        there = {r["fold"] for r in rows if r["label"] == value}
+        if lacking := [str(k + 1) for k in range(folds) if k not in there]:
+            raise InputError(
+                f"fold {', '.join(lacking)} of numFolds={folds} has no row of labelCol={labelCol!r} {value:g}: set fewer "
+                "folds, add such rows, or leave the rare class out"
+            )
+
+
+def _parts(df: DataFrame, **splits: Column) -> tuple[Source, ...]:
+    """The rows of each split for which its condition holds."""
+    return tuple(Source(df.where(condition), split, numbered=True) for split, condition in splits.items())
+
+
+def _in_folds(df: DataFrame, options: Options, folds: int) -> Division:
+    fold = fold_of(df, options, folds)
+    explores = _parts(df, **{TRAIN: fold != 0, VALIDATION: fold == 0})
+    proves = tuple(_parts(df, **{TRAIN: fold != k, TEST: fold == k}) for k in range(1, folds))
+    return Division(f"{folds} folds", explores, proves, (Source(df, TRAIN, numbered=True),))
+
+
+def fold_of(df: DataFrame, options: Options, folds: int) -> Column:
+    """The fold of a row, 0, 1, ...; null where its group is null. A block of the guard lies in one fold."""
+    block = unit_and_block(df, options)[1]
+    return F.pmod(F.pmod(block, F.lit(MAX_BLOCKS)), F.lit(folds)).cast("int")
+
+
+def _in_halves(df: DataFrame, options: Options) -> Division:
+    """Half of the held-out rows explores, the other half proves; by time the later one."""
+    name, boundaries = "half of the held-out rows proves", (Boundaries(), Boundaries())
+    if options.timeCol:
+        start = 1 - options.validationFraction
+        shares = [start + options.validationFraction * k / (2 * TIME_BLOCKS) for k in range(2 * TIME_BLOCKS)]
+        starts, time = time_quantiles(df, options.timeCol, shares), seconds(df, options.timeCol)
+        boundaries = Boundaries(starts[:TIME_BLOCKS]), Boundaries(starts[TIME_BLOCKS:])
+        train, proves = time <= starts[0], time > starts[TIME_BLOCKS]
+        explores = ~train & ~proves
+    else:
+        unit = unit_and_block(df, options)[0]
+        held, half = below(unit, options.validationFraction, "split"), below(unit, 0.5, "explores")
+        train, explores, proves = ~held, held & half, held & ~half
+    parts = _parts(df, **{TRAIN: train, VALIDATION: explores})
+    return Division(name, parts, (_parts(df, **{TRAIN: train | explores, TEST: proves}),), boundaries=boundaries)
+
+
+def _proven_by(proves: Source, df: DataFrame, options: Options, name: str) -> Division:
+    """A share of the training rows explores."""
+    explores = below(unit_and_block(df, options)[0], EXPLORES, "explores")
+    train = Source(df, TRAIN, numbered=True)
+    return Division(name, _parts(df, **{TRAIN: ~explores, VALIDATION: explores}), ((train, proves),))
+
+
+def _in_stretches(df: DataFrame, options: Options) -> Division:
+    """The last rows by time: the first stretch explores, each other one is proven by models of all rows before it."""
+    size = (1 - FIRST) / STRETCHES
+    shares = [FIRST + size * k / BLOCKS for k in range(STRETCHES * BLOCKS)]
+    starts = time_quantiles(df, options.timeCol or "", shares)
+    time = seconds(df, options.timeCol or "")
+    bounds = [*starts[::BLOCKS], float("inf")]
+
+    def parts(k: int, split: str) -> tuple[Source, ...]:
+        return _parts(df, **{TRAIN: time <= bounds[k], split: (time > bounds[k]) & (time <= bounds[k + 1])})
+
+    return Division(
+        f"{STRETCHES} stretches of time", parts(0, VALIDATION), tuple(parts(k, TEST) for k in range(1, STRETCHES)),
+        (Source(df, TRAIN, numbered=True),), (Boundaries(starts[:BLOCKS]), Boundaries(starts[BLOCKS:])), STRETCHES_FACTOR,
+    )  # fmt: skip
+
+
+def inner(sources: Sequence[Source], options: Options) -> tuple[Source, ...]:
+    """The rows of a fold whose training rows are divided once more: a share of them chooses, as the split validation."""
+    out: list[Source] = []
+    for source in sources:
+        if source.split != TRAIN:
+            out.append(source)
+            continue
+        chooses = below(unit_and_block(source.df, options)[0], EXPLORES, "chooses")
+        if options.timeCol:
+            [start] = time_quantiles(source.df, options.timeCol, [1 - EXPLORES])
+            chooses = seconds(source.df, options.timeCol) > start
+        out += _parts(source.df, **{TRAIN: ~chooses, VALIDATION: chooses})
+    return tuple(out)
