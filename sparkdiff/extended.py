@@ -47,6 +47,11 @@ class ExtendedTuner(_OwnParams, FineTuner):
     WHY_REFUSED: ClassVar[Mapping[str, str]]
     """Options of fine-tuning that it does not have, and why."""
 
+    def options(self) -> Options:
+        """The resolved options; rows are divided as shows the smallest gains where `numFolds` is not set."""
+        found = super().options()
+        return found if self.isSet("numFolds") else dataclasses.replace(found, numFolds="auto")
+
     @abstractmethod
     def _described(self, model: Any, options: Options, dataset: DataFrame) -> str:
         """The plan of a fitted pipeline, as text."""

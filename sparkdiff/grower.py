@@ -3,20 +3,17 @@
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from pyspark.ml import Pipeline
 from pyspark.sql import DataFrame
 
-from sparkdiff.data.splits import Source, find_boundaries, fit_on_training_rows
+from sparkdiff.data.splits import Source
 from sparkdiff.extended import ExtendedModel, ExtendedTuner
 from sparkdiff.fine_tuning.option_params import with_params, with_setters
-from sparkdiff.fine_tuning.starting_point import starting_point
 from sparkdiff.fine_tuning.values import Outcome
 from sparkdiff.growth.plan import described
-from sparkdiff.growth.procedure import grow_pipeline
 from sparkdiff.growth.settings import FIELDS, WHY_REFUSED, GrowthSettings
 from sparkdiff.growth.summary import GrowthSummary
+from sparkdiff.improvement.growing_by_folds import grow_pipeline
 from sparkdiff.options import Options
-from sparkdiff.pipeline.nesting import plain
 from sparkdiff.report import FineTuningSummary, Phases
 
 
@@ -57,10 +54,7 @@ class Grower(ExtendedTuner):
         return described(model, options, self.growth_settings(), dataset)
 
     def _run(self, given: Any, options: Options, sources: Sequence[Source], phases: Phases) -> Outcome:
-        boundaries = find_boundaries(sources, options)
-        fitted = fit_on_training_rows(given, sources, options, boundaries) if isinstance(given, Pipeline) else given
-        origin = starting_point(given, plain(fitted), options, sources, phases, boundaries=boundaries)
-        return grow_pipeline(origin, options, self.growth_settings(), sources, phases, boundaries=boundaries)
+        return grow_pipeline(given, options, self.growth_settings(), sources, phases)
 
 
 @with_params(FIELDS)

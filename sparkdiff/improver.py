@@ -1,6 +1,5 @@
 """Improver and ImproverModel: an improvement as a pyspark.ml Estimator and the Model that it returns."""
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -26,14 +25,15 @@ class Improver(ExtendedTuner):
 
     Weights are trained (`finetune`), stages are fitted anew (`refit`), their settings searched (`search`), stages are deleted
     (`simplify`) or added (`import`: boosted trees; `grow`: hidden units, crosses, curves, effects). Cheap ways come first, those
-    that fall behind are stopped, and one test on held-out rows covers everything that was measured on them.
+    that fall behind are stopped. This race runs on some of the rows; the others prove the best of it, each made anew for every
+    fold, and what is proven is made from all rows.
 
     Args:
-        pipeline: a fitted PipelineModel, or an unfitted Pipeline, which is fitted on the training rows first.
+        pipeline: a fitted PipelineModel, or an unfitted Pipeline, which is fitted anew for each fold.
         referenceData: see `FineTuner`.
         callbacks: see `FineTuner`.
-        **params: see `sparkdiff.improvement.settings.ImprovementSettings` and `sparkdiff.options.Options` (all but numFolds
-            and maxSeconds), or `Improver().explainParams()`.
+        **params: see `sparkdiff.improvement.settings.ImprovementSettings` and `sparkdiff.options.Options` (all but
+            maxSeconds), or `Improver().explainParams()`.
 
     `fit(df)` returns an `ImproverModel`, whose `pipelineModel` is plain Spark ML: the best pipeline that the rows decide for, or
     the original object itself. `offers` has others by name, such as the best that serves as cheaply as the original.
@@ -46,11 +46,6 @@ class Improver(ExtendedTuner):
 
     SETTINGS = ImprovementSettings
     WHY_REFUSED = WHY_REFUSED
-
-    def options(self) -> Options:
-        """The resolved options; rows are divided as shows the smallest gains where `numFolds` is not set."""
-        found = super().options()
-        return found if self.isSet("numFolds") else dataclasses.replace(found, numFolds="auto")
 
     def improvement_settings(self) -> ImprovementSettings:
         """The resolved options of the improvement."""
@@ -75,7 +70,7 @@ class ImproverModel(ExtendedModel):
     Attributes:
         pipelineModel: the best pipeline, plain Spark ML; the original object itself if the original was kept.
         originalModel: the pipeline that was to be improved.
-        summary: an `ImprovementSummary`: the table of all results, the arms, why.
+        summary: an `ImprovementSummary`: the table of what was proven, the arms, why.
         offers: {name: plain PipelineModel}: "best", and where they exist "asCheap" (the best that serves as cheaply as the
             original), "sameForm" (the best with the original's stages), "simpler" (fewer stages, cheaper to serve, and no
             worse). They are not saved with the model: save those that you want, each is a plain PipelineModel. Empty after

@@ -83,7 +83,7 @@ class Options:
     maxEpochs: int = option(120, "largest number of epochs", low=1)
     patience: int = option(20, "number of epochs without a better validation metric after which a candidate stops", low=1)
     minDelta: float = option(0.0, "least improvement that counts for patience, as a share of the original's metric; 0 counts any. The best epoch decides in any case", low=0)
-    maxSeconds: float | None = option(None, "seconds of training (with numFolds, of each fold's) after which no other epoch begins, those before an interruption included; if unset, no limit. The best epoch so far decides", kind=float, low=0, openLow=True)
+    maxSeconds: float | None = option(None, "seconds of training (with numFolds, of that which explores) after which no other epoch begins, those before an interruption included; if unset, no limit. The best epoch so far decides", kind=float, low=0, openLow=True)
     batchSize: int = option(128, "rows per optimizer step, counted over all processes; rounded up to a multiple of 8", low=1)
     guard: float = option(0.025, "p-value needed to accept the tuned pipeline; 1 accepts any gain", low=0, high=1, openLow=True)
     guardCols: tuple[str, ...] = option((), "columns whose values define slices of the validation rows; if a slice gets worse, the original is kept", items="column names")

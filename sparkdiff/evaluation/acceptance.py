@@ -31,7 +31,7 @@ STRICTER = 10
 
 @dataclass(frozen=True)
 class Judgement:
-    """The decision and all figures behind it; if no epoch gains, only the verdict, unless `judge` was asked for all.
+    """The decision and all figures behind it; if no epoch gains, only the verdict.
 
     Attributes:
         level: p-value below which a set of rows counts as worse, shrunk as in the verdict; None if the guard accepts
@@ -100,8 +100,6 @@ def judge(
     ledger: Ledger,
     *,
     reference: bool,
-    training: bool = True,
-    always: bool = False,
     given: Recorded | None = None,
 ) -> Judgement:
     """Test the gain of the best epoch, overall and by slice, in passes over the validation and the reference rows.
@@ -110,8 +108,6 @@ def judge(
         networks: the original network and the network of the best epoch, or what was recorded of another pipeline.
         ledger: gains over the original.
         reference: whether there are reference rows.
-        training: whether both networks can be run on training rows, which show how losses are spread.
-        always: whether slices, reference rows and labels are compared even where nothing gains.
         given: the pipeline that was passed, where the original is its refit: its labels are those that may not change.
     """
     o, (network, tuned) = options, networks
@@ -119,17 +115,17 @@ def judge(
     rows = paired_rows.read(network, tuned, data, "validation", metric, unit_of(o))
     level, stricter = needed(o, network)
     spread = None
-    if training and o.guard < 1 and (always or ledger.chosen >= 0):
+    if o.guard < 1 and ledger.chosen >= 0:
         spread = paired_rows.read(network, tuned, data, "train", metric, unit_of(o), rows).costs()
     verdict = paired_rows.decide_by_rows(rows, level=level, ledger=ledger, training=spread, seed=o.seed)
     # A fleet's budget is one of false accepts: a false veto costs a gain, never a model, and so keeps the level of one run.
     worse = o.guard * verdict.level / level if o.guard < 1 else None
-    if verdict.best < 0 and not always:
+    if verdict.best < 0:
         return Judgement(verdict, worse, stricter=stricter)
     how: dict[str, Any] = {"unit": unit_of(o), "level": worse or 0.025, "joined": verdict.joined, "seed": o.seed}
     columns = list(data.stream.slices.values())
     further = None
-    if worse is not None and verdict.best >= 0:
+    if worse is not None:
         gain = float((rows.original - rows.other).sum())
         further = unseen(gain, costs(network, tuned, data, "validation", metric), spread)
     return Judgement(

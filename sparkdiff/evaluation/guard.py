@@ -190,43 +190,6 @@ def worsening(gains: Tensor, *, level: float, joined: int = 1, dependence: float
     return torch.where(scores > 0, p.clamp_max(1), 1.0)
 
 
-def step_down(
-    gains: Tensor, *, level: float, joined: int = 1, seed: int = 0, missing: Tensor | None = None
-) -> Tensor:  # fmt: skip
-    """p-values (C,) of the gains of all columns (C, B), adjusted for their number: where several of them may be accepted.
-
-    Step-down maxT (Romano and Wolf 2005, algorithm 3 of Westfall and Young 1993): the column with the largest score is
-    compared with the largest of all columns, as in `decide`, the next one with the largest of the columns that are left, and
-    so on; no p-value is below that of a column before. The chance that even one column without a true gain has a p-value
-    below a level is at most that level. 1.0 where a column cannot be tested or does not gain.
-
-    Args:
-        gains: sums over blocks that have weight, as `decide` takes them.
-        level: the level that the p-values are compared with; it decides the number of draws.
-        joined: how many neighbouring blocks count as one, from the verdict.
-        missing: (C,) `Verdict.missing` of each column; None: 0.
-    """
-    gains = _join(gains.detach().to("cpu", torch.float64), joined)
-    norm = gains.square().sum(1).sqrt()
-    moved = (norm.isfinite() & (norm > 0)).nonzero()[:, 0]
-    found = torch.ones(len(gains), dtype=torch.float64)
-    if not len(moved):
-        return found
-    scores = torch.tensor([_score(gains[i]) for i in moved.tolist()], dtype=torch.float64)
-    if missing is not None:
-        scores = scores / (1 + missing[moved] / norm[moved].square()).sqrt()
-    order = scores.argsort(descending=True, stable=True)
-    columns, scores = (gains[moved] / norm[moved, None])[order], scores[order]
-    draws = min(max(CHUNK, math.ceil(20 / level)), MAX_DRAWS)
-    hits = torch.zeros(len(columns), dtype=torch.float64)
-    for signs in _signs(columns.shape[1], draws, seed):
-        hits += ((signs @ columns.T).flip(1).cummax(1).values.flip(1) >= scores).sum(0)
-    left = torch.arange(len(columns), 0, -1, dtype=torch.float64)
-    p = torch.minimum((1 + hits) / (1 + draws), left * torch.exp(-(scores.clamp_min(0) ** 2) / 2)).clamp_max(1)
-    found[moved[order]] = torch.where(scores > 0, p, 1.0).cummax(0).values
-    return found
-
-
 def _caution(
     level: float, units: Units, blocks: int, rows: float | None, correlation: float | None
 ) -> tuple[float, int, tuple[str, ...]]:

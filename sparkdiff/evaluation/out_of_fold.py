@@ -1,4 +1,4 @@
-"""The guard for cross-fitting: a test of the gains on out-of-fold rows, which all rows are.
+"""The dependence of gains on out-of-fold rows, which the test of a finalist allows for.
 
 The rows are dealt into folds. For each fold, an original and a tuned network were made of the rows outside of it, in
 the same way, and measured on its own rows. No row that decides has been seen by the networks that it judges, what was

@@ -8,9 +8,10 @@ Three kinds of evidence, by what Spark keeps of the rows that it fits:
   entries is chi-square with q degrees of freedom where the original knows the truth, and larger where it was fitted on few rows,
   on rows that differ, or didn't converge. On rows of which it has seen the share f it is 1/f - 1 times a chi-square. So a T²
   below the 1% point shows that it has seen them. The covariance of the terms is estimated from the rows, not from the model
-  (the sandwich estimator: White 1980), so that noise of uneven size and wrong models change nothing; the distance of the
-  coefficients from a refit's, in units of the model's own covariance, is called small on other rows too often there
-  (benchmarks/seen_rows.py). It needs no refit, and stages before the last may have been fitted on whatever rows.
+  (the sandwich estimator: White 1980), so that noise of uneven size, wrong models and penalties change nothing. It needs no
+  refit, and stages before the last may have been fitted on whatever rows. (The distance of the coefficients from a refit's, in
+  units of the model's own covariance, is too small on other rows if there is a penalty, or less noise far out:
+  benchmarks/seen_rows.py.)
 - The losses of trees, whose roots tell how many rows they were grown from. On its own rows a model is better than on others. An
   original of no more rows than the table has, whose losses lie more than a third of the way from those of refits that haven't
   seen the rows to those of a refit that has, has seen some of them. That it is better than refits at all would show little:
@@ -25,7 +26,6 @@ import torch
 from torch import Tensor
 
 from sparkdiff.evaluation import guard
-from sparkdiff.objectives.derivatives import derivative
 from sparkdiff.stages.linear import GeneralizedLinearRegression, LinearRegression, LogisticRegression
 from sparkdiff.stages.predictor import Predictor
 from sparkdiff.stages.support_vector import LinearSVC
@@ -103,7 +103,6 @@ class LinearRows:
     weight: Tensor
 
 
-LINEAR = LinearRegression, GeneralizedLinearRegression, LogisticRegression, LinearSVC
 NO_PENALTY = Penalty()
 
 
@@ -137,9 +136,8 @@ def reproduces(original: Tensor, refit: Tensor) -> bool:
 
     Margins tell more: the losses of a million rows are nearly the same for all models of a million rows.
     """
-    return 0 < float(original.abs().sum()) and float((original - refit).abs().sum()) <= SAME * float(
-        original.abs().sum()
-    )
+    size, apart = float(original.abs().sum()), float((original - refit).abs().sum())
+    return size > 0 and apart <= SAME * size
 
 
 # Trees ----------------------------------------------------------------------------------------------------------------
@@ -196,18 +194,23 @@ def p_of_equations(
         head: the last stage of the original.
         batches: gives all rows of weight > 0; they are read twice.
     """
-    if not isinstance(head, LINEAR) or (isinstance(head, LogisticRegression) and head.has_bounds()):
+    if isinstance(head, LogisticRegression) and not head.has_bounds():
+        b, intercepts = head.coefficientMatrix.detach(), head.interceptVector.detach()  # (k, p), (k,)
+    elif isinstance(head, LinearRegression | GeneralizedLinearRegression | LinearSVC):
+        b, intercepts = head.coefficients.detach()[None], head.intercept.detach()[None]
+    else:
         return None
-    several = isinstance(head, LogisticRegression)
-    b = (head.coefficientMatrix if several else head.coefficients[None]).detach()  # (k, p)
-    fitted = (head.interceptVector if several else head.intercept[None]).detach() != 0  # (k,)
+    fitted = intercepts != 0
     columns = _columns(batches)
     combined = _combinations(b != 0, columns)
-    total, products = 0.0, 0.0
+    if not combined.shape[2]:
+        return None
+    total = products = torch.zeros((), dtype=torch.float64)
     for rows in batches():
         slope, curvature = _slopes(head, rows)
-        terms = sum(slope[:, [i]] * _times(rows.features, each) for i, each in enumerate(combined))
-        terms = terms + _pulls(head, rows, curvature, b, penalty, columns, combined)
+        terms = _pulls(head, rows, curvature, b, penalty, columns, combined)
+        for i, each in enumerate(combined):
+            terms = terms + slope[:, [i]] * _times(rows.features, each)
         terms = torch.cat([slope[:, fitted], terms], 1) * rows.weight[:, None]
         total, products = total + terms.sum(0), products + terms.T @ terms
     distance, free = _hotelling(total, products, columns.rows)
@@ -287,10 +290,14 @@ def _slopes(head: Predictor, rows: LinearRows) -> tuple[Tensor, Tensor | None]:
         power = {"gaussian": 0.0, "poisson": 1.0, "gamma": 2.0}.get(head.family, head.variance_power)
         variance = mean * (1 - mean) if head.binomial else mean**power
         return ((mean - y) * slope / variance)[:, None], slope.square() / variance
-    exact = derivative(head.own_loss()[0], None, head)
-    assert exact is not None
-    slope = exact(margin[None], y)[1][0]
-    return slope if head.wide else slope[:, None], None
+    if isinstance(head, LinearSVC):
+        sign = 2 * y - 1
+        slope = torch.where(sign * margin < 1, -sign, 0.0)
+    elif head.wide:
+        return margin.softmax(1) - torch.nn.functional.one_hot(y.long(), margin.shape[1]), None
+    else:
+        slope = torch.sigmoid(margin) - y
+    return slope[:, None], None
 
 
 def _pulls(

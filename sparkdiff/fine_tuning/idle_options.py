@@ -4,19 +4,20 @@ from sparkdiff.data.splits import VALIDATION
 from sparkdiff.fine_tuning.values import Run
 from sparkdiff.jvm import stores
 from sparkdiff.options import Options, without_effect
-from sparkdiff.training.recipes import FEW_ROWS
+from sparkdiff.training.recipes import FEW_ROWS, FEWEST
 
 
 def idle_options(run: Run) -> list[str]:
     """A sentence for each option that was set and has no effect in this run."""
     o, default, rows, end = run.task.options, Options(), run.cache.rows(VALIDATION), run.task.options.maxEpochs
+    few = rows < FEW_ROWS * (1 if o.recipe == "fast" else FEWEST)
     lbfgs, alone, any_gain = o.optimizer == "lbfgs", o.numProcesses == 1, o.guard == 1
     one_step = (lbfgs, "lbfgs takes one step an epoch, with the gradient of all rows")
     one_process = (alone, "one process trains, that of the driver")
     not_kept = (o.storeDir is None, "without storeDir the run is not kept")
     reasons = {
-        "recipe": (rows < FEW_ROWS, f"with {rows:,} validation rows, fewer than {FEW_ROWS:,}, a choice mostly finds chance: only "
-                   "the most careful candidate trained"),
+        "recipe": (few, f"with {rows:,} validation rows a choice among candidates mostly finds chance: only the most careful one "
+                   "trained"),
         "schedule": one_step, "ema": one_step, "gradientClip": one_step, "batchSize": one_step,
         "patience": (min(o.patience, default.patience) >= end, f"training ends after maxEpochs={end} epochs"),
         "minDelta": (o.patience >= end, f"training ends after maxEpochs={end} epochs, before patience={o.patience} can end it"),

@@ -89,14 +89,13 @@ class StartingPoint:
 
 def starting_point(
     given: Any, model: Any, options: Options, sources: Sequence[Source], phases: Phases, *, boundaries: Boundaries | None = None,
-    shared: Shared | None = None, keep: Sequence[str] = (), fit: Callable[[Unfitted], Any] | None = None,
+    shared: Shared | None = None, fit: Callable[[Unfitted], Any] | None = None,
 ) -> StartingPoint:  # fmt: skip
     """Find out whether a fitted pipeline has seen the rows that decide, by one or two fits of Spark, and choose the start.
 
     Args:
         given: the pipeline as it was passed; an unfitted one has been fitted on the training rows.
         model: plain and fitted.
-        keep: stages that stay as they are, beside those that `freeze` names.
         fit: fits an unfitted form on the training rows; None: by Spark, each time anew.
 
     Raises:
@@ -116,7 +115,7 @@ def starting_point(
 
     with phases.phase("refit") as say:
         try:
-            form = refittable(task, sources, keep)
+            form = refittable(task, sources)
             before, margins = measure(model)  # what is wrong is found before anything is fitted
             made = model, rule(o), o.labelCol, o.weightCol, tuple((s.uid, s.role) for s in form.stages)
             fit = fit or (lambda form: refit(form, training_rows(sources, o, boundaries)))

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from sparkdiff.evaluation import guard
-from sparkdiff.evaluation.ledger import LedgerTrial
 from sparkdiff.evaluation.units import Units
 from sparkdiff.growth.criterion import Criterion
 from sparkdiff.growth.rounds import Grown, Limits, Member, mixed
@@ -35,7 +34,6 @@ def without_needless(
     validation, gone = grown.table.validation, list[Member]()
     original = criterion.score(start.validation.margin, start.validation)
     whole = criterion.score(validation.margin, validation)
-    gains, trials = [grown.gains], list(grown.trials)
     spared = min(maxLoss * abs(whole.mean), SHARE * (original.mean - whole.mean))
     while spared > 0 and grown.members and options.timeCol is None:
         tries = []
@@ -43,8 +41,6 @@ def without_needless(
             rest = [m for j, m in enumerate(grown.members) if j != i]
             members, table = mixed(rest, start, criterion, limits) if rest else ((), start)
             tries.append((criterion.score(table.validation.margin, table.validation), members, table))
-        gains += [(original.blocks - score.blocks)[None] for score, *_ in tries]
-        trials += [LedgerTrial(i, 0, f"without {m.part.name}") for i, m in enumerate(grown.members)]
         least = min(range(len(tries)), key=lambda i: tries[i][0].mean)
         _, members, table = tries[least]
         losses = torch.stack([s.blocks - whole.blocks for s, *_ in tries])
@@ -52,7 +48,7 @@ def without_needless(
             break
         gone.append(grown.members[least])
         grown = dataclasses.replace(grown, members=members, table=table)
-    return dataclasses.replace(grown, gains=torch.cat(gains), trials=tuple(trials)), tuple(gone)
+    return grown, tuple(gone)
 
 
 def not_worse(

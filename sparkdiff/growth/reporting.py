@@ -6,19 +6,12 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from sparkdiff.data.splits import VALIDATION
-from sparkdiff.diagnostics import rows as datachecks
-from sparkdiff.evaluation.acceptance import reason, ways_to_decide
-from sparkdiff.fine_tuning.summary import facts, measured, shown_options, tested, trained_facts, untrained, warnings_of
-from sparkdiff.fine_tuning.values import Judged, Measured, Run
-from sparkdiff.growth.finishing import Finished
+from sparkdiff.evaluation.acceptance import ways_to_decide
 from sparkdiff.growth.rounds import Grown, Member, Tried
 from sparkdiff.growth.serving import Serving
 from sparkdiff.growth.settings import GrowthSettings
-from sparkdiff.growth.summary import GrowthSummary
 from sparkdiff.growth.table import Table
 from sparkdiff.options import Options, without_effect
-from sparkdiff.pipeline.parity import Parity
 from sparkdiff.report import RemainingTime, advance
 
 
@@ -106,15 +99,7 @@ def rows_without_entity(grown: Grown) -> list[str]:
     ]
 
 
-def without_parts(run: Run, original: Measured, told: Told) -> GrowthSummary:
-    """The summary where no part joined, or all were dropped."""
-    fields = told.fields(told.serving.before)
-    options = told.settings.asdict()
-    why = _why_none(told, run.task.options)
-    return untrained(GrowthSummary, run, original, told.warnings, why, options, **fields)
-
-
-def _why_none(told: Told, options: Options) -> str:
+def why_none(told: Told, options: Options) -> str:
     """The reason where no part is left, which ends with the way out."""
     s, grown = told.settings, told.grown
     if told.gone:
@@ -129,40 +114,3 @@ def _why_none(told: Told, options: Options) -> str:
         lower = " or ".join(f"{k}={v:g}" for k, v in (("maxLoss", s.maxLoss), ("complexity", s.complexity)) if v > 0)
         way = f"{f'to let smaller gains join, lower {lower}; ' if lower else ''}{ways_to_decide(options, folds=False)}"
     return f"no part joined: {grown.stopped}; {way}"
-
-
-def with_parts(done: Finished, parity: Parity | None, after: Measured, told: Told, cost: float) -> GrowthSummary:
-    """The summary of what the guard decided.
-
-    Args:
-        parity: of the original.
-        after: the metrics of the result.
-        cost: what the result costs to serve.
-    """
-    run, judgement, fitted = done.run, done.judgement, done.fitted
-    compared = {"before": parity, "grown": done.start.parity, "after": after.parity}
-    few = datachecks.too_few_rows(
-        done.ledger.gains, done.ledger.weights, judgement.verdict, done.before.scores[VALIDATION].mean
-    )
-    judged, own = Judged(judgement, done.tuned, few), after.scores[VALIDATION]
-    return GrowthSummary(
-        decision="grown" if judgement.accepted else "kept original", reason=_why(done),
-        options=shown_options(run.task, run.goal.metric, **told.settings.asdict()),
-        warnings=warnings_of(run, fitted, judged, own, told.warnings), **facts(run), **tested(judgement),
-        **measured(done.before, after), **trained_facts(fitted, compared, judgement.accepted), **told.fields(cost),
-    )  # fmt: skip
-
-
-def _why(done: Finished) -> str:
-    run, judgement, held = done.run, done.judgement, done.before.scores[VALIDATION]
-    history = done.fitted.found.history
-    return reason(
-        judgement,
-        run.task.options,
-        run.goal.metric,
-        held.value,
-        history,
-        whose="the grown pipeline's",
-        folds=False,
-        divided=run.divided,
-    )

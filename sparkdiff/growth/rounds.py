@@ -15,7 +15,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sparkdiff.evaluation.ledger import LedgerTrial
 from sparkdiff.evaluation.scores import Score
 from sparkdiff.growth import parts
 from sparkdiff.growth.criterion import Criterion
@@ -78,8 +77,6 @@ class Grown:
 
     Attributes:
         table: at the margin of all members.
-        gains: (C, B) block sums of weight * (loss of the original - loss) of everything that was measured on validation rows.
-        trials: what these columns are.
         stopped: why no other round was begun.
         late: whether the clock stopped them.
     """
@@ -87,8 +84,6 @@ class Grown:
     members: tuple[Member, ...]
     table: Table
     tried: tuple[Tried, ...]
-    gains: Tensor
-    trials: tuple[LedgerTrial, ...]
     stopped: str
     late: bool = False
 
@@ -121,7 +116,7 @@ def grow(
         on_round: told what each round tried.
     """
     original = criterion.score(table.validation.margin, table.validation)
-    state = Grown((), table, (), original.blocks.new_zeros(0, len(original.blocks)), (), "")
+    state = Grown((), table, (), "")
     for number in range(1, limits.rounds + 1):
         items = parts.propose(limits.kinds, state.table, criterion, seed_of(limits.seed, number))
         if not items:
@@ -163,23 +158,16 @@ def _joined(
         )
         for i, (f, (objective, why)) in enumerate(zip(found, judged, strict=True))
     ]  # fmt: skip
-    gains, trials = [state.gains], list(state.trials)
-    for i, f in enumerate(found):
-        gains.append(f.gains)
-        trials += [LedgerTrial(i, e, f"round {number}: {f.item.name}") for e in range(1, len(f.gains) + 1)]
     members, table = state.members, state.table
     if joins:
-        members, table, now = _with(state, found[chosen], start, criterion, limits, number)
-        gains.append((original.blocks - now.blocks)[None])
-        trials.append(LedgerTrial(len(found), 0, f"round {number}: mixture"))
-    grown = Grown(members, table, (*state.tried, *tried), torch.cat(gains), tuple(trials), "")
-    return grown, tried
+        members, table = _with(state, found[chosen], start, criterion, limits, number)
+    return Grown(members, table, (*state.tried, *tried), ""), tried
 
 
 def _with(
     state: Grown, found: Found, start: Table, criterion: Criterion, limits: Limits, number: int
-) -> tuple[tuple[Member, ...], Table, Score]:  # fmt: skip
-    """The members with one more, the table at their margin, and the metric of the mixture.
+) -> tuple[tuple[Member, ...], Table]:  # fmt: skip
+    """The members with one more, and the table at their margin.
 
     The weights of the mixture stay as they are, that of the new part 1, where the validation rows don't confirm others: beside
     trees that know the training rows by heart, these rows say nothing about the weight of a further part.
@@ -188,14 +176,13 @@ def _with(
     assert part is not None
     more = (*state.members, Member(part, 1.0, number))
     members, table = mixed(more, start, criterion, limits)
-    now = criterion.score(table.validation.margin, table.validation)
-    if now.mean > found.value:
+    if criterion.score(table.validation.margin, table.validation).mean > found.value:
         train, validation = state.table.train, state.table.validation
         members, table = (
             more,
             state.table.at(train.margin + part.output(train), validation.margin + part.output(validation)),
         )
-    return members, table, now
+    return members, table
 
 
 def simplest(found: Sequence[Found], objectives: Sequence[float], before: float) -> int:

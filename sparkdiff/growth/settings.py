@@ -8,7 +8,7 @@ from sparkdiff.errors import InputError
 from sparkdiff.growth.kinds import KINDS
 from sparkdiff.options import converted, option
 
-WHY_REFUSED = {"numFolds": "growth holds validation rows out, and fits once"}
+WHY_REFUSED: Mapping[str, str] = {}
 """Options of fine-tuning that growth does not have, and why."""
 
 

@@ -14,6 +14,8 @@ LEAST_SECONDS, LEAST_PASSES = 10.0, 20.0
 """The smallest budgets: about what it takes to write one cache and to train for some epochs."""
 LATE, LATE_SECONDS = 0.1, 10.0
 """The share of the budget, and the seconds, that the proof of the best candidate may take more."""
+FIRST_GUESS = 0.5
+"""What making and measuring a candidate takes, as a share of fitting and measuring the pipeline, before there is a candidate."""
 LEAST_FOLDS = 3
 """Folds that prove a finalist at least, where there are more and no time for all of them."""
 
@@ -89,13 +91,13 @@ class Account:
     def left(self) -> float:
         """Seconds, or passes, that are left for arms, once the best candidate so far has been proven."""
         if self.budget.seconds is not None:
-            return self.budget.seconds - self.now() - self._proof(self._best, self._folds)
+            return self.budget.seconds - self.now() - self._proof(self._best, min(self._folds, LEAST_FOLDS))
         assert self.budget.passes is not None
         return self.budget.passes - self._granted
 
     def start(self, seconds: float, folds: int) -> None:
         """Note how long it takes to fit and to measure the pipeline, which each of the folds does."""
-        self._fold, self._folds, self._best = seconds, folds, seconds
+        self._fold, self._folds, self._best = seconds, folds, FIRST_GUESS * seconds
 
     def note_best(self, seconds: float) -> None:
         """Note how long it takes to make and to measure the best candidate so far."""

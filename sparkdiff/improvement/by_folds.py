@@ -1,5 +1,6 @@
 """Fine-tuning by folds: one arm explores, and what it has chosen is proven beside the plain refit."""
 
+import copy
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,13 +19,37 @@ from sparkdiff.improvement.budget import Account, Budget
 from sparkdiff.improvement.ground import Ground
 from sparkdiff.improvement.origin import Fits, Origin
 from sparkdiff.improvement.procedure import Improved, Verb, explore_and_prove
-from sparkdiff.improvement.proving import NOTHING, Decision, Proven, gain_of
-from sparkdiff.improvement.reporting import Explored, metrics_of, reason_of
+from sparkdiff.improvement.proving import Decision, Proven, gain_of
+from sparkdiff.improvement.reporting import Explored, left_out, metrics_of, reason_of, shown_of
 from sparkdiff.improvement.settings import ImprovementSettings
 from sparkdiff.options import Options
 from sparkdiff.proof.division import Division
-from sparkdiff.report import FineTuningSummary, Phases
+from sparkdiff.report import Events, FineTuningSummary, Phases, Progress, tell
+from sparkdiff.store.run_folder import folder_name
 from sparkdiff.training.recipes import Recipe
+
+
+class FoldRows(Events):
+    """Tells listeners each row of a history with its fold, which is 1 where it explores, and without its arm, the only one."""
+
+    def __init__(self, listeners: Sequence[Events]):
+        self.listeners = listeners
+
+    def on_phase(self, name: str, seconds: float | None, detail: str) -> None:
+        tell(self.listeners, "on_phase", name, seconds, detail)
+
+    def on_epoch(self, row: Mapping[str, Any]) -> None:
+        tell(self.listeners, "on_epoch", {"fold": 1, **{k: v for k, v in row.items() if k not in ("arm", "round")}})
+
+    def on_decision(self, record: Any) -> None:
+        tell(self.listeners, "on_decision", record)
+
+
+def of_one_arm(phases: Phases) -> Phases:
+    """The phases of a run that has one arm: listeners hear rows as its summary has them."""
+    own, others = copy.copy(phases), [x for x in phases.listeners if not isinstance(x, Progress)]
+    own.listeners = [*(x for x in phases.listeners if isinstance(x, Progress)), FoldRows(others)]
+    return own
 
 
 def fine_tune_by_folds(
@@ -34,6 +59,8 @@ def fine_tune_by_folds(
 
     See `explore_and_prove`.
     """
+    if options.runId is not None:
+        folder_name(options.runId)  # before anything is fitted
 
     def described(model: Any, data: DataFrame) -> str:
         return str(prepare(model, options, data).plan)
@@ -41,7 +68,7 @@ def fine_tune_by_folds(
     arm = with_recipe(options.recipe, options.maxSeconds)
     verb = Verb([arm], Budget.unlimited(), described, summary_of)
     settings = ImprovementSettings(arms=("finetune",), baseline=False)
-    return explore_and_prove(given, options, settings, sources, phases, verb, replace=replace, fits=fits)
+    return explore_and_prove(given, options, settings, sources, of_one_arm(phases), verb, replace=replace, fits=fits)
 
 
 def summary_of(
@@ -49,12 +76,11 @@ def summary_of(
     timings: Mapping[str, float], account: Account,
 ) -> FineTuningSummary:  # fmt: skip
     """See `reporting.summary_of`."""
-    best, trainings = decision.best, ground.trainings
-    shown = best.proven if best is not None else next((p for p in decision.proven if p.folds), None)
-    judgement = Judgement(NOTHING, None) if shown is None else best.judgement if best is not None else shown.judgement
+    best, trainings, (shown, judgement) = decision.best, ground.trainings, shown_of(decision)
     after = ground.start if best is None or best.found is None else best.found
     parity = {"before": ground.start.parity, "after": None if best is None else after.parity}
     parity["float32"] = trainings[0].fitted.single if trainings else None
+    entries = _folds(shown, ground.metric.sign) if shown is not None and division.ships else []
     histories = [t.fitted.found.history for t in trainings]
     last = trainings[-1].fitted if trainings else None
     moved = {} if best is None or last is None or trainings[-1].fold else last.found.moved
@@ -68,7 +94,7 @@ def summary_of(
         options=shown_options(ground.start.task, ground.metric),
         warnings=_warnings(ground, explores, origin, decision, judgement),
         candidates=max(map(candidate_count, histories), default=None), diverged=sum(len(diverged(h)) for h in histories),
-        device=None if last is None else last.device, folds=[] if shown is None else _folds(shown, ground.metric.sign),
+        device=None if last is None else last.device, folds=entries,
         **{**ground.facts, "timings": timings, **tested(judgement)},
     )  # fmt: skip
 
@@ -89,7 +115,7 @@ def _folds(shown: Proven, sign: float) -> list[dict[str, Any]]:
 def _warnings(
     ground: Ground, explores: Ground, origin: Origin, decision: Decision, judgement: Judgement
 ) -> list[str]:  # fmt: skip
-    doubts = [*origin.warnings, *explores.doubts, *decision.warnings]
+    doubts = [*origin.warnings, *explores.doubts, *decision.warnings, *left_out(decision)]
     for training in ground.trainings:
         fitted = training.fitted
         lost = [f"{loss}; training continued from the last checkpoint" for loss in fitted.lost]

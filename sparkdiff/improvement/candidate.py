@@ -1,12 +1,14 @@
 """What an arm brings: pipelines that could ship, how each was made, and its figures on the rows that explore."""
 
 import dataclasses
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sparkdiff.data.splits import VALIDATION
 from sparkdiff.improvement.ground import Ground, Measurement, allowed
 from sparkdiff.report.shares import share_of
+from sparkdiff.store.identity import identity
 from sparkdiff.training.recipes import Recipe
 
 ROUNDING = 1e-9
@@ -31,6 +33,11 @@ class Making:
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     recipe: Recipe | None = None
     epochs: int = 0
+
+    @property
+    def key(self) -> str:
+        """A short hash, the same once JSON has held it."""
+        return identity(json.loads(json.dumps(self.asdict())))[:16]
 
     def asdict(self) -> dict[str, Any]:
         """In values that JSON can hold."""

@@ -260,8 +260,8 @@ def moved(
     phases = Phases(False, ground.phases.listeners)
     phases.fold = fold
     there = dataclasses.replace(
-        ground, phases=phases, model=model, sources=sources, boundaries=boundaries, shared=Shared(), trained=Memory(), original=None,
-        allTrain=allTrain, fold=fold,
+        ground, phases=phases, model=model, sources=sources, boundaries=boundaries, shared=Shared(), trained=Memory(),
+        original=None, allTrain=allTrain, fold=fold,
     )  # fmt: skip
     return prepared(there, doubts=doubts)
 

@@ -49,7 +49,7 @@ class StepLog:
         return known.get(name, "")
 
     def kept(self, name: str, make: Callable[[], Any]) -> Any:
-        """The value that `make` returns, or the one that it returned before an interruption: the clock and the store decide anew."""
+        """The value that `make` returns, or returned before an interruption: the clock may decide otherwise now."""
         if self.folder is None:
             return make()
         path = self.folder / f"{name}.pt"

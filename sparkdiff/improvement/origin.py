@@ -8,9 +8,11 @@ from pyspark.ml import Estimator, Pipeline
 
 from sparkdiff.data.splits import TRAIN, Boundaries, Source, fit_on_training_rows
 from sparkdiff.errors import InputError
+from sparkdiff.fine_tuning.shared import Shared
 from sparkdiff.fine_tuning.starting_point import WAY_OUT, refittable
 from sparkdiff.fine_tuning.task import Task, prepare
 from sparkdiff.improvement.ground import Fit, Ground
+from sparkdiff.improvement.rivals import evidence
 from sparkdiff.options import Options
 from sparkdiff.pipeline.class_numbers import check_same_classes, classes_of
 from sparkdiff.pipeline.names import casefolding
@@ -58,9 +60,13 @@ class Origin:
         Raises:
             InputError: the pipeline, the data or the options can't be used.
         """
-        warnings = tuple(check_unfitted(given, options.rowsAreNew))
+        warnings, shared = tuple(check_unfitted(given, options.rowsAreNew)), Shared()
 
         def fitted(estimator: Any, rows: Sequence[Source], bounds: Boundaries | None) -> Any:
+            """Fit once to the same rows: they show whether the original was fitted on them, and they make what ships."""
+            return shared.once(("fitted", *(s.df for s in rows)), lambda: fit_to(estimator, rows, bounds))
+
+        def fit_to(estimator: Any, rows: Sequence[Source], bounds: Boundaries | None) -> Any:
             if fits is not None:
                 return fits(estimator, rows, bounds)
             whole = estimator if isinstance(estimator, Pipeline) else Pipeline(stages=[estimator])
@@ -88,14 +94,21 @@ class Origin:
 
         return Origin(given, model, refit, True, warnings=warnings)
 
-    def is_rival(self, ground: Ground, explores: Ground) -> bool:
-        """Decide whether the fitted pipeline is what finalists have to beat, or its refit in the same folds.
+    def rival(self, ground: Ground, explores: Ground) -> tuple[bool, str]:
+        """Decide whether the fitted pipeline is what finalists have to beat, or its refit in the same folds; and say why.
 
         Args:
             ground: of the pipeline on all rows.
             explores: of its refit, on the rows that explore.
         """
-        return self.fit is None or (self.was_fitted and ground.options.rowsAreNew is not False)
+        if self.fit is None or not self.was_fitted:
+            return self.fit is None, ""
+        if ground.options.rowsAreNew is False:
+            return False, f"{self.model.uid} was fitted on these rows, as rowsAreNew=False says"
+        fit = self.fit
+        found = evidence(ground, explores, lambda: fit(ground.sources, ground.boundaries))
+        way = "" if found.shown else "; to compare with its refit, set rowsAreNew=False, or pass the unfitted Pipeline"
+        return not found.shown, f"{self.model.uid} {found.words}{way}"
 
 
 def check_rows(given: Any, options: Options, sources: Sequence[Source]) -> None:

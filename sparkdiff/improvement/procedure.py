@@ -108,7 +108,8 @@ def explore_and_prove(
         print(text, flush=True)
     brake = Brake(phases.within().listeners)
     ground = Ground(
-        origin.model, options, settings, rows, division.boundaries[1], Phases(False, [brake]), Shared(), brake=brake, allTrain=True
+        origin.model, options, settings, rows, division.boundaries[1], Phases(False, [brake]), Shared(), brake=brake,
+        allTrain=True,
     )  # fmt: skip
     check_entities(settings.entityCols, ground.plan, sources[0].df)
     with phases.phase("original") as say:
@@ -127,7 +128,7 @@ def explore_and_prove(
         explored = _explored(explores, verb.arms, origin, account, log, phases)
         begun = time.monotonic()
         with undisturbed(_deciding(options.runId)), phases.phase("prove") as say:
-            decision = _proven(ground, explores, origin, division, explored, account, log, say.now)
+            decision = _proven(ground, explores, verb.arms, origin, division, explored, account, log, say.now)
             say(f"{len(decision.proven)} finalists, {division.name}")
         account.add("prove", time.monotonic() - begun)
         timings = {k: round(v, 3) for k, v in phases.timings.items()}
@@ -165,8 +166,8 @@ def _explored(
 
 
 def _proven(
-    ground: Ground, explores: Ground, origin: Origin, division: Division, explored: Explored, account: Account, log: StepLog,
-    say: Any,
+    ground: Ground, explores: Ground, arms: Sequence[Arm], origin: Origin, division: Division, explored: Explored,
+    account: Account, log: StepLog, say: Any,
 ) -> Decision:  # fmt: skip
     """Choose the finalists, fix their rival, and prove as many of them as there is time for."""
     if origin.refused:
@@ -174,11 +175,11 @@ def _proven(
     chosen = proving.finalists(explores, explored.raced.steps)
     if not origin.was_fitted:
         chosen = [f for f in chosen if f.role != proving.REFIT]
-    against = log.kept("rival", functools.partial(origin.is_rival, ground, explores))
+    against, why = log.kept("rival", functools.partial(origin.rival, ground, explores)) if chosen else (True, "")
     folds: list[int] = log.kept("folds", lambda: account.folds([f.candidate.seconds for f in chosen]))
     chosen = [dataclasses.replace(f, folds=n) for f, n in zip(chosen, folds, strict=True)]
-    proof = Proof(ground, division, origin.model if against else None, log)
-    return proving.decide(proof, chosen, proof.prove(chosen, say))
+    proof = Proof(ground, division, origin.model if against else None, log, arms)
+    return dataclasses.replace(proving.decide(proof, chosen, proof.prove(chosen, say)), rival=why)
 
 
 def _beside(ground: Ground, account: Account, log: StepLog, phases: Phases) -> Baseline | None:

@@ -15,6 +15,7 @@ from sparkdiff.evaluation import guard, slices
 from sparkdiff.evaluation.acceptance import Judgement, unit_of
 from sparkdiff.evaluation.recorded import keyed
 from sparkdiff.fine_tuning.starting_point import TRAINING_ROWS
+from sparkdiff.improvement.arm import Arm
 from sparkdiff.improvement.arms import ARMS
 from sparkdiff.improvement.arms.fine_tuning import train_again
 from sparkdiff.improvement.candidate import Candidate, Making, Step, candidates_of, share
@@ -28,7 +29,6 @@ from sparkdiff.proof import decision
 from sparkdiff.proof.decision import FINALISTS, FoldComparison
 from sparkdiff.proof.division import Division
 from sparkdiff.report.shares import share_of
-from sparkdiff.store.identity import identity
 
 BEST, AS_CHEAP, SAME_FORM, SIMPLER = "best", "asCheap", "sameForm", "simpler"
 """The names of offers: the largest gain; of those that cost no more to serve than the original; of those with the original's
@@ -55,7 +55,7 @@ class Finalist:
 
     @property
     def name(self) -> str:
-        return f"{self.role}-{identity(self.candidate.making.asdict())[:16]}"
+        return f"{self.role}-{self.candidate.making.key}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,23 +125,23 @@ def finalists(ground: Ground, steps: Sequence[Step]) -> list[Finalist]:
     }
     chosen: list[Finalist] = []
     for role, ordered in roles.items():
-        if ordered and len(chosen) < FINALISTS and all(ordered[0] is not f.candidate for f in chosen):
+        if ordered and len(chosen) < FINALISTS and all(ordered[0].making != f.candidate.making for f in chosen):
             chosen.append(Finalist(role, ordered[0]))
     return chosen
 
 
-def remade(ground: Ground, making: Making) -> Measurement:
+def remade(ground: Ground, making: Making, arms: Sequence[Arm]) -> Measurement:
     """Make a candidate anew from the training rows of a ground, and measure it.
 
     Raises:
         SparkdiffError: it can't be made from these rows, or the network and Spark disagree.
     """
-    [arm] = [arm for arm in ARMS if arm.name == making.arm]
+    arm = next(arm for arm in (*arms, *ARMS) if arm.name == making.arm)
     model = arm.make(ground, making.settings)
     found = ground.start if model is ground.model else measure(ground, model)
     if making.recipe is None:
         return found
-    return train_again(ground, found, making.recipe, making.epochs, f"again-{identity(making.asdict())[:16]}")
+    return train_again(ground, found, making.recipe, making.epochs, f"again-{making.key}")
 
 
 # Folds ----------------------------------------------------------------------------------------------------------------
@@ -154,12 +154,14 @@ class Proof:
     Attributes:
         ground: of the original, on the rows that make what ships; its `fit` makes the pipeline of each fold.
         against: the fitted original, which finalists have to beat; None where it is its refit in the same fold.
+        arms: of the verb, which make finalists anew.
     """
 
     ground: Ground
     division: Division
     against: Any
     log: StepLog
+    arms: Sequence[Arm] = ()
 
     def prove(self, chosen: Sequence[Finalist], told: Callable[[str], None] = lambda text: None) -> list[Proven]:
         """Measure the finalists and their rival in each fold, and decide about each finalist."""
@@ -172,7 +174,11 @@ class Proof:
                     continue
                 told(f"fold {k + 2}, {finalist.candidate.name}")
                 STEP.set({"arm": finalist.candidate.arm, "round": finalist.role})
-                compared = self.log.kept(f"{finalist.name}-fold{k + 2}", functools.partial(self._tried, finalist, fold))
+                place = f"{finalist.name}-fold{k + 2}"
+                try:
+                    compared = self.log.kept(place, functools.partial(self._tried, finalist, fold))
+                except jvm.SparkError as e:
+                    compared = jvm.cause(e)  # Spark may do it when the run goes on
                 if isinstance(compared, str):
                     failures[finalist.name] = f"fold {k + 2}: {compared}"
                 else:
@@ -191,13 +197,11 @@ class Proof:
             ground, rival = fold()
             if finalist.role == REFIT and self.against is None:
                 rival = measure(ground, self.ground.model)
-            return self._compared(ground, rival, remade(ground, finalist.candidate.making))
+            return self._compared(ground, rival, remade(ground, finalist.candidate.making, self.arms))
         except WriteError:
             raise
         except SparkdiffError as e:
             return str(e)
-        except jvm.SparkError as e:
-            return jvm.cause(e)
 
     def _compared(self, ground: Ground, rival: Measurement, found: Measurement) -> FoldComparison:
         with ground.begun(rival.task) as run:
@@ -232,7 +236,7 @@ class Proof:
         others = [None] * len(simpler.folds) if reference is None else reference.folds
         folds = [_spared(one, other, allowance) for one, other in zip(simpler.folds, others, strict=False)]
         level = ACCEPT if o.guard >= 1 else o.guard / o.fleetSize
-        return decision.test(folds, level=level, factor=self.division.factor, seed=o.seed).accepted
+        return decision.decide_gain(folds, level=level, factor=self.division.factor, seed=o.seed).accepted
 
 
 def _spared(one: FoldComparison, other: FoldComparison | None, allowance: float) -> FoldComparison:
@@ -260,6 +264,7 @@ class Decision:
         offers: by name; `BEST` is among them if anything is accepted.
         refused: accepted finalists that can't ship.
         warnings: about what ships.
+        rival: why finalists were compared with the fitted original, or with its refit; empty where that goes without saying.
     """
 
     proven: tuple[Proven, ...]
@@ -267,6 +272,7 @@ class Decision:
     offers: Mapping[str, Shipped]
     refused: tuple[Shipped, ...] = ()
     warnings: tuple[str, ...] = ()
+    rival: str = ""
 
     @property
     def best(self) -> Shipped | None:
@@ -322,7 +328,7 @@ def _shipped(proof: Proof, proven: Proven, whole: Callable[[], Ground]) -> Shipp
     """Make a finalist from all rows, and check that it looks like those of the folds and changes nothing outside the loss."""
     ground, judgement = proof.ground, proven.judgement
     try:
-        found = remade(whole(), proven.finalist.candidate.making)
+        found = remade(whole(), proven.finalist.candidate.making, proof.arms)
     except WriteError:
         raise
     except (SparkdiffError, *jvm.SparkError) as e:
@@ -335,7 +341,8 @@ def _shipped(proof: Proof, proven: Proven, whole: Callable[[], Ground]) -> Shipp
     if ground.rows.get(REFERENCE):
         judgement = dataclasses.replace(judgement, reference=_reference(ground, found, judgement))
     judgement, notes = ground.plan.compared_outside(judgement, found.model, ground.sources[0].data, ground.stay)
-    return Shipped(proven, found if judgement.accepted else None, judgement, doubts=tuple(notes))
+    vetoed = judgement.worse or judgement.flips or judgement.outside  # a simpler pipeline needs no gain
+    return Shipped(proven, None if vetoed else found, judgement, doubts=tuple(notes))
 
 
 def _largest_loss(proven: Proven) -> float:

@@ -1,7 +1,6 @@
 """Makes the summary of an improvement from what its race and its proof found."""
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,7 +16,7 @@ from sparkdiff.improvement.folding import folded
 from sparkdiff.improvement.ground import Ground, Measurement, allowed
 from sparkdiff.improvement.order import ArmOrder
 from sparkdiff.improvement.origin import Origin
-from sparkdiff.improvement.proving import NOTHING, Decision, Proven, Shipped, gain_of
+from sparkdiff.improvement.proving import BEST, NOTHING, SIMPLER, Decision, Proven, Shipped, gain_of
 from sparkdiff.improvement.race import Raced
 from sparkdiff.improvement.settings import ARMS
 from sparkdiff.improvement.summary import ImprovementSummary
@@ -51,9 +50,7 @@ def summary_of(
         timings: seconds per phase.
         account: seconds per arm, of measuring the original, and of the proof.
     """
-    best, proven = decision.best, decision.proven
-    shown = best.proven if best is not None else next((p for p in proven if p.folds), None)
-    judgement = Judgement(NOTHING, None) if shown is None else best.judgement if best is not None else shown.judgement
+    best, (shown, judgement) = decision.best, shown_of(decision)
     table, race, arms = _table(ground, decision), _race(explores, explored, decision), _standings(explored.raced)
     after = ground.start if best is None or best.found is None else best.found
     parity = {k: m.parity for k, m in (("before", ground.start), ("after", after)) if m.parity is not None}
@@ -62,15 +59,16 @@ def summary_of(
         decision="kept original" if best is None else "improved",
         reason=reason_of(ground, origin, division, decision, shown, judgement),
         records=_history(explored.raced, shown), parity={k: dataclasses.asdict(p) for k, p in parity.items() if p}, stages={},
-        options=shown_options(ground.start.task, ground.metric, **told), warnings=_warnings(ground, explores, origin, decision, judgement),
-        arms=arms, table=table, race=race, order={} if explored.order is None else explored.order.asdict(),
+        options=shown_options(ground.start.task, ground.metric, **told),
+        warnings=_warnings(ground, explores, origin, decision, judgement), arms=arms, table=table, race=race,
+        order={} if explored.order is None else explored.order.asdict(),
         offers={n: next(i for i, r in enumerate(table) if n in r["offers"]) for n in decision.offers},
         budget={
             "given": ground.settings.budget, "spent": {k: round(v, 3) for k, v in account.spent.items()},
             "seconds": round(account.now(), 3),
         },
         proof={
-            "rows": division.name, "folds": division.number, "rival": "" if shown is None else shown.rival,
+            "rows": division.name, "folds": division.number, "rival": "" if shown is None else shown.rival, "why": decision.rival,
             "units": None if shown is None else sum(f.rows.units.number for f in shown.folds),
             "unproven": [
                 {"name": f.candidate.name, "seconds": round((division.number + 1) * f.candidate.seconds, 1)}
@@ -82,6 +80,15 @@ def summary_of(
         metrics=metrics_of(ground.start, after, shown, best), gain=0.0 if shown is None else gain_of(shown),
         **{**ground.facts, "timings": timings, **tested(judgement)},
     )  # fmt: skip
+
+
+def shown_of(decision: Decision) -> tuple[Proven | None, Judgement]:
+    """The finalist that the summary is about, and its judgement: the best, else a gain that can't ship, else the first."""
+    gains = [s for s in decision.refused if s.proven.accepted]
+    for shipped in (*filter(None, [decision.best]), *gains):
+        return shipped.proven, shipped.judgement
+    first = next((p for p in decision.proven if p.folds), None)
+    return first, Judgement(NOTHING, None) if first is None else first.judgement
 
 
 def metrics_of(
@@ -141,14 +148,16 @@ def reason_of(
         why_not = failed or (f"there was no time to prove {late[0]!r}: set a larger budget" if late else "")
         return (
             why_not
-            or "nothing that was tried is better on the rows that explore; to look further, raise the budget, or pass more columns"
+            or "nothing that was tried is better on the rows that explore; to look further, raise the budget, or pass more "
+            "columns"
         )
     name = shown.finalist.candidate.name
     for refused in decision.refused:
-        if refused.failure and decision.best is None:
+        if refused.failure and refused.proven.accepted and decision.best is None:
             return f"the gain of {refused.proven.finalist.candidate.name!r} is proven, but {refused.failure}"
     if judgement.verdict.best < 0 and not judgement.verdict.untested:
-        return f"{name!r}, the best on the rows that explore, is not better than {shown.rival} on those that prove ({division.name})"
+        where = f"on those that prove ({division.name})"
+        return f"{name!r}, the best on the rows that explore, is not better than {shown.rival} {where}"
     whose = f"the gain of {name!r} over {shown.rival}"
     where = "out-of-fold" if division.ships else "proving"
     text = reason(
@@ -162,6 +171,11 @@ def reason_of(
         divided=not division.ships,
     )
     return text.replace(f"{whose} gain", whose)
+
+
+def left_out(decision: Decision) -> list[str]:
+    """The finalists that could not be made in a fold, and why."""
+    return [f"{p.finalist.candidate.name!r} can't be proven: {p.failure}" for p in decision.proven if p.failure]
 
 
 def _warnings(ground: Ground, explores: Ground, origin: Origin, decision: Decision, judgement: Judgement) -> list[str]:
@@ -186,6 +200,7 @@ def _warnings(ground: Ground, explores: Ground, origin: Origin, decision: Decisi
         *judgement.verdict.warnings,
         *explores.doubts,
         *decision.warnings,
+        *left_out(decision),
         *refused,
         *recipe,
         *idle,
@@ -223,20 +238,23 @@ def _table(ground: Ground, decision: Decision) -> list[dict[str, Any]]:
             accepted=p.accepted, offers=offers, why=_against(p.judgement), changes=candidate.changes, rival=p.rival,
             folds=p.finalist.folds,
         ))  # fmt: skip
-    for name, s in decision.offers.items():
-        if all(name not in r["offers"] for r in rows) and s.found is not None:
-            candidate, test = s.proven.finalist.candidate, s.found.scores.get(TEST)
-            rows.append(_row(
-                candidate.name, s.proven.after if s.proven.folds else held, arm=candidate.arm, test=None if test is None else test.value,
-                gain=gain_of(s.proven), serving=s.found.cost / ground.start.cost, offers=[name],
-            ))  # fmt: skip
+    exact = decision.offers.get(SIMPLER)
+    if exact is not None and exact.found is not None and exact.proven.finalist.candidate.exact:
+        after, found = exact.proven.after if exact.proven.folds else held, exact.found
+        tested = found.scores.get(TEST)
+        row = _row(
+            exact.proven.finalist.candidate.name, after, arm="simplify", test=None if tested is None else tested.value,
+            gain=gain_of(exact.proven), change=share_of(after - held, held), serving=found.cost / ground.start.cost,
+            offers=[SIMPLER],
+        )  # fmt: skip
+        rows.insert(1 + next((i for i, r in enumerate(rows) if BEST in r["offers"]), 0), row)
     return rows
 
 
-def _error(proven: Proven) -> float:
+def _error(proven: Proven) -> float | None:
     """The standard error of a gain, as a share of the rival's metric."""
     verdict = proven.judgement.verdict
-    return abs(gain_of(proven)) / verdict.z if verdict.z > 0 else math.nan
+    return abs(gain_of(proven)) / verdict.z if verdict.z > 0 else None
 
 
 def _race(explores: Ground, explored: Explored, decision: Decision) -> list[dict[str, Any]]:

@@ -37,9 +37,9 @@ class ImprovementSettings:
     keepStages: tuple[str, ...] = option((), "stages that stay as they are, by uid, class name or output column: neither trained nor fitted anew nor deleted")
     maxServingCost: float | None = option(None, "largest cost of serving the result, as a multiple of what the pipeline costs now, by a table of costs per stage; if unset, no limit", kind=float, low=1)
     maxLoss: float = option(0.005, "share of the metric that a simpler pipeline may lose; 0 offers what is exact only", low=0, high=1)
-    baseline: bool = option(True, "whether the table ends with Spark's own boosted trees (100, with defaults) on the same features, for comparison only")
+    baseline: bool = option(True, "whether the table ends with Spark's own boosted trees (100, with defaults) on the same features, for comparison only; not with less than five minutes")
     parallelism: int | None = option(None, "how many arms may run at the same time, each in a thread; if unset, half as many as cores are idle, at least one. Where the budget is in passes, the result does not depend on it", kind=int, low=1)
-    order: str = option("learned", "the order in which arms are tried: by what found the best on pipelines like this one, in the improvements that sparkdiff ships and those of storeDir (learned; needs scikit-learn and a budget of a minute or more), or the cheap ones first (fixed)", choices=("learned", "fixed"))
+    order: str = option("learned", "the order in which arms are tried: by what found the best on pipelines like this one, in the improvements that sparkdiff ships and those of storeDir (learned; needs scikit-learn and a budget of five minutes or more), or the cheap ones first (fixed)", choices=("learned", "fixed"))
     parts: tuple[str, ...] = option(tuple(k for k in KINDS if k != "trees"), f"kinds of parts that the arm grow tries: {', '.join(k for k in KINDS if k != 'trees')}", items="kinds of parts", choices=tuple(k for k in KINDS if k != "trees"))
     entityCols: tuple[str, ...] = option((), "columns that name users, items or shops, whose effects may be learned; the pipeline need not read them", items="column names")
     # fmt: on

@@ -1,4 +1,4 @@
-"""The summary of an improvement: that of fine-tuning, with the arms, one table of all results, and why."""
+"""The summary of an improvement: that of fine-tuning, with the arms, one table of what was proven, and why."""
 
 import dataclasses
 import re
@@ -14,7 +14,7 @@ MORE = re.compile(r" and \d+ more\b")
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class ImprovementSummary(FineTuningSummary):
-    """The report of one improvement. `print(summary)` shows the table of all results.
+    """The report of one improvement. `print(summary)` shows the table of what was proven.
 
     Its other attributes are those of `FineTuningSummary`, about the pipeline that is returned (or the best one, where the
     original is kept); the decision is "improved" or "kept original".
@@ -32,14 +32,16 @@ class ImprovementSummary(FineTuningSummary):
             (what was added or deleted, in full)}.
         race: the best of each arm on the rows that explore, from which finalists are chosen: {"arm", "name", "value", "gain",
             "serving", "seconds", "accepted"}.
-        proof: {"rows" (that prove, in words), "folds", "rival", "units" (effective number of rows, groups or blocks that decided),
-            "unproven" ([{"name", "seconds"}]: finalists that there was no time for, and what their proof would take)}.
+        proof: {"rows" (that prove, in words), "folds", "rival", "why" (that is the rival), "units" (effective number of rows, groups
+            or blocks that decided), "unproven" ([{"name", "seconds"}]: finalists that there was no time for, and what
+            their proof would take)}.
         offers: {name: row of the table}; see `sparkdiff.improvement.proving`.
         budget: {"given", "spent", "seconds"}: as it was asked; seconds per arm, of measuring the original, and of the proof;
             and of the whole improvement, which is less where arms ran side by side.
         foundAt: seconds after which the best was found; None where the original is kept.
-        baseline: Spark's own trees on the same features, measured on the rows that explore: {"name", "value", "test", "change", "serving",
-            "seconds", "why" (there is no value)}; None where `baseline=False`. No test counts it.
+        baseline: Spark's own trees on the same features, measured on the rows that explore: {"name", "value", "test", "change",
+            "serving", "seconds", "why" (there is no value)}; None where `baseline=False` or
+            the budget is small. It is not tested.
         explanation: where the loss was, and what would help next, in words.
         order: in which the arms were tried: {"arms", "chances" (by name, that an arm finds the best pipeline if there is a better
             one), "shipped" and "own" (from how many improvements it was learned: that sparkdiff ships, and of the store), "why",

@@ -35,16 +35,15 @@ from sparkdiff.data.splits import (
 from sparkdiff.errors import InputError
 from sparkdiff.estimator import kept
 from sparkdiff.fine_tuning.procedure import fine_tune
-from sparkdiff.fine_tuning.starting_point import StartingPoint, starting_point
+from sparkdiff.fine_tuning.starting_point import starting_point
 from sparkdiff.fine_tuning.task import prepare
 from sparkdiff.fine_tuning.values import Outcome
-from sparkdiff.growth.procedure import grow_pipeline
 from sparkdiff.growth.summary import GrowthSummary
 from sparkdiff.history.keeping import Keep
 from sparkdiff.history.lineage import Lineage, lineage as lineage_of
 from sparkdiff.improvement.by_folds import fine_tune_by_folds
+from sparkdiff.improvement.growing_by_folds import grow_pipeline
 from sparkdiff.improvement.procedure import Improved, improve_pipeline
-from sparkdiff.improvement.settings import ImprovementSettings
 from sparkdiff.improvement.summary import ImprovementSummary
 from sparkdiff.job.config import Config, command_of, request_of
 from sparkdiff.job.loading import function, is_function, load_data, load_model, model_path
@@ -131,9 +130,11 @@ def _run(
         return model if isinstance(estimator, Pipeline) else model.stages[0]
 
     mine = options.runId == own
-    if config.improver is not None:
-        settings = ImprovementSettings.of(config.improver)
-        outcome: Outcome = improve_pipeline(made, options, settings, sources, phases, replace=mine, fits=fits)
+    section = next((name for name in PROCEDURES if getattr(config, name) is not None), None)
+    if section is not None:
+        settings = SETTINGS[section].of(getattr(config, section))
+        o = options if "numFolds" in config.options else dataclasses.replace(options, numFolds="auto")
+        outcome: Outcome = PROCEDURES[section](made, o, settings, sources, phases, replace=mine, fits=fits)
     elif options.numFolds:
         outcome = fine_tune_by_folds(made, options, sources, phases, replace=mine, fits=fits)
     else:
@@ -141,7 +142,10 @@ def _run(
         origin = starting_point(
             made, model, options, sources, phases, boundaries=boundaries, fit=partial(refitted, sources, options)
         )  # fmt: skip
-        outcome = _outcome(origin, config, options, sources, phases, boundaries, replace=mine)
+        with phases.phase("plan"):
+            task = prepare(origin.model, options, sources[0].df)
+        _printed(options)(task.plan)
+        outcome = fine_tune(task, sources, phases, replace=mine, boundaries=boundaries, start=origin)
     with phases.phase("save") as say:
         shipped = write_run(outcome, config, phases, parent, inputs, lease)
         say(config.where)
@@ -190,22 +194,6 @@ def _hash_there(folder: Path) -> str | None:
 
 def _printed(options: Options) -> Callable[[Plan], None]:
     return lambda plan: print(plan, flush=True) if options.verbosity else None
-
-
-def _outcome(
-    origin: StartingPoint, config: Config, options: Options, sources: Sequence[Source], phases: Phases,
-    boundaries: Boundaries | None, replace: bool,
-) -> Outcome:  # fmt: skip
-    """The fitted pipeline, grown, improved or fine-tuned: as the job's section says."""
-    section = next((name for name in PROCEDURES if getattr(config, name) is not None), None)
-    if section is not None:
-        settings, procedure = SETTINGS[section].of(getattr(config, section)), PROCEDURES[section]
-        found: Outcome = procedure(origin, options, settings, sources, phases, boundaries=boundaries, replace=replace)
-        return found
-    with phases.phase("plan"):
-        task = prepare(origin.model, options, sources[0].df)
-    _printed(options)(task.plan)
-    return fine_tune(task, sources, phases, replace=replace, boundaries=boundaries, start=origin)
 
 
 def _offered(output: Path) -> dict[str, str]:

@@ -27,6 +27,13 @@ from sparkdiff.options import Options
 
 FINALISTS = 4
 """The number of tests that each p-value allows for, also where fewer finalists are tested."""
+ERRORS = 3.0
+"""Standard errors by which the loss of what ships, on its own rows, may be larger than that of the folds' finalists."""
+
+
+def block_sums(rows: PairedRows, x: Tensor) -> Tensor:
+    """Sums of a number of each row (n,) over the guard's blocks, (B,)."""
+    return torch.zeros(MAX_BLOCKS, dtype=torch.float64).index_add(0, rows.block, x)
 
 
 @dataclass(frozen=True)
@@ -64,11 +71,7 @@ class FoldComparison:
     def sums(self) -> FoldSums:
         """Sums over the guard's blocks."""
         rows = self.rows
-
-        def blocks(x: Tensor) -> Tensor:
-            return torch.zeros(MAX_BLOCKS, dtype=torch.float64).index_add(0, rows.block, x)
-
-        return FoldSums(blocks(rows.original - rows.other), blocks(rows.weight), self.elsewhere)
+        return FoldSums(block_sums(rows, rows.original - rows.other), block_sums(rows, rows.weight), self.elsewhere)
 
 
 def compare(
@@ -98,18 +101,33 @@ def scaled_alike(folds: Sequence[FoldComparison]) -> list[FoldComparison]:
     return [fold.scaled(top) for fold in folds]
 
 
-def test(folds: Sequence[FoldComparison], *, level: float, factor: float | None = None, seed: int = 0) -> guard.Verdict:
+def decide_gain(
+    folds: Sequence[FoldComparison], *, level: float, factor: float | None = None, finalists: int = FINALISTS, seed: int = 0
+) -> guard.Verdict:  # fmt: skip
     """Test the gain of a finalist over its rival.
 
     Args:
         folds: in one unit of weight.
         level: p-value to accept, of the p-value that allows for all finalists.
         factor: see `dependence_of`.
+        finalists: the number of tests that the p-value allows for.
     """
     return decide_by_rows(
         functools.reduce(operator.add, (fold.rows for fold in folds)), level=level, training=_training(folds),
-        dependence=dependence_of(folds, factor), finalists=FINALISTS, seed=seed,
+        dependence=dependence_of(folds, factor), finalists=finalists, seed=seed,
     )  # fmt: skip
+
+
+def largest_loss(folds: Sequence[FoldComparison]) -> float:
+    """Largest loss that what ships may have on its own rows: that of the folds' finalists, and some standard errors more.
+
+    Args:
+        folds: in one unit of weight.
+    """
+    rows = functools.reduce(operator.add, (fold.rows for fold in folds))
+    mean = rows.other.sum() / rows.weight.sum()
+    apart = block_sums(rows, rows.other - mean * rows.weight)  # no block shares a group with another one
+    return float(mean + ERRORS * apart.norm() / rows.weight.sum())
 
 
 def _training(folds: Sequence[FoldComparison]) -> Costs | None:
@@ -129,6 +147,21 @@ def dependence_of(folds: Sequence[FoldComparison], factor: float | None) -> floa
     return dependence([fold.sums() for fold in folds])
 
 
+def _of_all_folds(folds: Sequence[SliceSums]) -> SliceSums:
+    """The sums over the rows of all folds, of which not each has each slice: by time, new values come later."""
+    sets = list(dict.fromkeys(each for fold in folds for each in fold.sets))
+    columns = [column for column, _ in sets]
+    sets.sort(key=lambda each: columns.index(each[0]))
+    names = ("loss", "gains", "weights", "rows", "units")
+
+    def placed(fold: SliceSums) -> SliceSums:
+        place = torch.tensor([sets.index(each) for each in fold.sets])
+        sums = {n: (x := getattr(fold, n)).new_zeros((len(sets), *x.shape[1:])).index_copy(0, place, x) for n in names}
+        return replace(fold, sets=tuple(sets), **sums)
+
+    return functools.reduce(operator.add, map(placed, folds))
+
+
 def judge(folds: Sequence[FoldComparison], options: Options, factor: float | None = None) -> Judgement:
     """Decide whether the rows that prove show that a finalist is better than its rival, and nowhere worse.
 
@@ -137,19 +170,20 @@ def judge(folds: Sequence[FoldComparison], options: Options, factor: float | Non
     """
     o, folds = options, scaled_alike(folds)
     level = o.guard / o.fleetSize if o.guard < 1 else o.guard
-    verdict = test(folds, level=level, factor=factor, seed=o.seed)
+    verdict = decide_gain(folds, level=level, factor=factor, seed=o.seed)
     # A fleet's budget is one of false accepts: a false veto costs a gain, never a model, and so keeps the level of one run.
     worse = o.guard * verdict.level / level if o.guard < 1 else None
     if verdict.untested:
         return Judgement(verdict, worse)
     sliced = [fold.slices for fold in folds if fold.slices is not None]
     how: dict[str, Any] = {"level": worse or guard.TAIL, "dependence": dependence_of(folds, factor), "seed": o.seed}
-    changes = slices.judged(functools.reduce(operator.add, sliced), joined=verdict.joined, **how) if sliced else []
+    changes = slices.judged(_of_all_folds(sliced), joined=verdict.joined, **how) if sliced else []
     weights = [float(fold.rows.weight.sum()) for fold in folds]
-    compared = compatibility.mean([f.compatibility for f in folds if f.compatibility is not None], weights)
+    each = [f.compatibility for f in folds if f.compatibility is not None]
+    compared = compatibility.mean(each, weights) if each else None
     further = None
-    if worse is not None and verdict.best >= 0:
-        every = torch.cat([fold.unseen for fold in folds if fold.unseen is not None])
+    if worse is not None and verdict.best >= 0 and (costs_of := [f.unseen for f in folds if f.unseen is not None]):
+        every = torch.cat(costs_of)
         gain = sum(float((fold.rows.original - fold.rows.other).sum()) for fold in folds)
         further = unseen(gain, every, _training(folds))
     return Judgement(verdict, worse, tuple(changes), None, compared, o.maxFlipRate, unseen=further)

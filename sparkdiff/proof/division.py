@@ -1,7 +1,8 @@
 """The rows that explore and the rows that prove: by the hash of the row or group in folds, or by time in stretches."""
 
+import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pyspark.sql import Column, DataFrame, functions as F
 
@@ -9,6 +10,7 @@ from sparkdiff import jvm
 from sparkdiff.data import soft_labels
 from sparkdiff.data.blocks import MAX_BLOCKS, TIME_BLOCKS
 from sparkdiff.data.splits import (
+    REFERENCE,
     TEST,
     TRAIN,
     VALIDATION,
@@ -73,10 +75,23 @@ def divide(sources: Sequence[Source], options: Options) -> Division:
     """Divide the rows by `numFolds`: into folds, into stretches of time, or the held-out rows into two halves.
 
     Raises:
-        InputError: a column is missing or has a wrong type, or there is no time to divide by; Spark failed on the rows.
+        InputError: a column is missing or has a wrong type, a row has no side, or there are too few times to divide by; Spark
+            failed on the rows.
     """
     for source in sources:
         check_columns(source.df, options)
+        _check_sides(source, options)
+    found = _divided(sources, options)
+    explores, proves = found.boundaries
+    for source in sources:
+        if source.split == REFERENCE and options.timeCol:
+            times = time_quantiles(source.df, options.timeCol, _blocks(0.0, 1.0, TIME_BLOCKS))
+            proves = replace(proves, reference=times)
+    return replace(found, boundaries=(explores, proves))
+
+
+def _divided(sources: Sequence[Source], options: Options) -> Division:
+    """The division, without the times of reference rows."""
     given = [s.df for s in sources if s.split == VALIDATION]
     [rows] = [s.df for s in sources if s.split in (None, TRAIN)]
     rows = numbered(rows, options)
@@ -114,9 +129,12 @@ def check(
         classes: whether the label names classes.
 
     Raises:
-        InputError: a group is null; a fold has too few rows or lacks a class; there are too few groups.
+        InputError: a column is missing or has a wrong type; a group is null; a fold has too few rows or lacks a class; there are
+            too few groups.
     """
     o, folds = options, folds_of(options)
+    for source in sources:
+        check_columns(source.df, o)
     if soft_labels.given(sources, labelCol):
         soft_labels.check_options(o)
     [df] = [s.df for s in sources if s.split in (None, TRAIN)]
@@ -135,8 +153,8 @@ def check(
         raise InputError(f"groupCol={o.groupCol!r} holds null; fill the column or drop these rows")
     if o.groupCol is not None and units < 2 * folds:
         raise InputError(
-            f"groupCol={o.groupCol!r} has {units} values, too few for numFolds={folds}: at least {2 * folds} are needed. Use more "
-            "data, or a groupCol with more values"
+            f"groupCol={o.groupCol!r} has {units} values, too few for numFolds={folds}: at least {2 * folds} are needed. Use "
+            "more data, or a groupCol with more values"
         )
     for k in range(folds):
         if not any(r["rows"] for r in rows if r["fold"] == k):
@@ -149,6 +167,43 @@ def check(
                 f"fold {', '.join(lacking)} of numFolds={folds} has no row of labelCol={labelCol!r} {value:g}: set fewer "
                 "folds, add such rows, or leave the rare class out"
             )
+
+
+def _check_sides(source: Source, options: Options) -> None:
+    """Raise InputError if rows have no time or no group, or the indicator of the validation rows says nothing about them."""
+    o, df = options, source.df
+    lacks = {}
+    if o.timeCol:
+        lacks[f"timeCol={o.timeCol!r} holds null or NaN or an infinite value"] = seconds(df, o.timeCol)
+    if o.groupCol:
+        lacks[f"groupCol={o.groupCol!r} holds null"] = named(o.groupCol)
+    if o.validationIndicatorCol and source.split is None:
+        lacks[f"validationIndicatorCol={o.validationIndicatorCol!r} holds null"] = named(o.validationIndicatorCol)
+    if not lacks:
+        return
+    try:
+        [found] = df.agg(*(F.count_if(c.isNull()) for c in lacks.values())).collect()
+    except jvm.SparkError as e:
+        raise InputError(f"Spark failed while it divided the rows: {jvm.cause(e)}") from e
+    for told, number in zip(lacks, found, strict=True):
+        if number:
+            raise InputError(
+                f"{told} in {number:,} rows, which therefore belong to neither side; fill the column or drop these rows"
+            )
+
+
+def _blocks(start: float, end: float, number: int) -> list[float]:
+    """The shares of the rows at which so many blocks of time begin."""
+    return [start + (end - start) * k / number for k in range(number)]
+
+
+def _check_times(bounds: Sequence[float], options: Options, parts: str) -> None:
+    """Raise InputError if there is no time between two of these bounds."""
+    if any(not a < b for a, b in itertools.pairwise(bounds)):
+        raise InputError(
+            f"timeCol={options.timeCol!r} has too few different values to divide the last rows into {parts}: use a time of finer "
+            "steps, or pass rows of more of them"
+        )
 
 
 def _parts(df: DataFrame, **splits: Column) -> tuple[Source, ...]:
@@ -173,10 +228,11 @@ def _in_halves(df: DataFrame, options: Options) -> Division:
     """Half of the held-out rows explores, the other half proves; by time the later one."""
     name, boundaries = "half of the held-out rows proves", (Boundaries(), Boundaries())
     if options.timeCol:
-        start = 1 - options.validationFraction
-        shares = [start + options.validationFraction * k / (2 * TIME_BLOCKS) for k in range(2 * TIME_BLOCKS)]
-        starts, time = time_quantiles(df, options.timeCol, shares), seconds(df, options.timeCol)
-        boundaries = Boundaries(starts[:TIME_BLOCKS]), Boundaries(starts[TIME_BLOCKS:])
+        shares = [*_blocks(1 - options.validationFraction, 1.0, 2 * TIME_BLOCKS), 1.0]
+        *starts, last = time_quantiles(df, options.timeCol, shares)
+        _check_times([starts[0], starts[TIME_BLOCKS], last], options, "two halves")
+        time = seconds(df, options.timeCol)
+        boundaries = Boundaries(tuple(starts[:TIME_BLOCKS])), Boundaries(tuple(starts[TIME_BLOCKS:]))
         train, proves = time <= starts[0], time > starts[TIME_BLOCKS]
         explores = ~train & ~proves
     else:
@@ -188,26 +244,34 @@ def _in_halves(df: DataFrame, options: Options) -> Division:
 
 
 def _proven_by(proves: Source, df: DataFrame, options: Options, name: str) -> Division:
-    """A share of the training rows explores."""
-    explores = below(unit_and_block(df, options)[0], EXPLORES, "explores")
+    """A share of the training rows explores, by time the latest ones."""
+    explores, boundaries = below(unit_and_block(df, options)[0], EXPLORES, "explores"), (Boundaries(), Boundaries())
+    if options.timeCol:
+        *starts, last = time_quantiles(df, options.timeCol, [*_blocks(1 - EXPLORES, 1.0, TIME_BLOCKS), 1.0])
+        _check_times([starts[0], last], options, "those that train and those that explore")
+        explores = seconds(df, options.timeCol) > starts[0]
+        own = time_quantiles(proves.df, options.timeCol, _blocks(0.0, 1.0, TIME_BLOCKS))
+        boundaries = Boundaries(tuple(starts)), Boundaries(own)
     train = Source(df, TRAIN, numbered=True)
-    return Division(name, _parts(df, **{TRAIN: ~explores, VALIDATION: explores}), ((train, proves),))
+    return Division(
+        name, _parts(df, **{TRAIN: ~explores, VALIDATION: explores}), ((train, proves),), boundaries=boundaries
+    )
 
 
 def _in_stretches(df: DataFrame, options: Options) -> Division:
     """The last rows by time: the first stretch explores, each other one is proven by models of all rows before it."""
-    size = (1 - FIRST) / STRETCHES
-    shares = [FIRST + size * k / BLOCKS for k in range(STRETCHES * BLOCKS)]
-    starts = time_quantiles(df, options.timeCol or "", shares)
-    time = seconds(df, options.timeCol or "")
-    bounds = [*starts[::BLOCKS], float("inf")]
+    column = options.timeCol or ""
+    *starts, last = time_quantiles(df, column, [*_blocks(FIRST, 1.0, STRETCHES * BLOCKS), 1.0])
+    time, bounds = seconds(df, column), [*starts[::BLOCKS], last]
+    _check_times(bounds, options, f"{STRETCHES} stretches")
 
     def parts(k: int, split: str) -> tuple[Source, ...]:
         return _parts(df, **{TRAIN: time <= bounds[k], split: (time > bounds[k]) & (time <= bounds[k + 1])})
 
     return Division(
         f"{STRETCHES} stretches of time", parts(0, VALIDATION), tuple(parts(k, TEST) for k in range(1, STRETCHES)),
-        (Source(df, TRAIN, numbered=True),), (Boundaries(starts[:BLOCKS]), Boundaries(starts[BLOCKS:])), STRETCHES_FACTOR,
+        (Source(df, TRAIN, numbered=True),), (Boundaries(tuple(starts[:BLOCKS])), Boundaries(tuple(starts[BLOCKS:]))),
+        STRETCHES_FACTOR,
     )  # fmt: skip
 
 

@@ -36,7 +36,7 @@ class RunRecord(Shown):
         device, precision: where the candidates were trained, such as "cpu" or "cuda:0 (NVIDIA H200)", and in which numbers.
         processes: with numProcesses="auto" {"number", "why", "milliseconds" (of a step, by the number of processes)}; else None.
         records: the rows of the history, one per epoch and candidate; epoch 0 is the original. With numFolds they have the key
-            "fold", which is 0 for the training on all rows.
+            "fold", which is 1 for the training that explores, and 0 for that on all rows.
         parity: {"before", "after"} of write-back: rows, largest relative difference per column, label disagreements; with
             precision="float32" also {"float32"}: the same of the original's margin in float32 and in float64, on validation rows.
         stages: how far each parameter moved, in natural units: {"uid.parameter": {"largest", "rootMeanSquare"}}.
@@ -47,8 +47,8 @@ class RunRecord(Shown):
             "snapshotId", "asOf" where a reader's option names these)}]; with reuseStages "stagesRead", the uids of the first
             stages whose rows an earlier run had kept, and "stagesKept", of those whose rows this run has kept.
         warnings: reasons to doubt the figures.
-        folds: with numFolds an entry per fold, {"fold", "rows", "before", "after", "epochs", "recipe", "parity"}: the metric of
-            its original and its tuned pipeline on its own rows, and what its training chose (0 epochs: nothing gained).
+        folds: with numFolds an entry per fold that proves, {"fold", "rows", "before", "after", "epochs", "recipe"}: the metric of
+            the rival and of the tuned pipeline on its rows, and how this one was trained.
             `metrics["validation"]`, and all else that is told of validation rows, is then about the out-of-fold rows.
 
     The other attributes describe the best epoch of all candidates, accepted or not, on validation rows; None or empty

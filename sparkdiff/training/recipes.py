@@ -1,6 +1,7 @@
 """The candidates that train together: the three recipes, modified by the options."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 from sparkdiff.options import Options
@@ -8,7 +9,8 @@ from sparkdiff.options import Options
 ONCE_AN_EPOCH = ("lbfgs", "newton")
 """Optimizers that take one step an epoch, along the gradient of all rows."""
 FEW_ROWS = 1000
-"""With fewer validation rows, a choice among candidates mostly finds chance."""
+"""With fewer validation rows, a choice among many candidates mostly finds chance: fewer are tried, of a fifth of them one."""
+FEWEST = 1 / 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +62,7 @@ _TREES = ((1, 10), _TREES_FAST, (1, 1, 0.05), (3, 1, 0.2))
 def recipes_for(
     options: Options, validationRows: int, *, mixes: bool = True, trees: int = 0, newton: bool = False
 ) -> list[Recipe]:
-    """The recipes to try. With fewer than 1,000 validation rows, only the most careful one.
+    """The recipes to try: with 200 validation rows only the most careful one, from 1,000 on all, between as many as the logarithm.
 
     Args:
         mixes: whether rows can be mixed (not if they are sparse or contain category indices).
@@ -72,9 +74,7 @@ def recipes_for(
     def recipe(rate: float = 1, anchor: float = 1, noise: float = 0, **more: float) -> Recipe:
         return Recipe(rate * o.learningRate, anchor * o.regAnchor, o.optimizer, noise=noise, **{"ema": o.ema, **more})
 
-    if validationRows < FEW_ROWS:
-        return [recipe(*_TREES[0]) if trees else recipe()]
-    if o.recipe == "fast":
+    if o.recipe == "fast" and validationRows >= FEW_ROWS:
         return [recipe(*(_TREES_FAST if trees else _FAST))]
     out = [recipe(*factors) for factors in (_TREES if trees else _DEFAULT)]
     if o.recipe == "thorough":
@@ -84,4 +84,6 @@ def recipes_for(
         out += [Recipe(1.0, 10 * o.regAnchor, "lbfgs")]
         # All trees step at once, each as if it were alone: a T-th of the step of each can't overshoot.
         out += [Recipe(1 / trees, 10 * o.regAnchor, "newton")] if newton else []
-    return list(dict.fromkeys(out))
+    distinct = list(dict.fromkeys(out))
+    share = 1 - math.log(max(validationRows, 1) / FEW_ROWS) / math.log(FEWEST)
+    return distinct[: 1 if o.recipe == "fast" else 1 + int(min(max(share, 0.0), 1.0) * (len(distinct) - 1))]

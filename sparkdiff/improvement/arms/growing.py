@@ -19,14 +19,14 @@ from sparkdiff.growth.ground import ground as growth_ground
 from sparkdiff.growth.inputs import linear_head
 from sparkdiff.growth.parts import trees
 from sparkdiff.growth.procedure import assembled, grow_again, grow_rounds
-from sparkdiff.growth.reporting import of_a_sample, rows_without_entity
+from sparkdiff.growth.reporting import Told, of_a_sample, rows_without_entity, why_none
 from sparkdiff.growth.serving import check_room
 from sparkdiff.growth.settings import GrowthSettings
 from sparkdiff.improvement.arm import Arm
 from sparkdiff.improvement.arms import boosting
 from sparkdiff.improvement.budget import Limit
 from sparkdiff.improvement.candidate import Candidate, Making, Step, shortened
-from sparkdiff.improvement.ground import Ground, Measurement, check_same_rows, moved
+from sparkdiff.improvement.ground import Ground, Measurement, Training, check_same_rows, moved
 from sparkdiff.proof.division import inner
 from sparkdiff.report.shares import share_of
 
@@ -89,17 +89,21 @@ def grown(ground: Ground, limit: Limit, settings: GrowthSettings, arm: str, numb
     with ground.begun(start.task) as run:
         first = verified(run).scores[VALIDATION]
         found, gone, _ = grow_rounds(run, start, settings, serving, clock, replace=True, memory=ground.trained)
-    told = {"rounds": [asdict(t) for t in found.tried], "late": found.late}
+    told = Told(settings, found, gone, serving, ())
+    learned = {"rounds": [asdict(t) for t in found.tried], "late": found.late, "warnings": told.warnings}
     if not found.members:
-        return Step(arm, number, (), 0.0, f"no part joined: {found.stopped}", learned=told)
-    made = assembled(start, found.members, serving, ground.sources[0].df, drop=False)
+        learned |= {"fields": told.fields(serving.before)}
+        return Step(arm, number, (), 0.0, why_none(told, ground.options), learned=learned)
+    made = assembled(start, found.members, serving, ground.sources[0].df, drop=settings.dropColumns)
     with ground.begun(replace(ground.task(made), options=options)) as run:
-        done = finish(run, first, found, width_of(start.head.stage), clock.left(limit.seconds), replace=True)
+        done = finish(run, first, width_of(start.head.stage), clock.left(limit.seconds), replace=True)
+        ground.trainings.append(Training(1, run, done.fitted))
         margins = recorded_rows(run, done.network)
         model, after = written(run, done.start, done.network, {VALIDATION: done.tuned})
     names = ", ".join(m.part.name for m in found.members)
     measured = Measurement(ground.task(model), after.scores, margins, after.parity, costs.of_model(model))
     check_same_rows(ground.start, measured)
+    learned |= {"fields": told.fields(measured.cost), "history": done.fitted.found.history}
     dropped = f", {len(gone)} dropped" if gone else ""
     doubts = (*of_a_sample(found.table), *rows_without_entity(found))
     says = "; ".join([f"{found.members[-1].round} rounds{dropped}", found.stopped, *doubts])
@@ -112,30 +116,45 @@ def grown(ground: Ground, limit: Limit, settings: GrowthSettings, arm: str, numb
         making = replace(making, recipe=done.fitted.recipes[chosen.candidate], epochs=chosen.epoch)
     seconds = time.monotonic() - begun
     candidate = Candidate(arm, f"+ {shortened(names)}", measured, making, names, seconds=seconds)
-    return Step(arm, number, (candidate,), _hope(ground, done, number), says, learned=told)
+    return Step(arm, number, (candidate,), _hope(done, number), says, learned=learned)
 
 
-def _grow_again(ground: Ground, settings: Mapping[str, Any]) -> Any:
+def _rounds_again(ground: Ground, made: Mapping[str, Any], settings: GrowthSettings) -> Any:
     """Grow in as many rounds; which parts join is chosen by rows of the ground that are held out for it."""
     within = moved(ground, inner(ground.sources, ground.options), ground.boundaries)
-    step = grown(within, Limit(None, None), _settings(ground, _parts(ground), settings["rounds"]), "grow", 0)
+    step = grown(within, Limit(None, None), settings, "grow", 0)
     return step.candidates[0].model if step.candidates else ground.model
 
 
-def _trees_again(ground: Ground, settings: Mapping[str, Any]) -> Any:
+def _grow_again(ground: Ground, made: Mapping[str, Any]) -> Any:
+    return _rounds_again(ground, made, _settings(ground, _parts(ground), made["rounds"]))
+
+
+def _trees_again(ground: Ground, made: Mapping[str, Any], settings: GrowthSettings) -> Any:
     """Train the same ensembles, with as many trees, in front of the last linear stage."""
     options = replace(ground.options, freeze=ground.keeps, **ground.kept("import", "again"))
-    start = growth_ground(ground.model, options, (), ground.sources, ground.boundaries)
-    serving = serving_of(ground.model, start.head, ground.settings.maxServingCost, start.indexers)
+    start = growth_ground(ground.model, options, settings.entityCols, ground.sources, ground.boundaries)
+    serving = serving_of(ground.model, start.head, settings.maxServingCost, start.indexers)
     with ground.begun(start.task) as run:
-        members = grow_again(run, start, settings["trees"])
-    return assembled(start, members, serving, ground.sources[0].df, drop=False)
+        members = grow_again(run, start, made["trees"])
+    return assembled(start, members, serving, ground.sources[0].df, drop=settings.dropColumns)
 
 
-def _hope(ground: Ground, done: Finished, number: int) -> float:
-    before = done.before.scores[VALIDATION].mean
-    gained = share_of(before - done.tuned.mean, before)
+def _hope(done: Finished, number: int) -> float:
+    gained = share_of(done.before.mean - done.tuned.mean, done.before.mean)
     return NEXT_ROUND * max(gained, 0.0) if number == 0 else 0.0
+
+
+def with_settings(settings: GrowthSettings, seconds: float | None) -> Arm:
+    """The arm that grows by these options, in so many seconds."""
+
+    def run(ground: Ground, number: int, limit: Limit, steps: Sequence[Step]) -> Step:
+        return grown(ground, Limit(seconds, None), settings, "grow", number)
+
+    def again(ground: Ground, made: Mapping[str, Any]) -> Any:
+        return (_trees_again if "trees" in made else _rounds_again)(ground, made, settings)
+
+    return replace(GROW, steps=1, run=run, make=again)
 
 
 def _parts(ground: Ground) -> tuple[str, ...]:
@@ -155,8 +174,10 @@ def _import(ground: Ground, number: int, limit: Limit, steps: Sequence[Step]) ->
     return run(ground, number, limit, steps)
 
 
-def _import_again(ground: Ground, settings: Mapping[str, Any]) -> Any:
-    return (boosting.make if boosting.ends_in_boosted(ground) else _trees_again)(ground, settings)
+def _import_again(ground: Ground, made: Mapping[str, Any]) -> Any:
+    if boosting.ends_in_boosted(ground):
+        return boosting.make(ground, made)
+    return _trees_again(ground, made, _settings(ground, ("trees",), made["rounds"]))
 
 
 GROW = Arm("grow", 2, 2.0, _refused(_parts), _step("grow", _parts), _grow_again)

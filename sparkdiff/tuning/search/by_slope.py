@@ -40,7 +40,7 @@ def check_method(space: SearchSpace, settings: Settings, metrics: int) -> None:
             raise InputError(
                 f"{method} runs no trials, so {name}={getattr(settings, name)!r} has no meaning: leave it out"
             )
-    if settings.numFolds:
+    if settings.folds:
         raise InputError(f"{method} is judged by fresh rows only: leave numFolds={settings.numFolds} out")
     for dimension in space.dimensions:
         if dimension.when:

@@ -1,10 +1,8 @@
 """The winner against the model that it would replace, on rows that no fit and no trial has seen: row by row, by the guard."""
 
-import functools
 import math
-import operator
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -20,13 +18,15 @@ from sparkdiff.data.blocks import MAX_BLOCKS
 from sparkdiff.data.splits import BLOCK, TEST, TIME, TRAIN
 from sparkdiff.errors import InputError
 from sparkdiff.evaluation import guard
-from sparkdiff.evaluation.paired_rows import PairedRows, decide_by_rows, pair
+from sparkdiff.evaluation.paired_rows import PairedRows, pair
 from sparkdiff.evaluation.recorded import changed
-from sparkdiff.evaluation.units import Costs, Kind
+from sparkdiff.evaluation.units import Kind
+from sparkdiff.pipeline.class_numbers import check_same_classes, classes_of
 from sparkdiff.pipeline.columns import read_plain, write_plain
 from sparkdiff.pipeline.names import named
 from sparkdiff.pipeline.nesting import flatten
 from sparkdiff.pipeline.translation import linked
+from sparkdiff.proof.decision import FoldComparison, block_sums, decide_gain, largest_loss
 from sparkdiff.stages.base import columns_of
 from sparkdiff.tensors.rows import dense
 from sparkdiff.tuning.scores import CLASSIFIERS, Judge, MetricOf, judge_of
@@ -52,7 +52,7 @@ DATA = "__sd_data"
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two models on fresh rows.
+    """Two models on rows that decide.
 
     Attributes:
         winner, default: their metrics.
@@ -75,6 +75,19 @@ class Comparison:
         # A metric that is NaN never wins, as among the trials.
         better = self.winner > self.default if larger else self.winner < self.default
         return level >= 1 and not math.isnan(self.winner) and (math.isnan(self.default) or better)
+
+
+@dataclass(frozen=True)
+class Fold(Comparison):
+    """Two models on the rows of one fold, which alone have no verdict.
+
+    Attributes:
+        weight: of the rows.
+        rows: as both models see them; None if they can't be compared, and then `untested` says why.
+    """
+
+    weight: float = 0.0
+    rows: FoldComparison | None = None
 
 
 def _judge(evaluator: Any, model: Any) -> Judge:
@@ -191,29 +204,30 @@ class Scored:
 
 
 def compare(
-    winner: Any, default: Any, rows: Divided, counts: Mapping[str, int], split: SearchSplit, evaluator: Any, *, level: float,
-    seed: int,
-) -> Comparison:  # fmt: skip
-    """Both models on the fresh rows, and whether the winner is better than chance explains.
+    winner: Any, default: Any, rows: Divided, counts: Mapping[str, int], split: SearchSplit, evaluator: Any, *,
+    level: float = 1.0, elsewhere: bool = False,
+) -> Fold:  # fmt: skip
+    """Measure both models on the rows that decide.
 
-    Both predict rows that fitted them, too, which show how losses are spread.
+    Below a level of 1 both predict rows that fitted them, too, which show how losses are spread.
 
     Args:
-        counts: of the rows, by part.
+        counts: of the rows, by split.
+        level: p-value to accept; 1 accepts any gain.
+        elsewhere: whether these rows are the ones of other folds, all of which show how the folds depend on each other.
 
     Raises:
         InputError: the models have other labels or weights.
     """
     fresh, judge, models = _data(rows.fresh()), _judge(evaluator, default), (winner, default)
-    both = rows.judged(TRAINING_ROWS / counts[TRAIN] if level < 1 else 0.0)
+    both = rows.judged(1.0 if elsewhere else TRAINING_ROWS / counts[TRAIN] if level < 1 else 0.0)
     found = scored(winner, default, both, both.count(), split, evaluator)
     if isinstance(found, str):
         one, other = (evaluator.evaluate(model.transform(fresh)) for model in models)
-        if less := left_out(None, counts[TEST], winner, default, fresh):
-            return Comparison(one, other, None, less, refused=True, remedy=ROW_BY_ROW)
-        if level >= 1:
+        less = left_out(None, counts[TEST], winner, default, fresh)
+        if not less and level >= 1:
             _check_totals(judge, models, fresh)
-        return Comparison(one, other, None, found, remedy=ROW_BY_ROW)
+        return Fold(one, other, None, less or found, bool(less), ROW_BY_ROW, counts[TEST])
     is_fresh = found.time.isfinite()
     held, trained = found.taken(is_fresh), found.taken(~is_fresh & found.finite)
     finite, pairs = bool(held.finite.all()), (held.winner, held.default)
@@ -222,15 +236,61 @@ def compare(
         evaluator.evaluate(model.transform(fresh)) if math.isnan(value) else value
         for value, model in zip(values, models, strict=True)
     )
+    fold = Fold(one, other, None, weight=float(held.weight.nansum()))
     if less := left_out(len(held.weight), counts[TEST], winner, default, fresh):
-        return Comparison(one, other, None, less, refused=True, remedy=ROW_BY_ROW)
+        return replace(fold, untested=less, refused=True, remedy=ROW_BY_ROW)
     if judge.metric is None:
-        return Comparison(one, other, None, f"{type(evaluator).__name__} gives no value per row", remedy=OF_SPARK)
+        return replace(fold, untested=f"{type(evaluator).__name__} gives no value per row", remedy=OF_SPARK)
     if not finite:
-        return Comparison(one, other, None, NOT_FINITE, remedy=FILL)
+        return replace(fold, untested=NOT_FINITE, remedy=FILL)
     paired = held.pair(judge.metric, split)
-    training = trained.pair(judge.metric, split, paired).costs()
-    return Comparison(one, other, *verdict_of([paired], level=level, seed=seed, training=training))
+    if not len(paired.weight) or not bool((paired.original.isfinite() & paired.other.isfinite()).all()):
+        return replace(fold, untested=UNDEFINED)
+    training = trained.pair(judge.metric, split, paired)
+    gains = block_sums(training, training.original - training.other) if elsewhere else None
+    return replace(fold, rows=FoldComparison(paired, training.costs(), gains))
+
+
+def check_classes(first: Any, other: Any, evaluator: Any, where: str) -> None:
+    """Raise InputError if the metric goes by the numbers of classes, and two models number them differently."""
+    judge = judge_of(evaluator)
+    if judge is not None and by_number(evaluator):
+        check_same_classes(classes_of(first, judge.label), classes_of(other, judge.label), judge.label, where)
+
+
+def decide(folds: Sequence[Fold], *, level: float, seed: int, factor: float | None, finalists: int) -> Comparison:
+    """Decide whether the winner is better than chance explains, by the rows of all folds.
+
+    Args:
+        factor, finalists: see `decide_gain`.
+    """
+    total = sum(fold.weight for fold in folds) or math.nan
+    winner, default = (
+        sum(fold.weight / total * getattr(fold, name) for fold in folds) for name in ("winner", "default")
+    )
+    compared = [fold.rows for fold in folds if fold.rows is not None]
+    if len(compared) < len(folds):
+        k = min((k for k, fold in enumerate(folds) if fold.rows is None), key=lambda k: not folds[k].refused)
+        where = f" (fold {k + 2})" if len(folds) > 1 else ""
+        return Comparison(winner, default, None, f"{folds[k].untested}{where}", folds[k].refused, folds[k].remedy)
+    verdict = decide_gain(compared, level=level, factor=factor, finalists=finalists, seed=seed)
+    return Comparison(winner, default, None if verdict.untested else verdict, verdict.untested)
+
+
+def allowed(compared: Comparison, shipped: Fold, folds: Sequence[Fold]) -> Comparison:
+    """The comparison, refused where the winner that is fitted to all rows isn't like those of the folds.
+
+    Args:
+        shipped: that winner, on the rows that fitted it.
+    """
+    if shipped.rows is not None:
+        own, most = shipped.rows.rows, largest_loss([fold.rows for fold in folds if fold.rows is not None])
+        if float(own.other.sum() / own.weight.sum()) <= most:
+            return compared
+    why = (
+        f"fitted to all rows the winner is worse there, at {shipped.winner:.6g}, than those of the folds on other rows"
+    )
+    return replace(compared, verdict=None, untested=shipped.untested or why, refused=True, remedy=shipped.remedy)
 
 
 def left_out(both: int | None, total: int, winner: Any, default: Any, fresh: DataFrame) -> str:
@@ -312,19 +372,3 @@ def scored(winner: Any, default: Any, fresh: DataFrame, total: int, split: Searc
         (read["__sd_winner"], labels[0]), (read["__sd_default"], labels[1]), weights[0],
         read["__sd_block"].long(), read["__sd_unit"], read["__sd_time"],
     )  # fmt: skip
-
-
-def verdict_of(
-    parts: Sequence[PairedRows], *, level: float, seed: int, dependence: float = 1.0, training: Costs | None = None
-) -> tuple[guard.Verdict | None, str]:
-    """The guard on the gains of the rows; or why there is no test.
-
-    Args:
-        parts: rows with a metric of their own each, those of the folds.
-        dependence, training: see `decide_by_rows`.
-    """
-    rows = functools.reduce(operator.add, parts)
-    if not len(rows.weight) or not bool((rows.original.isfinite() & rows.other.isfinite()).all()):
-        return None, UNDEFINED
-    verdict = decide_by_rows(rows, level=level, training=training, dependence=dependence, seed=seed)
-    return (None, verdict.untested) if verdict.untested else (verdict, "")

@@ -1,9 +1,9 @@
-"""The whole way of a search, once: split, trials, winner, fresh rows, decision."""
+"""The whole way of a search: split, trials, winner, its proof on other rows, decision."""
 
 import contextlib
 import json
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,15 @@ from pyspark.sql import DataFrame
 
 from sparkdiff import jvm
 from sparkdiff.data.fingerprint import content, source_facts
+from sparkdiff.data.splits import TEST, TRAIN, Source
 from sparkdiff.diagnostics.predictions import changed_outputs
 from sparkdiff.errors import InputError, WriteError
 from sparkdiff.jvm.plans import tables_read
 from sparkdiff.jvm.settings import settings as settings_of
 from sparkdiff.machine import memory, paths
-from sparkdiff.pipeline.names import read_by_name
 from sparkdiff.pipeline.nesting import flatten, inside, plain
 from sparkdiff.pipeline.unfitted import check_unfitted
+from sparkdiff.proof.decision import FINALISTS
 from sparkdiff.report import Phases
 from sparkdiff.report.progress import Phase
 from sparkdiff.report.record import versions
@@ -31,16 +32,15 @@ from sparkdiff.store.identity import UntoldError, identity
 from sparkdiff.tuning.checks import check_evaluator
 from sparkdiff.tuning.fits import is_sparks, leaves_of
 from sparkdiff.tuning.scores import judge_of
-from sparkdiff.tuning.search import folds
 from sparkdiff.tuning.search.alternatives import chosen
 from sparkdiff.tuning.search.by_slope import by_slope, check_method
 from sparkdiff.tuning.search.dimensions import SearchSpace, names_of
-from sparkdiff.tuning.search.judging import Comparison, compare
+from sparkdiff.tuning.search.judging import Comparison, Fold, allowed, check_classes, compare, decide
 from sparkdiff.tuning.search.pruning import Pruning, check_pruner, pruning_of, resources_of
 from sparkdiff.tuning.search.samplers import SamplingPlan, check_sampler
 from sparkdiff.tuning.search.settings import Settings
 from sparkdiff.tuning.search.space import Choice, Distribution
-from sparkdiff.tuning.search.splitting import Divided, SearchSplit, check_folds, check_rows, divided, in_folds
+from sparkdiff.tuning.search.splitting import Divided, SearchSplit, check_rows, dealt, divided, folds_in
 from sparkdiff.tuning.search.study import Study, Trial, opened
 from sparkdiff.tuning.search.summary import SearchSummary, decided
 from sparkdiff.tuning.search.trials import FAILURES, Trials
@@ -88,9 +88,9 @@ class SearchTask:
                 raise InputError(
                     f"runId of {stage.uid} names one training, but each trial is one: clear it, and set runDir of the Search"
                 )
-        if settings.numFolds:
-            _check_folds(settings, evaluators[0], current)
-        return SearchTask(space, tuple(evaluators), settings, current)
+        return SearchTask(
+            space, tuple(evaluators), replace(settings, numFolds=_folds(settings, evaluators[0])), current
+        )
 
     @property
     def names(self) -> list[str]:
@@ -106,18 +106,10 @@ class SearchTask:
         """Everything that decides the trials, by name."""
         s = self.settings
         names = [
-            "sampler",
-            "pruner",
-            "resource",
-            "numFolds",
-            "validationFraction",
-            "groupCol",
-            "timeCol",
-            "seed",
-        ]
-        names += ["testFraction"] * (not s.numFolds)
-        names += ["numTrials"] * (s.sampler in BY_NUMBER or s.pruner is not None)
-        names += ["parallelism"] * (s.pruner is not None)
+            "sampler", "pruner", "resource", "numFolds", "groupCol", "timeCol", "seed",
+            *["validationFraction", "testFraction"] * (not s.folds),
+            *["numTrials"] * (s.sampler in BY_NUMBER or s.pruner is not None), *["parallelism"] * (s.pruner is not None),
+        ]  # fmt: skip
         pruned = {"resources": resources_of(self.space, s.resource, s.minResource)} if s.pruner is not None else {}
         stages = inside(self.space.estimator)
         copies = [s for s in leaves_of(self.space.estimator, lambda _: False) if s is not stages.get(s.uid)]
@@ -136,17 +128,17 @@ class SearchTask:
         }
 
 
-def _check_folds(settings: Settings, evaluator: Any, current: Any) -> None:
-    if current is not None:
-        raise InputError(
-            f"numFolds={settings.numFolds} fits the model that the winner is compared with anew in each fold, but `current` is "
-            "fitted and may have seen the rows: leave one of them out"
-        )
-    if judge_of(evaluator) is None:
+def _folds(settings: Settings, evaluator: Any) -> int:
+    """The number of folds; 0 where fresh rows decide, of "auto" where folds can't, or show no smaller gain."""
+    judge = judge_of(evaluator)
+    if settings.method == "trials" and judge is not None and judge.metric is not None:
+        return folds_in(settings)
+    if settings.folds:
         raise InputError(
             f"numFolds={settings.numFolds} needs a metric with a value per row, which {type(evaluator).__name__} lacks here: "
-            "use an evaluator of regressions or classes, or testFraction"
+            "use an evaluator of regressions or classes, or numFolds=0"
         )
+    return 0
 
 
 def _values(distribution: Distribution) -> Any:
@@ -231,101 +223,74 @@ def searched(task: SearchTask, dataset: DataFrame, phases: Phases) -> SearchOutc
 
 
 def _in_folder(task: SearchTask, dataset: DataFrame, phases: Phases, folder: Path | None) -> SearchOutcome:
-    s = task.settings
-    split = SearchSplit(s.validationFraction, s.testFraction, s.groupCol, s.timeCol, s.seed)
-    if s.numFolds:
-        return _in_folds(task, dataset, phases, folder, split)
-    rows = divided(dataset, split)
-    rows.rows.cache()
+    """Choose a winner on some rows, decide about it by others, and return what ships: of folds it is fitted to all rows."""
+    s, judge = task.settings, task.evaluators[0]
+    split = SearchSplit(s.validationFraction, s.testFraction, s.groupCol, s.timeCol, s.seed, s.folds)
+    rows, division = divided(dataset, split)
+    rows.cache()
     try:
+        explores = dealt(division.explores, split, division.boundaries[0])
+        proves = [dealt(sources, split, division.boundaries[1]) for sources in division.proves]
         with phases.phase("split") as phase:
-            counts = check_rows(rows, split, task.evaluators)
-            phase(", ".join(f"{n:,} {name}" for name, n in counts.items()) + " rows")
-        train = rows.part("train")
+            known, *fresh = check_rows([explores, *proves], split, task.evaluators)
+            counts = {**known, TEST: sum(n[TEST] for n in fresh)}
+            phase(f"{', '.join(f'{n:,} {name}' for name, n in counts.items())} rows, {division.name}")
         with phases.phase("default"):
-            default = plain(task.current) if task.current is not None else _default(task, train)
+            rivals = [_rival(task, part.part(TRAIN)) for part in proves]
+            for k, rival in enumerate(rivals):
+                check_classes(rivals[0], rival, judge, f"fold {k + 2}")
         if s.method == "hypergradient":
             with phases.phase("penalties"):
-                best, winner = by_slope(task.space, rows, task.evaluators)
-            known, front = [best], [best.number]
+                best, winner = by_slope(task.space, explores, task.evaluators)
+            trials, front = [best], [best.number]
         else:
-            study = studied(task, rows, phases, folder, counts["train"])
-            best = best_of(study)
+            study = studied(task, explores, phases, folder, known[TRAIN])
+            best, winner, trials, front = best_of(study), None, study.trials(), [t.number for t in study.front()]
+        folds = list[Fold]()
+        with phases.phase("prove") as phase:
+            for part, rival, n in zip(proves, rivals, fresh, strict=True):
+                winner = _fitted(task, best, part.part(TRAIN)) if s.method == "trials" else winner
+                folds.append(compare(
+                    winner, rival, part, n, split, judge, level=s.guard,
+                    elsewhere=len(proves) > 1 and division.factor is None,
+                ))  # fmt: skip
+                phase.now(f"{len(folds)} of {len(proves)}")
+            compared = decide(
+                folds, level=s.guard, seed=s.seed, factor=division.factor, finalists=FINALISTS if split.folds else 1
+            )
+        if split.folds:
             with phases.phase("winner"):
-                winner = _fitted(task, best, train)
-            known, front = study.trials(), [t.number for t in study.front()]
-        with phases.phase("fresh rows"):
-            compared = compare(winner, default, rows, counts, split, task.evaluators[0], level=s.guard, seed=s.seed)
-        kept = default if task.current is None else task.current
-        model, summary, found = _told(task, known, best, compared, counts, winner, kept)
+                whole = dealt([Source(rows, TEST, numbered=True)], split, division.boundaries[1])
+                rival = _rival(task, whole.part(TEST))
+                if compared.ships(s.guard, larger=task.larger[0]):
+                    winner = _fitted(task, best, whole.part(TEST))
+                    own = compare(winner, rival, whole, {TEST: rows.count()}, split, judge)
+                    compared = allowed(compared, own, folds)
+                    check_classes(rivals[0], winner, judge, "the fit on all rows")
+        model, summary, found = _told(
+            task, trials, best, compared, counts, winner, rival if task.current is None else task.current
+        )
         if task.current is not None and model is winner:
-            fitted = [stage.uid for _, stage in flatten(default) if isinstance(stage, Model)]
-            changes, notes = changed_outputs(default, winner, dataset, fitted)
+            fitted = [stage.uid for _, stage in flatten(rival) if isinstance(stage, Model)]
+            changes, notes = changed_outputs(rival, winner, dataset, fitted)
             doubts = [f"other outputs than those of `current`: {change}" for change in changes] + notes
             summary = replace(summary, warnings=[*summary.warnings, *doubts])
         return SearchOutcome(model, summary, found, front)
     finally:
-        rows.rows.unpersist()
+        rows.unpersist()
         memory.trim()
 
 
-def _in_folds(
-    task: SearchTask, dataset: DataFrame, phases: Phases, folder: Path | None, split: SearchSplit
-) -> SearchOutcome:
-    """The whole search once per fold, and once on all rows: out-of-fold rows decide, all rows fit what ships."""
-    s = task.settings
-    parts = folds.Parts(in_folds(dataset, split, s.numFolds), tuple(read_by_name(dataset)))
-    parts.rows.cache()
-    try:
-        with phases.phase("split") as phase:
-            counts = check_folds(parts.rows, split, task.evaluators, s.numFolds)
-            phase(f"{counts['test']:,} rows in {s.numFolds} folds")
-        found, judge = list[folds.Fold](), task.evaluators[0]
-        trained = counts["train"] * (s.numFolds - 1) // s.numFolds
-        with phases.phase("default"):
-            defaults = [_default(task, parts.fitted(fold)) for fold in range(s.numFolds)]
-            for fold, default in enumerate(defaults):
-                folds.check_classes(defaults[0], default, judge, f"fold {fold}")
-        for fold, default in enumerate(defaults):
-            study = studied(
-                task, parts.outside(fold), phases, folds.folder_of(folder, fold), trained, {"fold": fold + 1}
-            )
-            with phases.phase("winner"):
-                winner = _fitted(task, best_of(study), parts.fitted(fold))
-                one = folds.judged(fold, winner, default, parts, counts["test"], split, judge)
-            if isinstance(one, str):
-                raise InputError(f"numFolds={s.numFolds}: {one} (fold {fold})")
-            found.append(one)
-        compared = folds.decided(found, level=s.guard, seed=s.seed)
-        study = studied(task, parts.outside(None), phases, folder, counts["train"], {"fold": 0})
-        best = best_of(study)
-        with phases.phase("winner"):
-            default = _default(task, parts.fitted(None))
-            model = default
-            if compared.ships(s.guard, larger=task.larger[0]):  # what it ships was chosen anew, on all rows
-                model = _fitted(task, best, parts.fitted(None))
-                compared = folds.allowed(compared, model, default, parts, counts["test"], split, judge)
-            folds.check_classes(defaults[0], model, judge, "the fit on all rows")
-        front = [t.number for t in study.front()]
-        return SearchOutcome(*_told(task, study.trials(), best, compared, counts, model, default), front)
-    finally:
-        parts.rows.unpersist()
-        memory.trim()
-
-
-def studied(
-    task: SearchTask, rows: Divided, phases: Phases, folder: Path | None, trained: int, within: Mapping[str, Any] | None = None
-) -> Study:  # fmt: skip
+def studied(task: SearchTask, rows: Divided, phases: Phases, folder: Path | None, trained: int) -> Study:
     """The trials on some rows.
 
     Args:
         trained: how many of them fit the trials.
-        within: what listeners are told of the rows, beside each trial.
     """
 
     def tell(known: Sequence[Trial]) -> None:
         for record in records(known, task):
-            phases.on_epoch({**(within or {}), **record})
+            phases.on_epoch(record)
 
     s = task.settings
     trials = Trials(task.space, rows, task.evaluators, s.parallelism)
@@ -385,12 +350,14 @@ def best_of(study: Study) -> Trial:
     return best
 
 
-def _default(task: SearchTask, rows: DataFrame) -> Any:
-    """What Spark fits with the default settings, before any trial.
+def _rival(task: SearchTask, rows: DataFrame) -> Any:
+    """What the winner is compared with: `current`, or what Spark fits with the default settings, before any trial.
 
     Raises:
         InputError: Spark refuses them; says why.
     """
+    if task.current is not None:
+        return plain(task.current)
     try:
         return _fitted(task, None, rows)
     except WriteError:
@@ -423,7 +390,7 @@ def _told(
         metricDirection="larger" if task.larger[0] else "smaller", validation=best.values[0],
         fresh={"winner": compared.winner, "default": compared.default}, optimism=best.values[0] - compared.winner,
         settings=best.configuration, number=best.number, trials=len(known), failed=sum(t.state == "failed" for t in known),
-        pruned=sum(t.state == "pruned" for t in known), rows=counts, folds=s.numFolds,
+        pruned=sum(t.state == "pruned" for t in known), rows=counts, folds=s.folds,
         sampler=s.sampler if s.method == "trials" else s.method, pruner=s.pruner,
         seconds=sum(t.seconds for t in known), warnings=warnings, against=against, **figures,
     )  # fmt: skip

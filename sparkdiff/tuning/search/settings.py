@@ -21,10 +21,10 @@ class Settings:
     resource: str = option("auto", "what a pruned trial has less of: rows, or a Param of the last stage, such as maxIter; auto takes epochs or trees where the last stage has them, else rows")
     minResource: float | None = option(None, "the resource that a pruned trial starts with at least: a share of the rows, or a number of epochs or trees; if unset, 1/27 of the whole, 1/9 of boosted trees", kind=float, low=0, openLow=True)
     numTrials: int = option(30, "number of trials; a grid is always searched as a whole", low=1)
-    maxSeconds: float | None = option(None, "seconds of trials after which no other batch begins, those before a kill included; with numFolds for each fold; if unset, no limit", kind=float, low=0, openLow=True)
-    validationFraction: float = option(0.2, "share of the rows that chooses among trials", low=0, high=1, openLow=True, openHigh=True)
-    numFolds: int = option(0, "number of folds in which the whole search is repeated, so that all rows decide; 0 keeps testFraction of the rows fresh instead", low=0, high=100)
-    testFraction: float = option(0.2, "share of the rows that no trial sees, on which the winner is compared with the default", low=0, high=1, openLow=True, openHigh=True)
+    maxSeconds: float | None = option(None, "seconds of trials after which no other batch begins, those before a kill included; if unset, no limit", kind=float, low=0, openLow=True)
+    validationFraction: float = option(0.2, "share of the rows that chooses among trials, where they are not in folds", low=0, high=1, openLow=True, openHigh=True)
+    numFolds: int | str = option("auto", "folds, 2 to 20: the first chooses among trials, the others decide, each by models that were fitted without it, and all rows fit what ships; by time, four stretches of it in place of folds; 0 keeps testFraction of the rows fresh instead; auto takes what shows smaller gains", kind=int, low=0, high=20, words=("auto",))
+    testFraction: float = option(0.2, "share of the rows that no trial sees, on which the winner is compared with the default, where they are not in folds", low=0, high=1, openLow=True, openHigh=True)
     groupCol: str | None = option(None, "group column: all rows of a group are in the same part, and the winner is tested by group", kind=str)
     timeCol: str | None = option(None, "time column: the latest rows are the fresh ones, those before them choose among trials", kind=str)
     rowsAreNew: bool = option(False, "whether no fitted stage inside the estimator was fitted on these rows; false refuses stages that were fitted with labels, which may have seen the fresh rows")
@@ -47,10 +47,17 @@ class Settings:
         """
         values, problems = converted(given, FIELDS, "Search", OTHERS)
         if values.get("numFolds") == 1:
-            problems.append("numFolds=1 holds no rows out: use 2 or more, or 0 for one split")
+            problems.append(
+                "numFolds=1 leaves no rows to decide: use 2 or more, as the first chooses, or 0 for fresh rows"
+            )
         if problems:
             raise InputError("; ".join(problems))
         return Settings(**values)
+
+    @property
+    def folds(self) -> int:
+        """`numFolds`; 0 while `auto` has not decided."""
+        return self.numFolds if isinstance(self.numFolds, int) else 0
 
     def idle(self) -> list[str]:
         """A sentence for each option that was set and has no effect."""
@@ -60,7 +67,8 @@ class Settings:
             "sampler": no_trials, "maxSeconds": no_trials, "parallelism": no_trials,
             "numTrials": (self.sampler == "grid", "a grid is searched as a whole") if self.method == "trials" else no_trials,
             "resource": (self.pruner is None, "without a pruner each trial has the whole of it"),
-            "testFraction": (self.numFolds > 0, "with numFolds all rows decide"),
+            "validationFraction": (self.folds > 0, f"of {self.folds} folds the first chooses among trials"),
+            "testFraction": (self.folds > 0, f"of {self.folds} folds all but the first decide"),
             "tags": not_kept, "redact": not_kept,
         })  # fmt: skip
 
@@ -75,11 +83,7 @@ class Settings:
             problems.append(f"groupCol={self.groupCol!r} and timeCol={self.timeCol!r} exclude each other")
         if self.minResource is not None and self.pruner is None:
             problems.append(f"minResource={self.minResource:g} is for a pruner: set pruner, or leave it out")
-        if self.numFolds and self.timeCol:
-            problems.append(
-                f"numFolds={self.numFolds} and timeCol={self.timeCol!r} exclude each other: folds know no time"
-            )
-        if not self.numFolds and self.validationFraction + self.testFraction >= 1:
+        if not self.folds and self.validationFraction + self.testFraction >= 1:
             problems.append(
                 f"validationFraction={self.validationFraction:g} and testFraction={self.testFraction:g} leave no rows "
                 "to fit models to"

@@ -9,11 +9,13 @@ from typing import Any
 from sparkdiff.evaluation.acceptance import LARGER_FRACTION
 from sparkdiff.evaluation.guard import Verdict
 from sparkdiff.machine.whole import write_bytes
+from sparkdiff.proof.division import FOLDS
 from sparkdiff.report import Section, SectionTable, Shown, Strong, p_value
 from sparkdiff.report.page import page
 from sparkdiff.report.shares import share_of
 from sparkdiff.tuning.search.judging import Comparison
 from sparkdiff.tuning.search.settings import Settings
+from sparkdiff.tuning.search.splitting import folds_in
 
 WIDEN = "to look further, widen the space"
 
@@ -27,8 +29,8 @@ class SearchSummary(Shown):
         reason: why.
         metric, metricDirection: the metric, and which direction is better.
         validation: metric of the winner on the rows that chose it.
-        fresh: {"winner", "default"} on rows that no fit and no trial has seen; "default" is the model that the winner was
-            compared with.
+        fresh: {"winner", "default"} on rows that no fit and no trial has seen, with folds the mean over those that decided;
+            "default" is the model that the winner was compared with.
         optimism: metric of the winner on the rows that chose it, minus its metric on fresh rows.
         tested: whether a test decided; without one the winner ships only where guard is 1, and its metric is better.
         p, level: of the test; accepted if p is below the level. None without a test.
@@ -36,8 +38,9 @@ class SearchSummary(Shown):
         gainInterval: [low, high], 95%, of that. None in it: unbounded.
         settings: what the winner's trial decided, by name; number: of that trial.
         trials, failed, pruned: how many there were, and of these how many failed or were pruned.
-        rows: {"train", "validation", "test"}; with folds "test" are all rows, each in its turn.
-        folds: in how many the search was repeated, so that out-of-fold rows decided and `fresh` is their mean; 0: none.
+        rows: {"train", "validation", "test"}: that fitted the trials, chose among them, and decided; with folds those that
+            decided are among the first.
+        folds: how many there were, or stretches of time, of which the first chose and the others decided; 0: none.
         sampler, pruner: how settings were chosen.
         seconds: of all trials.
         warnings: reasons to doubt the figures.
@@ -119,9 +122,9 @@ def decided(
         against: "default" or "current".
     """
     ships, verdict = compared.ships(settings.guard, larger=larger), compared.verdict
-    rows = "out-of-fold" if settings.numFolds else "fresh"
+    rows = "out-of-fold" if settings.folds else "fresh"
     figures = f"{metric} {compared.winner:.6g} against {compared.default:.6g} of the {against} model"
-    ways = f"to decide it, {compared.remedy}" if compared.remedy else ways_to_decide(settings, against)
+    ways = f"to decide it, {compared.remedy}" if compared.remedy else ways_to_decide(settings)
     if verdict is not None:
         return ships, _reason(verdict, figures, settings, rows, ways), _figures(verdict, compared.default)
     why = compared.untested if compared.refused else f"not tested, because {compared.untested}"
@@ -148,16 +151,12 @@ def _reason(verdict: Verdict, figures: str, settings: Settings, rows: str, ways:
     return f"on the {rows} rows the winner is better than chance explains ({figures}; {needed})"
 
 
-def ways_to_decide(settings: Settings, against: str) -> str:
-    """What would show a gain that the rows don't show, in words that end a sentence; without what is set, or can't be.
-
-    Args:
-        against: "default" or "current".
-    """
+def ways_to_decide(settings: Settings) -> str:
+    """What would show a gain that the rows don't show, in words that end a sentence; without what is set, or can't be."""
     s, ways = settings, list[str]()
-    if not (s.numFolds or s.timeCol) and against == "default" and s.method == "trials":
-        ways.append("set numFolds=5, so that all rows decide")
-    if not s.numFolds and s.testFraction < LARGER_FRACTION and s.validationFraction + LARGER_FRACTION < 1:
+    if not s.folds and s.method == "trials" and folds_in(dataclasses.replace(s, numFolds="auto")):
+        ways.append(f"set numFolds={FOLDS}, so that more rows decide")
+    if not s.folds and s.testFraction < LARGER_FRACTION and s.validationFraction + LARGER_FRACTION < 1:
         ways.append(f"{'' if ways else 'set '}testFraction={LARGER_FRACTION:g}")
     return f"to decide it, {', or '.join([*ways, 'pass more groups' if s.groupCol else 'pass more rows'])}"
 

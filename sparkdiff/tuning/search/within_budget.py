@@ -13,17 +13,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pyspark.sql import DataFrame, functions as F
+from pyspark.sql import DataFrame
 
 from sparkdiff import jvm
-from sparkdiff.data.splits import SPLIT, Source, with_splits
+from sparkdiff.data.splits import Source
 from sparkdiff.pipeline.unfitted import Unfitted, refit
 from sparkdiff.tuning.search.dimensions import SearchSpace
 from sparkdiff.tuning.search.procedure import SearchTask, best_of, records
 from sparkdiff.tuning.search.samplers import SamplingPlan
 from sparkdiff.tuning.search.settings import Settings
 from sparkdiff.tuning.search.settings_space import first_settings
-from sparkdiff.tuning.search.splitting import Divided, SearchSplit
+from sparkdiff.tuning.search.splitting import Divided, SearchSplit, dealt
 from sparkdiff.tuning.search.study import Study, Trial, opened
 from sparkdiff.tuning.search.trials import Trials
 
@@ -98,24 +98,17 @@ def tuned(
     form.check()
     settings = Settings.of({
         "sampler": sampler, "numTrials": numTrials, "validationFraction": validationFraction, "groupCol": groupCol,
-        "timeCol": timeCol, "seed": seed, "maxSeconds": maxSeconds,
+        "timeCol": timeCol, "seed": seed, "maxSeconds": maxSeconds, "numFolds": 0,
         "rowsAreNew": True,  # which stages stay as they are fitted, and what they have seen, is the caller's to know
     })  # fmt: skip
     task = SearchTask.of(SearchSpace.of(form.estimator, space), [evaluator], settings, None)
     with ExitStack() as stack:
         if folder is not None:
             stack.enter_context(opened(folder, task.request(rows)))
-        inner = _divided(rows, settings)
+        inner = dealt([Source(rows)], SearchSplit(validationFraction, settings.testFraction, groupCol, timeCol, seed))
         stack.enter_context(jvm.cached(inner.rows))
         study, stopped = _studied(task, inner, folder, begun)
     return _told(form, task, study, stopped, rows, keep)
-
-
-def _divided(data: DataFrame, s: Settings) -> Divided:
-    """By a hash of its own: other hashes divided the data before."""
-    split = SearchSplit(s.validationFraction, s.testFraction, s.groupCol, s.timeCol, s.seed)
-    (dealt,) = with_splits([Source(data)], split.options(s.validationFraction, "rows that choose"))
-    return Divided(dealt.where(F.col(SPLIT).isNotNull()), tuple(data.columns))
 
 
 def _studied(task: SearchTask, rows: Divided, folder: Path | None, begun: float) -> tuple[Study, str]:
