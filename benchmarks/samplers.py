@@ -74,7 +74,7 @@ class Task:
 
     def search(self, seed: int, **options: Any) -> Any:
         return sparkdiff.Search(
-            self.pipeline, space=self.space, evaluator=self.evaluator, seed=seed, guard=1.0, **options
+            self.pipeline, space=self.space, evaluator=self.evaluator, seed=seed, guard=1.0, numFolds=0, **options
         ).fit(self.rows)
 
 

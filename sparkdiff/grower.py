@@ -31,8 +31,7 @@ class Grower(ExtendedTuner):
             LinearRegression, GeneralizedLinearRegression or LogisticRegression.
         referenceData: see `FineTuner`.
         callbacks: see `FineTuner`.
-        **params: see `sparkdiff.growth.settings.GrowthSettings` and `sparkdiff.options.Options` (all but
-            numFolds), or `Grower().explainParams()`.
+        **params: see `sparkdiff.growth.settings.GrowthSettings` and `sparkdiff.options.Options` or `Grower().explainParams()`.
 
     `fit(df)` returns a `GrowerModel` whose `pipelineModel` is plain Spark ML: the stages that were there, with their uids and
     Params, new MLlib stages among them, and the last linear stage over all columns (its featuresCol is another one).

@@ -25,8 +25,6 @@ from sparkdiff.stages.predictor import Predictor
 NAMED = 3  # slices that a reason names
 LARGER_FRACTION = 0.3
 """The validationFraction that a reason advises."""
-STRICTER = 10
-"""Divisor of the required p-value if thresholds train, because they fit chance more easily than leaves."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +44,6 @@ class Judgement:
     reference: Change | None = None
     compatibility: Compatibility | None = None
     maxFlipRate: float = 1.0
-    stricter: int = 1  # what the guard was divided by beside fleetSize
     unseen: Unseen | None = None
     outside: tuple[str, ...] = ()
 
@@ -74,12 +71,6 @@ class Judgement:
     @property
     def accepted(self) -> bool:
         return self.verdict.accepted and not (self.worse or self.flips or self.fragile or self.outside)
-
-
-def moves_splits(network: Network) -> bool:
-    """Whether thresholds of trees or of binning stages train."""
-    trees = network.trees().values()
-    return any(network.module(i).passes_gradient() for i in network.positions) or not all(m.routes_fixed for m in trees)
 
 
 def check_options(options: Options, head: Predictor) -> None:
@@ -113,7 +104,7 @@ def judge(
     o, (network, tuned) = options, networks
     data = data if given is None else keyed(data)
     rows = paired_rows.read(network, tuned, data, "validation", metric, unit_of(o))
-    level, stricter = needed(o, network)
+    level = needed(o)
     spread = None
     if o.guard < 1 and ledger.chosen >= 0:
         spread = paired_rows.read(network, tuned, data, "train", metric, unit_of(o), rows).costs()
@@ -121,7 +112,7 @@ def judge(
     # A fleet's budget is one of false accepts: a false veto costs a gain, never a model, and so keeps the level of one run.
     worse = o.guard * verdict.level / level if o.guard < 1 else None
     if verdict.best < 0:
-        return Judgement(verdict, worse, stricter=stricter)
+        return Judgement(verdict, worse)
     how: dict[str, Any] = {"unit": unit_of(o), "level": worse or 0.025, "joined": verdict.joined, "seed": o.seed}
     columns = list(data.stream.slices.values())
     further = None
@@ -132,7 +123,7 @@ def judge(
         verdict, worse,
         tuple(slices.changes(network, tuned, data, "validation", metric, columns, **how)) if columns else (),
         slices.changes(network, tuned, data, "reference", metric, (), **how)[0] if reference else None,
-        compatibility.compare(given or network, tuned, data, "validation"), o.maxFlipRate, stricter, further,
+        compatibility.compare(given or network, tuned, data, "validation"), o.maxFlipRate, further,
     )  # fmt: skip
 
 
@@ -141,10 +132,9 @@ def unit_of(options: Options) -> Kind:
     return "groups" if options.groupCol else "blocks" if options.timeCol else "rows"
 
 
-def needed(options: Options, network: Network) -> tuple[float, int]:
-    """The p-value that a gain of this network needs, and what the guard was divided by beside fleetSize."""
-    stricter = STRICTER if options.guard < 1 and moves_splits(network) else 1
-    return options.guard / options.fleetSize / stricter if options.guard < 1 else options.guard, stricter
+def needed(options: Options) -> float:
+    """The p-value that a gain needs."""
+    return options.guard / options.fleetSize if options.guard < 1 else options.guard
 
 
 def divergence(history: Sequence[Mapping[str, Any]], options: Options) -> str:
@@ -190,9 +180,8 @@ def reason(
         return nothing_gained(o, metric, history)
     gain = f"{whose} gain of {share_of(verdict.gain, original):.2%} on the {where} rows"
     parts = [f" / fleetSize {o.fleetSize:,}"] if o.fleetSize > 1 else []
-    parts += [f" / {judgement.stricter} because thresholds train"] if judgement.stricter > 1 else []
     share = f" = guard {o.guard:g}{''.join(parts)}" if parts and o.guard < 1 else ""
-    shrunk = ", shrunk" if share and verdict.level < 0.99 * o.guard / o.fleetSize / judgement.stricter else ""
+    shrunk = ", shrunk" if share and verdict.level < 0.99 * o.guard / o.fleetSize else ""
     figures = f"({p_value(verdict.p, verdict.level / 10)}, needed < {verdict.level:.3g}{share}{shrunk})"
     if verdict.against:
         return f"{gain} is not proven {figures}, because {verdict.against}; {ways}"

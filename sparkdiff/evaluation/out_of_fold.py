@@ -24,7 +24,7 @@ much the training rows decide shows where the folds disagree: the networks of th
 row i, each without one more fold, and the variance of their gains on it is 1 / (K - 1) of the sum of b(i, j)^2. That
 row i itself has trained them moves all of them alike. So the factor is estimated, between 1 and 2. Rows that happen to
 favour a direction raise the score and lower the estimated factor; the two together keep the level for any number of
-parameters (benchmarks/cross_fitting.py).
+parameters (benchmarks/proof_size.py).
 """
 
 from collections.abc import Sequence

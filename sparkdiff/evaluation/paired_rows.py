@@ -49,9 +49,12 @@ class PairedRows:
 
     def __add__(self, other: "PairedRows") -> "PairedRows":
         """The rows of both, which share no unit."""
-        names = ("original", "other", "weight", "block", *(["unit"] if self.unit is not None else []))
+        names = [name for name in ("original", "other", "weight", "block", "unit", "time") if getattr(self, name) is not None]
         joined: dict[str, Any] = {name: torch.cat([getattr(self, name), getattr(other, name)]) for name in names}
-        units = dataclasses.replace(self.units, number=self.units.number + other.units.number)
+        number = self.units.number + other.units.number
+        if not self.units.of and not other.units.of:  # of uneven weights less than the sum
+            number = effective_number(joined["weight"], joined.get("unit"))
+        units = dataclasses.replace(self.units, number=number)
         joined |= {name: torch.cat([getattr(self, name), getattr(other, name)], 1) for name in ("wrong", "beside")}
         return dataclasses.replace(self, **joined, units=units)
 

@@ -233,14 +233,21 @@ def table_of(run: Run, known: Sequence[Known], room: int, *, dense: bool = False
     head = run.task.cut.graph.head
     share = _share(run, room, dense=dense)
     train, unknown = _split(run, TRAIN, head.reads[0], known, share)
-    validation, _ = _split(run, VALIDATION, head.reads[0], known, 1.0)
+    validation = train if _all_train(run) else _split(run, VALIDATION, head.reads[0], known, 1.0)[0]
     columns, rows = tuple(k.column for k in known), run.cache.rows(TRAIN)
     return Table(head.inputs[0], columns, train, validation, run.network.head.margins, rows, unknown).aligned()
+
+
+def _all_train(run: Run) -> bool:
+    """Whether no rows are held out, see `Request`."""
+    shards = run.cache.manifest["splits"]
+    return bool(shards.get(TRAIN) == shards.get(VALIDATION))
 
 
 def _share(run: Run, room: int, *, dense: bool) -> float:
     """The share of the training rows for which there is room beside all validation rows."""
     train, validation = (run.cache.size(split, dense=dense) for split in (TRAIN, VALIDATION))
+    validation *= not _all_train(run)
     if validation > HELD_OUT * room:
         raise InputError(
             f"{run.cache.rows(VALIDATION):,} validation rows take {validation / 2**30:.2g} GiB of memory, more than the "

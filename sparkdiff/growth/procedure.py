@@ -24,7 +24,7 @@ from sparkdiff.growth.rounds import Grown, Limits, Member
 from sparkdiff.growth.running import Memory
 from sparkdiff.growth.serving import Serving, check_cost
 from sparkdiff.growth.settings import GrowthSettings
-from sparkdiff.store.run_folder import RunFolder, name_beside
+from sparkdiff.store.run_folder import TRAININGS, RunFolder, name_beside
 
 
 def assembled(start: GrowthStart, members: Sequence[Member], serving: Serving, data: DataFrame, *, drop: bool) -> Any:
@@ -63,7 +63,7 @@ def grow_rounds(
                 on_item=lambda *item: say.now(forecast.item(*item)),
             ) as train,
         ):  # fmt: skip
-            table = table_of(run, start.known, room_of(folder.path))
+            table = table_of(run, start.known, _room(folder))
             grown = rounds.grow(table, criterion, limits, train, lambda tried: say.now(forecast.joined(tried)))
         with one_thread():
             grown, gone = without_needless(grown, table, criterion, limits, o, settings.maxLoss)
@@ -88,7 +88,7 @@ def grow_again(run: Run, start: GrowthStart, chosen: Sequence[tuple[int, str, in
         run_folder(run, o.runId and name_beside(o.runId, "-rounds"), replace=True) as folder,
         running.runner(folder, specification) as train,
     ):
-        table = table_of(run, start.known, room_of(folder.path))
+        table = table_of(run, start.known, _room(folder))
         original = criterion.score(table.validation.margin, table.validation)
         for number, name, epochs in chosen:
             items = trees.propose(table, criterion, rounds.seed_of(o.seed, number))
@@ -100,3 +100,9 @@ def grow_again(run: Run, start: GrowthStart, chosen: Sequence[tuple[int, str, in
             members.append(Member(found.part, 1.0, number))
             table = table.at(*(s.margin + found.part.output(s) for s in (table.train, table.validation)))
     return tuple(members)
+
+
+def _room(folder: RunFolder) -> int:
+    """See `room_of`; all growths of a run have the same."""
+    of_run = folder.path.parent
+    return room_of(of_run if of_run.name == TRAININGS else folder.path)

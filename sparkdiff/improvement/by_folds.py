@@ -115,7 +115,8 @@ def _folds(shown: Proven, sign: float) -> list[dict[str, Any]]:
 def _warnings(
     ground: Ground, explores: Ground, origin: Origin, decision: Decision, judgement: Judgement
 ) -> list[str]:  # fmt: skip
-    doubts = [*origin.warnings, *explores.doubts, *decision.warnings, *left_out(decision)]
+    rival = [decision.rival] if decision.rival and ground.options.rowsAreNew is None else []
+    doubts = [*origin.warnings, *rival, *explores.doubts, *decision.warnings, *left_out(decision)]
     for training in ground.trainings:
         fitted = training.fitted
         lost = [f"{loss}; training continued from the last checkpoint" for loss in fitted.lost]

@@ -13,7 +13,7 @@ from sparkdiff.growth.settings import GrowthSettings
 from sparkdiff.growth.summary import GrowthSummary
 from sparkdiff.improvement import by_folds
 from sparkdiff.improvement.arms.fine_tuning import with_recipe
-from sparkdiff.improvement.arms.growing import with_settings
+from sparkdiff.improvement.arms.growing import GrowthEnd, with_settings
 from sparkdiff.improvement.budget import Account, Budget, Limit
 from sparkdiff.improvement.candidate import share
 from sparkdiff.improvement.ground import Ground
@@ -27,6 +27,13 @@ from sparkdiff.proof.division import Division
 from sparkdiff.report import Phases
 
 
+@dataclasses.dataclass(frozen=True)
+class _Settings(ImprovementSettings):
+    """Settings of the engine, with those of the growth: a run that goes on has the same ones."""
+
+    growth: GrowthSettings = dataclasses.field(default_factory=GrowthSettings)
+
+
 def grow_pipeline(
     given: Any, options: Options, settings: GrowthSettings, sources: Sequence[Source], phases: Phases, *, replace: bool = False,
     fits: Fits | None = None,
@@ -36,6 +43,7 @@ def grow_pipeline(
     See `explore_and_prove`.
     """
     settings, missing = trees.without_trees(settings)
+    learned: dict[int | None, Mapping[str, Any]] = {}
 
     def plan(model: Any, data: DataFrame) -> str:
         return described(model, options, settings, data)
@@ -46,31 +54,49 @@ def grow_pipeline(
     ) -> GrowthSummary:  # fmt: skip
         plain = by_folds.summary_of(ground, explores, origin, division, explored, decision, timings, account)
         values = {f.name: getattr(plain, f.name) for f in dataclasses.fields(plain)}
-        learned = explored.raced.steps[0].learned if explored.raced.steps else {}
-        fields = learned.get(
-            "fields", {"servingCost": {"before": ground.start.cost, "after": ground.start.cost, "limit": None}}
-        )
-        grown = decision.best is not None and decision.best.found is not None
-        after = decision.best.found.cost if grown else ground.start.cost  # type: ignore[union-attr]
-        values |= {"decision": "grown" if grown else "kept original", "options": {**plain.options, **settings.asdict()}}
-        if not explored.raced.steps or not explored.raced.steps[0].candidates:
-            values["reason"] = origin.refused or (
-                explored.raced.steps[0].says if explored.raced.steps else plain.reason
-            )
-        values["warnings"] = [*missing, *learned.get("warnings", []), *plain.warnings]
-        alone = _gain_alone(explores, options) if grown else None
-        cost = {**fields["servingCost"], "after": after}
-        return GrowthSummary(**values | fields | {"servingCost": cost, "fineTunedGain": alone})
+        step = next(iter(explored.raced.steps), None)
+        best = decision.best
+        grown = best is not None and best.proven.finalist.candidate.arm == "grow"
+        values |= {
+            "decision": "grown" if grown else "kept original" if best is None else "improved",
+            "options": {**plain.options, **settings.asdict()},
+        }
+        if best is None and (step is None or not step.candidates):
+            values["reason"] = origin.refused or (plain.reason if step is None else step.says)
+        shown = {} if step is None else {**step.learned, **(learned.get(0, {}) if grown else {})}
+        values["warnings"] = [*missing, *shown.get("warnings", []), *plain.warnings]
+        cost = ground.start.cost
+        fields = shown.get("fields", {"servingCost": {"before": cost, "limit": None}})
+        after = cost if best is None or best.found is None else best.found.cost
+        values |= fields | {"servingCost": {**fields["servingCost"], "before": cost, "after": after}}
+        if grown and step is not None:
+            with phases.phase("attribute"):
+                values["fineTunedGain"] = _gain_alone(explores, options, step.seconds)
+            values["timings"] = {k: round(v, 3) for k, v in phases.timings.items()}
+        return GrowthSummary(**values)
 
-    verb = Verb([with_settings(settings, options.maxSeconds)], Budget.unlimited(), plan, summarize)
-    own = ImprovementSettings(
-        arms=("grow",), baseline=False, entityCols=settings.entityCols, maxServingCost=settings.maxServingCost,
-        maxLoss=settings.maxLoss,
+    verb = Verb([with_settings(settings, options.maxSeconds, learned)], Budget.unlimited(), plan, summarize)
+    own = _Settings(
+        arms=("grow",), baseline=False, parts=settings.parts, entityCols=settings.entityCols,
+        maxServingCost=settings.maxServingCost, maxLoss=settings.maxLoss, growth=settings,
     )  # fmt: skip
-    return explore_and_prove(given, options, own, sources, phases, verb, replace=replace, fits=fits)
+    try:
+        return explore_and_prove(
+            given, options, own, sources, by_folds.of_one_arm(phases), verb, replace=replace, fits=fits
+        )
+    except GrowthEnd as e:
+        raise e.cause from None
 
 
-def _gain_alone(explores: Ground, options: Options) -> float:
-    """The gain of the stages that are there when they train without any part, on the rows that explore."""
-    step = with_recipe(options.recipe, options.maxSeconds).run(explores, 0, Limit(None, None), ())
-    return max((share(explores, candidate) for candidate in step.candidates), default=0.0)
+def _gain_alone(explores: Ground, options: Options, spent: float) -> float | None:
+    """The gain of the stages that are there when they train without any part, on the rows that explore.
+
+    Args:
+        spent: seconds that the growth on these rows has taken; None where these were all that there are.
+    """
+    left = None if options.maxSeconds is None else options.maxSeconds - spent
+    if left is not None and left <= 0:
+        return None
+    alone = dataclasses.replace(explores, phases=Phases(False), trainings=[])
+    step = with_recipe(options.recipe, left).run(alone, 0, Limit(None, None), ())
+    return max((share(alone, candidate) for candidate in step.candidates), default=0.0)

@@ -32,7 +32,7 @@ from sparkdiff.improvement.settings import ImprovementSettings
 from sparkdiff.machine.interrupts import undisturbed
 from sparkdiff.options import Options
 from sparkdiff.pipeline.unfitted import check_unfitted
-from sparkdiff.proof.division import Division, divide
+from sparkdiff.proof.division import Division, divide, too_few
 from sparkdiff.report import Phases, shown
 from sparkdiff.report.record import versions
 from sparkdiff.store.run_folder import RunFolder, name_beside
@@ -102,6 +102,7 @@ def explore_and_prove(
     division = divide(sources, options)
     rows = [division.makes, *(s for s in sources if s.split in (TEST, REFERENCE))]
     origin = Origin.of(given, options, rows, division.boundaries[1], keep=settings.keepStages, fits=fits)
+    origin = dataclasses.replace(origin, refused=origin.refused or too_few(division, options))
     with phases.phase("plan"):
         text = verb.described(origin.model, sources[0].df)
     if shown(options.verbosity):

@@ -12,7 +12,7 @@ from sparkdiff import jvm
 from sparkdiff.data.splits import REFERENCE, TEST, TRAIN
 from sparkdiff.errors import SparkdiffError, WriteError
 from sparkdiff.evaluation import guard, slices
-from sparkdiff.evaluation.acceptance import Judgement, unit_of
+from sparkdiff.evaluation.acceptance import Judgement, needed, unit_of
 from sparkdiff.evaluation.recorded import keyed
 from sparkdiff.fine_tuning.starting_point import TRAINING_ROWS
 from sparkdiff.improvement.arm import Arm
@@ -235,7 +235,7 @@ class Proof:
             return False
         others = [None] * len(simpler.folds) if reference is None else reference.folds
         folds = [_spared(one, other, allowance) for one, other in zip(simpler.folds, others, strict=False)]
-        level = ACCEPT if o.guard >= 1 else o.guard / o.fleetSize
+        level = ACCEPT if o.guard >= 1 else needed(o)
         return decision.decide_gain(folds, level=level, factor=self.division.factor, seed=o.seed).accepted
 
 
@@ -326,9 +326,10 @@ def decide(proof: Proof, chosen: Sequence[Finalist], proven: Sequence[Proven]) -
 
 def _shipped(proof: Proof, proven: Proven, whole: Callable[[], Ground]) -> Shipped:
     """Make a finalist from all rows, and check that it looks like those of the folds and changes nothing outside the loss."""
-    ground, judgement = proof.ground, proven.judgement
+    ground, judgement, finalist = proof.ground, proven.judgement, proven.finalist
+    STEP.set({"arm": finalist.candidate.arm, "round": finalist.role})
     try:
-        found = remade(whole(), proven.finalist.candidate.making, proof.arms)
+        found = remade(whole(), finalist.candidate.making, proof.arms)
     except WriteError:
         raise
     except (SparkdiffError, *jvm.SparkError) as e:

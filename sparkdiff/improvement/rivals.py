@@ -52,9 +52,9 @@ def row_count(ground: Ground) -> RowCount | None:
     stage: Any = head.stage
     if isinstance(head.module, Trees):
         counts = head.module.nodes.rawCount[head.module.nodes.offsets[:-1]]
-        several = len(counts) > 1 and stage.hasParam("bootstrap") and stage.getBootstrap()
+        drawn = stage.hasParam("bootstrap") and stage.getBootstrap()
         rate = stage.getSubsamplingRate() if stage.hasParam("subsamplingRate") else 1.0
-        return rows_of_roots(torch.from_numpy(counts), rate, bootstrap=several)
+        return rows_of_roots(torch.from_numpy(counts), rate, bootstrap=drawn)
     summary = stage.summary if getattr(stage, "hasSummary", False) else None
     rows = getattr(summary, "numInstances", None)
     return None if rows is None else RowCount(float(rows))

@@ -13,7 +13,7 @@ from torch import Tensor
 from sparkdiff.data.blocks import MAX_BLOCKS
 from sparkdiff.data.splits import TEST, TRAIN
 from sparkdiff.evaluation import compatibility, guard, slices
-from sparkdiff.evaluation.acceptance import Judgement, unit_of
+from sparkdiff.evaluation.acceptance import Judgement, needed, unit_of
 from sparkdiff.evaluation.compatibility import Compatibility
 from sparkdiff.evaluation.data import Data
 from sparkdiff.evaluation.out_of_fold import FoldSums, dependence
@@ -25,6 +25,9 @@ from sparkdiff.evaluation.unseen_errors import costs, unseen
 from sparkdiff.objectives.metric import Metric
 from sparkdiff.options import Options
 
+LEAST_FACTOR = 1.5
+"""The factor of the variance of folds, at least. Where many arms are tried, the best of them on the rows that explore is one that
+all rows happen to favour, whose folds agree, so that the estimate is too small (benchmarks/proof_size.py)."""
 FINALISTS = 4
 """The number of tests that each p-value allows for, also where fewer finalists are tested."""
 ERRORS = 3.0
@@ -142,9 +145,9 @@ def dependence_of(folds: Sequence[FoldComparison], factor: float | None) -> floa
     Args:
         factor: the multiple, where it is known; None: it is estimated from the folds, or 1 where there is only one.
     """
-    if factor is not None or len(folds) == 1:
-        return factor or 1.0
-    return dependence([fold.sums() for fold in folds])
+    if factor is None:
+        return max(dependence([fold.sums() for fold in folds]), LEAST_FACTOR) if len(folds) > 1 else 1.0
+    return factor
 
 
 def _of_all_folds(folds: Sequence[SliceSums]) -> SliceSums:
@@ -169,7 +172,7 @@ def judge(folds: Sequence[FoldComparison], options: Options, factor: float | Non
         factor: see `dependence_of`.
     """
     o, folds = options, scaled_alike(folds)
-    level = o.guard / o.fleetSize if o.guard < 1 else o.guard
+    level = needed(o)
     verdict = decide_gain(folds, level=level, factor=factor, seed=o.seed)
     # A fleet's budget is one of false accepts: a false veto costs a gain, never a model, and so keeps the level of one run.
     worse = o.guard * verdict.level / level if o.guard < 1 else None

@@ -1,5 +1,6 @@
 """The rows that explore and the rows that prove: by the hash of the row or group in folds, or by time in stretches."""
 
+import functools
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -24,6 +25,9 @@ from sparkdiff.data.splits import (
     unit_and_block,
 )
 from sparkdiff.errors import InputError
+from sparkdiff.evaluation.acceptance import ways_to_decide
+from sparkdiff.evaluation.guard import MIN_UNITS, untested
+from sparkdiff.evaluation.units import Units
 from sparkdiff.options import Options
 from sparkdiff.pipeline.names import named
 
@@ -167,6 +171,22 @@ def check(
                 f"fold {', '.join(lacking)} of numFolds={folds} has no row of labelCol={labelCol!r} {value:g}: set fewer "
                 "folds, add such rows, or leave the rare class out"
             )
+
+
+def too_few(division: Division, options: Options) -> str:
+    """Why the rows or groups that prove are too few to decide anything, by one job; empty if they may be enough."""
+    o = options
+    if o.guard >= 1 or (o.timeCol and not o.groupCol):  # blocks of time are made in sufficient number
+        return ""
+    proves = functools.reduce(DataFrame.unionByName, (s.df for rows in division.proves for s in rows if s.split == TEST))
+    try:
+        number = proves.count() if o.groupCol is None else proves.select(named(o.groupCol)).distinct().count()
+    except jvm.SparkError as e:
+        raise InputError(f"Spark failed while it counted the rows that prove: {jvm.cause(e)}") from e
+    if number >= MIN_UNITS:
+        return ""
+    units = Units(number, "groups" if o.groupCol else "rows")
+    return f"not tested: {untested(units)}; {ways_to_decide(o, folds=not division.ships, divided=not division.ships)}"
 
 
 def _check_sides(source: Source, options: Options) -> None:

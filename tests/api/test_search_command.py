@@ -64,6 +64,8 @@ def test_from_a_file_to_a_folder(job: Path, capsys: pytest.CaptureFixture[str]) 
         (["search.space.PCA.k={integer: [4, 1]}"], "low is above high"),
         (["search.sampler=tpee"], "Did you mean 'tpe'?"),
         (["search.numtrials=4"], "search: unknown key 'numtrials'. Did you mean 'numTrials'?"),
+        (["search.numFolds=1"], "numFolds=1 leaves no rows to decide: use 2 or more"),
+        (["search.numFolds=many"], "'numFolds' option must be"),
         (["search.groupCol=a", "search.timeCol=b"], "groupCol='a' and timeCol='b' exclude each other"),
         (["data.test=rows.parquet"], "data.test is not used by a search"),
         (["search.current=nothing"], "nothing"),

@@ -35,7 +35,8 @@ def test_a_killed_growth_goes_on_bit_for_bit(tmp_path: Path) -> None:
     whole = ended(tmp_path, "whole", 1)
     assert whole["decision"] == "grown", whole
     assert max(row["round"] for row in whole["rounds"]) >= 2
-    driver, second = started(tmp_path, "killed", 2), tmp_path / "runs" / "killed-rounds" / "round-2"
+    explores = tmp_path / "runs" / "killed-improve" / "trainings" / "grow-0-rounds"
+    driver, second = started(tmp_path, "killed", 2), explores / "round-2"
     while driver.poll() is None and not list(second.glob("found-*")):
         time.sleep(0.01)
     driver.kill()

@@ -27,7 +27,8 @@ WITHOUT_SPARK = {
     "guard_size": ["--cells", "500 rows"],
     "guard_size_metrics": ["--cells", "f1"],
     "unseen_errors": [],
-    "cross_fitting": ["--runs", "1"],
+    "proof_size": ["--runs", "1"],
+    "seen_rows": ["--cells", "5 columns, 1,500"],
     "growth_idle": [],
     "augmentation": [],
 }

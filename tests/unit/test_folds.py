@@ -1,29 +1,23 @@
-"""What cross-fitting decides without Spark: what trains on all rows, and which options exclude each other."""
+"""What fine-tuning by folds decides without Spark: which options exclude each other, and whether rows are dealt into folds."""
+
+from typing import Any
 
 import pytest
 
-from sparkdiff.cross_fitting.procedure import for_all_rows
 from sparkdiff.errors import InputError
 from sparkdiff.evaluation import compatibility
 from sparkdiff.evaluation.compatibility import Compatibility
 from sparkdiff.options import Options
-from sparkdiff.training.recipes import Recipe
-
-CAREFUL, BOLD = Recipe(1e-3, 1e-3), Recipe(1e-2, 1e-3)
-
-
-def test_the_candidate_of_most_folds_trains_for_the_median_of_its_epochs() -> None:
-    assert for_all_rows([(CAREFUL, 9), (BOLD, 2), (BOLD, 7), (BOLD, 3)]) == (BOLD, 3)
-    assert for_all_rows([(CAREFUL, 4), (BOLD, 2), (BOLD, 7), (CAREFUL, 5)]) == (CAREFUL, 5)  # the first; 4.5 rounded up
-    assert for_all_rows([(BOLD, 1)]) == (BOLD, 1)
+from sparkdiff.proof.division import FOLDS, folds_of
 
 
 @pytest.mark.parametrize(
     ("given", "why"),
     [
-        ({"numFolds": 1}, "must be 0, or 2 to 20: one fold leaves no rows to train on. Got 1 instead"),
+        ({"numFolds": 1}, "must be 0, or 2 to 20: one fold explores, and at least one decides. Got 1 instead"),
         ({"numFolds": 21}, r"The 'numFolds' option must be in \[0, 20\]. Got 21 instead"),
-        ({"numFolds": 5, "timeCol": "day"}, "numFolds=5 and timeCol='day' exclude each other: later rows would train"),
+        ({"numFolds": "many"}, r"The 'numFolds' option must be .*auto.*Got 'many' instead"),
+        ({"numFolds": "auto", "groupCol": "user", "timeCol": "day"}, "groupCol='user' and timeCol='day' exclude each other"),
         ({"numFolds": 5, "validationIndicatorCol": "held"}, "validationIndicatorCol='held' exclude each other: with folds all"),
         ({"rowsAreNew": 1}, "rowsAreNew"),
     ],
@@ -31,7 +25,27 @@ def test_the_candidate_of_most_folds_trains_for_the_median_of_its_epochs() -> No
 def test_options_that_exclude_folds_are_named(given: dict[str, object], why: str) -> None:
     with pytest.raises(InputError, match=why):
         Options.of(given)
-    Options.of({"numFolds": 0, "timeCol": "day"})
+    for taken in (
+        {"numFolds": 0, "timeCol": "day"},
+        {"numFolds": 5, "timeCol": "day"},
+        {"numFolds": "auto", "timeCol": "day"},
+    ):
+        assert Options.of(taken).numFolds == taken["numFolds"]
+    assert Options.of({"numFolds": "auto", "validationIndicatorCol": "held"}).validationIndicatorCol == "held"
+    assert Options.of({"numFolds": 0, "validationIndicatorCol": "held"}).numFolds == 0
+
+
+@pytest.mark.parametrize(("given", "folds"), [
+    ({"numFolds": 0}, 0), ({"numFolds": 7}, 7), ({"numFolds": 2, "timeCol": "day"}, 2),
+    ({"numFolds": "auto"}, FOLDS), ({"numFolds": "auto", "timeCol": "day"}, FOLDS),
+    ({"numFolds": "auto", "validationFraction": 0.7}, FOLDS),
+    ({"numFolds": "auto", "validationFraction": 0.9}, 0),
+    ({"numFolds": "auto", "timeCol": "day", "validationFraction": 0.4}, 0),
+])  # fmt: skip
+def test_auto_takes_folds_unless_half_of_the_held_out_rows_shows_smaller_gains(
+    given: dict[str, Any], folds: int
+) -> None:
+    assert folds_of(Options.of(given)) == folds
 
 
 def test_the_changes_of_several_folds_are_the_means_over_their_rows() -> None:

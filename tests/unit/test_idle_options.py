@@ -9,6 +9,7 @@ import pytest
 from sparkdiff.fine_tuning.idle_options import idle_options
 from sparkdiff.growth import settings as growth
 from sparkdiff.improvement import settings as improvement
+from sparkdiff.improvement.proving import Decision
 from sparkdiff.improvement.reporting import _warnings
 from sparkdiff.options import FIELDS, Options
 from sparkdiff.tuning.search import settings as search
@@ -16,7 +17,7 @@ from sparkdiff.tuning.search import settings as search
 SEVERAL = {"numProcesses": 2, "localSteps": 2}
 # Name: a value, the other options with which it has no effect, and those with which it has one.
 IDLE: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
-    "recipe": ("thorough", {"validationRows": 999}, {}),
+    "recipe": ("thorough", {"validationRows": 199}, {}),
     "schedule": ("cosine", {"optimizer": "lbfgs"}, {}),
     "ema": (0.9, {"optimizer": "lbfgs"}, {}),
     "gradientClip": (1.0, {"optimizer": "lbfgs"}, {}),
@@ -83,6 +84,11 @@ def test_a_frozen_stage_that_does_not_train_is_not_said_to_be_without_effect() -
     assert "no effect" not in found and not told(freeze=["indexer"], trained="indexer")
 
 
+def test_a_recipe_of_one_candidate_needs_more_rows_to_act() -> None:
+    assert [bool(told(validationRows=rows, recipe="fast")) for rows in (999, 1000)] == [True, False]
+    assert not told(validationRows=200, recipe="thorough")
+
+
 def test_slices_whose_gap_is_penalised_act_without_a_guard() -> None:
     given = {"guardCols": ["region"], "guard": 1.0}
     assert told(**given) and not told(**given, penalties={"parityGap": {"region": 1.0}})
@@ -96,13 +102,14 @@ IDLE_IN_A_SEARCH: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
     "maxSeconds": (60.0, {"method": "hypergradient"}, {}),
     "parallelism": (2, {"method": "hypergradient"}, {}),
     "resource": ("rows", {}, {"pruner": "halving"}),
+    "validationFraction": (0.3, {"numFolds": 3}, {}),
     "testFraction": (0.3, {"numFolds": 3}, {}),
     "tags": ({"team": "risk"}, {}, {"storeDir": "/tmp/searches"}),
     "redact": (False, {}, {"storeDir": "/tmp/searches"}),
 }
 # `rowsAreNew` is told by what the estimator holds; a pruner's options without one are refused.
 ACTS_IN_A_SEARCH = {
-    "method", "pruner", "minResource", "validationFraction", "numFolds", "groupCol", "timeCol", "rowsAreNew", "seed", "guard",
+    "method", "pruner", "minResource", "numFolds", "groupCol", "timeCol", "rowsAreNew", "seed", "guard",
     "runDir", "storeDir", "verbosity",
 }  # fmt: skip
 
@@ -132,8 +139,9 @@ def test_an_option_of_an_improvement_is_told_idle_where_no_arm_reads_it(name: st
     def told(**given: Any) -> list[str]:
         settings = improvement.ImprovementSettings.of(given)
         ground: Any = SimpleNamespace(settings=settings, options=Options(), doubts=())
-        nothing: Any = SimpleNamespace(warnings=())
-        return [w for w in _warnings(ground, nothing, nothing) if w.startswith(f"{name}=")]
+        nothing: Any = SimpleNamespace(warnings=(), verdict=SimpleNamespace(warnings=()))
+        found = _warnings(ground, ground, nothing, Decision((), (), {}), nothing)
+        return [w for w in found if w.startswith(f"{name}=")]
 
     value, idle, acting = IDLE_IN_AN_IMPROVEMENT[name]
     assert all("has no effect: it is for " in told(**{name: value, **given})[0] for given in idle)

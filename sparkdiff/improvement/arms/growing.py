@@ -97,7 +97,7 @@ def grown(ground: Ground, limit: Limit, settings: GrowthSettings, arm: str, numb
     made = assembled(start, found.members, serving, ground.sources[0].df, drop=settings.dropColumns)
     with ground.begun(replace(ground.task(made), options=options)) as run:
         done = finish(run, first, width_of(start.head.stage), clock.left(limit.seconds), replace=True)
-        ground.trainings.append(Training(1, run, done.fitted))
+        ground.trainings.append(Training(1 if ground.fold is None else ground.fold, run, done.fitted))
         margins = recorded_rows(run, done.network)
         model, after = written(run, done.start, done.network, {VALIDATION: done.tuned})
     names = ", ".join(m.part.name for m in found.members)
@@ -109,7 +109,8 @@ def grown(ground: Ground, limit: Limit, settings: GrowthSettings, arm: str, numb
     says = "; ".join([f"{found.members[-1].round} rounds{dropped}", found.stopped, *doubts])
     rounds = {m.round for m in found.members}
     joined = [(t.round, t.name, t.epoch) for t in found.tried if not t.why and t.round in rounds]
-    making = Making(arm, {"rounds": settings.rounds} | ({"trees": joined} if settings.parts == ("trees",) else {}))
+    most = max(rounds) if found.late else settings.rounds  # where time was over, as many as there was time for
+    making = Making(arm, {"rounds": most} | ({"trees": joined} if settings.parts == ("trees",) else {}))
     ledger = done.fitted.found.ledger
     if settings.parts == ("trees",) and ledger.chosen >= 0:
         chosen = ledger.trials[ledger.chosen]
@@ -119,15 +120,18 @@ def grown(ground: Ground, limit: Limit, settings: GrowthSettings, arm: str, numb
     return Step(arm, number, (candidate,), _hope(done, number), says, learned=learned)
 
 
-def _rounds_again(ground: Ground, made: Mapping[str, Any], settings: GrowthSettings) -> Any:
+def _rounds_again(ground: Ground, made: Mapping[str, Any], settings: GrowthSettings) -> Step:
     """Grow in as many rounds; which parts join is chosen by rows of the ground that are held out for it."""
     within = moved(ground, inner(ground.sources, ground.options), ground.boundaries)
-    step = grown(within, Limit(None, None), settings, "grow", 0)
+    return grown(within, Limit(None, None), replace(settings, rounds=made["rounds"]), "grow", 0)
+
+
+def _model_of(step: Step, ground: Ground) -> Any:
     return step.candidates[0].model if step.candidates else ground.model
 
 
 def _grow_again(ground: Ground, made: Mapping[str, Any]) -> Any:
-    return _rounds_again(ground, made, _settings(ground, _parts(ground), made["rounds"]))
+    return _model_of(_rounds_again(ground, made, _settings(ground, _parts(ground), made["rounds"])), ground)
 
 
 def _trees_again(ground: Ground, made: Mapping[str, Any], settings: GrowthSettings) -> Any:
@@ -145,14 +149,40 @@ def _hope(done: Finished, number: int) -> float:
     return NEXT_ROUND * max(gained, 0.0) if number == 0 else 0.0
 
 
-def with_settings(settings: GrowthSettings, seconds: float | None) -> Arm:
-    """The arm that grows by these options, in so many seconds."""
+class GrowthEnd(BaseException):
+    """An error or Ctrl-C in the only arm, from which the race would go on.
+
+    Attributes:
+        cause: the error itself.
+    """
+
+    def __init__(self, cause: BaseException):
+        super().__init__(str(cause))
+        self.cause = cause
+
+
+def with_settings(settings: GrowthSettings, seconds: float | None, learned: dict[int | None, Mapping[str, Any]]) -> Arm:
+    """The arm that grows by these options, in so many seconds.
+
+    Args:
+        learned: set to what each growth in a fold has learned, by the fold, 0 for all rows; see `Step`.
+
+    Raises:
+        GrowthEnd: by its step.
+    """
 
     def run(ground: Ground, number: int, limit: Limit, steps: Sequence[Step]) -> Step:
-        return grown(ground, Limit(seconds, None), settings, "grow", number)
+        try:
+            return grown(ground, Limit(seconds, None), settings, "grow", number)
+        except (Exception, KeyboardInterrupt) as e:
+            raise GrowthEnd(e) from e
 
     def again(ground: Ground, made: Mapping[str, Any]) -> Any:
-        return (_trees_again if "trees" in made else _rounds_again)(ground, made, settings)
+        if "trees" in made:
+            return _trees_again(ground, made, settings)
+        step = _rounds_again(ground, made, settings)
+        learned[ground.fold] = step.learned
+        return _model_of(step, ground)
 
     return replace(GROW, steps=1, run=run, make=again)
 

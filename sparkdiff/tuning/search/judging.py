@@ -283,14 +283,16 @@ def allowed(compared: Comparison, shipped: Fold, folds: Sequence[Fold]) -> Compa
     Args:
         shipped: that winner, on the rows that fitted it.
     """
-    if shipped.rows is not None:
-        own, most = shipped.rows.rows, largest_loss([fold.rows for fold in folds if fold.rows is not None])
-        if float(own.other.sum() / own.weight.sum()) <= most:
-            return compared
+    alike = not shipped.refused
+    if compared.verdict is not None:
+        own, rows = shipped.rows, [fold.rows for fold in folds if fold.rows is not None]
+        alike = own is not None and float(own.rows.other.sum() / own.rows.weight.sum()) <= largest_loss(rows)
     why = (
         f"fitted to all rows the winner is worse there, at {shipped.winner:.6g}, than those of the folds on other rows"
     )
-    return replace(compared, verdict=None, untested=shipped.untested or why, refused=True, remedy=shipped.remedy)
+    return compared if alike else replace(
+        compared, verdict=None, untested=shipped.untested or why, refused=True, remedy=shipped.remedy
+    )  # fmt: skip
 
 
 def left_out(both: int | None, total: int, winner: Any, default: Any, fresh: DataFrame) -> str:

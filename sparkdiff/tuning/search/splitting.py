@@ -195,5 +195,5 @@ def _check_classes(label: str, classes: dict[str, set[Any]]) -> None:
         lacks = every - seen
         if lacks and (part.startswith(f"the {TRAIN}") or len(every) == 2):
             raise InputError(
-                f"{part} has no row of class {min(lacks):g} of {label!r}: use more rows, another seed, or another share"
+                f"{part} has no row of class {min(lacks):g} of {label!r}: use more rows, other shares, or fewer folds"
             )

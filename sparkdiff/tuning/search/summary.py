@@ -9,7 +9,6 @@ from typing import Any
 from sparkdiff.evaluation.acceptance import LARGER_FRACTION
 from sparkdiff.evaluation.guard import Verdict
 from sparkdiff.machine.whole import write_bytes
-from sparkdiff.proof.division import FOLDS
 from sparkdiff.report import Section, SectionTable, Shown, Strong, p_value
 from sparkdiff.report.page import page
 from sparkdiff.report.shares import share_of
@@ -154,8 +153,8 @@ def _reason(verdict: Verdict, figures: str, settings: Settings, rows: str, ways:
 def ways_to_decide(settings: Settings) -> str:
     """What would show a gain that the rows don't show, in words that end a sentence; without what is set, or can't be."""
     s, ways = settings, list[str]()
-    if not s.folds and s.method == "trials" and folds_in(dataclasses.replace(s, numFolds="auto")):
-        ways.append(f"set numFolds={FOLDS}, so that more rows decide")
+    if not s.folds and s.method == "trials" and (folds := folds_in(dataclasses.replace(s, numFolds="auto"))):
+        ways.append(f"set numFolds={folds}, so that more rows decide")
     if not s.folds and s.testFraction < LARGER_FRACTION and s.validationFraction + LARGER_FRACTION < 1:
         ways.append(f"{'' if ways else 'set '}testFraction={LARGER_FRACTION:g}")
     return f"to decide it, {', or '.join([*ways, 'pass more groups' if s.groupCol else 'pass more rows'])}"

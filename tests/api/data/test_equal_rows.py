@@ -1,7 +1,7 @@
 """Equal rows: each falls on a side, and into a block and a fold, by a coin of its own, whatever its label."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +14,12 @@ from pyspark.sql import DataFrame, SparkSession, functions as F
 from small_data import tune
 
 from sparkdiff import InputError
-from sparkdiff.data import folds
 from sparkdiff.data.blocks import MAX_BLOCKS
 from sparkdiff.data.splits import BLOCK, SPLIT, Source, training_rows, with_splits
 from sparkdiff.diagnostics import predictions
 from sparkdiff.options import Options
-from sparkdiff.tuning.search.splitting import FOLD, TEST, SearchSplit, divided, in_folds
+from sparkdiff.proof.division import Division, divide, inner
+from sparkdiff.tuning.search.splitting import SearchSplit, divided
 
 pytestmark = pytest.mark.once  # hashes of our own: no stack changes them
 
@@ -31,28 +31,43 @@ def by_side(df: DataFrame) -> DataFrame:
     return rows.withColumn("held", F.col(SPLIT) == "validation")
 
 
+def on_both_sides(parts: Sequence[Source]) -> DataFrame:
+    """The rows that fit, and those that are held out."""
+    train, held = (source.data for source in parts)
+    return train.withColumn("held", F.lit(False)).unionByName(held.withColumn("held", F.lit(True)))
+
+
 def of_search(df: DataFrame) -> DataFrame:
-    return divided(df, SearchSplit(0.2, 0.2)).rows.withColumn("held", F.col(SPLIT) == TEST)
+    return on_both_sides(divided(df, SearchSplit(0.2, 0.2))[1].proves[0])
 
 
 def of_search_in_folds(df: DataFrame) -> DataFrame:
-    return in_folds(df, SearchSplit(0.2, 0.0), 5).withColumn("held", F.col(FOLD) == 0)
+    return on_both_sides(divided(df, SearchSplit(0.2, 0.0, folds=5))[1].explores)
 
 
-def of_cross_fitting(df: DataFrame) -> DataFrame:
-    train, chooses, own = (source.data for source in in_five([Source(df)])[0])
-    others = train.unionByName(chooses).withColumn("held", F.lit(False))
-    return others.unionByName(own.withColumn("held", F.lit(True)))
+def of_a_fold_that_proves(df: DataFrame) -> DataFrame:
+    return on_both_sides(in_five(df).proves[0])
 
 
-def in_five(sources: list[Source], **options: int) -> list[list[Source]]:
-    """The sources of each of five folds."""
-    o = Options.of({"numFolds": 5, **options})
-    numbered = folds.numbered_sources(sources, o)
-    return [folds.fold_sources(numbered, o, fold) for fold in range(5)]
+def of_the_half_that_proves(df: DataFrame) -> DataFrame:
+    return on_both_sides(divide([Source(df)], Options(validationFraction=0.4)).proves[0])
 
 
-@pytest.mark.parametrize("deal", [by_side, of_search, of_search_in_folds, of_cross_fitting])
+def of_the_rows_that_choose_in_a_fold(df: DataFrame) -> DataFrame:
+    train, chooses, _ = inner(in_five(df).proves[0], Options(numFolds=5))
+    return on_both_sides([train, chooses])
+
+
+def in_five(df: DataFrame) -> Division:
+    return divide([Source(df)], Options(numFolds=5))
+
+
+DEALS = [
+    by_side, of_search, of_search_in_folds, of_a_fold_that_proves, of_the_half_that_proves, of_the_rows_that_choose_in_a_fold,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("deal", DEALS)
 def test_the_loss_of_held_out_rows_is_that_of_new_rows(
     spark: SparkSession, deal: Callable[[DataFrame], DataFrame]
 ) -> None:
@@ -116,9 +131,9 @@ def test_rows_that_differ_in_where_a_null_is_are_not_equal(spark: SparkSession) 
 def test_a_block_lies_in_one_fold(spark: SparkSession) -> None:
     rows = spark.range(1500, numPartitions=2).select((F.col("id") % 5).alias("x"), (F.col("id") % 2).alias("y"))
     of_block: dict[int, set[int]] = {}
-    total = 0
-    for fold, sources in enumerate(in_five([Source(rows)])):
-        own = with_splits(sources, Options(numFolds=5))[2].toPandas()
+    total, found = 0, in_five(rows)
+    for fold, sources in enumerate([found.explores, *found.proves]):
+        own = with_splits(sources, Options(numFolds=5))[1].toPandas()
         total += len(own)
         assert own.groupby(["x", "y"]).size().between(8, 60).all()  # of 150
         for block in own[BLOCK]:
@@ -158,11 +173,11 @@ def test_the_metric_of_few_distinct_rows_is_true(spark: SparkSession, folder: Pa
     rows = coded(spark)
     encoder = OneHotEncoder(inputCols=["c", "d"], outputCols=["co", "do"])
     assembler = VectorAssembler(inputCols=["co", "do"], outputCol="features")
-    pipeline = Pipeline(stages=[encoder, assembler, LogisticRegression(regParam=0.001)])
+    pipeline = Pipeline(stages=[encoder, assembler, LogisticRegression(regParam=0.05)])
     evaluator = MulticlassClassificationEvaluator().setMetricName("logLoss")
     true = evaluator.evaluate(pipeline.fit(rows).transform(rows))
     for numFolds in (0, 2):
-        found = tune(pipeline, rows, folder, labelCol="label", maxEpochs=1, numFolds=numFolds)
+        found = tune(pipeline, rows, folder, labelCol="label", maxEpochs=8, numFolds=numFolds)
         assert found.summary.metrics["validation"]["before"] == pytest.approx(true, abs=0.06)
         assert evaluator.evaluate(found.pipelineModel.transform(rows)) == pytest.approx(true, abs=0.02)
         assert not any("occur in train" in text for text in found.summary.warnings)

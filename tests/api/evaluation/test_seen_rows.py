@@ -16,8 +16,9 @@ from pyspark.ml.tuning import CrossValidator, CrossValidatorModel
 from pyspark.sql import DataFrame, SparkSession
 
 from sparkdiff import FineTuner, Grower, Improver, InputError, Search, alternatives
-from sparkdiff.cross_fitting import procedure
-from sparkdiff.pipeline.unfitted import refit
+from sparkdiff.data.splits import TEST, TRAIN, Source
+from sparkdiff.options import Options
+from sparkdiff.proof.division import divide
 
 COLUMNS, TREES = 40, 12
 QUICK: dict[str, Any] = {"maxEpochs": 8, "recipe": "fast", "stream": "arrow"}
@@ -56,6 +57,12 @@ def worse_by(found: Any, rows: DataFrame) -> float:
     """By how many standard errors what ships is worse than what was passed, on new rows."""
     lost = losses(found.pipelineModel, rows) - losses(found.originalModel, rows)
     return float(lost.mean() / (lost.std() / np.sqrt(len(lost)) + 1e-12))
+
+
+def in_folds(rows: DataFrame, folds: int) -> list[dict[str | None, DataFrame]]:
+    """The training rows and the rows of each fold that proves."""
+    division = divide([Source(rows)], Options(numFolds=folds))
+    return [{s.split: s.data for s in parts} for parts in division.proves]
 
 
 def told(found: Any) -> list[str]:
@@ -104,16 +111,48 @@ def test_an_unfitted_pipeline_gains_what_it_did(
     assert "refit" not in by_itself.timings
 
 
-def test_an_improvement_and_a_growth_start_from_the_refit_too(seen: DataFrame, new: DataFrame, tmp_path: Path) -> None:
-    boosted = pipeline(HEADS["boosted"]()).fit(seen)
-    improver = Improver(boosted, arms=["finetune"], budget="20 passes", baseline=False, cacheDir=str(tmp_path), **QUICK)
-    found = improver.fit(seen)
-    assert len(told(found)) == 1 and found.originalModel is boosted
+VERBS: dict[str, Any] = {
+    "folds": lambda original, **o: FineTuner(original, numFolds=5, **o),
+    "Improver": lambda original, **o: Improver(original, arms=["finetune"], budget="20 passes", baseline=False, **o),
+    "Grower": lambda original, **o: Grower(original, parts=["crosses"], rounds=1, **o),
+}
+
+
+@pytest.mark.parametrize(("verb", "head"), [("folds", "boosted"), ("Improver", "boosted"), ("Grower", "linear")])
+def test_what_is_proven_on_the_rows_that_a_pipeline_was_fitted_on_is_no_worse_on_new_rows(
+    seen: DataFrame, new: DataFrame, tmp_path: Path, verb: str, head: str
+) -> None:
+    """Its rival is the refit in the same folds, which has seen as little of their rows as it has."""
+    original = pipeline(HEADS[head]()).fit(seen)
+    found = VERBS[verb](original, rowsAreNew=False, cacheDir=str(tmp_path), **QUICK).fit(seen)
+    assert found.originalModel is original
     assert worse_by(found, new) < 3
-    linear = pipeline(LinearRegression(labelCol="y", regParam=0.5)).fit(seen)
-    grown = Grower(linear, parts=["crosses"], rounds=1, guard=1.0, cacheDir=str(tmp_path), **QUICK).fit(seen)
-    assert len(told(grown)) == 1 and grown.originalModel is linear
-    assert grown.summary.decision == "grown"
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_an_original_of_many_other_rows_is_the_rival_and_is_not_refused(
+    spark: SparkSession, seen: DataFrame, tmp_path: Path, verb: str
+) -> None:
+    """It is better than its refit on these rows, and nothing that starts from that beats it."""
+    original = pipeline(LogisticRegression(), COLUMNS).fit(drawn(spark, 7, 20_000))
+    found = VERBS[verb](original, cacheDir=str(tmp_path), guard=1.0, **QUICK).fit(seen)
+    assert found.pipelineModel is found.originalModel is original
+    assert found.summary.decision == "kept original" and found.summary.gain <= 0
+    assert "may have seen" not in found.summary.reason
+
+
+def test_the_rival_is_the_fitted_pipeline_or_its_refit_in_each_fold_as_the_user_says(
+    spark: SparkSession, seen: DataFrame, tmp_path: Path
+) -> None:
+    early = pipeline(LogisticRegression(regParam=0.5))  # training has something to gain
+    original, folds = early.fit(drawn(spark, 7, 20_000)), in_folds(seen, 3)
+    own = [losses(original, rows[TEST]).mean() for rows in folds]
+    refits = [losses(early.fit(rows[TRAIN]), rows[TEST]).mean() for rows in folds]
+    for said, expected in ((None, own), (True, own), (False, refits)):
+        options = {} if said is None else {"rowsAreNew": said}
+        found = FineTuner(original, numFolds=3, cacheDir=str(tmp_path), **options, **QUICK).fit(seen)
+        assert [entry["before"] for entry in found.summary.folds] == pytest.approx(expected, rel=1e-6), said
+        assert any("set rowsAreNew=False" in w for w in found.summary.warnings) == (said is None)
 
 
 def test_an_original_that_is_better_than_its_refit_is_kept_unless_the_rows_are_said_to_be_new(
@@ -178,7 +217,8 @@ def test_where_no_refit_can_be_made_the_pipeline_is_kept_with_a_way_out(
     assert (summary.decision, summary.gain, len(summary.history)) == ("kept original", 0.0, 0)
     assert f"{original.stages[1].uid} stays as it is fitted" in summary.reason
     assert all(part in summary.reason for part in WAY_OUT)
-    assert summary.metrics["validation"]["before"] == summary.metrics["validation"]["after"] > 0
+    side = "validation" if verb is FineTuner else "train"  # no row proves anything
+    assert summary.metrics[side]["before"] == summary.metrics[side]["after"] > 0
     assert summary.parity["before"]["ok"] and "kept original" in str(summary)
 
 
@@ -195,17 +235,6 @@ def test_labels_that_change_are_those_of_the_pipeline_that_was_passed(seen: Data
     assert found.summary.compatibility["changed"] == pytest.approx((before != after).mean())
     kept = FineTuner(original, maxFlipRate=float((before != after).mean()) / 2, **options).fit(rows)
     assert kept.pipelineModel is original
-
-
-def test_folds_of_a_pipeline_that_is_better_than_its_refits_are_refused(
-    spark: SparkSession, seen: DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    original = pipeline(LogisticRegression(), COLUMNS).fit(drawn(spark, 7, 20_000))
-    fits = list[Any]()
-    monkeypatch.setattr(procedure, "refit", lambda form, rows: fits.append(rows) or refit(form, rows))
-    with pytest.raises(InputError, match=r"better than its refit.*unfitted Pipeline.*rowsAreNew=True"):
-        FineTuner(original, cacheDir=str(tmp_path), numFolds=5, **QUICK).fit(seen)
-    assert len(fits) == 2, "one fold and all rows tell it, before the other folds are fitted"
 
 
 @pytest.mark.parametrize(
@@ -239,8 +268,11 @@ def test_fitted_stages_in_an_unfitted_pipeline_may_have_seen_the_rows(
     def fit() -> Any:
         if verb == "Search":
             return Search(estimator, space={last.regParam: [0.1, 1.0]}, evaluator=judge).fit(seen)
-        kind, folds = {"Grower": Grower, "Improver": Improver}.get(verb, FineTuner), 2 if verb == "folds" else 0
-        return kind(estimator, cacheDir=str(tmp_path), numFolds=folds, **QUICK).fit(seen)
+        kind, folds = (
+            {"Grower": Grower, "Improver": Improver}.get(verb, FineTuner),
+            {"numFolds": 2} if verb == "folds" else {},
+        )
+        return kind(estimator, cacheDir=str(tmp_path), **folds, **QUICK).fit(seen)
 
     with pytest.raises(InputError, match=rf"holds {tree.uid}, which may have been fitted with labels.*rowsAreNew=True"):
         fit()

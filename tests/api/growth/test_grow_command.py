@@ -12,14 +12,16 @@ from pyspark.ml import PipelineModel
 
 from sparkdiff import GrowthSummary, job as run
 from sparkdiff.cli import DONE, WRONG_INPUT, main
-from sparkdiff.growth import procedure, running
+from sparkdiff.growth import running
+from sparkdiff.growth.checkpoints import RoundFiles
+from sparkdiff.improvement.arms import growing
 from sparkdiff.job.config import load_config
 
 JOB = """
 pipeline: grown_here:pipeline
 data: {train: rows.parquet}
 grower: {parts: [crosses], rounds: 1}
-fineTuner: {maxEpochs: 2, recipe: fast, runId: mine}
+fineTuner: {maxEpochs: 2, recipe: fast, runId: mine, numFolds: 2}
 output: out
 """
 PIPELINE = """
@@ -71,6 +73,7 @@ def test_from_a_file_to_a_folder_and_back(job: Path, capsys: pytest.CaptureFixtu
     assert told["decision"] == "grown"
     assert [p["name"] for p in told["parts"]] == ["kind x season"]
     assert {r["kind"] for r in told["rounds"]} == {"crosses"}
+    assert [f["fold"] for f in told["folds"]] == [2] and told["options"]["numFolds"] == 2
     assert told["servingCost"]["after"] > told["servingCost"]["before"]
     model = PipelineModel.load(f"file://{job}/out/model")
     assert all(type(stage).__module__.startswith("pyspark.ml.") for stage in model.stages)
@@ -102,7 +105,7 @@ def test_a_job_that_keeps_the_original_is_read_back_too(job: Path) -> None:
 
 
 def test_a_run_without_a_name_leaves_no_checkpoints(job: Path) -> None:
-    config = load_config(Path("job.yaml"), ["fineTuner={maxEpochs: 2, recipe: fast}"])
+    config = load_config(Path("job.yaml"), ["fineTuner={maxEpochs: 2, recipe: fast, numFolds: 2}"])
     run.run(config)
     assert not [*(job / ".cache").glob("checkpoints/*")]
 
@@ -112,19 +115,28 @@ def test_a_job_that_was_interrupted_goes_on(job: Path, monkeypatch: pytest.Monke
     def stop(*given: Any, **more: Any) -> Any:
         raise KeyboardInterrupt
 
-    config = load_config(Path("job.yaml"), ["fineTuner={maxEpochs: 2, recipe: fast, maxSeconds: 3000}"])
+    config = load_config(Path("job.yaml"), ["fineTuner={maxEpochs: 2, recipe: fast, maxSeconds: 3000, numFolds: 2}"])
     with monkeypatch.context() as m:
-        m.setattr(procedure, "finish", stop)
+        m.setattr(growing, "finish", stop)
         with pytest.raises(KeyboardInterrupt):
             run.run(config)
     assert not (job / "out").exists()
-    monkeypatch.setattr(running, "train", stop)  # the rounds were over: no part trains again
+    train = running.train
+
+    def only_in_folds(kept: RoundFiles, *given: Any, **more: Any) -> Any:
+        return (train if "-fold" in kept.path.parent.name else stop)(kept, *given, **more)
+
+    monkeypatch.setattr(
+        running, "train", only_in_folds
+    )  # the rounds that explore were over: none of their parts trains again
     assert run.run(config).decision == "grown"
 
 
 def test_a_job_without_time_says_so(job: Path) -> None:
+    """By default rows are divided as shows the smallest gains."""
     summary = run.run(load_config(Path("job.yaml"), ["fineTuner={maxEpochs: 2, recipe: fast, maxSeconds: 0.001}"]))
     assert summary.decision == "kept original"
+    assert summary.options["numFolds"] == "auto"
     assert summary.reason == (
         "no part joined: maxSeconds was over before the first part was trained; to train more parts, raise maxSeconds=0.001"
     )

@@ -12,16 +12,20 @@ from pyspark.ml.classification import GBTClassifier
 from pyspark.ml.feature import StandardScaler, StringIndexer, VectorAssembler
 from pyspark.ml.regression import GBTRegressor
 from pyspark.sql import DataFrame, SparkSession, functions as F
-from small_data import NUMBERS, riders, sides
+from small_data import NUMBERS, riders
 
 from sparkdiff import Improver, ImproverModel, InputError
+from sparkdiff.data.splits import Source
 from sparkdiff.growth import boosters
+from sparkdiff.improvement import proving
 from sparkdiff.improvement.arms import boosting
 from sparkdiff.jvm import trees
+from sparkdiff.options import Options
+from sparkdiff.proof.division import divide
 
 OPTIONS: dict[str, Any] = {
     "arms": ["import"], "budget": "200 passes", "baseline": False, "recipe": "fast", "maxEpochs": 3, "guard": 0.5,
-    "rowsAreNew": True,
+    "rowsAreNew": True, "numFolds": 2,
 }  # fmt: skip
 
 
@@ -50,8 +54,37 @@ def few(rows: DataFrame) -> PipelineModel:
 
 
 @pytest.fixture(scope="module")
-def improved(few: PipelineModel, rows: DataFrame, cache: str) -> ImproverModel:
-    return Improver(few, cacheDir=cache, **OPTIONS).fit(rows.where("number >= 600"))  # type: ignore[return-value]
+def remade() -> dict[tuple[str, int | None], Any]:
+    """The pipelines that the improvement has made anew, by arm and fold."""
+    return {}
+
+
+@pytest.fixture(scope="module")
+def improved(
+    few: PipelineModel, rows: DataFrame, cache: str, remade: dict[tuple[str, int | None], Any]
+) -> ImproverModel:
+    make = proving.remade
+
+    def noted(ground: Any, making: Any, arms: Any) -> Any:
+        found = make(ground, making, arms)
+        remade[making.arm, ground.fold] = found.model
+        return found
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(proving, "remade", noted)
+        return Improver(few, cacheDir=cache, **OPTIONS).fit(rows.where("number >= 600"))  # type: ignore[return-value]
+
+
+def parts(rows: DataFrame) -> tuple[tuple[DataFrame, ...], tuple[DataFrame, ...]]:
+    """The rows that train and explore, and those that train and prove."""
+    division = divide([Source(rows.where("number >= 600"))], Options.of({"numFolds": 2}))
+    return tuple(s.df for s in division.explores), tuple(s.df for s in division.proves[0])
+
+
+def squared(model: Any, rows: DataFrame) -> float:
+    found = model.transform(rows).select(F.avg((F.col("riders") - F.col("prediction")) ** 2)).first()
+    assert found is not None
+    return float(found[0])
 
 
 def params(stage: Any) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -76,11 +109,26 @@ def test_the_last_stage_has_more_trees_and_is_otherwise_the_same(
     assert ours.equals(theirs)
 
 
-def test_the_table_is_what_spark_measures_of_more_trees(improved: ImproverModel, rows: DataFrame) -> None:
-    held = sides(rows.where("number >= 600"))["validation"]
-    found = improved.pipelineModel.transform(held).select(F.avg((F.col("riders") - F.col("prediction")) ** 2)).first()
-    assert found is not None
-    assert improved.summary.table[1]["value"] == pytest.approx(found[0], rel=1e-9)
+def test_the_table_is_what_spark_measures_of_more_trees(
+    improved: ImproverModel, rows: DataFrame, few: PipelineModel, remade: dict[tuple[str, int | None], Any]
+) -> None:
+    """Of the rows that prove by what was made without them; of all rows by what ships."""
+    _, (_, proves) = parts(rows)
+    own, best = improved.summary.table[0], improved.summary.table[improved.summary.offers["best"]]
+    assert best["arm"] == "import"
+    assert own["value"] == pytest.approx(squared(few, proves), rel=1e-9)
+    assert best["value"] == pytest.approx(squared(remade["import", 2], proves), rel=1e-9)
+    every = rows.where("number >= 600")
+    assert improved.summary.metrics["train"]["after"] == pytest.approx(squared(improved.pipelineModel, every), rel=1e-9)
+    assert remade["import", 0].stages[-1].toDebugString == improved.pipelineModel.stages[-1].toDebugString
+    assert remade["import", 2].stages[-1].toDebugString != improved.pipelineModel.stages[-1].toDebugString
+
+
+def test_as_many_trees_are_made_of_all_rows_as_in_each_fold(remade: dict[tuple[str, int | None], Any]) -> None:
+    """How many there are was found on the rows that explore."""
+    assert remade["import", 2].stages[-1].getNumTrees == remade["import", 0].stages[-1].getNumTrees
+    first = [trees.read(remade["import", fold].stages[-1]).prediction.tolist() for fold in (2, 0)]
+    assert first[0] != first[1]
 
 
 def test_an_index_is_a_category_to_the_new_trees(improved: ImproverModel) -> None:
@@ -119,7 +167,7 @@ def test_trees_that_are_joined_stay_and_others_begin_with_the_mean(
             assert nodes.prediction[:first].tolist() == own.prediction.tolist()
         else:
             assert nodes.offsets[1] == 1  # a tree of one leaf
-            mean = few.transform(sides(rows.where("number >= 600"))["train"]).agg(F.avg("prediction")).first()
+            mean = few.transform(parts(rows)[0][0]).agg(F.avg("prediction")).first()
             assert nodes.prediction[0] == pytest.approx(mean[0], rel=1e-9)
         assert set(stage.treeWeights[old.getNumTrees :]) == {1.0}
 
@@ -132,10 +180,10 @@ def test_classes_get_trees_of_half_the_log_odds(rows: DataFrame, cache: str) -> 
     new = found.pipelineModel.stages[-1]
     assert set(new.treeWeights[model.stages[-1].getNumTrees :]) == {0.5}
     assert params(new) == params(model.stages[-1])
-    held = sides(rows.where("number >= 600"))["validation"]
-    shown = found.pipelineModel.transform(held).select("rain", "probability", "leaf").toPandas()
+    every = rows.where("number >= 600")
+    shown = found.pipelineModel.transform(every).select("rain", "probability", "leaf").toPandas()
     p = np.stack([v.toArray() for v in shown["probability"]])[np.arange(len(shown)), shown["rain"].astype(int)]
-    assert found.summary.table[1]["value"] == pytest.approx(-np.log(p).mean(), rel=1e-9)
+    assert found.summary.metrics["train"]["after"] == pytest.approx(-np.log(p).mean(), rel=1e-9)
     assert shown["leaf"][0].size == new.getNumTrees
 
 
@@ -170,7 +218,7 @@ def test_trees_learn_from_the_rows_that_there_is_room_for(
 ) -> None:
     monkeypatch.setattr(boosting, "LARGEST", 60_000)
     found = Improver(few, cacheDir=cache, **OPTIONS).fit(rows.where("number >= 600"))
-    assert found.summary.decision == "improved"
+    assert found.summary.decision == "improved", str(found.summary)
     [arm] = found.summary.arms
     [used, there] = map(int, re.findall(r"ensembles of (\d+) of (\d+) training rows", arm["why"])[0])
     assert 300 < used < 0.8 * there

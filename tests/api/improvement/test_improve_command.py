@@ -27,7 +27,7 @@ def test_from_a_saved_model_and_a_table_to_offers(
     command = [
         "improve", "rides", "--data", "rows.parquet", "--label", "riders", "--output", "out", "--budget", "60 passes",
         "improver.arms=[finetune,simplify]", "fineTuner.recipe=fast", "fineTuner.maxEpochs=5", "fineTuner.runId=mine",
-        "fineTuner.rowsAreNew=true",
+        "fineTuner.rowsAreNew=true", "fineTuner.numFolds=2",
     ]  # fmt: skip
     assert main(command) == DONE
     out = capsys.readouterr().out
@@ -55,7 +55,7 @@ def test_from_a_saved_model_and_a_table_to_offers(
         (["--budget", "never"], "improver: budget='never' must be a time"),
         (["improver.arms=[grwo]"], "Did you mean 'grow'"),
         (["grower.rounds=2"], "sections 'grower' and 'improver', which are two jobs"),
-        (["fineTuner.numFolds=5"], "not possible with a section improver"),
+        (["fineTuner.maxSeconds=5"], "its time is `budget`"),
     ],
 )
 def test_wrong_flags_are_one_line(

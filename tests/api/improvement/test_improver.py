@@ -1,9 +1,12 @@
-"""Improver through the public interface: what races, what is offered, what is kept, how a run goes on."""
+"""Improver through the public interface: what races, what is proven and offered, what is kept, how a run goes on."""
 
+import json
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from pyspark.ml import Pipeline, PipelineModel
@@ -11,18 +14,19 @@ from pyspark.ml.classification import LogisticRegression
 from pyspark.ml.feature import Binarizer, MinMaxScaler, RFormula, SQLTransformer, StringIndexer, VectorAssembler
 from pyspark.ml.regression import LinearRegression
 from pyspark.sql import DataFrame, SparkSession, functions as F
-from small_data import riders, same, sides, unfitted
+from small_data import half_deviance, predictions, riders, same, unfitted
 
 from sparkdiff import Events, ImprovementSummary, Improver, ImproverModel, InputError
+from sparkdiff.data.splits import Source
 from sparkdiff.fine_tuning.task import prepare
 from sparkdiff.options import Options
+from sparkdiff.proof.division import divide
 
+FOLDS = 4
 QUICK: dict[str, Any] = {
-    "budget": "90 passes", "recipe": "fast", "maxEpochs": 6, "learningRate": 0.01, "parallelism": 1,
+    "budget": "90 passes", "recipe": "fast", "maxEpochs": 6, "learningRate": 0.01, "parallelism": 1, "numFolds": 2,
     "rowsAreNew": True,
 }  # fmt: skip
-TIMED = {**QUICK, "budget": "2m"}
-"""Enough for a few arms to end by themselves."""
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +50,21 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> str:
 def improved(model: PipelineModel, rows: DataFrame, cache: str) -> ImproverModel:
     """All cheap arms and one that grows; the PCA stands in the way of two columns that matter."""
     arms = ["refit", "finetune", "simplify", "search", "grow"]
-    improver = Improver(model, arms=arms, parts=["crosses"], cacheDir=cache, guardCols=["hour"], **QUICK)
-    return improver.fit(rows)  # type: ignore[return-value]
+    given = {"parts": ["crosses"], "cacheDir": cache, "guardCols": ["hour"], **QUICK, "numFolds": FOLDS}
+    return Improver(model, arms=arms, **given).fit(rows)  # type: ignore[return-value]
+
+
+def in_folds(rows: DataFrame, **options: Any) -> Iterator[tuple[DataFrame, DataFrame]]:
+    """The training rows and those that prove, of each fold."""
+    given = Options.of({"numFolds": FOLDS, **options})
+    for train, proves in divide([Source(rows)], given).proves:
+        yield train.df, proves.df
+
+
+def deviance(model: Any, rows: DataFrame) -> np.ndarray[Any, Any]:
+    """Of each row, by Spark's own transform."""
+    mu, y = predictions(model, rows, "riders").T
+    return half_deviance(y, mu)
 
 
 def test_the_best_of_all_arms_is_plain_spark_and_named_with_its_evidence(
@@ -60,15 +77,19 @@ def test_the_best_of_all_arms_is_plain_spark_and_named_with_its_evidence(
     assert summary.gain > 0.1
     own, *others = summary.table
     assert own["name"] == "your pipeline"
-    assert [r["value"] for r in others] == pytest.approx(sorted(r["value"] for r in others), rel=1e-9)
-    assert {r["arm"] for r in others} == {"refit", "finetune", "simplify", "search", "grow"} - {
-        a["arm"] for a in summary.arms if a["state"] in ("failed", "not tried")
-    }
+    assert [r["gain"] for r in others] == sorted((r["gain"] for r in others), reverse=True)
+    proven = [r for r in others if r["folds"]]
+    assert 2 <= len(proven) <= 4 and {r["folds"] for r in proven} == {FOLDS - 1}
+    assert {r["rival"] for r in proven} == {"your pipeline"}
+    assert [r["arm"] for r in proven].count("refit") == 1  # always, though it gains nothing
     assert others[0]["accepted"]
     assert "best" in others[0]["offers"]
     assert improved.offers["best"] is improved.pipelineModel
-    assert summary.measured > len(others)
-    assert summary.slices
+    assert {a["arm"] for a in summary.arms} == {"refit", "finetune", "simplify", "search", "grow"}
+    assert {r["arm"] for r in summary.race} <= {
+        a["arm"] for a in summary.arms if a["state"] not in ("failed", "not tried")
+    }
+    assert [r["gain"] for r in summary.race] == sorted((r["gain"] for r in summary.race), reverse=True)
     improved.pipelineModel.save(str(tmp_path / "best"))
     again = PipelineModel.load(str(tmp_path / "best"))
     assert {type(s).__module__.rpartition(".")[0] for s in again.stages} == {"pyspark.ml"}
@@ -76,21 +97,46 @@ def test_the_best_of_all_arms_is_plain_spark_and_named_with_its_evidence(
     assert ours.equals(theirs)
 
 
-def test_the_table_is_what_spark_measures(improved: ImproverModel, rows: DataFrame, model: PipelineModel) -> None:
-    """The deviance of the validation rows by Spark's own transform, of the original and of the best."""
-    held = sides(rows)["validation"]
-    for row, pipeline in ((improved.summary.table[0], model), (improved.summary.table[1], improved.pipelineModel)):
-        y, mu = F.col("riders"), F.col("prediction")
-        loss = F.when(y > 0, y * F.log(y / mu)).otherwise(0.0) - (y - mu)
-        found = pipeline.transform(held).select(F.avg(loss)).first()
-        assert found is not None
-        assert row["value"] == pytest.approx(found[0], rel=1e-9)
+def test_the_table_is_what_spark_measures_out_of_fold(
+    improved: ImproverModel, rows: DataFrame, model: PipelineModel
+) -> None:
+    """The deviance of the rows that prove: of the original, of its refit in each fold, and of the one without the PCA."""
+    table, folds = improved.summary.table, list(in_folds(rows))
+    assert len(folds) == FOLDS - 1
+    own = np.concatenate([deviance(model, proves) for _, proves in folds])
+    assert table[0]["value"] == pytest.approx(own.mean(), rel=1e-9)
+    refitted = np.concatenate([deviance(unfitted().fit(train), proves) for train, proves in folds])
+    [row] = [r for r in table if r["arm"] == "refit"]
+    assert row["value"] == pytest.approx(refitted.mean(), rel=1e-6)
+    assert row["gain"] == pytest.approx(1 - refitted.mean() / own.mean(), rel=1e-4)
+    pruned = np.concatenate([deviance(without_pca().fit(train), proves) for train, proves in folds])
+    [row] = [r for r in table if "without PCA" in r["name"] and r["folds"]]
+    assert row["value"] == pytest.approx(pruned.mean(), rel=1e-6)
+    assert improved.summary.proof["units"] == len(own) == sum(s["rows"] for s in improved.summary.slices)
+    assert improved.summary.proof["rows"] == f"{FOLDS} folds"
+
+
+def without_pca() -> Pipeline:
+    *before, _, head = unfitted().getStages()
+    return Pipeline(stages=[*before, head.setFeaturesCol("scaled")])
+
+
+def test_what_ships_is_made_from_all_rows(improved: ImproverModel, rows: DataFrame, model: PipelineModel) -> None:
+    for pipeline, side in ((model, "before"), (improved.pipelineModel, "after")):
+        assert improved.summary.metrics["train"][side] == pytest.approx(deviance(pipeline, rows).mean(), rel=1e-9)
+    table, whole = improved.summary.table, without_pca().fit(rows)
+    [name] = {n for n, i in improved.summary.offers.items() if "without PCA" in table[i]["name"] and table[i]["folds"]}
+    pruned = improved.offers[name]
+    for part in ("mean", "std"):
+        assert np.array_equal(getattr(pruned.stages[3], part).toArray(), getattr(whole.stages[3], part).toArray())
+    assert deviance(pruned, rows).mean() == pytest.approx(deviance(whole, rows).mean(), rel=1e-6)
 
 
 def test_a_needless_stage_is_found_to_stand_in_the_way(improved: ImproverModel) -> None:
-    row = next(r for r in improved.summary.table if r["arm"] == "simplify")
-    assert "without PCA" in row["name"]
+    row = next(r for r in improved.summary.table if "without PCA" in r["name"] and r["folds"])
+    assert row["arm"] == "simplify" and row["accepted"]
     assert row["gain"] > 0.1
+    assert next(r for r in improved.summary.race if r["arm"] == "simplify")["gain"] > 0.1
 
 
 def test_the_simpler_offer_is_the_best_with_fewer_stages(improved: ImproverModel, rows: DataFrame) -> None:
@@ -99,7 +145,8 @@ def test_the_simpler_offer_is_the_best_with_fewer_stages(improved: ImproverModel
     assert {s.uid for s in simpler.stages} < {s.uid for s in best.stages}
     ours, theirs = (m.transform(rows).select("prediction").toPandas()["prediction"] for m in (simpler, best))
     assert ours.to_numpy() == pytest.approx(theirs.to_numpy(), rel=1e-9)
-    first, second = improved.summary.table[1:3]
+    first = improved.summary.table[improved.summary.offers["best"]]
+    second = improved.summary.table[improved.summary.offers["simpler"]]
     assert second["offers"] == ["simpler"]
     assert second["value"] == pytest.approx(first["value"], rel=1e-9)
     assert second["serving"] == first["compacted"] < first["serving"]
@@ -108,15 +155,16 @@ def test_the_simpler_offer_is_the_best_with_fewer_stages(improved: ImproverModel
 
 def test_it_prints_one_table_and_says_why(improved: ImproverModel) -> None:
     text = str(improved.summary)
-    assert text.count("your pipeline") == 1
+    assert text.count("\nyour pipeline ") == 1
     best = improved.summary.table[1]
     assert "{:+.1%} to {:+.1%}".format(*best["interval"]) in text
     assert best["interval"][0] < best["gain"] < best["interval"][1]
+    assert 0 < best["error"] < best["gain"]
     spent = improved.summary.budget["spent"]
-    assert best["seconds"] == pytest.approx(spent[best["arm"]], abs=1e-3)
+    assert 0 < best["seconds"] < spent[best["arm"]]  # to make it once
     found, whole = improved.summary.foundAt, improved.summary.budget["seconds"]
     assert found is not None
-    assert spent["original"] + best["seconds"] / 2 < found < whole - spent["judge"] + 0.01
+    assert spent["original"] + best["seconds"] / 2 < found < whole - spent["prove"] + 0.01
     assert sum(spent.values()) < whole
     assert f"the best was found after {found:.0f} s of {whole:.0f} s" in text
     assert "<- best" in text
@@ -132,6 +180,7 @@ def test_it_is_saved_and_loaded(improved: ImproverModel, rows: DataFrame, tmp_pa
     assert str(found.summary) == str(improved.summary)
     assert same(found.pipelineModel, improved.pipelineModel)
     assert found.getArms() == improved.getArms()
+    assert found.summary.table == improved.summary.table and found.summary.proof == improved.summary.proof
 
 
 def test_what_is_to_be_kept_is_kept(model: PipelineModel, rows: DataFrame, cache: str) -> None:
@@ -153,16 +202,26 @@ def test_what_is_to_be_kept_is_kept(model: PipelineModel, rows: DataFrame, cache
 
 
 class Stop(Events):
-    """Raises an exception when the training of a network has begun."""
+    """Raises an exception when the training of a network has begun.
 
-    def __init__(self, error: BaseException):
-        self.error, self.epochs = error, 0
+    Args:
+        fold: of the training, 0 for that of what ships; None: of an arm.
+    """
+
+    def __init__(self, error: BaseException, fold: int | None = None):
+        self.error, self.fold = error, fold
 
     def on_epoch(self, row: Any) -> None:
-        assert (row["arm"], row["round"]) == ("finetune", 0)
-        self.epochs += 1
-        if row["epoch"] == 2:
+        if (row["arm"], row.get("fold"), row["epoch"]) == ("finetune", self.fold, 1):
             raise self.error
+
+
+class Trains(Events):
+    """Allows no training but that of what ships."""
+
+    def on_epoch(self, row: Any) -> None:
+        if row.get("fold") != 0:
+            raise Gone
 
 
 class Gone(BaseException):
@@ -173,29 +232,40 @@ class Impatient(Events):
     """Presses Ctrl-C once more while the run decides."""
 
     def on_phase(self, name: str, seconds: float | None, detail: str) -> None:
-        if name == "judge" and seconds is None:
+        if name == "prove" and seconds is None and not detail:
             signal.raise_signal(signal.SIGINT)
 
 
-def test_a_killed_run_goes_on_and_ends_in_the_same_bits(model: PipelineModel, rows: DataFrame, tmp_path: Path) -> None:
+def figures(found: ImproverModel) -> list[dict[str, Any]]:
+    """All that the table tells but seconds."""
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in found.summary.table]
+
+
+def test_a_run_that_is_killed_in_any_phase_goes_on_and_ends_in_the_same_bits(
+    model: PipelineModel, rows: DataFrame, tmp_path: Path
+) -> None:
+    """While an arm trains, in the first fold that proves, in another one, and while what ships is made."""
     longest = "x" * 100
-    given = {"arms": ["refit", "finetune"], "cacheDir": str(tmp_path), "runId": longest, **QUICK}
-    with pytest.raises(Gone):
-        Improver(model, callbacks=[Stop(Gone())], **given).fit(rows)
-    steps = sorted(p.name for p in tmp_path.rglob("step-*"))
-    assert steps == ["step-0-refit"]
-    written = next(tmp_path.rglob("step-0-refit")).stat().st_mtime_ns
+    given = {"arms": ["refit", "finetune"], "cacheDir": str(tmp_path), "runId": longest, **QUICK, "numFolds": 3}
+    times: dict[str, int] = {}
+    for fold, there in ((None, {"step-0-refit"}), (2, {"step-0-finetune"}), (3, {"fold2"}), (0, {"fold3"})):
+        with pytest.raises(Gone):
+            Improver(model, callbacks=[Stop(Gone(), fold)], **given).fit(rows)
+        [folder] = [p for p in (tmp_path / "checkpoints").iterdir() if p.is_dir()]  # none of a training beside it
+        kept = {p.stem: p.stat().st_mtime_ns for p in (*folder.glob("step-*"), *folder.glob("*.pt"))}
+        assert all(any(part in name for name in kept) for part in there), kept
+        assert kept.items() >= times.items()  # nothing is made once more
+        times = kept
+    assert sum(name.endswith("fold2") for name in times) == sum(name.endswith("fold3") for name in times) == 2
     found = Improver(model, **given).fit(rows)
-    assert next(tmp_path.rglob("step-0-refit")).stat().st_mtime_ns == written
-    [folder] = [p for p in (tmp_path / "checkpoints").iterdir() if p.is_dir()]  # none of a training beside it
+    assert found.summary.decision == "improved"
     assert (folder / "trainings" / "finetune-0").is_dir()
     whole = Improver(model, **{**given, "runId": "other", "parallelism": 2}).fit(rows)  # side by side
     assert same(found.pipelineModel, whole.pipelineModel)
-    drop = ("seconds",)
-    tables = [[{k: v for k, v in r.items() if k not in drop} for r in m.summary.table] for m in (found, whole)]
-    assert tables[0] == tables[1]
-    again = Improver(model, **given).fit(rows)  # all steps are read
+    assert figures(found) == figures(whole)
+    again = Improver(model, callbacks=[Trains()], **given).fit(rows)  # all is read, but for what ships
     assert same(again.pipelineModel, found.pipelineModel)
+    assert figures(again) == figures(found)
     for changed in ({"budget": "170 passes"}, {"guard": 0.01}):
         with pytest.raises(InputError, match=f"-improve' was started with other .*{next(iter(changed))}"):
             Improver(model, **{**given, **changed}).fit(rows)
@@ -207,7 +277,8 @@ def test_ctrl_c_ends_with_the_best_so_far(model: PipelineModel, rows: DataFrame,
     found = Improver(model, arms=arms, cacheDir=cache, callbacks=listeners, **QUICK).fit(rows)
     states = {a["arm"]: a["state"] for a in found.summary.arms}
     assert states["finetune"] == states["simplify"] == "interrupted"
-    assert [r["arm"] for r in found.summary.table] == [None, "refit"]
+    assert [r["name"] for r in found.summary.table if r["folds"]] == ["refitted"]  # which is proven once
+    assert {r["arm"] for r in found.summary.race} == {"refit"}
 
 
 def test_where_nothing_is_better_the_original_itself_comes_back(rows: DataFrame, cache: str) -> None:
@@ -224,6 +295,8 @@ def test_where_nothing_is_better_the_original_itself_comes_back(rows: DataFrame,
     assert found.pipelineModel is pipeline
     assert found.offers == {}
     assert "refit" in str(found.summary)
+    assert all(not r["accepted"] and r["p"] != 0 for r in found.summary.table)
+    json.dumps([found.summary.table, found.summary.proof], allow_nan=False)
 
 
 def test_the_label_of_a_row_is_the_same_in_every_arm(rows: DataFrame, cache: str) -> None:
@@ -238,10 +311,8 @@ def test_the_label_of_a_row_is_the_same_in_every_arm(rows: DataFrame, cache: str
     ).fit(data)
     found = Improver(pipeline, arms=["refit"], cacheDir=cache, **QUICK).fit(data)
     assert {a["arm"]: a["state"] for a in found.summary.arms}["refit"] != "failed"
-    [row] = [r for r in found.summary.table if r["arm"] == "refit"]
-    assert (
-        row["value"] < 1.05 * found.summary.table[0]["value"]
-    )  # it would be far more with the classes the other way round
+    [row] = [r for r in found.summary.table if r["name"] == "refitted"]
+    assert row["value"] < 1.05 * found.summary.table[0]["value"]  # far more with the classes the other way round
     indexers = [m.stages[0] for m in (pipeline, *found.offers.values())]
     assert all(i.labels == indexers[0].labels for i in indexers)
     few = data.where("word = 'dry'").limit(100).union(data.where("word = 'wet'").limit(60))
@@ -295,7 +366,7 @@ def test_arms_fit_the_label_and_the_weight_that_judge(rows: DataFrame, cache: st
     fitted = Pipeline(stages=[assembler, model]).fit(rows)
     found = Improver(fitted, labelCol="target", weightCol="heavy", arms=["refit"], cacheDir=cache, **QUICK).fit(data)
     assert found.summary.decision == "improved", str(found.summary)
-    [row] = [r for r in found.summary.table if r["arm"] == "refit"]
+    [row] = [r for r in found.summary.table if r["name"] == "refitted"]
     assert row["value"] < 0.5 * found.summary.table[0]["value"]
     last = found.pipelineModel.stages[-1]
     assert (last.getLabelCol(), last.getWeightCol(), last.getRegParam()) == ("target", "heavy", 1.0)
@@ -327,8 +398,10 @@ def test_a_constant_label_is_named(model: PipelineModel, rows: DataFrame, cache:
 
 
 def test_options_that_make_no_sense_are_named(model: PipelineModel) -> None:
-    with pytest.raises(InputError, match="numFolds is no option of Improver"):
-        Improver(model, numFolds=5)
+    with pytest.raises(InputError, match="maxSeconds is no option of Improver: its time is `budget`"):
+        Improver(model, maxSeconds=5.0)
+    with pytest.raises(InputError, match="'numFolds' option must be 0, or 2 to 20"):
+        Improver(model, numFolds=1)
     with pytest.raises(InputError, match="must be a time"):
         Improver(model, budget="tomorrow")
     with pytest.raises(InputError, match="has no pipeline"):
@@ -340,13 +413,14 @@ def test_the_order_is_learned_from_what_is_shipped_and_from_the_store(
 ) -> None:
     arms = ["refit", "finetune"]
     given = {
-        **TIMED,
+        **{**QUICK, "budget": "5m", "maxEpochs": 2},
         "arms": arms,
         "cacheDir": cache,
         "storeDir": str(tmp_path / "runs"),
         "baseline": False,
     }
     first, second = (Improver(model, **given).fit(rows).summary for _ in range(2))
+    assert {first.proof["folds"], second.proof["folds"]} == {1}
     assert sorted(first.order["arms"]) == sorted(arms) == sorted(first.order["chances"])
     assert (first.order["own"], second.order["own"]) == (0, 1) and first.order["shipped"] >= 100
     assert f"learned from {first.order['shipped']} improvements that sparkdiff ships and 1 of storeDir" in str(second)

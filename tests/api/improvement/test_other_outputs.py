@@ -168,11 +168,13 @@ def test_no_arm_touches_what_is_outside_of_the_loss(
     model: PipelineModel, rows: DataFrame, tmp_path: Any, arms: list[str]
 ) -> None:
     idle = {"maxLoss": 0.1, "entityCols": ["hour"], "parts": ["crosses"]}
-    options = {"arms": arms, "budget": "60 passes", "baseline": False, "cacheDir": str(tmp_path), **idle, **QUICK}
+    given = {"arms": arms, "budget": "60 passes", "baseline": False, "cacheDir": str(tmp_path), "rowsAreNew": True}
+    options = {**given, **idle, **QUICK, "numFolds": 2}
     found = Improver(model, **options).fit(rows)
     unused = {w.partition("=")[0] for w in found.summary.warnings if " has no effect: it is for " in w}
     assert unused == {*idle} - ({"maxLoss"} if "simplify" in arms else set())
-    assert {r["arm"] for r in found.summary.table} == {None, *arms}
+    assert {r["arm"] for r in found.summary.table} == {None, "refit", *arms}
+    assert {r["arm"] for r in found.summary.race} == {*arms}
     assert found.offers
     assert not [w for w in found.summary.warnings if "outside the loss" in w]
     assert any(
@@ -190,9 +192,10 @@ def test_a_candidate_that_changes_other_outputs_is_not_offered(
     model: PipelineModel, rows: DataFrame, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(refitting, "form_of", lambda ground: unfitted(ground.model))
-    found = Improver(model, arms=["refit"], budget="30 passes", baseline=False, cacheDir=str(tmp_path), **QUICK).fit(
-        rows
-    )
+    new = {"rowsAreNew": True, "numFolds": 2}
+    found = Improver(
+        model, arms=["refit"], budget="30 passes", baseline=False, cacheDir=str(tmp_path), **new, **QUICK
+    ).fit(rows)
     assert found.pipelineModel is model
     assert found.offers == {}
     uid = model.stages[NAMES.index("segment")].uid

@@ -1,7 +1,6 @@
 """`Search` on small data: plain Spark out, fresh rows decide, what cannot be is named before anything runs."""
 
 import math
-import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,6 @@ from pyspark.ml.feature import (
     Normalizer,
     SQLTransformer,
     StandardScaler,
-    StringIndexer,
     VectorAssembler,
 )
 from pyspark.ml.functions import array_to_vector, vector_to_array
@@ -32,16 +30,15 @@ from small_data import NUMBERS, QUICK
 
 import sparkdiff
 from sparkdiff import Events, InputError, Search, SearchModel, alternatives, choice, integer, loguniform, uniform
-from sparkdiff.data.splits import SPLIT
 from sparkdiff.tuning import cached_rows
 from sparkdiff.tuning.scores import judge_of
 from sparkdiff.tuning.search import judging
 from sparkdiff.tuning.search.alternatives import chosen
 from sparkdiff.tuning.search.dimensions import SearchSpace
-from sparkdiff.tuning.search.judging import Comparison, compare
+from sparkdiff.tuning.search.judging import Comparison, compare, decide
 from sparkdiff.tuning.search.pruning import resources_of
 from sparkdiff.tuning.search.settings import Settings
-from sparkdiff.tuning.search.splitting import TEST, SearchSplit, check_rows, divided
+from sparkdiff.tuning.search.splitting import Divided, SearchSplit, check_rows, dealt, divided
 from sparkdiff.tuning.search.summary import decided
 
 pytestmark = pytest.mark.once  # the engine below has its tests on each stack
@@ -79,6 +76,7 @@ def task() -> Search:
         numTrials=5,
         sampler="random",
         seed=1,
+        numFolds=0,
     )
 
 
@@ -105,12 +103,19 @@ def test_the_winner_is_plain_spark_and_was_compared_on_fresh_rows(found: SearchM
     assert "<strong>winner: on the fresh rows" in summary._repr_html_()
 
 
+def parts_of(data: DataFrame, split: SearchSplit) -> list[Divided]:
+    """The rows that explore, and those of each fold that proves."""
+    _, division = divided(data, split)
+    explores, proves = division.boundaries
+    return [dealt(division.explores, split, explores), *(dealt(sources, split, proves) for sources in division.proves)]
+
+
 def test_fresh_rows_are_no_ones_and_the_winner_is_fitted_to_training_rows(
     task: Search, found: SearchModel, rows: DataFrame
 ) -> None:
-    divided_ = divided(rows, SearchSplit(0.2, 0.2, seed=1))
-    train, validation = divided_.part("train"), divided_.part("validation")
-    fresh = divided_.fresh().drop("__sparkdiff_block", "__sparkdiff_time")
+    explores, proves = parts_of(rows, SearchSplit(0.2, 0.2, seed=1))
+    train, validation = explores.part("train"), explores.part("validation")
+    fresh = proves.fresh().drop("__sparkdiff_block", "__sparkdiff_time")
     numbers = [{row[0] for row in part.select("number").collect()} for part in (train, validation, fresh)]
     assert sum(map(len, numbers)) == len(set.union(*numbers)) == rows.count()
     assert found.summary.rows == dict(zip(("train", "validation", "test"), map(len, numbers), strict=True))
@@ -146,7 +151,14 @@ def line(rows: DataFrame) -> Iterator[tuple[DataFrame, Search]]:
     space = {head.regParam: loguniform(1e-4, 5), head.elasticNetParam: uniform(0, 1)}
     yield (
         data,
-        Search(head, space=space, evaluator=RegressionEvaluator(labelCol="riders"), numTrials=6, sampler="random"),
+        Search(
+            head,
+            space=space,
+            evaluator=RegressionEvaluator(labelCol="riders"),
+            numTrials=6,
+            sampler="random",
+            numFolds=0,
+        ),
     )
     data.unpersist()
 
@@ -224,9 +236,10 @@ def test_stages_with_the_same_uid_write_rows_of_their_own(rows: DataFrame) -> No
     head = LinearRegression(featuresCol="x", labelCol="riders")
     judge = RegressionEvaluator(labelCol="riders")
     space = {head.regParam: [0.0, 0.1]}
-    found = Search(Pipeline(stages=[alternatives(*ways), head]), space=space, evaluator=judge, sampler="grid").fit(rows)
+    options: dict[str, Any] = {"space": space, "evaluator": judge, "sampler": "grid", "numFolds": 0}
+    found = Search(Pipeline(stages=[alternatives(*ways), head]), **options).fit(rows)
     for number, way in enumerate(ways):
-        alone = Search(Pipeline(stages=[way, head]), space=space, evaluator=judge, sampler="grid").fit(rows)
+        alone = Search(Pipeline(stages=[way, head]), **options).fit(rows)
         assert [r["rmse"] for r in found.records[2 * number :][:2]] == pytest.approx([r["rmse"] for r in alone.records])
     assert found.records[0]["rmse"] > 1.05 * found.records[2]["rmse"]
 
@@ -239,46 +252,6 @@ def test_alternatives_may_name_several_columns(spark: SparkSession) -> None:
     place = alternatives(ways[0], None)
     empty = chosen(Pipeline(stages=[place, head]), {place.uid: 1})
     assert empty.getStages()[0].getInputCols() == ["temp", "wind"]
-
-
-def test_with_folds_all_rows_decide_and_all_rows_fit_what_ships(line: tuple[DataFrame, Search], tmp_path: Path) -> None:
-    data, search = line
-    weak = LinearRegression(labelCol="riders", regParam=20.0)
-    search = search.copy({search.estimator: weak, search.space: {weak.regParam: [0.01, 1.0]}, search.sampler: "grid"})
-    search = search.copy({search.numFolds: 3, search.runDir: str(tmp_path / "run")})
-    model = search.fit(data)
-    assert model.summary.decision == "winner" and "on the out-of-fold rows the winner is better" in model.summary.reason
-    assert model.summary.folds == 3 and model.summary.rows["test"] == data.count()
-    again = weak.copy({weak.regParam: model.summary.settings["LinearRegression.regParam"]}).fit(data)
-    assert model.bestModel.coefficients == again.coefficients
-    assert sorted(p.name for p in (tmp_path / "run").glob("fold-*")) == ["fold-0", "fold-1", "fold-2"]
-    with pytest.raises(InputError, match="`current` is fitted and may have seen the rows"):
-        search.copy({search.current: again}).fit(data)
-
-
-def test_classes_of_a_metric_by_their_number_are_the_same_in_each_fold(rows: DataFrame) -> None:
-    """Two words that are as frequent: a StringIndexer numbers them by chance."""
-    word = F.when(F.col("number") % 2 > 0, "a").otherwise("b")
-    data = (
-        VectorAssembler(inputCols=NUMBERS, outputCol="features")
-        .transform(rows.limit(400).withColumn("word", word))
-        .cache()
-    )
-    indexer, head = StringIndexer(inputCol="word", outputCol="label"), LogisticRegression()
-    area = MulticlassClassificationEvaluator(metricName="recallByLabel")
-
-    def search(evaluator: Any, **options: Any) -> Search:
-        stages = [indexer.copy({indexer.getParam(name): value for name, value in options.items()}), head]
-        return Search(
-            Pipeline(stages=stages), space={head.regParam: [0.1]}, evaluator=evaluator, sampler="grid", numFolds=4
-        )
-
-    with pytest.raises(
-        InputError, match=r"class 0 of labelCol='label' is '[ab]' in the first fold, but '[ab]' in fold [123]: number"
-    ):
-        search(area).fit(data)
-    assert search(area, stringOrderType="alphabetAsc").fit(data).summary.folds == 4
-    data.unpersist()
 
 
 class Rmse(Evaluator):
@@ -316,7 +289,7 @@ def test_a_winner_that_leaves_out_rows_does_not_ship(gaps: tuple[DataFrame, Buck
     }[way]  # fmt: skip
     search = Search(
         pipeline, space={bucket.handleInvalid: ["keep", "skip"]}, evaluator=evaluator, sampler="grid",
-        numFolds=2 if way == "folds" else 0,
+        numFolds=3 if way == "folds" else 0,
     )  # fmt: skip
     model = search.fit(data)
     assert model.summary.settings["Bucketizer.handleInvalid"] == "skip"
@@ -445,8 +418,8 @@ def test_whatever_a_stage_raises_ends_its_trial_only(line: tuple[DataFrame, Sear
 def test_every_metric_has_a_value_per_row(line: tuple[DataFrame, Search]) -> None:
     """The mean of what the rows add is the metric itself."""
     data, split = line[0], SearchSplit(0.2, 0.3)
-    parts = divided(data, split)
-    counts = check_rows(parts, split, [])
+    explores, parts = parts_of(data, split)
+    counts = check_rows([explores, parts], split, [])[1]
     same = parts.fresh().drop("__sparkdiff_block", "__sparkdiff_time").cache()
     for label, names, evaluator, one, other in [
         ("kind", ["f1", "logLoss"], MulticlassClassificationEvaluator,
@@ -461,7 +434,8 @@ def test_every_metric_has_a_value_per_row(line: tuple[DataFrame, Search]) -> Non
             judged = evaluator(labelCol=label, metricName=name, **({"weightCol": "weight"} if label != "rain" else {}))
             known = judge_of(judged)
             assert known is not None and known.metric is not None
-            found = compare(good, bad, parts, counts, split, judged, level=0.025, seed=0)
+            fold = compare(good, bad, parts, counts, split, judged, level=0.025)
+            found = decide([fold], level=0.025, seed=0, factor=None, finalists=1)
             for value, model in ((found.winner, good), (found.default, bad)):
                 exact = judged.evaluate(model.transform(same))
                 assert value == pytest.approx(exact, abs=2e-3 if label == "rain" else 1e-9)
@@ -477,8 +451,8 @@ def test_each_model_is_judged_on_the_rows_as_they_were(rows: DataFrame) -> None:
         rows.withColumn("temp", F.when(F.col("number") % 3 > 0, F.col("temp"))).select("temp", "wind", "riders").cache()
     )
     split = SearchSplit(0.2, 0.3)
-    parts = divided(gaps, split)
-    counts = check_rows(parts, split, [])
+    explores, parts = parts_of(gaps, split)
+    counts = check_rows([explores, parts], split, [])[1]
     same = parts.fresh().drop("__sparkdiff_block", "__sparkdiff_time").cache()
 
     def fitted(strategy: str) -> Any:
@@ -488,15 +462,15 @@ def test_each_model_is_judged_on_the_rows_as_they_were(rows: DataFrame) -> None:
     assembler = VectorAssembler(inputCols=["temp", "wind"], outputCol="features", handleInvalid="skip")
     judge = RegressionEvaluator(labelCol="riders")
     mean, median = fitted("mean"), fitted("median")
-    found = compare(mean, median, parts, counts, split, judge, level=1.0, seed=0)
+    found = compare(mean, median, parts, counts, split, judge)
     assert found.winner == pytest.approx(judge.evaluate(mean.transform(same)), abs=1e-12)
     assert found.default == pytest.approx(judge.evaluate(median.transform(same)), abs=1e-12)
     few = Pipeline(stages=[assembler, LinearRegression(labelCol="riders")]).fit(gaps)
-    found = compare(few, mean, parts, counts, split, judge, level=1.0, seed=0)
+    found = decide([compare(few, mean, parts, counts, split, judge)], level=1.0, seed=0, factor=None, finalists=1)
     assert found.refused and "the winner leaves out" in found.untested
     better, reason, _ = decided(found, Settings(guard=1.0), metric="rmse", larger=False, against="default")
     assert not better and "rows that the other model predicts" in reason
-    assert compare(mean, few, parts, counts, split, judge, level=1.0, seed=0).verdict is not None
+    assert compare(mean, few, parts, counts, split, judge).rows is not None
     gaps.unpersist()
     same.unpersist()
 
@@ -517,24 +491,11 @@ def test_few_of_many_training_rows_are_looked_at(
     monkeypatch.setattr(judging, "TRAINING_ROWS", 100)
     monkeypatch.setattr(judging, "scored", counted)
     judge = RegressionEvaluator(labelCol="riders")
-    search = Search(head, space={head.regParam: [0.1]}, evaluator=judge, sampler="grid", testFraction=0.05, **divides)
+    search = Search(
+        head, space={head.regParam: [0.1]}, evaluator=judge, sampler="grid", testFraction=0.05, numFolds=0, **divides
+    )
     fresh = search.fit(data).summary.rows["test"]
     assert len(found) == 1 and fresh + 50 < found[0] < fresh + 180
-
-
-def test_no_row_is_in_two_parts_though_a_column_is_new_at_each_reading(rows: DataFrame) -> None:
-    new = F.udf(lambda: str(uuid.uuid4())).asNondeterministic()
-    parts = divided(rows.select("number").withColumn("token", new()), SearchSplit(0.2, 0.2))
-    kept = parts.rows.cache()
-    found = {
-        s: [r[0] for r in kept.where(F.col(SPLIT) == s).select("number").collect()]
-        for s in ("train", "validation", TEST)
-    }
-    assert sorted(number for part in found.values() for number in part) == sorted(
-        r[0] for r in rows.select("number").collect()
-    )
-    assert all(0.1 * len(kept.collect()) < len(part) for part in found.values())
-    kept.unpersist()
 
 
 def test_a_request_says_all_that_decides_the_trials(rows: DataFrame) -> None:
@@ -585,6 +546,7 @@ def test_a_fine_tuner_is_searched_and_plain_spark_ships(rows: DataFrame, shared:
         tuner,
         space={tuner.learningRate: [0.1]},
         sampler="grid",
+        numFolds=0,
         evaluator=RegressionEvaluator(labelCol="riders"),
     )
     model = search.fit(rows)
@@ -671,7 +633,10 @@ def test_rows_that_cannot_decide_are_named_before_any_fit(rows: DataFrame, monke
     monkeypatch.setattr(Pipeline, "_fit", lambda *a: pytest.fail("a fit"))
     for data, message in [
         (rows.where("rain = 1"), "labelCol='rain' holds one class only, 1"),
-        (rows.where("rain = 1").unionByName(rows.where("rain = 0").limit(2)), "part has no row of class 0 of 'rain'"),
+        (
+            rows.where("rain = 1").unionByName(rows.where("rain = 0").limit(2)),
+            r"part of fold \d has no row of class 0 of 'rain'",
+        ),
         (rows.withColumn("rain", F.when(F.col("number") > 9, F.col("rain"))), "labelCol='rain' holds nulls"),
     ]:
         with pytest.raises(InputError, match=message):
@@ -693,12 +658,12 @@ def test_rows_that_cannot_decide_are_named_before_any_fit(rows: DataFrame, monke
 
 
 def test_times_and_groups_are_respected(rows: DataFrame) -> None:
-    timed = divided(rows, SearchSplit(0.2, 0.25, timeCol="when"))
-    spans = [timed.part(p).agg(F.min("number"), F.max("number")).first() for p in ("train", "validation", "test")]
+    explores, timed = parts_of(rows, SearchSplit(0.2, 0.25, timeCol="when"))
+    three = [explores.part("train"), explores.part("validation"), timed.part("test")]
+    spans = [part.agg(F.min("number"), F.max("number")).first() for part in three]
     assert spans[0][1] < spans[1][0] and spans[1][1] < spans[2][0]
     assert timed.fresh().select("__sparkdiff_block").distinct().count() == 50
-    grouped = divided(rows, SearchSplit(0.2, 0.25, groupCol="user"))
-    users = [
-        {r[0] for r in grouped.part(p).select("user").distinct().collect()} for p in ("train", "validation", "test")
-    ]
+    explores, grouped = parts_of(rows, SearchSplit(0.2, 0.25, groupCol="user"))
+    three = [explores.part("train"), explores.part("validation"), grouped.part("test")]
+    users = [{r[0] for r in part.select("user").distinct().collect()} for part in three]
     assert sum(map(len, users)) == len(set.union(*users)) == 150

@@ -70,7 +70,13 @@ def indexed(**options: Any) -> tuple[StringIndexer, Pipeline]:
 def scale(stages: Any = ("price", "log(price)"), **options: Any) -> Search:
     place = alternatives(*map(sql, stages))
     judge: Any = options.pop("evaluator", RegressionEvaluator())
-    return Search(Pipeline(stages=[place, LinearRegression()]), space={}, evaluator=judge, sampler="grid", **options)
+    return Search(
+        Pipeline(stages=[place, LinearRegression()]),
+        space={},
+        evaluator=judge,
+        sampler="grid",
+        **{"numFolds": 0, **options},
+    )
 
 
 def threshold() -> Search:
@@ -90,8 +96,8 @@ def buckets() -> Search:
 def order(judge: Any, **options: Any) -> Search:
     indexer, pipeline = indexed()
     return Search(
-        pipeline, space={indexer.stringOrderType: ["frequencyAsc"]}, evaluator=judge, sampler="grid", **options
-    )
+        pipeline, space={indexer.stringOrderType: ["frequencyAsc"]}, evaluator=judge, sampler="grid", **{"numFolds": 0, **options}
+    )  # fmt: skip
 
 
 def score_of_class_1() -> Search:
@@ -168,27 +174,37 @@ def test_classes_may_have_other_numbers_where_the_metric_does_not_go_by_them(
 
 
 @pytest.mark.parametrize("fault", ["label", "rows"])
-def test_what_is_chosen_on_all_rows_has_the_labels_and_rows_of_the_default(
+def test_what_is_fitted_to_all_rows_has_the_labels_and_rows_of_the_default(
     data: DataFrame, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
     """Though the winners of the folds, by which it was accepted, have them."""
     expression = "log(price)" if fault == "label" else "IF(price > 5, price, NULL)"
-    place = alternatives(sql("price"), sql("1 * price"), sql(expression))
+    place = alternatives(sql("price"), sql(expression))
     assembler = VectorAssembler(inputCols=["x", "label"], outputCol="both", handleInvalid="skip")
     weak = LinearRegression(regParam=200.0)
     search = Search(
         Pipeline(stages=[place, assembler, weak]), space={weak.regParam: [0.01]}, evaluator=RegressionEvaluator(),
-        sampler="grid", numFolds=2,
+        sampler="grid", numFolds=3,
     )  # fmt: skip
-    calls = itertools.count()
-    monkeypatch.setattr(procedure, "best_of", lambda study: study.trials()[1 if next(calls) < 2 else 2])
+    trials, fits, fitted = list[Any](), itertools.count(), procedure._fitted
+
+    def first(study: Any) -> Any:
+        trials.extend(study.trials())
+        return trials[0]
+
+    def faulty(task: Any, trial: Any, rows: DataFrame) -> Any:
+        """The third fit of the winner is that to all rows."""
+        return fitted(task, trial and trials[next(fits) > 1], rows)
+
+    monkeypatch.setattr(procedure, "best_of", first)
+    monkeypatch.setattr(procedure, "_fitted", faulty)
     if fault == "label":
         with pytest.raises(InputError, match=rf"^SQLTransformer_.*{LABEL}"):
             search.fit(data)
         return
     model = search.fit(data)
     assert model.summary.decision == "kept default" and "the winner leaves out" in model.summary.reason
-    assert model.bestModel.stages[-1].getRegParam() == 200.0
+    assert model.bestModel.stages[-1].getRegParam() == 200.0 and next(fits) == 3
 
 
 class Rmse(Evaluator):
@@ -201,20 +217,22 @@ class Rmse(Evaluator):
         return False
 
 
+OTHERS = "the rows have other labels or weights than in the pipeline"
 TWICE, FEW = "SELECT *, explode(array(1, 2)) AS part FROM __THIS__", "SELECT features, label FROM __THIS__"
 
 
 @pytest.mark.parametrize(
-    ("statement", "judge", "says"),
+    ("statement", "judge", "says", "folds"),
     [
-        ("SELECT * FROM __THIS__", Rmse, LABEL),
-        (TWICE, RegressionEvaluator, "the rows have other labels or weights than in the pipeline"),
-        (FEW, RegressionEvaluator, "the rows have other labels or weights than in the pipeline"),
+        ("SELECT * FROM __THIS__", Rmse, LABEL, 0),
+        (TWICE, RegressionEvaluator, OTHERS, 0),
+        (TWICE, RegressionEvaluator, OTHERS, 3),
+        (FEW, RegressionEvaluator, OTHERS, 0),
     ],
-    ids=["own metric", "several rows of one", "few columns"],
+    ids=["own metric", "several rows of one", "several in folds", "few columns"],
 )
 def test_nothing_ships_beside_a_current_model_of_other_labels(
-    data: DataFrame, statement: str, judge: Callable[[], Any], says: str
+    data: DataFrame, statement: str, judge: Callable[[], Any], says: str, folds: int
 ) -> None:
     """Not even where no test is asked for, and nothing tells which rows are pairs."""
 
@@ -225,8 +243,8 @@ def test_nothing_ships_beside_a_current_model_of_other_labels(
     new = pipeline("log(price)", 5.0)
     space = {new.getStages()[-1].getParam("regParam"): [0.01]}
     search = Search(
-        new, space=space, evaluator=judge(), sampler="grid", guard=1.0, current=pipeline("price", 9.0).fit(data)
-    )
+        new, space=space, evaluator=judge(), sampler="grid", guard=1.0, current=pipeline("price", 9.0).fit(data), numFolds=folds
+    )  # fmt: skip
     with pytest.raises(InputError, match=rf"^SQLTransformer_.*: .*{says}"):
         search.fit(data)
     same = pipeline("log(price)", 9.0).fit(data)

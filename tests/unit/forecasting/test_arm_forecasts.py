@@ -3,12 +3,14 @@
 import json
 import math
 import random
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sparkdiff.forecasting.arms import ArmForecaster, ArmResult, PastImprovement, of_store, priors
-from sparkdiff.improvement.order import ArmOrder, as_json, of_json
+from sparkdiff.improvement.log import StepLog
+from sparkdiff.improvement.order import ArmOrder
 from sparkdiff.improvement.settings import ARMS
 
 FACTS = {"rows": 1000.0, "heldOut": 200.0, "parameters": 10.0, "candidates": 1.0, "stages": 3.0, "width": 5.0}
@@ -104,6 +106,11 @@ def test_the_shipped_improvements_are_readable_and_of_all_arms() -> None:
     assert all(0 <= p <= 1 for p in chances) and max(chances) > 0
 
 
-def test_an_order_is_read_as_it_was_written() -> None:
+def test_an_order_is_read_as_it_was_written(tmp_path: Path) -> None:
+    """The run that goes on keeps the order, though the store has grown since."""
     order = ArmOrder(("grow", "refit"), {"grow": 0.5, "refit": 0.1}, 130, 2, "learned", FACTS)
-    assert of_json(json.loads(json.dumps(as_json(order)))) == order
+    assert StepLog(tmp_path).kept("order", lambda: order) == order
+    assert StepLog(tmp_path).kept("order", lambda: pytest.fail("it was decided anew")) == order
+    assert StepLog(None).kept("order", lambda: order) is order
+    told = order.asdict()
+    assert json.loads(json.dumps(told)) == told and told["arms"] == ["grow", "refit"]

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from tables import table_of
 
-from sparkdiff.growth.reporting import Told, _why_none
+from sparkdiff.growth.reporting import Told, why_none
 from sparkdiff.growth.rounds import Grown, Tried
 from sparkdiff.growth.serving import Serving
 from sparkdiff.growth.settings import GrowthSettings
@@ -17,9 +17,8 @@ MORE = "to decide it, set validationFraction=0.3, or pass more rows"
 
 
 def told(*, gone: bool = False, **given: Any) -> Told:
-    table, criterion = table_of(rows=60)
-    gains = criterion.score(table.validation.margin, table.validation).blocks[None]
-    grown = dataclasses.replace(Grown((), table, (), gains, (), "it stopped"), **given)
+    table, _ = table_of(rows=60)
+    grown = dataclasses.replace(Grown((), table, (), "it stopped"), **given)
     lost: Any = ("a member",) if gone else ()
     return Told(GrowthSettings(), grown, lost, Serving(1.0, 2.0, "LinearRegressionModel", 1, 6), ())
 
@@ -34,14 +33,14 @@ def told(*, gone: bool = False, **given: Any) -> Told:
     ids=["no gain", "no time", "nothing to try"],
 )
 def test_where_no_part_joins(given: dict[str, Any], why: str) -> None:
-    found = _why_none(told(**given), Options(maxSeconds=3.0, validationFraction=0.2))
+    found = why_none(told(**given), Options(maxSeconds=3.0, validationFraction=0.2))
     assert found == f"no part joined: it stopped; {why}"
 
 
 def test_a_limit_that_is_off_is_not_to_be_lowered() -> None:
     none = dataclasses.replace(told(tried=(TRIED,)), settings=GrowthSettings(maxLoss=0.0, complexity=0.0))
-    assert _why_none(none, Options(validationFraction=0.2)) == f"no part joined: it stopped; {MORE}"
+    assert why_none(none, Options(validationFraction=0.2)) == f"no part joined: it stopped; {MORE}"
 
 
 def test_where_all_parts_are_dropped() -> None:
-    assert _why_none(told(gone=True), Options()).endswith("; to keep them, set maxLoss=0, which drops none")
+    assert why_none(told(gone=True), Options()).endswith("; to keep them, set maxLoss=0, which drops none")

@@ -1,4 +1,4 @@
-"""Where no order of the arms can be learned, the cheap ones come first, and the summary says why."""
+"""Where no order of the arms is learned, it is a fixed one, and the summary says why."""
 
 import sys
 from types import SimpleNamespace
@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from sparkdiff.improvement import order
-from sparkdiff.improvement.settings import ImprovementSettings
+from sparkdiff.improvement.settings import ARMS as ARMS_OF_ALL, ImprovementSettings
 from sparkdiff.options import Options
 
 ARMS = [SimpleNamespace(name=name) for name in ("refit", "finetune")]
@@ -23,7 +23,6 @@ def ordered(**settings: Any) -> order.ArmOrder:
 
 @pytest.mark.parametrize(("given", "why"), [
     ({"order": "fixed", "budget": "2m"}, "as order='fixed' asks"),
-    ({"budget": "30s"}, "as 30s is too short to learn an order in"),
     ({"budget": "60 passes"}, "as the budget is in passes and no arm is left out for lack of time"),
 ])  # fmt: skip
 def test_the_cheap_arms_come_first(given: dict[str, Any], why: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -33,9 +32,18 @@ def test_the_cheap_arms_come_first(given: dict[str, Any], why: str, monkeypatch:
     assert str(found) == f"refit, finetune; the cheap ones first, {why}"
 
 
+def test_in_little_time_the_arms_with_the_best_chance_per_second_come_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All arms are in that order."""
+    monkeypatch.setattr(order, "training_facts", lambda *given: pytest.fail("rows were read"))
+    found = ordered(budget="299s")
+    assert found.arms == ("finetune", "refit")
+    assert str(found) == "finetune, refit; by chance per second, as 299s is too short to learn an order in"
+    assert {*order.QUICK} == {*ARMS_OF_ALL} and order.QUICK[0] == "import"
+
+
 def test_without_scikit_learn_the_cheap_arms_come_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(order, "training_facts", lambda *given: {})
     monkeypatch.setitem(sys.modules, "sklearn.ensemble", None)
-    found = ordered(budget="2m")
+    found = ordered(budget="5m")
     assert found.arms == ("refit", "finetune")
     assert "no order can be learned: forecasts are learned by scikit-learn, which is not installed" in found.why

@@ -5,11 +5,12 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
 
+from sparkdiff.fine_tuning.shared import Shared
 from sparkdiff.improvement.arm import Arm
 from sparkdiff.improvement.budget import Account, Budget, Limit
 from sparkdiff.improvement.candidate import Step, nothing
@@ -31,9 +32,9 @@ GROUND: Any = SimpleNamespace(
 def arm(name: str, does: Callable[[Limit], None]) -> Arm:
     def run(ground: Any, number: int, limit: Limit, steps: Sequence[Step]) -> Step:
         does(limit)
-        return nothing(ground, name, number, "ran", hope=1.0)
+        return nothing(name, number, "ran", hope=1.0)
 
-    return Arm(name, 2, 1.0, lambda ground: "", run)
+    return Arm(name, 2, 1.0, lambda ground: "", run, lambda ground, made: None)
 
 
 def test_what_spark_cannot_end_in_time_is_stopped_and_the_others_go_on() -> None:
@@ -48,7 +49,7 @@ def test_what_spark_cannot_end_in_time_is_stopped_and_the_others_go_on() -> None
     found = race(GROUND, arms, account, StepLog(None), Phases(False))
     assert [(s.arm, s.state) for s in found.standings] == [("refit", "stopped"), ("finetune", "done")]
     assert "set a larger one" in found.standings[0].why
-    assert given[0].most == pytest.approx(47.5)  # its share of what is left; a first step is to take a tenth of it
+    assert given[0].most == pytest.approx(50)  # its share of what is left; a first step is to take a tenth of it
     assert given[0].seconds == pytest.approx(10)
 
 
@@ -59,9 +60,9 @@ def test_no_arm_sees_another_one_of_its_round() -> None:
     def looks(name: str) -> Arm:
         def run(ground: Any, number: int, limit: Limit, steps: Sequence[Step]) -> Step:
             seen.append((name, number, [f"{s.arm} {s.number}" for s in steps]))
-            return nothing(ground, name, number, "", hope=1.0)
+            return nothing(name, number, "", hope=1.0)
 
-        return Arm(name, 2, 1.0, lambda ground: "", run)
+        return Arm(name, 2, 1.0, lambda ground: "", run, lambda ground, made: None)
 
     race(GROUND, [looks("refit"), looks("finetune")], Account(Budget.of("100 passes")), StepLog(None), Phases(False))
     first = ["refit 0", "finetune 0"]
@@ -90,13 +91,15 @@ def test_the_first_ctrl_c_does_not_end_a_decision(capsys: pytest.CaptureFixture[
 def test_trainings_are_kept_in_the_folder_of_the_run(tmp_path: Path) -> None:
     """Where no id is too long, and none is that of another run."""
 
-    def kept(runId: str | None) -> dict[str, Any]:
+    def kept(runId: str | None, fold: int | None = None) -> dict[str, Any]:
+        options, shared = Options.of({"runId": runId}), Shared()
         ground = Ground(
-            None, Options.of({"runId": runId}), ImprovementSettings(), [], None, Phases(False), Any, folder=tmp_path
-        )  # type: ignore[arg-type]
-        return ground.kept("finetune", 0)
+            None, options, ImprovementSettings(), [], None, Phases(False), shared, folder=tmp_path, fold=fold
+        )  # fmt: skip
+        return ground.kept("finetune", "0")
 
     assert kept("x" * 100) == {"checkpointDir": str(tmp_path / "trainings"), "runId": "finetune-0"}
+    assert [kept("x", fold)["runId"] for fold in (2, 0)] == ["finetune-0-fold2", "finetune-0-fold0"]
     assert kept(None)["runId"] is None
 
 
@@ -112,5 +115,5 @@ def test_no_arm_hopes_for_more_than_a_pipeline_without_errors(
         metric=SimpleNamespace(name=name, larger=larger), start=SimpleNamespace(scores=scores)
     )
     assert most_gain(ground) == pytest.approx(most)
-    steps = [nothing(cast("Ground", ground), "grow", 0, "ran", hope=1.335)]
+    steps = [nothing("grow", 0, "ran", hope=1.335)]
     assert _may_reach(ground, "grow", steps) == pytest.approx(min(1.335, most))

@@ -10,7 +10,8 @@ from sparkdiff.tuning.search.judging import FILL, NOT_FINITE, OF_SPARK, ROW_BY_R
 from sparkdiff.tuning.search.settings import Settings
 from sparkdiff.tuning.search.summary import decided, ways_to_decide
 
-ALL = "to decide it, set numFolds=5, so that all rows decide, or testFraction=0.3, or pass more rows"
+ALL = "to decide it, set numFolds=5, so that more rows decide, or testFraction=0.3, or pass more rows"
+FOLDS = "set numFolds=5, so that more rows decide"
 ALONE = "or set guard=1 to let the metric on the fresh rows alone decide"
 
 
@@ -67,17 +68,21 @@ def test_without_a_test_a_winner_that_is_not_better_is_kept_whatever_the_guard()
 
 
 @pytest.mark.parametrize(
-    ("options", "against", "ways"),
+    ("options", "ways"),
     [
-        ({}, "current", "set testFraction=0.3, or pass more rows"),
-        ({"numFolds": 5}, "default", "pass more rows"),
-        ({"timeCol": "when"}, "default", "set testFraction=0.3, or pass more rows"),
-        ({"method": "hypergradient"}, "default", "set testFraction=0.3, or pass more rows"),
-        ({"testFraction": 0.4}, "default", "set numFolds=5, so that all rows decide, or pass more rows"),
-        ({"validationFraction": 0.7}, "default", "set numFolds=5, so that all rows decide, or pass more rows"),
-        ({"groupCol": "user", "testFraction": 0.4}, "current", "pass more groups"),
+        ({"numFolds": 5}, "pass more rows"),
+        ({"timeCol": "when"}, "set testFraction=0.3, or pass more rows"),
+        (
+            {"timeCol": "when", "testFraction": 0.1},
+            f"{FOLDS.replace('5', '4')}, or testFraction=0.3, or pass more rows",
+        ),
+        ({"method": "hypergradient"}, "set testFraction=0.3, or pass more rows"),
+        ({"testFraction": 0.4}, f"{FOLDS}, or pass more rows"),
+        ({"testFraction": 0.5}, "pass more rows"),
+        ({"validationFraction": 0.7}, f"{FOLDS}, or pass more rows"),
+        ({"groupCol": "user", "testFraction": 0.5}, "pass more groups"),
     ],
-    ids=["current", "folds", "times", "slope", "many fresh", "no room", "groups"],
+    ids=["folds", "times", "few times", "slope", "many fresh", "half fresh", "no room", "groups"],
 )
-def test_only_what_is_not_set_and_can_be_is_advised(options: dict[str, Any], against: str, ways: str) -> None:
-    assert ways_to_decide(Settings.of(options), against) == f"to decide it, {ways}"
+def test_only_what_is_not_set_and_can_be_is_advised(options: dict[str, Any], ways: str) -> None:
+    assert ways_to_decide(Settings.of(options)) == f"to decide it, {ways}"
