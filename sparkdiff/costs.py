@@ -84,7 +84,9 @@ def cost_of(task: Task, df: DataFrame) -> Cost:
         InputError: the rows or the options can't be used.
     """
     if task.options.numFolds:
-        raise InputError("the cost is that of one training: leave numFolds out, and multiply the time by numFolds + 1")
+        raise InputError(
+            "the cost is that of one training: leave numFolds out, and multiply the time by the folds and one more"
+        )
     found = rehearsed(Request(task.cut, [Source(df)], task.options, task.labelCol, task.weightCol))
     share = {s: n / found.sample * found.rows for s, n in found.splits.items()}
     notes = [

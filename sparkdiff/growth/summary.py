@@ -12,19 +12,19 @@ from sparkdiff.report import FineTuningSummary, Section, SectionTable
 class GrowthSummary(FineTuningSummary):
     """The report of one growth. `print(summary)` shows the before/after table, the rounds and the parts.
 
-    Its other attributes are those of `FineTuningSummary`; the decision is "grown", "improved" (a refit of the original replaces it,
-    to which nothing was added) or "kept original". Rounds and parts are those of the growth that ships, on all rows, and of
-    ensembles of trees alone, or where nothing that was grown ships, those of the growth that explored.
+    Its other attributes are those of `FineTuningSummary`; the decision is "grown", "improved" (a refit of the original, to which
+    nothing was added, replaces it) or "kept original". Where something grown ships, rounds and parts are those of its growth from
+    all rows; of ensembles of trees alone, and where nothing grown ships, those on the rows that explore.
 
     Attributes:
-        rounds: an entry for everything that a round tried: {"round", "kind", "name", "gain" (of the rows that choose among parts, as
-            a share of the original's metric), "objective", "parameters", "cost", "seconds", "epoch", "why"}; `why` is empty for the part
+        rounds: an entry for everything that a round tried: {"round", "kind", "name", "gain" (of the rows that choose, as a share
+            of the original's metric), "objective", "parameters", "cost", "seconds", "epoch", "why"}; `why` is empty for the part
             that joined, else says why it did not.
-        parts: an entry for each part that joined: {"kind", "name", "round", "gain" (of these rows, as it joined), "cost",
-            "parameters", "dropped", "shown" (what it learned, as rows of a table)}.
+        parts: an entry for each part that joined: {"kind", "name", "round", "gain" (of the rows that choose, as it joined),
+            "cost", "parameters", "dropped", "shown" (what it learned, as rows of a table)}.
         servingCost: {"before", "after", "limit"}: microseconds per row by the table of costs, the limit None without one.
         fineTunedGain: what the original's stages gain on the rows that explore when they train without any part, as a share of
-            the metric; None if nothing that was grown ships, or maxSeconds was over.
+            the metric; None if nothing grown ships or maxSeconds was over.
     """
 
     __module__ = "sparkdiff"

@@ -55,15 +55,16 @@ def grow_pipeline(
         plain = by_folds.summary_of(ground, explores, origin, division, explored, decision, timings, account)
         values = {f.name: getattr(plain, f.name) for f in dataclasses.fields(plain)}
         step = next(iter(explored.raced.steps), None)
-        best = decision.best
-        grown = best is not None and best.proven.finalist.candidate.arm == "grow"
+        best, shown = decision.best, {} if step is None else dict(step.learned)
+        if grown := best is not None and best.proven.finalist.candidate.arm == "grow":
+            shown |= learned.get(0, {})
+            grown = any(not part["dropped"] for part in shown["fields"]["parts"])  # none may join on all rows
         values |= {
             "decision": "grown" if grown else "kept original" if best is None else "improved",
             "options": {**plain.options, **settings.asdict()},
         }
         if best is None and (step is None or not step.candidates):
             values["reason"] = origin.refused or (plain.reason if step is None else step.says)
-        shown = {} if step is None else {**step.learned, **(learned.get(0, {}) if grown else {})}
         values["warnings"] = [*missing, *shown.get("warnings", []), *plain.warnings]
         cost = ground.start.cost
         fields = shown.get("fields", {"servingCost": {"before": cost, "limit": None}})

@@ -196,7 +196,7 @@ def _output(given: Any) -> dict[str, str]:
 def _check_options(options: Mapping[str, Any], data: Mapping[str, Any]) -> None:
     """Raise InputError if an option is unknown or wrong, or contradicts the data."""
     checked = Options.of(options)
-    if VALIDATION in data and checked.numFolds:
+    if VALIDATION in data and checked.numFolds not in (0, "auto"):
         raise InputError(
             f"fineTuner.numFolds={checked.numFolds} lets all rows of data.train decide, but data.validation holds "
             "validation rows: leave one of them out"

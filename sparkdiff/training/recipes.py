@@ -62,7 +62,7 @@ _TREES = ((1, 10), _TREES_FAST, (1, 1, 0.05), (3, 1, 0.2))
 def recipes_for(
     options: Options, validationRows: int, *, mixes: bool = True, trees: int = 0, newton: bool = False
 ) -> list[Recipe]:
-    """The recipes to try: with 200 validation rows only the most careful one, from 1,000 on all, between as many as the logarithm.
+    """The recipes to try: of 200 validation rows only the most careful one, from 1,000 on all, between by the logarithm.
 
     Args:
         mixes: whether rows can be mixed (not if they are sparse or contain category indices).

@@ -95,8 +95,12 @@ def test_each_fold_that_proves_is_made_from_the_rows_outside_of_it_by_one_recipe
 ) -> None:
     division, total, s = divide([Source(df)], Options.of(BY_USER)), np.zeros(2), found.summary
     assert [entry["fold"] for entry in s.folds] == [2, 3] and division.number == 2
+    proven: set[int] = set()
     for entry, parts in zip(s.folds, division.proves, strict=True):
         rows = {source.split: source.data for source in parts}
+        users = {split: {r[0] for r in own.select("user").distinct().collect()} for split, own in rows.items()}
+        assert users[TRAIN] | users[TEST] == set(range(150)) and not users[TEST] & (users[TRAIN] | proven)
+        proven |= users[TEST]
         sums = deviance(unfitted().fit(rows[TRAIN]), rows[TEST])
         total += sums
         assert entry["before"] == pytest.approx(sums[0] / sums[1], rel=1e-9)

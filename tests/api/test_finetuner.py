@@ -226,12 +226,12 @@ def test_a_divergence_in_finite_steps_is_told_from_nothing_to_gain(df: DataFrame
 @pytest.mark.parametrize("folds", [0, 2])
 def test_options_without_effect_are_told(df: DataFrame, model: PipelineModel, shared: Path, folds: int) -> None:
     given: dict[str, Any] = {
-        "recipe": "thorough", "fleetSize": 3, "guard": 1.0, "tags": {"team": "risk"}, "timeout": 30.0, "patience": 19,
+        "recipe": "fast", "fleetSize": 3, "guard": 1.0, "tags": {"team": "risk"}, "timeout": 30.0, "patience": 19,
         "freeze": ["StringIndexerModel"], "learningRates": {"hour_onehot": 0.1},
     }  # fmt: skip
     s = tune(model, df, shared, **given, numFolds=folds, rowsAreNew=bool(folds), maxEpochs=1).summary
     assert s.candidates == 1
-    for name in ("recipe='thorough'", "fleetSize=3", "tags={'team': 'risk'}", "timeout=30.0", "patience=19"):
+    for name in ("recipe='fast'", "fleetSize=3", "tags={'team': 'risk'}", "timeout=30.0", "patience=19"):
         assert sum(w.startswith(f"{name} has no effect: ") for w in s.warnings) == 1, name
     [frozen] = [w for w in s.warnings if w.startswith("freeze names 'StringIndexerModel'")]
     assert "which only keeps it from being fitted anew" in frozen

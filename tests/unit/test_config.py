@@ -417,12 +417,31 @@ WRONG = [
     (["grower={rounds: 0, maxServingCost: 0.5}"], "maxServingCost"),
     (["grower.parts=[unit]"], "grower: parts names an unknown kind 'unit'. Did you mean 'units'"),
     (["grower.labelCol=y"], "grower: 'labelCol' is an option of the section fineTuner: fineTuner.labelCol=y"),
-    (["grower.rounds=2", "fineTuner.numFolds=5"], "fineTuner.numFolds=5 is not possible with a section grower"),
+    (["grower.rounds=2", "fineTuner.numFolds=5"], "the job has a section 'grower': run `sparkdiff grow` instead"),
+    (
+        ["improver.arms=[refit]", "fineTuner.maxSeconds=5"],
+        "fineTuner.maxSeconds=5 is not possible with a section improver",
+    ),
+    (
+        ["data.validation=v", "fineTuner.numFolds=5"],
+        "fineTuner.numFolds=5 lets all rows of data.train decide, but data.validation",
+    ),
+    (
+        ["fineTuner.numFolds=5", "fineTuner.validationIndicatorCol=held"],
+        "validationIndicatorCol='held' exclude each other",
+    ),
     (["grower.rounds=2", "search.metric=rmse"], "the job has the sections 'search' and 'grower', which are two jobs"),
     (["grower.rounds=2"], "the job has a section 'grower': run `sparkdiff grow` instead"),
     (['output="a\\0b"'], "cannot be a path"),
     (['data.train.path="a\\ud800b"'], "cannot be a path"),
 ]
+
+
+@pytest.mark.parametrize(
+    "given", ["data.validation=v", "fineTuner.validationIndicatorCol=held", "fineTuner.timeCol=day"]
+)
+def test_auto_takes_the_rows_as_they_are_divided(here: Path, given: str) -> None:
+    assert load(given, "fineTuner.numFolds=auto").options["numFolds"] == "auto"
 
 
 @pytest.mark.parametrize(("overrides", "said"), WRONG, ids=lambda v: v[0] if isinstance(v, list) else "")

@@ -1,5 +1,6 @@
 """Growth through the public interface: plain stages beside those of the user, what is kept, what is refused."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from sparkdiff.growth import inputs, procedure
 from sparkdiff.growth.ground import ground
 from sparkdiff.growth.parts import units
 from sparkdiff.improvement.arms import growing
+from sparkdiff.improvement.candidate import Step
 from sparkdiff.jvm import sessions
 from sparkdiff.options import Options
 
@@ -77,6 +79,29 @@ def linear(grown: GrowerModel) -> Any:
     """The last linear stage."""
     uid = grown.originalModel.stages[-1].uid
     return next(s for s in grown.pipelineModel.stages if s.uid == uid)
+
+
+class Explored(Exception):
+    """Ends a growth with what it has found on the rows that explore."""
+
+    def __init__(self, step: Step):
+        self.step = step
+
+
+def explored(grower: Grower, rows: DataFrame) -> tuple[Any, Mapping[str, Any]]:
+    """The pipeline that a growth makes on the rows that explore, and what its rounds have learned; nothing is proven."""
+
+    def ends(*given: Any) -> Step:
+        raise Explored(grown_once(*given))
+
+    grown_once = growing.grown
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(growing, "grown", ends)
+        with pytest.raises(Explored) as found:
+            grower.fit(rows)
+    step = found.value.step
+    assert step.candidates, step.says
+    return step.candidates[0].model, step.learned
 
 
 def fitted(rows: DataFrame, last: Any) -> PipelineModel:
@@ -179,23 +204,21 @@ def test_a_last_stage_drops_the_columns_on_request(
     parts = {"parts": ("effects",), "entityCols": ["shop"], "dropColumns": True}
     rows = rows.withColumn("both", F.col("sales") + F.log1p("count"))  # shops have effects, and kind x season
     model = fitted(rows, LinearRegression(labelCol="both"))
-    first = Grower(model, **parts, **options).fit(rows)
-    assert first.summary.decision == "grown", str(first.summary)
-    first.pipelineModel.write().save(str(tmp_path / "grown"))
+    first, _ = explored(Grower(model, **parts, **options), rows)
+    first.write().save(str(tmp_path / "grown"))
     served = PipelineModel.load(str(tmp_path / "grown")).transform(rows.withColumn("more", F.lit(1)))
     assert served.columns == model.transform(rows.withColumn("more", F.lit(1))).columns
-    again = Grower(first.pipelineModel, **{**parts, "parts": ("crosses",)}, **options).fit(rows)
-    assert again.summary.decision == "grown", str(again.summary)
+    again, _ = explored(Grower(first, **{**parts, "parts": ("crosses",)}, **options), rows)
     assert again.transform(rows).columns == model.transform(rows).columns
-    assert [type(s) for s in again.pipelineModel.stages[-2:]] == [SQLTransformer] * 2
-    scorer = sparkdiff.Scorer(again.pipelineModel, rows)
+    assert [type(s) for s in again.stages[-2:]] == [SQLTransformer] * 2
+    scorer = sparkdiff.Scorer(again, rows)
     few = rows.limit(20)
     scores = scorer.predict([row.asDict() for row in few.collect()])
     assert [row["prediction"] for row in scores] == pytest.approx(
         [row.prediction for row in again.transform(few).collect()]
     )
     assert not [name for name in scores[0] if "_grown" in name]
-    tuned = sparkdiff.FineTuner(again.pipelineModel, guard=1, cacheDir=str(shared), **QUICK).fit(rows)
+    tuned = sparkdiff.FineTuner(again, guard=1, cacheDir=str(shared), **QUICK).fit(rows)
     assert tuned.transform(rows).columns == model.transform(rows).columns
 
 
@@ -208,11 +231,12 @@ def test_vectors_without_a_size_are_served(spark: SparkSession, rows: DataFrame,
     options = {"rounds": 1, "guard": 1, "maxLoss": 0, "cacheDir": str(shared), **QUICK}
     with pytest.MonkeyPatch.context() as m:
         m.setattr(units, "SIZES", units.SIZES[:1])
-        found = Grower(PipelineModel([model]), parts=("units",), entityCols=["kind"], **options).fit(named)
-    assert found.summary.decision == "grown", str(found.summary)
+        found, learned = explored(
+            Grower(PipelineModel([model]), parts=("units",), entityCols=["kind"], **options), named
+        )
     assert (
         "entityCols=('kind',) has no effect: units read no entities, and no other parts are tried"
-        in found.summary.warnings
+        in learned["warnings"]
     )
     vectors = [row.features for row in named.limit(5).collect()]
     bare = spark.createDataFrame([(v,) for v in vectors], ["features"])
@@ -251,7 +275,7 @@ def test_parts_learn_from_the_rows_that_there_is_room_for(
     assert warning.startswith(f"parts learned from {len(ships.train):,} of {ships.most:,} training rows")
     assert not any("parts learned from" in w for w in grown.summary.warnings)
     with monkeypatch.context() as killed:
-        killed.setattr(growing, "finish", lambda *a, **k: (_ for _ in ()).throw(RuntimeError("killed")))
+        killed.setattr(growing, "inner", lambda *a: (_ for _ in ()).throw(RuntimeError("killed")))  # in the first fold
         with pytest.raises(RuntimeError, match="killed"):
             Grower(poisson, runId="mine", **options).fit(rows)
     monkeypatch.setattr(inputs, "LARGEST", 200_000)  # as on a machine with less memory
@@ -278,8 +302,8 @@ def test_sparse_rows_take_no_more_than_the_room_that_there_is(
     )
     taken = []
     monkeypatch.setattr(procedure, "table_of", lambda *a: taken.append(inputs.table_of(*a)) or taken[-1])
-    Grower(model, parts=("units",), rounds=1, cacheDir=str(tmp_path), **QUICK).fit(texts)
-    table, *_ = taken
+    explored(Grower(model, parts=("units",), rounds=1, maxLoss=0, cacheDir=str(tmp_path), **QUICK), texts)
+    [table] = taken
     held = [
         x for s in (table.train, table.validation) for x in (s.features.indices, s.features.values, s.label, s.margin)
     ]
@@ -335,10 +359,11 @@ def test_every_linear_stage_can_be_grown(
     make, parts, word = CASES[name]
     monkeypatch.setattr(units, "SIZES", units.SIZES[:1])
     model = fitted(rows, make())
-    found = Grower(model, parts=parts, entityCols=["shop"], rounds=1, cacheDir=str(shared), **QUICK).fit(rows)
-    assert found.summary.decision == "grown", str(found.summary)
-    assert word in found.summary.parts[0]["name"]
-    own = {s.uid for s in found.pipelineModel.stages}
+    found, learned = explored(
+        Grower(model, parts=parts, entityCols=["shop"], rounds=1, cacheDir=str(shared), **QUICK), rows
+    )
+    assert word in learned["fields"]["parts"][0]["name"]
+    own = {s.uid for s in found.stages}
     assert any("shop" in uid for uid in own) == (name == "least squares"), (
         "an indexer is there only where a part reads it"
     )
@@ -347,8 +372,9 @@ def test_every_linear_stage_can_be_grown(
 
 @pytest.mark.nightly  # twice what one growth does
 def test_a_grown_pipeline_can_be_grown_again(grown: GrowerModel, rows: DataFrame, shared: Path) -> None:
-    again = Grower(grown.pipelineModel, parts=("shapes",), rounds=1, guard=1, cacheDir=str(shared), **QUICK).fit(rows)
-    uids = [s.uid for s in again.pipelineModel.stages]
+    options: dict[str, Any] = {"parts": ("shapes",), "rounds": 1, "maxLoss": 0, "cacheDir": str(shared), **QUICK}
+    again, _ = explored(Grower(grown.pipelineModel, **options), rows)
+    uids = [s.uid for s in again.stages]
     assert len(set(uids)) == len(uids)
     assert again.transform(rows).count() == ROWS
 
@@ -359,9 +385,8 @@ def test_a_last_stage_that_a_search_has_chosen_grows_within_it(
 ) -> None:
     searched = PipelineModel([*poisson.stages[:-1], CrossValidatorModel(poisson.stages[-1], [1.0])])
     given: Any = {"parts": ("crosses",), "rounds": 1, "guard": 1, "cacheDir": str(shared)}
-    found = Grower(searched, **given, **QUICK).fit(rows)
-    assert found.summary.decision == "grown", str(found.summary)
-    last: Any = found.pipelineModel.stages[-1]
+    found, _ = explored(Grower(searched, **given, **QUICK), rows)
+    last: Any = found.stages[-1]
     assert type(last) is CrossValidatorModel
     assert (last.uid, last.avgMetrics) == (searched.stages[-1].uid, [1.0])
     assert poisson.stages[-1].uid in [s.uid for s in last.bestModel.stages[-2:]]
@@ -375,8 +400,7 @@ def test_a_row_that_the_pipeline_serves_is_served_when_grown(rows: DataFrame, sh
     whole = VectorAssembler(inputCols=["hashed", "numbers"], outputCol="features")
     model = Pipeline(stages=[hasher, numbers, whole, LinearRegression(labelCol="sales", regParam=0.01)]).fit(rows)
     grower = Grower(model, parts=("crosses", "shapes"), rounds=2, maxLoss=0, guard=1, cacheDir=str(shared), **QUICK)
-    found = grower.fit(rows)
-    assert found.summary.decision == "grown", str(found.summary)
+    found, _ = explored(grower, rows)
     gap = rows.limit(1).withColumn("x", F.lit(None).cast("double"))
     assert model.transform(gap).first().prediction is not None
     [row] = found.transform(gap).select("prediction").collect()
@@ -388,8 +412,7 @@ def test_what_a_formula_drops_on_its_way_is_not_read(rows: DataFrame, shared: Pa
     formula = RFormula(formula="sales ~ x + y + kind + season", featuresCol="features", labelCol="label")
     model = Pipeline(stages=[formula, LinearRegression(regParam=20.0)]).fit(rows)
     grower = Grower(model, parts=("crosses", "shapes"), rounds=1, maxLoss=0, guard=1, cacheDir=str(shared), **QUICK)
-    found = grower.fit(rows)
-    assert found.summary.decision == "grown", str(found.summary)
+    found, _ = explored(grower, rows)
     assert found.transform(rows).where("prediction is not null").count() == ROWS
     broken = PipelineModel([model.stages[0], VectorAssembler(inputCols=["no such"], outputCol="more")])
     with pytest.raises(ParityError, match=r"Spark can't run the pipeline that was made .*no such"):
@@ -400,10 +423,10 @@ def test_entities_that_training_rows_lack_are_warned_of(rows: DataFrame, shared:
     """To Spark's indexer a shop that is null and one that is unknown are the same."""
     some = rows.withColumn("shop", F.when(F.col("id") % 3 > 0, F.col("shop")))
     model = fitted(rows, LinearRegression(labelCol="sales"))
-    found = Grower(model, parts=("effects",), entityCols=["shop"], rounds=1, cacheDir=str(shared), **QUICK).fit(some)
-    assert found.summary.decision == "grown"
-    [warning] = [w for w in found.summary.warnings if "have no shop" in w]
-    assert int(warning.split()[0].replace(",", "")) == pytest.approx(0.9 * 0.8 * ROWS / 3, rel=0.1)
+    options: dict[str, Any] = {"parts": ("effects",), "entityCols": ["shop"], "cacheDir": str(shared)}
+    found, learned = explored(Grower(model, rounds=1, **options, **QUICK), some)
+    [warning] = [w for w in learned["warnings"] if "have no shop" in w]
+    assert int(warning.split()[0].replace(",", "")) == pytest.approx(0.8 * ROWS / 3, rel=0.1)
     known = some.where("shop is not null").limit(1)
     unknown, null = (known.withColumn("shop", F.lit(v).cast("string")) for v in ("new", None))
     one, other = (found.transform(r).select("prediction").first()[0] for r in (unknown, null))
@@ -417,10 +440,11 @@ def test_of_a_sample_the_warning_counts_all_rows_that_lack_an_entity(
     monkeypatch.setattr(inputs, "LARGEST", 250_000)
     some = rows.withColumn("shop", F.when(F.col("id") % 3 > 0, F.col("shop")))
     model = fitted(rows, LinearRegression(labelCol="sales"))
-    found = Grower(model, parts=("effects",), entityCols=["shop"], rounds=1, cacheDir=str(shared), **QUICK).fit(some)
-    assert any("parts learned from" in w for w in found.summary.warnings)
-    [warning] = [w for w in found.summary.warnings if "have no shop" in w]
-    assert int(warning.split()[0].replace(",", "")) == pytest.approx(0.9 * 0.8 * ROWS / 3, rel=0.1)
+    options: dict[str, Any] = {"parts": ("effects",), "entityCols": ["shop"], "cacheDir": str(shared)}
+    _, learned = explored(Grower(model, rounds=1, **options, **QUICK), some)
+    assert any("parts learned from" in w for w in learned["warnings"])
+    [warning] = [w for w in learned["warnings"] if "have no shop" in w]
+    assert int(warning.split()[0].replace(",", "")) == pytest.approx(0.8 * ROWS / 3, rel=0.1)
 
 
 def test_rows_that_the_pipeline_drops_are_not_grown_on(rows: DataFrame, poisson: PipelineModel) -> None:
@@ -458,8 +482,9 @@ def test_wrong_use_is_named(rows: DataFrame, poisson: PipelineModel, shared: Pat
         Grower(trees, cacheDir=str(shared)).fit(rows)
     with pytest.raises(InputError, match=r"maxServingCost=1\.01 leaves .* us per row"):
         Grower(poisson, maxServingCost=1.01, cacheDir=str(shared)).fit(rows)
-    for data, options, words in ((rows.limit(35), {}, "rows, 30 are"), (rows, {"groupCol": "shop"}, "groups, 30 are")):
-        kept = Grower(poisson, cacheDir=str(shared), **options).fit(data)
+    few = rows.where("id < 50")
+    for data, options, words in ((few, {}, "rows, 30 are"), (rows, {"groupCol": "shop"}, "groups, 30 are")):
+        kept = Grower(poisson, cacheDir=str(shared), numFolds=2, **options).fit(data)
         assert kept.pipelineModel is poisson and words in kept.summary.reason
         assert not kept.summary.rounds
 

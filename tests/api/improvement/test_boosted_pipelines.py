@@ -216,7 +216,7 @@ def test_more_trees_are_refused_with_the_reason(
 def test_trees_learn_from_the_rows_that_there_is_room_for(
     few: PipelineModel, rows: DataFrame, cache: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(boosting, "LARGEST", 60_000)
+    monkeypatch.setattr(boosting, "LARGEST", 75_000)
     found = Improver(few, cacheDir=cache, **OPTIONS).fit(rows.where("number >= 600"))
     assert found.summary.decision == "improved", str(found.summary)
     [arm] = found.summary.arms

@@ -50,6 +50,12 @@ def row_of(found: ImproverModel, name: str) -> dict[str, Any]:
     return row
 
 
+def tuned_of(found: ImproverModel) -> dict[str, Any]:
+    """The row of the finalist that was trained, by whichever recipe."""
+    [row] = [r for r in found.summary.table if r["arm"] == "finetune"]
+    return row
+
+
 def assembled(last: Any) -> Pipeline:
     return Pipeline(stages=[VectorAssembler(inputCols=NUMBERS, outputCol="features"), last])
 
@@ -131,12 +137,12 @@ def test_too_few_rows_decide_nothing_and_nothing_is_tried(
 
 
 def projected() -> Pipeline:
-    """A projection to too few dimensions, which training turns."""
+    """A projection to one dimension, which holds nothing of the label until training turns it."""
     return Pipeline(
         stages=[
             VectorAssembler(inputCols=NUMBERS, outputCol="assembled"),
             StandardScaler(inputCol="assembled", outputCol="scaled", withMean=True),
-            PCA(inputCol="scaled", outputCol="components", k=2),
+            PCA(inputCol="scaled", outputCol="components", k=1),
             GeneralizedLinearRegression(featuresCol="components", labelCol="riders", family="poisson"),
         ]
     )
@@ -167,7 +173,7 @@ def test_an_unfitted_pipeline_is_fitted_to_all_rows_and_its_refit_in_the_folds_i
     whole = projected().fit(df)
     assert np.array_equal(trained.originalModel.stages[1].mean.toArray(), whole.stages[1].mean.toArray())
     assert deviance(trained.originalModel, df) == pytest.approx(deviance(whole, df), rel=1e-9)
-    row = row_of(trained, "fine-tuned")
+    row = tuned_of(trained)
     assert row["rival"] == trained.summary.proof["rival"] == "its refit in the same folds"
     assert not [r for r in trained.summary.table if r["name"] == "refitted"]  # which is the pipeline itself
     assert trained.summary.decision == "improved", trained.summary.reason
@@ -180,7 +186,7 @@ def test_of_a_pipeline_that_was_fitted_on_these_rows_the_refit_is_the_rival(
     """Of all finalists but of itself."""
     model = projected().fit(df)
     found = improve(model, df, "finetune", rowsAreNew=False, **TRAINS)
-    tuned, refitted = row_of(found, "fine-tuned"), row_of(found, "refitted")
+    tuned, refitted = tuned_of(found), row_of(found, "refitted")
     assert (tuned["rival"], refitted["rival"]) == ("its refit in the same folds", "your pipeline")
     [fold] = divided(df).proves
     train, proves = (s.df for s in fold)
@@ -189,7 +195,7 @@ def test_of_a_pipeline_that_was_fitted_on_these_rows_the_refit_is_the_rival(
     assert refitted["gain"] == pytest.approx(1 - after / before, abs=1e-6)
     assert tuned["gain"] == pytest.approx(1 - tuned["value"] / after, abs=1e-6)
     for name in ("value", "gain", "p", "interval", "accepted"):  # as of the unfitted pipeline
-        assert tuned[name] == pytest.approx(row_of(trained, "fine-tuned")[name], rel=1e-6)
+        assert tuned[name] == pytest.approx(tuned_of(trained)[name], rel=1e-6)
     assert found.originalModel is model
 
 
@@ -259,12 +265,10 @@ def test_what_diverges_on_all_rows_is_not_shipped(
     found = improve(model, df, "finetune", **TRAINS)
     assert found.pipelineModel is model
     assert found.summary.decision == "kept original" and "best" not in found.offers
-    why = "the gain of 'fine-tuned' is proven, but it can't be made from all rows: the training diverges in epoch "
-    assert found.summary.reason.startswith(why)
-    assert row_of(found, "fine-tuned")["accepted"]
-    assert any(
-        w.startswith("'fine-tuned' is not offered: it can't be made from all rows") for w in found.summary.warnings
-    )
+    row, why = tuned_of(found), "it can't be made from all rows: the training diverges in epoch "
+    assert found.summary.reason.startswith(f"the gain of {row['name']!r} is proven, but {why}")
+    assert row["accepted"] and not row["offers"]
+    assert any(w.startswith(f"{row['name']!r} is not offered: {why}") for w in found.summary.warnings)
 
 
 def test_what_looks_unlike_the_pipelines_of_the_folds_is_not_shipped(
@@ -335,7 +339,7 @@ def test_what_ships_may_not_be_worse_on_reference_rows(
     small, large = (data.where(F.col("town") == town) for town in ("small", "large"))
     kept = improve(small_town, data, "refit", **STAYS, referenceData=small)
     assert kept.pipelineModel is small_town and not kept.offers
-    assert "'refitted'" in kept.summary.reason and "gets worse on the reference rows from " in kept.summary.reason
+    assert "'refitted" in kept.summary.reason and "gets worse on the reference rows from " in kept.summary.reason
     found = improve(small_town, data, "refit", **STAYS, referenceData=large)
     assert found.summary.decision == "improved" and found.summary.reference["rows"] == large.count()
     p = chance(found.pipelineModel, large)
