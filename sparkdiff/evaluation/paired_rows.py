@@ -49,7 +49,9 @@ class PairedRows:
 
     def __add__(self, other: "PairedRows") -> "PairedRows":
         """The rows of both, which share no unit."""
-        names = [name for name in ("original", "other", "weight", "block", "unit", "time") if getattr(self, name) is not None]
+        names = [
+            name for name in ("original", "other", "weight", "block", "unit", "time") if getattr(self, name) is not None
+        ]
         joined: dict[str, Any] = {name: torch.cat([getattr(self, name), getattr(other, name)]) for name in names}
         number = self.units.number + other.units.number
         if not self.units.of and not other.units.of:  # of uneven weights less than the sum

@@ -11,17 +11,26 @@ import torch
 from pyspark.ml.util import DefaultParamsReader
 
 from sparkdiff import jvm
+from sparkdiff.evaluation.compatibility import Compatibility
+from sparkdiff.evaluation.paired_rows import PairedRows
 from sparkdiff.evaluation.recorded import Recorded
 from sparkdiff.evaluation.scores import Score
+from sparkdiff.evaluation.slices import SliceSums
+from sparkdiff.evaluation.units import Costs, Units
 from sparkdiff.growth import costs
+from sparkdiff.improvement.baseline import Baseline
 from sparkdiff.improvement.candidate import Candidate, Making, Step
 from sparkdiff.improvement.ground import Ground, Measurement
+from sparkdiff.improvement.order import ArmOrder
 from sparkdiff.machine import whole
 from sparkdiff.pipeline.network import Network
 from sparkdiff.pipeline.parity import Parity
+from sparkdiff.proof.decision import FoldComparison
 from sparkdiff.store import files
 
 DECISIONS = "decisions.json"
+KEPT = (FoldComparison, PairedRows, Units, Costs, SliceSums, Compatibility, Baseline, ArmOrder)
+"""Classes of what a log keeps beside steps; nothing else is made of a file."""
 
 
 class StepLog:
@@ -55,7 +64,8 @@ class StepLog:
         path = self.folder / f"{name}.pt"
         if not path.exists():
             files.save_mappable(path, make())
-        return torch.load(path, weights_only=False)  # written by this user, into a folder that nobody else may write to
+        with torch.serialization.safe_globals([*KEPT]):
+            return torch.load(path, weights_only=True)
 
     def _place(self, arm: str, number: int) -> Path:
         assert self.folder is not None

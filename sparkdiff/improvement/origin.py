@@ -157,4 +157,6 @@ def check_same_numbers(ground: Ground, other: Any, where: str) -> None:
     """Raise InputError if the number of a class counts, and another fit of the pipeline numbers the classes otherwise."""
     if by_number(ground.plan):
         label = ground.plan.labelCol
-        check_same_classes(classes_of(ground.model, label), classes_of(other, label), label, where)
+        check_same_classes(
+            classes_of(ground.model, label), classes_of(other, label), label, where, "the fit on all rows"
+        )

@@ -114,7 +114,7 @@ def explore_and_prove(
     )  # fmt: skip
     check_entities(settings.entityCols, ground.plan, sources[0].df)
     with phases.phase("original") as say:
-        ground = prepared(ground, doubts=bool(origin.refused))
+        ground = prepared(ground)
         say(
             f"{ground.metric.name} {ground.start.scores[TRAIN].value:.5g} on {ground.rows[TRAIN]:,} rows; {ground.start.parity}"
         )

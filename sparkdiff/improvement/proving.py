@@ -34,8 +34,6 @@ BEST, AS_CHEAP, SAME_FORM, SIMPLER = "best", "asCheap", "sameForm", "simpler"
 """The names of offers: the largest gain; of those that cost no more to serve than the original; of those with the original's
 stages; one with fewer stages that serves cheaper and loses nothing."""
 REFIT = "refit"
-ERRORS = 3.0
-"""Standard errors by which the loss of what ships, on its own rows, may be larger than that of the folds' pipelines."""
 ACCEPT = 0.025
 """The p-value that a simpler pipeline needs where any gain is accepted."""
 
@@ -335,7 +333,7 @@ def _shipped(proof: Proof, proven: Proven, whole: Callable[[], Ground]) -> Shipp
     except (SparkdiffError, *jvm.SparkError) as e:
         why = jvm.cause(e) if isinstance(e, jvm.SparkError) else str(e)
         return Shipped(proven, None, judgement, f"it can't be made from all rows: {why}")
-    loss, most = found.scores[TRAIN].mean, _largest_loss(proven)
+    loss, most = found.scores[TRAIN].mean, decision.largest_loss(proven.folds)
     if not loss <= most:
         why = f"made from all rows its {ground.metric.name} there is {ground.metric.sign * loss:.5g}, worse than on rows of folds"
         return Shipped(proven, None, judgement, why)
@@ -344,13 +342,6 @@ def _shipped(proof: Proof, proven: Proven, whole: Callable[[], Ground]) -> Shipp
     judgement, notes = ground.plan.compared_outside(judgement, found.model, ground.sources[0].data, ground.stay)
     vetoed = judgement.worse or judgement.flips or judgement.outside  # a simpler pipeline needs no gain
     return Shipped(proven, None if vetoed else found, judgement, doubts=tuple(notes))
-
-
-def _largest_loss(proven: Proven) -> float:
-    """The loss that what ships may have on its own rows: that of the folds' pipelines, and some standard errors more."""
-    loss, weight = (torch.cat([getattr(f.rows, name) for f in proven.folds]) for name in ("other", "weight"))
-    mean = loss.sum() / weight.sum()
-    return float(mean + ERRORS * (loss - mean * weight).norm() / weight.sum())
 
 
 def _reference(ground: Ground, found: Measurement, judgement: Judgement) -> slices.Change:

@@ -16,7 +16,7 @@ from sparkdiff.improvement.folding import folded
 from sparkdiff.improvement.ground import Ground, Measurement, allowed
 from sparkdiff.improvement.order import ArmOrder
 from sparkdiff.improvement.origin import Origin
-from sparkdiff.improvement.proving import BEST, NOTHING, SIMPLER, Decision, Proven, Shipped, gain_of
+from sparkdiff.improvement.proving import BEST, NOTHING, REFIT, SIMPLER, Decision, Proven, Shipped, gain_of
 from sparkdiff.improvement.race import Raced
 from sparkdiff.improvement.settings import ARMS
 from sparkdiff.improvement.summary import ImprovementSummary
@@ -77,7 +77,8 @@ def summary_of(
         },
         foundAt=_found_at(explored.raced, best), baseline=_beside(explores, explored.beside),
         explanation=_explained(explores, race, arms, judgement, explored.beside),
-        metrics=metrics_of(ground.start, after, shown, best), gain=0.0 if shown is None else gain_of(shown),
+        metrics=metrics_of(ground.start, after, shown, best),
+        gain=0.0 if shown is None or (best is None and judgement.verdict.best < 0) else gain_of(shown),
         **{**ground.facts, "timings": timings, **tested(judgement)},
     )  # fmt: skip
 
@@ -157,6 +158,9 @@ def reason_of(
             return f"the gain of {refused.proven.finalist.candidate.name!r} is proven, but {refused.failure}"
     if judgement.verdict.best < 0 and not judgement.verdict.untested:
         where = f"on those that prove ({division.name})"
+        if shown.finalist.role == REFIT:
+            nothing = "nothing that was tried is better on the rows that explore"
+            return f"{nothing}, and its refit is not better than {shown.rival} {where}"
         return f"{name!r}, the best on the rows that explore, is not better than {shown.rival} {where}"
     whose = f"the gain of {name!r} over {shown.rival}"
     where = "out-of-fold" if division.ships else "proving"

@@ -21,16 +21,18 @@ def classes_of(model: Any, column: str | None) -> tuple[str, ...]:
     return found
 
 
-def check_same_classes(first: Sequence[str], other: Sequence[str], column: str | None, where: str) -> None:
-    """Raise InputError if a number is another class than in the first fold.
+def check_same_classes(
+    first: Sequence[str], other: Sequence[str], column: str | None, where: str, first_where: str = "the first fold"
+) -> None:
+    """Raise InputError if a number is another class in another fit.
 
     Args:
-        where: what the other classes are of.
+        where, first_where: of what rows the fits are.
     """
     for k, (one, two) in enumerate(zip_longest(first, other)):
         if one != two:
             raise InputError(
-                f"class {k} of labelCol={column!r} is {one!r} in the first fold, but {two!r} in {where}: number the classes by a "
+                f"class {k} of labelCol={column!r} is {one!r} in {first_where}, but {two!r} in {where}: number the classes by a "
                 "StringIndexer with stringOrderType='alphabetAsc' (in front of an RFormula, which has none for its label), and "
                 "leave out classes that a fold lacks"
             )

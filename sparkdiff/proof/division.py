@@ -178,7 +178,9 @@ def too_few(division: Division, options: Options) -> str:
     o = options
     if o.guard >= 1 or (o.timeCol and not o.groupCol):  # blocks of time are made in sufficient number
         return ""
-    proves = functools.reduce(DataFrame.unionByName, (s.df for rows in division.proves for s in rows if s.split == TEST))
+    proves = functools.reduce(
+        DataFrame.unionByName, (s.df for rows in division.proves for s in rows if s.split == TEST)
+    )
     try:
         number = proves.count() if o.groupCol is None else proves.select(named(o.groupCol)).distinct().count()
     except jvm.SparkError as e:

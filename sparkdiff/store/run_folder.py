@@ -24,9 +24,10 @@ LONGEST = 100
 NAME = re.compile(rf"[A-Za-z0-9_][\w.-]{{0,{LONGEST - 1}}}", re.ASCII)
 TRAININGS = "trainings"
 """The folder, in the folder of a run, of the trainings that it consists of."""
+FILE = r"(run|device|processes|decisions)\.json|(state|order|baseline|rival|folds|[A-Za-z]+-[0-9a-f]{16}-fold\d+)\.pt"
 OWN = re.compile(
-    rf"(attempt|round)-\d+|study|{TRAININGS}|\.?step-\d+-[a-z]+(-[0-9a-f]{{8}})?|(run|device|processes|decisions|baseline)\.json|state\.pt(\.previous)?"
-    r"|\.((run|device|processes|decisions|baseline)\.json|state\.pt)-[0-9a-f]{8}|\.(nfs|fuse_hidden)[0-9a-f]+"
+    rf"(attempt|round)-\d+|study|{TRAININGS}|\.?step-\d+-[a-z]+(-[0-9a-f]{{8}})?|{FILE}|state\.pt\.previous"
+    rf"|\.({FILE})-[0-9a-f]{{8}}|\.(nfs|fuse_hidden)[0-9a-f]+"
 )
 """The entries of a run folder: also the temporary files of `files.written` that a crash leaves, and what a network's file
 system keeps of a removed file that is still open."""

@@ -85,8 +85,8 @@ def steady(
         for epoch, row in own.items():
             near = [sign * r["validationMetric"] for e, r in own.items() if abs(e - epoch) <= max(NEAR, epoch // NEAR)]
             if row["trainLoss"] < most or recipe.augments:
-                found.append((statistics.median(near), candidate, epoch))
-    value, candidate, epoch = min((f for f in found if math.isfinite(f[0])), default=(math.inf, 0, 1))
+                found.append((statistics.median(near), sign * row["validationMetric"], candidate, epoch))
+    value, _, candidate, epoch = min((f for f in found if math.isfinite(f[0])), default=(math.inf, math.inf, 0, 1))
     return candidate, epoch, value
 
 

@@ -92,8 +92,8 @@ def grown(ground: Ground, limit: Limit, settings: GrowthSettings, arm: str, numb
     told = Told(settings, found, gone, serving, ())
     learned = {"rounds": [asdict(t) for t in found.tried], "late": found.late, "warnings": told.warnings}
     if not found.members:
-        learned |= {"fields": told.fields(serving.before)}
-        return Step(arm, number, (), 0.0, why_none(told, ground.options), learned=learned)
+        learned |= {"fields": told.fields(serving.before), "why": why_none(told, options)}
+        return Step(arm, number, (), 0.0, f"no part joined: {found.stopped}", learned=learned)
     made = assembled(start, found.members, serving, ground.sources[0].df, drop=settings.dropColumns)
     with ground.begun(replace(ground.task(made), options=options)) as run:
         done = finish(run, first, width_of(start.head.stage), clock.left(limit.seconds), replace=True)

@@ -370,12 +370,15 @@ def test_every_linear_stage_can_be_grown(
     assert found.transform(rows).select("prediction").distinct().count() > 1
 
 
-@pytest.mark.nightly  # twice what one growth does
-def test_a_grown_pipeline_can_be_grown_again(grown: GrowerModel, rows: DataFrame, shared: Path) -> None:
-    options: dict[str, Any] = {"parts": ("shapes",), "rounds": 1, "maxLoss": 0, "cacheDir": str(shared), **QUICK}
-    again, _ = explored(Grower(grown.pipelineModel, **options), rows)
+@pytest.mark.nightly  # with a last stage that drops the columns: test_a_last_stage_drops_the_columns_on_request
+def test_a_grown_pipeline_can_be_grown_again(rows: DataFrame, shared: Path) -> None:
+    rows = rows.withColumn("both", F.col("sales") + F.log1p("count"))  # shops have effects, and kind x season
+    options: dict[str, Any] = {"rounds": 1, "maxLoss": 0, "cacheDir": str(shared), **QUICK}
+    model = fitted(rows, LinearRegression(labelCol="both"))
+    first, _ = explored(Grower(model, parts=("effects",), entityCols=["shop"], **options), rows)
+    again, _ = explored(Grower(first, parts=("crosses",), **options), rows)
     uids = [s.uid for s in again.stages]
-    assert len(set(uids)) == len(uids)
+    assert len(set(uids)) == len(uids) > len(first.stages) > len(model.stages)
     assert again.transform(rows).count() == ROWS
 
 
@@ -482,7 +485,7 @@ def test_wrong_use_is_named(rows: DataFrame, poisson: PipelineModel, shared: Pat
         Grower(trees, cacheDir=str(shared)).fit(rows)
     with pytest.raises(InputError, match=r"maxServingCost=1\.01 leaves .* us per row"):
         Grower(poisson, maxServingCost=1.01, cacheDir=str(shared)).fit(rows)
-    few = rows.where("id < 50")
+    few = rows.where("id < 40")
     for data, options, words in ((few, {}, "rows, 30 are"), (rows, {"groupCol": "shop"}, "groups, 30 are")):
         kept = Grower(poisson, cacheDir=str(shared), numFolds=2, **options).fit(data)
         assert kept.pipelineModel is poisson and words in kept.summary.reason

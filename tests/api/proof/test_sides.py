@@ -58,7 +58,9 @@ def test_rows_without_a_group_are_named_whichever_way_rows_are_divided(rows: Dat
 
 
 def test_named_rows_leave_times_to_train_and_to_explore(rows: DataFrame) -> None:
-    with pytest.raises(InputError, match=r"timeCol='day' has too few different values.*those that train and those that"):
+    with pytest.raises(
+        InputError, match=r"timeCol='day' has too few different values.*those that train and those that"
+    ):
         divided(rows.withColumn("day", F.lit(1)), timeCol="day", validationIndicatorCol="held")
 
 
