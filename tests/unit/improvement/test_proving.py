@@ -226,6 +226,7 @@ def test_a_simpler_pipeline_has_to_be_no_worse_than_the_best() -> None:
     alike = proven(DELETED, 1.0 - 0.01)  # 0.1% of the best's loss of 9, of which 0.5% are allowed
     assert of.no_worse(alike, tuned)
     assert not of.no_worse(proven(DELETED, 1.0 - 0.1, seed=1), tuned)
+    assert not proof(maxLoss=0.1).no_worse(proven(DELETED, 7.5), proven(GROWN, 8.0))  # of 2, of which 0.2 are allowed
     assert not proof(maxLoss=0.0).no_worse(alike, tuned)  # exact only
     assert proof(maxLoss=0.005, guard=1.0).no_worse(alike, tuned)
 

@@ -72,10 +72,12 @@ def test_what_the_folds_disagree_about_widens_the_test() -> None:
         return [dataclasses.replace(f, elsewhere=x) for f, x in zip(in_folds(gains), own, strict=True)]
 
     alike, unlike = (decision.dependence_of(elsewhere(x), None) for x in (0.0, 2.0))
-    assert (alike, unlike) == (1.0, 2.0)
-    assert decision.dependence_of(elsewhere(2.0), 1.5) == 1.5  # where it is known, as by time
+    assert (alike, unlike) == (1.5, 2.0)
+    assert decision.dependence_of(elsewhere(2.0), 1.25) == 1.25  # where it is known, as by time
     assert decision.dependence_of(elsewhere(2.0)[:1], None) == 1.0
-    assert judged(elsewhere(2.0), None).verdict.z == pytest.approx(judged(elsewhere(0.0), None).verdict.z / 2**0.5)
+    assert judged(elsewhere(2.0), None).verdict.z == pytest.approx(
+        judged(elsewhere(0.0), None).verdict.z * (1.5 / 2) ** 0.5
+    )
     assert judged(elsewhere(2.0), None).verdict.p > judged(elsewhere(0.0), None).verdict.p
 
 
