@@ -33,7 +33,7 @@ from sparkdiff.report.shares import share_of
 BEST, AS_CHEAP, SAME_FORM, SIMPLER = "best", "asCheap", "sameForm", "simpler"
 """The names of offers: the largest gain; of those that cost no more to serve than the original; of those with the original's
 stages; one with fewer stages that serves cheaper and loses nothing."""
-REFIT = "refit"
+REFIT, YOURS = "refit", "your pipeline"
 ACCEPT = 0.025
 """The p-value that a simpler pipeline needs where any gain is accepted."""
 
@@ -213,7 +213,7 @@ class Proof:
 
     def _decided(self, finalist: Finalist, folds: Sequence[FoldComparison], failure: str) -> Proven:
         plain = finalist.role == REFIT and self.against is None
-        rival = "your pipeline" if self.against is not None or plain else "its refit in the same folds"
+        rival = YOURS if self.against is not None or plain else "its refit in the same folds"
         if failure:
             return Proven(finalist, Judgement(NOTHING, None), math.nan, math.nan, rival, (), failure)
         judgement = decision.judge(folds, self.ground.options, self.division.factor)

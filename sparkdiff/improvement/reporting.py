@@ -16,7 +16,7 @@ from sparkdiff.improvement.folding import folded
 from sparkdiff.improvement.ground import Ground, Measurement, allowed
 from sparkdiff.improvement.order import ArmOrder
 from sparkdiff.improvement.origin import Origin
-from sparkdiff.improvement.proving import BEST, NOTHING, REFIT, SIMPLER, Decision, Proven, Shipped, gain_of
+from sparkdiff.improvement.proving import BEST, NOTHING, REFIT, SIMPLER, YOURS, Decision, Proven, Shipped, gain_of
 from sparkdiff.improvement.race import Raced
 from sparkdiff.improvement.settings import ARMS
 from sparkdiff.improvement.summary import ImprovementSummary
@@ -223,9 +223,11 @@ def _row(name: str, value: float, **more: Any) -> dict[str, Any]:
 def _table(ground: Ground, decision: Decision) -> list[dict[str, Any]]:
     """The rows of the table: the rival, and the finalists that were proven, the best first."""
     test = ground.start.scores.get(TEST)
-    first = next((p for p in decision.proven if p.folds), None)
+    measured = [p for p in decision.proven if p.folds]
+    first = next((p for p in measured if p.rival == YOURS), next(iter(measured), None))
     held = ground.start.scores[TRAIN].value if first is None else first.before
-    rows = [_row("your pipeline", held, test=None if test is None else test.value)]
+    name = YOURS if first is None or first.rival == YOURS else f"{YOURS}, fitted anew in each fold"
+    rows = [_row(name, held, test=None if test is None else test.value)]
     shipped = {id(s.proven): s for s in decision.offers.values()}
     for p in sorted((p for p in decision.proven if p.folds), key=lambda p: -gain_of(p)):
         candidate, compared, verdict = p.finalist.candidate, p.judgement.compatibility, p.judgement.verdict

@@ -85,17 +85,18 @@ def _when(summary: ImprovementSummary) -> list[str]:
 def table_of(summary: ImprovementSummary) -> SectionTable:
     """The results side by side, on the rows that decide."""
     tested = any(r["test"] is not None for r in summary.table)
-    head = [f"{summary.metric} ({summary.metricDirection} is better)", "validation", *(["test"] if tested else [])]
-    rows = [(*head, "change", "flips", "95% interval", "serving", "cost", "")]
+    head = [f"{summary.metric} ({summary.metricDirection} is better)", "proving rows", *(["test"] if tested else [])]
+    rows = [(*head, "change", "error", "flips", "95% interval", "serving", "cost", "")]
     for r in summary.table:
         shown = [f"{r['value']:.5g}", *([f"{r['test']:.5g}"] if tested else [])]
         if r["arm"] is None:
-            rows.append((r["name"], *shown, "", "", "", "1.0x", "", ""))
+            rows.append((r["name"], *shown, "", "", "", "", "1.0x", "", ""))
             continue
         flips = "" if r["changed"] is None else f"{r['changed']:.1%}"
         interval = "" if r["interval"] is None else "{:+.1%} to {:+.1%}".format(*r["interval"])
+        error = "" if r["error"] is None else f"{r['error']:.1%}"
         cost = f"{r['serving']:.1f}x", f"{r['seconds']:.0f} s"
-        rows.append((r["name"], *shown, f"{r['change']:+.1%}", flips, interval, *cost, _verdict(r)))
+        rows.append((r["name"], *shown, f"{r['change']:+.1%}", error, flips, interval, *cost, _verdict(r)))
     rows += _comparison(summary.baseline, tested=tested)
     return SectionTable(rows, left=(0, len(rows[0]) - 1), ruled=True)
 
@@ -105,9 +106,9 @@ def _comparison(found: Mapping[str, Any] | None, *, tested: bool) -> list[tuple[
     if found is None:
         return []
     if found["value"] is None:
-        return [(found["name"], *[""] * (6 + tested), f"not compared: {found['why']}")]
+        return [(found["name"], *[""] * (7 + tested), f"not compared: {found['why']}")]
     shown = [f"{found['value']:.5g}", *([f"{found['test']:.5g}"] if tested else [])]
-    figures = (f"{found['change']:+.1%}", "", "", f"{found['serving']:.1f}x", f"{found['seconds']:.0f} s")
+    figures = (f"{found['change']:+.1%}", "", "", "", f"{found['serving']:.1f}x", f"{found['seconds']:.0f} s")
     return [(found["name"], *shown, *figures, "for comparison")]
 
 

@@ -8,11 +8,11 @@ from sparkdiff.improvement.candidate import shortened
 from sparkdiff.improvement.summary import _in_full, table_of
 
 ROW: dict[str, Any] = {
-    "arm": None, "name": "your pipeline", "value": 38.7, "test": None, "change": 0.0, "gain": 0.0, "changed": None,
+    "arm": None, "name": "your pipeline", "value": 38.7, "test": None, "change": 0.0, "gain": 0.0, "changed": None, "error": None,
     "serving": 1.0, "compacted": None, "seconds": 0.0, "p": None, "interval": None, "accepted": False, "offers": [], "why": "",
 }  # fmt: skip
 BEST = ROW | {
-    "arm": "finetune", "name": "fine-tuned", "value": 12.4, "change": -0.68, "changed": 0.86, "seconds": 3.2, "p": 0.0002,
+    "arm": "finetune", "name": "fine-tuned", "value": 12.4, "change": -0.68, "changed": 0.86, "error": 0.021, "seconds": 3.2, "p": 0.0002,
     "interval": [0.634, 0.72], "accepted": True, "offers": ["best"], "compacted": 0.5,
 }  # fmt: skip
 TREES = {
@@ -29,7 +29,7 @@ def table(baseline: dict[str, Any] | None) -> list[str]:
 def test_a_line_has_gain_interval_cost_and_evidence() -> None:
     assert table(None)[1:] == [
         "your pipeline 38.7 1.0x",
-        "fine-tuned 12.4 -68.0% 86.0% +63.4% to +72.0% 1.0x 3 s <- best (0.5x compacted), p < 0.001",
+        "fine-tuned 12.4 -68.0% 2.1% 86.0% +63.4% to +72.0% 1.0x 3 s <- best (0.5x compacted), p < 0.001",
     ]
 
 
