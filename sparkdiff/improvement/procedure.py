@@ -9,7 +9,7 @@ from typing import Any
 
 from pyspark.sql import DataFrame
 
-from sparkdiff.data.splits import REFERENCE, TEST, TRAIN, Source
+from sparkdiff.data.splits import REFERENCE, TEST, TRAIN, VALIDATION, Source
 from sparkdiff.errors import InputError
 from sparkdiff.fine_tuning.phases import run_folder
 from sparkdiff.fine_tuning.shared import Shared
@@ -179,8 +179,16 @@ def _proven(
     against, why = log.kept("rival", functools.partial(origin.rival, ground, explores)) if chosen else (True, "")
     folds: list[int] = log.kept("folds", lambda: account.folds([f.candidate.seconds for f in chosen]))
     chosen = [dataclasses.replace(f, folds=n) for f, n in zip(chosen, folds, strict=True)]
+    shows = (
+        proving.smallest_gain(explores, chosen[0].candidate, division)
+        if chosen and chosen[0].role == proving.BEST
+        else None
+    )
+    if shows is not None:
+        rows = division.number * explores.rows[VALIDATION]
+        say(f"{division.name}: about {rows:,} rows decide, a gain of {shows:.1%} would show")
     proof = Proof(ground, division, origin.model if against else None, log, arms)
-    return dataclasses.replace(proving.decide(proof, chosen, proof.prove(chosen, say)), rival=why)
+    return dataclasses.replace(proving.decide(proof, chosen, proof.prove(chosen, say)), rival=why, shows=shows)
 
 
 def _beside(ground: Ground, account: Account, log: StepLog, phases: Phases) -> Baseline | None:

@@ -4,12 +4,14 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
+from statistics import NormalDist
 from typing import Any
 
 import torch
 
 from sparkdiff import jvm
-from sparkdiff.data.splits import REFERENCE, TEST, TRAIN
+from sparkdiff.data.splits import REFERENCE, TEST, TRAIN, VALIDATION
+from sparkdiff.diagnostics.rows import POWER
 from sparkdiff.errors import SparkdiffError, WriteError
 from sparkdiff.evaluation import guard, slices
 from sparkdiff.evaluation.acceptance import Judgement, needed, unit_of
@@ -142,6 +144,22 @@ def remade(ground: Ground, making: Making, arms: Sequence[Arm]) -> Measurement:
     return train_again(ground, found, making.recipe, making.epochs, f"again-{making.key}")
 
 
+def smallest_gain(ground: Ground, candidate: Candidate, division: Division) -> float:
+    """Gain that the rows that prove would show in `POWER` of cases, as a share of the metric, for a finalist like this one.
+
+    Args:
+        ground: of the rows that explore, about as many as those of a fold.
+    """
+    before, after = ground.start.scores[VALIDATION], candidate.found.scores[VALIDATION]
+    gains, weights = before.blocks - after.blocks, before.weights
+    error = float((gains - gains.sum() / weights.sum() * weights).norm() / weights.sum())
+    factor = division.factor or (decision.LEAST_FACTOR if division.number > 1 else 1.0)
+    normal, level = NormalDist(), min(needed(ground.options), 0.5) / FINALISTS
+    return share_of(
+        (normal.inv_cdf(1 - level) + normal.inv_cdf(POWER)) * error * math.sqrt(factor / division.number), before.mean
+    )
+
+
 # Folds ----------------------------------------------------------------------------------------------------------------
 
 
@@ -263,6 +281,7 @@ class Decision:
         refused: accepted finalists that can't ship.
         warnings: about what ships.
         rival: why finalists were compared with the fitted original, or with its refit; empty where that goes without saying.
+        shows: see `smallest_gain`; None where nothing is proven.
     """
 
     proven: tuple[Proven, ...]
@@ -271,6 +290,7 @@ class Decision:
     refused: tuple[Shipped, ...] = ()
     warnings: tuple[str, ...] = ()
     rival: str = ""
+    shows: float | None = None
 
     @property
     def best(self) -> Shipped | None:

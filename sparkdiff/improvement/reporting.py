@@ -69,6 +69,7 @@ def summary_of(
         },
         proof={
             "rows": division.name, "folds": division.number, "rival": "" if shown is None else shown.rival, "why": decision.rival,
+            "shows": decision.shows,
             "units": None if shown is None else sum(f.rows.units.number for f in shown.folds),
             "unproven": [
                 {"name": f.candidate.name, "seconds": round((division.number + 1) * f.candidate.seconds, 1)}
