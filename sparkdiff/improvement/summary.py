@@ -32,9 +32,9 @@ class ImprovementSummary(FineTuningSummary):
             (what was added or deleted, in full)}.
         race: the best of each arm on the rows that explore, from which finalists are chosen: {"arm", "name", "value", "gain",
             "serving", "seconds", "accepted"}.
-        proof: {"rows" (that prove, in words), "folds", "rival", "why" (that is the rival), "shows" (the gain that they would show in
-            8 of 10 cases, as a share of the metric), "units" (effective number of rows, groups or blocks that decided), "unproven"
-            ([{"name", "seconds"}]: finalists that there was no time for, and what their proof would take)}.
+        proof: {"rows" (that prove, in words), "folds", "rival", "why" (that is the rival), "shows" (the gain that they would
+            show in 8 of 10 cases, as a share of the metric), "units" (effective number of rows, groups or blocks that decided),
+            "unproven" ([{"name", "seconds"}]: finalists that there was no time for, and what their proof would take)}.
         offers: {name: row of the table}; see `sparkdiff.improvement.proving`.
         budget: {"given", "spent", "seconds"}: as it was asked; seconds per arm, of measuring the original, and of the proof;
             and of the whole improvement, which is less where arms ran side by side.
