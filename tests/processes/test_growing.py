@@ -31,8 +31,8 @@ def ended(folder: Path, run: str, processes: int) -> dict[str, Any]:
 
 
 def test_a_killed_growth_goes_on_bit_for_bit(tmp_path: Path) -> None:
-    """In two processes, and without a fault in one."""
-    whole = ended(tmp_path, "whole", 1)
+    """In two processes: in one, all stages together would train to other last bits, unlike parts (test_item_processes.py)."""
+    whole = ended(tmp_path, "whole", 2)
     assert whole["decision"] == "grown", whole
     assert max(row["round"] for row in whole["rounds"]) >= 2
     explores = tmp_path / "runs" / "killed-improve" / "trainings" / "grow-0-rounds"

@@ -12,7 +12,8 @@ ROW: dict[str, Any] = {
     "serving": 1.0, "compacted": None, "seconds": 0.0, "p": None, "interval": None, "accepted": False, "offers": [], "why": "",
 }  # fmt: skip
 BEST = ROW | {
-    "arm": "finetune", "name": "fine-tuned", "value": 12.4, "change": -0.68, "changed": 0.86, "error": 0.021, "seconds": 3.2, "p": 0.0002,
+    "arm": "finetune", "name": "fine-tuned", "value": 12.4, "change": -0.68, "changed": 0.86, "error": 0.021, "seconds": 3.2,
+    "p": 0.0002,
     "interval": [0.634, 0.72], "accepted": True, "offers": ["best"], "compacted": 0.5,
 }  # fmt: skip
 TREES = {
