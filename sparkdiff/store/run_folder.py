@@ -190,7 +190,7 @@ class RunFolder:
         try:
             yield
         except BaseException as e:
-            steps = any(self.path.glob("round-*")) or any(self.path.glob("step-*"))
+            steps = any(any(self.path.glob(kind)) for kind in ("round-*", "step-*", f"{TRAININGS}/*/*"))
             known = always or f"runId={self.runId!r}" in str(e)
             if not (known and (self.state.exists() or previous(self.state).exists() or steps)):
                 self.remove()
