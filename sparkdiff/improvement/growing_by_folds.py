@@ -13,7 +13,7 @@ from sparkdiff.growth.settings import GrowthSettings
 from sparkdiff.growth.summary import GrowthSummary
 from sparkdiff.improvement import by_folds
 from sparkdiff.improvement.arms.fine_tuning import with_recipe
-from sparkdiff.improvement.arms.growing import GrowthEnd, with_settings
+from sparkdiff.improvement.arms.growing import with_settings
 from sparkdiff.improvement.budget import Account, Budget, Limit
 from sparkdiff.improvement.candidate import share
 from sparkdiff.improvement.ground import Ground
@@ -81,12 +81,7 @@ def grow_pipeline(
         arms=("grow",), baseline=False, parts=settings.parts, entityCols=settings.entityCols,
         maxServingCost=settings.maxServingCost, maxLoss=settings.maxLoss, growth=settings,
     )  # fmt: skip
-    try:
-        return explore_and_prove(
-            given, options, own, sources, by_folds.of_one_arm(phases), verb, replace=replace, fits=fits
-        )
-    except GrowthEnd as e:
-        raise e.cause from None
+    return explore_and_prove(given, options, own, sources, by_folds.of_one_arm(phases), verb, replace=replace, fits=fits)
 
 
 def _gain_alone(explores: Ground, options: Options, spent: float) -> float | None:

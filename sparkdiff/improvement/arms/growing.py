@@ -149,33 +149,15 @@ def _hope(done: Finished, number: int) -> float:
     return NEXT_ROUND * max(gained, 0.0) if number == 0 else 0.0
 
 
-class GrowthEnd(BaseException):
-    """An error or Ctrl-C in the only arm, from which the race would go on.
-
-    Attributes:
-        cause: the error itself.
-    """
-
-    def __init__(self, cause: BaseException):
-        super().__init__(str(cause))
-        self.cause = cause
-
-
 def with_settings(settings: GrowthSettings, seconds: float | None, learned: dict[int | None, Mapping[str, Any]]) -> Arm:
     """The arm that grows by these options, in so many seconds.
 
     Args:
         learned: set to what each growth in a fold has learned, by the fold, 0 for all rows; see `Step`.
-
-    Raises:
-        GrowthEnd: by its step.
     """
 
     def run(ground: Ground, number: int, limit: Limit, steps: Sequence[Step]) -> Step:
-        try:
-            return grown(ground, Limit(seconds, None), settings, "grow", number)
-        except (Exception, KeyboardInterrupt) as e:
-            raise GrowthEnd(e) from e
+        return grown(ground, Limit(seconds, None), settings, "grow", number)
 
     def again(ground: Ground, made: Mapping[str, Any]) -> Any:
         if "trees" in made:
@@ -184,7 +166,7 @@ def with_settings(settings: GrowthSettings, seconds: float | None, learned: dict
         learned[ground.fold] = step.learned
         return _model_of(step, ground)
 
-    return replace(GROW, steps=1, run=run, make=again)
+    return replace(GROW, steps=1, run=run, make=again, alone=True)
 
 
 def _parts(ground: Ground) -> tuple[str, ...]:
