@@ -23,7 +23,7 @@ from sparkdiff.tuning.search.procedure import SearchTask, best_of, records
 from sparkdiff.tuning.search.samplers import SamplingPlan
 from sparkdiff.tuning.search.settings import Settings
 from sparkdiff.tuning.search.settings_space import first_settings
-from sparkdiff.tuning.search.splitting import Divided, SearchSplit, dealt
+from sparkdiff.tuning.search.splitting import Divided, dealt
 from sparkdiff.tuning.search.study import Study, Trial, opened
 from sparkdiff.tuning.search.trials import Trials
 
@@ -105,7 +105,7 @@ def tuned(
     with ExitStack() as stack:
         if folder is not None:
             stack.enter_context(opened(folder, task.request(rows)))
-        inner = dealt([Source(rows)], SearchSplit(validationFraction, settings.testFraction, groupCol, timeCol, seed))
+        inner = dealt([Source(rows)], settings)
         stack.enter_context(jvm.cached(inner.rows))
         study, stopped = _studied(task, inner, folder, begun)
     return _told(form, task, study, stopped, rows, keep)
