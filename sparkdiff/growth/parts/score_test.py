@@ -90,11 +90,6 @@ def of_pair(first: Tensor, second: Tensor, widths: tuple[int, int], d: Derivativ
     return _standardised(found, free * len(pull), _kept(bare, curve), d)
 
 
-def of_codings(a: Coding, b: Coding, split: Split, d: Derivatives) -> float:
-    """`of_pair` of two columns."""
-    return of_pair(a.index(split), b.index(split), (a.width, b.width), d)
-
-
 def pairs(coded: list[Coding], split: Split, criterion: Criterion, most: int) -> list[tuple[float, Coding, Coding]]:
     """All pairs of columns of which neither is made of the other, with at most `most` cells; largest score first.
 
