@@ -79,11 +79,7 @@ class ArmForecast:
 def priors() -> tuple[PastImprovement, ...]:
     """The improvements that sparkdiff ships."""
     found = json.loads(PRIORS.read_text(encoding="utf-8"))["runs"]
-    return tuple(of_json(run) for run in found)
-
-
-def of_json(run: Mapping[str, Any]) -> PastImprovement:
-    return PastImprovement(run["facts"], {name: ArmResult(*told) for name, told in run["arms"].items()})
+    return tuple(PastImprovement(run["facts"], {k: ArmResult(*arm) for k, arm in run["arms"].items()}) for run in found)
 
 
 def of_store(runs: Sequence[Mapping[str, Any]]) -> list[PastImprovement]:

@@ -157,7 +157,6 @@ class Forecaster:
     """
 
     def __init__(self, runs: Sequence[PastRun]):
-        self.runs = len(runs)
         x = np.array([features(run.facts) for run in runs])
         kept = np.array([run.kept for run in runs])
         gain = np.array([min(max(run.gain, 0.0), MOST) for run in runs])

@@ -119,7 +119,7 @@ def upstream_columns(graph: Graph, data: DataFrame, entities: Mapping[str, tuple
         Known(column, version)
         for version, column in found.items()
         if graph.writers.get(version[0], -1) == version[1]
-        and not _quoted(column.column)
+        and not any(c in column.column for c in ".`")  # Spark reads such a column in backticks only
         and not _inside(graph, version)
     ]
     for name, (column, labels) in entities.items():
@@ -132,11 +132,6 @@ def upstream_columns(graph: Graph, data: DataFrame, entities: Mapping[str, tuple
 def _inside(graph: Graph, version: Version) -> bool:
     """Whether only other parts of a formula see a column: it drops those that it makes on its way."""
     return version[1] >= 0 and graph.formula_of(graph.vertices[version[1]]) is not None
-
-
-def _quoted(name: str) -> bool:
-    """Whether Spark reads a column of this name in backticks only."""
-    return "." in name or "`" in name
 
 
 def _refuses_null(graph: Graph, version: Version) -> bool:

@@ -45,14 +45,12 @@ class Told:
     Attributes:
         gone: members that were dropped.
         serving: what pipelines cost to serve.
-        doubts: warnings that came before the rounds.
     """
 
     settings: GrowthSettings
     grown: Grown
     gone: tuple[Member, ...]
     serving: Serving
-    doubts: Sequence[str]
 
     @property
     def warnings(self) -> list[str]:
@@ -60,7 +58,7 @@ class Told:
         stopped = [f"growth stopped early: {self.grown.stopped}"] if self.grown.late else []
         reads_none = (self.settings.parts == ("units",), "units read no entities, and no other parts are tried")
         idle = without_effect(self.settings, {"entityCols": reads_none})
-        return [*self.doubts, *idle, *stopped, *of_a_sample(self.grown.table), *rows_without_entity(self.grown)]
+        return [*idle, *stopped, *of_a_sample(self.grown.table), *rows_without_entity(self.grown)]
 
     def fields(self, after: float) -> dict[str, Any]:
         """The fields of a summary that only growth has.

@@ -48,7 +48,8 @@ def record_of(
         "metric": found["metric"], "metricDirection": found["metricDirection"], "gain": found["gain"], "p": found["p"],
         "gainInterval": found["gainInterval"], "warnings": len(found["warnings"]), "redacted": redact, "seconds": seconds,
         "coreSeconds": coreSeconds, "tags": {**tags}, "options": json.dumps(_options(options, redact=redact), sort_keys=True),
-        "stages": [_stage(s) for s in stages], "versions": found.get("versions") or {},
+        "stages": [{"stageClass": s.stageClass, "role": s.role, "trained": s.trainable} for s in stages],
+        "versions": found.get("versions") or {},
         "offers": dict(offers or {}), "command": None if redact else command, "output": None if redact else output,
     }  # fmt: skip
     row |= _of_search(found, records) if searched else _of_training(found, records, redact=redact)
@@ -90,10 +91,6 @@ def _of_search(found: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -
         "tried": tried, "curves": [], "data": None, "dataVersions": None,
         "cacheHit": None, "evidence": json.dumps({k: found[k] for k in ("optimism", "trials", "failed", "pruned")}),
     }  # fmt: skip
-
-
-def _stage(stage: StagePlan) -> dict[str, Any]:
-    return {"stageClass": stage.stageClass, "role": stage.role, "trained": stage.trainable}
 
 
 def reason(found: Mapping[str, Any], *, redact: bool) -> str:

@@ -52,14 +52,10 @@ class Tracking:
             if not one.muted:
                 _or_warning(MISSING, partial(self._log, one, load))
 
-    def wait(self) -> None:
-        """Log nothing to MLflow until `go_on`."""
+    def mute(self, muted: bool) -> None:
+        """Log nothing to MLflow while this is set."""
         for one in self.callbacks():
-            one.muted = True
-
-    def go_on(self) -> None:
-        for one in self.callbacks():
-            one.muted = False
+            one.muted = muted
 
     def go_on_unless_logged(self, job: str, content: str | None) -> None:
         """Log nothing to MLflow where it has the result of this job already.

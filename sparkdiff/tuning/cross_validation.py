@@ -81,12 +81,9 @@ class _Search(Params):
         task, get = self._task(dataset), self.getOrDefault
         return task, outcomes(task, self._folds(dataset), get("parallelism"), get("collectSubModels"))
 
-    def _plain(self) -> Any:
-        """The same search as an object of pyspark's class."""
-        return jvm.with_uid(self.PLAIN(), self)
-
     def write(self) -> MLWriter:
-        return self._plain().write()  # type: ignore[no-any-return]
+        """Write it as an object of pyspark's class."""
+        return jvm.with_uid(self.PLAIN(), self).write()  # type: ignore[no-any-return]
 
     @classmethod
     def read(cls) -> Any:

@@ -113,10 +113,10 @@ def _loss(name: str, params: Mapping[str, Any]) -> Loss:
     if name == "logLoss":
         return _log_loss
     if name == "hinge":
-        return lambda margin, y: hinge(_last(margin), y)
+        return lambda margin, y: hinge(margin[:, -1] if margin.ndim == 2 else margin, y)
     if name == "focal":
         gamma = number(name, params, "gamma", ">= 0", lambda v: v >= 0)
-        return lambda p, y: _focal(_by_class(p), y, gamma)
+        return lambda p, y: _focal(p if p.ndim == 2 else torch.stack([1 - p, p], 1), y, gamma)
     if name == "brier":
         return brier
     if name == "expectedCost":
@@ -128,16 +128,6 @@ def _loss(name: str, params: Mapping[str, Any]) -> Loss:
         f"metric={name!r} can't be computed of the columns that a pipeline writes: set metric to one of "
         f"{', '.join((*shown, 'huber', 'quantile', 'hinge'))}"
     )
-
-
-def _last(found: Tensor) -> Tensor:
-    """(n,) or (n, k) -> (n,)"""
-    return found[:, -1] if found.ndim == 2 else found
-
-
-def _by_class(p: Tensor) -> Tensor:
-    """Probabilities of class 1 (n,), or of all (n, k) -> (n, k)."""
-    return p if p.ndim == 2 else torch.stack([1 - p, p], 1)
 
 
 def _log_loss(p: Tensor, y: Tensor) -> Tensor:

@@ -88,8 +88,8 @@ def grown(ground: Ground, limit: Limit, settings: GrowthSettings, arm: str, numb
     clock = Clock.of(limit.seconds)
     with ground.begun(start.task) as run:
         first = verified(run).scores[VALIDATION]
-        found, gone, _ = grow_rounds(run, start, settings, serving, clock, replace=True, memory=ground.trained)
-    told = Told(settings, found, gone, serving, ())
+        found, gone = grow_rounds(run, start, settings, serving, clock, replace=True, memory=ground.trained)
+    told = Told(settings, found, gone, serving)
     learned = {"rounds": [asdict(t) for t in found.tried], "late": found.late, "warnings": told.warnings}
     if not found.members:
         learned |= {"fields": told.fields(serving.before), "why": why_none(told, options)}
