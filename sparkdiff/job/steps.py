@@ -9,7 +9,7 @@ import re
 import time
 import uuid
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,6 @@ from sparkdiff.jvm import stores
 from sparkdiff.machine import secrets, whole
 from sparkdiff.options import Options
 from sparkdiff.pipeline.nesting import flatten, plain
-from sparkdiff.pipeline.plan import Plan
 from sparkdiff.pipeline.unfitted import Unfitted, check_unfitted, with_uids_of
 from sparkdiff.report import FineTuningSummary, Phases, shown
 from sparkdiff.report.run_report import LINEAGE, write_report
