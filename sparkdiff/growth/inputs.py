@@ -54,8 +54,7 @@ def linear_head(graph: Graph) -> Vertex:
     """
     head = graph.head
     if isinstance(head.module, LINEAR):
-        bounds = isinstance(head.module, LogisticRegression) and head.module.has_bounds()
-        if bounds:
+        if isinstance(head.module, LogisticRegression) and head.module.has_bounds():
             raise InputError(
                 f"{head.uid} has bounds on its coefficients, one for each feature: clear them (lowerBoundsOnCoefficients, ...) "
                 "on the model to grow features beside them"
@@ -271,8 +270,7 @@ def _split(
         chosen, seen = count.diff().nonzero()[:, 0], seen + len(label)
         columns: tuple[Rows, ...] = (values[features], stacked, label, weight, block, margin)
         parts.append(tuple(taken(x, chosen) for x in columns))
-    whole = [below([p[i] for p in parts]) for i in range(6)]
-    rows, *tensors = whole
+    rows, *tensors = (below([p[i] for p in parts]) for i in range(6))
     made: list[Tensor] = [t for t in tensors if isinstance(t, Tensor)]
     return Split(rows, *made), tuple(have.tolist())
 

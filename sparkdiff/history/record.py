@@ -78,7 +78,11 @@ def _of_training(found: Mapping[str, Any], records: Sequence[Mapping[str, Any]],
         "testBefore": test.get("before"), "testAfter": test.get("after"),
         "data": found["cache"]["fingerprint"], "cacheHit": found["cache"]["hit"], "rows": found["cache"]["rows"],
         "timings": found["timings"], "tried": tried if not redact else _unsliced(tried, found),
-        "curves": [_point(r) for r in records if r.get("validationMetric") is not None and "candidate" in r],
+        "curves": [
+            {"candidate": r["candidate"], "epoch": r["epoch"], "value": float(r["validationMetric"])}
+            for r in records
+            if r.get("validationMetric") is not None and "candidate" in r
+        ],
         "evidence": json.dumps(_evidence(found, redact=redact), sort_keys=True),
     }  # fmt: skip
 
@@ -177,7 +181,3 @@ def _best(name: str, values: Iterable[float], better: Any) -> dict[str, Any]:
 
 def _number(value: Any) -> float:
     return math.nan if value is None else float(value)
-
-
-def _point(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {"candidate": row["candidate"], "epoch": row["epoch"], "value": _number(row["validationMetric"])}

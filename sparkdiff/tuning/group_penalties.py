@@ -112,7 +112,7 @@ def linear_estimator(last: Any) -> tails.AskedFit:
         raise InputError(
             f"method='hypergradient' takes one of {kinds} as the last stage, but it is {type(last).__name__}"
         )
-    given = tails.asked_of(last)
+    given = tails.asked_of(last, {})
     share = last.getElasticNetParam() if last.hasParam("elasticNetParam") else 0.0
     if share > 0:
         raise InputError(

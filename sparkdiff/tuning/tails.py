@@ -78,9 +78,7 @@ def _by_row(stage: Any) -> bool:
 
 def asked(task: GridTask) -> dict[Fit, AskedFit]:
     """What each last fit of the trie asks of the solvers."""
-    kind = kind_of(task)
-    assert kind is not None
-    return {fit: _asked(kind, WithParams(task.stages[-1], fit.params)) for fit in task.root.leaves()}
+    return {fit: asked_of(task.stages[-1], fit.params) for fit in task.root.leaves()}
 
 
 def notes(task: GridTask) -> list[str]:
@@ -96,12 +94,10 @@ def notes(task: GridTask) -> list[str]:
     return found
 
 
-def asked_of(stage: Any) -> AskedFit:
-    """What a linear estimator with its own Params asks of the solvers."""
-    return _asked(type(stage).__name__, WithParams(stage, {}))
+def asked_of(stage: Any, params: Mapping[Any, Any]) -> AskedFit:
+    """What a linear estimator with these Params asks of the solvers."""
+    estimator = WithParams(stage, params)
 
-
-def _asked(kind: str, estimator: WithParams) -> AskedFit:
     def get(name: str, otherwise: Any = "") -> Any:
         return estimator.getOrDefault(name) if estimator.hasParam(name) and estimator.isDefined(name) else otherwise
 
@@ -118,13 +114,13 @@ def _asked(kind: str, estimator: WithParams) -> AskedFit:
     bounds = (f"{side}BoundsOn{what}" for side in ("lower", "upper") for what in ("Coefficients", "Intercepts"))
     setting = Setting(**given, bounded=any(get(bound, None) is not None for bound in bounds))
     reads = Reads(get("featuresCol"), get("labelCol"), get("weightCol"), get("offsetCol"))
-    return AskedFit(estimator, setting, reads, _why(kind, estimator, setting))
+    return AskedFit(estimator, setting, reads, _why(estimator, setting))
 
 
-def _why(kind: str, estimator: WithParams, setting: Setting) -> str:
+def _why(estimator: WithParams, setting: Setting) -> str:
     """Why Spark has to fit a setting, as far as is known before any job."""
+    stage, kind = estimator.stage, type(estimator.stage).__name__
     for name, larger in (("maxIter", False), ("tol", True)):
-        stage = estimator.stage
         value, usual = estimator.getOrDefault(name), stage._defaultParamMap[stage.getParam(name)]
         if value > usual if larger else value < usual:
             return f"{name}={value:g} stops {kind} early, so it is fitted by Spark"
@@ -143,8 +139,7 @@ def solve(
     Args:
         kept: where the written rows stay for the next settings; way: what was done to them before.
     """
-    kind, judge, schema = kind_of(task), judge_of(task.evaluator), parts[0][0].schema
-    assert kind is not None
+    kind, judge, schema = type(task.stages[-1]).__name__, judge_of(task.evaluator), parts[0][0].schema
     out: Results = {(fit, fold): Result(None, math.nan) for fit in fits for fold in range(folds)}
     groups: dict[Reads, list[Fit]] = {}
     for fit in fits:

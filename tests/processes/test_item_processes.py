@@ -17,7 +17,7 @@ from climbing import bits
 from item_rounds import ITEMS, changed, planted, rounds_of
 
 from sparkdiff.errors import FullDiskError
-from sparkdiff.growth import mail, parts, processes, running
+from sparkdiff.growth import mail, parts, processes
 from sparkdiff.growth.checkpoints import ItemError
 
 pytestmark = [pytest.mark.slow, pytest.mark.once, pytest.mark.usefixtures("climbing_kind")]

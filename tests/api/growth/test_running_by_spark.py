@@ -13,7 +13,7 @@ from climbing import bits
 from item_rounds import ITEMS, changed, rounds_of
 from pyspark.sql import SparkSession
 
-from sparkdiff.growth import processes, running
+from sparkdiff.growth import processes
 from sparkdiff.growth.checkpoints import ItemError
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("spark", "climbing_kind")]
