@@ -119,17 +119,17 @@ def filled_by(stage: Any, filled: Filled) -> dict[str, float]:
 
     Not of a class of which this is not known, such as those that hash words.
     """
-    kind = type(stage).__name__
-    if kind == "OneHotEncoderModel":
-        return dict.fromkeys(stage.getOutputCols() if stage.isSet("outputCols") else [stage.getOutputCol()], 1.0)
-    if kind == "MultilayerPerceptronClassificationModel":
-        return {stage.getRawPredictionCol(): float(stage.getLayers()[-1])}
-    if kind == "PCAModel":
-        return {stage.getOutputCol(): float(stage.pc.numCols)}
-    if kind == "VectorSizeHint":
-        return {stage.getInputCol(): filled.get(stage.getInputCol(), float(stage.getSize()))}
-    if kind in SAME_SHAPE:
-        return {stage.getOutputCol(): entries_of(stage, filled)}
+    match type(stage).__name__:
+        case "OneHotEncoderModel":
+            return dict.fromkeys(stage.getOutputCols() if stage.isSet("outputCols") else [stage.getOutputCol()], 1.0)
+        case "MultilayerPerceptronClassificationModel":
+            return {stage.getRawPredictionCol(): float(stage.getLayers()[-1])}
+        case "PCAModel":
+            return {stage.getOutputCol(): float(stage.pc.numCols)}
+        case "VectorSizeHint":
+            return {stage.getInputCol(): filled.get(stage.getInputCol(), float(stage.getSize()))}
+        case kind if kind in SAME_SHAPE:
+            return {stage.getOutputCol(): entries_of(stage, filled)}
     return {}
 
 

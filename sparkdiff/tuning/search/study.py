@@ -16,8 +16,7 @@ from sparkdiff.tuning.search.samplers import SamplingPlan, suggested
 
 try:
     import optuna
-    from optuna.storages import JournalStorage
-    from optuna.storages.journal import JournalFileBackend
+    from optuna.storages.journal import JournalFileBackend, JournalStorage
 except ImportError:  # the extra `search`
     pass
 
