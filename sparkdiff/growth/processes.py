@@ -85,11 +85,6 @@ class Handing:
         order = sorted(missing, key=lambda position: -items[position].work)
         return Handing(number, items, deque(order), set(order))
 
-    def end(self) -> None:
-        """Hand out no more."""
-        self.left -= {*self.queue}
-        self.queue.clear()
-
 
 class Chief:
     """Within this context, processes wait for the items of one round after another."""
@@ -201,8 +196,9 @@ class Chief:
                 ended(told := len(handing.trained))
             self._check(handing)
             clock.tick(kept.path)
-            if clock.over:
-                handing.end()
+            if clock.over:  # nothing more is handed out
+                handing.left -= {*handing.queue}
+                handing.queue.clear()
             time.sleep(mail.PAUSE)
         round_file(self.here, number).unlink(missing_ok=True)
         return handing.trained

@@ -114,8 +114,7 @@ class Worker:
     def _train(self, number: int, position: int) -> None:
         table, now = self._table(number)
         kept = RoundFiles(self.assignment.run / f"round-{number}")
-        every = self.assignment.every
-        item = now.items[position]
+        item, every = now.items[position], self.assignment.every
         try:
             train(kept, position, item, table, self.criterion, now.original, every, self._tick)
         finally:

@@ -40,7 +40,6 @@ def record_of(
         offers: content hashes of what an improvement offers beside its result, by name.
     """
     found = summary.toDict() if hasattr(summary, "toDict") else summary.asdict()
-    searched = "fresh" in found
     row = {
         "id": uuid.uuid4().hex, "schemaVersion": VERSION, "finished": datetime.datetime.now(datetime.timezone.utc),
         "verb": VERBS.get(type(summary).__name__, "finetune"), "runId": options.get("runId"), "model": model, "parent": parent,
@@ -52,7 +51,7 @@ def record_of(
         "versions": found.get("versions") or {},
         "offers": dict(offers or {}), "command": None if redact else command, "output": None if redact else output,
     }  # fmt: skip
-    row |= _of_search(found, records) if searched else _of_training(found, records, redact=redact)
+    row |= _of_search(found, records) if "fresh" in found else _of_training(found, records, redact=redact)
     return {name: value if name == "tags" else _without_secrets(value) for name, value in row.items()}
 
 

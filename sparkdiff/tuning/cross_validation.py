@@ -47,10 +47,8 @@ class _Search(Params):
             InputError: as `fit`.
         """
         own = jvm.in_process(dataset.sparkSession)
-        return explained(self._task(dataset), self._number_of_folds(), own)
-
-    def _number_of_folds(self) -> int:
-        return 1
+        folds = int(self.getOrDefault("numFolds")) if self.hasParam("numFolds") else 1
+        return explained(self._task(dataset), folds, own)
 
     def _task(self, dataset: DataFrame) -> GridTask:
         """What is searched, checked before anything runs.
@@ -127,9 +125,6 @@ class CrossValidator(_Search, tuning.CrossValidator):
     def _numbers(self) -> None:
         if self.getNumFolds() < 2:
             raise InputError(f"numFolds must be at least 2, but is {self.getNumFolds()}")
-
-    def _number_of_folds(self) -> int:
-        return int(self.getNumFolds())
 
 
 class TrainValidationSplit(_Search, tuning.TrainValidationSplit):

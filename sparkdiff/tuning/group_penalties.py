@@ -43,15 +43,14 @@ class GroupPenalties:
         estimator: an unfitted Pipeline of Spark's own stages: those before the last one as they were fitted to the training rows,
             an ElementwiseProduct, and the last stage. `fit` fits the last stage to any rows with these penalties.
         penalties: group -> what `regParam` would be for it.
-        regParam: the best penalty for all groups together.
-        validationLoss: the last stage's loss on the validation rows with this one, and with the penalties: log-loss, squared
+        validationLoss: the last stage's loss on the validation rows with the best penalty for all groups together, and with the
+            penalties: log-loss, squared
             error or half the deviance. The second has been chosen by these rows; on others it is worse.
         losses: that loss after each step.
     """
 
     estimator: Pipeline
     penalties: Mapping[str, float]
-    regParam: float
     validationLoss: tuple[float, float]
     losses: tuple[float, ...]
 
@@ -167,7 +166,6 @@ def outcome(model: Linear, found: Tuned, groups: Groups, fitted: Sequence[Any], 
     return GroupPenalties(
         Pipeline(stages=[*fitted, product, last.copy(params)]),
         penalties,
-        math.exp(float(found.single.logs[0])),
         (found.single.loss, found.best.loss),
         found.losses,
     )
