@@ -89,8 +89,7 @@ class Descent(Trainer):
 
     def _step(self, gradient: Tensor, rate: float) -> None:
         self.parameters.mul_(1 - rate * self.pace.decay)
-        moments = self.optimizer.mean, self.optimizer.square
-        self.optimizer.step(self.parameters, gradient, rate, moments, None)
+        self.optimizer.step(self.parameters, gradient, rate, (self.optimizer.mean, self.optimizer.square), None)
 
 
 def pieces(parameters: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:

@@ -225,8 +225,7 @@ def table_of(run: Run, known: Sequence[Known], room: int, *, dense: bool = False
         InputError: the head's features are not vectors, or the validation rows alone take too much.
     """
     head = run.task.cut.graph.head
-    share = _share(run, room, dense=dense)
-    train, unknown = _split(run, TRAIN, head.reads[0], known, share)
+    train, unknown = _split(run, TRAIN, head.reads[0], known, _share(run, room, dense=dense))
     validation = train if _all_train(run) else _split(run, VALIDATION, head.reads[0], known, 1.0)[0]
     columns, rows = tuple(k.column for k in known), run.cache.rows(TRAIN)
     return Table(head.inputs[0], columns, train, validation, run.network.head.margins, rows, unknown).aligned()
@@ -286,5 +285,4 @@ def specification_of(run: Run) -> Specification:
         raise InputError(
             f"loss={goal.objective.name!r} is not a mean over rows, which growth needs: name another loss, and this one as metric"
         )
-    module = run.network.without_spark().head
-    return Specification(module, head.outputs, run.task.options, goal.label)
+    return Specification(run.network.without_spark().head, head.outputs, run.task.options, goal.label)

@@ -168,8 +168,7 @@ def runs(storeDir: str) -> DataFrame:
     if not any(_is_run(name) for name in stores.names(folder)):
         raise _missing(folder)
     read = spark.read.schema(from_arrow_schema(SCHEMA)).option("pathGlobFilter", "run*.parquet")  # type: ignore[arg-type]
-    frame = read.parquet(stores.readable(folder))
-    return frame.dropDuplicates(["id"])
+    return read.parquet(stores.readable(folder)).dropDuplicates(["id"])
 
 
 def _is_run(name: str) -> bool:

@@ -70,8 +70,7 @@ def search_of(config: Config, made: Any) -> tuple[Search, Path | None]:
     """The `Search` that the job describes, and the folder of its study if the job has named none."""
     given = config.search or {}
     if config.options:
-        cache = stores.named(config.output.parent / ".cache")
-        made = FineTuner(made, **{"cacheDir": cache, **config.options})
+        made = FineTuner(made, **{"cacheDir": stores.named(config.output.parent / ".cache"), **config.options})
     elif not isinstance(made, Estimator):
         raise InputError(
             f"pipeline={config.pipeline} is fitted, and a search fits it with other settings: name a function that returns an "

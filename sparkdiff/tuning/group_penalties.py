@@ -118,7 +118,7 @@ def linear_estimator(last: Any) -> tails.AskedFit:
             f"method='hypergradient' finds L2 penalties, but elasticNetParam of {last.uid} is {share}: set it to 0"
         )
     kind = type(last).__name__
-    why = solvers.unsolved(kind, given.setting, RowFacts(1, 0)) or ""
+    why = solvers.unsolved(kind, given.setting, RowFacts(1, 0))
     link = given.setting.link or "identity"
     if kind == "GeneralizedLinearRegression" and (given.setting.family, link) == ("gaussian", "identity"):
         why = "Spark standardises its features whatever they are multiplied by: take LinearRegression, which has the same fits"
@@ -136,7 +136,7 @@ def model_on(
     """
     seen = cached_rows.look(cache, kind, [setting], 1, cached_rows.classes_told(rows.schema, label))
     sets = seen.classes if seen.classes > 2 or setting.family == "multinomial" else 1
-    why = seen.problem or tails.unsolved(kind, setting, RowFacts(1, seen.classes))
+    why = seen.problem or solvers.unsolved(kind, setting, RowFacts(1, seen.classes))
     if not why and sets * cache.width > MOST:
         why = f"{sets * cache.width:,} coefficients are more than {MOST:,}: make fewer features, or set regParam alone"
     if not why and cache.count * cache.width > LARGEST:

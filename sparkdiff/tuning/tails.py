@@ -59,12 +59,6 @@ Results = dict[tuple[Fit, int], Result]
 """By the last fit and the fold."""
 
 
-def kind_of(task: GridTask) -> str | None:
-    """The class of a last stage that can be solved here; None if it is another one."""
-    last = task.stages[-1]
-    return type(last).__name__ if type(last) in KINDS else None
-
-
 def one_for_all(task: GridTask) -> bool:
     """Whether the rows that reach the last stage are the same for all folds: no stage before it looks at other rows."""
     return all(map(_by_row, task.stages[:-1]))
@@ -83,7 +77,7 @@ def asked(task: GridTask) -> dict[Fit, AskedFit]:
 
 def notes(task: GridTask) -> list[str]:
     """What else is to be said of the settings that are solved here."""
-    kind = kind_of(task)
+    kind = type(task.stages[-1]).__name__
     solved = [a for a in asked(task).values() if not a.why]
     tol = max((a.estimator.getOrDefault("tol") for a in solved), default=0.0)
     found = []
@@ -124,7 +118,7 @@ def _why(estimator: WithParams, setting: Setting) -> str:
         value, usual = estimator.getOrDefault(name), stage._defaultParamMap[stage.getParam(name)]
         if value > usual if larger else value < usual:
             return f"{name}={value:g} stops {kind} early, so it is fitted by Spark"
-    return solvers.unsolved(kind, setting, RowFacts(1, 0)) or ""
+    return solvers.unsolved(kind, setting, RowFacts(1, 0))
 
 
 # Solutions ------------------------------------------------------------------------------------------------------------
@@ -169,7 +163,7 @@ def _too_wide(kind: str, settings: Sequence[Setting], rows: DataFrame, features:
     if width is None:
         first = rows.select(named(features)).head()
         width = len(first[0]) if first and first[0] is not None else 0
-    return all(unsolved(kind, setting, RowFacts(width)) for setting in settings)
+    return all(solvers.unsolved(kind, setting, RowFacts(width)) for setting in settings)
 
 
 def _column_exists(schema: StructType, judge: Judge) -> bool:
@@ -186,7 +180,7 @@ def _solved(
     if seen.problem:
         return {}
     facts = RowFacts(cache.width, seen.classes)
-    settings = [s for s in settings if not unsolved(kind, s, facts) and _has_room(kind, s, cache, facts)]
+    settings = [s for s in settings if not solvers.unsolved(kind, s, facts) and _has_room(kind, s, cache, facts)]
     found: dict[Setting, list[Solution]] = {}
     size = cache.stored * len(settings) * folds * max(seen.classes - 1, 1)
     if settings:
@@ -228,12 +222,6 @@ def _solutions(
 def _has_room(kind: str, setting: Setting, cache: CachedRows, facts: RowFacts) -> bool:
     """Whether the rows fit into memory, if the setting needs them there."""
     return cache.fits or not solvers.is_wide(kind, setting, facts, sparse=cache.sparse)
-
-
-def unsolved(kind: str, setting: Setting, facts: RowFacts) -> str:
-    if kind == "LogisticRegression" and setting.family == "binomial" and facts.classes > 2:
-        return f"family='binomial' has two classes, the rows have {facts.classes}"
-    return solvers.unsolved(kind, setting, facts) or ""
 
 
 def model_of(stage: Any, fit: Fit, solution: Solution) -> Any:

@@ -48,8 +48,7 @@ class Blocks(Part):
         return sum(int(torch.count_nonzero(e)) for e in self.effects)
 
     def output(self, split: Split) -> Tensor:
-        found = [e[index(b, split)] for b, e in zip(self.blocks, self.effects, strict=True)]
-        return torch.stack(found).sum(0)
+        return torch.stack([e[index(b, split)] for b, e in zip(self.blocks, self.effects, strict=True)]).sum(0)
 
     def served(self, features: float) -> Served:
         crossed = [("Interaction", 1.0)] * sum(len(b) > 1 for b in self.blocks)

@@ -251,8 +251,9 @@ class MainTrainer(Trainer):
 
     def part(self) -> Embedding:
         same = torch.eye(self.effects.shape[1], dtype=self.effects.dtype)
-        fitted = self.seen * len(same)
-        return Embedding(self.name, self.values, self.effects.clone(), same, None, self.classes, fitted)
+        return Embedding(
+            self.name, self.values, self.effects.clone(), same, None, self.classes, self.seen * len(same)
+        )  # fmt: skip
 
 
 class LowRankTrainer(Descent):

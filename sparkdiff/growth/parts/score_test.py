@@ -76,8 +76,7 @@ def of_column(index: Tensor, width: int, d: Derivatives) -> float:
 
 def of_pair(first: Tensor, second: Tensor, widths: tuple[int, int], d: Derivatives) -> float:
     """Of the cells of two one-hot blocks (n,), beside the effects of both alone."""
-    cells = (t.view(-1, *widths) for t in _cells(first * widths[1] + second, widths[0] * widths[1], d))
-    pull, bare, there = cells
+    pull, bare, there = (t.view(-1, *widths) for t in _cells(first * widths[1] + second, math.prod(widths), d))
     curve = bare + d.least * there
     own, other = pull.new_zeros(len(pull), widths[0], 1), pull.new_zeros(len(pull), 1, widths[1])
     rows, columns = curve.sum(2, keepdim=True), curve.sum(1, keepdim=True)

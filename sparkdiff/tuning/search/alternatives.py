@@ -35,9 +35,8 @@ class Alternatives(Estimator, jvm.Persistent):  # type: ignore[type-arg]
         return [f"{kind} {i}" if kinds.count(kind) > 1 else kind for i, kind in enumerate(kinds)]
 
     def copy(self, extra: Any = None) -> "Alternatives":
-        new = super().copy()
         stages = [stage if stage is None else stage.copy(extra) for stage in self.getStages()]
-        return new._set(stages=stages)  # type: ignore[no-any-return]
+        return super().copy()._set(stages=stages)  # type: ignore[no-any-return]
 
     def _fit(self, dataset: Any) -> Any:
         raise InputError(

@@ -99,8 +99,9 @@ class SamplingPlan:
                 case "gp":
                     return optuna.samplers.GPSampler(seed=seed, n_startup_trials=START, warn_independent_sampling=False)
                 case "cmaes":
-                    popsize = self.batch(1)
-                    return optuna.samplers.CmaEsSampler(seed=seed, popsize=popsize, warn_independent_sampling=False)
+                    return optuna.samplers.CmaEsSampler(
+                        seed=seed, popsize=self.batch(1), warn_independent_sampling=False
+                    )
                 case "nsga2":
                     return optuna.samplers.NSGAIISampler(seed=seed, population_size=self.population)
                 case "annealing":

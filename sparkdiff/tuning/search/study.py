@@ -197,8 +197,7 @@ def journal(folder: Path) -> Any:
         lock.unlink(missing_ok=True)
     if path.exists():
         with path.open("r+b") as file:
-            content = file.read()
-            file.truncate(content.rfind(b"\n") + 1)
+            file.truncate(file.read().rfind(b"\n") + 1)
     return JournalStorage(JournalFileBackend(str(path)))
 
 
