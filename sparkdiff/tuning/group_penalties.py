@@ -44,8 +44,8 @@ class GroupPenalties:
             an ElementwiseProduct, and the last stage. `fit` fits the last stage to any rows with these penalties.
         penalties: group -> what `regParam` would be for it.
         validationLoss: the last stage's loss on the validation rows with the best penalty for all groups together, and with the
-            penalties: log-loss, squared
-            error or half the deviance. The second has been chosen by these rows; on others it is worse.
+            penalties: log-loss, squared error or half the deviance. The second has been chosen by these rows; on others it is
+            worse.
         losses: that loss after each step.
     """
 

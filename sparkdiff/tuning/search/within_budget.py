@@ -74,7 +74,8 @@ class TunedSettings:
 
 def tuned(
     form: Unfitted, space: Mapping[Any, Any], evaluator: Any, rows: DataFrame, *,
-    groupCol: str | None = None, timeCol: str | None = None, numTrials: int = 30, maxSeconds: float | None = None, seed: int = 0, keep: int = 1, folder: Path | None = None,
+    groupCol: str | None = None, timeCol: str | None = None, numTrials: int = 30, maxSeconds: float | None = None,
+    seed: int = 0, keep: int = 1, folder: Path | None = None,
 ) -> TunedSettings:  # fmt: skip
     """The best settings of a pipeline within a budget; the first trials are those of `first_settings`.
 
