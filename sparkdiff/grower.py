@@ -10,7 +10,7 @@ from sparkdiff.extended import ExtendedModel, ExtendedTuner
 from sparkdiff.fine_tuning.option_params import with_params, with_setters
 from sparkdiff.fine_tuning.values import Outcome
 from sparkdiff.growth.plan import described
-from sparkdiff.growth.settings import FIELDS, WHY_REFUSED, GrowthSettings
+from sparkdiff.growth.settings import FIELDS, GrowthSettings
 from sparkdiff.growth.summary import GrowthSummary
 from sparkdiff.improvement.growing_by_folds import grow_pipeline
 from sparkdiff.options import Options
@@ -43,7 +43,6 @@ class Grower(ExtendedTuner):
     __module__ = "sparkdiff"
 
     SETTINGS = GrowthSettings
-    WHY_REFUSED = WHY_REFUSED
 
     def growth_settings(self) -> GrowthSettings:
         """The resolved options of growth."""

@@ -67,9 +67,9 @@ def grow_pipeline(
             values["reason"] = origin.refused or (plain.reason if step is None else step.learned["why"])
         values["warnings"] = [*missing, *shown.get("warnings", []), *plain.warnings]
         cost = ground.start.cost
-        fields = shown.get("fields", {"servingCost": {"before": cost, "limit": None}})
+        fields = shown.get("fields", {"servingCost": {"limit": None}})
         after = cost if best is None or best.found is None else best.found.cost
-        values |= fields | {"servingCost": {**fields["servingCost"], "before": cost, "after": after}}
+        values |= fields | {"servingCost": {"before": cost, "after": after, **fields["servingCost"]}}
         if grown and step is not None:
             with phases.phase("attribute"):
                 values["fineTunedGain"] = _gain_alone(explores, options, step.seconds)

@@ -88,11 +88,11 @@ def grown(ground: Ground, limit: Limit, settings: GrowthSettings, arm: str, numb
     clock = Clock.of(limit.seconds)
     with ground.begun(start.task) as run:
         first = verified(run).scores[VALIDATION]
-        found, gone, _ = grow_rounds(run, start, settings, serving, clock, replace=True, memory=ground.trained)
-    told = Told(settings, found, gone, serving, ())
+        found, gone = grow_rounds(run, start, settings, serving, clock, replace=True, memory=ground.trained)
+    told = Told(settings, found, gone, serving)
     learned = {"rounds": [asdict(t) for t in found.tried], "late": found.late, "warnings": told.warnings}
     if not found.members:
-        learned |= {"fields": told.fields(serving.before), "why": why_none(told, options)}
+        learned |= {"fields": told.fields(), "why": why_none(told, options)}
         return Step(arm, number, (), 0.0, f"no part joined: {found.stopped}", learned=learned)
     made = assembled(start, found.members, serving, ground.sources[0].df, drop=settings.dropColumns)
     with ground.begun(replace(ground.task(made), options=options)) as run:
@@ -103,7 +103,7 @@ def grown(ground: Ground, limit: Limit, settings: GrowthSettings, arm: str, numb
     names = ", ".join(m.part.name for m in found.members)
     measured = Measurement(ground.task(model), after.scores, margins, after.parity, costs.of_model(model))
     check_same_rows(ground.start, measured)
-    learned |= {"fields": told.fields(measured.cost), "history": done.fitted.found.history}
+    learned |= {"fields": told.fields(), "history": done.fitted.found.history}
     dropped = f", {len(gone)} dropped" if gone else ""
     doubts = (*of_a_sample(found.table), *rows_without_entity(found))
     says = "; ".join([f"{found.members[-1].round} rounds{dropped}", found.stopped, *doubts])
