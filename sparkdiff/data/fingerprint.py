@@ -131,12 +131,17 @@ def anonymous(facts: Any, uids: list[str]) -> str:
     return without_uids(uids)(text)
 
 
+def deciding_stages(cut: Cut) -> list[Any]:
+    """The stages whose content decides that of the cache."""
+    return [*(v.stage for v in cut.stages), *(s for i in cut.live for s in cut.graph.vertices[i].preparation())]
+
+
 def _saved_bytes(cut: Cut, folder: Path) -> list[str] | None:
     """Digest of the saved stages that run before the cache; None if one cannot be saved or is not a Spark class.
 
     A subclass of a Spark stage may have its own code, which is not saved.
     """
-    stages = [*(v.stage for v in cut.stages), *(s for i in cut.live for s in cut.graph.vertices[i].preparation())]
+    stages = deciding_stages(cut)
     if not all(is_plain(stage) for stage in stages):
         return None
     return digest_of(stages, folder) if stages else []

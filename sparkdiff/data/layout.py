@@ -4,7 +4,7 @@ import functools
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,8 @@ from sparkdiff.data.row_hashes import row_hash
 from sparkdiff.data.splits import BLOCK, ROW, SLICE, SPLIT, TIME
 from sparkdiff.errors import InputError, did_you_mean
 from sparkdiff.jvm import stores
-from sparkdiff.pipeline.graph import Graph
+from sparkdiff.pipeline.cut import Cut
+from sparkdiff.pipeline.graph import Graph, Version, null_of
 from sparkdiff.pipeline.names import named
 from sparkdiff.pipeline.schema import fields_by_name, width_in
 from sparkdiff.stages.base import NULL
@@ -83,6 +84,13 @@ def columns_of(
         out.append({"name": name, "column": name, "kind": "scalar", "width": 1, "dtype": dtype})
     codes = {"kind": "scalar", "width": 1, "dtype": "int64"}
     return out + [{"name": f"slice{i}", "column": c, **codes, "values": v} for i, (c, v) in enumerate(slices.items())]
+
+
+def names_of(cut: Cut, columns: Sequence[Mapping[str, Any]]) -> dict[Version, str]:
+    """The name, among the columns of the files, of each column version of the cut and of its null flags."""
+    names = {c["name"] for c in columns}
+    nulls = {null_of(c.version): f"null{i}" for i, c in enumerate(cut.columns) if f"null{i}" in names}
+    return {c.version: f"c{i}" for i, c in enumerate(cut.columns)} | nulls
 
 
 def holds_true(folder: Path, splits: dict[str, Any], name: str) -> bool:
