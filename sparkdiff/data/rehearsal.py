@@ -141,7 +141,8 @@ def rehearsed(request: Request) -> Rehearsal:
     table = _table(found, columns)
     few_rows = _sample(table, columns, request)
     quick, seconds = _timed(request, columns, rows)
-    kept = rows * few_rows.rows // sum(min(SAMPLE, source.df.count()) for source in few)  # rows of weight 0 are not cached
+    looked_at = sum(min(SAMPLE, source.df.count()) for source in few)
+    kept = rows * few_rows.rows // looked_at  # rows of weight 0 are not cached
     return Rehearsal(kept, jobs, _bytes(table, columns, kept), seconds, quick, few_rows)
 
 

@@ -20,7 +20,7 @@ from pyspark.sql import DataFrame
 
 from sparkdiff import jvm
 from sparkdiff.errors import InputError
-from sparkdiff.pipeline.nesting import flatten, held_by, plain, with_best
+from sparkdiff.pipeline.nesting import flatten, held_by, holders, plain, with_best
 from sparkdiff.pipeline.tree_origin import is_trees, why_not_grown
 
 MODULES = tuple(
@@ -144,7 +144,9 @@ def unfitted(model: Any, keep: Mapping[str, str] = MappingProxyType({})) -> Unfi
     model = plain(model)
     uids = [stage.uid for stage in _leaves(model)]
     found = {stage.uid: _unfitted(stage, uids, keep) for stage in _leaves(model)}
-    searches = tuple(m.uid for m in _holders(model) if not isinstance(m, PipelineModel))
+    searches = tuple(
+        m.uid for _, m in holders(model) if isinstance(m, (CrossValidatorModel, TrainValidationSplitModel))
+    )
     return Unfitted(model, _form(model, found), tuple(found.values()), searches)
 
 
@@ -179,17 +181,6 @@ def with_uids_of(old: Any, new: Any) -> Any:
 
 
 # The parts ------------------------------------------------------------------------------------------------------------
-
-
-def _holders(model: Any) -> Iterator[Any]:
-    """Pipelines and models of searches, outer ones first; no formulas, whose estimator is one stage."""
-    if isinstance(model, PipelineModel):
-        yield model
-        for stage in model.stages:
-            yield from _holders(stage)
-    elif isinstance(model, (CrossValidatorModel, TrainValidationSplitModel)):
-        yield model
-        yield from _holders(model.bestModel)
 
 
 def _leaves(model: Any) -> Iterator[Any]:
