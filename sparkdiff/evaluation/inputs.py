@@ -49,8 +49,10 @@ class Feature:
             self.sparse = isinstance(x, SparseRows)
             self.sum, self.square = (torch.zeros(width(x), dtype=torch.float64) for _ in range(2))
             self.support = torch.zeros(width(x), dtype=torch.int64)
-            # Of sparse rows one number for all columns.
-            self.usual = torch.zeros((), dtype=torch.float64) if isinstance(x, SparseRows) else _median(x)
+            if isinstance(x, SparseRows):  # one number for all columns
+                self.usual = torch.zeros((), dtype=torch.float64)
+            else:  # 0 for a column of NaN only
+                self.usual = x.nanmedian(0).values.nan_to_num(0.0, torch.inf, -torch.inf)
             self.missing = torch.zeros_like(self.usual, dtype=torch.int64)
         self.n += len(x)
         if isinstance(x, SparseRows):
@@ -73,11 +75,6 @@ class Feature:
         std = (self.square / n - mean * mean).clamp_min(0).sqrt()
         entry = (self.square / self.support.clamp_min(1)).sqrt() if self.sparse else None
         return FeatureStats(self.usual + mean, std, self.support, entry=entry)
-
-
-def _median(x: Tensor) -> Tensor:
-    """The medians of the columns of (n, d), (d,); 0 for a column of NaN only."""
-    return x.nanmedian(0).values.nan_to_num(0.0, torch.inf, -torch.inf)
 
 
 @torch.no_grad()

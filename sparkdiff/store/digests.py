@@ -198,7 +198,9 @@ def digest_of_folder(folder: Path, *, by_whom: bool = True) -> list[str]:
         if "defaultParamMap" in meta:
             # A fitted stage's default outputCol holds its uid, a loaded one's a random uid of the moment it was loaded.
             usual = {k: v for k, v in meta["defaultParamMap"].items() if by_whom or k != "seed"}
-            meta["defaultParamMap"] = {k: _bare(v, meta["uid"]) for k, v in usual.items()}
+            own = f"{meta['uid']}__output"
+            bare = {k: "__output" for k, v in usual.items() if v == own or _is_drawn_output(v)}
+            meta["defaultParamMap"] = usual | bare
         return json.dumps(anonymous.value(meta), sort_keys=True).encode()
 
     def of_tree(text: str) -> str:  # an ensemble keeps its trees' metadata in a table
@@ -292,11 +294,6 @@ def _default_outputs(metas: Iterable[Mapping[str, Any]], uids: Mapping[str, str]
 
 def _is_drawn_output(value: Any) -> bool:
     return isinstance(value, str) and re.fullmatch(rf"{RANDOM.pattern}__output", value) is not None
-
-
-def _bare(value: Any, uid: str) -> Any:
-    """The default value of a Param of the stage with this uid, without the uid in the name of its output column."""
-    return "__output" if value == f"{uid}__output" or _is_drawn_output(value) else value
 
 
 def _in_order(table: pa.Table) -> pa.Table:

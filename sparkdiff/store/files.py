@@ -59,20 +59,22 @@ def save(path: Path, state: dict[str, Any]) -> None:
         hashed = _saved(state, file)
         file.seek(0)
         file.write(_head(hashed.digest))
-        file.flush()
-        os.fsync(file.fileno())  # a full disk may show only now, when the one before must still be there
-        if path.exists():
-            os.replace(path, previous(path))  # a crash between this and the end leaves the older one
+        _keep_previous(path, file)
 
 
 def replace(path: Path, content: bytes) -> None:
     """Write a checkpoint that was saved elsewhere; the one before it is kept, as by `save`."""
     with written(path) as file:
         file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-        if path.exists():
-            os.replace(path, previous(path))
+        _keep_previous(path, file)
+
+
+def _keep_previous(path: Path, file: BinaryIO) -> None:
+    """Rename the checkpoint that a written one takes the place of; a crash between this and the end leaves the older one."""
+    file.flush()
+    os.fsync(file.fileno())  # a full disk may show only now, when the one before must still be there
+    if path.exists():
+        os.replace(path, previous(path))
 
 
 def save_mappable(path: Path, content: Any) -> None:
@@ -129,8 +131,7 @@ def _read(path: Path) -> dict[str, Any]:
     head, _, content = path.read_bytes().partition(b"\n")
     if head + b"\n" != _head(hashlib.sha256(content)):
         raise ValueError("its content differs from what was written (sha256 differs)")
-    state: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    return state
+    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)  # type: ignore[no-any-return]
 
 
 def not_writable(path: Path, error: OSError) -> InputError:

@@ -45,7 +45,7 @@ class Decoded:
         enabled: whether any may be kept.
     """
 
-    def __init__(self, files: Files, *, enabled: bool = True):
+    def __init__(self, files: Files, *, enabled: bool):
         self.files, self.enabled = files, enabled
         self._places: dict[str, PiecePlace] = {}
         self._seen: set[str] = set()
