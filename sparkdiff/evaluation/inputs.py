@@ -7,7 +7,7 @@ from torch import Tensor
 
 from sparkdiff.evaluation.data import Data
 from sparkdiff.pipeline.graph import LEAVES, Version
-from sparkdiff.pipeline.network import Network, fixed_versions
+from sparkdiff.pipeline.network import Network
 from sparkdiff.stages.base import StageModule
 from sparkdiff.stages.trainable import FeatureStats
 from sparkdiff.tensors.rows import Rows, SparseRows, dense, matrix, taken, width
@@ -112,16 +112,6 @@ def tallies(network: Network, data: Data) -> dict[int, dict[str, Tensor]]:
     return found
 
 
-def settling(network: Network) -> set[int]:
-    """The tree stages whose thresholds train on features that no trainable parameter changes."""
-    fixed = fixed_versions(network)
-    return {
-        i
-        for i, m in network.trees().items()
-        if not m.routes_fixed and all(v in fixed for v in network.graph.vertices[i].reads)
-    }
-
-
 @torch.no_grad()
 def distinct_values(network: Network, data: Data, i: int) -> dict[int, Tensor]:
     """The finite values of the training rows, ascending, of each feature that stage i compares with thresholds.
@@ -130,7 +120,7 @@ def distinct_values(network: Network, data: Data, i: int) -> dict[int, Tensor]:
     """
     [version] = network.graph.vertices[i].reads
     found: dict[int, Tensor] = {}
-    used = network.trees()[i].compared_features().tolist()
+    used = network.trees()[i].feature.unique().tolist()
     for batch, _, weight, _ in data.batches("train"):
         values = data.values(batch)
         network.run(values, [version])

@@ -314,8 +314,8 @@ def judged_by_rows(run: Run, original: Measured, fitted: Fitted, given: Recorded
     with run.phases.phase("judge"):
         o, ledger = run.task.options, found.ledger
         tuned = trained_score(run.task.model.uid, o, fitted.best, metric, found.network, run.data)
-        # Training measures candidates other than the network that would ship on rows of float32; and by a metric of ranks, to which
-        # sums of leaves may differ that are equal in another order of additions. The guard decides on what the network has.
+        # Training measures other candidates than the network that would ship on rows of float32; and by a metric of ranks, to
+        # which sums of leaves may differ that are equal in another order of additions. The guard decides on what the network has.
         if o.precision == "float32" or metric.ranks:
             ledger = ledger.measured_again(held_out.blocks - tuned.blocks)
         networks, reference = (run.network, found.network), bool(run.cache.rows(REFERENCE))

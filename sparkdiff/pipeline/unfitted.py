@@ -224,7 +224,9 @@ def _unfitted(model: Any, uids: Sequence[str], keep: Mapping[str, str]) -> Unfit
 def _why_as_fitted(model: Any, uids: Sequence[str]) -> str:
     """Why a stage has to stay as it is fitted; empty if it need not."""
     name = type(model).__name__
-    if any(_is_grown(model.uid, other) for other in uids):
+    # What sparkdiff.Grower calls a stage that it added to the stage of another uid: of a part, or of an entity.
+    indexes = model.uid.endswith("_indexer")
+    if any(model.uid.startswith(f"{head}_grown") or (indexes and model.uid.startswith(f"{head}_")) for head in uids):
         return GROWN
     if name == "Bucketizer" and _may_be_quantiles(model):
         return "a Bucketizer may have been a QuantileDiscretizer, whose numBuckets and relativeError it doesn't tell"
@@ -249,11 +251,6 @@ def _may_be_quantiles(bucketizer: Any) -> bool:
     given = [bucketizer.getOrDefault(name) for name in ("splits", "splitsArray") if bucketizer.isSet(name)]
     splits = given[0] if given and isinstance(given[0][0], list) else given
     return bool(splits) and all(math.isinf(s[0]) and math.isinf(s[-1]) for s in splits)
-
-
-def _is_grown(uid: str, head: str) -> bool:
-    """Whether sparkdiff.Grower gave this uid to a stage that it added to the stage `head`: of a part, or of an entity."""
-    return uid.startswith(f"{head}_grown") or (uid.startswith(f"{head}_") and uid.endswith("_indexer"))
 
 
 def estimator_class(model: type) -> Any:

@@ -203,9 +203,6 @@ def digest_of_folder(folder: Path, *, by_whom: bool = True) -> list[str]:
             meta["defaultParamMap"] = usual | bare
         return json.dumps(anonymous.value(meta), sort_keys=True).encode()
 
-    def of_tree(text: str) -> str:  # an ensemble keeps its trees' metadata in a table
-        return of_metadata({**json.loads(text), "uid": "tree"}).decode()
-
     parts = [p for p in folder.rglob("part-*") if p.is_file()]
     # FPGrowthModel's table is divided too, but by its folder's name it could be any model's.
     itemsets = {p.parents[1] / "data" for p, meta in metas.items() if meta.get("class", "").endswith(".FPGrowthModel")}
@@ -221,8 +218,8 @@ def digest_of_folder(folder: Path, *, by_whom: bool = True) -> list[str]:
             table = (_in_order(table) if divided else table).combine_chunks()
             if path.parent.name == "treesMetadata":  # of an id, JSON and a weight, by names that Spark 4.3 leaves out
                 (i,) = (i for i, kind in enumerate(table.schema.types) if pa.types.is_string(kind))
-                texts = pa.array([of_tree(text) for text in table.column(i).to_pylist()])
-                table = table.set_column(i, table.column_names[i], texts)
+                metadata = [{**json.loads(text), "uid": "tree"} for text in table.column(i).to_pylist()]
+                table = table.set_column(i, table.column_names[i], pa.array([of_metadata(m).decode() for m in metadata]))
             digest = hashlib.sha256()
             for name, column in zip(table.column_names, table.columns, strict=True):
                 kind = str(column.type)
