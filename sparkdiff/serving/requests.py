@@ -303,7 +303,8 @@ class DictRows(RequestTable):
 def table_of_pandas(frame: Any) -> RequestTable:
     def column(name: str) -> Column:
         series = frame[name]
-        masked = getattr(getattr(series.dtype, "numpy_dtype", None), "kind", "") in ("f", "i", "u")  # numbers, and which are null
+        # numbers, and which of them are null
+        masked = getattr(getattr(series.dtype, "numpy_dtype", None), "kind", "") in ("f", "i", "u")
         if hasattr(series.dtype, "pyarrow_dtype") or masked:
             return _arrow(series.array.__arrow_array__())
         if type(series.dtype).__name__ == "SparseDtype":

@@ -11,7 +11,6 @@ import torch
 from scipy.optimize import brentq
 from torch import Tensor
 
-from sparkdiff.errors import InputError
 from sparkdiff.evaluation import guard
 from sparkdiff.evaluation.guard import correlation_time, decide
 from sparkdiff.evaluation.units import Units
