@@ -18,6 +18,7 @@ import torch
 
 from sparkdiff.errors import FullDiskError, InputError, SparkdiffError, StoreError, WriteError
 from sparkdiff.jvm import SparkError, cause, stores
+from sparkdiff.machine import paths
 from sparkdiff.machine.whole import write_bytes as write_bytes, written as written
 
 HEAD = b"sparkdiff checkpoint 1 "
@@ -138,6 +139,29 @@ def not_writable(path: Path, error: OSError) -> InputError:
     return InputError(
         f"checkpointDir: {stores.named(path)} cannot be written ({error.strerror}); choose a folder that can be written"
     )
+
+
+def local_path(option: str, given: str) -> Path:
+    """The file or folder of this machine that an option names.
+
+    Raises:
+        InputError: it is none of this machine, or Spark cannot find it.
+    """
+    if (why := paths.not_local(option, given)) is not None:
+        raise InputError(why)
+    return Path(os.path.abspath(str(paths.local(given))))
+
+
+def new_path(option: str, given: str) -> Path:
+    """The folder of this machine that an option names, and that is to be made.
+
+    Raises:
+        InputError: it exists, or is none of this machine.
+    """
+    path = local_path(option, given)
+    if os.path.lexists(path):
+        raise InputError(f"{option}={given!r} exists already: choose a folder that does not")
+    return path
 
 
 def moved(temporary: Path, folder: Path) -> bool:
