@@ -319,8 +319,6 @@ def correlation_time(differences: Tensor) -> float:
     until one is no longer positive, none larger than the one before. A shorter window would miss a slow part of small share.
     """
     x = differences.detach().to("cpu", torch.float64)
-    if x.ndim != 1 or not bool(x.isfinite().all()):
-        raise ValueError(f"differences must be (n,) and finite, got {tuple(x.shape)}")
     n = len(x)
     x = x - x.mean() if n else x
     if n < 4 or not float(x.norm()) > 0:

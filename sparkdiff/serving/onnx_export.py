@@ -174,7 +174,9 @@ class Written:
         try:
             self.writer = GraphWriter()
         except ImportError as e:
-            raise InputError(f"writing ONNX needs a package that is not there ({e}): pip install 'sparkdiff[onnx]'") from e
+            raise InputError(
+                f"writing ONNX needs a package that is not there ({e}): pip install 'sparkdiff[onnx]'"
+            ) from e
         self.infos: dict[str, list[Any]] = {"input": [], "output": []}
         self.columns: dict[str, list[ExportedColumn]] = {"input": [], "output": []}
         self.values: dict[Version, Value] = {}

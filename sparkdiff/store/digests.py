@@ -219,7 +219,9 @@ def digest_of_folder(folder: Path, *, by_whom: bool = True) -> list[str]:
             if path.parent.name == "treesMetadata":  # of an id, JSON and a weight, by names that Spark 4.3 leaves out
                 (i,) = (i for i, kind in enumerate(table.schema.types) if pa.types.is_string(kind))
                 metadata = [{**json.loads(text), "uid": "tree"} for text in table.column(i).to_pylist()]
-                table = table.set_column(i, table.column_names[i], pa.array([of_metadata(m).decode() for m in metadata]))
+                table = table.set_column(
+                    i, table.column_names[i], pa.array([of_metadata(m).decode() for m in metadata])
+                )
             digest = hashlib.sha256()
             for name, column in zip(table.column_names, table.columns, strict=True):
                 kind = str(column.type)

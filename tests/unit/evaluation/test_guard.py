@@ -312,9 +312,9 @@ def test_correlation_time_of_next_to_nothing():
     assert correlation_time(torch.arange(1000.0)) > 100
 
 
-def test_correlation_time_wants_finite_rows():
-    with pytest.raises(ValueError, match="finite"):
-        correlation_time(torch.tensor([1.0, math.nan, 2.0, 3.0]))
+def test_rows_that_are_not_finite_have_no_correlation_time():
+    assert correlation_time(torch.tensor([1.0, math.nan, 2.0, 3.0])) == 1.0
+    assert correlation_time(torch.tensor([1.0, math.inf, 2.0, 3.0, 1.0])) == 1.0
 
 
 # The interval ---------------------------------------------------------------------------------------------------------
