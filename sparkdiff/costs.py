@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pyspark.sql import DataFrame
 
 from sparkdiff.data.fingerprint import Request
-from sparkdiff.data.rehearsal import Range, Rehearsal, rehearsed
+from sparkdiff.data.rehearsal import Range, Rehearsal, Sample, rehearsed
 from sparkdiff.data.splits import TRAIN, VALIDATION, Source
 from sparkdiff.errors import InputError
 from sparkdiff.evaluation.checks import training_labels
@@ -88,10 +88,10 @@ def cost_of(task: Task, df: DataFrame) -> Cost:
             "the cost is that of one training: leave numFolds out, and multiply the time by the folds and one more"
         )
     found = rehearsed(Request(task.cut, [Source(df)], task.options, task.labelCol, task.weightCol))
-    share = {s: n / found.sample * found.rows for s, n in found.splits.items()}
+    share = {s: n / found.sample.rows * found.rows for s, n in found.sample.splits.items()}
     notes = [
-        f"bytes and training rest on the first {found.sample:,} rows, Spark's time on two of its runs: right where these rows "
-        "are like the others and nothing else uses this machine",
+        f"bytes and training rest on the first {found.sample.rows:,} rows, Spark's time on two of its runs: right where these "
+        "rows are like the others and nothing else uses this machine",
         "a cache of the same rows and stages is used again: then there is nothing to write",
         "loading the model and saving the result are not in it",
     ]
@@ -102,13 +102,16 @@ def cost_of(task: Task, df: DataFrame) -> Cost:
         )
     pace, candidates = None, 0
     try:
-        pace, candidates = _trained(task, found, int(share[VALIDATION]))
+        pace, candidates = _trained(task, found.sample, int(share[VALIDATION]))
     except InputError as e:
         notes.append(
             f"the time of training, and of the network in other phases, is missing, as the first rows do not train: {e}"
         )
+    jobs = None
+    if found.jobs is not None:
+        jobs = {"cache": found.jobs, "verify": (1, 1), "train": (0, 0), "write back": (0, 1)}
     return Cost(
-        found.rows, _jobs(found), found.bytes, _seconds(task, found, share, pace), candidates, task.options.maxEpochs,
+        found.rows, jobs, found.bytes, _seconds(task, found, share, pace), candidates, task.options.maxEpochs,
         tuple(notes),
     )  # fmt: skip
 
@@ -120,12 +123,6 @@ class _Pace:
     train: float
     validate: float
     forward: float
-
-
-def _jobs(found: Rehearsal) -> dict[str, Range] | None:
-    if found.jobs is None:
-        return None
-    return {"cache": found.jobs, "verify": (1, 1), "train": (0, 0), "write back": (0, 1)}
 
 
 def _seconds(task: Task, found: Rehearsal, share: Mapping[str, float], pace: _Pace | None) -> dict[str, Range]:
@@ -143,25 +140,25 @@ def _seconds(task: Task, found: Rehearsal, share: Mapping[str, float], pace: _Pa
     }  # fmt: skip
 
 
-def _trained(task: Task, found: Rehearsal, validation: int) -> tuple[_Pace, int]:
+def _trained(task: Task, sample: Sample, validation: int) -> tuple[_Pace, int]:
     """The pace of a training on the sample, and the number of its candidates, which depends on the validation rows of all."""
     o = dataclasses.replace(task.options, maxEpochs=EPOCHS, maxSeconds=None)
     network = Network(task.cut.graph, task.cut.live)
-    with found.stream as stream:
-        data = Data(stream, found.columns, rows=rows_at_once(network, stream))
-        label = training_labels(found.stats)
+    with sample.stream as stream:
+        data = Data(stream, sample.columns, rows=rows_at_once(network, stream))
+        label = training_labels(sample.stats)
         objective, metric = objectives(o, network, label)
         begun = time.perf_counter()
         original = score(network, data, VALIDATION, metric)
-        forward = (time.perf_counter() - begun) / found.splits[VALIDATION]
+        forward = (time.perf_counter() - begun) / sample.splits[VALIDATION]
         start = start_of(network, data, label, o, validation)
         training = Training(network, start.recipes, o, start.units, original, start.stats)
         times: dict[int, list[float]] = {}
         train(training, data, objective, metric, lambda t: times.setdefault(t.epoch, []).append(time.perf_counter()))
     # The last time of an epoch is told with the number of the next one.
     steps, end = times[EPOCHS], times[EPOCHS + 1][-1]
-    validate = (end - steps[-1]) / found.splits[VALIDATION]
-    return _Pace((steps[-1] - steps[0]) / found.splits[TRAIN], validate, forward), len(start.recipes)
+    validate = (end - steps[-1]) / sample.splits[VALIDATION]
+    return _Pace((steps[-1] - steps[0]) / sample.splits[TRAIN], validate, forward), len(start.recipes)
 
 
 def _sum(ranges: Mapping[str, Range]) -> Range:

@@ -15,7 +15,7 @@ from sparkdiff.costs import Cost, cost_of
 from sparkdiff.data.cache import root
 from sparkdiff.data.splits import REFERENCE, Source, find_boundaries, fit_on_training_rows, rule
 from sparkdiff.errors import InputError, check_dataframe, kind_of
-from sparkdiff.fine_tuning.option_params import CheckedParams, listed, with_params, with_setters
+from sparkdiff.fine_tuning.option_params import CheckedParams, listed, with_params
 from sparkdiff.fine_tuning.procedure import fine_tune
 from sparkdiff.fine_tuning.shared import Shared
 from sparkdiff.fine_tuning.starting_point import starting_point
@@ -45,7 +45,7 @@ class _TunerParams(Params):
         return self._setDefault(**{name: listed(getattr(Options(), name)) for name in FIELDS})
 
 
-@with_setters(FIELDS)
+@with_params(FIELDS, setters=True)
 class FineTuner(Estimator, CheckedParams, _TunerParams, jvm.Persistent):  # type: ignore[type-arg]
     """Fine-tune a fitted Spark ML pipeline on a loss of your choice.
 
@@ -188,28 +188,29 @@ class FineTuner(Estimator, CheckedParams, _TunerParams, jvm.Persistent):  # type
         given = self._given()
         jvm.session()
         check_dataframe("the dataset of fit()", dataset)
-        options = self.options()
+        if isinstance(given, Estimator) and not isinstance(given, Pipeline):
+            raise InputError(f"{given.uid} isn't fitted: pass the result of its fit(), or put it into a Pipeline")
+        options, sources = self.options(), self._sources(dataset)
         with ONE_AT_A_TIME, kept(options) as keep:
-            shared, sources, boundaries = self._shared or Shared(), self._sources(dataset), None
-            if isinstance(given, Estimator) and not isinstance(given, Pipeline):
-                raise InputError(f"{given.uid} isn't fitted: pass the result of its fit(), or put it into a Pipeline")
             phases = Phases(shown(options.verbosity), callbacks)
-            if options.numFolds:
-                return self._found(fine_tune_by_folds(given, options, sources, phases), options, keep)
-            if isinstance(given, Pipeline):
-                divided = ("boundaries", rule(options), *(s.df for s in sources[1:]))
-                boundaries = known = shared.once(divided, lambda: find_boundaries(sources, options))
-                model = shared.once(
-                    ("fitted", given, rule(options)),
-                    lambda: plain(fit_on_training_rows(given, sources, options, known)),
-                )
-            else:
-                model = shared.once(("plain", given), lambda: plain(given))
-            start = starting_point(given, model, options, sources, phases, boundaries=boundaries, shared=shared)
-            task = prepare(start.model, options, dataset)
-            member = shared.member_of(given, options)
-            found = fine_tune(task, sources, phases, shared=shared, boundaries=boundaries, member=member, start=start)
-            return self._found(found, options, keep)
+            return self._found(self._run(given, options, sources, phases), options, keep)
+
+    def _run(self, given: Any, options: Options, sources: Sequence[Source], phases: Phases) -> Outcome:
+        """Run the procedure on a fitted pipeline, or on an unfitted Pipeline."""
+        if options.numFolds:
+            return fine_tune_by_folds(given, options, sources, phases)
+        shared, boundaries = self._shared or Shared(), None
+        if isinstance(given, Pipeline):
+            divided = ("boundaries", rule(options), *(s.df for s in sources[1:]))
+            boundaries = known = shared.once(divided, lambda: find_boundaries(sources, options))
+            model = shared.once(
+                ("fitted", given, rule(options)), lambda: plain(fit_on_training_rows(given, sources, options, known))
+            )
+        else:
+            model = shared.once(("plain", given), lambda: plain(given))
+        start = starting_point(given, model, options, sources, phases, boundaries=boundaries, shared=shared)
+        task, member = prepare(start.model, options, sources[0].df), shared.member_of(given, options)
+        return fine_tune(task, sources, phases, shared=shared, boundaries=boundaries, member=member, start=start)
 
     def cost(self, dataset: DataFrame) -> Cost:
         """What `fit` of these rows would cost: Spark jobs, bytes of the cache, expected seconds. Writes nothing.

@@ -1,24 +1,22 @@
 """ExtendedTuner and ExtendedModel: what estimators share that have settings of their own beside the options of FineTuner."""
 
 import dataclasses
-from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 from pyspark.ml import Estimator, Pipeline
 from pyspark.ml.param import Params
 from pyspark.sql import DataFrame
 
-from sparkdiff import jvm
 from sparkdiff.costs import Cost
 from sparkdiff.data.splits import Source
 from sparkdiff.errors import InputError, check_dataframe
-from sparkdiff.estimator import ONE_AT_A_TIME, FineTuner, FineTunerModel, kept
+from sparkdiff.estimator import FineTuner, FineTunerModel
 from sparkdiff.fine_tuning.option_params import listed
 from sparkdiff.fine_tuning.values import Outcome
 from sparkdiff.options import Options
 from sparkdiff.pipeline.nesting import plain
-from sparkdiff.report import Events, Phases, shown
+from sparkdiff.report import Phases
 
 
 def _names(settings: type) -> tuple[str, ...]:
@@ -46,19 +44,20 @@ class ExtendedTuner(_OwnParams, FineTuner):
 
     WHY_REFUSED: ClassVar[Mapping[str, str]] = {}
     """Options of fine-tuning that it does not have, and why."""
+    DESCRIBE: ClassVar[Callable[..., str]]
+    """The plan of a fitted pipeline, as text: of the pipeline, the options, the settings and the rows."""
+    PROCEDURE: ClassVar[Callable[..., Outcome]]
+    """Runs on a fitted pipeline, or on an unfitted Pipeline: with the options, the settings, the sources and the phases."""
 
     def options(self) -> Options:
         """The resolved options; rows are divided as shows the smallest gains where `numFolds` is not set."""
         found = super().options()
         return found if self.isSet("numFolds") else dataclasses.replace(found, numFolds="auto")
 
-    @abstractmethod
-    def _described(self, model: Any, options: Options, dataset: DataFrame) -> str:
-        """The plan of a fitted pipeline, as text."""
-
-    @abstractmethod
     def _run(self, given: Any, options: Options, sources: Sequence[Source], phases: Phases) -> Outcome:
-        """Run the procedure on a fitted pipeline, or on an unfitted Pipeline."""
+        if not isinstance(given, Pipeline):  # what is wrong is found before anything is fitted
+            self.DESCRIBE(plain(given), options, self._settings(), sources[0].df)
+        return self.PROCEDURE(given, options, self._settings(), sources, phases)
 
     def _checked(self, given: Mapping[str, Any]) -> dict[str, Any]:
         for name, why in self.WHY_REFUSED.items():
@@ -96,7 +95,7 @@ class ExtendedTuner(_OwnParams, FineTuner):
             raise InputError(
                 f"{given.uid} isn't fitted, and its columns are not known before: explain a fitted pipeline"
             )
-        return self._described(plain(given), self.options(), dataset)
+        return self.DESCRIBE(plain(given), self.options(), self._settings(), dataset)
 
     def cost(self, dataset: DataFrame) -> Cost:
         """Not known: what is tried depends on what is found.
@@ -113,19 +112,6 @@ class ExtendedTuner(_OwnParams, FineTuner):
     def saved_params(self) -> dict[str, Any]:
         own = {name: listed(self.getOrDefault(name)) for name in _names(self.SETTINGS) if self.isSet(name)}
         return super().saved_params() | own
-
-    def _fitted(self, dataset: DataFrame, callbacks: Sequence[Events]) -> Any:
-        given = self._given()
-        jvm.session()
-        check_dataframe("the dataset of fit()", dataset)
-        if isinstance(given, Estimator) and not isinstance(given, Pipeline):
-            raise InputError(f"{given.uid} isn't fitted: pass the result of its fit(), or put it into a Pipeline")
-        options, sources = self.options(), self._sources(dataset)
-        with ONE_AT_A_TIME, kept(options) as keep:
-            if not isinstance(given, Pipeline):
-                self._described(plain(given), options, dataset)  # what is wrong is found before anything is fitted
-            phases = Phases(shown(options.verbosity), callbacks)
-            return self._found(self._run(given, options, sources, phases), options, keep)
 
 
 class ExtendedModel(_OwnParams, FineTunerModel):

@@ -1,24 +1,17 @@
 """Grower and GrowerModel: growth as a pyspark.ml Estimator and the Model that it returns."""
 
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from pyspark.sql import DataFrame
-
-from sparkdiff.data.splits import Source
 from sparkdiff.extended import ExtendedModel, ExtendedTuner
-from sparkdiff.fine_tuning.option_params import with_params, with_setters
-from sparkdiff.fine_tuning.values import Outcome
+from sparkdiff.fine_tuning.option_params import with_params
 from sparkdiff.growth.plan import described
 from sparkdiff.growth.settings import FIELDS, GrowthSettings
 from sparkdiff.growth.summary import GrowthSummary
 from sparkdiff.improvement.growing_by_folds import grow_pipeline
-from sparkdiff.options import Options
-from sparkdiff.report import FineTuningSummary, Phases
+from sparkdiff.report import FineTuningSummary
 
 
-@with_setters(FIELDS)
-@with_params(FIELDS)
+@with_params(FIELDS, setters=True)
 class Grower(ExtendedTuner):
     """Grow a fitted Spark ML pipeline that ends in a linear stage: add plain MLlib stages that learn what its form cannot say.
 
@@ -43,16 +36,12 @@ class Grower(ExtendedTuner):
     __module__ = "sparkdiff"
 
     SETTINGS = GrowthSettings
+    DESCRIBE = staticmethod(described)
+    PROCEDURE = staticmethod(grow_pipeline)
 
     def growth_settings(self) -> GrowthSettings:
         """The resolved options of growth."""
         return self._settings()  # type: ignore[no-any-return]
-
-    def _described(self, model: Any, options: Options, dataset: DataFrame) -> str:
-        return described(model, options, self.growth_settings(), dataset)
-
-    def _run(self, given: Any, options: Options, sources: Sequence[Source], phases: Phases) -> Outcome:
-        return grow_pipeline(given, options, self.growth_settings(), sources, phases)
 
 
 @with_params(FIELDS)

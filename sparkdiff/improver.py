@@ -1,13 +1,10 @@
 """Improver and ImproverModel: an improvement as a pyspark.ml Estimator and the Model that it returns."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from pyspark.sql import DataFrame
-
-from sparkdiff.data.splits import Source
 from sparkdiff.extended import ExtendedModel, ExtendedTuner
-from sparkdiff.fine_tuning.option_params import with_params, with_setters
+from sparkdiff.fine_tuning.option_params import with_params
 from sparkdiff.fine_tuning.values import Outcome
 from sparkdiff.history.keeping import Keep
 from sparkdiff.improvement.plan import described
@@ -15,11 +12,10 @@ from sparkdiff.improvement.procedure import improve_pipeline
 from sparkdiff.improvement.settings import FIELDS, WHY_REFUSED, ImprovementSettings
 from sparkdiff.improvement.summary import ImprovementSummary
 from sparkdiff.options import Options
-from sparkdiff.report import FineTuningSummary, Phases
+from sparkdiff.report import FineTuningSummary
 
 
-@with_setters(FIELDS)
-@with_params(FIELDS)
+@with_params(FIELDS, setters=True)
 class Improver(ExtendedTuner):
     """Improve a fitted Spark ML pipeline within a budget, in every way that sparkdiff knows.
 
@@ -46,16 +42,12 @@ class Improver(ExtendedTuner):
 
     SETTINGS = ImprovementSettings
     WHY_REFUSED = WHY_REFUSED
+    DESCRIBE = staticmethod(described)
+    PROCEDURE = staticmethod(improve_pipeline)
 
     def improvement_settings(self) -> ImprovementSettings:
         """The resolved options of the improvement."""
         return self._settings()  # type: ignore[no-any-return]
-
-    def _described(self, model: Any, options: Options, dataset: DataFrame) -> str:
-        return described(model, options, self.improvement_settings(), dataset)
-
-    def _run(self, given: Any, options: Options, sources: Sequence[Source], phases: Phases) -> Outcome:
-        return improve_pipeline(given, options, self.improvement_settings(), sources, phases)
 
     def _found(self, outcome: Outcome, options: Options, keep: Keep) -> "ImproverModel":
         found: Any = super()._found(outcome, options, keep)

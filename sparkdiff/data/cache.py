@@ -14,7 +14,7 @@ import tempfile
 import time
 import uuid
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +26,16 @@ from sparkdiff.data import splits, stage_rows
 from sparkdiff.data.fingerprint import SHARDS, Request, fingerprint
 from sparkdiff.data.frames import blamed, check_request, made_frames, ran_by
 from sparkdiff.data.label_stats import label_stats, weight_range
-from sparkdiff.data.layout import columns_of, holds_true, shards_in, write_files
+from sparkdiff.data.layout import columns_of, holds_true, names_of, shards_in, write_files
 from sparkdiff.data.splits import SPLITS
-from sparkdiff.data.stream import DamagedCacheError, Manifest, usage
+from sparkdiff.data.stream import DamagedCacheError, Manifest, arrow, usage
 from sparkdiff.data.stream.manifest import FORMAT
 from sparkdiff.errors import FullDiskError, InputError
 from sparkdiff.jvm import stores
 from sparkdiff.machine import memory, processes, whole
 from sparkdiff.options import Options
 from sparkdiff.pipeline.cut import Cut
-from sparkdiff.pipeline.graph import Version, null_of
+from sparkdiff.pipeline.graph import Version
 from sparkdiff.store.files import folder_size, free, moved, room
 from sparkdiff.store.lease import held, lease_of
 
@@ -77,9 +77,7 @@ class Cache:
 
     def columns(self, cut: Cut) -> dict[Version, str]:
         """The cached column of each column version of the cut, and the column of its null flags."""
-        names = {c["name"] for c in self.manifest["columns"]}
-        nulls = {null_of(c.version): f"null{i}" for i, c in enumerate(cut.columns) if f"null{i}" in names}
-        return {c.version: f"c{i}" for i, c in enumerate(cut.columns)} | nulls
+        return names_of(cut, self.manifest["columns"])
 
     def described(self, cut: Cut) -> dict[Version, Mapping[str, Any]]:
         """The manifest's entry of each of these columns."""
@@ -108,17 +106,9 @@ class Cache:
         sparse = [c["name"] for c in self.manifest["columns"] if c["kind"] == "sparse" and not dense]
         widths = [c["width"] for c in self.manifest["columns"] if c["name"] not in sparse]
         # A sparse row has its offset, and an index and a value for each entry.
-        return 8 * (sum(widths) + len(sparse)) * self.rows(split) + (16 * self._entries(split, sparse) if sparse else 0)
-
-    def _entries(self, split: str, columns: Sequence[str]) -> int:
-        """How many entries the rows of a split have in these sparse columns, as the footers of the files tell."""
-        fields, found = {f"{name}_v.list.element" for name in columns}, 0
-        for piece in (p for shard in self.manifest["splits"][split] for p in shard):
-            footer = pq.read_metadata(self.folder / piece["path"])
-            for group in map(footer.row_group, range(footer.num_row_groups)):
-                chunks = map(group.column, range(group.num_columns))
-                found += sum(chunk.num_values for chunk in chunks if chunk.path_in_schema in fields)
-        return found
+        paths = [self.folder / piece["path"] for shard in self.manifest["splits"][split] for piece in shard]
+        entries = sum(arrow.entries(path, f"{name}_v") for name in sparse for path in paths)
+        return 8 * (sum(widths) + len(sparse)) * self.rows(split) + 16 * entries
 
     def fits_in_memory(self, copies: float = 1) -> bool:
         """Whether that many copies of all rows as tensors need less than half of the memory that there is (`memory.total`)."""
@@ -205,7 +195,10 @@ def _opened(request: Request, where: Path, columns: list[dict[str, Any]], watch:
         except DamagedCacheError as e:
             warnings.warn(f"the cache {folder} is damaged and is written again: {e}", DamagedCache, stacklevel=2)
         shutil.rmtree(folder, ignore_errors=True)
-    _remove_unfinished(folder)
+    # What processes of this machine have left that were killed while they wrote this cache.
+    for owner in folder.parent.glob(f".{folder.name}-*/{OWNER}"):
+        if processes.is_orphan(owner):
+            shutil.rmtree(owner.parent, ignore_errors=True)
     with whole.temporary_folder(folder) as temporary:
         temporary.mkdir(mode=0o700)  # before there is anything in it
         processes.write_owner(temporary / OWNER, os.getpid())
@@ -216,13 +209,6 @@ def _opened(request: Request, where: Path, columns: list[dict[str, Any]], watch:
         (temporary / OWNER).unlink()
         moved(temporary, folder)
     return Cache(folder, _whole(folder, key), False, made.read, made.kept)
-
-
-def _remove_unfinished(folder: Path) -> None:
-    """Remove what processes of this machine have left that were killed while they wrote this cache."""
-    for owner in folder.parent.glob(f".{folder.name}-*/{OWNER}"):
-        if processes.is_orphan(owner):
-            shutil.rmtree(owner.parent, ignore_errors=True)
 
 
 def _opened_in_store(request: Request, folder: Path, key: str, columns: list[dict[str, Any]]) -> Cache:

@@ -59,39 +59,34 @@ class Request:
 
 def fingerprint(request: Request, folder: Path) -> str:
     """Hash of everything that decides the content of a cache; runs no job for deterministic sources in files."""
-    parts: dict[str, Any] = {
-        "format": FORMAT,
-        "shards": SHARDS,
-        "stages": _saved_bytes(request.cut, folder),
-        "cut": [c.name for c in request.cut.columns],
-        "columns": [request.labelCol, request.weightCol],
-        "split": splits.rule(request.options),
-        "slices": request.options.guardCols,
-        "sources": _sources(request),
-    }
-    if request.options.timeCol:
-        parts["cuts"] = dataclasses.astuple(
-            request.boundaries or splits.find_boundaries(request.sources, request.options)
-        )
-    if request.allTrain:
-        parts["validation"] = splits.TRAIN
-    if request.keyed:
-        parts["keyed"] = "by content"
-    cut = request.cut
-    if nulls := cut.null_columns:
-        parts["null flags"] = [c.name for c in nulls]
-    if loss := [c.name for c in cut.columns if c.loss]:  # of which the manifest has the ranges
-        parts["loss"] = loss
+    cut, boundaries = request.cut, request.boundaries or splits.find_boundaries(request.sources, request.options)
+    stages: list[Any] | None = _saved_bytes(cut, folder)
+    tables: str | None = ""
     if cut.opaque:  # SQL may call functions and read tables of its own
         ran = cut.in_spark()  # those that prepare a column are made anew by each call, with new uids
         frames = [functools.reduce(lambda df, stage: stage.transform(df), ran, s.df) for s in request.sources]
         facts = [plan_facts(df, after_stages=True) for df in frames]
         uids = dict.fromkeys([*(v.uid for v in cut.graph.vertices), *(stage.uid for stage in ran)])
-        parts["tables"] = None if None in facts else anonymous(facts, [*uids])
-    if parts["stages"] is None or ("tables" in parts and parts["tables"] is None):
+        tables = None if None in facts else anonymous(facts, [*uids])
+    if stages is None or tables is None:
         # What can't be saved, or what code decides, can't be told apart: the rows that it makes decide.
-        parts["stages"] = [content(cut.transform(s.df)) for s in request.sources]
-        parts.pop("tables", None)
+        stages, tables = [content(cut.transform(s.df)) for s in request.sources], ""
+    parts = {
+        "format": FORMAT,
+        "shards": SHARDS,
+        "stages": stages,
+        "tables": tables,
+        "cut": [c.name for c in cut.columns],
+        "null flags": [c.name for c in cut.null_columns],
+        "loss": [c.name for c in cut.columns if c.loss],  # of which the manifest has the ranges
+        "columns": [request.labelCol, request.weightCol],
+        "split": splits.rule(request.options),
+        "cuts": dataclasses.astuple(boundaries),
+        "slices": request.options.guardCols,
+        "sources": _sources(request),
+        "allTrain": request.allTrain,
+        "keyed": request.keyed,
+    }
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 
@@ -131,12 +126,17 @@ def anonymous(facts: Any, uids: list[str]) -> str:
     return without_uids(uids)(text)
 
 
+def deciding_stages(cut: Cut) -> list[Any]:
+    """The stages whose content decides that of the cache."""
+    return [*(v.stage for v in cut.stages), *(s for i in cut.live for s in cut.graph.vertices[i].preparation())]
+
+
 def _saved_bytes(cut: Cut, folder: Path) -> list[str] | None:
     """Digest of the saved stages that run before the cache; None if one cannot be saved or is not a Spark class.
 
     A subclass of a Spark stage may have its own code, which is not saved.
     """
-    stages = [*(v.stage for v in cut.stages), *(s for i in cut.live for s in cut.graph.vertices[i].preparation())]
+    stages = deciding_stages(cut)
     if not all(is_plain(stage) for stage in stages):
         return None
     return digest_of(stages, folder) if stages else []

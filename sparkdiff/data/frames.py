@@ -34,7 +34,7 @@ def check_request(request: Request) -> None:
                 raise InputError(
                     f"{option}={column!r} is not a column of the data. {did_you_mean(column, source.df.columns)}"
                 )
-            check_number(option, column, source.df, graph)
+            check_number(option, column, source.df, graph.casefold)
 
 
 @contextlib.contextmanager

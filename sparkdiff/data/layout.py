@@ -4,7 +4,7 @@ import functools
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,8 @@ from sparkdiff.data.row_hashes import row_hash
 from sparkdiff.data.splits import BLOCK, ROW, SLICE, SPLIT, TIME
 from sparkdiff.errors import InputError, did_you_mean
 from sparkdiff.jvm import stores
-from sparkdiff.pipeline.graph import Graph
+from sparkdiff.pipeline.cut import Cut
+from sparkdiff.pipeline.graph import Version, null_of
 from sparkdiff.pipeline.names import named
 from sparkdiff.pipeline.schema import fields_by_name, width_in
 from sparkdiff.stages.base import NULL
@@ -32,10 +33,10 @@ USUAL = 64
 """Weights are taken as they are where the largest lies between two to the power of minus this and of this."""
 
 
-def check_number(option: str, column: str | None, df: DataFrame, graph: Graph) -> None:
+def check_number(option: str, column: str | None, df: DataFrame, casefold: Callable[[str], str]) -> None:
     """Raise InputError if a column of the data is not a number."""
     for field in df.schema.fields:
-        named = column is not None and graph.casefold(field.name) == graph.casefold(column)
+        named = column is not None and casefold(field.name) == casefold(column)
         if named and not isinstance(field.dataType, (NumericType, BooleanType)):
             kind, way = field.dataType.simpleString(), "cast or index it"
             if isinstance(field.dataType, VectorUDT) and option == "labelCol":
@@ -83,6 +84,13 @@ def columns_of(
         out.append({"name": name, "column": name, "kind": "scalar", "width": 1, "dtype": dtype})
     codes = {"kind": "scalar", "width": 1, "dtype": "int64"}
     return out + [{"name": f"slice{i}", "column": c, **codes, "values": v} for i, (c, v) in enumerate(slices.items())]
+
+
+def names_of(cut: Cut, columns: Sequence[Mapping[str, Any]]) -> dict[Version, str]:
+    """The name, among the columns of the files, of each column version of the cut and of its null flags."""
+    names = {c["name"] for c in columns}
+    nulls = {null_of(c.version): f"null{i}" for i, c in enumerate(cut.columns) if f"null{i}" in names}
+    return {c.version: f"c{i}" for i, c in enumerate(cut.columns)} | nulls
 
 
 def holds_true(folder: Path, splits: dict[str, Any], name: str) -> bool:
@@ -177,7 +185,7 @@ def hashed(request: Request, frames: list[DataFrame], columns: list[dict[str, An
 
 def _as_stored(request: Request, df: DataFrame, columns: list[dict[str, Any]]) -> DataFrame:
     """The rows of weight other than 0 with the columns that the files hold."""
-    graph, casefold = request.cut.graph, request.cut.graph.casefold
+    casefold = request.cut.graph.casefold
     slices = [f"{SLICE}{i}" for i in range(len(request.options.guardCols))]
     fields, keyed = fields_by_name(df.schema, casefold), (ROW,) if request.keyed else ()
     own = (SPLIT, BLOCK, TIME, *keyed, *slices)
@@ -193,8 +201,8 @@ def _as_stored(request: Request, df: DataFrame, columns: list[dict[str, Any]]) -
                 )
             what = f"column {lost!r}" if lost not in own else "columns that it does not name"
             raise InputError(f"{whose} drops {what}, which training needs; keep all columns (SELECT *, ...)")
-    check_number("labelCol", request.labelCol, df, graph)  # here they may be made by a stage
-    check_number("weightCol", request.weightCol, df, graph)
+    check_number("labelCol", request.labelCol, df, casefold)  # here they may be made by a stage
+    check_number("weightCol", request.weightCol, df, casefold)
     nulls = {c["name"] for c in columns}
     selected: list[Column] = []
     for i, (column, read) in enumerate(zip(columns, request.cut.columns, strict=False)):

@@ -34,7 +34,9 @@ def quantiles(df: DataFrame, column: Column, shares: Sequence[float]) -> list[fl
     guesses = _guessed(values, shares)
     if not guesses:
         return []
-    rows = Bucketizer(splits=_bounds(guesses), inputCol="value", outputCol="bucket").transform(values)
+    # Half-open buckets: one for each guess, and one for the values between two guesses.
+    bounds = {b + 0.0 for g in guesses for b in (g, math.nextafter(g, math.inf))} | {-math.inf, math.inf}
+    rows = Bucketizer(splits=sorted(bounds), inputCol="value", outputCol="bucket").transform(values)
     counted = rows.groupBy("bucket").agg(F.count("value").alias("rows"), F.min("value"), F.max("value"))
     buckets = sorted(tuple(row) for row in counted.collect())
     places = located(shares, [n for _, n, _, _ in buckets])
@@ -63,12 +65,6 @@ def _guessed(values: DataFrame, shares: Sequence[float]) -> list[float]:
     near = {min(1.0, max(0.0, share + d)) for share in shares for d in (-2 / ACCURACY, 0.0, 2 / ACCURACY)}
     row = values.agg(F.percentile_approx("value", sorted(near), ACCURACY)).first()
     return [] if row is None or row[0] is None else sorted(set(row[0]))
-
-
-def _bounds(guesses: Iterable[float]) -> list[float]:
-    """Bounds of half-open buckets: one for each guess, and one for the values between two guesses."""
-    bounds = {b + 0.0 for g in guesses for b in (g, math.nextafter(g, math.inf))}
-    return sorted(bounds | {-math.inf, math.inf})
 
 
 def _ranked(rows: DataFrame, wanted: Iterable[tuple[float, int]]) -> dict[tuple[float, int], float]:

@@ -12,26 +12,25 @@ import pyarrow.parquet as pq
 import torch
 from pyspark.ml import Model, PipelineModel
 from pyspark.ml.tree import _TreeEnsembleModel
-from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import DataFrame
 from torch import Tensor
 
 from sparkdiff import jvm
-from sparkdiff.data.fingerprint import SHARDS, Request, content
+from sparkdiff.data.fingerprint import SHARDS, Request, content, deciding_stages
 from sparkdiff.data.frames import blamed, check_request, frames_of, ran_by
 from sparkdiff.data.label_stats import stats_of
-from sparkdiff.data.layout import columns_of, hashed, sparse_fields, stored
+from sparkdiff.data.layout import columns_of, hashed, names_of, sparse_fields, stored
 from sparkdiff.data.splits import SPLITS, find_boundaries
 from sparkdiff.data.stream import Batch, BatchColumn, CachedFile, Manifest, Stream
 from sparkdiff.errors import InputError
 from sparkdiff.jvm.plans import plan_facts
 from sparkdiff.jvm.sessions import VERSION
-from sparkdiff.pipeline.graph import Version, null_of
+from sparkdiff.pipeline.graph import Version
 from sparkdiff.pipeline.schema import is_plain
 from sparkdiff.tensors.rows import SparseRows, offsets_of
 
 SAMPLE, TIMED = 2_000, 40_000
 """Rows that are collected, and rows that Spark is timed on."""
-_TYPES = {"int64": torch.int64, "bool": torch.bool}
 
 Range = tuple[float, float]
 """The least and the most."""
@@ -42,25 +41,20 @@ class Rehearsal:
     """What a rehearsal found.
 
     Attributes:
-        rows: of all sources that have a weight, as far as the sample tells; `sample` of them were cached in memory.
+        rows: of all sources that have a weight, as far as the sample tells.
         jobs: that the cache takes; None where Spark does not tell.
         bytes: of the files with the rows.
         seconds: that Spark takes for all rows.
         jobSeconds: what a small job takes in this session.
-        splits: rows of each split among the sample.
-        stats: of the labels of each split, as a manifest has them.
+        sample: a few of the rows.
     """
 
     rows: int
-    sample: int
     jobs: Range | None
     bytes: int
     seconds: Range
     jobSeconds: float
-    splits: Mapping[str, int]
-    stats: dict[str, Any]
-    stream: Stream
-    columns: Mapping[Version, str]
+    sample: "Sample"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +109,7 @@ def _sample(table: pa.Table, columns: list[dict[str, Any]], request: Request) ->
     return Sample(
         len(table), {s: table["split"].to_pylist().count(s) for s in SPLITS},
         {s: stats_of([_of(table, s)], request) for s in SPLITS}, _stream(table, columns, request.options.seed),
-        _names(request, columns), sum(_entries(table, c) for c in columns),
+        names_of(request.cut, columns), sum(_entries(table, c) for c in columns),
     )  # fmt: skip
 
 
@@ -135,9 +129,10 @@ def rehearsed(request: Request) -> Rehearsal:
     spark = request.sources[0].df.sparkSession
     with blamed("counted the rows"):
         rows = sum(source.df.count() for source in request.sources)
-        few = [dataclasses.replace(s, df=_first(spark, s.df)) for s in request.sources]
+        first = [spark.createDataFrame(s.df.limit(SAMPLE).collect(), s.df.schema) for s in request.sources]
     if not rows:
         raise InputError("the data have no rows")
+    few = [dataclasses.replace(s, df=df) for s, df in zip(request.sources, first, strict=True)]
     sample = dataclasses.replace(request, sources=few, boundaries=None)
     with jvm.counted(spark) as count:
         columns, found = _cached(sample, request)
@@ -145,18 +140,10 @@ def rehearsed(request: Request) -> Rehearsal:
     jobs = None if counted is None else _with_saving(counted, request)
     table = _table(found, columns)
     few_rows = _sample(table, columns, request)
-    size = few_rows.rows
     quick, seconds = _timed(request, columns, rows)
-    kept = rows * size // sum(min(SAMPLE, source.df.count()) for source in few)  # rows of weight 0 are not cached
-    return Rehearsal(
-        kept, size, jobs, _bytes(table, columns, kept), seconds, quick, few_rows.splits, few_rows.stats, few_rows.stream,
-        few_rows.columns,
-    )  # fmt: skip
-
-
-def _first(spark: SparkSession, df: DataFrame) -> DataFrame:
-    """The first rows, apart from where they come from."""
-    return spark.createDataFrame(df.limit(SAMPLE).collect(), df.schema)
+    looked_at = sum(min(SAMPLE, source.df.count()) for source in few)
+    kept = rows * few_rows.rows // looked_at  # rows of weight 0 are not cached
+    return Rehearsal(kept, jobs, _bytes(table, columns, kept), seconds, quick, few_rows)
 
 
 def _cached(sample: Request, request: Request) -> tuple[list[dict[str, Any]], list[Any]]:
@@ -164,7 +151,7 @@ def _cached(sample: Request, request: Request) -> tuple[list[dict[str, Any]], li
     for few, whole in zip(sample.sources, request.sources, strict=True):
         if plan_facts(whole.df) is None:  # else its plan and files tell it
             content(few.df)
-    if request.cut.stages and not all(is_plain(stage) for stage in _ran(request)):
+    if request.cut.stages and not all(is_plain(stage) for stage in deciding_stages(request.cut)):
         content(request.cut.transform(sample.sources[0].df))
     frames, columns = _frames(sample, request, told=False)
     with blamed(ran_by(request)):
@@ -179,15 +166,9 @@ def _frames(sample: Request, request: Request, *, told: bool) -> tuple[list[Data
         return frames, columns_of(sample, frames[0], values, told=told)
 
 
-def _ran(request: Request) -> list[Any]:
-    """The stages whose content decides that of the cache."""
-    cut = request.cut
-    return [*(v.stage for v in cut.stages), *(s for i in cut.live for s in cut.graph.vertices[i].preparation())]
-
-
 def _with_saving(jobs: int, request: Request) -> Range:
     """And the jobs that save these stages, for their digest; and those of a third pass for quantiles of `timeCol`."""
-    stages = _ran(request)
+    stages = deciding_stages(request.cut)
     known = stages and all(is_plain(stage) for stage in stages)
     low, high = saving_jobs(stages) if known else (0.0, 0.0)
     return jobs + low, jobs + high + 2 * (request.options.timeCol is not None and request.boundaries is None)
@@ -280,11 +261,7 @@ def _of(table: pa.Table, split: str) -> pa.Table:
 
 def _stream(table: pa.Table, columns: list[dict[str, Any]], seed: int) -> Stream:
     """The batches of the sample, as a cache would give them."""
-    dtypes = [_TYPES.get(c.get("dtype", ""), torch.float64) for c in columns]
-    kinds = tuple(
-        BatchColumn(c["name"], c["column"], c["kind"], c["width"], dtype, tuple(c.get("values", ())))
-        for c, dtype in zip(columns, dtypes, strict=True)
-    )
+    kinds = tuple(map(BatchColumn.of, columns))
     held, pieces = dict[str, Batch](), dict[str, tuple[tuple[CachedFile, ...], ...]]()
     for split in SPLITS:
         own = _of(table, split).sort_by("shard")
@@ -308,10 +285,3 @@ def _filled(values: pa.Array, column: BatchColumn) -> Tensor:
     """With NaN, or 0 for integers, in the place of nulls."""
     nothing = pa.scalar(float("nan") if column.dtype == torch.float64 else 0).cast(values.type)
     return torch.tensor(pc.fill_null(values, nothing).to_numpy(zero_copy_only=False), dtype=column.dtype)
-
-
-def _names(request: Request, columns: list[dict[str, Any]]) -> dict[Version, str]:
-    """See `Cache.columns`."""
-    held = {c["name"] for c in columns}
-    nulls = {null_of(c.version): f"null{i}" for i, c in enumerate(request.cut.columns) if f"null{i}" in held}
-    return {c.version: f"c{i}" for i, c in enumerate(request.cut.columns)} | nulls

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from pyspark.ml.functions import vector_to_array
 from pyspark.ml.linalg import VectorUDT
 from pyspark.sql import Column, DataFrame, Window, functions as F
-from pyspark.sql.types import BooleanType, NumericType
 
 from sparkdiff import jvm
+from sparkdiff.data.layout import check_number
 from sparkdiff.data.splits import (
     BLOCK,
     REFERENCE,
@@ -169,12 +169,7 @@ def _of_weight(df: DataFrame, labelCol: str, weightCol: str | None) -> DataFrame
             raise InputError(
                 f"{option}={column!r} is not a column of the data, or {MADE}. {did_you_mean(column, df.columns)}"
             )
-    for f in df.schema.fields:
-        own = weightCol is not None and casefold(f.name) == casefold(weightCol)
-        if own and not isinstance(f.dataType, (NumericType, BooleanType)):
-            raise InputError(
-                f"weightCol={weightCol!r} is {f.dataType.simpleString()}, but must be a number: cast or index it"
-            )
+    check_number("weightCol", weightCol, df, casefold)
     if reserved := [c for c in df.columns if c.lower().startswith((WEIGHT, CHANCES, CERTAIN, CLASS, CHANCE))]:
         raise InputError(
             f"the data have a column {reserved[0]!r}, a name that sparkdiff reserves for its own: rename it"

@@ -188,7 +188,10 @@ def _keep(
         stores.write(target / usage.MANIFEST, json.dumps(told).encode())
         if local:
             usage.begin(target, [type(s).__name__ for s in stages], time.monotonic() - began)
-            _move(where, key, target, folder)
+            there = not moved(target, folder)
+            if there and _Kept.at(where, key) is None:  # damaged; whole ones are another run's of this moment
+                shutil.rmtree(folder, ignore_errors=True)
+                moved(target, folder)
     except BaseException as e:
         stores.remove(rows)
         if not isinstance(e, (jvm.SparkError, OSError)):
@@ -206,11 +209,3 @@ def _cuts_times(df: DataFrame) -> bool:
     """Whether Parquet would hold the timestamps of these rows with milliseconds only."""
     kind = str(df.sparkSession.conf.get("spark.sql.parquet.outputTimestampType"))
     return kind.upper() == "TIMESTAMP_MILLIS" and '"timestamp"' in df.schema.json()
-
-
-def _move(where: Path, key: str, target: Path, folder: Path) -> None:
-    if (
-        not moved(target, folder) and _Kept.at(where, key) is None
-    ):  # damaged; whole ones are another run's of this moment
-        shutil.rmtree(folder, ignore_errors=True)
-        moved(target, folder)

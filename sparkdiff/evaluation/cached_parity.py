@@ -267,9 +267,8 @@ def _accepted(network: Network, rows: Sequence[dict[Version, Rows]]) -> list[dic
 @torch.no_grad()
 def _accepts(network: Network, rows: dict[Version, Rows]) -> bool:
     """Whether the network accepts these rows, all of them."""
-    graph = network.graph
     try:
-        network.run(rows, [(graph.casefold(c), i) for i in network.positions for c in graph.vertices[i].outputs])
+        network.run(rows, outputs_of(network))
     except InputError:
         return False
     return True

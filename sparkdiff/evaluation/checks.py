@@ -130,13 +130,6 @@ def check_repeats(metric: Metric, network: Network, data: Data) -> None:
         return
 
 
-def is_rounded(options: Options, metric: Metric) -> bool:
-    """Whether training measures candidates other than the network that would ship: on rows of float32; or by a metric of ranks,
-    to which sums of leaves that are equal in one order of additions may differ in another one.
-    """
-    return options.precision == "float32" or metric.ranks
-
-
 def trained_score(uid: str, options: Options, best: float, metric: Metric, network: Network, data: Data) -> Score:
     """The metric of the network that would ship, on the validation rows.
 

@@ -35,7 +35,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sparkdiff.errors import InputError
 from sparkdiff.evaluation.units import Costs, Units
 
 MIN_UNITS = 30  # fewer rows, groups or blocks than this decide nothing
@@ -107,11 +106,11 @@ def decide(
         dependence: the variance of a sum over the blocks, as a multiple of that of independent blocks, from 1 on.
         costs: what the chosen column costs on the units that decide, and on training units.
         finalists: the number of tests like this one, by which the p-value is multiplied (Bonferroni).
-
-    Raises:
-        InputError: a weight is negative or not finite.
     """
-    gains, weights, loss = _checked(gains, weights, original, level)
+    gains, weights = (x.detach().to("cpu", torch.float64) for x in (gains, weights))
+    held = weights > 0
+    loss = None if original is None else original.detach().to("cpu", torch.float64)[held]
+    gains, weights = gains[:, held], weights[held]
     units = Units(len(weights)) if units is None else units
     if level < 1 and (units.number < MIN_UNITS or len(weights) == 0):
         return Verdict(False, -1, 0.0, 0.0, 1.0, level, untested=untested(units))
@@ -145,23 +144,6 @@ def decide(
 def untested(units: Units) -> str:
     """The reason where there are too few units to test."""
     return f"{units}, {MIN_UNITS} are needed"
-
-
-def _checked(
-    gains: Tensor, weights: Tensor, original: Tensor | None, level: float
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The sums of the blocks that have weight, as doubles on the CPU."""
-    gains, weights = gains.detach().to("cpu", torch.float64), weights.detach().to("cpu", torch.float64)
-    if gains.ndim != 2 or weights.shape != gains.shape[1:]:
-        raise ValueError(f"gains must be (C, B) and weights (B,), got {tuple(gains.shape)} and {tuple(weights.shape)}")
-    if not level > 0:
-        raise InputError(f"The p-value to accept must be above 0, got {level}; 1 accepts any gain.")
-    if not bool((weights.isfinite() & (weights >= 0)).all()):
-        raise InputError(
-            "The validation weights hold a negative, NaN or infinite value; weights must be finite and >= 0."
-        )
-    held = weights > 0
-    return gains[:, held], weights[held], None if original is None else original.detach().to("cpu", torch.float64)[held]
 
 
 def worsening(gains: Tensor, *, level: float, joined: int = 1, dependence: float = 1.0, seed: int = 0) -> Tensor:
@@ -337,8 +319,6 @@ def correlation_time(differences: Tensor) -> float:
     until one is no longer positive, none larger than the one before. A shorter window would miss a slow part of small share.
     """
     x = differences.detach().to("cpu", torch.float64)
-    if x.ndim != 1 or not bool(x.isfinite().all()):
-        raise ValueError(f"differences must be (n,) and finite, got {tuple(x.shape)}")
     n = len(x)
     x = x - x.mean() if n else x
     if n < 4 or not float(x.norm()) > 0:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from sparkdiff.evaluation.data import Data
 from sparkdiff.pipeline.graph import LEAVES, Version
-from sparkdiff.pipeline.network import Network, fixed_versions
+from sparkdiff.pipeline.network import Network
 from sparkdiff.stages.base import StageModule
 from sparkdiff.stages.trainable import FeatureStats
 from sparkdiff.tensors.rows import Rows, SparseRows, dense, matrix, taken, width
@@ -49,8 +49,10 @@ class Feature:
             self.sparse = isinstance(x, SparseRows)
             self.sum, self.square = (torch.zeros(width(x), dtype=torch.float64) for _ in range(2))
             self.support = torch.zeros(width(x), dtype=torch.int64)
-            # Of sparse rows one number for all columns.
-            self.usual = torch.zeros((), dtype=torch.float64) if isinstance(x, SparseRows) else _median(x)
+            if isinstance(x, SparseRows):  # one number for all columns
+                self.usual = torch.zeros((), dtype=torch.float64)
+            else:  # 0 for a column of NaN only
+                self.usual = x.nanmedian(0).values.nan_to_num(0.0, torch.inf, -torch.inf)
             self.missing = torch.zeros_like(self.usual, dtype=torch.int64)
         self.n += len(x)
         if isinstance(x, SparseRows):
@@ -73,11 +75,6 @@ class Feature:
         std = (self.square / n - mean * mean).clamp_min(0).sqrt()
         entry = (self.square / self.support.clamp_min(1)).sqrt() if self.sparse else None
         return FeatureStats(self.usual + mean, std, self.support, entry=entry)
-
-
-def _median(x: Tensor) -> Tensor:
-    """The medians of the columns of (n, d), (d,); 0 for a column of NaN only."""
-    return x.nanmedian(0).values.nan_to_num(0.0, torch.inf, -torch.inf)
 
 
 @torch.no_grad()
@@ -115,16 +112,6 @@ def tallies(network: Network, data: Data) -> dict[int, dict[str, Tensor]]:
     return found
 
 
-def settling(network: Network) -> set[int]:
-    """The tree stages whose thresholds train on features that no trainable parameter changes."""
-    fixed = fixed_versions(network)
-    return {
-        i
-        for i, m in network.trees().items()
-        if not m.routes_fixed and all(v in fixed for v in network.graph.vertices[i].reads)
-    }
-
-
 @torch.no_grad()
 def distinct_values(network: Network, data: Data, i: int) -> dict[int, Tensor]:
     """The finite values of the training rows, ascending, of each feature that stage i compares with thresholds.
@@ -133,7 +120,7 @@ def distinct_values(network: Network, data: Data, i: int) -> dict[int, Tensor]:
     """
     [version] = network.graph.vertices[i].reads
     found: dict[int, Tensor] = {}
-    used = network.trees()[i].compared_features().tolist()
+    used = network.trees()[i].feature.unique().tolist()
     for batch, _, weight, _ in data.batches("train"):
         values = data.values(batch)
         network.run(values, [version])

@@ -9,11 +9,10 @@ from torch import Tensor
 
 
 class LedgerTrial(NamedTuple):
-    """One column of a ledger: a candidate after an epoch (1 or later), in one arm of an experiment."""
+    """One column of a ledger: a candidate after an epoch (1 or later)."""
 
     candidate: int
     epoch: int
-    arm: str = ""
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from pyspark.ml.param import Param, Params
 Fields = Mapping[str, dataclasses.Field[Any]]
 
 
-def with_params(fields: Fields) -> Callable[[type], type]:
-    """Give a class a Param and a getter for every option."""
+def with_params(fields: Fields, *, setters: bool = False) -> Callable[[type], type]:
+    """Give a class a Param and a getter for every option, and a setter, which calls its `setParams`, with `setters`."""
 
     def decorated(cls: type) -> type:
         for name, field in fields.items():
@@ -19,24 +19,15 @@ def with_params(fields: Fields) -> Callable[[type], type]:
             def get(self: Any, name: str = name) -> Any:
                 return self.getOrDefault(name)
 
-            get.__doc__ = f"Value of {name} or its default."
-            setattr(cls, "get" + name[0].upper() + name[1:], get)
-        return cls
-
-    return decorated
-
-
-def with_setters(fields: Fields) -> Callable[[type], type]:
-    """Give a class a setter for every option."""
-
-    def decorated(cls: type) -> type:
-        for name, field in fields.items():
-
             def set_(self: Any, value: Any, name: str = name) -> Any:
                 return self.setParams(**{name: value})
 
+            get.__doc__ = f"Value of {name} or its default."
             set_.__doc__ = f"Set {name}: {field.metadata['help']}."
-            setattr(cls, "set" + name[0].upper() + name[1:], set_)
+            capital = name[0].upper() + name[1:]
+            setattr(cls, f"get{capital}", get)
+            if setters:
+                setattr(cls, f"set{capital}", set_)
         return cls
 
     return decorated

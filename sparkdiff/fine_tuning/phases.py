@@ -21,7 +21,6 @@ from sparkdiff.evaluation.checks import (
     check_repeats,
     check_stored,
     check_varies,
-    is_rounded,
     trained_score,
     training_labels,
 )
@@ -315,7 +314,9 @@ def judged_by_rows(run: Run, original: Measured, fitted: Fitted, given: Recorded
     with run.phases.phase("judge"):
         o, ledger = run.task.options, found.ledger
         tuned = trained_score(run.task.model.uid, o, fitted.best, metric, found.network, run.data)
-        if is_rounded(o, metric):  # the guard decides on rows and ties as the network has them
+        # Training measures other candidates than the network that would ship on rows of float32; and by a metric of ranks, to
+        # which sums of leaves may differ that are equal in another order of additions. The guard decides on what the network has.
+        if o.precision == "float32" or metric.ranks:
             ledger = ledger.measured_again(held_out.blocks - tuned.blocks)
         networks, reference = (run.network, found.network), bool(run.cache.rows(REFERENCE))
         judged = judge(run.task.options, run.data, metric, networks, ledger, reference=reference, given=given)

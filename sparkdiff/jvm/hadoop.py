@@ -62,6 +62,14 @@ def opened(url: str) -> tuple[Any, Any, Any]:
         return path.getFileSystem(settings), path, settings
 
 
+@contextlib.contextmanager
+def in_store(url: str) -> Iterator[tuple[Any, Any]]:
+    """Within this context, Hadoop's FileSystem and Path of a URL; Java's error is a StoreError that names it."""
+    system, path, _ = opened(url)
+    with as_store_error(url):
+        yield system, path
+
+
 def located(option: str, given: str) -> str | None:
     """The URL of a folder on a file system of Hadoop that an option names, qualified; None for a folder of this machine.
 
@@ -96,8 +104,7 @@ def check_writable(option: str, given: str, url: str) -> None:
     """Raise InputError if nothing can be written to a folder. It is looked at itself, as those above may forbid what it allows; a
     folder that is created for it is removed again."""
     try:
-        system, path, _ = opened(url)
-        with as_store_error(url):
+        with in_store(url) as (system, path):
             made, above = [_beside(path, f".sparkdiff-{uuid.uuid4().hex[:8]}")], path
             while above is not None and not system.exists(above):
                 made, above = [*made, above], above.getParent()

@@ -3,7 +3,6 @@
 import contextlib
 import contextvars
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -123,4 +122,4 @@ def temporary(prefix: str, inside: Path | None) -> Iterator[Path]:
     try:
         yield path
     finally:
-        stores.remove(path) if stores.url_of(path) else shutil.rmtree(path, ignore_errors=True)
+        stores.remove(path)

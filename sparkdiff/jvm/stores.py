@@ -19,7 +19,7 @@ from py4j.protocol import Py4JJavaError
 from pyspark import SparkContext
 
 from sparkdiff.errors import InputError, StoreError
-from sparkdiff.jvm.hadoop import URL, as_store_error, java_classes, java_files, opened
+from sparkdiff.jvm.hadoop import URL, as_store_error, in_store, java_classes, java_files, opened
 from sparkdiff.jvm.sessions import SparkError, in_process, session
 from sparkdiff.machine import paths, processes
 
@@ -138,8 +138,7 @@ def size(path: Path) -> int:
     url = url_of(path)
     if url is None:
         return sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
-    system, there, _ = opened(url)
-    with as_store_error(url):
+    with in_store(url) as (system, there):
         return int(system.getContentSummary(there).getLength())
 
 
@@ -189,8 +188,7 @@ def names(path: Path) -> list[str]:
     url = url_of(path)
     if url is None:
         return sorted(os.listdir(path)) if path.is_dir() else []
-    system, there, _ = opened(url)
-    with as_store_error(url):
+    with in_store(url) as (system, there):
         if not system.exists(there):
             return []
         return sorted(str(status.getPath().getName()) for status in system.listStatus(there))
@@ -201,15 +199,13 @@ def exists(path: Path) -> bool:
     url = url_of(path)
     if url is None:
         return path.exists()
-    system, there, _ = opened(url)
-    with as_store_error(url):
+    with in_store(url) as (system, there):
         return bool(system.exists(there))
 
 
 def read(path: Path) -> bytes | None:
     """The content of a small file in the store, without a working copy; None if there is none."""
-    system, there, _ = opened(str(url_of(path)))
-    with as_store_error(str(there)):
+    with in_store(str(url_of(path))) as (system, there):
         if not system.exists(there):
             return None
         with contextlib.closing(system.open(there)) as stream:
@@ -218,9 +214,8 @@ def read(path: Path) -> bytes | None:
 
 def create(path: Path, content: bytes) -> bool:
     """Write a small file to the store unless there is one: at most one of several processes does, if the store can."""
-    system, there, _ = opened(str(url_of(path)))
     try:
-        with as_store_error(str(there)), contextlib.closing(system.create(there, False)) as stream:
+        with in_store(str(url_of(path))) as (system, there), contextlib.closing(system.create(there, False)) as stream:
             stream.write(bytearray(content))
     except StoreError as e:
         if e.errno == errno.EEXIST:
@@ -235,15 +230,13 @@ def overwrite(path: Path, content: bytes) -> None:
     Raises:
         StoreError: the store refuses it.
     """
-    system, there, _ = opened(str(url_of(path)))
-    with as_store_error(str(there)), contextlib.closing(system.create(there, True)) as stream:
+    with in_store(str(url_of(path))) as (system, there), contextlib.closing(system.create(there, True)) as stream:
         stream.write(bytearray(content))
 
 
 def modified(path: Path) -> int | None:
     """When a file of the store was written, in milliseconds of the store's clock; None if there is none."""
-    system, there, _ = opened(str(url_of(path)))
-    with as_store_error(str(there)):
+    with in_store(str(url_of(path))) as (system, there):
         return int(system.getFileStatus(there).getModificationTime()) if system.exists(there) else None
 
 
@@ -258,8 +251,7 @@ def make(path: Path, *, private: bool = True) -> None:
     """
     path.mkdir(parents=True, exist_ok=True, mode=0o700)
     if (url := url_of(path)) is not None:
-        system, there, _ = opened(url)
-        with as_store_error(url):
+        with in_store(url) as (system, there):
             mode = [java_files().permission.FsPermission("700")] if private else []
             if not system.exists(there) and not system.mkdirs(there, *mode):
                 raise StoreError(errno.EACCES, "the folder cannot be created", url)
@@ -275,8 +267,7 @@ def rename(path: Path, other: Path) -> None:
     if url is None or target is None:
         os.rename(path, other)
         return
-    system, there, _ = opened(url)
-    with as_store_error(url):
+    with in_store(url) as (system, there):
         goal = opened(target)[1]
         system.mkdirs(goal.getParent())
         # Into a folder that is there, it would be moved.
@@ -310,8 +301,7 @@ def delete(path: Path) -> None:
         StoreError: the store refuses it.
     """
     if (url := url_of(path)) is not None:
-        system, there, _ = opened(url)
-        with as_store_error(url):
+        with in_store(url) as (system, there):
             if system.exists(there) and not system.delete(there, True):
                 raise StoreError(errno.EIO, "it cannot be deleted", url)
 
@@ -319,8 +309,7 @@ def delete(path: Path) -> None:
 def remove_empty(path: Path) -> None:
     """Remove a folder from the store if nothing is in it."""
     if (url := url_of(path)) is not None and exists(path) and not names(path):
-        system, there, _ = opened(url)
-        with as_store_error(url):
+        with in_store(url) as (system, there):
             system.delete(there, False)
 
 

@@ -28,16 +28,13 @@ def _lower_case(jvm: Any) -> tuple[tuple[str, str], ...]:
     asked = [
         c
         for c in map(chr, range(sys.maxunicode + 1))
-        if unicodedata.category(c) in ("Lu", "Lt", "So", "Nl") or c != c.lower() or _recent(c)
+        if (kind := unicodedata.category(c)) in ("Lu", "Lt", "So", "Nl")
+        or c != c.lower()
+        or (kind == "Cn" and ord(c) < 0x20000)  # which a later version of Unicode may have assigned
     ]
     text = BETWEEN.join(asked)
     found = jvm.org.apache.commons.lang3.StringUtils.lowerCase(text, jvm.java.util.Locale.ROOT).split(BETWEEN)
     return tuple((c, low) for c, low in zip(asked, found, strict=True) if c != "\u03a3" and low != c.lower())
-
-
-def _recent(c: str) -> bool:
-    """Whether a later version of Unicode may have assigned it."""
-    return unicodedata.category(c) == "Cn" and ord(c) < 0x20000
 
 
 def language() -> str:

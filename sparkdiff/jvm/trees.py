@@ -163,11 +163,8 @@ def _classes(java: Any) -> list[int]:
 def _loaded(stage: Any) -> Nodes:
     """Read from the stage's saved data."""
     with files.saved(stage) as where:
-        return _nodes_in(where, ensemble=is_ensemble(stage))
-
-
-def _nodes_in(where: str, *, ensemble: bool) -> Nodes:
-    data = files.read_rows(f"{where}/data")
+        data = files.read_rows(f"{where}/data")
+    ensemble = is_ensemble(stage)
     trees: dict[int, list[dict[str, Any]]] = {}
     for row in data.to_pylist():  # the columns' names differ between versions, and a single tree's rows are its nodes
         tree, node = (row[data.column_names[0]], row[data.column_names[1]]) if ensemble else (0, row)

@@ -220,7 +220,7 @@ class Network(nn.Module):
         """The head's margin from column versions, as training computes it."""
         routed = values.get((LEAVES, self.graph.head.position))
         if isinstance(routed, Tensor) and isinstance(self.head, Trees):
-            return self.head.routed_margin(routed)
+            return self.head.combined(self.head.gathered(routed))
         reads = self.graph.head.margin_reads
         self.run(values, [v for v in reads if v not in values])
         null_flags = self.null_flags(self.head, self.graph.head.reads, values)

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pyspark.sql.types import StructType
 
@@ -14,9 +14,6 @@ from sparkdiff.pipeline.schema import check_columns
 from sparkdiff.report import Drawing, Section, SectionTable, Strong, drawn
 from sparkdiff.report.sections import ShownByStage
 from sparkdiff.stages.base import StageModule
-
-if TYPE_CHECKING:
-    pass
 
 SHOWN = 20
 """Number of cache columns that are printed."""

@@ -20,7 +20,7 @@ from pyspark.sql import DataFrame
 
 from sparkdiff import jvm
 from sparkdiff.errors import InputError
-from sparkdiff.pipeline.nesting import flatten, held_by, plain, with_best
+from sparkdiff.pipeline.nesting import flatten, held_by, holders, plain, with_best
 from sparkdiff.pipeline.tree_origin import is_trees, why_not_grown
 
 MODULES = tuple(
@@ -144,7 +144,9 @@ def unfitted(model: Any, keep: Mapping[str, str] = MappingProxyType({})) -> Unfi
     model = plain(model)
     uids = [stage.uid for stage in _leaves(model)]
     found = {stage.uid: _unfitted(stage, uids, keep) for stage in _leaves(model)}
-    searches = tuple(m.uid for m in _holders(model) if not isinstance(m, PipelineModel))
+    searches = tuple(
+        m.uid for _, m in holders(model) if isinstance(m, (CrossValidatorModel, TrainValidationSplitModel))
+    )
     return Unfitted(model, _form(model, found), tuple(found.values()), searches)
 
 
@@ -179,17 +181,6 @@ def with_uids_of(old: Any, new: Any) -> Any:
 
 
 # The parts ------------------------------------------------------------------------------------------------------------
-
-
-def _holders(model: Any) -> Iterator[Any]:
-    """Pipelines and models of searches, outer ones first; no formulas, whose estimator is one stage."""
-    if isinstance(model, PipelineModel):
-        yield model
-        for stage in model.stages:
-            yield from _holders(stage)
-    elif isinstance(model, (CrossValidatorModel, TrainValidationSplitModel)):
-        yield model
-        yield from _holders(model.bestModel)
 
 
 def _leaves(model: Any) -> Iterator[Any]:
@@ -233,7 +224,9 @@ def _unfitted(model: Any, uids: Sequence[str], keep: Mapping[str, str]) -> Unfit
 def _why_as_fitted(model: Any, uids: Sequence[str]) -> str:
     """Why a stage has to stay as it is fitted; empty if it need not."""
     name = type(model).__name__
-    if any(_is_grown(model.uid, other) for other in uids):
+    # What sparkdiff.Grower calls a stage that it added to the stage of another uid: of a part, or of an entity.
+    indexes = model.uid.endswith("_indexer")
+    if any(model.uid.startswith(f"{head}_grown") or (indexes and model.uid.startswith(f"{head}_")) for head in uids):
         return GROWN
     if name == "Bucketizer" and _may_be_quantiles(model):
         return "a Bucketizer may have been a QuantileDiscretizer, whose numBuckets and relativeError it doesn't tell"
@@ -258,11 +251,6 @@ def _may_be_quantiles(bucketizer: Any) -> bool:
     given = [bucketizer.getOrDefault(name) for name in ("splits", "splitsArray") if bucketizer.isSet(name)]
     splits = given[0] if given and isinstance(given[0][0], list) else given
     return bool(splits) and all(math.isinf(s[0]) and math.isinf(s[-1]) for s in splits)
-
-
-def _is_grown(uid: str, head: str) -> bool:
-    """Whether sparkdiff.Grower gave this uid to a stage that it added to the stage `head`: of a part, or of an entity."""
-    return uid.startswith(f"{head}_grown") or (uid.startswith(f"{head}_") and uid.endswith("_indexer"))
 
 
 def estimator_class(model: type) -> Any:

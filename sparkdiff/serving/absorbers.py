@@ -26,20 +26,32 @@ STAGE = 2000
 """
 
 
-class Absorber:
-    """A stage whose features are about to change.
+@dataclasses.dataclass(frozen=True)
+class LinearAbsorber:
+    """Margins = matrix @ x + intercepts, or the first layer of a network, or the products of a PCA.
 
     Attributes:
         stage: the fitted stage.
-        width: how many features it reads.
+        matrix: (m, d).
+        intercepts: (m,); None where the stage has none.
+        stored: (m, d) which entries of the matrix are multiplied; None where always all of them.
+        constants: (m,) what folded stages add to the intercepts.
         checks_width: whether Spark refuses vectors of another width.
     """
 
     stage: Any
-    width: int
-    checks_width: bool = True
+    matrix: Array
+    intercepts: Array | None
+    stored: Array | None
+    constants: Array | float = 0.0
+    checks_width = True
 
-    def absorbed(self, change: Map, start: int, width_in: int | None) -> "Absorber":
+    @property
+    def width(self) -> int:
+        """How many features it reads."""
+        return int(self.matrix.shape[1])
+
+    def absorbed(self, change: Map, start: int, width_in: int | None) -> "LinearAbsorber":
         """The stage with features [start, start + change.width_out) in place of which it reads the change's input.
 
         Args:
@@ -48,35 +60,6 @@ class Absorber:
         Raises:
             RefusedError: the outputs would not be the same.
         """
-        raise NotImplementedError
-
-    def built(self) -> Any:
-        """The stage, of the same class, uid and Params."""
-        raise NotImplementedError
-
-
-@dataclasses.dataclass(frozen=True)
-class LinearAbsorber(Absorber):
-    """Margins = matrix @ x + intercepts, or the first layer of a network, or the products of a PCA.
-
-    Attributes:
-        matrix: (m, d).
-        intercepts: (m,); None where the stage has none.
-        stored: (m, d) which entries of the matrix are multiplied; None where always all of them.
-        constants: (m,) what folded stages add to the intercepts.
-    """
-
-    stage: Any
-    matrix: Array
-    intercepts: Array | None
-    stored: Array | None
-    constants: Array | float = 0.0
-
-    @property
-    def width(self) -> int:  # type: ignore[override]
-        return int(self.matrix.shape[1])
-
-    def absorbed(self, change: Map, start: int, width_in: int | None) -> "LinearAbsorber":
         if width_in is None:
             raise RefusedError("the width of its input is unknown: pass the schema of the data (schema=df.schema)")
         block = slice(start, start + (width_in if change.width_out is None else change.width_out))
@@ -141,6 +124,7 @@ class LinearAbsorber(Absorber):
             )
 
     def built(self) -> Any:
+        """The stage, of the same class, uid and Params."""
         if self.intercepts is None:
             weights = {"pc": self.matrix.T.copy(), "explainedVariance": self.stage.explainedVariance.toArray()}
             return jvm.widened(self.stage, weights, {})
@@ -167,8 +151,8 @@ class _Layers:
 
 
 @dataclasses.dataclass(frozen=True)
-class Forest(Absorber):
-    """Trees, whose thresholds are compared with the features."""
+class Forest:
+    """Trees, whose thresholds are compared with the features; with the members of a LinearAbsorber."""
 
     stage: Any
     nodes: Nodes
@@ -216,6 +200,10 @@ class Forest(Absorber):
 
     def built(self) -> Any:
         return trees.rebuild(self.stage, self.nodes, numFeatures=self.width)
+
+
+Absorber = LinearAbsorber | Forest
+"""A stage whose features are about to change."""
 
 
 def last_left(shift: Array, factor: Array, plus: Array, threshold: Array) -> Array:

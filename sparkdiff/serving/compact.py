@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pyspark.sql.types import StructType
 
@@ -14,9 +14,6 @@ from sparkdiff.report import Section, SectionTable, Strong
 from sparkdiff.report.sections import ShownByStage
 from sparkdiff.serving.columns import StageFacts, State, left_out, pinned, reading, reads_of, reselected
 from sparkdiff.serving.folding import folded
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,18 +117,13 @@ def _start(model: Any, keepCols: Sequence[str] | None, schema: StructType | None
 
 
 def _unread(graph: Graph) -> frozenset[Version]:
-    """The columns that no later stage reads or overwrites, and those of the last stage."""
+    """The columns of which no later stage reads or overwrites any field, and those of the last stage."""
     last, read = len(graph.vertices) - 1, {version for v in graph.vertices for version in v.sources}
     return frozenset(
         (name, i)
         for name, i in graph.writers.items()
-        if i == last or not ((name, i) in read or _in_struct(name, i, read))
+        if i == last or not any(p == i and f"{other}.".startswith(f"{name}.") for other, p in read)
     )
-
-
-def _in_struct(name: str, i: int, read: set[Version]) -> bool:
-    """Whether a field of the column is read."""
-    return any(p == i and other.startswith(f"{name}.") for other, p in read)
 
 
 def _named(graph: Graph, keepCols: Sequence[str]) -> frozenset[Version]:

@@ -204,19 +204,15 @@ class _Compiler:
         kind = SERVED.get(class_name(vertex.stage))
         if kind is None:
             raise refused(vertex, vertex.why)
+        labels = tuple(map(self._labels, vertex.sources)) if vertex.stageClass == "IndexToString" else ()
         try:
-            parts = kind.of(vertex.stage, self._facts(vertex))
+            parts = kind.of(vertex.stage, TextInputs(vertex.inputs, labels))
         except NotServedError as e:
             raise refused(vertex, str(e)) from e
         return [
             Unit(vertex, tuple(vertex.sources[i] for i in p.inputs), tuple(writes[i] for i in p.outputs), p)
             for p in parts
         ]
-
-    def _facts(self, vertex: Vertex) -> TextInputs:
-        return TextInputs(
-            vertex.inputs, tuple(map(self._labels, vertex.sources)) if vertex.stageClass == "IndexToString" else ()
-        )
 
     def _labels(self, version: Version) -> Sequence[str] | None:
         """The labels that a column's attributes tell."""
@@ -239,14 +235,12 @@ class _Compiler:
         if unit.part is None:
             self._add_module(unit)
             return
-        named = {v: self.graph.name(v) for v in unit.reads}
-        reads = tuple(self._objects(v, vertex) for v in unit.reads)
-        form = "objects" if unit.part.stage.writes_objects else "numbers"
-        writes = tuple(self._place(v, form) for v in unit.writes)
-        columns = tuple(named[v] for v in unit.reads)
-        if form == "objects":
-            self.kinds.update(dict.fromkeys(unit.writes, unit.part.stage.kind))
-        self.steps.append(TextStep(vertex.uid, vertex.stageClass, columns, reads, writes, unit.part.stage))
+        kind, reads = unit.part.stage.kind, tuple(self._objects(v, vertex) for v in unit.reads)
+        writes = tuple(self._place(v, "objects" if kind else "numbers") for v in unit.writes)
+        columns = tuple(map(self.graph.name, unit.reads))
+        if kind:
+            self.kinds.update(dict.fromkeys(unit.writes, kind))
+        self.steps.append(TextStep(vertex.uid, columns, reads, writes, unit.part.stage))
 
     def _add_module(self, unit: Unit) -> None:
         vertex, module = unit.vertex, unit.vertex.module
@@ -262,11 +256,7 @@ class _Compiler:
         wanted, or_more = self._width(unit)
         columns = tuple(map(self.graph.name, unit.reads))
         module.requires_grad_(False).eval()
-        self.steps.append(
-            TorchStep(
-                vertex.uid, vertex.stageClass, columns, reads, writes, module, nulls, flags, wanted, or_more, passed
-            )
-        )
+        self.steps.append(TorchStep(vertex.uid, columns, reads, writes, module, nulls, flags, wanted, or_more, passed))
 
     def _width(self, unit: Unit) -> tuple[int, bool]:
         """Entries that a row of the first input must have (0: no such rule), and whether it may have more."""
@@ -317,7 +307,7 @@ class _Compiler:
             place, null, kind = self._numbers(version, reader), self._null(version), self.kinds.get(version, "double")
             to = self._place(version, "objects")
             columns = (self.graph.name(version),)
-            self.steps.append(ObjectsStep(reader.uid, reader.stageClass, columns, (place,), (to,), null, kind))
+            self.steps.append(ObjectsStep(reader.uid, columns, (place,), (to,), null, kind))
         return self._place(version, "objects")
 
     def _entry(self, version: Version, form: str) -> int:
@@ -325,8 +315,7 @@ class _Compiler:
         places = self.entries.setdefault(version, {})
         if form == "null":
             self._entry(version, "numbers")
-        if form not in places:
-            places[form] = self._place(version, form)
+        places[form] = self._place(version, form)
         return places[form]
 
     def _source(self, version: Version) -> InputColumn:

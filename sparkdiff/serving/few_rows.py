@@ -1,6 +1,6 @@
 """Trees and one-hot encoders for few rows, by numpy: what torch does once per operation costs more there than the work."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -68,40 +68,21 @@ class FewRows:
 
 
 @dataclass(frozen=True)
-class FewRowsStep:
-    """A step with torch, and a way for few rows."""
-
-    step: TorchStep
-
-    @property
-    def uid(self) -> str:
-        return self.step.uid
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        return self.step.columns
-
-    @property
-    def reads(self) -> tuple[int, ...]:
-        return self.step.reads
-
-
-@dataclass(frozen=True)
-class TreesStep(FewRowsStep):
+class TreesStep(TorchStep):
     """A step with trees: many rows by torch, few by numpy."""
 
-    few: FewRows
+    few: FewRows = field(kw_only=True)
 
     def run(self, values: Values) -> None:
-        x: Rows = values[self.step.reads[0]]
+        x: Rows = values[self.reads[0]]
         few = isinstance(x, Tensor) and x.ndim == 2 and len(x) * self.few.trees <= PAIRS
         if not few and not isinstance(self.few.module, RandomForestClassification):
-            self.step.run(values)
+            super().run(values)
             return
-        if self.step.wanted:
-            self.step.check(x)
+        if self.wanted:
+            self.check(x)
         outputs = self.few(x) if few and isinstance(x, Tensor) else voted(self.few.module, x)
-        for i, column in zip(self.step.writes, outputs, strict=True):
+        for i, column in zip(self.writes, outputs, strict=True):
             values[i] = column
 
 
@@ -115,20 +96,19 @@ def voted(module: Trees, x: Rows) -> tuple[Tensor, ...]:
 
 
 @dataclass(frozen=True)
-class HotStep(FewRowsStep):
+class HotStep(TorchStep):
     """A step with a one-hot encoder: many rows by torch, a single one by Python."""
 
-    encoder: OneHotEncoder
+    encoder: OneHotEncoder = field(kw_only=True)
 
     def run(self, values: Values) -> None:
-        step, nulls = self.step, self.step.nulls or ()
-        encoder = self.encoder
+        nulls, encoder = self.nulls or (), self.encoder
         for read, null, name, size, write in zip(
-            step.reads, nulls, encoder.names, encoder.sizes, step.writes, strict=True
+            self.reads, nulls, encoder.names, encoder.sizes, self.writes, strict=True
         ):
             row = self.row(values[read], None if null == NOWHERE else values[null], size, name)
             if row is None:  # several rows, a wide block, or an index or a null that is refused
-                step.run(values)
+                super().run(values)
                 return
             values[write] = torch.from_numpy(row)
 
@@ -153,15 +133,15 @@ class HotStep(FewRowsStep):
 ONE = torch.Size([1])
 
 
-def fast(step: Step) -> "Step | TreesStep | HotStep":
+def fast(step: Step) -> Step:
     """The step, with a way for few rows if its stage has one."""
     if not isinstance(step, TorchStep):
         return step
     if isinstance(step.module, Trees):
-        return TreesStep(step, FewRows(step.module))
-    return HotStep(step, step.module) if type(step.module) is OneHotEncoder else step
+        return TreesStep(**vars(step), few=FewRows(step.module))
+    return HotStep(**vars(step), encoder=step.module) if type(step.module) is OneHotEncoder else step
 
 
-def steps(schedule: Schedule) -> "tuple[Step | TreesStep | HotStep, ...]":
+def steps(schedule: Schedule) -> tuple[Step, ...]:
     """The steps of a schedule in the form in which they run: those of some stages have a way of their own for few rows."""
     return tuple(map(fast, schedule.steps))

@@ -49,17 +49,12 @@ def without(state: State, i: int) -> State:
         raise RefusedError(f"{', '.join(kept)} {'is' if len(kept) == 1 else 'are'} kept")
     readers = state.readers(i)
     if not readers:
-        return _deleted(state, i)
+        if vertex.stage.hasParam("handleInvalid") and vertex.stage.getOrDefault("handleInvalid") != "keep":
+            raise RefusedError("nobody reads its output, but it refuses rows with invalid values")
+        return _gone(state, i, "deleted: nobody reads its output", {}, {})
     if is_assembler(vertex.stage):
         return _merged(state, i, readers)
     return _folded(state, i, readers)
-
-
-def _deleted(state: State, i: int) -> State:
-    stage = state.vertex(i).stage
-    if stage.hasParam("handleInvalid") and stage.getOrDefault("handleInvalid") != "keep":
-        raise RefusedError("nobody reads its output, but it refuses rows with invalid values")
-    return _gone(state, i, "deleted: nobody reads its output", {}, {})
 
 
 def _gone(

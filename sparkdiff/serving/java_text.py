@@ -26,10 +26,14 @@ class NotServedError(Exception):
 # Hashes -----------------------------------------------------------------------------------------------------------------
 
 
-def _mixed(h: int, k: int) -> int:
+def _scrambled(k: int) -> int:
     k = (k * 0xCC9E2D51) & _MASK
     k = ((k << 15) | (k >> 17)) & _MASK
-    h ^= (k * 0x1B873593) & _MASK
+    return (k * 0x1B873593) & _MASK
+
+
+def _mixed(h: int, k: int) -> int:
+    h ^= _scrambled(k)
     h = ((h << 13) | (h >> 19)) & _MASK
     return (h * 5 + 0xE6546B64) & _MASK
 
@@ -59,10 +63,7 @@ def hashed_bytes(content: bytes, spark2: bool = False) -> int:
         for byte in rest:
             h = _mixed(h, byte if byte < 128 else byte - 256 + (1 << 32))
     elif rest:
-        k = int.from_bytes(rest, "little")
-        k = (k * 0xCC9E2D51) & _MASK
-        k = ((k << 15) | (k >> 17)) & _MASK
-        h ^= (k * 0x1B873593) & _MASK
+        h ^= _scrambled(int.from_bytes(rest, "little"))
     return _finished(h, len(content))
 
 
@@ -157,33 +158,30 @@ def _lower(text: str) -> str:
     out, at = [parts[0].lower()], 0
     for before, after in itertools.pairwise(parts):
         at += len(before)
-        out += ["\u03c2" if _ends_word(text, at) else "\u03c3", after.lower()]
+        # Source: java.lang.ConditionalSpecialCasing.isFinalCased.
+        ends_word = _cased(text, at, -1) and not _cased(text, at, 1)
+        out += ["\u03c2" if ends_word else "\u03c3", after.lower()]
         at += 1
     return "".join(out)
 
 
-def _ends_word(text: str, at: int) -> bool:
-    """Whether a cased letter stands before this place, and none behind it, in the same word as Java cuts words.
-
-    Source: java.lang.ConditionalSpecialCasing.isFinalCased.
-    """
-    return _cased(text, at, -1) and not _cased(text, at, 1)
-
-
 def _cased(text: str, at: int, step: int) -> bool:
-    """Whether the word has a cased letter on this side of the letter at `at`."""
+    """Whether the word, as Java cuts words, has a cased letter on this side of the letter at `at`.
+
+    Source: java.lang.ConditionalSpecialCasing.isCased.
+    """
     i = at + step
     while 0 <= i < len(text):
-        c = text[i]
-        if _is_cased(c):
+        c, kind = text[i], unicodedata.category(text[i])
+        if kind in ("Lu", "Ll", "Lt") or _OTHER_CASED.match(c):
             return True
-        if _is_between(c):
+        if kind == "Pd" or _BETWEEN.match(c):
             near, beyond = _skip_marks(text, i - step, -step), _skip_marks(text, i + step, step)
             if not (_is_letter(text, near) and _is_letter(text, beyond)):
                 return False
             i = beyond
             continue
-        if unicodedata.category(c)[0] not in "LN" and unicodedata.category(c) not in ("Mn", "Me", "Cf", "Mc"):
+        if kind[0] not in "LN" and kind not in ("Mn", "Me", "Cf", "Mc"):
             return False
         i += step
     return False
@@ -197,15 +195,6 @@ def _skip_marks(text: str, i: int, step: int) -> int:
 
 def _is_letter(text: str, i: int) -> bool:
     return 0 <= i < len(text) and unicodedata.category(text[i])[0] == "L"
-
-
-def _is_between(c: str) -> bool:
-    return unicodedata.category(c) == "Pd" or _BETWEEN.match(c) is not None
-
-
-def _is_cased(c: str) -> bool:
-    """Source: java.lang.ConditionalSpecialCasing.isCased."""
-    return unicodedata.category(c) in ("Lu", "Ll", "Lt") or _OTHER_CASED.match(c) is not None
 
 
 def matches(pattern: "re.Pattern[str]", text: str) -> "Iterator[re.Match[str]]":

@@ -9,7 +9,6 @@ from typing import Any
 
 import sparkdiff
 from sparkdiff.errors import InputError, SparkdiffError, did_you_mean
-from sparkdiff.machine import paths
 from sparkdiff.pipeline.graph import Version, null_of
 from sparkdiff.pipeline.network import Network, translate
 from sparkdiff.pipeline.null_vectors import note_readers
@@ -119,7 +118,10 @@ def export(
     network = translate(model, schema=schema)
     if not network.outputCols:
         raise InputError("no stage of this pipeline is translated: see sparkdiff.plan(model) for the reasons")
-    written = written_graph(network, wanted_of(network, outputCols), schema, dict(widths or {}))
+    wanted = wanted_of(network, outputCols)
+    positions = needed(network, wanted)
+    reads = [v for v in network.reads if any(v in network.graph.vertices[i].reads for i in positions)]
+    written = Written(network, wanted, widths_of(network, reads, schema, dict(widths or {})))
     described = dataclasses.replace(written.described, path=str(path))
     content = written.file(described)
     try:
@@ -133,9 +135,7 @@ def export(
 
 def local_file(path: str | os.PathLike[str]) -> Path:
     given = os.fspath(path)
-    if (why := paths.not_local("path", given)) is not None:
-        raise InputError(why)
-    place = Path(os.path.abspath(str(paths.local(given))))
+    place = files.local_path("path", given)
     if place.is_dir():
         raise InputError(
             f"path={given!r} is a folder: name a file in it, such as {os.path.join(given, 'model.onnx')!r}"
@@ -171,7 +171,12 @@ class Written:
 
     def __init__(self, network: Network, wanted: Sequence[Version], widths: Mapping[Version, int | None]):
         self.network, self.wanted, self.widths = network, list(wanted), widths
-        self.writer = writer()
+        try:
+            self.writer = GraphWriter()
+        except ImportError as e:
+            raise InputError(
+                f"writing ONNX needs a package that is not there ({e}): pip install 'sparkdiff[onnx]'"
+            ) from e
         self.infos: dict[str, list[Any]] = {"input": [], "output": []}
         self.columns: dict[str, list[ExportedColumn]] = {"input": [], "output": []}
         self.values: dict[Version, Value] = {}
@@ -288,17 +293,6 @@ class Written:
         return name
 
 
-def written_graph(network: Network, wanted: Sequence[Version], data: SchemaOrRows, widths: dict[str, int]) -> Written:
-    """The graph of these columns.
-
-    Raises:
-        InputError: as of `export`.
-    """
-    positions = set(needed(network, wanted))
-    reads = [v for v in network.reads if any(v in network.graph.vertices[i].reads for i in positions)]
-    return Written(network, wanted, widths_of(network, reads, data, widths))
-
-
 def needed(network: Network, wanted: Sequence[Version]) -> list[int]:
     """The positions of the translated stages that these versions depend on, in order."""
     found: set[int] = set()
@@ -309,13 +303,6 @@ def needed(network: Network, wanted: Sequence[Version]) -> list[int]:
             found.add(i)
             stack += [p for _, p in network.graph.vertices[i].reads]
     return sorted(found)
-
-
-def writer() -> GraphWriter:
-    try:
-        return GraphWriter()
-    except ImportError as e:
-        raise InputError(f"writing ONNX needs a package that is not there ({e}): pip install 'sparkdiff[onnx]'") from e
 
 
 __all__ = ["ExportedColumn", "ExportedModel", "export"]

@@ -1,5 +1,6 @@
 """The translated predictors as nodes of an ONNX graph, in the words of their torch modules; trees are in `onnx_trees`."""
 
+import copy
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -311,15 +312,8 @@ def score_of_one(g: GraphWriter, model: Predictor, x: Value) -> Value:
     if isinstance(model, FMClassification):
         return factorized(g, model, x)
     if isinstance(model, (Multinomial, Complement, Bernoulli, Gaussian)):
-        raw, *_ = WRITERS[type(model)](g, with_scores(model), [x], [None])
+        showing: Any = copy.copy(model)
+        showing.shown = model.SHOWN  # its scores among them
+        raw, *_ = WRITERS[type(model)](g, showing, [x], [None])
         return raw.column(1)
     raise NotExportableError(f"its models are {type(model).__name__}, whose scores it has no form for")
-
-
-def with_scores(model: Any) -> Any:
-    """The same model, which shows its scores."""
-    import copy
-
-    other = copy.copy(model)
-    other.shown = model.SHOWN
-    return other

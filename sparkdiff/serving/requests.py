@@ -303,7 +303,9 @@ class DictRows(RequestTable):
 def table_of_pandas(frame: Any) -> RequestTable:
     def column(name: str) -> Column:
         series = frame[name]
-        if hasattr(series.dtype, "pyarrow_dtype") or _is_masked(series.dtype):
+        # numbers, and which of them are null
+        masked = getattr(getattr(series.dtype, "numpy_dtype", None), "kind", "") in ("f", "i", "u")
+        if hasattr(series.dtype, "pyarrow_dtype") or masked:
             return _arrow(series.array.__arrow_array__())
         if type(series.dtype).__name__ == "SparseDtype":
             series = series.sparse.to_dense()
@@ -312,11 +314,6 @@ def table_of_pandas(frame: Any) -> RequestTable:
         return Listed([None if v is None or _is_missing(v) else v for v in series.astype(object).tolist()])
 
     return RequestTable([c for c in frame.columns if isinstance(c, str)], column, len(frame))
-
-
-def _is_masked(dtype: Any) -> bool:
-    """Whether a column of pandas holds numbers and, apart from them, which are null."""
-    return getattr(getattr(dtype, "numpy_dtype", None), "kind", "") in ("f", "i", "u")
 
 
 def _is_missing(v: Any) -> bool:

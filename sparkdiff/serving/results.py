@@ -11,6 +11,7 @@ from pyspark.ml.linalg import SparseVector
 from torch import Tensor
 
 from sparkdiff.pipeline.columns import WIDE, to_arrow
+from sparkdiff.serving.text.base import as_objects
 from sparkdiff.tensors.rows import SparseRows
 
 
@@ -24,12 +25,7 @@ def result_objects(column: Any, null: Tensor | None, kind: str) -> list[Any]:
         return [SparseVector(column.width, indices[a:b], stored[a:b]) for a, b in ends]
     if column.ndim == 2:
         return list(column.numpy())
-    values: list[Any] = column.tolist()
-    if kind in ("int", "bigint"):
-        values = [int(v) if v == v else v for v in values]
-    if null is not None:
-        values = [None if absent else v for v, absent in zip(values, null.tolist(), strict=True)]
-    return values
+    return as_objects(column, null, "double" if kind == "float" else kind)
 
 
 def result_arrow(column: Any, null: Tensor | None, kind: str) -> pa.Array:

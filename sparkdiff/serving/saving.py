@@ -1,13 +1,12 @@
 """A model written to a new folder, which is there whole or not at all."""
 
 import contextlib
-import os
 from pathlib import Path
 from typing import Any
 
 from sparkdiff import jvm
-from sparkdiff.errors import InputError, SparkdiffError
-from sparkdiff.machine import paths, whole
+from sparkdiff.errors import SparkdiffError
+from sparkdiff.machine import whole
 from sparkdiff.store import files
 
 
@@ -17,11 +16,7 @@ def new_folder(option: str, given: str) -> Path:
     Raises:
         InputError: it exists, is no folder of this machine, or cannot be written.
     """
-    if (why := paths.not_local(option, given)) is not None:
-        raise InputError(why)
-    path = Path(os.path.abspath(str(paths.local(given))))
-    if os.path.lexists(path):
-        raise InputError(f"{option}={given!r} exists already: choose a folder that does not")
+    path = files.new_path(option, given)
     jvm.check_writable(option, given, path)
     return path
 

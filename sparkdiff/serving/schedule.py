@@ -45,7 +45,6 @@ class ScheduledStage:
     """A stage, or a part of one, with its columns and the places of the values that it reads and writes."""
 
     uid: str
-    stage_class: str
     columns: tuple[str, ...]
     reads: tuple[int, ...]
     writes: tuple[int, ...]

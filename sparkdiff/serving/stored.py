@@ -163,12 +163,7 @@ def save(value: Any, version: str, path: str | os.PathLike[str]) -> None:
         InputError: the folder exists, or it is not on this machine's file systems.
         SparkdiffError: a class cannot be stored, or the folder cannot be written.
     """
-    given = os.fspath(path)
-    if (why := paths.not_local("path", given)) is not None:
-        raise InputError(why)
-    folder = Path(os.path.abspath(str(paths.local(given))))
-    if os.path.lexists(folder):
-        raise InputError(f"path={given!r} exists already: choose a folder that does not")
+    folder = files.new_path("path", os.fspath(path))
     try:
         content, arrays = encoded(value)
     except TypeError as e:

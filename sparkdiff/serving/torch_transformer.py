@@ -373,7 +373,9 @@ class _Writer(jvm.Writer):
     def save(self, path: str) -> None:
         """On this machine's file system: written under another name and renamed, so that it is there whole or not at all."""
         place = paths.local(path)
-        if place is None or not (jvm.in_process(self.sparkSession) and _on_this_machine(path)):
+        # Spark writes the path here if it names files, or the file system that Spark takes without a name is the local one.
+        here = path.lower().startswith("file:") or located("path", "model") is None
+        if place is None or not jvm.in_process(self.sparkSession) or not here:
             super().save(path)
             return
         final = Path(os.path.abspath(str(place)))
@@ -385,11 +387,6 @@ class _Writer(jvm.Writer):
                 shutil.rmtree(final)
             else:
                 final.unlink(missing_ok=True)
-
-
-def _on_this_machine(path: str) -> bool:
-    """Whether Spark writes a path here: it names files, or the file system that Spark takes without a name is the local one."""
-    return path.lower().startswith("file:") or located("path", "model") is None
 
 
 __all__ = ["DeviceChoice", "TorchTransformer"]

@@ -129,8 +129,7 @@ class Binarizer(Comparing):
         found = above.to(x.dtype)
         if not threshold.requires_grad:
             return found
-        applied: Tensor = Steps.apply(found, x.detach(), threshold[None], tau[None])
-        return applied
+        return Steps.apply(found, x.detach(), threshold[None], tau[None])  # type: ignore[no-any-return]
 
     def critical_values(self) -> tuple[tuple[float, ...], ...]:
         return tuple((t, math.nextafter(t, math.inf), math.nan) for t in self.thresholds_of.tolist())
@@ -252,8 +251,7 @@ class Bucketizer(Comparing):
         found = torch.where(null, torch.nan, torch.where(empty, float(len(splits) - 1), found))
         if not splits.requires_grad:
             return found
-        applied: Tensor = Steps.apply(found, x.detach(), splits[1:-1], tau)
-        return applied
+        return Steps.apply(found, x.detach(), splits[1:-1], tau)  # type: ignore[no-any-return]
 
     def critical_values(self) -> tuple[tuple[float, ...], ...]:
         out = []

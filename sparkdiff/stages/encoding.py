@@ -52,15 +52,12 @@ class OneHotEncoder(StageModule):
         if null is None or not (on_gpu(null) or bool(null.any())):
             return self.hot(x, size, name)
         if name in self.refusing and known_any(null):
-            raise InputError(self.why_no_null(name))
+            raise InputError(
+                f"{self.uid}: column {name!r} holds null, so that its vector is null, which {self.refusing[name]} refuses: fill "
+                "the column, or assemble the vector with handleInvalid='keep'"
+            )
         out = self.hot(torch.where(null, 0.0, x), size, name)
         return out.with_nan(null) if isinstance(out, SparseRows) else torch.where(null[:, None], torch.nan, out)
-
-    def why_no_null(self, name: str) -> str:
-        return (
-            f"{self.uid}: column {name!r} holds null, so that its vector is null, which {self.refusing[name]} refuses: fill the "
-            "column, or assemble the vector with handleInvalid='keep'"
-        )
 
     def hot(self, x: Tensor, size: int, name: str) -> Rows:
         valid = (x >= 0) & (x < size)  # NaN is invalid

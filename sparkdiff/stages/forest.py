@@ -107,10 +107,6 @@ class Trees(Predictor):
     def margin(self, x: Rows) -> Tensor:  # type: ignore[override]
         return self.combined(self.total(x))
 
-    def routed_margin(self, leaves: Tensor) -> Tensor:
-        """The margin of rows that fall into these leaves (n, T)."""
-        return self.combined(self.gathered(leaves))
-
     def forward(self, x: Rows) -> tuple[Tensor, ...]:  # type: ignore[override]
         leaves = self.route(x) if "leafCol" in self.shown or "varianceCol" in self.shown else None
         if leaves is None or (torch.is_grad_enabled() and (self.thresholds.requires_grad or _wants_gradient(x))):
@@ -187,10 +183,6 @@ class Trees(Predictor):
         )
         rows[torch.arange(len(at)), features] = values
         return rows
-
-    def compared_features(self) -> Tensor:
-        """Features (q,) int64 that are compared with thresholds."""
-        return self.feature.unique()
 
     def nominal_features(self) -> Tensor:
         """Features (q,) that are categories, to which nothing can be added."""

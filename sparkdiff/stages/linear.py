@@ -60,14 +60,17 @@ class LinearMargin(MatrixProduct, Predictor):
         return product(x, self.coefficients) + self.intercept
 
     def affine_form(self, p: Parameters, slope: Tensor, widths: Sequence[int]) -> AffineForm:
-        def back(gradients: list[Tensor], constant: Tensor, room: Parameters) -> None:
-            if "coefficients" in room:
-                room["coefficients"].add_(gradients[0][:, :, 0])
-            if "intercept" in room:
-                room["intercept"].add_(constant[:, 0, 0])
-
         more = [p["coefficients"].new_ones(1, 1) for _ in widths[1:]]
-        return AffineForm([p["coefficients"][..., None], *more], p["intercept"][..., None, None], back)
+        constant = p["intercept"][..., None, None]
+        return AffineForm([p["coefficients"][..., None], *more], constant, self.add_gradients)
+
+    @staticmethod
+    def add_gradients(gradients: list[Tensor], constant: Tensor, room: Parameters) -> None:
+        """Add the gradients of coefficients and intercept, as `AffineForm.back`."""
+        if "coefficients" in room:
+            room["coefficients"].add_(gradients[0][:, :, 0])
+        if "intercept" in room:
+            room["intercept"].add_(constant[:, 0, 0])
 
     def units(self, x: FeatureStats, y: LabelStats) -> dict[str, Tensor]:
         unit = self.margin_unit(y)

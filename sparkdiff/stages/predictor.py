@@ -185,8 +185,9 @@ class ProbabilisticClassifier(Predictor):
 
     def label(self, raw: Tensor, probability: Tensor) -> Tensor:  # (n, k), (n, k) -> (n,)
         """The class by the first column that Spark shows: they round differently."""
-        if self.cuts is not None:
-            return by_thresholds(probability, self.cuts.to(probability))
+        if self.cuts is not None:  # as ProbabilisticClassificationModel.probability2prediction: NaN never wins
+            scores = probability / self.cuts.to(probability)
+            return torch.where(scores.isnan(), -math.inf, scores).argmax(1)
         only = "probabilityCol" in self.shown and "rawPredictionCol" not in self.shown
         return first_largest(probability if only else raw)
 
@@ -212,15 +213,6 @@ def first_largest(scores: Tensor) -> Tensor:
     """Per row the first index of the largest score, (n, k) -> (n,) int64, as Vector.argmax: NaN wins in front only."""
     found = torch.where(scores.isnan(), -math.inf, scores).argmax(1)
     return torch.where(scores[:, 0].isnan(), 0, found)
-
-
-def by_thresholds(probability: Tensor, thresholds: Tensor) -> Tensor:
-    """The class of the largest probability over its threshold, (n, k), (k,) -> (n,) int64; NaN never wins.
-
-    Source: org.apache.spark.ml.classification.ProbabilisticClassificationModel.probability2prediction.
-    """
-    scores = probability / thresholds
-    return torch.where(scores.isnan(), -math.inf, scores).argmax(1)
 
 
 def lead(scores: Tensor) -> Tensor:

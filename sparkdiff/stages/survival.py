@@ -69,10 +69,7 @@ class AFTSurvivalRegression(LinearMargin):
         constant = torch.stack(torch.broadcast_tensors(p["intercept"], torch.log(p["scale"]), none), -1)[..., None, :]
 
         def back(gradients: list[Tensor], constants: Tensor, room: Parameters) -> None:
-            if "coefficients" in room:
-                room["coefficients"].add_(gradients[0][:, :, 0])
-            if "intercept" in room:
-                room["intercept"].add_(constants[:, 0, 0])
+            self.add_gradients(gradients, constants, room)
             if "scale" in room:
                 room["scale"].add_(constants[:, 0, 1] / p["scale"])
 

@@ -41,14 +41,9 @@ class Normalizer(StageModule):
         size = (x.values if isinstance(x, SparseRows) else x).abs()
         # A power of many leaves float32's range.
         powers = size if self.p == 1 else size * size if self.p == 2 else size.to(torch.float64) ** self.p
-        total = row_sums(x, powers)
-        total = torch.where(total == 0, 1.0, total)  # before the root, whose derivative at 0 is infinite
+        rows = powers.new_zeros(len(x)).index_add(0, x.rows(), powers) if isinstance(x, SparseRows) else powers.sum(1)
+        total = torch.where(rows == 0, 1.0, rows)  # before the root, whose derivative at 0 is infinite
         return total if self.p == 1 else total.sqrt() if self.p == 2 else (total ** (1 / self.p)).to(size.dtype)
-
-
-def row_sums(x: Rows, entries: Tensor) -> Tensor:
-    """Sums over each row of x of what stands in place of its (stored) entries, (n,)."""
-    return entries.new_zeros(len(x)).index_add(0, x.rows(), entries) if isinstance(x, SparseRows) else entries.sum(1)
 
 
 def largest(x: Rows) -> Tensor:

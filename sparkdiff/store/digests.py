@@ -198,11 +198,10 @@ def digest_of_folder(folder: Path, *, by_whom: bool = True) -> list[str]:
         if "defaultParamMap" in meta:
             # A fitted stage's default outputCol holds its uid, a loaded one's a random uid of the moment it was loaded.
             usual = {k: v for k, v in meta["defaultParamMap"].items() if by_whom or k != "seed"}
-            meta["defaultParamMap"] = {k: _bare(v, meta["uid"]) for k, v in usual.items()}
+            own = f"{meta['uid']}__output"
+            bare = {k: "__output" for k, v in usual.items() if v == own or _is_drawn_output(v)}
+            meta["defaultParamMap"] = usual | bare
         return json.dumps(anonymous.value(meta), sort_keys=True).encode()
-
-    def of_tree(text: str) -> str:  # an ensemble keeps its trees' metadata in a table
-        return of_metadata({**json.loads(text), "uid": "tree"}).decode()
 
     parts = [p for p in folder.rglob("part-*") if p.is_file()]
     # FPGrowthModel's table is divided too, but by its folder's name it could be any model's.
@@ -219,8 +218,10 @@ def digest_of_folder(folder: Path, *, by_whom: bool = True) -> list[str]:
             table = (_in_order(table) if divided else table).combine_chunks()
             if path.parent.name == "treesMetadata":  # of an id, JSON and a weight, by names that Spark 4.3 leaves out
                 (i,) = (i for i, kind in enumerate(table.schema.types) if pa.types.is_string(kind))
-                texts = pa.array([of_tree(text) for text in table.column(i).to_pylist()])
-                table = table.set_column(i, table.column_names[i], texts)
+                metadata = [{**json.loads(text), "uid": "tree"} for text in table.column(i).to_pylist()]
+                table = table.set_column(
+                    i, table.column_names[i], pa.array([of_metadata(m).decode() for m in metadata])
+                )
             digest = hashlib.sha256()
             for name, column in zip(table.column_names, table.columns, strict=True):
                 kind = str(column.type)
@@ -292,11 +293,6 @@ def _default_outputs(metas: Iterable[Mapping[str, Any]], uids: Mapping[str, str]
 
 def _is_drawn_output(value: Any) -> bool:
     return isinstance(value, str) and re.fullmatch(rf"{RANDOM.pattern}__output", value) is not None
-
-
-def _bare(value: Any, uid: str) -> Any:
-    """The default value of a Param of the stage with this uid, without the uid in the name of its output column."""
-    return "__output" if value == f"{uid}__output" or _is_drawn_output(value) else value
 
 
 def _in_order(table: pa.Table) -> pa.Table:

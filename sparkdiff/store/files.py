@@ -18,6 +18,7 @@ import torch
 
 from sparkdiff.errors import FullDiskError, InputError, SparkdiffError, StoreError, WriteError
 from sparkdiff.jvm import SparkError, cause, stores
+from sparkdiff.machine import paths
 from sparkdiff.machine.whole import write_bytes as write_bytes, written as written
 
 HEAD = b"sparkdiff checkpoint 1 "
@@ -59,20 +60,22 @@ def save(path: Path, state: dict[str, Any]) -> None:
         hashed = _saved(state, file)
         file.seek(0)
         file.write(_head(hashed.digest))
-        file.flush()
-        os.fsync(file.fileno())  # a full disk may show only now, when the one before must still be there
-        if path.exists():
-            os.replace(path, previous(path))  # a crash between this and the end leaves the older one
+        _keep_previous(path, file)
 
 
 def replace(path: Path, content: bytes) -> None:
     """Write a checkpoint that was saved elsewhere; the one before it is kept, as by `save`."""
     with written(path) as file:
         file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-        if path.exists():
-            os.replace(path, previous(path))
+        _keep_previous(path, file)
+
+
+def _keep_previous(path: Path, file: BinaryIO) -> None:
+    """Rename the checkpoint that a written one takes the place of; a crash between this and the end leaves the older one."""
+    file.flush()
+    os.fsync(file.fileno())  # a full disk may show only now, when the one before must still be there
+    if path.exists():
+        os.replace(path, previous(path))
 
 
 def save_mappable(path: Path, content: Any) -> None:
@@ -129,14 +132,36 @@ def _read(path: Path) -> dict[str, Any]:
     head, _, content = path.read_bytes().partition(b"\n")
     if head + b"\n" != _head(hashlib.sha256(content)):
         raise ValueError("its content differs from what was written (sha256 differs)")
-    state: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    return state
+    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)  # type: ignore[no-any-return]
 
 
 def not_writable(path: Path, error: OSError) -> InputError:
     return InputError(
         f"checkpointDir: {stores.named(path)} cannot be written ({error.strerror}); choose a folder that can be written"
     )
+
+
+def local_path(option: str, given: str) -> Path:
+    """The file or folder of this machine that an option names.
+
+    Raises:
+        InputError: it is none of this machine, or Spark cannot find it.
+    """
+    if (why := paths.not_local(option, given)) is not None:
+        raise InputError(why)
+    return Path(os.path.abspath(str(paths.local(given))))
+
+
+def new_path(option: str, given: str) -> Path:
+    """The folder of this machine that an option names, and that is to be made.
+
+    Raises:
+        InputError: it exists, or is none of this machine.
+    """
+    path = local_path(option, given)
+    if os.path.lexists(path):
+        raise InputError(f"{option}={given!r} exists already: choose a folder that does not")
+    return path
 
 
 def moved(temporary: Path, folder: Path) -> bool:

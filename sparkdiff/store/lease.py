@@ -180,8 +180,7 @@ def _taken(path: Path, what: str, wait: float, beat: float, lasts: float) -> Lea
             "owner": owner, "what": what, "host": socket.gethostname(), "pid": os.getpid(), "machine": machine(),
             "started": started(os.getpid()), "begun": time.strftime("%Y-%m-%d %H:%M:%S %z"), "beat": beat, "lasts": lasts,
         }  # fmt: skip
-        begin = _begun if stores.url_of(path) is None else _begun_in_store
-        if (found := begin(path, json.dumps(content).encode())) is not None:
+        if (found := _begun(path, json.dumps(content).encode())) is not None:
             return Lease(path, what, owner, found.file, lasts)
         seen, now = _look(path), time.monotonic()
         if seen is None:
@@ -211,6 +210,9 @@ class _Begun:
 
 def _begun(path: Path, content: bytes) -> _Begun | None:
     """The file of a new lease; None if there is already one."""
+    if stores.url_of(path) is not None:
+        stores.make(path.parent, private=False)  # it may be a folder of the user
+        return _Begun(None) if stores.create(path, content) else None
     for _ in range(100):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -229,36 +231,25 @@ def _begun(path: Path, content: bytes) -> _Begun | None:
     raise FileNotFoundError(f"{path.parent} is removed repeatedly")
 
 
-def _begun_in_store(path: Path, content: bytes) -> _Begun | None:
-    stores.make(path.parent, private=False)  # it may be a folder of the user
-    return _Begun(None) if stores.create(path, content) else None
-
-
 def _look(path: Path) -> _Seen | None:
     """The lease at this path, or None."""
     if stores.url_of(path) is not None:
-        return _look_in_store(path)
-    try:
-        with path.open("rb") as file:
-            stat, content = os.fstat(file.fileno()), file.read()
-    except FileNotFoundError:
-        return None
+        milliseconds, content, node = stores.modified(path), stores.read(path), 0
+        if milliseconds is None or content is None:
+            return None
+        changed = milliseconds * 1_000_000
+    else:
+        try:
+            with path.open("rb") as file:
+                stat, content = os.fstat(file.fileno()), file.read()
+        except FileNotFoundError:
+            return None
+        node, changed = stat.st_ino, stat.st_mtime_ns
     try:
         told = json.loads(content)
     except ValueError:  # not written yet
         told = None
-    return _Seen(told if isinstance(told, dict) else {}, stat.st_ino, stat.st_mtime_ns)
-
-
-def _look_in_store(path: Path) -> _Seen | None:
-    time, content = stores.modified(path), stores.read(path)
-    if time is None or content is None:
-        return None
-    try:
-        told = json.loads(content)
-    except ValueError:
-        told = None
-    return _Seen(told if isinstance(told, dict) else {}, 0, time * 1_000_000)
+    return _Seen(told if isinstance(told, dict) else {}, node, changed)
 
 
 def _age(path: Path, seen: _Seen) -> float:

@@ -223,18 +223,14 @@ def opened(
     name = folder_name(runId or uuid.uuid4().hex[:12])
     try:
         with contextlib.ExitStack() as stack:
-            lease = None
+            lease = mirror = None
             try:
                 if runId is not None:  # nobody else has a name that was just drawn
                     lease = stack.enter_context(held(lease_of(where / name), f"runId={name!r}", wait=wait))
+                if stores.url_of(where) is not None and not is_mirrored(where):
+                    mirror = stack.enter_context(_mirrored(where / name, lease))
             except OSError as e:
                 raise not_writable(where / name, e) from e
-            mirror = None
-            if stores.url_of(where) is not None and not is_mirrored(where):
-                try:
-                    mirror = stack.enter_context(_mirrored(where / name, lease))
-                except OSError as e:
-                    raise not_writable(where / name, e) from e
             yield RunFolder.open(where, name, request, replace=replace, own=own, lease=lease, mirror=mirror)
     finally:
         if own:

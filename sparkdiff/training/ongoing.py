@@ -183,7 +183,8 @@ class Training(Results):
     def reduce(self, level: int) -> None:
         """Keep less on the device: from level 1 on not the rows, from level 2 on 2, 4, ... parts of the candidates in turn."""
         self.parts = max(1, min(2 ** (level - 1), len(self.active)))
-        name, told = self.here.place.name, _passing(self.here.place)
+        name = self.here.place.name
+        told = f"the rows and the training do not fit into the memory of {name}: rows are copied there batch by batch"
         if self.parts > 1:
             told = f"the candidates do not fit into the memory of {name}: they train in {self.parts} parts, {IN_TURN}"
         self.fallbacks = [*[f for f in self.fallbacks if IN_TURN not in f and f != told], told]
@@ -322,10 +323,6 @@ class Training(Results):
             torch.stack(self.gains), self.original.weights, [LedgerTrial(*c) for c in self.columns], best.column
         )
         return Trained(self.history, ledger, out, moved)
-
-
-def _passing(place: Place) -> str:
-    return f"the rows and the training do not fit into the memory of {place.name}: rows are copied there batch by batch"
 
 
 def _own(shares: Sequence[Share]) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from sparkdiff.evaluation.data import Data
-from sparkdiff.evaluation.inputs import all_dense, distinct_values, features, leaf_counts, settling, tallies
+from sparkdiff.evaluation.inputs import all_dense, distinct_values, features, leaf_counts, tallies
 from sparkdiff.options import Options, callable_name
 from sparkdiff.pipeline.graph import LEAVES, Version
 from sparkdiff.pipeline.network import Network, fixed_versions, routed_versions
@@ -77,8 +77,10 @@ def start_of(
         for i, v in others.items()
     }
     seen = {i: dataclasses.replace(stats[v], leaves=reached.get(i), sums=sums.get(i, {})) for i, v in reads.items()}
+    # The tree stages whose thresholds train on features that no trainable parameter changes.
+    settling = {i for i, m in network.trees().items() if not m.routes_fixed and {*graph.vertices[i].reads} <= {*inputs}}
     for i, v in reads.items():
-        modules[i].observe(seen[i], distinct_values(network, data, i) if i in settling(network) else {})
+        modules[i].observe(seen[i], distinct_values(network, data, i) if i in settling else {})
         stats[v] = dataclasses.replace(stats[v], std=stats[v].std.index_fill(0, modules[i].nominal_features(), 0.0))
     numbered = [v for i in trains if modules[i].reads_categories for v in graph.vertices[i].reads if v in stats]
     stats |= {v: dataclasses.replace(stats[v], std=torch.zeros_like(stats[v].std)) for v in numbered}

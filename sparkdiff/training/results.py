@@ -86,7 +86,7 @@ class Results:
             return only
         best = Standing(self.original.mean, self.start)
         for standing in sorted(self.standings, key=lambda s: s.column):
-            if self._exceeds(standing.gain, best):
+            if standing.gain > best.gain + self.rounding:
                 best = standing
         return best
 
@@ -111,22 +111,15 @@ class Results:
             gains = torch.zeros_like(gains)
         self.gains.append(gains)
         self.columns.append((k, self.epoch))
-        return self._improves(self.standings[k], now.mean if math.isfinite(loss) else math.nan)
-
-    def _improves(self, standing: Standing, metric: float) -> bool:
-        """Take note of the newest column; returns whether it is the candidate's best."""
-        gain = float(total_gain(self.gains[-1]))
-        given = self.epochs is not None
-        better = math.isfinite(metric) if given else self._exceeds(gain, standing)
+        standing, given = self.standings[k], self.epochs is not None
+        gain, metric = float(total_gain(gains)), now.mean if math.isfinite(loss) else math.nan
+        better = math.isfinite(metric) if given else gain > standing.gain + self.rounding
         counts = gain > standing.counted + self.least
         standing.counted, standing.since = (gain, 0) if counts else (standing.counted, standing.since + 1)
         if better:
             standing.metric, standing.gain, standing.column = metric, gain, len(self.gains) - 1
         standing.active = math.isfinite(metric) and (given or standing.since < self.options.patience)
         return better
-
-    def _exceeds(self, gain: float, standing: Standing) -> bool:
-        return gain > standing.gain + self.rounding
 
 
 def _entry(epoch: int, candidate: int, recipe: Recipe, train: float, validation: float) -> dict[str, Any]:

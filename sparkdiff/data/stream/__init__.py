@@ -98,8 +98,7 @@ class Stream:
         self, folder: Path, *, backend: str = "auto", inMemory: bool = True, seed: int = 0, decoded: bool = True
     ):  # fmt: skip
         manifest = Manifest.load(folder)
-        self._begin(manifest, _resolve(backend, manifest), inMemory, seed, usage.Lock(folder))
-        self.decoded.enabled = decoded
+        self._begin(manifest, _resolve(backend, manifest), inMemory, seed, decoded=decoded, lock=usage.Lock(folder))
 
     @classmethod
     def of_tables(cls, manifest: Manifest, tables: dict[str, Batch], *, seed: int = 0) -> "Stream":
@@ -109,9 +108,11 @@ class Stream:
         out._tables = {split: (0, 1, table) for split, table in tables.items()}
         return out
 
-    def _begin(self, manifest: Manifest, backend: str, inMemory: bool, seed: int, lock: Any = None) -> None:
+    def _begin(
+        self, manifest: Manifest, backend: str, inMemory: bool, seed: int, *, decoded: bool = True, lock: Any = None
+    ) -> None:
         self.manifest, self.backend, self.files = manifest, backend, Files(manifest, backend)
-        self.decoded = Decoded(self.files)
+        self.decoded = Decoded(self.files, enabled=decoded)
         self.inMemory = inMemory
         self.seed = seed
         self.place, self.resident = CPU, False
@@ -320,11 +321,9 @@ class Stream:
 
     def _table_here(self, name: str, shards: list[list[CachedFile]], team: tuple[int, int]) -> Batch:
         """All rows of the rank's shards at the place, copied once."""
-        if name not in self._tables or self._tables[name][:2] != team:
-            self._tables.pop(name, None)
-            table = self._divided(name, self._origin._table(name, shards, team))
-            self._tables[name] = *team, placed.here(table, self.place)
-        return self._tables[name][2]
+        return self._once(
+            name, team, lambda: placed.here(self._divided(name, self._origin._table(name, shards, team)), self.place)
+        )
 
     def _files(
         self, opened: ExitStack, shards: list[list[CachedFile]], orders: list[Order], parts: list[ShardPart], *, again: bool
@@ -345,9 +344,13 @@ class Stream:
 
     def _table(self, name: str, shards: list[list[CachedFile]], team: tuple[int, int]) -> Batch:
         """All rows of the rank's shards, read once."""
+        return self._once(name, team, lambda: self.files.load([piece for shard in shards for piece in shard]))
+
+    def _once(self, name: str, team: tuple[int, int], make: Callable[[], Batch]) -> Batch:
+        """All rows of the rank's shards of a split, made when they are first asked for."""
         if name not in self._tables or self._tables[name][:2] != team:
             self._tables.pop(name, None)
-            self._tables[name] = *team, self.files.load([piece for shard in shards for piece in shard])
+            self._tables[name] = *team, make()
         return self._tables[name][2]
 
 

@@ -22,9 +22,9 @@ def read(paths: Sequence[Path], columns: Sequence[BatchColumn]) -> Generator[Bat
         yield _batch(path, columns)
 
 
-def entries(path: Path, column: BatchColumn) -> int:
-    """So many stored entries a file's sparse rows have at most: the footer counts an empty list as one."""
-    footer, field = pq.read_metadata(str(path)), column.fields[0]
+def entries(path: Path, field: str) -> int:
+    """The number of entries in a file's lists of this name, at most: the footer counts an empty list as one."""
+    footer = pq.read_metadata(str(path))
     groups = [footer.row_group(i) for i in range(footer.num_row_groups)]
     leaves = [g.column(j) for g in groups for j in range(g.num_columns)]
     return sum(leaf.num_values for leaf in leaves if leaf.path_in_schema.split(".")[0] == field)

@@ -45,7 +45,7 @@ class Decoded:
         enabled: whether any may be kept.
     """
 
-    def __init__(self, files: Files, *, enabled: bool = True):
+    def __init__(self, files: Files, *, enabled: bool):
         self.files, self.enabled = files, enabled
         self._places: dict[str, PiecePlace] = {}
         self._seen: set[str] = set()
@@ -136,13 +136,9 @@ class Decoded:
                 self._places[piece.path] = PiecePlace(start, file.end, columns)
             except OSError:  # a full disk, or a folder that cannot be written: the files are read as before
                 self.enabled = False
-                self._give_back()
-
-    def _give_back(self) -> None:
-        """Leave the disk to those that need it more, such as checkpoints."""
-        self._places.clear()
-        if self._file is not None:
-            self._file.clear()
+                self._places.clear()
+                if self._file is not None:
+                    self._file.clear()  # the disk is left to those that need it more, such as checkpoints
 
     def _begin(self) -> Scratch:
         manifest = self.files.manifest

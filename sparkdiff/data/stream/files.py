@@ -32,7 +32,7 @@ class Files:
         paths = [self.manifest.file(piece) for piece in pieces]
         for column in self.manifest.columns:  # room that is never filled takes no memory
             if isinstance(room := table[column.name], SparseRows):
-                entries = sum(arrow.entries(path, column) for path in paths)
+                entries = sum(arrow.entries(path, column.fields[0]) for path in paths)
                 kind = torch.float32 if column.dtype == torch.float64 else column.dtype
                 indices, values = torch.empty(entries, dtype=torch.int32), torch.empty(entries, dtype=kind)
                 table[column.name] = SparseRows(indices, values, room.offsets, room.width)

@@ -44,6 +44,13 @@ class BatchColumn:
     dtype: torch.dtype
     values: tuple[Any, ...] = ()  # of a column of codes (a guardCol's): what 0, 1, ... stand for; null is None
 
+    @staticmethod
+    def of(entry: Mapping[str, Any]) -> "BatchColumn":
+        """The column that this entry of a manifest describes."""
+        dtype = _DTYPES[entry.get("dtype", "float64")]
+        values = tuple(entry.get("values", ()))
+        return BatchColumn(entry["name"], entry["column"], entry["kind"], entry["width"], dtype, values)
+
     @property
     def fields(self) -> tuple[str, ...]:
         """The Parquet columns that hold it."""
@@ -74,10 +81,6 @@ class BatchColumn:
         return ""
 
 
-def _dtype(column: dict[str, Any]) -> torch.dtype:
-    return _DTYPES[column.get("dtype", "float64")]
-
-
 @dataclass(frozen=True)
 class CachedFile:
     """One Parquet file."""
@@ -106,10 +109,7 @@ class Manifest:
             data = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
             if data["format"] != FORMAT:
                 raise ValueError(f"format {data['format']!r}, this version reads {FORMAT}")
-            columns = tuple(
-                BatchColumn(c["name"], c["column"], c["kind"], c["width"], _dtype(c), tuple(c.get("values", ())))
-                for c in data["columns"]
-            )
+            columns = tuple(map(BatchColumn.of, data["columns"]))
             splits = {
                 name: tuple(
                     tuple(CachedFile(p["path"], p["rows"], p["bytes"], p["sha256"]) for p in shard) for shard in shards

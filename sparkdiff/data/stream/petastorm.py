@@ -62,8 +62,7 @@ def _batch(groups: list[dict[str, Any]], columns: Sequence[BatchColumn]) -> Batc
 
 def _next(reader: Any) -> dict[str, Any]:
     with _quiet():
-        row_group: dict[str, Any] = next(reader)._asdict()
-    return row_group
+        return next(reader)._asdict()  # type: ignore[no-any-return]
 
 
 def _url(path: Path) -> str:

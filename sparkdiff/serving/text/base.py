@@ -34,10 +34,8 @@ class TextStage:
     One that may lower text tells by its attribute `lowers_text` whether it does: it depends on Python's version of Unicode.
     """
 
-    writes_objects: ClassVar[bool] = False
-    """Whether it writes lists of text, or words, instead of numbers."""
-    kind: ClassVar[str] = "array<string>"
-    """The type in Spark of the objects that it writes."""
+    kind: ClassVar[str] = ""
+    """The type in Spark of the objects that it writes; empty where it writes numbers."""
     refusals: ClassVar[tuple[str, ...]] = ()
     """The settings that `of` refuses, in words."""
 

@@ -84,7 +84,6 @@ class IndexToString(TextStage):
     Source: org.apache.spark.ml.feature.IndexToString.transform.
     """
 
-    writes_objects = True
     kind = "string"
     refusals = ("labels that nothing tells",)
     labels: tuple[str, ...]

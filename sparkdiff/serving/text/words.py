@@ -44,7 +44,7 @@ class Tokenizer(TextStage):
     Source: org.apache.spark.ml.feature.Tokenizer.createTransformFunc.
     """
 
-    writes_objects = True
+    kind = "array<string>"
     lowers_text = True
     others: Mapping[str, str]
 
@@ -65,7 +65,7 @@ class RegexTokenizer(TextStage):
     Source: org.apache.spark.ml.feature.RegexTokenizer.createTransformFunc.
     """
 
-    writes_objects = True
+    kind = "array<string>"
     refusals = ("patterns that Python cannot say (`\\b`, `\\p{L}`, flags, possessive quantifiers, sets within sets)",)
     pattern: str
     gaps: bool
@@ -110,7 +110,7 @@ class StopWordsRemover(TextStage):
     Source: org.apache.spark.ml.feature.StopWordsRemover.transform.
     """
 
-    writes_objects = True
+    kind = "array<string>"
     refusals = ("the locales az, lt and tr",)
     stops: tuple[str, ...]
     lowers_text: bool
@@ -144,7 +144,7 @@ class NGram(TextStage):
     Source: org.apache.spark.ml.feature.NGram.createTransformFunc.
     """
 
-    writes_objects = True
+    kind = "array<string>"
     n: int
 
     @classmethod

@@ -150,7 +150,8 @@ class Post:
             thread.join(max(0.0, end - time.monotonic()))
         for connection in self.connections:
             with contextlib.suppress(OSError):
-                _hang_up(connection)
+                with _socket(connection) as own:
+                    own.shutdown(socket.SHUT_RDWR)  # wakes the thread that reads from it
                 connection.close()
 
 
@@ -162,12 +163,6 @@ def _patience(connection: Connection, seconds: int) -> None:
     """How long a read waits; 0 for ever."""
     with _socket(connection) as own:
         own.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", seconds, 0))
-
-
-def _hang_up(connection: Connection) -> None:
-    """Wake the thread that reads from it."""
-    with _socket(connection) as own:
-        own.shutdown(socket.SHUT_RDWR)
 
 
 def ranks_of(manifest: Manifest, world: int) -> dict[str, list[int]]:

@@ -12,7 +12,7 @@ from pyspark.sql import DataFrame
 
 from sparkdiff import jvm
 from sparkdiff.errors import InputError, check_dataframe, kind_of
-from sparkdiff.fine_tuning.option_params import CheckedParams, with_params, with_setters
+from sparkdiff.fine_tuning.option_params import CheckedParams, with_params
 from sparkdiff.history.keeping import keeping
 from sparkdiff.pipeline.names import refuse_stream
 from sparkdiff.pipeline.nesting import Holder, flatten
@@ -29,8 +29,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-@with_setters(OTHERS | FIELDS)
-@with_params(OTHERS | FIELDS)
+@with_params(OTHERS | FIELDS, setters=True)
 class Search(Estimator, CheckedParams, jvm.Persistent):  # type: ignore[type-arg]
     """Search settings of an estimator, and compare the winner with the default on rows that no trial has seen.
 

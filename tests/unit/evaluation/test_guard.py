@@ -11,7 +11,6 @@ import torch
 from scipy.optimize import brentq
 from torch import Tensor
 
-from sparkdiff.errors import InputError
 from sparkdiff.evaluation import guard
 from sparkdiff.evaluation.guard import correlation_time, decide
 from sparkdiff.evaluation.units import Units
@@ -246,25 +245,6 @@ def test_blocks_without_weight_do_not_count():
     assert decide(normal(2, 40) + 9, torch.zeros(40)).untested == "0 rows, 30 are needed"
 
 
-@pytest.mark.parametrize("value", [-1.0, math.nan, math.inf])
-def test_impossible_weights_are_refused(value: float):
-    weights = ones(40)
-    weights[3] = value
-    with pytest.raises(InputError, match="weights must be finite"):
-        decide(normal(2, 40), weights)
-
-
-@pytest.mark.parametrize("level", [0.0, -1.0, math.nan])
-def test_an_impossible_level_is_refused(level: float):
-    with pytest.raises(InputError, match="above 0"):
-        decide(normal(2, 40), ones(40), level=level)
-
-
-def test_shapes_are_checked():
-    with pytest.raises(ValueError, match=r"\(40, 2\) and \(40,\)"):
-        decide(normal(40, 2), ones(40))
-
-
 def test_stopping_early_changes_no_decision():
     weights, level, decisions = ones(60), 0.025, set()
     for seed in range(30):
@@ -332,9 +312,9 @@ def test_correlation_time_of_next_to_nothing():
     assert correlation_time(torch.arange(1000.0)) > 100
 
 
-def test_correlation_time_wants_finite_rows():
-    with pytest.raises(ValueError, match="finite"):
-        correlation_time(torch.tensor([1.0, math.nan, 2.0, 3.0]))
+def test_rows_that_are_not_finite_have_no_correlation_time():
+    assert correlation_time(torch.tensor([1.0, math.nan, 2.0, 3.0])) == 1.0
+    assert correlation_time(torch.tensor([1.0, math.inf, 2.0, 3.0, 1.0])) == 1.0
 
 
 # The interval ---------------------------------------------------------------------------------------------------------

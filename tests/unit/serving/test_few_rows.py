@@ -21,7 +21,7 @@ ODD = (0.0, -0.0, 1.0, 1.5, 2.0, 3.0, -0.5, -1.0, 7.0, float("nan"), float("inf"
 def schedule(keep: bool, drop_last: bool, sizes: tuple[int, ...] = (3, 1)) -> Schedule:
     """Two columns of numbers, encoded."""
     encoder = OneHotEncoder("hot", ("a", "b"), sizes, keep, drop_last)
-    step = TorchStep("hot", "OneHotEncoderModel", ("a", "b"), (0, 2), (4, 5), encoder, (1, 3))
+    step = TorchStep("hot", ("a", "b"), (0, 2), (4, 5), encoder, (1, 3))
     entries = tuple(InputPlaces(InputColumn(name, (name,)), 2 * i, 2 * i + 1) for i, name in enumerate("ab"))
     outputs = (OutputColumn("x", 4, schedules.NOWHERE, "double"), OutputColumn("y", 5, schedules.NOWHERE, "double"))
     return Schedule(entries, (step,), outputs, 6, True, ())
