@@ -81,7 +81,9 @@ def grow_pipeline(
         arms=("grow",), baseline=False, parts=settings.parts, entityCols=settings.entityCols,
         maxServingCost=settings.maxServingCost, maxLoss=settings.maxLoss, growth=settings,
     )  # fmt: skip
-    return explore_and_prove(given, options, own, sources, by_folds.of_one_arm(phases), verb, replace=replace, fits=fits)
+    return explore_and_prove(
+        given, options, own, sources, by_folds.of_one_arm(phases), verb, replace=replace, fits=fits
+    )
 
 
 def _gain_alone(explores: Ground, options: Options, spent: float) -> float | None:

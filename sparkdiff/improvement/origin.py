@@ -87,7 +87,8 @@ class Origin:
         try:
             form = refittable(prepare(model, options, sources[0].df), sources, keep)
         except InputError as e:
-            why = f"{model.uid} may have seen the rows, and there is no refit of it that hasn't ({e}): pass the unfitted Pipeline, or {OTHER_ROWS}"
+            ways = f"pass the unfitted Pipeline, or {OTHER_ROWS}"
+            why = f"{model.uid} may have seen the rows, and there is no refit of it that hasn't ({e}): {ways}"
             return Origin(given, model, None, True, why, warnings)
 
         def refit(rows: Sequence[Source], bounds: Boundaries | None) -> Any:

@@ -186,9 +186,7 @@ def log(
     _check(tuned, data)
     check_version(registeredModelName, alias)
     rows = getattr(tuned, "dataset", None) if data is None else data
-    wanted = registeredModelName is not None and (
-        registerOriginal or not tuned.summary.decision.startswith("kept")
-    )
+    wanted = registeredModelName is not None and (registerOriginal or not tuned.summary.decision.startswith("kept"))
     if wanted and rows is None:
         raise InputError("a registered model needs a signature: log(tuned, df) takes it from the rows of df")
     with _active(package, runId, digest_of(tuned.summary)) as run_id:
