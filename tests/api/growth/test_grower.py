@@ -267,10 +267,10 @@ def test_parts_learn_from_the_rows_that_there_is_room_for(
     one = Grower(poisson, **options).fit(rows)
     assert one.summary.decision == "grown"
     assert one.summary.parts[0]["name"].startswith("kind x season")
-    explores, proves, ships = taken
-    for table, share in ((explores, 0.9), (proves, 0.9), (ships, 0.9)):
+    _, ships = taken  # the pipeline that is proven is what ships
+    for table in taken:
         assert 300 < len(table.train) < 0.8 * table.most
-        assert table.most + len(table.validation) == pytest.approx(share * ROWS, rel=0.05)
+        assert table.most + len(table.validation) == pytest.approx(0.9 * ROWS, rel=0.05)
     [warning] = [w for w in one.summary.warnings if "parts learned from" in w]
     assert warning.startswith(f"parts learned from {len(ships.train):,} of {ships.most:,} training rows")
     assert not any("parts learned from" in w for w in grown.summary.warnings)
@@ -281,7 +281,7 @@ def test_parts_learn_from_the_rows_that_there_is_room_for(
     monkeypatch.setattr(inputs, "LARGEST", 200_000)  # as on a machine with less memory
     resumed = Grower(poisson, runId="mine", **options).fit(rows)
     assert linear(resumed).coefficients == linear(one).coefficients
-    assert all(torch.equal(now.train.label, was.train.label) for now, was in zip(taken[-3:], taken[:3], strict=True))
+    assert all(torch.equal(now.train.label, was.train.label) for now, was in zip(taken[-2:], taken[:2], strict=True))
     monkeypatch.setattr(inputs, "LARGEST", 20_000)
     with pytest.raises(InputError, match=r"validation rows take .* GiB of memory.*hold out fewer rows"):
         Grower(poisson, **options).fit(rows)
