@@ -179,6 +179,13 @@ def width(x: Rows) -> int:
     return x.width if isinstance(x, SparseRows) else x.shape[1] if x.ndim == 2 else 1
 
 
+def shape(x: Rows | Sequence[object]) -> tuple[int, ...]:
+    """The shape of a column of numbers, of sparse rows, or of objects."""
+    if isinstance(x, SparseRows):
+        return len(x), x.width
+    return tuple(x.shape) if isinstance(x, Tensor) else (len(x),)
+
+
 def matrix(x: Tensor) -> Tensor:
     """A scalar (n,) as (n, 1)."""
     return x[:, None] if x.ndim == 1 else x
