@@ -271,7 +271,12 @@ class Stream:
         chunk = max(1, chunk_bytes * min(team[1], len(every)) // (batchSize * row_bytes))
         with ExitStack() as opened:
             if self.resident:
-                source = from_memory(self._table_here(name, shards, team), sizes, orders, parts)
+                table = self._once(
+                    name,
+                    team,
+                    lambda: placed.here(self._divided(name, self._origin._table(name, shards, team)), self.place),
+                )
+                source = from_memory(table, sizes, orders, parts)
             elif self.inMemory:
                 source = from_memory(self._origin._table(name, shards, team), sizes, orders, parts)
             else:
@@ -318,12 +323,6 @@ class Stream:
         if name in self.manifest.weights and isinstance(weight := batch["weight"], Tensor):
             return {**batch, "weight": divided(weight, self.manifest.weights[name])}
         return batch
-
-    def _table_here(self, name: str, shards: list[list[CachedFile]], team: tuple[int, int]) -> Batch:
-        """All rows of the rank's shards at the place, copied once."""
-        return self._once(
-            name, team, lambda: placed.here(self._divided(name, self._origin._table(name, shards, team)), self.place)
-        )
 
     def _files(
         self, opened: ExitStack, shards: list[list[CachedFile]], orders: list[Order], parts: list[ShardPart], *, again: bool
