@@ -298,6 +298,7 @@ class Stream:
         self, name: str, source: Source, pieces: Iterator[tuple[int, Rows]], parts: list[ShardPart]
     ) -> Iterator[tuple[Batch, tuple[int, list[int]]]]:
         """The rows of consecutive steps, given the first of them and the bounds of each shard, and the rows of each step."""
+        dtypes = {c.name: c.dtype if c.dtype != torch.float64 else self.place.dtype for c in self.columns}
         for first, ends in pieces:
             counts = ends[:, 1:] - ends[:, :-1]
             own, end = own_rows(counts, parts)
@@ -311,7 +312,10 @@ class Stream:
                 else:
                     gathered = (self._staging.gather if self._staging is not None else take)(table, numbers)
             del table
-            gathered = _widened(gathered, self.columns, self.place)
+            gathered = {
+                n: x.with_values(x.values.to(dtypes[n])) if isinstance(x, SparseRows) else x
+                for n, x in gathered.items()
+            }
             if not self.resident:
                 gathered = self._divided(name, gathered)
             if self.place.on_cpu and not self.place.plain:
@@ -351,12 +355,6 @@ class Stream:
             self._tables.pop(name, None)
             self._tables[name] = *team, make()
         return self._tables[name][2]
-
-
-def _widened(batch: Batch, columns: Sequence[BatchColumn], place: Place) -> Batch:
-    """The batch with the columns' own dtypes."""
-    own = {column.name: column.dtype if column.dtype != torch.float64 else place.dtype for column in columns}
-    return {n: x.with_values(x.values.to(own[n])) if isinstance(x, SparseRows) else x for n, x in batch.items()}
 
 
 def _resolve(backend: str, manifest: Manifest) -> str:
