@@ -73,16 +73,24 @@ def items_of(number: int, processes: int, epochs: int, unit: float) -> list[Item
 
 
 class Rounds:
-    """A run of rounds: what was trained, and when."""
+    """A run of rounds: how long it took, and the CPU seconds of each item.
 
-    def __init__(self, run: Run, times: list[running.Times], table: Table, specification: Specification):
-        self.run, self.times, self.start = run, times, table
+    An item is trained by one thread, so that its CPU seconds are those in which its process isn't idle.
+    """
+
+    def __init__(self, run: Run, table: Table, specification: Specification):
+        self.run, self.start = run, table
+        self.processes = specification.options.processes
         self.criterion = specification.criterion()
         self.original = self.criterion.score(table.validation.margin, table.validation).blocks
         self.numbers = iter(range(1, 10**6))
+        self.inside = 0.0
 
     def trained(self, items: Sequence[Item], table: Table) -> list[Found]:
-        return self.run(next(self.numbers), items, table, self.original)
+        begun = time.monotonic()
+        found = self.run(next(self.numbers), items, table, self.original)
+        self.inside += time.monotonic() - begun
+        return found
 
     def measured(self, each: Sequence[Sequence[Item]], at_once: int | None) -> dict[str, float]:
         """Idle time of rounds.
@@ -90,11 +98,12 @@ class Rounds:
         Args:
             at_once: how many items are dealt before all of them must have ended; None: no limit.
         """
-        table, members, first = self.start, list[Member](), len(self.times)
-        begun = time.monotonic()
+        table, members, seconds = self.start, list[Member](), list[float]()
+        begun, self.inside = time.monotonic(), 0.0
         for number, items in enumerate(each, 1):
             size = at_once or len(items)
             found = [f for i in range(0, len(items), size) for f in self.trained(items[i : i + size], table)]
+            seconds += [f.seconds for f in found]
             best = min(found, key=lambda f: f.value)
             if best.part is not None:
                 members.append(Member(best.part, 1.0, number))
@@ -102,13 +111,10 @@ class Rounds:
                 new, table = rounds.mixed(members, self.start, self.criterion, LIMITS)
                 members = list(new)
         whole = time.monotonic() - begun
-        times = self.times[first:]
-        busy, processes = sum(sum(t.busy) for t in times), len(times[0].busy)
-        inside = sum(t.seconds for t in times)
-        seconds = [s for t in times for _, s in t.items]
+        busy = sum(seconds) / self.processes
         return {
-            "idle": 1 - busy / (processes * whole), "idle inside of rounds": 1 - busy / (processes * inside),
-            "seconds": whole, "longest over shortest": max(seconds) / min(seconds), "CPU seconds": sum(seconds),
+            "idle": 1 - busy / whole, "idle inside of rounds": 1 - busy / self.inside, "seconds": whole,
+            "longest over shortest": max(seconds) / min(seconds), "CPU seconds": sum(seconds),
         }  # fmt: skip
 
 
@@ -124,14 +130,12 @@ def main() -> int:
     options = Options.of({"numProcesses": given.processes, "localMode": "true"})
     specification = Specification(head, ("prediction",), options, stats)
     unit = specification.criterion().unit
-    results, times = dict[str, dict[str, float]](), list[running.Times]()
+    results = dict[str, dict[str, float]]()
     each = [items_of(number, given.processes, given.epochs, unit) for number in range(1, given.rounds + 1)]
     with tempfile.TemporaryDirectory() as folder:
         begun = time.monotonic()
-        with running.runner(
-            RunFolder.open(Path(folder), "run", {}, replace=True), specification, print, times.append
-        ) as run:
-            of = Rounds(run, times, table, specification)
+        with running.runner(RunFolder.open(Path(folder), "run", {}, replace=True), specification, print) as run:
+            of = Rounds(run, table, specification)
             of.trained(items_of(0, given.processes, 1, unit), table)  # until all processes are there
             start = time.monotonic() - begun
             results["longest first"] = of.measured(each, None)

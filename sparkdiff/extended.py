@@ -38,7 +38,7 @@ class _OwnParams(Params):
 class ExtendedTuner(_OwnParams, FineTuner):
     """A FineTuner with settings of its own, and another procedure."""
 
-    WHY_REFUSED: ClassVar[Mapping[str, str]]
+    WHY_REFUSED: ClassVar[Mapping[str, str]] = {}
     """Options of fine-tuning that it does not have, and why."""
     DESCRIBE: ClassVar[Callable[..., str]]
     """The plan of a fitted pipeline, as text: of the pipeline, the options, the settings and the rows."""

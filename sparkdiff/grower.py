@@ -3,7 +3,7 @@
 from sparkdiff.extended import ExtendedModel, ExtendedTuner
 from sparkdiff.fine_tuning.option_params import with_params
 from sparkdiff.growth.plan import described
-from sparkdiff.growth.settings import FIELDS, WHY_REFUSED, GrowthSettings
+from sparkdiff.growth.settings import FIELDS, GrowthSettings
 from sparkdiff.growth.summary import GrowthSummary
 from sparkdiff.improvement.growing_by_folds import grow_pipeline
 
@@ -33,7 +33,6 @@ class Grower(ExtendedTuner):
     __module__ = "sparkdiff"
 
     SETTINGS = GrowthSettings
-    WHY_REFUSED = WHY_REFUSED
     DESCRIBE = staticmethod(described)
     PROCEDURE = staticmethod(grow_pipeline)
 

@@ -26,21 +26,28 @@ def planted(**options: Any) -> tuple[Table, Specification]:
 
 
 def rounds_of(
-    run: Path, rounds: list[list[Item]], said: list[str] | None = None, times: list[running.Times] | None = None,
+    run: Path, rounds: list[list[Item]], said: list[str] | None = None, trained: list[int] | None = None,
     clock: Clock | None = None, memory: running.Memory | None = None, **options: Any,
 ) -> list[list[Found]]:  # fmt: skip
     """What rounds find, each from the same margin, in the run `run` of a folder.
 
     Args:
-        said, times: lists to add to.
+        said, trained: lists to add to: what is told, and how many items each round has trained.
     """
     table, specification = planted(**options)
     criterion = specification.criterion()
     original = criterion.score(table.validation.margin, table.validation).blocks
     folder = RunFolder.open(run, "run", {}, replace=False)
-    say, on_times = [] if said is None else said, [] if times is None else times
-    with running.runner(folder, specification, say.append, on_times.append, clock, memory) as of_round:
-        return [of_round(number, items, table, original) for number, items in enumerate(rounds, 1)]
+    say, ended = [] if said is None else said, dict[int, list[int]]()
+
+    def on_item(number: int, done: int, most: int) -> None:
+        ended.setdefault(number, []).append(done)
+
+    with running.runner(folder, specification, say.append, clock, memory, on_item) as of_round:
+        found = [of_round(number, items, table, original) for number, items in enumerate(rounds, 1)]
+    if trained is not None:
+        trained += [done[-1] - done[0] for done in ended.values()]
+    return found
 
 
 def changed(position: int, **settings: Any) -> list[Item]:

@@ -7,16 +7,13 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from sparkdiff.commands.flags import INTERRUPTED, AsJson, Data, Group, Label, Output, Text, Time
 from sparkdiff.errors import InputError
 from sparkdiff.machine.secrets import HIDDEN
-
-if TYPE_CHECKING:
-    pass
 
 
 def finetune(

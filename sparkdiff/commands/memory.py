@@ -4,17 +4,13 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import Annotated, Any, Optional
 
 import typer
 
 from sparkdiff.commands.flags import FAILED, AsJson, Group, Label, Model, Text, Time
 from sparkdiff.commands.given import read_as, source_of
 from sparkdiff.errors import InputError
-
-if TYPE_CHECKING:
-    pass
-
 
 Store = Annotated[str, typer.Argument(help="Folder of the store of runs, as the option storeDir names it.")]
 caches_app = typer.Typer(no_args_is_help=True, help="Show and remove caches on this machine. Runs no Spark.")

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import Annotated, Any, Optional
 
 import typer
 
@@ -23,9 +23,6 @@ from sparkdiff.commands.flags import (
 )
 from sparkdiff.commands.given import loaded, read_as, schema_of
 from sparkdiff.errors import InputError
-
-if TYPE_CHECKING:
-    pass
 
 
 def plan(

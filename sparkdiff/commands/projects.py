@@ -3,16 +3,13 @@
 import dataclasses
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from sparkdiff.commands.flags import FAILED, AsJson, Data, Model, Text
 from sparkdiff.commands.given import loaded
 from sparkdiff.errors import InputError
-
-if TYPE_CHECKING:
-    pass
 
 
 def init(

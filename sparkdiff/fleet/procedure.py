@@ -128,10 +128,13 @@ def _assessed(
 ) -> list[AssessedEntry]:
     """What is known of each entry, as long as the budget lasts. Each table is counted and drawn from once."""
     judged = []
+    late = f"the budget of {limit:,.0f} core-seconds was used up before its facts were found"
     with contextlib.closing(Samples()) as samples:
         for entry in entries:
-            spent = cpu.seconds() - began >= limit
-            judged.append(_unjudged(entry, limit) if spent else _judged(entry, runs, forecaster, samples))
+            if cpu.seconds() - began < limit:
+                judged.append(_judged(entry, runs, forecaster, samples))
+            else:
+                judged.append(AssessedEntry(entry, {}, None, 0.0, late))
     return judged
 
 
@@ -167,12 +170,6 @@ def _judged(entry: Entry, runs: Sequence[Mapping[str, Any]], forecaster: Forecas
     except Exception as e:  # one pipeline may not end the others
         outcome = SKIPPED if isinstance(e, SampleError) else REFUSED if isinstance(e, REFUSALS) else FAILED
         return AssessedEntry(entry, {}, None, cpu.seconds() - began, _cause(e), outcome)
-
-
-def _unjudged(entry: Entry, limit: float) -> AssessedEntry:
-    return AssessedEntry(
-        entry, {}, None, 0.0, f"the budget of {limit:,.0f} core-seconds was used up before its facts were found"
-    )
 
 
 def _why_not(j: AssessedEntry, ran: int, reached: float, share: float, left: float) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from sparkdiff.forecasting.facts import Facts
-from sparkdiff.forecasting.forecast import MOST, features, forests, numbers
+from sparkdiff.forecasting.forecast import MOST, features, forests, numbers, parsed
 
 PRIORS = resources.files("sparkdiff.forecasting").joinpath("arm_priors.json")  # the package may be in a zip
 ENOUGH = 0.95
@@ -79,32 +79,19 @@ class ArmForecast:
 def priors() -> tuple[PastImprovement, ...]:
     """The improvements that sparkdiff ships."""
     found = json.loads(PRIORS.read_text(encoding="utf-8"))["runs"]
-    return tuple(of_json(run) for run in found)
-
-
-def of_json(run: Mapping[str, Any]) -> PastImprovement:
-    return PastImprovement(run["facts"], {name: ArmResult(*told) for name, told in run["arms"].items()})
+    return tuple(PastImprovement(run["facts"], {k: ArmResult(*arm) for k, arm in run["arms"].items()}) for run in found)
 
 
 def of_store(runs: Sequence[Mapping[str, Any]]) -> list[PastImprovement]:
     """The improvements in a store whose facts are known."""
     out = []
     for run in runs:
-        evidence = _evidence(run) if run["verb"] == "improve" else {}
+        evidence = parsed(run["evidence"] or "") if run["verb"] == "improve" else {}
         facts = numbers(evidence.get("facts"))
         if facts is not None and run["before"]:
             arms = _results(run, evidence.get("stopped") or ())
             out += [PastImprovement(facts, arms)] if arms else []
     return out
-
-
-def _evidence(run: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What was measured for the decision of an improvement; empty where it cannot be read."""
-    try:
-        found = json.loads(run["evidence"] or "{}")
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _results(run: Mapping[str, Any], stopped: Sequence[str]) -> dict[str, ArmResult]:

@@ -193,14 +193,11 @@ def _of_plan(task: Task, rows: int, sample: Sample, start: Start) -> Facts:
     return {
         "rows": float(rows), "heldOut": float(_held(sample, rows)), "parameters": float(parameters),
         "candidates": float(len(start.recipes)),
-        "stages": float(len(stages)), "trainedStages": float(len(trains)), "width": _width(sample),
+        "stages": float(len(stages)), "trainedStages": float(len(trains)),
+        "width": float(sum(c.width for c in sample.stream.columns)),
         "entries": sample.entries,
         "trainedBeforeHead": float(len(trains) > 1), "regParam": float(strength), **kind_of(type(head).__name__),
     }  # fmt: skip
-
-
-def _width(sample: Sample) -> float:
-    return float(sum(c.width for c in sample.stream.columns))
 
 
 def kind_of(stageClass: str) -> Facts:

@@ -96,18 +96,19 @@ def of_store(runs: Sequence[Mapping[str, Any]]) -> list[PastRun]:
     out = []
     for run in runs:
         tags, gain = run["tags"] or {}, 0.0 if run["kept"] else run["gain"]
-        facts = _facts_in(tags.get(FACTS, ""))
+        facts = numbers(parsed(tags.get(FACTS, "")))
         if run["verb"] == "finetune" and facts is not None and None not in (gain, run["coreSeconds"]):
             out.append(PastRun(facts, not run["kept"], gain, run["coreSeconds"]))
     return out
 
 
-def _facts_in(text: str) -> Facts | None:
-    """The facts in the text of a tag; None if these are none."""
+def parsed(text: str) -> dict[str, Any]:
+    """The object in a text of JSON; empty if there is none."""
     try:
-        return numbers(json.loads(text))
+        found = json.loads(text)
     except ValueError:
-        return None
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def numbers(found: Any) -> Facts | None:
@@ -157,7 +158,6 @@ class Forecaster:
     """
 
     def __init__(self, runs: Sequence[PastRun]):
-        self.runs = len(runs)
         x = np.array([features(run.facts) for run in runs])
         kept = np.array([run.kept for run in runs])
         gain = np.array([min(max(run.gain, 0.0), MOST) for run in runs])

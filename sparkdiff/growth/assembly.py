@@ -71,8 +71,7 @@ def serving_of(model: Any, head: Vertex, limit: float | None, indexers: Sequence
         indexers: see `grown_pipeline`.
     """
     stage, (features, *_) = head.stage, head.inputs
-    width = width_of(stage)
-    entries = costs.filled_by_model(model).get(features, float(width))
+    entries = costs.filled_by_model(model).get(features, float(width_of(stage)))
     before = costs.of_model(model, {features: entries})
     most = math.inf if limit is None else limit * before
     indexed = frozenset(indexer.getOutputCol() for indexer in indexers)

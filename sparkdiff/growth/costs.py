@@ -119,17 +119,17 @@ def filled_by(stage: Any, filled: Filled) -> dict[str, float]:
 
     Not of a class of which this is not known, such as those that hash words.
     """
-    kind = type(stage).__name__
-    if kind == "OneHotEncoderModel":
-        return dict.fromkeys(stage.getOutputCols() if stage.isSet("outputCols") else [stage.getOutputCol()], 1.0)
-    if kind == "MultilayerPerceptronClassificationModel":
-        return {stage.getRawPredictionCol(): float(stage.getLayers()[-1])}
-    if kind == "PCAModel":
-        return {stage.getOutputCol(): float(stage.pc.numCols)}
-    if kind == "VectorSizeHint":
-        return {stage.getInputCol(): filled.get(stage.getInputCol(), float(stage.getSize()))}
-    if kind in SAME_SHAPE:
-        return {stage.getOutputCol(): entries_of(stage, filled)}
+    match type(stage).__name__:
+        case "OneHotEncoderModel":
+            return dict.fromkeys(stage.getOutputCols() if stage.isSet("outputCols") else [stage.getOutputCol()], 1.0)
+        case "MultilayerPerceptronClassificationModel":
+            return {stage.getRawPredictionCol(): float(stage.getLayers()[-1])}
+        case "PCAModel":
+            return {stage.getOutputCol(): float(stage.pc.numCols)}
+        case "VectorSizeHint":
+            return {stage.getInputCol(): filled.get(stage.getInputCol(), float(stage.getSize()))}
+        case kind if kind in SAME_SHAPE:
+            return {stage.getOutputCol(): entries_of(stage, filled)}
     return {}
 
 
@@ -147,14 +147,6 @@ def _columns(stage: Any, filled: Filled) -> int:
     return len(stage.getInputCols()) if stage.isSet("inputCols") else 1
 
 
-def _assembled(stage: Any, filled: Filled) -> float:
-    return sum(filled.get(column, 1.0) for column in stage.getInputCols())
-
-
-def _products(stage: Any, filled: Filled) -> float:
-    return math.prod(filled.get(column, 1.0) for column in stage.getInputCols())
-
-
 def _scaled(size: Callable[[Any], int], centres: str = "") -> Entries:
     """Of a scaler of vectors of this size; one that centres makes them dense."""
 
@@ -163,14 +155,6 @@ def _scaled(size: Callable[[Any], int], centres: str = "") -> Entries:
         return size(stage) if dense else filled.get(stage.getInputCol(), float(size(stage)))
 
     return entries
-
-
-def _projected(stage: Any, filled: Filled) -> float:
-    return filled.get(stage.getInputCol(), float(stage.pc.numRows)) * float(stage.pc.numCols)
-
-
-def _covariances(stage: Any, filled: Filled) -> int:
-    return len(stage.weights) * int(stage.gaussiansDF.first()["mean"].size) ** 2
 
 
 def _tree(stage: Any, filled: Filled) -> float:
@@ -185,13 +169,9 @@ def _coefficients(stage: Any, filled: Filled) -> float:
     return filled.get(stage.getFeaturesCol(), float(stage.numFeatures))
 
 
-def _logistic(stage: Any, filled: Filled) -> float:
-    return float(stage.coefficientMatrix.numRows) * _coefficients(stage, filled)
-
-
 ENTRIES: Mapping[str, Entries] = {
-    "VectorAssembler": _assembled,
-    "Interaction": _products,
+    "VectorAssembler": lambda stage, filled: sum(filled.get(column, 1.0) for column in stage.getInputCols()),
+    "Interaction": lambda stage, filled: math.prod(filled.get(column, 1.0) for column in stage.getInputCols()),
     "VectorSizeHint": lambda stage, filled: stage.getSize(),
     "ElementwiseProduct": _scaled(lambda stage: stage.getScalingVec().size),
     "StandardScalerModel": _scaled(lambda stage: stage.std.size, "withMean"),
@@ -202,12 +182,12 @@ ENTRIES: Mapping[str, Entries] = {
     "OneHotEncoderModel": _columns,
     "Bucketizer": _columns,
     "IsotonicRegressionModel": lambda stage, filled: steps_among(stage.boundaries.size),
-    "PCAModel": _projected,
+    "PCAModel": lambda stage, filled: filled.get(stage.getInputCol(), float(stage.pc.numRows)) * stage.pc.numCols,
     "LinearRegressionModel": _coefficients,
     "GeneralizedLinearRegressionModel": _coefficients,
-    "LogisticRegressionModel": _logistic,
+    "LogisticRegressionModel": lambda stage, filled: stage.coefficientMatrix.numRows * _coefficients(stage, filled),
     "MultilayerPerceptronClassificationModel": lambda stage, filled: stage.weights.size,
-    "GaussianMixtureModel": _covariances,
+    "GaussianMixtureModel": lambda stage, filled: len(stage.weights) * stage.gaussiansDF.first()["mean"].size ** 2,
     "DecisionTreeRegressionModel": _tree,
     "DecisionTreeClassificationModel": _tree,
     "RandomForestRegressionModel": _ensemble,

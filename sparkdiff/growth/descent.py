@@ -89,8 +89,7 @@ class Descent(Trainer):
 
     def _step(self, gradient: Tensor, rate: float) -> None:
         self.parameters.mul_(1 - rate * self.pace.decay)
-        moments = self.optimizer.mean, self.optimizer.square
-        self.optimizer.step(self.parameters, gradient, rate, moments, None)
+        self.optimizer.step(self.parameters, gradient, rate, (self.optimizer.mean, self.optimizer.square), None)
 
 
 def pieces(parameters: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
@@ -102,14 +101,12 @@ def pieces(parameters: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor
 def standardisation(split: Split) -> tuple[Tensor, Tensor]:
     """The weighted means of the features (d,), and 1 / their standard deviations (d,), 0 for a column that is constant."""
     share = split.weight / split.weight.sum()
-    mean, square = _column_sums(split.features, share), _column_sums(_squared(split.features), share)
+    x = split.features
+    squared = x.with_values(x.values.square()) if isinstance(x, SparseRows) else x.square()
+    mean, square = _column_sums(x, share), _column_sums(squared, share)
     variance = square - mean.square()
     varies = variance > 1e-12 * square  # else it is what rounding left
     return mean, torch.where(varies, torch.where(varies, variance, 1.0).rsqrt(), 0.0)
-
-
-def _squared(features: Rows) -> Rows:
-    return features.with_values(features.values.square()) if isinstance(features, SparseRows) else features.square()
 
 
 def _column_sums(features: Rows, weight: Tensor) -> Tensor:

@@ -54,8 +54,7 @@ def linear_head(graph: Graph) -> Vertex:
     """
     head = graph.head
     if isinstance(head.module, LINEAR):
-        bounds = isinstance(head.module, LogisticRegression) and head.module.has_bounds()
-        if bounds:
+        if isinstance(head.module, LogisticRegression) and head.module.has_bounds():
             raise InputError(
                 f"{head.uid} has bounds on its coefficients, one for each feature: clear them (lowerBoundsOnCoefficients, ...) "
                 "on the model to grow features beside them"
@@ -119,7 +118,7 @@ def upstream_columns(graph: Graph, data: DataFrame, entities: Mapping[str, tuple
         Known(column, version)
         for version, column in found.items()
         if graph.writers.get(version[0], -1) == version[1]
-        and not _quoted(column.column)
+        and not any(c in column.column for c in ".`")  # Spark reads such a column in backticks only
         and not _inside(graph, version)
     ]
     for name, (column, labels) in entities.items():
@@ -132,11 +131,6 @@ def upstream_columns(graph: Graph, data: DataFrame, entities: Mapping[str, tuple
 def _inside(graph: Graph, version: Version) -> bool:
     """Whether only other parts of a formula see a column: it drops those that it makes on its way."""
     return version[1] >= 0 and graph.formula_of(graph.vertices[version[1]]) is not None
-
-
-def _quoted(name: str) -> bool:
-    """Whether Spark reads a column of this name in backticks only."""
-    return "." in name or "`" in name
 
 
 def _refuses_null(graph: Graph, version: Version) -> bool:
@@ -231,8 +225,7 @@ def table_of(run: Run, known: Sequence[Known], room: int, *, dense: bool = False
         InputError: the head's features are not vectors, or the validation rows alone take too much.
     """
     head = run.task.cut.graph.head
-    share = _share(run, room, dense=dense)
-    train, unknown = _split(run, TRAIN, head.reads[0], known, share)
+    train, unknown = _split(run, TRAIN, head.reads[0], known, _share(run, room, dense=dense))
     validation = train if _all_train(run) else _split(run, VALIDATION, head.reads[0], known, 1.0)[0]
     columns, rows = tuple(k.column for k in known), run.cache.rows(TRAIN)
     return Table(head.inputs[0], columns, train, validation, run.network.head.margins, rows, unknown).aligned()
@@ -276,8 +269,7 @@ def _split(
         chosen, seen = count.diff().nonzero()[:, 0], seen + len(label)
         columns: tuple[Rows, ...] = (values[features], stacked, label, weight, block, margin)
         parts.append(tuple(taken(x, chosen) for x in columns))
-    whole = [below([p[i] for p in parts]) for i in range(6)]
-    rows, *tensors = whole
+    rows, *tensors = (below([p[i] for p in parts]) for i in range(6))
     made: list[Tensor] = [t for t in tensors if isinstance(t, Tensor)]
     return Split(rows, *made), tuple(have.tolist())
 
@@ -293,5 +285,4 @@ def specification_of(run: Run) -> Specification:
         raise InputError(
             f"loss={goal.objective.name!r} is not a mean over rows, which growth needs: name another loss, and this one as metric"
         )
-    module = run.network.without_spark().head
-    return Specification(module, head.outputs, run.task.options, goal.label)
+    return Specification(run.network.without_spark().head, head.outputs, run.task.options, goal.label)

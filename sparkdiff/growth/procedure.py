@@ -42,8 +42,8 @@ def assembled(start: GrowthStart, members: Sequence[Member], serving: Serving, d
 def grow_rounds(
     run: Run, start: GrowthStart, settings: GrowthSettings, serving: Serving, clock: Clock,
     *, replace: bool, memory: Memory | None = None,
-) -> tuple[Grown, tuple[Member, ...], RunFolder]:  # fmt: skip
-    """What the rounds made without the parts that are not missed, these, and the folder of the rounds.
+) -> tuple[Grown, tuple[Member, ...]]:  # fmt: skip
+    """What the rounds made without the parts that are not missed, and these.
 
     Args:
         memory: of earlier growths of the same pipeline on the same rows.
@@ -69,7 +69,7 @@ def grow_rounds(
             grown, gone = without_needless(grown, table, criterion, limits, o, settings.maxLoss)
         names = ", ".join(m.part.name for m in grown.members)
         say(f"{names}; {grown.stopped}" if names else grown.stopped)
-        return grown, gone, folder
+        return grown, gone
 
 
 def grow_again(run: Run, start: GrowthStart, chosen: Sequence[tuple[int, str, int]]) -> tuple[Member, ...]:

@@ -52,7 +52,6 @@ class WorkerHandle:
         token: of its process; empty while there is none that takes orders.
         item: the position of what it trains; None while it waits.
         unstarted: how often in a row its process ended before it took orders.
-        busy: seconds of this round in which it trained.
     """
 
     number: int
@@ -61,7 +60,6 @@ class WorkerHandle:
     token: str = ""
     item: int | None = None
     unstarted: int = 0
-    busy: float = 0.0
 
 
 @dataclass
@@ -72,7 +70,7 @@ class Handing:
         queue: positions of the items that wait, longest first.
         left: positions of all that have not ended.
         deaths: per position, why its process died.
-        seconds: of CPU, per position.
+        trained: positions of those that have been trained.
     """
 
     number: int
@@ -80,17 +78,12 @@ class Handing:
     queue: deque[int]
     left: set[int]
     deaths: dict[int, list[str]] = field(default_factory=dict)
-    seconds: dict[int, float] = field(default_factory=dict)
+    trained: set[int] = field(default_factory=set)
 
     @staticmethod
     def of(number: int, items: Sequence[Item], missing: Iterable[int]) -> "Handing":
         order = sorted(missing, key=lambda position: -items[position].work)
         return Handing(number, items, deque(order), set(order))
-
-    def end(self) -> None:
-        """Hand out no more."""
-        self.left -= {*self.queue}
-        self.queue.clear()
 
 
 class Chief:
@@ -176,14 +169,14 @@ class Chief:
     def run(
         self, number: int, items: Sequence[Item], missing: set[int], table: Table, original: Tensor, kept: RoundFiles,
         clock: Clock, ended: Callable[[int], None],
-    ) -> Mapping[int, float]:  # fmt: skip
+    ) -> set[int]:  # fmt: skip
         """Have the items at these positions trained while there is time, and their results kept.
 
         Args:
             ended: told how many have been trained, whenever one is.
 
         Returns:
-            Per position of those that were trained, the seconds of CPU.
+            The positions of those that were trained.
 
         Raises:
             ItemError, InputError, WriteError, HeldError: see `runner`.
@@ -193,24 +186,22 @@ class Chief:
                 files.save_mappable(rows_file(self.here), table)
             margins = (table.train.margin, table.validation.margin)
             files.save_mappable(round_file(self.here, number), RoundTask(number, tuple(items), margins, original))
-        handing = Handing.of(number, items, missing)
-        for member in self.members:
-            member.busy = 0.0
-        told = 0
+        handing, told = Handing.of(number, items, missing), 0
         while handing.left:
             for member in self.members:
                 for line in member.lines.new():
                     self._hear(handing, member, line)
                 self._order(handing, member)
-            if len(handing.seconds) > told:
-                ended(told := len(handing.seconds))
+            if len(handing.trained) > told:
+                ended(told := len(handing.trained))
             self._check(handing)
             clock.tick(kept.path)
-            if clock.over:
-                handing.end()
+            if clock.over:  # nothing more is handed out
+                handing.left -= {*handing.queue}
+                handing.queue.clear()
             time.sleep(mail.PAUSE)
         round_file(self.here, number).unlink(missing_ok=True)
-        return handing.seconds
+        return handing.trained
 
     def _order(self, handing: Handing, member: WorkerHandle) -> None:
         """Hand the next item to a worker that waits."""
@@ -241,8 +232,7 @@ class Chief:
                 member.item = None
             if line["round"] != handing.number:
                 return
-            member.busy += line["busy"]
-            handing.seconds[line["position"]] = line["seconds"]
+            handing.trained.add(line["position"])
             handing.left.discard(line["position"])
 
     def _died(self, handing: Handing, member: WorkerHandle, why: str) -> None:

@@ -45,14 +45,12 @@ class Told:
     Attributes:
         gone: members that were dropped.
         serving: what pipelines cost to serve.
-        doubts: warnings that came before the rounds.
     """
 
     settings: GrowthSettings
     grown: Grown
     gone: tuple[Member, ...]
     serving: Serving
-    doubts: Sequence[str]
 
     @property
     def warnings(self) -> list[str]:
@@ -60,14 +58,10 @@ class Told:
         stopped = [f"growth stopped early: {self.grown.stopped}"] if self.grown.late else []
         reads_none = (self.settings.parts == ("units",), "units read no entities, and no other parts are tried")
         idle = without_effect(self.settings, {"entityCols": reads_none})
-        return [*self.doubts, *idle, *stopped, *of_a_sample(self.grown.table), *rows_without_entity(self.grown)]
+        return [*idle, *stopped, *of_a_sample(self.grown.table), *rows_without_entity(self.grown)]
 
-    def fields(self, after: float) -> dict[str, Any]:
-        """The fields of a summary that only growth has.
-
-        Args:
-            after: what the result costs to serve.
-        """
+    def fields(self) -> dict[str, Any]:
+        """The fields of a summary that only growth has; of what serving costs, the limit."""
         limit = None if math.isinf(self.serving.limit) else self.serving.limit
         gains = {t.round: t.gain for t in self.grown.tried if not t.why}
         parts = [
@@ -78,8 +72,8 @@ class Told:
             }
             for m in sorted((*self.grown.members, *self.gone), key=lambda m: m.round)
         ]  # fmt: skip
-        cost = {"before": self.serving.before, "after": after, "limit": limit}
-        return {"rounds": [dataclasses.asdict(t) for t in self.grown.tried], "parts": parts, "servingCost": cost}
+        rounds = [dataclasses.asdict(t) for t in self.grown.tried]
+        return {"rounds": rounds, "parts": parts, "servingCost": {"limit": limit}}
 
 
 def of_a_sample(table: Table) -> list[str]:

@@ -5,9 +5,7 @@ So what a round finds depends neither on the number of processes nor on who ends
 """
 
 import contextlib
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 
 from torch import Tensor
 
@@ -41,31 +39,10 @@ class Memory:
         self._found |= {(start, repr(f.item)): f for f in found if not f.is_late}
 
 
-@dataclass(frozen=True)
-class Times:
-    """How long a round took.
-
-    Attributes:
-        seconds: from its first item to its last result.
-        busy: per process, the seconds in which it trained an item.
-        items: per item that was trained now, by its name, the seconds of CPU.
-    """
-
-    round: int
-    seconds: float
-    busy: tuple[float, ...]
-    items: tuple[tuple[str, float], ...]
-
-    @property
-    def idle(self) -> float:
-        """The share of the processes' time in which they trained nothing."""
-        return 1 - sum(self.busy) / (len(self.busy) * self.seconds) if self.seconds else 0.0
-
-
 @contextlib.contextmanager
 def runner(
     folder: RunFolder, specification: Specification, say: Callable[[str], None] = lambda text: None,
-    on_times: Callable[[Times], None] = lambda times: None, clock: Clock | None = None, memory: Memory | None = None,
+    clock: Clock | None = None, memory: Memory | None = None,
     on_item: Callable[[int, int, int], None] = lambda number, done, most: None,
 ) -> Iterator[Run]:  # fmt: skip
     """Runs rounds, in `numProcesses` of the specification's options. Processes are started at once, and end with the context.
@@ -75,7 +52,6 @@ def runner(
     Args:
         folder: of the run; all processes must see it.
         say: called with a line about what went wrong and is made good.
-        on_times: told how long each round took.
         clock: when it is over no further item begins; without it, all are trained.
         memory: of earlier growths.
         on_item: told a round's number, how many of its items have ended, and how many there are.
@@ -97,8 +73,7 @@ def runner(
             if memory is not None:
                 memory.recall(kept, items, table, original)
             late = watch.resume(kept.path)
-            missing, begun = {*range(len(items))} - kept.ended() - late, time.monotonic()
-            seconds: Mapping[int, float]
+            missing, trained = {*range(len(items))} - kept.ended() - late, set[int]()
             known = len(items) - len(missing)
 
             def ended(now: int) -> None:
@@ -106,16 +81,12 @@ def runner(
 
             ended(0)
             if chief is None:
-                seconds = _alone(folder, kept, items, missing, table, criterion, original, watch, ended)
-                busy = [time.monotonic() - begun]
-            else:
-                seconds = chief.run(number, items, missing, table, original, kept, watch, ended) if missing else {}
-                busy = [member.busy for member in chief.members]
+                trained = _alone(folder, kept, items, missing, table, criterion, original, watch, ended)
+            elif missing:
+                trained = chief.run(number, items, missing, table, original, kept, watch, ended)
             if missing:
-                late = frozenset(late | (missing - seconds.keys()))
+                late = frozenset(late | (missing - trained))
                 watch.note(kept.path, late)
-            took = [(items[p].name, seconds[p]) for p in sorted(seconds)]
-            on_times(Times(number, time.monotonic() - begun, tuple(busy), tuple(took)))
             before = criterion.score(table.validation.margin, table.validation).mean if late else 0.0
             results = [
                 Found.late(item, before, original) if p in late else kept.found(p) for p, item in enumerate(items)
@@ -130,17 +101,18 @@ def runner(
 def _alone(
     folder: RunFolder, kept: RoundFiles, items: Sequence[Item], missing: set[int], table: Table, criterion: Criterion,
     original: Tensor, clock: Clock, ended: Callable[[int], None],
-) -> dict[int, float]:  # fmt: skip
-    """Train items in this process, one after another while there is time; returns per position the seconds of CPU."""
+) -> set[int]:  # fmt: skip
+    """Train items in this process, one after another while there is time; returns the positions of those that were trained."""
 
     def tick() -> None:
         folder.check()
         clock.tick(kept.path)
 
-    seconds = dict[int, float]()
+    trained = set[int]()
     for p in sorted(missing):
         if clock.over:
             break
-        seconds[p] = train(kept, p, items[p], table, criterion, original, checkpoints.EVERY, tick).seconds
-        ended(len(seconds))
-    return seconds
+        train(kept, p, items[p], table, criterion, original, checkpoints.EVERY, tick)
+        trained.add(p)
+        ended(len(trained))
+    return trained

@@ -8,9 +8,6 @@ from sparkdiff.errors import InputError
 from sparkdiff.growth.kinds import KINDS
 from sparkdiff.options import converted, option
 
-WHY_REFUSED: Mapping[str, str] = {}
-"""Options of fine-tuning that growth does not have, and why."""
-
 
 @dataclasses.dataclass(frozen=True)
 class GrowthSettings:

@@ -42,28 +42,21 @@ class GrowthSummary(FineTuningSummary):
         yield from super()._sections()
         if self.rounds:
             yield rounds_table(self.rounds)
-        yield from parts_lines(self.parts, self.servingCost, self.fineTunedGain)
+        before, after = self.servingCost.get("before"), self.servingCost.get("after")
+        if self.fineTunedGain is not None:
+            yield f"fine-tuned alone: {self.fineTunedGain:+.2%} at {before:.2f} us per row"
+        for p in self.parts:
+            gone = ", dropped at the end: it is not missed" if p["dropped"] else ""
+            told = f"{p['kind']}, round {p['round']}, {p['parameters']:,} parameters{gone}"
+            yield f"part {p['name']} ({told}): {p['gain']:+.2%} as it joined, at {p['cost']:.2f} us per row"
+        if before and after and not math.isclose(before, after):
+            yield f"serving: {before:.2f} -> {after:.2f} us per row by the table of costs ({after / before:.1f}x)"
 
 
 def rounds_table(rounds: Sequence[Mapping[str, Any]]) -> SectionTable:
     """What each round tried, the part that joined marked."""
     rows = [("round", "part", "gain", "us/row", "s", "")]
     for r in rounds:
-        told = "joined" if not r["why"] else r["why"]
-        rows.append((str(r["round"]), r["name"], f"{r['gain']:+.2%}", f"{r['cost']:.2f}", f"{r['seconds']:.1f}", told))
+        figures = (f"{r['gain']:+.2%}", f"{r['cost']:.2f}", f"{r['seconds']:.1f}")
+        rows.append((str(r["round"]), r["name"], *figures, r["why"] or "joined"))
     return SectionTable(rows, left=(0, 1, 5))
-
-
-def parts_lines(
-    parts: Sequence[Mapping[str, Any]], cost: Mapping[str, float | None], alone: float | None = None
-) -> list[str]:
-    """The parts of the grown pipeline, what brings which gain, and what serving costs."""
-    out = [] if alone is None else [f"fine-tuned alone: {alone:+.2%} at {cost['before']:.2f} us per row"]
-    for p in parts:
-        gone = ", dropped at the end: it is not missed" if p["dropped"] else ""
-        told = f"{p['kind']}, round {p['round']}, {p['parameters']:,} parameters{gone}"
-        out.append(f"part {p['name']} ({told}): {p['gain']:+.2%} as it joined, at {p['cost']:.2f} us per row")
-    before, after = cost.get("before"), cost.get("after")
-    if before and after and not math.isclose(before, after):
-        out.append(f"serving: {before:.2f} -> {after:.2f} us per row by the table of costs ({after / before:.1f}x)")
-    return out

@@ -118,10 +118,6 @@ class Table:
         """The number of entries of a margin."""
         return max(self.classes, 1)
 
-    def place(self, column: Column) -> int:
-        """Where `values` has this column."""
-        return self.columns.index(column)
-
     def aligned(self) -> "Table":
         """The same rows with all tensors in whole lines of memory, see `aligned`."""
         return replace(self, train=self.train.aligned(), validation=self.validation.aligned())

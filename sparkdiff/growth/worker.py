@@ -102,27 +102,23 @@ class Worker:
                     self._obey(order["round"], order["position"])
 
     def _obey(self, number: int, position: int) -> None:
-        begun = time.monotonic()
         try:
-            seconds = self._train(number, position)
+            self._train(number, position)
         except Exception as e:
             ours = isinstance(e, SparkdiffError)
             message = str(e) if ours else traceback.format_exc().rstrip()
             self._tell(failed=type(e).__name__ if ours else "", message=message, round=number, position=position)
         else:
-            busy = time.monotonic() - begun
-            self._tell(ended=True, round=number, position=position, busy=busy, seconds=seconds)
+            self._tell(ended=True, round=number, position=position)
 
-    def _train(self, number: int, position: int) -> float:
+    def _train(self, number: int, position: int) -> None:
         table, now = self._table(number)
         kept = RoundFiles(self.assignment.run / f"round-{number}")
-        every = self.assignment.every
-        item = now.items[position]
+        item, every = now.items[position], self.assignment.every
         try:
-            found = train(kept, position, item, table, self.criterion, now.original, every, self._tick)
+            train(kept, position, item, table, self.criterion, now.original, every, self._tick)
         finally:
             self.watchdog.rest()
-        return found.seconds
 
     def _table(self, number: int) -> tuple[Table, RoundTask]:
         """The rows at the margin of a round; of dense rows only what is read lies in memory."""

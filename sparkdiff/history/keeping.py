@@ -47,25 +47,19 @@ def keeping(
         hashes: tuple[str | None, str | None] | None = None, records: Sequence[Mapping[str, Any]] | None = None, **more: Any,
     ) -> None:  # fmt: skip
         try:
-            _keep(summary, model, original, options, plan, hashes, records, more)
+            if hashes is None:
+                parent = None if original is None else hash_of(original, None, folder())
+                hashes = (None if model is original else hash_of(model, None, folder())), parent
+            if model is original:
+                hashes = hashes[1], hashes[1]  # which saving it again may change
+            row = record_of(
+                summary, summary.records if records is None else records, model=hashes[0], parent=hashes[1],
+                options=options, stages=() if plan is None else plan.stages, tags=tags, redact=redact,
+                seconds=time.monotonic() - began, coreSeconds=cpu.seconds() - used, **more,
+            )  # fmt: skip
+            store.add(where, row)
         except Exception as e:  # whatever it is: the run is finished, and its result is not lost for this
             why = jvm.cause(e) if isinstance(e, jvm.SparkError) else f"{type(e).__name__}: {e}"
             warnings.warn(f"this run is not in the store of runs: {why}", NotKept, stacklevel=3)
-
-    def _keep(
-        summary: Any, model: Any, original: Any, options: Mapping[str, Any], plan: Plan | None, hashes: Any, records: Any,
-        more: Mapping[str, Any],
-    ) -> None:  # fmt: skip
-        if hashes is None:
-            parent = None if original is None else hash_of(original, None, folder())
-            hashes = (None if model is original else hash_of(model, None, folder())), parent
-        if model is original:
-            hashes = hashes[1], hashes[1]  # which saving it again may change
-        row = record_of(
-            summary, summary.records if records is None else records, model=hashes[0], parent=hashes[1], options=options,
-            stages=() if plan is None else plan.stages, tags=tags, redact=redact,
-            seconds=time.monotonic() - began, coreSeconds=cpu.seconds() - used, **more,
-        )  # fmt: skip
-        store.add(where, row)
 
     yield keep

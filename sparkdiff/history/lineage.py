@@ -149,8 +149,7 @@ def _told_options(run: Mapping[str, Any]) -> str:
 
 
 def _is_model(where: str) -> bool:
-    path = jvm.folder("model", where)
-    return bool(stores.exists(path / "metadata"))
+    return bool(stores.exists(jvm.folder("model", where) / "metadata"))
 
 
 def lineage(name: str, model: str, folder: Path) -> Lineage:
@@ -199,8 +198,7 @@ def _lineage(name: str, model: str, found: Sequence[Mapping[str, Any]], first: M
         source = first.get(run["data"]) if run["cacheHit"] else None
         steps.append(LineageStep(run, None if source == run["id"] else source, tuple(beside)))
         node = run["parent"]
-    attempts = tuple(run for run in found if run["parent"] == model)
-    return Lineage(name, model, tuple(steps), node, attempts)
+    return Lineage(name, model, tuple(steps), node, tuple(run for run in found if run["parent"] == model))
 
 
 # Text ---------------------------------------------------------------------------------------------------------------------

@@ -40,7 +40,6 @@ def record_of(
         offers: content hashes of what an improvement offers beside its result, by name.
     """
     found = summary.toDict() if hasattr(summary, "toDict") else summary.asdict()
-    searched = "fresh" in found
     row = {
         "id": uuid.uuid4().hex, "schemaVersion": VERSION, "finished": datetime.datetime.now(datetime.timezone.utc),
         "verb": VERBS.get(type(summary).__name__, "finetune"), "runId": options.get("runId"), "model": model, "parent": parent,
@@ -48,10 +47,11 @@ def record_of(
         "metric": found["metric"], "metricDirection": found["metricDirection"], "gain": found["gain"], "p": found["p"],
         "gainInterval": found["gainInterval"], "warnings": len(found["warnings"]), "redacted": redact, "seconds": seconds,
         "coreSeconds": coreSeconds, "tags": {**tags}, "options": json.dumps(_options(options, redact=redact), sort_keys=True),
-        "stages": [_stage(s) for s in stages], "versions": found.get("versions") or {},
+        "stages": [{"stageClass": s.stageClass, "role": s.role, "trained": s.trainable} for s in stages],
+        "versions": found.get("versions") or {},
         "offers": dict(offers or {}), "command": None if redact else command, "output": None if redact else output,
     }  # fmt: skip
-    row |= _of_search(found, records) if searched else _of_training(found, records, redact=redact)
+    row |= _of_search(found, records) if "fresh" in found else _of_training(found, records, redact=redact)
     return {name: value if name == "tags" else _without_secrets(value) for name, value in row.items()}
 
 
@@ -77,7 +77,11 @@ def _of_training(found: Mapping[str, Any], records: Sequence[Mapping[str, Any]],
         "testBefore": test.get("before"), "testAfter": test.get("after"),
         "data": found["cache"]["fingerprint"], "cacheHit": found["cache"]["hit"], "rows": found["cache"]["rows"],
         "timings": found["timings"], "tried": tried if not redact else _unsliced(tried, found),
-        "curves": [_point(r) for r in records if r.get("validationMetric") is not None and "candidate" in r],
+        "curves": [
+            {"candidate": r["candidate"], "epoch": r["epoch"], "value": float(r["validationMetric"])}
+            for r in records
+            if r.get("validationMetric") is not None and "candidate" in r
+        ],
         "evidence": json.dumps(_evidence(found, redact=redact), sort_keys=True),
     }  # fmt: skip
 
@@ -90,10 +94,6 @@ def _of_search(found: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -
         "tried": tried, "curves": [], "data": None, "dataVersions": None,
         "cacheHit": None, "evidence": json.dumps({k: found[k] for k in ("optimism", "trials", "failed", "pruned")}),
     }  # fmt: skip
-
-
-def _stage(stage: StagePlan) -> dict[str, Any]:
-    return {"stageClass": stage.stageClass, "role": stage.role, "trained": stage.trainable}
 
 
 def reason(found: Mapping[str, Any], *, redact: bool) -> str:
@@ -180,7 +180,3 @@ def _best(name: str, values: Iterable[float], better: Any) -> dict[str, Any]:
 
 def _number(value: Any) -> float:
     return math.nan if value is None else float(value)
-
-
-def _point(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {"candidate": row["candidate"], "epoch": row["epoch"], "value": _number(row["validationMetric"])}

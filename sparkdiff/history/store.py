@@ -139,7 +139,9 @@ def _read(folder: Path, columns: Sequence[str], wanted: Any = None) -> tuple[lis
                 raise _missing(folder)
             for file in files:
                 stores.fetch(file)
-            return files, _table(files, columns, wanted)
+            # A column that an older file lacks is null.
+            table = ds.dataset([str(file) for file in files], schema=SCHEMA, format="parquet")
+            return files, table.to_table(columns=[*columns], filter=wanted)
         except OSError as e:
             gone = isinstance(e, FileNotFoundError) or e.errno == errno.ENOENT  # Arrow's has no number
             if not gone or attempt == MOST:
@@ -150,17 +152,6 @@ def _read(folder: Path, columns: Sequence[str], wanted: Any = None) -> tuple[lis
 def _missing(folder: Path) -> InputError:
     return InputError(
         f"there are no runs in {stores.named(folder)}: pass the folder that storeDir names. Runs are kept only where it is set"
-    )
-
-
-def _table(files: Sequence[Path], columns: Sequence[str], wanted: Any = None) -> pa.Table:
-    """The rows of these files that meet a condition of Arrow. A column that an older file lacks is null there.
-
-    Raises:
-        FileNotFoundError: another process has compacted the store in the meantime.
-    """
-    return ds.dataset([str(f) for f in files], schema=SCHEMA, format="parquet").to_table(
-        columns=list(columns), filter=wanted
     )
 
 
@@ -177,8 +168,7 @@ def runs(storeDir: str) -> DataFrame:
     if not any(_is_run(name) for name in stores.names(folder)):
         raise _missing(folder)
     read = spark.read.schema(from_arrow_schema(SCHEMA)).option("pathGlobFilter", "run*.parquet")  # type: ignore[arg-type]
-    frame = read.parquet(stores.readable(folder))
-    return frame.dropDuplicates(["id"])
+    return read.parquet(stores.readable(folder)).dropDuplicates(["id"])
 
 
 def _is_run(name: str) -> bool:

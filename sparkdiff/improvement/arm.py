@@ -20,6 +20,7 @@ class Arm:
         refused: why it can't be tried on this ground; empty if it can.
         run: (ground, number of the step, limit, all steps of all arms before) -> the step.
         make: (ground, settings of a `Making`) -> the pipeline, fitted to the training rows of the ground.
+        alone: whether it is all that is tried, so that an error or Ctrl-C in its step ends the run.
     """
 
     name: str
@@ -28,3 +29,4 @@ class Arm:
     refused: Callable[[Ground], str]
     run: Callable[[Ground, int, Limit, Sequence[Step]], Step]
     make: Callable[[Ground, Mapping[str, Any]], Any]
+    alone: bool = False

@@ -13,7 +13,7 @@ from sparkdiff.growth.settings import GrowthSettings
 from sparkdiff.growth.summary import GrowthSummary
 from sparkdiff.improvement import by_folds
 from sparkdiff.improvement.arms.fine_tuning import with_recipe
-from sparkdiff.improvement.arms.growing import GrowthEnd, with_settings
+from sparkdiff.improvement.arms.growing import with_settings
 from sparkdiff.improvement.budget import Account, Budget, Limit
 from sparkdiff.improvement.candidate import share
 from sparkdiff.improvement.ground import Ground
@@ -67,9 +67,9 @@ def grow_pipeline(
             values["reason"] = origin.refused or (plain.reason if step is None else step.learned["why"])
         values["warnings"] = [*missing, *shown.get("warnings", []), *plain.warnings]
         cost = ground.start.cost
-        fields = shown.get("fields", {"servingCost": {"before": cost, "limit": None}})
+        fields = shown.get("fields", {"servingCost": {"limit": None}})
         after = cost if best is None or best.found is None else best.found.cost
-        values |= fields | {"servingCost": {**fields["servingCost"], "before": cost, "after": after}}
+        values |= fields | {"servingCost": {"before": cost, "after": after, **fields["servingCost"]}}
         if grown and step is not None:
             with phases.phase("attribute"):
                 values["fineTunedGain"] = _gain_alone(explores, options, step.seconds)
@@ -81,12 +81,9 @@ def grow_pipeline(
         arms=("grow",), baseline=False, parts=settings.parts, entityCols=settings.entityCols,
         maxServingCost=settings.maxServingCost, maxLoss=settings.maxLoss, growth=settings,
     )  # fmt: skip
-    try:
-        return explore_and_prove(
-            given, options, own, sources, by_folds.of_one_arm(phases), verb, replace=replace, fits=fits
-        )
-    except GrowthEnd as e:
-        raise e.cause from None
+    return explore_and_prove(
+        given, options, own, sources, by_folds.of_one_arm(phases), verb, replace=replace, fits=fits
+    )
 
 
 def _gain_alone(explores: Ground, options: Options, spent: float) -> float | None:

@@ -9,7 +9,7 @@ from pyspark.ml import Estimator, Pipeline
 from sparkdiff.data.splits import TRAIN, Boundaries, Source, fit_on_training_rows
 from sparkdiff.errors import InputError
 from sparkdiff.fine_tuning.shared import Shared
-from sparkdiff.fine_tuning.starting_point import WAY_OUT, refittable
+from sparkdiff.fine_tuning.starting_point import OTHER_ROWS, refittable
 from sparkdiff.fine_tuning.task import Task, prepare
 from sparkdiff.improvement.ground import Fit, Ground
 from sparkdiff.improvement.rivals import evidence
@@ -64,7 +64,8 @@ class Origin:
 
         def fitted(estimator: Any, rows: Sequence[Source], bounds: Boundaries | None) -> Any:
             """Fit once to the same rows: they show whether the original was fitted on them, and they make what ships."""
-            return shared.once(("fitted", *(s.df for s in rows)), lambda: fit_to(estimator, rows, bounds))
+            trains = [s.df for s in rows if s.split == TRAIN]
+            return shared.once(("fitted", *trains), lambda: fit_to(estimator, rows, bounds))
 
         def fit_to(estimator: Any, rows: Sequence[Source], bounds: Boundaries | None) -> Any:
             if fits is not None:
@@ -86,7 +87,8 @@ class Origin:
         try:
             form = refittable(prepare(model, options, sources[0].df), sources, keep)
         except InputError as e:
-            why = f"{model.uid} may have seen the rows, and there is no refit of it that hasn't ({e}): {WAY_OUT}"
+            ways = f"pass the unfitted Pipeline, or {OTHER_ROWS}"
+            why = f"{model.uid} may have seen the rows, and there is no refit of it that hasn't ({e}): {ways}"
             return Origin(given, model, None, True, why, warnings)
 
         def refit(rows: Sequence[Source], bounds: Boundaries | None) -> Any:

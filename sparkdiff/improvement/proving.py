@@ -113,9 +113,10 @@ def finalists(ground: Ground, steps: Sequence[Step]) -> list[Finalist]:
     every = [c for c in candidates_of(steps) if allowed(ground, c.found.cost)]
     found = sorted((c for c in every if share(ground, c) > 0), key=lambda c: -share(ground, c))
     cost, least = ground.start.cost, -ground.settings.maxLoss
+    refitted = [c for c in every if c.making == Making(REFIT)]
     roles: dict[str, list[Candidate]] = {
         BEST: found,
-        REFIT: [Candidate(REFIT, "refitted", ground.start, Making(REFIT))],
+        REFIT: [*refitted, Candidate(REFIT, "refitted", ground.start, Making(REFIT))],
         SAME_FORM: [c for c in found if c.arm not in CHANGES_FORM],
         AS_CHEAP: [c for c in found if c.found.cost <= cost],
         SIMPLER: sorted(
@@ -171,6 +172,7 @@ class Proof:
         ground: of the original, on the rows that make what ships; its `fit` makes the pipeline of each fold.
         against: the fitted original, which finalists have to beat; None where it is its refit in the same fold.
         arms: of the verb, which make finalists anew.
+        made: the pipelines of the only fold, by the finalist's name, where what it proves is what ships.
     """
 
     ground: Ground
@@ -178,6 +180,7 @@ class Proof:
     against: Any
     log: StepLog
     arms: Sequence[Arm] = ()
+    made: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def prove(self, chosen: Sequence[Finalist], told: Callable[[str], None] = lambda text: None) -> list[Proven]:
         """Measure the finalists and their rival in each fold, and decide about each finalist."""
@@ -204,7 +207,7 @@ class Proof:
     def _fold(self, k: int) -> tuple[Ground, Measurement]:
         """The ground of a fold, and the rival there."""
         rows, boundaries = self.division.proves[k], self.division.boundaries[1]
-        ground = moved(self.ground, rows, boundaries, allTrain=True, fold=k + 2)
+        ground = moved(self.ground, rows, boundaries, allTrain=True, fold=k + 2 if self.division.ships else 0)
         check_same_numbers(self.ground, ground.model, f"fold {k + 2}")
         return ground, ground.start if self.against is None else measure(ground, self.against)
 
@@ -213,7 +216,10 @@ class Proof:
             ground, rival = fold()
             if finalist.role == REFIT and self.against is None:
                 rival = measure(ground, self.ground.model)
-            return self._compared(ground, rival, remade(ground, finalist.candidate.making, self.arms))
+            found = remade(ground, finalist.candidate.making, self.arms)
+            if not self.division.ships:
+                self.made[finalist.name] = found.model
+            return self._compared(ground, rival, found)
         except WriteError:
             raise
         except SparkdiffError as e:
@@ -347,7 +353,10 @@ def _shipped(proof: Proof, proven: Proven, whole: Callable[[], Ground]) -> Shipp
     ground, judgement, finalist = proof.ground, proven.judgement, proven.finalist
     STEP.set({"arm": finalist.candidate.arm, "round": finalist.role})
     try:
-        found = remade(whole(), finalist.candidate.making, proof.arms)
+        if finalist.name in proof.made:
+            found = measure(whole(), proof.made[finalist.name])
+        else:
+            found = remade(whole(), finalist.candidate.making, proof.arms)
     except WriteError:
         raise
     except (SparkdiffError, *jvm.SparkError) as e:

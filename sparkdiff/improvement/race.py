@@ -81,6 +81,8 @@ def race(ground: Ground, arms: Sequence[Arm], account: Account, log: StepLog, ph
                 account.note_best(best.seconds)
             number += 1
     except KeyboardInterrupt:
+        if any(arm.alone for arm in arms):
+            raise
         ends |= {a.name: ("interrupted", "by the user") for a in arms if a.name not in ends}
     last = {s.arm: s for s in steps}
     cut |= {arm for arm, step in last.items() if step.learned.get("late")}
@@ -166,11 +168,11 @@ def _run(
             )
         except (WriteError, HeldError):
             raise  # these end the run: no other arm could do better
-        except SparkdiffError as e:
-            done = nothing(arm.name, number, str(e), ended="failed")
-        except jvm.SparkError as e:
-            done = nothing(arm.name, number, jvm.cause(e), ended="failed")
-            kept = False  # Spark may do it when the run goes on
+        except (SparkdiffError, *jvm.SparkError) as e:
+            if arm.alone:
+                raise
+            kept = isinstance(e, SparkdiffError)  # Spark may do it when the run goes on
+            done = nothing(arm.name, number, str(e) if kept else jvm.cause(e), ended="failed")
         done = dataclasses.replace(done, seconds=account.now() - begun, ended=account.now())
         if kept:
             log.write(done)

@@ -51,7 +51,7 @@ def settled(arms: Sequence[Mapping[str, Any]]) -> list[str]:
 def _nothing(arms: Sequence[Mapping[str, Any]]) -> str:
     ran = [a["arm"] for a in arms if a["state"] in ("done", "stopped")]
     if not ran:
-        return "Nothing could be tried."
+        return "No arm could be tried."
     known = settled(arms)
     parts = [
         f"Nothing that was tried ({', '.join(ran)}) lowers the loss by more than {NOTHING:.1%} on the validation rows."

@@ -47,7 +47,7 @@ def first_config(
         known = ", ".join(schema.names)
         raise InputError(f"the label column {label!r} is not in the data, which have {known}: name it with --label")
     here, name = file.parent, path.parent.name if path.name == "model" else path.name
-    model_there = _relative(path, here)
+    model_there = os.path.relpath(path, here)
     return "\n".join([
         f"# Fine-tunes {model_there}. Run it: sparkdiff finetune --config {file.name}",
         f"# {_trains(plan)} `sparkdiff plan {model_there}` says why.",
@@ -79,7 +79,7 @@ def _data(graph: Graph, data: str | None, here: Path) -> list[str]:
     read = sorted({graph.name(v) for vertex in graph.vertices for v in vertex.sources if v[1] < 0})
     shown = ", ".join(read[:20]) + (f" and {len(read) - 20} more" if len(read) > 20 else "")
     form = "parquet" if data is None else format_of(data)
-    path = "rows.parquet" if data is None else _relative(Path(data), here) if "://" not in data else data
+    path = "rows.parquet" if data is None else os.path.relpath(data, here) if "://" not in data else data
     lines = [
         f"# The pipeline reads the columns {shown}.",
         "data:",
@@ -134,7 +134,3 @@ def _quoted(text: str) -> str:
         .removesuffix("...")
         .strip()
     )
-
-
-def _relative(path: Path, here: Path) -> str:
-    return os.path.relpath(path, here)

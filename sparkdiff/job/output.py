@@ -47,8 +47,7 @@ def check_replaceable(output: Path) -> None:
     """
     if output.is_file():
         raise InputError(f"output {output} is a file: choose a folder")
-    unfinished = is_unfinished(output)
-    written = (*RUN, UNFINISHED) if unfinished or summary_of(output) else ()
+    written = (*RUN, UNFINISHED) if is_unfinished(output) or summary_of(output) else ()
     if foreign := next((name for name in stores.names(output) if name not in written), None):
         raise InputError(
             f"output {stores.named(output)} contains {foreign}, which is not of a run, and overwrite does not delete it: move it "

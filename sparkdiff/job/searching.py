@@ -24,7 +24,7 @@ from sparkdiff.report.record import versions
 from sparkdiff.report.run_report import write_report
 from sparkdiff.store.digests import hash_of_folder
 from sparkdiff.store.lease import Lease
-from sparkdiff.tuning.search.estimator import Search, SearchModel
+from sparkdiff.tuning.search.estimator import Search
 from sparkdiff.tuning.search.procedure import BY_NUMBER
 from sparkdiff.tuning.search.settings import FIELDS
 from sparkdiff.tuning.search.summary import SearchSummary
@@ -51,7 +51,12 @@ def _run(config: Config, lease: Lease, spark: SparkSession, tracking: Tracking) 
         model.pipelineModel.write().save(stores.address(folder / "model"))
         stores.fetch(folder / "model")
         model.trials.to_csv(folder / "trials.csv", index=False)
-        (folder / "summary.json").write_text(json.dumps(_told(config, model, folder), indent=2) + "\n")
+        told = model.summary.toDict() | {
+            "search": dict(config.search or {}), "options": Options.of(config.options).asdict(), "versions": versions(),
+            "fingerprints": {"request": request_of(config)},
+            "model": {"path": "model", "hash": hash_of_folder(folder / "model")}, "command": command_of(config),
+        }  # fmt: skip
+        (folder / "summary.json").write_text(json.dumps(told, indent=2) + "\n")
         write_report(folder)
 
     written(config.output, lease, fill)
@@ -65,8 +70,7 @@ def search_of(config: Config, made: Any) -> tuple[Search, Path | None]:
     """The `Search` that the job describes, and the folder of its study if the job has named none."""
     given = config.search or {}
     if config.options:
-        cache = stores.named(config.output.parent / ".cache")
-        made = FineTuner(made, **{"cacheDir": cache, **config.options})
+        made = FineTuner(made, **{"cacheDir": stores.named(config.output.parent / ".cache"), **config.options})
     elif not isinstance(made, Estimator):
         raise InputError(
             f"pipeline={config.pipeline} is fitted, and a search fits it with other settings: name a function that returns an "
@@ -98,11 +102,3 @@ def _study_of(config: Config) -> str:
     ]
     search = {name: value for name, value in given.items() if name not in later}
     return request_of(dataclasses.replace(config, search=search))[:16]
-
-
-def _told(config: Config, model: SearchModel, folder: Path) -> dict[str, Any]:
-    return model.summary.toDict() | {
-        "search": dict(config.search or {}), "options": Options.of(config.options).asdict(), "versions": versions(),
-        "fingerprints": {"request": request_of(config)},
-        "model": {"path": "model", "hash": hash_of_folder(folder / "model")}, "command": command_of(config),
-    }  # fmt: skip

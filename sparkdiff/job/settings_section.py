@@ -6,11 +6,10 @@ from typing import Any
 
 from sparkdiff import options
 from sparkdiff.errors import InputError, did_you_mean
-from sparkdiff.growth.settings import WHY_REFUSED as NOT_GROWN, GrowthSettings
-from sparkdiff.improvement.settings import WHY_REFUSED as NOT_IMPROVED, ImprovementSettings
+from sparkdiff.growth.settings import GrowthSettings
+from sparkdiff.improvement.settings import WHY_REFUSED, ImprovementSettings
 
 SETTINGS: Mapping[str, Any] = {"grower": GrowthSettings, "improver": ImprovementSettings}
-WHY_REFUSED: Mapping[str, Mapping[str, str]] = {"grower": NOT_GROWN, "improver": NOT_IMPROVED}
 
 
 def check(section: str, given: Mapping[str, Any], others: Mapping[str, Any]) -> None:
@@ -31,7 +30,7 @@ def check(section: str, given: Mapping[str, Any], others: Mapping[str, Any]) -> 
         SETTINGS[section].of(given)
     except InputError as e:
         raise InputError(f"{section}: {e}") from e
-    for name, why in WHY_REFUSED[section].items():
+    for name, why in WHY_REFUSED.items() if section == "improver" else ():
         if others.get(name):
             raise InputError(
                 f"fineTuner.{name}={others[name]!r} is not possible with a section {section}: {why}. Leave it out"

@@ -9,7 +9,7 @@ import re
 import time
 import uuid
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,6 @@ from sparkdiff.jvm import stores
 from sparkdiff.machine import secrets, whole
 from sparkdiff.options import Options
 from sparkdiff.pipeline.nesting import flatten, plain
-from sparkdiff.pipeline.plan import Plan
 from sparkdiff.pipeline.unfitted import Unfitted, check_unfitted, with_uids_of
 from sparkdiff.report import FineTuningSummary, Phases, shown
 from sparkdiff.report.run_report import LINEAGE, write_report
@@ -92,7 +91,7 @@ def _run(
 ) -> FineTuningSummary:  # fmt: skip
     own, phases = own_id(config.output), Phases(shown(options.verbosity), tracking.listeners)
     if found is not None:
-        tracking.wait()  # MLflow may have that run
+        tracking.mute(True)  # MLflow may have that run
     with phases.phase("load") as say:
         sources = [
             Source(load_data(spark, d, config.folder, s), None if s == TRAIN and VALIDATION not in config.data else s)
@@ -108,7 +107,7 @@ def _run(
         if _same_inputs(found, inputs, config, options):
             return _told_again(found, config, phases, tracking, made, sources[0].df)
         check_replaceable(config.output)
-        tracking.go_on()
+        tracking.mute(False)
     parent: dict[str, Any] = {"path": path and path.removeprefix("file://"), "hash": content}
     if path is None:
         parent = {"path": None, "function": config.pipeline, "hash": content}
@@ -116,15 +115,13 @@ def _run(
     boundaries = find_boundaries(sources, options) if isinstance(made, Estimator) else None
 
     def fit(sources: Sequence[Source]) -> Any:
-        rows = [s for s in sources if s.split not in (TEST, REFERENCE)]
         with files.room("the fitted pipeline", root(options), ROOM_OF_CACHES), phases.phase("fit") as say:
-            model, folder = fitted_on(made, rows, options, say, boundaries)
+            model, folder = fitted_on(made, sources, options, say, boundaries)
             parent.update(path=str(folder), hash=hash_of_folder(folder))
         return model
 
     def fits(estimator: Any, sources: Sequence[Source], boundaries: Boundaries | None) -> Any:
-        rows = [s for s in sources if s.split not in (TEST, REFERENCE)]
-        model, folder = fitted_on(estimator, rows, options, lambda text: None, boundaries)
+        model, folder = fitted_on(estimator, sources, options, lambda text: None, boundaries)
         if parent["hash"] is None:  # the first is what the result is compared with
             parent.update(path=str(folder), hash=hash_of_folder(folder))
         return model if isinstance(estimator, Pipeline) else model.stages[0]
@@ -144,7 +141,8 @@ def _run(
         )  # fmt: skip
         with phases.phase("plan"):
             task = prepare(origin.model, options, sources[0].df)
-        _printed(options)(task.plan)
+        if options.verbosity:
+            print(task.plan, flush=True)
         outcome = fine_tune(task, sources, phases, replace=mine, boundaries=boundaries, start=origin)
     with phases.phase("save") as say:
         shipped = write_run(outcome, config, phases, parent, inputs, lease)
@@ -190,10 +188,6 @@ def _hash_there(folder: Path) -> str | None:
         return hash_of_folder(stores.fetch(folder))
     except (OSError, ValueError):
         return None
-
-
-def _printed(options: Options) -> Callable[[Plan], None]:
-    return lambda plan: print(plan, flush=True) if options.verbosity else None
 
 
 def _offered(output: Path) -> dict[str, str]:
@@ -275,7 +269,7 @@ def made_of(config: Config, train: DataFrame) -> tuple[Any, str | None]:
 
 
 def fitted_on(
-    made: Estimator[Any], sources: list[Source], options: Options, say: Any, boundaries: Boundaries | None = None
+    made: Estimator[Any], sources: Sequence[Source], options: Options, say: Any, boundaries: Boundaries | None = None
 ) -> tuple[Any, Path]:
     """The pipeline fitted on the training rows, and its path in the cache folder, where the next run with the same
     rows finds it.
@@ -283,6 +277,7 @@ def fitted_on(
     A pipeline that its classes and Params do not describe completely is fitted each time.
     """
     pipeline = made if isinstance(made, Pipeline) else Pipeline(stages=[made])
+    sources = [s for s in sources if s.split not in (TEST, REFERENCE)]
     boundaries = find_boundaries(sources, options) if boundaries is None else boundaries
     why, divided = "", [*rule(options), *boundaries.deciding]
     try:
@@ -312,8 +307,7 @@ def fitted_on(
 
 def refitted(sources: Sequence[Source], options: Options, form: Unfitted) -> Any:
     """A fitted pipeline, fitted anew on the training rows; the next run with the same rows finds it, to the last bit."""
-    rows = [s for s in sources if s.split not in (TEST, REFERENCE)]
-    found, _ = fitted_on(form.estimator, rows, options, lambda text: None)
+    found, _ = fitted_on(form.estimator, sources, options, lambda text: None)
     return with_uids_of(form.model, found if isinstance(form.estimator, Pipeline) else found.stages[0])
 
 

@@ -52,14 +52,10 @@ class Tracking:
             if not one.muted:
                 _or_warning(MISSING, partial(self._log, one, load))
 
-    def wait(self) -> None:
-        """Log nothing to MLflow until `go_on`."""
+    def mute(self, muted: bool) -> None:
+        """Log nothing to MLflow while this is set."""
         for one in self.callbacks():
-            one.muted = True
-
-    def go_on(self) -> None:
-        for one in self.callbacks():
-            one.muted = False
+            one.muted = muted
 
     def go_on_unless_logged(self, job: str, content: str | None) -> None:
         """Log nothing to MLflow where it has the result of this job already.
@@ -75,16 +71,6 @@ class Tracking:
         options = {k: v for k, v in self.given.get("mlflow", {}).items() if k not in TOLD_ONCE}
         log(load(), runId=one.run(), **options)
 
-    def failed(self, error: BaseException) -> None:
-        """The job ends without a result."""
-        tell(self.listeners, "on_exception", error)
-
-    def ended(self) -> None:
-        """The job ends with a result: no run stays open, such as one that a server could not end before."""
-        for one in self.callbacks():
-            if one.running:
-                _or_warning("the run in MLflow goes on", partial(one.end, "FINISHED"))
-
     def callbacks(self) -> list[Callback]:
         return [x for x in self.listeners if isinstance(x, Callback)]
 
@@ -97,9 +83,11 @@ def tracked(given: Mapping[str, Any] | None) -> Iterator[Tracking]:
         try:
             yield tracking
         except BaseException as e:
-            tracking.failed(e)
+            tell(tracking.listeners, "on_exception", e)
             raise
-        tracking.ended()
+        for one in tracking.callbacks():
+            if one.running:  # such as one that a server could not end before
+                _or_warning("the run in MLflow goes on", partial(one.end, "FINISHED"))
 
 
 def _listeners(given: Mapping[str, Any]) -> Iterator[Events]:

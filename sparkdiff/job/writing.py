@@ -56,7 +56,7 @@ def _written_in_store(output: Path, temporary: Path, lease: Lease, fill: Callabl
         stores.write(output / UNFINISHED, b"")
         moved, made = list[str](), list[str]()
         try:
-            for name in sorted(_entries(output), key=lambda name: name != SUMMARY):
+            for name in sorted((n for n in stores.names(output) if n != UNFINISHED), key=lambda name: name != SUMMARY):
                 stores.rename(output / name, aside / name)
                 moved.append(name)
             for name in stores.names(temporary):
@@ -78,7 +78,3 @@ def _written_in_store(output: Path, temporary: Path, lease: Lease, fill: Callabl
         stores.remove(aside)
     finally:
         stores.remove(temporary)
-
-
-def _entries(output: Path) -> list[str]:
-    return [name for name in stores.names(output) if name != UNFINISHED]

@@ -31,7 +31,7 @@ from sparkdiff.evaluation.units import Units
 from sparkdiff.options import Options
 from sparkdiff.pipeline.names import named
 
-FOLDS = 5
+FOLDS, MOST_FOLDS = 5, 20
 MOST_CLASSES = 100
 """Distinct labels up to which they are looked at fold by fold."""
 EXPLORES = 0.2
@@ -106,10 +106,9 @@ def _divided(sources: Sequence[Source], options: Options) -> Division:
         holds = named(options.validationIndicatorCol)
         proves = Source(rows.where(holds), TEST, numbered=True)
         return _proven_by(proves, rows.where(~holds), options, "the validation rows prove")
-    folds = folds_of(options)
-    if not folds:
+    if not folds_of(options):
         return _in_halves(rows, options)
-    return _in_stretches(rows, options) if options.timeCol else _in_folds(rows, options, folds)
+    return _in_stretches(rows, options) if options.timeCol else _in_folds(rows, options)
 
 
 def folds_of(options: Options) -> int:
@@ -121,6 +120,20 @@ def folds_of(options: Options) -> int:
         return int(options.numFolds)
     share = (1 - FIRST) * (STRETCHES - 1) / STRETCHES if options.timeCol else (FOLDS - 1) / FOLDS
     return FOLDS if STRETCHES_FACTOR / share <= 2 / options.validationFraction else 0
+
+
+def _enough_folds(df: DataFrame, options: Options) -> int:
+    """The number of folds of these rows: of "auto" more than usual where so enough groups prove, and with fewer too few."""
+    folds = folds_of(options)
+    if options.numFolds != "auto" or options.groupCol is None:
+        return folds
+    block = F.pmod(unit_and_block(df, options)[1], F.lit(MAX_BLOCKS)).alias("block")
+    groups = df.select(named(options.groupCol), block).distinct().limit(2 * MIN_UNITS).collect()
+    for number in range(folds, MOST_FOLDS + 1):
+        places = [row["block"] % number for row in groups if row["block"] is not None]
+        if len(set(places)) == number and len(places) - places.count(0) >= MIN_UNITS:
+            return number
+    return folds
 
 
 def check(
@@ -136,23 +149,24 @@ def check(
         InputError: a column is missing or has a wrong type; a group is null; a fold has too few rows or lacks a class; there are
             too few groups.
     """
-    o, folds = options, folds_of(options)
+    o = options
     for source in sources:
         check_columns(source.df, o)
     if soft_labels.given(sources, labelCol):
         soft_labels.check_options(o)
     [df] = [s.df for s in sources if s.split in (None, TRAIN)]
-    if not folds or o.timeCol or o.validationIndicatorCol or any(s.split == VALIDATION for s in sources):
+    if not folds_of(o) or o.timeCol or o.validationIndicatorCol or any(s.split == VALIDATION for s in sources):
         return
     df = numbered(df, o)
     used = df if weightCol is None else df.where(named(weightCol) != 0)
-    fold = fold_of(df, o, folds).alias("fold")
     label = named(labelCol).cast("double") if labelCol and classes else F.lit(None)
     try:
+        folds = _enough_folds(df, o)
+        fold = fold_of(df, o, folds).alias("fold")
         rows = used.groupBy(fold, label.alias("label")).agg(F.count(F.lit(1)).alias("rows")).collect()
         units = 0 if o.groupCol is None else used.select(named(o.groupCol)).distinct().count()
     except jvm.SparkError as e:
-        raise InputError(f"Spark failed while it dealt the rows into {folds} folds: {jvm.cause(e)}") from e
+        raise InputError(f"Spark failed while it dealt the rows into folds: {jvm.cause(e)}") from e
     if any(r["fold"] is None for r in rows):
         raise InputError(f"groupCol={o.groupCol!r} holds null; fill the column or drop these rows")
     if o.groupCol is not None and units < 2 * folds:
@@ -233,7 +247,8 @@ def _parts(df: DataFrame, **splits: Column) -> tuple[Source, ...]:
     return tuple(Source(df.where(condition), split, numbered=True) for split, condition in splits.items())
 
 
-def _in_folds(df: DataFrame, options: Options, folds: int) -> Division:
+def _in_folds(df: DataFrame, options: Options) -> Division:
+    folds = _enough_folds(df, options)
     fold = fold_of(df, options, folds)
     explores = _parts(df, **{TRAIN: fold != 0, VALIDATION: fold == 0})
     proves = tuple(_parts(df, **{TRAIN: fold != k, TEST: fold == k}) for k in range(1, folds))

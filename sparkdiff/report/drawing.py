@@ -57,7 +57,8 @@ def drawn(plan: Mapping[str, Any], total: str) -> ElementTree.Element:
         beside, reads_data = left + BOX + FRAME * depth + BESIDE, any(e["source"] < 0 for e in _into(plan, i))
         _box(root, row, beside, columns=BOX - 20 - LOSS * (i == plan["head"]), reads_data=reads_data)
     for i in sorted(cuts):
-        _cut(root, rows[i])
+        x, y = rows[i].left - 1, rows[i].top + HEIGHT
+        add(root, "path", "cut", d=f"M{x - 4} {y - 14}l8 8m0 -8l-8 8")
     if plan["head"] is not None:
         _loss(root, rows[plan["head"]])
     for k, line in enumerate(told):
@@ -219,11 +220,6 @@ def _box(root: ElementTree.Element, row: Row, beside: float, *, columns: float, 
     if reads_data:
         add(group, "circle", "data", cx=row.left - 9, cy=row.top + HEIGHT / 2, r=3)
         add(group, "path", "data", d=f"M{row.left - 6} {row.top + HEIGHT / 2}h6")
-
-
-def _cut(root: ElementTree.Element, row: Row) -> None:
-    x, y = row.left - 1, row.top + HEIGHT
-    add(root, "path", "cut", d=f"M{x - 4} {y - 14}l8 8m0 -8l-8 8")
 
 
 def _loss(root: ElementTree.Element, row: Row) -> None:

@@ -87,8 +87,7 @@ def _rendered(name: str, **values: Any) -> str:
 
     found = Environment(loader=FunctionLoader(_template), autoescape=True, trim_blocks=True, lstrip_blocks=True)
     found.filters |= {"number": number, "share": share, "p": p_value}
-    css = _template("report.css")
-    return found.get_template(f"{name}.j2").render(css=css, **values)
+    return found.get_template(f"{name}.j2").render(css=_template("report.css"), **values)
 
 
 # Words ----------------------------------------------------------------------------------------------------------------

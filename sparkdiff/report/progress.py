@@ -82,8 +82,7 @@ class Events:
 
         Fine-tuning and growth tell {"epoch", "candidate", "recipe", "learningRate", ..., "validationMetric"}, with numFolds also
         "fold". An improvement tells the rows of all its trainings, as they come, each with "arm" and "round". A search tells a
-        row per trial, {"trial", "state", the metrics, "seconds", the settings, "why"}, with numFolds also "fold"; 0 is the study
-        on all rows.
+        row per trial, {"trial", "state", the metrics, "seconds", the settings, "why"}.
         """
 
     def on_decision(self, record: Any) -> None:
@@ -218,11 +217,7 @@ class Phases:
             memory.trim()
 
     def on_epoch(self, row: Mapping[str, Any]) -> None:
-        tell(self.listeners, "on_epoch", self.told(row))
-
-    def told(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """A row of the history of one training, as that of the run."""
-        return {**row} if self.fold is None else {"fold": self.fold, **row}
+        tell(self.listeners, "on_epoch", {**row} if self.fold is None else {"fold": self.fold, **row})
 
     def on_decision(self, record: Any) -> None:
         tell(self.listeners, "on_decision", record)

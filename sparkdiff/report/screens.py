@@ -57,16 +57,12 @@ class Log:
         now = time.perf_counter()
         if detail and now - self.last > EVERY:
             self.last = now
-            self._write(f"{name:<10}    ...     {detail}")
+            print(f"{name:<10}    ...     {detail}", file=sys.stderr, flush=True)
         elif not detail:
             self.last = now
 
     def ended(self, name: str, seconds: float, detail: str) -> None:
-        self._write(line(name, seconds, detail))
-
-    def _write(self, text: str) -> None:
-        sys.stderr.write(f"{text}\n")
-        sys.stderr.flush()
+        print(line(name, seconds, detail), file=sys.stderr, flush=True)
 
 
 class Terminal:

@@ -100,7 +100,7 @@ def _changes(slices: Sequence[Mapping[str, Any]], whose: str) -> Iterator[Sectio
         value = "null" if s["value"] is None else s["value"]
         p = f"too few {'rows' if s['rows'] == s['units'] else 'units'}" if s["p"] is None else f"{s['p']:.3f}"
         before, after = ("undefined" if s[k] is None else f"{s[k]:.5g}" for k in ("before", "after"))
-        change = "" if "undefined" in (before, after) else f"{_relative(s):+.1%}"
+        change = "" if "undefined" in (before, after) else f"{share_of(s['after'] - s['before'], s['before']):+.1%}"
         rows.append(
             (f"{s['column']} = {value}", f"{s['rows']:,}", before, after, change, "" if s["before"] is None else p)
         )
@@ -117,10 +117,6 @@ def _gain(change: Mapping[str, Any]) -> float:
     if change["before"] is None or change["gain"] is None:
         return -math.inf
     return share_of(change["gain"], change["before"])
-
-
-def _relative(change: Mapping[str, Any]) -> float:
-    return share_of(change["after"] - change["before"], change["before"])
 
 
 def _compatibility(c: Mapping[str, Any], whose: str) -> str:

@@ -186,7 +186,7 @@ def log(
     _check(tuned, data)
     check_version(registeredModelName, alias)
     rows = getattr(tuned, "dataset", None) if data is None else data
-    wanted = registeredModelName is not None and (registerOriginal or not _kept(tuned.summary))
+    wanted = registeredModelName is not None and (registerOriginal or not tuned.summary.decision.startswith("kept"))
     if wanted and rows is None:
         raise InputError("a registered model needs a signature: log(tuned, df) takes it from the rows of df")
     with _active(package, runId, digest_of(tuned.summary)) as run_id:
@@ -209,10 +209,6 @@ def _check(tuned: Any, data: DataFrame | None) -> None:
         raise InputError(f"log takes what fit() of FineTuner, Grower, Improver or Search returns, got {kind_of(tuned)}")
     if data is not None:
         check_dataframe("data", data)
-
-
-def _kept(summary: Any) -> bool:
-    return str(summary.decision).startswith("kept")
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import torch
 from pyspark.ml.linalg import VectorUDT
 from pyspark.sql import Column, DataFrame, functions as F
-from pyspark.sql.types import NumericType, StructField, StructType
+from pyspark.sql.types import NumericType, StructType
 from torch import Tensor
 
 from sparkdiff.errors import InputError
@@ -213,8 +213,7 @@ def width_told(schema: StructType, features: str) -> int | None:
 
 
 def _told(schema: StructType, name: str) -> dict[str, Any]:
-    field: StructField = next(field for field in schema.fields if field.name == name)
-    return (field.metadata or {}).get("ml_attr", {})
+    return (schema[name].metadata or {}).get("ml_attr", {})
 
 
 # A first pass ---------------------------------------------------------------------------------------------------------

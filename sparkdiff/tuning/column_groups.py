@@ -69,8 +69,7 @@ def upstream(column: str, stages: Sequence[Any]) -> frozenset[str]:
     for place in reversed(range(len(stages))):
         stage = stages[place]
         if column in written_by(stage):
-            found = frozenset({stage.uid})
-            return found.union(*(upstream(name, stages[:place]) for name in read_by(stage)))
+            return frozenset({stage.uid}).union(*(upstream(name, stages[:place]) for name in read_by(stage)))
     return frozenset()
 
 

@@ -47,10 +47,8 @@ class _Search(Params):
             InputError: as `fit`.
         """
         own = jvm.in_process(dataset.sparkSession)
-        return explained(self._task(dataset), self._number_of_folds(), own)
-
-    def _number_of_folds(self) -> int:
-        return 1
+        folds = int(self.getOrDefault("numFolds")) if self.hasParam("numFolds") else 1
+        return explained(self._task(dataset), folds, own)
 
     def _task(self, dataset: DataFrame) -> GridTask:
         """What is searched, checked before anything runs.
@@ -81,12 +79,9 @@ class _Search(Params):
         task, get = self._task(dataset), self.getOrDefault
         return task, outcomes(task, self._folds(dataset), get("parallelism"), get("collectSubModels"))
 
-    def _plain(self) -> Any:
-        """The same search as an object of pyspark's class."""
-        return jvm.with_uid(self.PLAIN(), self)
-
     def write(self) -> MLWriter:
-        return self._plain().write()  # type: ignore[no-any-return]
+        """Write it as an object of pyspark's class."""
+        return jvm.with_uid(self.PLAIN(), self).write()  # type: ignore[no-any-return]
 
     @classmethod
     def read(cls) -> Any:
@@ -130,9 +125,6 @@ class CrossValidator(_Search, tuning.CrossValidator):
     def _numbers(self) -> None:
         if self.getNumFolds() < 2:
             raise InputError(f"numFolds must be at least 2, but is {self.getNumFolds()}")
-
-    def _number_of_folds(self) -> int:
-        return int(self.getNumFolds())
 
 
 class TrainValidationSplit(_Search, tuning.TrainValidationSplit):

@@ -80,10 +80,9 @@ def explained(task: GridTask, folds: int, own: bool = True) -> Explanation:
         told.append(
             f"all settings {where} are solved at once, if no rows are invalid and no class is missing in a fold"
         )
-        judged = judge_of(task.evaluator) is not None
         told.append(
             f"{type(task.evaluator).__name__} is computed here where that is exact, else by Spark"
-            if judged
+            if judge_of(task.evaluator) is not None
             else f"{type(task.evaluator).__name__} is computed by Spark"
         )
         told += tails.notes(task)

@@ -86,23 +86,13 @@ class GridTask:
         return max((i for i in range(len(self.stages)) if self.estimates(i)), default=-1)
 
     @property
-    def fits(self) -> int:
-        """How many fits a fold takes."""
-        return self._fits_at.total()
-
-    @property
     def fits_at_once(self) -> int:
         """How many fits of a fold can run at the same time: the most of any stage."""
-        return max(self._fits_at.values(), default=1)
-
-    @cached_property
-    def _fits_at(self) -> Counter[int]:
-        """By a stage's position how many fits of it a fold takes."""
         found: Counter[int] = Counter()
         for place in self.ways_to_fits():
             position = place.after[0].position
             found[position] += len(shared_fits.groups(self.stages[position], place.after))
-        return found
+        return max(found.values(), default=1)
 
     def ways_to_fits(self) -> Iterator[Fit]:
         """The places of the trie where the next stage is fitted."""

@@ -43,15 +43,14 @@ class GroupPenalties:
         estimator: an unfitted Pipeline of Spark's own stages: those before the last one as they were fitted to the training rows,
             an ElementwiseProduct, and the last stage. `fit` fits the last stage to any rows with these penalties.
         penalties: group -> what `regParam` would be for it.
-        regParam: the best penalty for all groups together.
-        validationLoss: the last stage's loss on the validation rows with this one, and with the penalties: log-loss, squared
-            error or half the deviance. The second has been chosen by these rows; on others it is worse.
+        validationLoss: the last stage's loss on the validation rows with the best penalty for all groups together, and with the
+            penalties: log-loss, squared error or half the deviance. The second has been chosen by these rows; on others it is
+            worse.
         losses: that loss after each step.
     """
 
     estimator: Pipeline
     penalties: Mapping[str, float]
-    regParam: float
     validationLoss: tuple[float, float]
     losses: tuple[float, ...]
 
@@ -112,14 +111,14 @@ def linear_estimator(last: Any) -> tails.AskedFit:
         raise InputError(
             f"method='hypergradient' takes one of {kinds} as the last stage, but it is {type(last).__name__}"
         )
-    given = tails.asked_of(last)
+    given = tails.asked_of(last, {})
     share = last.getElasticNetParam() if last.hasParam("elasticNetParam") else 0.0
     if share > 0:
         raise InputError(
             f"method='hypergradient' finds L2 penalties, but elasticNetParam of {last.uid} is {share}: set it to 0"
         )
     kind = type(last).__name__
-    why = solvers.unsolved(kind, given.setting, RowFacts(1, 0)) or ""
+    why = solvers.unsolved(kind, given.setting, RowFacts(1, 0))
     link = given.setting.link or "identity"
     if kind == "GeneralizedLinearRegression" and (given.setting.family, link) == ("gaussian", "identity"):
         why = "Spark standardises its features whatever they are multiplied by: take LinearRegression, which has the same fits"
@@ -137,7 +136,7 @@ def model_on(
     """
     seen = cached_rows.look(cache, kind, [setting], 1, cached_rows.classes_told(rows.schema, label))
     sets = seen.classes if seen.classes > 2 or setting.family == "multinomial" else 1
-    why = seen.problem or tails.unsolved(kind, setting, RowFacts(1, seen.classes))
+    why = seen.problem or solvers.unsolved(kind, setting, RowFacts(1, seen.classes))
     if not why and sets * cache.width > MOST:
         why = f"{sets * cache.width:,} coefficients are more than {MOST:,}: make fewer features, or set regParam alone"
     if not why and cache.count * cache.width > LARGEST:
@@ -167,7 +166,6 @@ def outcome(model: Linear, found: Tuned, groups: Groups, fitted: Sequence[Any], 
     return GroupPenalties(
         Pipeline(stages=[*fitted, product, last.copy(params)]),
         penalties,
-        math.exp(float(found.single.logs[0])),
         (found.single.loss, found.best.loss),
         found.losses,
     )

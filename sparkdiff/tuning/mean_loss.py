@@ -99,45 +99,36 @@ class MeanLoss(Evaluator):
 
 def _loss(name: str, params: Mapping[str, Any]) -> Loss:
     """(mean, probability, margin or class (n,) or (n, k), label (n,)) -> (n,)."""
-    if name in (*DEVIANCES, "poissonDeviance"):
-        known = {"gamma": 2.0}.get(name, 1.0)
-        power = number(name, params, "power", ">= 1", lambda v: v >= 1) if name == "tweedie" else known
-        times = 2.0 if name == "poissonDeviance" else 1.0
-        return lambda mu, y: times * half_deviance(mu, y, power, params.get("floor"))
-    if name == "huber":
-        delta = number(name, params, "delta", "> 0", lambda v: v > 0)
-        return lambda mu, y: torch.nn.functional.huber_loss(mu, y, reduction="none", delta=delta)
-    if name == "quantile":
-        tau = number(name, params, "tau", "in (0, 1)", lambda v: 0 < v < 1)
-        return lambda mu, y: pinball(mu, y, tau)
-    if name == "logLoss":
-        return _log_loss
-    if name == "hinge":
-        return lambda margin, y: hinge(_last(margin), y)
-    if name == "focal":
-        gamma = number(name, params, "gamma", ">= 0", lambda v: v >= 0)
-        return lambda p, y: _focal(_by_class(p), y, gamma)
-    if name == "brier":
-        return brier
-    if name == "expectedCost":
-        given = params.get("costs")
-        costs = cost_matrix(given, len(given) if isinstance(given, (list, tuple)) else 2, f"metric={name!r}")
-        return lambda found, y: torch.where(found.isnan(), torch.nan, costs[y.long(), found.nan_to_num().long()])
+    match name:
+        case "poisson" | "gamma" | "tweedie" | "poissonDeviance":
+            known = {"gamma": 2.0}.get(name, 1.0)
+            power = number(name, params, "power", ">= 1", lambda v: v >= 1) if name == "tweedie" else known
+            times = 2.0 if name == "poissonDeviance" else 1.0
+            return lambda mu, y: times * half_deviance(mu, y, power, params.get("floor"))
+        case "huber":
+            delta = number(name, params, "delta", "> 0", lambda v: v > 0)
+            return lambda mu, y: torch.nn.functional.huber_loss(mu, y, reduction="none", delta=delta)
+        case "quantile":
+            tau = number(name, params, "tau", "in (0, 1)", lambda v: 0 < v < 1)
+            return lambda mu, y: pinball(mu, y, tau)
+        case "logLoss":
+            return _log_loss
+        case "hinge":
+            return lambda margin, y: hinge(margin[:, -1] if margin.ndim == 2 else margin, y)
+        case "focal":
+            gamma = number(name, params, "gamma", ">= 0", lambda v: v >= 0)
+            return lambda p, y: _focal(p if p.ndim == 2 else torch.stack([1 - p, p], 1), y, gamma)
+        case "brier":
+            return brier
+        case "expectedCost":
+            given = params.get("costs")
+            costs = cost_matrix(given, len(given) if isinstance(given, (list, tuple)) else 2, f"metric={name!r}")
+            return lambda found, y: torch.where(found.isnan(), torch.nan, costs[y.long(), found.nan_to_num().long()])
     shown = (*REGRESSION, *BINARY, *OF_PROBABILITIES, "accuracy", "expectedCost", *DEVIANCES, "poissonDeviance")
     raise InputError(
         f"metric={name!r} can't be computed of the columns that a pipeline writes: set metric to one of "
         f"{', '.join((*shown, 'huber', 'quantile', 'hinge'))}"
     )
-
-
-def _last(found: Tensor) -> Tensor:
-    """(n,) or (n, k) -> (n,)"""
-    return found[:, -1] if found.ndim == 2 else found
-
-
-def _by_class(p: Tensor) -> Tensor:
-    """Probabilities of class 1 (n,), or of all (n, k) -> (n, k)."""
-    return p if p.ndim == 2 else torch.stack([1 - p, p], 1)
 
 
 def _log_loss(p: Tensor, y: Tensor) -> Tensor:

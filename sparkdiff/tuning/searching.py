@@ -65,9 +65,9 @@ def _by_spark(task: GridTask, folds: Folds, parallelism: int, keeps: bool) -> li
 
 def why_not_at_once(task: GridTask) -> str:
     """Why nothing is solved at once; empty if something is."""
-    kind = tails.kind_of(task)
-    if kind is None:
-        return f"{type(task.stages[-1]).__name__} is fitted by Spark"
+    kind = type(task.stages[-1]).__name__
+    if type(task.stages[-1]) not in tails.KINDS:
+        return f"{kind} is fitted by Spark"
     reasons = [asked.why for asked in tails.asked(task).values()]
     if all(reasons):
         return reasons[0]

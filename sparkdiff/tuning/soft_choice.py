@@ -80,8 +80,7 @@ def soft_choice(
             that says so; names them.
     """
     names, some = [*variants], [*variants.values()]
-    made = [one for place in some for one in place[1:]]
-    estimators = [some[0][0], *made]
+    estimators = [some[0][0], *(one for place in some for one in place[1:])]
     last = leaves_of(estimators[0], lambda pipeline: False)[-1]
     asked = linear_estimator(last)
     fitted = [_fitted(estimator, train) for estimator in estimators]

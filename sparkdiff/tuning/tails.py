@@ -49,25 +49,14 @@ class AskedFit:
 
 @dataclass(frozen=True)
 class Result:
-    """What was found for a setting in a fold; a metric that is NaN has to be computed by Spark.
-
-    Attributes:
-        why: why there is no solution.
-    """
+    """What was found for a setting in a fold; a metric that is NaN has to be computed by Spark."""
 
     solution: Solution | None
     metric: float
-    why: str = ""
 
 
 Results = dict[tuple[Fit, int], Result]
 """By the last fit and the fold."""
-
-
-def kind_of(task: GridTask) -> str | None:
-    """The class of a last stage that can be solved here; None if it is another one."""
-    last = task.stages[-1]
-    return type(last).__name__ if type(last) in KINDS else None
 
 
 def one_for_all(task: GridTask) -> bool:
@@ -83,14 +72,12 @@ def _by_row(stage: Any) -> bool:
 
 def asked(task: GridTask) -> dict[Fit, AskedFit]:
     """What each last fit of the trie asks of the solvers."""
-    kind = kind_of(task)
-    assert kind is not None
-    return {fit: _asked(kind, WithParams(task.stages[-1], fit.params)) for fit in task.root.leaves()}
+    return {fit: asked_of(task.stages[-1], fit.params) for fit in task.root.leaves()}
 
 
 def notes(task: GridTask) -> list[str]:
     """What else is to be said of the settings that are solved here."""
-    kind = kind_of(task)
+    kind = type(task.stages[-1]).__name__
     solved = [a for a in asked(task).values() if not a.why]
     tol = max((a.estimator.getOrDefault("tol") for a in solved), default=0.0)
     found = []
@@ -101,12 +88,10 @@ def notes(task: GridTask) -> list[str]:
     return found
 
 
-def asked_of(stage: Any) -> AskedFit:
-    """What a linear estimator with its own Params asks of the solvers."""
-    return _asked(type(stage).__name__, WithParams(stage, {}))
+def asked_of(stage: Any, params: Mapping[Any, Any]) -> AskedFit:
+    """What a linear estimator with these Params asks of the solvers."""
+    estimator = WithParams(stage, params)
 
-
-def _asked(kind: str, estimator: WithParams) -> AskedFit:
     def get(name: str, otherwise: Any = "") -> Any:
         return estimator.getOrDefault(name) if estimator.hasParam(name) and estimator.isDefined(name) else otherwise
 
@@ -123,17 +108,17 @@ def _asked(kind: str, estimator: WithParams) -> AskedFit:
     bounds = (f"{side}BoundsOn{what}" for side in ("lower", "upper") for what in ("Coefficients", "Intercepts"))
     setting = Setting(**given, bounded=any(get(bound, None) is not None for bound in bounds))
     reads = Reads(get("featuresCol"), get("labelCol"), get("weightCol"), get("offsetCol"))
-    return AskedFit(estimator, setting, reads, _why(kind, estimator, setting))
+    return AskedFit(estimator, setting, reads, _why(estimator, setting))
 
 
-def _why(kind: str, estimator: WithParams, setting: Setting) -> str:
+def _why(estimator: WithParams, setting: Setting) -> str:
     """Why Spark has to fit a setting, as far as is known before any job."""
+    stage, kind = estimator.stage, type(estimator.stage).__name__
     for name, larger in (("maxIter", False), ("tol", True)):
-        stage = estimator.stage
         value, usual = estimator.getOrDefault(name), stage._defaultParamMap[stage.getParam(name)]
         if value > usual if larger else value < usual:
             return f"{name}={value:g} stops {kind} early, so it is fitted by Spark"
-    return solvers.unsolved(kind, setting, RowFacts(1, 0)) or ""
+    return solvers.unsolved(kind, setting, RowFacts(1, 0))
 
 
 # Solutions ------------------------------------------------------------------------------------------------------------
@@ -148,21 +133,17 @@ def solve(
     Args:
         kept: where the written rows stay for the next settings; way: what was done to them before.
     """
-    kind, judge, schema = kind_of(task), judge_of(task.evaluator), parts[0][0].schema
-    assert kind is not None
-    out: Results = {}
+    kind, judge, schema = type(task.stages[-1]).__name__, judge_of(task.evaluator), parts[0][0].schema
+    out: Results = {(fit, fold): Result(None, math.nan) for fit in fits for fold in range(folds)}
     groups: dict[Reads, list[Fit]] = {}
     for fit in fits:
-        if wanted[fit].why:
-            out |= left([fit], folds, wanted[fit].why)
-        else:
+        if not wanted[fit].why:
             groups.setdefault(wanted[fit].reads, []).append(fit)
     for reads, group in groups.items():
         outputs = {name for fit in group for name in columns_of(wanted[fit].estimator, OUTPUTS)}
-        why = cached_rows.cannot_read(schema, reads, sorted(outputs))
-        why = why or _too_wide(kind, [wanted[fit].setting for fit in group], parts[0][0], reads.features)
-        if why:
-            out |= left(group, folds, why)
+        if cached_rows.cannot_read(schema, reads, sorted(outputs)):
+            continue
+        if _too_wide(kind, [wanted[fit].setting for fit in group], parts[0][0], reads.features):
             continue
         own = judge if judge and _column_exists(schema, judge) else None
         with TemporaryDirectory(prefix=".search-", dir=jvm.scratch_folder()) as name:
@@ -176,18 +157,13 @@ def solve(
     return out
 
 
-def _too_wide(kind: str, settings: Sequence[Setting], rows: DataFrame, features: str) -> str:
-    """Why no setting is solved here, as far as the features' width tells before they are written; empty if some are."""
+def _too_wide(kind: str, settings: Sequence[Setting], rows: DataFrame, features: str) -> bool:
+    """Whether no setting is solved here, as far as the features' width tells before they are written."""
     width = cached_rows.width_told(rows.schema, features)
     if width is None:
         first = rows.select(named(features)).head()
         width = len(first[0]) if first and first[0] is not None else 0
-    reasons = [unsolved(kind, setting, RowFacts(width)) for setting in settings]
-    return reasons[0] if all(reasons) else ""
-
-
-def left(fits: Sequence[Fit], folds: int, why: str) -> Results:
-    return {(fit, fold): Result(None, math.nan, why) for fit in fits for fold in range(folds)}
+    return all(solvers.unsolved(kind, setting, RowFacts(width)) for setting in settings)
 
 
 def _column_exists(schema: StructType, judge: Judge) -> bool:
@@ -198,35 +174,28 @@ def _column_exists(schema: StructType, judge: Judge) -> bool:
 def _solved(
     kind: str, group: Mapping[Fit, AskedFit], cache: CachedRows, folds: int, judge: Judge | None, classes: int | None
 ) -> Results:
+    """The settings and folds that have a solution."""
     settings = [*dict.fromkeys(a.setting for a in group.values())]
     seen = cached_rows.look(cache, kind, settings, folds, classes)
     if seen.problem:
-        return left([*group], folds, seen.problem)
+        return {}
     facts = RowFacts(cache.width, seen.classes)
-    why = {setting: unsolved(kind, setting, facts) or _no_room(kind, setting, cache, facts) for setting in settings}
-    settings = [setting for setting in settings if not why[setting]]
+    settings = [s for s in settings if not solvers.unsolved(kind, s, facts) and _has_room(kind, s, cache, facts)]
     found: dict[Setting, list[Solution]] = {}
     size = cache.stored * len(settings) * folds * max(seen.classes - 1, 1)
     if settings:
         with solvers.threads_for(size):
             found = _solutions(kind, settings, cache, folds, seen.classes)
-    out: Results = {}
     solved: dict[tuple[Fit, int], Solution] = {}
     for fit, one in group.items():
         cuts = one.estimator.getOrDefault("thresholds") if one.estimator.isDefined("thresholds") else None
-        for fold in range(folds):
-            if why[one.setting]:
-                out[fit, fold] = Result(None, math.nan, why[one.setting])
-            elif cuts is not None and len(cuts) != seen.classes:
-                out[fit, fold] = Result(None, math.nan, f"thresholds={cuts} don't fit {seen.classes} classes")
-            elif not found[one.setting][fold].converged:
-                out[fit, fold] = Result(None, math.nan, "it did not converge here")
-            else:
-                solved[fit, fold] = found[one.setting][fold]
+        for fold, solution in enumerate(found.get(one.setting, [])):
+            if solution.converged and (cuts is None or len(cuts) == seen.classes):
+                solved[fit, fold] = solution
     estimators = {fit: one.estimator for fit, one in group.items()}
     with solvers.threads_for(size):
         metrics = judged(solved, estimators, cache, folds, judge, kind) if judge else {}
-    return out | {key: Result(solution, metrics.get(key, math.nan)) for key, solution in solved.items()}
+    return {key: Result(solution, metrics.get(key, math.nan)) for key, solution in solved.items()}
 
 
 def _solutions(
@@ -250,16 +219,9 @@ def _solutions(
     return found
 
 
-def _no_room(kind: str, setting: Setting, cache: CachedRows, facts: RowFacts) -> str:
-    if cache.fits or not solvers.is_wide(kind, setting, facts, sparse=cache.sparse):
-        return ""
-    return f"{cache.stored:,} numbers in rows of {cache.width:,} columns are more than there is room for, so Spark fits {kind}"
-
-
-def unsolved(kind: str, setting: Setting, facts: RowFacts) -> str:
-    if kind == "LogisticRegression" and setting.family == "binomial" and facts.classes > 2:
-        return f"family='binomial' has two classes, the rows have {facts.classes}"
-    return solvers.unsolved(kind, setting, facts) or ""
+def _has_room(kind: str, setting: Setting, cache: CachedRows, facts: RowFacts) -> bool:
+    """Whether the rows fit into memory, if the setting needs them there."""
+    return cache.fits or not solvers.is_wide(kind, setting, facts, sparse=cache.sparse)
 
 
 def model_of(stage: Any, fit: Fit, solution: Solution) -> Any:

@@ -108,9 +108,8 @@ def check(maps: Sequence[Mapping[Any, Any]], known: Mapping[str, Any], open_: bo
         raise InputError("estimatorParamMaps is empty: give at least one map; [{}] is the estimator as it is")
     for params in maps:
         for param in params:
-            if param.parent in known or open_:
-                continue
-            raise InputError(f"estimatorParamMaps {unknown(param, known)}")
+            if param.parent not in known and not open_:
+                raise InputError(f"estimatorParamMaps {unknown(param, known)}")
 
 
 def unknown(param: Any, known: Mapping[str, Any]) -> str:

@@ -17,7 +17,7 @@ from climbing import bits
 from item_rounds import ITEMS, changed, planted, rounds_of
 
 from sparkdiff.errors import FullDiskError
-from sparkdiff.growth import mail, parts, processes, running
+from sparkdiff.growth import mail, parts, processes
 from sparkdiff.growth.checkpoints import ItemError
 
 pytestmark = [pytest.mark.slow, pytest.mark.once, pytest.mark.usefixtures("climbing_kind")]
@@ -29,14 +29,13 @@ TWO = {"numProcesses": 2, "localMode": "true"}
 
 def test_two_processes_find_what_one_finds(tmp_path: Path, alone: list[tuple[object, ...]]) -> None:
     """One of the items kills its process, and goes on in another one."""
-    times, said = list[running.Times](), list[str]()
+    trained, said = list[int](), list[str]()
     items = changed(1, dies=3, mark=str(tmp_path / "mark"))
-    first, second = rounds_of(tmp_path, [items, ITEMS], said, times, **TWO)
+    first, second = rounds_of(tmp_path, [items, ITEMS], said, trained, **TWO)
     assert bits(first) == bits(second) == alone
     told = "the process of the item 'part 1' (climbing) of round 1 died (killed by SIGKILL, out of memory?)"
     assert [s.partition(";")[0] for s in said] == [told]
-    # Where one starts late, the other one has done all.
-    assert all(len(t.busy) == 2 and max(t.busy) > 0 and len(t.items) == 6 for t in times)
+    assert trained == [6, 6]
     assert [p.name for p in (tmp_path / "run").glob("attempt-*")] == []
 
 
@@ -67,15 +66,16 @@ def test_who_ends_an_item_of_a_round_before_gets_the_next_one(tmp_path: Path) ->
     )
     chief, handing = processes.Chief.__new__(processes.Chief), processes.Handing.of(2, ITEMS, {0, 3})
     chief.here = tmp_path
-    ended = {"ended": True, "round": 1, "position": 3, "busy": 5.0, "seconds": 5.0}
+    ended = {"ended": True, "round": 1, "position": 3}
     chief._hear(handing, member, {**ended, "token": "before"})
     assert member.item == 3
     chief._hear(handing, member, {**ended, "token": "now"})
     chief._order(handing, member)
     assert [line["position"] for line in mail.LineReader(member.orders).new()] == [3]
-    assert (handing.left, member.busy) == ({0, 3}, 0.0)
+    assert handing.left == {0, 3}
+    assert not handing.trained
     chief._hear(handing, member, {**ended, "round": 2, "token": "now"})
-    assert (handing.left, member.busy, member.item) == ({0}, 5.0, None)
+    assert (handing.left, handing.trained, member.item) == ({0}, {3}, None)
 
 
 @pytest.mark.nightly  # one death: the first test; too many, of tasks: test_running_by_spark
@@ -171,9 +171,9 @@ def test_a_driver_that_is_killed_goes_on(tmp_path: Path, alone: list[tuple[objec
     assert not any(Path(f"/proc/{pid}").exists() for pid in workers), "processes die with their driver"
     kept = {p: p.stat().st_mtime_ns for p in (tmp_path / "run").glob("round-*/found-*")}
     assert len(kept) >= 6, "the first round is there"
-    times: list[running.Times] = []
-    first, again = rounds_of(tmp_path, [ITEMS] * 2, times=times, **TWO)
+    trained: list[int] = []
+    first, again = rounds_of(tmp_path, [ITEMS] * 2, trained=trained, **TWO)
     assert bits(first) == bits(again) == alone
     assert all(p.stat().st_mtime_ns == then for p, then in kept.items())
-    assert times[0].items == ()
+    assert trained[0] == 0
     assert [p.name for p in (tmp_path / "run").glob("attempt-*")] == []

@@ -20,7 +20,7 @@ import sparkdiff
 from sparkdiff.cli import app
 from sparkdiff.data.splits import SPLITS
 from sparkdiff.errors import InputError
-from sparkdiff.growth.settings import WHY_REFUSED, GrowthSettings
+from sparkdiff.growth.settings import GrowthSettings
 from sparkdiff.job import config, loading
 from sparkdiff.options import Options
 
@@ -221,8 +221,7 @@ def test_every_file_option_and_name_exists(page: Path) -> None:
                     assert given <= OPTIONS | {"pipeline", "referenceData", "callbacks", None}, given
                 if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("Grower"):
                     given = {k.arg for k in node.keywords}
-                    known = OPTIONS - {*WHY_REFUSED} | GROWTH
-                    assert given <= known | {"pipeline", "referenceData", "callbacks", None}, given
+                    assert given <= OPTIONS | GROWTH | {"pipeline", "referenceData", "callbacks", None}, given
 
 
 def test_each_block_can_be_run_or_says_why_not() -> None:

@@ -48,8 +48,7 @@ class Blocks(Part):
         return sum(int(torch.count_nonzero(e)) for e in self.effects)
 
     def output(self, split: Split) -> Tensor:
-        found = [e[index(b, split)] for b, e in zip(self.blocks, self.effects, strict=True)]
-        return torch.stack(found).sum(0)
+        return torch.stack([e[index(b, split)] for b, e in zip(self.blocks, self.effects, strict=True)]).sum(0)
 
     def served(self, features: float) -> Served:
         crossed = [("Interaction", 1.0)] * sum(len(b) > 1 for b in self.blocks)
@@ -102,12 +101,12 @@ def _headings(block: Block) -> list[str]:
 
 class PathTrainer(Trainer):
     """Trains effects along a path of falling ridge, so that the validation rows choose how strong it is. Each epoch begins at the
-    effects of the epoch before."""
+    effects of the epoch before. A subclass calls `__init__` once `groups` can be told."""
 
-    def __init__(self) -> None:
+    def __init__(self, table: Table) -> None:
         self.done = 0
         self.unit: Tensor | None = None
-        self.effects: Tensor | None = None
+        self.effects = table.train.margin.new_zeros(sum(self.groups()), *table.train.margin.shape[1:])
 
     @abstractmethod
     def design(self, split: Split) -> Design: ...
@@ -133,8 +132,6 @@ class PathTrainer(Trainer):
 
     def epoch(self, table: Table, criterion: Criterion) -> None:
         penalty = self.penalty(table, criterion)
-        if self.effects is None:
-            self.effects = table.train.margin.new_zeros(sum(self.groups()), *table.train.margin.shape[1:])
         self.effects = ridge.fit(self.design(table.train), penalty, self.effects, table.train, criterion)
         self.done += 1
 
@@ -142,9 +139,9 @@ class PathTrainer(Trainer):
 class BlocksTrainer(PathTrainer):
     """Trains a part of blocks, each effect drawn to zero."""
 
-    def __init__(self, make: type[Blocks], name: str, blocks: Sequence[Block]):
-        super().__init__()
+    def __init__(self, table: Table, make: type[Blocks], name: str, blocks: Sequence[Block]):
         self.make, self.name, self.blocks = make, name, tuple(blocks)
+        super().__init__(table)
 
     def design(self, split: Split) -> SparseDesign:
         cells, start = [], 0
@@ -157,5 +154,4 @@ class BlocksTrainer(PathTrainer):
         return [width(b) for b in self.blocks]
 
     def part(self) -> Blocks:
-        assert self.effects is not None
         return self.make(self.name, self.blocks, [e.clone() for e in self.effects.split(self.groups())])

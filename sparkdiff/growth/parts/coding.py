@@ -112,6 +112,13 @@ def coding(table: Table, place: int, bins: int) -> Coding | None:
     return Coding(column, place, tuple(cuts), len(cuts) + 1, (*labels, "missing"), gaps)
 
 
+def coding_of(table: Table, place: int, bins: int) -> Coding:
+    """The coding of a column that has one."""
+    found = coding(table, place, bins)
+    assert found is not None
+    return found
+
+
 def codings(table: Table, bins: int) -> list[Coding]:
     """The codings of all columns that have one."""
     found = (coding(table, place, bins) for place in range(len(table.columns)))

@@ -9,7 +9,7 @@ from sparkdiff.growth.criterion import Criterion
 from sparkdiff.growth.items import Item
 from sparkdiff.growth.parts import score_test
 from sparkdiff.growth.parts.blocks import EPOCHS, Blocks, BlocksTrainer, index, width
-from sparkdiff.growth.parts.coding import Coding, coding, codings
+from sparkdiff.growth.parts.coding import Coding, coding_of, codings
 from sparkdiff.growth.parts.ridge import Ridge, SparseDesign, fit, mean_curvature
 from sparkdiff.growth.table import Split, Table
 
@@ -53,7 +53,8 @@ def _in_turn(pool: Sequence[Pair], split: Split, criterion: Criterion) -> list[P
         start = split.margin.new_zeros(cells.width, *split.margin.shape[1:])
         split = split.at(split.margin + cells.margin(fit(cells, penalty, start, split, criterion)))
         d = score_test.derivatives(split, criterion)
-        scores = [(score_test.of_codings(*pair, split, d), pair) for pair in pool if pair not in chosen]
+        rest = [(a, b) for a, b in pool if (a, b) not in chosen]
+        scores = [(score_test.of_pair(a.index(split), b.index(split), (a.width, b.width), d), (a, b)) for a, b in rest]
         score, best = max(scores, key=lambda of: of[0], default=(0.0, None))
         if best is None or score <= 0:
             break
@@ -68,10 +69,6 @@ def _item(table: Table, pairs: Sequence[Pair], seed: int) -> Item:
 
 
 def trainer(item: Item, table: Table) -> BlocksTrainer:
-    blocks = []
-    for places in item.settings["pairs"]:
-        first, second = (coding(table, place, item.settings["bins"]) for place in places)
-        assert first is not None
-        assert second is not None
-        blocks.append((first, second))
-    return BlocksTrainer(Crosses, item.name, blocks)
+    pairs, bins = item.settings["pairs"], item.settings["bins"]
+    blocks = [(coding_of(table, first, bins), coding_of(table, second, bins)) for first, second in pairs]
+    return BlocksTrainer(table, Crosses, item.name, blocks)

@@ -18,7 +18,7 @@ from sparkdiff.growth.items import Item
 from sparkdiff.growth.part import Output, PipelinePlace, Served, Stages
 from sparkdiff.growth.parts import score_test
 from sparkdiff.growth.parts.blocks import EPOCHS, Blocks, BlocksTrainer, PathTrainer
-from sparkdiff.growth.parts.coding import Coding, are_finite, coding, gate, gate_steps
+from sparkdiff.growth.parts.coding import Coding, are_finite, coding_of, codings, gate, gate_steps
 from sparkdiff.growth.table import Split, Table
 
 MANY = 20
@@ -124,13 +124,13 @@ def _parts(effects: Tensor, width: int) -> tuple[Tensor, Tensor]:
 class SlopesTrainer(PathTrainer):
     """Trains intercepts and slopes together, by features that have a standard deviation of 1."""
 
-    def __init__(self, name: str, entity: Coding, scale: Tensor):
+    def __init__(self, table: Table, name: str, entity: Coding, scale: Tensor):
         """
         Args:
             scale: (d,) by which features are multiplied; 0 for those that have one value only.
         """
-        super().__init__()
         self.name, self.entity, self.scale = name, entity, scale
+        super().__init__(table)
 
     def design(self, split: Split) -> SlopesDesign:
         return SlopesDesign(self.entity.index(split), _dense(split) * self.scale, self.entity.width)
@@ -139,14 +139,13 @@ class SlopesTrainer(PathTrainer):
         return [self.entity.width] * (1 + len(self.scale))
 
     def part(self) -> Slopes:
-        assert self.effects is not None
         intercepts, slopes = _parts(self.effects, self.entity.width)
         return Slopes(self.name, self.entity, self.scale, intercepts.clone(), slopes.contiguous())
 
 
 def propose(table: Table, criterion: Criterion, seed: int) -> list[Item]:
     """The intercepts of the entities with the largest scores, and with slopes where there is room for them."""
-    entities = [c for c in (coding(table, i, 2) for i in range(len(table.columns))) if c is not None and _is_entity(c)]
+    entities = [c for c in codings(table, 2) if not c.is_number and (c.column.entity or c.size >= MANY)]
     items = []
     for _, c in score_test.columns(entities, score_test.rows_of(table.train), criterion)[:ENTITIES]:
         work = 6e-6 * len(table.train) * table.width
@@ -161,16 +160,11 @@ def propose(table: Table, criterion: Criterion, seed: int) -> list[Item]:
 
 
 def trainer(item: Item, table: Table) -> PathTrainer:
-    entity = coding(table, item.settings["entity"], 2)
-    assert entity is not None
+    entity = coding_of(table, item.settings["entity"], 2)
     if not item.settings["slopes"]:
-        return BlocksTrainer(Intercepts, item.name, [(entity,)])
+        return BlocksTrainer(table, Intercepts, item.name, [(entity,)])
     spread = _dense(table.train).std(0)
-    return SlopesTrainer(item.name, entity, torch.where(spread > 0, 1 / spread, 0.0))
-
-
-def _is_entity(c: Coding) -> bool:
-    return not c.is_number and (c.column.entity or c.size >= MANY)
+    return SlopesTrainer(table, item.name, entity, torch.where(spread > 0, 1 / spread, 0.0))
 
 
 def _has_room(table: Table, c: Coding) -> bool:

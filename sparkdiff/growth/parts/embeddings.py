@@ -226,7 +226,7 @@ class MainTrainer(Trainer):
 
     def __init__(self, item: Item, table: Table):
         self.name, self.unit, self.classes = item.name, float(item.settings["unit"]), table.classes
-        self.values = _coding(item, table)
+        self.values = coding.coding_of(table, item.settings["place"], 2)
         self.effects = table.train.margin.new_zeros(self.values.width, table.width)
         self.variance: Tensor | None = None
         self.seen = 0
@@ -251,8 +251,9 @@ class MainTrainer(Trainer):
 
     def part(self) -> Embedding:
         same = torch.eye(self.effects.shape[1], dtype=self.effects.dtype)
-        fitted = self.seen * len(same)
-        return Embedding(self.name, self.values, self.effects.clone(), same, None, self.classes, fitted)
+        return Embedding(
+            self.name, self.values, self.effects.clone(), same, None, self.classes, self.seen * len(same)
+        )  # fmt: skip
 
 
 class LowRankTrainer(Descent):
@@ -265,7 +266,7 @@ class LowRankTrainer(Descent):
     def __init__(self, item: Item, table: Table):
         settings = item.settings
         self.name, self.unit, self.classes = item.name, float(settings["unit"]), table.classes
-        self.values = _coding(item, table)
+        self.values = coding.coding_of(table, settings["place"], 2)
         r, m, values, d = int(settings["size"]), table.width, self.values.width, width(table.train.features)
         self.shapes = [(values, r), (r, m), (d, r), *([(r * r, m)] if table.classes else [])]
         self.mean, self.inverse = standardisation(table.train)
@@ -304,9 +305,3 @@ class LowRankTrainer(Descent):
             self.name, self.values, points * self.known, self.unit * coefficients - centre, Products(scaled, both),
             self.classes, fitted,
         )  # fmt: skip
-
-
-def _coding(item: Item, table: Table) -> Coding:
-    found = coding.coding(table, item.settings["place"], 2)
-    assert found is not None
-    return found

@@ -73,8 +73,7 @@ class SparseDesign:
         each = rows.expand(len(self.index), *rows.shape)
         if value is not None:
             each = each * (value if rows.ndim == 1 else value[:, :, None])
-        total = rows.new_zeros(self.width, *rows.shape[1:])
-        return total.index_add_(0, self.index.flatten(), each.flatten(0, 1))
+        return rows.new_zeros(self.width, *rows.shape[1:]).index_add_(0, self.index.flatten(), each.flatten(0, 1))
 
 
 @dataclass(frozen=True)

@@ -76,8 +76,7 @@ def of_column(index: Tensor, width: int, d: Derivatives) -> float:
 
 def of_pair(first: Tensor, second: Tensor, widths: tuple[int, int], d: Derivatives) -> float:
     """Of the cells of two one-hot blocks (n,), beside the effects of both alone."""
-    cells = (t.view(-1, *widths) for t in _cells(first * widths[1] + second, widths[0] * widths[1], d))
-    pull, bare, there = cells
+    pull, bare, there = (t.view(-1, *widths) for t in _cells(first * widths[1] + second, math.prod(widths), d))
     curve = bare + d.least * there
     own, other = pull.new_zeros(len(pull), widths[0], 1), pull.new_zeros(len(pull), 1, widths[1])
     rows, columns = curve.sum(2, keepdim=True), curve.sum(1, keepdim=True)
@@ -88,11 +87,6 @@ def of_pair(first: Tensor, second: Tensor, widths: tuple[int, int], d: Derivativ
     found = float((left.square() / curve).nan_to_num(0.0).sum())
     free = int(there.sum()) - int(there.any(2).sum()) - int(there.any(1).sum()) + 1
     return _standardised(found, free * len(pull), _kept(bare, curve), d)
-
-
-def of_codings(a: Coding, b: Coding, split: Split, d: Derivatives) -> float:
-    """`of_pair` of two columns."""
-    return of_pair(a.index(split), b.index(split), (a.width, b.width), d)
 
 
 def pairs(coded: list[Coding], split: Split, criterion: Criterion, most: int) -> list[tuple[float, Coding, Coding]]:

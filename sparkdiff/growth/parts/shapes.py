@@ -22,7 +22,7 @@ from sparkdiff.growth.items import Item
 from sparkdiff.growth.part import Output, PipelinePlace, Served, Stages, unused
 from sparkdiff.growth.parts import score_test
 from sparkdiff.growth.parts.blocks import EPOCHS, Blocks, PathTrainer
-from sparkdiff.growth.parts.coding import Coding, coding, codings
+from sparkdiff.growth.parts.coding import Coding, coding_of, codings
 from sparkdiff.growth.parts.ridge import Ridge, SparseDesign, beside
 from sparkdiff.growth.table import Column, Split, Table
 from sparkdiff.jvm import mllib
@@ -139,9 +139,9 @@ class Shapes(Blocks):
 class ShapesTrainer(PathTrainer):
     """Trains curves and steps together."""
 
-    def __init__(self, name: str, steps: Sequence[Coding], curves: Sequence[Knots]):
-        super().__init__()
+    def __init__(self, table: Table, name: str, steps: Sequence[Coding], curves: Sequence[Knots]):
         self.name, self.steps, self.curves = name, tuple(steps), tuple(curves)
+        super().__init__(table)
 
     def groups(self) -> list[int]:
         return [*(c.width for c in self.steps), *(len(knots.at) for knots in self.curves)]
@@ -164,7 +164,6 @@ class ShapesTrainer(PathTrainer):
         return beside([*steps, *(_smooth(len(knots.at), 0, like) for knots in self.curves)])
 
     def part(self) -> Shapes:
-        assert self.effects is not None
         effects = [e.clone() for e in self.effects.split(self.groups())]
         several = len(self.steps)
         return Shapes(self.name, self.steps, effects[:several], self.curves, effects[several:])
@@ -215,10 +214,8 @@ def trainer(item: Item, table: Table) -> ShapesTrainer:
         if knots is not None and item.settings["form"] != "steps":
             curves.append(knots)
         else:
-            coded = coding(table, place, item.settings["size"])
-            assert coded is not None
-            steps.append(coded)
-    return ShapesTrainer(item.name, steps, curves)
+            steps.append(coding_of(table, place, item.settings["size"]))
+    return ShapesTrainer(table, item.name, steps, curves)
 
 
 def _knots(table: Table, place: int, most: int) -> Knots | None:

@@ -119,10 +119,6 @@ def propose(table: Table, criterion: Criterion, seed: int) -> list[Item]:
     ]
 
 
-def trainer(item: Item, table: Table) -> Trainer:
-    return Boosting(item, table)
-
-
 Block = tuple[Nodes, ...]
 """The trees of an epoch for each entry of the margin; `featureIndex` counts the columns of the table."""
 
@@ -228,7 +224,8 @@ class Boosting(Trainer):
             start = start + self.sums.of(self.blocks, train.values)
         if self._booster is None:
             library, rules = self.item.settings["library"], self._rules(table, criterion)
-            self._booster = boosters.booster(library, x, self._nominal(), rules)
+            nominal = np.array([c.indexes and 0 < c.levels <= LARGEST_CATEGORY for c in self.columns], bool)
+            self._booster = boosters.booster(library, x, nominal, rules)
 
         def slopes(margin: Array) -> tuple[Array, Array]:
             at = torch.from_numpy(np.ascontiguousarray(margin)).reshape(train.margin.shape)
@@ -246,13 +243,13 @@ class Boosting(Trainer):
     def part(self) -> Part:
         return TreesPart(self.columns, self.blocks, self.sums)
 
-    def _nominal(self) -> Array:
-        return np.array([c.indexes and 0 < c.levels <= LARGEST_CATEGORY for c in self.columns], bool)
-
     def _rules(self, table: Table, criterion: Criterion) -> Rules:
         leaves, rate, columns = (self.item.settings[name] for name in ("leaves", "rate", "columns"))
         rows = max(1, min(LEAST_ROWS, len(table.train) // 50))
         return Rules(leaves, math.ceil(math.log2(leaves)) + 3, rows, RIDGE, rate, LONGEST * criterion.unit, columns)
+
+
+trainer = Boosting
 
 
 def _settled(tree: TreeArrays, x: Array, gaps: Array) -> TreeArrays:

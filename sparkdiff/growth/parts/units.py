@@ -49,10 +49,6 @@ def propose(table: Table, criterion: Criterion, seed: int) -> list[Item]:
     ]  # fmt: skip
 
 
-def trainer(item: Item, table: Table) -> "UnitsTrainer":
-    return UnitsTrainer(item, table)
-
-
 def _count(sizes: Sequence[int]) -> int:
     """The weights of layers of these sizes."""
     return sum((i + 1) * o for i, o in itertools.pairwise(sizes))
@@ -139,3 +135,6 @@ class UnitsTrainer(Descent):
         """The matrix (in, out) and the bias (out,) of each layer."""
         both = pieces(parameters, self.shapes)
         return list(zip(both[::2], both[1::2], strict=True))
+
+
+trainer = UnitsTrainer

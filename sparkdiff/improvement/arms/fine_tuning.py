@@ -139,7 +139,7 @@ def with_recipe(recipe: str, seconds: float | None) -> Arm:
         start = Candidate("finetune", "", ground.start, Making("finetune"))
         return fine_tuned(ground, start, Limit(seconds, None), recipe=recipe, number=number, name="the tuned pipeline")
 
-    return replace(ARM, steps=1, run=run)
+    return replace(ARM, steps=1, run=run, alone=True)
 
 
 ARM = Arm("finetune", len(STEPS), 1.0, lambda ground: "", _run, _make)

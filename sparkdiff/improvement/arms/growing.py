@@ -88,11 +88,11 @@ def grown(ground: Ground, limit: Limit, settings: GrowthSettings, arm: str, numb
     clock = Clock.of(limit.seconds)
     with ground.begun(start.task) as run:
         first = verified(run).scores[VALIDATION]
-        found, gone, _ = grow_rounds(run, start, settings, serving, clock, replace=True, memory=ground.trained)
-    told = Told(settings, found, gone, serving, ())
+        found, gone = grow_rounds(run, start, settings, serving, clock, replace=True, memory=ground.trained)
+    told = Told(settings, found, gone, serving)
     learned = {"rounds": [asdict(t) for t in found.tried], "late": found.late, "warnings": told.warnings}
     if not found.members:
-        learned |= {"fields": told.fields(serving.before), "why": why_none(told, options)}
+        learned |= {"fields": told.fields(), "why": why_none(told, options)}
         return Step(arm, number, (), 0.0, f"no part joined: {found.stopped}", learned=learned)
     made = assembled(start, found.members, serving, ground.sources[0].df, drop=settings.dropColumns)
     with ground.begun(replace(ground.task(made), options=options)) as run:
@@ -103,7 +103,7 @@ def grown(ground: Ground, limit: Limit, settings: GrowthSettings, arm: str, numb
     names = ", ".join(m.part.name for m in found.members)
     measured = Measurement(ground.task(model), after.scores, margins, after.parity, costs.of_model(model))
     check_same_rows(ground.start, measured)
-    learned |= {"fields": told.fields(measured.cost), "history": done.fitted.found.history}
+    learned |= {"fields": told.fields(), "history": done.fitted.found.history}
     dropped = f", {len(gone)} dropped" if gone else ""
     doubts = (*of_a_sample(found.table), *rows_without_entity(found))
     says = "; ".join([f"{found.members[-1].round} rounds{dropped}", found.stopped, *doubts])
@@ -149,33 +149,15 @@ def _hope(done: Finished, number: int) -> float:
     return NEXT_ROUND * max(gained, 0.0) if number == 0 else 0.0
 
 
-class GrowthEnd(BaseException):
-    """An error or Ctrl-C in the only arm, from which the race would go on.
-
-    Attributes:
-        cause: the error itself.
-    """
-
-    def __init__(self, cause: BaseException):
-        super().__init__(str(cause))
-        self.cause = cause
-
-
 def with_settings(settings: GrowthSettings, seconds: float | None, learned: dict[int | None, Mapping[str, Any]]) -> Arm:
     """The arm that grows by these options, in so many seconds.
 
     Args:
         learned: set to what each growth in a fold has learned, by the fold, 0 for all rows; see `Step`.
-
-    Raises:
-        GrowthEnd: by its step.
     """
 
     def run(ground: Ground, number: int, limit: Limit, steps: Sequence[Step]) -> Step:
-        try:
-            return grown(ground, Limit(seconds, None), settings, "grow", number)
-        except (Exception, KeyboardInterrupt) as e:
-            raise GrowthEnd(e) from e
+        return grown(ground, Limit(seconds, None), settings, "grow", number)
 
     def again(ground: Ground, made: Mapping[str, Any]) -> Any:
         if "trees" in made:
@@ -184,7 +166,7 @@ def with_settings(settings: GrowthSettings, seconds: float | None, learned: dict
         learned[ground.fold] = step.learned
         return _model_of(step, ground)
 
-    return replace(GROW, steps=1, run=run, make=again)
+    return replace(GROW, steps=1, run=run, make=again, alone=True)
 
 
 def _parts(ground: Ground) -> tuple[str, ...]:

@@ -28,16 +28,12 @@ class ChosenAlternatives:
     """
     Attributes:
         positions: of the chosen alternative, per place.
-        hardened: of the alternative with the largest gate, per place.
-        gates: per place the share of each alternative.
-        penalties: one per group of penalties.
+        gates: per place the share of each alternative, by which the search for these began.
         losses: of the mixture on held-out rows, at each step.
     """
 
     positions: tuple[int, ...]
-    hardened: tuple[int, ...]
     gates: tuple[Tensor, ...]
-    penalties: Tensor
     losses: tuple[float, ...]
 
 
@@ -87,9 +83,7 @@ def chosen(
         now = towards(model, now, logs().detach())
     shares = tuple(gate.detach().softmax(0) for gate in gates)
     hardened = tuple(int(s.argmax()) for s in shares)
-    return ChosenAlternatives(
-        improved(model, places, hardened, grid, fits), hardened, shares, penalties.detach().exp(), tuple(losses)
-    )
+    return ChosenAlternatives(improved(model, places, hardened, grid, fits), shares, tuple(losses))
 
 
 def improved(

@@ -102,13 +102,14 @@ class Generalized:
 
     def loss(self, margin: Tensor, label: Tensor) -> Tensor:
         mean, y = self.mean(margin)[:, :, 0], label[:, None]
-        if self.name == "poisson":
-            return torch.special.xlogy(y, y) - torch.special.xlogy(y, mean) - (y - mean)
-        if self.name == "gamma":
-            return (mean / y).log() + (y - mean) / mean
-        if self.name == "binomial":
-            entropy = torch.special.xlogy(y, y) + torch.special.xlogy(1 - y, 1 - y)
-            return entropy - torch.special.xlogy(y, mean) - torch.special.xlogy(1 - y, 1 - mean)
+        match self.name:
+            case "poisson":
+                return torch.special.xlogy(y, y) - torch.special.xlogy(y, mean) - (y - mean)
+            case "gamma":
+                return (mean / y).log() + (y - mean) / mean
+            case "binomial":
+                entropy = torch.special.xlogy(y, y) + torch.special.xlogy(1 - y, 1 - y)
+                return entropy - torch.special.xlogy(y, mean) - torch.special.xlogy(1 - y, 1 - mean)
         return 0.5 * (mean - y).square()
 
 

@@ -31,14 +31,12 @@ class Alternatives(Estimator, jvm.Persistent):  # type: ignore[type-arg]
 
     def names(self) -> list[str]:
         """A name for each: its class, with its position where two have the same."""
-        kinds = [type(stage).__name__ for stage in self.getStages()]
-        kinds = ["None" if kind == "NoneType" else kind for kind in kinds]
+        kinds = ["None" if stage is None else type(stage).__name__ for stage in self.getStages()]
         return [f"{kind} {i}" if kinds.count(kind) > 1 else kind for i, kind in enumerate(kinds)]
 
     def copy(self, extra: Any = None) -> "Alternatives":
-        new = super().copy()
         stages = [stage if stage is None else stage.copy(extra) for stage in self.getStages()]
-        return new._set(stages=stages)  # type: ignore[no-any-return]
+        return super().copy()._set(stages=stages)  # type: ignore[no-any-return]
 
     def _fit(self, dataset: Any) -> Any:
         raise InputError(

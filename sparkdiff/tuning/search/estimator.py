@@ -122,8 +122,7 @@ class Search(Estimator, CheckedParams, jvm.Persistent):  # type: ignore[type-arg
                 found.summary, found.model, task.current, dataclasses.asdict(s), None, records=found.records, **self.job
             )
         phases.on_decision(found.summary)
-        model = SearchModel(found.model, found)
-        return self._copyValues(model)  # type: ignore[no-any-return]
+        return self._copyValues(SearchModel(found.model, found))  # type: ignore[no-any-return]
 
     def task(self) -> SearchTask:
         """What is searched, checked before any job.

@@ -30,7 +30,8 @@ from sparkdiff.proof.decision import FoldComparison, block_sums, decide_gain, la
 from sparkdiff.stages.base import columns_of
 from sparkdiff.tensors.rows import dense
 from sparkdiff.tuning.scores import CLASSIFIERS, Judge, MetricOf, judge_of
-from sparkdiff.tuning.search.splitting import Divided, SearchSplit
+from sparkdiff.tuning.search.settings import Settings
+from sparkdiff.tuning.search.splitting import Divided
 
 UNDEFINED = "the metric is undefined on the rows that decide"
 NOT_FINITE = "labels, weights or predictions are null or not finite"
@@ -187,7 +188,7 @@ class Scored:
             self.time[rows],
         )  # fmt: skip
 
-    def pair(self, of: MetricOf, split: SearchSplit, held: PairedRows | None = None) -> PairedRows:
+    def pair(self, of: MetricOf, settings: Settings, held: PairedRows | None = None) -> PairedRows:
         """The rows of some weight as both models see them, the default first; they alone are the rows of the metric.
 
         Args:
@@ -197,14 +198,14 @@ class Scored:
         (one, own), (other, its) = rows.default, rows.winner
         metric = of(1 + int(torch.cat([x.flatten() for x in (one, other, own, its, torch.zeros(1))]).max()))
         columns = [x if metric.column is None else metric.column(x) for x in (one, other)]
-        kind: Kind = "groups" if split.groupCol else "blocks" if split.timeCol else "rows"
+        kind: Kind = "groups" if settings.groupCol else "blocks" if settings.timeCol else "rows"
         unit = None if kind == "rows" else rows.unit
         time = rows.time if kind == "blocks" else None
         return pair(metric, columns, (own, its), rows.weight, rows.block, unit, kind, time, held)
 
 
 def compare(
-    winner: Any, default: Any, rows: Divided, counts: Mapping[str, int], split: SearchSplit, evaluator: Any, *,
+    winner: Any, default: Any, rows: Divided, counts: Mapping[str, int], settings: Settings, evaluator: Any, *,
     level: float = 1.0, elsewhere: bool = False,
 ) -> Fold:  # fmt: skip
     """Measure both models on the rows that decide.
@@ -219,9 +220,9 @@ def compare(
     Raises:
         InputError: the models have other labels or weights.
     """
-    fresh, judge, models = _data(rows.fresh()), _judge(evaluator, default), (winner, default)
+    fresh, judge, models = rows.part(TEST), _judge(evaluator, default), (winner, default)
     both = rows.judged(1.0 if elsewhere else TRAINING_ROWS / counts[TRAIN] if level < 1 else 0.0)
-    found = scored(winner, default, both, both.count(), split, evaluator)
+    found = scored(winner, default, both, both.count(), settings, evaluator)
     if isinstance(found, str):
         one, other = (evaluator.evaluate(model.transform(fresh)) for model in models)
         less = left_out(None, counts[TEST], winner, default, fresh)
@@ -243,10 +244,10 @@ def compare(
         return replace(fold, untested=f"{type(evaluator).__name__} gives no value per row", remedy=OF_SPARK)
     if not finite:
         return replace(fold, untested=NOT_FINITE, remedy=FILL)
-    paired = held.pair(judge.metric, split)
+    paired = held.pair(judge.metric, settings)
     if not len(paired.weight) or not bool((paired.original.isfinite() & paired.other.isfinite()).all()):
         return replace(fold, untested=UNDEFINED)
-    training = trained.pair(judge.metric, split, paired)
+    training = trained.pair(judge.metric, settings, paired)
     gains = block_sums(training, training.original - training.other) if elsewhere else None
     return replace(fold, rows=FoldComparison(paired, training.costs(), gains))
 
@@ -313,33 +314,22 @@ def left_out(both: int | None, total: int, winner: Any, default: Any, fresh: Dat
     return f"the winner leaves out {kept - both:,} of {kept:,} rows that the other model predicts"
 
 
-def _with_data(fresh: DataFrame, *more: Column) -> tuple[DataFrame, list[Column]]:
-    """The fresh rows, with all columns of the data in DATA and with more columns; and the columns of the data as they were.
-
-    A stage may write over a column that it reads: each model gets the columns as they were.
-    """
-    columns = _data(fresh).columns
-    data, base = F.struct(*map(named, columns)).alias(DATA), [F.col(DATA).getField(c).alias(c) for c in columns]
-    return fresh.select(*map(named, columns), data, *more), base
-
-
-def _data(fresh: DataFrame) -> DataFrame:
-    return fresh.drop(BLOCK, TIME)
-
-
-def scored(winner: Any, default: Any, fresh: DataFrame, total: int, split: SearchSplit, evaluator: Any) -> Scored | str:
+def scored(winner: Any, default: Any, fresh: DataFrame, total: int, settings: Settings, evaluator: Any) -> Scored | str:
     """Both models' columns on the same rows, `total` in number, written by one job; or why nothing tells the pairs.
 
     Raises:
         InputError: the models have other labels or weights.
     """
     judge = _judge(evaluator, default)
-    block = F.pmod(F.col(BLOCK), F.lit(MAX_BLOCKS)) if split.groupCol else F.col(BLOCK)
+    block = F.pmod(F.col(BLOCK), F.lit(MAX_BLOCKS)) if settings.groupCol else F.col(BLOCK)
     kept = {
         "__sd_block": block.cast("double"), "__sd_unit": F.col(BLOCK).cast("double"), "__sd_time": F.col(TIME).cast("double"),
     }  # fmt: skip
-    rows, base = _with_data(fresh, *(c.alias(name) for name, c in kept.items()))
-    names = [*kept]
+    data, names = fresh.drop(BLOCK, TIME), [*kept]
+    # A stage may write over a column that it reads: each model gets the columns as they were.
+    base = [F.col(DATA).getField(c).alias(c) for c in data.columns]
+    together = F.struct(*map(named, data.columns)).alias(DATA)
+    rows = fresh.select(*map(named, data.columns), together, *(c.alias(name) for name, c in kept.items()))
     for model, part in ((default, "default"), (winner, "winner")):
         out = model.transform(rows)
         missing = [c for c in (*names, DATA, judge.label, judge.column, judge.weight) if c and c not in out.columns]
@@ -369,7 +359,7 @@ def scored(winner: Any, default: Any, fresh: DataFrame, total: int, split: Searc
     for what, column, of, more in (("label", judge.label, labels, remedy), ("weight", judge.weight, weights, "")):
         told = changed(of[0], of[1], what, "the pipeline that the winner is compared with")
         if told and (numbers or what == "weight" or not _renamed(*of)):
-            raise _incomparable(told, what, column, (winner, default), _data(fresh), more)
+            raise _incomparable(told, what, column, (winner, default), data, more)
     return Scored(
         (read["__sd_winner"], labels[0]), (read["__sd_default"], labels[1]), weights[0],
         read["__sd_block"].long(), read["__sd_unit"], read["__sd_time"],

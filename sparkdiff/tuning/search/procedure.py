@@ -40,7 +40,7 @@ from sparkdiff.tuning.search.pruning import Pruning, check_pruner, pruning_of, r
 from sparkdiff.tuning.search.samplers import SamplingPlan, check_sampler
 from sparkdiff.tuning.search.settings import Settings
 from sparkdiff.tuning.search.space import Choice, Distribution
-from sparkdiff.tuning.search.splitting import Divided, SearchSplit, check_rows, dealt, divided, folds_in
+from sparkdiff.tuning.search.splitting import Divided, check_rows, dealt, divided, folds_in
 from sparkdiff.tuning.search.study import Study, Trial, opened
 from sparkdiff.tuning.search.summary import SearchSummary, decided
 from sparkdiff.tuning.search.trials import FAILURES, Trials
@@ -225,14 +225,13 @@ def searched(task: SearchTask, dataset: DataFrame, phases: Phases) -> SearchOutc
 def _in_folder(task: SearchTask, dataset: DataFrame, phases: Phases, folder: Path | None) -> SearchOutcome:
     """Choose a winner on some rows, decide about it by others, and return what ships: of folds it is fitted to all rows."""
     s, judge = task.settings, task.evaluators[0]
-    split = SearchSplit(s.validationFraction, s.testFraction, s.groupCol, s.timeCol, s.seed, s.folds)
-    rows, division = divided(dataset, split)
+    rows, division = divided(dataset, s)
     rows.cache()
     try:
-        explores = dealt(division.explores, split, division.boundaries[0])
-        proves = [dealt(sources, split, division.boundaries[1]) for sources in division.proves]
+        explores = dealt(division.explores, s, division.boundaries[0])
+        proves = [dealt(sources, s, division.boundaries[1]) for sources in division.proves]
         with phases.phase("split") as phase:
-            known, *fresh = check_rows([explores, *proves], split, task.evaluators)
+            known, *fresh = check_rows([explores, *proves], s, task.evaluators)
             counts = {**known, TEST: sum(n[TEST] for n in fresh)}
             phase(f"{', '.join(f'{n:,} {name}' for name, n in counts.items())} rows, {division.name}")
         with phases.phase("default"):
@@ -251,20 +250,20 @@ def _in_folder(task: SearchTask, dataset: DataFrame, phases: Phases, folder: Pat
             for part, rival, n in zip(proves, rivals, fresh, strict=True):
                 winner = _fitted(task, best, part.part(TRAIN)) if s.method == "trials" else winner
                 folds.append(compare(
-                    winner, rival, part, n, split, judge, level=s.guard,
+                    winner, rival, part, n, s, judge, level=s.guard,
                     elsewhere=len(proves) > 1 and division.factor is None,
                 ))  # fmt: skip
                 phase.now(f"{len(folds)} of {len(proves)}")
             compared = decide(
-                folds, level=s.guard, seed=s.seed, factor=division.factor, finalists=FINALISTS if split.folds else 1
+                folds, level=s.guard, seed=s.seed, factor=division.factor, finalists=FINALISTS if s.folds else 1
             )
-        if split.folds:
+        if s.folds:
             with phases.phase("winner"):
-                whole = dealt([Source(rows, TEST, numbered=True)], split, division.boundaries[1])
+                whole = dealt([Source(rows, TEST, numbered=True)], s, division.boundaries[1])
                 rival = _rival(task, whole.part(TEST))
                 if compared.ships(s.guard, larger=task.larger[0]):
                     winner = _fitted(task, best, whole.part(TEST))
-                    own = compare(winner, rival, whole, {TEST: rows.count()}, split, judge)
+                    own = compare(winner, rival, whole, {TEST: rows.count()}, s, judge)
                     compared = allowed(compared, own, folds)
                     check_classes(rivals[0], winner, judge, "the fit on all rows")
         model, summary, found = _told(

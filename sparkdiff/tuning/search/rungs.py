@@ -32,10 +32,6 @@ class Bracket:
     size: int
     rungs: tuple[float, ...]
 
-    def survivors(self, rung: int, alive: int) -> int:
-        """How many go on after a rung."""
-        return max(alive // ETA, 1) if rung < len(self.rungs) - 1 else alive
-
 
 def rungs(whole: float, least: float, *, integer: bool) -> tuple[float, ...]:
     """Resources from the whole one down by factors of ETA, as long as they are not below the least; ascending."""
@@ -110,7 +106,7 @@ def run(
             others = [m for past in earlier for r, m in past if abs(r - resource) < CLOSE]
             alive = sorted(i for i in order if measured[i] <= statistics.median([*others, *measured.values()]))
         else:
-            alive = sorted(order[: bracket.survivors(number, len(alive))])
+            alive = sorted(order[: max(len(alive) // ETA, 1)])
         if not alive:
             break
     return [BracketTrial(tuple(step), False) for step in steps]

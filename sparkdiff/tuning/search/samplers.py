@@ -85,27 +85,29 @@ class SamplingPlan:
         conditional = any(dimension.when for dimension in self.space.dimensions)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            if self.name == "grid":
-                return ListedSettings(self.space.grid())
-            if self.name == "random" and self.shuffled is not None:
-                return ListedSettings(self.shuffled)  # none twice before all were tried
-            if self.name == "random":
-                return optuna.samplers.RandomSampler(seed=seed)
-            if (
-                self.name == "tpe"
-            ):  # `group`: what is searched under a condition is modelled among the trials that met it
-                return optuna.samplers.TPESampler(
-                    seed=seed, n_startup_trials=START, multivariate=True, group=conditional
-                )
-            if self.name == "gp":
-                return optuna.samplers.GPSampler(seed=seed, n_startup_trials=START, warn_independent_sampling=False)
-            if self.name == "cmaes":
-                popsize = self.batch(1)
-                return optuna.samplers.CmaEsSampler(seed=seed, popsize=popsize, warn_independent_sampling=False)
-            if self.name == "nsga2":
-                return optuna.samplers.NSGAIISampler(seed=seed, population_size=self.population)
-        kind = {"annealing": Annealing, "recursiveRandom": RecursiveRandom}[self.name]
-        return kind(self, number)
+            match self.name:
+                case "grid":
+                    return ListedSettings(self.space.grid())
+                case "random" if self.shuffled is not None:
+                    return ListedSettings(self.shuffled)  # none twice before all were tried
+                case "random":
+                    return optuna.samplers.RandomSampler(seed=seed)
+                case "tpe":  # `group`: what is searched under a condition is modelled among the trials that met it
+                    return optuna.samplers.TPESampler(
+                        seed=seed, n_startup_trials=START, multivariate=True, group=conditional
+                    )
+                case "gp":
+                    return optuna.samplers.GPSampler(seed=seed, n_startup_trials=START, warn_independent_sampling=False)
+                case "cmaes":
+                    return optuna.samplers.CmaEsSampler(
+                        seed=seed, popsize=self.batch(1), warn_independent_sampling=False
+                    )
+                case "nsga2":
+                    return optuna.samplers.NSGAIISampler(seed=seed, population_size=self.population)
+                case "annealing":
+                    return Annealing(self, number)
+                case _:
+                    return RecursiveRandom(self, number)
 
 
 NAMES = ("grid", "random", "annealing", "recursiveRandom", "gp", "tpe", "cmaes", "nsga2")

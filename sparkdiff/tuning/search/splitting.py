@@ -38,28 +38,10 @@ MOST_CLASSES = 1000
 """Values of a label that are looked at one by one."""
 
 
-@dataclass(frozen=True)
-class SearchSplit:
-    """How the rows of a search are divided.
-
-    Attributes:
-        validation, test: shares of all rows that choose among trials, and that are fresh; without folds.
-        folds: 0 where fresh rows decide.
-    """
-
-    validation: float
-    test: float
-    groupCol: str | None = None
-    timeCol: str | None = None
-    seed: int = 0
-    folds: int = 0
-
-    def options(self, share: float, what: str) -> Options:
-        """Each division by a hash of its own, which no FineTuner has either: it would find rows of one side only."""
-        seed = 2**40 + seed_of(self.seed, 0, what)
-        return Options(
-            validationFraction=share, numFolds=self.folds, groupCol=self.groupCol, timeCol=self.timeCol, seed=seed
-        )
+def _options(settings: Settings, share: float, what: str) -> Options:
+    """Options of a division by a hash of its own, which no FineTuner has either: it would find rows of one side only."""
+    s, seed = settings, 2**40 + seed_of(settings.seed, 0, what)
+    return Options(validationFraction=share, numFolds=s.folds, groupCol=s.groupCol, timeCol=s.timeCol, seed=seed)
 
 
 def folds_in(settings: Settings) -> int:
@@ -80,10 +62,6 @@ class Divided:
         """The rows of a part, with the columns of the data only."""
         return self.rows.where(F.col(SPLIT) == split).drop(SPLIT, BLOCK, TIME)
 
-    def fresh(self) -> DataFrame:
-        """The rows that decide, with BLOCK and TIME."""
-        return self.rows.where(F.col(SPLIT) == TEST).drop(SPLIT)
-
     def judged(self, share: float) -> DataFrame:
         """The rows that decide, with BLOCK and TIME, which is 0 where there are no times; and this share of the rows, or groups,
         that fit the models, without a time.
@@ -94,7 +72,7 @@ class Divided:
         return of_both.withColumn(TIME, F.when(~trains, time)).drop(SPLIT)
 
 
-def divided(df: DataFrame, split: SearchSplit) -> tuple[DataFrame, Division]:
+def divided(df: DataFrame, settings: Settings) -> tuple[DataFrame, Division]:
     """All rows, and their division: into folds, into stretches of time, or into rows that fit, rows that choose and fresh ones.
 
     By a hash; whole groups where there are any; with times the latest rows decide. While the first DataFrame is cached, each row
@@ -103,16 +81,16 @@ def divided(df: DataFrame, split: SearchSplit) -> tuple[DataFrame, Division]:
     Raises:
         InputError: a column is missing or has a wrong type, or a row has no group or no time.
     """
-    chooses = split.options(split.validation / (1 - split.test), "rows that choose")
+    chooses = _options(settings, settings.validationFraction / (1 - settings.testFraction), "rows that choose")
     check_columns(df, chooses)
     df = df.select(*map(named, read_by_name(df)))  # no stage can read columns that share a name
-    _check_units(df, split)
-    if split.folds:
+    _check_units(df, settings)
+    if settings.folds:
         division = divide([Source(df)], chooses)
         return division.makes.df, division
-    fresh, boundaries = split.options(split.test, "fresh rows"), (Boundaries(), Boundaries())
-    if split.timeCol:  # which rows choose depends on the times of those that aren't fresh
-        time, own = seconds(df, split.timeCol), find_boundaries([Source(df)], fresh)
+    fresh, boundaries = _options(settings, settings.testFraction, "fresh rows"), (Boundaries(), Boundaries())
+    if settings.timeCol:  # which rows choose depends on the times of those that aren't fresh
+        time, own = seconds(df, settings.timeCol), find_boundaries([Source(df)], fresh)
         tests = time > own.deciding[0]
         boundaries = find_boundaries([Source(df.where(~tests))], chooses), own
         chosen = time > boundaries[0].deciding[0]
@@ -124,29 +102,29 @@ def divided(df: DataFrame, split: SearchSplit) -> tuple[DataFrame, Division]:
     return df, Division("fresh rows", (train, validation), ((train, test),), boundaries=boundaries)
 
 
-def dealt(sources: Sequence[Source], split: SearchSplit, boundaries: Boundaries | None = None) -> Divided:
+def dealt(sources: Sequence[Source], settings: Settings, boundaries: Boundaries | None = None) -> Divided:
     """The rows of these sources that have a split.
 
     Args:
         boundaries: see `with_splits`.
     """
-    parts = with_splits(sources, split.options(split.validation, "rows that choose"), boundaries)
+    parts = with_splits(sources, _options(settings, settings.validationFraction, "rows that choose"), boundaries)
     return Divided(functools.reduce(DataFrame.unionByName, parts).where(F.col(SPLIT).isNotNull()))
 
 
-def _check_units(df: DataFrame, split: SearchSplit) -> None:
+def _check_units(df: DataFrame, settings: Settings) -> None:
     """Raise InputError if a row has no group or no time."""
-    if (column := split.timeCol or split.groupCol) is None:
+    if (column := settings.timeCol or settings.groupCol) is None:
         return
-    of, holds = ("timeCol", "nulls, NaN or infinite times") if split.timeCol else ("groupCol", "nulls")
+    of, holds = ("timeCol", "nulls, NaN or infinite times") if settings.timeCol else ("groupCol", "nulls")
     try:
-        if not df.where((seconds(df, column) if split.timeCol else named(column)).isNull()).isEmpty():
+        if not df.where((seconds(df, column) if settings.timeCol else named(column)).isNull()).isEmpty():
             raise InputError(f"{of}={column!r} holds {holds}, so it can't be told to which part these rows belong")
     except jvm.SparkError as e:
         raise InputError(f"Spark failed while reading the rows: {jvm.cause(e)}") from e
 
 
-def check_rows(parts: Sequence[Divided], split: SearchSplit, evaluators: Sequence[Any]) -> list[dict[str, int]]:
+def check_rows(parts: Sequence[Divided], settings: Settings, evaluators: Sequence[Any]) -> list[dict[str, int]]:
     """Count the rows of each part by split, in one job before the first fit.
 
     Args:
@@ -168,9 +146,9 @@ def check_rows(parts: Sequence[Divided], split: SearchSplit, evaluators: Sequenc
     totals, classes = [dict[str, int]() for _ in parts], dict[str, set[Any]]()
     for k, name in [(part, name) for part in range(len(parts)) for name in (TRAIN, TEST if part else VALIDATION)]:
         own = {r["label"]: r["count"] for r in counts if (r["part"], r[SPLIT]) == (k, name)}
-        where = f"the {name} part{f' of fold {k + 1}' * (split.folds > 0)}"
+        where = f"the {name} part{f' of fold {k + 1}' * (settings.folds > 0)}"
         if not own:
-            remedy = "fewer folds" if split.folds else "more rows, or other shares: validationFraction, testFraction"
+            remedy = "fewer folds" if settings.folds else "more rows, or other shares: validationFraction, testFraction"
             raise InputError(f"0 rows are in {where}, and at least 1 is needed: use {remedy}")
         classes[where], totals[k][name] = {*own}, sum(own.values())
     if column and len(counts) < most:

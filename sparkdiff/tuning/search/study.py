@@ -16,8 +16,7 @@ from sparkdiff.tuning.search.samplers import SamplingPlan, suggested
 
 try:
     import optuna
-    from optuna.storages import JournalStorage
-    from optuna.storages.journal import JournalFileBackend
+    from optuna.storages.journal import JournalFileBackend, JournalStorage
 except ImportError:  # the extra `search`
     pass
 
@@ -198,8 +197,7 @@ def journal(folder: Path) -> Any:
         lock.unlink(missing_ok=True)
     if path.exists():
         with path.open("r+b") as file:
-            content = file.read()
-            file.truncate(content.rfind(b"\n") + 1)
+            file.truncate(file.read().rfind(b"\n") + 1)
     return JournalStorage(JournalFileBackend(str(path)))
 
 

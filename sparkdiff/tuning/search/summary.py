@@ -101,13 +101,9 @@ class SearchSummary(Shown):
             (f"  {self.rows['test']:,} {self._fresh()} rows", f"{self.fresh['winner']:.6g}", f"{self.fresh['default']:.6g}"),
             (f"  {self.rows['validation']:,} validation rows", validation, ""),
         ], left=range(3))  # fmt: skip
-        told = ", ".join(f"{name}={_short(value)}" for name, value in self.settings.items())
+        told = ", ".join(f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in self.settings.items())
         yield f"  winner: trial {self.number} of {self.trials} by {self.sampler}: {told}"
         yield from (f"  warning: {w}" for w in self.warnings)
-
-
-def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def decided(

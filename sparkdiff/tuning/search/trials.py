@@ -129,8 +129,7 @@ class Trials:
         """The training rows and the validation rows, as they leave the stages that no trial changes."""
         train, validation = self.rows.part("train"), self.rows.part("validation")
         if self._shared_stages:
-            shared = Pipeline(stages=self._leaves(self.space.estimator)[: self._shared_stages])
-            model = shared.fit(train)
+            model = Pipeline(stages=self._leaves(self.space.estimator)[: self._shared_stages]).fit(train)
             train, validation = model.transform(train).cache(), model.transform(validation).cache()
             self.held += [train, validation]
         return _one_fold(train, validation, Kept(Path(self.scratch.name), {}))

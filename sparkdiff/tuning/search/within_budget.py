@@ -23,10 +23,12 @@ from sparkdiff.tuning.search.procedure import SearchTask, best_of, records
 from sparkdiff.tuning.search.samplers import SamplingPlan
 from sparkdiff.tuning.search.settings import Settings
 from sparkdiff.tuning.search.settings_space import first_settings
-from sparkdiff.tuning.search.splitting import Divided, SearchSplit, dealt
+from sparkdiff.tuning.search.splitting import Divided, dealt
 from sparkdiff.tuning.search.study import Study, Trial, opened
 from sparkdiff.tuning.search.trials import Trials
 
+CHOOSE = 0.25
+"""Share of the training rows that chooses among trials; by group or time where there are such columns."""
 SHARE = 4
 """A batch is to take no more than one part in so many of the time that is left."""
 
@@ -72,8 +74,8 @@ class TunedSettings:
 
 def tuned(
     form: Unfitted, space: Mapping[Any, Any], evaluator: Any, rows: DataFrame, *,
-    validationFraction: float = 0.25, groupCol: str | None = None, timeCol: str | None = None, sampler: str = "tpe",
-    numTrials: int = 30, maxSeconds: float | None = None, seed: int = 0, keep: int = 1, folder: Path | None = None,
+    groupCol: str | None = None, timeCol: str | None = None, numTrials: int = 30, maxSeconds: float | None = None,
+    seed: int = 0, keep: int = 1, folder: Path | None = None,
 ) -> TunedSettings:  # fmt: skip
     """The best settings of a pipeline within a budget; the first trials are those of `first_settings`.
 
@@ -86,7 +88,7 @@ def tuned(
         space: {Param of a stage of form.estimator: distribution}, such as `settings_space(form)`.
         evaluator: an Evaluator of Spark's, which chooses among trials.
         rows: the training rows, which fit and choose.
-        validationFraction: share of the training rows that chooses among trials; by group or time where there are such columns.
+        groupCol, timeCol: by which the rows that choose among trials are divided from the others.
         maxSeconds: no trial begins where it, and the fit of the best setting to all training rows, might end later.
         keep: how many settings are fitted to all training rows and returned.
         folder: of the study; None keeps it in memory.
@@ -97,15 +99,15 @@ def tuned(
     begun = time.monotonic()
     form.check()
     settings = Settings.of({
-        "sampler": sampler, "numTrials": numTrials, "validationFraction": validationFraction, "groupCol": groupCol,
-        "timeCol": timeCol, "seed": seed, "maxSeconds": maxSeconds, "numFolds": 0,
+        "numTrials": numTrials, "validationFraction": CHOOSE, "groupCol": groupCol, "timeCol": timeCol, "seed": seed,
+        "maxSeconds": maxSeconds, "numFolds": 0,
         "rowsAreNew": True,  # which stages stay as they are fitted, and what they have seen, is the caller's to know
     })  # fmt: skip
     task = SearchTask.of(SearchSpace.of(form.estimator, space), [evaluator], settings, None)
     with ExitStack() as stack:
         if folder is not None:
             stack.enter_context(opened(folder, task.request(rows)))
-        inner = dealt([Source(rows)], SearchSplit(validationFraction, settings.testFraction, groupCol, timeCol, seed))
+        inner = dealt([Source(rows)], settings)
         stack.enter_context(jvm.cached(inner.rows))
         study, stopped = _studied(task, inner, folder, begun)
     return _told(form, task, study, stopped, rows, keep)
@@ -119,9 +121,8 @@ def _studied(task: SearchTask, rows: Divided, folder: Path | None, begun: float)
     """
     s = task.settings
     trials = Trials(task.space, rows, task.evaluators, s.parallelism)
-    total = len(task.space.grid()) if s.sampler == "grid" else s.numTrials
-    plan = SamplingPlan(s.sampler, task.space, s.seed, total, s.parallelism, trials.chunk(), task.larger)
-    study = Study(plan, folder, [] if s.sampler == "grid" else first_settings(task.space))
+    plan = SamplingPlan(s.sampler, task.space, s.seed, s.numTrials, s.parallelism, trials.chunk(), task.larger)
+    study = Study(plan, folder, first_settings(task.space))
     with closing(trials):
         while batch := [t for t in study.next() if t.state == "running"]:
             known = [t for t in study.trials() if t.state != "running"]

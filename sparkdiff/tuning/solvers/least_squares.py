@@ -81,8 +81,9 @@ def of_products(given: NormalSums, settings: list[Setting], found: Moments, fold
     if bool(found.labels[fold, 0] == found.labels[fold, 1]):
         flat = torch.zeros_like(found.centre)
         return [Solution(flat, found.labels[fold, 0], 0.0, intercept) for _ in settings]
-    kept = ~constant
-    unit = torch.where(kept, given.matrix.diagonal().clamp_min(0).sqrt(), 0.0)  # columns are divided by this once more
+    unit = torch.where(
+        constant, 0.0, given.matrix.diagonal().clamp_min(0).sqrt()
+    )  # columns are divided by this once more
     inverse = torch.where(unit > 0, 1 / unit, 0.0)
     h = given.matrix * inverse[:, None] * inverse
     b = given.vector * inverse / given.label.sqrt()

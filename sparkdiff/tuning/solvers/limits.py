@@ -27,10 +27,12 @@ def _undetermined(setting: Setting, facts: RowFacts) -> bool:
     return pure and setting.family == "multinomial" and facts.classes == 2
 
 
-def unsolved(kind: str, setting: Setting, facts: RowFacts) -> str | None:
-    """Why Spark has to fit this setting, in words; None if `kind` (the name of Spark's class) is solved here with it."""
+def unsolved(kind: str, setting: Setting, facts: RowFacts) -> str:
+    """Why Spark has to fit this setting, in words; empty if `kind` (the name of Spark's class) is solved here with it."""
     if kind not in WIDEST:
         return f"{kind} is fitted by Spark"
+    if kind == "LogisticRegression" and setting.family == "binomial" and facts.classes > 2:
+        return f"family='binomial' has two classes, the rows have {facts.classes}"
     width = coefficients(setting, facts)
     if width > WIDEST[kind] and not is_wide(kind, setting, facts, sparse=False):
         without = " without a penalty" if setting.regParam == 0 else ""
@@ -50,4 +52,4 @@ def unsolved(kind: str, setting: Setting, facts: RowFacts) -> str | None:
         )
     if setting.bounded:
         return "Spark fits coefficients with bounds"
-    return None
+    return ""

@@ -58,7 +58,8 @@ def moments(chunks: Chunks, folds: int, classes: int = 0) -> Moments:
         if len(chunk.label) == 0:
             continue
         x, y, w = chunk.x, chunk.label, chunk.weight
-        member = memberships(chunk.fold, folds)
+        # One where a row is held out of this fold, the last column for rows of none: (n, folds + 1).
+        member = functional.one_hot(torch.where(chunk.fold < 0, folds, chunk.fold), groups).to(torch.float64)
         if not sums:
             origin = torch.cat([x.mean(0), y.mean().reshape(1)])
             low = torch.full((groups, x.shape[1] + 1), torch.inf, dtype=torch.float64)
@@ -105,11 +106,6 @@ def moments(chunks: Chunks, folds: int, classes: int = 0) -> Moments:
         label_scale=deviation[-1],
         rows=total,
     )
-
-
-def memberships(fold: Tensor, folds: int) -> Tensor:
-    """One where a row is held out of this fold, the last column for those of none: (n, folds + 1)."""
-    return functional.one_hot(torch.where(fold < 0, folds, fold), folds + 1).to(torch.float64)
 
 
 def left_out(sums: Tensor) -> Tensor:

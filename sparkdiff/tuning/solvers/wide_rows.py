@@ -115,8 +115,7 @@ def transposed(x: Rows, left: Tensor) -> Tensor:
     """(n, d), (n, k) -> (d, k), for a few k."""
     if not isinstance(x, SparseRows):
         return x.T @ left
-    out = left.new_zeros(x.width, left.shape[1])
-    return out.index_add_(0, x.indices, x.values[:, None] * left[x.rows()])
+    return left.new_zeros(x.width, left.shape[1]).index_add_(0, x.indices, x.values[:, None] * left[x.rows()])
 
 
 def spread(x: Rows, shares: Tensor, near: Tensor) -> Tensor:

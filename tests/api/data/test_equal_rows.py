@@ -19,7 +19,8 @@ from sparkdiff.data.splits import BLOCK, SPLIT, Source, training_rows, with_spli
 from sparkdiff.diagnostics import predictions
 from sparkdiff.options import Options
 from sparkdiff.proof.division import Division, divide, inner
-from sparkdiff.tuning.search.splitting import SearchSplit, divided
+from sparkdiff.tuning.search.settings import Settings
+from sparkdiff.tuning.search.splitting import divided
 
 pytestmark = pytest.mark.once  # hashes of our own: no stack changes them
 
@@ -38,11 +39,11 @@ def on_both_sides(parts: Sequence[Source]) -> DataFrame:
 
 
 def of_search(df: DataFrame) -> DataFrame:
-    return on_both_sides(divided(df, SearchSplit(0.2, 0.2))[1].proves[0])
+    return on_both_sides(divided(df, Settings(validationFraction=0.2, testFraction=0.2))[1].proves[0])
 
 
 def of_search_in_folds(df: DataFrame) -> DataFrame:
-    return on_both_sides(divided(df, SearchSplit(0.2, 0.0, folds=5))[1].explores)
+    return on_both_sides(divided(df, Settings(validationFraction=0.2, testFraction=0.0, numFolds=5))[1].explores)
 
 
 def of_a_fold_that_proves(df: DataFrame) -> DataFrame:

@@ -185,7 +185,7 @@ def test_cuts_are_the_exact_quantiles_however_rows_are_partitioned(
     monkeypatch.setattr(quantiles, "ACCURACY", 30)
     pq.write_table(drawn(), tmp_path / "times.parquet")
     df = spark.read.parquet(f"file://{tmp_path}/times.parquet")
-    seconds = df.select(*(splits._seconds(df, c).alias(c) for c in df.columns)).toPandas()
+    seconds = df.select(*(splits.seconds(df, c).alias(c) for c in df.columns)).toPandas()
     parts = [df.repartition(5), df.coalesce(1), df.repartitionByRange(9, "mixed")]
     for i, name in enumerate(["mixed", *df.columns]):
         values = seconds[name].dropna().to_numpy()

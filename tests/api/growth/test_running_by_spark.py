@@ -13,7 +13,7 @@ from climbing import bits
 from item_rounds import ITEMS, changed, rounds_of
 from pyspark.sql import SparkSession
 
-from sparkdiff.growth import processes, running
+from sparkdiff.growth import processes
 from sparkdiff.growth.checkpoints import ItemError
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("spark", "climbing_kind")]
@@ -26,12 +26,12 @@ def test_tasks_find_what_one_process_finds(
     tmp_path: Path, alone: list[tuple[object, ...]], spark: SparkSession
 ) -> None:
     """One of the items kills its process, which the task starts again."""
-    said, times = list[str](), list[running.Times]()
+    said, trained = list[str](), list[int]()
     items = changed(1, dies=3, mark=str(tmp_path / "mark"))
-    first, second = rounds_of(tmp_path, [items, ITEMS], said, times, **TASKS)
+    first, second = rounds_of(tmp_path, [items, ITEMS], said, trained, **TASKS)
     assert bits(first) == bits(second) == alone
     assert [s.partition("(killed")[0] for s in said] == ["the process of the item 'part 1' (climbing) of round 1 died "]
-    assert all(len(t.busy) == 2 and len(t.items) == 6 for t in times)
+    assert trained == [6, 6]
     assert spark.sparkContext.statusTracker().getActiveStageIds() == []
 
 
@@ -77,8 +77,8 @@ def test_a_driver_that_is_killed_goes_on(tmp_path: Path, alone: list[tuple[objec
     driver.wait()
     kept = {p: p.stat().st_mtime_ns for p in (tmp_path / "run").glob("round-1/found-*")}
     assert len(kept) == 6, "the first round is there"
-    times: list[running.Times] = []
-    first, again = rounds_of(tmp_path, [ITEMS] * 2, times=times, **TASKS)
+    trained: list[int] = []
+    first, again = rounds_of(tmp_path, [ITEMS] * 2, trained=trained, **TASKS)
     assert bits(first) == bits(again) == alone
     assert all(p.stat().st_mtime_ns == then for p, then in kept.items())
-    assert times[0].items == ()
+    assert trained[0] == 0

@@ -215,7 +215,7 @@ def test_fine_tuning_growth_and_folding_leave_other_outputs_alone(
     tuned = FineTuner(model, guard=1.0, **o).fit(rows)
     [[warm], [humid]] = rows.approxQuantile(["temp", "hum"], [0.5], 0.0)
     crossed = ((F.col("temp") > warm) != (F.col("hum") > humid)).cast("double")
-    grown = Grower(model, guard=1.0, parts=["crosses"], rounds=1, **o).fit(rows.withColumn("rain", crossed))
+    grown = Grower(model, guard=1.0, parts=["crosses"], rounds=1, numFolds=2, **o).fit(rows.withColumn("rain", crossed))
     decisions = (tuned.summary.decision, grown.summary.decision)
     assert decisions == ("tuned", "grown"), (grown.summary.reason, grown.summary.rounds)
     for other in (

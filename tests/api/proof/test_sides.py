@@ -112,3 +112,22 @@ def test_stretches_and_halves_need_no_class_or_group_in_each_fold(rows: DataFram
     check([Source(rare)], Options.of({"groupCol": "team"}), **check_rare)
     with pytest.raises(InputError, match="groupCol='team' has 3 values, too few for numFolds=5"):
         check([Source(rare)], Options.of({"numFolds": "auto", "groupCol": "team"}), **check_rare)
+
+
+def test_a_few_groups_too_few_are_divided_into_more_folds(rows: DataFrame) -> None:
+    """Of 36 groups 30 prove in more than five folds; of 29 they never do, and a number of the user's is not changed."""
+    teams = rows.withColumn("team", F.col("user") % 36)
+    found = divided(teams, numFolds="auto", groupCol="team")
+    check(
+        [Source(teams)],
+        Options.of({"numFolds": "auto", "groupCol": "team"}),
+        labelCol=None,
+        weightCol=None,
+        classes=False,
+    )
+    proving = [values(parts, "team")[TEST] for parts in found.proves]
+    assert len(proving) > 4 and all(proving) and len(set().union(*proving)) >= 30 and disjoint(*proving)
+    assert found.name == f"{len(proving) + 1} folds"
+    assert divided(teams, numFolds=5, groupCol="team").number == 4
+    assert divided(rows.withColumn("team", F.col("user") % 29), numFolds="auto", groupCol="team").number == 4
+    assert divided(rows, numFolds="auto", groupCol="user").number == 4

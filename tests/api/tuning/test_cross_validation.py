@@ -226,7 +226,7 @@ def test_what_cannot_be_taken_apart_is_left_whole(rows: DataFrame) -> None:
     several = OneVsRest(classifier=classifier, labelCol="kind")
     maps = [{classifier.regParam: r} for r in (0.0, 0.5)]
     task = GridTask.of(Pipeline(stages=[several]), maps, judge)
-    assert task.fits == task.sparks_fits == 2
+    assert task.fits_at_once == task.sparks_fits == 2
 
 
 # Linear last stages ---------------------------------------------------------------------------------------------------

@@ -38,7 +38,7 @@ from sparkdiff.tuning.search.dimensions import SearchSpace
 from sparkdiff.tuning.search.judging import Comparison, compare, decide
 from sparkdiff.tuning.search.pruning import resources_of
 from sparkdiff.tuning.search.settings import Settings
-from sparkdiff.tuning.search.splitting import Divided, SearchSplit, check_rows, dealt, divided
+from sparkdiff.tuning.search.splitting import Divided, check_rows, dealt, divided
 from sparkdiff.tuning.search.summary import decided
 
 pytestmark = pytest.mark.once  # the engine below has its tests on each stack
@@ -103,7 +103,7 @@ def test_the_winner_is_plain_spark_and_was_compared_on_fresh_rows(found: SearchM
     assert "<strong>winner: on the fresh rows" in summary._repr_html_()
 
 
-def parts_of(data: DataFrame, split: SearchSplit) -> list[Divided]:
+def parts_of(data: DataFrame, split: Settings) -> list[Divided]:
     """The rows that explore, and those of each fold that proves."""
     _, division = divided(data, split)
     explores, proves = division.boundaries
@@ -113,9 +113,9 @@ def parts_of(data: DataFrame, split: SearchSplit) -> list[Divided]:
 def test_fresh_rows_are_no_ones_and_the_winner_is_fitted_to_training_rows(
     task: Search, found: SearchModel, rows: DataFrame
 ) -> None:
-    explores, proves = parts_of(rows, SearchSplit(0.2, 0.2, seed=1))
+    explores, proves = parts_of(rows, Settings(validationFraction=0.2, testFraction=0.2, seed=1))
     train, validation = explores.part("train"), explores.part("validation")
-    fresh = proves.fresh().drop("__sparkdiff_block", "__sparkdiff_time")
+    fresh = proves.part("test")
     numbers = [{row[0] for row in part.select("number").collect()} for part in (train, validation, fresh)]
     assert sum(map(len, numbers)) == len(set.union(*numbers)) == rows.count()
     assert found.summary.rows == dict(zip(("train", "validation", "test"), map(len, numbers), strict=True))
@@ -417,10 +417,10 @@ def test_whatever_a_stage_raises_ends_its_trial_only(line: tuple[DataFrame, Sear
 
 def test_every_metric_has_a_value_per_row(line: tuple[DataFrame, Search]) -> None:
     """The mean of what the rows add is the metric itself."""
-    data, split = line[0], SearchSplit(0.2, 0.3)
+    data, split = line[0], Settings(validationFraction=0.2, testFraction=0.3)
     explores, parts = parts_of(data, split)
     counts = check_rows([explores, parts], split, [])[1]
-    same = parts.fresh().drop("__sparkdiff_block", "__sparkdiff_time").cache()
+    same = parts.part("test").cache()
     for label, names, evaluator, one, other in [
         ("kind", ["f1", "logLoss"], MulticlassClassificationEvaluator,
          LogisticRegression(labelCol="kind", maxIter=2), LogisticRegression(labelCol="kind", regParam=9.0)),
@@ -450,10 +450,10 @@ def test_each_model_is_judged_on_the_rows_as_they_were(rows: DataFrame) -> None:
     gaps = (
         rows.withColumn("temp", F.when(F.col("number") % 3 > 0, F.col("temp"))).select("temp", "wind", "riders").cache()
     )
-    split = SearchSplit(0.2, 0.3)
+    split = Settings(validationFraction=0.2, testFraction=0.3)
     explores, parts = parts_of(gaps, split)
     counts = check_rows([explores, parts], split, [])[1]
-    same = parts.fresh().drop("__sparkdiff_block", "__sparkdiff_time").cache()
+    same = parts.part("test").cache()
 
     def fitted(strategy: str) -> Any:
         fill = Imputer(inputCols=["temp"], outputCols=["temp"], strategy=strategy)
@@ -658,12 +658,12 @@ def test_rows_that_cannot_decide_are_named_before_any_fit(rows: DataFrame, monke
 
 
 def test_times_and_groups_are_respected(rows: DataFrame) -> None:
-    explores, timed = parts_of(rows, SearchSplit(0.2, 0.25, timeCol="when"))
+    explores, timed = parts_of(rows, Settings(validationFraction=0.2, testFraction=0.25, timeCol="when"))
     three = [explores.part("train"), explores.part("validation"), timed.part("test")]
     spans = [part.agg(F.min("number"), F.max("number")).first() for part in three]
     assert spans[0][1] < spans[1][0] and spans[1][1] < spans[2][0]
-    assert timed.fresh().select("__sparkdiff_block").distinct().count() == 50
-    explores, grouped = parts_of(rows, SearchSplit(0.2, 0.25, groupCol="user"))
+    assert timed.rows.where("__sparkdiff_split = 'test'").select("__sparkdiff_block").distinct().count() == 50
+    explores, grouped = parts_of(rows, Settings(validationFraction=0.2, testFraction=0.25, groupCol="user"))
     three = [explores.part("train"), explores.part("validation"), grouped.part("test")]
     users = [{r[0] for r in part.select("user").distinct().collect()} for part in three]
     assert sum(map(len, users)) == len(set.union(*users)) == 150

@@ -19,10 +19,11 @@ from pyspark.ml.regression import DecisionTreeRegressor, LinearRegression
 from pyspark.sql import DataFrame, SparkSession, functions as F
 
 from sparkdiff import InputError, Search, uniform
-from sparkdiff.data.splits import TEST, TRAIN, VALIDATION
+from sparkdiff.data.splits import SPLIT, TEST, TRAIN, VALIDATION
 from sparkdiff.proof.decision import FINALISTS
 from sparkdiff.tuning.search import procedure
-from sparkdiff.tuning.search.splitting import Divided, SearchSplit, dealt, divided
+from sparkdiff.tuning.search.settings import Settings
+from sparkdiff.tuning.search.splitting import Divided, dealt, divided
 
 pytestmark = pytest.mark.once  # the engine below has its tests on each stack
 N = 1800
@@ -69,7 +70,7 @@ def same(one: Any, other: Any) -> None:
 def test_no_row_is_in_two_parts(data: DataFrame, by: dict[str, str], folds: int) -> None:
     """Though a column is another one at each reading."""
     new = F.udf(lambda: str(uuid.uuid4())).asNondeterministic()
-    split = SearchSplit(0.2, 0.2, folds=folds, **by)  # type: ignore[arg-type]
+    split = Settings(validationFraction=0.2, testFraction=0.2, numFolds=folds, **by)  # type: ignore[arg-type]
     whole, division = divided(data.select("id", "user", "when").withColumn("token", new()), split)
     whole.cache()
 
@@ -88,7 +89,7 @@ def test_no_row_is_in_two_parts(data: DataFrame, by: dict[str, str], folds: int)
         held.append(own)
         if "timeCol" in by:
             assert max(fits) < min(own) and (not folds or fits == {*range(min(own))})
-            assert 10 <= part.fresh().select("__sparkdiff_block").distinct().count() <= 50
+            assert 10 <= part.rows.where(F.col(SPLIT) == TEST).select("__sparkdiff_block").distinct().count() <= 50
         else:
             assert fits | own == {*range(N)} or fits == train
         if "groupCol" in by:
@@ -116,7 +117,7 @@ def test_each_fold_is_proven_by_models_of_the_other_rows_and_all_rows_fit_what_s
         return fitted(task, trial, rows)
 
     def compared(winner: Any, default: Any, rows: Divided, *given: Any, **more: Any) -> Any:
-        proven.append({r[0] for r in rows.fresh().select("id").collect()})
+        proven.append({r[0] for r in rows.part(TEST).select("id").collect()})
         return compare(winner, default, rows, *given, **more)
 
     monkeypatch.setattr(procedure, "_fitted", seen)

@@ -20,7 +20,7 @@ def told(*, gone: bool = False, **given: Any) -> Told:
     table, _ = table_of(rows=60)
     grown = dataclasses.replace(Grown((), table, (), "it stopped"), **given)
     lost: Any = ("a member",) if gone else ()
-    return Told(GrowthSettings(), grown, lost, Serving(1.0, 2.0, "LinearRegressionModel", 1, 6), ())
+    return Told(GrowthSettings(), grown, lost, Serving(1.0, 2.0, "LinearRegressionModel", 1, 6))
 
 
 @pytest.mark.parametrize(

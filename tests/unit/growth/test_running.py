@@ -36,50 +36,50 @@ def kind(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_items_gain_and_results_are_in_the_order_of_the_list(tmp_path: Path) -> None:
-    times: list[running.Times] = []
-    found = rounds_of(tmp_path, [ITEMS], times=times)[0]
+    found = rounds_of(tmp_path, [ITEMS])[0]
     assert [f.item for f in found] == ITEMS
     assert all(f.part is not None and f.gains.shape[0] == f.item.epochs and f.seconds > 0 for f in found)
-    assert [name for name, _ in times[0].items] == [i.name for i in ITEMS]
-    assert times[0].idle == pytest.approx(0, abs=0.01)
     assert torch.get_num_threads() >= 1
 
 
 def test_a_round_that_is_there_is_not_trained_again(tmp_path: Path) -> None:
-    times: list[running.Times] = []
-    first, second = (rounds_of(tmp_path, [ITEMS], times=times)[0] for _ in range(2))
+    trained: list[int] = []
+    first, second = (rounds_of(tmp_path, [ITEMS], trained=trained)[0] for _ in range(2))
     assert bits(first) == bits(second)
-    assert times[1].items == ()
+    assert trained == [6, 0]
 
 
 def test_a_growth_trains_only_what_an_earlier_one_has_not(tmp_path: Path) -> None:
     """Also where time was over for some items; another item, and the same one from another margin, are trained."""
     alone = rounds_of(tmp_path / "alone", [ITEMS])[0]
-    memory, times = running.Memory(), list[running.Times]()
-    first = rounds_of(tmp_path / "first", [ITEMS[:2]], times=times, memory=memory)[0]
-    late = rounds_of(tmp_path / "late", [ITEMS], times=times, clock=Clock(0.0), memory=memory)[0]
-    second = rounds_of(tmp_path / "second", [ITEMS], times=times, memory=memory)[0]
-    assert [len(t.items) for t in times] == [2, 0, 4]
+    memory, trained = running.Memory(), list[int]()
+    first = rounds_of(tmp_path / "first", [ITEMS[:2]], trained=trained, memory=memory)[0]
+    late = rounds_of(tmp_path / "late", [ITEMS], trained=trained, clock=Clock(0.0), memory=memory)[0]
+    second = rounds_of(tmp_path / "second", [ITEMS], trained=trained, memory=memory)[0]
+    assert trained == [2, 0, 4]
     assert [f.is_late for f in late] == [False] * 2 + [True] * 4
     assert bits(second) == bits(alone)
     assert bits(first) == bits(alone[:2])
-    rounds_of(tmp_path / "other", [[dataclasses.replace(i, seed=99) for i in ITEMS]], times=times, memory=memory)
-    assert len(times[-1].items) == 6
+    rounds_of(tmp_path / "other", [[dataclasses.replace(i, seed=99) for i in ITEMS]], trained=trained, memory=memory)
+    assert trained[-1] == 6
     table, specification = planted()
     moved = table.at(table.train.margin + 0.1, table.validation.margin)
     original = specification.criterion().score(table.validation.margin, table.validation).blocks
     folder = RunFolder.open(tmp_path / "moved", "run", {}, replace=False)
-    with running.runner(folder, specification, on_times=times.append, memory=memory) as train:
+    counts: list[int] = []
+    with running.runner(
+        folder, specification, memory=memory, on_item=lambda number, done, most: counts.append(done)
+    ) as train:
         train(1, ITEMS, moved, original)
-    assert len(times[-1].items) == 6
+    assert counts == [*range(7)]
 
 
 def test_other_items_or_margins_begin_again(tmp_path: Path) -> None:
-    times: list[running.Times] = []
-    rounds_of(tmp_path, [ITEMS, ITEMS], times=times)
+    trained: list[int] = []
+    rounds_of(tmp_path, [ITEMS, ITEMS], trained=trained)
     other = [dataclasses.replace(i, seed=99) for i in ITEMS]
-    rounds_of(tmp_path, [other], times=times)
-    assert [len(t.items) for t in times] == [6, 6, 6]
+    rounds_of(tmp_path, [other], trained=trained)
+    assert trained == [6, 6, 6]
     assert not (tmp_path / "run" / "round-2").exists(), "later rounds followed from what is gone"
 
 

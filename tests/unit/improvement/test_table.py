@@ -79,7 +79,7 @@ def test_nothing_is_said_of_what_was_not_looked_at() -> None:
     assert "weights and settings are as good" in refused
     assert "form" not in refused
     assert "compute" not in refused
-    assert why_nothing(refit="not tried", grow="failed") == "Nothing could be tried."
+    assert why_nothing(refit="not tried", grow="failed") == "No arm could be tried."
     gained = why.explanation(
         [ROW, BEST | {"arm": "grow", "gain": 0.5}], [{"arm": "grow", "state": "done", "cut": False}],
         metric="poisson", level=0.025, rows=1000, z=5.0, timed=False,
