@@ -15,7 +15,7 @@ from sparkdiff.costs import Cost, cost_of
 from sparkdiff.data.cache import root
 from sparkdiff.data.splits import REFERENCE, Source, find_boundaries, fit_on_training_rows, rule
 from sparkdiff.errors import InputError, check_dataframe, kind_of
-from sparkdiff.fine_tuning.option_params import CheckedParams, listed, with_params
+from sparkdiff.fine_tuning.option_params import CheckedParams, checked, listed, with_params
 from sparkdiff.fine_tuning.procedure import fine_tune
 from sparkdiff.fine_tuning.shared import Shared
 from sparkdiff.fine_tuning.starting_point import starting_point
@@ -110,8 +110,7 @@ class FineTuner(Estimator, CheckedParams, _TunerParams, jvm.Persistent):  # type
         Raises:
             InputError: names every unknown name and every value that can't be.
         """
-        found = Options.of(given)
-        return {name: getattr(found, name) for name in given}
+        return checked(Options, given)
 
     def setPipeline(self, value: Any) -> "FineTuner":
         """Set the pipeline to fine-tune."""

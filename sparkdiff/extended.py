@@ -12,7 +12,7 @@ from sparkdiff.costs import Cost
 from sparkdiff.data.splits import Source
 from sparkdiff.errors import InputError, check_dataframe
 from sparkdiff.estimator import FineTuner, FineTunerModel
-from sparkdiff.fine_tuning.option_params import listed
+from sparkdiff.fine_tuning.option_params import checked, listed
 from sparkdiff.fine_tuning.values import Outcome
 from sparkdiff.options import Options
 from sparkdiff.pipeline.nesting import plain
@@ -23,11 +23,6 @@ def _names(settings: type) -> tuple[str, ...]:
     return tuple(field.name for field in dataclasses.fields(settings))
 
 
-def _defaults(settings: type) -> dict[str, Any]:
-    made = settings()
-    return {name: listed(getattr(made, name)) for name in _names(settings)}
-
-
 class _OwnParams(Params):
     """The settings as Params."""
 
@@ -36,7 +31,8 @@ class _OwnParams(Params):
 
     def _setDefaults(self) -> Any:
         super()._setDefaults()  # type: ignore[misc]
-        return self._setDefault(**_defaults(self.SETTINGS))
+        made = self.SETTINGS()
+        return self._setDefault(**{name: listed(getattr(made, name)) for name in _names(self.SETTINGS)})
 
 
 class ExtendedTuner(_OwnParams, FineTuner):
@@ -56,8 +52,8 @@ class ExtendedTuner(_OwnParams, FineTuner):
 
     def _run(self, given: Any, options: Options, sources: Sequence[Source], phases: Phases) -> Outcome:
         if not isinstance(given, Pipeline):  # what is wrong is found before anything is fitted
-            self.DESCRIBE(plain(given), options, self._settings(), sources[0].df)
-        return self.PROCEDURE(given, options, self._settings(), sources, phases)
+            self.DESCRIBE(plain(given), options, self.settings(), sources[0].df)
+        return self.PROCEDURE(given, options, self.settings(), sources, phases)
 
     def _checked(self, given: Mapping[str, Any]) -> dict[str, Any]:
         for name, why in self.WHY_REFUSED.items():
@@ -66,20 +62,17 @@ class ExtendedTuner(_OwnParams, FineTuner):
         own = {name: value for name, value in given.items() if name in _names(self.SETTINGS)}
         others = {name: value for name, value in given.items() if name not in own}
         problems, found = [], dict[str, Any]()
-        for read, part in ((super()._checked, others), (self._checked_settings, own)):
+        for kind, part in ((Options, others), (self.SETTINGS, own)):
             try:
-                found |= read(part)
+                found |= checked(kind, part)
             except InputError as e:
                 problems.append(str(e))
         if problems:
             raise InputError("; ".join(problems))
         return found
 
-    def _checked_settings(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        found = self.SETTINGS.of(given)
-        return {name: getattr(found, name) for name in given}
-
-    def _settings(self) -> Any:
+    def settings(self) -> Any:
+        """The resolved options beside those of fine-tuning."""
         names = _names(self.SETTINGS)
         return self.SETTINGS.of({p.name: v for p, v in self._paramMap.items() if p.name in names})
 
@@ -95,7 +88,7 @@ class ExtendedTuner(_OwnParams, FineTuner):
             raise InputError(
                 f"{given.uid} isn't fitted, and its columns are not known before: explain a fitted pipeline"
             )
-        return self.DESCRIBE(plain(given), self.options(), self._settings(), dataset)
+        return self.DESCRIBE(plain(given), self.options(), self.settings(), dataset)
 
     def cost(self, dataset: DataFrame) -> Cost:
         """Not known: what is tried depends on what is found.

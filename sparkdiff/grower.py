@@ -1,14 +1,11 @@
 """Grower and GrowerModel: growth as a pyspark.ml Estimator and the Model that it returns."""
 
-from typing import ClassVar
-
 from sparkdiff.extended import ExtendedModel, ExtendedTuner
 from sparkdiff.fine_tuning.option_params import with_params
 from sparkdiff.growth.plan import described
 from sparkdiff.growth.settings import FIELDS, GrowthSettings
 from sparkdiff.growth.summary import GrowthSummary
 from sparkdiff.improvement.growing_by_folds import grow_pipeline
-from sparkdiff.report import FineTuningSummary
 
 
 @with_params(FIELDS, setters=True)
@@ -39,10 +36,6 @@ class Grower(ExtendedTuner):
     DESCRIBE = staticmethod(described)
     PROCEDURE = staticmethod(grow_pipeline)
 
-    def growth_settings(self) -> GrowthSettings:
-        """The resolved options of growth."""
-        return self._settings()  # type: ignore[no-any-return]
-
 
 @with_params(FIELDS)
 class GrowerModel(ExtendedModel):
@@ -57,7 +50,7 @@ class GrowerModel(ExtendedModel):
     __module__ = "sparkdiff"
 
     SETTINGS = GrowthSettings
-    SUMMARY: ClassVar[type[FineTuningSummary]] = GrowthSummary
+    SUMMARY = GrowthSummary
 
 
 Grower.MODEL = GrowerModel

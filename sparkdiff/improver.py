@@ -1,7 +1,7 @@
 """Improver and ImproverModel: an improvement as a pyspark.ml Estimator and the Model that it returns."""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 from sparkdiff.extended import ExtendedModel, ExtendedTuner
 from sparkdiff.fine_tuning.option_params import with_params
@@ -12,7 +12,6 @@ from sparkdiff.improvement.procedure import improve_pipeline
 from sparkdiff.improvement.settings import FIELDS, WHY_REFUSED, ImprovementSettings
 from sparkdiff.improvement.summary import ImprovementSummary
 from sparkdiff.options import Options
-from sparkdiff.report import FineTuningSummary
 
 
 @with_params(FIELDS, setters=True)
@@ -45,10 +44,6 @@ class Improver(ExtendedTuner):
     DESCRIBE = staticmethod(described)
     PROCEDURE = staticmethod(improve_pipeline)
 
-    def improvement_settings(self) -> ImprovementSettings:
-        """The resolved options of the improvement."""
-        return self._settings()  # type: ignore[no-any-return]
-
     def _found(self, outcome: Outcome, options: Options, keep: Keep) -> "ImproverModel":
         found: Any = super()._found(outcome, options, keep)
         found.offers = dict(outcome.offers)  # type: ignore[attr-defined]
@@ -72,7 +67,7 @@ class ImproverModel(ExtendedModel):
     __module__ = "sparkdiff"
 
     SETTINGS = ImprovementSettings
-    SUMMARY: ClassVar[type[FineTuningSummary]] = ImprovementSummary
+    SUMMARY = ImprovementSummary
 
     offers: Mapping[str, Any] = {}
 

@@ -267,9 +267,8 @@ def _fetched(folder: Path, key: str, limit: int | None) -> dict[str, Any]:
     """
     stores.fetch(folder / MANIFEST)
     manifest = Manifest.load(folder)
-    pieces = {piece.path: piece for shards in manifest.splits.values() for shard in shards for piece in shard}
-    make_room(folder, sum(piece.bytes for piece in pieces.values()), limit)
-    for name in pieces:
+    make_room(folder, sum(piece.bytes for piece in manifest.pieces.values()), limit)
+    for name in manifest.pieces:
         try:
             stores.fetch(folder / name)
         except OSError as e:

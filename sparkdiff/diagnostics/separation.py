@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sparkdiff.objectives.lbfgs import LBFGS
+from sparkdiff.stages.linear import product
 from sparkdiff.tensors.rows import Rows, SparseRows, matrix, taken, width
 
 LEAST = 30
@@ -185,11 +186,7 @@ def _mean(x: Rows, rows: Tensor) -> Tensor:
 
 
 def _margin(columns: Sequence[Rows], weights: Sequence[Tensor]) -> Tensor:
-    parts = (
-        x.matmul(w[:, None])[:, 0] if isinstance(x, SparseRows) else x @ w
-        for x, w in zip(columns, weights, strict=True)
-    )
-    return torch.stack(list(parts)).sum(0)
+    return torch.stack([product(x, w) for x, w in zip(columns, weights, strict=True)]).sum(0)
 
 
 def _fit(columns: Sequence[Rows], held: Tensor) -> list[Tensor]:

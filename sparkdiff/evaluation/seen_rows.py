@@ -26,10 +26,10 @@ import torch
 from torch import Tensor
 
 from sparkdiff.evaluation import guard
-from sparkdiff.stages.linear import GeneralizedLinearRegression, LinearRegression, LogisticRegression
+from sparkdiff.stages.linear import GeneralizedLinearRegression, LinearRegression, LogisticRegression, product
 from sparkdiff.stages.predictor import Predictor
 from sparkdiff.stages.support_vector import LinearSVC
-from sparkdiff.tensors.rows import Rows, SparseRows
+from sparkdiff.tensors.rows import Rows, SparseRows, squared
 
 LEVEL = 0.01
 SAME = 1e-5
@@ -210,7 +210,7 @@ def p_of_equations(
         slope, curvature = _slopes(head, rows)
         terms = _pulls(head, rows, curvature, b, penalty, columns, combined)
         for i, each in enumerate(combined):
-            terms = terms + slope[:, [i]] * _times(rows.features, each)
+            terms = terms + slope[:, [i]] * product(rows.features, each.T)
         terms = torch.cat([slope[:, fitted], terms], 1) * rows.weight[:, None]
         total, products = total + terms.sum(0), products + terms.T @ terms
     distance, free = _hotelling(total, products, columns.rows)
@@ -239,19 +239,11 @@ def _columns(batches: Callable[[], Iterator[LinearRows]]) -> _Columns:
     n, sums = 0, [torch.zeros((), dtype=torch.float64)] * 5
     for rows in batches():
         x, y, w = rows.features, rows.label, rows.weight
-        new = [w.sum(), _sums(x, w), _sums(_squared(x), w), w @ y, w @ y.square()]
+        new = [w.sum(), _sums(x, w), _sums(squared(x), w), w @ y, w @ y.square()]
         n, sums = n + len(y), [a + b for a, b in zip(sums, new, strict=True)]
     mean, square, label, label_square = (s / sums[0] for s in sums[1:])
     std, label_std = ((b - a.square()).clamp_min(0).sqrt() for a, b in ((mean, square), (label, label_square)))
     return _Columns(n, mean, std, square.sqrt(), label, label_std)
-
-
-def _times(x: Rows, matrix: Tensor) -> Tensor:
-    return x.matmul(matrix) if isinstance(x, SparseRows) else x @ matrix
-
-
-def _squared(x: Rows) -> Rows:
-    return x.with_values(x.values.square()) if isinstance(x, SparseRows) else x.square()
 
 
 def _sums(x: Rows, weight: Tensor) -> Tensor:
@@ -325,7 +317,7 @@ def _pulls(
         return together(ridge + lasso) + of_label
     std, mean = torch.where(columns.std > 0, columns.std, 1.0), columns.mean[:, None]
     by_square = torch.einsum("kp,kpc->pc", ridge + lasso / (2 * std), combined)
-    centred = _times(_squared(rows.features), by_square) - 2 * _times(rows.features, mean * by_square)
+    centred = product(squared(rows.features), by_square.T) - 2 * product(rows.features, (mean * by_square).T)
     return centred + (mean.square() * by_square).sum(0) + together(lasso * std / 2) + of_label
 
 

@@ -42,6 +42,16 @@ class CheckedParams(Params):
         self._set(**{param.name: value})
 
 
+def checked(kind: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of these options of a class, such as Options, converted to their types.
+
+    Raises:
+        InputError: names every unknown name and every value that can't be.
+    """
+    found = kind.of(given)
+    return {name: getattr(found, name) for name in given}
+
+
 def listed(value: Any) -> Any:
     """A tuple as a list, because pyspark's explainParams cannot show tuples."""
     return list(value) if isinstance(value, tuple) else value

@@ -235,7 +235,7 @@ def _fitted(
     _complete(training, run, original)
     fitted = Fitted(
         training.found(network), training.chosen.metric, start.frozen, lost, unsaved, training.cut, wishes,
-        folder, note.shown, training.fallbacks, single, start.recipes, several,
+        folder, note.trainedOn, training.fallbacks, single, start.recipes, several,
     )  # fmt: skip
     return fitted, start, training
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
 from typing import Any
 
 from sparkdiff.data.splits import REFERENCE, SPLITS, VALIDATION
@@ -36,19 +35,12 @@ def summary_of(
     )  # fmt: skip
 
 
-def untrained(
-    kind: type[FineTuningSummary], run: Run, original: Measured, warnings: Sequence[str], reason: str = "",
-    options: Mapping[str, Any] = MappingProxyType({}), **fields: Any,
-) -> Any:  # fmt: skip
-    """The summary of a run that trained nothing, and kept the original.
-
-    Args:
-        options, fields: what other verbs have beside those of a fine-tuning.
-    """
+def untrained(run: Run, original: Measured, warnings: Sequence[str]) -> FineTuningSummary:
+    """The summary of a run that trained nothing, and kept the original."""
     parity = {} if original.parity is None else {"before": dataclasses.asdict(original.parity)}
-    return kind(
-        decision="kept original", reason=reason, z=0.0, p=1.0, records=[], parity=parity, stages={}, warnings=[*warnings],
-        options=shown_options(run.task, run.goal.metric, **options), **facts(run), **measured(original, original), **fields,
+    return FineTuningSummary(
+        decision="kept original", reason="", z=0.0, p=1.0, records=[], parity=parity, stages={}, warnings=[*warnings],
+        options=shown_options(run.task, run.goal.metric), **facts(run), **measured(original, original),
     )  # fmt: skip
 
 

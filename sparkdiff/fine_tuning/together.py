@@ -41,7 +41,8 @@ def members(fits: Sequence[tuple[Any, Options]]) -> list[JointSetting | None]:
             continue
         for group in groups:
             other, first = fits[group[0]]
-            if len(group) < MOST and other is pipeline and _same_but_candidates(first, options):
+            but_candidates = dataclasses.replace(first, **{name: getattr(options, name) for name in CANDIDATES})
+            if len(group) < MOST and other is pipeline and but_candidates == options:
                 group.append(i)
                 break
         else:
@@ -53,7 +54,3 @@ def members(fits: Sequence[tuple[Any, Options]]) -> list[JointSetting | None]:
             for position, i in enumerate(group):
                 out[i] = JointSetting(together, position)
     return out
-
-
-def _same_but_candidates(one: Options, other: Options) -> bool:
-    return dataclasses.replace(one, **{name: getattr(other, name) for name in CANDIDATES}) == other

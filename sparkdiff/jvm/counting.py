@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from py4j.protocol import Py4JError
 from pyspark.sql import SparkSession
 
-from sparkdiff.jvm.sessions import in_process
+from sparkdiff.jvm.sessions import in_process, own_group
 
 GROUP = "spark.jobGroup.id"
 
@@ -22,15 +22,12 @@ def counted(spark: SparkSession) -> Iterator[Callable[[], int | None]]:
         yield lambda: None
         return
     context, group = spark.sparkContext, f"sparkdiff-{uuid.uuid4().hex}"
-    before = context.getLocalProperty(GROUP)
 
     def count() -> int:
         with contextlib.suppress(Py4JError):  # what the tracker has not heard yet
             context._jsc.sc().listenerBus().waitUntilEmpty()  # type: ignore[attr-defined]
         return len(context.statusTracker().getJobIdsForGroup(group))
 
-    context.setLocalProperty(GROUP, group)
-    try:
+    with own_group(spark):
+        context.setLocalProperty(GROUP, group)
         yield count
-    finally:
-        context.setLocalProperty(GROUP, before)  # type: ignore[arg-type]

@@ -105,7 +105,7 @@ def check_writable(option: str, given: str, url: str) -> None:
     folder that is created for it is removed again."""
     try:
         with in_store(url) as (system, path):
-            made, above = [_beside(path, f".sparkdiff-{uuid.uuid4().hex[:8]}")], path
+            made, above = [java_files().Path(path, f".sparkdiff-{uuid.uuid4().hex[:8]}")], path
             while above is not None and not system.exists(above):
                 made, above = [*made, above], above.getParent()
             if not system.mkdirs(made[0]):
@@ -115,7 +115,3 @@ def check_writable(option: str, given: str, url: str) -> None:
                     system.delete(folder, False)
     except StoreError as e:
         raise InputError(f"{option}={given!r} cannot be used: {e.strerror}; choose a folder that can be written") from e
-
-
-def _beside(folder: Any, name: str) -> Any:
-    return java_files().Path(folder, name)

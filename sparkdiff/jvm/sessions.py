@@ -308,7 +308,7 @@ def within(seconds: float | None) -> Iterator[None]:
     watcher = threading.Thread(target=watch, name="sparkdiff-within", daemon=True)
     watcher.start()
     try:
-        with _own_group(spark), cancellable(spark, tag):
+        with own_group(spark), cancellable(spark, tag):
             yield
     except Exception as e:  # Spark's own, or one of ours that tells of it
         if late.is_set():
@@ -322,7 +322,7 @@ def within(seconds: float | None) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _own_group(spark: SparkSession) -> Iterator[None]:
+def own_group(spark: SparkSession) -> Iterator[None]:
     """After this context, the jobs of this thread belong to the group that they belonged to before."""
     names = ("spark.jobGroup.id", "spark.job.description", "spark.job.interruptOnCancel") if in_process(spark) else ()
     before: Any = {name: spark.sparkContext.getLocalProperty(name) for name in names}

@@ -11,7 +11,6 @@ import errno
 import functools
 import os
 import shutil
-import uuid
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from pyspark import SparkContext
 from sparkdiff.errors import InputError, StoreError
 from sparkdiff.jvm.hadoop import URL, as_store_error, in_store, java_classes, java_files, opened
 from sparkdiff.jvm.sessions import SparkError, in_process, session
-from sparkdiff.machine import paths, processes
+from sparkdiff.machine import paths, processes, whole
 
 NO_HOST = "-"
 """In the tree of working copies, the name of the host of a URL that has none."""
@@ -102,7 +101,7 @@ def fetch(path: Path) -> Path:
     if (url := url_of(path)) is not None:
         system, there, _ = opened(url)
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        part = path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}")  # whoever finds the copy takes it for whole
+        part = whole.hidden(path)  # whoever finds the copy takes it for whole
         try:
             with as_store_error(url):
                 system.copyToLocalFile(False, there, java_files().Path(f"file://{part}"), True)
@@ -160,7 +159,7 @@ def send(path: Path) -> None:
             system.mkdirs(there.getParent())
             system.copyFromLocalFile(False, True, here, there)
             return
-        part = java.Path(there.getParent(), f".{there.getName()}-{uuid.uuid4().hex[:8]}")
+        part = java.Path(there.getParent(), whole.hidden(path).name)
         try:
             system.copyFromLocalFile(False, True, here, part)
             _replace(system, part, there, settings)

@@ -19,7 +19,7 @@ from sparkdiff.stages.base import StageModule
 from sparkdiff.stages.fields import FieldReader
 from sparkdiff.stages.forest import Trees
 from sparkdiff.stages.predictor import Predictor
-from sparkdiff.tensors.rows import Rows, SparseRows, width
+from sparkdiff.tensors.rows import Rows, SparseRows, shape, width
 
 
 class Network(nn.Module):
@@ -135,7 +135,7 @@ class Network(nn.Module):
         Raises:
             InputError: an input is missing; names the stage that needs it.
         """
-        for i in self._schedule(tuple(wanted), frozenset(values)):
+        for i in self.schedule(wanted, values):
             vertex, routed = self.graph.vertices[i], values.get((LEAVES, i))
             module = self.module(i)
             if isinstance(routed, Tensor) and isinstance(module, Trees):
@@ -152,7 +152,7 @@ class Network(nn.Module):
             except (RuntimeError, IndexError) as e:
                 if not explain or isinstance(e, torch.OutOfMemoryError):
                     raise
-                shapes = ", ".join(f"{self.graph.name(v)!r} {_shape(values[v])}" for v in vertex.reads)
+                shapes = ", ".join(f"{self.graph.name(v)!r} {shape(values[v])}" for v in vertex.reads)
                 raise InputError(f"{vertex.uid} can't compute on columns of these shapes: {shapes} ({e})") from e
             self._put(i, out, values)
 
@@ -187,18 +187,18 @@ class Network(nn.Module):
             self.run(values, [r for r in reads if r not in values])
             values[v] = self.trees()[v[1]].route(values[reads[0]])
 
-    def _schedule(self, wanted: tuple[Version, ...], given: frozenset[Version]) -> list[int]:
+    def schedule(self, wanted: Iterable[Version], given: Iterable[Version] = ()) -> list[int]:
         """Positions to compute, in order; stored, because they are the same for every batch."""
-        key = (wanted, given)
+        key = tuple(wanted), frozenset(given)
         if key not in self._schedules:
             needed: set[int] = set()
-            stack = [v for v in wanted if v not in given]
+            stack = [v for v in key[0] if v not in key[1]]
             while stack:
                 _, i = stack.pop()
                 if i in self.positions and i not in needed:
                     needed.add(i)
-                    if (LEAVES, i) not in given:
-                        stack += [v for v in self.graph.vertices[i].reads if v not in given]
+                    if (LEAVES, i) not in key[1]:
+                        stack += [v for v in self.graph.vertices[i].reads if v not in key[1]]
             self._schedules[key] = sorted(needed)
         return self._schedules[key]
 
@@ -257,10 +257,6 @@ def _flags(column: Any, name: str) -> Tensor:
         shape = tuple(column.shape) if isinstance(column, Tensor) else type(column).__name__
         raise InputError(f"column {name!r} must be a boolean tensor (n,), got {shape}")
     return column.bool()
-
-
-def _shape(column: Rows) -> tuple[int, ...]:
-    return tuple(column.shape) if isinstance(column, Tensor) else (len(column), column.width)
 
 
 def _outside(column: Rows, single: bool) -> Tensor:

@@ -119,7 +119,7 @@ def export(
     if not network.outputCols:
         raise InputError("no stage of this pipeline is translated: see sparkdiff.plan(model) for the reasons")
     wanted = wanted_of(network, outputCols)
-    positions = needed(network, wanted)
+    positions = network.schedule(wanted)
     reads = [v for v in network.reads if any(v in network.graph.vertices[i].reads for i in positions)]
     written = Written(network, wanted, widths_of(network, reads, schema, dict(widths or {})))
     described = dataclasses.replace(written.described, path=str(path))
@@ -181,7 +181,7 @@ class Written:
         self.columns: dict[str, list[ExportedColumn]] = {"input": [], "output": []}
         self.values: dict[Version, Value] = {}
         self.shown: dict[Version, str] = {}
-        self.positions = needed(network, self.wanted)
+        self.positions = network.schedule(wanted)
         note_readers(network.graph, self.positions)
         for i in self.positions:
             self._add(i)
@@ -291,18 +291,6 @@ class Written:
         self.infos["output"].append(g.onnx.helper.make_tensor_value_info(name, g.type_of(value.kind), shape))
         self.columns["output"].append(ExportedColumn(name, kind, value.width))
         return name
-
-
-def needed(network: Network, wanted: Sequence[Version]) -> list[int]:
-    """The positions of the translated stages that these versions depend on, in order."""
-    found: set[int] = set()
-    stack = [i for _, i in wanted]
-    while stack:
-        i = stack.pop()
-        if i in network.positions and i not in found:
-            found.add(i)
-            stack += [p for _, p in network.graph.vertices[i].reads]
-    return sorted(found)
 
 
 __all__ = ["ExportedColumn", "ExportedModel", "export"]

@@ -21,13 +21,7 @@ from sparkdiff.stages.indexing import VectorIndexer
 from sparkdiff.stages.interaction import Interaction
 from sparkdiff.stages.projection import DCT, PCA
 from sparkdiff.stages.scaling import MaxAbsScaler, MinMaxScaler, RobustScaler, StandardScaler
-from sparkdiff.stages.selecting import (
-    ChiSqSelector,
-    UnivariateFeatureSelector,
-    VarianceThresholdSelector,
-    VectorSizeHint,
-    VectorSlicer,
-)
+from sparkdiff.stages.selecting import Selector, VectorSizeHint, VectorSlicer
 from sparkdiff.stages.targets import TargetEncoder
 from sparkdiff.stages.text import IDF
 from sparkdiff.stages.weighing import ElementwiseProduct, Normalizer
@@ -71,7 +65,7 @@ def assembled(g: GraphWriter, m: VectorAssembler, xs: Sequence[Value], nulls: Nu
     return (g.beside(xs),)
 
 
-@writes(ChiSqSelector, UnivariateFeatureSelector, VarianceThresholdSelector, VectorSlicer)
+@writes(Selector, VectorSlicer)
 def selected(g: GraphWriter, m: Any, xs: Sequence[Value], nulls: Nulls) -> tuple[Value, ...]:
     [x] = xs
     if len(m.indices) and int(m.indices.max()) >= x.width:

@@ -14,7 +14,7 @@ from sparkdiff.serving.request_values import WHOLE, InputColumn, shown, typed
 from sparkdiff.serving.requests import DictRows, RequestTable, is_twofold, numbers, objects, spelled, value_of
 from sparkdiff.serving.text.base import BadValueError, TextStage, as_objects
 from sparkdiff.stages.base import StageModule
-from sparkdiff.tensors.rows import Rows, SparseRows, width
+from sparkdiff.tensors.rows import Rows, shape, width
 
 NOWHERE = -1
 """The place of a value that nobody reads."""
@@ -246,7 +246,7 @@ def run(steps: Iterable[Any], values: Values, dropping: Collection[str] = ()) ->
         ) as e:  # fmt: skip
             if isinstance(e, torch.OutOfMemoryError):
                 raise
-            shapes = ", ".join(f"{c!r} {_shape(values[i])}" for c, i in zip(step.columns, step.reads, strict=False))
+            shapes = ", ".join(f"{c!r} {shape(values[i])}" for c, i in zip(step.columns, step.reads, strict=False))
             raise InputError(f"{step.uid} can't compute on columns of these shapes: {shapes} ({e})") from e
     return values
 
@@ -256,12 +256,6 @@ FLOATS = frozenset(("", "double", "float"))
 LONG = (1 << 63) - 1
 """Integers beyond it may be beyond a double, too."""
 NULL, THERE = torch.tensor([True]), torch.tensor([False])
-
-
-def _shape(column: Any) -> tuple[int, ...]:
-    if isinstance(column, SparseRows):
-        return len(column), column.width
-    return tuple(column.shape) if isinstance(column, Tensor) else (len(column),)
 
 
 def width_wanted(module: StageModule) -> int:

@@ -309,8 +309,7 @@ class TorchTransformer(Transformer, Holder, jvm.Persistent):
     def setDevice(self, value: str) -> "TorchTransformer":
         if value not in DEVICES:
             raise InputError(f"device={value!r} must be one of {', '.join(map(repr, DEVICES))}")
-        self._set(device=value)
-        return self
+        return self._set(device=value)
 
     def getDevice(self) -> str:
         return self.getOrDefault(self.device)

@@ -10,7 +10,7 @@ from sparkdiff.stages.base import parameter, register, tensor
 from sparkdiff.stages.linear import coefficient_units, product
 from sparkdiff.stages.predictor import LeastSquares, Predictor, ProbabilisticClassifier
 from sparkdiff.stages.trainable import FeatureStats, LabelStats
-from sparkdiff.tensors.rows import Rows, SparseRows, on_gpu
+from sparkdiff.tensors.rows import Rows, SparseRows, on_gpu, squared
 
 
 class Factorized(Predictor):
@@ -36,7 +36,7 @@ class Factorized(Predictor):
     def margin(self, x: Rows) -> Tensor:  # type: ignore[override]  # (n, d) -> (n,)
         out = self.intercept + product(x, self.linear)
         if torch.is_grad_enabled() or on_gpu(out):  # a GPU adds up in its own order anyway
-            total, squares = product(x, self.factors.T), product(_squared(x), (self.factors * self.factors).T)
+            total, squares = product(x, self.factors.T), product(squared(x), (self.factors * self.factors).T)
             return out + 0.5 * (total * total - squares).sum(1)
         # What is left of two large squares depends on each rounding: Spark's order of operations, factor by factor.
         for factor in self.factors.T:
@@ -83,7 +83,3 @@ class FMClassification(Factorized, ProbabilisticClassifier):
     def raw_and_probability(self, margin: Tensor) -> tuple[Tensor, Tensor]:
         one = 1 / (1 + torch.exp(-margin))  # by Spark's order of operations: p[0] = 1 - p[1]
         return torch.stack([-margin, margin], 1), torch.stack([1 - one, one], 1)
-
-
-def _squared(x: Rows) -> Rows:
-    return x.with_values(x.values * x.values) if isinstance(x, SparseRows) else x * x

@@ -268,7 +268,7 @@ class LogisticRegression(MatrixProduct, ProbabilisticClassifier):
 
     def skipped(self) -> Tensor | None:
         """Which coefficients Spark doesn't store, as `coefficientMatrix`; None where it stores all."""
-        unstored = self._buffers.get("unstored")  # a module that was saved before has no such buffer
+        unstored = self._buffers["unstored"]
         return None if unstored is None else unstored & (self.coefficientMatrix == 0)
 
     @property

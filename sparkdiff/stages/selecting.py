@@ -46,27 +46,15 @@ class Selection(Affine):
         return with_buffers(self, indices=place.index_select(0, kept)), kept
 
 
+@register("pyspark.ml.feature.ChiSqSelectorModel")
+@register("pyspark.ml.feature.UnivariateFeatureSelectorModel")
+@register("pyspark.ml.feature.VarianceThresholdSelectorModel")
 class Selector(Selection):
     """The features that a fitted selector has kept, in ascending order."""
 
     @classmethod
     def from_spark(cls, stage: Any) -> "Selector":
         return cls(stage.uid, sorted(stage.selectedFeatures))
-
-
-@register("pyspark.ml.feature.ChiSqSelectorModel")
-class ChiSqSelector(Selector):
-    """The features chosen by chi-squared tests."""
-
-
-@register("pyspark.ml.feature.UnivariateFeatureSelectorModel")
-class UnivariateFeatureSelector(Selector):
-    """The features chosen by chi-squared, ANOVA or F tests."""
-
-
-@register("pyspark.ml.feature.VarianceThresholdSelectorModel")
-class VarianceThresholdSelector(Selector):
-    """The features whose variance is above a threshold."""
 
 
 @register("pyspark.ml.feature.VectorSlicer")

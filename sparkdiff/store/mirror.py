@@ -11,15 +11,6 @@ PERIOD = 1.0
 """Seconds between two looks for changed files."""
 
 
-def _lasting(path: Path, folder: Path) -> bool:
-    """Whether a file is of use to a later process: no temporary file, and none that starts a process. An older checkpoint is, as
-    some stores replace a file by deleting it first.
-    """
-    parts = path.relative_to(folder).parts
-    own = any(part.startswith(".") for part in parts) or parts[0].startswith("attempt-")
-    return path.is_file() and not own
-
-
 _ROOTS: set[Path] = set()
 
 
@@ -125,8 +116,12 @@ class Mirror:
         return {path: state for path, state in seen if state is not None}
 
     def _found_at(self, path: Path) -> tuple[int, int, int] | None:
+        # Of use to a later process is no temporary file, and none that starts a process. An older checkpoint is, as some stores
+        # replace a file by deleting it first.
+        parts = path.relative_to(self.folder).parts
+        passing = any(part.startswith(".") for part in parts) or parts[0].startswith("attempt-")
         try:
-            if _lasting(path, self.folder):
+            if path.is_file() and not passing:
                 state = path.stat()
                 return state.st_mtime_ns, state.st_size, state.st_ino
         except OSError:  # gone meanwhile

@@ -8,9 +8,11 @@ import shutil
 import uuid
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+
+from typing_extensions import Self
 
 from sparkdiff.errors import InputError
 from sparkdiff.jvm import stores
@@ -39,6 +41,25 @@ UNTOLD = "can't be told"
 
 class NotResumable(UserWarning):
     """A run was not resumed, because a part of the request cannot be identified."""
+
+
+@dataclass(frozen=True)
+class FolderNote:
+    """What a file of JSON in the folder of a run says, by its name; a resumed run reads it."""
+
+    FILE: ClassVar[str]
+
+    @classmethod
+    def read(cls, folder: Path) -> Self | None:
+        """The note of a run; None if there is none, or it is damaged."""
+        try:
+            return cls(**json.loads((folder / cls.FILE).read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            return None
+
+    def write(self, folder: Path) -> None:
+        with contextlib.suppress(OSError):  # without it, a resumed run chooses again
+            write_bytes(folder / self.FILE, json.dumps(asdict(self)).encode())
 
 
 def untold(why: str) -> str:

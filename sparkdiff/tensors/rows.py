@@ -179,6 +179,13 @@ def width(x: Rows) -> int:
     return x.width if isinstance(x, SparseRows) else x.shape[1] if x.ndim == 2 else 1
 
 
+def shape(x: Rows | Sequence[object]) -> tuple[int, ...]:
+    """The shape of a column of numbers, of sparse rows, or of objects."""
+    if isinstance(x, SparseRows):
+        return len(x), x.width
+    return tuple(x.shape) if isinstance(x, Tensor) else (len(x),)
+
+
 def matrix(x: Tensor) -> Tensor:
     """A scalar (n,) as (n, 1)."""
     return x[:, None] if x.ndim == 1 else x
@@ -187,6 +194,11 @@ def matrix(x: Tensor) -> Tensor:
 def scaled(x: Rows, factor: Tensor) -> Rows:
     """Each feature multiplied by its factor (d,); sparse rows stay sparse."""
     return x.with_values(x.values * factor[x.indices]) if isinstance(x, SparseRows) else x * factor
+
+
+def squared(x: Rows) -> Rows:
+    """Each entry multiplied by itself; sparse rows stay sparse."""
+    return x.with_values(x.values * x.values) if isinstance(x, SparseRows) else x * x
 
 
 def taken(x: Rows, rows: Tensor) -> Rows:

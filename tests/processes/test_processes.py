@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -279,7 +280,8 @@ def test_torchrun_starts_a_prepared_attempt(fit: Fit, tmp_path: Path, monkeypatc
     alone = files.load(kept["folder"].state)
     kept["folder"].state.unlink()
     here = kept["folder"].attempt()
-    launch._equip(here, kept["assignment"])
+    sent = replace(kept["assignment"], network=kept["assignment"].network.without_spark())
+    launch.equip(here, sent, sent.options.loss, "sparkdiff.training.distributed.worker")
     command = [
         sys.executable,
         "-m",

@@ -271,7 +271,12 @@ class Stream:
         chunk = max(1, chunk_bytes * min(team[1], len(every)) // (batchSize * row_bytes))
         with ExitStack() as opened:
             if self.resident:
-                source = from_memory(self._table_here(name, shards, team), sizes, orders, parts)
+                table = self._once(
+                    name,
+                    team,
+                    lambda: placed.here(self._divided(name, self._origin._table(name, shards, team)), self.place),
+                )
+                source = from_memory(table, sizes, orders, parts)
             elif self.inMemory:
                 source = from_memory(self._origin._table(name, shards, team), sizes, orders, parts)
             else:
@@ -293,6 +298,7 @@ class Stream:
         self, name: str, source: Source, pieces: Iterator[tuple[int, Rows]], parts: list[ShardPart]
     ) -> Iterator[tuple[Batch, tuple[int, list[int]]]]:
         """The rows of consecutive steps, given the first of them and the bounds of each shard, and the rows of each step."""
+        dtypes = {c.name: c.dtype if c.dtype != torch.float64 else self.place.dtype for c in self.columns}
         for first, ends in pieces:
             counts = ends[:, 1:] - ends[:, :-1]
             own, end = own_rows(counts, parts)
@@ -306,7 +312,10 @@ class Stream:
                 else:
                     gathered = (self._staging.gather if self._staging is not None else take)(table, numbers)
             del table
-            gathered = _widened(gathered, self.columns, self.place)
+            gathered = {
+                n: x.with_values(x.values.to(dtypes[n])) if isinstance(x, SparseRows) else x
+                for n, x in gathered.items()
+            }
             if not self.resident:
                 gathered = self._divided(name, gathered)
             if self.place.on_cpu and not self.place.plain:
@@ -318,12 +327,6 @@ class Stream:
         if name in self.manifest.weights and isinstance(weight := batch["weight"], Tensor):
             return {**batch, "weight": divided(weight, self.manifest.weights[name])}
         return batch
-
-    def _table_here(self, name: str, shards: list[list[CachedFile]], team: tuple[int, int]) -> Batch:
-        """All rows of the rank's shards at the place, copied once."""
-        return self._once(
-            name, team, lambda: placed.here(self._divided(name, self._origin._table(name, shards, team)), self.place)
-        )
 
     def _files(
         self, opened: ExitStack, shards: list[list[CachedFile]], orders: list[Order], parts: list[ShardPart], *, again: bool
@@ -352,12 +355,6 @@ class Stream:
             self._tables.pop(name, None)
             self._tables[name] = *team, make()
         return self._tables[name][2]
-
-
-def _widened(batch: Batch, columns: Sequence[BatchColumn], place: Place) -> Batch:
-    """The batch with the columns' own dtypes."""
-    own = {column.name: column.dtype if column.dtype != torch.float64 else place.dtype for column in columns}
-    return {n: x.with_values(x.values.to(own[n])) if isinstance(x, SparseRows) else x for n, x in batch.items()}
 
 
 def _resolve(backend: str, manifest: Manifest) -> str:

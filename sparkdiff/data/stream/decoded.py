@@ -143,9 +143,8 @@ class Decoded:
     def _begin(self) -> Scratch:
         manifest = self.files.manifest
         dense = sum(column.row_bytes for column in manifest.columns)
-        pieces = {p.path: p for shards in manifest.splits.values() for shard in shards for p in shard}.values()
         self._room = SHARE * shutil.disk_usage(manifest.folder).free
-        size = sum(max(piece.rows * dense, piece.bytes) for piece in pieces)
+        size = sum(max(piece.rows * dense, piece.bytes) for piece in manifest.pieces.values())
         if size > self._room:
             raise OSError("there is too little room")
         return Scratch(manifest.folder, direct=size > LARGE * memory.total())

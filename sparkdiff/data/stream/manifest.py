@@ -133,6 +133,11 @@ class Manifest:
             if unsafe := [piece.path for shard in shards for piece in shard if not _PATH.fullmatch(piece.path)]:
                 raise ValueError(f"{unsafe[0]!r} is not a plain path inside the cache")
 
+    @property
+    def pieces(self) -> dict[str, CachedFile]:
+        """Every file of the splits by its path; one may be in several."""
+        return {piece.path: piece for shards in self.splits.values() for shard in shards for piece in shard}
+
     def file(self, piece: CachedFile) -> Path:
         """The piece's file: inside the folder, of the right size, and a file (a folder Petastorm would unpickle)."""
         path = self.folder / piece.path
@@ -150,7 +155,7 @@ class Manifest:
         Raises:
             DamagedCacheError: a file is missing or changed.
         """
-        pieces = [piece for shards in self.splits.values() for shard in shards for piece in shard]
+        pieces = self.pieces.values()
         paths = [self.file(piece) for piece in pieces]  # sizes first: they cost nothing
         for piece, path in zip(pieces, paths, strict=True):
             if sha256_of(path) != piece.sha256:

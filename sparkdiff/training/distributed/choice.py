@@ -4,8 +4,6 @@ All processes take the same kind of device. What `auto` has timed is kept in the
 of the same name read instead of timing again; so is the device's name, for the summary.
 """
 
-import contextlib
-import json
 import math
 import os
 import socket
@@ -20,12 +18,11 @@ import torch
 
 from sparkdiff.errors import InputError, SparkdiffError
 from sparkdiff.options import Options
-from sparkdiff.store import files
+from sparkdiff.store.run_folder import FolderNote
 from sparkdiff.tensors.device import Place, gpus, module_of, place
 from sparkdiff.tensors.team import Team, tells_of_another
 from sparkdiff.training.ongoing import Training
 
-FILE = "device.json"
 WARM, TIMED = 8, 32
 """Steps of a place that are not timed, as the first ones load and compile, and that are; fewer of a short training."""
 
@@ -35,35 +32,20 @@ class TimingError(SparkdiffError):
 
 
 @dataclass(frozen=True)
-class Note:
-    """What the run's folder says about its device.
+class Note(FolderNote):
+    """What the run's folder says about its device; there is none in a run that found no GPU.
 
     Attributes:
-        kind: `cpu` or `cuda`.
-        shown: the device as the summary names it.
-        milliseconds: of a step, by kind of device; empty if nothing was timed.
+        device: `cpu` or `cuda`.
+        trainedOn: the device as the summary names it.
+        millisecondsPerStep: by kind of device; empty if nothing was timed.
     """
 
-    kind: str = "cpu"
-    shown: str = "cpu"
-    milliseconds: Mapping[str, float] = field(default_factory=dict)
+    FILE = "device.json"
 
-    @staticmethod
-    def read(folder: Path | None) -> "Note | None":
-        """The note of a run; None if there is none, as in a run that found no GPU."""
-        if folder is None:
-            return None
-        try:
-            content = json.loads((folder / FILE).read_text(encoding="utf-8"))
-            steps = {str(k): float(v) for k, v in content["millisecondsPerStep"].items()}
-            return Note(str(content["device"]), str(content["trainedOn"]), steps)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            return None
-
-    def write(self, folder: Path) -> None:
-        content = {"device": self.kind, "trainedOn": self.shown, "millisecondsPerStep": self.milliseconds}
-        with contextlib.suppress(OSError):  # without it, a resumed run chooses again
-            files.write_bytes(folder / FILE, json.dumps(content).encode())
+    device: str = "cpu"
+    trainedOn: str = "cpu"
+    millisecondsPerStep: Mapping[str, float] = field(default_factory=dict)
 
 
 def chosen(
@@ -81,12 +63,12 @@ def chosen(
         TimingError: training failed on this process's GPU, where there are several.
     """
     local = int(os.environ.get("LOCAL_RANK", "0")) if team.world > 1 else 0
-    note = Note.read(folder)
+    note = None if folder is None else Note.read(folder)
     kinds = [options.device] if options.device != "auto" else _seen(team, note)
     places = [place(kind, options.precision, local) for kind in kinds]
     if not all(p.on_cpu for p in places):
         team = _joined(team, next(p for p in places if not p.on_cpu), options.timeout, say)
-    best, milliseconds = places[0], {} if note is None or options.device != "auto" else note.milliseconds
+    best, milliseconds = places[0], {} if note is None or options.device != "auto" else note.millisecondsPerStep
     if len(places) > 1:
         seconds, failed = _seconds(places, timed, team)
         best = places[0] if failed else places[seconds.index(min(seconds))]
@@ -109,7 +91,7 @@ def _seen(team: Team, note: Note | None) -> list[str]:
     """The kinds of device to choose from, the same in all processes: the CPU where one of them sees no GPU, else the one that is
     known to be faster, else both.
     """
-    known = note.kind if note is not None and note.milliseconds and team.rank == 0 else ""
+    known = note.device if note is not None and note.millisecondsPerStep and team.rank == 0 else ""
     votes = torch.tensor([gpus() > 0, known == "cpu", known == "cuda"], dtype=torch.float64)
     team.sum_(votes)
     see, cpu, cuda = votes.tolist()

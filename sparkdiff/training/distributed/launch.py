@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from sparkdiff import jvm
@@ -233,12 +232,6 @@ def on_this_machine(localMode: str) -> bool:
     return master == "local" or master.startswith("local[")  # local-cluster is not
 
 
-def _equip(here: Path, assignment: Assignment) -> None:
-    """Write the files that the processes need to the folder of an attempt."""
-    sent = replace(assignment, network=assignment.network.without_spark())
-    equip(here, sent, sent.options.loss, "sparkdiff.training.distributed.worker")
-
-
 def _attempt(assignment: Assignment, folder: RunFolder, *, gpus: bool) -> "Attempt":
     """An attempt that can be started: its files are written, and the cluster was looked at.
 
@@ -256,7 +249,9 @@ def _attempt(assignment: Assignment, folder: RunFolder, *, gpus: bool) -> "Attem
         needed = check_limit(manifest, o.processes, o.localCacheLimit, assignment.cache)
     with files.room("the files that start the processes", folder.path, ROOM):
         here = folder.attempt()
-        _equip(here, replace(assignment, cache=CACHE) if remote else assignment)
+        cache = CACHE if remote else assignment.cache
+        sent = replace(assignment, network=assignment.network.without_spark(), cache=cache)
+        equip(here, sent, o.loss, "sparkdiff.training.distributed.worker")
         if folder.lease is not None:
             folder.lease.pass_on(here)
     if not local:

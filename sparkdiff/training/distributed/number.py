@@ -5,19 +5,15 @@ nothing is assumed: a step is timed in this process and, where several could sav
 What the clock decided is kept in the run's folder, which a resumed run reads: it trains in as many processes as before.
 """
 
-import contextlib
-import json
 import math
 import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 
 from sparkdiff.errors import InputError
-from sparkdiff.store import files
+from sparkdiff.store.run_folder import FolderNote
 
 AUTO = "auto"
-FILE = "processes.json"
 STARTING = 15.0
 """Seconds that starting several processes takes: each imports torch, and they find each other."""
 WORTH = 1.1
@@ -25,7 +21,7 @@ WORTH = 1.1
 
 
 @dataclass(frozen=True)
-class ProcessNumber:
+class ProcessNumber(FolderNote):
     """
     Attributes:
         number: of processes.
@@ -33,22 +29,11 @@ class ProcessNumber:
         milliseconds: of a step, by the number of processes that were timed.
     """
 
+    FILE = "processes.json"
+
     number: int
     why: str
     milliseconds: dict[str, float]
-
-    @staticmethod
-    def read(folder: Path) -> "ProcessNumber | None":
-        """The choice of a run; None if it has made none."""
-        try:
-            content = json.loads((folder / FILE).read_text(encoding="utf-8"))
-            return ProcessNumber(int(content["number"]), str(content["why"]), dict(content["milliseconds"]))
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
-
-    def write(self, folder: Path) -> None:
-        with contextlib.suppress(OSError):  # without it, a resumed run chooses again
-            files.write_bytes(folder / FILE, json.dumps(asdict(self)).encode())
 
 
 def most(shards: int, slots: int | None) -> int:

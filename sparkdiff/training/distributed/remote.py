@@ -183,18 +183,14 @@ def check_limit(manifest: Manifest, world: int, limit: int | None, where: Path) 
     Raises:
         InputError: more than `localCacheLimit` allows.
     """
-    ranks, sizes = ranks_of(manifest, world), _pieces(manifest)
-    needed = [sum(sizes[name].bytes for name, of in ranks.items() if rank in of) for rank in range(world)]
+    ranks, pieces = ranks_of(manifest, world), manifest.pieces
+    needed = [sum(pieces[name].bytes for name, of in ranks.items() if rank in of) for rank in range(world)]
     if limit is not None and max(needed) > limit:
         raise InputError(
             f"the cache in {stores.named(where)} takes up to {max(needed):,} bytes on the local disk of each process ({world}), "
             f"and localCacheLimit={limit:,}: raise it, or use more processes"
         )
     return needed
-
-
-def _pieces(manifest: Manifest) -> dict[str, Any]:
-    return {piece.path: piece for shards in manifest.splits.values() for shard in shards for piece in shard}
 
 
 def train(spark: SparkSession, post: Post, manifest: Manifest, world: int, needed: list[int], *, gpus: bool) -> None:
@@ -208,7 +204,7 @@ def train(spark: SparkSession, post: Post, manifest: Manifest, world: int, neede
     facts = {
         "host": spark.sparkContext.getConf().get("spark.driver.host"), "port": post.port, "secret": post.secret,
         "world": world, "gpus": gpus, "root": root, "ranks": ranks, "needed": needed,
-        "files": {name: piece.sha256 for name, piece in _pieces(manifest).items()},
+        "files": {name: piece.sha256 for name, piece in manifest.pieces.items()},
     }  # fmt: skip
     own = jvm.cloned(spark)  # with the user's settings, such as the keys of a store, and some that are nobody else's
     own.conf.set("spark.sql.execution.arrow.maxRecordsPerBatch", 1)  # a record is a file

@@ -98,10 +98,8 @@ def _folder() -> Iterator[Path]:
 def _lives(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
+    except OSError as e:  # else it belongs to another user
+        return not isinstance(e, ProcessLookupError)
     return True
 
 

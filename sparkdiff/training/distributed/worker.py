@@ -275,18 +275,14 @@ def _train(assignment: Assignment, here: Path, team: Team, watchdog: "Watchdog")
     kept = a.options.localCacheLimit is None
     with Stream(here / a.cache, backend=a.backend, inMemory=a.inMemory, seed=a.options.seed, decoded=kept) as stream:
         if a.timing:
-            _tell_seconds(a, here, team, stream, watchdog)
+            cpu = place("cpu", a.options.precision)
+            seconds = seconds_per_step(a, stream.on(cpu), team, cpu, watchdog)
+            if team.rank == 0:
+                files.write_bytes(here / SECONDS, json.dumps(seconds).encode())
+                _tell(here / "progress.jsonl", {"ended": True})
         else:
             work(assignment, training, stream, team, on_step, watchdog, here.parent, said.append)
     watchdog.rest()
-
-
-def _tell_seconds(a: Assignment, here: Path, team: Team, stream: Stream, tick: Callable[[], None]) -> None:
-    cpu = place("cpu", a.options.precision)
-    seconds = seconds_per_step(a, stream.on(cpu), team, cpu, tick)
-    if team.rank == 0:
-        files.write_bytes(here / SECONDS, json.dumps(seconds).encode())
-        _tell(here / "progress.jsonl", {"ended": True})
 
 
 def _tell(path: Path, line: dict[str, Any]) -> None:

@@ -322,7 +322,7 @@ def test_a_grower_and_its_model_can_be_saved(grown: GrowerModel, rows: DataFrame
     grower = Grower(grown.originalModel, labelCol="count", rounds=2, parts=["units"], maxServingCost=3.0)
     grower.write().save(f"file://{tmp_path}/grower")
     loaded = Grower.load(f"file://{tmp_path}/grower")
-    assert loaded.growth_settings() == grower.growth_settings()
+    assert loaded.settings() == grower.settings()
     assert loaded.options() == grower.options()
 
 

@@ -68,7 +68,7 @@ def test_the_faster_one_is_taken_and_kept_for_the_next_run(tmp_path: Path) -> No
     said: list[str] = []
     assert chosen(Options(), ALONE, tmp_path, takes(2e-3, 5e-4), said.append)[0] == FAKE
     assert said == [f"device='auto' takes {SHOWN}: a step takes 0.5 ms there, 2 ms on cpu"]
-    kept = json.loads((tmp_path / choice.FILE).read_text())
+    kept = json.loads((tmp_path / choice.Note.FILE).read_text())
     assert kept == {"device": "cuda", "trainedOn": SHOWN, "millisecondsPerStep": {"cpu": 2.0, "cuda": 0.5}}
     assert chosen(Options(), ALONE, tmp_path, refused, said.append)[0] == FAKE
     assert len(said) == 1
@@ -91,7 +91,7 @@ def test_a_device_that_is_gone_is_forgotten(tmp_path: Path, monkeypatch: pytest.
 def test_a_named_device_is_not_timed_and_its_name_is_kept(tmp_path: Path) -> None:
     assert chosen(Options.of({"device": "cuda"}), ALONE, tmp_path, refused, print)[0] == FAKE
     assert Note.read(tmp_path) == Note("cuda", SHOWN, {})
-    (tmp_path / choice.FILE).write_text("{damaged")
+    (tmp_path / choice.Note.FILE).write_text("{damaged")
     assert Note.read(tmp_path) is None
     assert choice.shown(FAKE, 4) == f"4 processes, the first on {SHOWN}"
 
@@ -234,7 +234,7 @@ def test_all_processes_take_the_cpu_if_training_fails_on_the_gpu_of_one(tmp_path
     assert [sorted(errors) for errors in attempts] == [
         ["LostProcessError", "ShortOfMemoryError"], ["LostProcessError", "TimingError"], []
     ]  # fmt: skip
-    assert json.loads(next(tmp_path.rglob(choice.FILE)).read_text()) == {
+    assert json.loads(next(tmp_path.rglob(choice.Note.FILE)).read_text()) == {
         "device": "cpu", "trainedOn": "cpu", "millisecondsPerStep": {}
     }  # fmt: skip
 
