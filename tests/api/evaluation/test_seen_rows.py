@@ -112,9 +112,9 @@ def test_an_unfitted_pipeline_gains_what_it_did(
 
 
 VERBS: dict[str, Any] = {
-    "folds": lambda original, **o: FineTuner(original, numFolds=5, **o),
-    "Improver": lambda original, **o: Improver(original, arms=["finetune"], budget="20 passes", baseline=False, **o),
-    "Grower": lambda original, **o: Grower(original, parts=["crosses"], rounds=1, **o),
+    "folds": lambda original, **o: FineTuner(original, numFolds=3, **o),
+    "Improver": lambda original, **o: Improver(original, numFolds=3, arms=["finetune"], budget="20 passes", **o),
+    "Grower": lambda original, **o: Grower(original, numFolds=3, parts=["crosses"], rounds=1, **o),
 }
 
 
@@ -216,7 +216,8 @@ def test_where_no_refit_can_be_made_the_pipeline_is_kept_with_a_way_out(
     summary = found.summary
     assert (summary.decision, summary.gain, len(summary.history)) == ("kept original", 0.0, 0)
     assert f"{original.stages[1].uid} stays as it is fitted" in summary.reason
-    assert all(part in summary.reason for part in WAY_OUT)
+    ways = WAY_OUT if verb is FineTuner else [way for way in WAY_OUT if way != "numFolds=5"]  # which has the others already
+    assert all(way in summary.reason for way in ways)
     side = "validation" if verb is FineTuner else "train"  # no row proves anything
     assert summary.metrics[side]["before"] == summary.metrics[side]["after"] > 0
     assert summary.parity["before"]["ok"] and "kept original" in str(summary)
