@@ -314,7 +314,7 @@ def too_few_rows(gains: Tensor, weights: Tensor, verdict: Verdict, before: float
     largest = rest.abs().max().clamp_min(1e-300)  # the squares of what diverged may overflow
     error = share_of(float(largest * (rest / largest).norm() / weights.sum()), before)
     normal = NormalDist()
-    smallest = (normal.inv_cdf(1 - verdict.level) + normal.inv_cdf(POWER)) * error
+    smallest = (normal.inv_cdf(POWER) - normal.inv_cdf(verdict.level)) * error
     if not HOPED < smallest <= RUINED:
         return []
     return [

@@ -157,7 +157,7 @@ def smallest_gain(ground: Ground, candidate: Candidate, division: Division) -> f
     factor = division.factor or (decision.LEAST_FACTOR if division.number > 1 else 1.0)
     normal, level = NormalDist(), min(needed(ground.options), 0.5) / FINALISTS
     return share_of(
-        (normal.inv_cdf(1 - level) + normal.inv_cdf(POWER)) * error * math.sqrt(factor / division.number), before.mean
+        (normal.inv_cdf(POWER) - normal.inv_cdf(level)) * error * math.sqrt(factor / division.number), before.mean
     )
 
 

@@ -106,7 +106,7 @@ def _rows_needed(rows: int, z: float, level: float) -> str:
     """How many validation rows would show a gain like this: scores grow with the root of their number."""
     from statistics import NormalDist
 
-    needed = NormalDist().inv_cdf(1 - min(max(level, 1e-12), 0.5)) + 1.0
+    needed = 1.0 - NormalDist().inv_cdf(min(level, 0.5))
     if not z > 0 or z >= needed:
         return ""
     return (

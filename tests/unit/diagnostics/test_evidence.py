@@ -302,6 +302,7 @@ def test_too_few_rows_says_what_could_be_seen() -> None:
     assert f"standard error of its gain is {error:.1%}" in text
     assert too_few_rows(gains, weights, verdict(accepted=True), 2.0) == []
     assert too_few_rows(gains, weights, verdict(level=1.0), 2.0) == []
+    assert f"at least {(37.0471 + 0.84162) * error:.0%}" in too_few_rows(gains, weights, verdict(level=1e-300), 2.0)[0]
     assert too_few_rows(gains / 4, weights, verdict(), 2.0) == []  # a gain of 2% can be seen
     diverged = torch.cat([gains, torch.full((1, 400), math.inf, dtype=torch.float64)])
     assert too_few_rows(diverged, weights, verdict(), 2.0) == [text]

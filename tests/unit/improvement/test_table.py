@@ -92,4 +92,6 @@ def test_nothing_is_said_of_what_was_not_looked_at() -> None:
         [{"arm": "grow", "state": "done", "cut": False}, {"arm": "import", "state": "stopped", "cut": True}],
         metric="poisson", level=0.025, rows=1000, z=5.0, timed=False,
     )  # fmt: skip
+    few = {"metric": "poisson", "level": 1e-300, "rows": 1000, "z": 5.0, "timed": False}
+    assert "would show it" in why.explanation([ROW, BEST | {"gain": 0.5, "accepted": False}], [], **few)
     assert late == f"{gained} The budget was over before import was done: a larger one may show more."
