@@ -1,6 +1,7 @@
 """The summary of an improvement: that of fine-tuning, with the arms, one table of what was proven, and why."""
 
 import dataclasses
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -93,10 +94,10 @@ def table_of(summary: ImprovementSummary) -> SectionTable:
             rows.append((r["name"], *shown, "", "", "", "", "1.0x", "", ""))
             continue
         flips = "" if r["changed"] is None else f"{r['changed']:.1%}"
-        interval = "" if r["interval"] is None else "{:+.1%} to {:+.1%}".format(*r["interval"])
+        ends = ["unbounded" if math.isinf(end) else f"{end:+.1%}" for end in r["interval"] or ()]
         error = "" if r["error"] is None else f"{r['error']:.1%}"
         cost = f"{r['serving']:.1f}x", f"{r['seconds']:.0f} s"
-        rows.append((r["name"], *shown, f"{r['change']:+.1%}", error, flips, interval, *cost, _verdict(r)))
+        rows.append((r["name"], *shown, f"{r['change']:+.1%}", error, flips, " to ".join(ends), *cost, _verdict(r)))
     rows += _comparison(summary.baseline, tested=tested)
     return SectionTable(rows, left=(0, len(rows[0]) - 1), ruled=True)
 

@@ -107,8 +107,8 @@ def number(value: Any) -> str:
 
 
 def share(value: float | None) -> str:
-    """A share as percentage with its sign; "unbounded" for None."""
-    return "unbounded" if value is None else f"{value:+.2%}"
+    """A share as percentage with its sign; "unbounded" if it is infinite, of which JSON makes None."""
+    return "unbounded" if value is None or math.isinf(value) else f"{value:+.2%}"
 
 
 def headline(summary: Values) -> str:

@@ -50,6 +50,7 @@ from sparkdiff import InputError, SparkdiffError, compact, compact_plan
 from sparkdiff.cli import main
 from sparkdiff.jvm import sessions, trees
 from sparkdiff.jvm.coefficients import with_coefficients
+from sparkdiff.machine import whole
 from sparkdiff.pipeline.nesting import flatten
 from sparkdiff.serving import saving
 
@@ -430,7 +431,7 @@ def test_a_pipeline_that_cannot_be_written(
         raise PermissionError(13, "Permission denied")
 
     with monkeypatch.context() as patch:
-        patch.setattr(saving.os, "rename", refused)
+        patch.setattr(whole.os, "rename", refused)
         with pytest.raises(SparkdiffError, match=r"cannot be written to .*small: .*Permission denied; choose another"):
             saving.save(made("two readers"), tmp_path / "new" / "small")
     assert list(tmp_path.iterdir()) == []

@@ -78,7 +78,9 @@ def outcome(tuned: Any) -> dict[str, Any]:
     return {
         "decision": tuned.summary.decision,
         "history": [
-            [r["epoch"], r["candidate"], r["trainLoss"], r["validationMetric"]] for r in tuned.summary.records[2:]
+            [r["epoch"], r["candidate"], r["trainLoss"], r["validationMetric"]]
+            for r in tuned.summary.records
+            if r["epoch"]  # before training there is no loss of it
         ],
         "weights": [float(w) for w in weights],
     }

@@ -309,7 +309,7 @@ def test_some_candidates_that_diverge_are_counted() -> None:
         lost == "1 of 2 candidates diverged in epoch 2 (adam 0.1, regAnchor 0): lower learningRate or set gradientClip"
     )
     found, told, lost = run([4.0, 3.0], [2.0, math.nan])  # what it had before counts
-    assert found.ledger.trials[found.ledger.chosen] == (1, 1, "")
+    assert found.ledger.trials[found.ledger.chosen] == (1, 1)
     assert (len(diverged(found.history)), "diverged" in told, bool(lost)) == (1, False, True)
     _, told, lost = run([6.0])
     assert told.startswith(

@@ -125,7 +125,7 @@ def fold(gains: Tensor, k: int = 0, loss: float = LOSS) -> FoldComparison:
 
 def proof(log: StepLog | None = None, *, against: Any = "the fitted original", **options: Any) -> Proof:
     settings = {k: options.pop(k) for k in ("maxLoss", "maxServingCost") if k in options}
-    division: Any = SimpleNamespace(factor=1.0, proves=(1, 2, 3), number=3, boundaries=(None, None))
+    division: Any = SimpleNamespace(factor=1.0, proves=(1, 2, 3), number=3, ships=(0,), boundaries=(None, None))
     return Proof(ground_of(options, **settings), division, against, log or StepLog(None))
 
 

@@ -103,6 +103,8 @@ def row(name: str, arm: str | None, **more: Any) -> dict[str, Any]:
         "value": 1.0,
         "test": None,
         "change": -0.5,
+        "error": None if arm is None else 0.02,
+        "interval": None if arm is None else [0.4, 0.6],
         "changed": 0.1,
         "serving": 1.3,
         "seconds": 9.0,
@@ -163,7 +165,8 @@ KINDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
             table=[row("your pipeline", None), row("+ 16 units", "grow", offers=["best"])],
             arms=[{"arm": "grow", "state": "done", "why": "", "seconds": 9.0}],
             offers={"best": 1},
-            measured=40,
+            proof={"rows": "5 folds", "rival": "your pipeline", "units": 812.4},
+            race=[{"name": "+ 16 units", "value": 1.0, "gain": 0.5, "serving": 1.3, "seconds": 2.0}],
             budget={"given": "1m", "spent": {"grow": 9.0}},
             explanation="The loss was in the form.",
         ),
@@ -233,6 +236,13 @@ def test_each_kind_of_run(kind: str) -> None:
     for missing in ("None", "nan", "Undefined", "{{"):
         assert missing not in shown.text.replace("None.", ""), missing
     assert ("How to go back" in shown.text) and ("How good" in shown.text)
+
+
+def test_an_improvement_tells_gain_error_interval_and_what_decided() -> None:
+    shown = " ".join(Words(page(KINDS["improved"][0])).text.split())
+    assert "+ 16 units 1 – -50.00% 2.0% +40.00% to +60.00%" in shown
+    assert "5 folds, 812.4 rows, groups or blocks decided; compared with your pipeline." in shown
+    assert "The race on the rows that explore" in shown
 
 
 def test_the_first_screen_tells_decision_gain_and_whom_it_touches() -> None:
