@@ -216,7 +216,9 @@ def test_where_no_refit_can_be_made_the_pipeline_is_kept_with_a_way_out(
     summary = found.summary
     assert (summary.decision, summary.gain, len(summary.history)) == ("kept original", 0.0, 0)
     assert f"{original.stages[1].uid} stays as it is fitted" in summary.reason
-    ways = WAY_OUT if verb is FineTuner else [way for way in WAY_OUT if way != "numFolds=5"]  # which has the others already
+    ways = (
+        WAY_OUT if verb is FineTuner else [way for way in WAY_OUT if way != "numFolds=5"]
+    )  # which has the others already
     assert all(way in summary.reason for way in ways)
     side = "validation" if verb is FineTuner else "train"  # no row proves anything
     assert summary.metrics[side]["before"] == summary.metrics[side]["after"] > 0
