@@ -15,16 +15,19 @@ from sparkdiff.fine_tuning.task import Task
 from sparkdiff.fine_tuning.together import JointSetting
 from sparkdiff.fine_tuning.values import Outcome
 from sparkdiff.report import Phases
+from sparkdiff.training.recipes import Recipe
 
 
 def fine_tune(
     task: Task, sources: Sequence[Source], phases: Phases, *, shared: Shared | None = None, replace: bool = False,
-    boundaries: Boundaries | None = None, member: JointSetting | None = None, start: StartingPoint | None = None,
+    boundaries: Boundaries | None = None, recipes: Sequence[Recipe] | None = None, member: JointSetting | None = None,
+    start: StartingPoint | None = None,
 ) -> Outcome:  # fmt: skip
     """Train what the plan says on these rows, and return the pipeline that held-out rows decide for.
 
     Args:
         phases: times the phases and tells the listeners.
+        recipes: the candidates to train; None: those of `options.recipe`.
         boundaries: where time divides the rows, if that is known already.
         member: of settings that train together, this one; they share `shared`.
         start: where `task` comes from; None: from a pipeline that has not seen the rows that decide.
@@ -49,7 +52,7 @@ def fine_tune(
             summary = start.told(untrained(run, original, doubts))
             phases.on_decision(summary)
             return start.finished(Outcome(task.model, task.model, task.plan, summary, ()))
-        fitted = trained(run, original, None, replace=replace, member=member)
+        fitted = trained(run, original, recipes, replace=replace, member=member)
         judged = judged_by_rows(run, original, fitted, start.given)
         model, tuned = task.model, dataclasses.replace(original, parity=None)
         if judged.judgement.accepted:
