@@ -38,6 +38,10 @@ class Shared:
                 self._found[key] = make()
             return self._found[key]
 
+    def has(self, key: tuple[Any, ...]) -> bool:
+        """Whether there is something for this key."""
+        return key in self._found
+
     def cache(self, key: tuple[Any, ...], request: Request, watch: caches.Watch) -> caches.Cache:
         known = ("cache", key) in self._found
         if known and not self._found["cache", key].is_there:  # `localCacheLimit` gave its place to another one

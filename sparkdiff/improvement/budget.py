@@ -16,6 +16,8 @@ LATE, LATE_SECONDS = 0.1, 10.0
 """The share of the budget, and the seconds, that the proof of the best candidate may take more."""
 FIRST_GUESS = 0.5
 """What making and measuring a candidate takes, as a share of fitting and measuring the pipeline, before there is a candidate."""
+ALONE = 0.7
+"""What making a pipeline takes alone, as a share of what it took while the folds were fitted beside."""
 LEAST_FOLDS = 3
 """Folds that prove a finalist at least, where there are more and no time for all of them."""
 
@@ -82,7 +84,7 @@ class Account:
         self._begun = self._clock()
         self.spent: dict[str, float] = {}
         self._granted = 0.0
-        self._fold, self._folds, self._best = 0.0, 0, 0.0
+        self._fold, self._folds, self._lanes, self._best = 0.0, 0, 1, 0.0
 
     def now(self) -> float:
         """Seconds since the improvement began, with those before an interruption."""
@@ -91,43 +93,67 @@ class Account:
     def left(self) -> float:
         """Seconds, or passes, that are left for arms, once the best candidate so far has been proven."""
         if self.budget.seconds is not None:
-            return self.budget.seconds - self.now() - self._proof(self._best, min(self._folds, LEAST_FOLDS))
+            late = self._late() - self._proof(self._best, min(self._folds, LEAST_FOLDS))
+            return min(self.budget.seconds - self.now(), late)
         assert self.budget.passes is not None
         return self.budget.passes - self._granted
 
-    def start(self, seconds: float, folds: int) -> None:
-        """Note how long it takes to fit and to measure the pipeline, which each of the folds does."""
-        self._fold, self._folds, self._best = seconds, folds, FIRST_GUESS * seconds
+    def start(self, seconds: float, folds: int, lanes: int) -> None:
+        """Note how long it takes to fit and to measure the pipeline, which each of the folds does, so many at the same time."""
+        self._fold, self._folds, self._lanes, self._best = seconds, folds, lanes, FIRST_GUESS * seconds
 
     def note_best(self, seconds: float) -> None:
         """Note how long it takes to make and to measure the best candidate so far."""
         self._best = seconds
 
-    def _proof(self, seconds: float, folds: int) -> float:
-        """The seconds of a proof of one candidate: in each fold beside its rival, and from all rows."""
-        return (folds + 1) * (self._fold + seconds)
+    def _late(self) -> float:
+        """The seconds that are left until the improvement would end too late."""
+        assert self.budget.seconds is not None
+        return (1 + LATE) * self.budget.seconds + LATE_SECONDS - self.now()
 
-    def folds(self, seconds: Sequence[float]) -> list[int]:
-        """The number of folds that prove each finalist, as far as the time reaches; the first is proven in three at least.
+    def _proof(self, seconds: float, folds: int, ready: int = 0) -> float:
+        """The seconds of a proof of one candidate: in each fold beside its rival, and from all rows.
+
+        Args:
+            ready: folds in which the pipeline is fitted and measured already.
+        """
+        alone = 1.0 if self._lanes == 1 else ALONE
+        fits = self._times(max(folds - ready, 0)) * self._fold
+        return self._times(folds) * seconds + fits + alone * (seconds + self._fold)
+
+    def _times(self, folds: int) -> float:
+        """How many times as long as one fold so many take, of which the last one may be alone."""
+        together, rest = divmod(folds, self._lanes)
+        return together + (ALONE if rest == 1 and self._lanes > 1 else bool(rest))
+
+    def folds(self, seconds: Sequence[float], ready: int = 0) -> list[int]:
+        """The number of folds that prove each finalist, as far as the time reaches: the first of them that can be proven at all
+        is proven in three at least, if need be after the end of the budget.
 
         Args:
             seconds: that making and measuring a finalist once takes.
+            ready: folds in which the pipeline is fitted and measured already.
         """
-        if self.budget.seconds is None or not seconds:
+        if self.budget.seconds is None:
             return [self._folds] * len(seconds)
-        left = self.budget.seconds - self.now()
-        late = left + LATE * self.budget.seconds + LATE_SECONDS
-        most = next((n for n in range(self._folds, LEAST_FOLDS, -1) if self._proof(seconds[0], n) <= left), LEAST_FOLDS)
-        most = min(most, self._folds)
-        if self._proof(seconds[0], most) > late:
-            return [0] * len(seconds)
-        left -= self._proof(seconds[0], most)
-        out = [most]
-        for each in seconds[1:]:
-            cost = (most + 1) * each
-            out.append(most if cost <= left else 0)
-            left -= cost if cost <= left else 0.0
+        out, most, left = list[int](), 0, self.budget.seconds - self.now()
+        for each in seconds:
+            if most:
+                cost = (self._times(most) + 1) * each
+                out.append(most if cost <= left else 0)
+            else:
+                number = self._affordable(each, ready)
+                cost = self._proof(each, number, ready)
+                most = number if cost <= self._late() else 0
+                out.append(most)
+            left -= cost if out[-1] else 0.0
         return out
+
+    def _affordable(self, seconds: float, ready: int) -> int:
+        """The number of folds that a finalist can be proven in within the budget, three at least."""
+        assert self.budget.seconds is not None
+        left, least = self.budget.seconds - self.now(), min(self._folds, LEAST_FOLDS)
+        return next((n for n in range(self._folds, least, -1) if self._proof(seconds, n, ready) <= left), least)
 
     def grant(self, passes: float) -> None:
         """Count passes as spent; where time is the budget, the clock does."""

@@ -67,7 +67,7 @@ def fine_tune_by_folds(
 
     arm = with_recipe(options.recipe, options.maxSeconds)
     verb = Verb([arm], Budget.unlimited(), described, summary_of)
-    settings = ImprovementSettings(arms=("finetune",), baseline=False)
+    settings = ImprovementSettings(arms=("finetune",), baseline=False, parallelism=1)
     return explore_and_prove(given, options, settings, sources, of_one_arm(phases), verb, replace=replace, fits=fits)
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -121,12 +122,24 @@ class Ground:
     trainings: list[Training] = dataclasses.field(default_factory=list)
 
     @functools.cached_property
+    def in_threads(self) -> bool:
+        """Whether threads can work at the same time: not where each uses all that there is."""
+        o = self.options
+        return o.numProcesses == 1 and not (o.device != "cpu" and gpus()) and jvm.threads_share_session()
+
+    @functools.cached_property
     def side_by_side(self) -> int:
         """How many arms run at the same time; one where each of them uses all that there is."""
-        o = self.options
-        if o.numProcesses != 1 or (o.device != "cpu" and gpus()) or not jvm.threads_share_session():
+        if not self.in_threads:
             return 1
         return self.settings.parallelism or max(idle_cores() // CORES, 1)
+
+    @functools.cached_property
+    def folds_side_by_side(self) -> int:
+        """How many folds are proven at the same time: two keep two cores busy, as each waits for Spark for half of the time."""
+        if not self.in_threads:
+            return 1
+        return self.settings.parallelism or min(CORES, os.cpu_count() or 1)
 
     @property
     def start(self) -> Measurement:

@@ -78,7 +78,7 @@ def grow_pipeline(
 
     verb = Verb([with_settings(settings, options.maxSeconds, learned)], Budget.unlimited(), plan, summarize)
     own = _Settings(
-        arms=("grow",), baseline=False, parts=settings.parts, entityCols=settings.entityCols,
+        arms=("grow",), baseline=False, parallelism=1, parts=settings.parts, entityCols=settings.entityCols,
         maxServingCost=settings.maxServingCost, maxLoss=settings.maxLoss, growth=settings,
     )  # fmt: skip
     return explore_and_prove(

@@ -1,7 +1,9 @@
 """Tasks one after another, or several side by side in threads, with the same results."""
 
+import contextlib
 import contextvars
 import threading
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -96,6 +98,40 @@ def run(tasks: Tasks, lanes: int, phases: Phases, brake: Brake) -> None:
             phases.timings[name] = phases.timings.get(name, 0.0) + seconds
     if errors:
         raise errors[0]
+
+
+@contextlib.contextmanager
+def ahead(makes: Sequence[Callable[[], object]]) -> Iterator[None]:
+    """Within this context, a thread makes things in this order, before they are asked for; at its end it stops.
+
+    Args:
+        makes: functions that keep what they have made, as `Shared.once` does. One that fails does so again when it is asked for.
+    """
+    spark, own, over, tag = jvm.session(), torch.get_num_threads(), threading.Event(), f"sparkdiff-{uuid.uuid4().hex}"
+
+    def make_all() -> None:
+        torch.set_num_threads(own)
+        with contextlib.suppress(BaseException), jvm.cancellable(spark, tag):
+            for make in makes:
+                if not over.is_set():
+                    make()
+
+    inherits: Any = inheritable_thread_target(spark) if TAKES_SESSION else inheritable_thread_target
+    copy = partial(contextvars.copy_context().run, make_all)
+    thread = threading.Thread(target=inherits(copy), name="sparkdiff-ahead", daemon=True)
+    thread.start()
+    try:
+        yield
+    except BaseException:
+        over.set()
+        while thread.is_alive():
+            with contextlib.suppress(*jvm.SparkError):
+                jvm.cancel(spark, tag)
+            thread.join(LOOK)
+        raise
+    finally:
+        over.set()
+        thread.join()
 
 
 def _wait(threads: Sequence[threading.Thread]) -> None:

@@ -67,6 +67,10 @@ class StepLog:
         with torch.serialization.safe_globals([*KEPT]):
             return torch.load(path, weights_only=True)
 
+    def has(self, name: str) -> bool:
+        """Whether `kept` has this value of an earlier run."""
+        return self.folder is not None and (self.folder / f"{name}.pt").exists()
+
     def _place(self, arm: str, number: int) -> Path:
         assert self.folder is not None
         return self.folder / f"step-{number}-{arm}"

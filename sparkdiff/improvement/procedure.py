@@ -21,7 +21,7 @@ from sparkdiff.improvement.arms import arms_of
 from sparkdiff.improvement.baseline import Baseline
 from sparkdiff.improvement.budget import Account, Budget
 from sparkdiff.improvement.ground import Ground, moved, prepared
-from sparkdiff.improvement.lanes import Brake
+from sparkdiff.improvement.lanes import Brake, ahead
 from sparkdiff.improvement.log import StepLog
 from sparkdiff.improvement.order import order_of
 from sparkdiff.improvement.origin import Fits, Origin, check_rows, check_same_numbers
@@ -124,14 +124,19 @@ def explore_and_prove(
         started = time.monotonic()
         explores = ground if origin.refused else moved(ground, division.explores, division.boundaries[0], doubts=True)
         check_same_numbers(ground, explores.model, "fold 1")
-        account.start(time.monotonic() - started, division.number)
+        account.start(time.monotonic() - started, division.number, ground.folds_side_by_side)
         account.add("original", time.monotonic() - begun)
-        explored = _explored(explores, verb.arms, origin, account, log, phases)
-        begun = time.monotonic()
-        with undisturbed(_deciding(options.runId)), phases.phase("prove") as say:
-            decision = _proven(ground, explores, verb.arms, origin, division, explored, account, log, say.now)
-            say(f"{len(decision.proven)} finalists, {division.name}")
-        account.add("prove", time.monotonic() - begun)
+        proof = Proof(ground, division, None, log, verb.arms)
+        rival = functools.partial(proof.shared.once, ("rival",), lambda: _rival(origin, ground, explores, log))
+        early = not origin.refused and ground.folds_side_by_side > 1 and not log.has("folds")
+        folds = [functools.partial(proof.ground_of, k) for k in range(division.number)]
+        with ahead([rival, *folds]) if early else contextlib.nullcontext():
+            explored = _explored(explores, verb.arms, origin, account, log, phases)
+            begun = time.monotonic()
+            with undisturbed(_deciding(options.runId)), phases.phase("prove") as say:
+                decision = _proven(proof, explores, origin, rival, explored, account, phases, say)
+                say(f"{len(decision.proven)} finalists, {division.name}")
+            account.add("prove", time.monotonic() - begun)
         timings = {k: round(v, 3) for k, v in phases.timings.items()}
         summary = verb.summarize(ground, explores, origin, division, explored, decision, timings, account)
     offers = {name: s.found.model for name, s in decision.offers.items() if s.found is not None}
@@ -166,18 +171,25 @@ def _explored(
     return Explored(raced, beside, order)
 
 
+def _rival(origin: Origin, ground: Ground, explores: Ground, log: StepLog) -> tuple[bool, str]:
+    """Whether the fitted pipeline is what finalists have to beat, or its refit; and why."""
+    return log.kept("rival", functools.partial(origin.rival, ground, explores))  # type: ignore[no-any-return]
+
+
 def _proven(
-    ground: Ground, explores: Ground, arms: Sequence[Arm], origin: Origin, division: Division, explored: Explored,
-    account: Account, log: StepLog, say: Any,
+    proof: Proof, explores: Ground, origin: Origin, rival: Callable[[], tuple[bool, str]], explored: Explored, account: Account,
+    phases: Phases, say: Any,
 ) -> Decision:  # fmt: skip
     """Choose the finalists, fix their rival, and prove as many of them as there is time for."""
     if origin.refused:
         return Decision((), (), {})
+    division = proof.division
     chosen = proving.finalists(explores, explored.raced.steps)
     if not origin.was_fitted:
         chosen = [f for f in chosen if f.role != proving.REFIT]
-    against, why = log.kept("rival", functools.partial(origin.rival, ground, explores)) if chosen else (True, "")
-    folds: list[int] = log.kept("folds", lambda: account.folds([f.candidate.seconds for f in chosen]))
+    against, why = rival()
+    seconds = [f.candidate.seconds for f in chosen]
+    folds: list[int] = proof.log.kept("folds", lambda: account.folds(seconds, proof.ready()))
     chosen = [dataclasses.replace(f, folds=n) for f, n in zip(chosen, folds, strict=True)]
     shows = (
         proving.smallest_gain(explores, chosen[0].candidate, division)
@@ -186,9 +198,10 @@ def _proven(
     )
     if shows is not None:
         rows = division.number * explores.rows[VALIDATION]
-        say(f"{division.name}: about {rows:,} rows decide, a gain of {shows:.1%} would show")
-    proof = Proof(ground, division, origin.model if against else None, log, arms)
-    return dataclasses.replace(proving.decide(proof, chosen, proof.prove(chosen, say)), rival=why, shows=shows)
+        say.now(f"{division.name}: about {rows:,} rows decide, a gain of {shows:.1%} would show")
+    proof = dataclasses.replace(proof, against=origin.model if against else None)
+    found = proof.prove(chosen, phases.within())
+    return dataclasses.replace(proving.decide(proof, chosen, found), rival=why, shows=shows)
 
 
 def _beside(ground: Ground, account: Account, log: StepLog, phases: Phases) -> Baseline | None:

@@ -16,7 +16,9 @@ from sparkdiff.errors import SparkdiffError, WriteError
 from sparkdiff.evaluation import guard, slices
 from sparkdiff.evaluation.acceptance import Judgement, needed, unit_of
 from sparkdiff.evaluation.recorded import keyed
+from sparkdiff.fine_tuning.shared import Shared
 from sparkdiff.fine_tuning.starting_point import TRAINING_ROWS
+from sparkdiff.improvement import lanes
 from sparkdiff.improvement.arm import Arm
 from sparkdiff.improvement.arms import ARMS
 from sparkdiff.improvement.arms.fine_tuning import train_again
@@ -30,6 +32,7 @@ from sparkdiff.improvement.settings import CHANGES_FORM
 from sparkdiff.proof import decision
 from sparkdiff.proof.decision import FINALISTS, FoldComparison
 from sparkdiff.proof.division import Division
+from sparkdiff.report import Phases
 from sparkdiff.report.shares import share_of
 
 BEST, AS_CHEAP, SAME_FORM, SIMPLER = "best", "asCheap", "sameForm", "simpler"
@@ -139,10 +142,9 @@ def remade(ground: Ground, making: Making, arms: Sequence[Arm]) -> Measurement:
     """
     arm = next(arm for arm in (*arms, *ARMS) if arm.name == making.arm)
     model = arm.make(ground, making.settings)
-    found = ground.start if model is ground.model else measure(ground, model)
-    if making.recipe is None:
-        return found
-    return train_again(ground, found, making.recipe, making.epochs, f"again-{making.key}")
+    if making.recipe is not None:
+        return train_again(ground, model, making.recipe, making.epochs, f"again-{making.key}")
+    return ground.start if model is ground.model else measure(ground, model)
 
 
 def smallest_gain(ground: Ground, candidate: Candidate, division: Division) -> float:
@@ -181,34 +183,63 @@ class Proof:
     log: StepLog
     arms: Sequence[Arm] = ()
     made: dict[str, Any] = dataclasses.field(default_factory=dict)
+    shared: Shared = dataclasses.field(default_factory=Shared)
 
-    def prove(self, chosen: Sequence[Finalist], told: Callable[[str], None] = lambda text: None) -> list[Proven]:
-        """Measure the finalists and their rival in each fold, and decide about each finalist."""
-        found: dict[str, list[FoldComparison]] = {f.name: [] for f in chosen}
-        failures: dict[str, str] = {}
-        for k in range(max((f.folds for f in chosen), default=0)):
+    def prove(self, chosen: Sequence[Finalist], phases: Phases) -> list[Proven]:
+        """Measure the finalists and their rival in each fold, and decide about each finalist. Folds may be side by side."""
+        found: dict[tuple[str, int], FoldComparison | str] = {}
+
+        def prove_in(k: int) -> str:
             fold = functools.cache(functools.partial(self._fold, k))
             for finalist in chosen:
-                if k >= finalist.folds or finalist.name in failures:
-                    continue
-                told(f"fold {k + 2}, {finalist.candidate.name}")
-                STEP.set({"arm": finalist.candidate.arm, "round": finalist.role})
-                place = f"{finalist.name}-fold{k + 2}"
-                try:
-                    compared = self.log.kept(place, functools.partial(self._tried, finalist, fold))
-                except jvm.SparkError as e:
-                    compared = jvm.cause(e)  # Spark may do it when the run goes on
-                if isinstance(compared, str):
-                    failures[finalist.name] = f"fold {k + 2}: {compared}"
-                else:
-                    found[finalist.name].append(compared)
-        return [self._decided(f, found[f.name], failures.get(f.name, "")) for f in chosen if f.folds]
+                failed = any(isinstance(found.get((finalist.name, before)), str) for before in range(k))
+                if k < finalist.folds and not failed:
+                    found[finalist.name, k] = self._compared_in(k, finalist, fold)
+            return ""
 
-    def _fold(self, k: int) -> tuple[Ground, Measurement]:
-        """The ground of a fold, and the rival there."""
+        folds = (
+            (f"fold {k + 2}", functools.partial(prove_in, k)) for k in range(max((f.folds for f in chosen), default=0))
+        )
+        lanes.run(folds, self.ground.folds_side_by_side, phases, self.ground.brake)
+        return [self._decided(f, [found.get((f.name, k), "") for k in range(f.folds)]) for f in chosen if f.folds]
+
+    def _compared_in(
+        self, k: int, finalist: Finalist, fold: Callable[[], tuple[Ground, Measurement]]
+    ) -> FoldComparison | str:  # fmt: skip
+        """The finalist beside its rival in a fold, or why it can't be made there; as the log has it, if it does."""
+        STEP.set({"arm": finalist.candidate.arm, "round": finalist.role})
+        try:
+            found: FoldComparison | str = self.log.kept(
+                f"{finalist.name}-fold{k + 2}", functools.partial(self._tried, finalist, fold)
+            )
+        except jvm.SparkError as e:
+            return jvm.cause(e)  # Spark may do it when the run goes on
+        return found
+
+    def ground_of(self, k: int) -> Ground:
+        """The ground of a fold, made once."""
+        return self.shared.once(("fold", k), functools.partial(self._moved, k))  # type: ignore[no-any-return]
+
+    def whole(self) -> Ground:
+        """The ground of all rows, which make what ships, made once."""
+        ground = self.ground
+        return self.shared.once(  # type: ignore[no-any-return]
+            ("whole",), lambda: moved(ground, ground.sources, ground.boundaries, allTrain=True, fold=0)
+        )
+
+    def ready(self) -> int:
+        """The number of folds whose ground is made."""
+        return sum(self.shared.has(("fold", k)) for k in range(self.division.number))
+
+    def _moved(self, k: int) -> Ground:
         rows, boundaries = self.division.proves[k], self.division.boundaries[1]
         ground = moved(self.ground, rows, boundaries, allTrain=True, fold=k + 2 if self.division.ships else 0)
         check_same_numbers(self.ground, ground.model, f"fold {k + 2}")
+        return ground
+
+    def _fold(self, k: int) -> tuple[Ground, Measurement]:
+        """The ground of a fold, and the rival there."""
+        ground = self.ground_of(k)
         return ground, ground.start if self.against is None else measure(ground, self.against)
 
     def _tried(self, finalist: Finalist, fold: Callable[[], tuple[Ground, Measurement]]) -> FoldComparison | str:
@@ -235,7 +266,9 @@ class Proof:
                 elsewhere=elsewhere if self.division.factor is None else None, training=run.cache.rows(TRAIN) <= TRAINING_ROWS,
             )  # fmt: skip
 
-    def _decided(self, finalist: Finalist, folds: Sequence[FoldComparison], failure: str) -> Proven:
+    def _decided(self, finalist: Finalist, found: Sequence[FoldComparison | str]) -> Proven:
+        failure = next((f"fold {k + 2}: {fold}" for k, fold in enumerate(found) if isinstance(fold, str)), "")
+        folds = [fold for fold in found if not isinstance(fold, str)]
         plain = finalist.role == REFIT and self.against is None
         rival = YOURS if self.against is not None or plain else "its refit in the same folds"
         if failure:
@@ -313,15 +346,12 @@ def gain_of(proven: Proven) -> float:
 
 def decide(proof: Proof, chosen: Sequence[Finalist], proven: Sequence[Proven]) -> Decision:
     """Make what is accepted from all rows, and name the offers."""
-    whole = functools.cache(
-        lambda: moved(proof.ground, proof.ground.sources, proof.ground.boundaries, allTrain=True, fold=0)
-    )
     made: dict[str, Shipped] = {}
 
     def ship(one: Proven) -> Shipped:
         name = one.finalist.name
         if name not in made:
-            made[name] = _shipped(proof, one, whole)
+            made[name] = _shipped(proof, one)
         return made[name]
 
     def first(wanted: Callable[[Proven], bool]) -> Shipped | None:
@@ -348,15 +378,15 @@ def decide(proof: Proof, chosen: Sequence[Finalist], proven: Sequence[Proven]) -
     return Decision(tuple(proven), unproven, offers, refused, tuple(dict.fromkeys(doubts)))
 
 
-def _shipped(proof: Proof, proven: Proven, whole: Callable[[], Ground]) -> Shipped:
+def _shipped(proof: Proof, proven: Proven) -> Shipped:
     """Make a finalist from all rows, and check that it looks like those of the folds and changes nothing outside the loss."""
     ground, judgement, finalist = proof.ground, proven.judgement, proven.finalist
     STEP.set({"arm": finalist.candidate.arm, "round": finalist.role})
     try:
         if finalist.name in proof.made:
-            found = measure(whole(), proof.made[finalist.name])
+            found = measure(proof.whole(), proof.made[finalist.name])
         else:
-            found = remade(whole(), finalist.candidate.making, proof.arms)
+            found = remade(proof.whole(), finalist.candidate.making, proof.arms)
     except WriteError:
         raise
     except (SparkdiffError, *jvm.SparkError) as e:

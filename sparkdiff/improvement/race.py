@@ -23,7 +23,7 @@ WEIGHTS = 0.1
 """Share of the metric that training all weights together is expected to gain, before it was tried on the original."""
 NEGATIVE = ("poisson", "gamma", "tweedie", "weibull", "oneVsRest", "logLikelihood", "cost", "expectedCost")
 """Losses and metrics that may be below 0; other ones are at least 0 where smaller is better, and at most 1 where larger is."""
-LEAST = 10.0
+LEAST = 15.0
 """Seconds that a step gets where so many are left: a cache is written, and some epochs train."""
 
 
@@ -77,8 +77,6 @@ def race(ground: Ground, arms: Sequence[Arm], account: Account, log: StepLog, ph
                 ends |= found.ends
                 cut |= found.cut
             alive = _better_half(ground, found.going(), steps, ends)
-            if (best := best_of(ground, steps)) is not None:
-                account.note_best(best.seconds)
             number += 1
     except KeyboardInterrupt:
         if any(arm.alone for arm in arms):
@@ -109,11 +107,17 @@ class Round:
     def tasks(self) -> lanes.Tasks:
         """The steps that are to run, in the order of the arms; what each may use is decided when it is its turn."""
         for arm in self.alive:
-            if why := self.log.skipped(arm.name, self.number, lambda: _too_late(self.account)):
+            if why := self.log.skipped(arm.name, self.number, self._too_late):
                 self.ends[arm.name] = ("stopped", why)
                 self.cut.add(arm.name)
                 continue
             yield arm.name, self._task(arm, self._limit(arm))
+
+    def _too_late(self) -> str:
+        """Why no step begins now; empty if one does. The first one begins anyway, and what can be proven is decided then."""
+        if self.account.budget.seconds is None:
+            return "no passes are left" if self.account.left() <= 1 else ""
+        return "no time is left" if self.account.left() < LEAST and (self.before or self.found) else ""
 
     def steps(self) -> list[Step]:
         """What was found, in the order of the arms."""
@@ -139,6 +143,9 @@ class Round:
             lanes.STEP.set({"arm": arm.name, "round": self.number})
             step = _run(self.ground, arm, self.number, limit, self.before, self.account, self.log)
             self.found[arm.name] = step
+            best = best_of(self.ground, [*self.before, *self.found.values()])
+            if best is not None:
+                self.account.note_best(best.seconds)
             if state := next((s for s in ("failed", "stopped") if step.learned.get(s)), None):
                 self.ends[arm.name] = (state, step.says)
             elif self.number + 1 == arm.steps:
@@ -146,11 +153,6 @@ class Round:
             return _told(self.ground, step)
 
         return run
-
-
-def _too_late(account: Account) -> str:
-    what = "time is" if account.budget.passes is None else "passes are"
-    return f"no {what} left" if account.left() <= 1 else ""
 
 
 def _run(

@@ -159,6 +159,8 @@ def reason_of(
             return f"the gain of {refused.proven.finalist.candidate.name!r} is proven, but {refused.failure}"
     if judgement.verdict.best < 0 and not judgement.verdict.untested:
         where = f"on those that prove ({division.name})"
+        if late := [f.candidate.name for f in decision.unproven if f.role == BEST]:
+            return f"there was no time to prove {late[0]!r}, the best on the rows that explore: set a larger budget"
         if shown.finalist.role == REFIT:
             nothing = "nothing that was tried is better on the rows that explore"
             return f"{nothing}, and its refit is not better than {shown.rival} {where}"

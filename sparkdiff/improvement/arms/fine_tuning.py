@@ -103,7 +103,7 @@ def _written(ground: Ground, run: Run, before: Measured, fitted: Fitted) -> Meas
     return found
 
 
-def train_again(ground: Ground, base: Measurement, recipe: Recipe, epochs: int, name: str) -> Measurement:
+def train_again(ground: Ground, model: Any, recipe: Recipe, epochs: int, name: str) -> Measurement:
     """Train the weights of a pipeline on all rows of a ground, by one candidate for so many epochs.
 
     Args:
@@ -112,7 +112,7 @@ def train_again(ground: Ground, base: Measurement, recipe: Recipe, epochs: int, 
     Raises:
         InputError: it diverges.
     """
-    with ground.begun(ground.task(base.model, maxSeconds=None, **ground.kept(name, "again"))) as run:
+    with ground.begun(ground.task(model, maxSeconds=None, **ground.kept(name, "again"))) as run:
         before = verified(run)
         fitted = trained(run, before, [recipe], replace=True, epochs=epochs)
         if lost := diverged(fitted.found.history):

@@ -88,7 +88,9 @@ def grown(ground: Ground, limit: Limit, settings: GrowthSettings, arm: str, numb
     clock = Clock.of(limit.seconds)
     with ground.begun(start.task) as run:
         first = verified(run).scores[VALIDATION]
+        looks = time.monotonic()
         found, gone = grow_rounds(run, start, settings, serving, clock, replace=True, memory=ground.trained)
+        looked = time.monotonic() - looks if settings.parts == ("trees",) else 0.0  # whose sizes are known then
     told = Told(settings, found, gone, serving)
     learned = {"rounds": [asdict(t) for t in found.tried], "late": found.late, "warnings": told.warnings}
     if not found.members:
@@ -96,7 +98,9 @@ def grown(ground: Ground, limit: Limit, settings: GrowthSettings, arm: str, numb
         return Step(arm, number, (), 0.0, f"no part joined: {found.stopped}", learned=learned)
     made = assembled(start, found.members, serving, ground.sources[0].df, drop=settings.dropColumns)
     with ground.begun(replace(ground.task(made), options=options)) as run:
+        trains = time.monotonic()
         done = finish(run, first, width_of(start.head.stage), clock.left(limit.seconds), replace=True)
+        trains = time.monotonic() - trains
         ground.trainings.append(Training(1 if ground.fold is None else ground.fold, run, done.fitted))
         margins = recorded_rows(run, done.network)
         model, after = written(run, done.start, done.network, {VALIDATION: done.tuned})
@@ -115,7 +119,9 @@ def grown(ground: Ground, limit: Limit, settings: GrowthSettings, arm: str, numb
     if settings.parts == ("trees",) and ledger.chosen >= 0:
         chosen = ledger.trials[ledger.chosen]
         making = replace(making, recipe=done.fitted.recipes[chosen.candidate], epochs=chosen.epoch)
-    seconds = time.monotonic() - begun
+        epochs = max(row["epoch"] for row in done.fitted.found.history) * len(done.fitted.recipes)
+        looked += trains * (1 - chosen.epoch / epochs)
+    seconds = time.monotonic() - begun - looked
     candidate = Candidate(arm, f"+ {shortened(names)}", measured, making, names, seconds=seconds)
     return Step(arm, number, (candidate,), _hope(done, number), says, learned=learned)
 

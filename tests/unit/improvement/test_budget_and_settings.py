@@ -35,21 +35,25 @@ def test_an_account_keeps_the_time_that_the_proof_of_the_best_takes() -> None:
     """In three folds and on all rows the pipeline is fitted and measured, and the best candidate beside it."""
     account = Account(Budget.of("100s"), clock=lambda: 0.0)
     assert account.left() == pytest.approx(100)
-    account.start(2.0, 4)  # before anything was tried, a candidate is taken to be twice as quick
-    assert account.left() == pytest.approx(100 - 4 * (2 + 1))
-    account.note_best(6.0)
-    assert account.left() == pytest.approx(100 - 4 * (2 + 6))
-    account.start(2.0, 1)
-    assert account.left() == pytest.approx(100 - 2 * (2 + 1))
+    account.start(5.0, 4, 1)  # before anything was tried, a candidate is taken to be twice as quick
+    assert account.left() == pytest.approx(120 - 4 * (5 + 2.5))  # a tenth of the budget and 10 s later it has to end
+    account.note_best(12.0)
+    assert account.left() == pytest.approx(120 - 4 * (5 + 12))
+    account.start(5.0, 1, 1)
+    assert account.left() == pytest.approx(100)
+    account.start(20.0, 4, 2)  # two folds at the same time: twice as long as one of them, and all rows by themselves
+    assert account.left() == pytest.approx(120 - 1.7 * (20 + 10) - 0.7 * (20 + 10))  # the third, as all rows, by itself
 
 
-def proven(budget: str, *seconds: float, passed: float = 0.0, folds: int = 4, fold: float = 1.0) -> list[int]:
+def proven(
+    budget: str, *seconds: float, passed: float = 0.0, folds: int = 4, fold: float = 1.0, lanes: int = 1, ready: int = 0
+) -> list[int]:
     """The folds that prove each finalist, once so many seconds have passed."""
     now = [0.0]
     account = Account(Budget.of(budget), clock=lambda: now[0])
-    account.start(fold, folds)
+    account.start(fold, folds, lanes)
     now[0] = passed
-    return account.folds(seconds)
+    return account.folds(seconds, ready)
 
 
 def test_folds_are_bought_for_the_best_first_and_then_for_the_others_as_far_as_time_reaches() -> None:
@@ -61,8 +65,16 @@ def test_folds_are_bought_for_the_best_first_and_then_for_the_others_as_far_as_t
 def test_the_best_is_proven_in_three_folds_at_least_and_a_little_late_if_need_be() -> None:
     assert proven("100s", 2.0, 0.0, passed=87.0) == [3, 3]  # 12 s of 13, where 15 would be too many
     assert proven("100s", 2.0, passed=100.0) == [3]  # 12 s: a tenth of the budget and 10 s are allowed
-    assert proven("100s", 2.0, 1.0, passed=109.0) == [0, 0]
+    assert proven("100s", 2.0, 1.0, passed=109.0) == [0, 3]  # what is quicker, in its place
+    assert proven("100s", 2.0, 1.0, passed=113.0) == [0, 0]
     assert proven("100s", 2.0, folds=1, passed=99.0) == [1]
+
+
+def test_folds_that_are_fitted_already_or_proven_side_by_side_take_less() -> None:
+    assert proven("100s", 2.0, fold=5.0, passed=95.0) == [0]
+    assert proven("100s", 2.0, fold=5.0, passed=95.0, ready=4) == [3]
+    assert proven("100s", 2.0, fold=5.0, passed=95.0, lanes=2) == [3]
+    assert proven("100s", 2.0, fold=5.0, passed=80.0, lanes=2) == [4]
 
 
 def test_where_passes_are_the_budget_every_finalist_has_all_folds() -> None:
@@ -72,7 +84,7 @@ def test_where_passes_are_the_budget_every_finalist_has_all_folds() -> None:
 
 def test_a_budget_without_end_limits_nothing() -> None:
     account = Account(Budget.unlimited())
-    account.start(1e9, 4)
+    account.start(1e9, 4, 1)
     assert account.limit(0.1) == Limit(None, None)
     assert account.folds([1e9, 1.0]) == [4, 4]
     assert account.left() > 1

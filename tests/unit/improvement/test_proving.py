@@ -20,11 +20,13 @@ from sparkdiff.evaluation.scores import Score
 from sparkdiff.evaluation.units import Units
 from sparkdiff.improvement import proving
 from sparkdiff.improvement.candidate import Candidate, Making, Step
+from sparkdiff.improvement.lanes import Brake
 from sparkdiff.improvement.log import StepLog
 from sparkdiff.improvement.proving import Finalist, Proof, Proven, Shipped, decide, finalists
 from sparkdiff.improvement.settings import ImprovementSettings
 from sparkdiff.options import Options
 from sparkdiff.proof.decision import FoldComparison
+from sparkdiff.report import Phases
 from sparkdiff.training.recipes import Recipe
 
 F64 = torch.float64
@@ -47,6 +49,7 @@ def ground_of(options: Mapping[str, Any] | None = None, **settings: Any) -> Any:
         options=Options.of(options or {}), settings=ImprovementSettings.of(settings), start=figures(LOSS), stay={},
         rows={"train": 900}, sources=[SimpleNamespace(data=None)], boundaries=None, metric=SimpleNamespace(sign=1.0, name="loss"),
         plan=SimpleNamespace(compared_outside=lambda judgement, model, rows, stay: (judgement, [])),
+        folds_side_by_side=1, brake=Brake(()),
     )  # fmt: skip
 
 
@@ -135,7 +138,7 @@ def proven(
     """A finalist that gains so much in each row, in the mean of a million."""
     draws = noise(seed, folds, ROWS)
     each = [fold(0.1 * (x - draws.mean()) + shift, k) for k, x in enumerate(draws)]
-    return (of or proof())._decided(Finalist(role, c, folds), each, "")
+    return (of or proof())._decided(Finalist(role, c, folds), each)
 
 
 class Folds:
@@ -164,7 +167,7 @@ def test_what_cannot_be_made_in_a_fold_is_left_out_and_the_others_go_on(
     error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folds = Folds(monkeypatch, {("grow", 1): error})
-    found = proof().prove(CHOSEN)
+    found = proof().prove(CHOSEN, Phases(False))
     assert folds.made == [("grow", 0), ("finetune", 0), ("grow", 1), ("finetune", 1), ("finetune", 2)]
     assert folds.grounds == [0, 1, 2]  # each fold is made once, for all finalists
     assert [p.finalist.candidate.arm for p in found] == ["grow", "finetune"]  # no time for the third one
@@ -175,7 +178,7 @@ def test_what_cannot_be_made_in_a_fold_is_left_out_and_the_others_go_on(
 
 def test_a_finalist_of_fewer_folds_is_decided_by_these(monkeypatch: pytest.MonkeyPatch) -> None:
     folds = Folds(monkeypatch, {})
-    [one, other] = proof().prove([Finalist("best", GROWN, 2), Finalist("sameForm", TRAINED, 3)])
+    [one, other] = proof().prove([Finalist("best", GROWN, 2), Finalist("sameForm", TRAINED, 3)], Phases(False))
     assert (len(one.folds), len(other.folds)) == (2, 3)
     assert ("grow", 2) not in folds.made
 
@@ -183,24 +186,24 @@ def test_a_finalist_of_fewer_folds_is_decided_by_these(monkeypatch: pytest.Monke
 def test_a_full_disk_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     Folds(monkeypatch, {("grow", 0): FullDiskError("the disk is full")})
     with pytest.raises(WriteError):
-        proof().prove(CHOSEN)
+        proof().prove(CHOSEN, Phases(False))
 
 
 def test_a_proof_that_was_interrupted_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What sparkdiff refuses stays refused; what Spark could not do is tried once more."""
     killed = Folds(monkeypatch, {("finetune", 1): KeyboardInterrupt()})
     with pytest.raises(KeyboardInterrupt):
-        proof(StepLog(tmp_path)).prove(CHOSEN)
+        proof(StepLog(tmp_path)).prove(CHOSEN, Phases(False))
     assert killed.made[-1] == ("finetune", 1)
     refused = Folds(monkeypatch, {("finetune", 1): InputError("no"), ("grow", 2): Py4JError("out of memory")})
-    first = proof(StepLog(tmp_path)).prove(CHOSEN)
+    first = proof(StepLog(tmp_path)).prove(CHOSEN, Phases(False))
     assert refused.made == [("finetune", 1), ("grow", 2)]
     assert [p.failure for p in first] == ["fold 4: out of memory", "fold 3: no"]
     last = Folds(monkeypatch, {})
-    second = proof(StepLog(tmp_path)).prove(CHOSEN)
+    second = proof(StepLog(tmp_path)).prove(CHOSEN, Phases(False))
     assert last.made == [("grow", 2)]
     assert [p.failure for p in second] == ["", "fold 3: no"]
-    whole = proof().prove(CHOSEN[:1])
+    whole = proof().prove(CHOSEN[:1], Phases(False))
     assert second[0].judgement == whole[0].judgement
 
 
@@ -214,7 +217,7 @@ def test_what_loses_as_much_as_allowed_is_rarely_no_worse() -> None:
     for seed in range(200):
         draws = noise(seed, 2, ROWS) - 0.05
         each = [fold(x, k) for k, x in enumerate(draws)]
-        found.append(of.no_worse(of._decided(Finalist("simpler", DELETED, 2), each, ""), None))
+        found.append(of.no_worse(of._decided(Finalist("simpler", DELETED, 2), each), None))
     assert sum(found) <= 5  # 1.2 are expected
 
 

@@ -50,7 +50,7 @@ def test_what_spark_cannot_end_in_time_is_stopped_and_the_others_go_on() -> None
     assert [(s.arm, s.state) for s in found.standings] == [("refit", "stopped"), ("finetune", "done")]
     assert "set a larger one" in found.standings[0].why
     assert given[0].most == pytest.approx(50)  # its share of what is left; a first step is to take a tenth of it
-    assert given[0].seconds == pytest.approx(10)
+    assert given[0].seconds == pytest.approx(15)
 
 
 def test_no_arm_sees_another_one_of_its_round() -> None:
