@@ -64,11 +64,10 @@ def run(tasks: Tasks, lanes: int, phases: Phases, brake: Brake) -> None:
             with phases.phase(name) as say:
                 say(task())
         return
-    lock, errors, spark, own = threading.Lock(), list[BaseException](), jvm.session(), torch.get_num_threads()
+    lock, errors = threading.Lock(), list[BaseException]()
     shown = Phases(False, [Brake(phases.listeners, brake.lock)])
 
     def lane() -> None:
-        torch.set_num_threads(own)
         try:
             while not brake.pulled:
                 with lock:
@@ -81,9 +80,7 @@ def run(tasks: Tasks, lanes: int, phases: Phases, brake: Brake) -> None:
             errors.append(e)
             brake.pulled = True
 
-    inherits: Any = inheritable_thread_target(spark) if TAKES_SESSION else inheritable_thread_target
-    copies = [partial(contextvars.copy_context().run, lane) for _ in range(lanes)]
-    threads = [threading.Thread(target=inherits(copy), name="sparkdiff-arm", daemon=True) for copy in copies]
+    threads = [_thread(lane, "sparkdiff-arm") for _ in range(lanes)]
     for thread in threads:
         thread.start()
     try:
@@ -107,18 +104,15 @@ def ahead(makes: Sequence[Callable[[], object]]) -> Iterator[None]:
     Args:
         makes: functions that keep what they have made, as `Shared.once` does. One that fails does so again when it is asked for.
     """
-    spark, own, over, tag = jvm.session(), torch.get_num_threads(), threading.Event(), f"sparkdiff-{uuid.uuid4().hex}"
+    spark, over, tag = jvm.session(), threading.Event(), f"sparkdiff-{uuid.uuid4().hex}"
 
     def make_all() -> None:
-        torch.set_num_threads(own)
         with contextlib.suppress(BaseException), jvm.cancellable(spark, tag):
             for make in makes:
                 if not over.is_set():
                     make()
 
-    inherits: Any = inheritable_thread_target(spark) if TAKES_SESSION else inheritable_thread_target
-    copy = partial(contextvars.copy_context().run, make_all)
-    thread = threading.Thread(target=inherits(copy), name="sparkdiff-ahead", daemon=True)
+    thread = _thread(make_all, "sparkdiff-ahead")
     thread.start()
     try:
         yield
@@ -132,6 +126,18 @@ def ahead(makes: Sequence[Callable[[], object]]) -> Iterator[None]:
     finally:
         over.set()
         thread.join()
+
+
+def _thread(work: Callable[[], None], name: str) -> threading.Thread:
+    """A thread in the session and the context of this one, with as many threads of torch."""
+    spark, own = jvm.session(), torch.get_num_threads()
+
+    def begin() -> None:
+        torch.set_num_threads(own)
+        work()
+
+    inherits: Any = inheritable_thread_target(spark) if TAKES_SESSION else inheritable_thread_target
+    return threading.Thread(target=inherits(partial(contextvars.copy_context().run, begin)), name=name, daemon=True)
 
 
 def _wait(threads: Sequence[threading.Thread]) -> None:

@@ -127,7 +127,8 @@ def explore_and_prove(
         account.start(time.monotonic() - started, division.number, ground.folds_side_by_side)
         account.add("original", time.monotonic() - begun)
         proof = Proof(ground, division, None, log, verb.arms)
-        rival = functools.partial(proof.shared.once, ("rival",), lambda: _rival(origin, ground, explores, log))
+        find = functools.partial(log.kept, "rival", functools.partial(origin.rival, ground, explores))
+        rival = functools.partial(proof.shared.once, ("rival",), find)
         early = not origin.refused and ground.folds_side_by_side > 1 and not log.has("folds")
         folds = [functools.partial(proof.ground_of, k) for k in range(division.number)]
         with ahead([rival, *folds]) if early else contextlib.nullcontext():
@@ -171,16 +172,15 @@ def _explored(
     return Explored(raced, beside, order)
 
 
-def _rival(origin: Origin, ground: Ground, explores: Ground, log: StepLog) -> tuple[bool, str]:
-    """Whether the fitted pipeline is what finalists have to beat, or its refit; and why."""
-    return log.kept("rival", functools.partial(origin.rival, ground, explores))  # type: ignore[no-any-return]
-
-
 def _proven(
     proof: Proof, explores: Ground, origin: Origin, rival: Callable[[], tuple[bool, str]], explored: Explored, account: Account,
     phases: Phases, say: Any,
 ) -> Decision:  # fmt: skip
-    """Choose the finalists, fix their rival, and prove as many of them as there is time for."""
+    """Choose the finalists, fix their rival, and prove as many of them as there is time for.
+
+    Args:
+        rival: tells whether the fitted pipeline is what finalists have to beat, or its refit, and why.
+    """
     if origin.refused:
         return Decision((), (), {})
     division = proof.division
