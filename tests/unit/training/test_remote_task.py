@@ -147,7 +147,8 @@ def test_each_rank_gets_the_files_of_its_shards(tmp_path: Path) -> None:
         return SimpleNamespace(path=f"rows-1/split={split}/shard={shard}/p", bytes=10 + shard)
 
     splits = {split: tuple((piece(split, shard),) for shard in range(8)) for split in ("train", "validation", "test")}
-    manifest: Any = SimpleNamespace(virtualShards=8, splits=splits)
+    pieces = {p.path: p for shards in splits.values() for shard in shards for p in shard}
+    manifest: Any = SimpleNamespace(virtualShards=8, splits=splits, pieces=pieces)
     ranks = remote.ranks_of(manifest, 3)
     assert [ranks[f"rows-1/split=train/shard={i}/p"] for i in range(8)] == [[0], [0], [1], [1], [1], [2], [2], [2]]
     assert not any("test" in name for name in ranks)
