@@ -204,7 +204,9 @@ def trained(
         for row in own.history:
             run.phases.on_epoch(row)
         say(f"{len(settings)} settings trained together, in one pass over the rows an epoch")
-        return dataclasses.replace(fitted, found=own.found(run.network), best=own.chosen.metric, recipes=own.recipes)
+        return dataclasses.replace(
+            fitted, found=own.found(run.network), best=own.chosen.metric, recipes=tuple(own.recipes)
+        )
 
 
 def _fitted(

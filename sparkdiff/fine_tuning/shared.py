@@ -3,7 +3,7 @@
 import dataclasses
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from sparkdiff.data import cache as caches
 from sparkdiff.data.fingerprint import Request
@@ -11,6 +11,8 @@ from sparkdiff.data.splits import REFERENCE, Source, rule
 from sparkdiff.fine_tuning.task import Task
 from sparkdiff.fine_tuning.together import JointSetting, members
 from sparkdiff.options import Options
+
+T = TypeVar("T")
 
 
 class Shared:
@@ -29,14 +31,15 @@ class Shared:
         """The training of several settings that one of those fits is a part of; None: it trains alone."""
         return next((m for p, o, m in self._members if p is pipeline and o == options), None)
 
-    def once(self, key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
+    def once(self, key: tuple[Any, ...], make: Callable[[], T]) -> T:
         """What was made for this key, which holds every object that decides it."""
         with self._lock:
             making = self._making.setdefault(key, threading.RLock())
         with making:  # two threads don't make the same
             if key not in self._found:
                 self._found[key] = make()
-            return self._found[key]
+            found: T = self._found[key]
+            return found
 
     def has(self, key: tuple[Any, ...]) -> bool:
         """Whether there is something for this key."""
@@ -46,7 +49,7 @@ class Shared:
         known = ("cache", key) in self._found
         if known and not self._found["cache", key].is_there:  # `localCacheLimit` gave its place to another one
             del self._found["cache", key]
-        cache: caches.Cache = self.once(("cache", key), lambda: caches.open_cache(request, watch))
+        cache = self.once(("cache", key), lambda: caches.open_cache(request, watch))
         return dataclasses.replace(cache, hit=True) if known else cache
 
 

@@ -16,17 +16,16 @@ from sparkdiff.fine_tuning.task import prepare
 from sparkdiff.fine_tuning.values import Judged
 from sparkdiff.improvement.arms.fine_tuning import with_recipe
 from sparkdiff.improvement.budget import Account, Budget
-from sparkdiff.improvement.ground import Ground
+from sparkdiff.improvement.ground import Ground, Training
 from sparkdiff.improvement.origin import Fits, Origin
 from sparkdiff.improvement.procedure import Improved, Verb, explore_and_prove
-from sparkdiff.improvement.proving import Decision, Proven, gain_of
+from sparkdiff.improvement.proving import REFIT, Decision, Proven, gain_of
 from sparkdiff.improvement.reporting import Explored, left_out, metrics_of, reason_of, shown_of
 from sparkdiff.improvement.settings import ImprovementSettings
 from sparkdiff.options import Options
 from sparkdiff.proof.division import Division
 from sparkdiff.report import Events, FineTuningSummary, Phases, Progress, tell
 from sparkdiff.store.run_folder import folder_name
-from sparkdiff.training.recipes import Recipe
 
 
 class FoldRows(Events):
@@ -83,7 +82,8 @@ def summary_of(
     entries = _folds(shown, ground.metric.sign) if shown is not None and division.ships else []
     histories = [t.fitted.found.history for t in trainings]
     last = trainings[-1].fitted if trainings else None
-    moved = {} if best is None or last is None or trainings[-1].fold else last.found.moved
+    of_best = _training_of(ground, decision)
+    moved = {} if of_best is None else of_best.fitted.found.moved
     return FineTuningSummary(
         decision="kept original" if best is None else "tuned",
         reason=reason_of(ground, origin, division, decision, shown, judgement),
@@ -102,7 +102,7 @@ def summary_of(
 def _folds(shown: Proven, sign: float) -> list[dict[str, Any]]:
     """An entry for each fold that proves."""
     making, entries = shown.finalist.candidate.making, []
-    recipe = "" if making.recipe is None else str(Recipe(**dataclasses.asdict(making.recipe)))
+    recipe = "" if making.recipe is None else str(making.recipe)
     for k, fold in enumerate(shown.folds):
         rows = fold.rows
         before, after = (sign * float(x.sum() / rows.weight.sum()) for x in (rows.original, rows.other))
@@ -122,10 +122,18 @@ def _warnings(
         lost = [f"{loss}; training continued from the last checkpoint" for loss in fitted.lost]
         notes = [fitted.unsaved, fitted.cut, divergence(fitted.found.history, ground.options), *fitted.fallbacks, *lost]
         doubts += [f"fold {training.fold}: {note}" if training.fold else note for note in notes if note]
-    last = ground.trainings[-1] if ground.trainings else None
-    if last is None or last.fold or decision.best is None:
+    best, of_best = decision.best, _training_of(ground, decision)
+    if of_best is None or best is None or best.found is None:
         return [*judgement.verdict.warnings, *unreadable_by_older_spark(ground.model), *doubts]
-    tuned = decision.best.found.scores[TRAIN]  # type: ignore[union-attr]
-    broken = last.fitted.wishes.broken(last.fitted.found.network) if last.fitted.wishes is not None else []
-    plain = dataclasses.replace(last.fitted, unsaved="", cut="", fallbacks=[], lost=[])
-    return warnings_of(last.run, plain, Judged(judgement, tuned, broken), tuned, doubts)
+    tuned, fitted = best.found.scores[TRAIN], of_best.fitted
+    broken = fitted.wishes.broken(fitted.found.network) if fitted.wishes is not None else []
+    plain = dataclasses.replace(fitted, unsaved="", cut="", fallbacks=[], lost=[])
+    return warnings_of(of_best.run, plain, Judged(judgement, tuned, broken), tuned, doubts)
+
+
+def _training_of(ground: Ground, decision: Decision) -> Training | None:
+    """The training of what ships; None where nothing ships, or what was only fitted anew."""
+    best = decision.best
+    if best is None or best.proven.finalist.role == REFIT or not ground.trainings or ground.trainings[-1].fold:
+        return None
+    return ground.trainings[-1]

@@ -5,7 +5,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from pyspark.ml.util import DefaultParamsReader
@@ -28,6 +28,7 @@ from sparkdiff.pipeline.parity import Parity
 from sparkdiff.proof.decision import FoldComparison
 from sparkdiff.store import files
 
+T = TypeVar("T")
 DECISIONS = "decisions.json"
 KEPT = (FoldComparison, PairedRows, Units, Costs, SliceSums, Compatibility, Baseline, ArmOrder)
 """Classes of what a log keeps beside steps; nothing else is made of a file."""
@@ -57,7 +58,7 @@ class StepLog:
             files.write_bytes(path, json.dumps(known, sort_keys=True).encode())
         return known.get(name, "")
 
-    def kept(self, name: str, make: Callable[[], Any]) -> Any:
+    def kept(self, name: str, make: Callable[[], T]) -> T:
         """The value that `make` returns, or returned before an interruption: the clock may decide otherwise now."""
         if self.folder is None:
             return make()
@@ -65,7 +66,8 @@ class StepLog:
         if not path.exists():
             files.save_mappable(path, make())
         with torch.serialization.safe_globals([*KEPT]):
-            return torch.load(path, weights_only=True)
+            found: T = torch.load(path, weights_only=True)
+            return found
 
     def has(self, name: str) -> bool:
         """Whether `kept` has this value of an earlier run."""

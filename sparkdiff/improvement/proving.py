@@ -218,12 +218,12 @@ class Proof:
 
     def ground_of(self, k: int) -> Ground:
         """The ground of a fold, made once."""
-        return self.shared.once(("fold", k), functools.partial(self._moved, k))  # type: ignore[no-any-return]
+        return self.shared.once(("fold", k), functools.partial(self._moved, k))
 
     def whole(self) -> Ground:
         """The ground of all rows, which make what ships, made once."""
         ground = self.ground
-        return self.shared.once(  # type: ignore[no-any-return]
+        return self.shared.once(
             ("whole",), lambda: moved(ground, ground.sources, ground.boundaries, allTrain=True, fold=0)
         )
 

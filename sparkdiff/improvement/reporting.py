@@ -77,7 +77,7 @@ def summary_of(
             ],
         },
         foundAt=_found_at(explored.raced, best), baseline=_beside(explores, explored.beside),
-        explanation=_explained(explores, race, arms, judgement, explored.beside),
+        explanation=_explained(explores, race, arms, shown, explored.beside),
         metrics=metrics_of(ground.start, after, shown, best),
         gain=0.0 if shown is None or (best is None and judgement.verdict.best < 0) else gain_of(shown),
         **{**ground.facts, "timings": timings, **tested(judgement)},
@@ -119,14 +119,16 @@ def _history(raced: Raced, shown: Proven | None) -> list[dict[str, Any]]:
 
 
 def _explained(
-    explores: Ground, race: Sequence[Mapping[str, Any]], arms: Sequence[Mapping[str, Any]], judgement: Judgement,
+    explores: Ground, race: Sequence[Mapping[str, Any]], arms: Sequence[Mapping[str, Any]], shown: Proven | None,
     beside: Baseline | None,
 ) -> str:  # fmt: skip
-    verdict, timed = judgement.verdict, explores.options.timeCol is not None
-    rows = explores.rows.get(VALIDATION, 0)
+    of_best = shown if shown is not None and shown.finalist.role == BEST else None
+    verdict = NOTHING if of_best is None else of_best.judgement.verdict
+    rows = 0 if of_best is None else sum(len(fold.rows.weight) for fold in of_best.folds)
     text = why.explanation(
-        race, arms, metric=explores.metric.name, level=verdict.level, rows=rows, z=verdict.z, timed=timed
-    )
+        race, arms, metric=explores.metric.name, level=verdict.level, rows=rows, z=verdict.z,
+        timed=explores.options.timeCol is not None,
+    )  # fmt: skip
     if beside is None:
         return text
     value = min((explores.metric.sign * r["value"] for r in race), default=explores.start.scores[VALIDATION].mean)

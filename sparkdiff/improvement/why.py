@@ -1,9 +1,11 @@
 """Where the loss was, and what would help next: a paragraph from the figures that the run itself measured."""
 
 from collections.abc import Mapping, Sequence
+from statistics import NormalDist
 from typing import Any
 
 from sparkdiff.improvement.settings import CHANGES_FORM
+from sparkdiff.proof.decision import FINALISTS
 from sparkdiff.report.shares import share_of
 
 NOTHING = 0.005
@@ -23,8 +25,8 @@ def explanation(
     Args:
         table, arms: see `ImprovementSummary`.
         level: the p-value that is needed.
-        rows: of validation.
-        z: score of the best result.
+        rows: that prove.
+        z: score of the best result there; 0 where it was not proven.
         timed: whether the rows have times.
     """
     gains: dict[str, float] = {}
@@ -54,7 +56,7 @@ def _nothing(arms: Sequence[Mapping[str, Any]]) -> str:
         return "No arm could be tried."
     known = settled(arms)
     parts = [
-        f"Nothing that was tried ({', '.join(ran)}) lowers the loss by more than {NOTHING:.1%} on the validation rows."
+        f"Nothing that was tried ({', '.join(ran)}) lowers the loss by more than {NOTHING:.1%} on the rows that explore."
     ]
     if known:
         parts.append(
@@ -103,14 +105,12 @@ def _where(gains: Mapping[str, float], best: str, metric: str, timed: bool, know
 
 
 def _rows_needed(rows: int, z: float, level: float) -> str:
-    """How many validation rows would show a gain like this: scores grow with the root of their number."""
-    from statistics import NormalDist
-
-    needed = 1.0 - NormalDist().inv_cdf(min(level, 0.5))
+    """How many rows would show a gain like this: scores grow with the root of their number."""
+    needed = 1.0 - NormalDist().inv_cdf(min(level, 0.5) / FINALISTS)
     if not z > 0 or z >= needed:
         return ""
     return (
-        f"The {rows:,} validation rows are too few to tell it from chance; if the gain is true, about "
+        f"The {rows:,} rows that prove are too few to tell it from chance; if the gain is true, about "
         f"{round(rows * (needed / z) ** 2, -2):,.0f} would show it."
     )
 

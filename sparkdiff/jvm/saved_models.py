@@ -61,4 +61,5 @@ def _metadata(folder: Path) -> dict[str, Any]:
         OSError, ValueError: they are not one file of text here.
     """
     (file,) = (folder / "metadata").glob("part-*")
-    return json.loads(file.read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return found

@@ -129,7 +129,8 @@ class Binarizer(Comparing):
         found = above.to(x.dtype)
         if not threshold.requires_grad:
             return found
-        return Steps.apply(found, x.detach(), threshold[None], tau[None])  # type: ignore[no-any-return]
+        applied: Tensor = Steps.apply(found, x.detach(), threshold[None], tau[None])
+        return applied
 
     def critical_values(self) -> tuple[tuple[float, ...], ...]:
         return tuple((t, math.nextafter(t, math.inf), math.nan) for t in self.thresholds_of.tolist())
@@ -251,7 +252,8 @@ class Bucketizer(Comparing):
         found = torch.where(null, torch.nan, torch.where(empty, float(len(splits) - 1), found))
         if not splits.requires_grad:
             return found
-        return Steps.apply(found, x.detach(), splits[1:-1], tau)  # type: ignore[no-any-return]
+        applied: Tensor = Steps.apply(found, x.detach(), splits[1:-1], tau)
+        return applied
 
     def critical_values(self) -> tuple[tuple[float, ...], ...]:
         out = []

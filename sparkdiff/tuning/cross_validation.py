@@ -81,7 +81,9 @@ class _Search(Params):
 
     def write(self) -> MLWriter:
         """Write it as an object of pyspark's class."""
-        return jvm.with_uid(self.PLAIN(), self).write()  # type: ignore[no-any-return]
+        plain: Any = jvm.with_uid(self.PLAIN(), self)
+        writer: MLWriter = plain.write()
+        return writer
 
     @classmethod
     def read(cls) -> Any:

@@ -62,7 +62,8 @@ def _batch(groups: list[dict[str, Any]], columns: Sequence[BatchColumn]) -> Batc
 
 def _next(reader: Any) -> dict[str, Any]:
     with _quiet():
-        return next(reader)._asdict()  # type: ignore[no-any-return]
+        row_group: dict[str, Any] = next(reader)._asdict()
+    return row_group
 
 
 def _url(path: Path) -> str:

@@ -98,8 +98,10 @@ def _folder() -> Iterator[Path]:
 def _lives(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-    except OSError as e:  # else it belongs to another user
-        return not isinstance(e, ProcessLookupError)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # it belongs to another user
+        return True
     return True
 
 

@@ -42,7 +42,7 @@ def _pickled(value: Any, module: ModuleType | None) -> bytes:
     try:
         if module is not None:
             cloudpickle.register_pickle_by_value(module)
-        return cloudpickle.dumps(value)  # type: ignore[no-any-return]
+        content: bytes = cloudpickle.dumps(value)
     except (TypeError, pickle.PicklingError, AttributeError) as e:
         raise InputError(
             f"the network or its loss cannot be sent to other processes ({e}): use numProcesses=1, or a loss "
@@ -51,6 +51,7 @@ def _pickled(value: Any, module: ModuleType | None) -> bytes:
     finally:
         if module is not None:
             cloudpickle.unregister_pickle_by_value(module)
+    return content
 
 
 def _own_module(loss: Any) -> ModuleType | None:

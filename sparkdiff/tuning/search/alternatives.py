@@ -35,8 +35,9 @@ class Alternatives(Estimator, jvm.Persistent):  # type: ignore[type-arg]
         return [f"{kind} {i}" if kinds.count(kind) > 1 else kind for i, kind in enumerate(kinds)]
 
     def copy(self, extra: Any = None) -> "Alternatives":
-        stages = [stage if stage is None else stage.copy(extra) for stage in self.getStages()]
-        return super().copy()._set(stages=stages)  # type: ignore[no-any-return]
+        new: Alternatives = super().copy()
+        new._set(stages=[stage if stage is None else stage.copy(extra) for stage in self.getStages()])
+        return new
 
     def _fit(self, dataset: Any) -> Any:
         raise InputError(

@@ -122,7 +122,8 @@ class Search(Estimator, CheckedParams, jvm.Persistent):  # type: ignore[type-arg
                 found.summary, found.model, task.current, dataclasses.asdict(s), None, records=found.records, **self.job
             )
         phases.on_decision(found.summary)
-        return self._copyValues(SearchModel(found.model, found))  # type: ignore[no-any-return]
+        model: SearchModel = self._copyValues(SearchModel(found.model, found))
+        return model
 
     def task(self) -> SearchTask:
         """What is searched, checked before any job.

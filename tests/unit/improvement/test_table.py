@@ -67,8 +67,8 @@ def test_nothing_is_said_of_what_was_not_looked_at() -> None:
     """The budget was over, or an arm refused: neither shows that this form is as good as these columns allow."""
     all_of_it = why_nothing(refit="done", finetune="done", search="stopped", grow="done")
     assert all_of_it == (
-        "Nothing that was tried (refit, finetune, search, grow) lowers the loss by more than 0.5% on the validation rows. As far "
-        "as this shows, weights, settings and form are as good as these columns allow. Other columns would help next, not more "
+        "Nothing that was tried (refit, finetune, search, grow) lowers the loss by more than 0.5% on the rows that explore. As "
+        "far as this shows, weights, settings and form are as good as these columns allow. Other columns would help next, not more "
         "compute."
     )
     short = why_nothing(refit="stopped, cut", finetune="done", search="stopped, cut", grow="stopped, cut")
