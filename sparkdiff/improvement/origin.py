@@ -6,6 +6,7 @@ from typing import Any
 
 from pyspark.ml import Estimator, Pipeline
 
+from sparkdiff.data import soft_labels
 from sparkdiff.data.splits import TRAIN, Boundaries, Source, fit_on_training_rows
 from sparkdiff.errors import InputError
 from sparkdiff.fine_tuning.shared import Shared
@@ -19,6 +20,7 @@ from sparkdiff.pipeline.names import casefolding
 from sparkdiff.pipeline.nesting import plain
 from sparkdiff.pipeline.unfitted import check_unfitted, with_uids_of
 from sparkdiff.proof import division
+from sparkdiff.proof.division import Division
 from sparkdiff.stages.base import columns_of
 
 Fits = Callable[[Any, Sequence[Source], Boundaries | None], Any]
@@ -113,8 +115,14 @@ class Origin:
         return not found.shown, f"{self.model.uid} {found.words}{way}"
 
 
-def check_rows(given: Any, options: Options, sources: Sequence[Source]) -> None:
-    """Check that a pipeline can be made from the rows of each fold, and measured there; see `division.check`.
+def check_rows(given: Any, options: Options, sources: Sequence[Source], divided: Division) -> int | None:
+    """Check that a pipeline can be made from the rows of each fold, and measured there.
+
+    Args:
+        divided: these sources.
+
+    Returns:
+        See `division.check`.
 
     Raises:
         InputError: it can't; says why.
@@ -127,7 +135,10 @@ def check_rows(given: Any, options: Options, sources: Sequence[Source]) -> None:
         return name if name is not None and casefold(name) in columns else None
 
     classes = any(last.hasParam(name) for name in ("rawPredictionCol", "probabilityCol")) and not callable(options.loss)
-    division.check(sources, options, labelCol=column("labelCol"), weightCol=column("weightCol"), classes=classes)
+    labelCol, weightCol = column("labelCol"), column("weightCol")
+    if soft_labels.given(sources, labelCol):
+        soft_labels.check_options(options)
+    return division.check(divided, options, labelCol=labelCol, weightCol=weightCol, classes=classes)
 
 
 def _last(given: Any) -> Any:

@@ -98,11 +98,11 @@ def explore_and_prove(
     """
     account, begun = Account(verb.budget), time.monotonic()
     check_unfitted(given, options.rowsAreNew)
-    check_rows(given, options, sources)
     division = divide(sources, options)
+    units = check_rows(given, options, sources, division)
     rows = [division.makes, *(s for s in sources if s.split in (TEST, REFERENCE))]
     origin = Origin.of(given, options, rows, division.boundaries[1], keep=settings.keepStages, fits=fits)
-    origin = dataclasses.replace(origin, refused=origin.refused or too_few(division, options))
+    origin = dataclasses.replace(origin, refused=origin.refused or too_few(division, options, units))
     with phases.phase("plan"):
         text = verb.described(origin.model, sources[0].df)
     if shown(options.verbosity):

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from pyspark.sql import Column, DataFrame, functions as F
 
 from sparkdiff import jvm
-from sparkdiff.data import soft_labels
 from sparkdiff.data.blocks import MAX_BLOCKS, TIME_BLOCKS
 from sparkdiff.data.splits import (
     REFERENCE,
@@ -123,56 +122,53 @@ def folds_of(options: Options) -> int:
 
 
 def _enough_folds(df: DataFrame, options: Options) -> int:
-    """The number of folds of these rows: of "auto" more than usual where so enough groups prove, and with fewer too few."""
+    """The number of folds of these rows: for "auto" the fewest, from the usual number on, with which enough groups prove."""
     folds = folds_of(options)
     if options.numFolds != "auto" or options.groupCol is None:
         return folds
     block = F.pmod(unit_and_block(df, options)[1], F.lit(MAX_BLOCKS)).alias("block")
-    groups = df.select(named(options.groupCol), block).distinct().limit(2 * MIN_UNITS).collect()
+    try:
+        groups = df.select(named(options.groupCol), block).distinct().limit(2 * MIN_UNITS).collect()
+    except jvm.SparkError as e:
+        raise InputError(f"Spark failed while it counted groupCol={options.groupCol!r}: {jvm.cause(e)}") from e
     for number in range(folds, MOST_FOLDS + 1):
-        places = [row["block"] % number for row in groups if row["block"] is not None]
+        places = [row["block"] % number for row in groups]
         if len(set(places)) == number and len(places) - places.count(0) >= MIN_UNITS:
             return number
     return folds
 
 
 def check(
-    sources: Sequence[Source], options: Options, *, labelCol: str | None, weightCol: str | None, classes: bool
-) -> None:  # fmt: skip
-    """Check that each fold can be made and can prove, by one or two jobs over the rows.
+    division: Division, options: Options, *, labelCol: str | None, weightCol: str | None, classes: bool
+) -> int | None:  # fmt: skip
+    """Check that each fold can prove, by one or two jobs over the rows, and count the rows or groups that do.
 
     Args:
         labelCol, weightCol: None where the data have no such column.
         classes: whether the label names classes.
 
+    Returns:
+        Their number; None where there are no folds of rows by their hash.
+
     Raises:
-        InputError: a column is missing or has a wrong type; a group is null; a fold has too few rows or lacks a class; there are
-            too few groups.
+        InputError: a fold has no rows or lacks a class; there are too few groups; Spark failed on the rows.
     """
-    o = options
-    for source in sources:
-        check_columns(source.df, o)
-    if soft_labels.given(sources, labelCol):
-        soft_labels.check_options(o)
-    [df] = [s.df for s in sources if s.split in (None, TRAIN)]
-    if not folds_of(o) or o.timeCol or o.validationIndicatorCol or any(s.split == VALIDATION for s in sources):
-        return
-    df = numbered(df, o)
+    if not division.ships or division.factor is not None:
+        return None
+    o, folds, df = options, division.number + 1, division.makes.df
     used = df if weightCol is None else df.where(named(weightCol) != 0)
     label = named(labelCol).cast("double") if labelCol and classes else F.lit(None)
+    fold, units = fold_of(df, o, folds).alias("fold"), dict[int, int]()
     try:
-        folds = _enough_folds(df, o)
-        fold = fold_of(df, o, folds).alias("fold")
         rows = used.groupBy(fold, label.alias("label")).agg(F.count(F.lit(1)).alias("rows")).collect()
-        units = 0 if o.groupCol is None else used.select(named(o.groupCol)).distinct().count()
+        if o.groupCol is not None:
+            units = dict(used.groupBy(fold).agg(F.count_distinct(named(o.groupCol))).collect())
     except jvm.SparkError as e:
         raise InputError(f"Spark failed while it dealt the rows into folds: {jvm.cause(e)}") from e
-    if any(r["fold"] is None for r in rows):
-        raise InputError(f"groupCol={o.groupCol!r} holds null; fill the column or drop these rows")
-    if o.groupCol is not None and units < 2 * folds:
+    if o.groupCol is not None and sum(units.values()) < 2 * folds:
         raise InputError(
-            f"groupCol={o.groupCol!r} has {units} values, too few for numFolds={folds}: at least {2 * folds} are needed. Use "
-            "more data, or a groupCol with more values"
+            f"groupCol={o.groupCol!r} has {sum(units.values())} values, too few for numFolds={folds}: at least {2 * folds} are "
+            "needed. Use more data, or a groupCol with more values"
         )
     for k in range(folds):
         if not any(r["rows"] for r in rows if r["fold"] == k):
@@ -185,20 +181,26 @@ def check(
                 f"fold {', '.join(lacking)} of numFolds={folds} has no row of labelCol={labelCol!r} {value:g}: set fewer "
                 "folds, add such rows, or leave the rare class out"
             )
+    return sum(units.values()) - units[0] if units else sum(r["rows"] for r in rows if r["fold"])
 
 
-def too_few(division: Division, options: Options) -> str:
-    """Why the rows or groups that prove are too few to decide anything, by one job; empty if they may be enough."""
+def too_few(division: Division, options: Options, number: int | None) -> str:
+    """Why the rows or groups that prove are too few to decide anything; empty if they may be enough.
+
+    Args:
+        number: of them, where it is known; else a job counts them.
+    """
     o = options
     if o.guard >= 1 or (o.timeCol and not o.groupCol):  # blocks of time are made in sufficient number
         return ""
-    proves = functools.reduce(
-        DataFrame.unionByName, (s.df for rows in division.proves for s in rows if s.split == TEST)
-    )
-    try:
-        number = proves.count() if o.groupCol is None else proves.select(named(o.groupCol)).distinct().count()
-    except jvm.SparkError as e:
-        raise InputError(f"Spark failed while it counted the rows that prove: {jvm.cause(e)}") from e
+    if number is None:
+        proves = functools.reduce(
+            DataFrame.unionByName, (s.df for rows in division.proves for s in rows if s.split == TEST)
+        )
+        try:
+            number = proves.count() if o.groupCol is None else proves.select(named(o.groupCol)).distinct().count()
+        except jvm.SparkError as e:
+            raise InputError(f"Spark failed while it counted the rows that prove: {jvm.cause(e)}") from e
     if number >= MIN_UNITS:
         return ""
     units = Units(number, "groups" if o.groupCol else "rows")

@@ -233,9 +233,8 @@ def test_too_few_times_for_stretches_are_named(df: DataFrame) -> None:
 
 
 def checked(df: DataFrame, classes: bool = False, **options: Any) -> None:
-    division.check(
-        [Source(df)], Options.of({"numFolds": 5, **options}), labelCol="kind", weightCol="weight", classes=classes
-    )
+    o = Options.of({"numFolds": 5, **options})
+    division.check(division.divide([Source(df)], o), o, labelCol="kind", weightCol="weight", classes=classes)
 
 
 def test_a_fold_that_could_prove_nothing_is_named_before_any_work(df: DataFrame) -> None:
@@ -261,7 +260,12 @@ def test_a_fold_that_could_prove_nothing_is_named_before_any_work(df: DataFrame)
 
 def test_too_few_rows_or_groups_that_prove_are_known_before_any_work(df: DataFrame) -> None:
     def told(rows: DataFrame, **options: Any) -> str:
-        return division.too_few(divided(rows, **options), Options.of(options))
+        found, o = divided(rows, **options), Options.of(options)
+        counted = division.check(found, o, labelCol=None, weightCol=None, classes=False)
+        assert (counted is None) == (options["numFolds"] == 0)
+        said = division.too_few(found, o, counted)
+        assert said == division.too_few(found, o, None)  # which counts them itself
+        return said
 
     ways = "to decide it, pass more rows"
     assert told(df.where("number < 40"), numFolds=2).endswith(f"rows, 30 are needed; {ways}")

@@ -98,35 +98,33 @@ def test_columns_that_divide_are_looked_at_first(rows: DataFrame) -> None:
         ({"timeCol": "held"}, "timeCol='held' must be a timestamp, date or number"),
         ({"validationIndicatorCol": "user"}, "validationIndicatorCol='user' must be boolean"),
     ):
-        for call in (divide, lambda s, o: check(s, o, labelCol=None, weightCol=None, classes=False)):
-            with pytest.raises(InputError, match=why):
-                call([Source(rows)], Options.of(options))
+        with pytest.raises(InputError, match=why):
+            divide([Source(rows)], Options.of(options))
 
 
 def test_stretches_and_halves_need_no_class_or_group_in_each_fold(rows: DataFrame) -> None:
     rare = rows.withColumn("rare", (F.col("number") % 500 == 3).cast("double")).withColumn("team", F.col("user") % 3)
-    check_rare: Any = {"labelCol": "rare", "weightCol": None, "classes": True}
+
+    def checked(**options: Any) -> int | None:
+        return check(divided(rare, **options), Options.of(options), labelCol="rare", weightCol=None, classes=True)
+
     with pytest.raises(InputError, match=r"fold [\d, ]+ of numFolds=9 has no row of labelCol='rare' 1: set fewer"):
-        check([Source(rare)], Options.of({"numFolds": 9}), **check_rare)
-    check([Source(rare)], Options.of({"numFolds": 9, "timeCol": "when"}), **check_rare)
-    check([Source(rare)], Options.of({"groupCol": "team"}), **check_rare)
+        checked(numFolds=9)
+    assert checked(numFolds=9, timeCol="when") is None
+    assert checked(groupCol="team") is None
     with pytest.raises(InputError, match="groupCol='team' has 3 values, too few for numFolds=5"):
-        check([Source(rare)], Options.of({"numFolds": "auto", "groupCol": "team"}), **check_rare)
+        checked(numFolds="auto", groupCol="team")
 
 
 def test_a_few_groups_too_few_are_divided_into_more_folds(rows: DataFrame) -> None:
     """Of 36 groups 30 prove in more than five folds; of 29 they never do, and a number of the user's is not changed."""
     teams = rows.withColumn("team", F.col("user") % 36)
     found = divided(teams, numFolds="auto", groupCol="team")
-    check(
-        [Source(teams)],
-        Options.of({"numFolds": "auto", "groupCol": "team"}),
-        labelCol=None,
-        weightCol=None,
-        classes=False,
+    counted = check(
+        found, Options.of({"numFolds": "auto", "groupCol": "team"}), labelCol=None, weightCol=None, classes=False
     )
     proving = [values(parts, "team")[TEST] for parts in found.proves]
-    assert len(proving) > 4 and all(proving) and len(set().union(*proving)) >= 30 and disjoint(*proving)
+    assert len(proving) > 4 and all(proving) and len(set().union(*proving)) == counted >= 30 and disjoint(*proving)
     assert found.name == f"{len(proving) + 1} folds"
     assert divided(teams, numFolds=5, groupCol="team").number == 4
     assert divided(rows.withColumn("team", F.col("user") % 29), numFolds="auto", groupCol="team").number == 4

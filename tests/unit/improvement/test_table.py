@@ -68,8 +68,8 @@ def test_nothing_is_said_of_what_was_not_looked_at() -> None:
     all_of_it = why_nothing(refit="done", finetune="done", search="stopped", grow="done")
     assert all_of_it == (
         "Nothing that was tried (refit, finetune, search, grow) lowers the loss by more than 0.5% on the rows that explore. As "
-        "far as this shows, weights, settings and form are as good as these columns allow. Other columns would help next, not more "
-        "compute."
+        "far as this shows, weights, settings and form are as good as these columns allow. Other columns would help next, not "
+        "more compute."
     )
     short = why_nothing(refit="stopped, cut", finetune="done", search="stopped, cut", grow="stopped, cut")
     assert "As far as this shows, weights are as good" in short
