@@ -134,7 +134,7 @@ def finalists(ground: Ground, steps: Sequence[Step]) -> list[Finalist]:
     return chosen
 
 
-def remade(ground: Ground, making: Making, arms: Sequence[Arm]) -> Measurement:
+def remake(ground: Ground, making: Making, arms: Sequence[Arm]) -> Measurement:
     """Make a candidate anew from the training rows of a ground, and measure it.
 
     Raises:
@@ -188,37 +188,38 @@ class Proof:
     def prove(self, chosen: Sequence[Finalist], phases: Phases) -> list[Proven]:
         """Measure the finalists and their rival in each fold, and decide about each finalist. Folds may be side by side."""
         found: dict[tuple[str, int], FoldComparison | str] = {}
+        number = max((f.folds for f in chosen), default=0)
+        tasks = ((f"fold {k + 2}", functools.partial(self._prove_in, k, chosen, found)) for k in range(number))
+        lanes.run(tasks, self.ground.folds_side_by_side, phases, self.ground.brake)
+        return [self._decide(f, [found.get((f.name, k), "") for k in range(f.folds)]) for f in chosen if f.folds]
 
-        def prove_in(k: int) -> str:
-            fold = functools.cache(functools.partial(self._fold, k))
-            for finalist in chosen:
-                failed = any(isinstance(found.get((finalist.name, before)), str) for before in range(k))
-                if k < finalist.folds and not failed:
-                    found[finalist.name, k] = self._compared_in(k, finalist, fold)
-            return ""
-
-        folds = (
-            (f"fold {k + 2}", functools.partial(prove_in, k)) for k in range(max((f.folds for f in chosen), default=0))
-        )
-        lanes.run(folds, self.ground.folds_side_by_side, phases, self.ground.brake)
-        return [self._decided(f, [found.get((f.name, k), "") for k in range(f.folds)]) for f in chosen if f.folds]
-
-    def _compared_in(
-        self, k: int, finalist: Finalist, fold: Callable[[], tuple[Ground, Measurement]]
-    ) -> FoldComparison | str:  # fmt: skip
-        """The finalist beside its rival in a fold, or why it can't be made there; as the log has it, if it does."""
-        STEP.set({"arm": finalist.candidate.arm, "round": finalist.role})
-        try:
-            found: FoldComparison | str = self.log.kept(
-                f"{finalist.name}-fold{k + 2}", functools.partial(self._tried, finalist, fold)
-            )
-        except jvm.SparkError as e:
-            return jvm.cause(e)  # Spark may do it when the run goes on
-        return found
+    def _prove_in(
+        self, k: int, chosen: Sequence[Finalist], found: dict[tuple[str, int], FoldComparison | str]
+    ) -> str:  # fmt: skip
+        """Compare the finalists with their rival in one fold, but those that failed in an earlier one."""
+        rival = functools.cache(functools.partial(self._measure_rival, k))
+        for finalist in chosen:
+            failed = any(isinstance(found.get((finalist.name, before)), str) for before in range(k))
+            if k >= finalist.folds or failed:
+                continue
+            STEP.set({"arm": finalist.candidate.arm, "round": finalist.role})
+            make = functools.partial(self._try, k, finalist, rival)
+            try:
+                found[finalist.name, k] = self.log.kept(f"{finalist.name}-fold{k + 2}", make)
+            except jvm.SparkError as e:
+                found[finalist.name, k] = jvm.cause(e)  # Spark may do it when the run goes on
+        return ""
 
     def ground_of(self, k: int) -> Ground:
         """The ground of a fold, made once."""
-        return self.shared.once(("fold", k), functools.partial(self._moved, k))
+
+        def make() -> Ground:
+            rows, boundaries = self.division.proves[k], self.division.boundaries[1]
+            ground = moved(self.ground, rows, boundaries, allTrain=True, fold=k + 2 if self.division.ships else 0)
+            check_same_numbers(self.ground, ground.model, f"fold {k + 2}")
+            return ground
+
+        return self.shared.once(("fold", k), make)
 
     def whole(self) -> Ground:
         """The ground of all rows, which make what ships, made once."""
@@ -231,32 +232,26 @@ class Proof:
         """The number of folds whose ground is made."""
         return sum(self.shared.has(("fold", k)) for k in range(self.division.number))
 
-    def _moved(self, k: int) -> Ground:
-        rows, boundaries = self.division.proves[k], self.division.boundaries[1]
-        ground = moved(self.ground, rows, boundaries, allTrain=True, fold=k + 2 if self.division.ships else 0)
-        check_same_numbers(self.ground, ground.model, f"fold {k + 2}")
-        return ground
-
-    def _fold(self, k: int) -> tuple[Ground, Measurement]:
-        """The ground of a fold, and the rival there."""
+    def _measure_rival(self, k: int) -> Measurement:
         ground = self.ground_of(k)
-        return ground, ground.start if self.against is None else measure(ground, self.against)
+        return ground.start if self.against is None else measure(ground, self.against)
 
-    def _tried(self, finalist: Finalist, fold: Callable[[], tuple[Ground, Measurement]]) -> FoldComparison | str:
+    def _try(self, k: int, finalist: Finalist, rival: Callable[[], Measurement]) -> FoldComparison | str:
+        """Make a finalist in a fold and compare it with its rival; in words why it can't be made."""
         try:
-            ground, rival = fold()
-            if finalist.role == REFIT and self.against is None:
-                rival = measure(ground, self.ground.model)
-            found = remade(ground, finalist.candidate.making, self.arms)
+            ground = self.ground_of(k)
+            plain = finalist.role == REFIT and self.against is None
+            before = measure(ground, self.ground.model) if plain else rival()
+            found = remake(ground, finalist.candidate.making, self.arms)
             if not self.division.ships:
                 self.made[finalist.name] = found.model
-            return self._compared(ground, rival, found)
+            return self._compare(ground, before, found)
         except WriteError:
             raise
         except SparkdiffError as e:
             return str(e)
 
-    def _compared(self, ground: Ground, rival: Measurement, found: Measurement) -> FoldComparison:
+    def _compare(self, ground: Ground, rival: Measurement, found: Measurement) -> FoldComparison:
         with ground.begun(rival.task) as run:
             exponents: Mapping[str, int] = run.cache.manifest["weights"]
             own, trains = (exponents.get(split, 0) for split in (TEST, TRAIN))
@@ -266,7 +261,7 @@ class Proof:
                 elsewhere=elsewhere if self.division.factor is None else None, training=run.cache.rows(TRAIN) <= TRAINING_ROWS,
             )  # fmt: skip
 
-    def _decided(self, finalist: Finalist, found: Sequence[FoldComparison | str]) -> Proven:
+    def _decide(self, finalist: Finalist, found: Sequence[FoldComparison | str]) -> Proven:
         failure = next((f"fold {k + 2}: {fold}" for k, fold in enumerate(found) if isinstance(fold, str)), "")
         folds = [fold for fold in found if not isinstance(fold, str)]
         plain = finalist.role == REFIT and self.against is None
@@ -351,7 +346,7 @@ def decide(proof: Proof, chosen: Sequence[Finalist], proven: Sequence[Proven]) -
     def ship(one: Proven) -> Shipped:
         name = one.finalist.name
         if name not in made:
-            made[name] = _shipped(proof, one)
+            made[name] = _ship(proof, one)
         return made[name]
 
     def first(wanted: Callable[[Proven], bool]) -> Shipped | None:
@@ -378,7 +373,7 @@ def decide(proof: Proof, chosen: Sequence[Finalist], proven: Sequence[Proven]) -
     return Decision(tuple(proven), unproven, offers, refused, tuple(dict.fromkeys(doubts)))
 
 
-def _shipped(proof: Proof, proven: Proven) -> Shipped:
+def _ship(proof: Proof, proven: Proven) -> Shipped:
     """Make a finalist from all rows, and check that it looks like those of the folds and changes nothing outside the loss."""
     ground, judgement, finalist = proof.ground, proven.judgement, proven.finalist
     STEP.set({"arm": finalist.candidate.arm, "round": finalist.role})
@@ -386,7 +381,7 @@ def _shipped(proof: Proof, proven: Proven) -> Shipped:
         if finalist.name in proof.made:
             found = measure(proof.whole(), proof.made[finalist.name])
         else:
-            found = remade(proof.whole(), finalist.candidate.making, proof.arms)
+            found = remake(proof.whole(), finalist.candidate.making, proof.arms)
     except WriteError:
         raise
     except (SparkdiffError, *jvm.SparkError) as e:

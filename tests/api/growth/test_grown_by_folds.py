@@ -98,9 +98,9 @@ def grown(rows: DataFrame, made: Made, told: Told, tmp_path_factory: pytest.Temp
         made.setdefault(ground.fold, []).append((ground, found))
         return found
 
-    proving_remade, cache = proving.remade, str(tmp_path_factory.mktemp("grown"))
+    proving_remade, cache = proving.remake, str(tmp_path_factory.mktemp("grown"))
     with pytest.MonkeyPatch.context() as m:
-        m.setattr(proving, "remade", remade)
+        m.setattr(proving, "remake", remade)
         return Grower(unfitted("sales"), cacheDir=cache, callbacks=[told], **FOLDS, **QUICK).fit(rows)
 
 

@@ -63,7 +63,7 @@ def remade() -> dict[tuple[str, int | None], Any]:
 def improved(
     few: PipelineModel, rows: DataFrame, cache: str, remade: dict[tuple[str, int | None], Any]
 ) -> ImproverModel:
-    make = proving.remade
+    make = proving.remake
 
     def noted(ground: Any, making: Any, arms: Any) -> Any:
         found = make(ground, making, arms)
@@ -71,7 +71,7 @@ def improved(
         return found
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(proving, "remade", noted)
+        patched.setattr(proving, "remake", noted)
         return Improver(few, cacheDir=cache, **OPTIONS).fit(rows.where("number >= 600"))  # type: ignore[return-value]
 
 

@@ -138,7 +138,7 @@ def proven(
     """A finalist that gains so much in each row, in the mean of a million."""
     draws = noise(seed, folds, ROWS)
     each = [fold(0.1 * (x - draws.mean()) + shift, k) for k, x in enumerate(draws)]
-    return (of or proof())._decided(Finalist(role, c, folds), each)
+    return (of or proof())._decide(Finalist(role, c, folds), each)
 
 
 class Folds:
@@ -146,13 +146,14 @@ class Folds:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, fails: Mapping[tuple[str, int], BaseException]) -> None:
         self.made: list[tuple[str, int]] = []
-        self.grounds: list[int] = []
+        self.rivals: list[int] = []
         self.fails = dict(fails)
-        monkeypatch.setattr(Proof, "_fold", lambda of, k: self.grounds.append(k) or (k, "rival"))
-        monkeypatch.setattr(Proof, "_compared", lambda of, k, rival, found: fold(noise(k, ROWS) + 1.0, k))
-        monkeypatch.setattr(proving, "remade", self.remade)
+        monkeypatch.setattr(Proof, "ground_of", lambda of, k: k)
+        monkeypatch.setattr(Proof, "_measure_rival", lambda of, k: self.rivals.append(k))
+        monkeypatch.setattr(Proof, "_compare", lambda of, k, rival, found: fold(noise(k, ROWS) + 1.0, k))
+        monkeypatch.setattr(proving, "remake", self.remake)
 
-    def remade(self, k: Any, making: Making, arms: Any) -> Any:
+    def remake(self, k: Any, making: Making, arms: Any) -> Any:
         self.made.append((making.arm, k))
         if (making.arm, k) in self.fails:
             raise self.fails[making.arm, k]
@@ -169,7 +170,7 @@ def test_what_cannot_be_made_in_a_fold_is_left_out_and_the_others_go_on(
     folds = Folds(monkeypatch, {("grow", 1): error})
     found = proof().prove(CHOSEN, Phases(False))
     assert folds.made == [("grow", 0), ("finetune", 0), ("grow", 1), ("finetune", 1), ("finetune", 2)]
-    assert folds.grounds == [0, 1, 2]  # each fold is made once, for all finalists
+    assert folds.rivals == [0, 1, 2]  # once in each fold, for all finalists
     assert [p.finalist.candidate.arm for p in found] == ["grow", "finetune"]  # no time for the third one
     assert found[0].failure == "fold 3: no row of class 2"
     assert not found[0].accepted and not found[0].folds
@@ -217,7 +218,7 @@ def test_what_loses_as_much_as_allowed_is_rarely_no_worse() -> None:
     for seed in range(200):
         draws = noise(seed, 2, ROWS) - 0.05
         each = [fold(x, k) for k, x in enumerate(draws)]
-        found.append(of.no_worse(of._decided(Finalist("simpler", DELETED, 2), each), None))
+        found.append(of.no_worse(of._decide(Finalist("simpler", DELETED, 2), each), None))
     assert sum(found) <= 5  # 1.2 are expected
 
 
@@ -270,7 +271,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
             raise found
         return found
 
-    monkeypatch.setattr(proving, "remade", remade)
+    monkeypatch.setattr(proving, "remake", remade)
     monkeypatch.setattr(proving, "moved", lambda ground, *rows, **more: ground)
     monkeypatch.setattr(proving, "folded", lambda ground, model: None)
     return each
