@@ -64,6 +64,18 @@ class Recorded:
         """
         wanted = values[ROW_VERSION]
         assert isinstance(wanted, Tensor)
+        return self.margins[self._places(wanted)]
+
+    def among(self, keys: Tensor) -> "Recorded":
+        """The same of these rows alone, (n,) hashes.
+
+        Raises:
+            InputError: a row was not recorded.
+        """
+        at = self._places(keys)
+        return Recorded(self.network, keys, self.margins[at], self.labels[at])
+
+    def _places(self, wanted: Tensor) -> Tensor:
         at = torch.searchsorted(self.keys, wanted).clamp_max(max(len(self.keys) - 1, 0))
         lost = len(wanted) if not len(self.keys) else int((self.keys[at] != wanted).sum())
         if lost:
@@ -71,7 +83,7 @@ class Recorded:
                 f"{self.graph.head.uid}: {lost:,} rows are missing that the original pipeline predicts: a stage drops them, or "
                 "the rows were others when they were read again; write the rows to a table, and pass the table"
             )
-        return self.margins[at]
+        return at
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ from sparkdiff.data.blocks import MAX_BLOCKS
 from sparkdiff.data.stream import Batch
 from sparkdiff.errors import InputError
 from sparkdiff.evaluation.data import Data
+from sparkdiff.evaluation.recorded import Predicts
 from sparkdiff.objectives.metric import Metric, influence
 from sparkdiff.objectives.objective import Rows, zero_margin
 from sparkdiff.pipeline.network import Network
@@ -150,8 +151,8 @@ def _finite(x: Tensor) -> Tensor:
     return x.isfinite() if x.ndim == 1 else x.isfinite().all(1)
 
 
-def score(network: Network, data: Data, split: str, metric: Metric) -> Score:
-    """The network's metric on a split, over all processes.
+def score(network: Predicts, data: Data, split: str, metric: Metric) -> Score:
+    """The metric of a network, or of its recorded margins, on a split, over all processes.
 
     Raises:
         InputError: a row with weight > 0 has no finite loss (the message names the column with NaN and the stage).
@@ -163,7 +164,8 @@ def score(network: Network, data: Data, split: str, metric: Metric) -> Score:
         finite = tally.add(margin, label, weight, block)
         if not bool(finite.all()):
             broken += int((~finite).sum())
-            _explain(network, data, batch, ~finite)
+            if isinstance(network, Network):
+                _explain(network, data, batch, ~finite)
     return dataclasses.replace(tally.score(data.team), broken=broken)
 
 

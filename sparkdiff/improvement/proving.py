@@ -16,6 +16,7 @@ from sparkdiff.errors import SparkdiffError, WriteError
 from sparkdiff.evaluation import guard, slices
 from sparkdiff.evaluation.acceptance import Judgement, needed, unit_of
 from sparkdiff.evaluation.recorded import keyed
+from sparkdiff.evaluation.scores import score
 from sparkdiff.fine_tuning.shared import Shared
 from sparkdiff.fine_tuning.starting_point import TRAINING_ROWS
 from sparkdiff.improvement import lanes
@@ -24,7 +25,7 @@ from sparkdiff.improvement.arms import ARMS
 from sparkdiff.improvement.arms.fine_tuning import train_again
 from sparkdiff.improvement.candidate import Candidate, Making, Step, candidates_of, share
 from sparkdiff.improvement.folding import folded
-from sparkdiff.improvement.ground import Ground, Measurement, allowed, measure, moved
+from sparkdiff.improvement.ground import Ground, Measurement, allowed, check_same_rows, measure, moved
 from sparkdiff.improvement.lanes import STEP
 from sparkdiff.improvement.log import StepLog
 from sparkdiff.improvement.origin import check_same_numbers
@@ -233,15 +234,28 @@ class Proof:
         return sum(self.shared.has(("fold", k)) for k in range(self.division.number))
 
     def _measure_rival(self, k: int) -> Measurement:
-        ground = self.ground_of(k)
-        return ground.start if self.against is None else measure(ground, self.against)
+        return self.ground_of(k).start if self.against is None else self._original(k)
+
+    def _original(self, k: int) -> Measurement:
+        """The fitted pipeline on the rows of a fold: its margins are those on all rows, where these are known."""
+        ground, whole = self.ground_of(k), self.ground.start
+        if ground.model is self.ground.model:
+            return ground.start
+        if not self.division.ships or self.ground.rows[TRAIN] > TRAINING_ROWS:
+            return measure(ground, self.ground.model)
+        recorded = whole.recorded.among(ground.start.recorded.keys)
+        with ground.begun(ground.plan) as run:
+            scores = {s: score(recorded, keyed(run.data), s, run.goal.metric) for s in run.cache.splits}
+        found = dataclasses.replace(whole, scores=scores, recorded=recorded)
+        check_same_rows(ground.start, found)
+        return found
 
     def _try(self, k: int, finalist: Finalist, rival: Callable[[], Measurement]) -> FoldComparison | str:
         """Make a finalist in a fold and compare it with its rival; in words why it can't be made."""
         try:
             ground = self.ground_of(k)
             plain = finalist.role == REFIT and self.against is None
-            before = measure(ground, self.ground.model) if plain else rival()
+            before = self._original(k) if plain else rival()
             found = remake(ground, finalist.candidate.making, self.arms)
             if not self.division.ships:
                 self.made[finalist.name] = found.model
@@ -252,12 +266,12 @@ class Proof:
             return str(e)
 
     def _compare(self, ground: Ground, rival: Measurement, found: Measurement) -> FoldComparison:
-        with ground.begun(rival.task) as run:
+        with ground.begun(ground.plan) as run:
             exponents: Mapping[str, int] = run.cache.manifest["weights"]
             own, trains = (exponents.get(split, 0) for split in (TEST, TRAIN))
             elsewhere = (rival.scores[TRAIN].blocks - found.scores[TRAIN].blocks) * math.ldexp(1.0, trains - own)
             return decision.compare(
-                run.network, found.recorded, keyed(run.data), run.goal.metric, run.task.options, exponent=own,
+                rival.recorded, found.recorded, keyed(run.data), run.goal.metric, run.task.options, exponent=own,
                 elsewhere=elsewhere if self.division.factor is None else None, training=run.cache.rows(TRAIN) <= TRAINING_ROWS,
             )  # fmt: skip
 

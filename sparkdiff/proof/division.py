@@ -121,6 +121,18 @@ def folds_of(options: Options) -> int:
     return FOLDS if STRETCHES_FACTOR / share <= 2 / options.validationFraction else 0
 
 
+def rule(sources: Sequence[Source], options: Options) -> str:
+    """Which rows explore and which prove, in words; known without a look at the rows."""
+    folds = folds_of(options)
+    if options.validationIndicatorCol or any(s.split == VALIDATION for s in sources):
+        return f"the validation rows prove, {EXPLORES:.0%} of the training rows explore"
+    if not folds:
+        return "half of the held-out rows explores, the other half proves"
+    if options.timeCol:
+        return f"the last {1 - FIRST:.0%} by time are {STRETCHES} stretches: the first explores, the others prove"
+    return f"{folds} folds: the first explores, the others prove"
+
+
 def _enough_folds(df: DataFrame, options: Options) -> int:
     """The number of folds of these rows: for "auto" the fewest, from the usual number on, with which enough groups prove."""
     folds = folds_of(options)

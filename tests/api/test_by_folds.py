@@ -376,8 +376,8 @@ def test_a_label_that_is_another_class_in_another_fold_is_refused(
     assert re.search(
         r"fold 2: class 0 of labelCol='label' is '(yes|no)' in .*, but '(yes|no)' in fold 2: number", s.reason
     )
-    s = FineTuner(frequent, cacheDir=str(folder), numFolds=4, **TRAINS).fit(rows).summary  # log-loss knows no numbers
-    assert [entry["fold"] for entry in s.folds] == [2, 3, 4] and "class 0" not in s.reason
+    s = FineTuner(frequent, cacheDir=str(folder), numFolds=2, **TRAINS).fit(rows).summary  # log-loss knows no numbers
+    assert [entry["fold"] for entry in s.folds] == [2] and "class 0" not in s.reason
 
     def trains(*arguments: Any, **options: Any) -> None:
         raise AssertionError("trained")

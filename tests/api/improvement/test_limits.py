@@ -150,7 +150,7 @@ def test_what_changes_more_labels_than_allowed_is_no_simpler_pipeline(rows: Data
         VectorAssembler(inputCols=NUMBERS, outputCol="assembled"),
         Normalizer(inputCol="assembled", outputCol="features"),  # which folds into nothing
     ]
-    model = Pipeline(stages=[*made, LogisticRegression(elasticNetParam=0.1, regParam=1e-3)]).fit(data)
+    model = Pipeline(stages=[*made, LogisticRegression(elasticNetParam=0.1, regParam=1e-3, maxIter=8)]).fit(data)
     given = {
         "arms": ["simplify"],
         "maxLoss": 0.1,
