@@ -62,7 +62,7 @@ CASES: dict[str, Case] = {
         "probability", log_loss, "logLoss",
     ),
     "factorization machine": (
-        [scaled_to_x], lambda: FMRegressor(featuresCol="x", labelCol="riders", factorSize=2, maxIter=20, seed=1), "prediction",
+        [scaled_to_x], lambda: FMRegressor(featuresCol="x", labelCol="riders", factorSize=2, maxIter=5, seed=1), "prediction",
         lambda y, m: (y - m) ** 2, "squared",
     ),
     "factorization machine of classes": (
@@ -83,7 +83,7 @@ CASES: dict[str, Case] = {
     ),
     "one against the rest": (
         [scaler, lambda: pca(2)],
-        lambda: OneVsRest(featuresCol="x", labelCol="kind", classifier=LogisticRegression(regParam=0.3, maxIter=5)),
+        lambda: OneVsRest(featuresCol="x", labelCol="kind", classifier=LogisticRegression(regParam=0.3, maxIter=2)),
         "rawPrediction", against_the_rest, "oneVsRest",
     ),
     "one against the rest of trees": (

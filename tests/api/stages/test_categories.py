@@ -277,7 +277,9 @@ def _bytes(path: Path, names: list[str]) -> int:
 
 
 def test_many_categories_train_as_an_embedding(visits: DataFrame, wide: PipelineModel) -> None:
-    found = sparkdiff.FineTuner(pipeline=wide, **FAST | {"maxEpochs": 3, "batchSize": 1024}).fit(visits)
+    found = sparkdiff.FineTuner(pipeline=wide, **FAST | {"maxEpochs": 2, "batchSize": 1024, "recipe": "fast"}).fit(
+        visits
+    )
     assert found.summary.decision == "tuned"
     new, old = (m.stages[-1].coefficientMatrix.toArray()[0] for m in (found.pipelineModel, wide))
     rare = np.flatnonzero(np.bincount(np.array([r.page for r in visits.select("page").collect()], dtype=int)) == 0)

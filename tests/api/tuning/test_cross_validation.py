@@ -261,19 +261,19 @@ def test_least_squares_of_all_settings_and_folds_at_once(
     grid = ParamGridBuilder().addGrid(head.regParam, [1e-4, 0.5]).addGrid(head.elasticNetParam, [0.0, 0.7]).build()
     judge = RegressionEvaluator(labelCol="riders", weightCol="weight", metricName="r2")
     given = {"estimator": head, "estimatorParamMaps": grid, "evaluator": judge, "seed": 4}
-    theirs = tuning.CrossValidator(**given, collectSubModels=True).fit(rows)
+    theirs = tuning.CrossValidator(**given, numFolds=2, collectSubModels=True).fit(rows)
     fits.clear()
     jobs()
-    ours = sparkdiff.CrossValidator(**given).fit(rows)
+    ours = sparkdiff.CrossValidator(**given, numFolds=2).fit(rows)
     assert fits == ["CrossValidator", "LinearRegression"]
     assert jobs() < 10
     close(ours, theirs)
     np.testing.assert_allclose(ours.stdMetrics, theirs.stdMetrics, atol=1e-5)
     assert ours.bestModel.coefficients == theirs.bestModel.coefficients
-    told = sparkdiff.CrossValidator(**given).explain(rows)
-    assert (told.sparkFits, told.fits, told.solvedAtOnce) == (12, 0, 12)
+    told = sparkdiff.CrossValidator(**given, numFolds=2).explain(rows)
+    assert (told.sparkFits, told.fits, told.solvedAtOnce) == (8, 0, 8)
     assert "LinearRegression: 4 fits in a fold, here 0 and 4 solved at once" in str(told)
-    kept = sparkdiff.CrossValidator(**given, collectSubModels=True).fit(rows)
+    kept = sparkdiff.CrossValidator(**given, numFolds=2, collectSubModels=True).fit(rows)
     for mine, other in zip(itertools.chain(*kept.subModels), itertools.chain(*theirs.subModels), strict=True):
         # Spark's elastic net stops a little before the optimum.
         np.testing.assert_allclose(mine.coefficients.toArray(), other.coefficients.toArray(), atol=1e-3)
@@ -313,10 +313,10 @@ def test_each_fold_has_its_own_prefix(rows: DataFrame, fits: list[str]) -> None:
 def test_logistic_regressions_of_all_settings_and_folds_at_once(rows: DataFrame, fits: list[str], label: str) -> None:
     head = LogisticRegression(labelCol=label, weightCol="weight", tol=1e-9, maxIter=1000)
     judge: Any = BinaryClassificationEvaluator(labelCol=label, numBins=0)
-    maps = [{head.regParam: 0.01}, {head.regParam: 0.05, head.elasticNetParam: 0.5}]
+    maps = [{head.regParam: 0.1}, {head.regParam: 0.2, head.elasticNetParam: 0.5}]
     if label == "kind":
         judge = MulticlassClassificationEvaluator(labelCol=label, metricName="logLoss", weightCol="weight")
-        maps += [{head.regParam: 0.01, head.standardization: False}]
+        maps += [{head.regParam: 0.1, head.standardization: False}]
     given = {"estimator": head, "estimatorParamMaps": maps, "evaluator": judge, "trainRatio": 0.5, "seed": 4}
     theirs = tuning.TrainValidationSplit(**given).fit(rows)
     fits.clear()
@@ -330,7 +330,7 @@ def test_logistic_regressions_of_all_settings_and_folds_at_once(rows: DataFrame,
             found(ours), found(theirs), atol=2e-3
         )  # Spark joins them in a random order of partitions
         decides = MulticlassClassificationEvaluator(labelCol=label, metricName="f1")
-        cuts = [{head.regParam: 0.01, head.threshold: t} for t in (0.3, 0.5)]
+        cuts = [{head.regParam: 0.1, head.threshold: t} for t in (0.3, 0.5)]
         theirs, ours = both(rows, "TrainValidationSplit", **given | {"evaluator": decides, "estimatorParamMaps": cuts})
         close(ours, theirs)
         assert fits.count("LogisticRegression") == 1 + (2 + 1) + 1 + (2 + 1) + 1

@@ -634,13 +634,16 @@ def test_what_cannot_be_is_named_before_any_job(rows: DataFrame, jobs: Callable[
 def test_rows_that_cannot_decide_are_named_before_any_fit(rows: DataFrame, monkeypatch: pytest.MonkeyPatch) -> None:
     pipeline, s = parts()
     search = Search(
-        pipeline, space={s["head"].regParam: [0.1]}, evaluator=BinaryClassificationEvaluator(labelCol="rain")
+        pipeline,
+        space={s["head"].regParam: [0.1]},
+        evaluator=BinaryClassificationEvaluator(labelCol="rain"),
+        numFolds=2,
     )
     monkeypatch.setattr(Pipeline, "_fit", lambda *a: pytest.fail("a fit"))
     for data, message in [
         (rows.where("rain = 1"), "labelCol='rain' holds one class only, 1"),
         (
-            rows.where("rain = 1").unionByName(rows.where("rain = 0").limit(2)),
+            rows.where("rain = 1").unionByName(rows.where("rain = 0").limit(1)),
             r"part of fold \d has no row of class 0 of 'rain'",
         ),
         (rows.withColumn("rain", F.when(F.col("number") > 9, F.col("rain"))), "labelCol='rain' holds nulls"),

@@ -225,9 +225,9 @@ def test_where_memory_is_short_rows_leave_and_then_candidates_take_turns(
     """Each way down is told, and nothing is lost: the result is that of all memory."""
     monkeypatch.setattr(placed, "CHUNK_BYTES", 1 << 13)
     monkeypatch.setattr(placed, "SPARE_BYTES", 0)
-    a, wanted = made(name, batchSize=40, maxEpochs=3)
+    a, wanted = made(name, batchSize=40)
     told: dict[str, int] = {}
-    size = 1 << 20
+    size = 138_000
     while size > 1 << 12:
         try:
             with budget(size):
@@ -254,7 +254,7 @@ def test_where_memory_is_short_rows_leave_and_then_candidates_take_turns(
 @FAKE_ONLY
 def test_several_processes_begin_again_with_less_on_their_devices(made: Any, tmp_path: Path) -> None:
     """One that runs out of memory can't go on alone: it tells the driver, which starts all with less."""
-    a, wanted = made("noise, masks and mixtures", maxEpochs=3)
+    a, wanted = made("noise, masks and mixtures")
     training = begun(a)
     training.move(GPU)
     with Stream(a.cache, backend=a.backend, inMemory=a.inMemory, seed=a.options.seed) as stream:
