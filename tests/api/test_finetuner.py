@@ -236,7 +236,8 @@ def test_options_without_effect_are_told(df: DataFrame, model: PipelineModel, sh
     [frozen] = [w for w in s.warnings if w.startswith("freeze names 'StringIndexerModel'")]
     assert "which only keeps it from being fitted anew" in frozen
     assert "learningRates names 'hour_onehot', which has no effect: no parameter of it trains" in s.warnings
-    assert not any("effect" in w for w in tune(model, df, shared, maxEpochs=1).summary.warnings)
+    if not folds:
+        assert not any("effect" in w for w in tune(model, df, shared, maxEpochs=1).summary.warnings)
 
 
 def test_a_single_stage_comes_back_as_that_stage(df: DataFrame, shared: Path) -> None:

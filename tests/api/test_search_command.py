@@ -21,6 +21,7 @@ search:
   metric: rmse
   space: {PCA: {k: [1, 3]}, GeneralizedLinearRegression: {regParam: {choice: [0.001, 1e+3]}}}
   sampler: grid
+  numFolds: 0
 output: out
 """
 

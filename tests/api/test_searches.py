@@ -70,7 +70,7 @@ def short(df: DataFrame) -> PipelineModel:
 
 
 def tuner_of(model: Any, folder: Path, **options: Any) -> FineTuner:
-    return FineTuner(pipeline=model, cacheDir=str(folder), **{**QUICK, "maxEpochs": 2, **options})
+    return FineTuner(pipeline=model, cacheDir=str(folder), **{**QUICK, "maxEpochs": 1, **options})
 
 
 # Many settings --------------------------------------------------------------------------------------------------------
@@ -281,17 +281,16 @@ def test_a_pipeline_in_a_search_shares_caches_too(
 def searched(
     df: DataFrame, short: PipelineModel, shared: Path, absolute: RegressionEvaluator
 ) -> dict[int, CrossValidatorModel]:
-    """A search by one thread, and of its first two settings by two threads."""
-    tuner = tuner_of(short, shared)
+    """A search by one thread, and by two threads."""
+    tuner = tuner_of(short, shared, maxEpochs=2)
     grid = [
         {tuner.learningRate: 0.02, tuner.loss: "absolute", tuner.freeze: [short.stages[0]]},
         {tuner.learningRate: 0.02, tuner.loss: pinball, tuner.freeze: []},
-        {tuner.learningRate: 1e-9, tuner.loss: "absolute", tuner.freeze: []},
     ]
     search = CrossValidator(estimator=tuner, estimatorParamMaps=grid, evaluator=absolute, numFolds=2, seed=3)
     search.setCollectSubModels(True)
     one = search.fit(df)
-    return {1: one, 2: search.setParallelism(2).setEstimatorParamMaps(grid[:2]).fit(df)}
+    return {1: one, 2: search.setParallelism(2).fit(df)}
 
 
 @pytest.mark.once
@@ -299,30 +298,30 @@ def test_a_search_finds_the_best_setting(
     df: DataFrame, short: PipelineModel, searched: dict[int, CrossValidatorModel], absolute: RegressionEvaluator
 ) -> None:
     found = searched[1]
-    assert len(found.avgMetrics) == 3
+    assert len(found.avgMetrics) == 2
     assert int(np.argmin(found.avgMetrics)) == 0  # the loss that is measured, at a rate that moves
     assert min(found.avgMetrics) < 0.97 * absolute.evaluate(short.transform(df))
     best = found.bestModel
     assert isinstance(best, FineTunerModel)
     assert (best.getLoss(), best.getLearningRate()) == ("absolute", 0.02)
     assert best.originalModel is short
-    assert [[type(m) for m in fold] for fold in found.subModels] == [[FineTunerModel] * 3] * 2
+    assert [[type(m) for m in fold] for fold in found.subModels] == [[FineTunerModel] * 2] * 2
     assert found.subModels[1][1].getLoss() == "small_data:pinball"
     assert found.subModels[0][0].getFreeze() == [short.stages[0].uid]
     served = sparkdiff.plain(found)
     assert type(served.bestModel) is PipelineModel
     assert (served.uid, served.avgMetrics, served.stdMetrics) == (found.uid, found.avgMetrics, found.stdMetrics)
-    assert [[type(m) for m in fold] for fold in served.subModels] == [[PipelineModel] * 3] * 2
+    assert [[type(m) for m in fold] for fold in served.subModels] == [[PipelineModel] * 2] * 2
     np.testing.assert_array_equal(predictions(served, df), predictions(found, df))
 
 
 @pytest.mark.once
 def test_two_threads_find_the_same_bits(searched: dict[int, CrossValidatorModel]) -> None:
     one, two = searched[1], searched[2]
-    assert one.avgMetrics[:2] == two.avgMetrics
+    assert one.avgMetrics == two.avgMetrics
     assert same(one.bestModel.pipelineModel, two.bestModel.pipelineModel)
     for fold, again in zip(one.subModels, two.subModels, strict=True):
-        for a, b in zip(fold[:2], again, strict=True):
+        for a, b in zip(fold, again, strict=True):
             assert same(a.pipelineModel, b.pipelineModel)
             assert a.summary.history.equals(b.summary.history)
 
@@ -405,7 +404,7 @@ def spark_search(request: pytest.FixtureRequest, df: DataFrame, absolute: Regres
     stages = [VectorAssembler(inputCols=NUMBERS, outputCol="x"), StandardScaler(inputCol="x", outputCol="scaled"), head]
     setting: dict[str, Any] = {
         "estimator": Pipeline(stages=stages), "evaluator": absolute, "seed": 1,
-        "estimatorParamMaps": ParamGridBuilder().addGrid(head.regParam, [0.5, 5.0]).build(),
+        "estimatorParamMaps": ParamGridBuilder().addGrid(head.regParam, [0.5]).build(),
     }  # fmt: skip
     if request.param == "CrossValidator":
         return CrossValidator(numFolds=2, collectSubModels=True, **setting).fit(df)

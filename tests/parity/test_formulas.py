@@ -77,21 +77,20 @@ def test_the_plan_shows_the_parts(rows: DataFrame) -> None:
 @pytest.mark.parametrize(
     ("formula", "predictor"),
     [
-        ("y ~ a*b + s", lambda: LinearRegression(featuresCol="scaled", regParam=3.0)),
         ("t ~ a:b + s*a", lambda: LogisticRegression(featuresCol="scaled", regParam=1.0)),
         (
-            "count ~ a + b + s",
+            "count ~ a*b + s",
             lambda: GeneralizedLinearRegression(featuresCol="scaled", family="poisson", regParam=3.0),
         ),
     ],
-    ids=["numeric label", "string label", "GLR"],
+    ids=["string label", "numeric label"],
 )
 @pytest.mark.once
 def test_trained_through(rows: DataFrame, tmp_path: Path, formula: str, predictor: Any) -> None:
     scaler = StandardScaler(inputCol="features", outputCol="scaled", withMean=True)
     model = Pipeline(stages=[RFormula(formula=formula), scaler, predictor()]).fit(rows)
     tuner = sparkdiff.FineTuner(
-        pipeline=model, maxEpochs=4, learningRate=0.05, recipe="fast", guard=1.0, verbosity=0, cacheDir=str(tmp_path / "cache"),
+        pipeline=model, maxEpochs=2, learningRate=0.05, recipe="fast", guard=1.0, verbosity=0, cacheDir=str(tmp_path / "cache"),
         rowsAreNew=True,
     )  # fmt: skip
     tuned = tuner.fit(rows)
@@ -102,7 +101,8 @@ def test_trained_through(rows: DataFrame, tmp_path: Path, formula: str, predicto
     assert new.stages[0] is model.stages[0]
     assert type(new.stages[0]) is RFormulaModel
     assert new.stages[2] is not model.stages[2]
-    assert tuner.fit(rows).summary.cache["hit"]  # the stages before the cache can be saved, and so be told apart
+    again = tuner.copy({tuner.maxEpochs: 1, tuner.guard: 1e-12}).fit(rows)
+    assert again.summary.cache["hit"]  # the stages before the cache can be saved, and so be told apart
 
     new.write().overwrite().save(str(tmp_path / "new"))
     loaded = PipelineModel.load(str(tmp_path / "new"))

@@ -136,7 +136,6 @@ def test_there_and_back(df: DataFrame, tmp_path: Path, case: str, route: str) ->
     model = Pipeline(stages=GRID[case]()).fit(df)
     original = sparkdiff.translate(model)
     before, read = params(model), weights(model)
-    assert sparkdiff.verify(model, df).ok
     assert sparkdiff.write_back(model, original) is model
     if route == "constructor":
         small = sparkdiff.compact(model)

@@ -194,18 +194,22 @@ DOUBLES = [
 ]
 
 
-@pytest.mark.parametrize("kind", ["double", "float", "int", "bigint", "smallint"])
-def test_an_index_of_numbers(spark: SparkSession, kind: str) -> None:
+def test_an_index_of_numbers(spark: SparkSession) -> None:
+    """Of each type, in a column of its own."""
     some = random.Random(0)
     values: list[Any] = [*DOUBLES, *(struct.unpack("<d", some.randbytes(8))[0] for _ in range(200)), math.nan]
-    if kind not in ("double", "float"):
-        values = [some.randrange(-30000, 30000) for _ in range(100)]
-    df = spark.createDataFrame([(v,) for v in values], f"x {kind}").coalesce(1)
-    model = StringIndexer(inputCol="x", outputCol="o", handleInvalid="keep").fit(df.limit(150).dropna())
+    whole = [some.randrange(-30000, 30000) for _ in values]
+    kinds = {"double": values, "float": values, "int": whole, "bigint": whole[::-1], "smallint": whole}
+    schema = ", ".join(f"`of {kind}` {kind}" for kind in kinds)
+    df = spark.createDataFrame(list(zip(*kinds.values(), strict=True)), schema).coalesce(1).cache()
+    outputs = [f"index of {kind}" for kind in kinds]
+    indexer = StringIndexer(inputCols=df.columns, outputCols=outputs, handleInvalid="keep")
+    model = indexer.fit(df.limit(150).dropna())
     assert not differences(Scorer(model, schema=df.schema), model, df)
-    plain = df.toPandas()
-    ours = Scorer(model).predict(plain)["o"].tolist()  # its columns know their type
-    assert ours == [row["o"] for row in Scorer(model, schema=df.schema).predict([r.asDict() for r in df.collect()])]
+    ours = Scorer(model).predict(df.toPandas())  # its columns know their type
+    told = Scorer(model, schema=df.schema).predict([r.asDict() for r in df.collect()])
+    for output in outputs:
+        assert ours[output].tolist() == [row[output] for row in told], output
 
 
 @pytest.mark.parametrize(("precision", "scale"), [(12, 4), (38, 18)])
@@ -242,28 +246,23 @@ def test_a_hash_of_numbers(spark: SparkSession) -> None:
         InputError, match=r"column 'a' holds 0.123456789012345.*, of which versions of Java print different digits"
     ):
         Scorer(hasher).predict(dict.fromkeys("bcde") | {"a": 0.12345678901234567})
-    for kind, values in {
-        "double": DOUBLES,
-        "float": DOUBLES,
-        "int": [1, -3],
-        "bigint": [1, 2**40],
-        "boolean": [True, False],
-    }.items():
-        lists = spark.createDataFrame([([*values, None],)], f"x array<{kind}>").coalesce(1)
-        stage = HashingTF(inputCol="x", outputCol="o")
-        assert not differences(Scorer(stage, schema=lists.schema), stage, lists), kind
-        width = {
-            "double": pa.float64(),
-            "float": pa.float32(),
-            "int": pa.int32(),
-            "smallint": pa.int16(),
-            "tinyint": pa.int8(),
-        }
-        if kind in width:  # Arrow knows the type
-            table = pa.table({"x": pa.array([[*values, None]], pa.list_(width[kind]))})
-            [there] = Scorer(stage, schema=lists.schema).predict([{"x": [*values, None]}])
-            found = Scorer(stage).predict(table)["o"][0].as_py()
-            assert found["indices"] == there["o"].indices.tolist()
+
+
+def test_a_hash_of_lists_of_numbers(spark: SparkSession) -> None:
+    """Of each type, in a column of its own."""
+    kinds = {
+        "double": DOUBLES, "float": DOUBLES, "int": [1, -3], "bigint": [1, 2**40], "boolean": [True, False],
+    }  # fmt: skip
+    row = {kind: [*values, None] for kind, values in kinds.items()}
+    schema = ", ".join(f"`{kind}` array<{kind}>" for kind in kinds)
+    lists = spark.createDataFrame([tuple(row.values())], schema).coalesce(1)
+    model = PipelineModel([HashingTF(inputCol=kind, outputCol=f"hash of {kind}") for kind in kinds])
+    assert not differences(Scorer(model, schema=lists.schema), model, lists)
+    [there] = Scorer(model, schema=lists.schema).predict([row])
+    for stage, kind, width in zip(model.stages, kinds, (pa.float64(), pa.float32(), pa.int32()), strict=False):
+        table = pa.table({kind: pa.array([row[kind]], pa.list_(width))})  # Arrow knows the type
+        found = Scorer(stage).predict(table)[f"hash of {kind}"][0].as_py()
+        assert found["indices"] == there[f"hash of {kind}"].indices.tolist(), kind
 
 
 # A pipeline -------------------------------------------------------------------------------------------------------------

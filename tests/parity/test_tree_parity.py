@@ -59,11 +59,11 @@ def stages(data: DataFrame) -> Callable[[str], Any]:
     ensemble = {**few, "subsamplingRate": 0.7}
     kinds: dict[str, tuple[type, dict[str, Any]]] = {
         "dtc": (DecisionTreeClassifier, {"labelCol": "grade", "impurity": "entropy", **few}),
-        "rfc": (RandomForestClassifier, {"labelCol": "grade", "numTrees": 7, **ensemble}),
-        "gbtc": (GBTClassifier, {"labelCol": "odd", "maxIter": 7, "stepSize": 0.3, **ensemble}),
+        "rfc": (RandomForestClassifier, {"labelCol": "grade", "numTrees": 3, **ensemble}),
+        "gbtc": (GBTClassifier, {"labelCol": "odd", "maxIter": 3, "stepSize": 0.3, **ensemble}),
         "dtr": (DecisionTreeRegressor, {"labelCol": "y", "varianceCol": "variance", **few}),
-        "rfr": (RandomForestRegressor, {"labelCol": "y", "numTrees": 7, **ensemble}),
-        "gbtr": (GBTRegressor, {"labelCol": "y", "maxIter": 7, "lossType": "absolute", **ensemble}),
+        "rfr": (RandomForestRegressor, {"labelCol": "y", "numTrees": 3, **ensemble}),
+        "gbtr": (GBTRegressor, {"labelCol": "y", "maxIter": 3, "lossType": "absolute", **ensemble}),
     }
     made: dict[str, Any] = {}
 
@@ -170,7 +170,7 @@ def test_both_routes_build_the_same_stage(
 def test_a_search_and_pipelines_around_trees(spark: SparkSession, data: DataFrame, tmp_path: Path) -> None:
     estimator = GBTRegressor(labelCol="y", maxDepth=2, seed=1, featuresCol="all")
     inner = Pipeline(stages=[VectorAssembler(inputCols=["features", "odd"], outputCol="all"), estimator])
-    grid = ParamGridBuilder().addGrid(estimator.maxIter, [1, 3]).build()
+    grid = ParamGridBuilder().addGrid(estimator.maxIter, [2]).build()
     search = CrossValidator(
         estimator=Pipeline(stages=[inner]), estimatorParamMaps=grid, evaluator=RegressionEvaluator(labelCol="y"), numFolds=2,
     )  # fmt: skip

@@ -166,7 +166,7 @@ def assembled(df: DataFrame) -> DataFrame:
 
 
 def test_a_nested_pipeline_with_a_search(df: DataFrame) -> None:
-    head = LogisticRegression(featuresCol="scaled", labelCol="grade", maxIter=5)
+    head = LogisticRegression(featuresCol="scaled", labelCol="grade", maxIter=2)
     judge = MulticlassClassificationEvaluator(labelCol="grade", metricName="logLoss")
     grid = [{head.regParam: 0.5}, {head.regParam: 0.01}]
     search = CrossValidator(estimator=head, estimatorParamMaps=grid, evaluator=judge, numFolds=2, seed=1)

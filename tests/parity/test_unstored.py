@@ -1,5 +1,6 @@
 """What Spark has no number for: coefficients that an L1 penalty leaves out, and the vector that an encoder makes of null."""
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,14 +33,16 @@ def rows(spark: SparkSession) -> DataFrame:
     x = random.normal(size=(200, 8))
     two, three = (x[:, 0] > 0).astype(float), np.digitize(x[:, 0], [-0.5, 0.5]).astype(float)
     table = [(*map(float, r), float(v), float(w)) for r, v, w in zip(x, two, three, strict=True)]
-    return spark.createDataFrame(table, [*COLUMNS, "two", "three"]).coalesce(1)
+    return spark.createDataFrame(table, [*COLUMNS, "two", "three"]).coalesce(1).cache()
 
 
 @pytest.fixture(scope="module")
 def odd(spark: SparkSession) -> DataFrame:
     """Each of LOST in each column; the others are numbers."""
     table = [[v if j == k else 0.5 for k in range(8)] + [1.0, 1.0] for j in range(8) for v in LOST]
-    return spark.createDataFrame(table, ", ".join(f"{c} double" for c in [*COLUMNS, "two", "three"])).coalesce(1)
+    return (
+        spark.createDataFrame(table, ", ".join(f"{c} double" for c in [*COLUMNS, "two", "three"])).coalesce(1).cache()
+    )
 
 
 def fitted(rows: DataFrame, label: str, rest: bool = False) -> PipelineModel:
@@ -57,6 +60,12 @@ CASES: dict[str, Callable[[DataFrame], PipelineModel]] = {
 }
 
 
+@pytest.fixture(scope="module")
+def models(rows: DataFrame) -> Callable[[str], PipelineModel]:
+    """The model of a case, fitted once."""
+    return functools.cache(lambda name: CASES[name](rows))
+
+
 def matrix(model: PipelineModel) -> Any:
     last = model.stages[-1]
     return (last.models[0] if hasattr(last, "models") else last).coefficientMatrix
@@ -64,10 +73,10 @@ def matrix(model: PipelineModel) -> Any:
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_coefficient_that_is_not_stored_is_not_multiplied(
-    name: str, rows: DataFrame, odd: DataFrame, tmp_path: Path
+    name: str, models: Callable[[str], PipelineModel], odd: DataFrame, tmp_path: Path
 ) -> None:
     """Not by NaN and infinity either: before training, in serving, and where training leaves it at 0."""
-    model = CASES[name](rows)
+    model = models(name)
     assert isinstance(matrix(model), SparseMatrix)
     assert sparkdiff.verify(model, odd).ok
     expected = [r["prediction"] for r in model.transform(odd).collect()]
@@ -89,16 +98,18 @@ def test_a_coefficient_that_is_not_stored_is_not_multiplied(
     assert sparkdiff.verify(back, odd).ok
 
 
-def test_sparse_rows_lack_such_coefficients_too(rows: DataFrame, spark: SparkSession) -> None:
-    model = PipelineModel([CASES["three classes"](rows).stages[-1]])
+def test_sparse_rows_lack_such_coefficients_too(models: Callable[[str], PipelineModel], spark: SparkSession) -> None:
+    model = PipelineModel([models("three classes").stages[-1]])
     vectors = [Vectors.sparse(8, [0, j], [1.0, v]) for j in (1, 2, 3) for v in LOST if v is not None]
     data = spark.createDataFrame([(v, 1.0) for v in vectors], ["features", "three"])
     assert sparkdiff.verify(model, data).ok
 
 
-def test_training_refuses_rows_that_need_such_a_coefficient(rows: DataFrame, tmp_path: Path) -> None:
+def test_training_refuses_rows_that_need_such_a_coefficient(
+    models: Callable[[str], PipelineModel], rows: DataFrame, tmp_path: Path
+) -> None:
     """Training moves it from 0, and then they have no prediction."""
-    model = CASES["two classes"](rows)
+    model = models("two classes")
     gaps = rows.withColumn("d", F.when(F.abs("c") > 0.1, F.col("d")))
     tuner = sparkdiff.FineTuner(
         model, labelCol="two", maxEpochs=1, recipe="fast", cacheDir=str(tmp_path), rowsAreNew=True
@@ -108,8 +119,10 @@ def test_training_refuses_rows_that_need_such_a_coefficient(rows: DataFrame, tmp
 
 
 @pytest.mark.parametrize("name", ["two classes", "three classes"])
-def test_a_stage_that_grows_does_not_store_it_either(name: str, rows: DataFrame, odd: DataFrame) -> None:
-    model = CASES[name](rows)
+def test_a_stage_that_grows_does_not_store_it_either(
+    name: str, models: Callable[[str], PipelineModel], odd: DataFrame
+) -> None:
+    model = models(name)
     *stages, last = model.stages
     k = len(matrix(model).toArray())
     last = widened(last, [Output("a", np.zeros((k, 1)))])
@@ -120,10 +133,14 @@ def test_a_stage_that_grows_does_not_store_it_either(name: str, rows: DataFrame,
     assert found == model.transform(odd).select("prediction").collect()
 
 
-def test_growth_refuses_rows_that_need_such_a_coefficient(rows: DataFrame, tmp_path: Path) -> None:
+def test_growth_refuses_rows_that_need_such_a_coefficient(
+    models: Callable[[str], PipelineModel], rows: DataFrame, tmp_path: Path
+) -> None:
     """Before its rounds; behind them no stage of the parts was to blame."""
     gaps = rows.withColumn("d", F.when(F.abs("c") > 0.1, F.col("d")))
-    grower = sparkdiff.Grower(CASES["three classes"](rows), labelCol="three", cacheDir=str(tmp_path), rowsAreNew=True)
+    grower = sparkdiff.Grower(
+        models("three classes"), labelCol="three", cacheDir=str(tmp_path), rowsAreNew=True, numFolds=2
+    )
     with pytest.raises(InputError, match=r"entry 3 of column 'features' is NaN, null or infinite .*impute the column"):
         grower.fit(gaps)
 

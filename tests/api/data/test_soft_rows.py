@@ -7,7 +7,6 @@ import pyarrow as pa
 import pytest
 from pyspark.ml.functions import array_to_vector
 from pyspark.sql import DataFrame, SparkSession, functions as F
-from small_data import Write
 
 from sparkdiff import InputError
 from sparkdiff.data import soft_labels
@@ -18,8 +17,8 @@ from sparkdiff.options import Options
 ROWS, KNOWN = 600, 200
 
 
-@pytest.fixture
-def rows(write: Write) -> DataFrame:
+@pytest.fixture(scope="module")
+def rows(spark: SparkSession) -> DataFrame:
     """The first 200 rows have true labels, the others probabilities; half of these are in groups without a true label."""
     random = np.random.default_rng(4)
     chances = random.dirichlet([1.0, 1.0, 2.0], ROWS)
@@ -32,7 +31,9 @@ def rows(write: Write) -> DataFrame:
         "user": np.where(true, number % 20, np.where(number % 2, number % 20, 100 + number % 40)),
         "when": np.where(true, number * 2.0, number / 2.0), "held": number % 5 == 0,
     })  # fmt: skip
-    return write(table).withColumn("soft", array_to_vector("soft"))
+    schema = "number long, soft array<double>, weight double, user long, when double, held boolean"
+    given = spark.createDataFrame([tuple(row.values()) for row in table.to_pylist()], schema)
+    return given.withColumn("soft", array_to_vector("soft")).coalesce(1).cache()
 
 
 def hardened(df: DataFrame, weightCol: str | None = None, **options: Any) -> tuple[Hardened, dict[str, Any]]:

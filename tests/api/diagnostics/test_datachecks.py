@@ -243,7 +243,7 @@ def test_an_original_that_knows_the_validation_rows_is_found_out(df: DataFrame, 
     pipeline = Pipeline(stages=[VectorAssembler(inputCols=NUMBERS, outputCol="x"), HEADS[head](featuresCol="x")])
 
     def found(rows: DataFrame) -> str:
-        how: dict[str, Any] = {"validationIndicatorCol": "held", "rowsAreNew": False, "maxEpochs": 1}
+        how: dict[str, Any] = {"validationIndicatorCol": "held", "rowsAreNew": False, "maxEpochs": 1, "recipe": "fast"}
         summary = tune(pipeline.fit(rows), data, shared, **how).summary
         return "; ".join([summary.reason, *(w for w in summary.warnings if "the rows that decide" in w)])
 

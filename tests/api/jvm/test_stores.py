@@ -31,7 +31,7 @@ from sparkdiff.store.lease import HeldError, held
 
 pytestmark = pytest.mark.once  # paths and messages of our own
 
-QUICK = ["fineTuner.maxEpochs=2", "fineTuner.recipe=fast", "fineTuner.guard=1.0", "fineTuner.verbosity=0"]
+QUICK = ["fineTuner.maxEpochs=1", "fineTuner.recipe=fast", "fineTuner.guard=1.0", "fineTuner.verbosity=0"]
 
 
 @pytest.fixture(scope="module")

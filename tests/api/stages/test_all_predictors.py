@@ -62,7 +62,7 @@ CASES: dict[str, Case] = {
         "probability", log_loss, "logLoss",
     ),
     "factorization machine": (
-        [scaled_to_x], lambda: FMRegressor(featuresCol="x", labelCol="riders", factorSize=2, maxIter=20, seed=1), "prediction",
+        [scaled_to_x], lambda: FMRegressor(featuresCol="x", labelCol="riders", factorSize=2, maxIter=5, seed=1), "prediction",
         lambda y, m: (y - m) ** 2, "squared",
     ),
     "factorization machine of classes": (
@@ -83,7 +83,7 @@ CASES: dict[str, Case] = {
     ),
     "one against the rest": (
         [scaler, lambda: pca(2)],
-        lambda: OneVsRest(featuresCol="x", labelCol="kind", classifier=LogisticRegression(regParam=0.3, maxIter=5)),
+        lambda: OneVsRest(featuresCol="x", labelCol="kind", classifier=LogisticRegression(regParam=0.3, maxIter=2)),
         "rawPrediction", against_the_rest, "oneVsRest",
     ),
     "one against the rest of trees": (
@@ -122,14 +122,20 @@ def tuned(df: DataFrame, shared: Path) -> Callable[[str], Tuned]:
     return of
 
 
+@pytest.fixture(scope="module")
+def held_out(df: DataFrame) -> DataFrame:
+    """The rows that decide."""
+    return sides(df)["validation"].coalesce(1).cache()
+
+
 @pytest.mark.parametrize("case", [pytest.param(c, marks=MARKS.get(c, ())) for c in CASES])
-def test_tuned(df: DataFrame, tuned: Callable[[str], Tuned], case: str) -> None:
+def test_tuned(held_out: DataFrame, tuned: Callable[[str], Tuned], case: str) -> None:
     before, _, column, loss, name = CASES[case]
     model, found = tuned(case)
     label = model.stages[-1].getLabelCol()
     assert found.summary.decision == "tuned", found.summary.reason
     assert found.summary.metric == name
-    held, rows = found.summary.metrics["validation"], sides(df)["validation"]
+    held, rows = found.summary.metrics["validation"], held_out
     assert held is not None
     assert held["before"] == pytest.approx(measured(model, rows, label, column, loss), rel=1e-9)
     assert held["after"] == pytest.approx(measured(found.pipelineModel, rows, label, column, loss), rel=1e-9)
@@ -145,13 +151,13 @@ def test_tuned(df: DataFrame, tuned: Callable[[str], Tuned], case: str) -> None:
     [[c for c in CASES if c not in MARKS], pytest.param([*MARKS], marks=pytest.mark.nightly)],
     ids=["all", "rest"],
 )
-def test_saved_and_loaded(df: DataFrame, tuned: Callable[[str], Tuned], tmp_path: Path, cases: list[str]) -> None:
+def test_saved_and_loaded(held_out: DataFrame, tuned: Callable[[str], Tuned], tmp_path: Path, cases: list[str]) -> None:
     """The tuned predictors, saved as the stages of one pipeline that nobody transforms with."""
     heads = [tuned(case)[1].pipelineModel.stages[-1] for case in cases]
     PipelineModel(heads).write().save(str(tmp_path / "heads"))
     loaded = PipelineModel.load(str(tmp_path / "heads")).stages
     assert [(type(s), s.uid) for s in loaded] == [(type(s), s.uid) for s in heads]
-    rows = sides(df)["validation"].limit(50)
+    rows = held_out.limit(50)
     for case, again in zip(cases, loaded, strict=True):
         model, found = tuned(case)
         assert [s.uid for s in found.pipelineModel.stages] == [s.uid for s in model.stages]
@@ -224,24 +230,24 @@ def test_a_censor_made_by_a_stage_is_had_from_the_cache(df: DataFrame, shared: P
 
 
 FRONT: dict[str, tuple[Callable[[], Any], str]] = {
-    "probability": (lambda: LogisticRegression(featuresCol="scaled", labelCol="rain", regParam=0.5, maxIter=3), "probability"),
-    "rawPrediction": (lambda: LinearSVC(featuresCol="scaled", labelCol="rain", maxIter=3), "rawPrediction"),
+    "probability": (lambda: LogisticRegression(featuresCol="scaled", labelCol="rain", regParam=0.5, maxIter=1), "probability"),
+    "rawPrediction": (lambda: LinearSVC(featuresCol="scaled", labelCol="rain", maxIter=1), "rawPrediction"),
     "raw of several": (
         lambda: OneVsRest(
-            featuresCol="scaled", labelCol="kind", classifier=LogisticRegression(regParam=0.5, maxIter=3)
+            featuresCol="scaled", labelCol="kind", classifier=LogisticRegression(regParam=0.5, maxIter=1)
         ), "rawPrediction",
     ),
-    "regression": (lambda: FMRegressor(featuresCol="scaled", labelCol="wait", factorSize=2, maxIter=5, seed=1), "prediction"),
+    "regression": (lambda: FMRegressor(featuresCol="scaled", labelCol="wait", factorSize=2, maxIter=2, seed=1), "prediction"),
     "curve": (lambda: IsotonicRegression(featuresCol="scaled", labelCol="wait", featureIndex=2), "prediction"),
     "times": (
-        lambda: AFTSurvivalRegression(featuresCol="scaled", labelCol="wait", censorCol="one", maxIter=3), "prediction",
+        lambda: AFTSurvivalRegression(featuresCol="scaled", labelCol="wait", censorCol="one", maxIter=1), "prediction",
     ),
     "bayes": (lambda: NaiveBayes(featuresCol="scaled", labelCol="kind", modelType="gaussian"), "probability"),
     "perceptron": (
-        lambda: MultilayerPerceptronClassifier(featuresCol="scaled", labelCol="kind", layers=[4, 2, 3], maxIter=3, seed=1),
+        lambda: MultilayerPerceptronClassifier(featuresCol="scaled", labelCol="kind", layers=[4, 2, 3], maxIter=1, seed=1),
         "probability",
     ),
-    "a class": (lambda: LinearSVC(featuresCol="scaled", labelCol="rain", maxIter=3), "prediction"),
+    "a class": (lambda: LinearSVC(featuresCol="scaled", labelCol="rain", maxIter=1), "prediction"),
 }  # fmt: skip
 """A predictor, and the column of its output that the last predictor reads."""
 
@@ -266,7 +272,7 @@ def test_gradients_reach_predictors_in_front(df: DataFrame, shared: Path) -> Non
     fitted = dict(zip(front, model.stages[2:], strict=False))
     trainable = {s.uid: s.trainable for s in sparkdiff.plan(model).stages}
     assert {case: trainable[s.uid] for case, s in fitted.items()} == {case: case != "a class" for case in FRONT}
-    found = tune(model, data, shared, guard=1.0)
+    found = tune(model, data, shared, guard=1.0, maxEpochs=1)
     assert found.summary.decision == "tuned"
     moved = {name.partition(".")[0] for name in found.summary.stages}
     assert {case: s.uid in moved for case, s in fitted.items()} == {case: case != "a class" for case in FRONT}

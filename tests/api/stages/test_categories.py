@@ -229,7 +229,7 @@ def visits(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Dat
     folder = tmp_path_factory.mktemp("visits")
     draw = "cast(pmod(xxhash64(id, {}), {}) as double)"
     columns = ["id", f"{draw.format(0, MANY)} page", f"{draw.format(1, 7)} day", f"{draw.format(2, 1000)} / 1000 time"]
-    df = spark.range(20_000).selectExpr(*columns)
+    df = spark.range(6_000).selectExpr(*columns)
     df = df.selectExpr("*", "cast(pmod(page, 10) / 10 + time > 0.9 as double) label")
     df.write.parquet(f"file://{folder}/visits")
     return spark.read.parquet(f"file://{folder}/visits")
@@ -262,7 +262,7 @@ def test_many_categories_cross_as_indices(visits: DataFrame, wide: PipelineModel
     assert [c["kind"] for c in columns] == ["scalar"] * 3
     pieces = [p for shards in cache.manifest["splits"].values() for shard in shards for p in shard]
     rows, size = sum(p["rows"] for p in pieces), sum(p["bytes"] for p in pieces)
-    assert rows == 20_000
+    assert rows == 6_000
     assert size / rows <= 8 * len(cache.manifest["columns"])  # label, weight, block and time among them
     own = sum(_bytes(cache.folder / p["path"], [c["name"] for c in columns]) for p in pieces)
     assert own / rows / len(columns) <= 8
@@ -277,7 +277,9 @@ def _bytes(path: Path, names: list[str]) -> int:
 
 
 def test_many_categories_train_as_an_embedding(visits: DataFrame, wide: PipelineModel) -> None:
-    found = sparkdiff.FineTuner(pipeline=wide, **FAST | {"maxEpochs": 3, "batchSize": 1024}).fit(visits)
+    found = sparkdiff.FineTuner(pipeline=wide, **FAST | {"maxEpochs": 2, "batchSize": 1024, "recipe": "fast"}).fit(
+        visits
+    )
     assert found.summary.decision == "tuned"
     new, old = (m.stages[-1].coefficientMatrix.toArray()[0] for m in (found.pipelineModel, wide))
     rare = np.flatnonzero(np.bincount(np.array([r.page for r in visits.select("page").collect()], dtype=int)) == 0)

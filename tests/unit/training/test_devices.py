@@ -227,7 +227,7 @@ def test_where_memory_is_short_rows_leave_and_then_candidates_take_turns(
     monkeypatch.setattr(placed, "SPARE_BYTES", 0)
     a, wanted = made(name, batchSize=40)
     told: dict[str, int] = {}
-    size = 1 << 20
+    size = 138_000
     while size > 1 << 12:
         try:
             with budget(size):
