@@ -346,7 +346,7 @@ def test_folds_that_cannot_prove_are_named(df: DataFrame) -> None:
     timeless = df.withColumn("when", F.when(F.col("number") != 3, F.col("when")))
     for pipeline, options, rows, why in (
         (unfitted(), {"groupCol": "team"}, few, "groupCol='team' has 3 values, too few for numFolds=2: at least 4 are"),
-        (unfitted(), {"groupCol": "team"}, missing, "groupCol='team' holds null; fill the column"),
+        (unfitted(), {"groupCol": "team"}, missing, r"groupCol='team' holds null in 10 rows, .*; fill the column"),
         (unfitted(), {}, df.where("number < 1"), r"fold \d of numFolds=2 has no rows: add rows, or set fewer folds"),
         (classifier("rare"), {"numFolds": 9}, rare, r"fold [\d, ]+ of numFolds=9 has no row of labelCol='rare' 1: set"),
         (unfitted(), {"groupCol": "usr"}, df, r"groupCol='usr' is not a column of the data\. Did you mean 'user'"),
@@ -376,8 +376,8 @@ def test_a_label_that_is_another_class_in_another_fold_is_refused(
     assert re.search(
         r"fold 2: class 0 of labelCol='label' is '(yes|no)' in .*, but '(yes|no)' in fold 2: number", s.reason
     )
-    s = FineTuner(frequent, cacheDir=str(folder), numFolds=2, **TRAINS).fit(rows).summary  # log-loss knows no numbers
-    assert [entry["fold"] for entry in s.folds] == [2] and "class 0" not in s.reason
+    s = FineTuner(frequent, cacheDir=str(folder), numFolds=4, **TRAINS).fit(rows).summary  # log-loss knows no numbers
+    assert [entry["fold"] for entry in s.folds] == [2, 3, 4] and "class 0" not in s.reason
 
     def trains(*arguments: Any, **options: Any) -> None:
         raise AssertionError("trained")
