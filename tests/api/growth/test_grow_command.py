@@ -92,7 +92,7 @@ def test_from_a_file_to_a_folder_and_back(job: Path, capsys: pytest.CaptureFixtu
     assert "exists: choose another folder" in error and error.count("error: ") == 1
 
 
-@pytest.mark.nightly  # test_from_a_file_to_a_folder_and_back reads one back, test_grower keeps one
+@pytest.mark.nightly  # test_from_a_file_to_a_folder_and_back reads one back, test_grown_by_folds keeps one
 def test_a_job_that_keeps_the_original_is_read_back_too(job: Path) -> None:
     (job / "grown_here.py").write_text(PIPELINE.replace("LABEL", "noise"))
     overrides = ["pipeline=noise_here:pipeline", "fineTuner.runId=noise", "grower.complexity=1000"]
