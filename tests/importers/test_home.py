@@ -98,7 +98,6 @@ FOREIGN: dict[str, tuple[str, Any]] = {
     "RandomForestRegressionModel": ("sklearn", lambda: RandomForestRegressor(2, max_depth=4).fit(X, Y)),
     "RandomForestClassificationModel": (
         "sklearn", lambda: RandomForestClassifier(2, max_depth=4, criterion="entropy").fit(X, COUNTS)),
-    "GBTRegressionModel": ("lightgbm", lambda: lgb.LGBMRegressor(**SMALL | {"n_estimators": 3}).fit(X, Y)),
     "GBTClassificationModel": ("xgboost", lambda: xgb.XGBClassifier(n_estimators=3, max_depth=4).fit(X, COUNTS > 1)),
     "GeneralizedLinearRegressionModel": ("sklearn", poisson),
     "LogisticRegressionModel": ("sklearn", lambda: HistGradientBoostingClassifier(max_iter=2).fit(X, COUNTS)),
@@ -114,7 +113,7 @@ LIKE_A_FOREST = {"DecisionTreeRegressionModel", "DecisionTreeClassificationModel
 def test_without_constructors_it_is_the_same(
     spark: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """Each class of trees, and the two links, by Spark's constructors and by files that Spark loads."""
+    """Each class of trees, and the two links behind a GBTRegressionModel, by Spark's constructors and by files."""
     library, fit = FOREIGN[name]
     foreign, homes = fit(), []
     for constructors in (True, False):

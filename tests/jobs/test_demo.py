@@ -18,6 +18,7 @@ from sparkdiff.cli import main
 from sparkdiff.store.digests import hash_of_folder
 
 ROOT = Path(__file__).parents[2]
+FEW = "fineTuner.maxEpochs=12"
 pytestmark = pytest.mark.slow
 
 COMMANDS = """
@@ -118,7 +119,7 @@ def job(data: Path, *arguments: str, **options: Any) -> subprocess.CompletedProc
 @pytest.fixture(scope="module")
 def demo(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
     folder = tmp_path_factory.mktemp("runs")
-    done = job(data, f"output.path={folder / 'bikeshare'}", log=folder / "events")
+    done = job(data, FEW, f"output.path={folder / 'bikeshare'}", log=folder / "events")
     return folder / "bikeshare", done
 
 
@@ -276,7 +277,7 @@ def command(
     demo: tuple[Path, subprocess.CompletedProcess[str]], data: Path, folder: Path, *arguments: str
 ) -> list[str]:
     caches = f"fineTuner.cacheDir={demo[0].parent / '.cache'}"  # the demo's, which spares the fit
-    return ["finetune", *told(data, f"output.path={folder}", caches), *arguments]
+    return ["finetune", *told(data, FEW, f"output.path={folder}", caches), *arguments]
 
 
 @pytest.mark.once
@@ -291,7 +292,7 @@ def test_a_second_run_reuses_all(
     """That it reads no source row: test_cache, and by night below."""
     run = demo[0]
     monkeypatch.chdir(ROOT)
-    assert main(["finetune", *told(data, f"output.path={run}")]) == 0
+    assert main(["finetune", *told(data, FEW, f"output.path={run}")]) == 0
     said = capsys.readouterr()
     second = summary(run)
     assert second["cache"] == first["summary"]["cache"] | {"hit": True}

@@ -225,7 +225,8 @@ def submission(
     settings = {
         "spark.ui.enabled": "false", "spark.executor.memory": "1g", "spark.driver.memory": "2g",
         "spark.driver.extraJavaOptions": quick, "spark.executor.extraJavaOptions": quick,
-        "spark.sql.codegen.wholeStage": "false", "spark.sql.codegen.factoryMode": "NO_CODEGEN", **(conf or {}),
+        "spark.sql.codegen.wholeStage": "false", "spark.sql.codegen.factoryMode": "NO_CODEGEN",
+        "spark.sql.shuffle.partitions": "2", **(conf or {}),
     }  # fmt: skip
     command = [str(Path(spark_home()) / "bin" / "spark-submit"), "--master", master, "--py-files", str(package)]
     command += [part for key, value in settings.items() for part in ("--conf", f"{key}={value}")]

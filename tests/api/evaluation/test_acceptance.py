@@ -348,7 +348,7 @@ def test_slices_by_sparks_evaluators_with_weights(weighed: dict[str, Any], metri
     tuned, label = each[metric], model.stages[-1].getLabelCol()
     assert tuned.summary.decision == "tuned"
     one, other = (
-        m.transform(held).select("prediction", label, "weight", "region", "rainy", "part").cache()
+        m.transform(held).select("prediction", label, "weight", "region", "rainy", "part").coalesce(1).cache()
         for m in (model, tuned.pipelineModel)
     )
     sign = 1 if evaluator(metric, label).isLargerBetter() else -1

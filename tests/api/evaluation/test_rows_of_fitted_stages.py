@@ -39,7 +39,7 @@ TREES: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "forest without replacement": (RandomForestRegressor, {"numTrees": 30, "bootstrap": False, "subsamplingRate": 0.5}),
     "forest of all rows": (RandomForestClassifier, {"numTrees": 5, "bootstrap": False}),
     "boosted classes": (GBTClassifier, {"maxIter": 3}),
-    "boosted numbers": (GBTRegressor, {"maxIter": 30, "subsamplingRate": 0.4, "maxDepth": 1}),
+    "boosted numbers": (GBTRegressor, {"maxIter": 12, "subsamplingRate": 0.4, "maxDepth": 1}),
 }
 LINEAR: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "least squares": (LinearRegression, {}),
@@ -61,7 +61,7 @@ LINEAR: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "three classes, elastic net": (
         LogisticRegression, {"labelCol": "class", "regParam": 0.02, "elasticNetParam": 0.5, "tol": 1e-10, "maxIter": 500}
     ),
-    "hinge": (LinearSVC, {"labelCol": "flag", "regParam": 0.1, "maxIter": 500, "tol": 1e-9}),
+    "hinge": (LinearSVC, {"labelCol": "flag", "regParam": 0.1, "maxIter": 100, "tol": 1e-9}),
 }  # fmt: skip
 
 

@@ -92,7 +92,7 @@ def test_from_a_file_to_a_folder_and_back(job: Path, capsys: pytest.CaptureFixtu
     assert "exists: choose another folder" in error and error.count("error: ") == 1
 
 
-@pytest.mark.nightly  # test_from_a_file_to_a_folder_and_back reads one back, test_grower keeps one
+@pytest.mark.nightly  # test_from_a_file_to_a_folder_and_back reads one back, test_grown_by_folds keeps one
 def test_a_job_that_keeps_the_original_is_read_back_too(job: Path) -> None:
     (job / "grown_here.py").write_text(PIPELINE.replace("LABEL", "noise"))
     overrides = ["pipeline=noise_here:pipeline", "fineTuner.runId=noise", "grower.complexity=1000"]
@@ -102,12 +102,6 @@ def test_a_job_that_keeps_the_original_is_read_back_too(job: Path) -> None:
     assert again.reason == first.reason
     assert "no part joined" in again.reason
     assert (len(again.rounds), len(again.history)) == (len(first.rounds), 0)
-
-
-def test_a_run_without_a_name_leaves_no_checkpoints(job: Path) -> None:
-    config = load_config(Path("job.yaml"), ["fineTuner={maxEpochs: 2, recipe: fast, numFolds: 2}"])
-    run.run(config)
-    assert not [*(job / ".cache").glob("checkpoints/*")]
 
 
 @pytest.mark.nightly  # without a job: test_item_processes and test_growing
@@ -132,7 +126,7 @@ def test_a_job_that_was_interrupted_goes_on(job: Path, monkeypatch: pytest.Monke
     assert run.run(config).decision == "grown"
 
 
-def test_a_job_without_time_says_so(job: Path) -> None:
+def test_a_job_without_time_says_so_and_without_a_name_leaves_no_checkpoints(job: Path) -> None:
     """By default rows are divided as shows the smallest gains."""
     summary = run.run(load_config(Path("job.yaml"), ["fineTuner={maxEpochs: 2, recipe: fast, maxSeconds: 0.001}"]))
     assert summary.decision == "kept original"
@@ -141,6 +135,7 @@ def test_a_job_without_time_says_so(job: Path) -> None:
         "no part joined: maxSeconds was over before the first part was trained; to train more parts, raise maxSeconds=0.001"
     )
     assert any(w.startswith("growth stopped early: maxSeconds") for w in summary.warnings)
+    assert [*(job / ".cache").iterdir()] and not [*(job / ".cache").glob("checkpoints/*")]
 
 
 def test_a_pipeline_without_a_linear_stage_is_one_line(job: Path, capsys: Any) -> None:

@@ -1,6 +1,8 @@
 """Growth through the public interface: plain stages beside those of the user, what is kept, what is refused."""
 
+import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from grounds import began
 from pyspark.ml import Pipeline, PipelineModel
 from pyspark.ml.classification import LogisticRegression
 from pyspark.ml.feature import (
@@ -34,13 +37,15 @@ from sparkdiff.fine_tuning.task import check_runs
 from sparkdiff.growth import inputs, procedure
 from sparkdiff.growth.ground import ground
 from sparkdiff.growth.parts import units
+from sparkdiff.growth.settings import GrowthSettings
 from sparkdiff.improvement.arms import growing
-from sparkdiff.improvement.candidate import Step
+from sparkdiff.improvement.budget import Limit
 from sparkdiff.jvm import sessions
 from sparkdiff.options import Options
 
 ROWS = 3000
 QUICK: dict[str, Any] = {"maxEpochs": 4, "recipe": "fast", "rowsAreNew": True, "numFolds": 0}
+WHOLE: dict[str, Any] = {"maxEpochs": 2, "recipe": "fast", "guard": 1}
 
 
 @pytest.fixture(scope="module")
@@ -81,25 +86,12 @@ def linear(grown: GrowerModel) -> Any:
     return next(s for s in grown.pipelineModel.stages if s.uid == uid)
 
 
-class Explored(Exception):
-    """Ends a growth with what it has found on the rows that explore."""
-
-    def __init__(self, step: Step):
-        self.step = step
-
-
-def explored(grower: Grower, rows: DataFrame) -> tuple[Any, Mapping[str, Any]]:
+def explored(
+    model: PipelineModel, rows: DataFrame, cache: Path, *parts: str, **settings: Any
+) -> tuple[Any, Mapping[str, Any]]:
     """The pipeline that a growth makes on the rows that explore, and what its rounds have learned; nothing is proven."""
-
-    def ends(*given: Any) -> Step:
-        raise Explored(grown_once(*given))
-
-    grown_once = growing.grown
-    with pytest.MonkeyPatch.context() as m:
-        m.setattr(growing, "grown", ends)
-        with pytest.raises(Explored) as found:
-            grower.fit(rows)
-    step = found.value.step
+    given = GrowthSettings.of({"parts": parts, "rounds": 1, "maxLoss": 0, **settings})
+    step = growing.grown(began(model, rows, cacheDir=str(cache), **WHOLE), Limit(None, None), given, "grow", 0)
     assert step.candidates, step.says
     return step.candidates[0].model, step.learned
 
@@ -132,6 +124,7 @@ def test_a_planted_cross_is_named_first_and_gained(grown: GrowerModel, poisson: 
     summary = grown.summary
     assert summary.decision == "grown"
     assert summary.gain > 0.1
+    assert not any("parts learned from" in w for w in summary.warnings)
     first = next(r for r in summary.rounds if not r["why"])
     assert first["name"].startswith("kind x season")
     assert summary.parts[0]["kind"] == "crosses"
@@ -199,17 +192,16 @@ def test_dropping_columns_is_refused_where_spark_cannot(
 def test_a_last_stage_drops_the_columns_on_request(
     rows: DataFrame, poisson: PipelineModel, shared: Path, tmp_path: Path
 ) -> None:
-    """Serving's own columns stay, an entity's index is dropped, too, and what is grown can be grown and fine-tuned again."""
-    options: dict[str, Any] = {"rounds": 1, "guard": 1, "maxLoss": 0, "cacheDir": str(shared), **QUICK}
-    parts = {"parts": ("effects",), "entityCols": ["shop"], "dropColumns": True}
+    """Serving's own columns stay, an entity's index is dropped, too, and what is grown can be grown again."""
     rows = rows.withColumn("both", F.col("sales") + F.log1p("count"))  # shops have effects, and kind x season
     model = fitted(rows, LinearRegression(labelCol="both"))
-    first, _ = explored(Grower(model, **parts, **options), rows)
+    own = model.transform(rows).columns
+    first, _ = explored(model, rows, shared, "effects", entityCols=["shop"], dropColumns=True)
     first.write().save(str(tmp_path / "grown"))
     served = PipelineModel.load(str(tmp_path / "grown")).transform(rows.withColumn("more", F.lit(1)))
     assert served.columns == model.transform(rows.withColumn("more", F.lit(1))).columns
-    again, _ = explored(Grower(first, **{**parts, "parts": ("crosses",)}, **options), rows)
-    assert again.transform(rows).columns == model.transform(rows).columns
+    again, _ = explored(first, rows, shared, "crosses", dropColumns=True)
+    assert again.transform(rows).columns == own
     assert [type(s) for s in again.stages[-2:]] == [SQLTransformer] * 2
     scorer = sparkdiff.Scorer(again, rows)
     few = rows.limit(20)
@@ -218,30 +210,27 @@ def test_a_last_stage_drops_the_columns_on_request(
         [row.prediction for row in again.transform(few).collect()]
     )
     assert not [name for name in scores[0] if "_grown" in name]
-    tuned = sparkdiff.FineTuner(again, guard=1, cacheDir=str(shared), **QUICK).fit(rows)
-    assert tuned.transform(rows).columns == model.transform(rows).columns
 
 
-def test_vectors_without_a_size_are_served(spark: SparkSession, rows: DataFrame, shared: Path) -> None:
+def test_several_outputs_and_vectors_without_a_size_grow(
+    spark: SparkSession, rows: DataFrame, shared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Rows to learn from tell the size of their vectors, rows to come do not."""
-    named = (
-        VectorAssembler(inputCols=["x", "y"], outputCol="features").transform(rows).select("features", "busy", "kind")
-    )
-    model = LogisticRegression(labelCol="busy", regParam=1e-3).fit(named)
-    options = {"rounds": 1, "guard": 1, "maxLoss": 0, "cacheDir": str(shared), **QUICK}
-    with pytest.MonkeyPatch.context() as m:
-        m.setattr(units, "SIZES", units.SIZES[:1])
-        found, learned = explored(
-            Grower(PipelineModel([model]), parts=("units",), entityCols=["kind"], **options), named
-        )
-    assert (
-        "entityCols=('kind',) has no effect: units read no entities, and no other parts are tried"
-        in learned["warnings"]
-    )
-    vectors = [row.features for row in named.limit(5).collect()]
+    monkeypatch.setattr(units, "SIZES", units.SIZES[:1])
+    assembler = VectorAssembler(inputCols=["x", "y"], outputCol="features")
+    named = assembler.transform(rows).select("features", "grade", "kind", "shop")
+    softmax = LogisticRegression(labelCol="grade", family="multinomial", regParam=1e-3)
+    model = PipelineModel([softmax.fit(named)])
+    found, learned = explored(model, named, shared, "units", entityCols=["shop"])
+    said = "entityCols=('shop',) has no effect: units read no entities, and no other parts are tried"
+    assert said in learned["warnings"]
+    assert "units" in learned["fields"]["parts"][0]["name"]
+    assert not any("shop" in s.uid for s in found.stages), "an indexer is there only where a part reads it"
+    vectors = [row.features for row in named.limit(20).collect()]
     bare = spark.createDataFrame([(v,) for v in vectors], ["features"])
     assert "ml_attr" not in bare.schema["features"].metadata
-    assert [row.prediction in (0.0, 1.0) for row in found.transform(bare).collect()] == [True] * 5
+    labels = [row.prediction for row in found.transform(bare).collect()]
+    assert len(labels) == 20 and {0.0, 1.0, 2.0} >= {*labels} and len({*labels}) > 1
 
 
 @pytest.mark.nightly  # its stages are of pyspark.ml alone, and other tests serve each kind of them saved and loaded
@@ -257,57 +246,48 @@ def test_it_is_served_without_torch_and_sparkdiff(
 
 
 def test_parts_learn_from_the_rows_that_there_is_room_for(
-    grown: GrowerModel, rows: DataFrame, poisson: PipelineModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    rows: DataFrame, poisson: PipelineModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All rows that choose are among them; all training rows train the whole, and each run takes the same ones."""
+    """All rows that choose are among them; all training rows train the whole, and all growths of a run take the same ones."""
     monkeypatch.setattr(inputs, "LARGEST", 250_000)
     taken: list[Any] = []
     monkeypatch.setattr(procedure, "table_of", lambda *a: taken.append(inputs.table_of(*a)) or taken[-1])
-    options = {"parts": ("crosses",), "rounds": 1, "cacheDir": str(tmp_path), **QUICK}
-    one = Grower(poisson, **options).fit(rows)
-    assert one.summary.decision == "grown"
-    assert one.summary.parts[0]["name"].startswith("kind x season")
-    _, ships = taken  # the pipeline that is proven is what ships
-    for table in taken:
-        assert 300 < len(table.train) < 0.8 * table.most
-        assert table.most + len(table.validation) == pytest.approx(0.9 * ROWS, rel=0.05)
-    [warning] = [w for w in one.summary.warnings if "parts learned from" in w]
-    assert warning.startswith(f"parts learned from {len(ships.train):,} of {ships.most:,} training rows")
-    assert not any("parts learned from" in w for w in grown.summary.warnings)
-    with monkeypatch.context() as killed:
-        killed.setattr(growing, "inner", lambda *a: (_ for _ in ()).throw(RuntimeError("killed")))  # in the first fold
-        with pytest.raises(RuntimeError, match="killed"):
-            Grower(poisson, runId="mine", **options).fit(rows)
-    monkeypatch.setattr(inputs, "LARGEST", 200_000)  # as on a machine with less memory
-    resumed = Grower(poisson, runId="mine", **options).fit(rows)
-    assert linear(resumed).coefficients == linear(one).coefficients
-    assert all(torch.equal(now.train.label, was.train.label) for now, was in zip(taken[-2:], taken[:2], strict=True))
+    settings, no_limit = GrowthSettings(parts=("crosses",), rounds=1), Limit(None, None)
+    ground = began(poisson, rows, cacheDir=str(tmp_path), runId="mine", **WHOLE)
+    ground = replace(ground, folder=tmp_path / "mine")
+    step = growing.grown(ground, no_limit, settings, "grow", 0)
+    assert step.candidates[0].name.startswith("+ kind x season"), step.candidates[0].name
+    [table] = taken
+    assert 300 < len(table.train) < 0.8 * table.most
+    assert table.most + len(table.validation) == ROWS
+    [warning] = [w for w in step.learned["warnings"] if "parts learned from" in w]
+    assert warning.startswith(f"parts learned from {len(table.train):,} of {table.most:,} training rows")
+    monkeypatch.setattr(inputs, "LARGEST", 200_000)  # as on a machine with less memory, on which the run goes on
+    growing.grown(replace(ground, fold=0), no_limit, settings, "grow", 0)
+    assert torch.equal(taken[1].train.label, table.train.label)
     monkeypatch.setattr(inputs, "LARGEST", 20_000)
     with pytest.raises(InputError, match=r"validation rows take .* GiB of memory.*hold out fewer rows"):
-        Grower(poisson, **options).fit(rows)
+        growing.grown(replace(ground, folder=tmp_path / "another"), no_limit, settings, "grow", 0)
 
 
-def test_sparse_rows_take_no_more_than_the_room_that_there_is(
-    spark: SparkSession, rows: DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_sparse_rows_take_no_more_than_the_room_that_there_is(rows: DataFrame, shared: Path) -> None:
     """However well their files are compressed: the words of a row are many and all the same."""
-    monkeypatch.setattr(inputs, "LARGEST", 3_000_000)
-    texts = rows.withColumn("text", F.expr("concat_ws(' ', transform(sequence(1, 100), i -> i * i + (id * i) % 3))"))
+    room = 1_000_000
+    text = "concat_ws(' ', transform(sequence(1, 100), i -> i * i + (id * i) % 3))"
+    texts = rows.where("id < 1000").select("sales", F.expr(text).alias("text"))
     split = [
         Tokenizer(inputCol="text", outputCol="words"),
         HashingTF(inputCol="words", outputCol="f", numFeatures=1024),
     ]
-    model = Pipeline(stages=[*split, LinearRegression(featuresCol="f", labelCol="sales", regParam=0.1, maxIter=2)]).fit(
-        texts
-    )
-    taken = []
-    monkeypatch.setattr(procedure, "table_of", lambda *a: taken.append(inputs.table_of(*a)) or taken[-1])
-    explored(Grower(model, parts=("units",), rounds=1, maxLoss=0, cacheDir=str(tmp_path), **QUICK), texts)
-    [table] = taken
+    last = LinearRegression(featuresCol="f", labelCol="sales", regParam=0.1, maxIter=2)
+    start = began(Pipeline(stages=[*split, last]).fit(texts), texts, cacheDir=str(shared))
+    there = ground(start.model, start.options, [], start.sources, None)
+    with start.begun(there.task) as run:
+        table = inputs.table_of(run, there.known, room)
     held = [
         x for s in (table.train, table.validation) for x in (s.features.indices, s.features.values, s.label, s.margin)
     ]
-    assert 0.8 * 3_000_000 < sum(x.numel() * x.element_size() for x in held) < 3_000_000
+    assert 0.8 * room < sum(x.numel() * x.element_size() for x in held) < room
     assert len(table.train) < table.most
 
 
@@ -326,42 +306,17 @@ def test_a_grower_and_its_model_can_be_saved(grown: GrowerModel, rows: DataFrame
     assert loaded.options() == grower.options()
 
 
-def test_without_a_gain_the_original_object_comes_back(
-    rows: DataFrame, shared: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    model = fitted(rows, GeneralizedLinearRegression(labelCol="noise", family="poisson", link="log"))
-    options = QUICK | {"entityCols": ["shop"], "rounds": 2, "verbosity": 1}
-    found = Grower(model, parts=("crosses", "effects"), cacheDir=str(shared), **options).fit(rows)
-    assert found.summary.decision == "kept original"
-    assert found.pipelineModel is model
-    assert found.summary.reason
-    assert "columns that parts may read" in capsys.readouterr().out
-    assert next(iter(found.summary.timings)) == "plan"
-
-
 CASES = {
-    "logistic": (lambda: LogisticRegression(labelCol="busy", regParam=1e-3), ("shapes",), "y"),
-    "softmax": (lambda: LogisticRegression(labelCol="grade", family="multinomial", regParam=1e-3), ("units",), "units"),
-    "least squares": (lambda: LinearRegression(labelCol="sales"), ("effects",), "shop"),
+    "logistic": (lambda: LogisticRegression(labelCol="busy", regParam=1e-3), "shapes", "y"),
+    "least squares": (lambda: LinearRegression(labelCol="sales"), "effects", "shop"),
 }
 
 
-SOFTMAX = "softmax"
-"""The one with several outputs; the others are nightly, as the other tests of this file grow a Poisson regression."""
-
-
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name == SOFTMAX else pytest.mark.nightly) for name in CASES]
-)
-def test_every_linear_stage_can_be_grown(
-    name: str, rows: DataFrame, shared: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    make, parts, word = CASES[name]
-    monkeypatch.setattr(units, "SIZES", units.SIZES[:1])
-    model = fitted(rows, make())
-    found, learned = explored(
-        Grower(model, parts=parts, entityCols=["shop"], rounds=1, cacheDir=str(shared), **QUICK), rows
-    )
+@pytest.mark.nightly  # the other tests of this file grow a Poisson regression, least squares and several outputs
+@pytest.mark.parametrize("name", CASES)
+def test_every_linear_stage_can_be_grown(name: str, rows: DataFrame, shared: Path) -> None:
+    make, part, word = CASES[name]
+    found, learned = explored(fitted(rows, make()), rows, shared, part, entityCols=["shop"])
     assert word in learned["fields"]["parts"][0]["name"]
     own = {s.uid for s in found.stages}
     assert any("shop" in uid for uid in own) == (name == "least squares"), (
@@ -373,10 +328,9 @@ def test_every_linear_stage_can_be_grown(
 @pytest.mark.nightly  # with a last stage that drops the columns: test_a_last_stage_drops_the_columns_on_request
 def test_a_grown_pipeline_can_be_grown_again(rows: DataFrame, shared: Path) -> None:
     rows = rows.withColumn("both", F.col("sales") + F.log1p("count"))  # shops have effects, and kind x season
-    options: dict[str, Any] = {"rounds": 1, "maxLoss": 0, "cacheDir": str(shared), **QUICK}
     model = fitted(rows, LinearRegression(labelCol="both"))
-    first, _ = explored(Grower(model, parts=("effects",), entityCols=["shop"], **options), rows)
-    again, _ = explored(Grower(first, parts=("crosses",), **options), rows)
+    first, _ = explored(model, rows, shared, "effects", entityCols=["shop"])
+    again, _ = explored(first, rows, shared, "crosses")
     uids = [s.uid for s in again.stages]
     assert len(set(uids)) == len(uids) > len(first.stages) > len(model.stages)
     assert again.transform(rows).count() == ROWS
@@ -387,8 +341,7 @@ def test_a_last_stage_that_a_search_has_chosen_grows_within_it(
     rows: DataFrame, poisson: PipelineModel, shared: Path
 ) -> None:
     searched = PipelineModel([*poisson.stages[:-1], CrossValidatorModel(poisson.stages[-1], [1.0])])
-    given: Any = {"parts": ("crosses",), "rounds": 1, "guard": 1, "cacheDir": str(shared)}
-    found, _ = explored(Grower(searched, **given, **QUICK), rows)
+    found, _ = explored(searched, rows, shared, "crosses")
     last: Any = found.stages[-1]
     assert type(last) is CrossValidatorModel
     assert (last.uid, last.avgMetrics) == (searched.stages[-1].uid, [1.0])
@@ -402,8 +355,8 @@ def test_a_row_that_the_pipeline_serves_is_served_when_grown(rows: DataFrame, sh
     numbers = VectorAssembler(inputCols=["y"], outputCol="numbers")
     whole = VectorAssembler(inputCols=["hashed", "numbers"], outputCol="features")
     model = Pipeline(stages=[hasher, numbers, whole, LinearRegression(labelCol="sales", regParam=0.01)]).fit(rows)
-    grower = Grower(model, parts=("crosses", "shapes"), rounds=2, maxLoss=0, guard=1, cacheDir=str(shared), **QUICK)
-    found, _ = explored(grower, rows)
+    found, learned = explored(model, rows, shared, "crosses", "shapes", rounds=2)
+    assert any(re.search(r"\bx\b", part["name"]) for part in learned["fields"]["parts"]), "a part reads what has a gap"
     gap = rows.limit(1).withColumn("x", F.lit(None).cast("double"))
     assert model.transform(gap).first().prediction is not None
     [row] = found.transform(gap).select("prediction").collect()
@@ -414,40 +367,31 @@ def test_what_a_formula_drops_on_its_way_is_not_read(rows: DataFrame, shared: Pa
     """An RFormula indexes texts in columns of its own, which no later stage sees."""
     formula = RFormula(formula="sales ~ x + y + kind + season", featuresCol="features", labelCol="label")
     model = Pipeline(stages=[formula, LinearRegression(regParam=20.0)]).fit(rows)
-    grower = Grower(model, parts=("crosses", "shapes"), rounds=1, maxLoss=0, guard=1, cacheDir=str(shared), **QUICK)
-    found, _ = explored(grower, rows)
+    found, _ = explored(model, rows, shared, "crosses", "shapes")
     assert found.transform(rows).where("prediction is not null").count() == ROWS
     broken = PipelineModel([model.stages[0], VectorAssembler(inputCols=["no such"], outputCol="more")])
     with pytest.raises(ParityError, match=r"Spark can't run the pipeline that was made .*no such"):
         check_runs(broken, rows)
 
 
-def test_entities_that_training_rows_lack_are_warned_of(rows: DataFrame, shared: Path) -> None:
-    """To Spark's indexer a shop that is null and one that is unknown are the same."""
+def test_entities_that_training_rows_lack_are_warned_of(
+    rows: DataFrame, shared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All rows that lack one are counted, as they all train the whole, also where parts learn from a sample of them.
+
+    And to Spark's indexer a shop that is null and one that is unknown are the same.
+    """
+    monkeypatch.setattr(inputs, "LARGEST", 250_000)
     some = rows.withColumn("shop", F.when(F.col("id") % 3 > 0, F.col("shop")))
     model = fitted(rows, LinearRegression(labelCol="sales"))
-    options: dict[str, Any] = {"parts": ("effects",), "entityCols": ["shop"], "cacheDir": str(shared)}
-    found, learned = explored(Grower(model, rounds=1, **options, **QUICK), some)
+    found, learned = explored(model, some, shared, "effects", entityCols=["shop"])
+    assert any("parts learned from" in w for w in learned["warnings"])
     [warning] = [w for w in learned["warnings"] if "have no shop" in w]
     assert int(warning.split()[0].replace(",", "")) == pytest.approx(0.8 * ROWS / 3, rel=0.1)
     known = some.where("shop is not null").limit(1)
     unknown, null = (known.withColumn("shop", F.lit(v).cast("string")) for v in ("new", None))
-    one, other = (found.transform(r).select("prediction").first()[0] for r in (unknown, null))
+    [one, other] = found.transform(unknown.unionByName(null)).select("prediction").collect()
     assert one == other
-
-
-def test_of_a_sample_the_warning_counts_all_rows_that_lack_an_entity(
-    rows: DataFrame, shared: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """They all train the whole."""
-    monkeypatch.setattr(inputs, "LARGEST", 250_000)
-    some = rows.withColumn("shop", F.when(F.col("id") % 3 > 0, F.col("shop")))
-    model = fitted(rows, LinearRegression(labelCol="sales"))
-    options: dict[str, Any] = {"parts": ("effects",), "entityCols": ["shop"], "cacheDir": str(shared)}
-    _, learned = explored(Grower(model, rounds=1, **options, **QUICK), some)
-    assert any("parts learned from" in w for w in learned["warnings"])
-    [warning] = [w for w in learned["warnings"] if "have no shop" in w]
-    assert int(warning.split()[0].replace(",", "")) == pytest.approx(0.8 * ROWS / 3, rel=0.1)
 
 
 def test_rows_that_the_pipeline_drops_are_not_grown_on(rows: DataFrame, poisson: PipelineModel) -> None:

@@ -8,17 +8,21 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from grounds import began
 from pyspark.ml import Pipeline
 from pyspark.ml.feature import SQLTransformer, StandardScaler, VectorAssembler
 from pyspark.ml.regression import LinearRegression
-from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import DataFrame, SparkSession, functions as F
 
 from sparkdiff import Events, Grower, GrowerModel, InputError
 from sparkdiff.data.splits import TEST, TRAIN, Source
 from sparkdiff.growth import inputs, procedure
+from sparkdiff.growth.clock import Clock
 from sparkdiff.growth.parts import trees
-from sparkdiff.improvement import proving
+from sparkdiff.growth.settings import GrowthSettings
+from sparkdiff.improvement import by_folds, proving
 from sparkdiff.improvement.arms import growing
+from sparkdiff.improvement.budget import Limit
 from sparkdiff.jvm import sessions
 from sparkdiff.options import Options
 from sparkdiff.proof.division import divide
@@ -181,16 +185,16 @@ class Stop(Events):
 def test_a_growth_that_is_killed_goes_on_and_ends_in_the_same_bits(
     grown: GrowerModel, rows: DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While it explores, in the fold that proves, and while what ships is made."""
+    """While it explores, and while what ships is made, as in the fold that proves."""
     given = {"cacheDir": str(tmp_path), "runId": "mine", **FOLDS, **QUICK}
     trained: list[int] = []
     monkeypatch.setattr(growing, "grow_rounds", lambda *a, **k: trained.append(1) or procedure.grow_rounds(*a, **k))
-    for fold in (1, 2, 0):
+    for fold in (1, 0):
         with pytest.raises(Gone):
             Grower(unfitted("sales"), callbacks=[Stop(fold)], **given).fit(rows)
-    assert len(trained) == 1 + 2 + 2  # what explored is read in the third run, and the fold in the last one
+    assert len(trained) == 1 + 3
     found = Grower(unfitted("sales"), **given).fit(rows)
-    assert len(trained) == 6
+    assert len(trained) == 5  # what explored is read, and so is the fold
     assert numbers(found.pipelineModel) == numbers(grown.pipelineModel)
     assert found.summary.metrics == grown.summary.metrics and found.summary.p == grown.summary.p
     without = ("seconds",)
@@ -198,17 +202,20 @@ def test_a_growth_that_is_killed_goes_on_and_ends_in_the_same_bits(
         assert [{k: v for k, v in r.items() if k not in without} for r in one] == [
             {k: v for k, v in r.items() if k not in without} for r in other
         ]
-    for changed in ({"rounds": 2}, {"complexity": 0.2}):
-        with pytest.raises(InputError, match=f"was started with other .*{next(iter(changed))}"):
-            Grower(unfitted("sales"), **{**given, **changed}).fit(rows)
+    with pytest.raises(InputError, match=r"was started with other .*complexity"):
+        Grower(unfitted("sales"), **{**given, "complexity": 0.2}).fit(rows)
 
 
-def test_where_nothing_is_proven_the_original_itself_is_kept(rows: DataFrame, tmp_path: Path) -> None:
+def test_where_nothing_is_proven_the_original_itself_is_kept(
+    rows: DataFrame, shared: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Something joins by chance, as it may; the fold that proves doesn't confirm it."""
     model = unfitted("noise").fit(rows)
     parts = {"parts": ("shapes", "effects"), "entityCols": ["shop"], "maxLoss": 0.0, "complexity": 0.0}
-    found = Grower(model, cacheDir=str(tmp_path), **parts, **QUICK).fit(rows)
+    found = Grower(model, cacheDir=str(shared), verbosity=1, **parts, **QUICK).fit(rows)
     summary = found.summary
+    assert "columns that parts may read" in capsys.readouterr().out
+    assert next(iter(summary.timings)) == "plan" and summary.reason
     assert summary.decision == "kept original" and found.pipelineModel is model, str(summary)
     assert summary.rounds and summary.fineTunedGain is None
     cost: Any = summary.servingCost
@@ -216,14 +223,29 @@ def test_where_nothing_is_proven_the_original_itself_is_kept(rows: DataFrame, tm
     assert summary.metrics["train"]["before"] == summary.metrics["train"]["after"]  # type: ignore[index]
 
 
-def test_a_refit_that_ships_has_grown_nothing(rows: DataFrame, tmp_path: Path) -> None:
-    """The original was fitted on rows of another kind, and the rounds find nothing."""
-    model = unfitted("sales").fit(rows.selectExpr("x", "y + x AS y", "3 * sales - 4 AS sales"))
-    found = Grower(model, parts=("shapes",), complexity=1e6, cacheDir=str(tmp_path), **QUICK).fit(rows)
+@pytest.mark.parametrize("numFolds", [2, 0])
+def test_a_refit_that_ships_has_grown_nothing(
+    rows: DataFrame, shared: Path, monkeypatch: pytest.MonkeyPatch, numFolds: int
+) -> None:
+    """The original was fitted on rows of another kind, and the rounds find nothing.
+
+    Or something that the rows which prove refute; where the only fold makes what ships, it trains the growth, too.
+    """
+    monkeypatch.setattr(by_folds, "warnings_of", lambda *a: pytest.fail("of a training, but none ships"))
+    options, makes = {**QUICK, "parts": ("shapes",), "complexity": 1e6}, rows
+    if not numFolds:
+        options = {**QUICK, "parts": ("effects",), "entityCols": ["shop"], "validationIndicatorCol": "held"}
+        held = rows.withColumn("held", F.pmod(F.hash("x"), F.lit(4)) == 0)
+        rows = held.withColumn("sales", F.when(held["held"], 2 * F.col("x") - F.col("sales")).otherwise(F.col("sales")))
+        makes = rows.where("NOT held")
+    model = unfitted("sales").fit(makes.selectExpr("x", "y + x AS y", "3 * sales - 4 AS sales"))
+    found = Grower(model, cacheDir=str(shared), **{**options, "numFolds": numFolds}).fit(rows)
     summary = found.summary
     assert summary.decision == "improved", str(summary)
-    assert "refitted" in summary.reason and summary.parts == [] and summary.fineTunedGain is None
-    assert numbers(found.pipelineModel) == pytest.approx(numbers(unfitted("sales").fit(rows)), rel=1e-9)
+    assert (0 in {*summary.history.get("fold", ())}) == (not numFolds)
+    assert "refitted" in summary.reason and summary.fineTunedGain is None and summary.stages == {}
+    assert numbers(found.pipelineModel) == pytest.approx(numbers(unfitted("sales").fit(makes)), rel=1e-9)
+    assert len(summary.parts) == (not numFolds)
     cost: Any = summary.servingCost
     assert cost["before"] == cost["after"]
 
@@ -232,7 +254,7 @@ def test_ensembles_of_trees_alone_are_trained_again_with_as_many_trees(
     rows: DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In no rounds: none of the rows of a fold is held out. Of more rows than there is room for, they learn from a sample."""
-    monkeypatch.setattr(trees, "SIZES", trees.FAST[:1])
+    monkeypatch.setattr(trees, "SIZES", (trees.Size(4, 60),))
     monkeypatch.setattr(inputs, "LARGEST", 80_000)
     again: list[tuple[int | None, int, int]] = []
 
@@ -260,29 +282,23 @@ def test_ensembles_of_trees_alone_are_trained_again_with_as_many_trees(
 
 
 def test_time_that_is_over_bounds_the_rounds_of_the_folds_too(
-    rows: DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    rows: DataFrame, shared: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As many rounds as those that explored had time for."""
-    clocks: list[Any] = []
-    again: list[tuple[int | None, int]] = []
-    of, joined, rounds_again = growing.Clock.of, procedure.RoundProgress.joined, growing._rounds_again
-
-    def begun(seconds: float | None) -> Any:
-        clocks.append(of(seconds))
-        return clocks[-1]
+    joined = procedure.RoundProgress.joined
+    clock = Clock(3000.0)
 
     def over(self: Any, tried: Any) -> str:
-        clocks[0].begun -= 1e6
+        clock.begun -= 1e6
         return joined(self, tried)
 
-    def counted(ground: Any, made: Mapping[str, Any], settings: Any) -> Any:
-        again.append((ground.fold, made["rounds"]))
-        return rounds_again(ground, made, settings)
-
-    monkeypatch.setattr(growing.Clock, "of", staticmethod(begun))
+    monkeypatch.setattr(growing.Clock, "of", staticmethod(lambda seconds: clock))
     monkeypatch.setattr(procedure.RoundProgress, "joined", over)
-    monkeypatch.setattr(growing, "_rounds_again", counted)
-    given = {**FOLDS, **QUICK, "rounds": 4, "maxSeconds": 3000.0}
-    found = Grower(unfitted("sales"), cacheDir=str(tmp_path), **given).fit(rows)
-    assert again == [(2, 1), (0, 1)]
-    assert found.summary.decision == "grown", str(found.summary)
+    ground = began(unfitted("sales").fit(rows), rows, cacheDir=str(shared), recipe="fast", maxEpochs=1)
+    arm = growing.with_settings(GrowthSettings(parts=("effects",), entityCols=("shop",), rounds=4), 3000.0, {})
+    step = arm.run(ground, 0, Limit(None, None), ())
+    assert "maxSeconds was over" in step.says
+    again: list[int] = []
+    monkeypatch.setattr(growing, "grown", lambda ground, limit, settings, *more: again.append(settings.rounds) or step)
+    assert arm.make(ground, step.candidates[0].making.settings) is step.candidates[0].model
+    assert again == [1]

@@ -1,8 +1,7 @@
-"""A grown pipeline serves what the original serves: odd values in each column, beside a part of each kind, by every route."""
+"""A grown pipeline serves what the original serves: odd values in each column, beside a part of each kind, by Spark and torch."""
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -126,49 +125,59 @@ def grown_with(model: PipelineModel, rows: DataFrame, members: Sequence[Member],
     return columns_last(grown_pipeline(model, head, members, (), MARK), MARK, rows, drop=drop)
 
 
+@pytest.fixture(scope="module")
+def serving(spark: SparkSession, rows: DataFrame) -> DataFrame:
+    return odd(spark, rows).cache()
+
+
+@pytest.fixture(scope="module")
+def before(serving: DataFrame, model: PipelineModel) -> dict[str, float]:
+    """What the original serves."""
+    return predicted(model.transform(serving))
+
+
+@pytest.fixture(scope="module")
+def each(
+    serving: DataFrame, rows: DataFrame, model: PipelineModel, members: list[Member]
+) -> list[tuple[str, Part, dict[str, float]]]:
+    """By kind and name a part, and what is served with it alone, so that a test names it."""
+    served = [predicted(grown_with(model, rows, [member]).transform(serving)) for member in members]
+    return [(f"{kind} {name}", m.part, s) for (kind, name), m, s in zip(KINDS, members, served, strict=True)]
+
+
 def test_rows_that_the_original_serves_are_served_no_worse(
-    spark: SparkSession, rows: DataFrame, model: PipelineModel, members: list[Member]
+    before: dict[str, float], each: list[tuple[str, Part, dict[str, float]]]
 ) -> None:
-    """A number where the original has one, and its own infinity; each part alone, so that the test names it."""
-    serving = odd(spark, rows)
-    before = predicted(model.transform(serving))
+    """A number where the original has one, and its own infinity."""
     assert sum(map(math.isfinite, before.values())) > 15 and sum(map(math.isinf, before.values())) == 4
-    for member, (kind, name) in zip(members, KINDS, strict=True):
-        after = predicted(grown_with(model, rows, [member]).transform(serving))
+    for name, _, after in each:
         worse = {k: (v, after[k]) for k, v in before.items() if math.isfinite(v) != math.isfinite(after[k])}
         worse |= {k: (v, after[k]) for k, v in before.items() if math.isinf(v) and v != after[k]}
-        assert not worse, f"{kind} {name}: {worse}"
+        assert not worse, f"{name}: {worse}"
 
 
 def test_null_where_training_had_none_is_no_large_value(
-    spark: SparkSession, rows: DataFrame, model: PipelineModel, learned: tuple[Table, Criterion], members: list[Member]
+    before: dict[str, float], each: list[tuple[str, Part, dict[str, float]]], learned: tuple[Table, Criterion]
 ) -> None:
     """It has no curve, and steps have an entry without an effect for it; in a tree it goes where most rows go."""
     table, _ = learned
     lack = {c.name for c in table.columns if c.gaps and not c.indexes}
     assert lack == {"hour", "z", "flag"}, "x is imputed"
-    serving = odd(spark, rows)
-    before = predicted(model.transform(serving))
-    for (kind, _), member in zip(KINDS, members, strict=True):
-        if kind not in ("shapes", "trees"):
-            continue
-        after = predicted(grown_with(model, rows, [member]).transform(serving))
+    some = [one for one in each if one[0].startswith(("shapes", "trees"))]
+    assert len(some) == 2
+    for name, part, after in some:
         added = {k: after[k] - before[k] for k in before}
         assert added["hour=None"] == pytest.approx(added["hour=nan"])
-        assert added["hour=None"] != pytest.approx(added["hour=99.0"]), kind
-        assert not isinstance(member.part, Shapes) or {k.column.name for k in member.part.curves} == {"x_known"}
+        assert added["hour=None"] != pytest.approx(added["hour=99.0"]), name
+        assert not isinstance(part, Shapes) or {k.column.name for k in part.curves} == {"x_known"}
 
 
-def test_all_routes_agree_on_odd_rows(
-    spark: SparkSession, rows: DataFrame, model: PipelineModel, members: list[Member], tmp_path: Path
+def test_torch_serves_odd_rows_as_spark_does(
+    rows: DataFrame, model: PipelineModel, members: list[Member], serving: DataFrame
 ) -> None:
+    """All parts in one pipeline; saved and loaded: test_parts_of_torch, test_parts_of_columns and test_trees_in_spark."""
     grown = grown_with(model, rows, members)
-    serving = odd(spark, rows)
     assert sparkdiff.verify(grown, serving).ok
     expected = predicted(grown.transform(serving))
-    grown.write().save(str(tmp_path / "grown"))
-    assert predicted(PipelineModel.load(str(tmp_path / "grown")).transform(serving)) == pytest.approx(
-        expected, nan_ok=True
-    )
     scored = sparkdiff.Scorer(grown, rows, outputCols=["prediction"]).predict([r.asDict() for r in serving.collect()])
     assert [r["prediction"] for r in scored] == pytest.approx([*expected.values()], nan_ok=True)

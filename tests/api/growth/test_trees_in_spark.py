@@ -66,7 +66,15 @@ def rows_of(spark: SparkSession, part: trees.TreesPart, table: Table) -> tuple[D
     return frame, Split(values[:, :2], values, zero, zero + 1, zero.long(), margin)
 
 
-@pytest.mark.parametrize(("library", "kind"), [("lightgbm", "softmax"), ("xgboost", "poisson"), ("sklearn", "binary")])
+@pytest.mark.parametrize(
+    ("library", "kind", "route"),
+    [
+        ("lightgbm", "softmax", "constructor"),
+        ("xgboost", "poisson", "constructor"),
+        ("sklearn", "binary", "saved data"),
+    ],
+    indirect=["route"],
+)
 def test_stages_compute_what_the_part_computes(
     library: str, kind: str, spark: SparkSession, tmp_path: Path, route: str
 ) -> None:
@@ -78,12 +86,15 @@ def test_stages_compute_what_the_part_computes(
     assert all(stage.uid.startswith("grown1_") for stage in made.stages)
     last = VectorAssembler(inputCols=["features", *(o.column for o in made.outputs)], outputCol="all")
     model = PipelineModel([*made.stages, last])
-    model.save(str(tmp_path / "model"))
     coefficients = np.concatenate([np.atleast_2d(o.coefficients) for o in made.outputs], 1)
     assert coefficients.shape == (table.width, table.width)
     expected = part.output(split).reshape(len(split), -1).numpy()
     assert expected.std(0).min() > 0.01
-    for pipeline in (model, PipelineModel.load(str(tmp_path / "model"))):
+    built = [model]
+    if route == "constructor":
+        model.save(str(tmp_path / "model"))
+        built.append(PipelineModel.load(str(tmp_path / "model")))
+    for pipeline in built:
         assert [s.uid for s in pipeline.stages] == [s.uid for s in model.stages]
         found = np.array([r["all"].toArray() for r in pipeline.transform(frame).orderBy("id").select("all").collect()])
         np.testing.assert_allclose(found[:, 2:] @ coefficients.T, expected, rtol=1e-12, atol=1e-12)

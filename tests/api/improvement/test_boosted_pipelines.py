@@ -1,12 +1,14 @@
 """The arm `import` of a pipeline that ends in boosted trees: more trees in its last stage, or others in their place."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from grounds import began
 from pyspark.ml import Pipeline, PipelineModel
 from pyspark.ml.classification import GBTClassifier
 from pyspark.ml.feature import StandardScaler, StringIndexer, VectorAssembler
@@ -15,13 +17,19 @@ from pyspark.sql import DataFrame, SparkSession, functions as F
 from small_data import NUMBERS, riders
 
 from sparkdiff import Improver, ImproverModel, InputError
-from sparkdiff.data.splits import Source
+from sparkdiff.data.splits import TRAIN, VALIDATION, Source
 from sparkdiff.growth import boosters
 from sparkdiff.improvement import proving
 from sparkdiff.improvement.arms import boosting
+from sparkdiff.improvement.arms.growing import IMPORT
+from sparkdiff.improvement.budget import Account, Budget, Limit
+from sparkdiff.improvement.ground import Ground
+from sparkdiff.improvement.log import StepLog
+from sparkdiff.improvement.race import race
 from sparkdiff.jvm import trees
 from sparkdiff.options import Options
 from sparkdiff.proof.division import divide
+from sparkdiff.report import Phases
 
 OPTIONS: dict[str, Any] = {
     "arms": ["import"], "budget": "200 passes", "baseline": False, "recipe": "fast", "maxEpochs": 3, "guard": 0.5,
@@ -91,6 +99,22 @@ def params(stage: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     return tuple({p.name: v for p, v in known.items()} for known in (stage._paramMap, stage._defaultParamMap))  # type: ignore[return-value]
 
 
+Explores = Callable[..., Ground]
+ONE_EACH = Limit(None, 40.0)
+"""Passes for one ensemble beside the trees that are there, and one in their place."""
+
+
+@pytest.fixture
+def explores(rows: DataFrame, cache: str) -> Explores:
+    """The rows that explore, for a pipeline and these settings of an improvement."""
+    train, held = (rows.where(f"number >= 600 and number % 5 {sign} 0") for sign in (">", "="))
+
+    def explored(model: PipelineModel, **settings: Any) -> Ground:
+        return began(model, train, held, settings, cacheDir=cache, recipe="fast", maxEpochs=3)
+
+    return explored
+
+
 def test_the_last_stage_has_more_trees_and_is_otherwise_the_same(
     improved: ImproverModel, few: PipelineModel, rows: DataFrame, tmp_path: Path
 ) -> None:
@@ -138,7 +162,7 @@ def test_an_index_is_a_category_to_the_new_trees(improved: ImproverModel) -> Non
 
 
 def test_trees_that_are_joined_stay_and_others_begin_with_the_mean(
-    few: PipelineModel, rows: DataFrame, cache: str, monkeypatch: pytest.MonkeyPatch
+    few: PipelineModel, explores: Explores, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each kind alone; their margins by Spark are the sums of what was there and of the new trees."""
     seen: list[tuple[bool, Any]] = []
@@ -149,14 +173,10 @@ def test_trees_that_are_joined_stay_and_others_begin_with_the_mean(
         seen.append((ensemble.base is None, model.stages[-1]))
         return model
 
-    def none_may_be_served(ground: Any, cost: float) -> bool:
-        return False
-
     monkeypatch.setattr(boosting, "_pipeline", noted)
-    monkeypatch.setattr(boosting, "allowed", none_may_be_served)
-    found = Improver(few, cacheDir=cache, **OPTIONS).fit(rows.where("number >= 600"))
-    assert found.pipelineModel is few
-    assert "more to serve than maxServingCost allows" in str(found.summary.arms)
+    ground = explores(few, maxServingCost=1.0)
+    step = boosting.run(ground, 0, ONE_EACH, ())
+    assert not step.candidates and "all of them cost more to serve than maxServingCost allows" in step.says
     old = few.stages[-1]
     assert {joins for joins, _ in seen} == {True, False}
     for joins, stage in seen:
@@ -167,28 +187,28 @@ def test_trees_that_are_joined_stay_and_others_begin_with_the_mean(
             assert nodes.prediction[:first].tolist() == own.prediction.tolist()
         else:
             assert nodes.offsets[1] == 1  # a tree of one leaf
-            mean = few.transform(parts(rows)[0][0]).agg(F.avg("prediction")).first()
+            mean = few.transform(ground.sources[0].df).agg(F.avg("prediction")).first()
             assert nodes.prediction[0] == pytest.approx(mean[0], rel=1e-9)
         assert set(stage.treeWeights[old.getNumTrees :]) == {1.0}
 
 
-def test_classes_get_trees_of_half_the_log_odds(rows: DataFrame, cache: str) -> None:
+def test_classes_get_trees_of_half_the_log_odds(rows: DataFrame, explores: Explores) -> None:
     last = GBTClassifier(labelCol="rain", maxIter=2, maxDepth=1, seed=0, leafCol="leaf")
     model = pipeline(last.setThresholds([0.4, 0.6])).fit(rows.where("number < 600"))
-    found = Improver(model, cacheDir=cache, **OPTIONS).fit(rows.where("number >= 600"))
-    assert found.summary.decision == "improved"
-    new = found.pipelineModel.stages[-1]
+    ground = explores(model)
+    [found] = boosting.run(ground, 0, ONE_EACH, ()).candidates
+    assert found.found.scores[VALIDATION].mean < ground.start.scores[VALIDATION].mean
+    new = found.model.stages[-1]
     assert set(new.treeWeights[model.stages[-1].getNumTrees :]) == {0.5}
     assert params(new) == params(model.stages[-1])
-    every = rows.where("number >= 600")
-    shown = found.pipelineModel.transform(every).select("rain", "probability", "leaf").toPandas()
+    shown = found.model.transform(ground.sources[0].df).select("rain", "probability", "leaf").toPandas()
     p = np.stack([v.toArray() for v in shown["probability"]])[np.arange(len(shown)), shown["rain"].astype(int)]
-    assert found.summary.metrics["train"]["after"] == pytest.approx(-np.log(p).mean(), rel=1e-9)
+    assert found.found.scores[TRAIN].mean == pytest.approx(-np.log(p).mean(), rel=1e-9)
     assert shown["leaf"][0].size == new.getNumTrees
 
 
 def test_more_trees_are_refused_with_the_reason(
-    few: PipelineModel, rows: DataFrame, cache: str, monkeypatch: pytest.MonkeyPatch
+    few: PipelineModel, rows: DataFrame, cache: str, explores: Explores, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     indexer, assembler, last = few.stages
     scaler = StandardScaler(inputCol="raw", outputCol="features").fit(
@@ -205,20 +225,19 @@ def test_more_trees_are_refused_with_the_reason(
     assert "'trees' needs LightGBM, XGBoost or scikit-learn" in Improver(few, **OPTIONS).explain(rows)
     monkeypatch.undo()
     monkeypatch.setattr(boosting, "LARGEST", 1000)
-    found = Improver(few, cacheDir=cache, **OPTIONS).fit(rows)
-    assert found.pipelineModel is few
-    [arm] = found.summary.arms
-    assert arm["state"] == "failed"
-    assert "validation rows take" in arm["why"]
-    assert "hold out fewer rows" in arm["why"]
+    found = race(explores(few), [IMPORT], Account(Budget.of("200 passes")), StepLog(None), Phases(False))
+    assert not any(step.candidates for step in found.steps)
+    [arm] = found.standings
+    assert arm.state == "failed"
+    assert "validation rows take" in arm.why
+    assert "hold out fewer rows" in arm.why
 
 
 def test_trees_learn_from_the_rows_that_there_is_room_for(
-    few: PipelineModel, rows: DataFrame, cache: str, monkeypatch: pytest.MonkeyPatch
+    few: PipelineModel, explores: Explores, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(boosting, "LARGEST", 75_000)
-    found = Improver(few, cacheDir=cache, **OPTIONS).fit(rows.where("number >= 600"))
-    assert found.summary.decision == "improved", str(found.summary)
-    [arm] = found.summary.arms
-    [used, there] = map(int, re.findall(r"ensembles of (\d+) of (\d+) training rows", arm["why"])[0])
+    step = boosting.run(explores(few), 0, ONE_EACH, ())
+    assert step.candidates
+    [used, there] = map(int, re.findall(r"ensembles of (\d+) of (\d+) training rows", step.says)[0])
     assert 300 < used < 0.8 * there

@@ -1,9 +1,12 @@
 """Outputs that nobody asked to improve: a cluster, another label's predictor and columns of their own stay as they are."""
 
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
+from grounds import began
 from pyspark.ml import Pipeline, PipelineModel
 from pyspark.ml.classification import LogisticRegression
 from pyspark.ml.clustering import KMeans
@@ -21,12 +24,15 @@ from pyspark.ml.feature import (
 )
 from pyspark.sql import DataFrame, functions as F
 
-from sparkdiff import FineTuner, Grower, Improver, InputError, Search, compact
+from sparkdiff import FineTuner, Improver, InputError, Search, compact
 from sparkdiff.data.splits import Source
 from sparkdiff.diagnostics.predictions import changed_outputs
 from sparkdiff.fine_tuning.shared import Shared
-from sparkdiff.improvement.arms import refitting, simplifying
+from sparkdiff.growth.settings import GrowthSettings
+from sparkdiff.improvement import arms
+from sparkdiff.improvement.arms import growing, refitting, searching, simplifying
 from sparkdiff.improvement.arms.refitting import form_of
+from sparkdiff.improvement.budget import Limit
 from sparkdiff.improvement.ground import Ground
 from sparkdiff.improvement.settings import ImprovementSettings
 from sparkdiff.options import Options
@@ -66,6 +72,12 @@ def rows(df: DataFrame) -> DataFrame:
 def model(rows: DataFrame) -> PipelineModel:
     """Fitted on other rows."""
     return Pipeline(stages=stages()).fit(rows.where("number < 300").withColumn("rain", 1 - F.col("rain")))
+
+
+@pytest.fixture(scope="module")
+def refitted(rows: DataFrame) -> PipelineModel:
+    """The same stages fitted on these rows."""
+    return Pipeline(stages=stages()).fit(rows)
 
 
 def ground(model: Any, rows: DataFrame, **options: Any) -> Ground:
@@ -151,51 +163,49 @@ def test_a_formula_is_fitted_anew_as_a_whole(rows: DataFrame) -> None:
 
 QUICK: dict[str, Any] = {
     "recipe": "fast",
-    "maxEpochs": 4,
+    "maxEpochs": 2,
     "learningRate": 0.01,
     "parallelism": 1,
     "predictionCol": "prediction",
 }
+OUTPUTS = ("wind", "scaled", "unit", "segment", "other", "likely", "margins")
 KEPT = ("filled", "assembled", "scaled", "unit", "segment", "other")
 
 
 def outputs(model: Any, rows: DataFrame) -> Any:
-    return model.transform(rows).select("wind", "scaled", "unit", "segment", "other", "likely", "margins").toPandas()
+    return model.transform(rows).select(*OUTPUTS).toPandas()
 
 
-@pytest.mark.parametrize("arms", [["refit", "simplify"], ["search"]])
 def test_no_arm_touches_what_is_outside_of_the_loss(
-    model: PipelineModel, rows: DataFrame, tmp_path: Any, arms: list[str]
+    model: PipelineModel, rows: DataFrame, shared: Path, tmp_path: Path
 ) -> None:
-    idle = {"maxLoss": 0.1, "entityCols": ["hour"], "parts": ["crosses"]}
-    given = {"arms": arms, "budget": "60 passes", "baseline": False, "cacheDir": str(tmp_path), "rowsAreNew": True}
-    options = {**given, **idle, **QUICK, "numFolds": 2}
-    found = Improver(model, **options).fit(rows)
-    unused = {w.partition("=")[0] for w in found.summary.warnings if " has no effect: it is for " in w}
-    assert unused == {*idle} - ({"maxLoss"} if "simplify" in arms else set())
-    assert {r["arm"] for r in found.summary.table} == {None, "refit", *arms}
-    assert {r["arm"] for r in found.summary.race} == {*arms}
-    assert found.offers
-    assert not [w for w in found.summary.warnings if "outside the loss" in w]
-    assert any(
-        w.startswith("recipe='fast' has an effect in the arm grow, and in import") for w in found.summary.warnings
-    )
+    """Neither what it tries nor what it makes of that once more."""
+    ground = replace(began(model, rows, cacheDir=str(shared), predictionCol="prediction"), folder=tmp_path)
     before, by_uid = outputs(model, rows), {s.uid: s for s in model.stages}
-    for offer in found.offers.values():
-        assert outputs(offer, rows).equals(before)
-        stays = [s for s in offer.stages if s.uid in uids(model, *KEPT)]
-        assert len(stays) == len(KEPT)
-        assert all(hash_of(s, None, tmp_path) == hash_of(by_uid[s.uid], None, tmp_path) for s in stays)
+    for arm in (refitting.ARM, simplifying.ARM, searching.ARM):
+        assert not arm.refused(ground)
+        step = arm.run(ground, 0, Limit(None, 20.0), ())
+        assert step.candidates, step.says
+        made = [arm.make(ground, c.making.settings) for c in step.candidates]
+        for one in (*(c.model for c in step.candidates), *made):
+            assert outputs(one, rows).equals(before), arm.name
+            stays = [s for s in one.stages if s.uid in uids(model, *KEPT)]
+            assert len(stays) == len(KEPT)
+            assert all(hash_of(s, None, shared) == hash_of(by_uid[s.uid], None, shared) for s in stays), arm.name
 
 
 def test_a_candidate_that_changes_other_outputs_is_not_offered(
-    model: PipelineModel, rows: DataFrame, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+    model: PipelineModel, rows: DataFrame, shared: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(refitting, "form_of", lambda ground: unfitted(ground.model))
-    new = {"rowsAreNew": True, "numFolds": 2}
-    found = Improver(
-        model, arms=["refit"], budget="30 passes", baseline=False, cacheDir=str(tmp_path), **new, **QUICK
-    ).fit(rows)
+    monkeypatch.setattr(arms, "ARMS", (replace(refitting.ARM, steps=1),))
+    idle = {"maxLoss": 0.1, "entityCols": ["hour"], "parts": ["crosses"]}
+    given = {"arms": ["refit"], "budget": "20 passes", "baseline": False, "cacheDir": str(shared), "rowsAreNew": True}
+    found = Improver(model, numFolds=0, **given, **idle, **QUICK).fit(rows)
+    unused = {w.partition("=")[0] for w in found.summary.warnings if " has no effect: it is for " in w}
+    assert unused == {*idle}
+    said = "recipe='fast' has an effect in the arm grow, and in import"
+    assert any(w.startswith(said) for w in found.summary.warnings)
     assert found.pipelineModel is model
     assert found.offers == {}
     uid = model.stages[NAMES.index("segment")].uid
@@ -203,27 +213,25 @@ def test_a_candidate_that_changes_other_outputs_is_not_offered(
     assert warnings  # of each finalist
     for warning in warnings:
         assert " is not offered: " in warning and f"{uid}: column 'segment' has other values in " in warning, warnings
-        assert warning.endswith(" of 600 rows")
+        assert warning.endswith(" of 549 rows")  # those that make what ships
     assert "but outputs outside the loss would change: " in found.summary.reason
 
 
 def test_fine_tuning_growth_and_folding_leave_other_outputs_alone(
-    model: PipelineModel, rows: DataFrame, tmp_path: Any
+    model: PipelineModel, rows: DataFrame, shared: Path
 ) -> None:
-    before, o = outputs(model, rows), {"cacheDir": str(tmp_path), **QUICK}
-    o.pop("parallelism")
-    tuned = FineTuner(model, guard=1.0, **o).fit(rows)
+    options = {k: v for k, v in QUICK.items() if k != "parallelism"} | {"cacheDir": str(shared), "guard": 1.0}
+    tuned = FineTuner(model, **options).fit(rows)
+    assert tuned.summary.decision == "tuned"
     [[warm], [humid]] = rows.approxQuantile(["temp", "hum"], [0.5], 0.0)
     crossed = ((F.col("temp") > warm) != (F.col("hum") > humid)).cast("double")
-    grown = Grower(model, guard=1.0, parts=["crosses"], rounds=1, numFolds=2, **o).fit(rows.withColumn("rain", crossed))
-    decisions = (tuned.summary.decision, grown.summary.decision)
-    assert decisions == ("tuned", "grown"), (grown.summary.reason, grown.summary.rounds)
-    for other in (
-        tuned.pipelineModel,
-        grown.pipelineModel,
-        compact(model, [*outputs(model, rows).columns, "prediction"]),
-    ):
-        assert outputs(other, rows).equals(before)
+    other = began(model, rows.withColumn("rain", crossed), **options)
+    step = growing.grown(other, Limit(None, None), GrowthSettings(parts=("crosses",), rounds=1), "grow", 0)
+    assert step.candidates, step.says
+    made = (tuned.pipelineModel, step.candidates[0].model, compact(model, [*OUTPUTS, "prediction"]))
+    before = outputs(model, rows)
+    for one in made:
+        assert outputs(one, rows).equals(before)
 
 
 # The comparison -------------------------------------------------------------------------------------------------------
@@ -236,9 +244,11 @@ def compared(
     return changed_outputs(model, PipelineModel(change([*model.stages])), rows, [model.stages[-1].uid])
 
 
-def test_each_difference_is_named_with_stage_column_and_rows(model: PipelineModel, rows: DataFrame) -> None:
+def test_each_difference_is_named_with_stage_column_and_rows(
+    model: PipelineModel, refitted: PipelineModel, rows: DataFrame
+) -> None:
     uid = {name: stage.uid for name, stage in zip(NAMES, model.stages, strict=True)}
-    other = Pipeline(stages=stages()).fit(rows).stages
+    other = refitted.stages
     assert compared(model, rows, lambda s: [*s[:-1], other[-1]]) == ([], [])
     assert compared(model, rows, lambda s: [t.copy() for t in s]) == ([], [])
     [found], _ = compared(model, rows, lambda s: [*s[:5], other[5], *s[6:]])
@@ -258,10 +268,12 @@ def test_each_difference_is_named_with_stage_column_and_rows(model: PipelineMode
     assert any("stand in another order" in w for w in found)
 
 
-def test_a_column_of_chance_is_left_out_and_named(model: PipelineModel, rows: DataFrame) -> None:
+def test_a_column_of_chance_is_left_out_and_named(
+    model: PipelineModel, refitted: PipelineModel, rows: DataFrame
+) -> None:
     chance = SQLTransformer(statement="SELECT *, rand() AS chance FROM __THIS__")
     pipeline = PipelineModel([*model.stages, chance])
-    new = PipelineModel([*model.stages[:-1], Pipeline(stages=stages()).fit(rows).stages[-1], chance])
+    new = PipelineModel([*model.stages[:-1], refitted.stages[-1], chance])
     differences, notes = changed_outputs(pipeline, new, rows, [model.stages[-1].uid])
     assert differences == []
     assert notes == [f"{pipeline.uid}: column 'chance' can't be compared: it has other values each time"]
@@ -283,6 +295,7 @@ def test_a_search_tells_which_other_outputs_than_those_of_current_it_ships(rows:
         evaluator=evaluator,
         current=current,
         sampler="grid",
+        numFolds=2,
     ).fit(rows)
     assert found.summary.decision == "winner"
     warning = f"other outputs than those of `current`: {current.stages[2].uid}: column 'unit' is gone"

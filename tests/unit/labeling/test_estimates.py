@@ -55,7 +55,7 @@ def estimated(votes: Any, k: int, method: str) -> tuple[Any, Any, Estimate]:
 @pytest.mark.parametrize("kind", ["alike", "by class", "one class each"])
 @pytest.mark.parametrize(("k", "method"), [(2, "triplets"), (2, "em"), (3, "em")])
 def test_accuracies_and_labels_of_generated_votes(k: int, kind: str, method: str) -> None:
-    for seed in range(5):
+    for seed in range(2):
         votes, y = generated(k, kind, seed)
         found = estimated(votes, k, method)[2]
         truth = [(votes[:, j] == y)[votes[:, j] >= 0].mean() for j in range(FUNCTIONS)]
@@ -167,10 +167,10 @@ def log_loss(probability: Any, y: Any) -> float:
     return float(-np.log(np.where(y == 1, probability, 1 - probability)).mean())
 
 
-@pytest.mark.parametrize("share", [0.02, 0.05, 0.1, 0.3])
+@pytest.mark.parametrize("share", [0.02, 0.05, 0.3])
 def test_probabilities_are_better_than_the_share_of_the_class(share: float) -> None:
     """Far from the maximum of the likelihood those of a rare class are worse, and nothing says so."""
-    for seed in range(5):
+    for seed in range(2):
         votes, y = drawn(seed, share)
         method, found, _ = _estimated("auto", rows_of(votes), 2, None, [*map(str, range(10))])
         assert method == "em" and found.converged
