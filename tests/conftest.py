@@ -178,7 +178,7 @@ def spark(prompt: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ob
         # Dozens of stages in a job on few rows: compiling them takes longer than running them. tests/jobs have Spark's defaults.
         .config("spark.sql.codegen.wholeStage", "false")
         .config("spark.sql.codegen.factoryMode", "NO_CODEGEN")
-        # Adaptive plans run each shuffle as a job of its own: a quarter more time on few rows. tests/jobs and .ci/nightly have them.
+        # Adaptive plans run each shuffle as a job: a quarter more time on few rows. tests/jobs and .ci/nightly have them.
         .config("spark.sql.adaptive.enabled", os.environ.get("SPARKDIFF_ADAPTIVE", "false"))
         # For a page that nobody looks at Spark describes every plan, in two ways.
         .config("spark.sql.ui.explainMode", "simple")
