@@ -80,7 +80,7 @@ class Recorded:
         lost = len(wanted) if not len(self.keys) else int((self.keys[at] != wanted).sum())
         if lost:
             raise InputError(
-                f"{self.graph.head.uid}: {lost:,} rows are missing that the original pipeline predicts: a stage drops them, or "
+                f"{self.graph.head.uid}: {lost:,} rows are missing that the pipeline beside it predicts: a stage drops them, or "
                 "the rows were others when they were read again; write the rows to a table, and pass the table"
             )
         return at

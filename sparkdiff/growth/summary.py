@@ -35,7 +35,7 @@ class GrowthSummary(FineTuningSummary):
     fineTunedGain: float | None = None
 
     def _headline(self) -> str:
-        joined = [p["name"] for p in self.parts if not p["dropped"]]
+        joined = [p["name"] for p in self.parts if self.decision == "grown" and not p["dropped"]]
         return f"{super()._headline()}" + (f"; parts: {', '.join(joined)}" if joined else "")
 
     def _sections(self) -> Iterator[Section]:

@@ -58,7 +58,9 @@ def grow_pipeline(
         best, shown = decision.best, {} if step is None else dict(step.learned)
         if grown := best is not None and best.proven.finalist.candidate.arm == "grow":
             shown |= learned.get(0, {})
-            grown = any(not part["dropped"] for part in shown["fields"]["parts"])  # none may join on all rows
+            grown = any(not part["dropped"] for part in shown["fields"]["parts"])
+            if not grown:
+                values["reason"] += "; on the rows that make what ships no part joins, so it is the refit without any"
         values |= {
             "decision": "grown" if grown else "kept original" if best is None else "improved",
             "options": {**plain.options, **settings.asdict()},

@@ -1,5 +1,6 @@
 """Growth by folds: what is made anew in each fold and from all rows, what Spark measures of it, and what the summary tells."""
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -248,6 +249,21 @@ def test_a_refit_that_ships_has_grown_nothing(
     assert len(summary.parts) == (not numFolds)
     cost: Any = summary.servingCost
     assert cost["before"] == cost["after"]
+
+
+def test_where_no_part_joins_on_all_rows_the_reason_says_so(
+    rows: DataFrame, shared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is proven is then the refit, though the finalist has the name of what the rows that explore let join."""
+    again = growing._rounds_again
+    monkeypatch.setattr(growing, "_rounds_again", lambda *a: again(*a[:2], dataclasses.replace(a[2], complexity=1e6)))
+    held = rows.withColumn("held", F.pmod(F.hash("x"), F.lit(4)) == 0)
+    model = unfitted("sales").fit(held.where("NOT held").selectExpr("x", "y + x AS y", "3 * sales - 4 AS sales"))
+    options = {**QUICK, "parts": ("effects",), "entityCols": ["shop"], "validationIndicatorCol": "held"}
+    summary = Grower(model, cacheDir=str(shared), **{**options, "numFolds": 0}).fit(held).summary
+    assert summary.decision == "improved" and summary.parts == []
+    assert summary.reason.startswith("the gain of '+ ")
+    assert summary.reason.endswith("; on the rows that make what ships no part joins, so it is the refit without any")
 
 
 def test_ensembles_of_trees_alone_are_trained_again_with_as_many_trees(
