@@ -7,6 +7,7 @@ them (HELIX, Xin et al. 2018, keeps the results of a workflow's steps in the sam
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import shutil
@@ -92,9 +93,7 @@ def _longest(where: Path, keys: Sequence[str], held: contextlib.ExitStack) -> tu
 
 
 def _through(frames: Frames, stages: Sequence[Any]) -> Frames:
-    for stage in stages:
-        frames = [stage.transform(df) for df in frames]
-    return frames
+    return [functools.reduce(lambda rows, stage: stage.transform(rows), stages, df) for df in frames]
 
 
 def keys_of(request: Request, where: Path) -> list[str]:
@@ -188,8 +187,8 @@ def _keep(
         stores.write(target / usage.MANIFEST, json.dumps(told).encode())
         if local:
             usage.begin(target, [type(s).__name__ for s in stages], time.monotonic() - began)
-            there = not moved(target, folder)
-            if there and _Kept.at(where, key) is None:  # damaged; whole ones are another run's of this moment
+            # One that is there and damaged gives way; whole ones are another run's of this moment.
+            if not moved(target, folder) and _Kept.at(where, key) is None:
                 shutil.rmtree(folder, ignore_errors=True)
                 moved(target, folder)
     except BaseException as e:

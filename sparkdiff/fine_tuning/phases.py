@@ -291,9 +291,8 @@ def run_folder(
     where = jvm.folder("checkpointDir", o.checkpointDir) if o.checkpointDir else run.cache.folder.parent / "checkpoints"
     computed = run.computed if runId is not None else {}
     request = request_of(o, run.cache.fingerprint, computed, recipes, epochs) | dict(beside or {})
-    own = o.checkpointDir is None
     with (
-        opened(where, runId, request, replace=replace, own=own, wait=o.waitForRun) as folder,
+        opened(where, runId, request, replace=replace, own=o.checkpointDir is None, wait=o.waitForRun) as folder,
         folder.kept(always=runId is not None),
     ):
         yield folder
