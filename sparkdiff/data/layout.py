@@ -76,10 +76,12 @@ def columns_of(
                 "arrays of numbers"
             )
         out.append(column)
-    for i, read in enumerate(request.cut.columns):
-        # Also where the schema allows no null: other sources may allow it, and a field of a struct is null where the struct is.
-        if read.nulls and out[i]["kind"] == "scalar":
-            out.append({"name": f"null{i}", "column": read.name + NULL, **SCALAR, "dtype": "bool"})
+    # Also where the schema allows no null: other sources may allow it, and a field of a struct is null where the struct is.
+    out += [
+        {"name": f"null{i}", "column": read.name + NULL, **SCALAR, "dtype": "bool"}
+        for i, read in enumerate(request.cut.columns)
+        if read.nulls and out[i]["kind"] == "scalar"
+    ]
     own = {"label": "float64", "weight": "float64", "block": "int64", "time": "float64"}
     own |= {"row": "int64"} if request.keyed else {}
     return [
@@ -166,10 +168,9 @@ def sparse_fields(columns: list[dict[str, Any]]) -> list[str]:
 
 def stored(request: Request, frames: list[DataFrame], columns: list[dict[str, Any]]) -> DataFrame:
     """The rows as the files hold them, dealt into virtual shards and in their order, with the columns `split` and `shard`."""
-    slices = [f"slice{i}" for i in range(len(request.options.guardCols))]
+    ties = [*(f"slice{i}" for i in range(len(request.options.guardCols))), *(["row"] if request.keyed else [])]
     # Equal rows are dealt by their occurrence number too, so that the files depend on the rows alone, not on partitions.
-    keys = ["row"] if request.keyed else []
-    occurrence = F.row_number().over(Window.partitionBy("hash").orderBy("hash", *slices, *keys))
+    occurrence = F.row_number().over(Window.partitionBy("hash").orderBy("hash", *ties))
     keyed = (
         hashed(request, frames, columns)
         .withColumn("key", F.xxhash64("hash", occurrence))

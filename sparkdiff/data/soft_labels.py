@@ -192,9 +192,8 @@ def _side(df: DataFrame, options: Options) -> Column:
     side = F.col(SPLIT)
     if options.validationIndicatorCol or options.timeCol:
         return side
-    own = F.col(CERTAIN)
-    if options.groupCol:  # a group without true labels decides nothing, and may train
-        own = F.max(CERTAIN).over(Window.partitionBy(named(options.groupCol)))
+    # A group without true labels decides nothing, and may train.
+    own = F.max(CERTAIN).over(Window.partitionBy(named(options.groupCol))) if options.groupCol else F.col(CERTAIN)
     return F.when(own, side).otherwise(TRAIN)
 
 

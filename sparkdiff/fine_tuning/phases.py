@@ -299,7 +299,7 @@ def run_folder(
 
 
 def _wishes(run: Run) -> monotone.Wishes:
-    values = run.data.values(run.data.nothing())
+    values = run.data.values(run.data.stream.nothing())
     run.network.margin(values)
     names = FeatureNames(run.network, run.cache.described(run.task.cut), values)
     return monotone.Wishes(run.task.options.penalties["monotone"], run.network, names)

@@ -183,8 +183,9 @@ def _log_loss(head: Predictor) -> Rows:
 def _regression(name: str, params: Mapping[str, Any], head: Predictor, y: LabelStats) -> Objective:
     spread = y.std or 1.0
     if name == "squared":
-        exact = derivative(name, None, head)
-        return Objective(name, lambda m, y, w: (head.mean(m) - y) ** 2, 1 / spread**2, exact=exact)
+        return Objective(
+            name, lambda m, y, w: (head.mean(m) - y) ** 2, 1 / spread**2, exact=derivative(name, None, head)
+        )
     if name == "absolute":
         return Objective(name, lambda m, y, w: (head.mean(m) - y).abs(), 1 / spread)
     if name == "huber":
