@@ -114,7 +114,7 @@ def hardened(
     for source, frame in zip(sources, dealt, strict=True):
         df = _with_chances(frame, labelCol)
         if source.split is None and not alone:
-            df = df.withColumn(SPLIT, _side(df, options))
+            df = df.withColumn(SPLIT, _side(options))
         for key, n in _counted(df, options, labelCol, weightCol, classes).items():
             counts[key] = counts.get(key, 0) + n
         for split in [TRAIN, VALIDATION] if source.split is None else [source.split]:
@@ -187,7 +187,7 @@ def _with_chances(df: DataFrame, labelCol: str) -> DataFrame:
     return known.withColumn(CERTAIN, F.coalesce(F.array_max(CHANCES) == 1.0, F.lit(False)))
 
 
-def _side(df: DataFrame, options: Options) -> Column:
+def _side(options: Options) -> Column:
     """The side of each row of which the options decide."""
     side = F.col(SPLIT)
     if options.validationIndicatorCol or options.timeCol:

@@ -71,7 +71,7 @@ def frames_after(request: Request, where: Path, divided: Callable[[], tuple[Fram
             frames, values = found.frames(request), found.values
         through = next((k for k in range(len(keys), read, -1) if _seen(where, keys[k - 1])), read)
         frames = _through(frames, stages[read:through])
-        new = _keep(request, where, keys[through - 1], frames, values, stages[:through]) if through > read else None
+        new = _keep(where, keys[through - 1], frames, values, stages[:through]) if through > read else None
         if new is not None:
             held.callback(usage.Lock(new.folder).close)
             frames = new.frames(request)
@@ -166,9 +166,7 @@ class _Kept:
         return [spark.read.parquet(stores.readable(self.rows / str(i))) for i in range(len(request.sources))]
 
 
-def _keep(
-    request: Request, where: Path, key: str, frames: Frames, values: Slices, stages: Sequence[Any]
-) -> _Kept | None:
+def _keep(where: Path, key: str, frames: Frames, values: Slices, stages: Sequence[Any]) -> _Kept | None:
     """Write the rows. None, with a warning, where that fails: Parquet holds no intervals, for example, the disk may have room for
     the cache only, and a stage may fail, which the cache's own error then tells.
     """

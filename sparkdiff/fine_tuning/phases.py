@@ -115,17 +115,13 @@ def _goal(task: Task, cache: caches.Cache, network: Network, *, reference: bool)
     )  # fmt: skip
 
 
-def too_few(run: Run, *, folds: bool = True) -> str:
-    """Why the held-out rows decide nothing, whatever is predicted; empty if they may, or if any gain is accepted.
-
-    Args:
-        folds: see `ways_to_decide`.
-    """
+def too_few(run: Run) -> str:
+    """Why the held-out rows decide nothing, whatever is predicted; empty if they may, or if any gain is accepted."""
     o = run.task.options
     if o.guard >= 1:
         return ""
     units = paired_rows.held_out_units(run.data, run.goal.metric, unit_of(o))
-    ways = ways_to_decide(o, folds=folds, divided=run.divided)
+    ways = ways_to_decide(o, folds=True, divided=run.divided)
     return "" if units.number >= MIN_UNITS else f"not tested: {untested(units)}; {ways}"
 
 
