@@ -214,7 +214,7 @@ def _written(
             schema = pa.schema({"treeID": pa.int32(), "nodeData": NODE})
             weights = np.ones(nodes.trees) if treeWeights is None else treeWeights
             about = pa.schema({"treeID": pa.int32(), "metadata": pa.string(), "weights": pa.float64()})
-            told = (_member(kind, uid) for uid in uids)
+            told = [_member(kind, uid) for uid in uids]
             each = zip(range(nodes.trees), told, weights.tolist(), strict=True)
             files.write_rows(f"{where}/treesMetadata", files.table_of(each, about))
         files.write_text(f"{where}/metadata", json.dumps(metadata))

@@ -95,9 +95,9 @@ def resolve(
     by_class = [n for n in weights if head.classes and n in (*CLASSIFICATION, "oneVsRest") and n not in BATCH]
     takes = set[str]().union(*known.values(), {"classWeights"} if by_class else ())
     if unknown := set(params) - takes:
-        of = " + ".join(map(repr, weights))
         raise InputError(
-            f"lossParams {sorted(unknown)} are unknown to the loss {of}; it takes {sorted(takes) or 'none'}"
+            f"lossParams {sorted(unknown)} are unknown to the loss {' + '.join(map(repr, weights))}; it takes "
+            f"{sorted(takes) or 'none'}"
         )
     parts = []
     for name in weights:
