@@ -29,6 +29,7 @@ from sparkdiff.stages.base import NULL
 
 SPARSE_WIDTH, SPARSE_FILL = 128, 0.25
 PIECE_BYTES = 1 << 26
+SCALAR: dict[str, Any] = {"kind": "scalar", "width": 1}
 USUAL = 64
 """Weights are taken as they are where the largest lies between two to the power of minus this and of this."""
 
@@ -58,8 +59,9 @@ def columns_of(
         field = fields.get(read.version[0])
         if field is None:
             raise InputError(f"column {read.name!r} is missing when the cache is written: an earlier stage drops it")
-        column: dict[str, Any] = {"name": f"c{i}", "column": read.name, "metadata": field.metadata}
-        column["type"] = field.dataType.simpleString()
+        column: dict[str, Any] = {
+            "name": f"c{i}", "column": read.name, "metadata": field.metadata, "type": field.dataType.simpleString()
+        }  # fmt: skip
         if isinstance(field.dataType, (VectorUDT, ArrayType)):
             width, fill = width_in(field) if told else None, 1.0
             if not width or width >= SPARSE_WIDTH:
@@ -67,23 +69,29 @@ def columns_of(
             sparse = isinstance(field.dataType, VectorUDT) and width >= SPARSE_WIDTH and fill < SPARSE_FILL
             column |= {"kind": "sparse" if sparse else "dense", "width": width}
         elif isinstance(field.dataType, (NumericType, BooleanType)):
-            column |= {"kind": "scalar", "width": 1}
+            column |= SCALAR
         else:
             raise InputError(
                 f"column {field.name!r} is {field.dataType.simpleString()}; torch accepts numbers, vectors and "
                 "arrays of numbers"
             )
         out.append(column)
-    for i, read in enumerate(request.cut.columns):
-        # Also where the schema allows no null: other sources may allow it, and a field of a struct is null where the struct is.
-        if read.nulls and out[i]["kind"] == "scalar":
-            column = {"name": f"null{i}", "column": read.name + NULL, "kind": "scalar", "width": 1}
-            out.append(column | {"dtype": "bool"})
-    whole = {"label": "float64", "weight": "float64", "block": "int64", "time": "float64"}
-    for name, dtype in (whole | ({"row": "int64"} if request.keyed else {})).items():
-        out.append({"name": name, "column": name, "kind": "scalar", "width": 1, "dtype": dtype})
-    codes = {"kind": "scalar", "width": 1, "dtype": "int64"}
-    return out + [{"name": f"slice{i}", "column": c, **codes, "values": v} for i, (c, v) in enumerate(slices.items())]
+    # Also where the schema allows no null: other sources may allow it, and a field of a struct is null where the struct is.
+    out += [
+        {"name": f"null{i}", "column": read.name + NULL, **SCALAR, "dtype": "bool"}
+        for i, read in enumerate(request.cut.columns)
+        if read.nulls and out[i]["kind"] == "scalar"
+    ]
+    own = {"label": "float64", "weight": "float64", "block": "int64", "time": "float64"}
+    own |= {"row": "int64"} if request.keyed else {}
+    return [
+        *out,
+        *({"name": name, "column": name, **SCALAR, "dtype": dtype} for name, dtype in own.items()),
+        *(
+            {"name": f"slice{i}", "column": c, **SCALAR, "dtype": "int64", "values": v}
+            for i, (c, v) in enumerate(slices.items())
+        ),
+    ]
 
 
 def names_of(cut: Cut, columns: Sequence[Mapping[str, Any]]) -> dict[Version, str]:
@@ -144,8 +152,7 @@ def _physical(column: dict[str, Any], field_type: DataType, c: Column) -> list[C
 
 
 def write_files(request: Request, frames: list[DataFrame], columns: list[dict[str, Any]], folder: Path) -> None:
-    nulls = [c["name"] for c in columns if c.get("dtype") == "bool"]
-    width = sum(c["width"] if c["kind"] == "dense" else 1 for c in columns if c["name"] not in nulls)
+    width = sum(c["width"] if c["kind"] == "dense" else 1 for c in columns if c.get("dtype") != "bool")
     piece = max(1024, min(65536, PIECE_BYTES // (8 * width)))
     # Numbers are read faster without dictionaries. Words and their counts, of which there are few, are smaller with them.
     dictionaries = {f"parquet.enable.dictionary#{name}.list.element": "true" for name in sparse_fields(columns)}
@@ -161,10 +168,9 @@ def sparse_fields(columns: list[dict[str, Any]]) -> list[str]:
 
 def stored(request: Request, frames: list[DataFrame], columns: list[dict[str, Any]]) -> DataFrame:
     """The rows as the files hold them, dealt into virtual shards and in their order, with the columns `split` and `shard`."""
-    slices = [f"slice{i}" for i in range(len(request.options.guardCols))]
+    ties = [*(f"slice{i}" for i in range(len(request.options.guardCols))), *(["row"] if request.keyed else [])]
     # Equal rows are dealt by their occurrence number too, so that the files depend on the rows alone, not on partitions.
-    keys = ["row"] if request.keyed else []
-    occurrence = F.row_number().over(Window.partitionBy("hash").orderBy("hash", *slices, *keys))
+    occurrence = F.row_number().over(Window.partitionBy("hash").orderBy("hash", *ties))
     keyed = (
         hashed(request, frames, columns)
         .withColumn("key", F.xxhash64("hash", occurrence))
@@ -213,10 +219,13 @@ def _as_stored(request: Request, df: DataFrame, columns: list[dict[str, Any]]) -
             selected.append(source.isNull().alias(f"null{i}"))
     label = named(request.labelCol).cast("double") if request.labelCol else F.lit(0.0)  # clusters have none
     weight = named(request.weightCol).cast("double") if request.weightCol else F.lit(1.0)
-    selected += [label.alias("label"), weight.alias("weight")]
-    selected += [F.col(BLOCK).alias("block"), F.col(TIME).alias("time"), F.col(SPLIT).alias("split")]
-    selected += [F.col(name).alias("row") for name in keyed]
-    selected += [F.col(name).alias(f"slice{i}") for i, name in enumerate(slices)]
+    selected += [
+        label.alias("label"),
+        weight.alias("weight"),
+        *(F.col(made).alias(name) for made, name in ((BLOCK, "block"), (TIME, "time"), (SPLIT, "split"))),
+        *(F.col(name).alias("row") for name in keyed),
+        *(F.col(name).alias(f"slice{i}") for i, name in enumerate(slices)),
+    ]
     return df.select(*selected).where("weight <> 0 OR weight IS NULL")  # weight 0 counts nowhere
 
 
@@ -236,10 +245,10 @@ def shards_in(folder: Path, data: Path, split: str, number: int) -> list[list[di
             else:
                 name = path.relative_to(folder).as_posix()
             content = (folder / name).read_bytes()
-            rows = pq.read_metadata(folder / name).num_rows
-            pieces.append(
-                {"path": name, "rows": rows, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-            )
+            pieces.append({
+                "path": name, "rows": pq.read_metadata(folder / name).num_rows, "bytes": len(content),
+                "sha256": hashlib.sha256(content).hexdigest(),
+            })  # fmt: skip
         out.append(pieces)
     if data == folder:
         shutil.rmtree(folder / f"split={split}", ignore_errors=True)
@@ -247,6 +256,5 @@ def shards_in(folder: Path, data: Path, split: str, number: int) -> list[list[di
 
 
 def tables(folder: Path, shards: list[list[dict[str, Any]]], columns: list[str]) -> Iterator[pa.Table]:
-    for shard in shards:
-        for piece in shard:
-            yield pq.read_table(folder / piece["path"], columns=columns, partitioning=None)
+    paths = (folder / piece["path"] for shard in shards for piece in shard)
+    return (pq.read_table(path, columns=columns, partitioning=None) for path in paths)

@@ -201,11 +201,9 @@ def _timed(request: Request, columns: list[dict[str, Any]], rows: int) -> tuple[
 
     def run(number: int) -> float:
         parts = [dataclasses.replace(s, df=s.df.limit(number)) for s in request.sources]
-        one = dataclasses.replace(request, sources=parts)
-        if one.boundaries is None:
-            one = dataclasses.replace(one, boundaries=find_boundaries(one.sources, one.options))
-        frames, _ = frames_of(one)
-        query, begun = stored(one, frames, columns), time.perf_counter()
+        boundaries = request.boundaries or find_boundaries(parts, request.options)
+        one = dataclasses.replace(request, sources=parts, boundaries=boundaries)
+        query, begun = stored(one, frames_of(one)[0], columns), time.perf_counter()
         query.write.format("noop").mode("overwrite").save()  # computes all rows and keeps none
         return time.perf_counter() - begun
 

@@ -6,7 +6,6 @@ label, whose probability is 1 for one class, stays one row.
 """
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 
 from pyspark.ml.functions import vector_to_array
@@ -66,13 +65,12 @@ class Hardened:
 
     def told(self) -> str:
         """A sentence about the labels."""
-        left = ""
-        for rows, where in (
-            (self.leftOut, "on the held-out side"),
-            (self.leftOutReference, "among the reference rows"),
-        ):
-            if rows:
-                left += f"; {rows:,} rows with probabilities {where} were left out, because only true labels decide"
+        where = {"on the held-out side": self.leftOut, "among the reference rows": self.leftOutReference}
+        left = "".join(
+            f"; {rows:,} rows with probabilities {place} were left out, because only true labels decide"
+            for place, rows in where.items()
+            if rows
+        )
         return (
             f"{self.soft:,} training rows have class probabilities as labels, and count as one weighted row per class; "
             f"{self.certain:,} training and {self.held:,} validation rows have true labels{left}{self.doubt}"
@@ -116,13 +114,14 @@ def hardened(
     for source, frame in zip(sources, dealt, strict=True):
         df = _with_chances(frame, labelCol)
         if source.split is None and not alone:
-            df = df.withColumn(SPLIT, _side(df, options))
+            df = df.withColumn(SPLIT, _side(options))
         for key, n in _counted(df, options, labelCol, weightCol, classes).items():
             counts[key] = counts.get(key, 0) + n
-        made = functools.partial(_one_label, labelCol=labelCol, weightCol=weightCol, weight=weight)
         for split in [TRAIN, VALIDATION] if source.split is None else [source.split]:
             rows = df.where(F.col(SPLIT) == split)
-            out.append(Source(made(rows) if split == TRAIN else made(rows.where(CERTAIN)), split))
+            out.append(
+                Source(_one_label(rows if split == TRAIN else rows.where(CERTAIN), labelCol, weightCol, weight), split)
+            )
     if any(s.split == REFERENCE for s in sources) and not counts.get((REFERENCE, True)):
         raise InputError(
             f"none of the reference rows has a true label in labelCol={labelCol!r} (a probability of 1 for one class), and only "
@@ -188,14 +187,13 @@ def _with_chances(df: DataFrame, labelCol: str) -> DataFrame:
     return known.withColumn(CERTAIN, F.coalesce(F.array_max(CHANCES) == 1.0, F.lit(False)))
 
 
-def _side(df: DataFrame, options: Options) -> Column:
+def _side(options: Options) -> Column:
     """The side of each row of which the options decide."""
     side = F.col(SPLIT)
     if options.validationIndicatorCol or options.timeCol:
         return side
-    own = F.col(CERTAIN)
-    if options.groupCol:  # a group without true labels decides nothing, and may train
-        own = F.max(CERTAIN).over(Window.partitionBy(named(options.groupCol)))
+    # A group without true labels decides nothing, and may train.
+    own = F.max(CERTAIN).over(Window.partitionBy(named(options.groupCol))) if options.groupCol else F.col(CERTAIN)
     return F.when(own, side).otherwise(TRAIN)
 
 
@@ -261,7 +259,7 @@ def _problem(kind: str, column: str, rows: int, whole: int, value: list[float] |
     return f"{holds}: {wrong}; a label must be the probabilities of the classes, or a 1 for the true class and else 0"
 
 
-def _one_label(df: DataFrame, *, labelCol: str, weightCol: str | None, weight: str) -> DataFrame:
+def _one_label(df: DataFrame, labelCol: str, weightCol: str | None, weight: str) -> DataFrame:
     """A row per class whose probability is not 0, with that class as label."""
     label, own = (
         field(df, labelCol, "labelCol").name,

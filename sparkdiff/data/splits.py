@@ -157,8 +157,7 @@ def unit_and_block(df: DataFrame, options: Options) -> tuple[Column, Column]:
 
 def below(unit: Column, share: float, *salt: object) -> Column:
     """Whether a row or group is among this share of all, by its hash."""
-    number = F.pmod(F.xxhash64(unit, *(F.lit(s) for s in salt)), F.lit(1 << 30))
-    return number < int(share * (1 << 30))
+    return F.pmod(F.xxhash64(unit, *(F.lit(s) for s in salt)), F.lit(1 << 30)) < int(share * (1 << 30))
 
 
 def with_splits(sources: Sequence[Source], options: Options, boundaries: Boundaries | None = None) -> list[DataFrame]:
@@ -300,9 +299,9 @@ def training_rows(sources: Sequence[Source], options: Options, boundaries: Bound
     sources = [source for source in sources if source.split != REFERENCE]
     for source in sources:
         check_columns(source.data, options)
-    dealt = with_splits(sources, options, boundaries)
     return functools.reduce(
-        DataFrame.unionByName, (df.where(df[SPLIT] == TRAIN).drop(SPLIT, BLOCK, TIME) for df in dealt)
+        DataFrame.unionByName,
+        (df.where(df[SPLIT] == TRAIN).drop(SPLIT, BLOCK, TIME) for df in with_splits(sources, options, boundaries)),
     )
 
 

@@ -7,6 +7,7 @@ them (HELIX, Xin et al. 2018, keeps the results of a workflow's steps in the sam
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import shutil
@@ -70,7 +71,7 @@ def frames_after(request: Request, where: Path, divided: Callable[[], tuple[Fram
             frames, values = found.frames(request), found.values
         through = next((k for k in range(len(keys), read, -1) if _seen(where, keys[k - 1])), read)
         frames = _through(frames, stages[read:through])
-        new = _keep(request, where, keys[through - 1], frames, values, stages[:through]) if through > read else None
+        new = _keep(where, keys[through - 1], frames, values, stages[:through]) if through > read else None
         if new is not None:
             held.callback(usage.Lock(new.folder).close)
             frames = new.frames(request)
@@ -92,9 +93,7 @@ def _longest(where: Path, keys: Sequence[str], held: contextlib.ExitStack) -> tu
 
 
 def _through(frames: Frames, stages: Sequence[Any]) -> Frames:
-    for stage in stages:
-        frames = [stage.transform(df) for df in frames]
-    return frames
+    return [functools.reduce(lambda rows, stage: stage.transform(rows), stages, df) for df in frames]
 
 
 def keys_of(request: Request, where: Path) -> list[str]:
@@ -167,9 +166,7 @@ class _Kept:
         return [spark.read.parquet(stores.readable(self.rows / str(i))) for i in range(len(request.sources))]
 
 
-def _keep(
-    request: Request, where: Path, key: str, frames: Frames, values: Slices, stages: Sequence[Any]
-) -> _Kept | None:
+def _keep(where: Path, key: str, frames: Frames, values: Slices, stages: Sequence[Any]) -> _Kept | None:
     """Write the rows. None, with a warning, where that fails: Parquet holds no intervals, for example, the disk may have room for
     the cache only, and a stage may fail, which the cache's own error then tells.
     """
@@ -188,8 +185,8 @@ def _keep(
         stores.write(target / usage.MANIFEST, json.dumps(told).encode())
         if local:
             usage.begin(target, [type(s).__name__ for s in stages], time.monotonic() - began)
-            there = not moved(target, folder)
-            if there and _Kept.at(where, key) is None:  # damaged; whole ones are another run's of this moment
+            # One that is there and damaged gives way; whole ones are another run's of this moment.
+            if not moved(target, folder) and _Kept.at(where, key) is None:
                 shutil.rmtree(folder, ignore_errors=True)
                 moved(target, folder)
     except BaseException as e:

@@ -75,7 +75,7 @@ class _Seen:
     ):  # fmt: skip
         self.network, self.data, self.options, self.splits = network, data, options, splits
         self.versions = entering(network)
-        nothing: dict[Version, Rows] = data.values(data.nothing())
+        nothing: dict[Version, Rows] = data.values(data.stream.nothing())
         self._run(nothing)
         self.names = FeatureNames(network, described, nothing)
         self.spreads: dict[Version, dict[str, Spread]] = {v: {} for v in self.versions}

@@ -179,8 +179,7 @@ def reason(
     if verdict.best < 0:
         return nothing_gained(o, metric, history)
     gain = f"{whose} gain of {share_of(verdict.gain, original):.2%} on the {where} rows"
-    parts = [f" / fleetSize {o.fleetSize:,}"] if o.fleetSize > 1 else []
-    share = f" = guard {o.guard:g}{''.join(parts)}" if parts and o.guard < 1 else ""
+    share = f" = guard {o.guard:g} / fleetSize {o.fleetSize:,}" if o.fleetSize > 1 and o.guard < 1 else ""
     shrunk = ", shrunk" if share and verdict.level < 0.99 * o.guard / o.fleetSize else ""
     figures = f"({p_value(verdict.p, verdict.level / 10)}, needed < {verdict.level:.3g}{share}{shrunk})"
     if verdict.against:

@@ -65,14 +65,10 @@ class Data:
             return {**batch, **{name: values[v] for v, name in made.items()}}
 
         at = Place(network.device, network.dtype)
-        nothing = rows({name: at.rows(x) for name, x in self.nothing().items()})
+        nothing = rows({name: at.rows(x) for name, x in self.stream.nothing().items()})
         wide = [nothing[name] for name in made.values()]
         size = sum(x.width if isinstance(x, SparseRows) else x.itemsize * math.prod(x.shape[1:]) for x in wide)
         return dataclasses.replace(self, columns={**self.columns, **made}, prepare=Prepare(rows, size))
-
-    def nothing(self) -> Batch:
-        """A batch of no rows."""
-        return self.stream.nothing()
 
     def batches(self, split: str) -> Iterator[tuple[Batch, Tensor, Tensor, Tensor]]:
         """The rows of this process in large batches in stored order, for measuring: (batch, label, weight, block)."""

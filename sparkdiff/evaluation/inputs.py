@@ -19,7 +19,7 @@ VALUES = 1 << 15
 @torch.no_grad()
 def widths(network: Network, data: Data) -> dict[Version, int]:
     """Entries per row of all column versions that the margin depends on."""
-    batch = data.nothing()
+    batch = data.stream.nothing()
     values = data.values(data.prepare.rows(batch) if data.prepare else batch)
     network.margin(values)
     trees = network.trees()
@@ -29,7 +29,7 @@ def widths(network: Network, data: Data) -> dict[Version, int]:
 @torch.no_grad()
 def all_dense(network: Network, data: Data, versions: Collection[Version]) -> bool:
     """Whether none of these column versions holds sparse rows."""
-    values = data.values(data.nothing())
+    values = data.values(data.stream.nothing())
     network.run(values, [v for v in versions if v not in values])
     return not any(isinstance(values[v], SparseRows) for v in versions)
 
@@ -75,6 +75,13 @@ class Feature:
         std = (self.square / n - mean * mean).clamp_min(0).sqrt()
         entry = (self.square / self.support.clamp_min(1)).sqrt() if self.sparse else None
         return FeatureStats(self.usual + mean, std, self.support, entry=entry)
+
+
+def column_sums(x: Rows, weight: Tensor) -> Tensor:
+    """Weighted sums of the columns, (n, p), (n,) -> (p,)."""
+    if isinstance(x, SparseRows):
+        return weight.new_zeros(x.width).index_add(0, x.indices, x.values * weight[x.rows()])
+    return weight @ x
 
 
 @torch.no_grad()
@@ -127,8 +134,7 @@ def distinct_values(network: Network, data: Data, i: int) -> dict[int, Tensor]:
         x = matrix(dense(taken(values[version], (weight > 0).nonzero()[:, 0])))
         for feature in used:
             own = x[:, feature]
-            seen = torch.cat([found[feature], own[own.isfinite()]]) if feature in found else own[own.isfinite()]
-            seen = seen.unique()
+            seen = torch.cat([found.get(feature, own[:0]), own[own.isfinite()]]).unique()
             found[feature] = seen[:: len(seen) // VALUES + 1] if len(seen) > 2 * VALUES else seen
     return {f: v for f, v in found.items() if len(v) > 1}
 

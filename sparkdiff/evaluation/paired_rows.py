@@ -62,10 +62,8 @@ class PairedRows:
 
     def scaled(self, factor: float) -> "PairedRows":
         """The rows with weights times this factor."""
-        scaled: dict[str, Any] = {
-            name: factor * getattr(self, name) for name in ("original", "other", "weight", "wrong", "beside")
-        }
-        return dataclasses.replace(self, **scaled)
+        names = ("original", "other", "weight", "wrong", "beside")
+        return dataclasses.replace(self, **{name: factor * getattr(self, name) for name in names})
 
     def costs(self) -> Costs:
         """What the second pipeline costs the rows or groups; blocks of time are for held-out rows only."""

@@ -89,10 +89,11 @@ class Recorded:
 @torch.no_grad()
 def recorded(network: Network, data: Data, splits: tuple[str, ...]) -> Recorded:
     """The margins of a network on all rows of these splits; 8 bytes per row and margin, 16 for the hash and the label."""
-    rows: list[tuple[Tensor, Tensor, Tensor]] = []
-    for split in splits:
-        for batch, label, *_ in data.batches(split):
-            rows.append((scalar(batch, "row").long(), network.margin(data.values(batch)), label.clone()))
+    rows = [
+        (scalar(batch, "row").long(), network.margin(data.values(batch)), label.clone())
+        for split in splits
+        for batch, label, *_ in data.batches(split)
+    ]
     return Recorded(network, *map(torch.cat, zip(*rows, strict=True)))
 
 

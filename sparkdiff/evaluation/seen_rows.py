@@ -26,10 +26,11 @@ import torch
 from torch import Tensor
 
 from sparkdiff.evaluation import guard
+from sparkdiff.evaluation.inputs import column_sums
 from sparkdiff.stages.linear import GeneralizedLinearRegression, LinearRegression, LogisticRegression, product
 from sparkdiff.stages.predictor import Predictor
 from sparkdiff.stages.support_vector import LinearSVC
-from sparkdiff.tensors.rows import Rows, SparseRows, squared
+from sparkdiff.tensors.rows import Rows, squared
 
 LEVEL = 0.01
 SAME = 1e-5
@@ -101,9 +102,6 @@ class LinearRows:
     margin: Tensor
     label: Tensor
     weight: Tensor
-
-
-NO_PENALTY = Penalty()
 
 
 def seen_rows(
@@ -182,9 +180,7 @@ def p_of_losses(
 # Linear last stages ---------------------------------------------------------------------------------------------------
 
 
-def p_of_equations(
-    head: Predictor, batches: Callable[[], Iterator[LinearRows]], penalty: Penalty = NO_PENALTY
-) -> float | None:
+def p_of_equations(head: Predictor, batches: Callable[[], Iterator[LinearRows]], penalty: Penalty) -> float | None:
     """p-value of how nearly a linear stage's equations hold if it hasn't seen the rows; None where nothing can be said.
 
     Of classifiers the equations of the intercepts don't count: they hold on other rows, too, if the shares of the classes are
@@ -239,18 +235,11 @@ def _columns(batches: Callable[[], Iterator[LinearRows]]) -> _Columns:
     n, sums = 0, [torch.zeros((), dtype=torch.float64)] * 5
     for rows in batches():
         x, y, w = rows.features, rows.label, rows.weight
-        new = [w.sum(), _sums(x, w), _sums(squared(x), w), w @ y, w @ y.square()]
+        new = [w.sum(), column_sums(x, w), column_sums(squared(x), w), w @ y, w @ y.square()]
         n, sums = n + len(y), [a + b for a, b in zip(sums, new, strict=True)]
     mean, square, label, label_square = (s / sums[0] for s in sums[1:])
     std, label_std = ((b - a.square()).clamp_min(0).sqrt() for a, b in ((mean, square), (label, label_square)))
     return _Columns(n, mean, std, square.sqrt(), label, label_std)
-
-
-def _sums(x: Rows, weight: Tensor) -> Tensor:
-    """Weighted sums of the columns, (n, p), (n,) -> (p,)."""
-    if isinstance(x, SparseRows):
-        return weight.new_zeros(x.width).index_add(0, x.indices, x.values * weight[x.rows()])
-    return weight @ x
 
 
 def _combinations(used: Tensor, columns: _Columns) -> Tensor:

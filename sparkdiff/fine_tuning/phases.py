@@ -115,17 +115,13 @@ def _goal(task: Task, cache: caches.Cache, network: Network, *, reference: bool)
     )  # fmt: skip
 
 
-def too_few(run: Run, *, folds: bool = True) -> str:
-    """Why the held-out rows decide nothing, whatever is predicted; empty if they may, or if any gain is accepted.
-
-    Args:
-        folds: see `ways_to_decide`.
-    """
+def too_few(run: Run) -> str:
+    """Why the held-out rows decide nothing, whatever is predicted; empty if they may, or if any gain is accepted."""
     o = run.task.options
     if o.guard >= 1:
         return ""
     units = paired_rows.held_out_units(run.data, run.goal.metric, unit_of(o))
-    ways = ways_to_decide(o, folds=folds, divided=run.divided)
+    ways = ways_to_decide(o, folds=True, divided=run.divided)
     return "" if units.number >= MIN_UNITS else f"not tested: {untested(units)}; {ways}"
 
 
@@ -291,16 +287,15 @@ def run_folder(
     where = jvm.folder("checkpointDir", o.checkpointDir) if o.checkpointDir else run.cache.folder.parent / "checkpoints"
     computed = run.computed if runId is not None else {}
     request = request_of(o, run.cache.fingerprint, computed, recipes, epochs) | dict(beside or {})
-    own = o.checkpointDir is None
     with (
-        opened(where, runId, request, replace=replace, own=own, wait=o.waitForRun) as folder,
+        opened(where, runId, request, replace=replace, own=o.checkpointDir is None, wait=o.waitForRun) as folder,
         folder.kept(always=runId is not None),
     ):
         yield folder
 
 
 def _wishes(run: Run) -> monotone.Wishes:
-    values = run.data.values(run.data.nothing())
+    values = run.data.values(run.data.stream.nothing())
     run.network.margin(values)
     names = FeatureNames(run.network, run.cache.described(run.task.cut), values)
     return monotone.Wishes(run.task.options.penalties["monotone"], run.network, names)

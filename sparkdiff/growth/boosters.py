@@ -73,6 +73,16 @@ class Booster(ABC):
         """The trees of some rounds from the margin (n, k): k in each, one for each entry of the margin."""
 
 
+def _objective(slopes: Slopes, shape: tuple[int, ...]) -> Callable[[Array, Any], tuple[Array, Array]]:
+    """The slopes as LightGBM and XGBoost ask for them, given scores (and their data), each in a shape of its own."""
+
+    def derivatives(scores: Array, _: Any) -> tuple[Array, Array]:
+        slope, curve = slopes(scores.reshape(shape).astype(np.float64, copy=False))
+        return slope.reshape(scores.shape), curve.reshape(scores.shape)
+
+    return derivatives
+
+
 class LightGBM(Booster):
     module = "lightgbm"
 
@@ -96,13 +106,8 @@ class LightGBM(Booster):
     def block(self, margin: Array, slopes: Slopes, rounds: int, seed: int) -> list[TreeArrays]:
         self.data.construct().set_init_score(margin if margin.shape[1] > 1 else margin[:, 0])
         booster = self.library.Booster({**self.params, "seed": seed, "num_class": margin.shape[1]}, self.data)
-
-        def derivatives(scores: Array, _: Any) -> tuple[Array, Array]:
-            slope, curve = slopes(scores.reshape(margin.shape))
-            return slope.reshape(scores.shape), curve.reshape(scores.shape)
-
         for _ in range(rounds):
-            if booster.update(fobj=derivatives):
+            if booster.update(fobj=_objective(slopes, margin.shape)):
                 break
         return lightgbm.trees_of(booster.model_to_string(num_iteration=-1), whole=True)
 
@@ -128,17 +133,11 @@ class XGBoost(Booster):
             "max_leaves": self.rules.leaves, "max_depth": self.rules.depth, "eta": self.rules.rate,
             "min_child_weight": max(LEAST_CURVATURE, self.rules.rows), "lambda": self.rules.ridge,
             "max_delta_step": self.rules.longest, "subsample": SHARE,
-            "colsample_bytree": self.rules.columns, "base_score": 0.0, "num_class": margin.shape[1],
+            "colsample_bytree": self.rules.columns, "base_score": 0.0,
+            **({"num_class": margin.shape[1]} if margin.shape[1] > 1 else {}),
         }  # fmt: skip
-        if margin.shape[1] == 1:
-            del params["num_class"]
         self.data.set_base_margin(margin if margin.shape[1] > 1 else margin[:, 0])
-
-        def derivatives(scores: Array, _: Any) -> tuple[Array, Array]:
-            slope, curve = slopes(scores.reshape(margin.shape).astype(np.float64))
-            return slope.reshape(scores.shape), curve.reshape(scores.shape)
-
-        booster = self.library.train(params, self.data, rounds, obj=derivatives)
+        booster = self.library.train(params, self.data, rounds, obj=_objective(slopes, margin.shape))
         return list(xgboost.read(booster, whole=True).trees)
 
 
@@ -219,8 +218,7 @@ BOOSTERS: tuple[type[Booster], ...] = (LightGBM, XGBoost, ScikitLearn)
 
 def installed() -> str | None:
     """The first of the libraries that is installed, by the name of its module; None if none is."""
-    found = (booster.module for booster in BOOSTERS if importlib.util.find_spec(booster.module) is not None)
-    return next(found, None)
+    return next((kind.module for kind in BOOSTERS if importlib.util.find_spec(kind.module) is not None), None)
 
 
 def booster(module: str, x: Array, nominal: Array, rules: Rules) -> Booster:

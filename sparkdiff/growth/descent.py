@@ -12,10 +12,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sparkdiff.evaluation.inputs import column_sums
 from sparkdiff.growth.criterion import Criterion
 from sparkdiff.growth.part import Trainer
 from sparkdiff.growth.table import Split, Table
-from sparkdiff.tensors.rows import Rows, SparseRows
+from sparkdiff.tensors.rows import squared
 from sparkdiff.training import optimizers
 
 SMALLEST, USUAL = 16, 128
@@ -101,16 +102,7 @@ def pieces(parameters: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor
 def standardisation(split: Split) -> tuple[Tensor, Tensor]:
     """The weighted means of the features (d,), and 1 / their standard deviations (d,), 0 for a column that is constant."""
     share = split.weight / split.weight.sum()
-    x = split.features
-    squared = x.with_values(x.values.square()) if isinstance(x, SparseRows) else x.square()
-    mean, square = _column_sums(x, share), _column_sums(squared, share)
+    mean, square = column_sums(split.features, share), column_sums(squared(split.features), share)
     variance = square - mean.square()
     varies = variance > 1e-12 * square  # else it is what rounding left
     return mean, torch.where(varies, torch.where(varies, variance, 1.0).rsqrt(), 0.0)
-
-
-def _column_sums(features: Rows, weight: Tensor) -> Tensor:
-    if not isinstance(features, SparseRows):
-        return weight @ features
-    sums = weight.new_zeros(features.width)
-    return sums.index_add_(0, features.indices.long(), weight[features.rows()] * features.values)

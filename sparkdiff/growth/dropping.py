@@ -62,5 +62,6 @@ def not_worse(
     o = options
     level = o.guard / o.fleetSize if o.guard < 1 else 0.025
     units = Units(float((weights > 0).sum()), "groups") if o.groupCol else Units(rows)
-    better = spared * weights - losses
-    return guard.decide(better, weights, chosen=chosen, level=level, units=units, seed=o.seed).accepted
+    return guard.decide(
+        spared * weights - losses, weights, chosen=chosen, level=level, units=units, seed=o.seed
+    ).accepted

@@ -82,7 +82,6 @@ def upstream_columns(graph: Graph, data: DataFrame, entities: Mapping[str, tuple
         data: its schema tells what is a number.
         entities: name -> (column of their numbers, their values): columns that were indexed for growth.
     """
-    head = graph.head
     every = {v for vertex in graph.vertices for v in vertex.sources} | {
         (graph.casefold(c), vertex.position) for vertex in graph.vertices for c in vertex.outputs
     }
@@ -95,8 +94,7 @@ def upstream_columns(graph: Graph, data: DataFrame, entities: Mapping[str, tuple
         if version in seen:
             return
         seen.add(version)
-        writer = version[1]
-        vertex = graph.vertices[writer] if writer >= 0 else None
+        vertex = graph.vertices[version[1]] if version[1] >= 0 else None
         if vertex is not None and vertex.stageClass == INDEXER:
             found.update(_indexed(graph, vertex, version, fields))
         elif (field := fields.get(version)) is not None and isinstance(field.dataType, (NumericType, BooleanType)):
@@ -104,14 +102,16 @@ def upstream_columns(graph: Graph, data: DataFrame, entities: Mapping[str, tuple
             encoded = vertex is not None and vertex.stageClass == "TargetEncoderModel"
             levels, labels = (0, ()) if encoded else _levels(field, sizes.get(version, 0))
             name = graph.name(version)
-            boolean = isinstance(field.dataType, BooleanType)
-            gaps = _has_gaps(graph, version, field)
-            found.setdefault(version, Column(name, name, levels, labels, levels > 0, boolean=boolean, gaps=gaps))
+            column = Column(
+                name, name, levels, labels, levels > 0, boolean=isinstance(field.dataType, BooleanType),
+                gaps=_has_gaps(graph, version, field),
+            )  # fmt: skip
+            found.setdefault(version, column)
         elif vertex is not None:
             for source in vertex.sources:
                 visit(source)
 
-    for version in head.reads:
+    for version in graph.head.reads:
         if version[1] >= 0:
             visit(version)
     out = [
@@ -149,19 +149,19 @@ def _has_gaps(graph: Graph, version: Version, field: StructField) -> bool:
 
 def _encoded(graph: Graph) -> dict[Version, int]:
     """The number of categories of each version that a OneHotEncoder reads."""
-    out: dict[Version, int] = {}
-    for vertex in graph.vertices:
-        if vertex.stageClass == ENCODER and vertex.stage is not None:
-            out.update(zip(vertex.sources, map(int, vertex.stage.categorySizes), strict=True))
-    return out
+    return {
+        source: int(size)
+        for vertex in graph.vertices
+        if vertex.stageClass == ENCODER and vertex.stage is not None
+        for source, size in zip(vertex.sources, vertex.stage.categorySizes, strict=True)
+    }
 
 
 def _indexed(
     graph: Graph, vertex: Vertex, version: Version, fields: Mapping[Version, StructField]
 ) -> dict[Version, Column]:
     """The column that a StringIndexer writes, and the one that it reads if that holds numbers."""
-    names = [graph.casefold(c) for c in vertex.outputs]
-    place = names.index(version[0])
+    place = [graph.casefold(c) for c in vertex.outputs].index(version[0])
     labels = tuple(vertex.stage.labelsArray[place])
     if vertex.stage.getHandleInvalid() == "keep":
         labels = (*labels, UNKNOWN)

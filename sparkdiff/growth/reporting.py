@@ -85,11 +85,10 @@ def of_a_sample(table: Table) -> list[str]:
 def rows_without_entity(grown: Grown) -> list[str]:
     """Warnings of entities that parts read and that training rows lack: StringIndexer gives null and unknown values one index."""
     read = {column for m in grown.members for column in m.part.served(0.0).columns}
-    columns = zip(grown.table.columns, grown.table.unknown, strict=True)
-    lacking = [(c.name, lack) for c, lack in columns if c.entity and c.column in read and lack]
     return [
-        f"{lack:,} training rows have no {name}: a {name} that no training row has counts as one of them"
-        for name, lack in lacking
+        f"{lack:,} training rows have no {c.name}: a {c.name} that no training row has counts as one of them"
+        for c, lack in zip(grown.table.columns, grown.table.unknown, strict=True)
+        if c.entity and c.column in read and lack
     ]
 
 

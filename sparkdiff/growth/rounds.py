@@ -149,7 +149,6 @@ def _joined(
     before = criterion.score(state.table.validation.margin, state.table.validation)
     judged = [_judged(f, state, criterion, limits, before, original) for f in found]
     chosen = simplest(found, [objective for objective, _ in judged], before.mean)
-    joins = math.isfinite(judged[chosen][0])
     tried = [
         Tried(
             number, f.item.kind, f.item.name, share_of(before.mean - f.value, original.mean), objective,
@@ -158,9 +157,10 @@ def _joined(
         )
         for i, (f, (objective, why)) in enumerate(zip(found, judged, strict=True))
     ]  # fmt: skip
-    members, table = state.members, state.table
-    if joins:
-        members, table = _with(state, found[chosen], start, criterion, limits, number)
+    joins = math.isfinite(judged[chosen][0])
+    members, table = (
+        _with(state, found[chosen], start, criterion, limits, number) if joins else (state.members, state.table)
+    )
     return Grown(members, table, (*state.tried, *tried), ""), tried
 
 
@@ -219,9 +219,9 @@ def _gains(found: Found) -> Tensor:
 
 
 def _not_chosen(objective: float, best: float, name: str) -> str:
-    fewer = "fewer parameters, and as much gain within the error or a hundredth"
-    better = "less loss plus penalty" if best <= objective else fewer
-    return f"{name} has {better}"
+    if best <= objective:
+        return f"{name} has less loss plus penalty"
+    return f"{name} has fewer parameters, and as much gain within the error or a hundredth"
 
 
 def _judged(
@@ -298,12 +298,11 @@ def mixed(
         return float(criterion.loss(margin(w), train) + (prices * w).sum())
 
     value = objective(weights)
-    total = train.weight.sum()
+    share = train.weight / train.weight.sum()
     each = (len(members), -1)
     for _ in range(STEPS):
         slope, curve = criterion.slopes(margin(weights), train)
-        row = train.weight / total
-        row = row if slope.ndim == 1 else row[:, None]
+        row = share if slope.ndim == 1 else share[:, None]
         gradient = (outputs * (slope * row)).reshape(each).sum(1) + prices
         hessian = (outputs * (curve * row)).reshape(each) @ outputs.reshape(each).T
         step = _nonnegative(hessian, gradient, weights)

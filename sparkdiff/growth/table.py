@@ -81,8 +81,7 @@ class Split:
             if isinstance(x, SparseRows)
             else aligned(x)
         )
-        tensors = (self.values, self.label, self.weight, self.block, self.margin)
-        return Split(features, *(aligned(tensor) for tensor in tensors))
+        return Split(features, *map(aligned, (self.values, self.label, self.weight, self.block, self.margin)))
 
     def mean(self, of: Tensor) -> Tensor:
         """The weighted mean over the rows, (n, ...) -> (...)."""

@@ -293,14 +293,13 @@ def fitted_on(
         return jvm.loaded(found), found
     fitted = fit_on_training_rows(pipeline, sources, options, boundaries)
     if stores.url_of(folder) is not None:
-        found = _keep_in_store(fitted, folder)
-        say(f"fitted {len(fitted.stages)} stages on the training rows{why}")
-        return fitted, found
-    with whole.temporary_folder(folder) as temporary:
-        fitted.write().save(f"file://{temporary}")
-        if not moved(temporary, folder):
-            say("reused: meanwhile another process fitted the same pipeline on the same rows")
-            return jvm.loaded(folder), folder
+        folder = _keep_in_store(fitted, folder)
+    else:
+        with whole.temporary_folder(folder) as temporary:
+            fitted.write().save(f"file://{temporary}")
+            if not moved(temporary, folder):
+                say("reused: meanwhile another process fitted the same pipeline on the same rows")
+                return jvm.loaded(folder), folder
     say(f"fitted {len(fitted.stages)} stages on the training rows{why}")
     return fitted, folder
 
@@ -362,9 +361,8 @@ def write_run(
                 model.write().save(stores.address(folder / OFFERS / name))
         (folder / "plan.json").write_text(outcome.plan.toJSON() + "\n")
         pd.DataFrame(outcome.summary.records).to_csv(folder / "history.csv", index=False)
-        summary = outcome.summary.asdict()
         timings = {**phases.timings, "save": time.perf_counter() - start}
-        summary |= {
+        summary = outcome.summary.asdict() | {
             "timings": {k: round(v, 3) for k, v in timings.items()},
             "fingerprints": {
                 "cache": outcome.summary.cache["fingerprint"], "request": request_of(config),

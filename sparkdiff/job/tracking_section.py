@@ -37,10 +37,7 @@ def check(given: Mapping[str, Any]) -> dict[str, Any]:
             raise InputError(f'tracking.{key} needs a package: pip install "sparkdiff[{key}]"')
     if (lines := given.get("jsonLines")) is not None and Path(lines).is_dir():
         raise InputError(f"tracking.jsonLines={lines} is a folder: name a file")
-    found = dict(given)
-    if "mlflow" in given:
-        found["mlflow"] = _mlflow(given["mlflow"])
-    return found
+    return {key: _mlflow(value) if key == "mlflow" else value for key, value in given.items()}
 
 
 def _mlflow(given: Any) -> dict[str, Any]:

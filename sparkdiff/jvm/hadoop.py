@@ -11,6 +11,7 @@ from typing import Any
 from py4j.protocol import Py4JJavaError
 
 from sparkdiff.errors import InputError, StoreError
+from sparkdiff.jvm.objects import packages
 from sparkdiff.jvm.sessions import in_process, session
 from sparkdiff.machine import paths
 
@@ -40,13 +41,8 @@ def as_store_error(url: str) -> Iterator[None]:
         raise StoreError(code, message, url) from e
 
 
-def java_classes() -> Any:
-    spark: Any = session()
-    return spark._jvm
-
-
 def java_files() -> Any:
-    return java_classes().org.apache.hadoop.fs
+    return packages().org.apache.hadoop.fs
 
 
 def opened(url: str) -> tuple[Any, Any, Any]:
@@ -57,7 +53,7 @@ def opened(url: str) -> tuple[Any, Any, Any]:
     """
     spark: Any = session()
     with as_store_error(url):
-        path = spark._jvm.org.apache.hadoop.fs.Path(url)
+        path = java_files().Path(url)
         settings = spark._jsparkSession.sessionState().newHadoopConf()
         return path.getFileSystem(settings), path, settings
 

@@ -128,9 +128,7 @@ def described(text: str, *, after_stages: bool = False) -> Any:
         if kind == "ExprId":
             return number("expression", node["id"])
         unnamed = kind == "ScalaUDF" and after_stages and "udfName" not in node
-        if kind in SUBQUERIES or (CODE.search(kind) and not unnamed):
-            raise _LeavesOutError(kind)
-        if kind == "Literal" and not _shown(node):
+        if kind in SUBQUERIES or (CODE.search(kind) and not unnamed) or (kind == "Literal" and not _shown(node)):
             raise _LeavesOutError(kind)
         out = {}
         for name, value in node.items():

@@ -326,5 +326,4 @@ def default_output(stage: Any) -> Any:
 
 def with_uid(new: Any, old: Any) -> Any:
     """`new` with the uid and the Params of `old`; for stages that exist in Python only."""
-    new._resetUid(old.uid)
-    return old._copyValues(new)
+    return old._copyValues(new._resetUid(old.uid))

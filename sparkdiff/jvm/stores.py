@@ -18,7 +18,8 @@ from py4j.protocol import Py4JJavaError
 from pyspark import SparkContext
 
 from sparkdiff.errors import InputError, StoreError
-from sparkdiff.jvm.hadoop import URL, as_store_error, in_store, java_classes, java_files, opened
+from sparkdiff.jvm.hadoop import URL, as_store_error, in_store, java_files, opened
+from sparkdiff.jvm.objects import packages
 from sparkdiff.jvm.sessions import SparkError, in_process, session
 from sparkdiff.machine import paths, processes, whole
 
@@ -208,7 +209,7 @@ def read(path: Path) -> bytes | None:
         if not system.exists(there):
             return None
         with contextlib.closing(system.open(there)) as stream:
-            return bytes(java_classes().org.apache.commons.io.IOUtils.toByteArray(stream))
+            return bytes(packages().org.apache.commons.io.IOUtils.toByteArray(stream))
 
 
 def create(path: Path, content: bytes) -> bool:

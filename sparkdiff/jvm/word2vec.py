@@ -97,8 +97,7 @@ def _counter(words: Sequence[str]) -> CountVectorizerModel:
 
 def _mllib(stage: Any) -> Any:
     """The hidden spark.mllib model inside a Word2VecModel."""
-    kind = stage._java_obj.getClass()
-    [field] = [f for f in kind.getDeclaredFields() if f.getType().getName() == MLLIB]
+    [field] = [f for f in stage._java_obj.getClass().getDeclaredFields() if f.getType().getName() == MLLIB]
     field.setAccessible(True)
     return field.get(stage._java_obj)
 
@@ -115,8 +114,7 @@ def _by_bytes(stage: Any) -> tuple[list[str], np.ndarray]:
     if places is None:
         return _by_arrow(stage)
     nio = packages().java.nio
-    size = len(places) * stage.getVectorSize()
-    buffer = nio.ByteBuffer.allocate(4 * size).order(nio.ByteOrder.LITTLE_ENDIAN)
+    buffer = nio.ByteBuffer.allocate(4 * len(places) * stage.getVectorSize()).order(nio.ByteOrder.LITTLE_ENDIAN)
     buffer.asFloatBuffer().put(mllib.wordVectors())
     vectors = np.frombuffer(buffer.array(), dtype="<f4").reshape(len(places), -1)
     return list(places), vectors[list(places.values())]

@@ -143,8 +143,7 @@ def triplets(patterns: Ints, weights: Floats, balance: Floats | None = None) -> 
     with_others[np.arange(len(d)), :, np.arange(len(d))] = 0.0
     scaled = with_others @ d / np.maximum((d**2).sum() - d**2, 1e-12)[:, None]  # (m, 2)
     inside = np.stack([mean - np.sqrt(q / (1 - q)) * scaled, mean + np.sqrt((1 - q) / q) * scaled], 1)  # (m, 2, 2)
-    least = np.maximum(LEAST * mean, 1 / n)[:, None, :]
-    inside = np.clip(inside, least, 1.0)
+    inside = np.clip(inside, np.maximum(LEAST * mean, 1 / n)[:, None, :], 1.0)
     abstains = np.maximum(LEAST * (1 - mean.sum(1)), 1 / n)[:, None, None]
     tables = np.concatenate([inside, np.maximum(1 - inside.sum(2, keepdims=True), abstains)], 2)
     shares = np.array([1 - q, q]) if balance is None else balance
@@ -169,8 +168,7 @@ def _magnitudes(covariance: Floats) -> Floats:
 
 def _signed(magnitudes: Floats, covariance: Floats) -> Floats:
     """The magnitudes with the signs that the covariances ask for, so that the functions are better than chance on average."""
-    apart = covariance - np.diag(np.diag(covariance))
-    leading = np.linalg.eigh(apart)[1][:, -1]
+    leading = np.linalg.eigh(covariance - np.diag(np.diag(covariance)))[1][:, -1]
     found = np.where(leading < 0, -magnitudes, magnitudes)
     return np.asarray(-found if found.sum() < 0 else found)
 

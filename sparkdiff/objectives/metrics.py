@@ -221,8 +221,7 @@ def area_under_roc(score: Tensor, y: Tensor, w: Tensor) -> Tensor:
     """P(score of a row of class 1 > score of a row of class 0), ties counted half; NaN where a class is missing."""
     up, down = _thresholds(score, y, w)
     pairs = up.sum() * down.sum()
-    area = (down * (running_sum(up) - up / 2)).sum()
-    return area / torch.where(pairs > 0, pairs, torch.nan)
+    return (down * (running_sum(up) - up / 2)).sum() / torch.where(pairs > 0, pairs, torch.nan)
 
 
 def area_under_pr(score: Tensor, y: Tensor, w: Tensor) -> Tensor:
@@ -352,18 +351,17 @@ def _classes(name: str, params: Mapping[str, Any], head: Predictor) -> Metric:
             counts = Counts.of(prediction, y, w, k)
             return torch.where(counts.label[one] > 0, by_class(counts, beta)[one], torch.nan)
 
-        needs = f"rows of class {one}" + (" and of others" if name.startswith("false") else "")
-        counted = _denominators(name.removesuffix("ByLabel"), (one,))
         return Metric(
-            name, larger=not name.startswith("false"), column=decision, value=of_label, needs=needs, denominators=counted
+            name, larger=not name.startswith("false"), column=decision, value=of_label,
+            needs=f"rows of class {one}" + (" and of others" if name.startswith("false") else ""),
+            denominators=_denominators(name.removesuffix("ByLabel"), (one,)),
         )  # fmt: skip
     kind = {"f1": "weightedFMeasure"}.get(name, name).removeprefix("weighted")
     kind = kind[0].lower() + kind[1:]
-    of_class = BY_CLASS[kind]
 
     def weighted(prediction: Tensor, y: Tensor, w: Tensor) -> Tensor:
         counts = Counts.of(prediction, y, w, k)
-        by_class = torch.where(counts.label > 0, of_class(counts, beta), 0.0)
+        by_class = torch.where(counts.label > 0, BY_CLASS[kind](counts, beta), 0.0)
         return (counts.label * by_class).sum() / w.sum()
 
     larger = name != "weightedFalsePositiveRate"

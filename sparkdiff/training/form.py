@@ -127,7 +127,7 @@ def _active_columns(
     modules = [here.network.module(i) for i in here.network.positions]
     if affine is None or not can_be_lazy(modules, recipes, options, here.monotone):
         return None
-    nothing = data.nothing()
+    nothing = data.stream.nothing()
     values = data.values(data.prepare.rows(nothing) if data.prepare else nothing)
     sparse = {v: x.width for v, x in values.items() if v in here.stats and isinstance(x, SparseRows)}
     share = {v: home(here.stats[v].support).double() / max(1, data.stream.rows("train")) for v in sparse}

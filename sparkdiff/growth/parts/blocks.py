@@ -3,6 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Sequence
 from functools import reduce
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -144,11 +145,9 @@ class BlocksTrainer(PathTrainer):
         super().__init__(table)
 
     def design(self, split: Split) -> SparseDesign:
-        cells, start = [], 0
-        for block in self.blocks:
-            cells.append(index(block, split) + start)
-            start += width(block)
-        return SparseDesign(torch.stack(cells), start)
+        starts = [0, *accumulate(self.groups())]
+        cells = [index(block, split) + start for block, start in zip(self.blocks, starts, strict=False)]
+        return SparseDesign(torch.stack(cells), starts[-1])
 
     def groups(self) -> list[int]:
         return [width(b) for b in self.blocks]

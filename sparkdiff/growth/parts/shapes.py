@@ -7,6 +7,7 @@ buckets are drawn to each other. Source: Eilers and Marx, "Flexible smoothing wi
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -147,17 +148,11 @@ class ShapesTrainer(PathTrainer):
         return [*(c.width for c in self.steps), *(len(knots.at) for knots in self.curves)]
 
     def design(self, split: Split) -> SparseDesign:
-        index, value, start = [], [], 0
-        for c in self.steps:
-            index.append(c.index(split)[None] + start)
-            value.append(split.label.new_ones(1, len(split)))
-            start += c.width
-        for knots in self.curves:
-            places, shares = knots.entries(split)
-            index.append(places + start)
-            value.append(shares)
-            start += len(knots.at)
-        return SparseDesign(torch.cat(index), start, torch.cat(value) if self.curves else None)
+        entries = [(c.index(split)[None], split.label.new_ones(1, len(split))) for c in self.steps]
+        entries += [knots.entries(split) for knots in self.curves]
+        starts = [0, *accumulate(self.groups())]
+        index = torch.cat([places + start for (places, _), start in zip(entries, starts, strict=False)])
+        return SparseDesign(index, starts[-1], torch.cat([share for _, share in entries]) if self.curves else None)
 
     def ridge(self, like: Tensor) -> Ridge:
         steps = [_smooth(c.size, 1, like) if c.is_number else Ridge(like.new_ones(c.width)) for c in self.steps]
