@@ -168,8 +168,7 @@ class Ground:
     @functools.cached_property
     def stay(self) -> dict[str, str]:
         """Reasons, by uid, for the stages that no arm fits anew, searches or deletes."""
-        kept = dict.fromkeys(self.keeps, "it is to be kept")
-        return self.plan.kept_as_fitted(self.sources[0].df.columns) | kept
+        return self.plan.kept_as_fitted(self.sources[0].df.columns) | dict.fromkeys(self.keeps, "it is to be kept")
 
     @functools.cached_property
     def lossParams(self) -> dict[str, Any]:

@@ -71,16 +71,14 @@ def logistic_margin(g: GraphWriter, m: LogisticRegression, x: Value) -> Value:
     skipped = m.skipped()
     if skipped is None or not bool(skipped.any()):
         return linear(x, m.coefficientMatrix, m.interceptVector)
-    pairs = zip(skipped.numpy(), m.coefficientMatrix, strict=True)
-    each = [linear(g.where(s, 0.0, x), w, 0.0) for s, w in pairs]
+    each = [linear(g.where(s, 0.0, x), w, 0.0) for s, w in zip(skipped.numpy(), m.coefficientMatrix, strict=True)]
     return g.beside(each) + as_array(m.interceptVector)
 
 
 def squared_distances(g: GraphWriter, x: Value, centers: Any, weights: Any = None) -> Value:
     """Sums over the entries of (x - center)^2, over `weights` (k, d) where there are: (n, d), (k, d) -> (n, k)."""
     held = as_array(centers)
-    wide = g.node("Unsqueeze", [x, g.whole([1])], x.width)
-    off = wide - held
+    off = g.node("Unsqueeze", [x, g.whole([1])], x.width) - held
     square = off * off if weights is None else off * off / weights
     return g.node("ReduceSum", [square, g.whole([2])], len(held), keepdims=0)
 

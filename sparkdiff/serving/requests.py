@@ -59,8 +59,7 @@ def listed_numbers(values: Sequence[Any], source: InputColumn) -> tuple[Rows, Te
 
 def _scalars(values: Sequence[Any], source: InputColumn) -> tuple[Rows, Tensor]:
     out = torch.tensor([np.nan if v is None else _double(v, source) for v in values], dtype=torch.float64)
-    null = torch.tensor([v is None for v in values], dtype=torch.bool)
-    return _of_type(out, null, source)
+    return _of_type(out, torch.tensor([v is None for v in values], dtype=torch.bool), source)
 
 
 def _double(v: Any, source: InputColumn) -> float:

@@ -192,8 +192,7 @@ class FeatureHasher(Hashing):
     def of(cls, stage: Any, facts: TextInputs) -> list[StagePart]:
         names = stage.getInputCols()
         categories = stage.getOrDefault("categoricalCols") if stage.isDefined("categoricalCols") else ()
-        one = cls(stage.getNumFeatures(), tuple(names), tuple(categories))
-        return whole(one, len(names))
+        return whole(cls(stage.getNumFeatures(), tuple(names), tuple(categories)), len(names))
 
     def run(self, *columns: list[Any]) -> Outputs:
         return (sparse([self._row(values) for values in zip(*columns, strict=True)], self.width),)

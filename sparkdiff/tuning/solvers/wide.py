@@ -60,8 +60,7 @@ def costs(rows: WideRows, problems: Problems, sets: int, ridge: Tensor, lasso: T
 
 def units(rows: WideRows, problems: Problems, factor: Tensor) -> Tensor:
     """What a scaled coefficient is multiplied by where it is penalised: (d, problems)."""
-    fold = folds_of(problems)
-    deviation = (rows.variance[:, fold] * factor).sqrt()
+    deviation = (rows.variance[:, folds_of(problems)] * factor).sqrt()
     plain = torch.tensor([not s.standardization for s, _ in problems])
     return torch.where(plain, 1 / rows.scale[:, None], deviation)
 
