@@ -206,8 +206,7 @@ def nearest(g: GraphWriter, m: KMeans, xs: Sequence[Value], nulls: Nulls) -> tup
 @writes(GaussianMixture)
 def mixture(g: GraphWriter, m: GaussianMixture, xs: Sequence[Value], nulls: Nulls) -> tuple[Value, ...]:
     [x], (roots, constant), (k, d) = xs, m.roots(), m.mus.shape
-    scaled = x.matmul(roots.reshape(k * d, d).T)
-    cube = g.node("Reshape", [scaled, g.whole([-1, k, d])], d)
+    cube = g.node("Reshape", [x.matmul(roots.reshape(k * d, d).T), g.whole([-1, k, d])], d)
     off = cube - (roots @ m.mus.detach()[:, :, None])[:, :, 0]
     squares = g.node("ReduceSum", [off * off, g.whole([2])], k, keepdims=0)
     densities = (squares * -0.5 + constant + m.mixture.detach().log()).exp() + EPSILON

@@ -37,9 +37,7 @@ def objects(column: "Column", source: InputColumn) -> list[Any]:
 
 def numbers(column: "Column", source: InputColumn) -> tuple[Rows, Tensor]:
     """A column as tensor, and which rows (n,) bool are null: these are NaN."""
-    if isinstance(column, Listed):
-        return listed_numbers(column.values, source)
-    return column.numbers(source)
+    return listed_numbers(column.values, source) if isinstance(column, Listed) else column.numbers(source)
 
 
 def listed_numbers(values: Sequence[Any], source: InputColumn) -> tuple[Rows, Tensor]:
@@ -137,9 +135,7 @@ class Numpy:
     array: "np.ndarray[Any, Any]"
 
     def listed(self) -> list[Any]:
-        if self.array.dtype in (np.float32, np.int32):
-            return list(self.array)
-        return list(self.array.tolist())
+        return list(self.array) if self.array.dtype in (np.float32, np.int32) else list(self.array.tolist())
 
     def numbers(self, source: InputColumn) -> tuple[Rows, Tensor]:
         if source.vectors:

@@ -94,8 +94,7 @@ class Binarizer(Comparing):
 
     @classmethod
     def from_spark(cls, stage: Any) -> "Binarizer":
-        several = stage.isSet("inputCols") and stage.isSet("thresholds")
-        name = "thresholds" if several else "threshold"
+        name = "thresholds" if stage.isSet("inputCols") and stage.isSet("thresholds") else "threshold"
         return cls(name, tensor(stage.getOrDefault(name)), len(cls.inputs(stage)), spark.binarizer_keeps_null(stage))
 
     @property

@@ -222,7 +222,7 @@ def java_text(v: Any) -> str:
     if isinstance(v, (np.float32, float)):
         single = isinstance(v, np.float32)
         x = float(v)
-        text = java.float_text(x) if single else java.double_text(x)
+        text = java.number_text(v)
         digits = text.partition("E")[0].replace(".", "").lstrip("-0").rstrip("0")
         if len(digits) * math.isfinite(x) > (6 if single else 15) or 0 < abs(x) < 1e-30:
             raise BadValueError(v, "of which versions of Java print different digits: round it, or make text of it")

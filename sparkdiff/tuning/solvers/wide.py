@@ -37,8 +37,7 @@ def wide(whole: Whole, settings: list[Setting], folds: int, classes: int = 0) ->
             size = max(MATRICES // (8 * sets * (8 * n + 16 * d)), 1)
             for first in range(0, len(pairs), size):
                 some = pairs[first : first + size]
-                problems = [(settings[i], f) for i, f in some]
-                solved = (logistic if classes else linear)(rows, problems, sets)
+                solved = (logistic if classes else linear)(rows, [(settings[i], f) for i, f in some], sets)
                 answers.update(zip(some, solved, strict=True))
     return [[answers[i, f] for f in range(folds)] for i in range(len(settings))]
 
