@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from sparkdiff.serving.onnx_graph import GraphWriter, NotExportableError, Value, as_array
-from sparkdiff.serving.onnx_stages import WRITERS, Nulls, ascending, shown, writes
+from sparkdiff.serving.onnx_stages import WRITERS, Nulls, ascending, class_of, first_largest, shown, writes
 from sparkdiff.serving.onnx_trees import votes_for_one
 from sparkdiff.stages.bayes import Bernoulli, Complement, Gaussian, Multinomial
 from sparkdiff.stages.clustering import EPSILON, GaussianMixture, KMeans
@@ -31,21 +31,6 @@ from sparkdiff.stages.survival import AFTSurvivalRegression
 from sparkdiff.stages.trees import ClassifyingTrees
 
 # What predictors share -------------------------------------------------------------------------------------------------
-
-
-def first_largest(g: GraphWriter, scores: Value) -> Value:
-    """Per row the first index of the largest score, (n, 1); NaN wins in front only."""
-    found = g.where(scores.isnan(), -math.inf, scores).first_largest()
-    return g.where(scores.column(0).isnan(), 0.0, found)
-
-
-def class_of(g: GraphWriter, m: Any, raw: Value, probability: Value) -> Value:
-    """The class by the first column that Spark shows: they round differently."""
-    if m.cuts is not None:
-        scores = probability / m.cuts
-        return g.where(scores.isnan(), -math.inf, scores).first_largest()
-    only = "probabilityCol" in m.shown and "rawPredictionCol" not in m.shown
-    return first_largest(g, probability if only else raw)
 
 
 def softmax(g: GraphWriter, margin: Value) -> Value:

@@ -54,6 +54,21 @@ def shown(m: Any, *columns: Value) -> tuple[Value, ...]:
     return tuple(out)
 
 
+def first_largest(g: GraphWriter, scores: Value) -> Value:
+    """Per row the first index of the largest score, (n, 1); NaN wins in front only."""
+    found = g.where(scores.isnan(), -math.inf, scores).first_largest()
+    return g.where(scores.column(0).isnan(), 0.0, found)
+
+
+def class_of(g: GraphWriter, m: Any, raw: Value, probability: Value) -> Value:
+    """The class by the first column that Spark shows: they round differently."""
+    if m.cuts is not None:
+        scores = probability / m.cuts
+        return g.where(scores.isnan(), -math.inf, scores).first_largest()
+    only = "probabilityCol" in m.shown and "rawPredictionCol" not in m.shown
+    return first_largest(g, probability if only else raw)
+
+
 # Columns side by side, chosen, or as they are ---------------------------------------------------------------------------
 
 
