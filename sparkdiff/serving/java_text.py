@@ -112,7 +112,7 @@ def _not_finite(x: float) -> str:
 
 
 def number_text(x: float | np.float32) -> str:
-    """Double.toString, and Float.toString: the fewest digits that tell it from others (before Java 19 sometimes one more)."""
+    """Double.toString and Float.toString: the fewest digits that tell it from others (before Java 19 at times one more)."""
     return layout(Decimal(str(x))) if math.isfinite(x) else _not_finite(float(x))
 
 
