@@ -69,10 +69,9 @@ class Cost(Shown):
         return f"{jobs}a cache of {_size(self.cacheBytes)}, {_duration(self.totalSeconds)}"
 
     def _sections(self) -> Iterator[Section]:
-        rows = [("phase", "Spark jobs", "expected time")]
-        for phase, seconds in self.seconds.items():
-            rows.append((phase, "?" if self.jobs is None else _count(self.jobs.get(phase, (0, 0))), _duration(seconds)))
-        yield SectionTable(rows)
+        jobs = {phase: "?" if self.jobs is None else _count(self.jobs.get(phase, (0, 0))) for phase in self.seconds}
+        rows = [(phase, jobs[phase], _duration(seconds)) for phase, seconds in self.seconds.items()]
+        yield SectionTable([("phase", "Spark jobs", "expected time"), *rows])
         yield Strong(f"{self.rows:,} rows: {self._headline()}")
         yield from self.notes
 

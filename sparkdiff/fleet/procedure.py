@@ -224,5 +224,4 @@ def _run(j: AssessedEntry, storeDir: str | None) -> tuple[Triaged, Any]:
         outcome, why = TUNED if tuned else KEPT, found.summary.reason
         if tuned:
             model, gain = found.pipelineModel, found.summary.gain
-    spent = j.spent + cpu.seconds() - before
-    return Triaged(entry.name, j.forecast, outcome, why, gain, spent, j.facts), model
+    return Triaged(entry.name, j.forecast, outcome, why, gain, j.spent + cpu.seconds() - before, j.facts), model

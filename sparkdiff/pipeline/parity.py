@@ -269,5 +269,4 @@ class Differences:
     def parity(self) -> Parity:
         if not self.rows:
             raise InputError("there are no rows to compare")
-        ok = not self.unexplained and not self.exceeding
-        return Parity(self.abs, self.rel, self.disagreements, self.rows, ok)
+        return Parity(self.abs, self.rel, self.disagreements, self.rows, not self.unexplained and not self.exceeding)

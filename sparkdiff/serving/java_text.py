@@ -111,14 +111,9 @@ def _not_finite(x: float) -> str:
     return "NaN" if math.isnan(x) else "Infinity" if x > 0 else "-Infinity"
 
 
-def double_text(x: float) -> str:
-    """Double.toString: the fewest digits that tell it from other doubles (Java before 19 sometimes has one more)."""
-    return layout(Decimal(repr(x))) if math.isfinite(x) else _not_finite(x)
-
-
-def float_text(x: float) -> str:
-    """Float.toString."""
-    return layout(Decimal(str(np.float32(x)))) if math.isfinite(x) else _not_finite(x)
+def number_text(x: float | np.float32) -> str:
+    """Double.toString and Float.toString: the fewest digits that tell it from others (before Java 19 at times one more)."""
+    return layout(Decimal(str(x))) if math.isfinite(x) else _not_finite(float(x))
 
 
 def double_of(text: str) -> float | None:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from sparkdiff.serving.onnx_graph import GraphWriter, NotExportableError, Value, as_array
-from sparkdiff.serving.onnx_stages import WRITERS, Nulls, ascending, shown, writes
+from sparkdiff.serving.onnx_stages import WRITERS, Nulls, ascending, class_of, first_largest, shown, writes
 from sparkdiff.serving.onnx_trees import votes_for_one
 from sparkdiff.stages.bayes import Bernoulli, Complement, Gaussian, Multinomial
 from sparkdiff.stages.clustering import EPSILON, GaussianMixture, KMeans
@@ -31,21 +31,6 @@ from sparkdiff.stages.survival import AFTSurvivalRegression
 from sparkdiff.stages.trees import ClassifyingTrees
 
 # What predictors share -------------------------------------------------------------------------------------------------
-
-
-def first_largest(g: GraphWriter, scores: Value) -> Value:
-    """Per row the first index of the largest score, (n, 1); NaN wins in front only."""
-    found = g.where(scores.isnan(), -math.inf, scores).first_largest()
-    return g.where(scores.column(0).isnan(), 0.0, found)
-
-
-def class_of(g: GraphWriter, m: Any, raw: Value, probability: Value) -> Value:
-    """The class by the first column that Spark shows: they round differently."""
-    if m.cuts is not None:
-        scores = probability / m.cuts
-        return g.where(scores.isnan(), -math.inf, scores).first_largest()
-    only = "probabilityCol" in m.shown and "rawPredictionCol" not in m.shown
-    return first_largest(g, probability if only else raw)
 
 
 def softmax(g: GraphWriter, margin: Value) -> Value:
@@ -71,16 +56,14 @@ def logistic_margin(g: GraphWriter, m: LogisticRegression, x: Value) -> Value:
     skipped = m.skipped()
     if skipped is None or not bool(skipped.any()):
         return linear(x, m.coefficientMatrix, m.interceptVector)
-    pairs = zip(skipped.numpy(), m.coefficientMatrix, strict=True)
-    each = [linear(g.where(s, 0.0, x), w, 0.0) for s, w in pairs]
+    each = [linear(g.where(s, 0.0, x), w, 0.0) for s, w in zip(skipped.numpy(), m.coefficientMatrix, strict=True)]
     return g.beside(each) + as_array(m.interceptVector)
 
 
 def squared_distances(g: GraphWriter, x: Value, centers: Any, weights: Any = None) -> Value:
     """Sums over the entries of (x - center)^2, over `weights` (k, d) where there are: (n, d), (k, d) -> (n, k)."""
     held = as_array(centers)
-    wide = g.node("Unsqueeze", [x, g.whole([1])], x.width)
-    off = wide - held
+    off = g.node("Unsqueeze", [x, g.whole([1])], x.width) - held
     square = off * off if weights is None else off * off / weights
     return g.node("ReduceSum", [square, g.whole([2])], len(held), keepdims=0)
 
@@ -208,8 +191,7 @@ def nearest(g: GraphWriter, m: KMeans, xs: Sequence[Value], nulls: Nulls) -> tup
 @writes(GaussianMixture)
 def mixture(g: GraphWriter, m: GaussianMixture, xs: Sequence[Value], nulls: Nulls) -> tuple[Value, ...]:
     [x], (roots, constant), (k, d) = xs, m.roots(), m.mus.shape
-    scaled = x.matmul(roots.reshape(k * d, d).T)
-    cube = g.node("Reshape", [scaled, g.whole([-1, k, d])], d)
+    cube = g.node("Reshape", [x.matmul(roots.reshape(k * d, d).T), g.whole([-1, k, d])], d)
     off = cube - (roots @ m.mus.detach()[:, :, None])[:, :, 0]
     squares = g.node("ReduceSum", [off * off, g.whole([2])], k, keepdims=0)
     densities = (squares * -0.5 + constant + m.mixture.detach().log()).exp() + EPSILON

@@ -54,6 +54,21 @@ def shown(m: Any, *columns: Value) -> tuple[Value, ...]:
     return tuple(out)
 
 
+def first_largest(g: GraphWriter, scores: Value) -> Value:
+    """Per row the first index of the largest score, (n, 1); NaN wins in front only."""
+    found = g.where(scores.isnan(), -math.inf, scores).first_largest()
+    return g.where(scores.column(0).isnan(), 0.0, found)
+
+
+def class_of(g: GraphWriter, m: Any, raw: Value, probability: Value) -> Value:
+    """The class by the first column that Spark shows: they round differently."""
+    if m.cuts is not None:
+        scores = probability / m.cuts
+        return g.where(scores.isnan(), -math.inf, scores).first_largest()
+    only = "probabilityCol" in m.shown and "rawPredictionCol" not in m.shown
+    return first_largest(g, probability if only else raw)
+
+
 # Columns side by side, chosen, or as they are ---------------------------------------------------------------------------
 
 
@@ -186,8 +201,7 @@ def one_hot(g: GraphWriter, m: OneHotEncoder, xs: Sequence[Value], nulls: Nulls)
         if null is not None and name in m.refusing:
             g.refuse(null, f"{m.uid}: null in {name!r}, whose vector {m.refusing[name]} refuses")
         index = g.where(valid, x, float(size)).floor()
-        width = size + m.keep - m.drop_last
-        hot = index.equals(np.arange(width, dtype=np.float64)).double()
+        hot = index.equals(np.arange(size + m.keep - m.drop_last, dtype=np.float64)).double()
         out.append(hot if null is None else g.where(null, math.nan, hot))
     return tuple(out)
 

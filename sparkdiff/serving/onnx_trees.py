@@ -7,7 +7,7 @@ import numpy as np
 
 from sparkdiff.jvm.nodes import Array, Nodes
 from sparkdiff.serving.onnx_graph import GraphWriter, Value, as_array
-from sparkdiff.serving.onnx_stages import Nulls, shown, writes
+from sparkdiff.serving.onnx_stages import Nulls, class_of, first_largest, shown, writes
 from sparkdiff.stages.forest import Trees
 from sparkdiff.stages.predictor import ProbabilisticClassifier
 from sparkdiff.stages.trees import (
@@ -129,12 +129,7 @@ def tree_classification(g: GraphWriter, m: Any, xs: Sequence[Value], nulls: Null
 
 def label(g: GraphWriter, m: ProbabilisticClassifier, raw: Value, probability: Value) -> Value:
     bare = isinstance(m, DecisionTreeClassification) and {"rawPredictionCol", "probabilityCol"}.isdisjoint(m.shown)
-    if m.cuts is not None and not bare:
-        found = probability / m.cuts
-        return g.where(found.isnan(), -np.inf, found).first_largest()
-    only = not bare and "probabilityCol" in m.shown and "rawPredictionCol" not in m.shown
-    chosen = probability if only else raw
-    return g.where(chosen.column(0).isnan(), 0.0, g.where(chosen.isnan(), -np.inf, chosen).first_largest())
+    return first_largest(g, raw) if bare else class_of(g, m, raw, probability)
 
 
 def votes_for_one(g: GraphWriter, m: ClassifyingTrees, x: Value) -> Value:

@@ -94,10 +94,8 @@ class Binarizer(Comparing):
 
     @classmethod
     def from_spark(cls, stage: Any) -> "Binarizer":
-        several = stage.isSet("inputCols") and stage.isSet("thresholds")
-        name = "thresholds" if several else "threshold"
-        columns = len(cls.inputs(stage))
-        return cls(name, tensor(stage.getOrDefault(name)), columns, spark.binarizer_keeps_null(stage))
+        name = "thresholds" if stage.isSet("inputCols") and stage.isSet("thresholds") else "threshold"
+        return cls(name, tensor(stage.getOrDefault(name)), len(cls.inputs(stage)), spark.binarizer_keeps_null(stage))
 
     @property
     def thresholds_of(self) -> Tensor:

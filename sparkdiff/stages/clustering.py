@@ -115,8 +115,7 @@ class KMeans(Clusters):
         return {"clusterCenters": (x.std / size).expand_as(self.clusterCenters)}
 
     def supported(self, x: FeatureStats, y: LabelStats) -> dict[str, Tensor]:
-        rows = x.sums["rows"] >= SUPPORT
-        return {"clusterCenters": super().supported(x, y)["clusterCenters"] & rows[:, None]}
+        return {"clusterCenters": super().supported(x, y)["clusterCenters"] & (x.sums["rows"] >= SUPPORT)[:, None]}
 
     def constraints(self) -> dict[str, Constraint]:
         return {"clusterCenters": UnitNorm()} if self.cosine else {}

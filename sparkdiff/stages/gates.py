@@ -90,8 +90,7 @@ class Gates:
             begin, size = (
                 t[:, None].expand(value.shape).reshape(-1) for t in (self.subsets.begins, self.subsets.sizes)
             )
-            left = self.subsets.left(begin, size, categories(value).view(-1)).view(value.shape)
-            out[self.categorical] = ~left
+            out[self.categorical] = ~self.subsets.left(begin, size, categories(value).view(-1)).view(value.shape)
         return out
 
     def subtrees(self, goes: Tensor, table: Tensor) -> Tensor:

@@ -47,9 +47,7 @@ def joined(parts: Sequence[State]) -> dict[str, Any]:
     out = dict(first)
     for name in ("flat", "u", "average", "total"):
         out[name] = None if first[name] is None else torch.cat([part[name] for part in parts])
-    starts = [0]
-    for part in parts:
-        starts.append(starts[-1] + len(part["u"]))
+    starts = list(itertools.accumulate((len(part["u"]) for part in parts), initial=0))
     stepping = [part for part in parts if part["optimizer"]]
     out["optimizer"] = None
     if stepping:

@@ -105,11 +105,10 @@ class CrossValidator(_Search, tuning.CrossValidator):
     def _fit(self, dataset: DataFrame) -> Any:
         if not jvm.in_process(dataset.sparkSession):
             return super()._fit(dataset)
-        keeps = self.getCollectSubModels()
         task, found = self._outcomes(dataset)
         average, spread = tuning.CrossValidator._gen_avg_and_std_metrics([fold.metrics for fold in found])
         best = task.estimator.fit(dataset, task.maps[best_of(average, task.evaluator.isLargerBetter())])
-        models = [fold.models for fold in found] if keeps else None
+        models = [fold.models for fold in found] if self.getCollectSubModels() else None
         return self._copyValues(tuning.CrossValidatorModel(best, average, models, spread))  # type: ignore[arg-type]
 
     def _folds(self, dataset: DataFrame) -> Folds:
@@ -143,10 +142,10 @@ class TrainValidationSplit(_Search, tuning.TrainValidationSplit):
     def _fit(self, dataset: DataFrame) -> Any:
         if not jvm.in_process(dataset.sparkSession):
             return super()._fit(dataset)
-        keeps = self.getCollectSubModels()
         task, [found] = self._outcomes(dataset)
         best = task.estimator.fit(dataset, task.maps[best_of(found.metrics, task.evaluator.isLargerBetter())])
-        return self._copyValues(tuning.TrainValidationSplitModel(best, found.metrics, found.models if keeps else None))
+        models = found.models if self.getCollectSubModels() else None
+        return self._copyValues(tuning.TrainValidationSplitModel(best, found.metrics, models))
 
     def _folds(self, dataset: DataFrame) -> Folds:
         return folds.split_once(dataset, f"{self.uid}_rand", self.getSeed(), self.getTrainRatio())

@@ -92,9 +92,7 @@ class MeanLoss(Evaluator):
         with TemporaryDirectory(prefix=".loss-", dir=jvm.scratch_folder()) as folder:
             write_plain(rows, names, Path(folder) / "rows")
             parts = [[dense(part[f"v{i}"]) for i in range(3)] for part in read_plain(Path(folder) / "rows", PIECE)]
-        if not parts:
-            return float("nan")
-        return self.value(*map(torch.cat, zip(*parts, strict=True)))
+        return self.value(*map(torch.cat, zip(*parts, strict=True))) if parts else float("nan")
 
 
 def _loss(name: str, params: Mapping[str, Any]) -> Loss:

@@ -6,6 +6,7 @@ penalties on the validation rows say which alternative to take (`hypergradients.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -50,9 +51,7 @@ class Variant:
 
     def slots(self, which: Sequence[int]) -> list[int]:
         """The numbers of the slots of these parts."""
-        starts = [0]
-        for _, width in self.parts:
-            starts.append(starts[-1] + width)
+        starts = [0, *accumulate(width for _, width in self.parts)]
         return [slot for i in which for slot in range(starts[i], starts[i + 1])]
 
     def without(self, others: Sequence["Variant"]) -> list[int]:

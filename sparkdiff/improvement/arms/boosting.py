@@ -108,8 +108,7 @@ class _Boosting:
 
     def ensembles(self, items: Sequence[Item], inPlace: bool) -> list[_Ensemble]:
         """Train these items from one of the margins."""
-        number = 1 + inPlace
-        found = self.train(number, items, self.tables[inPlace], self.original.blocks)
+        found = self.train(1 + inPlace, items, self.tables[inPlace], self.original.blocks)
         return [_Ensemble(f, self.base if inPlace else None) for f in found]
 
 

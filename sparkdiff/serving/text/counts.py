@@ -192,8 +192,7 @@ class FeatureHasher(Hashing):
     def of(cls, stage: Any, facts: TextInputs) -> list[StagePart]:
         names = stage.getInputCols()
         categories = stage.getOrDefault("categoricalCols") if stage.isDefined("categoricalCols") else ()
-        one = cls(stage.getNumFeatures(), tuple(names), tuple(categories))
-        return whole(one, len(names))
+        return whole(cls(stage.getNumFeatures(), tuple(names), tuple(categories)), len(names))
 
     def run(self, *columns: list[Any]) -> Outputs:
         return (sparse([self._row(values) for values in zip(*columns, strict=True)], self.width),)
@@ -223,7 +222,7 @@ def java_text(v: Any) -> str:
     if isinstance(v, (np.float32, float)):
         single = isinstance(v, np.float32)
         x = float(v)
-        text = java.float_text(x) if single else java.double_text(x)
+        text = java.number_text(v)
         digits = text.partition("E")[0].replace(".", "").lstrip("-0").rstrip("0")
         if len(digits) * math.isfinite(x) > (6 if single else 15) or 0 < abs(x) < 1e-30:
             raise BadValueError(v, "of which versions of Java print different digits: round it, or make text of it")

@@ -28,7 +28,14 @@ class Response(Protocol):
         """Of each row: (n, folds)."""
 
 
-class SquaresResponse:
+class ByWeights:
+    """The slopes' sum is divided by the sum of the weights."""
+
+    def mass(self, margin: Tensor, weight: Tensor) -> Tensor:
+        return weight.sum(0)
+
+
+class SquaresResponse(ByWeights):
     """Squared error."""
 
     sets = 1
@@ -36,14 +43,11 @@ class SquaresResponse:
     def slope(self, margin: Tensor, label: Tensor, weight: Tensor) -> Tensor:
         return (margin - label[:, None, None]) * weight[:, :, None]
 
-    def mass(self, margin: Tensor, weight: Tensor) -> Tensor:
-        return weight.sum(0)
-
     def loss(self, margin: Tensor, label: Tensor) -> Tensor:
         return (margin[:, :, 0] - label[:, None]).square()
 
 
-class Binomial:
+class Binomial(ByWeights):
     """Log-loss of two classes."""
 
     sets = 1
@@ -51,15 +55,12 @@ class Binomial:
     def slope(self, margin: Tensor, label: Tensor, weight: Tensor) -> Tensor:
         return (margin.sigmoid() - label[:, None, None]) * weight[:, :, None]
 
-    def mass(self, margin: Tensor, weight: Tensor) -> Tensor:
-        return weight.sum(0)
-
     def loss(self, margin: Tensor, label: Tensor) -> Tensor:
         return functional.softplus(margin[:, :, 0]) - label[:, None] * margin[:, :, 0]
 
 
 @dataclass(frozen=True)
-class MultinomialResponse:
+class MultinomialResponse(ByWeights):
     """Log-loss of several classes."""
 
     sets: int
@@ -67,9 +68,6 @@ class MultinomialResponse:
     def slope(self, margin: Tensor, label: Tensor, weight: Tensor) -> Tensor:
         true = functional.one_hot(label.long(), self.sets).to(margin.dtype)
         return (margin.softmax(2) - true[:, None]) * weight[:, :, None]
-
-    def mass(self, margin: Tensor, weight: Tensor) -> Tensor:
-        return weight.sum(0)
 
     def loss(self, margin: Tensor, label: Tensor) -> Tensor:
         own = label.long()[:, None, None].expand(-1, margin.shape[1], 1)
