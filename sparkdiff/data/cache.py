@@ -238,11 +238,8 @@ def _found_in_store(folder: Path, key: str, limit: int | None) -> dict[str, Any]
         return _fetched(folder, key, limit)
     except DamagedCacheError as e:
         url = str(stores.url_of(folder))
-        warnings.warn(
-            f"the cache {url} is damaged and is written again: {str(e).replace(str(folder), url)}",
-            DamagedCache,
-            stacklevel=2,
-        )
+        said = str(e).replace(str(folder), url)
+        warnings.warn(f"the cache {url} is damaged and is written again: {said}", DamagedCache, stacklevel=2)
     stores.remove(folder)
     return None
 

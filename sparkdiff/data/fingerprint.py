@@ -106,11 +106,8 @@ def source_facts(df: DataFrame) -> dict[str, Any]:
     versions of tables that its plan shows.
     """
     versions = table_versions(df)
-    return {
-        **(plan_facts(df) or {"content": content(df)}),
-        **({"versions": versions} if versions else {}),
-        "settings": settings(df.sparkSession),
-    }
+    named_ = {"versions": versions} if versions else {}
+    return {**(plan_facts(df) or {"content": content(df)}), **named_, "settings": settings(df.sparkSession)}
 
 
 def versions_of(sources: Iterable[Source]) -> list[dict[str, str]]:

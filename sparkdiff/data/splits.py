@@ -157,7 +157,8 @@ def unit_and_block(df: DataFrame, options: Options) -> tuple[Column, Column]:
 
 def below(unit: Column, share: float, *salt: object) -> Column:
     """Whether a row or group is among this share of all, by its hash."""
-    return F.pmod(F.xxhash64(unit, *(F.lit(s) for s in salt)), F.lit(1 << 30)) < int(share * (1 << 30))
+    number = F.pmod(F.xxhash64(unit, *(F.lit(s) for s in salt)), F.lit(1 << 30))
+    return number < int(share * (1 << 30))
 
 
 def with_splits(sources: Sequence[Source], options: Options, boundaries: Boundaries | None = None) -> list[DataFrame]:

@@ -158,9 +158,9 @@ def _joined(
         for i, (f, (objective, why)) in enumerate(zip(found, judged, strict=True))
     ]  # fmt: skip
     joins = math.isfinite(judged[chosen][0])
-    members, table = (
-        _with(state, found[chosen], start, criterion, limits, number) if joins else (state.members, state.table)
-    )
+    members, table = state.members, state.table
+    if joins:
+        members, table = _with(state, found[chosen], start, criterion, limits, number)
     return Grown(members, table, (*state.tried, *tried), ""), tried
 
 

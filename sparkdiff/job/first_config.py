@@ -44,9 +44,8 @@ def first_config(
         raise InputError(f"nothing in {path} would train, so there is nothing to configure ({why})")
     label = label or next(iter(columns_of(graph.head.stage, ("labelCol",))), None)
     if schema is not None and label is not None and not _is_there(label, graph, schema):
-        raise InputError(
-            f"the label column {label!r} is not in the data, which have {', '.join(schema.names)}: name it with --label"
-        )
+        known = ", ".join(schema.names)
+        raise InputError(f"the label column {label!r} is not in the data, which have {known}: name it with --label")
     here, name = file.parent, path.parent.name if path.name == "model" else path.name
     model_there = os.path.relpath(path, here)
     return "\n".join([

@@ -143,7 +143,8 @@ def triplets(patterns: Ints, weights: Floats, balance: Floats | None = None) -> 
     with_others[np.arange(len(d)), :, np.arange(len(d))] = 0.0
     scaled = with_others @ d / np.maximum((d**2).sum() - d**2, 1e-12)[:, None]  # (m, 2)
     inside = np.stack([mean - np.sqrt(q / (1 - q)) * scaled, mean + np.sqrt((1 - q) / q) * scaled], 1)  # (m, 2, 2)
-    inside = np.clip(inside, np.maximum(LEAST * mean, 1 / n)[:, None, :], 1.0)
+    least = np.maximum(LEAST * mean, 1 / n)[:, None, :]
+    inside = np.clip(inside, least, 1.0)
     abstains = np.maximum(LEAST * (1 - mean.sum(1)), 1 / n)[:, None, None]
     tables = np.concatenate([inside, np.maximum(1 - inside.sum(2, keepdims=True), abstains)], 2)
     shares = np.array([1 - q, q]) if balance is None else balance

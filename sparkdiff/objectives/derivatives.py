@@ -55,7 +55,8 @@ def _sigmoid(margin: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 def _hinge(margin: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     sign = 2 * y - 1
-    return (1 - sign * margin).clamp_min(0), torch.where(sign * margin <= 1, -sign, 0.0)
+    loss = (1 - sign * margin).clamp_min(0)
+    return loss, torch.where(sign * margin <= 1, -sign, 0.0)
 
 
 def _softmax(margin: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

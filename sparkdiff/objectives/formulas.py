@@ -85,7 +85,8 @@ def brier(p: Tensor, y: Tensor) -> Tensor:
     """
     if p.ndim == 1:
         return (p - y) ** 2
-    return ((p - F.one_hot(y.long(), p.shape[1])) ** 2).sum(1) / (2.0 if p.shape[1] == 2 else 1.0)
+    came = F.one_hot(y.long(), p.shape[1])
+    return ((p - came) ** 2).sum(1) / (2.0 if p.shape[1] == 2 else 1.0)
 
 
 def mean_cost(score: Tensor, y: Tensor, costs: Tensor) -> Tensor:

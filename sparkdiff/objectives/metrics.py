@@ -221,7 +221,8 @@ def area_under_roc(score: Tensor, y: Tensor, w: Tensor) -> Tensor:
     """P(score of a row of class 1 > score of a row of class 0), ties counted half; NaN where a class is missing."""
     up, down = _thresholds(score, y, w)
     pairs = up.sum() * down.sum()
-    return (down * (running_sum(up) - up / 2)).sum() / torch.where(pairs > 0, pairs, torch.nan)
+    area = (down * (running_sum(up) - up / 2)).sum()
+    return area / torch.where(pairs > 0, pairs, torch.nan)
 
 
 def area_under_pr(score: Tensor, y: Tensor, w: Tensor) -> Tensor:

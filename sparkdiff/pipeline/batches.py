@@ -144,7 +144,8 @@ class ByTorch:
         vertex = graph.vertices[version[1]]
         if isinstance(module, OneHotEncoder):
             number = [graph.casefold(c) for c in vertex.outputs].index(version[0])
-            return self.network.null_flags(module, vertex.reads, values)["nulls"][number]  # type: ignore[no-any-return]
+            flags = self.network.null_flags(module, vertex.reads, values)["nulls"]
+            return flags[number]  # type: ignore[no-any-return]
         if (source := graph.null_from(version)) is not None:
             return nulls.get(source) if source in self.reads else self.network.null_flag(source, values)
         return x.isnan() if module.writes_null and isinstance(x, Tensor) and x.ndim == 1 else None

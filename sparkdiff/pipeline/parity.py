@@ -269,4 +269,5 @@ class Differences:
     def parity(self) -> Parity:
         if not self.rows:
             raise InputError("there are no rows to compare")
-        return Parity(self.abs, self.rel, self.disagreements, self.rows, not self.unexplained and not self.exceeding)
+        ok = not self.unexplained and not self.exceeding
+        return Parity(self.abs, self.rel, self.disagreements, self.rows, ok)

@@ -219,7 +219,8 @@ class Bernoulli(Affine, Counting):
 
         def back(gradients: list[Tensor], constant: Tensor, room: Parameters) -> None:
             if "theta" in room:
-                room["theta"].add_(gradients[0].mT * (1 - down) + constant.mT * down)
+                slopes = gradients[0].mT
+                room["theta"].add_(slopes * (1 - down) + constant.mT * down)
             if "pi" in room:
                 room["pi"].add_(constant[:, 0])
 

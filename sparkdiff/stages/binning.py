@@ -94,7 +94,8 @@ class Binarizer(Comparing):
 
     @classmethod
     def from_spark(cls, stage: Any) -> "Binarizer":
-        name = "thresholds" if stage.isSet("inputCols") and stage.isSet("thresholds") else "threshold"
+        several = stage.isSet("inputCols") and stage.isSet("thresholds")
+        name = "thresholds" if several else "threshold"
         return cls(name, tensor(stage.getOrDefault(name)), len(cls.inputs(stage)), spark.binarizer_keeps_null(stage))
 
     @property

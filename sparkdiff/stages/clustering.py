@@ -115,7 +115,8 @@ class KMeans(Clusters):
         return {"clusterCenters": (x.std / size).expand_as(self.clusterCenters)}
 
     def supported(self, x: FeatureStats, y: LabelStats) -> dict[str, Tensor]:
-        return {"clusterCenters": super().supported(x, y)["clusterCenters"] & (x.sums["rows"] >= SUPPORT)[:, None]}
+        rows = x.sums["rows"] >= SUPPORT
+        return {"clusterCenters": super().supported(x, y)["clusterCenters"] & rows[:, None]}
 
     def constraints(self) -> dict[str, Constraint]:
         return {"clusterCenters": UnitNorm()} if self.cosine else {}

@@ -90,7 +90,8 @@ class Gates:
             begin, size = (
                 t[:, None].expand(value.shape).reshape(-1) for t in (self.subsets.begins, self.subsets.sizes)
             )
-            out[self.categorical] = ~self.subsets.left(begin, size, categories(value).view(-1)).view(value.shape)
+            left = self.subsets.left(begin, size, categories(value).view(-1)).view(value.shape)
+            out[self.categorical] = ~left
         return out
 
     def subtrees(self, goes: Tensor, table: Tensor) -> Tensor:

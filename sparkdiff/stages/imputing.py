@@ -87,7 +87,8 @@ class Imputer(FieldReader):
         n = x.sums["there"].clamp_min(1)
         mean = x.sums["sum"] / n
         spread = (x.sums["square"] / n - mean * mean).clamp_min(0).sqrt()
-        return {"surrogates": torch.where(spread > 0, spread, 1.0) * ~torch.tensor(self.whole)}
+        moves = ~torch.tensor(self.whole)
+        return {"surrogates": torch.where(spread > 0, spread, 1.0) * moves}
 
     def supported(self, x: FeatureStats, y: LabelStats) -> dict[str, Tensor]:
         return {"surrogates": x.sums["filled"] >= SUPPORT}

@@ -82,7 +82,8 @@ class DCT(Affine):
         there, back = cosine_transform, inverse_cosine_transform
         if not self.inverse:
             there, back = back, there
-        return AffineForm([there(slope.mT).mT], 0.0, lambda gradients, constant, room: back(gradients[0].mT).mT)
+        pulled = there(slope.mT).mT
+        return AffineForm([pulled], 0.0, lambda gradients, constant, room: back(gradients[0].mT).mT)
 
 
 def cosine_transform(x: Tensor) -> Tensor:

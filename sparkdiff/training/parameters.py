@@ -106,7 +106,8 @@ class NaturalUnits:
         """Put the parameters at u (K, p) into `out`; `start` (p,) are those at 0."""
         torch.addcmul(start, u, self.unit, out=out)
         for part, constraint in self.constrained:
-            part.of(out).copy_(constraint.value(part.of(start), part.of(u) * part.of(self.unit)))
+            move = part.of(u) * part.of(self.unit)
+            part.of(out).copy_(constraint.value(part.of(start), move))
         return out
 
     def by_u(self, start: Tensor, u: Tensor, flat: Tensor, gradient: Tensor, out: Tensor) -> None:

@@ -274,4 +274,5 @@ def across(task: GridTask, rows: DataFrame, fold: Column, folds: int, kept: Kept
 
 def within(task: GridTask, wanted: Mapping[Fit, AskedFit], branch: Branch) -> Results:
     """All settings after the fitted stages of a fold, which is then number 0."""
-    return solve(task, wanted, branch.fit.after, [(branch.train, F.lit(-1)), (branch.validation, F.lit(0))], 1)
+    parts = [(branch.train, F.lit(-1)), (branch.validation, F.lit(0))]
+    return solve(task, wanted, branch.fit.after, parts, 1)

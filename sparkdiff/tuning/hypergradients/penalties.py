@@ -51,7 +51,8 @@ def best_single(model: Linear, grid: Sequence[float]) -> Point | None:
                 best, least = (penalty, weights), loss
     if best is None:
         return None
-    return point(model, torch.full((model.groups,), math.log(best[0]), dtype=torch.float64), best[1])
+    logs = torch.full((model.groups,), math.log(best[0]), dtype=torch.float64)
+    return point(model, logs, best[1])
 
 
 def descended(model: Linear, start: Point, steps: int = STEPS, spread: float = SPREAD) -> Tuned:

@@ -76,7 +76,8 @@ class SamplingPlan:
         settings = self.space.listed()
         if settings is None or any(q.when or getattr(q.distribution, "log", False) for q in self.space.dimensions):
             return None
-        return [settings[i] for i in np.random.RandomState(seed_of(self.seed, 0, "order")).permutation(len(settings))]
+        order = np.random.RandomState(seed_of(self.seed, 0, "order")).permutation(len(settings))
+        return [settings[i] for i in order]
 
     def sampler(self, number: int) -> Any:
         """The sampler of one trial."""

@@ -151,7 +151,8 @@ def together(rows: RowTable, found: Moments, problems: list[tuple[Setting, int]]
         log = found.classes[fold].log()
         start[:, :, -1] = log[:, 1:] - log[:, :1] if sets == 1 else log - log.mean(1, keepdim=True)
     start = start.reshape(len(problems), -1)
-    return solutions(rows, problems, sets, minimise(functions.slopes, functions.hessians, given, start, newton=newton))
+    minimum = minimise(functions.slopes, functions.hessians, given, start, newton=newton)
+    return solutions(rows, problems, sets, minimum)
 
 
 def by_newton(rows: RowTable, problems: list[tuple[Setting, int]], sets: int) -> bool:
