@@ -132,7 +132,9 @@ def test_what_is_proven_on_the_rows_that_a_pipeline_was_fitted_on_is_no_worse_on
     assert worse_by(found, new) < 3
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("verb", [
+    "Improver", pytest.param("folds", marks=pytest.mark.nightly), pytest.param("Grower", marks=pytest.mark.nightly),
+])  # fmt: skip
 def test_an_original_of_many_other_rows_is_the_rival_and_is_not_refused(
     spark: SparkSession, seen: DataFrame, tmp_path: Path, verb: str
 ) -> None:
@@ -151,9 +153,8 @@ def test_the_rival_is_the_fitted_pipeline_or_its_refit_in_each_fold_as_the_user_
     original, folds = early.fit(drawn(spark, 7, 20_000)), in_folds(seen, 2)
     own = [losses(original, rows[TEST]).mean() for rows in folds]
     refits = [losses(early.fit(rows[TRAIN]), rows[TEST]).mean() for rows in folds]
-    for said, expected in ((None, own), (True, own), (False, refits)):
-        options = {} if said is None else {"rowsAreNew": said}
-        found = FineTuner(original, numFolds=2, cacheDir=str(tmp_path), **options, **QUICK).fit(seen)
+    for said, expected in ((None, own), (False, refits)):
+        found = FineTuner(original, numFolds=2, cacheDir=str(tmp_path), rowsAreNew=said, **QUICK).fit(seen)
         assert [entry["before"] for entry in found.summary.folds] == pytest.approx(expected, rel=1e-6), said
         assert any("set rowsAreNew=False" in w for w in found.summary.warnings) == (said is None)
 
@@ -298,7 +299,7 @@ def test_a_model_of_ones_own_in_an_unfitted_pipeline_may_have_seen_the_rows(seen
         FineTuner(Pipeline(stages=[own, *stages]), cacheDir=str(tmp_path), **QUICK).fit(seen)
 
 
-@pytest.mark.parametrize("verb", [FineTuner, Search, "folds"])
+@pytest.mark.parametrize("verb", [FineTuner, Search, pytest.param("folds", marks=pytest.mark.nightly)])
 def test_new_rows_make_no_difference_to_a_pipeline_without_fitted_stages(
     seen: DataFrame, tmp_path: Path, verb: Any
 ) -> None:

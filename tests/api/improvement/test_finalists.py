@@ -80,7 +80,9 @@ def squares(model: Any, rows: DataFrame) -> np.ndarray[Any, Any]:
 
 
 @pytest.mark.parametrize(("options", "folds", "all_rows"), [
-    ({"numFolds": 3, "groupCol": "user"}, 2, True), ({"timeCol": "number", "numFolds": "auto"}, 3, True),
+    ({"numFolds": 3, "groupCol": "user"}, 2, True),
+    # On each commit tests/api/test_by_folds.py has stretches of time.
+    pytest.param({"timeCol": "number", "numFolds": "auto"}, 3, True, marks=pytest.mark.nightly),
     ({"validationIndicatorCol": "held", "numFolds": "auto"}, 1, False),
     ({"numFolds": 0, "validationFraction": 0.5}, 1, False),
 ])  # fmt: skip
