@@ -164,10 +164,11 @@ def _result(found: Any, where: str) -> dict[str, Any]:
         "p",
         "warnings",
     )
+    accepted = not told["decision"].startswith("kept")
     return {
         "output": where,
         "model": f"{where}/model",
-        "accepted": not told["decision"].startswith("kept"),
+        "accepted": accepted,
         **{n: told[n] for n in names if n in told},
     }
 

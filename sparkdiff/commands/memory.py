@@ -134,7 +134,8 @@ def prune_caches(
     if max_mb is None and max_days is None:
         raise InputError("prune needs a limit: --max-mb 2000, --max-days 30, or both; clear removes all")
     found = caches.entries(Path(folder))
-    _removed(caches.to_remove(found, most=None if max_mb is None else int(max_mb * 1e6), days=max_days), dry_run)
+    chosen = caches.to_remove(found, most=None if max_mb is None else int(max_mb * 1e6), days=max_days)
+    _removed(chosen, dry_run)
 
 
 @caches_app.command("clear")

@@ -65,10 +65,8 @@ def _divided(request: Request) -> tuple[list[DataFrame], dict[str, tuple[Any, ..
         dealt, values = splits.with_slices(splits.with_splits(request.sources, o, request.boundaries), o)
         if request.keyed:
             # Not the hash that splits, which skips nulls: rows that differ in where a null is would be the same row.
-            dealt = [
-                df.withColumn(splits.ROW, row_hashes(source.data)[0])
-                for source, df in zip(request.sources, dealt, strict=True)
-            ]
+            keys = [row_hashes(s.data)[0] for s in request.sources]
+            dealt = [df.withColumn(splits.ROW, key) for df, key in zip(dealt, keys, strict=True)]
         for df in dealt:
             df.schema  # noqa: B018  # Spark Connect analyses nothing before
         return dealt, values

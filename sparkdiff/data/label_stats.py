@@ -49,10 +49,10 @@ def label_stats(
 ) -> dict[str, Any]:
     """Label statistics of one split; raises InputError for rows that cannot be used."""
     o = request.options
+    no_time = f"timeCol={o.timeCol!r} holds {NO_TIME}"
     if (nowhere := folder / "split=__HIVE_DEFAULT_PARTITION__").exists():
         rows = sum(pq.read_metadata(path).num_rows for path in nowhere.rglob("*.parquet"))
         null_indicator = f"validationIndicatorCol={o.validationIndicatorCol!r} holds null"
-        no_time = f"timeCol={o.timeCol!r} holds {NO_TIME}"
         raise InputError(
             f"{null_indicator if o.validationIndicatorCol else no_time} in {rows} rows, which therefore belong to "
             "neither side; fill the column or drop these rows"

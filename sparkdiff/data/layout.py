@@ -245,10 +245,10 @@ def shards_in(folder: Path, data: Path, split: str, number: int) -> list[list[di
             else:
                 name = path.relative_to(folder).as_posix()
             content = (folder / name).read_bytes()
-            pieces.append({
-                "path": name, "rows": pq.read_metadata(folder / name).num_rows, "bytes": len(content),
-                "sha256": hashlib.sha256(content).hexdigest(),
-            })  # fmt: skip
+            rows = pq.read_metadata(folder / name).num_rows
+            pieces.append(
+                {"path": name, "rows": rows, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+            )
         out.append(pieces)
     if data == folder:
         shutil.rmtree(folder / f"split={split}", ignore_errors=True)
@@ -256,5 +256,6 @@ def shards_in(folder: Path, data: Path, split: str, number: int) -> list[list[di
 
 
 def tables(folder: Path, shards: list[list[dict[str, Any]]], columns: list[str]) -> Iterator[pa.Table]:
-    paths = (folder / piece["path"] for shard in shards for piece in shard)
-    return (pq.read_table(path, columns=columns, partitioning=None) for path in paths)
+    for shard in shards:
+        for piece in shard:
+            yield pq.read_table(folder / piece["path"], columns=columns, partitioning=None)

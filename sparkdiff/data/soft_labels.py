@@ -6,6 +6,7 @@ label, whose probability is 1 for one class, stays one row.
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 from pyspark.ml.functions import vector_to_array
@@ -117,11 +118,10 @@ def hardened(
             df = df.withColumn(SPLIT, _side(options))
         for key, n in _counted(df, options, labelCol, weightCol, classes).items():
             counts[key] = counts.get(key, 0) + n
+        made = functools.partial(_one_label, labelCol=labelCol, weightCol=weightCol, weight=weight)
         for split in [TRAIN, VALIDATION] if source.split is None else [source.split]:
             rows = df.where(F.col(SPLIT) == split)
-            out.append(
-                Source(_one_label(rows if split == TRAIN else rows.where(CERTAIN), labelCol, weightCol, weight), split)
-            )
+            out.append(Source(made(rows) if split == TRAIN else made(rows.where(CERTAIN)), split))
     if any(s.split == REFERENCE for s in sources) and not counts.get((REFERENCE, True)):
         raise InputError(
             f"none of the reference rows has a true label in labelCol={labelCol!r} (a probability of 1 for one class), and only "
@@ -259,7 +259,7 @@ def _problem(kind: str, column: str, rows: int, whole: int, value: list[float] |
     return f"{holds}: {wrong}; a label must be the probabilities of the classes, or a 1 for the true class and else 0"
 
 
-def _one_label(df: DataFrame, labelCol: str, weightCol: str | None, weight: str) -> DataFrame:
+def _one_label(df: DataFrame, *, labelCol: str, weightCol: str | None, weight: str) -> DataFrame:
     """A row per class whose probability is not 0, with that class as label."""
     label, own = (
         field(df, labelCol, "labelCol").name,

@@ -300,9 +300,9 @@ def training_rows(sources: Sequence[Source], options: Options, boundaries: Bound
     sources = [source for source in sources if source.split != REFERENCE]
     for source in sources:
         check_columns(source.data, options)
+    dealt = with_splits(sources, options, boundaries)
     return functools.reduce(
-        DataFrame.unionByName,
-        (df.where(df[SPLIT] == TRAIN).drop(SPLIT, BLOCK, TIME) for df in with_splits(sources, options, boundaries)),
+        DataFrame.unionByName, (df.where(df[SPLIT] == TRAIN).drop(SPLIT, BLOCK, TIME) for df in dealt)
     )
 
 

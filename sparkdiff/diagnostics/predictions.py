@@ -242,7 +242,8 @@ def _change(df: DataFrame, old: str, new: str, is_label: bool) -> tuple[bool, Co
     if kinds[0] is NumericType:
         return False, _distance(a.cast("double"), b.cast("double"))
     a, b = (vector_to_array(c) if kinds[0] is VectorUDT else c.cast("array<double>") for c in (a, b))
-    empty = F.when(F.size(a) == 0, F.lit(0.0)).otherwise(F.array_max(F.zip_with(a, b, _distance)))
+    largest = F.array_max(F.zip_with(a, b, _distance))
+    empty = F.when(F.size(a) == 0, F.lit(0.0)).otherwise(largest)
     return False, F.when(a.isNull() & b.isNull(), F.lit(0.0)).when(F.size(a) == F.size(b), empty)
 
 

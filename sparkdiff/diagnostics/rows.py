@@ -181,7 +181,8 @@ class _Seen:
         found = []
         for v, x in columns.items():
             if self.classes:
-                rows = ((y >= 0) & (y < self.classes) & (y == y.floor())).nonzero()[:, 0]
+                known = (y >= 0) & (y < self.classes) & (y == y.floor())
+                rows = known.nonzero()[:, 0]
                 for j, k, area in leaks_class(taken(x, rows), y[rows], self.classes, LEAK):
                     what = f"class {k} from the rest" if self.classes > 2 else "the two classes"
                     found.append((area, v, j, f"separates {what} with an AUC of {area:.4f}"))

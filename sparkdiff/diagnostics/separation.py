@@ -66,7 +66,8 @@ def leaks_number(x: Rows, y: Tensor, bound: float) -> list[tuple[int, str, float
     """
     if isinstance(x, SparseRows):
         columns, x = x.compact()
-        slots = (torch.bincount(x.indices[x.values != 0], minlength=x.width) > len(y) // 2).nonzero()[:, 0]
+        filled = torch.bincount(x.indices[x.values != 0], minlength=x.width)
+        slots = (filled > len(y) // 2).nonzero()[:, 0]
         slots, dense = columns[slots], x.select(slots).to_dense()
     else:
         dense = matrix(x)

@@ -36,6 +36,7 @@ def idle_options(run: Run) -> list[str]:
         ("freeze", run.task.roles.trainable, "only keeps it from being fitted anew, searched or deleted where a run does that"),
         ("learningRates", trained, "has no effect"),
     ):  # fmt: skip
-        unused = [name for name in getattr(o, option) if not run.task.cut.graph.select([name], option) & trains]
+        graph = run.task.cut.graph
+        unused = [name for name in getattr(o, option) if not graph.select([name], option) & trains]
         found += [f"{option} names {name!r}, which {what}: no parameter of it trains" for name in unused]
     return found

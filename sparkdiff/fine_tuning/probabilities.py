@@ -38,7 +38,8 @@ def hardened(task: Task, sources: Sequence[Source], phases: Phases, shared: Shar
         )
     soft_labels.check_options(o)
     with phases.phase("labels") as say:
-        key = ("soft", label, task.weightCol, rule(o), predictor.classes, *(s.df for s in sources))
+        frames = tuple(s.df for s in sources)
+        key = ("soft", label, task.weightCol, rule(o), predictor.classes, *frames)
         found: Hardened = shared.once(
             key, lambda: soft_labels.hardened(sources, o, label, task.weightCol, predictor.classes)
         )

@@ -46,8 +46,9 @@ class Task:
         """
         graph = self.cut.graph
         wanted = [c for c in (self.labelCol, self.weightCol, *graph.head.lossInputs) if c is not None]
+        makers = graph.makers(wanted, columns)
         return self.roles.kept_as_fitted(self.options.target) | {
-            graph.formula_of(v) or v.uid: "the loss reads what it makes" for v in graph.makers(wanted, columns)
+            graph.formula_of(v) or v.uid: "the loss reads what it makes" for v in makers
         }
 
     def compared_outside(

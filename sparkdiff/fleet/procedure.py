@@ -224,4 +224,5 @@ def _run(j: AssessedEntry, storeDir: str | None) -> tuple[Triaged, Any]:
         outcome, why = TUNED if tuned else KEPT, found.summary.reason
         if tuned:
             model, gain = found.pipelineModel, found.summary.gain
-    return Triaged(entry.name, j.forecast, outcome, why, gain, j.spent + cpu.seconds() - before, j.facts), model
+    spent = j.spent + cpu.seconds() - before
+    return Triaged(entry.name, j.forecast, outcome, why, gain, spent, j.facts), model

@@ -202,7 +202,8 @@ def _of_plan(task: Task, rows: int, sample: Sample, start: Start) -> Facts:
 
 def kind_of(stageClass: str) -> Facts:
     """Which kind of predictor a class is: {head: 1 or 0}."""
-    kind = "trees" if any(word in stageClass for word in ("Tree", "Forest", "GBT")) else HEADS.get(stageClass, "other")
+    trees = any(word in stageClass for word in ("Tree", "Forest", "GBT"))
+    kind = "trees" if trees else HEADS.get(stageClass, "other")
     return {f"head:{name}": float(name == kind) for name in (*dict.fromkeys(HEADS.values()), "trees", "other")}
 
 

@@ -167,7 +167,8 @@ class Forecaster:
 
     def __call__(self, facts: Facts) -> Forecast:
         x = np.array([features(facts)])
-        return Forecast(float(self._keeps.predict_proba(x)[0, 1]), float(self._gains.predict(x)[0]), self._costs(facts))
+        probability = float(self._keeps.predict_proba(x)[0, 1])
+        return Forecast(probability, float(self._gains.predict(x)[0]), self._costs(facts))
 
 
 class _Costs:

@@ -41,7 +41,8 @@ def grown_pipeline(model: Any, head: Vertex, members: Sequence[Member], before: 
     read = {column for made in stages for column in _columns(made, "inputCol", "inputCols")}
     stages = [*(indexer for indexer in before if indexer.getOutputCol() in read), *stages]
     columns = [features, *(o.column for o in outputs)]
-    assembler = jvm.named(VectorAssembler(inputCols=columns, outputCol=mark, handleInvalid="keep"), f"{mark}_assembler")
+    assembler = VectorAssembler(inputCols=columns, outputCol=mark, handleInvalid="keep")
+    assembler = jvm.named(assembler, f"{mark}_assembler")
     last = widened(stage.copy({stage.getParam("featuresCol"): mark}), outputs)
     found = replaced(model, {head.path: [*stages, assembler, last]})
     return PipelineModel(found) if isinstance(found, list) else found

@@ -106,8 +106,9 @@ class LightGBM(Booster):
     def block(self, margin: Array, slopes: Slopes, rounds: int, seed: int) -> list[TreeArrays]:
         self.data.construct().set_init_score(margin if margin.shape[1] > 1 else margin[:, 0])
         booster = self.library.Booster({**self.params, "seed": seed, "num_class": margin.shape[1]}, self.data)
+        objective = _objective(slopes, margin.shape)
         for _ in range(rounds):
-            if booster.update(fobj=_objective(slopes, margin.shape)):
+            if booster.update(fobj=objective):
                 break
         return lightgbm.trees_of(booster.model_to_string(num_iteration=-1), whole=True)
 

@@ -62,6 +62,5 @@ def not_worse(
     o = options
     level = o.guard / o.fleetSize if o.guard < 1 else 0.025
     units = Units(float((weights > 0).sum()), "groups") if o.groupCol else Units(rows)
-    return guard.decide(
-        spared * weights - losses, weights, chosen=chosen, level=level, units=units, seed=o.seed
-    ).accepted
+    better = spared * weights - losses
+    return guard.decide(better, weights, chosen=chosen, level=level, units=units, seed=o.seed).accepted

@@ -68,7 +68,8 @@ def original_network(run: Run, width: int) -> Network:
 
 
 def _check_same(run: Run, first: Score, own: Score) -> None:
-    apart = float((first.blocks - own.blocks).abs().sum()) / (float(first.blocks.abs().sum()) + 1e-300)
+    scale = float(first.blocks.abs().sum()) + 1e-300
+    apart = float((first.blocks - own.blocks).abs().sum()) / scale
     if not torch.equal(first.weights > 0, own.weights > 0) or not apart < ROUNDING:
         raise ParityError(
             f"{run.task.model.uid}: without its parts the grown pipeline differs from the original by {apart:.1e} of the loss on "

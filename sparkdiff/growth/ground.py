@@ -76,8 +76,8 @@ def _indexers(
         indexer = StringIndexer(
             inputCol=name, outputCol=f"{mark}_{name}_index", handleInvalid="keep", stringOrderType="alphabetAsc"
         )
-        pipeline = Pipeline(stages=[jvm.named(indexer, f"{mark}_{name}_indexer")])
-        stage: Any = fit_on_training_rows(pipeline, sources, options, boundaries).stages[0]
+        indexer = jvm.named(indexer, f"{mark}_{name}_indexer")
+        stage: Any = fit_on_training_rows(Pipeline(stages=[indexer]), sources, options, boundaries).stages[0]
         if len(stage.labels) > MOST_ENTITIES:
             raise InputError(
                 f"entityCols: column {name!r} has {len(stage.labels):,} values, more than {MOST_ENTITIES:,}: "

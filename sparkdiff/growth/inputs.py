@@ -161,7 +161,8 @@ def _indexed(
     graph: Graph, vertex: Vertex, version: Version, fields: Mapping[Version, StructField]
 ) -> dict[Version, Column]:
     """The column that a StringIndexer writes, and the one that it reads if that holds numbers."""
-    place = [graph.casefold(c) for c in vertex.outputs].index(version[0])
+    names = [graph.casefold(c) for c in vertex.outputs]
+    place = names.index(version[0])
     labels = tuple(vertex.stage.labelsArray[place])
     if vertex.stage.getHandleInvalid() == "keep":
         labels = (*labels, UNKNOWN)

@@ -16,7 +16,7 @@ from sparkdiff.growth.serving import check_room
 from sparkdiff.growth.settings import GrowthSettings
 from sparkdiff.growth.table import Column
 from sparkdiff.options import Options
-from sparkdiff.proof.division import rule
+from sparkdiff.proof import division
 from sparkdiff.report import aligned
 
 
@@ -41,7 +41,7 @@ def described(model: Any, options: Options, settings: GrowthSettings, data: Data
     return "\n".join(
         [
             f"growth of {model.uid}: {settings.rounds} rounds at most, in each of which one part may join",
-            rule([Source(data)], options),
+            division.sentence([Source(data)], options),
             f"parts join {head.stageClass} {head.uid}, beside its {width_of(head.stage)} features in {head.inputs[0]!r}",
             "columns that parts may read:",
             *_columns([k.column for k in known], settings),

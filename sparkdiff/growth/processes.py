@@ -142,11 +142,9 @@ class Chief:
     def _start(self) -> None:
         self.heard = time.monotonic()
         if self.local:
+            numbers = range(len(self.members))
             supervise = _supervisor(str(self.here))
-            starts: list[Callable[[], None]] = [
-                lambda n=n: supervise(n, self.children)  # type: ignore[misc]
-                for n in range(len(self.members))
-            ]
+            starts: list[Callable[[], None]] = [lambda n=n: supervise(n, self.children) for n in numbers]  # type: ignore[misc]
         else:
             spark, task = jvm.session(), _task(str(self.here))
             starts = [lambda: self._as_tasks(spark, task)]

@@ -55,8 +55,9 @@ class Serving:
             return self.before
         entries = self.features + sum(s.entries for s in served)
         read = {column for s in served for column in s.columns}
-        indexers = [("StringIndexerModel", 1.0)] * len(self.indexed & read)
-        steps = [*(step for s in served for step in s.steps), *indexers, ("VectorSizeHint", 0.0)]
+        steps = [step for s in served for step in s.steps]
+        steps += [("StringIndexerModel", 1.0)] * len(self.indexed & read)
+        steps += [("VectorSizeHint", 0.0)]
         wider = self._head(entries) - self._head(self.features)
         return self.before + costs.of_steps(steps) + costs.of("VectorAssembler", entries) + wider
 

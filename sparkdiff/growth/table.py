@@ -81,7 +81,8 @@ class Split:
             if isinstance(x, SparseRows)
             else aligned(x)
         )
-        return Split(features, *map(aligned, (self.values, self.label, self.weight, self.block, self.margin)))
+        tensors = (self.values, self.label, self.weight, self.block, self.margin)
+        return Split(features, *(aligned(tensor) for tensor in tensors))
 
     def mean(self, of: Tensor) -> Tensor:
         """The weighted mean over the rows, (n, ...) -> (...)."""

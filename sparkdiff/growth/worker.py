@@ -114,10 +114,9 @@ class Worker:
     def _train(self, number: int, position: int) -> None:
         table, now = self._table(number)
         kept = RoundFiles(self.assignment.run / f"round-{number}")
+        item, every = now.items[position], self.assignment.every
         try:
-            train(
-                kept, position, now.items[position], table, self.criterion, now.original, self.assignment.every, self._tick
-            )  # fmt: skip
+            train(kept, position, item, table, self.criterion, now.original, every, self._tick)
         finally:
             self.watchdog.rest()
 

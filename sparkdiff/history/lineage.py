@@ -169,7 +169,8 @@ def lineage(name: str, model: str, folder: Path) -> Lineage:
 
 def _made_by(run: Mapping[str, Any]) -> list[str]:
     """Content hashes of the models that a run has made."""
-    return [model for model in [run["model"], *(run["offers"] or {}).values()] if model not in (None, run["parent"])]
+    made = [run["model"], *(run["offers"] or {}).values()]
+    return [model for model in made if model not in (None, run["parent"])]
 
 
 def _writers(folder: Path) -> dict[str, str]:

@@ -72,7 +72,8 @@ def _weights(value: Array, weight: Array) -> Array:
     """(N, classes) shares -> the weights of the rows, whole again where they were, so that their quotients are the shares."""
     weights = value * weight[:, None]
     whole = np.rint(weights)
-    return np.where(np.isclose(weights, whole, rtol=1e-15, atol=0).all(1, keepdims=True), whole, weights)
+    exact = np.isclose(weights, whole, rtol=1e-15, atol=0).all(1, keepdims=True)
+    return np.where(exact, whole, weights)
 
 
 def _gradient_boosting(model: Any) -> Boosted:

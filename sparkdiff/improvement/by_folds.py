@@ -64,7 +64,8 @@ def fine_tune_by_folds(
     def described(model: Any, data: DataFrame) -> str:
         return str(prepare(model, options, data).plan)
 
-    verb = Verb([with_recipe(options.recipe, options.maxSeconds)], Budget.unlimited(), described, summary_of)
+    arm = with_recipe(options.recipe, options.maxSeconds)
+    verb = Verb([arm], Budget.unlimited(), described, summary_of)
     settings = ImprovementSettings(arms=("finetune",), baseline=False, parallelism=1)
     return explore_and_prove(given, options, settings, sources, of_one_arm(phases), verb, replace=replace, fits=fits)
 

@@ -130,12 +130,16 @@ class Ground:
     @functools.cached_property
     def side_by_side(self) -> int:
         """How many arms run at the same time; one where each of them uses all that there is."""
-        return (self.settings.parallelism or max(idle_cores() // CORES, 1)) if self.in_threads else 1
+        if not self.in_threads:
+            return 1
+        return self.settings.parallelism or max(idle_cores() // CORES, 1)
 
     @functools.cached_property
     def folds_side_by_side(self) -> int:
         """How many folds are proven at the same time: two keep two cores busy, as each waits for Spark for half of the time."""
-        return (self.settings.parallelism or min(CORES, os.cpu_count() or 1)) if self.in_threads else 1
+        if not self.in_threads:
+            return 1
+        return self.settings.parallelism or min(CORES, os.cpu_count() or 1)
 
     @property
     def start(self) -> Measurement:
@@ -164,7 +168,8 @@ class Ground:
     @functools.cached_property
     def stay(self) -> dict[str, str]:
         """Reasons, by uid, for the stages that no arm fits anew, searches or deletes."""
-        return self.plan.kept_as_fitted(self.sources[0].df.columns) | dict.fromkeys(self.keeps, "it is to be kept")
+        kept = dict.fromkeys(self.keeps, "it is to be kept")
+        return self.plan.kept_as_fitted(self.sources[0].df.columns) | kept
 
     @functools.cached_property
     def lossParams(self) -> dict[str, Any]:

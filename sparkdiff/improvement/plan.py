@@ -13,7 +13,7 @@ from sparkdiff.improvement.budget import Budget
 from sparkdiff.improvement.ground import Ground
 from sparkdiff.improvement.settings import ARMS, ImprovementSettings
 from sparkdiff.options import Options
-from sparkdiff.proof.division import rule
+from sparkdiff.proof import division
 from sparkdiff.report import Phases, aligned
 
 
@@ -41,7 +41,7 @@ def described(model: Any, options: Options, settings: ImprovementSettings, data:
     keeps = f"stages that stay as they are: {', '.join(ground.keeps)}" if ground.keeps else ""
     return "\n".join(filter(None, [
         f"improvement of {model.uid} within {settings.budget}, judged by {options.metric or f'the loss of {head}'}",
-        rule(ground.sources, options),
+        division.sentence(ground.sources, options),
         *aligned(rows, left=(0, 1, 2)), keeps, f"for comparison only: {name_of(ground)}" if wanted(ground) else "",
         f"serving costs {costs.of_model(model):.3g} us per row by the table of costs",
     ]))  # fmt: skip

@@ -234,10 +234,10 @@ class Proof:
         return sum(self.shared.has(("fold", k)) for k in range(self.division.number))
 
     def _measure_rival(self, k: int) -> Measurement:
-        return self.ground_of(k).start if self.against is None else self._original(k)
+        return self.ground_of(k).start if self.against is None else self._measure_original(k)
 
-    def _original(self, k: int) -> Measurement:
-        """The fitted pipeline on the rows of a fold: its margins are those on all rows, where these are known."""
+    def _measure_original(self, k: int) -> Measurement:
+        """Measure the fitted pipeline on the rows of a fold, by its margins on all rows where these are known."""
         ground, whole = self.ground_of(k), self.ground.start
         if ground.model is self.ground.model:
             return ground.start
@@ -255,7 +255,7 @@ class Proof:
         try:
             ground = self.ground_of(k)
             plain = finalist.role == REFIT and self.against is None
-            before = self._original(k) if plain else rival()
+            before = self._measure_original(k) if plain else rival()
             found = remake(ground, finalist.candidate.making, self.arms)
             if not self.division.ships:
                 self.made[finalist.name] = found.model

@@ -194,7 +194,8 @@ def _better_half(
     best = best_of(ground, steps)
     reached = 0.0 if best is None else share(ground, best)
     may = {a.name: _may_reach(ground, a.name, steps) for a in going}
-    chosen = sorted(going, key=lambda a: -may[a.name])[: math.ceil(len(going) / 2)]
+    most = math.ceil(len(going) / 2)
+    chosen = sorted(going, key=lambda a: -may[a.name])[:most]
     for arm in going:
         if may[arm.name] < reached:
             ends[arm.name] = ("stopped", f"may reach {may[arm.name]:+.1%}, another arm has {reached:+.1%}")

@@ -73,7 +73,8 @@ def _equations(ground: Ground) -> float | None:
                 values, used = run.data.values(batch), (weight > 0).nonzero()[:, 0]
                 margin = run.network.margin(values)
                 run.network.run(values, [v for v in head.reads[:1] if v not in values])
-                yield LinearRows(taken(values[head.reads[0]], used), margin[used], label[used], weight[used])
+                features = taken(values[head.reads[0]], used)
+                yield LinearRows(features, margin[used], label[used], weight[used])
 
         return p_of_equations(
             run.network.head, batches, Penalty(ridge * (1 - mixed), ridge * mixed, bool(standardized))

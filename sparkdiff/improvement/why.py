@@ -37,7 +37,8 @@ def explanation(
     if best is None or gains[best] < NOTHING:
         return _nothing(arms)
     parts = [_where(gains, best, metric, timed, settled(arms))]
-    if not any(row["accepted"] for row in table):
+    accepted = any(row["accepted"] for row in table)
+    if not accepted:
         parts.append(_rows_needed(rows, z, level))
     parts.append(_unfinished(arms))
     return " ".join(filter(None, parts))

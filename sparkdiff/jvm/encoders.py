@@ -92,7 +92,8 @@ which takes time.
 
 def with_statistics(stage: Any, columns: Sequence[Statistics]) -> Any:
     """A new TargetEncoderModel like `stage` (uid, Params set and default) with these statistics."""
-    construct = _with_maps if sum(len(c.categories) for c in columns) <= FEW else _with_files
+    few = sum(len(c.categories) for c in columns) <= FEW
+    construct = _with_maps if few else _with_files
     return rebuilt(stage, lambda old: construct(old, columns), lambda old: _with_files(old, columns))
 
 

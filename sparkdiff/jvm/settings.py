@@ -87,11 +87,8 @@ def settings(spark: SparkSession) -> dict[str, str | None]:
 
     With Spark Connect, which does not show defaults, all settings that are set.
     """
-    found = {
-        key: value
-        for key, value in _all(spark).items()
-        if counts(key) and key not in ALWAYS and value != _default(spark, key)
-    }
+    given = {key: value for key, value in _all(spark).items() if counts(key)}
+    found = {key: value for key, value in given.items() if key not in ALWAYS and value != _default(spark, key)}
     return found | {key: spark.conf.get(key) for key in ALWAYS} | {"version": spark.version}
 
 

@@ -32,9 +32,9 @@ def _lower_case(jvm: Any) -> tuple[tuple[str, str], ...]:
         or c != c.lower()
         or (kind == "Cn" and ord(c) < 0x20000)  # which a later version of Unicode may have assigned
     ]
-    text = BETWEEN.join(asked)
-    found = jvm.org.apache.commons.lang3.StringUtils.lowerCase(text, jvm.java.util.Locale.ROOT).split(BETWEEN)
-    return tuple((c, low) for c, low in zip(asked, found, strict=True) if c != "\u03a3" and low != c.lower())
+    lowered = jvm.org.apache.commons.lang3.StringUtils.lowerCase(BETWEEN.join(asked), jvm.java.util.Locale.ROOT)
+    both = zip(asked, lowered.split(BETWEEN), strict=True)
+    return tuple((c, low) for c, low in both if c != "\u03a3" and low != c.lower())
 
 
 def language() -> str:

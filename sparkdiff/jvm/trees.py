@@ -133,7 +133,8 @@ def first(stage: Any, count: int) -> Any:
     trees = java.trees()
     kept = lang.reflect.Array.newInstance(trees[0].getClass(), count)
     lang.System.arraycopy(trees, 0, kept, 0, count)
-    new = rebuilding.made_of(old, kept, doubles(old.treeWeights[:count]), java.numFeatures(), *_classes(java))
+    weights = doubles(old.treeWeights[:count])
+    new = rebuilding.made_of(old, kept, weights, java.numFeatures(), *_classes(java))
     return old._copyValues(new._resetUid(stage.uid))
 
 
@@ -141,7 +142,8 @@ def roots(nodes: Nodes, impurity: str) -> list[Any]:
     """The root of each tree as a Java object, given the impurity of the nodes' statistics ("variance" for a
     regression).
     """
-    trees = mapper().readValue(json.dumps(nodes.records()), class_named(f"[[L{STORE}$NodeData;"))
+    kind = class_named(f"[[L{STORE}$NodeData;")
+    trees = mapper().readValue(json.dumps(nodes.records()), kind)
     build = scala_object(STORE)
     return [build.buildTreeFromNodes(tree, impurity) for tree in trees]
 
@@ -212,9 +214,9 @@ def _written(
             metadata["numTrees"] = nodes.trees
             rows = [(t, node) for t, tree in enumerate(records) for node in tree]
             schema = pa.schema({"treeID": pa.int32(), "nodeData": NODE})
+            told = [_member(kind, uid) for uid in uids]
             weights = np.ones(nodes.trees) if treeWeights is None else treeWeights
             about = pa.schema({"treeID": pa.int32(), "metadata": pa.string(), "weights": pa.float64()})
-            told = [_member(kind, uid) for uid in uids]
             each = zip(range(nodes.trees), told, weights.tolist(), strict=True)
             files.write_rows(f"{where}/treesMetadata", files.table_of(each, about))
         files.write_text(f"{where}/metadata", json.dumps(metadata))

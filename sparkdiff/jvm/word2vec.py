@@ -97,7 +97,8 @@ def _counter(words: Sequence[str]) -> CountVectorizerModel:
 
 def _mllib(stage: Any) -> Any:
     """The hidden spark.mllib model inside a Word2VecModel."""
-    [field] = [f for f in stage._java_obj.getClass().getDeclaredFields() if f.getType().getName() == MLLIB]
+    kind = stage._java_obj.getClass()
+    [field] = [f for f in kind.getDeclaredFields() if f.getType().getName() == MLLIB]
     field.setAccessible(True)
     return field.get(stage._java_obj)
 
@@ -114,7 +115,8 @@ def _by_bytes(stage: Any) -> tuple[list[str], np.ndarray]:
     if places is None:
         return _by_arrow(stage)
     nio = packages().java.nio
-    buffer = nio.ByteBuffer.allocate(4 * len(places) * stage.getVectorSize()).order(nio.ByteOrder.LITTLE_ENDIAN)
+    size = len(places) * stage.getVectorSize()
+    buffer = nio.ByteBuffer.allocate(4 * size).order(nio.ByteOrder.LITTLE_ENDIAN)
     buffer.asFloatBuffer().put(mllib.wordVectors())
     vectors = np.frombuffer(buffer.array(), dtype="<f4").reshape(len(places), -1)
     return list(places), vectors[list(places.values())]

@@ -73,8 +73,8 @@ def distill(
     if labelCol is None:
         return guess.withColumn(outputCol, array_to_vector(named(outputCol)))
     label = _label(df, labelCol)
-    classes = _classes(guess, outputCol, label, labelCol)
-    true = F.array(*(F.when(label == k, 1.0).otherwise(0.0) for k in range(classes)))
+    classes = range(_classes(guess, outputCol, label, labelCol))
+    true = F.array(*(F.when(label == k, 1.0).otherwise(0.0) for k in classes))
     return guess.withColumn(outputCol, array_to_vector(F.when(label.isNull(), named(outputCol)).otherwise(true)))
 
 

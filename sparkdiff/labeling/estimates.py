@@ -169,7 +169,8 @@ def _magnitudes(covariance: Floats) -> Floats:
 
 def _signed(magnitudes: Floats, covariance: Floats) -> Floats:
     """The magnitudes with the signs that the covariances ask for, so that the functions are better than chance on average."""
-    leading = np.linalg.eigh(covariance - np.diag(np.diag(covariance)))[1][:, -1]
+    apart = covariance - np.diag(np.diag(covariance))
+    leading = np.linalg.eigh(apart)[1][:, -1]
     found = np.where(leading < 0, -magnitudes, magnitudes)
     return np.asarray(-found if found.sum() < 0 else found)
 

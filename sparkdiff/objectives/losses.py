@@ -95,9 +95,9 @@ def resolve(
     by_class = [n for n in weights if head.classes and n in (*CLASSIFICATION, "oneVsRest") and n not in BATCH]
     takes = set[str]().union(*known.values(), {"classWeights"} if by_class else ())
     if unknown := set(params) - takes:
+        of = " + ".join(map(repr, weights))
         raise InputError(
-            f"lossParams {sorted(unknown)} are unknown to the loss {' + '.join(map(repr, weights))}; it takes "
-            f"{sorted(takes) or 'none'}"
+            f"lossParams {sorted(unknown)} are unknown to the loss {of}; it takes {sorted(takes) or 'none'}"
         )
     parts = []
     for name in weights:
@@ -183,9 +183,8 @@ def _log_loss(head: Predictor) -> Rows:
 def _regression(name: str, params: Mapping[str, Any], head: Predictor, y: LabelStats) -> Objective:
     spread = y.std or 1.0
     if name == "squared":
-        return Objective(
-            name, lambda m, y, w: (head.mean(m) - y) ** 2, 1 / spread**2, exact=derivative(name, None, head)
-        )
+        exact = derivative(name, None, head)
+        return Objective(name, lambda m, y, w: (head.mean(m) - y) ** 2, 1 / spread**2, exact=exact)
     if name == "absolute":
         return Objective(name, lambda m, y, w: (head.mean(m) - y).abs(), 1 / spread)
     if name == "huber":

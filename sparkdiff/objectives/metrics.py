@@ -352,17 +352,18 @@ def _classes(name: str, params: Mapping[str, Any], head: Predictor) -> Metric:
             counts = Counts.of(prediction, y, w, k)
             return torch.where(counts.label[one] > 0, by_class(counts, beta)[one], torch.nan)
 
+        needs = f"rows of class {one}" + (" and of others" if name.startswith("false") else "")
+        counted = _denominators(name.removesuffix("ByLabel"), (one,))
         return Metric(
-            name, larger=not name.startswith("false"), column=decision, value=of_label,
-            needs=f"rows of class {one}" + (" and of others" if name.startswith("false") else ""),
-            denominators=_denominators(name.removesuffix("ByLabel"), (one,)),
+            name, larger=not name.startswith("false"), column=decision, value=of_label, needs=needs, denominators=counted
         )  # fmt: skip
     kind = {"f1": "weightedFMeasure"}.get(name, name).removeprefix("weighted")
     kind = kind[0].lower() + kind[1:]
+    of_class = BY_CLASS[kind]
 
     def weighted(prediction: Tensor, y: Tensor, w: Tensor) -> Tensor:
         counts = Counts.of(prediction, y, w, k)
-        by_class = torch.where(counts.label > 0, BY_CLASS[kind](counts, beta), 0.0)
+        by_class = torch.where(counts.label > 0, of_class(counts, beta), 0.0)
         return (counts.label * by_class).sum() / w.sum()
 
     larger = name != "weightedFalsePositiveRate"

@@ -178,7 +178,8 @@ class Graph:
         in_torch = (v for v in self.vertices if v.module is not None)
         read = {p for v in in_torch for _, p in (v.sources if v.prepared else v.reads) if p >= 0}
         made = read - set(self.modules)
-        made |= {v.position for v in self.vertices[: max(self.modules)] if v.may_drop}
+        before = self.vertices[: max(self.modules)]
+        made |= {v.position for v in before if v.may_drop}
         return sorted(made | self.ancestors(made))
 
     def formula_of(self, vertex: Vertex) -> str | None:

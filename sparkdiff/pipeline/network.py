@@ -247,7 +247,9 @@ def _inside(column: Any, name: str, dtype: torch.dtype) -> Rows:
         raise InputError(f"column {name!r} must be a strided or CSR tensor of real numbers, got {kind}")
     if column.ndim not in (1, 2):
         raise InputError(f"column {name!r} must be (n,) or (n, d), got shape {tuple(column.shape)}")
-    return SparseRows.from_csr(column.to(dtype)) if column.layout == torch.sparse_csr else column.to(dtype)
+    if column.layout == torch.sparse_csr:
+        return SparseRows.from_csr(column.to(dtype))
+    return column.to(dtype)
 
 
 def _flags(column: Any, name: str) -> Tensor:

@@ -293,7 +293,8 @@ def _blocked(graph: Graph, upstream: frozenset[int], makers: Mapping[int, str]) 
 
 def droppers(graph: Graph, upstream: frozenset[int]) -> set[int]:
     """The stages in Spark that may drop rows before the head."""
-    return {v.position for v in graph.vertices[: max(upstream, default=-1) + 1] if v.may_drop}
+    before = graph.vertices[: max(upstream, default=-1) + 1]
+    return {v.position for v in before if v.may_drop}
 
 
 def _why_shared(outside: Outside, i: int) -> str:

@@ -278,7 +278,8 @@ def _params(kind: type) -> set[str]:
 
 def estimator_of(model: Any) -> Any:
     """The estimator with the uid and the Params, set and default, of a fitted stage whose class tells all of them."""
-    estimator = estimator_class(type(model))()
+    kind = estimator_class(type(model))
+    estimator = kind()
     estimator = jvm.named(estimator, model.uid) if isinstance(estimator, JavaParams) else estimator._resetUid(model.uid)
     given = {p.name: _own(v) for p, v in model._paramMap.items() if estimator.hasParam(p.name)}
     estimator._setDefault(**{n: _own(v) for n, v in jvm.defaults(model).items() if estimator.hasParam(n)})

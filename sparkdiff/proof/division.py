@@ -121,8 +121,8 @@ def folds_of(options: Options) -> int:
     return FOLDS if STRETCHES_FACTOR / share <= 2 / options.validationFraction else 0
 
 
-def rule(sources: Sequence[Source], options: Options) -> str:
-    """Which rows explore and which prove, in words; known without a look at the rows."""
+def sentence(sources: Sequence[Source], options: Options) -> str:
+    """A sentence about the rows that explore and those that prove, for a plan: it needs no look at the rows."""
     folds = folds_of(options)
     if options.validationIndicatorCol or any(s.split == VALIDATION for s in sources):
         return f"the validation rows prove, {EXPLORES:.0%} of the training rows explore"

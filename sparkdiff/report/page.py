@@ -172,7 +172,9 @@ def _metrics(summary: Values) -> list[dict[str, Any]]:
 
 def _change(values: Values) -> float | None:
     before, after = values["before"], values["after"]
-    return None if before is None or after is None else share_of(after - before, before)
+    if before is None or after is None:
+        return None
+    return share_of(after - before, before)
 
 
 def _others(summary: Values) -> list[tuple[str, Any, Any]]:
@@ -185,7 +187,8 @@ def _others(summary: Values) -> list[tuple[str, Any, Any]]:
 
 def _moved(summary: Values) -> list[tuple[str, str, float, float]]:
     """Stage, parameter, largest change and root mean square, the most moved first."""
-    rows = [(*k.rsplit(".", 1), v["largest"], v["rootMeanSquare"]) for k, v in (summary.get("stages") or {}).items()]
+    found = summary.get("stages") or {}
+    rows = [(*k.rsplit(".", 1), v["largest"], v["rootMeanSquare"]) for k, v in found.items()]
     return sorted(rows, key=lambda r: -r[3])[:MOVED]
 
 
@@ -235,11 +238,12 @@ def _trials(trials: Sequence[Values], summary: Values) -> dict[str, Any]:
     if not trials:
         return {}
     head = [k for k in trials[0] if any(t.get(k) is not None and t.get(k) == t.get(k) for t in trials)]
+    best = summary.get("number")
     return {
         "head": head,
         "rows": [[_text(t.get(k)) for k in head] for t in trials[:200]],
         "all": len(trials),
-        "best": summary.get("number"),
+        "best": best,
     }
 
 

@@ -192,7 +192,8 @@ class _Compiler:
         return sorted(unique, key=lambda u: (u.vertex.position, u.writes[0][1] >= 0, u.reads))
 
     def _units(self, vertex: Vertex) -> list[Unit]:
-        writes = tuple((self.graph.casefold(c), vertex.position) for c in vertex.outputs)
+        graph = self.graph
+        writes = tuple((graph.casefold(c), vertex.position) for c in vertex.outputs)
         if isinstance(vertex.module, Prepared):
             if not isinstance(vertex.module, Word2Vec):
                 raise refused(vertex, f"Spark prepares its input ({vertex.module.preparation_note})")
@@ -305,7 +306,8 @@ class _Compiler:
         if (version, "objects") not in self.places:
             place, null, kind = self._numbers(version, reader), self._null(version), self.kinds.get(version, "double")
             to = self._place(version, "objects")
-            self.steps.append(ObjectsStep(reader.uid, (self.graph.name(version),), (place,), (to,), null, kind))
+            columns = (self.graph.name(version),)
+            self.steps.append(ObjectsStep(reader.uid, columns, (place,), (to,), null, kind))
         return self._place(version, "objects")
 
     def _entry(self, version: Version, form: str) -> int:

@@ -224,4 +224,6 @@ class GraphWriter:
 
 def as_array(value: Any) -> Array:
     """A parameter, a constant or a number as numpy array."""
-    return value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
+    if isinstance(value, torch.Tensor):
+        return value.detach().cpu().numpy()
+    return np.asarray(value)

@@ -56,14 +56,16 @@ def logistic_margin(g: GraphWriter, m: LogisticRegression, x: Value) -> Value:
     skipped = m.skipped()
     if skipped is None or not bool(skipped.any()):
         return linear(x, m.coefficientMatrix, m.interceptVector)
-    each = [linear(g.where(s, 0.0, x), w, 0.0) for s, w in zip(skipped.numpy(), m.coefficientMatrix, strict=True)]
+    pairs = zip(skipped.numpy(), m.coefficientMatrix, strict=True)
+    each = [linear(g.where(s, 0.0, x), w, 0.0) for s, w in pairs]
     return g.beside(each) + as_array(m.interceptVector)
 
 
 def squared_distances(g: GraphWriter, x: Value, centers: Any, weights: Any = None) -> Value:
     """Sums over the entries of (x - center)^2, over `weights` (k, d) where there are: (n, d), (k, d) -> (n, k)."""
     held = as_array(centers)
-    off = g.node("Unsqueeze", [x, g.whole([1])], x.width) - held
+    wide = g.node("Unsqueeze", [x, g.whole([1])], x.width)
+    off = wide - held
     square = off * off if weights is None else off * off / weights
     return g.node("ReduceSum", [square, g.whole([2])], len(held), keepdims=0)
 
@@ -191,7 +193,8 @@ def nearest(g: GraphWriter, m: KMeans, xs: Sequence[Value], nulls: Nulls) -> tup
 @writes(GaussianMixture)
 def mixture(g: GraphWriter, m: GaussianMixture, xs: Sequence[Value], nulls: Nulls) -> tuple[Value, ...]:
     [x], (roots, constant), (k, d) = xs, m.roots(), m.mus.shape
-    cube = g.node("Reshape", [x.matmul(roots.reshape(k * d, d).T), g.whole([-1, k, d])], d)
+    scaled = x.matmul(roots.reshape(k * d, d).T)
+    cube = g.node("Reshape", [scaled, g.whole([-1, k, d])], d)
     off = cube - (roots @ m.mus.detach()[:, :, None])[:, :, 0]
     squares = g.node("ReduceSum", [off * off, g.whole([2])], k, keepdims=0)
     densities = (squares * -0.5 + constant + m.mixture.detach().log()).exp() + EPSILON

@@ -201,7 +201,8 @@ def one_hot(g: GraphWriter, m: OneHotEncoder, xs: Sequence[Value], nulls: Nulls)
         if null is not None and name in m.refusing:
             g.refuse(null, f"{m.uid}: null in {name!r}, whose vector {m.refusing[name]} refuses")
         index = g.where(valid, x, float(size)).floor()
-        hot = index.equals(np.arange(size + m.keep - m.drop_last, dtype=np.float64)).double()
+        width = size + m.keep - m.drop_last
+        hot = index.equals(np.arange(width, dtype=np.float64)).double()
         out.append(hot if null is None else g.where(null, math.nan, hot))
     return tuple(out)
 

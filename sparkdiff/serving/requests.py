@@ -37,7 +37,9 @@ def objects(column: "Column", source: InputColumn) -> list[Any]:
 
 def numbers(column: "Column", source: InputColumn) -> tuple[Rows, Tensor]:
     """A column as tensor, and which rows (n,) bool are null: these are NaN."""
-    return listed_numbers(column.values, source) if isinstance(column, Listed) else column.numbers(source)
+    if isinstance(column, Listed):
+        return listed_numbers(column.values, source)
+    return column.numbers(source)
 
 
 def listed_numbers(values: Sequence[Any], source: InputColumn) -> tuple[Rows, Tensor]:
@@ -57,7 +59,8 @@ def listed_numbers(values: Sequence[Any], source: InputColumn) -> tuple[Rows, Te
 
 def _scalars(values: Sequence[Any], source: InputColumn) -> tuple[Rows, Tensor]:
     out = torch.tensor([np.nan if v is None else _double(v, source) for v in values], dtype=torch.float64)
-    return _of_type(out, torch.tensor([v is None for v in values], dtype=torch.bool), source)
+    null = torch.tensor([v is None for v in values], dtype=torch.bool)
+    return _of_type(out, null, source)
 
 
 def _double(v: Any, source: InputColumn) -> float:
@@ -135,7 +138,9 @@ class Numpy:
     array: "np.ndarray[Any, Any]"
 
     def listed(self) -> list[Any]:
-        return list(self.array) if self.array.dtype in (np.float32, np.int32) else list(self.array.tolist())
+        if self.array.dtype in (np.float32, np.int32):
+            return list(self.array)
+        return list(self.array.tolist())
 
     def numbers(self, source: InputColumn) -> tuple[Rows, Tensor]:
         if source.vectors:

@@ -96,7 +96,8 @@ class Binarizer(Comparing):
     def from_spark(cls, stage: Any) -> "Binarizer":
         several = stage.isSet("inputCols") and stage.isSet("thresholds")
         name = "thresholds" if several else "threshold"
-        return cls(name, tensor(stage.getOrDefault(name)), len(cls.inputs(stage)), spark.binarizer_keeps_null(stage))
+        columns = len(cls.inputs(stage))
+        return cls(name, tensor(stage.getOrDefault(name)), columns, spark.binarizer_keeps_null(stage))
 
     @property
     def thresholds_of(self) -> Tensor:

@@ -62,7 +62,8 @@ class PolynomialExpansion(StageModule):
         row, place, product = (torch.cat(parts) for parts in zip(*found, strict=True))
         width = math.comb(x.width + self.degree, self.degree) - 1
         order = torch.argsort(row * width + place)
-        return SparseRows(place[order], product[order], offsets_of(torch.bincount(row, minlength=len(x))), width)
+        offsets = offsets_of(torch.bincount(row, minlength=len(x)))
+        return SparseRows(place[order], product[order], offsets, width)
 
 
 def times(product: Tensor, factor: Tensor) -> Tensor:

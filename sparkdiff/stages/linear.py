@@ -61,7 +61,8 @@ class LinearMargin(MatrixProduct, Predictor):
 
     def affine_form(self, p: Parameters, slope: Tensor, widths: Sequence[int]) -> AffineForm:
         more = [p["coefficients"].new_ones(1, 1) for _ in widths[1:]]
-        return AffineForm([p["coefficients"][..., None], *more], p["intercept"][..., None, None], self.add_gradients)
+        constant = p["intercept"][..., None, None]
+        return AffineForm([p["coefficients"][..., None], *more], constant, self.add_gradients)
 
     @staticmethod
     def add_gradients(gradients: list[Tensor], constant: Tensor, room: Parameters) -> None:

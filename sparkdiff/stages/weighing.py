@@ -29,7 +29,9 @@ class Normalizer(StageModule):
 
     def forward(self, x: Rows) -> Rows:  # (n, d) -> (n, d)
         norm = self.norm(x)
-        return x.with_values(x.values / norm[x.rows()]) if isinstance(x, SparseRows) else x / norm[:, None]
+        if isinstance(x, SparseRows):
+            return x.with_values(x.values / norm[x.rows()])
+        return x / norm[:, None]
 
     def norm(self, x: Rows) -> Tensor:
         """The norm of each row, (n,); 1 if it is 0."""

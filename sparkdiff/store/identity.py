@@ -264,7 +264,8 @@ def _imported(code: types.CodeType, package: str | None) -> Iterator[types.Modul
         if step.opname == "IMPORT_NAME":
             level = steps[i - 2].argval
             try:
-                yield importlib.import_module(importlib.util.resolve_name("." * (level or 0) + step.argval, package))
+                name = importlib.util.resolve_name("." * (level or 0) + step.argval, package)
+                yield importlib.import_module(name)
             except (Exception, SystemExit):  # whatever its code raises
                 yield None
 

@@ -85,7 +85,8 @@ def _changed(begun: Any, now: Any, name: str = "") -> dict[str, tuple[Any, Any]]
         return {}
     if not isinstance(begun, dict) or not isinstance(now, dict):
         return {name: (begun, now)}
-    parts = [_changed(begun.get(k), now.get(k), f"{name}.{k}" if name else k) for k in sorted({*begun, *now})]
+    names = sorted({*begun, *now})
+    parts = [_changed(begun.get(k), now.get(k), f"{name}.{k}" if name else k) for k in names]
     return {k: v for part in parts for k, v in part.items()}
 
 

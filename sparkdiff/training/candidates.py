@@ -260,7 +260,8 @@ class Candidates:
         updates, once = self.updates, self.epoch_steps.candidates
         updates.finish(self.vectors)
         if once:
-            self.epoch_steps.step(self.u, updates.start, updates.units, self.anchor, scale / float(self.total_weight))
+            factor = scale / float(self.total_weight)
+            self.epoch_steps.step(self.u, updates.start, updates.units, self.anchor, factor)
             updates.load_all(self.u)
             if self.ema_weight is not None:
                 self.average[once] = self.u[once]

@@ -73,7 +73,8 @@ class Form:
         """The form in which these candidates train on these data, the same in all processes."""
         affine = affine_network(here.network, widths(here.of_rows, data))
         if affine is not None and here.monotone is None:
-            affine = affine if _agrees(affine, here.network, data, TOLERANCE[here.place.dtype], here.of_rows) else None
+            tolerance = TOLERANCE[here.place.dtype]
+            affine = affine if _agrees(affine, here.network, data, tolerance, here.of_rows) else None
         # On the CPU a step looks at its own weights, which costs nothing there.
         counts = not here.place.on_cpu and _all_count(data)
         return Form(here, options, affine, _active_columns(here, affine, recipes, options, data), counts)

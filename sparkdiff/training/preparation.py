@@ -94,7 +94,8 @@ def start_of(
     newton = (LEAVES, graph.head_position) in routed_versions(network) and not network.head.wide
     each = [recipes or ()]
     if recipes is None:
-        each = [recipes_for(o, validationRows, mixes=mixes, trees=trees, newton=newton) for o in settings or [options]]
+        asked = settings or [options]
+        each = [recipes_for(o, validationRows, mixes=mixes, trees=trees, newton=newton) for o in asked]
         recipes = list(dict.fromkeys(recipe for own in each for recipe in own))
     kept = {v: dataclasses.replace(stats[v], entry=None) for v in inputs}  # the units are made
     if not any(r.augments for r in recipes) and "monotone" not in options.penalties:

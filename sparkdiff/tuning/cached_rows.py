@@ -200,7 +200,9 @@ def cannot_read(schema: StructType, reads: Reads, outputs: Sequence[str] = ()) -
 def classes_told(schema: StructType, label: str) -> int | None:
     """The number of classes in the label's metadata; None if they don't say."""
     told = _told(schema, label)
-    return 2 if told.get("type") == "binary" else values_of(told) or None
+    if told.get("type") == "binary":
+        return 2
+    return values_of(told) or None
 
 
 def width_told(schema: StructType, features: str) -> int | None:

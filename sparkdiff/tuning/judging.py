@@ -98,7 +98,9 @@ def _margins(
 
 
 def _product(x: Rows, rows: Tensor, matrix: Tensor) -> Tensor:
-    return x.take(rows.nonzero()[:, 0]).matmul(matrix) if isinstance(x, SparseRows) else x[rows] @ matrix
+    if isinstance(x, SparseRows):
+        return x.take(rows.nonzero()[:, 0]).matmul(matrix)
+    return x[rows] @ matrix
 
 
 def _columns(kind: str, estimator: WithParams, outs: int, features: int) -> tuple[tuple[str, ...], Any]:

@@ -92,7 +92,9 @@ class MeanLoss(Evaluator):
         with TemporaryDirectory(prefix=".loss-", dir=jvm.scratch_folder()) as folder:
             write_plain(rows, names, Path(folder) / "rows")
             parts = [[dense(part[f"v{i}"]) for i in range(3)] for part in read_plain(Path(folder) / "rows", PIECE)]
-        return self.value(*map(torch.cat, zip(*parts, strict=True))) if parts else float("nan")
+        if not parts:
+            return float("nan")
+        return self.value(*map(torch.cat, zip(*parts, strict=True)))
 
 
 def _loss(name: str, params: Mapping[str, Any]) -> Loss:

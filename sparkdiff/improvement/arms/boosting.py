@@ -108,7 +108,8 @@ class _Boosting:
 
     def ensembles(self, items: Sequence[Item], inPlace: bool) -> list[_Ensemble]:
         """Train these items from one of the margins."""
-        found = self.train(1 + inPlace, items, self.tables[inPlace], self.original.blocks)
+        number = 1 + inPlace
+        found = self.train(number, items, self.tables[inPlace], self.original.blocks)
         return [_Ensemble(f, self.base if inPlace else None) for f in found]
 
 

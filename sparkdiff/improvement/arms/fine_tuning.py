@@ -116,7 +116,8 @@ def train_again(ground: Ground, model: Any, recipe: Recipe, epochs: int, name: s
         before = verified(run)
         fitted = trained(run, before, [recipe], replace=True, epochs=epochs)
         if lost := diverged(fitted.found.history):
-            raise InputError(f"the training diverges in epoch {lost[0]['epoch']} ({recipe}): lower learningRate")
+            epoch = lost[0]["epoch"]
+            raise InputError(f"the training diverges in epoch {epoch} ({recipe}): lower learningRate")
         ground.trainings.append(Training(ground.fold or 0, run, fitted))
         return _written(ground, run, before, fitted)
 

@@ -75,7 +75,8 @@ def _run(ground: Ground, number: int, limit: Limit, steps: Sequence[Step]) -> St
 
 def _make(ground: Ground, settings: Mapping[str, Any]) -> Any:
     form = form_of(ground)
-    params = SearchSpace.of(form.estimator, settings_space(form)).setting(settings["params"])[1]
+    space = SearchSpace.of(form.estimator, settings_space(form))
+    params = space.setting(settings["params"])[1]
     return refit(form, training_rows(ground.sources, ground.options, ground.boundaries), params)
 
 

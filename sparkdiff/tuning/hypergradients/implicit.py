@@ -54,7 +54,8 @@ def point(model: Linear, logs: Tensor, near: Point | Tensor) -> Point | None:
     back = solved(factors, pull, adjoint=True)
     by_column = -(back * ridge * weights * model.free[:, None])[:, :, : len(model.group)].sum((0, 1))
     gradient = torch.zeros_like(logs).index_add_(0, model.group, by_column)
-    return Point(logs, weights, float(loss.detach()), gradient, factors) if gradient.isfinite().all() else None
+    good = bool(gradient.isfinite().all())
+    return Point(logs, weights, float(loss.detach()), gradient, factors) if good else None
 
 
 def follow(model: Linear, ridge: Tensor, weights: Tensor, factors: Factors | None = None) -> Tensor | None:

@@ -263,7 +263,8 @@ def _in_folder(task: SearchTask, dataset: DataFrame, phases: Phases, folder: Pat
                 rival = _rival(task, whole.part(TEST))
                 if compared.ships(s.guard, larger=task.larger[0]):
                     winner = _fitted(task, best, whole.part(TEST))
-                    compared = allowed(compared, compare(winner, rival, whole, {TEST: rows.count()}, s, judge), folds)
+                    own = compare(winner, rival, whole, {TEST: rows.count()}, s, judge)
+                    compared = allowed(compared, own, folds)
                     check_classes(rivals[0], winner, judge, "the fit on all rows")
         model, summary, found = _told(
             task, trials, best, compared, counts, winner, rival if task.current is None else task.current

@@ -132,7 +132,8 @@ class Study:
 
     def once(self, name: str, find: Callable[[], Any]) -> Any:
         """What `find` returns, in JSON's values; after a kill what it returned before."""
-        if name not in self.study.user_attrs:
+        known = self.study.user_attrs
+        if name not in known:
             self.study.set_user_attr(name, find())
         return self.study.user_attrs[name]
 

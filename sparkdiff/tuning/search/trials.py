@@ -105,7 +105,8 @@ class Trials:
             folds = self._share(resource)
         head = self._shared_stages
         tail = Pipeline(stages=self._leaves(estimator)[head:]) if head else estimator
-        return outcomes(GridTask.of(tail, maps, self.evaluator), folds, self.parallelism, keeps=False)[0].metrics
+        task = GridTask.of(tail, maps, self.evaluator)
+        return outcomes(task, folds, self.parallelism, keeps=False)[0].metrics
 
     # What no trial changes --------------------------------------------------------------------------------------------
 

@@ -147,7 +147,8 @@ class DescentState:
         """New Hessians for L-BFGS, which forgets its steps."""
         own = self.given.of(self.active)
         h = regular(hessians(self.active, self.at[self.active]), own)
-        h = h + torch.diag_embed(own.ridge.reshape(len(own), h.shape[1], -1))
+        blocks = h.shape[1]
+        h = h + torch.diag_embed(own.ridge.reshape(len(own), blocks, -1))
         self.factors, wrong = torch.linalg.cholesky_ex(h)
         self.factors[wrong > 0] = torch.nan
         self.memory = []

@@ -69,7 +69,8 @@ def of_fold(sums: Tensor, settings: list[Setting], found: Moments, fold: int) ->
     for intercept in (True, False):
         chosen = [i for i, s in enumerate(settings) if s.fitIntercept is intercept]
         if chosen:
-            solved = of_products(products(sums, found, intercept), [settings[i] for i in chosen], found, fold)
+            given = products(sums, found, intercept)
+            solved = of_products(given, [settings[i] for i in chosen], found, fold)
             answers.update(zip(chosen, solved, strict=True))
     return [answers[i] for i in range(len(settings))]
 

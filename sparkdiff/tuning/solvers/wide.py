@@ -37,7 +37,8 @@ def wide(whole: Whole, settings: list[Setting], folds: int, classes: int = 0) ->
             size = max(MATRICES // (8 * sets * (8 * n + 16 * d)), 1)
             for first in range(0, len(pairs), size):
                 some = pairs[first : first + size]
-                solved = (logistic if classes else linear)(rows, [(settings[i], f) for i, f in some], sets)
+                problems = [(settings[i], f) for i, f in some]
+                solved = (logistic if classes else linear)(rows, problems, sets)
                 answers.update(zip(some, solved, strict=True))
     return [[answers[i, f] for f in range(folds)] for i in range(len(settings))]
 
@@ -59,7 +60,8 @@ def costs(rows: WideRows, problems: Problems, sets: int, ridge: Tensor, lasso: T
 
 def units(rows: WideRows, problems: Problems, factor: Tensor) -> Tensor:
     """What a scaled coefficient is multiplied by where it is penalised: (d, problems)."""
-    deviation = (rows.variance[:, folds_of(problems)] * factor).sqrt()
+    fold = folds_of(problems)
+    deviation = (rows.variance[:, fold] * factor).sqrt()
     plain = torch.tensor([not s.standardization for s, _ in problems])
     return torch.where(plain, 1 / rows.scale[:, None], deviation)
 

@@ -451,14 +451,9 @@ def test_what_is_built_again_is_what_was_there(
 
 @pytest.mark.once
 def test_two_processes_may_build_the_same_cache(
-    df: DataFrame, numeric: PipelineModel, folder: Path, whole: Cache, monkeypatch: pytest.MonkeyPatch
+    df: DataFrame, numeric: PipelineModel, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What they build, another test compares; here it is copied."""
-    others: list[Cache] = []
-
-    def build(request: Any, told: str, to: Path, data: Path, columns: list[Any]) -> Made:
-        shutil.copytree(whole.folder, to, dirs_exist_ok=True)
-        return Made([], {})
+    build, others = caches._build, []
 
     def overtaken(*arguments: Any) -> Made:
         made = build(*arguments)
@@ -466,7 +461,6 @@ def test_two_processes_may_build_the_same_cache(
         others.append(cached(numeric, df, folder))  # another one begins later and is done earlier
         return made
 
-    monkeypatch.setattr(caches, "fingerprint", lambda request, folder: whole.fingerprint)
     monkeypatch.setattr(caches, "_build", overtaken)
     first = cached(numeric, df, folder)
     assert others[0].folder == first.folder
@@ -586,9 +580,13 @@ def test_the_shards_are_no_function_of_the_label(df: DataFrame, numeric: Pipelin
 
 
 def test_test_rows_are_cached_as_such(df: DataFrame, numeric: PipelineModel, folder: Path) -> None:
-    parts = {"train": "number < 800", "validation": "number BETWEEN 800 AND 1199", "test": "number >= 1200"}
-    cache = cached(numeric, [Source(df.where(which), split) for split, which in parts.items()], folder)
-    assert [cache.rows(split) for split in parts] == [800, 400, 300]
+    sources = [Source(df.where("number < 1000")), Source(df.where("number >= 1000"), "test")]
+    cache = cached(numeric, sources, folder)
+    assert cache.rows("test") == 500
+    assert cache.rows("train") + cache.rows("validation") == 1000
+    given = [Source(df.where("number < 1000"), "train"), Source(df.where("number >= 1000"), "validation")]
+    cache = cached(numeric, given, folder)
+    assert (cache.rows("train"), cache.rows("validation"), cache.rows("test")) == (1000, 500, 0)
 
 
 # Null and NaN ---------------------------------------------------------------------------------------------------------
