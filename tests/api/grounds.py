@@ -1,4 +1,4 @@
-"""The rows of an improvement without a public class around it, for tests of one step of an arm."""
+"""A short way to one step of an arm: the original on the rows that explore, without a race and a proof around it."""
 
 from typing import Any
 
@@ -12,10 +12,10 @@ from sparkdiff.options import Options
 from sparkdiff.report import Phases
 
 
-def began(
+def prepare_ground(
     model: Any, rows: DataFrame, held: DataFrame | None = None, settings: dict[str, Any] | None = None, **options: Any
 ) -> Ground:
-    """The rows that explore, where the original is measured.
+    """Measure the original on rows that explore.
 
     Args:
         held: the rows that choose; None for a share of `rows`.

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from grounds import began
+from grounds import prepare_ground
 from pyspark.ml import Pipeline, PipelineModel
 from pyspark.ml.classification import LogisticRegression
 from pyspark.ml.feature import (
@@ -91,7 +91,7 @@ def explored(
 ) -> tuple[Any, Mapping[str, Any]]:
     """The pipeline that a growth makes on the rows that explore, and what its rounds have learned; nothing is proven."""
     given = GrowthSettings.of({"parts": parts, "rounds": 1, "maxLoss": 0, **settings})
-    step = growing.grown(began(model, rows, cacheDir=str(cache), **WHOLE), Limit(None, None), given, "grow", 0)
+    step = growing.grown(prepare_ground(model, rows, cacheDir=str(cache), **WHOLE), Limit(None, None), given, "grow", 0)
     assert step.candidates, step.says
     return step.candidates[0].model, step.learned
 
@@ -253,7 +253,7 @@ def test_parts_learn_from_the_rows_that_there_is_room_for(
     taken: list[Any] = []
     monkeypatch.setattr(procedure, "table_of", lambda *a: taken.append(inputs.table_of(*a)) or taken[-1])
     settings, no_limit = GrowthSettings(parts=("crosses",), rounds=1), Limit(None, None)
-    ground = began(poisson, rows, cacheDir=str(tmp_path), runId="mine", **WHOLE)
+    ground = prepare_ground(poisson, rows, cacheDir=str(tmp_path), runId="mine", **WHOLE)
     ground = replace(ground, folder=tmp_path / "mine")
     step = growing.grown(ground, no_limit, settings, "grow", 0)
     assert step.candidates[0].name.startswith("+ kind x season"), step.candidates[0].name
@@ -280,7 +280,7 @@ def test_sparse_rows_take_no_more_than_the_room_that_there_is(rows: DataFrame, s
         HashingTF(inputCol="words", outputCol="f", numFeatures=1024),
     ]
     last = LinearRegression(featuresCol="f", labelCol="sales", regParam=0.1, maxIter=2)
-    start = began(Pipeline(stages=[*split, last]).fit(texts), texts, cacheDir=str(shared))
+    start = prepare_ground(Pipeline(stages=[*split, last]).fit(texts), texts, cacheDir=str(shared))
     there = ground(start.model, start.options, [], start.sources, None)
     with start.begun(there.task) as run:
         table = inputs.table_of(run, there.known, room)

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from grounds import began
+from grounds import prepare_ground
 from pyspark.ml import Pipeline
 from pyspark.ml.feature import SQLTransformer, StandardScaler, VectorAssembler
 from pyspark.ml.regression import LinearRegression
@@ -310,7 +310,7 @@ def test_time_that_is_over_bounds_the_rounds_of_the_folds_too(
 
     monkeypatch.setattr(growing.Clock, "of", staticmethod(lambda seconds: clock))
     monkeypatch.setattr(procedure.RoundProgress, "joined", over)
-    ground = began(unfitted("sales").fit(rows), rows, cacheDir=str(shared), recipe="fast", maxEpochs=1)
+    ground = prepare_ground(unfitted("sales").fit(rows), rows, cacheDir=str(shared), recipe="fast", maxEpochs=1)
     arm = growing.with_settings(GrowthSettings(parts=("effects",), entityCols=("shop",), rounds=4), 3000.0, {})
     step = arm.run(ground, 0, Limit(None, None), ())
     assert "maxSeconds was over" in step.says
