@@ -205,7 +205,7 @@ def _likelihood_root(x: Tensor) -> float:
     """Signed root of the empirical likelihood ratio of mean 0, for x (B,) with a positive sum; inf if no entry is <
     0.
     """
-    low, high = 0.0, float(-x.min())
+    high = float(-x.min())
     if high <= 0:
         return math.inf
     # The multiplier t solves sum(x / (1 + t x)) = 0, which falls from t = 0 to the pole at t = 1: Newton's steps, halves of

@@ -91,7 +91,7 @@ class Network(nn.Module):
         yield from self.buffers()
 
     def forward(self, columns: Mapping[str, Tensor], outputCols: Iterable[str] | None = None) -> dict[str, Tensor]:
-        wanted = self._wanted(outputCols)
+        wanted = self.versions_of(outputCols)
         values = self.given(columns)
         lengths = {self.graph.name(v): len(x) for v, x in values.items()}
         if len(set(lengths.values())) > 1:
@@ -226,7 +226,12 @@ class Network(nn.Module):
         null_flags = self.null_flags(self.head, self.graph.head.reads, values)
         return self.head.margin(*(values[v] for v in reads), **null_flags)
 
-    def _wanted(self, outputCols: Iterable[str] | None) -> list[Version]:
+    def versions_of(self, outputCols: Iterable[str] | None) -> list[Version]:
+        """The versions of these output columns; of all where none are named.
+
+        Raises:
+            InputError: no translated stage writes one of them.
+        """
         if outputCols is None:
             return list(self.writes.values())
         wanted = []

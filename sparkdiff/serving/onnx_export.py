@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import sparkdiff
-from sparkdiff.errors import InputError, SparkdiffError, did_you_mean
+from sparkdiff.errors import InputError, SparkdiffError
 from sparkdiff.pipeline.graph import Version, null_of
 from sparkdiff.pipeline.network import Network, translate
 from sparkdiff.pipeline.null_vectors import note_readers
@@ -148,14 +148,7 @@ def wanted_of(network: Network, outputCols: Sequence[str] | None) -> list[Versio
     if outputCols is None:
         read = {v for i in network.positions for v in network.graph.vertices[i].reads}
         return [v for v in network.writes.values() if v not in read]
-    wanted = []
-    for name in [outputCols] if isinstance(outputCols, str) else outputCols:
-        if (folded := network.graph.casefold(name)) not in network.writes:
-            raise InputError(
-                f"outputCols: no translated stage writes column {name!r}. {did_you_mean(name, network.outputCols)}"
-            )
-        wanted.append(network.writes[folded])
-    return wanted
+    return network.versions_of(outputCols)
 
 
 # The graph --------------------------------------------------------------------------------------------------------------
