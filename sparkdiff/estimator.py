@@ -277,8 +277,7 @@ def _with_stage_params(given: Any, params: dict[Param[Any], Any]) -> Any:
         return given.copy(params)
     if not isinstance(given, Transformer):
         return given
-    leaves = flatten(given)
-    new = {path: stage.copy(params) for path, stage in leaves if any(p.parent == stage.uid for p in params)}
+    new = {path: stage.copy(params) for path, stage in flatten(given) if any(p.parent == stage.uid for p in params)}
     return replaced(given, new) if new else given
 
 

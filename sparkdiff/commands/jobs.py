@@ -164,11 +164,10 @@ def _result(found: Any, where: str) -> dict[str, Any]:
         "p",
         "warnings",
     )
-    accepted = not told["decision"].startswith("kept")
     return {
         "output": where,
         "model": f"{where}/model",
-        "accepted": accepted,
+        "accepted": not told["decision"].startswith("kept"),
         **{n: told[n] for n in names if n in told},
     }
 

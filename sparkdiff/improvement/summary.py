@@ -65,7 +65,8 @@ class ImprovementSummary(FineTuningSummary):
     def _sections(self) -> Iterator[Section]:
         yield table_of(self)
         yield from _in_full(self.table)
-        yield from ends_of(self.arms)
+        unfinished = (a for a in self.arms if a["state"] != "done")
+        yield from (f"{a['arm']}: {a['state']} after {a['seconds']:.0f} s, {a['why']}" for a in unfinished)
         if self.order:
             yield f"order of the arms: {', '.join(self.order['arms'])}; {self.order['why']}"
         yield Strong(f"decision: {self.decision}")
@@ -121,8 +122,3 @@ def _verdict(row: Mapping[str, Any]) -> str:
         return mark.rstrip(", ")
     why = "" if row["accepted"] or not row["why"] else f", {row['why']}"
     return f"{mark}{p_value(row['p'])}{why}"
-
-
-def ends_of(arms: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The arms that did not run to their end, a line each."""
-    return [f"{a['arm']}: {a['state']} after {a['seconds']:.0f} s, {a['why']}" for a in arms if a["state"] != "done"]

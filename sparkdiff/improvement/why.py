@@ -37,8 +37,7 @@ def explanation(
     if best is None or gains[best] < NOTHING:
         return _nothing(arms)
     parts = [_where(gains, best, metric, timed, settled(arms))]
-    accepted = any(row["accepted"] for row in table)
-    if not accepted:
+    if not any(row["accepted"] for row in table):
         parts.append(_rows_needed(rows, z, level))
     parts.append(_unfinished(arms))
     return " ".join(filter(None, parts))

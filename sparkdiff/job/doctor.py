@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +58,7 @@ def examined(folder: str | None = None, *, start: bool = True) -> Iterator[Findi
             temporary one by default.
         start: start Spark and let it write a file, which takes some seconds.
     """
-    checks: list[Callable[[], Iterator[Finding]]] = [_python, _packages, _java, _spark, _torch, _petastorm]
-    for check in checks:
+    for check in (_python, _packages, _java, _spark, _torch, _petastorm):
         yield from check()
     given = folder or tempfile.gettempdir()
     if (where := paths.local(given)) is not None:

@@ -238,12 +238,11 @@ def _trials(trials: Sequence[Values], summary: Values) -> dict[str, Any]:
     if not trials:
         return {}
     head = [k for k in trials[0] if any(t.get(k) is not None and t.get(k) == t.get(k) for t in trials)]
-    best = summary.get("number")
     return {
         "head": head,
         "rows": [[_text(t.get(k)) for k in head] for t in trials[:200]],
         "all": len(trials),
-        "best": best,
+        "best": summary.get("number"),
     }
 
 

@@ -192,8 +192,7 @@ class _Compiler:
         return sorted(unique, key=lambda u: (u.vertex.position, u.writes[0][1] >= 0, u.reads))
 
     def _units(self, vertex: Vertex) -> list[Unit]:
-        graph = self.graph
-        writes = tuple((graph.casefold(c), vertex.position) for c in vertex.outputs)
+        writes = tuple((self.graph.casefold(c), vertex.position) for c in vertex.outputs)
         if isinstance(vertex.module, Prepared):
             if not isinstance(vertex.module, Word2Vec):
                 raise refused(vertex, f"Spark prepares its input ({vertex.module.preparation_note})")

@@ -172,8 +172,7 @@ def save(value: Any, version: str, path: str | os.PathLike[str]) -> None:
         ) from e
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)  # type: ignore[arg-type]
-    unicode = unicodedata.unidata_version
-    described = {"format": FORMAT, "sparkdiff": version, "unicode": unicode, "scorer": content}
+    described = {"format": FORMAT, "sparkdiff": version, "unicode": unicodedata.unidata_version, "scorer": content}
     try:
         with (
             files.room("the scorer", folder, "free some space, or choose a folder on a disk with more space"),

@@ -132,8 +132,7 @@ class Study:
 
     def once(self, name: str, find: Callable[[], Any]) -> Any:
         """What `find` returns, in JSON's values; after a kill what it returned before."""
-        known = self.study.user_attrs
-        if name not in known:
+        if name not in self.study.user_attrs:
             self.study.set_user_attr(name, find())
         return self.study.user_attrs[name]
 
