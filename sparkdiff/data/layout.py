@@ -95,10 +95,17 @@ def columns_of(
 
 
 def names_of(cut: Cut, columns: Sequence[Mapping[str, Any]]) -> dict[Version, str]:
-    """The name, among the columns of the files, of each column version of the cut and of its null flags."""
-    names = {c["name"] for c in columns}
-    nulls = {null_of(c.version): f"null{i}" for i, c in enumerate(cut.columns) if f"null{i}" in names}
-    return {c.version: f"c{i}" for i, c in enumerate(cut.columns)} | nulls
+    """The name, among the columns of the files, of each column version of the cut and of its null flags.
+
+    Args:
+        columns: of a cache that was written for this cut, or for one with more columns.
+    """
+    # Those of the cut come first, and count: a column of the data may be named like one of ours.
+    casefold = cut.graph.casefold
+    names = {casefold(c["column"]): c["name"] for c in reversed(columns)}
+    flagged = {null_of(c.version): names.get(casefold(c.name + NULL)) for c in cut.columns if c.nulls}
+    nulls = {version: name for version, name in flagged.items() if name is not None}
+    return {c.version: names[casefold(c.name)] for c in cut.columns} | nulls
 
 
 def holds_true(folder: Path, splits: dict[str, Any], name: str) -> bool:

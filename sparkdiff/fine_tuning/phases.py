@@ -57,12 +57,13 @@ from sparkdiff.training.recipes import Recipe
 @contextlib.contextmanager
 def begun(
     task: Task, sources: Sequence[Source], phases: Phases, *, shared: Shared | None = None, boundaries: Boundaries | None = None,
-    allTrain: bool = False, keyed: bool = False,
+    allTrain: bool = False, keyed: bool = False, written: Task | None = None,
 ) -> Iterator[Run]:  # fmt: skip
     """Write the cache or find it, and open it for the phases that follow, while the context lasts.
 
     Args:
         allTrain, keyed: see `Request`.
+        written: the task whose cache has the columns that this one reads, if it isn't its own.
     """
     # A batch takes as many rows from each virtual shard.
     o = dataclasses.replace(task.options, batchSize=-(-task.options.batchSize // SHARDS) * SHARDS)
@@ -71,8 +72,10 @@ def begun(
         jvm.check_writable("checkpointDir", o.checkpointDir, where)  # before anything runs
     with phases.phase("cache") as say:
         weight = task.weightCol if task.soft is None else task.soft.weightCol
-        request = Request(task.cut, list(sources), o, task.labelCol, weight, boundaries, allTrain, keyed)
-        cache = shared.cache(key, request, lambda folder: say.watched(caches.Growing(folder).told))
+        writes = task if written is None else written
+        request = Request(writes.cut, list(sources), o, task.labelCol, weight, boundaries, allTrain, keyed)
+        place = (*key_of(writes, sources), keyed)
+        cache = shared.cache(place, request, lambda folder: say.watched(caches.Growing(folder).told))
         counts = ", ".join(f"{cache.rows(s):,} {s}" for s in cache.splits if not (allTrain and s == VALIDATION))
         say(
             f"{'reused' if cache.hit else 'written'}: {counts} rows, {len(task.plan.cacheCols)} columns, {_size(cache.folder)}"

@@ -20,6 +20,7 @@ class Arm:
         refused: why it can't be tried on this ground; empty if it can.
         run: (ground, number of the step, limit, all steps of all arms before) -> the step.
         make: (ground, settings of a `Making`) -> the pipeline, fitted to the training rows of the ground.
+        fits: how many times as long as fitting and measuring the pipeline a first step takes, at least.
         alone: whether it is all that is tried, so that an error or Ctrl-C in its step ends the run.
     """
 
@@ -29,4 +30,5 @@ class Arm:
     refused: Callable[[Ground], str]
     run: Callable[[Ground, int, Limit, Sequence[Step]], Step]
     make: Callable[[Ground, Mapping[str, Any]], Any]
+    fits: float = 1.0
     alone: bool = False

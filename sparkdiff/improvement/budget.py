@@ -84,7 +84,7 @@ class Account:
         self._begun = self._clock()
         self.spent: dict[str, float] = {}
         self._granted = 0.0
-        self._fold, self._folds, self._lanes, self._best = 0.0, 0, 1, 0.0
+        self.fold, self._folds, self._lanes, self._best = 0.0, 0, 1, 0.0
 
     def now(self) -> float:
         """Seconds since the improvement began, with those before an interruption."""
@@ -100,7 +100,7 @@ class Account:
 
     def start(self, seconds: float, folds: int, lanes: int) -> None:
         """Note how long it takes to fit and to measure the pipeline, which each of the folds does, so many at the same time."""
-        self._fold, self._folds, self._lanes, self._best = seconds, folds, lanes, FIRST_GUESS * seconds
+        self.fold, self._folds, self._lanes, self._best = seconds, folds, lanes, FIRST_GUESS * seconds
 
     def note_best(self, seconds: float) -> None:
         """Note how long it takes to make and to measure the best candidate so far."""
@@ -118,8 +118,8 @@ class Account:
             ready: folds in which the pipeline is fitted and measured already.
         """
         alone = 1.0 if self._lanes == 1 else ALONE
-        fits = self._times(max(folds - ready, 0)) * self._fold
-        return self._times(folds) * seconds + fits + alone * (seconds + self._fold)
+        fits = self._times(max(folds - ready, 0)) * self.fold
+        return self._times(folds) * seconds + fits + alone * (seconds + self.fold)
 
     def _times(self, folds: int) -> float:
         """How many times as long as one fold so many take, of which the last one may be alone."""

@@ -23,6 +23,7 @@ from sparkdiff.fine_tuning.summary import facts
 from sparkdiff.fine_tuning.task import Task, check_runs, prepare
 from sparkdiff.fine_tuning.values import Fitted, Goal, Measured, Run
 from sparkdiff.growth import costs
+from sparkdiff.growth.inputs import LINEAR, cut_for, upstream_columns
 from sparkdiff.growth.running import Memory
 from sparkdiff.growth.serving import SAME
 from sparkdiff.improvement.lanes import Brake
@@ -30,14 +31,18 @@ from sparkdiff.improvement.settings import ImprovementSettings
 from sparkdiff.objectives.composite import class_weights
 from sparkdiff.objectives.metric import Metric
 from sparkdiff.options import Options
+from sparkdiff.pipeline.cut import joined, within
 from sparkdiff.pipeline.nesting import flatten
 from sparkdiff.pipeline.parity import Parity
 from sparkdiff.pipeline.translation import linked
 from sparkdiff.report import Phases
+from sparkdiff.stages.trees import GBTClassification, GBTRegression
 from sparkdiff.store.run_folder import TRAININGS
 from sparkdiff.tensors.device import gpus
 from sparkdiff.tuning.solvers.threads import idle_cores
 
+BOOSTED = (GBTRegression, GBTClassification)
+"""Stages that boosted trees can join."""
 CORES = 2
 """What an arm can use: one core of Spark's or of torch's, and one for the process that tells them what to do."""
 
@@ -221,10 +226,25 @@ class Ground:
         place = f"{arm}-{number}" if self.fold is None else f"{arm}-{number}-fold{self.fold}"
         return {"checkpointDir": str(self.folder / TRAININGS), "runId": self.options.runId and place}
 
+    @functools.cached_property
+    def written(self) -> Task:
+        """The plan of the original, with what the arms that add trees or other parts read: one cache serves all of them."""
+        graph, head = self.plan.cut.graph, self.plan.cut.graph.head.module
+        if not isinstance(head, (*LINEAR, *BOOSTED)) or not {"import", "grow"} & set(self.settings.tried()):
+            return self.plan
+        known = upstream_columns(graph, self.sources[0].df, {}) if isinstance(head, LINEAR) else ()
+        cut = joined(self.plan.cut, cut_for(self.plan, known))
+        return self.plan if cut is None else dataclasses.replace(self.plan, cut=cut)
+
     @contextmanager
     def begun(self, task: Task) -> Iterator[Run]:
+        """See `fine_tuning.phases.begun`; a pipeline that begins with the stages of the original reads the original's cache."""
+        cut = within(task.cut, self.written.cut)
+        if cut is not None:
+            task = dataclasses.replace(task, cut=cut)
         with begun(
-            task, self.sources, self.phases, shared=self.shared, boundaries=self.boundaries, allTrain=self.allTrain, keyed=True
+            task, self.sources, self.phases, shared=self.shared, boundaries=self.boundaries, allTrain=self.allTrain, keyed=True,
+            written=None if cut is None else self.written,
         ) as run:  # fmt: skip
             yield run
 

@@ -1,6 +1,7 @@
 """Which arm runs how far: cheap arms first, each a tenth of its share, and then those that may still win."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 
@@ -107,17 +108,20 @@ class Round:
     def tasks(self) -> lanes.Tasks:
         """The steps that are to run, in the order of the arms; what each may use is decided when it is its turn."""
         for arm in self.alive:
-            if why := self.log.skipped(arm.name, self.number, self._too_late):
+            if why := self.log.skipped(arm.name, self.number, functools.partial(self._too_late, arm)):
                 self.ends[arm.name] = ("stopped", why)
                 self.cut.add(arm.name)
                 continue
             yield arm.name, self._task(arm, self._limit(arm))
 
-    def _too_late(self) -> str:
-        """Why no step begins now; empty if one does. The first one begins anyway, and what can be proven is decided then."""
+    def _too_late(self, arm: Arm) -> str:
+        """Why no step of an arm begins now; empty if it does. The first of all begins anyway, and what can be proven is decided
+        then.
+        """
         if self.account.budget.seconds is None:
             return "no passes are left" if self.account.left() <= 1 else ""
-        return "no time is left" if self.account.left() < LEAST and (self.before or self.found) else ""
+        least = LEAST if self.number else max(LEAST, arm.fits * self.account.fold)
+        return "no time is left" if self.account.left() < least and (self.before or self.found) else ""
 
     def steps(self) -> list[Step]:
         """What was found, in the order of the arms."""
@@ -136,7 +140,8 @@ class Round:
         )
         if limit.seconds is None:
             return limit
-        return dataclasses.replace(limit, seconds=max(limit.seconds, min(LEAST, self.account.left())))
+        least = min(LEAST, self.account.left()) if self.before or self.found else LEAST
+        return dataclasses.replace(limit, seconds=max(limit.seconds, least))
 
     def _task(self, arm: Arm, limit: Limit) -> lanes.Task:
         def run() -> str:

@@ -1,5 +1,7 @@
 """Fitted stages rebuilt with new weights, by constructors of the JVM or through their saved files."""
 
+import functools
+import importlib
 import json
 import math
 import sys
@@ -109,7 +111,25 @@ def made(
     """A model of this Java class by the constructor of (String uid, *arguments), with the uid and Params of a Java stage."""
     uid, wanted = java.uid(), wanted or f"of {len(arguments)} weights"
     make = constructor(kind, len(arguments) + 1, fits, f"{uid}: {kind.getName()} has no constructor {wanted}")
-    return JavaParams._from_java(java.copyValues(make(uid, *arguments), no_params()))
+    return wrapped(java.copyValues(make(uid, *arguments), no_params()))
+
+
+def wrapped(java: Any) -> Any:
+    """The Python object of a Java model, as `JavaParams._from_java` makes it; of an ensemble without an object for each tree: these
+    take a second for 300 trees, and where `trees` is no plain property, the first look for Params makes them.
+    """
+    module, _, name = java.getClass().getName().replace("org.apache.spark", "pyspark", 1).rpartition(".")
+    kind = getattr(importlib.import_module(module), name)
+    if not isinstance(getattr(kind, "trees", None), functools.cached_property):
+        return JavaParams._from_java(java)
+    stage = kind()
+    stage.__dict__["trees"] = ()
+    stage._java_obj = java
+    stage._create_params_from_java()
+    stage._resetUid(java.uid())
+    stage._transfer_params_from_java()
+    del stage.__dict__["trees"]
+    return stage
 
 
 def _constructed(java: Any, kind: Any, weights: Mapping[str, Any], like: Mapping[str, Any]) -> Any:

@@ -2,6 +2,7 @@
 JVM.
 """
 
+import functools
 import json
 import uuid
 from typing import Any
@@ -15,7 +16,6 @@ from sparkdiff.jvm.nodes import Array, Nodes
 from sparkdiff.jvm.objects import (
     array,
     class_named,
-    constructor,
     doubles,
     mapper,
     no_params,
@@ -82,7 +82,7 @@ def _constructed(old: Any, nodes: Nodes, treeWeights: Array | None, numFeatures:
     features = java.numFeatures() if numFeatures is None else numFeatures
     trees = list(java.trees()) if is_ensemble(old) else [java]
     kind, classes, none = trees[0].getClass(), _classes(trees[0]), no_params()
-    make = constructor(kind, 3 + len(classes))
+    make = _maker(kind.getName())
     # An ensemble's trees are read with its own impurity, whatever theirs say (EnsembleModelReadWrite.loadImpl).
     made = roots(nodes, old.getOrDefault("impurity"))
     new = [
@@ -119,10 +119,9 @@ def fitted(
     model = rebuilding.model_class(estimator)
     made = roots(nodes, estimator.getImpurity() if voting else "variance")
     if is_ensemble(estimator):
-        member = class_named(kind)
-        make = constructor(member, 3 + len(voting))
+        make = _maker(kind)
         members = [make(uid, root, numFeatures, *voting) for uid, root in zip(uids, made, strict=True)]
-        made = [array(member, members), *([doubles(treeWeights)] if is_boosted(estimator) else [])]
+        made = [array(class_named(kind), members), *([doubles(treeWeights)] if is_boosted(estimator) else [])]
     return rebuilding.made(estimator._java_obj, model, [*made, numFeatures, *classes])
 
 
@@ -136,6 +135,11 @@ def first(stage: Any, count: int) -> Any:
     weights = doubles(old.treeWeights[:count])
     new = rebuilding.made_of(old, kept, weights, java.numFeatures(), *_classes(java))
     return old._copyValues(new._resetUid(stage.uid))
+
+
+def _maker(kind: str) -> Any:
+    """The constructors of a class, for many trees: one call for each, where one found by reflection takes ten."""
+    return functools.reduce(getattr, kind.split("."), packages())
 
 
 def roots(nodes: Nodes, impurity: str) -> list[Any]:

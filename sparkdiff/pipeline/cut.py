@@ -1,5 +1,6 @@
 """The border between Spark and torch in a pipeline, and the whole analysis of a pipeline. Runs no job."""
 
+import collections
 import dataclasses
 from collections.abc import Set
 from typing import Any, NamedTuple
@@ -8,7 +9,7 @@ from pyspark.sql import Column, DataFrame
 
 from sparkdiff.errors import InputError
 from sparkdiff.options import Options
-from sparkdiff.pipeline.graph import Graph, Version, Vertex
+from sparkdiff.pipeline.graph import Graph, Version, Vertex, in_front_of
 from sparkdiff.pipeline.names import named
 from sparkdiff.pipeline.roles import Roles, droppers, roles_of, with_head
 from sparkdiff.pipeline.schema import SchemaOrRows
@@ -91,7 +92,8 @@ class Cut:
         found = []
         for i in sorted({*self.cached, *self.live}):
             vertex = self.graph.vertices[i]
-            found += [vertex.stage] if i in self.cached else vertex.preparation()
+            found += vertex.preparation() if i in self.live else []
+            found += [vertex.stage] if i in self.cached else []
         return found
 
     def first_in_spark(self) -> list[Vertex]:
@@ -115,6 +117,66 @@ def cut_of(roles: Roles) -> Cut:
     nulls, loss = set(graph.nulls_read(live)), set(graph.head.lossReads if live else ())
     columns = (CutColumn(v, graph.name(v), graph.in_struct(v), v in nulls, v in loss) for v in read)
     return Cut(graph, tuple(sorted(cached)), tuple(live), tuple(columns))
+
+
+def joined(one: Cut, other: Cut) -> Cut | None:
+    """The first of two cuts of a pipeline with the columns of both, so that one cache serves both; None where the stages that
+    only the second one runs in Spark could change the rows or the columns of the first.
+    """
+    graph, more = one.graph, [other.graph.vertices[i] for i in other.cached if i not in one.cached]
+    read = {v[0] for vertex in graph.vertices for v in (*vertex.sources, *vertex.margin_reads) if v[1] == -1}
+    written = collections.Counter(graph.casefold(c) for vertex in graph.vertices for c in vertex.outputs)
+    made = [graph.casefold(c) for vertex in more for c in vertex.outputs]
+    if one.opaque or any(v.opaque or v.may_drop for v in more) or any(c in read or written[c] > 1 for c in made):
+        return None
+    columns = {c.version: c for c in one.columns}
+    for c in other.columns:
+        own = columns.get(c.version, c)
+        columns[c.version] = dataclasses.replace(own, nulls=own.nulls or c.nulls, loss=own.loss or c.loss)
+    return dataclasses.replace(one, cached=tuple(sorted({*one.cached, *other.cached})), columns=tuple(columns.values()))
+
+
+def within(cut: Cut, wide: Cut) -> Cut | None:
+    """The cut of a pipeline, such that it reads the cache of another pipeline that begins with the same stages: stages that this
+    cache knows nothing of run in torch. None where the cache lacks a column, or may have other rows.
+    """
+    graph, base = cut.graph, wide.graph
+    ran = {id(base.vertices[i].stage): i for i in wide.cached}
+    same = {i: ran[id(v.stage)] for i in cut.cached if id((v := graph.vertices[i]).stage) in ran}
+    prepared = {id(base.vertices[i].stage): i for i in wide.live}
+
+    def there(version: Version) -> Version | None:
+        name, writer = version
+        if writer < -1:
+            place = prepared.get(id(graph.vertices[in_front_of(writer)].stage))
+            return None if place is None else (name, in_front_of(place))
+        return version if writer == -1 else (name, same[writer]) if writer in same else None
+
+    in_front, rest = graph.ancestors([graph.head.position]), [i for i in cut.cached if i not in same]
+    unlike = any(tuple(map(there, graph.vertices[i].sources)) != base.vertices[j].sources for i, j in same.items())
+    droppers = {same[i] for i in same if graph.vertices[i].may_drop} ^ {v.position for v in wide.stages if v.may_drop}
+    if (
+        cut.opaque
+        or wide.opaque
+        or unlike
+        or droppers
+        or any(i not in in_front or i not in graph.modules for i in rest)
+    ):
+        return None
+    live = sorted({*cut.live, *rest})
+    read = dict.fromkeys(
+        [*(c.version for c in cut.columns), *(v for i in live for v in graph.vertices[i].margin_reads)]
+    )
+    nulls, loss, stored = set(graph.nulls_read(live)), set(graph.head.lossReads), {c.version: c for c in wide.columns}
+    columns = list[CutColumn]()
+    for version in (v for v in read if v[1] not in live):
+        own = CutColumn(version, graph.name(version), graph.in_struct(version), version in nulls, version in loss)
+        place = there(version)
+        kept = None if place is None else stored.get(place)
+        if kept is None or own.nulls > kept.nulls or own.loss > kept.loss or own.in_struct != kept.in_struct:
+            return None
+        columns.append(own)
+    return Cut(graph, tuple(sorted(same)), tuple(live), tuple(columns))
 
 
 def _cached(roles: Roles) -> set[int]:

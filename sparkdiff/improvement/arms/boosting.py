@@ -28,21 +28,19 @@ from sparkdiff.growth.parts.trees import TreesPart
 from sparkdiff.growth.rounds import Run
 from sparkdiff.growth.table import Column, Table
 from sparkdiff.importers.trees import LARGEST_CATEGORY, TreeArrays
-from sparkdiff.improvement.arms.fine_tuning import fine_tuned
+from sparkdiff.improvement.arms.fine_tuning import with_tuned
 from sparkdiff.improvement.budget import Limit
 from sparkdiff.improvement.candidate import Candidate, Making, Step, nothing
-from sparkdiff.improvement.ground import Ground, allowed, measure
+from sparkdiff.improvement.ground import BOOSTED, Ground, allowed, measure
 from sparkdiff.jvm import trees as java_trees
 from sparkdiff.jvm.nodes import Array, Nodes
 from sparkdiff.pipeline.nesting import replaced
 from sparkdiff.pipeline.schema import known_fields
 from sparkdiff.report.shares import share_of
 from sparkdiff.stages.fields import slots_of, values_of
-from sparkdiff.stages.trees import GBTClassification, GBTRegression
 from sparkdiff.store.run_folder import name_beside
 from sparkdiff.tensors.rows import dense, width
 
-BOOSTED = (GBTRegression, GBTClassification)
 LARGEST = 2**30
 """Bytes that the features may take as a matrix."""
 PASSES = 20
@@ -156,14 +154,7 @@ def run(ground: Ground, number: int, limit: Limit, steps: Sequence[Step]) -> Ste
     candidate = Candidate("import", best.name, measured, best.making, best.name, seconds=seconds)
     hope = LATE * max(share_of(original - best.found.value, original), 0.0) if late else 0.0
     step = Step("import", number, (candidate,), hope, says, trains=number == 0, learned=told)
-    if number == 0:
-        return step
-    more = fine_tuned(
-        ground, candidate, replace(limit, seconds=clock.left(limit.seconds)), recipe="default", number=number,
-        name=f"{candidate.name}, fine-tuned",
-    )  # fmt: skip
-    learned = {**more.learned, **told, "late": more.learned["late"]}
-    return replace(more, candidates=(candidate, *more.candidates), says=f"{says}; {more.says}", learned=learned)
+    return step if number == 0 else with_tuned(ground, step, limit, clock)
 
 
 def make(ground: Ground, settings: Mapping[str, Any]) -> Any:

@@ -15,6 +15,7 @@ from sparkdiff.fine_tuning.phases import trained, verified, written
 from sparkdiff.fine_tuning.starting_point import recorded_rows
 from sparkdiff.fine_tuning.values import Fitted, Measured, Run
 from sparkdiff.growth import costs
+from sparkdiff.growth.clock import Clock
 from sparkdiff.improvement.arm import Arm
 from sparkdiff.improvement.budget import Limit
 from sparkdiff.improvement.candidate import Candidate, Making, Step
@@ -65,6 +66,18 @@ def fine_tuned(ground: Ground, base: Candidate, limit: Limit, *, recipe: str, nu
     seconds = base.seconds + time.monotonic() - begun - trains * (1 - epoch / (last * len(fitted.recipes)))
     candidate = Candidate(arm, name, found, making, base.changes, value=value, seconds=seconds)
     return Step(arm, number, (candidate,), hope, says, learned=told)
+
+
+def with_tuned(ground: Ground, step: Step, limit: Limit, clock: Clock) -> Step:
+    """Train the weights of a step's candidate in the time that is left, and return the step with both."""
+    [candidate] = step.candidates
+    tuned = fine_tuned(
+        ground, candidate, replace(limit, seconds=clock.left(limit.seconds)), recipe="default", number=step.number,
+        name=f"{candidate.name}, fine-tuned",
+    )  # fmt: skip
+    learned = {**tuned.learned, **step.learned, "late": tuned.learned["late"]}
+    says = f"{step.says}; {tuned.says}"
+    return replace(tuned, candidates=(candidate, *tuned.candidates), says=says, learned=learned)
 
 
 def steady(

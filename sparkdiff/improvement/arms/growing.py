@@ -3,30 +3,34 @@ front of this stage or, where a pipeline ends in boosted trees, in these (boosti
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from sparkdiff.data.splits import VALIDATION
 from sparkdiff.errors import InputError
+from sparkdiff.evaluation.scores import Score
 from sparkdiff.fine_tuning.phases import verified, written
 from sparkdiff.fine_tuning.starting_point import recorded_rows
 from sparkdiff.growth import costs
 from sparkdiff.growth.assembly import serving_of, width_of
 from sparkdiff.growth.checks import check_options
 from sparkdiff.growth.clock import Clock
-from sparkdiff.growth.finishing import Finished, finish
-from sparkdiff.growth.ground import ground as growth_ground
+from sparkdiff.growth.finishing import finish
+from sparkdiff.growth.ground import GrowthStart, ground as growth_ground
 from sparkdiff.growth.inputs import linear_head
 from sparkdiff.growth.parts import trees
 from sparkdiff.growth.procedure import assembled, grow_again, grow_rounds
 from sparkdiff.growth.reporting import Told, of_a_sample, rows_without_entity, why_none
+from sparkdiff.growth.rounds import Grown
 from sparkdiff.growth.serving import check_room
 from sparkdiff.growth.settings import GrowthSettings
 from sparkdiff.improvement.arm import Arm
 from sparkdiff.improvement.arms import boosting
+from sparkdiff.improvement.arms.fine_tuning import with_tuned
 from sparkdiff.improvement.budget import Limit
 from sparkdiff.improvement.candidate import Candidate, Making, Step, shortened
-from sparkdiff.improvement.ground import Ground, Measurement, Training, check_same_rows, moved
+from sparkdiff.improvement.ground import Ground, Measurement, Training, check_same_rows, measure, moved
+from sparkdiff.options import Options
 from sparkdiff.proof.division import inner
 from sparkdiff.report.shares import share_of
 
@@ -64,28 +68,45 @@ def _refused(parts: Callable[[Ground], tuple[str, ...]]) -> Callable[[Ground], s
     return refused
 
 
-def _step(
-    name: str, parts: Callable[[Ground], tuple[str, ...]]
-) -> Callable[[Ground, int, Limit, Sequence[Step]], Step]:
-    def run(ground: Ground, number: int, limit: Limit, steps: Sequence[Step]) -> Step:
-        rounds = (FEW, MANY)[number]
-        if limit.passes is not None:
-            rounds = max(1, min(rounds, int(limit.passes / PASSES)))
-        return grown(ground, limit, _settings(ground, parts(ground), rounds), name, number)
+@dataclass(frozen=True)
+class _Rounds:
+    """What rounds of growth have found.
 
-    return run
+    Attributes:
+        first: the metric of what they started from.
+        made: the grown pipeline; None where no part joined.
+        making: the kinds of parts, if these are trees, and the number of rounds.
+        says: how it went.
+        seconds: that looking for parts took, without those that making the parts that joined takes.
+    """
+
+    start: GrowthStart
+    options: Options
+    first: Score
+    found: Grown
+    told: Told
+    made: Any
+    making: Making
+    says: str
+    learned: dict[str, Any]
+    seconds: float
+
+    @property
+    def names(self) -> str:
+        return ", ".join(m.part.name for m in self.found.members)
 
 
-def grown(ground: Ground, limit: Limit, settings: GrowthSettings, arm: str, number: int) -> Step:
-    """Grow the model of a ground, and write the result back."""
-    epochs, begun = limit.epochs(4), time.monotonic()
+def _rounds(
+    ground: Ground, limit: Limit, settings: GrowthSettings, arm: str, number: int, clock: Clock
+) -> _Rounds:  # fmt: skip
+    """Look for parts of the model of a ground."""
+    epochs = limit.epochs(4)
     options = replace(
         ground.options, freeze=ground.keeps, maxSeconds=limit.seconds, **ground.kept(arm, str(number)),
         maxEpochs=ground.options.maxEpochs if epochs is None else min(ground.options.maxEpochs, epochs),
     )  # fmt: skip
     start = growth_ground(ground.model, options, settings.entityCols, ground.sources, ground.boundaries)
     serving = serving_of(ground.model, start.head, settings.maxServingCost, start.indexers)
-    clock = Clock.of(limit.seconds)
     with ground.begun(start.task) as run:
         first = verified(run).scores[VALIDATION]
         looks = time.monotonic()
@@ -93,37 +114,78 @@ def grown(ground: Ground, limit: Limit, settings: GrowthSettings, arm: str, numb
         looked = time.monotonic() - looks if settings.parts == ("trees",) else 0.0  # whose sizes are known then
     told = Told(settings, found, gone, serving)
     learned = {"rounds": [asdict(t) for t in found.tried], "late": found.late, "warnings": told.warnings}
+    learned |= {"fields": told.fields()}
     if not found.members:
-        learned |= {"fields": told.fields(), "why": why_none(told, options)}
-        return Step(arm, number, (), 0.0, f"no part joined: {found.stopped}", learned=learned)
+        learned |= {"why": why_none(told, options)}
+        says = f"no part joined: {found.stopped}"
+        return _Rounds(start, options, first, found, told, None, Making(arm), says, learned, looked)
     made = assembled(start, found.members, serving, ground.sources[0].df, drop=settings.dropColumns)
-    with ground.begun(replace(ground.task(made), options=options)) as run:
-        trains = time.monotonic()
-        done = finish(run, first, width_of(start.head.stage), clock.left(limit.seconds), replace=True)
-        trains = time.monotonic() - trains
-        ground.trainings.append(Training(1 if ground.fold is None else ground.fold, run, done.fitted))
-        margins = recorded_rows(run, done.network)
-        model, after = written(run, done.start, done.network, {VALIDATION: done.tuned})
-    names = ", ".join(m.part.name for m in found.members)
-    measured = Measurement(ground.task(model), after.scores, margins, after.parity, costs.of_model(model))
-    check_same_rows(ground.start, measured)
-    learned |= {"fields": told.fields(), "history": done.fitted.found.history}
     dropped = f", {len(gone)} dropped" if gone else ""
     doubts = (*of_a_sample(found.table), *rows_without_entity(found))
     says = "; ".join([f"{found.members[-1].round} rounds{dropped}", found.stopped, *doubts])
     rounds = {m.round for m in found.members}
-    joined = [(t.round, t.name, t.epoch) for t in found.tried if not t.why and t.round in rounds]
+    joined = [t for t in found.tried if not t.why and t.round in rounds]
     most = max(rounds) if found.late else settings.rounds  # where time was over, as many as there was time for
-    making = Making(arm, {"rounds": most} | ({"trees": joined} if settings.parts == ("trees",) else {}))
-    ledger = done.fitted.found.ledger
-    if settings.parts == ("trees",) and ledger.chosen >= 0:
-        chosen = ledger.trials[ledger.chosen]
-        making = replace(making, recipe=done.fitted.recipes[chosen.candidate], epochs=chosen.epoch)
-        epochs = max(row["epoch"] for row in done.fitted.found.history) * len(done.fitted.recipes)
-        looked += trains * (1 - chosen.epoch / epochs)
-    seconds = time.monotonic() - begun - looked
-    candidate = Candidate(arm, f"+ {shortened(names)}", measured, making, names, seconds=seconds)
-    return Step(arm, number, (candidate,), _hope(done, number), says, learned=learned)
+    trees = {"trees": [(t.round, t.name, t.epoch) for t in joined]} if settings.parts == ("trees",) else {}
+    looked = max(looked - sum(t.seconds for t in joined), 0.0)
+    return _Rounds(
+        start, options, first, found, told, made, Making(arm, {"rounds": most} | trees), says, learned, looked
+    )
+
+
+def _grow(ground: Ground, number: int, limit: Limit, steps: Sequence[Step]) -> Step:
+    return grown(ground, limit, _settings(ground, _parts(ground), _number_of_rounds(number, limit)), "grow", number)
+
+
+def _number_of_rounds(number: int, limit: Limit) -> int:
+    rounds = (FEW, MANY)[number]
+    return rounds if limit.passes is None else max(1, min(rounds, int(limit.passes / PASSES)))
+
+
+def grown(ground: Ground, limit: Limit, settings: GrowthSettings, arm: str, number: int) -> Step:
+    """Grow the model of a ground, train all stages together, and write the result back."""
+    begun, clock = time.monotonic(), Clock.of(limit.seconds)
+    rounds = _rounds(ground, limit, settings, arm, number, clock)
+    if rounds.made is None:
+        return Step(arm, number, (), 0.0, rounds.says, learned=rounds.learned)
+    with ground.begun(replace(ground.task(rounds.made), options=rounds.options)) as run:
+        trains = time.monotonic()
+        done = finish(run, rounds.first, width_of(rounds.start.head.stage), clock.left(limit.seconds), replace=True)
+        trains = time.monotonic() - trains
+        ground.trainings.append(Training(1 if ground.fold is None else ground.fold, run, done.fitted))
+        margins = recorded_rows(run, done.network)
+        model, after = written(run, done.start, done.network, {VALIDATION: done.tuned})
+    measured = Measurement(ground.task(model), after.scores, margins, after.parity, costs.of_model(model))
+    check_same_rows(ground.start, measured)
+    making, looked, ledger = rounds.making, rounds.seconds, done.fitted.found.ledger
+    if settings.parts == ("trees",):
+        looked += trains
+        if ledger.chosen >= 0:
+            chosen = ledger.trials[ledger.chosen]
+            making = replace(making, recipe=done.fitted.recipes[chosen.candidate], epochs=chosen.epoch)
+            epochs = max(row["epoch"] for row in done.fitted.found.history) * len(done.fitted.recipes)
+            looked -= trains * chosen.epoch / epochs
+    candidate = _candidate(rounds, measured, making, time.monotonic() - begun - looked)
+    learned = rounds.learned | {"history": done.fitted.found.history}
+    return Step(arm, number, (candidate,), _hope(done.before, done.tuned, number), rounds.says, learned=learned)
+
+
+def _candidate(rounds: _Rounds, measured: Measurement, making: Making, seconds: float) -> Candidate:
+    return Candidate(making.arm, f"+ {shortened(rounds.names)}", measured, making, rounds.names, seconds=seconds)
+
+
+def _put_in_front(ground: Ground, number: int, limit: Limit, steps: Sequence[Step]) -> Step:
+    """Put boosted trees in front of the last linear stage; in a second step more of them, and train all stages together."""
+    begun, clock = time.monotonic(), Clock.of(limit.seconds)
+    settings = _settings(ground, _trees(ground), _number_of_rounds(number, limit))
+    rounds = _rounds(ground, limit, settings, "import", number, clock)
+    if rounds.made is None:
+        return Step("import", number, (), 0.0, rounds.says, learned=rounds.learned)
+    measured = measure(ground, rounds.made)
+    candidate = _candidate(rounds, measured, rounds.making, time.monotonic() - begun - rounds.seconds)
+    hope = _hope(rounds.first, measured.scores[VALIDATION], number)
+    step = Step("import", number, (candidate,), hope, rounds.says, trains=number == 0, learned=rounds.learned)
+    return step if number == 0 else with_tuned(ground, step, limit, clock)
 
 
 def _rounds_again(ground: Ground, made: Mapping[str, Any], settings: GrowthSettings) -> Step:
@@ -150,8 +212,8 @@ def _trees_again(ground: Ground, made: Mapping[str, Any], settings: GrowthSettin
     return assembled(start, members, serving, ground.sources[0].df, drop=settings.dropColumns)
 
 
-def _hope(done: Finished, number: int) -> float:
-    gained = share_of(done.before.mean - done.tuned.mean, done.before.mean)
+def _hope(before: Score, after: Score, number: int) -> float:
+    gained = share_of(before.mean - after.mean, before.mean)
     return NEXT_ROUND * max(gained, 0.0) if number == 0 else 0.0
 
 
@@ -188,7 +250,7 @@ def _import_refused(ground: Ground) -> str:
 
 
 def _import(ground: Ground, number: int, limit: Limit, steps: Sequence[Step]) -> Step:
-    run = boosting.run if boosting.ends_in_boosted(ground) else _step("import", _trees)
+    run = boosting.run if boosting.ends_in_boosted(ground) else _put_in_front
     return run(ground, number, limit, steps)
 
 
@@ -198,5 +260,5 @@ def _import_again(ground: Ground, made: Mapping[str, Any]) -> Any:
     return _trees_again(ground, made, _settings(ground, ("trees",), made["rounds"]))
 
 
-GROW = Arm("grow", 2, 2.0, _refused(_parts), _step("grow", _parts), _grow_again)
+GROW = Arm("grow", 2, 2.0, _refused(_parts), _grow, _grow_again)
 IMPORT = Arm("import", 2, 1.0, _import_refused, _import, _import_again)

@@ -74,4 +74,4 @@ def _make(ground: Ground, settings: Mapping[str, Any]) -> Any:
     return fit_anew(ground, form)
 
 
-ARM = Arm("simplify", 2, 0.5, _refused, _run, _make)
+ARM = Arm("simplify", 2, 0.5, _refused, _run, _make, fits=2.0)
