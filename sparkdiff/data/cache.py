@@ -26,7 +26,7 @@ from sparkdiff.data import splits, stage_rows
 from sparkdiff.data.fingerprint import SHARDS, Request, fingerprint
 from sparkdiff.data.frames import blamed, check_request, made_frames, ran_by
 from sparkdiff.data.label_stats import label_stats, weight_range
-from sparkdiff.data.layout import columns_of, holds_true, names_of, shards_in, write_files
+from sparkdiff.data.layout import OWN, columns_of, holds_true, names_of, shards_in, write_files
 from sparkdiff.data.splits import SPLITS
 from sparkdiff.data.stream import DamagedCacheError, Manifest, arrow, usage
 from sparkdiff.data.stream.manifest import FORMAT
@@ -97,14 +97,17 @@ class Cache:
     def rows(self, split: str) -> int:
         return sum(p["rows"] for shard in self.manifest["splits"][split] for p in shard)
 
-    def size(self, split: str, *, dense: bool = False) -> int:
+    def size(self, split: str, *, of: Cut | None = None, dense: bool = False) -> int:
         """Bytes that the rows of a split take as tensors, at most.
 
         Args:
+            of: the cut whose columns count; None for all.
             dense: whether sparse columns become strided, too.
         """
-        sparse = [c["name"] for c in self.manifest["columns"] if c["kind"] == "sparse" and not dense]
-        widths = [c["width"] for c in self.manifest["columns"] if c["name"] not in sparse]
+        read = None if of is None else {*self.columns(of).values(), *OWN}
+        columns = [c for c in self.manifest["columns"] if read is None or c["name"] in read]
+        sparse = [c["name"] for c in columns if c["kind"] == "sparse" and not dense]
+        widths = [c["width"] for c in columns if c["name"] not in sparse]
         # A sparse row has its offset, and an index and a value for each entry.
         paths = [self.folder / piece["path"] for shard in self.manifest["splits"][split] for piece in shard]
         entries = sum(arrow.entries(path, f"{name}_v") for name in sparse for path in paths)

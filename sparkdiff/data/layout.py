@@ -30,6 +30,8 @@ from sparkdiff.stages.base import NULL
 SPARSE_WIDTH, SPARSE_FILL = 128, 0.25
 PIECE_BYTES = 1 << 26
 SCALAR: dict[str, Any] = {"kind": "scalar", "width": 1}
+OWN = {"label": "float64", "weight": "float64", "block": "int64", "time": "float64", "row": "int64"}
+"""What a cache keeps of each row beside the columns of the cut; the row's hash only where that is asked for."""
 USUAL = 64
 """Weights are taken as they are where the largest lies between two to the power of minus this and of this."""
 
@@ -82,8 +84,7 @@ def columns_of(
         for i, read in enumerate(request.cut.columns)
         if read.nulls and out[i]["kind"] == "scalar"
     ]
-    own = {"label": "float64", "weight": "float64", "block": "int64", "time": "float64"}
-    own |= {"row": "int64"} if request.keyed else {}
+    own = {name: kind for name, kind in OWN.items() if name != "row" or request.keyed}
     return [
         *out,
         *({"name": name, "column": name, **SCALAR, "dtype": dtype} for name, dtype in own.items()),

@@ -240,7 +240,8 @@ def _all_train(run: Run) -> bool:
 
 def _share(run: Run, room: int, *, dense: bool) -> float:
     """The share of the training rows for which there is room beside all validation rows."""
-    train, validation = (run.cache.size(split, dense=dense) for split in (TRAIN, VALIDATION))
+    cut = run.task.cut
+    train, validation = (run.cache.size(split, of=cut, dense=dense) for split in (TRAIN, VALIDATION))
     validation *= not _all_train(run)
     if validation > HELD_OUT * room:
         raise InputError(

@@ -102,6 +102,10 @@ class Account:
         """Note how long it takes to fit and to measure the pipeline, which each of the folds does, so many at the same time."""
         self.fold, self._folds, self._lanes, self._best = seconds, folds, lanes, FIRST_GUESS * seconds
 
+    def note_fold(self, seconds: float) -> None:
+        """Note how long that took in a fold, with whatever ran beside it."""
+        self.fold = seconds
+
     def note_best(self, seconds: float) -> None:
         """Note how long it takes to make and to measure the best candidate so far."""
         self._best = seconds
@@ -140,7 +144,7 @@ class Account:
         for each in seconds:
             if most:
                 cost = (self._times(most) + 1) * each
-                out.append(most if cost <= left else 0)
+                out.append(most if cost <= max(left, 0.0) else 0)  # the refit, which is made anyway, costs nothing
             else:
                 number = self._affordable(each, ready)
                 cost = self._proof(each, number, ready)

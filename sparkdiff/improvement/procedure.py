@@ -130,7 +130,13 @@ def explore_and_prove(
         find = functools.partial(log.kept, "rival", functools.partial(origin.rival, ground, explores))
         rival = functools.partial(proof.shared.once, ("rival",), find)
         early = not origin.refused and ground.folds_side_by_side > 1 and not log.has("folds")
-        folds = [functools.partial(proof.ground_of, k) for k in range(division.number)]
+
+        def make_fold(k: int) -> None:
+            begins = account.now()
+            proof.ground_of(k)
+            account.note_fold(account.now() - begins)
+
+        folds = [functools.partial(make_fold, k) for k in range(division.number)]
         with ahead([rival, *folds]) if early else contextlib.nullcontext():
             explored = _explored(explores, verb.arms, origin, account, log, phases)
             begun = time.monotonic()

@@ -115,8 +115,8 @@ def made(
 
 
 def wrapped(java: Any) -> Any:
-    """The Python object of a Java model, as `JavaParams._from_java` makes it; of an ensemble without an object for each tree: these
-    take a second for 300 trees, and where `trees` is no plain property, the first look for Params makes them.
+    """The Python object of a Java model, as `JavaParams._from_java` makes it; of an ensemble without objects for its trees, which
+    take a second for 300 of them: where `trees` is no plain property, the first look for Params makes them.
     """
     module, _, name = java.getClass().getName().replace("org.apache.spark", "pyspark", 1).rpartition(".")
     kind = getattr(importlib.import_module(module), name)

@@ -126,4 +126,4 @@ def _words(found: TunedSettings, best: TunedSetting) -> str:
     return ", ".join(shown[:3]) + (f" and {len(shown) - 3} more" if len(shown) > 3 else "")
 
 
-ARM = Arm("search", 3, 1.5, _refused, _run, _make, fits=6.0)
+ARM = Arm("search", 3, 1.5, _refused, _run, _make, fits=4.0)

@@ -1,0 +1,132 @@
+"""One cache serves a pipeline and all that begins with its stages; what has other stages in front, or other rows, has its own."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from grounds import prepare_ground
+from pyspark.ml import Pipeline, PipelineModel
+from pyspark.ml.classification import LogisticRegression
+from pyspark.ml.feature import Imputer, OneHotEncoder, SQLTransformer, StandardScaler, StringIndexer, VectorAssembler
+from pyspark.sql import DataFrame, SparkSession
+
+from sparkdiff.data.splits import VALIDATION
+from sparkdiff.improvement.arms.growing import IMPORT
+from sparkdiff.improvement.budget import Limit
+from sparkdiff.improvement.ground import Ground, measure
+from sparkdiff.pipeline.cut import within
+
+ROWS = 900
+
+
+@pytest.fixture(scope="module")
+def rows(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> DataFrame:
+    """Two classes that a product of two columns decides, with nulls, NaN, negative zeros and a rare category."""
+    r = np.random.default_rng(4)
+    x = r.normal(size=(ROWS, 3))
+    x[:7, 0], x[7:11, 1] = np.nan, -0.0
+    kind = np.where(r.random(ROWS) < 0.01, "rare", r.choice(["a", "b", "c"], ROWS))
+    y = (x[:, 1] * x[:, 2] + 0.3 * r.normal(size=ROWS) > 0).astype(float)
+    third = pa.array(x[:, 2], mask=np.arange(ROWS) % 97 == 0)
+    path = tmp_path_factory.mktemp("rows") / "rows.parquet"
+    pq.write_table(pa.table({"one": x[:, 0], "Two": x[:, 1], "three": third, "kind": kind, "label": y}), path)
+    return spark.read.parquet(f"file://{path}")
+
+
+def pipeline(*front: Any, invalid: str = "keep") -> Pipeline:
+    numbers = ["one_", "two_", "three_"]
+    return Pipeline(stages=[
+        *front,
+        Imputer(inputCols=["one", "Two", "three"], outputCols=numbers),
+        StringIndexer(inputCol="kind", outputCol="index", handleInvalid=invalid),
+        OneHotEncoder(inputCols=["index"], outputCols=["hot"], handleInvalid="keep"),
+        VectorAssembler(inputCols=[*numbers, "hot"], outputCol="plain"),
+        StandardScaler(inputCol="plain", outputCol="features", withMean=True),
+        LogisticRegression(regParam=0.1, maxIter=5),
+    ])  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def model(rows: DataFrame) -> PipelineModel:
+    return pipeline().fit(rows)
+
+
+def grounds(model: Any, rows: DataFrame, folder: Path) -> Ground:
+    return prepare_ground(
+        model, rows, settings={"arms": ["import", "finetune"]}, cacheDir=str(folder), maxEpochs=2, recipe="fast"
+    )
+
+
+def caches(folder: Path) -> int:
+    return len(list(folder.glob("*/manifest.json")))
+
+
+def with_stages(model: PipelineModel, *changed: Any) -> PipelineModel:
+    """The pipeline with these stages in the place of those of their class, or without those that are given as a class."""
+    gone = tuple(c if isinstance(c, type) else type(c) for c in changed)
+    new = {type(c): c for c in changed if not isinstance(c, type)}
+    return PipelineModel([new.get(type(s), s) for s in model.stages if type(s) in new or not isinstance(s, gone)])
+
+
+def test_trees_and_their_training_read_the_cache_of_the_pipeline_that_they_join(
+    model: PipelineModel, rows: DataFrame, tmp_path: Path
+) -> None:
+    ground = grounds(model, rows, tmp_path)
+    assert caches(tmp_path) == 1
+    steps = [IMPORT.run(ground, number, Limit(60.0, None), ()) for number in (0, 1)]
+    assert caches(tmp_path) == 1
+    trees, *more = [c for s in steps for c in s.candidates]
+    assert len(more) in (1, 2) and all(c.found.parity is not None for c in (trees, *more))
+    # The same pipeline on rows of its own, in a cache of its own.
+    alone = grounds(trees.model, rows, tmp_path / "own")
+    assert torch.equal(alone.start.recorded.keys, trees.found.recorded.keys)
+    apart = alone.start.scores[VALIDATION].blocks - trees.found.scores[VALIDATION].blocks
+    assert float(apart.abs().max()) < 1e-9
+    assert (
+        measure(ground, IMPORT.make(ground, trees.making.settings)).scores[VALIDATION].mean
+        < ground.start.scores[VALIDATION].mean
+    )
+    assert caches(tmp_path) == 1
+
+
+def test_what_has_other_stages_in_front_has_a_cache_of_its_own(
+    model: PipelineModel, rows: DataFrame, tmp_path: Path
+) -> None:
+    ground = grounds(model, rows, tmp_path)
+    other = pipeline().fit(rows.where("one > 0")).stages
+    for k, changed in enumerate(other[:2], 1):  # torch imputes; Spark indexes
+        found = measure(ground, with_stages(model, changed))
+        assert caches(tmp_path) == k
+        alone = grounds(with_stages(model, changed), rows, tmp_path / f"own{k}")
+        assert torch.equal(alone.start.recorded.margins, found.recorded.margins)
+
+
+def test_weights_in_torch_are_those_of_the_candidate_though_the_cache_has_what_the_originals_make(
+    model: PipelineModel, rows: DataFrame, tmp_path: Path
+) -> None:
+    """The scaler trains, so it is no part of the cache, which yet has the features that the original's scaler makes."""
+    ground = grounds(model, rows, tmp_path)
+    scaler = pipeline().fit(rows.where("one > 0")).stages[4]
+    found = measure(ground, with_stages(model, scaler))
+    alone = grounds(with_stages(model, scaler), rows, tmp_path / "own")
+    assert caches(tmp_path) == 1
+    assert torch.equal(alone.start.recorded.margins, found.recorded.margins)
+    assert not torch.equal(ground.start.recorded.margins, found.recorded.margins)
+
+
+def test_rows_that_a_stage_drops_and_sql_are_never_shared(rows: DataFrame, tmp_path: Path) -> None:
+    skipping = pipeline(invalid="skip").fit(rows.where("kind <> 'rare'"))
+    ground = grounds(skipping, rows, tmp_path / "skip")
+    # The pipeline without the category keeps the rows that the indexer drops.
+    front = [skipping.stages[0], VectorAssembler(inputCols=["one_", "two_", "three_"], outputCol="plain")]
+    shorter = Pipeline(
+        stages=[*front, StandardScaler(inputCol="plain", outputCol="features"), LogisticRegression(maxIter=5)]
+    )
+    assert within(ground.task(shorter.fit(rows)).cut, ground.written.cut) is None
+    sql = pipeline(SQLTransformer(statement="SELECT *, one * 2 AS more FROM __THIS__")).fit(rows)
+    ground = grounds(sql, rows, tmp_path / "sql")
+    assert ground.written is ground.plan and within(ground.plan.cut, ground.written.cut) is None
