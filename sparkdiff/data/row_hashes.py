@@ -21,6 +21,9 @@ SALTS = (1, 2)
 VARIANT = "variant"  # Spark 3.5 has no class of it
 # The number of a row among those that equal it, 2, 3, ...; null for the first of them, and for rows that equal no other.
 COPY = "__sparkdiff_copy"
+HASH = "__sparkdiff_hash"
+LEAST_PARTITIONS, PARTITION_ROWS = 2, 50_000
+"""Partitions of rows of which some equal others, at least, and about as many rows in each."""
 
 
 def row_hash(df: DataFrame, *salt: object) -> Column:
@@ -59,14 +62,17 @@ def with_copies(df: DataFrame) -> DataFrame:
     """
     content = coin(df)
     try:
-        most = df.groupBy(content).count().agg(F.max("count")).first()
+        found = df.groupBy(content).count().agg(F.max("count"), F.sum("count")).first()
     except jvm.SparkError as e:
         raise InputError(f"Spark failed while reading the data: {jvm.cause(e)}") from e
-    if most is None or (most[0] or 0) < 2:
+    most, rows = found or (0, 0)
+    if (most or 0) < 2:
         return df
     # Values that are equal for a hash, as 0.0 and -0.0 are, stand in an order of their own.
-    number = F.row_number().over(Window.partitionBy(content).orderBy(*row_hashes(df)))
-    return df.withColumn(COPY, F.when(number > 1, number))
+    number = F.row_number().over(Window.partitionBy(HASH).orderBy(*row_hashes(df)))
+    # Not in as many partitions as other shuffles have: an estimator reads these rows again and again.
+    dealt = df.withColumn(HASH, content).repartition(max(LEAST_PARTITIONS, rows // PARTITION_ROWS), HASH)
+    return dealt.withColumn(COPY, F.when(number > 1, number)).drop(HASH)
 
 
 def coin(df: DataFrame, *salt: object) -> Column:

@@ -1,5 +1,6 @@
 """Which rows train and which decide (by an indicator column, a hash of the row or group, or time), and their slices."""
 
+import contextlib
 import dataclasses
 import functools
 import re
@@ -22,7 +23,7 @@ from pyspark.sql.types import (
 from sparkdiff import jvm
 from sparkdiff.data.blocks import MAX_BLOCKS, TIME_BLOCKS
 from sparkdiff.data.quantiles import ChangedRowsError, quantiles
-from sparkdiff.data.row_hashes import COPY, coin, is_hashed, with_copies
+from sparkdiff.data.row_hashes import COPY, HASH, coin, is_hashed, with_copies
 from sparkdiff.errors import InputError, did_you_mean
 from sparkdiff.options import Options
 from sparkdiff.pipeline.names import casefolding, named, refuse_stream
@@ -114,7 +115,7 @@ def check_names(names: Iterable[str]) -> None:
     """
     casefold = casefolding()
     for name in names:
-        if casefold(name) in (SPLIT, BLOCK, TIME, ROW, COPY) or re.fullmatch(rf"{SLICE}\d+", casefold(name)):
+        if casefold(name) in (SPLIT, BLOCK, TIME, ROW, COPY, HASH) or re.fullmatch(rf"{SLICE}\d+", casefold(name)):
             raise InputError(
                 f"the data or a stage have a column {name!r}, a name that sparkdiff reserves for its own "
                 "columns: rename it"
@@ -311,7 +312,9 @@ def fit_on_training_rows(
 ) -> PipelineModel:
     """Fit an unfitted pipeline on the training rows, never on the rows that decide; see `training_rows`."""
     rows = training_rows(sources, options, boundaries)
+    shuffled = any(COPY in source.df.columns for source in sources)  # else each stage would number equal rows again
     try:
-        return pipeline.fit(rows)
+        with jvm.cached(rows) if shuffled else contextlib.nullcontext():
+            return pipeline.fit(rows)
     except jvm.SparkError as e:
         raise InputError(f"{pipeline.uid} cannot be fitted on the training rows: {jvm.cause(e)}") from e

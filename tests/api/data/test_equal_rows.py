@@ -189,3 +189,16 @@ def test_a_table_that_was_loaded_twice_is_told(df: DataFrame, numeric: PipelineM
     [text] = [text for text in found.summary.warnings if "occur in train" in text]
     assert "more rows occur twice than chance explains" in text
     assert text.endswith("drop duplicates before the split, or give the copies of a row one value of groupCol")
+
+
+def test_rows_of_a_fold_are_in_few_partitions_however_many_a_shuffle_has(spark: SparkSession) -> None:
+    """An estimator reads them in each of its steps, with a task for each partition."""
+    rows = spark.range(300).selectExpr("cast(id % 100 as double) x", "cast(id % 2 as double) label")
+    was = spark.conf.get("spark.sql.shuffle.partitions")
+    spark.conf.set("spark.sql.shuffle.partitions", "50")
+    try:
+        train = training_rows(in_five(rows).proves[0], Options(numFolds=5)).cache()
+        assert train.rdd.getNumPartitions() == 2
+        train.unpersist()
+    finally:
+        spark.conf.set("spark.sql.shuffle.partitions", str(was))
