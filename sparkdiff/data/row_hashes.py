@@ -22,8 +22,9 @@ VARIANT = "variant"  # Spark 3.5 has no class of it
 # The number of a row among those that equal it, 2, 3, ...; null for the first of them, and for rows that equal no other.
 COPY = "__sparkdiff_copy"
 HASH = "__sparkdiff_hash"
-LEAST_PARTITIONS, PARTITION_ROWS = 2, 50_000
-"""Partitions of rows of which some equal others, at least, and about as many rows in each."""
+FEW_ROWS, FEW_PARTITIONS = 20_000, 2
+"""Up to so many rows, of which some equal others, are in so few partitions: an estimator reads them in each of its steps, with a
+task for each partition, of which Spark's shuffles have 200."""
 
 
 def row_hash(df: DataFrame, *salt: object) -> Column:
@@ -70,8 +71,9 @@ def with_copies(df: DataFrame) -> DataFrame:
         return df
     # Values that are equal for a hash, as 0.0 and -0.0 are, stand in an order of their own.
     number = F.row_number().over(Window.partitionBy(HASH).orderBy(*row_hashes(df)))
-    # Not in as many partitions as other shuffles have: an estimator reads these rows again and again.
-    dealt = df.withColumn(HASH, content).repartition(max(LEAST_PARTITIONS, rows // PARTITION_ROWS), HASH)
+    dealt = df.withColumn(HASH, content)
+    if rows <= FEW_ROWS:
+        dealt = dealt.repartition(FEW_PARTITIONS, HASH)
     return dealt.withColumn(COPY, F.when(number > 1, number)).drop(HASH)
 
 

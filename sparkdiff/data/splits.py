@@ -1,6 +1,5 @@
 """Which rows train and which decide (by an indicator column, a hash of the row or group, or time), and their slices."""
 
-import contextlib
 import dataclasses
 import functools
 import re
@@ -312,9 +311,7 @@ def fit_on_training_rows(
 ) -> PipelineModel:
     """Fit an unfitted pipeline on the training rows, never on the rows that decide; see `training_rows`."""
     rows = training_rows(sources, options, boundaries)
-    shuffled = any(COPY in source.df.columns for source in sources)  # else each stage would number equal rows again
     try:
-        with jvm.cached(rows) if shuffled else contextlib.nullcontext():
-            return pipeline.fit(rows)
+        return pipeline.fit(rows)
     except jvm.SparkError as e:
         raise InputError(f"{pipeline.uid} cannot be fitted on the training rows: {jvm.cause(e)}") from e

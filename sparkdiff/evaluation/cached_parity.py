@@ -166,7 +166,10 @@ def _written(network: Network, sample: dict[Version, Rows], cache: Cache, folder
     nulls = {graph.name(v): dense(below([flags[f], edges[f]])) for v in sample if (f := null_of(v)) in flags}
     spoken, recovered = _recovered(network, columns)
     # Those of the cut come first, and count: a column of the data may be named like one of ours.
-    described = {c["column"]: c for c in reversed(cache.manifest["columns"])}
+    casefold, kept = graph.casefold, {c["column"]: c for c in reversed(cache.manifest["columns"])}
+    spelled = {casefold(name): entry for name, entry in reversed(kept.items())}
+    # Another pipeline that was cached may spell a column otherwise.
+    described = kept | {name: spelled[casefold(name)] for name in columns}
     metadata = {name: entry.get("metadata") or {} for name, entry in described.items()}
     narrow = {name: kind for name in columns if name not in spoken and (kind := described[name].get("type")) in NARROW}
     for name, kind in narrow.items():

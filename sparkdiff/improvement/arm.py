@@ -30,5 +30,5 @@ class Arm:
     refused: Callable[[Ground], str]
     run: Callable[[Ground, int, Limit, Sequence[Step]], Step]
     make: Callable[[Ground, Mapping[str, Any]], Any]
-    fits: float = 1.0
+    fits: float = 0.0
     alone: bool = False

@@ -239,12 +239,22 @@ class Ground:
     @contextmanager
     def begun(self, task: Task) -> Iterator[Run]:
         """See `fine_tuning.phases.begun`; a pipeline that begins with the stages of the original reads the original's cache."""
-        cut = within(task.cut, self.written.cut)
+        written, cut = self.written, within(task.cut, self.written.cut)
+        if (task.labelCol, task.weightCol) != (written.labelCol, written.weightCol) or (
+            cut is not None and not set(task.roles.makers) <= set(cut.cached)
+        ):
+            cut = None  # what the rows are judged by is the candidate's own
+        if (
+            cut is not None
+            and task.model is self.model
+            and not {c.version for c in task.cut.columns} <= {c.version for c in cut.columns}
+        ):
+            cut = None  # growth reads each of these columns from the cache
         if cut is not None:
             task = dataclasses.replace(task, cut=cut)
         with begun(
             task, self.sources, self.phases, shared=self.shared, boundaries=self.boundaries, allTrain=self.allTrain, keyed=True,
-            written=None if cut is None else self.written,
+            written=None if cut is None else written,
         ) as run:  # fmt: skip
             yield run
 

@@ -127,6 +127,7 @@ def joined(one: Cut, other: Cut) -> Cut | None:
     read = {v[0] for vertex in graph.vertices for v in (*vertex.sources, *vertex.margin_reads) if v[1] == -1}
     written = collections.Counter(graph.casefold(c) for vertex in graph.vertices for c in vertex.outputs)
     made = [graph.casefold(c) for vertex in more for c in vertex.outputs]
+    read |= {name.partition(".")[0] for name in read}  # a field of a struct
     if one.opaque or any(v.opaque or v.may_drop for v in more) or any(c in read or written[c] > 1 for c in made):
         return None
     columns = {c.version: c for c in one.columns}
@@ -153,7 +154,11 @@ def within(cut: Cut, wide: Cut) -> Cut | None:
         return version if writer == -1 else (name, same[writer]) if writer in same else None
 
     in_front, rest = graph.ancestors([graph.head.position]), [i for i in cut.cached if i not in same]
-    unlike = any(tuple(map(there, graph.vertices[i].sources)) != base.vertices[j].sources for i, j in same.items())
+    unlike = any(
+        tuple(map(there, graph.vertices[i].sources)) != base.vertices[j].sources
+        or {same.get(p) for p in graph.vertices[i].parents} != base.vertices[j].parents
+        for i, j in same.items()
+    )
     droppers = {same[i] for i in same if graph.vertices[i].may_drop} ^ {v.position for v in wide.stages if v.may_drop}
     if (
         cut.opaque

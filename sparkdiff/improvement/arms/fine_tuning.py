@@ -75,7 +75,7 @@ def with_tuned(ground: Ground, step: Step, limit: Limit, clock: Clock) -> Step:
         ground, candidate, replace(limit, seconds=clock.left(limit.seconds)), recipe="default", number=step.number,
         name=f"{candidate.name}, fine-tuned",
     )  # fmt: skip
-    learned = {**tuned.learned, **step.learned, "late": tuned.learned["late"]}
+    learned = {**tuned.learned, **step.learned, "late": step.learned["late"] or tuned.learned["late"]}
     says = f"{step.says}; {tuned.says}"
     return replace(tuned, candidates=(candidate, *tuned.candidates), says=says, learned=learned)
 

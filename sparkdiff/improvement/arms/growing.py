@@ -21,7 +21,6 @@ from sparkdiff.growth.inputs import linear_head
 from sparkdiff.growth.parts import trees
 from sparkdiff.growth.procedure import assembled, grow_again, grow_rounds
 from sparkdiff.growth.reporting import Told, of_a_sample, rows_without_entity, why_none
-from sparkdiff.growth.rounds import Grown
 from sparkdiff.growth.serving import check_room
 from sparkdiff.growth.settings import GrowthSettings
 from sparkdiff.improvement.arm import Arm
@@ -75,25 +74,21 @@ class _Rounds:
     Attributes:
         first: the metric of what they started from.
         made: the grown pipeline; None where no part joined.
-        making: the kinds of parts, if these are trees, and the number of rounds.
+        names: of the parts that joined.
+        making: the number of rounds and, where all parts are trees, which of them joined.
         says: how it went.
-        seconds: that looking for parts took, without those that making the parts that joined takes.
+        looked: the seconds that another growth of these parts would not take, as it knows which ones join.
     """
 
     start: GrowthStart
     options: Options
     first: Score
-    found: Grown
-    told: Told
     made: Any
+    names: str
     making: Making
     says: str
     learned: dict[str, Any]
-    seconds: float
-
-    @property
-    def names(self) -> str:
-        return ", ".join(m.part.name for m in self.found.members)
+    looked: float
 
 
 def _rounds(
@@ -113,12 +108,12 @@ def _rounds(
         found, gone = grow_rounds(run, start, settings, serving, clock, replace=True, memory=ground.trained)
         looked = time.monotonic() - looks if settings.parts == ("trees",) else 0.0  # whose sizes are known then
     told = Told(settings, found, gone, serving)
-    learned = {"rounds": [asdict(t) for t in found.tried], "late": found.late, "warnings": told.warnings}
-    learned |= {"fields": told.fields()}
+    learned = {
+        "rounds": [asdict(t) for t in found.tried], "late": found.late, "warnings": told.warnings, "fields": told.fields()
+    }  # fmt: skip
     if not found.members:
-        learned |= {"why": why_none(told, options)}
-        says = f"no part joined: {found.stopped}"
-        return _Rounds(start, options, first, found, told, None, Making(arm), says, learned, looked)
+        learned["why"], says = why_none(told, options), f"no part joined: {found.stopped}"
+        return _Rounds(start, options, first, None, "", Making(arm), says, learned, looked)
     made = assembled(start, found.members, serving, ground.sources[0].df, drop=settings.dropColumns)
     dropped = f", {len(gone)} dropped" if gone else ""
     doubts = (*of_a_sample(found.table), *rows_without_entity(found))
@@ -126,11 +121,10 @@ def _rounds(
     rounds = {m.round for m in found.members}
     joined = [t for t in found.tried if not t.why and t.round in rounds]
     most = max(rounds) if found.late else settings.rounds  # where time was over, as many as there was time for
-    trees = {"trees": [(t.round, t.name, t.epoch) for t in joined]} if settings.parts == ("trees",) else {}
+    known = {"trees": [(t.round, t.name, t.epoch) for t in joined]} if settings.parts == ("trees",) else {}
     looked = max(looked - sum(t.seconds for t in joined), 0.0)
-    return _Rounds(
-        start, options, first, found, told, made, Making(arm, {"rounds": most} | trees), says, learned, looked
-    )
+    names = ", ".join(m.part.name for m in found.members)
+    return _Rounds(start, options, first, made, names, Making(arm, {"rounds": most} | known), says, learned, looked)
 
 
 def _grow(ground: Ground, number: int, limit: Limit, steps: Sequence[Step]) -> Step:
@@ -157,7 +151,7 @@ def grown(ground: Ground, limit: Limit, settings: GrowthSettings, arm: str, numb
         model, after = written(run, done.start, done.network, {VALIDATION: done.tuned})
     measured = Measurement(ground.task(model), after.scores, margins, after.parity, costs.of_model(model))
     check_same_rows(ground.start, measured)
-    making, looked, ledger = rounds.making, rounds.seconds, done.fitted.found.ledger
+    making, looked, ledger = rounds.making, rounds.looked, done.fitted.found.ledger
     if settings.parts == ("trees",):
         looked += trains
         if ledger.chosen >= 0:
@@ -182,7 +176,7 @@ def _put_in_front(ground: Ground, number: int, limit: Limit, steps: Sequence[Ste
     if rounds.made is None:
         return Step("import", number, (), 0.0, rounds.says, learned=rounds.learned)
     measured = measure(ground, rounds.made)
-    candidate = _candidate(rounds, measured, rounds.making, time.monotonic() - begun - rounds.seconds)
+    candidate = _candidate(rounds, measured, rounds.making, time.monotonic() - begun - rounds.looked)
     hope = _hope(rounds.first, measured.scores[VALIDATION], number)
     step = Step("import", number, (candidate,), hope, rounds.says, trains=number == 0, learned=rounds.learned)
     return step if number == 0 else with_tuned(ground, step, limit, clock)

@@ -82,4 +82,4 @@ def _make(ground: Ground, settings: Mapping[str, Any]) -> Any:
     return fit_anew(ground, form_of(ground)) if ground.fit is None else ground.model
 
 
-ARM = Arm("refit", 2, 0.5, _refused, _run, _make)
+ARM = Arm("refit", 2, 0.5, _refused, _run, _make, fits=1.0)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from grounds import prepare_ground
 from pyspark.ml import Pipeline, PipelineModel
-from pyspark.ml.classification import LogisticRegression
+from pyspark.ml.classification import GBTClassifier, LogisticRegression
 from pyspark.ml.feature import Imputer, OneHotEncoder, SQLTransformer, StandardScaler, StringIndexer, VectorAssembler
 from pyspark.sql import DataFrame, SparkSession
 
@@ -130,3 +130,32 @@ def test_rows_that_a_stage_drops_and_sql_are_never_shared(rows: DataFrame, tmp_p
     sql = pipeline(SQLTransformer(statement="SELECT *, one * 2 AS more FROM __THIS__")).fit(rows)
     ground = grounds(sql, rows, tmp_path / "sql")
     assert ground.written is ground.plan and within(ground.plan.cut, ground.written.cut) is None
+
+
+def test_what_growth_reads_is_in_a_cache_of_its_own_where_a_stage_writes_over_its_input(
+    rows: DataFrame, tmp_path: Path
+) -> None:
+    imputer = Imputer(inputCols=["one", "three"], outputCols=["one", "three"])
+    assembler = VectorAssembler(inputCols=["one", "Two", "three"], outputCol="features")
+    for k, last in enumerate(
+        (LogisticRegression(regParam=0.1, maxIter=5), GBTClassifier(maxIter=2, maxDepth=2, seed=0))
+    ):
+        ground = grounds(Pipeline(stages=[imputer, assembler, last]).fit(rows), rows, tmp_path / str(k))
+        [trees] = IMPORT.run(ground, 0, Limit(60.0, None), ()).candidates
+        alone = grounds(trees.model, rows, tmp_path / f"own{k}")
+        assert torch.equal(alone.start.recorded.margins, trees.found.recorded.margins)
+
+
+def test_a_column_may_be_spelled_otherwise_in_another_pipeline(rows: DataFrame, tmp_path: Path) -> None:
+    """Without the scaler its other reader's spelling counts."""
+    assembled = VectorAssembler(inputCols=["one", "Two"], outputCol="Raw", handleInvalid="keep").transform(
+        rows.na.fill(0.0)
+    )
+    given = assembled.drop("one").na.drop()
+    scaler, both = (
+        StandardScaler(inputCol="Raw", outputCol="scaled"),
+        VectorAssembler(inputCols=["raw", "three"], outputCol="features"),
+    )
+    model = Pipeline(stages=[scaler, both, LogisticRegression(maxIter=5)]).fit(given)
+    ground = grounds(model, given, tmp_path)
+    assert measure(ground, PipelineModel(model.stages[1:])).parity is not None
