@@ -178,7 +178,8 @@ def open_cache(request: Request, watch: Watch = contextlib.nullcontext) -> Cache
     check_request(request)
     if request.boundaries is None:
         request = dataclasses.replace(request, boundaries=splits.find_boundaries(request.sources, request.options))
-    request = dataclasses.replace(request, facts=request.known())
+    if request.lasting:
+        request = dataclasses.replace(request, facts=request.known())
     where = root(request.options)
     columns: list[dict[str, Any]] = []
     with room("the cache", where, ROOM, lambda: _needed(request, columns)):

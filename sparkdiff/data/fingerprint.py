@@ -9,6 +9,7 @@ import functools
 import hashlib
 import json
 import re
+import uuid
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,7 @@ class Request:
     keyed: bool = (
         False  # whether each row keeps its hash, so that caches of other pipelines can be read beside this one
     )
+    lasting: bool = True  # whether anything later may read the cache; else its fingerprint is drawn, which takes no time
     facts: list[Any] | None = None  # `source_facts` of each source; None: still to be found
 
     def known(self) -> list[Any]:
@@ -59,6 +61,8 @@ class Request:
 
 def fingerprint(request: Request, folder: Path) -> str:
     """Hash of everything that decides the content of a cache; runs no job for deterministic sources in files."""
+    if not request.lasting:
+        return uuid.uuid4().hex
     cut, boundaries = request.cut, request.boundaries or splits.find_boundaries(request.sources, request.options)
     stages: list[Any] | None = _saved_bytes(cut, folder)
     tables: str | None = ""

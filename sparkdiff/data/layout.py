@@ -14,14 +14,14 @@ import pyarrow.parquet as pq
 from pyspark.ml.functions import vector_to_array
 from pyspark.ml.linalg import VectorUDT
 from pyspark.sql import Column, DataFrame, Window, functions as F
-from pyspark.sql.types import ArrayType, BooleanType, DataType, NumericType
+from pyspark.sql.types import ArrayType, BooleanType, DataType, NumericType, StructField
 
 from sparkdiff.data.fingerprint import SHARDS, Request
 from sparkdiff.data.row_hashes import row_hash
 from sparkdiff.data.splits import BLOCK, ROW, SLICE, SPLIT, TIME
 from sparkdiff.errors import InputError, did_you_mean
 from sparkdiff.jvm import stores
-from sparkdiff.pipeline.cut import Cut
+from sparkdiff.pipeline.cut import Cut, CutColumn
 from sparkdiff.pipeline.graph import Version, null_of
 from sparkdiff.pipeline.names import named
 from sparkdiff.pipeline.schema import fields_by_name, width_in
@@ -57,6 +57,7 @@ def columns_of(
     """
     out: list[dict[str, Any]] = []
     fields = fields_by_name(df.schema, request.cut.graph.casefold)
+    vectors = list[tuple[dict[str, Any], CutColumn, StructField]]()
     for i, read in enumerate(request.cut.columns):
         field = fields.get(read.version[0])
         if field is None:
@@ -65,11 +66,11 @@ def columns_of(
             "name": f"c{i}", "column": read.name, "metadata": field.metadata, "type": field.dataType.simpleString()
         }  # fmt: skip
         if isinstance(field.dataType, (VectorUDT, ArrayType)):
-            width, fill = width_in(field) if told else None, 1.0
-            if not width or width >= SPARSE_WIDTH:
-                width, fill = _width(df, read.source(field.name), read.name, field.dataType)
-            sparse = isinstance(field.dataType, VectorUDT) and width >= SPARSE_WIDTH and fill < SPARSE_FILL
-            column |= {"kind": "sparse" if sparse else "dense", "width": width}
+            width = width_in(field) if told else None
+            if width and width < SPARSE_WIDTH:
+                column |= {"kind": "dense", "width": width}
+            else:
+                vectors.append((column, read, field))
         elif isinstance(field.dataType, (NumericType, BooleanType)):
             column |= SCALAR
         else:
@@ -78,6 +79,10 @@ def columns_of(
                 "arrays of numbers"
             )
         out.append(column)
+    found = _widths(df, [(read, field) for _, read, field in vectors])
+    for (column, _, field), (width, fill) in zip(vectors, found, strict=True):
+        sparse = isinstance(field.dataType, VectorUDT) and width >= SPARSE_WIDTH and fill < SPARSE_FILL
+        column |= {"kind": "sparse" if sparse else "dense", "width": width}
     # Also where the schema allows no null: other sources may allow it, and a field of a struct is null where the struct is.
     out += [
         {"name": f"null{i}", "column": read.name + NULL, **SCALAR, "dtype": "bool"}
@@ -113,21 +118,31 @@ def holds_true(folder: Path, splits: dict[str, Any], name: str) -> bool:
     return any(pc.any(table[name]).as_py() for shards in splits.values() for table in tables(folder, shards, [name]))
 
 
-def _width(df: DataFrame, c: Column, name: str, kind: DataType) -> tuple[int, float]:
-    """Width of a vector column and the share of its entries that is stored, from its first rows."""
-    if isinstance(kind, ArrayType):
-        size, stored = F.size(c), F.size(c)
-    else:
-        v = F.unwrap_udt(c)
-        stored = F.size(v["values"])
-        size = F.coalesce(v["size"], stored)
-    row = df.where(c.isNotNull()).limit(256).agg(F.max(size), F.sum(stored), F.sum(size)).first()
-    if row is None or not row[0]:
-        if df.isEmpty():
-            raise InputError("the data have no rows, or a stage before training drops all of them; add rows")
-        holds = "null in all rows" if row is None or row[0] is None else "only vectors without entries"
-        raise InputError(f"column {name!r} holds {holds}, but training needs vectors with entries")
-    return int(row[0]), row[1] / row[2]
+def _widths(df: DataFrame, vectors: Sequence[tuple[CutColumn, StructField]]) -> list[tuple[int, float]]:
+    """The width of each vector column and the share of its entries that is stored, from the first rows in which none is null."""
+    if not vectors:
+        return []
+    columns, figures = [read.source(field.name) for read, field in vectors], list[Column]()
+    for c, (_, field) in zip(columns, vectors, strict=True):
+        if isinstance(field.dataType, ArrayType):
+            stored = size = F.size(c)
+        else:
+            v = F.unwrap_udt(c)
+            stored = F.size(v["values"])
+            size = F.coalesce(v["size"], stored)
+        figures += [F.max(size), F.sum(stored), F.sum(size)]
+    whole = functools.reduce(Column.__and__, (c.isNotNull() for c in columns))
+    row = df.where(whole).limit(256).agg(*figures).first()
+    assert row is not None  # there are no groups
+    found = [row[i : i + 3] for i in range(0, len(row), 3)]
+    if all(width for width, _, _ in found):
+        return [(int(width), stored / size) for width, stored, size in found]
+    if len(vectors) > 1:  # perhaps no row has all of them
+        return [_widths(df, [vector])[0] for vector in vectors]
+    if df.isEmpty():
+        raise InputError("the data have no rows, or a stage before training drops all of them; add rows")
+    holds = "null in all rows" if row[0] is None else "only vectors without entries"
+    raise InputError(f"column {vectors[0][0].name!r} holds {holds}, but training needs vectors with entries")
 
 
 def _physical(column: dict[str, Any], field_type: DataType, c: Column) -> list[Column]:

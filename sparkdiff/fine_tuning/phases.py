@@ -57,12 +57,12 @@ from sparkdiff.training.recipes import Recipe
 @contextlib.contextmanager
 def begun(
     task: Task, sources: Sequence[Source], phases: Phases, *, shared: Shared | None = None, boundaries: Boundaries | None = None,
-    allTrain: bool = False, keyed: bool = False, written: Task | None = None,
+    allTrain: bool = False, keyed: bool = False, lasting: bool = True, written: Task | None = None,
 ) -> Iterator[Run]:  # fmt: skip
     """Write the cache or find it, and open it for the phases that follow, while the context lasts.
 
     Args:
-        allTrain, keyed: see `Request`.
+        allTrain, keyed, lasting: see `Request`.
         written: the task whose cache has the columns that this one reads, if it isn't its own.
     """
     # A batch takes as many rows from each virtual shard.
@@ -73,7 +73,7 @@ def begun(
     with phases.phase("cache") as say:
         weight = task.weightCol if task.soft is None else task.soft.weightCol
         writes = task if written is None else written
-        request = Request(writes.cut, list(sources), o, task.labelCol, weight, boundaries, allTrain, keyed)
+        request = Request(writes.cut, list(sources), o, task.labelCol, weight, boundaries, allTrain, keyed, lasting)
         place = (*key_of(writes, sources), keyed)
         cache = shared.cache(place, request, lambda folder: say.watched(caches.Growing(folder).told))
         counts = ", ".join(f"{cache.rows(s):,} {s}" for s in cache.splits if not (allTrain and s == VALIDATION))

@@ -1,10 +1,11 @@
 """The budget of an improvement, and the account of what each arm has spent of it."""
 
+import contextlib
 import dataclasses
 import math
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from sparkdiff.errors import InputError
 
@@ -74,6 +75,10 @@ class Limit:
 class Account:
     """What is left of a budget, and what was spent on what.
 
+    Attributes:
+        fold: the seconds that fitting and measuring the pipeline takes.
+        folds: how many prove; once finalists have been chosen, as many as there is time for.
+
     Args:
         clock: seconds since any moment; None for that of the machine.
     """
@@ -84,7 +89,9 @@ class Account:
         self._begun = self._clock()
         self.spent: dict[str, float] = {}
         self._granted = 0.0
-        self.fold, self._folds, self._lanes, self._best = 0.0, 0, 1, 0.0
+        self.fold, self.folds, self._lanes = 0.0, 0, 1
+        self._best: float | None = None
+        self._since: float | None = None
 
     def now(self) -> float:
         """Seconds since the improvement began, with those before an interruption."""
@@ -93,18 +100,27 @@ class Account:
     def left(self) -> float:
         """Seconds, or passes, that are left for arms, once the best candidate so far has been proven."""
         if self.budget.seconds is not None:
-            late = self._late() - self._proof(self._best, min(self._folds, LEAST_FOLDS))
+            best = FIRST_GUESS * self.fold if self._best is None else self._best
+            late = self._late() - self._proof(best, min(self.folds, LEAST_FOLDS))
             return min(self.budget.seconds - self.now(), late)
         assert self.budget.passes is not None
         return self.budget.passes - self._granted
 
-    def start(self, seconds: float, folds: int, lanes: int) -> None:
-        """Note how long it takes to fit and to measure the pipeline, which each of the folds does, so many at the same time."""
-        self.fold, self._folds, self._lanes, self._best = seconds, folds, lanes, FIRST_GUESS * seconds
+    def start(self, folds: int, lanes: int) -> None:
+        """Note how many folds prove, so many of them at the same time."""
+        self.folds, self._lanes = folds, lanes
 
-    def note_fold(self, seconds: float) -> None:
-        """Note how long that took in a fold, with whatever ran beside it."""
+    def note_fit(self, seconds: float) -> None:
+        """Note how long it takes to fit and to measure the pipeline, which each of the folds does."""
         self.fold = seconds
+
+    @contextlib.contextmanager
+    def fitting(self) -> Iterator[None]:
+        """Note how long that takes in a fold, with whatever runs beside it."""
+        self._since = since = self.now()
+        yield
+        self._since = None
+        self.note_fit(self.now() - since)
 
     def note_best(self, seconds: float) -> None:
         """Note how long it takes to make and to measure the best candidate so far."""
@@ -115,23 +131,26 @@ class Account:
         assert self.budget.seconds is not None
         return (1 + LATE) * self.budget.seconds + LATE_SECONDS - self.now()
 
-    def _proof(self, seconds: float, folds: int, ready: int = 0) -> float:
+    def _proof(self, seconds: float, folds: int, ready: float = 0.0) -> float:
         """The seconds of a proof of one candidate: in each fold beside its rival, and from all rows.
 
         Args:
-            ready: folds in which the pipeline is fitted and measured already.
+            ready: folds in which the pipeline is fitted and measured already; one of them perhaps in part.
         """
-        alone = 1.0 if self._lanes == 1 else ALONE
-        fits = self._times(max(folds - ready, 0)) * self.fold
-        return self._times(folds) * seconds + fits + alone * (seconds + self.fold)
+        fits = max(folds - ready, 0.0) + 1  # that of all rows, too: whatever lane has nothing else to do makes it
+        return self._times(folds) * seconds + self._times(fits) * self.fold + self._alone() * seconds
 
-    def _times(self, folds: int) -> float:
+    def _alone(self) -> float:
+        return ALONE if self._lanes > 1 else 1.0
+
+    def _times(self, folds: float) -> float:
         """How many times as long as one fold so many take, of which the last one may be alone."""
         together, rest = divmod(folds, self._lanes)
-        return together + (ALONE if rest == 1 and self._lanes > 1 else bool(rest))
+        alone = self._alone()
+        return together + alone * min(rest, 1.0) + (1 - alone) * min(max(rest - 1.0, 0.0), 1.0)
 
-    def folds(self, seconds: Sequence[float], ready: int = 0) -> list[int]:
-        """The number of folds that prove each finalist, as far as the time reaches: the first of them that can be proven at all
+    def buy_folds(self, seconds: Sequence[float], ready: int = 0) -> list[int]:
+        """Choose the number of folds that prove each finalist, as far as the time reaches: the first of them that can be proven at all
         is proven in three at least, if need be after the end of the budget.
 
         Args:
@@ -139,25 +158,27 @@ class Account:
             ready: folds in which the pipeline is fitted and measured already.
         """
         if self.budget.seconds is None:
-            return [self._folds] * len(seconds)
+            return [self.folds] * len(seconds)
         out, most, left = list[int](), 0, self.budget.seconds - self.now()
+        begun = 0.0 if self._since is None else min((self.now() - self._since) / max(self.fold, 1e-9), 1.0)
         for each in seconds:
             if most:
                 cost = (self._times(most) + 1) * each
                 out.append(most if cost <= max(left, 0.0) else 0)  # the refit, which is made anyway, costs nothing
             else:
-                number = self._affordable(each, ready)
-                cost = self._proof(each, number, ready)
+                number = self._affordable(each, ready + begun)
+                cost = self._proof(each, number, ready + begun)
                 most = number if cost <= self._late() else 0
                 out.append(most)
             left -= cost if out[-1] else 0.0
+        self.folds = most
         return out
 
-    def _affordable(self, seconds: float, ready: int) -> int:
+    def _affordable(self, seconds: float, ready: float) -> int:
         """The number of folds that a finalist can be proven in within the budget, three at least."""
         assert self.budget.seconds is not None
-        left, least = self.budget.seconds - self.now(), min(self._folds, LEAST_FOLDS)
-        return next((n for n in range(self._folds, least, -1) if self._proof(seconds, n, ready) <= left), least)
+        left, least = self.budget.seconds - self.now(), min(self.folds, LEAST_FOLDS)
+        return next((n for n in range(self.folds, least, -1) if self._proof(seconds, n, ready) <= left), least)
 
     def grant(self, passes: float) -> None:
         """Count passes as spent; where time is the budget, the clock does."""

@@ -103,6 +103,7 @@ class Ground:
         folder: of the run, which its trials and trainings are written to.
         allTrain: whether no row is held out, see `Request`.
         fold: of the proof, for names of trainings, 0 for all rows; None where arms explore.
+        lasting: whether a later run may read its caches.
         trainings: of the weights of whole pipelines, so far.
     """
 
@@ -124,6 +125,7 @@ class Ground:
     trained: Memory = dataclasses.field(default_factory=Memory)
     allTrain: bool = False
     fold: int | None = None
+    lasting: bool = True
     trainings: list[Training] = dataclasses.field(default_factory=list)
 
     @functools.cached_property
@@ -254,7 +256,7 @@ class Ground:
             task = dataclasses.replace(task, cut=cut)
         with begun(
             task, self.sources, self.phases, shared=self.shared, boundaries=self.boundaries, allTrain=self.allTrain, keyed=True,
-            written=None if cut is None else written,
+            lasting=self.lasting, written=None if cut is None else written,
         ) as run:  # fmt: skip
             yield run
 
@@ -298,13 +300,13 @@ def moved(
         fold: see `Ground`; None: the same.
         doubts: see `prepared`.
     """
-    model = ground.model if ground.fit is None else ground.fit(sources, boundaries)
+    model, o = ground.model if ground.fit is None else ground.fit(sources, boundaries), ground.options
     fold = ground.fold if fold is None else fold
     phases = Phases(False, ground.phases.listeners)
     phases.fold = fold
     there = dataclasses.replace(
         ground, phases=phases, model=model, sources=sources, boundaries=boundaries, shared=Shared(), trained=Memory(),
-        original=None, allTrain=allTrain, fold=fold,
+        original=None, allTrain=allTrain, fold=fold, lasting=o.runId is not None or jvm.shared_folder(o.cacheDir) is not None,
     )  # fmt: skip
     return prepared(there, doubts=doubts)
 

@@ -99,7 +99,7 @@ def run(tasks: Tasks, lanes: int, phases: Phases, brake: Brake) -> None:
 
 @contextlib.contextmanager
 def ahead(makes: Sequence[Callable[[], object]]) -> Iterator[None]:
-    """Within this context, a thread makes things in this order, before they are asked for; at its end it stops.
+    """Within this context, a thread makes things in this order, before they are asked for; at its end, what it makes is stopped.
 
     Args:
         makes: functions that keep what they have made, as `Shared.once` does. One that fails does so again when it is asked for.
@@ -116,16 +116,12 @@ def ahead(makes: Sequence[Callable[[], object]]) -> Iterator[None]:
     thread.start()
     try:
         yield
-    except BaseException:
+    finally:
         over.set()
         while thread.is_alive():
             with contextlib.suppress(*jvm.SparkError):
                 jvm.cancel(spark, tag)
             thread.join(LOOK)
-        raise
-    finally:
-        over.set()
-        thread.join()
 
 
 def _thread(work: Callable[[], None], name: str) -> threading.Thread:

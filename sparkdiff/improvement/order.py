@@ -13,12 +13,16 @@ from sparkdiff.history import store
 from sparkdiff.improvement.arm import Arm
 from sparkdiff.improvement.budget import Budget
 from sparkdiff.improvement.ground import Ground
+from sparkdiff.stages.trees import RandomForestClassification, RandomForestRegression
 
 FIXED = "fixed"
+FORESTS = (RandomForestClassification, RandomForestRegression)
 LEAST = 300.0
 """Seconds of a budget below which the facts and the learning, a few seconds, take more than the order saves."""
 QUICK = ("import", "finetune", "search", "refit", "grow", "simplify")
 """The order for small budgets: by the chance to find the best pipeline, per second."""
+FOREST = ("search", *QUICK)
+"""The same for a forest, whose trees are mostly too shallow by default."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +65,8 @@ def order_of(ground: Ground, arms: Sequence[Arm]) -> ArmOrder:
             names, why="the cheap ones first, as the budget is in passes and no arm is left out for lack of time"
         )
     if budget.seconds < LEAST:
-        quick = tuple(sorted(names, key=QUICK.index))
+        head = ground.plan.cut.graph.head.module
+        quick = tuple(sorted(names, key=(FOREST if isinstance(head, FORESTS) else QUICK).index))
         return ArmOrder(
             quick, why=f"by chance per second, as {ground.settings.budget} is too short to learn an order in"
         )

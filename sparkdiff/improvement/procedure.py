@@ -121,23 +121,33 @@ def explore_and_prove(
     ground = dataclasses.replace(ground, fit=origin.fit)
     with _folder(ground, replace=replace) as (folder, log):
         ground = dataclasses.replace(ground, folder=folder.path)
-        started = time.monotonic()
-        explores = ground if origin.refused else moved(ground, division.explores, division.boundaries[0], doubts=True)
-        check_same_numbers(ground, explores.model, "fold 1")
-        account.start(time.monotonic() - started, division.number, ground.folds_side_by_side)
-        account.add("original", time.monotonic() - begun)
         proof = Proof(ground, division, None, log, verb.arms)
-        find = functools.partial(log.kept, "rival", functools.partial(origin.rival, ground, explores))
-        rival = functools.partial(proof.shared.once, ("rival",), find)
-        early = not origin.refused and ground.folds_side_by_side > 1 and not log.has("folds")
+        account.start(division.number, ground.folds_side_by_side)
+
+        def make_explores() -> Ground:
+            return moved(ground, division.explores, division.boundaries[0], doubts=True)
+
+        def find_rival() -> tuple[bool, str]:
+            return log.kept("rival", lambda: origin.rival(ground, proof.shared.once(("explores",), make_explores)))
 
         def make_fold(k: int) -> None:
-            begins = account.now()
-            proof.ground_of(k)
-            account.note_fold(account.now() - begins)
+            if k < account.folds:
+                with account.fitting():
+                    proof.ground_of(k)
 
-        folds = [functools.partial(make_fold, k) for k in range(division.number)]
-        with ahead([rival, *folds]) if early else contextlib.nullcontext():
+        def make_whole() -> None:
+            if account.folds:
+                proof.whole()
+
+        rival = functools.partial(proof.shared.once, ("rival",), find_rival)
+        first, *others = [*(functools.partial(make_fold, k) for k in range(division.number)), make_whole]
+        early = not origin.refused and ground.folds_side_by_side > 1 and not log.has("folds")
+        with ahead([first, rival, *others]) if early else contextlib.nullcontext():
+            started = time.monotonic()
+            explores = ground if origin.refused else proof.shared.once(("explores",), make_explores)
+            check_same_numbers(ground, explores.model, "fold 1")
+            account.note_fit(time.monotonic() - started)
+            account.add("original", time.monotonic() - begun)
             explored = _explored(explores, verb.arms, origin, account, log, phases)
             begun = time.monotonic()
             with undisturbed(_deciding(options.runId)), phases.phase("prove") as say:
@@ -195,7 +205,7 @@ def _proven(
         chosen = [f for f in chosen if f.role != proving.REFIT]
     against, why = rival()
     seconds = [f.candidate.seconds for f in chosen]
-    folds: list[int] = proof.log.kept("folds", lambda: account.folds(seconds, proof.ready()))
+    folds: list[int] = proof.log.kept("folds", lambda: account.buy_folds(seconds, proof.ready()))
     chosen = [dataclasses.replace(f, folds=n) for f, n in zip(chosen, folds, strict=True)]
     shows = (
         proving.smallest_gain(explores, chosen[0].candidate, division)

@@ -19,6 +19,8 @@ DENSE = 1_000
 """Features up to which scalers may be tried with centring, which makes sparse rows dense."""
 DEEPEST = 10
 """Depth of trees up to which is searched, unless they are deeper already; the time doubles with each level."""
+FORESTS = ("RandomForestClassifier", "RandomForestRegressor")
+"""Means of trees, which deep ones overfit less than a single tree does."""
 FIXED = ("MultilayerPerceptronClassifier", "VectorSizeHint", "ElementwiseProduct", "VectorSlicer")
 """Stages that take vectors of one width only."""
 BOUNDS = ("lowerBoundsOnCoefficients", "upperBoundsOnCoefficients")
@@ -214,8 +216,8 @@ def settings_space(form: Unfitted) -> dict[Param[Any], Distribution]:
 
 
 def first_settings(space: SearchSpace) -> list[Configuration]:
-    """What is tried first: the setting as it is; and that without what holds it back most often, too few components or features,
-    and a solver that was stopped early.
+    """What is tried first: the setting as it is; and that without what holds it back most often: too few components or features,
+    a solver that was stopped early, and a forest of shallow trees.
 
     Where no component is left out, features may depend on one another: Spark's solvers are slow without any penalty then, so
     that the smallest one takes the place of none.
@@ -224,9 +226,10 @@ def first_settings(space: SearchSpace) -> list[Configuration]:
     freed = dict(now)
     for q in space.dimensions:
         stage, _, param = q.name.partition(".")
+        kind = stage.rstrip("0123456789")
         if param == "maxIter" and isinstance(q.distribution, Choice):
             freed[q.name] = 100
-        elif param in WIDTHS.get(stage.rstrip("0123456789"), {}) and isinstance(q.distribution, Integer):
+        elif isinstance(q.distribution, Integer) and (param in WIDTHS.get(kind, {}) or (kind in FORESTS and param == "maxDepth")):
             freed[q.name] = q.distribution.high
     if freed != now:
         for q in space.dimensions:

@@ -35,14 +35,21 @@ def test_an_account_keeps_the_time_that_the_proof_of_the_best_takes() -> None:
     """In three folds and on all rows the pipeline is fitted and measured, and the best candidate beside it."""
     account = Account(Budget.of("100s"), clock=lambda: 0.0)
     assert account.left() == pytest.approx(100)
-    account.start(5.0, 4, 1)  # before anything was tried, a candidate is taken to be twice as quick
+    account.start(4, 1)
+    account.note_fit(5.0)  # before anything was tried, a candidate is taken to be twice as quick
     assert account.left() == pytest.approx(120 - 4 * (5 + 2.5))  # a tenth of the budget and 10 s later it has to end
     account.note_best(12.0)
     assert account.left() == pytest.approx(120 - 4 * (5 + 12))
-    account.start(5.0, 1, 1)
-    assert account.left() == pytest.approx(100)
-    account.start(20.0, 4, 2)  # two folds at the same time: twice as long as one of them, and all rows by themselves
-    assert account.left() == pytest.approx(120 - 1.7 * (20 + 10) - 0.7 * (20 + 10))  # the third, as all rows, by itself
+    account.start(1, 1)
+    assert account.left() == pytest.approx(120 - 2 * (5 + 12))
+
+
+def test_of_two_folds_at_the_same_time_each_takes_longer_than_one_alone() -> None:
+    account = Account(Budget.of("100s"), clock=lambda: 0.0)
+    account.start(4, 2)
+    account.note_fit(20.0)
+    # Four fits of the pipeline, that on all rows among them, are two at a time, the candidate's third fold and all rows alone.
+    assert account.left() == pytest.approx(120 - 2 * 20 - 1.7 * 10 - 0.7 * 10)
 
 
 def proven(
@@ -51,9 +58,10 @@ def proven(
     """The folds that prove each finalist, once so many seconds have passed."""
     now = [0.0]
     account = Account(Budget.of(budget), clock=lambda: now[0])
-    account.start(fold, folds, lanes)
+    account.start(folds, lanes)
+    account.note_fit(fold)
     now[0] = passed
-    return account.folds(seconds, ready)
+    return account.buy_folds(seconds, ready)
 
 
 def test_folds_are_bought_for_the_best_first_and_then_for_the_others_as_far_as_time_reaches() -> None:
@@ -77,6 +85,25 @@ def test_folds_that_are_fitted_already_or_proven_side_by_side_take_less() -> Non
     assert proven("100s", 2.0, fold=5.0, passed=80.0, lanes=2) == [4]
 
 
+def test_of_a_fold_that_is_being_fitted_a_part_is_there() -> None:
+    now = [0.0]
+    account = Account(Budget.of("100s"), clock=lambda: now[0])
+    account.start(4, 1)
+    account.note_fit(5.0)
+    now[0] = 85.0
+    assert account.buy_folds([2.0], 1) == [3]  # 3 * 5 + 4 * 2: 23 s of 35
+    assert account.folds == 3
+    account.start(4, 1)
+    with account.fitting():
+        now[0] = 97.5
+        assert account.buy_folds([2.0], 1) == [3]  # 2.5 s of the second are over: 20.5 s of 22.5
+        now[0] += 5
+        assert account.fold == 5.0
+    assert account.fold == 17.5
+    assert account.buy_folds([2.0], 1) == [0]
+    assert account.folds == 0
+
+
 def test_where_passes_are_the_budget_every_finalist_has_all_folds() -> None:
     assert proven("60 passes", 1e9, 1e9) == [4, 4]
     assert proven("60s") == []
@@ -84,9 +111,10 @@ def test_where_passes_are_the_budget_every_finalist_has_all_folds() -> None:
 
 def test_a_budget_without_end_limits_nothing() -> None:
     account = Account(Budget.unlimited())
-    account.start(1e9, 4, 1)
+    account.start(4, 1)
+    account.note_fit(1e9)
     assert account.limit(0.1) == Limit(None, None)
-    assert account.folds([1e9, 1.0]) == [4, 4]
+    assert account.buy_folds([1e9, 1.0]) == [4, 4]
     assert account.left() > 1
 
 
