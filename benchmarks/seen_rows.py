@@ -208,7 +208,7 @@ FOLDS = 5
 TREE_CELLS = [
     (mean, trees, rows)
     for rows in (1500,)
-    for mean in ("bent", "noise", "classes")
+    for mean in ("bent", "heavy tails", "noise", "classes")
     for trees in ("tree", "shallow tree", "forest", "boosted", "shallow boosted")
 ]
 TREE_KINDS = ("half as many others", "as many others as a refit", "as many others", "50% seen", "75% seen", "all seen")
@@ -219,7 +219,7 @@ def tree_rows(mean: str, n: int, random: np.random.Generator) -> tuple[Array, Ar
     z = np.zeros(n) if mean == "noise" else x[:, 0] + 0.5 * x[:, 1] * x[:, 2]
     if mean == "classes":
         return x, (random.random(n) < 1 / (1 + np.exp(-z))).astype(float)
-    return x, z + random.normal(size=n)
+    return x, z + (random.standard_t(3, size=n) if mean == "heavy tails" else random.normal(size=n))
 
 
 def grown(mean: str, trees: str, x: Array, y: Array, seed: int) -> Any:
@@ -264,7 +264,7 @@ def simulate_trees(mean: str, trees: str, n: int, draws: int) -> dict[str, Any]:
             original = losses(grown(mean, trees, features, label, draw + draws), x, y)
             sums = {k: torch.from_numpy(v) for k, v in {"original": original, "seen": seen, "unseen": unseen}.items()}
             ones = torch.ones(n, dtype=torch.float64)
-            p = p_of_losses(RowCount(len(label)), refitted, **sums, weights=ones)
+            p = p_of_losses(RowCount(len(label)), refitted, **sums, weights=ones, squared=mean != "classes")
             hits[kind] += p is not None and p < LEVEL
             better[kind] += guard.decide((sums["unseen"] - sums["original"])[None], ones, level=LEVEL).accepted
     return {

@@ -51,7 +51,9 @@ class Request:
     keyed: bool = (
         False  # whether each row keeps its hash, so that caches of other pipelines can be read beside this one
     )
-    lasting: bool = True  # whether anything later may read the cache; else its fingerprint is drawn, which takes no time
+    lasting: bool = (
+        True  # whether anything later may read the cache; else its fingerprint is drawn, which takes no time
+    )
     facts: list[Any] | None = None  # `source_facts` of each source; None: still to be found
 
     def known(self) -> list[Any]:

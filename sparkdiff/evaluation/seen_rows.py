@@ -48,6 +48,7 @@ SPREAD = 2.0
 SHARE = 1 / 3
 """Share of the way from unseen to seen rows that chance doesn't explain. To this comes half of what is missing of the original's
 rows in the refits': p coefficients of n rows lose p / n on other rows, and look 2 p / n better on their own."""
+TINY = 1e-300
 ERRORS = 3.0
 """Standard errors of a number of rows beyond which it is larger than another."""
 
@@ -157,8 +158,9 @@ def rows_of_roots(counts: Tensor, subsamplingRate: float = 1.0, *, bootstrap: bo
 
 
 def p_of_losses(
-    count: RowCount | None, refitted: float, *, original: Tensor, seen: Tensor, unseen: Tensor, weights: Tensor
-) -> float | None:
+    count: RowCount | None, refitted: float, *, original: Tensor, seen: Tensor, unseen: Tensor, weights: Tensor,
+    squared: bool = False,
+) -> float | None:  # fmt: skip
     """p-value that the original's losses are this near to those of refits that have seen the rows if it hasn't; None if its
     number of rows isn't known.
 
@@ -168,9 +170,14 @@ def p_of_losses(
         original: (B,) sums over blocks of weight * loss of the original.
         seen, unseen: (B,) of a refit on all rows, and of refits that haven't seen the rows that they are measured on.
         weights: (B,) sums of the weights.
+        squared: whether the losses are squared errors. A few rows far out would decide their sum, so each loss counts as a share
+            of itself and of the mean of those that haven't seen the rows.
     """
     if count is None:
         return None
+    if squared:
+        usual = unseen.sum() / weights.sum() * weights
+        original, seen, unseen = (weights * x / (x + usual).clamp_min(TINY) for x in (original, seen, unseen))
     nearer = SHARE + max(0.0, 1 - refitted / count.rows) / 2
     gains = unseen - original - nearer * (unseen - seen)
     verdict = guard.decide(gains[None], weights, level=LEVEL, dependence=SPREAD)

@@ -1,6 +1,7 @@
 """What fits on the same rows have in common."""
 
 import dataclasses
+import shutil
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -51,6 +52,12 @@ class Shared:
             del self._found["cache", key]
         cache = self.once(("cache", key), lambda: caches.open_cache(request, watch))
         return dataclasses.replace(cache, hit=True) if known else cache
+
+    def remove_caches(self) -> None:
+        """Remove the files of all caches; a later fit would write them again."""
+        for key, cache in self._found.items():
+            if key[0] == "cache":
+                shutil.rmtree(cache.folder, ignore_errors=True)
 
 
 def key_of(task: Task, sources: Sequence[Source]) -> tuple[Any, ...]:

@@ -118,8 +118,10 @@ class Account:
     def fitting(self) -> Iterator[None]:
         """Note how long that takes in a fold, with whatever runs beside it."""
         self._since = since = self.now()
-        yield
-        self._since = None
+        try:
+            yield
+        finally:
+            self._since = None
         self.note_fit(self.now() - since)
 
     def note_best(self, seconds: float) -> None:
@@ -150,8 +152,9 @@ class Account:
         return together + alone * min(rest, 1.0) + (1 - alone) * min(max(rest - 1.0, 0.0), 1.0)
 
     def buy_folds(self, seconds: Sequence[float], ready: int = 0) -> list[int]:
-        """Choose the number of folds that prove each finalist, as far as the time reaches: the first of them that can be proven at all
-        is proven in three at least, if need be after the end of the budget.
+        """Choose the number of folds that prove each finalist, as far as the time reaches.
+
+        The first of them that can be proven at all is proven in three at least, if need be after the end of the budget.
 
         Args:
             seconds: that making and measuring a finalist once takes.

@@ -104,6 +104,7 @@ class Ground:
         allTrain: whether no row is held out, see `Request`.
         fold: of the proof, for names of trainings, 0 for all rows; None where arms explore.
         lasting: whether a later run may read its caches.
+        temporary: what keeps the caches that none may.
         trainings: of the weights of whole pipelines, so far.
     """
 
@@ -126,6 +127,7 @@ class Ground:
     allTrain: bool = False
     fold: int | None = None
     lasting: bool = True
+    temporary: list[Shared] = dataclasses.field(default_factory=list)
     trainings: list[Training] = dataclasses.field(default_factory=list)
 
     @functools.cached_property
@@ -300,13 +302,16 @@ def moved(
         fold: see `Ground`; None: the same.
         doubts: see `prepared`.
     """
-    model, o = ground.model if ground.fit is None else ground.fit(sources, boundaries), ground.options
+    model = ground.model if ground.fit is None else ground.fit(sources, boundaries)
     fold = ground.fold if fold is None else fold
-    phases = Phases(False, ground.phases.listeners)
+    phases, shared = Phases(False, ground.phases.listeners), Shared()
     phases.fold = fold
+    lasting = ground.options.runId is not None or jvm.shared_folder(ground.options.cacheDir) is not None
+    if not lasting:
+        ground.temporary.append(shared)
     there = dataclasses.replace(
-        ground, phases=phases, model=model, sources=sources, boundaries=boundaries, shared=Shared(), trained=Memory(),
-        original=None, allTrain=allTrain, fold=fold, lasting=o.runId is not None or jvm.shared_folder(o.cacheDir) is not None,
+        ground, phases=phases, model=model, sources=sources, boundaries=boundaries, shared=shared, trained=Memory(),
+        original=None, allTrain=allTrain, fold=fold, lasting=lasting,
     )  # fmt: skip
     return prepared(there, doubts=doubts)
 

@@ -20,7 +20,7 @@ from sparkdiff.improvement.arm import Arm
 from sparkdiff.improvement.arms import arms_of
 from sparkdiff.improvement.baseline import Baseline
 from sparkdiff.improvement.budget import Account, Budget
-from sparkdiff.improvement.ground import Ground, moved, prepared
+from sparkdiff.improvement.ground import Ground, prepared
 from sparkdiff.improvement.lanes import Brake, ahead
 from sparkdiff.improvement.log import StepLog
 from sparkdiff.improvement.order import order_of
@@ -123,43 +123,49 @@ def explore_and_prove(
         ground = dataclasses.replace(ground, folder=folder.path)
         proof = Proof(ground, division, None, log, verb.arms)
         account.start(division.number, ground.folds_side_by_side)
-
-        def make_explores() -> Ground:
-            return moved(ground, division.explores, division.boundaries[0], doubts=True)
-
-        def find_rival() -> tuple[bool, str]:
-            return log.kept("rival", lambda: origin.rival(ground, proof.shared.once(("explores",), make_explores)))
-
-        def make_fold(k: int) -> None:
-            if k < account.folds:
-                with account.fitting():
-                    proof.ground_of(k)
-
-        def make_whole() -> None:
-            if account.folds:
-                proof.whole()
-
-        rival = functools.partial(proof.shared.once, ("rival",), find_rival)
-        first, *others = [*(functools.partial(make_fold, k) for k in range(division.number)), make_whole]
         early = not origin.refused and ground.folds_side_by_side > 1 and not log.has("folds")
-        with ahead([first, rival, *others]) if early else contextlib.nullcontext():
+        with ahead(_makes(proof, origin, account)) if early else contextlib.nullcontext():
             started = time.monotonic()
-            explores = ground if origin.refused else proof.shared.once(("explores",), make_explores)
+            explores = ground if origin.refused else proof.explores()
             check_same_numbers(ground, explores.model, "fold 1")
             account.note_fit(time.monotonic() - started)
             account.add("original", time.monotonic() - begun)
             explored = _explored(explores, verb.arms, origin, account, log, phases)
             begun = time.monotonic()
             with undisturbed(_deciding(options.runId)), phases.phase("prove") as say:
-                decision = _proven(proof, explores, origin, rival, explored, account, phases, say)
+                decision = _proven(proof, explores, origin, explored, account, phases, say)
                 say(f"{len(decision.proven)} finalists, {division.name}")
             account.add("prove", time.monotonic() - begun)
         timings = {k: round(v, 3) for k, v in phases.timings.items()}
         summary = verb.summarize(ground, explores, origin, division, explored, decision, timings, account)
+    for shared in ground.temporary:
+        shared.remove_caches()
     offers = {name: s.found.model for name, s in decision.offers.items() if s.found is not None}
     result = origin.given_model if decision.best is None else offers[proving.BEST]
     phases.on_decision(summary)
     return Improved(result, origin.given_model, ground.start.task.plan, summary, (folder,), offers)
+
+
+def _rival(proof: Proof, origin: Origin) -> tuple[bool, str]:
+    """See `Origin.rival`; found once."""
+    find = functools.partial(origin.rival, proof.ground, proof.explores())
+    return proof.shared.once(("rival",), lambda: proof.log.kept("rival", find))
+
+
+def _makes(proof: Proof, origin: Origin, account: Account) -> list[Callable[[], object]]:
+    """What is made ahead, as far as it is needed: a fold beside the rows that explore, the rival, the other folds, all rows."""
+
+    def make_fold(k: int) -> None:
+        if k < account.folds:
+            with account.fitting():
+                proof.ground_of(k)
+
+    def make_whole() -> None:
+        if account.folds:
+            proof.whole()
+
+    first, *others = [functools.partial(make_fold, k) for k in range(proof.division.number)]
+    return [first, functools.partial(_rival, proof, origin), *others, make_whole]
 
 
 def _explored(
@@ -189,21 +195,16 @@ def _explored(
 
 
 def _proven(
-    proof: Proof, explores: Ground, origin: Origin, rival: Callable[[], tuple[bool, str]], explored: Explored, account: Account,
-    phases: Phases, say: Any,
-) -> Decision:  # fmt: skip
-    """Choose the finalists, fix their rival, and prove as many of them as there is time for.
-
-    Args:
-        rival: tells whether the fitted pipeline is what finalists have to beat, or its refit, and why.
-    """
+    proof: Proof, explores: Ground, origin: Origin, explored: Explored, account: Account, phases: Phases, say: Any
+) -> Decision:
+    """Choose the finalists, fix their rival, and prove as many of them as there is time for."""
     if origin.refused:
         return Decision((), (), {})
     division = proof.division
     chosen = proving.finalists(explores, explored.raced.steps)
     if not origin.was_fitted:
         chosen = [f for f in chosen if f.role != proving.REFIT]
-    against, why = rival()
+    against, why = _rival(proof, origin)
     seconds = [f.candidate.seconds for f in chosen]
     folds: list[int] = proof.log.kept("folds", lambda: account.buy_folds(seconds, proof.ready()))
     chosen = [dataclasses.replace(f, folds=n) for f, n in zip(chosen, folds, strict=True)]

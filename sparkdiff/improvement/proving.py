@@ -211,6 +211,13 @@ class Proof:
                 found[finalist.name, k] = jvm.cause(e)  # Spark may do it when the run goes on
         return ""
 
+    def explores(self) -> Ground:
+        """The ground of the rows that explore, made once."""
+        ground, division = self.ground, self.division
+        return self.shared.once(
+            ("explores",), lambda: moved(ground, division.explores, division.boundaries[0], doubts=True)
+        )
+
     def ground_of(self, k: int) -> Ground:
         """The ground of a fold, made once."""
 

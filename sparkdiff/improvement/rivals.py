@@ -40,7 +40,8 @@ def evidence(ground: Ground, explores: Ground, refit: Callable[[], Any]) -> Seen
     unseen, weights = explores.start.scores[VALIDATION], explores.start.scores[VALIDATION].weights
     one, all_rows = (m.scores[VALIDATION].blocks for m in (original, every))
     losses = p_of_losses(
-        count, explores.rows[TRAIN], original=one, seen=all_rows, unseen=unseen.blocks, weights=weights
+        count, explores.rows[TRAIN], original=one, seen=all_rows, unseen=unseen.blocks, weights=weights,
+        squared=ground.metric.name in ("squared", "mse"),
     )  # fmt: skip
     same = reproduces(original.recorded.margins, every.recorded.margins)
     return seen_rows(rows, reproduced=same, count=count, losses=losses)

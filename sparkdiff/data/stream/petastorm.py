@@ -4,6 +4,7 @@ Petastorm is given files, never a folder: in a folder it unpickles `_common_meta
 """
 
 import importlib
+import threading
 import warnings
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from sparkdiff.data.stream.manifest import Batch, BatchColumn
 
 # A reader's ventilator hands out three row groups at once and polls for the rest, which costs a small file up to 0.1 s.
 _FILES_PER_READER = 3
+_LOCK = threading.Lock()
 
 
 def refusal(folder: Path, columns: Sequence[BatchColumn]) -> str:
@@ -73,7 +75,7 @@ def _url(path: Path) -> str:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Petastorm calls pyarrow's deprecated names, and leaves closing a file to the garbage collector."""
-    with warnings.catch_warnings():
+    with _LOCK, warnings.catch_warnings():  # two threads would restore each other's filters
         warnings.filterwarnings("ignore", category=FutureWarning, module=r"petastorm\b")
         warnings.filterwarnings("ignore", category=DeprecationWarning)
         warnings.filterwarnings("ignore", "unclosed file", category=ResourceWarning)

@@ -17,7 +17,7 @@ from sparkdiff.tuning.search.space import Choice, Distribution, Integer, choice,
 
 DENSE = 1_000
 """Features up to which scalers may be tried with centring, which makes sparse rows dense."""
-DEEPEST = 10
+DEEPEST, DEEPEST_OF_FORESTS = 10, 12
 """Depth of trees up to which is searched, unless they are deeper already; the time doubles with each level."""
 FORESTS = ("RandomForestClassifier", "RandomForestRegressor")
 """Means of trees, which deep ones overfit less than a single tree does."""
@@ -139,7 +139,7 @@ MACHINE = {
 }
 TREE = {"maxDepth": _whole(1, DEEPEST), "minInstancesPerNode": _whole(1, 100, log=True), "maxBins": _times(1, 4)}
 FOREST = {
-    **TREE, "numTrees": _times(0.5, 4, 50), "subsamplingRate": _between(0.5, 1.0),
+    **TREE, "maxDepth": _whole(1, DEEPEST_OF_FORESTS), "numTrees": _times(0.5, 4, 50), "subsamplingRate": _between(0.5, 1.0),
     "featureSubsetStrategy": _one_of("auto", "all", "onethird", "sqrt"),
 }  # fmt: skip
 BOOSTED = {
@@ -229,7 +229,9 @@ def first_settings(space: SearchSpace) -> list[Configuration]:
         kind = stage.rstrip("0123456789")
         if param == "maxIter" and isinstance(q.distribution, Choice):
             freed[q.name] = 100
-        elif isinstance(q.distribution, Integer) and (param in WIDTHS.get(kind, {}) or (kind in FORESTS and param == "maxDepth")):
+        elif isinstance(q.distribution, Integer) and (
+            param in WIDTHS.get(kind, {}) or (kind in FORESTS and param == "maxDepth")
+        ):
             freed[q.name] = q.distribution.high
     if freed != now:
         for q in space.dimensions:

@@ -11,6 +11,7 @@ from pyspark.ml.classification import LinearSVC, LogisticRegression, MultilayerP
 from pyspark.ml.evaluation import BinaryClassificationEvaluator, MulticlassClassificationEvaluator, RegressionEvaluator
 from pyspark.ml.feature import PCA, Normalizer, QuantileDiscretizer, StandardScaler, VectorAssembler, VectorSizeHint
 from pyspark.ml.functions import vector_to_array
+from pyspark.ml.regression import RandomForestRegressor
 from pyspark.sql import DataFrame
 from scipy.special import xlogy
 from small_data import NUMBERS
@@ -224,6 +225,17 @@ def test_the_current_setting_is_in_the_space(numeric: PipelineModel) -> None:
     for q in space.dimensions:
         if q.name == "PCA.k":
             assert (q.distribution.low, q.distribution.high) == (1, 4)  # type: ignore[attr-defined]
+
+
+def test_a_forest_is_tried_with_deeper_trees_first(df: DataFrame) -> None:
+    data = VectorAssembler(inputCols=NUMBERS, outputCol="features").transform(df)
+    for depth, deep in ((3, 12), (14, 14)):
+        forest = RandomForestRegressor(labelCol="rain", maxDepth=depth, numTrees=2, seed=1).fit(data)
+        form = unfitted(forest)
+        space = SearchSpace.of(form.estimator, settings_space(form))
+        now = space.current()
+        deeper = {**now, "RandomForestRegressor.maxDepth": deep}
+        assert first_settings(space) == ([now] if depth == deep else [now, deeper])
 
 
 def test_a_width_that_a_later_stage_needs_is_not_searched(df: DataFrame) -> None:
