@@ -14,10 +14,13 @@ from pyspark.ml.classification import GBTClassifier, LogisticRegression
 from pyspark.ml.feature import Imputer, OneHotEncoder, SQLTransformer, StandardScaler, StringIndexer, VectorAssembler
 from pyspark.sql import DataFrame, SparkSession
 
+from sparkdiff import FineTuner
+from sparkdiff.data.cache import root
 from sparkdiff.data.splits import VALIDATION
 from sparkdiff.improvement.arms.growing import IMPORT
 from sparkdiff.improvement.budget import Limit
 from sparkdiff.improvement.ground import Ground, measure
+from sparkdiff.options import Options
 from sparkdiff.pipeline.cut import within
 
 ROWS = 900
@@ -159,3 +162,17 @@ def test_a_column_may_be_spelled_otherwise_in_another_pipeline(rows: DataFrame, 
     model = Pipeline(stages=[scaler, both, LogisticRegression(maxIter=5)]).fit(given)
     ground = grounds(model, given, tmp_path)
     assert measure(ground, PipelineModel(model.stages[1:])).parity is not None
+
+
+def test_caches_of_folds_stay_only_where_a_later_run_may_read_them(
+    model: PipelineModel, rows: DataFrame, tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {
+        "pipeline": model, "labelCol": "label", "numFolds": 3, "maxEpochs": 1, "recipe": "fast", "rowsAreNew": False
+    }  # fmt: skip
+    FineTuner(**options).fit(rows)  # the first of this process may write what others share
+    before = caches(root(Options()))
+    FineTuner(**options).fit(rows)
+    assert caches(root(Options())) == before
+    found = [FineTuner(**options, cacheDir=str(tmp_path)).fit(rows).summary.records for _ in range(2)]
+    assert caches(tmp_path) >= 4 and found[0] == found[1]

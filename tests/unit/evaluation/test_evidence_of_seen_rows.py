@@ -165,6 +165,24 @@ def test_losses_near_those_of_seen_rows_are_evidence_if_the_number_of_rows_is_kn
     assert p_of_losses(RowCount(400), 400, original=few[0], seen=few[0], unseen=few[1], weights=few[2]) is None
 
 
+def test_squared_errors_of_a_few_rows_hide_no_evidence_and_are_none() -> None:
+    """As prices have them: the errors of two rows are larger than those of all others together."""
+    seen, unseen, noise = blocks()
+    ones, far = torch.ones_like(seen), torch.zeros_like(seen)
+    far[:2] = torch.tensor([900.0, 1500.0], dtype=torch.float64)
+
+    def tested(original: Tensor, *, squared: bool = True) -> float:
+        found = p_of_losses(
+            RowCount(400), 400, original=original, seen=seen, unseen=unseen + far, weights=ones, squared=squared
+        )
+        assert found is not None
+        return found
+
+    own = unseen - 0.9 * (unseen - seen) + noise
+    assert tested(own + far / 2) < 0.01 < tested(own + far / 2, squared=False)
+    assert tested((unseen + noise).clamp_min(0.0)) > 0.01  # better by these two rows alone
+
+
 def test_trees_that_have_seen_rows_are_told_from_others() -> None:
     found = simulation.simulate_trees("bent", "tree", 600, 6)
     assert found["all seen"] >= 5 / 6 and found["as many others"] + found["half as many others"] == 0

@@ -1,6 +1,7 @@
 """Where no order of the arms is learned, it is a fixed one, and the summary says why."""
 
 import sys
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,16 +10,22 @@ import pytest
 from sparkdiff.improvement import order
 from sparkdiff.improvement.settings import ARMS as ARMS_OF_ALL, ImprovementSettings
 from sparkdiff.options import Options
+from sparkdiff.stages.trees import RandomForestRegression
 
-ARMS = [SimpleNamespace(name=name) for name in ("refit", "finetune")]
+ARMS = ("refit", "finetune")
 
 
-def ordered(**settings: Any) -> order.ArmOrder:
+def ordered(arms: Sequence[str] = ARMS, head: Any = None, **settings: Any) -> order.ArmOrder:
+    """
+    Args:
+        head: the module of the last stage.
+    """
+    graph = SimpleNamespace(head=SimpleNamespace(module=head))
     ground: Any = SimpleNamespace(
-        settings=ImprovementSettings.of(settings), options=Options(), rows={"train": 900}, plan=None,
-        sources=[SimpleNamespace(df=None)],
+        settings=ImprovementSettings.of(settings), options=Options(), rows={"train": 900},
+        plan=SimpleNamespace(cut=SimpleNamespace(graph=graph)), sources=[SimpleNamespace(df=None)],
     )  # fmt: skip
-    return order.order_of(ground, ARMS)  # type: ignore[arg-type]
+    return order.order_of(ground, [SimpleNamespace(name=name) for name in arms])  # type: ignore[misc]
 
 
 @pytest.mark.parametrize(("given", "why"), [
@@ -39,6 +46,12 @@ def test_in_little_time_the_arms_with_the_best_chance_per_second_come_first(monk
     assert found.arms == ("finetune", "refit")
     assert str(found) == "finetune, refit; by chance per second, as 299s is too short to learn an order in"
     assert {*order.QUICK} == {*ARMS_OF_ALL} and order.QUICK[0] == "import"
+
+
+def test_in_little_time_a_forest_is_searched_first() -> None:
+    forest = RandomForestRegression.__new__(RandomForestRegression)
+    assert ordered(("finetune", "search", "refit"), forest, budget="299s").arms == ("search", "finetune", "refit")
+    assert ordered(("refit", "search", "finetune"), budget="299s").arms == ("finetune", "search", "refit")
 
 
 def test_without_scikit_learn_the_cheap_arms_come_first(monkeypatch: pytest.MonkeyPatch) -> None:
