@@ -19,7 +19,7 @@ from sparkdiff.data.cache import root
 from sparkdiff.data.splits import VALIDATION
 from sparkdiff.improvement.arms.growing import IMPORT
 from sparkdiff.improvement.budget import Limit
-from sparkdiff.improvement.ground import Ground, measure
+from sparkdiff.improvement.ground import Ground, Measurement, measure
 from sparkdiff.options import Options
 from sparkdiff.pipeline.cut import within
 
@@ -68,6 +68,11 @@ def caches(folder: Path) -> int:
     return len(list(folder.glob("*/manifest.json")))
 
 
+def alike(ground: Ground, found: Measurement) -> bool:
+    """Whether the margins are those of the ground up to rounding: the order of rows in a batch decides the last bits."""
+    return torch.allclose(ground.start.recorded.margins, found.recorded.margins, rtol=1e-12, atol=1e-12)
+
+
 def with_stages(model: PipelineModel, *changed: Any) -> PipelineModel:
     """The pipeline with these stages in the place of those of their class, or without those that are given as a class."""
     gone = tuple(c if isinstance(c, type) else type(c) for c in changed)
@@ -105,7 +110,7 @@ def test_what_has_other_stages_in_front_has_a_cache_of_its_own(
         found = measure(ground, with_stages(model, changed))
         assert caches(tmp_path) == k
         alone = grounds(with_stages(model, changed), rows, tmp_path / f"own{k}")
-        assert torch.equal(alone.start.recorded.margins, found.recorded.margins)
+        assert alike(alone, found)
 
 
 def test_weights_in_torch_are_those_of_the_candidate_though_the_cache_has_what_the_originals_make(
@@ -117,8 +122,7 @@ def test_weights_in_torch_are_those_of_the_candidate_though_the_cache_has_what_t
     found = measure(ground, with_stages(model, scaler))
     alone = grounds(with_stages(model, scaler), rows, tmp_path / "own")
     assert caches(tmp_path) == 1
-    assert torch.equal(alone.start.recorded.margins, found.recorded.margins)
-    assert not torch.equal(ground.start.recorded.margins, found.recorded.margins)
+    assert alike(alone, found) and not alike(ground, found)
 
 
 def test_rows_that_a_stage_drops_and_sql_are_never_shared(rows: DataFrame, tmp_path: Path) -> None:
