@@ -9,7 +9,6 @@ boosted trees. Each draw is kept in --cells as soon as it is decided, so that a 
 """
 
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,13 +32,12 @@ def draw(spark: SparkSession, original: Original, number: int, budget: str) -> d
     """One improvement on labels of its own; the arm that grows tries one kind of parts, in turn."""
     table = original.table.assign(label=original.labels(np.random.default_rng([3, number])))
     before = spent(spark)
-    with tempfile.TemporaryDirectory() as folder:
-        data = spark.createDataFrame(table.drop(columns="id")).coalesce(1)
-        improver = sparkdiff.Improver(
-            original.model, labelCol="label", entityCols=[ENTITY], parts=[PARTS[number // len(FAMILIES) % len(PARTS)]],
-            budget=budget, seed=number, maxEpochs=3, patience=3, cacheDir=folder,
-        )  # fmt: skip
-        s = improver.fit(data).summary
+    data = spark.createDataFrame(table.drop(columns="id")).coalesce(1)
+    improver = sparkdiff.Improver(
+        original.model, labelCol="label", entityCols=[ENTITY], parts=[PARTS[number // len(FAMILIES) % len(PARTS)]],
+        budget=budget, seed=number, maxEpochs=3, patience=3,
+    )  # fmt: skip
+    s = improver.fit(data).summary
     best = next(iter(s.race), {"arm": None, "gain": 0.0})
     return {
         "draw": number, "family": original.family, "improved": s.decision == "improved", "p": s.p, "best": best["arm"],
