@@ -4,10 +4,13 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from pyspark.sql import DataFrame
 
-from sparkdiff.errors import InputError
+from sparkdiff.data.splits import VALIDATION
+from sparkdiff.errors import InputError, ParityError
 from sparkdiff.evaluation.checks import check_stored
+from sparkdiff.evaluation.scores import Score, score
 from sparkdiff.fine_tuning.phases import run_folder
 from sparkdiff.fine_tuning.task import check_runs
 from sparkdiff.fine_tuning.values import Run
@@ -25,6 +28,9 @@ from sparkdiff.growth.running import Memory
 from sparkdiff.growth.serving import Serving, check_cost
 from sparkdiff.growth.settings import GrowthSettings
 from sparkdiff.store.run_folder import TRAININGS, RunFolder, name_beside
+
+ROUNDING = 1e-9
+"""Share of the loss by which the original's may differ when it is computed by the grown pipeline's network."""
 
 
 def assembled(start: GrowthStart, members: Sequence[Member], serving: Serving, data: DataFrame, *, drop: bool) -> Any:
@@ -70,6 +76,32 @@ def grow_rounds(
         names = ", ".join(m.part.name for m in grown.members)
         say(f"{names}; {grown.stopped}" if names else grown.stopped)
         return grown, gone
+
+
+@torch.no_grad()
+def check_without_parts(run: Run, first: Score, width: int) -> None:
+    """Compare the grown pipeline without what was added with the original.
+
+    Args:
+        run: of the grown pipeline.
+        first: the original's validation metric, as growth measured it.
+        width: the number of features that the head read before growth.
+
+    Raises:
+        ParityError: they differ by more than rounding.
+    """
+    original = run.network.clone()
+    head = original.head
+    weight = head.get_parameter("coefficientMatrix" if hasattr(head, "coefficientMatrix") else "coefficients")
+    weight[..., width:] = 0.0
+    own = score(original, run.data, VALIDATION, run.goal.metric)
+    scale = float(first.blocks.abs().sum()) + 1e-300
+    apart = float((first.blocks - own.blocks).abs().sum()) / scale
+    if not torch.equal(first.weights > 0, own.weights > 0) or not apart < ROUNDING:
+        raise ParityError(
+            f"{run.task.model.uid}: without its parts the grown pipeline differs from the original by {apart:.1e} of the loss on "
+            "validation rows, so nothing was changed. Report this as a bug"
+        )
 
 
 def grow_again(run: Run, start: GrowthStart, chosen: Sequence[tuple[int, str, int]]) -> tuple[Member, ...]:
