@@ -20,7 +20,6 @@ from sparkdiff.data import splits
 from sparkdiff.data.row_hashes import row_hashes
 from sparkdiff.data.splits import Source
 from sparkdiff.data.stream.manifest import FORMAT
-from sparkdiff.errors import InputError
 from sparkdiff.jvm.plans import plan_facts, table_versions
 from sparkdiff.jvm.settings import settings
 from sparkdiff.options import Options
@@ -149,8 +148,6 @@ def content(df: DataFrame) -> list[Any]:
         InputError: Spark failed on the rows; says why.
     """
     sums = [F.sum(h.cast("decimal(20,0)")) for h in row_hashes(df)]  # a sum of longs overflows
-    try:
+    with jvm.blamed("Spark failed while reading the data"):
         row = df.agg(F.count(F.lit(1)), *sums).first()
-    except jvm.SparkError as e:
-        raise InputError(f"Spark failed while reading the data: {jvm.cause(e)}") from e
     return [df.schema.json(), [str(v) for v in row or ()]]

@@ -152,7 +152,7 @@ def load_data(spark: SparkSession, given: Any, folder: Path, split: str) -> Data
     given = named_source(split, given)
     if isinstance(given, str):
         return function(given, folder)(spark)  # type: ignore[no-any-return]
-    try:
+    with jvm.blamed(f"data.{split} cannot be read"):
         options = {
             str(k): str(v).lower() if isinstance(v, bool) else v for k, v in (given.get("options") or {}).items()
         }
@@ -167,8 +167,6 @@ def load_data(spark: SparkSession, given: Any, folder: Path, split: str) -> Data
             where = paths.joined(given["path"], folder)
             df = reader.load(where if paths.local(where) is None else f"file://{where}")
         return df.where(given["where"]) if given.get("where") else df
-    except jvm.SparkError as e:
-        raise InputError(f"data.{split} cannot be read: {jvm.cause(e)}") from e
 
 
 def located(path: str, folder: Path) -> str:

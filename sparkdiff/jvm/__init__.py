@@ -34,6 +34,7 @@ from sparkdiff.jvm.selections import Selection, can_except, selecting, selection
 from sparkdiff.jvm.sessions import (
     QUICK,
     SparkError,
+    blamed,
     by_arrow,
     cached,
     cancel,
@@ -64,6 +65,7 @@ __all__ = [
     "SparkError",
     "Writer",
     "archive_option",
+    "blamed",
     "by_arrow",
     "cached",
     "can_except",

@@ -149,13 +149,11 @@ def _check_vote(df: DataFrame, name: str, told: str) -> None:
     what = f"the vote {name!r} ({told})"
     if "__THIS__" in told:
         raise InputError(f"{what} contains __THIS__, which an SQLTransformer replaces by a table: name columns alone")
-    try:
+    with jvm.blamed(f"{what} can't be computed from the data"):
         # Alone, too: `1) + (1` is an expression within parentheses only.
         alone = df.select("*", F.expr(told), F.expr(f"(\n{told}\n)"))
         kind = alone.schema.fields[-1].dataType
         drawn = draws(alone)
-    except jvm.SparkError as e:
-        raise InputError(f"{what} can't be computed from the data: {jvm.cause(e)}") from e
     if isinstance(kind, BooleanType):
         raise InputError(
             f"{what} is true or false, which is no class: vote 1 where it holds and abstain elsewhere by "

@@ -93,10 +93,8 @@ def seen_width(network: Network, version: Version, data: SchemaOrRows) -> int:
     if isinstance(data, DataFrame):
         frame = data if network.reference is None or version[1] == -1 else network.reference.transform(data)
         column = named(name, in_struct=network.graph.in_struct(version))
-        try:
+        with jvm.blamed(f"Spark failed while reading column {name!r}"):
             row = frame.select(column).where(column.isNotNull()).head()
-        except jvm.SparkError as e:
-            raise InputError(f"Spark failed while reading column {name!r}: {jvm.cause(e)}") from e
         if row is not None:
             return len(np.asarray(row[0].toArray() if hasattr(row[0], "toArray") else row[0]))
     raise InputError(
