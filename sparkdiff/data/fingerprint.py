@@ -18,7 +18,6 @@ from pyspark.sql import DataFrame, functions as F
 from sparkdiff import jvm
 from sparkdiff.data import splits
 from sparkdiff.data.row_hashes import row_hashes
-from sparkdiff.data.splits import Source
 from sparkdiff.data.stream.manifest import FORMAT
 from sparkdiff.jvm.plans import plan_facts, table_versions
 from sparkdiff.jvm.settings import settings
@@ -38,7 +37,7 @@ class Request:
     """What to cache: the cut of a pipeline, the roles of the label and weight columns, the rows, and how they split."""
 
     cut: Cut
-    sources: list[Source]
+    sources: list[splits.Source]
     options: Options
     labelCol: str | None
     weightCol: str | None
@@ -109,7 +108,7 @@ def source_facts(df: DataFrame) -> dict[str, Any]:
     return {**(plan_facts(df) or {"content": content(df)}), **named_, "settings": settings(df.sparkSession)}
 
 
-def versions_of(sources: Iterable[Source]) -> list[dict[str, str]]:
+def versions_of(sources: Iterable[splits.Source]) -> list[dict[str, str]]:
     """The versions of tables that the plans of sources show, with the split that reads them."""
     return [{"split": s.split or splits.TRAIN, **entry} for s in sources for entry in table_versions(s.df)]
 

@@ -23,8 +23,6 @@ from sparkdiff.growth.ground import GrowthStart
 from sparkdiff.growth.inputs import room_of, specification_of, table_of
 from sparkdiff.growth.parts import trees
 from sparkdiff.growth.reporting import RoundProgress
-from sparkdiff.growth.rounds import Grown, Limits, Member
-from sparkdiff.growth.running import Memory
 from sparkdiff.growth.serving import Serving, check_cost
 from sparkdiff.growth.settings import GrowthSettings
 from sparkdiff.store.run_folder import TRAININGS, RunFolder, name_beside
@@ -33,7 +31,9 @@ ROUNDING = 1e-9
 """Share of the loss by which the original's may differ when it is computed by the grown pipeline's network."""
 
 
-def assembled(start: GrowthStart, members: Sequence[Member], serving: Serving, data: DataFrame, *, drop: bool) -> Any:
+def assembled(
+    start: GrowthStart, members: Sequence[rounds.Member], serving: Serving, data: DataFrame, *, drop: bool
+) -> Any:
     """The grown pipeline, see `grown_pipeline` and `columns_last`.
 
     Raises:
@@ -47,8 +47,8 @@ def assembled(start: GrowthStart, members: Sequence[Member], serving: Serving, d
 
 def grow_rounds(
     run: Run, start: GrowthStart, settings: GrowthSettings, serving: Serving, clock: Clock,
-    *, replace: bool, memory: Memory | None = None,
-) -> tuple[Grown, tuple[Member, ...]]:  # fmt: skip
+    *, replace: bool, memory: running.Memory | None = None,
+) -> tuple[rounds.Grown, tuple[rounds.Member, ...]]:  # fmt: skip
     """What the rounds made without the parts that are not missed, and these.
 
     Args:
@@ -56,7 +56,7 @@ def grow_rounds(
     """
     check_stored(run.network, run.data)  # as the training behind the rounds does
     o = run.task.options
-    limits = Limits(settings.parts, settings.rounds, settings.complexity, o.seed, serving, settings.maxLoss)
+    limits = rounds.Limits(settings.parts, settings.rounds, settings.complexity, o.seed, serving, settings.maxLoss)
     # The level of the guard and the size of the fleet decide what is dropped.
     beside = {"growth": settings.asdict(), "guard": o.guard, "fleetSize": o.fleetSize}
     with run.phases.phase("grow") as say:
@@ -104,7 +104,7 @@ def check_without_parts(run: Run, first: Score, width: int) -> None:
         )
 
 
-def grow_again(run: Run, start: GrowthStart, chosen: Sequence[tuple[int, str, int]]) -> tuple[Member, ...]:
+def grow_again(run: Run, start: GrowthStart, chosen: Sequence[tuple[int, str, int]]) -> tuple[rounds.Member, ...]:
     """Train ensembles of trees once more, on other rows; each joins with the weight 1.
 
     Args:
@@ -114,7 +114,7 @@ def grow_again(run: Run, start: GrowthStart, chosen: Sequence[tuple[int, str, in
     Raises:
         InputError: one diverges.
     """
-    o, specification, members = run.task.options, specification_of(run), list[Member]()
+    o, specification, members = run.task.options, specification_of(run), list[rounds.Member]()
     criterion = specification.criterion()
     with (
         run_folder(run, o.runId and name_beside(o.runId, "-rounds"), replace=True) as folder,
@@ -129,7 +129,7 @@ def grow_again(run: Run, start: GrowthStart, chosen: Sequence[tuple[int, str, in
             )
             if found.part is None:
                 raise InputError(f"{name} diverge on these rows")
-            members.append(Member(found.part, 1.0, number))
+            members.append(rounds.Member(found.part, 1.0, number))
             table = table.at(*(s.margin + found.part.output(s) for s in (table.train, table.validation)))
     return tuple(members)
 

@@ -21,7 +21,6 @@ from torch import Tensor
 from sparkdiff import jvm
 from sparkdiff.errors import FullDiskError, InputError, WriteError
 from sparkdiff.growth import checkpoints, mail, parts
-from sparkdiff.growth.checkpoints import ItemError, RoundFiles
 from sparkdiff.growth.clock import Clock
 from sparkdiff.growth.criterion import Specification
 from sparkdiff.growth.items import Item
@@ -40,7 +39,7 @@ ATTEMPTS = 3
 """How often the process of an item may die, a process may end before it has begun, or Spark may lose the tasks."""
 LEASE = 1.0
 """Seconds between two looks whether the folder still belongs to this run."""
-OWN = {error.__name__: error for error in (InputError, FullDiskError, WriteError, HeldError, ItemError)}
+OWN = {error.__name__: error for error in (InputError, FullDiskError, WriteError, HeldError, checkpoints.ItemError)}
 """Errors of a worker that are raised here as they are."""
 
 
@@ -167,7 +166,7 @@ class Chief:
     # A round ---------------------------------------------------------------------------------------------------------
 
     def run(
-        self, number: int, items: Sequence[Item], missing: set[int], table: Table, original: Tensor, kept: RoundFiles,
+        self, number: int, items: Sequence[Item], missing: set[int], table: Table, original: Tensor, kept: checkpoints.RoundFiles,
         clock: Clock, ended: Callable[[int], None],
     ) -> set[int]:  # fmt: skip
         """Have the items at these positions trained while there is time, and their results kept.
@@ -221,12 +220,12 @@ class Chief:
         elif "died" in line:
             member.unstarted += 1
             if member.unstarted == ATTEMPTS:
-                raise ItemError(
+                raise checkpoints.ItemError(
                     f"process {member.number} of {len(self.members)} could not be started {ATTEMPTS} times: "
                     f"{self._cause(member, line['died'])}"
                 )
         elif "failed" in line:
-            raise OWN.get(line["failed"], ItemError)(line["message"])
+            raise OWN.get(line["failed"], checkpoints.ItemError)(line["message"])
         else:
             if line["token"] == member.token:  # it waits now, also after an item that another one had ended rounds ago
                 member.item = None
@@ -249,7 +248,7 @@ class Chief:
         item = handing.items[position]
         told = f"the process of the item {item.name!r} ({item.kind}) of round {handing.number} died"
         if len(deaths) == ATTEMPTS:
-            raise ItemError(f"{told} {ATTEMPTS} times: {'; '.join(deaths)}. {self._way_on()}")
+            raise checkpoints.ItemError(f"{told} {ATTEMPTS} times: {'; '.join(deaths)}. {self._way_on()}")
         self.say(f"{told} ({why}); it goes on from its checkpoint")
         handing.queue.appendleft(position)
 
@@ -281,14 +280,18 @@ class Chief:
                 if isinstance(self.error, OSError) and files.full(self.error):
                     raise self.error
             why = f"{type(self.error).__name__}: {self.error}"
-            raise ItemError(f"a process that trains can be watched no longer ({why}). {self._way_on()}") from self.error
+            raise checkpoints.ItemError(
+                f"a process that trains can be watched no longer ({why}). {self._way_on()}"
+            ) from self.error
         if not any(member.token for member in self.members) and now - self.heard > START:
-            raise ItemError(f"none of {len(self.members)} processes started within {START:g} s")
+            raise checkpoints.ItemError(f"none of {len(self.members)} processes started within {START:g} s")
         if not any(thread.is_alive() for thread in self.threads):
             self.lost.append(jvm.cause(self.error) if self.error is not None else "the tasks ended")
             if len(self.lost) == ATTEMPTS:
                 why = "; ".join(self.lost)
-                raise ItemError(f"the Spark tasks that train were lost {ATTEMPTS} times: {why}. {self._way_on()}")
+                raise checkpoints.ItemError(
+                    f"the Spark tasks that train were lost {ATTEMPTS} times: {why}. {self._way_on()}"
+                )
             self.say(
                 f"the Spark tasks that train were lost ({self.lost[-1]}); their items go on from their checkpoints"
             )

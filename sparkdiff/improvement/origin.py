@@ -20,7 +20,6 @@ from sparkdiff.pipeline.names import casefolding
 from sparkdiff.pipeline.nesting import plain
 from sparkdiff.pipeline.unfitted import check_unfitted, with_uids_of
 from sparkdiff.proof import division
-from sparkdiff.proof.division import Division
 from sparkdiff.stages.base import columns_of
 
 Fits = Callable[[Any, Sequence[Source], Boundaries | None], Any]
@@ -115,7 +114,7 @@ class Origin:
         return not found.shown, f"{self.model.uid} {found.words}{way}"
 
 
-def check_rows(given: Any, options: Options, sources: Sequence[Source], divided: Division) -> int | None:
+def check_rows(given: Any, options: Options, sources: Sequence[Source], divided: division.Division) -> int | None:
     """Check that a pipeline can be made from the rows of each fold, and measured there.
 
     Args:

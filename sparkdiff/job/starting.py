@@ -13,7 +13,6 @@ from sparkdiff.errors import InputError
 from sparkdiff.job.config import Config, request_of
 from sparkdiff.job.loading import check_there, is_function, model_path, size_of, start_session
 from sparkdiff.job.output import check_replaceable, is_unfinished, summary_of
-from sparkdiff.jvm import stores
 from sparkdiff.machine import paths
 from sparkdiff.machine.autologging import paused
 from sparkdiff.options import Options
@@ -86,7 +85,7 @@ def _alone(config: Config) -> Iterator[Lease]:
 
 def _run(config: Config, lease: Lease) -> Any:
     found = _finished(config)
-    there = stores.exists(config.output) and not is_unfinished(config.output)
+    there = jvm.stores.exists(config.output) and not is_unfinished(config.output)
     if found is None and there and not config.overwrite:
         raise InputError(f"output {config.where} exists: choose another folder, or set output.mode=overwrite")
     if found is None:

@@ -5,7 +5,6 @@ import math
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
@@ -89,7 +88,7 @@ class CachedRows:
         self.stored = sum(c.num_values for c in columns if c.path_in_schema.startswith("v0.values."))
         """Numbers of the features that the files hold."""
 
-    @cached_property
+    @functools.cached_property
     def width(self) -> int:
         """Of the first row that is no null."""
         return next(filter(None, (width(found["v0"]) for found in read_plain(self.folder, 64))), 0)

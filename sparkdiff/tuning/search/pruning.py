@@ -13,7 +13,6 @@ from sparkdiff.errors import InputError
 from sparkdiff.tuning.search import rungs
 from sparkdiff.tuning.search.alternatives import Alternatives, places
 from sparkdiff.tuning.search.dimensions import SearchSpace
-from sparkdiff.tuning.search.rungs import Bracket
 from sparkdiff.tuning.search.samplers import SamplingPlan
 from sparkdiff.tuning.search.study import Study, Trial, TrialOutcome
 
@@ -114,7 +113,7 @@ class Pruning:
     """
 
     name: str
-    brackets: tuple[Bracket, ...]
+    brackets: tuple[rungs.Bracket, ...]
     larger: bool
 
     @property
