@@ -20,12 +20,13 @@ from torch import Tensor
 
 from sparkdiff import jvm
 from sparkdiff.errors import FullDiskError, InputError, WriteError
-from sparkdiff.growth import checkpoints, mail, parts
+from sparkdiff.growth import checkpoints, parts
 from sparkdiff.growth.clock import Clock
 from sparkdiff.growth.criterion import Specification
 from sparkdiff.growth.items import Item
 from sparkdiff.growth.table import Table
 from sparkdiff.growth.worker import RoundTask, WorkerSetup, round_file, rows_file
+from sparkdiff.machine import line_files
 from sparkdiff.store import files
 from sparkdiff.store.lease import HeldError
 from sparkdiff.store.run_folder import RunFolder
@@ -55,7 +56,7 @@ class WorkerHandle:
 
     number: int
     orders: Path
-    lines: mail.LineReader
+    lines: line_files.LineReader
     token: str = ""
     item: int | None = None
     unstarted: int = 0
@@ -115,7 +116,7 @@ class Chief:
                 orders, answers = (self.here / f"{way}-{number}.jsonl" for way in ("to", "from"))
                 orders.touch()
                 answers.touch()
-                self.members.append(WorkerHandle(number, orders, mail.LineReader(answers)))
+                self.members.append(WorkerHandle(number, orders, line_files.LineReader(answers)))
         if not self.local:
             check_cluster(jvm.session(), self.options.processes, self.here, ("torch", "numpy", "pandas"))
         self._start()
@@ -124,7 +125,7 @@ class Chief:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
         for member in self.members:
             try:
-                mail.add(member.orders, end=True)
+                line_files.add(member.orders, end=True)
             except OSError:  # a full disk; that there are no orders ends a worker, too
                 member.orders.unlink(missing_ok=True)
         end = time.monotonic() + (GRACE if kind is None else 0.0)
@@ -198,7 +199,7 @@ class Chief:
             if clock.over:  # nothing more is handed out
                 handing.left -= {*handing.queue}
                 handing.queue.clear()
-            time.sleep(mail.PAUSE)
+            time.sleep(line_files.PAUSE)
         round_file(self.here, number).unlink(missing_ok=True)
         return handing.trained
 
@@ -207,7 +208,7 @@ class Chief:
         if member.token and member.item is None and handing.queue:
             member.item = handing.queue.popleft()
             with files.room("an order", self.here, ROOM):
-                mail.add(member.orders, token=member.token, round=handing.number, position=member.item)
+                line_files.add(member.orders, token=member.token, round=handing.number, position=member.item)
 
     def _hear(self, handing: Handing, member: WorkerHandle, line: Mapping[str, Any]) -> None:
         """Take note of an answer."""
