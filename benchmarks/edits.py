@@ -20,7 +20,6 @@ from typing import Any
 
 import pyarrow.parquet as pq
 from common import exit_code, folder_of, markdown, parse, parser, write
-from job_counts import counted
 from pyspark.ml import Estimator, PipelineModel
 from pyspark.ml.classification import LogisticRegression
 from pyspark.ml.feature import (
@@ -36,6 +35,7 @@ from pyspark.sql import DataFrame, SparkSession
 from sparse import real, session
 
 import sparkdiff
+from sparkdiff.jvm.counting import counted
 
 WAYS = ("scratch", "caches", "reuse")
 

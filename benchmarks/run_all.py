@@ -89,9 +89,7 @@ BENCHMARKS = (
     Benchmark("growth_idle", "growth_idle"),
     Benchmark("faults", "faults"),
 )
-NO_BENCHMARK = (
-    "common", "evidence_tables", "gpu_cases", "guard_rare", "hummingbird_arm", "job_counts", "run_all", "strengths",
-)  # fmt: skip
+NO_BENCHMARK = ("common", "evidence_tables", "gpu_cases", "guard_rare", "hummingbird_arm", "run_all", "strengths")
 """What lies beside them: what they share, the tables, cases and search of some, a child process, and this."""
 
 

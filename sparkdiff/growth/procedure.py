@@ -16,7 +16,6 @@ from sparkdiff.fine_tuning.task import check_runs
 from sparkdiff.fine_tuning.values import Run
 from sparkdiff.growth import rounds, running
 from sparkdiff.growth.assembly import columns_last, cost_of, grown_pipeline
-from sparkdiff.growth.checkpoints import one_thread
 from sparkdiff.growth.clock import Clock
 from sparkdiff.growth.dropping import without_needless
 from sparkdiff.growth.ground import GrowthStart
@@ -26,6 +25,7 @@ from sparkdiff.growth.reporting import RoundProgress
 from sparkdiff.growth.serving import Serving, check_cost
 from sparkdiff.growth.settings import GrowthSettings
 from sparkdiff.store.run_folder import TRAININGS, RunFolder, name_beside
+from sparkdiff.tensors.device import torch_threads
 
 ROUNDING = 1e-9
 """Share of the loss by which the original's may differ when it is computed by the grown pipeline's network."""
@@ -71,7 +71,7 @@ def grow_rounds(
         ):  # fmt: skip
             table = table_of(run, start.known, _room(folder))
             grown = rounds.grow(table, criterion, limits, train, lambda tried: say.now(forecast.joined(tried)))
-        with one_thread():
+        with torch_threads(1):  # as in the rounds
             grown, gone = without_needless(grown, table, criterion, limits, o, settings.maxLoss)
         names = ", ".join(m.part.name for m in grown.members)
         say(f"{names}; {grown.stopped}" if names else grown.stopped)

@@ -17,6 +17,7 @@ from sparkdiff.growth.processes import Chief
 from sparkdiff.growth.rounds import Run
 from sparkdiff.growth.table import Table
 from sparkdiff.store.run_folder import RunFolder
+from sparkdiff.tensors.device import torch_threads
 
 
 class Memory:
@@ -62,7 +63,9 @@ def runner(
     with contextlib.ExitStack() as stack:
         several = specification.options.processes > 1
         chief = stack.enter_context(Chief(folder, specification, say)) if several else None
-        stack.enter_context(checkpoints.one_thread())
+        stack.enter_context(
+            torch_threads(1)
+        )  # else the order of sums, and so their last bits, depends on how many there are
         criterion = specification.criterion()
 
         def run(number: int, items: Sequence[Item], table: Table, original: Tensor) -> list[Found]:

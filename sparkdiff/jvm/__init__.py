@@ -2,6 +2,7 @@
 
 from sparkdiff.jvm import stores
 from sparkdiff.jvm.archive import archive_option, write_archive
+from sparkdiff.jvm.counting import counted
 from sparkdiff.jvm.files import read_rows, saved, table_of, write_rows
 from sparkdiff.jvm.persistence import Load, Persistent, Reader, Writer
 from sparkdiff.jvm.places import (
@@ -75,6 +76,7 @@ __all__ = [
     "check_java",
     "check_writable",
     "cloned",
+    "counted",
     "default_output",
     "defaults",
     "defined_params",

@@ -4,7 +4,6 @@ import contextlib
 from typing import Any
 
 import pytest
-from job_counts import counted
 from pyspark.ml import Pipeline, PipelineModel
 from pyspark.ml.classification import LogisticRegression
 from pyspark.ml.feature import CountVectorizer, Tokenizer
@@ -17,6 +16,7 @@ from sparkdiff.data import rehearsal
 from sparkdiff.fine_tuning.task import prepare
 from sparkdiff.forecasting import facts
 from sparkdiff.forecasting.facts import Facts, SampleError, Samples, measured, training_facts
+from sparkdiff.jvm.counting import counted
 from sparkdiff.options import Options
 
 FAST = {**QUICK, "verbosity": 0, "seed": 2}
