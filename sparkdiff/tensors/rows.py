@@ -206,6 +206,21 @@ def taken(x: Rows, rows: Tensor) -> Rows:
     return x.take(rows) if isinstance(x, SparseRows) else x.index_select(0, rows)
 
 
+def product(x: Rows, matrix: Tensor) -> Tensor:
+    """(n, d), (d, k) -> (n, k)."""
+    return x.matmul(matrix) if isinstance(x, SparseRows) else x @ matrix
+
+
+def extremes(x: Rows) -> tuple[Tensor, Tensor]:
+    """Smallest and largest number of each column, (d,), zeros that are not stored included."""
+    if not isinstance(x, SparseRows):
+        return x.amin(0), x.amax(0)
+    zero = torch.bincount(x.indices, minlength=x.width) < len(x)  # not stored somewhere
+    least = torch.where(zero, 0.0, torch.inf).to(x.dtype).scatter_reduce(0, x.indices, x.values, "amin")
+    most = torch.where(zero, 0.0, -torch.inf).to(x.dtype).scatter_reduce(0, x.indices, x.values, "amax")
+    return least, most
+
+
 def below(parts: Sequence[Rows]) -> Rows:
     """Concatenate rows; the result is strided if one part is strided."""
     sparse = [p for p in parts if isinstance(p, SparseRows)]

@@ -20,7 +20,7 @@ from sparkdiff.errors import InputError
 from sparkdiff.pipeline.columns import read_plain, write_plain
 from sparkdiff.pipeline.names import named
 from sparkdiff.stages.fields import values_of
-from sparkdiff.tensors.rows import Rows, SparseRows, dense, taken, width
+from sparkdiff.tensors.rows import Rows, SparseRows, dense, extremes, taken, width
 from sparkdiff.tuning.scores import Judge
 from sparkdiff.tuning.solvers import Chunk, Setting, Whole, gather
 
@@ -283,7 +283,7 @@ def _far(cache: CachedRows, folds: int, *, labels: bool) -> str:
         for group in (p.fold + 1).unique().tolist():
             rows = p.fold + 1 == group
             y = p.label[rows] if labels else p.label.new_zeros(1)
-            least, most = _range(p.x, rows)
+            least, most = extremes(taken(p.x, rows.nonzero()[:, 0]))
             low[group] = torch.minimum(low[group], torch.cat([least, y.amin()[None]]))
             high[group] = torch.maximum(high[group], torch.cat([most, y.amax()[None]]))
     whole = high.amax(0) - low.amin(0)
@@ -295,15 +295,3 @@ def _far(cache: CachedRows, folds: int, *, labels: bool) -> str:
             what = "the label" if j == cache.width else f"entry {j} of the features"
             return f"{what} reaches {1 / NEAR:g} times as far in the rows that fold {fold} holds out as in all others"
     return ""
-
-
-def _range(x: Rows, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Smallest and largest number of each column in these rows, at least one."""
-    if not isinstance(x, SparseRows):
-        own = x[rows]
-        return own.amin(0), own.amax(0)
-    some = x.take(rows.nonzero()[:, 0])
-    zero = torch.bincount(some.indices, minlength=x.width) < len(some)  # not stored somewhere
-    least = torch.where(zero, 0.0, math.inf).to(x.dtype).scatter_reduce(0, some.indices, some.values, "amin")
-    most = torch.where(zero, 0.0, -math.inf).to(x.dtype).scatter_reduce(0, some.indices, some.values, "amax")
-    return least, most
