@@ -68,12 +68,9 @@ def fitted_width(network: Network, version: Version) -> int | None:
             continue
         if isinstance(module, VectorIndexer):
             return module.size
-        if len(vertex.reads) == 1 or type(module).__name__ in ("GeneralizedLinearRegression",):
-            for name, axis in module.feature_axis.items():
-                held: Any = module
-                for part in name.split("."):
-                    held = getattr(held, part)
-                return int(held.shape[axis])
+        alone = len(vertex.reads) == 1 or type(module).__name__ in ("GeneralizedLinearRegression",)
+        if alone and (width := module.fitted_width()):
+            return width
         if vertex.stage is not None and hasattr(vertex.stage, "numFeatures"):
             return int(vertex.stage.numFeatures)
     return None

@@ -198,21 +198,10 @@ def cannot_read(schema: StructType, reads: Reads, outputs: Sequence[str] = ()) -
 
 def classes_told(schema: StructType, label: str) -> int | None:
     """The number of classes in the label's metadata; None if they don't say."""
-    told = _told(schema, label)
+    told = (schema[label].metadata or {}).get("ml_attr", {})
     if told.get("type") == "binary":
         return 2
     return values_of(told) or None
-
-
-def width_told(schema: StructType, features: str) -> int | None:
-    """The width of the vectors in a column's metadata; None if they don't say."""
-    told = _told(schema, features)
-    named_ones = sum(map(len, told.get("attrs", {}).values()))
-    return told.get("num_attrs") or named_ones or None
-
-
-def _told(schema: StructType, name: str) -> dict[str, Any]:
-    return (schema[name].metadata or {}).get("ml_attr", {})
 
 
 # A first pass ---------------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from pyspark.sql.types import NumericType, StructType
 
 from sparkdiff import jvm
 from sparkdiff.pipeline.names import named
+from sparkdiff.pipeline.schema import width_in
 from sparkdiff.stages.base import columns_of
 from sparkdiff.tuning import cached_rows, solvers, trie
 from sparkdiff.tuning.cached_rows import CachedRows, Kept, Parts, Reads
@@ -158,8 +159,8 @@ def solve(
 
 def _too_wide(kind: str, settings: Sequence[Setting], rows: DataFrame, features: str) -> bool:
     """Whether no setting is solved here, as far as the features' width tells before they are written."""
-    width = cached_rows.width_told(rows.schema, features)
-    if width is None:
+    width = width_in(rows.schema[features])
+    if not width:
         first = rows.select(named(features)).head()
         width = len(first[0]) if first and first[0] is not None else 0
     return all(solvers.unsolved(kind, setting, RowFacts(width)) for setting in settings)

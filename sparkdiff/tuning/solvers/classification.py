@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from sparkdiff.tuning.solvers.descent import Minimum, Penalised, Slope, minimise
-from sparkdiff.tuning.solvers.moments import Moments, moments
+from sparkdiff.tuning.solvers.moments import Moments, failed, moments
 from sparkdiff.tuning.solvers.problem import Chunks, Setting, Solution
 from sparkdiff.tuning.solvers.rows import CACHE, Block, ProductSums, RowTable, at_once, sample, table
 
@@ -46,13 +46,6 @@ def logistic(
 def sets_of(setting: Setting, classes: int) -> int:
     """Rows of the matrix of coefficients."""
     return classes if setting.family == "multinomial" or (setting.family == "auto" and classes > 2) else 1
-
-
-def failed(found: Moments, sets: int) -> Solution:
-    nothing = torch.full((sets, len(found.centre)), torch.nan, dtype=torch.float64)
-    return Solution(
-        nothing[0] if sets == 1 else nothing, nothing[0, 0] if sets == 1 else nothing[:, 0], torch.nan, False
-    )
 
 
 def batches(problems: list[tuple[int, int]], parameters: int) -> list[list[tuple[int, int]]]:

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from sparkdiff.tuning.solvers.families import FAMILIES, LINKS, Family, LinkFunction
-from sparkdiff.tuning.solvers.least_squares import failed, linear
-from sparkdiff.tuning.solvers.moments import Moments, moments
+from sparkdiff.tuning.solvers.least_squares import linear
+from sparkdiff.tuning.solvers.moments import Moments, failed, moments
 from sparkdiff.tuning.solvers.problem import Chunk, Chunks, Setting, Solution
 from sparkdiff.tuning.solvers.rows import CACHE, ProductSums, RowTable, at_once, table
 
