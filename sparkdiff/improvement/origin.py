@@ -17,7 +17,7 @@ from sparkdiff.improvement.rivals import evidence
 from sparkdiff.options import Options
 from sparkdiff.pipeline.class_numbers import check_same_classes, classes_of
 from sparkdiff.pipeline.names import casefolding
-from sparkdiff.pipeline.nesting import plain
+from sparkdiff.pipeline.nesting import last_stage, plain
 from sparkdiff.pipeline.unfitted import check_unfitted, with_uids_of
 from sparkdiff.proof import division
 from sparkdiff.stages.base import columns_of
@@ -126,7 +126,7 @@ def check_rows(given: Any, options: Options, sources: Sequence[Source], divided:
     Raises:
         InputError: it can't; says why.
     """
-    casefold, last = casefolding(), _last(given)
+    casefold, last = casefolding(), last_stage(given)
     columns = [casefold(c) for s in sources if s.split in (None, TRAIN) for c in s.df.columns]
 
     def column(option: str) -> str | None:
@@ -138,14 +138,6 @@ def check_rows(given: Any, options: Options, sources: Sequence[Source], divided:
     if soft_labels.given(sources, labelCol):
         soft_labels.check_options(options)
     return division.check(divided, options, labelCol=labelCol, weightCol=weightCol, classes=classes)
-
-
-def _last(given: Any) -> Any:
-    """The last stage of a pipeline, fitted or not."""
-    stages = getattr(given, "stages", [])
-    if isinstance(given, Pipeline):
-        stages = given.getStages() if given.isDefined(given.stages) else []
-    return _last(stages[-1]) if stages else given
 
 
 def by_number(task: Task) -> bool:

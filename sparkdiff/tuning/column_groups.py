@@ -20,6 +20,7 @@ from torch import Tensor
 
 from sparkdiff.errors import InputError, did_you_mean
 from sparkdiff.pipeline.schema import width_in
+from sparkdiff.stages.base import columns_of
 
 BY_SLOT = (ElementwiseProduct, MaxAbsScalerModel, MinMaxScalerModel, RobustScalerModel, StandardScalerModel)
 """Each slot that they write comes from the same slot of what they read."""
@@ -82,11 +83,9 @@ def read_by(stage: Any) -> list[str]:
     return [c for c in columns if c not in written]
 
 
-def written_by(stage: Any) -> list[str]:
+def written_by(stage: Any) -> tuple[str, ...]:
     """The columns that a stage adds, as far as its Params name them."""
-    names = ("outputCol", "outputCols", "predictionCol", "probabilityCol", "rawPredictionCol")
-    found = [stage.getOrDefault(p) for p in names if stage.hasParam(p) and stage.isDefined(p)]
-    return [name for one in found for name in ([one] if isinstance(one, str) else one)]
+    return columns_of(stage, ("outputCol", "outputCols", "predictionCol", "probabilityCol", "rawPredictionCol"))
 
 
 def widths_of(columns: Sequence[str], rows: DataFrame) -> dict[str, int]:
