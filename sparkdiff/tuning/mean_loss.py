@@ -15,7 +15,7 @@ from pyspark.sql import DataFrame, functions as F
 from torch import Tensor
 
 from sparkdiff.errors import InputError
-from sparkdiff.objectives.formulas import brier, half_deviance, hinge, of_label, pinball
+from sparkdiff.objectives.formulas import brier, half_deviance, hinge, log_loss, of_label, pinball
 from sparkdiff.objectives.loss_params import cost_matrix, number
 from sparkdiff.objectives.losses import PARAMS as LOSS_PARAMS
 from sparkdiff.objectives.metric import Metric
@@ -123,7 +123,7 @@ def _loss(name: str, params: Mapping[str, Any]) -> Loss:
 
 def _log_loss(p: Tensor, y: Tensor) -> Tensor:
     if p.ndim == 1:
-        return -torch.special.xlogy(y, p) - torch.special.xlogy(1 - y, 1 - p)
+        return log_loss(p, y)
     return -of_label(p, y).log()
 
 
