@@ -13,7 +13,7 @@ from torch import Tensor
 from sparkdiff import jvm
 from sparkdiff.errors import InputError, SparkdiffError, did_you_mean
 from sparkdiff.pipeline.columns import read_plain, write_plain
-from sparkdiff.pipeline.names import casefolding, named, unquoted
+from sparkdiff.pipeline.names import casefolding, named
 from sparkdiff.pipeline.parity import SINGLE, TOLERANCE, differences
 from sparkdiff.pipeline.translation import field_of
 from sparkdiff.pipeline.write_back import written
@@ -320,7 +320,7 @@ def _outputs(trials: Sequence[_Trial], df: DataFrame, tolerance: float) -> None:
 
 
 def _inputs(stage: Any) -> tuple[str, ...]:
-    return tuple(unquoted(c) for c in REGISTRY[class_name(stage)].inputs(stage))
+    return tuple(jvm.unquoted(c) for c in REGISTRY[class_name(stage)].inputs(stage))
 
 
 def _same_schema(trial: _Trial, schema: Sequence[Any], original: Sequence[Any]) -> None:

@@ -30,7 +30,7 @@ from sparkdiff.jvm.rebuilding import (
     with_uid,
 )
 from sparkdiff.jvm.saved_models import loaded
-from sparkdiff.jvm.selections import Selection, can_except, selecting, selection_of
+from sparkdiff.jvm.selections import Selection, can_except, quoted, selecting, selection_of, unquoted
 from sparkdiff.jvm.sessions import (
     QUICK,
     SparkError,
@@ -94,6 +94,7 @@ __all__ = [
     "ml_context",
     "model_at",
     "named",
+    "quoted",
     "read_rows",
     "rebuild",
     "rebuilt",
@@ -110,6 +111,7 @@ __all__ = [
     "table_of",
     "temporary",
     "threads_share_session",
+    "unquoted",
     "widened",
     "with_params",
     "with_uid",

@@ -15,7 +15,7 @@ from pyspark.ml.functions import vector_to_array
 from pyspark.ml.wrapper import JavaParams
 from pyspark.sql import functions as F
 
-from sparkdiff.jvm import sessions
+from sparkdiff.jvm import selections, sessions
 from sparkdiff.jvm.files import saved
 from sparkdiff.jvm.objects import packages
 from sparkdiff.jvm.places import model_at
@@ -74,7 +74,7 @@ def counting(words: Sequence[str], column: str, shares: str, length: str) -> lis
     Args:
         shares, length: names of the columns for the vector and for the number of words.
     """
-    counts, inverse, said = f"{shares}_counts", f"{shares}_inverse", f"size({'`' + column.replace('`', '``') + '`'})"
+    counts, inverse, said = f"{shares}_counts", f"{shares}_inverse", f"size({selections.quoted(column)})"
     return [
         _counter(words).setInputCol(column).setOutputCol(counts),
         SQLTransformer(
