@@ -63,9 +63,8 @@ def runner(
     with contextlib.ExitStack() as stack:
         several = specification.options.processes > 1
         chief = stack.enter_context(Chief(folder, specification, say)) if several else None
-        stack.enter_context(
-            torch_threads(1)
-        )  # else the order of sums, and so their last bits, depends on how many there are
+        # Of several threads the order of sums, and so their last bits, depends on how many there are.
+        stack.enter_context(torch_threads(1))
         criterion = specification.criterion()
 
         def run(number: int, items: Sequence[Item], table: Table, original: Tensor) -> list[Found]:
