@@ -209,7 +209,7 @@ def against_a_loop_by_hand(assignment: Any) -> float:
 
     from sparkdiff.data.stream import Stream
     from sparkdiff.evaluation.data import Data, rows_at_once
-    from sparkdiff.stages.text import IDF
+    from sparkdiff.stages.weighing import IDF
     from sparkdiff.training.distributed.worker import objectives
     from sparkdiff.training.loop import train
     from sparkdiff.training.ongoing import Training

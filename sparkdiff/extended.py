@@ -14,7 +14,7 @@ from sparkdiff.errors import InputError, check_dataframe
 from sparkdiff.estimator import FineTuner, FineTunerModel
 from sparkdiff.fine_tuning.option_params import checked, listed
 from sparkdiff.fine_tuning.values import Outcome
-from sparkdiff.options import Options
+from sparkdiff.options import Options, refuse
 from sparkdiff.pipeline.nesting import plain
 from sparkdiff.report import Phases
 
@@ -67,8 +67,7 @@ class ExtendedTuner(_OwnParams, FineTuner):
                 found |= checked(kind, part)
             except InputError as e:
                 problems.append(str(e))
-        if problems:
-            raise InputError("; ".join(problems))
+        refuse(problems)
         return found
 
     def settings(self) -> Any:

@@ -6,7 +6,7 @@ import importlib
 import math
 import numbers
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from sparkdiff.errors import InputError, did_you_mean
@@ -140,8 +140,7 @@ class Options:
             problems.append(
                 f"device={device!r} is one GPU, but numProcesses={processes} need one each: set device='cuda'"
             )
-        if problems:
-            raise InputError("; ".join(problems))
+        refuse(problems)
         return Options(**values)
 
     @property
@@ -181,6 +180,12 @@ def named_callable(name: str) -> Callable[..., Any]:
     if not callable(found):
         raise ValueError(f"loss={name} is {found!r}, which can't be called")
     return found  # type: ignore[no-any-return]
+
+
+def refuse(problems: Sequence[str]) -> None:
+    """Raise one error for all problems, if there are any."""
+    if problems:
+        raise InputError("; ".join(problems))
 
 
 def without_effect(given: Any, reasons: Mapping[str, tuple[bool, str]]) -> list[str]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from sparkdiff import jvm
 from sparkdiff.errors import InputError, SparkdiffError, did_you_mean
 from sparkdiff.pipeline.columns import read_plain, write_plain
-from sparkdiff.pipeline.names import casefolding, named, unquoted
+from sparkdiff.pipeline.names import casefolding, named
 from sparkdiff.pipeline.parity import SINGLE, TOLERANCE, differences
 from sparkdiff.pipeline.translation import field_of
 from sparkdiff.pipeline.write_back import written
@@ -272,7 +272,7 @@ def _outputs(trials: Sequence[_Trial], df: DataFrame, tolerance: float) -> None:
     }
     tensors = {casefold(c) for t in trials if not isinstance(t.module, Prepared) for c in _inputs(t.original)}
     made: dict[int, list[str]] = {}  # by trial, where plain stages make what the module reads
-    try:
+    with jvm.blamed("Spark failed on the rows"):
         rows = df.select(*(named(c).alias(name) for c, name in sources.items()))
         schemas, kept_in = [], [name for c, name in sources.items() if c not in tensors]
         carried = {name: F.col(name) for name in sources.values()}  # made once: each takes several calls to Java
@@ -315,14 +315,12 @@ def _outputs(trials: Sequence[_Trial], df: DataFrame, tolerance: float) -> None:
                     found = [values[name] for name in written], [nulls.get(name) for name in written]
                     _compare(trial, given, found, tolerance, seen)
                 seen += len(values[names[0]])
-    except jvm.SparkError as e:
-        raise InputError(f"Spark failed on the rows: {jvm.cause(e)}") from e
     if not seen:
         raise InputError("there are no rows to compare")
 
 
 def _inputs(stage: Any) -> tuple[str, ...]:
-    return tuple(unquoted(c) for c in REGISTRY[class_name(stage)].inputs(stage))
+    return tuple(jvm.unquoted(c) for c in REGISTRY[class_name(stage)].inputs(stage))
 
 
 def _same_schema(trial: _Trial, schema: Sequence[Any], original: Sequence[Any]) -> None:

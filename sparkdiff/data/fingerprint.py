@@ -19,9 +19,7 @@ from pyspark.sql import DataFrame, functions as F
 from sparkdiff import jvm
 from sparkdiff.data import splits
 from sparkdiff.data.row_hashes import row_hashes
-from sparkdiff.data.splits import Source
 from sparkdiff.data.stream.manifest import FORMAT
-from sparkdiff.errors import InputError
 from sparkdiff.jvm.plans import plan_facts, table_versions
 from sparkdiff.jvm.settings import settings
 from sparkdiff.options import Options
@@ -40,7 +38,7 @@ class Request:
     """What to cache: the cut of a pipeline, the roles of the label and weight columns, the rows, and how they split."""
 
     cut: Cut
-    sources: list[Source]
+    sources: list[splits.Source]
     options: Options
     labelCol: str | None
     weightCol: str | None
@@ -116,7 +114,7 @@ def source_facts(df: DataFrame) -> dict[str, Any]:
     return {**(plan_facts(df) or {"content": content(df)}), **named_, "settings": settings(df.sparkSession)}
 
 
-def versions_of(sources: Iterable[Source]) -> list[dict[str, str]]:
+def versions_of(sources: Iterable[splits.Source]) -> list[dict[str, str]]:
     """The versions of tables that the plans of sources show, with the split that reads them."""
     return [{"split": s.split or splits.TRAIN, **entry} for s in sources for entry in table_versions(s.df)]
 
@@ -155,8 +153,6 @@ def content(df: DataFrame) -> list[Any]:
         InputError: Spark failed on the rows; says why.
     """
     sums = [F.sum(h.cast("decimal(20,0)")) for h in row_hashes(df)]  # a sum of longs overflows
-    try:
+    with jvm.blamed("Spark failed while reading the data"):
         row = df.agg(F.count(F.lit(1)), *sums).first()
-    except jvm.SparkError as e:
-        raise InputError(f"Spark failed while reading the data: {jvm.cause(e)}") from e
     return [df.schema.json(), [str(v) for v in row or ()]]

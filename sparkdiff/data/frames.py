@@ -37,13 +37,9 @@ def check_request(request: Request) -> None:
             check_number(option, column, source.df, graph.casefold)
 
 
-@contextlib.contextmanager
-def blamed(what: str) -> Iterator[None]:
+def blamed(what: str) -> contextlib.AbstractContextManager[None]:
     """Within this context, an error of Spark becomes an InputError that names the operation."""
-    try:
-        yield
-    except jvm.SparkError as e:
-        raise InputError(f"Spark failed while it {what}: {jvm.cause(e)}") from e
+    return jvm.blamed(f"Spark failed while it {what}")
 
 
 def frames_of(request: Request) -> tuple[list[DataFrame], dict[str, tuple[Any, ...]]]:

@@ -14,7 +14,6 @@ from pyspark.sql.types import (
 )
 
 from sparkdiff import jvm
-from sparkdiff.errors import InputError
 from sparkdiff.pipeline.names import named, read_by_name
 
 SALTS = (1, 2)
@@ -62,10 +61,8 @@ def with_copies(df: DataFrame) -> DataFrame:
         InputError: Spark failed on the rows; says why.
     """
     content = coin(df)
-    try:
+    with jvm.blamed("Spark failed while reading the data"):
         found = df.groupBy(content).count().agg(F.max("count"), F.sum("count")).first()
-    except jvm.SparkError as e:
-        raise InputError(f"Spark failed while reading the data: {jvm.cause(e)}") from e
     most, rows = found or (0, 0)
     if (most or 0) < 2:
         return df

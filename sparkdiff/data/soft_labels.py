@@ -214,13 +214,11 @@ def _counted(
         .when(F.exists(c, lambda x: F.isnan(x) | (x < 0)), "entry")
         .when(F.abs(total - 1) > FAR, "sum")
     )
-    try:
+    with jvm.blamed(f"Spark failed while reading labelCol={labelCol!r}"):
         weight = F.lit(1.0) if weightCol is None else F.coalesce(named(weightCol).cast("double"), F.lit(float("nan")))
         unusable = F.isnan(weight) | (weight < 0) | (weight == float("inf"))
         wrong = F.count(F.when(unusable, 1)), F.first(F.when(unusable, weight), ignorenulls=True)
         found = df.groupBy(problem, SPLIT, CERTAIN).agg(F.count(F.lit(1)), F.first(c), *wrong).collect()
-    except jvm.SparkError as e:
-        raise InputError(f"Spark failed while reading labelCol={labelCol!r}: {jvm.cause(e)}") from e
     whole = sum(row[3] for row in found)
     for kind in ("null", "length", "entry", "sum"):
         if bad := [row for row in found if row[0] == kind]:

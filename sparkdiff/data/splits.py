@@ -311,7 +311,5 @@ def fit_on_training_rows(
 ) -> PipelineModel:
     """Fit an unfitted pipeline on the training rows, never on the rows that decide; see `training_rows`."""
     rows = training_rows(sources, options, boundaries)
-    try:
+    with jvm.blamed(f"{pipeline.uid} cannot be fitted on the training rows"):
         return pipeline.fit(rows)
-    except jvm.SparkError as e:
-        raise InputError(f"{pipeline.uid} cannot be fitted on the training rows: {jvm.cause(e)}") from e

@@ -92,12 +92,10 @@ def predictions(old: Any, new: Any, df: DataFrame, sample: int | None = None) ->
     if sample is not None:
         dealt = with_copies(df)
         df = dealt.orderBy(coin(dealt)).limit(sample).drop(COPY)
-    try:
+    with jvm.blamed("Spark failed while running the two pipelines"):
         found, labels = _counted((old, new), graphs, df, [(ours[c], theirs[c]) for c in both])
         dropping = any(vertex.drops_rows for graph in graphs for vertex in graph.vertices)
         sampled = df.count() if dropping else found["rows"]
-    except jvm.SparkError as e:
-        raise InputError(f"Spark failed while running the two pipelines: {jvm.cause(e)}") from e
     if not found["rows"]:
         raise InputError("there are no rows to compare")
     rows, names = found["rows"], {f"d{i}": theirs[c] for i, c in enumerate(both)}

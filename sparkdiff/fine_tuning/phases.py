@@ -34,7 +34,6 @@ from sparkdiff.fine_tuning.shared import Shared, key_of
 from sparkdiff.fine_tuning.task import Task
 from sparkdiff.fine_tuning.together import JointSetting
 from sparkdiff.fine_tuning.values import Fitted, Goal, Judged, Measured, Run
-from sparkdiff.jvm import stores
 from sparkdiff.machine import memory
 from sparkdiff.objectives.label_checks import check_label
 from sparkdiff.objectives.metric import Metric
@@ -68,7 +67,10 @@ def begun(
     # A batch takes as many rows from each virtual shard.
     o = dataclasses.replace(task.options, batchSize=-(-task.options.batchSize // SHARDS) * SHARDS)
     task, shared, key = dataclasses.replace(task, options=o), shared or Shared(), (*key_of(task, sources), keyed)
-    if o.checkpointDir is not None and stores.url_of(where := jvm.folder("checkpointDir", o.checkpointDir)) is not None:
+    if (
+        o.checkpointDir is not None
+        and jvm.stores.url_of(where := jvm.folder("checkpointDir", o.checkpointDir)) is not None
+    ):
         jvm.check_writable("checkpointDir", o.checkpointDir, where)  # before anything runs
     with phases.phase("cache") as say:
         weight = task.weightCol if task.soft is None else task.soft.weightCol

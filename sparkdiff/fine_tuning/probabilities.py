@@ -6,7 +6,6 @@ from collections.abc import Sequence
 import torch
 
 from sparkdiff.data import soft_labels
-from sparkdiff.data.soft_labels import Hardened
 from sparkdiff.data.splits import SPLITS, TRAIN, VALIDATION, Source, rule
 from sparkdiff.errors import InputError
 from sparkdiff.evaluation import guard
@@ -40,14 +39,14 @@ def hardened(task: Task, sources: Sequence[Source], phases: Phases, shared: Shar
     with phases.phase("labels") as say:
         frames = tuple(s.df for s in sources)
         key = ("soft", label, task.weightCol, rule(o), predictor.classes, *frames)
-        found: Hardened = shared.once(
+        found: soft_labels.Hardened = shared.once(
             key, lambda: soft_labels.hardened(sources, o, label, task.weightCol, predictor.classes)
         )
         say(found.told())
     return dataclasses.replace(task, soft=found)
 
 
-def no_evidence(task: Task, soft: Hardened, phases: Phases) -> Outcome:
+def no_evidence(task: Task, soft: soft_labels.Hardened, phases: Phases) -> Outcome:
     """The outcome where too few rows with true labels are held out: nothing is trained, because nothing could be accepted."""
     why = (
         f"no evidence: {soft.held:,} validation rows have a true label (a probability of 1 for one class), and at least "

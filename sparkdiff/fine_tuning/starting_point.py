@@ -26,7 +26,7 @@ from sparkdiff.fine_tuning.phases import begun, verified
 from sparkdiff.fine_tuning.shared import Shared
 from sparkdiff.fine_tuning.task import Task, prepare
 from sparkdiff.fine_tuning.values import Run
-from sparkdiff.options import Options
+from sparkdiff.options import Options, refuse
 from sparkdiff.pipeline.network import Network
 from sparkdiff.pipeline.unfitted import Unfitted, check_unfitted, refit, unfitted
 from sparkdiff.report import Phases
@@ -163,8 +163,7 @@ def refittable(task: Task, sources: Sequence[Source], keep: Sequence[str] = ()) 
     form = unfitted(task.model, stays)
     form.check()
     path = {graph.formula_of(v) or v.uid for v in (graph.vertices[i] for i in task.roles.outside.path)}
-    if seen := [f"{s.uid} stays as it is fitted: {s.reason}" for s in form.stages if s.uid in path and s.knows_labels]:
-        raise InputError("; ".join(seen))
+    refuse([f"{s.uid} stays as it is fitted: {s.reason}" for s in form.stages if s.uid in path and s.knows_labels])
     return form
 
 

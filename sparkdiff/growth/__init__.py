@@ -2,6 +2,6 @@
 
 `table` holds the rows as tensors, `criterion` the loss and the metric; a `part` is what may be added (`parts/`: one module for
 each kind), an `items.Item` is one training of one, `rounds` decides which parts join; `inputs` reads the rows from a cache,
-`dropping` removes parts that are not missed, `assembly` makes the plain pipeline, `finishing` trains all of it together and asks
-the guard, and `procedure` is the whole way. `plan` tells beforehand what it would try; `kinds` and `settings` need no torch.
+`dropping` removes parts that are not missed, `assembly` makes the plain pipeline, and `procedure` has the steps. `plan`
+tells beforehand what it would try; `kinds` and `settings` need no torch.
 """

@@ -17,6 +17,7 @@ from sparkdiff.growth.serving import Serving
 from sparkdiff.jvm.coefficients import matrix_of, stored_of, with_coefficients
 from sparkdiff.pipeline.graph import Vertex
 from sparkdiff.pipeline.nesting import flatten, replaced
+from sparkdiff.stages.base import columns_of
 
 
 def grown_pipeline(model: Any, head: Vertex, members: Sequence[Member], before: Sequence[Any], mark: str) -> Any:
@@ -38,7 +39,7 @@ def grown_pipeline(model: Any, head: Vertex, members: Sequence[Member], before: 
         made = member.part.stages(place)
         stages += made.stages
         outputs += [Output(o.column, member.weight * np.asarray(o.coefficients)) for o in made.outputs]
-    read = {column for made in stages for column in _columns(made, "inputCol", "inputCols")}
+    read = {column for made in stages for column in columns_of(made, ("inputCol", "inputCols"))}
     stages = [*(indexer for indexer in before if indexer.getOutputCol() in read), *stages]
     columns = [features, *(o.column for o in outputs)]
     assembler = VectorAssembler(inputCols=columns, outputCol=mark, handleInvalid="keep")
@@ -86,18 +87,16 @@ def cost_of(made: Any, head: Vertex, serving: Serving) -> float:
 def unused_mark(model: Any, wanted: str, columns: Sequence[str]) -> str:
     """A name that begins no uid and no column of the pipeline: a pipeline that was grown before can be grown again."""
     uids = [stage.uid for _, stage in flatten(model)]
-    taken = [*uids, *columns, *(c for _, stage in flatten(model) for c in _columns(stage, "outputCol", "outputCols"))]
+    taken = [
+        *uids,
+        *columns,
+        *(c for _, stage in flatten(model) for c in columns_of(stage, ("outputCol", "outputCols"))),
+    ]
     mark, number = wanted, 1
     while any(name.startswith(mark) for name in taken):
         number += 1
         mark = f"{wanted}{number}"
     return mark
-
-
-def _columns(stage: Any, *names: str) -> list[str]:
-    """The columns that these Params of a stage name."""
-    found = [stage.getOrDefault(p) for p in names if stage.hasParam(p) and stage.isDefined(p)]
-    return [name for one in found for name in ([one] if isinstance(one, str) else one)]
 
 
 def _classes(stage: Any) -> int:

@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from sparkdiff.errors import SparkdiffError, WriteError
@@ -147,14 +146,3 @@ def _named(item: Item) -> Iterator[None]:
         raise
     except Exception as e:
         raise ItemError(f"the item {item.name!r} ({item.kind}) failed:\n{traceback.format_exc().rstrip()}") from e
-
-
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """Within this context, torch uses one thread: the order of its sums, and so their last bits, depends on the threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -20,13 +20,13 @@ from torch import Tensor
 
 from sparkdiff import jvm
 from sparkdiff.errors import FullDiskError, InputError, WriteError
-from sparkdiff.growth import checkpoints, mail, parts
-from sparkdiff.growth.checkpoints import ItemError, RoundFiles
+from sparkdiff.growth import checkpoints, parts
 from sparkdiff.growth.clock import Clock
 from sparkdiff.growth.criterion import Specification
 from sparkdiff.growth.items import Item
 from sparkdiff.growth.table import Table
 from sparkdiff.growth.worker import RoundTask, WorkerSetup, round_file, rows_file
+from sparkdiff.machine import line_files
 from sparkdiff.store import files
 from sparkdiff.store.lease import HeldError
 from sparkdiff.store.run_folder import RunFolder
@@ -40,7 +40,7 @@ ATTEMPTS = 3
 """How often the process of an item may die, a process may end before it has begun, or Spark may lose the tasks."""
 LEASE = 1.0
 """Seconds between two looks whether the folder still belongs to this run."""
-OWN = {error.__name__: error for error in (InputError, FullDiskError, WriteError, HeldError, ItemError)}
+OWN = {error.__name__: error for error in (InputError, FullDiskError, WriteError, HeldError, checkpoints.ItemError)}
 """Errors of a worker that are raised here as they are."""
 
 
@@ -56,7 +56,7 @@ class WorkerHandle:
 
     number: int
     orders: Path
-    lines: mail.LineReader
+    lines: line_files.LineReader
     token: str = ""
     item: int | None = None
     unstarted: int = 0
@@ -116,7 +116,7 @@ class Chief:
                 orders, answers = (self.here / f"{way}-{number}.jsonl" for way in ("to", "from"))
                 orders.touch()
                 answers.touch()
-                self.members.append(WorkerHandle(number, orders, mail.LineReader(answers)))
+                self.members.append(WorkerHandle(number, orders, line_files.LineReader(answers)))
         if not self.local:
             check_cluster(jvm.session(), self.options.processes, self.here, ("torch", "numpy", "pandas"))
         self._start()
@@ -125,7 +125,7 @@ class Chief:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
         for member in self.members:
             try:
-                mail.add(member.orders, end=True)
+                line_files.add(member.orders, end=True)
             except OSError:  # a full disk; that there are no orders ends a worker, too
                 member.orders.unlink(missing_ok=True)
         end = time.monotonic() + (GRACE if kind is None else 0.0)
@@ -167,7 +167,7 @@ class Chief:
     # A round ---------------------------------------------------------------------------------------------------------
 
     def run(
-        self, number: int, items: Sequence[Item], missing: set[int], table: Table, original: Tensor, kept: RoundFiles,
+        self, number: int, items: Sequence[Item], missing: set[int], table: Table, original: Tensor, kept: checkpoints.RoundFiles,
         clock: Clock, ended: Callable[[int], None],
     ) -> set[int]:  # fmt: skip
         """Have the items at these positions trained while there is time, and their results kept.
@@ -199,7 +199,7 @@ class Chief:
             if clock.over:  # nothing more is handed out
                 handing.left -= {*handing.queue}
                 handing.queue.clear()
-            time.sleep(mail.PAUSE)
+            time.sleep(line_files.PAUSE)
         round_file(self.here, number).unlink(missing_ok=True)
         return handing.trained
 
@@ -208,7 +208,7 @@ class Chief:
         if member.token and member.item is None and handing.queue:
             member.item = handing.queue.popleft()
             with files.room("an order", self.here, ROOM):
-                mail.add(member.orders, token=member.token, round=handing.number, position=member.item)
+                line_files.add(member.orders, token=member.token, round=handing.number, position=member.item)
 
     def _hear(self, handing: Handing, member: WorkerHandle, line: Mapping[str, Any]) -> None:
         """Take note of an answer."""
@@ -221,12 +221,12 @@ class Chief:
         elif "died" in line:
             member.unstarted += 1
             if member.unstarted == ATTEMPTS:
-                raise ItemError(
+                raise checkpoints.ItemError(
                     f"process {member.number} of {len(self.members)} could not be started {ATTEMPTS} times: "
                     f"{self._cause(member, line['died'])}"
                 )
         elif "failed" in line:
-            raise OWN.get(line["failed"], ItemError)(line["message"])
+            raise OWN.get(line["failed"], checkpoints.ItemError)(line["message"])
         else:
             if line["token"] == member.token:  # it waits now, also after an item that another one had ended rounds ago
                 member.item = None
@@ -249,7 +249,7 @@ class Chief:
         item = handing.items[position]
         told = f"the process of the item {item.name!r} ({item.kind}) of round {handing.number} died"
         if len(deaths) == ATTEMPTS:
-            raise ItemError(f"{told} {ATTEMPTS} times: {'; '.join(deaths)}. {self._way_on()}")
+            raise checkpoints.ItemError(f"{told} {ATTEMPTS} times: {'; '.join(deaths)}. {self._way_on()}")
         self.say(f"{told} ({why}); it goes on from its checkpoint")
         handing.queue.appendleft(position)
 
@@ -281,14 +281,18 @@ class Chief:
                 if isinstance(self.error, OSError) and files.full(self.error):
                     raise self.error
             why = f"{type(self.error).__name__}: {self.error}"
-            raise ItemError(f"a process that trains can be watched no longer ({why}). {self._way_on()}") from self.error
+            raise checkpoints.ItemError(
+                f"a process that trains can be watched no longer ({why}). {self._way_on()}"
+            ) from self.error
         if not any(member.token for member in self.members) and now - self.heard > START:
-            raise ItemError(f"none of {len(self.members)} processes started within {START:g} s")
+            raise checkpoints.ItemError(f"none of {len(self.members)} processes started within {START:g} s")
         if not any(thread.is_alive() for thread in self.threads):
             self.lost.append(jvm.cause(self.error) if self.error is not None else "the tasks ended")
             if len(self.lost) == ATTEMPTS:
                 why = "; ".join(self.lost)
-                raise ItemError(f"the Spark tasks that train were lost {ATTEMPTS} times: {why}. {self._way_on()}")
+                raise checkpoints.ItemError(
+                    f"the Spark tasks that train were lost {ATTEMPTS} times: {why}. {self._way_on()}"
+                )
             self.say(
                 f"the Spark tasks that train were lost ({self.lost[-1]}); their items go on from their checkpoints"
             )

@@ -10,7 +10,6 @@ Unlike there, a simpler part joins in its place if it is as good as far as the v
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -34,7 +33,7 @@ STEPS = 25
 """Newton's steps of the mixture's weights at most."""
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Member:
     """A part that has joined.
 
@@ -48,7 +47,7 @@ class Member:
     round: int
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Tried:
     """What a round shows about one item.
 
@@ -71,7 +70,7 @@ class Tried:
     why: str
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Grown:
     """What the rounds made.
 
@@ -88,7 +87,7 @@ class Grown:
     late: bool = False
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Limits:
     """
     Attributes:

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from torch import Tensor
 
 from sparkdiff.growth import checkpoints
-from sparkdiff.growth.checkpoints import RoundFiles, one_thread, train
 from sparkdiff.growth.clock import Clock
 from sparkdiff.growth.criterion import Criterion, Specification
 from sparkdiff.growth.items import Found, Item
@@ -18,6 +17,7 @@ from sparkdiff.growth.processes import Chief
 from sparkdiff.growth.rounds import Run
 from sparkdiff.growth.table import Table
 from sparkdiff.store.run_folder import RunFolder
+from sparkdiff.tensors.device import torch_threads
 
 
 class Memory:
@@ -26,7 +26,7 @@ class Memory:
     def __init__(self) -> None:
         self._found: dict[tuple[str, str], Found] = {}
 
-    def recall(self, kept: RoundFiles, items: Sequence[Item], table: Table, original: Tensor) -> None:
+    def recall(self, kept: checkpoints.RoundFiles, items: Sequence[Item], table: Table, original: Tensor) -> None:
         """Put what is known into the files of a round."""
         start, ended = checkpoints.digest(table, original), kept.ended()
         for p, item in enumerate(items):
@@ -63,13 +63,14 @@ def runner(
     with contextlib.ExitStack() as stack:
         several = specification.options.processes > 1
         chief = stack.enter_context(Chief(folder, specification, say)) if several else None
-        stack.enter_context(one_thread())
+        # Of several threads the order of sums, and so their last bits, depends on how many there are.
+        stack.enter_context(torch_threads(1))
         criterion = specification.criterion()
 
         def run(number: int, items: Sequence[Item], table: Table, original: Tensor) -> list[Found]:
             folder.check()
             table = table.aligned()
-            kept = RoundFiles.open(folder.path, number, items, table, original)
+            kept = checkpoints.RoundFiles.open(folder.path, number, items, table, original)
             if memory is not None:
                 memory.recall(kept, items, table, original)
             late = watch.resume(kept.path)
@@ -99,7 +100,7 @@ def runner(
 
 
 def _alone(
-    folder: RunFolder, kept: RoundFiles, items: Sequence[Item], missing: set[int], table: Table, criterion: Criterion,
+    folder: RunFolder, kept: checkpoints.RoundFiles, items: Sequence[Item], missing: set[int], table: Table, criterion: Criterion,
     original: Tensor, clock: Clock, ended: Callable[[int], None],
 ) -> set[int]:  # fmt: skip
     """Train items in this process, one after another while there is time; returns the positions of those that were trained."""
@@ -112,7 +113,7 @@ def _alone(
     for p in sorted(missing):
         if clock.over:
             break
-        train(kept, p, items[p], table, criterion, original, checkpoints.EVERY, tick)
+        checkpoints.train(kept, p, items[p], table, criterion, original, checkpoints.EVERY, tick)
         trained.add(p)
         ended(len(trained))
     return trained

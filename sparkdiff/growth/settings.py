@@ -4,9 +4,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from sparkdiff.errors import InputError
 from sparkdiff.growth.kinds import KINDS
-from sparkdiff.options import converted, option
+from sparkdiff.options import converted, option, refuse
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,8 +30,7 @@ class GrowthSettings:
             InputError: names every unknown key, and every value of a wrong type or out of bounds.
         """
         values, problems = converted(given, FIELDS, "Grower")
-        if problems:
-            raise InputError("; ".join(problems))
+        refuse(problems)
         return GrowthSettings(**values)
 
     def asdict(self) -> dict[str, Any]:

@@ -19,11 +19,12 @@ from typing import Any
 import torch
 
 from sparkdiff.errors import SparkdiffError
-from sparkdiff.growth import mail, parts
+from sparkdiff.growth import parts
 from sparkdiff.growth.checkpoints import RoundFiles, train
 from sparkdiff.growth.criterion import Specification
 from sparkdiff.growth.items import Item
 from sparkdiff.growth.table import Table
+from sparkdiff.machine import line_files
 from sparkdiff.store.lease import check_passed_on
 from sparkdiff.training.distributed.worker import Watchdog, die_with_parents
 
@@ -93,7 +94,7 @@ class Worker:
 
     def work(self) -> None:
         self._tell(ready=True, pid=os.getpid())
-        orders = mail.LineReader(self.here / f"to-{self.number}.jsonl")
+        orders = line_files.LineReader(self.here / f"to-{self.number}.jsonl")
         while True:
             for order in orders.wait():
                 if "end" in order:
@@ -137,7 +138,7 @@ class Worker:
 
     def _tell(self, **line: Any) -> None:
         with contextlib.suppress(FileNotFoundError):  # the run is over
-            mail.add(self.here / f"from-{self.number}.jsonl", token=self.token, **line)
+            line_files.add(self.here / f"from-{self.number}.jsonl", token=self.token, **line)
 
 
 def _loaded(path: Path) -> Any:

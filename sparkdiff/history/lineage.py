@@ -9,7 +9,6 @@ from typing import Any
 from sparkdiff import jvm
 from sparkdiff.errors import InputError
 from sparkdiff.history import store
-from sparkdiff.jvm import stores
 from sparkdiff.machine import paths
 from sparkdiff.options import Options
 from sparkdiff.pipeline.nesting import plain
@@ -149,7 +148,7 @@ def _told_options(run: Mapping[str, Any]) -> str:
 
 
 def _is_model(where: str) -> bool:
-    return bool(stores.exists(jvm.folder("model", where) / "metadata"))
+    return bool(jvm.stores.exists(jvm.folder("model", where) / "metadata"))
 
 
 def lineage(name: str, model: str, folder: Path) -> Lineage:

@@ -32,14 +32,12 @@ def listed(storeDir: str, where: str | None, sort: str, limit: int, *, compact: 
     columns = [field.name for field in found.schema if not isinstance(field.dataType, MapType)]
     if sort not in columns:
         raise InputError(f"--sort {sort} is no column of a run that has an order. {did_you_mean(sort, columns)}")
-    try:
+    with jvm.blamed(f"--where {where} is no condition on the runs"):
         chosen = found if where is None else found.where(where)
         if as_json:
             lines = chosen.sort(F.desc(sort)).limit(limit).select(F.to_json(F.struct("*")).alias("line"))
             return [row["line"] for row in lines.collect()]
         return _table(chosen, sort, limit)
-    except jvm.SparkError as e:
-        raise InputError(f"--where {where} is no condition on the runs: {jvm.cause(e)}") from e
 
 
 def _table(chosen: DataFrame, sort: str, limit: int) -> list[str]:

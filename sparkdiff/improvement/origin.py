@@ -17,10 +17,9 @@ from sparkdiff.improvement.rivals import evidence
 from sparkdiff.options import Options
 from sparkdiff.pipeline.class_numbers import check_same_classes, classes_of
 from sparkdiff.pipeline.names import casefolding
-from sparkdiff.pipeline.nesting import plain
+from sparkdiff.pipeline.nesting import last_stage, plain
 from sparkdiff.pipeline.unfitted import check_unfitted, with_uids_of
 from sparkdiff.proof import division
-from sparkdiff.proof.division import Division
 from sparkdiff.stages.base import columns_of
 
 Fits = Callable[[Any, Sequence[Source], Boundaries | None], Any]
@@ -115,7 +114,7 @@ class Origin:
         return not found.shown, f"{self.model.uid} {found.words}{way}"
 
 
-def check_rows(given: Any, options: Options, sources: Sequence[Source], divided: Division) -> int | None:
+def check_rows(given: Any, options: Options, sources: Sequence[Source], divided: division.Division) -> int | None:
     """Check that a pipeline can be made from the rows of each fold, and measured there.
 
     Args:
@@ -127,7 +126,7 @@ def check_rows(given: Any, options: Options, sources: Sequence[Source], divided:
     Raises:
         InputError: it can't; says why.
     """
-    casefold, last = casefolding(), _last(given)
+    casefold, last = casefolding(), last_stage(given)
     columns = [casefold(c) for s in sources if s.split in (None, TRAIN) for c in s.df.columns]
 
     def column(option: str) -> str | None:
@@ -139,14 +138,6 @@ def check_rows(given: Any, options: Options, sources: Sequence[Source], divided:
     if soft_labels.given(sources, labelCol):
         soft_labels.check_options(options)
     return division.check(divided, options, labelCol=labelCol, weightCol=weightCol, classes=classes)
-
-
-def _last(given: Any) -> Any:
-    """The last stage of a pipeline, fitted or not."""
-    stages = getattr(given, "stages", [])
-    if isinstance(given, Pipeline):
-        stages = given.getStages() if given.isDefined(given.stages) else []
-    return _last(stages[-1]) if stages else given
 
 
 def by_number(task: Task) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 from sparkdiff.errors import InputError
 from sparkdiff.growth.kinds import KINDS
 from sparkdiff.improvement.budget import Budget
-from sparkdiff.options import converted, option
+from sparkdiff.options import converted, option, refuse
 
 WHY_REFUSED = {
     "maxSeconds": "its time is `budget`",
@@ -62,8 +62,7 @@ class ImprovementSettings:
                 f"keepForm=true forbids all of arms={list(values['arms'])}, which add or delete stages: add refit, finetune or "
                 "search, or leave keepForm out"
             )
-        if problems:
-            raise InputError("; ".join(problems))
+        refuse(problems)
         return ImprovementSettings(**values)
 
     def tried(self) -> tuple[str, ...]:

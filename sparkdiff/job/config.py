@@ -17,7 +17,7 @@ from sparkdiff import jvm
 from sparkdiff.data.splits import SPLITS, VALIDATION
 from sparkdiff.errors import InputError, did_you_mean
 from sparkdiff.job.loading import function, is_function, named_source
-from sparkdiff.job.tracking_section import FILES, SERVERS, check as check_tracking
+from sparkdiff.job.tracking_section import SERVERS, check as check_tracking
 from sparkdiff.machine import paths, secrets
 from sparkdiff.options import FIELDS, Options
 
@@ -351,17 +351,16 @@ def _anchored(value: Any, folder: Path, place: Place = ()) -> Any:
         case ("pipeline",):
             where = paths.local(_name(value, place))
             return value if where is None else str(folder / where)
+        case ("tracking", "mlflow", "uri") if ":" in value.split("/")[0] or value in SERVERS:
+            return value
         case (
             ("output",)
             | ("output", "path")
             | ("fineTuner", "cacheDir" | "checkpointDir" | "storeDir")
             | ("search", "runDir" | "current" | "storeDir")
+            | ("tracking", "jsonLines" | "tensorboard")
+            | ("tracking", "mlflow", "uri")
         ):
-            where = None if paths.unusable("", _name(value, place)) else paths.local(value)
-            return value if where is None else str(folder / where)
-        case ("tracking", "mlflow", "uri") if ":" in value.split("/")[0] or value in SERVERS:
-            return value
-        case ("tracking", "mlflow", "uri") | ("tracking", _) if place[1] in FILES or place[2:]:
             where = None if paths.unusable("", _name(value, place)) else paths.local(value)
             return value if where is None else str(folder / where)
     return value

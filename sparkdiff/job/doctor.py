@@ -1,8 +1,6 @@
 """What a run needs of this machine, one finding at a time, each with its remedy. Changes nothing but a temporary folder."""
 
-import contextlib
 import dataclasses
-import importlib
 import importlib.metadata
 import os
 import re
@@ -10,7 +8,6 @@ import shutil
 import sys
 import tempfile
 import time
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +19,7 @@ from pyspark.sql import SparkSession
 from sparkdiff import jvm
 from sparkdiff.errors import InputError
 from sparkdiff.job.loading import start_session
-from sparkdiff.machine import paths
+from sparkdiff.machine import paths, whole
 
 OK, NOTE, PROBLEM = "ok", "note", "problem"
 LEAST_SPACE = 2e9
@@ -213,18 +210,16 @@ def _store(given: str) -> Iterator[Finding]:
 
 def _folder(spark: SparkSession, folder: Path) -> Iterator[Finding]:
     """Spark writes a file to a folder of this machine, and this process sees it."""
-    where = folder / f".sparkdiff-doctor-{uuid.uuid4().hex[:8]}"
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    try:
-        spark.range(1).write.parquet(paths.address(str(where)))
-        seen, why = any(where.glob("*.parquet")), f"Spark wrote a file to {folder}, and this process does not see it"
-    except jvm.SparkError as e:
-        seen, why = False, f"Spark cannot write to {folder}: {jvm.cause(e)}"
-    finally:
-        shutil.rmtree(where, ignore_errors=True)
-        for path in missing:
-            with contextlib.suppress(OSError):  # it was not made, or another process has written to it
-                path.rmdir()
+    place = folder / "sparkdiff-doctor"
+    with whole.empty_removed_above(place), whole.temporary_folder(place) as where:
+        try:
+            spark.range(1).write.parquet(paths.address(str(where)))
+            seen, why = (
+                any(where.glob("*.parquet")),
+                f"Spark wrote a file to {folder}, and this process does not see it",
+            )
+        except jvm.SparkError as e:
+            seen, why = False, f"Spark cannot write to {folder}: {jvm.cause(e)}"
     if seen:
         yield Finding("paths", OK, f"Spark and this process see the same files in {folder}")
     else:

@@ -17,7 +17,6 @@ from pyspark.sql.utils import is_remote
 
 from sparkdiff import jvm
 from sparkdiff.errors import InputError, did_you_mean
-from sparkdiff.jvm import stores
 from sparkdiff.jvm.hadoop import URL
 from sparkdiff.machine import paths
 
@@ -152,7 +151,7 @@ def load_data(spark: SparkSession, given: Any, folder: Path, split: str) -> Data
     given = named_source(split, given)
     if isinstance(given, str):
         return function(given, folder)(spark)  # type: ignore[no-any-return]
-    try:
+    with jvm.blamed(f"data.{split} cannot be read"):
         options = {
             str(k): str(v).lower() if isinstance(v, bool) else v for k, v in (given.get("options") or {}).items()
         }
@@ -167,8 +166,6 @@ def load_data(spark: SparkSession, given: Any, folder: Path, split: str) -> Data
             where = paths.joined(given["path"], folder)
             df = reader.load(where if paths.local(where) is None else f"file://{where}")
         return df.where(given["where"]) if given.get("where") else df
-    except jvm.SparkError as e:
-        raise InputError(f"data.{split} cannot be read: {jvm.cause(e)}") from e
 
 
 def located(path: str, folder: Path) -> str:
@@ -238,10 +235,10 @@ def model_path(given: str, folder: Path) -> str:
     """The URL of a saved model, given by its own folder or by the folder of a run; relative to `folder`."""
     url = located(given, folder)
     path = paths.local(url)
-    if path is None and stores.tree() is not None and URL.fullmatch(url):
-        path = stores.working(url)
+    if path is None and jvm.stores.tree() is not None and URL.fullmatch(url):
+        path = jvm.stores.working(url)
         with contextlib.suppress(OSError):  # Spark says what is wrong with it
-            if not stores.exists(path / "metadata") and stores.exists(path / "model" / "metadata"):
+            if not jvm.stores.exists(path / "metadata") and jvm.stores.exists(path / "model" / "metadata"):
                 return f"{url.rstrip('/')}/model"
         return url
     if path is None or (path / "metadata").exists() or not (path / "model" / "metadata").is_dir():

@@ -13,8 +13,7 @@ from sparkdiff.errors import InputError
 from sparkdiff.job.config import Config, request_of
 from sparkdiff.job.loading import check_there, is_function, model_path, size_of, start_session
 from sparkdiff.job.output import check_replaceable, is_unfinished, summary_of
-from sparkdiff.jvm import stores
-from sparkdiff.machine import paths
+from sparkdiff.machine import paths, whole
 from sparkdiff.machine.autologging import paused
 from sparkdiff.options import Options
 from sparkdiff.store.lease import Lease, held
@@ -67,26 +66,18 @@ def _check_inputs(config: Config) -> None:
 def _alone(config: Config) -> Iterator[Lease]:
     """Within this context, no other process writes the output of the job."""
     output = config.output
-    missing = [folder for folder in output.parents if not folder.exists()]
     where, wait = output.with_name(f".{output.name}.lease"), Options.of(config.options).waitForRun
-    try:
-        with contextlib.ExitStack() as stack:
-            try:
-                lease = stack.enter_context(held(where, f"output {config.where}", wait=wait))
-            except OSError as e:
-                raise InputError(
-                    f"output {config.where} cannot be written ({e.strerror}): choose another folder"
-                ) from e
-            yield lease
-    finally:
-        for folder in missing:
-            with contextlib.suppress(OSError):  # something was written into it
-                folder.rmdir()
+    with whole.empty_removed_above(output), contextlib.ExitStack() as stack:
+        try:
+            lease = stack.enter_context(held(where, f"output {config.where}", wait=wait))
+        except OSError as e:
+            raise InputError(f"output {config.where} cannot be written ({e.strerror}): choose another folder") from e
+        yield lease
 
 
 def _run(config: Config, lease: Lease) -> Any:
     found = _finished(config)
-    there = stores.exists(config.output) and not is_unfinished(config.output)
+    there = jvm.stores.exists(config.output) and not is_unfinished(config.output)
     if found is None and there and not config.overwrite:
         raise InputError(f"output {config.where} exists: choose another folder, or set output.mode=overwrite")
     if found is None:

@@ -60,7 +60,6 @@ from sparkdiff.report import FineTuningSummary, Phases, shown
 from sparkdiff.report.run_report import LINEAGE, write_report
 from sparkdiff.store import files
 from sparkdiff.store.digests import check_reads_its_input_only, hash_of, hash_of_folder, params_of
-from sparkdiff.store.files import moved
 from sparkdiff.store.identity import UntoldError, identity
 from sparkdiff.store.lease import Lease
 from sparkdiff.store.run_folder import UNTOLD, told
@@ -297,7 +296,7 @@ def fitted_on(
     else:
         with whole.temporary_folder(folder) as temporary:
             fitted.write().save(f"file://{temporary}")
-            if not moved(temporary, folder):
+            if not files.moved(temporary, folder):
                 say("reused: meanwhile another process fitted the same pipeline on the same rows")
                 return jvm.loaded(folder), folder
     say(f"fitted {len(fitted.stages)} stages on the training rows{why}")

@@ -30,10 +30,11 @@ from sparkdiff.jvm.rebuilding import (
     with_uid,
 )
 from sparkdiff.jvm.saved_models import loaded
-from sparkdiff.jvm.selections import Selection, can_except, selecting, selection_of
+from sparkdiff.jvm.selections import Selection, can_except, quoted, selecting, selection_of, unquoted
 from sparkdiff.jvm.sessions import (
     QUICK,
     SparkError,
+    blamed,
     by_arrow,
     cached,
     cancel,
@@ -64,6 +65,7 @@ __all__ = [
     "SparkError",
     "Writer",
     "archive_option",
+    "blamed",
     "by_arrow",
     "cached",
     "can_except",
@@ -92,6 +94,7 @@ __all__ = [
     "ml_context",
     "model_at",
     "named",
+    "quoted",
     "read_rows",
     "rebuild",
     "rebuilt",
@@ -108,6 +111,7 @@ __all__ = [
     "table_of",
     "temporary",
     "threads_share_session",
+    "unquoted",
     "widened",
     "with_params",
     "with_uid",

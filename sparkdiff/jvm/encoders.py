@@ -10,7 +10,7 @@ import numpy.typing as npt
 from pyspark.sql import DataFrame
 
 from sparkdiff.errors import SparkdiffError
-from sparkdiff.jvm import files, places, sessions
+from sparkdiff.jvm import files, places, selections, sessions
 from sparkdiff.jvm.objects import array, class_named, doubles, packages
 from sparkdiff.jvm.rebuilding import made_of, rebuilt
 
@@ -46,7 +46,7 @@ def with_surrogates(stage: Any, values: Mapping[str, float]) -> Any:
 
 def _one_row(row: Mapping[str, float]) -> DataFrame:
     """A DataFrame whose row is part of its plan, so that reading it runs no job."""
-    names = ", ".join("`" + name.replace("`", "``") + "`" for name in row)
+    names = ", ".join(map(selections.quoted, row))
     values = ", ".join(f"CAST('{value!r}' AS DOUBLE)" for value in row.values())
     return sessions.session().sql(f"SELECT * FROM VALUES ({values}) AS surrogates({names})")
 

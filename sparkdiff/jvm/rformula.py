@@ -10,6 +10,8 @@ from pyspark.ml.util import DefaultParamsReadable, DefaultParamsWritable, JavaML
 from pyspark.ml.wrapper import JavaParams, JavaTransformer
 from pyspark.sql import DataFrame, functions as F
 
+from sparkdiff.jvm.selections import quoted
+
 
 class FormulaPart(JavaTransformer, JavaMLWritable):
     """A stage without a pyspark class. It has no Params, and Spark's own copy() fails because it has no constructor."""
@@ -48,7 +50,7 @@ class FormulaLabel(Transformer, HasInputCol, HasOutputCol, DefaultParamsReadable
         source, to = self.getInputCol(), self.getOutputCol()
         if to in dataset.columns or source not in dataset.columns:
             return dataset
-        return dataset.withColumn(to, F.col("`" + source.replace("`", "``") + "`").cast("double"))
+        return dataset.withColumn(to, F.col(quoted(source)).cast("double"))
 
 
 _OWN = {"VectorAttributeRewriter": VectorAttributeRewriter, "ColumnPruner": ColumnPruner}

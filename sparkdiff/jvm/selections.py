@@ -1,4 +1,4 @@
-"""Statements of an SQLTransformer that drop columns or put them last, and do nothing else."""
+"""Names of columns in SQL; and statements of an SQLTransformer that drop columns or put them last, and do nothing else."""
 
 import re
 from collections.abc import Sequence
@@ -38,21 +38,23 @@ def selection_of(stage: Any) -> Selection | None:
     form = FORM.fullmatch(stage.getStatement()) if plain else None
     if form is None:
         return None
-    columns, last = (tuple(map(_unquoted, re.findall(NAME, names or ""))) for names in form.groups())
+    columns, last = (tuple(map(unquoted, re.findall(NAME, names or ""))) for names in form.groups())
     return Selection(columns, last) if set(last) <= set(columns) else None
 
 
 def selecting(columns: Sequence[str], last: Sequence[str], uid: str) -> SQLTransformer:
     """The SQLTransformer with this selection."""
-    behind = f", {_quoted(last)}" if last else ""
-    made = SQLTransformer(statement=f"SELECT * EXCEPT ({_quoted(columns)}){behind} FROM __THIS__")
+    behind = f", {', '.join(map(quoted, last))}" if last else ""
+    made = SQLTransformer(statement=f"SELECT * EXCEPT ({', '.join(map(quoted, columns))}){behind} FROM __THIS__")
     # Its uid begins the name of a view.
     return rebuilding.named(made, re.sub(r"\W", "_", uid))  # type: ignore[no-any-return]
 
 
-def _quoted(names: Sequence[str]) -> str:
-    return ", ".join("`" + name.replace("`", "``") + "`" for name in names)
+def quoted(name: str) -> str:
+    """The name in backticks: it may contain dots and backticks."""
+    return "`" + name.replace("`", "``") + "`"
 
 
-def _unquoted(name: str) -> str:
-    return name[1:-1].replace("``", "`") if name.startswith("`") else name
+def unquoted(name: str) -> str:
+    """The column name of an input Param: `a.b` in backticks is the column a.b (but not for an output)."""
+    return name[1:-1].replace("``", "`") if len(name) > 2 and name[0] == name[-1] == "`" else name

@@ -228,6 +228,15 @@ def cause(error: BaseException) -> str:
     return first_sentences(text[causes[-1].end() :] if causes else text)
 
 
+@contextlib.contextmanager
+def blamed(what: str) -> Iterator[None]:
+    """Within this context, an error of Spark becomes an InputError that says what failed, and why."""
+    try:
+        yield
+    except SparkError as e:
+        raise InputError(f"{what}: {cause(e)}") from e
+
+
 def first_sentences(message: str) -> str:
     """The first sentences of a message of Spark, in one line.
 

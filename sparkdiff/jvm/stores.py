@@ -307,10 +307,12 @@ def delete(path: Path) -> None:
 
 
 def remove_empty(path: Path) -> None:
-    """Remove a folder from the store if nothing is in it."""
-    if (url := url_of(path)) is not None and exists(path) and not names(path):
-        with in_store(url) as (system, there):
-            system.delete(there, False)
+    """Remove a folder if nothing is in it, from the store too; an error is passed over."""
+    with contextlib.suppress(OSError):  # something is in it
+        path.rmdir()
+        if (url := url_of(path)) is not None and exists(path) and not names(path):
+            with in_store(url) as (system, there):
+                system.delete(there, False)
 
 
 def _remove_here(path: Path) -> None:

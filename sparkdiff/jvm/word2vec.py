@@ -15,12 +15,11 @@ from pyspark.ml.functions import vector_to_array
 from pyspark.ml.wrapper import JavaParams
 from pyspark.sql import functions as F
 
-from sparkdiff.jvm import sessions
+from sparkdiff.jvm import selections, sessions
 from sparkdiff.jvm.files import saved
 from sparkdiff.jvm.objects import packages
 from sparkdiff.jvm.places import model_at
 from sparkdiff.jvm.rebuilding import made_of, rebuilt
-from sparkdiff.jvm.sessions import by_arrow, session
 
 Vocabulary = tuple[tuple[str, ...], np.ndarray]
 """Words, sorted, and their vectors (v, d) float32."""
@@ -44,7 +43,7 @@ def word2vec(stage: Any, words: Sequence[str], vectors: np.ndarray) -> Any:
     """A Word2VecModel like `stage` with new vectors (v, d) for its words."""
 
     def construct(old: Any) -> Any:
-        context: Any = session().sparkContext
+        context: Any = sessions.session().sparkContext
         jvm, index = context._jvm, _mllib(old).wordIndex()
         places = _places(index)
         if places is None:
@@ -59,9 +58,9 @@ def word2vec(stage: Any, words: Sequence[str], vectors: np.ndarray) -> Any:
     def rewrite(old: Any) -> Any:
         import pandas as pd
 
-        with saved(old) as where, by_arrow():
+        with saved(old) as where, sessions.by_arrow():
             rows = pd.DataFrame({"word": list(words), "vector": list(vectors.astype(np.float32))})
-            frame = session().createDataFrame(rows, "word string, vector array<float>")
+            frame = sessions.session().createDataFrame(rows, "word string, vector array<float>")
             frame.coalesce(1).write.mode("overwrite").parquet(f"{where}/data")
             return type(old).load(model_at(where))
 
@@ -75,7 +74,7 @@ def counting(words: Sequence[str], column: str, shares: str, length: str) -> lis
     Args:
         shares, length: names of the columns for the vector and for the number of words.
     """
-    counts, inverse, said = f"{shares}_counts", f"{shares}_inverse", f"size({'`' + column.replace('`', '``') + '`'})"
+    counts, inverse, said = f"{shares}_counts", f"{shares}_inverse", f"size({selections.quoted(column)})"
     return [
         _counter(words).setInputCol(column).setOutputCol(counts),
         SQLTransformer(
@@ -123,6 +122,6 @@ def _by_bytes(stage: Any) -> tuple[list[str], np.ndarray]:
 
 
 def _by_arrow(stage: Any) -> tuple[list[str], np.ndarray]:
-    with by_arrow():
+    with sessions.by_arrow():
         found = stage.getVectors().select("word", vector_to_array(F.col("vector"), "float32").alias("v")).toPandas()
     return found["word"].tolist(), np.stack(found["v"]).astype(np.float32)

@@ -50,10 +50,8 @@ def distill(
     if labelCol is not None:
         _label(df, labelCol)
     held = _held(teacher, df)
-    try:
+    with jvm.blamed("the teacher cannot predict these rows"):
         made = teacher.transform(df.withColumns({hidden: named(c) for c, hidden in held.items()}))
-    except jvm.SparkError as e:
-        raise InputError(f"the teacher cannot predict these rows: {jvm.cause(e)}") from e
     if lost := [c for c, hidden in held.items() if hidden not in made.columns]:
         raise InputError(
             f"the teacher selects columns, so that those of the data ({', '.join(map(repr, lost))}) may be others behind it: let "
@@ -109,10 +107,8 @@ def _held(teacher: Any, df: DataFrame) -> dict[str, str]:
 
 def _check_all(df: DataFrame, made: DataFrame) -> None:
     """Raise InputError if the teacher has not predicted each row."""
-    try:
+    with jvm.blamed("the teacher cannot predict these rows"):
         given, there = df.count(), made.count()
-    except jvm.SparkError as e:
-        raise InputError(f"the teacher cannot predict these rows: {jvm.cause(e)}") from e
     if given != there:
         raise InputError(
             f"the teacher makes {there:,} rows of {given:,}: rows that it drops, such as those with handleInvalid='skip', "
@@ -148,7 +144,7 @@ def _classes(df: DataFrame, column: str, label: Column, labelCol: str) -> int:
     Raises:
         InputError: a label is none of them; or Spark failed on the rows.
     """
-    try:
+    with jvm.blamed("the teacher cannot predict these rows"):
         row = df.where(named(column).isNotNull()).select(F.size(named(column))).first()
         classes = int(row[0]) if row is not None else 0
         wrong = (
@@ -158,8 +154,6 @@ def _classes(df: DataFrame, column: str, label: Column, labelCol: str) -> int:
             .limit(1)
             .collect()
         )
-    except jvm.SparkError as e:
-        raise InputError(f"the teacher cannot predict these rows: {jvm.cause(e)}") from e
     if wrong:
         raise InputError(
             f"labelCol={labelCol!r} holds {wrong[0][0]:g} in {wrong[0][1]:,} rows, but the teacher has the classes 0 to "

@@ -162,12 +162,8 @@ class LabelModel(Estimator, CheckedParams, _LabelParams, jvm.Persistent):  # typ
         model = LabelModelModel(
             plain, LabelSummary(**summary | {"method": method, "warnings": [*doubts, *summary["warnings"]]})
         )
-        try:
+        with jvm.blamed(f"the votes ({', '.join(map(repr, votes))}) can't be computed by an SQLTransformer"):
             plain.transform(dataset).schema  # noqa: B018  # analysed by Spark
-        except jvm.SparkError as e:
-            raise InputError(
-                f"the votes ({', '.join(map(repr, votes))}) can't be computed by an SQLTransformer: {jvm.cause(e)}"
-            ) from e
         return self._copyValues(model)  # type: ignore[return-value]
 
     def saved_parts(self) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -6,6 +6,7 @@ import numpy as np
 from pyspark.ml import PipelineModel
 from pyspark.ml.feature import SQLTransformer, VectorAssembler
 
+from sparkdiff import jvm
 from sparkdiff.labeling.estimates import Estimate, Floats
 
 SURE = 1 - 1e-9
@@ -40,13 +41,13 @@ def stages_of(votes: Sequence[str], estimate: Estimate, probabilityCol: str) -> 
     """
     k = len(estimate.balance)
     logs, balance = np.log(estimate.tables), np.log(estimate.balance)
-    names, scores = columns_of(probabilityCol, k), _quoted(added_by(probabilityCol, k)[-1])
+    names, scores = columns_of(probabilityCol, k), jvm.quoted(added_by(probabilityCol, k)[-1])
     places = [_place(vote, k) for vote in votes]
     sums = ", ".join(_sum(places, logs[:, y], balance[y]) for y in range(k))
     chances = []
     for y, name in enumerate(names):
         odds = " + ".join(f"EXP({scores}[{z}] - {scores}[{y}])" for z in range(k) if z != y)
-        chances.append(f"LEAST(1D / (1D + {odds}), {_number(SURE)}) AS {_quoted(name)}")
+        chances.append(f"LEAST(1D / (1D + {odds}), {_number(SURE)}) AS {jvm.quoted(name)}")
     source = f"(SELECT *, ARRAY({sums}) AS {scores} FROM __THIS__)"
     select = SQLTransformer(statement=f"SELECT *, {', '.join(chances)} FROM {source}")
     return PipelineModel([select, VectorAssembler(inputCols=names, outputCol=probabilityCol)])
@@ -72,7 +73,3 @@ def _sum(places: Sequence[str], gains: Floats, start: float) -> str:
 def _number(value: float) -> str:
     """A double in SQL, with all of its digits."""
     return f"({float(value)!r}D)".replace("e", "E")
-
-
-def _quoted(name: str) -> str:
-    return f"`{name.replace('`', '``')}`"

@@ -39,6 +39,18 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 @contextlib.contextmanager
+def empty_removed_above(path: Path) -> Iterator[None]:
+    """Within this context, folders above a path may be made; those of them that hold nothing in the end are removed."""
+    missing = [folder for folder in path.parents if not folder.exists()]
+    try:
+        yield
+    finally:
+        for folder in missing:
+            with contextlib.suppress(OSError):  # it was not made, or something is in it
+                folder.rmdir()
+
+
+@contextlib.contextmanager
 def temporary_folder(path: Path) -> Iterator[Path]:
     """The path of a folder to write to and to rename, of which nothing is left under this name in the end."""
     temporary = hidden(path)

@@ -46,6 +46,11 @@ def probabilities(margin: Tensor) -> Tensor:
     return torch.stack([torch.sigmoid(-margin), torch.sigmoid(margin)], 1) if margin.ndim == 1 else margin.softmax(1)
 
 
+def log_loss(p: Tensor, y: Tensor) -> Tensor:
+    """-y log p - (1 - y) log(1 - p) of a probability. (n,), (n,) -> (n,)"""
+    return -torch.special.xlogy(y, p) - torch.special.xlogy(1 - y, 1 - p)
+
+
 def hinge(margin: Tensor, y: Tensor) -> Tensor:
     """max(0, 1 - s * margin), s = -1 or 1; for k classes max(0, 1 + the largest other margin - the label's own).
 

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -17,6 +16,7 @@ from sparkdiff.objectives.formulas import (
     half_deviance,
     hinge,
     index,
+    log_loss,
     mean_cost,
     pairwise_logistic,
     pinball,
@@ -169,12 +169,7 @@ def _log_loss(head: Predictor) -> Rows:
     if head.classes or head.margin_link == "logit":
         return lambda margin, y, w: F.softplus(margin) - y * margin
     if head.binomial:
-
-        def rows(margin: Tensor, y: Tensor, w: Tensor) -> Tensor:
-            p = head.mean(margin)
-            return -torch.special.xlogy(y, p) - torch.special.xlogy(1 - y, 1 - p)
-
-        return rows
+        return lambda margin, y, w: log_loss(head.mean(margin), y)
     raise InputError(
         f"loss='logLoss' needs probabilities, which {type(head).__name__} doesn't output; use one of {', '.join(REGRESSION)}"
     )

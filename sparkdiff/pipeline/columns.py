@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -12,16 +13,18 @@ from pyspark.ml.linalg import VectorUDT
 from pyspark.sql import Column, DataFrame, functions as F
 from pyspark.sql.types import ArrayType, DoubleType, StringType, StructField, StructType
 
+from sparkdiff import jvm
 from sparkdiff.errors import InputError
-from sparkdiff.jvm import stores
 from sparkdiff.pipeline.names import named
 from sparkdiff.stages.base import NULL
-from sparkdiff.tensors.rows import Rows, SparseRows, offsets_of
+from sparkdiff.tensors.rows import Rows, SparseRows, dense, offsets_of
 
 VECTOR = pa.struct(
     [("type", pa.int8()), ("size", pa.int32()), ("indices", pa.list_(pa.int32())), ("values", pa.list_(pa.float64()))]
 )
 
+PIECE = 65536
+"""Rows that `fetched` reads at a time."""
 WIDE = 1024
 """From this width on, a few dense rows among sparse ones do not make all of them dense."""
 
@@ -55,9 +58,9 @@ def write_plain(df: DataFrame, names: Sequence[str], folder: Path) -> None:
     """Write these columns of a DataFrame to Parquet, in plain types, under the names v0, v1, ..."""
     fields = {f.name: f for f in df.schema.fields}
     df.select(*(physical(fields[n], F.col(n)).alias(f"v{i}") for i, n in enumerate(names))).write.parquet(
-        stores.address(folder)  # not as_uri(): Spark takes %20 for a part of the name
+        jvm.stores.address(folder)  # not as_uri(): Spark takes %20 for a part of the name
     )
-    stores.take(folder)
+    jvm.stores.take(folder)
 
 
 def read_plain(folder: Path, rows: int) -> Iterator[dict[str, Rows]]:
@@ -76,6 +79,14 @@ def read_plain(folder: Path, rows: int) -> Iterator[dict[str, Rows]]:
                     if is_scalar(columns[name]):
                         columns[name + NULL] = torch.from_numpy(np.array(column.is_null()))
                 yield columns
+
+
+def fetched(df: DataFrame, names: Sequence[str]) -> list[torch.Tensor]:
+    """Each of these columns as one dense tensor of all rows, by one job; none where there are no rows."""
+    with TemporaryDirectory(prefix=".rows-", dir=jvm.scratch_folder()) as folder:
+        write_plain(df, names, Path(folder) / "rows")
+        parts = [*read_plain(Path(folder) / "rows", PIECE)]
+    return [torch.cat([dense(part[f"v{i}"]) for part in parts]) for i in range(len(names))] if parts else []
 
 
 def from_arrow(column: pa.Array, width: int = 0) -> Rows:

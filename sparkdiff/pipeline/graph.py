@@ -7,8 +7,8 @@ from typing import Any
 
 from pyspark.ml import Transformer
 
+from sparkdiff import jvm
 from sparkdiff.errors import InputError, did_you_mean
-from sparkdiff.pipeline.names import unquoted
 from sparkdiff.stages.base import NULL, StageModule, columns_of
 from sparkdiff.stages.linear import GeneralizedLinearRegression
 from sparkdiff.stages.predictor import Predictor
@@ -89,7 +89,7 @@ class Vertex:
     @property
     def inputs(self) -> tuple[str, ...]:
         """The columns that it reads."""
-        return tuple(map(unquoted, self.spelled))
+        return tuple(map(jvm.unquoted, self.spelled))
 
     @property
     def statement(self) -> str:
@@ -257,7 +257,7 @@ class Graph:
         if "." not in name or (producer >= 0 and self.writes(producer, [name])):
             return False
         readers = [c for v in self.vertices for c, read in zip(v.spelled, v.sources, strict=True) if read == version]
-        return bool(readers) and all(unquoted(c) == c for c in readers)
+        return bool(readers) and all(jvm.unquoted(c) == c for c in readers)
 
     def select(self, names: Iterable[Any], option: str) -> set[int]:
         """Positions of the stages with this uid, class name or output column; of all stages inside a pipeline or search."""

@@ -1,4 +1,4 @@
-"""Names of columns: quoting, case, and unused names."""
+"""Names of columns: case, single and unused names, and the columns that names stand for."""
 
 import collections
 from collections.abc import Callable, Iterable
@@ -7,11 +7,6 @@ from pyspark.sql import Column, DataFrame, functions as F
 
 from sparkdiff import jvm
 from sparkdiff.errors import InputError
-
-
-def unquoted(name: str) -> str:
-    """The column name of an input Param: `a.b` in backticks is the column a.b (but not for an output)."""
-    return name[1:-1].replace("``", "`") if len(name) > 2 and name[0] == name[-1] == "`" else name
 
 
 def casefolding() -> Callable[[str], str]:
@@ -40,7 +35,7 @@ def unused(prefix: str, names: Iterable[str]) -> str:
 
 def named(name: str, *, in_struct: bool = False) -> Column:
     """The column of this name, which may contain dots and backticks; or the field of a struct, `struct.field`."""
-    return F.col(name if in_struct else "`" + name.replace("`", "``") + "`")
+    return F.col(name if in_struct else jvm.quoted(name))
 
 
 def refuse_stream(df: DataFrame) -> None:

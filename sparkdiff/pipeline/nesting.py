@@ -1,10 +1,10 @@
 """Nested pipelines, searches and formulas: their leaf stages, and the same structure with other leaf stages."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from pyspark.ml import Estimator, PipelineModel, Transformer
+from pyspark.ml import Estimator, Pipeline, PipelineModel, Transformer
 from pyspark.ml.feature import RFormulaModel
 from pyspark.ml.param import Params
 from pyspark.ml.tuning import CrossValidatorModel, TrainValidationSplitModel
@@ -44,6 +44,14 @@ def flatten(model: Any, path: Path = ()) -> list[tuple[Path, Any]]:
     if type(model) is RFormulaModel and (inside := parts(model)) is not None:
         return [((*path, i), stage) for i, stage in enumerate(inside)]
     return [(path, model)]
+
+
+def last_stage(given: Any) -> Any:
+    """The last stage of a pipeline, fitted or not."""
+    stages: Sequence[Any] = given.stages if isinstance(given, PipelineModel) else []
+    if isinstance(given, Pipeline):
+        stages = given.getStages() if given.isDefined(given.stages) else []
+    return last_stage(stages[-1]) if stages else given
 
 
 def _way_in(given: Any) -> str:

@@ -137,7 +137,7 @@ def run_in_spark(
         held.update({v: f"{hidden}{len(held) + i}" for i, v in enumerate(new)})
         return df.withColumns({held[v]: named(graph.name(v), in_struct=graph.in_struct(v)) for v in new}) if new else df
 
-    try:
+    with jvm.blamed(f"Spark failed while running {', '.join(s.uid for s in stages.values())}"):
         df = hold(df, -1)
         for i in sorted(stages):
             for stage in graph.vertices[i].preparation() if i in made else []:
@@ -147,10 +147,6 @@ def run_in_spark(
                 df = df.withColumn(graph.name(v), F.col(column))
             df = hold(stages[i].transform(df), i)
         write_plain(df, list(held.values()), where)
-    except jvm.SparkError as e:
-        raise InputError(
-            f"Spark failed while running {', '.join(s.uid for s in stages.values())}: {jvm.cause(e)}"
-        ) from e
     return list(held)
 
 

@@ -90,9 +90,9 @@ def width_in(field: StructField | None) -> int | None:
     """The entries that a column's metadata tell."""
     attributes = ((field.metadata if field else None) or {}).get("ml_attr") or {}
     names = [a.get("name", "") for kind in (attributes.get("attrs") or {}).values() for a in kind]
-    if any(name.endswith(UNKNOWN_SLOT) for name in names) or "num_attrs" not in attributes:
-        return None
-    return int(attributes["num_attrs"])
+    unknown = any(name.endswith(UNKNOWN_SLOT) for name in names)
+    told = None if unknown else attributes.get("num_attrs", len(names) or None)
+    return None if told is None else int(told)
 
 
 def is_plain(stage: Any) -> bool:

@@ -12,7 +12,7 @@ from pyspark.sql.types import StructField
 from sparkdiff import jvm
 from sparkdiff.errors import InputError
 from sparkdiff.pipeline.graph import Graph, Version, Vertex, in_front_of
-from sparkdiff.pipeline.names import casefolding, unquoted
+from sparkdiff.pipeline.names import casefolding
 from sparkdiff.pipeline.nesting import flatten, holders
 from sparkdiff.pipeline.schema import SchemaOrRows, is_plain, known_fields
 from sparkdiff.stages.base import (
@@ -181,7 +181,7 @@ def _translatable(bare: Vertex, cls: type[StageModule]) -> Vertex:
     loss_inputs = cls.loss_inputs(stage) if issubclass(cls, Predictor) else ()
     return dataclasses.replace(
         bare, why=cls.refuses(stage) or "", spelled=cls.inputs(stage), outputs=cls.outputs(stage), drops_rows=_skips(stage),
-        lossInputs=tuple(map(unquoted, loss_inputs)), own_attributes=cls.own_attributes,
+        lossInputs=tuple(map(jvm.unquoted, loss_inputs)), own_attributes=cls.own_attributes,
     )  # fmt: skip
 
 
@@ -228,7 +228,7 @@ def _linked(vertices: Sequence[Vertex], casefold: Callable[[str], str]) -> Itera
     declared: dict[str, int] = {}  # the same, as if no stage wrote more than it declares
     unknown = -1  # who may have written what no stage since has
     for i, vertex in enumerate(vertices):
-        sources = tuple((casefold(unquoted(c)), _writer(c, current, casefold, unknown)) for c in vertex.spelled)
+        sources = tuple((casefold(jvm.unquoted(c)), _writer(c, current, casefold, unknown)) for c in vertex.spelled)
         parents = {p for _, p in sources} if vertex.declares_all else set(range(i))
         by_name = {_writer(c, declared, casefold, unknown) for c in vertex.spelled}
         if statement := casefold(vertex.statement):
@@ -249,8 +249,8 @@ def _linked(vertices: Sequence[Vertex], casefold: Callable[[str], str]) -> Itera
 
 def _writer(spelled: str, known: Mapping[str, int], casefold: Callable[[str], str], unknown: int) -> int:
     """The position of the stage that wrote a column or, for a field `s.b`, the struct."""
-    name = casefold(unquoted(spelled))
-    while name not in known and "." in name and unquoted(spelled) == spelled:
+    name = casefold(jvm.unquoted(spelled))
+    while name not in known and "." in name and jvm.unquoted(spelled) == spelled:
         name = name.rpartition(".")[0]
     return known.get(name, unknown)
 
@@ -258,9 +258,9 @@ def _writer(spelled: str, known: Mapping[str, int], casefold: Callable[[str], st
 def without_ambiguous(graph: Graph) -> Graph:
     """The graph in which the field `s.b` of a struct stays in Spark if a column of that name is read too: tensors go by name."""
     read = [(v, c, version) for v in graph.vertices for c, version in zip(v.spelled, v.sources, strict=True)]
-    columns: set[Version] = {version for _, c, version in read if unquoted(c) != c}
+    columns: set[Version] = {version for _, c, version in read if jvm.unquoted(c) != c}
     for vertex, c, version in read:
-        if version in columns and "." in c and unquoted(c) == c:
+        if version in columns and "." in c and jvm.unquoted(c) == c:
             why = (
                 f"reads the field {c!r} of a struct, and another stage reads a column of that name: rename one of them"
             )

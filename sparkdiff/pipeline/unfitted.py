@@ -160,10 +160,8 @@ def refit(form: Unfitted, rows: DataFrame, params: dict[Param[Any], Any] | None 
         InputError: there is nothing to fit, or Spark can't fit it to these rows; says why.
     """
     form.check()
-    try:
+    with jvm.blamed(f"{form.model.uid} can't be fitted anew to these rows"):
         new = form.estimator.fit(rows, params or {})
-    except jvm.SparkError as e:
-        raise InputError(f"{form.model.uid} can't be fitted anew to these rows: {jvm.cause(e)}") from e
     return with_uids_of(form.model, new)
 
 

@@ -139,10 +139,8 @@ def _enough_folds(df: DataFrame, options: Options) -> int:
     if options.numFolds != "auto" or options.groupCol is None:
         return folds
     block = F.pmod(unit_and_block(df, options)[1], F.lit(MAX_BLOCKS)).alias("block")
-    try:
+    with jvm.blamed(f"Spark failed while it counted groupCol={options.groupCol!r}"):
         groups = df.select(named(options.groupCol), block).distinct().limit(2 * MIN_UNITS).collect()
-    except jvm.SparkError as e:
-        raise InputError(f"Spark failed while it counted groupCol={options.groupCol!r}: {jvm.cause(e)}") from e
     for number in range(folds, MOST_FOLDS + 1):
         places = [row["block"] % number for row in groups]
         if len(set(places)) == number and len(places) - places.count(0) >= MIN_UNITS:
@@ -171,12 +169,10 @@ def check(
     used = df if weightCol is None else df.where(named(weightCol) != 0)
     label = named(labelCol).cast("double") if labelCol and classes else F.lit(None)
     fold, units = fold_of(df, o, folds).alias("fold"), dict[int, int]()
-    try:
+    with jvm.blamed("Spark failed while it dealt the rows into folds"):
         rows = used.groupBy(fold, label.alias("label")).agg(F.count(F.lit(1)).alias("rows")).collect()
         if o.groupCol is not None:
             units = dict(used.groupBy(fold).agg(F.count_distinct(named(o.groupCol))).collect())
-    except jvm.SparkError as e:
-        raise InputError(f"Spark failed while it dealt the rows into folds: {jvm.cause(e)}") from e
     if o.groupCol is not None and sum(units.values()) < 2 * folds:
         raise InputError(
             f"groupCol={o.groupCol!r} has {sum(units.values())} values, too few for numFolds={folds}: at least {2 * folds} are "
@@ -209,10 +205,8 @@ def too_few(division: Division, options: Options, number: int | None) -> str:
         proves = functools.reduce(
             DataFrame.unionByName, (s.df for rows in division.proves for s in rows if s.split == TEST)
         )
-        try:
+        with jvm.blamed("Spark failed while it counted the rows that prove"):
             number = proves.count() if o.groupCol is None else proves.select(named(o.groupCol)).distinct().count()
-        except jvm.SparkError as e:
-            raise InputError(f"Spark failed while it counted the rows that prove: {jvm.cause(e)}") from e
     if number >= MIN_UNITS:
         return ""
     units = Units(number, "groups" if o.groupCol else "rows")
@@ -231,10 +225,8 @@ def _check_sides(source: Source, options: Options) -> None:
         lacks[f"validationIndicatorCol={o.validationIndicatorCol!r} holds null"] = named(o.validationIndicatorCol)
     if not lacks:
         return
-    try:
+    with jvm.blamed("Spark failed while it divided the rows"):
         [found] = df.agg(*(F.count_if(c.isNull()) for c in lacks.values())).collect()
-    except jvm.SparkError as e:
-        raise InputError(f"Spark failed while it divided the rows: {jvm.cause(e)}") from e
     for told, number in zip(lacks, found, strict=True):
         if number:
             raise InputError(

@@ -16,7 +16,7 @@ from sparkdiff.report.progress import (
     tell,
 )
 from sparkdiff.report.record import FineTuningSummary, RunRecord
-from sparkdiff.report.sections import Section, SectionTable, Shown, Strong, aligned, as_html
+from sparkdiff.report.sections import Section, SectionTable, Shown, ShownFields, Strong, aligned, as_html
 from sparkdiff.report.svg import Drawing
 from sparkdiff.report.table import p_value
 
@@ -31,6 +31,7 @@ __all__ = [
     "Section",
     "SectionTable",
     "Shown",
+    "ShownFields",
     "Strong",
     "advance",
     "aligned",

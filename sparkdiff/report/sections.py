@@ -84,6 +84,13 @@ class Shown:
         return as_html(self._sections())
 
 
+class ShownFields(Shown):
+    """A dataclass that shows itself, and gives its fields as plain values."""
+
+    def toDict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)  # type: ignore[call-overload,no-any-return]
+
+
 class ShownByStage(Shown):
     """A dataclass with an entry per stage in `stages`."""
 

@@ -13,7 +13,7 @@ from pyspark.sql.types import BooleanType, NumericType, StructField, StructType
 from sparkdiff import jvm
 from sparkdiff.pipeline.graph import Graph, Version, Vertex
 from sparkdiff.pipeline.nesting import Path, holders
-from sparkdiff.pipeline.schema import fields_by_name, known_fields
+from sparkdiff.pipeline.schema import fields_by_name, known_fields, width_in
 from sparkdiff.pipeline.translation import field_of
 from sparkdiff.serving.absorbers import Absorber, absorber_of
 from sparkdiff.serving.maps import Map, RefusedError, map_of
@@ -261,8 +261,7 @@ def _width_in_data(field: StructField | None) -> int | None:
         return None
     if isinstance(field.dataType, (NumericType, BooleanType)):
         return 1
-    told = (field.metadata or {}).get("ml_attr", {}).get("num_attrs")
-    return int(told) if isinstance(field.dataType, VectorUDT) and told is not None else None
+    return width_in(field) if isinstance(field.dataType, VectorUDT) else None
 
 
 def _widths(facts: StageFacts, i: int) -> list[int | None]:

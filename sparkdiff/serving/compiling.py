@@ -25,7 +25,6 @@ from sparkdiff.serving.schedule import (
     Step,
     TextStep,
     TorchStep,
-    width_wanted,
 )
 from sparkdiff.serving.text import SERVED
 from sparkdiff.serving.text.base import SKIPS, StagePart, TextInputs
@@ -261,14 +260,14 @@ class _Compiler:
         """Entries that a row of the first input must have (0: no such rule), and whether it may have more."""
         module, vertex = unit.vertex.module, unit.vertex
         if not isinstance(module, Trees):
-            return (width_wanted(module) if module is not None and len(unit.reads) == 1 else 0), False
+            return (module.fitted_width() if module is not None and len(unit.reads) == 1 else 0), False
         assembled = any(
             isinstance(self.graph.vertices[i].module, VectorAssembler) for i in self.graph.ancestors([vertex.position])
         )
         # A number in place of a vector would shift the features behind it.
         if assembled and (features := int(getattr(vertex.stage, "numFeatures", 0))) > 0:
             return features, False
-        return _features(module), True
+        return module.router.width, True
 
     def _kinds(self, vertex: Vertex) -> tuple[str, ...]:
         """The types in Spark of a translated stage's numbers."""
@@ -330,15 +329,10 @@ class _Compiler:
         return OutputColumn(name, self._place(version, form), self._null(version), self.kinds.get(version, "double"))
 
 
-def _features(module: Trees) -> int:
-    """How many features the trees know at least."""
-    return int(module.nodes.featureIndex.max(initial=-1)) + 1
-
-
 def warm(schedule: Schedule) -> None:
     """Compute what modules compute at their first call, before threads call them at once."""
     modules = (m for step in schedule.steps if isinstance(step, TorchStep) for m in step.module.modules())
     with torch.no_grad():
         for module in modules:
             if isinstance(module, Trees):
-                module.route(torch.zeros(1, max(1, _features(module)), dtype=torch.float64))
+                module.route(torch.zeros(1, max(1, module.router.width), dtype=torch.float64))

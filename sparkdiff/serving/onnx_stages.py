@@ -23,8 +23,7 @@ from sparkdiff.stages.projection import DCT, PCA
 from sparkdiff.stages.scaling import MaxAbsScaler, MinMaxScaler, RobustScaler, StandardScaler
 from sparkdiff.stages.selecting import Selector, VectorSizeHint, VectorSlicer
 from sparkdiff.stages.targets import TargetEncoder
-from sparkdiff.stages.text import IDF
-from sparkdiff.stages.weighing import ElementwiseProduct, Normalizer
+from sparkdiff.stages.weighing import IDF, ElementwiseProduct, Normalizer
 
 Nulls = Sequence[Value | None]
 """Per input which rows are null, (n, 1) bool; None where none is."""

@@ -68,12 +68,9 @@ def fitted_width(network: Network, version: Version) -> int | None:
             continue
         if isinstance(module, VectorIndexer):
             return module.size
-        if len(vertex.reads) == 1 or type(module).__name__ in ("GeneralizedLinearRegression",):
-            for name, axis in module.feature_axis.items():
-                held: Any = module
-                for part in name.split("."):
-                    held = getattr(held, part)
-                return int(held.shape[axis])
+        alone = len(vertex.reads) == 1 or type(module).__name__ in ("GeneralizedLinearRegression",)
+        if alone and (width := module.fitted_width()):
+            return width
         if vertex.stage is not None and hasattr(vertex.stage, "numFeatures"):
             return int(vertex.stage.numFeatures)
     return None
@@ -93,10 +90,8 @@ def seen_width(network: Network, version: Version, data: SchemaOrRows) -> int:
     if isinstance(data, DataFrame):
         frame = data if network.reference is None or version[1] == -1 else network.reference.transform(data)
         column = named(name, in_struct=network.graph.in_struct(version))
-        try:
+        with jvm.blamed(f"Spark failed while reading column {name!r}"):
             row = frame.select(column).where(column.isNotNull()).head()
-        except jvm.SparkError as e:
-            raise InputError(f"Spark failed while reading column {name!r}: {jvm.cause(e)}") from e
         if row is not None:
             return len(np.asarray(row[0].toArray() if hasattr(row[0], "toArray") else row[0]))
     raise InputError(

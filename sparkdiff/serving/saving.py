@@ -1,6 +1,5 @@
 """A model written to a new folder, which is there whole or not at all."""
 
-import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +26,9 @@ def save(model: Any, folder: Path) -> None:
     Raises:
         SparkdiffError: it cannot be written; says why.
     """
-    missing = [parent for parent in folder.parents if not parent.exists()]
     try:
         with (
+            whole.empty_removed_above(folder),
             files.room("the pipeline", folder, "free some space, or choose a folder on a disk with more space"),
             whole.new_folder(folder) as temporary,
         ):
@@ -39,7 +38,3 @@ def save(model: Any, folder: Path) -> None:
         raise SparkdiffError(
             f"the pipeline cannot be written to {folder}: {jvm.cause(e)}; choose another folder"
         ) from e
-    finally:
-        for parent in missing:
-            with contextlib.suppress(OSError):  # something is in it
-                parent.rmdir()

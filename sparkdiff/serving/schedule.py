@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
-from operator import attrgetter
 from typing import Any
 
 import torch
@@ -256,8 +255,3 @@ FLOATS = frozenset(("", "double", "float"))
 LONG = (1 << 63) - 1
 """Integers beyond it may be beyond a double, too."""
 NULL, THERE = torch.tensor([True]), torch.tensor([False])
-
-
-def width_wanted(module: StageModule) -> int:
-    """Entries that a row of the first input must have; 0 where the module has no such rule."""
-    return next((int(attrgetter(name)(module).shape[axis]) for name, axis in module.feature_axis.items()), 0)

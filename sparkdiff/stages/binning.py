@@ -12,7 +12,7 @@ from sparkdiff.errors import InputError
 from sparkdiff.jvm import encoders as spark
 from sparkdiff.stages.base import StageModule, each_column, register, tensor
 from sparkdiff.stages.constraints import Constraint, Ordered
-from sparkdiff.stages.trainable import FeatureStats, LabelStats
+from sparkdiff.stages.trainable import FeatureStats, LabelStats, deviation
 from sparkdiff.tensors.rows import Nulls, Rows, SparseRows, dense, known_any, on_gpu
 
 SHARPNESS = 0.3
@@ -62,10 +62,7 @@ class Comparing(StageModule):
 
     def spread(self, x: FeatureStats) -> Tensor:
         """The standard deviation of each column, (c,); 1 of a constant one."""
-        n, total, square = x.sums["moments"].unbind(1)
-        mean = total / n.clamp_min(1)
-        found = (square / n.clamp_min(1) - mean * mean).clamp_min(0).sqrt()
-        return torch.where(found > 0, found, 1.0)
+        return deviation(*x.sums["moments"].unbind(1))
 
     def observe(self, x: FeatureStats, values: Mapping[int, Tensor]) -> None:
         if x.sums:

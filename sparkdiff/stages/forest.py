@@ -14,7 +14,7 @@ from sparkdiff.stages.base import parameter, tensor
 from sparkdiff.stages.gates import SHARPNESS, Gates, StraightThrough
 from sparkdiff.stages.predictor import Predictor
 from sparkdiff.stages.routing import Router
-from sparkdiff.stages.trainable import SUPPORT, FeatureStats, LabelStats
+from sparkdiff.stages.trainable import SUPPORT, FeatureStats, LabelStats, deviation
 from sparkdiff.tensors.device import moved
 from sparkdiff.tensors.rows import Rows, SparseRows, on_gpu
 
@@ -230,5 +230,4 @@ def _spreads(thresholds: Tensor, feature: Tensor) -> Tensor:
     size = int(feature.max()) + 1 if len(feature) else 0
     count, total, square = (torch.zeros(size, dtype=torch.float64).index_add_(0, feature, v) for v in (
         torch.ones_like(thresholds), thresholds, thresholds**2))  # fmt: skip
-    spread = (square / count - (total / count) ** 2).clamp_min(0).sqrt()[feature]
-    return SHARPNESS * torch.where(spread > 0, spread, 1.0).nan_to_num(1.0, 1.0, 1.0)
+    return SHARPNESS * deviation(count, total, square)[feature].nan_to_num(1.0, 1.0, 1.0)

@@ -67,18 +67,7 @@ class Gates:
 
     def read(self, x: Rows) -> Tensor:
         """The columns that are read, (n, u), with derivatives; sparse rows are never made dense."""
-        if not isinstance(x, SparseRows):
-            return x.index_select(1, self.columns)
-        out = x.values.new_zeros(len(x), len(self.columns))
-        if not len(self.columns):
-            return out
-        at = torch.searchsorted(self.columns, x.indices).clamp_max_(len(self.columns) - 1)
-        if on_gpu(out):  # how many are read isn't waited for: the others go into a column of their own
-            at = torch.where(self.columns[at] == x.indices, at, len(self.columns))
-            wide = x.values.new_zeros(len(x), len(self.columns) + 1)
-            return wide.index_put((x.rows(), at), x.values)[:, :-1]
-        read = (self.columns[at] == x.indices).nonzero()[:, 0]
-        return out.index_put((x.rows()[read], at[read]), x.values[read])
+        return x.dense_columns(self.columns) if isinstance(x, SparseRows) else x.index_select(1, self.columns)
 
     def goes(self, x: Tensor, thresholds: Tensor) -> Tensor:
         """The columns that are read (n, u), (C,) -> (N, n) bool, whether a row goes right; NaN does."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from sparkdiff.jvm import encoders as spark
 from sparkdiff.stages.base import parameter, register, tensor
 from sparkdiff.stages.fields import Field, FieldReader, StaysInSparkError
-from sparkdiff.stages.trainable import SUPPORT, FeatureStats, LabelStats
+from sparkdiff.stages.trainable import SUPPORT, FeatureStats, LabelStats, deviation
 from sparkdiff.tensors.rows import Nulls
 
 WHOLE = ("tinyint", "smallint", "int", "bigint")
@@ -84,11 +84,8 @@ class Imputer(FieldReader):
 
     def units(self, x: FeatureStats, y: LabelStats) -> dict[str, Tensor]:
         """The unit of a surrogate is the standard deviation of its column."""
-        n = x.sums["there"].clamp_min(1)
-        mean = x.sums["sum"] / n
-        spread = (x.sums["square"] / n - mean * mean).clamp_min(0).sqrt()
         moves = ~torch.tensor(self.whole)
-        return {"surrogates": torch.where(spread > 0, spread, 1.0) * moves}
+        return {"surrogates": deviation(x.sums["there"], x.sums["sum"], x.sums["square"]) * moves}
 
     def supported(self, x: FeatureStats, y: LabelStats) -> dict[str, Tensor]:
         return {"surrogates": x.sums["filled"] >= SUPPORT}

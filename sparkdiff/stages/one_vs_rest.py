@@ -55,10 +55,6 @@ class OneVsRest(MatrixProduct, Predictor):
         )
 
     @classmethod
-    def inputs(cls, stage: Any) -> tuple[str, ...]:
-        return columns_of(stage, ("featuresCol",))
-
-    @classmethod
     def refuses(cls, stage: Any) -> str | None:
         if len(stage.models) < 2:
             return "it has only one model, so there is nothing to predict"

@@ -10,7 +10,7 @@ from torch import Tensor
 from sparkdiff.stages.affine import Affine, AffineForm, MatrixProduct, Parameters
 from sparkdiff.stages.base import parameter, register, tensor
 from sparkdiff.stages.trainable import FeatureStats, LabelStats
-from sparkdiff.tensors.rows import Rows, SparseRows, dense
+from sparkdiff.tensors.rows import Rows, dense, product
 
 
 @register("pyspark.ml.feature.PCAModel")
@@ -31,7 +31,7 @@ class PCA(MatrixProduct):
         return cls(tensor(stage.pc), tensor(stage.explainedVariance))
 
     def forward(self, x: Rows) -> Tensor:  # (n, d) -> (n, k)
-        return x.matmul(self.pc) if isinstance(x, SparseRows) else x @ self.pc
+        return product(x, self.pc)
 
     def affine_form(self, p: Parameters, slope: Tensor, widths: Sequence[int]) -> AffineForm:
         pc = p["pc"]

@@ -237,22 +237,10 @@ class Router:
 
     def _dense(self, x: SparseRows, begin: int, end: int) -> Tensor:
         """The columns that are read of the rows from `begin` to `end`, (m, u)."""
-        offsets, width = x.offsets[begin : end + 1], len(self.columns)
-        out = x.values.new_zeros(end - begin, width)
-        if not width:
-            return out
+        offsets = x.offsets[begin : end + 1]
         entries = slice(None) if end - begin == len(x) else slice(int(offsets[0]), int(offsets[-1]))
-        indices, values = x.indices[entries], x.values[entries].detach()
-        column = torch.searchsorted(self.columns, indices).clamp_max_(width - 1)
-        if on_gpu(out):  # how many are read isn't waited for: the others go into a column of their own
-            wide = values.new_zeros(end - begin, width + 1)
-            column = torch.where(self.columns.index_select(0, column) == indices, column, width)
-            row = torch.arange(end - begin, device=x.device).repeat_interleave(offsets.diff(), output_size=len(indices))
-            return wide.index_put_((row, column), values)
-        read = (self.columns.index_select(0, column) == indices).nonzero().view(-1)
-        row = torch.repeat_interleave(torch.arange(end - begin), offsets.diff())
-        out.view(-1)[(row * width + column).index_select(0, read)] = values.index_select(0, read)
-        return out
+        part = SparseRows(x.indices[entries], x.values[entries].detach(), offsets - offsets[0], x.width)
+        return part.dense_columns(self.columns)
 
     def _places(self, x: Tensor, room: Room) -> Tensor:
         """The place below the levels of each row in each tree, (T, m) int32, of the columns that are read (m, u)."""

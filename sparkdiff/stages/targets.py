@@ -7,7 +7,6 @@ from torch import Tensor
 
 from sparkdiff.errors import InputError
 from sparkdiff.jvm import encoders as spark
-from sparkdiff.jvm.encoders import Statistics
 from sparkdiff.stages.base import StageModule, parameter, register, tensor
 from sparkdiff.stages.trainable import SUPPORT, FeatureStats, LabelStats
 from sparkdiff.tensors.rows import Nulls, known_any
@@ -35,7 +34,7 @@ class TargetEncoder(StageModule):
     overall: Tensor
 
     def __init__(
-        self, columns: list[Statistics], smoothing: float, *, binary: bool, keep: bool, uid: str, names: tuple[str, ...]
+        self, columns: list[spark.Statistics], smoothing: float, *, binary: bool, keep: bool, uid: str, names: tuple[str, ...]
     ):  # fmt: skip
         super().__init__()
         self.stats = parameter(torch.cat([tensor(c.stats) for c in columns]))  # (L,), column by column

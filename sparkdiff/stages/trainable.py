@@ -45,6 +45,13 @@ class LabelStats:
         return F.pad(self.classes, (0, classes - len(self.classes))) >= SUPPORT
 
 
+def deviation(n: Tensor, total: Tensor, square: Tensor) -> Tensor:
+    """The standard deviation of numbers, by how many they are, their sum and their sum of squares; 1 where all are the same."""
+    mean = total / n.clamp_min(1)
+    found = (square / n.clamp_min(1) - mean * mean).clamp_min(0).sqrt()
+    return torch.where(found > 0, found, 1.0)
+
+
 class Trainable(nn.Module):
     """The defaults train every parameter freely, in steps of 1; a stage with parameters overrides what doesn't fit."""
 

@@ -1,4 +1,4 @@
-"""Stages that multiply the entries of a row: Normalizer, ElementwiseProduct."""
+"""Stages that multiply the entries of a row: Normalizer, ElementwiseProduct, IDF."""
 
 import math
 from typing import Any
@@ -6,8 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sparkdiff.jvm import mllib
 from sparkdiff.stages.affine import Factors
 from sparkdiff.stages.base import StageModule, register, tensor
+from sparkdiff.stages.constraints import Constraint, Positive
 from sparkdiff.stages.trainable import FeatureStats, LabelStats
 from sparkdiff.tensors.rows import Rows, SparseRows
 
@@ -87,3 +89,26 @@ class ElementwiseProduct(Factors):
         size = self.scalingVec.detach().abs()
         usual = size.sum() / (size > 0).sum().clamp_min(1)
         return {"scalingVec": torch.where(size > 0, size, usual if usual > 0 else 1.0)}
+
+
+@register("pyspark.ml.feature.IDFModel")
+class IDF(Factors):
+    """y = x * idf; sparse stays sparse. `docFreq` and `numDocs` are written back as they were fitted.
+
+    Each idf trains as a factor of itself: what is 0, as for words in fewer than minDocFreq documents, stays 0.
+
+    Source: org.apache.spark.mllib.feature.IDFModel.transformDense and transformSparse.
+    """
+
+    weights = ("idf",)
+    feature_axis = {"idf": 0}
+
+    @classmethod
+    def from_spark(cls, stage: Any) -> "IDF":
+        return cls(tensor(stage.idf))
+
+    def constraints(self) -> dict[str, Constraint]:
+        return {"idf": Positive()}
+
+    def to_spark(self, stage: Any) -> Any:
+        return mllib.idf(stage, self.weight("idf"))

@@ -226,9 +226,7 @@ class RunFolder:
             self.mirror.stop()  # else it may send what is removed here
         stores.remove(self.path)
         if self.own:
-            with contextlib.suppress(OSError):  # it isn't empty
-                self.path.parent.rmdir()
-                stores.remove_empty(self.path.parent)
+            stores.remove_empty(self.path.parent)
 
 
 @contextlib.contextmanager
@@ -255,9 +253,7 @@ def opened(
             yield RunFolder.open(where, name, request, replace=replace, own=own, lease=lease, mirror=mirror)
     finally:
         if own:
-            with contextlib.suppress(OSError):  # there are other runs in it
-                where.rmdir()
-                stores.remove_empty(where)
+            stores.remove_empty(where)  # unless there are other runs in it
 
 
 def _mirrored(path: Path, lease: Lease | None) -> Mirror:

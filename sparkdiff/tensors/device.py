@@ -28,6 +28,19 @@ PRECISIONS = {"float64": torch.float64, "float32": torch.float32}
 _CPU = torch.device("cpu")
 
 
+@contextlib.contextmanager
+def torch_threads(number: int) -> Iterator[None]:
+    """Within this context, torch uses so many threads."""
+    before = torch.get_num_threads()
+    if number != before:
+        torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        if torch.get_num_threads() != before:
+            torch.set_num_threads(before)
+
+
 @dataclass(frozen=True)
 class Place:
     """A device, and the dtype that rows have there."""

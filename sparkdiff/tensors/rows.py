@@ -70,6 +70,21 @@ class SparseRows:
             to, values = to[order], values[order]
         return SparseRows(to, values, offsets_of(torch.bincount(rows, minlength=len(self))), len(columns))
 
+    def dense_columns(self, columns: Tensor) -> Tensor:
+        """The columns `columns` (k,), ascending, as (n, k) strided, with gradients to the values; all others stay sparse."""
+        number = len(columns)
+        if not number:
+            return self.values.new_zeros(len(self), 0)
+        at = torch.searchsorted(columns, self.indices).clamp_max_(number - 1)
+        there = columns.index_select(0, at) == self.indices
+        if on_gpu(self.values):  # how many are read isn't waited for: the others go into a column of their own
+            wide = self.values.new_zeros(len(self), number + 1)
+            return wide.index_put_((self.rows(), torch.where(there, at, number)), self.values)[:, :-1]
+        read = there.nonzero()[:, 0]
+        out = self.values.new_zeros(len(self) * number)
+        place = (self.rows() * number + at).index_select(0, read)
+        return out.index_put_((place,), self.values.index_select(0, read)).view(len(self), number)
+
     def compact(self) -> "tuple[Tensor, SparseRows]":
         """The columns (c,), ascending, in which any row has an entry, and the rows restricted to these columns."""
         if not on_gpu(self.indices):
@@ -204,6 +219,21 @@ def squared(x: Rows) -> Rows:
 def taken(x: Rows, rows: Tensor) -> Rows:
     """The rows with these indices (m,)."""
     return x.take(rows) if isinstance(x, SparseRows) else x.index_select(0, rows)
+
+
+def product(x: Rows, matrix: Tensor) -> Tensor:
+    """(n, d), (d, k) -> (n, k)."""
+    return x.matmul(matrix) if isinstance(x, SparseRows) else x @ matrix
+
+
+def extremes(x: Rows) -> tuple[Tensor, Tensor]:
+    """Smallest and largest number of each column, (d,), zeros that are not stored included."""
+    if not isinstance(x, SparseRows):
+        return x.amin(0), x.amax(0)
+    zero = torch.bincount(x.indices, minlength=x.width) < len(x)  # not stored somewhere
+    least = torch.where(zero, 0.0, torch.inf).to(x.dtype).scatter_reduce(0, x.indices, x.values, "amin")
+    most = torch.where(zero, 0.0, -torch.inf).to(x.dtype).scatter_reduce(0, x.indices, x.values, "amax")
+    return least, most
 
 
 def below(parts: Sequence[Rows]) -> Rows:

@@ -34,7 +34,7 @@ def _by_autograd(
     total = margin.new_zeros(count)
     for label, weight in targets:
         if elementwise:
-            loss = rows(margin.flatten(0, 1), _repeated(label, count), _repeated(weight, count)).view(count, -1)
+            loss = rows(margin.flatten(0, 1), label.repeat(count), weight.repeat(count)).view(count, -1)
         else:
             loss = torch.stack([rows(m, label, weight) for m in margin])
         total = total + loss @ weight
@@ -74,7 +74,3 @@ def batch_losses(
         [found] = torch.autograd.grad(total.sum(), [whole])
         gradient = found[:, first : first + margin.shape[1]]
     return total.detach() / team.world, gradient
-
-
-def _repeated(x: Tensor, count: int) -> Tensor:  # (n,) -> (count * n,)
-    return x.expand(count, -1).reshape(-1)

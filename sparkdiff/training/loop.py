@@ -7,14 +7,14 @@ all processes and divided by the sum of w, so that the number of processes chang
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 
 from sparkdiff.evaluation.data import Data
 from sparkdiff.objectives.metric import Metric
 from sparkdiff.objectives.objective import Objective
-from sparkdiff.tensors.device import is_short_of_memory, repeatable
+from sparkdiff.tensors.device import is_short_of_memory, repeatable, torch_threads
 from sparkdiff.training.active_columns import group_size
 from sparkdiff.training.ongoing import Training
 
@@ -80,12 +80,6 @@ def _epoch(
     on_step(training)
 
 
-@contextlib.contextmanager
-def one_thread_for_small_steps(work: int) -> Iterator[None]:
+def one_thread_for_small_steps(work: int) -> contextlib.AbstractContextManager[None]:
     """Use one thread for small steps: more threads cost more than they save, especially on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1 if work < SMALL_STEP else before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+    return torch_threads(1 if work < SMALL_STEP else torch.get_num_threads())

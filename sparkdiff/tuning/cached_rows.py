@@ -5,7 +5,6 @@ import math
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
@@ -21,7 +20,7 @@ from sparkdiff.errors import InputError
 from sparkdiff.pipeline.columns import read_plain, write_plain
 from sparkdiff.pipeline.names import named
 from sparkdiff.stages.fields import values_of
-from sparkdiff.tensors.rows import Rows, SparseRows, dense, taken, width
+from sparkdiff.tensors.rows import Rows, SparseRows, dense, extremes, taken, width
 from sparkdiff.tuning.scores import Judge
 from sparkdiff.tuning.solvers import Chunk, Setting, Whole, gather
 
@@ -89,7 +88,7 @@ class CachedRows:
         self.stored = sum(c.num_values for c in columns if c.path_in_schema.startswith("v0.values."))
         """Numbers of the features that the files hold."""
 
-    @cached_property
+    @functools.cached_property
     def width(self) -> int:
         """Of the first row that is no null."""
         return next(filter(None, (width(found["v0"]) for found in read_plain(self.folder, 64))), 0)
@@ -199,21 +198,10 @@ def cannot_read(schema: StructType, reads: Reads, outputs: Sequence[str] = ()) -
 
 def classes_told(schema: StructType, label: str) -> int | None:
     """The number of classes in the label's metadata; None if they don't say."""
-    told = _told(schema, label)
+    told = (schema[label].metadata or {}).get("ml_attr", {})
     if told.get("type") == "binary":
         return 2
     return values_of(told) or None
-
-
-def width_told(schema: StructType, features: str) -> int | None:
-    """The width of the vectors in a column's metadata; None if they don't say."""
-    told = _told(schema, features)
-    named_ones = sum(map(len, told.get("attrs", {}).values()))
-    return told.get("num_attrs") or named_ones or None
-
-
-def _told(schema: StructType, name: str) -> dict[str, Any]:
-    return (schema[name].metadata or {}).get("ml_attr", {})
 
 
 # A first pass ---------------------------------------------------------------------------------------------------------
@@ -284,7 +272,7 @@ def _far(cache: CachedRows, folds: int, *, labels: bool) -> str:
         for group in (p.fold + 1).unique().tolist():
             rows = p.fold + 1 == group
             y = p.label[rows] if labels else p.label.new_zeros(1)
-            least, most = _range(p.x, rows)
+            least, most = extremes(taken(p.x, rows.nonzero()[:, 0]))
             low[group] = torch.minimum(low[group], torch.cat([least, y.amin()[None]]))
             high[group] = torch.maximum(high[group], torch.cat([most, y.amax()[None]]))
     whole = high.amax(0) - low.amin(0)
@@ -296,15 +284,3 @@ def _far(cache: CachedRows, folds: int, *, labels: bool) -> str:
             what = "the label" if j == cache.width else f"entry {j} of the features"
             return f"{what} reaches {1 / NEAR:g} times as far in the rows that fold {fold} holds out as in all others"
     return ""
-
-
-def _range(x: Rows, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Smallest and largest number of each column in these rows, at least one."""
-    if not isinstance(x, SparseRows):
-        own = x[rows]
-        return own.amin(0), own.amax(0)
-    some = x.take(rows.nonzero()[:, 0])
-    zero = torch.bincount(some.indices, minlength=x.width) < len(some)  # not stored somewhere
-    least = torch.where(zero, 0.0, math.inf).to(x.dtype).scatter_reduce(0, some.indices, some.values, "amin")
-    most = torch.where(zero, 0.0, -math.inf).to(x.dtype).scatter_reduce(0, some.indices, some.values, "amax")
-    return least, most

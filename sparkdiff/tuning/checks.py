@@ -53,9 +53,5 @@ def check_evaluator(evaluator: Any) -> None:
         return
     for param in evaluator.params:
         if evaluator.isSet(param):
-            try:
+            with jvm.blamed(f"{type(evaluator).__name__}({param.name}={evaluator.getOrDefault(param)!r})"):
                 evaluator._make_java_param_pair(param, evaluator.getOrDefault(param))
-            except jvm.SparkError as e:
-                raise InputError(
-                    f"{type(evaluator).__name__}({param.name}={evaluator.getOrDefault(param)!r}): {jvm.cause(e)}"
-                ) from e

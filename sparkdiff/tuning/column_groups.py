@@ -19,7 +19,8 @@ from pyspark.sql import DataFrame, functions as F
 from torch import Tensor
 
 from sparkdiff.errors import InputError, did_you_mean
-from sparkdiff.tuning.cached_rows import width_told
+from sparkdiff.pipeline.schema import width_in
+from sparkdiff.stages.base import columns_of
 
 BY_SLOT = (ElementwiseProduct, MaxAbsScalerModel, MinMaxScalerModel, RobustScalerModel, StandardScalerModel)
 """Each slot that they write comes from the same slot of what they read."""
@@ -82,18 +83,16 @@ def read_by(stage: Any) -> list[str]:
     return [c for c in columns if c not in written]
 
 
-def written_by(stage: Any) -> list[str]:
+def written_by(stage: Any) -> tuple[str, ...]:
     """The columns that a stage adds, as far as its Params name them."""
-    names = ("outputCol", "outputCols", "predictionCol", "probabilityCol", "rawPredictionCol")
-    found = [stage.getOrDefault(p) for p in names if stage.hasParam(p) and stage.isDefined(p)]
-    return [name for one in found for name in ([one] if isinstance(one, str) else one)]
+    return columns_of(stage, ("outputCol", "outputCols", "predictionCol", "probabilityCol", "rawPredictionCol"))
 
 
 def widths_of(columns: Sequence[str], rows: DataFrame) -> dict[str, int]:
     """How many slots each column fills: as the schema says, else as in the first row."""
     own = rows.select(*(F.col(name).alias(f"c{i}") for i, name in enumerate(columns))).schema  # as Spark finds them
     found = {
-        name: (width_told(own, field.name) or 0) if isinstance(field.dataType, VectorUDT) else 1
+        name: (width_in(field) or 0) if isinstance(field.dataType, VectorUDT) else 1
         for name, field in zip(columns, own.fields, strict=True)
     }
     if unknown := [name for name, size in found.items() if not size]:

@@ -2,10 +2,10 @@
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
-from sparkdiff.report import Section, Shown, Strong
+from sparkdiff.report import Section, ShownFields, Strong
 from sparkdiff.tuning import shared_fits, tails
 from sparkdiff.tuning.fits import GridTask
 from sparkdiff.tuning.scores import judge_of
@@ -14,7 +14,7 @@ from sparkdiff.tuning.trie import Fit
 
 
 @dataclass(frozen=True, repr=False)
-class Explanation(Shown):
+class Explanation(ShownFields):
     """What a search would do; as text by `str` and `print`.
 
     Attributes:
@@ -33,9 +33,6 @@ class Explanation(Shown):
     solvedAtOnce: int
     stages: tuple[dict[str, Any], ...]
     reasons: tuple[str, ...]
-
-    def toDict(self) -> dict[str, Any]:
-        return asdict(self)
 
     def _headline(self) -> str:
         on = "one split" if self.folds == 1 else f"{self.folds} folds"

@@ -16,7 +16,6 @@ from pyspark.sql import DataFrame
 from sparkdiff.errors import InputError, kind_of
 from sparkdiff.pipeline.nesting import inside
 from sparkdiff.tuning import shared_fits, trie
-from sparkdiff.tuning.trie import Fit
 
 TAKES_SESSION = "session" in str(inspect.signature(inheritable_thread_target)).lower()
 """Whether PySpark's wrapper for threads is asked for with a session; 3.5 knows no sessions there."""
@@ -55,7 +54,7 @@ class GridTask:
     stages: tuple[Any, ...]
     maps: Sequence[Mapping[Any, Any]]
     evaluator: Any
-    root: Fit
+    root: trie.Fit
 
     @staticmethod
     def of(estimator: Any, maps: Sequence[Mapping[Any, Any]], evaluator: Any) -> "GridTask":
@@ -94,7 +93,7 @@ class GridTask:
             found[position] += len(shared_fits.groups(self.stages[position], place.after))
         return max(found.values(), default=1)
 
-    def ways_to_fits(self) -> Iterator[Fit]:
+    def ways_to_fits(self) -> Iterator[trie.Fit]:
         """The places of the trie where the next stage is fitted."""
         for place in (self.root, *self.root.below()):
             if place.after and self.estimates(place.after[0].position):
@@ -128,7 +127,7 @@ def for_threads(rows: DataFrame) -> Callable[..., Any]:
 class Branch:
     """How far a path of the trie has come in a fold: its rows, transformed so far, and its fitted stages."""
 
-    fit: Fit
+    fit: trie.Fit
     train: DataFrame
     validation: DataFrame
     models: tuple[Any, ...] = ()
@@ -153,7 +152,7 @@ class FoldFits:
     task: GridTask
     threads: ThreadPool
     keeps: bool
-    tails: Callable[["FoldFits", Branch], Iterable[tuple[Fit, float, Any]]] | None = None
+    tails: Callable[["FoldFits", Branch], Iterable[tuple[trie.Fit, float, Any]]] | None = None
     held: list[DataFrame] = field(default_factory=list)
 
     def run(self, train: DataFrame, validation: DataFrame) -> FoldMetrics:
@@ -174,7 +173,7 @@ class FoldFits:
                 rows.unpersist()
         return out
 
-    def ends(self, branches: Sequence[Branch]) -> Iterator[tuple[Fit, float, Any]]:
+    def ends(self, branches: Sequence[Branch]) -> Iterator[tuple[trie.Fit, float, Any]]:
         """The last stage of each path, and its metric."""
         if self.tails is not None:
             for branch in branches:
@@ -183,7 +182,7 @@ class FoldFits:
             return
         position = len(self.task.stages) - 1
 
-        def ended(step: Callable[[], Branch]) -> tuple[Fit, float, Any]:
+        def ended(step: Callable[[], Branch]) -> tuple[trie.Fit, float, Any]:
             branch = step()
             metric = self.task.evaluator.evaluate(branch.validation)
             return branch.fit, metric, self.task.assembled(branch.models) if self.keeps else None
@@ -213,7 +212,7 @@ class FoldFits:
 
         return [fitted] * len(children)
 
-    def beyond(self, branch: Branch, fit: Fit, model: Any) -> Branch:
+    def beyond(self, branch: Branch, fit: trie.Fit, model: Any) -> Branch:
         """The branch after a fitted stage. As in Spark only the rows that decide are transformed with the map's Params."""
         train, validation = branch.train, model.transform(branch.validation, fit.params)
         if fit.position < self.task.last:

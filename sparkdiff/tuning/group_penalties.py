@@ -26,7 +26,6 @@ from sparkdiff.tuning.column_groups import Groups, groups_of
 from sparkdiff.tuning.fits import leaves_of
 from sparkdiff.tuning.hypergradients import Linear, Tuned, linear_model, tuned
 from sparkdiff.tuning.hypergradients.penalties import STEPS
-from sparkdiff.tuning.solvers import RowFacts, Setting
 
 SINGLES = tuple(float(p) for p in np.logspace(-6, 1, 15))
 """Penalties for all features together, of which the best one is the start."""
@@ -118,7 +117,7 @@ def linear_estimator(last: Any) -> tails.AskedFit:
             f"method='hypergradient' finds L2 penalties, but elasticNetParam of {last.uid} is {share}: set it to 0"
         )
     kind = type(last).__name__
-    why = solvers.unsolved(kind, given.setting, RowFacts(1, 0))
+    why = solvers.unsolved(kind, given.setting, solvers.RowFacts(1, 0))
     link = given.setting.link or "identity"
     if kind == "GeneralizedLinearRegression" and (given.setting.family, link) == ("gaussian", "identity"):
         why = "Spark standardises its features whatever they are multiplied by: take LinearRegression, which has the same fits"
@@ -128,7 +127,7 @@ def linear_estimator(last: Any) -> tails.AskedFit:
 
 
 def model_on(
-    cache: cached_rows.CachedRows, kind: str, setting: Setting, groups: Groups, rows: DataFrame, label: str
+    cache: cached_rows.CachedRows, kind: str, setting: solvers.Setting, groups: Groups, rows: DataFrame, label: str
 ) -> Linear:
     """
     Raises:
@@ -136,7 +135,7 @@ def model_on(
     """
     seen = cached_rows.look(cache, kind, [setting], 1, cached_rows.classes_told(rows.schema, label))
     sets = seen.classes if seen.classes > 2 or setting.family == "multinomial" else 1
-    why = seen.problem or solvers.unsolved(kind, setting, RowFacts(1, seen.classes))
+    why = seen.problem or solvers.unsolved(kind, setting, solvers.RowFacts(1, seen.classes))
     if not why and sets * cache.width > MOST:
         why = f"{sets * cache.width:,} coefficients are more than {MOST:,}: make fewer features, or set regParam alone"
     if not why and cache.count * cache.width > LARGEST:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sparkdiff.stages import linear as heads
 from sparkdiff.stages.base import columns_of
-from sparkdiff.tensors.rows import Rows, SparseRows
+from sparkdiff.tensors.rows import product, taken
 from sparkdiff.tuning.cached_rows import CachedRows
 from sparkdiff.tuning.scores import Judge
 from sparkdiff.tuning.solvers import Solution
@@ -91,16 +91,10 @@ def _margins(
     for piece in cache.pieces():
         for fold, (matrix, shift) in matrices.items():
             mine = piece.fold == fold
-            margin = _product(piece.x, mine, matrix) + shift
+            margin = product(taken(piece.x, mine.nonzero()[:, 0]), matrix) + shift
             margin = margin if piece.offset is None else margin + piece.offset[mine][:, None]
             found[fold].append((margin, piece.own_label[mine], piece.own_weight[mine]))
     return {fold: tuple(map(torch.cat, zip(*parts, strict=True))) for fold, parts in found.items()}  # type: ignore[misc]
-
-
-def _product(x: Rows, rows: Tensor, matrix: Tensor) -> Tensor:
-    if isinstance(x, SparseRows):
-        return x.take(rows.nonzero()[:, 0]).matmul(matrix)
-    return x[rows] @ matrix
 
 
 def _columns(kind: str, estimator: WithParams, outs: int, features: int) -> tuple[tuple[str, ...], Any]:

@@ -1,8 +1,6 @@
 """Losses of sparkdiff that no Evaluator of Spark has, measured on the columns that a plain pipeline writes."""
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -16,19 +14,15 @@ from pyspark.ml.param import Param, Params
 from pyspark.sql import DataFrame, functions as F
 from torch import Tensor
 
-from sparkdiff import jvm
 from sparkdiff.errors import InputError
-from sparkdiff.objectives.formulas import brier, half_deviance, hinge, of_label, pinball
+from sparkdiff.objectives.formulas import brier, half_deviance, hinge, log_loss, of_label, pinball
 from sparkdiff.objectives.loss_params import cost_matrix, number
 from sparkdiff.objectives.losses import PARAMS as LOSS_PARAMS
 from sparkdiff.objectives.metric import Metric
 from sparkdiff.objectives.metrics import BINARY, MULTICLASS, REGRESSION
-from sparkdiff.pipeline.columns import read_plain, write_plain
+from sparkdiff.pipeline.columns import fetched
 from sparkdiff.pipeline.names import named
-from sparkdiff.tensors.rows import dense
 
-PIECE = 65536
-"""Rows that are read at a time."""
 DEVIANCES = ("poisson", "gamma", "tweedie")
 OF_PROBABILITIES = ("logLoss", "focal", "brier")
 CLASS_WEIGHTED = ("logLoss", "focal", "hinge")
@@ -89,12 +83,8 @@ class MeanLoss(Evaluator):
         ]
         names = ["found", "label", "weight"]
         rows = dataset.select(*(c.alias(name) for c, name in zip(read, names, strict=True)))
-        with TemporaryDirectory(prefix=".loss-", dir=jvm.scratch_folder()) as folder:
-            write_plain(rows, names, Path(folder) / "rows")
-            parts = [[dense(part[f"v{i}"]) for i in range(3)] for part in read_plain(Path(folder) / "rows", PIECE)]
-        if not parts:
-            return float("nan")
-        return self.value(*map(torch.cat, zip(*parts, strict=True)))
+        columns = fetched(rows, names)
+        return self.value(*columns) if columns else float("nan")
 
 
 def _loss(name: str, params: Mapping[str, Any]) -> Loss:
@@ -133,7 +123,7 @@ def _loss(name: str, params: Mapping[str, Any]) -> Loss:
 
 def _log_loss(p: Tensor, y: Tensor) -> Tensor:
     if p.ndim == 1:
-        return -torch.special.xlogy(y, p) - torch.special.xlogy(1 - y, 1 - p)
+        return log_loss(p, y)
     return -of_label(p, y).log()
 
 

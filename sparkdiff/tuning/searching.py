@@ -15,7 +15,6 @@ from sparkdiff.errors import InputError
 from sparkdiff.tuning import shared_fits, tails
 from sparkdiff.tuning.fits import Branch, FoldFits, FoldMetrics, GridTask, for_threads
 from sparkdiff.tuning.folds import Folds
-from sparkdiff.tuning.tails import AskedFit, Result, Results
 from sparkdiff.tuning.trie import Fit
 
 
@@ -78,12 +77,12 @@ def why_not_at_once(task: GridTask) -> str:
     return ""
 
 
-def _of_fold(found: Results, fold: int) -> dict[Fit, Result]:
+def _of_fold(found: tails.Results, fold: int) -> dict[Fit, tails.Result]:
     return {fit: result for (fit, number), result in found.items() if number == fold}
 
 
 def _outcome(
-    task: GridTask, threads: ThreadPool, keeps: bool, found: Mapping[Fit, Result], folds: Folds, fold: int
+    task: GridTask, threads: ThreadPool, keeps: bool, found: Mapping[Fit, tails.Result], folds: Folds, fold: int
 ) -> FoldMetrics:
     if keeps or any(math.isnan(result.metric) for result in found.values()):
         return FoldFits(task, threads, keeps, partial(_ends, found)).run(*folds.pairs[fold])
@@ -94,18 +93,18 @@ def _outcome(
     return out
 
 
-def _after(wanted: Mapping[Fit, AskedFit], fold: FoldFits, branch: Branch) -> Iterator[tuple[Fit, float, Any]]:
+def _after(wanted: Mapping[Fit, tails.AskedFit], fold: FoldFits, branch: Branch) -> Iterator[tuple[Fit, float, Any]]:
     """Of a fold with fitted stages of its own."""
     return _ends(_of_fold(tails.within(fold.task, wanted, branch), 0), fold, branch)
 
 
-def _ends(found: Mapping[Fit, Result], fold: FoldFits, branch: Branch) -> Iterator[tuple[Fit, float, Any]]:
+def _ends(found: Mapping[Fit, tails.Result], fold: FoldFits, branch: Branch) -> Iterator[tuple[Fit, float, Any]]:
     """The last stage and the metric of each way on: by Spark, where a solution, a metric or a model is missing."""
     task, stage, steps = fold.task, fold.task.stages[-1], []
     unsolved = [fit for fit in branch.fit.after if found[fit].solution is None]
     fitted = dict(shared_fits.models(stage, unsolved, branch.train))
 
-    def step(fit: Fit, result: Result) -> tuple[Fit, float, Any]:
+    def step(fit: Fit, result: tails.Result) -> tuple[Fit, float, Any]:
         model = fitted[fit]() if result.solution is None else tails.model_of(stage, fit, result.solution)
         if math.isnan(result.metric):
             return fit, task.evaluator.evaluate(model.transform(branch.validation, fit.params)), model

@@ -14,8 +14,6 @@ from pyspark.sql import DataFrame
 
 from sparkdiff import jvm
 from sparkdiff.tuning import derived_models, trie
-from sparkdiff.tuning.derived_models import Once
-from sparkdiff.tuning.trie import Fit
 
 OUTPUTS = frozenset(
     ("outputCol", "outputCols", "predictionCol", "rawPredictionCol", "probabilityCol", "leafCol")
@@ -104,12 +102,12 @@ def knows(stage: Any) -> bool:
     return type(stage) in SHARED
 
 
-def groups(stage: Any, fits: Sequence[Fit]) -> list[list[Fit]]:
+def groups(stage: Any, fits: Sequence[trie.Fit]) -> list[list[trie.Fit]]:
     """Settings of a stage on the same rows, those together that one fit answers for: that of the first."""
     shared = SHARED.get(type(stage))
     if shared is None:
         return [[fit] for fit in fits]
-    found: dict[Any, list[Fit]] = {}
+    found: dict[Any, list[trie.Fit]] = {}
     for fit in fits:
         able = shared.derived is not None and shared.derived.able(_values(stage, fit))
         names = shared.unread | ({shared.derived.param} if shared.derived and able else set())
@@ -118,7 +116,7 @@ def groups(stage: Any, fits: Sequence[Fit]) -> list[list[Fit]]:
     return [_best_first(stage, shared.derived if able else None, group) for (able, _), group in found.items()]
 
 
-def _best_first(stage: Any, derived: Derived | None, group: list[Fit]) -> list[Fit]:
+def _best_first(stage: Any, derived: Derived | None, group: list[trie.Fit]) -> list[trie.Fit]:
     if derived is None:
         return group
     values = [_values(stage, fit)(derived.param) for fit in group]
@@ -126,23 +124,23 @@ def _best_first(stage: Any, derived: Derived | None, group: list[Fit]) -> list[F
     return [group[first], *group[:first], *group[first + 1 :]]
 
 
-def models(stage: Any, fits: Sequence[Fit], rows: DataFrame) -> list[tuple[Fit, Callable[[], Any]]]:
+def models(stage: Any, fits: Sequence[trie.Fit], rows: DataFrame) -> list[tuple[trie.Fit, Callable[[], Any]]]:
     """Each setting, and what returns its model: to be called once, from any thread, in this order."""
     found = [_answers(stage, group, rows) for group in groups(stage, fits)]
     return [*(first for first, *_ in found), *(other for _, *rest in found for other in rest)]
 
 
-def _answers(stage: Any, group: Sequence[Fit], rows: DataFrame) -> list[tuple[Fit, Callable[[], Any]]]:
+def _answers(stage: Any, group: Sequence[trie.Fit], rows: DataFrame) -> list[tuple[trie.Fit, Callable[[], Any]]]:
     """The models of settings that the fit of the first one answers for."""
     one, *rest = group
-    fitted = Once(lambda: stage.copy(one.params).fit(rows))  # a copy: folds may fit at the same time
+    fitted = derived_models.Once(lambda: stage.copy(one.params).fit(rows))  # a copy: folds may fit at the same time
     if not rest:
         return [(one, fitted)]
     shared, kept = SHARED[type(stage)], _values(stage, one)
     derived = shared.derived
-    derive = Once(lambda: derived.models(fitted(), rows) if derived else None)
+    derive = derived_models.Once(lambda: derived.models(fitted(), rows) if derived else None)
 
-    def answer(fit: Fit) -> Any:
+    def answer(fit: trie.Fit) -> Any:
         model, names = fitted(), shared.unread
         if derived:
             names, value = names | {derived.param}, _values(stage, fit)(derived.param)
@@ -162,7 +160,7 @@ def _with_params(model: Any, estimator: Any, names: Iterable[str]) -> Any:
     return new.copy({new.getParam(name): estimator.getOrDefault(name) for name in held if estimator.isSet(name)})
 
 
-def told(stage: Any, fits: Sequence[Fit]) -> list[str]:
+def told(stage: Any, fits: Sequence[trie.Fit]) -> list[str]:
     """What settings of a stage on the same rows share, in words."""
     out, kind = [], type(stage).__name__
     for one, *rest in groups(stage, fits):
@@ -180,7 +178,7 @@ def told(stage: Any, fits: Sequence[Fit]) -> list[str]:
     return out
 
 
-def _values(stage: Any, fit: Fit) -> Get:
+def _values(stage: Any, fit: trie.Fit) -> Get:
     """A setting's values; None where there is none."""
     given = {param.name: param.typeConverter(value) for param, value in fit.params.items() if value is not None}
 

@@ -7,8 +7,6 @@ penalties on the validation rows say which alternative to take (`hypergradients.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -16,11 +14,9 @@ from pyspark.ml import Pipeline, PipelineModel
 from pyspark.sql import DataFrame, functions as F
 from torch import Tensor
 
-from sparkdiff import jvm
 from sparkdiff.errors import InputError
-from sparkdiff.pipeline.columns import read_plain, write_plain
+from sparkdiff.pipeline.columns import fetched
 from sparkdiff.pipeline.names import named
-from sparkdiff.tensors.rows import dense
 from sparkdiff.tuning.cached_rows import Reads, classes_told
 from sparkdiff.tuning.column_groups import ColumnPart, parts_of, widths_of
 from sparkdiff.tuning.fits import leaves_of
@@ -29,8 +25,6 @@ from sparkdiff.tuning.hypergradients import ChosenAlternatives, chosen, linear_m
 from sparkdiff.tuning.hypergradients.gates import STEPS
 from sparkdiff.tuning.solvers import Chunk
 
-PIECE = 65536
-"""Rows that are read at a time."""
 NEAR = 1e-6
 """Share of a column's largest number by which the rounding of two fits of the same stage may differ."""
 HELD, DATA = "__sparkdiff_held", "__sd_data"
@@ -88,10 +82,7 @@ def soft_choice(
     rest = iter(known[1:])
     places = [[known[0], *(next(rest) for _ in place[1:])] for place in some]
     fixed, blocks = _blocks(known[0], names, places)
-    with TemporaryDirectory(prefix=".search-", dir=jvm.scratch_folder()) as folder:
-        path = Path(folder) / "rows"
-        classes = _write(both, fitted, asked.reads, path)
-        chunk, x = _read(path, len(fitted), bool(asked.reads.offset))
+    chunk, x, classes = _read(both, fitted, asked.reads)
     for name, place, block in zip(names, places, blocks, strict=True):
         _check_others(x, name, place, block[0])
     pieces, group, numbers = _columns(x, known[0], fixed, places, blocks)
@@ -187,8 +178,8 @@ def _blocks(
     return [i for i in range(len(base.parts)) if i not in taken], blocks
 
 
-def _write(rows: DataFrame, fitted: Sequence[Any], reads: Reads, path: Path) -> int:
-    """All variants' features of each row beside one another, by one job; returns the number of classes that are told."""
+def _read(rows: DataFrame, fitted: Sequence[Any], reads: Reads) -> tuple[Chunk, list[Tensor], int]:
+    """The rows without features, those of each variant, and the number of classes that are told; by one job."""
     # A stage may write over a column that it reads: each variant gets the columns as they were.
     base, kept, classes = rows.columns, ["__sd_label", "__sd_weight", "__sd_offset"], 0
     rows = rows.withColumn(DATA, F.struct(*map(named, base)))
@@ -205,18 +196,12 @@ def _write(rows: DataFrame, fitted: Sequence[Any], reads: Reads, path: Path) -> 
         old = [*(kept if k else []), *(f"__sd_x{j}" for j in range(k))]
         rows = out.select(*(F.col(DATA).getField(c).alias(c) for c in base), DATA, *old, *new)
     names = [*kept, HELD, *(f"__sd_x{k}" for k in range(len(fitted)))]
-    write_plain(rows.select(*names), names, path)
-    return classes
-
-
-def _read(path: Path, count: int, offset: bool) -> tuple[Chunk, list[Tensor]]:
-    """The rows without features, and those of each variant."""
-    found = [*read_plain(path, PIECE)]
-    if not found:
+    columns = fetched(rows.select(*names), names)
+    if not columns:
         raise InputError("method='hypergradient': there are no rows")
-    columns = [torch.cat([dense(part[f"v{i}"]) for part in found]) for i in range(4 + count)]
-    label, weight, shift, fold = columns[:4]
-    return Chunk(columns[4], label, weight, shift if offset else None, fold.long()), columns[4:]
+    label, weight, offset, fold = columns[:4]
+    chunk = Chunk(columns[4], label, weight, offset if reads.offset else None, fold.long())
+    return chunk, columns[4:], classes
 
 
 def _columns(

@@ -17,6 +17,7 @@ from pyspark.sql.types import NumericType, StructType
 
 from sparkdiff import jvm
 from sparkdiff.pipeline.names import named
+from sparkdiff.pipeline.schema import width_in
 from sparkdiff.stages.base import columns_of
 from sparkdiff.tuning import cached_rows, solvers, trie
 from sparkdiff.tuning.cached_rows import CachedRows, Kept, Parts, Reads
@@ -24,7 +25,6 @@ from sparkdiff.tuning.fits import Branch, GridTask, is_sparks
 from sparkdiff.tuning.judging import WithParams, judged
 from sparkdiff.tuning.scores import Judge, judge_of
 from sparkdiff.tuning.solvers import RowFacts, Setting, Solution
-from sparkdiff.tuning.trie import Fit
 
 KINDS = (LinearRegression, LogisticRegression, GeneralizedLinearRegression)
 EXACT = 1e-8
@@ -55,7 +55,7 @@ class Result:
     metric: float
 
 
-Results = dict[tuple[Fit, int], Result]
+Results = dict[tuple[trie.Fit, int], Result]
 """By the last fit and the fold."""
 
 
@@ -70,7 +70,7 @@ def _by_row(stage: Any) -> bool:
     return isinstance(stage, Transformer) and is_sparks(stage) and not isinstance(stage, SQLTransformer)
 
 
-def asked(task: GridTask) -> dict[Fit, AskedFit]:
+def asked(task: GridTask) -> dict[trie.Fit, AskedFit]:
     """What each last fit of the trie asks of the solvers."""
     return {fit: asked_of(task.stages[-1], fit.params) for fit in task.root.leaves()}
 
@@ -125,8 +125,8 @@ def _why(estimator: WithParams, setting: Setting) -> str:
 
 
 def solve(
-    task: GridTask, wanted: Mapping[Fit, AskedFit], fits: Sequence[Fit], parts: Parts, folds: int, kept: Kept | None = None,
-    way: Sequence[Any] = (),
+    task: GridTask, wanted: Mapping[trie.Fit, AskedFit], fits: Sequence[trie.Fit], parts: Parts, folds: int,
+    kept: Kept | None = None, way: Sequence[Any] = (),
 ) -> Results:  # fmt: skip
     """All settings of a last stage on the rows that reach it; `fits` are the last ones of the trie that read these.
 
@@ -135,7 +135,7 @@ def solve(
     """
     kind, judge, schema = type(task.stages[-1]).__name__, judge_of(task.evaluator), parts[0][0].schema
     out: Results = {(fit, fold): Result(None, math.nan) for fit in fits for fold in range(folds)}
-    groups: dict[Reads, list[Fit]] = {}
+    groups: dict[Reads, list[trie.Fit]] = {}
     for fit in fits:
         if not wanted[fit].why:
             groups.setdefault(wanted[fit].reads, []).append(fit)
@@ -159,8 +159,8 @@ def solve(
 
 def _too_wide(kind: str, settings: Sequence[Setting], rows: DataFrame, features: str) -> bool:
     """Whether no setting is solved here, as far as the features' width tells before they are written."""
-    width = cached_rows.width_told(rows.schema, features)
-    if width is None:
+    width = width_in(rows.schema[features])
+    if not width:
         first = rows.select(named(features)).head()
         width = len(first[0]) if first and first[0] is not None else 0
     return all(solvers.unsolved(kind, setting, RowFacts(width)) for setting in settings)
@@ -172,7 +172,12 @@ def _column_exists(schema: StructType, judge: Judge) -> bool:
 
 
 def _solved(
-    kind: str, group: Mapping[Fit, AskedFit], cache: CachedRows, folds: int, judge: Judge | None, classes: int | None
+    kind: str,
+    group: Mapping[trie.Fit, AskedFit],
+    cache: CachedRows,
+    folds: int,
+    judge: Judge | None,
+    classes: int | None,
 ) -> Results:
     """The settings and folds that have a solution."""
     settings = [*dict.fromkeys(a.setting for a in group.values())]
@@ -186,7 +191,7 @@ def _solved(
     if settings:
         with solvers.threads_for(size):
             found = _solutions(kind, settings, cache, folds, seen.classes)
-    solved: dict[tuple[Fit, int], Solution] = {}
+    solved: dict[tuple[trie.Fit, int], Solution] = {}
     for fit, one in group.items():
         cuts = one.estimator.getOrDefault("thresholds") if one.estimator.isDefined("thresholds") else None
         for fold, solution in enumerate(found.get(one.setting, [])):
@@ -224,7 +229,7 @@ def _has_room(kind: str, setting: Setting, cache: CachedRows, facts: RowFacts) -
     return cache.fits or not solvers.is_wide(kind, setting, facts, sparse=cache.sparse)
 
 
-def model_of(stage: Any, fit: Fit, solution: Solution) -> Any:
+def model_of(stage: Any, fit: trie.Fit, solution: Solution) -> Any:
     """Spark's model with these coefficients."""
     estimator, coefficients, intercept = (
         stage.copy(fit.params),
@@ -260,7 +265,7 @@ def across(task: GridTask, rows: DataFrame, fold: Column, folds: int, kept: Kept
     while name in map(str.lower, rows.columns):  # a column of the data, which a stage may read
         name += "_"
 
-    def follow(place: Fit, rows: DataFrame, way: tuple[Any, ...]) -> None:
+    def follow(place: trie.Fit, rows: DataFrame, way: tuple[Any, ...]) -> None:
         if place.position == len(task.stages) - 2:
             out.update(solve(task, wanted, place.after, [(rows, F.col(name))], folds, kept, way))
             return
@@ -272,7 +277,7 @@ def across(task: GridTask, rows: DataFrame, fold: Column, folds: int, kept: Kept
     return out
 
 
-def within(task: GridTask, wanted: Mapping[Fit, AskedFit], branch: Branch) -> Results:
+def within(task: GridTask, wanted: Mapping[trie.Fit, AskedFit], branch: Branch) -> Results:
     """All settings after the fitted stages of a fold, which is then number 0."""
     parts = [(branch.train, F.lit(-1)), (branch.validation, F.lit(0))]
     return solve(task, wanted, branch.fit.after, parts, 1)

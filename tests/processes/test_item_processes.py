@@ -17,8 +17,9 @@ from climbing import bits
 from item_rounds import ITEMS, changed, planted, rounds_of
 
 from sparkdiff.errors import FullDiskError
-from sparkdiff.growth import mail, parts, processes
+from sparkdiff.growth import parts, processes
 from sparkdiff.growth.checkpoints import ItemError
+from sparkdiff.machine import line_files
 
 pytestmark = [pytest.mark.slow, pytest.mark.once, pytest.mark.usefixtures("climbing_kind")]
 alone, climbing_kind = item_rounds.alone, item_rounds.climbing_kind
@@ -62,7 +63,7 @@ def test_who_ends_an_item_of_a_round_before_gets_the_next_one(tmp_path: Path) ->
     """As where a task that seemed lost has ended the item first. What an earlier process tells says nothing of this one."""
     (tmp_path / "from-0.jsonl").touch()
     member = processes.WorkerHandle(
-        0, tmp_path / "to-0.jsonl", mail.LineReader(tmp_path / "from-0.jsonl"), token="now", item=3
+        0, tmp_path / "to-0.jsonl", line_files.LineReader(tmp_path / "from-0.jsonl"), token="now", item=3
     )
     chief, handing = processes.Chief.__new__(processes.Chief), processes.Handing.of(2, ITEMS, {0, 3})
     chief.here = tmp_path
@@ -71,7 +72,7 @@ def test_who_ends_an_item_of_a_round_before_gets_the_next_one(tmp_path: Path) ->
     assert member.item == 3
     chief._hear(handing, member, {**ended, "token": "now"})
     chief._order(handing, member)
-    assert [line["position"] for line in mail.LineReader(member.orders).new()] == [3]
+    assert [line["position"] for line in line_files.LineReader(member.orders).new()] == [3]
     assert handing.left == {0, 3}
     assert not handing.trained
     chief._hear(handing, member, {**ended, "round": 2, "token": "now"})
@@ -134,7 +135,7 @@ def test_processes_end_where_orders_cannot_be_written(tmp_path: Path, monkeypatc
     chiefs: list[processes.Chief] = []
     begin = processes.Chief._start
     monkeypatch.setattr(processes.Chief, "_start", lambda chief: (chiefs.append(chief), begin(chief)))
-    monkeypatch.setattr(mail, "add", full)
+    monkeypatch.setattr(line_files, "add", full)
     with pytest.raises(FullDiskError, match="an order cannot be written"):
         rounds_of(tmp_path, [ITEMS], **TWO)
     [chief] = chiefs
@@ -160,7 +161,7 @@ def test_a_driver_that_is_killed_goes_on(tmp_path: Path, alone: list[tuple[objec
     second = tmp_path / "run" / "round-2"
     while driver.poll() is None and not list(second.glob("course-*")):
         time.sleep(0.005)
-    told = [line for p in (tmp_path / "run").glob("attempt-*/from-*") for line in mail.LineReader(p).new()]
+    told = [line for p in (tmp_path / "run").glob("attempt-*/from-*") for line in line_files.LineReader(p).new()]
     workers = [line["pid"] for line in told if "pid" in line]
     os.kill(driver.pid, signal.SIGKILL)
     driver.wait()

@@ -23,7 +23,6 @@ from sparkdiff.growth.descent import Descent, Pace, pieces, standardisation, wor
 from sparkdiff.growth.items import Item
 from sparkdiff.growth.part import Output, Part, PipelinePlace, Served, Stages, Trainer, unused
 from sparkdiff.growth.parts import coding, score_test
-from sparkdiff.growth.parts.coding import Coding
 from sparkdiff.growth.table import Split, Table
 from sparkdiff.stages.linear import product
 from sparkdiff.tensors.rows import Rows, width
@@ -59,7 +58,7 @@ def propose(table: Table, criterion: Criterion, seed: int) -> list[Item]:
     return items
 
 
-def _settings(c: Coding, size: int, criterion: Criterion) -> dict[str, Any]:
+def _settings(c: coding.Coding, size: int, criterion: Criterion) -> dict[str, Any]:
     return {"place": c.place, "size": size, "unit": criterion.unit}
 
 
@@ -67,7 +66,7 @@ def trainer(item: Item, table: Table) -> Trainer:
     return LowRankTrainer(item, table) if item.settings["size"] else MainTrainer(item, table)
 
 
-def _by_products(coded: Sequence[Coding], table: Table, criterion: Criterion) -> list[Coding]:
+def _by_products(coded: Sequence[coding.Coding], table: Table, criterion: Criterion) -> list[coding.Coding]:
     """The columns whose values seem to have coefficients of their own, largest score first.
 
     None where the features are sparse or too wide.
@@ -144,7 +143,7 @@ class Embedding(Part):
     kind = "embeddings"
 
     def __init__(
-        self, name: str, values: Coding, points: Tensor, coefficients: Tensor, products: Products | None, classes: int,
+        self, name: str, values: coding.Coding, points: Tensor, coefficients: Tensor, products: Products | None, classes: int,
         parameters: int,
     ):  # fmt: skip
         self.name, self.values, self.classes, self.fitted = name, values, classes, parameters

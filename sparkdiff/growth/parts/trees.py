@@ -11,7 +11,6 @@ Newton's steps in the leaves.
 import dataclasses
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,6 @@ from torch import Tensor
 from sparkdiff import jvm
 from sparkdiff.errors import InputError
 from sparkdiff.growth import boosters, costs
-from sparkdiff.growth.boosters import Booster, Rules, total
 from sparkdiff.growth.criterion import Criterion
 from sparkdiff.growth.items import Item
 from sparkdiff.growth.kinds import KINDS
@@ -93,7 +91,7 @@ def without_trees(settings: GrowthSettings) -> tuple[GrowthSettings, list[str]]:
         installed()
     rest = tuple(kind for kind in settings.parts if kind != "trees")
     why = "none of LightGBM, XGBoost and scikit-learn is installed: pip install 'sparkdiff[trees]'"
-    return replace(settings, parts=rest), [f"growth tried no trees, because {why}"]
+    return dataclasses.replace(settings, parts=rest), [f"growth tried no trees, because {why}"]
 
 
 def propose(table: Table, criterion: Criterion, seed: int) -> list[Item]:
@@ -138,7 +136,7 @@ class Sums:
         if rows is not values or count > len(blocks) or sums is None:
             count, sums = 0, np.zeros((len(values), len(blocks[0]) if blocks else 1))
         for block in blocks[count:]:
-            sums = sums + np.stack([total(nodes, values.numpy()) for nodes in block], 1)
+            sums = sums + np.stack([boosters.total(nodes, values.numpy()) for nodes in block], 1)
         self.kept[id(values)] = values, len(blocks), sums
         return sums
 
@@ -211,7 +209,7 @@ class Boosting(Trainer):
         self.item, self.columns, self.width = item, table.columns, table.width
         self.blocks: list[Block] = []
         self.sums = Sums()
-        self._booster: Booster | None = None
+        self._booster: boosters.Booster | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_booster": None}
@@ -243,10 +241,12 @@ class Boosting(Trainer):
     def part(self) -> Part:
         return TreesPart(self.columns, self.blocks, self.sums)
 
-    def _rules(self, table: Table, criterion: Criterion) -> Rules:
+    def _rules(self, table: Table, criterion: Criterion) -> boosters.Rules:
         leaves, rate, columns = (self.item.settings[name] for name in ("leaves", "rate", "columns"))
         rows = max(1, min(LEAST_ROWS, len(table.train) // 50))
-        return Rules(leaves, math.ceil(math.log2(leaves)) + 3, rows, RIDGE, rate, LONGEST * criterion.unit, columns)
+        return boosters.Rules(
+            leaves, math.ceil(math.log2(leaves)) + 3, rows, RIDGE, rate, LONGEST * criterion.unit, columns
+        )
 
 
 trainer = Boosting

@@ -24,7 +24,6 @@ from sparkdiff.growth.criterion import Criterion
 from sparkdiff.growth.inputs import cut_for, room_of, specification_of, table_of
 from sparkdiff.growth.items import Found, Item
 from sparkdiff.growth.parts import trees
-from sparkdiff.growth.parts.trees import TreesPart
 from sparkdiff.growth.rounds import Run
 from sparkdiff.growth.table import Column, Table
 from sparkdiff.importers.trees import LARGEST_CATEGORY, TreeArrays
@@ -210,7 +209,7 @@ def _pipeline(ground: Ground, ensemble: _Ensemble) -> Any:
     head = ground.plan.cut.graph.head
     module, part = head.module, ensemble.found.part
     assert isinstance(module, BOOSTED)
-    assert isinstance(part, TreesPart)
+    assert isinstance(part, trees.TreesPart)
     [nodes] = part.nodes
     slots = np.array([int(column.column) for column in part.columns], np.int32)
     own = nodes.replace(featureIndex=np.where(nodes.leaf, -1, slots[nodes.featureIndex]).astype(np.int32))

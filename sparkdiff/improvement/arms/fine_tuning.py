@@ -57,7 +57,7 @@ def fine_tuned(ground: Ground, base: Candidate, limit: Limit, *, recipe: str, nu
         chosen, epoch, value = steady(fitted.found.history, fitted.recipes, goal.metric.sign, most)
         if fitted.found.ledger.chosen < 0 or not value < held:
             return Step(arm, number, (), 0.0, "no epoch gains", learned=told)
-        found = _written(ground, run, before, fitted)
+        found = written_back(ground, run, before, fitted)
     gained = share_of(held - value, ground.start.scores[VALIDATION].mean)
     hope = gained * (TIMED_OUT if fitted.cut else ANOTHER_RECIPE if recipe == "default" else 0.0)
     last = max(row["epoch"] for row in fitted.found.history)
@@ -103,8 +103,8 @@ def steady(
     return candidate, epoch, value
 
 
-def _written(ground: Ground, run: Run, before: Measured, fitted: Fitted) -> Measurement:
-    """What was trained, as a pipeline of Spark's on the rows of a ground."""
+def written_back(ground: Ground, run: Run, before: Measured, fitted: Fitted) -> Measurement:
+    """Write what was trained back as a pipeline of Spark's, and measure it on the rows of a ground."""
     network, known = fitted.found.network, {}
     if not ground.allTrain:
         task = run.task
@@ -132,7 +132,7 @@ def train_again(ground: Ground, model: Any, recipe: Recipe, epochs: int, name: s
             epoch = lost[0]["epoch"]
             raise InputError(f"the training diverges in epoch {epoch} ({recipe}): lower learningRate")
         ground.trainings.append(Training(ground.fold or 0, run, fitted))
-        return _written(ground, run, before, fitted)
+        return written_back(ground, run, before, fitted)
 
 
 def _run(ground: Ground, number: int, limit: Limit, steps: Sequence[Step]) -> Step:

@@ -9,26 +9,23 @@ from typing import Any
 from sparkdiff.data.splits import VALIDATION
 from sparkdiff.errors import InputError
 from sparkdiff.evaluation.scores import Score
-from sparkdiff.fine_tuning.phases import verified, written
-from sparkdiff.fine_tuning.starting_point import recorded_rows
-from sparkdiff.growth import costs
+from sparkdiff.fine_tuning.phases import trained, verified
 from sparkdiff.growth.assembly import serving_of, width_of
 from sparkdiff.growth.checks import check_options
 from sparkdiff.growth.clock import Clock
-from sparkdiff.growth.finishing import finish
 from sparkdiff.growth.ground import GrowthStart, ground as growth_ground
 from sparkdiff.growth.inputs import linear_head
 from sparkdiff.growth.parts import trees
-from sparkdiff.growth.procedure import assembled, grow_again, grow_rounds
+from sparkdiff.growth.procedure import assembled, check_without_parts, grow_again, grow_rounds
 from sparkdiff.growth.reporting import Told, of_a_sample, rows_without_entity, why_none
 from sparkdiff.growth.serving import check_room
 from sparkdiff.growth.settings import GrowthSettings
 from sparkdiff.improvement.arm import Arm
 from sparkdiff.improvement.arms import boosting
-from sparkdiff.improvement.arms.fine_tuning import with_tuned
+from sparkdiff.improvement.arms.fine_tuning import with_tuned, written_back
 from sparkdiff.improvement.budget import Limit
 from sparkdiff.improvement.candidate import Candidate, Making, Step, shortened
-from sparkdiff.improvement.ground import Ground, Measurement, Training, check_same_rows, measure, moved
+from sparkdiff.improvement.ground import Ground, Measurement, Training, measure, moved
 from sparkdiff.options import Options
 from sparkdiff.proof.division import inner
 from sparkdiff.report.shares import share_of
@@ -142,26 +139,27 @@ def grown(ground: Ground, limit: Limit, settings: GrowthSettings, arm: str, numb
     rounds = _rounds(ground, limit, settings, arm, number, clock)
     if rounds.made is None:
         return Step(arm, number, (), 0.0, rounds.says, learned=rounds.learned)
-    with ground.begun(replace(ground.task(rounds.made), options=rounds.options)) as run:
+    options = replace(rounds.options, maxSeconds=clock.left(limit.seconds))
+    with ground.begun(replace(ground.task(rounds.made), options=options)) as run:
         trains = time.monotonic()
-        done = finish(run, rounds.first, width_of(rounds.start.head.stage), clock.left(limit.seconds), replace=True)
+        before = verified(run)
+        check_without_parts(run, rounds.first, width_of(rounds.start.head.stage))
+        fitted = trained(run, before, None, replace=True)
         trains = time.monotonic() - trains
-        ground.trainings.append(Training(1 if ground.fold is None else ground.fold, run, done.fitted))
-        margins = recorded_rows(run, done.network)
-        model, after = written(run, done.start, done.network, {VALIDATION: done.tuned})
-    measured = Measurement(ground.task(model), after.scores, margins, after.parity, costs.of_model(model))
-    check_same_rows(ground.start, measured)
-    making, looked, ledger = rounds.making, rounds.looked, done.fitted.found.ledger
+        ground.trainings.append(Training(1 if ground.fold is None else ground.fold, run, fitted))
+        measured = written_back(ground, run, before, fitted)
+    making, looked, ledger = rounds.making, rounds.looked, fitted.found.ledger
     if settings.parts == ("trees",):
         looked += trains
         if ledger.chosen >= 0:
             chosen = ledger.trials[ledger.chosen]
-            making = replace(making, recipe=done.fitted.recipes[chosen.candidate], epochs=chosen.epoch)
-            epochs = max(row["epoch"] for row in done.fitted.found.history) * len(done.fitted.recipes)
+            making = replace(making, recipe=fitted.recipes[chosen.candidate], epochs=chosen.epoch)
+            epochs = max(row["epoch"] for row in fitted.found.history) * len(fitted.recipes)
             looked -= trains * chosen.epoch / epochs
     candidate = _candidate(rounds, measured, making, time.monotonic() - begun - looked)
-    learned = rounds.learned | {"history": done.fitted.found.history}
-    return Step(arm, number, (candidate,), _hope(done.before, done.tuned, number), rounds.says, learned=learned)
+    learned = rounds.learned | {"history": fitted.found.history}
+    hope = _hope(rounds.first, measured.scores[VALIDATION], number)
+    return Step(arm, number, (candidate,), hope, rounds.says, learned=learned)
 
 
 def _candidate(rounds: _Rounds, measured: Measurement, making: Making, seconds: float) -> Candidate:

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 
 from sparkdiff.serving import java_text as java
-from sparkdiff.serving.java_text import NotServedError
 from sparkdiff.serving.text.base import SKIPS, BadValueError, Outputs, StagePart, TextInputs, TextStage, serves, whole
 
 
@@ -28,7 +27,7 @@ class StringIndexer(TextStage):
     @classmethod
     def of(cls, stage: Any, facts: TextInputs) -> list[StagePart]:
         if stage.getHandleInvalid() == "skip":
-            raise NotServedError(SKIPS)
+            raise java.NotServedError(SKIPS)
         keep = stage.getHandleInvalid() == "keep"
         return [StagePart(cls(tuple(labels), keep), (i,), (i,)) for i, labels in enumerate(stage.labelsArray)]
 
@@ -93,7 +92,9 @@ class IndexToString(TextStage):
         labels = stage.getLabels() if stage.isDefined("labels") else ()
         labels = labels or facts.labels[0]
         if not labels:
-            raise NotServedError("it has no labels, and those of its input are not known here; set its Param labels")
+            raise java.NotServedError(
+                "it has no labels, and those of its input are not known here; set its Param labels"
+            )
         return whole(cls(tuple(labels)))
 
     def run(self, column: list[Any]) -> Outputs:  # type: ignore[override]

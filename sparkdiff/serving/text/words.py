@@ -7,7 +7,6 @@ from typing import Any
 
 from sparkdiff.jvm import text as spark
 from sparkdiff.serving import java_text as java
-from sparkdiff.serving.java_text import NotServedError
 from sparkdiff.serving.text.base import BadValueError, Outputs, StagePart, TextInputs, TextStage, serves, whole
 
 
@@ -78,7 +77,7 @@ class RegexTokenizer(TextStage):
         java.pattern(stage.getPattern())
         lowers = stage.getToLowercase()
         if lowers and (language := spark.language()) in LANGUAGES:
-            raise NotServedError(f"it lowers text by the rules of the JVM's language, {language!r}")
+            raise java.NotServedError(f"it lowers text by the rules of the JVM's language, {language!r}")
         others = spark.lower_case() if lowers else {}
         return whole(cls(stage.getPattern(), stage.getGaps(), lowers, stage.getMinTokenLength(), others))
 
@@ -121,7 +120,9 @@ class StopWordsRemover(TextStage):
         exact = stage.getCaseSensitive()
         language = stage.getLocale().replace("-", "_").partition("_")[0].lower()
         if not exact and language in LANGUAGES:
-            raise NotServedError(f"its locale {stage.getLocale()!r} lowers text by rules that Python does not have")
+            raise java.NotServedError(
+                f"its locale {stage.getLocale()!r} lowers text by rules that Python does not have"
+            )
         one = cls(tuple(stage.getStopWords()), not exact, {} if exact else spark.lower_case())
         return [StagePart(one, (i,), (i,)) for i in range(len(facts.inputs))]
 

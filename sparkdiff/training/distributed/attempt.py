@@ -25,6 +25,7 @@ from pyspark.sql import SparkSession
 from sparkdiff import jvm
 from sparkdiff.data.stream import Manifest
 from sparkdiff.errors import FullDiskError, InputError, SparkdiffError, WriteError
+from sparkdiff.machine.line_files import LineReader
 from sparkdiff.training.distributed.remote import Post, train as train_remotely
 
 START = 300.0
@@ -79,7 +80,7 @@ class Attempt:
         self.tag = f"sparkdiff-{uuid.uuid4().hex}"
         self.error: BaseException | None = None
         self.stalled = False
-        self.read = 0  # characters of the progress
+        self.progress = LineReader(here / "progress.jsonl")
 
     def run(self, on_line: OnEpoch) -> None:
         """Start the processes and wait until they end, fail or stall. No process stays alive."""
@@ -107,18 +108,18 @@ class Attempt:
 
     def _watch(self, thread: threading.Thread, on_line: OnEpoch) -> None:
         heard, seen, budget, over = time.monotonic(), (0, 0), START, False
-        progress, signs = self.here / "progress.jsonl", self._signs()
+        signs = self._signs()
         while thread.is_alive() and time.monotonic() - heard <= budget:
             thread.join(0.2)
             lines = []
             if (sign := self._signs()) != signs:
                 heard, signs = time.monotonic(), sign
             with contextlib.suppress(FileNotFoundError):  # not there yet
-                state = progress.stat()
+                state = self.progress.path.stat()
                 if (now := (state.st_size, state.st_mtime_ns)) != seen:
                     heard, seen = time.monotonic(), now
                     budget = self.timeout + max(self.timeout / 2, GRACE)
-                    lines = self._lines(progress.read_text())
+                    lines = self.progress.new()
             for line in lines:
                 on_line(line)
                 over = line["ended"]
@@ -126,16 +127,6 @@ class Attempt:
             if not over and any("error" in r for r in self.ranks()):
                 heard, budget, over = time.monotonic(), GRACE, True
         self.stalled = thread.is_alive() and not over
-
-    def _lines(self, text: str) -> list[dict[str, Any]]:
-        """The new lines of the progress. On a full disk a line may be incomplete; it is then left out."""
-        new = text[self.read : text.rfind("\n") + 1]
-        self.read += len(new)
-        lines = []
-        for line in new.splitlines():
-            with contextlib.suppress(ValueError):
-                lines.append(json.loads(line))
-        return lines
 
     def _stop(self, thread: threading.Thread) -> None:
         """Stop the Spark job and every process on this machine."""

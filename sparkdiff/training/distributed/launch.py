@@ -10,7 +10,6 @@ from typing import Any
 
 from sparkdiff import jvm
 from sparkdiff.data.stream import Manifest, Stream
-from sparkdiff.jvm import stores
 from sparkdiff.report import RemainingTime, advance, change
 from sparkdiff.store import files
 from sparkdiff.store.run_folder import RunFolder
@@ -243,7 +242,7 @@ def _attempt(assignment: Assignment, folder: RunFolder, *, gpus: bool) -> "Attem
     """
     spark, o = jvm.session(), assignment.options
     local = on_this_machine(o.localMode)
-    remote = not local and stores.url_of(assignment.cache) is not None
+    remote = not local and jvm.stores.url_of(assignment.cache) is not None
     if remote:
         manifest = Manifest.load(assignment.cache)
         needed = check_limit(manifest, o.processes, o.localCacheLimit, assignment.cache)

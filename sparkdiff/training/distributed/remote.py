@@ -27,11 +27,9 @@ from sparkdiff import jvm
 from sparkdiff.data.stream import Manifest
 from sparkdiff.data.stream.order import parts_of
 from sparkdiff.errors import InputError, SparkdiffError
-from sparkdiff.jvm import stores
 from sparkdiff.store import files
 from sparkdiff.store.run_folder import RunFolder
 from sparkdiff.training.distributed import remote_task
-from sparkdiff.training.distributed.remote_task import BACK, receive, send
 from sparkdiff.training.distributed.worker import ROOM
 
 SPLITS = ("train", "validation")
@@ -98,7 +96,7 @@ class Post:
             deliver_challenge(connection, self.secret)  # here, so that nobody else can make the others wait
             answer_challenge(connection, self.secret)
             _patience(connection, 0)
-            rank = int(receive(connection)[0]["rank"])
+            rank = int(remote_task.receive(connection)[0]["rank"])
             if rank in self.joined:  # Spark tries again by itself: this attempt is over
                 return
             self.joined.add(rank)
@@ -107,12 +105,12 @@ class Post:
                 with contextlib.ExitStack() as stack:  # not a copy for each of these threads
                     file = stack.enter_context(path.open("rb"))
                     there = stack.enter_context(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-                    send(connection, {"name": name}, stack.enter_context(memoryview(there)))
-            send(connection, {})
+                    remote_task.send(connection, {"name": name}, stack.enter_context(memoryview(there)))
+            remote_task.send(connection, {})
             while True:
-                head, content = receive(connection)
+                head, content = remote_task.receive(connection)
                 self.signs += 1
-                if BACK.fullmatch(name := str(head.get("name", ""))):
+                if remote_task.BACK.fullmatch(name := str(head.get("name", ""))):
                     self._write(name, content, add=bool(head.get("add")))
 
     def _sent(self) -> dict[str, Path]:
@@ -187,8 +185,8 @@ def check_limit(manifest: Manifest, world: int, limit: int | None, where: Path) 
     needed = [sum(pieces[name].bytes for name, of in ranks.items() if rank in of) for rank in range(world)]
     if limit is not None and max(needed) > limit:
         raise InputError(
-            f"the cache in {stores.named(where)} takes up to {max(needed):,} bytes on the local disk of each process ({world}), "
-            f"and localCacheLimit={limit:,}: raise it, or use more processes"
+            f"the cache in {jvm.stores.named(where)} takes up to {max(needed):,} bytes on the local disk of each process "
+            f"({world}), and localCacheLimit={limit:,}: raise it, or use more processes"
         )
     return needed
 
@@ -232,6 +230,6 @@ def _dealt(spark: SparkSession, root: Path, ranks: Mapping[str, list[int]], worl
         for s, of in readers.items()
     ]
     ranks_by_shard = F.map_from_entries(F.array(*entries))
-    rows = spark.read.format("binaryFile").load(stores.readable(root)).where(F.col("split").isin(*SPLITS))
+    rows = spark.read.format("binaryFile").load(jvm.stores.readable(root)).where(F.col("split").isin(*SPLITS))
     keyed = rows.select("path", "content", F.explode(ranks_by_shard[F.col("shard").cast("int")]).alias("key"))
     return keyed.repartition(world, "key").select("path", "content")

@@ -31,6 +31,7 @@ from sparkdiff.data.stream import Stream
 from sparkdiff.errors import SparkdiffError, WriteError
 from sparkdiff.evaluation.data import Data, rows_at_once
 from sparkdiff.evaluation.scores import Score
+from sparkdiff.machine import line_files
 from sparkdiff.objectives import losses, metrics
 from sparkdiff.objectives.composite import penalised
 from sparkdiff.objectives.metric import Metric
@@ -288,8 +289,7 @@ def _train(assignment: Assignment, here: Path, team: Team, watchdog: "Watchdog")
 def _tell(path: Path, line: dict[str, Any]) -> None:
     """Add a line; on a full disk the file's time alone says that this process is alive."""
     try:
-        with path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        line_files.add(path, **line)
     except OSError:
         with contextlib.suppress(OSError):
             os.utime(path)

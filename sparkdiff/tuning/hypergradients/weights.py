@@ -8,8 +8,6 @@ from torch import Tensor
 
 from sparkdiff.tuning.hypergradients.responses import Response, SquaresResponse, response_of
 from sparkdiff.tuning.solvers import classification, least_squares
-from sparkdiff.tuning.solvers.classification import logistic
-from sparkdiff.tuning.solvers.least_squares import linear
 from sparkdiff.tuning.solvers.moments import Moments, moments
 from sparkdiff.tuning.solvers.problem import Chunk, Chunks, Setting, Solution
 from sparkdiff.tuning.solvers.reweighting import generalized
@@ -133,9 +131,9 @@ class Linear:
         """Spark's models with one penalty for all columns, [penalty][fold]."""
         settings = [replace(self.setting, regParam=penalty) for penalty in penalties]
         if self.kind == "LinearRegression":
-            return linear(self.chunks, settings, self.folds)
+            return least_squares.linear(self.chunks, settings, self.folds)
         if self.kind == "LogisticRegression":
-            return logistic(self.chunks, settings, self.folds, self.classes)
+            return classification.logistic(self.chunks, settings, self.folds, self.classes)
         return generalized(self.chunks, settings, self.folds)
 
     def without(self, groups: Collection[int]) -> "Linear | None":

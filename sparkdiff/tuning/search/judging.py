@@ -3,8 +3,6 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -13,7 +11,6 @@ from pyspark.sql import Column, DataFrame, functions as F
 from pyspark.sql.types import NumericType
 from torch import Tensor
 
-from sparkdiff import jvm
 from sparkdiff.data.blocks import MAX_BLOCKS
 from sparkdiff.data.splits import BLOCK, TEST, TIME, TRAIN
 from sparkdiff.errors import InputError
@@ -22,13 +19,12 @@ from sparkdiff.evaluation.paired_rows import PairedRows, pair
 from sparkdiff.evaluation.recorded import changed
 from sparkdiff.evaluation.units import Kind
 from sparkdiff.pipeline.class_numbers import check_same_classes, classes_of
-from sparkdiff.pipeline.columns import read_plain, write_plain
+from sparkdiff.pipeline.columns import fetched
 from sparkdiff.pipeline.names import named
 from sparkdiff.pipeline.nesting import flatten
 from sparkdiff.pipeline.translation import linked
 from sparkdiff.proof.decision import FoldComparison, block_sums, decide_gain, largest_loss
 from sparkdiff.stages.base import columns_of
-from sparkdiff.tensors.rows import dense
 from sparkdiff.tuning.scores import CLASSIFIERS, Judge, MetricOf, judge_of
 from sparkdiff.tuning.search.settings import Settings
 from sparkdiff.tuning.search.splitting import Divided
@@ -41,8 +37,6 @@ ROW_BY_ROW = "let the stages keep all columns and make one row of each, as with 
 NUMBER_ALIKE = (
     "; or let a StringIndexer with stringOrderType='alphabetAsc' number the classes, which the metric goes by"
 )
-PIECE = 65536
-"""Rows that are read at a time."""
 TRAINING_ROWS = 200_000
 """Rows that fitted the models, up to which they are predicted, too. More of them are drawn by a hash."""
 NAMED = 3
@@ -344,15 +338,12 @@ def scored(winner: Any, default: Any, fresh: DataFrame, total: int, settings: Se
         }
         rows = out.select(*base, DATA, *names, *(c.alias(name) for name, c in new.items()))
         names += [*new]
-    with TemporaryDirectory(prefix=".fresh-", dir=jvm.scratch_folder()) as folder:
-        path = Path(folder) / "rows"
-        write_plain(rows.select(*names), names, path)
-        parts = [*read_plain(path, PIECE)]
-    if not parts:
+    columns = fetched(rows.select(*names), names)
+    if not columns:
         return "the pipelines leave no fresh row"
-    if sum(len(part["v0"]) for part in parts) > total:
+    if len(columns[0]) > total:
         return "the pipelines make several rows of one, of which nothing tells the pairs"
-    read = {name: torch.cat([dense(part[f"v{i}"]) for part in parts]) for i, name in enumerate(names)}
+    read = dict(zip(names, columns, strict=True))
     labels, weights = ([read[f"__sd_{part}_{what}"] for part in ("winner", "default")] for what in ("label", "weight"))
     numbers = by_number(evaluator, read["__sd_winner"].ndim)
     remedy = NUMBER_ALIKE if numbers and type(evaluator) in CLASSIFIERS else ""

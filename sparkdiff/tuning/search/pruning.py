@@ -7,13 +7,11 @@ from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any
 
-from pyspark.ml import Pipeline
-
 from sparkdiff.errors import InputError
+from sparkdiff.pipeline.nesting import last_stage
 from sparkdiff.tuning.search import rungs
 from sparkdiff.tuning.search.alternatives import Alternatives, places
 from sparkdiff.tuning.search.dimensions import SearchSpace
-from sparkdiff.tuning.search.rungs import Bracket
 from sparkdiff.tuning.search.samplers import SamplingPlan
 from sparkdiff.tuning.search.study import Study, Trial, TrialOutcome
 
@@ -52,7 +50,7 @@ def find_resource(space: SearchSpace, given: str) -> Any:
     Raises:
         InputError: the last stage has no such Param, or it is searched.
     """
-    last = _last(space.estimator)
+    last = last_stage(space.estimator)
     if given == "rows":
         return None
     name = AUTO.get(type(last).__name__) if given == "auto" else given
@@ -84,7 +82,7 @@ def resources_of(
     Raises:
         InputError: the resource cannot be, or the least is not below the whole, or less than 1 of what is counted.
     """
-    param, last = find_resource(space, resource), _last(space.estimator)
+    param, last = find_resource(space, resource), last_stage(space.estimator)
     whole = 1.0 if param is None else float(last.getOrDefault(param.name))
     if least is not None and least >= whole:
         kind = "all training rows" if param is None else f"{param.name} of {last.uid}"
@@ -99,12 +97,6 @@ def resources_of(
     return rungs.rungs(whole, max(least or whole * (LEAST_BOOSTED if boosted else rungs.LEAST), 1.0), integer=True)
 
 
-def _last(estimator: Any) -> Any:
-    while isinstance(estimator, Pipeline) and estimator.getStages():
-        estimator = estimator.getStages()[-1]
-    return estimator
-
-
 @dataclass(frozen=True)
 class Pruning:
     """The brackets of a search, and how trials of one are compared.
@@ -114,7 +106,7 @@ class Pruning:
     """
 
     name: str
-    brackets: tuple[Bracket, ...]
+    brackets: tuple[rungs.Bracket, ...]
     larger: bool
 
     @property

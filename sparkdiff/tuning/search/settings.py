@@ -4,8 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from sparkdiff.errors import InputError
-from sparkdiff.options import converted, option, without_effect
+from sparkdiff.options import converted, option, refuse, without_effect
 from sparkdiff.tuning.search.rungs import NAMES as PRUNERS
 from sparkdiff.tuning.search.samplers import NAMES
 
@@ -50,8 +49,7 @@ class Settings:
             problems.append(
                 "numFolds=1 leaves no rows to decide: use 2 or more, as the first chooses, or 0 for fresh rows"
             )
-        if problems:
-            raise InputError("; ".join(problems))
+        refuse(problems)
         return Settings(**values)
 
     @property
@@ -88,8 +86,7 @@ class Settings:
                 f"validationFraction={self.validationFraction:g} and testFraction={self.testFraction:g} leave no rows "
                 "to fit models to"
             )
-        if problems:
-            raise InputError("; ".join(problems))
+        refuse(problems)
 
 
 FIELDS = {field.name: field for field in dataclasses.fields(Settings)}

@@ -117,11 +117,9 @@ def _check_units(df: DataFrame, settings: Settings) -> None:
     if (column := settings.timeCol or settings.groupCol) is None:
         return
     of, holds = ("timeCol", "nulls, NaN or infinite times") if settings.timeCol else ("groupCol", "nulls")
-    try:
+    with jvm.blamed("Spark failed while reading the rows"):
         if not df.where((seconds(df, column) if settings.timeCol else named(column)).isNull()).isEmpty():
             raise InputError(f"{of}={column!r} holds {holds}, so it can't be told to which part these rows belong")
-    except jvm.SparkError as e:
-        raise InputError(f"Spark failed while reading the rows: {jvm.cause(e)}") from e
 
 
 def check_rows(parts: Sequence[Divided], settings: Settings, evaluators: Sequence[Any]) -> list[dict[str, int]]:
@@ -139,10 +137,8 @@ def check_rows(parts: Sequence[Divided], settings: Settings, evaluators: Sequenc
         2 * len(parts) * MOST_CLASSES,
     )
     every = (rows.rows.select(F.lit(k).alias("part"), SPLIT, label) for k, rows in enumerate(parts))
-    try:
+    with jvm.blamed("Spark failed while reading the rows"):
         counts = functools.reduce(DataFrame.union, every).groupBy("part", SPLIT, "label").count().limit(most).collect()
-    except jvm.SparkError as e:
-        raise InputError(f"Spark failed while reading the rows: {jvm.cause(e)}") from e
     totals, classes = [dict[str, int]() for _ in parts], dict[str, set[Any]]()
     for k, name in [(part, name) for part in range(len(parts)) for name in (TRAIN, TEST if part else VALIDATION)]:
         own = {r["label"]: r["count"] for r in counts if (r["part"], r[SPLIT]) == (k, name)}

@@ -9,7 +9,7 @@ from typing import Any
 from sparkdiff.evaluation.acceptance import LARGER_FRACTION
 from sparkdiff.evaluation.guard import Verdict
 from sparkdiff.machine.whole import write_bytes
-from sparkdiff.report import Section, SectionTable, Shown, Strong, p_value
+from sparkdiff.report import Section, SectionTable, ShownFields, Strong, p_value
 from sparkdiff.report.page import page
 from sparkdiff.report.shares import share_of
 from sparkdiff.tuning.search.judging import Comparison
@@ -20,7 +20,7 @@ WIDEN = "to look further, widen the space"
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class SearchSummary(Shown):
+class SearchSummary(ShownFields):
     """What a search was asked, did and found; as text by `str` and `print`.
 
     Attributes:
@@ -80,9 +80,6 @@ class SearchSummary(Shown):
             OSError: the file can't be written.
         """
         write_bytes(Path(path), page(self.toDict()).encode())
-
-    def toDict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
 
     def _headline(self) -> str:
         one, other = self.fresh["winner"], self.fresh["default"]

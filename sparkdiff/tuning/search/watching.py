@@ -1,18 +1,18 @@
 """How far a search is, read from its folder by anyone while it runs: the best so far, and the time to go."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sparkdiff.errors import InputError
 from sparkdiff.machine import paths
-from sparkdiff.report import Section, Shown, advance
+from sparkdiff.report import Section, ShownFields, advance
 from sparkdiff.tuning.search.study import Trial, best_of, stored
 
 
 @dataclass(frozen=True, repr=False)
-class SearchProgress(Shown):
+class SearchProgress(ShownFields):
     """How far a search is; as text by `str` and `print`.
 
     Attributes:
@@ -32,9 +32,6 @@ class SearchProgress(Shown):
     number: int | None
     settings: dict[str, Any] | None
     secondsLeft: float | None
-
-    def toDict(self) -> dict[str, Any]:
-        return asdict(self)
 
     def _sections(self) -> Iterator[Section]:
         yield self._headline()

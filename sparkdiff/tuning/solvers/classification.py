@@ -7,9 +7,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from sparkdiff.tuning.solvers.descent import Minimum, Penalised, Slope, minimise
-from sparkdiff.tuning.solvers.moments import Moments, moments
+from sparkdiff.tuning.solvers.moments import Moments, failed, moments
 from sparkdiff.tuning.solvers.problem import Chunks, Setting, Solution
-from sparkdiff.tuning.solvers.rows import CACHE, Block, ProductSums, RowTable, at_once, sample, table
+from sparkdiff.tuning.solvers.rows import CACHE, Block, ProductSums, RowTable, batches, sample, table
 
 MEMORY = 2**30
 SAMPLED = 20
@@ -46,19 +46,6 @@ def logistic(
 def sets_of(setting: Setting, classes: int) -> int:
     """Rows of the matrix of coefficients."""
     return classes if setting.family == "multinomial" or (setting.family == "auto" and classes > 2) else 1
-
-
-def failed(found: Moments, sets: int) -> Solution:
-    nothing = torch.full((sets, len(found.centre)), torch.nan, dtype=torch.float64)
-    return Solution(
-        nothing[0] if sets == 1 else nothing, nothing[0, 0] if sets == 1 else nothing[:, 0], torch.nan, False
-    )
-
-
-def batches(problems: list[tuple[int, int]], parameters: int) -> list[list[tuple[int, int]]]:
-    """As many at once as have room for a few matrices each."""
-    size = at_once(parameters)
-    return [problems[i : i + size] for i in range(0, len(problems), size)]
 
 
 @dataclass(frozen=True)

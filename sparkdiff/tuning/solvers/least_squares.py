@@ -7,7 +7,7 @@ from torch import Tensor
 
 from sparkdiff.tuning.solvers import quadratic
 from sparkdiff.tuning.solvers.limits import NORMAL_COLUMNS
-from sparkdiff.tuning.solvers.moments import Moments, gram, moments
+from sparkdiff.tuning.solvers.moments import Moments, failed, gram, moments
 from sparkdiff.tuning.solvers.problem import Chunks, Setting, Solution
 from sparkdiff.tuning.solvers.rows import MATRICES
 
@@ -27,11 +27,6 @@ def linear(chunks: Chunks, settings: list[Setting], folds: int) -> list[list[Sol
             for place, solution in enumerate(of_fold(sums, settings, found, fold)):
                 columns[place].append(solution)
     return columns
-
-
-def failed(found: Moments) -> Solution:
-    nothing = torch.full_like(found.centre, torch.nan)
-    return Solution(nothing, nothing.new_tensor(torch.nan), torch.nan, False)
 
 
 @dataclass(frozen=True)

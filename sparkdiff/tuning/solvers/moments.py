@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from sparkdiff.tuning.solvers.problem import Chunk, Chunks
+from sparkdiff.tuning.solvers.problem import Chunk, Chunks, Solution
 
 
 @dataclass(frozen=True)
@@ -105,6 +105,14 @@ def moments(chunks: Chunks, folds: int, classes: int = 0) -> Moments:
         label_centre=centre[-1],
         label_scale=deviation[-1],
         rows=total,
+    )
+
+
+def failed(found: Moments, sets: int = 1) -> Solution:
+    """What stands for a model that could not be solved; `sets` are the rows of its matrix of coefficients."""
+    nothing = torch.full((sets, len(found.centre)), torch.nan, dtype=torch.float64)
+    return Solution(
+        nothing[0] if sets == 1 else nothing, nothing[0, 0] if sets == 1 else nothing[:, 0], torch.nan, False
     )
 
 

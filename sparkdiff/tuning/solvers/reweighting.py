@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from sparkdiff.tuning.solvers.families import FAMILIES, LINKS, Family, LinkFunction
-from sparkdiff.tuning.solvers.least_squares import failed, linear
-from sparkdiff.tuning.solvers.moments import Moments, moments
+from sparkdiff.tuning.solvers.least_squares import linear
+from sparkdiff.tuning.solvers.moments import Moments, failed, moments
 from sparkdiff.tuning.solvers.problem import Chunk, Chunks, Setting, Solution
-from sparkdiff.tuning.solvers.rows import CACHE, ProductSums, RowTable, at_once, table
+from sparkdiff.tuning.solvers.rows import CACHE, ProductSums, RowTable, batches, table
 
 STEPS = 100
 TOLERANCE = 1e-11
@@ -56,11 +56,10 @@ def of_kind(chunks: Chunks, settings: list[Setting], folds: int, found: Moments,
         return nothing
     rows = table(chunks, folds, found, intercept=settings[0].fitIntercept, memory=memory)
     problems = [(s, f) for s in settings for f in range(folds)]
-    size = at_once(rows.width)
     solved = [
         solution
-        for i in range(0, len(problems), size)
-        for solution in together(rows, found, problems[i : i + size], family, LINKS[link])
+        for some in batches(problems, rows.width)
+        for solution in together(rows, found, some, family, LINKS[link])
     ]
     return [solved[i : i + folds] for i in range(0, len(solved), folds)]
 

@@ -2,12 +2,15 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from sparkdiff.tuning.solvers.moments import Moments
 from sparkdiff.tuning.solvers.problem import Chunk, Chunks
+
+Problem = TypeVar("Problem")
 
 CACHE = 2**18
 """Numbers that fit into a processor's cache beside others."""
@@ -19,9 +22,10 @@ SAMPLE = 2**28
 """Bytes for rows that are kept beside the others."""
 
 
-def at_once(parameters: int) -> int:
-    """How many problems have room for a few matrices each."""
-    return max(int(MATRICES / (8 * 4 * parameters**2)), 1)
+def batches(problems: list[Problem], parameters: int) -> list[list[Problem]]:
+    """As many at once as have room for a few matrices each."""
+    size = max(int(MATRICES / (8 * 4 * parameters**2)), 1)
+    return [problems[i : i + size] for i in range(0, len(problems), size)]
 
 
 @dataclass(frozen=True)

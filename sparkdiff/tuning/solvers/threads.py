@@ -3,9 +3,10 @@
 import contextlib
 import math
 import os
-from collections.abc import Iterator
 
 import torch
+
+from sparkdiff.tensors.device import torch_threads
 
 WORTH = 1e8
 """Multiplications of one pass from which on several threads are quicker than one, which waits for no other program."""
@@ -17,18 +18,9 @@ def idle_cores() -> int:
     return max(math.ceil((os.cpu_count() or 1) - load), 1)
 
 
-@contextlib.contextmanager
-def threads_for(multiplications: float) -> Iterator[None]:
+def threads_for(multiplications: float) -> contextlib.AbstractContextManager[None]:
     """For a pass of this size no more threads than cores are idle, and one for a small pass.
 
     Threads wait for each other in each operation: where other programs use the cores too, two take several times as long as one.
     """
-    before = torch.get_num_threads()
-    now = 1 if multiplications < WORTH else min(before, idle_cores())
-    if now != before:
-        torch.set_num_threads(now)
-    try:
-        yield
-    finally:
-        if torch.get_num_threads() != before:
-            torch.set_num_threads(before)
+    return torch_threads(1 if multiplications < WORTH else min(torch.get_num_threads(), idle_cores()))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sparkdiff.tensors.rows import Rows, SparseRows, offsets_of
+from sparkdiff.tensors.rows import Rows, SparseRows, extremes, offsets_of, product, taken
 from sparkdiff.tuning.solvers.rows import CACHE
 
 
@@ -56,10 +56,6 @@ class WideRows:
         """(n, k) -> (d + 1, k): its sums with the columns and with one."""
         total = left.sum(0, keepdim=True)
         return torch.cat([product(self.turned, left) - self.centre[:, None] * total, total])
-
-
-def product(x: Rows, matrix: Tensor) -> Tensor:
-    return x.matmul(matrix) if isinstance(x, SparseRows) else x @ matrix
 
 
 def gather(parts: Iterable[Whole], count: int) -> Whole:
@@ -140,12 +136,5 @@ def spread(x: Rows, shares: Tensor, near: Tensor) -> Tensor:
 
 def single(x: Rows, rows: Tensor) -> Tensor:
     """Whether a column has one value in these rows: (d,) bool."""
-    if not isinstance(x, SparseRows):
-        own = x[rows]
-        return own.amin(0) == own.amax(0)
-    kept = rows[x.rows()]
-    index, values = x.indices[kept], x.values[kept]
-    some_zero = torch.bincount(index, minlength=x.width) < int(rows.sum())
-    low = torch.where(some_zero, 0.0, torch.inf).to(values.dtype).scatter_reduce(0, index, values, "amin")
-    high = torch.where(some_zero, 0.0, -torch.inf).to(values.dtype).scatter_reduce(0, index, values, "amax")
+    low, high = extremes(taken(x, rows.nonzero()[:, 0]))
     return low == high

@@ -12,7 +12,7 @@ from pyspark.ml import PipelineModel
 
 from sparkdiff import GrowthSummary, job as run
 from sparkdiff.cli import DONE, WRONG_INPUT, main
-from sparkdiff.growth import running
+from sparkdiff.growth import checkpoints
 from sparkdiff.growth.checkpoints import RoundFiles
 from sparkdiff.improvement.arms import growing
 from sparkdiff.job.config import load_config
@@ -111,18 +111,17 @@ def test_a_job_that_was_interrupted_goes_on(job: Path, monkeypatch: pytest.Monke
 
     config = load_config(Path("job.yaml"), ["fineTuner={maxEpochs: 2, recipe: fast, maxSeconds: 3000, numFolds: 2}"])
     with monkeypatch.context() as m:
-        m.setattr(growing, "finish", stop)
+        m.setattr(growing, "check_without_parts", stop)
         with pytest.raises(KeyboardInterrupt):
             run.run(config)
     assert not (job / "out").exists()
-    train = running.train
+    train = checkpoints.train
 
     def only_in_folds(kept: RoundFiles, *given: Any, **more: Any) -> Any:
         return (train if "-fold" in kept.path.parent.name else stop)(kept, *given, **more)
 
-    monkeypatch.setattr(
-        running, "train", only_in_folds
-    )  # the rounds that explore were over: none of their parts trains again
+    # The rounds that explore were over: none of their parts trains again.
+    monkeypatch.setattr(checkpoints, "train", only_in_folds)
     assert run.run(config).decision == "grown"
 
 

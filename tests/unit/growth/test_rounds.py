@@ -10,7 +10,6 @@ from tables import HEADS, table_of
 from torch import Tensor
 
 from sparkdiff.growth import costs, parts, rounds
-from sparkdiff.growth.checkpoints import one_thread
 from sparkdiff.growth.dropping import without_needless
 from sparkdiff.growth.items import Course, Found, Item
 from sparkdiff.growth.part import Part, PipelinePlace, Served, Stages
@@ -21,6 +20,7 @@ from sparkdiff.growth.table import Split, Table
 from sparkdiff.objectives import losses, metrics
 from sparkdiff.options import Options
 from sparkdiff.stages.trainable import LabelStats
+from sparkdiff.tensors.device import torch_threads
 
 
 class Known(Part):
@@ -157,7 +157,7 @@ def test_a_cross_is_named_before_units_that_learn_it_too(monkeypatch: pytest.Mon
         return done
 
     monkeypatch.setattr(units, "SIZES", units.SIZES[1:2])
-    with one_thread():
+    with torch_threads(1):
         grown = rounds.grow(table, criterion, Limits(("units", "crosses"), 1, 0.1, 0, FREE), run, lambda tried: None)
     assert grown.members[0].part.name.startswith("a x b")
     assert criterion.score(grown.table.validation.margin, table.validation).mean < original.mean

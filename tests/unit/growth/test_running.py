@@ -25,6 +25,7 @@ from sparkdiff.growth.items import Course, Found, Item
 from sparkdiff.growth.table import LINE
 from sparkdiff.store import files
 from sparkdiff.store.run_folder import RunFolder, folder_name, name_beside
+from sparkdiff.tensors.device import torch_threads
 from sparkdiff.tensors.rows import SparseRows
 
 KINDS = tuple(parts.KINDS)
@@ -211,7 +212,7 @@ def test_a_training_of_each_kind_goes_on_from_a_pickle_bit_for_bit(kind: str) ->
             course = again(course)
         return course.found()
 
-    with checkpoints.one_thread():
+    with torch_threads(1):
         whole, pickled = found(lambda course: course), found(lambda course: pickle.loads(pickle.dumps(course)))
     assert whole.epoch == pickled.epoch
     np.testing.assert_array_equal((whole.value, whole.train), (pickled.value, pickled.train))  # NaN too

@@ -52,7 +52,6 @@ from sparkdiff.stages.projection import DCT, PCA
 from sparkdiff.stages.routing import Router
 from sparkdiff.stages.scaling import MaxAbsScaler, MinMaxScaler, RobustScaler, StandardScaler
 from sparkdiff.stages.selecting import Selection
-from sparkdiff.stages.text import IDF
 from sparkdiff.stages.trees import (
     DecisionTreeClassification,
     DecisionTreeRegression,
@@ -62,7 +61,7 @@ from sparkdiff.stages.trees import (
     RandomForestRegression,
     VotingTrees,
 )
-from sparkdiff.stages.weighing import ElementwiseProduct, Normalizer
+from sparkdiff.stages.weighing import IDF, ElementwiseProduct, Normalizer
 from sparkdiff.tensors.device import Place, moved, repeatable
 from sparkdiff.tensors.rows import Rows, SparseRows, dense
 

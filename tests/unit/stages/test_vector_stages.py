@@ -20,8 +20,7 @@ from sparkdiff.stages.indexing import VectorIndexer
 from sparkdiff.stages.projection import DCT
 from sparkdiff.stages.scaling import MaxAbsScaler, RobustScaler, StandardScaler
 from sparkdiff.stages.selecting import Selection, VectorSizeHint
-from sparkdiff.stages.text import IDF
-from sparkdiff.stages.weighing import ElementwiseProduct, Normalizer
+from sparkdiff.stages.weighing import IDF, ElementwiseProduct, Normalizer
 from sparkdiff.tensors.device import CPU
 from sparkdiff.tensors.rows import SparseRows, dense
 

@@ -38,7 +38,6 @@ from sparkdiff.stages.formula import RewrittenAttributes
 from sparkdiff.stages.projection import DCT, PCA
 from sparkdiff.stages.scaling import MaxAbsScaler, MinMaxScaler, RobustScaler, StandardScaler
 from sparkdiff.stages.selecting import Selection, VectorSizeHint
-from sparkdiff.stages.text import IDF
 from sparkdiff.stages.trainable import FeatureStats, LabelStats
 from sparkdiff.stages.trees import (
     DecisionTreeRegression,
@@ -47,7 +46,7 @@ from sparkdiff.stages.trees import (
     RandomForestClassification,
     RandomForestRegression,
 )
-from sparkdiff.stages.weighing import ElementwiseProduct
+from sparkdiff.stages.weighing import IDF, ElementwiseProduct
 from sparkdiff.tensors.rows import SparseRows
 from sparkdiff.tensors.team import ALONE
 from sparkdiff.training.affine import affine_network

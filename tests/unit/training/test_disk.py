@@ -14,6 +14,7 @@ from train_in_processes import CASES, assignment, write_cache
 
 from sparkdiff.data.stream import Stream
 from sparkdiff.errors import FullDiskError, InputError, StoreError, WriteError
+from sparkdiff.machine.line_files import LineReader
 from sparkdiff.store import files
 from sparkdiff.store.files import folder_size, free, full, room
 from sparkdiff.tensors.team import ALONE
@@ -122,7 +123,8 @@ def test_a_file_of_progress_without_a_line_ends_nothing(tmp_path: Path) -> None:
     """On a full disk it is made, and stays empty; its time says that the processes are alive."""
     (tmp_path / "progress.jsonl").touch()
     attempt = Attempt.__new__(Attempt)
-    attempt.here, attempt.timeout, attempt.read, said = tmp_path, 60.0, 0, []
+    attempt.here, attempt.timeout, said = tmp_path, 60.0, []
+    attempt.progress = LineReader(tmp_path / "progress.jsonl")
     thread = threading.Thread(target=threading.Event().wait, args=(0.5,))
     thread.start()
     attempt._watch(thread, lambda epoch, best: said.append(epoch))

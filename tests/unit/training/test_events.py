@@ -1,6 +1,7 @@
 """Who listens to a run: each phase, each epoch once and in order, and the decision; what a listener raises costs no run."""
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -8,9 +9,9 @@ import pytest
 
 from sparkdiff import FineTuner, Grower, Improver, InputError, Search
 from sparkdiff.improvement.lanes import Brake
+from sparkdiff.machine.line_files import LineReader
 from sparkdiff.options import Options
 from sparkdiff.report import Events, Phases, duration
-from sparkdiff.training.distributed.attempt import Attempt
 from sparkdiff.training.distributed.launch import Epochs, TrainingProgress
 
 
@@ -111,14 +112,18 @@ def test_rows_are_told_once_and_in_order_wherever_they_come_from() -> None:
     assert heard == list(range(9))
 
 
-def test_progress_is_read_line_by_line_and_a_broken_one_left_out() -> None:
-    attempt = Attempt.__new__(Attempt)
-    attempt.read = 0
+def test_progress_is_read_line_by_line_and_a_broken_one_left_out(tmp_path: Path) -> None:
+    file = tmp_path / "progress.jsonl"
+    progress = LineReader(file)
     first, second = json.dumps({"rows": [1]}), json.dumps({"rows": [2]})
-    assert attempt._lines(first[:4]) == []
-    assert attempt._lines(first + "\n" + second[:3]) == [{"rows": [1]}]
-    assert attempt._lines(first + "\n" + second[:3] + second + "\n" + second + "\n") == [{"rows": [2]}]
-    assert attempt._lines("") == []
+    file.write_text(first[:4])
+    assert progress.new() == []
+    file.write_text(first + "\n" + second[:3])
+    assert progress.new() == [{"rows": [1]}]
+    file.write_text(first + "\n" + second[:3] + second + "\n" + second + "\n")
+    assert progress.new() == [{"rows": [2]}]
+    file.write_text("")
+    assert progress.new() == []
 
 
 def test_how_far_a_training_is_and_how_long_it_may_still_take() -> None:

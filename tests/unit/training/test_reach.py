@@ -16,9 +16,8 @@ from sparkdiff.stages.assembling import VectorAssembler
 from sparkdiff.stages.projection import PCA
 from sparkdiff.stages.scaling import MaxAbsScaler, StandardScaler
 from sparkdiff.stages.selecting import VectorSlicer
-from sparkdiff.stages.text import IDF
 from sparkdiff.stages.trainable import FeatureStats, LabelStats
-from sparkdiff.stages.weighing import ElementwiseProduct
+from sparkdiff.stages.weighing import IDF, ElementwiseProduct
 from sparkdiff.tensors.rows import Rows, SparseRows
 from sparkdiff.tensors.team import ALONE
 from sparkdiff.training.active_columns import ActiveColumns, choose_active_columns, group_size

@@ -12,9 +12,10 @@ from pyspark.sql.types import DoubleType, StringType, StructField, StructType
 from torch import Tensor
 
 from sparkdiff.pipeline.columns import VECTOR, to_arrow, write_columns
+from sparkdiff.pipeline.schema import width_in
 from sparkdiff.tensors.rows import SparseRows
 from sparkdiff.tuning import cached_rows, tails
-from sparkdiff.tuning.cached_rows import CachedRows, Reads, Seen, cannot_read, classes_told, look, width_told
+from sparkdiff.tuning.cached_rows import CachedRows, Reads, Seen, cannot_read, classes_told, look
 from sparkdiff.tuning.judging import _margins
 from sparkdiff.tuning.solvers import Setting
 
@@ -167,7 +168,7 @@ def test_columns_that_are_left_to_spark() -> None:
 
 def test_the_width_is_told_by_metadata() -> None:
     def told(metadata: dict[str, Any]) -> int | None:
-        return width_told(StructType([StructField("x", VectorUDT(), True, metadata)]), "x")
+        return width_in(StructField("x", VectorUDT(), True, metadata))
 
     assert told({}) is None
     assert told({"ml_attr": {"num_attrs": 262144}}) == 262144

@@ -1,4 +1,4 @@
-"""Files of lines, by which the chief and its workers talk: one side adds lines, the other one reads those that are new.
+"""Files of lines of JSON, by which processes talk: one side adds lines, the other one reads those that are new.
 
 Files are all that survives the death of a process, and all that machines of a cluster are sure to share.
 """
