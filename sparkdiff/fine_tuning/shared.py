@@ -55,7 +55,7 @@ class Shared:
 
     def remove_caches(self) -> None:
         """Remove the files of all caches; a later fit would write them again."""
-        for key, cache in self._found.items():
+        for key, cache in [*self._found.items()]:
             if key[0] == "cache":
                 shutil.rmtree(cache.folder, ignore_errors=True)
 

@@ -117,12 +117,12 @@ class Account:
     @contextlib.contextmanager
     def fitting(self) -> Iterator[None]:
         """Note how long that takes in a fold, with whatever runs beside it."""
-        self._since = since = self.now()
+        self._since = since = self._clock()
         try:
             yield
         finally:
             self._since = None
-        self.note_fit(self.now() - since)
+        self.note_fit(self._clock() - since)
 
     def note_best(self, seconds: float) -> None:
         """Note how long it takes to make and to measure the best candidate so far."""
@@ -137,9 +137,10 @@ class Account:
         """The seconds of a proof of one candidate: in each fold beside its rival, and from all rows.
 
         Args:
-            ready: folds in which the pipeline is fitted and measured already; one of them perhaps in part.
+            ready: folds in which the pipeline is fitted and measured already, one of them perhaps in part; then all rows.
         """
-        fits = max(folds - ready, 0.0) + 1  # that of all rows, too: whatever lane has nothing else to do makes it
+        # All rows, too: the lane that has nothing else to do makes them.
+        fits = max(folds - ready, 0.0) + (ready <= self.folds)
         return self._times(folds) * seconds + self._times(fits) * self.fold + self._alone() * seconds
 
     def _alone(self) -> float:
@@ -163,7 +164,7 @@ class Account:
         if self.budget.seconds is None:
             return [self.folds] * len(seconds)
         out, most, left = list[int](), 0, self.budget.seconds - self.now()
-        begun = 0.0 if self._since is None else min((self.now() - self._since) / max(self.fold, 1e-9), 1.0)
+        begun = 0.0 if self._since is None else min((self._clock() - self._since) / max(self.fold, 1e-9), 1.0)
         for each in seconds:
             if most:
                 cost = (self._times(most) + 1) * each

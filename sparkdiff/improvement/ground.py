@@ -306,7 +306,8 @@ def moved(
     fold = ground.fold if fold is None else fold
     phases, shared = Phases(False, ground.phases.listeners), Shared()
     phases.fold = fold
-    lasting = ground.options.runId is not None or jvm.shared_folder(ground.options.cacheDir) is not None
+    # All rows may have been written already, by the original's stages.
+    lasting = fold == 0 or ground.options.runId is not None or jvm.shared_folder(ground.options.cacheDir) is not None
     if not lasting:
         ground.temporary.append(shared)
     there = dataclasses.replace(

@@ -119,7 +119,7 @@ def explore_and_prove(
             f"{ground.metric.name} {ground.start.scores[TRAIN].value:.5g} on {ground.rows[TRAIN]:,} rows; {ground.start.parity}"
         )
     ground = dataclasses.replace(ground, fit=origin.fit)
-    with _folder(ground, replace=replace) as (folder, log):
+    with _temporary_caches(ground), _folder(ground, replace=replace) as (folder, log):
         ground = dataclasses.replace(ground, folder=folder.path)
         proof = Proof(ground, division, None, log, verb.arms)
         account.start(division.number, ground.folds_side_by_side)
@@ -138,12 +138,20 @@ def explore_and_prove(
             account.add("prove", time.monotonic() - begun)
         timings = {k: round(v, 3) for k, v in phases.timings.items()}
         summary = verb.summarize(ground, explores, origin, division, explored, decision, timings, account)
-    for shared in ground.temporary:
-        shared.remove_caches()
     offers = {name: s.found.model for name, s in decision.offers.items() if s.found is not None}
     result = origin.given_model if decision.best is None else offers[proving.BEST]
     phases.on_decision(summary)
     return Improved(result, origin.given_model, ground.start.task.plan, summary, (folder,), offers)
+
+
+@contextlib.contextmanager
+def _temporary_caches(ground: Ground) -> Iterator[None]:
+    """Within this context, grounds of other rows may write caches; in the end those are removed that no later run reads."""
+    try:
+        yield
+    finally:
+        for shared in ground.temporary:
+            shared.remove_caches()
 
 
 def _rival(proof: Proof, origin: Origin) -> tuple[bool, str]:
@@ -161,7 +169,7 @@ def _makes(proof: Proof, origin: Origin, account: Account) -> list[Callable[[], 
                 proof.ground_of(k)
 
     def make_whole() -> None:
-        if account.folds:
+        if account.folds and account.budget.seconds is not None:  # else nobody waits for it, and perhaps nothing ships
             proof.whole()
 
     first, *others = [functools.partial(make_fold, k) for k in range(proof.division.number)]

@@ -237,8 +237,8 @@ class Proof:
         )
 
     def ready(self) -> int:
-        """The number of folds whose ground is made."""
-        return sum(self.shared.has(("fold", k)) for k in range(self.division.number))
+        """The number of folds whose ground is made, and of all rows."""
+        return sum(map(self.shared.has, [("whole",), *(("fold", k) for k in range(self.division.number))]))
 
     def _measure_rival(self, k: int) -> Measurement:
         return self.ground_of(k).start if self.against is None else self._measure_original(k)

@@ -67,7 +67,8 @@ def _run(ground: Ground, number: int, limit: Limit, steps: Sequence[Step]) -> St
     if not (words := _words(found, best)):
         return nothing("search", number, f"{says}, none better than its own", hope, trains=number == 0)
     begun, measured = time.monotonic(), measure(ground, best.model)
-    seconds = time.monotonic() - begun + found.seconds / max(found.trials, 1)
+    [trial] = [t for t in found.records if t["trial"] == best.number]
+    seconds = time.monotonic() - begun + trial["seconds"]
     making = Making("search", {"params": dict(best.settings)})
     candidate = Candidate("search", f"refitted with {words}", measured, making, seconds=seconds)
     return Step("search", number, (candidate,), hope, says, trains=True, learned={"trials": found.records})

@@ -160,8 +160,8 @@ def _size(known: Sequence[Trial], limit: float | None) -> int | None:
 
 
 def _usual(known: Sequence[Trial]) -> float:
-    """Seconds that a trial takes; 0 before the second, as the first one waits for much that the others find made."""
-    return statistics.median(t.seconds for t in known[1:]) if known[1:] else 0.0
+    """Seconds that a trial takes; half of the first one's before the second, as it waits for much that the others find made."""
+    return statistics.median(t.seconds for t in known[1:]) if known[1:] else known[0].seconds / 2
 
 
 def _told(form: Unfitted, task: SearchTask, study: Study, stopped: str, data: DataFrame, keep: int) -> TunedSettings:
