@@ -120,7 +120,7 @@ def test_a_batch_takes_a_part_of_the_time_that_is_left() -> None:
 
     known = [Trial(0, {}, "complete", (1.0,), seconds=9.0)]
     later = [*known, *(Trial(n, {}, "complete", (1.0,), seconds=1.0) for n in (1, 2))]
-    assert within_budget._usual(known) == 0.0 and within_budget._usual(later) == 1.0  # the first one makes caches
+    assert within_budget._usual(known) == 4.5 and within_budget._usual(later) == 1.0  # the first one makes caches
     assert within_budget._size([], None) is None and within_budget._size([], 60.0) == 1
     assert (
         within_budget._size(known, 60.0) == 1
