@@ -49,6 +49,7 @@ SHARE = 1 / 3
 """Share of the way from unseen to seen rows that chance doesn't explain. To this comes half of what is missing of the original's
 rows in the refits': p coefficients of n rows lose p / n on other rows, and look 2 p / n better on their own."""
 TINY = 1e-300
+"""In place of 0, by which nothing is divided."""
 ERRORS = 3.0
 """Standard errors of a number of rows beyond which it is larger than another."""
 
@@ -170,8 +171,8 @@ def p_of_losses(
         original: (B,) sums over blocks of weight * loss of the original.
         seen, unseen: (B,) of a refit on all rows, and of refits that haven't seen the rows that they are measured on.
         weights: (B,) sums of the weights.
-        squared: whether the losses are squared errors. A few rows far out would decide their sum, so each loss counts as a share
-            of itself and of the mean of those that haven't seen the rows.
+        squared: whether the losses are squared errors. A few rows far out would decide their sum, so each loss x counts as
+            x / (x + m), where m is the mean loss of the refits that haven't seen the rows.
     """
     if count is None:
         return None

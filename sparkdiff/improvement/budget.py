@@ -116,7 +116,7 @@ class Account:
 
     @contextlib.contextmanager
     def fitting(self) -> Iterator[None]:
-        """Note how long that takes in a fold, with whatever runs beside it."""
+        """Within this context, the pipeline is fitted and measured in a fold: note how long it takes, with what runs beside it."""
         self._since = since = self._clock()
         try:
             yield
@@ -159,7 +159,7 @@ class Account:
 
         Args:
             seconds: that making and measuring a finalist once takes.
-            ready: folds in which the pipeline is fitted and measured already.
+            ready: how many folds the pipeline is fitted and measured in already; one more where all rows follow them.
         """
         if self.budget.seconds is None:
             return [self.folds] * len(seconds)

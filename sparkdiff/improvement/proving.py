@@ -237,7 +237,7 @@ class Proof:
         )
 
     def ready(self) -> int:
-        """The number of folds whose ground is made, and of all rows."""
+        """The number of grounds that are made: those of the folds, and that of all rows, which comes last."""
         return sum(map(self.shared.has, [("whole",), *(("fold", k) for k in range(self.division.number))]))
 
     def _measure_rival(self, k: int) -> Measurement:

@@ -20,7 +20,7 @@ DENSE = 1_000
 DEEPEST, DEEPEST_OF_FORESTS = 10, 12
 """Depth of trees up to which is searched, unless they are deeper already; the time doubles with each level."""
 FORESTS = ("RandomForestClassifier", "RandomForestRegressor")
-"""Means of trees, which deep ones overfit less than a single tree does."""
+"""Estimators whose prediction is a mean over trees: deep trees overfit it less than they overfit a single tree."""
 FIXED = ("MultilayerPerceptronClassifier", "VectorSizeHint", "ElementwiseProduct", "VectorSlicer")
 """Stages that take vectors of one width only."""
 BOUNDS = ("lowerBoundsOnCoefficients", "upperBoundsOnCoefficients")
