@@ -116,7 +116,7 @@ class Account:
 
     @contextlib.contextmanager
     def fitting(self) -> Iterator[None]:
-        """Within this context, the pipeline is fitted and measured in a fold: note how long it takes, with what runs beside it."""
+        """Within this context, the pipeline is fitted and measured in a fold: note how long that takes."""
         self._since = since = self._clock()
         try:
             yield

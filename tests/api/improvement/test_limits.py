@@ -235,6 +235,19 @@ def test_a_fit_that_takes_too_long_is_ended(spark: SparkSession) -> None:
     assert group() == "mine"
 
 
+def test_what_is_made_ahead_is_stopped_where_nobody_waits_for_it_any_more(spark: SparkSession) -> None:
+    begun, made = threading.Event(), list[object]()
+
+    def forever() -> None:
+        begun.set()
+        made.extend(spark.sql("select sum(sqrt(id)) from range(1000000000000)").collect())
+
+    with lanes.ahead([lambda: made.append("first"), forever, lambda: made.append("third")]):
+        assert begun.wait(30)
+        assert spark.range(3).count() == 3  # its Spark job is ended, and no other one
+    assert made == ["first"]
+
+
 def test_tasks_run_side_by_side_and_end_together(spark: SparkSession) -> None:
     both, said, brake = threading.Barrier(2, timeout=30), list[str](), lanes.Brake(())
 
