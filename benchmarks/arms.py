@@ -1,9 +1,10 @@
 """What each arm of `improve` brings, and for how much: the runs from which the learned order of arms starts.
 
-The pipelines are those of benchmarks/fleet.py. Each is fitted on the training rows of one half of its set's rows and improved on
-the other half, by each arm alone, all its steps, each within --seconds. Per step are kept: its core-seconds, the gain of its
-best candidate, and the gain that the guard keeps. One line of arms.jsonl per pipeline, with its cheap facts; a collection that
-is stopped goes on where it was, and with --share several processes make it together. `benchmarks/arm_order.py` replays it.
+The pipelines are those of benchmarks/fleet.py. Each is fitted on the training rows of one half of its set's rows and improved
+on the other half, by each arm alone, all its steps, each within --seconds. Per step are kept: its core-seconds, the gain of its
+best candidate, and this gain again where these rows show it. One line of arms.jsonl per pipeline, with its cheap facts; a
+collection that is stopped goes on where it was, and with --share several processes make it together. `benchmarks/arm_order.py`
+replays it.
 
     SPARK_CONF_DIR=conf OMP_NUM_THREADS=1 python benchmarks/arms.py --folder runs/arms
 """
@@ -23,16 +24,16 @@ from fleet import CONF, OPTIONS, PLANTED, ROWS, SETS, Cell, Fits, cells, halves
 from pyspark.sql import DataFrame, SparkSession
 
 from sparkdiff import jvm
-from sparkdiff.data.splits import Source
+from sparkdiff.data.splits import VALIDATION, Source
 from sparkdiff.errors import SparkdiffError
+from sparkdiff.evaluation import guard
 from sparkdiff.fine_tuning.shared import Shared
 from sparkdiff.fine_tuning.task import prepare
 from sparkdiff.forecasting.facts import training_facts
-from sparkdiff.improvement import judging
 from sparkdiff.improvement.arm import Arm
 from sparkdiff.improvement.arms import arms_of
 from sparkdiff.improvement.budget import Limit
-from sparkdiff.improvement.candidate import Step, best_of, share
+from sparkdiff.improvement.candidate import Candidate, Step, best_of, share
 from sparkdiff.improvement.ground import Ground, prepared
 from sparkdiff.improvement.settings import ImprovementSettings
 from sparkdiff.job.loading import start_session
@@ -58,15 +59,22 @@ def steps_of(arm: Arm, ground: Ground, limit: Limit) -> list[dict[str, Any]]:
         spent = cpu.seconds() - began
         steps.append(step)
         best = best_of(ground, steps)
-        kept = judging.decide(ground, steps).best
+        gain = 0.0 if best is None else share(ground, best)
         out.append({
-            "seconds": spent, "gain": 0.0 if best is None else share(ground, best), "says": step.says,
-            "kept": 0.0 if kept is None else share(ground, kept.candidate),
+            "seconds": spent, "gain": gain, "says": step.says,
+            "kept": gain if best is not None and is_shown(ground, best, 1 + len(out)) else 0.0,
             "ended": [k for k in ("failed", "stopped") if step.learned.get(k)],
         })  # fmt: skip
         if out[-1]["ended"]:
             break
     return out
+
+
+def is_shown(ground: Ground, candidate: Candidate, tests: int) -> bool:
+    """Whether the rows that explore show the gain of a candidate at the default level, as one of so many tests."""
+    before, after = ground.start.scores[VALIDATION], candidate.found.scores[VALIDATION]
+    gains = (before.blocks - after.blocks)[None]
+    return guard.decide(gains, before.weights, level=ground.options.guard, finalists=tests).accepted
 
 
 def run(cell: Cell, model: Any, rows: DataFrame, folder: Path, seconds: float) -> dict[str, Any]:

@@ -49,6 +49,9 @@ SHIPPED = 9 / 200
 """The largest share in which anything may ship against an original that was fitted on OTHER_ROWS."""
 
 
+Draw = Callable[[torch.Generator, int], dict[str, dict[str, float]]]
+
+
 # The test of a finalist -------------------------------------------------------------------------------------------------
 
 
@@ -370,6 +373,69 @@ def others(columns: int, n: int, g: torch.Generator) -> Sample:
     return Linear(Rows.dealt(torch.arange(n)), x, y, more, arms, fitted=fitted)
 
 
+# Small tables -----------------------------------------------------------------------------------------------------------
+
+SMALL_ARMS = 50
+
+
+def chosen_arms(gains: Tensor, rows: Rows) -> dict[str, list[int]]:
+    """The arm that each fold that proves tests, by three ways to choose it.
+
+    Args:
+        gains: (arms, FOLDS, n) of the models of each fold.
+    """
+    each = torch.stack([gains[:, k, rows.fold == k].sum(1) for k in range(FOLDS)], 1)  # (arms, FOLDS)
+    every = each.sum(1)
+    return {
+        "by the first fold": [int(each[:, 0].argmax())] * (FOLDS - 1),
+        "by all folds": [int(every.argmax())] * (FOLDS - 1),
+        "by all other folds": [int((every - each[:, k]).argmax()) for k in range(1, FOLDS)],
+    }
+
+
+def choose_in_small(make: Callable[[int, torch.Generator], Sample], n: int) -> Draw:
+    """Tables of n rows without a gain, on which the best of SMALL_ARMS is chosen in three ways and proven by the other folds."""
+
+    def draw(generator: torch.Generator, seed: int) -> dict[str, dict[str, float]]:
+        sample = make(n, generator)
+        losses = sample.losses(range(SMALL_ARMS), slice(None))
+        found = {}
+        for way, arms in chosen_arms(sample.rival - losses, sample.rows).items():
+            finalist = torch.stack([losses[a, k] for k, a in enumerate(arms, 1)])
+            found[way] = figures(tested(sample.rows, sample.rival[1:], finalist, seed))
+        return found
+
+    return draw
+
+
+def choose_among_gains(n: int, gain: float, alike: bool) -> Draw:
+    """One of SMALL_ARMS gains so many standard errors on a fifth of n rows.
+
+    Args:
+        alike: whether the others gain less than it, but something; else they gain nothing.
+    """
+
+    def draw(generator: torch.Generator, seed: int) -> dict[str, dict[str, float]]:
+        rows = Rows.dealt(torch.arange(n))
+        true = torch.zeros(SMALL_ARMS, dtype=F64)
+        if alike:
+            true = gain * torch.rand(SMALL_ARMS, generator=generator, dtype=F64)
+        true[0] = gain
+        shared = 0.7 * random(n, generator=generator)
+        deviation = math.sqrt(n / FOLDS)
+        gains = true[:, None] + deviation * (shared + math.sqrt(0.51) * random(SMALL_ARMS, n, generator=generator))
+        by_training = deviation * math.sqrt(0.2 / (FOLDS - 2)) * random(FOLDS - 1, n, generator=generator)
+        found = {}
+        for way, arms in chosen_arms(gains[:, None].expand(-1, FOLDS, -1), rows).items():
+            each = gains[arms] + by_training
+            outcome = figures(tested(rows, torch.zeros_like(each), -each, seed))
+            share = float(true[arms].mean()) / gain if gain else 0.0
+            found[way] = outcome | {"gained": outcome["accepted"] * share}
+        return found
+
+    return draw
+
+
 # Trees ------------------------------------------------------------------------------------------------------------------
 
 COLUMNS, CUTS, ROUNDS = 8, 7, 10
@@ -623,8 +689,6 @@ def thresholds_train(n: int, short: bool, g: torch.Generator, seed: int) -> dict
 
 # Cells ------------------------------------------------------------------------------------------------------------------
 
-Draw = Callable[[torch.Generator, int], dict[str, dict[str, float]]]
-
 
 @dataclass(frozen=True)
 class Cell:
@@ -675,6 +739,13 @@ def cells() -> list[Cell]:
     for arms, alike in ((1, False), *((a, x) for a in ARMS for x in (False, True))):
         name = f"{arms} arms, the others gain {'less' if alike else 'nothing'}" if arms > 1 else "1 arm"
         out.append(Cell(name, "power", alone("power", true_gains, arms, alike), 1.0, share=0.3))
+    for n in (300, 700):
+        for name in ("linear", "linear, small steps", "trees"):
+            out.append(Cell(f"{name}, {n} rows", "small", choose_in_small(NULL[name], n)))
+        out.append(Cell(f"no arm gains, {n} rows", "small", choose_among_gains(n, 0.0, False)))
+        for alike in (False, True):
+            name = f"the others gain {'less' if alike else 'nothing'}, {n} rows"
+            out.append(Cell(name, "small gains", choose_among_gains(n, 2.0, alike), 1.0, share=0.3))
     for short in (False, True):
         for n in sizes:
             name = "one epoch of one candidate" if short else f"{EPOCHS} epochs of {len(RATES)} candidates"
@@ -728,12 +799,14 @@ HEADS = {
     "others": ("The rival was fitted on other rows", ("accepted", "alone", "independent", "factor")),
     "plant": ("Planted faults, and the same inside the folds", ("accepted", "alone", "independent", "factor")),
     "power": ("A true gain of two standard errors on a fifth of the rows", ("accepted", "best", "heldOut", "factor")),
+    "small": ("Small tables, nothing to gain", ("accepted", "independent", "factor")),
+    "small gains": ("Small tables, a true gain of two standard errors on a fifth", ("accepted", "gained", "factor")),
     "thresholds": ("Thresholds train, held-out rows decide", ("accepted", "stricter")),
 }
 WORDS = {
     "accepted": "accepted", "alone": "the best alone, with the factor", "independent": "the best alone, without it",
     "factor": "its factor", "best": "of these the best arm", "heldOut": "by the held-out fifth",
-    "stricter": "at a tenth of the level",
+    "stricter": "at a tenth of the level", "gained": "share of the gain that ships",
 }  # fmt: skip
 
 

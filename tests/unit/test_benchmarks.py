@@ -1,5 +1,7 @@
 """Every benchmark still runs: some of those without Spark for each commit, all of them nightly; none is held against a bound."""
 
+import ast
+import importlib.util
 import json
 import subprocess
 import sys
@@ -37,6 +39,27 @@ WITHOUT_SPARK = {
 def test_the_list_has_every_script() -> None:
     scripts = {path.stem for path in (ROOT / "benchmarks").glob("*.py")} - set(run_all.NO_BENCHMARK)
     assert scripts == {b.script for b in run_all.BENCHMARKS}
+
+
+@pytest.mark.parametrize("folder", ["benchmarks", "examples", "jobs", "tools"])
+def test_what_scripts_import_from_the_package_is_there(folder: str) -> None:
+    missing = [
+        f"{path.name}: {node.module}.{alias.name}"
+        for path in (ROOT / folder).rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "sparkdiff"
+        for alias in node.names
+        if not has(str(node.module), alias.name)
+    ]
+    assert missing == []
+
+
+def has(module: str, name: str) -> bool:
+    """Whether a module has a name, or a package such a module."""
+    try:
+        return hasattr(importlib.import_module(module), name) or bool(importlib.util.find_spec(f"{module}.{name}"))
+    except ModuleNotFoundError:
+        return False
 
 
 EACH_COMMIT = {"guard_size"}
