@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from common import append_lines, exit_code, folder_of, parse, parser, read_lines, write
 from fleet import CONF, OPTIONS, PLANTED, ROWS, SETS, Cell, Fits, cells, halves
 from pyspark.sql import DataFrame, SparkSession
@@ -33,7 +34,7 @@ from sparkdiff.forecasting.facts import training_facts
 from sparkdiff.improvement.arm import Arm
 from sparkdiff.improvement.arms import arms_of
 from sparkdiff.improvement.budget import Limit
-from sparkdiff.improvement.candidate import Candidate, Step, best_of, share
+from sparkdiff.improvement.candidate import Candidate, Step, best_of, candidates_of, share
 from sparkdiff.improvement.ground import Ground, prepared
 from sparkdiff.improvement.settings import ImprovementSettings
 from sparkdiff.job.loading import start_session
@@ -62,7 +63,7 @@ def steps_of(arm: Arm, ground: Ground, limit: Limit) -> list[dict[str, Any]]:
         gain = 0.0 if best is None else share(ground, best)
         out.append({
             "seconds": spent, "gain": gain, "says": step.says,
-            "kept": gain if best is not None and is_shown(ground, best, 1 + len(out)) else 0.0,
+            "kept": gain if best is not None and is_shown(ground, steps, best) else 0.0,
             "ended": [k for k in ("failed", "stopped") if step.learned.get(k)],
         })  # fmt: skip
         if out[-1]["ended"]:
@@ -70,11 +71,12 @@ def steps_of(arm: Arm, ground: Ground, limit: Limit) -> list[dict[str, Any]]:
     return out
 
 
-def is_shown(ground: Ground, candidate: Candidate, tests: int) -> bool:
-    """Whether the rows that explore show the gain of a candidate at the default level, as one of so many tests."""
-    before, after = ground.start.scores[VALIDATION], candidate.found.scores[VALIDATION]
-    gains = (before.blocks - after.blocks)[None]
-    return guard.decide(gains, before.weights, level=ground.options.guard, finalists=tests).accepted
+def is_shown(ground: Ground, steps: Sequence[Step], best: Candidate) -> bool:
+    """Whether the rows that explore show the gain of the best candidate, the test allowing for the choice among all of them."""
+    before, found = ground.start.scores[VALIDATION], candidates_of(steps)
+    gains = torch.stack([before.blocks - each.found.scores[VALIDATION].blocks for each in found])
+    chosen = next(i for i, each in enumerate(found) if each is best)
+    return guard.decide(gains, before.weights, chosen=chosen, level=ground.options.guard).accepted
 
 
 def run(cell: Cell, model: Any, rows: DataFrame, folder: Path, seconds: float) -> dict[str, Any]:

@@ -5,9 +5,10 @@ the rival and the finalists, made anew from all other rows; `proof.decision.deci
 accepted if any of the four finalists is. In the cells without a gain the arms are at the boundary, worth as much as the rival
 or a little less. The faults are those that make a proof worthless: rows in training that prove, structure chosen by the labels
 of all rows, a stage fitted with them. Beside these stand the same test without the factor for the folds' dependence or without
-the quarter for four finalists, true gains, and today's test of all epochs and candidates on held-out rows where thresholds of
-trees train. Fails where a share is above 2.5% and two standard errors, or a fault is not caught. About half an hour of one
-core. Each cell is written to --cells as soon as it is measured, and isn't run again.
+the quarter for four finalists, true gains, the test of all epochs and candidates on held-out rows where thresholds of trees
+train, and three ways to choose an arm in tables of 300 and 700 rows, where only the best arm is tested (as one of four). Fails
+where a share is above 2.5% and two standard errors, or a fault is not caught. About half an hour of one core. Each cell is
+written to --cells as soon as it is measured, and isn't run again.
 
     python benchmarks/proof_size.py --runs 1000 --cells proof_size.jsonl --out proof_size.json
 """
@@ -48,8 +49,8 @@ OTHER_ROWS = 200_000
 SHIPPED = 9 / 200
 """The largest share in which anything may ship against an original that was fitted on OTHER_ROWS."""
 
-
 Draw = Callable[[torch.Generator, int], dict[str, dict[str, float]]]
+"""One draw: for each way to choose, what was found."""
 
 
 # The test of a finalist -------------------------------------------------------------------------------------------------
@@ -375,14 +376,14 @@ def others(columns: int, n: int, g: torch.Generator) -> Sample:
 
 # Small tables -----------------------------------------------------------------------------------------------------------
 
-SMALL_ARMS = 50
+SMALL_ARMS, SMALL_GAIN = 50, 2.0  # the gain in standard errors on a fifth of the rows
 
 
 def chosen_arms(gains: Tensor, rows: Rows) -> dict[str, list[int]]:
-    """The arm that each fold that proves tests, by three ways to choose it.
+    """The arm with the largest gain, chosen in three ways: for each way, the number of the arm in each of the folds that prove.
 
     Args:
-        gains: (arms, FOLDS, n) of the models of each fold.
+        gains: (arms, FOLDS, n) the gains of each fold's models on all rows; only those on the fold's own rows count.
     """
     each = torch.stack([gains[:, k, rows.fold == k].sum(1) for k in range(FOLDS)], 1)  # (arms, FOLDS)
     every = each.sum(1)
@@ -394,7 +395,7 @@ def chosen_arms(gains: Tensor, rows: Rows) -> dict[str, list[int]]:
 
 
 def choose_in_small(make: Callable[[int, torch.Generator], Sample], n: int) -> Draw:
-    """Tables of n rows without a gain, on which the best of SMALL_ARMS is chosen in three ways and proven by the other folds."""
+    """Tables of n rows without a gain, on which the best of SMALL_ARMS is chosen in three ways and tested on folds 2 to FOLDS."""
 
     def draw(generator: torch.Generator, seed: int) -> dict[str, dict[str, float]]:
         sample = make(n, generator)
@@ -403,34 +404,6 @@ def choose_in_small(make: Callable[[int, torch.Generator], Sample], n: int) -> D
         for way, arms in chosen_arms(sample.rival - losses, sample.rows).items():
             finalist = torch.stack([losses[a, k] for k, a in enumerate(arms, 1)])
             found[way] = figures(tested(sample.rows, sample.rival[1:], finalist, seed))
-        return found
-
-    return draw
-
-
-def choose_among_gains(n: int, gain: float, alike: bool) -> Draw:
-    """One of SMALL_ARMS gains so many standard errors on a fifth of n rows.
-
-    Args:
-        alike: whether the others gain less than it, but something; else they gain nothing.
-    """
-
-    def draw(generator: torch.Generator, seed: int) -> dict[str, dict[str, float]]:
-        rows = Rows.dealt(torch.arange(n))
-        true = torch.zeros(SMALL_ARMS, dtype=F64)
-        if alike:
-            true = gain * torch.rand(SMALL_ARMS, generator=generator, dtype=F64)
-        true[0] = gain
-        shared = 0.7 * random(n, generator=generator)
-        deviation = math.sqrt(n / FOLDS)
-        gains = true[:, None] + deviation * (shared + math.sqrt(0.51) * random(SMALL_ARMS, n, generator=generator))
-        by_training = deviation * math.sqrt(0.2 / (FOLDS - 2)) * random(FOLDS - 1, n, generator=generator)
-        found = {}
-        for way, arms in chosen_arms(gains[:, None].expand(-1, FOLDS, -1), rows).items():
-            each = gains[arms] + by_training
-            outcome = figures(tested(rows, torch.zeros_like(each), -each, seed))
-            share = float(true[arms].mean()) / gain if gain else 0.0
-            found[way] = outcome | {"gained": outcome["accepted"] * share}
         return found
 
     return draw
@@ -592,35 +565,63 @@ def planted(fault: str, inside: bool, g: torch.Generator, seed: int) -> dict[str
 POWER_ROWS, GAIN, ERROR = 7200, 0.02, 0.01
 
 
-def true_gains(arms: int, alike: bool, g: torch.Generator, seed: int) -> dict[str, float]:
-    """One of the arms gains GAIN of the loss, with a standard error of ERROR on a fifth of the rows.
+def draw_means(arms: int, gain: float, alike: bool, g: torch.Generator) -> Tensor:
+    """Draw the mean gains (arms,): one of the arms gains `gain`, the others less than it, but something (`alike`), or nothing."""
+    true = torch.zeros(arms, dtype=F64)
+    if alike:
+        true = gain * torch.rand(arms, generator=g, dtype=F64)
+    true[int(torch.randint(arms, (), generator=g))] = gain
+    return true
 
-    Args:
-        alike: whether the other arms gain less than it, but something; else they gain nothing.
-    """
+
+def draw_gains(true: Tensor, deviation: float, n: int, g: torch.Generator) -> Tensor:
+    """Draw the gains (arms, n) of arms with these mean gains on n rows, half of whose variance is shared by all arms."""
+    shared = 0.7 * random(n, generator=g)
+    return true[:, None] + deviation * (shared + math.sqrt(0.51) * random(len(true), n, generator=g))
+
+
+def draw_training(deviation: float, n: int, g: torch.Generator) -> Tensor:
+    """Draw what training on other rows adds to the gains of each fold's model, (FOLDS - 1, n); the factor is about 1.2."""
+    return deviation * math.sqrt(0.2 / (FOLDS - 2)) * random(FOLDS - 1, n, generator=g)
+
+
+def true_gains(arms: int, alike: bool, g: torch.Generator, seed: int) -> dict[str, float]:
+    """One of the arms gains GAIN of the loss, with a standard error of ERROR on a fifth of the rows; see `draw_means`."""
     n = POWER_ROWS
     rows = Rows.dealt(torch.arange(n))
     deviation = ERROR * math.sqrt(n / FOLDS)
-    true = torch.zeros(arms, dtype=F64)
-    if alike:
-        true = GAIN * torch.rand(arms, generator=g, dtype=F64)
-    true[int(torch.randint(arms, (), generator=g))] = GAIN
-    shared = 0.7 * random(n, generator=g)
-    gains = true[:, None] + deviation * (shared + math.sqrt(0.51) * random(arms, n, generator=g))
+    gains = draw_gains(draw_means(arms, GAIN, alike, g), deviation, n, g)
     own = rows.fold == 0
     sums = torch.zeros(arms, MAX_BLOCKS, dtype=F64).index_add(1, rows.block[own], gains[:, own])
     weights = torch.bincount(rows.block[own], minlength=MAX_BLOCKS).double()
     best = (sums.sum(1)).topk(min(1 + OTHERS, arms)).indices.tolist()
-    by_training = deviation * math.sqrt(0.2 / (FOLDS - 2))  # the factor is about 1.2
     found = []
     for a in best:
-        each = gains[a] + by_training * random(FOLDS - 1, n, generator=g)
+        each = gains[a] + draw_training(deviation, n, g)
         found.append(tested(rows, torch.ones_like(each), 1 - each, seed))
     held = guard.decide(sums, weights, level=LEVEL, seed=seed).accepted
     return {
         "accepted": float(any(f.accepted for f in found)), "best": float(found[0].accepted), "heldOut": float(held),
         "factor": found[0].factor,
     }  # fmt: skip
+
+
+def choose_among_gains(n: int, gain: float, alike: bool) -> Draw:
+    """Tables of n rows, on which one of SMALL_ARMS gains so many standard errors on a fifth of the rows; see `draw_means`."""
+
+    def draw(generator: torch.Generator, seed: int) -> dict[str, dict[str, float]]:
+        rows, deviation = Rows.dealt(torch.arange(n)), math.sqrt(n / FOLDS)
+        true = draw_means(SMALL_ARMS, gain, alike, generator)
+        gains = draw_gains(true, deviation, n, generator)
+        training = draw_training(deviation, n, generator)
+        found = {}
+        for way, arms in chosen_arms(gains[:, None].expand(-1, FOLDS, -1), rows).items():
+            each = gains[arms] + training
+            outcome = figures(tested(rows, torch.zeros_like(each), -each, seed))
+            found[way] = outcome | {"gained": outcome["accepted"] * float(true[arms].mean()) / SMALL_GAIN}
+        return found
+
+    return draw
 
 
 # Thresholds that train --------------------------------------------------------------------------------------------------
@@ -745,7 +746,7 @@ def cells() -> list[Cell]:
         out.append(Cell(f"no arm gains, {n} rows", "small", choose_among_gains(n, 0.0, False)))
         for alike in (False, True):
             name = f"the others gain {'less' if alike else 'nothing'}, {n} rows"
-            out.append(Cell(name, "small gains", choose_among_gains(n, 2.0, alike), 1.0, share=0.3))
+            out.append(Cell(name, "small gains", choose_among_gains(n, SMALL_GAIN, alike), 1.0, share=0.3))
     for short in (False, True):
         for n in sizes:
             name = "one epoch of one candidate" if short else f"{EPOCHS} epochs of {len(RATES)} candidates"
