@@ -173,6 +173,11 @@ def test_an_original_that_is_better_than_its_refit_is_kept_unless_the_rows_are_s
     assert len(said.summary.history) > 1
 
 
+def up_to_rounding(found: Any) -> dict[str, Any]:
+    """The metrics of a run; two fits to the same rows differ in their last bits, because Spark adds partitions as they come."""
+    return {split: values and pytest.approx(values, rel=1e-9) for split, values in found.summary.metrics.items()}
+
+
 def test_an_original_that_is_no_better_than_its_refit_is_not_the_start(
     spark: SparkSession, seen: DataFrame, new: DataFrame, tmp_path: Path
 ) -> None:
@@ -182,7 +187,7 @@ def test_an_original_that_is_no_better_than_its_refit_is_not_the_start(
     [warning] = told(found)
     assert "which is what ships must beat" in warning
     refit = FineTuner(pipeline(LogisticRegression()), cacheDir=str(tmp_path), guard=1.0, **QUICK).fit(seen)
-    assert found.summary.metrics == refit.summary.metrics
+    assert found.summary.metrics == up_to_rounding(refit)
 
 
 def test_an_original_of_the_training_rows_alone_is_the_start(seen: DataFrame, tmp_path: Path) -> None:
@@ -199,7 +204,7 @@ def test_what_differs_between_fits_side_by_side_differs_in_their_refits(seen: Da
     frozen = {tuner.getParam("freeze"): [original.stages[1].uid]}
     (_, first), (_, second) = sorted(tuner.fitMultiple(seen, [{}, frozen]), key=lambda found: found[0])
     alone = tuner.copy(frozen).fit(seen)
-    assert second.summary.metrics == alone.summary.metrics != first.summary.metrics
+    assert second.summary.metrics == up_to_rounding(alone) != first.summary.metrics
 
 
 @pytest.mark.parametrize(("verb", "keeps", "options"), [
