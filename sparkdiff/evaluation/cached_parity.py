@@ -33,7 +33,8 @@ from sparkdiff.stages.prepared import Prepared
 from sparkdiff.store.files import moved, room
 from sparkdiff.tensors.rows import Rows, SparseRows, below, dense, taken
 
-PARITY_ROWS = 10_000
+PARITY_ROWS, FEWER_ROWS = 10_000, 1_000
+"""Rows that are compared with Spark at most, of what may ship, and of what only shows how good it would be."""
 DENSE_ENTRIES = 1 << 26
 """Number of entries that Spark may write densely for the comparison (half a gibibyte of doubles)."""
 KEPT_BYTES = 1 << 26
@@ -201,9 +202,9 @@ def _recovered(
     return columns, standing
 
 
-def sample_of(network: Network, data: Data) -> dict[Version, Rows]:
+def sample_of(network: Network, data: Data, most: int = PARITY_ROWS) -> dict[Version, Rows]:
     """The cached rows for `check`: training and validation rows in equal parts, fewer if stages make them dense."""
-    most = max(100, min(PARITY_ROWS, DENSE_ENTRIES // max(1, network.made_dense())))
+    most = max(100, min(most, DENSE_ENTRIES // max(1, network.made_dense())))
     parts: list[dict[Version, Rows]] = []
     rows = 0
     for split in (TRAIN, VALIDATION):

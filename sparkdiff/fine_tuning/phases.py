@@ -57,12 +57,14 @@ from sparkdiff.training.recipes import Recipe
 def begun(
     task: Task, sources: Sequence[Source], phases: Phases, *, shared: Shared | None = None, boundaries: Boundaries | None = None,
     allTrain: bool = False, keyed: bool = False, lasting: bool = True, written: Task | None = None,
+    comparedRows: int = cached_parity.PARITY_ROWS,
 ) -> Iterator[Run]:  # fmt: skip
     """Write the cache or find it, and open it for the phases that follow, while the context lasts.
 
     Args:
         allTrain, keyed, lasting: see `Request`.
         written: the task whose cache has the columns that this one reads, if it isn't its own.
+        comparedRows: see `Run`.
     """
     # A batch takes as many rows from each virtual shard.
     o = dataclasses.replace(task.options, batchSize=-(-task.options.batchSize // SHARDS) * SHARDS)
@@ -92,7 +94,9 @@ def begun(
         data = Data(stream, cache.columns(task.cut), rows=rows_at_once(network, stream))
         divided = all(s.split != VALIDATION for s in sources)
         goal = _goal(task, cache, network, reference=any(s.split == REFERENCE for s in sources))
-        yield Run(task, phases, shared, key, cache, network, computed, data, goal, versions_of(sources), divided)
+        yield Run(
+            task, phases, shared, key, cache, network, computed, data, goal, versions_of(sources), divided, comparedRows
+        )
 
 
 def in_memory(options: Options, cache: caches.Cache) -> bool:
@@ -148,7 +152,7 @@ def verified(run: Run, *, decides: bool = True) -> Measured:
         parity = run.once(
             "parity",
             lambda: cached_parity.check(
-                task.model, network, cached_parity.sample_of(network, data), cache, _known(run)
+                task.model, network, cached_parity.sample_of(network, data, run.comparedRows), cache, _known(run)
             ),
         )
         say(f"the network reproduces Spark: {parity}")
@@ -338,7 +342,7 @@ def written(run: Run, original: Measured, network: Network, known: Mapping[str, 
     with run.phases.phase("write back") as say:
         scores = {s: known.get(s) or score(network, data, s, run.goal.metric) for s in original.scores}
         memory.trim()
-        sample = cached_parity.sample_of(network, data)
+        sample = cached_parity.sample_of(network, data, run.comparedRows)
         data.stream.close()  # the last that read the rows: room for Spark's
         memory.trim()
         where = cache.folder.parent

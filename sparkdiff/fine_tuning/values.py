@@ -6,6 +6,7 @@ from typing import Any
 
 from sparkdiff.data import cache as caches
 from sparkdiff.evaluation.acceptance import Judgement
+from sparkdiff.evaluation.cached_parity import PARITY_ROWS
 from sparkdiff.evaluation.data import Data
 from sparkdiff.evaluation.scores import Score
 from sparkdiff.fine_tuning.shared import Shared
@@ -67,6 +68,7 @@ class Run:
         computed: identifies the network before it sees a row.
         versions: of the tables that the rows come from, as far as their plans show them.
         divided: whether the validation rows are a share of the rows that were passed.
+        comparedRows: that are compared with Spark at most.
     """
 
     task: Task
@@ -80,6 +82,7 @@ class Run:
     goal: Goal
     versions: list[dict[str, str]] = dataclasses.field(default_factory=list)
     divided: bool = True
+    comparedRows: int = PARITY_ROWS
 
     def once(self, name: str, make: Callable[[], Any]) -> Any:
         return self.shared.once((name, self.key), make)

@@ -134,22 +134,18 @@ class Account:
         return (1 + LATE) * self.budget.seconds + LATE_SECONDS - self.now()
 
     def _proof(self, seconds: float, folds: int, ready: float = 0.0) -> float:
-        """The seconds of a proof of one candidate: in each fold beside its rival, and from all rows.
+        """The seconds of a proof of one candidate: in each fold beside its rival, and from all rows, as one more fold.
 
         Args:
             ready: folds in which the pipeline is fitted and measured already, one of them perhaps in part; then all rows.
         """
-        # All rows, too: the lane that has nothing else to do makes them.
         fits = max(folds - ready, 0.0) + (ready <= self.folds)
-        return self._times(folds) * seconds + self._times(fits) * self.fold + self._alone() * seconds
-
-    def _alone(self) -> float:
-        return ALONE if self._lanes > 1 else 1.0
+        return self._times(folds + 1) * seconds + self._times(fits) * self.fold
 
     def _times(self, folds: float) -> float:
         """How many times as long as one fold so many take, of which the last one may be alone."""
         together, rest = divmod(folds, self._lanes)
-        alone = self._alone()
+        alone = ALONE if self._lanes > 1 else 1.0
         return together + alone * min(rest, 1.0) + (1 - alone) * min(max(rest - 1.0, 0.0), 1.0)
 
     def buy_folds(self, seconds: Sequence[float], ready: int = 0) -> list[int]:

@@ -14,6 +14,7 @@ from pyspark.ml import PipelineModel
 from sparkdiff import jvm
 from sparkdiff.data.splits import VALIDATION, Boundaries, Source
 from sparkdiff.errors import InputError
+from sparkdiff.evaluation.cached_parity import FEWER_ROWS, PARITY_ROWS
 from sparkdiff.evaluation.recorded import Recorded, changed
 from sparkdiff.evaluation.scores import Score
 from sparkdiff.fine_tuning.phases import begun, checked, verified
@@ -129,6 +130,11 @@ class Ground:
     lasting: bool = True
     temporary: list[Shared] = dataclasses.field(default_factory=list)
     trainings: list[Training] = dataclasses.field(default_factory=list)
+
+    @property
+    def ships(self) -> bool:
+        """Whether what is made from its rows may ship: not where arms explore, nor in a fold."""
+        return self.allTrain and not self.fold
 
     @functools.cached_property
     def in_threads(self) -> bool:
@@ -259,6 +265,7 @@ class Ground:
         with begun(
             task, self.sources, self.phases, shared=self.shared, boundaries=self.boundaries, allTrain=self.allTrain, keyed=True,
             lasting=self.lasting, written=None if cut is None else written,
+            comparedRows=PARITY_ROWS if self.ships else FEWER_ROWS,
         ) as run:  # fmt: skip
             yield run
 

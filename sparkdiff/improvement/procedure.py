@@ -225,7 +225,7 @@ def _proven(
         rows = division.number * explores.rows[VALIDATION]
         say.now(f"{division.name}: about {rows:,} rows decide, a gain of {shows:.1%} would show")
     proof = dataclasses.replace(proof, against=origin.model if against else None)
-    found = proof.prove(chosen, phases.within())
+    found = proof.prove(chosen, phases.within(), early=account.budget.seconds is not None)
     return dataclasses.replace(proving.decide(proof, chosen, found), rival=why, shows=shows)
 
 

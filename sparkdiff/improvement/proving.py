@@ -1,5 +1,6 @@
 """The proof of an improvement: finalists are made anew in each fold, beside their rival, and what ships of them from all rows."""
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -186,12 +187,19 @@ class Proof:
     made: dict[str, Any] = dataclasses.field(default_factory=dict)
     shared: Shared = dataclasses.field(default_factory=Shared)
 
-    def prove(self, chosen: Sequence[Finalist], phases: Phases) -> list[Proven]:
-        """Measure the finalists and their rival in each fold, and decide about each finalist. Folds may be side by side."""
+    def prove(self, chosen: Sequence[Finalist], phases: Phases, *, early: bool = False) -> list[Proven]:
+        """Measure the finalists and their rival in each fold, and decide about each finalist. Folds may be side by side.
+
+        Args:
+            early: whether the best is made from all rows before it is proven, beside the last fold.
+        """
         found: dict[tuple[str, int], FoldComparison | str] = {}
         number = max((f.folds for f in chosen), default=0)
-        tasks = ((f"fold {k + 2}", functools.partial(self._prove_in, k, chosen, found)) for k in range(number))
-        lanes.run(tasks, self.ground.folds_side_by_side, phases, self.ground.brake)
+        tasks = [(f"fold {k + 2}", functools.partial(self._prove_in, k, chosen, found)) for k in range(number)]
+        if early and self.division.ships:
+            best = (f for f in chosen if f.role == BEST and f.folds)
+            tasks += [("all rows", functools.partial(self._make_early, f)) for f in best]
+        lanes.run(iter(tasks), self.ground.folds_side_by_side, phases, self.ground.brake)
         return [self._decide(f, [found.get((f.name, k), "") for k in range(f.folds)]) for f in chosen if f.folds]
 
     def _prove_in(
@@ -235,6 +243,19 @@ class Proof:
         return self.shared.once(
             ("whole",), lambda: moved(ground, ground.sources, ground.boundaries, allTrain=True, fold=0)
         )
+
+    def from_all_rows(self, finalist: Finalist) -> Measurement:
+        """What ships of a finalist, made once; see `remake`."""
+        return self.shared.once(
+            ("ships", finalist.name), lambda: remake(self.whole(), finalist.candidate.making, self.arms)
+        )
+
+    def _make_early(self, finalist: Finalist) -> str:
+        """Make what ships of a finalist, if it is accepted; an error is raised again when it is asked for."""
+        STEP.set({"arm": finalist.candidate.arm, "round": finalist.role})
+        with contextlib.suppress(SparkdiffError, *jvm.SparkError):
+            self.from_all_rows(finalist)
+        return ""
 
     def ready(self) -> int:
         """The number of grounds that are made: those of the folds, and that of all rows, which comes last."""
@@ -402,7 +423,7 @@ def _ship(proof: Proof, proven: Proven) -> Shipped:
         if finalist.name in proof.made:
             found = measure(proof.whole(), proof.made[finalist.name])
         else:
-            found = remake(proof.whole(), finalist.candidate.making, proof.arms)
+            found = proof.from_all_rows(finalist)
     except WriteError:
         raise
     except (SparkdiffError, *jvm.SparkError) as e:

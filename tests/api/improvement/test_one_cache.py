@@ -1,5 +1,6 @@
 """One cache serves a pipeline and all that begins with its stages; what has other stages in front, or other rows, has its own."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,10 @@ from pyspark.sql import DataFrame, SparkSession
 from sparkdiff import FineTuner
 from sparkdiff.data.cache import root
 from sparkdiff.data.splits import VALIDATION
+from sparkdiff.fine_tuning.shared import Shared
 from sparkdiff.improvement.arms.growing import IMPORT
 from sparkdiff.improvement.budget import Limit
-from sparkdiff.improvement.ground import Ground, Measurement, measure
+from sparkdiff.improvement.ground import Ground, Measurement, measure, prepared
 from sparkdiff.options import Options
 from sparkdiff.pipeline.cut import within
 
@@ -179,3 +181,14 @@ def test_caches_of_folds_stay_only_where_a_later_run_may_read_them(
     assert caches(root(Options())) <= before + 2  # of the pipeline itself, and of its refit on all rows
     FineTuner(**options, cacheDir=str(tmp_path)).fit(rows)
     assert caches(tmp_path) >= 4
+
+
+def test_of_what_may_ship_more_rows_are_compared_with_spark(
+    model: PipelineModel, rows: DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sparkdiff.improvement.ground.FEWER_ROWS", 100)
+    explores = grounds(model, rows, tmp_path)
+    ships = prepared(replace(explores, allTrain=True, original=None, shared=Shared()))
+    [fewer, more] = [measure(ground, model).parity for ground in (explores, ships)]
+    assert fewer is not None and more is not None
+    assert 100 <= fewer.rows < 200 and more.rows >= ROWS

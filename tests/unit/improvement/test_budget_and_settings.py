@@ -48,8 +48,8 @@ def test_of_two_folds_at_the_same_time_each_takes_longer_than_one_alone() -> Non
     account = Account(Budget.of("100s"), clock=lambda: 0.0)
     account.start(4, 2)
     account.note_fit(20.0)
-    # Four fits of the pipeline, that on all rows among them, are two at a time, the candidate's third fold and all rows alone.
-    assert account.left() == pytest.approx(120 - 2 * 20 - 1.7 * 10 - 0.7 * 10)
+    # Three folds and all rows are four fits of the pipeline, and the candidate is made four times: two at a time.
+    assert account.left() == pytest.approx(120 - 2 * 20 - 2 * 10)
 
 
 def proven(

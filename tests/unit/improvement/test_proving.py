@@ -144,8 +144,8 @@ def proven(
 class Folds:
     """Stands for what Spark makes in the folds: a fold's ground is its number."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, fails: Mapping[tuple[str, int], BaseException]) -> None:
-        self.made: list[tuple[str, int]] = []
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, fails: Mapping[tuple[str, Any], BaseException]) -> None:
+        self.made: list[tuple[str, Any]] = []
         self.rivals: list[int] = []
         self.fails = dict(fails)
         monkeypatch.setattr(Proof, "ground_of", lambda of, k: k)
@@ -182,6 +182,20 @@ def test_a_finalist_of_fewer_folds_is_decided_by_these(monkeypatch: pytest.Monke
     [one, other] = proof().prove([Finalist("best", GROWN, 2), Finalist("sameForm", TRAINED, 3)], Phases(False))
     assert (len(one.folds), len(other.folds)) == (2, 3)
     assert ("grow", 2) not in folds.made
+
+
+def test_what_ships_is_made_beside_the_last_fold_and_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Proof, "whole", lambda of: "all rows")
+    folds, of = Folds(monkeypatch, {}), proof()
+    of.prove(CHOSEN, Phases(False), early=True)
+    assert folds.made[-2:] == [("finetune", 2), ("grow", "all rows")]
+    of.from_all_rows(CHOSEN[0])
+    assert len(folds.made) == 7
+    failed, of = Folds(monkeypatch, {("grow", "all rows"): InputError("no")}), proof()
+    [best, _] = of.prove(CHOSEN, Phases(False), early=True)
+    assert best.accepted and len(failed.made) == 7
+    with pytest.raises(InputError, match="no"):
+        of.from_all_rows(CHOSEN[0])
 
 
 def test_a_full_disk_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
