@@ -377,33 +377,44 @@ def others(columns: int, n: int, g: torch.Generator) -> Sample:
 # Small tables -----------------------------------------------------------------------------------------------------------
 
 SMALL_ARMS, SMALL_GAIN = 50, 2.0  # the gain in standard errors on a fifth of the rows
+KINDS = 5
+"""Kinds of arms, as search and growth are: as many of each."""
 
 
-def chosen_arms(gains: Tensor, rows: Rows) -> dict[str, list[int]]:
-    """The arm with the largest gain, chosen in three ways: for each way, the number of the arm in each of the folds that prove.
+def chosen_arms(gains: Tensor, rows: Rows) -> dict[str, list[list[int]]]:
+    """The finalists, chosen in four ways: for each way and finalist, the number of the arm in each of the folds that prove.
 
     Args:
         gains: (arms, FOLDS, n) the gains of each fold's models on all rows; only those on the fold's own rows count.
     """
     each = torch.stack([gains[:, k, rows.fold == k].sum(1) for k in range(FOLDS)], 1)  # (arms, FOLDS)
-    every = each.sum(1)
+    every, kinds = each.sum(1), torch.arange(len(each)) % KINDS
+    of_kinds = [each[:, 0].where(kinds == kind, -math.inf).argmax() for kind in range(KINDS)]
     return {
-        "by the first fold": [int(each[:, 0].argmax())] * (FOLDS - 1),
-        "by all folds": [int(every.argmax())] * (FOLDS - 1),
-        "by all other folds": [int((every - each[:, k]).argmax()) for k in range(1, FOLDS)],
+        "by the first fold": [[int(each[:, 0].argmax())] * (FOLDS - 1)],
+        "by all folds": [[int(every.argmax())] * (FOLDS - 1)],
+        "by all other folds": [[int((every - each[:, k]).argmax()) for k in range(1, FOLDS)]],
+        "of each kind": [[int(arm)] * (FOLDS - 1) for arm in sorted(of_kinds, key=lambda arm: -float(every[arm]))],
     }
 
 
+def first_accepted(outcomes: Sequence[Outcome]) -> tuple[int, dict[str, float]]:
+    """The number of the finalist that ships, the first one where none is accepted, and whether any is accepted in each way."""
+    number = next((i for i, outcome in enumerate(outcomes) if outcome.accepted), 0)
+    every = [figures(outcome) for outcome in outcomes]
+    return number, {k: v if k == "factor" else max(f[k] for f in every) for k, v in every[number].items()}
+
+
 def choose_in_small(make: Callable[[int, torch.Generator], Sample], n: int) -> Draw:
-    """Tables of n rows without a gain, on which the best of SMALL_ARMS is chosen in three ways and tested on folds 2 to FOLDS."""
+    """Tables of n rows without a gain, on which some of SMALL_ARMS are chosen in four ways and tested on folds 2 to FOLDS."""
 
     def draw(generator: torch.Generator, seed: int) -> dict[str, dict[str, float]]:
         sample = make(n, generator)
         losses = sample.losses(range(SMALL_ARMS), slice(None))
         found = {}
-        for way, arms in chosen_arms(sample.rival - losses, sample.rows).items():
-            finalist = torch.stack([losses[a, k] for k, a in enumerate(arms, 1)])
-            found[way] = figures(tested(sample.rows, sample.rival[1:], finalist, seed))
+        for way, finalists in chosen_arms(sample.rival - losses, sample.rows).items():
+            each = [torch.stack([losses[a, k] for k, a in enumerate(arms, 1)]) for arms in finalists]
+            _, found[way] = first_accepted([tested(sample.rows, sample.rival[1:], loss, seed) for loss in each])
         return found
 
     return draw
@@ -615,10 +626,11 @@ def choose_among_gains(n: int, gain: float, alike: bool) -> Draw:
         gains = draw_gains(true, deviation, n, generator)
         training = draw_training(deviation, n, generator)
         found = {}
-        for way, arms in chosen_arms(gains[:, None].expand(-1, FOLDS, -1), rows).items():
-            each = gains[arms] + training
-            outcome = figures(tested(rows, torch.zeros_like(each), -each, seed))
-            found[way] = outcome | {"gained": outcome["accepted"] * float(true[arms].mean()) / SMALL_GAIN}
+        for way, finalists in chosen_arms(gains[:, None].expand(-1, FOLDS, -1), rows).items():
+            each = [gains[arms] + training for arms in finalists]
+            number, outcome = first_accepted([tested(rows, torch.zeros_like(x), -x, seed) for x in each])
+            gained = outcome["accepted"] * float(true[finalists[number]].mean()) / SMALL_GAIN
+            found[way] = outcome | {"gained": gained}
         return found
 
     return draw

@@ -41,6 +41,8 @@ BEST, AS_CHEAP, SAME_FORM, SIMPLER = "best", "asCheap", "sameForm", "simpler"
 """The names of offers: the largest gain; of those that cost no more to serve than the original; of those with the original's
 stages; one with fewer stages that serves cheaper and loses nothing."""
 REFIT, YOURS = "refit", "your pipeline"
+OTHER, SMALL = "other", 1000
+"""The best of another arm, which is proven in tables of fewer rows: too few explore to choose by them alone."""
 ACCEPT = 0.025
 """The p-value that a simpler pipeline needs where any gain is accepted."""
 
@@ -112,6 +114,8 @@ NOTHING = guard.Verdict(False, -1, 0.0, 0.0, 1.0, 0.025)
 def finalists(ground: Ground, steps: Sequence[Step]) -> list[Finalist]:
     """Choose what is proven, in this order: the best, the plain refit, and two of same form, as cheap, simpler.
 
+    In a small table the best of each arm is, so that all folds choose among the arms.
+
     Args:
         ground: of the rows that explore.
     """
@@ -129,10 +133,15 @@ def finalists(ground: Ground, steps: Sequence[Step]) -> list[Finalist]:
             key=lambda c: c.found.cost,
         ),
     }
+    firsts, most = [(role, ordered[0]) for role, ordered in roles.items() if ordered], FINALISTS
+    if ground.rows[TRAIN] + ground.rows[VALIDATION] < SMALL:
+        firsts, most = firsts + [(OTHER, c) for c in found], len(ARMS)
     chosen: list[Finalist] = []
-    for role, ordered in roles.items():
-        if ordered and len(chosen) < FINALISTS and all(ordered[0].making != f.candidate.making for f in chosen):
-            chosen.append(Finalist(role, ordered[0]))
+    for role, candidate in firsts:
+        tried = any(candidate.making == f.candidate.making for f in chosen)
+        represented = role == OTHER and any(candidate.arm == f.candidate.arm for f in chosen)
+        if len(chosen) < most and not tried and not represented:
+            chosen.append(Finalist(role, candidate))
     return chosen
 
 

@@ -44,10 +44,10 @@ def figures(loss: float, cost: float = 1.0) -> Any:
     return SimpleNamespace(cost=cost, scores={"validation": score, "train": score}, model=object())
 
 
-def ground_of(options: Mapping[str, Any] | None = None, **settings: Any) -> Any:
+def ground_of(options: Mapping[str, Any] | None = None, *, rows: int = 900, **settings: Any) -> Any:
     return SimpleNamespace(
         options=Options.of(options or {}), settings=ImprovementSettings.of(settings), start=figures(LOSS), stay={},
-        rows={"train": 900}, sources=[SimpleNamespace(data=None)], boundaries=None, metric=SimpleNamespace(sign=1.0, name="loss"),
+        rows={"train": rows, "validation": 200}, sources=[SimpleNamespace(data=None)], boundaries=None, metric=SimpleNamespace(sign=1.0, name="loss"),
         plan=SimpleNamespace(compared_outside=lambda judgement, model, rows, stay: (judgement, [])),
         folds_side_by_side=1, brake=Brake(()),
     )  # fmt: skip
@@ -82,6 +82,15 @@ def test_no_candidate_is_proven_twice_and_a_free_place_goes_to_the_next_role() -
     assert chosen(TRAINED, again) == [("best", TRAINED.name), PLAIN]
     refit = Candidate("refit", "refitted", figures(9.0), Making("refit"))
     assert chosen(refit, DELETED) == [("best", "refitted"), ("simpler", DELETED.name)]
+
+
+def test_in_a_small_table_the_best_of_each_arm_is_proven() -> None:
+    bought, kept = candidate("import", 9.0, 4.0), candidate("import", 9.5, 0.5)
+    every = (TRAINED, REFITTED, GROWN, CHEAPEST, bought, kept)
+    large = [("best", GROWN.name), PLAIN, ("sameForm", REFITTED.name), ("asCheap", TRAINED.name)]
+    assert chosen(*every, rows=800) == large
+    assert chosen(*every, rows=799) == [*large, ("simpler", CHEAPEST.name), ("other", bought.name)]
+    assert chosen(TRAINED, kept, rows=799) == [("best", TRAINED.name), PLAIN, ("other", kept.name)]
 
 
 def test_only_the_refit_is_proven_where_nothing_gains() -> None:
