@@ -23,14 +23,16 @@ from sparkdiff.fine_tuning.task import prepare
 from sparkdiff.fine_tuning.values import Outcome
 from sparkdiff.history.keeping import Keep, keeping
 from sparkdiff.improvement.by_folds import fine_tune_by_folds
-from sparkdiff.options import FIELDS, Options, callable_name, named_callable
+from sparkdiff.options import FIELDS, Options, callable_name, named_callable, option
 from sparkdiff.pipeline.nesting import Holder, flatten, plain, replaced
 from sparkdiff.pipeline.unfitted import check_unfitted
 from sparkdiff.report import Events, FineTuningSummary, Phases, check_callbacks, shown
 from sparkdiff.report.observing import observed
 
-OBJECTS = ("pipeline", "referenceData")
-"""Params that are no options."""
+OBJECTS = {
+    "pipeline": option(None, "the pipeline to fine-tune: a fitted PipelineModel or stage, or an unfitted Pipeline"),
+    "referenceData": option(None, "a DataFrame of rows on which the tuned pipeline may not be worse"),
+}
 ONE_AT_A_TIME = threading.RLock()
 """A fit holds this lock, because torch's number of threads, Python's warning filters and Spark's confs belong to the
 process.
@@ -45,7 +47,7 @@ class _TunerParams(Params):
         return self._setDefault(**{name: listed(getattr(Options(), name)) for name in FIELDS})
 
 
-@with_params(FIELDS, setters=True)
+@with_params(OBJECTS | FIELDS, setters=True)
 class FineTuner(Estimator, CheckedParams, _TunerParams, jvm.Persistent):  # type: ignore[type-arg]
     """Fine-tune a fitted Spark ML pipeline on a loss of your choice.
 
@@ -72,14 +74,7 @@ class FineTuner(Estimator, CheckedParams, _TunerParams, jvm.Persistent):  # type
     MODEL: ClassVar[type["FineTunerModel"]]
     """What `fit` returns."""
 
-    pipeline: Param[Any] = Param(
-        Params._dummy(),
-        "pipeline",
-        "the pipeline to fine-tune: a fitted PipelineModel or stage, or an unfitted Pipeline",
-    )  # type: ignore[no-untyped-call]
-    referenceData: Param[Any] = Param(
-        Params._dummy(), "referenceData", "a DataFrame of rows on which the tuned pipeline may not be worse"
-    )  # type: ignore[no-untyped-call]
+    OBJECTS = OBJECTS
 
     def __init__(
         self, pipeline: Any = None, *others: Any, referenceData: DataFrame | None = None, callbacks: Sequence[Events] = (),
@@ -98,12 +93,6 @@ class FineTuner(Estimator, CheckedParams, _TunerParams, jvm.Persistent):  # type
         self._setDefaults()
         self.setParams(pipeline=pipeline, referenceData=referenceData, **params)
 
-    def setParams(self, *, pipeline: Any = None, referenceData: DataFrame | None = None, **params: Any) -> "FineTuner":
-        """Set Params by name."""
-        self._checked(params)  # names too
-        given = {"pipeline": pipeline, "referenceData": referenceData}
-        return self._set(**params, **{name: value for name, value in given.items() if value is not None})  # type: ignore[no-any-return]
-
     def _checked(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """The values of these options, converted to their types.
 
@@ -111,22 +100,6 @@ class FineTuner(Estimator, CheckedParams, _TunerParams, jvm.Persistent):  # type
             InputError: names every unknown name and every value that can't be.
         """
         return checked(Options, given)
-
-    def setPipeline(self, value: Any) -> "FineTuner":
-        """Set the pipeline to fine-tune."""
-        return self._set(pipeline=value)  # type: ignore[return-value]
-
-    def getPipeline(self) -> Any:
-        """The pipeline to fine-tune."""
-        return self.getOrDefault("pipeline")
-
-    def setReferenceData(self, value: DataFrame) -> "FineTuner":
-        """Set the rows that may not get worse."""
-        return self._set(referenceData=value)  # type: ignore[no-any-return]
-
-    def getReferenceData(self) -> DataFrame:
-        """The rows that may not get worse."""
-        return self.getOrDefault("referenceData")  # type: ignore[no-any-return]
 
     def _set(self, **values: Any) -> Any:
         # Whatever sets a Param comes through here: the values of a grid too, which nobody has checked.
@@ -142,7 +115,7 @@ class FineTuner(Estimator, CheckedParams, _TunerParams, jvm.Persistent):  # type
         new = super().copy(extra)._setDefaults()
         others = {param: value for param, value in (extra or {}).items() if param.parent != self.uid}
         if others and new.isSet("pipeline"):
-            new._set(pipeline=self._with_params(new.getPipeline(), others))
+            new._set(pipeline=self._with_params(new.getOrDefault("pipeline"), others))
         return new  # type: ignore[no-any-return]
 
     def _with_params(self, given: Any, params: dict[Param[Any], Any]) -> Any:
@@ -172,16 +145,11 @@ class FineTuner(Estimator, CheckedParams, _TunerParams, jvm.Persistent):  # type
                 "it: leave it unset, or set a different one in each"
             )
         if self.isSet("pipeline"):
-            tuner._shared.train_together([(fit.getPipeline(), fit.options()) for fit in fits])
+            tuner._shared.train_together([(fit.getOrDefault("pipeline"), fit.options()) for fit in fits])
         return super(FineTuner, tuner).fitMultiple(dataset, paramMaps)
 
     def _fit(self, dataset: DataFrame) -> "FineTunerModel":
-        def fit(more: Sequence[Events]) -> "FineTunerModel":
-            found = self._fitted(dataset, [*self.callbacks, *more])
-            found.dataset = dataset  # before the observer hears of it, who takes the signature from these rows
-            return found
-
-        return observed(self, fit, alone=self._shared is None)
+        return observed(self, lambda more: self._fitted(dataset, [*self.callbacks, *more]), alone=self._shared is None)
 
     def _fitted(self, dataset: DataFrame, callbacks: Sequence[Events]) -> "FineTunerModel":
         given = self._given()
@@ -192,7 +160,9 @@ class FineTuner(Estimator, CheckedParams, _TunerParams, jvm.Persistent):  # type
         options, sources = self.options(), self._sources(dataset)
         with ONE_AT_A_TIME, kept(options) as keep:
             phases = Phases(shown(options.verbosity), callbacks)
-            return self._found(self._run(given, options, sources, phases), options, keep)
+            found = self._found(self._run(given, options, sources, phases), options, keep)
+            found.dataset = dataset  # from which an observer takes the signature
+            return found
 
     def _run(self, given: Any, options: Options, sources: Sequence[Source], phases: Phases) -> Outcome:
         """Run the procedure on a fitted pipeline, or on an unfitted Pipeline."""
@@ -230,12 +200,12 @@ class FineTuner(Estimator, CheckedParams, _TunerParams, jvm.Persistent):  # type
         if not self.isSet("pipeline"):
             own = type(self).__name__
             raise InputError(f"{own} has no pipeline: pass one, {own}(pipeline=model)")
-        check_unfitted(self.getPipeline(), self.options().rowsAreNew)  # before anything is fitted
-        return self.getPipeline()
+        check_unfitted(self.getOrDefault("pipeline"), self.options().rowsAreNew)  # before anything is fitted
+        return self.getOrDefault("pipeline")
 
     def _sources(self, dataset: DataFrame) -> list[Source]:
         """The rows of a fit, and those of reference if there are any."""
-        reference = [Source(self.getReferenceData(), REFERENCE)] if self.isSet("referenceData") else []
+        reference = [Source(self.getOrDefault("referenceData"), REFERENCE)] if self.isSet("referenceData") else []
         return [Source(dataset), *reference]
 
     def _found(self, outcome: Outcome, options: Options, keep: Keep) -> "FineTunerModel":
@@ -258,7 +228,7 @@ class FineTuner(Estimator, CheckedParams, _TunerParams, jvm.Persistent):  # type
                 "referenceData is a DataFrame, which cannot be saved: clear it with "
                 "tuner.clear(tuner.referenceData), and set it again after loading"
             )
-        stages = {"pipeline": self.getPipeline()} if self.isSet("pipeline") else {}
+        stages = {"pipeline": self.getOrDefault("pipeline")} if self.isSet("pipeline") else {}
         return {"params": self.saved_params(), "stages": [*stages]}, stages
 
     @classmethod

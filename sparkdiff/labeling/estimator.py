@@ -114,10 +114,6 @@ class LabelModel(Estimator, CheckedParams, _LabelParams, jvm.Persistent):  # typ
         self._setDefault(method="auto", probabilityCol="probability", seed=0)
         self.setParams(**({} if votes is None else {"votes": votes}), **params)
 
-    def setParams(self, **params: Any) -> "LabelModel":
-        """Set Params by name."""
-        return self._set(**params)  # type: ignore[return-value]
-
     def _set(self, **values: Any) -> Any:
         for name in values:
             if name not in PARAMS:

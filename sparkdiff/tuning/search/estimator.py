@@ -51,6 +51,8 @@ class Search(Estimator, CheckedParams, jvm.Persistent):  # type: ignore[type-arg
 
     __module__ = "sparkdiff"
 
+    OBJECTS = OTHERS
+
     def __init__(
         self, estimator: Any = None, *others: Any, space: Mapping[Any, Any] | None = None, evaluator: Any = None,
         current: Any = None, callbacks: Sequence[Events] = (), **params: Any,
@@ -67,10 +69,6 @@ class Search(Estimator, CheckedParams, jvm.Persistent):  # type: ignore[type-arg
         self._setDefault(**{name: getattr(Settings(), name) for name in FIELDS}, space={})
         self.setParams(estimator=estimator, space=space, evaluator=evaluator, current=current, **params)
         self.settings().check_together()
-
-    def setParams(self, **params: Any) -> "Search":
-        """Set Params by name."""
-        return self._set(**{name: v for name, v in params.items() if v is not None or name in FIELDS})  # type: ignore[no-any-return]
 
     def _set(self, **values: Any) -> Any:
         options = {name: value for name, value in values.items() if name not in OTHERS}
@@ -102,12 +100,7 @@ class Search(Estimator, CheckedParams, jvm.Persistent):  # type: ignore[type-arg
         return Settings.of({p.name: v for p, v in self._paramMap.items() if p.name in FIELDS})
 
     def _fit(self, dataset: DataFrame) -> "SearchModel":
-        def fit(more: Sequence[Events]) -> "SearchModel":
-            found = self._searched(dataset, [*self.callbacks, *more])
-            found.dataset = dataset  # before the observer hears of it, who takes the signature from these rows
-            return found
-
-        return observed(self, fit)
+        return observed(self, lambda more: self._searched(dataset, [*self.callbacks, *more]))
 
     def _searched(self, dataset: DataFrame, callbacks: Sequence[Events]) -> "SearchModel":
         task = self.task()
@@ -123,6 +116,7 @@ class Search(Estimator, CheckedParams, jvm.Persistent):  # type: ignore[type-arg
             )
         phases.on_decision(found.summary)
         model: SearchModel = self._copyValues(SearchModel(found.model, found))
+        model.dataset = dataset  # from which an observer takes the signature
         return model
 
     def task(self) -> SearchTask:
