@@ -80,7 +80,7 @@ def compared(ground: Ground, budget: Budget) -> Baseline:
     except TimeoutError:
         found = Baseline(name, why=f"not fitted within {most:.3g} s, their share of the budget")
     except (InputError, *jvm.SparkError) as e:
-        found = Baseline(name, why=jvm.cause(e) if isinstance(e, jvm.SparkError) else str(e))
+        found = Baseline(name, why=jvm.message(e))
     return dataclasses.replace(found, seconds=time.monotonic() - begun)
 
 

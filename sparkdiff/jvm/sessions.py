@@ -21,7 +21,7 @@ from pyspark.find_spark_home import _find_spark_home
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.util import VersionUtils
 
-from sparkdiff.errors import InputError
+from sparkdiff.errors import InputError, SparkdiffError
 
 SparkError = (Py4JError, PySparkException)
 """The exceptions that Spark raises in Python."""
@@ -226,6 +226,13 @@ def cause(error: BaseException) -> str:
     text = str(error)
     causes = list(re.finditer(r"^Caused by: [\w.$]+: (?=.)", text, re.MULTILINE))  # Connect tells them as text
     return first_sentences(text[causes[-1].end() :] if causes else text)
+
+
+def message(error: BaseException) -> str:
+    """The message of an error in a line: of Spark's its cause; of one that is neither Spark's nor ours its class, too."""
+    if isinstance(error, SparkError):
+        return cause(error)
+    return str(error) if isinstance(error, SparkdiffError) else f"{type(error).__name__}: {error}"
 
 
 @contextlib.contextmanager
