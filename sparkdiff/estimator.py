@@ -251,7 +251,7 @@ def _with_stage_params(given: Any, params: dict[Param[Any], Any]) -> Any:
     return replaced(given, new) if new else given
 
 
-class FineTunerModel(Model, Holder, _TunerParams, jvm.Persistent):  # type: ignore[type-arg]
+class FineTunerModel(Holder, Model, _TunerParams, jvm.Persistent):  # type: ignore[type-arg]
     """The result of fine-tuning. It has the Params of the FineTuner; a loss function of your own is stored by its
     name.
 
@@ -271,9 +271,6 @@ class FineTunerModel(Model, Holder, _TunerParams, jvm.Persistent):  # type: igno
         super().__init__()
         self.pipelineModel, self.originalModel, self.summary = pipelineModel, originalModel, summary
         self._setDefaults()
-
-    def _transform(self, dataset: DataFrame) -> DataFrame:
-        return self.pipelineModel.transform(dataset)  # type: ignore[no-any-return]
 
     def copy(self, extra: Any = None) -> "FineTunerModel":
         """A copy that shares the pipelines, unless `extra` sets a Param of one of their stages."""

@@ -333,7 +333,7 @@ def _balance(given: Sequence[float] | None, k: int) -> Any:
     return np.array(given)
 
 
-class LabelModelModel(Model, Holder, _LabelParams, jvm.Persistent):  # type: ignore[type-arg]
+class LabelModelModel(Holder, Model, _LabelParams, jvm.Persistent):  # type: ignore[type-arg]
     """The result of a LabelModel, with its Params.
 
     Attributes:
@@ -365,7 +365,7 @@ class LabelModelModel(Model, Holder, _LabelParams, jvm.Persistent):  # type: ign
 
     def _transform(self, dataset: DataFrame) -> DataFrame:
         try:
-            return self.pipelineModel.transform(dataset)
+            return super()._transform(dataset)  # type: ignore[no-any-return]
         except jvm.SparkError as e:
             if taken := _taken(self.getOrDefault("probabilityCol"), len(self.summary.balance), dataset.columns):
                 raise InputError(

@@ -20,9 +20,12 @@ path.
 
 
 class Holder:
-    """Base of models that contain the plain model."""
+    """Base of models that contain the plain model, which computes their outputs."""
 
     pipelineModel: Any
+
+    def _transform(self, dataset: Any) -> Any:
+        return self.pipelineModel.transform(dataset)
 
 
 def flatten(model: Any, path: Path = ()) -> list[tuple[Path, Any]]:

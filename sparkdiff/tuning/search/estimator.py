@@ -190,7 +190,7 @@ def _evaluators(given: Any) -> list[Any]:
     return found
 
 
-class SearchModel(Model, Holder, jvm.Persistent):  # type: ignore[type-arg]
+class SearchModel(Holder, Model, jvm.Persistent):  # type: ignore[type-arg]
     """The result of a search.
 
     Attributes:
@@ -228,9 +228,6 @@ class SearchModel(Model, Holder, jvm.Persistent):  # type: ignore[type-arg]
         """The trials that no other beats in all metrics; with one metric the best ones."""
         trials = self.trials
         return trials[trials["trial"].isin(self.front)].reset_index(drop=True)
-
-    def _transform(self, dataset: DataFrame) -> DataFrame:
-        return self.pipelineModel.transform(dataset)  # type: ignore[no-any-return]
 
     def copy(self, extra: Any = None) -> "SearchModel":
         """A copy; Params of stages in `extra` are set on a copy of the model."""
