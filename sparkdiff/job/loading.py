@@ -16,7 +16,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.utils import is_remote
 
 from sparkdiff import jvm
-from sparkdiff.errors import InputError, did_you_mean
+from sparkdiff.errors import InputError, check_keys, did_you_mean
 from sparkdiff.jvm.hadoop import URL
 from sparkdiff.machine import paths
 
@@ -124,9 +124,8 @@ def named_source(split: str, given: Any) -> str | dict[str, Any]:
         raise InputError(
             f"data.{split} must be module:function, or contain either a path or a table. Got {given!r} instead"
         )
+    check_keys(f"data.{split}: unknown key", given, SOURCE_KEYS)
     for key, value in given.items():
-        if key not in SOURCE_KEYS:
-            raise InputError(f"data.{split}: unknown key {key!r}. {did_you_mean(str(key), SOURCE_KEYS)}")
         if key != "options" and value is not None and not isinstance(value, str):
             raise InputError(f"data.{split}.{key} must be text. Got {value!r} instead: quote it")
     options = given.get("options") or {}
