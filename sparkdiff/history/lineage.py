@@ -12,13 +12,10 @@ from sparkdiff.history import store
 from sparkdiff.machine import paths
 from sparkdiff.options import Options
 from sparkdiff.pipeline.nesting import plain
-from sparkdiff.report import Drawing, Section, SectionTable, Shown, Strong, ancestors_of, drawn_ancestors
-from sparkdiff.report.progress import change, duration
-from sparkdiff.report.table import p_value
+from sparkdiff.report import Drawing, Section, SectionTable, Shown, Strong, duration, p_value
+from sparkdiff.report.ancestry import SHORT, ancestors_of, drawn_ancestors, metric_of
 from sparkdiff.store.digests import hash_of
 
-SHORT = 12
-"""Characters of a hash that are shown."""
 MOST = 5
 """Of the settings that a run considered, so many are shown, the best first."""
 HELD = ("model", "pipelineModel")
@@ -207,7 +204,7 @@ def _told(step: LineageStep) -> Iterator[Section]:
     run = step.run
     parent = "a pipeline that was not fitted, or is not known" if run["parent"] is None else _short_hash(run["parent"])
     yield Strong(f"made by {run['verb']} on {_when(run)} from {parent}: {run['decision']}")
-    yield f"  {_metric(run)}, {p_value(run['p'])}" if run["p"] is not None else f"  {_metric(run)}"
+    yield f"  {metric_of(run)}, {p_value(run['p'])}" if run["p"] is not None else f"  {metric_of(run)}"
     yield f"  {run['reason']}"
     if run["stages"]:
         trained = [s["stageClass"] for s in run["stages"] if s["trained"]]
@@ -249,11 +246,6 @@ def _short_hash(found: str | None) -> str:
 
 def _when(run: Mapping[str, Any]) -> str:
     return f"{run['finished']:%Y-%m-%d %H:%M}"
-
-
-def _metric(run: Mapping[str, Any]) -> str:
-    before, after = run["before"], run["after"]
-    return run["metric"] if before is None or after is None else change(run["metric"], before, after)
 
 
 def _short(run: Mapping[str, Any]) -> tuple[str, ...]:
