@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
-from pyspark.ml import Estimator, Model, Pipeline, Transformer
+from pyspark.ml import Estimator, Model, Pipeline
 from pyspark.ml.param import Param, Params
 from pyspark.sql import DataFrame
 
@@ -24,7 +24,7 @@ from sparkdiff.fine_tuning.values import Outcome
 from sparkdiff.history.keeping import Keep, keeping
 from sparkdiff.improvement.by_folds import fine_tune_by_folds
 from sparkdiff.options import FIELDS, Options, callable_name, named_callable, option
-from sparkdiff.pipeline.nesting import Holder, flatten, plain, replaced
+from sparkdiff.pipeline.nesting import Holder, plain, with_stage_params
 from sparkdiff.pipeline.unfitted import check_unfitted
 from sparkdiff.report import Events, FineTuningSummary, Phases, check_callbacks, shown
 from sparkdiff.report.observing import observed
@@ -124,8 +124,8 @@ class FineTuner(Estimator, CheckedParams, _TunerParams, jvm.Persistent):  # type
             key = ("pipeline", given, frozenset(params.items()))
             hash(key)
         except TypeError:  # a list, for one
-            return _with_stage_params(given, params)
-        return (self._shared or Shared()).once(key, lambda: _with_stage_params(given, params))
+            return with_stage_params(given, params)
+        return (self._shared or Shared()).once(key, lambda: with_stage_params(given, params))
 
     def options(self) -> Options:
         """The resolved options."""
@@ -241,16 +241,6 @@ def kept(options: Options) -> AbstractContextManager[Keep]:
     return keeping(options.storeDir, options.tags, options.redact, lambda: root(options))
 
 
-def _with_stage_params(given: Any, params: dict[Param[Any], Any]) -> Any:
-    """A pipeline, fitted or not, with Params set on copies of the stages that own them; those of no stage change nothing."""
-    if isinstance(given, Pipeline):
-        return given.copy(params)
-    if not isinstance(given, Transformer):
-        return given
-    new = {path: stage.copy(params) for path, stage in flatten(given) if any(p.parent == stage.uid for p in params)}
-    return replaced(given, new) if new else given
-
-
 class FineTunerModel(Holder, Model, _TunerParams, jvm.Persistent):  # type: ignore[type-arg]
     """The result of fine-tuning. It has the Params of the FineTuner; a loss function of your own is stored by its
     name.
@@ -271,13 +261,6 @@ class FineTunerModel(Holder, Model, _TunerParams, jvm.Persistent):  # type: igno
         super().__init__()
         self.pipelineModel, self.originalModel, self.summary = pipelineModel, originalModel, summary
         self._setDefaults()
-
-    def copy(self, extra: Any = None) -> "FineTunerModel":
-        """A copy that shares the pipelines, unless `extra` sets a Param of one of their stages."""
-        new: Any = type(self)(self.pipelineModel, self.originalModel, self.summary)._resetUid(self.uid)
-        self._copyValues(new, extra)
-        new.pipelineModel = _with_stage_params(self.pipelineModel, extra or {})
-        return new  # type: ignore[no-any-return]
 
     def saved_parts(self) -> tuple[dict[str, Any], dict[str, Any]]:
         values = {"params": self.params_set(), "summary": dataclasses.asdict(self.summary)}

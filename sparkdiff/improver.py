@@ -71,10 +71,5 @@ class ImproverModel(ExtendedModel):
 
     offers: Mapping[str, Any] = {}
 
-    def copy(self, extra: Any = None) -> "ImproverModel":
-        new: Any = super().copy(extra)
-        new.offers = self.offers
-        return new  # type: ignore[no-any-return]
-
 
 Improver.MODEL = ImproverModel

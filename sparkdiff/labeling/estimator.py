@@ -350,7 +350,7 @@ class LabelModelModel(Holder, Model, _LabelParams, jvm.Persistent):  # type: ign
         self.pipelineModel, self.summary = pipelineModel, summary
 
     def copy(self, extra: Any = None) -> "LabelModelModel":
-        """A copy that shares the pipeline.
+        """A copy that shares the pipeline, unless `extra` sets a Param of one of its stages.
 
         Raises:
             InputError: `extra` changes a Param, as `transform(df, params)` may: the pipeline was made with it.

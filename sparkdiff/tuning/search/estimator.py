@@ -229,13 +229,6 @@ class SearchModel(Holder, Model, jvm.Persistent):  # type: ignore[type-arg]
         trials = self.trials
         return trials[trials["trial"].isin(self.front)].reset_index(drop=True)
 
-    def copy(self, extra: Any = None) -> "SearchModel":
-        """A copy; Params of stages in `extra` are set on a copy of the model."""
-        new: Any = super().copy({p: v for p, v in (extra or {}).items() if p.parent == self.uid})
-        others = {p: v for p, v in (extra or {}).items() if p.parent != self.uid}
-        new.pipelineModel = self.pipelineModel.copy(others) if others else self.pipelineModel
-        return new  # type: ignore[no-any-return]
-
     def saved_parts(self) -> tuple[dict[str, Any], dict[str, Any]]:
         values = {"summary": self.summary.toDict(), "records": self.records, "front": self.front}
         return values, {"pipelineModel": self.pipelineModel}
