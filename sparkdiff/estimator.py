@@ -149,7 +149,9 @@ class FineTuner(Estimator, CheckedParams, _TunerParams, jvm.Persistent):  # type
         return super(FineTuner, tuner).fitMultiple(dataset, paramMaps)
 
     def _fit(self, dataset: DataFrame) -> "FineTunerModel":
-        return observed(self, lambda more: self._fitted(dataset, [*self.callbacks, *more]), alone=self._shared is None)
+        return observed(
+            self, lambda more: self._fitted(dataset, [*self.callbacks, *more]), dataset, alone=self._shared is None
+        )
 
     def _fitted(self, dataset: DataFrame, callbacks: Sequence[Events]) -> "FineTunerModel":
         given = self._given()
@@ -160,9 +162,7 @@ class FineTuner(Estimator, CheckedParams, _TunerParams, jvm.Persistent):  # type
         options, sources = self.options(), self._sources(dataset)
         with ONE_AT_A_TIME, kept(options) as keep:
             phases = Phases(shown(options.verbosity), callbacks)
-            found = self._found(self._run(given, options, sources, phases), options, keep)
-            found.dataset = dataset  # from which an observer takes the signature
-            return found
+            return self._found(self._run(given, options, sources, phases), options, keep)
 
     def _run(self, given: Any, options: Options, sources: Sequence[Source], phases: Phases) -> Outcome:
         """Run the procedure on a fitted pipeline, or on an unfitted Pipeline."""

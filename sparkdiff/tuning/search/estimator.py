@@ -100,7 +100,7 @@ class Search(Estimator, CheckedParams, jvm.Persistent):  # type: ignore[type-arg
         return Settings.of({p.name: v for p, v in self._paramMap.items() if p.name in FIELDS})
 
     def _fit(self, dataset: DataFrame) -> "SearchModel":
-        return observed(self, lambda more: self._searched(dataset, [*self.callbacks, *more]))
+        return observed(self, lambda more: self._searched(dataset, [*self.callbacks, *more]), dataset)
 
     def _searched(self, dataset: DataFrame, callbacks: Sequence[Events]) -> "SearchModel":
         task = self.task()
@@ -116,7 +116,6 @@ class Search(Estimator, CheckedParams, jvm.Persistent):  # type: ignore[type-arg
             )
         phases.on_decision(found.summary)
         model: SearchModel = self._copyValues(SearchModel(found.model, found))
-        model.dataset = dataset  # from which an observer takes the signature
         return model
 
     def task(self) -> SearchTask:
