@@ -12,7 +12,7 @@ from sparkdiff.history import store
 from sparkdiff.machine import paths
 from sparkdiff.options import Options
 from sparkdiff.pipeline.nesting import plain
-from sparkdiff.report import Drawing, Section, SectionTable, Shown, Strong, duration, p_value
+from sparkdiff.report import Drawing, Section, SectionTable, ShownFields, Strong, duration, p_value
 from sparkdiff.report.ancestry import SHORT, ancestors_of, drawn_ancestors, metric_of
 from sparkdiff.store.digests import hash_of
 
@@ -38,8 +38,8 @@ class LineageStep:
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class Lineage(Shown):
-    """Where a model comes from. `print` shows it, `toJSON` holds all of it.
+class Lineage(ShownFields):
+    """Where a model comes from. `print` shows it, `toJSON` holds all of it, with times in UTC.
 
     Attributes:
         name: of the model, as it was given.
@@ -56,10 +56,6 @@ class Lineage(Shown):
     steps: tuple[LineageStep, ...]
     origin: str | None
     attempts: tuple[Mapping[str, Any], ...]
-
-    def toJSON(self) -> str:
-        """All of it; times in ISO 8601, UTC."""
-        return json.dumps(dataclasses.asdict(self), indent=2, default=lambda value: value.isoformat())
 
     def command(self) -> str:
         """The command that made this model; the same version of sparkdiff, model and rows give the same weights.
