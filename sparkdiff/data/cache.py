@@ -203,7 +203,7 @@ def _opened(request: Request, where: Path, columns: list[dict[str, Any]], watch:
     for owner in folder.parent.glob(f".{folder.name}-*/{OWNER}"):
         if processes.is_orphan(owner):
             shutil.rmtree(owner.parent, ignore_errors=True)
-    with whole.temporary_folder(folder) as temporary:
+    with whole.temporary(folder) as temporary:
         temporary.mkdir(mode=0o700)  # before there is anything in it
         processes.write_owner(temporary / OWNER, os.getpid())
         began = time.monotonic()

@@ -28,7 +28,7 @@ def written(output: Path, lease: Lease, fill: Callable[[Path], None], needed: Ca
             _written_in_store(output, lease, fill)
             return
         output.parent.mkdir(parents=True, exist_ok=True)
-        with whole.temporary_folder(output) as temporary, whole.temporary_folder(output) as old:
+        with whole.temporary(output) as temporary, whole.temporary(output) as old:
             fill(temporary)
             lease.check()
             try:
