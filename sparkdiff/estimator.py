@@ -23,7 +23,7 @@ from sparkdiff.fine_tuning.task import prepare
 from sparkdiff.fine_tuning.values import Outcome
 from sparkdiff.history.keeping import Keep, keeping
 from sparkdiff.improvement.by_folds import fine_tune_by_folds
-from sparkdiff.options import FIELDS, Options, callable_name, named_callable, option
+from sparkdiff.options import FIELDS, OptionGroup, Options, callable_name, named_callable, option
 from sparkdiff.pipeline.nesting import Holder, plain, with_stage_params
 from sparkdiff.pipeline.unfitted import check_unfitted
 from sparkdiff.report import Events, FineTuningSummary, Phases, check_callbacks, shown
@@ -41,10 +41,13 @@ process.
 
 @with_params(FIELDS)
 class _TunerParams(Params):
-    """The options as Params."""
+    """The options as Params, and the settings of a tuner that has some beside them."""
+
+    SETTINGS: ClassVar[Any] = OptionGroup
+    """A frozen dataclass of options; `SETTINGS.of` checks their values."""
 
     def _setDefaults(self) -> Any:
-        return self._setDefault(**{name: listed(getattr(Options(), name)) for name in FIELDS})
+        return self._setDefault(**Options().asdict(), **self.SETTINGS().asdict())
 
 
 @with_params(OBJECTS | FIELDS, setters=True)

@@ -49,12 +49,13 @@ def option(default: Any, help: str, **rules: Any) -> Any:
     return dataclasses.field(default=default, metadata={"help": help, "kind": type(default), **rules})
 
 
+@dataclasses.dataclass(frozen=True)
 class OptionGroup:
     """A dataclass of options, in values that JSON can hold."""
 
     def asdict(self) -> dict[str, Any]:
         """The value of each option, by name."""
-        values = ((field.name, getattr(self, field.name)) for field in dataclasses.fields(self))  # type: ignore[arg-type]
+        values = ((field.name, getattr(self, field.name)) for field in dataclasses.fields(self))
         return {k: list(v) if isinstance(v, tuple) else dict(v) if isinstance(v, Mapping) else v for k, v in values}
 
 
