@@ -10,8 +10,7 @@ from pyspark.sql import DataFrame, functions as F
 from pyspark.sql.types import BooleanType, NullType, NumericType
 
 from sparkdiff import jvm
-from sparkdiff.data.splits import field
-from sparkdiff.errors import InputError
+from sparkdiff.errors import InputError, did_you_mean
 from sparkdiff.jvm.plans import draws
 from sparkdiff.labeling.estimates import ABSTAINS, Floats, Ints
 from sparkdiff.labeling.plain import as_number
@@ -131,10 +130,12 @@ def check_columns(df: DataFrame, votes: Mapping[str, str], labelCol: str | None,
     for option, column in (("labelCol", labelCol), ("weightCol", weightCol)):
         if column is None:
             continue
-        kind = field(df, column, option).dataType
-        if not isinstance(kind, NumericType):
+        field = next((f for f in df.schema.fields if f.name.lower() == column.lower()), None)
+        if field is None:
+            raise InputError(f"{option}={column!r} is not a column of the data. {did_you_mean(column, df.columns)}")
+        if not isinstance(field.dataType, NumericType):
             raise InputError(
-                f"{option}={column!r} holds {kind.simpleString()}, not numbers of classes or weights: cast it"
+                f"{option}={column!r} holds {field.dataType.simpleString()}, not numbers of classes or weights: cast it"
             )
     for name, told in votes.items():
         _check_vote(df, name, told)
