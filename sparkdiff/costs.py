@@ -1,9 +1,9 @@
 """What a fine-tuning would cost, before it runs: Spark jobs, bytes of the cache, seconds of each phase. Reads only."""
 
 import dataclasses
-import json
 import time
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 from pyspark.sql import DataFrame
 
@@ -16,7 +16,7 @@ from sparkdiff.evaluation.data import Data, rows_at_once
 from sparkdiff.evaluation.scores import score
 from sparkdiff.fine_tuning.task import Task
 from sparkdiff.pipeline.network import Network
-from sparkdiff.report import Section, SectionTable, Shown, Strong
+from sparkdiff.report import Section, SectionTable, ShownFields, Strong
 from sparkdiff.training.distributed.worker import objectives
 from sparkdiff.training.loop import train
 from sparkdiff.training.ongoing import Training
@@ -27,7 +27,7 @@ EPOCHS = 2
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class Cost(Shown):
+class Cost(ShownFields):
     """What a fine-tuning would cost; as text by `str` and `print`. Each range is the least and the most that is expected.
 
     Attributes:
@@ -59,10 +59,9 @@ class Cost(Shown):
         """Seconds of all phases."""
         return _sum(self.seconds)
 
-    def toJSON(self) -> str:
-        """All of it, for programs."""
-        told = dataclasses.asdict(self) | {"totalJobs": self.totalJobs, "totalSeconds": self.totalSeconds}
-        return json.dumps(told, indent=2)
+    def toDict(self) -> dict[str, Any]:
+        """All of it, the totals too."""
+        return super().toDict() | {"totalJobs": self.totalJobs, "totalSeconds": self.totalSeconds}
 
     def _headline(self) -> str:
         jobs = "" if self.jobs is None else f"{_count(_sum(self.jobs))} Spark jobs, "

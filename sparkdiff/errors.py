@@ -2,7 +2,7 @@
 
 import difflib
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 
@@ -55,6 +55,13 @@ def check_type(name: str, given: Any, kinds: type | tuple[type, ...], wanted: st
     """Raise InputError if `given` is not an instance of these types."""
     if not isinstance(given, kinds):
         raise InputError(f"{name} must be {wanted}, got {kind_of(given)}")
+
+
+def check_keys(what: str, given: Iterable[Any], known: Collection[str]) -> None:
+    """Raise InputError for the first of these keys that is not known, which the message calls by `what`."""
+    for key in given:
+        if key not in known:
+            raise InputError(f"{what} {key!r}. {did_you_mean(str(key), known)}")
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
-from pyspark.ml import Estimator, Model, Pipeline, Transformer
+from pyspark.ml import Estimator, Model, Pipeline
 from pyspark.ml.param import Param, Params
 from pyspark.sql import DataFrame
 
@@ -23,14 +23,16 @@ from sparkdiff.fine_tuning.task import prepare
 from sparkdiff.fine_tuning.values import Outcome
 from sparkdiff.history.keeping import Keep, keeping
 from sparkdiff.improvement.by_folds import fine_tune_by_folds
-from sparkdiff.options import FIELDS, Options, callable_name, named_callable
-from sparkdiff.pipeline.nesting import Holder, flatten, plain, replaced
+from sparkdiff.options import FIELDS, OptionGroup, Options, callable_name, named_callable, option
+from sparkdiff.pipeline.nesting import Holder, plain, with_stage_params
 from sparkdiff.pipeline.unfitted import check_unfitted
 from sparkdiff.report import Events, FineTuningSummary, Phases, check_callbacks, shown
 from sparkdiff.report.observing import observed
 
-OBJECTS = ("pipeline", "referenceData")
-"""Params that are no options."""
+OBJECTS = {
+    "pipeline": option(None, "the pipeline to fine-tune: a fitted PipelineModel or stage, or an unfitted Pipeline"),
+    "referenceData": option(None, "a DataFrame of rows on which the tuned pipeline may not be worse"),
+}
 ONE_AT_A_TIME = threading.RLock()
 """A fit holds this lock, because torch's number of threads, Python's warning filters and Spark's confs belong to the
 process.
@@ -39,13 +41,16 @@ process.
 
 @with_params(FIELDS)
 class _TunerParams(Params):
-    """The options as Params."""
+    """The options as Params, and the settings of a tuner that has some beside them."""
+
+    SETTINGS: ClassVar[Any] = OptionGroup
+    """A frozen dataclass of options; `SETTINGS.of` checks their values."""
 
     def _setDefaults(self) -> Any:
-        return self._setDefault(**{name: listed(getattr(Options(), name)) for name in FIELDS})
+        return self._setDefault(**Options().asdict(), **self.SETTINGS().asdict())
 
 
-@with_params(FIELDS, setters=True)
+@with_params(OBJECTS | FIELDS, setters=True)
 class FineTuner(Estimator, CheckedParams, _TunerParams, jvm.Persistent):  # type: ignore[type-arg]
     """Fine-tune a fitted Spark ML pipeline on a loss of your choice.
 
@@ -72,14 +77,7 @@ class FineTuner(Estimator, CheckedParams, _TunerParams, jvm.Persistent):  # type
     MODEL: ClassVar[type["FineTunerModel"]]
     """What `fit` returns."""
 
-    pipeline: Param[Any] = Param(
-        Params._dummy(),
-        "pipeline",
-        "the pipeline to fine-tune: a fitted PipelineModel or stage, or an unfitted Pipeline",
-    )  # type: ignore[no-untyped-call]
-    referenceData: Param[Any] = Param(
-        Params._dummy(), "referenceData", "a DataFrame of rows on which the tuned pipeline may not be worse"
-    )  # type: ignore[no-untyped-call]
+    OBJECTS = OBJECTS
 
     def __init__(
         self, pipeline: Any = None, *others: Any, referenceData: DataFrame | None = None, callbacks: Sequence[Events] = (),
@@ -98,12 +96,6 @@ class FineTuner(Estimator, CheckedParams, _TunerParams, jvm.Persistent):  # type
         self._setDefaults()
         self.setParams(pipeline=pipeline, referenceData=referenceData, **params)
 
-    def setParams(self, *, pipeline: Any = None, referenceData: DataFrame | None = None, **params: Any) -> "FineTuner":
-        """Set Params by name."""
-        self._checked(params)  # names too
-        given = {"pipeline": pipeline, "referenceData": referenceData}
-        return self._set(**params, **{name: value for name, value in given.items() if value is not None})  # type: ignore[no-any-return]
-
     def _checked(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """The values of these options, converted to their types.
 
@@ -111,22 +103,6 @@ class FineTuner(Estimator, CheckedParams, _TunerParams, jvm.Persistent):  # type
             InputError: names every unknown name and every value that can't be.
         """
         return checked(Options, given)
-
-    def setPipeline(self, value: Any) -> "FineTuner":
-        """Set the pipeline to fine-tune."""
-        return self._set(pipeline=value)  # type: ignore[return-value]
-
-    def getPipeline(self) -> Any:
-        """The pipeline to fine-tune."""
-        return self.getOrDefault("pipeline")
-
-    def setReferenceData(self, value: DataFrame) -> "FineTuner":
-        """Set the rows that may not get worse."""
-        return self._set(referenceData=value)  # type: ignore[no-any-return]
-
-    def getReferenceData(self) -> DataFrame:
-        """The rows that may not get worse."""
-        return self.getOrDefault("referenceData")  # type: ignore[no-any-return]
 
     def _set(self, **values: Any) -> Any:
         # Whatever sets a Param comes through here: the values of a grid too, which nobody has checked.
@@ -142,7 +118,7 @@ class FineTuner(Estimator, CheckedParams, _TunerParams, jvm.Persistent):  # type
         new = super().copy(extra)._setDefaults()
         others = {param: value for param, value in (extra or {}).items() if param.parent != self.uid}
         if others and new.isSet("pipeline"):
-            new._set(pipeline=self._with_params(new.getPipeline(), others))
+            new._set(pipeline=self._with_params(new.getOrDefault("pipeline"), others))
         return new  # type: ignore[no-any-return]
 
     def _with_params(self, given: Any, params: dict[Param[Any], Any]) -> Any:
@@ -151,8 +127,8 @@ class FineTuner(Estimator, CheckedParams, _TunerParams, jvm.Persistent):  # type
             key = ("pipeline", given, frozenset(params.items()))
             hash(key)
         except TypeError:  # a list, for one
-            return _with_stage_params(given, params)
-        return (self._shared or Shared()).once(key, lambda: _with_stage_params(given, params))
+            return with_stage_params(given, params)
+        return (self._shared or Shared()).once(key, lambda: with_stage_params(given, params))
 
     def options(self) -> Options:
         """The resolved options."""
@@ -172,16 +148,13 @@ class FineTuner(Estimator, CheckedParams, _TunerParams, jvm.Persistent):  # type
                 "it: leave it unset, or set a different one in each"
             )
         if self.isSet("pipeline"):
-            tuner._shared.train_together([(fit.getPipeline(), fit.options()) for fit in fits])
+            tuner._shared.train_together([(fit.getOrDefault("pipeline"), fit.options()) for fit in fits])
         return super(FineTuner, tuner).fitMultiple(dataset, paramMaps)
 
     def _fit(self, dataset: DataFrame) -> "FineTunerModel":
-        def fit(more: Sequence[Events]) -> "FineTunerModel":
-            found = self._fitted(dataset, [*self.callbacks, *more])
-            found.dataset = dataset  # before the observer hears of it, who takes the signature from these rows
-            return found
-
-        return observed(self, fit, alone=self._shared is None)
+        return observed(
+            self, lambda more: self._fitted(dataset, [*self.callbacks, *more]), dataset, alone=self._shared is None
+        )
 
     def _fitted(self, dataset: DataFrame, callbacks: Sequence[Events]) -> "FineTunerModel":
         given = self._given()
@@ -230,12 +203,12 @@ class FineTuner(Estimator, CheckedParams, _TunerParams, jvm.Persistent):  # type
         if not self.isSet("pipeline"):
             own = type(self).__name__
             raise InputError(f"{own} has no pipeline: pass one, {own}(pipeline=model)")
-        check_unfitted(self.getPipeline(), self.options().rowsAreNew)  # before anything is fitted
-        return self.getPipeline()
+        check_unfitted(self.getOrDefault("pipeline"), self.options().rowsAreNew)  # before anything is fitted
+        return self.getOrDefault("pipeline")
 
     def _sources(self, dataset: DataFrame) -> list[Source]:
         """The rows of a fit, and those of reference if there are any."""
-        reference = [Source(self.getReferenceData(), REFERENCE)] if self.isSet("referenceData") else []
+        reference = [Source(self.getOrDefault("referenceData"), REFERENCE)] if self.isSet("referenceData") else []
         return [Source(dataset), *reference]
 
     def _found(self, outcome: Outcome, options: Options, keep: Keep) -> "FineTunerModel":
@@ -258,7 +231,7 @@ class FineTuner(Estimator, CheckedParams, _TunerParams, jvm.Persistent):  # type
                 "referenceData is a DataFrame, which cannot be saved: clear it with "
                 "tuner.clear(tuner.referenceData), and set it again after loading"
             )
-        stages = {"pipeline": self.getPipeline()} if self.isSet("pipeline") else {}
+        stages = {"pipeline": self.getOrDefault("pipeline")} if self.isSet("pipeline") else {}
         return {"params": self.saved_params(), "stages": [*stages]}, stages
 
     @classmethod
@@ -271,17 +244,7 @@ def kept(options: Options) -> AbstractContextManager[Keep]:
     return keeping(options.storeDir, options.tags, options.redact, lambda: root(options))
 
 
-def _with_stage_params(given: Any, params: dict[Param[Any], Any]) -> Any:
-    """A pipeline, fitted or not, with Params set on copies of the stages that own them; those of no stage change nothing."""
-    if isinstance(given, Pipeline):
-        return given.copy(params)
-    if not isinstance(given, Transformer):
-        return given
-    new = {path: stage.copy(params) for path, stage in flatten(given) if any(p.parent == stage.uid for p in params)}
-    return replaced(given, new) if new else given
-
-
-class FineTunerModel(Model, Holder, _TunerParams, jvm.Persistent):  # type: ignore[type-arg]
+class FineTunerModel(Holder, Model, _TunerParams, jvm.Persistent):  # type: ignore[type-arg]
     """The result of fine-tuning. It has the Params of the FineTuner; a loss function of your own is stored by its
     name.
 
@@ -301,16 +264,6 @@ class FineTunerModel(Model, Holder, _TunerParams, jvm.Persistent):  # type: igno
         super().__init__()
         self.pipelineModel, self.originalModel, self.summary = pipelineModel, originalModel, summary
         self._setDefaults()
-
-    def _transform(self, dataset: DataFrame) -> DataFrame:
-        return self.pipelineModel.transform(dataset)  # type: ignore[no-any-return]
-
-    def copy(self, extra: Any = None) -> "FineTunerModel":
-        """A copy that shares the pipelines, unless `extra` sets a Param of one of their stages."""
-        new: Any = type(self)(self.pipelineModel, self.originalModel, self.summary)._resetUid(self.uid)
-        self._copyValues(new, extra)
-        new.pipelineModel = _with_stage_params(self.pipelineModel, extra or {})
-        return new  # type: ignore[no-any-return]
 
     def saved_parts(self) -> tuple[dict[str, Any], dict[str, Any]]:
         values = {"params": self.params_set(), "summary": dataclasses.asdict(self.summary)}

@@ -1,18 +1,17 @@
-"""ExtendedTuner and ExtendedModel: what estimators share that have settings of their own beside the options of FineTuner."""
+"""ExtendedTuner: what estimators share that have settings of their own beside the options of FineTuner."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 from pyspark.ml import Estimator, Pipeline
-from pyspark.ml.param import Params
 from pyspark.sql import DataFrame
 
 from sparkdiff.costs import Cost
 from sparkdiff.data.splits import Source
 from sparkdiff.errors import InputError, check_dataframe
-from sparkdiff.estimator import FineTuner, FineTunerModel
-from sparkdiff.fine_tuning.option_params import checked, listed
+from sparkdiff.estimator import FineTuner
+from sparkdiff.fine_tuning.option_params import checked
 from sparkdiff.fine_tuning.values import Outcome
 from sparkdiff.options import Options, refuse
 from sparkdiff.pipeline.nesting import plain
@@ -23,19 +22,7 @@ def _names(settings: type) -> tuple[str, ...]:
     return tuple(field.name for field in dataclasses.fields(settings))
 
 
-class _OwnParams(Params):
-    """The settings as Params."""
-
-    SETTINGS: ClassVar[Any]
-    """A frozen dataclass of options; `SETTINGS.of` checks their values."""
-
-    def _setDefaults(self) -> Any:
-        super()._setDefaults()  # type: ignore[misc]
-        made = self.SETTINGS()
-        return self._setDefault(**{name: listed(getattr(made, name)) for name in _names(self.SETTINGS)})
-
-
-class ExtendedTuner(_OwnParams, FineTuner):
+class ExtendedTuner(FineTuner):
     """A FineTuner with settings of its own, and another procedure."""
 
     WHY_REFUSED: ClassVar[Mapping[str, str]] = {}
@@ -102,9 +89,4 @@ class ExtendedTuner(_OwnParams, FineTuner):
         )
 
     def saved_params(self) -> dict[str, Any]:
-        own = {name: listed(self.getOrDefault(name)) for name in _names(self.SETTINGS) if self.isSet(name)}
-        return super().saved_params() | own
-
-
-class ExtendedModel(_OwnParams, FineTunerModel):
-    """The result of an ExtendedTuner, with its Params."""
+        return super().saved_params() | {n: v for n, v in self.settings().asdict().items() if self.isSet(n)}

@@ -1,6 +1,7 @@
 """Grower and GrowerModel: growth as a pyspark.ml Estimator and the Model that it returns."""
 
-from sparkdiff.extended import ExtendedModel, ExtendedTuner
+from sparkdiff.estimator import FineTunerModel
+from sparkdiff.extended import ExtendedTuner
 from sparkdiff.fine_tuning.option_params import with_params
 from sparkdiff.growth.plan import described
 from sparkdiff.growth.settings import FIELDS, GrowthSettings
@@ -38,7 +39,7 @@ class Grower(ExtendedTuner):
 
 
 @with_params(FIELDS)
-class GrowerModel(ExtendedModel):
+class GrowerModel(FineTunerModel):
     """The result of a growth, with the members of `FineTunerModel` and the Params of the Grower.
 
     Attributes:

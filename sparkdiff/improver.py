@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from sparkdiff.extended import ExtendedModel, ExtendedTuner
+from sparkdiff.estimator import FineTunerModel
+from sparkdiff.extended import ExtendedTuner
 from sparkdiff.fine_tuning.option_params import with_params
 from sparkdiff.fine_tuning.values import Outcome
 from sparkdiff.history.keeping import Keep
@@ -51,7 +52,7 @@ class Improver(ExtendedTuner):
 
 
 @with_params(FIELDS)
-class ImproverModel(ExtendedModel):
+class ImproverModel(FineTunerModel):
     """The result of an improvement, with the members of `FineTunerModel` and the Params of the Improver.
 
     Attributes:
@@ -70,11 +71,6 @@ class ImproverModel(ExtendedModel):
     SUMMARY = ImprovementSummary
 
     offers: Mapping[str, Any] = {}
-
-    def copy(self, extra: Any = None) -> "ImproverModel":
-        new: Any = super().copy(extra)
-        new.offers = self.offers
-        return new  # type: ignore[no-any-return]
 
 
 Improver.MODEL = ImproverModel

@@ -50,7 +50,17 @@ def option(default: Any, help: str, **rules: Any) -> Any:
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class OptionGroup:
+    """A dataclass of options, in values that JSON can hold."""
+
+    def asdict(self) -> dict[str, Any]:
+        """The value of each option, by name."""
+        values = ((field.name, getattr(self, field.name)) for field in dataclasses.fields(self))
+        return {k: list(v) if isinstance(v, tuple) else dict(v) if isinstance(v, Mapping) else v for k, v in values}
+
+
+@dataclasses.dataclass(frozen=True)
+class Options(OptionGroup):
     """Options of one fine-tuning run. `Options.of` creates them: it checks all values and raises one error for all problems."""
 
     # fmt: off
@@ -149,12 +159,8 @@ class Options:
         return self.numProcesses if isinstance(self.numProcesses, int) else 1
 
     def asdict(self) -> dict[str, Any]:
-        """Values that JSON can hold."""
-        out = {name: getattr(self, name) for name in FIELDS}
-        out["loss"] = callable_name(self.loss) if callable(self.loss) else self.loss
-        return {
-            k: list(v) if isinstance(v, tuple) else dict(v) if isinstance(v, Mapping) else v for k, v in out.items()
-        }
+        """The value of each option, by name; of a function its name."""
+        return super().asdict() | ({"loss": callable_name(self.loss)} if callable(self.loss) else {})
 
 
 FIELDS = {f.name: f for f in dataclasses.fields(Options)}

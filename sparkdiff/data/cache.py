@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from sparkdiff import jvm
 from sparkdiff.data import splits, stage_rows
 from sparkdiff.data.fingerprint import SHARDS, Request, fingerprint
-from sparkdiff.data.frames import blamed, check_request, made_frames, ran_by
+from sparkdiff.data.frames import check_request, failure_of, made_frames
 from sparkdiff.data.label_stats import label_stats, weight_range
 from sparkdiff.data.layout import OWN, columns_of, holds_true, names_of, shards_in, write_files
 from sparkdiff.data.splits import SPLITS
@@ -203,7 +203,7 @@ def _opened(request: Request, where: Path, columns: list[dict[str, Any]], watch:
     for owner in folder.parent.glob(f".{folder.name}-*/{OWNER}"):
         if processes.is_orphan(owner):
             shutil.rmtree(owner.parent, ignore_errors=True)
-    with whole.temporary_folder(folder) as temporary:
+    with whole.temporary(folder) as temporary:
         temporary.mkdir(mode=0o700)  # before there is anything in it
         processes.write_owner(temporary / OWNER, os.getpid())
         began = time.monotonic()
@@ -252,7 +252,7 @@ def _written_to_store(request: Request, folder: Path, key: str, columns: list[di
     stores.make(folder)
     data = folder / f"{ROWS}{uuid.uuid4().hex[:8]}"
     try:
-        with blamed("wrote the cache"):
+        with jvm.blamed("Spark failed while it wrote the cache"):
             made = _build(request, key, folder, data, columns)
             stores.send(folder / MANIFEST)
     except BaseException:
@@ -346,7 +346,7 @@ def _build(request: Request, key: str, folder: Path, data: Path, columns: list[d
         data: the folder into which Spark writes: that of the cache, or one in it.
         columns: receives the description of its columns as soon as it is known.
     """
-    with made_frames(request, folder.parent) as made, blamed(ran_by(request)):
+    with made_frames(request, folder.parent) as made, jvm.blamed(failure_of(request)):
         columns += columns_of(request, made.frames[0], made.values)
         write_files(request, made.frames, columns, data)
     if stores.url_of(data) is not None:

@@ -37,11 +37,6 @@ def check_request(request: Request) -> None:
             check_number(option, column, source.df, graph.casefold)
 
 
-def blamed(what: str) -> contextlib.AbstractContextManager[None]:
-    """Within this context, an error of Spark becomes an InputError that names the operation."""
-    return jvm.blamed(f"Spark failed while it {what}")
-
-
 def frames_of(request: Request) -> tuple[list[DataFrame], dict[str, tuple[Any, ...]]]:
     """The rows of each source, divided into splits and slices, after the stages in Spark; and the values of the slices.
 
@@ -49,7 +44,7 @@ def frames_of(request: Request) -> tuple[list[DataFrame], dict[str, tuple[Any, .
         InputError: Spark failed on the rows.
     """
     divided, values = _divided(request)
-    with blamed(ran_by(request)):
+    with jvm.blamed(failure_of(request)):
         return [request.cut.transform(df) for df in divided], values
 
 
@@ -57,7 +52,7 @@ def _divided(request: Request) -> tuple[list[DataFrame], dict[str, tuple[Any, ..
     """The rows of each source, divided into splits and slices; and the values of the slices."""
     o = request.options
     by = [f"{n}={v!r}" for n in ("validationIndicatorCol", "groupCol", "timeCol", "guardCols") if (v := getattr(o, n))]
-    with blamed(f"split the rows ({', '.join(by) or 'by a hash of all columns'})"):
+    with jvm.blamed(f"Spark failed while it split the rows ({', '.join(by) or 'by a hash of all columns'})"):
         dealt, values = splits.with_slices(splits.with_splits(request.sources, o, request.boundaries), o)
         if request.keyed:
             # Not the hash that splits, which skips nulls: rows that differ in where a null is would be the same row.
@@ -74,10 +69,13 @@ def made_frames(request: Request, where: Path) -> Iterator[stage_rows.Made]:
     if not request.options.reuseStages:
         yield stage_rows.Made(*frames_of(request))
         return
-    with blamed(ran_by(request)), stage_rows.frames_after(request, where, lambda: _divided(request)) as made:
+    with jvm.blamed(failure_of(request)), stage_rows.frames_after(request, where, lambda: _divided(request)) as made:
         yield made
 
 
-def ran_by(request: Request) -> str:
-    """What Spark does with the rows, for an error message."""
-    return f"ran the stages before training ({', '.join(['reading the data', *(v.uid for v in request.cut.stages)])})"
+def failure_of(request: Request) -> str:
+    """The first words of the error where Spark fails on the rows."""
+    return (
+        "Spark failed while it ran the stages before training "
+        f"({', '.join(['reading the data', *(v.uid for v in request.cut.stages)])})"
+    )

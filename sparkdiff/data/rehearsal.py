@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sparkdiff import jvm
 from sparkdiff.data.fingerprint import SHARDS, Request, content, deciding_stages
-from sparkdiff.data.frames import blamed, check_request, frames_of, ran_by
+from sparkdiff.data.frames import check_request, failure_of, frames_of
 from sparkdiff.data.label_stats import stats_of
 from sparkdiff.data.layout import columns_of, hashed, names_of, sparse_fields, stored
 from sparkdiff.data.splits import SPLITS, find_boundaries
@@ -97,7 +97,7 @@ def sampled(request: Request) -> Sample:
 def _hashed(request: Request, *, told: bool) -> tuple[list[dict[str, Any]], list[Any]]:
     """The columns of the cache of these rows, see `columns_of`, and the rows, undealt."""
     frames, columns = _frames(request, request, told=told)
-    with blamed(ran_by(request)):
+    with jvm.blamed(failure_of(request)):
         return columns, hashed(request, frames, columns).collect()
 
 
@@ -127,7 +127,7 @@ def rehearsed(request: Request) -> Rehearsal:
     """
     check_request(request)
     spark = request.sources[0].df.sparkSession
-    with blamed("counted the rows"):
+    with jvm.blamed("Spark failed while it counted the rows"):
         rows = sum(source.df.count() for source in request.sources)
         first = [spark.createDataFrame(s.df.limit(SAMPLE).collect(), s.df.schema) for s in request.sources]
     if not rows:
@@ -154,7 +154,7 @@ def _cached(sample: Request, request: Request) -> tuple[list[dict[str, Any]], li
     if request.cut.stages and not all(is_plain(stage) for stage in deciding_stages(request.cut)):
         content(request.cut.transform(sample.sources[0].df))
     frames, columns = _frames(sample, request, told=False)
-    with blamed(ran_by(request)):
+    with jvm.blamed(failure_of(request)):
         return columns, stored(sample, frames, columns).collect()
 
 
@@ -162,7 +162,7 @@ def _frames(sample: Request, request: Request, *, told: bool) -> tuple[list[Data
     """The rows of a sample after the stages in Spark, and the columns of their cache; see `columns_of`."""
     boundaries = request.boundaries or find_boundaries(sample.sources, sample.options)
     frames, values = frames_of(dataclasses.replace(sample, boundaries=boundaries))
-    with blamed(ran_by(request)):
+    with jvm.blamed(failure_of(request)):
         return frames, columns_of(sample, frames[0], values, told=told)
 
 
@@ -207,7 +207,7 @@ def _timed(request: Request, columns: list[dict[str, Any]], rows: int) -> tuple[
         query.write.format("noop").mode("overwrite").save()  # computes all rows and keeps none
         return time.perf_counter() - begun
 
-    with blamed(ran_by(request)):
+    with jvm.blamed(failure_of(request)):
         small, least = run(1), min(SAMPLE, rows)
         if rows <= SAMPLE:
             return small, (0.5 * small, 2 * small)

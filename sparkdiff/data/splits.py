@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from pyspark.ml import Pipeline, PipelineModel
+from pyspark.ml import Estimator
 from pyspark.sql import Column, DataFrame, functions as F
 from pyspark.sql.types import (
     BooleanType,
@@ -307,9 +307,9 @@ def training_rows(sources: Sequence[Source], options: Options, boundaries: Bound
 
 
 def fit_on_training_rows(
-    pipeline: Pipeline, sources: Sequence[Source], options: Options, boundaries: Boundaries | None = None
-) -> PipelineModel:
-    """Fit an unfitted pipeline on the training rows, never on the rows that decide; see `training_rows`."""
+    estimator: Estimator[Any], sources: Sequence[Source], options: Options, boundaries: Boundaries | None = None
+) -> Any:
+    """Fit a pipeline or a stage on the training rows, never on the rows that decide; see `training_rows`."""
     rows = training_rows(sources, options, boundaries)
-    with jvm.blamed(f"{pipeline.uid} cannot be fitted on the training rows"):
-        return pipeline.fit(rows)
+    with jvm.blamed(f"{estimator.uid} cannot be fitted on the training rows"):
+        return estimator.fit(rows)

@@ -70,19 +70,20 @@ class PairedRows:
         losses, unit = self.other - self.original, self.unit if self.units.kind == "groups" else None
         return Costs.of(losses, self.weight, unit, "rows" if unit is None else "groups")
 
+    def block_sums(self, x: Tensor) -> Tensor:
+        """Sums of a number of each row (n,) over the guard's blocks, (B,)."""
+        return x.new_zeros(MAX_BLOCKS).index_add(0, self.block, x)
+
     def ledger(self, other: Ledger | None) -> tuple[Ledger, Tensor]:
         """The block sums to test, and those of the original's loss: what was tried in all, or only the second pipeline.
 
         Where the metric divides by numbers of rows, the chosen column is measured with the units that are predicted wrongly,
         which are blocks of their own.
         """
-
-        def sums(x: Tensor) -> Tensor:
-            return x.new_zeros(MAX_BLOCKS).index_add(0, self.block, x)
-
         weight, first, second = self.wrong
-        weights, original = torch.cat([sums(self.weight), weight]), torch.cat([sums(self.beside[0]), first])
-        own = original - torch.cat([sums(self.beside[1]), second])
+        pairs = ((self.weight, weight), (self.beside[0], first), (self.beside[1], second))
+        weights, original, new = (torch.cat([self.block_sums(x), more]) for x, more in pairs)
+        own = original - new
         if other is None:
             return Ledger(own[None], weights, (), 0 if float(own.sum()) > 0 else -1), original
         gains = torch.nn.functional.pad(other.gains, (0, len(weight)))

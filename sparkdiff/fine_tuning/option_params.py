@@ -2,15 +2,16 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from pyspark.ml.param import Param, Params
+from typing_extensions import Self
 
 Fields = Mapping[str, dataclasses.Field[Any]]
 
 
 def with_params(fields: Fields, *, setters: bool = False) -> Callable[[type], type]:
-    """Give a class a Param and a getter for every option, and a setter, which calls its `setParams`, with `setters`."""
+    """Give a class a Param and a getter for every option, and a setter, which calls its `_set`, with `setters`."""
 
     def decorated(cls: type) -> type:
         for name, field in fields.items():
@@ -20,7 +21,7 @@ def with_params(fields: Fields, *, setters: bool = False) -> Callable[[type], ty
                 return self.getOrDefault(name)
 
             def set_(self: Any, value: Any, name: str = name) -> Any:
-                return self.setParams(**{name: value})
+                return self._set(**{name: value})
 
             get.__doc__ = f"Value of {name} or its default."
             set_.__doc__ = f"Set {name}: {field.metadata['help']}."
@@ -35,6 +36,13 @@ def with_params(fields: Fields, *, setters: bool = False) -> Callable[[type], ty
 
 class CheckedParams(Params):
     """Params whose values `_set` checks, whatever sets them."""
+
+    OBJECTS: ClassVar[Mapping[str, Any]] = {}
+    """Params that are no options, such as a pipeline."""
+
+    def setParams(self, **params: Any) -> Self:
+        """Set Params by name; an object that is None stays as it is."""
+        return self._set(**{name: v for name, v in params.items() if v is not None or name not in self.OBJECTS})
 
     def set(self, param: Param[Any], value: Any) -> None:
         """Set a Param, checked as by `setParams`."""

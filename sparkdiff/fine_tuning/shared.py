@@ -2,27 +2,24 @@
 
 import dataclasses
 import shutil
-import threading
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
 from sparkdiff.data import cache as caches
 from sparkdiff.data.fingerprint import Request
 from sparkdiff.data.splits import REFERENCE, Source, rule
 from sparkdiff.fine_tuning.task import Task
 from sparkdiff.fine_tuning.together import JointSetting, members
+from sparkdiff.machine.threads import MadeOnce
 from sparkdiff.options import Options
 
-T = TypeVar("T")
 
-
-class Shared:
+class Shared(MadeOnce):
     """What fits on the same rows have in common: each distinct cache is fingerprinted, written and compared with Spark once."""
 
     def __init__(self) -> None:
-        self._found: dict[tuple[Any, ...], Any] = {}
+        super().__init__()
         self._members: list[tuple[Any, Options, JointSetting | None]] = []
-        self._lock, self._making = threading.Lock(), dict[tuple[Any, ...], threading.RLock]()
 
     def train_together(self, fits: Sequence[tuple[Any, Options]]) -> None:
         """Take note of all fits that will be asked for, each a pipeline and options."""
@@ -32,30 +29,20 @@ class Shared:
         """The training of several settings that one of those fits is a part of; None: it trains alone."""
         return next((m for p, o, m in self._members if p is pipeline and o == options), None)
 
-    def once(self, key: tuple[Any, ...], make: Callable[[], T]) -> T:
-        """What was made for this key, which holds every object that decides it."""
-        with self._lock:
-            making = self._making.setdefault(key, threading.RLock())
-        with making:  # two threads don't make the same
-            if key not in self._found:
-                self._found[key] = make()
-            found: T = self._found[key]
-            return found
-
     def has(self, key: tuple[Any, ...]) -> bool:
         """Whether there is something for this key."""
-        return key in self._found
+        return key in self.found
 
     def cache(self, key: tuple[Any, ...], request: Request, watch: caches.Watch) -> caches.Cache:
-        known = ("cache", key) in self._found
-        if known and not self._found["cache", key].is_there:  # `localCacheLimit` gave its place to another one
-            del self._found["cache", key]
+        known = ("cache", key) in self.found
+        if known and not self.found["cache", key].is_there:  # `localCacheLimit` gave its place to another one
+            del self.found["cache", key]
         cache = self.once(("cache", key), lambda: caches.open_cache(request, watch))
         return dataclasses.replace(cache, hit=True) if known else cache
 
     def remove_caches(self) -> None:
         """Remove the files of all caches; a later fit would write them again."""
-        for key, cache in [*self._found.items()]:
+        for key, cache in [*self.found.items()]:
             if key[0] == "cache":
                 shutil.rmtree(cache.folder, ignore_errors=True)
 

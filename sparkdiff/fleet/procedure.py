@@ -143,15 +143,8 @@ def _done(done: Callable[[Triaged, Any], None], found: Triaged, model: Any) -> T
     try:
         done(found, model)
     except Exception as e:  # the fleet goes on
-        return dataclasses.replace(found, outcome=FAILED, why=f"{found.outcome}, but then: {_cause(e)}")
+        return dataclasses.replace(found, outcome=FAILED, why=f"{found.outcome}, but then: {jvm.message(e)}")
     return found
-
-
-def _cause(e: Exception) -> str:
-    """Why something failed, in words: the message of an error of ours or of Spark, else its kind, too."""
-    if isinstance(e, jvm.SparkError):
-        return jvm.cause(e)
-    return str(e) if isinstance(e, SparkdiffError) else f"{type(e).__name__}: {e}"
 
 
 def _judged(entry: Entry, runs: Sequence[Mapping[str, Any]], forecaster: Forecaster, samples: Samples) -> AssessedEntry:
@@ -169,7 +162,7 @@ def _judged(entry: Entry, runs: Sequence[Mapping[str, Any]], forecaster: Forecas
         return AssessedEntry(entry, facts, forecaster(facts), cpu.seconds() - began)
     except Exception as e:  # one pipeline may not end the others
         outcome = SKIPPED if isinstance(e, SampleError) else REFUSED if isinstance(e, REFUSALS) else FAILED
-        return AssessedEntry(entry, {}, None, cpu.seconds() - began, _cause(e), outcome)
+        return AssessedEntry(entry, {}, None, cpu.seconds() - began, jvm.message(e), outcome)
 
 
 def _why_not(j: AssessedEntry, ran: int, reached: float, share: float, left: float) -> str:
@@ -218,7 +211,7 @@ def _run(j: AssessedEntry, storeDir: str | None) -> tuple[Triaged, Any]:
     except SparkdiffError as e:
         outcome, why = REFUSED, str(e)
     except Exception as e:  # the fleet goes on
-        outcome, why = FAILED, _cause(e)
+        outcome, why = FAILED, jvm.message(e)
     else:
         tuned = found.summary.decision == "tuned"
         outcome, why = TUNED if tuned else KEPT, found.summary.reason

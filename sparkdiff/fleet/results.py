@@ -1,12 +1,11 @@
 """What triage found and did, pipeline by pipeline."""
 
 import dataclasses
-import json
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from sparkdiff.forecasting.forecast import Forecast
-from sparkdiff.report import Section, SectionTable, Shown, Strong
+from sparkdiff.report import Section, SectionTable, ShownFields, Strong
 from sparkdiff.report.progress import duration
 
 if TYPE_CHECKING:
@@ -38,7 +37,7 @@ class Triaged:
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class Triage(Shown):
+class Triage(ShownFields):
     """What triage found and did. `print` shows it, `toJSON` and `toPandas` hold it, `models` are the tuned pipelines by name.
 
     Attributes:
@@ -57,12 +56,10 @@ class Triage(Shown):
     own: int
     models: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False)
 
-    def toJSON(self) -> str:
+    def toDict(self) -> dict[str, Any]:
         """All but the models."""
-        told = {
-            f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("models", "pipelines")
-        }
-        return json.dumps(told | {"pipelines": [dataclasses.asdict(p) for p in self.pipelines]}, indent=2)
+        told = dataclasses.asdict(dataclasses.replace(self, models={}))
+        return {name: value for name, value in told.items() if name != "models"}
 
     def toPandas(self) -> "pd.DataFrame":
         """A row per pipeline."""

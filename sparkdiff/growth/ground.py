@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from pyspark.ml import Pipeline, PipelineModel
+from pyspark.ml import PipelineModel
 from pyspark.ml.feature import StringIndexer
 
 from sparkdiff import jvm
@@ -77,7 +77,7 @@ def _indexers(
             inputCol=name, outputCol=f"{mark}_{name}_index", handleInvalid="keep", stringOrderType="alphabetAsc"
         )
         indexer = jvm.named(indexer, f"{mark}_{name}_indexer")
-        stage: Any = fit_on_training_rows(Pipeline(stages=[indexer]), sources, options, boundaries).stages[0]
+        stage = fit_on_training_rows(indexer, sources, options, boundaries)
         if len(stage.labels) > MOST_ENTITIES:
             raise InputError(
                 f"entityCols: column {name!r} has {len(stage.labels):,} values, more than {MOST_ENTITIES:,}: "

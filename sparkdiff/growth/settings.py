@@ -5,11 +5,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from sparkdiff.growth.kinds import KINDS
-from sparkdiff.options import converted, option, refuse
+from sparkdiff.options import OptionGroup, converted, option, refuse
 
 
 @dataclasses.dataclass(frozen=True)
-class GrowthSettings:
+class GrowthSettings(OptionGroup):
     """Options of one growth. `GrowthSettings.of` creates them, and raises one error for all problems."""
 
     # fmt: off
@@ -32,10 +32,6 @@ class GrowthSettings:
         values, problems = converted(given, FIELDS, "Grower")
         refuse(problems)
         return GrowthSettings(**values)
-
-    def asdict(self) -> dict[str, Any]:
-        """In values that JSON can hold."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
 
 
 FIELDS = {field.name: field for field in dataclasses.fields(GrowthSettings)}

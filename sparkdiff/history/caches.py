@@ -6,12 +6,12 @@ import datetime
 import json
 import re
 import shutil
-import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from sparkdiff.data.stream import usage
 from sparkdiff.errors import InputError
+from sparkdiff.machine import whole
 from sparkdiff.report.progress import duration
 from sparkdiff.report.sections import aligned
 from sparkdiff.store.files import folder_size
@@ -132,16 +132,14 @@ def remove(found: Sequence[StoredItem]) -> list[StoredItem]:
 
 
 def _removed(entry: StoredItem) -> bool:
-    hidden = entry.path.with_name(f".removed-{uuid.uuid4().hex[:8]}")
+    alone = usage.alone(entry.path) if entry.kind in READ else contextlib.nullcontext(True)
     try:
-        with usage.alone(entry.path) if entry.kind in READ else contextlib.nullcontext(True) as unread:
-            if not unread:
-                return False
-            entry.path.rename(hidden)
+        with whole.temporary(entry.path.with_name("removed")) as hidden, alone as unread:
+            if unread:
+                entry.path.rename(hidden)
+            return unread
     except OSError:  # another process was faster, or it belongs to another user
         return False
-    shutil.rmtree(hidden, ignore_errors=True)
-    return True
 
 
 def forget_seen(folder: Path) -> None:

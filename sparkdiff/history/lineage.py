@@ -12,13 +12,10 @@ from sparkdiff.history import store
 from sparkdiff.machine import paths
 from sparkdiff.options import Options
 from sparkdiff.pipeline.nesting import plain
-from sparkdiff.report import Drawing, Section, SectionTable, Shown, Strong, ancestors_of, drawn_ancestors
-from sparkdiff.report.progress import change, duration
-from sparkdiff.report.table import p_value
+from sparkdiff.report import Drawing, Section, SectionTable, ShownFields, Strong, duration, p_value
+from sparkdiff.report.ancestry import SHORT, ancestors_of, drawn_ancestors, metric_of
 from sparkdiff.store.digests import hash_of
 
-SHORT = 12
-"""Characters of a hash that are shown."""
 MOST = 5
 """Of the settings that a run considered, so many are shown, the best first."""
 HELD = ("model", "pipelineModel")
@@ -41,8 +38,8 @@ class LineageStep:
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class Lineage(Shown):
-    """Where a model comes from. `print` shows it, `toJSON` holds all of it.
+class Lineage(ShownFields):
+    """Where a model comes from. `print` shows it, `toJSON` holds all of it, with times in UTC.
 
     Attributes:
         name: of the model, as it was given.
@@ -59,10 +56,6 @@ class Lineage(Shown):
     steps: tuple[LineageStep, ...]
     origin: str | None
     attempts: tuple[Mapping[str, Any], ...]
-
-    def toJSON(self) -> str:
-        """All of it; times in ISO 8601, UTC."""
-        return json.dumps(dataclasses.asdict(self), indent=2, default=lambda value: value.isoformat())
 
     def command(self) -> str:
         """The command that made this model; the same version of sparkdiff, model and rows give the same weights.
@@ -207,7 +200,7 @@ def _told(step: LineageStep) -> Iterator[Section]:
     run = step.run
     parent = "a pipeline that was not fitted, or is not known" if run["parent"] is None else _short_hash(run["parent"])
     yield Strong(f"made by {run['verb']} on {_when(run)} from {parent}: {run['decision']}")
-    yield f"  {_metric(run)}, {p_value(run['p'])}" if run["p"] is not None else f"  {_metric(run)}"
+    yield f"  {metric_of(run)}, {p_value(run['p'])}" if run["p"] is not None else f"  {metric_of(run)}"
     yield f"  {run['reason']}"
     if run["stages"]:
         trained = [s["stageClass"] for s in run["stages"] if s["trained"]]
@@ -249,11 +242,6 @@ def _short_hash(found: str | None) -> str:
 
 def _when(run: Mapping[str, Any]) -> str:
     return f"{run['finished']:%Y-%m-%d %H:%M}"
-
-
-def _metric(run: Mapping[str, Any]) -> str:
-    before, after = run["before"], run["after"]
-    return run["metric"] if before is None or after is None else change(run["metric"], before, after)
 
 
 def _short(run: Mapping[str, Any]) -> tuple[str, ...]:

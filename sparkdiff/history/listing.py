@@ -11,12 +11,11 @@ from pyspark.sql.types import MapType
 from sparkdiff import jvm
 from sparkdiff.errors import InputError, did_you_mean
 from sparkdiff.history import store
-from sparkdiff.report.sections import aligned
-from sparkdiff.report.table import p_value
+from sparkdiff.report import aligned, p_value
+from sparkdiff.report.ancestry import SHORT
 
 COLUMNS = ("finished", "verb", "decision", "metric", "before", "after", "gain", "p", "coreSeconds", "model", "parent")
 HEAD = ("finished", "by", "decision", "metric", "before", "after", "gain", "p", "core-s", "model", "parent")
-SHORT = 12
 
 
 def listed(storeDir: str, where: str | None, sort: str, limit: int, *, compact: bool, as_json: bool) -> list[str]:

@@ -6,6 +6,7 @@ RandomForestClassifier for more, for which Spark boosts no trees.
 """
 
 import dataclasses
+import functools
 import time
 from typing import Any
 
@@ -80,7 +81,7 @@ def compared(ground: Ground, budget: Budget) -> Baseline:
     except TimeoutError:
         found = Baseline(name, why=f"not fitted within {most:.3g} s, their share of the budget")
     except (InputError, *jvm.SparkError) as e:
-        found = Baseline(name, why=jvm.cause(e) if isinstance(e, jvm.SparkError) else str(e))
+        found = Baseline(name, why=jvm.message(e))
     return dataclasses.replace(found, seconds=time.monotonic() - begun)
 
 
@@ -134,10 +135,8 @@ def _columns(ground: Ground, rows: DataFrame) -> DataFrame:
 def _held_out(ground: Ground, split: str) -> DataFrame:
     """The rows of a split, with the columns of the data."""
     frames = [df.where(df[SPLIT] == split) for df in with_splits(ground.sources, ground.options, ground.boundaries)]
-    found = frames[0]
-    for more in frames[1:]:
-        found = found.unionByName(more, allowMissingColumns=True)
-    return found.drop(SPLIT, BLOCK, TIME)
+    union = functools.partial(DataFrame.unionByName, allowMissingColumns=True)
+    return functools.reduce(union, frames).drop(SPLIT, BLOCK, TIME)
 
 
 def _least(rows: DataFrame) -> float:

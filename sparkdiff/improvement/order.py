@@ -6,7 +6,6 @@ from typing import Any
 
 from sparkdiff import jvm
 from sparkdiff.data.splits import TEST, TRAIN, VALIDATION
-from sparkdiff.errors import SparkdiffError
 from sparkdiff.forecasting.arms import COLUMNS, ArmForecaster, of_store, priors
 from sparkdiff.forecasting.facts import training_facts
 from sparkdiff.history import store
@@ -76,9 +75,7 @@ def order_of(ground: Ground, arms: Sequence[Arm]) -> ArmOrder:
         own = of_store(store.rows_so_far(ground.options.storeDir, COLUMNS))
         found = ArmForecaster([*priors(), *own])(facts, names)
     except Exception as e:  # the order decides nothing: whatever it is, it may not end the improvement
-        cause = jvm.cause(e) if isinstance(e, jvm.SparkError) else str(e)
-        why = cause if isinstance(e, (SparkdiffError, jvm.SparkError)) else f"{type(e).__name__}: {cause}"
-        return ArmOrder(names, why=f"the cheap ones first, as no order can be learned: {why}")
+        return ArmOrder(names, why=f"the cheap ones first, as no order can be learned: {jvm.message(e)}")
     stored = f" and {len(own):,} of storeDir" if ground.options.storeDir else ""
     why = f"learned from {len(priors()):,} improvements that sparkdiff ships{stored}"
     chances = {f.arm: round(f.probability, 3) for f in found}

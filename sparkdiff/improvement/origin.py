@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pyspark.ml import Estimator, Pipeline
+from pyspark.ml import Estimator
 
 from sparkdiff.data import soft_labels
 from sparkdiff.data.splits import TRAIN, Boundaries, Source, fit_on_training_rows
@@ -68,12 +68,7 @@ class Origin:
             trains = [s.df for s in rows if s.split == TRAIN]
             return shared.once(("fitted", *trains), lambda: fit_to(estimator, rows, bounds))
 
-        def fit_to(estimator: Any, rows: Sequence[Source], bounds: Boundaries | None) -> Any:
-            if fits is not None:
-                return fits(estimator, rows, bounds)
-            whole = estimator if isinstance(estimator, Pipeline) else Pipeline(stages=[estimator])
-            found = fit_on_training_rows(whole, rows, options, bounds)
-            return found if whole is estimator else found.stages[0]
+        fit_to = fits or (lambda estimator, rows, bounds: fit_on_training_rows(estimator, rows, options, bounds))
 
         if isinstance(given, Estimator):
 

@@ -436,8 +436,7 @@ def _ship(proof: Proof, proven: Proven) -> Shipped:
     except WriteError:
         raise
     except (SparkdiffError, *jvm.SparkError) as e:
-        why = jvm.cause(e) if isinstance(e, jvm.SparkError) else str(e)
-        return Shipped(proven, None, judgement, f"it can't be made from all rows: {why}")
+        return Shipped(proven, None, judgement, f"it can't be made from all rows: {jvm.message(e)}")
     loss, most = found.scores[TRAIN].mean, decision.largest_loss(proven.folds)
     if not loss <= most:
         why = f"made from all rows its {ground.metric.name} there is {ground.metric.sign * loss:.5g}, worse than on rows of folds"

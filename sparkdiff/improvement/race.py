@@ -179,7 +179,7 @@ def _run(
             if arm.alone:
                 raise
             kept = isinstance(e, SparkdiffError)  # Spark may do it when the run goes on
-            done = nothing(arm.name, number, str(e) if kept else jvm.cause(e), ended="failed")
+            done = nothing(arm.name, number, jvm.message(e), ended="failed")
         done = dataclasses.replace(done, seconds=account.now() - begun, ended=account.now())
         if kept:
             log.write(done)

@@ -54,12 +54,11 @@ def summary_of(
     table, race, arms = _table(ground, decision), _race(explores, explored, decision), _standings(explored.raced)
     after = ground.start if best is None or best.found is None else best.found
     parity = {k: m.parity for k, m in (("before", ground.start), ("after", after)) if m.parity is not None}
-    told = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(ground.settings).items()}
     return ImprovementSummary(
         decision="kept original" if best is None else "improved",
         reason=reason_of(ground, origin, division, decision, shown, judgement),
         records=_history(explored.raced, shown), parity={k: dataclasses.asdict(p) for k, p in parity.items() if p}, stages={},
-        options=shown_options(ground.start.task, ground.metric, **told),
+        options=shown_options(ground.start.task, ground.metric, **ground.settings.asdict()),
         warnings=_warnings(ground, explores, origin, decision, judgement), arms=arms, table=table, race=race,
         order={} if explored.order is None else explored.order.asdict(),
         offers={n: next(i for i, r in enumerate(table) if n in r["offers"]) for n in decision.offers},

@@ -7,7 +7,7 @@ from typing import Any
 from sparkdiff.errors import InputError
 from sparkdiff.growth.kinds import KINDS
 from sparkdiff.improvement.budget import Budget
-from sparkdiff.options import converted, option, refuse
+from sparkdiff.options import OptionGroup, converted, option, refuse
 
 WHY_REFUSED = {
     "maxSeconds": "its time is `budget`",
@@ -27,7 +27,7 @@ CHANGES_FORM = ("simplify", "import", "grow")
 
 
 @dataclasses.dataclass(frozen=True)
-class ImprovementSettings:
+class ImprovementSettings(OptionGroup):
     """Options of one improvement. `ImprovementSettings.of` creates them, and raises one error for all problems."""
 
     # fmt: off

@@ -15,7 +15,7 @@ import yaml
 
 from sparkdiff import jvm
 from sparkdiff.data.splits import SPLITS, VALIDATION
-from sparkdiff.errors import InputError, did_you_mean
+from sparkdiff.errors import InputError, check_keys
 from sparkdiff.job.loading import function, is_function, named_source
 from sparkdiff.job.tracking_section import SERVERS, check as check_tracking
 from sparkdiff.machine import paths, secrets
@@ -134,9 +134,7 @@ def load_config(path: Path | None, overrides: Sequence[str], flags: Mapping[str,
 
 def _check_sections(tree: Mapping[str, Any]) -> None:
     """Raises InputError where a section is unknown or missing, or holds what it cannot hold."""
-    for key in tree:
-        if key not in SECTIONS:
-            raise InputError(f"unknown section {key!r}. {did_you_mean(str(key), SECTIONS)}")
+    check_keys("unknown section", tree, SECTIONS)
     for key in ("pipeline", "data", "output"):
         if not tree.get(key):
             raise InputError(f"the job has no {key!r}: set it in the YAML file or as {key}=...")
@@ -145,9 +143,8 @@ def _check_sections(tree: Mapping[str, Any]) -> None:
         raise InputError(f"pipeline must be the path of a saved model, or module:function. Got {pipeline!r} instead")
     if not isinstance(data, dict) or "train" not in data:
         raise InputError(f"data must be a mapping with 'train' and, optionally, {', '.join(map(repr, SPLITS[1:]))}")
+    check_keys("unknown data", data, SPLITS)
     for split, given in data.items():
-        if split not in SPLITS:
-            raise InputError(f"unknown data {split!r}. {did_you_mean(str(split), SPLITS)}")
         named_source(split, given)
     for section in (*COMMANDS, "fineTuner", "spark", "tracking"):
         if not isinstance(tree.get(section) or {}, dict):

@@ -211,7 +211,7 @@ def _store(given: str) -> Iterator[Finding]:
 def _folder(spark: SparkSession, folder: Path) -> Iterator[Finding]:
     """Spark writes a file to a folder of this machine, and this process sees it."""
     place = folder / "sparkdiff-doctor"
-    with whole.empty_removed_above(place), whole.temporary_folder(place) as where:
+    with whole.empty_removed_above(place), whole.temporary(place) as where:
         try:
             spark.range(1).write.parquet(paths.address(str(where)))
             seen, why = (

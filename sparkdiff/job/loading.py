@@ -16,9 +16,9 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.utils import is_remote
 
 from sparkdiff import jvm
-from sparkdiff.errors import InputError, did_you_mean
+from sparkdiff.errors import InputError, check_keys, did_you_mean
 from sparkdiff.jvm.hadoop import URL
-from sparkdiff.machine import paths
+from sparkdiff.machine import paths, threads
 
 SOURCE_KEYS = ("path", "format", "options", "schema", "table", "where")
 
@@ -66,21 +66,15 @@ def start_session(conf: Mapping[str, Any], meanwhile: str | None = None, size: f
 @contextlib.contextmanager
 def _imported(module: str) -> Iterator[None]:
     """Within this context, a module is imported in a thread, as soon as the JVM runs: a process that forks should be alone."""
-    ready = threading.Event()
 
-    def work() -> None:
+    def work(ready: threading.Event) -> None:
         while not ready.wait(0.02) and not jvm.is_running():
             pass
         with contextlib.suppress(ImportError):  # which the import that follows raises where it can be read
             importlib.import_module(module)
 
-    thread = threading.Thread(target=work, name=f"sparkdiff: import of {module}", daemon=True)
-    thread.start()
-    try:
+    with threads.beside(work, f"sparkdiff: import of {module}"):
         yield
-    finally:
-        ready.set()
-        thread.join()
 
 
 def _remote(conf: Mapping[str, Any]) -> bool:
@@ -124,9 +118,8 @@ def named_source(split: str, given: Any) -> str | dict[str, Any]:
         raise InputError(
             f"data.{split} must be module:function, or contain either a path or a table. Got {given!r} instead"
         )
+    check_keys(f"data.{split}: unknown key", given, SOURCE_KEYS)
     for key, value in given.items():
-        if key not in SOURCE_KEYS:
-            raise InputError(f"data.{split}: unknown key {key!r}. {did_you_mean(str(key), SOURCE_KEYS)}")
         if key != "options" and value is not None and not isinstance(value, str):
             raise InputError(f"data.{split}.{key} must be text. Got {value!r} instead: quote it")
     options = given.get("options") or {}

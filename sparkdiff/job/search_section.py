@@ -11,7 +11,7 @@ from pyspark.ml.evaluation import (
 )
 
 from sparkdiff.data.splits import TRAIN
-from sparkdiff.errors import InputError, did_you_mean, kind_of
+from sparkdiff.errors import InputError, check_keys, did_you_mean, kind_of
 from sparkdiff.pipeline.nesting import inside
 from sparkdiff.stages.base import columns_of
 from sparkdiff.tuning.search.alternatives import OUTPUTS
@@ -41,10 +41,7 @@ def check(given: Mapping[str, Any], data: Mapping[str, Any]) -> None:
     Raises:
         InputError: a key is unknown, a value is wrong, or the data are divided already.
     """
-    known = [*OWN, *FIELDS]
-    for key in given:
-        if key not in known:
-            raise InputError(f"search: unknown key {key!r}. {did_you_mean(str(key), known)}")
+    check_keys("search: unknown key", given, [*OWN, *FIELDS])
     Settings.of({key: value for key, value in given.items() if key in FIELDS}).check_together()
     metrics(given)
     space(given)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sparkdiff import options
-from sparkdiff.errors import InputError, did_you_mean
+from sparkdiff.errors import InputError, check_keys
 from sparkdiff.growth.settings import GrowthSettings
 from sparkdiff.improvement.settings import WHY_REFUSED, ImprovementSettings
 
@@ -20,12 +20,10 @@ def check(section: str, given: Mapping[str, Any], others: Mapping[str, Any]) -> 
     Raises:
         InputError: a key is unknown, a value is wrong, or the command of this section has no such option.
     """
-    known = [field.name for field in dataclasses.fields(SETTINGS[section])]
     for key in given:
         if key in options.FIELDS:
             raise InputError(f"{section}: {key!r} is an option of the section fineTuner: fineTuner.{key}={given[key]}")
-        if key not in known:
-            raise InputError(f"{section}: unknown key {key!r}. {did_you_mean(str(key), known)}")
+    check_keys(f"{section}: unknown key", given, [field.name for field in dataclasses.fields(SETTINGS[section])])
     try:
         SETTINGS[section].of(given)
     except InputError as e:

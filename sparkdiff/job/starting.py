@@ -16,7 +16,7 @@ from sparkdiff.job.output import check_replaceable, is_unfinished, summary_of
 from sparkdiff.machine import paths, whole
 from sparkdiff.machine.autologging import paused
 from sparkdiff.options import Options
-from sparkdiff.store.lease import Lease, held
+from sparkdiff.store.lease import Lease, held, lease_of
 
 FOLDERS = ("cacheDir", "checkpointDir", "storeDir")
 """Options that name folders."""
@@ -66,10 +66,10 @@ def _check_inputs(config: Config) -> None:
 def _alone(config: Config) -> Iterator[Lease]:
     """Within this context, no other process writes the output of the job."""
     output = config.output
-    where, wait = output.with_name(f".{output.name}.lease"), Options.of(config.options).waitForRun
+    wait = Options.of(config.options).waitForRun
     with whole.empty_removed_above(output), contextlib.ExitStack() as stack:
         try:
-            lease = stack.enter_context(held(where, f"output {config.where}", wait=wait))
+            lease = stack.enter_context(held(lease_of(output), f"output {config.where}", wait=wait))
         except OSError as e:
             raise InputError(f"output {config.where} cannot be written ({e.strerror}): choose another folder") from e
         yield lease

@@ -294,7 +294,7 @@ def fitted_on(
     if stores.url_of(folder) is not None:
         folder = _keep_in_store(fitted, folder)
     else:
-        with whole.temporary_folder(folder) as temporary:
+        with whole.temporary(folder) as temporary:
             fitted.write().save(f"file://{temporary}")
             if not files.moved(temporary, folder):
                 say("reused: meanwhile another process fitted the same pipeline on the same rows")

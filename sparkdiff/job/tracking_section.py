@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sparkdiff.errors import InputError, did_you_mean
+from sparkdiff.errors import InputError, check_keys
 from sparkdiff.machine import paths
 from sparkdiff.store.registry import ALIAS, check_version
 
@@ -28,9 +28,8 @@ def check(given: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         InputError: a key is unknown, a value is wrong, or a package is missing.
     """
+    check_keys("tracking: unknown key", given, (*FILES, "mlflow"))
     for key, value in given.items():
-        if key not in (*FILES, "mlflow"):
-            raise InputError(f"tracking: unknown key {key!r}. {did_you_mean(str(key), (*FILES, 'mlflow'))}")
         if key in FILES and (not isinstance(value, str) or not value or paths.local(value) is None):
             raise InputError(f"tracking.{key} must be a path on the file system of this machine. Got {value!r} instead")
         if key in NEEDS and importlib.util.find_spec(NEEDS[key]) is None:
@@ -44,9 +43,8 @@ def _mlflow(given: Any) -> dict[str, Any]:
     given = {} if given is None else given
     if not isinstance(given, dict):
         raise InputError(f"tracking.mlflow must be a mapping of names to values. Got {given!r} instead")
+    check_keys("tracking.mlflow: unknown key", given, MLFLOW)
     for key, value in given.items():
-        if key not in MLFLOW:
-            raise InputError(f"tracking.mlflow: unknown key {key!r}. {did_you_mean(str(key), tuple(MLFLOW))}")
         if not isinstance(value, MLFLOW[key]) or value == "":
             kind = "true or false" if MLFLOW[key] is bool else "text"
             raise InputError(f"tracking.mlflow.{key} must be {kind}. Got {value!r} instead")

@@ -1,13 +1,12 @@
 """A job's output folder written whole: under a temporary name, and renamed; in a store, with its summary last."""
 
 import os
-import shutil
-import uuid
 from collections.abc import Callable
 from pathlib import Path
 
 from sparkdiff.job.output import SUMMARY, UNFINISHED, check_replaceable, is_unfinished
 from sparkdiff.jvm import stores
+from sparkdiff.machine import whole
 from sparkdiff.store import files
 from sparkdiff.store.lease import Lease
 
@@ -24,29 +23,28 @@ def written(output: Path, lease: Lease, fill: Callable[[Path], None], needed: Ca
         fill: writes the entries into the folder.
         needed: how much space it takes, for the error where the disk is full.
     """
-    temporary, old = (output.with_name(f".{output.name}-{uuid.uuid4().hex[:8]}{end}") for end in ("", ".old"))
     with files.room("the run", output, ROOM, needed):
         if stores.url_of(output) is not None:
-            _written_in_store(output, temporary, lease, fill)
+            _written_in_store(output, lease, fill)
             return
         output.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        with whole.temporary(output) as temporary, whole.temporary(output) as old:
             fill(temporary)
             lease.check()
-            if output.exists():
-                os.rename(output, old)
-            os.rename(temporary, output)
-        finally:
-            if not output.exists() and old.exists():
-                os.rename(old, output)
-            shutil.rmtree(temporary, ignore_errors=True)
-            shutil.rmtree(old, ignore_errors=True)
+            try:
+                if output.exists():
+                    os.rename(output, old)
+                os.rename(temporary, output)
+            finally:
+                if not output.exists() and old.exists():
+                    os.rename(old, output)
 
 
-def _written_in_store(output: Path, temporary: Path, lease: Lease, fill: Callable[[Path], None]) -> None:
+def _written_in_store(output: Path, lease: Lease, fill: Callable[[Path], None]) -> None:
     """The same where a folder that is renamed may be seen half done: `summary.json`, which tells that a run is whole, is removed
     first and written last, and a file says meanwhile that the rest may be replaced.
     """
+    temporary = whole.hidden(output)
     aside, began = temporary.with_name(f"{temporary.name}.old"), is_unfinished(output)
     try:
         temporary.mkdir(parents=True)

@@ -15,6 +15,7 @@ import pyspark
 from pyspark.find_spark_home import _find_spark_home
 
 from sparkdiff.errors import InputError
+from sparkdiff.machine import whole
 
 MAGIC = (0xF00BABA8).to_bytes(4, sys.byteorder)
 """What an archive begins with (HotSpot's CDS_DYNAMIC_ARCHIVE_MAGIC); Java writes it last."""
@@ -77,11 +78,10 @@ def write_archive(program: Sequence[str], java: str) -> Path:
         raise InputError(
             f"the user's cache folder cannot be written ({e}): set XDG_CACHE_HOME to another folder"
         ) from e
-    part = where.with_name(f".{where.name}.{os.getpid()}")
-    told = f'{WRITE}="{part}" {SILENT} {os.environ.get("SPARK_SUBMIT_OPTS", "")}'
     # A JVM of its own, and no folders of a cluster's settings on its class path.
     kept = {k: v for k, v in os.environ.items() if k not in ELSEWHERE}
-    try:
+    with whole.temporary(where) as part:
+        told = f'{WRITE}="{part}" {SILENT} {os.environ.get("SPARK_SUBMIT_OPTS", "")}'
         # Ends when the JVM, which has the same streams, has ended too.
         done = subprocess.run(
             [sys.executable, *program], env={**kept, "SPARK_SUBMIT_OPTS": told}, capture_output=True, text=True
@@ -92,8 +92,6 @@ def write_archive(program: Sequence[str], java: str) -> Path:
                 f"no archive was written; it needs Java 17 or later, and 500 MB in {where.parent}:\n{said}"
             )
         os.replace(part, where)
-    finally:
-        part.unlink(missing_ok=True)
     return where
 
 

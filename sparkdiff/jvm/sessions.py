@@ -21,7 +21,8 @@ from pyspark.find_spark_home import _find_spark_home
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.util import VersionUtils
 
-from sparkdiff.errors import InputError
+from sparkdiff.errors import InputError, SparkdiffError
+from sparkdiff.machine.threads import beside
 
 SparkError = (Py4JError, PySparkException)
 """The exceptions that Spark raises in Python."""
@@ -228,6 +229,13 @@ def cause(error: BaseException) -> str:
     return first_sentences(text[causes[-1].end() :] if causes else text)
 
 
+def message(error: BaseException) -> str:
+    """The message of an error in a line: of Spark's its cause; of one that is neither Spark's nor ours its class, too."""
+    if isinstance(error, SparkError):
+        return cause(error)
+    return str(error) if isinstance(error, SparkdiffError) else f"{type(error).__name__}: {error}"
+
+
 @contextlib.contextmanager
 def blamed(what: str) -> Iterator[None]:
     """Within this context, an error of Spark becomes an InputError that says what failed, and why."""
@@ -305,27 +313,23 @@ def within(seconds: float | None) -> Iterator[None]:
     if seconds is None:
         yield
         return
-    spark, tag, over, late = session(), f"sparkdiff-{uuid.uuid4().hex}", threading.Event(), threading.Event()
+    spark, tag, late = session(), f"sparkdiff-{uuid.uuid4().hex}", threading.Event()
 
-    def watch() -> None:
+    def watch(over: threading.Event) -> None:
         if not over.wait(seconds):
             late.set()
             while not over.wait(AGAIN):  # the work may be between two jobs
                 with contextlib.suppress(*SparkError):
                     cancel(spark, tag)
 
-    watcher = threading.Thread(target=watch, name="sparkdiff-within", daemon=True)
-    watcher.start()
     try:
-        with own_group(spark), cancellable(spark, tag):
+        with beside(watch, "sparkdiff-within"), own_group(spark), cancellable(spark, tag):
             yield
     except Exception as e:  # Spark's own, or one of ours that tells of it
         if late.is_set():
             raise TimeoutError(f"Spark took longer than {seconds:.0f} s") from e
         raise
     finally:
-        over.set()
-        watcher.join()
         if not in_process(spark):
             spark.removeTag(tag)
 

@@ -102,14 +102,11 @@ def fetch(path: Path) -> Path:
     if (url := url_of(path)) is not None:
         system, there, _ = opened(url)
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        part = whole.hidden(path)  # whoever finds the copy takes it for whole
-        try:
+        with whole.temporary(path) as part:  # whoever finds the copy takes it for whole
             with as_store_error(url):
                 system.copyToLocalFile(False, there, java_files().Path(f"file://{part}"), True)
-            _remove_here(path)
+            whole.remove(path)
             os.rename(part, path)
-        finally:
-            _remove_here(part)
     return path
 
 
@@ -285,7 +282,7 @@ def write(path: Path, content: bytes) -> None:
 def remove(path: Path) -> None:
     """Remove a file or a folder, in the store too; an error is passed over."""
     forget(path)
-    _remove_here(path)
+    whole.remove(path)
 
 
 def forget(path: Path) -> None:
@@ -313,10 +310,3 @@ def remove_empty(path: Path) -> None:
         if (url := url_of(path)) is not None and exists(path) and not names(path):
             with in_store(url) as (system, there):
                 system.delete(there, False)
-
-
-def _remove_here(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)

@@ -114,10 +114,6 @@ class LabelModel(Estimator, CheckedParams, _LabelParams, jvm.Persistent):  # typ
         self._setDefault(method="auto", probabilityCol="probability", seed=0)
         self.setParams(**({} if votes is None else {"votes": votes}), **params)
 
-    def setParams(self, **params: Any) -> "LabelModel":
-        """Set Params by name."""
-        return self._set(**params)  # type: ignore[return-value]
-
     def _set(self, **values: Any) -> Any:
         for name in values:
             if name not in PARAMS:
@@ -337,7 +333,7 @@ def _balance(given: Sequence[float] | None, k: int) -> Any:
     return np.array(given)
 
 
-class LabelModelModel(Model, Holder, _LabelParams, jvm.Persistent):  # type: ignore[type-arg]
+class LabelModelModel(Holder, Model, _LabelParams, jvm.Persistent):  # type: ignore[type-arg]
     """The result of a LabelModel, with its Params.
 
     Attributes:
@@ -354,7 +350,7 @@ class LabelModelModel(Model, Holder, _LabelParams, jvm.Persistent):  # type: ign
         self.pipelineModel, self.summary = pipelineModel, summary
 
     def copy(self, extra: Any = None) -> "LabelModelModel":
-        """A copy that shares the pipeline.
+        """A copy that shares the pipeline, unless `extra` sets a Param of one of its stages.
 
         Raises:
             InputError: `extra` changes a Param, as `transform(df, params)` may: the pipeline was made with it.
@@ -369,7 +365,7 @@ class LabelModelModel(Model, Holder, _LabelParams, jvm.Persistent):  # type: ign
 
     def _transform(self, dataset: DataFrame) -> DataFrame:
         try:
-            return self.pipelineModel.transform(dataset)
+            return super()._transform(dataset)  # type: ignore[no-any-return]
         except jvm.SparkError as e:
             if taken := _taken(self.getOrDefault("probabilityCol"), len(self.summary.balance), dataset.columns):
                 raise InputError(

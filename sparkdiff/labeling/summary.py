@@ -1,5 +1,6 @@
 """What is known of labelling functions after a fit, and reasons to doubt it."""
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import Any
@@ -22,6 +23,7 @@ ERRORS, LABELS = 3.0, 10
 """Standard errors between an estimated accuracy and that on labels that count, with so many labels at least."""
 
 
+@dataclasses.dataclass(frozen=True, repr=False)
 class LabelSummary(Shown):
     """What is known of the labelling functions. `print` shows it as a table.
 
@@ -39,18 +41,17 @@ class LabelSummary(Shown):
 
     __module__ = "sparkdiff"
 
-    def __init__(self, **found: Any):
-        self.functions: list[dict[str, Any]] = found["functions"]
-        self.balance: list[float] = found["balance"]
-        self.rows: float = found["rows"]
-        self.unlabelled: float = found["unlabelled"]
-        self.agreement: dict[str, float] | None = found["agreement"]
-        self.method: str = found["method"]
-        self.warnings: list[str] = found["warnings"]
+    functions: list[dict[str, Any]]
+    balance: list[float]
+    rows: float
+    unlabelled: float
+    agreement: dict[str, float] | None
+    method: str
+    warnings: list[str]
 
     def asdict(self) -> dict[str, Any]:
         """As JSON-ready values."""
-        return dict(vars(self))
+        return dataclasses.asdict(self)
 
     def _headline(self) -> str:
         return (

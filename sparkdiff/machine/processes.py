@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 
 def machine() -> str | None:
@@ -23,16 +24,32 @@ def started(pid: int) -> int | None:
     return None if state[0] in "ZX" else int(state[19])
 
 
+def identity(pid: int) -> dict[str, Any]:
+    """A process of this machine in values of JSON, see `has_ended`."""
+    return {"machine": machine(), "pid": pid, "started": started(pid)}
+
+
+def has_ended(told: dict[str, Any]) -> bool:
+    """Whether the process of this `identity` is known to have ended: it was one of this machine."""
+    if None in (told["machine"], told["started"]) or told["machine"] != machine():
+        return False
+    try:
+        os.kill(told["pid"], 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:  # another user's, of which /proc may say nothing
+        return False
+    return started(told["pid"]) != told["started"]
+
+
 def write_owner(path: Path, pid: int) -> None:
     """Write down to which process of this machine a folder belongs."""
-    path.write_text(json.dumps({"machine": machine(), "pid": pid, "started": started(pid)}))
+    path.write_text(json.dumps(identity(pid)))
 
 
 def is_orphan(path: Path) -> bool:
     """Whether the process that `write_owner` named is known to have ended: it was one of this machine."""
     try:
-        told = json.loads(path.read_text())
-        known = None not in (told["machine"], told["started"]) and told["machine"] == machine()
-        return known and started(told["pid"]) != told["started"]
+        return has_ended(json.loads(path.read_text()))
     except (OSError, ValueError, KeyError, TypeError):  # it is being written, or another user's
         return False

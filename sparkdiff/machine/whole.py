@@ -14,18 +14,34 @@ def hidden(path: Path) -> Path:
     return path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}")
 
 
+def remove(path: Path) -> None:
+    """Remove a file or a folder, as far as that goes."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):  # it is not there
+            path.unlink()
+
+
+@contextlib.contextmanager
+def temporary(path: Path) -> Iterator[Path]:
+    """The path of a file or a folder to write to and to rename, of which nothing is left under this name in the end."""
+    part = hidden(path)
+    try:
+        yield part
+    finally:
+        remove(part)
+
+
 @contextlib.contextmanager
 def written(path: Path) -> Iterator[BinaryIO]:
     """A file to write to that is complete in the end or does not exist, also after a power failure."""
-    temporary = hidden(path)
-    try:
-        with temporary.open("wb") as file:
+    with temporary(path) as part:
+        with part.open("wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        os.replace(part, path)
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -51,22 +67,12 @@ def empty_removed_above(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def temporary_folder(path: Path) -> Iterator[Path]:
-    """The path of a folder to write to and to rename, of which nothing is left under this name in the end."""
-    temporary = hidden(path)
-    try:
-        yield temporary
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-@contextlib.contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """The path of a folder to write to that gets this name in the end, if nothing fails.
 
     Raises:
         OSError: the name is taken by then.
     """
-    with temporary_folder(path) as temporary:
-        yield temporary
-        os.rename(temporary, path)
+    with temporary(path) as part:
+        yield part
+        os.rename(part, path)

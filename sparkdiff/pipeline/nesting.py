@@ -6,7 +6,7 @@ from typing import Any
 
 from pyspark.ml import Estimator, Pipeline, PipelineModel, Transformer
 from pyspark.ml.feature import RFormulaModel
-from pyspark.ml.param import Params
+from pyspark.ml.param import Param, Params
 from pyspark.ml.tuning import CrossValidatorModel, TrainValidationSplitModel
 
 from sparkdiff import jvm
@@ -20,9 +20,18 @@ path.
 
 
 class Holder:
-    """Base of models that contain the plain model."""
+    """Base of models that contain the plain model, which computes their outputs."""
 
     pipelineModel: Any
+
+    def copy(self, extra: Any = None) -> Any:
+        """A copy that shares the plain model, unless `extra` sets a Param of one of its stages."""
+        new: Any = super().copy(extra)  # type: ignore[misc]
+        new.pipelineModel = with_stage_params(self.pipelineModel, extra or {})
+        return new
+
+    def _transform(self, dataset: Any) -> Any:
+        return self.pipelineModel.transform(dataset)
 
 
 def flatten(model: Any, path: Path = ()) -> list[tuple[Path, Any]]:
@@ -127,6 +136,16 @@ def replaced(model: Any, new: Mapping[Path, Any], path: Path = ()) -> Any:
     if isinstance(model, Holder):
         return replaced(model.pipelineModel, new, path)
     return new.get(path, model)
+
+
+def with_stage_params(given: Any, params: dict[Param[Any], Any]) -> Any:
+    """A pipeline, fitted or not, with Params set on copies of the stages that own them; those of no stage change nothing."""
+    if isinstance(given, Pipeline):
+        return given.copy(params)
+    if not isinstance(given, Transformer):
+        return given
+    new = {path: stage.copy(params) for path, stage in flatten(given) if any(p.parent == stage.uid for p in params)}
+    return replaced(given, new) if new else given
 
 
 def plain(model: Any) -> Any:

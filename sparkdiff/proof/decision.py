@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparkdiff.data.blocks import MAX_BLOCKS
 from sparkdiff.data.splits import TEST, TRAIN
 from sparkdiff.evaluation import compatibility, guard, slices
 from sparkdiff.evaluation.acceptance import Judgement, needed, unit_of
@@ -32,11 +31,6 @@ FINALISTS = 4
 """The number of tests that each p-value allows for, also where fewer finalists are tested."""
 ERRORS = 3.0
 """Standard errors by which the loss of what ships, on its own rows, may be larger than that of the folds' finalists."""
-
-
-def block_sums(rows: PairedRows, x: Tensor) -> Tensor:
-    """Sums of a number of each row (n,) over the guard's blocks, (B,)."""
-    return torch.zeros(MAX_BLOCKS, dtype=torch.float64).index_add(0, rows.block, x)
 
 
 @dataclass(frozen=True)
@@ -74,7 +68,7 @@ class FoldComparison:
     def sums(self) -> FoldSums:
         """Sums over the guard's blocks."""
         rows = self.rows
-        return FoldSums(block_sums(rows, rows.original - rows.other), block_sums(rows, rows.weight), self.elsewhere)
+        return FoldSums(rows.block_sums(rows.original - rows.other), rows.block_sums(rows.weight), self.elsewhere)
 
 
 def compare(
@@ -129,7 +123,7 @@ def largest_loss(folds: Sequence[FoldComparison]) -> float:
     """
     rows = functools.reduce(operator.add, (fold.rows for fold in folds))
     mean = rows.other.sum() / rows.weight.sum()
-    apart = block_sums(rows, rows.other - mean * rows.weight)  # no block shares a group with another one
+    apart = rows.block_sums(rows.other - mean * rows.weight)  # no block shares a group with another one
     return float(mean + ERRORS * apart.norm() / rows.weight.sum())
 
 

@@ -83,12 +83,15 @@ def ancestors_of(lineage: Mapping[str, Any]) -> list[Ancestor]:
     return line
 
 
+def metric_of(run: Mapping[str, Any]) -> str:
+    """The metric of a run, before and after it where both are known."""
+    before, after = run["before"], run["after"]
+    return run["metric"] if before is None or after is None else change(run["metric"], before, after)
+
+
 def _ancestor(step: Mapping[str, Any]) -> Ancestor:
     run = step["run"]
-    metric = (
-        run["metric"] if None in (run["before"], run["after"]) else change(run["metric"], run["before"], run["after"])
-    )
-    notes = [f"{run['decision']}: {metric}" + (f", {p_value(run['p'])}" if run["p"] is not None else "")]
+    notes = [f"{run['decision']}: {metric_of(run)}" + (f", {p_value(run['p'])}" if run["p"] is not None else "")]
     if run["data"] is not None:
         reused = "reused" if run["cacheHit"] else "written"
         notes.append(

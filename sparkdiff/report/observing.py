@@ -32,13 +32,16 @@ def observe(new: Observer | None) -> None:
     observer = new
 
 
-def observed(estimator: Any, fit: Callable[[Sequence[Events]], Found], *, alone: bool = True) -> Found:
+def observed(
+    estimator: Any, fit: Callable[[Sequence[Events]], Found], dataset: Any = None, *, alone: bool = True
+) -> Found:
     """Run a fit with the listener of the observer. Of fits inside one another only the outermost is observed.
 
     If the fit fails, its listeners and those of the estimator hear of it.
 
     Args:
         fit: takes listeners beside those of the estimator.
+        dataset: the rows of the fit, which its result keeps.
         alone: whether this fit is no part of another one that is not ours.
     """
     who = observer if alone and not _inside.get() else None
@@ -48,13 +51,15 @@ def observed(estimator: Any, fit: Callable[[Sequence[Events]], Found], *, alone:
         listeners = [] if made is None else [made]
         with paused():
             try:
-                found = fit(listeners)
+                found: Any = fit(listeners)
             except BaseException as e:
                 tell([*getattr(estimator, "callbacks", ()), *listeners], "on_exception", e)
                 raise
+            if dataset is not None:
+                found.dataset = dataset  # before the observer hears of it, who takes the signature from these rows
             if who is not None and made is not None:
                 _quietly(who.ended, made, found)
-            return found
+            return found  # type: ignore[no-any-return]
     finally:
         _inside.reset(token)
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from sparkdiff.errors import check_type
-from sparkdiff.machine import memory, secrets
+from sparkdiff.machine import memory, secrets, threads
 from sparkdiff.report.screens import Screen, screen_here, someone_watches
 from sparkdiff.report.shares import share_of
 
@@ -156,19 +156,13 @@ class Phase:
         if not any(isinstance(listener, Progress) for listener in self.listeners):
             yield
             return
-        ended = threading.Event()
 
-        def watch() -> None:
+        def watch(ended: threading.Event) -> None:
             while not ended.wait(PROBE):
                 self.shows(probe())
 
-        thread = threading.Thread(target=watch, daemon=True)
-        thread.start()
-        try:
+        with threads.beside(watch, "sparkdiff-progress"):
             yield
-        finally:
-            ended.set()
-            thread.join()
 
     def end(self) -> float:
         """Tell the end of the phase; returns its seconds."""

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 from collections.abc import Iterable, Sequence
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -85,19 +86,19 @@ class Shown:
 
 
 class ShownFields(Shown):
-    """A dataclass that shows itself, and gives its fields as plain values."""
+    """A dataclass that shows itself, and gives its fields as plain values and as JSON; times there are in ISO 8601."""
 
     def toDict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)  # type: ignore[call-overload,no-any-return]
 
+    def toJSON(self) -> str:
+        return json.dumps(self.toDict(), indent=2, default=datetime.isoformat)
 
-class ShownByStage(Shown):
+
+class ShownByStage(ShownFields):
     """A dataclass with an entry per stage in `stages`."""
 
     stages: tuple[Any, ...]
-
-    def toJSON(self) -> str:
-        return json.dumps(dataclasses.asdict(self), indent=2)  # type: ignore[call-overload]
 
     def toPandas(self) -> "pd.DataFrame":
         import pandas as pd

@@ -1,7 +1,6 @@
 """The translated stages of a fitted pipeline as one ONNX file, in double."""
 
 import dataclasses
-import json
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from sparkdiff.pipeline.graph import Version, null_of
 from sparkdiff.pipeline.network import Network, translate
 from sparkdiff.pipeline.null_vectors import note_readers
 from sparkdiff.pipeline.schema import SchemaOrRows
-from sparkdiff.report import Section, SectionTable, Shown, Strong
+from sparkdiff.report import Section, SectionTable, ShownFields, Strong
 from sparkdiff.serving import onnx_predictors  # noqa: F401  # the writers of its stages, and of trees
 from sparkdiff.serving.onnx_graph import IR_VERSION, ML_OPSET, OPSET, GraphWriter, NotExportableError, Value
 from sparkdiff.serving.onnx_stages import WRITERS
@@ -49,7 +48,7 @@ class ExportedColumn:
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class ExportedModel(Shown):
+class ExportedModel(ShownFields):
     """What an exported file needs and gives; the same stands in its metadata, as JSON under the key `sparkdiff`.
 
     Attributes:
@@ -74,9 +73,6 @@ class ExportedModel(Shown):
     opset: int = OPSET
     mlOpset: int = ML_OPSET
     runtime: str = RUNTIME
-
-    def toJSON(self) -> str:
-        return json.dumps(dataclasses.asdict(self), indent=2)
 
     def _sections(self) -> Iterator[Section]:
         every = (*(("input", c) for c in self.inputs), *(("output", c) for c in self.outputs))

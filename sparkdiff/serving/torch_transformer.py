@@ -269,7 +269,7 @@ def measured(frames: dict[str, DataFrame]) -> dict[str, float]:
 # The Transformer ----------------------------------------------------------------------------------------------------------
 
 
-class TorchTransformer(Transformer, Holder, jvm.Persistent):
+class TorchTransformer(Holder, Transformer, jvm.Persistent):
     """A fitted pipeline whose translated stages are computed by torch, on the executors, in Arrow batches.
 
     `transform` gives the columns of the pipeline's own transform, with the same types and metadata; stages that stay in Spark run
@@ -343,16 +343,6 @@ class TorchTransformer(Transformer, Holder, jvm.Persistent):
             check_types(dataset)
             check_names(self.pipelineModel.transform(dataset).columns)
             raise
-
-    def copy(self, extra: Any = None) -> "TorchTransformer":
-        """A copy that shares the pipeline, unless `extra` sets a Param of one of its stages."""
-        own = {p: v for p, v in (extra or {}).items() if p.parent == self.uid}
-        others = {p: v for p, v in (extra or {}).items() if p.parent != self.uid}
-        new: Any = TorchTransformer(self.pipelineModel.copy(others) if others else self.pipelineModel)
-        new._resetUid(self.uid)
-        self._copyValues(new, own)
-        new.choice = self.choice
-        return new  # type: ignore[no-any-return]
 
     def write(self) -> MLWriter:
         return _Writer(self)  # type: ignore[no-untyped-call]

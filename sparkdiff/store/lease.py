@@ -15,13 +15,14 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from sparkdiff.errors import SparkdiffError, StoreError
 from sparkdiff.jvm import stores
-from sparkdiff.machine.processes import machine, started
+from sparkdiff.machine import processes, threads
 
 BEAT, LASTS = 5.0, 60.0
 """Seconds between two renewals, and seconds without a renewal after which the lease expires."""
@@ -51,11 +52,10 @@ class Lease:
     owner: str
     file: int | None  # renewing it can't touch the lease of who has moved this one away; None in a store
     lasts: float
-    ended: threading.Event = field(default_factory=threading.Event)
 
     def lost(self) -> bool:
         """Whether this owner has lost the lease without giving it back; otherwise renews it."""
-        if self.ended.is_set():
+        if self.owner in _ENDED:
             return False
         self._renew()
         end = time.monotonic() + GONE
@@ -91,8 +91,8 @@ class Lease:
             elif (seen := _look(self.path)) is not None and seen.owner == self.owner:
                 stores.overwrite(self.path, json.dumps(seen.content).encode())
 
-    def _beat(self, seconds: float) -> None:
-        while not self.ended.wait(seconds):
+    def _beat(self, seconds: float, ended: threading.Event) -> None:
+        while not ended.wait(seconds):
             self._renew()
 
 
@@ -130,18 +130,7 @@ class _Seen:
 
     def dead(self) -> bool:
         """Whether its owner is known to be dead, because it ran on this machine."""
-        c = self.content
-        if c.get("owner") in _ENDED:
-            return True
-        if not c or c["machine"] is None or c["machine"] != machine():
-            return False
-        try:
-            os.kill(c["pid"], 0)
-        except ProcessLookupError:
-            return True
-        except PermissionError:  # another user's, of which /proc may say nothing
-            return False
-        return started(c["pid"]) != c["started"]
+        return self.owner in _ENDED or ("machine" in self.content and processes.has_ended(self.content))
 
 
 @contextlib.contextmanager
@@ -158,13 +147,10 @@ def held(path: Path, what: str, *, wait: float = 0.0, beat: float = BEAT, lasts:
         OSError: the file cannot be written.
     """
     lease = _taken(path, what, wait, beat, lasts)
-    thread = threading.Thread(target=lease._beat, args=(beat,), daemon=True, name=f"lease {path.name}")
-    thread.start()
     try:
-        yield lease
+        with threads.beside(partial(lease._beat, beat), f"lease {path.name}"):
+            yield lease
     finally:
-        lease.ended.set()
-        thread.join()
         _ENDED.add(lease.owner)
         with contextlib.suppress(StoreError):  # then it expires
             _remove(path, lease.owner)
@@ -174,14 +160,15 @@ def held(path: Path, what: str, *, wait: float = 0.0, beat: float = BEAT, lasts:
 
 def _taken(path: Path, what: str, wait: float, beat: float, lasts: float) -> Lease:
     owner, end = uuid.uuid4().hex, time.monotonic() + wait
+    lease = Lease(path, what, owner, None, lasts)
     watched, since = None, 0.0  # the lease that is watched, and since when it hasn't changed
     while True:
         content = {
-            "owner": owner, "what": what, "host": socket.gethostname(), "pid": os.getpid(), "machine": machine(),
-            "started": started(os.getpid()), "begun": time.strftime("%Y-%m-%d %H:%M:%S %z"), "beat": beat, "lasts": lasts,
+            "owner": owner, "what": what, "host": socket.gethostname(), **processes.identity(os.getpid()),
+            "begun": time.strftime("%Y-%m-%d %H:%M:%S %z"), "beat": beat, "lasts": lasts,
         }  # fmt: skip
-        if (found := _begun(path, json.dumps(content).encode())) is not None:
-            return Lease(path, what, owner, found.file, lasts)
+        if _begun(lease, json.dumps(content).encode()):
+            return lease
         seen, now = _look(path), time.monotonic()
         if seen is None:
             continue
@@ -201,33 +188,27 @@ def _taken(path: Path, what: str, wait: float, beat: float, lasts: float) -> Lea
         time.sleep(min(its_beat / 2, max(end - now, its_beat / 10)))
 
 
-@dataclass(frozen=True)
-class _Begun:
-    """A lease file that was just made, open where it is one of this machine."""
-
-    file: int | None
-
-
-def _begun(path: Path, content: bytes) -> _Begun | None:
-    """The file of a new lease; None if there is already one."""
+def _begun(lease: Lease, content: bytes) -> bool:
+    """Make the file of a lease, and keep it open on this machine; False if there is already one."""
+    path = lease.path
     if stores.url_of(path) is not None:
         stores.make(path.parent, private=False)  # it may be a folder of the user
-        return _Begun(None) if stores.create(path, content) else None
+        return stores.create(path, content)
     for _ in range(100):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            file = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
+            lease.file = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
         except FileExistsError:
-            return None
+            return False
         except FileNotFoundError:  # another process has removed the folder, which was empty
             continue
         try:
-            os.write(file, content)
+            os.write(lease.file, content)
         except OSError:  # a full disk
-            os.close(file)
+            os.close(lease.file)
             path.unlink(missing_ok=True)
             raise
-        return _Begun(file)
+        return True
     raise FileNotFoundError(f"{path.parent} is removed repeatedly")
 
 

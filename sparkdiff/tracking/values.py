@@ -1,6 +1,5 @@
 """What of a run is told to others: parameters, metrics and points of curves, in plain values without secrets."""
 
-import dataclasses
 import hashlib
 import json
 import numbers
@@ -67,9 +66,7 @@ def text(value: Any) -> str:
 
 
 def _defaults() -> dict[str, Any]:
-    settings = [dataclasses.asdict(made) for made in (GrowthSettings(), ImprovementSettings())]
-    own = {k: list(v) if isinstance(v, tuple) else v for s in settings for k, v in s.items()}
-    return own | Options().asdict()
+    return GrowthSettings().asdict() | ImprovementSettings().asdict() | Options().asdict()
 
 
 def metrics(summary: Any) -> dict[str, float]:

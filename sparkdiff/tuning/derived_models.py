@@ -4,7 +4,6 @@ Each function takes the fitted model and the rows of its fit, and returns value 
 """
 
 from collections.abc import Callable
-from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -15,19 +14,6 @@ from sparkdiff import jvm
 from sparkdiff.jvm import mllib, trees
 
 Models = Callable[[Any], Any]
-
-
-class Once:
-    """A function's value, which the first of all threads that ask computes."""
-
-    def __init__(self, make: Callable[[], Any]):
-        self.make, self.lock, self.made = make, Lock(), False
-
-    def __call__(self) -> Any:
-        with self.lock:
-            if not self.made:
-                self.value, self.made = self.make(), True
-            return self.value
 
 
 def first_trees(model: Any, rows: DataFrame) -> Models:

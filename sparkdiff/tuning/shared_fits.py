@@ -13,6 +13,7 @@ from pyspark.ml.regression import GBTRegressor
 from pyspark.sql import DataFrame
 
 from sparkdiff import jvm
+from sparkdiff.machine.threads import MadeOnce
 from sparkdiff.tuning import derived_models, trie
 
 OUTPUTS = frozenset(
@@ -133,12 +134,17 @@ def models(stage: Any, fits: Sequence[trie.Fit], rows: DataFrame) -> list[tuple[
 def _answers(stage: Any, group: Sequence[trie.Fit], rows: DataFrame) -> list[tuple[trie.Fit, Callable[[], Any]]]:
     """The models of settings that the fit of the first one answers for."""
     one, *rest = group
-    fitted = derived_models.Once(lambda: stage.copy(one.params).fit(rows))  # a copy: folds may fit at the same time
+    made = MadeOnce()
+    fitted = partial(
+        made.once, "fitted", lambda: stage.copy(one.params).fit(rows)
+    )  # a copy: folds may fit at the same time
     if not rest:
         return [(one, fitted)]
     shared, kept = SHARED[type(stage)], _values(stage, one)
     derived = shared.derived
-    derive = derived_models.Once(lambda: derived.models(fitted(), rows) if derived else None)
+    derive: Callable[[], Any] = partial(
+        made.once, "derived", lambda: derived.models(fitted(), rows) if derived else None
+    )
 
     def answer(fit: trie.Fit) -> Any:
         model, names = fitted(), shared.unread

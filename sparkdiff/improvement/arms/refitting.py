@@ -4,8 +4,6 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pyspark.ml import Pipeline
-
 from sparkdiff import jvm
 from sparkdiff.data.splits import fit_on_training_rows
 from sparkdiff.improvement.arm import Arm
@@ -50,10 +48,9 @@ def fit_anew(ground: Ground, form: Unfitted, seconds: float | None = None) -> An
         InputError: Spark can't fit it.
         TimeoutError: it takes longer than so many seconds.
     """
-    estimator = form.estimator if isinstance(form.estimator, Pipeline) else Pipeline(stages=[form.estimator])
     with jvm.within(seconds):
-        model: Any = fit_on_training_rows(estimator, ground.sources, ground.options, ground.boundaries)
-    return with_uids_of(form.model, model if estimator is form.estimator else model.stages[0])
+        model = fit_on_training_rows(form.estimator, ground.sources, ground.options, ground.boundaries)
+    return with_uids_of(form.model, model)
 
 
 def _run(ground: Ground, number: int, limit: Limit, steps: Sequence[Step]) -> Step:

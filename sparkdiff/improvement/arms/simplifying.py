@@ -54,7 +54,7 @@ def _run(ground: Ground, number: int, limit: Limit, steps: Sequence[Step]) -> St
             late = True
             break
         except (InputError, ParityError, *jvm.SparkError) as e:
-            failed.append(jvm.cause(e) if isinstance(e, jvm.SparkError) else str(e))
+            failed.append(jvm.message(e))
     says = "; ".join([*(c.name for c in found), *failed, *(["out of time"] if late else [])])
     if not found:
         ended = "stopped" if late else "failed" if failed else ""

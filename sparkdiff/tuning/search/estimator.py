@@ -51,6 +51,8 @@ class Search(Estimator, CheckedParams, jvm.Persistent):  # type: ignore[type-arg
 
     __module__ = "sparkdiff"
 
+    OBJECTS = OTHERS
+
     def __init__(
         self, estimator: Any = None, *others: Any, space: Mapping[Any, Any] | None = None, evaluator: Any = None,
         current: Any = None, callbacks: Sequence[Events] = (), **params: Any,
@@ -67,10 +69,6 @@ class Search(Estimator, CheckedParams, jvm.Persistent):  # type: ignore[type-arg
         self._setDefault(**{name: getattr(Settings(), name) for name in FIELDS}, space={})
         self.setParams(estimator=estimator, space=space, evaluator=evaluator, current=current, **params)
         self.settings().check_together()
-
-    def setParams(self, **params: Any) -> "Search":
-        """Set Params by name."""
-        return self._set(**{name: v for name, v in params.items() if v is not None or name in FIELDS})  # type: ignore[no-any-return]
 
     def _set(self, **values: Any) -> Any:
         options = {name: value for name, value in values.items() if name not in OTHERS}
@@ -102,12 +100,7 @@ class Search(Estimator, CheckedParams, jvm.Persistent):  # type: ignore[type-arg
         return Settings.of({p.name: v for p, v in self._paramMap.items() if p.name in FIELDS})
 
     def _fit(self, dataset: DataFrame) -> "SearchModel":
-        def fit(more: Sequence[Events]) -> "SearchModel":
-            found = self._searched(dataset, [*self.callbacks, *more])
-            found.dataset = dataset  # before the observer hears of it, who takes the signature from these rows
-            return found
-
-        return observed(self, fit)
+        return observed(self, lambda more: self._searched(dataset, [*self.callbacks, *more]), dataset)
 
     def _searched(self, dataset: DataFrame, callbacks: Sequence[Events]) -> "SearchModel":
         task = self.task()
@@ -196,7 +189,7 @@ def _evaluators(given: Any) -> list[Any]:
     return found
 
 
-class SearchModel(Model, Holder, jvm.Persistent):  # type: ignore[type-arg]
+class SearchModel(Holder, Model, jvm.Persistent):  # type: ignore[type-arg]
     """The result of a search.
 
     Attributes:
@@ -234,16 +227,6 @@ class SearchModel(Model, Holder, jvm.Persistent):  # type: ignore[type-arg]
         """The trials that no other beats in all metrics; with one metric the best ones."""
         trials = self.trials
         return trials[trials["trial"].isin(self.front)].reset_index(drop=True)
-
-    def _transform(self, dataset: DataFrame) -> DataFrame:
-        return self.pipelineModel.transform(dataset)  # type: ignore[no-any-return]
-
-    def copy(self, extra: Any = None) -> "SearchModel":
-        """A copy; Params of stages in `extra` are set on a copy of the model."""
-        new: Any = super().copy({p: v for p, v in (extra or {}).items() if p.parent == self.uid})
-        others = {p: v for p, v in (extra or {}).items() if p.parent != self.uid}
-        new.pipelineModel = self.pipelineModel.copy(others) if others else self.pipelineModel
-        return new  # type: ignore[no-any-return]
 
     def saved_parts(self) -> tuple[dict[str, Any], dict[str, Any]]:
         values = {"summary": self.summary.toDict(), "records": self.records, "front": self.front}

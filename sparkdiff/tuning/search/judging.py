@@ -23,7 +23,7 @@ from sparkdiff.pipeline.columns import fetched
 from sparkdiff.pipeline.names import named
 from sparkdiff.pipeline.nesting import flatten
 from sparkdiff.pipeline.translation import linked
-from sparkdiff.proof.decision import FoldComparison, block_sums, decide_gain, largest_loss
+from sparkdiff.proof.decision import FoldComparison, decide_gain, largest_loss
 from sparkdiff.stages.base import columns_of
 from sparkdiff.tuning.scores import CLASSIFIERS, Judge, MetricOf, judge_of
 from sparkdiff.tuning.search.settings import Settings
@@ -242,7 +242,7 @@ def compare(
     if not len(paired.weight) or not bool((paired.original.isfinite() & paired.other.isfinite()).all()):
         return replace(fold, untested=UNDEFINED)
     training = trained.pair(judge.metric, settings, paired)
-    gains = block_sums(training, training.original - training.other) if elsewhere else None
+    gains = training.block_sums(training.original - training.other) if elsewhere else None
     return replace(fold, rows=FoldComparison(paired, training.costs(), gains))
 
 

@@ -22,20 +22,18 @@ def generalized(chunks: Chunks, settings: list[Setting], folds: int, memory: int
 
     Rows stay in memory between passes if they need no more than `memory` bytes; else each pass reads `chunks` again.
     """
-    answers: list[list[Solution]] = [[] for _ in settings]
+    answers = dict[int, list[Solution]]()
     direct = [i for i, s in enumerate(settings) if kind_of(s) == ("gaussian", "identity")]
     if direct:
         plain = [replace(settings[i], elasticNetParam=0.0, standardization=True, solver="normal") for i in direct]
-        for i, models in zip(direct, linear(lambda: without_offset(chunks), plain, folds), strict=True):
-            answers[i] = models
+        answers.update(zip(direct, linear(lambda: without_offset(chunks), plain, folds), strict=True))
     found = moments(chunks, folds)
     for kind in sorted({(*kind_of(s), s.fitIntercept) for s in settings}):
         chosen = [i for i, s in enumerate(settings) if i not in direct and (*kind_of(s), s.fitIntercept) == kind]
         if chosen:
             some = [settings[i] for i in chosen]
-            for i, models in zip(chosen, of_kind(chunks, some, folds, found, memory), strict=True):
-                answers[i] = models
-    return answers
+            answers.update(zip(chosen, of_kind(chunks, some, folds, found, memory), strict=True))
+    return [answers[i] for i in range(len(settings))]
 
 
 def kind_of(setting: Setting) -> tuple[str, str]:

@@ -397,13 +397,13 @@ def test_a_store_that_fails_in_the_middle(
 
 def test_a_lease_in_a_store_of_a_dead_process_is_taken_over(store: tuple[str, Path]) -> None:
     where = jvm.folder("output", f"{store[0]}/x.lease")
-    with held(where, "x", beat=0.05, lasts=0.2) as lease:
-        lease.ended.set()  # it no longer renews it
+    with held(where, "x", beat=0.05, lasts=0.2) as lease, pytest.MonkeyPatch.context() as patched:
+        patched.setattr(lease, "_renew", lambda: None)  # it no longer renews it
         content = json.loads((store[1] / "x.lease").read_text())
         stores.write(where, json.dumps({**content, "machine": None}).encode())
         with held(where, "x", wait=5, beat=0.05, lasts=0.2) as other:
             assert not other.lost()
-            lease.ended.clear()
+            patched.undo()
             assert lease.lost()
 
 

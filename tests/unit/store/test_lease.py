@@ -97,7 +97,7 @@ def test_the_lease_of_a_killed_owner_runs_out(
     os.kill(first.pid, signal.SIGKILL)
     first.wait()
     if not told:  # as seen from another machine
-        monkeypatch.setattr(lease, "machine", lambda: "another one")
+        monkeypatch.setattr(processes, "machine", lambda: "another one")
     with held(path, "runId='x'", wait=0 if told else 60, beat=BEAT, lasts=LASTS) as mine:
         assert not mine.lost()
 
@@ -105,7 +105,7 @@ def test_the_lease_of_a_killed_owner_runs_out(
 def test_a_pid_that_is_anothers_by_now_holds_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with held(path, "runId='x'", beat=BEAT, lasts=60):
         began = processes.started(os.getpid())
-        monkeypatch.setattr(lease, "started", lambda pid: (began or 0) + 1)
+        monkeypatch.setattr(processes, "started", lambda pid: (began or 0) + 1)
         with held(path, "runId='x'", beat=BEAT, lasts=60) as mine:
             assert not mine.lost()
 
