@@ -47,7 +47,8 @@ def figures(loss: float, cost: float = 1.0) -> Any:
 def ground_of(options: Mapping[str, Any] | None = None, *, rows: int = 900, **settings: Any) -> Any:
     return SimpleNamespace(
         options=Options.of(options or {}), settings=ImprovementSettings.of(settings), start=figures(LOSS), stay={},
-        rows={"train": rows, "validation": 200}, sources=[SimpleNamespace(data=None)], boundaries=None, metric=SimpleNamespace(sign=1.0, name="loss"),
+        rows={"train": rows, "validation": 200}, sources=[SimpleNamespace(data=None)], boundaries=None,
+        metric=SimpleNamespace(sign=1.0, name="loss"),
         plan=SimpleNamespace(compared_outside=lambda judgement, model, rows, stay: (judgement, [])),
         folds_side_by_side=1, brake=Brake(()),
     )  # fmt: skip
