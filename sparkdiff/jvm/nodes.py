@@ -153,18 +153,26 @@ class Nodes:
 
     def check(self, numFeatures: int, name: str) -> None:
         """Raise InputError if these are not valid trees on vectors of `numFeatures` entries, before Spark fails on
-        rows.
+        rows, or the way down them has no end.
 
         Args:
             name: name of the model, for the message.
         """
+        n, own = len(self), np.diff(self.offsets)
+        if (
+            self.offsets[0] != 0 or ((own < 1) | (own > n)).any() or own.sum() != n  # before any is repeated
+            or {a.shape for k, a in vars(self).items() if k not in ("offsets", "impurityStats", "values")} != {(n,)}
+            or self.impurityStats.shape[:1] != (n,)
+        ):  # fmt: skip
+            raise InputError(f"{name}: its arrays are not those of {len(own)} trees with {n} nodes")
         inner = ~self.leaf
-        number = np.arange(len(self)) - self.roots()
-        sizes = np.repeat(np.diff(self.offsets), np.diff(self.offsets))
+        number, sizes = np.arange(n) - self.roots(), np.repeat(own, own)
+        children = np.concatenate([(self.roots() + side)[inner] for side in (self.leftChild, self.rightChild)])
         wrong = {
             "feature does not exist": inner & ((self.featureIndex < 0) | (self.featureIndex >= numFeatures)),
             "left child is not the next node": inner & (self.leftChild != number + 1),
             "right child is not a later node": inner & ((self.rightChild <= number + 1) | (self.rightChild >= sizes)),
+            "place is not below one node": np.bincount(children.clip(0, n - 1), minlength=n) != (number > 0),
         }
         for what, nodes in wrong.items():
             if nodes.any():

@@ -158,6 +158,16 @@ def has_constructors() -> bool:
     return True
 
 
+def origin() -> dict[str, str]:
+    """The versions of Spark and Java and the session's time zone; without what nothing tells here."""
+    with contextlib.suppress(InputError, *SparkError):
+        spark: Any = session()
+        return {"sparkVersion": spark.version, "timeZone": spark.conf.get("spark.sql.session.timeZone")} | (
+            {"javaVersion": spark._jvm.java.lang.System.getProperty("java.version")} if has_constructors() else {}
+        )
+    return {}
+
+
 def check_alive(stage: Any) -> None:
     """Refuse a stage whose SparkSession was stopped, before py4j fails with an AssertionError.
 

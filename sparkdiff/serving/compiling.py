@@ -330,9 +330,14 @@ class _Compiler:
 
 
 def warm(schedule: Schedule) -> None:
-    """Compute what modules compute at their first call, before threads call them at once."""
+    """Compute what modules compute at their first call, before threads call them at once.
+
+    Raises:
+        InputError: trees, which a file may hold, are none.
+    """
     modules = (m for step in schedule.steps if isinstance(step, TorchStep) for m in step.module.modules())
     with torch.no_grad():
         for module in modules:
             if isinstance(module, Trees):
-                module.route(torch.zeros(1, max(1, module.router.width), dtype=torch.float64))
+                module.check()
+                module.route(torch.zeros(0, 1, dtype=torch.float64))

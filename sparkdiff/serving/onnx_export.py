@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import sparkdiff
+from sparkdiff import jvm
 from sparkdiff.errors import InputError, SparkdiffError
 from sparkdiff.pipeline.graph import Version, null_of
 from sparkdiff.pipeline.network import Network, translate
@@ -217,7 +218,7 @@ class Written:
             graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="sparkdiff",
             producer_version=sparkdiff.__version__,
         )  # fmt: skip
-        onnx.helper.set_model_props(made, {"sparkdiff": described.toJSON()})
+        onnx.helper.set_model_props(made, {"sparkdiff": described.toJSON(), **jvm.origin()})
         onnx.checker.check_model(made)
         return bytes(made.SerializeToString())
 

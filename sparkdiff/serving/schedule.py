@@ -17,6 +17,10 @@ from sparkdiff.tensors.rows import Rows, shape, width
 
 NOWHERE = -1
 """The place of a value that nobody reads."""
+PLACES = {"reads": 0, "writes": 0, "place": 0} | dict.fromkeys(
+    ("numbers", "null", "objects", "nulls", "flags", "passed"), NOWHERE
+)
+"""The attributes of a schedule's parts that are places, and the least that each may be."""
 Values = list[Any]
 """What is computed, by place: tensors, sparse rows, null flags (n,), lists."""
 
@@ -167,6 +171,20 @@ class Schedule:
     @property
     def casefold(self) -> Callable[[str], str]:
         return str if self.sensitive else str.lower
+
+    def check(self) -> None:
+        """Raise InputError for a number that is no place, or for more places than are named."""
+        named = [("places", self.places - 1, NOWHERE)] + [
+            (f"{group}.{i}.{key}", place, PLACES[key])
+            for group in ("entries", "steps", "outputs")
+            for i, part in enumerate(getattr(self, group))
+            for key, held in vars(part).items()
+            if key in PLACES and not (key == "nulls" and held is None)
+            for place in (held if isinstance(held, tuple) else (held,))
+        ]
+        for where, place, least in named:
+            if type(place) is not int or not least <= place < min(self.places, len(named)):
+                raise InputError(f"{where} names place {shown(place)} of {self.places}, which {len(named)} places name")
 
     def of_table(self, table: RequestTable, steps: Iterable[Any]) -> Values:
         """Everything that the steps compute of these rows."""

@@ -8,6 +8,7 @@ import pyarrow as pa
 import torch
 
 import sparkdiff
+from sparkdiff import jvm
 from sparkdiff.errors import InputError
 from sparkdiff.pipeline.schema import SchemaOrRows
 from sparkdiff.serving import stored
@@ -50,8 +51,10 @@ class Scorer:
 
     def __init__(self, model: Any, schema: SchemaOrRows = None, outputCols: Iterable[str] | None = None):
         self._take(scheduled(model, schema, outputCols))
+        self._origin = jvm.origin()
 
     def _take(self, schedule: Schedule) -> None:
+        schedule.check()
         self._schedule = schedule
         self.inputCols = tuple(entry.source.name for entry in schedule.entries)
         self.outputCols = tuple(output.name for output in schedule.outputs)
@@ -121,20 +124,21 @@ class Scorer:
             InputError: the folder exists.
             SparkdiffError: it cannot be written, or a registered stage of your own holds what cannot be stored.
         """
-        stored.save(self._schedule, sparkdiff.__version__, path)
+        stored.save(self._schedule, sparkdiff.__version__, self._origin, path)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> "Scorer":
-        """The scorer in a folder that `save` wrote. Starts no JVM.
+    def load(cls, path: str | os.PathLike[str], *, maxBytes: int = 1 << 30) -> "Scorer":
+        """The scorer in a folder that `save` wrote. Starts no JVM, and runs no code of the folder.
+
+        Args:
+            path: the folder, on this machine's file systems.
+            maxBytes: the memory that its description and its arrays may take.
 
         Raises:
-            InputError: there is none, it is damaged, or another version of sparkdiff wrote it.
+            InputError: there is none, it is damaged, needs more than `maxBytes`, or another version of sparkdiff wrote it.
         """
-        schedule = stored.load(sparkdiff.__version__, path)
-        if not isinstance(schedule, Schedule):
-            raise InputError(f"there is no scorer in {os.fspath(path)}")
         made = cls.__new__(cls)
-        made._take(schedule)
+        made._origin = stored.load(sparkdiff.__version__, path, maxBytes, made._take)
         return made
 
     def __repr__(self) -> str:

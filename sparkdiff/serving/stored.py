@@ -6,9 +6,11 @@ knows, are made again, without calling them.
 
 import dataclasses
 import io
+import itertools
 import json
 import math
 import os
+import reprlib
 import sys
 import unicodedata
 import zipfile
@@ -20,8 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sparkdiff.errors import InputError, SparkdiffError
-from sparkdiff.machine import paths, whole
+from sparkdiff.errors import InputError, SparkdiffError, check_type
+from sparkdiff.machine import whole
 from sparkdiff.stages.base import REGISTRY
 from sparkdiff.store import files
 
@@ -32,6 +34,9 @@ OTHERS = ("sparkdiff.jvm.nodes.Nodes", "sparkdiff.jvm.encoders.Statistics", "tor
 """Classes elsewhere that stages hold."""
 _MODULE = frozenset(vars(nn.Module()))
 """What every module of torch has; of these only the three collections below are stored."""
+NESTING = 100
+WEIGHTS = {b",": 64, b":": 128, b"[": 256, b"{": 256}
+"""Bytes that a value of JSON and the object made of it take beside its text, by the character that comes with it."""
 
 
 class _Writer:
@@ -84,16 +89,60 @@ class _Writer:
 
 
 class _Reader:
-    def __init__(self, arrays: Mapping[str, Any]):
-        self.arrays = arrays
+    """JSON to objects.
 
-    def decode(self, value: Any) -> Any:
-        if isinstance(value, list):
-            return [self.decode(v) for v in value]
-        if not isinstance(value, dict):
-            return value
-        kind = next(iter(value))
-        return self.object(value) if kind == "object" else _PLAIN[kind](self, value)
+    Attributes:
+        trail: keys and values on the way to the value in work, which the message of an error names.
+    """
+
+    def __init__(self) -> None:
+        self.arrays: dict[str, np.ndarray[Any, Any]] = {}
+        self.trail: list[tuple[Any, Any]] = []
+
+    def read(self, path: Path, described: Any) -> None:
+        """Read the described arrays, one by one, once all are found to fit their descriptions and the archive.
+
+        Raises:
+            ValueError: a member is another array than described; zipfile and numpy have more errors.
+        """
+        with zipfile.ZipFile(path) as archive:
+            room = path.stat().st_size
+            for i, one in enumerate(described):
+                self.trail = [("arrays", described), (i, one)]
+                member = archive.getinfo(f"a{i}.npy")
+                member.compress_type = zipfile.ZIP_STORED  # as all are; what is compressed has no header then
+                with archive.open(member) as f:
+                    version, (shape, fortran, kind) = (
+                        np.lib.format.read_magic(f),
+                        np.lib.format.read_array_header_1_0(f),
+                    )
+                    found, size = (
+                        {"dtype": kind.str, "fortran": fortran, "shape": [*shape]},
+                        member.compress_size - f.tell(),
+                    )
+                room -= size
+                if (
+                    (version, found) != ((1, 0), one) or size != kind.itemsize * math.prod(shape) or kind.kind not in "biuf"
+                    or room < 0 or len(archive.NameToInfo) < len(archive.filelist)
+                ):  # fmt: skip
+                    raise ValueError(
+                        f"{member.filename} is there twice, or has {size:,} bytes of {found}, or of another member"
+                    )
+            self.arrays = {
+                f"a{i}": np.asarray(np.lib.format.read_array(archive.open(f"a{i}.npy"))) for i in range(len(described))
+            }
+
+    def decode(self, value: Any, key: Any) -> Any:
+        self.trail.append((key, value))
+        if len(self.trail) > NESTING:
+            raise ValueError(f"it is nested more than {NESTING} deep")
+        kind = next(iter(value), None) if isinstance(value, dict) else type(value)
+        found = _MADE[kind](self, value) if isinstance(value, (dict, list)) else value
+        self.trail.pop()
+        return found
+
+    def named(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        return dict(zip(values, map(self.decode, values.values(), values), strict=True))
 
     def object(self, value: Mapping[str, Any]) -> Any:
         kind = _class_of(value["object"])
@@ -102,29 +151,31 @@ class _Reader:
                 f"it needs the class {value['object']}, which is not registered here: import the module that registers it first"
             )
         if "fields" in value:
-            return tuple.__new__(kind, map(self.decode, value["fields"]))
+            return kind._make(map(self.decode, value["fields"], itertools.count()))  # type: ignore[attr-defined]
         made: Any = object.__new__(kind)
         if isinstance(made, nn.Module):
             nn.Module.__init__(made)
-            for place, named in value["module"].items():
-                vars(made)[place].update({n: self.decode(v) for n, v in named.items()})
+            for place in ("_parameters", "_buffers", "_modules"):
+                vars(made)[place].update(self.named(value["module"][place]))
             made.training = False
-        vars(made).update({k: self.decode(v) for k, v in value["state"].items()})
+        vars(made).update(self.named(value["state"]))
         return made
 
     def tensor(self, value: Mapping[str, Any]) -> Tensor:
-        found = torch.from_numpy(np.array(self.arrays[value["tensor"]]))
+        found = torch.from_numpy(self.arrays[value["tensor"]])
         return nn.Parameter(found, requires_grad=False) if value["parameter"] else found
 
 
-_PLAIN: dict[str, Callable[[_Reader, Any], Any]] = {
+_MADE: dict[Any, Callable[[_Reader, Any], Any]] = {
+    list: lambda reader, v: [*map(reader.decode, v, itertools.count())],
     "float": lambda reader, v: float(v["float"]),
-    "tuple": lambda reader, v: tuple(map(reader.decode, v["tuple"])),
-    "set": lambda reader, v: set(map(reader.decode, v["set"])),
-    "frozenset": lambda reader, v: frozenset(map(reader.decode, v["frozenset"])),
-    "dict": lambda reader, v: {reader.decode(k): reader.decode(x) for k, x in v["dict"]},
-    "tensor": lambda reader, v: reader.tensor(v),
+    "tuple": lambda reader, v: tuple(map(reader.decode, v["tuple"], itertools.count())),
+    "set": lambda reader, v: set(map(reader.decode, v["set"], itertools.count())),
+    "frozenset": lambda reader, v: frozenset(map(reader.decode, v["frozenset"], itertools.count())),
+    "dict": lambda reader, v: dict(map(reader.decode, v["dict"], itertools.count())),
+    "tensor": _Reader.tensor,
     "array": lambda reader, v: reader.arrays[v["array"]],
+    "object": _Reader.object,
 }
 
 
@@ -140,39 +191,33 @@ def _class_of(name: str) -> type | None:
     return None
 
 
-def encoded(value: Any) -> tuple[Any, dict[str, "np.ndarray[Any, Any]"]]:
-    """An object as JSON and arrays.
-
-    Raises:
-        TypeError: it holds what cannot be stored so; names the class.
-    """
-    writer = _Writer()
-    content = writer.encode(value)
-    return content, {f"a{i}": a for i, a in enumerate(writer.arrays)}
-
-
-def decoded(content: Any, arrays: Mapping[str, Any]) -> Any:
-    """The object that `encoded` was given."""
-    return _Reader(arrays).decode(content)
-
-
-def save(value: Any, version: str, path: str | os.PathLike[str]) -> None:
+def save(value: Any, version: str, origin: Mapping[str, str], path: str | os.PathLike[str]) -> None:
     """Write an object to a new folder, which is there whole or not at all.
+
+    Args:
+        origin: what is known of where it was made, for the description.
 
     Raises:
         InputError: the folder exists, or it is not on this machine's file systems.
         SparkdiffError: a class cannot be stored, or the folder cannot be written.
     """
     folder = files.new_path("path", os.fspath(path))
+    writer = _Writer()
     try:
-        content, arrays = encoded(value)
+        content = writer.encode(value)
     except TypeError as e:
         raise SparkdiffError(
             f"the scorer cannot be saved: a stage holds {e}, which is not stored without pickle"
         ) from e
     buffer = io.BytesIO()
-    np.savez(buffer, **arrays)  # type: ignore[arg-type]
-    described = {"format": FORMAT, "sparkdiff": version, "unicode": unicodedata.unidata_version, "scorer": content}
+    np.savez(buffer, **{f"a{i}": a for i, a in enumerate(writer.arrays)})  # type: ignore[arg-type]
+    described = {
+        "format": FORMAT, "sparkdiff": version, "unicode": unicodedata.unidata_version, **origin,
+        "arrays": [
+            {"dtype": a.dtype.str, "fortran": bool(a.flags.fnc), "shape": [*a.shape]} for a in writer.arrays
+        ],
+        "scorer": content,
+    }  # fmt: skip
     try:
         with (
             files.room("the scorer", folder, "free some space, or choose a folder on a disk with more space"),
@@ -185,45 +230,53 @@ def save(value: Any, version: str, path: str | os.PathLike[str]) -> None:
         raise SparkdiffError(f"the scorer cannot be written to {folder}: {e}; choose another folder") from e
 
 
-def load(version: str, path: str | os.PathLike[str]) -> Any:
-    """The object in a folder that `save` wrote.
+def load(version: str, path: str | os.PathLike[str], maxBytes: int, make: Callable[[Any], None]) -> dict[str, str]:
+    """Hand the object in a folder that `save` wrote to `make`. Returns what is known of where it was made.
 
     Raises:
-        InputError: there is none, it is damaged, or another version wrote it.
+        InputError: there is none, it is damaged, needs more than `maxBytes`, `make` fails on it, or another version wrote it.
     """
-    folder = Path(os.path.abspath(str(paths.local(os.fspath(path)))))
+    check_type("maxBytes", maxBytes, int, "a number of bytes")
+    folder = files.local_path("path", os.fsdecode(path))
     again = "save it again, by Scorer(model).save(path) where Spark runs"
+    if lacks := [name for name in (JSON, ARRAYS) if not os.path.isfile(folder / name)]:
+        raise InputError(
+            f"there is no scorer in {folder}, which lacks {' and '.join(lacks)}: Scorer.save writes {JSON} and {ARRAYS}"
+            + (
+                "; Scorer(PipelineModel.load(path)) makes one of a pipeline of Spark"
+                if os.path.exists(folder / "metadata")
+                else ""
+            )
+        )
+    reader = _Reader()
     try:
-        described = json.loads((folder / JSON).read_bytes())
-    except FileNotFoundError:
-        way = (
-            "; Scorer(PipelineModel.load(path)) makes one of a pipeline that Spark saved"
-            if (folder / "metadata").exists()
+        room = maxBytes - os.path.getsize(folder / JSON) - os.path.getsize(folder / ARRAYS)
+        text = (folder / JSON).read_bytes() if room >= 0 else b""
+        if (room := room - 3 * len(text) - sum(text.count(mark) * w for mark, w in WEIGHTS.items())) < 0:
+            raise InputError(f"{JSON} and {ARRAYS} take {maxBytes - room:,} bytes, more than maxBytes={maxBytes:,}")
+        described = json.loads(text)
+        found = described.get("format") if isinstance(described, dict) else None
+        if type(found) is not int or found != FORMAT:
+            raise InputError(f"it has format {reprlib.repr(found)}, and this version reads format {FORMAT}")
+        if _release(wrote := reprlib.repr(described.get("sparkdiff")).strip("'")) != _release(version):
+            raise InputError(f"sparkdiff {wrote} wrote the scorer, and this is {version}")
+        reader.read(folder / ARRAYS, described["arrays"])
+        reader.trail = [("description", described)]
+        made = reader.decode(described["scorer"], "scorer")
+        _check_unicode(made, described.get("unicode"))
+        make(made)
+    except Exception as e:  # whatever a file from elsewhere does to the stages
+        at = (
+            f" at {'.'.join(str(key)[:40] for key, _ in reader.trail)} of {JSON}, {reprlib.repr(reader.trail[-1][1])},"
+            if reader.trail
             else ""
         )
-        raise InputError(f"there is no scorer in {folder}: Scorer.save writes {JSON} and {ARRAYS}{way}") from None
-    except (OSError, ValueError) as e:
-        raise InputError(f"{folder / JSON} cannot be read: {e}; {again}") from e
-    if not isinstance(described, dict) or described.get("format") != FORMAT:
-        found = described.get("format") if isinstance(described, dict) else None
-        raise InputError(
-            f"the scorer in {folder} has format {found!r}, and this version reads format {FORMAT}: {again}"
-        )
-    if _release(described.get("sparkdiff", "")) != _release(version):
-        wrote = described.get("sparkdiff")
-        raise InputError(f"sparkdiff {wrote} wrote the scorer in {folder}, and this is {version}: {again}")
-    try:
-        with np.load(folder / ARRAYS) as arrays:  # which unpickles nothing
-            found = decoded(described["scorer"], {name: arrays[name] for name in arrays.files})
-        _check_unicode(found, described.get("unicode"), again)
-        return found
-    except InputError as e:
-        raise InputError(f"the scorer in {folder} cannot be made: {e}") from e
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration, EOFError, zipfile.BadZipFile) as e:
-        raise InputError(f"the scorer in {folder} is damaged ({type(e).__name__}: {e}): {again}") from e
+        why = e if isinstance(e, InputError) else f"it is damaged ({type(e).__name__}: {str(e)[:300]})"
+        raise InputError(f"the scorer in {folder} cannot be read{at}: {why}; {again}") from e
+    return {k: v for k, v in described.items() if k in ("sparkVersion", "javaVersion", "timeZone") and type(v) is str}
 
 
-def _check_unicode(scorer: Any, wrote: Any, again: str) -> None:
+def _check_unicode(scorer: Any, wrote: Any) -> None:
     """Lower case differs between versions of Unicode, and a scorer holds how this Java's differs from that Python's.
 
     Raises:
@@ -232,8 +285,8 @@ def _check_unicode(scorer: Any, wrote: Any, again: str) -> None:
     lowers = any(getattr(getattr(step, "stage", None), "lowers_text", False) for step in getattr(scorer, "steps", ()))
     if lowers and wrote != unicodedata.unidata_version:
         raise InputError(
-            f"it lowers text by Unicode {wrote}, and this Python has {unicodedata.unidata_version}: {again} and a Python "
-            "of this version"
+            f"it lowers text by Unicode {str(wrote)[:20]}, and this Python has {unicodedata.unidata_version}; save it with a "
+            "Python of this version"
         )
 
 

@@ -66,6 +66,19 @@ class Trees(Predictor):
         weights = tensor(stage.treeWeights) if cls.boosted else None
         return cls(spark.read(stage), weights, cls.shown_by(stage), stage.uid)
 
+    def check(self) -> None:
+        """Raise an error if the arrays, which may be those of a file, are no trees, or don't belong to them."""
+        self.nodes.check(self.router.width, self.uid)
+        leaves, trees = getattr(self.nodes, self.LEAF)[self.nodes.leaf].shape, self.nodes.trees
+        own = (
+            self.leaves.shape,
+            self.tree.shape,
+            self.treeWeights.shape if self.boosted else (trees,),
+            self.router.trees,
+        )
+        if own != (leaves, leaves[:1], (trees,), trees) or type(self.factor) is not float:
+            raise ValueError(f"{self.uid} has {trees} trees with leaves {leaves}, and arrays of others: {own}")
+
     # Rows to leaves, leaves to outputs ------------------------------------------------------------------------------
 
     def route(self, x: Rows) -> Tensor:
