@@ -243,7 +243,7 @@ def load(version: str, path: str | os.PathLike[str], maxBytes: int, make: Callab
         raise InputError(
             f"there is no scorer in {folder}, which lacks {' and '.join(lacks)}: Scorer.save writes {JSON} and {ARRAYS}"
             + (
-                "; Scorer(PipelineModel.load(path)) makes one of a pipeline of Spark"
+                "; Scorer(PipelineModel.load(path)) makes one of a pipeline that Spark saved"
                 if os.path.exists(folder / "metadata")
                 else ""
             )
