@@ -50,7 +50,8 @@ class ExportedColumn:
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class ExportedModel(ShownFields):
-    """What an exported file needs and gives; the same stands in its metadata, as JSON under the key `sparkdiff`.
+    """What an exported file needs and gives; the same stands in its metadata, as JSON under the key `sparkdiff`, beside
+    the versions of Spark and Java and the time zone of where it was made.
 
     Attributes:
         path: the file.

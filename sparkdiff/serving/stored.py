@@ -261,7 +261,7 @@ def load(version: str, path: str | os.PathLike[str], maxBytes: int, make: Callab
         if _release(wrote := reprlib.repr(described.get("sparkdiff")).strip("'")) != _release(version):
             raise InputError(f"sparkdiff {wrote} wrote the scorer, and this is {version}")
         reader.read(folder / ARRAYS, described["arrays"])
-        reader.trail = [("description", described)]
+        reader.trail = []
         made = reader.decode(described["scorer"], "scorer")
         _check_unicode(made, described.get("unicode"))
         make(made)

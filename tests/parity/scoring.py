@@ -5,12 +5,19 @@ from typing import Any
 
 import numpy as np
 from pyspark.ml.linalg import Vector
-from pyspark.sql import DataFrame, functions as F
+from pyspark.sql import DataFrame, SparkSession, functions as F
 
 from sparkdiff import InputError, Scorer
 from sparkdiff.jvm import SparkError
 
 ORDER = "__order"
+
+
+def origin(spark: SparkSession) -> dict[str, Any]:
+    """What a file tells of where it was made."""
+    java = "java_method('java.lang.System', 'getProperty', 'java.version') AS javaVersion"
+    told: dict[str, Any] = spark.sql(f"SELECT {java}, current_timezone() AS timeZone").head().asDict()  # type: ignore[union-attr]
+    return told | {"sparkVersion": spark.version}
 
 
 def plain(value: Any) -> Any:

@@ -26,6 +26,7 @@ from pyspark.ml.feature import (
 from pyspark.ml.regression import DecisionTreeRegressor, GBTRegressor, GeneralizedLinearRegression
 from pyspark.sql import DataFrame, functions as F
 from random_trees import rows as rows_of_trees
+from scoring import origin
 from small_networks import F64, least_squares, network, trees
 
 import sparkdiff
@@ -93,6 +94,8 @@ def test_the_file_runs_alone_and_tells_what_it_needs(df: DataFrame, tmp_path: Pa
     session = onnxruntime.InferenceSession(str(tmp_path / "new" / "model.onnx"))
     told = json.loads(session.get_modelmeta().custom_metadata_map["sparkdiff"])
     assert told == json.loads(described.toJSON())
+    where = {k: v for k, v in session.get_modelmeta().custom_metadata_map.items() if k != "sparkdiff"}
+    assert where == origin(df.sparkSession)
     assert [i.name for i in session.get_inputs()] == [c.name for c in described.inputs]
     assert described.sparkStages == (model.stages[0].uid,)
     assert {c.name: c.width for c in described.outputs} == {"rawPrediction": 2, "probability": 2, "prediction": 1}

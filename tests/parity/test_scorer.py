@@ -42,7 +42,7 @@ from pyspark.ml.feature import (
 from pyspark.ml.linalg import Vectors, VectorUDT
 from pyspark.ml.regression import GeneralizedLinearRegression, LinearRegression
 from pyspark.sql import DataFrame, SparkSession, functions as F
-from scoring import differences, fails, in_spark, refuses
+from scoring import differences, fails, in_spark, origin, refuses
 
 from sparkdiff import InputError, Scorer
 from sparkdiff.serving.compiling import NOT_SERVED
@@ -448,7 +448,7 @@ def test_types_of_tables(spark: SparkSession) -> None:
     ].type == pa.list_(pa.string())
 
 
-def test_a_folder_that_is_none_is_refused(usual: PipelineModel, tmp_path: Path) -> None:
+def test_a_folder_that_is_none_is_refused(usual: PipelineModel, tmp_path: Path, spark: SparkSession) -> None:
     folder = tmp_path / "scorer"
     Scorer(usual).save(folder)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["scorer"]
@@ -457,6 +457,8 @@ def test_a_folder_that_is_none_is_refused(usual: PipelineModel, tmp_path: Path) 
     with pytest.raises(InputError, match="there is no scorer in"):
         Scorer.load(tmp_path)
     described = (folder / "scorer.json").read_text()
+    told = json.loads(described)
+    assert {k: told[k] for k in ("sparkVersion", "javaVersion", "timeZone")} == origin(spark)
     for changed, why in [
         (described.replace('"format": 1', '"format": 2', 1), "has format 2, and this version reads format 1"),
         (described.replace('"sparkdiff": "0.', '"sparkdiff": "99.', 1), "sparkdiff 99.* wrote the scorer"),

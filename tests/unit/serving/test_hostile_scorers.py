@@ -199,7 +199,7 @@ def test_a_member_that_is_no_described_array_is_refused(saved: Saved, name: str)
 
 @pytest.mark.parametrize("how", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
 def test_a_bomb_is_not_unpacked(saved: Saved, how: int) -> None:
-    zeros = np.zeros(1 << 24)
+    zeros = np.zeros(1 << 22)
     large = io.BytesIO()
     with zipfile.ZipFile(large, "w", how) as archive:
         for name, content in {**saved.members(), "a1.npy": written(zeros)}.items():
@@ -231,7 +231,7 @@ def test_a_size_that_is_none_is_refused(saved: Saved) -> None:
 def test_members_that_are_not_described_are_not_read(saved: Saved) -> None:
     path = saved.folder / "arrays.npz"
     with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("../../bomb.npy", written(np.zeros(1 << 24)))
+        archive.writestr("../../bomb.npy", written(np.zeros(1 << 22)))
         archive.writestr("a999.npy", b"no array")
     tracemalloc.start()
     try:
@@ -341,19 +341,16 @@ def test_what_is_no_place_is_refused(saved: Saved, path: tuple[Any, ...]) -> Non
     least = -2 if path[-1] in ("numbers", "objects", "null", "passed") or "nulls" in path else -1
     for wrong in (least, 100, 10**12, 2**70, True, 1.0, {"float": "nan"}, "1", None, {"tuple": [0.5]}):
         saved.describe(changed(saved.text, tuple(full), wrong))
-        refused(
-            saved, f"{name} names place .* of|it is damaged" if path == ("places",) else f"{name}.* names place .* of 9"
-        )
+        refused(saved, "names place .* of|it is damaged" if path == ("places",) else f"{name}.* names place .* of 9")
 
 
 @pytest.mark.parametrize("depth", [101, 900, 10_000, 200_000])
 def test_deep_nesting_is_refused(saved: Saved, depth: int) -> None:
     described = json.loads(saved.text)
     for begin, end in (("[", "]"), ('{"tuple": [', "]}"), ('{"dict": [[1, ', "]]}")):
-        whole = json.dumps({**described, "scorer": "HERE"}).replace('"HERE"', begin * depth + end * depth)
+        whole = json.dumps({**described, "scorer": "HERE"}).replace('"HERE"', f"{begin * depth}0{end * depth}")
         (saved.folder / "scorer.json").write_text(whole)
         refused(saved, "nested more than 100 deep|RecursionError", most=64 << 20 if depth < 100_000 else 512 << 20)
-    described["unicode"] = described["arrays"]
     (saved.folder / "scorer.json").write_text("[" * depth)
     refused(saved, "cannot be read", most=64 << 20)
 
