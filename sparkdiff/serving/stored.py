@@ -112,14 +112,10 @@ class _Reader:
                 member = archive.getinfo(f"a{i}.npy")
                 member.compress_type = zipfile.ZIP_STORED  # as all are; what is compressed has no header then
                 with archive.open(member) as f:
-                    version, (shape, fortran, kind) = (
-                        np.lib.format.read_magic(f),
-                        np.lib.format.read_array_header_1_0(f),
-                    )
-                    found, size = (
-                        {"dtype": kind.str, "fortran": fortran, "shape": [*shape]},
-                        member.compress_size - f.tell(),
-                    )
+                    version = np.lib.format.read_magic(f)
+                    shape, fortran, kind = np.lib.format.read_array_header_1_0(f)
+                    size = member.compress_size - f.tell()
+                found = {"dtype": kind.str, "fortran": fortran, "shape": [*shape]}
                 room -= size
                 if (
                     (version, found) != ((1, 0), one) or size != kind.itemsize * math.prod(shape) or kind.kind not in "biuf"
