@@ -252,7 +252,7 @@ class FineTunerModel(Holder, Model, _TunerParams, jvm.Persistent):  # type: igno
         pipelineModel: the plain Spark ML pipeline; the original object itself if the original was kept.
         originalModel: the pipeline that was fine-tuned.
         summary: metrics before and after, decision, history.
-        dataset: the rows of the fit; None of a model that was loaded or copied.
+        dataset: the rows of the fit; None of a model that was loaded.
     """
 
     __module__ = "sparkdiff"
