@@ -252,7 +252,7 @@ class FineTunerModel(Holder, Model, _TunerParams, jvm.Persistent):  # type: igno
         pipelineModel: the plain Spark ML pipeline; the original object itself if the original was kept.
         originalModel: the pipeline that was fine-tuned.
         summary: metrics before and after, decision, history.
-        dataset: the rows of the fit; None of a model that was loaded.
+        dataset: the rows of the fit; None of a model that was loaded or copied.
     """
 
     __module__ = "sparkdiff"
@@ -264,6 +264,12 @@ class FineTunerModel(Holder, Model, _TunerParams, jvm.Persistent):  # type: igno
         super().__init__()
         self.pipelineModel, self.originalModel, self.summary = pipelineModel, originalModel, summary
         self._setDefaults()
+
+    def copy(self, extra: Any = None) -> "FineTunerModel":
+        """A copy without the rows of the fit; see `Holder.copy`."""
+        new: FineTunerModel = super().copy(extra)
+        new.dataset = None
+        return new
 
     def saved_parts(self) -> tuple[dict[str, Any], dict[str, Any]]:
         values = {"params": self.params_set(), "summary": dataclasses.asdict(self.summary)}
