@@ -331,7 +331,8 @@ def _lineage_of(config: Config, parent: Mapping[str, Any]) -> Lineage | None:
     if where is None or parent["hash"] is None:
         return None
     try:
-        return lineage_of(str(parent.get("path") or "the original"), parent["hash"], jvm.folder("storeDir", where))
+        what = secrets.redacted(str(parent.get("path") or "the original"))
+        return lineage_of(what, parent["hash"], jvm.folder("storeDir", where))
     except InputError:  # there is no store before the first run
         return None
     except Exception as e:
