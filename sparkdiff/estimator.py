@@ -265,6 +265,12 @@ class FineTunerModel(Holder, Model, _TunerParams, jvm.Persistent):  # type: igno
         self.pipelineModel, self.originalModel, self.summary = pipelineModel, originalModel, summary
         self._setDefaults()
 
+    def copy(self, extra: Any = None) -> "FineTunerModel":
+        """A copy without the rows of the fit; see `Holder.copy`."""
+        new: FineTunerModel = super().copy(extra)
+        new.dataset = None
+        return new
+
     def saved_parts(self) -> tuple[dict[str, Any], dict[str, Any]]:
         values = {"params": self.params_set(), "summary": dataclasses.asdict(self.summary)}
         return values, {"pipelineModel": self.pipelineModel, "originalModel": self.originalModel}

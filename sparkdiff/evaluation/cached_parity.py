@@ -208,7 +208,7 @@ def sample_of(network: Network, data: Data, most: int = PARITY_ROWS) -> dict[Ver
     parts: list[dict[Version, Rows]] = []
     rows = 0
     for split in (TRAIN, VALIDATION):
-        for batch in data.stream.batches(split, batchSize=min(1000, most)):
+        for batch in data.stream.batches(split, batchSize=min(1000, most // 2)):
             if rows >= most // (2 if split == TRAIN else 1):
                 break
             parts.append(data.values(batch))

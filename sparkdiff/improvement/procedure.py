@@ -209,7 +209,7 @@ def _proven(
     if origin.refused:
         return Decision((), (), {})
     division = proof.division
-    chosen = proving.finalists(explores, explored.raced.steps)
+    chosen = proving.finalists(explores, explored.raced.steps, small=proof.ground.rows[TRAIN] < proving.SMALL)
     if not origin.was_fitted:
         chosen = [f for f in chosen if f.role != proving.REFIT]
     against, why = _rival(proof, origin)

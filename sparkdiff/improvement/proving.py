@@ -42,7 +42,7 @@ BEST, AS_CHEAP, SAME_FORM, SIMPLER = "best", "asCheap", "sameForm", "simpler"
 stages; one with fewer stages that serves cheaper and loses nothing."""
 REFIT, YOURS = "refit", "your pipeline"
 OTHER, SMALL = "other", 1000
-"""The best of another arm, which is proven in tables of fewer rows: too few explore to choose by them alone."""
+"""The best of another arm, which goes before other roles in tables of fewer rows: too few explore to choose by them alone."""
 ACCEPT = 0.025
 """The p-value that a simpler pipeline needs where any gain is accepted."""
 
@@ -111,21 +111,22 @@ NOTHING = guard.Verdict(False, -1, 0.0, 0.0, 1.0, 0.025)
 # Finalists ------------------------------------------------------------------------------------------------------------
 
 
-def finalists(ground: Ground, steps: Sequence[Step]) -> list[Finalist]:
+def finalists(ground: Ground, steps: Sequence[Step], *, small: bool) -> list[Finalist]:
     """Choose what is proven, in this order: the best, the plain refit, and two of same form, as cheap, simpler.
-
-    In a small table the best of each arm is, so that all folds choose among the arms.
 
     Args:
         ground: of the rows that explore.
+        small: whether the best of other arms go before those two, so that all folds choose among the arms.
     """
     every = [c for c in candidates_of(steps) if allowed(ground, c.found.cost)]
     found = sorted((c for c in every if share(ground, c) > 0), key=lambda c: -share(ground, c))
     cost, least = ground.start.cost, -ground.settings.maxLoss
     refitted = [c for c in every if c.making == Making(REFIT)]
+    others = {c.arm: c for c in reversed(found)}.values() if small else ()
     roles: dict[str, list[Candidate]] = {
         BEST: found,
         REFIT: [*refitted, Candidate(REFIT, "refitted", ground.start, Making(REFIT))],
+        OTHER: sorted(others, key=lambda c: -share(ground, c)),
         SAME_FORM: [c for c in found if c.arm not in CHANGES_FORM],
         AS_CHEAP: [c for c in found if c.found.cost <= cost],
         SIMPLER: sorted(
@@ -133,15 +134,11 @@ def finalists(ground: Ground, steps: Sequence[Step]) -> list[Finalist]:
             key=lambda c: c.found.cost,
         ),
     }
-    firsts, most = [(role, ordered[0]) for role, ordered in roles.items() if ordered], FINALISTS
-    if ground.rows[TRAIN] + ground.rows[VALIDATION] < SMALL:
-        firsts, most = firsts + [(OTHER, c) for c in found], len(ARMS)
     chosen: list[Finalist] = []
-    for role, candidate in firsts:
-        tried = any(candidate.making == f.candidate.making for f in chosen)
-        represented = role == OTHER and any(candidate.arm == f.candidate.arm for f in chosen)
-        if len(chosen) < most and not tried and not represented:
-            chosen.append(Finalist(role, candidate))
+    for role, ordered in roles.items():
+        for candidate in ordered if role == OTHER else ordered[:1]:
+            if len(chosen) < FINALISTS and all(candidate.making != f.candidate.making for f in chosen):
+                chosen.append(Finalist(role, candidate))
     return chosen
 
 
@@ -200,14 +197,14 @@ class Proof:
         """Measure the finalists and their rival in each fold, and decide about each finalist. Folds may be side by side.
 
         Args:
-            early: whether the best is made from all rows before it is proven, beside the last fold.
+            early: whether the first one is made from all rows before it is proven, beside the last fold.
         """
         found: dict[tuple[str, int], FoldComparison | str] = {}
         number = max((f.folds for f in chosen), default=0)
         tasks = [(f"fold {k + 2}", functools.partial(self._prove_in, k, chosen, found)) for k in range(number)]
-        if early and self.division.ships:
-            best = (f for f in chosen if f.role == BEST and f.folds)
-            tasks += [("all rows", functools.partial(self._make_early, f)) for f in best]
+        first = next((f for f in chosen if f.folds), None)
+        if early and first is not None and self.division.ships and self.ground.folds_side_by_side > 1:
+            tasks.append(("all rows", functools.partial(self._make_early, first, found)))
         lanes.run(iter(tasks), self.ground.folds_side_by_side, phases, self.ground.brake)
         return [self._decide(f, [found.get((f.name, k), "") for k in range(f.folds)]) for f in chosen if f.folds]
 
@@ -259,11 +256,12 @@ class Proof:
             ("ships", finalist.name), lambda: remake(self.whole(), finalist.candidate.making, self.arms)
         )
 
-    def _make_early(self, finalist: Finalist) -> str:
-        """Make what ships of a finalist, if it is accepted; an error is raised again when it is asked for."""
+    def _make_early(self, finalist: Finalist, found: Mapping[tuple[str, int], FoldComparison | str]) -> str:
+        """Make what ships of a finalist that failed in no fold so far; an error is raised again where it is accepted."""
         STEP.set({"arm": finalist.candidate.arm, "round": finalist.role})
-        with contextlib.suppress(SparkdiffError, *jvm.SparkError):
-            self.from_all_rows(finalist)
+        if not any(name == finalist.name and isinstance(fold, str) for (name, _), fold in [*found.items()]):
+            with contextlib.suppress(Exception):
+                self.from_all_rows(finalist)
         return ""
 
     def ready(self) -> int:

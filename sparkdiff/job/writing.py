@@ -28,9 +28,10 @@ def written(output: Path, lease: Lease, fill: Callable[[Path], None], needed: Ca
             _written_in_store(output, lease, fill)
             return
         output.parent.mkdir(parents=True, exist_ok=True)
-        with whole.temporary(output) as temporary, whole.temporary(output) as old:
+        with whole.temporary(output) as temporary:
             fill(temporary)
             lease.check()
+            old = whole.hidden(output)
             try:
                 if output.exists():
                     os.rename(output, old)
@@ -38,6 +39,7 @@ def written(output: Path, lease: Lease, fill: Callable[[Path], None], needed: Ca
             finally:
                 if not output.exists() and old.exists():
                     os.rename(old, output)
+                whole.remove(old)  # where it can't go back, it stays
 
 
 def _written_in_store(output: Path, lease: Lease, fill: Callable[[Path], None]) -> None:

@@ -23,7 +23,7 @@ ERRORS, LABELS = 3.0, 10
 """Standard errors between an estimated accuracy and that on labels that count, with so many labels at least."""
 
 
-@dataclasses.dataclass(frozen=True, repr=False)
+@dataclasses.dataclass(frozen=True, repr=False, eq=False)
 class LabelSummary(Shown):
     """What is known of the labelling functions. `print` shows it as a table.
 

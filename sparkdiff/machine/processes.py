@@ -33,13 +33,14 @@ def has_ended(told: dict[str, Any]) -> bool:
     """Whether the process of this `identity` is known to have ended: it was one of this machine."""
     if None in (told["machine"], told["started"]) or told["machine"] != machine():
         return False
+    now = started(told["pid"])
     try:
         os.kill(told["pid"], 0)
     except ProcessLookupError:
         return True
     except PermissionError:  # another user's, of which /proc may say nothing
-        return False
-    return started(told["pid"]) != told["started"]
+        return now is not None and now != told["started"]
+    return now != told["started"]
 
 
 def write_owner(path: Path, pid: int) -> None:

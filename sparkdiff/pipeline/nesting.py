@@ -144,7 +144,8 @@ def with_stage_params(given: Any, params: dict[Param[Any], Any]) -> Any:
         return given.copy(params)
     if not isinstance(given, Transformer):
         return given
-    new = {path: stage.copy(params) for path, stage in flatten(given) if any(p.parent == stage.uid for p in params)}
+    owners = {param.parent for param in params}
+    new = {path: s.copy(params) for path, s in flatten(given) if owners & {p.uid for p in (s, *held_by(s))}}
     return replaced(given, new) if new else given
 
 
