@@ -10,6 +10,7 @@ import sparkdiff
 from sparkdiff.commands import jobs, memory, models, projects
 from sparkdiff.commands.flags import DONE, FAILED, INTERRUPTED, NOT_STRICT, WRONG_INPUT
 from sparkdiff.errors import InputError, SparkdiffError, StoreError
+from sparkdiff.machine import secrets
 
 __all__ = ["DONE", "FAILED", "INTERRUPTED", "NOT_STRICT", "WRONG_INPUT", "app", "main"]
 
@@ -55,6 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {e}", file=sys.stderr)
         return WRONG_INPUT if isinstance(e, InputError) else FAILED
     except StoreError as e:
-        print(f"error: {e.filename}: {e.strerror}; once it can be used, give the same command again", file=sys.stderr)
+        what = f"error: {e.filename}: {e.strerror}; once it can be used, give the same command again"
+        print(secrets.redacted(what), file=sys.stderr)
         return FAILED
     return DONE

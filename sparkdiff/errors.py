@@ -5,9 +5,15 @@ import os
 from collections.abc import Collection, Iterable
 from typing import Any
 
+from sparkdiff.machine import secrets
+
 
 class SparkdiffError(Exception):
-    """Base of all errors raised by sparkdiff. A message names what was found, why it is refused, and what to do."""
+    """Base of all errors raised by sparkdiff. A message names what was found, why it is refused, and what to do; secrets are
+    left out."""
+
+    def __init__(self, message: object = ""):
+        super().__init__(secrets.redacted(str(message)))
 
 
 class InputError(SparkdiffError):

@@ -3,6 +3,7 @@
 import dataclasses
 import datetime
 import hashlib
+import io
 import json
 import os
 import re
@@ -105,10 +106,10 @@ def load_config(path: Path | None, overrides: Sequence[str], flags: Mapping[str,
         raise InputError(f"--config {path} must hold the sections {', '.join(SECTIONS)}")
     tree = _anchored(tree, here)
     for key, text in (flags or {}).items():
-        _put(tree, tuple(key.split(".")), text, f"{key}={text}")
+        _put(tree, tuple(key.split(".")), text, secrets.without_secret(f"{key}={text}"))
     for override in overrides:
         place, value = _parsed(override)
-        _put(tree, place, value, f"override {override!r}")
+        _put(tree, place, value, f"override {secrets.without_secret(override)!r}")
     _check_sections(tree)
     output = _output(tree["output"])
     remote = paths.local(output["path"]) is None
@@ -151,7 +152,9 @@ def _check_sections(tree: Mapping[str, Any]) -> None:
             raise InputError(f"{section} must be a mapping of names to values. Got {tree[section]!r} instead")
     for key, value in (tree.get("spark") or {}).items():
         if isinstance(value, (dict, list)):
-            raise InputError(f"spark: {key} must be text, a number, true or false. Got {value!r} instead")
+            raise InputError(
+                f"spark: {key} must be text, a number, true or false. Got {secrets.hidden(value, key)!r} instead"
+            )
         if str(key).partition(".")[0] in SHORTENED:
             raise InputError(f"spark: {key} is no setting of Spark, whose names start with 'spark.': write spark.{key}")
 
@@ -256,11 +259,12 @@ def _yaml(text: str) -> Any:
         ValueError: it is not YAML.
     """
     try:
-        value = _Loader(text).get_single_data()
+        value = _Loader(io.StringIO(text)).get_single_data()  # errors quote lines of what is no stream
         json.dumps(value, default=str, skipkeys=True)  # no value that holds itself
     # Beside its own errors PyYAML lets those of the code behind its tags through (`!!int x`, `!!bool 3`, `[[[[...`).
     except (yaml.YAMLError, LookupError, AttributeError, TypeError, OverflowError, RecursionError) as e:
-        raise ValueError(str(e)) from e
+        # A password that begins with ! or * reads like a tag or an alias.
+        raise ValueError(re.sub(r"(tag|alias) '[^']*'", r"\1", str(e))) from e
     return value
 
 
@@ -383,9 +387,12 @@ def _parsed(override: str) -> tuple[Place, Any]:
         # Names of Spark's conf have dots of their own, and start like the section: `spark.sql.x` means `spark.spark.sql.x`.
         place: Place = (section, rest if rest.startswith(CONF) else f"spark.{rest}")
     else:
-        place = (section, *rest.split(".")) if dot else (section,)
+        # So have those of a reader's options.
+        place = (section, *rest.split(".", 2 if section == "data" else -1)) if dot else (section,)
     if not equals or not all(place):
-        raise InputError(f"override {override!r} must be section.key=value, such as fineTuner.maxEpochs=50")
+        raise InputError(
+            f"override {secrets.without_secret(override)!r} must be section.key=value, such as fineTuner.maxEpochs=50"
+        )
     return place, _value(text, place)
 
 
@@ -399,8 +406,10 @@ def options_of(overrides: Sequence[str]) -> dict[str, Any]:
     for override in overrides:
         place, value = _parsed(override)
         if place[0] != "fineTuner" or len(place) < 2:
-            raise InputError(f"{override!r} must be fineTuner.option=value, such as fineTuner.maxEpochs=50")
-        _put(tree, place, value, f"override {override!r}")
+            raise InputError(
+                f"{secrets.without_secret(override)!r} must be fineTuner.option=value, such as fineTuner.maxEpochs=50"
+            )
+        _put(tree, place, value, f"override {secrets.without_secret(override)!r}")
     return dict(tree.get("fineTuner", {}))
 
 
@@ -411,7 +420,7 @@ def _put(tree: dict[str, Any], place: Place, value: Any, given: str) -> None:
         if isinstance(below, str) and (place[: i + 1] == ("output",) or (i == 1 and place[0] == "data")):
             below = below if is_function(below) else {"path": below}
         if not isinstance(below, dict):
-            raise InputError(f"{given}: {part!r} is {below!r}, not a mapping with keys")
+            raise InputError(f"{given}: {part!r} is {secrets.hidden(below, part)!r}, not a mapping with keys")
         tree[part] = below
         tree = below
     tree[place[-1]] = _anchored(value, Path.cwd(), place)
@@ -419,9 +428,7 @@ def _put(tree: dict[str, Any], place: Place, value: Any, given: str) -> None:
 
 def _told(path: Path | None, overrides: Sequence[str], flags: Mapping[str, str]) -> tuple[str, ...]:
     words = [*(f"{key}={value}" for key, value in flags.items()), *overrides]
-    named = {word: word.partition("=")[0] for word in words}
-    shown = [f"{named[w]}={secrets.HIDDEN}" if secrets.NAME.search(named[w]) else secrets.redacted(w) for w in words]
-    return (*(() if path is None else ("--config", str(path))), *shown)
+    return (*(() if path is None else ("--config", str(path))), *map(secrets.without_secret, words))
 
 
 def command_of(config: Config) -> str:

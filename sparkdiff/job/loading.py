@@ -21,6 +21,8 @@ from sparkdiff.jvm.hadoop import URL
 from sparkdiff.machine import paths, threads
 
 SOURCE_KEYS = ("path", "format", "options", "schema", "table", "where")
+OF_FILES = ("avro", "binaryfile", "csv", "delta", "image", "json", "libsvm", "orc", "parquet", "text", "xml")
+"""Formats that need a path."""
 
 
 OWN = {"spark.python.sql.dataFrameDebugging.enabled": "false"}
@@ -114,10 +116,12 @@ def named_source(split: str, given: Any) -> str | dict[str, Any]:
     if isinstance(given, str) and is_function(given):
         return given
     given = {"path": given} if isinstance(given, str) else given
-    if not isinstance(given, dict) or bool(given.get("path")) == bool(given.get("table")):
-        raise InputError(
-            f"data.{split} must be module:function, or contain either a path or a table. Got {given!r} instead"
-        )
+    wanted = (
+        f"data.{split} must be module:function, or contain either a path or a table, or a format that needs neither, such as "
+        f"jdbc, with its options. Got {given!r} instead"
+    )
+    if not isinstance(given, dict):
+        raise InputError(wanted)
     check_keys(f"data.{split}: unknown key", given, SOURCE_KEYS)
     for key, value in given.items():
         if key != "options" and value is not None and not isinstance(value, str):
@@ -127,6 +131,16 @@ def named_source(split: str, given: Any) -> str | dict[str, Any]:
         raise InputError(
             f"data.{split}.options must be a mapping of names to texts or numbers. Got {options!r} instead"
         )
+    places, form = [key for key in ("path", "table") if given.get(key)], (given.get("format") or "").lower()
+    named = {str(name).lower() for name in options}
+    needed = [f"options.{' or options.'.join(n)}" for n in (("url",), ("dbtable", "query")) if len(named & {*n}) != 1]
+    if form == "jdbc" and (places or needed):
+        raise InputError(
+            f"data.{split} has the format jdbc, which needs options.url, options.dbtable or options.query, and neither path nor "
+            f"table: correct {', '.join(f'data.{split}.{key}' for key in (*places, *needed))}"
+        )
+    if form != "jdbc" and len(places) != 1 and (places or not form or not options or form in OF_FILES):
+        raise InputError(wanted)
     return given
 
 
@@ -155,6 +169,8 @@ def load_data(spark: SparkSession, given: Any, folder: Path, split: str) -> Data
             reader = reader.format(given["format"])
         if given.get("table"):
             df = reader.table(given["table"])
+        elif not given.get("path"):
+            df = reader.load()
         else:
             where = paths.joined(given["path"], folder)
             df = reader.load(where if paths.local(where) is None else f"file://{where}")

@@ -19,6 +19,7 @@ from sparkdiff.job.steps import made_of, own_id
 from sparkdiff.job.tracking import Tracking, tracked
 from sparkdiff.job.writing import written
 from sparkdiff.jvm import stores
+from sparkdiff.machine import secrets
 from sparkdiff.options import Options
 from sparkdiff.report.record import versions
 from sparkdiff.report.run_report import write_report
@@ -52,7 +53,8 @@ def _run(config: Config, lease: Lease, spark: SparkSession, tracking: Tracking) 
         stores.fetch(folder / "model")
         model.trials.to_csv(folder / "trials.csv", index=False)
         told = model.summary.toDict() | {
-            "search": dict(config.search or {}), "options": Options.of(config.options).asdict(), "versions": versions(),
+            "search": secrets.hidden(config.search or {}), "options": secrets.hidden(Options.of(config.options).asdict()),
+            "versions": versions(),
             "fingerprints": {"request": request_of(config)},
             "model": {"path": "model", "hash": hash_of_folder(folder / "model")}, "command": command_of(config),
         }  # fmt: skip

@@ -331,12 +331,14 @@ def _lineage_of(config: Config, parent: Mapping[str, Any]) -> Lineage | None:
     if where is None or parent["hash"] is None:
         return None
     try:
-        return lineage_of(str(parent.get("path") or "the original"), parent["hash"], jvm.folder("storeDir", where))
+        what = secrets.redacted(str(parent.get("path") or "the original"))
+        return lineage_of(what, parent["hash"], jvm.folder("storeDir", where))
     except InputError:  # there is no store before the first run
         return None
     except Exception as e:
         warnings.warn(
-            f"the report has no ancestors of the original, as the store of runs cannot be read: {e!r}", stacklevel=2
+            f"the report has no ancestors of the original, as the store of runs cannot be read: {secrets.redacted(repr(e))}",
+            stacklevel=2,
         )
         return None
 
@@ -362,6 +364,7 @@ def write_run(
         pd.DataFrame(outcome.summary.records).to_csv(folder / "history.csv", index=False)
         timings = {**phases.timings, "save": time.perf_counter() - start}
         summary = outcome.summary.asdict() | {
+            "options": secrets.hidden(outcome.summary.options),
             "timings": {k: round(v, 3) for k, v in timings.items()},
             "fingerprints": {
                 "cache": outcome.summary.cache["fingerprint"], "request": request_of(config),

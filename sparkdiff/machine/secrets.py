@@ -7,13 +7,29 @@ from collections.abc import Mapping
 from typing import Any
 
 HIDDEN = "..."
-_NAME = r"[\w.-]*(?:secret|passw(?:or)?d|pwd|token|access[._-]?key|account[._-]?key|api[._-]?key|credential|signature)[\w.-]*|sig"
-NAME = re.compile(_NAME, re.IGNORECASE)
-"""Names of settings whose values are not told: those of Spark's `spark.redaction.regex`, of JDBC URLs, and of signed URLs."""
-_TOKENIZER = re.compile(r"tokenizer|(?<=min)TokenLength", re.IGNORECASE)
-"""Words that read like the name of a secret, and are of Spark's stages."""
-_VALUE = r'"(?:[^"\\]|\\.)*"|\'[^\']*\'|\{[^}]*\}|[^\s&;,"\'{}]+'
-_SETTING = re.compile(rf"(?<![\w.-])((?:{_NAME})[\"']?\s*[=:]\s*)(?:{_VALUE})", re.IGNORECASE)
+_WORDS = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|[\W_]+")
+"""Where a word of a name ends."""
+_SECRET = re.compile(
+    # Anywhere in a name, as an account or a bucket may follow.
+    r"secret(?!ar|ion)|passw(?:or)?d|pass(?:phrase|code)|\bpass\.(?:word|wd|phrase|code)|pwd|credential(?!s?\.provider)|\bjaas\b"
+    r"|(?:access|account|api|auth|encryption|keystore|master|private|provider\.client|pvt|secret|shared|signing)\.?key(?!word|space)"
+    r"|\bauth\.user\.info\b|(?:token|\bsas)\..*\.(?:blob|dfs)\."
+    # At its end only: a rate of passes, a length of tokens and a type of auth are told.
+    r"|(?:token|signature|\b(?:db|key|require|store|user)?pass|\b(?:auth|authorization|bearer|sas|sig))\d*(?:\.(?:value|string|code|\d+))?$"
+)
+"""Names, as words with dots between them, of settings that hold a secret."""
+_SETTING = re.compile(r"""(?:[(\[]["']([\w.-]+)["'],\s*|(?<![\w.-])([\w.-]+)\\?["']?\s*[=:]\s*)(?=[^\s&;,)\]}])""")
+"""A name and what stands between it and its value: that of a setting, a URL or a mapping, or of a pair."""
+_TOKEN = re.compile(
+    r"""\\(["']).*?\\\1|[bru]?"(?:[^"\\]|\\.)*(?:"|$)|[bru]?'(?:[^'\\]|\\.)*(?:'|$)"""
+    # In braces of SQL Server a doubled one is part of the text.
+    r"""|\{(?:[^{}"':]|\}\})*\}|datetime\.\w+\([^)]*\)|[()\[\]{}]|[\s&;,]+|(?:(?:bearer|basic|digest|negotiate|token|apikey)\s+)?"""
+    # To a mark, unless more of a word follows; over a space, if a semicolon ends the value.
+    r"""[^\s&;,"'()\[\]{}](?:[^\s&;,"'()\[\]{}\\]|["'()\[\]{}\\,](?=\w)|[ ](?=[^;&"'=]{0,80};))*""",
+    re.IGNORECASE | re.DOTALL,
+)
+"""A piece of a value: a text in quotes, a bracket, what separates values, or other text, perhaps after a scheme of HTTP."""
+_BEARER = re.compile(r"(\bbearer\s+)[\w.~+/=-]+", re.IGNORECASE)
 # user:secret@host. A secret may itself hold a slash or an @, so what has a colon ends at the last @. Where URLs have ports,
 # digits in front of a slash are one.
 _LOGIN = re.compile(r"(\bs3[an]?:/{2}|\w:/{2}(?![^\s\"'/@:]*:\d+(?:[/?#]|$)))[^\s\"'/@:]*:[^\s\"']*@", re.IGNORECASE)
@@ -29,13 +45,42 @@ def redacted(text: str) -> str:
     """
     for login in (_LOGIN, _USER, _ORACLE):
         text = login.sub(rf"\g<1>{HIDDEN}@", text)
-    return _SETTING.sub(rf"\g<1>{HIDDEN}", text)
+    out, end = "", 0
+    for found in _SETTING.finditer(text):
+        if found.start() >= end and is_secret(found[1] or found[2]):
+            out += text[end : found.end()] + HIDDEN
+            end = _end(text, found.end())
+    return _BEARER.sub(rf"\g<1>{HIDDEN}", out + text[end:])
+
+
+def is_secret(name: str) -> bool:
+    """Whether a setting of this name holds a secret: `fs.s3a.access.key` and `dbPass`, but not `primaryKey` and `passRate`."""
+    return _SECRET.search(_WORDS.sub(".", name).lower()) is not None
+
+
+def _end(text: str, start: int) -> int:
+    """Where the value that begins here ends: a text, or all between a bracket and the one that closes it."""
+    depth = 0
+    for token in _TOKEN.finditer(text, start):
+        depth += (token[0] in ("(", "[", "{")) - (token[0] in (")", "]", "}"))
+        if depth <= 0:
+            return token.end()
+    return len(text)
+
+
+def without_secret(word: str) -> str:
+    """A word `name=value` of a command line without the secret in it."""
+    name, equals, _ = word.partition("=")
+    return f"{name}={HIDDEN}" if equals and is_secret(name) else redacted(word)
 
 
 def hidden(value: Any, name: str = "") -> Any:
-    """A copy of plain values as JSON has them, in which secrets are left out, by their names and by their form in text."""
+    """A copy of plain values as JSON has them, in which secrets are left out, by their names and by their form in text.
+
+    What lies below the name of a secret is one, too.
+    """
     if isinstance(value, Mapping):
-        return {str(key): hidden(inner, str(key)) for key, inner in value.items()}
+        return {str(key): hidden(inner, name if is_secret(name) else str(key)) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
         return [hidden(inner, name) for inner in value]
     if type(value) not in (bool, int, float) and isinstance(value, numbers.Real):
@@ -44,6 +89,6 @@ def hidden(value: Any, name: str = "") -> Any:
         )  # of numpy, as an evaluator may return
     if value is None or isinstance(value, (bool, float)):
         return None if isinstance(value, float) and not math.isfinite(value) else value
-    if NAME.fullmatch(_TOKENIZER.sub("", name)):
+    if is_secret(name):
         return HIDDEN
     return redacted(value) if isinstance(value, str) else value

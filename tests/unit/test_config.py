@@ -89,6 +89,16 @@ def test_functions_are_no_paths(here: Path) -> None:
         load("data.test=rows:test", "data.test.where=day < 3")
 
 
+def test_rows_need_no_path_where_their_format_needs_none(here: Path) -> None:
+    jdbc = {"format": "jdbc", "options": {"url": "jdbc:derby:memory:x", "query": "select 1"}}
+    words = ["format=es", "options.es.nodes=h:9200", "options.es.net.http.auth.pass=hunter2"]
+    found = load(f"data.train={json.dumps(jdbc)}", "data.test=", *(f"data.test.{word}" for word in words))
+    assert found.data["train"] == jdbc
+    assert found.data["test"] == {"format": "es", "options": {"es.nodes": "h:9200", "es.net.http.auth.pass": "hunter2"}}
+    loading.check_there([], found.data, here, {})
+    assert loading.size_of(found.data, here) == math.inf
+
+
 def test_an_override_changes_no_other_entry_that_yaml_shares_with_it(here: Path) -> None:
     config = load("data.train.where=day < 3")
     assert [config.data[s]["where"] for s in ("train", "test")] == ["day < 3", "day < 6"]
@@ -396,6 +406,23 @@ WRONG = [
     (["data.train.table=t"], "contain either a path or a table"),
     (["data.train={path: x, wher: y}"], "data.train: unknown key 'wher'. Did you mean 'where'"),
     (["data.train={path: x, where: 5}"], "data.train.where must be text. Got 5 instead: quote it"),
+    (["data.train={format: jdbc}"], "correct data.train.options.url, data.train.options.dbtable or options.query"),
+    (["data.train={format: jdbc, options: {url: u}}"], "correct data.train.options.dbtable or options.query"),
+    (
+        ["data.train={format: jdbc, options: {url: u, dbtable: t, query: q}}"],
+        "correct data.train.options.dbtable or options.query",
+    ),
+    (
+        ["data.train={format: jdbc, table: t, options: {URL: u, dbTable: t}}"],
+        "neither path nor table: correct data.train.table",
+    ),
+    (
+        ["data.train={format: mongodb}"],
+        "or a format that needs neither, such as jdbc, with its options. Got {'format': 'mongodb'}",
+    ),
+    (["data.train={format: csv, options: {header: true}}"], "contain either a path or a table"),
+    (["data.train={options: {url: u}}"], "contain either a path or a table"),
+    (["data.train={format: [x], options: {url: u}}"], "data.train.format must be text"),
     (["data.train.options=header"], "data.train.options must be a mapping"),
     (["data.train.options={header: [true]}"], "data.train.options must be a mapping"),
     (["output=a[1]/b:c"], "holds ':' together with one of {}[]*?"),

@@ -1,13 +1,18 @@
-"""Secrets stay out of what is shown: those in URLs, in settings and in signed links; other paths stay as they are."""
+"""Secrets stay out of what is shown: those in URLs, in settings, in signed links and in mappings; all else stays as it is."""
 
+import datetime
 import string
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings, strategies as st
 
+from sparkdiff import InputError
+from sparkdiff.cli import WRONG_INPUT, main
+from sparkdiff.errors import StoreError
 from sparkdiff.job import config
-from sparkdiff.machine.secrets import redacted
+from sparkdiff.machine.secrets import hidden, is_secret, redacted
 
 pytestmark = pytest.mark.once
 
@@ -24,10 +29,23 @@ HIDDEN = {
     "https://b.example/k?X-Amz-Credential=SECRET&X-Amz-Signature=SECRET&x=1": "https://b.example/k?X-Amz-Credential=...&X-Amz-Signature=...&x=1",
     'data.train.options={"password": "SEC RET", "header": true}': 'data.train.options={"password": ..., "header": true}',
     "data.train.options={password: SECRET, header: true}": "data.train.options={password: ..., header: true}",
+    "jdbc:sqlserver://h;password=SEC RET;db=x": "jdbc:sqlserver://h;password=...;db=x",
+    "jdbc:sqlserver://h;password={SEC}}RET;};db=x": "jdbc:sqlserver://h;password=...;db=x",
+    "password=SEC'RET&ssl=true": "password=...&ssl=true",
+    "password=&user=x": "password=&user=x",
+    "mongodb+srv://u:SECRET@h/db": "mongodb+srv://...@h/db",
+    "authorization: Bearer SECRET was refused": "authorization: ... was refused",
+    "Authorization=Basic SECRET=": "Authorization=...",
+    "the header 'Bearer SECRET'": "the header 'Bearer ...'",
+    'x.PlainLoginModule required username="u" password="SECRET;x";': 'x.PlainLoginModule required username="u" password=...;',
+    r'{"jaas": "x required password=\"SECRET\";", "a": 1}': '{"jaas": ..., "a": 1}',
+    r"{'x': 'required password=\'SECRET\';'}": "{'x': 'required password=...;'}",
+    'password: "SECRET with no end': "password: ...",
 }  # fmt: skip
 WHOLE = [
     "abfss://container@account.dfs.core.windows.net/rows", "hdfs://namenode:8020/user/a@b/rows", "s3a://bucket/a@b",
     "file:///a/b:c@d/e", "/rows/a@b:c", "data.train.where=tokens > 3", "data.train.options.sep=;", "/models/tokens/v1",
+    "{'passRate': 0.5, 'author': 'x', 'primaryKey': ['id']}", "path:x", "numTokens: 3",
 ]  # fmt: skip
 
 
@@ -69,3 +87,143 @@ def test_the_command_of_a_job_holds_no_secret(tmp_path: Path, monkeypatch: pytes
     ):
         assert shown in command
     assert "SECRET" in str(found.data)  # the job itself has them
+
+
+# Names in the documentation of the connectors, by what they connect to.
+SECRET_NAMES = {
+    "JDBC": (
+        "password sslpassword password1 trustCertificateKeyStorePassword trustStorePassword keyStoreSecret accessToken "
+        "clientKeyPassword keyVaultProviderClientKey AADSecurePrincipalSecret sslKeyStorePassword newPassword apiKey "
+        "oracle.net.wallet_password javax.net.ssl.keyStorePassword"
+    ),
+    "Snowflake": (
+        "sfPassword sfToken pem_private_key private_key_base64 private_key_pwd private_key_file_pwd token passcode "
+        "oauthClientSecret proxy_password awsAccessKey awsSecretKey temporary_azure_sas_token"
+    ),
+    "Redshift": (
+        "password temporary_aws_access_key_id temporary_aws_secret_access_key temporary_aws_session_token "
+        "AccessKeyID SecretAccessKey SessionToken Client_Secret webIdentityToken"
+    ),
+    "BigQuery": "credentials gcpAccessToken proxyPassword OAuthAccessToken OAuthRefreshToken OAuthClientSecret OAuthPvtKey",
+    "MongoDB": "password tlsCertificateKeyFilePassword AWS_SESSION_TOKEN",
+    "Elasticsearch": (
+        "es.net.http.auth.pass es.net.ssl.keystore.pass es.net.ssl.truststore.pass es.net.proxy.http.pass "
+        "es.net.proxy.socks.pass es.net.http.header.Authorization"
+    ),
+    "Cassandra": (
+        "spark.cassandra.auth.password spark.cassandra.connection.ssl.keyStore.password "
+        "spark.cassandra.connection.ssl.trustStore.password"
+    ),
+    "Kafka": (
+        "kafka.sasl.jaas.config kafka.ssl.key.password kafka.ssl.keystore.password kafka.ssl.truststore.password "
+        "kafka.ssl.keystore.key basic.auth.user.info sasl.oauthbearer.client.credentials.client.secret"
+    ),
+    "Redis": "spark.redis.auth auth",
+    "S3A": (
+        "fs.s3a.access.key fs.s3a.secret.key fs.s3a.session.token fs.s3a.encryption.key fs.s3a.server-side-encryption.key "
+        "fs.s3a.proxy.password fs.s3a.bucket.rows.secret.key fs.s3n.awsSecretAccessKey"
+    ),
+    "ABFS": (
+        "fs.azure.account.key fs.azure.account.key.lake.dfs.core.windows.net fs.azure.sas.fixed.token "
+        "fs.azure.account.oauth2.client.secret fs.azure.account.oauth2.client.secret.lake.dfs.core.windows.net "
+        "fs.azure.account.oauth2.user.password fs.azure.account.oauth2.refresh.token fs.azure.client-provided-encryption-key "
+        "fs.azure.sas.rows.lake.blob.core.windows.net fs.azure.sas.fixed.token.lake.dfs.core.windows.net"
+    ),
+    "GCS": (
+        "fs.gs.auth.service.account.private.key fs.gs.auth.client.secret fs.gs.auth.refresh.token fs.gs.proxy.password "
+        "fs.gs.encryption.key"
+    ),
+    "others": (
+        "pass PASS db_pass dbPass passphrase PassPhrase passWord pwd PGPASSWORD private.key authorization Proxy-Authorization sig"
+    ),
+}  # fmt: skip
+HARMLESS_NAMES = (
+    "author authority authenticator authSource authMechanism passenger passengerId passRate passThrough passport numPasses "
+    "bypass compass keyword key keyspace primaryKey foreignKey partitionKey sortKey publicKey tokenizer tokens maxTokens "
+    "tokenCount minTokenLength secretary signal sigma design account accountId accessCount sfUser sfAuthenticator user dbtable "
+    "url sslmode es.nodes es.net.http.auth.user spark.cassandra.auth.username kafka.sasl.mechanism kafka.security.protocol "
+    "kafka.ssl.keystore.location kafka.ssl.keystore.type fs.s3a.aws.credentials.provider fs.azure.account.auth.type "
+    "fs.azure.account.oauth2.client.id fs.azure.sas.token.provider.type fs.gs.auth.type fs.s3a.encryption.algorithm lowerBound"
+)
+
+
+@pytest.mark.parametrize("names", SECRET_NAMES.values(), ids=SECRET_NAMES)
+def test_secrets_of_connectors_are_known_by_name(names: str) -> None:
+    assert [name for name in names.split() if not is_secret(name)] == []
+    for name in names.split():
+        assert "hunter2" not in repr(hidden({"data": [{name: "hunter2"}], "a": {name: {"b": ["hunter2"]}}}))
+        assert "hunter2" not in redacted(f"{name}=hunter2") + redacted(f'a: {{"{name}": "hunter2"}}')
+        assert "hunter2" not in " ".join(config._told(None, [f"data.train.options.{name}=hunter2 hunter2"], {}))
+
+
+def test_names_that_read_like_those_of_secrets_stay() -> None:
+    assert [name for name in HARMLESS_NAMES.split() if is_secret(name)] == []
+    assert hidden(dict.fromkeys(HARMLESS_NAMES.split(), "x")) == dict.fromkeys(HARMLESS_NAMES.split(), "x")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        ["hunter2", "a]hunter2"], {"a": {"b": "hunter2"}, "c": "hunter2"}, [["hunter2", {"hunter2"}]], b"hunter2",
+        "it's \"hunter2", datetime.date(2022, 2, 2), "hunter2\n", "{hunter2", "", None,
+    ],
+)  # fmt: skip
+def test_a_message_shows_no_value_of_a_secret_name(value: Any) -> None:
+    """Whatever it is, and however deep; what stands beside it stays."""
+    said = str(InputError(f"Got {[{'a': 1, 'options': {'password': value, 'header': True}}]!r} instead"))
+    assert said == "Got [{'a': 1, 'options': {'password': ..., 'header': True}}] instead"
+    assert str(InputError(f"Got {[('password', value)]!r}")) == "Got [('password', ...)]"
+
+
+MALFORMED = [
+    "{format: jdbc, options: {url: 'jdbc:postgresql://h/d', user: u, password: hunter2}}",
+    "{format: jdbc, options: {dbtable: t, url: 'jdbc:sqlserver://h;user=u;password=hunter2 hunter2;db=x'}, path: x}",
+    "{format: jdbc, table: t, options: {url: 'jdbc:mysql://u:hunter2@h/d', passphrase: hunter2}}",
+    "{format: parquet, options: {fs.s3a.secret.key: hunter2}}",
+    "{options: {private.key: hunter2, nested: {auth: [hunter2, 'hunter2 b']}}}",
+    "{path: x, options: [{password: hunter2}]}",
+    "{path: x, options: {password: {a: hunter2}}}",
+    "{path: x, options: 'user=u&password=hunter2'}",
+    "{path: {password: hunter2}}",
+    "[{format: x, options: {authorization: 'Bearer hunter2'}}]",
+    "[[password, hunter2]]",
+    "{format: kafka, table: t, path: x, options: {kafka.sasl.jaas.config: 'x required password=\"hunter2\";'}}",
+    "{format: jdbc, options: {password: *hunter2}}",
+    "{format: jdbc, options: {password: !hunter2}}",
+    "{format: jdbc, options: {password: 'a'hunter2}}",
+]
+
+
+@pytest.mark.parametrize("section", MALFORMED)
+def test_a_malformed_section_prints_no_secret(section: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "job.yaml").write_text(f"pipeline: models/churn\ndata:\n  train: {section}\noutput: {tmp_path}/out\n")
+    assert main(["finetune", "--config", f"{tmp_path}/job.yaml"]) == WRONG_INPUT
+    said = capsys.readouterr().err
+    assert "hunter2" not in said
+    assert "data.train" in said or "is not YAML" in said
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["data.train=rows:f", "data.train.options.password=hunter 2"], ["spark.fs.s3a.secret.key=[hunter 2]"],
+        ["data.train.options.password=hunter 2", "data.train.options={x: [1], password: hunter 2}"],
+        ["fineTuner.tags={token: hunter 2}", "fineTuner.tags.token.x=1"], ["spark=[{password: hunter 2}]"],
+    ],
+)  # fmt: skip
+def test_a_malformed_override_prints_no_secret(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    base = ["pipeline=models/churn", "data.train=x.csv", "output=out"]
+    assert main(["finetune", *base, *words]) == WRONG_INPUT
+    said = capsys.readouterr().err
+    assert "hunter" not in said and " 2" not in said
+
+
+def test_a_store_that_fails_prints_no_secret(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused(*args: Any) -> None:
+        raise StoreError(5, "no access for s3a://user:hunter2@lake", "s3a://user:hunter2@lake/x")
+
+    monkeypatch.setattr("sparkdiff.job.load_config", refused)
+    main(["finetune", "--output", "x"])
+    assert "hunter2" not in capsys.readouterr().err

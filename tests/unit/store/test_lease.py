@@ -188,7 +188,7 @@ def test_a_job_that_lost_its_output_leaves_it_as_it_is(tmp_path: Path) -> None:
         "metricDirection": "smaller",
         "metrics": {},
     }
-    summary = SimpleNamespace(records=[{"epoch": 0}], asdict=lambda: dict(told), cache={"fingerprint": "c"})
+    summary = SimpleNamespace(records=[{"epoch": 0}], asdict=lambda: dict(told), cache={"fingerprint": "c"}, options={})
     outcome: Any = SimpleNamespace(
         model=SimpleNamespace(write=lambda: writer),
         plan=SimpleNamespace(toJSON=lambda: '{"stages": [], "edges": [], "head": null}'),
