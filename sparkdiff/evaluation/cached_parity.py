@@ -34,7 +34,7 @@ from sparkdiff.store.files import moved, room
 from sparkdiff.tensors.rows import Rows, SparseRows, below, dense, taken
 
 PARITY_ROWS, FEWER_ROWS = 10_000, 1_000
-"""Rows that are compared with Spark at most, of what may ship, and of what only shows how good it would be."""
+"""Largest numbers of rows compared with Spark: for what may ship, and for what is only measured."""
 DENSE_ENTRIES = 1 << 26
 """Number of entries that Spark may write densely for the comparison (half a gibibyte of doubles)."""
 KEPT_BYTES = 1 << 26
@@ -206,10 +206,12 @@ def sample_of(network: Network, data: Data, most: int = PARITY_ROWS) -> dict[Ver
     """The cached rows for `check`: training and validation rows in equal parts, fewer if stages make them dense."""
     most = max(100, min(most, DENSE_ENTRIES // max(1, network.made_dense())))
     parts: list[dict[Version, Rows]] = []
-    rows = 0
-    for split in (TRAIN, VALIDATION):
+    rows, stored = 0, data.stream.manifest.splits
+    # Where all rows train, those of validation are the same ones.
+    quotas = {TRAIN: most} if stored[TRAIN] == stored[VALIDATION] else {TRAIN: most // 2, VALIDATION: most}
+    for split, quota in quotas.items():
         for batch in data.stream.batches(split, batchSize=min(1000, most // 2)):
-            if rows >= most // (2 if split == TRAIN else 1):
+            if rows >= quota:
                 break
             parts.append(data.values(batch))
             rows += len(batch["label"])

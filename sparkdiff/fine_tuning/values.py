@@ -68,7 +68,7 @@ class Run:
         computed: identifies the network before it sees a row.
         versions: of the tables that the rows come from, as far as their plans show them.
         divided: whether the validation rows are a share of the rows that were passed.
-        comparedRows: that are compared with Spark at most.
+        comparedRows: largest number of rows compared with Spark.
     """
 
     task: Task

@@ -133,7 +133,7 @@ class Ground:
 
     @property
     def ships(self) -> bool:
-        """Whether what is made from its rows may ship: not where arms explore, nor in a fold."""
+        """True if a pipeline made from its rows may ship: neither where arms explore, nor in a fold."""
         return self.allTrain and not self.fold
 
     @functools.cached_property

@@ -42,7 +42,8 @@ BEST, AS_CHEAP, SAME_FORM, SIMPLER = "best", "asCheap", "sameForm", "simpler"
 stages; one with fewer stages that serves cheaper and loses nothing."""
 REFIT, YOURS = "refit", "your pipeline"
 OTHER, SMALL = "other", 1000
-"""The best of another arm, which goes before other roles in tables of fewer rows: too few explore to choose by them alone."""
+"""The role of another arm's best candidate, and the number of rows below which it comes right after the refit: there too few
+rows explore to choose by them alone."""
 ACCEPT = 0.025
 """The p-value that a simpler pipeline needs where any gain is accepted."""
 
@@ -52,7 +53,7 @@ class Finalist:
     """A candidate that is proven.
 
     Attributes:
-        role: what it was chosen for: `REFIT`, `BEST`, `SAME_FORM`, `AS_CHEAP` or `SIMPLER`.
+        role: what it was chosen for: `REFIT`, `BEST`, `OTHER`, `SAME_FORM`, `AS_CHEAP` or `SIMPLER`.
         folds: how many prove it; 0 where there is no time for it.
     """
 
@@ -116,7 +117,8 @@ def finalists(ground: Ground, steps: Sequence[Step], *, small: bool) -> list[Fin
 
     Args:
         ground: of the rows that explore.
-        small: whether the best of other arms go before those two, so that all folds choose among the arms.
+        small: True for a table of fewer than `SMALL` rows: the best of other arms come before those two, so that all folds
+            choose among the arms.
     """
     every = [c for c in candidates_of(steps) if allowed(ground, c.found.cost)]
     found = sorted((c for c in every if share(ground, c) > 0), key=lambda c: -share(ground, c))
@@ -197,7 +199,7 @@ class Proof:
         """Measure the finalists and their rival in each fold, and decide about each finalist. Folds may be side by side.
 
         Args:
-            early: whether the first one is made from all rows before it is proven, beside the last fold.
+            early: True to make the first finalist from all rows beside the last fold, before it is proven.
         """
         found: dict[tuple[str, int], FoldComparison | str] = {}
         number = max((f.folds for f in chosen), default=0)
@@ -250,18 +252,18 @@ class Proof:
             ("whole",), lambda: moved(ground, ground.sources, ground.boundaries, allTrain=True, fold=0)
         )
 
-    def from_all_rows(self, finalist: Finalist) -> Measurement:
-        """What ships of a finalist, made once; see `remake`."""
+    def make_from_all_rows(self, finalist: Finalist) -> Measurement:
+        """Make the pipeline of a finalist that ships if it is accepted, once; see `remake`."""
         return self.shared.once(
             ("ships", finalist.name), lambda: remake(self.whole(), finalist.candidate.making, self.arms)
         )
 
     def _make_early(self, finalist: Finalist, found: Mapping[tuple[str, int], FoldComparison | str]) -> str:
-        """Make what ships of a finalist that failed in no fold so far; an error is raised again where it is accepted."""
+        """Make a finalist from all rows, unless it has failed in a fold."""
         STEP.set({"arm": finalist.candidate.arm, "round": finalist.role})
         if not any(name == finalist.name and isinstance(fold, str) for (name, _), fold in [*found.items()]):
-            with contextlib.suppress(Exception):
-                self.from_all_rows(finalist)
+            with contextlib.suppress(Exception):  # if the finalist is accepted, it is made again and raises its error
+                self.make_from_all_rows(finalist)
         return ""
 
     def ready(self) -> int:
@@ -430,7 +432,7 @@ def _ship(proof: Proof, proven: Proven) -> Shipped:
         if finalist.name in proof.made:
             found = measure(proof.whole(), proof.made[finalist.name])
         else:
-            found = proof.from_all_rows(finalist)
+            found = proof.make_from_all_rows(finalist)
     except WriteError:
         raise
     except (SparkdiffError, *jvm.SparkError) as e:

@@ -29,18 +29,18 @@ def identity(pid: int) -> dict[str, Any]:
     return {"machine": machine(), "pid": pid, "started": started(pid)}
 
 
-def has_ended(told: dict[str, Any]) -> bool:
-    """Whether the process of this `identity` is known to have ended: it was one of this machine."""
-    if None in (told["machine"], told["started"]) or told["machine"] != machine():
+def has_ended(process: dict[str, Any]) -> bool:
+    """True if the process of this `identity`, one of this machine, is known to have ended."""
+    if None in (process["machine"], process["started"]) or process["machine"] != machine():
         return False
-    now = started(told["pid"])
+    now = started(process["pid"])
     try:
-        os.kill(told["pid"], 0)
+        os.kill(process["pid"], 0)
     except ProcessLookupError:
         return True
     except PermissionError:  # another user's, of which /proc may say nothing
-        return now is not None and now != told["started"]
-    return now != told["started"]
+        return now is not None and now != process["started"]
+    return now != process["started"]
 
 
 def write_owner(path: Path, pid: int) -> None:

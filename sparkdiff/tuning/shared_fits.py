@@ -135,9 +135,8 @@ def _answers(stage: Any, group: Sequence[trie.Fit], rows: DataFrame) -> list[tup
     """The models of settings that the fit of the first one answers for."""
     one, *rest = group
     made = MadeOnce()
-    fitted = partial(
-        made.once, "fitted", lambda: stage.copy(one.params).fit(rows)
-    )  # a copy: folds may fit at the same time
+    # A copy: folds may fit at the same time.
+    fitted = partial(made.once, "fitted", lambda: stage.copy(one.params).fit(rows))
     if not rest:
         return [(one, fitted)]
     shared, kept = SHARED[type(stage)], _values(stage, one)

@@ -204,13 +204,13 @@ def test_what_ships_is_made_beside_the_last_fold_and_once(monkeypatch: pytest.Mo
     folds, of = Folds(monkeypatch, {}), proof(side_by_side=2)
     of.prove(CHOSEN, Phases(False), early=True)
     assert folds.made.count(("grow", "all rows")) == 1
-    of.from_all_rows(CHOSEN[0])
+    of.make_from_all_rows(CHOSEN[0])
     assert len(folds.made) == 7
     # An error counts where it is asked for, and what failed in a fold is not made; nor anything without an idle thread.
     failed, of = Folds(monkeypatch, {("grow", "all rows"): OSError("no")}), proof(side_by_side=2)
     assert of.prove(CHOSEN, Phases(False), early=True)[0].accepted and len(failed.made) == 7
     with pytest.raises(OSError, match="no"):
-        of.from_all_rows(CHOSEN[0])
+        of.make_from_all_rows(CHOSEN[0])
     refused = Folds(monkeypatch, {("grow", 0): InputError("no")})
     proof(side_by_side=2).prove(CHOSEN, Phases(False), early=True)
     alone = Folds(monkeypatch, {})
