@@ -66,7 +66,7 @@ def fingerprint(request: Request, folder: Path) -> str:
     cut, boundaries = request.cut, request.boundaries or splits.find_boundaries(request.sources, request.options)
     stages: list[Any] | None = _saved_bytes(cut, folder)
     tables: str | None = ""
-    if cut.opaque:  # SQL may call functions and read tables of its own
+    if cut.custom:  # SQL may call functions and read tables of its own
         ran = cut.in_spark()  # those that prepare a column are made anew by each call, with new uids
         frames = [functools.reduce(lambda df, stage: stage.transform(df), ran, s.df) for s in request.sources]
         facts = [plan_facts(df, after_stages=True) for df in frames]

@@ -105,14 +105,14 @@ def keys_of(request: Request, where: Path) -> list[str]:
     known = hashlib.sha256(json.dumps(divided_facts(request), sort_keys=True, default=str).encode())
     keys, frames = [], [source.df for source in request.sources]
     first = request.cut.first_in_spark()
-    if any(v.opaque or not is_plain(v.stage) for v in request.cut.stages[len(first) :]):
+    if any(v.custom for v in request.cut.stages[len(first) :]):
         return []
     for vertex in first:
         digest = digest_of([vertex.stage], where) if is_plain(vertex.stage) else None
         if digest is None:
             return []
-        frames = [vertex.stage.transform(df) for df in frames]
-        facts = [plan_facts(df, after_stages=True) for df in frames] if vertex.opaque else []
+        frames = [vertex.transform(df) for df in frames]
+        facts = [plan_facts(df, after_stages=True) for df in frames] if vertex.custom else []
         if None in facts:
             return []
         # Digests know no uids, but the rows have columns that are named by them.

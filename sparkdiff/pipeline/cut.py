@@ -71,6 +71,11 @@ class Cut:
         return [v.uid for v in self.stages if v.opaque]
 
     @property
+    def custom(self) -> bool:
+        """Whether Spark runs SQL, or a stage that is not one of its own."""
+        return any(v.custom for v in self.stages)
+
+    @property
     def late_droppers(self) -> list[Vertex]:
         """The stages that may drop rows of the cache: they depend on what trains."""
         return [v for v in self.graph.vertices if v.may_drop and v.position not in self.cached]
@@ -93,7 +98,7 @@ class Cut:
         for i in sorted({*self.cached, *self.live}):
             vertex = self.graph.vertices[i]
             found += vertex.preparation() if i in self.live else []
-            found += [vertex.stage] if i in self.cached else []
+            found += [vertex] if i in self.cached else []
         return found
 
     def first_in_spark(self) -> list[Vertex]:

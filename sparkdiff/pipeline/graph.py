@@ -6,9 +6,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from pyspark.ml import Transformer
+from pyspark.sql import DataFrame
 
 from sparkdiff import jvm
 from sparkdiff.errors import InputError, did_you_mean
+from sparkdiff.jvm.lineage import with_lost_columns
 from sparkdiff.stages.base import NULL, StageModule, columns_of
 from sparkdiff.stages.linear import GeneralizedLinearRegression
 from sparkdiff.stages.predictor import Predictor
@@ -41,12 +43,14 @@ class Vertex:
         stage: the fitted Spark stage; None in a process without Spark.
         spelled: the inputs as the Params name them; a name with dots may stand in backticks.
         lossInputs: the columns that only a loss at this stage would read.
+        custom: whether it runs SQL, or is not one of Spark's stages.
         opaque: whether it may read and write any column.
         declares_all: whether it reads only the columns that it declares, and keeps all rows, as stages of Spark do.
         passed_over: whether Spark skips it if the data have no such input.
         own_attributes: whether the attributes of its outputs say nothing about its inputs.
         makes_sparse: whether it writes sparse vectors, which may be very wide.
         removes: the columns that it drops.
+        selects: whether it drops any column that it doesn't name.
         why: the reason why it stays in Spark.
         sources: the versions that the Spark stage reads.
         parents: the writers of all versions that it reads or may read.
@@ -68,6 +72,7 @@ class Vertex:
     spelled: tuple[str, ...] = ()
     outputs: tuple[str, ...] = ()
     lossInputs: tuple[str, ...] = ()
+    custom: bool = False
     opaque: bool = False
     declares_all: bool = True
     drops_rows: bool = False
@@ -75,6 +80,7 @@ class Vertex:
     own_attributes: bool = False
     makes_sparse: bool = False
     removes: tuple[str, ...] = ()
+    selects: bool = False
     why: str = ""
     sources: tuple[Version, ...] = ()
     parents: frozenset[int] = frozenset()
@@ -109,6 +115,11 @@ class Vertex:
     def preparation(self) -> list[Any]:
         """The plain stages that make the `prepared` columns."""
         return self.module.preparation(self.stage) if isinstance(self.module, Prepared) else []
+
+    def transform(self, df: DataFrame) -> DataFrame:
+        """The rows after the stage; the columns that it would drop without naming them stay as they are."""
+        out = self.stage.transform(df)
+        return with_lost_columns(df, out) if self.selects else out
 
     def in_spark(self, why: str) -> "Vertex":
         """The same stage, left in Spark."""

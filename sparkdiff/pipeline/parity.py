@@ -145,7 +145,7 @@ def run_in_spark(
             df = hold(df, in_front_of(i)) if i in made else df
             for v, column in ((v, c) for (of, v), c in (recovered or {}).items() if of == i):
                 df = df.withColumn(graph.name(v), F.col(column))
-            df = hold(stages[i].transform(df), i)
+            df = hold(dataclasses.replace(graph.vertices[i], stage=stages[i]).transform(df), i)
         write_plain(df, list(held.values()), where)
     return list(held)
 

@@ -63,7 +63,7 @@ def known_fields(graph: Graph, wanted: Collection[Version], data: SchemaOrRows) 
         found.update({v: fields[v[0]] for v in set(wanted) - set(found) if v[1] == writer and v[0] in fields})
 
     try:
-        frame = _frame(data)
+        frame = frame_of(data)
         note(frame, -1)
         for i in sorted(needed | first | graph.ancestors(first)):
             vertex = graph.vertices[i]
@@ -100,7 +100,8 @@ def is_plain(stage: Any) -> bool:
     return type(stage).__module__.startswith(("pyspark.ml.", "sparkdiff."))
 
 
-def _frame(data: SchemaOrRows) -> DataFrame:
+def frame_of(data: SchemaOrRows) -> DataFrame:
+    """The data, or a DataFrame without rows that has their schema."""
     if isinstance(data, DataFrame):
         return data
     fields = [] if data is None else [_sized(f) for f in data.fields]

@@ -5,12 +5,12 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from pyspark.ml import UnaryTransformer
 from pyspark.ml.linalg import VectorUDT
 from pyspark.sql.types import StructField
 
 from sparkdiff import jvm
 from sparkdiff.errors import InputError
+from sparkdiff.pipeline.effects import ANY, custom_reason, only_computes, with_effects
 from sparkdiff.pipeline.graph import Graph, Version, Vertex, in_front_of
 from sparkdiff.pipeline.names import casefolding
 from sparkdiff.pipeline.nesting import flatten, holders
@@ -39,7 +39,7 @@ def translated(
         reference: stages to leave in Spark.
         unfreeze: parameters that train on request only, named as in `Graph.asked`.
     """
-    graph = unfrozen(with_modules(linked(model), data), unfreeze)
+    graph = unfrozen(with_modules(linked(model, data), data), unfreeze)
     graph = graph.left(graph.select(reference, "reference"), "left in Spark on request")
     return without_unreachable(graph)
 
@@ -156,14 +156,19 @@ def _why_unreachable(graph: Graph, reference: Sequence[int], i: int) -> str:
     return ""
 
 
-def linked(model: Any) -> Graph:
+def linked(model: Any, data: SchemaOrRows = None) -> Graph:
     """The graph of a fitted pipeline or stage, without modules.
+
+    Args:
+        data: they show which columns SQL and stages that are not Spark's change; without them such a stage may change any.
 
     Raises:
         InputError: a stage isn't fitted, or its Spark session has ended.
     """
     casefold = casefolding()
     found = [described(i, path, stage) for i, (path, stage) in enumerate(flatten(model))]
+    if data is not None and any(v.opaque for v in found):
+        found = with_effects(found, data, casefold)
     held = tuple((path, (holder.uid, type(holder).__name__)) for path, holder in holders(model))
     return without_ambiguous(Graph(casefold, tuple(_linked(found, casefold)), held))
 
@@ -191,10 +196,10 @@ def _in_spark(bare: Vertex) -> Vertex:
         removes = tuple(c for c in selection.columns if c not in selection.last)
         return dataclasses.replace(bare, why="it drops columns or puts them last, and computes none", removes=removes)
     known = UNTRANSLATED.get(class_name(stage)) or Untranslated(foreign(stage) or "no translation to torch")
-    outputs, declares_all = columns_of(stage, OUTPUTS), is_plain(stage) or isinstance(stage, UnaryTransformer)
+    outputs = columns_of(stage, OUTPUTS) if (declares_all := is_plain(stage) or only_computes(stage)) else ()
     return dataclasses.replace(
         bare, why=known.reason, spelled=columns_of(stage, INPUTS), outputs=outputs, opaque=not outputs,
-        declares_all=declares_all, drops_rows=not outputs or not declares_all or _skips(stage),
+        custom=not is_plain(stage) or not outputs, declares_all=declares_all, drops_rows=not outputs or _skips(stage),
         passed_over=known.passed_over, own_attributes=known.own_attributes, makes_sparse=known.makes_sparse,
     )  # fmt: skip
 
@@ -214,12 +219,7 @@ def foreign(stage: Any) -> str | None:
     whose = type(stage).__module__.partition(".")[0]
     if callable(getattr(stage, "cpu", None)):
         return f"{whose}'s model: convert it first, its .cpu() returns Spark's own model"
-    does = (
-        "only computes its output column"
-        if isinstance(stage, UnaryTransformer)
-        else "may read any column and drop rows"
-    )
-    return f"not one of Spark's stages: it {does}; register a StageModule for {class_name(stage)} to translate it"
+    return custom_reason(stage, f"it {'only computes its output column' if only_computes(stage) else ANY}")
 
 
 def _linked(vertices: Sequence[Vertex], casefold: Callable[[str], str]) -> Iterator[Vertex]:

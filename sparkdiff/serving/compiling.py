@@ -86,7 +86,7 @@ def scheduled(model: Any, schema: SchemaOrRows, outputCols: Iterable[str] | None
     if schema is not None and not isinstance(schema, StructType):
         check_dataframe("schema, if not a StructType,", schema)
     refusing = _refusing(model)
-    graph = with_modules(linked(replaced(model, refusing)), schema)
+    graph = with_modules(linked(replaced(model, refusing), schema), schema)
     for vertex in graph.vertices:
         if vertex.opaque or vertex.drops_rows:
             raise refused(vertex, SKIPS if _skips(vertex.stage) else vertex.why)

@@ -70,7 +70,7 @@ def by_torch(model: Any, df: DataFrame, device: str) -> DataFrame:
     frame, held = in_front(df, network, before)
     out = computed(frame, network, before, held, expected, device)
     for i in after:
-        out = network.graph.vertices[i].stage.transform(out)
+        out = network.graph.vertices[i].transform(out)
     return out.select(*map(named, columns))
 
 
@@ -120,7 +120,7 @@ def in_front(df: DataFrame, network: Network, before: Sequence[int]) -> tuple[Da
                 frame = stage.transform(frame)
             frame = hold(frame, in_front_of(i))
         if i in before:
-            frame = hold(graph.vertices[i].stage.transform(frame), i)
+            frame = hold(graph.vertices[i].transform(frame), i)
     return frame, held
 
 

@@ -126,7 +126,7 @@ def _incomparable(
         models: the two.
         data: without columns of its own.
     """
-    graphs = [linked(model) for model in models]
+    graphs = [linked(model, data) for model in models]
     makers = [g.makers([column], data.columns) or [v for v in g.vertices if v.opaque] for g in graphs]
     uids = [*dict.fromkeys(v.uid for found in makers for v in found)] or [models[0].uid]
     return InputError(
