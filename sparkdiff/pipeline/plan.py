@@ -6,11 +6,11 @@ from typing import Any
 
 from pyspark.sql.types import StructType
 
-from sparkdiff.errors import check_type
+from sparkdiff.errors import check_dataframe
 from sparkdiff.options import Options
 from sparkdiff.pipeline.cut import Analysis, analyse
 from sparkdiff.pipeline.graph import Graph, Version
-from sparkdiff.pipeline.schema import check_columns
+from sparkdiff.pipeline.schema import SchemaOrRows, check_columns
 from sparkdiff.report import Drawing, Section, SectionTable, Strong, drawn
 from sparkdiff.report.sections import ShownByStage
 from sparkdiff.stages.base import StageModule
@@ -116,7 +116,7 @@ class Plan(ShownByStage):
 
 
 def plan(
-    model: Any, *, schema: StructType | None = None, freeze: Sequence[Any] = (), reference: Sequence[Any] = (),
+    model: Any, *, schema: SchemaOrRows = None, freeze: Sequence[Any] = (), reference: Sequence[Any] = (),
     target: Sequence[Any] = (), unfreeze: Sequence[str] = (),
 ) -> Plan:  # fmt: skip
     """The plan for a fitted pipeline or stage, stage by stage. Runs no job, except to read the factors of an
@@ -124,7 +124,8 @@ def plan(
 
     Args:
         model: a fitted `PipelineModel` or one fitted stage.
-        schema: the schema of the data; a missing column is then an error.
+        schema: the schema of the data, or the data themselves; a missing column is then an error. Of the data, the plan of a
+            transform shows what SQL and stages that are not Spark's change.
         freeze: stages that do not change; each a uid, stage, class name or output column, as in the next two.
         reference: stages that stay in Spark.
         target: stages that are the only ones to train.
@@ -134,12 +135,12 @@ def plan(
     Raises:
         InputError: the pipeline is not fitted, or a name matches no stage.
     """
-    if schema is not None:
-        check_type("schema", schema, StructType, "a StructType such as df.schema")
+    if schema is not None and not isinstance(schema, StructType):
+        check_dataframe("schema, if not a StructType,", schema)
     asked = Options.of({"freeze": freeze, "reference": reference, "target": target, "unfreeze": unfreeze})
     analysis = analyse(model, asked, schema)
     if schema is not None:
-        check_columns(analysis.graph, schema)
+        check_columns(analysis.graph, schema if isinstance(schema, StructType) else schema.schema)
     return plan_of(analysis, analysis.roles.freeze(asked.freeze, asked.target))
 
 

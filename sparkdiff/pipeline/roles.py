@@ -64,7 +64,7 @@ class Outside:
     def columns(self, stages: Iterable[int]) -> list[str]:
         """The columns outside that change with these stages, without columns that a later stage replaces."""
         graph, readers = self.graph, self.readers_of(stages)
-        written = [c for j in readers for c in graph.vertices[j].outputs if graph.writers[graph.casefold(c)] == j]
+        written = [c for j in readers for c in graph.vertices[j].outputs if graph.writers.get(graph.casefold(c)) == j]
         return [*written, *(f"the columns of {v.uid}" for v in map(graph.vertices.__getitem__, readers) if v.statement)]
 
     def why(self, i: int) -> str:

@@ -106,6 +106,8 @@ class _Reader:
             ValueError: a member is another array than described; zipfile and numpy have more errors.
         """
         with zipfile.ZipFile(path) as archive:
+            if len(archive.NameToInfo) < len(archive.filelist):
+                raise ValueError(f"{path.name} holds a member that is there twice")
             room = path.stat().st_size
             for i, one in enumerate(described):
                 self.trail = [("arrays", described), (i, one)]
@@ -118,12 +120,12 @@ class _Reader:
                 found = {"dtype": kind.str, "fortran": fortran, "shape": [*shape]}
                 room -= size
                 if (
-                    (version, found) != ((1, 0), one) or size != kind.itemsize * math.prod(shape) or kind.kind not in "biuf"
-                    or room < 0 or len(archive.NameToInfo) < len(archive.filelist)
-                ):  # fmt: skip
-                    raise ValueError(
-                        f"{member.filename} is there twice, or has {size:,} bytes of {found}, or of another member"
-                    )
+                    (version, found) != ((1, 0), one)
+                    or size != kind.itemsize * math.prod(shape)
+                    or kind.kind not in "biuf"
+                    or room < 0  # members that share bytes
+                ):
+                    raise ValueError(f"{member.filename} holds {size:,} bytes of {found}, not the described array")
             self.arrays = {
                 f"a{i}": np.asarray(np.lib.format.read_array(archive.open(f"a{i}.npy"))) for i in range(len(described))
             }

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from pyspark.ml import Pipeline, PipelineModel, Transformer
+from pyspark.ml import Pipeline, PipelineModel, UnaryTransformer
 from pyspark.ml.classification import LinearSVC, LogisticRegression
 from pyspark.ml.feature import Imputer, SQLTransformer, StandardScaler, VectorAssembler
-from pyspark.ml.param.shared import HasInputCol, HasOutputCol
 from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql.types import DataType
 from readable_uids import named
 
 import sparkdiff
@@ -29,11 +29,17 @@ def assembler(uid: str, inputCols: list[str], outputCol: str = "all") -> VectorA
     return named(uid, VectorAssembler, inputCols=inputCols, outputCol=outputCol)
 
 
-class Unit(Transformer, HasInputCol, HasOutputCol):
+class Unit(UnaryTransformer):
     """A stage of somebody's own, in Python."""
 
-    def _transform(self, dataset: DataFrame) -> DataFrame:
+    def createTransformFunc(self) -> Any:
         raise NotImplementedError  # a plan runs nothing
+
+    def outputDataType(self) -> DataType:
+        raise NotImplementedError
+
+    def validateInputType(self, inputType: DataType) -> None:
+        raise NotImplementedError
 
 
 def normalizer(source: str, to: str) -> Unit:

@@ -60,7 +60,7 @@ STAGES: dict[str, tuple[Callable[[], Any], tuple[str, ...], tuple[str, ...], str
         lambda: IndexToString(inputCol="label", outputCol="o", labels=["no", "yes"]), ("label",), ("o",), "its output is strings",
     ),
     "SQLTransformer": (
-        lambda: SQLTransformer(statement="SELECT *, 2 * label AS o FROM __THIS__"), (), (), "may read and write any column",
+        lambda: SQLTransformer(statement="SELECT *, 2 * label AS o FROM __THIS__"), ("label",), ("o",), "its statement computes o",
     ),
     "BucketedRandomProjectionLSHModel": (
         lambda: BucketedRandomProjectionLSH(inputCol="features", outputCol="o", bucketLength=2.0, seed=1), ("features",), ("o",),
@@ -125,7 +125,8 @@ def test_the_plan_says_why(fitted: Callable[[str], Any], rows: DataFrame, logist
         assert (found.stageClass, found.role, found.trainable, found.numParameters) == (name, "referenced", False, 0)
         assert (found.inputCols, found.outputCols) == (inputs, outputs)
         assert why in found.reason
-    assert found.cached == (name == "SQLTransformer")  # only that one could have written the predictor's input
+    assert not found.cached
+    assert plan(model).stages[0].cached == (name == "SQLTransformer")  # which may have written the predictor's input
     assert plan(model).stages[1].trainable
 
 

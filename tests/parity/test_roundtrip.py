@@ -319,9 +319,9 @@ def test_sql_in_the_middle_and_at_the_end(df: DataFrame, fitted: dict[str, Any])
     parity = sparkdiff.verify(model, df)
     assert parity.ok, parity
     assert parity.rows == df.where("a > -1").count()
-    assert set(parity.maxRelDiff) == {"scaled", "prediction"}
+    assert set(parity.maxRelDiff) == {"vector", "scaled", "prediction"}
     network = moved(model)
-    assert network.inputCols == ("vector",)
+    assert network.inputCols == ("vector",)  # without rows, SQL may change any column
     assert sparkdiff.verify(sparkdiff.write_back(model, network), df, network=network).ok
 
 

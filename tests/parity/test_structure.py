@@ -144,8 +144,8 @@ def test_a_users_own_stage(df: DataFrame, tmp_path: Path) -> None:
     found = plan(model, schema=df.schema)
     assert (of(found, "mine").role, of(found, "mine").cached) == ("referenced", True)
     assert of(found, "mine").reason == (
-        "not one of Spark's stages: it may read any column and drop rows; register a StageModule for custom_stages.Clipped to "
-        "translate it"
+        "not one of Spark's stages: it is assumed to change clipped only, which it declares, and may drop rows; register a "
+        "StageModule for custom_stages.Clipped to translate it"
     )
     assert [s.trainable for s in found.stages] == [False, False, True, True]
     network = translate(model)
@@ -163,12 +163,13 @@ def test_a_users_own_stage(df: DataFrame, tmp_path: Path) -> None:
 
 
 def test_what_a_users_stage_may_have_read_stays(df: DataFrame, fitted: dict[str, Any]) -> None:
-    """It isn't known to read no more than it declares, nor to keep all rows."""
+    """Without the data it isn't known to read and write no more than it declares, nor to keep all rows."""
     aside = named("aside", Clipped)._set(inputCol="a", outputCol="clipped")
     model = PipelineModel([
         fitted["assembler"], fitted["scaler"], aside, with_params(fitted["linear"], featuresCol="scaled"),
     ])  # fmt: skip
-    found = plan(model)
+    assert of(plan(model), "scaler").reason == "reads 'vector' before aside, which stays in Spark and may rewrite it"
+    found = plan(model, schema=df.schema)
     assert not of(found, "scaler").trainable
     assert of(found, "scaler").reason == "comes before aside, which stays in Spark and may drop rows"
     assert of(found, "linear").trainable

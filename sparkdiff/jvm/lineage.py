@@ -1,0 +1,107 @@
+"""What a transform does to the columns of a DataFrame, by its analysed plan: a column that passes keeps its expression id. Runs no
+job.
+"""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from py4j.protocol import Py4JError
+from pyspark.errors import PySparkException
+from pyspark.sql import DataFrame
+
+from sparkdiff.jvm.objects import each, packages, scala_object
+
+ALIASES = ("SubqueryAlias", "View")
+PASSING = (*ALIASES, "Project", "Filter", "Sort", "Window", "Join", "ResolvedHint", "Repartition")
+"""Nodes of a plan that compute columns or leave rows out; each other column has the same values below."""
+Node = tuple[str, Any]
+"""A node of a plan, after the name of its class."""
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What a transform does.
+
+    Attributes:
+        passed: the columns that it doesn't change.
+        reads: the columns from which it computes others or chooses rows; None if they are not known.
+        drops_rows: whether it may drop rows.
+    """
+
+    passed: tuple[str, ...]
+    reads: tuple[str, ...] | None
+    drops_rows: bool
+
+
+def changes_between(before: DataFrame, after: DataFrame) -> Changes | None:
+    """The changes from one DataFrame to another that a transform made of it; None where the plan does not tell them."""
+    with contextlib.suppress(Py4JError, PySparkException, AttributeError):
+        start, end = _plan_of(before), _plan_of(after)
+        path = _path(end, start)
+        if path is not None:
+            passed = _names(end.outputSet().intersect(start.outputSet()))
+            return Changes(passed, _reads(path, start), any(kind in ("Filter", "Join") for kind, _ in path))
+    return None
+
+
+def with_lost_columns(before: DataFrame, after: DataFrame) -> DataFrame:
+    """The rows after a transform of `before`, with the columns that it dropped as they were, where the plan allows it."""
+    sensitive = str(before.sparkSession.conf.get("spark.sql.caseSensitive")) == "true"
+    there = {c if sensitive else c.lower() for c in after.columns}
+    lost = [i for i, c in enumerate(before.columns) if (c if sensitive else c.lower()) not in there]
+    path = _path(_plan_of(after), _plan_of(before)) if lost else None
+    if path is None:
+        return after
+    node, columns = _plan_of(before), list(each(_plan_of(before).output()))
+    own = _seq([columns[i] for i in lost]).toList()
+    below = node
+    for kind, old in reversed(path):
+        if kind == "Project":
+            project = getattr(own, "$colon$colon$colon")(old.projectList().toList())
+            node = packages().org.apache.spark.sql.catalyst.plans.logical.Project(project, node)
+        elif kind not in ALIASES:  # which qualify names, and all names are resolved
+            node = old.withNewChildren(_seq([node if c.equals(below) else c for c in each(old.children())]))
+        below = old
+    jdf = scala_object(before._jdf.getClass().getName()).ofRows(before.sparkSession._jsparkSession, node)
+    return DataFrame(jdf, before.sparkSession)
+
+
+def _plan_of(df: DataFrame) -> Any:
+    return df._jdf.queryExecution().analyzed()
+
+
+def _path(node: Any, start: Any) -> list[Node] | None:
+    """The nodes from this one down to the plan it began with, without that one; None if others are between."""
+    if node.equals(start):
+        return []
+    kind = node.getClass().getSimpleName()
+    if kind not in PASSING or (kind == "Join" and node.joinType().toString() != "Inner"):
+        return None
+    paths = (_path(child, start) for child in each(node.children()))
+    return next(([(kind, node), *path] for path in paths if path is not None), None)
+
+
+def _reads(path: Sequence[Node], start: Any) -> tuple[str, ...] | None:
+    if any(kind == "Join" or not node.subqueries().isEmpty() for kind, node in path):
+        return None  # another copy of the rows may be read, whose columns have other ids
+    found = (_names(read.intersect(start.outputSet())) for kind, node in path for read in _references(kind, node))
+    return tuple(dict.fromkeys(name for names in found for name in names))
+
+
+def _references(kind: str, node: Any) -> Iterator[Any]:
+    """The sets of attributes that a node computes with; those that it only passes on aren't among them."""
+    if kind == "Project":
+        yield from (made.references() for made in each(node.projectList().diff(node.child().output())))
+    elif kind in ("Filter", "Window"):
+        yield node.references()
+
+
+def _names(attributes: Any) -> tuple[str, ...]:
+    types = scala_object("org.apache.spark.sql.catalyst.types.DataTypeUtils")
+    return tuple(types.fromAttributes(attributes.toSeq()).fieldNames())
+
+
+def _seq(values: list[Any]) -> Any:
+    return packages().org.apache.spark.api.python.PythonUtils.toSeq(values)
