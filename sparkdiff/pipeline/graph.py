@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from typing import Any
 
 from pyspark.ml import Transformer
@@ -170,6 +170,15 @@ class Graph:
     def writes(self, i: int, names: Iterable[str]) -> bool:
         """Whether stage i declares an output with one of these casefolded names."""
         return not set(names).isdisjoint(map(self.casefold, self.vertices[i].outputs))
+
+    def passes_over(self, vertex: Vertex, read: Set[str]) -> set[Version]:
+        """The inputs that Spark passes over where the data lack them, and of which the stage makes no column that is read.
+
+        Args:
+            read: casefolded names of the columns that are read.
+        """
+        pairs = zip(vertex.sources, map(self.casefold, vertex.outputs), strict=True) if vertex.passed_over else ()
+        return {version for version, written in pairs if written not in read}
 
     def ancestors(self, of: Iterable[int]) -> set[int]:
         """Every stage from which a column path leads to one of these."""

@@ -157,9 +157,10 @@ def check_columns(graph: Graph, schema: StructType, also: Iterable[str | None] =
     for vertex in graph.vertices:
         if vertex.opaque:
             return
-        if vertex.passed_over and not graph.writes(vertex.position, read):
-            continue
+        passed = graph.passes_over(vertex, read)
         for (name, producer), column in zip(vertex.sources, vertex.inputs, strict=True):
+            if (name, producer) in passed:
+                continue
             if producer < 0 and name not in known:
                 raise InputError(
                     f"{vertex.uid} reads column {column!r}, which is not in the data. "
