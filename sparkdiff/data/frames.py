@@ -31,9 +31,8 @@ def check_request(request: Request) -> None:
             )
         for option, column in (("labelCol", request.labelCol), ("weightCol", request.weightCol)):
             if column is not None and not cut.opaque and graph.casefold(column) not in names:
-                raise InputError(
-                    f"{option}={column!r} is not a column of the data. {did_you_mean(column, source.df.columns)}"
-                )
+                known = (*source.df.columns, *cut.made)
+                raise InputError(f"{option}={column!r} is not a column of the data. {did_you_mean(column, known)}")
             check_number(option, column, source.df, graph.casefold)
 
 

@@ -25,6 +25,7 @@ from sparkdiff.data.fingerprint import Request, anonymous, divided_facts
 from sparkdiff.data.stream import usage
 from sparkdiff.jvm import stores
 from sparkdiff.jvm.plans import plan_facts
+from sparkdiff.pipeline.graph import Vertex
 from sparkdiff.pipeline.schema import is_plain
 from sparkdiff.store.digests import digest_of
 from sparkdiff.store.files import full, moved
@@ -92,7 +93,7 @@ def _longest(where: Path, keys: Sequence[str], held: contextlib.ExitStack) -> tu
     return 0, None
 
 
-def _through(frames: Frames, stages: Sequence[Any]) -> Frames:
+def _through(frames: Frames, stages: Sequence[Vertex]) -> Frames:
     return [functools.reduce(lambda rows, stage: stage.transform(rows), stages, df) for df in frames]
 
 
@@ -166,7 +167,7 @@ class _Kept:
         return [spark.read.parquet(stores.readable(self.rows / str(i))) for i in range(len(request.sources))]
 
 
-def _keep(where: Path, key: str, frames: Frames, values: Slices, stages: Sequence[Any]) -> _Kept | None:
+def _keep(where: Path, key: str, frames: Frames, values: Slices, stages: Sequence[Vertex]) -> _Kept | None:
     """Write the rows. None, with a warning, where that fails: Parquet holds no intervals, for example, the disk may have room for
     the cache only, and a stage may fail, which the cache's own error then tells.
     """
@@ -184,7 +185,7 @@ def _keep(where: Path, key: str, frames: Frames, values: Slices, stages: Sequenc
         told = {"rows": rows.name, "bytes": stores.size(rows), "slices": values}
         stores.write(target / usage.MANIFEST, json.dumps(told).encode())
         if local:
-            usage.begin(target, [type(s).__name__ for s in stages], time.monotonic() - began)
+            usage.begin(target, [s.stageClass for s in stages], time.monotonic() - began)
             # One that is there and damaged gives way; whole ones are another run's of this moment.
             if not moved(target, folder) and _Kept.at(where, key) is None:
                 shutil.rmtree(folder, ignore_errors=True)

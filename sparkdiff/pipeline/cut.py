@@ -92,12 +92,13 @@ class Cut:
             df = stage.transform(df)
         return df
 
-    def in_spark(self) -> list[Any]:
+    def in_spark(self) -> list[Vertex]:
         """All that Spark runs, in its order: its stages, and the plain stages that prepare columns for modules."""
-        found = []
+        found = list[Vertex]()
         for i in sorted({*self.cached, *self.live}):
             vertex = self.graph.vertices[i]
-            found += vertex.preparation() if i in self.live else []
+            if i in self.live:
+                found += [Vertex(i, vertex.path, s.uid, type(s).__name__, s) for s in vertex.preparation()]
             found += [vertex] if i in self.cached else []
         return found
 

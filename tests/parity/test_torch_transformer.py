@@ -279,6 +279,17 @@ def test_a_last_stage_in_spark_reads_what_it_drops_or_gives_another_type(what: s
     check_same(model, rows.limit(20).withColumn("a", F.col("a") + 1e6))
 
 
+def test_rows_without_a_label_that_one_indexer_shares_with_a_feature(rows: DataFrame) -> None:
+    """Spark passes over an input that the rows lack."""
+    indexer = StringIndexer(inputCols=["label", "kind"], outputCols=["class", "k"], handleInvalid="keep")
+    assembler = VectorAssembler(inputCols=["a", "k"], outputCol="vector")
+    model = Pipeline(stages=[indexer, assembler, LogisticRegression(featuresCol="vector", labelCol="class", maxIter=2)]).fit(rows)
+    check_same(model, rows.drop("label"))
+    assert sparkdiff.verify(model, rows.drop("label")).ok
+    with pytest.raises(InputError, match=f"{indexer.uid} reads column 'kind', which is not in the data"):
+        sparkdiff.verify(model, rows.drop("kind"))
+
+
 def test_the_package_that_executors_get_is_whole_and_the_same_each_time(tmp_path: Path) -> None:
     for name in ("a.zip", "b.zip"):
         package.write_zip(tmp_path / name, ["sparkdiff/job"])
