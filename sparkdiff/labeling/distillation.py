@@ -96,7 +96,7 @@ def _held(teacher: Any, df: DataFrame) -> dict[str, str]:
     Raises:
         InputError: the teacher is not fitted, or two columns have one name.
     """
-    graph, alone = linked(teacher), read_by_name(df)
+    graph, alone = linked(teacher, df), read_by_name(df)
     if twice := [c for c in df.columns if c not in alone]:
         raise InputError(f"the data have {len(twice)} columns of the name {twice[0]!r}: rename or drop all but one")
     written = {graph.casefold(c) for v in graph.vertices for c in v.outputs}

@@ -52,7 +52,7 @@ def by_torch(model: Any, df: DataFrame, device: str) -> DataFrame:
     Raises:
         InputError: nothing is translated, a column is missing, or a stage in Spark needs a version of a column that is gone.
     """
-    network = translate(model, schema=df.schema)
+    network = translate(model, schema=df)
     if not network.outputCols:
         raise InputError("no stage of this pipeline is translated to torch: see sparkdiff.plan(model) for the reasons")
     check_columns(network.graph, df.schema)
