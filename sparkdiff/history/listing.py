@@ -1,7 +1,6 @@
 """The runs of a store as lines of text."""
 
 import datetime
-import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,14 +23,13 @@ def listed(storeDir: str, where: str | None, sort: str, limit: int, *, compact: 
     Raises:
         InputError: there is no store, the condition is no SQL, or there is no such column.
     """
-    logging.getLogger("SQLQueryContextLogger").setLevel(logging.CRITICAL)  # Spark logs what the InputError says
     if compact:
         store.compact(jvm.folder("storeDir", storeDir))
     found = store.runs(storeDir)
     columns = [field.name for field in found.schema if not isinstance(field.dataType, MapType)]
     if sort not in columns:
         raise InputError(f"--sort {sort} is no column of a run that has an order. {did_you_mean(sort, columns)}")
-    with jvm.blamed(f"--where {where} is no condition on the runs"):
+    with jvm.unlogged(), jvm.blamed(f"--where {where} is no condition on the runs"):
         chosen = found if where is None else found.where(where)
         if as_json:
             lines = chosen.sort(F.desc(sort)).limit(limit).select(F.to_json(F.struct("*")).alias("line"))

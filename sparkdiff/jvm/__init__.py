@@ -55,6 +55,7 @@ from sparkdiff.jvm.sessions import (
     session,
     slots,
     threads_share_session,
+    unlogged,
     within,
 )
 
@@ -115,6 +116,7 @@ __all__ = [
     "table_of",
     "temporary",
     "threads_share_session",
+    "unlogged",
     "unquoted",
     "widened",
     "with_params",

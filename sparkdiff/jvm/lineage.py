@@ -1,6 +1,4 @@
-"""What a transform does to the columns of a DataFrame, by its analysed plan: a column that passes keeps its expression id. Runs no
-job.
-"""
+"""The changes that a transform makes, by its analysed plan: a column that passes keeps its expression id. Runs no job."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -41,7 +39,7 @@ def changes_between(before: DataFrame, after: DataFrame) -> Changes | None:
         start, end = _plan_of(before), _plan_of(after)
         path = _path(end, start)
         if path is not None:
-            passed = _names(end.outputSet().intersect(start.outputSet()))
+            passed = _names(start.outputSet().intersect(end.outputSet()))
             return Changes(passed, _reads(path, start), any(kind in ("Filter", "Join") for kind, _ in path))
     return None
 
@@ -86,7 +84,7 @@ def _path(node: Any, start: Any) -> list[Node] | None:
 def _reads(path: Sequence[Node], start: Any) -> tuple[str, ...] | None:
     if any(kind == "Join" or not node.subqueries().isEmpty() for kind, node in path):
         return None  # another copy of the rows may be read, whose columns have other ids
-    found = (_names(read.intersect(start.outputSet())) for kind, node in path for read in _references(kind, node))
+    found = (_names(start.outputSet().intersect(read)) for kind, node in path for read in _references(kind, node))
     return tuple(dict.fromkeys(name for names in found for name in names))
 
 

@@ -1,6 +1,8 @@
 """The Spark session: which one runs, what it supports, and the causes of its errors."""
 
 import contextlib
+import importlib
+import logging
 import os
 import re
 import subprocess
@@ -253,6 +255,26 @@ def blamed(what: str) -> Iterator[None]:
         yield
     except SparkError as e:
         raise InputError(f"{what}: {cause(e)}") from e
+
+
+@contextlib.contextmanager
+def unlogged() -> Iterator[None]:
+    """Keep pyspark from logging this thread's errors of analysis, which are expected: it logs each before it raises it."""
+    loggers, own = [], threading.get_ident()
+    with contextlib.suppress(ImportError):  # before Spark 4.0 it logged none
+        get_logger = importlib.import_module("pyspark.logger").PySparkLogger.getLogger
+        loggers = [get_logger(f"{kind}QueryContextLogger") for kind in ("SQL", "DataFrame")]
+
+    def is_of_others(record: logging.LogRecord) -> bool:
+        return record.thread != own
+
+    for logger in loggers:
+        logger.addFilter(is_of_others)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeFilter(is_of_others)
 
 
 def first_sentences(message: str) -> str:

@@ -1,17 +1,18 @@
-"""The effects of SQL and of stages that are not Spark's: which columns they change, as far as the plan of their transform tells."""
+"""The effects of SQL and of stages that are not Spark's: the columns that they change, as the plan of their transform shows."""
 
+import contextlib
 import dataclasses
+import re
 from collections import Counter
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from pyspark.ml import UnaryTransformer
 from pyspark.sql import DataFrame
 
 from sparkdiff import jvm
-from sparkdiff.jvm.lineage import Changes, changes_between
+from sparkdiff.jvm.lineage import changes_between
 from sparkdiff.pipeline.graph import Vertex
-from sparkdiff.pipeline.names import named
 from sparkdiff.pipeline.schema import SchemaOrRows, frame_of, is_plain
 from sparkdiff.stages.base import class_name
 from sparkdiff.stages.referenced import OUTPUTS
@@ -29,44 +30,49 @@ def with_effects(vertices: Sequence[Vertex], data: SchemaOrRows, casefold: Calla
             declares it, since it may look at the rows.
     """
     out, last = list(vertices), max((v.position for v in vertices if v.opaque), default=-1)
-    try:
+    # A stage of the user's may raise anything, and does so again when it runs.
+    with contextlib.suppress(Exception), jvm.unlogged():
         frame = frame_of(data)
         for vertex in vertices[: last + 1]:
             after = vertex.stage.transform(frame)
             after.schema  # noqa: B018  # Spark Connect analyses nothing before
             if vertex.opaque:
-                out[vertex.position] = _described(vertex, frame, after, casefold, isinstance(data, DataFrame))
+                known = _known(vertex, frame, after, casefold)
+                trusted = isinstance(data, DataFrame) or is_plain(vertex.stage)
+                out[vertex.position] = known if known and trusted else _assumed(vertex, known, frame, after, casefold)
             frame = after
-    except Exception:  # a stage of the user's may raise anything, and says so again when it runs
-        return out
     return out
 
 
-def _described(
-    vertex: Vertex, before: DataFrame, after: DataFrame, casefold: Callable[[str], str], has_rows: bool
+def _assumed(
+    vertex: Vertex, known: Vertex | None, before: DataFrame, after: DataFrame, casefold: Callable[[str], str]
 ) -> Vertex:
-    changes, plain = changes_between(before, after), is_plain(vertex.stage)
-    if changes is not None and (plain or has_rows):
-        return _known(vertex, changes, before, after, casefold)
-    declared = () if plain else _declared(vertex.stage)
-    written = changes and _known(vertex, changes, before, after, casefold)
-    others = [[f for f in df.schema.fields if casefold(f.name) not in map(casefold, declared)] for df in (before, after)]
-    if not declared or others[0] != others[1] or (written and not {*written.outputs} <= {*declared}):
+    """The stage as it declares itself, if its output has no other difference in the schema; else as it is.
+
+    Args:
+        known: what its plan says without rows.
+    """
+    stage = vertex.stage
+    found = [stage.getOrDefault(name) for name in OUTPUTS if stage.hasParam(name) and stage.isSet(name)]
+    declared = tuple(c for one in found for c in ([one] if isinstance(one, str) else one))
+    own = {*map(casefold, declared)}
+    others = [[f for f in df.schema.fields if casefold(f.name) not in own] for df in (before, after)]
+    if is_plain(stage) or not own or others[0] != others[1] or (known and not own >= {*map(casefold, known.outputs)}):
         return vertex
     why = f"it is assumed to change {', '.join(declared)} only, which it declares, and may drop rows"
-    return dataclasses.replace(vertex, opaque=False, outputs=declared, why=custom_reason(vertex.stage, why))
+    return dataclasses.replace(vertex, opaque=False, outputs=declared, why=custom_reason(stage, why))
 
 
-def _known(
-    vertex: Vertex, changes: Changes, before: DataFrame, after: DataFrame, casefold: Callable[[str], str]
-) -> Vertex:
-    """The stage with the columns that it reads, writes and drops."""
+def _known(vertex: Vertex, before: DataFrame, after: DataFrame, casefold: Callable[[str], str]) -> Vertex | None:
+    """The stage with the columns that it reads, writes and drops; None if its plan does not tell them."""
+    changes = changes_between(before, after)
+    if changes is None:
+        return None
     new = Counter(map(casefold, after.columns)) - Counter(map(casefold, changes.passed))
     writes = tuple(dict.fromkeys(c for c in after.columns if casefold(c) in new))
     removes = tuple(c for c in before.columns if casefold(c) not in {*map(casefold, after.columns)})
-    reads = vertex.spelled + tuple(jvm.quoted(c) if "." in c else c for c in changes.reads or ())
-    if changes.reads is not None and not _runs_on(vertex.stage, before, {casefold(jvm.unquoted(c)) for c in reads}, casefold):
-        reads = tuple(map(jvm.quoted, before.columns))
+    reads = {casefold(c) for c in (*(changes.reads or ()), *map(jvm.unquoted, vertex.spelled))}
+    reads |= _named(vertex.stage, [c for c in before.columns if casefold(c) not in reads], before, casefold)
     does = [
         f"computes {', '.join(writes)}" if writes else "computes no column",
         *(["drops columns"] if removes else []),
@@ -75,24 +81,26 @@ def _known(
     does = " and ".join(does)
     return dataclasses.replace(
         vertex, opaque=False, declares_all=changes.reads is not None, drops_rows=changes.drops_rows, outputs=writes,
-        spelled=tuple(dict.fromkeys(reads)), removes=removes, selects=bool(removes),
+        spelled=tuple(jvm.quoted(c) if "." in c else c for c in before.columns if casefold(c) in reads),
+        removes=removes, selects=bool(removes),
         why=f"its statement {does}" if is_plain(vertex.stage) else custom_reason(vertex.stage, f"it {does}"),
     )  # fmt: skip
 
 
-def _runs_on(stage: Any, before: DataFrame, names: Set[str], casefold: Callable[[str], str]) -> bool:
-    """Whether a stage can do without all other columns; it cannot if it names one that it only passes on."""
-    try:
-        stage.transform(before.select(*(named(c) for c in before.columns if casefold(c) in names)))
-    except Exception:  # whatever the stage does without its columns
-        return False
-    return True
+def _named(stage: Any, unread: Sequence[str], before: DataFrame, casefold: Callable[[str], str]) -> set[str]:
+    """The columns that a stage only passes on, and needs all the same because it names them; casefolded."""
+    names = {*map(casefold, unread)}
+    if is_plain(stage):
+        return names_in(casefold(stage.getStatement()), names)
+    with contextlib.suppress(Exception):  # whatever the stage does without its columns
+        stage.transform(before.drop(*unread))
+        return set()
+    return names
 
 
-def _declared(stage: Any) -> tuple[str, ...]:
-    """The output columns that a stage was given; the default of a mixin says nothing about what the stage does."""
-    found = [stage.getOrDefault(name) for name in OUTPUTS if stage.hasParam(name) and stage.isSet(name)]
-    return tuple(c for one in found for c in ([one] if isinstance(one, str) else one))
+def names_in(statement: str, names: Iterable[str]) -> set[str]:
+    """The names that a statement of SQL has as words."""
+    return {name for name in names if re.search(rf"(?<!\w){re.escape(name)}(?!\w)", statement)}
 
 
 def only_computes(stage: Any) -> bool:

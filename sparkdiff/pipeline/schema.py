@@ -71,7 +71,8 @@ def known_fields(graph: Graph, wanted: Collection[Version], data: SchemaOrRows) 
                 break  # what a stage of others does with no rows, or instead of reading them, nobody knows
             lacking = _lacking(vertex, frame, graph.casefold) if data is None else []
             try:
-                guessed, frame = _after(vertex.stage, frame, lacking)
+                with jvm.unlogged():
+                    guessed, frame = _after(vertex.stage, frame, lacking)
             except jvm.SparkError:
                 if i in needed:
                     raise

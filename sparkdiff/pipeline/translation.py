@@ -1,7 +1,6 @@
 """The steps from a fitted pipeline to its graph: stages linked by the column versions they read, then torch modules."""
 
 import dataclasses
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -10,7 +9,7 @@ from pyspark.sql.types import StructField
 
 from sparkdiff import jvm
 from sparkdiff.errors import InputError
-from sparkdiff.pipeline.effects import ANY, custom_reason, only_computes, with_effects
+from sparkdiff.pipeline.effects import ANY, custom_reason, names_in, only_computes, with_effects
 from sparkdiff.pipeline.graph import Graph, Version, Vertex, in_front_of
 from sparkdiff.pipeline.names import casefolding
 from sparkdiff.pipeline.nesting import flatten, holders
@@ -232,9 +231,7 @@ def _linked(vertices: Sequence[Vertex], casefold: Callable[[str], str]) -> Itera
         parents = {p for _, p in sources} if vertex.declares_all else set(range(i))
         by_name = {_writer(c, declared, casefold, unknown) for c in vertex.spelled}
         if statement := casefold(vertex.statement):
-            by_name = {
-                p for name, p in declared.items() if re.search(rf"(?<!\w){re.escape(name)}(?!\w)", statement)
-            } | {unknown}
+            by_name = {declared[name] for name in names_in(statement, declared)} | {unknown}
         yield dataclasses.replace(
             vertex, sources=sources, reads=sources,
             lossReads=tuple((casefold(c), current.get(casefold(c), unknown)) for c in vertex.lossInputs),

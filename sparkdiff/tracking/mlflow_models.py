@@ -58,5 +58,7 @@ def _inputs(model: Any, rows: DataFrame) -> list[str]:
     if any(v.opaque for v in graph.vertices):
         return rows.columns
     read = {name for v in graph.vertices for name, _ in v.sources}
-    needed = {name for v in graph.vertices for name, writer in {*v.sources} - graph.passes_over(v, read) if writer == -1}
+    needed = {
+        name for v in graph.vertices for name, writer in {*v.sources} - graph.passes_over(v, read) if writer == -1
+    }
     return [column for column in rows.columns if graph.casefold(column) in needed]

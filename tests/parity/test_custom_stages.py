@@ -166,7 +166,9 @@ def test_compact_keeps_its_outputs(model: PipelineModel, rows: DataFrame) -> Non
 
 
 def test_a_pipeline_with_it_trains(model: PipelineModel, rows: DataFrame) -> None:
-    tuned = FineTuner(pipeline=model, labelCol="label", maxEpochs=2, recipe="fast", verbosity=0, rowsAreNew=True).fit(rows)
+    tuned = FineTuner(pipeline=model, labelCol="label", maxEpochs=2, recipe="fast", verbosity=0, rowsAreNew=True).fit(
+        rows
+    )
     assert all(parity["ok"] for parity in tuned.summary.parity.values())
     kept = model.transform(rows).count()
     assert sum(tuned.summary.cache["rows"].values()) == kept
@@ -197,7 +199,9 @@ def test_stages_in_front_of_an_honest_one_train(stage: Callable[[], Any], rows: 
         assert of(found, "StandardScaler").trainable, of(found, "StandardScaler").reason
         assert of(found, "own").inputCols == ("y",)
     assert of(found, "own").outputCols == ("z",)
-    tuned = FineTuner(pipeline=model, labelCol="label", maxEpochs=2, recipe="fast", verbosity=0, rowsAreNew=True).fit(rows)
+    tuned = FineTuner(pipeline=model, labelCol="label", maxEpochs=2, recipe="fast", verbosity=0, rowsAreNew=True).fit(
+        rows
+    )
     assert all(parity["ok"] for parity in tuned.summary.parity.values())
     assert verify(tuned.pipelineModel, rows).ok
     assert sparkdiff.TorchTransformer(model, device="cpu").transform(rows).columns == model.transform(rows).columns
@@ -218,7 +222,7 @@ def test_the_plan_tells_what_sql_does(rows: DataFrame) -> None:
     chosen = named("own", SQLTransformer, statement="SELECT scaled, label, y * 2 AS z FROM __THIS__ WHERE x < 9")
     _, found = planned(chosen, rows)
     assert of(found, "own").reason == "its statement computes z and drops columns and may drop rows"
-    assert of(found, "own").inputCols == ("x", "y", "label", "numbers", "scaled")  # it names some that it only passes on
+    assert of(found, "own").inputCols == ("x", "y", "label", "scaled")  # two it only passes on
 
 
 def test_only_the_stage_that_drops_what_training_needs_is_blamed(rows: DataFrame) -> None:
@@ -226,5 +230,5 @@ def test_only_the_stage_that_drops_what_training_needs_is_blamed(rows: DataFrame
     some = named("some", SQLTransformer, statement="SELECT DISTINCT numbers, label FROM __THIS__")
     assembler = VectorAssembler(inputCols=["x", "y", "xy"], outputCol="numbers")
     model = Pipeline(stages=[every, assembler, some, LogisticRegression(featuresCol="numbers", maxIter=5)]).fit(rows)
-    with pytest.raises(InputError, match="^some drops columns that it does not name, which training needs"):
+    with pytest.raises(InputError, match=r"^some drops columns that it does not name, which training needs"):
         FineTuner(pipeline=model, labelCol="label", verbosity=0).fit(rows)

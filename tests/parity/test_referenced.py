@@ -60,7 +60,7 @@ STAGES: dict[str, tuple[Callable[[], Any], tuple[str, ...], tuple[str, ...], str
         lambda: IndexToString(inputCol="label", outputCol="o", labels=["no", "yes"]), ("label",), ("o",), "its output is strings",
     ),
     "SQLTransformer": (
-        lambda: SQLTransformer(statement="SELECT *, 2 * label AS o FROM __THIS__"), ("label",), ("o",), "its statement computes o",
+        lambda: SQLTransformer(statement="SELECT *, 2 * label AS o FROM __THIS__"), ("label",), ("o",), "its statement computes",
     ),
     "BucketedRandomProjectionLSHModel": (
         lambda: BucketedRandomProjectionLSH(inputCol="features", outputCol="o", bucketLength=2.0, seed=1), ("features",), ("o",),

@@ -283,7 +283,9 @@ def test_rows_without_a_label_that_one_indexer_shares_with_a_feature(rows: DataF
     """Spark passes over an input that the rows lack."""
     indexer = StringIndexer(inputCols=["label", "kind"], outputCols=["class", "k"], handleInvalid="keep")
     assembler = VectorAssembler(inputCols=["a", "k"], outputCol="vector")
-    model = Pipeline(stages=[indexer, assembler, LogisticRegression(featuresCol="vector", labelCol="class", maxIter=2)]).fit(rows)
+    model = Pipeline(
+        stages=[indexer, assembler, LogisticRegression(featuresCol="vector", labelCol="class", maxIter=2)]
+    ).fit(rows)
     check_same(model, rows.drop("label"))
     assert sparkdiff.verify(model, rows.drop("label")).ok
     with pytest.raises(InputError, match=f"{indexer.uid} reads column 'kind', which is not in the data"):

@@ -273,7 +273,9 @@ def test_a_column_of_chance_is_left_out_and_named(
 ) -> None:
     chance = SQLTransformer(statement="SELECT *, rand() AS chance FROM __THIS__")
     pipeline = PipelineModel([*model.stages, chance])
-    new = PipelineModel([*model.stages[:-1], refitted.stages[-1], chance.copy()])  # another object might do something else
+    new = PipelineModel(
+        [*model.stages[:-1], refitted.stages[-1], chance.copy()]
+    )  # another object might do something else
     differences, notes = changed_outputs(pipeline, new, rows, [model.stages[-1].uid])
     assert differences == []
     assert notes == [f"{chance.uid}: column 'chance' can't be compared: it has other values each time"]
