@@ -73,12 +73,11 @@ def _known(vertex: Vertex, before: DataFrame, after: DataFrame, casefold: Callab
     removes = tuple(c for c in before.columns if casefold(c) not in {*map(casefold, after.columns)})
     reads = {casefold(c) for c in (*(changes.reads or ()), *map(jvm.unquoted, vertex.spelled))}
     reads |= _named(vertex.stage, [c for c in before.columns if casefold(c) not in reads], before, casefold)
-    does = [
-        f"computes {', '.join(writes)}" if writes else "computes no column",
+    does = " and ".join((
+        f"computes {', '.join(writes) or 'no column'}",
         *(["drops columns"] if removes else []),
         *(["may drop rows"] if changes.drops_rows else []),
-    ]
-    does = " and ".join(does)
+    ))  # fmt: skip
     return dataclasses.replace(
         vertex, opaque=False, declares_all=changes.reads is not None, drops_rows=changes.drops_rows, outputs=writes,
         spelled=tuple(jvm.quoted(c) if "." in c else c for c in before.columns if casefold(c) in reads),
