@@ -57,10 +57,11 @@ def by_torch(model: Any, df: DataFrame, device: str) -> DataFrame:
         raise InputError("no stage of this pipeline is translated to torch: see sparkdiff.plan(model) for the reasons")
     check_columns(network.graph, df.schema)
     columns = model.transform(df).columns
-    before = network.graph.reference()
-    after = [
-        v.position for v in network.graph.vertices if v.position not in before and v.position not in network.positions
-    ]
+    reference, in_torch = network.graph.reference(), {*network.positions}
+    rest = [v.position for v in network.graph.vertices if v.position not in {*reference, *in_torch}]
+    # What waits for nothing from torch runs in its place, before a later stage overwrites what it reads.
+    early = [i for i in rest if i < max(reference, default=0) and not network.graph.ancestors([i]) & in_torch]
+    before, after = sorted([*reference, *early]), [i for i in rest if i not in early]
     check_order(network, before, after)
     # A stage that runs last may drop a column that it reads, or give it another type.
     without = df
@@ -136,7 +137,8 @@ def computed(
     ]  # fmt: skip
     new = {v[0] for v in made}
     hidden = {name for name in held.values() if graph.casefold(name) not in expected}
-    fields = frame.schema.fields
+    fields, places = frame.schema.fields, {graph.casefold(c): i for i, c in enumerate(frame.columns)}
+    at = {v: places[graph.casefold(name)] for v, name in held.items()}  # SQL may spell a name in other letters
     kept = [i for i, f in enumerate(fields) if graph.casefold(f.name) not in new and f.name not in hidden]
     stays, comes = [fields[i] for i in kept], [(graph.name(v), expected[v[0]]) for v in made]
     # Under plain names: mapInArrow finds no column whose name has dots or backticks.
@@ -145,9 +147,9 @@ def computed(
         *(StructField(f"made{k}", field.dataType) for k, (_, field) in enumerate(comes)),
     ])  # fmt: skip
     task = ByTorch(
-        network.without_spark(), {v: frame.columns.index(name) for v, name in held.items()}, kept, made,
+        network.without_spark(), at, kept, made,
         {v: arrow_name(expected[v[0]]) for v in made}, schema.names, device,
-        {v: width for v, name in held.items() if (width := width_in(fields[frame.columns.index(name)])) is not None},
+        {v: width for v, i in at.items() if (width := width_in(fields[i])) is not None},
     )  # fmt: skip
     ship(frame.sparkSession)
     out = frame.toDF(*(f"c{i}" for i in range(len(fields)))).mapInArrow(task, schema)

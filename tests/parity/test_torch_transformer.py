@@ -254,11 +254,12 @@ def test_vectors_that_are_all_null_are_as_wide_as_their_column(rows: DataFrame) 
 
 
 def test_a_stage_in_spark_needs_its_own_version_of_a_column(rows: DataFrame) -> None:
-    model = PipelineModel([
-        IndexToString(inputCol="index", outputCol="said", labels=["x", "y", "z"]),
-        Bucketizer(splits=[-1.0, 1.0, 9.0], inputCol="index", outputCol="bin"),
-        Imputer(inputCols=["index"], outputCols=["index"]).fit(rows),
-    ])  # fmt: skip
+    said = IndexToString(inputCol="index", outputCol="said", labels=["x", "y", "z"])
+    binned = Bucketizer(splits=[-1.0, 1.0, 9.0], inputCol="index", outputCol="bin")
+    imputer = Imputer(inputCols=["index"], outputCols=["index"]).fit(rows)
+    sql = SQLTransformer(statement="SELECT *, index + 1 AS more FROM __THIS__")
+    check_same(PipelineModel([said, imputer, sql, VectorAssembler(inputCols=["more"], outputCol="v")]), rows.limit(20))
+    model = PipelineModel([said, binned, imputer])
     with pytest.raises(
         InputError, match=r"stays in Spark, and Imputer_\w+ behind it writes a column .* device='spark'"
     ):
