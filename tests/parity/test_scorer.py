@@ -133,6 +133,25 @@ def test_words_of_text(texts: DataFrame, name: str) -> None:
     assert not differences(Scorer(stage), stage, texts)
 
 
+@pytest.mark.parametrize("tag", ["tr-TR", "az-Latn", "lt"])
+def test_a_language_with_a_lower_case_of_its_own(spark: SparkSession, tag: str) -> None:
+    rows = spark.createDataFrame([("TITLE \u00ccs",)], "x string").coalesce(1)
+    lowering = [kind(inputCol="x", outputCol="o") for kind in (Tokenizer, RegexTokenizer)]
+    as_it_is = RegexTokenizer(inputCol="x", outputCol="o", toLowercase=False)
+    locale = spark._jvm.java.util.Locale  # type: ignore[attr-defined]
+    before = locale.getDefault()
+    usual = in_spark(lowering[0], rows, ["o"])
+    locale.setDefault(locale.forLanguageTag(tag))
+    try:
+        for stage in lowering:
+            assert in_spark(stage, rows, ["o"]) != usual
+            with pytest.raises(InputError, match=rf"{stage.uid} .* by the rules of the JVM's language, '{tag[:2]}'"):
+                Scorer(PipelineModel([stage]))
+        assert not differences(Scorer(as_it_is), as_it_is, rows)
+    finally:
+        locale.setDefault(before)
+
+
 def test_a_match_behind_an_empty_one(spark: SparkSession) -> None:
     """Java goes on one character further; none of these characters is cut in two."""
     some = random.Random(2)

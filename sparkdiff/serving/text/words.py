@@ -35,6 +35,22 @@ def words(column: list[Any]) -> list[list[Any]]:
     return column
 
 
+LANGUAGES = ("az", "lt", "tr")
+"""Languages with rules of their own for lower case."""
+OF_THE_JVM = "lower case in a JVM whose language is az, lt or tr"
+
+
+def lower_case() -> Mapping[str, str]:
+    """What `jvm.text.lower_case` returns, for a stage that lowers text by the JVM's language.
+
+    Raises:
+        NotServedError: the language has rules of its own.
+    """
+    if (language := spark.language()) in LANGUAGES:
+        raise java.NotServedError(f"it lowers text by the rules of the JVM's language, {language!r}")
+    return spark.lower_case()
+
+
 @serves("Tokenizer")
 @dataclass(frozen=True)
 class Tokenizer(TextStage):
@@ -44,12 +60,13 @@ class Tokenizer(TextStage):
     """
 
     kind = "array<string>"
+    refusals = (OF_THE_JVM,)
     lowers_text = True
     others: Mapping[str, str]
 
     @classmethod
     def of(cls, stage: Any, facts: TextInputs) -> list[StagePart]:
-        return whole(cls(spark.lower_case()))
+        return whole(cls(lower_case()))
 
     def run(self, column: list[Any]) -> Outputs:  # type: ignore[override]
         space = java.pattern(r"\s")
@@ -65,7 +82,10 @@ class RegexTokenizer(TextStage):
     """
 
     kind = "array<string>"
-    refusals = ("patterns that Python cannot say (`\\b`, `\\p{L}`, flags, possessive quantifiers, sets within sets)",)
+    refusals = (
+        "patterns that Python cannot say (`\\b`, `\\p{L}`, flags, possessive quantifiers, sets within sets)",
+        OF_THE_JVM,
+    )
     pattern: str
     gaps: bool
     lowers_text: bool
@@ -76,9 +96,7 @@ class RegexTokenizer(TextStage):
     def of(cls, stage: Any, facts: TextInputs) -> list[StagePart]:
         java.pattern(stage.getPattern())
         lowers = stage.getToLowercase()
-        if lowers and (language := spark.language()) in LANGUAGES:
-            raise java.NotServedError(f"it lowers text by the rules of the JVM's language, {language!r}")
-        others = spark.lower_case() if lowers else {}
+        others = lower_case() if lowers else {}
         return whole(cls(stage.getPattern(), stage.getGaps(), lowers, stage.getMinTokenLength(), others))
 
     def run(self, column: list[Any]) -> Outputs:  # type: ignore[override]
@@ -95,10 +113,6 @@ class RegexTokenizer(TextStage):
             )
         parts = java.split(found, text) if self.gaps else [match[0] for match in java.matches(found, text)]
         return [p for p in parts if java.units(p) >= self.shortest]
-
-
-LANGUAGES = ("az", "lt", "tr")
-"""Languages with rules of their own for lower case."""
 
 
 @serves("StopWordsRemover")
