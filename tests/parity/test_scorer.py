@@ -5,6 +5,7 @@ import json
 import math
 import os
 import random
+import re
 import shutil
 import struct
 import subprocess
@@ -23,6 +24,7 @@ from hypothesis import given, settings, strategies as st
 from pyspark.ml import Pipeline, PipelineModel
 from pyspark.ml.classification import DecisionTreeClassifier, LogisticRegression, RandomForestClassifier
 from pyspark.ml.feature import (
+    DCT,
     Bucketizer,
     CountVectorizerModel,
     FeatureHasher,
@@ -244,6 +246,34 @@ def test_an_index_of_decimals(spark: SparkSession, precision: int, scale: int) -
     assert Scorer(model).predict(table)["o"].to_pylist() == theirs
     alone = [row["o"] for row in Scorer(model).predict([{"x": v} for v in values])]
     assert alone == (theirs if scale == 18 else [float(len(model.labels))] * len(values))
+
+
+@pytest.mark.parametrize("far", [2**60 + 1, -(2**53) - 1, 2**53 - 1])
+def test_an_index_of_integers_that_pandas_has_rounded(spark: SparkSession, far: int) -> None:
+    """A column of integers with null is one of floats in pandas."""
+    df = spark.createDataFrame([(7,), (None,), (far,)], "x bigint").coalesce(1)
+    index = StringIndexer(inputCol="x", outputCol="i", handleInvalid="keep").fit(df.where("x is not null"))
+    hashed = FeatureHasher(inputCols=["x"], outputCol="h", categoricalCols=["x"])
+    vector = VectorAssembler(inputCols=["x"], outputCol="v", handleInvalid="keep")
+    theirs = in_spark(PipelineModel([index, vector]), df, ["i", "v"])
+    rows = df.toPandas()
+    assert rows["x"].dtype == np.float64
+    floats = Scorer(vector, schema=df.schema).predict(rows)["v"]
+    assert [str(v[0]) for v in floats] == [str(row["v"][0]) for row in theirs]
+    for stage in (index, hashed):
+        scorer = Scorer(stage, schema=df.schema)
+        for asked in (rows, {"x": float(far)}, pa.table({"x": rows["x"]}), [{"x": 7}, {"x": np.float64(far)}]):
+            if abs(far) < 2**53:
+                scorer.predict(asked)
+                continue
+            with pytest.raises(
+                InputError, match=r"column 'x' holds .*, a float that several numbers of the schema's bigint"
+            ):
+                scorer.predict(asked)
+    exact = (pd.DataFrame({"x": pd.array([7, None, far], "Int64")}), pa.table({"x": pa.array([7, None, far])}))
+    for known in (*exact, pd.DataFrame({"x": pd.Series([7, None, far], dtype=object)})):
+        found = Scorer(index, schema=df.schema).predict(known)["i"]
+        assert (found.to_pylist() if isinstance(known, pa.Table) else found.tolist()) == [row["i"] for row in theirs]
 
 
 def test_a_hash_of_numbers(spark: SparkSession) -> None:
@@ -531,6 +561,29 @@ def test_rows_that_fail_in_spark_fail_here(df: DataFrame, spark: SparkSession) -
         scorer.predict({"kynd": "a", "a": 1.0})
     with pytest.raises(InputError, match="column 'a' holds 'x', which is no number"):
         scorer.predict({"kind": "a", "a": "x"})
+
+
+@pytest.mark.parametrize("inverse", [False, True])
+def test_a_cosine_transform_of_what_is_not_finite_is_refused(
+    spark: SparkSession, tmp_path: Path, inverse: bool
+) -> None:
+    stage = DCT(inverse=inverse, inputCol="v", outputCol="o")
+    rows = [Vectors.dense([1.0, value, 0.0, 2.0, 3.0]) for value in (2.0, math.nan, 1e200)]
+    df = spark.createDataFrame([(v,) for v in rows], ["v"]).coalesce(1)
+    scorer = Scorer(PipelineModel([stage]))
+    scorer.save(tmp_path / "scorer")
+    for made in (scorer, Scorer.load(tmp_path / "scorer")):
+        assert not differences(made, stage, df)
+        for value in (math.inf, -math.inf, 1.7e308):
+            wrong = {"v": Vectors.sparse(5, [3], [value])}
+            for asked in (wrong, [{"v": rows[0]}, wrong]):
+                with pytest.raises(
+                    InputError,
+                    match=rf"{stage.uid}: column 'v' holds a vector with the entry {re.escape(str(value))}, of",
+                ):
+                    made.predict(asked)
+        with pytest.raises(InputError, match="the entry inf"):
+            made.predict({"v": [math.nan, math.inf, 0.0, 0.0, 0.0]})
 
 
 def test_what_cannot_be_served_is_refused_by_name(usual: PipelineModel, df: DataFrame) -> None:

@@ -12,6 +12,7 @@ from compacting import TOLERANCE, difference, values
 from pyspark.ml import Pipeline, PipelineModel
 from pyspark.ml.classification import LogisticRegression, RandomForestClassifier
 from pyspark.ml.feature import (
+    DCT,
     IDF,
     Bucketizer,
     HashingTF,
@@ -239,6 +240,16 @@ def test_nan_is_refused_alone_in_its_batch(rows: DataFrame) -> None:
     for transformer in (model, TorchTransformer(model, device="cpu")):
         with pytest.raises(jvm.SparkError, match="NaN"):
             transformer.transform(odd).collect()
+
+
+def test_a_cosine_transform_of_what_is_not_finite_is_refused(rows: DataFrame) -> None:
+    model = Pipeline(stages=[vector("a", "b"), DCT(inputCol="vector", outputCol="waves")]).fit(rows)
+    check_same(model, rows.limit(5))
+    infinite = rows.limit(5).withColumn("b", F.when(F.col("a") > -1e9, F.lit(float("-inf"))))
+    with pytest.raises(
+        jvm.SparkError, match=rf"{model.stages[1].uid}: column 'vector' holds a vector with the entry -inf"
+    ):
+        TorchTransformer(model, device="cpu").transform(infinite).collect()
 
 
 def test_vectors_that_are_all_null_are_as_wide_as_their_column(rows: DataFrame) -> None:
