@@ -12,7 +12,6 @@ from pyspark.sql.types import BooleanType, NumericType, StructField, StructType
 
 from sparkdiff import jvm
 from sparkdiff.pipeline.graph import Graph, Version, Vertex
-from sparkdiff.pipeline.names import unused
 from sparkdiff.pipeline.nesting import Path, holders
 from sparkdiff.pipeline.schema import fields_by_name, known_fields, width_in
 from sparkdiff.pipeline.translation import field_of
@@ -172,8 +171,7 @@ class State:
         reads: per stage that is left, by position, what it reads.
         absorbers: stages that have taken others up.
         gone: stages that are gone, with what became of them.
-        changed: assemblers whose output has other values than it had; it gets another name.
-        resized: those of them whose output may have another width.
+        changed: assemblers whose output has other values than it had, and maybe another width; it gets another name.
     """
 
     facts: "StageFacts"
@@ -183,7 +181,6 @@ class State:
     absorbers: Mapping[int, Absorber] = dataclasses.field(default_factory=dict)
     gone: Mapping[int, str] = dataclasses.field(default_factory=dict)
     changed: frozenset[int] = frozenset()
-    resized: frozenset[int] = frozenset()
 
     @property
     def graph(self) -> Graph:
@@ -215,13 +212,6 @@ class State:
         before = {name for name, writer in there if writer < i and writer not in self.gone}
         return [c for c in self.vertex(i).outputs if self.graph.casefold(c) in before]
 
-    def renamed(self) -> dict[int, str]:
-        """The new names of the columns of which the values are other ones."""
-        taken = [*self.facts.fields, *(c for v in self.graph.vertices for c in (*v.inputs, *v.outputs))]
-        return {
-            i: unused(f"{self.vertex(i).uid}_folded{i}", taken) for i in sorted(self.changed.intersection(self.reads))
-        }
-
     def check_visible(self, version: Version, at: int, without: int) -> None:
         """Raise RefusedError if a stage between its writer and stage `at` overwrites it, once stage `without` is gone."""
         first = version[0].partition(".")[0]
@@ -246,7 +236,7 @@ class State:
             widths = [self.width(read.version) for read in self.reads.get(writer, ())] or [None]
             if None not in widths:
                 return sum(w for w in widths if w is not None)
-            if writer in self.resized:
+            if writer in self.changed:
                 return None
         return self.facts.width(version)
 

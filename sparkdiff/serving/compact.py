@@ -8,6 +8,7 @@ from pyspark.sql.types import StructType
 
 from sparkdiff.errors import InputError, check_type, did_you_mean
 from sparkdiff.pipeline.graph import Graph, Version
+from sparkdiff.pipeline.names import unused
 from sparkdiff.pipeline.nesting import Path, plain, replaced
 from sparkdiff.pipeline.translation import linked
 from sparkdiff.report import Section, SectionTable, Strong
@@ -80,7 +81,10 @@ def compact(model: Any, keepCols: Sequence[str] | None = None, *, schema: Struct
     """
     given = plain(model)
     state, _ = folded(_start(given, keepCols, schema))
-    renamed = state.renamed()
+    taken = [*state.facts.fields, *(c for v in state.graph.vertices for c in (*v.inputs, *v.outputs))]
+    renamed = {
+        i: unused(f"{state.vertex(i).uid}_folded{i}", taken) for i in sorted(state.changed.intersection(state.reads))
+    }
     new: dict[Path, Any] = {state.vertex(i).path: left_out(given, state.vertex(i).path) for i in state.gone}
     for i, reads in state.reads.items():
         vertex = state.vertex(i)

@@ -139,10 +139,8 @@ def _folded(state: State, i: int, readers: list[int]) -> State:
         first = (target.through or (j,))[0]
         reads[first] = tuple(read if r.version[1] == i else r for r in state.reads[first])
     into = _uids(state, [t.position for t in targets])
-    through = {k for t in targets for k in t.through}
-    resized = state.resized | through if change.width_in != change.width_out else state.resized
-    state = dataclasses.replace(state, changed=state.changed | through, resized=resized)
-    return _gone(state, i, f"folded into {into}", reads, absorbers)
+    changed = state.changed | {k for t in targets for k in t.through}
+    return _gone(dataclasses.replace(state, changed=changed), i, f"folded into {into}", reads, absorbers)
 
 
 def _targets(state: State, i: int, j: int, change: Map) -> Iterator[Target]:

@@ -77,8 +77,8 @@ def typed(v: Any, source: InputColumn, kind: str) -> Any:
         if found is not None and kind in WHOLE and rounded:
             raise source.bad(
                 v,
-                f"a float that several numbers of the schema's {kind} become, as in df.toPandas() beside null: convert the column "
-                "to Int64 before, or pass df.toArrow()",
+                f"a float that several numbers of the schema's {kind} become, as toPandas() writes them beside null: convert the "
+                "column to Int64 before, or pass df.toArrow()",
             )
         if found is not None:
             return found

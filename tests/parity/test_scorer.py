@@ -22,7 +22,14 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings, strategies as st
 from pyspark.ml import Pipeline, PipelineModel
-from pyspark.ml.classification import DecisionTreeClassifier, LogisticRegression, RandomForestClassifier
+from pyspark.ml.classification import (
+    DecisionTreeClassifier,
+    FMClassifier,
+    GBTClassifier,
+    LogisticRegression,
+    NaiveBayes,
+    RandomForestClassifier,
+)
 from pyspark.ml.feature import (
     DCT,
     Bucketizer,
@@ -41,11 +48,13 @@ from pyspark.ml.feature import (
     Tokenizer,
     VectorAssembler,
 )
+from pyspark.ml.functions import array_to_vector
 from pyspark.ml.linalg import Vectors, VectorUDT
 from pyspark.ml.regression import GeneralizedLinearRegression, LinearRegression
-from pyspark.sql import DataFrame, SparkSession, functions as F
+from pyspark.sql import DataFrame, Row, SparkSession, functions as F
 from scoring import differences, fails, in_spark, origin, refuses
 
+import sparkdiff
 from sparkdiff import InputError, Scorer
 from sparkdiff.serving.compiling import NOT_SERVED
 
@@ -479,6 +488,55 @@ def test_what_spark_takes_for_no_label_is_refused(spark: SparkSession) -> None:
     assert fails(back, spark.createDataFrame([(True,)], "x boolean"), ["o"]) and refuses(Scorer(back), {"x": True})
 
 
+def test_rows_and_structs_of_pyspark(spark: SparkSession) -> None:
+    """`toPandas()` of a struct holds Rows, and `collect()` returns them."""
+    df = spark.sql(
+        "select named_struct('x', 1.5D, 'in', named_struct('y', 2L)) s, 3.5D z union all select null, 1D"
+    ).coalesce(1)
+    model = VectorAssembler(inputCols=["s.x", "s.in.y", "z"], outputCol="o", handleInvalid="keep")
+    theirs = [str(row["o"].toArray()) for row in in_spark(model, df, ["o"])]
+    for scorer in (Scorer(model), Scorer(model, schema=df.schema)):
+        for rows in (df.collect(), [row.asDict() for row in df.collect()], [row.asDict(True) for row in df.collect()]):
+            assert [str(row["o"]) for row in scorer.predict(rows)] == theirs
+            assert [str(scorer.predict(row)["o"]) for row in rows] == theirs
+        for pandas in (df.toPandas(), df.toPandas().assign(s=[row.s and row.s.asDict() for row in df.collect()])):
+            assert [str(v) for v in scorer.predict(pandas)["o"]] == theirs
+        with pytest.raises(InputError, match=r"column 's\.x' holds \(1\.5, 2\), which has no field 'x'"):
+            scorer.predict({"s": (1.5, 2), "z": 1.0})
+        with pytest.raises(InputError, match="no column 'x'"):
+            scorer.predict({"s": Row(w=1.0), "z": 1.0})
+        twofold = {"x": 1.0, "X": 2.0, "in": {"y": 1}}
+        for asked in ({"s": twofold, "z": 1.0}, [{"s": twofold, "z": 1.0}], pd.DataFrame({"s": [twofold], "z": [1.0]})):
+            with pytest.raises(InputError, match=r"2 columns that match 'x', \['x', 'X'\]: leave out all but one"):
+                scorer.predict(asked)
+    with pytest.raises(InputError, match="2 columns that match 'x'"):
+        Scorer(model).predict(pa.table({"s": [twofold], "z": [1.0]}))
+
+
+def test_vectors_as_spark_writes_them_in_json(spark: SparkSession) -> None:
+    vectors = [
+        Vectors.dense([1.0, -0.0, 1e300]), Vectors.sparse(3, [0, 2], [5.0, -1.5]), Vectors.sparse(3, [], []),
+        Vectors.dense([math.nan, math.inf, -math.inf]),
+    ]  # fmt: skip
+    df = spark.createDataFrame([(v,) for v in vectors], ["v"]).coalesce(1)
+    written = [json.loads(row) for row in df.toJSON().collect()]
+    model = VectorAssembler(inputCols=["v"], outputCol="o", handleInvalid="keep")
+    for scorer in (Scorer(model), Scorer(model, schema=df.schema)):
+        theirs = [str(row["o"]) for row in scorer.predict([{"v": v} for v in vectors])]
+        assert [str(scorer.predict(row)["o"]) for row in written] == [
+            str(scorer.predict({"v": v})["o"]) for v in vectors
+        ]
+        assert [str(row["o"]) for row in scorer.predict(written)] == theirs
+        assert [str(v) for v in scorer.predict(pd.DataFrame(written))["o"]] == theirs
+        whole = {"type": 0, "size": 3, "indices": [0], "values": [1.0]}
+        for wrong in (
+            whole | {"type": 2}, whole | {"indices": [3]}, whole | {"indices": [-1]}, whole | {"values": []}, {"a": 1.0}, {},
+            whole | {"values": ["1.0"]}, whole | {"values": [None]}, {"type": 1, "values": None}, {"type": [], "values": []},
+        ):  # fmt: skip
+            with pytest.raises(InputError, match=r"column 'v' holds \{.*which is no number, and no vector in the form"):
+                scorer.predict({"v": wrong})
+
+
 def test_types_of_tables(spark: SparkSession) -> None:
     big = spark.createDataFrame([(2**40,), (None,)], "x bigint").coalesce(1)
     model = Imputer(inputCol="x", outputCol="o").fit(big)
@@ -584,6 +642,31 @@ def test_a_cosine_transform_of_what_is_not_finite_is_refused(
                     made.predict(asked)
         with pytest.raises(InputError, match="the entry inf"):
             made.predict({"v": [math.nan, math.inf, 0.0, 0.0, 0.0]})
+
+
+def test_thresholds_of_another_length_than_the_classes(df: DataFrame, fitted: dict[str, Any], tmp_path: Path) -> None:
+    rows = fitted["assembler"].transform(df)
+    kinds = (LogisticRegression, RandomForestClassifier, DecisionTreeClassifier, GBTClassifier, FMClassifier)
+    for kind, label in [(kind, "label") for kind in kinds] + [(LogisticRegression, "grade"), (NaiveBayes, "label")]:
+        features = "vector" if kind is not NaiveBayes else "positive"
+        data = rows.withColumn("positive", array_to_vector(F.array(F.lit(1.0), F.abs(F.col("a")))))
+        model = kind(featuresCol=features, labelCol=label).fit(data)
+        k = model.numClasses
+        for length in (k - 1, k + 1):
+            wrong = model.copy()._set(thresholds=[0.5] * length)
+            assert fails(wrong, data.limit(3), ["prediction"])
+            why = (
+                rf"{model.uid}: thresholds has {length} numbers, and the model has {k} classes: set one for each class"
+            )
+            for act in (
+                lambda m=wrong: Scorer(m), lambda m=wrong: sparkdiff.plan(m), lambda m=wrong, d=data: sparkdiff.verify(m, d),
+                lambda m=wrong, d=data: sparkdiff.FineTuner(m, labelCol="label").fit(d),
+                lambda m=wrong, d=data: sparkdiff.export(m, tmp_path / "m.onnx", schema=d.schema),
+                lambda m=wrong, d=data: sparkdiff.TorchTransformer(m, device="cpu").transform(d).head(),
+            ):  # fmt: skip
+                with pytest.raises(InputError, match=why):
+                    act()
+        Scorer(model.copy()._set(thresholds=[0.5] * k))
 
 
 def test_what_cannot_be_served_is_refused_by_name(usual: PipelineModel, df: DataFrame) -> None:

@@ -103,7 +103,7 @@ def check_same(model: Any, data: DataFrame) -> None:
     expected, found = model.transform(data), TorchTransformer(model, device="cpu").transform(data)
     assert found.columns == expected.columns
     for a, b in zip(expected.schema, found.schema, strict=True):
-        assert (a.dataType, a.metadata) == (b.dataType, b.metadata), a.name
+        assert (a.dataType, a.nullable, a.metadata) == (b.dataType, b.nullable, b.metadata), a.name
     pair = (_Given(expected), _Given(found))
     theirs, ours = (values(side, data, expected.columns) for side in pair)
     for name, old, new in zip(expected.columns, theirs, ours, strict=True):

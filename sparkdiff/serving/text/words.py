@@ -10,25 +10,17 @@ from sparkdiff.serving import java_text as java
 from sparkdiff.serving.text.base import BadValueError, Outputs, StagePart, TextInputs, TextStage, serves, whole
 
 
-def texts(column: list[Any]) -> list[str]:
-    """The column, which must hold text throughout."""
+def all_of(column: list[Any], kind: type, what: str) -> list[Any]:
+    """The column, which must hold values of this type throughout; `what` Spark reads, in words."""
     for v in column:
-        if not isinstance(v, str):
-            raise BadValueError(v, "which Spark cannot take here; it reads text")
-    return column
-
-
-def lists(column: list[Any]) -> list[list[Any]]:
-    """The column, which must hold lists throughout."""
-    for v in column:
-        if not isinstance(v, list):
-            raise BadValueError(v, "which Spark cannot take here; it reads lists of words")
+        if not isinstance(v, kind):
+            raise BadValueError(v, f"which Spark cannot take here; it reads {what}")
     return column
 
 
 def words(column: list[Any]) -> list[list[Any]]:
     """The column, which must hold lists of text and null throughout."""
-    for row in lists(column):
+    for row in all_of(column, list, "lists of words"):
         for v in row:
             if v is not None and not isinstance(v, str):
                 raise BadValueError(row, "which are not words; it reads lists of words")
@@ -70,7 +62,7 @@ class Tokenizer(TextStage):
 
     def run(self, column: list[Any]) -> Outputs:  # type: ignore[override]
         space = java.pattern(r"\s")
-        return ([java.split(space, java.lower(v, self.others)) for v in texts(column)],)
+        return ([java.split(space, java.lower(v, self.others)) for v in all_of(column, str, "text")],)
 
 
 @serves("RegexTokenizer")
@@ -101,7 +93,7 @@ class RegexTokenizer(TextStage):
 
     def run(self, column: list[Any]) -> Outputs:  # type: ignore[override]
         found = java.pattern(self.pattern)
-        return ([self._words(v, found) for v in texts(column)],)
+        return ([self._words(v, found) for v in all_of(column, str, "text")],)
 
     def _words(self, text: str, found: Any) -> list[str]:
         text = java.lower(text, self.others) if self.lowers_text else text
