@@ -38,8 +38,11 @@ def _lower_case(jvm: Any) -> tuple[tuple[str, str], ...]:
 
 
 def language() -> str:
-    """The language of the JVM's locale; empty where it cannot be asked."""
-    return str(packages().java.util.Locale.getDefault().getLanguage()) if sessions.has_constructors() else ""
+    """The language of the JVM's locale."""
+    if sessions.has_constructors():
+        return str(packages().java.util.Locale.getDefault().getLanguage())
+    [row] = sessions.session().sql("SELECT java_method('java.util.Locale', 'getDefault')").collect()
+    return str(row[0]).partition("_")[0]
 
 
 def hashes_as_spark_2(stage: Any) -> bool:

@@ -19,7 +19,7 @@ from sparkdiff.stages.factorization_machine import FMClassification, FMRegressio
 from sparkdiff.stages.forest import Trees
 from sparkdiff.stages.linear import LinearMargin, LogisticRegression
 from sparkdiff.stages.perceptron import MultilayerPerceptron
-from sparkdiff.stages.projection import DCT, PCA
+from sparkdiff.stages.projection import PCA
 from sparkdiff.stages.scaling import MaxAbsScaler, MinMaxScaler, Standardizer
 from sparkdiff.stages.weighing import ElementwiseProduct, Normalizer
 from sparkdiff.tensors.device import Place, moved
@@ -27,7 +27,7 @@ from sparkdiff.tensors.rows import Rows
 
 TAKE_ALL = (
     Trees, LinearMargin, LogisticRegression, MultilayerPerceptron, FMRegression, FMClassification, Standardizer, MaxAbsScaler,
-    MinMaxScaler, PCA, DCT, ElementwiseProduct, Normalizer,
+    MinMaxScaler, PCA, ElementwiseProduct, Normalizer,
 )  # fmt: skip
 """Stages that refuse no row: only these compute on a GPU, where other stages do not look at their rows."""
 

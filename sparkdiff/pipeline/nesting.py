@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pyspark.ml import Estimator, Pipeline, PipelineModel, Transformer
-from pyspark.ml.feature import RFormulaModel
+from pyspark.ml.feature import OneHotEncoder, RFormulaModel
 from pyspark.ml.param import Param, Params
 from pyspark.ml.tuning import CrossValidatorModel, TrainValidationSplitModel
 
@@ -41,7 +41,11 @@ def flatten(model: Any, path: Path = ()) -> list[tuple[Path, Any]]:
         InputError: a stage is not fitted; names it.
     """
     if isinstance(model, Estimator):
-        raise InputError(f"{type(model).__name__} {model.uid} isn't fitted: call fit() first, and pass its result")
+        old = "; one that Spark 2.2 or older has saved needed no fit, and newer versions load it as this Estimator: fit it anew"
+        raise InputError(
+            f"{type(model).__name__} {model.uid} isn't fitted: call fit() first, and pass its result"
+            f"{old if type(model) is OneHotEncoder else ''}"
+        )
     if not isinstance(model, Transformer):
         raise InputError(f"expected a fitted PipelineModel or stage, got {kind_of(model)}{_way_in(model)}")
     if isinstance(model, PipelineModel):

@@ -172,9 +172,7 @@ def _metrics(summary: Values) -> list[dict[str, Any]]:
 
 def _change(values: Values) -> float | None:
     before, after = values["before"], values["after"]
-    if before is None or after is None:
-        return None
-    return share_of(after - before, before)
+    return None if before is None or after is None else share_of(after - before, before)
 
 
 def _others(summary: Values) -> list[tuple[str, Any, Any]]:

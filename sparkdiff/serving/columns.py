@@ -49,14 +49,21 @@ def pinned(model: Any, graph: Graph) -> dict[int, str]:
     return out | {v.position: "it drops columns or puts them last" for v in selections}
 
 
-def reselected(model: Any, graph: Graph, gone: Collection[int]) -> dict[Path, Any]:
-    """The stages that drop columns or put them last, for `nesting.replaced`, where they name columns of stages that are gone."""
-    lost = {graph.casefold(c) for i in gone for c in graph.vertices[i].outputs}
+def reselected(model: Any, graph: Graph, gone: Collection[int], renamed: Mapping[int, str]) -> dict[Path, Any]:
+    """The stages that drop columns or put them last, for `nesting.replaced`, where they name columns of stages that are gone, or
+    whose column has another name now.
+    """
     out: dict[Path, Any] = {}
-    for vertex in graph.vertices:
-        selection = jvm.selection_of(vertex.stage)
-        if selection is not None and not lost.isdisjoint(map(graph.casefold, selection.columns)):
-            columns, last = ([c for c in names if graph.casefold(c) not in lost] for names in selection)
+    for i, vertex in enumerate(graph.vertices):
+        selection, before = jvm.selection_of(vertex.stage), graph.vertices[:i]
+        writers = {
+            c: max((v.position for v in before if graph.writes(v.position, [graph.casefold(c)])), default=-1)
+            for c in (selection.columns if selection is not None else ())
+        }
+        if selection is not None and not {*gone, *renamed}.isdisjoint(writers.values()):
+            columns, last = (
+                [renamed.get(writers[c], c) for c in names if writers[c] not in gone] for names in selection
+            )
             out[vertex.path] = jvm.selecting(columns, last, vertex.uid) if columns else left_out(model, vertex.path)
     return out
 
@@ -68,9 +75,8 @@ def left_out(model: Any, path: Path) -> Any:
     return PipelineModel([]) if alone else []
 
 
-def reading(stage: Any, vertex: Vertex, reads: tuple[Read, ...]) -> Any:
-    """The stage of a vertex, or a new one in its place, with other input columns; the same object where they stay."""
-    now = tuple(read.spelled for read in reads)
+def reading(stage: Any, vertex: Vertex, now: tuple[str, ...]) -> Any:
+    """The stage of a vertex, or a new one in its place, with these input columns; the same object where they stay."""
     if vertex.spelled == now:
         return stage
     name = next(p for p in ("inputCols", "inputCol", "featuresCol") if stage.hasParam(p) and stage.isDefined(p))
@@ -165,7 +171,7 @@ class State:
         reads: per stage that is left, by position, what it reads.
         absorbers: stages that have taken others up.
         gone: stages that are gone, with what became of them.
-        resized: assemblers whose output may have another width than it had.
+        changed: assemblers whose output has other values than it had, and maybe another width; it gets another name.
     """
 
     facts: "StageFacts"
@@ -174,7 +180,7 @@ class State:
     reads: Mapping[int, tuple[Read, ...]]
     absorbers: Mapping[int, Absorber] = dataclasses.field(default_factory=dict)
     gone: Mapping[int, str] = dataclasses.field(default_factory=dict)
-    resized: frozenset[int] = frozenset()
+    changed: frozenset[int] = frozenset()
 
     @property
     def graph(self) -> Graph:
@@ -197,6 +203,14 @@ class State:
             if j > i and not (self.vertex(j).declares_all and not self.vertex(j).opaque):
                 raise RefusedError(f"{self.vertex(j).uid} behind it may read any column")
         return [j for j in self.reads if any(read.version[1] == i for read in self.reads[j])]
+
+    def overwritten(self, i: int) -> list[str]:
+        """The outputs of stage i that were there before it, and would have their old values without it."""
+        there = {(name, -1) for name in self.facts.fields}.union(
+            *(v.sources for v in self.graph.vertices), *map(self.versions, self.reads)
+        )
+        before = {name for name, writer in there if writer < i and writer not in self.gone}
+        return [c for c in self.vertex(i).outputs if self.graph.casefold(c) in before]
 
     def check_visible(self, version: Version, at: int, without: int) -> None:
         """Raise RefusedError if a stage between its writer and stage `at` overwrites it, once stage `without` is gone."""
@@ -222,7 +236,7 @@ class State:
             widths = [self.width(read.version) for read in self.reads.get(writer, ())] or [None]
             if None not in widths:
                 return sum(w for w in widths if w is not None)
-            if writer in self.resized:
+            if writer in self.changed:
                 return None
         return self.facts.width(version)
 

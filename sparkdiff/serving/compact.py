@@ -8,6 +8,7 @@ from pyspark.sql.types import StructType
 
 from sparkdiff.errors import InputError, check_type, did_you_mean
 from sparkdiff.pipeline.graph import Graph, Version
+from sparkdiff.pipeline.names import unused
 from sparkdiff.pipeline.nesting import Path, plain, replaced
 from sparkdiff.pipeline.translation import linked
 from sparkdiff.report import Section, SectionTable, Strong
@@ -59,10 +60,12 @@ def compact(model: Any, keepCols: Sequence[str] | None = None, *, schema: Struct
 
     Scalers, PCA, DCT, IDF and stages that select entries are folded into the linear model, the network or the trees that read
     them; assemblers of assemblers become one. Stages that are left keep class, uid and Params, but for the names of the columns
-    that they read. A fold that could change an output is left out; `compact_plan` says which and why. Margins change by
-    rounding alone, and trees not at all. A NaN stays where it was. One exception: a row in which a PCA or a DCT meets an infinite
-    entry, which gives NaN there, may have an infinite margin. Rows that Spark refuses because a vector is null or too long may be
-    refused by a later stage, or by none. Runs no job where constructors can be called.
+    that they read. An assembler in front of a stage that took another one up writes other values than before: its column gets
+    another name, so that each column that stays has its values. A fold that could change an output is left out; `compact_plan`
+    says which and why. Margins change by rounding alone, and trees not at all. A NaN stays where it was. One exception: a row in
+    which a PCA or a DCT meets an infinite entry, which gives NaN there, may have an infinite margin. Rows that Spark refuses
+    because a vector is null or too long may be refused by a later stage, or by none. Runs no job where
+    constructors can be called.
 
     Args:
         model: a fitted `PipelineModel`; it is never changed.
@@ -78,11 +81,17 @@ def compact(model: Any, keepCols: Sequence[str] | None = None, *, schema: Struct
     """
     given = plain(model)
     state, _ = folded(_start(given, keepCols, schema))
+    taken = [*state.facts.fields, *(c for v in state.graph.vertices for c in (*v.inputs, *v.outputs))]
+    renamed = {
+        i: unused(f"{state.vertex(i).uid}_folded{i}", taken) for i in sorted(state.changed.intersection(state.reads))
+    }
     new: dict[Path, Any] = {state.vertex(i).path: left_out(given, state.vertex(i).path) for i in state.gone}
     for i, reads in state.reads.items():
         vertex = state.vertex(i)
-        new[vertex.path] = reading(state.absorbers[i].built() if i in state.absorbers else vertex.stage, vertex, reads)
-    return replaced(given, new | reselected(given, state.graph, state.gone))
+        stage = state.absorbers[i].built() if i in state.absorbers else vertex.stage
+        stage = stage.copy({stage.outputCol: renamed[i]}) if i in renamed else stage
+        new[vertex.path] = reading(stage, vertex, tuple(renamed.get(r.version[1], r.spelled) for r in reads))
+    return replaced(given, new | reselected(given, state.graph, state.gone, renamed))
 
 
 def compact_plan(model: Any, keepCols: Sequence[str] | None = None, *, schema: StructType | None = None) -> CompactPlan:
@@ -103,7 +112,7 @@ def compact_plan(model: Any, keepCols: Sequence[str] | None = None, *, schema: S
 
 def _told(state: State, start: State, why: Mapping[int, str], i: int) -> StageCompaction:
     vertex = state.vertex(i)
-    changed = i in state.absorbers or (i in state.reads and state.reads[i] != start.reads[i])
+    changed = i in state.absorbers or i in state.changed or (i in state.reads and state.reads[i] != start.reads[i])
     action = "gone" if i in state.gone else "changed" if changed else "same"
     return StageCompaction(vertex.path, vertex.uid, vertex.stageClass, action, state.gone.get(i) or f"stays: {why[i]}")
 

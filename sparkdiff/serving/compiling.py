@@ -107,8 +107,7 @@ def _refusing(model: Any) -> dict[Path, Any]:
 
 
 def _skips(stage: Any) -> bool:
-    given = stage.hasParam("handleInvalid") and stage.isDefined("handleInvalid")
-    return bool(given and stage.getOrDefault("handleInvalid") == "skip")
+    return "skip" in (stage.getOrDefault(p) for p in stage.params if p.name == "handleInvalid" and stage.isDefined(p))
 
 
 def _wanted(graph: Graph, outputCols: Iterable[str] | None) -> list[Version]:

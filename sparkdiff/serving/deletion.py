@@ -100,15 +100,15 @@ def _without(model: Any, state: State, i: int) -> Deletion:
     if not readers:
         raise RefusedError("nobody reads it")
     [read] = state.reads[i]
-    new: dict[Path, Any] = {vertex.path: left_out(model, vertex.path)} | reselected(model, state.graph, [i])
+    new: dict[Path, Any] = {vertex.path: left_out(model, vertex.path)} | reselected(model, state.graph, [i], {})
     for j in readers:
         if j in state.pinned or ("." in read.spelled and state.vertex(j).stage.hasParam("featuresCol")):
             raise RefusedError("a reader cannot read its input")
         state.check_visible(read.version, j, i)
         if is_assembler(state.vertex(j).stage):
             check_input(state, i)
-        reads = tuple(read if r.version[1] == i else r for r in state.reads[j])
-        new[state.vertex(j).path] = reading(state.vertex(j).stage, state.vertex(j), reads)
+        now = tuple(read.spelled if r.version[1] == i else r.spelled for r in state.reads[j])
+        new[state.vertex(j).path] = reading(state.vertex(j).stage, state.vertex(j), now)
     behind = tuple(state.vertex(j).uid for j in _behind(state, i) if isinstance(state.vertex(j).stage, Model))
     must = () if KINDS[kind] in SAME_WIDTH or _same_width(state, i, read) else behind
     if must:

@@ -47,6 +47,8 @@ def without(state: State, i: int) -> State:
     kept = [c for c, v in zip(vertex.outputs, state.versions(i), strict=True) if v in state.keep]
     if kept:
         raise RefusedError(f"{', '.join(kept)} {'is' if len(kept) == 1 else 'are'} kept")
+    if before := state.overwritten(i):
+        raise RefusedError(f"without it {', '.join(before)} would have the values that it overwrites")
     readers = state.readers(i)
     if not readers:
         if vertex.stage.hasParam("handleInvalid") and vertex.stage.getOrDefault("handleInvalid") != "keep":
@@ -137,8 +139,8 @@ def _folded(state: State, i: int, readers: list[int]) -> State:
         first = (target.through or (j,))[0]
         reads[first] = tuple(read if r.version[1] == i else r for r in state.reads[first])
     into = _uids(state, [t.position for t in targets])
-    resized = state.resized | {k for t in targets for k in t.through if change.width_in != change.width_out}
-    return _gone(dataclasses.replace(state, resized=resized), i, f"folded into {into}", reads, absorbers)
+    changed = state.changed | {k for t in targets for k in t.through}
+    return _gone(dataclasses.replace(state, changed=changed), i, f"folded into {into}", reads, absorbers)
 
 
 def _targets(state: State, i: int, j: int, change: Map) -> Iterator[Target]:

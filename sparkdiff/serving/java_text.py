@@ -79,13 +79,11 @@ def hashed_words(content: int, words: int) -> int:
 
 
 def hashed_double(x: float) -> int:
-    bits = 0x7FF8000000000000 if math.isnan(x) else struct.unpack("<Q", struct.pack("<d", x))[0]
-    return hashed_words(bits, 2)
+    return hashed_words(0x7FF8000000000000 if math.isnan(x) else struct.unpack("<Q", struct.pack("<d", x))[0], 2)
 
 
 def hashed_float(x: float) -> int:
-    bits = 0x7FC00000 if math.isnan(x) else struct.unpack("<I", struct.pack("<f", x))[0]
-    return hashed_words(bits, 1)
+    return hashed_words(0x7FC00000 if math.isnan(x) else struct.unpack("<I", struct.pack("<f", x))[0], 1)
 
 
 # Numbers as text --------------------------------------------------------------------------------------------------------

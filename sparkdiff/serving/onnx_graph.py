@@ -224,6 +224,4 @@ class GraphWriter:
 
 def as_array(value: Any) -> Array:
     """A parameter, a constant or a number as numpy array."""
-    if isinstance(value, torch.Tensor):
-        return value.detach().cpu().numpy()
-    return np.asarray(value)
+    return value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)

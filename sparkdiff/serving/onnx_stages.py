@@ -157,6 +157,7 @@ def transformed(g: GraphWriter, m: DCT, xs: Sequence[Value], nulls: Nulls) -> tu
     [x] = xs
     if not x.width:
         return (x,)
+    g.refuse(x.abs() > m.largest, f"{m.uid}: an entry in {m.name!r} that is infinite or beyond {m.largest:g}")
     matrix = m(torch.eye(x.width, dtype=torch.float64))  # linear: what it makes of unit vectors
     return (x.matmul(matrix),)
 

@@ -73,6 +73,13 @@ def typed(v: Any, source: InputColumn, kind: str) -> Any:
             found = _typed_number(v, kind)
         except (OverflowError, ArithmeticError, ValueError):
             found = None
+        rounded = isinstance(v, (float, np.floating)) and abs(v) >= 2.0 ** (np.finfo(type(v)).nmant + 1)
+        if found is not None and kind in WHOLE and rounded:
+            raise source.bad(
+                v,
+                f"a float that several numbers of the schema's {kind} become, as toPandas() writes them beside null: convert the "
+                "column to Int64 before, or pass df.toArrow()",
+            )
         if found is not None:
             return found
         raise source.bad(v, f"but the schema has {kind}")

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 from pyspark.ml.linalg import DenseVector, SparseVector
+from pyspark.sql import Row
 from torch import Tensor
 
 from sparkdiff.errors import InputError, did_you_mean, kind_of
@@ -45,14 +46,12 @@ def numbers(column: "Column", source: InputColumn) -> tuple[Rows, Tensor]:
 def listed_numbers(values: Sequence[Any], source: InputColumn) -> tuple[Rows, Tensor]:
     if source.vectors:
         return _vectors(values, source), torch.zeros(len(values), dtype=torch.bool)
-    for v in values:
-        if v is not None and not isinstance(v, (float, int)):
-            break
-    else:
+    v = next((v for v in values if v is not None and not isinstance(v, (float, int))), None)
+    if v is None:
         return _scalars(values, source)
     if isinstance(v, (np.generic, Decimal)) or plain(v) is None:
         return _scalars([float(x) if isinstance(x, Decimal) else plain(x) for x in values], source)
-    if isinstance(v, (list, tuple, np.ndarray, DenseVector, SparseVector)):
+    if isinstance(v, (list, tuple, np.ndarray, DenseVector, SparseVector, Mapping)):
         return _vectors(values, source), torch.zeros(len(values), dtype=torch.bool)
     raise source.bad(v, f"which is no number but {kind_of(v)}")
 
@@ -92,6 +91,7 @@ def rounded(x: Rows, source: InputColumn) -> Rows:
 
 
 def _vectors(values: Sequence[Any], source: InputColumn) -> Rows:
+    values = [_of_json(v, source) if isinstance(v, Mapping) else v for v in values]
     sizes = [_size(v, source) for v in values]
     if min(sizes) != max(sizes):
         raise InputError(f"column {source.name!r} holds vectors of {min(sizes)} and of {max(sizes)} entries")
@@ -107,6 +107,19 @@ def _vectors(values: Sequence[Any], source: InputColumn) -> Rows:
         raise source.bad(values[0], "which is no vector of numbers") from None
 
 
+def _of_json(v: Mapping[str, Any], source: InputColumn) -> DenseVector | SparseVector:
+    """The vector that Spark writes so in JSON."""
+    try:
+        stored = [NOT_FINITE[x] if isinstance(x, str) else float(x) for x in v["values"]]
+        return {0: lambda: SparseVector(v["size"], v["indices"], stored), 1: lambda: DenseVector(stored)}[v["type"]]()
+    except (TypeError, ValueError, LookupError, AssertionError, OverflowError):
+        raise source.bad(v, "which is no number, and no vector in the form that Spark writes in JSON") from None
+
+
+NOT_FINITE = {"NaN": np.nan, "Infinity": np.inf, "-Infinity": -np.inf}
+"""Doubles that are text in Spark's JSON."""
+
+
 def _size(v: Any, source: InputColumn) -> int:
     if v is None:
         raise source.bad(None, "and a vector may not be null: fill it, or leave the row out")
@@ -114,10 +127,8 @@ def _size(v: Any, source: InputColumn) -> int:
         return int(v.size) if isinstance(v, SparseVector) else len(v.array)
     if not isinstance(v, (list, tuple, np.ndarray)) or (isinstance(v, np.ndarray) and v.ndim != 1):
         raise source.bad(v, "in place of a vector")
-    if any(x is None for x in v):
-        raise source.bad(v, "and an entry of an array may not be null")
-    if any(isinstance(x, (str, bytes, np.timedelta64, np.datetime64)) for x in v):  # which numpy would read as numbers
-        raise source.bad(v, "which is no vector of numbers")
+    if any(isinstance(x, (str, bytes, np.timedelta64, np.datetime64, type(None))) for x in v):  # numbers to numpy
+        raise source.bad(v, "which is no vector of numbers: an entry of an array may not be null or text")
     return len(v)
 
 
@@ -138,9 +149,7 @@ class Numpy:
     array: "np.ndarray[Any, Any]"
 
     def listed(self) -> list[Any]:
-        if self.array.dtype in (np.float32, np.int32):
-            return list(self.array)
-        return list(self.array.tolist())
+        return list(self.array if self.array.dtype in (np.float32, np.int32) else self.array.tolist())
 
     def numbers(self, source: InputColumn) -> tuple[Rows, Tensor]:
         if source.vectors:
@@ -157,9 +166,8 @@ class Arrow:
 
     def listed(self) -> list[Any]:
         values: list[Any] = self.array.to_pylist()
-        if narrow := _NARROW.get(_element(self.array.type)):
-            return [_narrowed(v, narrow) for v in values]
-        return values
+        narrow = _NARROW.get(_element(self.array.type))
+        return [_narrowed(v, narrow) for v in values] if narrow else values
 
     def numbers(self, source: InputColumn) -> tuple[Rows, Tensor]:
         kind = self.array.type
@@ -222,7 +230,7 @@ class RequestTable:
         for field in source.path[1:]:
             if isinstance(column, Arrow) and pa.types.is_struct(column.array.type):
                 names = [inner.name for inner in column.array.type]
-                place = names.index(field if field in names else spelled(field, names, casefold))
+                place = names.index(spelled(field, names, casefold))
                 column = _arrow(column.array.flatten()[place])
                 continue
             values = column.values if isinstance(column, Listed) else column.listed()
@@ -253,16 +261,23 @@ def is_twofold(names: Collection[Any], casefold: Callable[[str], str]) -> bool:
         return is_twofold([name for name in names if isinstance(name, str)], casefold)
 
 
+def fields_of(value: Any) -> Any:
+    """A Row of pyspark as a dict; any other value as it is."""
+    return dict(zip(getattr(value, "__fields__", ()), value, strict=False)) if isinstance(value, Row) else value
+
+
 def field_of(value: Any, field: str, source: InputColumn, casefold: Callable[[str], str]) -> Any:
-    if not isinstance(value, Mapping):
+    fields = fields_of(value)
+    if not isinstance(fields, Mapping):
         raise source.bad(value, f"which has no field {field!r}")
-    return value[field] if field in value else value[spelled(field, list(value), casefold)]
+    return fields[spelled(field, list(fields), casefold)]
 
 
 def value_of(row: Mapping[str, Any], source: InputColumn, casefold: Callable[[str], str]) -> Any:
     """The value of a column in a dict."""
-    value: Any = row
-    for name in source.path:
+    name = source.path[0]
+    value: Any = row[name if name in row else spelled(name, list(row), casefold)]
+    for name in source.path[1:]:
         if value is None:
             return None
         value = field_of(value, name, source, casefold)
@@ -270,10 +285,11 @@ def value_of(row: Mapping[str, Any], source: InputColumn, casefold: Callable[[st
 
 
 def table_of_dicts(rows: Sequence[Mapping[str, Any]], casefold: Callable[[str], str]) -> "DictRows":
-    for row in rows:
+    dicts = [fields_of(row) for row in rows]
+    for row in dicts:
         if not isinstance(row, Mapping):
             raise InputError(f"a list of rows must hold dicts, got {kind_of(row)}")
-    return DictRows(rows, casefold)
+    return DictRows(dicts, casefold)
 
 
 class DictRows(RequestTable):

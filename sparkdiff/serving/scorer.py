@@ -14,7 +14,7 @@ from sparkdiff.pipeline.schema import SchemaOrRows
 from sparkdiff.serving import stored
 from sparkdiff.serving.compiling import scheduled, warm
 from sparkdiff.serving.few_rows import steps
-from sparkdiff.serving.requests import table_of
+from sparkdiff.serving.requests import fields_of, table_of
 from sparkdiff.serving.results import arrow_type, joined, result_arrow, result_objects
 from sparkdiff.serving.schedule import NOWHERE, OutputColumn, Schedule, Values
 
@@ -66,8 +66,9 @@ class Scorer:
         """The output columns of these rows.
 
         Args:
-            rows: a dict (one row), a list of dicts, a pandas DataFrame, or a table or batch of Arrow. A vector is a list, a numpy
-                array (d,) or a vector of pyspark; the field of a struct is a dict in a dict. In pandas, what is missing in a
+            rows: a dict (one row), a list of dicts, a pandas DataFrame, or a table or batch of Arrow; a Row of pyspark is as good
+                as a dict. A vector is a list, a numpy array (d,), a vector of pyspark or a dict as Spark writes it in JSON; the
+                field of a struct is a dict in a dict. In pandas, what is missing in a
                 column of objects is null, and NaN in a column of floats is NaN, unless the schema says that it holds no floats.
 
         Returns:
@@ -78,6 +79,7 @@ class Scorer:
         Raises:
             InputError: a column is missing, or Spark would fail on a row; names stage, column and value.
         """
+        rows = fields_of(rows)
         with torch.inference_mode():
             if isinstance(rows, Mapping):
                 values = self._schedule.of_row(rows, self._steps)

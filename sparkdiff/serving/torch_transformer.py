@@ -143,8 +143,8 @@ def computed(
     stays, comes = [fields[i] for i in kept], [(graph.name(v), expected[v[0]]) for v in made]
     # Under plain names: mapInArrow finds no column whose name has dots or backticks.
     schema = StructType([
-        *(StructField(f"c{i}", f.dataType) for i, f in zip(kept, stays, strict=True)),
-        *(StructField(f"made{k}", field.dataType) for k, (_, field) in enumerate(comes)),
+        *(StructField(f"c{i}", f.dataType, f.nullable) for i, f in zip(kept, stays, strict=True)),
+        *(StructField(f"made{k}", field.dataType, field.nullable) for k, (_, field) in enumerate(comes)),
     ])  # fmt: skip
     task = ByTorch(
         network.without_spark(), at, kept, made,
@@ -274,9 +274,9 @@ def measured(frames: dict[str, DataFrame]) -> dict[str, float]:
 class TorchTransformer(Holder, Transformer, jvm.Persistent):
     """A fitted pipeline whose translated stages are computed by torch, on the executors, in Arrow batches.
 
-    `transform` gives the columns of the pipeline's own transform, with the same types and metadata; stages that stay in Spark run
-    there. Vectors are equal, but may be stored dense where Spark's are sparse, or the other way round. The executors need torch;
-    sparkdiff need not be installed there.
+    `transform` gives the columns of the pipeline's own transform, with the same types, `nullable` and metadata; stages that stay
+    in Spark run there. Vectors are equal, but may be stored dense where Spark's are sparse, or the other way round. The executors
+    need torch; sparkdiff need not be installed there.
 
     Attributes:
         pipelineModel: the plain pipeline.

@@ -247,9 +247,9 @@ class LogisticRegression(MatrixProduct, ProbabilisticClassifier):
                     bounds[f"{side} {weight}"] = tensor(stage.getOrDefault(name))
         return cls(
             matrix, tensor(stage.interceptVector), stage.getFitIntercept(), num_classes=stage.numClasses,
-            thresholds=cls.settings(stage)["thresholds"] if len(matrix) > 1 else None,
+            **(cls.settings(stage) | ({} if len(matrix) > 1 else {"thresholds": None})),
             threshold=binary_threshold(stage) if len(matrix) == 1 else 0.5, bounds=bounds, uid=stage.uid,
-            shown=cls.shown_by(stage), movable=not stage.isSet("thresholds"), unstored=None if bool(stored.all()) else ~stored,
+            movable=not stage.isSet("thresholds"), unstored=None if bool(stored.all()) else ~stored,
         )  # fmt: skip
 
     def margin(self, x: Rows) -> Tensor:  # type: ignore[override]  # (n,) or (n, k)

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sparkdiff.errors import InputError
 from sparkdiff.stages.base import StageModule, columns_of, tensor
 from sparkdiff.stages.trainable import LabelStats
 from sparkdiff.tensors.rows import Rows, on_gpu
@@ -169,8 +170,17 @@ class ProbabilisticClassifier(Predictor):
 
     @classmethod
     def settings(cls, stage: Any) -> dict[str, Any]:
-        """`shown` and `thresholds` of a fitted stage."""
+        """`shown` and `thresholds` of a stage.
+
+        Raises:
+            InputError: it is fitted, and the thresholds are not one for each class.
+        """
         thresholds = tensor(stage.getOrDefault("thresholds")) if stage.isDefined("thresholds") else None
+        if thresholds is not None and len(thresholds) != (classes := getattr(stage, "numClasses", len(thresholds))):
+            raise InputError(
+                f"{stage.uid}: thresholds has {len(thresholds)} numbers, and the model has {classes} classes: set one for each "
+                "class, or clear the Param (model.clear(model.thresholds))"
+            )
         return {"shown": cls.shown_by(stage), "thresholds": thresholds}
 
     def raw_and_probability(self, margin: Tensor) -> tuple[Tensor, Tensor]:

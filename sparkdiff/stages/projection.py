@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sparkdiff.errors import InputError
 from sparkdiff.stages.affine import Affine, AffineForm, MatrixProduct, Parameters
 from sparkdiff.stages.base import parameter, register, tensor
 from sparkdiff.stages.trainable import FeatureStats, LabelStats
-from sparkdiff.tensors.rows import Rows, dense, product
+from sparkdiff.tensors.rows import Rows, dense, known_any, product
 
 
 @register("pyspark.ml.feature.PCAModel")
@@ -55,26 +56,32 @@ class PCA(MatrixProduct):
 class DCT(Affine):
     """The orthonormal cosine transform of type II of each row, or its inverse (type III).
 
-    Each output adds up all inputs, so that one is near to Spark's as measured by the row's largest entry; rows with infinite
-    entries have no transform (Spark's FFT makes infinities or NaN of them as it goes along).
+    Each output adds up all inputs, so that one is near to Spark's as measured by the row's largest entry. Rows with infinite
+    entries, or those of which the sums overflow, are refused: Spark's FFT makes infinities or NaN of them as it goes along.
 
     Source: org.apache.spark.ml.feature.DCT, by the DoubleDCT_1D of JTransforms, scaled.
     """
 
     makes_dense = "each output adds up all entries"
+    largest = 1e300
 
-    def __init__(self, inverse: bool):
+    def __init__(self, inverse: bool, uid: str = "DCT", name: str = ""):
         super().__init__()
-        self.inverse = inverse
+        self.inverse, self.uid, self.name = inverse, uid, name
 
     @classmethod
     def from_spark(cls, stage: Any) -> "DCT":
-        return cls(stage.getInverse())
+        return cls(stage.getInverse(), stage.uid, *cls.inputs(stage))
 
     def forward(self, x: Rows) -> Tensor:  # (n, d) -> (n, d)
         x = dense(x)
         if not x.numel():  # the FFT refuses it
             return x
+        if known_any(wrong := x.detach().abs() > self.largest):
+            raise InputError(
+                f"{self.uid}: column {self.name!r} holds a vector with the entry {x[wrong][0].item()!r}, of which Spark makes "
+                "infinities or NaN by the order of its additions; leave such rows out, or bound their entries before"
+            )
         return inverse_cosine_transform(x) if self.inverse else cosine_transform(x)
 
     def affine_form(self, p: Parameters, slope: Tensor, widths: Sequence[int]) -> AffineForm:

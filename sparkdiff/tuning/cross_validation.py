@@ -77,7 +77,12 @@ class _Search(Params):
     def _outcomes(self, dataset: DataFrame) -> tuple[GridTask, list[FoldMetrics]]:
         """The metrics of all settings, fold by fold."""
         task, get = self._task(dataset), self.getOrDefault
-        return task, outcomes(task, self._folds(dataset), get("parallelism"), get("collectSubModels"))
+        split = self._folds(dataset)
+        try:
+            return task, outcomes(task, split, get("parallelism"), get("collectSubModels"))
+        except jvm.SparkError as e:
+            folds.check_classes(split, task.stages, e)
+            raise
 
     def write(self) -> MLWriter:
         """Write it as an object of pyspark's class."""

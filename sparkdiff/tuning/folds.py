@@ -3,12 +3,16 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
+from pyspark.ml.classification import Classifier
+from pyspark.ml.feature import StringIndexer
 from pyspark.sql import Column, DataFrame, functions as F
 
 from sparkdiff.errors import InputError, did_you_mean
-from sparkdiff.jvm import SparkError
-from sparkdiff.pipeline.names import casefolding
+from sparkdiff.jvm import SparkError, cause
+from sparkdiff.pipeline.names import casefolding, named, read_by_name
+from sparkdiff.stages.base import columns_of
 from sparkdiff.tuning.cached_rows import Kept
 
 Pairs = Sequence[tuple[DataFrame, DataFrame]]
@@ -73,6 +77,31 @@ def split_once(dataset: DataFrame, column: str, seed: int, ratio: float) -> Fold
     held = rows[column] >= ratio
     fold = F.when(held, F.lit(0)).otherwise(F.lit(-1))
     return Folds(rows, fold, 1, lambda: [(rows.filter(~held), rows.filter(held))])
+
+
+def check_classes(folds: Folds, stages: Sequence[Any], error: Exception) -> None:
+    """Raise InputError if Spark failed where the training rows of a fold have one class.
+
+    Args:
+        stages: of the estimator; one of them may make the label of a column of the rows.
+    """
+    made = {
+        out: column
+        for stage in stages
+        if isinstance(stage, StringIndexer)
+        for out, column in zip(
+            columns_of(stage, ("outputCol", "outputCols")), columns_of(stage, ("inputCol", "inputCols")), strict=False
+        )
+    }
+    labels = {stage.getOrDefault("labelCol") for stage in stages if isinstance(stage, Classifier)}
+    columns = read_by_name(folds.rows)
+    for column in (name for name in (made.get(label, label) for label in sorted(labels)) if name in columns):
+        for i, (train, _) in enumerate(folds.pairs):
+            if len(found := train.select(named(column)).distinct().limit(2).collect()) == 1:
+                raise InputError(
+                    f"fold {i} is trained on rows of one class, {column}={found[0][0]!r}, which Spark fails on "
+                    f"({cause(error)}): take fewer folds, or spread the classes over the folds of a foldCol"
+                ) from error
 
 
 def check_column(dataset: DataFrame, column: str) -> None:

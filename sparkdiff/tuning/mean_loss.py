@@ -122,9 +122,7 @@ def _loss(name: str, params: Mapping[str, Any]) -> Loss:
 
 
 def _log_loss(p: Tensor, y: Tensor) -> Tensor:
-    if p.ndim == 1:
-        return log_loss(p, y)
-    return -of_label(p, y).log()
+    return log_loss(p, y) if p.ndim == 1 else -of_label(p, y).log()
 
 
 def _focal(p: Tensor, y: Tensor, gamma: float) -> Tensor:

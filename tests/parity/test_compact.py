@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from pyspark.ml.feature import (
     IDF,
     PCA,
     ElementwiseProduct,
+    Imputer,
     IndexToString,
     MaxAbsScaler,
     MinMaxScaler,
@@ -48,8 +50,9 @@ from readable_uids import named
 
 from sparkdiff import InputError, SparkdiffError, compact, compact_plan
 from sparkdiff.cli import main
-from sparkdiff.jvm import sessions, trees
+from sparkdiff.jvm import SparkError, sessions, trees
 from sparkdiff.jvm.coefficients import with_coefficients
+from sparkdiff.jvm.selections import can_except
 from sparkdiff.machine import whole
 from sparkdiff.pipeline.nesting import flatten
 from sparkdiff.serving import saving
@@ -181,9 +184,16 @@ def uids(model: Any) -> str:
 
 
 def params(stage: Any) -> dict[str, Any]:
-    """All Params that are set, but the names of the columns that it reads."""
-    reads = ("inputCol", "inputCols", "featuresCol")
-    return {p.name: v for p, v in stage._paramMap.items() if p.name not in reads}
+    """All Params that are set, but the names of the columns that it reads, and an assembler's own column."""
+    others = ("inputCol", "inputCols", "featuresCol", *(["outputCol"] if isinstance(stage, VectorAssembler) else []))
+    return {p.name: v for p, v in stage._paramMap.items() if p.name not in others}
+
+
+def check_what_stays(model: Any, new: Any, rows: DataFrame) -> list[str]:
+    """Every column of the new pipeline that the original has, too, has the original's values; returns what is gone."""
+    old, now = model.transform(rows).columns, new.transform(rows).columns
+    assert worst(model, new, rows, [c for c in now if c in old]) <= TOLERANCE
+    return [c for c in old if c not in now]
 
 
 @pytest.mark.parametrize("case", [pytest.param(c, marks=pytest.mark.nightly) if c in LONG else c for c in CASES])
@@ -203,6 +213,7 @@ def test_the_same_outputs_with_fewer_stages(
         assert {**now, "layers": None} == {**then, "layers": None}
         assert type(stage).__module__.startswith("pyspark.ml.")
     assert worst(model, new, odd, plan.keepCols) <= (0.0 if "tree" in case or "forest" in case else TOLERANCE)
+    assert set(check_what_stays(model, new, odd)).isdisjoint(plan.keepCols)
     if case in SAVED:
         new.write().save(str(tmp_path / "model"))
         assert worst(new, PipelineModel.load(str(tmp_path / "model")), odd, plan.keepCols) == 0.0
@@ -258,6 +269,96 @@ def test_by_default_what_nobody_reads_stays(made: Callable[[str], PipelineModel]
         compact(model, ["tow"])
     with pytest.raises(InputError, match="keepCols is empty"):
         compact(model, [])
+
+
+def test_a_column_with_other_values_has_another_name(train: DataFrame, odd: DataFrame) -> None:
+    """That of an assembler in front of what a stage has taken up; also behind another one, and where a stage drops it."""
+    stages = [*numbers(), standard(), named("inner", VectorAssembler, inputCols=["c", "z"], outputCol="in")]
+    stages += [joined("in", "weight"), head(DecisionTreeRegressor, "all", "count", maxDepth=3)]
+    stages = [s.setHandleInvalid("keep") if isinstance(s, VectorAssembler) else s for s in stages]
+    model = Pipeline(stages=stages).fit(train)
+    new = compact(model, schema=train.schema)
+    assert uids(new) == "joined head"
+    assert check_what_stays(model, new, odd) == ["v", "z", "in", "all"]
+    [changed] = {*new.transform(odd).columns} - {*model.transform(odd).columns}
+    assert new.stages[-1].getFeaturesCol() == changed
+    told = {s.uid: s.action for s in compact_plan(model, schema=train.schema).stages}
+    assert told == {"numbers": "gone", "standard": "gone", "inner": "gone", "joined": "changed", "head": "changed"}
+    again = PipelineModel([*new.stages[:-1], standard(changed, "y").fit(new.transform(train)), *new.stages[-1:]])
+    again.stages[-1] = new.stages[-1].copy({new.stages[-1].featuresCol: "y"})
+    assert check_what_stays(again, compact(again, schema=train.schema), odd) == ["y"]
+    behind = PipelineModel([*numbers(), *model.stages[1:]])
+    kept = compact(behind, ["in", "prediction"], schema=train.schema)
+    assert check_what_stays(behind, kept, odd) == []
+    if can_except():
+        dropping = SQLTransformer(statement="SELECT * EXCEPT (`all`, z) FROM __THIS__")
+        dropped = PipelineModel([*model.stages, dropping])
+        without = compact(dropped, schema=train.schema)
+        assert uids(without) == f"joined head {dropping.uid}"
+        assert check_what_stays(dropped, without, odd) == ["v", "in"]
+        assert {*without.transform(odd).columns} <= {*dropped.transform(odd).columns}
+
+
+def test_what_a_stage_overwrites_does_not_come_back(train: DataFrame, odd: DataFrame) -> None:
+    imputer = named("imputer", Imputer, inputCols=["a"], outputCols=["a"])
+    filling = named("filling", Imputer, inputCols=["b"], outputCols=["count"])
+    model = Pipeline(stages=[*numbers(), imputer, head(LinearRegression, "v", "count"), filling]).fit(train)
+    rows = odd.selectExpr("*", "1.0 AS count")
+    for schema in (None, rows.schema):
+        new = compact(model, ["prediction"], schema=schema)
+        assert uids(new) == ("numbers imputer head filling" if schema else "numbers imputer head")
+    assert check_what_stays(model, new, rows) == []
+    assert "without it a would have the values that it overwrites" in why(model, "imputer", keepCols=["prediction"])
+
+
+NUMBERS = ["a", "b", "c", "weight"]
+ON_A_VECTOR: list[Callable[[str, str], Any]] = [
+    lambda source, out: StandardScaler(inputCol=source, outputCol=out, withMean=True),
+    lambda source, out: RobustScaler(inputCol=source, outputCol=out),
+    lambda source, out: MinMaxScaler(inputCol=source, outputCol=out, max=2.0),
+    lambda source, out: MaxAbsScaler(inputCol=source, outputCol=out),
+    lambda source, out: PCA(inputCol=source, outputCol=out, k=1),
+    lambda source, out: VectorSlicer(inputCol=source, outputCol=out, indices=[0]),
+    lambda source, out: Normalizer(inputCol=source, outputCol=out),
+    lambda source, out: IDF(inputCol=source, outputCol=out),
+]
+HEADS: list[Callable[..., Any]] = [
+    lambda **given: DecisionTreeRegressor(maxDepth=3, labelCol="count", **given),
+    lambda **given: LinearRegression(maxIter=3, labelCol="count", **given),
+    lambda **given: GBTRegressor(maxIter=2, maxDepth=2, labelCol="count", **given),
+]
+
+
+def drawn(random: Random) -> tuple[list[Any], list[str] | None]:
+    """Stages at random, and columns to keep."""
+    vectors, stages = ["dense"], list[Any]()
+    for out in (f"v{n}" for n in range(random.randint(3, 7))):
+        if random.random() < 0.4:
+            sources = random.sample([*NUMBERS, *vectors], random.randint(1, 3))
+            stages += [VectorAssembler(inputCols=sources, outputCol=out, handleInvalid="keep")]
+        else:
+            stages += [random.choice(ON_A_VECTOR)(random.choice(vectors[-3:]), out)]
+        vectors += [out]
+    stages += [random.choice(HEADS)(featuresCol=vectors[-1], predictionCol="one")]
+    stages += [random.choice(HEADS)(featuresCol=random.choice(vectors[-3:]), predictionCol="two")]
+    if can_except() and random.random() < 0.3:
+        return [*stages, SQLTransformer(statement=f"SELECT * EXCEPT (dense, {vectors[-1]}) FROM __THIS__")], None
+    return stages, random.choice([None, ["one"], ["two", random.choice(vectors[1:])]])
+
+
+@pytest.mark.parametrize("seed", [*range(3), *(pytest.param(n, marks=pytest.mark.nightly) for n in range(3, 40))])
+def test_random_pipelines(train: DataFrame, odd: DataFrame, seed: int) -> None:
+    random, folded = Random(seed), 0
+    while folded < 3:
+        stages, keep = drawn(random)
+        try:
+            model = Pipeline(stages=stages).fit(train)
+        except SparkError:  # a selection of an entry that is not there, or the like
+            continue
+        new = compact(model, keep, schema=train.schema)
+        folded += new is not model
+        gone = check_what_stays(model, new, train)
+        assert set(compact_plan(model, keep, schema=train.schema).keepCols).isdisjoint(gone)
 
 
 def why(model: Any, uid: str, **options: Any) -> str:

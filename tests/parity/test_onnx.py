@@ -36,6 +36,7 @@ from sparkdiff.serving.onnx_export import ExportedColumn, Written
 from sparkdiff.stages.base import StageModule
 from sparkdiff.stages.binning import Bucketizer as Bins
 from sparkdiff.stages.interaction import Interaction
+from sparkdiff.stages.projection import DCT
 from sparkdiff.stages.trees import RandomForestRegression
 
 pytestmark = pytest.mark.once  # what is Spark's in it the laws check on every version
@@ -117,6 +118,13 @@ def test_rows_that_spark_refuses_are_marked(df: DataFrame, tmp_path: Path) -> No
     given = {"a": np.array([1.0, np.nan, 2.0]), "b": np.array([1.0, 1.0, np.inf])}
     assert session.run(["refused by Spark"], given)[0].tolist() == [False, True, False]
     assert "null or NaN in 'a'" in described.refuses[0]
+
+
+def test_a_cosine_transform_of_what_is_not_finite_is_marked() -> None:
+    session = exported((DCT(False, "waves", "v"), ["v"], "o"), widths={"v": 3})
+    given = np.array([[1.0, x, 0.0] for x in (2.0, np.nan, np.inf, -np.inf, 1e200, -1.7e308)])
+    found = onnx_parity.run(session, {"v": given})
+    assert found["refused by Spark"].tolist() == [False, False, True, True, False, True]
 
 
 def test_null_in_an_interaction_is_marked() -> None:

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import random
+import re
 import shutil
 import struct
 import subprocess
@@ -21,8 +22,16 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings, strategies as st
 from pyspark.ml import Pipeline, PipelineModel
-from pyspark.ml.classification import DecisionTreeClassifier, LogisticRegression, RandomForestClassifier
+from pyspark.ml.classification import (
+    DecisionTreeClassifier,
+    FMClassifier,
+    GBTClassifier,
+    LogisticRegression,
+    NaiveBayes,
+    RandomForestClassifier,
+)
 from pyspark.ml.feature import (
+    DCT,
     Bucketizer,
     CountVectorizerModel,
     FeatureHasher,
@@ -39,11 +48,13 @@ from pyspark.ml.feature import (
     Tokenizer,
     VectorAssembler,
 )
+from pyspark.ml.functions import array_to_vector
 from pyspark.ml.linalg import Vectors, VectorUDT
 from pyspark.ml.regression import GeneralizedLinearRegression, LinearRegression
-from pyspark.sql import DataFrame, SparkSession, functions as F
+from pyspark.sql import DataFrame, Row, SparkSession, functions as F
 from scoring import differences, fails, in_spark, origin, refuses
 
+import sparkdiff
 from sparkdiff import InputError, Scorer
 from sparkdiff.serving.compiling import NOT_SERVED
 
@@ -131,6 +142,25 @@ WORDS = {
 def test_words_of_text(texts: DataFrame, name: str) -> None:
     stage = WORDS[name]().setInputCol("x").setOutputCol("o")
     assert not differences(Scorer(stage), stage, texts)
+
+
+@pytest.mark.parametrize("tag", ["tr-TR", "az-Latn", "lt"])
+def test_a_language_with_a_lower_case_of_its_own(spark: SparkSession, tag: str) -> None:
+    rows = spark.createDataFrame([("TITLE \u00ccs",)], "x string").coalesce(1)
+    lowering = [kind(inputCol="x", outputCol="o") for kind in (Tokenizer, RegexTokenizer)]
+    as_it_is = RegexTokenizer(inputCol="x", outputCol="o", toLowercase=False)
+    locale = spark._jvm.java.util.Locale  # type: ignore[attr-defined]
+    before = locale.getDefault()
+    usual = in_spark(lowering[0], rows, ["o"])
+    locale.setDefault(locale.forLanguageTag(tag))
+    try:
+        for stage in lowering:
+            assert in_spark(stage, rows, ["o"]) != usual
+            with pytest.raises(InputError, match=rf"{stage.uid} .* by the rules of the JVM's language, '{tag[:2]}'"):
+                Scorer(PipelineModel([stage]))
+        assert not differences(Scorer(as_it_is), as_it_is, rows)
+    finally:
+        locale.setDefault(before)
 
 
 def test_a_match_behind_an_empty_one(spark: SparkSession) -> None:
@@ -225,6 +255,34 @@ def test_an_index_of_decimals(spark: SparkSession, precision: int, scale: int) -
     assert Scorer(model).predict(table)["o"].to_pylist() == theirs
     alone = [row["o"] for row in Scorer(model).predict([{"x": v} for v in values])]
     assert alone == (theirs if scale == 18 else [float(len(model.labels))] * len(values))
+
+
+@pytest.mark.parametrize("far", [2**60 + 1, -(2**53) - 1, 2**53 - 1])
+def test_an_index_of_integers_that_pandas_has_rounded(spark: SparkSession, far: int) -> None:
+    """A column of integers with null is one of floats in pandas."""
+    df = spark.createDataFrame([(7,), (None,), (far,)], "x bigint").coalesce(1)
+    index = StringIndexer(inputCol="x", outputCol="i", handleInvalid="keep").fit(df.where("x is not null"))
+    hashed = FeatureHasher(inputCols=["x"], outputCol="h", categoricalCols=["x"])
+    vector = VectorAssembler(inputCols=["x"], outputCol="v", handleInvalid="keep")
+    theirs = in_spark(PipelineModel([index, vector]), df, ["i", "v"])
+    rows = df.toPandas()
+    assert rows["x"].dtype == np.float64
+    floats = Scorer(vector, schema=df.schema).predict(rows)["v"]
+    assert [str(v[0]) for v in floats] == [str(row["v"][0]) for row in theirs]
+    for stage in (index, hashed):
+        scorer = Scorer(stage, schema=df.schema)
+        for asked in (rows, {"x": float(far)}, pa.table({"x": rows["x"]}), [{"x": 7}, {"x": np.float64(far)}]):
+            if abs(far) < 2**53:
+                scorer.predict(asked)
+                continue
+            with pytest.raises(
+                InputError, match=r"column 'x' holds .*, a float that several numbers of the schema's bigint"
+            ):
+                scorer.predict(asked)
+    exact = (pd.DataFrame({"x": pd.array([7, None, far], "Int64")}), pa.table({"x": pa.array([7, None, far])}))
+    for known in (*exact, pd.DataFrame({"x": pd.Series([7, None, far], dtype=object)})):
+        found = Scorer(index, schema=df.schema).predict(known)["i"]
+        assert (found.to_pylist() if isinstance(known, pa.Table) else found.tolist()) == [row["i"] for row in theirs]
 
 
 def test_a_hash_of_numbers(spark: SparkSession) -> None:
@@ -430,6 +488,55 @@ def test_what_spark_takes_for_no_label_is_refused(spark: SparkSession) -> None:
     assert fails(back, spark.createDataFrame([(True,)], "x boolean"), ["o"]) and refuses(Scorer(back), {"x": True})
 
 
+def test_rows_and_structs_of_pyspark(spark: SparkSession) -> None:
+    """`toPandas()` of a struct holds Rows, and `collect()` returns them."""
+    df = spark.sql(
+        "select named_struct('x', 1.5D, 'in', named_struct('y', 2L)) s, 3.5D z union all select null, 1D"
+    ).coalesce(1)
+    model = VectorAssembler(inputCols=["s.x", "s.in.y", "z"], outputCol="o", handleInvalid="keep")
+    theirs = [str(row["o"].toArray()) for row in in_spark(model, df, ["o"])]
+    for scorer in (Scorer(model), Scorer(model, schema=df.schema)):
+        for rows in (df.collect(), [row.asDict() for row in df.collect()], [row.asDict(True) for row in df.collect()]):
+            assert [str(row["o"]) for row in scorer.predict(rows)] == theirs
+            assert [str(scorer.predict(row)["o"]) for row in rows] == theirs
+        for pandas in (df.toPandas(), df.toPandas().assign(s=[row.s and row.s.asDict() for row in df.collect()])):
+            assert [str(v) for v in scorer.predict(pandas)["o"]] == theirs
+        with pytest.raises(InputError, match=r"column 's\.x' holds \(1\.5, 2\), which has no field 'x'"):
+            scorer.predict({"s": (1.5, 2), "z": 1.0})
+        with pytest.raises(InputError, match="no column 'x'"):
+            scorer.predict({"s": Row(w=1.0), "z": 1.0})
+        twofold = {"x": 1.0, "X": 2.0, "in": {"y": 1}}
+        for asked in ({"s": twofold, "z": 1.0}, [{"s": twofold, "z": 1.0}], pd.DataFrame({"s": [twofold], "z": [1.0]})):
+            with pytest.raises(InputError, match=r"2 columns that match 'x', \['x', 'X'\]: leave out all but one"):
+                scorer.predict(asked)
+    with pytest.raises(InputError, match="2 columns that match 'x'"):
+        Scorer(model).predict(pa.table({"s": [twofold], "z": [1.0]}))
+
+
+def test_vectors_as_spark_writes_them_in_json(spark: SparkSession) -> None:
+    vectors = [
+        Vectors.dense([1.0, -0.0, 1e300]), Vectors.sparse(3, [0, 2], [5.0, -1.5]), Vectors.sparse(3, [], []),
+        Vectors.dense([math.nan, math.inf, -math.inf]),
+    ]  # fmt: skip
+    df = spark.createDataFrame([(v,) for v in vectors], ["v"]).coalesce(1)
+    written = [json.loads(row) for row in df.toJSON().collect()]
+    model = VectorAssembler(inputCols=["v"], outputCol="o", handleInvalid="keep")
+    for scorer in (Scorer(model), Scorer(model, schema=df.schema)):
+        theirs = [str(row["o"]) for row in scorer.predict([{"v": v} for v in vectors])]
+        assert [str(scorer.predict(row)["o"]) for row in written] == [
+            str(scorer.predict({"v": v})["o"]) for v in vectors
+        ]
+        assert [str(row["o"]) for row in scorer.predict(written)] == theirs
+        assert [str(v) for v in scorer.predict(pd.DataFrame(written))["o"]] == theirs
+        whole = {"type": 0, "size": 3, "indices": [0], "values": [1.0]}
+        for wrong in (
+            whole | {"type": 2}, whole | {"indices": [3]}, whole | {"indices": [-1]}, whole | {"values": []}, {"a": 1.0}, {},
+            whole | {"values": ["1.0"]}, whole | {"values": [None]}, {"type": 1, "values": None}, {"type": [], "values": []},
+        ):  # fmt: skip
+            with pytest.raises(InputError, match=r"column 'v' holds \{.*which is no number, and no vector in the form"):
+                scorer.predict({"v": wrong})
+
+
 def test_types_of_tables(spark: SparkSession) -> None:
     big = spark.createDataFrame([(2**40,), (None,)], "x bigint").coalesce(1)
     model = Imputer(inputCol="x", outputCol="o").fit(big)
@@ -512,6 +619,54 @@ def test_rows_that_fail_in_spark_fail_here(df: DataFrame, spark: SparkSession) -
         scorer.predict({"kynd": "a", "a": 1.0})
     with pytest.raises(InputError, match="column 'a' holds 'x', which is no number"):
         scorer.predict({"kind": "a", "a": "x"})
+
+
+@pytest.mark.parametrize("inverse", [False, True])
+def test_a_cosine_transform_of_what_is_not_finite_is_refused(
+    spark: SparkSession, tmp_path: Path, inverse: bool
+) -> None:
+    stage = DCT(inverse=inverse, inputCol="v", outputCol="o")
+    rows = [Vectors.dense([1.0, value, 0.0, 2.0, 3.0]) for value in (2.0, math.nan, 1e200)]
+    df = spark.createDataFrame([(v,) for v in rows], ["v"]).coalesce(1)
+    scorer = Scorer(PipelineModel([stage]))
+    scorer.save(tmp_path / "scorer")
+    for made in (scorer, Scorer.load(tmp_path / "scorer")):
+        assert not differences(made, stage, df)
+        for value in (math.inf, -math.inf, 1.7e308):
+            wrong = {"v": Vectors.sparse(5, [3], [value])}
+            for asked in (wrong, [{"v": rows[0]}, wrong]):
+                with pytest.raises(
+                    InputError,
+                    match=rf"{stage.uid}: column 'v' holds a vector with the entry {re.escape(str(value))}, of",
+                ):
+                    made.predict(asked)
+        with pytest.raises(InputError, match="the entry inf"):
+            made.predict({"v": [math.nan, math.inf, 0.0, 0.0, 0.0]})
+
+
+def test_thresholds_of_another_length_than_the_classes(df: DataFrame, fitted: dict[str, Any], tmp_path: Path) -> None:
+    rows = fitted["assembler"].transform(df)
+    kinds = (LogisticRegression, RandomForestClassifier, DecisionTreeClassifier, GBTClassifier, FMClassifier)
+    for kind, label in [(kind, "label") for kind in kinds] + [(LogisticRegression, "grade"), (NaiveBayes, "label")]:
+        features = "vector" if kind is not NaiveBayes else "positive"
+        data = rows.withColumn("positive", array_to_vector(F.array(F.lit(1.0), F.abs(F.col("a")))))
+        model = kind(featuresCol=features, labelCol=label).fit(data)
+        k = model.numClasses
+        for length in (k - 1, k + 1):
+            wrong = model.copy()._set(thresholds=[0.5] * length)
+            assert fails(wrong, data.limit(3), ["prediction"])
+            why = (
+                rf"{model.uid}: thresholds has {length} numbers, and the model has {k} classes: set one for each class"
+            )
+            for act in (
+                lambda m=wrong: Scorer(m), lambda m=wrong: sparkdiff.plan(m), lambda m=wrong, d=data: sparkdiff.verify(m, d),
+                lambda m=wrong, d=data: sparkdiff.FineTuner(m, labelCol="label").fit(d),
+                lambda m=wrong, d=data: sparkdiff.export(m, tmp_path / "m.onnx", schema=d.schema),
+                lambda m=wrong, d=data: sparkdiff.TorchTransformer(m, device="cpu").transform(d).head(),
+            ):  # fmt: skip
+                with pytest.raises(InputError, match=why):
+                    act()
+        Scorer(model.copy()._set(thresholds=[0.5] * k))
 
 
 def test_what_cannot_be_served_is_refused_by_name(usual: PipelineModel, df: DataFrame) -> None:

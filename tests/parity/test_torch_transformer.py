@@ -12,6 +12,7 @@ from compacting import TOLERANCE, difference, values
 from pyspark.ml import Pipeline, PipelineModel
 from pyspark.ml.classification import LogisticRegression, RandomForestClassifier
 from pyspark.ml.feature import (
+    DCT,
     IDF,
     Bucketizer,
     HashingTF,
@@ -102,7 +103,7 @@ def check_same(model: Any, data: DataFrame) -> None:
     expected, found = model.transform(data), TorchTransformer(model, device="cpu").transform(data)
     assert found.columns == expected.columns
     for a, b in zip(expected.schema, found.schema, strict=True):
-        assert (a.dataType, a.metadata) == (b.dataType, b.metadata), a.name
+        assert (a.dataType, a.nullable, a.metadata) == (b.dataType, b.nullable, b.metadata), a.name
     pair = (_Given(expected), _Given(found))
     theirs, ours = (values(side, data, expected.columns) for side in pair)
     for name, old, new in zip(expected.columns, theirs, ours, strict=True):
@@ -239,6 +240,16 @@ def test_nan_is_refused_alone_in_its_batch(rows: DataFrame) -> None:
     for transformer in (model, TorchTransformer(model, device="cpu")):
         with pytest.raises(jvm.SparkError, match="NaN"):
             transformer.transform(odd).collect()
+
+
+def test_a_cosine_transform_of_what_is_not_finite_is_refused(rows: DataFrame) -> None:
+    model = Pipeline(stages=[vector("a", "b"), DCT(inputCol="vector", outputCol="waves")]).fit(rows)
+    check_same(model, rows.limit(5))
+    infinite = rows.limit(5).withColumn("b", F.when(F.col("a") > -1e9, F.lit(float("-inf"))))
+    with pytest.raises(
+        jvm.SparkError, match=rf"{model.stages[1].uid}: column 'vector' holds a vector with the entry -inf"
+    ):
+        TorchTransformer(model, device="cpu").transform(infinite).collect()
 
 
 def test_vectors_that_are_all_null_are_as_wide_as_their_column(rows: DataFrame) -> None:

@@ -14,7 +14,7 @@ import torch
 from sparkdiff.jvm import text as spark
 from sparkdiff.serving import java_text as java
 from sparkdiff.serving.text.base import BadValueError, Outputs, StagePart, TextInputs, TextStage, number, serves, whole
-from sparkdiff.serving.text.words import lists, words
+from sparkdiff.serving.text.words import all_of, words
 from sparkdiff.tensors.rows import SparseRows
 
 KEPT = 100_000
@@ -79,7 +79,7 @@ class HashingTF(Hashing):
 
     def run(self, column: list[Any]) -> Outputs:  # type: ignore[override]
         rows = []
-        for terms in lists(column):
+        for terms in all_of(column, list, "lists of words"):
             row: dict[int, float] = {}
             for term in terms:
                 place = self.place(term if term == term and term != 0.0 else _exact(term))

@@ -44,9 +44,8 @@ class StringIndexer(TextStage):
     @functools.cached_property
     def floats(self) -> dict[str, float]:
         """The same of numbers of single precision."""
-        found = ((java.double_of(label), i) for i, label in enumerate(self.labels))
         with np.errstate(over="ignore"):
-            return {float(np.float32(x)).hex(): float(i) for x, i in found if x is not None}
+            return {float(np.float32(float.fromhex(x))).hex(): i for x, i in self.doubles.items()}
 
     def run(self, column: list[Any]) -> Outputs:  # type: ignore[override]
         places = self.places

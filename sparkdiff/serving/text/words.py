@@ -10,29 +10,37 @@ from sparkdiff.serving import java_text as java
 from sparkdiff.serving.text.base import BadValueError, Outputs, StagePart, TextInputs, TextStage, serves, whole
 
 
-def texts(column: list[Any]) -> list[str]:
-    """The column, which must hold text throughout."""
+def all_of(column: list[Any], kind: type, what: str) -> list[Any]:
+    """The column, which must hold values of this type throughout; `what` Spark reads, in words."""
     for v in column:
-        if not isinstance(v, str):
-            raise BadValueError(v, "which Spark cannot take here; it reads text")
-    return column
-
-
-def lists(column: list[Any]) -> list[list[Any]]:
-    """The column, which must hold lists throughout."""
-    for v in column:
-        if not isinstance(v, list):
-            raise BadValueError(v, "which Spark cannot take here; it reads lists of words")
+        if not isinstance(v, kind):
+            raise BadValueError(v, f"which Spark cannot take here; it reads {what}")
     return column
 
 
 def words(column: list[Any]) -> list[list[Any]]:
     """The column, which must hold lists of text and null throughout."""
-    for row in lists(column):
+    for row in all_of(column, list, "lists of words"):
         for v in row:
             if v is not None and not isinstance(v, str):
                 raise BadValueError(row, "which are not words; it reads lists of words")
     return column
+
+
+LANGUAGES = ("az", "lt", "tr")
+"""Languages with rules of their own for lower case."""
+OF_THE_JVM = "lower case in a JVM whose language is az, lt or tr"
+
+
+def lower_case() -> Mapping[str, str]:
+    """What `jvm.text.lower_case` returns, for a stage that lowers text by the JVM's language.
+
+    Raises:
+        NotServedError: the language has rules of its own.
+    """
+    if (language := spark.language()) in LANGUAGES:
+        raise java.NotServedError(f"it lowers text by the rules of the JVM's language, {language!r}")
+    return spark.lower_case()
 
 
 @serves("Tokenizer")
@@ -44,16 +52,17 @@ class Tokenizer(TextStage):
     """
 
     kind = "array<string>"
+    refusals = (OF_THE_JVM,)
     lowers_text = True
     others: Mapping[str, str]
 
     @classmethod
     def of(cls, stage: Any, facts: TextInputs) -> list[StagePart]:
-        return whole(cls(spark.lower_case()))
+        return whole(cls(lower_case()))
 
     def run(self, column: list[Any]) -> Outputs:  # type: ignore[override]
         space = java.pattern(r"\s")
-        return ([java.split(space, java.lower(v, self.others)) for v in texts(column)],)
+        return ([java.split(space, java.lower(v, self.others)) for v in all_of(column, str, "text")],)
 
 
 @serves("RegexTokenizer")
@@ -65,7 +74,10 @@ class RegexTokenizer(TextStage):
     """
 
     kind = "array<string>"
-    refusals = ("patterns that Python cannot say (`\\b`, `\\p{L}`, flags, possessive quantifiers, sets within sets)",)
+    refusals = (
+        "patterns that Python cannot say (`\\b`, `\\p{L}`, flags, possessive quantifiers, sets within sets)",
+        OF_THE_JVM,
+    )
     pattern: str
     gaps: bool
     lowers_text: bool
@@ -76,14 +88,12 @@ class RegexTokenizer(TextStage):
     def of(cls, stage: Any, facts: TextInputs) -> list[StagePart]:
         java.pattern(stage.getPattern())
         lowers = stage.getToLowercase()
-        if lowers and (language := spark.language()) in LANGUAGES:
-            raise java.NotServedError(f"it lowers text by the rules of the JVM's language, {language!r}")
-        others = spark.lower_case() if lowers else {}
+        others = lower_case() if lowers else {}
         return whole(cls(stage.getPattern(), stage.getGaps(), lowers, stage.getMinTokenLength(), others))
 
     def run(self, column: list[Any]) -> Outputs:  # type: ignore[override]
         found = java.pattern(self.pattern)
-        return ([self._words(v, found) for v in texts(column)],)
+        return ([self._words(v, found) for v in all_of(column, str, "text")],)
 
     def _words(self, text: str, found: Any) -> list[str]:
         text = java.lower(text, self.others) if self.lowers_text else text
@@ -95,10 +105,6 @@ class RegexTokenizer(TextStage):
             )
         parts = java.split(found, text) if self.gaps else [match[0] for match in java.matches(found, text)]
         return [p for p in parts if java.units(p) >= self.shortest]
-
-
-LANGUAGES = ("az", "lt", "tr")
-"""Languages with rules of their own for lower case."""
 
 
 @serves("StopWordsRemover")

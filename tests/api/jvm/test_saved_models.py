@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 from pyspark.ml import Pipeline, PipelineModel
 from pyspark.ml.classification import LogisticRegression, OneVsRestModel, RandomForestClassifier
-from pyspark.ml.feature import MinMaxScaler, StringIndexer, VectorAssembler
+from pyspark.ml.feature import MinMaxScaler, OneHotEncoder, StringIndexer, VectorAssembler
 from pyspark.sql import DataFrame, functions as F
 
-from sparkdiff import jvm
+import sparkdiff
+from sparkdiff import InputError, jvm
 from sparkdiff.jvm import saved_models
 from sparkdiff.pipeline.nesting import flatten
 
@@ -52,6 +53,20 @@ def test_it_is_what_spark_loads(pipeline: PipelineModel, rows: DataFrame, tmp_pa
     assert told(mine) == told(sparks)
     chosen = ["x8", "hourIndex", "r1", "p1", "r2", "p2"]
     assert mine.transform(rows).select(chosen).collect() == sparks.transform(rows).select(chosen).collect()
+
+
+def test_an_encoder_of_spark_2_2_is_named(rows: DataFrame, tmp_path: Path) -> None:
+    """It needed no fit, under the name of today's Estimator."""
+    encoder = OneHotEncoder(inputCol="kind", outputCol="hot")
+    model = PipelineModel([encoder.fit(rows)])
+    model.write().save(str(tmp_path / "model"))
+    [stage] = (tmp_path / "model" / "stages").iterdir()
+    shutil.rmtree(stage)
+    encoder.write().save(str(stage))
+    with pytest.raises(
+        InputError, match=rf"OneHotEncoder {encoder.uid} isn't fitted: .* Spark 2\.2 or older has saved .* fit it"
+    ):
+        sparkdiff.Scorer(jvm.loaded(tmp_path / "model"))
 
 
 def test_what_is_no_plain_pipeline_is_left_to_spark(

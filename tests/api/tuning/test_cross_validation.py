@@ -28,6 +28,7 @@ from small_data import NUMBERS
 
 import sparkdiff
 from sparkdiff import InputError
+from sparkdiff.jvm import SparkError
 from sparkdiff.tuning.cross_validation import best_of
 from sparkdiff.tuning.fits import GridTask
 
@@ -487,6 +488,27 @@ def test_what_is_wrong_is_named_before_anything_runs(rows: DataFrame, jobs: Call
         )
         with pytest.raises(InputError, match=words):
             search.fit(rows)
+
+
+@pytest.mark.parametrize("label", ["rain", "word"])
+def test_a_fold_that_is_trained_on_one_class_is_named(rows: DataFrame, label: str) -> None:
+    """All rows of the other class are held out of it; also where the pipeline makes the label of a text."""
+    every = rows.withColumn("word", F.when(F.col("rain") == 0, "dry").otherwise("wet"))
+    data = every.where("rain = 0 or fold = 1")
+    index = StringIndexer(inputCol="word", outputCol="wordIndex", handleInvalid="keep")
+    head = LogisticRegression(labelCol="rain" if label == "rain" else "wordIndex", maxIter=2)
+    given: dict[str, Any] = {
+        "estimator": head if label == "rain" else Pipeline(stages=[index, head]), "estimatorParamMaps": [{}, {head.maxIter: 1}],
+        "evaluator": BinaryClassificationEvaluator(labelCol=head.getLabelCol()), "foldCol": "fold", "numFolds": 3,
+    }  # fmt: skip
+    with pytest.raises(SparkError):
+        tuning.CrossValidator(**given).fit(data)
+    value = "0" if label == "rain" else "'dry'"
+    words = rf"fold 1 is trained on rows of one class, {label}={value}.*: take fewer folds, or spread the classes"
+    with pytest.raises(InputError, match=words):
+        sparkdiff.CrossValidator(**given).fit(data)
+    with pytest.raises(SparkError, match="nowhere"):
+        sparkdiff.CrossValidator(**given | {"evaluator": BinaryClassificationEvaluator(labelCol="nowhere")}).fit(every)
 
 
 def test_a_fold_column_that_two_have_is_named(rows: DataFrame) -> None:
