@@ -7,8 +7,10 @@ from pathlib import Path
 from sparkdiff.job.output import SUMMARY, UNFINISHED, check_replaceable, is_unfinished
 from sparkdiff.jvm import stores
 from sparkdiff.machine import whole
-from sparkdiff.store import files
+from sparkdiff.report.run_report import REPORT
+from sparkdiff.store import files, marker
 from sparkdiff.store.lease import Lease
+from sparkdiff.store.marker import MARKER
 
 ROOM = (
     "free some space and repeat the command, which continues where it stopped, or set output to a folder on a disk "
@@ -29,8 +31,12 @@ def written(output: Path, lease: Lease, fill: Callable[[Path], None], needed: Ca
             return
         output.parent.mkdir(parents=True, exist_ok=True)
         with whole.temporary(output) as temporary:
+            temporary.mkdir()
+            marker.mark(temporary, marker.OUTPUT)
             fill(temporary)
+            marker.mark(temporary, marker.OUTPUT, sorted({*os.listdir(temporary), REPORT}))
             lease.check()
+            check_replaceable(output)  # once more: a file may have come meanwhile
             old = whole.hidden(output)
             try:
                 if output.exists():
@@ -53,10 +59,14 @@ def _written_in_store(output: Path, lease: Lease, fill: Callable[[Path], None]) 
         fill(temporary)
         lease.check()
         check_replaceable(output)  # once more: a file may have come meanwhile
+        before = stores.names(output)
+        marker.mark(
+            output, marker.OUTPUT, {*before, *stores.names(temporary), *os.listdir(temporary), REPORT, UNFINISHED}
+        )
         stores.write(output / UNFINISHED, b"")
         moved, made = list[str](), list[str]()
         try:
-            for name in sorted((n for n in stores.names(output) if n != UNFINISHED), key=lambda name: name != SUMMARY):
+            for name in sorted({*before} - {UNFINISHED, MARKER}, key=lambda name: name != SUMMARY):
                 stores.rename(output / name, aside / name)
                 moved.append(name)
             for name in stores.names(temporary):
@@ -74,6 +84,8 @@ def _written_in_store(output: Path, lease: Lease, fill: Callable[[Path], None]) 
                 stores.rename(aside / name, output / name)
             if not began:
                 stores.forget(output / UNFINISHED)
+            if not before:
+                stores.forget(output / MARKER)
             raise
         stores.remove(aside)
     finally:

@@ -26,7 +26,7 @@ from sparkdiff.job.output import UNFINISHED, is_unfinished, summary_of
 from sparkdiff.job.writing import written
 from sparkdiff.jvm import stores
 from sparkdiff.machine import processes
-from sparkdiff.store import files, run_folder
+from sparkdiff.store import files, marker, run_folder
 from sparkdiff.store.lease import HeldError, held
 
 pytestmark = pytest.mark.once  # paths and messages of our own
@@ -79,7 +79,7 @@ def test_a_job_in_a_store_ends_as_on_local_files(
     job.run(job.load_config(None, again))
     assert summary_of(output) is not None and not is_unfinished(output)
     stores.write(output / "mine.txt", b"")
-    with pytest.raises(InputError, match=r"contains mine\.txt, which is not of a run"):
+    with pytest.raises(InputError, match=r"contains mine\.txt, which is not of sparkdiff's run"):
         job.run(job.load_config(None, [*again, "output.mode=overwrite"]))
 
 
@@ -177,6 +177,7 @@ def test_a_run_that_a_store_refuses_leaves_the_one_before(
     said = {"summary.json": json.dumps({"fingerprints": {}}), "plan.json": "old"}
     for name, text in said.items():
         stores.write(output / name, text.encode())
+    marker.mark(output, marker.OUTPUT, said)
     rename, lease = stores.rename, SimpleNamespace(check=lambda: None)
 
     def fill(folder: Path) -> None:
