@@ -17,6 +17,7 @@ from sparkdiff.pipeline.network import Network
 from sparkdiff.pipeline.schema import SchemaOrRows, known_fields, width_in
 from sparkdiff.stages.embedding import Word2Vec
 from sparkdiff.stages.indexing import VectorIndexer
+from sparkdiff.stages.isotonic import IsotonicRegression
 
 
 def widths_of(
@@ -71,7 +72,9 @@ def fitted_width(network: Network, version: Version) -> int | None:
         alone = len(vertex.reads) == 1 or type(module).__name__ in ("GeneralizedLinearRegression",)
         if alone and (width := module.fitted_width()):
             return width
-        if vertex.stage is not None and hasattr(vertex.stage, "numFeatures"):
+        if not isinstance(module, IsotonicRegression) and hasattr(
+            vertex.stage, "numFeatures"
+        ):  # of which that is always 1
             return int(vertex.stage.numFeatures)
     return None
 

@@ -134,7 +134,7 @@ def test_a_damaged_lease_expires(tmp_path: Path, damaged: Callable[[Path], None]
     path = tmp_path / ".r.lease"
     damaged(path)
     if path.is_dir():
-        with pytest.raises(OSError), held(path, "r", lasts=0.2, beat=0.05):
+        with pytest.raises(IsADirectoryError), held(path, "r", lasts=0.2, beat=0.05):
             pass
         return
     with held(path, "r", wait=5.0, lasts=0.2, beat=0.05) as lease:
@@ -154,11 +154,11 @@ def test_a_damaged_search_says_what_to_do(tmp_path: Path, damaged: Callable[[Pat
         pass
     (folder / "search.json").unlink()
     damaged(folder / "search.json")
-    with pytest.raises(
-        InputError, match=r"search.json is damaged \(.*: delete .*run to start again|with other a, rows"
+    with (
+        pytest.raises(InputError, match=r"search.json is damaged \(.*: delete .*run to start again|with other a, rows"),
+        study.opened(folder, {"rows": 1}),
     ):
-        with study.opened(folder, {"rows": 1}):
-            pass
+        pass
 
 
 def test_a_damaged_journal_says_what_to_do(tmp_path: Path) -> None:
@@ -193,9 +193,9 @@ def test_a_folder_of_the_user_is_neither_written_nor_removed(tmp_path: Path, nam
 
 def test_a_folder_of_another_part_is_not_taken(tmp_path: Path) -> None:
     RunFolder.open(tmp_path, "r", {}, replace=False)
-    with pytest.raises(InputError, match=r"contains run.json, which is not of sparkdiff's search"):
-        with study.opened(tmp_path / "r", {}):
-            pass
+    says = r"contains run.json, which is not of sparkdiff's search"
+    with pytest.raises(InputError, match=says), study.opened(tmp_path / "r", {}):
+        pass
 
 
 def test_the_marker_is_the_last_to_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
