@@ -8,8 +8,6 @@ from sparkdiff.jvm import stores
 from sparkdiff.store import marker
 
 SUMMARY = "summary.json"
-UNFINISHED = "_unfinished"
-"""A file that is in the output while it is written in a store, where a folder is not renamed at once."""
 
 
 def summary_of(output: Path) -> dict[str, Any] | None:
@@ -25,13 +23,13 @@ def summary_of(output: Path) -> dict[str, Any] | None:
 
 
 def _text_in_store(output: Path) -> str:
-    content = None if is_unfinished(output) else stores.read(output / SUMMARY)
+    content = stores.read(output / SUMMARY)
     return "" if content is None else content.decode()
 
 
 def is_unfinished(output: Path) -> bool:
-    """Whether a run was interrupted while it was written to this folder of a store."""
-    return stores.url_of(output) is not None and stores.exists(output / UNFINISHED)
+    """Whether a run was interrupted while it was written to this folder of a store, where a folder is not renamed at once."""
+    return stores.url_of(output) is not None and bool(marker.marked(output)) and not stores.exists(output / SUMMARY)
 
 
 def check_replaceable(output: Path) -> None:

@@ -66,8 +66,6 @@ from sparkdiff.store.run_folder import UNTOLD, told
 
 PROCEDURES: Mapping[str, Any] = {"grower": grow_pipeline, "improver": improve_pipeline}
 SUMMARIES = {"grow": GrowthSummary, "improve": ImprovementSummary}
-MODEL = "model"
-"""The folder of a pipeline in that of a run, or in that of a fitted pipeline."""
 COMPLETE = "complete"
 """The file that names the fitted pipeline in its folder of a store."""
 OFFERS = "offers"
@@ -297,11 +295,11 @@ def fitted_on(
     if stores.url_of(folder) is not None:
         where = _keep_in_store(fitted, folder)
     else:
-        where = folder / MODEL
+        where = folder / "model"
         with whole.temporary(folder) as temporary:
             temporary.mkdir()
             marker.mark(temporary, marker.FITTED)
-            fitted.write().save(f"file://{temporary / MODEL}")
+            fitted.write().save(f"file://{temporary}/model")
             if not files.moved(temporary, folder):
                 say("reused: meanwhile another process fitted the same pipeline on the same rows")
                 return jvm.loaded(where), where
@@ -318,14 +316,14 @@ def refitted(sources: Sequence[Source], options: Options, form: Unfitted) -> Any
 def _kept(folder: Path) -> tuple[Any, Path] | None:
     """The pipeline of a folder of `fitted_on`, and where it lies; None if it isn't there, or not whole."""
     if stores.url_of(folder) is None:
-        return (jvm.loaded(folder / MODEL), folder / MODEL) if folder.exists() else None
+        return (jvm.loaded(folder / "model"), folder / "model") if folder.exists() else None
     name = stores.read(folder / COMPLETE)
     return None if name is None else (jvm.loaded(folder / name.decode()), folder / name.decode())
 
 
 def _keep_in_store(fitted: Any, folder: Path) -> Path:
     """Save a pipeline to a store, where nothing is renamed: a file that is written last names it."""
-    where = folder / f"{MODEL}-{uuid.uuid4().hex[:8]}"
+    where = folder / f"model-{uuid.uuid4().hex[:8]}"
     marker.mark(folder, marker.FITTED)
     fitted.write().save(stores.address(where))
     stores.write(folder / COMPLETE, where.name.encode())

@@ -23,7 +23,6 @@ def remove(path: Path) -> None:
     with contextlib.suppress(OSError):  # it is not there
         if path.is_symlink() or not path.is_dir():
             path.unlink()
-            return
         for entry in path.iterdir():
             if entry.name != MARKER:
                 remove(entry)

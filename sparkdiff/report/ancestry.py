@@ -91,8 +91,8 @@ def metric_of(run: Mapping[str, Any]) -> str:
 
 def cost_of(run: Mapping[str, Any]) -> str:
     """What a run took; a store may not tell it."""
-    known = run["seconds"] is not None and run["coreSeconds"] is not None
-    return f"{duration(run['seconds'])}, {run['coreSeconds']:.0f} core-seconds" if known else "unknown"
+    took, used = run["seconds"], run["coreSeconds"]
+    return "unknown" if took is None or used is None else f"{duration(took)}, {used:.0f} core-seconds"
 
 
 def _ancestor(step: Mapping[str, Any]) -> Ancestor:

@@ -154,12 +154,14 @@ def local_file(path: str | os.PathLike[str]) -> Path:
 def wanted_of(network: Network, outputCols: Sequence[str] | None) -> list[Version]:
     """The versions of the columns to compute."""
     if outputCols is None:
-        graph = network.graph
-        read = {v for i in network.positions for v in graph.vertices[i].reads}
+        vertices = network.graph.vertices
+        read = {v for i in network.positions for v in vertices[i].reads}
         # A formula drops all that it makes of its terms but the vector of features.
-        kept = {i for i in network.positions if graph.formula_of(graph.vertices[i]) is None}
-        kept |= {i for i in network.positions if isinstance(network.module(i), RewrittenAttributes)}
-        return [v for v in network.writes.values() if v not in read and v[1] in kept]
+        dropped = {
+            i for i in network.positions
+            if network.graph.formula_of(vertices[i]) and not isinstance(network.module(i), RewrittenAttributes)
+        }  # fmt: skip
+        return [v for v in network.writes.values() if v not in read and v[1] not in dropped]
     return network.versions_of(outputCols)
 
 

@@ -138,8 +138,9 @@ def undamaged(path: Path, read: Callable[[], T]) -> T | None:
         return read()
     except Exception as e:  # whatever the content does to its reader
         if stores.exists(path):
-            why = f"{type(e).__name__}: {e}"
-            warnings.warn(f"{stores.named(path)} is damaged and made again: {why}", DamagedFile, stacklevel=2)
+            warnings.warn(
+                f"{stores.named(path)} is damaged and made again: {type(e).__name__}: {e}", DamagedFile, stacklevel=2
+            )
             stores.remove(path)
         return None
 

@@ -30,8 +30,8 @@ GONE = 1.0
 """Seconds for which a lease file may be missing: a process that moved it by mistake puts it back immediately."""
 
 
+# Of the values of a lease that another process reads.
 TYPES = {"owner": str, "pid": int, "started": int, "beat": (int, float), "lasts": (int, float)}
-"""Of the values of a lease that another process reads."""
 _ENDED: set[str] = set()
 """Owners in this process that have ended, whose file a store may still have that was not there to remove it."""
 
