@@ -49,8 +49,7 @@ class Clock:
         """Set the clock to what the folder of a round says, and return the positions of its items that time was over for."""
         if math.isinf(self.limit):
             return frozenset()
-        file = round / "clock.json"
-        noted = files.undamaged(file, lambda: _noted(file))
+        noted = files.undamaged(round / "clock.json", lambda: _noted(round / "clock.json"))
         if noted is None:
             self.note(round)
             return frozenset()

@@ -63,11 +63,15 @@ class StepLog:
         if self.folder is None:
             return make()
         path = self.folder / f"{name}.pt"
-        with torch.serialization.safe_globals([*KEPT]):
-            found: list[T] | None = files.undamaged(path, lambda: [torch.load(path, weights_only=True)])
-            if found is None:
-                files.save_mappable(path, make())
-                found = [torch.load(path, weights_only=True)]
+
+        def read() -> list[T]:
+            with torch.serialization.safe_globals([*KEPT]):
+                return [torch.load(path, weights_only=True)]
+
+        found = files.undamaged(path, read)
+        if found is None:
+            files.save_mappable(path, make())
+            found = read()
         return found[0]
 
     def has(self, name: str) -> bool:

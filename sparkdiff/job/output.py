@@ -13,18 +13,10 @@ SUMMARY = "summary.json"
 def summary_of(output: Path) -> dict[str, Any] | None:
     """The summary.json of a run, which is written last; None if the folder holds none, or an unfinished run."""
     try:
-        text = (
-            (output / SUMMARY).read_text(encoding="utf-8") if stores.url_of(output) is None else _text_in_store(output)
-        )
-        found = json.loads(text)
+        found = json.loads(stores.read(output / SUMMARY) or b"")
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) and isinstance(found.get("fingerprints"), dict) else None
-
-
-def _text_in_store(output: Path) -> str:
-    content = stores.read(output / SUMMARY)
-    return "" if content is None else content.decode()
 
 
 def is_unfinished(output: Path) -> bool:

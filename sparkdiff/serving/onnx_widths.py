@@ -72,9 +72,8 @@ def fitted_width(network: Network, version: Version) -> int | None:
         alone = len(vertex.reads) == 1 or type(module).__name__ in ("GeneralizedLinearRegression",)
         if alone and (width := module.fitted_width()):
             return width
-        if not isinstance(module, IsotonicRegression) and hasattr(
-            vertex.stage, "numFeatures"
-        ):  # of which that is always 1
+        # Of an IsotonicRegressionModel it is 1, whatever it reads.
+        if hasattr(vertex.stage, "numFeatures") and not isinstance(module, IsotonicRegression):
             return int(vertex.stage.numFeatures)
     return None
 

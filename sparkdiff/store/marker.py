@@ -33,11 +33,7 @@ def marked(folder: Path) -> list[str]:
     Raises:
         OSError: it cannot be read.
     """
-    try:
-        content = (folder / MARKER).read_bytes() if stores.url_of(folder) is None else stores.read(folder / MARKER)
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-        return []
-    return (content or b"").decode(errors="replace").splitlines()
+    return (stores.read(folder / MARKER) or b"").decode(errors="replace").splitlines()
 
 
 def check(folder: Path, owner: str, given: str, other: str) -> None:
