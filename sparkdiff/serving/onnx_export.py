@@ -283,14 +283,13 @@ class Written:
             self.values[text] = self._input(self.shown[text], "text", 1)
         null, last = self._null(text), float(len(labels))
         assert null is not None
-        settings = {"keys_strings": labels, "values_int64s": range(len(labels)), "default_int64": len(labels)}
-        index = g.node("LabelEncoder", [self.values[text]], 1, "int64", domain="ai.onnx.ml", **settings).double()
+        index = g.node(
+            "LabelEncoder", [self.values[text]], 1, "int64", domain="ai.onnx.ml", keys_strings=labels,
+            values_int64s=range(len(labels)), default_int64=len(labels),
+        ).double()  # fmt: skip
         if vertex.stage.getHandleInvalid() != "keep":
-            name = self.network.graph.name(text)
-            g.refuse(
-                index.equals(last) | null,
-                f"{self.network.graph.formula_of(vertex)}: null or a text in {name!r} that it was not fitted on",
-            )
+            formula, name = self.network.graph.formula_of(vertex), self.network.graph.name(text)
+            g.refuse(index.equals(last) | null, f"{formula}: null or a text in {name!r} that it was not fitted on")
         return g.where(null, last, index).number()
 
     def _null(self, version: Version) -> Value | None:

@@ -17,7 +17,6 @@ from sparkdiff.pipeline.network import Network
 from sparkdiff.pipeline.schema import SchemaOrRows, known_fields, width_in
 from sparkdiff.stages.embedding import Word2Vec
 from sparkdiff.stages.indexing import VectorIndexer
-from sparkdiff.stages.isotonic import IsotonicRegression
 
 
 def widths_of(
@@ -73,7 +72,7 @@ def fitted_width(network: Network, version: Version) -> int | None:
         if alone and (width := module.fitted_width()):
             return width
         # Of an IsotonicRegressionModel it is 1, whatever it reads.
-        if hasattr(vertex.stage, "numFeatures") and not isinstance(module, IsotonicRegression):
+        if hasattr(vertex.stage, "numFeatures") and vertex.stageClass != "IsotonicRegressionModel":
             return int(vertex.stage.numFeatures)
     return None
 

@@ -199,6 +199,10 @@ def journal(folder: Path) -> Any:
     if path.exists():
         with path.open("r+b") as file:
             file.truncate(file.read().rfind(b"\n") + 1)
+    return _storage(path)
+
+
+def _storage(path: Path) -> Any:
     return _whole(path, lambda: JournalStorage(JournalFileBackend(str(path))))
 
 
@@ -228,8 +232,7 @@ def stored(folder: Path) -> tuple[list[Trial], int, bool]:
         raise InputError(f"{folder} has no {JOURNAL}: no search has begun there")
     with quiet():
         try:
-            storage = _whole(path, lambda: JournalStorage(JournalFileBackend(str(path))))
-            study = optuna.load_study(study_name=NAME, storage=storage)
+            study = optuna.load_study(study_name=NAME, storage=_storage(path))
         except KeyError as e:
             raise InputError(f"{path} has no search yet") from e
         larger = study.directions[0] == optuna.study.StudyDirection.MAXIMIZE
