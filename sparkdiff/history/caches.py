@@ -13,11 +13,12 @@ from sparkdiff.report.progress import duration
 from sparkdiff.report.sections import aligned
 from sparkdiff.store import marker
 from sparkdiff.store.files import folder_size
+from sparkdiff.store.marker import CACHE as CACHE, FITTED as FITTED, ROWS as ROWS
 
 LEFT, FOREIGN = "left behind", "of another user"
-READ = (marker.CACHE, marker.ROWS)
+READ = (CACHE, ROWS)
 """Those that runs read and that hold rows."""
-WHOLE = (*READ, marker.FITTED)
+WHOLE = (*READ, FITTED)
 RECENT = 3600.0
 """Seconds after its last use in which nothing is removed: a fit that has found it may not have opened it yet."""
 DAY = 86400.0
@@ -75,7 +76,7 @@ def _entry(path: Path) -> Iterator[StoredItem]:
             return
         if path.name.startswith("."):  # it is being written, or its writer or remover was killed
             yield StoredItem(path, LEFT, folder_size(path), None, 0.0, 0, _since(path), [], False)
-        elif kind == marker.FITTED:
+        elif kind == FITTED:
             yield StoredItem(path, kind, folder_size(path), None, 0.0, 1, _since(path), [], False)
         elif (path / usage.MANIFEST).exists():
             known, rows, size = usage.of(path), _rows(path), folder_size(path)

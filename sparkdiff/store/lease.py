@@ -31,7 +31,7 @@ GONE = 1.0
 
 
 # Of the values of a lease that another process reads.
-TYPES = {"owner": str, "pid": int, "started": int, "beat": (int, float), "lasts": (int, float)}
+TYPES: dict[str, Any] = {"owner": str, "pid": int, "started": int, "beat": (int, float), "lasts": (int, float)}
 _ENDED: set[str] = set()
 """Owners in this process that have ended, whose file a store may still have that was not there to remove it."""
 
