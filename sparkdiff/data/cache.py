@@ -36,6 +36,7 @@ from sparkdiff.machine import memory, processes, whole
 from sparkdiff.options import Options
 from sparkdiff.pipeline.cut import Cut
 from sparkdiff.pipeline.graph import Version
+from sparkdiff.store import marker
 from sparkdiff.store.files import folder_size, free, moved, room
 from sparkdiff.store.lease import held, lease_of
 
@@ -189,6 +190,7 @@ def open_cache(request: Request, watch: Watch = contextlib.nullcontext) -> Cache
 def _opened(request: Request, where: Path, columns: list[dict[str, Any]], watch: Watch) -> Cache:
     key = fingerprint(request, where)
     folder = where / key[:16]
+    marker.check(folder, marker.CACHE, f"the folder of the cache, {stores.named(folder)},", "cacheDir")
     if stores.url_of(folder) is not None:
         return _opened_in_store(request, folder, key, columns)
     if folder.exists():
@@ -198,13 +200,14 @@ def _opened(request: Request, where: Path, columns: list[dict[str, Any]], watch:
             return Cache(folder, found, hit=True)
         except DamagedCacheError as e:
             warnings.warn(f"the cache {folder} is damaged and is written again: {e}", DamagedCache, stacklevel=2)
-        shutil.rmtree(folder, ignore_errors=True)
+        whole.remove(folder)
     # What processes of this machine have left that were killed while they wrote this cache.
     for owner in folder.parent.glob(f".{folder.name}-*/{OWNER}"):
         if processes.is_orphan(owner):
-            shutil.rmtree(owner.parent, ignore_errors=True)
+            whole.remove(owner.parent)
     with whole.temporary(folder) as temporary:
         temporary.mkdir(mode=0o700)  # before there is anything in it
+        marker.mark(temporary, marker.CACHE)
         processes.write_owner(temporary / OWNER, os.getpid())
         began = time.monotonic()
         with watch(temporary):
@@ -250,6 +253,7 @@ def _found_in_store(folder: Path, key: str, limit: int | None) -> dict[str, Any]
 
 def _written_to_store(request: Request, folder: Path, key: str, columns: list[dict[str, Any]]) -> Cache:
     stores.make(folder)
+    marker.mark(folder, marker.CACHE)
     data = folder / f"{ROWS}{uuid.uuid4().hex[:8]}"
     try:
         with jvm.blamed("Spark failed while it wrote the cache"):

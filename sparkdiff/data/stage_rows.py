@@ -10,7 +10,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import shutil
 import time
 import uuid
 import warnings
@@ -23,12 +22,15 @@ from pyspark.sql import DataFrame
 from sparkdiff import jvm
 from sparkdiff.data.fingerprint import Request, anonymous, divided_facts
 from sparkdiff.data.stream import usage
+from sparkdiff.errors import InputError
 from sparkdiff.jvm import stores
 from sparkdiff.jvm.plans import plan_facts
+from sparkdiff.machine import whole
 from sparkdiff.pipeline.graph import Vertex
 from sparkdiff.pipeline.schema import is_plain
+from sparkdiff.store import marker
 from sparkdiff.store.digests import digest_of
-from sparkdiff.store.files import full, moved
+from sparkdiff.store.files import full, moved, read_object
 
 PREFIX = "stages-"
 
@@ -135,6 +137,7 @@ def _note(where: Path, keys: Sequence[str]) -> None:
         folder = where / usage.SEEN
         if not stores.exists(folder):
             stores.make(folder, private=False)
+            marker.mark(folder, marker.SEEN)
             if stores.url_of(folder) is None:
                 folder.chmod(where.stat().st_mode & 0o777)  # as the folder of the caches is shared
         for key in keys:
@@ -153,10 +156,10 @@ class _Kept:
     def at(where: Path, key: str) -> "_Kept | None":
         """Those of this key; None if there are none, or if a file of them is missing or cut off."""
         folder = where / f"{PREFIX}{key}"
-        with contextlib.suppress(OSError, ValueError, KeyError):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
             if stores.url_of(folder) is not None:
                 stores.fetch(folder / usage.MANIFEST)
-            told = json.loads((folder / usage.MANIFEST).read_text(encoding="utf-8"))
+            told = read_object(folder / usage.MANIFEST)
             rows = folder / told["rows"]
             if stores.exists(rows) and stores.size(rows) == told["bytes"]:
                 return _Kept(folder, rows, {name: tuple(values) for name, values in told["slices"].items()})
@@ -177,7 +180,9 @@ def _keep(where: Path, key: str, frames: Frames, values: Slices, stages: Sequenc
     rows = target / f"rows-{uuid.uuid4().hex[:8]}"
     began = time.monotonic()
     try:
+        marker.check(folder, marker.ROWS, f"the folder {stores.named(folder)}", "cacheDir")
         stores.make(target)
+        marker.mark(target, marker.ROWS)
         for i, df in enumerate(frames):
             if _cuts_times(df):
                 raise OSError("spark.sql.parquet.outputTimestampType=TIMESTAMP_MILLIS would cut off microseconds")
@@ -188,18 +193,18 @@ def _keep(where: Path, key: str, frames: Frames, values: Slices, stages: Sequenc
             usage.begin(target, [s.stageClass for s in stages], time.monotonic() - began)
             # One that is there and damaged gives way; whole ones are another run's of this moment.
             if not moved(target, folder) and _Kept.at(where, key) is None:
-                shutil.rmtree(folder, ignore_errors=True)
+                whole.remove(folder)
                 moved(target, folder)
     except BaseException as e:
         stores.remove(rows)
-        if not isinstance(e, (jvm.SparkError, OSError)):
+        if not isinstance(e, (jvm.SparkError, OSError, InputError)):
             raise
         why = full(e) or (jvm.cause(e) if isinstance(e, jvm.SparkError) else str(e))
         warnings.warn(f"the rows after {stages[-1].uid} are not kept: {why}", UserWarning, stacklevel=2)
         return None
     finally:
         if local:
-            shutil.rmtree(target, ignore_errors=True)
+            whole.remove(target)
     return _Kept.at(where, key)
 
 

@@ -1,7 +1,6 @@
 """What fits on the same rows have in common."""
 
 import dataclasses
-import shutil
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ from sparkdiff.data.fingerprint import Request
 from sparkdiff.data.splits import REFERENCE, Source, rule
 from sparkdiff.fine_tuning.task import Task
 from sparkdiff.fine_tuning.together import JointSetting, members
+from sparkdiff.machine import whole
 from sparkdiff.machine.threads import MadeOnce
 from sparkdiff.options import Options
 
@@ -44,7 +44,7 @@ class Shared(MadeOnce):
         """Remove the files of all caches; a later fit would write them again."""
         for key, cache in [*self.found.items()]:
             if key[0] == "cache":
-                shutil.rmtree(cache.folder, ignore_errors=True)
+                whole.remove(cache.folder)
 
 
 def key_of(task: Task, sources: Sequence[Source]) -> tuple[Any, ...]:

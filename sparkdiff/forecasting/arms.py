@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from sparkdiff.forecasting.facts import Facts
-from sparkdiff.forecasting.forecast import MOST, features, forests, numbers, parsed
+from sparkdiff.forecasting.forecast import MOST, features, forests, numbers
+from sparkdiff.history.store import parsed
 
 PRIORS = resources.files("sparkdiff.forecasting").joinpath("arm_priors.json")  # the package may be in a zip
 ENOUGH = 0.95
@@ -86,7 +87,7 @@ def of_store(runs: Sequence[Mapping[str, Any]]) -> list[PastImprovement]:
     """The improvements in a store whose facts are known."""
     out = []
     for run in runs:
-        evidence = parsed(run["evidence"] or "") if run["verb"] == "improve" else {}
+        evidence = parsed(run["evidence"]) if run["verb"] == "improve" else {}
         facts = numbers(evidence.get("facts"))
         if facts is not None and run["before"]:
             arms = _results(run, evidence.get("stopped") or ())

@@ -17,6 +17,7 @@ import numpy as np
 from sparkdiff.data.rehearsal import SAMPLE
 from sparkdiff.errors import InputError
 from sparkdiff.forecasting.facts import FACTS, Facts
+from sparkdiff.history.store import parsed
 
 MOST = 0.5
 """A gain counts up to this share of the original's metric."""
@@ -100,15 +101,6 @@ def of_store(runs: Sequence[Mapping[str, Any]]) -> list[PastRun]:
         if run["verb"] == "finetune" and facts is not None and None not in (gain, run["coreSeconds"]):
             out.append(PastRun(facts, not run["kept"], gain, run["coreSeconds"]))
     return out
-
-
-def parsed(text: str) -> dict[str, Any]:
-    """The object in a text of JSON; empty if there is none."""
-    try:
-        found = json.loads(text)
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def numbers(found: Any) -> Facts | None:

@@ -1,10 +1,10 @@
 """What a store of runs knows of a model: whether it was tuned before, what that gained, and how the rows have drifted since."""
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sparkdiff.forecasting.facts import Facts
+from sparkdiff.history.store import parsed
 
 COLUMNS = (
     "verb", "model", "parent", "kept", "gain", "metric", "metricDirection", "after", "coreSeconds", "tags", "finished",
@@ -31,7 +31,7 @@ def history(
     last = made[-1]
     tuned = not last["kept"]
     out = {"known": 1.0, "lastTuned": float(tuned), "lastGain": float(last["gain"] or 0.0) if tuned else 0.0}
-    same = last["metric"] == name and _params(json.loads(last["options"] or "{}")) == _params(options)
+    same = last["metric"] == name and _params(parsed(last["options"])) == _params(options)
     if last["after"] and same:
         worse = (metric - last["after"]) / abs(last["after"])
         out["drift"] = worse if last["metricDirection"] == "smaller" else -worse
@@ -40,4 +40,5 @@ def history(
 
 def _params(options: Mapping[str, Any]) -> dict[str, Any]:
     """Parameters that the metric may take."""
-    return {**options.get("lossParams", {}), **options.get("metricParams", {})}
+    given = [options.get(name) for name in ("lossParams", "metricParams")]
+    return {k: v for params in given if isinstance(params, Mapping) for k, v in params.items()}

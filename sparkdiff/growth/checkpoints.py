@@ -10,7 +10,6 @@ import hashlib
 import json
 import pickle
 import re
-import shutil
 import time
 import traceback
 import warnings
@@ -25,6 +24,7 @@ from sparkdiff.growth import parts
 from sparkdiff.growth.criterion import Criterion
 from sparkdiff.growth.items import Course, Found, Item
 from sparkdiff.growth.table import Table
+from sparkdiff.machine import whole
 from sparkdiff.store import files
 from sparkdiff.training.distributed.worker import ROOM
 
@@ -49,21 +49,21 @@ class RoundFiles:
         """
         about = json.dumps([[dataclasses.asdict(i) for i in items], digest(table, original)], sort_keys=True)
         path = run / f"round-{number}"
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, ValueError):
             if (path / "round.json").read_text(encoding="utf-8") == about:
                 return RoundFiles(path)
         for old in run.glob("round-*"):
-            if int(old.name.partition("-")[2]) >= number:
-                shutil.rmtree(old, ignore_errors=True)
+            if not (name := old.name.partition("-")[2]).isdecimal() or int(name) >= number:
+                whole.remove(old)
         with files.room("the results of a round", path, ROOM):
             path.mkdir(mode=0o700, parents=True)
             files.write_bytes(path / "round.json", about.encode())
         return RoundFiles(path)
 
     def ended(self) -> set[int]:
-        """The positions of the items that have ended."""
+        """The positions of the items that have ended, and whose results are whole."""
         names = (re.fullmatch(r"found-(\d+)\.pickle", p.name) for p in self.path.iterdir())
-        return {int(name[1]) for name in names if name}
+        return {int(name[1]) for name in names if name and self._kept(name[0]) is not None}
 
     def found(self, position: int) -> Found:
         found: Found = pickle.loads((self.path / f"found-{position}.pickle").read_bytes())
@@ -71,11 +71,11 @@ class RoundFiles:
 
     def course(self, position: int) -> Course | None:
         """An item's training as its checkpoint has it, None if there is no checkpoint."""
-        try:
-            course: Course = pickle.loads((self.path / f"course-{position}.pickle").read_bytes())
-        except FileNotFoundError:
-            return None
+        course: Course | None = self._kept(f"course-{position}.pickle")
         return course
+
+    def _kept(self, name: str) -> Any:
+        return files.undamaged(self.path / name, lambda: pickle.loads((self.path / name).read_bytes()))
 
     def save(self, position: int, course: Course) -> None:
         """Write a checkpoint. Where it can't be written, training goes on without it."""

@@ -49,13 +49,12 @@ class Clock:
         """Set the clock to what the folder of a round says, and return the positions of its items that time was over for."""
         if math.isinf(self.limit):
             return frozenset()
-        try:
-            told = json.loads((round / "clock.json").read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        noted = files.undamaged(round / "clock.json", lambda: _noted(round / "clock.json"))
+        if noted is None:
             self.note(round)
             return frozenset()
-        self.noted, self.begun = float(told["seconds"]), time.monotonic()
-        return frozenset(told["late"])
+        self.noted, self.begun = noted[0], time.monotonic()
+        return noted[1]
 
     def tick(self, round: Path) -> None:
         """Note the time now and then."""
@@ -70,3 +69,9 @@ class Clock:
         told = {"seconds": self.noted, "late": sorted(late)}
         with files.room("the time of a round", round, ROOM):
             files.write_bytes(round / "clock.json", json.dumps(told).encode())
+
+
+def _noted(file: Path) -> tuple[float, frozenset[int]]:
+    """The seconds that a file of a clock says, and the positions of items that time was over for."""
+    told = files.read_object(file)
+    return float(told["seconds"]), frozenset(told["late"])

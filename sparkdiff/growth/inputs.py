@@ -206,8 +206,9 @@ def room_of(folder: Path, largest: int | None = None) -> int:
         largest: at most; None for `LARGEST`.
     """
     file = folder / "room.json"
-    if file.exists():
-        return int(json.loads(file.read_text(encoding="utf-8")))
+    kept = files.undamaged(file, lambda: int(json.loads(file.read_text(encoding="utf-8"))))
+    if kept is not None:
+        return kept
     room = min(largest or LARGEST, memory.total() // 16)
     with files.room("how many rows parts learn from", folder, ROOM):
         files.write_bytes(file, json.dumps(room).encode())

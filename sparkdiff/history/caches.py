@@ -3,9 +3,6 @@
 import contextlib
 import dataclasses
 import datetime
-import json
-import re
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -14,17 +11,14 @@ from sparkdiff.errors import InputError
 from sparkdiff.machine import whole
 from sparkdiff.report.progress import duration
 from sparkdiff.report.sections import aligned
+from sparkdiff.store import marker
 from sparkdiff.store.files import folder_size
+from sparkdiff.store.marker import CACHE as CACHE, FITTED as FITTED, ROWS as ROWS
 
-CACHE, ROWS, FITTED = "cache", "rows after stages", "fitted pipeline"
 LEFT, FOREIGN = "left behind", "of another user"
 READ = (CACHE, ROWS)
 """Those that runs read and that hold rows."""
 WHOLE = (*READ, FITTED)
-NAMES = {"": CACHE, "stages-": ROWS, "fitted-": FITTED}
-"""What a folder holds, by what its name has in front of the 16 digits."""
-UNFINISHED = re.compile(r"\.(fitted-|stages-)?[0-9a-f]{16}-[0-9a-f]{8}|\.removed-[0-9a-f]{8}")
-"""A cache or a fitted pipeline that is being written, or whose writer or remover was killed."""
 RECENT = 3600.0
 """Seconds after its last use in which nothing is removed: a fit that has found it may not have opened it yet."""
 DAY = 86400.0
@@ -76,14 +70,12 @@ def entries(folder: Path) -> list[StoredItem]:
 
 
 def _entry(path: Path) -> Iterator[StoredItem]:
-    name = re.fullmatch(r"(stages-|fitted-|)[0-9a-f]{16}", path.name)
-    kind = None if name is None else NAMES[name[1]]
-    if not path.is_dir():
-        return
     try:
-        if kind is None:
-            if UNFINISHED.fullmatch(path.name):
-                yield StoredItem(path, LEFT, folder_size(path), None, 0.0, 0, _since(path), [], False)
+        kind = (marker.marked(path) or [""])[0]
+        if kind not in WHOLE:
+            return
+        if path.name.startswith("."):  # it is being written, or its writer or remover was killed
+            yield StoredItem(path, LEFT, folder_size(path), None, 0.0, 0, _since(path), [], False)
         elif kind == FITTED:
             yield StoredItem(path, kind, folder_size(path), None, 0.0, 1, _since(path), [], False)
         elif (path / usage.MANIFEST).exists():
@@ -91,7 +83,7 @@ def _entry(path: Path) -> Iterator[StoredItem]:
             with usage.alone(path) as unread:
                 read = not unread
             yield StoredItem(path, kind, size, rows, known.seconds, known.uses, max(known.age, 0.0), known.madeBy, read)
-    except FileNotFoundError:  # another process has just removed it
+    except (FileNotFoundError, IsADirectoryError):  # another process has just removed it
         return
     except PermissionError:
         yield StoredItem(path, FOREIGN, 0, None, 0.0, 0, 0.0, [], read=True)
@@ -105,9 +97,9 @@ def _since(path: Path) -> float:
 
 def _rows(path: Path) -> int | None:
     try:
-        splits = json.loads((path / usage.MANIFEST).read_text(encoding="utf-8"))["splits"]
+        splits = whole.read_object(path / usage.MANIFEST)["splits"]
         return sum(piece["rows"] for shards in splits.values() for shard in shards for piece in shard)
-    except (ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
@@ -144,7 +136,8 @@ def _removed(entry: StoredItem) -> bool:
 
 def forget_seen(folder: Path) -> None:
     """Remove the notes by which a run knows that an earlier one needed the same rows (`reuseStages`)."""
-    shutil.rmtree(folder / usage.SEEN, ignore_errors=True)
+    if marker.marked(folder / usage.SEEN) == [marker.SEEN]:
+        whole.remove(folder / usage.SEEN)
 
 
 def table(found: Sequence[StoredItem]) -> list[str]:
@@ -154,5 +147,5 @@ def table(found: Sequence[StoredItem]) -> list[str]:
         last = "now" if e.read else f"{duration(e.age)} ago" if e.age < DAY else f"{e.age / DAY:.0f} days ago"
         made = duration(e.seconds) if e.seconds else ""
         size, counted = f"{e.bytes / 1e6:,.1f}", "" if e.rows is None else f"{e.rows:,}"
-        rows.append((e.path.name, e.kind, size, counted, last, str(e.uses or ""), made, ", ".join(e.madeBy)))
+        rows.append((e.path.name, e.kind, size, counted, last, str(e.uses or ""), made, ", ".join(map(str, e.madeBy))))
     return [*aligned(rows, left=(0, 1, 4, 7)), f"{len(found)} entries, {sum(e.bytes for e in found) / 1e6:,.1f} MB"]

@@ -9,11 +9,12 @@ from typing import Any
 from sparkdiff import jvm
 from sparkdiff.errors import InputError
 from sparkdiff.history import store
+from sparkdiff.history.store import parsed
 from sparkdiff.machine import paths
 from sparkdiff.options import Options
 from sparkdiff.pipeline.nesting import plain
-from sparkdiff.report import Drawing, Section, SectionTable, ShownFields, Strong, duration, p_value
-from sparkdiff.report.ancestry import SHORT, ancestors_of, drawn_ancestors, metric_of
+from sparkdiff.report import Drawing, Section, SectionTable, ShownFields, Strong, p_value
+from sparkdiff.report.ancestry import SHORT, ancestors_of, cost_of, drawn_ancestors, metric_of
 from sparkdiff.store.digests import hash_of
 
 MOST = 5
@@ -136,7 +137,7 @@ def _hash(model: Any) -> str:
 def _told_options(run: Mapping[str, Any]) -> str:
     """The options of a run that are not at their default, as a command takes them."""
     usual = Options().asdict()
-    given = {k: v for k, v in json.loads(run["options"]).items() if k not in usual or v != usual[k]}
+    given = {k: v for k, v in parsed(run["options"]).items() if k not in usual or v != usual[k]}
     return " ".join(f"{k}={json.dumps(v)}" for k, v in given.items()) or "all options at their defaults"
 
 
@@ -212,10 +213,10 @@ def _told(step: LineageStep) -> Iterator[Section]:
         reused = "reused" if run["cacheHit"] else "written"
         reused += f", of run {step.cacheOf[:SHORT]}" if step.cacheOf else ""
         yield f"  rows: {rows or 'unknown'}; cache {run['data'][:SHORT]}, {reused}"
-    yield f"  cost: {duration(run['seconds'])}, {run['coreSeconds']:.0f} core-seconds"
+    yield f"  cost: {cost_of(run)}"
     yield from _considered(run)
     if step.beside:
-        kept = sum(r["kept"] for r in step.beside)
+        kept = sum(bool(r["kept"]) for r in step.beside)
         yield f"  from the same parent {len(step.beside)} other runs, of which {kept} kept it"
 
 
@@ -247,4 +248,4 @@ def _when(run: Mapping[str, Any]) -> str:
 def _short(run: Mapping[str, Any]) -> tuple[str, ...]:
     gain = "" if run["gain"] is None else f"{run['gain']:+.2%}"
     p = "" if run["p"] is None else p_value(run["p"])
-    return _when(run), run["verb"], run["decision"], run["metric"], gain, p
+    return _when(run), *(run[name] or "" for name in ("verb", "decision", "metric")), gain, p

@@ -54,7 +54,7 @@ def _cells(run: dict[str, Any]) -> Sequence[str]:
 
     finished = run["finished"].astimezone(datetime.timezone.utc)  # Spark gives it in the zone of this process
     return (
-        f"{finished:%Y-%m-%d %H:%M}", run["verb"], run["decision"], run["metric"], number(run["before"], ".5g"),
+        f"{finished:%Y-%m-%d %H:%M}", *(run[name] or "" for name in ("verb", "decision", "metric")), number(run["before"], ".5g"),
         number(run["after"], ".5g"), number(run["gain"], "+.1%"), "" if run["p"] is None else p_value(run["p"]),
         number(run["coreSeconds"], ".0f"), (run["model"] or "")[:SHORT], (run["parent"] or "")[:SHORT],
     )  # fmt: skip

@@ -7,13 +7,16 @@ into one and then removes them; who reads in between sees some runs twice and ke
 import errno
 import io
 import itertools
+import json
+import os
 import uuid
+import warnings
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.dataset as ds
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyspark.sql import DataFrame
 from pyspark.sql.pandas.types import from_arrow_schema
@@ -22,6 +25,11 @@ from sparkdiff import jvm
 from sparkdiff.errors import InputError
 from sparkdiff.jvm import stores
 from sparkdiff.store.files import write_bytes
+
+
+class DamagedRuns(UserWarning):
+    """A file in a store of runs is damaged, or holds something else, and is left out."""
+
 
 MOST = 100
 """Times that a reader begins again, as the store is compacted."""
@@ -98,8 +106,9 @@ def rows(
     Raises:
         InputError: there is no store in this folder.
     """
-    wanted = None if ids is None else ds.field("id").isin(pa.array([*ids], pa.string()))
-    _, table = _read(folder, [*{*(columns or SCHEMA.names), "id", "finished"}], wanted)
+    _, table = _read(folder, columns or SCHEMA.names)
+    if ids is not None:
+        table = table.filter(pc.is_in(table["id"], pa.array([*ids], pa.string())))
     found = {row["id"]: {name: _plain(value) for name, value in row.items()} for row in table.to_pylist()}
     return sorted(found.values(), key=lambda row: (row["finished"], row["id"]))
 
@@ -121,32 +130,64 @@ def rows_so_far(storeDir: str | None, columns: Sequence[str]) -> list[dict[str, 
     return rows(folder, columns) if any(_is_run(name) for name in names) else []
 
 
+def parsed(text: str | None) -> dict[str, Any]:
+    """The object in a stored text of JSON; empty if there is none."""
+    try:
+        found = json.loads(text or "")
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def _plain(value: Any) -> Any:
     """Arrow's pairs of a map as a dict."""
     return dict(value) if isinstance(value, list) and value and isinstance(value[0], tuple) else value
 
 
-def _read(folder: Path, columns: Sequence[str], wanted: Any = None) -> tuple[list[Path], pa.Table]:
+def _read(folder: Path, columns: Sequence[str]) -> tuple[list[Path], pa.Table]:
     """The files of a store and their rows, from the beginning again where another process has compacted it meanwhile.
 
     Raises:
         InputError: there is no store in this folder.
     """
+    names = [*{*columns, "id", "finished"}]
     for attempt in itertools.count():
         try:
             files = [folder / name for name in stores.names(folder) if _is_run(name)]
             if not files:
                 raise _missing(folder)
-            for file in files:
-                stores.fetch(file)
+            found = {file: rows for file in files if (rows := _rows(file, names)) is not None}
             # A column that an older file lacks is null.
-            table = ds.dataset([str(file) for file in files], schema=SCHEMA, format="parquet")
-            return files, table.to_table(columns=[*columns], filter=wanted)
+            tables = [SCHEMA.empty_table().select(names), *found.values()]
+            return [*found], pa.concat_tables(tables, promote_options="default")
         except OSError as e:
-            gone = isinstance(e, FileNotFoundError) or e.errno == errno.ENOENT  # Arrow's has no number
-            if not gone or attempt == MOST:
+            if e.errno != errno.ENOENT or attempt == MOST:
                 raise
     raise AssertionError
+
+
+def _rows(file: Path, columns: Sequence[str]) -> pa.Table | None:
+    """The rows of a file; None, with a warning, if it is damaged or holds something else.
+
+    Raises:
+        OSError: another process has removed it.
+    """
+    stores.fetch(file)
+    try:
+        with pq.ParquetFile(file) as opened:
+            rows = opened.read([name for name in columns if name in opened.schema_arrow.names])
+        if rows.schema != pa.schema([SCHEMA.field(name) for name in rows.column_names]) or any(
+            name not in rows.column_names or rows[name].null_count for name in ("id", "finished")
+        ):
+            raise pa.ArrowInvalid("its columns are not those of runs")
+        return rows
+    except (pa.ArrowException, OSError) as e:
+        if not os.path.lexists(file):
+            raise FileNotFoundError(errno.ENOENT, "it is gone", str(file)) from e
+        warnings.warn(
+            f"{stores.named(file)} is damaged or holds no runs, and is left out: {e}", DamagedRuns, stacklevel=2
+        )
+        return None
 
 
 def _missing(folder: Path) -> InputError:
@@ -165,10 +206,15 @@ def runs(storeDir: str) -> DataFrame:
         InputError: there is no store in this folder.
     """
     spark, folder = jvm.session(), jvm.folder("storeDir", storeDir)
-    if not any(_is_run(name) for name in stores.names(folder)):
-        raise _missing(folder)
-    read = spark.read.schema(from_arrow_schema(SCHEMA)).option("pathGlobFilter", "run*.parquet")  # type: ignore[arg-type]
-    return read.parquet(stores.readable(folder)).dropDuplicates(["id"])
+    schema: Any = from_arrow_schema(SCHEMA)
+    files, _ = _read(folder, SCHEMA.names)
+    if not files:
+        return spark.createDataFrame([], schema)
+    places = (
+        files if len(files) < sum(map(_is_run, stores.names(folder))) else [folder]
+    )  # of a whole store the folder is less
+    read = spark.read.schema(schema).option("pathGlobFilter", "run*.parquet")
+    return read.parquet(*map(stores.readable, places)).dropDuplicates(["id"])
 
 
 def _is_run(name: str) -> bool:

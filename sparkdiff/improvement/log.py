@@ -51,7 +51,7 @@ class StepLog:
         if (self._place(arm, number) / "step.json").exists():
             return ""
         path = self.folder / DECISIONS
-        known: dict[str, str] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        known = files.undamaged(path, lambda: {k: str(v) for k, v in files.read_object(path).items()}) or {}
         name = self._place(arm, number).name
         if name not in known and (found := why()):
             known[name] = found
@@ -63,11 +63,16 @@ class StepLog:
         if self.folder is None:
             return make()
         path = self.folder / f"{name}.pt"
-        if not path.exists():
+
+        def read() -> list[T]:
+            with torch.serialization.safe_globals([*KEPT]):
+                return [torch.load(path, weights_only=True)]
+
+        found = files.undamaged(path, read)
+        if found is None:
             files.save_mappable(path, make())
-        with torch.serialization.safe_globals([*KEPT]):
-            found: T = torch.load(path, weights_only=True)
-            return found
+            found = read()
+        return found[0]
 
     def has(self, name: str) -> bool:
         """Whether `kept` has this value of an earlier run."""
@@ -101,17 +106,22 @@ class StepLog:
 
     def read(self, ground: Ground, arm: str, number: int) -> Step | None:
         """A step of an earlier run of the same request; None if it did not end."""
-        if self.folder is None or not ((place := self._place(arm, number)) / "step.json").exists():
+        if self.folder is None:
             return None
-        told = json.loads((place / "step.json").read_text(encoding="utf-8"))
-        candidates = tuple(
-            Candidate(
-                arm, c["name"], _measurement(ground, place, i, c["parity"]), Making.of(c["making"]), c["changes"], c["exact"],
-                c["value"], c["seconds"],
-            )
-            for i, c in enumerate(told.pop("candidates"))
-        )  # fmt: skip
-        return Step(candidates=candidates, **told)
+        place = self._place(arm, number)
+        return files.undamaged(place, lambda: _read(ground, arm, place)) if (place / "step.json").exists() else None
+
+
+def _read(ground: Ground, arm: str, place: Path) -> Step:
+    told = files.read_object(place / "step.json")
+    candidates = tuple(
+        Candidate(
+            arm, c["name"], _measurement(ground, place, i, c["parity"]), Making.of(c["making"]), c["changes"], c["exact"],
+            c["value"], c["seconds"],
+        )
+        for i, c in enumerate(told.pop("candidates"))
+    )  # fmt: skip
+    return files.typed(Step(candidates=candidates, **told))
 
 
 def _figures(found: Measurement) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from sparkdiff.job.steps import made_of, own_id
 from sparkdiff.job.tracking import Tracking, tracked
 from sparkdiff.job.writing import written
 from sparkdiff.jvm import stores
-from sparkdiff.machine import secrets
+from sparkdiff.machine import secrets, whole
 from sparkdiff.options import Options
 from sparkdiff.report.record import versions
 from sparkdiff.report.run_report import write_report
@@ -63,7 +62,7 @@ def _run(config: Config, lease: Lease, spark: SparkSession, tracking: Tracking) 
 
     written(config.output, lease, fill)
     if study is not None:
-        shutil.rmtree(study, ignore_errors=True)
+        whole.remove(study)
     tracking.log(lambda: model)
     return model.summary
 

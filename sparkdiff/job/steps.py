@@ -58,7 +58,7 @@ from sparkdiff.pipeline.nesting import flatten, plain
 from sparkdiff.pipeline.unfitted import Unfitted, check_unfitted, with_uids_of
 from sparkdiff.report import FineTuningSummary, Phases, shown
 from sparkdiff.report.run_report import LINEAGE, write_report
-from sparkdiff.store import files
+from sparkdiff.store import files, marker
 from sparkdiff.store.digests import check_reads_its_input_only, hash_of, hash_of_folder, params_of
 from sparkdiff.store.identity import UntoldError, identity
 from sparkdiff.store.lease import Lease
@@ -285,22 +285,26 @@ def fitted_on(
         folder = root(options) / f"fitted-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
     except UntoldError as e:
         folder, why = root(options) / f"fitted-{uuid.uuid4().hex[:16]}", f"; not reused by other jobs: {e}"
-    if (found := _kept(folder)) is not None:
+    marker.check(folder, marker.FITTED, f"the folder of the fitted pipeline, {stores.named(folder)},", "cacheDir")
+    if (found := files.undamaged(folder, lambda: _kept(folder))) is not None:
         say("reused: the same pipeline was fitted on the same rows before")
         with contextlib.suppress(OSError):
-            os.utime(found)  # its last use, for `sparkdiff cache`
-        return jvm.loaded(found), found
+            os.utime(folder)  # its last use, for `sparkdiff cache`
+        return found
     fitted = fit_on_training_rows(pipeline, sources, options, boundaries)
     if stores.url_of(folder) is not None:
-        folder = _keep_in_store(fitted, folder)
+        where = _keep_in_store(fitted, folder)
     else:
+        where = folder / "model"
         with whole.temporary(folder) as temporary:
-            fitted.write().save(f"file://{temporary}")
+            temporary.mkdir()
+            marker.mark(temporary, marker.FITTED)
+            fitted.write().save(f"file://{temporary}/model")
             if not files.moved(temporary, folder):
                 say("reused: meanwhile another process fitted the same pipeline on the same rows")
-                return jvm.loaded(folder), folder
+                return jvm.loaded(where), where
     say(f"fitted {len(fitted.stages)} stages on the training rows{why}")
-    return fitted, folder
+    return fitted, where
 
 
 def refitted(sources: Sequence[Source], options: Options, form: Unfitted) -> Any:
@@ -309,17 +313,18 @@ def refitted(sources: Sequence[Source], options: Options, form: Unfitted) -> Any
     return with_uids_of(form.model, found if isinstance(form.estimator, Pipeline) else found.stages[0])
 
 
-def _kept(folder: Path) -> Path | None:
-    """Where the pipeline of a folder of `fitted_on` lies; None if it isn't there, or not whole."""
+def _kept(folder: Path) -> tuple[Any, Path] | None:
+    """The pipeline of a folder of `fitted_on`, and where it lies; None if it isn't there, or not whole."""
     if stores.url_of(folder) is None:
-        return folder if folder.exists() else None
+        return (jvm.loaded(folder / "model"), folder / "model") if folder.exists() else None
     name = stores.read(folder / COMPLETE)
-    return None if name is None else folder / name.decode()
+    return None if name is None else (jvm.loaded(folder / name.decode()), folder / name.decode())
 
 
 def _keep_in_store(fitted: Any, folder: Path) -> Path:
     """Save a pipeline to a store, where nothing is renamed: a file that is written last names it."""
     where = folder / f"model-{uuid.uuid4().hex[:8]}"
+    marker.mark(folder, marker.FITTED)
     fitted.write().save(stores.address(where))
     stores.write(folder / COMPLETE, where.name.encode())
     return stores.fetch(where)

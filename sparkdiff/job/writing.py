@@ -4,10 +4,11 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from sparkdiff.job.output import SUMMARY, UNFINISHED, check_replaceable, is_unfinished
+from sparkdiff.job.output import SUMMARY, check_replaceable
 from sparkdiff.jvm import stores
 from sparkdiff.machine import whole
-from sparkdiff.store import files
+from sparkdiff.report.run_report import REPORT
+from sparkdiff.store import files, marker
 from sparkdiff.store.lease import Lease
 
 ROOM = (
@@ -29,8 +30,12 @@ def written(output: Path, lease: Lease, fill: Callable[[Path], None], needed: Ca
             return
         output.parent.mkdir(parents=True, exist_ok=True)
         with whole.temporary(output) as temporary:
+            temporary.mkdir()
+            marker.mark(temporary, marker.OUTPUT)
             fill(temporary)
+            marker.mark(temporary, marker.OUTPUT, sorted({*os.listdir(temporary), REPORT}))
             lease.check()
+            check_replaceable(output)  # once more: a file may have come meanwhile
             old = whole.hidden(output)
             try:
                 if output.exists():
@@ -44,19 +49,20 @@ def written(output: Path, lease: Lease, fill: Callable[[Path], None], needed: Ca
 
 def _written_in_store(output: Path, lease: Lease, fill: Callable[[Path], None]) -> None:
     """The same where a folder that is renamed may be seen half done: `summary.json`, which tells that a run is whole, is removed
-    first and written last, and a file says meanwhile that the rest may be replaced.
+    first and written last, and the marker says meanwhile that the rest may be replaced.
     """
     temporary = whole.hidden(output)
-    aside, began = temporary.with_name(f"{temporary.name}.old"), is_unfinished(output)
+    aside = temporary.with_name(f"{temporary.name}.old")
     try:
         temporary.mkdir(parents=True)
         fill(temporary)
         lease.check()
         check_replaceable(output)  # once more: a file may have come meanwhile
-        stores.write(output / UNFINISHED, b"")
+        before = stores.names(output)
+        marker.mark(output, marker.OUTPUT, {*before, *stores.names(temporary), *os.listdir(temporary), REPORT})
         moved, made = list[str](), list[str]()
         try:
-            for name in sorted((n for n in stores.names(output) if n != UNFINISHED), key=lambda name: name != SUMMARY):
+            for name in sorted({*before} - {marker.MARKER}, key=lambda name: name != SUMMARY):
                 stores.rename(output / name, aside / name)
                 moved.append(name)
             for name in stores.names(temporary):
@@ -66,14 +72,13 @@ def _written_in_store(output: Path, lease: Lease, fill: Callable[[Path], None]) 
             for name in small:
                 stores.write(output / name, (temporary / name).read_bytes())
                 made.append(name)
-            stores.delete(output / UNFINISHED)
         except BaseException:
             for name in made:
                 stores.forget(output / name)
             for name in reversed(moved):  # the summary last
                 stores.rename(aside / name, output / name)
-            if not began:
-                stores.forget(output / UNFINISHED)
+            if not before:
+                stores.forget(output / marker.MARKER)
             raise
         stores.remove(aside)
     finally:

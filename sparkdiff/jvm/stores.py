@@ -201,8 +201,10 @@ def exists(path: Path) -> bool:
 
 
 def read(path: Path) -> bytes | None:
-    """The content of a small file in the store, without a working copy; None if there is none."""
-    with in_store(str(url_of(path))) as (system, there):
+    """The content of a small file, of one in the store without a working copy; None if there is none."""
+    if (url := url_of(path)) is None:
+        return path.read_bytes() if path.is_file() else None
+    with in_store(url) as (system, there):
         if not system.exists(there):
             return None
         with contextlib.closing(system.open(there)) as stream:

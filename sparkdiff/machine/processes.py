@@ -31,7 +31,7 @@ def identity(pid: int) -> dict[str, Any]:
 
 def has_ended(process: dict[str, Any]) -> bool:
     """True if the process of this `identity`, one of this machine, is known to have ended."""
-    if None in (process["machine"], process["started"]) or process["machine"] != machine():
+    if None in (process["machine"], process.get("started")) or process["machine"] != machine():
         return False
     now = started(process["pid"])
     try:

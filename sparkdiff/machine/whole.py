@@ -1,12 +1,16 @@
 """Files and folders that are there whole or not at all: written beside their place, under a hidden name, and renamed."""
 
 import contextlib
+import json
 import os
 import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
+
+MARKER = ".sparkdiff"
+"""The file that says which part of the package has made a folder (`store.marker`)."""
 
 
 def hidden(path: Path) -> Path:
@@ -15,12 +19,15 @@ def hidden(path: Path) -> Path:
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a folder, as far as that goes."""
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        with contextlib.suppress(OSError):  # it is not there
+    """Remove a file or a folder, as far as that goes; its marker last, and only if nothing else is left."""
+    with contextlib.suppress(OSError):  # it is not there
+        if path.is_symlink() or not path.is_dir():
             path.unlink()
+        for entry in path.iterdir():
+            if entry.name != MARKER:
+                remove(entry)
+        if all(entry.name == MARKER for entry in path.iterdir()):
+            shutil.rmtree(path)
 
 
 @contextlib.contextmanager
@@ -52,6 +59,18 @@ def write_bytes(path: Path, content: bytes) -> None:
     """
     with written(path) as file:
         file.write(content)
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The object that a file of JSON holds.
+
+    Raises:
+        OSError, ValueError: there is none.
+    """
+    found = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(found, dict):
+        raise ValueError(f"it holds {found!r:.40} in place of an object of JSON")
+    return found
 
 
 @contextlib.contextmanager

@@ -89,14 +89,18 @@ def metric_of(run: Mapping[str, Any]) -> str:
     return run["metric"] if before is None or after is None else change(run["metric"], before, after)
 
 
+def cost_of(run: Mapping[str, Any]) -> str:
+    """What a run took; a store may not tell it."""
+    took, used = run["seconds"], run["coreSeconds"]
+    return "unknown" if took is None or used is None else f"{duration(took)}, {used:.0f} core-seconds"
+
+
 def _ancestor(step: Mapping[str, Any]) -> Ancestor:
     run = step["run"]
     notes = [f"{run['decision']}: {metric_of(run)}" + (f", {p_value(run['p'])}" if run["p"] is not None else "")]
     if run["data"] is not None:
         reused = "reused" if run["cacheHit"] else "written"
-        notes.append(
-            f"cache {run['data'][:SHORT]}, {reused}; {duration(run['seconds'])}, {run['coreSeconds']:.0f} core-seconds"
-        )
+        notes.append(f"cache {run['data'][:SHORT]}, {reused}; {cost_of(run)}")
     if step["beside"]:
         kept = sum(other["kept"] for other in step["beside"])
         notes.append(f"from the same parent {len(step['beside'])} other runs, of which {kept} kept it")

@@ -3,14 +3,16 @@
 import csv
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from sparkdiff.errors import InputError
+from sparkdiff.machine.whole import read_object
 from sparkdiff.report.page import by_side, comparison, headline, number, page
 from sparkdiff.report.sections import aligned
 
+T = TypeVar("T")
 REPORT, LINEAGE = "report.html", "lineage.json"
 
 
@@ -20,11 +22,16 @@ def report_of(folder: Path) -> str:
     Raises:
         InputError: the folder holds no summary.json of a run.
     """
-    summary = read_summary(folder)
-    return page(
-        summary, _rows(folder / "history.csv"), plan=_json(folder / "plan.json"), lineage=_json(folder / LINEAGE),
-        trials=_rows(folder / "trials.csv"), command=summary.get("command"),
-    )  # fmt: skip
+    summary, history, trials = read_summary(folder), folder / "history.csv", folder / "trials.csv"
+    try:
+        return page(
+            summary, _whole(history, _rows) or [], plan=_whole(folder / "plan.json", read_object),
+            lineage=_whole(folder / LINEAGE, read_object), trials=_whole(trials, _rows) or [], command=summary.get("command"),
+        )  # fmt: skip
+    except (KeyError, TypeError, ValueError, AttributeError) as e:
+        raise InputError(
+            f"the files in {folder} are not those of a run of this version ({type(e).__name__}: {e})"
+        ) from e
 
 
 def write_report(folder: Path) -> None:
@@ -90,14 +97,19 @@ def read_summary(folder: Path) -> dict[str, Any]:
     return found
 
 
-def _json(file: Path) -> Any:
-    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+def _whole(file: Path, read: Callable[[Path], T]) -> T | None:
+    """What `read` makes of a file of a run; None if it is not there or, with a warning, if it is damaged."""
+    try:
+        return read(file)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, csv.Error) as e:
+        warnings.warn(f"{file} is damaged, and is left out of the report: {e}", stacklevel=2)
+        return None
 
 
 def _rows(file: Path) -> list[dict[str, Any]]:
-    """Rows of a table, numbers as numbers, what is empty as None; [] without the file."""
-    if not file.exists():
-        return []
+    """Rows of a table, numbers as numbers, what is empty as None."""
     with file.open(newline="", encoding="utf-8") as lines:
         return [{k: _value(v) for k, v in row.items()} for row in csv.DictReader(lines) if row]
 

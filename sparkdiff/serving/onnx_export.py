@@ -9,7 +9,7 @@ from typing import Any
 import sparkdiff
 from sparkdiff import jvm
 from sparkdiff.errors import InputError, SparkdiffError
-from sparkdiff.pipeline.graph import Version, null_of
+from sparkdiff.pipeline.graph import Version, Vertex, null_of
 from sparkdiff.pipeline.network import Network, translate
 from sparkdiff.pipeline.null_vectors import note_readers
 from sparkdiff.pipeline.schema import SchemaOrRows
@@ -19,6 +19,7 @@ from sparkdiff.serving.onnx_graph import IR_VERSION, ML_OPSET, OPSET, GraphWrite
 from sparkdiff.serving.onnx_stages import WRITERS
 from sparkdiff.serving.onnx_widths import widths_of
 from sparkdiff.stages.base import NULL
+from sparkdiff.stages.formula import RewrittenAttributes
 from sparkdiff.store import files
 
 RUNTIME = "onnxruntime>=1.20"
@@ -37,7 +38,7 @@ class ExportedColumn:
     """An input or output of the file.
 
     Attributes:
-        kind: "number" (n,), "vector" (n, width), or "flag" (n,), which is boolean.
+        kind: "number" (n,), "vector" (n, width), "text" (n,), which holds strings, or "flag" (n,), which is boolean.
         width: entries per row.
     """
 
@@ -119,7 +120,9 @@ def export(
     wanted = wanted_of(network, outputCols)
     positions = network.schedule(wanted)
     reads = [v for v in network.reads if any(v in network.graph.vertices[i].reads for i in positions)]
-    written = Written(network, wanted, widths_of(network, reads, schema, dict(widths or {})))
+    written = Written(
+        network, wanted, widths_of(network, reads, schema, dict(widths or {})), formula_indexers(network, reads)
+    )
     described = dataclasses.replace(written.described, path=str(path))
     content = written.file(described)
     try:
@@ -129,6 +132,13 @@ def export(
     except OSError as e:
         raise SparkdiffError(f"the ONNX file cannot be written to {place}: {e}; choose another folder") from e
     return described
+
+
+def formula_indexers(network: Network, reads: Sequence[Version]) -> dict[Version, Vertex]:
+    """The StringIndexerModels inside formulas by what is read of them, a column that no data can have."""
+    every = network.graph.vertices
+    made = {v: every[v[1]] for v in reads if v[1] >= 0 and every[v[1]].stageClass == "StringIndexerModel"}
+    return {v: vertex for v, vertex in made.items() if network.graph.formula_of(vertex) is not None}
 
 
 def local_file(path: str | os.PathLike[str]) -> Path:
@@ -144,8 +154,14 @@ def local_file(path: str | os.PathLike[str]) -> Path:
 def wanted_of(network: Network, outputCols: Sequence[str] | None) -> list[Version]:
     """The versions of the columns to compute."""
     if outputCols is None:
-        read = {v for i in network.positions for v in network.graph.vertices[i].reads}
-        return [v for v in network.writes.values() if v not in read]
+        vertices = network.graph.vertices
+        read = {v for i in network.positions for v in vertices[i].reads}
+        # A formula drops all that it makes of its terms but the vector of features.
+        dropped = {
+            i for i in network.positions
+            if network.graph.formula_of(vertices[i]) and not isinstance(network.module(i), RewrittenAttributes)
+        }  # fmt: skip
+        return [v for v in network.writes.values() if v not in read and v[1] not in dropped]
     return network.versions_of(outputCols)
 
 
@@ -155,13 +171,19 @@ def wanted_of(network: Network, outputCols: Sequence[str] | None) -> list[Versio
 class Written:
     """The graph of some columns of a network.
 
+    Args:
+        indexers: by the version of an index the StringIndexerModel in Spark that the file does the work of.
+
     Attributes:
         shown: the names that its inputs and outputs have in the file.
         described: what it needs and gives, without a path.
     """
 
-    def __init__(self, network: Network, wanted: Sequence[Version], widths: Mapping[Version, int | None]):
-        self.network, self.wanted, self.widths = network, list(wanted), widths
+    def __init__(
+        self, network: Network, wanted: Sequence[Version], widths: Mapping[Version, int | None],
+        indexers: Mapping[Version, Vertex] | None = None,
+    ):  # fmt: skip
+        self.network, self.wanted, self.widths, self.indexers = network, list(wanted), widths, indexers or {}
         try:
             self.writer = GraphWriter()
         except ImportError as e:
@@ -195,11 +217,13 @@ class Written:
     def described(self) -> ExportedModel:
         graph = self.network.graph
         reference = () if self.network.reference is None else tuple(s.uid for s in self.network.reference.stages)
-        made = {i for i in graph.ancestors(self.positions)} | set(self.positions)
-        before = tuple(uid for uid in reference if self._is_before(uid, made))
+        indexed = {vertex.position for vertex in self.indexers.values()}
+        made = (graph.ancestors(self.positions) | set(self.positions)) - indexed
+        formulas = {v.uid: uid for v in graph.vertices if (uid := graph.formula_of(v)) is not None}
+        before = tuple(dict.fromkeys(formulas.get(uid, uid) for uid in reference if self._is_before(uid, made)))
         return ExportedModel(
             "", tuple(self.columns["input"]), tuple(self.columns["output"]),
-            tuple(graph.vertices[i].uid for i in self.positions), before,
+            tuple(graph.vertices[i].uid for i in sorted({*self.positions, *indexed})), before,
             tuple(dict.fromkeys(why for _, why in self.writer.refused)),
         )  # fmt: skip
 
@@ -243,11 +267,30 @@ class Written:
         self.values.update(zip(names, out, strict=True))
 
     def _read(self, version: Version) -> Value:
+        if version in self.indexers and version not in self.values:
+            self.values[version] = self._index(self.indexers[version])
         if version not in self.values:
             name, width = self._unused(version), self.widths[version]
             self.shown[version] = name
             self.values[version] = self._input(name, "vector" if width is not None else "number", width or 1)
         return self.values[version]
+
+    def _index(self, vertex: Vertex) -> Value:
+        """The index that a StringIndexerModel gives to a text, which is an input of the file."""
+        [text], g, labels = vertex.sources, self.writer, vertex.stage.labelsArray[0]
+        if text not in self.values:
+            self.shown[text] = self._unused(text)
+            self.values[text] = self._input(self.shown[text], "text", 1)
+        null, last = self._null(text), float(len(labels))
+        assert null is not None
+        index = g.node(
+            "LabelEncoder", [self.values[text]], 1, "int64", domain="ai.onnx.ml", keys_strings=labels,
+            values_int64s=range(len(labels)), default_int64=len(labels),
+        ).double()  # fmt: skip
+        if vertex.stage.getHandleInvalid() != "keep":
+            formula, name = self.network.graph.formula_of(vertex), self.network.graph.name(text)
+            g.refuse(index.equals(last) | null, f"{formula}: null or a text in {name!r} that it was not fitted on")
+        return g.where(null, last, index).number()
 
     def _null(self, version: Version) -> Value | None:
         """Which rows of an input are null; None where none is."""
@@ -256,6 +299,8 @@ class Written:
             if (source := self.network.graph.null_from(version)) is not None:
                 return self._null(source)
             return value.isnan() if module.writes_null and value.scalar else None
+        if version in self.indexers:
+            return None
         flag = null_of(version)
         if flag not in self.values:
             if not self.values[version].scalar:
@@ -266,7 +311,7 @@ class Written:
 
     def _input(self, name: str, kind: str, width: int) -> Value:
         g = self.writer
-        numpy = "bool" if kind == "flag" else "float64"
+        numpy = {"flag": "bool", "text": "object"}.get(kind, "float64")
         shape = ["rows", width] if kind == "vector" else ["rows"]
         self.infos["input"].append(g.onnx.helper.make_tensor_value_info(name, g.type_of(numpy), shape))
         self.columns["input"].append(ExportedColumn(name, kind, width))

@@ -204,6 +204,8 @@ def mixture(g: GraphWriter, m: GaussianMixture, xs: Sequence[Value], nulls: Null
 
 @writes(IsotonicRegression)
 def isotonic(g: GraphWriter, m: IsotonicRegression, xs: Sequence[Value], nulls: Nulls) -> tuple[Value, ...]:
+    if not xs[0].scalar and m.index >= xs[0].width:
+        raise NotExportableError(f"it reads entry {m.index} of vectors of {xs[0].width} entries")
     x = xs[0] if xs[0].scalar else xs[0].column(m.index)
     b, y, last = m.boundaries, m.predictions.detach(), len(m.boundaries) - 1
     # The first boundary that isn't below x; NaN is above all.

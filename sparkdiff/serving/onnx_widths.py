@@ -71,7 +71,8 @@ def fitted_width(network: Network, version: Version) -> int | None:
         alone = len(vertex.reads) == 1 or type(module).__name__ in ("GeneralizedLinearRegression",)
         if alone and (width := module.fitted_width()):
             return width
-        if vertex.stage is not None and hasattr(vertex.stage, "numFeatures"):
+        # Of an IsotonicRegressionModel it is 1, whatever it reads.
+        if hasattr(vertex.stage, "numFeatures") and vertex.stageClass != "IsotonicRegressionModel":
             return int(vertex.stage.numFeatures)
     return None
 

@@ -4,6 +4,7 @@ A full disk is one sentence: the file, its place, the bytes that are needed and 
 """
 
 import contextlib
+import dataclasses
 import errno
 import hashlib
 import io
@@ -12,21 +13,26 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar, get_origin
 
 import torch
 
 from sparkdiff.errors import FullDiskError, InputError, SparkdiffError, StoreError, WriteError
 from sparkdiff.jvm import SparkError, cause, stores
 from sparkdiff.machine import paths
-from sparkdiff.machine.whole import write_bytes as write_bytes, written as written
+from sparkdiff.machine.whole import read_object as read_object, write_bytes as write_bytes, written as written
 
+T = TypeVar("T")
 HEAD = b"sparkdiff checkpoint 1 "
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Errors for no space on the disk, in the user's quota, or in the limit of a file's size."""
 
 
-class DamagedCheckpoint(UserWarning):
+class DamagedFile(UserWarning):
+    """A file that a run has kept is damaged or of something else, and is left out."""
+
+
+class DamagedCheckpoint(DamagedFile):
     """A checkpoint was damaged, and an older one (or none) is used."""
 
 
@@ -119,9 +125,37 @@ def load(path: Path) -> dict[str, Any] | None:
             return _read(candidate)
         except FileNotFoundError:
             continue
-        except ValueError as e:
+        except (ValueError, IsADirectoryError) as e:
             warnings.warn(f"the checkpoint {candidate} is ignored: {e}", DamagedCheckpoint, stacklevel=2)
     return None
+
+
+def undamaged(path: Path, read: Callable[[], T]) -> T | None:
+    """What `read` makes of a file or folder of this package that can be made again; None if it is not there. One of which it
+    makes nothing is removed, with a warning that names it.
+    """
+    try:
+        return read()
+    except Exception as e:  # whatever the content does to its reader
+        if stores.exists(path):
+            warnings.warn(
+                f"{stores.named(path)} is damaged and made again: {type(e).__name__}: {e}", DamagedFile, stacklevel=2
+            )
+            stores.remove(path)
+        return None
+
+
+def typed(made: T) -> T:
+    """A dataclass that was made of stored values, whose attributes are of the types that it names.
+
+    Raises:
+        TypeError: one is not.
+    """
+    for field in dataclasses.fields(made):  # type: ignore[arg-type]
+        kind, value = get_origin(field.type) or field.type, getattr(made, field.name)
+        if not isinstance(value, (int, float) if kind is float else kind):  # type: ignore[arg-type]
+            raise TypeError(f"its {field.name} is {value!r:.40}")
+    return made
 
 
 def previous(path: Path) -> Path:

@@ -30,6 +30,8 @@ GONE = 1.0
 """Seconds for which a lease file may be missing: a process that moved it by mistake puts it back immediately."""
 
 
+# Of the values of a lease that another process reads.
+TYPES: dict[str, Any] = {"owner": str, "pid": int, "started": int, "beat": (int, float), "lasts": (int, float)}
 _ENDED: set[str] = set()
 """Owners in this process that have ended, whose file a store may still have that was not there to remove it."""
 
@@ -227,10 +229,10 @@ def _look(path: Path) -> _Seen | None:
             return None
         node, changed = stat.st_ino, stat.st_mtime_ns
     try:
-        told = json.loads(content)
-    except ValueError:  # not written yet
-        told = None
-    return _Seen(told if isinstance(told, dict) else {}, node, changed)
+        told = {k: v for k, v in dict(json.loads(content)).items() if isinstance(v, TYPES.get(k, object))}
+    except (ValueError, TypeError):  # not written yet, or by somebody else
+        told = {}
+    return _Seen(told if told.keys() >= {"owner", "pid", "host", "begun"} else {}, node, changed)
 
 
 def _age(path: Path, seen: _Seen) -> float:

@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import json
 import re
-import shutil
 import uuid
 import warnings
 from collections.abc import Callable, Iterator
@@ -16,7 +15,9 @@ from typing_extensions import Self
 
 from sparkdiff.errors import InputError
 from sparkdiff.jvm import stores
-from sparkdiff.store.files import not_writable, previous, write_bytes
+from sparkdiff.machine import whole
+from sparkdiff.store import marker
+from sparkdiff.store.files import not_writable, previous, read_object, typed, undamaged, write_bytes
 from sparkdiff.store.identity import UntoldError
 from sparkdiff.store.lease import Lease, held, lease_of
 from sparkdiff.store.mirror import Mirror, is_mirrored
@@ -26,13 +27,6 @@ LONGEST = 100
 NAME = re.compile(rf"[A-Za-z0-9_][\w.-]{{0,{LONGEST - 1}}}", re.ASCII)
 TRAININGS = "trainings"
 """The folder, in the folder of a run, of the trainings that it consists of."""
-FILE = r"(run|device|processes|decisions)\.json|(state|order|baseline|rival|folds|[A-Za-z]+-[0-9a-f]{16}-fold\d+)\.pt"
-OWN = re.compile(
-    rf"(attempt|round)-\d+|study|{TRAININGS}|\.?step-\d+-[a-z]+(-[0-9a-f]{{8}})?|{FILE}|state\.pt\.previous"
-    rf"|\.({FILE})-[0-9a-f]{{8}}|\.(nfs|fuse_hidden)[0-9a-f]+"
-)
-"""The entries of a run folder: also the temporary files of `files.written` that a crash leaves, and what a network's file
-system keeps of a removed file that is still open."""
 
 
 UNTOLD = "can't be told"
@@ -52,10 +46,7 @@ class FolderNote:
     @classmethod
     def read(cls, folder: Path) -> Self | None:
         """The note of a run; None if there is none, or it is damaged."""
-        try:
-            return cls(**json.loads((folder / cls.FILE).read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):
-            return None
+        return undamaged(folder / cls.FILE, lambda: typed(cls(**read_object(folder / cls.FILE))))
 
     def write(self, folder: Path) -> None:
         with contextlib.suppress(OSError):  # without it, a resumed run chooses again
@@ -110,21 +101,6 @@ def name_beside(runId: str, rest: str) -> str:
     return name[: LONGEST - len(rest)] + rest
 
 
-def _clear(path: Path, runId: str) -> None:
-    """Remove a run folder, if it exists.
-
-    Raises:
-        InputError: it holds something that no run writes: it is a folder of the user.
-    """
-    names = sorted(e.name for e in path.iterdir()) if path.is_dir() else []
-    if foreign := next((name for name in names if not OWN.fullmatch(name)), None):
-        raise InputError(
-            f"runId={runId!r} would replace the folder {stores.named(path)}, which is not the folder of a run: it holds "
-            f"{foreign!r}. Choose another runId or checkpointDir"
-        )
-    shutil.rmtree(path, ignore_errors=True)
-
-
 @dataclass(frozen=True)
 class RunFolder:
     """The folder of one training: its request, its newest checkpoint, and one folder per attempt of several
@@ -153,15 +129,13 @@ class RunFolder:
 
         Raises:
             InputError: the id cannot be a folder name, the folder cannot be written, or it belongs to another
-                training; names the differences. Or it holds files that are not of a run, which would be lost.
+                training; names the differences. Or it is a folder of the user.
         """
         path = where / folder_name(runId)
         request = json.loads(json.dumps(request, sort_keys=True))
-        try:
-            begun = json.loads((path / "run.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            begun = None
-        if isinstance(begun, dict) and (changed := _changed(begun, request)):
+        marker.check(path, marker.RUN, f"runId={runId!r}: the folder {stores.named(path)}", "runId or checkpointDir")
+        begun = undamaged(path / "run.json", lambda: read_object(path / "run.json"))
+        if begun is not None and (changed := _changed(begun, request)):
             if not replace and not all(_untold(was) and _untold(now) for was, now in changed.values()):
                 raise InputError(
                     f"runId={runId!r} was started with other {', '.join(changed)} "
@@ -173,8 +147,9 @@ class RunFolder:
             warnings.warn(f"runId={runId!r} starts again each time: {'; '.join(why)}", NotResumable, stacklevel=2)
         try:
             if begun is None:
-                _clear(path, runId)
+                whole.remove(path)
                 path.mkdir(parents=True, exist_ok=True, mode=0o700)
+                marker.mark(path, marker.RUN)
                 write_bytes(path / "run.json", json.dumps(request, sort_keys=True).encode())
             if mirror is not None:
                 mirror.begin()
@@ -198,7 +173,8 @@ class RunFolder:
 
     def attempt(self) -> Path:
         """A new folder for an attempt."""
-        number = 1 + max((int(p.name[8:]) for p in self.path.glob("attempt-*")), default=0)
+        numbers = (p.name.partition("-")[2] for p in self.path.glob("attempt-*"))
+        number = 1 + max((int(name) for name in numbers if name.isdecimal()), default=0)
         folder = self.path / f"attempt-{number}"
         folder.mkdir(mode=0o700)
         return folder
@@ -262,6 +238,6 @@ def _mirrored(path: Path, lease: Lease | None) -> Mirror:
     if stores.exists(path):
         stores.fetch(path)
     else:
-        shutil.rmtree(path, ignore_errors=True)
+        whole.remove(path)
         stores.make(path)
     return Mirror(path, lambda: lease is not None and lease.lost())

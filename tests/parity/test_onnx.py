@@ -18,12 +18,19 @@ from pyspark.ml.feature import (
     Bucketizer,
     Imputer,
     OneHotEncoder,
+    RFormula,
     StringIndexer,
     VectorAssembler,
     VectorIndexer,
     VectorSlicer,
 )
-from pyspark.ml.regression import DecisionTreeRegressor, GBTRegressor, GeneralizedLinearRegression
+from pyspark.ml.linalg import Vectors
+from pyspark.ml.regression import (
+    DecisionTreeRegressor,
+    GBTRegressor,
+    GeneralizedLinearRegression,
+    IsotonicRegression,
+)
 from pyspark.sql import DataFrame, functions as F
 from random_trees import rows as rows_of_trees
 from scoring import origin
@@ -31,6 +38,7 @@ from small_networks import F64, least_squares, network, trees
 
 import sparkdiff
 from sparkdiff import InputError, SparkdiffError
+from sparkdiff.jvm import SparkError
 from sparkdiff.pipeline import parity
 from sparkdiff.serving.onnx_export import ExportedColumn, Written
 from sparkdiff.stages.base import StageModule
@@ -107,6 +115,69 @@ def test_the_file_runs_alone_and_tells_what_it_needs(df: DataFrame, tmp_path: Pa
     assert (prediction == rows["prediction"]).all()
     np.testing.assert_allclose(probability, np.stack([p.toArray() for p in rows["probability"]]), rtol=1e-12)
     assert "Spark runs before" in str(described)
+
+
+@pytest.mark.parametrize("invalid", ["error", "keep", "skip"])
+@pytest.mark.parametrize("terms", ["a + kind", "a + kind + kind:a", ". - a - 1"])
+def test_a_formula_reads_its_texts_by_their_names(df: DataFrame, tmp_path: Path, invalid: str, terms: str) -> None:
+    """Fitted twice, as its own columns are called otherwise each time; with texts that it does not know, and null."""
+    rows = [(float(i % 7), "xyzw"[i % 4], "éb"[i % 2], ["no", "yes"][i * i % 5 % 2]) for i in range(80)]
+    known = df.sparkSession.createDataFrame(rows, "a double, kind string, `other kind` string, bought string")
+    odd = [
+        (1.0, "x", "é", "yes"),
+        (2.0, "new", "b", "no"),
+        (3.0, None, "b", "no"),
+        (1.0, "z", None, "no"),
+        (0.0, "", "b", "yes"),
+    ]
+    new = df.sparkSession.createDataFrame(odd, known.schema)
+    unfitted = Pipeline(
+        stages=[RFormula(formula=f"bought ~ {terms}", handleInvalid=invalid), LogisticRegression(maxIter=3)]
+    )
+    names = []
+    for _ in range(2):
+        model = unfitted.fit(known)
+        model.write().overwrite().save(f"file://{tmp_path}/model")
+        model = PipelineModel.load(f"file://{tmp_path}/model")
+        described = sparkdiff.export(model, tmp_path / "m.onnx", schema=known)
+        names.append([(c.name, c.kind) for c in described.inputs])
+    assert names[0] == names[1]
+    formula = model.stages[0]
+    if invalid == "skip":  # it leaves out rows, which only Spark can
+        assert names[0] == [("features", "vector")] and described.sparkStages == (formula.uid,)
+        return
+    assert described.sparkStages == () and ("kind", "text") in names[0] and ("kind is null", "flag") in names[0]
+    session = onnxruntime.InferenceSession(str(tmp_path / "m.onnx"))
+    for row in new.collect():
+        given: dict[str, Any] = {}
+        for name, kind in names[0]:
+            value = row[name.removesuffix(" is null")]
+            text = np.array([value or ""], object)
+            given[name] = text if kind == "text" else np.array([value is None if kind == "flag" else value])
+        found = onnx_parity.run(session, given)
+        try:
+            [expected] = model.transform(df.sparkSession.createDataFrame([row], known.schema)).collect()
+        except SparkError:
+            assert found["refused by Spark"].tolist() == [True], row
+        else:
+            assert not found["refused by Spark"].any(), row
+            np.testing.assert_allclose(found["probability"][0], expected["probability"].toArray(), rtol=1e-12)
+
+
+def test_an_isotonic_regression_reads_one_entry_of_a_vector(df: DataFrame, tmp_path: Path) -> None:
+    rows = df.sparkSession.createDataFrame(
+        [(Vectors.dense([float(i), -float(i * i), 1.0]), float(i)) for i in range(8)], ["features", "label"]
+    )
+    model = IsotonicRegression(featureIndex=1, isotonic=False).fit(rows)
+    expected = [r["prediction"] for r in model.transform(rows).collect()]
+    given = {"features": np.array([r["features"].toArray() for r in rows.collect()])}
+    for known in ({"schema": rows}, {"widths": {"features": 3}}):
+        described = sparkdiff.export(model, tmp_path / "m.onnx", **known)  # type: ignore[arg-type]
+        assert described.inputs == (ExportedColumn("features", "vector", 3),)
+        found = onnx_parity.run(onnxruntime.InferenceSession(str(tmp_path / "m.onnx")), given)
+        assert found["prediction"].tolist() == expected
+    with pytest.raises(InputError, match="it reads entry 1 of vectors of 1 entries"):
+        sparkdiff.export(model, tmp_path / "m.onnx", widths={"features": 1})
 
 
 def test_rows_that_spark_refuses_are_marked(df: DataFrame, tmp_path: Path) -> None:

@@ -20,10 +20,10 @@ from sparkdiff.commands import models
 from sparkdiff.errors import InputError, SparkdiffError, StoreError
 from sparkdiff.job import config, loading, starting, steps, tracking_section
 from sparkdiff.job.config import request_of
-from sparkdiff.job.output import RUN
 from sparkdiff.jvm import sessions
 from sparkdiff.machine import paths as places
 from sparkdiff.options import FIELDS, Options
+from sparkdiff.store import marker
 from sparkdiff.store.run_folder import folder_name
 
 pytestmark = pytest.mark.once  # paths and messages of our own: no stack changes them
@@ -643,7 +643,7 @@ def test_what_lies_here_is_looked_at_first(
     [
         ("{}", ["thesis.tex"], "summary.json"),
         ("no JSON", [], "summary.json"),
-        ('{"fingerprints": {}}', ["model", "notes.md", "plan.json"], "notes.md"),
+        ('{"fingerprints": {}}', ["model", "plan.json"], "model"),
         (None, ["rows.csv"], "rows.csv"),
     ],
 )
@@ -663,14 +663,19 @@ def test_overwrite_deletes_nothing_but_a_run(
         (output / name).touch()
     told = ["pipeline=models/churn", "data.train=rows.csv", "output.path=run", "output.mode=overwrite"]
     assert main(["finetune", *told]) == WRONG_INPUT
-    assert f"output {output} contains {foreign}, which is not of a run" in capsys.readouterr().err
+    assert f"output {output} contains {foreign}, which is not of sparkdiff's run" in capsys.readouterr().err
     assert {p.name for p in output.iterdir()} == {*others, *(["summary.json"] if summary is not None else [])}
     for path in output.iterdir():
         path.unlink()
     with pytest.raises(AssertionError, match="Spark was started"):
         main(["finetune", *told])
-    for name in RUN:
+    for name in ("model", "summary.json"):
         (output / name).write_text('{"fingerprints": {}}')
+    marker.mark(output, marker.OUTPUT, ["model", "summary.json", "report.html"])
+    (output / "notes.md").touch()
+    assert main(["finetune", *told]) == WRONG_INPUT
+    assert f"output {output} contains notes.md, which is not of sparkdiff's run" in capsys.readouterr().err
+    (output / "notes.md").unlink()
     with pytest.raises(AssertionError, match="Spark was started"):
         main(["finetune", *told])
 

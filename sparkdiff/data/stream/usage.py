@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from sparkdiff.store.files import write_bytes
+from sparkdiff.store.files import read_object, typed, write_bytes
 
 NAME = "usage.json"
 MANIFEST = "manifest.json"
@@ -60,8 +60,8 @@ def used(folder: Path) -> None:
 def of(folder: Path) -> Usage:
     """What is known of a cache. Without a file of it, the cache was made, at no known cost, when its manifest was written."""
     try:
-        found = Usage(**json.loads((folder / NAME).read_text(encoding="utf-8")))
-        datetime.datetime.fromisoformat(found.last)
+        found = typed(Usage(**read_object(folder / NAME)))
+        _now() - datetime.datetime.fromisoformat(found.last)
         return found
     except (OSError, ValueError, TypeError):
         made = datetime.datetime.fromtimestamp((folder / MANIFEST).stat().st_mtime, datetime.timezone.utc)

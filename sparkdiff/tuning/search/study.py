@@ -6,10 +6,11 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from sparkdiff.errors import InputError
-from sparkdiff.store.files import write_bytes
+from sparkdiff.store import marker
+from sparkdiff.store.files import read_object, write_bytes
 from sparkdiff.store.lease import held, lease_of
 from sparkdiff.tuning.search.dimensions import Configuration
 from sparkdiff.tuning.search.samplers import SamplingPlan, suggested
@@ -20,6 +21,7 @@ try:
 except ImportError:  # the extra `search`
     pass
 
+T = TypeVar("T")
 NAME, TOTAL = "search", "trials"
 JOURNAL, REQUEST = "study.journal", "search.json"
 STEPS = 1000
@@ -197,7 +199,26 @@ def journal(folder: Path) -> Any:
     if path.exists():
         with path.open("r+b") as file:
             file.truncate(file.read().rfind(b"\n") + 1)
-    return JournalStorage(JournalFileBackend(str(path)))
+    return _storage(path)
+
+
+def _storage(path: Path) -> Any:
+    return _whole(path, lambda: JournalStorage(JournalFileBackend(str(path))))
+
+
+def _whole(path: Path, read: Callable[[], T]) -> T:
+    """What `read` makes of a file of a search.
+
+    Raises:
+        InputError: it is missing or damaged.
+    """
+    try:
+        return read()
+    except Exception as e:  # whatever the content does to its reader
+        raise InputError(
+            f"{path} is damaged ({type(e).__name__}: {e}), so the search cannot go on: delete {path.parent} to start again, or "
+            "choose another folder"
+        ) from e
 
 
 def stored(folder: Path) -> tuple[list[Trial], int, bool]:
@@ -211,7 +232,7 @@ def stored(folder: Path) -> tuple[list[Trial], int, bool]:
         raise InputError(f"{folder} has no {JOURNAL}: no search has begun there")
     with quiet():
         try:
-            study = optuna.load_study(study_name=NAME, storage=JournalStorage(JournalFileBackend(str(path))))
+            study = optuna.load_study(study_name=NAME, storage=_storage(path))
         except KeyError as e:
             raise InputError(f"{path} has no search yet") from e
         larger = study.directions[0] == optuna.study.StudyDirection.MAXIMIZE
@@ -242,14 +263,14 @@ def opened(folder: Path, request: Mapping[str, Any]) -> Iterator[Path]:
 
 def _claim(folder: Path, asked: Mapping[str, Any]) -> None:
     """Write down what is searched in a folder, or compare it with what is written there."""
+    marker.check(folder, marker.SEARCH, f"runDir={str(folder)!r}", "folder")
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     path = folder / REQUEST
-    if not path.exists():
-        if (folder / JOURNAL).exists():
-            raise InputError(f"runDir={str(folder)!r} holds a {JOURNAL} of something else: choose another folder")
+    if not path.exists() and not (folder / JOURNAL).exists():
+        marker.mark(folder, marker.SEARCH)
         write_bytes(path, json.dumps(asked, sort_keys=True, indent=1).encode())
         return
-    begun = json.loads(path.read_text(encoding="utf-8"))
+    begun = _whole(path, lambda: read_object(path))
     if begun != asked:
         names = sorted(k for k in {*begun, *asked} if begun.get(k) != asked.get(k))
         told = "; ".join(f"{k}: {begun.get(k)!r}, now {asked.get(k)!r}" for k in names)

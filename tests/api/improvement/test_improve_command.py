@@ -1,6 +1,9 @@
 """`sparkdiff improve`: from a saved pipeline and a table to a folder with the offers, and what it refuses."""
 
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -10,7 +13,7 @@ from pyspark.sql import SparkSession
 from small_data import riders, same, unfitted, weights
 
 from sparkdiff.cli import DONE, WRONG_INPUT, main
-from sparkdiff.job.output import RUN
+from sparkdiff.store.marker import MARKER, marked
 
 
 @pytest.fixture
@@ -38,7 +41,10 @@ def test_from_a_saved_model_and_a_table_to_offers(
     assert (folder / "out" / "offers").exists() == any(
         told["offers"][name] != told["offers"]["best"] for name in others
     )
-    assert {path.name for path in (folder / "out").iterdir()} <= {*RUN}  # what a later run may replace
+    assert {path.name for path in (folder / "out").iterdir()} <= {
+        MARKER,
+        *marked(folder / "out"),
+    }  # what a later run may replace
     best = PipelineModel.load(f"file://{folder}/out/model")
     for path in (folder / "out").glob("offers/*"):
         other = PipelineModel.load(f"file://{path}")
@@ -47,6 +53,24 @@ def test_from_a_saved_model_and_a_table_to_offers(
     assert main(command) == DONE  # finished: read back
     assert (folder / "out" / "summary.json").stat().st_mtime_ns == written
     assert "your pipeline" in capsys.readouterr().out
+
+
+def test_a_killed_improvement_begins_anew_with_another_budget(spark: SparkSession, folder: Path) -> None:
+    unfitted().fit(spark.read.parquet(f"file://{folder}/rows.parquet")).save(f"file://{folder}/rides")
+    command = [
+        "improve", "rides", "--data", "rows.parquet", "--label", "riders", "--output", "out", "improver.arms=[finetune]",
+        "fineTuner.recipe=fast", "fineTuner.maxEpochs=2", "fineTuner.rowsAreNew=true", "fineTuner.numFolds=2",
+    ]  # fmt: skip
+    killed = subprocess.Popen([sys.executable, "-m", "sparkdiff", *command, "--budget", "2000 passes"])
+    places, latest = folder / ".cache" / "checkpoints", time.monotonic() + 300
+    while not (kept := [*places.glob("*-improve/order.pt")]):
+        assert killed.poll() is None and time.monotonic() < latest, "no order of arms was kept"
+        time.sleep(0.05)
+    killed.kill()
+    killed.wait()
+    (kept[0].parent / "of a later version").mkdir()  # which writes what this one doesn't know
+    assert main([*command, "--budget", "60 passes"]) == DONE
+    assert json.loads((folder / "out" / "summary.json").read_text())["budget"]["given"] == "60 passes"
 
 
 @pytest.mark.parametrize(

@@ -22,11 +22,11 @@ from sparkdiff.cli import main
 from sparkdiff.data.cache import DamagedCache
 from sparkdiff.data.stream import Stream
 from sparkdiff.errors import StoreError, WriteError
-from sparkdiff.job.output import UNFINISHED, is_unfinished, summary_of
+from sparkdiff.job.output import is_unfinished, summary_of
 from sparkdiff.job.writing import written
 from sparkdiff.jvm import stores
 from sparkdiff.machine import processes
-from sparkdiff.store import files, run_folder
+from sparkdiff.store import files, marker, run_folder
 from sparkdiff.store.lease import HeldError, held
 
 pytestmark = pytest.mark.once  # paths and messages of our own
@@ -74,12 +74,12 @@ def test_a_job_in_a_store_ends_as_on_local_files(
     output = jvm.folder("output", f"{url}/runs/x")
     with pytest.raises(InputError, match=f"output {url}/runs/x exists"):
         job.run(job.load_config(None, again))
-    stores.write(output / UNFINISHED, b"")
-    assert summary_of(output) is None
+    stores.remove(output / "summary.json")
+    assert summary_of(output) is None and is_unfinished(output)
     job.run(job.load_config(None, again))
     assert summary_of(output) is not None and not is_unfinished(output)
     stores.write(output / "mine.txt", b"")
-    with pytest.raises(InputError, match=r"contains mine\.txt, which is not of a run"):
+    with pytest.raises(InputError, match=r"contains mine\.txt, which is not of sparkdiff's run"):
         job.run(job.load_config(None, [*again, "output.mode=overwrite"]))
 
 
@@ -177,6 +177,7 @@ def test_a_run_that_a_store_refuses_leaves_the_one_before(
     said = {"summary.json": json.dumps({"fingerprints": {}}), "plan.json": "old"}
     for name, text in said.items():
         stores.write(output / name, text.encode())
+    marker.mark(output, marker.OUTPUT, said)
     rename, lease = stores.rename, SimpleNamespace(check=lambda: None)
 
     def fill(folder: Path) -> None:
@@ -194,12 +195,12 @@ def test_a_run_that_a_store_refuses_leaves_the_one_before(
             written(output, lease, fill)
     assert {p.name: p.read_text() for p in there.glob("[!.]*")} == said
     assert [p.name for p in there.parent.glob("[!.]*")] == ["x"]
-    # One that was killed twice while it was written is replaced, too; a file of the user never.
-    for _ in range(2):
-        stores.write(output / UNFINISHED, b"")
+    # One that was killed while it was written is replaced, too; a file of the user never.
+    stores.remove(output / "summary.json")
+    assert is_unfinished(output)
     written(output, lease, fill)
     assert "new" in json.loads((there / "summary.json").read_text())
-    assert not (there / UNFINISHED).exists()
+    assert not is_unfinished(output)
     stores.write(output / "mine.txt", b"")
     with pytest.raises(InputError, match=r"contains mine\.txt"):
         written(output, lease, fill)
@@ -293,6 +294,8 @@ def test_what_a_killed_writer_of_a_cache_has_left_is_removed(
             shutil.rmtree(jvm.folder("cacheDir", url))
         left.mkdir(parents=True)
         (left / "part-0.parquet").write_bytes(b"x")
+        if "://" in url:
+            (cache / marker.MARKER).write_text(marker.CACHE)
         if "://" not in url:
             (left / ".owner").write_text(json.dumps(owner))
             lives.mkdir()

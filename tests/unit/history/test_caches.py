@@ -12,15 +12,21 @@ import pytest
 from sparkdiff.cli import DONE, WRONG_INPUT, main
 from sparkdiff.data.stream import usage
 from sparkdiff.history import caches
+from sparkdiff.store import marker
 
 pytestmark = pytest.mark.once
 
 HOUR, DAY = 3600.0, 86400.0
 
 
-def cache(folder: Path, name: str, *, size: int, seconds: float = 1.0, uses: int = 1, age: float = 2 * HOUR) -> Path:
-    path = folder / (name * 16)[:16]
+def made(path: Path, owner: str) -> Path:
     path.mkdir()
+    marker.mark(path, owner)
+    return path
+
+
+def cache(folder: Path, name: str, *, size: int, seconds: float = 1.0, uses: int = 1, age: float = 2 * HOUR) -> Path:
+    path = made(folder / (name * 16)[:16], marker.CACHE)
     (path / "part.parquet").write_bytes(b"x" * size)
     (path / "manifest.json").write_text(json.dumps({"splits": {"train": [[{"rows": 7}, {"rows": 1}], []]}}))
     last = datetime.datetime.now(datetime.timezone.utc) - datetime.timedelta(seconds=age)
@@ -30,8 +36,8 @@ def cache(folder: Path, name: str, *, size: int, seconds: float = 1.0, uses: int
 
 
 def fitted(folder: Path) -> None:
-    path = folder / "fitted-0123456789abcdef"
-    path.mkdir()
+    path = made(folder / "fitted-0123456789abcdef", marker.FITTED)
+    os.utime(path / marker.MARKER, (time.time() - 5 * DAY, time.time() - 5 * DAY))
     os.utime(path, (time.time() - 5 * DAY, time.time() - 5 * DAY))
 
 
@@ -87,16 +93,23 @@ def test_a_cache_of_an_earlier_version_has_no_usage(tmp_path: Path) -> None:
 def test_only_what_sparkdiff_wrote_is_touched(tmp_path: Path) -> None:
     cache(tmp_path, "a", size=10)
     now, killed, removed = ".0123456789abcdef-deadbeef", ".0123456789abcdee-deadbeef", ".removed-deadbeef"
-    for name in ("checkpoints/run", "mine", "fitted-0123456789abcdef", now, killed, removed):
-        (tmp_path / name).mkdir(parents=True)
-    for name in (killed, removed):
+    for name in ("checkpoints/run", "mine", "fedcba9876543210", "stages-fedcba9876543210", ".removed-fedcba98"):
+        (tmp_path / name).mkdir(parents=True)  # by their names some could be caches
+        (tmp_path / name / "manifest.json").write_text('{"splits": {}}')
         os.utime(tmp_path / name, (time.time() - 2 * DAY, time.time() - 2 * DAY))
+    mine = sorted(p.name for p in tmp_path.iterdir())
+    made(tmp_path / "fitted-0123456789abcdef", marker.FITTED)
+    for name in (now, killed, removed):
+        made(tmp_path / name, marker.CACHE)
+    for name in (killed, removed):
+        for path in (tmp_path / name / marker.MARKER, tmp_path / name):
+            os.utime(path, (time.time() - 2 * DAY, time.time() - 2 * DAY))
     (tmp_path / "0123456789abcdef").write_text("a file of a user")
     assert main(["cache", "clear", str(tmp_path)]) == DONE
-    rest = [now, "0123456789abcdef", "checkpoints", "fitted-0123456789abcdef", "mine"]
-    assert sorted(p.name for p in tmp_path.iterdir()) == rest
+    rest = {now, "0123456789abcdef", "fitted-0123456789abcdef", *mine} - {"a" * 16}
+    assert {p.name for p in tmp_path.iterdir()} == rest
     assert main(["cache", "clear", str(tmp_path), "--recent"]) == DONE
-    assert sorted(p.name for p in tmp_path.iterdir()) == [now, "0123456789abcdef", "checkpoints", "mine"]
+    assert {p.name for p in tmp_path.iterdir()} == rest - {"fitted-0123456789abcdef"}
 
 
 def test_who_removes_waits_for_no_reader_and_a_reader_waits_for_a_moment(tmp_path: Path) -> None:

@@ -6,12 +6,14 @@ import math
 import re
 import shutil
 import subprocess
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sparkdiff.cli import main
+from sparkdiff.errors import InputError
 from sparkdiff.report import charts
 from sparkdiff.report.page import page
 from sparkdiff.report.record import FineTuningSummary, versions
@@ -339,6 +341,26 @@ def test_a_report_of_a_folder_and_runs_side_by_side(tmp_path: Path, capsys: pyte
     assert main(["compare", str(one), str(two), "--output", str(tmp_path / "both.html")]) == 0
     text = " ".join(Words((tmp_path / "both.html").read_text()).text.split())
     assert "Options that differ option one two seed 3" in text and "labelCol" not in text
+
+
+@pytest.mark.parametrize("name", ["plan.json", "history.csv", "trials.csv", "lineage.json"])
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\x00", None])
+def test_a_damaged_file_is_left_out_of_the_report(tmp_path: Path, name: str, content: bytes | None) -> None:
+    folder = written(tmp_path / "one")
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).mkdir() if content is None else (folder / name).write_bytes(content)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        assert "no gain" in report_of(folder) or "tuned" in report_of(folder)
+    named = [w for w in told if f"{folder / name} is damaged, and is left out of the report" in str(w.message)]
+    assert named or (name.endswith("csv") and content is not None)  # text is a table with a head
+
+
+def test_values_of_other_types_are_one_sentence(tmp_path: Path) -> None:
+    folder = written(tmp_path / "one")
+    (folder / "plan.json").write_text('{"stages": 7}')
+    with pytest.raises(InputError, match=rf"the files in {folder} are not those of a run of this version"):
+        report_of(folder)
 
 
 def test_runs_are_compared_by_test_rows_else_by_validation_rows(tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from sparkdiff.errors import InputError, SparkdiffError
-from sparkdiff.store import files, run_folder
-from sparkdiff.store.files import DamagedCheckpoint
+from sparkdiff.store import files, marker, run_folder
+from sparkdiff.store.files import DamagedCheckpoint, DamagedFile
 from sparkdiff.store.lease import HeldError, held
 from sparkdiff.store.run_folder import NotResumable, RunFolder, untold
 
@@ -95,21 +95,28 @@ def test_a_run_belongs_to_one_request(tmp_path: Path) -> None:
     assert not RunFolder.open(tmp_path, "run", {"rows": "b", "maxEpochs": 3}, replace=True).state.exists()
 
 
-@pytest.mark.parametrize("foreign", ["metadata", "state.pt.txt", "attempt-old", ".hidden"])
+@pytest.mark.parametrize("foreign", ["metadata", "state.pt", "run.json", "attempt-1", ".hidden"])
 def test_a_folder_of_the_user_is_not_replaced(tmp_path: Path, foreign: str) -> None:
     (tmp_path / "churn" / foreign).mkdir(parents=True)
     (tmp_path / "churn" / foreign / "precious.csv").write_text("1")
-    (tmp_path / "churn" / "run.json").write_text("torn")
-    for replace in (False, True):
-        with pytest.raises(InputError, match=f"{foreign}'. Choose another runId or checkpointDir$"):
-            RunFolder.open(tmp_path, "churn", {}, replace=replace)
+    for other in ("", marker.SEARCH):
+        if other:
+            marker.mark(tmp_path / "churn", other)
+        before = sorted(tmp_path.rglob("*"))
+        for replace in (False, True):
+            with pytest.raises(
+                InputError, match=f"contains {foreign}, which is not of .* another runId or checkpointDir$"
+            ):
+                RunFolder.open(tmp_path, "churn", {}, replace=replace)
+        assert sorted(tmp_path.rglob("*")) == before
     assert (tmp_path / "churn" / foreign / "precious.csv").read_text() == "1"
-    assert (tmp_path / "churn" / "run.json").read_text() == "torn"
 
 
 def test_what_a_crashed_run_leaves_is_replaced(tmp_path: Path) -> None:
     left = tmp_path / "run"
-    (left / "attempt-1").mkdir(parents=True)
+    left.mkdir()
+    marker.mark(left, marker.RUN)
+    (left / "attempt-1").mkdir()
     (left / "trainings").mkdir()
     for name in ("attempt-1/start.py", "state.pt", "state.pt.previous"):
         (left / name).write_text("torn")
@@ -118,8 +125,10 @@ def test_what_a_crashed_run_leaves_is_replaced(tmp_path: Path) -> None:
             crashed = next(left.glob(f".{name}-*"))
             raise KeyboardInterrupt
         crashed.write_text("torn")  # as a killed process leaves it
-    RunFolder.open(tmp_path, "run", {}, replace=False)
-    assert [p.name for p in left.iterdir()] == ["run.json"]
+    (left / "run.json").write_text("torn")
+    with pytest.warns(DamagedFile, match=r"run/run.json is damaged and made again: JSONDecodeError"):
+        RunFolder.open(tmp_path, "run", {}, replace=False)
+    assert sorted(p.name for p in left.iterdir()) == [marker.MARKER, "run.json"]
 
 
 def test_a_run_of_what_cannot_be_told_begins_anew(tmp_path: Path) -> None:

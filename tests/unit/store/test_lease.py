@@ -16,7 +16,7 @@ import pytest
 from sparkdiff.job import Config, steps
 from sparkdiff.machine import processes
 from sparkdiff.report import Phases
-from sparkdiff.store import lease
+from sparkdiff.store import lease, marker
 from sparkdiff.store.lease import HeldError, held
 
 BEAT, LASTS = 0.05, 0.6
@@ -197,6 +197,7 @@ def test_a_job_that_lost_its_output_leaves_it_as_it_is(tmp_path: Path) -> None:
     output, path = tmp_path / "run", tmp_path / ".run.lease"
     output.mkdir()
     (output / "summary.json").write_text("the other's")
+    marker.mark(output, marker.OUTPUT, ["summary.json"])
     config = Config(tmp_path, "m:f", {}, {}, {}, output, overwrite=True)
     with held(path, "output run", beat=60) as mine:
         path.unlink()

@@ -236,7 +236,7 @@ def test_a_folder_of_another_search_is_refused(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "study.journal").write_text("")
     with (
-        pytest.raises(InputError, match=r"holds a study.journal of something else"),
+        pytest.raises(InputError, match=r"contains study.journal, which is not of sparkdiff.s search"),
         opened(tmp_path / "other", REQUEST),
     ):
         pass

@@ -1,0 +1,60 @@
+"""Whose a folder is: a file in it that is written first and removed last names the part of the package that has made it.
+
+A folder that holds files and no such marker is the user's: nothing is written into it or removed from it. The folders that users
+choose for many things (`storeDir`, `cacheDir`, `checkpointDir`) are theirs, too, and have none; what is made in them has one.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from sparkdiff.errors import InputError
+from sparkdiff.jvm import stores
+from sparkdiff.machine.whole import MARKER as MARKER
+
+OUTPUT, RUN, SEARCH, SEEN = "run", "checkpoints", "search", "seen stages"
+CACHE, ROWS, FITTED = "cache", "rows after stages", "fitted pipeline"
+
+
+def mark(folder: Path, owner: str, entries: Iterable[str] = ()) -> None:
+    """Write into a folder to which part of the package it belongs.
+
+    Args:
+        entries: the names of all that is this part's, of a folder in which users may put files of their own; by default all is.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    stores.write(folder / MARKER, "\n".join([owner, *entries]).encode())
+
+
+def marked(folder: Path) -> list[str]:
+    """The owner that a folder's marker names, and the entries; empty if there is none.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    return (stores.read(folder / MARKER) or b"").decode(errors="replace").splitlines()
+
+
+def check(folder: Path, owner: str, given: str, other: str) -> None:
+    """Check that a folder is absent or empty, or holds nothing but what this part of the package has made.
+
+    Args:
+        given: the folder as the message names it.
+        other: what to choose instead, for the message.
+
+    Raises:
+        InputError: it holds something else, is a file, or cannot be read.
+    """
+    try:
+        if folder.is_file():
+            raise InputError(f"{given} is a file: choose a folder")
+        found, *entries = marked(folder) or [""]
+        own = {MARKER, *(entries or stores.names(folder))} if found == owner else {MARKER}
+        if foreign := [name for name in stores.names(folder) if name not in own]:
+            raise InputError(
+                f"{given} contains {foreign[0]}, which is not of sparkdiff's {owner}: no file {MARKER} there says so, and "
+                f"nothing was written or deleted. Move it away, or choose another {other}"
+            )
+    except OSError as e:
+        raise InputError(f"{given} cannot be read ({e.strerror}): choose another {other}") from e
