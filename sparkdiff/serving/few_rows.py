@@ -139,7 +139,11 @@ def fast(step: Step) -> Step:
         return step
     if isinstance(step.module, Trees):
         return TreesStep(**vars(step), few=FewRows(step.module))
-    return HotStep(**vars(step), encoder=step.module) if type(step.module) is OneHotEncoder else step
+    return (
+        HotStep(**vars(step), encoder=step.module)
+        if type(step.module) is OneHotEncoder and step.module.exact_beyond > 0
+        else step
+    )
 
 
 def steps(schedule: Schedule) -> tuple[Step, ...]:

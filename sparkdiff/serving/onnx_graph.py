@@ -41,6 +41,7 @@ class Value:
     Attributes:
         kind: numpy's name of the type: "float64", "float32", "int64" or "bool".
         scalar: whether it is a column of numbers, not of vectors.
+        stored: which entries Spark stores, (n, width) bool; None where all, or where no stage behind tells.
     """
 
     graph: "GraphWriter"
@@ -48,6 +49,7 @@ class Value:
     width: int
     kind: str = "float64"
     scalar: bool = False
+    stored: "Value | None" = None
 
     def number(self) -> "Value":
         """The same as a column of numbers, not of vectors of one entry."""
@@ -84,6 +86,17 @@ class Value:
 
     def is_negative_zero(self) -> "Value":
         return self.equals(0.0) & (1.0 / self < 0.0)
+
+    def stored_as(self, storage: str) -> "Value":
+        """The same, stored as Spark stores vectors of this `storage`: sparkdiff.tensors.rows.stored_as."""
+        there = ~self.equals(0.0)
+        whole = storage == "compressed" and (there.double().sum() + 1.0) * 1.5 >= float(self.width)
+        return dataclasses.replace(self, stored=there | whole if whole else there)
+
+    def as_in(self, other: "Value") -> "Value":
+        """The same, stored as another one: 0 where that isn't stored."""
+        there = other.stored
+        return self if there is None else dataclasses.replace(self.graph.where(there, self, 0.0), stored=there)
 
     def to(self, kind: str) -> "Value":
         """The same in another type."""

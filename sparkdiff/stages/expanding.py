@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sparkdiff.stages.base import StageModule, register
-from sparkdiff.tensors.rows import Rows, SparseRows, offsets_of
+from sparkdiff.tensors.rows import NEVER, ORDINARY, Rows, SparseRows, filled, offsets_of
 
 CPU = torch.device("cpu")
 
@@ -24,6 +24,7 @@ class PolynomialExpansion(StageModule):
     """
 
     expands = True
+    tells_zeros = ORDINARY
 
     def __init__(self, degree: int):
         super().__init__()
@@ -63,7 +64,8 @@ class PolynomialExpansion(StageModule):
         width = math.comb(x.width + self.degree, self.degree) - 1
         order = torch.argsort(row * width + place)
         offsets = offsets_of(torch.bincount(row, minlength=len(x)))
-        return SparseRows(place[order], product[order], offsets, width)
+        out = SparseRows(place[order], product[order], offsets, width)
+        return out if self.exact_beyond == NEVER else filled(out, x.lengths() == x.width)
 
 
 def times(product: Tensor, factor: Tensor) -> Tensor:

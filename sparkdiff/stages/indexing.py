@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sparkdiff.errors import InputError
 from sparkdiff.stages.base import StageModule, register
-from sparkdiff.tensors.rows import Rows, SparseRows, on_gpu, width
+from sparkdiff.tensors.rows import NEVER, Rows, SparseRows, on_gpu, width
 
 
 @register("pyspark.ml.feature.VectorIndexerModel")
@@ -16,8 +16,7 @@ class VectorIndexer(StageModule):
     """Values of categorical features become indices; other features do not change.
 
     An unknown value raises an error with handleInvalid='error' and becomes one additional index with 'keep'. An entry
-    that a sparse row does not store stays 0 even if 0 is not a category, as in Spark; in a batch of dense and sparse
-    vectors all entries count as stored.
+    that a sparse row does not store stays 0 even if 0 is not a category, as in Spark.
 
     Source: org.apache.spark.ml.feature.VectorIndexerModel.transformFunc.
     """
@@ -38,6 +37,7 @@ class VectorIndexer(StageModule):
         self.register_buffer("first", torch.cat([torch.zeros(1, dtype=torch.int64), known.cumsum(0)]))  # (d + 1,)
         self.register_buffer("values", torch.tensor([v for v, _ in entries], dtype=torch.float64))  # (c,)
         self.register_buffer("numbers", torch.tensor([k for _, k in entries], dtype=torch.float64))  # (c,)
+        self.tells_zeros = -1.0 if any(categories.get(0.0) != 0 for categories in maps.values()) else NEVER
         self.differentiable = len(maps) < size  # type: ignore[misc]  # through the other features
 
     @classmethod

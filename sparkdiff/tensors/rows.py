@@ -155,6 +155,52 @@ def on_gpu(x: Tensor) -> bool:
     return x.device.type != "cpu"
 
 
+ORDINARY, NEVER = 1e30, float("inf")
+"""The largest size of numbers of which a few have a finite product; and the one that says that size doesn't matter."""
+
+
+def beyond(x: Rows, size: float) -> bool:
+    """Whether a number is NaN or larger than this size, which says yes below 0. A GPU isn't asked."""
+    numbers = x.values if isinstance(x, SparseRows) else x
+    return size < NEVER and not on_gpu(numbers) and (size < 0 or not bool((numbers.abs() <= size).all()))
+
+
+def stored_as(x: Rows, storage: str) -> Rows:
+    """A column as Spark stores that of this `storage` (Facts): dense rows with all zeros, sparse ones with none."""
+    if isinstance(x, SparseRows):
+        nonzero = torch.bincount(x.rows()[x.values != 0], minlength=len(x))
+        return filled(x, is_dense(nonzero, x.width) & (storage == "compressed"))
+    stored = x != 0 if storage and x.ndim == 2 else torch.ones_like(x, dtype=torch.bool)  # so NaN is stored
+    stored = (
+        stored | is_dense(stored.sum(1), x.shape[1])[:, None] if storage == "compressed" and x.ndim == 2 else stored
+    )
+    if bool(stored.all()):
+        return x
+    return SparseRows(stored.nonzero()[:, 1], x[stored], offsets_of(stored.sum(1)), x.shape[1])
+
+
+def is_dense(entries: Tensor, width: int) -> Tensor:
+    """Which rows with so many entries other than 0, (n,), Spark stores dense: org.apache.spark.ml.linalg.Vector.compressed."""
+    return 1.5 * (entries + 1.0) >= width
+
+
+def all_stored(x: Tensor) -> SparseRows:
+    """Strided rows (n, d) as sparse ones that store all entries."""
+    (n, d), device = x.shape, x.device
+    return SparseRows(torch.arange(d, device=device).repeat(n), x.flatten(), torch.arange(n + 1, device=device) * d, d)
+
+
+def filled(x: SparseRows, whole: Tensor) -> SparseRows:
+    """The same rows; those for which `whole` (n,) is True store all zeros, others none."""
+    kept = x.values != 0
+    at = (x.rows() * x.width + x.indices)[kept]
+    every = whole.nonzero() * x.width + torch.arange(x.width, device=x.device)
+    place = torch.cat([at, every.flatten()]).unique()
+    values = x.values.new_zeros(len(place)).index_put((torch.searchsorted(place, at),), x.values[kept])
+    lengths = torch.bincount(place // max(1, x.width), minlength=len(x))
+    return SparseRows(place % max(1, x.width), values, offsets_of(lengths), x.width)
+
+
 BLOCK = 256
 """Numbers that one product of matrices adds up."""
 
