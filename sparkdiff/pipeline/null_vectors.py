@@ -18,28 +18,18 @@ def note_readers(graph: Graph, positions: Collection[int]) -> float:
         the size of the numbers in vectors from outside from which on they must be stored as in Spark (`exact_beyond`).
     """
     exact: dict[Version, float] = {}
+    refusing: dict[Version, str] = {}  # the uid of the first stage that refuses null
     for i in sorted(graph.modules.keys() & positions, reverse=True):
         module, vertex = graph.modules[i], graph.vertices[i]
         versions = [(graph.casefold(c), i) for c in vertex.outputs]
         if isinstance(module, OneHotEncoder):
-            found = ((n, _refusing(graph, positions, v)) for n, v in zip(module.names, versions, strict=True))
-            module.refusing = {name: uid for name, uid in found if uid}
+            module.refusing = {n: refusing[v] for n, v in zip(module.names, versions, strict=True) if refusing.get(v)}
         module.exact_beyond = min((exact.get(v, NEVER) for v in versions), default=NEVER)
         passed = NEVER if module.storage or module.makes_dense else module.exact_beyond
+        uid = "" if isinstance(module, VectorAssembler) and module.keep else vertex.uid
+        if isinstance(module, VectorSizeHint) and not module.checks:  # it passes the column on
+            uid = refusing.get(versions[0], "")
         for place, v in enumerate(vertex.reads):
             exact[v] = min(exact.get(v, NEVER), passed, module.tells_zeros_beyond(place))
+            refusing[v] = uid or refusing.get(v, "")
     return min(exact.values(), default=NEVER)
-
-
-def _refusing(graph: Graph, positions: Collection[int], version: Version) -> str:
-    """The uid of a stage that refuses null in this column; empty if none does."""
-    for i in positions:
-        vertex = graph.vertices[i]
-        if version not in vertex.reads:
-            continue
-        if isinstance(vertex.module, VectorSizeHint) and not vertex.module.checks:  # it passes the column on
-            if uid := _refusing(graph, positions, (graph.casefold(vertex.outputs[0]), i)):
-                return uid
-        elif not (isinstance(vertex.module, VectorAssembler) and vertex.module.keep):
-            return vertex.uid
-    return ""

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from sparkdiff.serving.schedule import NOWHERE, Schedule, Step, TorchStep, Values
-from sparkdiff.stages.encoding import SPARSE_FROM, OneHotEncoder
+from sparkdiff.stages.encoding import OneHotEncoder
 from sparkdiff.stages.forest import Trees
 from sparkdiff.stages.trees import RandomForestClassification
-from sparkdiff.tensors.rows import Rows
+from sparkdiff.tensors.rows import SPARSE_FROM, Rows
 
 PAIRS = 4096
 """Rows times trees up to which this is faster."""

@@ -240,9 +240,9 @@ class Written:
                 "(outputCols), or predict with Spark"
             ) from e
         names = ((self.network.graph.casefold(c), i) for c in vertex.outputs)
-        told = bool(module.storage) and module.exact_beyond < float("inf")
-        stored = (x.stored_as(module.storage) if told and not x.scalar else x for x in out)
-        self.values.update(zip(names, stored, strict=True))
+        if module.storage and module.exact_beyond < float("inf"):
+            out = tuple(x if x.scalar else x.stored_as(module.storage) for x in out)
+        self.values.update(zip(names, out, strict=True))
 
     def _read(self, version: Version) -> Value:
         if version not in self.values:

@@ -90,13 +90,17 @@ class Value:
     def stored_as(self, storage: str) -> "Value":
         """The same, stored as Spark stores vectors of this `storage`: sparkdiff.tensors.rows.stored_as."""
         there = ~self.equals(0.0)
-        whole = storage == "compressed" and (there.double().sum() + 1.0) * 1.5 >= float(self.width)
-        return dataclasses.replace(self, stored=there | whole if whole else there)
+        many = (there.double().sum() + 1.0) * 1.5 >= float(self.width)
+        return dataclasses.replace(self, stored=there | many if storage == "compressed" else there)
 
     def as_in(self, other: "Value") -> "Value":
         """The same, stored as another one: 0 where that isn't stored."""
-        there = other.stored
-        return self if there is None else dataclasses.replace(self.graph.where(there, self, 0.0), stored=there)
+        stored = other.stored
+        return dataclasses.replace(self.graph.where(stored, self, 0.0), stored=stored) if stored else self
+
+    def without_zeros(self, of: "Value") -> "Value":
+        """The same, stored as sparkdiff.tensors.rows.without_zeros does."""
+        return self if of.stored is None else dataclasses.replace(self, stored=~self.equals(0.0) | of.stored.all())
 
     def to(self, kind: str) -> "Value":
         """The same in another type."""
@@ -144,7 +148,8 @@ class Value:
     def columns(self, indices: Number) -> "Value":
         """The columns of these indices (k,)."""
         held = as_array(indices).astype(np.int64).reshape(-1)
-        return self.graph.node("Gather", [self, self.graph.constant(held)], len(held), self.kind, axis=1)
+        out = self.graph.node("Gather", [self, self.graph.constant(held)], len(held), self.kind, axis=1)
+        return out if self.stored is None else dataclasses.replace(out, stored=self.stored.columns(held))
 
     def column(self, index: int) -> "Value":
         return self.columns(np.array([index]))

@@ -1,6 +1,5 @@
 """The translated stages as nodes of an ONNX graph, in the words of their torch modules: stages that transform features."""
 
-import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from functools import reduce
@@ -85,8 +84,7 @@ def selected(g: GraphWriter, m: Any, xs: Sequence[Value], nulls: Nulls) -> tuple
     [x] = xs
     if len(m.indices) and int(m.indices.max()) >= x.width:
         raise NotExportableError(f"it selects entry {int(m.indices.max())} of vectors of {x.width} entries")
-    out = x.columns(m.indices)
-    return (out if x.stored is None else dataclasses.replace(out, stored=x.stored.columns(m.indices)),)
+    return (x.columns(m.indices).without_zeros(x) if isinstance(m, VectorSlicer) else x.columns(m.indices),)
 
 
 @writes(VectorSizeHint)
@@ -287,12 +285,9 @@ def expanded(g: GraphWriter, m: PolynomialExpansion, xs: Sequence[Value], nulls:
         else:
             before = product.columns(shorter)
             product = g.where(before.equals(0.0) & ~factor.isfinite(), 0.0, before * factor)
-        product = product if x.stored is None else g.where(x.stored.columns(feature), product, 0.0)
+        product = product if factor.stored is None else g.where(factor.stored, product, 0.0)
         products.append(product)
-    out = g.beside(products).columns(place)
-    if x.stored is None:
-        return (out,)
-    return (dataclasses.replace(out, stored=~out.equals(0.0) | x.stored.all()),)
+    return (g.beside(products).columns(place).without_zeros(x),)
 
 
 @writes(Interaction)

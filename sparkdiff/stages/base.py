@@ -178,7 +178,7 @@ class StageModule(Facts, Trainable):
         """The module of a fitted stage."""
         raise NotImplementedError
 
-    def as_stored(self, out: Rows | tuple[Rows, ...]) -> tuple[Rows, ...]:
+    def as_stored(self, out: Rows | tuple[Rows, ...]) -> tuple[Any, ...]:
         """The outputs of `forward`, stored as in Spark where that matters (`exact_beyond`)."""
         columns = out if isinstance(out, tuple) else (out,)
         return tuple(

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sparkdiff.errors import InputError
 from sparkdiff.stages.base import StageModule, register
-from sparkdiff.tensors.rows import NEVER, Rows, SparseRows, on_gpu, width
+from sparkdiff.tensors.rows import NEVER, SPARSE_FROM, Rows, SparseRows, dense, on_gpu, width
 
 
 @register("pyspark.ml.feature.VectorIndexerModel")
@@ -54,7 +54,8 @@ class VectorIndexer(StageModule):
                 "vectors of that length"
             )
         if isinstance(x, SparseRows):
-            return x.with_values(self.indexed(x.values, x.indices))
+            out = x.with_values(self.indexed(x.values, x.indices))
+            return dense(out) if self.tells_zeros < self.exact_beyond == NEVER and self.size < SPARSE_FROM else out
         features = torch.arange(self.size, device=x.device).expand(len(x), -1)
         return self.indexed(x.reshape(-1), features.reshape(-1)).view_as(x)
 

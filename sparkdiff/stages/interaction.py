@@ -10,21 +10,24 @@ from torch import Tensor
 
 from sparkdiff.errors import InputError
 from sparkdiff.stages.base import register
-from sparkdiff.stages.encoding import SPARSE_FROM
 from sparkdiff.stages.fields import UNDECIDED, Field, FieldReader, StaysInSparkError, values_of
 from sparkdiff.tensors.rows import (
     ORDINARY,
+    SPARSE_FROM,
     Nulls,
     Rows,
     SparseRows,
-    all_stored,
+    as_sparse,
     beyond,
     dense,
+    is_stored,
     known_any,
     offsets_of,
+    on_gpu,
+    sparse_where,
     stored_as,
     width,
-)  # fmt: skip
+)
 
 
 @register("pyspark.ml.feature.Interaction")
@@ -83,8 +86,8 @@ class Interaction(FieldReader):
                 )
         sizes = [max(width(c), k) for c, k in zip(columns, self.values, strict=True)]
         finite = not any(beyond(c, ORDINARY) for c in columns)
-        wide = math.prod(sizes) >= SPARSE_FROM and max(self.values) > 1
-        if wide or not finite or any(isinstance(c, SparseRows) for c in columns):
+        sparse = any(isinstance(c, SparseRows) for c in columns)
+        if sparse or (math.prod(sizes) >= SPARSE_FROM and max(self.values) > 1):
             # Zeros make no difference among finite numbers.
             storage = ["sparse" if s == "compressed" and finite else s for s in self.storage_of]
             parts = [self._stored(*of) for of in zip(columns, self.names, self.values, storage, strict=True)]
@@ -92,7 +95,14 @@ class Interaction(FieldReader):
         strided = [
             self._encoded(dense(c), name, k) for c, name, k in zip(columns, self.names, self.values, strict=True)
         ]
-        return reduce(lambda fast, slow: (slow[:, :, None] * fast[:, None, :]).flatten(1), reversed(strided))
+        product = reduce(lambda fast, slow: (slow[:, :, None] * fast[:, None, :]).flatten(1), reversed(strided))
+        if finite and not on_gpu(product):
+            return product
+        storage = ["sparse" if k > 1 else s for k, s in zip(self.values, self.storage_of, strict=True)]
+        counts = [*map(is_stored, strided, storage)]
+        stored = reduce(lambda fast, slow: (slow[:, :, None] & fast[:, None, :]).flatten(1), reversed(counts))
+        known = reduce(torch.logical_and, [x.isfinite().all() for x in strided])  # a GPU isn't waited for
+        return torch.where(stored | known, product, 0.0)
 
     def _index(self, x: Tensor, name: str, values: int) -> Tensor:
         valid = (x >= 0) & (x < values) & (x == x.floor())  # NaN is invalid
@@ -114,8 +124,9 @@ class Interaction(FieldReader):
             index = self._index(column, name, values) if values > 1 else torch.zeros_like(column, dtype=torch.int64)
             value = torch.ones_like(column) if values > 1 else column
             return SparseRows(index, value, torch.arange(len(column) + 1, device=column.device), values)
-        found = stored_as(column, storage) if storage == "compressed" or isinstance(column, Tensor) else column
-        return found if isinstance(found, SparseRows) else all_stored(found)
+        if isinstance(column, Tensor):
+            return sparse_where(column, is_stored(column, storage))
+        return as_sparse(stored_as(column, storage)) if storage == "compressed" else column
 
 
 def _categories(name: str, field: Field) -> int:
