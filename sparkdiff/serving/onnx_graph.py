@@ -95,8 +95,8 @@ class Value:
 
     def as_in(self, other: "Value") -> "Value":
         """The same, stored as another one: 0 where that isn't stored."""
-        stored = other.stored
-        return dataclasses.replace(self.graph.where(stored, self, 0.0), stored=stored) if stored else self
+        there = self if other.stored is None else self.graph.where(other.stored, self, 0.0)
+        return dataclasses.replace(there, stored=other.stored)
 
     def without_zeros(self, of: "Value") -> "Value":
         """The same, stored as sparkdiff.tensors.rows.without_zeros does."""

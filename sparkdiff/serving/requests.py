@@ -104,8 +104,9 @@ def _vectors(values: Sequence[Any], source: InputColumn) -> Rows:
     if not any(sparse):
         return rounded(numbers.view(len(values), sizes[0]), source)
     indices = np.concatenate([v.indices if isinstance(v, SparseVector) else np.arange(sizes[0]) for v in values])
-    lengths = torch.tensor([*map(len, stored)])
-    rows = SparseRows(torch.from_numpy(indices.astype(np.int64)), numbers, offsets_of(lengths), sizes[0])
+    rows = SparseRows(
+        torch.from_numpy(indices.astype(np.int64)), numbers, offsets_of(torch.tensor([*map(len, stored)])), sizes[0]
+    )
     return rows if all(sparse) or beyond(rows, source.exact) else rows.to_dense()
 
 

@@ -55,6 +55,7 @@ class VectorIndexer(StageModule):
             )
         if isinstance(x, SparseRows):
             out = x.with_values(self.indexed(x.values, x.indices))
+            # Usual again where no stage behind tells how it is stored: the form must not change from batch to batch.
             return dense(out) if self.tells_zeros < self.exact_beyond == NEVER and self.size < SPARSE_FROM else out
         features = torch.arange(self.size, device=x.device).expand(len(x), -1)
         return self.indexed(x.reshape(-1), features.reshape(-1)).view_as(x)

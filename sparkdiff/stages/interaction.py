@@ -99,8 +99,8 @@ class Interaction(FieldReader):
         if finite and not on_gpu(product):
             return product
         storage = ["sparse" if k > 1 else s for k, s in zip(self.values, self.storage_of, strict=True)]
-        counts = [*map(is_stored, strided, storage)]
-        stored = reduce(lambda fast, slow: (slow[:, :, None] & fast[:, None, :]).flatten(1), reversed(counts))
+        counts = reversed([*map(is_stored, strided, storage)])
+        stored = reduce(lambda fast, slow: (slow[:, :, None] & fast[:, None, :]).flatten(1), counts)
         known = reduce(torch.logical_and, [x.isfinite().all() for x in strided])  # a GPU isn't waited for
         return torch.where(stored | known, product, 0.0)
 
