@@ -303,7 +303,7 @@ def _outputs(trials: Sequence[_Trial], df: DataFrame, tolerance: float) -> None:
             names = [name for name in carried if name not in kept_in]
             write_plain(rows, names, Path(folder) / "rows")
             seen = 0
-            for batch in read_plain(Path(folder) / "rows", ROWS_AT_ONCE):
+            for batch in read_plain(Path(folder) / "rows", ROWS_AT_ONCE, -1.0):
                 values = {name: batch[f"v{i}"] for i, name in enumerate(names)}
                 nulls = {
                     name: cast(Tensor, batch[f"v{i}{NULL}"]) for i, name in enumerate(names) if f"v{i}{NULL}" in batch

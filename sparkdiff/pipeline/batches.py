@@ -23,7 +23,7 @@ from sparkdiff.stages.projection import PCA
 from sparkdiff.stages.scaling import MaxAbsScaler, MinMaxScaler, Standardizer
 from sparkdiff.stages.weighing import ElementwiseProduct, Normalizer
 from sparkdiff.tensors.device import Place, moved
-from sparkdiff.tensors.rows import Rows
+from sparkdiff.tensors.rows import NEVER, Rows
 
 TAKE_ALL = (
     Trees, LinearMargin, LogisticRegression, MultilayerPerceptron, FMRegression, FMClassification, Standardizer, MaxAbsScaler,
@@ -82,7 +82,7 @@ class ByTorch:
         nulls: dict[Version, Tensor] = {}
         for version, place in self.reads.items():
             column = batch.column(place)
-            values[version] = from_arrow(column, self.widths.get(version, 0))
+            values[version] = from_arrow(column, self.widths.get(version, 0), self.network.exact)
             if column.null_count and is_scalar(values[version]):
                 nulls[version] = torch.from_numpy(np.array(column.is_null()))
             elif column.null_count:
@@ -152,8 +152,11 @@ class ByTorch:
 
 
 def first_free(network: Network) -> int:
-    """The position from which on no stage refuses rows."""
-    checking = [i for i in network.positions if not isinstance(network.module(i), TAKE_ALL)]
+    """The position from which on no stage refuses rows, or looks at how to store them."""
+    checking = [
+        i for i in network.positions
+        if not isinstance(m := network.module(i), TAKE_ALL) or (m.storage and m.exact_beyond < NEVER)
+    ]  # fmt: skip
     return max(checking, default=-1) + 1
 
 

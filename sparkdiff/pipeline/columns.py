@@ -17,7 +17,7 @@ from sparkdiff import jvm
 from sparkdiff.errors import InputError
 from sparkdiff.pipeline.names import named
 from sparkdiff.stages.base import NULL
-from sparkdiff.tensors.rows import Rows, SparseRows, dense, offsets_of
+from sparkdiff.tensors.rows import NEVER, Rows, SparseRows, beyond, dense, offsets_of
 
 VECTOR = pa.struct(
     [("type", pa.int8()), ("size", pa.int32()), ("indices", pa.list_(pa.int32())), ("values", pa.list_(pa.float64()))]
@@ -63,10 +63,13 @@ def write_plain(df: DataFrame, names: Sequence[str], folder: Path) -> None:
     jvm.stores.take(folder)
 
 
-def read_plain(folder: Path, rows: int) -> Iterator[dict[str, Rows]]:
+def read_plain(folder: Path, rows: int, exact: float = NEVER) -> Iterator[dict[str, Rows]]:
     """The columns written by `write_plain`, at most `rows` rows at a time, and the null flags of scalars.
 
     The flags are there without nulls, too: what a NaN is must not depend on the rows that share its batch.
+
+    Args:
+        exact: as of `from_arrow`.
     """
     for path in sorted(folder.glob("part-*.parquet")):
         with pq.ParquetFile(path) as file:
@@ -75,7 +78,7 @@ def read_plain(folder: Path, rows: int) -> Iterator[dict[str, Rows]]:
                 columns: dict[str, Rows] = {}
                 for name in batch.schema.names:
                     column = batch.column(name)
-                    columns[name] = from_arrow(column)
+                    columns[name] = from_arrow(column, exact=exact)
                     if is_scalar(columns[name]):
                         columns[name + NULL] = torch.from_numpy(np.array(column.is_null()))
                 yield columns
@@ -89,15 +92,17 @@ def fetched(df: DataFrame, names: Sequence[str]) -> list[torch.Tensor]:
     return [torch.cat([dense(part[f"v{i}"]) for part in parts]) for i in range(len(names))] if parts else []
 
 
-def from_arrow(column: pa.Array, width: int = 0) -> Rows:
+def from_arrow(column: pa.Array, width: int = 0, exact: float = NEVER) -> Rows:
     """A column as tensor: (n,) for numbers, (n, d) for lists, and for vectors SparseRows where every row is sparse, or most
     rows of a wide column are.
 
     Args:
         width: entries of vectors of which all are null, in rows of NaN.
+        exact: the size of the numbers from which on dense and sparse vectors stay what they are: SparseRows, in which the dense
+            ones store all entries.
     """
     if pa.types.is_struct(column.type):
-        return _vectors(column, width)
+        return _vectors(column, width, exact)
     if pa.types.is_list(column.type):
         lengths = np.asarray(column.value_lengths().fill_null(-1))
         longest = int(lengths.max(initial=0))
@@ -115,7 +120,7 @@ def _numbers(column: pa.Array) -> torch.Tensor:
     return torch.from_numpy(np.array(column.to_numpy(zero_copy_only=False), dtype=np.float64))
 
 
-def _vectors(column: pa.StructArray, told: int) -> Rows:
+def _vectors(column: pa.StructArray, told: int, exact: float) -> Rows:
     kind, size, indices, values = (pa.StructArray.field(column, i) for i in range(4))
     n = len(column)
     lengths = np.asarray(values.value_lengths().fill_null(0))
@@ -126,18 +131,14 @@ def _vectors(column: pa.StructArray, told: int) -> Rows:
     if len(widths) and widths.min() != width:
         raise InputError(f"a vector column holds vectors of {widths.min()} and of {width} entries")
     flat, offsets = _numbers(values.flatten()), offsets_of(torch.from_numpy(lengths.astype(np.int64)))
-    if (sparse | null).all() and sparse[~null].any():
-        rows = SparseRows(torch.from_numpy(np.array(indices.flatten(), dtype=np.int64)), flat, offsets, width)
-        return rows.with_nan(torch.from_numpy(null)) if null.any() else rows
-    # Rows of both kinds: a dense row's indices are 0 .. width-1, a null row is NaN throughout.
+    # A dense row's indices are 0 .. width-1, a null row is NaN throughout.
     index = np.arange(len(flat)) - np.repeat(offsets[:-1].numpy(), lengths)
     index[np.repeat(sparse, lengths)] = np.asarray(indices.flatten())
-    if width >= WIDE and len(flat) < n * width // 4 and not null.any():
-        return SparseRows(torch.from_numpy(index), flat, offsets, width)
-    out = torch.zeros(n, width, dtype=torch.float64)
-    out[torch.from_numpy(np.repeat(np.arange(n), lengths)), torch.from_numpy(index)] = flat
-    out[torch.from_numpy(null)] = torch.nan
-    return out
+    rows = SparseRows(torch.from_numpy(index), flat, offsets, width)
+    rows = rows.with_nan(torch.from_numpy(null)) if null.any() else rows
+    every, some = bool((sparse | null).all()), bool(sparse[~null].any())
+    few = width >= WIDE and len(rows.values) < n * width // 4
+    return rows if few or (some and (every or beyond(rows, exact))) else rows.to_dense()
 
 
 def to_arrow(column: Rows, null: torch.Tensor | None = None) -> pa.Array:

@@ -41,7 +41,7 @@ class Network(nn.Module):
     def __init__(self, graph: Graph, positions: Sequence[int]):
         super().__init__()
         self.graph, self.positions = graph, tuple(positions)
-        note_readers(graph, self.positions)
+        self.exact = note_readers(graph, self.positions)
         self.stages = nn.ModuleDict({str(i): graph.modules[i] for i in positions})
         self._schedules: dict[tuple[tuple[Version, ...], frozenset[Version]], list[int]] = {}
         inside = set(positions)
@@ -175,8 +175,8 @@ class Network(nn.Module):
         return column.isnan() if self.module(v[1]).writes_null else torch.zeros_like(column, dtype=torch.bool)
 
     def _put(self, i: int, out: Any, values: dict[Version, Rows]) -> None:
-        out = out if isinstance(out, tuple) else (out,)
-        values.update(zip(((self.graph.casefold(c), i) for c in self.graph.vertices[i].outputs), out, strict=True))
+        names = ((self.graph.casefold(c), i) for c in self.graph.vertices[i].outputs)
+        values.update(zip(names, self.module(i).as_stored(out), strict=True))
 
     def route(self, values: dict[Version, Rows], wanted: Iterable[Version]) -> None:
         """Compute the leaf indices of these versions (LEAVES, position) and everything that they depend on, into

@@ -1,4 +1,6 @@
-"""Who refuses the vector that an encoder makes of null: every stage of Spark that reads one, but an assembler that keeps NaN."""
+"""What readers make of a stage's vectors: who refuses the one that an encoder makes of null (every stage of Spark that reads it,
+but an assembler that keeps NaN), and who tells the zeros that Spark stores from those that it doesn't.
+"""
 
 from collections.abc import Collection
 
@@ -6,27 +8,28 @@ from sparkdiff.pipeline.graph import Graph, Version
 from sparkdiff.stages.assembling import VectorAssembler
 from sparkdiff.stages.encoding import OneHotEncoder
 from sparkdiff.stages.selecting import VectorSizeHint
+from sparkdiff.tensors.rows import NEVER
 
 
-def note_readers(graph: Graph, positions: Collection[int]) -> None:
-    """Tell each encoder among these stages which of them refuses its null vectors. Other stages are not run."""
-    for i in positions:
-        module, vertex = graph.vertices[i].module, graph.vertices[i]
+def note_readers(graph: Graph, positions: Collection[int]) -> float:
+    """Tell each of these stages what those that read its vectors make of them. Other stages are not run.
+
+    Returns:
+        the size of the numbers in vectors from outside from which on they must be stored as in Spark (`exact_beyond`).
+    """
+    exact: dict[Version, float] = {}
+    refusing: dict[Version, str] = {}  # the uid of the first stage that refuses null
+    for i in sorted(graph.modules.keys() & positions, reverse=True):
+        module, vertex = graph.modules[i], graph.vertices[i]
+        versions = [(graph.casefold(c), i) for c in vertex.outputs]
         if isinstance(module, OneHotEncoder):
-            versions = ((name, (graph.casefold(c), i)) for name, c in zip(module.names, vertex.outputs, strict=True))
-            found = ((name, _refusing(graph, positions, version)) for name, version in versions)
-            module.refusing = {name: uid for name, uid in found if uid}
-
-
-def _refusing(graph: Graph, positions: Collection[int], version: Version) -> str:
-    """The uid of a stage that refuses null in this column; empty if none does."""
-    for i in positions:
-        vertex = graph.vertices[i]
-        if version not in vertex.reads:
-            continue
-        if isinstance(vertex.module, VectorSizeHint) and not vertex.module.checks:  # it passes the column on
-            if uid := _refusing(graph, positions, (graph.casefold(vertex.outputs[0]), i)):
-                return uid
-        elif not (isinstance(vertex.module, VectorAssembler) and vertex.module.keep):
-            return vertex.uid
-    return ""
+            module.refusing = {n: refusing[v] for n, v in zip(module.names, versions, strict=True) if refusing.get(v)}
+        module.exact_beyond = min((exact.get(v, NEVER) for v in versions), default=NEVER)
+        passed = NEVER if module.storage or module.makes_dense else module.exact_beyond
+        uid = "" if isinstance(module, VectorAssembler) and module.keep else vertex.uid
+        if isinstance(module, VectorSizeHint) and not module.checks:  # it passes the column on
+            uid = refusing.get(versions[0], "")
+        for place, v in enumerate(vertex.reads):
+            exact[v] = min(exact.get(v, NEVER), passed, module.tells_zeros_beyond(place))
+            refusing[v] = uid or refusing.get(v, "")
+    return min(exact.values(), default=NEVER)

@@ -163,9 +163,9 @@ def compare(network: Network, where: Path, held: Sequence[Version]) -> Parity:
         InputError: there is no row.
     """
     found, rows, outputs = Differences(network), PROBE, outputs_of(network)
-    for probe in itertools.islice(read_plain(where, PROBE), 1):
+    for probe in itertools.islice(read_plain(where, PROBE, network.exact), 1):
         rows = _rows_at_once(network, _versions(probe, held), outputs)
-    for batch in read_plain(where, rows):
+    for batch in read_plain(where, rows, network.exact):
         found.add(_versions(batch, held), outputs)
     return found.parity()
 

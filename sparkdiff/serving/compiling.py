@@ -153,12 +153,13 @@ class _Compiler:
     entries: dict[Version, dict[str, int]] = field(default_factory=dict)
     steps: list[Step] = field(default_factory=list)
     kinds: dict[Version, str] = field(default_factory=dict)
+    exact: float = field(init=False)
 
     def compiled(self, wanted: Sequence[Version], dropping: Sequence[Vertex] = ()) -> Schedule:
         """The schedule of these columns, and of all that stages which drop rows read."""
         told = [(self.graph.casefold(c), v.position) for v in dropping for c in v.outputs]
         units = self._needed([*wanted, *told])
-        note_readers(self.graph, dict.fromkeys(unit.vertex.position for unit in units))
+        self.exact = note_readers(self.graph, dict.fromkeys(unit.vertex.position for unit in units))
         for unit in units:
             self._add(unit)
         outputs = tuple(self._output(v) for v in wanted)
@@ -320,7 +321,7 @@ class _Compiler:
         path = tuple(name.split(".")) if self.graph.in_struct(version) else (name,)
         schema = self.schema.schema if isinstance(self.schema, DataFrame) else self.schema
         field = fields_by_name(schema, self.graph.casefold).get(version[0]) if isinstance(schema, StructType) else None
-        return InputColumn(name, path, "" if field is None else field.dataType.simpleString())
+        return InputColumn(name, path, "" if field is None else field.dataType.simpleString(), self.exact)
 
     def _output(self, version: Version) -> OutputColumn:
         form = "numbers" if (version, "numbers") in self.places else "objects"

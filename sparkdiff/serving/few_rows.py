@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from sparkdiff.serving.schedule import NOWHERE, Schedule, Step, TorchStep, Values
-from sparkdiff.stages.encoding import SPARSE_FROM, OneHotEncoder
+from sparkdiff.stages.encoding import OneHotEncoder
 from sparkdiff.stages.forest import Trees
 from sparkdiff.stages.trees import RandomForestClassification
-from sparkdiff.tensors.rows import Rows
+from sparkdiff.tensors.rows import SPARSE_FROM, Rows
 
 PAIRS = 4096
 """Rows times trees up to which this is faster."""
@@ -139,7 +139,11 @@ def fast(step: Step) -> Step:
         return step
     if isinstance(step.module, Trees):
         return TreesStep(**vars(step), few=FewRows(step.module))
-    return HotStep(**vars(step), encoder=step.module) if type(step.module) is OneHotEncoder else step
+    return (
+        HotStep(**vars(step), encoder=step.module)
+        if type(step.module) is OneHotEncoder and step.module.exact_beyond > 0
+        else step
+    )
 
 
 def steps(schedule: Schedule) -> tuple[Step, ...]:

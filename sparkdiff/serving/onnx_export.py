@@ -264,6 +264,8 @@ class Written:
                 "(outputCols), or predict with Spark"
             ) from e
         names = ((self.network.graph.casefold(c), i) for c in vertex.outputs)
+        if module.storage and module.exact_beyond < float("inf"):
+            out = tuple(x if x.scalar else x.stored_as(module.storage) for x in out)
         self.values.update(zip(names, out, strict=True))
 
     def _read(self, version: Version) -> Value:

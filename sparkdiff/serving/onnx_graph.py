@@ -41,6 +41,7 @@ class Value:
     Attributes:
         kind: numpy's name of the type: "float64", "float32", "int64" or "bool".
         scalar: whether it is a column of numbers, not of vectors.
+        stored: which entries Spark stores, (n, width) bool; None where all, or where no stage behind tells.
     """
 
     graph: "GraphWriter"
@@ -48,6 +49,7 @@ class Value:
     width: int
     kind: str = "float64"
     scalar: bool = False
+    stored: "Value | None" = None
 
     def number(self) -> "Value":
         """The same as a column of numbers, not of vectors of one entry."""
@@ -84,6 +86,21 @@ class Value:
 
     def is_negative_zero(self) -> "Value":
         return self.equals(0.0) & (1.0 / self < 0.0)
+
+    def stored_as(self, storage: str) -> "Value":
+        """The same, stored as Spark stores vectors of this `storage`: sparkdiff.tensors.rows.stored_as."""
+        there = ~self.equals(0.0)
+        many = (there.double().sum() + 1.0) * 1.5 >= float(self.width)
+        return dataclasses.replace(self, stored=there | many if storage == "compressed" else there)
+
+    def as_in(self, other: "Value") -> "Value":
+        """The same, stored as another one: 0 where that isn't stored."""
+        there = self if other.stored is None else self.graph.where(other.stored, self, 0.0)
+        return dataclasses.replace(there, stored=other.stored)
+
+    def without_zeros(self, of: "Value") -> "Value":
+        """The same, stored as sparkdiff.tensors.rows.without_zeros does."""
+        return self if of.stored is None else dataclasses.replace(self, stored=~self.equals(0.0) | of.stored.all())
 
     def to(self, kind: str) -> "Value":
         """The same in another type."""
@@ -131,7 +148,8 @@ class Value:
     def columns(self, indices: Number) -> "Value":
         """The columns of these indices (k,)."""
         held = as_array(indices).astype(np.int64).reshape(-1)
-        return self.graph.node("Gather", [self, self.graph.constant(held)], len(held), self.kind, axis=1)
+        out = self.graph.node("Gather", [self, self.graph.constant(held)], len(held), self.kind, axis=1)
+        return out if self.stored is None else dataclasses.replace(out, stored=self.stored.columns(held))
 
     def column(self, index: int) -> "Value":
         return self.columns(np.array([index]))

@@ -84,7 +84,7 @@ def selected(g: GraphWriter, m: Any, xs: Sequence[Value], nulls: Nulls) -> tuple
     [x] = xs
     if len(m.indices) and int(m.indices.max()) >= x.width:
         raise NotExportableError(f"it selects entry {int(m.indices.max())} of vectors of {x.width} entries")
-    return (x.columns(m.indices),)
+    return (x.columns(m.indices).without_zeros(x) if isinstance(m, VectorSlicer) else x.columns(m.indices),)
 
 
 @writes(VectorSizeHint)
@@ -111,12 +111,13 @@ def nothing(g: GraphWriter, m: Any, xs: Sequence[Value], nulls: Nulls) -> tuple[
 def standardized(g: GraphWriter, m: Any, xs: Sequence[Value], nulls: Nulls) -> tuple[Value, ...]:
     divisor, shift = (getattr(m, name).detach() for name in m.weights)
     x = xs[0] - shift if m.shifts else xs[0]
-    return (x * m.factor(divisor) if m.divides else x,)
+    out = x * m.factor(divisor) if m.divides else x
+    return (out if m.shifts else out.as_in(xs[0]),)
 
 
 @writes(MaxAbsScaler)
 def by_largest(g: GraphWriter, m: MaxAbsScaler, xs: Sequence[Value], nulls: Nulls) -> tuple[Value, ...]:
-    return (xs[0] * m.factor(m.maxAbs.detach()),)
+    return ((xs[0] * m.factor(m.maxAbs.detach())).as_in(xs[0]),)
 
 
 @writes(MinMaxScaler)
@@ -130,7 +131,7 @@ def into_range(g: GraphWriter, m: MinMaxScaler, xs: Sequence[Value], nulls: Null
 
 @writes(ElementwiseProduct, IDF)
 def weighed(g: GraphWriter, m: Any, xs: Sequence[Value], nulls: Nulls) -> tuple[Value, ...]:
-    return (xs[0] * getattr(m, m.weights[0]),)
+    return ((xs[0] * getattr(m, m.weights[0])).as_in(xs[0]),)
 
 
 @writes(Normalizer)
@@ -143,8 +144,8 @@ def normalized(g: GraphWriter, m: Normalizer, xs: Sequence[Value], nulls: Nulls)
         total = (size if m.p == 1 else size * size if m.p == 2 else size.power(m.p)).sum()
     total = g.where(total.equals(0.0), 1.0, total)
     if math.isinf(m.p) or m.p == 1:
-        return (x / total,)
-    return (x / (total.sqrt() if m.p == 2 else total.power(1 / m.p)),)
+        return ((x / total).as_in(x),)
+    return ((x / (total.sqrt() if m.p == 2 else total.power(1 / m.p))).as_in(x),)
 
 
 @writes(PCA)
@@ -184,9 +185,10 @@ def indexed(g: GraphWriter, m: VectorIndexer, xs: Sequence[Value], nulls: Nulls)
         found = x.column(j).mapped(keys, values, -1.0)
         unknown = found < 0.0
         if not m.keep:
-            g.refuse(unknown, f"{m.uid}: a value of feature {j} that is not one of its categories")
+            met = unknown if x.stored is None else unknown & x.stored.column(j)
+            g.refuse(met, f"{m.uid}: a value of feature {j} that is not one of its categories")
         parts.append(g.where(unknown, float(len(keys)), found))
-    return (g.beside(parts),)
+    return (g.beside(parts).as_in(x),)
 
 
 @writes(OneHotEncoder)
@@ -284,14 +286,15 @@ def expanded(g: GraphWriter, m: PolynomialExpansion, xs: Sequence[Value], nulls:
         else:
             before = product.columns(shorter)
             product = g.where(before.equals(0.0) & ~factor.isfinite(), 0.0, before * factor)
+        product = product if factor.stored is None else g.where(factor.stored, product, 0.0)
         products.append(product)
-    return (g.beside(products).columns(place),)
+    return (g.beside(products).columns(place).without_zeros(x),)
 
 
 @writes(Interaction)
 def interaction(g: GraphWriter, m: Interaction, xs: Sequence[Value], nulls: Nulls) -> tuple[Value, ...]:
     parts, counts = [], []
-    for x, null, name, values, storage in zip(xs, nulls, m.names, m.values, m.storage_of, strict=True):
+    for x, null, name, values in zip(xs, nulls, m.names, m.values, strict=True):
         if null is not None:
             g.refuse(null, f"{m.uid}: null in {name!r}")
         if values > 1:
@@ -299,24 +302,14 @@ def interaction(g: GraphWriter, m: Interaction, xs: Sequence[Value], nulls: Null
             g.refuse(
                 ~(x.equals(place).any()), f"{m.uid}: a value in {name!r} that is not one of its {values} categories"
             )
-            x = x.equals(place).double()
+            x = x.equals(place).double().stored_as("sparse")
         parts.append(x)
-        counts.append(stored(g, x, values, storage))
+        counts.append(x.stored or x.equals(x) | x.isnan())
     product = reduce(lambda fast, slow: crossed(g, "Mul", slow, fast), reversed(parts))
-    if all(storage == "" and values == 1 for storage, values in zip(m.storage_of, m.values, strict=True)):
+    if all(x.stored is None for x in parts):
         return (product,)
     kept = reduce(lambda fast, slow: crossed(g, "And", slow, fast), reversed(counts))
     return (g.where(kept, product, 0.0),)
-
-
-def stored(g: GraphWriter, x: Value, values: int, storage: str) -> Value:
-    """Which entries Spark stores, and multiplies therefore: 0 times NaN is NaN of a stored entry, else 0."""
-    there = ~x.equals(0.0)
-    if values > 1 or storage == "sparse":
-        return there
-    if storage == "compressed":  # Vector.compressed: dense where that takes less room
-        return there | ((there.double().sum() + 1.0) * 1.5 >= float(x.width))
-    return there | x.equals(0.0) | x.isnan()
 
 
 def crossed(g: GraphWriter, operator: str, slow: Value, fast: Value) -> Value:

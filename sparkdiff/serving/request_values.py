@@ -25,11 +25,13 @@ class InputColumn:
         name: as the pipeline spells it.
         path: the column, then the fields of the structs on the way to it.
         kind: its type in Spark, as `simpleString`; empty where no schema was given.
+        exact: the size of the numbers from which on dense and sparse vectors stay what they are, as of `from_arrow`.
     """
 
     name: str
     path: tuple[str, ...]
     kind: str = ""
+    exact: float = float("inf")
 
     @property
     def vectors(self) -> bool:

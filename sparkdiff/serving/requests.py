@@ -16,7 +16,7 @@ from torch import Tensor
 from sparkdiff.errors import InputError, did_you_mean, kind_of
 from sparkdiff.pipeline.columns import VECTOR, from_arrow
 from sparkdiff.serving.request_values import DECIMAL, WHOLE, InputColumn, nan_is_null, plain, typed
-from sparkdiff.tensors.rows import Rows, SparseRows, offsets_of
+from sparkdiff.tensors.rows import Rows, SparseRows, beyond, offsets_of
 
 
 def objects(column: "Column", source: InputColumn) -> list[Any]:
@@ -95,16 +95,19 @@ def _vectors(values: Sequence[Any], source: InputColumn) -> Rows:
     sizes = [_size(v, source) for v in values]
     if min(sizes) != max(sizes):
         raise InputError(f"column {source.name!r} holds vectors of {min(sizes)} and of {max(sizes)} entries")
-    if all(isinstance(v, SparseVector) for v in values):
-        lengths = torch.tensor([len(v.indices) for v in values])
-        indices = np.concatenate([v.indices for v in values]).astype(np.int64)
-        stored = np.concatenate([v.values for v in values]).astype(np.float64)
-        return SparseRows(torch.from_numpy(indices), torch.from_numpy(stored), offsets_of(lengths), sizes[0])
+    sparse = [isinstance(v, SparseVector) for v in values]
     try:
-        rows = [v.toArray() if isinstance(v, (DenseVector, SparseVector)) else np.array(v, np.float64) for v in values]
-        return rounded(torch.from_numpy(np.stack(rows).reshape(len(rows), sizes[0])), source)
+        stored = [v.values if isinstance(v, SparseVector) else np.array(v, np.float64) for v in values]
+        numbers = torch.from_numpy(np.concatenate(stored).astype(np.float64))
     except (TypeError, ValueError):
         raise source.bad(values[0], "which is no vector of numbers") from None
+    if not any(sparse):
+        return rounded(numbers.view(len(values), sizes[0]), source)
+    indices = np.concatenate([v.indices if isinstance(v, SparseVector) else np.arange(sizes[0]) for v in values])
+    rows = SparseRows(
+        torch.from_numpy(indices.astype(np.int64)), numbers, offsets_of(torch.tensor([*map(len, stored)])), sizes[0]
+    )
+    return rows if all(sparse) or beyond(rows, source.exact) else rows.to_dense()
 
 
 def _of_json(v: Mapping[str, Any], source: InputColumn) -> DenseVector | SparseVector:
@@ -193,7 +196,7 @@ class Arrow:
                 raise InputError(f"column {source.name!r} holds an array with null, and an entry may not be null")
         elif [kind.field(i).name for i in range(kind.num_fields)] != [field.name for field in VECTOR]:
             raise InputError(f"column {source.name!r} is {kind}, and the pipeline reads numbers from it")
-        return rounded(from_arrow(array), source)
+        return rounded(from_arrow(array, exact=source.exact), source)
 
 
 _NARROW: dict[Any, Callable[[Any], Any]] = {

@@ -22,7 +22,10 @@ def result_objects(column: Any, null: Tensor | None, kind: str) -> list[Any]:
     if isinstance(column, SparseRows):
         ends = itertools.pairwise(column.offsets.tolist())
         indices, stored = column.indices.numpy(), column.values.numpy()
-        return [SparseVector(column.width, indices[a:b], stored[a:b]) for a, b in ends]
+        return [
+            stored[a:b] if b - a == column.width else SparseVector(column.width, indices[a:b], stored[a:b])
+            for a, b in ends
+        ]
     if column.ndim == 2:
         return list(column.numpy())
     return as_objects(column, null, "double" if kind == "float" else kind)

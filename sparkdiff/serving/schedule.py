@@ -75,17 +75,12 @@ class TorchStep(ScheduledStage):
         given = [values[i] for i in self.reads]
         if self.wanted:
             self.check(given[0])
-        if self.nulls is None:
-            out = self.module.forward(*given)
-        else:
-            # A stage that has no place for flags never writes null: its NaN is NaN.
-            nulls = [
-                torch.zeros(len(x), dtype=torch.bool) if i == NOWHERE else values[i]
-                for x, i in zip(given, self.nulls, strict=True)
-            ]
-            out = self.module.forward(*given, nulls=nulls)
-        if not isinstance(out, tuple):
-            out = (out,)
+        # A stage that has no place for flags never writes null: its NaN is NaN.
+        nulls = [
+            torch.zeros(len(x), dtype=torch.bool) if i == NOWHERE else values[i]
+            for x, i in zip(given, self.nulls or (), strict=False)
+        ]
+        out = self.module.as_stored(self.module.forward(*given, **({} if self.nulls is None else {"nulls": nulls})))
         for i, column in zip(self.writes, out, strict=True):
             values[i] = column
         for i, column in zip(self.flags, out, strict=False):

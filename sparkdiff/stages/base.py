@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from sparkdiff import jvm
 from sparkdiff.errors import InputError, check_type, kind_of
 from sparkdiff.stages.trainable import Trainable
-from sparkdiff.tensors.rows import Nulls, Rows
+from sparkdiff.tensors.rows import NEVER, Nulls, Rows, beyond, stored_as
 
 REGISTRY: "dict[str, type[StageModule]]" = {}
 UNTRANSLATED: "dict[str, Untranslated]" = {}
@@ -85,6 +85,12 @@ class Facts:
     storage: ClassVar[str] = ""
     """How Spark stores each vector that this stage writes: "sparse", "compressed" (dense or sparse, whichever takes less
     room), or "" where that depends on the input."""
+    tells_zeros: float = NEVER
+    """Size of the numbers in the inputs up to which zeros that Spark stores and zeros that it doesn't give the same; less than 0
+    where they don't."""
+    exact_beyond: float = NEVER
+    """Size of the numbers in an output up to which it has the form that is fastest. Beyond, it is stored as in Spark: a stage
+    behind `tells_zeros`."""
     expands: ClassVar[bool] = False
     """Whether the outputs are larger than the inputs, so that the cache is smaller with this stage in torch."""
     makes_dense: str = ""
@@ -97,6 +103,11 @@ class Facts:
     def passes_gradient(self) -> bool:
         """Whether outputs that are classes or indices have a gradient after all, by straight-through estimation."""
         return False
+
+    def tells_zeros_beyond(self, place: int) -> float:
+        """Size of the numbers in an input up to which a zero gives the same whether Spark stores it or not; `tells_zeros`, but
+        less than 0 if parameters aren't finite: products with these are NaN."""
+        return self.tells_zeros if all(bool(p.isfinite().all()) for p in self.parameters()) else -1.0  # type: ignore[attr-defined]
 
     def nominal_features(self) -> Tensor:
         """Features (q,) int64 of the input that are categories, to which no noise can be added."""
@@ -166,6 +177,13 @@ class StageModule(Facts, Trainable):
     def from_spark(cls, stage: Any) -> "StageModule":
         """The module of a fitted stage."""
         raise NotImplementedError
+
+    def as_stored(self, out: Rows | tuple[Rows, ...]) -> tuple[Any, ...]:
+        """The outputs of `forward`, stored as in Spark where that matters (`exact_beyond`)."""
+        columns = out if isinstance(out, tuple) else (out,)
+        return tuple(
+            stored_as(x, self.storage) if self.storage and beyond(x, self.exact_beyond) else x for x in columns
+        )
 
     def to_spark(self, stage: Any) -> Any:
         """A new fitted stage like `stage` (class, uid, Params set and default) with this module's parameters."""

@@ -80,6 +80,7 @@ class Binarizer(Comparing):
     """
 
     weight_params = ("threshold", "thresholds")
+    storage = "compressed"  # of vectors
     optional = frozenset({"threshold", "thresholds"})
 
     def __init__(self, name: str, thresholds: Tensor, columns: int, keeps_null: bool = False):

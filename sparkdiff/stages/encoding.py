@@ -10,10 +10,7 @@ from torch import Tensor
 
 from sparkdiff.errors import InputError
 from sparkdiff.stages.base import StageModule, each_column, register
-from sparkdiff.tensors.rows import Nulls, Rows, SparseRows, known_any, offsets_of, on_gpu
-
-SPARSE_FROM = 1024
-"""Width from which a one-hot block travels as sparse rows (DESIGN: dense ones cost memory there, sparse ones time below)."""
+from sparkdiff.tensors.rows import SPARSE_FROM, Nulls, Rows, SparseRows, known_any, offsets_of, on_gpu
 
 
 @register("pyspark.ml.feature.OneHotEncoderModel")

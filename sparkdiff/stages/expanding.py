@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sparkdiff.stages.base import StageModule, register
-from sparkdiff.tensors.rows import Rows, SparseRows, offsets_of
+from sparkdiff.tensors.rows import NEVER, ORDINARY, Rows, SparseRows, offsets_of, without_zeros
 
 CPU = torch.device("cpu")
 
@@ -24,6 +24,7 @@ class PolynomialExpansion(StageModule):
     """
 
     expands = True
+    tells_zeros = ORDINARY
 
     def __init__(self, degree: int):
         super().__init__()
@@ -34,7 +35,8 @@ class PolynomialExpansion(StageModule):
         return cls(int(stage.getDegree()))
 
     def forward(self, x: Rows) -> Rows:  # (n, d) -> (n, C(d + degree, degree) - 1)
-        return self.expanded_sparse(x) if isinstance(x, SparseRows) else self.expanded(x)
+        out = self.expanded_sparse(x) if isinstance(x, SparseRows) else self.expanded(x)
+        return without_zeros(out, x) if self.exact_beyond < NEVER else out
 
     def expanded(self, x: Tensor) -> Tensor:
         levels, place = monomials(x.shape[1], self.degree, x.device)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sparkdiff.errors import InputError
 from sparkdiff.stages.base import StageModule, register
-from sparkdiff.tensors.rows import Rows, SparseRows, on_gpu, width
+from sparkdiff.tensors.rows import NEVER, SPARSE_FROM, Rows, SparseRows, dense, on_gpu, width
 
 
 @register("pyspark.ml.feature.VectorIndexerModel")
@@ -16,8 +16,7 @@ class VectorIndexer(StageModule):
     """Values of categorical features become indices; other features do not change.
 
     An unknown value raises an error with handleInvalid='error' and becomes one additional index with 'keep'. An entry
-    that a sparse row does not store stays 0 even if 0 is not a category, as in Spark; in a batch of dense and sparse
-    vectors all entries count as stored.
+    that a sparse row does not store stays 0 even if 0 is not a category, as in Spark.
 
     Source: org.apache.spark.ml.feature.VectorIndexerModel.transformFunc.
     """
@@ -38,6 +37,7 @@ class VectorIndexer(StageModule):
         self.register_buffer("first", torch.cat([torch.zeros(1, dtype=torch.int64), known.cumsum(0)]))  # (d + 1,)
         self.register_buffer("values", torch.tensor([v for v, _ in entries], dtype=torch.float64))  # (c,)
         self.register_buffer("numbers", torch.tensor([k for _, k in entries], dtype=torch.float64))  # (c,)
+        self.tells_zeros = -1.0 if any(categories.get(0.0) != 0 for categories in maps.values()) else NEVER
         self.differentiable = len(maps) < size  # type: ignore[misc]  # through the other features
 
     @classmethod
@@ -54,7 +54,9 @@ class VectorIndexer(StageModule):
                 "vectors of that length"
             )
         if isinstance(x, SparseRows):
-            return x.with_values(self.indexed(x.values, x.indices))
+            out = x.with_values(self.indexed(x.values, x.indices))
+            # Usual again where no stage behind tells how it is stored: the form must not change from batch to batch.
+            return dense(out) if self.tells_zeros < self.exact_beyond == NEVER and self.size < SPARSE_FROM else out
         features = torch.arange(self.size, device=x.device).expand(len(x), -1)
         return self.indexed(x.reshape(-1), features.reshape(-1)).view_as(x)
 

@@ -10,9 +10,24 @@ from torch import Tensor
 
 from sparkdiff.errors import InputError
 from sparkdiff.stages.base import register
-from sparkdiff.stages.encoding import SPARSE_FROM
 from sparkdiff.stages.fields import UNDECIDED, Field, FieldReader, StaysInSparkError, values_of
-from sparkdiff.tensors.rows import Nulls, Rows, SparseRows, dense, known_any, offsets_of, on_gpu, width
+from sparkdiff.tensors.rows import (
+    ORDINARY,
+    SPARSE_FROM,
+    Nulls,
+    Rows,
+    SparseRows,
+    as_sparse,
+    beyond,
+    dense,
+    is_stored,
+    known_any,
+    offsets_of,
+    on_gpu,
+    sparse_where,
+    stored_as,
+    width,
+)
 
 
 @register("pyspark.ml.feature.Interaction")
@@ -57,6 +72,10 @@ class Interaction(FieldReader):
             storage.append(field.storage)
         return cls(stage.uid, names, tuple(values), tuple(storage))
 
+    def tells_zeros_beyond(self, place: int) -> float:
+        # A zero meets the numbers of other columns, so that how it is stored must be known although it is small.
+        return ORDINARY if self.storage_of[place] else -1.0
+
     def forward(
         self, *columns: Rows, nulls: Nulls | None = None
     ) -> Rows:  # scalars (n,) and vectors (n, d_i) -> (n, product of d_i)
@@ -66,9 +85,9 @@ class Interaction(FieldReader):
                     f"{self.uid}: column {name!r} holds null, which Spark refuses: fill it, or leave the row out"
                 )
         sizes = [max(width(c), k) for c, k in zip(columns, self.values, strict=True)]
+        finite = not any(beyond(c, ORDINARY) for c in columns)
         sparse = any(isinstance(c, SparseRows) for c in columns)
         if sparse or (math.prod(sizes) >= SPARSE_FROM and max(self.values) > 1):
-            finite = all(bool((c.values if isinstance(c, SparseRows) else c).isfinite().all()) for c in columns)
             # Zeros make no difference among finite numbers.
             storage = ["sparse" if s == "compressed" and finite else s for s in self.storage_of]
             parts = [self._stored(*of) for of in zip(columns, self.names, self.values, storage, strict=True)]
@@ -77,13 +96,13 @@ class Interaction(FieldReader):
             self._encoded(dense(c), name, k) for c, name, k in zip(columns, self.names, self.values, strict=True)
         ]
         product = reduce(lambda fast, slow: (slow[:, :, None] * fast[:, None, :]).flatten(1), reversed(strided))
-        if not on_gpu(product) and all(bool(x.isfinite().all()) for x in strided):
+        if finite and not on_gpu(product):
             return product
-        counts = [_is_stored(x, k, s) for x, k, s in zip(strided, self.values, self.storage_of, strict=True)]
-        stored = reduce(lambda fast, slow: (slow[:, :, None] & fast[:, None, :]).flatten(1), reversed(counts))
-        if on_gpu(product):  # not waited for
-            stored = stored | reduce(torch.logical_and, [x.isfinite().all() for x in strided])
-        return torch.where(stored, product, 0.0)
+        storage = ["sparse" if k > 1 else s for k, s in zip(self.values, self.storage_of, strict=True)]
+        counts = reversed([*map(is_stored, strided, storage)])
+        stored = reduce(lambda fast, slow: (slow[:, :, None] & fast[:, None, :]).flatten(1), counts)
+        known = reduce(torch.logical_and, [x.isfinite().all() for x in strided])  # a GPU isn't waited for
+        return torch.where(stored | known, product, 0.0)
 
     def _index(self, x: Tensor, name: str, values: int) -> Tensor:
         valid = (x >= 0) & (x < values) & (x == x.floor())  # NaN is invalid
@@ -101,15 +120,13 @@ class Interaction(FieldReader):
 
     def _stored(self, column: Rows, name: str, values: int, storage: str) -> SparseRows:
         """The entries that Spark stores, of which there are products."""
-        if isinstance(column, SparseRows):
-            return _compressed(column) if storage == "compressed" else column
-        n = len(column)
-        if column.ndim == 1:
+        if isinstance(column, Tensor) and column.ndim == 1:
             index = self._index(column, name, values) if values > 1 else torch.zeros_like(column, dtype=torch.int64)
             value = torch.ones_like(column) if values > 1 else column
-            return SparseRows(index, value, torch.arange(n + 1, device=column.device), values)
-        stored = _is_stored(column, 1, storage)
-        return SparseRows(stored.nonzero()[:, 1], column[stored], offsets_of(stored.sum(1)), column.shape[1])
+            return SparseRows(index, value, torch.arange(len(column) + 1, device=column.device), values)
+        if isinstance(column, Tensor):
+            return sparse_where(column, is_stored(column, storage))
+        return as_sparse(stored_as(column, storage)) if storage == "compressed" else column
 
 
 def _categories(name: str, field: Field) -> int:
@@ -135,32 +152,6 @@ def _categories(name: str, field: Field) -> int:
             "give Interaction the index columns instead"
         )
     return 1
-
-
-def _is_stored(x: Tensor, values: int, storage: str) -> Tensor:
-    """Which entries of strided rows (n, d) Spark stores, and multiplies therefore."""
-    if values > 1 or storage == "sparse":
-        return x != 0  # so NaN is stored
-    if storage == "compressed":
-        return (x != 0) | _is_dense((x != 0).sum(1), x.shape[1])[:, None]
-    return torch.ones_like(x, dtype=torch.bool)
-
-
-def _is_dense(entries: Tensor, width: int) -> Tensor:
-    """Which rows with so many entries other than 0, (n,), Spark stores dense: org.apache.spark.ml.linalg.Vector.compressed."""
-    return 1.5 * (entries + 1.0) >= width
-
-
-def _compressed(x: SparseRows) -> SparseRows:
-    """The same rows; all zeros are stored if Spark stores the row dense, else none."""
-    row = x.rows()
-    whole = _is_dense(torch.bincount(row[x.values != 0], minlength=len(x)), x.width)
-    kept, full = (x.values != 0) & ~whole[row], whole.nonzero()[:, 0]
-    rows = torch.cat([row[kept], full.repeat_interleave(x.width)])
-    order = rows.argsort(stable=True)
-    indices = torch.cat([x.indices[kept], torch.arange(x.width, device=x.device).repeat(len(full))])[order]
-    values = torch.cat([x.values[kept], x.take(full).to_dense().flatten()])[order]
-    return SparseRows(indices, values, offsets_of(torch.bincount(rows, minlength=len(x))), x.width)
 
 
 def _crossed(slow: SparseRows, fast: SparseRows) -> SparseRows:

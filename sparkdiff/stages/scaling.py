@@ -162,6 +162,7 @@ class MinMaxScaler(Affine):
     weights = ("originalMin", "originalMax")
     feature_axis = {"originalMin": 0, "originalMax": 0}
     makes_dense = "scaling changes zeros"
+    storage = "compressed"
     range: Tensor
     moves: Tensor
 

@@ -10,7 +10,7 @@ from sparkdiff.errors import InputError
 from sparkdiff.stages.affine import Affine, AffineForm, Parameters, Unchanged, with_buffers
 from sparkdiff.stages.base import register
 from sparkdiff.stages.fields import UNDECIDED, UNKNOWN_SLOT, Field, FieldReader, StaysInSparkError, slots_of
-from sparkdiff.tensors.rows import Rows, SparseRows, on_gpu, width
+from sparkdiff.tensors.rows import NEVER, Rows, SparseRows, on_gpu, width, without_zeros
 
 
 class Selection(Affine):
@@ -61,7 +61,7 @@ class Selector(Selection):
 class VectorSlicer(FieldReader, Selection):
     """The entries of these indices, in their order; then those that bear these names in the attributes of the input.
 
-    Source: org.apache.spark.ml.feature.VectorSlicer.getSelectedFeatureIndices.
+    Source: org.apache.spark.ml.feature.VectorSlicer.getSelectedFeatureIndices, SparseVector.slice.
     """
 
     refusals = ("names, if no schema is given", "names that do not exist")
@@ -99,7 +99,7 @@ class VectorSlicer(FieldReader, Selection):
                 f"{self.uid}: its input has {width(x)} entries per row, but the selected names were looked up "
                 f"among {self.size}: pass the schema of the data, translate(model, schema=...)"
             )
-        return super().forward(x)
+        return without_zeros(super().forward(x), x) if self.exact_beyond < NEVER else super().forward(x)
 
 
 @register("pyspark.ml.feature.VectorSizeHint")

@@ -11,7 +11,7 @@ from sparkdiff.stages.affine import Factors
 from sparkdiff.stages.base import StageModule, register, tensor
 from sparkdiff.stages.constraints import Constraint, Positive
 from sparkdiff.stages.trainable import FeatureStats, LabelStats
-from sparkdiff.tensors.rows import Rows, SparseRows
+from sparkdiff.tensors.rows import ORDINARY, Rows, SparseRows
 
 
 @register("pyspark.ml.feature.Normalizer")
@@ -20,6 +20,8 @@ class Normalizer(StageModule):
 
     Source: org.apache.spark.mllib.feature.Normalizer, Vectors.norm.
     """
+
+    tells_zeros = ORDINARY
 
     def __init__(self, p: float):
         super().__init__()

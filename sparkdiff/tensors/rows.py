@@ -103,14 +103,18 @@ class SparseRows:
 
     def with_nan(self, which: Tensor) -> "SparseRows":
         """The same rows; rows for which `which` (n,) is True become NaN in every entry."""
+        return self.with_whole(which, self.values.new_full((self.width * int(which.sum()),), torch.nan))
+
+    def with_whole(self, which: Tensor, new: Tensor) -> "SparseRows":
+        """The same rows; rows for which `which` (n,) is True store all entries, which are `new`, one row after the other."""
         lengths = torch.where(which, self.width, self.lengths())
         offsets = offsets_of(lengths)
-        filled = which.repeat_interleave(lengths)
+        whole = which.repeat_interleave(lengths)
         kept = ~which.repeat_interleave(self.lengths())
-        indices = torch.arange(len(filled), device=self.device) - offsets[:-1].repeat_interleave(lengths)
-        indices[~filled] = self.indices[kept]
-        values = self.values.new_full((len(filled),), torch.nan).masked_scatter(~filled, self.values[kept])
-        return SparseRows(indices, values, offsets, self.width)
+        indices = torch.arange(len(whole), device=self.device) - offsets[:-1].repeat_interleave(lengths)
+        indices[~whole] = self.indices[kept]
+        values = self.values.new_zeros(len(whole)).masked_scatter(~whole, self.values[kept])
+        return SparseRows(indices, values.masked_scatter(whole, new), offsets, self.width)
 
     def matmul(self, matrix: Tensor) -> Tensor:
         """(n, d) @ (d, k) -> (n, k), with gradients to the matrix and to the values."""
@@ -153,6 +157,55 @@ def offsets_of(lengths: Tensor) -> Tensor:
 def on_gpu(x: Tensor) -> bool:
     """Whether the shape of a result that depends on numbers, or a number itself, has to be waited for."""
     return x.device.type != "cpu"
+
+
+SPARSE_FROM = 1024
+"""Width from which a one-hot block travels as sparse rows (DESIGN: dense ones cost memory there, sparse ones time below)."""
+ORDINARY, NEVER = 1e30, float("inf")
+"""The largest size of numbers of which a few have a finite product; and the one that says that size doesn't matter."""
+
+
+def beyond(x: Rows, size: float) -> bool:
+    """Whether a number is NaN or larger than this size, which says yes below 0. A GPU isn't asked."""
+    numbers = x.values if isinstance(x, SparseRows) else x
+    return size < NEVER and not on_gpu(numbers) and (size < 0 or not bool((numbers.abs() <= size).all()))
+
+
+def stored_as(x: Rows, storage: str) -> Rows:
+    """A column as Spark stores that of this `storage` (Facts): dense rows with all zeros, sparse ones with none."""
+    if isinstance(x, SparseRows):
+        nonzero = torch.bincount(x.rows()[x.values != 0], minlength=len(x))
+        return filled(x, is_dense(nonzero, x.width) & (storage == "compressed"))
+    return x if x.ndim == 1 or bool((stored := is_stored(x, storage)).all()) else sparse_where(x, stored)
+
+
+def is_stored(x: Tensor, storage: str) -> Tensor:
+    """Which entries of strided rows (n, d) Spark stores."""
+    stored = x != 0 if storage else torch.ones_like(x, dtype=torch.bool)  # so NaN is stored
+    return stored | is_dense(stored.sum(1), x.shape[1])[:, None] if storage == "compressed" else stored
+
+
+def is_dense(entries: Tensor, width: int) -> Tensor:
+    """Which rows with so many entries other than 0, (n,), Spark stores dense: org.apache.spark.ml.linalg.Vector.compressed."""
+    return 1.5 * (entries + 1.0) >= width
+
+
+def sparse_where(x: Tensor, stored: Tensor) -> SparseRows:
+    """Strided rows (n, d) as sparse ones with the entries for which `stored` (n, d) is True."""
+    return SparseRows(stored.nonzero()[:, 1], x[stored], offsets_of(stored.sum(1)), x.shape[1])
+
+
+def filled(x: SparseRows, whole: Tensor) -> SparseRows:
+    """The same rows; those for which `whole` (n,) is True store all zeros, others none."""
+    kept = x.values != 0
+    lengths = torch.bincount(x.rows()[kept], minlength=len(x))
+    bare = SparseRows(x.indices[kept], x.values[kept], offsets_of(lengths), x.width)
+    return bare.with_whole(whole, x.take(whole.nonzero()[:, 0]).to_dense().flatten())
+
+
+def without_zeros(x: Rows, of: Rows) -> Rows:
+    """Rows made `of` others: those of sparse ones without stored zeros, those of dense ones with all of them."""
+    return filled(x, of.lengths() == of.width) if isinstance(x, SparseRows) and isinstance(of, SparseRows) else x
 
 
 BLOCK = 256

@@ -76,7 +76,7 @@ def test_products_with_what_a_sparse_row_lacks(rows: DataFrame, monkeypatch: pyt
     model = PipelineModel([encoder, crossed("hot", "gap")])
     df = rows.withColumn("gap", F.when(F.col("x") > 1, F.lit(float("nan"))).otherwise(F.col("x")))
     assert sparkdiff.verify(model, df).ok
-    monkeypatch.setattr(interaction, "_is_stored", lambda x, values, storage: torch.ones_like(x, dtype=torch.bool))
+    monkeypatch.setattr(interaction, "is_stored", lambda x, storage: torch.ones_like(x, dtype=torch.bool))
     assert not sparkdiff.verify(model, df).ok
 
 
