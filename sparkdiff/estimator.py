@@ -4,6 +4,7 @@ import dataclasses
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any, ClassVar
 
 from pyspark.ml import Estimator, Model, Pipeline
@@ -13,7 +14,8 @@ from pyspark.sql import DataFrame
 from sparkdiff import jvm
 from sparkdiff.costs import Cost, cost_of
 from sparkdiff.data.cache import root
-from sparkdiff.data.splits import REFERENCE, Source, find_boundaries, fit_on_training_rows, rule
+from sparkdiff.data.splits import REFERENCE, Source, find_boundaries, fit_on_training_rows, held_out_first, rule
+from sparkdiff.diagnostics.predictions import check_what_is_saved
 from sparkdiff.errors import InputError, check_dataframe, kind_of
 from sparkdiff.fine_tuning.option_params import CheckedParams, checked, listed, with_params
 from sparkdiff.fine_tuning.procedure import fine_tune
@@ -152,9 +154,14 @@ class FineTuner(Estimator, CheckedParams, _TunerParams, jvm.Persistent):  # type
         return super(FineTuner, tuner).fitMultiple(dataset, paramMaps)
 
     def _fit(self, dataset: DataFrame) -> "FineTunerModel":
+        def check(found: FineTunerModel) -> None:
+            rows = partial(held_out_first, self._sources(dataset), self.options())
+            check_what_is_saved(found.pipelineModel, rows, partial(root, self.options()), found.summary)
+
         return observed(
-            self, lambda more: self._fitted(dataset, [*self.callbacks, *more]), dataset, alone=self._shared is None
-        )
+            self, lambda more: self._fitted(dataset, [*self.callbacks, *more]), dataset, alone=self._shared is None,
+            check=check,
+        )  # fmt: skip
 
     def _fitted(self, dataset: DataFrame, callbacks: Sequence[Events]) -> "FineTunerModel":
         given = self._given()
