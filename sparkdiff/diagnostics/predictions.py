@@ -199,52 +199,52 @@ def _compared(
 ) -> tuple[dict[str, str], dict[str, Any]]:
     with jvm.cached(rows):
         first = _hashes(old, rows, key, only)
-        told = {"rows": len(first[1]), "columns": len({*first[0]} - {key}), "leftOut": []}
         try:
             second = _hashes(new, rows, key, only)
         except Exception as e:  # a stage of one's own may raise anything
-            return {TABLE: f"can't be computed: {jvm.message(e)}"}, told
+            return {TABLE: f"can't be computed: {jvm.message(e)}"}, {}
         found = _apart(first, second, key)
-        if found:
-            again = _apart(first, _hashes(old, rows, key, only), key)
-            found, told["leftOut"] = _apart(first, second, key, without=again), [*again]
-    return found, told
+        again = _apart(first, _hashes(old, rows, key, only), key) if found else {}
+        found = _apart(first, second, key, without=again) if again else found
+    columns, out = [name for name in first[0] if name != key], [name for name in again if name != TABLE]
+    return found, {"rows": len(first[1]), "columns": len(columns) - len(out), "leftOut": out}
 
 
 def _with_edges(model: Any, rows: DataFrame, key: str) -> DataFrame:
     """The rows, and copies of the first one with a raw column at a value where the output of a stage that reads it jumps."""
     graph, edges = translated(model, rows), list[tuple[str, Any]]()
     for name in read_by_name(rows):
-        version, kind = (graph.casefold(name), -1), rows.schema[name].dataType
-        readers = [vertex for vertex in graph.vertices if version in vertex.sources]
-        for stage, place in ((v.stage, v.sources.index(version)) for v in readers):
-            if isinstance(stage, StringIndexerModel):
-                edges += [(name, label) for label in stage.labelsArray[place][:LABELS]]
-                edges += [(name, None)] * (stage.getHandleInvalid() != "error")
-        if isinstance(kind, (DoubleType, FloatType)):  # the ends of a Bucketizer are no integers
-            inputs = [x for v in readers if v.module for x in zip(v.reads, v.module.critical_values(), strict=False)]
-            edges += [(name, str(value)) for read, values in inputs if read == version for value in values]
-    if not edges:
-        return rows
+        # By its name alone: a stage of one's own may write any column, and seldom does.
+        readers = [(v, [c for c, _ in v.sources]) for v in graph.vertices]
+        readers = [(v, names.index(graph.casefold(name))) for v, names in readers if graph.casefold(name) in names]
+        indexers = [(v.stage, place) for v, place in readers if isinstance(v.stage, StringIndexerModel)]
+        edges += [(name, label) for stage, place in indexers for label in stage.labelsArray[place][:LABELS]]
+        edges += [(name, None) for stage, _ in indexers if stage.getHandleInvalid() != "error"]
+        if isinstance(rows.schema[name].dataType, (DoubleType, FloatType)):  # the ends of a Bucketizer are no integers
+            critical = [v.module.critical_values()[place : place + 1] for v, place in readers if v.module is not None]
+            edges += [(name, str(value)) for values in critical for own in values for value in own]
+    kinds = {name: rows.schema[name].dataType for name, _ in edges}
     texts = json.dumps([{"column": name, "text": text} for name, text in edges[:FIRST]])
     entries, edge = F.from_json(F.lit(texts), "array<struct<column:string,text:string>>"), F.col(f"{key}_edge")
-    changed = {
-        c: F.when(edge["column"] == c, edge["text"].cast(rows.schema[c].dataType)).otherwise(named(c)) for c, _ in edges
-    }
+    changed = {c: F.when(edge["column"] == c, edge["text"].cast(k)).otherwise(named(c)) for c, k in kinds.items()}
     first = rows.limit(1).withColumn(f"{key}_edge", F.explode(entries))
-    return rows.union(first.withColumns(changed).drop(f"{key}_edge"))
+    return rows.union(first.withColumns(changed).drop(f"{key}_edge")) if edges else rows
 
 
 _Hashes = tuple[dict[str, StructField], pd.DataFrame]
+"""The columns that come out of a pipeline, by name, and the hashes of their values."""
 
 
 def _hashes(model: Any, rows: DataFrame, key: str, only: Collection[str] | None) -> _Hashes:
-    """The columns that come out, by name, and the hashes of their values."""
+    """Run a pipeline; Spark computes the hashes, so that wide vectors stay there.
+
+    Args:
+        only: the columns to compare; None: all.
+    """
     out = model.transform(rows)
     places = [f"c{i}" for i in range(len(out.columns))]
-    names = [
-        f"{c} ({n + 1})" if (n := out.columns[:i].count(c)) else c for i, c in enumerate(out.columns)
-    ]  # one may repeat
+    # A name may stand there twice.
+    names = [f"{c} ({n + 1})" if (n := out.columns[:i].count(c)) else c for i, c in enumerate(out.columns)]
     found = [x for x in zip(names, places, out.schema.fields, strict=True) if only is None or x[0] in {key, *only}]
     hashes = [F.xxhash64(*hashed(F.col(p), field.dataType, signs=True)).alias(p) for _, p, field in found]
     values = out.toDF(*places).select(*hashes).toPandas()
