@@ -4,7 +4,6 @@ import dataclasses
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from functools import partial
 from typing import Any, ClassVar
 
 from pyspark.ml import Estimator, Model, Pipeline
@@ -155,8 +154,8 @@ class FineTuner(Estimator, CheckedParams, _TunerParams, jvm.Persistent):  # type
 
     def _fit(self, dataset: DataFrame) -> "FineTunerModel":
         def check(found: FineTunerModel) -> None:
-            rows = partial(held_out_first, self._sources(dataset), self.options())
-            check_what_is_saved(found.pipelineModel, rows, partial(root, self.options()), found.summary)
+            rows = lambda: held_out_first(self._sources(dataset), self.options())  # noqa: E731
+            check_what_is_saved(found.pipelineModel, rows, lambda: root(self.options()), found.summary)
 
         return observed(
             self, lambda more: self._fitted(dataset, [*self.callbacks, *more]), dataset, alone=self._shared is None,

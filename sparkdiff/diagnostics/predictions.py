@@ -215,8 +215,7 @@ def _with_edges(model: Any, rows: DataFrame, key: str) -> DataFrame:
     graph, edges = translated(model, rows), list[tuple[str, Any]]()
     for name in read_by_name(rows):
         # By its name alone: a stage of one's own may write any column, and seldom does.
-        readers = [(v, [c for c, _ in v.sources]) for v in graph.vertices]
-        readers = [(v, names.index(graph.casefold(name))) for v, names in readers if graph.casefold(name) in names]
+        readers = [(v, i) for v in graph.vertices for i, (c, _) in enumerate(v.sources) if c == graph.casefold(name)]
         indexers = [(v.stage, place) for v, place in readers if isinstance(v.stage, StringIndexerModel)]
         edges += [(name, label) for stage, place in indexers for label in stage.labelsArray[place][:LABELS]]
         edges += [(name, None) for stage, _ in indexers if stage.getHandleInvalid() != "error"]
@@ -301,9 +300,8 @@ def check_saved(model: Any, folder: Path, rows: Callable[[], DataFrame]) -> dict
     if not found:
         return compared
     olds, news = ([leaf for _, leaf in flatten(m)] for m in (model, loaded))
-    parts = (
-        (olds[n], compare_outputs(*(PipelineModel(x[: n + 1]) for x in (olds, news)), df)[0]) for n in range(len(olds))
-    )
+    pipelines = ([PipelineModel(x[: n + 1]) for x in (olds, news)] for n in range(len(olds)))
+    parts = ((one.stages[-1], compare_outputs(one, other, df)[0]) for one, other in pipelines)
     stage, found = next(((stage, part) for stage, part in parts if part), (olds[-1], found))
     what = "; ".join(f"{name if name == TABLE else f'column {name!r}'} {text}" for name, text in found.items())
     raise ParityError(

@@ -55,7 +55,9 @@ def with_stages(df: DataFrame, *first: Transformer) -> PipelineModel:
     return Pipeline(stages=[*first, *unfitted().getStages()]).fit(df)
 
 
-FORGOTTEN = r"other outputs than the one in memory.*: Shifted_\w+ \(Shifted\): column 'wind' has other values in 1,00. of 1,00. rows"
+FORGOTTEN = (
+    r"other outputs than the one in memory.*: Shifted_\w+ \(Shifted\): column 'wind' has other values in 1,00. of 1,00."
+)
 SQL = "SELECT *, rand() AS chance, current_timestamp() AS now FROM __THIS__"
 
 
