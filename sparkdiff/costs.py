@@ -91,7 +91,7 @@ def cost_of(task: Task, df: DataFrame) -> Cost:
         f"bytes and training rest on the first {found.sample.rows:,} rows, Spark's time on two of its runs: right where these "
         "rows are like the others and nothing else uses this machine",
         "a cache of the same rows and stages is used again: then there is nothing to write",
-        "loading the model and saving the result are not in it",
+        "loading the model, saving the result, and comparing what is saved with what is in memory are not in it",
     ]
     if not task.options.rowsAreNew:
         notes.append(

@@ -13,7 +13,8 @@ from pyspark.sql import DataFrame
 from sparkdiff import jvm
 from sparkdiff.costs import Cost, cost_of
 from sparkdiff.data.cache import root
-from sparkdiff.data.splits import REFERENCE, Source, find_boundaries, fit_on_training_rows, rule
+from sparkdiff.data.splits import REFERENCE, Source, find_boundaries, fit_on_training_rows, held_out_first, rule
+from sparkdiff.diagnostics.predictions import check_what_is_saved
 from sparkdiff.errors import InputError, check_dataframe, kind_of
 from sparkdiff.fine_tuning.option_params import CheckedParams, checked, listed, with_params
 from sparkdiff.fine_tuning.procedure import fine_tune
@@ -152,9 +153,14 @@ class FineTuner(Estimator, CheckedParams, _TunerParams, jvm.Persistent):  # type
         return super(FineTuner, tuner).fitMultiple(dataset, paramMaps)
 
     def _fit(self, dataset: DataFrame) -> "FineTunerModel":
+        def check(found: FineTunerModel) -> None:
+            rows = lambda: held_out_first(self._sources(dataset), self.options())  # noqa: E731
+            check_what_is_saved(found.pipelineModel, rows, lambda: root(self.options()), found.summary)
+
         return observed(
-            self, lambda more: self._fitted(dataset, [*self.callbacks, *more]), dataset, alone=self._shared is None
-        )
+            self, lambda more: self._fitted(dataset, [*self.callbacks, *more]), dataset, alone=self._shared is None,
+            check=check,
+        )  # fmt: skip
 
     def _fitted(self, dataset: DataFrame, callbacks: Sequence[Events]) -> "FineTunerModel":
         given = self._given()

@@ -93,11 +93,14 @@ def row_hashes(df: DataFrame) -> list[Column]:
     return [F.xxhash64(F.lit(salt), *parts) for salt in SALTS]
 
 
-def hashed(c: Column, kind: DataType) -> list[Column]:
+def hashed(c: Column, kind: DataType, *, signs: bool = False) -> list[Column]:
     """The input of `xxhash64` for a column, so that different values of its type have different inputs.
 
     `xxhash64` itself skips nulls, concatenates arrays, treats strings as equal if their collation does, and treats
     -0.0 as 0.0. (Inside arrays and vectors -0.0 still equals 0.0, as in Spark's own operators.)
+
+    Args:
+        signs: tell -0.0 from 0.0 inside arrays and vectors too, which takes time for each entry.
     """
     null = c.isNull()
     if isinstance(kind, NullType):
@@ -105,28 +108,30 @@ def hashed(c: Column, kind: DataType) -> list[Column]:
     if kind.typeName() == VARIANT:
         return [null, F.to_json(F.struct(c.alias("value")))]
     if isinstance(kind, UserDefinedType):
-        return hashed(F.unwrap_udt(c), kind.sqlType())
+        return hashed(F.unwrap_udt(c), kind.sqlType(), signs=signs)
     if isinstance(kind, StringType):
         return [null, c.cast("binary")]
     if isinstance(kind, (DoubleType, FloatType)):
         return [null, c, F.when(c == 0, c.cast("string"))]
     if isinstance(kind, StructType):
-        return [null, *(part for f in kind.fields for part in hashed(c.getField(f.name), f.dataType))]
+        return [null, *(p for f in kind.fields for p in hashed(c.getField(f.name), f.dataType, signs=signs))]
     if isinstance(kind, MapType):
         entry = StructType().add("key", kind.keyType, False).add("value", kind.valueType, kind.valueContainsNull)
-        return hashed(F.map_entries(c), ArrayType(entry, containsNull=False))
+        return hashed(F.map_entries(c), ArrayType(entry, containsNull=False), signs=signs)
     if isinstance(kind, ArrayType):
-        return [null, F.size(c), *_elements(c, kind)]
+        return [null, F.size(c), *_elements(c, kind, signs)]
     return [null, c]
 
 
-def _elements(c: Column, kind: ArrayType) -> list[Column]:
+def _elements(c: Column, kind: ArrayType, signs: bool) -> list[Column]:
     """The elements of an array whose size is known."""
     nested = isinstance(kind.elementType, (ArrayType, StructType, MapType, UserDefinedType, NullType))
     if nested or kind.elementType.typeName() == VARIANT:
-        return [F.transform(c, lambda x: F.xxhash64(*hashed(x, kind.elementType)))]
+        return [F.transform(c, lambda x: F.xxhash64(*hashed(x, kind.elementType, signs=signs)))]
     values = c.cast("array<binary>") if isinstance(kind.elementType, StringType) else c
+    signs = signs and isinstance(kind.elementType, (DoubleType, FloatType))
+    zeros = [F.transform(c, lambda x: F.when(x == 0, x.cast("string")))] if signs else []
     if not kind.containsNull:
-        return [values]
+        return [values, *zeros]
     some = F.exists(c, lambda x: x.isNull())
-    return [some, F.when(some, F.transform(c, lambda x: x.isNull())), values]
+    return [some, F.when(some, F.transform(c, lambda x: x.isNull())), values, *zeros]

@@ -25,7 +25,7 @@ from sparkdiff.data.quantiles import ChangedRowsError, quantiles
 from sparkdiff.data.row_hashes import COPY, HASH, coin, is_hashed, with_copies
 from sparkdiff.errors import InputError, did_you_mean
 from sparkdiff.options import Options
-from sparkdiff.pipeline.names import casefolding, named, refuse_stream
+from sparkdiff.pipeline.names import casefolding, named, read_by_name, refuse_stream
 
 TRAIN, VALIDATION, TEST, REFERENCE = SPLITS = ("train", "validation", "test", "reference")
 SPLIT, BLOCK, TIME = "__sparkdiff_split", "__sparkdiff_block", "__sparkdiff_time"
@@ -189,6 +189,15 @@ def with_splits(sources: Sequence[Source], options: Options, boundaries: Boundar
             split = F.when(below(unit, options.validationFraction, "split"), VALIDATION).otherwise(TRAIN)
         out.append(df.withColumns({SPLIT: split, BLOCK: block, TIME: time}).drop(COPY))
     return out
+
+
+def held_out_first(sources: Sequence[Source], options: Options) -> DataFrame:
+    """The rows of all sources but those of reference, the held-out ones first. Of equal rows, all may be on one side here."""
+    own = [dataclasses.replace(s, numbered=True) for s in sources if s.split != REFERENCE]  # which saves a job
+    dealt = [df.select(*map(named, read_by_name(df))) for df in with_splits(own, options)]
+    parts = [df.where(F.col(SPLIT) == split) for split in (VALIDATION, TEST, TRAIN) for df in dealt]
+    union = functools.partial(DataFrame.unionByName, allowMissingColumns=True)
+    return functools.reduce(union, parts).drop(SPLIT, BLOCK, TIME)
 
 
 def seconds(df: DataFrame, column: str) -> Column:

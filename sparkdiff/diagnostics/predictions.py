@@ -1,19 +1,26 @@
 """How the predictions, or all outputs, of two fitted pipelines differ on the same rows, counted by Spark in one pass."""
 
 import dataclasses
+import json
+import math
 import reprlib
-from collections.abc import Collection, Iterable, Sequence
+import warnings
+from collections.abc import Callable, Collection, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
+from pyspark.ml import PipelineModel
+from pyspark.ml.feature import StringIndexerModel
 from pyspark.ml.functions import vector_to_array
 from pyspark.ml.linalg import VectorUDT
 from pyspark.sql import Column, DataFrame, Row, functions as F
-from pyspark.sql.types import ArrayType, NumericType, StructField
+from pyspark.sql.types import ArrayType, DoubleType, FloatType, NumericType, StructField
 
 from sparkdiff import jvm
-from sparkdiff.data.row_hashes import COPY, coin, with_copies
-from sparkdiff.errors import InputError
+from sparkdiff.data.row_hashes import COPY, coin, hashed, with_copies
+from sparkdiff.errors import InputError, ParityError
 from sparkdiff.pipeline.graph import Graph
 from sparkdiff.pipeline.names import casefolding, named, read_by_name, refuse_stream, unused
 from sparkdiff.pipeline.nesting import flatten
@@ -23,7 +30,15 @@ from sparkdiff.stages.base import columns_of
 
 QUANTILES = (0.5, 0.9, 0.99)
 FIRST = 1_000
-"""Rows in which all outputs are compared."""
+"""Rows in which all outputs are compared, beside those at critical values."""
+LABELS = 100
+"""Labels of a StringIndexer that get a row."""
+TABLE = "the table"
+"""Stands for all columns together."""
+WAY = (
+    "A stage is saved as its class says: DefaultParamsWritable saves its Params and nothing else. Keep in Params what the stage "
+    "needs, or give its class a write() and a read() that keep it; if the class is Spark's own, report this as a bug"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,31 +150,180 @@ def changed_outputs(old: Any, new: Any, df: DataFrame, may_change: Collection[st
         if name not in after:
             differences += [f"{whose} is gone"] * stays
             continue
-        for fact in ("dataType", "nullable", *(["metadata"] * stays)):
-            one, other = getattr(field, fact), getattr(after[name], fact)
-            differences += [f"{whose} has {fact} {reprlib.repr(other)}, not {reprlib.repr(one)}"] * (one != other)
+        differences += [f"{whose} {fact}" for fact in _facts(field, after[name], metadata=stays)]
         if stays and (opaque or (writer is not None and stages.get(origin.uid) is not origin)):
             doubtful[name] = whose
     if [name for name in before if name in after] != [name for name in after if name in before]:
         differences.append(f"{old.uid}: its columns {', '.join(before)} stand in another order")
     try:
-        found = _rows_apart(old, new, graph, df.limit(FIRST), [*doubtful])
-        again = _rows_apart(old, old, graph, df.limit(FIRST), [*found])
+        found, known = compare_outputs(old, new, df, [*doubtful]) if doubtful else ({}, {})
     except (InputError, *jvm.SparkError) as e:
         return differences, [f"{whose} can't be compared: {jvm.cause(e)}" for whose in doubtful.values()]
-    differences += [f"{doubtful[name]} has other values in {found[name]}" for name in found if name not in again]
-    return differences, [f"{doubtful[name]} can't be compared: it has other values each time" for name in again]
-
-
-def _rows_apart(old: Any, new: Any, graph: Graph, df: DataFrame, names: Sequence[str]) -> dict[str, str]:
-    """In how many rows these columns differ, in words; without those that don't."""
-    if not names:
-        return {}
-    found, labels = _counted((old, new), (graph, graph), df, [(name, name) for name in names])
-    apart = [
-        found[f"d{i}_flips"] if is_label else _numbers("", found, f"d{i}").changed for i, is_label in enumerate(labels)
+    differences += [f"{doubtful.get(name, f'{new.uid}: {name}')} {what}" for name, what in found.items()]
+    again = known.get("leftOut", ())
+    return differences, [
+        f"{doubtful.get(name, name)} can't be compared: it has other values each time" for name in again
     ]
-    return {name: f"{n:,} of {found['rows']:,} rows" for name, n in zip(names, apart, strict=True) if n}
+
+
+def compare_outputs(
+    old: Any, new: Any, df: DataFrame, only: Collection[str] | None = None
+) -> tuple[dict[str, str], dict[str, Any]]:
+    """Run two pipelines on the same raw rows, and compare all columns that come out: order, types, nullability and metadata,
+    and the values bit by bit. NaN equals NaN, and -0.0 is not 0.0.
+
+    A stage may drop rows, repeat them and change their order, and an SQLTransformer may drop columns: rows are matched by a
+    number that they are given where it comes out, else by their values.
+
+    Args:
+        df: the first 1,000 rows are taken, and copies of one of them with values at which the output of a stage jumps.
+        only: the columns to compare; None: all.
+
+    Returns:
+        What differs, by column or `TABLE`. The numbers of "rows" and "columns" compared, and the columns "leftOut", which differ
+        between two runs of the old pipeline, as those of `rand()` do.
+
+    Raises:
+        Exception: the old pipeline fails on the rows: one of Spark's, or of a stage of one's own.
+    """
+    key = unused("__sparkdiff_key", df.columns)
+    rows = df.limit(FIRST).withColumn(key, F.monotonically_increasing_id())
+    try:
+        return _compared(old, new, _with_edges(old, rows, key), key, only)
+    except Exception:  # a stage refuses the edge of another one
+        return _compared(old, new, rows, key, only)
+
+
+def _compared(
+    old: Any, new: Any, rows: DataFrame, key: str, only: Collection[str] | None
+) -> tuple[dict[str, str], dict[str, Any]]:
+    with jvm.cached(rows):
+        first = _hashes(old, rows, key, only)
+        try:
+            second = _hashes(new, rows, key, only)
+        except Exception as e:  # a stage of one's own may raise anything
+            return {TABLE: f"can't be computed: {jvm.message(e)}"}, {}
+        found = _apart(first, second, key)
+        again = _apart(first, _hashes(old, rows, key, only), key) if found else {}
+        found = _apart(first, second, key, without=again) if again else found
+    columns, out = [name for name in first[0] if name != key], [name for name in again if name != TABLE]
+    return found, {"rows": len(first[1]), "columns": len(columns) - len(out), "leftOut": out}
+
+
+def _with_edges(model: Any, rows: DataFrame, key: str) -> DataFrame:
+    """The rows, and copies of the first one with a raw column at a value where the output of a stage that reads it jumps."""
+    graph, edges = translated(model, rows), list[tuple[str, Any]]()
+    for name in read_by_name(rows):
+        # By its name alone: a stage of one's own may write any column, and seldom does.
+        readers = [(v, i) for v in graph.vertices for i, (c, _) in enumerate(v.sources) if c == graph.casefold(name)]
+        indexers = [(v.stage, place) for v, place in readers if isinstance(v.stage, StringIndexerModel)]
+        edges += [(name, label) for stage, place in indexers for label in stage.labelsArray[place][:LABELS]]
+        edges += [(name, None) for stage, _ in indexers if stage.getHandleInvalid() != "error"]
+        if isinstance(rows.schema[name].dataType, (DoubleType, FloatType)):  # the ends of a Bucketizer are no integers
+            critical = [v.module.critical_values()[place : place + 1] for v, place in readers if v.module is not None]
+            edges += [(name, str(value)) for values in critical for own in values for value in own]
+    kinds = {name: rows.schema[name].dataType for name, _ in edges}
+    texts = json.dumps([{"column": name, "text": text} for name, text in edges[:FIRST]])
+    entries, edge = F.from_json(F.lit(texts), "array<struct<column:string,text:string>>"), F.col(f"{key}_edge")
+    changed = {c: F.when(edge["column"] == c, edge["text"].cast(k)).otherwise(named(c)) for c, k in kinds.items()}
+    first = rows.limit(1).withColumn(f"{key}_edge", F.explode(entries))
+    return rows.union(first.withColumns(changed).drop(f"{key}_edge")) if edges else rows
+
+
+_Hashes = tuple[dict[str, StructField], pd.DataFrame]
+"""The columns that come out of a pipeline, by name, and the hashes of their values."""
+
+
+def _hashes(model: Any, rows: DataFrame, key: str, only: Collection[str] | None) -> _Hashes:
+    """Run a pipeline; Spark computes the hashes, so that wide vectors stay there.
+
+    Args:
+        only: the columns to compare; None: all.
+    """
+    out = model.transform(rows)
+    places = [f"c{i}" for i in range(len(out.columns))]
+    # A name may stand there twice.
+    names = [f"{c} ({n + 1})" if (n := out.columns[:i].count(c)) else c for i, c in enumerate(out.columns)]
+    found = [x for x in zip(names, places, out.schema.fields, strict=True) if only is None or x[0] in {key, *only}]
+    hashes = [F.xxhash64(*hashed(F.col(p), field.dataType, signs=True)).alias(p) for _, p, field in found]
+    values = out.toDF(*places).select(*hashes).toPandas()
+    return {name: field for name, _, field in found}, values.set_axis([name for name, _, _ in found], axis=1)
+
+
+def _apart(first: _Hashes, second: _Hashes, key: str, without: Collection[str] = ()) -> dict[str, str]:
+    """What differs, by column or `TABLE`; columns of `without` are passed over."""
+    (fields, mine), (others, theirs) = first, second
+    keys = [key] if key in fields and key in others else []
+    names = [name for name in fields if name in others and name not in {key, *without}]
+    found, orders = dict[str, str](), [[name for name in x if name != key] for x in (fields, others)]
+    for name, columns in {TABLE: keys or names, **{name: [*keys, name] for name in names}}.items():
+        if not columns or (name in without and keys):
+            continue
+        facts = _facts(fields[name], others[name]) if name != TABLE else []
+        if name == TABLE and orders[0] != orders[1]:
+            facts = [f"has the columns {', '.join(orders[1])}, not {', '.join(orders[0])}"]
+        one, other = (pd.util.hash_pandas_object(x[columns], index=False).value_counts() for x in (mine, theirs))
+        n = math.ceil(one.sub(other, fill_value=0).abs().sum() / 2)
+        facts += [f"has other values in {n:,} of {len(mine):,} rows"] * (n > 0)
+        found |= {name: " and ".join(facts)} if facts else {}
+    return found
+
+
+def _facts(old: StructField, new: StructField, *, metadata: bool = True) -> list[str]:
+    """What differs between two columns but for their values, in words."""
+    facts = ("dataType", "nullable", *(["metadata"] * metadata))
+    pairs = [(fact, getattr(old, fact), getattr(new, fact)) for fact in facts]
+    return [f"has {fact} {reprlib.repr(b)}, not {reprlib.repr(a)}" for fact, a, b in pairs if a != b]
+
+
+def check_saved(model: Any, folder: Path, rows: Callable[[], DataFrame]) -> dict[str, Any]:
+    """Load a pipeline that was just saved, and compare its outputs with those of the one in memory, which was tested.
+
+    Args:
+        rows: gives raw rows.
+
+    Returns:
+        For the summary of a run: see `RunRecord.saved`.
+
+    Raises:
+        ParityError: it cannot be loaded, or an output differs; names the stage, the column and the number of rows.
+    """
+    try:
+        loaded = jvm.loaded(folder)
+    except Exception as e:  # a stage of one's own may raise anything
+        raise ParityError(f"{model.uid} was saved, but cannot be loaded: {jvm.message(e)}. {WAY}") from e
+    try:
+        df = rows()
+        found, compared = compare_outputs(model, loaded, df)
+    except Exception as e:
+        return {"rows": 0, "columns": 0, "leftOut": [], "why": f"the pipeline in memory fails: {jvm.message(e)}"}
+    if not found:
+        return compared
+    olds, news = ([leaf for _, leaf in flatten(m)] for m in (model, loaded))
+    pipelines = ([PipelineModel(x[: n + 1]) for x in (olds, news)] for n in range(len(olds)))
+    parts = ((one.stages[-1], compare_outputs(one, other, df)[0]) for one, other in pipelines)
+    stage, found = next(((stage, part) for stage, part in parts if part), (olds[-1], found))
+    what = "; ".join(f"{name if name == TABLE else f'column {name!r}'} {text}" for name, text in found.items())
+    raise ParityError(
+        f"the saved pipeline gives other outputs than the one in memory, which was tested: {stage.uid} ({type(stage).__name__}): "
+        f"{what}. {WAY}"
+    )
+
+
+def check_what_is_saved(
+    model: Any, rows: Callable[[], DataFrame], folder: Callable[[], Path | None], summary: Any
+) -> None:
+    """Save the model of a fit temporarily and `check_saved`: the summary gets the result, and a difference is a warning."""
+    try:
+        with jvm.temporary(".saved-", folder()) as path:
+            model.write().save(jvm.stores.address(path / "model"))
+            summary.saved.update(check_saved(model, path / "model", rows))
+    except ParityError as e:
+        summary.saved.update(rows=0, columns=0, leftOut=[], differs=str(e))
+        summary.warnings.append(str(e))
+        warnings.warn(str(e), UserWarning, stacklevel=2)
+    except Exception as e:  # its owner hears of it on saving it
+        summary.saved.update(rows=0, columns=0, leftOut=[], why=f"the pipeline cannot be saved: {jvm.message(e)}")
 
 
 def _counted(

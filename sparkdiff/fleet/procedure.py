@@ -9,7 +9,7 @@ from typing import Any
 from pyspark.sql import DataFrame
 
 from sparkdiff import jvm
-from sparkdiff.errors import InputError, SparkdiffError
+from sparkdiff.errors import InputError, ParityError, SparkdiffError
 from sparkdiff.estimator import FineTuner
 from sparkdiff.fine_tuning.task import prepare
 from sparkdiff.fleet.budget import core_seconds
@@ -206,6 +206,8 @@ def _run(j: AssessedEntry, storeDir: str | None) -> tuple[Triaged, Any]:
     watch, model, gain = Watch(j.facts["metricSign"]), None, 0.0
     try:
         found = FineTuner(entry.model, callbacks=[watch], **given).fit(entry.rows)
+        if differs := found.summary.saved.get("differs"):
+            raise ParityError(differs)
     except Stopped:
         outcome, why = STOPPED, f"no candidate was better than the original after {EARLY} epochs"
     except SparkdiffError as e:

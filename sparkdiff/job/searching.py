@@ -9,6 +9,7 @@ from pyspark.ml import Estimator
 from pyspark.sql import SparkSession
 
 from sparkdiff.data.splits import TRAIN
+from sparkdiff.diagnostics.predictions import check_saved
 from sparkdiff.errors import InputError
 from sparkdiff.estimator import FineTuner
 from sparkdiff.job import search_section as section
@@ -50,6 +51,7 @@ def _run(config: Config, lease: Lease, spark: SparkSession, tracking: Tracking) 
     def fill(folder: Path) -> None:
         model.pipelineModel.write().save(stores.address(folder / "model"))
         stores.fetch(folder / "model")
+        model.summary.saved.update(check_saved(model.pipelineModel, folder / "model", lambda: rows))
         model.trials.to_csv(folder / "trials.csv", index=False)
         told = model.summary.toDict() | {
             "search": secrets.hidden(config.search or {}), "options": secrets.hidden(Options.of(config.options).asdict()),

@@ -9,7 +9,7 @@ import re
 import time
 import uuid
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,8 +30,10 @@ from sparkdiff.data.splits import (
     Source,
     find_boundaries,
     fit_on_training_rows,
+    held_out_first,
     rule,
 )
+from sparkdiff.diagnostics.predictions import check_saved
 from sparkdiff.errors import InputError
 from sparkdiff.estimator import kept
 from sparkdiff.fine_tuning.procedure import fine_tune
@@ -144,7 +146,8 @@ def _run(
             print(task.plan, flush=True)
         outcome = fine_tune(task, sources, phases, replace=mine, boundaries=boundaries, start=origin)
     with phases.phase("save") as say:
-        shipped = write_run(outcome, config, phases, parent, inputs, lease)
+        rows = partial(held_out_first, sources, options)
+        shipped = write_run(outcome, config, phases, parent, inputs, lease, rows)
         say(config.where)
     shown_options = {
         **outcome.summary.options,
@@ -349,9 +352,17 @@ def _lineage_of(config: Config, parent: Mapping[str, Any]) -> Lineage | None:
 
 
 def write_run(
-    outcome: Outcome, config: Config, phases: Phases, parent: Mapping[str, Any], inputs: Mapping[str, str], lease: Lease
+    outcome: Outcome, config: Config, phases: Phases, parent: Mapping[str, Any], inputs: Mapping[str, str], lease: Lease,
+    rows: Callable[[], DataFrame],
 ) -> str:  # fmt: skip
-    """Write the run folder of a fine-tuning, a growth or an improvement; returns the content hash of its model."""
+    """Write the run folder of a fine-tuning, a growth or an improvement; returns the content hash of its model.
+
+    Args:
+        rows: raw rows, on which what was written is compared with what is in memory.
+
+    Raises:
+        ParityError: a pipeline that was written has other outputs.
+    """
     start, original, found = time.perf_counter(), Path(str(parent.get("path"))), list[str]()
 
     def needed() -> str:
@@ -361,10 +372,12 @@ def write_run(
         outcome.model.write().save(stores.address(folder / "model"))
         stores.fetch(folder / "model")
         found[:] = [hash_of_folder(folder / "model")]
+        outcome.summary.saved.update(check_saved(outcome.model, folder / "model", rows))
         offers = outcome.offers if isinstance(outcome, Improved) else {}
         for name, model in offers.items():
             if model is not outcome.model:
                 model.write().save(stores.address(folder / OFFERS / name))
+                check_saved(model, folder / OFFERS / name, rows)
         (folder / "plan.json").write_text(outcome.plan.toJSON() + "\n")
         pd.DataFrame(outcome.summary.records).to_csv(folder / "history.csv", index=False)
         timings = {**phases.timings, "save": time.perf_counter() - start}

@@ -33,8 +33,9 @@ def observe(new: Observer | None) -> None:
 
 
 def observed(
-    estimator: Any, fit: Callable[[Sequence[Events]], Found], dataset: Any = None, *, alone: bool = True
-) -> Found:
+    estimator: Any, fit: Callable[[Sequence[Events]], Found], dataset: Any = None, *, alone: bool = True,
+    check: Callable[[Any], None] = lambda found: None,
+) -> Found:  # fmt: skip
     """Run a fit with the listener of the observer. Of fits inside one another only the outermost is observed.
 
     If the fit fails, its listeners and those of the estimator hear of it.
@@ -43,8 +44,10 @@ def observed(
         fit: takes listeners beside those of the estimator.
         dataset: the rows of the fit, which its result keeps.
         alone: whether this fit is no part of another one that is not ours.
+        check: is called with what the outermost fit has found.
     """
-    who = observer if alone and not _inside.get() else None
+    alone = alone and not _inside.get()
+    who = observer if alone else None
     token = _inside.set(True)
     try:
         made = None if who is None else _quietly(who.begun, estimator)
@@ -55,6 +58,8 @@ def observed(
             except BaseException as e:
                 tell([*getattr(estimator, "callbacks", ()), *listeners], "on_exception", e)
                 raise
+            if alone:
+                check(found)
             if dataset is not None:
                 found.dataset = dataset  # before the observer hears of it, who takes the signature from these rows
             if who is not None and made is not None:

@@ -39,6 +39,9 @@ class RunRecord(Shown):
             "fold", which is 1 for the training that explores, and 0 for that on all rows.
         parity: {"before", "after"} of write-back: rows, largest relative difference per column, label disagreements; with
             precision="float32" also {"float32"}: the same of the original's margin in float32 and in float64, on validation rows.
+        saved: of the comparison of the pipeline that was saved, loaded and run whole on raw rows with the one in memory, bit by
+            bit: {"rows", "columns", "leftOut" (columns that differ between two runs of the one in memory)}, "differs" (what
+            differs, in words) and "why" (nothing was compared). Empty of a fit within another one.
         stages: how far each parameter moved, in natural units: {"uid.parameter": {"largest", "rootMeanSquare"}}.
         timings: seconds per phase.
         stream: the reader of the cache.
@@ -90,6 +93,7 @@ class RunRecord(Shown):
     precision: str | None = None
     folds: list[dict[str, Any]] | None = None
     processes: dict[str, Any] | None = None
+    saved: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def toHTML(self, path: str | Path) -> None:
         """Write the report of the run as one page that needs no other file and no network.

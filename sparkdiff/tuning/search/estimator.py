@@ -11,6 +11,7 @@ from pyspark.ml.util import MLWritable
 from pyspark.sql import DataFrame
 
 from sparkdiff import jvm
+from sparkdiff.diagnostics.predictions import check_what_is_saved
 from sparkdiff.errors import InputError, check_dataframe, kind_of
 from sparkdiff.fine_tuning.option_params import CheckedParams, with_params
 from sparkdiff.history.keeping import keeping
@@ -100,7 +101,11 @@ class Search(Estimator, CheckedParams, jvm.Persistent):  # type: ignore[type-arg
         return Settings.of({p.name: v for p, v in self._paramMap.items() if p.name in FIELDS})
 
     def _fit(self, dataset: DataFrame) -> "SearchModel":
-        return observed(self, lambda more: self._searched(dataset, [*self.callbacks, *more]), dataset)
+        def check(found: SearchModel) -> None:
+            check_what_is_saved(found.pipelineModel, lambda: dataset, jvm.scratch_folder, found.summary)
+
+        fit = lambda more: self._searched(dataset, [*self.callbacks, *more])  # noqa: E731
+        return observed(self, fit, dataset, alone=not self.job, check=check)  # a job compares what it writes
 
     def _searched(self, dataset: DataFrame, callbacks: Sequence[Events]) -> "SearchModel":
         task = self.task()

@@ -44,6 +44,7 @@ class SearchSummary(ShownFields):
         seconds: of all trials.
         warnings: reasons to doubt the figures.
         against: what the winner was compared with, "default" or "current".
+        saved: see `sparkdiff.report.RunRecord`.
     """
 
     __module__ = "sparkdiff"
@@ -72,6 +73,7 @@ class SearchSummary(ShownFields):
     seconds: float
     warnings: list[str]
     against: str = "default"
+    saved: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def toHTML(self, path: str | Path) -> None:
         """Write the report of the search as one page that needs no other file and no network.
