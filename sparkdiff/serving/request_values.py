@@ -75,7 +75,7 @@ def typed(v: Any, source: InputColumn, kind: str) -> Any:
             found = _typed_number(v, kind)
         except (OverflowError, ArithmeticError, ValueError):
             found = None
-        rounded = isinstance(v, (float, np.floating)) and abs(v) >= 2.0 ** (np.finfo(type(v)).nmant + 1)
+        rounded = isinstance(v, (float, np.floating)) and abs(float(v)) >= 2.0 ** (np.finfo(type(v)).nmant + 1)
         if found is not None and kind in WHOLE and rounded:
             raise source.bad(
                 v,
