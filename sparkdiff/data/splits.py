@@ -195,7 +195,8 @@ def held_out_first(sources: Sequence[Source], options: Options) -> DataFrame:
     """The rows of all sources but those of reference, the held-out ones first. Of equal rows, all may be on one side here."""
     own = [dataclasses.replace(s, numbered=True) for s in sources if s.split != REFERENCE]  # which saves a job
     dealt = [df.select(*map(named, read_by_name(df))) for df in with_splits(own, options)]
-    parts = [df.where(F.col(SPLIT) == split) for split in (VALIDATION, TEST, TRAIN) for df in dealt]
+    pairs = [(split, s.split, df) for split in (VALIDATION, TEST, TRAIN) for s, df in zip(own, dealt, strict=True)]
+    parts = [df.where(F.col(SPLIT) == split) for split, only, df in pairs if only in (None, split)]
     union = functools.partial(DataFrame.unionByName, allowMissingColumns=True)
     return functools.reduce(union, parts).drop(SPLIT, BLOCK, TIME)
 
