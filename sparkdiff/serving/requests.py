@@ -114,7 +114,9 @@ def _of_json(v: Mapping[str, Any], source: InputColumn) -> DenseVector | SparseV
     """The vector that Spark writes so in JSON."""
     try:
         stored = [NOT_FINITE[x] if isinstance(x, str) else float(x) for x in v["values"]]
-        return {0: lambda: SparseVector(v["size"], v["indices"], stored), 1: lambda: DenseVector(stored)}[v["type"]]()
+        if v["type"] not in (0, 1):
+            raise ValueError("no type of a vector")
+        return DenseVector(stored) if v["type"] else SparseVector(v["size"], v["indices"], stored)
     except (TypeError, ValueError, LookupError, AssertionError, OverflowError):
         raise source.bad(v, "which is no number, and no vector in the form that Spark writes in JSON") from None
 
