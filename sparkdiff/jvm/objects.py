@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from pyspark.ml.common import _py2java
 from pyspark.ml.linalg import Vectors
+from pyspark.sql.types import StructType
 
 from sparkdiff.errors import SparkdiffError
 from sparkdiff.jvm.sessions import session
@@ -51,6 +52,20 @@ def scala_object(name: str) -> Any:
 @functools.cache
 def _singleton(jvm: Any, name: str) -> Any:
     return _found(jvm, f"{name}$").getField("MODULE$").get(None)
+
+
+def schema_after(stage: Any, schema: Any) -> Any:
+    """The JVM's schema of the rows after a stage of Spark's, which refuses the types of columns that its transform refuses.
+
+    Args:
+        schema: pyspark's schema of the rows before, or the JVM's.
+
+    Raises:
+        SparkError: the stage refuses a column.
+    """
+    if isinstance(schema, StructType):
+        schema = session()._jsparkSession.parseDataType(schema.json())
+    return stage._to_java().transformSchema(schema)
 
 
 def each(collection: Any) -> Iterator[Any]:

@@ -1,14 +1,18 @@
 """From a fitted pipeline to its schedule: which steps the wanted columns need, and in which form each column is read."""
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from pyspark.ml.wrapper import JavaWrapper
 from pyspark.sql import DataFrame
 from pyspark.sql.types import StructType
 
+from sparkdiff import jvm
 from sparkdiff.errors import InputError, check_dataframe, did_you_mean
+from sparkdiff.jvm.objects import schema_after
 from sparkdiff.pipeline.graph import Graph, Version, Vertex
 from sparkdiff.pipeline.nesting import Path, flatten, replaced
 from sparkdiff.pipeline.null_vectors import note_readers
@@ -160,6 +164,7 @@ class _Compiler:
         told = [(self.graph.casefold(c), v.position) for v in dropping for c in v.outputs]
         units = self._needed([*wanted, *told])
         self.exact = note_readers(self.graph, dict.fromkeys(unit.vertex.position for unit in units))
+        self._check_types([v for v in self.graph.vertices if any(unit.vertex is v for unit in units)])
         for unit in units:
             self._add(unit)
         outputs = tuple(self._output(v) for v in wanted)
@@ -168,6 +173,20 @@ class _Compiler:
         sensitive = self.graph.casefold is str
         drop = frozenset(v.uid for v in dropping)
         return Schedule(entries, tuple(self.steps), outputs, len(self.places), sensitive, tuple(notes), drop)
+
+    def _check_types(self, vertices: Sequence[Vertex]) -> None:
+        """Raise InputError where Spark refuses the type that the schema gives a column which one of these stages reads."""
+        schema: Any = self.schema.schema if isinstance(self.schema, DataFrame) else self.schema
+        if schema is None or not jvm.has_constructors():
+            return
+        for vertex in itertools.takewhile(lambda v: isinstance(v.stage, JavaWrapper), vertices):
+            try:
+                schema = schema_after(vertex.stage, schema)
+            except jvm.SparkError as e:
+                raise InputError(
+                    f"{vertex.uid} ({vertex.stageClass}) reads {', '.join(map(repr, vertex.inputs))}, whose type Spark refuses: "
+                    f"{jvm.cause(e)}; cast the column, and name its new type in the schema"
+                ) from e
 
     # Which ones -----------------------------------------------------------------------------------------------------
 

@@ -32,6 +32,7 @@ from pyspark.ml.classification import (
 )
 from pyspark.ml.feature import (
     DCT,
+    Binarizer,
     Bucketizer,
     CountVectorizerModel,
     FeatureHasher,
@@ -55,7 +56,7 @@ from pyspark.sql import DataFrame, Row, SparkSession, functions as F
 from scoring import differences, fails, in_spark, origin, refuses
 
 import sparkdiff
-from sparkdiff import InputError, Scorer
+from sparkdiff import InputError, Scorer, jvm
 from sparkdiff.serving.compiling import NOT_SERVED
 
 ROOT = Path(__file__).parents[2]
@@ -667,6 +668,34 @@ def test_thresholds_of_another_length_than_the_classes(df: DataFrame, fitted: di
                 with pytest.raises(InputError, match=why):
                     act()
         Scorer(model.copy()._set(thresholds=[0.5] * k))
+
+
+TYPED = {
+    "Binarizer": lambda: Binarizer(threshold=0.5, inputCol="x", outputCol="o"),
+    "Bucketizer": lambda: Bucketizer(splits=[0.0, 1.0, 9.0], inputCol="x", outputCol="o"),
+    "VectorAssembler": lambda: VectorAssembler(inputCols=["x"], outputCol="o"),
+    "Tokenizer": lambda: Tokenizer(inputCol="x", outputCol="o"),
+    "IndexToString": lambda: IndexToString(inputCol="x", outputCol="o", labels=["a", "b", "c", "d"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TYPED)
+def test_types_that_spark_refuses(name: str, spark: SparkSession) -> None:
+    stage, values = (
+        TYPED[name](),
+        {"int": 1, "float": 1.5, "boolean": True, "double": 1.5, "string": "1.5", "bigint": 3},
+    )
+    for kind, value in values.items():
+        df = spark.createDataFrame([(value,)], f"x {kind}")
+        try:
+            stage.transform(df).schema  # noqa: B018  # over Connect only this asks
+        except jvm.SparkError:
+            with pytest.raises(
+                InputError, match=rf"{stage.uid} \({name}\) reads 'x', whose type Spark refuses: .*cast the column"
+            ):
+                Scorer(stage, schema=df.schema)
+        else:
+            assert Scorer(stage, schema=df.schema).predict({"x": value})["o"] is not None
 
 
 def test_what_cannot_be_served_is_refused_by_name(usual: PipelineModel, df: DataFrame) -> None:
