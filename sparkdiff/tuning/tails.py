@@ -29,11 +29,12 @@ from sparkdiff.tuning.cached_rows import CachedRows, Kept, Parts, Reads
 from sparkdiff.tuning.fits import Branch, GridTask, is_sparks
 from sparkdiff.tuning.scores import Judge, judge_of
 from sparkdiff.tuning.solvers import RowFacts, Setting, Solution
-from sparkdiff.tuning.trie import Fit
 
 KINDS = (LinearRegression, LogisticRegression, GeneralizedLinearRegression)
 EXACT = 1e-8
 """Spark's metrics are those of the optimum to 1e-5 at smaller values of tol."""
+SCORES = 2**27
+"""Bytes of scores that are held at the same time."""
 OUTPUTS = ("rawPredictionCol", "probabilityCol", "predictionCol", "linkPredictionCol")
 
 
@@ -81,6 +82,8 @@ class Result:
 
 
 Results = dict[tuple[trie.Fit, int], Result]
+"""By the last fit and the fold."""
+Solved = Mapping[tuple[trie.Fit, int], Solution]
 """By the last fit and the fold."""
 
 
@@ -308,23 +311,15 @@ def within(task: GridTask, wanted: Mapping[trie.Fit, AskedFit], branch: Branch) 
     return solve(task, wanted, branch.fit.after, parts, 1)
 
 
-SCORES = 2**27
-"""Bytes of scores that are held at the same time."""
-
-
-Solved = Mapping[tuple[Fit, int], Solution]
-"""By the last fit and the fold."""
-
-
 def judged(
-    solved: Solved, estimators: Mapping[Fit, WithParams], cache: CachedRows, folds: int, judge: Judge, kind: str
-) -> dict[tuple[Fit, int], float]:
+    solved: Solved, estimators: Mapping[trie.Fit, WithParams], cache: CachedRows, folds: int, judge: Judge, kind: str
+) -> dict[tuple[trie.Fit, int], float]:
     """The metric of each solution on the rows that its fold holds out; none where the model doesn't write what is judged."""
     outs = {
         fit: found.coefficients.shape[0] if found.coefficients.ndim == 2 else 1 for (fit, _), found in solved.items()
     }
     columns = {fit: _columns(kind, estimators[fit], outs[fit], cache.width) for fit in outs}
-    metrics: dict[tuple[Fit, int], float] = {}
+    metrics: dict[tuple[trie.Fit, int], float] = {}
     pending = [fit for fit in outs if judge.column in columns[fit][0]]
     for now in _batches(pending, outs, SCORES // (8 * max(cache.count, 1))):
         models = {fold: [fit for fit in now if (fit, fold) in solved] for fold in range(folds)}
@@ -336,9 +331,9 @@ def judged(
     return metrics
 
 
-def _batches(fits: Sequence[Fit], outs: Mapping[Fit, int], room: int) -> Iterator[list[Fit]]:
+def _batches(fits: Sequence[trie.Fit], outs: Mapping[trie.Fit, int], room: int) -> Iterator[list[trie.Fit]]:
     """As many at once as have room for their scores, at least one."""
-    now: list[Fit] = []
+    now: list[trie.Fit] = []
     used = 0
     for fit in fits:
         if now and used + outs[fit] > room:
@@ -351,7 +346,7 @@ def _batches(fits: Sequence[Fit], outs: Mapping[Fit, int], room: int) -> Iterato
 
 
 def _margins(
-    solved: Solved, models: Mapping[int, Sequence[Fit]], cache: CachedRows
+    solved: Solved, models: Mapping[int, Sequence[trie.Fit]], cache: CachedRows
 ) -> dict[int, tuple[Tensor, Tensor, Tensor]]:
     """Fold by fold the margins of its models, the labels and the weights, of the rows that it holds out; in one pass."""
     matrices, found = {}, defaultdict(list)
