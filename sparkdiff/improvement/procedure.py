@@ -16,10 +16,10 @@ from sparkdiff.fine_tuning.shared import Shared
 from sparkdiff.fine_tuning.values import Outcome
 from sparkdiff.growth.checks import check_entities
 from sparkdiff.improvement import baseline, proving, race
-from sparkdiff.improvement.arm import Arm
 from sparkdiff.improvement.arms import arms_of
 from sparkdiff.improvement.baseline import Baseline
 from sparkdiff.improvement.budget import Account, Budget
+from sparkdiff.improvement.candidate import Arm
 from sparkdiff.improvement.ground import Ground, prepared
 from sparkdiff.improvement.lanes import Brake, ahead
 from sparkdiff.improvement.log import StepLog

@@ -21,10 +21,9 @@ from sparkdiff.evaluation.scores import score
 from sparkdiff.fine_tuning.shared import Shared
 from sparkdiff.fine_tuning.starting_point import TRAINING_ROWS
 from sparkdiff.improvement import lanes
-from sparkdiff.improvement.arm import Arm
 from sparkdiff.improvement.arms import ARMS
 from sparkdiff.improvement.arms.fine_tuning import train_again
-from sparkdiff.improvement.candidate import Candidate, Making, Step, candidates_of, share
+from sparkdiff.improvement.candidate import Arm, Candidate, Making, Step, candidates_of, share
 from sparkdiff.improvement.folding import folded
 from sparkdiff.improvement.ground import Ground, Measurement, allowed, check_same_rows, measure, moved
 from sparkdiff.improvement.lanes import STEP
