@@ -30,9 +30,8 @@ from sparkdiff.evaluation.guard import MIN_UNITS, untested
 from sparkdiff.evaluation.recorded import Recorded
 from sparkdiff.evaluation.scores import Score, score
 from sparkdiff.fine_tuning.idle_options import idle_options
-from sparkdiff.fine_tuning.shared import Shared, key_of
+from sparkdiff.fine_tuning.shared import JointSetting, Shared, key_of
 from sparkdiff.fine_tuning.task import Task
-from sparkdiff.fine_tuning.together import JointSetting
 from sparkdiff.fine_tuning.values import Fitted, Goal, Judged, Measured, Run
 from sparkdiff.machine import memory
 from sparkdiff.objectives.label_checks import check_label

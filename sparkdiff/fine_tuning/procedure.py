@@ -10,11 +10,10 @@ from sparkdiff.data.splits import SPLITS, TRAIN, VALIDATION, Boundaries, Source,
 from sparkdiff.errors import InputError
 from sparkdiff.evaluation import guard
 from sparkdiff.fine_tuning.phases import begun, checked, judged_by_rows, too_few, trained, verified, written
-from sparkdiff.fine_tuning.shared import Shared
+from sparkdiff.fine_tuning.shared import JointSetting, Shared
 from sparkdiff.fine_tuning.starting_point import StartingPoint
 from sparkdiff.fine_tuning.summary import shown_options, summary_of, untrained
 from sparkdiff.fine_tuning.task import Task
-from sparkdiff.fine_tuning.together import JointSetting
 from sparkdiff.fine_tuning.values import Outcome
 from sparkdiff.pipeline.network import Network
 from sparkdiff.report import FineTuningSummary, Phases
