@@ -8,8 +8,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from sparkdiff.commands.flags import FAILED, AsJson, Group, Label, Model, Text, Time
-from sparkdiff.commands.given import read_as, source_of
+from sparkdiff.commands.flags import FAILED, AsJson, Group, Label, Model, Text, Time, read_as, source_of
 from sparkdiff.errors import InputError
 
 Store = Annotated[str, typer.Argument(help="Folder of the store of runs, as the option storeDir names it.")]
