@@ -16,8 +16,7 @@ from sparkdiff.fine_tuning.summary import shown_options, summary_of, untrained
 from sparkdiff.fine_tuning.task import Task
 from sparkdiff.fine_tuning.values import Outcome
 from sparkdiff.pipeline.network import Network
-from sparkdiff.report import FineTuningSummary, Phases
-from sparkdiff.report.record import versions
+from sparkdiff.report import FineTuningSummary, Phases, versions
 from sparkdiff.stages.predictor import Predictor
 from sparkdiff.stages.trainable import LabelStats
 from sparkdiff.training.distributed.worker import objectives

@@ -9,7 +9,7 @@ from typing import Any
 from sparkdiff.data.splits import VALIDATION
 from sparkdiff.improvement.budget import Limit
 from sparkdiff.improvement.ground import Ground, Measurement, allowed
-from sparkdiff.report.shares import share_of
+from sparkdiff.report import share_of
 from sparkdiff.store.identity import identity
 from sparkdiff.training.recipes import Recipe
 

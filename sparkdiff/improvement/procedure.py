@@ -33,8 +33,7 @@ from sparkdiff.machine.interrupts import undisturbed
 from sparkdiff.options import Options
 from sparkdiff.pipeline.unfitted import check_unfitted
 from sparkdiff.proof.division import Division, divide, too_few
-from sparkdiff.report import Phases, shown
-from sparkdiff.report.record import versions
+from sparkdiff.report import Phases, shown, versions
 from sparkdiff.store.run_folder import RunFolder, name_beside
 
 Summarize = Callable[[Ground, Ground, Origin, Division, Explored, Decision, Mapping[str, float], Account], Any]

@@ -33,8 +33,7 @@ from sparkdiff.improvement.settings import CHANGES_FORM
 from sparkdiff.proof import decision
 from sparkdiff.proof.decision import FINALISTS, FoldComparison
 from sparkdiff.proof.division import Division
-from sparkdiff.report import Phases
-from sparkdiff.report.shares import share_of
+from sparkdiff.report import Phases, share_of
 
 BEST, AS_CHEAP, SAME_FORM, SIMPLER = "best", "asCheap", "sameForm", "simpler"
 """The names of offers: the largest gain; of those that cost no more to serve than the original; of those with the original's

@@ -19,7 +19,7 @@ from sparkdiff.growth.clock import Clock
 from sparkdiff.improvement.budget import Limit
 from sparkdiff.improvement.candidate import Arm, Candidate, Making, Step
 from sparkdiff.improvement.ground import Ground, Measurement, Training, check_same_rows
-from sparkdiff.report.shares import share_of
+from sparkdiff.report import share_of
 from sparkdiff.training.recipes import Recipe, recipes_for
 
 STEPS = ("default", "thorough")

@@ -27,7 +27,7 @@ from sparkdiff.improvement.candidate import Arm, Candidate, Making, Step, shorte
 from sparkdiff.improvement.ground import Ground, Measurement, Training, measure, moved
 from sparkdiff.options import Options
 from sparkdiff.proof.division import inner
-from sparkdiff.report.shares import share_of
+from sparkdiff.report import share_of
 
 FEW, MANY = 1, 6
 """Rounds of the first step and of the second."""
