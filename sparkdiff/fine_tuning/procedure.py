@@ -1,4 +1,4 @@
-"""The way of the data, once through: plan, cache, verify, train, guard, write back, verify."""
+"""The way of the data, once through: plan, cache, verify, train, guard, write back, verify; with labels of probabilities, too."""
 
 import dataclasses
 from collections.abc import Sequence

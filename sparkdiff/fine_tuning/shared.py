@@ -1,4 +1,4 @@
-"""What fits on the same rows have in common."""
+"""The caches that fits on the same rows share, and the settings among them that train together."""
 
 import dataclasses
 import shutil

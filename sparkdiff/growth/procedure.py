@@ -1,4 +1,4 @@
-"""The steps of a growth: rounds, the grown pipeline, and ensembles that are trained once more on other rows."""
+"""The steps of a growth: rounds, parts that are dropped, the grown pipeline, and ensembles trained once more on other rows."""
 
 import dataclasses
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Runs are kept: whoever sets storeDir finds each finished run in that store."""
+"""The record of a finished run, and its way into the store if `storeDir` is set."""
 
 import contextlib
 import datetime

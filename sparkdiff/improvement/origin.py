@@ -1,4 +1,6 @@
-"""The origin of an improvement: the pipeline that was passed, and how it is fitted to the rows of a fold."""
+"""The origin of an improvement: the pipeline that was passed, how it is fitted to the rows of a fold, and whether it has seen
+them.
+"""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""The losses that the option `loss` names: functions of the outputs of Spark's predictor, each with its scale."""
+"""The losses of the option `loss`: functions of the outputs of Spark's predictor, named (with a scale) or written by users."""
 
 from collections.abc import Callable, Mapping
 from typing import Any

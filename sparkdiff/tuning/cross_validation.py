@@ -1,4 +1,4 @@
-"""`CrossValidator` and `TrainValidationSplit`: pyspark's, with fewer fits."""
+"""`CrossValidator` and `TrainValidationSplit`: pyspark's, with fewer fits, which they explain before any job."""
 
 import math
 import warnings
