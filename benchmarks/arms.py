@@ -31,10 +31,9 @@ from sparkdiff.evaluation import guard
 from sparkdiff.fine_tuning.shared import Shared
 from sparkdiff.fine_tuning.task import prepare
 from sparkdiff.forecasting.facts import training_facts
-from sparkdiff.improvement.arm import Arm
 from sparkdiff.improvement.arms import arms_of
 from sparkdiff.improvement.budget import Limit
-from sparkdiff.improvement.candidate import Candidate, Step, best_of, candidates_of, share
+from sparkdiff.improvement.candidate import Arm, Candidate, Step, best_of, candidates_of, share
 from sparkdiff.improvement.ground import Ground, prepared
 from sparkdiff.improvement.settings import ImprovementSettings
 from sparkdiff.job.loading import start_session

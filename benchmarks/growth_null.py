@@ -28,7 +28,7 @@ from pyspark.ml.regression import GBTRegressor, GeneralizedLinearRegression, Lin
 from pyspark.sql import SparkSession
 
 import sparkdiff
-from sparkdiff.growth.kinds import KINDS
+from sparkdiff.growth.settings import KINDS
 from sparkdiff.job.loading import start_session
 
 ROWS, MOST = 1500, 9 / 200  # of the level of 2.5%, and nearly two standard errors of 200 draws

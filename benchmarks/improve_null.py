@@ -21,7 +21,7 @@ from growth_null import BOOSTED, ENTITY, FAMILIES, ROWS, Original
 from pyspark.sql import SparkSession
 
 import sparkdiff
-from sparkdiff.growth.kinds import KINDS
+from sparkdiff.growth.settings import KINDS
 from sparkdiff.job.loading import start_session
 
 MOST = 3 / 40  # of the level of 2.5%, and two standard errors of 40 draws

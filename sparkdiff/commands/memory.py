@@ -8,8 +8,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from sparkdiff.commands.flags import FAILED, AsJson, Group, Label, Model, Text, Time
-from sparkdiff.commands.given import read_as, source_of
+from sparkdiff.commands.flags import FAILED, AsJson, Group, Label, Model, Text, Time, read_as, source_of
 from sparkdiff.errors import InputError
 
 Store = Annotated[str, typer.Argument(help="Folder of the store of runs, as the option storeDir names it.")]
@@ -95,8 +94,8 @@ def triage(
     where = [loading.model_path(model, folder) for model in models]
     rows = {f"triage {i}": source_of(path, *read_as(path, "", "{}")) for i, path in enumerate(dict.fromkeys(data))}
     loading.check_there(where, rows, folder, {})
-    loading.start_session({}, "sparkdiff.fleet.saving")
-    from sparkdiff.fleet.saving import triage_paths
+    loading.start_session({}, "sparkdiff.fleet.procedure")
+    from sparkdiff.fleet.procedure import triage_paths
 
     here = None if store is None or (path := paths.local(store)) is None else str(path.absolute())
     columns = {"labelCol": label, "groupCol": group, "timeCol": time}

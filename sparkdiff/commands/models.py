@@ -20,8 +20,10 @@ from sparkdiff.commands.flags import (
     ReaderOptions,
     Text,
     Time,
+    loaded,
+    read_as,
+    schema_of,
 )
-from sparkdiff.commands.given import loaded, read_as, schema_of
 from sparkdiff.errors import InputError
 
 

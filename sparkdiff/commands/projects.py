@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sparkdiff.commands.flags import FAILED, AsJson, Data, Model, Text
-from sparkdiff.commands.given import loaded
+from sparkdiff.commands.flags import FAILED, AsJson, Data, Model, Text, loaded
 from sparkdiff.errors import InputError
 
 

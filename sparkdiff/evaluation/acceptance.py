@@ -18,8 +18,7 @@ from sparkdiff.evaluation.unseen_errors import Unseen, costs, unseen
 from sparkdiff.objectives.metric import Metric
 from sparkdiff.options import Options
 from sparkdiff.pipeline.network import Network
-from sparkdiff.report import p_value
-from sparkdiff.report.shares import share_of
+from sparkdiff.report import p_value, share_of
 from sparkdiff.stages.predictor import Predictor
 
 NAMED = 3  # slices that a reason names

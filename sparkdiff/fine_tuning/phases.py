@@ -29,15 +29,14 @@ from sparkdiff.evaluation.feature_names import FeatureNames
 from sparkdiff.evaluation.guard import MIN_UNITS, untested
 from sparkdiff.evaluation.recorded import Recorded
 from sparkdiff.evaluation.scores import Score, score
-from sparkdiff.fine_tuning.idle_options import idle_options
-from sparkdiff.fine_tuning.shared import Shared, key_of
+from sparkdiff.fine_tuning.shared import JointSetting, Shared, key_of
 from sparkdiff.fine_tuning.task import Task
-from sparkdiff.fine_tuning.together import JointSetting
 from sparkdiff.fine_tuning.values import Fitted, Goal, Judged, Measured, Run
+from sparkdiff.jvm import stores
 from sparkdiff.machine import memory
 from sparkdiff.objectives.label_checks import check_label
 from sparkdiff.objectives.metric import Metric
-from sparkdiff.options import Options
+from sparkdiff.options import Options, without_effect
 from sparkdiff.pipeline.network import Network
 from sparkdiff.pipeline.schema import is_plain
 from sparkdiff.pipeline.write_back import write_back
@@ -50,7 +49,7 @@ from sparkdiff.training.distributed.attempt import OnEpoch
 from sparkdiff.training.distributed.worker import Assignment, objectives
 from sparkdiff.training.ongoing import Training
 from sparkdiff.training.preparation import Start, computed_by, request_of, start_of
-from sparkdiff.training.recipes import Recipe
+from sparkdiff.training.recipes import FEW_ROWS, FEWEST, Recipe
 
 
 @contextlib.contextmanager
@@ -351,3 +350,38 @@ def written(run: Run, original: Measured, network: Network, known: Mapping[str, 
         parity = cached_parity.check(model, network, sample, cache)
         say(f"Spark reproduces the network: {parity}")
         return model, Measured(scores, parity)
+
+
+def idle_options(run: Run) -> list[str]:
+    """A sentence for each option that was set and has no effect in this run."""
+    o, default, rows, end = run.task.options, Options(), run.cache.rows(VALIDATION), run.task.options.maxEpochs
+    few = rows < FEW_ROWS * (1 if o.recipe == "fast" else FEWEST)
+    lbfgs, alone, any_gain = o.optimizer == "lbfgs", o.numProcesses == 1, o.guard == 1
+    one_step = (lbfgs, "lbfgs takes one step an epoch, with the gradient of all rows")
+    one_process = (alone, "one process trains, that of the driver")
+    not_kept = (o.storeDir is None, "without storeDir the run is not kept")
+    reasons = {
+        "recipe": (few, f"with {rows:,} validation rows a choice among candidates mostly finds chance: only the most careful one "
+                   "trained"),
+        "schedule": one_step, "ema": one_step, "gradientClip": one_step, "batchSize": one_step,
+        "patience": (min(o.patience, default.patience) >= end, f"training ends after maxEpochs={end} epochs"),
+        "minDelta": (o.patience >= end, f"training ends after maxEpochs={end} epochs, before patience={o.patience} can end it"),
+        "fleetSize": (any_gain, "guard=1 accepts any gain"),
+        "guardCols": (any_gain and "parityGap" not in o.penalties, "guard=1 accepts any gain, so slices are only reported"),
+        "timeout": one_process, "localMode": one_process, "localSteps": one_process,
+        "slowMomentum": (alone or o.localSteps == 1, "it needs several processes and localSteps of 2 or more"),
+        "localCacheLimit": (stores.url_of(run.cache.folder) is None, "the folder of the caches is on this machine"),
+        "reuseStages": (not run.task.cut.stages, "no stage runs in Spark before training"),
+        "waitForRun": (o.runId is None, "no other process can use this run, which has no runId"),
+        "tags": not_kept, "redact": not_kept,
+    }  # fmt: skip
+    found = without_effect(o, reasons)
+    trained = {i for i, stage in enumerate(run.task.plan.stages) if stage.trainable}
+    for option, trains, what in (
+        ("freeze", run.task.roles.trainable, "only keeps it from being fitted anew, searched or deleted where a run does that"),
+        ("learningRates", trained, "has no effect"),
+    ):  # fmt: skip
+        graph = run.task.cut.graph
+        unused = [name for name in getattr(o, option) if not graph.select([name], option) & trains]
+        found += [f"{option} names {name!r}, which {what}: no parameter of it trains" for name in unused]
+    return found

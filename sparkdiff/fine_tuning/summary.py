@@ -15,9 +15,7 @@ from sparkdiff.fine_tuning.task import Task
 from sparkdiff.fine_tuning.values import Fitted, Judged, Measured, Run
 from sparkdiff.objectives.metric import Metric
 from sparkdiff.pipeline.parity import Parity
-from sparkdiff.report import FineTuningSummary
-from sparkdiff.report.record import versions
-from sparkdiff.report.shares import share_of
+from sparkdiff.report import FineTuningSummary, share_of, versions
 from sparkdiff.stages.trainable import SUPPORT
 
 

@@ -5,8 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from sparkdiff.forecasting.forecast import Forecast
-from sparkdiff.report import Section, SectionTable, ShownFields, Strong
-from sparkdiff.report.progress import duration
+from sparkdiff.report import Section, SectionTable, ShownFields, Strong, duration
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -28,7 +28,7 @@ from sparkdiff.fine_tuning.task import Task
 from sparkdiff.objectives.metric import Metric
 from sparkdiff.objectives.objective import Objective
 from sparkdiff.pipeline.network import Network
-from sparkdiff.report.shares import share_of
+from sparkdiff.report import share_of
 from sparkdiff.training.distributed.worker import objectives
 from sparkdiff.training.loop import one_thread_for_small_steps, train
 from sparkdiff.training.ongoing import Training

@@ -10,10 +10,9 @@ from sparkdiff.fine_tuning.task import prepare
 from sparkdiff.growth.assembly import serving_of, width_of
 from sparkdiff.growth.checks import check_entities, check_last_stage, check_options
 from sparkdiff.growth.inputs import linear_head, upstream_columns
-from sparkdiff.growth.kinds import GAPS, KINDS
 from sparkdiff.growth.parts import trees
 from sparkdiff.growth.serving import check_room
-from sparkdiff.growth.settings import GrowthSettings
+from sparkdiff.growth.settings import GAPS, KINDS, GrowthSettings
 from sparkdiff.growth.table import Column
 from sparkdiff.options import Options
 from sparkdiff.proof import division

@@ -21,7 +21,7 @@ from sparkdiff.growth.items import Found, Item
 from sparkdiff.growth.part import Part
 from sparkdiff.growth.serving import Serving
 from sparkdiff.growth.table import Split, Table
-from sparkdiff.report.shares import share_of
+from sparkdiff.report import share_of
 
 Run = Callable[[int, Sequence[Item], Table, Tensor], list[Found]]
 """(round, items, table, the original's sums (B,)) -> what each item found, in the order of the items."""

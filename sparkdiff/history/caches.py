@@ -9,8 +9,7 @@ from pathlib import Path
 from sparkdiff.data.stream import usage
 from sparkdiff.errors import InputError
 from sparkdiff.machine import whole
-from sparkdiff.report.progress import duration
-from sparkdiff.report.sections import aligned
+from sparkdiff.report import aligned, duration
 from sparkdiff.store import marker
 from sparkdiff.store.files import folder_size
 from sparkdiff.store.marker import CACHE as CACHE, FITTED as FITTED, ROWS as ROWS

@@ -1,18 +1,30 @@
-"""Runs are kept: whoever sets storeDir finds each finished run in that store."""
+"""The record of a finished run, and its way into the store if `storeDir` is set."""
 
 import contextlib
+import datetime
+import json
+import math
 import time
+import uuid
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from sparkdiff import jvm
+from sparkdiff.evaluation.slices import shown
 from sparkdiff.history import store
-from sparkdiff.history.record import record_of
-from sparkdiff.machine import cpu
-from sparkdiff.pipeline.plan import Plan
+from sparkdiff.machine import cpu, secrets
+from sparkdiff.pipeline.plan import Plan, StagePlan
 from sparkdiff.store.digests import hash_of
+
+PLACES = ("cacheDir", "checkpointDir", "storeDir", "runDir")
+"""Options that name folders."""
+KEEPING = ("storeDir", "tags", "redact")
+"""Options of the store itself, which a record does not repeat."""
+VERBS = {"GrowthSummary": "grow", "ImprovementSummary": "improve", "SearchSummary": "search"}
+UNSAID = "..."
+"""In place of what `redact` leaves out."""
 
 
 class NotKept(UserWarning):
@@ -63,3 +75,164 @@ def keeping(
             warnings.warn(f"this run is not in the store of runs: {why}", NotKept, stacklevel=3)
 
     yield keep
+
+
+def record_of(
+    summary: Any, records: Sequence[Mapping[str, Any]], *, model: str | None, parent: str | None, options: Mapping[str, Any],
+    stages: Sequence[StagePlan],
+    coreSeconds: float, seconds: float, tags: Mapping[str, str], redact: bool, command: str | None = None,
+    output: str | None = None, offers: Mapping[str, str] | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """The row of a run.
+
+    Args:
+        summary: of the run; `records` is its history, or the trials of a search.
+        model, parent: content hashes of the pipeline that was returned, and of the one that it was made from; None if unknown.
+        options: of the run, by name.
+        stages: of the plan.
+        redact: leave out the values of slices, folders, the command, texts of warnings and of errors, and names of features.
+            Secrets are left out in any case.
+        command, output: that made the run, and where it was written.
+        offers: content hashes of what an improvement offers beside its result, by name.
+    """
+    found = summary.toDict() if hasattr(summary, "toDict") else summary.asdict()
+    row = {
+        "id": uuid.uuid4().hex, "schemaVersion": store.VERSION, "finished": datetime.datetime.now(datetime.timezone.utc),
+        "verb": VERBS.get(type(summary).__name__, "finetune"), "runId": options.get("runId"), "model": model, "parent": parent,
+        "decision": found["decision"], "kept": found["decision"].startswith("kept"), "reason": reason(found, redact=redact),
+        "metric": found["metric"], "metricDirection": found["metricDirection"], "gain": found["gain"], "p": found["p"],
+        "gainInterval": found["gainInterval"], "warnings": len(found["warnings"]), "redacted": redact, "seconds": seconds,
+        "coreSeconds": coreSeconds, "tags": {**tags}, "options": json.dumps(_options(options, redact=redact), sort_keys=True),
+        "stages": [{"stageClass": s.stageClass, "role": s.role, "trained": s.trainable} for s in stages],
+        "versions": found.get("versions") or {},
+        "offers": dict(offers or {}), "command": None if redact else command, "output": None if redact else output,
+    }  # fmt: skip
+    row |= _of_search(found, records) if "fresh" in found else _of_training(found, records, redact=redact)
+    return {name: value if name == "tags" else _without_secrets(value) for name, value in row.items()}
+
+
+def _without_secrets(value: Any) -> Any:
+    """Text as it may be kept, also within lists and mappings; JSON stays JSON."""
+    if not isinstance(value, str):
+        return secrets.hidden(value) if isinstance(value, (dict, list)) else value
+    try:
+        inner = json.loads(value)
+    except ValueError:
+        return secrets.redacted(value)
+    return json.dumps(secrets.hidden(inner), sort_keys=True) if isinstance(inner, (dict, list)) else value
+
+
+def _of_training(found: Mapping[str, Any], records: Sequence[Mapping[str, Any]], *, redact: bool) -> dict[str, Any]:
+    metrics = found["metrics"]
+    held, test = metrics.get("validation") or {}, metrics.get("test") or {}
+    tables = [{k: v for k, v in t.items() if not redact or k != "table"} for t in found["cache"].get("versions") or ()]
+    tried = [*_arms(found, redact=redact), *_rounds(found), *_candidates(found, records)]
+    return {
+        "dataVersions": json.dumps(tables, default=str) if tables else None,
+        "before": held.get("before"), "after": held.get("after"),
+        "testBefore": test.get("before"), "testAfter": test.get("after"),
+        "data": found["cache"]["fingerprint"], "cacheHit": found["cache"]["hit"], "rows": found["cache"]["rows"],
+        "timings": found["timings"], "tried": tried if not redact else _unsliced(tried, found),
+        "curves": [
+            {"candidate": r["candidate"], "epoch": r["epoch"], "value": float(r["validationMetric"])}
+            for r in records
+            if r.get("validationMetric") is not None and "candidate" in r
+        ],
+        "evidence": json.dumps(_evidence(found, redact=redact), sort_keys=True),
+    }  # fmt: skip
+
+
+def _of_search(found: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    fresh, metric = found["fresh"], found["metric"]
+    tried = [_tried("trial", str(r["trial"]), r.get(metric), r.get("seconds"), str(r["state"])) for r in records]
+    return {
+        "before": fresh["default"], "after": fresh["winner"], "rows": found["rows"], "timings": {"search": found["seconds"]},
+        "tried": tried, "curves": [], "data": None, "dataVersions": None,
+        "cacheHit": None, "evidence": json.dumps({k: found[k] for k in ("optimism", "trials", "failed", "pruned")}),
+    }  # fmt: skip
+
+
+def reason(found: Mapping[str, Any], *, redact: bool) -> str:
+    """Why a run decided so; without the values of slices if they are not to be told."""
+    text = str(found["reason"])
+    if redact:
+        told = {(s["column"], shown(s["value"])) for s in found.get("slices") or ()}
+        for name, value in sorted(told, key=lambda slice_: -len(slice_[1])):  # a value may begin another one
+            text = text.replace(f"{name} = {value}", f"{name} = {UNSAID}")
+    return text
+
+
+def _options(options: Mapping[str, Any], *, redact: bool) -> dict[str, Any]:
+    """The options without those of the store; folders and what is nested in text are left out if they are not to be told."""
+    kept = {k: v for k, v in options.items() if k not in KEEPING and (not redact or k not in PLACES)}
+    if redact and isinstance(nested := kept.get("penalties"), Mapping):  # of features, whose names may hold a category
+        kept["penalties"] = {name: [*strengths.values()] for name, strengths in nested.items()}
+    return kept
+
+
+def _evidence(found: Mapping[str, Any], *, redact: bool) -> dict[str, Any]:
+    """What else was measured for the decision."""
+    left_out = {"value"} if redact else set()
+    slices = [{k: v for k, v in s.items() if k not in left_out} for s in found["slices"]]
+    compatibility = {k: v for k, v in (found["compatibility"] or {}).items() if k != "bins"}
+    told = {} if redact else {"warnings": found["warnings"]}
+    if facts := (found.get("order") or {}).get("facts"):
+        told["facts"] = facts
+    if stopped := [a["arm"] for a in found.get("arms") or () if a["state"] in ("stopped", "interrupted")]:
+        told["stopped"] = stopped  # what they would have found is not known
+    return {"z": found["z"], "slices": slices, "reference": found["reference"], "compatibility": compatibility, **told}
+
+
+def _tried(kind: str, name: str, value: Any, seconds: Any, outcome: str) -> dict[str, Any]:
+    return {"kind": kind, "name": name, "value": value, "seconds": seconds, "outcome": outcome}
+
+
+def _arms(found: Mapping[str, Any], *, redact: bool) -> list[dict[str, Any]]:
+    """Results of an improvement, and the arms that have none. What an error says may hold values of the rows."""
+    rows = [r for r in found.get("table") or () if r["arm"] is not None]
+    out = [
+        _tried(
+            r["arm"], r["name"], r["value"], r["seconds"], "accepted" if r["accepted"] else r["why"] or "not accepted"
+        )
+        for r in rows
+    ]
+    named = {r["arm"] for r in rows}
+    rest = [a for a in found.get("arms") or () if a["arm"] not in named]
+    unsaid = {"failed"} if redact else set()
+    why = {a["arm"]: a["state"] if a["state"] in unsaid else f"{a['state']}: {a['why']}" for a in rest}
+    return out + [_tried(a["arm"], "", None, a["seconds"], why[a["arm"]]) for a in rest]
+
+
+def _unsliced(tried: list[dict[str, Any]], found: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The same without the values of slices in the texts of outcomes."""
+    for one in tried:
+        for name in (found.get("options") or {}).get("guardCols") or ():
+            before, mark, _ = one["outcome"].partition(f"{name} = ")
+            one["outcome"] = f"{before}{mark}{UNSAID}" if mark else before  # what a value ends with is not known
+    return tried
+
+
+def _rounds(found: Mapping[str, Any]) -> list[dict[str, Any]]:
+    rounds = found.get("rounds") or ()
+    return [_tried(r["kind"], r["name"], r["gain"], r["seconds"], r["why"] or "joined") for r in rounds]
+
+
+def _candidates(found: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The candidates of a training, each with its best epoch; none of a run whose history is of something else."""
+    if found.get("arms") or found.get("rounds"):
+        return []
+    better = min if found["metricDirection"] == "smaller" else max
+    values: dict[str, list[float]] = {}
+    for row in records:
+        if row.get("recipe") and row["epoch"]:
+            values.setdefault(row["recipe"], []).append(_number(row["validationMetric"]))
+    return [_best(name, v, better) for name, v in values.items()]
+
+
+def _best(name: str, values: Iterable[float], better: Any) -> dict[str, Any]:
+    finite = [v for v in values if math.isfinite(v)]
+    return _tried("candidate", name, better(finite) if finite else None, None, "" if finite else "diverged")
+
+
+def _number(value: Any) -> float:
+    return math.nan if value is None else float(value)

@@ -1,13 +1,15 @@
-"""What an arm brings: pipelines that could ship, how each was made, and its figures on the rows that explore."""
+"""An arm and what it brings: pipelines that could ship, how each was made, and its figures on the rows that explore."""
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from sparkdiff.data.splits import VALIDATION
+from sparkdiff.improvement.budget import Limit
 from sparkdiff.improvement.ground import Ground, Measurement, allowed
-from sparkdiff.report.shares import share_of
+from sparkdiff.report import share_of
 from sparkdiff.store.identity import identity
 from sparkdiff.training.recipes import Recipe
 
@@ -150,3 +152,28 @@ def shortened(names: str, most: int = NAME) -> str:
         shown = each[: len(shown) + 1]
     more = len(each) - len(shown)
     return ", ".join(shown) + (f" and {more} more" if more else "")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A way to a better pipeline.
+
+    Attributes:
+        name: a key of `settings.ARMS`.
+        steps: how many there are.
+        share: of the budget, relative to the others.
+        refused: why it can't be tried on this ground; empty if it can.
+        run: (ground, number of the step, limit, all steps of all arms before) -> the step.
+        make: (ground, settings of a `Making`) -> the pipeline, fitted to the training rows of the ground.
+        fits: how many times as long as fitting and measuring the pipeline a first step takes, at least.
+        alone: whether it is all that is tried, so that an error or Ctrl-C in its step ends the run.
+    """
+
+    name: str
+    steps: int
+    share: float
+    refused: Callable[[Ground], str]
+    run: Callable[[Ground, int, Limit, Sequence[Step]], Step]
+    make: Callable[[Ground, Mapping[str, Any]], Any]
+    fits: float = 0.0
+    alone: bool = False

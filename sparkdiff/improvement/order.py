@@ -9,8 +9,8 @@ from sparkdiff.data.splits import TEST, TRAIN, VALIDATION
 from sparkdiff.forecasting.arms import COLUMNS, ArmForecaster, of_store, priors
 from sparkdiff.forecasting.facts import training_facts
 from sparkdiff.history import store
-from sparkdiff.improvement.arm import Arm
 from sparkdiff.improvement.budget import Budget
+from sparkdiff.improvement.candidate import Arm
 from sparkdiff.improvement.ground import Ground
 from sparkdiff.stages.trees import RandomForestClassification, RandomForestRegression
 

@@ -16,10 +16,10 @@ from sparkdiff.fine_tuning.shared import Shared
 from sparkdiff.fine_tuning.values import Outcome
 from sparkdiff.growth.checks import check_entities
 from sparkdiff.improvement import baseline, proving, race
-from sparkdiff.improvement.arm import Arm
 from sparkdiff.improvement.arms import arms_of
 from sparkdiff.improvement.baseline import Baseline
 from sparkdiff.improvement.budget import Account, Budget
+from sparkdiff.improvement.candidate import Arm
 from sparkdiff.improvement.ground import Ground, prepared
 from sparkdiff.improvement.lanes import Brake, ahead
 from sparkdiff.improvement.log import StepLog
@@ -33,8 +33,7 @@ from sparkdiff.machine.interrupts import undisturbed
 from sparkdiff.options import Options
 from sparkdiff.pipeline.unfitted import check_unfitted
 from sparkdiff.proof.division import Division, divide, too_few
-from sparkdiff.report import Phases, shown
-from sparkdiff.report.record import versions
+from sparkdiff.report import Phases, shown, versions
 from sparkdiff.store.run_folder import RunFolder, name_beside
 
 Summarize = Callable[[Ground, Ground, Origin, Division, Explored, Decision, Mapping[str, float], Account], Any]

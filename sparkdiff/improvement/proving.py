@@ -21,10 +21,9 @@ from sparkdiff.evaluation.scores import score
 from sparkdiff.fine_tuning.shared import Shared
 from sparkdiff.fine_tuning.starting_point import TRAINING_ROWS
 from sparkdiff.improvement import lanes
-from sparkdiff.improvement.arm import Arm
 from sparkdiff.improvement.arms import ARMS
 from sparkdiff.improvement.arms.fine_tuning import train_again
-from sparkdiff.improvement.candidate import Candidate, Making, Step, candidates_of, share
+from sparkdiff.improvement.candidate import Arm, Candidate, Making, Step, candidates_of, share
 from sparkdiff.improvement.folding import folded
 from sparkdiff.improvement.ground import Ground, Measurement, allowed, check_same_rows, measure, moved
 from sparkdiff.improvement.lanes import STEP
@@ -34,8 +33,7 @@ from sparkdiff.improvement.settings import CHANGES_FORM
 from sparkdiff.proof import decision
 from sparkdiff.proof.decision import FINALISTS, FoldComparison
 from sparkdiff.proof.division import Division
-from sparkdiff.report import Phases
-from sparkdiff.report.shares import share_of
+from sparkdiff.report import Phases, share_of
 
 BEST, AS_CHEAP, SAME_FORM, SIMPLER = "best", "asCheap", "sameForm", "simpler"
 """The names of offers: the largest gain; of those that cost no more to serve than the original; of those with the original's

@@ -9,9 +9,8 @@ from sparkdiff import jvm
 from sparkdiff.data.splits import VALIDATION
 from sparkdiff.errors import SparkdiffError, WriteError
 from sparkdiff.improvement import lanes
-from sparkdiff.improvement.arm import Arm
 from sparkdiff.improvement.budget import Account, Limit
-from sparkdiff.improvement.candidate import Step, best_of, nothing, share
+from sparkdiff.improvement.candidate import Arm, Step, best_of, nothing, share
 from sparkdiff.improvement.ground import Ground
 from sparkdiff.improvement.log import StepLog
 from sparkdiff.objectives.metrics import NAMES

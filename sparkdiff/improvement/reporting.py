@@ -22,7 +22,7 @@ from sparkdiff.improvement.settings import ARMS
 from sparkdiff.improvement.summary import ImprovementSummary
 from sparkdiff.options import Options, without_effect
 from sparkdiff.proof.division import Division
-from sparkdiff.report.shares import share_of
+from sparkdiff.report import share_of
 
 
 @dataclasses.dataclass(frozen=True)

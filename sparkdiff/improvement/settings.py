@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sparkdiff.errors import InputError
-from sparkdiff.growth.kinds import KINDS
+from sparkdiff.growth.settings import KINDS
 from sparkdiff.improvement.budget import Budget
 from sparkdiff.options import OptionGroup, converted, option, refuse
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from sparkdiff.improvement.settings import CHANGES_FORM
 from sparkdiff.proof.decision import FINALISTS
-from sparkdiff.report.shares import share_of
+from sparkdiff.report import share_of
 
 NOTHING = 0.005
 """Share of the metric below which a gain is not worth a sentence."""

@@ -15,8 +15,9 @@ from sparkdiff.report.progress import (
     shown,
     tell,
 )
-from sparkdiff.report.record import FineTuningSummary, RunRecord
+from sparkdiff.report.record import FineTuningSummary, RunRecord, versions
 from sparkdiff.report.sections import Section, SectionTable, Shown, ShownFields, Strong, aligned, as_html
+from sparkdiff.report.shares import share_of
 from sparkdiff.report.svg import Drawing
 from sparkdiff.report.table import p_value
 
@@ -45,6 +46,8 @@ __all__ = [
     "drawn_ancestors",
     "duration",
     "p_value",
+    "share_of",
     "shown",
     "tell",
+    "versions",
 ]  # fmt: skip

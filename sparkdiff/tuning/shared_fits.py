@@ -7,20 +7,25 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 from pyspark.ml import classification, feature
 from pyspark.ml.recommendation import ALS
 from pyspark.ml.regression import GBTRegressor
-from pyspark.sql import DataFrame
+from pyspark.ml.stat import Summarizer
+from pyspark.sql import DataFrame, functions as F
 
 from sparkdiff import jvm
+from sparkdiff.jvm import mllib, trees
 from sparkdiff.machine.threads import MadeOnce
-from sparkdiff.tuning import derived_models, trie
+from sparkdiff.tuning import trie
 
 OUTPUTS = frozenset(
     ("outputCol", "outputCols", "predictionCol", "rawPredictionCol", "probabilityCol", "leafCol")
 )  # fmt: skip
 Get = Callable[[str], Any]
 """A Param's name -> its value in a setting."""
+Models = Callable[[Any], Any]
+"""Another value of a Param -> the model that Spark's own fit with that value would return."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +41,7 @@ class Derived:
 
     param: str
     best: Callable[[Iterable[Any]], Any]
-    models: Callable[[Any, DataFrame], Callable[[Any], Any]]
+    models: Callable[[Any, DataFrame], Models]
     told: str
     able: Callable[[Get], bool] = lambda get: True
 
@@ -64,7 +69,81 @@ def _counts_features(get: Get) -> bool:
     return get("selectionMode") == "numTopFeatures" and count is not None and count >= 1 and count == int(count)
 
 
-TREES = Derived("maxIter", max, derived_models.first_trees, "the first trees", _boosts)
+def first_trees(model: Any, rows: DataFrame) -> Models:
+    """By `maxIter`: each tree is fitted to what those before it leave."""
+    return lambda count: trees.first(model, count)
+
+
+def components(model: Any, rows: DataFrame) -> Models:
+    """By `k`: Spark decomposes the whole covariance, and keeps the first components."""
+    matrix, share = model.pc.toArray(), model.explainedVariance.toArray()
+    return lambda k: jvm.rebuild(model, {"pc": matrix[:, :k], "explainedVariance": share[:k]})
+
+
+def frequent(model: Any, rows: DataFrame) -> Models:
+    """By `minDocFreq`: terms of fewer documents have 0, which Spark takes for their number of documents too."""
+    counts, idf = np.array(model.docFreq), model.idf.toArray()
+
+    def of(least: int) -> Any:
+        held = counts >= least
+        return mllib.idf(model, np.where(held, idf, 0.0), np.where(held, counts, 0))
+
+    return of
+
+
+def top_features(model: Any, rows: DataFrame) -> Models:
+    """By `selectionThreshold` as the number of features: Spark lists them by their tests, the best first."""
+    best = np.array(model.selectedFeatures, np.int64)
+    return lambda count: mllib.selector(model, best[: int(count)])
+
+
+def varying(model: Any, rows: DataFrame) -> Models:
+    """By `varianceThreshold`, of the features' variances; one job.
+
+    Source: org.apache.spark.ml.feature.VarianceThresholdSelector.fit.
+    """
+    summary = Summarizer.metrics("max", "min", "variance").summary(F.col(model.getOrDefault("featuresCol")))
+    high, low, variance = (part.toArray() for part in rows.select(summary).collect()[0][0])
+    variance = np.where(high == low, 0.0, variance)
+    return lambda least: mllib.selector(model, np.flatnonzero(variance > least))
+
+
+def smoothed(model: Any, rows: DataFrame) -> Models:
+    """By `smoothing`: Spark's closed forms of the classes' counts.
+
+    Source: org.apache.spark.ml.classification.NaiveBayes.trainDiscreteImpl. A Gaussian model is not smoothed.
+    """
+    kind = model.getOrDefault("modelType")
+    if kind == "gaussian":
+        return lambda smoothing: model
+    sizes, counts = _by_class(model, rows)
+    if kind == "complement":
+        counts = counts.sum(0) - counts
+
+    def of(smoothing: float) -> Any:
+        with np.errstate(divide="ignore"):  # without smoothing a feature may have no chance in a class
+            pi = np.log(sizes + smoothing) - np.log(sizes.sum() + len(sizes) * smoothing)
+            words, values = (sizes, 2) if kind == "bernoulli" else (counts.sum(1), counts.shape[1])
+            totals = words + values * smoothing
+            theta = np.log(counts + smoothing) - np.log(totals)[:, None]
+        weights = {"pi": pi, "theta": -theta if kind == "complement" else theta, "sigma": np.zeros((0, 0))}
+        return jvm.rebuild(model, weights)
+
+    return of
+
+
+def _by_class(model: Any, rows: DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """The sums of weights (k,) and of weighted features (k, d), by one job."""
+    weight = model.getOrDefault("weightCol") if model.isDefined("weightCol") else ""
+    w = F.col(weight).cast("double") if weight else F.lit(1.0)
+    label, features = (F.col(model.getOrDefault(name)) for name in ("labelCol", "featuresCol"))
+    found = rows.select(label.cast("double").alias("label"), w.alias("w"), features.alias("x")).groupBy("label")
+    sums = found.agg(F.sum("w"), Summarizer.metrics("sum").summary(F.col("x"), F.col("w")).alias("x")).collect()
+    sums.sort(key=lambda row: row[0])
+    return np.array([row[1] for row in sums]), np.array([row[2][0].toArray() for row in sums])
+
+
+TREES = Derived("maxIter", max, first_trees, "the first trees", _boosts)
 CUTS = OUTPUTS | {"thresholds"}
 SHARED: dict[Any, SharedParams] = {
     classification.LogisticRegression: SharedParams(CUTS | {"threshold"}),
@@ -72,7 +151,7 @@ SHARED: dict[Any, SharedParams] = {
     classification.DecisionTreeClassifier: SharedParams(CUTS),
     classification.RandomForestClassifier: SharedParams(CUTS),
     classification.GBTClassifier: SharedParams(CUTS, TREES),
-    classification.NaiveBayes: SharedParams(CUTS, Derived("smoothing", min, derived_models.smoothed, "the counts")),
+    classification.NaiveBayes: SharedParams(CUTS, Derived("smoothing", min, smoothed, "the counts")),
     classification.MultilayerPerceptronClassifier: SharedParams(CUTS),
     classification.FMClassifier: SharedParams(CUTS),
     GBTRegressor: SharedParams(OUTPUTS, TREES),
@@ -85,14 +164,14 @@ SHARED: dict[Any, SharedParams] = {
     feature.RobustScaler: SharedParams(OUTPUTS | {"withCentering", "withScaling"}),
     feature.CountVectorizer: SharedParams(OUTPUTS | {"binary", "minTF"}),
     feature.PCA: SharedParams(
-        OUTPUTS, Derived("k", max, derived_models.components, "the first components", lambda get: get("k") is not None)
+        OUTPUTS, Derived("k", max, components, "the first components", lambda get: get("k") is not None)
     ),
-    feature.IDF: SharedParams(OUTPUTS, Derived("minDocFreq", min, derived_models.frequent, "the counts")),
+    feature.IDF: SharedParams(OUTPUTS, Derived("minDocFreq", min, frequent, "the counts")),
     feature.UnivariateFeatureSelector: SharedParams(
-        OUTPUTS, Derived("selectionThreshold", max, derived_models.top_features, "the best features", _counts_features)
+        OUTPUTS, Derived("selectionThreshold", max, top_features, "the best features", _counts_features)
     ),
     feature.VarianceThresholdSelector: SharedParams(
-        OUTPUTS, Derived("varianceThreshold", min, derived_models.varying, "the variances")
+        OUTPUTS, Derived("varianceThreshold", min, varying, "the variances")
     ),
 }
 """By class; an estimator of a subclass may do anything."""

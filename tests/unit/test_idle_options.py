@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from sparkdiff.fine_tuning.idle_options import idle_options
+from sparkdiff.fine_tuning.phases import idle_options
 from sparkdiff.growth import settings as growth
 from sparkdiff.improvement import settings as improvement
 from sparkdiff.improvement.proving import Decision

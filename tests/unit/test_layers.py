@@ -58,7 +58,7 @@ SPARK = (
 )  # fmt: skip
 NO_TORCH = (
     "jvm", "importers", "machine", "options", "errors", "data.splits", "data.quantiles", "pipeline.nesting",
-    "training.distributed.preflight", "growth.kinds", "growth.settings",
+    "training.distributed.preflight", "growth.settings",
     "improvement.settings", "improvement.budget", "job.settings_section",
 )  # fmt: skip
 

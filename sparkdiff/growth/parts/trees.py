@@ -24,9 +24,8 @@ from sparkdiff.errors import InputError
 from sparkdiff.growth import boosters, costs
 from sparkdiff.growth.criterion import Criterion
 from sparkdiff.growth.items import Item
-from sparkdiff.growth.kinds import KINDS
 from sparkdiff.growth.part import Output, Part, PipelinePlace, Served, Stages, Trainer
-from sparkdiff.growth.settings import GrowthSettings
+from sparkdiff.growth.settings import KINDS, GrowthSettings
 from sparkdiff.growth.table import Column, Split, Table
 from sparkdiff.importers.models import sum_of_trees
 from sparkdiff.importers.trees import LARGEST_CATEGORY, TreeArrays

@@ -1,7 +1,7 @@
 """The ways to a better pipeline, one file each, and their list."""
 
-from sparkdiff.improvement.arm import Arm
 from sparkdiff.improvement.arms import fine_tuning, growing, refitting, searching, simplifying
+from sparkdiff.improvement.candidate import Arm
 from sparkdiff.improvement.settings import ImprovementSettings
 
 ARMS: tuple[Arm, ...] = (

@@ -35,7 +35,7 @@ from sparkdiff.jvm import trees as java_trees
 from sparkdiff.jvm.nodes import Array, Nodes
 from sparkdiff.pipeline.nesting import replaced
 from sparkdiff.pipeline.schema import known_fields
-from sparkdiff.report.shares import share_of
+from sparkdiff.report import share_of
 from sparkdiff.stages.fields import slots_of, values_of
 from sparkdiff.store.run_folder import name_beside
 from sparkdiff.tensors.rows import dense, width

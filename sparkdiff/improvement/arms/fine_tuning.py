@@ -16,11 +16,10 @@ from sparkdiff.fine_tuning.starting_point import recorded_rows
 from sparkdiff.fine_tuning.values import Fitted, Measured, Run
 from sparkdiff.growth import costs
 from sparkdiff.growth.clock import Clock
-from sparkdiff.improvement.arm import Arm
 from sparkdiff.improvement.budget import Limit
-from sparkdiff.improvement.candidate import Candidate, Making, Step
+from sparkdiff.improvement.candidate import Arm, Candidate, Making, Step
 from sparkdiff.improvement.ground import Ground, Measurement, Training, check_same_rows
-from sparkdiff.report.shares import share_of
+from sparkdiff.report import share_of
 from sparkdiff.training.recipes import Recipe, recipes_for
 
 STEPS = ("default", "thorough")

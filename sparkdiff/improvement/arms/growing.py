@@ -20,15 +20,14 @@ from sparkdiff.growth.procedure import assembled, check_without_parts, grow_agai
 from sparkdiff.growth.reporting import Told, of_a_sample, rows_without_entity, why_none
 from sparkdiff.growth.serving import check_room
 from sparkdiff.growth.settings import GrowthSettings
-from sparkdiff.improvement.arm import Arm
 from sparkdiff.improvement.arms import boosting
 from sparkdiff.improvement.arms.fine_tuning import with_tuned, written_back
 from sparkdiff.improvement.budget import Limit
-from sparkdiff.improvement.candidate import Candidate, Making, Step, shortened
+from sparkdiff.improvement.candidate import Arm, Candidate, Making, Step, shortened
 from sparkdiff.improvement.ground import Ground, Measurement, Training, measure, moved
 from sparkdiff.options import Options
 from sparkdiff.proof.division import inner
-from sparkdiff.report.shares import share_of
+from sparkdiff.report import share_of
 
 FEW, MANY = 1, 6
 """Rounds of the first step and of the second."""

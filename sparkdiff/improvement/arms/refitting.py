@@ -6,10 +6,9 @@ from typing import Any
 
 from sparkdiff import jvm
 from sparkdiff.data.splits import fit_on_training_rows
-from sparkdiff.improvement.arm import Arm
 from sparkdiff.improvement.arms.fine_tuning import fine_tuned
 from sparkdiff.improvement.budget import Limit
-from sparkdiff.improvement.candidate import Candidate, Making, Step
+from sparkdiff.improvement.candidate import Arm, Candidate, Making, Step
 from sparkdiff.improvement.ground import Ground, measure
 from sparkdiff.pipeline.unfitted import ESTIMATOR, Unfitted, unfitted, with_uids_of
 from sparkdiff.stages.base import columns_of

@@ -7,11 +7,10 @@ from typing import Any
 from sparkdiff.data.splits import training_rows
 from sparkdiff.errors import InputError
 from sparkdiff.growth import costs
-from sparkdiff.improvement.arm import Arm
 from sparkdiff.improvement.arms.fine_tuning import fine_tuned
 from sparkdiff.improvement.arms.refitting import form_of
 from sparkdiff.improvement.budget import Limit
-from sparkdiff.improvement.candidate import Candidate, Making, Step, nothing
+from sparkdiff.improvement.candidate import Arm, Candidate, Making, Step, nothing
 from sparkdiff.improvement.ground import Ground, allowed, measure
 from sparkdiff.objectives.metric import Metric
 from sparkdiff.objectives.metrics import DEFAULTS

@@ -10,11 +10,10 @@ from typing import Any
 
 from sparkdiff import jvm
 from sparkdiff.errors import InputError, ParityError
-from sparkdiff.improvement.arm import Arm
 from sparkdiff.improvement.arms.fine_tuning import fine_tuned
 from sparkdiff.improvement.arms.refitting import fit_anew, fitted_to_label
 from sparkdiff.improvement.budget import Limit
-from sparkdiff.improvement.candidate import Candidate, Making, Step, best_of, nothing
+from sparkdiff.improvement.candidate import Arm, Candidate, Making, Step, best_of, nothing
 from sparkdiff.improvement.ground import Ground, measure
 from sparkdiff.pipeline.unfitted import AS_FITTED, Unfitted, unfitted
 from sparkdiff.serving.deletion import Deletion, deletions

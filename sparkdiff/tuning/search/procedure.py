@@ -24,9 +24,8 @@ from sparkdiff.machine import memory, paths
 from sparkdiff.pipeline.nesting import flatten, inside, plain
 from sparkdiff.pipeline.unfitted import check_unfitted
 from sparkdiff.proof.decision import FINALISTS
-from sparkdiff.report import Phases
+from sparkdiff.report import Phases, versions
 from sparkdiff.report.progress import Phase
-from sparkdiff.report.record import versions
 from sparkdiff.store.digests import hash_of, params_of
 from sparkdiff.store.identity import UntoldError, identity
 from sparkdiff.tuning.checks import check_evaluator

@@ -9,9 +9,8 @@ from typing import Any
 from sparkdiff.evaluation.acceptance import LARGER_FRACTION
 from sparkdiff.evaluation.guard import Verdict
 from sparkdiff.machine.whole import write_bytes
-from sparkdiff.report import Section, SectionTable, ShownFields, Strong, p_value
+from sparkdiff.report import Section, SectionTable, ShownFields, Strong, p_value, share_of
 from sparkdiff.report.page import page
-from sparkdiff.report.shares import share_of
 from sparkdiff.tuning.search.judging import Comparison
 from sparkdiff.tuning.search.settings import Settings
 from sparkdiff.tuning.search.splitting import folds_in

@@ -11,9 +11,8 @@ from small_networks import one_vs_rest
 from test_objectives import glr, linear, logistic, tensor
 
 from sparkdiff.data.blocks import MAX_BLOCKS
-from sparkdiff.evaluation.compatibility import _Changes
+from sparkdiff.evaluation.compatibility import SideMetrics, _Changes
 from sparkdiff.evaluation.scores import Tally
-from sparkdiff.evaluation.side_metrics import SideMetrics
 from sparkdiff.objectives.losses import resolve as resolve_loss
 from sparkdiff.objectives.metrics import resolve
 from sparkdiff.options import Options

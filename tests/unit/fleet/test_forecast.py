@@ -17,9 +17,18 @@ from sparkdiff.errors import InputError
 from sparkdiff.fleet import entries, procedure
 from sparkdiff.fleet.budget import core_seconds
 from sparkdiff.fleet.entries import Entry, entries_of, name_of
-from sparkdiff.fleet.procedure import EARLY, AssessedEntry, Stopped, Watch, _run, _why_little, _why_not, triage
+from sparkdiff.fleet.procedure import (
+    EARLY,
+    AssessedEntry,
+    Stopped,
+    Watch,
+    _run,
+    _why_little,
+    _why_not,
+    names_of,
+    triage,
+)
 from sparkdiff.fleet.results import FAILED, KEPT, REFUSED, SKIPPED, Triage, Triaged
-from sparkdiff.fleet.saving import names_of
 from sparkdiff.forecasting.facts import FACTS, Samples
 from sparkdiff.forecasting.forecast import NAMES, Forecast, Forecaster, PastRun, features, of_store, priors
 from sparkdiff.forecasting.history import history
@@ -350,5 +359,5 @@ def test_the_command_fails_where_a_pipeline_does(outcome: str, code: int, monkey
     found = Triage((Triaged("p", None, outcome, "", 0.0, 1.0, {}),), 90.0, 1.0, 0, 0, {})
     for name in ("check_there", "start_session"):
         monkeypatch.setattr(f"sparkdiff.job.loading.{name}", lambda *a, **k: None)
-    monkeypatch.setattr("sparkdiff.fleet.saving.triage_paths", lambda *a, **k: found)
+    monkeypatch.setattr("sparkdiff.fleet.procedure.triage_paths", lambda *a, **k: found)
     assert main(["triage", "/m", "--data", "/d.parquet", "--budget", "90s", "--json"]) == code

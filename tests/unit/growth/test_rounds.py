@@ -10,10 +10,10 @@ from tables import HEADS, table_of
 from torch import Tensor
 
 from sparkdiff.growth import costs, parts, rounds
-from sparkdiff.growth.dropping import without_needless
 from sparkdiff.growth.items import Course, Found, Item
 from sparkdiff.growth.part import Part, PipelinePlace, Served, Stages
 from sparkdiff.growth.parts import units
+from sparkdiff.growth.procedure import without_needless
 from sparkdiff.growth.rounds import Grown, Limits, Member
 from sparkdiff.growth.serving import Serving
 from sparkdiff.growth.table import Split, Table

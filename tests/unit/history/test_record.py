@@ -9,8 +9,7 @@ import pytest
 
 from sparkdiff.growth.summary import GrowthSummary
 from sparkdiff.history import lineage
-from sparkdiff.history.keeping import NotKept, keeping
-from sparkdiff.history.record import record_of
+from sparkdiff.history.keeping import NotKept, keeping, record_of
 from sparkdiff.history.store import SCHEMA
 from sparkdiff.improvement.summary import ImprovementSummary
 from sparkdiff.report import FineTuningSummary

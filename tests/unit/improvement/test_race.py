@@ -11,9 +11,8 @@ import pytest
 import torch
 
 from sparkdiff.fine_tuning.shared import Shared
-from sparkdiff.improvement.arm import Arm
 from sparkdiff.improvement.budget import Account, Budget, Limit
-from sparkdiff.improvement.candidate import Step, nothing
+from sparkdiff.improvement.candidate import Arm, Step, nothing
 from sparkdiff.improvement.ground import Ground
 from sparkdiff.improvement.lanes import Brake
 from sparkdiff.improvement.log import StepLog

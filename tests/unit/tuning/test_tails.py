@@ -16,8 +16,8 @@ from sparkdiff.pipeline.schema import width_in
 from sparkdiff.tensors.rows import SparseRows
 from sparkdiff.tuning import cached_rows, tails
 from sparkdiff.tuning.cached_rows import CachedRows, Reads, Seen, cannot_read, classes_told, look
-from sparkdiff.tuning.judging import _margins
 from sparkdiff.tuning.solvers import Setting
+from sparkdiff.tuning.tails import _margins
 
 ROWS = 12
 FOLD = torch.arange(ROWS) % 3
