@@ -207,6 +207,15 @@ def any_case(spark: Any) -> bool:
     return True
 
 
+@pytest.fixture(autouse=True)
+def saved_once(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out what each fit compares of its saved model, which takes as long as a small fit, but in the tests of just this."""
+    if request.path.name != "test_what_is_saved.py":
+        for name in ("sparkdiff.estimator", "sparkdiff.tuning.search.estimator"):
+            if name in sys.modules:
+                monkeypatch.setattr(f"{name}.check_what_is_saved", lambda *given: None)
+
+
 @pytest.fixture(params=["constructor", "saved data"])
 def route(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """The two ways in which a stage's weights come back into Spark; the test runs once for each."""
