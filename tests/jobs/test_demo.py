@@ -173,7 +173,9 @@ def test_the_demo_tunes_and_says_so(demo: tuple[Path, subprocess.CompletedProces
     assert found["p"] < 0.025 < 2 < found["z"]
     assert all(p["ok"] and p["rows"] > 5000 for p in found["parity"].values())
     assert set(found["parity"]) == {"before", "after"}
-    assert sorted(p.name for p in run.iterdir()) == ["history.csv", "model", "plan.json", "report.html", "summary.json"]
+    written = [".sparkdiff", "history.csv", "model", "plan.json", "report.html", "summary.json"]
+    assert sorted(p.name for p in run.iterdir()) == written
+    assert found["saved"]["rows"] >= 1000 and not found["saved"].keys() & {"why", "differs"}
 
 
 def test_the_summary_names_the_parent_by_path_and_hash(demo: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
@@ -181,7 +183,7 @@ def test_the_summary_names_the_parent_by_path_and_hash(demo: tuple[Path, subproc
     parent, model = found["parent"], found["model"]
     assert set(parent) == {"path", "hash", "function"}
     assert parent["function"] == "pipelines:bikeshare"
-    assert Path(parent["path"]).parent == demo[0].parent / ".cache"
+    assert Path(parent["path"]).parents[1] == demo[0].parent / ".cache"
     assert hash_of_folder(Path(parent["path"])) == parent["hash"] != model["hash"]
     assert hash_of_folder(demo[0] / model["path"]) == model["hash"]
 

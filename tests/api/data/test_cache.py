@@ -489,7 +489,7 @@ def test_two_jobs_may_fit_the_same_pipeline(df: DataFrame, folder: Path, monkeyp
     assert path == others[0][1]
     assert model.uid == others[0][0].uid  # what lies in the folder, whose hash the run's summary names
     assert "another process" in said[-1]
-    assert [p.name for p in folder.iterdir()] == [path.name]
+    assert [*folder.iterdir()] == [path.parent]
 
 
 # On disk --------------------------------------------------------------------------------------------------------------

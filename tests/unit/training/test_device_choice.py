@@ -22,6 +22,7 @@ from train_in_processes import CASES, assignment, train, write_cache
 from sparkdiff.data.stream import Stream
 from sparkdiff.errors import InputError
 from sparkdiff.options import Options
+from sparkdiff.store.files import DamagedFile
 from sparkdiff.store.run_folder import RunFolder
 from sparkdiff.tensors import device
 from sparkdiff.tensors.device import CPU, Place
@@ -92,7 +93,8 @@ def test_a_named_device_is_not_timed_and_its_name_is_kept(tmp_path: Path) -> Non
     assert chosen(Options.of({"device": "cuda"}), ALONE, tmp_path, refused, print)[0] == FAKE
     assert Note.read(tmp_path) == Note("cuda", SHOWN, {})
     (tmp_path / choice.Note.FILE).write_text("{damaged")
-    assert Note.read(tmp_path) is None
+    with pytest.warns(DamagedFile, match=r"device\.json is damaged and made again"):
+        assert Note.read(tmp_path) is None
     assert choice.shown(FAKE, 4) == f"4 processes, the first on {SHOWN}"
 
 
