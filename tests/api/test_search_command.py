@@ -38,7 +38,8 @@ def job(tmp_path: Path, table: pa.Table, monkeypatch: pytest.MonkeyPatch) -> Pat
 def test_from_a_file_to_a_folder(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["search", "--config", "job.yaml"]) == DONE
     assert capsys.readouterr().out.endswith(f"saved {job / 'out' / 'model'} (plain Spark ML)\n")
-    assert sorted(p.name for p in (job / "out").iterdir()) == ["model", "report.html", "summary.json", "trials.csv"]
+    written = [".sparkdiff", "model", "report.html", "summary.json", "trials.csv"]
+    assert sorted(p.name for p in (job / "out").iterdir()) == written
     summary: dict[str, Any] = json.loads((job / "out" / "summary.json").read_text())
     trials = pd.read_csv(job / "out" / "trials.csv")
     assert (summary["trials"], summary["metric"], sorted(trials["PCA.k"])) == (4, "rmse", [1, 1, 3, 3])
