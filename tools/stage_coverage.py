@@ -23,7 +23,7 @@ from pyspark.sql import DataFrame, SparkSession
 
 import sparkdiff
 from sparkdiff.pipeline.nesting import flatten
-from sparkdiff.stages.base import REGISTRY, SKIPS, StageModule, class_name
+from sparkdiff.stages.base import REGISTRY, SKIPS, UNTRANSLATED, StageModule, class_name
 
 PAGE = Path(__file__).parents[1] / "docs" / "stages.md"
 MODULES = ("feature", "classification", "regression", "clustering", "recommendation", "fpm", "pipeline", "tuning")
@@ -203,7 +203,8 @@ def row(name: str, df: DataFrame) -> Row:
         )
     [planned] = sparkdiff.plan(stage, schema=df.schema).stages
     if planned.role == "referenced":
-        return Row(name, "referenced", (), (), (), planned.reason)
+        known = UNTRANSLATED.get(class_name(stage))  # whatever the example does
+        return Row(name, "referenced", (), (), (), planned.reason if known is None else known.reason)
     kind = REGISTRY[class_name(stage)]
     module = kind.from_spark(stage)
     names = [(n.rpartition(".")[2], p) for n, p in module.named_parameters()]

@@ -54,18 +54,16 @@ def _singleton(jvm: Any, name: str) -> Any:
     return _found(jvm, f"{name}$").getField("MODULE$").get(None)
 
 
-def schema_after(stage: Any, schema: Any) -> Any:
-    """The JVM's schema of the rows after a stage of Spark's, which refuses the types of columns that its transform refuses.
-
-    Args:
-        schema: pyspark's schema of the rows before, or the JVM's.
+def schema_after(stage: Any, schema: StructType, casefold: Callable[[str], str]) -> StructType:
+    """The schema of the rows after a stage of Spark's, which refuses the types of columns that its transform refuses.
 
     Raises:
         SparkError: the stage refuses a column.
     """
-    if isinstance(schema, StructType):
-        schema = session()._jsparkSession.parseDataType(schema.json())
-    return stage._to_java().transformSchema(schema)
+    before = session()._jsparkSession.parseDataType(schema.json())
+    fields = StructType.fromJson(json.loads(stage._to_java().transformSchema(before).json())).fields
+    # A column that is overwritten stands there twice, and its transform replaces it.
+    return StructType([*{casefold(f.name): f for f in fields}.values()])
 
 
 def each(collection: Any) -> Iterator[Any]:

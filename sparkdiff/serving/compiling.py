@@ -181,7 +181,7 @@ class _Compiler:
             return
         for vertex in itertools.takewhile(lambda v: isinstance(v.stage, JavaWrapper), vertices):
             try:
-                schema = schema_after(vertex.stage, schema)
+                schema = schema_after(vertex.stage, schema, self.graph.casefold)
             except jvm.SparkError as e:
                 raise InputError(
                     f"{vertex.uid} ({vertex.stageClass}) reads {', '.join(map(repr, vertex.inputs))}, whose type Spark refuses: "
