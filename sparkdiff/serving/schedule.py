@@ -84,7 +84,7 @@ class TorchStep(ScheduledStage):
         for i, column in zip(self.writes, out, strict=True):
             values[i] = column
         for i, column in zip(self.flags, out, strict=False):
-            if i != NOWHERE:
+            if i != NOWHERE and isinstance(column, Tensor):  # sparse rows are never null
                 values[i] = column.isnan() if self.passed == NOWHERE else values[self.passed]
 
     def check(self, x: Rows) -> None:

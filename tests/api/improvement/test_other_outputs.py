@@ -213,7 +213,8 @@ def test_a_candidate_that_changes_other_outputs_is_not_offered(
     assert warnings  # of each finalist
     for warning in warnings:
         assert " is not offered: " in warning and f"{uid}: column 'segment' has other values in " in warning, warnings
-        assert warning.endswith(" of 549 rows")  # those that make what ships
+        compared = int(warning.split()[-2])  # the rows that make what ships, and copies of one with critical values
+        assert 549 <= compared < 700, warning
     assert "but outputs outside the loss would change: " in found.summary.reason
 
 
