@@ -400,9 +400,9 @@ def test_without_room_for_the_cache_or_the_run(spark: SparkSession, rows: DataFr
     with held(tmp_path / "lease", "the output") as lease:
         for process in (java, 0):  # Spark writes the model, Python the rest
             with no_room(600, process), pytest.raises(FullDiskError, match=said):
-                steps.write_run(*given, {"path": f"{tmp_path}/original"}, {}, lease)
+                steps.write_run(*given, {"path": f"{tmp_path}/original"}, {}, lease, lambda: rows)
             assert sorted(p.name for p in tmp_path.iterdir()) == ["caches", "lease", "original"]
-        steps.write_run(*given, {"path": None}, {}, lease)
+        steps.write_run(*given, {"path": None}, {}, lease, lambda: rows)
     assert (output / "summary.json").exists()
 
 
