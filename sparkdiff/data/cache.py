@@ -190,7 +190,7 @@ def open_cache(request: Request, watch: Watch = contextlib.nullcontext) -> Cache
 def _opened(request: Request, where: Path, columns: list[dict[str, Any]], watch: Watch) -> Cache:
     key = fingerprint(request, where)
     folder = where / key[:16]
-    marker.check(folder, marker.CACHE, f"the folder of the cache, {stores.named(folder)},", "cacheDir")
+    marker.check_owner(folder, marker.CACHE, f"the folder of the cache, {stores.named(folder)},", "cacheDir")
     if stores.url_of(folder) is not None:
         return _opened_in_store(request, folder, key, columns)
     if folder.exists():

@@ -180,7 +180,7 @@ def _keep(where: Path, key: str, frames: Frames, values: Slices, stages: Sequenc
     rows = target / f"rows-{uuid.uuid4().hex[:8]}"
     began = time.monotonic()
     try:
-        marker.check(folder, marker.ROWS, f"the folder {stores.named(folder)}", "cacheDir")
+        marker.check_owner(folder, marker.ROWS, f"the folder {stores.named(folder)}", "cacheDir")
         stores.make(target)
         marker.mark(target, marker.ROWS)
         for i, df in enumerate(frames):

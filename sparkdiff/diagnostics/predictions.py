@@ -189,12 +189,12 @@ def compare_outputs(
     key = unused("__sparkdiff_key", df.columns)
     rows = df.limit(FIRST).withColumn(key, F.monotonically_increasing_id())
     try:
-        return _compared(old, new, _with_edges(old, rows, key), key, only)
+        return _compare(old, new, _with_edges(old, rows, key), key, only)
     except Exception:  # a stage refuses the edge of another one
-        return _compared(old, new, rows, key, only)
+        return _compare(old, new, rows, key, only)
 
 
-def _compared(
+def _compare(
     old: Any, new: Any, rows: DataFrame, key: str, only: Collection[str] | None
 ) -> tuple[dict[str, str], dict[str, Any]]:
     with jvm.cached(rows):
@@ -203,9 +203,9 @@ def _compared(
             second = _hashes(new, rows, key, only)
         except Exception as e:  # a stage of one's own may raise anything
             return {TABLE: f"can't be computed: {jvm.message(e)}"}, {}
-        found = _apart(first, second, key)
-        again = _apart(first, _hashes(old, rows, key, only), key) if found else {}
-        found = _apart(first, second, key, without=again) if again else found
+        found = _differences(first, second, key)
+        again = _differences(first, _hashes(old, rows, key, only), key) if found else {}
+        found = _differences(first, second, key, without=again) if again else found
     columns, out = [name for name in first[0] if name != key], [name for name in again if name != TABLE]
     return found, {"rows": len(first[1]), "columns": len(columns) - len(out), "leftOut": out}
 
@@ -250,7 +250,7 @@ def _hashes(model: Any, rows: DataFrame, key: str, only: Collection[str] | None)
     return {name: field for name, _, field in found}, values.set_axis([name for name, _, _ in found], axis=1)
 
 
-def _apart(first: _Hashes, second: _Hashes, key: str, without: Collection[str] = ()) -> dict[str, str]:
+def _differences(first: _Hashes, second: _Hashes, key: str, without: Collection[str] = ()) -> dict[str, str]:
     """What differs, by column or `TABLE`; columns of `without` are passed over."""
     (fields, mine), (others, theirs) = first, second
     keys = [key] if key in fields and key in others else []
@@ -297,7 +297,7 @@ def check_saved(model: Any, folder: Path, rows: Callable[[], DataFrame]) -> dict
         found, compared = compare_outputs(model, loaded, df)
     except Exception as e:
         return {"rows": 0, "columns": 0, "leftOut": [], "why": f"the pipeline in memory fails: {jvm.message(e)}"}
-    chance = _chance(loaded, folder, df) if found else set()
+    chance = _columns_of_chance(loaded, folder, df) if found else set()
     if found.keys() <= chance:
         return compared | {
             "columns": compared["columns"] - len(found.keys() - {TABLE}),
@@ -314,7 +314,7 @@ def check_saved(model: Any, folder: Path, rows: Callable[[], DataFrame]) -> dict
     )
 
 
-def _chance(loaded: Any, folder: Path, df: DataFrame) -> set[str]:
+def _columns_of_chance(loaded: Any, folder: Path, df: DataFrame) -> set[str]:
     """The columns of Spark's own stages that differ from one load of a saved pipeline to the next, and `TABLE` where any does:
     a DistributedLDAModel adds up its topics in any order.
     """

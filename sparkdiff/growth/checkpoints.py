@@ -75,7 +75,7 @@ class RoundFiles:
         return course
 
     def _kept(self, name: str) -> Any:
-        return files.undamaged(self.path / name, lambda: pickle.loads((self.path / name).read_bytes()))
+        return files.read_undamaged(self.path / name, lambda: pickle.loads((self.path / name).read_bytes()))
 
     def save(self, position: int, course: Course) -> None:
         """Write a checkpoint. Where it can't be written, training goes on without it."""

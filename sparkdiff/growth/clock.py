@@ -49,7 +49,7 @@ class Clock:
         """Set the clock to what the folder of a round says, and return the positions of its items that time was over for."""
         if math.isinf(self.limit):
             return frozenset()
-        noted = files.undamaged(round / "clock.json", lambda: _noted(round / "clock.json"))
+        noted = files.read_undamaged(round / "clock.json", lambda: _noted(round / "clock.json"))
         if noted is None:
             self.note(round)
             return frozenset()

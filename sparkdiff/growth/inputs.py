@@ -206,7 +206,7 @@ def room_of(folder: Path, largest: int | None = None) -> int:
         largest: at most; None for `LARGEST`.
     """
     file = folder / "room.json"
-    kept = files.undamaged(file, lambda: int(json.loads(file.read_text(encoding="utf-8"))))
+    kept = files.read_undamaged(file, lambda: int(json.loads(file.read_text(encoding="utf-8"))))
     if kept is not None:
         return kept
     room = min(largest or LARGEST, memory.total() // 16)

@@ -70,7 +70,7 @@ def entries(folder: Path) -> list[StoredItem]:
 
 def _entry(path: Path) -> Iterator[StoredItem]:
     try:
-        kind = (marker.marked(path) or [""])[0]
+        kind = (marker.read_marker(path) or [""])[0]
         if kind not in WHOLE:
             return
         if path.name.startswith("."):  # it is being written, or its writer or remover was killed
@@ -135,7 +135,7 @@ def _removed(entry: StoredItem) -> bool:
 
 def forget_seen(folder: Path) -> None:
     """Remove the notes by which a run knows that an earlier one needed the same rows (`reuseStages`)."""
-    if marker.marked(folder / usage.SEEN) == [marker.SEEN]:
+    if marker.read_marker(folder / usage.SEEN) == [marker.SEEN]:
         whole.remove(folder / usage.SEEN)
 
 

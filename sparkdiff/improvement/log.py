@@ -51,7 +51,7 @@ class StepLog:
         if (self._place(arm, number) / "step.json").exists():
             return ""
         path = self.folder / DECISIONS
-        known = files.undamaged(path, lambda: {k: str(v) for k, v in files.read_object(path).items()}) or {}
+        known = files.read_undamaged(path, lambda: {k: str(v) for k, v in files.read_object(path).items()}) or {}
         name = self._place(arm, number).name
         if name not in known and (found := why()):
             known[name] = found
@@ -68,7 +68,7 @@ class StepLog:
             with torch.serialization.safe_globals([*KEPT]):
                 return [torch.load(path, weights_only=True)]
 
-        found = files.undamaged(path, read)
+        found = files.read_undamaged(path, read)
         if found is None:
             files.save_mappable(path, make())
             found = read()
@@ -109,7 +109,9 @@ class StepLog:
         if self.folder is None:
             return None
         place = self._place(arm, number)
-        return files.undamaged(place, lambda: _read(ground, arm, place)) if (place / "step.json").exists() else None
+        return (
+            files.read_undamaged(place, lambda: _read(ground, arm, place)) if (place / "step.json").exists() else None
+        )
 
 
 def _read(ground: Ground, arm: str, place: Path) -> Step:
@@ -121,7 +123,7 @@ def _read(ground: Ground, arm: str, place: Path) -> Step:
         )
         for i, c in enumerate(told.pop("candidates"))
     )  # fmt: skip
-    return files.typed(Step(candidates=candidates, **told))
+    return files.check_types(Step(candidates=candidates, **told))
 
 
 def _figures(found: Measurement) -> dict[str, Any]:

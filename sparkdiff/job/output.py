@@ -21,7 +21,9 @@ def summary_of(output: Path) -> dict[str, Any] | None:
 
 def is_unfinished(output: Path) -> bool:
     """Whether a run was interrupted while it was written to this folder of a store, where a folder is not renamed at once."""
-    return stores.url_of(output) is not None and bool(marker.marked(output)) and not stores.exists(output / SUMMARY)
+    return (
+        stores.url_of(output) is not None and bool(marker.read_marker(output)) and not stores.exists(output / SUMMARY)
+    )
 
 
 def check_replaceable(output: Path) -> None:
@@ -30,4 +32,4 @@ def check_replaceable(output: Path) -> None:
     Raises:
         InputError: it holds something else, which is never deleted.
     """
-    marker.check(output, marker.OUTPUT, f"output {stores.named(output)}", "folder")
+    marker.check_owner(output, marker.OUTPUT, f"output {stores.named(output)}", "folder")

@@ -288,8 +288,8 @@ def fitted_on(
         folder = root(options) / f"fitted-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
     except UntoldError as e:
         folder, why = root(options) / f"fitted-{uuid.uuid4().hex[:16]}", f"; not reused by other jobs: {e}"
-    marker.check(folder, marker.FITTED, f"the folder of the fitted pipeline, {stores.named(folder)},", "cacheDir")
-    if (found := files.undamaged(folder, lambda: _kept(folder))) is not None:
+    marker.check_owner(folder, marker.FITTED, f"the folder of the fitted pipeline, {stores.named(folder)},", "cacheDir")
+    if (found := files.read_undamaged(folder, lambda: _kept(folder))) is not None:
         say("reused: the same pipeline was fitted on the same rows before")
         with contextlib.suppress(OSError):
             os.utime(folder)  # its last use, for `sparkdiff cache`

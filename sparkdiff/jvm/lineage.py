@@ -1,7 +1,7 @@
 """The changes that a transform makes, by its analysed plan: a column that passes keeps its expression id. Runs no job."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,17 +44,16 @@ def changes_between(before: DataFrame, after: DataFrame) -> Changes | None:
     return None
 
 
-def with_lost_columns(before: DataFrame, after: DataFrame) -> DataFrame:
+def with_lost_columns(before: DataFrame, after: DataFrame, casefold: Callable[[str], str]) -> DataFrame:
     """The rows after a transform of `before`, with the columns that it dropped as they were, where the plan allows it."""
-    sensitive = str(before.sparkSession.conf.get("spark.sql.caseSensitive")) == "true"
-    there = {c if sensitive else c.lower() for c in after.columns}
-    lost = [i for i, c in enumerate(before.columns) if (c if sensitive else c.lower()) not in there]
-    path = _path(_plan_of(after), _plan_of(before)) if lost else None
+    there = {*map(casefold, after.columns)}
+    lost = [i for i, c in enumerate(before.columns) if casefold(c) not in there]
+    node = below = _plan_of(before)
+    path = _path(_plan_of(after), node) if lost else None
     if path is None:
         return after
-    node, columns = _plan_of(before), list(each(_plan_of(before).output()))
+    columns = list(each(node.output()))
     own = _seq([columns[i] for i in lost]).toList()
-    below = node
     for kind, old in reversed(path):
         if kind == "Project":
             project = getattr(own, "$colon$colon$colon")(old.projectList().toList())
@@ -71,7 +70,7 @@ def _plan_of(df: DataFrame) -> Any:
 
 
 def _path(node: Any, start: Any) -> list[Node] | None:
-    """The nodes from this one down to the plan it began with, without that one; None if others are between."""
+    """The nodes from this one down to the plan that a transform began with, without that one; None if other nodes are between."""
     if node.equals(start):
         return []
     kind = node.getClass().getSimpleName()

@@ -72,7 +72,7 @@ class Cut:
 
     @property
     def custom(self) -> bool:
-        """Whether Spark runs SQL, or a stage that is not one of its own."""
+        """True if Spark runs SQL, or a stage that is not one of its own."""
         return any(v.custom for v in self.stages)
 
     @property

@@ -21,16 +21,16 @@ ANY = "may read and change any column and drop rows"
 
 
 def with_effects(vertices: Sequence[Vertex], data: SchemaOrRows, casefold: Callable[[str], str]) -> list[Vertex]:
-    """The stages of a pipeline, in which those that may change any column are described by what they do to these data.
+    """The stages of a pipeline; those that may change any column are described by what they do to these data.
 
     Each stage up to the last one of them transforms the data; Spark's own stages run no job for that.
 
     Args:
-        data: the rows; from their schema alone, what a stage does that is not Spark's is only taken for true where the stage
-            declares it, since it may look at the rows.
+        data: the rows, or their schema. With a schema alone, a stage that is not Spark's is believed only as far as it declares
+            its output, since its code may look at the rows.
     """
     out, last = list(vertices), max((v.position for v in vertices if v.opaque), default=-1)
-    # A stage of the user's may raise anything, and does so again when it runs.
+    # A user's stage may raise anything here; it raises it again when it runs.
     with contextlib.suppress(Exception), jvm.unlogged():
         frame = frame_of(data)
         for vertex in vertices[: last + 1]:
@@ -103,7 +103,7 @@ def names_in(statement: str, names: Iterable[str]) -> set[str]:
 
 
 def only_computes(stage: Any) -> bool:
-    """Whether it is a UnaryTransformer that transforms as this class does: it reads and writes one column and keeps all rows."""
+    """Return whether a stage is a UnaryTransformer with that class's own transform: one column in, one out, all rows kept."""
     own = (getattr(type(stage), name, None) for name in ("transform", "_transform"))
     return isinstance(stage, UnaryTransformer) and [*own] == [UnaryTransformer.transform, UnaryTransformer._transform]
 

@@ -11,6 +11,7 @@ from pyspark.sql import DataFrame
 from sparkdiff import jvm
 from sparkdiff.errors import InputError, did_you_mean
 from sparkdiff.jvm.lineage import with_lost_columns
+from sparkdiff.pipeline.names import casefolding
 from sparkdiff.stages.base import NULL, StageModule, columns_of
 from sparkdiff.stages.linear import GeneralizedLinearRegression
 from sparkdiff.stages.predictor import Predictor
@@ -119,7 +120,7 @@ class Vertex:
     def transform(self, df: DataFrame) -> DataFrame:
         """The rows after the stage; the columns that it would drop without naming them stay as they are."""
         out = self.stage.transform(df)
-        return with_lost_columns(df, out) if self.selects else out
+        return with_lost_columns(df, out, casefolding()) if self.selects else out
 
     def in_spark(self, why: str) -> "Vertex":
         """The same stage, left in Spark."""

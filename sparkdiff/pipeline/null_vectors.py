@@ -1,5 +1,5 @@
-"""What readers make of a stage's vectors: who refuses the one that an encoder makes of null (every stage of Spark that reads it,
-but an assembler that keeps NaN), and who tells the zeros that Spark stores from those that it doesn't.
+"""The needs of the stages that read a vector. Every stage of Spark but an assembler that keeps NaN refuses the vector that an
+encoder makes of null; a few stages tell the zeros that Spark stores from those that it doesn't.
 """
 
 from collections.abc import Collection

@@ -22,11 +22,12 @@ def report_of(folder: Path) -> str:
     Raises:
         InputError: the folder holds no summary.json of a run.
     """
-    summary, history, trials = read_summary(folder), folder / "history.csv", folder / "trials.csv"
+    summary = read_summary(folder)
+    history, trials = (_read_whole(folder / name, _rows) or [] for name in ("history.csv", "trials.csv"))
     try:
         return page(
-            summary, _whole(history, _rows) or [], plan=_whole(folder / "plan.json", read_object),
-            lineage=_whole(folder / LINEAGE, read_object), trials=_whole(trials, _rows) or [], command=summary.get("command"),
+            summary, history, plan=_read_whole(folder / "plan.json", read_object),
+            lineage=_read_whole(folder / LINEAGE, read_object), trials=trials, command=summary.get("command"),
         )  # fmt: skip
     except (KeyError, TypeError, ValueError, AttributeError) as e:
         raise InputError(
@@ -97,8 +98,8 @@ def read_summary(folder: Path) -> dict[str, Any]:
     return found
 
 
-def _whole(file: Path, read: Callable[[Path], T]) -> T | None:
-    """What `read` makes of a file of a run; None if it is not there or, with a warning, if it is damaged."""
+def _read_whole(file: Path, read: Callable[[Path], T]) -> T | None:
+    """Read a file of a run; return None if it is not there or, with a warning, if it is damaged."""
     try:
         return read(file)
     except FileNotFoundError:

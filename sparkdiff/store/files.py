@@ -130,9 +130,12 @@ def load(path: Path) -> dict[str, Any] | None:
     return None
 
 
-def undamaged(path: Path, read: Callable[[], T]) -> T | None:
-    """What `read` makes of a file or folder of this package that can be made again; None if it is not there. One of which it
-    makes nothing is removed, with a warning that names it.
+def read_undamaged(path: Path, read: Callable[[], T]) -> T | None:
+    """Read a file or folder of this package that can be made again; return None if it is not there or damaged. A damaged one is
+    removed, with a warning that names it.
+
+    Args:
+        read: returns the content, and fails where it is damaged.
     """
     try:
         return read()
@@ -145,8 +148,8 @@ def undamaged(path: Path, read: Callable[[], T]) -> T | None:
         return None
 
 
-def typed(made: T) -> T:
-    """A dataclass that was made of stored values, whose attributes are of the types that it names.
+def check_types(made: T) -> T:
+    """Check the attributes of a dataclass that was made of stored values, and return it.
 
     Raises:
         TypeError: one is not.

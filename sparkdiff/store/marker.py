@@ -1,4 +1,4 @@
-"""Whose a folder is: a file in it that is written first and removed last names the part of the package that has made it.
+"""The marker of a folder: a file, written first and removed last, that names the part of the package that made the folder.
 
 A folder that holds files and no such marker is the user's: nothing is written into it or removed from it. The folders that users
 choose for many things (`storeDir`, `cacheDir`, `checkpointDir`) are theirs, too, and have none; what is made in them has one.
@@ -27,7 +27,7 @@ def mark(folder: Path, owner: str, entries: Iterable[str] = ()) -> None:
     stores.write(folder / MARKER, "\n".join([owner, *entries]).encode())
 
 
-def marked(folder: Path) -> list[str]:
+def read_marker(folder: Path) -> list[str]:
     """The owner that a folder's marker names, and the entries; empty if there is none.
 
     Raises:
@@ -36,7 +36,7 @@ def marked(folder: Path) -> list[str]:
     return (stores.read(folder / MARKER) or b"").decode(errors="replace").splitlines()
 
 
-def check(folder: Path, owner: str, given: str, other: str) -> None:
+def check_owner(folder: Path, owner: str, given: str, other: str) -> None:
     """Check that a folder is absent or empty, or holds nothing but what this part of the package has made.
 
     Args:
@@ -49,7 +49,7 @@ def check(folder: Path, owner: str, given: str, other: str) -> None:
     try:
         if folder.is_file():
             raise InputError(f"{given} is a file: choose a folder")
-        found, *entries = marked(folder) or [""]
+        found, *entries = read_marker(folder) or [""]
         own = {MARKER, *(entries or stores.names(folder))} if found == owner else {MARKER}
         if foreign := [name for name in stores.names(folder) if name not in own]:
             raise InputError(

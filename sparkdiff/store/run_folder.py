@@ -17,7 +17,7 @@ from sparkdiff.errors import InputError
 from sparkdiff.jvm import stores
 from sparkdiff.machine import whole
 from sparkdiff.store import marker
-from sparkdiff.store.files import not_writable, previous, read_object, typed, undamaged, write_bytes
+from sparkdiff.store.files import check_types, not_writable, previous, read_object, read_undamaged, write_bytes
 from sparkdiff.store.identity import UntoldError
 from sparkdiff.store.lease import Lease, held, lease_of
 from sparkdiff.store.mirror import Mirror, is_mirrored
@@ -46,7 +46,7 @@ class FolderNote:
     @classmethod
     def read(cls, folder: Path) -> Self | None:
         """The note of a run; None if there is none, or it is damaged."""
-        return undamaged(folder / cls.FILE, lambda: typed(cls(**read_object(folder / cls.FILE))))
+        return read_undamaged(folder / cls.FILE, lambda: check_types(cls(**read_object(folder / cls.FILE))))
 
     def write(self, folder: Path) -> None:
         with contextlib.suppress(OSError):  # without it, a resumed run chooses again
@@ -133,8 +133,10 @@ class RunFolder:
         """
         path = where / folder_name(runId)
         request = json.loads(json.dumps(request, sort_keys=True))
-        marker.check(path, marker.RUN, f"runId={runId!r}: the folder {stores.named(path)}", "runId or checkpointDir")
-        begun = undamaged(path / "run.json", lambda: read_object(path / "run.json"))
+        marker.check_owner(
+            path, marker.RUN, f"runId={runId!r}: the folder {stores.named(path)}", "runId or checkpointDir"
+        )
+        begun = read_undamaged(path / "run.json", lambda: read_object(path / "run.json"))
         if begun is not None and (changed := _changed(begun, request)):
             if not replace and not all(_untold(was) and _untold(now) for was, now in changed.values()):
                 raise InputError(

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from sparkdiff.store.files import read_object, typed, write_bytes
+from sparkdiff.store.files import check_types, read_object, write_bytes
 
 NAME = "usage.json"
 MANIFEST = "manifest.json"
@@ -60,7 +60,7 @@ def used(folder: Path) -> None:
 def of(folder: Path) -> Usage:
     """What is known of a cache. Without a file of it, the cache was made, at no known cost, when its manifest was written."""
     try:
-        found = typed(Usage(**read_object(folder / NAME)))
+        found = check_types(Usage(**read_object(folder / NAME)))
         _now() - datetime.datetime.fromisoformat(found.last)
         return found
     except (OSError, ValueError, TypeError):

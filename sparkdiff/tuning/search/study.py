@@ -203,11 +203,11 @@ def journal(folder: Path) -> Any:
 
 
 def _storage(path: Path) -> Any:
-    return _whole(path, lambda: JournalStorage(JournalFileBackend(str(path))))
+    return _read_whole(path, lambda: JournalStorage(JournalFileBackend(str(path))))
 
 
-def _whole(path: Path, read: Callable[[], T]) -> T:
-    """What `read` makes of a file of a search.
+def _read_whole(path: Path, read: Callable[[], T]) -> T:
+    """Read a file of a search.
 
     Raises:
         InputError: it is missing or damaged.
@@ -263,14 +263,14 @@ def opened(folder: Path, request: Mapping[str, Any]) -> Iterator[Path]:
 
 def _claim(folder: Path, asked: Mapping[str, Any]) -> None:
     """Write down what is searched in a folder, or compare it with what is written there."""
-    marker.check(folder, marker.SEARCH, f"runDir={str(folder)!r}", "folder")
+    marker.check_owner(folder, marker.SEARCH, f"runDir={str(folder)!r}", "folder")
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     path = folder / REQUEST
     if not path.exists() and not (folder / JOURNAL).exists():
         marker.mark(folder, marker.SEARCH)
         write_bytes(path, json.dumps(asked, sort_keys=True, indent=1).encode())
         return
-    begun = _whole(path, lambda: read_object(path))
+    begun = _read_whole(path, lambda: read_object(path))
     if begun != asked:
         names = sorted(k for k in {*begun, *asked} if begun.get(k) != asked.get(k))
         told = "; ".join(f"{k}: {begun.get(k)!r}, now {asked.get(k)!r}" for k in names)

@@ -13,7 +13,7 @@ from pyspark.sql import SparkSession
 from small_data import riders, same, unfitted, weights
 
 from sparkdiff.cli import DONE, WRONG_INPUT, main
-from sparkdiff.store.marker import MARKER, marked
+from sparkdiff.store.marker import MARKER, read_marker
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def test_from_a_saved_model_and_a_table_to_offers(
     )
     assert {path.name for path in (folder / "out").iterdir()} <= {
         MARKER,
-        *marked(folder / "out"),
+        *read_marker(folder / "out"),
     }  # what a later run may replace
     best = PipelineModel.load(f"file://{folder}/out/model")
     for path in (folder / "out").glob("offers/*"):
