@@ -76,7 +76,10 @@ def test_a_teacher_that_overwrites_columns(rows: DataFrame, teacher: PipelineMod
         assert np.array_equal(vectors(found, "soft"), np.eye(3)[label])
     some = SQLTransformer(statement=f"SELECT {', '.join(few.columns)} FROM __THIS__")
     with pytest.raises(InputError, match=r"the teacher selects columns, so that those of the data .*'wind'"):
-        distill(PipelineModel([some, *teacher.stages]), few, labelCol="label", outputCol="soft")
+        distill(PipelineModel([imputer, some, *teacher.stages]), few, labelCol="label", outputCol="soft")
+    full = few.na.drop()  # a selection that changes nothing loses nothing
+    found = distill(PipelineModel([some, *teacher.stages]), full, labelCol="label", outputCol="soft")
+    assert found.drop("soft").collect() == full.collect()
     with pytest.raises(InputError, match="the data have 2 columns of the name 'wind'"):
         distill(teacher, few.select("*", F.lit(1).alias("wind")), labelCol="label", outputCol="soft")
 
