@@ -162,12 +162,16 @@ def has_constructors() -> bool:
 
 def origin() -> dict[str, str]:
     """The versions of Spark and Java and the session's time zone; without what nothing tells here."""
+    told: dict[str, str] = {}
     with contextlib.suppress(InputError, *SparkError):
         spark: Any = session()
-        return {"sparkVersion": spark.version, "timeZone": spark.conf.get("spark.sql.session.timeZone")} | (
-            {"javaVersion": spark._jvm.java.lang.System.getProperty("java.version")} if has_constructors() else {}
+        told |= {"sparkVersion": spark.version, "timeZone": spark.conf.get("spark.sql.session.timeZone")}
+        told["javaVersion"] = (
+            spark._jvm.java.lang.System.getProperty("java.version")
+            if has_constructors()
+            else spark.sql("SELECT java_method('java.lang.System', 'getProperty', 'java.version')").head()[0]
         )
-    return {}
+    return told
 
 
 def check_alive(stage: Any) -> None:

@@ -17,6 +17,7 @@ from sparkdiff import jvm
 from sparkdiff.errors import InputError, check_dataframe, check_type
 from sparkdiff.pipeline.columns import read_plain, write_plain
 from sparkdiff.pipeline.graph import Version, in_front_of, null_of
+from sparkdiff.pipeline.label_texts import label_notes
 from sparkdiff.pipeline.names import named, refuse_stream, unused
 from sparkdiff.pipeline.nesting import flatten
 from sparkdiff.pipeline.network import Network, seeing, translate
@@ -48,6 +49,7 @@ class Parity(Shown):
         rows: rows compared.
         ok: every maxRelDiff is within the tolerance (1e-9; 1e-6 after float32 stages), and labels differ only where
             the margin is within the tolerance of the boundary.
+        notes: labels of numbers that this Java prints otherwise, so that StringIndexers find them in no row.
     """
 
     __module__ = "sparkdiff"
@@ -57,6 +59,7 @@ class Parity(Shown):
     labelDisagreements: int
     rows: int
     ok: bool
+    notes: list[str] = dataclasses.field(default_factory=list)
 
     def _headline(self) -> str:
         worst = max(self.maxRelDiff, key=lambda c: self.maxRelDiff[c], default="")
@@ -66,12 +69,12 @@ class Parity(Shown):
         )
 
     def _sections(self) -> Iterator[Section]:
-        yield self._headline()
+        yield "\n".join((self._headline(), *self.notes))
 
     def _repr_html_(self) -> str:
         rows = [(c, f"{a:.1e}", f"{self.maxRelDiff[c]:.1e}") for c, a in self.maxAbsDiff.items()]
         head = ("column", "largest difference", "relative")
-        return as_html([Strong(self._headline()), *([SectionTable([head, *rows])] if rows else [])])
+        return as_html([Strong(self._headline()), *([SectionTable([head, *rows])] if rows else []), *self.notes])
 
 
 def verify(model: Any, df: DataFrame, network: Network | None = None) -> Parity:
@@ -100,7 +103,11 @@ def verify(model: Any, df: DataFrame, network: Network | None = None) -> Parity:
         tempfile.TemporaryDirectory(prefix="sparkdiff-verify-") as name,
     ):
         held = run_in_spark(df, {i: stages[i] for i in range(last + 1)}, network, Path(name) / "rows")
-        return compare(network, Path(name) / "rows", held)
+        parity = compare(network, Path(name) / "rows", held)
+    notes = label_notes(network.graph, df, counted=True)
+    return dataclasses.replace(
+        parity, notes=[f"{network.graph.vertices[i].uid}: {note}" for i, found in notes.items() for note in found]
+    )
 
 
 def run_in_spark(

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from pyspark.sql.types import StructType
@@ -10,6 +11,7 @@ from sparkdiff.errors import check_dataframe
 from sparkdiff.options import Options
 from sparkdiff.pipeline.cut import Analysis, analyse
 from sparkdiff.pipeline.graph import Graph, Version
+from sparkdiff.pipeline.label_texts import label_notes
 from sparkdiff.pipeline.schema import SchemaOrRows, check_columns
 from sparkdiff.report import Drawing, Section, SectionTable, Strong, drawn
 from sparkdiff.report.sections import ShownByStage
@@ -124,8 +126,9 @@ def plan(
 
     Args:
         model: a fitted `PipelineModel` or one fitted stage.
-        schema: the schema of the data, or the data themselves; a missing column is then an error. Of the data, the plan of a
-            transform shows what SQL and stages that are not Spark's change.
+        schema: the schema of the data, or the data themselves; a missing column is then an error, and labels of numbers that
+            this Java prints otherwise are named. Of the data, the plan of a transform shows what SQL and stages that are not
+            Spark's change.
         freeze: stages that do not change; each a uid, stage, class name or output column, as in the next two.
         reference: stages that stay in Spark.
         target: stages that are the only ones to train.
@@ -141,7 +144,8 @@ def plan(
     analysis = analyse(model, asked, schema)
     if schema is not None:
         check_columns(analysis.graph, schema if isinstance(schema, StructType) else schema.schema)
-    return plan_of(analysis, analysis.roles.freeze(asked.freeze, asked.target))
+    labels = {} if schema is None else label_notes(analysis.graph, schema)
+    return plan_of(analysis, analysis.roles.freeze(asked.freeze, asked.target), labels)
 
 
 def _number(module: StageModule, named: Collection[str] | None) -> int:
@@ -176,8 +180,15 @@ def _dense_notes(graph: Graph) -> dict[int, str]:
     return notes
 
 
-def plan_of(analysis: Analysis, frozen: Mapping[int, str]) -> Plan:
-    """The plan of an analysed pipeline; `frozen` gives the stages that do not train, with reasons."""
+def plan_of(
+    analysis: Analysis, frozen: Mapping[int, str], labels: Mapping[int, Sequence[str]] = MappingProxyType({})
+) -> Plan:
+    """The plan of an analysed pipeline.
+
+    Args:
+        frozen: the stages that do not train, with reasons.
+        labels: what to say of the labels of stages.
+    """
     graph, roles, cut = analysis
     notes = _dense_notes(graph)
     stages = tuple(
@@ -187,7 +198,7 @@ def plan_of(analysis: Analysis, frozen: Mapping[int, str]) -> Plan:
             trainable=i in roles.trainable and i not in frozen,
             numParameters=_number(v.module, roles.named.get(i)) if v.module is not None else 0,
             inputCols=v.inputs, outputCols=v.outputs,
-            reason="; ".join(filter(None, (roles.reason(i, frozen), notes.get(i)))),
+            reason="; ".join(filter(None, (roles.reason(i, frozen), notes.get(i), *labels.get(i, ())))),
         )
         for i, v in enumerate(graph.vertices)
     )  # fmt: skip

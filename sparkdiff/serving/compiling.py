@@ -12,6 +12,7 @@ from pyspark.sql.types import StructType
 
 from sparkdiff import jvm
 from sparkdiff.errors import InputError, check_dataframe, did_you_mean
+from sparkdiff.jvm.number_text import java_release
 from sparkdiff.jvm.objects import schema_after
 from sparkdiff.pipeline.graph import Graph, Version, Vertex
 from sparkdiff.pipeline.nesting import Path, flatten, replaced
@@ -80,12 +81,12 @@ def refused(vertex: Vertex, why: str) -> InputError:
     return InputError(f"{vertex.uid} ({vertex.stageClass}) cannot be computed without Spark: {why}; {way}")
 
 
-def scheduled(model: Any, schema: SchemaOrRows, outputCols: Iterable[str] | None) -> Schedule:
+def scheduled(model: Any, schema: SchemaOrRows, outputCols: Iterable[str] | None, javaVersion: str | None) -> Schedule:
     """The schedule of a fitted pipeline.
 
     Raises:
-        InputError: it isn't fitted, a column isn't written, or a stage on the way to a wanted column cannot be computed without
-            Spark; names stage, class, reason and way out.
+        InputError: it isn't fitted, a column isn't written, there is no such version of Java, or a stage on the way to a wanted
+            column cannot be computed without Spark; names stage, class, reason and way out.
     """
     if schema is not None and not isinstance(schema, StructType):
         check_dataframe("schema, if not a StructType,", schema)
@@ -95,7 +96,7 @@ def scheduled(model: Any, schema: SchemaOrRows, outputCols: Iterable[str] | None
         if vertex.opaque or vertex.drops_rows:
             raise refused(vertex, SKIPS if _skips(vertex.stage) else vertex.why)
     dropping = [v for v in graph.vertices if v.path in refusing]
-    return _Compiler(graph, schema).compiled(_wanted(graph, outputCols), dropping)
+    return _Compiler(graph, schema, java_release(javaVersion)).compiled(_wanted(graph, outputCols), dropping)
 
 
 def _refusing(model: Any) -> dict[Path, Any]:
@@ -153,6 +154,7 @@ class _Compiler:
 
     graph: Graph
     schema: SchemaOrRows
+    java: int
     places: dict[tuple[Version, str], int] = field(default_factory=dict)
     entries: dict[Version, dict[str, int]] = field(default_factory=dict)
     steps: list[Step] = field(default_factory=list)
@@ -223,7 +225,7 @@ class _Compiler:
             raise refused(vertex, vertex.why)
         labels = tuple(map(self._labels, vertex.sources)) if vertex.stageClass == "IndexToString" else ()
         try:
-            parts = kind.of(vertex.stage, TextInputs(vertex.inputs, labels))
+            parts = kind.of(vertex.stage, TextInputs(vertex.inputs, labels, self.java))
         except NotServedError as e:
             raise refused(vertex, str(e)) from e
         return [

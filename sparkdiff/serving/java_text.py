@@ -1,4 +1,4 @@
-"""Text as Java and Spark treat it: lower case, split, numbers as text, hashes, and regular expressions.
+"""Text as Java and Spark treat it: lower case, split, hashes, and regular expressions.
 
 Python does most of it alike. Where it doesn't, the functions here do as Java does, or refuse.
 """
@@ -10,9 +10,6 @@ import re
 import struct
 import unicodedata
 from collections.abc import Iterator, Mapping
-from decimal import Decimal
-
-import numpy as np
 
 SEED = 42
 """The seed of HashingTF and FeatureHasher."""
@@ -84,43 +81,6 @@ def hashed_double(x: float) -> int:
 
 def hashed_float(x: float) -> int:
     return hashed_words(0x7FC00000 if math.isnan(x) else struct.unpack("<I", struct.pack("<f", x))[0], 1)
-
-
-# Numbers as text --------------------------------------------------------------------------------------------------------
-
-
-def layout(number: Decimal) -> str:
-    """The digits of a finite number as Java's Double.toString arranges them: 0.001, 12.5, 1.0E7, 1.25E-4."""
-    sign, digits, exponent = number.as_tuple()
-    assert isinstance(exponent, int)
-    text = "".join(map(str, digits)).lstrip("0")
-    minus = "-" if sign else ""
-    if not text:
-        return f"{minus}0.0"
-    point = len(text) + exponent  # the number is 0.text * 10^point
-    text = text.rstrip("0")
-    if -3 < point <= 7:
-        whole = text[:point].ljust(point, "0") if point > 0 else "0"
-        return f"{minus}{whole}.{text[point:] if point > 0 else '0' * -point + text}".ljust(len(minus + whole) + 2, "0")
-    return f"{minus}{text[0]}.{text[1:] or '0'}E{point - 1}"
-
-
-def _not_finite(x: float) -> str:
-    return "NaN" if math.isnan(x) else "Infinity" if x > 0 else "-Infinity"
-
-
-def number_text(x: float | np.float32) -> str:
-    """Double.toString and Float.toString: the fewest digits that tell it from others (before Java 19 at times one more)."""
-    return layout(Decimal(str(x))) if math.isfinite(x) else _not_finite(float(x))
-
-
-def double_of(text: str) -> float | None:
-    """The double that Java, of whichever version, prints so; None of other texts."""
-    if text in ("NaN", "Infinity", "-Infinity"):
-        return float(text)
-    if not re.fullmatch(r"-?\d+\.\d+(E-?\d+)?", text, re.ASCII) or layout(Decimal(text)) != text:
-        return None
-    return float(text)
 
 
 # Case and words ---------------------------------------------------------------------------------------------------------

@@ -37,6 +37,8 @@ class Scorer:
             bigint, a `float` a double. That matters only where text is made of numbers (StringIndexer and FeatureHasher over
             numbers), and for the stages that `assumptions` names.
         outputCols: columns to return; by default those of the predictors and of the stages behind them.
+        javaVersion: the version of Java, such as "17" or "21.0.8", of which StringIndexer and FeatureHasher have the text of
+            doubles and floats; by default that of the session. From 19 on Java prints some otherwise.
 
     Attributes:
         inputCols: columns that a row must have; null is None.
@@ -44,14 +46,18 @@ class Scorer:
         assumptions: what was taken for granted about the data without a schema.
 
     Raises:
-        InputError: a stage cannot be computed without Spark; names it, with the reason and what to do.
+        InputError: a stage cannot be computed without Spark; names it, with the reason and what to do. Or there is no such
+            `javaVersion`.
     """
 
     __module__ = "sparkdiff"
 
-    def __init__(self, model: Any, schema: SchemaOrRows = None, outputCols: Iterable[str] | None = None):
-        self._take(scheduled(model, schema, outputCols))
-        self._origin = jvm.origin()
+    def __init__(
+        self, model: Any, schema: SchemaOrRows = None, outputCols: Iterable[str] | None = None,
+        *, javaVersion: str | None = None,
+    ):  # fmt: skip
+        self._origin = jvm.origin() | ({} if javaVersion is None else {"javaVersion": javaVersion})
+        self._take(scheduled(model, schema, outputCols, self._origin.get("javaVersion")))
 
     def _take(self, schedule: Schedule) -> None:
         schedule.check()

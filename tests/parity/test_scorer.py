@@ -301,10 +301,6 @@ def test_a_hash_of_numbers(spark: SparkSession) -> None:
     df = spark.createDataFrame([*data, (None,) * 5], "a double, b bigint, c boolean, d double, e string").coalesce(1)
     hasher = FeatureHasher(inputCols=list("abcde"), outputCol="o", categoricalCols=["a", "b"])
     assert not differences(Scorer(hasher, schema=df.schema), hasher, df)
-    with pytest.raises(
-        InputError, match=r"column 'a' holds 0.123456789012345.*, of which versions of Java print different digits"
-    ):
-        Scorer(hasher).predict(dict.fromkeys("bcde") | {"a": 0.12345678901234567})
 
 
 def test_a_hash_of_lists_of_numbers(spark: SparkSession) -> None:
@@ -568,7 +564,7 @@ def test_a_folder_that_is_none_is_refused(usual: PipelineModel, tmp_path: Path, 
     told = json.loads(described)
     assert {k: told[k] for k in ("sparkVersion", "javaVersion", "timeZone")} == origin(spark)
     for changed, why in [
-        (described.replace('"format": 1', '"format": 2', 1), "has format 2, and this version reads format 1"),
+        (described.replace('"format": 2', '"format": 1', 1), "has format 1, and this version reads format 2"),
         (described.replace('"sparkdiff": "0.', '"sparkdiff": "99.', 1), "sparkdiff 99.* wrote the scorer"),
         (described.replace("sparkdiff.stages.linear.LogisticRegression", "os.system"), "needs the class os.system"),
         (described[:-100], "cannot be read"),

@@ -54,10 +54,15 @@ class TextStage:
 
 @dataclass(frozen=True)
 class TextInputs:
-    """What is known of a stage's input columns: labels per column as far as their attributes tell them."""
+    """What is known of a stage's input columns: labels per column as far as their attributes tell them.
+
+    Attributes:
+        java: the release of Java whose text of numbers the stage reads.
+    """
 
     inputs: tuple[str, ...]
     labels: tuple[Sequence[str] | None, ...]
+    java: int
 
 
 @dataclass(frozen=True)

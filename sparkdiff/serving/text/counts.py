@@ -2,7 +2,6 @@
 
 import functools
 import itertools
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 
 from sparkdiff.jvm import text as spark
+from sparkdiff.jvm.number_text import number_text
 from sparkdiff.serving import java_text as java
 from sparkdiff.serving.text.base import BadValueError, Outputs, StagePart, TextInputs, TextStage, number, serves, whole
 from sparkdiff.serving.text.words import all_of, words
@@ -182,17 +182,21 @@ class WordShares(Vocabulary):
 class FeatureHasher(Hashing):
     """Numbers at the place of their column's hash; text, booleans and named columns as 1 at that of `column=value`.
 
+    Attributes:
+        java: the release of Java that makes text of numbers.
+
     Source: org.apache.spark.ml.feature.FeatureHasher.transform.
     """
 
     names: tuple[str, ...]
     categories: tuple[str, ...]
+    java: int
 
     @classmethod
     def of(cls, stage: Any, facts: TextInputs) -> list[StagePart]:
         names = stage.getInputCols()
         categories = stage.getOrDefault("categoricalCols") if stage.isDefined("categoricalCols") else ()
-        return whole(cls(stage.getNumFeatures(), tuple(names), tuple(categories)), len(names))
+        return whole(cls(stage.getNumFeatures(), tuple(names), tuple(categories), facts.java), len(names))
 
     def run(self, *columns: list[Any]) -> Outputs:
         return (sparse([self._row(values) for values in zip(*columns, strict=True)], self.width),)
@@ -203,7 +207,7 @@ class FeatureHasher(Hashing):
             if v is None:
                 continue
             if isinstance(v, (str, bool)) or name in self.categories:
-                place, value = self.place(f"{name}={java_text(v)}"), 1.0
+                place, value = self.place(f"{name}={java_text(v, self.java)}"), 1.0
             else:
                 place, value = self.place(name), number(v)
             row[place] = row[place] + value if place in row else value
@@ -213,20 +217,12 @@ class FeatureHasher(Hashing):
         return hashed_text(key)
 
 
-def java_text(v: Any) -> str:
-    """toString of a value."""
-    if isinstance(v, str):
-        return v
+def java_text(v: Any, release: int) -> str:
+    """The text of a value by toString of this release of Java."""
     if isinstance(v, (bool, np.bool_)):
         return "true" if v else "false"
     if isinstance(v, (np.float32, float)):
-        single = isinstance(v, np.float32)
-        x = float(v)
-        text = java.number_text(v)
-        digits = text.partition("E")[0].replace(".", "").lstrip("-0").rstrip("0")
-        if len(digits) * math.isfinite(x) > (6 if single else 15) or 0 < abs(x) < 1e-30:
-            raise BadValueError(v, "of which versions of Java print different digits: round it, or make text of it")
-        return text
-    if isinstance(v, (int, np.integer, Decimal)):
+        return number_text(v, release)
+    if isinstance(v, (str, int, np.integer, Decimal)):
         return str(v)
     raise BadValueError(v, "which is neither text nor a number")

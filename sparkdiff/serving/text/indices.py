@@ -8,14 +8,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from sparkdiff.serving import java_text as java
+from sparkdiff.jvm.number_text import texts_of
+from sparkdiff.serving.java_text import NotServedError
 from sparkdiff.serving.text.base import SKIPS, BadValueError, Outputs, StagePart, TextInputs, TextStage, serves, whole
 
 
 @serves("StringIndexerModel")
 @dataclass(frozen=True)
 class StringIndexer(TextStage):
-    """The number of a label; of a number's label as Java prints it.
+    """The number of a label; of a number the label that Java prints.
+
+    Attributes:
+        java: the release of Java that casts numbers to text.
 
     Source: org.apache.spark.ml.feature.StringIndexerModel.getIndexer, after a cast to string.
     """
@@ -23,13 +27,16 @@ class StringIndexer(TextStage):
     refusals = ("handleInvalid='skip' where NaN is a label",)
     labels: tuple[str, ...]
     keep: bool
+    java: int
 
     @classmethod
     def of(cls, stage: Any, facts: TextInputs) -> list[StagePart]:
         if stage.getHandleInvalid() == "skip":
-            raise java.NotServedError(SKIPS)
+            raise NotServedError(SKIPS)
         keep = stage.getHandleInvalid() == "keep"
-        return [StagePart(cls(tuple(labels), keep), (i,), (i,)) for i, labels in enumerate(stage.labelsArray)]
+        return [
+            StagePart(cls(tuple(labels), keep, facts.java), (i,), (i,)) for i, labels in enumerate(stage.labelsArray)
+        ]
 
     @functools.cached_property
     def places(self) -> dict[str, float]:
@@ -37,15 +44,17 @@ class StringIndexer(TextStage):
 
     @functools.cached_property
     def doubles(self) -> dict[str, float]:
-        """The labels that doubles have; told by value, as versions of Java print some with other digits."""
-        found = ((java.double_of(label), i) for i, label in enumerate(self.labels))
-        return {x.hex(): float(i) for x, i in found if x is not None}
+        return self._places_of("double")
 
     @functools.cached_property
     def floats(self) -> dict[str, float]:
-        """The same of numbers of single precision."""
-        with np.errstate(over="ignore"):
-            return {float(np.float32(float.fromhex(x))).hex(): i for x, i in self.doubles.items()}
+        return self._places_of("float")
+
+    def _places_of(self, kind: str) -> dict[str, float]:
+        """The places of the numbers of this type that this Java prints as one of the labels."""
+        return {
+            x.hex(): self.places[label] for label, x, text in texts_of(self.labels, kind, self.java) if text == label
+        }
 
     def run(self, column: list[Any]) -> Outputs:  # type: ignore[override]
         places = self.places
@@ -91,9 +100,7 @@ class IndexToString(TextStage):
         labels = stage.getLabels() if stage.isDefined("labels") else ()
         labels = labels or facts.labels[0]
         if not labels:
-            raise java.NotServedError(
-                "it has no labels, and those of its input are not known here; set its Param labels"
-            )
+            raise NotServedError("it has no labels, and those of its input are not known here; set its Param labels")
         return whole(cls(tuple(labels)))
 
     def run(self, column: list[Any]) -> Outputs:  # type: ignore[override]

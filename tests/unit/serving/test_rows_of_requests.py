@@ -27,8 +27,7 @@ from sparkdiff.serving.requests import (
 )
 from sparkdiff.serving.results import joined, result_arrow
 from sparkdiff.serving.schedule import InputPlaces, Schedule
-from sparkdiff.serving.text.base import BadValueError
-from sparkdiff.serving.text.counts import HashingTF, java_text
+from sparkdiff.serving.text.counts import HashingTF
 from sparkdiff.tensors.rows import dense
 
 
@@ -210,14 +209,6 @@ def test_a_pattern_may_say_the_halves_of_a_character() -> None:
 def test_a_modifier_letter_has_a_case() -> None:
     assert java.lower("\u02b0\u03a3", {}) == "\u02b0\u03c2"
     assert java.lower("a\u03a3\u1d2c", {}) == "a\u03c3\u1d2c"
-
-
-def test_only_digits_that_count_are_counted() -> None:
-    assert java_text(np.float32(100000.0)) == "100000.0"
-    assert java_text(1e14) == "1.0E14"
-    for value in (np.float32(1234567.0), 0.1 + 0.2):
-        with pytest.raises(BadValueError):
-            java_text(value)
 
 
 @pytest.mark.parametrize("value", [0.0, -0.0, float("nan")])
