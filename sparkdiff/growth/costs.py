@@ -17,6 +17,8 @@ Filled = Mapping[str, float]
 """Column of vectors -> how many entries of a row are not zero."""
 Entries = Callable[[Any, Filled], float]
 NOTHING: Filled = {}
+WORDS = 20.0
+"""Words of a text: no stage knows how many a row has."""
 
 COSTS: Mapping[str, tuple[float, float]] = {
     "VectorAssembler": (1.65, 0.11),
@@ -68,16 +70,43 @@ def of(kind: str, entries: float) -> float:
     return fixed + each * entries
 
 
+def kind_of(stage: Any) -> str:
+    """Class of a stage as `COSTS` names it; in full if it is of another library, which may have such a name, too."""
+    kind = type(stage)
+    own = kind.__module__.startswith(("pyspark.ml.", "sparkdiff."))
+    return kind.__name__ if own else f"{kind.__module__}.{kind.__name__}"
+
+
 def of_steps(steps: Steps) -> float:
     """Microseconds per row of stages one after another."""
     return sum(of(kind, entries) for kind, entries in steps)
 
 
 def of_stage(stage: Any, filled: Filled = NOTHING) -> float:
-    """Microseconds per row of a fitted stage, see `entries_of`; of one that only drops or moves columns, none."""
+    """Microseconds per row of a fitted stage with its models, see `entries_of`; of one that only drops or moves columns, none."""
     if jvm.selection_of(stage) is not None:
         return 0.0
-    return of(type(stage).__name__, entries_of(stage, filled))
+    return of(kind_of(stage), entries_of(stage, filled)) + sum(of_stage(model, filled) for model in models_of(stage))
+
+
+def unknown(model: Any) -> list[str]:
+    """A warning that names the stages of a fitted pipeline that have no figure; none where all have one."""
+    names = ", ".join(f"{type(stage).__name__} {stage.uid}" for _, stage in flatten(model) if not _is_known(stage))
+    return [
+        f"serving costs of {names} are not known: each counts as {DEFAULT[0]:g} us per row, whatever it does, for maxServingCost "
+        "and for what is offered as cheap or simpler; where that matters, compare the times of both pipelines on your rows"
+    ] if names else []  # fmt: skip
+
+
+def _is_known(stage: Any) -> bool:
+    """A stage that only drops or moves columns has no figure and needs none."""
+    known = kind_of(stage) in COSTS or jvm.selection_of(stage) is not None
+    return known and all(map(_is_known, models_of(stage)))
+
+
+def models_of(stage: Any) -> Sequence[Any]:
+    """The models that a OneVsRestModel asks; no other stage has any."""
+    return stage.models if kind_of(stage) == "OneVsRestModel" else ()
 
 
 def of_model(model: Any, filled: Filled = NOTHING) -> float:
@@ -108,18 +137,16 @@ def entries_of(stage: Any, filled: Filled = NOTHING) -> float:
     """The entries of a fitted stage; 0 for a class that isn't in the table.
 
     Args:
-        filled: a column that isn't in it counts as one number where it is assembled, and as all entries of the stage elsewhere.
+        filled: a column that isn't in it counts as `WORDS` where words are read, as one number where the stage doesn't know the
+            size of its vectors, and as all entries of the stage elsewhere.
     """
-    read = ENTRIES.get(type(stage).__name__)
+    read = ENTRIES.get(kind_of(stage))
     return float(read(stage, filled)) if read is not None else 0.0
 
 
 def filled_by(stage: Any, filled: Filled) -> dict[str, float]:
-    """Of the columns of vectors that a fitted stage writes, how many entries of a row are not zero.
-
-    Not of a class of which this is not known, such as those that hash words.
-    """
-    match type(stage).__name__:
+    """Of the columns of vectors that a fitted stage writes, how many entries of a row are not zero; not of all classes."""
+    match kind_of(stage):
         case "OneHotEncoderModel":
             return dict.fromkeys(stage.getOutputCols() if stage.isSet("outputCols") else [stage.getOutputCol()], 1.0)
         case "MultilayerPerceptronClassificationModel":
@@ -128,6 +155,8 @@ def filled_by(stage: Any, filled: Filled) -> dict[str, float]:
             return {stage.getOutputCol(): float(stage.pc.numCols)}
         case "VectorSizeHint":
             return {stage.getInputCol(): filled.get(stage.getInputCol(), float(stage.getSize()))}
+        case "Word2VecModel":
+            return {stage.getOutputCol(): float(stage.getVectorSize())}
         case kind if kind in SAME_SHAPE:
             return {stage.getOutputCol(): entries_of(stage, filled)}
     return {}
@@ -143,6 +172,27 @@ def steps_among(boundaries: int) -> float:
     return math.log2(max(boundaries, 2))
 
 
+def _read(size: Callable[[Any], float], column: str = "inputCol") -> Entries:
+    """Of the vector or the words that a stage reads; of this size where it isn't known."""
+    return lambda stage, filled: filled.get(stage.getOrDefault(column), float(size(stage)))
+
+
+def _chosen(size: Callable[[Any], int], column: str) -> Entries:
+    """Of a stage that takes this many entries from a vector."""
+    read = _read(size, column)
+    return lambda stage, filled: min(read(stage, filled), size(stage))
+
+
+def _terms(stage: Any, filled: Filled) -> float:
+    """The terms of a PolynomialExpansion, without the constant."""
+    return math.comb(round(_numbers(stage, filled)) + stage.getDegree(), stage.getDegree()) - 1.0
+
+
+def compared(clusters: int) -> float:
+    """The centres of a BisectingKMeansModel that a row is compared with, two at each branch of a tree that is about even."""
+    return 2 * math.log2(max(clusters, 2))
+
+
 def _columns(stage: Any, filled: Filled) -> int:
     return len(stage.getInputCols()) if stage.isSet("inputCols") else 1
 
@@ -150,11 +200,8 @@ def _columns(stage: Any, filled: Filled) -> int:
 def _scaled(size: Callable[[Any], int], centres: str = "") -> Entries:
     """Of a scaler of vectors of this size; one that centres makes them dense."""
 
-    def entries(stage: Any, filled: Filled) -> float:
-        dense = centres and stage.getOrDefault(centres)
-        return size(stage) if dense else filled.get(stage.getInputCol(), float(size(stage)))
-
-    return entries
+    read = _read(size)
+    return lambda stage, filled: size(stage) if centres and stage.getOrDefault(centres) else read(stage, filled)
 
 
 def _tree(stage: Any, filled: Filled) -> float:
@@ -165,9 +212,12 @@ def _ensemble(stage: Any, filled: Filled) -> float:
     return lookups(stage.getNumTrees, stage.totalNumNodes)
 
 
-def _coefficients(stage: Any, filled: Filled) -> float:
-    return filled.get(stage.getFeaturesCol(), float(stage.numFeatures))
-
+_words = _read(lambda stage: WORDS)
+_numbers = _read(lambda stage: 1)
+_counts = _read(lambda stage: min(WORDS, stage.vocabSize()), "featuresCol")
+_coefficients = _read(lambda stage: stage.numFeatures, "featuresCol")
+_centre = _read(lambda stage: stage.clusterCenters()[0].size, "featuresCol")
+_selected = _chosen(lambda stage: len(stage.selectedFeatures), "featuresCol")
 
 ENTRIES: Mapping[str, Entries] = {
     "VectorAssembler": lambda stage, filled: sum(filled.get(column, 1.0) for column in stage.getInputCols()),
@@ -180,14 +230,50 @@ ENTRIES: Mapping[str, Entries] = {
     "RobustScalerModel": _scaled(lambda stage: stage.range.size, "withCentering"),
     "StringIndexerModel": _columns,
     "OneHotEncoderModel": _columns,
+    "TargetEncoderModel": _columns,
     "Bucketizer": _columns,
+    "Binarizer": lambda stage, filled: _columns(stage, filled) if stage.isSet("inputCols") else _numbers(stage, filled),
+    "ImputerModel": _columns,
+    "FeatureHasher": _columns,
+    "IndexToString": lambda stage, filled: 1,
+    "VectorAttributeRewriter": lambda stage, filled: 1,
+    "ColumnPruner": lambda stage, filled: 1,
+    "FormulaLabel": lambda stage, filled: 1,
+    "Normalizer": _numbers,
+    "DCT": _numbers,
+    "PolynomialExpansion": _terms,
+    "IDFModel": _scaled(lambda stage: stage.idf.size),
+    "VectorIndexerModel": lambda stage, filled: len(stage.categoryMaps),
+    "VectorSlicer": _chosen(lambda stage: len(stage.getIndices()) + len(stage.getNames()), "inputCol"),
+    "ChiSqSelectorModel": _selected,
+    "UnivariateFeatureSelectorModel": _selected,
+    "VarianceThresholdSelectorModel": _selected,
+    "Tokenizer": _words,
+    "RegexTokenizer": _words,
+    "StopWordsRemover": _words,
+    "NGram": _words,
+    "HashingTF": _words,
+    "CountVectorizerModel": _words,
+    "Word2VecModel": lambda stage, filled: stage.getVectorSize() * _words(stage, filled),
+    "MinHashLSHModel": lambda stage, filled: stage.getNumHashTables() * _words(stage, filled),
+    "BucketedRandomProjectionLSHModel": lambda stage, filled: stage.getNumHashTables() * _numbers(stage, filled),
     "IsotonicRegressionModel": lambda stage, filled: steps_among(stage.boundaries.size),
     "PCAModel": lambda stage, filled: filled.get(stage.getInputCol(), float(stage.pc.numRows)) * stage.pc.numCols,
     "LinearRegressionModel": _coefficients,
     "GeneralizedLinearRegressionModel": _coefficients,
+    "AFTSurvivalRegressionModel": _coefficients,
+    "LinearSVCModel": _coefficients,
+    "FMRegressionModel": lambda stage, filled: stage.getFactorSize() * _coefficients(stage, filled),
+    "FMClassificationModel": lambda stage, filled: stage.getFactorSize() * _coefficients(stage, filled),
+    "NaiveBayesModel": lambda stage, filled: stage.numClasses * _coefficients(stage, filled),
+    "OneVsRestModel": lambda stage, filled: len(stage.models),
     "LogisticRegressionModel": lambda stage, filled: stage.coefficientMatrix.numRows * _coefficients(stage, filled),
     "MultilayerPerceptronClassificationModel": lambda stage, filled: stage.weights.size,
     "GaussianMixtureModel": lambda stage, filled: len(stage.weights) * stage.gaussiansDF.first()["mean"].size ** 2,
+    "KMeansModel": lambda stage, filled: len(stage.clusterCenters()) * _centre(stage, filled),
+    "BisectingKMeansModel": lambda stage, filled: compared(len(stage.clusterCenters())) * _centre(stage, filled),
+    "LocalLDAModel": lambda stage, filled: stage.getK() * _counts(stage, filled),
+    "DistributedLDAModel": lambda stage, filled: stage.getK() * _counts(stage, filled),
     "DecisionTreeRegressionModel": _tree,
     "DecisionTreeClassificationModel": _tree,
     "RandomForestRegressionModel": _ensemble,
@@ -197,6 +283,7 @@ ENTRIES: Mapping[str, Entries] = {
 }
 SAME_SHAPE = frozenset(
     {"VectorAssembler", "Interaction", "ElementwiseProduct", "StandardScalerModel", "MinMaxScalerModel", "MaxAbsScalerModel",
-     "RobustScalerModel"}
+     "RobustScalerModel", "Normalizer", "DCT", "PolynomialExpansion", "IDFModel", "VectorSlicer", "ChiSqSelectorModel",
+     "UnivariateFeatureSelectorModel", "VarianceThresholdSelectorModel", "HashingTF", "CountVectorizerModel", "FeatureHasher"}
 )  # fmt: skip
-"""Classes that write as many entries as they count."""
+"""Classes that write as many entries as they count, or fewer."""
