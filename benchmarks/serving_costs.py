@@ -1,12 +1,13 @@
 """What does a row cost in each class of MLlib's stages?
 
 The figures of `sparkdiff/growth/costs.py`. Spark's own `transform` on generated, cached rows of one partition on local[1]; what
-counts is the CPU time of the tasks, as Spark reports it, less that of reading the same input columns. Each class has two sizes,
-which give a fixed cost and a cost per entry (`costs` says what an entry is); of all turns the fastest counts.
+counts is the CPU time of the tasks, as Spark reports it, less that of reading the same input columns. Each class has two
+sizes, which give a fixed cost and a cost per entry (`costs` says what an entry is); of all turns the fastest counts. Both
+are divided by how many times as slow as the table's this machine is, by the median of the classes that are in it.
 
     SPARK_CONF_DIR=conf python benchmarks/serving_costs.py --out serving_costs.json
 
-Prints the table, beside the one that is kept, and writes JSON.
+Prints the table, beside the one that is kept, and as its lines in `costs`, and writes JSON.
 """
 
 import dataclasses
@@ -51,8 +52,8 @@ class Case:
 
 
 def rows_of(spark: SparkSession, rows: int) -> DataFrame:
-    """Numbers n0.., vectors v8 and v64, h (one-hot), indexes i0.., their vectors i8 and i64, strings s0.., label (of two values),
-    y, censor, and of 5 and of 40 words: texts, words and vectors of counts.
+    """Numbers n0.., vectors v8 and v64, h (one-hot), indexes i0.., their vectors i8s and i64s, strings s0.., label (of two
+    values), y, censor, and of 5 and of 40 words: text5.., words5.. and counts5.., vectors of counts.
     """
     data = spark.range(rows).repartition(1)
     numbers = [F.rand(j).alias(f"n{j}") for j in range(max(WIDTHS))]
@@ -125,7 +126,7 @@ def of_vectors(few: DataFrame, d: int) -> Iterator[Case]:
     yield case(feature.VectorSlicer(indices=list(range(0, d, 2)), **to), v)
     on: dict[str, Any] = {"featuresCol": v, "outputCol": "out"}
     yield case(feature.VarianceThresholdSelector(varianceThreshold=1 / 12, **on).fit(few), v)
-    categories = {"featuresCol": f"i{d}s", "outputCol": "out", "labelCol": "label"}
+    categories: dict[str, Any] = {"featuresCol": f"i{d}s", "outputCol": "out", "labelCol": "label"}
     yield case(feature.ChiSqSelector(numTopFeatures=d // 2, **categories).fit(few), f"i{d}s")
     univariate = feature.UnivariateFeatureSelector(labelCol="label", **on)
     univariate = univariate.setFeatureType("continuous").setLabelType("categorical").setSelectionThreshold(d // 2)
@@ -142,8 +143,8 @@ def of_linear(few: DataFrame, d: int) -> Iterator[Case]:
     for estimator in (
         regression.LinearRegression(**number), regression.GeneralizedLinearRegression(regParam=0.1, **number),
         regression.AFTSurvivalRegression(censorCol="censor", **number), regression.FMRegressor(**number),
-        classification.LogisticRegression(**label), classification.LinearSVC(**label), classification.FMClassifier(**label),
-        classification.NaiveBayes(featuresCol=v, predictionCol="out", labelCol="label"),
+        classification.LogisticRegression(**label), classification.LinearSVC(**label),
+        classification.FMClassifier(**label), classification.NaiveBayes(featuresCol=v, predictionCol="out", labelCol="label"),
         classification.MultilayerPerceptronClassifier(
             layers=[d, d // 2, 2], maxIter=2, rawPredictionCol="out", featuresCol=v
         ),
@@ -263,7 +264,7 @@ def measured(case: Case, data: DataFrame, rows: int, turns: int, clock: Clock) -
 
 
 def factor(measurements: Mapping[str, Sequence[Measurement]]) -> float:
-    """How many times as long as by the table its classes take here, the median of their larger sizes; 1 where none is in it."""
+    """How many times as long as by its table classes take here, the median of their larger sizes; 1 where none is in it."""
     known = [(name, max(of)) for name, of in measurements.items() if name in costs.COSTS]
     ratios = [m.took / (costs.of(name, m.entries) + m.inside) for name, m in known if costs.of(name, m.entries) > 0]
     return statistics.median(ratios) if ratios else 1.0
@@ -307,16 +308,16 @@ def main() -> int:
         kept = "" if was is None else f"{was[0]:g} + {was[1]:g}"
         cells.append([name, sizes[0], sizes[-1] if len(sizes) > 1 else "", f"{fixed:.2f}", f"{per_entry:.4f}", kept])
     print(markdown(["class", "entries → µs", "entries → µs", "fixed", "per entry", "kept"], cells))
-    print(f"{slower:.2f} times as slow as where the table was measured, by the median of its classes; both figures are divided by it")
+    print(f"{slower:.2f} times as slow as where the table was measured, by the median of its classes; divided by this:")
     for name, (fixed, per_entry) in found.items():
         print(f'    "{name}": ({fixed:.2g}, {per_entry:.2g}),')
-    figures = {}
+    figures = {"times as slow": slower}
     for name, (fixed, per_entry) in found.items():
         figures |= {f"{name}, fixed": fixed, f"{name}, per entry": per_entry}
     write(
         given,
         {name: {"sizes": measurements[name], "fixed": f, "perEntry": e} for name, (f, e) in found.items()},
-        {"times as slow": slower, **figures},
+        figures,
     )
     return 0
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 from pyspark.ml import PipelineModel, Transformer
-from pyspark.ml.classification import LogisticRegression, OneVsRestModel
+from pyspark.ml.classification import LogisticRegression, LogisticRegressionModel, OneVsRestModel
 from pyspark.ml.clustering import BisectingKMeans, KMeans
 from pyspark.ml.feature import (
     IDF,
@@ -98,10 +98,15 @@ class Word2VecModel(Transformer):
         return dataset
 
 
+class Boosted(LogisticRegressionModel):
+    """Another library's classifier, which OneVsRest can fit as it does one of Spark's."""
+
+
 def test_stages_without_a_figure_are_named(spark: SparkSession, rows: DataFrame) -> None:
     own, statement = Word2VecModel(), SQLTransformer(statement="SELECT * FROM __THIS__ LIMIT 9")
     assembler = VectorAssembler(inputCols=["number"], outputCol="o")
-    asked = OneVsRestModel(models=[LogisticRegression(maxIter=1).fit(rows), own])
+    one = LogisticRegression(maxIter=1).fit(rows)
+    asked = OneVsRestModel(models=[one, Boosted(one._java_obj)])
     drops = SQLTransformer(statement="SELECT * EXCEPT (`user`) FROM __THIS__")
     assert costs.unknown(PipelineModel([assembler, drops])) == []
     [warning] = costs.unknown(PipelineModel([assembler, statement, own, asked]))
