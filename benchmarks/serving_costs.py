@@ -10,11 +10,14 @@ are divided by how many times as slow as the table's this machine is, by the med
 Prints the table, beside the one that is kept, and as its lines in `costs`, and writes JSON.
 """
 
+import contextlib
 import dataclasses
+import os
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from common import markdown, parse, parser, write
@@ -220,7 +223,7 @@ def of_words(few: DataFrame, n: int) -> Iterator[Case]:
     yield case(vectors, words, entries=costs.entries_of(vectors, {words: n}))
     hashes = feature.MinHashLSH(numHashTables=4, inputCol=counts, outputCol="out").fit(few)
     yield case(hashes, counts, entries=costs.entries_of(hashes, {counts: n}))
-    topics = clustering.LDA(k=10, maxIter=2, featuresCol=counts, topicDistributionCol="out").fit(few)
+    topics = clustering.LDA(k=4, maxIter=2, featuresCol=counts, topicDistributionCol="out").fit(few)
     yield case(topics, counts, entries=costs.entries_of(topics, {counts: n}))
 
 
@@ -233,7 +236,7 @@ class Measurement(NamedTuple):
 
 
 class Clock:
-    """CPU seconds of the tasks of a query."""
+    """CPU seconds of the tasks of a query, with those of Spark's Python workers, which Spark doesn't count."""
 
     def __init__(self, spark: SparkSession):
         self.context, self.runs = spark.sparkContext, 0
@@ -242,17 +245,35 @@ class Clock:
         self.runs += 1
         group = f"run-{self.runs}"
         self.context.setJobGroup(group, group)
+        before = worker_seconds()
         data.write.format("noop").mode("overwrite").save()
+        in_python = worker_seconds() - before
         tracker, store = self.context.statusTracker(), self.context._jsc.sc().statusStore()
         while not (stages := {s for j in tracker.getJobIdsForGroup(group) for s in tracker.getJobInfo(j).stageIds}):
             time.sleep(0.01)  # Spark hears of a job later than the job runs
-        return sum(self._cpu_seconds(store, s) for s in stages)
+        return in_python + sum(self._cpu_seconds(store, s) for s in stages)
 
     def _cpu_seconds(self, store: Any, stage: int) -> float:
         """Of a stage, once Spark has heard of its end."""
         while (last := store.lastStageAttempt(stage)).status().toString() not in ("COMPLETE", "SKIPPED"):
             time.sleep(0.01)
         return float(last.executorCpuTime()) / 1e9
+
+
+def worker_seconds() -> float:
+    """CPU seconds of the Python processes below this one, so far; 0 without /proc."""
+    parents, seconds = dict[int, int](), dict[int, float]()
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # a process that has just ended
+            name, _, rest = file.read_text().rpartition(")")
+            fields, pid = rest.split(), int(file.parent.name)
+            parents[pid] = int(fields[1])
+            # Its own and those of its children that have ended, in user and in system mode.
+            seconds[pid] = sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK") if "python" in name else 0.0
+    below, found = {os.getpid()}, set[int]()
+    while below := {pid for pid, parent in parents.items() if parent in below}:
+        found |= below
+    return sum(seconds[pid] for pid in found)
 
 
 def measured(case: Case, data: DataFrame, rows: int, turns: int, clock: Clock) -> float:

@@ -68,13 +68,13 @@ COSTS: Mapping[str, tuple[float, float]] = {
     "LinearSVCModel": (2.52, 0.016),
     "FMClassificationModel": (3.39, 0.11),
     "NaiveBayesModel": (2.38, 0.026),
-    "OneVsRestModel": (0.0, 8.7),
+    "OneVsRestModel": (0.0, 33.0),
     "MultilayerPerceptronClassificationModel": (1.9, 0.00098),
     "GaussianMixtureModel": (5.08, 0.0094),
     "KMeansModel": (2.77, 0.0013),
     "BisectingKMeansModel": (2.7, 0.0022),
-    "LocalLDAModel": (0.0, 2.7),
-    "DistributedLDAModel": (0.0, 2.7),
+    "LocalLDAModel": (0.0, 3.5),
+    "DistributedLDAModel": (0.0, 3.5),
     "DecisionTreeRegressionModel": (0.16, 0.035),
     "DecisionTreeClassificationModel": (0.16, 0.035),
     "RandomForestRegressionModel": (1.29, 0.019),
@@ -99,7 +99,7 @@ COSTS: Mapping[str, tuple[float, float]] = {
 - IsotonicRegressionModel: a step of the search among n boundaries, log2(n) of them;
 - PCAModel, linear and logistic models, NaiveBayesModel: a coefficient of an entry that is not zero;
 - FMRegressionModel, FMClassificationModel: a factor of an entry that is not zero;
-- OneVsRestModel: a model, beside what that costs itself;
+- OneVsRestModel: a model, beside what that costs itself; that of pyspark, whose rows go to Python and back for each model;
 - MultilayerPerceptronClassificationModel: a weight;
 - GaussianMixtureModel: an entry of a covariance;
 - KMeansModel, BisectingKMeansModel: an entry that is not zero, for each centre that a row is compared with;
