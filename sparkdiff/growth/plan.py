@@ -7,6 +7,7 @@ from pyspark.sql import DataFrame
 from sparkdiff import jvm
 from sparkdiff.data.splits import Source
 from sparkdiff.fine_tuning.task import prepare
+from sparkdiff.growth import costs
 from sparkdiff.growth.assembly import serving_of, width_of
 from sparkdiff.growth.checks import check_entities, check_last_stage, check_options
 from sparkdiff.growth.inputs import linear_head, upstream_columns
@@ -47,6 +48,7 @@ def described(model: Any, options: Options, settings: GrowthSettings, data: Data
             "kinds of parts, and the stages that they add:",
             *_kinds(settings),
             f"serving costs {serving.before:.3g} us per row by the table of costs; {limit}",
+            *costs.unknown(model),
         ]
     )
 

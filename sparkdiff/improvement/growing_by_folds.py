@@ -7,6 +7,7 @@ from typing import Any
 from pyspark.sql import DataFrame
 
 from sparkdiff.data.splits import Source
+from sparkdiff.growth import costs
 from sparkdiff.growth.parts import trees
 from sparkdiff.growth.plan import described
 from sparkdiff.growth.settings import GrowthSettings
@@ -67,7 +68,7 @@ def grow_pipeline(
         }
         if best is None and (step is None or not step.candidates):
             values["reason"] = origin.refused or (plain.reason if step is None else step.learned["why"])
-        values["warnings"] = [*missing, *shown.get("warnings", []), *plain.warnings]
+        values["warnings"] = [*missing, *shown.get("warnings", []), *plain.warnings, *costs.unknown(ground.model)]
         cost = ground.start.cost
         fields = shown.get("fields", {"servingCost": {"limit": None}})
         after = cost if best is None or best.found is None else best.found.cost

@@ -44,4 +44,5 @@ def described(model: Any, options: Options, settings: ImprovementSettings, data:
         division.sentence(ground.sources, options),
         *aligned(rows, left=(0, 1, 2)), keeps, f"for comparison only: {name_of(ground)}" if wanted(ground) else "",
         f"serving costs {costs.of_model(model):.3g} us per row by the table of costs",
+        *costs.unknown(model),
     ]))  # fmt: skip

@@ -212,6 +212,7 @@ def _warnings(ground: Ground, explores: Ground, origin: Origin, decision: Decisi
         *refused,
         *recipe,
         *idle,
+        *costs.unknown(ground.model),
     ]
 
 

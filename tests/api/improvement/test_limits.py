@@ -12,12 +12,12 @@ import torch
 from pyspark.ml import Pipeline, PipelineModel
 from pyspark.ml.classification import LogisticRegression
 from pyspark.ml.clustering import KMeans
-from pyspark.ml.feature import Imputer, Normalizer, StandardScaler, VectorAssembler
+from pyspark.ml.feature import Imputer, Normalizer, SQLTransformer, StandardScaler, VectorAssembler
 from pyspark.ml.regression import GBTRegressor, LinearRegression
 from pyspark.sql import DataFrame, SparkSession, functions as F
 from small_data import NUMBERS, half_deviance, riders, sides, unfitted
 
-from sparkdiff import Improver, InputError, jvm
+from sparkdiff import Grower, Improver, InputError, jvm
 from sparkdiff.data.splits import Source
 from sparkdiff.evaluation.recorded import keyed
 from sparkdiff.fine_tuning.shared import Shared
@@ -50,6 +50,17 @@ def test_no_arm_makes_what_costs_more_to_serve_than_is_allowed(rows: DataFrame, 
     held = Improver(model, maxServingCost=1.01, **given).fit(rows)
     assert [a["state"] for a in held.summary.arms] != ["failed"]
     assert all(row["serving"] <= 1.01 for row in (*held.summary.table, *held.summary.race))
+
+
+def test_plan_and_summary_name_stages_whose_serving_cost_is_not_known(rows: DataFrame, tmp_path: Path) -> None:
+    statement = SQLTransformer(statement="SELECT *, 2 * wind AS gust FROM __THIS__")
+    model = PipelineModel([statement, *unfitted().fit(rows).stages])
+    given = {"numFolds": 2, "cacheDir": str(tmp_path)}
+    few = rows.limit(40).localCheckpoint()  # too few to decide
+    for made in (Grower(model, **given), Improver(model, arms=["refit"], budget="30 passes", baseline=False, **given)):
+        named = f"serving costs of SQLTransformer {statement.uid} are not known"
+        assert made.explain(few).count(named) == 1
+        assert [w.startswith(named) for w in made.fit(few).summary.warnings].count(True) == 1
 
 
 def test_what_is_to_be_kept_is_not_folded(rows: DataFrame) -> None:
