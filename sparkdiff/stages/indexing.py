@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sparkdiff.errors import InputError
+from sparkdiff.jvm import encoders as spark
 from sparkdiff.stages.base import StageModule, register
 from sparkdiff.tensors.rows import NEVER, SPARSE_FROM, Rows, SparseRows, dense, on_gpu, width
 
@@ -47,7 +48,7 @@ class VectorIndexer(StageModule):
 
     @classmethod
     def from_spark(cls, stage: Any) -> "VectorIndexer":
-        return cls(stage.uid, stage.numFeatures, stage.categoryMaps, stage.getHandleInvalid() == "keep")
+        return cls(stage.uid, stage.numFeatures, spark.category_maps(stage), stage.getHandleInvalid() == "keep")
 
     def nominal_features(self) -> Tensor:
         return self.nominal.nonzero()[:, 0]
