@@ -1,5 +1,5 @@
-"""The surrogates of an ImputerModel and the encodings of a TargetEncoderModel, read from Spark and written back; the categories of
-a VectorIndexerModel.
+"""The surrogates of an ImputerModel and the encodings of a TargetEncoderModel, read from Spark and written back; the
+categories of a VectorIndexerModel.
 """
 
 import functools

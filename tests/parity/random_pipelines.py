@@ -115,8 +115,8 @@ class Truth:
         columns: those that its transform gives.
         kept: by the row's place what Spark computes of it; rows that it refuses or drops are missing.
         refused: places of the rows on which it fails.
-        unsettled: places of the rows of which a DCT gets an infinite entry: what Spark computes depends on the order of its additions,
-            so that each way refuses them by name.
+        unsettled: places of the rows of which a DCT gets an infinite entry: what Spark computes of them depends on the
+            order of its additions, so that each way refuses them by name.
         writers: the class that wrote a column last.
     """
 
@@ -301,7 +301,9 @@ def documented(way: str, truth: Truth, i: int) -> bool:
     if way == "compact":
         return bool(classes & {"PCAModel", "DCT"}) and bool(np.isinf(numbers).any())
     sparse = any(isinstance(v, SparseVector) for v in values)
-    return bool(np.isinf(numbers).any()) or (sparse and ("VectorIndexerModel" in classes or bool(np.isnan(numbers).any())))
+    return bool(np.isinf(numbers).any()) or (
+        sparse and ("VectorIndexerModel" in classes or bool(np.isnan(numbers).any()))
+    )
 
 
 # The ways out ---------------------------------------------------------------------------------------------------------
@@ -392,7 +394,9 @@ def by_onnx(truth: Truth) -> Iterator[Difference]:
         if not file.described.sparkStages:
             out = onnx_parity.run(file.session, arrays(inputs, [truth.case.rows[i] for i in truth.kept]))
             found = {i: {name: values[k] for name, values in out.items()} for k, i in enumerate(truth.kept)}
-            yield from compared("ONNX", "of the data", truth, found, [n for n in truth.written() if n in out], nulls=True)
+            yield from compared(
+                "ONNX", "of the data", truth, found, [n for n in truth.written() if n in out], nulls=True
+            )
     elif truth.kept:
         _, found = truth.proofs or verified(truth, list(truth.kept))
         finite = [i for i in truth.kept if not documented("ONNX", truth, i)]
@@ -408,7 +412,9 @@ def by_onnx(truth: Truth) -> Iterator[Difference]:
     if rows and len(file.described.stages) == len(flatten(truth.model)):
         out = onnx_parity.run(file.session, arrays(inputs, [truth.case.rows[i] for i in rows]))
         marks = out.get(onnx_export.REFUSED, np.zeros(len(rows), bool))
-        missed = [i for i, is_marked in zip(rows, marks, strict=True) if not is_marked and not documented("ONNX", truth, i)]
+        missed = [
+            i for i, is_marked in zip(rows, marks, strict=True) if not is_marked and not documented("ONNX", truth, i)
+        ]
         if missed:
             i = missed[0]
             yield Difference("ONNX", "", "does not mark a row that Spark refuses", f"row {i} is not marked", (i,))

@@ -211,7 +211,10 @@ def test_a_feature_without_any_category(spark: SparkSession, route: str, tmp_pat
     zeros = spark.createDataFrame([(k, Vectors.dense(1.0 + k, (-1) ** k * 0.0)) for k in range(6)], ["id", "v"])
     given = [{"v": v} for v in (Vectors.dense(2.0, 0.0), Vectors.dense(3.0, 5.0), Vectors.sparse(2, [0], [4.0]))]
     odd = spark.createDataFrame([(row["v"],) for row in given], ["v"]).coalesce(1)
-    fits = {how: VectorIndexer(inputCol="v", outputCol="out0", maxCategories=2, handleInvalid=how) for how in ("keep", "error")}
+    fits = {
+        how: VectorIndexer(inputCol="v", outputCol="out0", maxCategories=2, handleInvalid=how)
+        for how in ("keep", "error")
+    }
     models = {how: Pipeline(stages=[stage]).fit(zeros) for how, stage in fits.items()}
     wanted = [row.asDict() for row in models["keep"].transform(odd).select("out0").collect()]
     scorer = sparkdiff.Scorer(models["keep"], schema=odd.schema)
