@@ -76,9 +76,10 @@ KNOWN: dict[str, tuple[str, ...]] = {
         "is decimal(8,2): Spark rounds surrogates",
         "handleInvalid='skip' drops rows",
         "coldStartStrategy='drop'",
+        "are decided when data are seen",  # behind a VectorIndexer of vectors of which the schema doesn't tell the width
         "it changes columns that it does not name",
     ),
-    "ONNX": ("no stage of this pipeline is translated", "`link` probit", "MultilayerPerceptron"),
+    "ONNX": ("no stage of this pipeline is translated", "which link='probit' needs", "MultilayerPerceptron"),
     "TorchTransformer": (
         "no stage of this pipeline is translated",
         "behind it writes a column that it reads or writes",
