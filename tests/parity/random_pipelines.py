@@ -115,9 +115,8 @@ class Truth:
     Attributes:
         columns: those that its transform gives.
         kept: by the row's place what Spark computes of it; rows that it refuses or drops are missing.
-        refused: places of the rows on which it fails.
-        unsettled: places of the rows of which a DCT gets an infinite entry: what Spark computes of them depends on the
-            order of its additions, so that each way refuses them by name.
+        refused: places of the rows on which it fails, and of those of which a DCT gets an infinite entry: what Spark computes
+            of these depends on the order of its additions, so that each way refuses them by name.
         writers: the class that wrote a column last.
     """
 
@@ -129,7 +128,6 @@ class Truth:
     refused: list[int]
     writers: dict[str, str]
     tolerance: float
-    unsettled: list[int] = field(default_factory=list)
     exported: "OnnxFile | None" = None
     proofs: tuple[Any, Any] | None = None
 
@@ -173,8 +171,8 @@ def truth_of(model: Any, case: Case, spark: SparkSession) -> Truth:
         row_by_row(truth, spark, places)
     for column in [stage.getInputCol() for _, stage in flatten(model) if type(stage).__name__ == "DCT"]:
         vectors = {i: row[column] for i, row in truth.kept.items() if isinstance(row.get(column), Vector)}
-        truth.unsettled += [i for i, v in vectors.items() if np.isinf(v.toArray()).any()]
-    truth.kept = {i: truth.kept[i] for i in sorted(truth.kept) if i not in truth.unsettled}
+        truth.refused += [i for i, v in vectors.items() if np.isinf(v.toArray()).any()]
+    truth.kept = {i: truth.kept[i] for i in sorted(truth.kept) if i not in truth.refused}
     return truth
 
 
@@ -443,7 +441,7 @@ def by_scorer(truth: Truth) -> Iterator[Difference]:
     scorer = Scorer(truth.model, schema=schema, outputCols=truth.written())
     usual = Scorer(truth.model, schema=schema)
     taken, names = list(truth.kept), scorer.outputCols
-    others = [i for i in range(len(rows)) if i not in truth.kept and i not in truth.unsettled]
+    others = [i for i in range(len(rows)) if i not in truth.kept]
     answered = [i for i in others if not refuses(scorer, rows[i])]
     if answered:
         yield Difference("Scorer", "", "answers a row that Spark refuses or drops", f"rows {answered}", tuple(answered))
