@@ -99,7 +99,7 @@ LABELS = {"label": "double", "grade": "double", "target": "double", "censor": "d
 NUMBERS = ("double", "index", "float", "int", "bigint")
 VECTORS = ("vector", "counts")
 EDGES = ("null", "NaN", "+inf", "-inf", "-0.0", "unseen category", "sparse vector", "dense vector", "mixed batch")
-TEXTS = ["the cat sat", "A Dog and a cat", "cat", "dog, the-dog", "a b c d"]
+TEXTS = ["the cat sat", "A Dog IN a cat", "cat", "dog, the-dog", "a b c d"]
 
 
 @dataclass(frozen=True)
