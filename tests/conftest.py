@@ -20,6 +20,8 @@ QUICK = (
     "-XX:TieredStopAtLevel=1 -XX:ReservedCodeCacheSize=256m -XX:-UseCodeCacheFlushing -XX:+UseSerialGC"
     " -XX:+UnlockDiagnosticVMOptions -XX:-BytecodeVerificationRemote"
 )
+PLAIN = os.environ.get("SPARKDIFF_PLAIN_SPARK") == "true"
+"""Whether tests run in the session that a user gets: no setting of Spark or Java, no class of ours in it. See .ci/run."""
 PACKAGES = {"com", "java", "javax", "net", "org", "py4j", "scala"}
 """Where the names of Java's classes begin: no class has such a name itself."""
 
@@ -28,7 +30,10 @@ def pytest_configure(config: pytest.Config) -> None:
     """`--dist loadfile` takes the files as they come; by default those of few tests, which take longest here, come last."""
     config.option.loadscopereorder = False
     config.pluginmanager.register(CpuTimes())
-    os.environ.setdefault("JDK_JAVA_OPTIONS", QUICK)
+    if PLAIN:
+        os.environ.pop("SPARK_CONF_DIR", None)
+    else:
+        os.environ.setdefault("JDK_JAVA_OPTIONS", QUICK)
     os.environ.setdefault(
         "OMP_NUM_THREADS", "1"
     )  # torch's threads would wait for each other, and take the other process's core
@@ -63,6 +68,9 @@ def prompt() -> Iterator[None]:
     Java sends an answer of more than 8 kB in pieces, each when the one before is acknowledged, which Linux puts off by 40 ms. And
     py4j asks for every name in `jvm.org.apache.spark...` anew, for which Java looks into all of Spark's jars.
     """
+    if PLAIN:
+        yield
+        return
     from py4j.clientserver import ClientServerConnection
     from py4j.java_gateway import JavaClass, JavaMember, JavaPackage, JVMView
 
@@ -162,9 +170,14 @@ def spark(prompt: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ob
     os.environ["PYSPARK_PYTHON"] = sys.executable
     from pyspark.sql import SparkSession
 
+    builder = SparkSession.builder.master("local[2]")
+    if PLAIN:
+        session = builder.getOrCreate()
+        yield session
+        session.stop()
+        return
     session = (
-        SparkSession.builder.master("local[2]")
-        .appName("sparkdiff tests")
+        builder.appName("sparkdiff tests")
         .config("spark.ui.enabled", "false")
         .config("spark.ui.showConsoleProgress", "false")
         .config("spark.sql.shuffle.partitions", "2")

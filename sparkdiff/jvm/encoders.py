@@ -1,6 +1,9 @@
-"""The surrogates of an ImputerModel and the encodings of a TargetEncoderModel, read from Spark and written back."""
+"""The surrogates of an ImputerModel and the encodings of a TargetEncoderModel, read from Spark and written back; the
+categories of a VectorIndexerModel.
+"""
 
 import functools
+import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -11,10 +14,20 @@ from pyspark.sql import DataFrame
 
 from sparkdiff.errors import SparkdiffError
 from sparkdiff.jvm import files, places, selections, sessions
-from sparkdiff.jvm.objects import array, class_named, doubles, packages
+from sparkdiff.jvm.objects import array, class_named, doubles, mapper, packages
 from sparkdiff.jvm.rebuilding import made_of, rebuilt
 
 Numbers = npt.NDArray[np.float64]
+
+
+def category_maps(stage: Any) -> dict[int, dict[float, int]]:
+    """The categories of a VectorIndexerModel: its `categoryMaps`, from which PySpark leaves out features without any."""
+    if sessions.has_constructors():
+        told = json.loads(mapper().writeValueAsString(stage._java_obj.javaCategoryMaps()))
+        return {int(j): {float(value): k for value, k in categories.items()} for j, categories in told.items()}
+    with files.saved(stage) as where:
+        [maps] = files.read_rows(f"{where}/data")["categoryMaps"].to_pylist()
+    return {j: dict(categories) for j, categories in maps}
 
 
 def surrogates(stage: Any, columns: Sequence[str]) -> list[float]:

@@ -1,5 +1,6 @@
 """Stages that replace feature values by category indices: VectorIndexer."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -7,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sparkdiff.errors import InputError
+from sparkdiff.jvm import encoders as spark
 from sparkdiff.stages.base import StageModule, register
 from sparkdiff.tensors.rows import NEVER, SPARSE_FROM, Rows, SparseRows, dense, on_gpu, width
 
@@ -24,6 +26,7 @@ class VectorIndexer(StageModule):
     first: Tensor
     values: Tensor
     numbers: Tensor
+    nominal: Tensor
 
     def __init__(self, uid: str, size: int, maps: Mapping[int, Mapping[float, int]], keep: bool):
         super().__init__()
@@ -33,19 +36,22 @@ class VectorIndexer(StageModule):
         for feature, categories in maps.items():
             known[feature] = len(categories)
         entries = [(v, k) for feature in sorted(maps) for v, k in sorted(maps[feature].items())]
+        entries.append((math.nan, 0))  # equals no value; without any category there would be nothing to compare with
         # The categories of feature j are the entries first[j] to first[j + 1], ascending by value.
         self.register_buffer("first", torch.cat([torch.zeros(1, dtype=torch.int64), known.cumsum(0)]))  # (d + 1,)
-        self.register_buffer("values", torch.tensor([v for v, _ in entries], dtype=torch.float64))  # (c,)
-        self.register_buffer("numbers", torch.tensor([k for _, k in entries], dtype=torch.float64))  # (c,)
+        self.register_buffer("values", torch.tensor([v for v, _ in entries], dtype=torch.float64))  # (c + 1,)
+        self.register_buffer("numbers", torch.tensor([k for _, k in entries], dtype=torch.float64))  # (c + 1,)
+        # Spark fits no category at all where a feature has 0.0 and -0.0 only; each of its values is then an unknown one.
+        self.register_buffer("nominal", torch.tensor([feature in maps for feature in range(size)]))  # (d,)
         self.tells_zeros = -1.0 if any(categories.get(0.0) != 0 for categories in maps.values()) else NEVER
         self.differentiable = len(maps) < size  # type: ignore[misc]  # through the other features
 
     @classmethod
     def from_spark(cls, stage: Any) -> "VectorIndexer":
-        return cls(stage.uid, stage.numFeatures, stage.categoryMaps, stage.getHandleInvalid() == "keep")
+        return cls(stage.uid, stage.numFeatures, spark.category_maps(stage), stage.getHandleInvalid() == "keep")
 
     def nominal_features(self) -> Tensor:
-        return self.first.diff().nonzero()[:, 0]
+        return self.nominal.nonzero()[:, 0]
 
     def forward(self, x: Rows) -> Rows:  # (n, d) -> (n, d)
         if len(x) and width(x) != self.size:
@@ -62,9 +68,8 @@ class VectorIndexer(StageModule):
 
     def indexed(self, x: Tensor, feature: Tensor) -> Tensor:
         """Values (m,) of these features (m,) as indices where the feature is a category."""
-        begin, end = self.first[feature], self.first[feature + 1]
-        nominal = begin < end
-        if on_gpu(x) and len(self.values):  # of all values: how many are categories isn't waited for
+        begin, end, nominal = self.first[feature], self.first[feature + 1], self.nominal[feature]
+        if on_gpu(x):  # of all values: how many are categories isn't waited for
             at, known = self.found(x.detach(), begin, end)
             return torch.where(nominal, torch.where(known, self.numbers[at], (end - begin).to(x.dtype)), x)
         x_nominal, low, high = x[nominal].detach(), begin[nominal], end[nominal]
@@ -80,10 +85,10 @@ class VectorIndexer(StageModule):
 
     def found(self, x: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
         """The place among the categories from `low` to `high` of the first one that isn't less, and whether it is x; all (m,)."""
-        last = (high - 1).clamp_min(0)
+        some, last = low < high, (high - 1).clamp_min(0)
         for _ in range(self.most.bit_length()):
             middle = (low + high) // 2
             less = (low < high) & (self.values[torch.minimum(middle, last)] < x)
             low, high = torch.where(less, middle + 1, low), torch.where(less, high, middle)
         at = torch.minimum(low, last)
-        return at, self.values[at] == x
+        return at, some & (self.values[at] == x)

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -12,6 +13,7 @@ import onnx_parity
 import onnxruntime
 import pytest
 import torch
+from bare_python import python_with
 from pyspark.ml import Pipeline, PipelineModel
 from pyspark.ml.classification import LogisticRegression, RandomForestClassifier
 from pyspark.ml.feature import (
@@ -115,6 +117,24 @@ def test_the_file_runs_alone_and_tells_what_it_needs(df: DataFrame, tmp_path: Pa
     assert (prediction == rows["prediction"]).all()
     np.testing.assert_allclose(probability, np.stack([p.toArray() for p in rows["probability"]]), rtol=1e-12)
     assert "Spark runs before" in str(described)
+
+
+def test_the_file_runs_where_only_onnxruntime_is_installed(df: DataFrame, tmp_path: Path) -> None:
+    model = Pipeline(stages=PIPELINES["boosted trees"]()).fit(df)
+    sparkdiff.export(model, tmp_path / "model.onnx", schema=df.schema, outputCols=["prediction"])
+    asked = model.transform(df).select("index", "a", "b", "prediction").toPandas()
+    np.savez(tmp_path / "rows.npz", **{name: asked[name].to_numpy() for name in asked})
+    python = python_with(tmp_path / "bare", "onnxruntime")
+    for module in ("torch", "pyspark", "sparkdiff", "onnx"):
+        assert subprocess.run([python, "-E", "-c", f"import {module}"], capture_output=True, cwd="/").returncode != 0
+    code = """
+import numpy, onnxruntime
+rows = dict(numpy.load("rows.npz"))
+expected, session = rows.pop("prediction"), onnxruntime.InferenceSession("model.onnx")
+flags = {i.name: numpy.zeros(len(expected), bool) for i in session.get_inputs() if i.type == "tensor(bool)"}
+numpy.testing.assert_allclose(session.run(["prediction"], rows | flags)[0], expected, rtol=1e-12)
+"""
+    subprocess.run([python, "-E", "-c", code], check=True, cwd=tmp_path, timeout=120)
 
 
 @pytest.mark.parametrize("invalid", ["error", "keep", "skip"])

@@ -204,3 +204,29 @@ def test_a_scaler_that_was_fitted_on_nan(rows: DataFrame, odd: DataFrame) -> Non
     scorer = sparkdiff.Scorer(model, outputCols=["out0"])
     check([scorer.predict(r) for r in given], wanted)
     check(scorer.predict(given), wanted)
+
+
+def test_a_feature_without_any_category(spark: SparkSession, route: str, tmp_path: Path) -> None:
+    """Spark fits none where it has seen 0.0 and -0.0 only, takes it for a categorical one, and knows none of its values."""
+    zeros = spark.createDataFrame([(k, Vectors.dense(1.0 + k, (-1) ** k * 0.0)) for k in range(6)], ["id", "v"])
+    given = [{"v": v} for v in (Vectors.dense(2.0, 0.0), Vectors.dense(3.0, 5.0), Vectors.sparse(2, [0], [4.0]))]
+    odd = spark.createDataFrame([(row["v"],) for row in given], ["v"]).coalesce(1)
+    fits = {
+        how: VectorIndexer(inputCol="v", outputCol="out0", maxCategories=2, handleInvalid=how)
+        for how in ("keep", "error")
+    }
+    models = {how: Pipeline(stages=[stage]).fit(zeros) for how, stage in fits.items()}
+    wanted = [row.asDict() for row in models["keep"].transform(odd).select("out0").collect()]
+    scorer = sparkdiff.Scorer(models["keep"], schema=odd.schema)
+    check([scorer.predict(row) for row in given], wanted)
+    check(scorer.predict(given), wanted)
+    check([row.asDict() for row in by_torch(models["keep"], odd, "cpu").select("out0").collect()], wanted)
+    strict = sparkdiff.Scorer(models["error"], schema=odd.schema)
+    check([strict.predict(given[2])], wanted[2:])  # stores no value of the feature
+    with pytest.raises(Exception, match=r"invalid value 0\.0 on feature index 1"):
+        models["error"].transform(odd.limit(1)).collect()
+    with pytest.raises(InputError, match=r"feature 1 holds 0\.0, which is not one of its categories"):
+        strict.predict(given[0])
+    sparkdiff.export(models["error"], str(tmp_path / "m.onnx"), schema=odd.schema, widths={"v": 2})
+    session = onnxruntime.InferenceSession(str(tmp_path / "m.onnx"))
+    assert session.run(["refused by Spark"], {"v": np.array([[2.0, 0.0], [3.0, 5.0]])})[0].all()

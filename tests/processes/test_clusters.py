@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import sysconfig
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,26 +15,16 @@ from typing import Any
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+from bare_python import python_with, python_without
 from faults import CLUSTER, JOB, ROOT, kill_driver, pipeline, spark_home, submit, table
 from pyspark.sql import SparkSession
 from remote import TARGETS as REMOTE_FAULTS
 
-from sparkdiff import FineTuner, InputError
+from sparkdiff import FineTuner, InputError, TorchTransformer
 from sparkdiff.cli import main
 
 pytestmark = pytest.mark.slow
 DEMO = ROOT / "jobs" / "finetune.py"
-
-
-def python_without(folder: Path, *packages: str) -> str:
-    """A Python with this environment's packages, but for those and for ours."""
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
-    there = next((folder / "lib").glob("python*")) / "site-packages"
-    for entry in Path(sysconfig.get_paths()["purelib"]).iterdir():
-        # An editable installation is a .pth file.
-        if entry.suffix != ".pth" and entry.name.partition("-")[0] not in (*packages, "sparkdiff"):
-            (there / entry.name).symlink_to(entry)
-    return str(folder / "bin" / "python")
 
 
 @pytest.fixture(scope="module")
@@ -262,7 +251,7 @@ def tuner(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Any:
     made = FineTuner(
         pipeline=pipeline(df), cacheDir=str(folder), numProcesses=2, localMode="false", maxEpochs=1, rowsAreNew=True
     )
-    return lambda: made.fit(df)
+    return lambda **params: made.copy({made.getParam(name): value for name, value in params.items()}).fit(df)
 
 
 @pytest.mark.once
@@ -279,6 +268,31 @@ def test_a_python_without_torch(tuner: Any, workers: Any, tmp_path: Path) -> Non
         InputError, match=r"the executors' Python \(.*bare/bin/python on .*\) lacks torch: install it there"
     ):
         tuner()
+
+
+def imports(python: str, module: str) -> bool:
+    return subprocess.run([python, "-E", "-c", f"import {module}"], capture_output=True, cwd="/").returncode == 0
+
+
+@pytest.mark.once
+def test_executors_that_have_what_the_docs_ask_for_only(tuner: Any, workers: Any, tmp_path: Path) -> None:
+    python = python_with(tmp_path / "bare", "pyspark", "torch", "pyarrow", "pandas")
+    assert imports(python, "torch, pandas")
+    assert not any(imports(python, module) for module in ("sparkdiff", "petastorm", "rich", "typer", "sklearn"))
+    workers(python)
+    assert len(tuner(stream="arrow").summary.history)
+
+
+@pytest.mark.once
+def test_a_torch_transformer_on_executors_without_pandas(spark: SparkSession, workers: Any, tmp_path: Path) -> None:
+    python = python_with(tmp_path / "bare", "pyspark", "torch", "pyarrow", "numpy")
+    assert imports(python, "torch, pyarrow") and not imports(python, "pandas") and not imports(python, "sparkdiff")
+    df = spark.createDataFrame(table(200).to_pandas())
+    model = pipeline(df)
+    expected = [row.prediction for row in model.transform(df).select("prediction").collect()]
+    workers(python)
+    found = TorchTransformer(model, device="cpu").transform(df).select("prediction").collect()
+    assert [row.prediction for row in found] == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.mark.once
