@@ -51,7 +51,8 @@ class Vertex:
         own_attributes: whether the attributes of its outputs say nothing about its inputs.
         makes_sparse: whether it writes sparse vectors, which may be very wide.
         removes: the columns that it drops.
-        selects: whether it drops any column that it doesn't name.
+        selects: whether it may drop columns that it doesn't name.
+        rewritten: casefolded names of the columns that it drops and a later stage writes.
         why: the reason why it stays in Spark.
         sources: the versions that the Spark stage reads.
         parents: the writers of all versions that it reads or may read.
@@ -82,6 +83,7 @@ class Vertex:
     makes_sparse: bool = False
     removes: tuple[str, ...] = ()
     selects: bool = False
+    rewritten: frozenset[str] = frozenset()
     why: str = ""
     sources: tuple[Version, ...] = ()
     parents: frozenset[int] = frozenset()
@@ -118,9 +120,9 @@ class Vertex:
         return self.module.preparation(self.stage) if isinstance(self.module, Prepared) else []
 
     def transform(self, df: DataFrame) -> DataFrame:
-        """The rows after the stage; the columns that it would drop without naming them stay as they are."""
+        """The rows after the stage; the columns that it would drop without naming them stay, but for those that come anew."""
         out = self.stage.transform(df)
-        return with_lost_columns(df, out, casefolding()) if self.selects else out
+        return with_lost_columns(df, out, casefolding(), self.rewritten) if self.selects else out
 
     def in_spark(self, why: str) -> "Vertex":
         """The same stage, left in Spark."""
