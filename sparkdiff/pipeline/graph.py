@@ -119,10 +119,14 @@ class Vertex:
         """The plain stages that make the `prepared` columns."""
         return self.module.preparation(self.stage) if isinstance(self.module, Prepared) else []
 
-    def transform(self, df: DataFrame) -> DataFrame:
-        """The rows after the stage; the columns that it would drop without naming them stay, but for those that come anew."""
+    def transform(self, df: DataFrame, *, is_last: bool = False) -> DataFrame:
+        """The rows after the stage, with the columns that it would drop without naming them.
+
+        Args:
+            is_last: whether the stages behind it have run already; else the columns that they write anew are dropped.
+        """
         out = self.stage.transform(df)
-        return with_lost_columns(df, out, casefolding(), self.rewritten) if self.selects else out
+        return with_lost_columns(df, out, casefolding(), () if is_last else self.rewritten) if self.selects else out
 
     def in_spark(self, why: str) -> "Vertex":
         """The same stage, left in Spark."""
