@@ -1,7 +1,7 @@
 """The changes that a transform makes, by its analysed plan: a column that passes keeps its expression id. Runs no job."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,9 +44,15 @@ def changes_between(before: DataFrame, after: DataFrame) -> Changes | None:
     return None
 
 
-def with_lost_columns(before: DataFrame, after: DataFrame, casefold: Callable[[str], str]) -> DataFrame:
-    """The rows after a transform of `before`, with the columns that it dropped as they were, where the plan allows it."""
-    there = {*map(casefold, after.columns)}
+def with_lost_columns(
+    before: DataFrame, after: DataFrame, casefold: Callable[[str], str], without: Collection[str] = ()
+) -> DataFrame:
+    """The rows after a transform of `before`, with the columns that it dropped as they were, where the plan allows it.
+
+    Args:
+        without: casefolded names of dropped columns that stay away.
+    """
+    there = {*map(casefold, after.columns), *without}
     lost = [i for i, c in enumerate(before.columns) if casefold(c) not in there]
     node = below = _plan_of(before)
     path = _path(_plan_of(after), node) if lost else None

@@ -41,6 +41,11 @@ def with_effects(vertices: Sequence[Vertex], data: SchemaOrRows, casefold: Calla
                 trusted = isinstance(data, DataFrame) or is_plain(vertex.stage)
                 out[vertex.position] = known if known and trusted else _assumed(vertex, known, frame, after, casefold)
             frame = after
+    later: set[str] = set()
+    for i in reversed(range(len(out))):
+        rewritten = later.intersection(map(casefold, out[i].removes))
+        later.update(map(casefold, out[i].outputs))
+        out[i] = dataclasses.replace(out[i], rewritten=frozenset(rewritten)) if rewritten else out[i]
     return out
 
 
@@ -81,7 +86,7 @@ def _known(vertex: Vertex, before: DataFrame, after: DataFrame, casefold: Callab
     return dataclasses.replace(
         vertex, opaque=False, declares_all=changes.reads is not None, drops_rows=changes.drops_rows, outputs=writes,
         spelled=tuple(jvm.quoted(c) if "." in c else c for c in before.columns if casefold(c) in reads),
-        removes=removes, selects=bool(removes),
+        removes=removes, selects=True,
         why=f"its statement {does}" if is_plain(vertex.stage) else custom_reason(vertex.stage, f"it {does}"),
     )  # fmt: skip
 

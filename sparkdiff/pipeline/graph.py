@@ -51,7 +51,8 @@ class Vertex:
         own_attributes: whether the attributes of its outputs say nothing about its inputs.
         makes_sparse: whether it writes sparse vectors, which may be very wide.
         removes: the columns that it drops.
-        selects: whether it drops any column that it doesn't name.
+        selects: whether it may drop columns that it doesn't name.
+        rewritten: casefolded names of the columns that it drops and a later stage writes.
         why: the reason why it stays in Spark.
         sources: the versions that the Spark stage reads.
         parents: the writers of all versions that it reads or may read.
@@ -82,6 +83,7 @@ class Vertex:
     makes_sparse: bool = False
     removes: tuple[str, ...] = ()
     selects: bool = False
+    rewritten: frozenset[str] = frozenset()
     why: str = ""
     sources: tuple[Version, ...] = ()
     parents: frozenset[int] = frozenset()
@@ -117,10 +119,14 @@ class Vertex:
         """The plain stages that make the `prepared` columns."""
         return self.module.preparation(self.stage) if isinstance(self.module, Prepared) else []
 
-    def transform(self, df: DataFrame) -> DataFrame:
-        """The rows after the stage; the columns that it would drop without naming them stay as they are."""
+    def transform(self, df: DataFrame, *, is_last: bool = False) -> DataFrame:
+        """The rows after the stage, with the columns that it would drop without naming them.
+
+        Args:
+            is_last: whether the stages behind it have run already; else the columns that they write anew are dropped.
+        """
         out = self.stage.transform(df)
-        return with_lost_columns(df, out, casefolding()) if self.selects else out
+        return with_lost_columns(df, out, casefolding(), () if is_last else self.rewritten) if self.selects else out
 
     def in_spark(self, why: str) -> "Vertex":
         """The same stage, left in Spark."""

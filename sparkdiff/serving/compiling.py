@@ -1,7 +1,6 @@
 """From a fitted pipeline to its schedule: which steps the wanted columns need, and in which form each column is read."""
 
-import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -166,7 +165,7 @@ class _Compiler:
         told = [(self.graph.casefold(c), v.position) for v in dropping for c in v.outputs]
         units = self._needed([*wanted, *told])
         self.exact = note_readers(self.graph, dict.fromkeys(unit.vertex.position for unit in units))
-        self._check_types([v for v in self.graph.vertices if any(unit.vertex is v for unit in units)])
+        self._check_types({unit.vertex.position for unit in units})
         for unit in units:
             self._add(unit)
         outputs = tuple(self._output(v) for v in wanted)
@@ -176,12 +175,18 @@ class _Compiler:
         drop = frozenset(v.uid for v in dropping)
         return Schedule(entries, tuple(self.steps), outputs, len(self.places), sensitive, tuple(notes), drop)
 
-    def _check_types(self, vertices: Sequence[Vertex]) -> None:
+    def _check_types(self, needed: Collection[int]) -> None:
         """Raise InputError where Spark refuses the type that the schema gives a column which one of these stages reads."""
         schema: Any = self.schema.schema if isinstance(self.schema, DataFrame) else self.schema
         if schema is None or not jvm.has_constructors():
             return
-        for vertex in itertools.takewhile(lambda v: isinstance(v.stage, JavaWrapper), vertices):
+        for vertex in self.graph.vertices:
+            dropped = {*map(self.graph.casefold, vertex.removes)}
+            schema = StructType([f for f in schema.fields if self.graph.casefold(f.name) not in dropped])
+            if vertex.position not in needed:
+                continue
+            if not isinstance(vertex.stage, JavaWrapper):
+                return
             try:
                 schema = schema_after(vertex.stage, schema, self.graph.casefold)
             except jvm.SparkError as e:

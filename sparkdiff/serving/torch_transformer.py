@@ -66,12 +66,12 @@ def by_torch(model: Any, df: DataFrame, device: str) -> DataFrame:
     # A stage that runs last may drop a column that it reads, or give it another type.
     without = df
     for vertex in network.graph.vertices:
-        without = without if vertex.position in after else vertex.stage.transform(without)
+        without = without.drop(*vertex.removes) if vertex.position in after else vertex.stage.transform(without)
     expected = fields_by_name(without.schema, network.graph.casefold)
     frame, held = in_front(df, network, before)
     out = computed(frame, network, before, held, expected, device)
     for i in after:
-        out = network.graph.vertices[i].transform(out)
+        out = network.graph.vertices[i].transform(out, is_last=True)
     return out.select(*map(named, columns))
 
 

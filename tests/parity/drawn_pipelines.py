@@ -209,7 +209,11 @@ class Unavailable(Exception):
 
 @dataclass
 class Draw:
-    """Chance, and the columns that the stages so far give."""
+    """Chance, and the columns that the stages so far give.
+
+    Attributes:
+        linked: whether the next column that is drawn is the one that was written last.
+    """
 
     random: np.random.Generator
     columns: dict[str, str] = field(default_factory=dict)
@@ -217,6 +221,7 @@ class Draw:
     forced: dict[str, Any] = field(default_factory=dict)
     uid: str = ""
     step: int = 0
+    linked: bool = False
 
     def chance(self, p: float) -> bool:
         return bool(self.random.random() < p)
@@ -237,6 +242,9 @@ class Draw:
         made = [name for name in known if name not in SOURCES]
         if not known:
             raise Unavailable(f"no {kinds}")
+        if self.linked and made:
+            self.linked = False
+            return made[-1]
         return str(self.one(made[-3:] if made and self.chance(0.65) else known))
 
     def new(self, name: str = "") -> str:
@@ -330,7 +338,8 @@ def target_encoder(d: Draw, want: dict[str, Any]) -> Drawn:
 def assembler(d: Draw, want: dict[str, Any]) -> Drawn:
     made = [name for name in d.known(*NUMBERS, *VECTORS) if name not in SOURCES]
     every = d.known("double", "index", "float", "int", "boolean", "decimal", *VECTORS)
-    columns = list(dict.fromkeys([*d.some(made, 0, 2), *d.some(every, 1, 3)]))
+    last = made[-1:] if d.linked else []
+    columns = list(dict.fromkeys([*last, *d.some(made, 0, 2), *d.some(every, 1, 3)]))
     want.setdefault("handleInvalid", d.one(["keep", "keep", "error", "skip"]))
     output, name = d.output()
     return {"inputCols": columns, **output}, {name: "vector"}
@@ -627,6 +636,17 @@ USUAL = [
 ]
 """Drawn more often."""
 
+SCALERS = [f.StandardScaler, f.MinMaxScaler, f.MaxAbsScaler, f.RobustScaler, f.ElementwiseProduct]
+LINEAR = [r.LinearRegression, r.GeneralizedLinearRegression, c.LogisticRegression, c.LinearSVC]
+CHAINS: list[tuple[Sequence[type], ...]] = [
+    (SCALERS, [f.VectorAssembler], LINEAR),
+    ([f.VectorAssembler], SCALERS, LINEAR),
+    ([f.VectorAssembler], [f.VectorIndexer], PREDICTORS),
+    ([f.StringIndexer], [f.OneHotEncoder], [f.VectorAssembler], PREDICTORS),
+    ([f.Imputer], OWN, [f.VectorAssembler], PREDICTORS),
+]
+"""Stages as people put them together, each of which reads what the one before it writes: one of each list."""
+
 Item = tuple[type, str, Any]
 """What a pipeline must have: a class, and where the Param is named, its value."""
 AT_ONCE = 200
@@ -673,7 +693,7 @@ def row_of(d: Draw, i: int, forms: dict[str, str]) -> dict[str, Any]:
         "a": a, "b": b, "x": float(np.float32(x)), "n": i % 5, "big": int(random.integers(-3, 4)), "flag": bool(i % 2),
         "price": Decimal(int(random.integers(0, 4000))) / 100, "constant": 7.0, "index": float(i % 3), "code": float(i % 2),
         "kind": "abc"[i % 3], "text": TEXTS[i % len(TEXTS)], "words": TEXTS[(i + 1) % len(TEXTS)].split(),
-        "v": vector(d, sparse, forms["v"]), "w": vector(d, [float(i % 3), a, 0.0 if i % 2 else b], forms["w"]),
+        "v": vector(d, sparse, forms["v"]), "w": vector(d, [float(1 + i % 3), a, 0.0 if i % 2 else b], forms["w"]),
         "counts": vector(d, few, forms["counts"]), "user": i % 4, "item": i % 3,
         "label": float(a + 0.3 * b > 0), "grade": float(i % 3), "target": round(abs(a) + abs(b) + 0.1, 3),
         "censor": float(i % 4 > 0), "weight": float(1 + i % 2),
@@ -761,17 +781,22 @@ def drawn(spark: SparkSession, seed: int, known: dict[type, dict[str, tuple[Any,
     for kind, _ in list(plan):
         if kind in OTHERS and d.chance(0.5):
             plan.append((d.one(PREDICTORS), {}))
-    for _ in range(max(0, int(d.random.integers(1, 6)) - len(plan))):
+    chain = [d.one(kinds) for kinds in d.one(CHAINS)] if d.chance(0.5) else []
+    for _ in range(0 if chain else max(0, int(d.random.integers(1, 6)) - len(plan))):
         plan.append((d.one(USUAL) if d.chance(0.4) else d.one(OTHERS), {}))
-    if not any(kind in PREDICTORS for kind, _ in plan) and d.chance(0.85):
+    if not chain and not any(kind in PREDICTORS for kind, _ in plan) and d.chance(0.85):
         plan.append((d.one(PREDICTORS), {}))
     order = d.random.permutation(len(plan))
     plan = sorted((plan[i] for i in order), key=lambda p: p[0] in PREDICTORS)
+    first_of_chain = sum(kind not in PREDICTORS for kind, _ in plan)
+    plan[first_of_chain:first_of_chain] = [(kind, {}) for kind in chain]
+    links = range(first_of_chain + 1, first_of_chain + len(chain))
     stages, fitted, again, number, missing = [], [], 0, 0, []
     for d.step, (first, want) in enumerate(plan):
         kind = first
         for _ in range(6):
             number += 1
+            d.linked = d.step in links
             try:
                 stage, made, frame, kinds = _fitted(d, kind, dict(want), known)
             except (*errors, Unavailable):

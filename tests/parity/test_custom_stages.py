@@ -232,3 +232,22 @@ def test_only_the_stage_that_drops_what_training_needs_is_blamed(rows: DataFrame
     model = Pipeline(stages=[every, assembler, some, LogisticRegression(featuresCol="numbers", maxIter=5)]).fit(rows)
     with pytest.raises(InputError, match=r"^some drops columns that it does not name, which training needs"):
         FineTuner(pipeline=model, labelCol="label", verbosity=0).fit(rows)
+
+
+@pytest.mark.parametrize(
+    ("statement", "again"),
+    [
+        ("SELECT x, y, label, numbers FROM __THIS__", "z"),  # every column there is, by its name
+        ("SELECT numbers, label FROM __THIS__", "x"),  # a later stage writes a dropped column anew
+    ],
+)
+def test_sql_that_names_its_columns(statement: str, again: str, rows: DataFrame) -> None:
+    front = VectorAssembler(inputCols=["x", "y"], outputCol="numbers")
+    chosen, scaler = SQLTransformer(statement=statement), StandardScaler(inputCol="numbers", outputCol=again)
+    model = Pipeline(stages=[front, chosen, scaler, LogisticRegression(featuresCol=again, maxIter=5)]).fit(rows)
+    assert verify(model, rows).ok
+    torch, expected = TorchTransformer(model, device="cpu").transform(rows), model.transform(rows)
+    assert torch.columns == expected.columns
+    assert torch.select("prediction").collect() == expected.select("prediction").collect()
+    tuned = FineTuner(pipeline=model, labelCol="label", maxEpochs=1, verbosity=0).fit(rows)
+    assert tuned.transform(rows).columns == expected.columns
