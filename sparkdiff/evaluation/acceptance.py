@@ -15,7 +15,7 @@ from sparkdiff.evaluation.recorded import Predicts, Recorded, keyed
 from sparkdiff.evaluation.slices import Change
 from sparkdiff.evaluation.units import Kind
 from sparkdiff.evaluation.unseen_errors import Unseen, costs, unseen
-from sparkdiff.objectives.metric import Metric
+from sparkdiff.objectives.objective import Metric
 from sparkdiff.options import Options
 from sparkdiff.pipeline.network import Network
 from sparkdiff.report import p_value, share_of

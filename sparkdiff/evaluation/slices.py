@@ -14,7 +14,7 @@ from sparkdiff.evaluation import guard
 from sparkdiff.evaluation.data import Data, scalar
 from sparkdiff.evaluation.recorded import Predicts
 from sparkdiff.evaluation.units import Kind, units_of
-from sparkdiff.objectives.metric import Metric, influence
+from sparkdiff.objectives.objective import Metric, influence
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ from sparkdiff.fine_tuning.values import Fitted, Goal, Judged, Measured, Run
 from sparkdiff.jvm import stores
 from sparkdiff.machine import memory
 from sparkdiff.objectives.label_checks import check_label
-from sparkdiff.objectives.metric import Metric
+from sparkdiff.objectives.objective import Metric
 from sparkdiff.options import Options, without_effect
 from sparkdiff.pipeline.network import Network
 from sparkdiff.pipeline.schema import is_plain

@@ -13,7 +13,7 @@ from sparkdiff.evaluation.scores import Score
 from sparkdiff.fine_tuning.phases import in_memory
 from sparkdiff.fine_tuning.task import Task
 from sparkdiff.fine_tuning.values import Fitted, Judged, Measured, Run
-from sparkdiff.objectives.metric import Metric
+from sparkdiff.objectives.objective import Metric
 from sparkdiff.pipeline.parity import Parity
 from sparkdiff.report import FineTuningSummary, share_of, versions
 from sparkdiff.stages.trainable import SUPPORT

@@ -11,8 +11,7 @@ from sparkdiff.evaluation.data import Data
 from sparkdiff.evaluation.scores import Score
 from sparkdiff.fine_tuning.shared import Shared
 from sparkdiff.fine_tuning.task import Task
-from sparkdiff.objectives.metric import Metric
-from sparkdiff.objectives.objective import Objective
+from sparkdiff.objectives.objective import Metric, Objective
 from sparkdiff.pipeline.network import Network
 from sparkdiff.pipeline.parity import Parity
 from sparkdiff.pipeline.plan import Plan

@@ -8,8 +8,7 @@ from torch import Tensor
 from sparkdiff.evaluation.scores import Score, Tally
 from sparkdiff.growth.table import Split
 from sparkdiff.objectives import losses, metrics
-from sparkdiff.objectives.metric import Metric
-from sparkdiff.objectives.objective import Objective
+from sparkdiff.objectives.objective import Metric, Objective
 from sparkdiff.options import Options
 from sparkdiff.stages.predictor import Predictor
 from sparkdiff.stages.trainable import LabelStats

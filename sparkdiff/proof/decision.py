@@ -21,7 +21,7 @@ from sparkdiff.evaluation.recorded import Predicts
 from sparkdiff.evaluation.slices import SliceSums
 from sparkdiff.evaluation.units import Costs
 from sparkdiff.evaluation.unseen_errors import costs, unseen
-from sparkdiff.objectives.metric import Metric
+from sparkdiff.objectives.objective import Metric
 from sparkdiff.options import Options
 
 LEAST_FACTOR = 1.5

@@ -17,8 +17,7 @@ from sparkdiff.evaluation.data import Data, scalar
 from sparkdiff.evaluation.ledger import Ledger, LedgerTrial
 from sparkdiff.evaluation.scores import Score
 from sparkdiff.machine import memory
-from sparkdiff.objectives.metric import Metric
-from sparkdiff.objectives.objective import Objective
+from sparkdiff.objectives.objective import Metric, Objective
 from sparkdiff.options import Options
 from sparkdiff.pipeline.graph import Version
 from sparkdiff.pipeline.network import Network

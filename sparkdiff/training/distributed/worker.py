@@ -34,8 +34,7 @@ from sparkdiff.evaluation.scores import Score
 from sparkdiff.machine import line_files
 from sparkdiff.objectives import losses, metrics
 from sparkdiff.objectives.composite import penalised
-from sparkdiff.objectives.metric import Metric
-from sparkdiff.objectives.objective import Objective
+from sparkdiff.objectives.objective import Metric, Objective
 from sparkdiff.options import Options
 from sparkdiff.pipeline.graph import Version
 from sparkdiff.pipeline.network import Network

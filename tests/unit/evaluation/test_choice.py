@@ -20,8 +20,7 @@ from sparkdiff.evaluation.ledger import Ledger, LedgerTrial, diverged
 from sparkdiff.evaluation.scores import Score, Tally
 from sparkdiff.evaluation.units import Units
 from sparkdiff.objectives.losses import resolve
-from sparkdiff.objectives.metric import Metric
-from sparkdiff.objectives.objective import Objective
+from sparkdiff.objectives.objective import Metric, Objective
 from sparkdiff.options import Options
 from sparkdiff.tensors.team import Team
 from sparkdiff.training.ongoing import Training
