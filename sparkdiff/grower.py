@@ -6,7 +6,7 @@ from sparkdiff.fine_tuning.option_params import with_params
 from sparkdiff.growth.plan import described
 from sparkdiff.growth.settings import FIELDS, GrowthSettings
 from sparkdiff.growth.summary import GrowthSummary
-from sparkdiff.improvement.growing_by_folds import grow_pipeline
+from sparkdiff.improvement.by_folds import grow_pipeline
 
 
 @with_params(FIELDS, setters=True)
