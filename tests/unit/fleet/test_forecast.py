@@ -14,17 +14,19 @@ from pyspark.sql import DataFrame
 
 from sparkdiff.cli import main
 from sparkdiff.errors import InputError
-from sparkdiff.fleet import entries, procedure
+from sparkdiff.fleet import procedure
 from sparkdiff.fleet.budget import core_seconds
-from sparkdiff.fleet.entries import Entry, entries_of, name_of
 from sparkdiff.fleet.procedure import (
     EARLY,
     AssessedEntry,
+    Entry,
     Stopped,
     Watch,
     _run,
     _why_little,
     _why_not,
+    entries_of,
+    name_of,
     names_of,
     triage,
 )
