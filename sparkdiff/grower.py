@@ -1,7 +1,6 @@
 """Grower and GrowerModel: growth as a pyspark.ml Estimator and the Model that it returns."""
 
-from sparkdiff.estimator import FineTunerModel
-from sparkdiff.extended import ExtendedTuner
+from sparkdiff.estimator import ExtendedTuner, FineTunerModel
 from sparkdiff.fine_tuning.option_params import with_params
 from sparkdiff.growth.plan import described
 from sparkdiff.growth.settings import FIELDS, GrowthSettings

@@ -3,8 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from sparkdiff.estimator import FineTunerModel
-from sparkdiff.extended import ExtendedTuner
+from sparkdiff.estimator import ExtendedTuner, FineTunerModel
 from sparkdiff.fine_tuning.option_params import with_params
 from sparkdiff.fine_tuning.values import Outcome
 from sparkdiff.history.keeping import Keep

@@ -28,7 +28,6 @@ ROOMS = [
     ["tuning", "growth"],
     ["improvement"],
     ["estimator"],
-    ["extended"],
     ["grower", "improver", "tracking"],
     ["mlflow"],
     ["job"],
