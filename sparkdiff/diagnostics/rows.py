@@ -23,7 +23,7 @@ from sparkdiff.options import Options
 from sparkdiff.pipeline.graph import Version
 from sparkdiff.pipeline.network import Network
 from sparkdiff.report.shares import share_of
-from sparkdiff.stages.trainable import LabelStats
+from sparkdiff.stages.base import LabelStats
 from sparkdiff.tensors.rows import Rows, SparseRows, below, matrix, taken
 
 TRAIN, VALIDATION = "train", "validation"

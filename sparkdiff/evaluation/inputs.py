@@ -8,8 +8,7 @@ from torch import Tensor
 from sparkdiff.evaluation.data import Data
 from sparkdiff.pipeline.graph import LEAVES, Version
 from sparkdiff.pipeline.network import Network
-from sparkdiff.stages.base import StageModule
-from sparkdiff.stages.trainable import FeatureStats
+from sparkdiff.stages.base import FeatureStats, StageModule
 from sparkdiff.tensors.rows import Rows, SparseRows, dense, matrix, taken, width
 
 VALUES = 1 << 15

@@ -17,8 +17,8 @@ from sparkdiff.fine_tuning.task import Task
 from sparkdiff.fine_tuning.values import Outcome
 from sparkdiff.pipeline.network import Network
 from sparkdiff.report import FineTuningSummary, Phases, versions
+from sparkdiff.stages.base import LabelStats
 from sparkdiff.stages.predictor import Predictor
-from sparkdiff.stages.trainable import LabelStats
 from sparkdiff.training.distributed.worker import objectives
 from sparkdiff.training.recipes import Recipe
 

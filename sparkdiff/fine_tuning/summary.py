@@ -16,7 +16,7 @@ from sparkdiff.fine_tuning.values import Fitted, Judged, Measured, Run
 from sparkdiff.objectives.objective import Metric
 from sparkdiff.pipeline.parity import Parity
 from sparkdiff.report import FineTuningSummary, share_of, versions
-from sparkdiff.stages.trainable import SUPPORT
+from sparkdiff.stages.base import SUPPORT
 
 
 def summary_of(

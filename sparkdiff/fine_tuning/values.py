@@ -16,7 +16,7 @@ from sparkdiff.pipeline.network import Network
 from sparkdiff.pipeline.parity import Parity
 from sparkdiff.pipeline.plan import Plan
 from sparkdiff.report import FineTuningSummary, Phases
-from sparkdiff.stages.trainable import LabelStats
+from sparkdiff.stages.base import LabelStats
 from sparkdiff.store.run_folder import RunFolder
 from sparkdiff.training import monotone
 from sparkdiff.training.distributed import number

@@ -20,7 +20,6 @@ from sparkdiff.fine_tuning.values import Run
 from sparkdiff.growth import rounds, running
 from sparkdiff.growth.assembly import columns_last, cost_of, grown_pipeline
 from sparkdiff.growth.clock import Clock
-from sparkdiff.growth.criterion import Criterion
 from sparkdiff.growth.ground import GrowthStart
 from sparkdiff.growth.inputs import room_of, specification_of, table_of
 from sparkdiff.growth.parts import trees
@@ -28,7 +27,7 @@ from sparkdiff.growth.reporting import RoundProgress
 from sparkdiff.growth.rounds import Grown, Limits, Member, mixed
 from sparkdiff.growth.serving import Serving, check_cost
 from sparkdiff.growth.settings import GrowthSettings
-from sparkdiff.growth.table import Table
+from sparkdiff.growth.table import Criterion, Table
 from sparkdiff.options import Options
 from sparkdiff.store.run_folder import TRAININGS, RunFolder, name_beside
 from sparkdiff.tensors.device import torch_threads

@@ -10,8 +10,8 @@ from torch import Tensor
 from sparkdiff.errors import InputError
 from sparkdiff.objectives.formulas import between_groups, index, probabilities
 from sparkdiff.objectives.objective import Objective
+from sparkdiff.stages.base import LabelStats
 from sparkdiff.stages.predictor import Predictor
-from sparkdiff.stages.trainable import LabelStats
 from sparkdiff.tensors.device import DeviceCopies
 
 

@@ -25,8 +25,8 @@ from sparkdiff.objectives.formulas import (
 from sparkdiff.objectives.loss_params import cost_matrix, number
 from sparkdiff.objectives.objective import Objective, Rows, zero_margin
 from sparkdiff.options import callable_name
+from sparkdiff.stages.base import LabelStats
 from sparkdiff.stages.predictor import Predictor
-from sparkdiff.stages.trainable import LabelStats
 from sparkdiff.tensors.device import DeviceCopies
 from sparkdiff.tensors.rows import on_gpu
 

@@ -23,8 +23,8 @@ from sparkdiff.objectives.losses import (
 )
 from sparkdiff.objectives.objective import Denominators, Metric, Objective, Rows, Value
 from sparkdiff.options import Options
+from sparkdiff.stages.base import LabelStats
 from sparkdiff.stages.predictor import Predictor
-from sparkdiff.stages.trainable import LabelStats
 from sparkdiff.tensors.device import DeviceCopies
 from sparkdiff.tensors.rows import running_sum
 

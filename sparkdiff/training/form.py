@@ -10,7 +10,7 @@ from sparkdiff.evaluation.inputs import widths
 from sparkdiff.options import Options
 from sparkdiff.pipeline.graph import Version
 from sparkdiff.pipeline.network import Network
-from sparkdiff.stages.trainable import FeatureStats
+from sparkdiff.stages.base import FeatureStats
 from sparkdiff.tensors.device import CPU, Place, home, moved
 from sparkdiff.tensors.rows import SparseRows
 from sparkdiff.training.active_columns import ActiveColumns, choose_active_columns, group_size

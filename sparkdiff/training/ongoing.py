@@ -21,7 +21,7 @@ from sparkdiff.objectives.objective import Metric, Objective
 from sparkdiff.options import Options
 from sparkdiff.pipeline.graph import Version
 from sparkdiff.pipeline.network import Network
-from sparkdiff.stages.trainable import FeatureStats
+from sparkdiff.stages.base import FeatureStats
 from sparkdiff.tensors.device import Place, home
 from sparkdiff.tensors.rows import Rows, taken
 from sparkdiff.training import states

@@ -38,7 +38,7 @@ from sparkdiff.objectives.objective import Metric, Objective
 from sparkdiff.options import Options
 from sparkdiff.pipeline.graph import Version
 from sparkdiff.pipeline.network import Network
-from sparkdiff.stages.trainable import LabelStats
+from sparkdiff.stages.base import LabelStats
 from sparkdiff.store import files
 from sparkdiff.store.lease import check_passed_on
 from sparkdiff.tensors.device import Place, module_of, place

@@ -16,9 +16,9 @@ from sparkdiff.objectives.formulas import between_groups, calibration_error, foc
 from sparkdiff.objectives.label_checks import check_label
 from sparkdiff.objectives.losses import CLASSIFICATION, resolve
 from sparkdiff.objectives.objective import Objective
+from sparkdiff.stages.base import LabelStats
 from sparkdiff.stages.linear import GeneralizedLinearRegression, LinearRegression, LogisticRegression
 from sparkdiff.stages.predictor import Predictor
-from sparkdiff.stages.trainable import LabelStats
 
 Array = NDArray[np.float64]
 RANDOM = np.random.default_rng(3)
