@@ -52,8 +52,8 @@ from sparkdiff.tensors.team import ALONE
 from sparkdiff.training.affine import affine_network
 from sparkdiff.training.augmentation import Draw
 from sparkdiff.training.candidates import Candidates
-from sparkdiff.training.form import _agrees
 from sparkdiff.training.monotone import Monotone
+from sparkdiff.training.ongoing import _agrees
 from sparkdiff.training.parameters import flattened
 from sparkdiff.training.recipes import Recipe, recipes_for
 from sparkdiff.training.updates import DenseUpdates
