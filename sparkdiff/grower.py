@@ -2,7 +2,7 @@
 
 from sparkdiff.estimator import ExtendedTuner, FineTunerModel
 from sparkdiff.fine_tuning.option_params import with_params
-from sparkdiff.growth.plan import described
+from sparkdiff.growth.procedure import described
 from sparkdiff.growth.settings import FIELDS, GrowthSettings
 from sparkdiff.growth.summary import GrowthSummary
 from sparkdiff.improvement.by_folds import grow_pipeline

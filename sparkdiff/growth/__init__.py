@@ -2,6 +2,6 @@
 
 `table` holds the rows as tensors, the loss and the metric; a `part` is what may be added (`parts/`: one module for each kind),
 a `part.Item` is one training of one, `rounds` decides which parts join; `inputs` reads the rows from a cache,
-`dropping` removes parts that are not missed, `assembly` makes the plain pipeline, and `procedure` has the steps. `plan`
-tells beforehand what it would try; `kinds` and `settings` need no torch.
+`dropping` removes parts that are not missed, `assembly` makes the plain pipeline, and `procedure` has the steps, and tells
+beforehand what it would try; `kinds` and `settings` need no torch.
 """

@@ -15,7 +15,7 @@ from sparkdiff.fine_tuning.summary import shown_options, tested, warnings_of
 from sparkdiff.fine_tuning.task import prepare
 from sparkdiff.fine_tuning.values import Judged
 from sparkdiff.growth.parts import trees
-from sparkdiff.growth.plan import described
+from sparkdiff.growth.procedure import described
 from sparkdiff.growth.settings import GrowthSettings
 from sparkdiff.growth.summary import GrowthSummary
 from sparkdiff.improvement.arms.fine_tuning import with_recipe

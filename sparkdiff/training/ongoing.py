@@ -1,5 +1,5 @@
-"""`Training`: a training that is under way, with its candidates, their results so far, and the position in the data; `Form`: how the
-candidates train: at which place, all columns or the active ones, affine or one by one.
+"""`Training`: a training that is under way, with its candidates, their results so far, and the position in the data; `Form`: how
+the candidates train: at which place, all columns or the active ones, affine or one by one.
 """
 
 import dataclasses
