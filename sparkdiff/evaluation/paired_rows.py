@@ -9,9 +9,8 @@ from torch import Tensor
 
 from sparkdiff.data.blocks import MAX_BLOCKS
 from sparkdiff.evaluation import guard
-from sparkdiff.evaluation.data import Data, scalar
+from sparkdiff.evaluation.data import Data, Predicts, scalar
 from sparkdiff.evaluation.ledger import Ledger
-from sparkdiff.evaluation.recorded import Predicts
 from sparkdiff.evaluation.units import Costs, Kind, Units, by_unit, effective_number, units_of
 from sparkdiff.objectives.objective import Metric, influence
 

@@ -24,10 +24,9 @@ from sparkdiff.evaluation.checks import (
     trained_score,
     training_labels,
 )
-from sparkdiff.evaluation.data import Data, rows_at_once
+from sparkdiff.evaluation.data import Data, Recorded, rows_at_once
 from sparkdiff.evaluation.feature_names import FeatureNames
 from sparkdiff.evaluation.guard import MIN_UNITS, untested
-from sparkdiff.evaluation.recorded import Recorded
 from sparkdiff.evaluation.scores import Score, score
 from sparkdiff.fine_tuning.shared import JointSetting, Shared, key_of
 from sparkdiff.fine_tuning.task import Task

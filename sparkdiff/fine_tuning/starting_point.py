@@ -20,7 +20,7 @@ from pyspark.sql import DataFrame
 from sparkdiff.data import soft_labels
 from sparkdiff.data.splits import REFERENCE, TEST, TRAIN, VALIDATION, Boundaries, Source, rule, training_rows
 from sparkdiff.errors import InputError
-from sparkdiff.evaluation.recorded import Recorded, recorded
+from sparkdiff.evaluation.data import Recorded, recorded
 from sparkdiff.evaluation.scores import Score
 from sparkdiff.fine_tuning.phases import begun, verified
 from sparkdiff.fine_tuning.shared import Shared

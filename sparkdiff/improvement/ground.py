@@ -15,7 +15,7 @@ from sparkdiff import jvm
 from sparkdiff.data.splits import VALIDATION, Boundaries, Source
 from sparkdiff.errors import InputError
 from sparkdiff.evaluation.cached_parity import FEWER_ROWS, PARITY_ROWS
-from sparkdiff.evaluation.recorded import Recorded, changed
+from sparkdiff.evaluation.data import Recorded, changed
 from sparkdiff.evaluation.scores import Score
 from sparkdiff.fine_tuning.phases import begun, checked, verified
 from sparkdiff.fine_tuning.shared import Shared
