@@ -19,9 +19,8 @@ from sparkdiff.data.splits import REFERENCE, Source, find_boundaries, fit_on_tra
 from sparkdiff.diagnostics.predictions import check_what_is_saved
 from sparkdiff.errors import InputError, check_dataframe, kind_of
 from sparkdiff.fine_tuning.option_params import CheckedParams, checked, listed, with_params
-from sparkdiff.fine_tuning.procedure import fine_tune
+from sparkdiff.fine_tuning.procedure import fine_tune, starting_point
 from sparkdiff.fine_tuning.shared import Shared
-from sparkdiff.fine_tuning.starting_point import starting_point
 from sparkdiff.fine_tuning.task import prepare
 from sparkdiff.fine_tuning.values import Outcome
 from sparkdiff.history.keeping import Keep, keeping

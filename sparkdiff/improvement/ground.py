@@ -18,8 +18,8 @@ from sparkdiff.evaluation.cached_parity import FEWER_ROWS, PARITY_ROWS
 from sparkdiff.evaluation.data import Recorded, changed
 from sparkdiff.evaluation.scores import Score
 from sparkdiff.fine_tuning.phases import begun, checked, verified
+from sparkdiff.fine_tuning.procedure import recorded_rows
 from sparkdiff.fine_tuning.shared import Shared
-from sparkdiff.fine_tuning.starting_point import recorded_rows
 from sparkdiff.fine_tuning.summary import facts
 from sparkdiff.fine_tuning.task import Task, check_runs, prepare
 from sparkdiff.fine_tuning.values import Fitted, Goal, Measured, Run

@@ -36,8 +36,7 @@ from sparkdiff.data.splits import (
 from sparkdiff.diagnostics.predictions import check_saved
 from sparkdiff.errors import InputError
 from sparkdiff.estimator import kept
-from sparkdiff.fine_tuning.procedure import fine_tune
-from sparkdiff.fine_tuning.starting_point import starting_point
+from sparkdiff.fine_tuning.procedure import fine_tune, starting_point
 from sparkdiff.fine_tuning.task import prepare
 from sparkdiff.fine_tuning.values import Outcome
 from sparkdiff.growth.summary import GrowthSummary

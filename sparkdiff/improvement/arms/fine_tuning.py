@@ -12,7 +12,7 @@ from sparkdiff.errors import InputError
 from sparkdiff.evaluation.checks import trained_score
 from sparkdiff.evaluation.ledger import diverged
 from sparkdiff.fine_tuning.phases import trained, verified, written
-from sparkdiff.fine_tuning.starting_point import recorded_rows
+from sparkdiff.fine_tuning.procedure import recorded_rows
 from sparkdiff.fine_tuning.values import Fitted, Measured, Run
 from sparkdiff.growth import costs
 from sparkdiff.growth.clock import Clock
