@@ -20,9 +20,7 @@ from sparkdiff.diagnostics.predictions import check_what_is_saved
 from sparkdiff.errors import InputError, check_dataframe, kind_of
 from sparkdiff.fine_tuning.option_params import CheckedParams, checked, listed, with_params
 from sparkdiff.fine_tuning.procedure import fine_tune, starting_point
-from sparkdiff.fine_tuning.shared import Shared
-from sparkdiff.fine_tuning.task import prepare
-from sparkdiff.fine_tuning.values import Outcome
+from sparkdiff.fine_tuning.task import Outcome, Shared, prepare
 from sparkdiff.history.keeping import Keep, keeping
 from sparkdiff.improvement.by_folds import fine_tune_by_folds
 from sparkdiff.options import FIELDS, OptionGroup, Options, callable_name, named_callable, option, refuse

@@ -5,7 +5,7 @@ from typing import Any
 
 from sparkdiff.estimator import ExtendedTuner, FineTunerModel
 from sparkdiff.fine_tuning.option_params import with_params
-from sparkdiff.fine_tuning.values import Outcome
+from sparkdiff.fine_tuning.task import Outcome
 from sparkdiff.history.keeping import Keep
 from sparkdiff.improvement.procedure import described, improve_pipeline
 from sparkdiff.improvement.settings import FIELDS, WHY_REFUSED, ImprovementSettings

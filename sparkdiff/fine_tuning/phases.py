@@ -28,9 +28,7 @@ from sparkdiff.evaluation.data import Data, Recorded, rows_at_once
 from sparkdiff.evaluation.feature_names import FeatureNames
 from sparkdiff.evaluation.guard import MIN_UNITS, untested
 from sparkdiff.evaluation.scores import Score, score
-from sparkdiff.fine_tuning.shared import JointSetting, Shared, key_of
-from sparkdiff.fine_tuning.task import Task
-from sparkdiff.fine_tuning.values import Fitted, Goal, Judged, Measured, Run
+from sparkdiff.fine_tuning.task import Fitted, Goal, JointSetting, Judged, Measured, Run, Shared, Task, key_of
 from sparkdiff.jvm import stores
 from sparkdiff.machine import memory
 from sparkdiff.objectives.label_checks import check_label

@@ -25,10 +25,8 @@ from sparkdiff.evaluation import guard
 from sparkdiff.evaluation.data import Recorded, recorded
 from sparkdiff.evaluation.scores import Score
 from sparkdiff.fine_tuning.phases import begun, checked, judged_by_rows, too_few, trained, verified, written
-from sparkdiff.fine_tuning.shared import JointSetting, Shared
 from sparkdiff.fine_tuning.summary import shown_options, summary_of, untrained
-from sparkdiff.fine_tuning.task import Task, prepare
-from sparkdiff.fine_tuning.values import Outcome, Run
+from sparkdiff.fine_tuning.task import JointSetting, Outcome, Run, Shared, Task, prepare
 from sparkdiff.options import Options, refuse
 from sparkdiff.pipeline.network import Network
 from sparkdiff.pipeline.unfitted import Unfitted, check_unfitted, refit, unfitted

@@ -11,8 +11,7 @@ from sparkdiff.evaluation.acceptance import Judgement, divergence, reason
 from sparkdiff.evaluation.ledger import candidate_count, diverged
 from sparkdiff.evaluation.scores import Score
 from sparkdiff.fine_tuning.phases import in_memory
-from sparkdiff.fine_tuning.task import Task
-from sparkdiff.fine_tuning.values import Fitted, Judged, Measured, Run
+from sparkdiff.fine_tuning.task import Fitted, Judged, Measured, Run, Task
 from sparkdiff.objectives.objective import Metric
 from sparkdiff.pipeline.parity import Parity
 from sparkdiff.report import FineTuningSummary, share_of, versions

@@ -13,8 +13,7 @@ from torch import Tensor
 
 from sparkdiff.data.splits import TRAIN, VALIDATION
 from sparkdiff.errors import InputError
-from sparkdiff.fine_tuning.task import Task
-from sparkdiff.fine_tuning.values import Run
+from sparkdiff.fine_tuning.task import Run, Task
 from sparkdiff.growth.table import Column, Specification, Split, Table
 from sparkdiff.machine import memory
 from sparkdiff.pipeline.cut import Cut, CutColumn

@@ -20,8 +20,7 @@ from sparkdiff.evaluation.checks import check_stored
 from sparkdiff.evaluation.scores import Score, score
 from sparkdiff.evaluation.units import Units
 from sparkdiff.fine_tuning.phases import run_folder
-from sparkdiff.fine_tuning.task import Task, check_runs, prepare
-from sparkdiff.fine_tuning.values import Run
+from sparkdiff.fine_tuning.task import Run, Task, check_runs, prepare
 from sparkdiff.growth import rounds, running
 from sparkdiff.growth.assembly import columns_last, cost_of, grown_pipeline, serving_of, unused_mark, width_of
 from sparkdiff.growth.checks import check_entities, check_last_stage, check_options

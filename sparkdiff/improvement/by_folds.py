@@ -12,8 +12,7 @@ from sparkdiff.diagnostics.pipelines import unreadable_by_older_spark
 from sparkdiff.evaluation.acceptance import Judgement, divergence
 from sparkdiff.evaluation.ledger import candidate_count, diverged
 from sparkdiff.fine_tuning.summary import shown_options, tested, warnings_of
-from sparkdiff.fine_tuning.task import prepare
-from sparkdiff.fine_tuning.values import Judged
+from sparkdiff.fine_tuning.task import Judged, prepare
 from sparkdiff.growth.parts import trees
 from sparkdiff.growth.procedure import described
 from sparkdiff.growth.settings import GrowthSettings

@@ -19,10 +19,8 @@ from sparkdiff.evaluation.data import Recorded, changed
 from sparkdiff.evaluation.scores import Score
 from sparkdiff.fine_tuning.phases import begun, checked, verified
 from sparkdiff.fine_tuning.procedure import recorded_rows
-from sparkdiff.fine_tuning.shared import Shared
 from sparkdiff.fine_tuning.summary import facts
-from sparkdiff.fine_tuning.task import Task, check_runs, prepare
-from sparkdiff.fine_tuning.values import Fitted, Goal, Measured, Run
+from sparkdiff.fine_tuning.task import Fitted, Goal, Measured, Run, Shared, Task, check_runs, prepare
 from sparkdiff.growth import costs
 from sparkdiff.growth.inputs import LINEAR, cut_for, upstream_columns
 from sparkdiff.growth.running import Memory

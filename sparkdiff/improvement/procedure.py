@@ -14,8 +14,7 @@ from pyspark.sql import DataFrame
 from sparkdiff.data.splits import REFERENCE, TEST, TRAIN, VALIDATION, Source
 from sparkdiff.errors import InputError
 from sparkdiff.fine_tuning.phases import run_folder
-from sparkdiff.fine_tuning.shared import Shared
-from sparkdiff.fine_tuning.values import Outcome
+from sparkdiff.fine_tuning.task import Outcome, Shared
 from sparkdiff.growth import costs
 from sparkdiff.growth.checks import check_entities
 from sparkdiff.improvement import baseline, proving, race

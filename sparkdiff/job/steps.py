@@ -37,8 +37,7 @@ from sparkdiff.diagnostics.predictions import check_saved
 from sparkdiff.errors import InputError
 from sparkdiff.estimator import kept
 from sparkdiff.fine_tuning.procedure import fine_tune, starting_point
-from sparkdiff.fine_tuning.task import prepare
-from sparkdiff.fine_tuning.values import Outcome
+from sparkdiff.fine_tuning.task import Outcome, prepare
 from sparkdiff.growth.summary import GrowthSummary
 from sparkdiff.history.keeping import Keep
 from sparkdiff.history.lineage import Lineage, lineage as lineage_of

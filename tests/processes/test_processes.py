@@ -26,7 +26,7 @@ from pyspark.sql import DataFrame, SparkSession
 import sparkdiff
 from sparkdiff import Events, FineTuner, FineTunerModel, InputError, jvm
 from sparkdiff.errors import FullDiskError
-from sparkdiff.fine_tuning.values import Outcome
+from sparkdiff.fine_tuning.task import Outcome
 from sparkdiff.job import Config, steps
 from sparkdiff.jvm import stores
 from sparkdiff.report import Phases

@@ -26,8 +26,7 @@ from sparkdiff.data.row_hashes import COPY, row_hash
 from sparkdiff.data.splits import BLOCK, SPLIT, TIME, Boundaries, Source, find_boundaries, with_splits
 from sparkdiff.evaluation import guard
 from sparkdiff.fine_tuning.procedure import fine_tune
-from sparkdiff.fine_tuning.task import prepare
-from sparkdiff.fine_tuning.values import Outcome
+from sparkdiff.fine_tuning.task import Outcome, prepare
 from sparkdiff.options import Options
 from sparkdiff.report import Phases
 from sparkdiff.training.recipes import Recipe
