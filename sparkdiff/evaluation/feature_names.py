@@ -9,8 +9,8 @@ from torch import Tensor
 from sparkdiff.pipeline.graph import Version
 from sparkdiff.pipeline.network import Network
 from sparkdiff.stages.assembling import VectorAssembler
-from sparkdiff.stages.encoding import OneHotEncoder
 from sparkdiff.stages.fields import slots_of
+from sparkdiff.stages.indexing import OneHotEncoder
 from sparkdiff.tensors.rows import Rows, SparseRows, width
 
 

@@ -7,7 +7,7 @@ from linear_rows import Rows, kinds, penalty_weights, rows, seeds, subgradient
 
 from sparkdiff.tuning.solvers import RowFacts, Setting, Solution, classification, logistic, unsolved
 from sparkdiff.tuning.solvers.moments import moments
-from sparkdiff.tuning.solvers.rows import table
+from sparkdiff.tuning.solvers.problem import table
 
 
 def labelled(seed: int, kind: str, classes: int, n: int = 160) -> Rows:
