@@ -1,4 +1,4 @@
-"""Stages for categories: VectorIndexer replaces feature values by their indices, OneHotEncoder turns indices into one-hot blocks."""
+"""Stages for categories: VectorIndexer replaces feature values by their indices, OneHotEncoder makes one-hot blocks."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
