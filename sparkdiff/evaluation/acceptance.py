@@ -10,7 +10,7 @@ from sparkdiff.errors import InputError
 from sparkdiff.evaluation import compatibility, guard, paired_rows, slices
 from sparkdiff.evaluation.compatibility import Compatibility
 from sparkdiff.evaluation.data import Data, Predicts, Recorded, keyed
-from sparkdiff.evaluation.ledger import Ledger, candidate_count, diverged
+from sparkdiff.evaluation.guard import Ledger, candidate_count, diverged
 from sparkdiff.evaluation.slices import Change
 from sparkdiff.evaluation.units import Kind
 from sparkdiff.evaluation.unseen_errors import Unseen, costs, unseen

@@ -10,7 +10,7 @@ from torch import Tensor
 from sparkdiff.data.blocks import MAX_BLOCKS
 from sparkdiff.evaluation import guard
 from sparkdiff.evaluation.data import Data, Predicts, scalar
-from sparkdiff.evaluation.ledger import Ledger
+from sparkdiff.evaluation.guard import Ledger
 from sparkdiff.evaluation.units import Costs, Kind, Units, by_unit, effective_number, units_of
 from sparkdiff.objectives.objective import Metric, influence
 

@@ -25,8 +25,8 @@ from sparkdiff.evaluation.checks import (
     training_labels,
 )
 from sparkdiff.evaluation.data import Data, Recorded, rows_at_once
-from sparkdiff.evaluation.feature_names import FeatureNames
 from sparkdiff.evaluation.guard import MIN_UNITS, untested
+from sparkdiff.evaluation.inputs import FeatureNames
 from sparkdiff.evaluation.scores import Score, score
 from sparkdiff.fine_tuning.task import Fitted, Goal, JointSetting, Judged, Measured, Run, Shared, Task, key_of
 from sparkdiff.jvm import stores
@@ -41,7 +41,7 @@ from sparkdiff.report import Phases
 from sparkdiff.store.files import folder_size, room
 from sparkdiff.store.run_folder import UNTOLD, RunFolder, opened
 from sparkdiff.training import monotone
-from sparkdiff.training.distributed import choice, launch, number
+from sparkdiff.training.distributed import choice, launch
 from sparkdiff.training.distributed.attempt import OnEpoch
 from sparkdiff.training.distributed.worker import Assignment, objectives
 from sparkdiff.training.ongoing import Training
@@ -96,7 +96,7 @@ def begun(
 
 
 def in_memory(options: Options, cache: caches.Cache) -> bool:
-    several = options.numProcesses == number.AUTO  # then this process has read the rows, too
+    several = options.numProcesses == choice.AUTO  # then this process has read the rows, too
     return options.cacheInMemory and cache.fits_in_memory(copies(SHARDS, options.processes) + several)
 
 
@@ -232,7 +232,7 @@ def _fitted(
         training, lost = launch.run(assignment, data.stream, folder, say, on_epoch)
         folder.check()
         note = choice.Note.read(folder.path) or choice.Note()
-        several = number.ProcessNumber.read(folder.path) if o.numProcesses == number.AUTO else None
+        several = choice.ProcessNumber.read(folder.path) if o.numProcesses == choice.AUTO else None
     unsaved = training.unsaved or folder.unsaved
     training.release()
     _complete(training, run, original)

@@ -8,7 +8,7 @@ from sparkdiff.data.splits import REFERENCE, SPLITS, VALIDATION
 from sparkdiff.diagnostics.pipelines import changes_outside, unreadable_by_older_spark
 from sparkdiff.evaluation import guard
 from sparkdiff.evaluation.acceptance import Judgement, divergence, reason
-from sparkdiff.evaluation.ledger import candidate_count, diverged
+from sparkdiff.evaluation.guard import candidate_count, diverged
 from sparkdiff.evaluation.scores import Score
 from sparkdiff.fine_tuning.phases import in_memory
 from sparkdiff.fine_tuning.task import Fitted, Judged, Measured, Run, Task

@@ -37,7 +37,7 @@ from sparkdiff.stages.predictor import Predictor
 from sparkdiff.store.run_folder import RunFolder
 from sparkdiff.tensors.device import place
 from sparkdiff.training import monotone
-from sparkdiff.training.distributed import number
+from sparkdiff.training.distributed.choice import ProcessNumber
 from sparkdiff.training.recipes import Recipe
 from sparkdiff.training.results import Trained
 
@@ -347,7 +347,7 @@ class Fitted:
     fallbacks: list[str]
     single: Parity | None
     recipes: tuple[Recipe, ...]
-    processes: number.ProcessNumber | None
+    processes: ProcessNumber | None
 
 
 @dataclasses.dataclass(frozen=True)

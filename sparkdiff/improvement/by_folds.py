@@ -10,7 +10,7 @@ from pyspark.sql import DataFrame
 from sparkdiff.data.splits import TRAIN, Source
 from sparkdiff.diagnostics.pipelines import unreadable_by_older_spark
 from sparkdiff.evaluation.acceptance import Judgement, divergence
-from sparkdiff.evaluation.ledger import candidate_count, diverged
+from sparkdiff.evaluation.guard import candidate_count, diverged
 from sparkdiff.fine_tuning.summary import shown_options, tested, warnings_of
 from sparkdiff.fine_tuning.task import Judged, prepare
 from sparkdiff.growth.parts import trees

@@ -27,8 +27,7 @@ from sparkdiff.growth.running import Memory
 from sparkdiff.growth.serving import SAME
 from sparkdiff.improvement.lanes import Brake
 from sparkdiff.improvement.settings import ImprovementSettings
-from sparkdiff.objectives.composite import class_weights
-from sparkdiff.objectives.objective import Metric
+from sparkdiff.objectives.objective import Metric, class_weights
 from sparkdiff.options import Options
 from sparkdiff.pipeline.cut import joined, within
 from sparkdiff.pipeline.nesting import flatten

@@ -16,8 +16,8 @@ from torch import Tensor
 from sparkdiff.data.stream import Batch, Share
 from sparkdiff.errors import InputError, SparkdiffError
 from sparkdiff.evaluation.data import Data, scalar
+from sparkdiff.evaluation.guard import Ledger, LedgerTrial
 from sparkdiff.evaluation.inputs import widths
-from sparkdiff.evaluation.ledger import Ledger, LedgerTrial
 from sparkdiff.evaluation.scores import Score
 from sparkdiff.machine import memory
 from sparkdiff.objectives.objective import Metric, Objective

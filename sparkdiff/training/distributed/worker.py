@@ -33,8 +33,7 @@ from sparkdiff.evaluation.data import Data, rows_at_once
 from sparkdiff.evaluation.scores import Score
 from sparkdiff.machine import line_files
 from sparkdiff.objectives import losses, metrics
-from sparkdiff.objectives.composite import penalised
-from sparkdiff.objectives.objective import Metric, Objective
+from sparkdiff.objectives.objective import Metric, Objective, penalised
 from sparkdiff.options import Options
 from sparkdiff.pipeline.graph import Version
 from sparkdiff.pipeline.network import Network

@@ -12,7 +12,7 @@ from torch import Tensor
 from sparkdiff.errors import InputError
 from sparkdiff.evaluation.scores import Tallies, Tally
 from sparkdiff.objectives import losses, metrics
-from sparkdiff.objectives.composite import penalised
+from sparkdiff.objectives.objective import penalised
 from sparkdiff.options import Options
 from sparkdiff.stages.base import LabelStats
 from sparkdiff.stages.bayes import Multinomial

@@ -23,8 +23,7 @@ from sparkdiff.store import files, marker
 from sparkdiff.store.files import DamagedFile
 from sparkdiff.store.lease import HeldError, held
 from sparkdiff.store.run_folder import RunFolder
-from sparkdiff.training.distributed.choice import Note
-from sparkdiff.training.distributed.number import ProcessNumber
+from sparkdiff.training.distributed.choice import Note, ProcessNumber
 from sparkdiff.tuning.search import study
 
 pytestmark = pytest.mark.once
