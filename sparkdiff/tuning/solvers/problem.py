@@ -1,6 +1,6 @@
-"""What a solver of linear models is given, and what it gives back: rows, settings with Spark's names, models as Spark's; sums over
-the rows that each fold trains on (weights, means, deviations, which columns are constant); and rows with columns of about mean 0
-and deviation 1, in memory or read again for each pass.
+"""What a solver of linear models is given, and what it gives back: rows, settings with Spark's names, models as Spark's; sums
+over the rows that each fold trains on (weights, means, deviations, which columns are constant); and rows with columns of about
+mean 0 and deviation 1, in memory or read again for each pass.
 """
 
 from collections.abc import Callable, Iterator
