@@ -22,7 +22,7 @@ from sparkdiff.machine import memory
 from sparkdiff.options import Options
 from sparkdiff.pipeline.graph import Version
 from sparkdiff.pipeline.network import Network
-from sparkdiff.report.shares import share_of
+from sparkdiff.report.progress import share_of
 from sparkdiff.stages.base import LabelStats
 from sparkdiff.tensors.rows import Rows, SparseRows, below, matrix, taken
 

@@ -12,8 +12,8 @@ from typing import Any
 from sparkdiff.report import charts
 from sparkdiff.report.ancestry import SHORT, Ancestor, ancestors_of, drawn_ancestors
 from sparkdiff.report.drawing import drawn
+from sparkdiff.report.progress import share_of
 from sparkdiff.report.sections import rendered, template
-from sparkdiff.report.shares import share_of
 from sparkdiff.report.svg import Drawing
 from sparkdiff.report.table import p_value
 
