@@ -1,4 +1,4 @@
-"""The events of a run, and their first listener, which shows the phases where people read them: a terminal, a notebook, or a log."""
+"""The events of a run, and their first listener, which shows the phases to people: in a terminal, a notebook, or a log."""
 
 import html
 import sys
