@@ -62,7 +62,7 @@ class Tty(io.StringIO):
 def test_a_notebook_has_one_line_which_is_updated_and_escaped(
     notebook: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(screens, "REFRESH", 0.0)
+    monkeypatch.setattr(progress, "REFRESH", 0.0)
     phases = Phases(True)
     with phases.phase("cache"):
         assert "<b>cache</b>" in notebook[0]
