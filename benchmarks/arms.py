@@ -28,8 +28,7 @@ from sparkdiff import jvm
 from sparkdiff.data.splits import VALIDATION, Source
 from sparkdiff.errors import SparkdiffError
 from sparkdiff.evaluation import guard
-from sparkdiff.fine_tuning.shared import Shared
-from sparkdiff.fine_tuning.task import prepare
+from sparkdiff.fine_tuning.task import Shared, prepare
 from sparkdiff.forecasting.facts import training_facts
 from sparkdiff.improvement.arms import arms_of
 from sparkdiff.improvement.budget import Limit

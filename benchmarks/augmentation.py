@@ -37,11 +37,10 @@ from sparkdiff.evaluation.scores import score
 from sparkdiff.objectives.objective import Objective
 from sparkdiff.options import Options
 from sparkdiff.pipeline.network import Network
-from sparkdiff.stages.base import StageModule
+from sparkdiff.stages.base import LabelStats, StageModule
 from sparkdiff.stages.linear import GeneralizedLinearRegression, LogisticRegression
 from sparkdiff.stages.projection import PCA
 from sparkdiff.stages.scaling import StandardScaler
-from sparkdiff.stages.trainable import LabelStats
 from sparkdiff.tensors.device import CPU
 from sparkdiff.training import augmentation
 from sparkdiff.training.distributed.worker import objectives

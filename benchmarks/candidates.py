@@ -22,17 +22,15 @@ from torch import Tensor
 from sparkdiff.evaluation.scores import Tally
 from sparkdiff.jvm.nodes import Nodes
 from sparkdiff.objectives.losses import resolve
-from sparkdiff.objectives.metric import Metric
-from sparkdiff.objectives.objective import Objective
+from sparkdiff.objectives.objective import Metric, Objective
 from sparkdiff.options import Options
 from sparkdiff.pipeline.graph import Graph, Version, Vertex
 from sparkdiff.pipeline.network import Network, fixed_versions, routed_versions
-from sparkdiff.stages.base import StageModule
+from sparkdiff.stages.base import FeatureStats, LabelStats, StageModule
 from sparkdiff.stages.forest import Trees
 from sparkdiff.stages.linear import GeneralizedLinearRegression, LinearRegression, LogisticRegression
 from sparkdiff.stages.projection import PCA
 from sparkdiff.stages.scaling import StandardScaler
-from sparkdiff.stages.trainable import FeatureStats, LabelStats
 from sparkdiff.stages.trees import GBTRegression
 from sparkdiff.training.affine import affine_network
 from sparkdiff.training.augmentation import Draw

@@ -19,10 +19,10 @@ from torch import Tensor
 from sparkdiff.options import Options
 from sparkdiff.pipeline.graph import Version
 from sparkdiff.pipeline.network import Network, fixed_versions
+from sparkdiff.stages.base import FeatureStats, LabelStats
 from sparkdiff.stages.linear import LogisticRegression
 from sparkdiff.stages.perceptron import MultilayerPerceptron
 from sparkdiff.stages.scaling import StandardScaler
-from sparkdiff.stages.trainable import FeatureStats, LabelStats
 from sparkdiff.training.parameters import NaturalUnits
 from sparkdiff.training.recipes import Recipe
 

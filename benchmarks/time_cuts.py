@@ -15,7 +15,7 @@ import numpy as np
 from common import markdown, parse, parser, write
 from pyspark.sql import SparkSession, functions as F
 
-from sparkdiff.data.quantiles import ACCURACY, quantiles
+from sparkdiff.data.splits import ACCURACY, quantiles
 
 SHARES = [0.8 + 0.2 * k / 50 for k in range(50)]
 

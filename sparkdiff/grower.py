@@ -1,12 +1,11 @@
 """Grower and GrowerModel: growth as a pyspark.ml Estimator and the Model that it returns."""
 
-from sparkdiff.estimator import FineTunerModel
-from sparkdiff.extended import ExtendedTuner
+from sparkdiff.estimator import ExtendedTuner, FineTunerModel
 from sparkdiff.fine_tuning.option_params import with_params
-from sparkdiff.growth.plan import described
+from sparkdiff.growth.procedure import described
 from sparkdiff.growth.settings import FIELDS, GrowthSettings
 from sparkdiff.growth.summary import GrowthSummary
-from sparkdiff.improvement.growing_by_folds import grow_pipeline
+from sparkdiff.improvement.by_folds import grow_pipeline
 
 
 @with_params(FIELDS, setters=True)

@@ -3,13 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
-from sparkdiff.estimator import FineTunerModel
-from sparkdiff.extended import ExtendedTuner
+from sparkdiff.estimator import ExtendedTuner, FineTunerModel
 from sparkdiff.fine_tuning.option_params import with_params
-from sparkdiff.fine_tuning.values import Outcome
+from sparkdiff.fine_tuning.task import Outcome
 from sparkdiff.history.keeping import Keep
-from sparkdiff.improvement.plan import described
-from sparkdiff.improvement.procedure import improve_pipeline
+from sparkdiff.improvement.procedure import described, improve_pipeline
 from sparkdiff.improvement.settings import FIELDS, WHY_REFUSED, ImprovementSettings
 from sparkdiff.improvement.summary import ImprovementSummary
 from sparkdiff.options import Options

@@ -12,10 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sparkdiff.growth.criterion import Criterion
-from sparkdiff.growth.items import Found, Item
-from sparkdiff.growth.part import Part, PipelinePlace, Served, Stages, Trainer
-from sparkdiff.growth.table import Split, Table
+from sparkdiff.growth.part import Found, Item, Part, PipelinePlace, Served, Stages, Trainer
+from sparkdiff.growth.table import Criterion, Split, Table
 
 
 class Slope(Part):

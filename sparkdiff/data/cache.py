@@ -22,9 +22,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sparkdiff import jvm
-from sparkdiff.data import splits, stage_rows
+from sparkdiff.data import splits
 from sparkdiff.data.fingerprint import SHARDS, Request, fingerprint
-from sparkdiff.data.frames import check_request, failure_of, made_frames
+from sparkdiff.data.frames import Made, check_request, failure_of, made_frames
 from sparkdiff.data.label_stats import label_stats, weight_range
 from sparkdiff.data.layout import OWN, columns_of, holds_true, names_of, shards_in, write_files
 from sparkdiff.data.splits import SPLITS
@@ -343,7 +343,7 @@ def _digest(manifest: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _build(request: Request, key: str, folder: Path, data: Path, columns: list[dict[str, Any]]) -> stage_rows.Made:
+def _build(request: Request, key: str, folder: Path, data: Path, columns: list[dict[str, Any]]) -> Made:
     """Write a cache. Returns what it was written from.
 
     Args:

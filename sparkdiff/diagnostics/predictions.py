@@ -160,9 +160,9 @@ def changed_outputs(old: Any, new: Any, df: DataFrame, may_change: Collection[st
     except (InputError, *jvm.SparkError) as e:
         return differences, [f"{whose} can't be compared: {jvm.cause(e)}" for whose in doubtful.values()]
     differences += [f"{doubtful.get(name, f'{new.uid}: {name}')} {what}" for name, what in found.items()]
-    again = known.get("leftOut", ())
     return differences, [
-        f"{doubtful.get(name, name)} can't be compared: it has other values each time" for name in again
+        f"{doubtful.get(name, name)} can't be compared: it has other values each time"
+        for name in known.get("leftOut", ())
     ]
 
 

@@ -16,14 +16,14 @@ from sparkdiff.diagnostics.duplicates import RowHashes
 from sparkdiff.diagnostics.outliers import FARTHEST, Spread, farness
 from sparkdiff.diagnostics.separation import drift, leaks_class, leaks_number
 from sparkdiff.evaluation.data import Data, scalar
-from sparkdiff.evaluation.feature_names import FeatureNames, entering
 from sparkdiff.evaluation.guard import Verdict, total_gain
+from sparkdiff.evaluation.inputs import FeatureNames, entering
 from sparkdiff.machine import memory
 from sparkdiff.options import Options
 from sparkdiff.pipeline.graph import Version
 from sparkdiff.pipeline.network import Network
-from sparkdiff.report.shares import share_of
-from sparkdiff.stages.trainable import LabelStats
+from sparkdiff.report.progress import share_of
+from sparkdiff.stages.base import LabelStats
 from sparkdiff.tensors.rows import Rows, SparseRows, below, matrix, taken
 
 TRAIN, VALIDATION = "train", "validation"

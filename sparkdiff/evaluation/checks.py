@@ -12,12 +12,12 @@ from sparkdiff.evaluation.data import Data
 from sparkdiff.evaluation.guard import MIN_UNITS
 from sparkdiff.evaluation.scores import Score, Tally, score
 from sparkdiff.objectives.label_checks import no_event, one_label
-from sparkdiff.objectives.metric import Metric
+from sparkdiff.objectives.objective import Metric
 from sparkdiff.options import Options
 from sparkdiff.pipeline.network import Network
+from sparkdiff.stages.base import LabelStats
 from sparkdiff.stages.linear import LogisticRegression
 from sparkdiff.stages.predictor import Predictor
-from sparkdiff.stages.trainable import LabelStats
 from sparkdiff.tensors.rows import SparseRows
 
 FOLDED = 1e-6

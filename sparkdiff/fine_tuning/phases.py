@@ -24,18 +24,15 @@ from sparkdiff.evaluation.checks import (
     trained_score,
     training_labels,
 )
-from sparkdiff.evaluation.data import Data, rows_at_once
-from sparkdiff.evaluation.feature_names import FeatureNames
+from sparkdiff.evaluation.data import Data, Recorded, rows_at_once
 from sparkdiff.evaluation.guard import MIN_UNITS, untested
-from sparkdiff.evaluation.recorded import Recorded
+from sparkdiff.evaluation.inputs import FeatureNames
 from sparkdiff.evaluation.scores import Score, score
-from sparkdiff.fine_tuning.shared import JointSetting, Shared, key_of
-from sparkdiff.fine_tuning.task import Task
-from sparkdiff.fine_tuning.values import Fitted, Goal, Judged, Measured, Run
+from sparkdiff.fine_tuning.task import Fitted, Goal, JointSetting, Judged, Measured, Run, Shared, Task, key_of
 from sparkdiff.jvm import stores
 from sparkdiff.machine import memory
 from sparkdiff.objectives.label_checks import check_label
-from sparkdiff.objectives.metric import Metric
+from sparkdiff.objectives.objective import Metric
 from sparkdiff.options import Options, without_effect
 from sparkdiff.pipeline.network import Network
 from sparkdiff.pipeline.schema import is_plain
@@ -44,7 +41,7 @@ from sparkdiff.report import Phases
 from sparkdiff.store.files import folder_size, room
 from sparkdiff.store.run_folder import UNTOLD, RunFolder, opened
 from sparkdiff.training import monotone
-from sparkdiff.training.distributed import choice, launch, number
+from sparkdiff.training.distributed import choice, launch
 from sparkdiff.training.distributed.attempt import OnEpoch
 from sparkdiff.training.distributed.worker import Assignment, objectives
 from sparkdiff.training.ongoing import Training
@@ -99,7 +96,7 @@ def begun(
 
 
 def in_memory(options: Options, cache: caches.Cache) -> bool:
-    several = options.numProcesses == number.AUTO  # then this process has read the rows, too
+    several = options.numProcesses == choice.AUTO  # then this process has read the rows, too
     return options.cacheInMemory and cache.fits_in_memory(copies(SHARDS, options.processes) + several)
 
 
@@ -235,7 +232,7 @@ def _fitted(
         training, lost = launch.run(assignment, data.stream, folder, say, on_epoch)
         folder.check()
         note = choice.Note.read(folder.path) or choice.Note()
-        several = number.ProcessNumber.read(folder.path) if o.numProcesses == number.AUTO else None
+        several = choice.ProcessNumber.read(folder.path) if o.numProcesses == choice.AUTO else None
     unsaved = training.unsaved or folder.unsaved
     training.release()
     _complete(training, run, original)

@@ -1,26 +1,210 @@
-"""The way of the data, once through: plan, cache, verify, train, guard, write back, verify; with labels of probabilities, too."""
+"""The way of the data, once through: plan, cache, verify, train, guard, write back, verify; with labels of probabilities, too.
+
+A run starts from the fitted pipeline as it was passed, or from its refit, where that pipeline may have seen rows that decide.
+Held-out rows on which a pipeline was fitted are not new to it, and not to anything that starts from its weights: boosted trees
+look a third better on such rows than on others, and so does what is trained from them. The refit on the training rows, by the
+settings of the fitted stages, has seen none of the rows that decide. It starts the run in the pipeline's place, and is what the
+result must beat. Where the pipeline is better than its refit, and it can't be found out whether that is because it has seen the
+rows, nothing can be accepted on them.
+"""
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from enum import Enum
+from typing import Any
 
 import torch
+from pyspark.ml import Estimator
+from pyspark.sql import DataFrame
 
 from sparkdiff.data import soft_labels
-from sparkdiff.data.splits import SPLITS, TRAIN, VALIDATION, Boundaries, Source, rule
+from sparkdiff.data.splits import REFERENCE, SPLITS, TEST, TRAIN, VALIDATION, Boundaries, Source, rule, training_rows
 from sparkdiff.errors import InputError
 from sparkdiff.evaluation import guard
+from sparkdiff.evaluation.data import Recorded, recorded
+from sparkdiff.evaluation.scores import Score
 from sparkdiff.fine_tuning.phases import begun, checked, judged_by_rows, too_few, trained, verified, written
-from sparkdiff.fine_tuning.shared import JointSetting, Shared
-from sparkdiff.fine_tuning.starting_point import StartingPoint
 from sparkdiff.fine_tuning.summary import shown_options, summary_of, untrained
-from sparkdiff.fine_tuning.task import Task
-from sparkdiff.fine_tuning.values import Outcome
+from sparkdiff.fine_tuning.task import JointSetting, Outcome, Run, Shared, Task, prepare
+from sparkdiff.options import Options, refuse
 from sparkdiff.pipeline.network import Network
+from sparkdiff.pipeline.unfitted import Unfitted, check_unfitted, refit, unfitted
 from sparkdiff.report import FineTuningSummary, Phases, versions
+from sparkdiff.stages.base import LabelStats
 from sparkdiff.stages.predictor import Predictor
-from sparkdiff.stages.trainable import LabelStats
 from sparkdiff.training.distributed.worker import objectives
 from sparkdiff.training.recipes import Recipe
+
+SIDES = (TRAIN, VALIDATION)
+HELD_OUT = (VALIDATION, TEST, REFERENCE)
+"""Splits whose margins are kept row by row."""
+TRAINING_ROWS = 100_000
+"""Training rows up to which their margins are kept, too: of more, a quarter as many held-out rows show how losses are spread."""
+SAME = 1e-5
+"""Share of the loss by which two fits of the same rows differ at most: Spark adds numbers in another order each time."""
+NEAR = 0.05
+"""The same as a share of what a fit that lacks the held-out rows differs by."""
+OTHER_ROWS = "rows that it was not fitted on, with rowsAreNew=True"
+WAY_OUT = f"pass the unfitted Pipeline (with FineTuner, numFolds=5 lets all rows decide), or {OTHER_ROWS}"
+
+
+@dataclasses.dataclass(frozen=True)
+class StartingPoint:
+    """The start of a run.
+
+    Attributes:
+        model: the pipeline to train, grow or improve.
+        original: the pipeline as it was passed; a decision to keep gives it back.
+        given: its margins on the rows that decide, where the run starts from its refit.
+        seen: whether it has seen the rows, in words, where the run starts from its refit.
+        refused: why nothing can be accepted on these rows, and what to do; empty if something can.
+        warnings: what else to say.
+    """
+
+    model: Any
+    original: Any
+    given: Recorded | None = None
+    seen: str = ""
+    refused: str = ""
+    warnings: Sequence[str] = ()
+
+    def checked(self, why: str) -> "StartingPoint":
+        """The same start, refused for this reason, if there is one and no other."""
+        return dataclasses.replace(self, refused=self.refused or why)
+
+    def told(self, summary: Any) -> Any:
+        """Add a warning to the summary where the run started from the refit, and the way out where the pipeline was kept."""
+        reason, warnings = self.refused or summary.reason, [*self.warnings, *summary.warnings]
+        if self.seen:
+            start = (
+                f"{self.seen}: this run started from its refit on the training rows, which is what ships must beat; if none of "
+                "its stages was fitted on these rows, set rowsAreNew=True"
+            )
+            warnings = [start, *warnings]
+        if self.seen and summary.decision == "kept original":
+            reason = f"{reason}; {self.seen}: {WAY_OUT}"
+        return dataclasses.replace(summary, reason=reason, warnings=warnings)
+
+    def finished(self, outcome: Any) -> Any:
+        """The outcome of the run, in which the pipeline as it was passed is the original, and is what was kept."""
+        model = self.original if outcome.model is outcome.original else outcome.model
+        return dataclasses.replace(outcome, model=model, original=self.original)
+
+
+def starting_point(
+    given: Any, model: Any, options: Options, sources: Sequence[Source], phases: Phases, *, boundaries: Boundaries | None = None,
+    shared: Shared | None = None, fit: Callable[[Unfitted], Any] | None = None,
+) -> StartingPoint:  # fmt: skip
+    """Find out whether a fitted pipeline has seen the rows that decide, by one or two fits of Spark, and choose the start.
+
+    Args:
+        given: the pipeline as it was passed; an unfitted one has been fitted on the training rows.
+        model: plain and fitted.
+        fit: fits an unfitted form on the training rows; None: by Spark, each time anew.
+
+    Raises:
+        InputError: the pipeline, the data or the options can't be used.
+        ParityError: a network and Spark disagree.
+    """
+    o, shared = options, shared or Shared()
+    idle = check_unfitted(given, o.rowsAreNew)
+    if o.rowsAreNew or isinstance(given, Estimator):
+        return StartingPoint(model, model, warnings=idle)
+    task = prepare(model, o, sources[0].df)
+
+    def measure(one: Any) -> tuple[Mapping[str, Score], Recorded]:
+        plan = task if one is model else prepare(one, o, sources[0].df)
+        with begun(plan, sources, Phases(False), shared=shared, boundaries=boundaries, keyed=True) as run:
+            return verified(run, decides=False).scores, recorded_rows(run, run.network)
+
+    with phases.phase("refit") as say:
+        try:
+            form = refittable(task, sources)
+            before, margins = measure(model)  # what is wrong is found before anything is fitted
+            made = model, rule(o), o.labelCol, o.weightCol, tuple((s.uid, s.role) for s in form.stages)
+            fit = fit or (lambda form: refit(form, training_rows(sources, o, boundaries)))
+            own = shared.once(("refit", *made), functools.partial(fit, form))
+            rows = functools.reduce(
+                DataFrame.unionByName, (s.df for s in sources if s.split in (None, TRAIN, VALIDATION))
+            )
+            every = functools.partial(shared.once, ("refit on all rows", *made), lambda: refit(form, rows))
+            found = evidence(before, measure(own)[0], lambda: measure(every())[0])
+        except InputError as e:
+            say("no refit")
+            way_out = f"pass {OTHER_ROWS}" if soft_labels.given(sources, task.labelCol) else WAY_OUT
+            why = f"{model.uid} may have seen the rows that decide, and there is no refit of it that hasn't ({e}): {way_out}"
+            return StartingPoint(model, model, refused=why)
+        seen = f"{model.uid} {found.value}"
+        say(seen)
+    if found is Evidence.NEW:
+        return StartingPoint(model, model)
+    if found is Evidence.BETTER:
+        return StartingPoint(model, model, refused=f"{seen}: {WAY_OUT}")
+    return StartingPoint(own, model, margins, seen)
+
+
+def recorded_rows(run: Run, network: Network) -> Recorded:
+    """The margins that decide, and those of the training rows if they are not too many."""
+    known = run.cache.manifest["splits"]
+    splits = [s for s in HELD_OUT if s in run.cache.splits and known[s] != known[TRAIN]]
+    splits += [TRAIN] if run.cache.rows(TRAIN) <= TRAINING_ROWS else []
+    return recorded(network, run.data, tuple(splits))
+
+
+def refittable(task: Task, sources: Sequence[Source], keep: Sequence[str] = ()) -> Unfitted:
+    """The unfitted form of a fitted pipeline, whose stages on the path to the loss are fitted anew.
+
+    Raises:
+        InputError: nothing can be fitted anew, or a stage that labels have decided stays as it is fitted; names it.
+    """
+    graph, o = task.cut.graph, task.options
+    if soft_labels.given(sources, task.labelCol):
+        raise InputError(f"Spark can't fit labelCol={task.labelCol!r}, which holds class probabilities")
+    frozen = [graph.vertices[i].uid for i in graph.select([*o.freeze, *keep], "freeze or keepStages")]
+    # Clusters are measured by distances in the space that the stages before them make.
+    space = [v.uid for v in graph.vertices if v.uid != graph.head.uid] if task.labelCol is None else []
+    stays = dict.fromkeys([*frozen, *space], "it is to be kept") | task.kept_as_fitted(sources[0].df.columns)
+    form = unfitted(task.model, stays)
+    form.check()
+    path = {graph.formula_of(v) or v.uid for v in (graph.vertices[i] for i in task.roles.outside.path)}
+    refuse([f"{s.uid} stays as it is fitted: {s.reason}" for s in form.stages if s.uid in path and s.knows_labels])
+    return form
+
+
+class Evidence(Enum):
+    """Whether a pipeline was fitted on the rows that decide: what its losses and those of its refits show, in words."""
+
+    NEW = "has not seen the rows that decide: a refit on the training rows reproduces it"
+    NO_BETTER = "may have seen the rows that decide"
+    SEEN = "has seen the rows that decide: a refit on all rows reproduces it"
+    BETTER = "may have seen the rows that decide, on which it is better than its refit on the training rows"
+
+
+def evidence(
+    given: Mapping[str, Score], anew: Mapping[str, Score], everything: Callable[[], Mapping[str, Score]]
+) -> Evidence:
+    """Whether a pipeline was fitted on the rows that decide, by its scores on training and held-out rows.
+
+    Args:
+        anew: of its refit on the training rows.
+        everything: makes its refit on all rows, and measures it.
+
+    Raises:
+        InputError: the refit leaves out other rows.
+    """
+    if not torch.equal(given[VALIDATION].weights, anew[VALIDATION].weights):
+        raise InputError("its refit leaves out other rows")
+    if _apart(given, anew) <= SAME * sum(float(given[s].blocks.abs().sum()) for s in SIDES):
+        return Evidence.NEW
+    if given[VALIDATION].mean >= anew[VALIDATION].mean:
+        return Evidence.NO_BETTER
+    return Evidence.SEEN if _apart(given, everything()) <= NEAR * _apart(given, anew) else Evidence.BETTER
+
+
+def _apart(one: Mapping[str, Score], other: Mapping[str, Score]) -> float:
+    """The sum over blocks of the absolute differences of the losses of training and held-out rows."""
+    return sum(float((one[s].blocks - other[s].blocks).abs().sum()) for s in SIDES)
 
 
 def fine_tune(

@@ -8,15 +8,14 @@ from sparkdiff.data.splits import REFERENCE, SPLITS, VALIDATION
 from sparkdiff.diagnostics.pipelines import changes_outside, unreadable_by_older_spark
 from sparkdiff.evaluation import guard
 from sparkdiff.evaluation.acceptance import Judgement, divergence, reason
-from sparkdiff.evaluation.ledger import candidate_count, diverged
+from sparkdiff.evaluation.guard import candidate_count, diverged
 from sparkdiff.evaluation.scores import Score
 from sparkdiff.fine_tuning.phases import in_memory
-from sparkdiff.fine_tuning.task import Task
-from sparkdiff.fine_tuning.values import Fitted, Judged, Measured, Run
-from sparkdiff.objectives.metric import Metric
+from sparkdiff.fine_tuning.task import Fitted, Judged, Measured, Run, Task
+from sparkdiff.objectives.objective import Metric
 from sparkdiff.pipeline.parity import Parity
 from sparkdiff.report import FineTuningSummary, share_of, versions
-from sparkdiff.stages.trainable import SUPPORT
+from sparkdiff.stages.base import SUPPORT
 
 
 def summary_of(

@@ -1,26 +1,45 @@
-"""What is trained: a pipeline, analysed, with its roles resolved."""
+"""A fine-tuning as values: what is trained (a pipeline, analysed, with its roles resolved), what fits on the same rows share, and
+what the phases hand to one another.
+"""
 
 import dataclasses
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 from pyspark.sql import DataFrame
 
 from sparkdiff import jvm
+from sparkdiff.data import cache as caches
+from sparkdiff.data.fingerprint import Request
 from sparkdiff.data.soft_labels import Hardened
+from sparkdiff.data.splits import REFERENCE, Source, rule
 from sparkdiff.diagnostics.predictions import changed_outputs
 from sparkdiff.errors import InputError, ParityError
 from sparkdiff.evaluation.acceptance import Judgement
+from sparkdiff.evaluation.cached_parity import PARITY_ROWS
+from sparkdiff.evaluation.data import Data
+from sparkdiff.evaluation.scores import Score
+from sparkdiff.machine import whole
+from sparkdiff.machine.threads import MadeOnce
+from sparkdiff.objectives.objective import Metric, Objective
 from sparkdiff.options import Options
 from sparkdiff.pipeline.cut import Cut, analyse
 from sparkdiff.pipeline.graph import Graph
+from sparkdiff.pipeline.network import Network
+from sparkdiff.pipeline.parity import Parity
 from sparkdiff.pipeline.plan import Plan, plan_of
 from sparkdiff.pipeline.roles import Roles
 from sparkdiff.pipeline.schema import SchemaOrRows
-from sparkdiff.stages.base import columns_of
+from sparkdiff.report import FineTuningSummary, Phases
+from sparkdiff.stages.base import LabelStats, columns_of
 from sparkdiff.stages.forest import Trees
 from sparkdiff.stages.predictor import Predictor
+from sparkdiff.store.run_folder import RunFolder
 from sparkdiff.tensors.device import place
+from sparkdiff.training import monotone
+from sparkdiff.training.distributed.choice import ProcessNumber
+from sparkdiff.training.recipes import Recipe
+from sparkdiff.training.results import Trained
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,3 +152,208 @@ def check_place(options: Options, graph: Graph, cut: Cut) -> None:
             f"precision='float32', but {trees[0]} compares its inputs with thresholds: rounded rows would reach other leaves "
             "than in Spark. Set precision='float64'"
         )
+
+
+CANDIDATES = ("learningRate", "regAnchor", "recipe", "ema")
+"""Options that only decide which candidates train; all others must be the same. Candidates share one optimizer."""
+MOST = 16
+"""Settings that train together: with four candidates each, 64 copies of the parameters and of the optimizer's state; with the
+ten of `thorough`, 160.
+"""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Together:
+    """Options that differ in their candidates only."""
+
+    settings: tuple[Options, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class JointSetting:
+    """One of several settings that train together, by its position."""
+
+    together: Together
+    position: int
+
+
+def members(fits: Sequence[tuple[Any, Options]]) -> list[JointSetting | None]:
+    """For each (pipeline, options) the training that it is a part of; None where it trains alone.
+
+    A run with a `runId` has a training of its own, which can be resumed; `maxSeconds` would count the seconds of the others.
+    `numFolds` trains once per fold, and `learningRates` are relative to one `learningRate`.
+    """
+    groups: list[list[int]] = []
+    for i, (pipeline, options) in enumerate(fits):
+        if options.runId is not None or options.maxSeconds is not None or options.numFolds or options.learningRates:
+            continue
+        for group in groups:
+            other, first = fits[group[0]]
+            but_candidates = dataclasses.replace(first, **{name: getattr(options, name) for name in CANDIDATES})
+            if len(group) < MOST and other is pipeline and but_candidates == options:
+                group.append(i)
+                break
+        else:
+            groups.append([i])
+    out: list[JointSetting | None] = [None] * len(fits)
+    for group in groups:
+        if len(group) > 1:
+            together = Together(tuple(fits[i][1] for i in group))
+            for position, i in enumerate(group):
+                out[i] = JointSetting(together, position)
+    return out
+
+
+class Shared(MadeOnce):
+    """What fits on the same rows have in common: each distinct cache is fingerprinted, written and compared with Spark once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._members: list[tuple[Any, Options, JointSetting | None]] = []
+
+    def train_together(self, fits: Sequence[tuple[Any, Options]]) -> None:
+        """Take note of all fits that will be asked for, each a pipeline and options."""
+        self._members = [(*fit, member) for fit, member in zip(fits, members(fits), strict=True)]
+
+    def member_of(self, pipeline: Any, options: Options) -> JointSetting | None:
+        """The training of several settings that one of those fits is a part of; None: it trains alone."""
+        return next((m for p, o, m in self._members if p is pipeline and o == options), None)
+
+    def has(self, key: tuple[Any, ...]) -> bool:
+        """Whether there is something for this key."""
+        return key in self.found
+
+    def cache(self, key: tuple[Any, ...], request: Request, watch: caches.Watch) -> caches.Cache:
+        known = ("cache", key) in self.found
+        if known and not self.found["cache", key].is_there:  # `localCacheLimit` gave its place to another one
+            del self.found["cache", key]
+        cache = self.once(("cache", key), lambda: caches.open_cache(request, watch))
+        return dataclasses.replace(cache, hit=True) if known else cache
+
+    def remove_caches(self) -> None:
+        """Remove the files of all caches; a later fit would write them again."""
+        for key, cache in [*self.found.items()]:
+            if key[0] == "cache":
+                whole.remove(cache.folder)
+
+
+def key_of(task: Task, sources: Sequence[Source]) -> tuple[Any, ...]:
+    """All that decides, beside the rows to split, what is cached and where; not how it is trained."""
+    o = task.options
+    # The cut itself, and not the options that move it (reference, predictionCol, unfreeze): a list of these can lack one.
+    return (
+        task.model, task.cut.graph.head_position, task.cut, task.labelCol, task.weightCol, rule(o), o.guardCols,
+        o.cacheDir, *(s.df for s in sources if s.split == REFERENCE),
+    )  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """A run's result: `model` is the original object itself where the decision is to keep it.
+
+    Attributes:
+        original: the pipeline that was fine-tuned.
+        folders: of the run's trainings.
+    """
+
+    model: Any
+    original: Any
+    plan: Plan
+    summary: FineTuningSummary
+    folders: tuple[RunFolder, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Goal:
+    """The loss and the metric, and the labels that they were checked with.
+
+    Attributes:
+        label: the labels of the training rows.
+        labels: the labels of all rows; None without a label column.
+        warnings: about splits in which all rows have the same label.
+    """
+
+    label: LabelStats
+    labels: LabelStats | None
+    objective: Objective
+    metric: Metric
+    warnings: list[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """The input of all phases after the cache.
+
+    Attributes:
+        shared, key: give the results that other fits on the same rows can use, too.
+        network: the network of the original.
+        computed: identifies the network before it sees a row.
+        versions: of the tables that the rows come from, as far as their plans show them.
+        divided: whether the validation rows are a share of the rows that were passed.
+        comparedRows: largest number of rows compared with Spark.
+    """
+
+    task: Task
+    phases: Phases
+    shared: Shared
+    key: tuple[Any, ...]
+    cache: caches.Cache
+    network: Network
+    computed: dict[str, Any]
+    data: Data
+    goal: Goal
+    versions: list[dict[str, str]] = dataclasses.field(default_factory=list)
+    divided: bool = True
+    comparedRows: int = PARITY_ROWS
+
+    def once(self, name: str, make: Callable[[], Any]) -> Any:
+        return self.shared.once((name, self.key), make)
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """The metric of a pipeline on each split that has rows, and its parity with Spark; None if it was not compared again."""
+
+    scores: dict[str, Score]
+    parity: Parity | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Fitted:
+    """The result of training.
+
+    Attributes:
+        best: the metric (as a loss) that training measured for the chosen network.
+        frozen: per parameter the number of entries that did not train, because too few rows have them.
+        lost: a sentence for every restart after lost processes.
+        unsaved: why a checkpoint could not be written; empty if all were written.
+        cut: that maxSeconds ended training while candidates were still active; empty if not.
+        recipes: the candidates.
+        device: where it was trained, as text.
+        fallbacks: what was done there where memory was short, and what else is slower than it could be.
+        single: how far float32 moves the original's outputs; None in float64.
+        processes: how many trained, where they were to be chosen; else None.
+    """
+
+    found: Trained
+    best: float
+    frozen: dict[str, int]
+    lost: list[str]
+    unsaved: str
+    cut: str
+    wishes: monotone.Wishes | None
+    folder: RunFolder
+    device: str
+    fallbacks: list[str]
+    single: Parity | None
+    recipes: tuple[Recipe, ...]
+    processes: ProcessNumber | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Judged:
+    """The decision about the trained network, its validation metric, and warnings about the decision."""
+
+    judgement: Judgement
+    tuned: Score
+    warnings: list[str]

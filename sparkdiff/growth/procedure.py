@@ -1,37 +1,122 @@
-"""The steps of a growth: rounds, parts that are dropped, the grown pipeline, and ensembles trained once more on other rows."""
+"""The steps of a growth: its start, rounds, parts that are dropped, the grown pipeline, and ensembles trained once more on other
+rows; and the plan of a growth, as text, before anything trains and without a Spark job.
+"""
 
 import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
 import torch
+from pyspark.ml import PipelineModel
+from pyspark.ml.feature import StringIndexer
 from pyspark.sql import DataFrame
 from torch import Tensor
 
-from sparkdiff.data.splits import VALIDATION
+from sparkdiff import jvm
+from sparkdiff.data.splits import VALIDATION, Boundaries, Source, fit_on_training_rows
 from sparkdiff.errors import InputError, ParityError
 from sparkdiff.evaluation import guard
 from sparkdiff.evaluation.checks import check_stored
 from sparkdiff.evaluation.scores import Score, score
 from sparkdiff.evaluation.units import Units
 from sparkdiff.fine_tuning.phases import run_folder
-from sparkdiff.fine_tuning.task import check_runs
-from sparkdiff.fine_tuning.values import Run
-from sparkdiff.growth import rounds, running
-from sparkdiff.growth.assembly import columns_last, cost_of, grown_pipeline
+from sparkdiff.fine_tuning.task import Run, Task, check_runs, prepare
+from sparkdiff.growth import costs, rounds, running
+from sparkdiff.growth.assembly import columns_last, cost_of, grown_pipeline, serving_of, unused_mark, width_of
+from sparkdiff.growth.checks import check_entities, check_last_stage, check_options
 from sparkdiff.growth.clock import Clock
-from sparkdiff.growth.criterion import Criterion
-from sparkdiff.growth.ground import GrowthStart
-from sparkdiff.growth.inputs import room_of, specification_of, table_of
+from sparkdiff.growth.inputs import (
+    UNKNOWN,
+    Known,
+    cut_for,
+    linear_head,
+    room_of,
+    specification_of,
+    table_of,
+    upstream_columns,
+)
 from sparkdiff.growth.parts import trees
 from sparkdiff.growth.reporting import RoundProgress
 from sparkdiff.growth.rounds import Grown, Limits, Member, mixed
-from sparkdiff.growth.serving import Serving, check_cost
-from sparkdiff.growth.settings import GrowthSettings
-from sparkdiff.growth.table import Table
+from sparkdiff.growth.serving import Serving, check_cost, check_room
+from sparkdiff.growth.settings import GAPS, KINDS, GrowthSettings
+from sparkdiff.growth.table import Column, Criterion, Table
 from sparkdiff.options import Options
+from sparkdiff.pipeline.graph import Vertex
+from sparkdiff.pipeline.nesting import replaced
+from sparkdiff.proof import division
+from sparkdiff.report import aligned
 from sparkdiff.store.run_folder import TRAININGS, RunFolder, name_beside
 from sparkdiff.tensors.device import torch_threads
+
+MOST_ENTITIES = 100_000
+"""Values of an entityCol at most: each has a coefficient in the last stage, or more."""
+
+
+@dataclasses.dataclass(frozen=True)
+class GrowthStart:
+    """What growth starts from.
+
+    Attributes:
+        model: the pipeline as it was given.
+        task: of the pipeline with indexers of the entities in front of its head; the cut has the growth's columns.
+        head: the last linear stage, in the pipeline as it was given.
+        indexers: the fitted StringIndexers of the entities.
+        known: the columns that parts may read.
+        mark: begins the uids and the columns of all stages that are added, and no other.
+    """
+
+    model: Any
+    task: Task
+    head: Vertex
+    indexers: tuple[Any, ...]
+    known: tuple[Known, ...]
+    mark: str
+
+
+def ground(
+    model: Any, options: Options, entities: Sequence[str], sources: Sequence[Source], boundaries: Boundaries | None
+) -> GrowthStart:  # fmt: skip
+    """Look at the pipeline and the schema of the rows, and index the entities, whose values need a job.
+
+    Raises:
+        InputError: the pipeline ends in no linear stage, or an entityCol cannot be used; says what to do.
+    """
+    data = sources[0].df
+    plain = prepare(model, options, data)
+    head = linear_head(plain.cut.graph)
+    check_entities(entities, plain, data)
+    mark = unused_mark(model, f"{head.uid}_grown", data.columns)
+    fitted = _indexers(mark, entities, sources, options, boundaries)
+    indexed = {name: (stage.getOutputCol(), (*stage.labels, UNKNOWN)) for name, stage in fitted.items()}
+    task = plain
+    if fitted:
+        inserted = replaced(model, {head.path: [*fitted.values(), head.stage]})
+        task = prepare(inserted if not isinstance(inserted, list) else PipelineModel(inserted), options, data)
+    known = upstream_columns(task.cut.graph, data, indexed)
+    task = dataclasses.replace(task, cut=cut_for(task, known))
+    return GrowthStart(model, task, head, tuple(fitted.values()), tuple(known), mark)
+
+
+def _indexers(
+    mark: str, names: Sequence[str], sources: Sequence[Source], options: Options, boundaries: Boundaries | None
+) -> dict[str, Any]:
+    """A StringIndexer for each entity, fitted to the training rows."""
+    found: dict[str, Any] = {}
+    for name in names:
+        indexer = StringIndexer(
+            inputCol=name, outputCol=f"{mark}_{name}_index", handleInvalid="keep", stringOrderType="alphabetAsc"
+        )
+        indexer = jvm.named(indexer, f"{mark}_{name}_indexer")
+        stage = fit_on_training_rows(indexer, sources, options, boundaries)
+        if len(stage.labels) > MOST_ENTITIES:
+            raise InputError(
+                f"entityCols: column {name!r} has {len(stage.labels):,} values, more than {MOST_ENTITIES:,}: "
+                "name a coarser column"
+            )
+        found[name] = stage
+    return found
+
 
 ROUNDING = 1e-9
 """Share of the loss by which the original's may differ when it is computed by the grown pipeline's network."""
@@ -196,3 +281,56 @@ def not_worse(
     units = Units(float((weights > 0).sum()), "groups") if o.groupCol else Units(rows)
     better = spared * weights - losses
     return guard.decide(better, weights, chosen=chosen, level=level, units=units, seed=o.seed).accepted
+
+
+def described(model: Any, options: Options, settings: GrowthSettings, data: DataFrame) -> str:
+    """What growth of this fitted pipeline would try on rows of this schema.
+
+    Raises:
+        InputError: the pipeline ends in no linear stage, an entityCol cannot be used, the cost limit leaves no room, or
+            no library finds trees.
+    """
+    settings, _ = trees.without_trees(settings)
+    check_options(options)
+    check_last_stage(settings)
+    task = prepare(model, options, data)
+    graph = task.cut.graph
+    head = linear_head(graph)
+    check_entities(settings.entityCols, task, data)
+    known = upstream_columns(graph, data, {})
+    serving = serving_of(model, head, settings.maxServingCost)
+    check_room(serving, settings.parts)
+    limit = "no limit" if settings.maxServingCost is None else f"limit {serving.limit:.3g} us"
+    return "\n".join(
+        [
+            f"growth of {model.uid}: {settings.rounds} rounds at most, in each of which one part may join",
+            division.sentence([Source(data)], options),
+            f"parts join {head.stageClass} {head.uid}, beside its {width_of(head.stage)} features in {head.inputs[0]!r}",
+            "columns that parts may read:",
+            *_columns([k.column for k in known], settings),
+            "kinds of parts, and the stages that they add:",
+            *_kinds(settings),
+            f"serving costs {serving.before:.3g} us per row by the table of costs; {limit}",
+            *costs.unknown(model),
+        ]
+    )
+
+
+def _columns(columns: list[Column], settings: GrowthSettings) -> list[str]:
+    """A line for each name; a StringIndexer's input of numbers is both a category and a number."""
+    found: dict[str, list[str]] = {}
+    for c in columns:
+        if not (c.levels and c.name in settings.entityCols):
+            found.setdefault(c.name, []).append(f"category with {c.levels} values" if c.levels else "number")
+    for name in settings.entityCols:
+        found.setdefault(name, []).append("entity")
+    return aligned([(f"  {name}", " and ".join(sorted(kinds))) for name, kinds in found.items()], left=(0, 1))
+
+
+def _kinds(settings: GrowthSettings) -> list[str]:
+    rows = [(f"  {name}", KINDS[name].does, ", ".join(KINDS[name].stages)) for name in settings.parts]
+    gaps = ("  all", "where a column lacks values", ", ".join(GAPS))
+    joined = ("  all", "to join the features", "VectorSizeHint, VectorAssembler")
+    does = "to drop the columns that are added" if settings.dropColumns else "to put the columns that are added last"
+    last = [("  all", does, "SQLTransformer")] if jvm.can_except() else []
+    return aligned([*rows, *([gaps] if set(settings.parts) - {"units"} else []), joined, *last], left=(0, 1, 2))

@@ -24,12 +24,7 @@ from pyspark.sql.pandas.types import from_arrow_schema
 from sparkdiff import jvm
 from sparkdiff.errors import InputError
 from sparkdiff.jvm import stores
-from sparkdiff.store.files import write_bytes
-
-
-class DamagedRuns(UserWarning):
-    """A file in a store of runs is damaged, or holds something else, and is left out."""
-
+from sparkdiff.store.files import DamagedFile, write_bytes
 
 MOST = 100
 """Times that a reader begins again, as the store is compacted."""
@@ -185,7 +180,7 @@ def _rows(file: Path, columns: Sequence[str]) -> pa.Table | None:
         if not os.path.lexists(file):
             raise FileNotFoundError(errno.ENOENT, "it is gone", str(file)) from e
         warnings.warn(
-            f"{stores.named(file)} is damaged or holds no runs, and is left out: {e}", DamagedRuns, stacklevel=2
+            f"{stores.named(file)} is damaged or holds no runs, and is left out: {e}", DamagedFile, stacklevel=2
         )
         return None
 

@@ -1,4 +1,4 @@
-"""Fine-tuning by folds: one arm explores, and what it has chosen is proven beside the plain refit."""
+"""Fine-tuning and growth by folds: one arm explores, and what it has chosen is proven beside the plain refit."""
 
 import copy
 import dataclasses
@@ -10,12 +10,18 @@ from pyspark.sql import DataFrame
 from sparkdiff.data.splits import TRAIN, Source
 from sparkdiff.diagnostics.pipelines import unreadable_by_older_spark
 from sparkdiff.evaluation.acceptance import Judgement, divergence
-from sparkdiff.evaluation.ledger import candidate_count, diverged
+from sparkdiff.evaluation.guard import candidate_count, diverged
 from sparkdiff.fine_tuning.summary import shown_options, tested, warnings_of
-from sparkdiff.fine_tuning.task import prepare
-from sparkdiff.fine_tuning.values import Judged
+from sparkdiff.fine_tuning.task import Judged, prepare
+from sparkdiff.growth import costs
+from sparkdiff.growth.parts import trees
+from sparkdiff.growth.procedure import described
+from sparkdiff.growth.settings import GrowthSettings
+from sparkdiff.growth.summary import GrowthSummary
 from sparkdiff.improvement.arms.fine_tuning import with_recipe
-from sparkdiff.improvement.budget import Account, Budget
+from sparkdiff.improvement.arms.growing import with_settings
+from sparkdiff.improvement.budget import Account, Budget, Limit
+from sparkdiff.improvement.candidate import share
 from sparkdiff.improvement.ground import Ground, Training
 from sparkdiff.improvement.origin import Fits, Origin
 from sparkdiff.improvement.procedure import Improved, Verb, explore_and_prove
@@ -137,3 +143,76 @@ def _training_of(ground: Ground, decision: Decision) -> Training | None:
     if best is None or best.proven.finalist.role == REFIT or not ground.trainings or ground.trainings[-1].fold:
         return None
     return ground.trainings[-1]
+
+
+@dataclasses.dataclass(frozen=True)
+class _GrowthByFolds(ImprovementSettings):
+    """Settings of the engine, with those of the growth: a run that goes on has the same ones."""
+
+    growth: GrowthSettings = dataclasses.field(default_factory=GrowthSettings)
+
+
+def grow_pipeline(
+    given: Any, options: Options, settings: GrowthSettings, sources: Sequence[Source], phases: Phases, *, replace: bool = False,
+    fits: Fits | None = None,
+) -> Improved:  # fmt: skip
+    """Grow a pipeline on rows that explore, and return what the rows that prove decide for, made from all rows.
+
+    See `explore_and_prove`.
+    """
+    settings, missing = trees.without_trees(settings)
+    learned: dict[int | None, Mapping[str, Any]] = {}
+
+    def plan(model: Any, data: DataFrame) -> str:
+        return described(model, options, settings, data)
+
+    def summarize(
+        ground: Ground, explores: Ground, origin: Origin, division: Division, explored: Explored, decision: Decision,
+        timings: Mapping[str, float], account: Account,
+    ) -> GrowthSummary:  # fmt: skip
+        plain = summary_of(ground, explores, origin, division, explored, decision, timings, account)
+        values = {f.name: getattr(plain, f.name) for f in dataclasses.fields(plain)}
+        step = next(iter(explored.raced.steps), None)
+        best, shown = decision.best, {} if step is None else dict(step.learned)
+        if grown := best is not None and best.proven.finalist.candidate.arm == "grow":
+            shown |= learned.get(0, {})
+            grown = any(not part["dropped"] for part in shown["fields"]["parts"])
+            if not grown:
+                values["reason"] += "; on the rows that make what ships no part joins, so it is the refit without any"
+        values |= {
+            "decision": "grown" if grown else "kept original" if best is None else "improved",
+            "options": {**plain.options, **settings.asdict()},
+        }
+        if best is None and (step is None or not step.candidates):
+            values["reason"] = origin.refused or (plain.reason if step is None else step.learned["why"])
+        values["warnings"] = [*missing, *shown.get("warnings", []), *plain.warnings, *costs.unknown(ground.model)]
+        cost = ground.start.cost
+        fields = shown.get("fields", {"servingCost": {"limit": None}})
+        after = cost if best is None or best.found is None else best.found.cost
+        values |= fields | {"servingCost": {"before": cost, "after": after, **fields["servingCost"]}}
+        if grown and step is not None:
+            with phases.phase("attribute"):
+                values["fineTunedGain"] = _gain_alone(explores, options, step.seconds)
+            values["timings"] = {k: round(v, 3) for k, v in phases.timings.items()}
+        return GrowthSummary(**values)
+
+    verb = Verb([with_settings(settings, options.maxSeconds, learned)], Budget.unlimited(), plan, summarize)
+    own = _GrowthByFolds(
+        arms=("grow",), baseline=False, parallelism=1, parts=settings.parts, entityCols=settings.entityCols,
+        maxServingCost=settings.maxServingCost, maxLoss=settings.maxLoss, growth=settings,
+    )  # fmt: skip
+    return explore_and_prove(given, options, own, sources, of_one_arm(phases), verb, replace=replace, fits=fits)
+
+
+def _gain_alone(explores: Ground, options: Options, spent: float) -> float | None:
+    """The gain of the stages that are there when they train without any part, on the rows that explore.
+
+    Args:
+        spent: seconds that the growth on these rows has taken; None where these were all that there are.
+    """
+    left = None if options.maxSeconds is None else options.maxSeconds - spent
+    if left is not None and left <= 0:
+        return None
+    alone = dataclasses.replace(explores, phases=Phases(False), trainings=[])
+    step = with_recipe(options.recipe, left).run(alone, 0, Limit(None, None), ())
+    return max((share(alone, candidate) for candidate in step.candidates), default=0.0)

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from sparkdiff.data.splits import VALIDATION
@@ -154,7 +153,7 @@ def shortened(names: str, most: int = NAME) -> str:
     return ", ".join(shown) + (f" and {more} more" if more else "")
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Arm:
     """A way to a better pipeline.
 

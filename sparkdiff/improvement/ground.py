@@ -15,22 +15,19 @@ from sparkdiff import jvm
 from sparkdiff.data.splits import VALIDATION, Boundaries, Source
 from sparkdiff.errors import InputError
 from sparkdiff.evaluation.cached_parity import FEWER_ROWS, PARITY_ROWS
-from sparkdiff.evaluation.recorded import Recorded, changed
+from sparkdiff.evaluation.data import Recorded, changed
 from sparkdiff.evaluation.scores import Score
 from sparkdiff.fine_tuning.phases import begun, checked, verified
-from sparkdiff.fine_tuning.shared import Shared
-from sparkdiff.fine_tuning.starting_point import recorded_rows
+from sparkdiff.fine_tuning.procedure import recorded_rows
 from sparkdiff.fine_tuning.summary import facts
-from sparkdiff.fine_tuning.task import Task, check_runs, prepare
-from sparkdiff.fine_tuning.values import Fitted, Goal, Measured, Run
+from sparkdiff.fine_tuning.task import Fitted, Goal, Measured, Run, Shared, Task, check_runs, prepare
 from sparkdiff.growth import costs
 from sparkdiff.growth.inputs import LINEAR, cut_for, upstream_columns
 from sparkdiff.growth.running import Memory
 from sparkdiff.growth.serving import SAME
 from sparkdiff.improvement.lanes import Brake
 from sparkdiff.improvement.settings import ImprovementSettings
-from sparkdiff.objectives.composite import class_weights
-from sparkdiff.objectives.metric import Metric
+from sparkdiff.objectives.objective import Metric, class_weights
 from sparkdiff.options import Options
 from sparkdiff.pipeline.cut import joined, within
 from sparkdiff.pipeline.nesting import flatten

@@ -23,9 +23,8 @@ from sparkdiff.evaluation.seen_rows import (
     rows_of_roots,
     seen_rows,
 )
-from sparkdiff.fine_tuning.shared import Shared
-from sparkdiff.fine_tuning.starting_point import OTHER_ROWS, refittable
-from sparkdiff.fine_tuning.task import Task, prepare
+from sparkdiff.fine_tuning.procedure import OTHER_ROWS, refittable
+from sparkdiff.fine_tuning.task import Shared, Task, prepare
 from sparkdiff.improvement.ground import Fit, Ground, measure
 from sparkdiff.options import Options
 from sparkdiff.pipeline.class_numbers import check_same_classes, classes_of

@@ -1,4 +1,6 @@
-"""An improvement, from the original to the offers: measure, race the arms on rows that explore, prove the finalists on others."""
+"""An improvement, from the original to the offers: measure, race the arms on rows that explore, prove the finalists on others;
+and its plan, as text, before anything runs and without a Spark job.
+"""
 
 import contextlib
 import dataclasses
@@ -12,12 +14,12 @@ from pyspark.sql import DataFrame
 from sparkdiff.data.splits import REFERENCE, TEST, TRAIN, VALIDATION, Source
 from sparkdiff.errors import InputError
 from sparkdiff.fine_tuning.phases import run_folder
-from sparkdiff.fine_tuning.shared import Shared
-from sparkdiff.fine_tuning.values import Outcome
+from sparkdiff.fine_tuning.task import Outcome, Shared
+from sparkdiff.growth import costs
 from sparkdiff.growth.checks import check_entities
 from sparkdiff.improvement import baseline, proving, race
 from sparkdiff.improvement.arms import arms_of
-from sparkdiff.improvement.baseline import Baseline
+from sparkdiff.improvement.baseline import Baseline, name_of, wanted
 from sparkdiff.improvement.budget import Account, Budget
 from sparkdiff.improvement.candidate import Arm
 from sparkdiff.improvement.ground import Ground, prepared
@@ -25,15 +27,15 @@ from sparkdiff.improvement.lanes import Brake, ahead
 from sparkdiff.improvement.log import StepLog
 from sparkdiff.improvement.order import order_of
 from sparkdiff.improvement.origin import Fits, Origin, check_rows, check_same_numbers
-from sparkdiff.improvement.plan import described
 from sparkdiff.improvement.proving import Decision, Proof
 from sparkdiff.improvement.reporting import Explored, summary_of
-from sparkdiff.improvement.settings import ImprovementSettings
+from sparkdiff.improvement.settings import ARMS, ImprovementSettings
 from sparkdiff.machine.interrupts import undisturbed
 from sparkdiff.options import Options
 from sparkdiff.pipeline.unfitted import check_unfitted
+from sparkdiff.proof import division
 from sparkdiff.proof.division import Division, divide, too_few
-from sparkdiff.report import Phases, shown, versions
+from sparkdiff.report import Phases, aligned, shown, versions
 from sparkdiff.store.run_folder import RunFolder, name_beside
 
 Summarize = Callable[[Ground, Ground, Origin, Division, Explored, Decision, Mapping[str, float], Account], Any]
@@ -261,3 +263,34 @@ def _folder(ground: Ground, *, replace: bool) -> Iterator[tuple[RunFolder, StepL
         pass
     with run_folder(run, runId and name_beside(runId, "-improve"), replace=replace, beside=beside) as folder:
         yield folder, StepLog(folder.path if runId is not None else None)
+
+
+def described(model: Any, options: Options, settings: ImprovementSettings, data: DataFrame) -> str:
+    """What an improvement of this fitted pipeline would try on rows of this schema.
+
+    Raises:
+        InputError: the pipeline can't be planned, or an option does not fit it.
+    """
+    Budget.of(settings.budget)
+    ground = Ground(model, options, settings, [Source(data)], None, Phases(False), Shared())
+    head = ground.plan.cut.graph.head.uid
+    allowed = {arm.name: arm for arm in arms_of(settings)}
+    rows = []
+    for name, does in ARMS.items():
+        why = (
+            ""
+            if name not in settings.arms
+            else "keepForm forbids it"
+            if name not in allowed
+            else allowed[name].refused(ground)
+        )
+        if name in settings.arms:
+            rows.append((f"  {name}", does, f"not tried: {why}" if why else ""))
+    keeps = f"stages that stay as they are: {', '.join(ground.keeps)}" if ground.keeps else ""
+    return "\n".join(filter(None, [
+        f"improvement of {model.uid} within {settings.budget}, judged by {options.metric or f'the loss of {head}'}",
+        division.sentence(ground.sources, options),
+        *aligned(rows, left=(0, 1, 2)), keeps, f"for comparison only: {name_of(ground)}" if wanted(ground) else "",
+        f"serving costs {costs.of_model(model):.3g} us per row by the table of costs",
+        *costs.unknown(model),
+    ]))  # fmt: skip

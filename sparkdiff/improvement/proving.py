@@ -16,10 +16,10 @@ from sparkdiff.diagnostics.rows import POWER
 from sparkdiff.errors import SparkdiffError, WriteError
 from sparkdiff.evaluation import guard, slices
 from sparkdiff.evaluation.acceptance import Judgement, needed, unit_of
-from sparkdiff.evaluation.recorded import keyed
+from sparkdiff.evaluation.data import keyed
 from sparkdiff.evaluation.scores import score
-from sparkdiff.fine_tuning.shared import Shared
-from sparkdiff.fine_tuning.starting_point import TRAINING_ROWS
+from sparkdiff.fine_tuning.procedure import TRAINING_ROWS
+from sparkdiff.fine_tuning.task import Shared
 from sparkdiff.improvement import lanes
 from sparkdiff.improvement.arms import ARMS
 from sparkdiff.improvement.arms.fine_tuning import train_again

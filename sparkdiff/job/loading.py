@@ -17,7 +17,7 @@ from pyspark.sql.utils import is_remote
 
 from sparkdiff import jvm
 from sparkdiff.errors import InputError, check_keys, did_you_mean
-from sparkdiff.jvm.hadoop import URL
+from sparkdiff.jvm.stores import URL
 from sparkdiff.machine import paths, threads
 
 SOURCE_KEYS = ("path", "format", "options", "schema", "table", "where")

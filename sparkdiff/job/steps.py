@@ -36,15 +36,12 @@ from sparkdiff.data.splits import (
 from sparkdiff.diagnostics.predictions import check_saved
 from sparkdiff.errors import InputError
 from sparkdiff.estimator import kept
-from sparkdiff.fine_tuning.procedure import fine_tune
-from sparkdiff.fine_tuning.starting_point import starting_point
-from sparkdiff.fine_tuning.task import prepare
-from sparkdiff.fine_tuning.values import Outcome
+from sparkdiff.fine_tuning.procedure import fine_tune, starting_point
+from sparkdiff.fine_tuning.task import Outcome, prepare
 from sparkdiff.growth.summary import GrowthSummary
 from sparkdiff.history.keeping import Keep
 from sparkdiff.history.lineage import Lineage, lineage as lineage_of
-from sparkdiff.improvement.by_folds import fine_tune_by_folds
-from sparkdiff.improvement.growing_by_folds import grow_pipeline
+from sparkdiff.improvement.by_folds import fine_tune_by_folds, grow_pipeline
 from sparkdiff.improvement.procedure import Improved, improve_pipeline
 from sparkdiff.improvement.summary import ImprovementSummary
 from sparkdiff.job.config import Config, command_of, request_of

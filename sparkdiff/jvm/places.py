@@ -11,7 +11,7 @@ from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
 
 from sparkdiff.errors import InputError
-from sparkdiff.jvm import hadoop, stores
+from sparkdiff.jvm import stores
 from sparkdiff.jvm.sessions import VERSION, in_process, session
 from sparkdiff.machine import paths
 
@@ -31,7 +31,7 @@ def folder(option: str, given: str) -> Path:
     """
     if refused := paths.unusable(option, given):
         raise InputError(refused)
-    if (url := hadoop.located(option, given)) is not None:
+    if (url := stores.located(option, given)) is not None:
         return stores.working(url)
     path = paths.local(given)
     assert path is not None
@@ -43,7 +43,7 @@ def check_writable(option: str, given: str | Path, path: Path) -> None:
     parent.
     """
     if (url := stores.url_of(path)) is not None:
-        hadoop.check_writable(option, str(given), url)
+        stores.check_writable(option, str(given), url)
         return
     above = next(p for p in (path, *path.parents) if os.path.lexists(p))
     try:

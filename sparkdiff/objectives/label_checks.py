@@ -5,8 +5,8 @@ from typing import Any
 
 from sparkdiff.errors import InputError
 from sparkdiff.objectives.objective import Bound
+from sparkdiff.stages.base import LabelStats
 from sparkdiff.stages.predictor import Predictor
-from sparkdiff.stages.trainable import LabelStats
 
 LARGEST = 1e70
 """Largest absolute label, and the inverse of the smallest: the fourth power of a label must be a double."""

@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sparkdiff.errors import InputError
-from sparkdiff.objectives.composite import class_weighted, weighted_sum
 from sparkdiff.objectives.derivatives import derivative
 from sparkdiff.objectives.formulas import (
     calibration_error,
@@ -23,10 +22,10 @@ from sparkdiff.objectives.formulas import (
     rank_score,
 )
 from sparkdiff.objectives.loss_params import cost_matrix, number
-from sparkdiff.objectives.objective import Objective, Rows, zero_margin
+from sparkdiff.objectives.objective import Objective, Rows, class_weighted, weighted_sum, zero_margin
 from sparkdiff.options import callable_name
+from sparkdiff.stages.base import LabelStats
 from sparkdiff.stages.predictor import Predictor
-from sparkdiff.stages.trainable import LabelStats
 from sparkdiff.tensors.device import DeviceCopies
 from sparkdiff.tensors.rows import on_gpu
 

@@ -21,11 +21,10 @@ from sparkdiff.objectives.losses import (
     UNLABELLED,
     resolve as resolve_loss,
 )
-from sparkdiff.objectives.metric import Denominators, Metric, Value
-from sparkdiff.objectives.objective import Objective, Rows
+from sparkdiff.objectives.objective import Denominators, Metric, Objective, Rows, Value
 from sparkdiff.options import Options
+from sparkdiff.stages.base import LabelStats
 from sparkdiff.stages.predictor import Predictor
-from sparkdiff.stages.trainable import LabelStats
 from sparkdiff.tensors.device import DeviceCopies
 from sparkdiff.tensors.rows import running_sum
 

@@ -1,13 +1,27 @@
-"""`Objective`: a loss bound to a predictor, and how training minimises it."""
+"""`Objective`: a loss bound to a predictor, and how training minimises it; objectives made from others: weighted sums,
+losses weighted by class, and penalties on gaps between groups; `Metric`: a metric bound to a predictor, and the influence of each
+row on one that is no mean over rows.
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+A metric that is not a mean over rows is a function T of the rows' weights w that does not change when all weights are
+multiplied by the same number. Its influence psi_i = T + W * dT/dw_i (W the sum of w), the infinitesimal jackknife of
+Jaeckel (1972), makes it a mean: that of psi by weight is T, and the sampling error of T is that of this mean, to first
+order. So the guard tests sums of psi over blocks as it tests those of a loss. For the area under the ROC curve psi is
+DeLong's (1988) placements, for rmse it is the delta method.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from sparkdiff.errors import InputError
 from sparkdiff.objectives.derivatives import Derivative
+from sparkdiff.objectives.formulas import between_groups, index, probabilities
+from sparkdiff.stages.base import LabelStats
 from sparkdiff.stages.predictor import Predictor
+from sparkdiff.tensors.device import DeviceCopies
 
 Rows = Callable[[Tensor, Tensor, Tensor], Tensor]
 Batch = Callable[[Tensor, Tensor, Tensor, Mapping[str, Tensor]], Tensor]
@@ -55,3 +69,194 @@ def zero_margin(head: Predictor, n: int) -> Tensor:
     """Margins of n rows, all 0, of the predictor's shape, (n,) or (n, k), where its parameters are."""
     device = next((p.device for p in (*head.parameters(), *head.buffers())), None)
     return torch.zeros((n, head.margins) if head.wide else n, dtype=torch.float64, device=device)
+
+
+Columns = Callable[[Tensor], Tensor]
+Value = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Denominators:
+    """The rows that a metric of predicted classes divides by, for each class that it looks at.
+
+    Attributes:
+        classes: the classes.
+        rows: (prediction (n,), label (n,), class) -> (n,) bool, the rows in the denominator of the class.
+        words: these rows, in words that end before the number of the class.
+        by_label: whether a row that is wrong has the class as its label, in place of its prediction.
+        shares: whether the classes' values are added up by the classes' shares of the labels.
+    """
+
+    classes: tuple[int, ...]
+    rows: Callable[[Tensor, Tensor, int], Tensor]
+    words: str
+    by_label: bool = False
+    shares: bool = False
+
+    def wrong_rows(self, number: int) -> tuple[Tensor, Tensor]:
+        """The prediction and the label of one wrongly predicted row for each denominator, (classes,), among so many classes."""
+        own = torch.tensor(self.classes, dtype=torch.float64)
+        other = (own + 1) % number
+        return (other, own) if self.by_label else (own, other)
+
+
+@dataclass(frozen=True)
+class Metric(Bound):
+    """A metric bound to a predictor.
+
+    Attributes:
+        larger: whether larger is better.
+        column: margin -> (n,) or (n, c), the numbers per row that `value` needs.
+        value: (column, label (n,), weight (n,)) -> (), differentiable in the weights, NaN if undefined.
+        needs: the condition on the rows under which the metric is defined.
+        ranks: whether rows of class 1 are compared with rows of class 0, so that both classes need enough rows.
+        denominators: of a metric that divides by numbers of rows of classes.
+    """
+
+    larger: bool = False
+    column: Columns | None = None
+    value: Value | None = None
+    needs: str = ""
+    ranks: bool = False
+    denominators: Denominators | None = None
+
+    @property
+    def direction(self) -> str:
+        return "larger" if self.larger else "smaller"
+
+    @property
+    def sign(self) -> float:
+        """The factor that turns the metric into a loss."""
+        return -1.0 if self.larger else 1.0
+
+
+def influence(metric: Metric, column: Tensor, label: Tensor, weight: Tensor) -> Tensor:
+    """The influence psi (n,) for a metric that is not a mean over rows; sum(weight * psi) / sum(weight) is its value.
+    All weights must be > 0; of a metric that neither ranks nor counts rows, >= 0.
+
+    All NaN if the metric is undefined or a prediction is not finite.
+    """
+    assert metric.value is not None
+    if not len(column) or not bool(column.isfinite().all()):
+        return torch.full_like(weight, torch.nan)
+    with torch.enable_grad():
+        w = weight.detach().clone().requires_grad_()
+        value = metric.value(column.detach(), label, w)
+        slope = torch.autograd.grad(value, w)[0] if value.requires_grad else torch.zeros_like(w)
+    # The second term is 0 but for rounding, and for Spark's r2, which changes a little when all weights are multiplied.
+    slope = weight.sum() * slope - (weight * slope).sum()
+    return value.detach() + slope
+
+
+def weighted_sum(parts: Sequence[Objective], weights: Sequence[float]) -> Objective:
+    """The sum of these objectives, each by its scale and its weight."""
+    factors = [w * p.scale for p, w in zip(parts, weights, strict=True)]
+    by_row = [(p.rows, f) for p, f in zip(parts, factors, strict=True) if p.rows is not None]
+    by_batch = [(p.batch, f) for p, f in zip(parts, factors, strict=True) if p.batch is not None]
+
+    def rows(margin: Tensor, label: Tensor, weight: Tensor) -> Tensor:
+        return torch.stack([f * part(margin, label, weight) for part, f in by_row]).sum(0)
+
+    def batch(margin: Tensor, label: Tensor, weight: Tensor, groups: Mapping[str, Tensor]) -> Tensor:
+        return torch.stack([f * part(margin, label, weight, groups) for part, f in by_batch]).sum()
+
+    return Objective(
+        " + ".join(f"{w:g} {p.name}" for p, w in zip(parts, weights, strict=True)),
+        rows if by_row else None,
+        floor=max((p.floor for p in parts if p.floor is not None), default=None),
+        power=max((p.power for p in parts if p.power is not None), default=None),
+        batch=batch if by_batch else None,
+        calibrated=all(p.calibrated for p in parts),
+    )
+
+
+def penalised(
+    objective: Objective,
+    penalties: Mapping[str, Mapping[str, float]],
+    head: Predictor,
+    y: LabelStats,
+    groupCols: Sequence[str],
+) -> Objective:
+    """The objective with the parity gaps of `penalties` added; metrics never see them.
+
+    A column's term is strength * the variance between its groups' weighted mean predictions: the sum over pairs of groups
+    of their shares times their squared gap. Predictions are probabilities, means of a regression in standard deviations
+    of the label.
+
+    Args:
+        groupCols: the columns whose codes training has.
+
+    Raises:
+        InputError: a column is none of these.
+    """
+    gaps = penalties.get("parityGap", {})
+    if unknown := sorted(set(gaps) - set(groupCols)):
+        raise InputError(
+            f"penalties.parityGap names {unknown}, but only the columns of guardCols are kept, "
+            f"{sorted(groupCols)}: add them to guardCols"
+        )
+    if not gaps:
+        return objective
+    if head.classes and not head.probable:
+        raise InputError(
+            f"penalties.parityGap compares probabilities, which {type(head).__name__} doesn't output; leave it out"
+        )
+    unit = 1.0 if head.classes or head.binomial else 1 / (y.std or 1.0) ** 2
+    before = objective.batch
+
+    def batch(margin: Tensor, label: Tensor, weight: Tensor, groups: Mapping[str, Tensor]) -> Tensor:
+        if head.classes:
+            shown = probabilities(margin)
+            shown = shown[:, 1] if head.classes == 2 else shown
+        else:
+            shown = head.mean(margin)
+        # Training multiplies all of it by the scale, which is the loss's, not the penalty's.
+        factor = unit / objective.scale
+        terms = [strength * factor * between_groups(shown, groups[c], weight) for c, strength in gaps.items()]
+        if before is not None:
+            terms.append(before(margin, label, weight, groups))
+        return torch.stack(terms).sum()
+
+    return replace(objective, batch=batch)
+
+
+def class_weights(given: Any, classes: int, y: LabelStats) -> Tensor:
+    """A weight per class, (classes,).
+
+    Raises:
+        InputError: `given` is neither "balanced" nor a list of as many numbers, or no row would count.
+    """
+    if given == "balanced":
+        counts = torch.zeros(classes, dtype=torch.float64)
+        counts[: len(y.classes)] = y.classes[:classes].to(torch.float64)
+        if bool((counts == 0).any()):
+            missing = int((counts == 0).nonzero()[0])
+            raise InputError(
+                f"classWeights='balanced' has no weight for class {missing}, because no training row has this "
+                "class; set a list of weights"
+            )
+        return counts.sum() / (classes * counts)
+    if not isinstance(given, (list, tuple)) or len(given) != classes or not all(
+        isinstance(v, (int, float)) and v >= 0 for v in given
+    ):  # fmt: skip
+        raise InputError(
+            f"classWeights must be 'balanced' or a list of {classes} numbers >= 0, one per class index. Got {given!r} instead"
+        )
+    weights = torch.tensor(given, dtype=torch.float64)
+    if not bool(weights.max() > 0):
+        raise InputError("all classWeights are 0, so no row would count")
+    return weights
+
+
+def class_weighted(part: Objective, given: Any, classes: int, y: LabelStats) -> Objective:
+    """The objective with each row's loss multiplied by its label's class weight."""
+    weights = class_weights(given, classes, y)
+    own = part.rows
+    assert own is not None
+    even, at = bool((weights == weights[0]).all()), DeviceCopies(weights)
+    return replace(
+        part,
+        rows=lambda m, y, w: at.beside(m)[index(y, classes)] * own(m, y, w),
+        calibrated=part.calibrated and even,
+        exact=None,
+    )

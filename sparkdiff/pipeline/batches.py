@@ -14,9 +14,9 @@ from sparkdiff.pipeline.columns import VECTOR, from_arrow, is_scalar, to_arrow
 from sparkdiff.pipeline.graph import Version, null_of
 from sparkdiff.pipeline.network import Network
 from sparkdiff.stages.assembling import VectorAssembler
-from sparkdiff.stages.encoding import OneHotEncoder
 from sparkdiff.stages.factorization_machine import FMClassification, FMRegression
 from sparkdiff.stages.forest import Trees
+from sparkdiff.stages.indexing import OneHotEncoder
 from sparkdiff.stages.linear import LinearMargin, LogisticRegression
 from sparkdiff.stages.perceptron import MultilayerPerceptron
 from sparkdiff.stages.projection import PCA

@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 from sparkdiff.pipeline.graph import Graph, Version
 from sparkdiff.stages.assembling import VectorAssembler
-from sparkdiff.stages.encoding import OneHotEncoder
+from sparkdiff.stages.indexing import OneHotEncoder
 from sparkdiff.stages.selecting import VectorSizeHint
 from sparkdiff.tensors.rows import NEVER
 

@@ -1,19 +1,26 @@
-"""The steps from a fitted pipeline to its graph: stages linked by the column versions they read, then torch modules."""
+"""The steps from a fitted pipeline to its graph: stages linked by the column versions they read, then torch modules. The columns
+that SQL and stages that are not Spark's change are those that the plan of their transform shows.
+"""
 
+import contextlib
 import dataclasses
+import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from pyspark.ml import UnaryTransformer
 from pyspark.ml.linalg import VectorUDT
+from pyspark.sql import DataFrame
 from pyspark.sql.types import StructField
 
 from sparkdiff import jvm
 from sparkdiff.errors import InputError
-from sparkdiff.pipeline.effects import ANY, custom_reason, names_in, only_computes, with_effects
+from sparkdiff.jvm.lineage import changes_between
 from sparkdiff.pipeline.graph import Graph, Version, Vertex, in_front_of
 from sparkdiff.pipeline.names import casefolding
 from sparkdiff.pipeline.nesting import flatten, holders
-from sparkdiff.pipeline.schema import SchemaOrRows, is_plain, known_fields
+from sparkdiff.pipeline.schema import SchemaOrRows, frame_of, is_plain, known_fields
 from sparkdiff.stages.base import (
     REGISTRY,
     UNTRANSLATED,
@@ -167,7 +174,7 @@ def linked(model: Any, data: SchemaOrRows = None) -> Graph:
     casefold = casefolding()
     found = [described(i, path, stage) for i, (path, stage) in enumerate(flatten(model))]
     if data is not None and any(v.opaque for v in found):
-        found = with_effects(found, data, casefold)
+        found = _with_effects(found, data, casefold)
     held = tuple((path, (holder.uid, type(holder).__name__)) for path, holder in holders(model))
     return without_ambiguous(Graph(casefold, tuple(_linked(found, casefold)), held))
 
@@ -195,7 +202,7 @@ def _in_spark(bare: Vertex) -> Vertex:
         removes = tuple(c for c in selection.columns if c not in selection.last)
         return dataclasses.replace(bare, why="it drops columns or puts them last, and computes none", removes=removes)
     known = UNTRANSLATED.get(class_name(stage)) or Untranslated(foreign(stage) or "no translation to torch")
-    outputs = columns_of(stage, OUTPUTS) if (declares_all := is_plain(stage) or only_computes(stage)) else ()
+    outputs = columns_of(stage, OUTPUTS) if (declares_all := is_plain(stage) or _only_computes(stage)) else ()
     return dataclasses.replace(
         bare, why=known.reason, spelled=columns_of(stage, INPUTS), outputs=outputs, opaque=not outputs,
         custom=not is_plain(stage) or not outputs, declares_all=declares_all, drops_rows=not outputs or _skips(stage),
@@ -218,7 +225,7 @@ def foreign(stage: Any) -> str | None:
     whose = type(stage).__module__.partition(".")[0]
     if callable(getattr(stage, "cpu", None)):
         return f"{whose}'s model: convert it first, its .cpu() returns Spark's own model"
-    return custom_reason(stage, f"it {'only computes its output column' if only_computes(stage) else ANY}")
+    return _custom_reason(stage, f"it {'only computes its output column' if _only_computes(stage) else ANY}")
 
 
 def _linked(vertices: Sequence[Vertex], casefold: Callable[[str], str]) -> Iterator[Vertex]:
@@ -231,7 +238,7 @@ def _linked(vertices: Sequence[Vertex], casefold: Callable[[str], str]) -> Itera
         parents = {p for _, p in sources} if vertex.declares_all else set(range(i))
         by_name = {_writer(c, declared, casefold, unknown) for c in vertex.spelled}
         if statement := casefold(vertex.statement):
-            by_name = {declared[name] for name in names_in(statement, declared)} | {unknown}
+            by_name = {declared[name] for name in _names_in(statement, declared)} | {unknown}
         yield dataclasses.replace(
             vertex, sources=sources, reads=sources,
             lossReads=tuple((casefold(c), current.get(casefold(c), unknown)) for c in vertex.lossInputs),
@@ -263,3 +270,104 @@ def without_ambiguous(graph: Graph) -> Graph:
             )
             graph = graph.left([vertex.position], why)
     return graph
+
+
+ANY = "may read and change any column and drop rows"
+
+
+def _with_effects(vertices: Sequence[Vertex], data: SchemaOrRows, casefold: Callable[[str], str]) -> list[Vertex]:
+    """The stages of a pipeline; those that may change any column are described by what they do to these data.
+
+    Each stage up to the last one of them transforms the data; Spark's own stages run no job for that.
+
+    Args:
+        data: the rows, or their schema. With a schema alone, a stage that is not Spark's is believed only as far as it declares
+            its output, since its code may look at the rows.
+    """
+    out, last = list(vertices), max((v.position for v in vertices if v.opaque), default=-1)
+    # A user's stage may raise anything here; it raises it again when it runs.
+    with contextlib.suppress(Exception), jvm.unlogged():
+        frame = frame_of(data)
+        for vertex in vertices[: last + 1]:
+            after = vertex.stage.transform(frame)
+            after.schema  # noqa: B018  # Spark Connect analyses nothing before
+            if vertex.opaque:
+                known = _known(vertex, frame, after, casefold)
+                trusted = isinstance(data, DataFrame) or is_plain(vertex.stage)
+                out[vertex.position] = known if known and trusted else _assumed(vertex, known, frame, after, casefold)
+            frame = after
+    later: set[str] = set()
+    for i in reversed(range(len(out))):
+        rewritten = later.intersection(map(casefold, out[i].removes))
+        later.update(map(casefold, out[i].outputs))
+        out[i] = dataclasses.replace(out[i], rewritten=frozenset(rewritten)) if rewritten else out[i]
+    return out
+
+
+def _assumed(
+    vertex: Vertex, known: Vertex | None, before: DataFrame, after: DataFrame, casefold: Callable[[str], str]
+) -> Vertex:
+    """The stage as it declares itself, if its output has no other difference in the schema; else as it is.
+
+    Args:
+        known: what its plan says without rows.
+    """
+    stage = vertex.stage
+    found = [stage.getOrDefault(name) for name in OUTPUTS if stage.hasParam(name) and stage.isSet(name)]
+    declared = tuple(c for one in found for c in ([one] if isinstance(one, str) else one))
+    own = {*map(casefold, declared)}
+    others = [[f for f in df.schema.fields if casefold(f.name) not in own] for df in (before, after)]
+    if is_plain(stage) or not own or others[0] != others[1] or (known and not own >= {*map(casefold, known.outputs)}):
+        return vertex
+    why = f"it is assumed to change {', '.join(declared)} only, which it declares, and may drop rows"
+    return dataclasses.replace(vertex, opaque=False, outputs=declared, why=_custom_reason(stage, why))
+
+
+def _known(vertex: Vertex, before: DataFrame, after: DataFrame, casefold: Callable[[str], str]) -> Vertex | None:
+    """The stage with the columns that it reads, writes and drops; None if its plan does not tell them."""
+    changes = changes_between(before, after)
+    if changes is None:
+        return None
+    new = Counter(map(casefold, after.columns)) - Counter(map(casefold, changes.passed))
+    writes = tuple(dict.fromkeys(c for c in after.columns if casefold(c) in new))
+    removes = tuple(c for c in before.columns if casefold(c) not in {*map(casefold, after.columns)})
+    reads = {casefold(c) for c in (*(changes.reads or ()), *map(jvm.unquoted, vertex.spelled))}
+    reads |= _named(vertex.stage, [c for c in before.columns if casefold(c) not in reads], before, casefold)
+    does = " and ".join((
+        f"computes {', '.join(writes) or 'no column'}",
+        *(["drops columns"] if removes else []),
+        *(["may drop rows"] if changes.drops_rows else []),
+    ))  # fmt: skip
+    return dataclasses.replace(
+        vertex, opaque=False, declares_all=changes.reads is not None, drops_rows=changes.drops_rows, outputs=writes,
+        spelled=tuple(jvm.quoted(c) if "." in c else c for c in before.columns if casefold(c) in reads),
+        removes=removes, selects=True,
+        why=f"its statement {does}" if is_plain(vertex.stage) else _custom_reason(vertex.stage, f"it {does}"),
+    )  # fmt: skip
+
+
+def _named(stage: Any, unread: Sequence[str], before: DataFrame, casefold: Callable[[str], str]) -> set[str]:
+    """The columns that a stage only passes on, and needs all the same because it names them; casefolded."""
+    names = {*map(casefold, unread)}
+    if is_plain(stage):
+        return _names_in(casefold(stage.getStatement()), names)
+    with contextlib.suppress(Exception):  # whatever the stage does without its columns
+        stage.transform(before.drop(*unread))
+        return set()
+    return names
+
+
+def _names_in(statement: str, names: Iterable[str]) -> set[str]:
+    """The names that a statement of SQL has as words."""
+    return {name for name in names if re.search(rf"(?<!\w){re.escape(name)}(?!\w)", statement)}
+
+
+def _only_computes(stage: Any) -> bool:
+    """Return whether a stage is a UnaryTransformer with that class's own transform: one column in, one out, all rows kept."""
+    own = (getattr(type(stage), name, None) for name in ("transform", "_transform"))
+    return isinstance(stage, UnaryTransformer) and [*own] == [UnaryTransformer.transform, UnaryTransformer._transform]
+
+
+def _custom_reason(stage: Any, does: str) -> str:
+    """The reason why a stage that is not Spark's stays in Spark."""
+    return f"not one of Spark's stages: {does}; register a StageModule for {class_name(stage)} to translate it"

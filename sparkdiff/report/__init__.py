@@ -12,12 +12,12 @@ from sparkdiff.report.progress import (
     change,
     check_callbacks,
     duration,
+    share_of,
     shown,
     tell,
 )
 from sparkdiff.report.record import FineTuningSummary, RunRecord, versions
 from sparkdiff.report.sections import Section, SectionTable, Shown, ShownFields, Strong, aligned, as_html
-from sparkdiff.report.shares import share_of
 from sparkdiff.report.svg import Drawing
 from sparkdiff.report.table import p_value
 

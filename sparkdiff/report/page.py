@@ -7,13 +7,13 @@ shown without Spark. The first screen has the decision, its evidence, who is aff
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from importlib import resources
 from typing import Any
 
 from sparkdiff.report import charts
 from sparkdiff.report.ancestry import SHORT, Ancestor, ancestors_of, drawn_ancestors
 from sparkdiff.report.drawing import drawn
-from sparkdiff.report.shares import share_of
+from sparkdiff.report.progress import share_of
+from sparkdiff.report.sections import rendered, template
 from sparkdiff.report.svg import Drawing
 from sparkdiff.report.table import p_value
 
@@ -77,17 +77,8 @@ def comparison(runs: Mapping[str, Values]) -> str:
     return _rendered("compare.html", runs=shown, sides=sides, options=listed)
 
 
-def _template(file: str) -> str:
-    """A template. The package may be in a zip, as `spark-submit --py-files` takes it."""
-    return (resources.files("sparkdiff.report") / "templates" / file).read_text(encoding="utf-8")
-
-
 def _rendered(name: str, **values: Any) -> str:
-    from jinja2 import Environment, FunctionLoader
-
-    found = Environment(loader=FunctionLoader(_template), autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    found.filters |= {"number": number, "share": share, "p": p_value}
-    return found.get_template(f"{name}.j2").render(css=_template("report.css"), **values)
+    return rendered(name, {"number": number, "share": share, "p": p_value}, css=template("report.css"), **values)
 
 
 # Words ----------------------------------------------------------------------------------------------------------------

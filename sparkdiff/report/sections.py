@@ -1,14 +1,13 @@
 """Texts and tables that a person reads, told once and shown twice: as plain text, and as HTML in a notebook."""
 
 import dataclasses
-import functools
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
+from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    import jinja2
     import pandas as pd
 
 LONG = 40
@@ -63,7 +62,7 @@ def _lines(section: Section) -> list[str]:
 
 def as_html(sections: Iterable[Section]) -> str:
     """The sections as one `<div>` for a notebook: all text is escaped, colours are the page's own, and nothing runs."""
-    return _template().render(sections=list(sections), long=LONG)
+    return rendered("sections.html", {}, sections=list(sections), long=LONG)
 
 
 class Shown:
@@ -106,43 +105,15 @@ class ShownByStage(ShownFields):
         return pd.DataFrame([dataclasses.asdict(s) for s in self.stages])
 
 
-@functools.cache
-def _template() -> "jinja2.Template":
-    import jinja2  # only where a notebook asks for it
-
-    return jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(TEMPLATE)
+def template(file: str) -> str:
+    """A template. The package may be in a zip, as `spark-submit --py-files` takes it."""
+    return (resources.files("sparkdiff.report") / "templates" / file).read_text(encoding="utf-8")
 
 
-TEMPLATE = """\
-<div class="sparkdiff">
-<style>
-.sparkdiff {color: inherit; line-height: 1.45; overflow-x: auto}
-.sparkdiff p {margin: 0.15em 0; white-space: pre-line; overflow-wrap: anywhere}
-.sparkdiff p.warning {border-left: 3px solid rgba(201, 130, 43, 0.9); padding-left: 0.6em; margin: 0.4em 0}
-.sparkdiff table {border-collapse: collapse; margin: 0.4em 0; color: inherit; background: none}
-.sparkdiff tr {background: none}
-.sparkdiff th, .sparkdiff td {
-  font-variant-numeric: tabular-nums;
-  padding: 0.2em 0.8em; text-align: right; vertical-align: top; white-space: nowrap; color: inherit; background: none;
-  border: 0 solid rgba(128, 128, 128, 0.3); border-bottom-width: 1px}
-.sparkdiff th {font-weight: 600; border-bottom-color: currentColor}
-.sparkdiff table tr td.left, .sparkdiff table tr th.left {text-align: left}
-.sparkdiff table tr td.long {white-space: normal; min-width: 20em}
-</style>
-{% for section in sections %}
-{% if section.rows is defined %}
-<table>
-{% for row in section.rows %}
-{% set tag = "th" if loop.first else "td" %}
-<tr>{% for cell in row %}
-<{{ tag }} class="{{ 'left' if loop.index0 in section.left }}{{ ' long' if cell|length > long }}">{{ cell.strip() }}</{{ tag }}>
-{%- endfor %}
-</tr>
-{% endfor %}
-</table>
-{% else %}
-{% set kind = "warning" if section.startswith("warning: ") else "said" %}
-<p class="{{ kind }}">{% if section.strong is defined %}<strong>{{ section }}</strong>{% else %}{{ section }}{% endif %}</p>
-{% endif %}
-{% endfor %}
-</div>"""
+def rendered(name: str, filters: Mapping[str, Callable[..., str]], **values: Any) -> str:
+    """The template of this name with these values: all text is escaped."""
+    from jinja2 import Environment, FunctionLoader  # only where something is shown as HTML
+
+    found = Environment(loader=FunctionLoader(template), autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    found.filters |= filters
+    return found.get_template(f"{name}.j2").render(**values)

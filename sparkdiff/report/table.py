@@ -4,8 +4,8 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from sparkdiff.report.progress import share_of
 from sparkdiff.report.sections import Section, SectionTable, Strong
-from sparkdiff.report.shares import share_of
 
 SHOWN = 8
 """Slices in the report; the summary has all."""

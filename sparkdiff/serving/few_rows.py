@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from sparkdiff.serving.schedule import NOWHERE, Schedule, Step, TorchStep, Values
-from sparkdiff.stages.encoding import OneHotEncoder
 from sparkdiff.stages.forest import Trees
+from sparkdiff.stages.indexing import OneHotEncoder
 from sparkdiff.stages.trees import RandomForestClassification
 from sparkdiff.tensors.rows import SPARSE_FROM, Rows
 

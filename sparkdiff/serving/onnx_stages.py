@@ -13,11 +13,10 @@ from sparkdiff.stages.assembling import VectorAssembler
 from sparkdiff.stages.base import StageModule
 from sparkdiff.stages.binning import Binarizer, Bucketizer
 from sparkdiff.stages.embedding import Word2Vec
-from sparkdiff.stages.encoding import OneHotEncoder
 from sparkdiff.stages.expanding import PolynomialExpansion, monomials
 from sparkdiff.stages.formula import PrunedColumns, RewrittenAttributes
 from sparkdiff.stages.imputing import Imputer
-from sparkdiff.stages.indexing import VectorIndexer
+from sparkdiff.stages.indexing import OneHotEncoder, VectorIndexer
 from sparkdiff.stages.interaction import Interaction
 from sparkdiff.stages.projection import DCT, PCA
 from sparkdiff.stages.scaling import MaxAbsScaler, MinMaxScaler, RobustScaler, StandardScaler

@@ -25,7 +25,7 @@ from pyspark.sql.types import DoubleType, StructField, StructType
 
 from sparkdiff import jvm
 from sparkdiff.errors import InputError, check_dataframe
-from sparkdiff.jvm.hadoop import located
+from sparkdiff.jvm.stores import located
 from sparkdiff.machine import package, paths, whole
 from sparkdiff.pipeline.batches import ByTorch
 from sparkdiff.pipeline.columns import physical

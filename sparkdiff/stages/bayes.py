@@ -9,11 +9,10 @@ from torch import Tensor
 
 from sparkdiff.errors import InputError
 from sparkdiff.stages.affine import Affine, AffineForm, MatrixProduct, Parameters
-from sparkdiff.stages.base import parameter, register, tensor
+from sparkdiff.stages.base import SUPPORT, FeatureStats, LabelStats, parameter, register, tensor
 from sparkdiff.stages.constraints import Constraint, LogProbabilities, Positive
 from sparkdiff.stages.linear import coefficient_units, product
 from sparkdiff.stages.predictor import ProbabilisticClassifier, softmax
-from sparkdiff.stages.trainable import SUPPORT, FeatureStats, LabelStats
 from sparkdiff.tensors.rows import Rows, SparseRows, dense, known_any, taken
 
 ENTRIES = 1 << 22

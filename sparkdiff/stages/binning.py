@@ -10,9 +10,8 @@ from torch import Tensor, nn
 from sparkdiff import jvm
 from sparkdiff.errors import InputError
 from sparkdiff.jvm import encoders as spark
-from sparkdiff.stages.base import StageModule, each_column, register, tensor
+from sparkdiff.stages.base import FeatureStats, LabelStats, StageModule, deviation, each_column, register, tensor
 from sparkdiff.stages.constraints import Constraint, Ordered
-from sparkdiff.stages.trainable import FeatureStats, LabelStats, deviation
 from sparkdiff.tensors.rows import Nulls, Rows, SparseRows, dense, known_any, on_gpu
 
 SHARPNESS = 0.3

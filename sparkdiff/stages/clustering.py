@@ -9,10 +9,9 @@ from torch import Tensor
 
 from sparkdiff.errors import InputError
 from sparkdiff.jvm import mllib
-from sparkdiff.stages.base import parameter, register, tensor
+from sparkdiff.stages.base import SUPPORT, FeatureStats, LabelStats, parameter, register, tensor
 from sparkdiff.stages.constraints import Constraint, Covariance, Probabilities, UnitNorm
 from sparkdiff.stages.predictor import Predictor, first_largest, lead
-from sparkdiff.stages.trainable import SUPPORT, FeatureStats, LabelStats
 from sparkdiff.tensors.rows import Rows, SparseRows, known_any
 
 EPSILON = 2.0**-52  # org.apache.spark.ml.impl.Utils.EPSILON

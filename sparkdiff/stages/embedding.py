@@ -10,9 +10,8 @@ from torch import Tensor
 
 from sparkdiff.jvm import word2vec as vocabularies
 from sparkdiff.stages.affine import AffineForm, MatrixProduct, Parameters
-from sparkdiff.stages.base import parameter, register
+from sparkdiff.stages.base import FeatureStats, LabelStats, parameter, register
 from sparkdiff.stages.prepared import Prepared
-from sparkdiff.stages.trainable import FeatureStats, LabelStats
 from sparkdiff.tensors.rows import Rows, SparseRows
 
 

@@ -6,10 +6,9 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from sparkdiff.stages.base import parameter, register, tensor
+from sparkdiff.stages.base import FeatureStats, LabelStats, parameter, register, tensor
 from sparkdiff.stages.linear import coefficient_units, product
 from sparkdiff.stages.predictor import LeastSquares, Predictor, ProbabilisticClassifier
-from sparkdiff.stages.trainable import FeatureStats, LabelStats
 from sparkdiff.tensors.rows import Rows, SparseRows, on_gpu, squared
 
 

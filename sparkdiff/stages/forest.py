@@ -10,11 +10,10 @@ from typing_extensions import Self
 
 from sparkdiff.jvm import trees as spark
 from sparkdiff.jvm.nodes import Nodes
-from sparkdiff.stages.base import parameter, tensor
+from sparkdiff.stages.base import SUPPORT, FeatureStats, LabelStats, deviation, parameter, tensor
 from sparkdiff.stages.gates import SHARPNESS, Gates, StraightThrough
 from sparkdiff.stages.predictor import Predictor
 from sparkdiff.stages.routing import Router
-from sparkdiff.stages.trainable import SUPPORT, FeatureStats, LabelStats, deviation
 from sparkdiff.tensors.device import moved
 from sparkdiff.tensors.rows import Rows, SparseRows, on_gpu
 

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from sparkdiff.jvm import encoders as spark
-from sparkdiff.stages.base import parameter, register, tensor
+from sparkdiff.stages.base import SUPPORT, FeatureStats, LabelStats, deviation, parameter, register, tensor
 from sparkdiff.stages.fields import Field, FieldReader, StaysInSparkError
-from sparkdiff.stages.trainable import SUPPORT, FeatureStats, LabelStats, deviation
 from sparkdiff.tensors.rows import Nulls
 
 WHOLE = ("tinyint", "smallint", "int", "bigint")

@@ -8,10 +8,9 @@ from torch import Tensor
 
 from sparkdiff.errors import InputError
 from sparkdiff.jvm import mllib
-from sparkdiff.stages.base import parameter, register, tensor
+from sparkdiff.stages.base import FeatureStats, LabelStats, parameter, register, tensor
 from sparkdiff.stages.constraints import Constraint, Ordered
 from sparkdiff.stages.predictor import LeastSquares
-from sparkdiff.stages.trainable import FeatureStats, LabelStats
 from sparkdiff.tensors.rows import Nulls, Rows, SparseRows, on_gpu
 
 EDGES = 1000

@@ -12,10 +12,9 @@ from sparkdiff import jvm
 from sparkdiff.errors import InputError
 from sparkdiff.jvm.coefficients import stored_of, with_coefficients
 from sparkdiff.stages.affine import AffineForm, MatrixProduct, Parameters
-from sparkdiff.stages.base import columns_of, parameter, register, tensor
+from sparkdiff.stages.base import FeatureStats, LabelStats, columns_of, parameter, register, tensor
 from sparkdiff.stages.constraints import Constraint, Odds
 from sparkdiff.stages.predictor import LeastSquares, Predictor, ProbabilisticClassifier, logit, softmax
-from sparkdiff.stages.trainable import FeatureStats, LabelStats
 from sparkdiff.tensors.rows import Rows, SparseRows, on_gpu
 
 LARGEST = sys.float_info.max

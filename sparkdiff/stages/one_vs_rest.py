@@ -9,11 +9,10 @@ from torch import Tensor, nn
 
 from sparkdiff import jvm
 from sparkdiff.stages.affine import Affine, AffineForm, MatrixProduct, NotAffineError, Parameters
-from sparkdiff.stages.base import REGISTRY, class_name, columns_of, register
+from sparkdiff.stages.base import REGISTRY, SUPPORT, FeatureStats, LabelStats, class_name, columns_of, register
 from sparkdiff.stages.constraints import Constraint
 from sparkdiff.stages.forest import Trees
 from sparkdiff.stages.predictor import Predictor, first_largest, lead
-from sparkdiff.stages.trainable import SUPPORT, FeatureStats, LabelStats
 from sparkdiff.stages.trees import ClassifyingTrees
 from sparkdiff.tensors.rows import Rows
 

@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from sparkdiff import jvm
-from sparkdiff.stages.base import parameter, register, tensor
+from sparkdiff.stages.base import FeatureStats, LabelStats, parameter, register, tensor
 from sparkdiff.stages.linear import coefficient_units, product
 from sparkdiff.stages.predictor import ProbabilisticClassifier, first_largest
-from sparkdiff.stages.trainable import FeatureStats, LabelStats
 from sparkdiff.tensors.rows import Rows
 
 

@@ -8,8 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sparkdiff.errors import InputError
-from sparkdiff.stages.base import StageModule, columns_of, tensor
-from sparkdiff.stages.trainable import LabelStats
+from sparkdiff.stages.base import LabelStats, StageModule, columns_of, tensor
 from sparkdiff.tensors.rows import Rows, on_gpu
 
 

@@ -8,9 +8,8 @@ from torch import Tensor
 
 from sparkdiff.errors import InputError
 from sparkdiff.jvm import als
-from sparkdiff.stages.base import columns_of, parameter, register
+from sparkdiff.stages.base import SUPPORT, FeatureStats, LabelStats, columns_of, parameter, register
 from sparkdiff.stages.predictor import LeastSquares
-from sparkdiff.stages.trainable import SUPPORT, FeatureStats, LabelStats
 from sparkdiff.tensors.rows import known_any
 
 INTEGERS = (-(2.0**31), 2.0**31 - 1)

@@ -8,8 +8,7 @@ from torch import Tensor
 
 from sparkdiff.errors import InputError
 from sparkdiff.stages.affine import Affine, AffineForm, NotSparseError, Parameters, with_buffers
-from sparkdiff.stages.base import parameter, register, tensor
-from sparkdiff.stages.trainable import FeatureStats, LabelStats
+from sparkdiff.stages.base import FeatureStats, LabelStats, parameter, register, tensor
 from sparkdiff.tensors.rows import Rows, dense, scaled
 
 

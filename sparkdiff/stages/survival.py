@@ -8,9 +8,8 @@ from torch import Tensor
 
 from sparkdiff.errors import InputError
 from sparkdiff.stages.affine import AffineForm, Parameters
-from sparkdiff.stages.base import columns_of, parameter, register, tensor
+from sparkdiff.stages.base import LabelStats, columns_of, parameter, register, tensor
 from sparkdiff.stages.linear import LinearMargin
-from sparkdiff.stages.trainable import LabelStats
 from sparkdiff.tensors.rows import Rows, known_any
 
 

@@ -7,8 +7,7 @@ from torch import Tensor
 
 from sparkdiff.errors import InputError
 from sparkdiff.jvm import encoders as spark
-from sparkdiff.stages.base import StageModule, parameter, register, tensor
-from sparkdiff.stages.trainable import SUPPORT, FeatureStats, LabelStats
+from sparkdiff.stages.base import SUPPORT, FeatureStats, LabelStats, StageModule, parameter, register, tensor
 from sparkdiff.tensors.rows import Nulls, known_any
 
 UNSEEN, MISSING = 2147483647.0, -1.0

@@ -11,10 +11,9 @@ from typing_extensions import Self
 from sparkdiff.errors import InputError
 from sparkdiff.jvm.nodes import Nodes
 from sparkdiff.stages.affine import Affine, AffineForm, NotAffineError, Parameters
-from sparkdiff.stages.base import register
+from sparkdiff.stages.base import LabelStats, register
 from sparkdiff.stages.forest import Trees
 from sparkdiff.stages.predictor import LeastSquares, ProbabilisticClassifier, first_largest, lead
-from sparkdiff.stages.trainable import LabelStats
 
 FLOOR = 1e-15
 """Least probability in a loss, as MulticlassClassificationEvaluator's eps."""

@@ -8,9 +8,8 @@ from torch import Tensor
 
 from sparkdiff.jvm import mllib
 from sparkdiff.stages.affine import Factors
-from sparkdiff.stages.base import StageModule, register, tensor
+from sparkdiff.stages.base import FeatureStats, LabelStats, StageModule, register, tensor
 from sparkdiff.stages.constraints import Constraint, Positive
-from sparkdiff.stages.trainable import FeatureStats, LabelStats
 from sparkdiff.tensors.rows import ORDINARY, Rows, SparseRows
 
 

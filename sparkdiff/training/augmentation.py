@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sparkdiff.pipeline.graph import Version
 from sparkdiff.pipeline.network import Network, routed_versions
-from sparkdiff.stages.trainable import FeatureStats
+from sparkdiff.stages.base import FeatureStats
 from sparkdiff.tensors.device import Place, home
 from sparkdiff.tensors.rows import Rows, SparseRows, below, taken
 from sparkdiff.training.recipes import Recipe

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from sparkdiff.errors import InputError, did_you_mean
-from sparkdiff.evaluation.feature_names import FeatureNames
+from sparkdiff.evaluation.inputs import FeatureNames
 from sparkdiff.pipeline.graph import Version
 from sparkdiff.pipeline.network import Network
+from sparkdiff.stages.base import FeatureStats, LabelStats
 from sparkdiff.stages.linear import RISING
-from sparkdiff.stages.trainable import FeatureStats, LabelStats
 from sparkdiff.training.affine import AffineMargin, affine_network
 from sparkdiff.training.parameters import named_parameters
 

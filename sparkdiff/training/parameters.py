@@ -13,8 +13,8 @@ from torch.nn.utils import vector_to_parameters
 
 from sparkdiff.options import Options
 from sparkdiff.pipeline.network import Network
+from sparkdiff.stages.base import FeatureStats, LabelStats
 from sparkdiff.stages.constraints import Constraint
-from sparkdiff.stages.trainable import FeatureStats, LabelStats
 
 
 class Piece(NamedTuple):

@@ -14,9 +14,9 @@ from sparkdiff.evaluation.inputs import all_dense, distinct_values, features, le
 from sparkdiff.options import Options, callable_name
 from sparkdiff.pipeline.graph import LEAVES, Version
 from sparkdiff.pipeline.network import Network, fixed_versions, routed_versions
+from sparkdiff.stages.base import FeatureStats, LabelStats
 from sparkdiff.stages.forest import Trees
 from sparkdiff.stages.predictor import Predictor
-from sparkdiff.stages.trainable import FeatureStats, LabelStats
 from sparkdiff.store.digests import all_params, without_uids
 from sparkdiff.store.identity import identity
 from sparkdiff.store.run_folder import told

@@ -9,8 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from sparkdiff.evaluation.guard import total_gain
-from sparkdiff.evaluation.ledger import Ledger
+from sparkdiff.evaluation.guard import Ledger, total_gain
 from sparkdiff.evaluation.scores import Score
 from sparkdiff.options import Options
 from sparkdiff.pipeline.network import Network

@@ -5,7 +5,7 @@ from typing import Any
 from pyspark.sql import DataFrame
 
 from sparkdiff.data.splits import TRAIN, VALIDATION, Source
-from sparkdiff.fine_tuning.shared import Shared
+from sparkdiff.fine_tuning.task import Shared
 from sparkdiff.improvement.ground import Ground, prepared
 from sparkdiff.improvement.settings import ImprovementSettings
 from sparkdiff.options import Options

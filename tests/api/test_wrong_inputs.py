@@ -29,7 +29,7 @@ from sparkdiff.objectives import losses
 from sparkdiff.objectives.label_checks import check_label
 from sparkdiff.options import Options
 from sparkdiff.pipeline.network import Network
-from sparkdiff.stages.trainable import LabelStats
+from sparkdiff.stages.base import LabelStats
 from sparkdiff.training.distributed.worker import objectives
 
 pytestmark = pytest.mark.once  # hashes, options and messages of our own: no stack changes them

@@ -17,7 +17,7 @@ from sparkdiff.pipeline.columns import read_plain, write_plain
 from sparkdiff.pipeline.graph import Version
 from sparkdiff.pipeline.network import Network
 from sparkdiff.pipeline.parity import Differences
-from sparkdiff.stages.trainable import FeatureStats, LabelStats
+from sparkdiff.stages.base import FeatureStats, LabelStats
 from sparkdiff.tensors.rows import Rows, dense
 
 pytestmark = pytest.mark.once  # whether a fault of our own is noticed: no stack changes it

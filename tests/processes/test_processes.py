@@ -26,14 +26,14 @@ from pyspark.sql import DataFrame, SparkSession
 import sparkdiff
 from sparkdiff import Events, FineTuner, FineTunerModel, InputError, jvm
 from sparkdiff.errors import FullDiskError
-from sparkdiff.fine_tuning.values import Outcome
+from sparkdiff.fine_tuning.task import Outcome
 from sparkdiff.job import Config, steps
 from sparkdiff.jvm import stores
 from sparkdiff.report import Phases
 from sparkdiff.store import files
 from sparkdiff.store.lease import held
 from sparkdiff.store.run_folder import RunFolder
-from sparkdiff.training.distributed import launch, number, preflight
+from sparkdiff.training.distributed import choice, launch, preflight
 from sparkdiff.training.distributed.attempt import TrainingError
 
 pytestmark = pytest.mark.slow
@@ -94,7 +94,7 @@ def test_auto_takes_what_ends_sooner_and_a_run_that_goes_on_takes_the_same(
     """A short training starts no process to find out; a run that goes on asks no clock."""
     options: dict[str, Any] = {"maxEpochs": 2, "batchSize": 64, "checkpointDir": str(tmp_path), "runId": "auto"}
     monkeypatch.setattr(launch, "_together", lambda *given: pytest.fail("processes were started"))
-    monkeypatch.setattr(number, "most", lambda shards, slots: 2)
+    monkeypatch.setattr(choice, "most", lambda shards, slots: 2)
     first = fit(numProcesses="auto", **options)
     chosen = first.summary.processes
     assert chosen is not None
@@ -119,8 +119,8 @@ def test_auto_takes_what_ends_sooner_and_a_run_that_goes_on_takes_the_same(
 def test_auto_times_a_step_of_several_processes(fit: Fit, monkeypatch: pytest.MonkeyPatch, localMode: str) -> None:
     """Where starting them costs nothing, two are started; whichever number is taken, the result is that of one."""
     options: dict[str, Any] = {"maxEpochs": 2, "batchSize": 64}
-    monkeypatch.setattr(number, "STARTING", 0.0)
-    monkeypatch.setattr(number, "most", lambda shards, slots: 2)
+    monkeypatch.setattr(choice, "STARTING", 0.0)
+    monkeypatch.setattr(choice, "most", lambda shards, slots: 2)
     found = fit(numProcesses="auto", localMode=localMode, **options)
     chosen = found.summary.processes
     assert chosen is not None

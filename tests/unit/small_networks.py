@@ -11,7 +11,7 @@ from torch import Tensor
 from sparkdiff.options import Options
 from sparkdiff.pipeline.graph import Graph, Vertex
 from sparkdiff.pipeline.network import Network
-from sparkdiff.stages.base import StageModule
+from sparkdiff.stages.base import FeatureStats, LabelStats, StageModule
 from sparkdiff.stages.bayes import NaiveBayes
 from sparkdiff.stages.clustering import Clusters
 from sparkdiff.stages.forest import Trees
@@ -19,7 +19,6 @@ from sparkdiff.stages.linear import GeneralizedLinearRegression, LinearRegressio
 from sparkdiff.stages.one_vs_rest import OneVsRest
 from sparkdiff.stages.support_vector import LinearSVC
 from sparkdiff.stages.survival import AFTSurvivalRegression
-from sparkdiff.stages.trainable import FeatureStats, LabelStats
 from sparkdiff.stages.trees import GBTClassification, GBTRegression, VotingTrees
 from sparkdiff.training.parameters import NaturalUnits
 

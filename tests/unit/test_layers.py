@@ -28,7 +28,6 @@ ROOMS = [
     ["tuning", "growth"],
     ["improvement"],
     ["estimator"],
-    ["extended"],
     ["grower", "improver", "tracking"],
     ["mlflow"],
     ["job"],
@@ -57,7 +56,7 @@ SPARK = (
     "evaluation.cached_parity", "diagnostics.pipelines", "diagnostics.predictions", "store.digests",
 )  # fmt: skip
 NO_TORCH = (
-    "jvm", "importers", "machine", "options", "errors", "data.splits", "data.quantiles", "pipeline.nesting",
+    "jvm", "importers", "machine", "options", "errors", "data.splits", "pipeline.nesting",
     "training.distributed.preflight", "growth.settings",
     "improvement.settings", "improvement.budget", "job.settings_section",
 )  # fmt: skip

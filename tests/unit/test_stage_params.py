@@ -7,7 +7,7 @@ from pyspark.ml import Estimator, Pipeline, PipelineModel, Transformer
 from pyspark.ml.param import Param, Params
 
 from sparkdiff import FineTuner
-from sparkdiff.fine_tuning.shared import Shared
+from sparkdiff.fine_tuning.task import Shared
 
 
 class _Ridge(Params):

@@ -7,7 +7,7 @@ import torch
 from sparkdiff.data.blocks import MAX_BLOCKS
 from sparkdiff.errors import InputError
 from sparkdiff.evaluation.scores import Score
-from sparkdiff.fine_tuning.starting_point import Evidence, evidence
+from sparkdiff.fine_tuning.procedure import Evidence, evidence
 
 ROWS, COLUMNS, DRAWS = 1000, 30, 12
 Array = np.ndarray

@@ -28,9 +28,9 @@ from sparkdiff.evaluation.data import Data
 from sparkdiff.evaluation.scores import score
 from sparkdiff.options import Options
 from sparkdiff.pipeline.network import Network
+from sparkdiff.stages.base import FeatureStats, LabelStats
 from sparkdiff.stages.projection import PCA
 from sparkdiff.stages.scaling import StandardScaler
-from sparkdiff.stages.trainable import FeatureStats, LabelStats
 from sparkdiff.stages.trees import GBTRegression
 from sparkdiff.tensors.device import CPU, Place, home
 from sparkdiff.tensors.team import Team

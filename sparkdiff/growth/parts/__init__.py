@@ -3,11 +3,9 @@
 from collections.abc import Sequence
 from types import ModuleType
 
-from sparkdiff.growth.criterion import Criterion
-from sparkdiff.growth.items import Item
-from sparkdiff.growth.part import Trainer
+from sparkdiff.growth.part import Item, Trainer
 from sparkdiff.growth.parts import crosses, effects, embeddings, shapes, trees, units
-from sparkdiff.growth.table import Table
+from sparkdiff.growth.table import Criterion, Table
 
 KINDS: dict[str, ModuleType] = {
     "units": units,

@@ -10,10 +10,10 @@ from typing import Any
 from sparkdiff.data.splits import TRAIN, VALIDATION
 from sparkdiff.errors import InputError
 from sparkdiff.evaluation.checks import trained_score
-from sparkdiff.evaluation.ledger import diverged
+from sparkdiff.evaluation.guard import diverged
 from sparkdiff.fine_tuning.phases import trained, verified, written
-from sparkdiff.fine_tuning.starting_point import recorded_rows
-from sparkdiff.fine_tuning.values import Fitted, Measured, Run
+from sparkdiff.fine_tuning.procedure import recorded_rows
+from sparkdiff.fine_tuning.task import Fitted, Measured, Run
 from sparkdiff.growth import costs
 from sparkdiff.growth.clock import Clock
 from sparkdiff.improvement.budget import Limit

@@ -13,10 +13,16 @@ from sparkdiff.fine_tuning.phases import trained, verified
 from sparkdiff.growth.assembly import serving_of, width_of
 from sparkdiff.growth.checks import check_options
 from sparkdiff.growth.clock import Clock
-from sparkdiff.growth.ground import GrowthStart, ground as growth_ground
 from sparkdiff.growth.inputs import linear_head
 from sparkdiff.growth.parts import trees
-from sparkdiff.growth.procedure import assembled, check_without_parts, grow_again, grow_rounds
+from sparkdiff.growth.procedure import (
+    GrowthStart,
+    assembled,
+    check_without_parts,
+    ground as growth_ground,
+    grow_again,
+    grow_rounds,
+)
 from sparkdiff.growth.reporting import Told, of_a_sample, rows_without_entity, why_none
 from sparkdiff.growth.serving import check_room
 from sparkdiff.growth.settings import GrowthSettings

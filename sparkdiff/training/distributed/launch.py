@@ -15,9 +15,8 @@ from sparkdiff.store import files
 from sparkdiff.store.run_folder import RunFolder
 from sparkdiff.tensors.device import gpus, place
 from sparkdiff.tensors.team import ALONE
-from sparkdiff.training.distributed import number
+from sparkdiff.training.distributed import choice
 from sparkdiff.training.distributed.attempt import Attempt, OnEpoch, RemoteAttempt, TrainingError
-from sparkdiff.training.distributed.choice import Note, TimingError
 from sparkdiff.training.distributed.preflight import check_cluster, gives_gpus
 from sparkdiff.training.distributed.remote import CACHE, Post, check_limit
 from sparkdiff.training.distributed.shipping import equip
@@ -63,7 +62,7 @@ def run(
     if training.ended:
         say("this run was already finished; its result is returned")
         return training, []
-    if assignment.options.numProcesses == number.AUTO:
+    if assignment.options.numProcesses == choice.AUTO:
         assignment = _numbered(assignment, stream, folder, say)
     if assignment.options.processes > 1:
         return _in_processes(assignment, folder, say, epochs)
@@ -91,19 +90,19 @@ def run(
 def _numbered(assignment: Assignment, stream: Stream, folder: RunFolder, say: Say) -> Assignment:
     """The assignment with the number of processes that `auto` takes, or took when this run began."""
     o = assignment.options
-    chosen = number.ProcessNumber.read(folder.path)
-    limit = number.most(stream.manifest.virtualShards, _slots(o.localMode))
+    chosen = choice.ProcessNumber.read(folder.path)
+    limit = choice.most(stream.manifest.virtualShards, _slots(o.localMode))
     if chosen is not None and chosen.number > limit:  # it goes on elsewhere
         chosen = replace(
             chosen, number=max(limit, 1), why=f"there is room for no more, but it began in {chosen.number}"
         )
     if chosen is None:
         if o.device != "cpu" and gpus():
-            chosen = number.ProcessNumber(1, "there is a GPU, which trains in one process", {})
+            chosen = choice.ProcessNumber(1, "there is a GPU, which trains in one process", {})
         else:
             steps = stream.steps("train", o.batchSize) * (assignment.epochs or o.maxEpochs)
             cpu = place("cpu", o.precision)
-            chosen = number.choose(
+            chosen = choice.choose(
                 limit, steps, math.inf if o.maxSeconds is None else o.maxSeconds,
                 lambda: seconds_per_step(assignment, stream.on(cpu), ALONE, cpu), lambda n: _together(assignment, folder, n),
             )  # fmt: skip
@@ -208,8 +207,8 @@ def _in_processes(assignment: Assignment, folder: RunFolder, say: Say, epochs: E
             assigned = replace(assigned, less=assigned.less + 1)
             say(f"{short}; all processes go on from the last checkpoint with less there")
             continue
-        if untimed := attempt.told(TimingError):
-            Note().write(folder.path)
+        if untimed := attempt.told(choice.TimingError):
+            choice.Note().write(folder.path)
             assigned = replace(assigned, options=replace(o, device="cpu"))
             say(f"device='auto' takes cpu: {untimed}")
             continue

@@ -33,13 +33,11 @@ from sparkdiff.evaluation.data import Data, rows_at_once
 from sparkdiff.evaluation.scores import Score
 from sparkdiff.machine import line_files
 from sparkdiff.objectives import losses, metrics
-from sparkdiff.objectives.composite import penalised
-from sparkdiff.objectives.metric import Metric
-from sparkdiff.objectives.objective import Objective
+from sparkdiff.objectives.objective import Metric, Objective, penalised
 from sparkdiff.options import Options
 from sparkdiff.pipeline.graph import Version
 from sparkdiff.pipeline.network import Network
-from sparkdiff.stages.trainable import LabelStats
+from sparkdiff.stages.base import LabelStats
 from sparkdiff.store import files
 from sparkdiff.store.lease import check_passed_on
 from sparkdiff.tensors.device import Place, module_of, place

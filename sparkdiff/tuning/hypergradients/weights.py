@@ -10,10 +10,8 @@ from torch.nn import functional
 
 from sparkdiff.tuning.solvers import classification, least_squares
 from sparkdiff.tuning.solvers.families import FAMILIES, LINKS, Family, LinkFunction
-from sparkdiff.tuning.solvers.moments import Moments, moments
-from sparkdiff.tuning.solvers.problem import Chunk, Chunks, Setting, Solution
+from sparkdiff.tuning.solvers.problem import Chunk, Chunks, Moments, RowTable, Setting, Solution, moments, table
 from sparkdiff.tuning.solvers.reweighting import generalized
-from sparkdiff.tuning.solvers.rows import RowTable, table
 
 
 class Response(Protocol):

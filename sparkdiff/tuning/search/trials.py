@@ -19,13 +19,13 @@ from sparkdiff.data.splits import below
 from sparkdiff.errors import SparkdiffError, WriteError
 from sparkdiff.pipeline.nesting import inside
 from sparkdiff.tuning.cached_rows import Kept
+from sparkdiff.tuning.cross_validation import outcomes, why_not_at_once
 from sparkdiff.tuning.fits import GridTask, leaves_of
 from sparkdiff.tuning.folds import Folds
 from sparkdiff.tuning.search.alternatives import Alternatives, chosen
 from sparkdiff.tuning.search.dimensions import SearchSpace
 from sparkdiff.tuning.search.splitting import Divided
 from sparkdiff.tuning.search.study import Trial, TrialOutcome
-from sparkdiff.tuning.searching import outcomes, why_not_at_once
 
 FAILURES = (
     SparkdiffError, *jvm.SparkError, ValueError, TypeError, AttributeError, LookupError, AssertionError, ArithmeticError,

@@ -7,9 +7,21 @@ from torch import Tensor
 from torch.nn import functional
 
 from sparkdiff.tuning.solvers.descent import Minimum, Penalised, Slope, minimise
-from sparkdiff.tuning.solvers.moments import Moments, failed, moments
-from sparkdiff.tuning.solvers.problem import Chunks, Setting, Solution
-from sparkdiff.tuning.solvers.rows import CACHE, Block, ProductSums, RowTable, batches, sample, table
+from sparkdiff.tuning.solvers.problem import (
+    CACHE,
+    Block,
+    Chunks,
+    Moments,
+    ProductSums,
+    RowTable,
+    Setting,
+    Solution,
+    batches,
+    failed,
+    moments,
+    sample,
+    table,
+)
 
 MEMORY = 2**30
 SAMPLED = 20

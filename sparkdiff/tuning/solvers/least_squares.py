@@ -7,9 +7,7 @@ from torch import Tensor
 
 from sparkdiff.tuning.solvers import quadratic
 from sparkdiff.tuning.solvers.limits import NORMAL_COLUMNS
-from sparkdiff.tuning.solvers.moments import Moments, failed, gram, moments
-from sparkdiff.tuning.solvers.problem import Chunks, Setting, Solution
-from sparkdiff.tuning.solvers.rows import MATRICES
+from sparkdiff.tuning.solvers.problem import MATRICES, Chunks, Moments, Setting, Solution, failed, gram, moments
 
 PIVOT = 1e-10
 """A smaller pivot of a correlation matrix: columns depend on one another, and the model isn't determined."""

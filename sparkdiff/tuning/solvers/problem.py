@@ -1,9 +1,15 @@
-"""What a solver of linear models is given, and what it gives back: rows, settings with Spark's names, models as Spark's."""
+"""What a solver of linear models is given, and what it gives back: rows, settings with Spark's names, models as Spark's; sums
+over the rows that each fold trains on (weights, means, deviations, which columns are constant); and rows with columns of about
+mean 0 and deviation 1, in memory or read again for each pass.
+"""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
+import torch
 from torch import Tensor
+from torch.nn import functional
 
 
 @dataclass(frozen=True)
@@ -67,3 +73,300 @@ class Solution:
     fixed function (but for gaussian with identity), the largest residual of their fixed point."""
     converged: bool
     """False: not to be used, Spark has to fit this one."""
+
+
+@dataclass(frozen=True)
+class Moments:
+    """What a first pass over the rows tells; index f stands for the rows that fold f trains on, all but its own."""
+
+    weight: Tensor
+    """Sum of the weights: (folds,)"""
+    squares: Tensor
+    """Sum of their squares: (folds,)"""
+    low: Tensor
+    high: Tensor
+    """Smallest and largest value of each column where the weight isn't 0: (folds, d)"""
+    labels: Tensor
+    """Smallest and largest label likewise: (folds, 2)"""
+    classes: Tensor
+    """Sum of the weights of each label 0, 1, ...: (folds, classes); empty without classes."""
+    centre: Tensor
+    scale: Tensor
+    """Mean and standard deviation of each column over all rows, 1 for a constant column: (d,). Only to compute well."""
+    label_centre: Tensor
+    label_scale: Tensor
+    rows: int
+
+    @property
+    def usable(self) -> bool:
+        """Whether all rows are finite, and no weight is negative."""
+        sums = (self.weight, self.low, self.high, self.labels, self.centre, self.scale, self.label_scale)
+        return all(bool(torch.isfinite(s).all()) for s in sums) and bool((self.weight > 0).all())
+
+    @property
+    def constant(self) -> Tensor:
+        """Columns with a single value: (folds, d)."""
+        return self.low == self.high
+
+    @property
+    def unbiased(self) -> Tensor:
+        """By how much Spark's Summarizer multiplies the population's variance: (folds,)."""
+        return self.weight / (self.weight - self.squares / self.weight).clamp_min(torch.finfo(torch.float64).tiny)
+
+
+def moments(chunks: Chunks, folds: int, classes: int = 0) -> Moments:
+    groups = folds + 1  # the last one: rows that every fold trains on
+    sums: list[Tensor] = []
+    low = high = origin = torch.empty(0)
+    total = 0
+    for chunk in chunks():
+        if len(chunk.label) == 0:
+            continue
+        x, y, w = chunk.x, chunk.label, chunk.weight
+        # One where a row is held out of this fold, the last column for rows of none: (n, folds + 1).
+        member = functional.one_hot(torch.where(chunk.fold < 0, folds, chunk.fold), groups).to(torch.float64)
+        if not sums:
+            origin = torch.cat([x.mean(0), y.mean().reshape(1)])
+            low = torch.full((groups, x.shape[1] + 1), torch.inf, dtype=torch.float64)
+            high = -low
+        both = torch.cat([x, y[:, None]], 1)
+        moved = both - origin
+        own = member * w[:, None]
+        known = classes > 0 and bool(((y >= 0) & (y < classes) & (y == y.floor())).all())
+        counts = (
+            own.T @ functional.one_hot(y.long(), classes).to(x.dtype)
+            if known
+            else own.new_full((groups, classes), torch.nan)
+        )
+        new = [own.sum(0), own.T @ w, own.T @ moved, own.T @ moved.square(), counts]
+        if bool((w < 0).any()):
+            new[0] = new[0] * torch.nan
+        sums = [a + b for a, b in zip(sums, new, strict=True)] if sums else new
+        total += len(y)
+        for group in range(groups):
+            rows = (member[:, group] > 0) & (w != 0)
+            if bool(rows.any()):
+                low[group] = torch.minimum(low[group], both[rows].amin(0))
+                high[group] = torch.maximum(high[group], both[rows].amax(0))
+    weight, squares, first, second, counts = sums
+    mean = first.sum(0) / weight.sum()
+    deviation = (second.sum(0) / weight.sum() - mean.square()).clamp_min(0).sqrt()
+    reach = high.amax(0) - low.amin(0)
+    deviation = torch.maximum(deviation, 1e-6 * reach)  # where the first rows are far off, squares lose their digits
+    deviation = torch.where(reach == 0, 1.0, deviation)
+    centre = torch.where(reach == 0, low.amin(0), mean + origin)
+    others = [[g for g in range(groups) if g != f] for f in range(folds)]
+    least = torch.stack([low[o].amin(0) for o in others])
+    most = torch.stack([high[o].amax(0) for o in others])
+    return Moments(
+        weight=left_out(weight),
+        squares=left_out(squares),
+        low=least[:, :-1],
+        high=most[:, :-1],
+        labels=torch.stack([least[:, -1], most[:, -1]], 1),
+        classes=left_out(counts),
+        centre=centre[:-1],
+        scale=deviation[:-1],
+        label_centre=centre[-1],
+        label_scale=deviation[-1],
+        rows=total,
+    )
+
+
+def failed(found: Moments, sets: int = 1) -> Solution:
+    """What stands for a model that could not be solved; `sets` are the rows of its matrix of coefficients."""
+    nothing = torch.full((sets, len(found.centre)), torch.nan, dtype=torch.float64)
+    return Solution(
+        nothing[0] if sets == 1 else nothing, nothing[0, 0] if sets == 1 else nothing[:, 0], torch.nan, False
+    )
+
+
+def left_out(sums: Tensor) -> Tensor:
+    """(folds + 1, ...) sums of the groups -> (folds, ...) sums over all groups but one's own."""
+    return torch.stack([sums[[g for g in range(len(sums)) if g != f]].sum(0) for f in range(len(sums) - 1)])
+
+
+def gram(chunks: Chunks, folds: range, found: Moments) -> Iterator[tuple[int, Tensor]]:
+    """For each of these folds the weighted sums of products of the columns, the label and one, each moved and scaled:
+    (d + 2, d + 2), over the rows that it trains on.
+    """
+    size = len(found.centre) + 2
+    sums = torch.zeros(len(folds) + 1, size, size, dtype=torch.float64)  # the last one: rows that all of them train on
+    for chunk in chunks():
+        z = augmented(chunk, found)
+        for place, group in enumerate([*folds, None]):
+            rows = (chunk.fold < folds.start) | (chunk.fold >= folds.stop) if group is None else chunk.fold == group
+            own = z[rows]
+            sums[place].addmm_((own * chunk.weight[rows, None]).T, own)
+    for place, fold in enumerate(folds):
+        total = torch.zeros(size, size, dtype=torch.float64)
+        for other in range(len(sums)):
+            if other != place:
+                total += sums[other]
+        yield fold, total
+
+
+def augmented(chunk: Chunk, found: Moments) -> Tensor:
+    x = (chunk.x - found.centre) / found.scale
+    y = (chunk.label - found.label_centre) / found.label_scale
+    return torch.cat([x, y[:, None], torch.ones_like(y)[:, None]], 1)
+
+
+Problem = TypeVar("Problem")
+
+CACHE = 2**18
+"""Numbers that fit into a processor's cache beside others."""
+
+
+MATRICES = 2**29
+"""Bytes for the matrices of problems that are solved together."""
+SAMPLE = 2**28
+"""Bytes for rows that are kept beside the others."""
+
+
+def batches(problems: list[Problem], parameters: int) -> list[list[Problem]]:
+    """As many at once as have room for a few matrices each."""
+    size = max(int(MATRICES / (8 * 4 * parameters**2)), 1)
+    return [problems[i : i + size] for i in range(0, len(problems), size)]
+
+
+@dataclass(frozen=True)
+class Block:
+    z: Tensor
+    """Columns moved and scaled, with a last column of ones for an intercept: (n, width)"""
+    label: Tensor
+    offset: Tensor
+    own: Tensor
+    """A row's weight for each fold, zero where the fold holds it out: (n, folds)"""
+
+    def parts(self, size: int) -> Iterator["Block"]:
+        """In parts of so many rows."""
+        if len(self.z) <= size:
+            yield self
+            return
+        for part in zip(
+            self.z.split(size), self.label.split(size), self.offset.split(size), self.own.split(size), strict=True
+        ):
+            yield Block(*part)
+
+
+@dataclass(frozen=True)
+class RowTable:
+    """All rows, and how their columns were moved and scaled."""
+
+    blocks: Callable[[], Iterator[Block]]
+    centre: Tensor
+    scale: Tensor
+    intercept: bool
+    variance: Tensor
+    """The population's variance of each scaled column over the rows that a fold trains on: (folds, d)"""
+    rows: int
+
+    @property
+    def width(self) -> int:
+        return len(self.scale) + self.intercept
+
+
+def table(chunks: Chunks, folds: int, found: Moments, *, intercept: bool, memory: int) -> RowTable:
+    """Kept in memory if that takes no more than so many bytes."""
+    centre = found.centre if intercept else torch.zeros_like(found.centre)
+    scale = found.scale if intercept else torch.hypot(found.scale, found.centre)
+    d = len(scale)
+
+    def read() -> Iterator[Block]:
+        for chunk in chunks():
+            if len(chunk.label):
+                yield block(chunk)
+
+    def block(chunk: Chunk) -> Block:
+        z = torch.empty(len(chunk.label), d + intercept, dtype=torch.float64)
+        torch.sub(chunk.x, centre, out=z[:, :d])
+        z[:, :d] /= scale
+        z[:, d:] = 1
+        own = chunk.weight[:, None] * (chunk.fold[:, None] != torch.arange(folds))
+        return Block(z, chunk.label, torch.zeros_like(chunk.label) if chunk.offset is None else chunk.offset, own)
+
+    blocks = read
+    if found.rows * (d + intercept + folds + 2) * 8 <= memory:
+        whole = together(read(), found.rows)
+
+        def blocks() -> Iterator[Block]:
+            yield whole
+
+    sums = [torch.zeros(folds, d, dtype=torch.float64) for _ in range(2)]
+    near = (found.centre - centre) / scale  # squares of numbers far from 0 would hide the variance
+    for each in blocks():
+        for part in each.parts(max(CACHE // d, 64)):
+            columns = part.z[:, :d] if intercept else part.z - near
+            sums[0] += part.own.T @ columns
+            sums[1] += part.own.T @ columns.square()
+    first, second = (s / found.weight[:, None] for s in sums)
+    return RowTable(blocks, centre, scale, intercept, (second - first.square()).clamp_min(0), found.rows)
+
+
+def together(blocks: Iterator[Block], rows: int) -> Block:
+    """One block of all, without a second copy of the rows."""
+    whole: Block | None = None
+    at = 0
+    for block in blocks:
+        parts = (block.z, block.label, block.offset, block.own)
+        if whole is None:
+            whole = Block(*(p.new_empty(rows, *p.shape[1:]) for p in parts))
+        for target, part in zip((whole.z, whole.label, whole.offset, whole.own), parts, strict=True):
+            target[at : at + len(part)] = part
+        at += len(block.z)
+    assert whole is not None and at == rows
+    return whole
+
+
+def sample(source: RowTable, rows: int) -> Block:
+    """About so many rows, if there is room, the same ones at each call; all if there are few more."""
+    share = min(rows, SAMPLE // (8 * source.width)) / source.rows
+    draw = torch.Generator().manual_seed(0)
+    taken = []
+    for block in source.blocks():
+        chosen = (
+            torch.rand(len(block.z), generator=draw) < share
+            if share < 0.7
+            else torch.ones(len(block.z), dtype=torch.bool)
+        )
+        taken.append(Block(block.z[chosen], block.label[chosen], block.offset[chosen], block.own[chosen]))
+    return together(iter(taken), sum(len(b.z) for b in taken))
+
+
+class ProductSums:
+    """Sums over rows of factor · z zᵀ for many factors at once: (factors, width, width).
+
+    All products of two columns are made once for all the factors, and summed by one product of matrices.
+    """
+
+    def __init__(self, width: int, factors: int) -> None:
+        self.width = width
+        self.above = torch.zeros(width * (width + 1) // 2, factors, dtype=torch.float64)
+
+    def add(self, z: Tensor, factors: Tensor) -> None:
+        """(n, width) and (n, factors)"""
+        rows = max(4 * CACHE // len(self.above), 128)
+        for part, factor in zip(z.split(rows), factors.split(rows), strict=True):
+            columns = part.T.contiguous()
+            first = 0
+            while first < self.width:
+                last, size = first + 1, self.width - first
+                while last < self.width and (size + self.width - last) * len(part) <= 8 * CACHE:
+                    size += self.width - last
+                    last += 1
+                pairs = columns.new_empty(size, len(part))
+                at = 0
+                for i in range(first, last):
+                    torch.mul(columns[i:], columns[i], out=pairs[at : at + self.width - i])
+                    at += self.width - i
+                start = first * self.width - first * (first - 1) // 2
+                self.above[start : start + size].addmm_(pairs, factor)
+                first = last
+
+    def matrices(self) -> Tensor:
+        i, j = torch.triu_indices(self.width, self.width)
+        whole = self.above.new_empty(self.above.shape[1], self.width, self.width)
+        whole[:, i, j] = self.above.T
+        whole[:, j, i] = self.above.T
+        return whole

@@ -8,9 +8,20 @@ from torch import Tensor
 
 from sparkdiff.tuning.solvers.families import FAMILIES, LINKS, Family, LinkFunction
 from sparkdiff.tuning.solvers.least_squares import linear
-from sparkdiff.tuning.solvers.moments import Moments, failed, moments
-from sparkdiff.tuning.solvers.problem import Chunk, Chunks, Setting, Solution
-from sparkdiff.tuning.solvers.rows import CACHE, ProductSums, RowTable, batches, table
+from sparkdiff.tuning.solvers.problem import (
+    CACHE,
+    Chunk,
+    Chunks,
+    Moments,
+    ProductSums,
+    RowTable,
+    Setting,
+    Solution,
+    batches,
+    failed,
+    moments,
+    table,
+)
 
 STEPS = 100
 TOLERANCE = 1e-11

@@ -13,8 +13,7 @@ from sparkdiff.tuning.solvers import quadratic
 from sparkdiff.tuning.solvers.classification import sets_of
 from sparkdiff.tuning.solvers.descent import TOLERANCE, Minimum
 from sparkdiff.tuning.solvers.least_squares import normal
-from sparkdiff.tuning.solvers.problem import Setting, Solution
-from sparkdiff.tuning.solvers.rows import MATRICES
+from sparkdiff.tuning.solvers.problem import MATRICES, Setting, Solution
 from sparkdiff.tuning.solvers.wide_rows import Whole, WideRows, wide_rows
 
 STEPS, TRIALS, INNER = 100, 40, 500

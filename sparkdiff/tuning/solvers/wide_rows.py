@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sparkdiff.tensors.rows import Rows, SparseRows, extremes, offsets_of, product, taken
-from sparkdiff.tuning.solvers.rows import CACHE
+from sparkdiff.tuning.solvers.problem import CACHE
 
 
 @dataclass(frozen=True)

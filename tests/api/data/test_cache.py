@@ -33,8 +33,8 @@ from sparkdiff import InputError
 from sparkdiff.data import cache as caches
 from sparkdiff.data.cache import Cache, DamagedCache
 from sparkdiff.data.fingerprint import source_facts
+from sparkdiff.data.frames import Made
 from sparkdiff.data.splits import Source
-from sparkdiff.data.stage_rows import Made
 from sparkdiff.data.stream import Stream
 from sparkdiff.job import steps
 from sparkdiff.options import Options

@@ -20,14 +20,13 @@ from pyspark.sql import DataFrame, SparkSession, functions as F
 from small_data import NUMBERS, QUICK, cached, same, tune
 
 from sparkdiff import InputError, estimator
-from sparkdiff.data import blocks, quantiles, splits
+from sparkdiff.data import blocks, splits
 from sparkdiff.data.fingerprint import Request, content, fingerprint
 from sparkdiff.data.row_hashes import COPY, row_hash
 from sparkdiff.data.splits import BLOCK, SPLIT, TIME, Boundaries, Source, find_boundaries, with_splits
 from sparkdiff.evaluation import guard
 from sparkdiff.fine_tuning.procedure import fine_tune
-from sparkdiff.fine_tuning.task import prepare
-from sparkdiff.fine_tuning.values import Outcome
+from sparkdiff.fine_tuning.task import Outcome, prepare
 from sparkdiff.options import Options
 from sparkdiff.report import Phases
 from sparkdiff.training.recipes import Recipe
@@ -182,7 +181,7 @@ def test_cuts_are_the_exact_quantiles_however_rows_are_partitioned(
     spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """numpy's on the same doubles, from guesses that are bad on few rows as Spark's are on many."""
-    monkeypatch.setattr(quantiles, "ACCURACY", 30)
+    monkeypatch.setattr(splits, "ACCURACY", 30)
     pq.write_table(drawn(), tmp_path / "times.parquet")
     df = spark.read.parquet(f"file://{tmp_path}/times.parquet")
     seconds = df.select(*(splits.seconds(df, c).alias(c) for c in df.columns)).toPandas()
@@ -198,11 +197,11 @@ def test_cuts_are_the_exact_quantiles_however_rows_are_partitioned(
 
 def test_ranks_between_two_guesses_are_counted(spark: SparkSession, monkeypatch: pytest.MonkeyPatch) -> None:
     """A guess that knows nothing of the rows costs time only."""
-    monkeypatch.setattr(quantiles, "_guessed", lambda values, shares: [-1.0, 2.5, 1e9])
+    monkeypatch.setattr(splits, "_guessed", lambda values, shares: [-1.0, 2.5, 1e9])
     values = np.random.default_rng(0).permutation(np.repeat(np.arange(40.0), np.arange(40)))
     df = spark.createDataFrame(pd.DataFrame({"t": values}))
     shares = [0.0, 0.001, 0.25, 0.5, 0.999, 1.0]
-    found = quantiles.quantiles(df, F.col("t"), shares)
+    found = splits.quantiles(df, F.col("t"), shares)
     assert found == np.quantile(values, shares, method="inverted_cdf").tolist()
 
 
@@ -214,7 +213,7 @@ def test_the_quantile_lies_in_the_bucket_that_counts_say() -> None:
             continue
         values = np.repeat(np.arange(len(counts)), counts)
         shares = [0.0, *random.random(4), 1.0]
-        places = quantiles.located(shares, counts)
+        places = splits.located(shares, counts)
         assert [i for i, _ in places] == np.quantile(values, shares, method="inverted_cdf").tolist()
         assert all(1 <= rank <= counts[i] for i, rank in places)
         at = [sum(counts[:i]) + rank for i, rank in places]
@@ -223,8 +222,8 @@ def test_the_quantile_lies_in_the_bucket_that_counts_say() -> None:
 
 def test_rows_that_change_between_two_readings_are_told(spark: SparkSession, monkeypatch: pytest.MonkeyPatch) -> None:
     restless = spark.range(500).withColumn("t", F.rand())
-    monkeypatch.setattr(quantiles, "_ranked", lambda rows, wanted: {})  # as where buckets hold fewer rows by now
-    monkeypatch.setattr(quantiles, "ACCURACY", 2)
+    monkeypatch.setattr(splits, "_ranked", lambda rows, wanted: {})  # as where buckets hold fewer rows by now
+    monkeypatch.setattr(splits, "ACCURACY", 2)
     with pytest.raises(InputError, match="timeCol='t' had other values when"):
         find_boundaries([Source(restless)], Options.of({"timeCol": "t"}))
 

@@ -19,9 +19,9 @@ from pyspark.ml.linalg import Vectors
 from pyspark.sql import DataFrame, SparkSession, functions as F
 from small_data import cached, requested, tune
 
-from sparkdiff.data import stage_rows
+from sparkdiff.data import frames
 from sparkdiff.data.cache import Cache, root
-from sparkdiff.data.stage_rows import keys_of
+from sparkdiff.data.frames import keys_of
 from sparkdiff.history import caches
 
 pytestmark = pytest.mark.once  # folders and rules of our own
@@ -164,7 +164,7 @@ def test_a_folder_whose_name_is_a_pattern_and_a_disk_without_room(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     shutil.rmtree(kept(odd)[0])
-    monkeypatch.setattr(stage_rows.stores, "size", full)
+    monkeypatch.setattr(frames.stores, "size", full)
     with pytest.warns(UserWarning, match="are not kept: No space left"):
         assert lengths(cached(edited(rows, features=128), rows, odd, reuseStages=True)) == (0, 0)
     assert not kept(odd) and not [*odd.glob(".stages-*")]
@@ -174,6 +174,6 @@ def test_notes_in_a_shared_folder_are_for_all(rows: DataFrame, tmp_path: Path) -
     shared = tmp_path / "shared"
     shared.mkdir()
     shared.chmod(0o777)
-    stage_rows._note(shared, ["0123456789abcdef"])
+    frames._note(shared, ["0123456789abcdef"])
     assert stat.S_IMODE((shared / ".seen-stages").stat().st_mode) == 0o777
-    assert stage_rows._seen(shared, "0123456789abcdef") and not stage_rows._seen(shared, "f" * 16)
+    assert frames._seen(shared, "0123456789abcdef") and not frames._seen(shared, "f" * 16)

@@ -24,7 +24,7 @@ from sparkdiff.fine_tuning.task import prepare
 from sparkdiff.objectives.metrics import NAMES as METRICS
 from sparkdiff.options import Options
 from sparkdiff.pipeline.network import Network
-from sparkdiff.stages.trainable import LabelStats
+from sparkdiff.stages.base import LabelStats
 from sparkdiff.training.distributed.worker import objectives
 
 REGRESSION = ("rmse", "mse", "r2", "mae", "var")

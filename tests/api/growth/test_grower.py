@@ -35,8 +35,8 @@ from sparkdiff import Grower, GrowerModel, InputError, ParityError
 from sparkdiff.data.splits import Source
 from sparkdiff.fine_tuning.task import check_runs
 from sparkdiff.growth import inputs, procedure
-from sparkdiff.growth.ground import ground
 from sparkdiff.growth.parts import units
+from sparkdiff.growth.procedure import ground
 from sparkdiff.growth.settings import GrowthSettings
 from sparkdiff.improvement.arms import growing
 from sparkdiff.improvement.budget import Limit

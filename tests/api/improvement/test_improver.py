@@ -18,8 +18,7 @@ from small_data import half_deviance, predictions, riders, same, unfitted
 
 from sparkdiff import Events, ImprovementSummary, Improver, ImproverModel, InputError
 from sparkdiff.data.splits import Source
-from sparkdiff.fine_tuning.shared import Shared
-from sparkdiff.fine_tuning.task import prepare
+from sparkdiff.fine_tuning.task import Shared, prepare
 from sparkdiff.improvement.arms import refitting
 from sparkdiff.improvement.ground import Ground
 from sparkdiff.improvement.settings import ImprovementSettings

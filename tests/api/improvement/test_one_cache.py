@@ -18,7 +18,7 @@ from pyspark.sql import DataFrame, SparkSession
 from sparkdiff import FineTuner
 from sparkdiff.data.cache import root
 from sparkdiff.data.splits import TRAIN, VALIDATION
-from sparkdiff.fine_tuning.shared import Shared
+from sparkdiff.fine_tuning.task import Shared
 from sparkdiff.improvement.arms.growing import IMPORT
 from sparkdiff.improvement.budget import Limit
 from sparkdiff.improvement.ground import Ground, Measurement, measure, prepared

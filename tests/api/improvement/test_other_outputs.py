@@ -28,7 +28,7 @@ from pyspark.sql import DataFrame, functions as F
 from sparkdiff import FineTuner, Improver, InputError, Search, compact
 from sparkdiff.data.splits import Source
 from sparkdiff.diagnostics.predictions import changed_outputs
-from sparkdiff.fine_tuning.shared import Shared
+from sparkdiff.fine_tuning.task import Shared
 from sparkdiff.growth.settings import GrowthSettings
 from sparkdiff.improvement import arms
 from sparkdiff.improvement.arms import growing, refitting, searching, simplifying

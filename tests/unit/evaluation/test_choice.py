@@ -16,12 +16,11 @@ from torch import Tensor
 from sparkdiff.evaluation import guard
 from sparkdiff.evaluation.acceptance import Judgement, divergence, reason, ways_to_decide
 from sparkdiff.evaluation.data import Data
-from sparkdiff.evaluation.ledger import Ledger, LedgerTrial, diverged
+from sparkdiff.evaluation.guard import Ledger, LedgerTrial, diverged
 from sparkdiff.evaluation.scores import Score, Tally
 from sparkdiff.evaluation.units import Units
 from sparkdiff.objectives.losses import resolve
-from sparkdiff.objectives.metric import Metric
-from sparkdiff.objectives.objective import Objective
+from sparkdiff.objectives.objective import Metric, Objective
 from sparkdiff.options import Options
 from sparkdiff.tensors.team import Team
 from sparkdiff.training.ongoing import Training

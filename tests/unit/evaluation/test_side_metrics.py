@@ -16,8 +16,8 @@ from sparkdiff.evaluation.scores import Tally
 from sparkdiff.objectives.losses import resolve as resolve_loss
 from sparkdiff.objectives.metrics import resolve
 from sparkdiff.options import Options
+from sparkdiff.stages.base import LabelStats
 from sparkdiff.stages.predictor import Predictor
-from sparkdiff.stages.trainable import LabelStats
 from sparkdiff.tensors.team import Team
 
 RANDOM = np.random.default_rng(0)

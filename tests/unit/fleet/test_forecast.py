@@ -14,17 +14,19 @@ from pyspark.sql import DataFrame
 
 from sparkdiff.cli import main
 from sparkdiff.errors import InputError
-from sparkdiff.fleet import entries, procedure
+from sparkdiff.fleet import procedure
 from sparkdiff.fleet.budget import core_seconds
-from sparkdiff.fleet.entries import Entry, entries_of, name_of
 from sparkdiff.fleet.procedure import (
     EARLY,
     AssessedEntry,
+    Entry,
     Stopped,
     Watch,
     _run,
     _why_little,
     _why_not,
+    entries_of,
+    name_of,
     names_of,
     triage,
 )
@@ -324,7 +326,7 @@ class Held(Holder):
 
 
 def test_a_store_knows_the_pipeline_in_a_model_that_holds_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(entries, "hash_of", lambda model, path, folder: (model, path))
+    monkeypatch.setattr(procedure, "hash_of", lambda model, path, folder: (model, path))
     for model, path, inside in (
         (Held(), None, None), (Held(), "file:///m", "file:///m/pipelineModel"), (Identity(), "s3a://m/n", "s3a://m/n"),
     ):  # fmt: skip
@@ -339,7 +341,7 @@ def test_wrong_fleets_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match=r"churn: unknown option 'label'"):
         entries_of([{"model": "models/churn", "data": "x.parquet", "label": "y"}], {})
     table = pd.DataFrame({"x": [1]})
-    monkeypatch.setattr(entries, "load_model", lambda path: Identity())
+    monkeypatch.setattr(procedure, "load_model", lambda path: Identity())
     for data, why in ((table, "churn: data must be a Spark DataFrame"), (7, "churn: data must be")):
         with pytest.raises(InputError, match=why):
             entries_of([{"model": Path("models/churn"), "data": data}], {})

@@ -7,7 +7,7 @@ import torch
 from tables import HEADS, Planted, share_gained, table_of
 from torch import Tensor
 
-from sparkdiff.growth.items import Item
+from sparkdiff.growth.part import Item
 from sparkdiff.growth.parts import blocks, crosses, ridge
 
 

@@ -10,8 +10,7 @@ from tables import HEADS, table_of
 from torch import Tensor
 
 from sparkdiff.growth import costs, parts, rounds
-from sparkdiff.growth.items import Course, Found, Item
-from sparkdiff.growth.part import Part, PipelinePlace, Served, Stages
+from sparkdiff.growth.part import Course, Found, Item, Part, PipelinePlace, Served, Stages
 from sparkdiff.growth.parts import units
 from sparkdiff.growth.procedure import without_needless
 from sparkdiff.growth.rounds import Grown, Limits, Member
@@ -19,7 +18,7 @@ from sparkdiff.growth.serving import Serving
 from sparkdiff.growth.table import Split, Table
 from sparkdiff.objectives import losses, metrics
 from sparkdiff.options import Options
-from sparkdiff.stages.trainable import LabelStats
+from sparkdiff.stages.base import LabelStats
 from sparkdiff.tensors.device import torch_threads
 
 

@@ -21,7 +21,7 @@ from sparkdiff.errors import FullDiskError
 from sparkdiff.growth import checkpoints, parts, running
 from sparkdiff.growth.checkpoints import ItemError, RoundFiles
 from sparkdiff.growth.clock import Clock
-from sparkdiff.growth.items import Course, Found, Item
+from sparkdiff.growth.part import Course, Found, Item
 from sparkdiff.growth.table import LINE
 from sparkdiff.store import files
 from sparkdiff.store.run_folder import RunFolder, folder_name, name_beside

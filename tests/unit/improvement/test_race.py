@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from sparkdiff.fine_tuning.shared import Shared
+from sparkdiff.fine_tuning.task import Shared
 from sparkdiff.improvement.budget import Account, Budget, Limit
 from sparkdiff.improvement.candidate import Arm, Step, nothing
 from sparkdiff.improvement.ground import Ground

@@ -14,9 +14,9 @@ from sparkdiff.errors import InputError
 from sparkdiff.objectives.formulas import half_deviance
 from sparkdiff.objectives.label_checks import check_label
 from sparkdiff.objectives.losses import REGRESSION, resolve
+from sparkdiff.stages.base import LabelStats
 from sparkdiff.stages.linear import GeneralizedLinearRegression, LinearRegression, LogisticRegression
 from sparkdiff.stages.predictor import Predictor
-from sparkdiff.stages.trainable import LabelStats
 
 Array = NDArray[np.float64]
 NONE = torch.empty(0, dtype=torch.int64)

@@ -11,14 +11,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sparkdiff.errors import InputError
-from sparkdiff.objectives.composite import penalised
 from sparkdiff.objectives.formulas import between_groups, calibration_error, focal, hinge, mean_cost, pairwise_logistic
 from sparkdiff.objectives.label_checks import check_label
 from sparkdiff.objectives.losses import CLASSIFICATION, resolve
-from sparkdiff.objectives.objective import Objective
+from sparkdiff.objectives.objective import Objective, penalised
+from sparkdiff.stages.base import LabelStats
 from sparkdiff.stages.linear import GeneralizedLinearRegression, LinearRegression, LogisticRegression
 from sparkdiff.stages.predictor import Predictor
-from sparkdiff.stages.trainable import LabelStats
 
 Array = NDArray[np.float64]
 RANDOM = np.random.default_rng(3)

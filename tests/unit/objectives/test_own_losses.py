@@ -8,16 +8,16 @@ from small_networks import bayes, logistic, normal, one_vs_rest, support_vector,
 from torch import Tensor
 
 from sparkdiff.errors import InputError
-from sparkdiff.objectives.composite import penalised
 from sparkdiff.objectives.label_checks import check_label
 from sparkdiff.objectives.losses import resolve
 from sparkdiff.objectives.metrics import resolve as resolve_metric
+from sparkdiff.objectives.objective import penalised
 from sparkdiff.options import Options
+from sparkdiff.stages.base import LabelStats
 from sparkdiff.stages.bayes import Bernoulli, Complement, LogOdds, Multinomial, Negated
 from sparkdiff.stages.isotonic import Falling, IsotonicRegression, Rising
 from sparkdiff.stages.one_vs_rest import OneVsRest
 from sparkdiff.stages.predictor import Predictor
-from sparkdiff.stages.trainable import LabelStats
 
 F64 = torch.float64
 COLUMNS = ("rawPrediction", "prediction")

@@ -12,11 +12,11 @@ from torch import Tensor
 from sparkdiff.errors import InputError
 from sparkdiff.evaluation.scores import Tallies, Tally
 from sparkdiff.objectives import losses, metrics
-from sparkdiff.objectives.composite import penalised
+from sparkdiff.objectives.objective import penalised
 from sparkdiff.options import Options
+from sparkdiff.stages.base import LabelStats
 from sparkdiff.stages.bayes import Multinomial
 from sparkdiff.stages.predictor import Predictor
-from sparkdiff.stages.trainable import LabelStats
 from sparkdiff.tensors.device import moved, repeatable
 from sparkdiff.tensors.rows import SparseRows, running_sum
 from sparkdiff.tensors.team import ALONE

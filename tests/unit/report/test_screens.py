@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from sparkdiff.report import Events, Phases, Progress, screens, shown
-from sparkdiff.report.screens import Log, Notebook, Terminal, screen_here
+from sparkdiff.report import Events, Phases, Progress, progress, shown
+from sparkdiff.report.progress import Log, Notebook, Terminal, screen_here
 
 LONG = "epoch 3 of at most 120: poisson 38.7 -> 12.4 (-68.0%) on validation rows, 3 candidates left, " * 3
 
@@ -62,7 +62,7 @@ class Tty(io.StringIO):
 def test_a_notebook_has_one_line_which_is_updated_and_escaped(
     notebook: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(screens, "REFRESH", 0.0)
+    monkeypatch.setattr(progress, "REFRESH", 0.0)
     phases = Phases(True)
     with phases.phase("cache"):
         assert "<b>cache</b>" in notebook[0]
@@ -102,7 +102,7 @@ def test_a_log_has_a_line_per_phase_and_one_in_ten_seconds(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 0.0
-    monkeypatch.setattr(screens.time, "perf_counter", lambda: now)
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: now)
     screen = Log()
     screen.runs("train", "")
     for now in (1.0, 9.0, 11.0, 12.0, 20.0, 22.0):

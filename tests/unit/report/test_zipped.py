@@ -16,7 +16,7 @@ def test_a_report_and_forecasts_from_a_zip(tmp_path: Path) -> None:
                 archive.write(path, path.relative_to(ROOT))
     code = (
         "import sparkdiff.report.page as page; from sparkdiff.forecasting import arms, forecast; "
-        "assert '.zip' in page.__file__; print(page._template('compare.html.j2')[:15]); "
+        "assert '.zip' in page.__file__; print(page.template('compare.html.j2')[:15]); "
         "print(len(arms.PRIORS.read_text()) > 0 < len(forecast.PRIORS.read_text()))"
     )
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "sparkdiff.zip")}

@@ -13,7 +13,7 @@ from sparkdiff.serving.request_values import InputColumn
 from sparkdiff.serving.requests import table_of
 from sparkdiff.serving.results import result_objects
 from sparkdiff.serving.schedule import InputPlaces, OutputColumn, Schedule, TorchStep
-from sparkdiff.stages.encoding import OneHotEncoder
+from sparkdiff.stages.indexing import OneHotEncoder
 from sparkdiff.tensors.rows import SPARSE_FROM
 
 ODD = (0.0, -0.0, 1.0, 1.5, 2.0, 3.0, -0.5, -1.0, 7.0, float("nan"), float("inf"), 1e300, None)

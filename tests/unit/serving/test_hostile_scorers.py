@@ -22,7 +22,7 @@ from sparkdiff.serving.request_values import InputColumn
 from sparkdiff.serving.schedule import NOWHERE, InputPlaces, OutputColumn, Schedule, TextStep, TorchStep
 from sparkdiff.serving.text.indices import StringIndexer
 from sparkdiff.stages.assembling import VectorAssembler
-from sparkdiff.stages.encoding import OneHotEncoder
+from sparkdiff.stages.indexing import OneHotEncoder
 from sparkdiff.stages.trees import GBTClassification
 
 ROW = {"word": "a", "x": 1.0, "y": 2.0}

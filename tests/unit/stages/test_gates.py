@@ -14,8 +14,8 @@ from torch import Tensor
 from sparkdiff.errors import InputError
 from sparkdiff.evaluation.inputs import distinct_values, leaf_counts
 from sparkdiff.stages import gates
+from sparkdiff.stages.base import FeatureStats, LabelStats
 from sparkdiff.stages.forest import Trees
-from sparkdiff.stages.trainable import FeatureStats, LabelStats
 from sparkdiff.stages.trees import (
     DecisionTreeClassification,
     DecisionTreeRegression,

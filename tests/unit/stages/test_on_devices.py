@@ -38,12 +38,11 @@ from sparkdiff.stages.constraints import (
     Probabilities,
     UnitNorm,
 )
-from sparkdiff.stages.encoding import OneHotEncoder
 from sparkdiff.stages.expanding import PolynomialExpansion
 from sparkdiff.stages.factorization_machine import FMRegression
 from sparkdiff.stages.forest import Trees
 from sparkdiff.stages.imputing import Imputer
-from sparkdiff.stages.indexing import VectorIndexer
+from sparkdiff.stages.indexing import OneHotEncoder, VectorIndexer
 from sparkdiff.stages.interaction import Interaction
 from sparkdiff.stages.isotonic import IsotonicRegression
 from sparkdiff.stages.perceptron import MultilayerPerceptron

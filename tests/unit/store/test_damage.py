@@ -15,7 +15,6 @@ from sparkdiff.errors import InputError
 from sparkdiff.growth.clock import Clock
 from sparkdiff.growth.inputs import room_of
 from sparkdiff.history import lineage, store
-from sparkdiff.history.store import DamagedRuns
 from sparkdiff.improvement.log import StepLog
 from sparkdiff.job.output import check_replaceable
 from sparkdiff.machine import whole
@@ -23,8 +22,7 @@ from sparkdiff.store import files, marker
 from sparkdiff.store.files import DamagedFile
 from sparkdiff.store.lease import HeldError, held
 from sparkdiff.store.run_folder import RunFolder
-from sparkdiff.training.distributed.choice import Note
-from sparkdiff.training.distributed.number import ProcessNumber
+from sparkdiff.training.distributed.choice import Note, ProcessNumber
 from sparkdiff.tuning.search import study
 
 pytestmark = pytest.mark.once
@@ -56,11 +54,11 @@ def test_a_damaged_or_foreign_file_of_a_store_is_left_out(tmp_path: Path, kind: 
     store.add(tmp_path, {"id": "a", "finished": NOW, "model": "B", "parent": "A", "options": "[1]"})
     store.add(tmp_path, {"id": "b", "finished": NOW, "model": "C", "parent": "B"})
     DAMAGE[kind](tmp_path / name)
-    with pytest.warns(DamagedRuns, match=rf"{tmp_path / name} is damaged or holds no runs, and is left out: "):
+    with pytest.warns(DamagedFile, match=rf"{tmp_path / name} is damaged or holds no runs, and is left out: "):
         found = lineage.lineage("m", "C", tmp_path)
     assert [step.run["id"] for step in found.steps] == ["b", "a"]
     assert "cost: unknown" in str(found) and found.draw()
-    with pytest.warns(DamagedRuns, match=name):
+    with pytest.warns(DamagedFile, match=name):
         assert store.compact(tmp_path) == 2
     assert (tmp_path / name).exists()
     assert len([*tmp_path.iterdir()]) == 2

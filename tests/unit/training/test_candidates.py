@@ -32,13 +32,13 @@ from sparkdiff.objectives.objective import Objective
 from sparkdiff.options import Options
 from sparkdiff.pipeline.network import Network, routed_versions
 from sparkdiff.stages.assembling import VectorAssembler
+from sparkdiff.stages.base import FeatureStats, LabelStats
 from sparkdiff.stages.bayes import Bernoulli, Multinomial
 from sparkdiff.stages.embedding import Word2Vec
 from sparkdiff.stages.formula import RewrittenAttributes
 from sparkdiff.stages.projection import DCT, PCA
 from sparkdiff.stages.scaling import MaxAbsScaler, MinMaxScaler, RobustScaler, StandardScaler
 from sparkdiff.stages.selecting import Selection, VectorSizeHint
-from sparkdiff.stages.trainable import FeatureStats, LabelStats
 from sparkdiff.stages.trees import (
     DecisionTreeRegression,
     GBTClassification,
@@ -52,8 +52,8 @@ from sparkdiff.tensors.team import ALONE
 from sparkdiff.training.affine import affine_network
 from sparkdiff.training.augmentation import Draw
 from sparkdiff.training.candidates import Candidates
-from sparkdiff.training.form import _agrees
 from sparkdiff.training.monotone import Monotone
+from sparkdiff.training.ongoing import _agrees
 from sparkdiff.training.parameters import flattened
 from sparkdiff.training.recipes import Recipe, recipes_for
 from sparkdiff.training.updates import DenseUpdates

@@ -28,9 +28,8 @@ from sparkdiff.tensors.team import Team
 from sparkdiff.training.captured import CapturedSteps
 from sparkdiff.training.distributed.attempt import Attempt
 from sparkdiff.training.distributed.worker import Assignment, objectives
-from sparkdiff.training.form import _all_count
 from sparkdiff.training.loop import train
-from sparkdiff.training.ongoing import ShortOfMemoryError, Training
+from sparkdiff.training.ongoing import ShortOfMemoryError, Training, _all_count
 from sparkdiff.training.recipes import Recipe
 
 pytestmark = pytest.mark.once

@@ -10,7 +10,7 @@ from sparkdiff.errors import InputError
 from sparkdiff.options import Options
 from sparkdiff.store.files import DamagedFile
 from sparkdiff.store.run_folder import RunFolder
-from sparkdiff.training.distributed.number import ProcessNumber, choose, most
+from sparkdiff.training.distributed.choice import ProcessNumber, choose, most
 
 
 def never(*_: object) -> NoReturn:

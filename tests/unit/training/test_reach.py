@@ -13,10 +13,10 @@ from sparkdiff.objectives.losses import resolve
 from sparkdiff.options import Options
 from sparkdiff.pipeline.network import Network
 from sparkdiff.stages.assembling import VectorAssembler
+from sparkdiff.stages.base import FeatureStats, LabelStats
 from sparkdiff.stages.projection import PCA
 from sparkdiff.stages.scaling import MaxAbsScaler, StandardScaler
 from sparkdiff.stages.selecting import VectorSlicer
-from sparkdiff.stages.trainable import FeatureStats, LabelStats
 from sparkdiff.stages.weighing import IDF, ElementwiseProduct
 from sparkdiff.tensors.rows import Rows, SparseRows
 from sparkdiff.tensors.team import ALONE

@@ -6,8 +6,7 @@ from hypothesis import given, settings as run, strategies as st
 from linear_rows import Rows, kinds, penalty_weights, rows, seeds, subgradient
 
 from sparkdiff.tuning.solvers import RowFacts, Setting, Solution, classification, logistic, unsolved
-from sparkdiff.tuning.solvers.moments import moments
-from sparkdiff.tuning.solvers.rows import table
+from sparkdiff.tuning.solvers.problem import moments, table
 
 
 def labelled(seed: int, kind: str, classes: int, n: int = 160) -> Rows:
