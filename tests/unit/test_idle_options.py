@@ -5,6 +5,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from pyspark.ml import PipelineModel
 
 from sparkdiff.fine_tuning.phases import idle_options
 from sparkdiff.growth import settings as growth
@@ -138,7 +139,7 @@ def test_every_option_of_growth_and_of_an_improvement_is_in_one_of_the_lists() -
 def test_an_option_of_an_improvement_is_told_idle_where_no_arm_reads_it(name: str) -> None:
     def told(**given: Any) -> list[str]:
         settings = improvement.ImprovementSettings.of(given)
-        ground: Any = SimpleNamespace(settings=settings, options=Options(), doubts=())
+        ground: Any = SimpleNamespace(settings=settings, options=Options(), doubts=(), model=PipelineModel([]))
         nothing: Any = SimpleNamespace(warnings=(), verdict=SimpleNamespace(warnings=()))
         found = _warnings(ground, ground, nothing, Decision((), (), {}), nothing)
         return [w for w in found if w.startswith(f"{name}=")]
