@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from sparkdiff import jvm
+from sparkdiff.jvm.encoders import category_maps
 from sparkdiff.pipeline.nesting import flatten
 
 Steps = Sequence[tuple[str, float]]
@@ -298,7 +299,7 @@ ENTRIES: Mapping[str, Entries] = {
     "DCT": _numbers,
     "PolynomialExpansion": _terms,
     "IDFModel": _scaled(lambda stage: stage.idf.size),
-    "VectorIndexerModel": lambda stage, filled: len(stage.categoryMaps),
+    "VectorIndexerModel": lambda stage, filled: len(category_maps(stage)),
     "VectorSlicer": _chosen(lambda stage: len(stage.getIndices()) + len(stage.getNames()), "inputCol"),
     "ChiSqSelectorModel": _selected,
     "UnivariateFeatureSelectorModel": _selected,
