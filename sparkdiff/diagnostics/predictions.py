@@ -70,7 +70,10 @@ class NumberChanges:
 
 @dataclasses.dataclass(frozen=True)
 class PredictionDifference:
-    """The predictions of both pipelines on the same rows. `rows` < `sampled` where a stage drops rows (handleInvalid='skip')."""
+    """The predictions of both pipelines on the same rows. `rows` < `sampled` where a stage drops rows (handleInvalid='skip').
+
+    `outputs` has what differs in any output column of the first 1,000 rows, by column: see `compare_outputs`.
+    """
 
     sampled: int
     rows: int
@@ -78,13 +81,14 @@ class PredictionDifference:
     numbers: tuple[NumberChanges, ...]
     onlyInOld: tuple[str, ...]
     onlyInNew: tuple[str, ...]
+    outputs: dict[str, str]
 
 
 def predictions(old: Any, new: Any, df: DataFrame, sample: int | None = None) -> PredictionDifference:
     """Run both pipelines on the same rows, in one pass, and count in Spark how their predictions differ.
 
     Compares the prediction and probability columns that both write; if there are none, the outputs of the last
-    stages.
+    stages. Of the first 1,000 rows all outputs are compared bit by bit.
 
     Args:
         df: rows with the columns that both pipelines read.
@@ -111,6 +115,7 @@ def predictions(old: Any, new: Any, df: DataFrame, sample: int | None = None) ->
         found, labels = _counted((old, new), graphs, df, [(ours[c], theirs[c]) for c in both])
         dropping = any(vertex.drops_rows for graph in graphs for vertex in graph.vertices)
         sampled = df.count() if dropping else found["rows"]
+        outputs, _ = compare_outputs(old, new, df)
     if not found["rows"]:
         raise InputError("there are no rows to compare")
     rows, names = found["rows"], {f"d{i}": theirs[c] for i, c in enumerate(both)}
@@ -119,6 +124,7 @@ def predictions(old: Any, new: Any, df: DataFrame, sample: int | None = None) ->
         sampled, rows, tuple(LabelFlips(names[d], rows, n, n / rows) for d, n in counts.items()),
         tuple(_numbers(names[d], found, d) for d in names if d not in counts),
         tuple(ours[c] for c in ours if c not in theirs), tuple(theirs[c] for c in theirs if c not in ours),
+        outputs,
     )  # fmt: skip
 
 

@@ -89,3 +89,5 @@ def _predictions(p: Mapping[str, Any]) -> Iterator[str]:
         columns = p[f"onlyIn{which.title()}"]
         if columns:
             yield f"  only in {which}: {', '.join(columns)}"
+    yield f"bit by bit, on the first rows: {'' if p['outputs'] else 'all outputs are the same'}".rstrip()
+    yield from (f"  {column} {what}" for column, what in p["outputs"].items())

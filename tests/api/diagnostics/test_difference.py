@@ -351,6 +351,10 @@ def test_the_command_compares_folders(
     text = capsys.readouterr().out
     assert "2 of 6 stages differ" in text
     assert "predictions on 100 rows:\n  prediction: 100 change, by " in text
+    assert found["predictions"]["outputs"]["prediction"] == "has other values in 105 of 105 rows"  # 5 of them at edges
+    assert "bit by bit, on the first rows:" in text and "  prediction has other values in 105 of 105 rows" in text
+    assert main(["diff", old, old, *data]) == 0
+    assert "bit by bit, on the first rows: all outputs are the same" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
