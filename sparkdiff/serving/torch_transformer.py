@@ -66,7 +66,8 @@ def by_torch(model: Any, df: DataFrame, device: str) -> DataFrame:
     # A stage that runs last may drop a column that it reads, or give it another type.
     without = df
     for vertex in network.graph.vertices:
-        without = without.drop(*vertex.removes) if vertex.position in after else vertex.stage.transform(without)
+        anew = [c for c in vertex.removes if network.graph.casefold(c) in vertex.rewritten]
+        without = without.drop(*anew) if vertex.position in after else vertex.stage.transform(without)
     expected = fields_by_name(without.schema, network.graph.casefold)
     frame, held = in_front(df, network, before)
     out = computed(frame, network, before, held, expected, device)
