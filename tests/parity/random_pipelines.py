@@ -50,7 +50,7 @@ from drawn_pipelines import (
 from pyspark.ml import PipelineModel
 from pyspark.ml.linalg import SparseVector, Vector
 from pyspark.sql import DataFrame, SparkSession
-from pyspark.sql.types import StructType
+from pyspark.sql.types import IntegerType, StructType
 from scoring import refuses, same
 
 import sparkdiff
@@ -392,7 +392,13 @@ def by_onnx(truth: Truth) -> Iterator[Difference]:
         # It indexes a formula's texts itself; `verify` runs Spark for that, and has no texts to feed it.
         if not file.described.sparkStages:
             out = onnx_parity.run(file.session, arrays(inputs, [truth.case.rows[i] for i in truth.kept]))
-            found = {i: {name: values[k] for name, values in out.items()} for k, i in enumerate(truth.kept)}
+            whole = {
+                name for name in out if name in truth.columns.names and truth.columns[name].dataType == IntegerType()
+            }
+            found = {
+                i: {name: int(values[k]) if name in whole else values[k] for name, values in out.items()}
+                for k, i in enumerate(truth.kept)
+            }
             yield from compared(
                 "ONNX", "of the data", truth, found, [n for n in truth.written() if n in out], nulls=True
             )
