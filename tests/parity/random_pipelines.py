@@ -76,6 +76,7 @@ KNOWN: dict[str, tuple[str, ...]] = {
         "is decimal(8,2): Spark rounds surrogates",
         "handleInvalid='skip' drops rows",
         "coldStartStrategy='drop'",
+        "rounding decides the density",
         "are decided when data are seen",  # behind a VectorIndexer of vectors of which the schema doesn't tell the width
         "it changes columns that it does not name",
     ),
