@@ -22,7 +22,8 @@ from torch import Tensor
 from sparkdiff.evaluation.scores import Tally
 from sparkdiff.jvm.nodes import Nodes
 from sparkdiff.objectives.losses import resolve
-from sparkdiff.objectives.objective import Metric, Objective
+from sparkdiff.objectives.metric import Metric
+from sparkdiff.objectives.objective import Objective
 from sparkdiff.options import Options
 from sparkdiff.pipeline.graph import Graph, Version, Vertex
 from sparkdiff.pipeline.network import Network, fixed_versions, routed_versions

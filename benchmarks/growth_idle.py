@@ -26,10 +26,11 @@ from torch import Tensor
 
 from sparkdiff.data.blocks import MAX_BLOCKS
 from sparkdiff.growth import rounds, running
+from sparkdiff.growth.criterion import Specification
 from sparkdiff.growth.part import Found, Item
 from sparkdiff.growth.rounds import Limits, Member, Run
 from sparkdiff.growth.serving import Serving
-from sparkdiff.growth.table import Specification, Split, Table
+from sparkdiff.growth.table import Split, Table
 from sparkdiff.options import Options
 from sparkdiff.stages.base import LabelStats
 from sparkdiff.stages.linear import LinearRegression

@@ -21,8 +21,8 @@ from sparkdiff.data.blocks import MAX_BLOCKS
 from sparkdiff.evaluation import guard
 from sparkdiff.evaluation.guard import Ledger
 from sparkdiff.evaluation.paired_rows import decide_by_rows, pair
+from sparkdiff.objectives.metric import Metric
 from sparkdiff.objectives.metrics import BINARY, of_predictions
-from sparkdiff.objectives.objective import Metric
 
 F64 = torch.float64
 LEVEL = 0.025

@@ -38,8 +38,8 @@ from sparkdiff.data import blocks
 from sparkdiff.evaluation import guard
 from sparkdiff.evaluation.units import Units
 from sparkdiff.objectives.losses import resolve as resolve_loss
+from sparkdiff.objectives.metric import Metric, influence
 from sparkdiff.objectives.metrics import BINARY, REGRESSION, resolve
-from sparkdiff.objectives.objective import Metric, influence
 from sparkdiff.options import Options
 from sparkdiff.stages.base import LabelStats
 from sparkdiff.stages.linear import LinearRegression, LogisticRegression

@@ -34,7 +34,7 @@ from sparkdiff.evaluation.guard import Ledger
 from sparkdiff.evaluation.out_of_fold import FoldSums, dependence
 from sparkdiff.evaluation.paired_rows import PairedRows, decide_by_rows, pair
 from sparkdiff.evaluation.units import Kind
-from sparkdiff.objectives.objective import Metric
+from sparkdiff.objectives.metric import Metric
 from sparkdiff.proof import decision
 from sparkdiff.proof.decision import FINALISTS, FoldComparison
 

@@ -12,8 +12,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from sparkdiff.growth.criterion import Criterion
 from sparkdiff.growth.part import Found, Item, Part, PipelinePlace, Served, Stages, Trainer
-from sparkdiff.growth.table import Criterion, Split, Table
+from sparkdiff.growth.table import Split, Table
 
 
 class Slope(Part):

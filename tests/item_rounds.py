@@ -10,8 +10,9 @@ from tables import specification_of, table_of
 
 from sparkdiff.growth import checkpoints, parts, running
 from sparkdiff.growth.clock import Clock
+from sparkdiff.growth.criterion import Specification
 from sparkdiff.growth.part import Found, Item
-from sparkdiff.growth.table import Specification, Table
+from sparkdiff.growth.table import Table
 from sparkdiff.store.run_folder import RunFolder
 
 ITEMS = climbing.items(7)

@@ -16,8 +16,8 @@ from sparkdiff.diagnostics.duplicates import RowHashes
 from sparkdiff.diagnostics.outliers import FARTHEST, Spread, farness
 from sparkdiff.diagnostics.separation import drift, leaks_class, leaks_number
 from sparkdiff.evaluation.data import Data, scalar
+from sparkdiff.evaluation.feature_names import FeatureNames, entering
 from sparkdiff.evaluation.guard import Verdict, total_gain
-from sparkdiff.evaluation.inputs import FeatureNames, entering
 from sparkdiff.machine import memory
 from sparkdiff.options import Options
 from sparkdiff.pipeline.graph import Version

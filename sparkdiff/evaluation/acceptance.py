@@ -9,12 +9,13 @@ from typing import Any
 from sparkdiff.errors import InputError
 from sparkdiff.evaluation import compatibility, guard, paired_rows, slices
 from sparkdiff.evaluation.compatibility import Compatibility
-from sparkdiff.evaluation.data import Data, Predicts, Recorded, keyed
+from sparkdiff.evaluation.data import Data
 from sparkdiff.evaluation.guard import Ledger, candidate_count, diverged
+from sparkdiff.evaluation.recorded import Predicts, Recorded, keyed
 from sparkdiff.evaluation.slices import Change
 from sparkdiff.evaluation.units import Kind
 from sparkdiff.evaluation.unseen_errors import Unseen, costs, unseen
-from sparkdiff.objectives.objective import Metric
+from sparkdiff.objectives.metric import Metric
 from sparkdiff.options import Options
 from sparkdiff.pipeline.network import Network
 from sparkdiff.report import p_value, share_of

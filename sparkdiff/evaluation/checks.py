@@ -12,7 +12,7 @@ from sparkdiff.evaluation.data import Data
 from sparkdiff.evaluation.guard import MIN_UNITS
 from sparkdiff.evaluation.scores import Score, Tally, score
 from sparkdiff.objectives.label_checks import no_event, one_label
-from sparkdiff.objectives.objective import Metric
+from sparkdiff.objectives.metric import Metric
 from sparkdiff.options import Options
 from sparkdiff.pipeline.network import Network
 from sparkdiff.stages.base import LabelStats

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from sparkdiff.errors import InputError
-from sparkdiff.evaluation.data import Data, Predicts
+from sparkdiff.evaluation.data import Data
+from sparkdiff.evaluation.recorded import Predicts
+from sparkdiff.objectives.metric import Metric
 from sparkdiff.objectives.metrics import without_params
-from sparkdiff.objectives.objective import Metric
 from sparkdiff.stages.base import columns_of
 from sparkdiff.stages.predictor import Predictor
 

@@ -9,10 +9,11 @@ from torch import Tensor
 
 from sparkdiff.data.blocks import MAX_BLOCKS
 from sparkdiff.evaluation import guard
-from sparkdiff.evaluation.data import Data, Predicts, scalar
+from sparkdiff.evaluation.data import Data, scalar
 from sparkdiff.evaluation.guard import Ledger
+from sparkdiff.evaluation.recorded import Predicts
 from sparkdiff.evaluation.units import Costs, Kind, Units, by_unit, effective_number, units_of
-from sparkdiff.objectives.objective import Metric, influence
+from sparkdiff.objectives.metric import Metric, influence
 
 TRAINING_ROWS = 1_000_000
 """Training rows that are looked at for rare losses: the first of the cache, which lie by hash."""

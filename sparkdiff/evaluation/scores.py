@@ -8,8 +8,10 @@ from torch import Tensor
 from sparkdiff.data.blocks import MAX_BLOCKS
 from sparkdiff.data.stream import Batch
 from sparkdiff.errors import InputError
-from sparkdiff.evaluation.data import Data, Predicts
-from sparkdiff.objectives.objective import Metric, Rows, influence, zero_margin
+from sparkdiff.evaluation.data import Data
+from sparkdiff.evaluation.recorded import Predicts
+from sparkdiff.objectives.metric import Metric, influence
+from sparkdiff.objectives.objective import Rows, zero_margin
 from sparkdiff.pipeline.network import Network
 from sparkdiff.stages.predictor import Predictor
 from sparkdiff.stages.projection import PCA

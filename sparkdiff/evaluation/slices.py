@@ -11,9 +11,10 @@ from torch import Tensor
 from sparkdiff.data import blocks
 from sparkdiff.data.stream import BatchColumn
 from sparkdiff.evaluation import guard
-from sparkdiff.evaluation.data import Data, Predicts, scalar
+from sparkdiff.evaluation.data import Data, scalar
+from sparkdiff.evaluation.recorded import Predicts
 from sparkdiff.evaluation.units import Kind, units_of
-from sparkdiff.objectives.objective import Metric, influence
+from sparkdiff.objectives.metric import Metric, influence
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sparkdiff.objectives.objective import Denominators, Metric
+from sparkdiff.objectives.metric import Denominators, Metric
 
 Kind = Literal["rows", "groups", "blocks"]
 FEW = 5

@@ -18,9 +18,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sparkdiff.evaluation.data import Data, Predicts
+from sparkdiff.evaluation.data import Data
+from sparkdiff.evaluation.recorded import Predicts
 from sparkdiff.evaluation.units import Costs, high
-from sparkdiff.objectives.objective import Metric
+from sparkdiff.objectives.metric import Metric
 
 
 @dataclass(frozen=True)

@@ -24,15 +24,16 @@ from sparkdiff.evaluation.checks import (
     trained_score,
     training_labels,
 )
-from sparkdiff.evaluation.data import Data, Recorded, rows_at_once
+from sparkdiff.evaluation.data import Data, rows_at_once
+from sparkdiff.evaluation.feature_names import FeatureNames
 from sparkdiff.evaluation.guard import MIN_UNITS, untested
-from sparkdiff.evaluation.inputs import FeatureNames
+from sparkdiff.evaluation.recorded import Recorded
 from sparkdiff.evaluation.scores import Score, score
 from sparkdiff.fine_tuning.task import Fitted, Goal, JointSetting, Judged, Measured, Run, Shared, Task, key_of
 from sparkdiff.jvm import stores
 from sparkdiff.machine import memory
 from sparkdiff.objectives.label_checks import check_label
-from sparkdiff.objectives.objective import Metric
+from sparkdiff.objectives.metric import Metric
 from sparkdiff.options import Options, without_effect
 from sparkdiff.pipeline.network import Network
 from sparkdiff.pipeline.schema import is_plain

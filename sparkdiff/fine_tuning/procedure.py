@@ -22,7 +22,7 @@ from sparkdiff.data import soft_labels
 from sparkdiff.data.splits import REFERENCE, SPLITS, TEST, TRAIN, VALIDATION, Boundaries, Source, rule, training_rows
 from sparkdiff.errors import InputError
 from sparkdiff.evaluation import guard
-from sparkdiff.evaluation.data import Recorded, recorded
+from sparkdiff.evaluation.recorded import Recorded, recorded
 from sparkdiff.evaluation.scores import Score
 from sparkdiff.fine_tuning.phases import begun, checked, judged_by_rows, too_few, trained, verified, written
 from sparkdiff.fine_tuning.summary import shown_options, summary_of, untrained

@@ -12,7 +12,7 @@ from sparkdiff.evaluation.guard import candidate_count, diverged
 from sparkdiff.evaluation.scores import Score
 from sparkdiff.fine_tuning.phases import in_memory
 from sparkdiff.fine_tuning.task import Fitted, Judged, Measured, Run, Task
-from sparkdiff.objectives.objective import Metric
+from sparkdiff.objectives.metric import Metric
 from sparkdiff.pipeline.parity import Parity
 from sparkdiff.report import FineTuningSummary, share_of, versions
 from sparkdiff.stages.base import SUPPORT

@@ -21,7 +21,8 @@ from sparkdiff.evaluation.data import Data
 from sparkdiff.evaluation.scores import Score
 from sparkdiff.machine import whole
 from sparkdiff.machine.threads import MadeOnce
-from sparkdiff.objectives.objective import Metric, Objective
+from sparkdiff.objectives.metric import Metric
+from sparkdiff.objectives.objective import Objective
 from sparkdiff.options import Options
 from sparkdiff.pipeline.cut import Cut, analyse
 from sparkdiff.pipeline.graph import Graph

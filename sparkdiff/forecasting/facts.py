@@ -25,7 +25,8 @@ from sparkdiff.evaluation.checks import training_labels
 from sparkdiff.evaluation.data import Data, rows_at_once, scalar
 from sparkdiff.evaluation.scores import Score, score
 from sparkdiff.fine_tuning.task import Task
-from sparkdiff.objectives.objective import Metric, Objective
+from sparkdiff.objectives.metric import Metric
+from sparkdiff.objectives.objective import Objective
 from sparkdiff.pipeline.network import Network
 from sparkdiff.report import share_of
 from sparkdiff.training.distributed.worker import objectives

@@ -21,8 +21,9 @@ from torch import Tensor
 
 from sparkdiff.errors import SparkdiffError, WriteError
 from sparkdiff.growth import parts
+from sparkdiff.growth.criterion import Criterion
 from sparkdiff.growth.part import Course, Found, Item
-from sparkdiff.growth.table import Criterion, Table
+from sparkdiff.growth.table import Table
 from sparkdiff.machine import whole
 from sparkdiff.store import files
 from sparkdiff.training.distributed.worker import ROOM

@@ -1,4 +1,4 @@
-"""What it costs to serve a stage: microseconds of one core per row, by its class and size.
+"""Costs of serving a stage: microseconds of one core per row, by its class and size.
 
 `benchmarks/serving_costs.py` measures the table by Spark's own `transform`. It decides how much growth may add, so that the
 decision is the same on every machine and whatever else runs there; a stopwatch tells what a pipeline really takes.

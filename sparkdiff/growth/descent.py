@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from sparkdiff.evaluation.inputs import column_sums
+from sparkdiff.growth.criterion import Criterion
 from sparkdiff.growth.part import Trainer
-from sparkdiff.growth.table import Criterion, Split, Table
+from sparkdiff.growth.table import Split, Table
 from sparkdiff.tensors.rows import squared
 from sparkdiff.training import optimizers
 

@@ -14,7 +14,8 @@ from torch import Tensor
 from sparkdiff.data.splits import TRAIN, VALIDATION
 from sparkdiff.errors import InputError
 from sparkdiff.fine_tuning.task import Run, Task
-from sparkdiff.growth.table import Column, Specification, Split, Table
+from sparkdiff.growth.criterion import Specification
+from sparkdiff.growth.table import Column, Split, Table
 from sparkdiff.machine import memory
 from sparkdiff.pipeline.cut import Cut, CutColumn
 from sparkdiff.pipeline.graph import Graph, Version, Vertex

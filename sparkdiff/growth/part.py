@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from sparkdiff.growth.costs import Steps
-from sparkdiff.growth.table import Criterion, Split, Table
+from sparkdiff.growth.criterion import Criterion
+from sparkdiff.growth.table import Split, Table
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from sparkdiff.growth import costs, rounds, running
 from sparkdiff.growth.assembly import columns_last, cost_of, grown_pipeline, serving_of, unused_mark, width_of
 from sparkdiff.growth.checks import check_entities, check_last_stage, check_options
 from sparkdiff.growth.clock import Clock
+from sparkdiff.growth.criterion import Criterion
 from sparkdiff.growth.inputs import (
     UNKNOWN,
     Known,
@@ -40,7 +41,7 @@ from sparkdiff.growth.reporting import RoundProgress
 from sparkdiff.growth.rounds import Grown, Limits, Member, mixed
 from sparkdiff.growth.serving import Serving, check_cost, check_room
 from sparkdiff.growth.settings import GAPS, KINDS, GrowthSettings
-from sparkdiff.growth.table import Column, Criterion, Table
+from sparkdiff.growth.table import Column, Table
 from sparkdiff.options import Options
 from sparkdiff.pipeline.graph import Vertex
 from sparkdiff.pipeline.nesting import replaced

@@ -22,8 +22,9 @@ from sparkdiff import jvm
 from sparkdiff.errors import FullDiskError, InputError, WriteError
 from sparkdiff.growth import checkpoints, parts
 from sparkdiff.growth.clock import Clock
+from sparkdiff.growth.criterion import Specification
 from sparkdiff.growth.part import Item
-from sparkdiff.growth.table import Specification, Table
+from sparkdiff.growth.table import Table
 from sparkdiff.growth.worker import RoundTask, WorkerSetup, round_file, rows_file
 from sparkdiff.machine import line_files
 from sparkdiff.store import files

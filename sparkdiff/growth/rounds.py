@@ -16,9 +16,10 @@ from torch import Tensor
 
 from sparkdiff.evaluation.scores import Score
 from sparkdiff.growth import parts
+from sparkdiff.growth.criterion import Criterion
 from sparkdiff.growth.part import Found, Item, Part
 from sparkdiff.growth.serving import Serving
-from sparkdiff.growth.table import Criterion, Split, Table
+from sparkdiff.growth.table import Split, Table
 from sparkdiff.report import share_of
 
 Run = Callable[[int, Sequence[Item], Table, Tensor], list[Found]]

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from sparkdiff.growth import checkpoints
 from sparkdiff.growth.clock import Clock
+from sparkdiff.growth.criterion import Criterion, Specification
 from sparkdiff.growth.part import Found, Item
 from sparkdiff.growth.processes import Chief
 from sparkdiff.growth.rounds import Run
-from sparkdiff.growth.table import Criterion, Specification, Table
+from sparkdiff.growth.table import Table
 from sparkdiff.store.run_folder import RunFolder
 from sparkdiff.tensors.device import torch_threads
 

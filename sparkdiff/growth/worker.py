@@ -21,8 +21,9 @@ import torch
 from sparkdiff.errors import SparkdiffError
 from sparkdiff.growth import parts
 from sparkdiff.growth.checkpoints import RoundFiles, train
+from sparkdiff.growth.criterion import Specification
 from sparkdiff.growth.part import Item
-from sparkdiff.growth.table import Specification, Table
+from sparkdiff.growth.table import Table
 from sparkdiff.machine import line_files
 from sparkdiff.store.lease import check_passed_on
 from sparkdiff.training.distributed.worker import Watchdog, die_with_parents

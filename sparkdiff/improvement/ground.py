@@ -15,7 +15,7 @@ from sparkdiff import jvm
 from sparkdiff.data.splits import VALIDATION, Boundaries, Source
 from sparkdiff.errors import InputError
 from sparkdiff.evaluation.cached_parity import FEWER_ROWS, PARITY_ROWS
-from sparkdiff.evaluation.data import Recorded, changed
+from sparkdiff.evaluation.recorded import Recorded, changed
 from sparkdiff.evaluation.scores import Score
 from sparkdiff.fine_tuning.phases import begun, checked, verified
 from sparkdiff.fine_tuning.procedure import recorded_rows
@@ -27,7 +27,8 @@ from sparkdiff.growth.running import Memory
 from sparkdiff.growth.serving import SAME
 from sparkdiff.improvement.lanes import Brake
 from sparkdiff.improvement.settings import ImprovementSettings
-from sparkdiff.objectives.objective import Metric, class_weights
+from sparkdiff.objectives.metric import Metric
+from sparkdiff.objectives.objective import class_weights
 from sparkdiff.options import Options
 from sparkdiff.pipeline.cut import joined, within
 from sparkdiff.pipeline.nesting import flatten

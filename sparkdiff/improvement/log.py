@@ -12,8 +12,8 @@ from pyspark.ml.util import DefaultParamsReader
 
 from sparkdiff import jvm
 from sparkdiff.evaluation.compatibility import Compatibility
-from sparkdiff.evaluation.data import Recorded
 from sparkdiff.evaluation.paired_rows import PairedRows
+from sparkdiff.evaluation.recorded import Recorded
 from sparkdiff.evaluation.scores import Score
 from sparkdiff.evaluation.slices import SliceSums
 from sparkdiff.evaluation.units import Costs, Units

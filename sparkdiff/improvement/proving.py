@@ -16,7 +16,7 @@ from sparkdiff.diagnostics.rows import POWER
 from sparkdiff.errors import SparkdiffError, WriteError
 from sparkdiff.evaluation import guard, slices
 from sparkdiff.evaluation.acceptance import Judgement, needed, unit_of
-from sparkdiff.evaluation.data import keyed
+from sparkdiff.evaluation.recorded import keyed
 from sparkdiff.evaluation.scores import score
 from sparkdiff.fine_tuning.procedure import TRAINING_ROWS
 from sparkdiff.fine_tuning.task import Shared

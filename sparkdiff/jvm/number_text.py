@@ -38,7 +38,7 @@ def number_text(x: float | np.float32, release: int) -> str:
 
 
 def texts_of(labels: Iterable[str], kind: str, release: int) -> list[tuple[str, float, str]]:
-    """The labels that say numbers, their numbers in one of PRECISIONS, and the texts of these."""
+    """The labels that are numbers: (label, its number in one of PRECISIONS, the text of that number)."""
     with np.errstate(over="ignore"):
         read = {label: PRECISIONS[kind](float(label)) for label in labels if label and _NUMBER.fullmatch(label)}
     return [(label, float(x), number_text(x, release)) for label, x in read.items()]

@@ -21,7 +21,8 @@ from sparkdiff.objectives.losses import (
     UNLABELLED,
     resolve as resolve_loss,
 )
-from sparkdiff.objectives.objective import Denominators, Metric, Objective, Rows, Value
+from sparkdiff.objectives.metric import Denominators, Metric, Value
+from sparkdiff.objectives.objective import Objective, Rows
 from sparkdiff.options import Options
 from sparkdiff.stages.base import LabelStats
 from sparkdiff.stages.predictor import Predictor

@@ -1,5 +1,6 @@
-"""The steps from a fitted pipeline to its graph: stages linked by the column versions they read, then torch modules. The columns
-that SQL and stages that are not Spark's change are those that the plan of their transform shows.
+"""The steps from a fitted pipeline to its graph: stages linked by the column versions they read, then torch modules.
+
+The plan of a transform shows which columns SQL and stages that are not Spark's change.
 """
 
 import contextlib

@@ -14,13 +14,14 @@ from sparkdiff.data.splits import TEST, TRAIN
 from sparkdiff.evaluation import compatibility, guard, slices
 from sparkdiff.evaluation.acceptance import Judgement, needed, unit_of
 from sparkdiff.evaluation.compatibility import Compatibility
-from sparkdiff.evaluation.data import Data, Predicts
+from sparkdiff.evaluation.data import Data
 from sparkdiff.evaluation.out_of_fold import FoldSums, dependence
 from sparkdiff.evaluation.paired_rows import PairedRows, decide_by_rows, read
+from sparkdiff.evaluation.recorded import Predicts
 from sparkdiff.evaluation.slices import SliceSums
 from sparkdiff.evaluation.units import Costs
 from sparkdiff.evaluation.unseen_errors import costs, unseen
-from sparkdiff.objectives.objective import Metric
+from sparkdiff.objectives.metric import Metric
 from sparkdiff.options import Options
 
 LEAST_FACTOR = 1.5

@@ -9,7 +9,8 @@ from torch import Tensor
 from sparkdiff.errors import InputError
 from sparkdiff.evaluation.data import Data
 from sparkdiff.evaluation.scores import Score, Tallies
-from sparkdiff.objectives.objective import Batch as BatchLoss, Metric, Objective, Rows as RowLosses
+from sparkdiff.objectives.metric import Metric
+from sparkdiff.objectives.objective import Batch as BatchLoss, Objective, Rows as RowLosses
 from sparkdiff.options import Options
 from sparkdiff.pipeline.graph import LEAVES, Version
 from sparkdiff.stages.base import StageModule

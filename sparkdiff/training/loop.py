@@ -12,7 +12,8 @@ from collections.abc import Callable
 import torch
 
 from sparkdiff.evaluation.data import Data
-from sparkdiff.objectives.objective import Metric, Objective
+from sparkdiff.objectives.metric import Metric
+from sparkdiff.objectives.objective import Objective
 from sparkdiff.tensors.device import is_short_of_memory, repeatable, torch_threads
 from sparkdiff.training.active_columns import group_size
 from sparkdiff.training.ongoing import Training

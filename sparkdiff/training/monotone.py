@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sparkdiff.errors import InputError, did_you_mean
-from sparkdiff.evaluation.inputs import FeatureNames
+from sparkdiff.evaluation.feature_names import FeatureNames
 from sparkdiff.pipeline.graph import Version
 from sparkdiff.pipeline.network import Network
 from sparkdiff.stages.base import FeatureStats, LabelStats

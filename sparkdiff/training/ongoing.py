@@ -20,7 +20,8 @@ from sparkdiff.evaluation.guard import Ledger, LedgerTrial
 from sparkdiff.evaluation.inputs import widths
 from sparkdiff.evaluation.scores import Score
 from sparkdiff.machine import memory
-from sparkdiff.objectives.objective import Metric, Objective
+from sparkdiff.objectives.metric import Metric
+from sparkdiff.objectives.objective import Objective
 from sparkdiff.options import Options
 from sparkdiff.pipeline.graph import Version
 from sparkdiff.pipeline.network import Network

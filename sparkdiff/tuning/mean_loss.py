@@ -18,8 +18,8 @@ from sparkdiff.errors import InputError
 from sparkdiff.objectives.formulas import brier, half_deviance, hinge, log_loss, of_label, pinball
 from sparkdiff.objectives.loss_params import cost_matrix, number
 from sparkdiff.objectives.losses import PARAMS as LOSS_PARAMS
+from sparkdiff.objectives.metric import Metric
 from sparkdiff.objectives.metrics import BINARY, MULTICLASS, REGRESSION
-from sparkdiff.objectives.objective import Metric
 from sparkdiff.pipeline.columns import fetched
 from sparkdiff.pipeline.names import named
 

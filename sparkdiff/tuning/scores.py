@@ -13,8 +13,8 @@ from pyspark.ml.evaluation import (
 )
 from torch import Tensor
 
+from sparkdiff.objectives.metric import Metric
 from sparkdiff.objectives.metrics import BINARY, of_predictions
-from sparkdiff.objectives.objective import Metric
 from sparkdiff.tuning.mean_loss import MeanLoss
 
 BY_RECALL = ("f1", "weightedRecall", "weightedTruePositiveRate", "weightedFMeasure")

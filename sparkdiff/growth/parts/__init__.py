@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from types import ModuleType
 
+from sparkdiff.growth.criterion import Criterion
 from sparkdiff.growth.part import Item, Trainer
 from sparkdiff.growth.parts import crosses, effects, embeddings, shapes, trees, units
-from sparkdiff.growth.table import Criterion, Table
+from sparkdiff.growth.table import Table
 
 KINDS: dict[str, ModuleType] = {
     "units": units,

@@ -11,11 +11,12 @@ from pyspark.ml.feature import Interaction
 from torch import Tensor
 
 from sparkdiff import jvm
+from sparkdiff.growth.criterion import Criterion
 from sparkdiff.growth.part import Output, Part, PipelinePlace, Served, Stages, Trainer, unused
 from sparkdiff.growth.parts import ridge
 from sparkdiff.growth.parts.coding import Coding, one_hot, steps
 from sparkdiff.growth.parts.ridge import Design, Ridge, SparseDesign
-from sparkdiff.growth.table import Criterion, Split, Table
+from sparkdiff.growth.table import Split, Table
 
 STRONGEST, WEAKER, EPOCHS = 1000.0, 4.0, 8
 """The ridge of the first epoch, in rows of mean curvature, how many times weaker the next one is, and the number of epochs."""

@@ -5,12 +5,13 @@ The pairs are found by a score test over all of them; numbers are bucketized.
 
 from collections.abc import Sequence
 
+from sparkdiff.growth.criterion import Criterion
 from sparkdiff.growth.part import Item
 from sparkdiff.growth.parts import score_test
 from sparkdiff.growth.parts.blocks import EPOCHS, Blocks, BlocksTrainer, index, width
 from sparkdiff.growth.parts.coding import Coding, coding_of, codings
 from sparkdiff.growth.parts.ridge import Ridge, SparseDesign, fit, mean_curvature
-from sparkdiff.growth.table import Criterion, Split, Table
+from sparkdiff.growth.table import Split, Table
 
 Pair = tuple[Coding, Coding]
 

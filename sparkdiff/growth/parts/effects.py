@@ -13,11 +13,12 @@ from pyspark.ml.linalg import Vectors
 from torch import Tensor
 
 from sparkdiff import jvm
+from sparkdiff.growth.criterion import Criterion
 from sparkdiff.growth.part import Item, Output, PipelinePlace, Served, Stages
 from sparkdiff.growth.parts import score_test
 from sparkdiff.growth.parts.blocks import EPOCHS, Blocks, BlocksTrainer, PathTrainer
 from sparkdiff.growth.parts.coding import Coding, are_finite, coding_of, codings, gate, gate_steps
-from sparkdiff.growth.table import Criterion, Split, Table
+from sparkdiff.growth.table import Split, Table
 
 MANY = 20
 """From so many values on a category is taken for an entity."""

@@ -18,10 +18,11 @@ from pyspark.ml.feature import PCA, Interaction, VectorAssembler
 from torch import Tensor
 
 from sparkdiff import jvm
+from sparkdiff.growth.criterion import Criterion
 from sparkdiff.growth.descent import Descent, Pace, pieces, standardisation, work
 from sparkdiff.growth.part import Item, Output, Part, PipelinePlace, Served, Stages, Trainer, unused
 from sparkdiff.growth.parts import coding, score_test
-from sparkdiff.growth.table import Criterion, Split, Table
+from sparkdiff.growth.table import Split, Table
 from sparkdiff.stages.linear import product
 from sparkdiff.tensors.rows import Rows, width
 

@@ -11,7 +11,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from sparkdiff.growth.table import LEAST, Criterion, Split
+from sparkdiff.growth.criterion import LEAST, Criterion
+from sparkdiff.growth.table import Split
 from sparkdiff.tensors.products import dot
 
 STEPS = 10

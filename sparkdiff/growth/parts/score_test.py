@@ -14,8 +14,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from sparkdiff.growth.criterion import Criterion
 from sparkdiff.growth.parts.coding import Coding
-from sparkdiff.growth.table import Criterion, Split
+from sparkdiff.growth.table import Split
 
 ENOUGH = 100_000
 """Rows that a test looks at; of more, every second, third and so on."""

@@ -18,12 +18,13 @@ from torch import Tensor
 
 from sparkdiff import jvm
 from sparkdiff.growth import costs
+from sparkdiff.growth.criterion import Criterion
 from sparkdiff.growth.part import Item, Output, PipelinePlace, Served, Stages, unused
 from sparkdiff.growth.parts import score_test
 from sparkdiff.growth.parts.blocks import EPOCHS, Blocks, PathTrainer
 from sparkdiff.growth.parts.coding import Coding, coding_of, codings
 from sparkdiff.growth.parts.ridge import Ridge, SparseDesign, beside
-from sparkdiff.growth.table import Column, Criterion, Split, Table
+from sparkdiff.growth.table import Column, Split, Table
 from sparkdiff.jvm import mllib
 
 FINE, COARSE = 32, 8

@@ -22,9 +22,10 @@ from torch import Tensor
 from sparkdiff import jvm
 from sparkdiff.errors import InputError
 from sparkdiff.growth import boosters, costs
+from sparkdiff.growth.criterion import Criterion
 from sparkdiff.growth.part import Item, Output, Part, PipelinePlace, Served, Stages, Trainer
 from sparkdiff.growth.settings import KINDS, GrowthSettings
-from sparkdiff.growth.table import Column, Criterion, Split, Table
+from sparkdiff.growth.table import Column, Split, Table
 from sparkdiff.importers.models import sum_of_trees
 from sparkdiff.importers.trees import LARGEST_CATEGORY, TreeArrays
 from sparkdiff.jvm.nodes import Array, Nodes

@@ -15,9 +15,10 @@ from pyspark.ml.classification import MultilayerPerceptronClassifier
 from torch import Tensor
 
 from sparkdiff import jvm
+from sparkdiff.growth.criterion import Criterion
 from sparkdiff.growth.descent import Descent, Pace, pieces, standardisation, work
 from sparkdiff.growth.part import Item, Output, Part, PipelinePlace, Served, Stages
-from sparkdiff.growth.table import Criterion, Split, Table
+from sparkdiff.growth.table import Split, Table
 from sparkdiff.stages.perceptron import MultilayerPerceptron
 from sparkdiff.tensors.rows import dense, taken, width
 

@@ -20,11 +20,12 @@ from sparkdiff.fine_tuning.phases import run_folder
 from sparkdiff.growth import costs, running
 from sparkdiff.growth.checks import check_options
 from sparkdiff.growth.clock import Clock
+from sparkdiff.growth.criterion import Criterion
 from sparkdiff.growth.inputs import cut_for, room_of, specification_of, table_of
 from sparkdiff.growth.part import Found, Item
 from sparkdiff.growth.parts import trees
 from sparkdiff.growth.rounds import Run
-from sparkdiff.growth.table import Column, Criterion, Table
+from sparkdiff.growth.table import Column, Table
 from sparkdiff.importers.trees import LARGEST_CATEGORY, TreeArrays
 from sparkdiff.improvement.arms.fine_tuning import with_tuned
 from sparkdiff.improvement.budget import Limit

@@ -12,8 +12,8 @@ from sparkdiff.improvement.arms.refitting import form_of
 from sparkdiff.improvement.budget import Limit
 from sparkdiff.improvement.candidate import Arm, Candidate, Making, Step, nothing
 from sparkdiff.improvement.ground import Ground, allowed, measure
+from sparkdiff.objectives.metric import Metric
 from sparkdiff.objectives.metrics import DEFAULTS
-from sparkdiff.objectives.objective import Metric
 from sparkdiff.options import callable_name
 from sparkdiff.pipeline.unfitted import refit
 from sparkdiff.tuning.mean_loss import evaluator_of

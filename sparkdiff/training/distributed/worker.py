@@ -33,7 +33,8 @@ from sparkdiff.evaluation.data import Data, rows_at_once
 from sparkdiff.evaluation.scores import Score
 from sparkdiff.machine import line_files
 from sparkdiff.objectives import losses, metrics
-from sparkdiff.objectives.objective import Metric, Objective, penalised
+from sparkdiff.objectives.metric import Metric
+from sparkdiff.objectives.objective import Objective, penalised
 from sparkdiff.options import Options
 from sparkdiff.pipeline.graph import Version
 from sparkdiff.pipeline.network import Network

@@ -15,8 +15,8 @@ from sparkdiff.data.blocks import MAX_BLOCKS
 from sparkdiff.data.splits import BLOCK, TEST, TIME, TRAIN
 from sparkdiff.errors import InputError
 from sparkdiff.evaluation import guard
-from sparkdiff.evaluation.data import changed
 from sparkdiff.evaluation.paired_rows import PairedRows, pair
+from sparkdiff.evaluation.recorded import changed
 from sparkdiff.evaluation.units import Kind
 from sparkdiff.pipeline.class_numbers import check_same_classes, classes_of
 from sparkdiff.pipeline.columns import fetched

@@ -1,4 +1,4 @@
-"""What a solver of linear models is given, and what it gives back: rows, settings with Spark's names, models as Spark's; sums
+"""The problem of a solver of linear models, and its solution: rows, settings with Spark's names, models as Spark's; sums
 over the rows that each fold trains on (weights, means, deviations, which columns are constant); and rows with columns of about
 mean 0 and deviation 1, in memory or read again for each pass.
 """

@@ -18,7 +18,7 @@ from small_data import NUMBERS, tune
 import sparkdiff
 from sparkdiff import InputError, jvm
 from sparkdiff.diagnostics.models import ParamDifference, between
-from sparkdiff.evaluation.inputs import entering
+from sparkdiff.evaluation.feature_names import entering
 from sparkdiff.options import Options
 from sparkdiff.pipeline.cut import analyse
 from sparkdiff.pipeline.network import Network

@@ -18,11 +18,12 @@ from sparkdiff.data.blocks import MAX_BLOCKS
 from sparkdiff.fine_tuning.task import prepare
 from sparkdiff.growth import parts
 from sparkdiff.growth.assembly import columns_last, grown_pipeline
+from sparkdiff.growth.criterion import Criterion
 from sparkdiff.growth.inputs import linear_head, upstream_columns
 from sparkdiff.growth.part import Part
 from sparkdiff.growth.parts.shapes import Shapes
 from sparkdiff.growth.rounds import Member
-from sparkdiff.growth.table import Criterion, Split, Table
+from sparkdiff.growth.table import Split, Table
 from sparkdiff.options import Options
 
 MARK = "grown"

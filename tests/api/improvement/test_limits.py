@@ -19,7 +19,7 @@ from small_data import NUMBERS, half_deviance, riders, sides, unfitted
 
 from sparkdiff import Grower, Improver, InputError, jvm
 from sparkdiff.data.splits import Source
-from sparkdiff.evaluation.data import keyed
+from sparkdiff.evaluation.recorded import keyed
 from sparkdiff.fine_tuning.task import Shared
 from sparkdiff.improvement import baseline, lanes
 from sparkdiff.improvement.arms import fine_tuning, refitting, searching, simplifying

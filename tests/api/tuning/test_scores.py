@@ -15,8 +15,8 @@ from pyspark.ml.evaluation import (
 from pyspark.ml.linalg import Vectors
 from pyspark.sql import DataFrame, SparkSession
 
+from sparkdiff.objectives.metric import influence
 from sparkdiff.objectives.metrics import MULTICLASS
-from sparkdiff.objectives.objective import influence
 from sparkdiff.tuning.scores import judge_of
 
 Columns = dict[str, torch.Tensor]

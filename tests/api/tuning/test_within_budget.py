@@ -18,7 +18,7 @@ from small_data import NUMBERS
 
 from sparkdiff import InputError, choice, integer, loguniform
 from sparkdiff.data.splits import Source, training_rows
-from sparkdiff.objectives.objective import Metric
+from sparkdiff.objectives.metric import Metric
 from sparkdiff.options import Options
 from sparkdiff.pipeline.unfitted import unfitted
 from sparkdiff.tuning.mean_loss import OF_PROBABILITIES, MeanLoss, evaluator_of

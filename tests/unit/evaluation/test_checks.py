@@ -14,7 +14,7 @@ from sparkdiff.evaluation.checks import check_finite, check_repeats
 from sparkdiff.evaluation.data import Data
 from sparkdiff.evaluation.scores import score
 from sparkdiff.objectives.losses import resolve
-from sparkdiff.objectives.objective import Metric
+from sparkdiff.objectives.metric import Metric
 from sparkdiff.stages.base import LabelStats, StageModule
 
 N = 50

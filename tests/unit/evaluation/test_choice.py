@@ -20,7 +20,8 @@ from sparkdiff.evaluation.guard import Ledger, LedgerTrial, diverged
 from sparkdiff.evaluation.scores import Score, Tally
 from sparkdiff.evaluation.units import Units
 from sparkdiff.objectives.losses import resolve
-from sparkdiff.objectives.objective import Metric, Objective
+from sparkdiff.objectives.metric import Metric
+from sparkdiff.objectives.objective import Objective
 from sparkdiff.options import Options
 from sparkdiff.tensors.team import Team
 from sparkdiff.training.ongoing import Training

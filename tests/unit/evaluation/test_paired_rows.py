@@ -12,8 +12,8 @@ from torch import Tensor
 from sparkdiff.data.blocks import MAX_BLOCKS
 from sparkdiff.evaluation.paired_rows import PairedRows, decide_by_rows, pair
 from sparkdiff.evaluation.units import FEW, Costs, Units, effective_number, high, units_of
+from sparkdiff.objectives.metric import Metric, influence
 from sparkdiff.objectives.metrics import BINARY, of_predictions
-from sparkdiff.objectives.objective import Metric, influence
 
 pytestmark = pytest.mark.once  # torch alone, which all stacks have in one version
 

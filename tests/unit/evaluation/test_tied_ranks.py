@@ -11,8 +11,8 @@ from small_networks import least_squares
 from sparkdiff.errors import ParityError
 from sparkdiff.evaluation.checks import check_trained, tied_range
 from sparkdiff.evaluation.scores import Score
+from sparkdiff.objectives.metric import Metric
 from sparkdiff.objectives.metrics import BINARY
-from sparkdiff.objectives.objective import Metric
 from sparkdiff.tensors.team import ALONE
 
 MARGIN = torch.tensor([0.1, 0.3, 0.3 + 1e-16, 0.3 - 2e-16, 0.3, 0.9, 0.5], dtype=torch.float64)

@@ -13,7 +13,7 @@ from sparkdiff.evaluation import guard
 from sparkdiff.evaluation.acceptance import Judgement, reason
 from sparkdiff.evaluation.unseen_errors import Unseen, costs, unseen, wrong_label
 from sparkdiff.objectives import losses, metrics
-from sparkdiff.objectives.objective import Metric
+from sparkdiff.objectives.metric import Metric
 from sparkdiff.options import Options
 
 pytestmark = pytest.mark.once  # torch alone, which all stacks have in one version

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from sparkdiff.data.blocks import MAX_BLOCKS
+from sparkdiff.growth.criterion import Criterion, Specification
 from sparkdiff.growth.part import Trainer
-from sparkdiff.growth.table import Column, Criterion, Specification, Split, Table
+from sparkdiff.growth.table import Column, Split, Table
 from sparkdiff.options import Options
 from sparkdiff.stages.base import LabelStats
 from sparkdiff.stages.linear import GeneralizedLinearRegression, LinearRegression, LogisticRegression

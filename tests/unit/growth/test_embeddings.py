@@ -10,11 +10,12 @@ from test_units import trained
 from torch import Tensor
 
 from sparkdiff.growth import parts
+from sparkdiff.growth.criterion import Criterion
 from sparkdiff.growth.descent import standardisation
 from sparkdiff.growth.part import Item
 from sparkdiff.growth.parts import coding, embeddings, score_test
 from sparkdiff.growth.parts.embeddings import LowRankTrainer, MainTrainer
-from sparkdiff.growth.table import Criterion, Split, Table
+from sparkdiff.growth.table import Split, Table
 
 F64 = torch.float64
 TASTE = torch.randn(LEVELS[2], generator=torch.Generator().manual_seed(4), dtype=F64)

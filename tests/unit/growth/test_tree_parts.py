@@ -13,10 +13,11 @@ from torch import Tensor
 
 from sparkdiff import InputError
 from sparkdiff.growth import boosters, costs
+from sparkdiff.growth.criterion import Criterion
 from sparkdiff.growth.part import Course, Item
 from sparkdiff.growth.parts import KINDS, trees
 from sparkdiff.growth.settings import GrowthSettings
-from sparkdiff.growth.table import Criterion, Split, Table
+from sparkdiff.growth.table import Split, Table
 from sparkdiff.importers.trees import TreeArrays
 from sparkdiff.jvm.nodes import Nodes
 from sparkdiff.objectives import losses

@@ -9,9 +9,10 @@ from tables import HEADS, table_of
 from torch import Tensor
 
 from sparkdiff.growth import parts
+from sparkdiff.growth.criterion import Criterion
 from sparkdiff.growth.part import Course, Found, Item
 from sparkdiff.growth.parts import units
-from sparkdiff.growth.table import Criterion, Split, Table
+from sparkdiff.growth.table import Split, Table
 from sparkdiff.tensors.rows import SparseRows
 
 

@@ -17,8 +17,8 @@ from sparkdiff.errors import InputError
 from sparkdiff.evaluation.scores import Tally
 from sparkdiff.objectives.label_checks import check_label
 from sparkdiff.objectives.losses import UNLABELLED, resolve as resolve_loss
+from sparkdiff.objectives.metric import Metric, influence
 from sparkdiff.objectives.metrics import NAMES as EVERY, of_predictions, resolve
-from sparkdiff.objectives.objective import Metric, influence
 from sparkdiff.options import Options
 from sparkdiff.stages.predictor import Predictor
 from sparkdiff.tensors.team import Team

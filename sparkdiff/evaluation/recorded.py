@@ -1,0 +1,115 @@
+"""Margins of one pipeline, kept by row, so that it can be compared row by row with another pipeline that reads other columns."""
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from sparkdiff.data.splits import ROW
+from sparkdiff.errors import InputError
+from sparkdiff.evaluation.data import Data, scalar
+from sparkdiff.pipeline.graph import Graph, Version
+from sparkdiff.pipeline.network import Network
+from sparkdiff.stages.predictor import Predictor
+from sparkdiff.tensors.rows import Rows
+
+ROW_VERSION: Version = (ROW, -1)
+"""The hash of the row among the columns of a cache that has it (`Request.keyed`)."""
+
+
+class Predicts(Protocol):
+    """What a judgement needs of a network: `margin(values)`, (n,) or (n, k), and the stage that turns it into columns."""
+
+    @property
+    def head(self) -> Predictor: ...
+
+    @property
+    def graph(self) -> Graph: ...
+
+    def margin(self, values: dict[Version, Rows]) -> Tensor: ...
+
+
+def keyed(data: Data) -> Data:
+    """The same data, whose values include the hash of the row."""
+    return Data(data.stream, {**data.columns, ROW_VERSION: "row"}, data.team, data.tick, data.prepare, data.rows)
+
+
+class Recorded:
+    """The margins of a network on the rows of some splits, found by the hash of the row.
+
+    Attributes:
+        network: whose margins they are.
+        keys: (n,) hashes of the rows, sorted.
+        margins: (n,) or (n, k). Rows with the same hash are the same row, and have the same margin.
+        labels: (n,) as the pipeline sees them: a stage may index them.
+    """
+
+    def __init__(self, network: Network, keys: Tensor, margins: Tensor, labels: Tensor):
+        self.network, order = network, keys.argsort(stable=True)
+        self.keys, self.margins, self.labels = keys[order], margins[order], labels[order]
+
+    @property
+    def head(self) -> Predictor:
+        return self.network.head
+
+    @property
+    def graph(self) -> Graph:
+        return self.network.graph
+
+    def margin(self, values: Mapping[Version, Rows]) -> Tensor:
+        """
+        Raises:
+            InputError: a row was not recorded.
+        """
+        wanted = values[ROW_VERSION]
+        assert isinstance(wanted, Tensor)
+        return self.margins[self._places(wanted)]
+
+    def among(self, keys: Tensor) -> "Recorded":
+        """The same of these rows alone, (n,) hashes.
+
+        Raises:
+            InputError: a row was not recorded.
+        """
+        at = self._places(keys)
+        return Recorded(self.network, keys, self.margins[at], self.labels[at])
+
+    def _places(self, wanted: Tensor) -> Tensor:
+        at = torch.searchsorted(self.keys, wanted).clamp_max(max(len(self.keys) - 1, 0))
+        lost = len(wanted) if not len(self.keys) else int((self.keys[at] != wanted).sum())
+        if lost:
+            raise InputError(
+                f"{self.graph.head.uid}: {lost:,} rows are missing that the pipeline beside it predicts: a stage drops them, or "
+                "the rows were others when they were read again; write the rows to a table, and pass the table"
+            )
+        return at
+
+
+@torch.no_grad()
+def recorded(network: Network, data: Data, splits: tuple[str, ...]) -> Recorded:
+    """The margins of a network on all rows of these splits; 8 bytes per row and margin, 16 for the hash and the label."""
+    rows = [
+        (scalar(batch, "row").long(), network.margin(data.values(batch)), label.clone())
+        for split in splits
+        for batch, label, *_ in data.batches(split)
+    ]
+    return Recorded(network, *map(torch.cat, zip(*rows, strict=True)))
+
+
+def changed(one: Tensor, other: Tensor, what: str, beside: str) -> str:
+    """How many rows have another label or weight, in words, with the first of them; empty if none has. NaN is equal to NaN.
+
+    Args:
+        one, other: (n,) of a pipeline, and of the one that it is compared with.
+        what: "label" or "weight".
+        beside: what the other pipeline is.
+    """
+    differ = (one != other) & ~(one.isnan() & other.isnan())
+    if not bool(differ.any()):
+        return ""
+    first = int(differ.nonzero()[0])
+    return (
+        f"{int(differ.sum()):,} of {len(one):,} rows have another {what} than in {beside}, as {one[first]:g} for "
+        f"{other[first]:g}"
+    )

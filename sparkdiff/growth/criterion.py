@@ -1,0 +1,123 @@
+"""What growth minimises on training rows and what it measures on validation rows, as functions of a margin."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sparkdiff.evaluation.scores import Score, Tally
+from sparkdiff.growth.table import Split
+from sparkdiff.objectives import losses, metrics
+from sparkdiff.objectives.metric import Metric
+from sparkdiff.objectives.objective import Objective
+from sparkdiff.options import Options
+from sparkdiff.stages.base import LabelStats
+from sparkdiff.stages.predictor import Predictor
+from sparkdiff.tensors.team import ALONE
+
+LEAST = 1e-6
+"""Curvature at least, as a share of its mean, so that rows that are all but certain don't make steps endless."""
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """The loss and the metric of a head.
+
+    Attributes:
+        objective: a mean over rows.
+        unit: the natural unit of the margin, see `Predictor.margin_unit`.
+    """
+
+    head: Predictor
+    objective: Objective
+    metric: Metric
+    unit: float
+
+    def rows(self, margin: Tensor, split: Split) -> Tensor:
+        """The loss of each row, (n,), unweighted."""
+        assert self.objective.rows is not None
+        return self.objective.rows(margin, split.label, split.weight)
+
+    def loss(self, margin: Tensor, split: Split) -> Tensor:
+        """The weighted mean of the loss, ()."""
+        return split.mean(torch.where(split.weight > 0, self.rows(margin, split), 0.0))
+
+    def slopes(self, margin: Tensor, split: Split) -> tuple[Tensor, Tensor]:
+        """First and second derivative of each row's loss by its own margin, both shaped like the margin, unweighted.
+
+        Of k entries the second is the Hessian's diagonal. It is positive: where the loss bends down, it is a small number; of a
+        loss without any curvature, the number with which the step slope / curvature of a typical row is one unit of the margin.
+        """
+        with torch.enable_grad():
+            m = margin.detach().clone().requires_grad_()
+            [slope] = torch.autograd.grad(self.rows(m, split).sum(), m, create_graph=True)
+            if not slope.requires_grad:  # of a loss that is linear in pieces
+                curve = torch.zeros_like(m)
+            elif m.ndim == 1:
+                [curve] = torch.autograd.grad(slope.sum(), m)
+            else:
+                each = [
+                    torch.autograd.grad(slope[:, k].sum(), m, retain_graph=True)[0][:, k] for k in range(m.shape[1])
+                ]
+                curve = torch.stack(each, 1)
+        curve = curve.detach().nan_to_num(0.0).clamp_min(0)
+        slope, typical = slope.detach(), float(split.mean(curve if curve.ndim == 1 else curve.mean(1)))
+        if typical > 0:
+            return slope, curve.clamp_min(LEAST * typical)
+        steepness = float(split.mean(slope.abs() if slope.ndim == 1 else slope.abs().mean(1)))
+        return slope, torch.full_like(curve, steepness / self.unit if steepness > 0 else 1.0)
+
+    @torch.no_grad()
+    def size(self, margin: Tensor, split: Split) -> float:
+        """The size of the metric, of which a penalty is a share. It does not vanish where the metric is near zero.
+
+        The larger of the metric and of what single rows are apart from it: their mean absolute deviation, which of a loss that
+        is never negative is at most twice the loss. A metric that is no mean over rows is 1 at best: what is lacking to that.
+        """
+        value = self.score(margin, split)
+        if self.metric.rows is not None:
+            rows = torch.where(split.weight > 0, self.metric.rows(margin, split.label, split.weight), 0.0)
+            apart = float(split.mean((rows - value.value).abs()))
+        else:
+            apart = abs(1 - value.value) if self.metric.larger else 0.0
+        return max(abs(value.mean), apart)
+
+    @torch.no_grad()
+    def loss_size(self, margin: Tensor, split: Split) -> float:
+        """Likewise, of the loss."""
+        rows = torch.where(split.weight > 0, self.rows(margin, split), 0.0)
+        mean = split.mean(rows)
+        return max(abs(float(mean)), float(split.mean((rows - mean).abs())))
+
+    @torch.no_grad()
+    def score(self, margin: Tensor, split: Split) -> Score:
+        """The metric, in sums over the guard's blocks."""
+        tally = Tally(self.metric, self.head)
+        tally.add(margin, split.label, split.weight, split.block)
+        return tally.score(ALONE)
+
+
+@dataclass(frozen=True)
+class Specification:
+    """What a criterion is made of. Unlike a criterion, it can be sent to another process.
+
+    Attributes:
+        head: the last linear stage.
+        columns: its output columns.
+        label: of the training rows.
+    """
+
+    head: Predictor
+    columns: tuple[str, ...]
+    options: Options
+    label: LabelStats
+
+    def criterion(self) -> Criterion:
+        """
+        Raises:
+            InputError: see `losses.resolve` and `metrics.resolve`.
+        """
+        o, head = self.options, self.head
+        objective = losses.resolve(o.loss, o.lossParams, head, self.columns, self.label)
+        metric = metrics.resolve(o, objective, head, self.columns, self.label)
+        return Criterion(head, objective, metric, head.margin_unit(self.label))
