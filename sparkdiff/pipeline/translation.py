@@ -297,7 +297,7 @@ def _with_effects(vertices: Sequence[Vertex], data: SchemaOrRows, casefold: Call
                 trusted = isinstance(data, DataFrame) or is_plain(vertex.stage)
                 out[vertex.position] = known if known and trusted else _assumed(vertex, known, frame, after, casefold)
             frame = after
-    later: set[str] = set()
+    later: set[str] = set()  # columns that stages behind write: those that are dropped before must not be carried
     for i in reversed(range(len(out))):
         rewritten = later.intersection(map(casefold, out[i].removes))
         later.update(map(casefold, out[i].outputs))
