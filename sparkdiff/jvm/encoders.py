@@ -21,10 +21,13 @@ Numbers = npt.NDArray[np.float64]
 
 
 def category_maps(stage: Any) -> dict[int, dict[float, int]]:
-    """The categories of a VectorIndexerModel: its `categoryMaps`, from which PySpark leaves out features without any."""
+    """The categories of a VectorIndexerModel: its `categoryMaps`, from which PySpark leaves out features without any, and NaN but
+    for one. Here each NaN that Spark counts has an entry of its own, as no NaN equals another one.
+    """
     if sessions.has_constructors():
-        told = json.loads(mapper().writeValueAsString(stage._java_obj.javaCategoryMaps()))
-        return {int(j): {float(value): k for value, k in categories.items()} for j, categories in told.items()}
+        text = mapper().writeValueAsString(stage._java_obj.javaCategoryMaps())
+        maps = [(int(j), [(float(x), k) for x, k in pairs]) for j, pairs in json.loads(text, object_pairs_hook=list)]
+        return {j: dict(pairs) for j, pairs in maps}
     with files.saved(stage) as where:
         [maps] = files.read_rows(f"{where}/data")["categoryMaps"].to_pylist()
     return {j: dict(categories) for j, categories in maps}

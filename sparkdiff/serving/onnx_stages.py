@@ -186,7 +186,7 @@ def indexed(g: GraphWriter, m: VectorIndexer, xs: Sequence[Value], nulls: Nulls)
         if not m.keep:
             met = unknown if x.stored is None else unknown & x.stored.column(j)
             g.refuse(met, f"{m.uid}: a value of feature {j} that is not one of its categories")
-        parts.append(g.where(unknown, float(len(keys)), found))
+        parts.append(g.where(unknown, float(m.unknown[j]), found))
     return (g.beside(parts).as_in(x),)
 
 

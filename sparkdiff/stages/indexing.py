@@ -39,23 +39,25 @@ class VectorIndexer(StageModule):
     first: Tensor
     values: Tensor
     numbers: Tensor
-    nominal: Tensor
+    unknown: Tensor
 
     def __init__(self, uid: str, size: int, maps: Mapping[int, Mapping[float, int]], keep: bool):
         super().__init__()
         self.uid, self.size, self.keep = uid, size, keep
-        self.most = max((len(categories) for categories in maps.values()), default=0)
-        known = torch.zeros(size, dtype=torch.int64)
-        for feature, categories in maps.items():
-            known[feature] = len(categories)
-        entries = [(v, k) for feature in sorted(maps) for v, k in sorted(maps[feature].items())]
+        # Spark counts NaN among the categories, and finds it never.
+        known = {j: sorted((v, k) for v, k in categories.items() if v == v) for j, categories in maps.items()}
+        counts = torch.tensor([0, *(len(known.get(j, ())) for j in range(size))])
+        self.most = int(counts.max())
+        entries = [entry for j in sorted(known) for entry in known[j]]
         entries.append((math.nan, 0))  # equals no value; without any category there would be nothing to compare with
         # The categories of feature j are the entries first[j] to first[j + 1], ascending by value.
-        self.register_buffer("first", torch.cat([torch.zeros(1, dtype=torch.int64), known.cumsum(0)]))  # (d + 1,)
+        self.register_buffer("first", counts.cumsum(0))  # (d + 1,)
         self.register_buffer("values", torch.tensor([v for v, _ in entries], dtype=torch.float64))  # (c + 1,)
         self.register_buffer("numbers", torch.tensor([k for _, k in entries], dtype=torch.float64))  # (c + 1,)
-        # Spark fits no category at all where a feature has 0.0 and -0.0 only; each of its values is then an unknown one.
-        self.register_buffer("nominal", torch.tensor([feature in maps for feature in range(size)]))  # (d,)
+        # The index of an unknown value, -1 of a feature that is no category. It is 0 where Spark fitted no category at all, as it
+        # does for a feature that has 0.0 and -0.0 only.
+        unknown = [len(maps[j]) if j in maps else -1 for j in range(size)]
+        self.register_buffer("unknown", torch.tensor(unknown, dtype=torch.float64))  # (d,)
         self.tells_zeros = -1.0 if any(categories.get(0.0) != 0 for categories in maps.values()) else NEVER
         self.differentiable = len(maps) < size  # type: ignore[misc]  # through the other features
 
@@ -64,7 +66,7 @@ class VectorIndexer(StageModule):
         return cls(stage.uid, stage.numFeatures, spark.category_maps(stage), stage.getHandleInvalid() == "keep")
 
     def nominal_features(self) -> Tensor:
-        return self.nominal.nonzero()[:, 0]
+        return (self.unknown >= 0).nonzero()[:, 0]
 
     def forward(self, x: Rows) -> Rows:  # (n, d) -> (n, d)
         if len(x) and width(x) != self.size:
@@ -81,10 +83,11 @@ class VectorIndexer(StageModule):
 
     def indexed(self, x: Tensor, feature: Tensor) -> Tensor:
         """Values (m,) of these features (m,) as indices where the feature is a category."""
-        begin, end, nominal = self.first[feature], self.first[feature + 1], self.nominal[feature]
+        begin, end, unknown = self.first[feature], self.first[feature + 1], self.unknown[feature]
+        nominal = unknown >= 0
         if on_gpu(x):  # of all values: how many are categories isn't waited for
             at, known = self.found(x.detach(), begin, end)
-            return torch.where(nominal, torch.where(known, self.numbers[at], (end - begin).to(x.dtype)), x)
+            return torch.where(nominal, torch.where(known, self.numbers[at], unknown), x)
         x_nominal, low, high = x[nominal].detach(), begin[nominal], end[nominal]
         at, known = self.found(x_nominal, low, high)
         if not self.keep and not bool(known.all()):
@@ -93,7 +96,7 @@ class VectorIndexer(StageModule):
                 f"{self.uid}: feature {int(feature[nominal][k])} holds {x_nominal[k].item()!r}, which is not "
                 "one of its categories; set handleInvalid to 'keep', or clean the column"
             )
-        number = torch.where(known, self.numbers[at], (end - begin)[nominal].to(x.dtype))
+        number = torch.where(known, self.numbers[at], unknown[nominal])
         return x.masked_scatter(nominal, number)
 
     def found(self, x: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:

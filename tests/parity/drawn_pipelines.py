@@ -590,7 +590,6 @@ RECIPES: dict[type, Recipe] = {
     f.StandardScaler: unary(*VECTORS),
     f.StopWordsRemover: unary("words", to="words", stopWords=chosen(None, ["cat", "A"])),
     f.StringIndexer: string_indexer,
-    f.TargetEncoder: target_encoder,
     f.Tokenizer: unary("string", to="words"),
     f.UnivariateFeatureSelector: selector(univariate),
     f.VarianceThresholdSelector: selector(lambda d, want: {"varianceThreshold": d.one([0.0, 0.1])}),
@@ -623,6 +622,8 @@ RECIPES: dict[type, Recipe] = {
     ALS: recommendation,
     **dict.fromkeys(OWN, own),
 }  # fmt: skip
+if hasattr(f, "TargetEncoder"):  # since Spark 4
+    RECIPES[f.TargetEncoder] = target_encoder
 PREDICTORS = [kind for kind in RECIPES if kind.__module__ != "pyspark.ml.feature" and kind not in OWN]
 OTHERS = [kind for kind in RECIPES if kind not in PREDICTORS]
 USUAL = [
@@ -764,14 +765,27 @@ class Made:
 
 
 def drawn(spark: SparkSession, seed: int, known: dict[type, dict[str, tuple[Any, ...]]], errors: Any) -> Made:
-    """The pipeline of a number, fitted.
+    """The pipeline of a number, fitted; one in six on rows that hold odd values, unless a stage that it must have can't be.
 
     Args:
         errors: what Spark raises.
     """
+    if np.random.default_rng([21, seed]).random() < 1 / 6:
+        made = _drawn(spark, seed, known, errors, odd=True)
+        if not made.missing:
+            return made
+    return _drawn(spark, seed, known, errors, odd=False)
+
+
+def _drawn(
+    spark: SparkSession, seed: int, known: dict[type, dict[str, tuple[Any, ...]]], errors: Any, odd: bool
+) -> Made:
     d = Draw(np.random.default_rng([20, seed]))
     forms = {name: d.one(["dense", "sparse", "mixed", "mixed"]) for name in ("v", "w", "counts")}
     train = [{"id": i, **row_of(d, i, forms)} for i in range(30)]
+    for row in train[::7] if odd else []:
+        for name in d.some(list(SOURCES), 1, 4):
+            row[name] = odd_value(d, name, row[name], forms.get(name, ""))
     types = {"id": "bigint", **SOURCES, **LABELS}
     case = Case((), train, [], types)
     d.columns = {name: KINDS.get(name, kind) for name, kind in SOURCES.items()}

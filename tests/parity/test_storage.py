@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -230,3 +231,23 @@ def test_a_feature_without_any_category(spark: SparkSession, route: str, tmp_pat
     sparkdiff.export(models["error"], str(tmp_path / "m.onnx"), schema=odd.schema, widths={"v": 2})
     session = onnxruntime.InferenceSession(str(tmp_path / "m.onnx"))
     assert session.run(["refused by Spark"], {"v": np.array([[2.0, 0.0], [3.0, 5.0]])})[0].all()
+
+
+def test_categories_among_nan(spark: SparkSession, route: str) -> None:
+    """Spark counts each NaN as a category and finds none of them."""
+    seen = [48.0, 3.0, -24.0, math.nan, 10.0, math.nan, 33.0, 1.0, -0.0]
+    rows = spark.createDataFrame([(k, Vectors.dense(x)) for k, x in enumerate(seen)], ["id", "v"]).coalesce(1)
+    asked = spark.createDataFrame([(Vectors.dense(x),) for x in (*seen, 0.0, 99.0)], ["v"]).coalesce(1)
+    given = [row.asDict() for row in asked.collect()]
+    for how in ("keep", "error"):
+        model = VectorIndexer(inputCol="v", outputCol="out0", maxCategories=12, handleInvalid=how).fit(rows)
+        scorer = sparkdiff.Scorer(model, schema=asked.schema)
+        for row in given:
+            one = spark.createDataFrame([(row["v"],)], ["v"])
+            try:
+                wanted = [r.asDict() for r in model.transform(one).select("out0").collect()]
+            except Exception:
+                with pytest.raises(InputError, match="is not one of its categories"):
+                    scorer.predict(row)
+            else:
+                check([scorer.predict(row)], wanted)
