@@ -104,19 +104,25 @@ def compact(
         Text, typer.Option(help="Schema of the data, as DDL (`a double, b string`) or as JSON of a StructType.")
     ] = None,
     as_json: AsJson = False,
+    data: Data = None,
+    format: Format = "parquet",
+    options: ReaderOptions = "{}",
 ) -> None:
-    """Fold a pipeline into fewer stages with the same outputs, and show what goes and why the rest stays."""
+    """Fold a pipeline into fewer stages with the same outputs, and show what goes and why the rest stays.
+
+    What --output wrote is loaded, and compared on --data with the pipeline in memory.
+    """
     from sparkdiff.serving.saving import new_folder, save
 
     folder = None if output is None else new_folder("--output", output)
-    [(_, fitted)], _ = loaded([model], "sparkdiff.serving.compact")
+    [(_, fitted)], rows = loaded([model], "sparkdiff.serving.compact", "compact", data, format, options)
     from sparkdiff.serving.compact import compact as compacted, compact_plan
 
-    known = None if schema is None else schema_of(schema)
+    known = schema_of(schema) if schema is not None else None if rows is None else rows.schema
     found = compact_plan(fitted, keepCols, schema=known)
     print(found.toJSON() if as_json else found)
     if folder is not None:
-        save(compacted(fitted, keepCols, schema=known), folder)
+        save(compacted(fitted, keepCols, schema=known), folder, None if rows is None else lambda: rows)
         if not as_json:
             print(f"saved {folder} (plain Spark ML)")
 

@@ -355,11 +355,12 @@ def triage_paths(
     names = names_of(models)
     folders = {} if output is None else {name: new_folder("--output", paths.inside(output, name)) for name in names}
     every = list(data) * len(models) if len(data) == 1 else list(data)
-    fleet = [{"name": n, "model": m, "data": d} for n, m, d in zip(names, models, every, strict=True)]
+    data_of = dict(zip(names, every, strict=True))
+    fleet = [{"name": n, "model": m, "data": data_of[n]} for n, m in zip(names, models, strict=True)]
 
     def done(pipeline: Triaged, model: Any) -> None:
         if model is not None and pipeline.name in folders:
-            save(model, folders[pipeline.name])
+            save(model, folders[pipeline.name], lambda: _rows(data_of[pipeline.name], {}))
 
     return triage(fleet, budget=budget, storeDir=storeDir, share=share, dryRun=dryRun, done=done, **options)
 

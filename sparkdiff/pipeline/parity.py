@@ -16,7 +16,7 @@ from torch import Tensor
 from sparkdiff import jvm
 from sparkdiff.errors import InputError, check_dataframe, check_type
 from sparkdiff.pipeline.columns import read_plain, write_plain
-from sparkdiff.pipeline.graph import Version, in_front_of, null_of
+from sparkdiff.pipeline.graph import Graph, Version, in_front_of, null_of
 from sparkdiff.pipeline.label_texts import label_notes
 from sparkdiff.pipeline.names import named, refuse_stream, unused
 from sparkdiff.pipeline.nesting import flatten
@@ -98,16 +98,23 @@ def verify(model: Any, df: DataFrame, network: Network | None = None) -> Parity:
         raise InputError("no translated stage writes a column, so there is no column to compare")
     check_columns(network.graph, df.schema)
     last, disk = max(network.positions), Path(tempfile.gettempdir())
-    with (
-        room("the rows to compare", disk, "make room"),
-        tempfile.TemporaryDirectory(prefix="sparkdiff-verify-") as name,
-    ):
-        held = run_in_spark(df, {i: stages[i] for i in range(last + 1)}, network, Path(name) / "rows")
-        parity = compare(network, Path(name) / "rows", held)
-    notes = label_notes(network.graph, df, counted=True)
-    return dataclasses.replace(
-        parity, notes=[f"{network.graph.vertices[i].uid}: {note}" for i, found in notes.items() for note in found]
-    )
+    try:
+        with (
+            room("the rows to compare", disk, "make room"),
+            tempfile.TemporaryDirectory(prefix="sparkdiff-verify-") as name,
+        ):
+            held = run_in_spark(df, {i: stages[i] for i in range(last + 1)}, network, Path(name) / "rows")
+            parity = compare(network, Path(name) / "rows", held)
+    except InputError as e:
+        if notes := _notes(network.graph, df):
+            raise InputError("\n".join((str(e), *notes))) from e
+        raise
+    return dataclasses.replace(parity, notes=_notes(network.graph, df, counted=True))
+
+
+def _notes(graph: Graph, df: DataFrame, *, counted: bool = False) -> list[str]:
+    notes = label_notes(graph, df, counted=counted)
+    return [f"{graph.vertices[i].uid}: {note}" for i, found in notes.items() for note in found]
 
 
 def run_in_spark(

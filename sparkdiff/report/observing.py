@@ -1,6 +1,7 @@
 """Who hears of every fit of this process without being named in it."""
 
 import contextvars
+import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
@@ -43,10 +44,10 @@ def observed(
     Args:
         fit: takes listeners beside those of the estimator.
         dataset: the rows of the fit, which its result keeps.
-        alone: whether this fit is no part of another one that is not ours.
+        alone: whether this fit is no part of another one, as far as its estimator knows.
         check: is called with what the outermost fit has found.
     """
-    alone = alone and not _inside.get()
+    alone = alone and not _inside.get() and not _is_a_trial()
     who = observer if alone else None
     token = _inside.set(True)
     try:
@@ -67,6 +68,14 @@ def observed(
             return found  # type: ignore[no-any-return]
     finally:
         _inside.reset(token)
+
+
+def _is_a_trial() -> bool:
+    """Whether Spark's CrossValidator or TrainValidationSplit fits one of its models here, which only the stack tells: an
+    estimator within a Pipeline isn't told.
+    """
+    places = ((frame.f_globals.get("__name__"), frame.f_code.co_name) for frame, _ in traceback.walk_stack(None))
+    return ("pyspark.ml.tuning", "singleTask") in places
 
 
 def _quietly(event: Callable[..., Any], *what: Any) -> Any:

@@ -1,9 +1,13 @@
 """A model written to a new folder, which is there whole or not at all."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from pyspark.sql import DataFrame
+
 from sparkdiff import jvm
+from sparkdiff.diagnostics.predictions import check_saved
 from sparkdiff.errors import SparkdiffError
 from sparkdiff.machine import whole
 from sparkdiff.store import files
@@ -20,11 +24,15 @@ def new_folder(option: str, given: str) -> Path:
     return path
 
 
-def save(model: Any, folder: Path) -> None:
+def save(model: Any, folder: Path, rows: Callable[[], DataFrame] | None) -> None:
     """Save a fitted pipeline under a temporary name beside the folder, and rename it; where that fails, nothing is left.
+
+    Args:
+        rows: gives raw rows, on which what was saved is compared with what is in memory; None: it is loaded, and that is all.
 
     Raises:
         SparkdiffError: it cannot be written; says why.
+        ParityError: what was saved cannot be loaded, or has other outputs.
     """
     try:
         with (
@@ -34,6 +42,7 @@ def save(model: Any, folder: Path) -> None:
         ):
             folder.parent.mkdir(parents=True, exist_ok=True)
             model.write().save(f"file://{temporary}")
+            check_saved(model, temporary, rows)
     except (OSError, *jvm.SparkError) as e:
         raise SparkdiffError(
             f"the pipeline cannot be written to {folder}: {jvm.cause(e)}; choose another folder"

@@ -21,7 +21,7 @@ import re
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -308,21 +308,29 @@ def compared(
 
 def documented(way: str, truth: Truth, i: int) -> bool:
     """Whether the docs tell this difference: in a row with an infinite entry that a way multiplies where Spark skips zeros, or
-    that `compact` folds through a PCA or a DCT; for a file, which reads dense vectors, also in a sparse one with NaN, and in any
-    that a VectorIndexer reads.
+    that `compact` folds through a PCA or a DCT; for a file, which reads dense vectors, also in a sparse one with NaN or behind a
+    stage that was fitted on such numbers, and in any that a VectorIndexer reads.
     """
     if way not in ("compact", "ONNX"):
         return False
     values = [truth.case.rows[i][name] for name in truth.case.read()]
-    numbers = [float(x) for v in values if isinstance(v, Vector) for x in v.toArray()]
-    numbers += [v for v in values if isinstance(v, float)]
+    numbers = numbers_in(values)
     classes = {type(stage).__name__ for _, stage in flatten(truth.model)}
     if way == "compact":
         return bool(classes & {"PCAModel", "DCT"}) and bool(np.isinf(numbers).any())
+    fitted_on = numbers_in(row[name] for row in truth.case.train for name in truth.case.read())
+    odd = bool(np.isnan(numbers).any()) or not bool(np.isfinite(fitted_on).all())
     sparse = any(isinstance(v, SparseVector) for v in values)
-    return bool(np.isinf(numbers).any()) or (
-        sparse and ("VectorIndexerModel" in classes or bool(np.isnan(numbers).any()))
-    )
+    return bool(np.isinf(numbers).any()) or (sparse and ("VectorIndexerModel" in classes or odd))
+
+
+def numbers_in(values: Iterable[Any]) -> list[float]:
+    """The entries of vectors, and the doubles."""
+    return [
+        float(x)
+        for v in values
+        for x in ([v] if isinstance(v, float) else v.toArray() if isinstance(v, Vector) else ())
+    ]
 
 
 # The ways out ---------------------------------------------------------------------------------------------------------

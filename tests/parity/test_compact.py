@@ -515,7 +515,9 @@ def test_the_plan_as_text_and_json(made: Callable[[str], PipelineModel]) -> None
 def test_the_command(made: Callable[[str], PipelineModel], odd: DataFrame, tmp_path: Path, capsys: Any) -> None:
     model, new = tmp_path / "model", tmp_path / "new" / "small"
     made("two readers").write().save(str(model))
-    assert main(["compact", str(model), "--keepCols", "two", "--output", str(new)]) == 0
+    odd.write.parquet(f"file://{tmp_path}/rows.parquet")
+    to_new = ["--keepCols", "two", "--output", str(new), "--data", f"{tmp_path}/rows.parquet"]
+    assert main(["compact", str(model), *to_new]) == 0
     assert f"saved {new} (plain Spark ML)" in capsys.readouterr().out
     assert worst(made("two readers"), PipelineModel.load(str(new)), odd, ["two"]) == 0.0
     assert [p.name for p in new.parent.iterdir()] == ["small"]

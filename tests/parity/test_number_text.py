@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -145,6 +146,11 @@ def test_labels_that_this_java_does_not_print_are_named(spark: SparkSession) -> 
         (2, f"no row of 'y' (double) has the label {lost!r}: {java} {of_x[place - 1]!r} for its number", "; rows with it: 2"),
     ]  # fmt: skip
     uids = [stage.uid for stage in model.stages]
+    strict = model.stages[0].copy({model.stages[0].handleInvalid: "error"})
+    with pytest.raises(
+        InputError, match=re.escape(f"{uids[0]}: {expected[0][1]}")
+    ):  # in Spark it fails, for this reason
+        verify(PipelineModel([strict, *model.stages[1:]]), df)
     assert told.notes == [f"{uids[i]}: {note}{rows}" for i, note, rows in expected]
     assert str(told).endswith(told.notes[-1])
     assert told.notes[0].split(":")[0] in told._repr_html_()

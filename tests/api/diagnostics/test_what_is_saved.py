@@ -12,7 +12,7 @@ from pyspark.ml.evaluation import RegressionEvaluator
 from pyspark.ml.feature import MinMaxScaler, SQLTransformer, VectorAssembler
 from pyspark.ml.param.shared import HasInputCol, HasOutputCol
 from pyspark.ml.regression import LinearRegression
-from pyspark.ml.tuning import ParamGridBuilder
+from pyspark.ml.tuning import ParamGridBuilder, TrainValidationSplit
 from pyspark.ml.util import DefaultParamsReadable, DefaultParamsWritable
 from pyspark.sql import DataFrame, functions as F
 from small_data import QUICK, tune, unfitted
@@ -110,6 +110,18 @@ def test_fits_within_a_search_are_not_compared(model: PipelineModel, df: DataFra
     tuner = FineTuner(model, cacheDir=str(folder), **QUICK)
     grid = ParamGridBuilder().addGrid(tuner.maxEpochs, [1, 2]).build()
     assert [found.summary.saved for found in tuner.fit(df, grid)] == [{}, {}]
+
+
+def test_fits_of_a_pipeline_within_a_search_are_not_compared(model: PipelineModel, df: DataFrame, folder: Path) -> None:
+    """A Pipeline doesn't tell its stages that a CrossValidator fits it."""
+    tuner = FineTuner(model, cacheDir=str(folder), **QUICK | {"maxEpochs": 1})
+    search = TrainValidationSplit(
+        estimator=Pipeline(stages=[tuner]), estimatorParamMaps=[{tuner.regAnchor: 0.0}, {tuner.regAnchor: 0.5}],
+        evaluator=RegressionEvaluator(labelCol="riders"), collectSubModels=True, parallelism=2,
+    )  # fmt: skip
+    found = search.fit(df)
+    assert [trial.stages[0].summary.saved for trial in found.subModels] == [{}, {}]
+    assert found.bestModel.stages[0].summary.saved["rows"] >= 1000
 
 
 def test_a_search_warns_too(df: DataFrame) -> None:
