@@ -1,6 +1,6 @@
 """Checks that a tag may become a release:  python tools/release.py v1.2.3
 
-The tag is `v` and the version that pyproject.toml and the package state, and CHANGELOG.md has a dated section for that version.
+The tag is `v` and the version that the package states, and CHANGELOG.md has a dated section for that version.
 """
 
 import re
@@ -10,19 +10,15 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 
 
-def faults(tag: str, project: str, package: str, changelog: str) -> list[str]:
-    """What keeps a tag from becoming a release; the last three are the texts of pyproject.toml, the package and the changelog."""
+def faults(tag: str, package: str, changelog: str) -> list[str]:
+    """What keeps a tag from becoming a release; the last two are the texts of the package's `__init__.py` and the changelog."""
     version = tag.removeprefix("v")
     found = []
     if not re.fullmatch(r"v\d+\.\d+\.\d+((a|b|rc)\d+)?", tag):
         found.append(f"the tag {tag!r} is not 'v' and a version, as 'v1.2.3'")
-    for name, text, pattern in (
-        ("pyproject.toml", project, r'^version = "(.+)"$'),
-        ("sparkdiff/__init__.py", package, r'^__version__ = "(.+)"$'),
-    ):
-        stated = re.findall(pattern, text, re.MULTILINE)
-        if stated != [version]:
-            found.append(f"{name} states version {', '.join(stated) or 'none'}, the tag is {tag}")
+    stated = re.findall(r'^__version__ = "(.+)"$', package, re.MULTILINE)
+    if stated != [version]:
+        found.append(f"sparkdiff/__init__.py states version {', '.join(stated) or 'none'}, the tag is {tag}")
     if not re.search(rf"^## \[{re.escape(version)}\] - \d{{4}}-\d\d-\d\d$", changelog, re.MULTILINE):
         found.append(f"CHANGELOG.md has no section '## [{version}] - YYYY-MM-DD'")
     return found
@@ -31,7 +27,7 @@ def faults(tag: str, project: str, package: str, changelog: str) -> list[str]:
 def main() -> None:
     if len(sys.argv) != 2:
         raise SystemExit("python tools/release.py v1.2.3")
-    texts = [(ROOT / name).read_text("utf-8") for name in ("pyproject.toml", "sparkdiff/__init__.py", "CHANGELOG.md")]
+    texts = [(ROOT / name).read_text("utf-8") for name in ("sparkdiff/__init__.py", "CHANGELOG.md")]
     if found := faults(sys.argv[1], *texts):
         raise SystemExit("\n".join(found))
 

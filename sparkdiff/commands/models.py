@@ -112,7 +112,7 @@ def compact(
 
     What --output wrote is loaded, and compared on --data with the pipeline in memory.
     """
-    from sparkdiff.serving.saving import new_folder, save
+    from sparkdiff.job.saving import new_folder, save
 
     folder = None if output is None else new_folder("--output", output)
     [(_, fitted)], rows = loaded([model], "sparkdiff.serving.compact", "compact", data, format, options)

@@ -23,11 +23,11 @@ from sparkdiff.forecasting.forecast import EARLY, Forecast, Forecaster, of_store
 from sparkdiff.forecasting.history import COLUMNS, history
 from sparkdiff.history import store
 from sparkdiff.job.loading import CSV, format_of, load_data, load_model, model_path
+from sparkdiff.job.saving import new_folder, save
 from sparkdiff.machine import cpu, paths
 from sparkdiff.options import Options
 from sparkdiff.pipeline.nesting import Holder, plain
 from sparkdiff.report import Events
-from sparkdiff.serving.saving import new_folder, save
 from sparkdiff.store.digests import hash_of
 
 OWN = ("name", "model", "data")

@@ -2,7 +2,7 @@
 
 `compact` folds stages into fewer plain MLlib stages with the same outputs: `maps` says what a stage does to its vector,
 `absorbers` which stages can take that up, `columns` knows who reads which column and how wide it is, and `folding` takes stages
-away one by one. `deletion` lists the single stages that a pipeline could do without. `saving` writes a model to a folder.
+away one by one. `deletion` lists the single stages that a pipeline could do without.
 
 `onnx_export` writes the translated stages as one ONNX file: `onnx_graph` makes nodes of arithmetic, and `onnx_stages`,
 `onnx_predictors` and `onnx_trees` say each stage in it, `onnx_widths` how wide its inputs are.
@@ -13,4 +13,4 @@ stages that read text, `java_text` what text is to Java, and `stored` writes and
 `torch_transformer` scores a DataFrame by torch, in Spark.
 """
 
-__all__ = ["compact", "deletion", "onnx_export", "saving", "scorer", "torch_transformer"]
+__all__ = ["compact", "deletion", "onnx_export", "scorer", "torch_transformer"]

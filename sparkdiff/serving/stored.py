@@ -27,7 +27,7 @@ from sparkdiff.machine import whole
 from sparkdiff.stages.base import REGISTRY
 from sparkdiff.store import files
 
-FORMAT = 2
+FORMAT = 1
 JSON, ARRAYS = "scorer.json", "arrays.npz"
 ROOMS = ("sparkdiff.stages.", "sparkdiff.serving.")
 OTHERS = ("sparkdiff.jvm.nodes.Nodes", "sparkdiff.jvm.encoders.Statistics", "torch.nn.modules.container.ModuleList")

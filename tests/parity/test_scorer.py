@@ -564,7 +564,7 @@ def test_a_folder_that_is_none_is_refused(usual: PipelineModel, tmp_path: Path, 
     told = json.loads(described)
     assert {k: told[k] for k in ("sparkVersion", "javaVersion", "timeZone")} == origin(spark)
     for changed, why in [
-        (described.replace('"format": 2', '"format": 1', 1), "has format 1, and this version reads format 2"),
+        (described.replace('"format": 1', '"format": 2', 1), "has format 2, and this version reads format 1"),
         (described.replace('"sparkdiff": "0.', '"sparkdiff": "99.', 1), "sparkdiff 99.* wrote the scorer"),
         (described.replace("sparkdiff.stages.linear.LogisticRegression", "os.system"), "needs the class os.system"),
         (described[:-100], "cannot be read"),
