@@ -8,7 +8,7 @@ from sparkdiff.serving.absorbers import Absorber
 from sparkdiff.serving.columns import Read, State, is_assembler
 from sparkdiff.serving.maps import Map, RefusedError
 
-UNSIZED = frozenset({"Binarizer", "DCT", "Normalizer", "OneVsRestModel", "PolynomialExpansion"})
+UNSIZED = frozenset({"Binarizer", "DCT", "Normalizer", "OneVsRestModel", "PolynomialExpansion", "SQLTransformer"})
 """Classes of Spark that may write vectors without their width in the column's metadata."""
 NAMING = frozenset({
     "ChiSqSelectorModel", "Interaction", "UnivariateFeatureSelectorModel", "VarianceThresholdSelectorModel", "VectorAssembler",

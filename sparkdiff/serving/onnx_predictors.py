@@ -29,6 +29,7 @@ from sparkdiff.stages.recommendation import ALS, INTEGERS
 from sparkdiff.stages.support_vector import LinearSVC
 from sparkdiff.stages.survival import AFTSurvivalRegression
 from sparkdiff.stages.trees import ClassifyingTrees
+from sparkdiff.tensors.rows import sum_in_order
 
 # What predictors share -------------------------------------------------------------------------------------------------
 
@@ -62,12 +63,14 @@ def logistic_margin(g: GraphWriter, m: LogisticRegression, x: Value) -> Value:
 
 
 def squared_distances(g: GraphWriter, x: Value, centers: Any, weights: Any = None) -> Value:
-    """Sums over the entries of (x - center)^2, over `weights` (k, d) where there are: (n, d), (k, d) -> (n, k)."""
+    """Sums over the entries of (x - center)^2: (n, d), (k, d) -> (n, k). Those over `weights` (k, d) are made in order."""
     held = as_array(centers)
     wide = g.node("Unsqueeze", [x, g.whole([1])], x.width)
     off = wide - held
-    square = off * off if weights is None else off * off / weights
-    return g.node("ReduceSum", [square, g.whole([2])], len(held), keepdims=0)
+    if weights is None or not x.width:
+        return g.node("ReduceSum", [off * off, g.whole([2])], len(held), keepdims=0)
+    sums = g.node("CumSum", [off * off / weights, g.constant(np.int64(2))], len(held))
+    return g.node("Gather", [sums, g.constant(np.int64(x.width - 1))], len(held), axis=2)
 
 
 # Linear ----------------------------------------------------------------------------------------------------------------
@@ -164,7 +167,7 @@ def naive_bayes(g: GraphWriter, m: Any, xs: Sequence[Value], nulls: Nulls) -> tu
 def bayes_margin(g: GraphWriter, m: Any, x: Value) -> Value:
     theta, pi = m.theta.detach(), m.pi.detach()
     if isinstance(m, Gaussian):
-        logs = torch.log(m.sigma.detach()).sum(1)
+        logs = sum_in_order(torch.log(m.sigma.detach()))
         return -((squared_distances(g, x, theta, as_array(m.sigma)) + logs) / 2.0) + pi
     if isinstance(m, Bernoulli):
         absent = torch.log1p(-torch.exp(theta))
@@ -243,7 +246,7 @@ def factorized(g: GraphWriter, m: Any, x: Value) -> Value:
     """By Spark's order of operations, factor by factor: the result is a small rest of large squares."""
     out = x.matmul(m.linear.detach()[:, None]) + m.intercept
     last = x.width - 1
-    for factor in m.factors.detach().T:
+    for factor in m.factors.detach().T if x.width else ():
         entries = x * factor
         total, squares = entries.running_sum().column(last), (entries * entries).running_sum().column(last)
         out = out + (total * total - squares) * 0.5

@@ -13,7 +13,7 @@ from sparkdiff.stages.base import SUPPORT, FeatureStats, LabelStats, parameter, 
 from sparkdiff.stages.constraints import Constraint, LogProbabilities, Positive
 from sparkdiff.stages.linear import coefficient_units, product
 from sparkdiff.stages.predictor import ProbabilisticClassifier, softmax
-from sparkdiff.tensors.rows import Rows, SparseRows, dense, known_any, taken
+from sparkdiff.tensors.rows import Rows, SparseRows, dense, known_any, sum_in_order, taken
 
 ENTRIES = 1 << 22
 """Entries of a dense block of rows (32 MiB of doubles)."""
@@ -238,14 +238,15 @@ class Bernoulli(Affine, Counting):
 class Gaussian(NaiveBayes):
     """rawPrediction = pi - (sum of (x - theta)^2 / sigma + log(sigma)) / 2; theta holds means, sigma variances.
 
-    A zero counts like any other value, so that sparse rows are made dense, some at a time.
+    A zero counts like any other value, so that sparse rows are made dense, some at a time. Sums are made in Spark's order, as
+    those of a tiny variance are so large that the probability is what their last digits leave.
     """
 
     positive = frozenset({"sigma"})
     feature_axis = {"theta": 1, "sigma": 1}
 
     def margin(self, x: Rows) -> Tensor:  # type: ignore[override]  # one input column; (n, k)
-        logs = torch.log(self.sigma).sum(1)
+        logs = sum_in_order(torch.log(self.sigma))
         at_once = max(1, ENTRIES // max(1, self.theta.shape[1]))
         parts = [taken(x, rows) for rows in torch.arange(len(x), device=x.device).split(at_once)]
         squares = torch.cat([self._squares(dense(part)) for part in parts])
@@ -253,7 +254,7 @@ class Gaussian(NaiveBayes):
 
     def _squares(self, x: Tensor) -> Tensor:  # (n, d) -> (n, k)
         pairs = zip(self.theta, self.sigma, strict=True)
-        return torch.stack([((x - mean) ** 2 / variance).sum(1) for mean, variance in pairs], 1)
+        return torch.stack([sum_in_order((x - mean) ** 2 / variance) for mean, variance in pairs], 1)
 
     def constraints(self) -> dict[str, Constraint]:
         return {"pi": LogProbabilities(), "sigma": Positive()}

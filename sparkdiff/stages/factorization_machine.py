@@ -9,7 +9,7 @@ from typing_extensions import Self
 from sparkdiff.stages.base import FeatureStats, LabelStats, parameter, register, tensor
 from sparkdiff.stages.linear import coefficient_units, product
 from sparkdiff.stages.predictor import LeastSquares, Predictor, ProbabilisticClassifier
-from sparkdiff.tensors.rows import Rows, SparseRows, on_gpu, squared
+from sparkdiff.tensors.rows import Rows, SparseRows, on_gpu, squared, sum_in_order
 
 
 class Factorized(Predictor):
@@ -44,7 +44,7 @@ class Factorized(Predictor):
                 total, squares = (none.index_add(0, x.rows(), part) for part in (entries, entries * entries))
             else:
                 entries = x * factor
-                total, squares = entries.cumsum(1)[:, -1], (entries * entries).cumsum(1)[:, -1]
+                total, squares = sum_in_order(entries), sum_in_order(entries * entries)
             out = out + 0.5 * (total * total - squares)
         return out
 

@@ -227,6 +227,11 @@ def running_sum(x: Tensor) -> Tensor:
     return (within + before[..., None]).flatten(-2)[..., :n]
 
 
+def sum_in_order(x: Tensor) -> Tensor:  # (n, d) -> (n,)
+    """The sums of rows, one column after the other as Spark adds; torch's own sum, that of a GPU, adds several at a time."""
+    return x.sum(1) if on_gpu(x) or not x.shape[1] else x.cumsum(1)[:, -1]
+
+
 def known_any(wrong: Tensor) -> bool:
     """Whether any entry is True, on the CPU. A GPU isn't waited for: the CPU has seen the same rows before, for statistics."""
     return not on_gpu(wrong) and bool(wrong.any())

@@ -170,7 +170,7 @@ def truth_of(model: Any, case: Case, spark: SparkSession) -> Truth:
         by_halves(truth, list(range(len(case.rows))), places)
     else:
         row_by_row(truth, spark, places)
-    ties = on_a_split(model, truth.kept)
+    ties = told_apart_by_rounding(model, truth.kept) | unread(model, truth.kept)
     if ties:  # docs/serving.md
         return truth_of(model, replace(case, rows=[row for i, row in enumerate(case.rows) if i not in ties]), spark)
     for column in [stage.getInputCol() for _, stage in flatten(model) if type(stage).__name__ == "DCT"]:
@@ -180,20 +180,27 @@ def truth_of(model: Any, case: Case, spark: SparkSession) -> Truth:
     return truth
 
 
-def on_a_split(model: Any, rows: Mapping[int, Mapping[str, Any]]) -> set[int]:
-    """Places of the rows that are at a split point of a tree within the rounding of a DCT or PCA in front of it."""
+def told_apart_by_rounding(model: Any, rows: Mapping[int, Mapping[str, Any]]) -> set[int]:
+    """Places of the rows that are at a tree's split point or a VectorIndexer's category within the rounding of a DCT or PCA."""
     stages = [stage for _, stage in flatten(model)]
     if not {type(stage).__name__ for stage in stages} & {"DCT", "PCAModel"}:
         return set()
-    found = set()
-    for tree in [stage for stage in stages if hasattr(stage, "toDebugString")]:
-        splits = re.findall(r"feature (\d+) <= (-?[\d.E-]+)\)", tree.toDebugString)
-        for i, row in rows.items():
-            x = row[tree.getFeaturesCol()]
-            found |= (
-                {i} if any(abs(x[int(j)] - float(t)) <= 1e-12 * max(1.0, abs(float(t))) for j, t in splits) else set()
-            )
-    return found
+    points: list[tuple[str, int, float]] = []
+    for stage in stages:
+        if hasattr(stage, "toDebugString"):
+            splits = re.findall(r"feature (\d+) <= (-?[\d.E-]+)\)", stage.toDebugString)
+            points += [(stage.getFeaturesCol(), int(j), float(t)) for j, t in splits]
+        elif type(stage).__name__ == "VectorIndexerModel":
+            points += [(stage.getInputCol(), j, x) for j, values in stage.categoryMaps.items() for x in values]
+    near = lambda x, t: abs(x - t) <= 1e-12 * max(1.0, abs(t))  # noqa: E731
+    return {i for i, row in rows.items() if any(row[c] is not None and near(row[c][j], t) for c, j, t in points)}
+
+
+def unread(model: Any, rows: Mapping[int, Mapping[str, Any]]) -> set[int]:
+    """Places of the rows whose vector is null and reaches trees without any split, which don't read it. We refuse them."""
+    trees = [stage for _, stage in flatten(model) if hasattr(stage, "toDebugString")]
+    columns = {tree.getFeaturesCol() for tree in trees if " <= " not in tree.toDebugString}
+    return {i for i, row in rows.items() if any(row[c] is None for c in columns)}
 
 
 def row_by_row(truth: Truth, spark: SparkSession, place_of: Mapping[int, int]) -> None:
@@ -314,6 +321,8 @@ def documented(way: str, truth: Truth, i: int) -> bool:
     if way not in ("compact", "ONNX"):
         return False
     values = [truth.case.rows[i][name] for name in truth.case.read()]
+    if way == "ONNX" and truth.file().refusal is None:  # some of what the file reads Spark computes
+        values += [truth.kept.get(i, {}).get(column.name) for column in truth.file().described.inputs]
     numbers = numbers_in(values)
     classes = {type(stage).__name__ for _, stage in flatten(truth.model)}
     if way == "compact":

@@ -50,12 +50,12 @@ from readable_uids import named
 
 from sparkdiff import InputError, SparkdiffError, compact, compact_plan
 from sparkdiff.cli import main
+from sparkdiff.job import saving
 from sparkdiff.jvm import SparkError, sessions, trees
 from sparkdiff.jvm.coefficients import with_coefficients
 from sparkdiff.jvm.selections import can_except
 from sparkdiff.machine import whole
 from sparkdiff.pipeline.nesting import flatten
-from sparkdiff.serving import saving
 
 pytestmark = pytest.mark.once
 ROOT = Path(__file__).parents[2]
@@ -465,6 +465,10 @@ def test_what_metadata_says(train: DataFrame, fitted: dict[str, Any]) -> None:
     normed = named("norm", Normalizer, inputCol="dense", outputCol="n")
     model = PipelineModel([normed, scaler.fit(normed.transform(train)), join, tree])
     assert "of which Spark may not know the width" in why(model, "standard")
+    passed = named("sql", SQLTransformer, statement="SELECT * FROM __THIS__")
+    alone = [standard("dense").fit(train), joined("z"), with_coefficients(tree, np.ones((1, 3)))]
+    model = PipelineModel([passed, *alone])
+    assert "of which Spark may not know the width" in why(model, "standard", schema=train.schema)
     inner = named("inner", VectorAssembler, inputCols=["a", "b"], outputCol="in", handleInvalid="keep")
     slicer = named("slicer", VectorSlicer, inputCol="all", outputCol="s", indices=[0])
     behind = PipelineModel([inner, joined("in", "c"), slicer])
@@ -536,5 +540,5 @@ def test_a_pipeline_that_cannot_be_written(
     with monkeypatch.context() as patch:
         patch.setattr(whole.os, "rename", refused)
         with pytest.raises(SparkdiffError, match=r"cannot be written to .*small: .*Permission denied; choose another"):
-            saving.save(made("two readers"), tmp_path / "new" / "small")
+            saving.save(made("two readers"), tmp_path / "new" / "small", None)
     assert list(tmp_path.iterdir()) == []
