@@ -485,9 +485,8 @@ def one_vs_rest(d: Draw, want: dict[str, Any]) -> Drawn:
     if which is c.MultilayerPerceptronClassifier:
         given |= {"layers": [d.width(params["featuresCol"]), 2], "seed": 1}
     raw = d.new("raw")
-    return {**params, "classifier": Stage(which, f"{d.uid}_each", given), "rawPredictionCol": raw}, kinds | {
-        raw: "vector"
-    }
+    each = Stage(which, f"{d.uid}_each", {**given, "rawPredictionCol": raw})  # under another name Spark doesn't find it
+    return {**params, "classifier": each, "rawPredictionCol": raw}, kinds | {raw: "vector"}
 
 
 def linear_regression(d: Draw, want: dict[str, Any], column: str) -> dict[str, Any]:

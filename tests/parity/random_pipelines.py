@@ -140,9 +140,16 @@ class Truth:
     def rows(self, places: Sequence[int]) -> DataFrame:
         return self.frame.where(self.frame["id"].isin([self.case.rows[i]["id"] for i in places]))
 
+    def labels(self) -> set[str]:
+        """Labels that formulas make, which no way out is asked for; one that is unseen fails in Spark."""
+        return {stage.getLabelCol() for stage in self.model.stages if type(stage).__name__ == "RFormulaModel"}
+
+    def answers(self, rows: DataFrame) -> DataFrame:
+        return self.model.transform(rows).drop(*self.labels())
+
     def written(self) -> list[str]:
-        """Columns that stages write, in the order in which they do, without labels that formulas make."""
-        labels = {stage.getLabelCol() for stage in self.model.stages if type(stage).__name__ == "RFormulaModel"}
+        """Columns that stages write, in the order in which they do, without those labels."""
+        labels = self.labels()
         return [name for name in self.writers if name not in labels]
 
 
@@ -206,7 +213,7 @@ def unread(model: Any, rows: Mapping[int, Mapping[str, Any]]) -> set[int]:
 def row_by_row(truth: Truth, spark: SparkSession, place_of: Mapping[int, int]) -> None:
     """Note what Spark says: of one plan in which each row is a partition of its own, a job for all, or one for each."""
     rows = truth.case.rows
-    out = truth.model.transform(truth.case.frame(spark, rows, len(rows)))
+    out = truth.answers(truth.case.frame(spark, rows, len(rows)))
     pickled = out._jdf.javaToPython()
     assert pickled.getNumPartitions() == len(rows)
 
@@ -231,7 +238,7 @@ def row_by_row(truth: Truth, spark: SparkSession, place_of: Mapping[int, int]) -
 def by_halves(truth: Truth, places: list[int], place_of: Mapping[int, int]) -> None:
     """Note what Spark says of these rows; where it fails, of each half."""
     try:
-        found = truth.model.transform(truth.rows(places)).collect()
+        found = truth.answers(truth.rows(places)).collect()
         truth.kept |= {place_of[row["id"]]: row.asDict(recursive=False) for row in found}
     except SparkError:
         if len(places) == 1:
