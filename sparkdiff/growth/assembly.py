@@ -1,6 +1,4 @@
-"""The grown pipeline: the user's stages, the added plain MLlib stages, and the user's last linear stage over all
-columns.
-"""
+"""The grown pipeline: the user's stages, added MLlib stages, and the user's last linear stage over all columns."""
 
 import math
 from collections.abc import Sequence

@@ -1,6 +1,5 @@
 """Clock of the rounds. Its decisions are written to the folder of a round and read again, so that a run resumed after a
-crash ends
-as it would have ended.
+crash ends as it would have ended.
 """
 
 import dataclasses
@@ -48,9 +47,7 @@ class Clock:
         return None if maxSeconds is None else max(maxSeconds - self.noted, 1e-3)
 
     def resume(self, round: Path) -> frozenset[int]:
-        """Set the clock to the time in the folder of a round, and return the positions of the items that there was no
-        time for.
-        """
+        """Set the clock to the time in a round's folder; return the positions of items that there was no time for."""
         if math.isinf(self.limit):
             return frozenset()
         noted = files.read_undamaged(round / "clock.json", lambda: _noted(round / "clock.json"))

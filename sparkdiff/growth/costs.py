@@ -124,9 +124,7 @@ def of(kind: str, entries: float) -> float:
 
 
 def kind_of(stage: Any) -> str:
-    """Class of a stage as `COSTS` names it; with its module if it is of another library, where the name may mean
-    another class.
-    """
+    """Class of a stage as `COSTS` names it; of another library, with its module, as the name may mean another class."""
     kind = type(stage)
     own = kind.__module__.startswith(("pyspark.ml.", "sparkdiff."))
     return kind.__name__ if own else f"{kind.__module__}.{kind.__name__}"
@@ -181,9 +179,7 @@ def of_model(model: Any, filled: Filled = NOTHING) -> float:
 
 
 def filled_by_model(model: Any) -> dict[str, float]:
-    """Number of nonzero entries of a row in each column that a fitted pipeline writes, as far as its stages determine
-    it.
-    """
+    """Nonzero entries of a row by column that a fitted pipeline writes, as far as its stages determine them."""
     known: dict[str, float] = {}
     for _, stage in flatten(model):
         known |= filled_by(stage, known)
@@ -251,9 +247,7 @@ def _topics(stage: Any, filled: Filled) -> float:
 
 
 def centres_among(clusters: int) -> float:
-    """Number of centres that a BisectingKMeansModel compares a row with: two at each branch of a tree that is about
-    balanced.
-    """
+    """Number of centres that a BisectingKMeansModel compares a row with: two per level of a balanced tree."""
     return 2 * math.log2(max(clusters, 2))
 
 

@@ -1,6 +1,4 @@
-"""Inputs of growth from a pipeline: the last linear stage, the scalar columns upstream of it, and their rows from a
-cache.
-"""
+"""Inputs of growth from a pipeline: the last linear stage, the scalar columns before it, and their cached rows."""
 
 import dataclasses
 import json

@@ -1,5 +1,5 @@
-"""A part: what growth may add to a pipeline, as tensors and as plain MLlib stages; and the items of a round, each the training of
-one part for a fixed number of epochs, and what they find.
+"""Parts that growth may add to a pipeline, as tensors and as plain MLlib stages; and the items of a round, each the training of
+one part for a fixed number of epochs, with their results.
 """
 
 import math
@@ -134,7 +134,7 @@ def unused(name: str, columns: Iterable[str]) -> str:
 
 @dataclass(frozen=True)
 class Item:
-    """One training.
+    """Description of one training.
 
     Attributes:
         kind: the kind of part, a key of `parts.KINDS`.

@@ -44,7 +44,7 @@ class Told:
 
     Attributes:
         gone: dropped members.
-        serving: what pipelines cost to serve.
+        serving: serving costs of pipelines.
     """
 
     settings: GrowthSettings

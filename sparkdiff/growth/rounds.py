@@ -27,7 +27,7 @@ Run = Callable[[int, Sequence[Item], Table, Tensor], list[Found]]
 LACKS = 0.01
 """Share of the gain of a round's best part that a simpler part may lack and still join in its place."""
 ROUNDING = 1e-9
-"""In units of the margin: a part that adds less only learns rounding error, as beside a model that fits exactly."""
+"""Share of the margin's unit: a part that adds less only learns rounding error, as beside a model that fits exactly."""
 STEPS = 25
 """Largest number of Newton steps for the mixture's weights."""
 
@@ -110,7 +110,7 @@ def grow(
     """Run rounds until nothing gains, or as many as the limits allow.
 
     Args:
-        table: at the original's margin.
+        table: the rows at the original's margin.
         on_round: called with what each round tried.
     """
     original = criterion.score(table.validation.margin, table.validation)
@@ -265,9 +265,7 @@ def _error(gains: Tensor, weights: Tensor) -> float:
 
 
 def price(part: Part, train: Split, criterion: Criterion, limits: Limits) -> float:
-    """(lambda * r + beta) * w: w in units of the margin, r = sqrt(log(1 + parameters) / rows). A share of the loss's
-    scale.
-    """
+    """(lambda * r + beta) * w, as a share of the loss's scale: w in margin units, r = sqrt(log(1 + parameters) / rows)."""
     rate = limits.complexity * (math.sqrt(math.log1p(part.parameters) / len(train)) + 0.1 / math.sqrt(len(train)))
     return rate * spread(part.output(train), train) / criterion.unit
 
@@ -321,9 +319,7 @@ def mixed(
 
 
 def _nonnegative(hessian: Tensor, gradient: Tensor, weights: Tensor) -> Tensor:
-    """Step that minimises the quadratic model under the condition that no weight becomes negative, by coordinate
-    descent.
-    """
+    """Step that minimises the quadratic model such that no weight becomes negative, by coordinate descent."""
     damped = hessian + 1e-9 * hessian.diagonal().mean() * torch.eye(len(weights), dtype=weights.dtype)
     step = torch.zeros_like(weights)
     for _ in range(100):

@@ -85,9 +85,7 @@ def check_room(serving: Serving, kinds: Sequence[str]) -> None:
 
 
 def check_cost(serving: Serving, parts: Sequence[Part], cost: float) -> None:
-    """Raise SparkdiffError if the finished pipeline costs more or less than was counted for its parts, or more than the
-    limit.
-    """
+    """Raise SparkdiffError if the pipeline's cost differs from that counted for its parts, or exceeds the limit."""
     counted = serving.cost(parts)
     if abs(cost - counted) > SAME * counted or cost > serving.limit * (1 + SAME):
         names = ", ".join(part.name for part in parts)

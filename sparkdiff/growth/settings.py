@@ -1,4 +1,4 @@
-"""The kinds of parts, and the options of growth beside those of fine-tuning, in one list each: Params, checks and help come from it.
+"""Kinds of parts, and options of growth in addition to those of fine-tuning, as lists: the source of Params, checks and help.
 
 Imports no torch, because a job's settings are checked before torch is imported.
 """

@@ -1,4 +1,4 @@
-"""The summary of a growth: that of fine-tuning, with the rounds, the parts, and what serving costs."""
+"""Summary of a growth: that of fine-tuning, with the rounds, the parts, and the serving costs."""
 
 import dataclasses
 import math
@@ -23,7 +23,7 @@ class GrowthSummary(FineTuningSummary):
         parts: an entry for each part that joined: {"kind", "name", "round", "gain" (of the rows that choose, as it joined),
             "cost", "parameters", "dropped", "shown" (what it learned, as rows of a table)}.
         servingCost: {"before", "after", "limit"}: microseconds per row by the table of costs, the limit None without one.
-        fineTunedGain: what the original's stages gain on the rows that explore when they train without any part, as a share of
+        fineTunedGain: gain of the original's stages on the rows that explore if they train without any part, as a share of
             the metric; None if nothing grown ships or maxSeconds was over.
     """
 

@@ -70,9 +70,7 @@ def round_file(here: Path, number: int) -> Path:
 
 
 def main(folder: str) -> None:
-    """Run a worker: the main function of `start.py` in a folder; its arguments are the worker's number and a token of
-    this start.
-    """
+    """Run a worker, as the main function of a folder's `start.py`; its arguments are the worker's number and a token."""
     here, number, token = Path(folder), int(sys.argv[1]), sys.argv[2]
     die_with_parents([os.getppid()])
     torch.set_num_threads(1)

@@ -58,9 +58,7 @@ def wanted(ground: Ground) -> bool:
 
 
 def limit(budget: Budget) -> float:
-    """Amount of a budget that the trees may use, in its unit: each tree is a pass over the rows. 0 if they do not fit
-    in.
-    """
+    """Amount of a budget that the trees may use, in its unit: each tree is a pass over the rows. 0 if it is too little."""
     if budget.seconds is not None:
         return SHARE * budget.seconds if budget.seconds >= LEAST_BUDGET else 0.0
     assert budget.passes is not None

@@ -35,9 +35,7 @@ from sparkdiff.store.run_folder import folder_name
 
 
 class FoldRows(Events):
-    """Passes rows of a history on to listeners with their fold (1 for the exploring rows) and without the arm, as there
-    is only one.
-    """
+    """Listener that passes rows of a history on with their fold (1 where the arm explores) and without the only arm."""
 
     def __init__(self, listeners: Sequence[Events]):
         self.listeners = listeners

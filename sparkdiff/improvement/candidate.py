@@ -123,9 +123,7 @@ def differs(ground: Ground, found: Measurement) -> bool:
 
 
 def share(ground: Ground, candidate: Candidate) -> float:
-    """Gain of a candidate on the exploring rows, as a share of the metric there; 0 if the losses differ only by
-    rounding.
-    """
+    """Gain of a candidate on the exploring rows, as a share of the metric there; 0 if losses differ only by rounding."""
     if not differs(ground, candidate.found):
         return 0.0
     before = ground.start.scores[VALIDATION].mean

@@ -136,9 +136,7 @@ class Ground:
 
     @functools.cached_property
     def in_threads(self) -> bool:
-        """True if threads can work at the same time: they share the session, and none uses several processes or the
-        GPUs.
-        """
+        """True if threads can share the session, and none uses several processes or the GPUs."""
         o = self.options
         return o.numProcesses == 1 and not (o.device != "cpu" and gpus()) and jvm.threads_share_session()
 
@@ -238,9 +236,7 @@ class Ground:
 
     @functools.cached_property
     def written(self) -> Task:
-        """Plan of the original with the columns that the arms for trees and other parts read: one cache serves all of
-        them.
-        """
+        """Plan of the original with the columns that the arms for trees and other parts read, for one common cache."""
         graph, head = self.plan.cut.graph, self.plan.cut.graph.head.module
         if not isinstance(head, (*LINEAR, *BOOSTED)) or not {"import", "grow"} & set(self.settings.tried()):
             return self.plan

@@ -26,9 +26,7 @@ LOOK = 0.1
 
 
 class Brake(Events):
-    """Passes events to listeners one at a time, from whatever thread; and ends the work of all threads once it is
-    pulled.
-    """
+    """Passes events to listeners one at a time, from any thread; and ends the work of all threads once it is pulled."""
 
     def __init__(self, listeners: Sequence[Events], lock: Any = None):
         self.listeners, self.lock, self.pulled = listeners, lock or threading.RLock(), False

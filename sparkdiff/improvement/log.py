@@ -59,9 +59,7 @@ class StepLog:
         return known.get(name, "")
 
     def kept(self, name: str, make: Callable[[], T]) -> T:
-        """Return the result of `make`, from this run or from before an interruption: the clock may decide differently
-        now.
-        """
+        """Return the result of `make`, from this run or before an interruption: the clock may decide differently now."""
         if self.folder is None:
             return make()
         path = self.folder / f"{name}.pt"

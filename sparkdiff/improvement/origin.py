@@ -166,9 +166,7 @@ def by_number(task: Task) -> bool:
 
 
 def check_same_numbers(ground: Ground, other: Any, where: str) -> None:
-    """Raise InputError if the indices of classes matter, and another fit of the pipeline numbers the classes
-    differently.
-    """
+    """Raise InputError if class indices matter, and another fit of the pipeline numbers the classes differently."""
     if by_number(ground.plan):
         label = ground.plan.labelCol
         check_same_classes(

@@ -162,9 +162,7 @@ def _rival(proof: Proof, origin: Origin) -> tuple[bool, str]:
 
 
 def _makes(proof: Proof, origin: Origin, account: Account) -> list[Callable[[], object]]:
-    """Functions to call ahead, as far as their results are needed: a fold during the exploration, the rival, the other
-    folds, all rows.
-    """
+    """Functions to call ahead, as far as needed: the first fold, the rival, the other folds, all rows."""
 
     def make_fold(k: int) -> None:
         if k < account.folds:

@@ -1,6 +1,4 @@
-"""Proof of an improvement: finalists are made anew in each fold, beside their rival, and the accepted ones from all
-rows.
-"""
+"""Proof of an improvement: finalists are made again in each fold, beside their rival; accepted ones from all rows."""
 
 import contextlib
 import dataclasses
@@ -289,9 +287,7 @@ class Proof:
         return found
 
     def _try(self, k: int, finalist: Finalist, rival: Callable[[], Measurement]) -> FoldComparison | str:
-        """Make a finalist in a fold and compare it with its rival; return the comparison, or the reason why it can't be
-        made.
-        """
+        """Make a finalist in a fold; return its comparison with the rival, or the reason why it can't be made."""
         try:
             ground = self.ground_of(k)
             plain = finalist.role == REFIT and self.against is None
@@ -428,9 +424,7 @@ def decide(proof: Proof, chosen: Sequence[Finalist], proven: Sequence[Proven]) -
 
 
 def _ship(proof: Proof, proven: Proven) -> Shipped:
-    """Make a finalist from all rows, and check that its loss resembles that of the folds and that no other columns
-    change.
-    """
+    """Make a finalist from all rows, and check that its loss resembles the folds' and that no other columns change."""
     ground, judgement, finalist = proof.ground, proven.judgement, proven.finalist
     STEP.set({"arm": finalist.candidate.arm, "round": finalist.role})
     try:

@@ -1,6 +1,4 @@
-"""Explanation of where the loss was, and what would help next: a paragraph from the figures that the run itself
-measured.
-"""
+"""Explanation of where the loss was, and of what would help next: a paragraph from the run's own figures."""
 
 from collections.abc import Mapping, Sequence
 from statistics import NormalDist

@@ -69,9 +69,7 @@ def reselected(model: Any, graph: Graph, gone: Collection[int], renamed: Mapping
 
 
 def left_out(model: Any, path: Path) -> Any:
-    """Replacement of a removed stage for `nesting.replaced`: an empty list, or an empty pipeline if it is a search's
-    model.
-    """
+    """Replacement of a removed stage for `nesting.replaced`: no stages, or an empty pipeline for a search's model."""
     searches = (CrossValidatorModel, TrainValidationSplitModel)
     alone = any(place == path and isinstance(holder, searches) for place, holder in holders(model))
     return PipelineModel([]) if alone else []
@@ -215,9 +213,7 @@ class State:
         return [c for c in self.vertex(i).outputs if self.graph.casefold(c) in before]
 
     def check_visible(self, version: Version, at: int, without: int) -> None:
-        """Raise RefusedError if a stage between the version's writer and stage `at`, other than `without`, overwrites
-        it.
-        """
+        """Raise RefusedError if a stage between the writer and stage `at`, except `without`, overwrites the version."""
         first = version[0].partition(".")[0]
         for j in self.reads:
             if version[1] < j < at and j != without and self.graph.writes(j, [version[0], first]):

@@ -1,6 +1,4 @@
-"""Compiler from a fitted pipeline to its schedule: the steps that the wanted columns need, and the form of each column
-read.
-"""
+"""Compiler from a fitted pipeline to its schedule: the steps that the wanted columns need, and their inputs' forms."""
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field

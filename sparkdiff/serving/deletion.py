@@ -146,8 +146,8 @@ def _resized(state: State, i: int, read: Read, new: Mapping[Path, Any]) -> dict[
 
 
 def _behind(state: State, i: int, *, only_assemblers: bool = False) -> list[int]:
-    """Stages that depend on its output; with `only_assemblers`, those that read it as a vector, directly or within an
-    assembled one.
+    """Stages that depend on its output; with `only_assemblers`, those that read it as a vector or within an assembled
+    one.
     """
     reached, passes = [], {i}
     for j in sorted(state.reads):

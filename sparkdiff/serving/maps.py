@@ -42,7 +42,7 @@ class Map:
         return form.slopes[0].numpy().T.copy(), constant
 
     def reaches(self, stored: Array, width_in: int) -> Array:
-        """Inputs (m, d_in) that functions of these outputs (m, d_out) depend on, so that their NaN makes the function
+        """True for the inputs (m, d_in) on which functions of these outputs (m, d_out) depend: their NaN makes them
         NaN.
         """
         raise NotImplementedError

@@ -18,9 +18,7 @@ class NotExportableError(Exception):
 
 
 def _paired(operator: str, kind: str = "") -> Callable[["Value", "Value | Number"], "Value"]:
-    """Method that adds an operator between a value and another one, or a constant; the result has type `kind`, or
-    theirs.
-    """
+    """Method that adds an operator between a value and another or a constant; its type is `kind`, or that of both."""
     return lambda self, other: self.graph.paired(operator, self, other, kind)
 
 

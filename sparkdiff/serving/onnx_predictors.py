@@ -35,9 +35,7 @@ from sparkdiff.tensors.rows import sum_in_order
 
 
 def softmax(g: GraphWriter, margin: Value) -> Value:
-    """Softmax like Spark's Utils.softmax: a row with +inf is 1 at the first one and 0 elsewhere, NaN at entries that
-    aren't finite.
-    """
+    """Softmax like Spark's Utils.softmax: a row with +inf is 1 at the first one and 0 elsewhere, NaN at nonfinite entries."""
     probability = plain_softmax(g, margin)
     infinite = margin.equals(math.inf)
     first = infinite.double().first_largest().equals(np.arange(margin.width, dtype=np.float64))

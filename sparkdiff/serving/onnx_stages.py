@@ -44,9 +44,7 @@ def writes(*modules: type[StageModule]) -> Callable[[_Function], _Function]:
 
 
 def shown(m: Any, *columns: Value) -> tuple[Value, ...]:
-    """Those of a predictor's columns, given in the order of SHOWN, that it shows; classes, means and variances are
-    numbers.
-    """
+    """Those of a predictor's columns, in the order of SHOWN, that it shows; classes, means and variances are numbers."""
     out = []
     for name, column in zip(m.SHOWN, columns, strict=True):
         vector = name in ("rawPredictionCol", "probabilityCol", "quantilesCol") or (name == "leafCol" and not m.single)

@@ -35,7 +35,7 @@ class InputColumn:
 
     @property
     def vectors(self) -> bool:
-        """True if the column holds vectors according to the schema."""
+        """True if numbers read from the column are vectors, by its type in the schema."""
         return self.kind.startswith(("vector", "array<"))
 
     def bad(self, value: Any, why: str) -> InputError:

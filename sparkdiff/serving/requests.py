@@ -74,9 +74,7 @@ def _double(v: Any, source: InputColumn) -> float:
 
 
 def _of_type(x: Tensor, null: Tensor, source: InputColumn) -> tuple[Rows, Tensor]:
-    """Numbers (n,) and their null flags, checked and rounded to the column's type; the counterpart of `typed` for
-    objects.
-    """
+    """Numbers (n,) and null flags, checked and rounded to the column's type; like `typed` for objects."""
     if nan_is_null(source.kind):
         null = x.isnan()
     if top := WHOLE.get(source.kind):

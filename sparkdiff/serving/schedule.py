@@ -168,7 +168,7 @@ class Schedule:
         return str if self.sensitive else str.lower
 
     def check(self) -> None:
-        """Raise InputError for a number that is no place, or for more places than are used."""
+        """Raise InputError for a number that is no place, or for more places than the schedule's parts name."""
         named = [("places", self.places - 1, NOWHERE)] + [
             (f"{group}.{i}.{key}", place, PLACES[key])
             for group in ("entries", "steps", "outputs")

@@ -126,8 +126,7 @@ class Scorer:
             return {o.name: [pa.nulls(0, arrow_type(o.kind))] for o in schedule.outputs}
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the scorer to a new folder, from which `load` recreates it without Spark: JSON and arrays, no
-        executable code.
+        """Write the scorer to a new folder, from which `load` recreates it without Spark: JSON and arrays, no code.
 
         Raises:
             InputError: the folder exists.

@@ -229,8 +229,7 @@ def save(value: Any, version: str, origin: Mapping[str, str], path: str | os.Pat
 
 
 def load(version: str, path: str | os.PathLike[str], maxBytes: int, make: Callable[[Any], None]) -> dict[str, str]:
-    """Pass the object in a folder that `save` wrote to `make`; return the known versions and time zone of where it was
-    made.
+    """Pass the object in a folder that `save` wrote to `make`; return the versions and time zone that are known of it.
 
     Raises:
         InputError: there is none, it is damaged, needs more than `maxBytes`, `make` fails on it, or another version wrote it.
@@ -276,8 +275,8 @@ def load(version: str, path: str | os.PathLike[str], maxBytes: int, make: Callab
 
 
 def _check_unicode(scorer: Any, wrote: Any) -> None:
-    """Check the version of Unicode: lower case depends on it, and a scorer stores the differences between Java's and the saving
-    Python's.
+    """Check the version of Unicode, on which lower case depends: a scorer stores how Java's differs from that of the Python
+    that saved it.
 
     Raises:
         InputError: a stage lowers text, and the Python that saved the scorer had another version of Unicode.

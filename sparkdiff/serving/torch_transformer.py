@@ -233,9 +233,7 @@ class DeviceChoice:
 
 
 def chosen(model: Any, df: DataFrame) -> tuple[DeviceChoice, bool]:
-    """Fastest device on some rows of the data, taken several times, and whether the choice is valid for other data;
-    runs jobs.
-    """
+    """Fastest device on some rows of the data, taken several times, and whether it holds for other data; runs jobs."""
     with jvm.cached(df.limit(SAMPLE)) as rows:
         if (number := rows.count()) < FEWEST:
             few = f"MLlib computes all stages this time: {number} rows are too few to measure"
@@ -363,9 +361,7 @@ class TorchTransformer(Holder, Transformer, jvm.Persistent):
 
 class _Writer(jvm.Writer):
     def save(self, path: str) -> None:
-        """Save the transformer; on this machine's file system, write it under another name and rename it, so that it is complete
-        or absent.
-        """
+        """Save the transformer; on this machine's file system completely or not at all, by renaming a finished folder."""
         place = paths.local(path)
         # Spark writes the path here if it names local files, or if Spark's default file system is the local one.
         here = path.lower().startswith("file:") or located("path", "model") is None

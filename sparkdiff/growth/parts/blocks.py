@@ -95,7 +95,7 @@ def table_rows(block: Block, effects: Tensor) -> list[dict[str, Any]]:
 
 
 def _headings(block: Block) -> list[str]:
-    """Names of the columns; if a number and the category made of it meet, the names of Spark's columns."""
+    """Names of the columns; if a number and the category made of it both occur, the names of Spark's columns."""
     names = [c.column.name for c in block]
     return names if len(set(names)) == len(names) else [c.column.column for c in block]
 

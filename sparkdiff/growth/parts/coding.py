@@ -78,11 +78,12 @@ class Coding:
 
 
 def coding(table: Table, place: int, bins: int) -> Coding | None:
-    """Coding of a column, where a number has at most `bins` buckets, if there aren't few distinct values. None for a column with
-    one value only, and for one that can't be coded, such as indices of categories that aren't whole numbers below `MOST_LEVELS`.
+    """Coding of a column; None if it has only one value, or can't be coded.
 
-    A category with gaps is bucketized, too: the stage that turns null into NaN marks the column as a number, which OneHotEncoder
-    rejects.
+    A number has at most `bins` buckets, or one for each of few distinct values (`FEW`). A category with gaps is bucketized, too:
+    the stage that turns null into NaN marks the column as a number, which OneHotEncoder rejects. Columns that can't be coded are
+    indices of unknown categories that aren't whole numbers below `MOST_LEVELS`, and categories with gaps and more than
+    `MOST_EDGES` levels.
     """
     column = table.columns[place]
     values = table.train.values[:, place].numpy()

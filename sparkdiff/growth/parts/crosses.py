@@ -45,7 +45,7 @@ def propose(table: Table, criterion: Criterion, seed: int) -> list[Item]:
 
 
 def _in_turn(pool: Sequence[Pair], split: Split, criterion: Criterion) -> list[Pair]:
-    """The first pair, then the one with the largest score after the first is fitted, and so on, while any score is
+    """The first pair, then the one with the largest score after the first is fitted, and so on, while scores are
     positive.
     """
     chosen = list(pool[:1])

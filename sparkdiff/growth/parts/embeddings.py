@@ -208,9 +208,7 @@ class Embedding(Part):
 
 
 def _linear(place: PipelinePlace, what: str, column: str, matrix: Tensor) -> Any:
-    """Product of a vector and a matrix (d, r), as a PCAModel, which does not centre; its explained variance is set to
-    zero.
-    """
+    """Product of a vector and a matrix (d, r), as a PCAModel, which does not centre; its explained variance is 0."""
     pca = PCA(inputCol=column, outputCol=place.name(what), k=matrix.shape[1])
     weights = {"pc": matrix.numpy(), "explainedVariance": np.zeros(matrix.shape[1])}
     return jvm.fitted(jvm.named(pca, place.name(what)), weights)

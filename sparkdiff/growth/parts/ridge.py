@@ -188,9 +188,7 @@ def apart(design: Design, groups: Sequence[int], split: Split, criterion: Criter
 def _derivatives(
     criterion: Criterion, margin: Tensor, split: Split
 ) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
-    """First and second derivative of each row's loss, and a function that multiplies rows by the Hessian of each row's
-    loss.
-    """
+    """First and second derivative of each row's loss, and the function that multiplies rows by its Hessian."""
     slope, curve = criterion.slopes(margin, split)
     if margin.ndim == 1:
         return slope, curve, lambda v: curve * v

@@ -1,4 +1,4 @@
-"""Score tests: estimated gain in loss from an effect of a column, or of two together, in one pass over the rows.
+"""Score tests: estimated reduction of the loss by an effect of a column, or of two together, in one pass over the rows.
 
 One Newton step from zero lowers a cell's loss by half of (sum of its slopes)^2 / (sum of its curvatures). Under no effect,
 twice that is the rows' dispersion times a chi-square variable. A score is its distance from its mean in standard deviations.
@@ -105,7 +105,7 @@ def pairs(coded: list[Coding], split: Split, criterion: Criterion, most: int) ->
 
 
 def columns(coded: list[Coding], split: Split, criterion: Criterion) -> list[tuple[float, Coding]]:
-    """All columns, largest score first; one that is available as numbers and as categories has the form with the larger
+    """All columns, largest score first; of a column's forms as numbers and as categories, the one with the larger
     score.
     """
     d = derivatives(split, criterion)

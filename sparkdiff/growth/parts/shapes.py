@@ -49,9 +49,7 @@ class Knots:
     at: tuple[float, ...]
 
     def entries(self, split: Split) -> tuple[Tensor, Tensor]:
-        """Knots below and above each row's value, (2, n) int64, and their shares in the curve's value. NaN is above all
-        numbers.
-        """
+        """Knots below and above each row's value, (2, n) int64, and their weights. NaN is above all numbers."""
         x = split.values[:, self.place].contiguous()
         at = x.new_tensor(self.at)
         below = (torch.searchsorted(at, x, right=True) - 1).clamp(0, len(at) - 2)

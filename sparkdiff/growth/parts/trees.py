@@ -52,9 +52,7 @@ FAST = (Size(4, 300), Size(31, 200))
 SIZES = (*FAST, Size(8, 400, 0.05, 0.7), Size(63, 400, 0.05, 0.6))
 """The last two learn slowly: the former is often better on some thousand rows, the latter on more (docs/growing.md)."""
 MOST_LEAVES = 320
-"""Largest number of leaves of all slow trees of a boosting round: more, with many classes, make a model slow to load
-and serve.
-"""
+"""Most leaves of all slow trees of a boosting round: more, with many classes, make a model slow to load and serve."""
 ROUNDS = 10
 """Boosting rounds in an epoch."""
 RIDGE = 1.0

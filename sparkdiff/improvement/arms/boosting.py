@@ -131,9 +131,7 @@ def _boosting(ground: Ground, number: str, clock: Clock, seconds: float | None) 
 
 
 def run(ground: Ground, number: int, limit: Limit, steps: Sequence[Step]) -> Step:
-    """Train the ensembles that there is time for; in a second step the others, and then all weights of the pipeline
-    with the best one.
-    """
+    """Train the ensembles that there is time for; in a second step the others, and then the weights with the best one."""
     begun, clock = time.monotonic(), Clock.of(limit.seconds)
     with _boosting(ground, str(number), clock, limit.seconds) as boosting:
         items = trees.propose(boosting.tables[0], boosting.criterion, ground.options.seed)

@@ -172,9 +172,7 @@ def _candidate(rounds: _Rounds, measured: Measurement, making: Making, seconds: 
 
 
 def _put_in_front(ground: Ground, number: int, limit: Limit, steps: Sequence[Step]) -> Step:
-    """Put boosted trees in front of the last linear stage; in a second step use more rounds, and train all stages
-    together.
-    """
+    """Put boosted trees in front of the last linear stage; in a second step, train all stages together, too."""
     begun, clock = time.monotonic(), Clock.of(limit.seconds)
     settings = _settings(ground, _trees(ground), _number_of_rounds(number, limit))
     rounds = _rounds(ground, limit, settings, "import", number, clock)

@@ -102,9 +102,7 @@ def _evaluator(ground: Ground) -> Any:
 
 
 def _unmeasurable(ground: Ground) -> str:
-    """Reason why no evaluator has the metric that decides; empty if one has. Before the rows are known, the metric's
-    name decides.
-    """
+    """Reason why no evaluator has the metric that decides; empty if one has. Before the rows are read, its name counts."""
     o, head = ground.options, ground.plan.cut.graph.head
     try:
         if ground.goal is not None:

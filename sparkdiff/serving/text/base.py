@@ -31,8 +31,7 @@ class BadValueError(Exception):
 class TextStage:
     """A stage in Python; `run` takes the columns of its inputs, of the same length.
 
-    A stage that may lower text has an attribute `lowers_text`, which is True if it does: then it depends on Python's version of
-    Unicode.
+    A stage that may lower text has an attribute `lowers_text`, which is True if it does, and so depends on the Unicode version.
     """
 
     kind: ClassVar[str] = ""
