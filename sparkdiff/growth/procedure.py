@@ -81,7 +81,7 @@ def ground(
     """Analyse the pipeline and the schema of the rows, and index the entities, whose values need a job.
 
     Raises:
-        InputError: the pipeline ends in no linear stage, or an entityCol cannot be used; says what to do.
+        InputError: the pipeline doesn't end in a linear stage, or an entityCol cannot be used; says what to do.
     """
     data = sources[0].df
     plain = prepare(model, options, data)
@@ -288,7 +288,7 @@ def described(model: Any, options: Options, settings: GrowthSettings, data: Data
     """Description of what growth of this fitted pipeline would try on rows of this schema.
 
     Raises:
-        InputError: the pipeline ends in no linear stage, an entityCol cannot be used, the cost limit leaves no room, or
+        InputError: the pipeline doesn't end in a linear stage, an entityCol cannot be used, the cost limit leaves no room, or
             no library finds trees.
     """
     settings, _ = trees.without_trees(settings)

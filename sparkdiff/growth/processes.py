@@ -211,7 +211,7 @@ class Chief:
                 line_files.add(member.orders, token=member.token, round=handing.number, position=member.item)
 
     def _hear(self, handing: Handing, member: WorkerHandle, line: Mapping[str, Any]) -> None:
-        """Take note of an answer."""
+        """Process an answer of a worker."""
         self.heard = time.monotonic()
         if "ready" in line:
             self._died(handing, member, "its task was lost")  # no effect if that is known
@@ -265,7 +265,7 @@ class Chief:
         return f"exit code {code}: {_text(self.here / f'worker-{member.number}.txt')[-2000:].strip()}"
 
     def _way_on(self) -> str:
-        runId = self.options.runId  # the folder's own is another, beside that of the training
+        runId = self.options.runId  # the folder has its own, beside that of the training
         if runId is None:
             return "Nothing is kept, because it has no runId"
         return f"What has ended is kept: runId={runId!r} goes on from there"

@@ -143,7 +143,7 @@ def finalists(ground: Ground, steps: Sequence[Step], *, small: bool) -> list[Fin
 
 
 def remake(ground: Ground, making: Making, arms: Sequence[Arm]) -> Measurement:
-    """Make a candidate anew from the training rows of a ground, and measure it.
+    """Make a candidate again, from the training rows of a ground, and measure it.
 
     Raises:
         SparkdiffError: it can't be made from these rows, or the network and Spark disagree.

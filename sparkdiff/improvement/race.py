@@ -177,7 +177,7 @@ def _run(
         except (SparkdiffError, *jvm.SparkError) as e:
             if arm.alone:
                 raise
-            kept = isinstance(e, SparkdiffError)  # not logged: Spark may succeed when the run is resumed
+            kept = isinstance(e, SparkdiffError)  # errors of Spark aren't logged: it may succeed in a resumed run
             done = nothing(arm.name, number, jvm.message(e), ended="failed")
         done = dataclasses.replace(done, seconds=account.now() - begun, ended=account.now())
         if kept:

@@ -65,7 +65,7 @@ def hashed_bytes(content: bytes, spark2: bool = False) -> int:
 
 
 def hashed_words(content: int, words: int) -> int:
-    """Murmur3 of a number of one or two words of 32 bits, the lower word first.
+    """Murmur3 of a number of one or two 32-bit words, the lower word first.
 
     Source: Murmur3_x86_32.hashInt and hashLong.
     """

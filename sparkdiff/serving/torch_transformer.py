@@ -130,7 +130,7 @@ def computed(
     frame: DataFrame, network: Network, before: Sequence[int], held: dict[Version, str],
     expected: dict[str, StructField], device: str,
 ) -> DataFrame:  # fmt: skip
-    """The rows with the columns that torch computes, in Spark's types and with its metadata."""
+    """The rows with the columns that torch computes, with Spark's types and metadata."""
     graph = network.graph
     made = [
         v for v in network.writes.values()
