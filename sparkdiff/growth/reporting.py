@@ -83,7 +83,7 @@ def of_a_sample(table: Table) -> list[str]:
 
 
 def rows_without_entity(grown: Grown) -> list[str]:
-    """Warnings for entities that parts read and training rows lack: StringIndexer gives null and unknown values the same index."""
+    """Warnings for entities that parts read and training rows lack: StringIndexer gives null and unknown values one index."""
     read = {column for m in grown.members for column in m.part.served(0.0).columns}
     return [
         f"{lack:,} training rows have no {c.name}: a {c.name} that no training row has counts as one of them"
