@@ -265,7 +265,7 @@ def _error(gains: Tensor, weights: Tensor) -> float:
 
 
 def price(part: Part, train: Split, criterion: Criterion, limits: Limits) -> float:
-    """(lambda * r + beta) * w, a share of the loss's or metric's scale: w in margin units, r = sqrt(log(1 + parameters) / rows)."""
+    """(lambda * r + beta) * w, relative to the loss: w in units of the margin, r = sqrt(log(1 + parameters) / rows)."""
     rate = limits.complexity * (math.sqrt(math.log1p(part.parameters) / len(train)) + 0.1 / math.sqrt(len(train)))
     return rate * spread(part.output(train), train) / criterion.unit
 

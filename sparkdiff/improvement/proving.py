@@ -461,7 +461,7 @@ def _reference(ground: Ground, found: Measurement, judgement: Judgement) -> slic
 def _simpler(
     proof: Proof, proven: Sequence[Proven], best: Shipped | None, ship: Callable[[Proven], Shipped]
 ) -> Shipped | None:
-    """The cheapest pipeline that is not worse than the best and serves cheaper; than the original if nothing is better.
+    """The cheapest pipeline that serves cheaper than the best (or the original, if nothing is better) and is not worse.
 
     An exact fold is not worse, nor is a deletion that loses no more than `maxLoss`. With a timeCol no deletion is offered:
     neighbouring rows depend on each other. If nothing is better, a deletion is one from the refit, so it is offered only if it
