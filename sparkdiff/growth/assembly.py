@@ -1,4 +1,4 @@
-"""The grown pipeline: plain MLlib stages between those of the user, and the user's last linear stage over all columns."""
+"""The grown pipeline: the user's stages, added MLlib stages, and the user's last linear stage over all columns."""
 
 import math
 from collections.abc import Sequence
@@ -23,15 +23,15 @@ from sparkdiff.stages.base import columns_of
 def grown_pipeline(model: Any, head: Vertex, members: Sequence[Member], before: Sequence[Any], mark: str) -> Any:
     """The pipeline with the members' stages in front of its last linear stage. Plain MLlib; the model itself stays as it is.
 
-    The last stage keeps its uid and Params, but for featuresCol: it reads a vector that begins with the features that it read.
+    The last stage keeps its uid and Params except featuresCol: it reads a vector that begins with its former features.
 
     Args:
         before: indexers of entities; those whose column a member reads are put in front of the members' stages.
-        mark: begins the uid and the columns of each stage that is added.
+        mark: prefix of the uid and the columns of each added stage.
     """
     stage, (features, *_) = head.stage, head.inputs
     outputs: list[Output] = []
-    # The assembler fails where the metadata of rows to come don't tell how many features there are.
+    # The assembler fails if the metadata of future rows lack the number of features.
     hint = VectorSizeHint(inputCol=features, size=width_of(stage), handleInvalid="optimistic")
     stages = [jvm.named(hint, f"{mark}_size")]
     for i, member in enumerate(members):
@@ -52,7 +52,7 @@ def grown_pipeline(model: Any, head: Vertex, members: Sequence[Member], before: 
 def columns_last(made: Any, mark: str, data: DataFrame, *, drop: bool) -> Any:
     """The grown pipeline with a last stage that puts the columns of the added stages behind all others, or drops them.
 
-    The pipeline as it is where this Spark can't say "all columns but these".
+    The unchanged pipeline if this Spark has no "all columns but these".
 
     Args:
         data: rows that the pipeline reads; no job runs.
@@ -65,10 +65,10 @@ def columns_last(made: Any, mark: str, data: DataFrame, *, drop: bool) -> Any:
 
 
 def serving_of(model: Any, head: Vertex, limit: float | None, indexers: Sequence[Any] = ()) -> Serving:
-    """What pipelines that `grown_pipeline` makes cost to serve.
+    """Serving costs of the pipelines that `grown_pipeline` makes.
 
     Args:
-        limit: as a multiple of what the pipeline costs now; None for no limit.
+        limit: limit as a multiple of the pipeline's current cost; None for no limit.
         indexers: see `grown_pipeline`.
     """
     stage, (features, *_) = head.stage, head.inputs
@@ -85,7 +85,7 @@ def cost_of(made: Any, head: Vertex, serving: Serving) -> float:
 
 
 def unused_mark(model: Any, wanted: str, columns: Sequence[str]) -> str:
-    """A name that begins no uid and no column of the pipeline: a pipeline that was grown before can be grown again."""
+    """A prefix of no uid and no column of the pipeline, so that a grown pipeline can be grown again."""
     uids = [stage.uid for _, stage in flatten(model)]
     taken = [
         *uids,
@@ -100,7 +100,7 @@ def unused_mark(model: Any, wanted: str, columns: Sequence[str]) -> str:
 
 
 def _classes(stage: Any) -> int:
-    """The number of margins of a softmax; 0 for one margin."""
+    """Number of margins of a softmax; 0 for one margin."""
     rows = stage.coefficientMatrix.numRows if hasattr(stage, "coefficientMatrix") else 1
     return int(rows) if rows > 1 else 0
 
@@ -111,7 +111,7 @@ def width_of(stage: Any) -> int:
 
 def widened(stage: Any, outputs: Sequence[Output]) -> Any:
     """The last linear stage with the outputs' coefficients behind its own; same class, uid, intercept and Params. Coefficients
-    that it does not store stay so.
+    that it does not store stay unstored.
     """
     more = [np.atleast_2d(o.coefficients) for o in outputs]
     matrix = np.concatenate([matrix_of(stage), *more], axis=1)

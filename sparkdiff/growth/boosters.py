@@ -1,8 +1,8 @@
-"""Boosted trees for any loss with derivatives, by LightGBM, XGBoost or scikit-learn, a few trees at a time from any margin.
+"""Boosted trees for any loss with derivatives, from LightGBM, XGBoost or scikit-learn, a few trees at a time from any margin.
 
-Each class below holds the rows in the form of its library. Its `block` starts a new ensemble at the margin that it is given
-(LightGBM's init_score, XGBoost's base_margin), so that nothing of the library has to outlive the block: the trees found so far
-are its whole state. None of the libraries is imported before one of them is asked for trees.
+Each class below holds the rows in the form of its library. Its `block` starts a new ensemble at a given margin (LightGBM's
+init_score, XGBoost's base_margin), so that no object of the library has to outlive the block: the trees found so far are the
+whole state. No library is imported before it is needed.
 """
 
 import importlib.util
@@ -23,27 +23,27 @@ from sparkdiff.stages.routing import Router
 Slopes = Callable[[Array], tuple[Array, Array]]
 """Margin (n, k) -> first and second derivative of each row's loss times the row's weight, (n, k) each; mean curvature 1."""
 SHARE = 0.8
-"""Of the rows, drawn for each tree."""
+"""Share of the rows that is drawn for each tree."""
 LEAST_CURVATURE = 1.0
-"""Of a leaf: as much as one row has on average."""
+"""Smallest curvature of a leaf: that of one average row."""
 CATEGORY_ROWS, CATEGORY_RIDGE = 50.0, 20.0
-"""LightGBM's cat_smooth and cat_l2: a category of fewer rows is in no set. With LightGBM's own (10, 10), sets of 40 categories
-that mean nothing cost two thirds of the gain of a planted interaction (2,000 rows, two classes)."""
+"""LightGBM's cat_smooth and cat_l2: a category of fewer rows is in no set. With LightGBM's defaults (10, 10), splits on 40
+categories without any effect cost two thirds of the gain of a planted interaction (2,000 rows, two classes)."""
 LARGEST = 1e30
-"""XGBoost and scikit-learn's trees read float32, and scikit-learn adds them up."""
+"""Limit on values: XGBoost and scikit-learn's trees read float32, and scikit-learn adds them up."""
 
 
 @dataclass(frozen=True)
 class Rules:
-    """What a tree may be.
+    """Constraints on a tree.
 
     Attributes:
-        leaves, depth: at most.
-        rows: in a leaf, at least.
+        leaves, depth: largest numbers.
+        rows: smallest number of rows in a leaf.
         ridge: penalty on the square of a leaf's value, in rows of mean curvature.
-        rate: what a leaf's Newton step is multiplied by.
-        longest: step at most, before that, in units of the margin.
-        columns: share of them that is drawn for each tree; scikit-learn draws anew for each split.
+        rate: factor of a leaf's Newton step.
+        longest: largest Newton step before the rate, in units of the margin.
+        columns: share of the columns that is drawn for each tree; scikit-learn draws for each split.
     """
 
     leaves: int
@@ -56,11 +56,11 @@ class Rules:
 
 
 class Booster(ABC):
-    """Finds trees on rows.
+    """A library that fits trees to rows.
 
     Args:
         x: (n, c) float64, NaN where a row has no value.
-        nominal: (c,) bool, whether a column numbers categories.
+        nominal: (c,) bool, True for a column of category indices.
     """
 
     module: ClassVar[str]
@@ -70,11 +70,11 @@ class Booster(ABC):
 
     @abstractmethod
     def block(self, margin: Array, slopes: Slopes, rounds: int, seed: int) -> list[TreeArrays]:
-        """The trees of some rounds from the margin (n, k): k in each, one for each entry of the margin."""
+        """Trees of `rounds` rounds from the margin (n, k): k in each round, one for each entry of the margin."""
 
 
 def _objective(slopes: Slopes, shape: tuple[int, ...]) -> Callable[[Array, Any], tuple[Array, Array]]:
-    """The slopes as LightGBM and XGBoost ask for them, given scores (and their data), each in a shape of its own."""
+    """The slopes as an objective of LightGBM and XGBoost, which pass scores (and their data), each in its own shape."""
 
     def derivatives(scores: Array, _: Any) -> tuple[Array, Array]:
         slope, curve = slopes(scores.reshape(shape).astype(np.float64, copy=False))
@@ -114,7 +114,7 @@ class LightGBM(Booster):
 
 
 class XGBoost(Booster):
-    """A leaf has no least number of rows here, but a least curvature, of as many rows."""
+    """XGBoost. The least number of rows of a leaf is replaced by the same least curvature."""
 
     module = "xgboost"
 
@@ -143,11 +143,11 @@ class XGBoost(Booster):
 
 
 class ScikitLearn(Booster):
-    """A DecisionTreeRegressor at a time, whose leaves then get the Newton step.
+    """scikit-learn: one DecisionTreeRegressor at a time, whose leaves then get the Newton step.
 
     A tree fitted by weighted least squares to -slope/curvature with weights curvature has the splits of a Newton step. (One fit
-    of HistGradientBoosting, which has no losses of others, takes forty times as long on 2,000 rows.) The values of a category
-    are put in the order of their own steps; a threshold in this order is a set of them, for least squares the best one
+    of HistGradientBoosting, which takes no custom losses, takes forty times as long on 2,000 rows.) The values of a category
+    are sorted by their own Newton steps; a threshold in this order is a set of values, for least squares the best one
     (Breiman et al., "Classification and Regression Trees", 1984, section 4.2.2).
     """
 
@@ -174,7 +174,7 @@ class ScikitLearn(Booster):
         return out
 
     def _tree(self, slope: Array, curve: Array, drawn: Array, seed: int) -> tuple[TreeArrays, Array]:
-        """A tree, and what it adds to the margin of each row."""
+        """A tree, and its prediction for each row."""
         if not drawn.any():
             return TreeArrays.constant(0.0), np.zeros(len(drawn))
         model = self.library(
@@ -199,7 +199,7 @@ class ScikitLearn(Booster):
         return replace(tree, value=value, sets=sets), value[node]
 
     def _ordered(self, slope: Array, curve: Array, drawn: Array) -> tuple[Array, dict[int, Array]]:
-        """The rows with the values of categories numbered by their steps, and by column these values in that order."""
+        """Rows with category values replaced by their rank by Newton step, and by column the values in that order."""
         x, order = self.x.copy(), {}
         for j, (values, code) in self.codes.items():
             real = values[~np.isnan(values)]
@@ -214,19 +214,19 @@ class ScikitLearn(Booster):
 
 
 BOOSTERS: tuple[type[Booster], ...] = (LightGBM, XGBoost, ScikitLearn)
-"""In the order of preference."""
+"""Boosters in order of preference."""
 
 
 def installed() -> str | None:
-    """The first of the libraries that is installed, by the name of its module; None if none is."""
+    """Module name of the first of the libraries that is installed; None if none is."""
     return next((kind.module for kind in BOOSTERS if importlib.util.find_spec(kind.module) is not None), None)
 
 
 def booster(module: str, x: Array, nominal: Array, rules: Rules) -> Booster:
-    """What finds trees on these rows with this library.
+    """Booster of this library on these rows.
 
     Raises:
-        InputError: it isn't installed, in this process.
+        InputError: the library can't be imported in this process.
     """
     [kind] = [booster for booster in BOOSTERS if booster.module == module]
     try:
@@ -236,7 +236,7 @@ def booster(module: str, x: Array, nominal: Array, rules: Rules) -> Booster:
 
 
 def total(nodes: Nodes, x: Array) -> Array:
-    """The sum over trees of the values of the leaves that rows (n, c) fall into, (n,), as Spark computes it."""
+    """Sum over trees of the values of the leaves that rows (n, c) fall into, (n,), as Spark computes it."""
     thresholds = torch.from_numpy(nodes.values[nodes.starts[nodes.continuous]])
     leaves = torch.from_numpy(nodes.prediction[nodes.leaf])
     return np.asarray(Router(nodes).total(torch.from_numpy(x), thresholds, leaves).numpy())

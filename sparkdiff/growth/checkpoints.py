@@ -1,7 +1,7 @@
-"""What a round keeps on disk: the result of each item that has ended, and how far the others are.
+"""Files of a round: the result of each item that has ended, and the checkpoints of the others.
 
-The folder `round-N` of a run. All files are written whole or not at all, and a training that goes on from one ends as if it had
-never been interrupted, so that it doesn't matter which process wrote it, and when.
+The folder `round-N` of a run. All files are written whole or not at all, and training resumed from one ends as if it had never
+been interrupted, so that it doesn't matter which process wrote it, and when.
 """
 
 import contextlib
@@ -44,7 +44,7 @@ class RoundFiles:
 
     @staticmethod
     def open(run: Path, number: int, items: Sequence[Item], table: Table, original: Tensor) -> "RoundFiles":
-        """The files of round `number` of a run. If they are those of other items or of another margin, this round and later ones
+        """Files of round `number` of a run. If they belong to other items or another margin, this round and later ones
         begin again.
         """
         about = json.dumps([[dataclasses.asdict(i) for i in items], digest(table, original)], sort_keys=True)
@@ -61,7 +61,7 @@ class RoundFiles:
         return RoundFiles(path)
 
     def ended(self) -> set[int]:
-        """The positions of the items that have ended, and whose results are whole."""
+        """Positions of the items that have ended and whose results are undamaged."""
         names = (re.fullmatch(r"found-(\d+)\.pickle", p.name) for p in self.path.iterdir())
         return {int(name[1]) for name in names if name and self._kept(name[0]) is not None}
 
@@ -70,7 +70,7 @@ class RoundFiles:
         return found
 
     def course(self, position: int) -> Course | None:
-        """An item's training as its checkpoint has it, None if there is no checkpoint."""
+        """State of an item's training from its checkpoint; None if there is no checkpoint."""
         course: Course | None = self._kept(f"course-{position}.pickle")
         return course
 
@@ -78,7 +78,7 @@ class RoundFiles:
         return files.read_undamaged(self.path / name, lambda: pickle.loads((self.path / name).read_bytes()))
 
     def save(self, position: int, course: Course) -> None:
-        """Write a checkpoint. Where it can't be written, training goes on without it."""
+        """Write a checkpoint. If it can't be written, training continues without it."""
         try:
             self._write(f"course-{position}.pickle", course, "a checkpoint")
         except (WriteError, OSError) as e:
@@ -95,7 +95,7 @@ class RoundFiles:
 
 
 def digest(table: Table, original: Tensor) -> str:
-    """Of the margins that items start from."""
+    """Hash of the margins that items start from, and of the original's sums."""
     found = hashlib.sha256()
     for tensor in (table.train.margin, table.validation.margin, original):
         found.update(tensor.detach().contiguous().numpy().tobytes())
@@ -106,7 +106,7 @@ def train(
     kept: RoundFiles, position: int, item: Item, table: Table, criterion: Criterion, original: Tensor,
     every: float = EVERY, tick: Callable[[], None] = lambda: None,
 ) -> Found:  # fmt: skip
-    """Train an item to its end, from its beginning or from its checkpoint, and keep what it found.
+    """Train an item to its end, from its beginning or from its checkpoint, and store its result.
 
     Args:
         original: (B,) the original's sums of weight * loss.
@@ -114,7 +114,7 @@ def train(
         tick: called before each epoch.
 
     Raises:
-        ItemError: names the item.
+        ItemError: training failed; names the item.
     """
     tick()
     began, saved = time.process_time(), time.monotonic()
@@ -139,7 +139,7 @@ def train(
 
 @contextlib.contextmanager
 def _named(item: Item) -> Iterator[None]:
-    """Within this context, an error names the item."""
+    """Context in which an error names the item."""
     try:
         yield
     except SparkdiffError:

@@ -1,4 +1,4 @@
-"""What growth refuses before anything trains: options, columns and rows that it can't work with."""
+"""Checks of growth before anything trains: options, columns and rows that it can't work with."""
 
 from collections.abc import Sequence
 
@@ -14,7 +14,7 @@ from sparkdiff.options import Options
 
 
 def check_options(options: Options) -> None:
-    """Raise InputError for options of fine-tuning that a grown pipeline can't keep."""
+    """Raise InputError for options of fine-tuning that are not possible with growth."""
     if options.precision != "float64":
         raise InputError(
             f"precision={options.precision!r} is not possible with Grower: parts are trained in float64. Leave it out"
@@ -36,8 +36,8 @@ def check_last_stage(settings: GrowthSettings) -> None:
 
 
 def check_entities(names: Sequence[str], task: Task, data: DataFrame) -> None:
-    """Raise InputError if one of these columns can't be an entity: the label, what it is made of, and what divides the rows by
-    time would tell the label.
+    """Raise InputError if one of these columns can't be an entity. The label, the weight, the columns that they are made of and
+    those that divide the rows would leak the label; other columns have an unsuitable type or name.
     """
     o, casefold = task.options, task.cut.graph.casefold
     used = {

@@ -1,5 +1,6 @@
-"""The clock of the rounds. What it decides is written to the folder of a round and read again, so that a run that goes on after a
-crash ends as it would have ended."""
+"""Clock of the rounds. Its decisions are written to the folder of a round and read again, so that a run resumed after a
+crash ends as it would have ended.
+"""
 
 import dataclasses
 import json
@@ -13,7 +14,7 @@ from sparkdiff.training.distributed.worker import ROOM
 EVERY = 1.0
 """Seconds between two notes of the time."""
 SHARE = 2 / 3
-"""Of maxSeconds, which rounds may take; the training of all stages together has what is left."""
+"""Share of maxSeconds that rounds may take; the rest is for the training of all stages together."""
 
 
 @dataclasses.dataclass
@@ -21,8 +22,8 @@ class Clock:
     """The seconds that rounds have taken, those before an interruption included.
 
     Attributes:
-        limit: after so many seconds no further item begins.
-        noted: as a folder has it.
+        limit: seconds after which no further item begins.
+        noted: the seconds that were last written to the folder.
     """
 
     limit: float = math.inf
@@ -42,11 +43,11 @@ class Clock:
         return self.seconds >= self.limit
 
     def left(self, maxSeconds: float | None) -> float | None:
-        """What is left of maxSeconds after what was noted; a moment at least, in which one epoch begins."""
+        """Seconds of maxSeconds left after those noted; at least a moment, in which one epoch begins."""
         return None if maxSeconds is None else max(maxSeconds - self.noted, 1e-3)
 
     def resume(self, round: Path) -> frozenset[int]:
-        """Set the clock to what the folder of a round says, and return the positions of its items that time was over for."""
+        """Set the clock to the time in a round's folder; return the positions of items that there was no time for."""
         if math.isinf(self.limit):
             return frozenset()
         noted = files.read_undamaged(round / "clock.json", lambda: _noted(round / "clock.json"))
@@ -57,12 +58,12 @@ class Clock:
         return noted[1]
 
     def tick(self, round: Path) -> None:
-        """Note the time now and then."""
+        """Write the time if `EVERY` seconds have passed."""
         if self.seconds - self.noted > EVERY:
             self.note(round)
 
     def note(self, round: Path, late: frozenset[int] = frozenset()) -> None:
-        """Write the time, and for which items it is over."""
+        """Write the time, and the items that there is no time for."""
         if math.isinf(self.limit):
             return
         self.noted, self.begun = self.seconds, time.monotonic()
@@ -72,6 +73,6 @@ class Clock:
 
 
 def _noted(file: Path) -> tuple[float, frozenset[int]]:
-    """The seconds that a file of a clock says, and the positions of items that time was over for."""
+    """Seconds in a clock's file, and the positions of the items that there was no time for."""
     told = files.read_object(file)
     return float(told["seconds"]), frozenset(told["late"])

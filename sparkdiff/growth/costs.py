@@ -1,7 +1,7 @@
 """Costs of serving a stage: microseconds of one core per row, by its class and size.
 
-`benchmarks/serving_costs.py` measures the table by Spark's own `transform`. It decides how much growth may add, so that the
-decision is the same on every machine and whatever else runs there; a stopwatch tells what a pipeline really takes.
+`benchmarks/serving_costs.py` measures the table with Spark's own `transform`. The table limits what growth may add, so that the
+decision is the same on every machine and under any load; only a measurement shows the real time of a pipeline.
 """
 
 import math
@@ -15,11 +15,11 @@ from sparkdiff.pipeline.nesting import flatten
 Steps = Sequence[tuple[str, float]]
 """Stages one after another: (class, entries as `COSTS` counts them)."""
 Filled = Mapping[str, float]
-"""Column of vectors -> how many entries of a row are not zero."""
+"""Column of vectors -> number of nonzero entries of a row."""
 Entries = Callable[[Any, Filled], float]
 NOTHING: Filled = {}
 WORDS = 20.0
-"""Words of a text: no stage knows how many a row has."""
+"""Assumed number of words of a text: no stage knows how many a row has."""
 
 COSTS: Mapping[str, tuple[float, float]] = {
     "VectorAssembler": (1.65, 0.11),
@@ -83,47 +83,48 @@ COSTS: Mapping[str, tuple[float, float]] = {
     "GBTRegressionModel": (0.43, 0.018),
     "GBTClassificationModel": (0.43, 0.018),
 }
-"""Class of the fitted stage -> (fixed, per entry). What an entry is, by class:
+"""Class of the fitted stage -> (fixed, per entry). Meaning of an entry, by class:
 
-- VectorAssembler: a number that is assembled, and an entry that is not zero of a vector;
-- Interaction: a product that is not zero;
+- VectorAssembler: an assembled number, or a nonzero entry of an assembled vector;
+- Interaction: a nonzero product;
 - VectorSizeHint, MinMaxScalerModel, scalers that centre: an entry of the vector;
-- other scalers, ElementwiseProduct, Normalizer, DCT, IDFModel: an entry that is not zero;
+- other scalers, ElementwiseProduct, Normalizer, DCT, IDFModel: a nonzero entry;
 - StringIndexerModel, OneHotEncoderModel, TargetEncoderModel, Bucketizer, ImputerModel, FeatureHasher: a column;
-- Binarizer: a column, or an entry that is not zero of its vector;
-- VectorIndexerModel: a feature of categories;
-- VectorSlicer, selectors: an entry that is taken;
+- Binarizer: a column, or a nonzero entry of its vector;
+- VectorIndexerModel: a categorical feature;
+- VectorSlicer, selectors: a selected entry;
 - PolynomialExpansion: a term;
 - Tokenizer, RegexTokenizer, StopWordsRemover, NGram, HashingTF, CountVectorizerModel: a word;
-- Word2VecModel: a number of the vector of a word;
-- MinHashLSHModel, BucketedRandomProjectionLSHModel: an entry that is not zero, for each hash table;
+- Word2VecModel: an entry of a word's vector;
+- MinHashLSHModel, BucketedRandomProjectionLSHModel: a nonzero entry, for each hash table;
 - IsotonicRegressionModel: a step of the search among n boundaries, log2(n) of them;
-- PCAModel, linear and logistic models, NaiveBayesModel: a coefficient of an entry that is not zero;
-- FMRegressionModel, FMClassificationModel: a factor of an entry that is not zero;
-- OneVsRestModel: a model, beside what that costs itself; that of pyspark, whose rows go to Python and back for each model;
+- PCAModel, linear and logistic models, NaiveBayesModel: a coefficient of a nonzero entry;
+- FMRegressionModel, FMClassificationModel: a factor of a nonzero entry;
+- OneVsRestModel: a model, in addition to the model's own cost; measured for pyspark's, which sends rows to Python for each model;
 - MultilayerPerceptronClassificationModel: a weight;
 - GaussianMixtureModel: an entry of a covariance;
-- KMeansModel, BisectingKMeansModel: an entry that is not zero, for each centre that a row is compared with;
-- LocalLDAModel, DistributedLDAModel: a topic of a word, and 12 more for each word. Those of the local one were
-  measured; the other one makes it;
-- trees: a node on the way of a row, which are log2(nodes + 1) in a tree whose branches are about as long. Those of regressions
-  were measured; those of classifications count the same.
+- KMeansModel, BisectingKMeansModel: a nonzero entry, for each centre that a row is compared with;
+- LocalLDAModel, DistributedLDAModel: a topic of a word, and 12 more for each word. The local model was measured; the
+  distributed one makes a local one;
+- trees: a node on the path of a row, log2(nodes + 1) in a tree that is about balanced. Regression trees were measured;
+  classification trees count the same.
 
-The figures are of two machines. On the second one the classes that had a figure took 1.4 times as long, by the median of 21
-of them, and the figures of all others were divided by that.
+The figures were measured on two machines. On the second one, the classes that already had a figure took 1.4 times as long (median
+of 21 of them), and the figures of all others were divided by that.
 """
 DEFAULT = (2.0, 0.0)
-"""Of a class that isn't in the table, see `unknown`: about what it takes to read a vector and write another one."""
+"""Costs of a class that isn't in the table, see `unknown`: about what it takes to read a vector and write another one.
+"""
 
 
 def of(kind: str, entries: float) -> float:
-    """Microseconds per row of a stage of this class (see `kind_of`) and as many entries as `COSTS` counts."""
+    """Microseconds per row of a stage of this class (see `kind_of`), with entries counted as in `COSTS`."""
     fixed, each = COSTS.get(kind, DEFAULT)
     return fixed + each * entries
 
 
 def kind_of(stage: Any) -> str:
-    """Class of a stage as `COSTS` names it; in full if it is of another library, which may have such a name, too."""
+    """Class of a stage as `COSTS` names it; of another library, with its module, as the name may mean another class."""
     kind = type(stage)
     own = kind.__module__.startswith(("pyspark.ml.", "sparkdiff."))
     return kind.__name__ if own else f"{kind.__module__}.{kind.__name__}"
@@ -135,14 +136,14 @@ def of_steps(steps: Steps) -> float:
 
 
 def of_stage(stage: Any, filled: Filled = NOTHING) -> float:
-    """Microseconds per row of a fitted stage and its models, see `entries_of`; none if it only drops or moves columns."""
+    """Microseconds per row of a fitted stage and its models, see `entries_of`; 0 if it only drops or moves columns."""
     if jvm.selection_of(stage) is not None:
         return 0.0
     return of(kind_of(stage), entries_of(stage, filled)) + sum(of_stage(model, filled) for model in models_of(stage))
 
 
 def unknown(model: Any) -> list[str]:
-    """A warning that names the stages of a fitted pipeline that have no figure; none where all have one."""
+    """A warning that names the stages of a fitted pipeline without a figure; empty if all have one."""
     names = ", ".join(f"{type(stage).__name__} {stage.uid}" for _, stage in flatten(model) if not _is_known(stage))
     return [
         f"serving costs of {names} are not known: each counts as {DEFAULT[0]:g} us per row, whatever it does, for "
@@ -151,13 +152,13 @@ def unknown(model: Any) -> list[str]:
 
 
 def _is_known(stage: Any) -> bool:
-    """A stage that only drops or moves columns has no figure and needs none."""
+    """True if the costs are known. A stage that only drops or moves columns has no figure and needs none."""
     known = kind_of(stage) in COSTS or jvm.selection_of(stage) is not None
     return known and all(map(_is_known, models_of(stage)))
 
 
 def models_of(stage: Any) -> Sequence[Any]:
-    """The models that a OneVsRestModel asks; no other stage has any."""
+    """Models that a OneVsRestModel applies; empty for other stages."""
     return stage.models if kind_of(stage) == "OneVsRestModel" else ()
 
 
@@ -165,7 +166,7 @@ def of_model(model: Any, filled: Filled = NOTHING) -> float:
     """Microseconds per row of all leaf stages of a fitted pipeline.
 
     Args:
-        filled: of columns that it is given.
+        filled: nonzero entries of the pipeline's input columns.
 
     Raises:
         InputError: a stage is not fitted; names it.
@@ -178,7 +179,7 @@ def of_model(model: Any, filled: Filled = NOTHING) -> float:
 
 
 def filled_by_model(model: Any) -> dict[str, float]:
-    """How many entries of a row are not zero in the columns that a fitted pipeline writes, as far as its stages tell."""
+    """Nonzero entries of a row by column that a fitted pipeline writes, as far as its stages determine them."""
     known: dict[str, float] = {}
     for _, stage in flatten(model):
         known |= filled_by(stage, known)
@@ -186,7 +187,7 @@ def filled_by_model(model: Any) -> dict[str, float]:
 
 
 def entries_of(stage: Any, filled: Filled = NOTHING) -> float:
-    """The entries of a fitted stage; 0 for a class that isn't in the table.
+    """Number of entries of a fitted stage, as `COSTS` counts them; 0 for a class that isn't in the table.
 
     Args:
         filled: a column that isn't in it counts as `WORDS` where words are read, as one number where the stage doesn't know
@@ -197,7 +198,7 @@ def entries_of(stage: Any, filled: Filled = NOTHING) -> float:
 
 
 def filled_by(stage: Any, filled: Filled) -> dict[str, float]:
-    """Entries of a row that are not zero, by column of vectors that a fitted stage writes; not of all classes."""
+    """Nonzero entries of a row, by column of vectors that a fitted stage writes; empty for classes that aren't known."""
     match kind_of(stage):
         case "OneHotEncoderModel":
             return dict.fromkeys(stage.getOutputCols() if stage.isSet("outputCols") else [stage.getOutputCol()], 1.0)
@@ -215,38 +216,38 @@ def filled_by(stage: Any, filled: Filled) -> dict[str, float]:
 
 
 def lookups(trees: int, nodes: int) -> float:
-    """The nodes on a row's way through this many trees with this many nodes in all."""
+    """Number of nodes on a row's path through this many trees with this many nodes in all."""
     return trees * math.log2(nodes / trees + 1)
 
 
 def steps_among(boundaries: int) -> float:
-    """The steps of a search among the boundaries of an IsotonicRegressionModel."""
+    """Number of steps of a search among the boundaries of an IsotonicRegressionModel."""
     return math.log2(max(boundaries, 2))
 
 
 def _read(size: Callable[[Any], float], column: str = "inputCol") -> Entries:
-    """Of the vector or the words that a stage reads; of this size where it isn't known."""
+    """Number of entries of the vector, or of words, that a stage reads; `size` if the column isn't known."""
     return lambda stage, filled: filled.get(stage.getOrDefault(column), float(size(stage)))
 
 
 def _chosen(size: Callable[[Any], int], column: str) -> Entries:
-    """Of a stage that takes this many entries from a vector."""
+    """Number of entries that a stage selects from a vector: at most `size`."""
     read = _read(size, column)
     return lambda stage, filled: min(read(stage, filled), size(stage))
 
 
 def _terms(stage: Any, filled: Filled) -> float:
-    """The terms of a PolynomialExpansion, without the constant."""
+    """Number of terms of a PolynomialExpansion, without the constant."""
     return math.comb(round(_numbers(stage, filled)) + stage.getDegree(), stage.getDegree()) - 1.0
 
 
 def _topics(stage: Any, filled: Filled) -> float:
-    """Of an LDA model: a word takes as long as 12 topics of it do, and its topics."""
+    """Entries of an LDA model: for each word its topics, and 12 more."""
     return (stage.getK() + 12) * _counts(stage, filled)
 
 
 def centres_among(clusters: int) -> float:
-    """The centres that a BisectingKMeansModel compares a row with, two at each branch of a tree that is about even."""
+    """Number of centres that a BisectingKMeansModel compares a row with: two per level of a balanced tree."""
     return 2 * math.log2(max(clusters, 2))
 
 
@@ -255,7 +256,7 @@ def _columns(stage: Any, filled: Filled) -> int:
 
 
 def _scaled(size: Callable[[Any], int], centres: str = "") -> Entries:
-    """Of a scaler of vectors of this size; one that centres makes them dense."""
+    """Number of entries that a scaler of vectors of this size scales; a scaler that centres makes them dense."""
     read = _read(size)
     return lambda stage, filled: size(stage) if centres and stage.getOrDefault(centres) else read(stage, filled)
 
@@ -343,4 +344,4 @@ SAME_SHAPE = frozenset(
      "UnivariateFeatureSelectorModel", "VarianceThresholdSelectorModel", "HashingTF", "CountVectorizerModel",
      "FeatureHasher"}
 )  # fmt: skip
-"""Classes that write as many entries as they count, or fewer."""
+"""Classes that write at most as many nonzero entries as `entries_of` counts."""

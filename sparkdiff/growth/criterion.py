@@ -1,4 +1,4 @@
-"""What growth minimises on training rows and what it measures on validation rows, as functions of a margin."""
+"""Loss that growth minimises on training rows and metric that it measures on validation rows, as functions of a margin."""
 
 from dataclasses import dataclass
 
@@ -16,7 +16,7 @@ from sparkdiff.stages.predictor import Predictor
 from sparkdiff.tensors.team import ALONE
 
 LEAST = 1e-6
-"""Curvature at least, as a share of its mean, so that rows that are all but certain don't make steps endless."""
+"""Smallest curvature, as a share of its mean, so that rows predicted with near certainty don't make steps unbounded."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Criterion:
     """The loss and the metric of a head.
 
     Attributes:
-        objective: a mean over rows.
+        objective: the loss, a mean over rows.
         unit: the natural unit of the margin, see `Predictor.margin_unit`.
     """
 
@@ -45,13 +45,13 @@ class Criterion:
     def slopes(self, margin: Tensor, split: Split) -> tuple[Tensor, Tensor]:
         """First and second derivative of each row's loss by its own margin, both shaped like the margin, unweighted.
 
-        Of k entries the second is the Hessian's diagonal. It is positive: where the loss bends down, it is a small number; of a
-        loss without any curvature, the number with which the step slope / curvature of a typical row is one unit of the margin.
+        For k margins, the second is the Hessian's diagonal. It is positive: a small number where the loss is concave; for a loss
+        without any curvature, the number that makes the step slope / curvature of a typical row one unit of the margin.
         """
         with torch.enable_grad():
             m = margin.detach().clone().requires_grad_()
             [slope] = torch.autograd.grad(self.rows(m, split).sum(), m, create_graph=True)
-            if not slope.requires_grad:  # of a loss that is linear in pieces
+            if not slope.requires_grad:  # a piecewise linear loss
                 curve = torch.zeros_like(m)
             elif m.ndim == 1:
                 [curve] = torch.autograd.grad(slope.sum(), m)
@@ -69,10 +69,11 @@ class Criterion:
 
     @torch.no_grad()
     def size(self, margin: Tensor, split: Split) -> float:
-        """The size of the metric, of which a penalty is a share. It does not vanish where the metric is near zero.
+        """Scale of the metric, which penalties are multiplied by. It does not vanish if the metric is near zero.
 
-        The larger of the metric and of what single rows are apart from it: their mean absolute deviation, which of a loss that
-        is never negative is at most twice the loss. A metric that is no mean over rows is 1 at best: what is lacking to that.
+        The larger of the absolute metric and of the mean absolute deviation of the rows from it, which for a loss that is never
+        negative is at most twice the loss. For a metric that is no mean over rows, and is 1 at best, its distance from 1 takes
+        the place of the deviation.
         """
         value = self.score(margin, split)
         if self.metric.rows is not None:
@@ -84,7 +85,7 @@ class Criterion:
 
     @torch.no_grad()
     def loss_size(self, margin: Tensor, split: Split) -> float:
-        """Likewise, of the loss."""
+        """Scale of the loss, as `size` computes that of the metric."""
         rows = torch.where(split.weight > 0, self.rows(margin, split), 0.0)
         mean = split.mean(rows)
         return max(abs(float(mean)), float(split.mean((rows - mean).abs())))
@@ -99,12 +100,12 @@ class Criterion:
 
 @dataclass(frozen=True)
 class Specification:
-    """What a criterion is made of. Unlike a criterion, it can be sent to another process.
+    """Ingredients of a criterion. Unlike a criterion, they can be sent to another process.
 
     Attributes:
         head: the last linear stage.
         columns: its output columns.
-        label: of the training rows.
+        label: statistics of the label on the training rows.
     """
 
     head: Predictor

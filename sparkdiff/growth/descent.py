@@ -1,7 +1,7 @@
-"""Training by Adam on small batches, of parts that are smooth functions of one vector of parameters.
+"""Training with Adam on small batches, for parts that are smooth functions of one vector of parameters.
 
-`Descent` is what such trainers share: batches, learning rates that fall along half a cosine, weight decay as in AdamW
-(Loshchilov and Hutter, "Decoupled Weight Decay Regularization", 2019). A class of its own says what the parameters mean.
+`Descent` is the base of such trainers: batches, learning rates that fall along half a cosine, weight decay as in AdamW
+(Loshchilov and Hutter, "Decoupled Weight Decay Regularization", 2019). Subclasses define the meaning of the parameters.
 """
 
 import math
@@ -20,18 +20,18 @@ from sparkdiff.tensors.rows import squared
 from sparkdiff.training import optimizers
 
 SMALLEST, USUAL = 16, 128
-"""Rows of a batch at least, and where there are enough rows."""
+"""Smallest number of rows of a batch, and the usual one if there are enough rows."""
 FEWEST, MOST = 40, 400
-"""Batches of an epoch: so many at least where that leaves a batch enough rows; never more than so many."""
+"""Batches of an epoch: the fewest, if that leaves a batch enough rows; and the most, which is never exceeded."""
 
 
 @dataclass(frozen=True)
 class Pace:
     """
     Attributes:
-        epochs: over which the learning rate falls to zero.
+        epochs: number of epochs over which the learning rate falls to zero.
         rate: the learning rate at the beginning.
-        decay: weight decay: each step also takes learning rate * decay of the parameters off.
+        decay: weight decay: each step also subtracts learning rate * decay * parameters.
     """
 
     epochs: int
@@ -44,7 +44,7 @@ def batch_size(rows: int) -> int:
 
 
 def work(rows: int, parameters: int, epochs: int) -> float:
-    """About how many seconds a training takes on one core."""
+    """Estimated seconds of a training on one core."""
     batches = math.ceil(rows / batch_size(rows))
     return epochs * (6e-4 * batches + 6e-10 * rows * parameters)
 
@@ -52,8 +52,8 @@ def work(rows: int, parameters: int, epochs: int) -> float:
 class Descent(Trainer):
     """
     Args:
-        parameters: (p,), at the start.
-        seed: of the order of the rows.
+        parameters: (p,), the initial values.
+        seed: seed of the order of the rows.
     """
 
     def __init__(self, parameters: Tensor, pace: Pace, seed: int):
@@ -63,7 +63,7 @@ class Descent(Trainer):
 
     @abstractmethod
     def added(self, parameters: Tensor, split: Split, rows: Tensor) -> Tensor:
-        """What the part adds to the margin of the rows with these indices (m,): (m,) or (m, k), with gradients."""
+        """Margin that the part adds to the rows with these indices (m,): (m,) or (m, k), with gradients."""
 
     def epoch(self, table: Table, criterion: Criterion) -> None:
         train = table.train
@@ -94,7 +94,7 @@ class Descent(Trainer):
 
 
 def pieces(parameters: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
-    """A vector (p,) as tensors of these shapes, one after the other."""
+    """A vector (p,) split into consecutive tensors of these shapes."""
     split = parameters.split([math.prod(shape) for shape in shapes])
     return [piece.view(shape) for piece, shape in zip(split, shapes, strict=True)]
 
@@ -104,5 +104,5 @@ def standardisation(split: Split) -> tuple[Tensor, Tensor]:
     share = split.weight / split.weight.sum()
     mean, square = column_sums(split.features, share), column_sums(squared(split.features), share)
     variance = square - mean.square()
-    varies = variance > 1e-12 * square  # else it is what rounding left
+    varies = variance > 1e-12 * square  # else it is rounding error
     return mean, torch.where(varies, torch.where(varies, variance, 1.0).rsqrt(), 0.0)

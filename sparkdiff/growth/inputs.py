@@ -1,4 +1,4 @@
-"""What growth reads of a pipeline: the last linear stage, the scalar columns upstream of it, and their rows from a cache."""
+"""Inputs of growth from a pipeline: the last linear stage, the scalar columns before it, and their cached rows."""
 
 import dataclasses
 import json
@@ -27,13 +27,13 @@ from sparkdiff.tensors.rows import Rows, below, taken
 from sparkdiff.training.distributed.worker import ROOM
 
 LARGEST = 2**31
-"""Bytes of rows that parts learn from, at most; a sixteenth of the memory is another limit, as rounds take several times that."""
+"""Most bytes of rows that parts learn from; a sixteenth of the memory is another limit, as rounds take several times that."""
 HELD_OUT = 0.75
-"""Share of them that the validation rows may take."""
+"""Share of these bytes that the validation rows may take."""
 LINEAR = (GeneralizedLinearRegression, LinearRegression, LogisticRegression)
 """Stages that a grown pipeline can end in."""
 UNKNOWN = "__unknown"
-"""The name that StringIndexer with handleInvalid=keep gives to the values that it does not know, as one more category."""
+"""Name of the additional category to which StringIndexer with handleInvalid=keep maps unknown values."""
 INDEXER, ENCODER = "StringIndexerModel", "OneHotEncoderModel"
 
 
@@ -46,10 +46,10 @@ class Known:
 
 
 def linear_head(graph: Graph) -> Vertex:
-    """The last linear stage, which the outputs of parts are added to.
+    """The last linear stage, to which the outputs of parts are added.
 
     Raises:
-        InputError: the pipeline ends in another stage; says what to do.
+        InputError: the pipeline ends in another stage; the message says what to do.
     """
     head = graph.head
     if isinstance(head.module, LINEAR):
@@ -71,14 +71,14 @@ def linear_head(graph: Graph) -> Vertex:
 
 
 def upstream_columns(graph: Graph, data: DataFrame, entities: Mapping[str, tuple[str, tuple[str, ...]]]) -> list[Known]:
-    """The scalar columns that the head's features are made of, in the order in which stages read them, and the entities.
+    """Scalar columns that the head's features are made of, in the order in which stages read them, and the entities.
 
-    What a StringIndexer writes is a category; if it reads numbers, these are another column. What an Imputer or another stage
-    writes as a number stands for what it reads. A column whose name has a dot is left out: stages would need backticks for it.
-    So is what an RFormula makes of texts.
+    The output of a StringIndexer is a category; if it reads numbers, these are a further column. The number that an Imputer or
+    another stage writes replaces the stage's inputs. Columns whose names have a dot are left out, as stages would need backticks
+    for them; so are the columns that an RFormula makes of texts.
 
     Args:
-        data: its schema tells what is a number.
+        data: rows whose schema determines which columns are numbers.
         entities: name -> (column of their numbers, their values): columns that were indexed for growth.
     """
     every = {v for vertex in graph.vertices for v in vertex.sources} | {
@@ -97,7 +97,7 @@ def upstream_columns(graph: Graph, data: DataFrame, entities: Mapping[str, tuple
         if vertex is not None and vertex.stageClass == INDEXER:
             found.update(_indexed(graph, vertex, version, fields))
         elif (field := fields.get(version)) is not None and isinstance(field.dataType, (NumericType, BooleanType)):
-            # What a TargetEncoder writes are numbers, although Spark's attribute calls them categories.
+            # A TargetEncoder writes numbers, although Spark's attribute calls them categories.
             encoded = vertex is not None and vertex.stageClass == "TargetEncoderModel"
             levels, labels = (0, ()) if encoded else _levels(field, sizes.get(version, 0))
             name = graph.name(version)
@@ -128,18 +128,18 @@ def upstream_columns(graph: Graph, data: DataFrame, entities: Mapping[str, tuple
 
 
 def _inside(graph: Graph, version: Version) -> bool:
-    """Whether only other parts of a formula see a column: it drops those that it makes on its way."""
+    """True if only other stages of an RFormula read a column: it drops its intermediate columns."""
     return version[1] >= 0 and graph.formula_of(graph.vertices[version[1]]) is not None
 
 
 def _refuses_null(graph: Graph, version: Version) -> bool:
-    """Whether a stage that reads a column fails, or drops the row, where it is null, so that no such row comes to the head."""
+    """True if a stage that reads a column fails, or drops the row, if it is null: then no such row reaches the head."""
     readers = [v for v in graph.vertices if version in v.sources and v.stageClass in ("VectorAssembler", INDEXER)]
     return any(v.stage.getHandleInvalid() in ("error", "skip") for v in readers)
 
 
 def _has_gaps(graph: Graph, version: Version, field: StructField) -> bool:
-    """Whether the head may get rows that lack a value of a column; of the data, whatever the schema of these rows says."""
+    """True if the head may get rows that lack a value of a column: of any data, whatever the schema of these rows says."""
     writer = graph.vertices[version[1]] if version[1] >= 0 else None
     if writer is not None and writer.stageClass == "ImputerModel" and math.isnan(writer.stage.getMissingValue()):
         return False
@@ -147,7 +147,7 @@ def _has_gaps(graph: Graph, version: Version, field: StructField) -> bool:
 
 
 def _encoded(graph: Graph) -> dict[Version, int]:
-    """The number of categories of each version that a OneHotEncoder reads."""
+    """Number of categories of each version that a OneHotEncoder reads."""
     return {
         source: int(size)
         for vertex in graph.vertices
@@ -159,7 +159,7 @@ def _encoded(graph: Graph) -> dict[Version, int]:
 def _indexed(
     graph: Graph, vertex: Vertex, version: Version, fields: Mapping[Version, StructField]
 ) -> dict[Version, Column]:
-    """The column that a StringIndexer writes, and the one that it reads if that holds numbers."""
+    """Column that a StringIndexer writes, and its input column if that holds numbers."""
     names = [graph.casefold(c) for c in vertex.outputs]
     place = names.index(version[0])
     labels = tuple(vertex.stage.labelsArray[place])
@@ -175,7 +175,7 @@ def _indexed(
 
 
 def _levels(field: StructField, encoded: int) -> tuple[int, tuple[str, ...]]:
-    """Of a nominal attribute or of a column that is encoded, how many values it has, and their names."""
+    """Number of values of a nominal attribute or of an encoded column, and their names."""
     attribute = (field.metadata or {}).get("ml_attr", {})
     if attribute.get("type") == "nominal" and (levels := values_of(attribute)):
         return levels, tuple(map(str, attribute.get("vals", ())))
@@ -183,7 +183,7 @@ def _levels(field: StructField, encoded: int) -> tuple[int, tuple[str, ...]]:
 
 
 def cut_for(task: Task, known: Sequence[Known]) -> Cut:
-    """The cut of which the cache has the head's features and these columns; all stages before the head run in Spark."""
+    """The cut whose cache has the head's features and these columns; all stages before the head run in Spark."""
     graph = task.cut.graph
     head = graph.head
     read = dict.fromkeys(head.margin_reads)
@@ -198,11 +198,11 @@ def cut_for(task: Task, known: Sequence[Known]) -> Cut:
 
 
 def room_of(folder: Path, largest: int | None = None) -> int:
-    """Bytes that the rows to learn from may take. A folder of rounds keeps it, so that a run that goes on learns from the same
+    """Bytes that the rows to learn from may take. The folder of the rounds stores it, so that a resumed run learns from the same
     rows on a machine with other memory.
 
     Args:
-        largest: at most; None for `LARGEST`.
+        largest: upper limit; None for `LARGEST`.
     """
     file = folder / "room.json"
     kept = files.read_undamaged(file, lambda: int(json.loads(file.read_text(encoding="utf-8"))))
@@ -215,12 +215,12 @@ def room_of(folder: Path, largest: int | None = None) -> int:
 
 
 def table_of(run: Run, known: Sequence[Known], room: int, *, dense: bool = False) -> Table:
-    """The rows of a cache that was written by `cut_for`, at the margin of the original. Of training rows that would take more
-    than there is room for it has as many as do, spread evenly over the cache: the same ones each time.
+    """Rows of a cache that was written for `cut_for`'s cut, at the margin of the original. If the training rows take more than
+    `room`, the table has as many as fit, spread evenly over the cache, and the same ones each time.
 
     Args:
         room: bytes that the rows may take, see `room_of`.
-        dense: whether features are to become strided, which the room has to do for.
+        dense: True if features are to become strided, which `room` has to suffice for.
 
     Raises:
         InputError: the head's features are not vectors, or the validation rows alone take too much.
@@ -233,13 +233,13 @@ def table_of(run: Run, known: Sequence[Known], room: int, *, dense: bool = False
 
 
 def _all_train(run: Run) -> bool:
-    """Whether no rows are held out, see `Request`."""
+    """True if no rows are held out, see `Request`."""
     shards = run.cache.manifest["splits"]
     return bool(shards.get(TRAIN) == shards.get(VALIDATION))
 
 
 def _share(run: Run, room: int, *, dense: bool) -> float:
-    """The share of the training rows for which there is room beside all validation rows."""
+    """Share of the training rows that fit into `room` beside all validation rows."""
     cut = run.task.cut
     train, validation = (run.cache.size(split, of=cut, dense=dense) for split in (TRAIN, VALIDATION))
     validation *= not _all_train(run)
@@ -256,7 +256,7 @@ def _share(run: Run, room: int, *, dense: bool) -> float:
 def _split(
     run: Run, name: str, features: Version, known: Sequence[Known], share: float
 ) -> tuple[Split, tuple[int, ...]]:
-    """The rows of a split, or this share of them; and of all of them, how many have the last of each column's levels."""
+    """Rows of a split, or this share of them; and for each column, how many of all rows have its last level."""
     data, seen = run.data, 0
     last = torch.tensor([k.column.levels - 1 for k in known])
     have = torch.zeros_like(last)

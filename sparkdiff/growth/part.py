@@ -1,5 +1,5 @@
-"""A part: what growth may add to a pipeline, as tensors and as plain MLlib stages; and the items of a round, each the training of
-one part for a fixed number of epochs, and what they find.
+"""Parts that growth may add to a pipeline, as tensors and as plain MLlib stages; and the items of a round, each the training of
+one part for a fixed number of epochs, with their results.
 """
 
 import math
@@ -19,11 +19,11 @@ from sparkdiff.growth.table import Split, Table
 
 @dataclass(frozen=True)
 class PipelinePlace:
-    """Where in a pipeline a part's stages stand.
+    """Position of a part's stages in a pipeline.
 
     Attributes:
         features: the column of vectors that the last linear stage reads, of `width` entries.
-        prefix: of the uids of the stages and the names of the columns that are made, different for each part.
+        prefix: common to the uids and the column names of the part's stages; different for each part.
         classes: see `Table`.
     """
 
@@ -42,7 +42,7 @@ class Output:
 
     Attributes:
         column: a vector of m entries, or a number (m = 1).
-        coefficients: (m,), or (k, m) of k classes: what the last stage multiplies it by.
+        coefficients: (m,), or (k, m) for k classes: the last stage's coefficients of the column.
     """
 
     column: str
@@ -51,7 +51,7 @@ class Output:
 
 @dataclass(frozen=True)
 class Stages:
-    """Plain MLlib stages, and those of their columns that the last linear stage reads."""
+    """Plain MLlib stages, and the columns of theirs that the last linear stage reads."""
 
     stages: Sequence[Any]
     outputs: Sequence[Output]
@@ -59,12 +59,12 @@ class Stages:
 
 @dataclass(frozen=True)
 class Served:
-    """What serving a part takes.
+    """Work that serving a part takes.
 
     Attributes:
         steps: its stages, as the table of costs counts them.
-        entries: how many entries of its outputs are not zero in a row: each is assembled, and has a coefficient.
-        columns: that its stages read, beside the features.
+        entries: number of nonzero entries of its outputs in a row: each is assembled, and has a coefficient.
+        columns: columns that its stages read, beside the features.
     """
 
     steps: Steps
@@ -76,7 +76,7 @@ class Part(ABC):
     """A trained part: a function of a row that is added to the margin. Holds plain values and tensors, and can be pickled.
 
     Attributes:
-        name: what a reader calls it, by the names of columns: "hr x workingday", "16 units".
+        name: readable name, made of column names: "hr x workingday", "16 units".
     """
 
     kind: ClassVar[str]
@@ -85,47 +85,47 @@ class Part(ABC):
     @property
     @abstractmethod
     def parameters(self) -> int:
-        """How many numbers were fitted."""
+        """Number of fitted parameters."""
 
     @abstractmethod
     def output(self, split: Split) -> Tensor:
-        """What it adds to the margin, (n,) or (n, k), exactly as its stages compute it in Spark."""
+        """Margin that the part adds, (n,) or (n, k), exactly as its stages compute it in Spark."""
 
     @abstractmethod
     def served(self, features: float) -> Served:
-        """What serving it takes, stage by stage as `stages` makes them.
+        """Work that serving the part takes, stage by stage as `stages` makes them.
 
         Args:
-            features: how many entries of a row's features are not zero.
+            features: number of nonzero entries of a row's features.
         """
 
     @abstractmethod
     def stages(self, place: PipelinePlace) -> Stages:
-        """The stages that compute it; their outputs times their coefficients add up to `output`."""
+        """Stages that compute the part; their outputs times their coefficients add up to `output`."""
 
     def shown(self) -> list[dict[str, Any]]:
-        """What it has learned, as the rows of a table that a plot can use; empty where there is no such table."""
+        """Rows of a table of what the part has learned, for reports and plots; empty if there is no such table."""
         return []
 
 
 class Trainer(ABC):
     """The training of one part. Can be pickled between two epochs: that is its checkpoint.
 
-    All that it draws comes from generators that it holds, so that a training that goes on from a checkpoint ends as if it had
+    All its random numbers come from generators that it holds, so that training resumed from a checkpoint ends as if it had
     never been interrupted.
     """
 
     @abstractmethod
     def epoch(self, table: Table, criterion: Criterion) -> None:
-        """Train one more epoch on the training rows, starting from their margin. May look at no validation row."""
+        """Train one more epoch on the training rows, starting from their margin. Must not read validation rows."""
 
     @abstractmethod
     def part(self) -> Part:
-        """The part as it is now."""
+        """The part in its current state."""
 
 
 def unused(name: str, columns: Iterable[str]) -> str:
-    """A heading for a table beside these columns: the name, with underscores where a column has it."""
+    """Heading for a table beside these columns: the name, with underscores appended if a column has it."""
     taken = set(columns)
     while name in taken:
         name += "_"
@@ -134,15 +134,15 @@ def unused(name: str, columns: Iterable[str]) -> str:
 
 @dataclass(frozen=True)
 class Item:
-    """One training.
+    """Description of one training.
 
     Attributes:
-        kind: of part, a key of `parts.KINDS`.
-        name: what a reader calls the part.
-        settings: what the part's trainer takes, in values that JSON can hold.
-        epochs: how many.
-        work: about how many seconds it takes on one core: long items are handed out first.
-        seed: of all that it draws.
+        kind: the kind of part, a key of `parts.KINDS`.
+        name: readable name of the part.
+        settings: settings of the part's trainer, as JSON values.
+        epochs: number of epochs.
+        work: estimated seconds on one core: long items are handed out first.
+        seed: seed of all its random numbers.
     """
 
     kind: str
@@ -155,16 +155,16 @@ class Item:
 
 @dataclass(frozen=True)
 class Found:
-    """What an item found.
+    """Result of an item.
 
     Attributes:
-        part: as it was after its best epoch by the validation rows; None where no epoch gained.
-        epoch: the best one, from 1 on; 0 where none gained.
-        value: the metric as a loss after that epoch; of what was there before, where none gained.
-        train: the loss of the training rows after that epoch; NaN where none gained.
-        gains: (E, B) per epoch the block sums of weight * (loss of the original - loss); NaN once it has diverged. No epoch where
+        part: the part after its best epoch by the validation rows; None if no epoch gained.
+        epoch: the best epoch, counted from 1; 0 if none gained.
+        value: the metric as a loss after that epoch; if none gained, the metric before the item.
+        train: the loss on the training rows after that epoch; NaN if none gained.
+        gains: (E, B) per epoch the block sums of weight * (loss of the original - loss); NaN once it has diverged. E is 0 if
             there was no time to train it.
-        seconds: of this process's CPU.
+        seconds: CPU seconds of the process that trained it.
     """
 
     item: Item
@@ -177,10 +177,10 @@ class Found:
 
     @staticmethod
     def late(item: Item, before: float, original: Tensor) -> "Found":
-        """Of an item that there was no time for.
+        """Result of an item that there was no time for.
 
         Args:
-            before: the metric as a loss of what is there.
+            before: the metric as a loss before the item.
             original: (B,) the original's sums of weight * loss.
         """
         return Found(item, None, 0, before, math.nan, original.new_zeros(0, len(original)), 0.0)
@@ -191,7 +191,7 @@ class Found:
 
 
 class Course:
-    """The course of one item's training, with all that a checkpoint has to hold."""
+    """State of one item's training: all that a checkpoint has to hold."""
 
     def __init__(self, item: Item, trainer: Any, before: float):
         self.item, self.trainer = item, trainer

@@ -1,5 +1,5 @@
-"""The steps of a growth: its start, rounds, parts that are dropped, the grown pipeline, and ensembles trained once more on other
-rows; and the plan of a growth, as text, before anything trains and without a Spark job.
+"""Steps of a growth: its start, the rounds, dropping of parts, the grown pipeline, and ensembles trained once more on other rows;
+and the plan of a growth, as text, before anything trains and without a Spark job.
 """
 
 import dataclasses
@@ -51,20 +51,20 @@ from sparkdiff.store.run_folder import TRAININGS, RunFolder, name_beside
 from sparkdiff.tensors.device import torch_threads
 
 MOST_ENTITIES = 100_000
-"""Values of an entityCol at most: each has a coefficient in the last stage, or more."""
+"""Largest number of values of an entityCol: each has at least one coefficient in the last stage."""
 
 
 @dataclasses.dataclass(frozen=True)
 class GrowthStart:
-    """What growth starts from.
+    """Starting point of a growth.
 
     Attributes:
-        model: the pipeline as it was given.
-        task: of the pipeline with indexers of the entities in front of its head; the cut has the growth's columns.
-        head: the last linear stage, in the pipeline as it was given.
+        model: the user's pipeline.
+        task: task of the pipeline with indexers of the entities in front of its head; the cut has the growth's columns.
+        head: the last linear stage, in the user's pipeline.
         indexers: the fitted StringIndexers of the entities.
         known: the columns that parts may read.
-        mark: begins the uids and the columns of all stages that are added, and no other.
+        mark: prefix of the uids and the columns of all added stages, and of no others.
     """
 
     model: Any
@@ -78,10 +78,10 @@ class GrowthStart:
 def ground(
     model: Any, options: Options, entities: Sequence[str], sources: Sequence[Source], boundaries: Boundaries | None
 ) -> GrowthStart:  # fmt: skip
-    """Look at the pipeline and the schema of the rows, and index the entities, whose values need a job.
+    """Analyse the pipeline and the schema of the rows, and index the entities, whose values need a job.
 
     Raises:
-        InputError: the pipeline ends in no linear stage, or an entityCol cannot be used; says what to do.
+        InputError: the pipeline doesn't end in a linear stage, or an entityCol cannot be used; says what to do.
     """
     data = sources[0].df
     plain = prepare(model, options, data)
@@ -120,9 +120,9 @@ def _indexers(
 
 
 ROUNDING = 1e-9
-"""Share of the loss by which the original's may differ when it is computed by the grown pipeline's network."""
+"""Share by which the original's loss may differ if the grown pipeline's network computes it."""
 SHARE = 0.1
-"""Of the gain over the original, which may be lost with all parts that go."""
+"""Share of the gain over the original that may be lost with all dropped parts together."""
 
 
 def assembled(
@@ -131,7 +131,7 @@ def assembled(
     """The grown pipeline, see `grown_pipeline` and `columns_last`.
 
     Raises:
-        SparkdiffError: it costs more than what was counted for its parts, or Spark can't run it.
+        SparkdiffError: its costs differ from those counted for its parts, or Spark can't run it.
     """
     made = grown_pipeline(start.model, start.head, members, start.indexers, start.mark)
     check_cost(serving, [m.part for m in members], cost_of(made, start.head, serving))
@@ -143,15 +143,15 @@ def grow_rounds(
     run: Run, start: GrowthStart, settings: GrowthSettings, serving: Serving, clock: Clock,
     *, replace: bool, memory: running.Memory | None = None,
 ) -> tuple[rounds.Grown, tuple[rounds.Member, ...]]:  # fmt: skip
-    """What the rounds made without the parts that are not missed, and these.
+    """Run the rounds and drop the parts that are not missed; return the rest, and the dropped parts.
 
     Args:
-        memory: of earlier growths of the same pipeline on the same rows.
+        memory: results of earlier growths of the same pipeline on the same rows.
     """
     check_stored(run.network, run.data)  # as the training behind the rounds does
     o = run.task.options
     limits = rounds.Limits(settings.parts, settings.rounds, settings.complexity, o.seed, serving, settings.maxLoss)
-    # The level of the guard and the size of the fleet decide what is dropped.
+    # The guard's level and the fleet's size affect which parts are dropped.
     beside = {"growth": settings.asdict(), "guard": o.guard, "fleetSize": o.fleetSize}
     with run.phases.phase("grow") as say:
         specification = specification_of(run)
@@ -174,10 +174,10 @@ def grow_rounds(
 
 @torch.no_grad()
 def check_without_parts(run: Run, first: Score, width: int) -> None:
-    """Compare the grown pipeline without what was added with the original.
+    """Compare the grown pipeline, with the coefficients of all added parts set to zero, with the original.
 
     Args:
-        run: of the grown pipeline.
+        run: run of the grown pipeline.
         first: the original's validation metric, as growth measured it.
         width: the number of features that the head read before growth.
 
@@ -202,11 +202,11 @@ def grow_again(run: Run, start: GrowthStart, chosen: Sequence[tuple[int, str, in
     """Train ensembles of trees once more, on other rows; each joins with the weight 1.
 
     Args:
-        run: of the rows, of which none is held out.
-        chosen: the round, the name and the epochs of each.
+        run: run on the other rows, none of which is held out.
+        chosen: round, name and epochs of each ensemble.
 
     Raises:
-        InputError: one diverges.
+        InputError: an ensemble diverges.
     """
     o, specification, members = run.task.options, specification_of(run), list[rounds.Member]()
     criterion = specification.criterion()
@@ -229,7 +229,7 @@ def grow_again(run: Run, start: GrowthStart, chosen: Sequence[tuple[int, str, in
 
 
 def _room(folder: RunFolder) -> int:
-    """See `room_of`; all growths of a run have the same."""
+    """Bytes for rows, see `room_of`; the same for all growths of a run."""
     of_run = folder.path.parent
     return room_of(of_run if of_run.name == TRAININGS else folder.path)
 
@@ -237,17 +237,17 @@ def _room(folder: RunFolder) -> int:
 def without_needless(
     grown: Grown, start: Table, criterion: Criterion, limits: Limits, options: Options, maxLoss: float
 ) -> tuple[Grown, tuple[Member, ...]]:  # fmt: skip
-    """Remove the parts that are not missed, one after another, the one that is missed least first.
+    """Remove the parts that are not missed, one after another, the least missed first.
 
-    The weights of the others are fitted again. A part goes if the validation rows show, at the guard's level, that the metric is
-    worse by less than `maxLoss` of itself without it and without all that went before, and by less than a tenth of what growth
-    has gained. With a timeCol none goes: what neighbouring rows show is not enough.
+    The weights of the others are fitted again. A part is dropped if the validation rows show, at the guard's level, that without
+    it and all parts dropped before, the metric is worse by less than `maxLoss` of itself, and by less than a tenth of what growth
+    has gained. With a timeCol no part is dropped: evidence from neighbouring rows is not enough.
 
     Args:
         start: the table at the original's margin.
 
     Returns:
-        what is left, and the parts that went.
+        The rest, and the dropped parts.
     """
     validation, gone = grown.table.validation, list[Member]()
     original = criterion.score(start.validation.margin, start.validation)
@@ -272,10 +272,10 @@ def without_needless(
 def not_worse(
     losses: Tensor, weights: Tensor, chosen: int, spared: float, options: Options, rows: int
 ) -> bool:  # fmt: skip
-    """Whether the rows show that what was chosen is worse by less than this.
+    """True if the rows show that the chosen candidate is worse by less than `spared`.
 
     Args:
-        losses: (C, B) sums of weight * (metric - metric of the whole) of all C that could have been chosen.
+        losses: (C, B) sums of weight * (metric - metric of the whole) of all C candidates.
     """
     o = options
     level = o.guard / o.fleetSize if o.guard < 1 else 0.025
@@ -285,10 +285,10 @@ def not_worse(
 
 
 def described(model: Any, options: Options, settings: GrowthSettings, data: DataFrame) -> str:
-    """What growth of this fitted pipeline would try on rows of this schema.
+    """Description of what growth of this fitted pipeline would try on rows of this schema.
 
     Raises:
-        InputError: the pipeline ends in no linear stage, an entityCol cannot be used, the cost limit leaves no room, or
+        InputError: the pipeline doesn't end in a linear stage, an entityCol cannot be used, the cost limit leaves no room, or
             no library finds trees.
     """
     settings, _ = trees.without_trees(settings)
@@ -318,7 +318,7 @@ def described(model: Any, options: Options, settings: GrowthSettings, data: Data
 
 
 def _columns(columns: list[Column], settings: GrowthSettings) -> list[str]:
-    """A line for each name; a StringIndexer's input of numbers is both a category and a number."""
+    """A line for each name; a StringIndexer's numeric input is both a category and a number."""
     found: dict[str, list[str]] = {}
     for c in columns:
         if not (c.levels and c.name in settings.entityCols):

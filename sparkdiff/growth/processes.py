@@ -1,4 +1,4 @@
-"""The chief of several processes: starts them, hands out the items of a round, longest first, and notices who dies.
+"""The chief of several processes: starts them, hands out the items of a round, longest first, and notices their deaths.
 
 The processes live as long as the run. On the driver's machine a thread starts each of them and starts it again when it dies; on a
 cluster a Spark task does so. An item whose process died is handed out again and goes on from its checkpoint.
@@ -37,11 +37,11 @@ from sparkdiff.training.distributed.shipping import equip
 from sparkdiff.training.distributed.worker import ROOM
 
 ATTEMPTS = 3
-"""How often the process of an item may die, a process may end before it has begun, or Spark may lose the tasks."""
+"""Limit on how often the process of an item dies, a process ends before it has begun, or Spark loses the tasks."""
 LEASE = 1.0
-"""Seconds between two looks whether the folder still belongs to this run."""
+"""Seconds between two checks that the folder still belongs to this run."""
 OWN = {error.__name__: error for error in (InputError, FullDiskError, WriteError, HeldError, checkpoints.ItemError)}
-"""Errors of a worker that are raised here as they are."""
+"""Errors of a worker that are raised unchanged in this process."""
 
 
 @dataclass
@@ -49,9 +49,9 @@ class WorkerHandle:
     """A worker, as the chief knows it.
 
     Attributes:
-        token: of its process; empty while there is none that takes orders.
-        item: the position of what it trains; None while it waits.
-        unstarted: how often in a row its process ended before it took orders.
+        token: token of its process; empty while no process takes orders.
+        item: position of the item that it trains; None while it waits.
+        unstarted: number of times in a row that its process ended before it took orders.
     """
 
     number: int
@@ -67,10 +67,10 @@ class Handing:
     """A round while its items are handed out.
 
     Attributes:
-        queue: positions of the items that wait, longest first.
-        left: positions of all that have not ended.
-        deaths: per position, why its process died.
-        trained: positions of those that have been trained.
+        queue: positions of the waiting items, longest first.
+        left: positions of all items that have not ended.
+        deaths: per position, the reasons why its process died.
+        trained: positions of the trained items.
     """
 
     number: int
@@ -87,7 +87,7 @@ class Handing:
 
 
 class Chief:
-    """Within this context, processes wait for the items of one round after another."""
+    """Context in which processes train the items of one round after another."""
 
     def __init__(self, folder: RunFolder, specification: Specification, say: Callable[[str], None]):
         self.folder, self.specification, self.say = folder, specification, say
@@ -103,7 +103,7 @@ class Chief:
 
     def __enter__(self) -> "Chief":
         for old in self.folder.path.glob("attempt-*"):
-            if (old / "to-0.jsonl").exists():  # of a driver that was killed
+            if (old / "to-0.jsonl").exists():  # left by a killed driver
                 shutil.rmtree(old, ignore_errors=True)
         with files.room("the files that start the processes", self.folder.path, ROOM):
             self.here = self.folder.attempt()
@@ -126,7 +126,7 @@ class Chief:
         for member in self.members:
             try:
                 line_files.add(member.orders, end=True)
-            except OSError:  # a full disk; that there are no orders ends a worker, too
+            except OSError:  # a full disk; missing orders end a worker, too
                 member.orders.unlink(missing_ok=True)
         end = time.monotonic() + (GRACE if kind is None else 0.0)
         for thread in self.threads:
@@ -134,7 +134,7 @@ class Chief:
         if not self.local and any(thread.is_alive() for thread in self.threads):
             jvm.cancel(jvm.session(), self.tag)
         for child in self.children.values():
-            child.kill()  # nothing where it has ended
+            child.kill()  # no effect if it has ended
         for thread in self.threads:
             thread.join(GRACE)
         shutil.rmtree(self.here, ignore_errors=True)
@@ -153,7 +153,7 @@ class Chief:
             thread.start()
 
     def _caught(self, start: Callable[[], None]) -> None:
-        """Keep the error that ends a thread, for the thread that waits."""
+        """Run `start` and store the error that ends its thread, for the waiting thread."""
         try:
             start()
         except BaseException as e:
@@ -170,13 +170,13 @@ class Chief:
         self, number: int, items: Sequence[Item], missing: set[int], table: Table, original: Tensor, kept: checkpoints.RoundFiles,
         clock: Clock, ended: Callable[[int], None],
     ) -> set[int]:  # fmt: skip
-        """Have the items at these positions trained while there is time, and their results kept.
+        """Have the items at these positions trained while there is time, and their results stored.
 
         Args:
-            ended: told how many have been trained, whenever one is.
+            ended: called with the number of trained items whenever it grows.
 
         Returns:
-            The positions of those that were trained.
+            Positions of the trained items.
 
         Raises:
             ItemError, InputError, WriteError, HeldError: see `runner`.
@@ -211,10 +211,10 @@ class Chief:
                 line_files.add(member.orders, token=member.token, round=handing.number, position=member.item)
 
     def _hear(self, handing: Handing, member: WorkerHandle, line: Mapping[str, Any]) -> None:
-        """Take note of an answer."""
+        """Process an answer of a worker."""
         self.heard = time.monotonic()
         if "ready" in line:
-            self._died(handing, member, "its task was lost")  # nothing, if that is known
+            self._died(handing, member, "its task was lost")  # no effect if that is known
             member.token, member.unstarted = line["token"], 0
         elif "died" in line and line["token"] == member.token:
             self._died(handing, member, self._cause(member, line["died"]))
@@ -228,7 +228,7 @@ class Chief:
         elif "failed" in line:
             raise OWN.get(line["failed"], checkpoints.ItemError)(line["message"])
         else:
-            if line["token"] == member.token:  # it waits now, also after an item that another one had ended rounds ago
+            if line["token"] == member.token:  # it waits now, even after an item of a past round
                 member.item = None
             if line["round"] != handing.number:
                 return
@@ -236,10 +236,10 @@ class Chief:
             handing.left.discard(line["position"])
 
     def _died(self, handing: Handing, member: WorkerHandle, why: str) -> None:
-        """Hand out again what a worker trained when its process died.
+        """Hand out again the item of a worker whose process died.
 
         Raises:
-            ItemError: this has happened too often.
+            ItemError: it has died too often.
         """
         position, member.item, member.token = member.item, None, ""
         if position is None or position not in handing.left:
@@ -254,7 +254,7 @@ class Chief:
         handing.queue.appendleft(position)
 
     def _cause(self, member: WorkerHandle, code: int) -> str:
-        """Why a process ended, by its exit code and by what it left."""
+        """Reason why a process ended, from its exit code and the files that it left."""
         if code < 0:
             name = signal.Signals(-code).name
             return f"killed by {name}" + (", out of memory?" if name == "SIGKILL" else "")
@@ -265,13 +265,13 @@ class Chief:
         return f"exit code {code}: {_text(self.here / f'worker-{member.number}.txt')[-2000:].strip()}"
 
     def _way_on(self) -> str:
-        runId = self.options.runId  # the folder's own is another, beside that of the training
+        runId = self.options.runId  # the folder has its own, beside that of the training
         if runId is None:
             return "Nothing is kept, because it has no runId"
         return f"What has ended is kept: runId={runId!r} goes on from there"
 
     def _check(self, handing: Handing) -> None:
-        """Notice what no worker can tell."""
+        """Check for failures that no worker can report."""
         now = time.monotonic()
         if now - self.checked > LEASE:
             self.folder.check()
@@ -307,11 +307,11 @@ def _text(path: Path) -> str:
     return path.read_text(errors="replace") if path.exists() else ""
 
 
-# Nested, so that they go by value: executors needn't know our package.
+# Nested, so that they are pickled by value: executors needn't have our package.
 
 
 def _supervisor(here: str) -> Callable[..., None]:
-    """What keeps a worker alive until the end, in a thread of the driver or in a task."""
+    """Function that restarts a worker until the end, in a thread of the driver or in a task."""
 
     def supervise(number: int, children: dict[int, Any]) -> None:
         import json

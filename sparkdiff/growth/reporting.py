@@ -1,4 +1,4 @@
-"""Makes the summary of a growth from what its phases found."""
+"""Summary of a growth, from the results of its phases."""
 
 import dataclasses
 import math
@@ -16,13 +16,13 @@ from sparkdiff.report import RemainingTime, advance
 
 
 class RoundProgress:
-    """Lines about the rounds: how far they are, what they have gained, and how long the one that runs may still take."""
+    """Lines about the rounds: progress, gain so far, and estimated time left of the current one."""
 
     def __init__(self, rounds: int, clock: Callable[[], float] = time.monotonic):
         self.rounds, self.clock, self.gain, self.number, self.pace = rounds, clock, 0.0, 0, RemainingTime(clock)
 
     def item(self, number: int, done: int, most: int) -> str:
-        """So many of the parts that a round tries are trained."""
+        """Progress line after `done` of the `most` parts of a round are trained."""
         if number != self.number:
             self.number, self.pace = number, RemainingTime(self.clock)
         gained = f"{self.gain:+.1%}" if self.gain else ""
@@ -31,7 +31,7 @@ class RoundProgress:
         )
 
     def joined(self, tried: Sequence[Tried]) -> str:
-        """What a round has come to."""
+        """Line with the outcome of a round."""
         best = next((t for t in tried if not t.why), None)
         self.gain += best.gain if best else 0.0
         what = f"{best.name} joins, {self.gain:+.1%}" if best else "nothing gains"
@@ -40,11 +40,11 @@ class RoundProgress:
 
 @dataclasses.dataclass(frozen=True)
 class Told:
-    """What the rounds tell the summary.
+    """Results of the rounds, for the summary.
 
     Attributes:
-        gone: members that were dropped.
-        serving: what pipelines cost to serve.
+        gone: dropped members.
+        serving: serving costs of pipelines.
     """
 
     settings: GrowthSettings
@@ -54,14 +54,14 @@ class Told:
 
     @property
     def warnings(self) -> list[str]:
-        """Those that came before the grown pipeline was trained."""
+        """Warnings from before the grown pipeline was trained."""
         stopped = [f"growth stopped early: {self.grown.stopped}"] if self.grown.late else []
         reads_none = (self.settings.parts == ("units",), "units read no entities, and no other parts are tried")
         idle = without_effect(self.settings, {"entityCols": reads_none})
         return [*idle, *stopped, *of_a_sample(self.grown.table), *rows_without_entity(self.grown)]
 
     def fields(self) -> dict[str, Any]:
-        """The fields of a summary that only growth has; of what serving costs, the limit."""
+        """Fields of a summary that only growth has; of `servingCost`, only the limit."""
         limit = None if math.isinf(self.serving.limit) else self.serving.limit
         gains = {t.round: t.gain for t in self.grown.tried if not t.why}
         parts = [
@@ -77,13 +77,13 @@ class Told:
 
 
 def of_a_sample(table: Table) -> list[str]:
-    """A warning where not all training rows fit into memory."""
+    """A warning if not all training rows fit into memory; else empty."""
     told = f"parts learned from {table.sampled}, as many as there is room for in memory; all of them trained the whole"
     return [told] if table.sampled else []
 
 
 def rows_without_entity(grown: Grown) -> list[str]:
-    """Warnings of entities that parts read and that training rows lack: StringIndexer gives null and unknown values one index."""
+    """Warnings for entities that parts read and training rows lack: StringIndexer gives null and unknown values one index."""
     read = {column for m in grown.members for column in m.part.served(0.0).columns}
     return [
         f"{lack:,} training rows have no {c.name}: a {c.name} that no training row has counts as one of them"
@@ -93,7 +93,7 @@ def rows_without_entity(grown: Grown) -> list[str]:
 
 
 def why_none(told: Told, options: Options) -> str:
-    """The reason where no part is left, which ends with the way out."""
+    """Reason why no part is left, followed by what the user can do."""
     s, grown = told.settings, told.grown
     if told.gone:
         return (

@@ -1,10 +1,10 @@
 """Growth in rounds, as in AdaNet: in each round several parts are trained from the margin so far, and one of them joins.
 
 Source: Cortes, Gonzalvo, Kuznetsov, Mohri and Yang, "AdaNet: Adaptive Structural Learning of Artificial Neural Networks", 2017:
-the part with the smallest loss plus penalty joins, where the penalty is the sum over all parts of (lambda * r_j + beta) * |w_j|,
-r_j a bound of the part's complexity and w_j its weight in the mixture. There the weights are fitted to training rows, and the
-penalty means something only if a part's scale is fixed: here w_j is the standard deviation of what the part adds to the margin.
-Unlike there, a simpler part joins in its place if it is as good as far as the validation rows tell (`simplest`).
+the part with the smallest loss plus penalty joins. The penalty is the sum over all parts of (lambda * r_j + beta) * |w_j|, where
+r_j bounds the part's complexity and w_j is its weight in the mixture. In AdaNet, the weights are fitted to training rows, and the
+penalty depends on the scale of each part: here w_j is the standard deviation of what the part adds to the margin.
+Unlike in AdaNet, a simpler part joins instead if it is as good as far as the validation rows show (`simplest`).
 """
 
 import dataclasses
@@ -23,13 +23,13 @@ from sparkdiff.growth.table import Split, Table
 from sparkdiff.report import share_of
 
 Run = Callable[[int, Sequence[Item], Table, Tensor], list[Found]]
-"""(round, items, table, the original's sums (B,)) -> what each item found, in the order of the items."""
+"""(round, items, table, the original's sums (B,)) -> result of each item, in the order of the items."""
 LACKS = 0.01
-"""Of the gain of a round's best part, which a simpler part may lack and join in its place."""
+"""Share of the gain of a round's best part that a simpler part may lack and still join in its place."""
 ROUNDING = 1e-9
-"""Of the margin's natural unit: a part that adds less learns what rounding left, as beside a model that fits exactly."""
+"""Share of the margin's unit: a part that adds less only learns rounding error, as beside a model that fits exactly."""
 STEPS = 25
-"""Newton's steps of the mixture's weights at most."""
+"""Largest number of Newton steps for the mixture's weights."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,8 +37,8 @@ class Member:
     """A part that has joined.
 
     Attributes:
-        weight: what its output is multiplied by.
-        round: in which it joined, from 1 on.
+        weight: factor of its output.
+        round: the round in which it joined, counted from 1.
     """
 
     part: Part
@@ -48,13 +48,13 @@ class Member:
 
 @dataclasses.dataclass(frozen=True)
 class Tried:
-    """What a round shows about one item.
+    """Report of one item of a round.
 
     Attributes:
-        gain: of its best epoch on validation rows, as a share of the original's metric (of what was there before the round).
-        objective: metric plus penalty, which the choice is by; infinite where it can't join.
-        cost: microseconds per row that serving it takes, see `Serving.share`.
-        why: it did not join; empty for the one that did.
+        gain: gain of its best epoch on validation rows, as a share of the original's metric, over the state before the round.
+        objective: metric plus penalty, which decides the choice; infinite if it can't join.
+        cost: serving cost in microseconds per row, see `Serving.share`.
+        why: the reason why it did not join; empty for the one that did.
     """
 
     round: int
@@ -71,12 +71,12 @@ class Tried:
 
 @dataclasses.dataclass(frozen=True)
 class Grown:
-    """What the rounds made.
+    """Result of the rounds.
 
     Attributes:
-        table: at the margin of all members.
-        stopped: why no other round was begun.
-        late: whether the clock stopped them.
+        table: the rows at the margin of all members.
+        stopped: the reason why no other round was begun.
+        late: True if the clock stopped the rounds.
     """
 
     members: tuple[Member, ...]
@@ -90,7 +90,7 @@ class Grown:
 class Limits:
     """
     Attributes:
-        kinds: of parts, in the order in which they are proposed.
+        kinds: kinds of parts, in the order in which they are proposed.
         complexity: lambda of the penalty; beta is a tenth of it.
         serving: the cost of the pipeline with parts, and the limit on it.
         maxLoss: the share of the original's metric that a part has to gain.
@@ -107,11 +107,11 @@ class Limits:
 def grow(
     table: Table, criterion: Criterion, limits: Limits, run: Run, on_round: Callable[[Sequence[Tried]], None]
 ) -> Grown:
-    """Rounds until nothing gains, or as many as the limits allow.
+    """Run rounds until nothing gains, or as many as the limits allow.
 
     Args:
-        table: at the original's margin.
-        on_round: told what each round tried.
+        table: the rows at the original's margin.
+        on_round: called with what each round tried.
     """
     original = criterion.score(table.validation.margin, table.validation)
     state = Grown((), table, (), "")
@@ -143,7 +143,7 @@ def seed_of(seed: int, number: int) -> int:
 def _joined(
     state: Grown, found: Sequence[Found], start: Table, criterion: Criterion, limits: Limits, number: int, original: Score
 ) -> tuple[Grown, list[Tried]]:  # fmt: skip
-    """The state after a round, and what the round shows."""
+    """State after a round, and the reports of its items."""
     before = criterion.score(state.table.validation.margin, state.table.validation)
     judged = [_judged(f, state, criterion, limits, before, original) for f in found]
     chosen = simplest(found, [objective for objective, _ in judged], before.mean)
@@ -167,8 +167,8 @@ def _with(
 ) -> tuple[tuple[Member, ...], Table]:  # fmt: skip
     """The members with one more, and the table at their margin.
 
-    The weights of the mixture stay as they are, that of the new part 1, where the validation rows don't confirm others: beside
-    trees that know the training rows by heart, these rows say nothing about the weight of a further part.
+    If refitted weights of the mixture don't help on the validation rows, the old weights stay and the new part's weight is 1: if
+    trees fit the training rows perfectly, these rows carry no information about the weight of a further part.
     """
     part = found.part
     assert part is not None
@@ -184,15 +184,15 @@ def _with(
 
 
 def simplest(found: Sequence[Found], objectives: Sequence[float], before: float) -> int:
-    """The part with the fewest parameters among those that gain as much as the part with the smallest objective: within one
-    standard error, or all but a hundredth of its gain. So a curve of one column joins before curves of all columns, of which
-    the others only refine what the pipeline has.
+    """Index of the part with the fewest parameters among those that gain as much as the part with the smallest objective: within
+    one standard error, or all but a hundredth of its gain. So a curve of one column joins before curves of all columns if the
+    other curves only refine what the pipeline has.
 
     Args:
         before: the metric before the round.
 
-    Source: Breiman, Friedman, Olshen and Stone, "Classification and Regression Trees", 1984, the rule of one standard error; here
-    of the difference of both, block by block.
+    Source: Breiman, Friedman, Olshen and Stone, "Classification and Regression Trees", 1984, the one-standard-error rule; here
+    for the difference of both, block by block.
     """
     best = min(range(len(found)), key=lambda i: objectives[i])
     if not math.isfinite(objectives[best]):
@@ -212,7 +212,7 @@ def simplest(found: Sequence[Found], objectives: Sequence[float], before: float)
 
 
 def _gains(found: Found) -> Tensor:
-    """The block sums of the gain of an item's best epoch."""
+    """Block sums of the gain of an item's best epoch."""
     return found.gains[found.epoch - 1]
 
 
@@ -225,10 +225,10 @@ def _not_chosen(objective: float, best: float, name: str) -> str:
 def _judged(
     found: Found, state: Grown, criterion: Criterion, limits: Limits, before: Score, original: Score
 ) -> tuple[float, str]:  # fmt: skip
-    """The metric plus the penalty, and why the part can't join; infinite where it can't.
+    """Metric plus penalty, and the reason why the part can't join (the first is infinite then).
 
     Args:
-        before: the metric of what is there.
+        before: the metric before the round.
     """
     if found.is_late:
         return math.inf, "maxSeconds was over"
@@ -265,13 +265,13 @@ def _error(gains: Tensor, weights: Tensor) -> float:
 
 
 def price(part: Part, train: Split, criterion: Criterion, limits: Limits) -> float:
-    """(lambda * r + beta) * w, as a share of the loss's size: w in units of the margin, r = sqrt(log(1 + parameters) / rows)."""
+    """(lambda * r + beta) * w, relative to the loss: w in units of the margin, r = sqrt(log(1 + parameters) / rows)."""
     rate = limits.complexity * (math.sqrt(math.log1p(part.parameters) / len(train)) + 0.1 / math.sqrt(len(train)))
     return rate * spread(part.output(train), train) / criterion.unit
 
 
 def spread(output: Tensor, split: Split) -> float:
-    """The standard deviation of a part's output over the rows; of several margins, the root of the mean variance."""
+    """Standard deviation of a part's output over the rows; for several margins, the root of the mean variance."""
     centred = output - split.mean(output)
     return math.sqrt(float(split.mean(centred.square()).mean()))
 
@@ -279,9 +279,9 @@ def spread(output: Tensor, split: Split) -> float:
 def mixed(
     members: Sequence[Member], start: Table, criterion: Criterion, limits: Limits
 ) -> tuple[tuple[Member, ...], Table]:  # fmt: skip
-    """The members with weights that make loss plus penalty on training rows small, and the table at their margin.
+    """The members with weights that minimise loss plus penalty on training rows, and the table at their margin.
 
-    Proximal Newton in as many dimensions as there are members, from the weights that they have; no weight is negative.
+    Proximal Newton in as many dimensions as there are members, from their current weights; no weight is negative.
     """
     train, validation = start.train, start.validation
     outputs = torch.stack([m.part.output(train) for m in members])  # (J, n) or (J, n, k)
@@ -319,7 +319,7 @@ def mixed(
 
 
 def _nonnegative(hessian: Tensor, gradient: Tensor, weights: Tensor) -> Tensor:
-    """The step that makes the quadratic model small where no weight becomes negative, by coordinate descent."""
+    """Step that minimises the quadratic model such that no weight becomes negative, by coordinate descent."""
     damped = hessian + 1e-9 * hessian.diagonal().mean() * torch.eye(len(weights), dtype=weights.dtype)
     step = torch.zeros_like(weights)
     for _ in range(100):

@@ -1,7 +1,7 @@
-"""Runs the items of a round, in this process or in several, and keeps what they find in the folder of the run.
+"""Runner of a round's items, in this process or in several; it stores their results in the folder of the run.
 
-Each item is trained at its own pace: nothing is exchanged between items, each starts from the round's margin and uses one thread.
-So what a round finds depends neither on the number of processes nor on who ends first, bit for bit.
+Items are independent: nothing is exchanged between them, each starts from the round's margin and uses one thread. So the results
+of a round depend neither on the number of processes nor on which item ends first, bit for bit.
 """
 
 import contextlib
@@ -21,13 +21,13 @@ from sparkdiff.tensors.device import torch_threads
 
 
 class Memory:
-    """What items found, for another growth of the same pipeline on the same rows: it does not train them again."""
+    """Results of items, for another growth of the same pipeline on the same rows, which does not train them again."""
 
     def __init__(self) -> None:
         self._found: dict[tuple[str, str], Found] = {}
 
     def recall(self, kept: checkpoints.RoundFiles, items: Sequence[Item], table: Table, original: Tensor) -> None:
-        """Put what is known into the files of a round."""
+        """Write the known results into the files of a round."""
         start, ended = checkpoints.digest(table, original), kept.ended()
         for p, item in enumerate(items):
             found = self._found.get((start, repr(item)))
@@ -45,16 +45,18 @@ def runner(
     clock: Clock | None = None, memory: Memory | None = None,
     on_item: Callable[[int, int, int], None] = lambda number, done, most: None,
 ) -> Iterator[Run]:  # fmt: skip
-    """Runs rounds, in `numProcesses` of the specification's options. Processes are started at once, and end with the context.
+    """Context that yields a function which runs rounds, in `numProcesses` of the specification's options.
 
-    A round whose items or margins are another one's than those in the folder begins again; else results that are there are kept.
+    Processes are started at once, and end with the context.
+
+    A round begins again if its items or margins differ from those in the folder; else the results in the folder are reused.
 
     Args:
-        folder: of the run; all processes must see it.
-        say: called with a line about what went wrong and is made good.
-        clock: when it is over no further item begins; without it, all are trained.
-        memory: of earlier growths.
-        on_item: told a round's number, how many of its items have ended, and how many there are.
+        folder: folder of the run; all processes must see it.
+        say: called with a line about each failure that was recovered from.
+        clock: once it is over, no further item begins; without it, all are trained.
+        memory: results of earlier growths.
+        on_item: called with a round's number, how many of its items have ended, and how many there are.
 
     Raises:
         ItemError: an item failed, or was lost too often; names it.
@@ -63,7 +65,7 @@ def runner(
     with contextlib.ExitStack() as stack:
         several = specification.options.processes > 1
         chief = stack.enter_context(Chief(folder, specification, say)) if several else None
-        # Of several threads the order of sums, and so their last bits, depends on how many there are.
+        # With several threads, the order of sums, and so their last bits, depends on the number of threads.
         stack.enter_context(torch_threads(1))
         criterion = specification.criterion()
 
@@ -103,7 +105,7 @@ def _alone(
     folder: RunFolder, kept: checkpoints.RoundFiles, items: Sequence[Item], missing: set[int], table: Table, criterion: Criterion,
     original: Tensor, clock: Clock, ended: Callable[[int], None],
 ) -> set[int]:  # fmt: skip
-    """Train items in this process, one after another while there is time; returns the positions of those that were trained."""
+    """Train items in this process, one after another while there is time; return the positions of the trained ones."""
 
     def tick() -> None:
         folder.check()

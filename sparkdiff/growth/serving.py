@@ -1,8 +1,8 @@
-"""What a grown pipeline costs to serve, by the table of costs, and the limit on it.
+"""Serving costs of a grown pipeline by the table of costs, and the limit on them.
 
-Parts are judged in the rounds, before any of their stages is made. So each tells what its stages will have to do, and `Serving`
-adds what joining them takes: indexers, the assembler, and the coefficients of the last stage. `costs.of_model` reads the same
-from the stages of the pipeline that was made, and `check_cost` compares.
+Parts are judged in the rounds, before any of their stages is made. So each part declares the work of its stages, and `Serving`
+adds the costs of joining them: indexers, the assembler, and the coefficients of the last stage. `costs.of_model` computes the
+same from the stages of the finished pipeline, and `check_cost` compares.
 """
 
 import math
@@ -14,7 +14,7 @@ from sparkdiff.growth import costs
 from sparkdiff.growth.part import Part, Served
 
 SAME = 1e-6
-"""Share by which both ways to add up may differ."""
+"""Share by which the two sums may differ."""
 CHEAPEST: Mapping[str, Served] = {
     "units": Served([("MultilayerPerceptronClassificationModel", 1)], 2),
     "crosses": Served([("OneHotEncoderModel", 2), ("Interaction", 1)], 1),
@@ -23,7 +23,7 @@ CHEAPEST: Mapping[str, Served] = {
     "embeddings": Served([("OneHotEncoderModel", 1), ("PCAModel", 1)], 1),
     "trees": Served([("VectorAssembler", 1), ("GBTRegressionModel", 1)], 1),
 }
-"""Of each kind the least that a part can take."""
+"""Least that serving a part of each kind can take."""
 
 
 @dataclass(frozen=True)
@@ -31,10 +31,10 @@ class Serving:
     """
     Attributes:
         before: microseconds per row of the pipeline without parts.
-        limit: microseconds per row that the grown pipeline may cost at most.
+        limit: largest cost of the grown pipeline in microseconds per row.
         head: class of the last linear stage.
-        margins: how many margins it has.
-        features: how many entries of a row of its features are not zero.
+        margins: number of its margins.
+        features: number of nonzero entries of a row of its features.
         indexed: columns of the indexers that are added where a part reads them.
     """
 
@@ -50,7 +50,7 @@ class Serving:
         return self.cost_of([part.served(self.features) for part in parts])
 
     def cost_of(self, served: Sequence[Served]) -> float:
-        """Likewise, of parts that take this."""
+        """Microseconds per row of the pipeline with parts that take this."""
         if not served:
             return self.before
         entries = self.features + sum(s.entries for s in served)
@@ -62,7 +62,7 @@ class Serving:
         return self.before + costs.of_steps(steps) + costs.of("VectorAssembler", entries) + wider
 
     def share(self, part: Part) -> float:
-        """Microseconds per row that are this part's own: its stages, and what is assembled and multiplied of it."""
+        """Microseconds per row of this part alone: its stages, and the assembly and coefficients of its outputs."""
         served = part.served(self.features)
         assembled = costs.of("VectorAssembler", served.entries) - costs.of("VectorAssembler", 0)
         return costs.of_steps(served.steps) + assembled + self._head(served.entries) - self._head(0)
@@ -85,7 +85,7 @@ def check_room(serving: Serving, kinds: Sequence[str]) -> None:
 
 
 def check_cost(serving: Serving, parts: Sequence[Part], cost: float) -> None:
-    """Raise SparkdiffError if the pipeline that was made costs more than what was counted for its parts, or than the limit."""
+    """Raise SparkdiffError if the pipeline's cost differs from that counted for its parts, or exceeds the limit."""
     counted = serving.cost(parts)
     if abs(cost - counted) > SAME * counted or cost > serving.limit * (1 + SAME):
         names = ", ".join(part.name for part in parts)

@@ -1,4 +1,4 @@
-"""The kinds of parts, and the options of growth beside those of fine-tuning, in one list each: Params, checks and help come from it.
+"""Kinds of parts, and options of growth in addition to those of fine-tuning, as lists: the source of Params, checks and help.
 
 Imports no torch, because a job's settings are checked before torch is imported.
 """
@@ -12,11 +12,11 @@ from sparkdiff.options import OptionGroup, converted, option, refuse
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """What a reader of a plan is told about a kind of parts.
+    """Description of a kind of parts, for a plan.
 
     Attributes:
-        does: what its parts add to the margin.
-        stages: classes of the MLlib stages that they may add, in the order in which these stand.
+        does: description of what its parts add to the margin.
+        stages: classes of the MLlib stages that they may add, in pipeline order.
     """
 
     does: str
@@ -24,7 +24,7 @@ class Kind:
 
 
 GATE = ("LinearRegressionModel", "IsotonicRegressionModel", "Bucketizer")
-"""Of parts that multiply features: nothing is added in rows with infinite ones."""
+"""Stages of parts that multiply features: in rows with infinite features, nothing is added."""
 KINDS: Mapping[str, Kind] = {
     "units": Kind("hidden units of the features", ("MultilayerPerceptronClassificationModel",)),
     "crosses": Kind("effects of pairs of values of two columns", ("Bucketizer", "OneHotEncoderModel", "Interaction")),
@@ -42,9 +42,9 @@ KINDS: Mapping[str, Kind] = {
     ),
     "trees": Kind("boosted trees of the columns", ("VectorAssembler", "GBTRegressionModel")),
 }
-"""In the order in which they are proposed; `parts.KINDS` has a module for each."""
+"""Kinds in the order in which they are proposed; `parts.KINDS` has a module for each."""
 GAPS = ("VectorAssembler", "LinearRegressionModel", "Bucketizer")
-"""Further stages for a column that lacks values in some rows: they turn null into NaN, which has a bucket of its own."""
+"""Further stages for a column that lacks values in some rows: they turn null into NaN, which has its own bucket."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The summary of a growth: that of fine-tuning, with the rounds, the parts, and what serving costs."""
+"""Summary of a growth: that of fine-tuning, with the rounds, the parts, and the serving costs."""
 
 import dataclasses
 import math
@@ -13,17 +13,17 @@ class GrowthSummary(FineTuningSummary):
     """The report of one growth. `print(summary)` shows the before/after table, the rounds and the parts.
 
     Its other attributes are those of `FineTuningSummary`; the decision is "grown", "improved" (a refit of the original, to which
-    nothing was added, replaces it) or "kept original". Where something grown ships, rounds and parts are those of its growth from
-    all rows; of ensembles of trees alone, and where nothing grown ships, those on the rows that explore.
+    nothing was added, replaces it) or "kept original". If a grown pipeline ships, rounds and parts are those of its growth from
+    all rows; for ensembles of trees alone, and if nothing grown ships, those on the rows that explore.
 
     Attributes:
-        rounds: an entry for everything that a round tried: {"round", "kind", "name", "gain" (of the rows that choose, as a share
+        rounds: an entry for each part that a round tried: {"round", "kind", "name", "gain" (of the rows that choose, as a share
             of the original's metric), "objective", "parameters", "cost", "seconds", "epoch", "why"}; `why` is empty for the part
-            that joined, else says why it did not.
+            that joined, else the reason why it did not.
         parts: an entry for each part that joined: {"kind", "name", "round", "gain" (of the rows that choose, as it joined),
             "cost", "parameters", "dropped", "shown" (what it learned, as rows of a table)}.
         servingCost: {"before", "after", "limit"}: microseconds per row by the table of costs, the limit None without one.
-        fineTunedGain: what the original's stages gain on the rows that explore when they train without any part, as a share of
+        fineTunedGain: gain of the original's stages on the rows that explore if they train without any part, as a share of
             the metric; None if nothing grown ships or maxSeconds was over.
     """
 
@@ -54,7 +54,7 @@ class GrowthSummary(FineTuningSummary):
 
 
 def rounds_table(rounds: Sequence[Mapping[str, Any]]) -> SectionTable:
-    """What each round tried, the part that joined marked."""
+    """Table of what each round tried, with the part that joined marked."""
     rows = [("round", "part", "gain", "us/row", "s", "")]
     for r in rounds:
         figures = (f"{r['gain']:+.2%}", f"{r['cost']:.2f}", f"{r['seconds']:.1f}")

@@ -1,4 +1,4 @@
-"""The cached rows as tensors: the features of the last linear stage, and the single columns that parts are made of."""
+"""Cached rows as tensors: the features of the last linear stage, and the single columns that parts read."""
 
 from dataclasses import dataclass, replace
 
@@ -8,13 +8,13 @@ from torch import Tensor
 from sparkdiff.tensors.rows import Rows, SparseRows
 
 LINE = 64
-"""Bytes of a line of memory, where torch's own tensors begin."""
+"""Bytes of a cache line, at whose multiples torch's own tensors begin."""
 
 
 def aligned(tensor: Tensor) -> Tensor:
-    """The same tensor, contiguous and beginning with a line of memory; itself if it is so.
+    """The same tensor, contiguous and aligned to a cache line; itself if it already is.
 
-    The last bits of a product depend on where the numbers lie: `matrix @ vector` differs if the matrix begins 8 bytes later.
+    The last bits of a product depend on the memory address: `matrix @ vector` differs if the matrix begins 8 bytes later.
     """
     if tensor.is_contiguous() and tensor.data_ptr() % LINE == 0:
         return tensor
@@ -26,15 +26,16 @@ class Column:
     """A scalar column that parts may read.
 
     Attributes:
-        name: as the data call it, and as reports show it, such as "hr".
-        column: the column that Spark's stages read, such as "hr_index"; the same as the name where the data have it as numbers.
-        levels: of a category, how many values it has, 0 to levels - 1; 0 for a number. As many as the metadata of `column` say,
-            if they do (of a StringIndexer that keeps unknown values, one more than its labels): Spark's OneHotEncoder compares.
-        labels: the names of a category's values; empty where nothing tells them.
-        indexes: whether `column` numbers the values of another column of numbers or strings, so that the order means nothing.
-        entity: whether it names a user, an item, a shop: something with an effect of its own.
-        gaps: whether rows to come may lack a value, even if none of these rows does: no stage of the pipeline refuses null in it.
-        boolean: whether Spark has it as true and false, which stages for numbers don't take.
+        name: its name in the data and in reports, such as "hr".
+        column: the column that Spark's stages read, such as "hr_index"; the same as the name if the data have it as numbers.
+        levels: the number of a category's values, which are 0 to levels - 1; 0 for a number. If the metadata of `column` have a
+            number, that one (for a StringIndexer that keeps unknown values, one more than its labels): Spark's OneHotEncoder
+            compares it.
+        labels: the names of a category's values; empty if they aren't known.
+        indexes: True if `column` holds indices of the values of another column of numbers or strings: their order means nothing.
+        entity: True if it names a user, an item, a shop: something with its own effect.
+        gaps: True if future rows may lack a value, even if none of these rows does: no stage of the pipeline refuses null in it.
+        boolean: True for a boolean column of Spark, which stages for numbers don't accept.
     """
 
     name: str
@@ -52,11 +53,11 @@ class Split:
     """The rows of one split.
 
     Attributes:
-        features: (n, d), what the last linear stage reads.
-        values: (n, c) the columns of the table; NaN where a row has none.
+        features: (n, d), the features of the last linear stage.
+        values: (n, c) the columns of the table; NaN if a row has no value.
         label, weight: (n,).
         block: (n,) int64, the guard's block of each row.
-        margin: (n,), or (n, k) of k classes: the margin of what has been grown so far; at first, the original's.
+        margin: (n,), or (n, k) for k classes: the margin of the pipeline grown so far; at first, the original's.
     """
 
     features: Rows
@@ -74,7 +75,7 @@ class Split:
         return replace(self, margin=margin)
 
     def aligned(self) -> "Split":
-        """The same rows with all tensors in whole lines of memory, see `aligned`."""
+        """The same rows with all tensors aligned to cache lines, see `aligned`."""
         x = self.features
         features = (
             SparseRows(aligned(x.indices), aligned(x.values), aligned(x.offsets), x.width)
@@ -94,10 +95,10 @@ class Table:
     """
     Attributes:
         features: the name of the column of vectors that the last linear stage reads.
-        columns: c of them.
-        classes: 0 where a row's margin is a number, else how many numbers it is.
-        most: the number of training rows that there are; `train` may be a sample of them.
-        unknown: of each column, how many of all these have the last of its levels: an entity's is the one of rows without it.
+        columns: the c scalar columns.
+        classes: 0 if a row's margin is one number, else the number of its entries.
+        most: the number of all training rows; `train` may be a sample of them.
+        unknown: for each column, how many of all these rows have its last level: for an entity, that of rows without it.
     """
 
     features: str
@@ -110,7 +111,7 @@ class Table:
 
     @property
     def sampled(self) -> str:
-        """Of how many training rows the parts learn; empty where it is all of them."""
+        """Text with the number of training rows that the parts learn from; empty if it is all of them."""
         return f"{len(self.train):,} of {self.most:,} training rows" if len(self.train) < self.most else ""
 
     @property
@@ -119,7 +120,7 @@ class Table:
         return max(self.classes, 1)
 
     def aligned(self) -> "Table":
-        """The same rows with all tensors in whole lines of memory, see `aligned`."""
+        """The same rows with all tensors aligned to cache lines, see `aligned`."""
         return replace(self, train=self.train.aligned(), validation=self.validation.aligned())
 
     def at(self, train: Tensor, validation: Tensor) -> "Table":

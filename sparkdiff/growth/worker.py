@@ -1,7 +1,7 @@
 """A process that trains items, one after another, as the chief (`processes`) hands them out.
 
 Runs without a Spark session, on any machine that sees the run's folder. It reads orders from `to-K.jsonl` and answers in
-`from-K.jsonl`, of the folder that it was started from; checkpoints and results go into the folder of the round.
+`from-K.jsonl`, both in the folder that it was started from; checkpoints and results go into the folder of the round.
 """
 
 import contextlib
@@ -31,10 +31,10 @@ from sparkdiff.training.distributed.worker import Watchdog, die_with_parents
 
 @dataclass(frozen=True)
 class WorkerSetup:
-    """What a worker knows before the first round.
+    """Data that a worker has before the first round.
 
     Attributes:
-        kinds: of parts, with the names of their modules.
+        kinds: kinds of parts, with the names of their modules.
         run: folder of the run.
         every: seconds between two checkpoints of an item.
     """
@@ -47,10 +47,10 @@ class WorkerSetup:
 
 @dataclass(frozen=True)
 class RoundTask:
-    """What a worker knows of a round, as the chief writes it.
+    """Data of a round for the workers, as the chief writes it.
 
     Attributes:
-        margins: of training and validation rows.
+        margins: margins of training and validation rows.
         original: (B,) the original's sums of weight * loss.
     """
 
@@ -61,7 +61,7 @@ class RoundTask:
 
 
 def rows_file(here: Path) -> Path:
-    """Of the table, at any margin."""
+    """File of the table; the margins are in `round_file`."""
     return here / "rows.pt"
 
 
@@ -70,7 +70,7 @@ def round_file(here: Path, number: int) -> Path:
 
 
 def main(folder: str) -> None:
-    """The main function of `start.py` in a folder; its arguments are the worker's number and a token of this start."""
+    """Run a worker, as the main function of a folder's `start.py`; its arguments are the worker's number and a token."""
     here, number, token = Path(folder), int(sys.argv[1]), sys.argv[2]
     die_with_parents([os.getppid()])
     torch.set_num_threads(1)
@@ -83,7 +83,7 @@ def main(folder: str) -> None:
 
 
 class Worker:
-    """Takes orders until the end."""
+    """A worker that takes orders until the end."""
 
     def __init__(self, here: Path, number: int, token: str, assignment: WorkerSetup, watchdog: Watchdog):
         self.here, self.number, self.token, self.assignment, self.watchdog = here, number, token, assignment, watchdog
@@ -99,7 +99,7 @@ class Worker:
             for order in orders.wait():
                 if "end" in order:
                     return
-                if order["token"] == self.token:  # else it is for one that died
+                if order["token"] == self.token:  # else it is for a process that died
                     self._obey(order["round"], order["position"])
 
     def _obey(self, number: int, position: int) -> None:
@@ -122,7 +122,7 @@ class Worker:
             self.watchdog.rest()
 
     def _table(self, number: int) -> tuple[Table, RoundTask]:
-        """The rows at the margin of a round; of dense rows only what is read lies in memory."""
+        """Rows at the margin of a round; mapped, so that only those dense rows that are read are in memory."""
         if self.rows is None:
             self.rows = _loaded(rows_file(self.here))
         if self.round is None or self.round.number != number:

@@ -1,4 +1,4 @@
-"""Improvement: every way to a better pipeline, raced under one budget, and one test over all that was measured.
+"""Improvement: several ways to a better pipeline (arms), raced under one budget, and one test over all results.
 
-`procedure` is the way, `arms/` the ways that race, `race` decides which go on, `judging` what may be offered.
+`procedure` has the steps, `arms/` the arms, `race` decides which arms continue, and `proving` which pipelines may be offered.
 """

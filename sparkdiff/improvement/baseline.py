@@ -1,8 +1,8 @@
-"""Boosted trees of Spark's beside the pipeline, for comparison only: they are never offered, and no test counts them.
+"""Spark's own boosted trees beside the pipeline, for comparison only: they are never offered, and no test counts them.
 
-They are fitted by Spark on the training rows, on the features that the last stage reads, with their defaults and 100 trees, and
-measured on the held-out rows by Spark's own columns: GBTRegressor for numbers, GBTClassifier for two classes, and
-RandomForestClassifier for more, for which Spark boosts no trees.
+Spark fits them on the training rows, on the features that the last stage reads, with default settings and 100 trees, and they are
+measured on the held-out rows from Spark's own columns: GBTRegressor for numbers, GBTClassifier for two classes, and
+RandomForestClassifier for more classes, for which Spark has no boosted trees.
 """
 
 import dataclasses
@@ -25,22 +25,22 @@ from sparkdiff.tuning.mean_loss import evaluator_of
 
 TREES = 100
 SHARE, LEAST_BUDGET = 0.04, 300.0
-"""The part of a budget that the trees may use, before any arm, and the seconds of a budget below which they are left out."""
+"""Share of a budget that the trees may use, before any arm; and the seconds of a budget below which they are left out."""
 POSITIVE = 0.5
-"""A regression of trees may predict what no mean of a deviance can be: such predictions count as this share of the smallest
-label above 0 of the training rows."""
+"""Trees may predict numbers that a deviance doesn't allow as means: such predictions count as this share of the smallest label
+above 0 of the training rows."""
 FEATURES, LABEL, WEIGHT = "features", "label", "weight"
 
 
 @dataclasses.dataclass(frozen=True)
 class Baseline:
-    """What trees of Spark's reach on the same rows.
+    """Results of Spark's trees on the same rows.
 
     Attributes:
-        name: in words.
-        value, test: the metric on validation and test rows; None where there is none.
+        name: a readable name.
+        value, test: the metric on validation and test rows; None if there is none.
         serving: the cost of serving, relative to the original.
-        why: there is no value; empty if there is one.
+        why: the reason why there is no value; empty if there is one.
     """
 
     name: str
@@ -52,13 +52,13 @@ class Baseline:
 
 
 def wanted(ground: Ground) -> bool:
-    """Whether the trees are asked for, and there are features and labels to fit them to."""
+    """True if the trees are requested, and there are features and labels to fit them to."""
     task = ground.plan
     return ground.settings.baseline and task.labelCol is not None and task.cut.graph.head.stage.hasParam("featuresCol")
 
 
 def limit(budget: Budget) -> float:
-    """What the trees may use of a budget, in its unit: each tree is a pass over the rows. 0 where they do not fit in."""
+    """Amount of a budget that the trees may use, in its unit: each tree is a pass over the rows. 0 if it is too little."""
     if budget.seconds is not None:
         return SHARE * budget.seconds if budget.seconds >= LEAST_BUDGET else 0.0
     assert budget.passes is not None
@@ -70,7 +70,7 @@ def name_of(ground: Ground) -> str:
 
 
 def compared(ground: Ground, budget: Budget) -> Baseline:
-    """Fit the trees, and measure them, within their share of the budget."""
+    """Fit and measure the trees within their share of the budget; return the results or the reason why there are none."""
     begun, name, most = time.monotonic(), name_of(ground), limit(budget)
     if not most:
         return Baseline(name, why=f"{SHARE:.0%} of the budget, which they may use, is too little")
@@ -95,9 +95,10 @@ def _estimator(ground: Ground) -> Any:
 
 
 def _measured(ground: Ground, name: str) -> Baseline:
-    """
+    """Fit the trees and measure them on the held-out rows.
+
     Raises:
-        InputError: the metric can't be computed of what trees write.
+        InputError: the metric can't be computed from the columns of the trees.
     """
     estimator, weight = _estimator(ground), ground.plan.weightCol
     if weight is not None:
@@ -122,7 +123,7 @@ def _measured(ground: Ground, name: str) -> Baseline:
 
 
 def _columns(ground: Ground, rows: DataFrame) -> DataFrame:
-    """The features that the last stage reads, the label and the weight of rows that have a label."""
+    """Features that the last stage reads, labels and weights of the rows that have a label."""
     task = ground.plan
     head = task.cut.graph.head.stage
     chosen = {FEATURES: head.getOrDefault("featuresCol"), LABEL: task.labelCol, WEIGHT: task.weightCol}
@@ -133,7 +134,7 @@ def _columns(ground: Ground, rows: DataFrame) -> DataFrame:
 
 
 def _held_out(ground: Ground, split: str) -> DataFrame:
-    """The rows of a split, with the columns of the data."""
+    """Rows of a split, with the columns of the data."""
     frames = [df.where(df[SPLIT] == split) for df in with_splits(ground.sources, ground.options, ground.boundaries)]
     union = functools.partial(DataFrame.unionByName, allowMissingColumns=True)
     return functools.reduce(union, frames).drop(SPLIT, BLOCK, TIME)

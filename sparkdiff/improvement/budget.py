@@ -1,4 +1,4 @@
-"""The budget of an improvement, and the account of what each arm has spent of it."""
+"""Budget of an improvement, and the account of what each arm has spent of it."""
 
 import contextlib
 import dataclasses
@@ -12,15 +12,15 @@ from sparkdiff.errors import InputError
 UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 FORM = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(s|m|h|passes)\s*")
 LEAST_SECONDS, LEAST_PASSES = 10.0, 20.0
-"""The smallest budgets: about what it takes to write one cache and to train for some epochs."""
+"""Smallest budgets: about enough to write one cache and to train for some epochs."""
 LATE, LATE_SECONDS = 0.1, 10.0
-"""The share of the budget, and the seconds, that the proof of the best candidate may take more."""
+"""Share of the budget, and additional seconds, by which the proof of the best candidate may exceed the budget."""
 FIRST_GUESS = 0.5
-"""What making and measuring a candidate takes, as a share of fitting and measuring the pipeline, before there is a candidate."""
+"""Assumed time of making and measuring a candidate, relative to fitting and measuring the pipeline, before there is one."""
 ALONE = 0.7
-"""What making a pipeline takes alone, as a share of what it took while the folds were fitted beside."""
+"""Time of making a pipeline alone, relative to the time while other folds are fitted at the same time."""
 LEAST_FOLDS = 3
-"""Folds that prove a finalist at least, where there are more and no time for all of them."""
+"""Smallest number of folds that prove a finalist, if there are more and not enough time for all of them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,9 +32,10 @@ class Budget:
 
     @staticmethod
     def of(text: str) -> "Budget":
-        """
+        """Budget from its text.
+
         Raises:
-            InputError: it is no budget, or nothing fits in.
+            InputError: it is no budget, or too small for anything.
         """
         found = FORM.fullmatch(text)
         if not found:
@@ -50,17 +51,17 @@ class Budget:
 
     @staticmethod
     def unlimited() -> "Budget":
-        """A budget that ends nothing."""
+        """An infinite budget."""
         return Budget(None, math.inf)
 
 
 @dataclasses.dataclass(frozen=True)
 class Limit:
-    """What one step of an arm may use: seconds or passes over the training rows; None where the other one counts.
+    """Limit on one step of an arm: seconds or passes over the training rows; None if the other one counts.
 
     Attributes:
-        most: seconds after which Spark is stopped at work that cannot be done in parts, as one fit: the arm's share of all that
-            is left.
+        most: seconds after which Spark is stopped at work that cannot be divided, such as one fit: the arm's share of everything
+            that is left.
     """
 
     seconds: float | None
@@ -68,23 +69,23 @@ class Limit:
     most: float | None = None
 
     def epochs(self, candidates: int) -> int | None:
-        """Epochs for as many candidates that train together; None without a limit of passes."""
+        """Number of epochs if so many candidates train together; None without a limit of passes."""
         return None if self.passes is None else max(1, int(self.passes / max(candidates, 1)))
 
 
 class Account:
-    """What is left of a budget, and what was spent on what.
+    """Account of a budget: the rest, and the seconds spent on each arm.
 
     Attributes:
-        fold: the seconds that fitting and measuring the pipeline takes.
-        folds: how many prove; once finalists have been chosen, as many as there is time for.
+        fold: seconds that fitting and measuring the pipeline takes.
+        folds: number of folds that prove; after the finalists are chosen, as many as there is time for.
 
     Args:
-        clock: seconds since any moment; None for that of the machine.
+        clock: returns seconds since some moment; None for the machine's clock.
     """
 
     def __init__(self, budget: Budget, clock: Callable[[], float] | None = None):
-        # Looked up when it is called: benchmarks give this module CPU seconds for a clock.
+        # Looked up at each call: benchmarks replace this module's clock with CPU seconds.
         self.budget, self._clock = budget, clock or (lambda: time.monotonic())
         self._begun = self._clock()
         self.spent: dict[str, float] = {}
@@ -94,11 +95,11 @@ class Account:
         self._since: float | None = None
 
     def now(self) -> float:
-        """Seconds since the improvement began, with those before an interruption."""
+        """Seconds since the improvement began, including those before an interruption."""
         return self._clock() - self._begun
 
     def left(self) -> float:
-        """Seconds, or passes, that are left for arms, once the best candidate so far has been proven."""
+        """Seconds, or passes, left for arms, after reserving the time to prove the best candidate so far."""
         if self.budget.seconds is not None:
             best = FIRST_GUESS * self.fold if self._best is None else self._best
             late = self._late() - self._proof(best, min(self.folds, LEAST_FOLDS))
@@ -107,16 +108,16 @@ class Account:
         return self.budget.passes - self._granted
 
     def start(self, folds: int, lanes: int) -> None:
-        """Note how many folds prove, so many of them at the same time."""
+        """Record the number of folds that prove, and how many of them run at the same time."""
         self.folds, self._lanes = folds, lanes
 
     def note_fit(self, seconds: float) -> None:
-        """Note how long it takes to fit and to measure the pipeline, which each of the folds does."""
+        """Record the seconds of fitting and measuring the pipeline, as is done in each fold."""
         self.fold = seconds
 
     @contextlib.contextmanager
     def fitting(self) -> Iterator[None]:
-        """Within this context, the pipeline is fitted and measured in a fold: note how long that takes."""
+        """Context in which the pipeline is fitted and measured in a fold; records its time."""
         self._since = since = self._clock()
         try:
             yield
@@ -125,37 +126,37 @@ class Account:
         self.note_fit(self._clock() - since)
 
     def note_best(self, seconds: float) -> None:
-        """Note how long it takes to make and to measure the best candidate so far."""
+        """Record the seconds of making and measuring the best candidate so far."""
         self._best = seconds
 
     def _late(self) -> float:
-        """The seconds that are left until the improvement would end too late."""
+        """Seconds left until the improvement would exceed its budget by more than `LATE` and `LATE_SECONDS` allow."""
         assert self.budget.seconds is not None
         return (1 + LATE) * self.budget.seconds + LATE_SECONDS - self.now()
 
     def _proof(self, seconds: float, folds: int, ready: float = 0.0) -> float:
-        """The seconds of a proof of one candidate: in each fold beside its rival, and from all rows, as one more fold.
+        """Seconds of a proof of one candidate: in each fold beside its rival, and from all rows, which count as one more fold.
 
         Args:
-            ready: folds in which the pipeline is fitted and measured already, one of them perhaps in part; then all rows.
+            ready: number of folds in which the pipeline is already fitted and measured, the last perhaps in part; then all rows.
         """
         fits = max(folds - ready, 0.0) + (ready <= self.folds)
         return self._times(folds + 1) * seconds + self._times(fits) * self.fold
 
     def _times(self, folds: float) -> float:
-        """How many times as long as one fold so many take, of which the last one may be alone."""
+        """Time of so many folds in units of one fold, run `lanes` at a time; the last one may run alone."""
         together, rest = divmod(folds, self._lanes)
         alone = ALONE if self._lanes > 1 else 1.0
         return together + alone * min(rest, 1.0) + (1 - alone) * min(max(rest - 1.0, 0.0), 1.0)
 
     def buy_folds(self, seconds: Sequence[float], ready: int = 0) -> list[int]:
-        """Choose the number of folds that prove each finalist, as far as the time reaches.
+        """Choose the number of folds that prove each finalist, within the time left.
 
-        The first of them that can be proven at all is proven in three at least, if need be after the end of the budget.
+        The first finalist that can be proven at all is proven in at least three folds, if need be after the end of the budget.
 
         Args:
-            seconds: that making and measuring a finalist once takes.
-            ready: how many folds the pipeline is fitted and measured in already; one more where all rows follow them.
+            seconds: for each finalist, the seconds of making and measuring it once.
+            ready: number of folds in which the pipeline is already fitted and measured; one more if all rows are ready, too.
         """
         if self.budget.seconds is None:
             return [self.folds] * len(seconds)
@@ -175,22 +176,22 @@ class Account:
         return out
 
     def _affordable(self, seconds: float, ready: float) -> int:
-        """The number of folds that a finalist can be proven in within the budget, three at least."""
+        """Number of folds in which a finalist can be proven within the budget, at least three."""
         assert self.budget.seconds is not None
         left, least = self.budget.seconds - self.now(), min(self.folds, LEAST_FOLDS)
         return next((n for n in range(self.folds, least, -1) if self._proof(seconds, n, ready) <= left), least)
 
     def grant(self, passes: float) -> None:
-        """Count passes as spent; where time is the budget, the clock does."""
+        """Count passes as spent; no effect if the budget is a time."""
         if self.budget.passes is not None:
             self._granted += passes
 
     def limit(self, share: float, most: float = 1.0, lanes: int = 1) -> Limit:
-        """A share of what is left. Passes count as spent once they are granted, whatever a step makes of them.
+        """Grant a share of what is left. Passes count as spent once granted, even if a step uses fewer.
 
         Args:
-            most: the share of work that cannot be done in parts.
-            lanes: how many arms run at the same time; all of them together have so many times the seconds.
+            most: the share for work that cannot be divided.
+            lanes: number of arms that run at the same time; each may use so many times its share of the seconds.
         """
         if self.budget.seconds is not None:
             left, share, most = self.left(), min(lanes * share, 1.0), min(lanes * most, 1.0)
@@ -202,10 +203,10 @@ class Account:
         return Limit(None, granted)
 
     def add(self, name: str, seconds: float, until: float = 0.0) -> None:
-        """Add seconds to what was spent on this.
+        """Add seconds to those spent under this name.
 
         Args:
-            until: it ended at this second, perhaps in a run that was interrupted then: it is no earlier now.
+            until: second at which it ended, perhaps in an interrupted run; moves the clock forward to at least this second.
         """
         self.spent[name] = self.spent.get(name, 0.0) + seconds
         self._begun -= max(until - self.now(), 0.0)

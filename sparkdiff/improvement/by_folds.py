@@ -1,4 +1,4 @@
-"""Fine-tuning and growth by folds: one arm explores, and what it has chosen is proven beside the plain refit."""
+"""Fine-tuning and growth by folds: one arm explores, and its choice is proven beside the plain refit."""
 
 import copy
 import dataclasses
@@ -35,7 +35,7 @@ from sparkdiff.store.run_folder import folder_name
 
 
 class FoldRows(Events):
-    """Tells listeners each row of a history with its fold, which is 1 where it explores, and without its arm, the only one."""
+    """Listener that passes rows of a history on with their fold (1 where the arm explores) and without the only arm."""
 
     def __init__(self, listeners: Sequence[Events]):
         self.listeners = listeners
@@ -51,7 +51,7 @@ class FoldRows(Events):
 
 
 def of_one_arm(phases: Phases) -> Phases:
-    """The phases of a run that has one arm: listeners hear rows as its summary has them."""
+    """Phases of a run with one arm: listeners get rows as in its summary."""
     own, others = copy.copy(phases), [x for x in phases.listeners if not isinstance(x, Progress)]
     own.listeners = [*(x for x in phases.listeners if isinstance(x, Progress)), FoldRows(others)]
     return own
@@ -60,7 +60,7 @@ def of_one_arm(phases: Phases) -> Phases:
 def fine_tune_by_folds(
     given: Any, options: Options, sources: Sequence[Source], phases: Phases, *, replace: bool = False, fits: Fits | None = None
 ) -> Improved:  # fmt: skip
-    """Fine-tune a pipeline by folds, and return what the rows that prove decide for, made from all rows.
+    """Fine-tune a pipeline by folds, and return the pipeline that the proving rows accept, made from all rows.
 
     See `explore_and_prove`.
     """
@@ -106,7 +106,7 @@ def summary_of(
 
 
 def _folds(shown: Proven, sign: float) -> list[dict[str, Any]]:
-    """An entry for each fold that proves."""
+    """Entries of the folds that prove."""
     making, entries = shown.finalist.candidate.making, []
     recipe = "" if making.recipe is None else str(making.recipe)
     for k, fold in enumerate(shown.folds):
@@ -138,7 +138,7 @@ def _warnings(
 
 
 def _training_of(ground: Ground, decision: Decision) -> Training | None:
-    """The training of what ships; None where nothing ships, or what was only fitted anew."""
+    """Training of the pipeline that ships; None if nothing ships or only a refit."""
     best = decision.best
     if best is None or best.proven.finalist.role == REFIT or not ground.trainings or ground.trainings[-1].fold:
         return None
@@ -147,7 +147,7 @@ def _training_of(ground: Ground, decision: Decision) -> Training | None:
 
 @dataclasses.dataclass(frozen=True)
 class _GrowthByFolds(ImprovementSettings):
-    """Settings of the engine, with those of the growth: a run that goes on has the same ones."""
+    """Settings of the engine, with those of the growth, so that a resumed run must have the same ones."""
 
     growth: GrowthSettings = dataclasses.field(default_factory=GrowthSettings)
 
@@ -156,7 +156,7 @@ def grow_pipeline(
     given: Any, options: Options, settings: GrowthSettings, sources: Sequence[Source], phases: Phases, *, replace: bool = False,
     fits: Fits | None = None,
 ) -> Improved:  # fmt: skip
-    """Grow a pipeline on rows that explore, and return what the rows that prove decide for, made from all rows.
+    """Grow a pipeline on the exploring rows, and return the pipeline that the proving rows accept, made from all rows.
 
     See `explore_and_prove`.
     """
@@ -205,10 +205,10 @@ def grow_pipeline(
 
 
 def _gain_alone(explores: Ground, options: Options, spent: float) -> float | None:
-    """The gain of the stages that are there when they train without any part, on the rows that explore.
+    """Gain of the original's stages if they train without any part, on the exploring rows; None if no time is left.
 
     Args:
-        spent: seconds that the growth on these rows has taken; None where these were all that there are.
+        spent: seconds of maxSeconds that the growth on these rows has taken.
     """
     left = None if options.maxSeconds is None else options.maxSeconds - spent
     if left is not None and left <= 0:

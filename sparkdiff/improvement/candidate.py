@@ -1,4 +1,4 @@
-"""An arm and what it brings: pipelines that could ship, how each was made, and its figures on the rows that explore."""
+"""Arms and their results: pipelines that could ship, how each was made, and its figures on the exploring rows."""
 
 import dataclasses
 import json
@@ -13,21 +13,21 @@ from sparkdiff.store.identity import identity
 from sparkdiff.training.recipes import Recipe
 
 ROUNDING = 1e-9
-"""Share of the original's loss below which two pipelines differ by the order of additions only."""
+"""Share of the original's loss below which two pipelines differ only by the order of additions."""
 
 
 NAME = 40
-"""Characters of a candidate's name in a table."""
+"""Largest number of characters of a candidate's name in a table."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Making:
-    """The way in which a candidate is made from rows: all that a person could have written down before.
+    """Recipe by which a candidate is made from rows: everything that a person could have written down before.
 
     Attributes:
-        arm: whose `make` is the first step.
-        settings: of this step, in values that JSON can hold.
-        recipe, epochs: of the training of all stages together that follows; None and 0 where none does.
+        arm: the arm whose `make` is the first step.
+        settings: the settings of this step, as JSON values.
+        recipe, epochs: those of the training of all stages together that follows; None and 0 if none does.
     """
 
     arm: str
@@ -37,16 +37,16 @@ class Making:
 
     @property
     def key(self) -> str:
-        """A short hash, the same once JSON has held it."""
+        """A short hash that survives a round trip through JSON."""
         return identity(json.loads(json.dumps(self.asdict())))[:16]
 
     def asdict(self) -> dict[str, Any]:
-        """In values that JSON can hold."""
+        """The fields as JSON values."""
         return dataclasses.asdict(self)
 
     @staticmethod
     def of(told: Mapping[str, Any]) -> "Making":
-        """The way that `asdict` has told."""
+        """The inverse of `asdict`."""
         return Making(**{**told, "recipe": told["recipe"] and Recipe(**told["recipe"])})
 
 
@@ -55,14 +55,14 @@ class Candidate:
     """A pipeline that could ship.
 
     Attributes:
-        arm, name: where it comes from, and what it is, in words for a table.
+        arm, name: the arm that made it, and its readable name in a table.
         found: its figures; `found.model` is the pipeline.
         making: how it is made from other rows.
-        changes: what was added or deleted, in words; empty where it has the original's stages.
-        exact: whether it has the outputs of the pipeline that it was made of, but for rounding.
-        value: the metric as a loss that another training like this one may have on the rows that explore, where that of `found`
-            is the best of many epochs.
-        seconds: about what making and measuring it takes.
+        changes: text on what was added or deleted; empty if it has the original's stages.
+        exact: True if its outputs equal those of the pipeline that it was made of, except for rounding.
+        value: expected metric, as a loss, of another training like this one on the exploring rows, if that of `found` is the best
+            of many epochs.
+        seconds: estimated seconds of making and measuring it.
     """
 
     arm: str
@@ -84,12 +84,12 @@ class Step:
     """The result of one step of an arm.
 
     Attributes:
-        hope: the share of the original's metric that a next step may still gain beside it, as the arm expects.
-        says: how it went, in a few words.
-        trains: whether a next step trains what was found, which may gain about what training gained on the original.
-        seconds: that it took.
-        ended: seconds after the begin of the improvement.
-        learned: what else the summary tells of it, in values that JSON can hold.
+        hope: further gain that the arm expects from a next step, as a share of the original's metric.
+        says: a short report.
+        trains: True if a next step trains the result, which may gain about as much as training gained on the original.
+        seconds: its duration.
+        ended: its end, in seconds after the beginning of the improvement.
+        learned: further facts for the summary, as JSON values.
     """
 
     arm: str
@@ -109,21 +109,21 @@ def nothing(
     """A step without a candidate.
 
     Args:
-        ended: "failed" or "stopped" where the arm cannot go on.
-        late: the step's time was over.
+        ended: "failed" or "stopped" if the arm cannot continue.
+        late: True if the step's time was over.
     """
     return Step(arm, number, (), hope, says, trains, learned={"late": late} | ({ended: True} if ended else {}))
 
 
 def differs(ground: Ground, found: Measurement) -> bool:
-    """Whether a pipeline's losses differ from those of the ground's model by more than another order of additions."""
+    """True if a pipeline's losses differ from those of the ground's model by more than rounding."""
     before = ground.start.scores[VALIDATION].blocks
     apart = (before - found.scores[VALIDATION].blocks).abs().sum()
     return bool(apart > ROUNDING * before.abs().sum())
 
 
 def share(ground: Ground, candidate: Candidate) -> float:
-    """The gain of a candidate on the rows that explore, as a share of the metric there; 0 where they differ by rounding only."""
+    """Gain of a candidate on the exploring rows, as a share of the metric there; 0 if losses differ only by rounding."""
     if not differs(ground, candidate.found):
         return 0.0
     before = ground.start.scores[VALIDATION].mean
@@ -137,14 +137,14 @@ def candidates_of(steps: Sequence[Step]) -> list[Candidate]:
 
 
 def best_of(ground: Ground, steps: Sequence[Step]) -> Candidate | None:
-    """The candidate with the largest gain, of those that are not too costly to serve; None where none gains."""
+    """The candidate with the largest gain among those that are not too costly to serve; None if none gains."""
     found = [c for c in candidates_of(steps) if allowed(ground, c.found.cost)]
     best = max(found, key=lambda c: share(ground, c), default=None)
     return best if best is not None and share(ground, best) > 0 else None
 
 
 def shortened(names: str, most: int = NAME) -> str:
-    """The first of some names, separated by commas, that fit in a line of a table, and how many more there are."""
+    """The first names (separated by commas) that fit in a line of a table, and the number of the others."""
     each = names.split(", ")
     shown = each[:1]
     while len(", ".join(each[: len(shown) + 1])) <= most and len(shown) < len(each):
@@ -159,13 +159,13 @@ class Arm:
 
     Attributes:
         name: a key of `settings.ARMS`.
-        steps: how many there are.
-        share: of the budget, relative to the others.
-        refused: why it can't be tried on this ground; empty if it can.
-        run: (ground, number of the step, limit, all steps of all arms before) -> the step.
+        steps: its number of steps.
+        share: its share of the budget, relative to the other arms.
+        refused: ground -> the reason why it can't be tried there; empty if it can.
+        run: (ground, number of the step, limit, all earlier steps of all arms) -> the step.
         make: (ground, settings of a `Making`) -> the pipeline, fitted to the training rows of the ground.
-        fits: how many times as long as fitting and measuring the pipeline a first step takes, at least.
-        alone: whether it is all that is tried, so that an error or Ctrl-C in its step ends the run.
+        fits: shortest time of a first step, as a multiple of the time of fitting and measuring the pipeline.
+        alone: True if it is the only arm, so that an error or Ctrl-C in its step ends the run.
     """
 
     name: str

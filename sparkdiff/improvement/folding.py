@@ -1,4 +1,4 @@
-"""Exact folding in an improvement: which pipelines `sparkdiff.compact` makes cheaper to serve, with the same outputs."""
+"""Exact folding in an improvement: pipelines that `sparkdiff.compact` makes cheaper to serve, with the same outputs."""
 
 from typing import Any
 
@@ -10,10 +10,10 @@ from sparkdiff.serving.compact import CompactPlan, compact, compact_plan
 
 
 def folded(ground: Ground, model: Any) -> Any | None:
-    """The pipeline with fewer stages and the same outputs; None where none goes, where it would serve no cheaper, or where it is
-    forbidden.
+    """The pipeline with fewer stages and the same outputs; None if no stage can be removed, if it would serve no cheaper, or if
+    folding is not allowed.
 
-    Stages that are to stay as they are (`Ground.stay`) stay, and so do the columns that they write.
+    Stages that must not change (`Ground.stay`) stay, and so do the columns that they write.
     """
     plan = folding(ground, model)
     if plan is None:
@@ -23,7 +23,7 @@ def folded(ground: Ground, model: Any) -> Any | None:
 
 
 def folding(ground: Ground, model: Any) -> CompactPlan | None:
-    """What would fold, without making it; None where nothing does, or where it is forbidden."""
+    """Plan of the folds; None if nothing folds, or if folding is not allowed."""
     if "simplify" not in ground.settings.tried():
         return None
     model, schema = as_pipeline(model), ground.sources[0].df.schema
@@ -35,5 +35,5 @@ def folding(ground: Ground, model: Any) -> CompactPlan | None:
 
 
 def gone(plan: CompactPlan) -> tuple[str, ...]:
-    """The uids of the stages that go."""
+    """Uids of the stages that the plan removes."""
     return tuple(s.uid for s in plan.stages if s.action == "gone")

@@ -1,4 +1,4 @@
-"""What all arms start from: the original, the rows and how they split, and the original's own figures."""
+"""Common ground of all arms: the original, the rows and their splits, and the original's own figures."""
 
 import dataclasses
 import functools
@@ -41,24 +41,24 @@ from sparkdiff.tensors.device import gpus
 from sparkdiff.tuning.solvers.threads import idle_cores
 
 BOOSTED = (GBTRegression, GBTClassification)
-"""Stages that boosted trees can join."""
+"""Stages to which boosted trees can be added."""
 CORES = 2
-"""What an arm can use: one core of Spark's or of torch's, and one for the process that tells them what to do."""
+"""Cores that an arm can use: one for Spark or torch, and one for the process that drives them."""
 
 
 Fit = Callable[[Sequence[Source], Boundaries | None], Any]
-"""(rows, boundaries) -> the pipeline that is fitted to the training rows among these."""
+"""(rows, boundaries) -> the pipeline fitted to the training rows among these."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Measurement:
-    """A pipeline on the rows.
+    """Figures of a pipeline on the rows.
 
     Attributes:
         task: its plan.
         scores: the metric per split that has rows.
         recorded: its margins on held-out rows.
-        parity: of its network with Spark.
+        parity: the parity of its network with Spark.
         cost: microseconds per row to serve it, by the table of costs.
     """
 
@@ -75,10 +75,10 @@ class Measurement:
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-    """A training that a summary tells of.
+    """A training that a summary reports.
 
     Attributes:
-        fold: 1 of the rows that explore, 0 of all rows.
+        fold: 1 for the exploring rows, 0 for all rows; else the fold that proves.
     """
 
     fold: int
@@ -88,23 +88,23 @@ class Training:
 
 @dataclasses.dataclass(frozen=True)
 class Ground:
-    """The original, the rows, and what is asked.
+    """The original, the rows, and the request.
 
     Attributes:
-        fit: fits the pipeline to the training rows of other rows; None where the pipeline has seen no row, and stays as it is.
+        fit: fits the pipeline to the training rows of other rows; None if the pipeline has seen no row, and stays fixed.
         original: the figures of `model`; None until it is measured.
-        goal: the loss and the metric, None until then.
-        facts: what a summary tells of the original's cache, stream and versions.
-        rows: per split.
+        goal: the loss and the metric; None until then.
+        facts: facts about the original's cache, stream and versions, for a summary.
+        rows: number of rows per split.
         doubts: warnings about the rows.
-        brake: tells the listeners, and ends what runs side by side.
-        trained: the parts that growth has trained: a later step of an arm, or another arm, goes on from there.
-        folder: of the run, which its trials and trainings are written to.
-        allTrain: whether no row is held out, see `Request`.
-        fold: of the proof, for names of trainings, 0 for all rows; None where arms explore.
-        lasting: whether a later run may read its caches.
-        temporary: what keeps the caches that none may.
-        trainings: of the weights of whole pipelines, so far.
+        brake: passes events to the listeners, and ends concurrent work.
+        trained: the parts that growth has trained: a later step of an arm, or another arm, continues from there.
+        folder: folder of the run, for its trials and trainings.
+        allTrain: True if no row is held out, see `Request`.
+        fold: number of the proving fold, for names of trainings, 0 for all rows; None while arms explore.
+        lasting: True if a later run may read its caches.
+        temporary: holders of the caches that no later run reads, for their removal.
+        trainings: trainings of the weights of whole pipelines, so far.
     """
 
     model: Any
@@ -131,32 +131,32 @@ class Ground:
 
     @property
     def ships(self) -> bool:
-        """True if a pipeline made from its rows may ship: neither where arms explore, nor in a fold."""
+        """True if a pipeline made from its rows may ship: False while arms explore, and in a fold."""
         return self.allTrain and not self.fold
 
     @functools.cached_property
     def in_threads(self) -> bool:
-        """Whether threads can work at the same time: not where each uses all that there is."""
+        """True if threads can share the session, and none uses several processes or the GPUs."""
         o = self.options
         return o.numProcesses == 1 and not (o.device != "cpu" and gpus()) and jvm.threads_share_session()
 
     @functools.cached_property
     def side_by_side(self) -> int:
-        """How many arms run at the same time; one where each of them uses all that there is."""
+        """Number of arms that run at the same time; 1 if threads can't, see `in_threads`."""
         if not self.in_threads:
             return 1
         return self.settings.parallelism or max(idle_cores() // CORES, 1)
 
     @functools.cached_property
     def folds_side_by_side(self) -> int:
-        """How many folds are proven at the same time: two keep two cores busy, as each waits for Spark for half of the time."""
+        """Number of folds that are proven at the same time: two keep two cores busy, as each waits for Spark half of the time."""
         if not self.in_threads:
             return 1
         return self.settings.parallelism or min(CORES, os.cpu_count() or 1)
 
     @property
     def start(self) -> Measurement:
-        """The original's figures."""
+        """Figures of the original."""
         assert self.original is not None
         return self.original
 
@@ -167,7 +167,7 @@ class Ground:
 
     @functools.cached_property
     def keeps(self) -> tuple[str, ...]:
-        """The uids of the stages that stay as they are: those that `keepStages` and `freeze` name, as `Graph.select` finds them.
+        """Uids of the stages that must not change: those that `keepStages` and `freeze` name, as `Graph.select` finds them.
 
         Raises:
             InputError: no stage has this name.
@@ -180,14 +180,14 @@ class Ground:
 
     @functools.cached_property
     def stay(self) -> dict[str, str]:
-        """Reasons, by uid, for the stages that no arm fits anew, searches or deletes."""
+        """Reasons, by uid, for the stages that no arm refits, searches or deletes."""
         kept = dict.fromkeys(self.keeps, "it is to be kept")
         return self.plan.kept_as_fitted(self.sources[0].df.columns) | kept
 
     @functools.cached_property
     def lossParams(self) -> dict[str, Any]:
-        """The parameters of the loss: those that the original was fitted with count for every pipeline, as Huber's delta does,
-        which another fit would choose anew.
+        """Parameters of the loss. Those fitted with the original are used for every pipeline, such as Huber's delta, which
+        another fit would choose anew.
         """
         name, fitted = self.plan.cut.graph.head.module.own_loss()  # type: ignore[union-attr, operator]
         loss = self.options.loss
@@ -196,10 +196,10 @@ class Ground:
 
     @property
     def metricParams(self) -> dict[str, Any]:
-        """The parameters of the metric that decides; `classWeights` as a list, once the labels are known."""
+        """Parameters of the metric that decides; `classWeights` as a list, after the labels are known."""
         o = self.options
         found = {**self.lossParams, **o.metricParams}
-        weights = found.pop("classWeights", None)  # a metric that is named takes none
+        weights = found.pop("classWeights", None)  # a named metric takes none
         if weights is None or o.metric is not None or self.goal is None:
             return found
         head: Any = self.plan.cut.graph.head.module
@@ -207,16 +207,16 @@ class Ground:
 
     @functools.cached_property
     def plan(self) -> Task:
-        """The plan of the original."""
+        """Plan of the original."""
         return self.task(self.model)
 
     def task(self, model: Any, **changes: Any) -> Task:
-        """The plan of a pipeline on these rows; stages that are to stay as they are do not train.
+        """Plan of a pipeline on these rows; stages that must not change do not train.
 
         Args:
-            changes: of the options.
+            changes: changed options.
         """
-        keeps, target = self.keeps, self.options.target  # a name that no stage has is an error
+        keeps, target = self.keeps, self.options.target  # raises an error for an unknown name
         if model is self.model:
             freeze = tuple(dict.fromkeys((*self.options.freeze, *self.settings.keepStages)))
         else:
@@ -228,7 +228,7 @@ class Ground:
         return prepare(model, o, self.sources[0].df)
 
     def kept(self, arm: str, number: str) -> dict[str, Any]:
-        """The options by which a training of an arm is kept in the run's own folder, where it replaces no run of the user's."""
+        """Options by which a training of an arm is kept in the run's own folder, where it replaces no run of the user."""
         if self.folder == Path():
             return {}
         place = f"{arm}-{number}" if self.fold is None else f"{arm}-{number}-fold{self.fold}"
@@ -236,7 +236,7 @@ class Ground:
 
     @functools.cached_property
     def written(self) -> Task:
-        """The plan of the original, with what the arms that add trees or other parts read: one cache serves all of them."""
+        """Plan of the original with the columns that the arms for trees and other parts read, for one common cache."""
         graph, head = self.plan.cut.graph, self.plan.cut.graph.head.module
         if not isinstance(head, (*LINEAR, *BOOSTED)) or not {"import", "grow"} & set(self.settings.tried()):
             return self.plan
@@ -251,7 +251,7 @@ class Ground:
         if (task.labelCol, task.weightCol) != (written.labelCol, written.weightCol) or (
             cut is not None and not set(task.roles.makers) <= set(cut.cached)
         ):
-            cut = None  # what the rows are judged by is the candidate's own
+            cut = None  # the candidate has its own label or weight
         if (
             cut is not None
             and task.model is self.model
@@ -273,7 +273,7 @@ def stages_of(model: Any) -> list[Any]:
 
 
 def allowed(ground: Ground, cost: float) -> bool:
-    """Whether `maxServingCost` allows a pipeline that takes so many microseconds per row."""
+    """True if `maxServingCost` allows a pipeline with this cost in microseconds per row."""
     limit = ground.settings.maxServingCost
     return limit is None or cost <= limit * ground.start.cost * (1 + SAME)
 
@@ -282,7 +282,7 @@ def prepared(ground: Ground, *, doubts: bool = False) -> Ground:
     """Measure the model of a ground on its rows.
 
     Args:
-        doubts: whether to look for warnings about the rows.
+        doubts: True to look for warnings about the rows.
 
     Raises:
         InputError: the pipeline, the data or the options can't be used.
@@ -301,17 +301,17 @@ def moved(
     ground: Ground, sources: Sequence[Source], boundaries: Boundaries | None, *, allTrain: bool = False, fold: int | None = None,
     doubts: bool = False,
 ) -> Ground:  # fmt: skip
-    """Ask the same on other rows: fit the model to the training rows among them, where it may not stay as it is, and measure it.
+    """Move the ground to other rows: fit the model to the training rows among them, unless it stays fixed, and measure it.
 
     Args:
-        fold: see `Ground`; None: the same.
+        fold: see `Ground`; None for that of `ground`.
         doubts: see `prepared`.
     """
     model = ground.model if ground.fit is None else ground.fit(sources, boundaries)
     fold = ground.fold if fold is None else fold
     phases, shared = Phases(False, ground.phases.listeners), Shared()
     phases.fold = fold
-    # All rows may have been written already, by the original's stages.
+    # The original may have written a cache of all rows already.
     lasting = fold == 0 or ground.options.runId is not None or jvm.shared_folder(ground.options.cacheDir) is not None
     if not lasting:
         ground.temporary.append(shared)
@@ -323,10 +323,10 @@ def moved(
 
 
 def measure(ground: Ground, model: Any) -> Measurement:
-    """A pipeline on the same rows as the original.
+    """Measure a pipeline on the same rows as the original.
 
     Raises:
-        InputError: it cannot be compared: it leaves out rows, or indexes the labels otherwise.
+        InputError: it cannot be compared: it leaves out rows, or indexes the labels differently.
         ParityError: its network and Spark disagree.
     """
     with ground.begun(ground.task(model)) as run:
@@ -342,7 +342,8 @@ def _measurement(run: Run, measured: Measured) -> Measurement:
 
 
 def check_same_rows(original: Measurement, other: Measurement) -> None:
-    """
+    """Check that two pipelines predict the same rows.
+
     Raises:
         InputError: the other pipeline has other rows, labels or weights.
     """

@@ -1,4 +1,4 @@
-"""Tasks one after another, or several side by side in threads, with the same results."""
+"""Runner of tasks, one after another or several side by side in threads, with the same results."""
 
 import contextlib
 import contextvars
@@ -16,17 +16,17 @@ from sparkdiff.report import Events, Phases, tell
 from sparkdiff.tuning.fits import TAKES_SESSION
 
 Task = Callable[[], str]
-"""Returns how it went, in a few words."""
+"""A task; returns a short report."""
 Tasks = Iterator[tuple[str, Task]]
-"""Names and tasks; each is taken when its turn has come."""
+"""Names and tasks; each is taken from the iterator when it is its turn."""
 STEP: contextvars.ContextVar[Mapping[str, Any]] = contextvars.ContextVar("STEP")
-"""What the rows of a training's history are told with: whose step it is part of."""
+"""Fields added to the rows of a training's history: the arm and the round of its step."""
 LOOK = 0.1
-"""Seconds between two looks at Ctrl-C."""
+"""Seconds between two checks for Ctrl-C."""
 
 
 class Brake(Events):
-    """Tells listeners one event at a time, whatever thread it comes from; and ends the work of all threads once it is pulled."""
+    """Passes events to listeners one at a time, from any thread; and ends the work of all threads once it is pulled."""
 
     def __init__(self, listeners: Sequence[Events], lock: Any = None):
         self.listeners, self.lock, self.pulled = listeners, lock or threading.RLock(), False
@@ -48,16 +48,16 @@ class Brake(Events):
 
 
 def run(tasks: Tasks, lanes: int, phases: Phases, brake: Brake) -> None:
-    """Run the tasks, each in a phase of its name.
+    """Run the tasks, each in a phase with its name.
 
-    In each thread torch uses as many threads as here: the order of its sums, and so their last bits, depends on them.
+    In each lane, torch uses as many threads as here: the order of its sums, and so their last bits, depends on their number.
 
     Args:
-        lanes: how many may run at the same time.
-        brake: of all that the tasks do; it is released again in the end.
+        lanes: largest number of tasks that run at the same time.
+        brake: ends the work of the tasks; it is released again in the end.
 
     Raises:
-        BaseException: what a task raised; the others are ended first.
+        BaseException: that of a task; the others are ended first.
     """
     if lanes == 1:
         for name, task in tasks:
@@ -99,10 +99,10 @@ def run(tasks: Tasks, lanes: int, phases: Phases, brake: Brake) -> None:
 
 @contextlib.contextmanager
 def ahead(makes: Sequence[Callable[[], object]]) -> Iterator[None]:
-    """Within this context, a thread makes things in this order, before they are asked for; at its end, what it makes is stopped.
+    """Context in which a thread calls functions in this order, before their results are needed; its end stops the thread.
 
     Args:
-        makes: functions that keep what they have made, as `Shared.once` does. One that fails does so again when it is asked for.
+        makes: functions that cache their results, as `Shared.once` does. One that fails fails again when its result is needed.
     """
     spark, over, tag = jvm.session(), threading.Event(), f"sparkdiff-{uuid.uuid4().hex}"
 
@@ -125,7 +125,7 @@ def ahead(makes: Sequence[Callable[[], object]]) -> Iterator[None]:
 
 
 def _thread(work: Callable[[], None], name: str) -> threading.Thread:
-    """A thread in the session and the context of this one, with as many threads of torch."""
+    """A thread in the session and the context of this one, with the same number of torch threads."""
     spark, own = jvm.session(), torch.get_num_threads()
 
     def begin() -> None:

@@ -1,4 +1,4 @@
-"""What an improvement has done, in its run folder: the result of each step, and what the clock decided."""
+"""Log of an improvement in its run folder: the result of each step, and the decisions of the clock."""
 
 import dataclasses
 import json
@@ -31,21 +31,21 @@ from sparkdiff.store import files
 T = TypeVar("T")
 DECISIONS = "decisions.json"
 KEPT = (FoldComparison, PairedRows, Units, Costs, SliceSums, Compatibility, Baseline, ArmOrder)
-"""Classes of what a log keeps beside steps; nothing else is made of a file."""
+"""Classes of the objects that a log keeps beside steps; no other objects are made from its files."""
 
 
 class StepLog:
     """The steps of an improvement.
 
     Args:
-        folder: of the run; None where nothing is to be kept.
+        folder: folder of the run; None if nothing is to be kept.
     """
 
     def __init__(self, folder: Path | None):
         self.folder = folder
 
     def skipped(self, arm: str, number: int, why: Callable[[], str]) -> str:
-        """Why a step does not run, empty if it does: as the log says, or as `why` decides now."""
+        """Reason why a step does not run, empty if it does: from the log, or else from `why`, which is then logged."""
         if self.folder is None:
             return why()
         if (self._place(arm, number) / "step.json").exists():
@@ -59,7 +59,7 @@ class StepLog:
         return known.get(name, "")
 
     def kept(self, name: str, make: Callable[[], T]) -> T:
-        """The value that `make` returns, or returned before an interruption: the clock may decide otherwise now."""
+        """Return the result of `make`, from this run or before an interruption: the clock may decide differently now."""
         if self.folder is None:
             return make()
         path = self.folder / f"{name}.pt"
@@ -75,7 +75,7 @@ class StepLog:
         return found[0]
 
     def has(self, name: str) -> bool:
-        """Whether `kept` has this value of an earlier run."""
+        """True if `kept` has this value from an earlier run."""
         return self.folder is not None and (self.folder / f"{name}.pt").exists()
 
     def _place(self, arm: str, number: int) -> Path:
@@ -83,7 +83,7 @@ class StepLog:
         return self.folder / f"step-{number}-{arm}"
 
     def write(self, step: Step) -> None:
-        """Keep a step; a folder that is complete, or none."""
+        """Write a step: a complete folder, or none."""
         if self.folder is None:
             return
         place = self._place(step.arm, step.number)
@@ -102,7 +102,7 @@ class StepLog:
                 jvm.stores.take(temporary / f"model-{i}")
                 files.save_mappable(temporary / f"figures-{i}.pt", _figures(found))
             files.write_bytes(temporary / "step.json", json.dumps(told).encode())
-            shutil.rmtree(place, ignore_errors=True)  # of a store, which had only a part of it
+            shutil.rmtree(place, ignore_errors=True)  # an incomplete folder of a store
 
     def read(self, ground: Ground, arm: str, number: int) -> Step | None:
         """A step of an earlier run of the same request; None if it did not end."""

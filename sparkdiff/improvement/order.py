@@ -1,4 +1,4 @@
-"""The order in which arms are tried: by what worked first on pipelines like this one."""
+"""Order in which arms are tried, learned from the arms that worked best on similar pipelines."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -17,23 +17,23 @@ from sparkdiff.stages.trees import RandomForestClassification, RandomForestRegre
 FIXED = "fixed"
 FORESTS = (RandomForestClassification, RandomForestRegression)
 LEAST = 300.0
-"""Seconds of a budget below which the facts and the learning, a few seconds, take more than the order saves."""
+"""Seconds of a budget below which finding the facts and learning take longer (a few seconds) than the order saves."""
 QUICK = ("import", "finetune", "search", "refit", "grow", "simplify")
-"""The order for small budgets: by the chance to find the best pipeline, per second."""
+"""Order for small budgets: by the chance to find the best pipeline, per second."""
 FOREST = ("search", *QUICK)
-"""The same for a forest, whose trees are mostly too shallow by default."""
+"""Order for small budgets and a forest, whose trees are mostly too shallow by default."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ArmOrder:
-    """The order of the arms, and why.
+    """Order of the arms, with the reason.
 
     Attributes:
-        arms: by name, the first one first.
-        chances: that an arm finds the best pipeline, if there is a better one; empty in the fixed order.
-        shipped, own: from how many improvements it was learned: that sparkdiff ships, and of the store.
-        why: in words.
-        facts: of the pipeline and its rows, from which later improvements learn.
+        arms: names of the arms in order.
+        chances: by name, the probability that an arm finds the best pipeline, if there is a better one; empty if not learned.
+        shipped, own: numbers of improvements that it was learned from: those shipped with sparkdiff, and those of the store.
+        why: the reason as text.
+        facts: facts about the pipeline and its rows, from which later improvements learn.
     """
 
     arms: tuple[str, ...]
@@ -47,12 +47,12 @@ class ArmOrder:
         return f"{', '.join(self.arms)}; {self.why}"
 
     def asdict(self) -> dict[str, Any]:
-        """In values that JSON can hold."""
+        """The fields as JSON values."""
         return dataclasses.asdict(self) | {"arms": list(self.arms)}
 
 
 def order_of(ground: Ground, arms: Sequence[Arm]) -> ArmOrder:
-    """The order for this pipeline and these rows; the fixed one, the cheap arms first, where none can be learned."""
+    """Order for this pipeline and these rows; if it can't be learned, a fixed one."""
     names = tuple(arm.name for arm in arms)
     if ground.settings.order == FIXED:
         return ArmOrder(names, why="the cheap ones first, as order='fixed' asks")
@@ -74,7 +74,7 @@ def order_of(ground: Ground, arms: Sequence[Arm]) -> ArmOrder:
         facts = training_facts(ground.plan, ground.sources[0].df, rows)
         own = of_store(store.rows_so_far(ground.options.storeDir, COLUMNS))
         found = ArmForecaster([*priors(), *own])(facts, names)
-    except Exception as e:  # the order decides nothing: whatever it is, it may not end the improvement
+    except Exception as e:  # the order affects no decision: no error here may end the improvement
         return ArmOrder(names, why=f"the cheap ones first, as no order can be learned: {jvm.message(e)}")
     stored = f" and {len(own):,} of storeDir" if ground.options.storeDir else ""
     why = f"learned from {len(priors()):,} improvements that sparkdiff ships{stored}"

@@ -1,6 +1,4 @@
-"""The origin of an improvement: the pipeline that was passed, how it is fitted to the rows of a fold, and whether it has seen
-them.
-"""
+"""Origin of an improvement: the user's pipeline, how it is fitted to the rows of a fold, and whether it has seen them."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -37,20 +35,20 @@ from sparkdiff.stages.forest import Trees
 from sparkdiff.tensors.rows import taken
 
 Fits = Callable[[Any, Sequence[Source], Boundaries | None], Any]
-"""(estimator, rows, boundaries) -> what it fits to the training rows among these."""
+"""(estimator, rows, boundaries) -> the model fitted to the training rows among these."""
 
 
 @dataclass(frozen=True)
 class Origin:
-    """The pipeline that was passed.
+    """The user's pipeline.
 
     Attributes:
-        given_model: the fitted pipeline as it was passed; of an unfitted one, what Spark fits to all rows.
+        given_model: the fitted pipeline as it was passed; for an unfitted one, the fit to all rows.
         model: the same, plain.
-        fit: fits it to the training rows among others; None where it has seen no row, and stays as it is.
-        was_fitted: whether it was fitted when it was passed.
-        refused: why nothing can be proven; empty if something can.
-        warnings: what else to say.
+        fit: fits it to the training rows among others; None if it has seen no row and stays fixed, or can't be refitted.
+        was_fitted: True if it was fitted when it was passed.
+        refused: the reason why nothing can be proven; empty if something can.
+        warnings: further warnings.
     """
 
     given_model: Any
@@ -65,12 +63,13 @@ class Origin:
         given: Any, options: Options, sources: Sequence[Source], boundaries: Boundaries | None, *, keep: Sequence[str] = (),
         fits: Fits | None = None,
     ) -> "Origin":  # fmt: skip
-        """Find out how a pipeline is fitted anew.
+        """Determine how a pipeline is refitted.
 
         Args:
-            sources: the rows that make what ships; an unfitted pipeline is fitted to the training rows among them.
-            keep: stages that stay as they are, beside those that `freeze` names.
-            fits: None: Spark fits each time anew.
+            sources: the rows from which the shipped pipeline is made; an unfitted pipeline is fitted to the training rows among
+                them.
+            keep: stages that must not change, beside those that `freeze` names.
+            fits: fits an estimator; None for a new fit by Spark.
 
         Raises:
             InputError: the pipeline, the data or the options can't be used.
@@ -78,7 +77,7 @@ class Origin:
         warnings, shared = tuple(check_unfitted(given, options.rowsAreNew)), Shared()
 
         def fitted(estimator: Any, rows: Sequence[Source], bounds: Boundaries | None) -> Any:
-            """Fit once to the same rows: they show whether the original was fitted on them, and they make what ships."""
+            """Fit at most once to the same rows: the fit shows whether the original was fitted on them, and may ship."""
             trains = [s.df for s in rows if s.split == TRAIN]
             return shared.once(("fitted", *trains), lambda: fit_to(estimator, rows, bounds))
 
@@ -107,11 +106,11 @@ class Origin:
         return Origin(given, model, refit, True, warnings=warnings)
 
     def rival(self, ground: Ground, explores: Ground) -> tuple[bool, str]:
-        """Decide whether the fitted pipeline is what finalists have to beat, or its refit in the same folds; and say why.
+        """Decide whether the finalists' rival is the fitted pipeline (True) or its refit in the same folds, and give the reason.
 
         Args:
-            ground: of the pipeline on all rows.
-            explores: of its refit, on the rows that explore.
+            ground: ground of the pipeline on all rows.
+            explores: ground of its refit, on the exploring rows.
         """
         if self.fit is None or not self.was_fitted:
             return self.fit is None, ""
@@ -127,13 +126,13 @@ def check_rows(given: Any, options: Options, sources: Sequence[Source], divided:
     """Check that a pipeline can be made from the rows of each fold, and measured there.
 
     Args:
-        divided: these sources.
+        divided: the division of these sources.
 
     Returns:
         See `division.check`.
 
     Raises:
-        InputError: it can't; says why.
+        InputError: it can't; gives the reason.
     """
     casefold, last = casefolding(), last_stage(given)
     columns = [casefold(c) for s in sources if s.split in (None, TRAIN) for c in s.df.columns]
@@ -150,8 +149,8 @@ def check_rows(given: Any, options: Options, sources: Sequence[Source], divided:
 
 
 def by_number(task: Task) -> bool:
-    """Whether the loss, the metric or the predictor goes by the number of a class: one class counts, or classes have costs,
-    weights or thresholds of their own.
+    """True if the loss, the metric or the predictor depends on the indices of classes: only one class counts, or classes have
+    their own costs, weights or thresholds.
     """
     o, head = task.options, task.cut.graph.head.stage
     names = [*(o.loss if isinstance(o.loss, Mapping) else [o.loss]), o.metric]
@@ -167,7 +166,7 @@ def by_number(task: Task) -> bool:
 
 
 def check_same_numbers(ground: Ground, other: Any, where: str) -> None:
-    """Raise InputError if the number of a class counts, and another fit of the pipeline numbers the classes otherwise."""
+    """Raise InputError if class indices matter, and another fit of the pipeline numbers the classes differently."""
     if by_number(ground.plan):
         label = ground.plan.labelCol
         check_same_classes(
@@ -176,11 +175,11 @@ def check_same_numbers(ground: Ground, other: Any, where: str) -> None:
 
 
 def evidence(ground: Ground, explores: Ground, refit: Callable[[], Any]) -> SeenRows:
-    """Find out whether the original was fitted on these rows, before any fold is measured.
+    """Test whether the original was fitted on these rows, before any fold is measured.
 
     Args:
-        ground: of the original, on all rows.
-        explores: of its refit, on the rows that explore.
+        ground: ground of the original, on all rows.
+        explores: ground of its refit, on the exploring rows.
         refit: fits it to all rows.
     """
     count, rows = row_count(ground), ground.rows[TRAIN]
@@ -201,7 +200,7 @@ def evidence(ground: Ground, explores: Ground, refit: Callable[[], Any]) -> Seen
 
 
 def row_count(ground: Ground) -> RowCount | None:
-    """The number of rows that the last stage was fitted on; None if nothing tells."""
+    """Number of rows that the last stage was fitted on; None if unknown."""
     head = ground.plan.cut.graph.head
     stage: Any = head.stage
     if isinstance(head.module, Trees):
@@ -215,7 +214,7 @@ def row_count(ground: Ground) -> RowCount | None:
 
 
 def _equations(ground: Ground) -> float | None:
-    """See `p_of_equations`; None of other last stages than linear ones."""
+    """p-value of `p_of_equations`; None if the last stage isn't linear."""
     head = ground.plan.cut.graph.head
     stage: Any = head.stage
     ridge, mixed = (stage.getOrDefault(p) if stage.hasParam(p) else 0.0 for p in ("regParam", "elasticNetParam"))

@@ -1,5 +1,5 @@
-"""An improvement, from the original to the offers: measure, race the arms on rows that explore, prove the finalists on others;
-and its plan, as text, before anything runs and without a Spark job.
+"""An improvement, from the original to the offers: measure, race the arms on the exploring rows, prove the finalists on other
+rows; and its plan, as text, before anything runs and without a Spark job.
 """
 
 import contextlib
@@ -43,11 +43,11 @@ Summarize = Callable[[Ground, Ground, Origin, Division, Explored, Decision, Mapp
 
 @dataclasses.dataclass(frozen=True)
 class Verb:
-    """What differs between the verbs that explore and prove.
+    """Differences between the verbs that explore and prove.
 
     Attributes:
-        arms: what is tried.
-        budget: for exploring and proving.
+        arms: the arms that are tried.
+        budget: the budget for exploring and proving.
         described: the plan of a fitted pipeline, as text.
         summarize: makes the summary.
     """
@@ -60,7 +60,7 @@ class Verb:
 
 @dataclasses.dataclass(frozen=True)
 class Improved(Outcome):
-    """The result of an improvement: `model` is the best offer, or the original object itself.
+    """Result of an improvement: `model` is the best offer, or the original object itself.
 
     Attributes:
         offers: the offered pipelines by name.
@@ -73,7 +73,7 @@ def improve_pipeline(
     given: Any, options: Options, settings: ImprovementSettings, sources: Sequence[Source], phases: Phases, *,
     replace: bool = False, fits: Fits | None = None,
 ) -> Improved:  # fmt: skip
-    """Print the plan, improve a pipeline by all arms within the budget, and return what the rows that prove decide for.
+    """Print the plan, improve a pipeline by all arms within the budget, and return the pipeline that the proving rows accept.
 
     See `explore_and_prove`.
     """
@@ -86,7 +86,7 @@ def explore_and_prove(
     given: Any, options: Options, settings: ImprovementSettings, sources: Sequence[Source], phases: Phases, verb: Verb, *,
     replace: bool = False, fits: Fits | None = None,
 ) -> Improved:  # fmt: skip
-    """Print the plan, try arms on rows that explore, and return what the rows that prove decide for, made from all rows.
+    """Print the plan, try arms on the exploring rows, and return the pipeline that the proving rows accept, made from all rows.
 
     Args:
         given: the fitted pipeline, or an unfitted Pipeline.
@@ -147,7 +147,7 @@ def explore_and_prove(
 
 @contextlib.contextmanager
 def _temporary_caches(ground: Ground) -> Iterator[None]:
-    """Within this context, grounds of other rows may write caches; in the end those are removed that no later run reads."""
+    """Context in which grounds of other rows may write caches; at its end, those that no later run reads are removed."""
     try:
         yield
     finally:
@@ -156,13 +156,13 @@ def _temporary_caches(ground: Ground) -> Iterator[None]:
 
 
 def _rival(proof: Proof, origin: Origin) -> tuple[bool, str]:
-    """See `Origin.rival`; found once."""
+    """Decision of `Origin.rival`, made once."""
     find = functools.partial(origin.rival, proof.ground, proof.explores())
     return proof.shared.once(("rival",), lambda: proof.log.kept("rival", find))
 
 
 def _makes(proof: Proof, origin: Origin, account: Account) -> list[Callable[[], object]]:
-    """What is made ahead, as far as it is needed: a fold beside the rows that explore, the rival, the other folds, all rows."""
+    """Functions to call ahead, as far as needed: the first fold, the rival, the other folds, all rows."""
 
     def make_fold(k: int) -> None:
         if k < account.folds:
@@ -170,7 +170,7 @@ def _makes(proof: Proof, origin: Origin, account: Account) -> list[Callable[[], 
                 proof.ground_of(k)
 
     def make_whole() -> None:
-        if account.folds and account.budget.seconds is not None:  # else nobody waits for it, and perhaps nothing ships
+        if account.folds and account.budget.seconds is not None:  # else no time is saved, and perhaps nothing ships
             proof.whole()
 
     first, *others = [functools.partial(make_fold, k) for k in range(proof.division.number)]
@@ -180,7 +180,7 @@ def _makes(proof: Proof, origin: Origin, account: Account) -> list[Callable[[], 
 def _explored(
     ground: Ground, arms: Sequence[Arm], origin: Origin, account: Account, log: StepLog, phases: Phases
 ) -> Explored:  # fmt: skip
-    """Race the arms on the rows that explore.
+    """Race the arms on the exploring rows.
 
     Raises:
         InputError: no arm can be tried.
@@ -206,7 +206,7 @@ def _explored(
 def _proven(
     proof: Proof, explores: Ground, origin: Origin, explored: Explored, account: Account, phases: Phases, say: Any
 ) -> Decision:
-    """Choose the finalists, fix their rival, and prove as many of them as there is time for."""
+    """Choose the finalists, determine their rival, and prove as many of them as there is time for."""
     if origin.refused:
         return Decision((), (), {})
     division = proof.division
@@ -231,7 +231,7 @@ def _proven(
 
 
 def _beside(ground: Ground, account: Account, log: StepLog, phases: Phases) -> Baseline | None:
-    """Spark's own trees on the same rows, for comparison; None where they are not asked for, or the budget is small."""
+    """Baseline of Spark's own trees on the same rows; None if it is not requested, or the budget is small."""
     if not baseline.wanted(ground) or not baseline.limit(account.budget):
         return None
     begun = account.now()
@@ -250,11 +250,11 @@ def _deciding(runId: str | None) -> str:
 
 @contextlib.contextmanager
 def _folder(ground: Ground, *, replace: bool) -> Iterator[tuple[RunFolder, StepLog]]:
-    """The run's folder, and the log in it; only a run with a name keeps one."""
+    """Context with the run's folder, and the log in it; only a run with a runId keeps a log."""
     o, runId, known = ground.options, ground.options.runId, versions()
-    # What was measured may differ between versions, and the level of the guard decides what growth drops.
+    # Measurements may differ between versions, and the guard's level affects which parts growth drops.
     settings = dataclasses.asdict(ground.settings)
-    del settings["parallelism"]  # it decides nothing
+    del settings["parallelism"]  # it doesn't affect the result
     beside = {
         "improvement": settings, "guard": o.guard, "fleetSize": o.fleetSize,
         "versions": {name: known[name] for name in ("sparkdiff", "pyspark") if name in known},
@@ -266,7 +266,7 @@ def _folder(ground: Ground, *, replace: bool) -> Iterator[tuple[RunFolder, StepL
 
 
 def described(model: Any, options: Options, settings: ImprovementSettings, data: DataFrame) -> str:
-    """What an improvement of this fitted pipeline would try on rows of this schema.
+    """Description of what an improvement of this fitted pipeline would try on rows of this schema.
 
     Raises:
         InputError: the pipeline can't be planned, or an option does not fit it.

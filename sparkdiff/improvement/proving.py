@@ -1,4 +1,4 @@
-"""The proof of an improvement: finalists are made anew in each fold, beside their rival, and what ships of them from all rows."""
+"""Proof of an improvement: finalists are made again in each fold, beside their rival; accepted ones from all rows."""
 
 import contextlib
 import dataclasses
@@ -36,23 +36,23 @@ from sparkdiff.proof.division import Division
 from sparkdiff.report import Phases, share_of
 
 BEST, AS_CHEAP, SAME_FORM, SIMPLER = "best", "asCheap", "sameForm", "simpler"
-"""The names of offers: the largest gain; of those that cost no more to serve than the original; of those with the original's
-stages; one with fewer stages that serves cheaper and loses nothing."""
+"""Names of offers: the largest gain; the largest among those that cost no more to serve than the original; among those with the
+original's stages; and a pipeline with fewer stages that serves cheaper and loses nothing."""
 REFIT, YOURS = "refit", "your pipeline"
 OTHER, SMALL = "other", 1000
-"""The role of another arm's best candidate, and the number of rows below which it comes right after the refit: there too few
-rows explore to choose by them alone."""
+"""Role of another arm's best candidate, and the number of rows below which it comes right after the refit: then the exploring
+rows are too few to choose by them alone."""
 ACCEPT = 0.025
-"""The p-value that a simpler pipeline needs where any gain is accepted."""
+"""p-value that a simpler pipeline needs if any gain is accepted."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Finalist:
-    """A candidate that is proven.
+    """A candidate chosen for proof.
 
     Attributes:
-        role: what it was chosen for: `REFIT`, `BEST`, `OTHER`, `SAME_FORM`, `AS_CHEAP` or `SIMPLER`.
-        folds: how many prove it; 0 where there is no time for it.
+        role: the role that it was chosen for: `REFIT`, `BEST`, `OTHER`, `SAME_FORM`, `AS_CHEAP` or `SIMPLER`.
+        folds: number of folds that prove it; 0 if there is no time for it.
     """
 
     role: str
@@ -66,12 +66,12 @@ class Finalist:
 
 @dataclasses.dataclass(frozen=True)
 class Proven:
-    """What the folds show of a finalist.
+    """Results of a finalist in the folds.
 
     Attributes:
-        before, after: the metric of its rival and its own, on the rows that prove.
-        rival: what it was compared with, in words.
-        folds: empty where it could not be made in one of them; `failure` says why.
+        before, after: the metric of its rival and its own, on the proving rows.
+        rival: description of the pipeline that it was compared with.
+        folds: empty if it could not be made in one of them; `failure` is the reason.
     """
 
     finalist: Finalist
@@ -89,10 +89,10 @@ class Proven:
 
 @dataclasses.dataclass(frozen=True)
 class Shipped:
-    """A finalist that is made from all rows.
+    """A finalist made from all rows.
 
     Attributes:
-        found: its figures on all rows; None where it can't ship, and `failure` says why.
+        found: its figures on all rows; None if it can't ship, for the reason in `failure` or `judgement`.
         doubts: columns beside the loss that can't be compared.
     """
 
@@ -104,17 +104,17 @@ class Shipped:
 
 
 NOTHING = guard.Verdict(False, -1, 0.0, 0.0, 1.0, 0.025)
-"""Where there was nothing to test."""
+"""Verdict if there was nothing to test."""
 
 
 # Finalists ------------------------------------------------------------------------------------------------------------
 
 
 def finalists(ground: Ground, steps: Sequence[Step], *, small: bool) -> list[Finalist]:
-    """Choose what is proven, in this order: the best, the plain refit, and two of same form, as cheap, simpler.
+    """Choose the finalists, in this order: the best, the plain refit, and two of: the same form, as cheap, simpler.
 
     Args:
-        ground: of the rows that explore.
+        ground: ground of the exploring rows.
         small: True for a table of fewer than `SMALL` rows: the best of other arms come before those two, so that all folds
             choose among the arms.
     """
@@ -143,7 +143,7 @@ def finalists(ground: Ground, steps: Sequence[Step], *, small: bool) -> list[Fin
 
 
 def remake(ground: Ground, making: Making, arms: Sequence[Arm]) -> Measurement:
-    """Make a candidate anew from the training rows of a ground, and measure it.
+    """Make a candidate again, from the training rows of a ground, and measure it.
 
     Raises:
         SparkdiffError: it can't be made from these rows, or the network and Spark disagree.
@@ -156,10 +156,10 @@ def remake(ground: Ground, making: Making, arms: Sequence[Arm]) -> Measurement:
 
 
 def smallest_gain(ground: Ground, candidate: Candidate, division: Division) -> float:
-    """Gain that the rows that prove would show in `POWER` of cases, as a share of the metric, for a finalist like this one.
+    """Gain that the proving rows would show in a share `POWER` of cases, relative to the metric, for a finalist like this one.
 
     Args:
-        ground: of the rows that explore, about as many as those of a fold.
+        ground: ground of the exploring rows, about as many as those of a fold.
     """
     before, after = ground.start.scores[VALIDATION], candidate.found.scores[VALIDATION]
     gains, weights = before.blocks - after.blocks, before.weights
@@ -176,13 +176,14 @@ def smallest_gain(ground: Ground, candidate: Candidate, division: Division) -> f
 
 @dataclasses.dataclass(frozen=True)
 class Proof:
-    """The rows that prove, and the rival.
+    """The proving rows, and the rival.
 
     Attributes:
-        ground: of the original, on the rows that make what ships; its `fit` makes the pipeline of each fold.
-        against: the fitted original, which finalists have to beat; None where it is its refit in the same fold.
-        arms: of the verb, which make finalists anew.
-        made: the pipelines of the only fold, by the finalist's name, where what it proves is what ships.
+        ground: ground of the original, on the rows from which the shipped pipeline is made; its `fit` makes the pipeline of each
+            fold.
+        against: the fitted original, if finalists have to beat it; None if their rival is its refit in the same fold.
+        arms: the arms of the verb, which make finalists anew.
+        made: the pipelines of the only fold, by the finalist's name, if the proven pipelines themselves ship.
     """
 
     ground: Ground
@@ -194,10 +195,10 @@ class Proof:
     shared: Shared = dataclasses.field(default_factory=Shared)
 
     def prove(self, chosen: Sequence[Finalist], phases: Phases, *, early: bool = False) -> list[Proven]:
-        """Measure the finalists and their rival in each fold, and decide about each finalist. Folds may be side by side.
+        """Measure the finalists and their rival in each fold, and decide about each finalist. Folds may run side by side.
 
         Args:
-            early: True to make the first finalist from all rows beside the last fold, before it is proven.
+            early: True to make the first finalist from all rows during the last fold, before it is proven.
         """
         found: dict[tuple[str, int], FoldComparison | str] = {}
         number = max((f.folds for f in chosen), default=0)
@@ -211,7 +212,7 @@ class Proof:
     def _prove_in(
         self, k: int, chosen: Sequence[Finalist], found: dict[tuple[str, int], FoldComparison | str]
     ) -> str:  # fmt: skip
-        """Compare the finalists with their rival in one fold, but those that failed in an earlier one."""
+        """Compare the finalists with their rival in one fold, except those that failed in an earlier one."""
         rival = functools.cache(functools.partial(self._measure_rival, k))
         for finalist in chosen:
             failed = any(isinstance(found.get((finalist.name, before)), str) for before in range(k))
@@ -222,18 +223,18 @@ class Proof:
             try:
                 found[finalist.name, k] = self.log.kept(f"{finalist.name}-fold{k + 2}", make)
             except jvm.SparkError as e:
-                found[finalist.name, k] = jvm.cause(e)  # Spark may do it when the run goes on
+                found[finalist.name, k] = jvm.cause(e)  # not logged: Spark may succeed when the run is resumed
         return ""
 
     def explores(self) -> Ground:
-        """The ground of the rows that explore, made once."""
+        """Ground of the exploring rows, made once."""
         ground, division = self.ground, self.division
         return self.shared.once(
             ("explores",), lambda: moved(ground, division.explores, division.boundaries[0], doubts=True)
         )
 
     def ground_of(self, k: int) -> Ground:
-        """The ground of a fold, made once."""
+        """Ground of a fold, made once."""
 
         def make() -> Ground:
             rows, boundaries = self.division.proves[k], self.division.boundaries[1]
@@ -244,14 +245,14 @@ class Proof:
         return self.shared.once(("fold", k), make)
 
     def whole(self) -> Ground:
-        """The ground of all rows, which make what ships, made once."""
+        """Ground of all rows, from which the shipped pipeline is made; made once."""
         ground = self.ground
         return self.shared.once(
             ("whole",), lambda: moved(ground, ground.sources, ground.boundaries, allTrain=True, fold=0)
         )
 
     def make_from_all_rows(self, finalist: Finalist) -> Measurement:
-        """Make the pipeline of a finalist that ships if it is accepted, once; see `remake`."""
+        """Make the finalist's pipeline from all rows, which ships if accepted; made once, see `remake`."""
         return self.shared.once(
             ("ships", finalist.name), lambda: remake(self.whole(), finalist.candidate.making, self.arms)
         )
@@ -260,19 +261,19 @@ class Proof:
         """Make a finalist from all rows, unless it has failed in a fold."""
         STEP.set({"arm": finalist.candidate.arm, "round": finalist.role})
         if not any(name == finalist.name and isinstance(fold, str) for (name, _), fold in [*found.items()]):
-            with contextlib.suppress(Exception):  # if the finalist is accepted, it is made again and raises its error
+            with contextlib.suppress(Exception):  # if accepted, it is made again and raises its error
                 self.make_from_all_rows(finalist)
         return ""
 
     def ready(self) -> int:
-        """The number of grounds that are made: those of the folds, and that of all rows, which comes last."""
+        """Number of grounds already made: those of the folds, and that of all rows, which comes last."""
         return sum(map(self.shared.has, [("whole",), *(("fold", k) for k in range(self.division.number))]))
 
     def _measure_rival(self, k: int) -> Measurement:
         return self.ground_of(k).start if self.against is None else self._measure_original(k)
 
     def _measure_original(self, k: int) -> Measurement:
-        """Measure the fitted pipeline on the rows of a fold, by its margins on all rows where these are known."""
+        """Measure the fitted pipeline on the rows of a fold, from its margins on all rows if these are recorded."""
         ground, whole = self.ground_of(k), self.ground.start
         if ground.model is self.ground.model:
             return ground.start
@@ -286,7 +287,7 @@ class Proof:
         return found
 
     def _try(self, k: int, finalist: Finalist, rival: Callable[[], Measurement]) -> FoldComparison | str:
-        """Make a finalist in a fold and compare it with its rival; in words why it can't be made."""
+        """Make a finalist in a fold; return its comparison with the rival, or the reason why it can't be made."""
         try:
             ground = self.ground_of(k)
             plain = finalist.role == REFIT and self.against is None
@@ -326,7 +327,7 @@ class Proof:
         return Proven(finalist, judgement, before, after, rival, tuple(alike))
 
     def no_worse(self, simpler: Proven, reference: Proven | None) -> bool:
-        """Decide whether a finalist loses no more than `maxLoss` against its rival, or against another finalist."""
+        """True if a finalist loses no more than `maxLoss` against its rival, or against another finalist."""
         o, allowance = self.ground.options, self.ground.settings.maxLoss
         if not allowance or not simpler.folds or simpler.judgement.worse or simpler.judgement.flips:
             return False
@@ -339,7 +340,7 @@ class Proof:
 
 
 def _spared(one: FoldComparison, other: FoldComparison | None, allowance: float) -> FoldComparison:
-    """A finalist beside its rival, or beside another finalist, which may be better by a share of its mean."""
+    """Comparison of a finalist with its rival, or with another finalist, whose loss is raised by a share of its mean."""
     rows, elsewhere = one.rows, one.elsewhere
     reference = rows.original if other is None else other.rows.other
     if other is not None:
@@ -358,13 +359,13 @@ class Decision:
     """The decision of an improvement.
 
     Attributes:
-        proven: the finalists that were tested.
-        unproven: those that were not, for lack of time.
-        offers: by name; `BEST` is among them if anything is accepted.
-        refused: accepted finalists that can't ship.
-        warnings: about what ships.
-        rival: why finalists were compared with the fitted original, or with its refit; empty where that goes without saying.
-        shows: see `smallest_gain`; None where nothing is proven.
+        proven: the tested finalists.
+        unproven: the finalists that were not tested, for lack of time.
+        offers: the offers by name; `BEST` is among them if anything is accepted and can ship.
+        refused: finalists that were to ship but can't.
+        warnings: warnings about the offers.
+        rival: the reason why finalists were compared with the fitted original, or with its refit; empty if it is obvious.
+        shows: see `smallest_gain`; None if nothing is proven.
     """
 
     proven: tuple[Proven, ...]
@@ -381,7 +382,7 @@ class Decision:
 
 
 def gain_of(proven: Proven) -> float:
-    """The gain of a finalist over its rival, as a share of the rival's metric; 0 where it was not made."""
+    """Gain of a finalist over its rival, as a share of the rival's metric; 0 if it was not made."""
     verdict = proven.judgement.verdict
     loss = sum(float(f.rows.original.sum()) for f in proven.folds)
     gains = sum(float((f.rows.original - f.rows.other).sum()) for f in proven.folds)
@@ -389,7 +390,7 @@ def gain_of(proven: Proven) -> float:
 
 
 def decide(proof: Proof, chosen: Sequence[Finalist], proven: Sequence[Proven]) -> Decision:
-    """Make what is accepted from all rows, and name the offers."""
+    """Make the accepted finalists from all rows, and choose the offers."""
     made: dict[str, Shipped] = {}
 
     def ship(one: Proven) -> Shipped:
@@ -402,7 +403,7 @@ def decide(proof: Proof, chosen: Sequence[Finalist], proven: Sequence[Proven]) -
         found = (ship(p) for p in accepted if wanted(p))
         return next((s for s in found if s.found is not None), None)
 
-    # A gain over the refit is more than that of the refit over the pipeline as it was passed.
+    # A gain over the refit ranks above the refit's gain over the user's pipeline.
     accepted = sorted(
         (p for p in proven if p.accepted),
         key=lambda p: (p.finalist.role == REFIT and proof.against is None, -gain_of(p)),
@@ -423,7 +424,7 @@ def decide(proof: Proof, chosen: Sequence[Finalist], proven: Sequence[Proven]) -
 
 
 def _ship(proof: Proof, proven: Proven) -> Shipped:
-    """Make a finalist from all rows, and check that it looks like those of the folds and changes nothing outside the loss."""
+    """Make a finalist from all rows, and check that its loss resembles the folds' and that no other columns change."""
     ground, judgement, finalist = proof.ground, proven.judgement, proven.finalist
     STEP.set({"arm": finalist.candidate.arm, "round": finalist.role})
     try:
@@ -447,7 +448,7 @@ def _ship(proof: Proof, proven: Proven) -> Shipped:
 
 
 def _reference(ground: Ground, found: Measurement, judgement: Judgement) -> slices.Change:
-    """The change on the reference rows, which nothing has seen."""
+    """Change on the reference rows, which no pipeline has seen."""
     o = ground.options
     with ground.begun(ground.start.task) as run:
         [change] = slices.changes(
@@ -460,11 +461,11 @@ def _reference(ground: Ground, found: Measurement, judgement: Judgement) -> slic
 def _simpler(
     proof: Proof, proven: Sequence[Proven], best: Shipped | None, ship: Callable[[Proven], Shipped]
 ) -> Shipped | None:
-    """The cheapest pipeline that serves cheaper than the best, or than the original where nothing is better, and is not worse.
+    """The cheapest pipeline that serves cheaper than the best (or the original, if nothing is better) and is not worse.
 
-    Not worse is what folds exactly, and a deletion that loses no more than `maxLoss`. With a timeCol no deletion is offered:
-    neighbouring rows depend on each other. Where nothing is better, a deletion is one of the refit, and so it is offered only
-    where the fitted original is what it was compared with.
+    An exact fold is not worse, nor is a deletion that loses no more than `maxLoss`. With a timeCol no deletion is offered:
+    neighbouring rows depend on each other. If nothing is better, a deletion is one from the refit, so it is offered only if it
+    was compared with the fitted original.
     """
     reference = _figures(proof, best)
     found = [_compacted(proof, best)]
@@ -481,12 +482,12 @@ def _simpler(
 
 
 def _figures(proof: Proof, best: Shipped | None) -> Measurement:
-    """The figures of the best, or of the original where nothing is better."""
+    """Figures of the best, or of the original if nothing is better."""
     return proof.ground.start if best is None or best.found is None else best.found
 
 
 def _compacted(proof: Proof, best: Shipped | None) -> Shipped | None:
-    """The best, or the original, with fewer stages and the same outputs; None where nothing folds."""
+    """The best, or the original, with fewer stages and the same outputs; None if nothing folds."""
     reference = _figures(proof, best)
     model = folded(proof.ground, reference.model)
     if model is None:

@@ -1,4 +1,4 @@
-"""Which arm runs how far: cheap arms first, each a tenth of its share, and then those that may still win."""
+"""Race of the arms: cheap arms first, each with a tenth of its share, and then those that may still win."""
 
 import dataclasses
 import functools
@@ -18,23 +18,23 @@ from sparkdiff.report import Phases
 from sparkdiff.store.lease import HeldError
 
 FIRST = 0.1
-"""The part of its share that an arm's first step may use."""
+"""Fraction of its share that an arm's first step may use."""
 WEIGHTS = 0.1
-"""Share of the metric that training all weights together is expected to gain, before it was tried on the original."""
+"""Expected gain of training all weights together, as a share of the metric, before it was tried on the original."""
 NEGATIVE = ("poisson", "gamma", "tweedie", "weibull", "oneVsRest", "logLikelihood", "cost", "expectedCost")
-"""Losses and metrics that may be below 0; other ones are at least 0 where smaller is better, and at most 1 where larger is."""
+"""Losses and metrics that may be below 0; others are at least 0 if smaller is better, and at most 1 if larger is better."""
 LEAST = 15.0
-"""Seconds that a step gets where so many are left: a cache is written, and some epochs train."""
+"""Least seconds of a step, if that many are left: enough to write a cache and train some epochs."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ArmStanding:
-    """Where an arm stands at the end.
+    """Final standing of an arm.
 
     Attributes:
         state: "done", "stopped" (clearly behind, or no time left), "failed", "not tried" or "interrupted".
-        why: in a few words.
-        cut: its last step ended because its time was over, or no time was left for the next one.
+        why: a short reason.
+        cut: True if its last step ended because its time was over, or no time was left for the next one.
     """
 
     arm: str
@@ -46,7 +46,7 @@ class ArmStanding:
 
 @dataclasses.dataclass(frozen=True)
 class Raced:
-    """All steps that ran, and where each arm stands."""
+    """All steps that ran, and the final standing of each arm."""
 
     steps: tuple[Step, ...]
     standings: tuple[ArmStanding, ...]
@@ -55,9 +55,9 @@ class Raced:
 def race(ground: Ground, arms: Sequence[Arm], account: Account, log: StepLog, phases: Phases) -> Raced:
     """Run the arms within the budget: successive halving (Jamieson and Talwalkar 2016) over arms.
 
-    After each round of steps an arm tells what it has gained and what it may still gain; at most half of the arms go on, and none
-    whose sum of the two is less than what the best has already. What the clock decided is in the log, and is read again. Steps
-    of a round may run side by side (`Ground.side_by_side`): none of them sees another one of the same round.
+    After each round of steps, each arm has a gain so far and an expected further gain; at most half of the arms continue (rounded
+    up), and none whose sum of the two is less than the best gain so far. Decisions of the clock are logged, and read again when a
+    run is resumed. Steps of a round may run side by side (`Ground.side_by_side`): none of them sees others of the same round.
     """
     steps, ends, cut = list[Step](), dict[str, tuple[str, str]](), set[str]()
     alive = list[Arm]()
@@ -92,7 +92,7 @@ class Round:
     """One step of each arm that is still in the race.
 
     Args:
-        before: the steps of the rounds before.
+        before: the steps of earlier rounds.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class Round:
         self.cut: set[str] = set()
 
     def tasks(self) -> lanes.Tasks:
-        """The steps that are to run, in the order of the arms; what each may use is decided when it is its turn."""
+        """Steps that are to run, in the order of the arms; the limit of each is determined when it is its turn."""
         for arm in self.alive:
             if why := self.log.skipped(arm.name, self.number, functools.partial(self._too_late, arm)):
                 self.ends[arm.name] = ("stopped", why)
@@ -114,8 +114,8 @@ class Round:
             yield arm.name, self._task(arm, self._limit(arm))
 
     def _too_late(self, arm: Arm) -> str:
-        """Why no step of an arm begins now; empty if it does. The first of all begins anyway, and what can be proven is decided
-        then.
+        """Reason why no step of an arm begins now; empty if one does. The very first step always begins if the budget is a time:
+        what can be proven is decided afterwards.
         """
         if self.account.budget.seconds is None:
             return "no passes are left" if self.account.left() <= 1 else ""
@@ -123,11 +123,11 @@ class Round:
         return "no time is left" if self.account.left() < least and (self.before or self.found) else ""
 
     def steps(self) -> list[Step]:
-        """What was found, in the order of the arms."""
+        """Finished steps, in the order of the arms."""
         return [self.found[a.name] for a in self.alive if a.name in self.found]
 
     def going(self) -> list[Arm]:
-        """The arms that have another step."""
+        """Arms that have another step."""
         return [a for a in self.alive if a.name in self.found and a.name not in self.ends]
 
     def _limit(self, arm: Arm) -> Limit:
@@ -162,7 +162,7 @@ class Round:
 def _run(
     ground: Ground, arm: Arm, number: int, limit: Limit, steps: Sequence[Step], account: Account, log: StepLog
 ) -> Step:
-    """One step, or the result of the same step before an interruption."""
+    """Run one step, or read its result from before an interruption."""
     done = log.read(ground, arm.name, number)
     if done is None:
         begun, kept = account.now(), True
@@ -173,11 +173,11 @@ def _run(
                 arm.name, number, f"{e}, its share of the budget: set a larger one", ended="stopped", late=True
             )
         except (WriteError, HeldError):
-            raise  # these end the run: no other arm could do better
+            raise  # these end the run: other arms would fail, too
         except (SparkdiffError, *jvm.SparkError) as e:
             if arm.alone:
                 raise
-            kept = isinstance(e, SparkdiffError)  # Spark may do it when the run goes on
+            kept = isinstance(e, SparkdiffError)  # errors of Spark aren't logged: it may succeed in a resumed run
             done = nothing(arm.name, number, jvm.message(e), ended="failed")
         done = dataclasses.replace(done, seconds=account.now() - begun, ended=account.now())
         if kept:
@@ -194,7 +194,7 @@ def _told(ground: Ground, step: Step) -> str:
 def _better_half(
     ground: Ground, going: Sequence[Arm], steps: Sequence[Step], ends: dict[str, tuple[str, str]]
 ) -> list[Arm]:  # fmt: skip
-    """The arms that go on, in their order; the others are stopped."""
+    """Arms that continue, in their order; records why the others are stopped."""
     best = best_of(ground, steps)
     reached = 0.0 if best is None else share(ground, best)
     may = {a.name: _may_reach(ground, a.name, steps) for a in going}
@@ -209,13 +209,13 @@ def _better_half(
 
 
 def expected(ground: Ground, steps: Sequence[Step]) -> float:
-    """What training a new pipeline's weights may gain: as much as it gained on the original, where that was tried."""
+    """Expected gain from training a new pipeline's weights: as much as on the original, if that was tried."""
     tuned = [c for s in steps if s.arm == "finetune" for c in s.candidates]
     return max((share(ground, c) for c in tuned), default=WEIGHTS)
 
 
 def _may_reach(ground: Ground, name: str, steps: Sequence[Step]) -> float:
-    """The gain of an arm so far, and what it expects to gain still, as a share of the original's metric."""
+    """Gain of an arm so far plus its expected further gain, as a share of the original's metric."""
     own = [s for s in steps if s.arm == name]
     if not own:
         return math.inf
@@ -226,7 +226,7 @@ def _may_reach(ground: Ground, name: str, steps: Sequence[Step]) -> float:
 
 
 def most_gain(ground: Ground) -> float:
-    """The gain of a pipeline without any error, as a share of the original's metric; infinite where none is known."""
+    """Gain of a pipeline without any error, as a share of the original's metric; infinite if unknown."""
     metric, value = ground.metric, ground.start.scores[VALIDATION].value
     if metric.name not in NAMES or metric.name in NEGATIVE or not value:
         return math.inf

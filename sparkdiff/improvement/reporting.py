@@ -1,4 +1,4 @@
-"""Makes the summary of an improvement from what its race and its proof found."""
+"""Summary of an improvement, from the results of its race and its proof."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -27,11 +27,11 @@ from sparkdiff.report import share_of
 
 @dataclasses.dataclass(frozen=True)
 class Explored:
-    """What the rows that explore have shown.
+    """Results on the exploring rows.
 
     Attributes:
-        beside: what is shown for comparison; None where nothing is.
-        order: of the arms; None where none was tried.
+        beside: the baseline for comparison; None if there is none.
+        order: the order of the arms; None if no arm was tried.
     """
 
     raced: Raced
@@ -43,12 +43,13 @@ def summary_of(
     ground: Ground, explores: Ground, origin: Origin, division: Division, explored: Explored, decision: Decision,
     timings: Mapping[str, float], account: Account,
 ) -> ImprovementSummary:  # fmt: skip
-    """
+    """Summary of an improvement.
+
     Args:
-        ground: of the original, on the rows that make what ships.
-        explores: of the rows that explore.
+        ground: ground of the original, on the rows from which the shipped pipeline is made.
+        explores: ground of the exploring rows.
         timings: seconds per phase.
-        account: seconds per arm, of measuring the original, and of the proof.
+        account: has the seconds of each arm, of measuring the original, and of the proof.
     """
     best, (shown, judgement) = decision.best, shown_of(decision)
     table, race, arms = _table(ground, decision), _race(explores, explored, decision), _standings(explored.raced)
@@ -84,7 +85,7 @@ def summary_of(
 
 
 def shown_of(decision: Decision) -> tuple[Proven | None, Judgement]:
-    """The finalist that the summary is about, and its judgement: the best, else a gain that can't ship, else the first."""
+    """Finalist that the summary describes, and its judgement: the best, else an accepted one that can't ship, else the first."""
     gains = [s for s in decision.refused if s.proven.accepted]
     for shipped in (*filter(None, [decision.best]), *gains):
         return shipped.proven, shipped.judgement
@@ -95,7 +96,7 @@ def shown_of(decision: Decision) -> tuple[Proven | None, Judgement]:
 def metrics_of(
     before: Measurement, after: Measurement, shown: Proven | None, best: Shipped | None
 ) -> dict[str, dict[str, float] | None]:
-    """Values of the metric of both pipelines on their own rows and on test rows; and of the rows that prove, out of fold."""
+    """Metric of both pipelines on their training, test and reference rows; and out of fold, on the proving rows."""
     metrics: dict[str, dict[str, float] | None] = {TRAIN: None, VALIDATION: None, TEST: None}
     for split in (TRAIN, TEST, REFERENCE):
         if split in before.scores:
@@ -106,13 +107,13 @@ def metrics_of(
 
 
 def _standings(raced: Raced) -> list[dict[str, Any]]:
-    """Where the arms stand, in their fixed order, in whatever order they were tried."""
+    """Standings of the arms, in their fixed order, not in that in which they were tried."""
     names = list(ARMS)
     return [dataclasses.asdict(s) for s in sorted(raced.standings, key=lambda s: names.index(s.arm))]
 
 
 def _history(raced: Raced, shown: Proven | None) -> list[dict[str, Any]]:
-    """The epochs of the training that made the candidate, if one did."""
+    """Epochs of the training that made the candidate, if one did."""
     found = [s for s in raced.steps if shown is not None and shown.finalist.candidate in s.candidates]
     return found[0].learned.get("history", []) if found else []
 
@@ -135,7 +136,7 @@ def _explained(
 
 
 def _found_at(raced: Raced, best: Shipped | None) -> float | None:
-    """The second at which the step ended that found the best."""
+    """Second at which the step that found the best ended; None if nothing ships."""
     found = [] if best is None else [s.ended for s in raced.steps if best.proven.finalist.candidate in s.candidates]
     return round(found[0], 3) if found else None
 
@@ -182,7 +183,7 @@ def reason_of(
 
 
 def left_out(decision: Decision) -> list[str]:
-    """The finalists that could not be made in a fold, and why."""
+    """Warnings about the finalists that could not be made in a fold, with the reasons."""
     return [f"{p.finalist.candidate.name!r} can't be proven: {p.failure}" for p in decision.proven if p.failure]
 
 
@@ -226,7 +227,7 @@ def _row(name: str, value: float, **more: Any) -> dict[str, Any]:
 
 
 def _table(ground: Ground, decision: Decision) -> list[dict[str, Any]]:
-    """The rows of the table: the rival, and the finalists that were proven, the best first."""
+    """Rows of the table: the rival, and the proven finalists, the best first."""
     test = ground.start.scores.get(TEST)
     measured = [p for p in decision.proven if p.folds]
     first = next((p for p in measured if p.rival == YOURS), next(iter(measured), None))
@@ -263,13 +264,13 @@ def _table(ground: Ground, decision: Decision) -> list[dict[str, Any]]:
 
 
 def _error(proven: Proven) -> float | None:
-    """The standard error of a gain, as a share of the rival's metric."""
+    """Standard error of a gain, as a share of the rival's metric; None if unknown."""
     verdict = proven.judgement.verdict
     return abs(gain_of(proven)) / verdict.z if verdict.z > 0 else None
 
 
 def _race(explores: Ground, explored: Explored, decision: Decision) -> list[dict[str, Any]]:
-    """The best of each arm on the rows that explore."""
+    """Rows for the best candidate of each arm on the exploring rows."""
     if not explored.raced.steps:
         return []
     accepted = {id(p.finalist.candidate) for p in decision.proven if p.accepted}
@@ -284,13 +285,13 @@ def _race(explores: Ground, explored: Explored, decision: Decision) -> list[dict
 
 
 def _compacted(ground: Ground, found: Measurement) -> float | None:
-    """The cost of an offer once it is folded (`sparkdiff.compact`), by that of the original; None if nothing folds."""
+    """Cost of an offer after folding (`sparkdiff.compact`), relative to that of the original; None if nothing folds."""
     model = folded(ground, found.model)
     return None if model is None else costs.of_model(model) / ground.start.cost
 
 
 def _beside(explores: Ground, rival: Baseline | None) -> dict[str, Any] | None:
-    """The last row of the table: what is shown for comparison, on the rows that explore."""
+    """Last row of the table: the baseline for comparison, on the exploring rows."""
     if rival is None:
         return None
     held = explores.start.scores[VALIDATION].value
@@ -299,7 +300,7 @@ def _beside(explores: Ground, rival: Baseline | None) -> dict[str, Any] | None:
 
 
 def _against(judgement: Judgement) -> str:
-    """What speaks against a gain that is larger than chance."""
+    """Objections to a gain that is larger than chance; empty if it is accepted or not larger than chance."""
     if judgement.accepted or not judgement.verdict.accepted:
         return ""
     against = [f"worse on {c.name}" for c in judgement.worse[:1]]

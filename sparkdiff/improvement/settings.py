@@ -1,4 +1,4 @@
-"""The options of an improvement beside those of fine-tuning, in one list: its Params, their checks and their help come from it."""
+"""Options of an improvement in addition to those of fine-tuning, as one list: the source of its Params, their checks and help."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from sparkdiff.options import OptionGroup, converted, option, refuse
 WHY_REFUSED = {
     "maxSeconds": "its time is `budget`",
 }
-"""Options of fine-tuning that an improvement does not have, and why."""
+"""Options of fine-tuning that an improvement does not have, with the reasons."""
 ARMS = {
     "refit": "fits the stages anew on the training rows",
     "finetune": "trains the weights of the stages together",
@@ -21,9 +21,9 @@ ARMS = {
     "import": "adds boosted trees, fitted from the pipeline's own predictions",
     "grow": "adds stages that learn: hidden units, crosses, curves, effects",
 }
-"""What can be tried -> what it does, the cheap ones first."""
+"""Arm -> its description, the cheap arms first."""
 CHANGES_FORM = ("simplify", "import", "grow")
-"""Arms whose result has other stages than the original."""
+"""Arms whose results have other stages than the original."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +66,7 @@ class ImprovementSettings(OptionGroup):
         return ImprovementSettings(**values)
 
     def tried(self) -> tuple[str, ...]:
-        """The arms that are not forbidden, the cheap ones first."""
+        """Arms that are not forbidden, the cheap ones first."""
         return tuple(a for a in ARMS if a in self.arms and not (self.keepForm and a in CHANGES_FORM))
 
 

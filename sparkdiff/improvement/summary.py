@@ -1,4 +1,4 @@
-"""The summary of an improvement: that of fine-tuning, with the arms, one table of what was proven, and why."""
+"""Summary of an improvement: that of fine-tuning, with the arms, one table of the proven finalists, and an explanation."""
 
 import dataclasses
 import math
@@ -10,43 +10,44 @@ from sparkdiff.report import FineTuningSummary, Section, SectionTable, Strong, p
 from sparkdiff.report.page import OFFERS
 
 MORE = re.compile(r" and \d+ more\b")
-"""In the name of a pipeline that is shortened in a table."""
+"""Mark of a shortened name of a pipeline in a table."""
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class ImprovementSummary(FineTuningSummary):
-    """The report of one improvement. `print(summary)` shows the table of what was proven.
+    """The report of one improvement. `print(summary)` shows the table of the proven finalists.
 
-    Its other attributes are those of `FineTuningSummary`, about the pipeline that is returned (or the best one, where the
-    original is kept); the decision is "improved" or "kept original".
+    Its other attributes are those of `FineTuningSummary`, about the returned pipeline (or the best one, if the original is
+    kept); the decision is "improved" or "kept original".
 
     Attributes:
         arms: an entry for each arm: {"arm", "state", "why", "seconds", "cut" (the budget was over before it was done)}; `state`
             is "done", "stopped", "failed", "not tried" or "interrupted".
-        table: a row for the original and for each finalist that was proven, the best first: {"arm", "name", "value" (on the rows
-            that prove, by pipelines that were made without them), "test" (None without test rows), "change", "gain" and "error"
-            (shares of the rival's metric), "rival" (what it was compared with), "folds" (that proved it), "changed" (share of
-            rows whose label changes, or whose prediction moves by more than a tenth), "serving" (cost relative to the
-            original), "compacted" (of an offer: the same once `sparkdiff.compact` has folded it; None where that saves
-            nothing), "seconds" (to make it once), "p" (allows for four finalists), "interval" (95%, of the gain, allows for
-            four finalists; None where nothing gains), "accepted", "offers" (names), "why" (it was not accepted), "changes"
-            (what was added or deleted, in full)}.
-        race: the best of each arm on the rows that explore, from which finalists are chosen: {"arm", "name", "value", "gain",
+        table: a row for the original and for each proven finalist, the best first: {"arm", "name", "value" (on the proving rows,
+            from pipelines made without them), "test" (None without test rows), "change", "gain" and "error" (shares of the
+            rival's metric), "rival" (the pipeline that it was compared with), "folds" (number of folds that proved it),
+            "changed" (share of rows whose label changes, or whose prediction moves by more than a tenth), "serving" (cost
+            relative to the original), "compacted" (for an offer: the same after folding by `sparkdiff.compact`; None if that
+            saves nothing), "seconds" (to make it once), "p" (allows for four finalists), "interval" (95%, of the gain, allows
+            for four finalists; None if nothing gains), "accepted", "offers" (names), "why" (the reason why it was not
+            accepted), "changes" (the added or deleted stages, in full)}.
+        race: the best of each arm on the exploring rows, from which finalists are chosen: {"arm", "name", "value", "gain",
             "serving", "seconds", "accepted"}.
-        proof: {"rows" (that prove, in words), "folds", "rival", "why" (that is the rival), "shows" (the gain that they would
-            show in 8 of 10 cases, as a share of the metric), "units" (effective number of rows, groups or blocks that decided),
-            "unproven" ([{"name", "seconds"}]: finalists that there was no time for, and what their proof would take)}.
+        proof: {"rows" (description of the proving rows), "folds", "rival", "why" (the reason for this rival), "shows" (the gain
+            that they would show in 8 of 10 cases, as a share of the metric), "units" (effective number of rows, groups or
+            blocks that decided), "unproven" ([{"name", "seconds"}]: finalists that there was no time for, and the time that
+            their proof would take)}.
         offers: {name: row of the table}; see `sparkdiff.improvement.proving`.
-        budget: {"given", "spent", "seconds"}: as it was asked; seconds per arm, of measuring the original, and of the proof;
-            and of the whole improvement, which is less where arms ran side by side.
-        foundAt: seconds after which the best was found; None where the original is kept.
-        baseline: Spark's own trees on the same features, measured on the rows that explore: {"name", "value", "test", "change",
-            "serving", "seconds", "why" (there is no value)}; None where `baseline=False` or
-            the budget is small. It is not tested.
-        explanation: where the loss was, and what would help next, in words.
-        order: in which the arms were tried: {"arms", "chances" (by name, that an arm finds the best pipeline if there is a better
-            one), "shipped" and "own" (from how many improvements it was learned: that sparkdiff ships, and of the store), "why",
-            "facts" (of the pipeline and its rows)}.
+        budget: {"given", "spent", "seconds"}: the requested budget; the seconds per arm, of measuring the original, and of the
+            proof; and those of the whole improvement, which are fewer if arms ran side by side.
+        foundAt: seconds after which the best was found; None if the original is kept.
+        baseline: Spark's own trees on the same features, measured on the exploring rows: {"name", "value", "test", "change",
+            "serving", "seconds", "why" (the reason why there is no value)}; None if `baseline=False` or the budget is small. It
+            is not tested.
+        explanation: text on where the loss was, and what would help next.
+        order: the order in which the arms were tried: {"arms", "chances" (by name, the probability that an arm finds the best
+            pipeline if there is a better one), "shipped" and "own" (numbers of improvements that it was learned from: those
+            shipped with sparkdiff, and those of the store), "why", "facts" (about the pipeline and its rows)}.
     """
 
     __module__ = "sparkdiff"
@@ -74,7 +75,7 @@ class ImprovementSummary(FineTuningSummary):
 
 
 def _in_full(table: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What the offers add, where their names in the table are shortened."""
+    """Lines with the full changes of the offers whose names are shortened in the table."""
     return [f"'{r['name']}': {r['changes']}" for r in table if r["offers"] and MORE.search(r["name"])]
 
 
@@ -85,7 +86,7 @@ def _when(summary: ImprovementSummary) -> list[str]:
 
 
 def table_of(summary: ImprovementSummary) -> SectionTable:
-    """The results side by side, on the rows that decide."""
+    """Table of the results side by side, on the rows that decide."""
     tested = any(r["test"] is not None for r in summary.table)
     head = [f"{summary.metric} ({summary.metricDirection} is better)", "proving rows", *(["test"] if tested else [])]
     rows = [(*head, "change", "error", "flips", "95% interval", "serving", "cost", "")]
@@ -104,7 +105,7 @@ def table_of(summary: ImprovementSummary) -> SectionTable:
 
 
 def _comparison(found: Mapping[str, Any] | None, *, tested: bool) -> list[tuple[str, ...]]:
-    """The last line of the table."""
+    """Last line of the table, with the baseline; none without one."""
     if found is None:
         return []
     if found["value"] is None:

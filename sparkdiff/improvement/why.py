@@ -1,4 +1,4 @@
-"""Where the loss was, and what would help next: a paragraph from the figures that the run itself measured."""
+"""Explanation of where the loss was, and of what would help next: a paragraph from the run's own figures."""
 
 from collections.abc import Mapping, Sequence
 from statistics import NormalDist
@@ -11,23 +11,25 @@ from sparkdiff.report import share_of
 NOTHING = 0.005
 """Share of the metric below which a gain is not worth a sentence."""
 ALIKE = 0.9
-"""Two gains are about the same where the smaller one is at least this share of the larger."""
+"""Two gains count as about equal if the smaller one is at least this share of the larger."""
 SETTINGS = ("refit", "search")
 HELD_BACK_BY = {"weights": ("finetune",), "settings": SETTINGS, "form": ("import", "grow")}
-"""What can hold a pipeline back -> the arms that show it."""
+"""Possible cause of loss -> the arms that reveal it."""
 
 
 def explanation(
     table: Sequence[Mapping[str, Any]], arms: Sequence[Mapping[str, Any]],
     *, metric: str, level: float, rows: int, z: float, timed: bool,
 ) -> str:  # fmt: skip
-    """
+    """The paragraph.
+
     Args:
-        table, arms: see `ImprovementSummary`.
+        table: see `race` of `ImprovementSummary`.
+        arms: see `ImprovementSummary`.
         level: the p-value that is needed.
-        rows: that prove.
-        z: score of the best result there; 0 where it was not proven.
-        timed: whether the rows have times.
+        rows: number of proving rows.
+        z: score of the best result there; 0 if it was not proven.
+        timed: True if the rows have times.
     """
     gains: dict[str, float] = {}
     for row in table:
@@ -44,7 +46,7 @@ def explanation(
 
 
 def settled(arms: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Of weights, settings and form what an arm has looked at for as long as it wanted."""
+    """Those of weights, settings and form that an arm has fully explored, without being cut by the budget."""
     had = {a["arm"] for a in arms if a["state"] in ("done", "stopped") and not a["cut"]}
     return [name for name, each in HELD_BACK_BY.items() if had & set(each)]
 
@@ -69,7 +71,7 @@ def _nothing(arms: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _unfinished(arms: Sequence[Mapping[str, Any]]) -> str:
-    """A sentence about the arms that the end of the budget stopped; empty where there is none."""
+    """A sentence about the arms that the end of the budget stopped; empty if there are none."""
     cut = [a["arm"] for a in arms if a["cut"]]
     if not cut:
         return ""
@@ -81,7 +83,7 @@ def _listed(words: Sequence[str]) -> str:
 
 
 def _where(gains: Mapping[str, float], best: str, metric: str, timed: bool, known: Sequence[str]) -> str:
-    """Which of weights, settings and form held the pipeline back."""
+    """Sentence on whether the weights, the settings or the form held the pipeline back."""
     top = gains[best]
     weights = gains.get("finetune", 0.0)
     settings = max((gains[a] for a in SETTINGS if a in gains), default=0.0)
@@ -104,7 +106,7 @@ def _where(gains: Mapping[str, float], best: str, metric: str, timed: bool, know
 
 
 def _rows_needed(rows: int, z: float, level: float) -> str:
-    """How many rows would show a gain like this: scores grow with the root of their number."""
+    """Sentence on how many rows would show a gain like this: scores grow with the square root of their number."""
     needed = 1.0 - NormalDist().inv_cdf(min(level, 0.5) / FINALISTS)
     if not z > 0 or z >= needed:
         return ""
@@ -115,11 +117,11 @@ def _rows_needed(rows: int, z: float, level: float) -> str:
 
 
 def beside(name: str, value: float | None, returned: float, sign: float) -> str:
-    """A sentence where what is shown for comparison is better than what is returned; else empty.
+    """A sentence if the baseline is better than the returned pipeline; else empty.
 
     Args:
         value, returned: the metric of both on validation rows.
-        sign: 1.0 where a smaller metric is better, -1.0 where a larger one is.
+        sign: 1.0 if a smaller metric is better, -1.0 if a larger one is.
     """
     better = 0.0 if value is None else share_of(sign * (returned - value), returned)
     if better < NOTHING:

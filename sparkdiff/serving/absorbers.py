@@ -1,4 +1,4 @@
-"""Stages that can take up what a stage in front of them does to their features."""
+"""Stages that can absorb the map of a stage in front of them, which changes their features."""
 
 import dataclasses
 from typing import Any
@@ -21,22 +21,22 @@ TOLERANCE = 1e-9
 ROUNDING = 2.0**-53
 """Largest relative error of one operation."""
 STAGE = 2000
-"""Products that take about as long as one stage does beside its products: a microsecond or two
+"""Number of products that take about as long as one stage without its products: a microsecond or two
 (`benchmarks/serving_costs.py`).
 """
 
 
 @dataclasses.dataclass(frozen=True)
 class LinearAbsorber:
-    """Margins = matrix @ x + intercepts, or the first layer of a network, or the products of a PCA.
+    """A stage that computes matrix @ x + intercepts: margins, the first layer of a network, or the products of a PCA.
 
     Attributes:
         stage: the fitted stage.
         matrix: (m, d).
-        intercepts: (m,); None where the stage has none.
-        stored: (m, d) which entries of the matrix are multiplied; None where always all of them.
-        constants: (m,) what folded stages add to the intercepts.
-        checks_width: whether Spark refuses vectors of another width.
+        intercepts: (m,); None if the stage has none.
+        stored: (m, d) bool, True for the matrix entries that are multiplied; None if always all of them.
+        constants: (m,) constants that folded stages add to the intercepts.
+        checks_width: True if Spark refuses vectors of another width.
     """
 
     stage: Any
@@ -48,14 +48,14 @@ class LinearAbsorber:
 
     @property
     def width(self) -> int:
-        """How many features it reads."""
+        """Number of features that it reads."""
         return int(self.matrix.shape[1])
 
     def absorbed(self, change: Map, start: int, width_in: int | None) -> "LinearAbsorber":
-        """The stage with features [start, start + change.width_out) in place of which it reads the change's input.
+        """The stage that reads the change's input in place of features [start, start + change.width_out).
 
         Args:
-            width_in: of the change's input; None where it isn't known. A change that doesn't tell its width_out keeps it.
+            width_in: width of the change's input; None if unknown. A change without a width_out keeps the width.
 
         Raises:
             RefusedError: the outputs would not be the same.
@@ -74,7 +74,7 @@ class LinearAbsorber:
         return dataclasses.replace(self, matrix=matrix, stored=stored, constants=self.constants + constants)
 
     def _check_cost(self, change: Map, width_out: int, width_in: int) -> None:
-        """A wide matrix in place of two narrow ones takes longer."""
+        """Raise RefusedError if one wide matrix would take longer than two narrow ones."""
         m = len(self.matrix)
         if width_in > width_out and not isinstance(change, Chosen):
             before, after = width_in * width_out + width_out * m, width_in * m
@@ -89,7 +89,7 @@ class LinearAbsorber:
             raise RefusedError("the products of its factors and the coefficients leave the range of doubles")
 
     def _stored(self, change: Map, block: slice, width_in: int) -> Array | None:
-        """Which entries of the new matrix are multiplied."""
+        """Entries of the new matrix that are multiplied, (m, d) bool; None if all are."""
         was = np.ones(self.matrix.shape, np.bool_) if self.stored is None else self.stored
         met = was[:, block]
         if isinstance(change, Entries) and (met & change.fixed).any():
@@ -106,10 +106,10 @@ class LinearAbsorber:
         return np.concatenate([was[:, : block.start], new, was[:, block.stop :]], 1)
 
     def _check_shift(self, change: Entries, part: Array) -> None:
-        """The constants of large shifts cancel against large products, and leave their rounding.
+        """Raise RefusedError if large shifts could change the margin by rounding: their constants cancel against large products.
 
-        The bound: a sum of n products has an error of at most n * ROUNDING * (sum of their sizes). At a usual row these are
-        those of the outputs' own products and, twice, the constants': once in the products, once in the intercept.
+        The bound: a sum of n products has an error of at most n * ROUNDING * (sum of their absolute values). For a typical row
+        the products are those of the outputs themselves and, twice, those of the constants: in the products and in the intercept.
         """
         if self.intercepts is None:
             raise RefusedError("it moves zero, and the products of a PCA have no constant that could do so")
@@ -124,7 +124,7 @@ class LinearAbsorber:
             )
 
     def built(self) -> Any:
-        """The stage, of the same class, uid and Params."""
+        """The changed stage, with the same class, uid and Params."""
         if self.intercepts is None:
             weights = {"pc": self.matrix.T.copy(), "explainedVariance": self.stage.explainedVariance.toArray()}
             return jvm.widened(self.stage, weights, {})
@@ -136,7 +136,7 @@ class LinearAbsorber:
 
 @dataclasses.dataclass(frozen=True)
 class _Layers:
-    """A multilayer perceptron of which the first layer changes."""
+    """A multilayer perceptron whose first layer changes."""
 
     stage: Any
     module: MultilayerPerceptron
@@ -152,7 +152,7 @@ class _Layers:
 
 @dataclasses.dataclass(frozen=True)
 class Forest:
-    """Trees, whose thresholds are compared with the features; with the members of a LinearAbsorber."""
+    """Trees, whose thresholds are compared with the features; has the members of a LinearAbsorber."""
 
     stage: Any
     nodes: Nodes
@@ -167,7 +167,7 @@ class Forest:
         raise RefusedError("a tree compares single features, and it mixes them")
 
     def _moved(self, change: Entries, start: int) -> Nodes:
-        """The nodes with the thresholds that the same inputs pass, bit for bit."""
+        """Nodes with thresholds that the same inputs pass, bit for bit."""
         feature = self.nodes.featureIndex - start
         inside = ~self.nodes.leaf & (feature >= 0) & (feature < len(change.factor))
         if (inside & self.nodes.categorical).any():
@@ -207,9 +207,9 @@ Absorber = LinearAbsorber | Forest
 
 
 def last_left(shift: Array, factor: Array, plus: Array, threshold: Array) -> Array:
-    """For each entry the largest double x with (x - shift) * factor + plus <= threshold, as doubles round; all (t,).
+    """Largest double x with (x - shift) * factor + plus <= threshold in double arithmetic, for each entry; all (t,).
 
-    Rounding keeps the order: with a factor above 0 exactly the inputs up to x pass. Found by bisection over all doubles.
+    Rounding is monotone: with a factor above 0, exactly the inputs up to x pass. Found by bisection over all doubles.
     """
     low, high = (np.full(len(threshold), order(np.array(end))) for end in (-np.inf, np.inf))
     with np.errstate(over="ignore", invalid="ignore"):
@@ -221,21 +221,21 @@ def last_left(shift: Array, factor: Array, plus: Array, threshold: Array) -> Arr
 
 
 def order(x: Array) -> Array:
-    """The rank of doubles among all doubles, int64: a larger one has a larger rank; -0.0 and 0.0 have rank 0."""
+    """Rank of doubles among all doubles, int64: a larger double has a larger rank; -0.0 and 0.0 have rank 0."""
     bits = np.asarray(x + 0.0, np.float64).view(np.int64)
     return np.where(bits < 0, np.int64(-(2**63)) - bits, bits)
 
 
 def double(rank: Array) -> Array:
-    """The double of a rank."""
+    """Double with this rank."""
     return np.where(rank < 0, np.int64(-(2**63)) - rank, rank).view(np.float64)
 
 
 def absorber_of(stage: Any) -> Absorber:
-    """A fitted stage as absorber.
+    """Absorber of a fitted stage.
 
     Raises:
-        RefusedError: it cannot take up anything.
+        RefusedError: the stage cannot absorb any map.
     """
     cls = REGISTRY.get(class_name(stage))
     if cls is None or cls.refuses(stage) is not None:

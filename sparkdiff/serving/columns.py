@@ -1,4 +1,4 @@
-"""Who reads which version of a column while a pipeline is folded, and how wide columns are."""
+"""Readers of each version of a column while a pipeline is folded, and the widths of columns."""
 
 import dataclasses
 from collections.abc import Callable, Collection, Mapping
@@ -22,19 +22,19 @@ from sparkdiff.stages.fields import Field
 
 Found = TypeVar("Found")
 SCALARS = ("StringIndexerModel", "Bucketizer", "ImputerModel", "TargetEncoderModel")
-"""Classes of which every output is one number."""
+"""Classes whose outputs are all single numbers."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Read:
-    """A column that a stage reads: as its Param spells it, and which version."""
+    """A column that a stage reads: its spelling in the Param, and its version."""
 
     spelled: str
     version: Version
 
 
 def reads_of(graph: Graph) -> dict[int, tuple[Read, ...]]:
-    """What each stage of a pipeline reads."""
+    """Columns that each stage of a pipeline reads, by position."""
     return {v.position: tuple(map(Read, v.spelled, v.sources)) for v in graph.vertices}
 
 
@@ -50,8 +50,8 @@ def pinned(model: Any, graph: Graph) -> dict[int, str]:
 
 
 def reselected(model: Any, graph: Graph, gone: Collection[int], renamed: Mapping[int, str]) -> dict[Path, Any]:
-    """The stages that drop columns or put them last, for `nesting.replaced`, where they name columns of stages that are gone, or
-    whose column has another name now.
+    """New stages for `nesting.replaced` in place of those that drop columns or put them last, if they name columns of removed
+    stages or renamed columns.
     """
     out: dict[Path, Any] = {}
     for i, vertex in enumerate(graph.vertices):
@@ -69,14 +69,14 @@ def reselected(model: Any, graph: Graph, gone: Collection[int], renamed: Mapping
 
 
 def left_out(model: Any, path: Path) -> Any:
-    """What takes the place of a stage that is gone, for `nesting.replaced`: nothing, or no stages as the model of a search."""
+    """Replacement of a removed stage for `nesting.replaced`: no stages, or an empty pipeline for a search's model."""
     searches = (CrossValidatorModel, TrainValidationSplitModel)
     alone = any(place == path and isinstance(holder, searches) for place, holder in holders(model))
     return PipelineModel([]) if alone else []
 
 
 def reading(stage: Any, vertex: Vertex, now: tuple[str, ...]) -> Any:
-    """The stage of a vertex, or a new one in its place, with these input columns; the same object where they stay."""
+    """The stage of a vertex, or a new one in its place, with these input columns; the same object if they don't change."""
     if vertex.spelled == now:
         return stage
     name = next(p for p in ("inputCols", "inputCol", "featuresCol") if stage.hasParam(p) and stage.isDefined(p))
@@ -91,10 +91,10 @@ def is_assembler(stage: Any) -> bool:
 
 
 class StageFacts:
-    """What the stages of a pipeline are, as they were fitted; each is looked at once.
+    """Facts about the stages of a pipeline as they were fitted; each fact is determined once.
 
     Attributes:
-        schema: of the data, if it is known.
+        schema: the schema of the data, if it is known.
         fields: its fields by casefolded name.
     """
 
@@ -104,7 +104,7 @@ class StageFacts:
         self._known: dict[tuple[Callable[[Any, int], Any], int], Any] = {}
 
     def _once(self, find: Callable[["StageFacts", int], Found], i: int) -> Found:
-        """What is found about stage i. RefusedError, if `find` raises it."""
+        """Return the cached result of `find` for stage i; raise RefusedError if `find` raised it."""
         if (find, i) not in self._known:
             try:
                 self._known[find, i] = find(self, i)
@@ -116,15 +116,15 @@ class StageFacts:
         return found  # type: ignore[no-any-return]
 
     def map_of(self, i: int) -> Map:
-        """What stage i does to its vector. RefusedError, as of `maps.map_of`."""
+        """Map of stage i. Raises RefusedError like `maps.map_of`."""
         return self._once(_map_of, i)
 
     def absorber(self, i: int) -> Absorber:
-        """Stage i as it takes something up. RefusedError, as of `absorbers.absorber_of`."""
+        """Absorber of stage i. Raises RefusedError like `absorbers.absorber_of`."""
         return self._once(_absorber, i)
 
     def width(self, version: Version) -> int | None:
-        """The number of entries of a column, 1 of a number; None where neither a stage nor the schema tells."""
+        """Number of entries of a column, 1 for a number; None if neither a stage nor the schema has it."""
         name, writer = version
         if writer < 0:
             found = _width_in_data(self.fields.get(name))
@@ -134,7 +134,7 @@ class StageFacts:
         return self._width_read(version) if found is None else found
 
     def _width_read(self, version: Version) -> int | None:
-        """The width for which a stage that reads the column was fitted."""
+        """Width that a stage which reads the column was fitted for; None if unknown."""
         for vertex in self.graph.vertices:
             if version in vertex.sources and len(vertex.sources) == 1:
                 try:
@@ -162,16 +162,16 @@ def _absorber(facts: StageFacts, i: int) -> Absorber:
 
 @dataclasses.dataclass(frozen=True)
 class State:
-    """A pipeline on its way to fewer stages.
+    """Intermediate state of a pipeline that is being folded.
 
     Attributes:
-        facts: what the stages are, as they were fitted.
-        keep: the versions that stay, whoever reads them.
+        facts: facts about the stages as they were fitted.
+        keep: the versions that stay, regardless of their readers.
         pinned: stages that cannot change, with the reason.
-        reads: per stage that is left, by position, what it reads.
-        absorbers: stages that have taken others up.
-        gone: stages that are gone, with what became of them.
-        changed: assemblers whose output has other values than it had, and maybe another width; it gets another name.
+        reads: the columns that each remaining stage reads, by position.
+        absorbers: stages that have absorbed others.
+        gone: removed stages, with what happened to them.
+        changed: assemblers whose output has changed values, and maybe another width; it gets another name.
     """
 
     facts: "StageFacts"
@@ -190,11 +190,11 @@ class State:
         return self.graph.vertices[i]
 
     def versions(self, i: int) -> tuple[Version, ...]:
-        """The versions that a stage writes."""
+        """Versions that a stage writes."""
         return tuple((self.graph.casefold(c), i) for c in self.vertex(i).outputs)
 
     def readers(self, i: int) -> list[int]:
-        """The stages that read an output of stage i.
+        """Stages that read an output of stage i.
 
         Raises:
             RefusedError: a stage behind it may read any column.
@@ -205,7 +205,7 @@ class State:
         return [j for j in self.reads if any(read.version[1] == i for read in self.reads[j])]
 
     def overwritten(self, i: int) -> list[str]:
-        """The outputs of stage i that were there before it, and would have their old values without it."""
+        """Outputs of stage i that existed before it, and would have their old values without it."""
         there = {(name, -1) for name in self.facts.fields}.union(
             *(v.sources for v in self.graph.vertices), *map(self.versions, self.reads)
         )
@@ -213,24 +213,24 @@ class State:
         return [c for c in self.vertex(i).outputs if self.graph.casefold(c) in before]
 
     def check_visible(self, version: Version, at: int, without: int) -> None:
-        """Raise RefusedError if a stage between its writer and stage `at` overwrites it, once stage `without` is gone."""
+        """Raise RefusedError if a stage between the writer and stage `at`, except `without`, overwrites the version."""
         first = version[0].partition(".")[0]
         for j in self.reads:
             if version[1] < j < at and j != without and self.graph.writes(j, [version[0], first]):
                 raise RefusedError(f"{self.vertex(j).uid} overwrites {self.graph.name(version)!r}, which it reads")
 
     def absorber(self, j: int) -> Absorber:
-        """Stage j as it takes something up.
+        """Absorber of stage j.
 
         Raises:
-            RefusedError: it cannot.
+            RefusedError: it cannot absorb.
         """
         if j in self.pinned:
             raise RefusedError(f"{self.vertex(j).uid} reads its vector, and {self.pinned[j]}")
         return self.absorbers.get(j) or self.facts.absorber(j)
 
     def width(self, version: Version) -> int | None:
-        """The number of entries of a column as it is now; None where neither a stage nor the schema tells."""
+        """Current number of entries of a column; None if neither a stage nor the schema has it."""
         writer = version[1]
         if writer >= 0 and is_assembler(self.vertex(writer).stage):
             widths = [self.width(read.version) for read in self.reads.get(writer, ())] or [None]
@@ -241,10 +241,10 @@ class State:
         return self.facts.width(version)
 
     def block(self, i: int, place: int, total: int | None) -> int:
-        """Where the vector that an assembler reads at this place begins in its output.
+        """Start of the vector that assembler i reads at this place within its output.
 
         Args:
-            total: the width of the output, where Spark would refuse another one.
+            total: the width of the output if Spark would refuse another one; else None.
 
         Raises:
             RefusedError: the columns before it have unknown widths, or the known ones contradict `total`.
@@ -294,7 +294,7 @@ def _widths(facts: StageFacts, i: int) -> list[int | None]:
     if kind == "CountVectorizerModel":
         return [len(stage.vocabulary)]
     if kind == "VectorSizeHint":
-        return [None if stage.getHandleInvalid() == "optimistic" else int(stage.getSize())]  # which nothing checks
+        return [None if stage.getHandleInvalid() == "optimistic" else int(stage.getSize())]  # which Spark doesn't check
     if stage.hasParam("predictionCol"):
         return [_width_of_prediction(stage, column) for column in vertex.outputs]
     try:

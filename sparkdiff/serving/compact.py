@@ -19,12 +19,12 @@ from sparkdiff.serving.folding import folded
 
 @dataclasses.dataclass(frozen=True)
 class StageCompaction:
-    """What becomes of one leaf stage.
+    """Outcome for one leaf stage.
 
     Attributes:
         path: position in the nested pipelines and formulas.
-        action: "gone"; "changed", where it takes others up or reads other columns; or "same".
-        reason: what happens to the stage, or why it stays, as text.
+        action: "gone"; "changed", if it absorbs others or reads other columns; or "same".
+        reason: text on what happens to the stage, or why it stays.
     """
 
     __module__ = "sparkdiff"
@@ -59,22 +59,22 @@ def compact(model: Any, keepCols: Sequence[str] | None = None, *, schema: Struct
     """The pipeline with as few stages as possible: plain MLlib, with the same values in the columns that are kept.
 
     Scalers, PCA, DCT, IDF and stages that select entries are folded into the linear model, the network or the trees that read
-    them; assemblers of assemblers become one. Stages that are left keep class, uid and Params, but for the names of the columns
-    that they read. An assembler in front of a stage that took another one up writes other values than before: its column gets
-    another name, so that each column that stays has its values. A fold that could change an output is left out; `compact_plan`
-    says which and why. Margins change by rounding alone, and trees not at all. A NaN stays where it was. One exception: a row in
-    which a PCA or a DCT meets an infinite entry, which gives NaN there, may have an infinite margin. Rows that Spark refuses
-    because a vector is null or too long may be refused by a later stage, or by none. Runs no job where
-    constructors can be called.
+    them; assemblers of assemblers become one. Remaining stages keep class, uid and Params, except the names of the columns that
+    they read. An assembler in front of a stage that absorbed another one writes other values than before: its column gets
+    another name, so that each remaining column keeps its values. A fold that could change an output is left out; `compact_plan`
+    reports which and why. Margins change only by rounding, and trees not at all. A NaN stays where it was. One exception: a row
+    in which a PCA or a DCT reads an infinite entry, which makes its output NaN, may have an infinite margin. Rows that Spark
+    refuses because a vector is null or too long may be refused by a later stage, or by none. Runs no job if constructors can be
+    called.
 
     Args:
         model: a fitted `PipelineModel`; it is never changed.
         keepCols: the columns that must stay; those of the data always do. By default those that no later stage reads, and those
             of the last stage.
-        schema: the schema of the data, which tells the widths of columns.
+        schema: the schema of the data, which may have the widths of columns.
 
     Returns:
-        The same object where nothing folds.
+        The folded pipeline; the same object if nothing folds.
 
     Raises:
         InputError: the pipeline is not fitted, or no stage writes one of `keepCols`.
@@ -95,10 +95,10 @@ def compact(model: Any, keepCols: Sequence[str] | None = None, *, schema: Struct
 
 
 def compact_plan(model: Any, keepCols: Sequence[str] | None = None, *, schema: StructType | None = None) -> CompactPlan:
-    """What `compact` does with the same arguments, stage by stage, and why stages stay.
+    """Plan of what `compact` does with the same arguments, stage by stage, with the reasons why stages stay.
 
     Raises:
-        InputError: as of `compact`.
+        InputError: as in `compact`.
     """
     start = _start(plain(model), keepCols, schema)
     state, why = folded(start)
@@ -126,7 +126,7 @@ def _start(model: Any, keepCols: Sequence[str] | None, schema: StructType | None
 
 
 def _unread(graph: Graph) -> frozenset[Version]:
-    """The columns of which no later stage reads or overwrites any field, and those of the last stage."""
+    """Columns of which no later stage reads or overwrites any field, and those of the last stage."""
     last, read = len(graph.vertices) - 1, {version for v in graph.vertices for version in v.sources}
     return frozenset(
         (name, i)

@@ -1,4 +1,4 @@
-"""From a fitted pipeline to its schedule: which steps the wanted columns need, and in which form each column is read."""
+"""Compiler from a fitted pipeline to its schedule: the steps that the wanted columns need, and their inputs' forms."""
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -53,7 +53,7 @@ OTHER_WAY = (
 
 @dataclass(frozen=True)
 class Unit:
-    """What can be computed alone: a translated stage, or a part of a stage in Python."""
+    """A part of the pipeline that can be computed alone: a translated stage, or a part of a stage in Python."""
 
     vertex: Vertex
     reads: tuple[Version, ...]
@@ -62,7 +62,7 @@ class Unit:
 
 
 DROPPING = ("pyspark.ml.feature.StringIndexerModel", "pyspark.ml.feature.VectorAssembler")
-"""With handleInvalid='skip' these drop the rows that they refuse with 'error'."""
+"""Classes that, with handleInvalid='skip', drop the rows that they refuse with 'error'."""
 NOT_SERVED = {
     "BisectingKMeansModel": "Spark does not show the tree of centres that it descends",
     "BucketedRandomProjectionLSHModel": "its hash values serve joins of whole tables, which stay in Spark",
@@ -72,7 +72,7 @@ NOT_SERVED = {
     "MinHashLSHModel": "its hash values serve joins of whole tables, which stay in Spark",
     "SQLTransformer": "its statement is SQL",
 }
-"""The classes of MLlib that are refused with any settings, and why; all others are taken."""
+"""Classes of MLlib that are refused with any settings, and the reasons; all others are accepted."""
 
 
 def refused(vertex: Vertex, why: str) -> InputError:
@@ -81,11 +81,11 @@ def refused(vertex: Vertex, why: str) -> InputError:
 
 
 def scheduled(model: Any, schema: SchemaOrRows, outputCols: Iterable[str] | None, javaVersion: str | None) -> Schedule:
-    """The schedule of a fitted pipeline.
+    """Schedule of a fitted pipeline.
 
     Raises:
-        InputError: it isn't fitted, a column isn't written, there is no such version of Java, or a stage on the way to a wanted
-            column cannot be computed without Spark; names stage, class, reason and way out.
+        InputError: it isn't fitted, a column isn't written, there is no such version of Java, or a stage that a wanted column
+            needs cannot be computed without Spark; names stage, class, reason and what to do.
     """
     if schema is not None and not isinstance(schema, StructType):
         check_dataframe("schema, if not a StructType,", schema)
@@ -99,13 +99,13 @@ def scheduled(model: Any, schema: SchemaOrRows, outputCols: Iterable[str] | None
 
 
 def _refusing(model: Any) -> dict[Path, Any]:
-    """Stages that drop invalid rows, as stages that refuse just these rows, by their place in the pipeline."""
+    """Copies of the stages that drop invalid rows which refuse these rows instead, by path in the pipeline."""
     return {
         path: stage.copy({stage.handleInvalid: "error"})
         for path, stage in flatten(model)
         if class_name(stage) in DROPPING
         and _skips(stage)
-        # A number that is NaN is dropped, but may be found among labels.
+        # A NaN is dropped, but "NaN" may be among the labels.
         and not any("NaN" in labels for labels in getattr(stage, "labelsArray", ()))
     }
 
@@ -134,7 +134,7 @@ def _spelled(graph: Graph) -> list[str]:
 
 
 def _default(graph: Graph) -> list[Version]:
-    """The columns of the predictors and of what comes behind them; without a predictor those that no stage reads."""
+    """Columns of the predictors and of the stages behind them; without a predictor, those that no stage reads."""
     last = list(graph.writers.items())
     predictors = set(graph.predictors())
     behind = {v.position for v in graph.vertices if predictors & graph.ancestors([v.position])}
@@ -149,7 +149,7 @@ def _default(graph: Graph) -> list[Version]:
 
 @dataclass
 class _Compiler:
-    """Gives each value its place, and collects the steps."""
+    """Compiler state: assigns each value its place, and collects the steps."""
 
     graph: Graph
     schema: SchemaOrRows
@@ -161,7 +161,7 @@ class _Compiler:
     exact: float = field(init=False)
 
     def compiled(self, wanted: Sequence[Version], dropping: Sequence[Vertex] = ()) -> Schedule:
-        """The schedule of these columns, and of all that stages which drop rows read."""
+        """Schedule of these columns, and of everything that the row-dropping stages need to decide."""
         told = [(self.graph.casefold(c), v.position) for v in dropping for c in v.outputs]
         units = self._needed([*wanted, *told])
         self.exact = note_readers(self.graph, dict.fromkeys(unit.vertex.position for unit in units))
@@ -176,7 +176,7 @@ class _Compiler:
         return Schedule(entries, tuple(self.steps), outputs, len(self.places), sensitive, tuple(notes), drop)
 
     def _check_types(self, needed: Collection[int]) -> None:
-        """Raise InputError where Spark refuses the type that the schema gives a column which one of these stages reads."""
+        """Raise InputError if Spark refuses the schema's type of a column that one of these stages reads."""
         schema: Any = self.schema.schema if isinstance(self.schema, DataFrame) else self.schema
         if schema is None or not jvm.has_constructors():
             return
@@ -198,7 +198,7 @@ class _Compiler:
     # Which ones -----------------------------------------------------------------------------------------------------
 
     def _needed(self, wanted: Sequence[Version]) -> list[Unit]:
-        """The units that these columns need, in order."""
+        """Units that these columns need, in order."""
         made: dict[int, dict[Version, Unit]] = {}
         found: dict[Version, Unit] = {}
         stack = list(wanted)
@@ -213,7 +213,7 @@ class _Compiler:
             found.update(dict.fromkeys(unit.writes, unit))
             stack += unit.reads
         unique = {id(u): u for u in found.values()}.values()
-        # In front of a Word2VecModel its words are counted.
+        # A Word2VecModel's words are counted in front of it.
         return sorted(unique, key=lambda u: (u.vertex.position, u.writes[0][1] >= 0, u.reads))
 
     def _units(self, vertex: Vertex) -> list[Unit]:
@@ -239,7 +239,7 @@ class _Compiler:
         ]
 
     def _labels(self, version: Version) -> Sequence[str] | None:
-        """The labels that a column's attributes tell."""
+        """Labels of a column from its writer or its attributes; None if unknown."""
         writer = self.graph.vertices[version[1]] if version[1] >= 0 else None
         if writer is not None and writer.stageClass == "StringIndexerModel":
             at = list(map(self.graph.casefold, writer.outputs)).index(version[0])
@@ -283,7 +283,7 @@ class _Compiler:
         self.steps.append(TorchStep(vertex.uid, columns, reads, writes, module, nulls, flags, wanted, or_more, passed))
 
     def _width(self, unit: Unit) -> tuple[int, bool]:
-        """Entries that a row of the first input must have (0: no such rule), and whether it may have more."""
+        """Number of entries that a row of the first input must have (0: no such rule), and whether it may have more."""
         module, vertex = unit.vertex.module, unit.vertex
         if not isinstance(module, Trees):
             return (module.fitted_width() if module is not None and len(unit.reads) == 1 else 0), False
@@ -296,7 +296,7 @@ class _Compiler:
         return module.router.width, True
 
     def _kinds(self, vertex: Vertex) -> tuple[str, ...]:
-        """The types in Spark of a translated stage's numbers."""
+        """Spark types of the outputs of a translated stage."""
         module = vertex.module
         if isinstance(module, Clusters):
             return tuple("int" if c == "predictionCol" else "double" for c in module.shown)
@@ -311,7 +311,7 @@ class _Compiler:
         return tuple("double" for _ in vertex.outputs)
 
     def _numbers(self, version: Version, reader: Vertex) -> int:
-        """The place of a column's numbers."""
+        """Place of a column's numbers."""
         if version[1] == -1:
             return self._entry(version, "numbers")
         if (version, "numbers") not in self.places:
@@ -324,7 +324,7 @@ class _Compiler:
         return self.places.get((version, "null"), NOWHERE)
 
     def _objects(self, version: Version, reader: Vertex) -> int:
-        """The place of a column's objects; numbers become objects first."""
+        """Place of a column's objects; adds a step that converts numbers to objects first."""
         if version[1] == -1:
             return self._entry(version, "objects")
         if (version, "objects") not in self.places:
@@ -335,7 +335,7 @@ class _Compiler:
         return self._place(version, "objects")
 
     def _entry(self, version: Version, form: str) -> int:
-        """The place of a source column in this form."""
+        """Place of a source column in this form."""
         places = self.entries.setdefault(version, {})
         if form == "null":
             self._entry(version, "numbers")
@@ -356,10 +356,10 @@ class _Compiler:
 
 
 def warm(schedule: Schedule) -> None:
-    """Compute what modules compute at their first call, before threads call them at once.
+    """Let modules compute what they cache at their first call, before threads call them concurrently.
 
     Raises:
-        InputError: trees, which a file may hold, are none.
+        InputError: trees, which may come from a file, are invalid.
     """
     modules = (m for step in schedule.steps if isinstance(step, TorchStep) for m in step.module.modules())
     with torch.no_grad():

@@ -1,6 +1,6 @@
-"""Which single stages a fitted pipeline could do without: its readers would read what the stage reads.
+"""Single stages that a fitted pipeline could do without: their readers would read their input instead.
 
-Unlike folding this changes outputs; whoever deletes a stage judges the result.
+Unlike folding, this changes outputs; the caller judges the result.
 """
 
 import dataclasses
@@ -34,12 +34,12 @@ KINDS: Mapping[str, str] = {
     "ChiSqSelectorModel": "selection", "UnivariateFeatureSelectorModel": "selection",
     "VarianceThresholdSelectorModel": "selection", "VectorIndexerModel": "categories",
 }  # fmt: skip
-"""Classes of `pyspark.ml.feature` that make one vector of one vector, and what they do to it."""
+"""Classes of `pyspark.ml.feature` that make one vector of one vector, and the kind of their effect."""
 SAME_WIDTH = frozenset({"scaling", "weights", "categories"})
 BY_ENTRY = (
     "scalingVec", "indices", "names", "size", "lowerBoundsOnCoefficients", "upperBoundsOnCoefficients", "initialWeights",
 )  # fmt: skip
-"""Params that hold something for each entry of a vector."""
+"""Params that hold a value for each entry of a vector."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,12 +47,12 @@ class Deletion:
     """A pipeline without one of its stages.
 
     Attributes:
-        uid: the stage that is gone.
+        uid: the uid of the deleted stage.
         stageClass: its class.
-        mustRefit: uids of the fitted stages that its output reaches, in the order of the pipeline, where they cannot stay as they
-            are, because vectors have another width now; else none.
-        pipeline: the pipeline without the stage, in which its readers read its input. Where `mustRefit` is not empty it has the
-            right columns, but needs these stages fitted anew.
+        mustRefit: uids of the fitted stages that depend on its output, in the order of the pipeline, if they must be refitted
+            because vectors have another width now; else empty.
+        pipeline: the pipeline without the stage, in which its readers read its input. If `mustRefit` is not empty, it has the
+            right columns, but these stages must be refitted.
     """
 
     uid: str
@@ -62,14 +62,14 @@ class Deletion:
 
 
 def deletions(model: Any, schema: StructType | None = None) -> tuple[Deletion, ...]:
-    """The possible deletions of one stage each, in the order of the pipeline. Runs no job.
+    """Possible deletions of one stage each, in the order of the pipeline. Runs no job.
 
-    A stage can be deleted if it makes one vector of one vector and is read, and if its input is still there for all readers. The
-    model itself is never changed.
+    A stage can be deleted if it makes one vector of one vector and is read, and if its input is still available to all readers.
+    The model itself is never changed.
 
     Args:
         model: a fitted `PipelineModel`.
-        schema: of the data, which may tell the widths of vectors.
+        schema: the schema of the data, which may have the widths of vectors.
 
     Raises:
         InputError: the pipeline is not fitted.
@@ -122,10 +122,11 @@ def _same_width(state: State, i: int, read: Read) -> bool:
 
 
 def _resized(state: State, i: int, read: Read, new: Mapping[Path, Any]) -> dict[Path, Any]:
-    """The stages whose Params hold the width of the vector, with the new one.
+    """Stages whose Params hold the width of the vector, with the new width.
 
     Raises:
-        RefusedError: a Param holds one number for each entry; or the new width, which a Param has to hold, is unknown.
+        RefusedError: a Param holds one value for each entry; the new width, which a Param needs, is unknown; or a PCA would have
+            more components than its vectors have entries.
     """
     was, now = state.facts.width(state.versions(i)[0]), state.facts.width(read.version)
     out: dict[Path, Any] = {}
@@ -145,7 +146,9 @@ def _resized(state: State, i: int, read: Read, new: Mapping[Path, Any]) -> dict[
 
 
 def _behind(state: State, i: int, *, only_assemblers: bool = False) -> list[int]:
-    """The stages that its output reaches; or those that it reaches as a vector, itself or as a part of an assembled one."""
+    """Stages that depend on its output; with `only_assemblers`, those that read it as a vector or within an assembled
+    one.
+    """
     reached, passes = [], {i}
     for j in sorted(state.reads):
         if any(read.version[1] in passes for read in state.reads[j]):

@@ -1,4 +1,4 @@
-"""Trees and one-hot encoders for few rows, by numpy: what torch does once per operation costs more there than the work."""
+"""Trees and one-hot encoders for few rows, with numpy: there, torch's overhead per operation costs more than the work."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,12 +14,12 @@ from sparkdiff.stages.trees import RandomForestClassification
 from sparkdiff.tensors.rows import SPARSE_FROM, Rows
 
 PAIRS = 4096
-"""Rows times trees up to which this is faster."""
+"""Largest product of rows and trees for which this is faster."""
 Array = np.ndarray[Any, Any]
 
 
 class FewRows:
-    """The leaves that rows fall into, and the sums of what the leaves say: the same decisions as `stages.routing.Router`."""
+    """Leaves of rows and sums of the leaves' values: the same decisions as `stages.routing.Router`."""
 
     def __init__(self, module: Trees):
         nodes = module.nodes
@@ -35,13 +35,13 @@ class FewRows:
         subsets = module.router.subsets
         self.begins, self.sizes, self.flags = (t.numpy() for t in (subsets.begins, subsets.sizes, subsets.flags))
         self.roots, self.depth = nodes.offsets[:-1].astype(np.intp), int(nodes.depth().max())
-        self.number = np.cumsum(leaf) - 1  # (N,) of a leaf
+        self.number = np.cumsum(leaf) - 1  # (N,) the number of a leaf
         self.table = module.table().detach().numpy()  # (L,) or (L, k)
         self.module, self.trees = module, nodes.trees
         self.shows_leaves = not {"leafCol", "varianceCol"}.isdisjoint(module.shown)
 
     def leaves(self, x: Array) -> Array:
-        """(n, d) -> (n, T)."""
+        """Leaf numbers of rows, (n, d) -> (n, T)."""
         n, width = x.shape
         flat, node = x.reshape(-1), np.tile(self.roots, n)
         first = np.repeat(np.arange(n) * width, self.trees)
@@ -54,7 +54,7 @@ class FewRows:
         return self.number[node].reshape(n, self.trees)
 
     def _correct(self, left: Array, subset: Array, value: Array) -> None:
-        """Set `left` (p,) where a set of categories decides."""
+        """Set `left` (p,) for nodes that split by a set of categories."""
         where = np.flatnonzero(subset >= 0)
         subset, value = subset[where], value[where]
         size = self.sizes[subset]
@@ -69,7 +69,7 @@ class FewRows:
 
 @dataclass(frozen=True)
 class TreesStep(TorchStep):
-    """A step with trees: many rows by torch, few by numpy."""
+    """A step with trees: many rows with torch, few with numpy."""
 
     few: FewRows = field(kw_only=True)
 
@@ -87,7 +87,7 @@ class TreesStep(TorchStep):
 
 
 def voted(module: Trees, x: Rows) -> tuple[Tensor, ...]:
-    """What a forest shows of many rows: its votes are added tree after tree, as in Spark, which decides ties."""
+    """Outputs of a forest for many rows: its votes are added tree after tree, as in Spark, as rounding decides ties."""
     leaves, table = module.route(x), module.table()
     total = table.new_zeros(len(leaves), table.shape[1])
     for leaf in leaves.unbind(1):
@@ -97,7 +97,7 @@ def voted(module: Trees, x: Rows) -> tuple[Tensor, ...]:
 
 @dataclass(frozen=True)
 class HotStep(TorchStep):
-    """A step with a one-hot encoder: many rows by torch, a single one by Python."""
+    """A step with a one-hot encoder: many rows with torch, a single one with Python."""
 
     encoder: OneHotEncoder = field(kw_only=True)
 
@@ -107,13 +107,13 @@ class HotStep(TorchStep):
             self.reads, nulls, encoder.names, encoder.sizes, self.writes, strict=True
         ):
             row = self.row(values[read], None if null == NOWHERE else values[null], size, name)
-            if row is None:  # several rows, a wide block, or an index or a null that is refused
+            if row is None:  # several rows, a wide block, or a refused index or null
                 super().run(values)
                 return
             values[write] = torch.from_numpy(row)
 
     def row(self, x: Any, null: Any, size: int, name: str) -> Array | None:
-        """The block of a single row; None where torch has to compute it."""
+        """Block of a single row; None if torch has to compute it."""
         encoder = self.encoder
         width = size + encoder.keep - encoder.drop_last
         if type(x) is not Tensor or x.shape != ONE or width >= SPARSE_FROM:
@@ -134,7 +134,7 @@ ONE = torch.Size([1])
 
 
 def fast(step: Step) -> Step:
-    """The step, with a way for few rows if its stage has one."""
+    """The step, with a fast path for few rows if its stage has one."""
     if not isinstance(step, TorchStep):
         return step
     if isinstance(step.module, Trees):
@@ -147,5 +147,5 @@ def fast(step: Step) -> Step:
 
 
 def steps(schedule: Schedule) -> tuple[Step, ...]:
-    """The steps of a schedule in the form in which they run: those of some stages have a way of their own for few rows."""
+    """Steps of a schedule in the form in which they run: those of some stages have a fast path for few rows."""
     return tuple(map(fast, schedule.steps))

@@ -1,4 +1,4 @@
-"""The steps by which a pipeline loses stages. Each takes one stage away, and leaves every kept column as it was."""
+"""Steps that fold a pipeline. Each removes one stage, and leaves the values of every kept column unchanged."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping
@@ -14,11 +14,11 @@ NAMING = frozenset({
     "ChiSqSelectorModel", "Interaction", "UnivariateFeatureSelectorModel", "VarianceThresholdSelectorModel", "VectorAssembler",
     "VectorIndexerModel", "VectorSlicer",
 })  # fmt: skip
-"""Classes that name the entries of their vectors after those that they read, in the column's metadata."""
+"""Classes that name the entries of their vectors after their inputs, in the column's metadata."""
 
 
 def folded(state: State) -> tuple[State, dict[int, str]]:
-    """The pipeline after all steps that are possible, and why each stage that is left cannot go."""
+    """The pipeline after all possible steps, and the reason why each remaining stage cannot be removed."""
     while True:
         why: dict[int, str] = {}
         for i in sorted(state.reads, reverse=True):
@@ -35,7 +35,7 @@ def without(state: State, i: int) -> State:
     """The pipeline without stage i.
 
     Raises:
-        RefusedError: that would change a kept column, or which rows there are.
+        RefusedError: that would change a kept column, or the set of rows.
     """
     vertex = state.vertex(i)
     if i in state.pinned:
@@ -72,7 +72,7 @@ def _gone(
 
 
 def _merged(state: State, i: int, readers: list[int]) -> State:
-    """Its columns are read by the assemblers that read its vector."""
+    """The state in which the assemblers that read assembler i's vector read its columns instead."""
     mode = state.vertex(i).stage.getHandleInvalid()
     reads = {}
     for j in readers:
@@ -93,7 +93,7 @@ def _merged(state: State, i: int, readers: list[int]) -> State:
 
 
 def _check_names(state: State, j: int) -> None:
-    """The names of the entries of an assembler's vector change with what it reads."""
+    """Raise RefusedError if the names of the entries of assembler j's vector matter: they change with its inputs."""
     behind: list[int] = []
     for k in sorted(state.reads):
         if k == j or any(read.version[1] in behind for read in state.reads[k]):
@@ -110,10 +110,10 @@ def _check_names(state: State, j: int) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """A stage that would take a map up.
+    """A stage that would absorb a map.
 
     Attributes:
-        start: the first of its features that the map makes.
+        start: index of the first of its features that the map makes.
         through: the assemblers between them.
     """
 
@@ -123,13 +123,13 @@ class Target:
 
 
 def _folded(state: State, i: int, readers: list[int]) -> State:
-    """Its map is taken up by all stages that read its vector, or read it through assemblers."""
+    """The state in which all stages that read stage i's vector, directly or through assemblers, have absorbed its map."""
     change = state.facts.map_of(i)
     [read] = state.reads[i]
     targets = [target for j in readers for target in _targets(state, i, j, change)]
     width_in = change.width_in if change.width_in is not None else state.width(read.version)
     reads, absorbers = dict[int, tuple[Read, ...]](), dict[int, Absorber]()
-    # Where a stage takes the map up several times, the last entries come first: those in front keep their places.
+    # If a stage absorbs the map several times, the last entries come first, so that those in front keep their places.
     for target in sorted(targets, key=lambda target: -target.start):
         j = target.position
         state.check_visible(read.version, (target.through or (j,))[0], i)
@@ -144,10 +144,10 @@ def _folded(state: State, i: int, readers: list[int]) -> State:
 
 
 def _targets(state: State, i: int, j: int, change: Map) -> Iterator[Target]:
-    """Where stage j, which reads stage i, takes the map of i up.
+    """Targets that absorb the map of stage i: its reader j, or the readers behind it if j is an assembler.
 
     Raises:
-        RefusedError: it does not, or a reader behind it does not.
+        RefusedError: one of them cannot.
     """
     if not is_assembler(state.vertex(j).stage):
         absorber = state.absorber(j)
@@ -166,7 +166,7 @@ def _targets(state: State, i: int, j: int, change: Map) -> Iterator[Target]:
 
 
 def check_input(state: State, i: int) -> None:
-    """An assembler must be able to tell the width of what it reads instead by the column's metadata."""
+    """Raise RefusedError if an assembler could not get the width of stage i's input from the column's metadata."""
     version = state.reads[i][0].version
     writer = version[1]
     stage = None if writer < 0 else state.vertex(writer).stage
@@ -178,7 +178,7 @@ def check_input(state: State, i: int) -> None:
 
 
 def _behind(state: State, j: int, i: int, change: Map) -> Iterator[Target]:
-    """The targets behind assembler j, which reads the output of stage i."""
+    """Targets behind assembler j, which reads the output of stage i."""
     assembler = state.vertex(j)
     if j in state.pinned:
         raise RefusedError(f"{assembler.uid} reads its vector, and {state.pinned[j]}")

@@ -1,6 +1,6 @@
-"""Text as Java and Spark treat it: lower case, split, hashes, and regular expressions.
+"""Java's and Spark's functions of text: lower case, split, hashes, and regular expressions.
 
-Python does most of it alike. Where it doesn't, the functions here do as Java does, or refuse.
+Python mostly behaves in the same way. Where it doesn't, the functions here follow Java, or refuse.
 """
 
 import functools
@@ -17,7 +17,7 @@ _MASK = 0xFFFFFFFF
 
 
 class NotServedError(Exception):
-    """A stage cannot be computed without Spark, for the reason that its text gives; never leaves the package."""
+    """A stage cannot be computed without Spark; the message is the reason. Never leaves the package."""
 
 
 # Hashes -----------------------------------------------------------------------------------------------------------------
@@ -36,7 +36,7 @@ def _mixed(h: int, k: int) -> int:
 
 
 def _finished(h: int, length: int) -> int:
-    """The hash as a signed number of 32 bits."""
+    """The hash as a signed 32-bit number."""
     h ^= length
     h = ((h ^ (h >> 16)) * 0x85EBCA6B) & _MASK
     h = ((h ^ (h >> 13)) * 0xC2B2AE35) & _MASK
@@ -48,7 +48,7 @@ def hashed_bytes(content: bytes, spark2: bool = False) -> int:
     """Murmur3 (x86, 32 bits) of these bytes with the seed of HashingTF.
 
     Args:
-        spark2: as models hash that were saved by Spark 2: each byte after the last whole word counts as a word.
+        spark2: hash as models saved by Spark 2 do: each byte after the last whole word counts as a word.
 
     Source: org.apache.spark.unsafe.hash.Murmur3_x86_32.hashUnsafeBytes2, and hashUnsafeBytes.
     """
@@ -65,7 +65,7 @@ def hashed_bytes(content: bytes, spark2: bool = False) -> int:
 
 
 def hashed_words(content: int, words: int) -> int:
-    """Murmur3 of a number of one or two words of 32 bits, the lower word first.
+    """Murmur3 of a number of one or two 32-bit words, the lower word first.
 
     Source: Murmur3_x86_32.hashInt and hashLong.
     """
@@ -87,16 +87,16 @@ def hashed_float(x: float) -> int:
 
 _SIGMA = "\u03a3"
 _BETWEEN = re.compile("[\u00ad\u2027\"'.]")
-"""What, beside dashes, may stand between two letters of one word."""
+"""Characters, beside dashes, that may stand between two letters of one word."""
 _OTHER_CASED = re.compile("[\u02b0-\u02b8\u02c0\u02c1\u02e0-\u02e4\u0345\u037a\u1d2c-\u1d61\u2160-\u217f\u24b6-\u24e9]")
-"""What has a case besides the letters of Unicode's categories of case."""
+"""Characters that have a case, beside the letters of Unicode's categories of case."""
 
 
 def lower(text: str, others: Mapping[str, str]) -> str:
     """String.toLowerCase(Locale.ROOT).
 
     Args:
-        others: characters that this Java lowers otherwise than this Python, as their versions of Unicode differ.
+        others: characters that this Java lowers differently from this Python, as their versions of Unicode differ.
     """
     if not others or not (found := others.keys() & set(text)):
         return _lower(text)
@@ -119,7 +119,7 @@ def _lower(text: str) -> str:
 
 
 def _cased(text: str, at: int, step: int) -> bool:
-    """Whether the word, as Java cuts words, has a cased letter on this side of the letter at `at`.
+    """True if the word, as Java delimits words, has a cased letter on this side of the letter at `at`.
 
     Source: java.lang.ConditionalSpecialCasing.isCased.
     """
@@ -151,9 +151,9 @@ def _is_letter(text: str, i: int) -> bool:
 
 
 def matches(pattern: "re.Pattern[str]", text: str) -> "Iterator[re.Match[str]]":
-    """What Matcher.find finds one after the other: behind an empty match it goes on one character further.
+    """Successive matches of Matcher.find, which continues one character further after an empty match.
 
-    Python's finditer looks for another match, which is not empty, at the same place first.
+    Python's finditer first looks for another, nonempty match at the same place.
     """
     at = 0
     while at <= len(text) and (match := pattern.search(text, at)) is not None:
@@ -162,7 +162,7 @@ def matches(pattern: "re.Pattern[str]", text: str) -> "Iterator[re.Match[str]]":
 
 
 def split(pattern: "re.Pattern[str]", text: str) -> list[str]:
-    """Pattern.split: no empty texts at the end, and none at the begin if the match there is empty."""
+    """Pattern.split: drops empty strings at the end, and one at the beginning that an empty match makes."""
     out, start = [], 0
     for match in matches(pattern, text):
         if match.end() == 0:
@@ -195,7 +195,7 @@ _POSIX = {
 
 
 class _Pattern:
-    """A Java pattern read from left to right, and Python's for the same texts."""
+    """Translator of a Java pattern, read from left to right, to a Python pattern that matches the same texts."""
 
     def __init__(self, java: str):
         self.java, self.at, self.out = java, 0, [""]
@@ -248,7 +248,7 @@ class _Pattern:
         return _ESCAPES.get(c) or re.escape(c)
 
     def pair(self, first: str) -> str:
-        """The character that two escapes of its halves say; Java reads them so."""
+        """The character encoded by two escapes of its surrogate halves; Java reads them as one."""
         second = re.compile(r"\\u([dD][c-fC-F][0-9a-fA-F]{2})").match(self.java, self.at + 4)
         if int(first, 16) >= 0xDC00 or second is None:
             raise self.refuse(f"the half of a character, \\u{first},")
@@ -279,10 +279,10 @@ class _Pattern:
 
 @functools.lru_cache(maxsize=256)
 def pattern(java: str) -> "re.Pattern[str]":
-    """The pattern that finds in every text what this one finds in Java.
+    """Python pattern with the same matches in every text as this one has in Java.
 
     Raises:
-        NotServedError: it uses what Python has no equal of.
+        NotServedError: it uses a feature without an equivalent in Python.
     """
     try:
         return re.compile(_Pattern(java).translated(), re.ASCII)

@@ -1,4 +1,4 @@
-"""What a stage does to the vector that it reads, in a form that a later stage can take up."""
+"""Maps of stages from the vector that they read to the one that they write, in a form that a later stage can absorb."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ Array = np.ndarray[Any, Any]
 
 
 class RefusedError(Exception):
-    """Two stages do not fold, for the reason that its text gives; never leaves the package."""
+    """Two stages do not fold; the message is the reason. Never leaves the package."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Map:
     """An affine stage from vectors (d_in,) to vectors (d_out,).
 
     Attributes:
-        width_in, width_out: None where the stage does not tell.
+        width_in, width_out: None if the stage does not determine them.
     """
 
     module: Affine
@@ -34,7 +34,7 @@ class Map:
     width_out: int | None
 
     def slopes(self, matrix: Array, width_in: int) -> tuple[Array, Array]:
-        """Linear functions (m, d_out) of the output as functions (m, d_in) of the input, and their constants (m,)."""
+        """Linear functions of the output (m, d_out) as functions of the input (m, d_in), and their constants (m,)."""
         parameters = dict(self.module.named_parameters())
         with torch.no_grad():
             form = self.module.affine_form(parameters, torch.from_numpy(matrix.T.copy()), [width_in])
@@ -42,18 +42,20 @@ class Map:
         return form.slopes[0].numpy().T.copy(), constant
 
     def reaches(self, stored: Array, width_in: int) -> Array:
-        """Which inputs (m, d_in) functions meet that meet these outputs (m, d_out); a NaN in one of them makes them NaN."""
+        """True for the inputs (m, d_in) on which functions of these outputs (m, d_out) depend: their NaN makes them
+        NaN.
+        """
         raise NotImplementedError
 
 
 @dataclasses.dataclass(frozen=True)
 class Entries(Map):
-    """Each entry by itself: (x - shift) * factor + plus, in this order of rounding, as Spark computes it.
+    """A map of each entry alone: (x - shift) * factor + plus, in this order of rounding, as Spark computes it.
 
     Attributes:
-        shift, factor, plus: (d,); 0, 1 and 0 change nothing, in any bit of a number.
-        fixed: (d,) bool, entries that give one number for every input but NaN.
-        size: (d,) what an output is in size, usually: 1 standard deviation, or the end of its range.
+        shift, factor, plus: (d,); 0, 1 and 0 change no bit of a number.
+        fixed: (d,) bool, entries that give the same number for every input except NaN.
+        size: (d,) typical absolute value of an output: 1 standard deviation, or the end of its range.
     """
 
     shift: Array
@@ -67,13 +69,13 @@ class Entries(Map):
 
     @property
     def at_zero(self) -> Array:
-        """The output of a row of zeros, (d,)."""
+        """Output for a row of zeros, (d,)."""
         return np.asarray((0.0 - self.shift) * self.factor + self.plus)
 
 
 @dataclasses.dataclass(frozen=True)
 class Product(Map):
-    """Each output adds up all entries: x @ matrix."""
+    """A map whose outputs are sums over all entries: x @ matrix."""
 
     def reaches(self, stored: Array, width_in: int) -> Array:
         return np.broadcast_to(stored.any(1, keepdims=True), (len(stored), width_in))
@@ -81,7 +83,7 @@ class Product(Map):
 
 @dataclasses.dataclass(frozen=True)
 class Chosen(Map):
-    """Entries of these places (d_out,), the others are not read."""
+    """Selection of the entries at these places (d_out,); the others are not read."""
 
     places: Array
 
@@ -92,10 +94,10 @@ class Chosen(Map):
 
 
 def map_of(stage: Any, fields: Sequence[Field | None] = (None,)) -> Map:
-    """The map of a fitted stage.
+    """Map of a fitted stage.
 
     Args:
-        fields: what is known about its input, for stages that select entries by their names.
+        fields: known fields of its input, for stages that select entries by their names.
 
     Raises:
         RefusedError: it is not affine, or the names that it selects cannot be looked up.
@@ -114,7 +116,7 @@ def map_of(stage: Any, fields: Sequence[Field | None] = (None,)) -> Map:
 
 
 def of_module(module: Any) -> Map:
-    """The map of a stage's module, of one of the classes that `map_of` takes."""
+    """Map of a stage's module of one of the classes that `map_of` accepts."""
     if isinstance(module, Selection):
         return Chosen(module, None, len(module.indices), module.indices.numpy())
     if isinstance(module, PCA):

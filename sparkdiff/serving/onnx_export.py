@@ -23,14 +23,14 @@ from sparkdiff.stages.formula import RewrittenAttributes
 from sparkdiff.store import files
 
 RUNTIME = "onnxruntime>=1.20"
-"""Its versions that know OPSET and the trees of ML_OPSET in double."""
+"""Versions of onnxruntime that support OPSET and the trees of ML_OPSET in double."""
 LIMITS = {
     "GeneralizedLinearRegressionModel": "`link` probit",
     "OneVsRestModel": "models that are MultilayerPerceptrons",
 }
-"""Per class the settings with which it has no form in ONNX, in words."""
+"""Settings, per class, with which it cannot be exported to ONNX; for the documentation."""
 REFUSED = "refused by Spark"
-"""The name of the output that marks rows on which Spark would fail."""
+"""Name of the output that marks rows on which Spark would fail."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,18 +51,19 @@ class ExportedColumn:
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class ExportedModel(ShownFields):
-    """What an exported file needs and gives; the same stands in its metadata, as JSON under the key `sparkdiff`, beside
-    the versions of Spark and Java and the time zone of where it was made.
+    """Description of an exported file. The file's metadata contain the same, as JSON under the key `sparkdiff`, beside the
+    versions of Spark and Java and the time zone of the machine that wrote it.
 
     Attributes:
         path: the file.
-        inputs: what it reads; null is NaN, unless a flag `"<name> is null"` says so.
-        outputs: what it computes, all in double.
+        inputs: its inputs; null is NaN, unless there is a flag `"<name> is null"` for it.
+        outputs: its outputs, all in double.
         stages: uids of the stages that it computes.
         sparkStages: uids of the stages that Spark must run before it to make its inputs from the data.
-        refuses: why Spark would fail on rows that the boolean output `"refused by Spark"` marks; without reasons there is none.
+        refuses: reasons why Spark would fail on rows that the boolean output `"refused by Spark"` marks; if empty, there is no
+            such output.
         opset, mlOpset: versions of the operators, and of those of ai.onnx.ml.
-        runtime: what runs it.
+        runtime: the runtime that it needs.
     """
 
     __module__ = "sparkdiff"
@@ -102,13 +103,13 @@ def export(
 
     Args:
         model: a fitted `PipelineModel` or stage.
-        path: of the file, on this machine; one that is there is replaced.
+        path: path of the file, on this machine; an existing file is replaced.
         outputCols: the columns to compute; by default those that no later translated stage reads.
-        schema: the schema of the data, or the data themselves, which tell how many entries vectors have.
-        widths: entries per row of vectors, by column, where neither the stages nor the schema tell.
+        schema: the schema of the data, or the data themselves, from which the widths of vectors are taken.
+        widths: entries per row of vectors, by column, if neither the stages nor the schema have them.
 
     Raises:
-        InputError: no stage is translated, a stage has no form in ONNX (named, with what to do), no stage writes one of
+        InputError: no stage is translated, a stage cannot be exported to ONNX (named, with what to do), no stage writes one of
             `outputCols`, the width of a vector is unknown, `widths` names no input or contradicts a stage, or the extra `onnx`
             is not installed.
         SparkdiffError: the file cannot be written.
@@ -135,7 +136,7 @@ def export(
 
 
 def formula_indexers(network: Network, reads: Sequence[Version]) -> dict[Version, Vertex]:
-    """The StringIndexerModels inside formulas by what is read of them, a column that no data can have."""
+    """StringIndexerModels inside formulas, by the column of theirs that is read, which no data can have."""
     every = network.graph.vertices
     made = {v: every[v[1]] for v in reads if v[1] >= 0 and every[v[1]].stageClass == "StringIndexerModel"}
     return {v: vertex for v, vertex in made.items() if network.graph.formula_of(vertex) is not None}
@@ -152,11 +153,11 @@ def local_file(path: str | os.PathLike[str]) -> Path:
 
 
 def wanted_of(network: Network, outputCols: Sequence[str] | None) -> list[Version]:
-    """The versions of the columns to compute."""
+    """Versions of the columns to compute."""
     if outputCols is None:
         vertices = network.graph.vertices
         read = {v for i in network.positions for v in vertices[i].reads}
-        # A formula drops all that it makes of its terms but the vector of features.
+        # A formula drops all columns that it makes of its terms except the vector of features.
         dropped = {
             i for i in network.positions
             if network.graph.formula_of(vertices[i]) and not isinstance(network.module(i), RewrittenAttributes)
@@ -172,11 +173,11 @@ class Written:
     """The graph of some columns of a network.
 
     Args:
-        indexers: by the version of an index the StringIndexerModel in Spark that the file does the work of.
+        indexers: StringIndexerModels that the file replaces, by the version of their index.
 
     Attributes:
-        shown: the names that its inputs and outputs have in the file.
-        described: what it needs and gives, without a path.
+        shown: names of its inputs and outputs in the file.
+        described: its description, without a path.
     """
 
     def __init__(
@@ -205,7 +206,7 @@ class Written:
             self._show(REFUSED, self.writer.beside(marks).any().number())
 
     def _unused(self, version: Version) -> str:
-        """The column's name; where another version of the column has it already, with the stage that writes this one."""
+        """Name of the column; if another version of the column has it already, with the stage that writes this one."""
         graph, name = self.network.graph, self.network.graph.name(version)
         taken = {column.name for columns in self.columns.values() for column in columns}
         if name not in taken:
@@ -228,12 +229,12 @@ class Written:
         )  # fmt: skip
 
     def _is_before(self, uid: str, made: Collection[int]) -> bool:
-        """Whether a stage in Spark makes an input of these stages; plain stages that prepare one are no vertices."""
+        """True if a stage in Spark makes an input of these stages; plain stages that prepare an input are no vertices."""
         vertices = [v for v in self.network.graph.vertices if v.uid == uid]
         return not vertices or any(v.position in made for v in vertices)
 
     def file(self, described: ExportedModel) -> bytes:
-        """The file, checked."""
+        """Content of the file, after onnx's checks."""
         onnx = self.writer.onnx
         graph = onnx.helper.make_graph(
             self.writer.nodes, "sparkdiff", self.infos["input"], self.infos["output"], self.writer.constants
@@ -278,7 +279,7 @@ class Written:
         return self.values[version]
 
     def _index(self, vertex: Vertex) -> Value:
-        """The index that a StringIndexerModel gives to a text, which is an input of the file."""
+        """Index that a StringIndexerModel assigns to a text, which becomes an input of the file."""
         [text], g, labels = vertex.sources, self.writer, vertex.stage.labelsArray[0]
         if text not in self.values:
             self.shown[text] = self._unused(text)
@@ -295,7 +296,7 @@ class Written:
         return g.where(null, last, index).number()
 
     def _null(self, version: Version) -> Value | None:
-        """Which rows of an input are null; None where none is."""
+        """Flags of the rows of a column that are null; None if no row can be null."""
         if version[1] in self.network.positions:
             module, value = self.network.module(version[1]), self.values[version]
             if (source := self.network.graph.null_from(version)) is not None:

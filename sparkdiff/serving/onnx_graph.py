@@ -1,4 +1,4 @@
-"""An ONNX graph written by arithmetic on its values, each of n rows and a fixed number of columns."""
+"""An ONNX graph written by arithmetic on its values, each with n rows and a fixed number of columns."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -8,27 +8,27 @@ import numpy as np
 import torch
 
 OPSET, ML_OPSET, IR_VERSION = 21, 5, 10
-"""The versions of the operators, of those of ai.onnx.ml, and of the file format; onnxruntime knows them from 1.20 on."""
+"""Versions of the operators, of those of ai.onnx.ml, and of the file format; onnxruntime supports them from 1.20 on."""
 Array = np.ndarray[Any, Any]
 Number = float | int | bool | Array | torch.Tensor
 
 
 class NotExportableError(Exception):
-    """A stage has no form in ONNX, for the reason given; never leaves the package."""
+    """A stage cannot be exported to ONNX; the message is the reason. Never leaves the package."""
 
 
 def _paired(operator: str, kind: str = "") -> Callable[["Value", "Value | Number"], "Value"]:
-    """The method that adds an operator between a value and another one, or a constant, whose result has this type or theirs."""
+    """Method that adds an operator between a value and another or a constant; its type is `kind`, or that of both."""
     return lambda self, other: self.graph.paired(operator, self, other, kind)
 
 
 def _paired_from_right(operator: str) -> Callable[["Value", Number], "Value"]:
-    """The method that adds an operator between a constant and a value."""
+    """Method that adds an operator between a constant and a value."""
     return lambda self, other: self.graph.paired(operator, other, self)
 
 
 def _of_each(operator: str, kind: str = "") -> Callable[["Value"], "Value"]:
-    """The method that adds an operator on each entry of a value, whose result has this type or that of the value."""
+    """Method that adds an operator on each entry of a value; the result has type `kind`, or the value's."""
     return lambda self: self.graph.node(operator, [self], self.width, kind or self.kind)
 
 
@@ -40,8 +40,8 @@ class Value:
 
     Attributes:
         kind: numpy's name of the type: "float64", "float32", "int64" or "bool".
-        scalar: whether it is a column of numbers, not of vectors.
-        stored: which entries Spark stores, (n, width) bool; None where all, or where no stage behind tells.
+        scalar: True for a column of numbers, not of vectors.
+        stored: the entries that Spark stores, (n, width) bool; None if all, or if no later stage depends on it.
     """
 
     graph: "GraphWriter"
@@ -52,7 +52,7 @@ class Value:
     stored: "Value | None" = None
 
     def number(self) -> "Value":
-        """The same as a column of numbers, not of vectors of one entry."""
+        """The same value as a column of numbers, not of vectors of one entry."""
         return dataclasses.replace(self, scalar=True)
 
     def vector(self) -> "Value":
@@ -88,22 +88,22 @@ class Value:
         return self.equals(0.0) & (1.0 / self < 0.0)
 
     def stored_as(self, storage: str) -> "Value":
-        """The same, stored as Spark stores vectors of this `storage`: sparkdiff.tensors.rows.stored_as."""
+        """The same value, stored as Spark stores vectors of this `storage`: sparkdiff.tensors.rows.stored_as."""
         there = ~self.equals(0.0)
         many = (there.double().sum() + 1.0) * 1.5 >= float(self.width)
         return dataclasses.replace(self, stored=there | many if storage == "compressed" else there)
 
     def as_in(self, other: "Value") -> "Value":
-        """The same, stored as another one: 0 where that isn't stored."""
+        """The same value, with the stored entries of another one: 0 where the other isn't stored."""
         there = self if other.stored is None else self.graph.where(other.stored, self, 0.0)
         return dataclasses.replace(there, stored=other.stored)
 
     def without_zeros(self, of: "Value") -> "Value":
-        """The same, stored as sparkdiff.tensors.rows.without_zeros does."""
+        """The same value, stored as by sparkdiff.tensors.rows.without_zeros."""
         return self if of.stored is None else dataclasses.replace(self, stored=~self.equals(0.0) | of.stored.all())
 
     def to(self, kind: str) -> "Value":
-        """The same in another type."""
+        """The same value in another type."""
         if kind == self.kind:
             return self
         return self.graph.node("Cast", [self], self.width, kind, to=self.graph.type_of(kind))
@@ -115,15 +115,15 @@ class Value:
         return self.graph.paired("Pow", self, exponent)
 
     def sum(self) -> "Value":
-        """(n, 1)"""
+        """Sum of each row, (n, 1)."""
         return self.reduced("ReduceSum")
 
     def max(self) -> "Value":
-        """(n, 1)"""
+        """Maximum of each row, (n, 1)."""
         return self.reduced("ReduceMax")
 
     def any(self) -> "Value":
-        """Whether any entry of a row is True, (n, 1)."""
+        """True for rows with any True entry, (n, 1)."""
         return self.double().max() > 0.5
 
     def all(self) -> "Value":
@@ -133,20 +133,20 @@ class Value:
         return self.graph.node(operator, [self, self.graph.whole([1])], 1, self.kind, keepdims=1)
 
     def running_sum(self) -> "Value":
-        """The sums of each row's first entries, one after the other."""
+        """Cumulative sums along each row."""
         return self.graph.node("CumSum", [self, self.graph.constant(np.int64(1))], self.width, self.kind)
 
     def first_largest(self) -> "Value":
-        """The index of the first largest entry of each row, (n, 1), where none is NaN."""
+        """Index of the first largest entry of each row, (n, 1); requires that none is NaN."""
         return self.graph.node("ArgMax", [self], 1, "int64", axis=1, keepdims=1).double()
 
     def matmul(self, matrix: Number) -> "Value":
-        """(n, d) @ (d, k) -> (n, k)"""
+        """Product with a constant matrix: (n, d) @ (d, k) -> (n, k)."""
         held = as_array(matrix)
         return self.graph.node("MatMul", [self, self.graph.constant(held)], held.shape[1], self.kind)
 
     def columns(self, indices: Number) -> "Value":
-        """The columns of these indices (k,)."""
+        """Columns with these indices (k,)."""
         held = as_array(indices).astype(np.int64).reshape(-1)
         out = self.graph.node("Gather", [self, self.graph.constant(held)], len(held), self.kind, axis=1)
         return out if self.stored is None else dataclasses.replace(out, stored=self.stored.columns(held))
@@ -155,13 +155,13 @@ class Value:
         return self.columns(np.array([index]))
 
     def found_in(self, table: Number, width: int) -> "Value":
-        """The rows of a constant table (m, width) that the numbers (n, 1) in this value name."""
+        """Rows of a constant table (m, width) at the indices (n, 1) in this value."""
         held, at = self.graph.constant(as_array(table).reshape(-1, width)), self.to("int64")
         flat = self.graph.node("Squeeze", [at, self.graph.whole([1])], 0, "int64")
         return self.graph.node("Gather", [held, flat], width, str(as_array(table).dtype), axis=0)
 
     def mapped(self, keys: Number, values: Number, default: float) -> "Value":
-        """For each entry the value of the key that it equals, or the default."""
+        """Value of the key that each entry equals, or the default."""
         if not len(as_array(keys)):
             return self.graph.where(self.isnan(), default, self * 0.0 + default)
         tensors = {"keys_tensor": keys, "values_tensor": values, "default_tensor": np.array([default])}
@@ -173,7 +173,7 @@ class GraphWriter:
     """The nodes and constants of a graph.
 
     Attributes:
-        refused: the rows that a stage refuses in Spark, with the reasons.
+        refused: flags of the rows that a stage refuses in Spark, with the reasons.
     """
 
     def __init__(self) -> None:
@@ -187,7 +187,7 @@ class GraphWriter:
 
     def _name(self) -> str:
         self._made += 1
-        return f"sparkdiff/{self._made}"  # which no column is called
+        return f"sparkdiff/{self._made}"  # no column has such a name
 
     def type_of(self, kind: str) -> int:
         return int(self.onnx.helper.np_dtype_to_tensor_dtype(np.dtype(kind)))
@@ -208,14 +208,14 @@ class GraphWriter:
     def node(
         self, operator: str, inputs: Sequence[Value], width: int, kind: str = "float64", *, domain: str = "", **settings: Any
     ) -> Value:  # fmt: skip
-        """The output of an operator, of this width."""
+        """Output of a new operator, of this width."""
         name = self._name()
         names = [value.name for value in inputs]
         self.nodes.append(self.onnx.helper.make_node(operator, names, [name], domain=domain, **settings))
         return Value(self, name, width, kind)
 
     def paired(self, operator: str, a: "Value | Number", b: "Value | Number", kind: str = "") -> Value:
-        """An operator between two values, or a value and a constant."""
+        """Output of a new operator between two values, or a value and a constant."""
         like = a if isinstance(a, Value) else b
         assert isinstance(like, Value)
         x, y = (self.held(v, like.kind) for v in (a, b))
@@ -230,16 +230,16 @@ class GraphWriter:
         return self.node("Where", parts, max(p.width for p in parts), kind)
 
     def beside(self, parts: Sequence[Value]) -> Value:
-        """The columns of all parts, one part after the other."""
+        """Concatenation of the columns of all parts."""
         if len(parts) == 1:
             return parts[0].vector()
         return self.node("Concat", parts, sum(p.width for p in parts), parts[0].kind, axis=1)
 
     def refuse(self, rows: Value, why: str) -> None:
-        """Note rows (n, w) bool that Spark would refuse if any entry is True."""
+        """Record rows (n, w) bool that Spark would refuse if any entry is True."""
         self.refused.append((rows.any(), why))
 
 
 def as_array(value: Any) -> Array:
-    """A parameter, a constant or a number as numpy array."""
+    """A parameter, a constant or a number as a numpy array."""
     return value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)

@@ -1,4 +1,4 @@
-"""The translated predictors as nodes of an ONNX graph, in the words of their torch modules; trees are in `onnx_trees`."""
+"""Translated predictors as nodes of an ONNX graph, with the names of their torch modules; trees are in `onnx_trees`."""
 
 import copy
 import math
@@ -35,7 +35,7 @@ from sparkdiff.tensors.rows import sum_in_order
 
 
 def softmax(g: GraphWriter, margin: Value) -> Value:
-    """Like Spark's Utils.softmax: a row with +inf is 1 at the first one and 0 elsewhere, NaN at entries that aren't finite."""
+    """Softmax like Spark's Utils.softmax: a row with +inf is 1 at the first one and 0 elsewhere, NaN at nonfinite entries."""
     probability = plain_softmax(g, margin)
     infinite = margin.equals(math.inf)
     first = infinite.double().first_largest().equals(np.arange(margin.width, dtype=np.float64))
@@ -47,13 +47,13 @@ def plain_softmax(g: GraphWriter, margin: Value) -> Value:
 
 
 def linear(x: Value, coefficients: Any, intercept: Any) -> Value:
-    """x @ coefficients + intercept: (d,) gives (n, 1), (k, d) gives (n, k)."""
+    """x @ coefficients + intercept: coefficients (d,) give (n, 1), (k, d) give (n, k)."""
     weights = as_array(coefficients)
     return x.matmul(weights[:, None] if weights.ndim == 1 else weights.T) + intercept
 
 
 def logistic_margin(g: GraphWriter, m: LogisticRegression, x: Value) -> Value:
-    """(n, 1), or (n, k) of several rows of coefficients; those that Spark doesn't store are multiplied by nothing."""
+    """Margin, (n, 1), or (n, k) for several rows of coefficients; coefficients that Spark doesn't store are skipped."""
     skipped = m.skipped()
     if skipped is None or not bool(skipped.any()):
         return linear(x, m.coefficientMatrix, m.interceptVector)
@@ -63,7 +63,9 @@ def logistic_margin(g: GraphWriter, m: LogisticRegression, x: Value) -> Value:
 
 
 def squared_distances(g: GraphWriter, x: Value, centers: Any, weights: Any = None) -> Value:
-    """Sums over the entries of (x - center)^2: (n, d), (k, d) -> (n, k). Those over `weights` (k, d) are made in order."""
+    """Sums over the entries of (x - center)^2: (n, d), (k, d) -> (n, k). With `weights` (k, d), terms are divided by
+    them and added in order.
+    """
     held = as_array(centers)
     wide = g.node("Unsqueeze", [x, g.whole([1])], x.width)
     off = wide - held
@@ -211,7 +213,7 @@ def isotonic(g: GraphWriter, m: IsotonicRegression, xs: Sequence[Value], nulls: 
         raise NotExportableError(f"it reads entry {m.index} of vectors of {xs[0].width} entries")
     x = xs[0] if xs[0].scalar else xs[0].column(m.index)
     b, y, last = m.boundaries, m.predictions.detach(), len(m.boundaries) - 1
-    # The first boundary that isn't below x; NaN is above all.
+    # index of the first boundary that isn't below x; NaN is above all
     below = ascending(g, x, b) & ~same_as(x, b)
     at = g.where(x.isnan(), float(last + 1), below.double().sum())
     above = g.where(at > float(last), float(last), at)
@@ -230,7 +232,7 @@ def isotonic(g: GraphWriter, m: IsotonicRegression, xs: Sequence[Value], nulls: 
 
 
 def same_as(x: Value, bounds: torch.Tensor) -> Value:
-    """Which bounds (m,) x (n, 1) is, bit for bit: 0.0 isn't -0.0."""
+    """Flags of the bounds (m,) that equal x (n, 1) bit for bit: 0.0 isn't -0.0."""
     same, zero = x.equals(bounds), bounds == 0
     if not bool(zero.any()):
         return same
@@ -243,7 +245,7 @@ def same_as(x: Value, bounds: torch.Tensor) -> Value:
 
 
 def factorized(g: GraphWriter, m: Any, x: Value) -> Value:
-    """By Spark's order of operations, factor by factor: the result is a small rest of large squares."""
+    """Margin in Spark's order of operations, factor by factor: it is a small difference of large squares."""
     out = x.matmul(m.linear.detach()[:, None]) + m.intercept
     last = x.width - 1
     for factor in m.factors.detach().T if x.width else ():
@@ -268,7 +270,7 @@ def fm_classification(g: GraphWriter, m: FMClassification, xs: Sequence[Value], 
 
 @writes(ALS)
 def recommendation(g: GraphWriter, m: ALS, xs: Sequence[Value], nulls: Nulls) -> tuple[Value, ...]:
-    """In float32, one product after the other, as in Spark; an unknown id gives NaN."""
+    """Prediction in float32, one product after the other, as in Spark; NaN for an unknown id."""
     terms, unknown = [], []
     for x, ids, factors, name in zip(xs, (m.users, m.items), (m.userFactors, m.itemFactors), m.names, strict=True):
         whole = x.equals(x.floor()) & (x >= INTEGERS[0]) & (x <= INTEGERS[1])
@@ -291,7 +293,7 @@ def one_vs_rest(g: GraphWriter, m: OneVsRest, xs: Sequence[Value], nulls: Nulls)
 
 
 def score_of_one(g: GraphWriter, model: Predictor, x: Value) -> Value:
-    """A classifier's rawPrediction of class 1, (n, 1)."""
+    """rawPrediction of class 1 of a classifier, (n, 1)."""
     if isinstance(model, ClassifyingTrees):
         return votes_for_one(g, model, x)
     if isinstance(model, LogisticRegression):

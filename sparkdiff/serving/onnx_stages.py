@@ -1,4 +1,4 @@
-"""The translated stages as nodes of an ONNX graph, in the words of their torch modules: stages that transform features."""
+"""Translated stages that transform features, as nodes of an ONNX graph, with the names of their torch modules."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -25,16 +25,16 @@ from sparkdiff.stages.targets import TargetEncoder
 from sparkdiff.stages.weighing import IDF, ElementwiseProduct, Normalizer
 
 Nulls = Sequence[Value | None]
-"""Per input which rows are null, (n, 1) bool; None where none is."""
+"""Flags of the null rows per input, (n, 1) bool; None if no row is null."""
 Writer = Callable[[GraphWriter, Any, Sequence[Value], Nulls], tuple[Value, ...]]
-"""(graph, module, inputs, nulls) -> outputs, in the order of the module's."""
+"""(graph, module, inputs, nulls) -> outputs, in the order of the module's outputs."""
 WRITERS: dict[type[StageModule], Writer] = {}
-"""By the module's own class: a subclass may compute something else."""
+"""Writers by the module's exact class: a subclass may compute something else."""
 _Function = TypeVar("_Function", bound=Writer)
 
 
 def writes(*modules: type[StageModule]) -> Callable[[_Function], _Function]:
-    """Make a function the writer of the stages of these modules."""
+    """Register a function as the writer of the stages of these modules."""
 
     def decorate(writer: _Function) -> _Function:
         WRITERS.update(dict.fromkeys(modules, writer))
@@ -53,13 +53,13 @@ def shown(m: Any, *columns: Value) -> tuple[Value, ...]:
 
 
 def first_largest(g: GraphWriter, scores: Value) -> Value:
-    """Per row the first index of the largest score, (n, 1); NaN wins in front only."""
+    """First index of the largest score per row, (n, 1); NaN wins only in the first column."""
     found = g.where(scores.isnan(), -math.inf, scores).first_largest()
     return g.where(scores.column(0).isnan(), 0.0, found)
 
 
 def class_of(g: GraphWriter, m: Any, raw: Value, probability: Value) -> Value:
-    """The class by the first column that Spark shows: they round differently."""
+    """Predicted class from the first column that Spark shows: the columns round differently."""
     if m.cuts is not None:
         scores = probability / m.cuts
         return g.where(scores.isnan(), -math.inf, scores).first_largest()
@@ -158,7 +158,7 @@ def transformed(g: GraphWriter, m: DCT, xs: Sequence[Value], nulls: Nulls) -> tu
     if not x.width:
         return (x,)
     g.refuse(x.abs() > m.largest, f"{m.uid}: an entry in {m.name!r} that is infinite or beyond {m.largest:g}")
-    matrix = m(torch.eye(x.width, dtype=torch.float64))  # linear: what it makes of unit vectors
+    matrix = m(torch.eye(x.width, dtype=torch.float64))  # linear: its outputs for unit vectors
     return (x.matmul(matrix),)
 
 
@@ -253,7 +253,7 @@ def binned(g: GraphWriter, m: Bucketizer, xs: Sequence[Value], nulls: Nulls) -> 
 
 
 def ascending(g: GraphWriter, x: Value, bounds: torch.Tensor) -> Value:
-    """Which bounds (m,) are x (n, 1) or below it, (n, m) bool; -0.0 lies below 0.0, as to Java."""
+    """Flags of the bounds (m,) that are x (n, 1) or below it, (n, m) bool; -0.0 lies below 0.0, as in Java."""
     over = x > bounds
     plus = ((bounds == 0) & ~bounds.signbit()).numpy()
     same = x.equals(bounds)
@@ -312,6 +312,6 @@ def interaction(g: GraphWriter, m: Interaction, xs: Sequence[Value], nulls: Null
 
 
 def crossed(g: GraphWriter, operator: str, slow: Value, fast: Value) -> Value:
-    """Every entry of one with every entry of the other, the first one's index slowest."""
+    """Every entry of one with every entry of the other; the index of `slow` varies slowest."""
     i, j = np.arange(slow.width).repeat(fast.width), np.tile(np.arange(fast.width), slow.width)
     return g.paired(operator, slow.columns(i), fast.columns(j))

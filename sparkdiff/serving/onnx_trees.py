@@ -1,4 +1,4 @@
-"""Trees as one TreeEnsemble node in double, which gives each tree's leaf, and a table of what the leaves contribute."""
+"""Trees as one TreeEnsemble node in double, which gives each tree's leaf, and a table of the leaves' contributions."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -25,11 +25,11 @@ AT_MOST, MEMBER = 0, 6
 
 
 def leaves_of(g: GraphWriter, m: Trees, x: Value) -> Value:
-    """The number of each row's leaf in each tree, (n, T), counted over all trees."""
+    """Number of each row's leaf in each tree, (n, T), counted over all trees."""
     h, nodes = g.onnx.helper, m.written_nodes()
     inner, owner = ~nodes.leaf, nodes.roots()
     first = nodes.offsets[:-1]
-    alone = first[nodes.leaf[first]]  # trees of one leaf: a node whose both sides are that leaf stands in front of it
+    alone = first[nodes.leaf[first]]  # trees of one leaf: preceded by a node with that leaf on both sides
     place = np.where(inner, np.cumsum(inner) - 1, np.cumsum(nodes.leaf) - 1)
     place_of_alone = int(inner.sum()) + np.arange(len(alone))
     members, turned, empty = sets_of(nodes)
@@ -60,17 +60,17 @@ def leaves_of(g: GraphWriter, m: Trees, x: Value) -> Value:
 
 
 def first_values(nodes: Nodes) -> Array:
-    """The first value of each node, (N,): its threshold, where it has one."""
+    """First value of each node, (N,): its threshold, if it has one."""
     values = np.append(nodes.values, 0.0)
     return values[np.minimum(nodes.starts, len(values) - 1)]
 
 
 def sets_of(nodes: Nodes) -> tuple[Array, Array, Array]:
-    """The sets of the categorical nodes, each ended by NaN; which nodes are turned: a value of their set goes right; and which
-    nodes' set is empty, as onnxruntime takes none such.
+    """Sets of the categorical nodes, each ended by NaN; flags of the nodes whose sets are turned: their values go right; and
+    flags of the nodes with empty sets, which onnxruntime doesn't accept.
 
-    A value that is no category goes right where the set that goes left has at most half of the categories, else left
-    (stages/routing.py, Subsets): the set that names what goes the other way is written.
+    A value that is no category goes right if the set that goes left has at most half of the categories, else left
+    (stages/routing.py, Subsets): the set written is that of the values that go the other way.
     """
     turned, empty, members = np.zeros(len(nodes), bool), np.zeros(len(nodes), bool), []
     for i in np.flatnonzero(nodes.categorical):
@@ -83,7 +83,7 @@ def sets_of(nodes: Nodes) -> tuple[Array, Array, Array]:
 
 
 def total_of(g: GraphWriter, m: Trees, leaves: Value) -> Value:
-    """The sums over all trees of what the leaves contribute, (n, 1) or (n, k), one tree after the other as in Spark."""
+    """Sums over all trees of the leaves' contributions, (n, 1) or (n, k), one tree after the other as in Spark."""
     table = as_array(m.table())
     held = table[:, None] if table.ndim == 1 else table
     trees, k = m.nodes.trees, held.shape[1]
@@ -133,6 +133,6 @@ def label(g: GraphWriter, m: ProbabilisticClassifier, raw: Value, probability: V
 
 
 def votes_for_one(g: GraphWriter, m: ClassifyingTrees, x: Value) -> Value:
-    """rawPrediction of class 1, (n, 1)."""
+    """rawPrediction of class 1 of tree classifiers, (n, 1)."""
     raw, _ = scores(g, m, total_of(g, m, leaves_of(g, m, x)))
     return raw.column(1)

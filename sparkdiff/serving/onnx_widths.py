@@ -1,4 +1,4 @@
-"""How many entries the vectors have that an exported file reads: from the stages, the schema, or the first row of the data."""
+"""Widths of the vectors that an exported file reads: from the stages, the schema, or the first row of the data."""
 
 from collections.abc import Mapping, Sequence
 from numbers import Integral
@@ -22,10 +22,11 @@ from sparkdiff.stages.indexing import VectorIndexer
 def widths_of(
     network: Network, reads: Sequence[Version], data: SchemaOrRows, given: Mapping[str, Any]
 ) -> dict[Version, int | None]:
-    """Per input the entries of its vectors; None where it holds numbers.
+    """Number of entries of each input's vectors; None if it holds numbers.
 
     Raises:
-        InputError: nothing tells the width of a vector, or one that is given names no input or is another than a stage's.
+        InputError: the width of a vector is unknown, or a width in `given` names no input, is no positive whole number, or
+            contradicts a stage.
     """
     casefold = network.graph.casefold
     inputs = {v[0]: network.graph.name(v) for v in network.reads}
@@ -61,7 +62,7 @@ def is_vector(field: StructField | None) -> bool:
 
 
 def fitted_width(network: Network, version: Version) -> int | None:
-    """The entries for which a stage that reads the column alone was fitted."""
+    """Number of entries that a stage which reads the column was fitted for; None if there is none."""
     for i in network.positions:
         vertex, module = network.graph.vertices[i], network.module(i)
         if version not in vertex.reads or vertex.reads[0] != version:
@@ -71,14 +72,14 @@ def fitted_width(network: Network, version: Version) -> int | None:
         alone = len(vertex.reads) == 1 or type(module).__name__ in ("GeneralizedLinearRegression",)
         if alone and (width := module.fitted_width()):
             return width
-        # Of an IsotonicRegressionModel it is 1, whatever it reads.
+        # For an IsotonicRegressionModel it is always 1.
         if hasattr(vertex.stage, "numFeatures") and vertex.stageClass != "IsotonicRegressionModel":
             return int(vertex.stage.numFeatures)
     return None
 
 
 def prepared_width(network: Network, version: Version) -> int | None:
-    """The entries of a column that plain stages prepare in Spark: the words of a vocabulary, or a number."""
+    """Number of entries of a column that plain stages prepare in Spark: the words of a vocabulary; None for a number."""
     i = -2 - version[1]
     module, vertex = network.module(i), network.graph.vertices[i]
     first = network.graph.casefold(vertex.prepared[0]) == version[0]
@@ -86,7 +87,7 @@ def prepared_width(network: Network, version: Version) -> int | None:
 
 
 def seen_width(network: Network, version: Version, data: SchemaOrRows) -> int:
-    """The entries of a vector in the first row of the data."""
+    """Number of entries of the vector in the first row of the data."""
     name = network.graph.name(version)
     if isinstance(data, DataFrame):
         frame = data if network.reference is None or version[1] == -1 else network.reference.transform(data)

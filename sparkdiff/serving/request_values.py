@@ -1,4 +1,4 @@
-"""A column that a scorer reads from outside, and its values as the types that the schema gives it."""
+"""Columns that a scorer reads from requests, and the conversion of their values to the types of the schema."""
 
 from dataclasses import dataclass
 from decimal import Context, Decimal
@@ -9,23 +9,23 @@ import numpy as np
 from sparkdiff.errors import InputError
 
 WHOLE = {kind: 2**bits - 1 for kind, bits in (("tinyint", 7), ("smallint", 15), ("int", 31), ("bigint", 63))}
-"""The largest number of each type of integers."""
+"""Largest number of each integer type."""
 
 
 def nan_is_null(kind: str) -> bool:
-    """Whether a type has no NaN: it then stands for null, as `df.toPandas()` writes integers that may be null."""
+    """True if a type has no NaN, so that NaN stands for null, as `df.toPandas()` writes integers that may be null."""
     return kind in WHOLE or kind == "boolean" or kind.startswith("decimal")
 
 
 @dataclass(frozen=True)
 class InputColumn:
-    """A column that a scorer reads from outside.
+    """A column that a scorer reads from requests.
 
     Attributes:
-        name: as the pipeline spells it.
-        path: the column, then the fields of the structs on the way to it.
-        kind: its type in Spark, as `simpleString`; empty where no schema was given.
-        exact: the size of the numbers from which on dense and sparse vectors stay what they are, as of `from_arrow`.
+        name: its spelling in the pipeline.
+        path: the column, then the fields of the nested structs.
+        kind: its type in Spark, as `simpleString`; empty without a schema.
+        exact: absolute value of numbers from which dense and sparse vectors keep their form, as in `from_arrow`.
     """
 
     name: str
@@ -35,7 +35,7 @@ class InputColumn:
 
     @property
     def vectors(self) -> bool:
-        """Whether the schema says that numbers read from it are vectors."""
+        """True if numbers read from the column are vectors, by its type in the schema."""
         return self.kind.startswith(("vector", "array<"))
 
     def bad(self, value: Any, why: str) -> InputError:
@@ -48,7 +48,7 @@ def shown(value: Any) -> str:
 
 
 def plain(v: Any) -> Any:
-    """A value of numpy or pandas as Python's; a float32 stays one, as its text is another."""
+    """A value of numpy or pandas as a Python value; a float32 stays one, as its text differs."""
     if v is None or isinstance(v, (str, bool, int, np.float32, np.int32)):
         return v
     if isinstance(v, float):
@@ -61,7 +61,7 @@ def plain(v: Any) -> Any:
 
 
 def typed(v: Any, source: InputColumn, kind: str) -> Any:
-    """A plain value as the type that the schema gives its column."""
+    """A plain value converted to the schema's type of its column."""
     if v is None:
         return None
     if kind.startswith("array<"):
@@ -92,7 +92,7 @@ def typed(v: Any, source: InputColumn, kind: str) -> Any:
 
 
 def _typed_number(v: Any, kind: str) -> Any:
-    """A number as one of this type; None if the type has no such number."""
+    """A number converted to this type; None if the type has no such number."""
     if kind in ("double", "float"):
         with np.errstate(over="ignore"):
             return float(v) if kind == "double" else np.float32(float(v))
@@ -109,4 +109,4 @@ def _typed_number(v: Any, kind: str) -> Any:
 
 
 DECIMAL = "decimal(38,18)"
-"""The type that Spark takes a Decimal of Python for, where nothing else tells one."""
+"""Spark's type of a Python Decimal, if no schema has another."""

@@ -1,4 +1,4 @@
-"""Rows from outside (a dict, dicts, pandas, Arrow) as columns of numbers and of Python's objects."""
+"""Rows of requests (a dict, dicts, pandas, Arrow) as columns of numbers and of Python objects."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from sparkdiff.tensors.rows import Rows, SparseRows, beyond, offsets_of
 
 
 def objects(column: "Column", source: InputColumn) -> list[Any]:
-    """The values of a column as Python's, null as None."""
+    """Values of a column as Python objects, null as None."""
     values = column.values if isinstance(column, Listed) else column.listed()
     kind = source.kind
     if not kind or kind.startswith("vector"):
@@ -37,7 +37,7 @@ def objects(column: "Column", source: InputColumn) -> list[Any]:
 
 
 def numbers(column: "Column", source: InputColumn) -> tuple[Rows, Tensor]:
-    """A column as tensor, and which rows (n,) bool are null: these are NaN."""
+    """A column as a tensor, and flags (n,) bool of its null rows, which are NaN."""
     if isinstance(column, Listed):
         return listed_numbers(column.values, source)
     return column.numbers(source)
@@ -74,7 +74,7 @@ def _double(v: Any, source: InputColumn) -> float:
 
 
 def _of_type(x: Tensor, null: Tensor, source: InputColumn) -> tuple[Rows, Tensor]:
-    """Numbers (n,) and their null flags as the column's type has them; what `typed` does with objects."""
+    """Numbers (n,) and null flags, checked and rounded to the column's type; like `typed` for objects."""
     if nan_is_null(source.kind):
         null = x.isnan()
     if top := WHOLE.get(source.kind):
@@ -86,7 +86,7 @@ def _of_type(x: Tensor, null: Tensor, source: InputColumn) -> tuple[Rows, Tensor
 
 
 def rounded(x: Rows, source: InputColumn) -> Rows:
-    """Numbers as the column's type has them."""
+    """Numbers rounded to the column's type."""
     return x.float().double() if isinstance(x, Tensor) and source.kind in ("float", "array<float>") else x
 
 
@@ -111,7 +111,7 @@ def _vectors(values: Sequence[Any], source: InputColumn) -> Rows:
 
 
 def _of_json(v: Mapping[str, Any], source: InputColumn) -> DenseVector | SparseVector:
-    """The vector that Spark writes so in JSON."""
+    """Vector from Spark's JSON form."""
     try:
         stored = [NOT_FINITE[x] if isinstance(x, str) else float(x) for x in v["values"]]
         if v["type"] not in (0, 1):
@@ -122,7 +122,7 @@ def _of_json(v: Mapping[str, Any], source: InputColumn) -> DenseVector | SparseV
 
 
 NOT_FINITE = {"NaN": np.nan, "Infinity": np.inf, "-Infinity": -np.inf}
-"""Doubles that are text in Spark's JSON."""
+"""Doubles that Spark's JSON writes as text."""
 
 
 def _size(v: Any, source: InputColumn) -> int:
@@ -149,7 +149,7 @@ class Listed:
 
 @dataclass(frozen=True)
 class Numpy:
-    """A column of plain numbers, which have no null but NaN."""
+    """A column of plain numbers, whose only missing value is NaN."""
 
     array: "np.ndarray[Any, Any]"
 
@@ -165,7 +165,7 @@ class Numpy:
 
 @dataclass(frozen=True)
 class Arrow:
-    """A column of Arrow."""
+    """A column from Arrow."""
 
     array: pa.Array
 
@@ -204,7 +204,7 @@ class Arrow:
 _NARROW: dict[Any, Callable[[Any], Any]] = {
     pa.float32(): np.float32, pa.int32(): np.int32, pa.int16(): np.int32, pa.int8(): np.int32,
 }  # fmt: skip
-"""Types whose text or hash is not that of Python's numbers."""
+"""Types whose text or hash differs from that of Python's numbers."""
 Column = Listed | Numpy | Arrow
 
 
@@ -244,7 +244,7 @@ class RequestTable:
 
 
 def spelled(name: str, names: Sequence[str], casefold: Callable[[str], str]) -> str:
-    """The name among these that means the same column.
+    """The one of these names that means the same column.
 
     Raises:
         InputError: there is none, or there are several.
@@ -259,15 +259,15 @@ def spelled(name: str, names: Sequence[str], casefold: Callable[[str], str]) -> 
 
 
 def is_twofold(names: Collection[Any], casefold: Callable[[str], str]) -> bool:
-    """Whether two of these names mean the same column."""
+    """True if two of these names mean the same column."""
     try:
         return len(set(map(casefold, names))) < len(names)
-    except TypeError:  # other keys than texts name no column
+    except TypeError:  # keys that are no strings name no column
         return is_twofold([name for name in names if isinstance(name, str)], casefold)
 
 
 def fields_of(value: Any) -> Any:
-    """A Row of pyspark as a dict; any other value as it is."""
+    """A pyspark Row as a dict; any other value unchanged."""
     return dict(zip(getattr(value, "__fields__", ()), value, strict=False)) if isinstance(value, Row) else value
 
 
@@ -279,7 +279,7 @@ def field_of(value: Any, field: str, source: InputColumn, casefold: Callable[[st
 
 
 def value_of(row: Mapping[str, Any], source: InputColumn, casefold: Callable[[str], str]) -> Any:
-    """The value of a column in a dict."""
+    """Value of a column in a dict."""
     name = source.path[0]
     value: Any = row[name if name in row else spelled(name, list(row), casefold)]
     for name in source.path[1:]:
@@ -306,7 +306,7 @@ class DictRows(RequestTable):
 
     @cached_property
     def twofold(self) -> list[tuple[Any, ...]]:
-        """The names of rows in which two mean the same column."""
+        """The rows' tuples of names in which two names mean the same column."""
         return [names for names in set(map(tuple, self.dicts)) if is_twofold(names, self.casefold)]
 
     def read(self, source: InputColumn, casefold: Callable[[str], str]) -> Column:
@@ -324,7 +324,7 @@ class DictRows(RequestTable):
 def table_of_pandas(frame: Any) -> RequestTable:
     def column(name: str) -> Column:
         series = frame[name]
-        # numbers, and which of them are null
+        # extension types of numbers with a null mask
         masked = getattr(getattr(series.dtype, "numpy_dtype", None), "kind", "") in ("f", "i", "u")
         if hasattr(series.dtype, "pyarrow_dtype") or masked:
             return _arrow(series.array.__arrow_array__())
@@ -338,7 +338,7 @@ def table_of_pandas(frame: Any) -> RequestTable:
 
 
 def _is_missing(v: Any) -> bool:
-    """In a column that is not of plain numbers, NaN stands for what is missing."""
+    """True for a missing value: in a column that is not of plain numbers, NaN is one."""
     return (isinstance(v, float) and v != v) or type(v).__name__ in ("NAType", "NaTType")
 
 
@@ -355,7 +355,7 @@ def _arrow(found: "pa.Array | pa.ChunkedArray") -> Arrow:
 
 
 def table_of(rows: Any, casefold: Callable[[str], str]) -> RequestTable:
-    """Rows of any accepted kind.
+    """Table of rows of any accepted kind.
 
     Raises:
         InputError: they are of another kind.

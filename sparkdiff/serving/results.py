@@ -1,4 +1,4 @@
-"""Computed columns as Python's objects and as Arrow."""
+"""Conversion of computed columns to Python objects and to Arrow."""
 
 import itertools
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from sparkdiff.tensors.rows import SparseRows
 
 
 def result_objects(column: Any, null: Tensor | None, kind: str) -> list[Any]:
-    """A computed column as Python's objects: numbers, numpy arrays (d,), sparse vectors, text."""
+    """A computed column as Python objects: numbers, numpy arrays (d,), sparse vectors, text."""
     if isinstance(column, list):
         return column
     if isinstance(column, SparseRows):
@@ -46,7 +46,7 @@ def result_arrow(column: Any, null: Tensor | None, kind: str) -> pa.Array:
 
 
 def arrow_type(kind: str) -> pa.DataType:
-    """The type in Arrow of a computed column that is no vector, by its type in Spark."""
+    """Arrow type of a computed column that is no vector, by its type in Spark."""
     known = {
         "int": pa.int32(), "bigint": pa.int64(), "float": pa.float32(), "string": pa.string(),
         "array<string>": pa.list_(pa.string()),
@@ -55,7 +55,7 @@ def arrow_type(kind: str) -> pa.DataType:
 
 
 def joined(parts: Sequence[pa.Array]) -> pa.Array:
-    """The parts of a computed column as one; vectors that are dense in some parts and sparse in others get Spark's own form."""
+    """Concatenation of the parts of a computed column; partly dense, partly sparse vectors get Spark's own form."""
     if len({part.type for part in parts}) > 1:
         parts = [_spark_form(part) if pa.types.is_fixed_size_list(part.type) else part for part in parts]
     return pa.concat_arrays(parts)

@@ -1,4 +1,4 @@
-"""The steps from a row's columns to a pipeline's outputs, found once, so that a request only runs them."""
+"""Steps from a row's columns to a pipeline's outputs, compiled once, so that a request only runs them."""
 
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -16,18 +16,18 @@ from sparkdiff.stages.base import StageModule
 from sparkdiff.tensors.rows import Rows, shape, width
 
 NOWHERE = -1
-"""The place of a value that nobody reads."""
+"""The place of a value that is not read."""
 PLACES = {"reads": 0, "writes": 0, "place": 0} | dict.fromkeys(
     ("numbers", "null", "objects", "nulls", "flags", "passed"), NOWHERE
 )
-"""The attributes of a schedule's parts that are places, and the least that each may be."""
+"""Attributes of a schedule's parts that are places, and the least value of each."""
 Values = list[Any]
-"""What is computed, by place: tensors, sparse rows, null flags (n,), lists."""
+"""Computed values, by place: tensors, sparse rows, null flags (n,), lists."""
 
 
 @dataclass(frozen=True)
 class InputPlaces:
-    """A source column and the places of its numbers, of the flags of its nulls, and of its objects."""
+    """A source column and the places of its numbers, its null flags, and its objects."""
 
     source: InputColumn
     numbers: int = NOWHERE
@@ -58,10 +58,10 @@ class TorchStep(ScheduledStage):
     """A translated stage.
 
     Attributes:
-        nulls: of each input the place of its null flags; None where the stage doesn't ask.
-        flags: of each output the place of its null flags, where NaN is null.
-        passed: the place of the null flags that all outputs have instead; NOWHERE where NaN is null.
-        wanted: entries that a row of the first input must have, and whether it may have more; 0 where the stage has no such rule.
+        nulls: place of each input's null flags; None if the stage doesn't use them.
+        flags: place of each output's null flags, if it has any.
+        passed: the place of the null flags that all outputs have; NOWHERE if an output's NaN is its null.
+        wanted, or_more: entries that a row of the first input must have, and whether it may have more; 0 without such a rule.
     """
 
     module: StageModule
@@ -75,7 +75,7 @@ class TorchStep(ScheduledStage):
         given = [values[i] for i in self.reads]
         if self.wanted:
             self.check(given[0])
-        # A stage that has no place for flags never writes null: its NaN is NaN.
+        # A value without a place for flags is never null: its NaN is NaN.
         nulls = [
             torch.zeros(len(x), dtype=torch.bool) if i == NOWHERE else values[i]
             for x, i in zip(given, self.nulls or (), strict=False)
@@ -118,7 +118,7 @@ class TextStep(ScheduledStage):
 
 @dataclass(frozen=True)
 class ObjectsStep(ScheduledStage):
-    """Computed numbers as Python's, for a stage in Python; `kind` is their type in Spark."""
+    """Conversion of computed numbers to Python objects, for a stage in Python; `kind` is their type in Spark."""
 
     null: int
     kind: str
@@ -136,7 +136,7 @@ Step = TorchStep | TextStep | ObjectsStep
 
 @dataclass(frozen=True)
 class OutputColumn:
-    """A column that is returned: its name, its place and that of its null flags, and its type in Spark."""
+    """A returned column: its name, its place and that of its null flags, and its type in Spark."""
 
     name: str
     place: int
@@ -146,13 +146,13 @@ class OutputColumn:
 
 @dataclass(frozen=True)
 class Schedule:
-    """Everything that a request needs.
+    """All data that a request needs.
 
     Attributes:
-        places: how many values there are.
-        sensitive: whether the case of letters tells names of columns apart.
-        assumptions: what was taken for granted about the data, because no schema was given.
-        dropping: uids of the stages that in Spark drop the rows that they refuse here.
+        places: the number of values.
+        sensitive: True if column names are case-sensitive.
+        assumptions: assumptions about the data, made for lack of a schema.
+        dropping: uids of the stages that refuse rows here which they drop in Spark.
     """
 
     entries: tuple[InputPlaces, ...]
@@ -168,7 +168,7 @@ class Schedule:
         return str if self.sensitive else str.lower
 
     def check(self) -> None:
-        """Raise InputError for a number that is no place, or for more places than are named."""
+        """Raise InputError for a number that is no place, or for more places than the schedule's parts name."""
         named = [("places", self.places - 1, NOWHERE)] + [
             (f"{group}.{i}.{key}", place, PLACES[key])
             for group in ("entries", "steps", "outputs")
@@ -182,7 +182,7 @@ class Schedule:
                 raise InputError(f"{where} names place {shown(place)} of {self.places}, which {len(named)} places name")
 
     def of_table(self, table: RequestTable, steps: Iterable[Any]) -> Values:
-        """Everything that the steps compute of these rows."""
+        """Values that the steps compute for these rows."""
         values: Values = [None] * self.places
         casefold = self.casefold
         for entry in self.entries:
@@ -190,7 +190,7 @@ class Schedule:
         return run(steps, values, self.dropping)
 
     def of_row(self, row: Mapping[str, Any], steps: Iterable[Any]) -> Values:
-        """The values of one row; what `of_table` does, with one tensor for all plain numbers."""
+        """Values of one row, as of `of_table`, with one tensor for all plain numbers."""
         values: Values = [None] * self.places
         found: list[float] = []
         places: list[int] = []
@@ -212,7 +212,7 @@ class Schedule:
             own = source.vectors or source.kind == "float" or (source.kind and entry.objects != NOWHERE)
             if (
                 own and entry.numbers == NOWHERE and not source.vectors and (plain or kind is str)
-            ):  # the usual ones, at once
+            ):  # the common case, without a table
                 values[entry.objects] = [typed(v, source, source.kind)]
                 continue
             if (not plain and kind is not str) or own:
@@ -238,10 +238,10 @@ def run(steps: Iterable[Any], values: Values, dropping: Collection[str] = ()) ->
     """Run the steps one after the other.
 
     Args:
-        dropping: as of `Schedule`.
+        dropping: see `Schedule`.
 
     Raises:
-        InputError: a stage fails on these values; names it, with the shapes where torch fails.
+        InputError: a stage fails on these values; names it, with the shapes if torch fails.
     """
     for step in steps:
         try:
@@ -264,7 +264,7 @@ def run(steps: Iterable[Any], values: Values, dropping: Collection[str] = ()) ->
 
 
 FLOATS = frozenset(("", "double", "float"))
-"""Types that take any float as it is; empty where there is no schema."""
+"""Types that accept any float unchanged; empty without a schema."""
 LONG = (1 << 63) - 1
-"""Integers beyond it may be beyond a double, too."""
+"""Largest bigint; integers beyond it may exceed a double, too."""
 NULL, THERE = torch.tensor([True]), torch.tensor([False])

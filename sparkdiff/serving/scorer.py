@@ -19,31 +19,31 @@ from sparkdiff.serving.results import arrow_type, joined, result_arrow, result_o
 from sparkdiff.serving.schedule import NOWHERE, OutputColumn, Schedule, Values
 
 ROWS = 8192
-"""Rows that are computed at a time."""
+"""Number of rows that are computed at a time."""
 
 
 class Scorer:
-    """Computes the outputs of a fitted pipeline from rows outside Spark: no session, no JVM, no job.
+    """Scorer of a fitted pipeline: computes its outputs from rows outside Spark, without a session, a JVM or a job.
 
-    What it takes, and what it refuses by name, is listed in docs/serving.md. Its outputs are Spark's: also for null, NaN, unseen
-    categories and text of any language. A row on which Spark fails raises InputError with stage, column and value.
+    docs/serving.md lists the stages that it accepts and refuses. Its outputs equal Spark's, also for null, NaN, unseen categories
+    and text of any language. A row on which Spark fails raises InputError with stage, column and value.
 
-    It holds no state of a request, so any number of threads may call one scorer. torch computes in the threads that
-    `torch.set_num_threads` says; with many threads of a server's own, 1 is best.
+    It holds no state of a request, so any number of threads may call one scorer. torch uses the number of threads set by
+    `torch.set_num_threads`; for a server with many threads, 1 is best.
 
     Args:
         model: a fitted pipeline or stage.
-        schema: the schema of the data, or the data themselves. Without it numbers have the type of the value: an `int` is a
-            bigint, a `float` a double. That matters only where text is made of numbers (StringIndexer and FeatureHasher over
-            numbers), and for the stages that `assumptions` names.
+        schema: the schema of the data, or the data themselves. Without it, numbers have the type of the value: an `int` is a
+            bigint, a `float` a double. That matters only if numbers become text (StringIndexer and FeatureHasher over numbers),
+            and for the stages in `assumptions`.
         outputCols: columns to return; by default those of the predictors and of the stages behind them.
-        javaVersion: the version of Java, such as "17" or "21.0.8", of which StringIndexer and FeatureHasher have the text of
-            doubles and floats; by default that of the session. From 19 on Java prints some otherwise.
+        javaVersion: the version of Java, such as "17" or "21.0.8", whose text of doubles and floats StringIndexer and
+            FeatureHasher use; by default that of the session. From 19 on, Java prints some numbers differently.
 
     Attributes:
         inputCols: columns that a row must have; null is None.
-        outputCols: columns that are returned.
-        assumptions: what was taken for granted about the data without a schema.
+        outputCols: columns that it returns.
+        assumptions: assumptions about the data, made for lack of a schema.
 
     Raises:
         InputError: a stage cannot be computed without Spark; names it, with the reason and what to do. Or there is no such
@@ -72,15 +72,15 @@ class Scorer:
         """The output columns of these rows.
 
         Args:
-            rows: a dict (one row), a list of dicts, a pandas DataFrame, or a table or batch of Arrow; a Row of pyspark is as good
-                as a dict. A vector is a list, a numpy array (d,), a vector of pyspark or a dict as Spark writes it in JSON; the
-                field of a struct is a dict in a dict. In pandas, what is missing in a
-                column of objects is null, and NaN in a column of floats is NaN, unless the schema says that it holds no floats.
+            rows: a dict (one row), a list of dicts, a pandas DataFrame, or an Arrow table or batch; a pyspark Row counts as a
+                dict. A vector is a list, a numpy array (d,), a pyspark vector, or a dict as in Spark's JSON; a struct is a dict
+                within the dict. In pandas, missing values in a column of objects are null, and NaN in a column of floats is NaN,
+                unless the column has no float type in the schema.
 
         Returns:
             The same kind: a dict, a list of dicts, a DataFrame with the index of the rows, a table or batch. Vectors are numpy
-            arrays (d,) of doubles, or pyspark's SparseVector where they are wide and sparse; in Arrow fixed-size lists, or
-            Spark's own structs.
+            arrays (d,) of doubles, or pyspark's SparseVector if they are wide and sparse; in Arrow, fixed-size lists or Spark's
+            own structs.
 
         Raises:
             InputError: a column is missing, or Spark would fail on a row; names stage, column and value.
@@ -100,7 +100,7 @@ class Scorer:
         columns: dict[str, list[Any]] = {o.name: [] for o in schedule.outputs}
         if n == 0:
             for entry in schedule.entries:
-                table.read(entry.source, schedule.casefold)  # which must be there without rows, too
+                table.read(entry.source, schedule.casefold)  # columns must exist even without rows
         if in_arrow and n == 0:
             return _as_arrow(rows, self._empty(rows))
         for begin in range(0, n, ROWS):
@@ -117,7 +117,7 @@ class Scorer:
         return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
     def _empty(self, rows: Any) -> dict[str, list[Any]]:
-        """The columns of a table without rows; vectors have their type where the rows' own types tell their width."""
+        """Columns of a table without rows; vectors have their type if the rows' types determine their width."""
         schedule = self._schedule
         try:
             values = schedule.of_table(table_of(rows, schedule.casefold), self._steps)
@@ -126,24 +126,24 @@ class Scorer:
             return {o.name: [pa.nulls(0, arrow_type(o.kind))] for o in schedule.outputs}
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the scorer to a new folder, from which `load` makes it without Spark: JSON and arrays, nothing that runs code.
+        """Write the scorer to a new folder, from which `load` recreates it without Spark: JSON and arrays, no code.
 
         Raises:
             InputError: the folder exists.
-            SparkdiffError: it cannot be written, or a registered stage of your own holds what cannot be stored.
+            SparkdiffError: it cannot be written, or a registered custom stage holds a value that cannot be stored.
         """
         stored.save(self._schedule, sparkdiff.__version__, self._origin, path)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, maxBytes: int = 1 << 30) -> "Scorer":
-        """The scorer in a folder that `save` wrote. Starts no JVM, and runs no code of the folder.
+        """Scorer from a folder that `save` wrote. Starts no JVM, and runs no code from the folder.
 
         Args:
             path: the folder, on this machine's file systems.
-            maxBytes: the memory that its description and its arrays may take.
+            maxBytes: largest memory that its description and its arrays may take.
 
         Raises:
-            InputError: there is none, it is damaged, needs more than `maxBytes`, or another version of sparkdiff wrote it.
+            InputError: there is no scorer, it is damaged, needs more than `maxBytes`, or another version of sparkdiff wrote it.
         """
         made = cls.__new__(cls)
         made._origin = stored.load(sparkdiff.__version__, path, maxBytes, made._take)

@@ -1,7 +1,7 @@
-"""A scorer as two files that run no code when they are read: JSON, and the arrays that it names.
+"""A scorer as two files that run no code when they are read: JSON, and the arrays that it refers to.
 
-An object is stored as the name of its class and its attributes. Only classes of this package, and of stages that `register`
-knows, are made again, without calling them.
+An object is stored as the name of its class and its attributes. Only classes of this package and registered stages are
+recreated, without calling their constructors.
 """
 
 import dataclasses
@@ -31,16 +31,16 @@ FORMAT = 1
 JSON, ARRAYS = "scorer.json", "arrays.npz"
 ROOMS = ("sparkdiff.stages.", "sparkdiff.serving.")
 OTHERS = ("sparkdiff.jvm.nodes.Nodes", "sparkdiff.jvm.encoders.Statistics", "torch.nn.modules.container.ModuleList")
-"""Classes elsewhere that stages hold."""
+"""Further classes of objects that stages hold."""
 _MODULE = frozenset(vars(nn.Module()))
-"""What every module of torch has; of these only the three collections below are stored."""
+"""Attributes of every torch module; of these, only the three collections below are stored."""
 NESTING = 100
 WEIGHTS = {b",": 64, b":": 128, b"[": 256, b"{": 256}
-"""Bytes that a value of JSON and the object made of it take beside its text, by the character that comes with it."""
+"""Bytes that a JSON value and the object made of it take in addition to its text, by the character that marks it."""
 
 
 class _Writer:
-    """Objects to JSON; arrays are collected."""
+    """Encoder of objects to JSON; collects arrays."""
 
     def __init__(self) -> None:
         self.arrays: list[np.ndarray[Any, Any]] = []
@@ -89,10 +89,10 @@ class _Writer:
 
 
 class _Reader:
-    """JSON to objects.
+    """Decoder of JSON to objects.
 
     Attributes:
-        trail: keys and values on the way to the value in work, which the message of an error names.
+        trail: keys and values on the path to the current value, for error messages.
     """
 
     def __init__(self) -> None:
@@ -100,10 +100,10 @@ class _Reader:
         self.trail: list[tuple[Any, Any]] = []
 
     def read(self, path: Path, described: Any) -> None:
-        """Read the described arrays, one by one, once all are found to fit their descriptions and the archive.
+        """Read the described arrays, after all are found to fit their descriptions and the archive.
 
         Raises:
-            ValueError: a member is another array than described; zipfile and numpy have more errors.
+            ValueError: a member differs from its description; zipfile and numpy raise further errors.
         """
         with zipfile.ZipFile(path) as archive:
             if len(archive.NameToInfo) < len(archive.filelist):
@@ -112,7 +112,7 @@ class _Reader:
             for i, one in enumerate(described):
                 self.trail = [("arrays", described), (i, one)]
                 member = archive.getinfo(f"a{i}.npy")
-                member.compress_type = zipfile.ZIP_STORED  # as all are; what is compressed has no header then
+                member.compress_type = zipfile.ZIP_STORED  # as all are; compressed data then have no header
                 with archive.open(member) as f:
                     version = np.lib.format.read_magic(f)
                     shape, fortran, kind = np.lib.format.read_array_header_1_0(f)
@@ -178,7 +178,7 @@ _MADE: dict[Any, Callable[[_Reader, Any], Any]] = {
 
 
 def _class_of(name: str) -> type | None:
-    """The class of this name, if it is one that a scorer may hold and its module is imported."""
+    """Class of this name, if a scorer may hold it and its module is imported; else None."""
     known = {f"{kind.__module__}.{kind.__qualname__}": kind for kind in REGISTRY.values()}
     if name in known:
         return known[name]
@@ -190,10 +190,10 @@ def _class_of(name: str) -> type | None:
 
 
 def save(value: Any, version: str, origin: Mapping[str, str], path: str | os.PathLike[str]) -> None:
-    """Write an object to a new folder, which is there whole or not at all.
+    """Write an object to a new folder, completely or not at all.
 
     Args:
-        origin: what is known of where it was made, for the description.
+        origin: versions and time zone of where it was made, for the description.
 
     Raises:
         InputError: the folder exists, or it is not on this machine's file systems.
@@ -229,7 +229,7 @@ def save(value: Any, version: str, origin: Mapping[str, str], path: str | os.Pat
 
 
 def load(version: str, path: str | os.PathLike[str], maxBytes: int, make: Callable[[Any], None]) -> dict[str, str]:
-    """Hand the object in a folder that `save` wrote to `make`. Returns what is known of where it was made.
+    """Pass the object in a folder that `save` wrote to `make`; return the versions and time zone that are known of it.
 
     Raises:
         InputError: there is none, it is damaged, needs more than `maxBytes`, `make` fails on it, or another version wrote it.
@@ -263,7 +263,7 @@ def load(version: str, path: str | os.PathLike[str], maxBytes: int, make: Callab
         made = reader.decode(described["scorer"], "scorer")
         _check_unicode(made, described.get("unicode"))
         make(made)
-    except Exception as e:  # whatever a file from elsewhere does to the stages
+    except Exception as e:  # a foreign file may cause any error
         at = (
             f" at {'.'.join(str(key)[:40] for key, _ in reader.trail)} of {JSON}, {reprlib.repr(reader.trail[-1][1])},"
             if reader.trail
@@ -275,10 +275,11 @@ def load(version: str, path: str | os.PathLike[str], maxBytes: int, make: Callab
 
 
 def _check_unicode(scorer: Any, wrote: Any) -> None:
-    """Lower case differs between versions of Unicode, and a scorer holds how this Java's differs from that Python's.
+    """Check the version of Unicode, on which lower case depends: a scorer stores how Java's differs from that of the Python
+    that saved it.
 
     Raises:
-        InputError: a stage lowers text, and Python had another version of Unicode where the scorer was made.
+        InputError: a stage lowers text, and the Python that saved the scorer had another version of Unicode.
     """
     lowers = any(getattr(getattr(step, "stage", None), "lowers_text", False) for step in getattr(scorer, "steps", ()))
     if lowers and wrote != unicodedata.unidata_version:
@@ -289,5 +290,5 @@ def _check_unicode(scorer: Any, wrote: Any) -> None:
 
 
 def _release(version: str) -> list[str]:
-    """The part of a version in which attributes of stages keep their names."""
+    """Part of a version within which attributes of stages keep their names."""
     return str(version).split(".")[:2]

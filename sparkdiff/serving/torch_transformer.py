@@ -1,4 +1,4 @@
-"""A Transformer that computes the translated stages of a fitted pipeline by torch, in Arrow batches on the executors."""
+"""A Transformer that computes the translated stages of a fitted pipeline with torch, in Arrow batches on the executors."""
 
 import atexit
 import dataclasses
@@ -38,16 +38,16 @@ from sparkdiff.pipeline.schema import check_columns, fields_by_name, width_in
 LOG = logging.getLogger("sparkdiff.serving")
 DEVICES = ("auto", "cpu", "cuda", "spark")
 SAMPLE, COPIES, TURNS = 4096, 8, 3
-"""Rows that are measured, how many times they are taken in one measurement, and how many of these there are."""
+"""Number of rows measured, of their copies in one measurement, and of measurements."""
 FEWEST = 100
-"""With fewer rows, what is measured is noise."""
+"""Smallest number of rows to measure; with fewer rows, measurements are noise."""
 
 
 # The DataFrame ------------------------------------------------------------------------------------------------------------
 
 
 def by_torch(model: Any, df: DataFrame, device: str) -> DataFrame:
-    """The rows with the columns of the pipeline's transform; translated stages are computed by torch. Lazy.
+    """The rows with the columns of the pipeline's transform; torch computes the translated stages. Lazy.
 
     Raises:
         InputError: nothing is translated, a column is missing, or a stage in Spark needs a version of a column that is gone.
@@ -59,7 +59,7 @@ def by_torch(model: Any, df: DataFrame, device: str) -> DataFrame:
     columns = model.transform(df).columns
     reference, in_torch = network.graph.reference(), {*network.positions}
     rest = [v.position for v in network.graph.vertices if v.position not in {*reference, *in_torch}]
-    # What waits for nothing from torch runs in its place, before a later stage overwrites what it reads.
+    # A stage that needs no output of torch runs in its place, before a later stage overwrites its inputs.
     early = [i for i in rest if i < max(reference, default=0) and not network.graph.ancestors([i]) & in_torch]
     before, after = sorted([*reference, *early]), [i for i in rest if i not in early]
     check_order(network, before, after)
@@ -77,7 +77,7 @@ def by_torch(model: Any, df: DataFrame, device: str) -> DataFrame:
 
 
 def check_order(network: Network, before: Sequence[int], after: Sequence[int]) -> None:
-    """Raise InputError if a stage that Spark runs last would meet a column that a stage behind it has overwritten."""
+    """Raise InputError if a stage that Spark runs last would read or write a column that a later stage has overwritten."""
     graph = network.graph
     for i in after:
         vertex = graph.vertices[i]
@@ -91,9 +91,9 @@ def check_order(network: Network, before: Sequence[int], after: Sequence[int]) -
 
 
 def in_front(df: DataFrame, network: Network, before: Sequence[int]) -> tuple[DataFrame, dict[Version, str]]:
-    """The rows after the stages that Spark runs first, and the columns in which they hold what the network reads.
+    """The rows after the stages that Spark runs first, and the names of the columns that hold the network's inputs.
 
-    A version is in a hidden column of its own where a later stage overwrites it, or where it is neither doubles nor vectors.
+    A version has its own hidden column if a later stage overwrites it, or if it is a struct's field or neither double nor vector.
     """
     graph = network.graph
     hidden = unused("__sparkdiff_v", (*df.columns, *(o for vertex in graph.vertices for o in vertex.outputs)))
@@ -130,7 +130,7 @@ def computed(
     frame: DataFrame, network: Network, before: Sequence[int], held: dict[Version, str],
     expected: dict[str, StructField], device: str,
 ) -> DataFrame:  # fmt: skip
-    """The rows with the columns that torch computes, in Spark's types and with its metadata."""
+    """The rows with the columns that torch computes, with Spark's types and metadata."""
     graph = network.graph
     made = [
         v for v in network.writes.values()
@@ -139,7 +139,7 @@ def computed(
     new = {v[0] for v in made}
     hidden = {name for name in held.values() if graph.casefold(name) not in expected}
     fields, places = frame.schema.fields, {graph.casefold(c): i for i, c in enumerate(frame.columns)}
-    at = {v: places[graph.casefold(name)] for v, name in held.items()}  # SQL may spell a name in other letters
+    at = {v: places[graph.casefold(name)] for v, name in held.items()}  # SQL may spell a name in another case
     kept = [i for i, f in enumerate(fields) if graph.casefold(f.name) not in new and f.name not in hidden]
     stays, comes = [fields[i] for i in kept], [(graph.name(v), expected[v[0]]) for v in made]
     # Under plain names: mapInArrow finds no column whose name has dots or backticks.
@@ -161,7 +161,7 @@ def computed(
 
 
 def check_types(df: DataFrame) -> None:
-    """Raise InputError if Arrow does not carry a column."""
+    """Raise InputError if Arrow does not support the type of a column."""
     for field in df.schema:
         try:
             to_arrow_type(field.dataType)
@@ -173,7 +173,7 @@ def check_types(df: DataFrame) -> None:
 
 
 def check_names(columns: Sequence[str]) -> None:
-    """Raise InputError if columns share a name; Spark itself passes them on where no stage reads them."""
+    """Raise InputError if columns share a name; Spark itself passes them on if no stage reads them."""
     fold = casefolding()
     for name in columns:
         if len(same := [c for c in columns if fold(c) == fold(name)]) > 1:
@@ -182,7 +182,7 @@ def check_names(columns: Sequence[str]) -> None:
 
 
 def arrow_name(field: StructField) -> str:
-    """The name that pyarrow has for the type of a column of numbers."""
+    """pyarrow's name of the type of a column of numbers."""
     names = {"bigint": "int64", "int": "int32", "smallint": "int16", "tinyint": "int8", "float": "float"}
     return names.get(field.dataType.simpleString(), "double")
 
@@ -191,7 +191,7 @@ _SHIPPED: set[str] = set()
 
 
 def ship(spark: SparkSession) -> None:
-    """Give the executors our package, once per application; a local Spark imports the driver's."""
+    """Send our package to the executors, once per application; a local Spark imports the driver's."""
     local = jvm.in_process(spark)
     if local and str(spark.sparkContext.master).startswith("local["):
         return
@@ -215,13 +215,13 @@ def ship(spark: SparkSession) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class DeviceChoice:
-    """What was measured, and what is used since.
+    """Measurements of `measure`, and the chosen device.
 
     Attributes:
-        device: "cpu" or "cuda", by torch; "spark", by MLlib's own transform.
-        seconds: per device the shortest of several measurements.
-        rows: rows of each measurement; 0 where nothing was measured.
-        reason: in words.
+        device: "cpu" or "cuda" for torch; "spark" for MLlib's own transform.
+        seconds: per device, the shortest of several measurements.
+        rows: rows of each measurement; 0 if nothing was measured.
+        reason: the reason as text.
     """
 
     __module__ = "sparkdiff"
@@ -233,9 +233,7 @@ class DeviceChoice:
 
 
 def chosen(model: Any, df: DataFrame) -> tuple[DeviceChoice, bool]:
-    """What is fastest on some rows of the data, taken several times, and whether that says something of other data, too; runs
-    jobs.
-    """
+    """Fastest device on some rows of the data, taken several times, and whether it holds for other data; runs jobs."""
     with jvm.cached(df.limit(SAMPLE)) as rows:
         if (number := rows.count()) < FEWEST:
             few = f"MLlib computes all stages this time: {number} rows are too few to measure"
@@ -248,7 +246,7 @@ def chosen(model: Any, df: DataFrame) -> tuple[DeviceChoice, bool]:
             seconds = measured(frames)
         except InputError as e:
             return DeviceChoice("spark", {}, 0, f"MLlib computes all stages: {e}"), True
-        except jvm.SparkError as e:  # such as a type that Arrow does not carry; what MLlib refuses, it refuses again
+        except jvm.SparkError as e:  # such as a type that Arrow does not support; if MLlib fails, it fails again later
             why = f"MLlib computes all stages this time, as measuring failed: {jvm.cause(e)}"
             return DeviceChoice("spark", {}, 0, why), False
         best = min(seconds, key=lambda device: seconds[device])
@@ -258,7 +256,7 @@ def chosen(model: Any, df: DataFrame) -> tuple[DeviceChoice, bool]:
 
 
 def measured(frames: dict[str, DataFrame]) -> dict[str, float]:
-    """The shortest time of each, measured in turns after a first round."""
+    """Shortest time of each frame, measured in turns after a warm-up."""
     seconds: dict[str, float] = {}
     for turn in range(TURNS + 1):
         for device, frame in frames.items():
@@ -273,15 +271,15 @@ def measured(frames: dict[str, DataFrame]) -> dict[str, float]:
 
 
 class TorchTransformer(Holder, Transformer, jvm.Persistent):
-    """A fitted pipeline whose translated stages are computed by torch, on the executors, in Arrow batches.
+    """A fitted pipeline whose translated stages are computed with torch, on the executors, in Arrow batches.
 
-    `transform` gives the columns of the pipeline's own transform, with the same types, `nullable` and metadata; stages that stay
-    in Spark run there. Vectors are equal, but may be stored dense where Spark's are sparse, or the other way round. The executors
-    need torch; sparkdiff need not be installed there.
+    `transform` returns the columns of the pipeline's own transform, with the same types, `nullable` and metadata; other stages
+    run in Spark. Vectors are equal, but may be stored dense where Spark's are sparse, or the other way round. The executors need
+    torch, but not sparkdiff.
 
     Attributes:
         pipelineModel: the plain pipeline.
-        choice: what `device="auto"` has measured and chosen; None before, and as long as there were too few rows.
+        choice: the measurements and choice of `device="auto"`; None before, and as long as there were too few rows.
     """
 
     __module__ = "sparkdiff"
@@ -318,9 +316,9 @@ class TorchTransformer(Holder, Transformer, jvm.Persistent):
         return self.getOrDefault(self.device)
 
     def measure(self, dataset: DataFrame) -> DeviceChoice:
-        """Measure what is fastest on rows of this DataFrame, and use it from now on where device="auto".
+        """Measure which device is fastest on rows of this DataFrame, and use it from now on if device="auto".
 
-        Of fewer than 100 rows, or rows that cannot be measured, it says "spark", and that is not kept.
+        With fewer than 100 rows, or if measuring fails, the choice is "spark", and is not kept.
         """
         check_dataframe("the rows of measure()", dataset)
         if dataset.isStreaming:
@@ -363,9 +361,9 @@ class TorchTransformer(Holder, Transformer, jvm.Persistent):
 
 class _Writer(jvm.Writer):
     def save(self, path: str) -> None:
-        """On this machine's file system: written under another name and renamed, so that it is there whole or not at all."""
+        """Save the transformer; on this machine's file system completely or not at all, by renaming a finished folder."""
         place = paths.local(path)
-        # Spark writes the path here if it names files, or the file system that Spark takes without a name is the local one.
+        # Spark writes the path here if it names local files, or if Spark's default file system is the local one.
         here = path.lower().startswith("file:") or located("path", "model") is None
         if place is None or not jvm.in_process(self.sparkSession) or not here:
             super().save(path)

@@ -16,19 +16,19 @@ KINDS: dict[str, ModuleType] = {
     "embeddings": embeddings,
     "trees": trees,
 }
-"""In the order in which they are proposed."""
+"""Kinds in the order in which they are proposed."""
 
 
 def propose(kinds: Sequence[str], table: Table, criterion: Criterion, seed: int) -> list[Item]:
-    """The items of a round, for the margin that the table has, in the order in which the chief decides on them.
+    """The items of a round, for the margin of the table, in the order in which the chief decides on them.
 
     Args:
-        seed: another one for each round.
+        seed: a different one for each round.
     """
     return [item for kind in kinds for item in KINDS[kind].propose(table, criterion, seed)]
 
 
 def trainer(item: Item, table: Table) -> Trainer:
-    """What trains an item, before its first epoch."""
+    """Trainer of an item, before its first epoch."""
     made: Trainer = KINDS[item.kind].trainer(item, table)
     return made

@@ -1,4 +1,4 @@
-"""Parts that are sums of looked-up effects, one for each cell of some blocks, and their training."""
+"""Parts that are sums of looked-up effects, one effect for each cell of one or more blocks, and their training."""
 
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -19,10 +19,10 @@ from sparkdiff.growth.parts.ridge import Design, Ridge, SparseDesign
 from sparkdiff.growth.table import Split, Table
 
 STRONGEST, WEAKER, EPOCHS = 1000.0, 4.0, 8
-"""The ridge of the first epoch, in rows of mean curvature, how many times weaker the next one is, and the number of epochs."""
+"""Ridge of the first epoch, in rows of mean curvature; factor by which it weakens per epoch; number of epochs."""
 
 Block = tuple[Coding, ...]
-"""A one-hot block, or the cells of two: the first coding's index is the slow one."""
+"""A one-hot block, or the cells of two: the first coding's index varies slowest."""
 
 
 def width(block: Block) -> int:
@@ -30,17 +30,17 @@ def width(block: Block) -> int:
 
 
 def index(block: Block, split: Split) -> Tensor:
-    """(n,) int64, each row's cell."""
+    """Cell of each row, (n,) int64."""
     return reduce(lambda i, c: i * c.width + c.index(split), block, torch.zeros(len(split), dtype=torch.int64))
 
 
 class Blocks(Part):
-    """One effect for each cell of each block; those of a row's cells are added to the margin."""
+    """One effect for each cell of each block; the effects of a row's cells are added to the margin."""
 
     def __init__(self, name: str, blocks: Sequence[Block], effects: Sequence[Tensor]):
         """
         Args:
-            effects: (width,) of each block, or (width, k) of k classes.
+            effects: (width,) for each block, or (width, k) for k classes.
         """
         self.name, self.blocks, self.effects = name, tuple(blocks), tuple(effects)
 
@@ -76,7 +76,7 @@ class Blocks(Part):
 
 
 def table_rows(block: Block, effects: Tensor) -> list[dict[str, Any]]:
-    """The cells that have an effect, by the names of the columns, for a table."""
+    """Table rows of the cells that have an effect, by the names of the columns."""
     several, names = effects.reshape(len(effects), -1), _headings(block)
     effect, label = unused("effect", names), unused("class", names)
     out = []
@@ -95,14 +95,14 @@ def table_rows(block: Block, effects: Tensor) -> list[dict[str, Any]]:
 
 
 def _headings(block: Block) -> list[str]:
-    """The names of the columns; where a number and the category that was made of it meet, what Spark calls them."""
+    """Names of the columns; if a number and the category made of it both occur, the names of Spark's columns."""
     names = [c.column.name for c in block]
     return names if len(set(names)) == len(names) else [c.column.column for c in block]
 
 
 class PathTrainer(Trainer):
-    """Trains effects along a path of falling ridge, so that the validation rows choose how strong it is. Each epoch begins at the
-    effects of the epoch before. A subclass calls `__init__` once `groups` can be told."""
+    """Trainer of effects along a path of falling ridge, so that the validation rows choose its strength. Each epoch begins at the
+    effects of the epoch before. A subclass calls `__init__` as soon as `groups` works."""
 
     def __init__(self, table: Table) -> None:
         self.done = 0
@@ -114,18 +114,18 @@ class PathTrainer(Trainer):
 
     @abstractmethod
     def groups(self) -> list[int]:
-        """How many effects there are of each kind, in their order; each kind has a ridge of its own."""
+        """Number of effects of each kind, in their order; each kind has its own ridge."""
 
     def ridge(self, like: Tensor) -> Ridge:
-        """In rows of mean curvature, for a ridge of 1.
+        """The penalty in rows of mean curvature, for a ridge of strength 1.
 
         Args:
-            like: of its dtype and device.
+            like: a tensor with its dtype and device.
         """
         return Ridge(like.new_ones(sum(self.groups())))
 
     def penalty(self, table: Table, criterion: Criterion) -> Ridge:
-        """The ridge of the epoch that comes next."""
+        """The ridge of the next epoch."""
         if self.unit is None:
             factors = ridge.apart(self.design(table.train), self.groups(), table.train, criterion)
             self.unit = factors * (ridge.mean_curvature(table.train, criterion) / len(table.train))
@@ -138,7 +138,7 @@ class PathTrainer(Trainer):
 
 
 class BlocksTrainer(PathTrainer):
-    """Trains a part of blocks, each effect drawn to zero."""
+    """Trainer of a part of blocks, with a ridge that shrinks each effect to zero."""
 
     def __init__(self, table: Table, make: type[Blocks], name: str, blocks: Sequence[Block]):
         self.make, self.name, self.blocks = make, name, tuple(blocks)

@@ -1,7 +1,7 @@
-"""Codings: how a column becomes a one-hot block, as indices of tensors and as plain MLlib stages.
+"""Codings: the one-hot blocks of columns, as indices of tensors and as plain MLlib stages.
 
 A number is bucketized at quantiles of the training rows (few distinct values have a bucket each), a category is its own index.
-The last entry of a block is for rows that have no value, and for values of a category that are not among its levels.
+The last entry of a block is for rows without a value, and for values of a category that are not among its levels.
 """
 
 import math
@@ -25,24 +25,24 @@ from sparkdiff.stages.linear import product
 from sparkdiff.tensors.rows import Rows, width
 
 FEW, ROWS = 32, 100
-"""Up to so many distinct values of a number have a bucket each, if so many rows or more come upon each."""
+"""Largest number of distinct values of a number that have a bucket each, and average rows per value that this needs."""
 MOST_LEVELS = 1_000_000
-"""Of a category. A column of indices that has more of them is left alone."""
+"""Largest number of levels of a category. A column of indices with more levels is ignored."""
 MOST_EDGES = 10_000
-"""Levels at most of a category that some rows lack."""
+"""Largest number of levels of a category with gaps."""
 
 
 @dataclass(frozen=True)
 class Coding:
-    """How a column becomes a one-hot block of `size` + 1 entries.
+    """Encoding of a column as a one-hot block of `size` + 1 entries.
 
     Attributes:
-        place: of the column in `Split.values`.
-        edges: of what is bucketized, ascending: bucket j has the values from edges[j - 1] up to, but not including, edges[j].
-            That is a number, or a category with gaps.
-        size: buckets or levels.
-        labels: what a reader calls the entries, (size + 1,).
-        gaps: whether rows without a value were seen.
+        place: position of the column in `Split.values`.
+        edges: bucket edges of a number, or of a category with gaps, ascending: bucket j has the values from edges[j - 1] up to,
+            but not including, edges[j]. Empty for other columns.
+        size: number of buckets or levels.
+        labels: readable names of the entries, (size + 1,).
+        gaps: True if rows may lack a value.
     """
 
     column: Column
@@ -62,15 +62,15 @@ class Coding:
 
     @property
     def indirect(self) -> bool:
-        """Whether stages read the column through a vector, see `one_hot`."""
+        """True if stages read the column through a vector, see `one_hot`."""
         return self.gaps or self.column.boolean
 
     def index(self, split: Split) -> Tensor:
-        """(n,) int64, which entry is 1."""
+        """Index of the entry that is 1, (n,) int64."""
         return self.entry(split.values[:, self.place])
 
     def entry(self, x: Tensor) -> Tensor:
-        """Likewise, for values of the column (m,)."""
+        """Index of the entry that is 1 for each value of the column (m,)."""
         if self.edges:
             found = torch.searchsorted(x.new_tensor(self.edges), x.contiguous(), right=True)
             return torch.where(x.isnan(), self.size, found)
@@ -78,10 +78,12 @@ class Coding:
 
 
 def coding(table: Table, place: int, bins: int) -> Coding | None:
-    """The coding of a column, a number in at most `bins` buckets; None for a column that has one value only or nothing but
-    values that can't be told apart, such as indices of unknown categories without an order.
+    """Coding of a column; None if it has only one value, or can't be coded.
 
-    A category with gaps is bucketized, too: what makes NaN of null calls the column a number, and OneHotEncoder takes no numbers.
+    A number has at most `bins` buckets, or one for each of few distinct values (`FEW`). A category with gaps is bucketized, too:
+    the stage that turns null into NaN marks the column as a number, which OneHotEncoder rejects. Columns that can't be coded are
+    indices of unknown categories that aren't whole numbers below `MOST_LEVELS`, and categories with gaps and more than
+    `MOST_EDGES` levels.
     """
     column = table.columns[place]
     values = table.train.values[:, place].numpy()
@@ -113,7 +115,7 @@ def coding(table: Table, place: int, bins: int) -> Coding | None:
 
 
 def coding_of(table: Table, place: int, bins: int) -> Coding:
-    """The coding of a column that has one."""
+    """Coding of a column that has one."""
     found = coding(table, place, bins)
     assert found is not None
     return found
@@ -128,14 +130,14 @@ def codings(table: Table, bins: int) -> list[Coding]:
 def knots(known: np.ndarray[Any, Any], bins: int) -> list[float]:
     """Quantiles that divide the values into at most `bins` groups; none is the smallest value.
 
-    Zero is -0.0, which Spark's Bucketizer has below 0.0: so both are in the bucket above.
+    Zero becomes -0.0, which Spark's Bucketizer orders below 0.0, so that both zeros are in the bucket above.
     """
     quantiles = np.unique(np.quantile(known, np.arange(1, bins) / bins))
     return [float(q) or -0.0 for q in quantiles if q > known.min()]
 
 
 def _between(distinct: np.ndarray[Any, Any]) -> list[float]:
-    """The middles of neighbours; where rounding leaves no middle, the upper one."""
+    """Midpoints of neighbouring values; the upper value if rounding leaves no midpoint."""
     middle = distinct[:-1] + np.diff(distinct) / 2
     edges = np.where(middle > distinct[:-1], middle, distinct[1:])
     return [float(edge) or -0.0 for edge in edges]
@@ -147,10 +149,10 @@ def _levels(column: Column, levels: int) -> tuple[str, ...]:
 
 
 def one_hot(coded: Sequence[Coding], place: PipelinePlace) -> tuple[list[Any], Mapping[Coding, str]]:
-    """Plain stages that make the one-hot blocks of different codings, and the column of each block.
+    """Plain stages that make the one-hot blocks of distinct codings, and the column of each block.
 
-    Null in a column that had rows without a value becomes NaN first, as the entry of a vector that a linear model with the
-    coefficient 1 reads: Bucketizer and OneHotEncoder would pass null on, which no later stage takes. Nor do they take a boolean.
+    Null in a column with gaps becomes NaN first: VectorAssembler makes it a vector's entry, which a linear model with coefficient
+    1 reads. Bucketizer and OneHotEncoder would pass null on, which no later stage accepts. They don't accept booleans either.
     """
     stages, read = list[Any](), list[str]()
     for i, c in enumerate(coded):
@@ -172,14 +174,14 @@ def one_hot(coded: Sequence[Coding], place: PipelinePlace) -> tuple[list[Any], M
 
 
 def steps(coded: Sequence[Coding]) -> list[tuple[str, float]]:
-    """The stages of `one_hot`, as the table of costs counts them."""
+    """Stages of `one_hot`, as the table of costs counts them."""
     cut = sum(bool(c.edges) for c in coded)
     numbers = [("VectorAssembler", 1.0), ("LinearRegressionModel", 1.0)] * sum(c.indirect for c in coded)
     return [*numbers, *([("Bucketizer", float(cut))] if cut else []), ("OneHotEncoderModel", float(len(coded)))]
 
 
 def as_number(c: Coding, place: PipelinePlace, name: str) -> tuple[str, list[Any]]:
-    """A column with NaN in place of null and 0 and 1 in place of false and true, and the stages that make it."""
+    """A column with NaN instead of null, and 0 and 1 instead of false and true, and the stages that make it."""
     vector, known = place.name(f"{name}_vector"), place.name(name)
     assembler = VectorAssembler(inputCols=[c.column.column], outputCol=vector, handleInvalid="keep")
     identity = jvm.named(LinearRegression(featuresCol=vector, predictionCol=known), known)
@@ -188,16 +190,17 @@ def as_number(c: Coding, place: PipelinePlace, name: str) -> tuple[str, list[Any
 
 
 def are_finite(features: Rows) -> Tensor:
-    """(n,) which rows of features (n, d) hold numbers only: 0 times infinity is NaN."""
+    """True for the rows of features (n, d) that hold finite numbers only, (n,): 0 times infinity is NaN."""
     return product(features, torch.zeros(1, width(features), dtype=torch.float64))[:, 0].isfinite()
 
 
 def gate(place: PipelinePlace) -> tuple[str, list[Any]]:
-    """A column of vectors of one entry, which is 1, and is not stored in rows whose features are infinite or NaN; and the stages
-    that make it. A product with it is nothing in these rows, where the sum of all others is what it was: infinity plus a part's
-    own infinity would be NaN.
+    """A column of vectors of one entry, which is 1, but not stored in rows with infinite or NaN features; and the stages that
+    make it. In these rows, a product with it adds nothing, so that the margin stays as it was: infinity plus a part's own
+    infinity would be NaN.
 
-    A linear model makes NaN of them, IsotonicRegression the largest value of NaN, and the last bucket is no entry.
+    A linear model turns such features into NaN, IsotonicRegression turns NaN into its largest value, and OneHotEncoder writes no
+    entry for the last bucket.
     """
     zero, past, bucket, column = (place.name(f"finite{what}") for what in ("_sum", "_not", "_bucket", ""))
     sums = jvm.named(LinearRegression(featuresCol=place.features, predictionCol=zero), zero)
@@ -214,7 +217,7 @@ def gate(place: PipelinePlace) -> tuple[str, list[Any]]:
 
 
 def gate_steps(features: float) -> list[tuple[str, float]]:
-    """The stages of `gate`, as the table of costs counts them."""
+    """Stages of `gate`, as the table of costs counts them."""
     return [
         ("LinearRegressionModel", features),
         ("IsotonicRegressionModel", costs.steps_among(2)),

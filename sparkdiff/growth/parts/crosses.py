@@ -1,4 +1,4 @@
-"""Crosses: an effect for each pair of values of two columns, by MLlib's Interaction of their one-hot blocks.
+"""Crosses: an effect for each pair of values of two columns, from MLlib's Interaction of their one-hot blocks.
 
 The pairs are found by a score test over all of them; numbers are bucketized.
 """
@@ -16,15 +16,15 @@ from sparkdiff.growth.table import Split, Table
 Pair = tuple[Coding, Coding]
 
 BINS = 8
-"""Buckets of a number."""
+"""Number of buckets of a number."""
 MOST_CELLS = 10_000
-"""Of a cross: Spark's Interaction writes a name for each into the metadata of its column."""
+"""Largest number of cells of a cross: Spark's Interaction writes a name for each into the metadata of its column."""
 ALONE = 3
 TOGETHER = (3, 6)
 POOL = 20
-"""Pairs with the largest scores, from which those that are fitted together are taken."""
+"""Number of pairs with the largest scores, from which pairs that are fitted together are chosen."""
 RIDGE = 10.0
-"""In rows of mean curvature, of the cells of a pair before the next one is looked for."""
+"""Ridge on the cells of a pair, in rows of mean curvature, before the next pair is chosen."""
 
 
 class Crosses(Blocks):
@@ -34,7 +34,7 @@ class Crosses(Blocks):
 
 
 def propose(table: Table, criterion: Criterion, seed: int) -> list[Item]:
-    """The best pair, the next two, and three and six together, each of which adds most to those before it."""
+    """The three best pairs alone, and three and six pairs together, chosen so that each adds most to those before it."""
     found = score_test.pairs(codings(table, BINS), score_test.rows_of(table.train), criterion, MOST_CELLS)
     best = found[:1] + [f for f in found[1:] if f[0] > 0]
     pool = [(a, b) for _, a, b in best[:POOL]]
@@ -45,7 +45,9 @@ def propose(table: Table, criterion: Criterion, seed: int) -> list[Item]:
 
 
 def _in_turn(pool: Sequence[Pair], split: Split, criterion: Criterion) -> list[Pair]:
-    """The first pair, then the one with the largest score once the first is fitted, and so on, while any score is positive."""
+    """The first pair, then the one with the largest score after the first is fitted, and so on, while scores are
+    positive.
+    """
     chosen = list(pool[:1])
     while chosen and len(chosen) < max(TOGETHER):
         cells = SparseDesign(index(chosen[-1], split)[None], width(chosen[-1]))

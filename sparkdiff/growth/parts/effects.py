@@ -1,7 +1,7 @@
-"""Effects of entities: an intercept for each user, item or shop, and slopes of its own by the features.
+"""Effects of entities: an intercept for each user, item or shop, and its own slopes by the features.
 
-These are the random effects of GLMix: the one-hot block of the entity, and MLlib's Interaction of it with the features. Entities
-with few rows are drawn to zero; the intercepts, and the slopes by each feature, have a ridge of their own.
+These are the random effects of GLMix: the one-hot block of the entity, and MLlib's Interaction of it with the features. Effects
+of entities with few rows shrink to zero; the intercepts, and the slopes by each feature, have their own ridges.
 Source: Zhang et al., "GLMix: Generalized Linear Mixed Models for Large-Scale Response Prediction", 2016.
 """
 
@@ -21,16 +21,17 @@ from sparkdiff.growth.parts.coding import Coding, are_finite, coding_of, codings
 from sparkdiff.growth.table import Split, Table
 
 MANY = 20
-"""From so many values on a category is taken for an entity."""
+"""Smallest number of values from which a category counts as an entity."""
 MOST_SLOPES = 50_000
-"""Of all entities: Interaction and the assembler write a name for each into the metadata of their columns. With 50,000 these are
-4 MB, and each `transform` takes 0.7 s of the JVM before it reads a row; with 300,000 24 MB and 3.5 s (one core, 10 features)."""
+"""Largest number of slopes of all entities: Interaction and the assembler write a name for each into the metadata of their
+columns. With 50,000 names, these are 4 MB, and each `transform` takes 0.7 s of the JVM before it reads a row; with 300,000, 24 MB
+and 3.5 s (one core, 10 features)."""
 MOST_NUMBERS = 50_000_000
-"""Of rows * features * classes, which the training of slopes holds at once."""
+"""Largest product of rows, features and classes, which the training of slopes holds in memory at once."""
 SLOPE_EPOCHS = 6
-"""Weaker ridges than theirs take long, and don't gain where there are so many effects."""
+"""Epochs of slopes: with weaker ridges, training takes long and doesn't gain, as there are so many effects."""
 ENTITIES = 2
-"""Entities of a round at most."""
+"""Largest number of entities per round."""
 
 
 class Intercepts(Blocks):
@@ -40,13 +41,13 @@ class Intercepts(Blocks):
 
 
 class Slopes(Intercepts):
-    """One effect for each entity, and slopes of its own by the features."""
+    """One effect for each entity, and its own slopes by the features."""
 
     def __init__(self, name: str, entity: Coding, scale: Tensor, intercepts: Tensor, slopes: Tensor):
         """
         Args:
-            scale: (d,), by which the features are multiplied first.
-            intercepts: (width,), or (width, k) of k classes.
+            scale: (d,), factors of the features.
+            intercepts: (width,), or (width, k) for k classes.
             slopes: (width, d), or (width, d, k).
         """
         super().__init__(name, [(entity,)], [intercepts])
@@ -67,8 +68,11 @@ class Slopes(Intercepts):
         return Served([*own.steps, *more, *gate_steps(features)], own.entries + count, own.columns)
 
     def stages(self, place: PipelinePlace) -> Stages:
-        """Interaction wants a name for each feature, and makes a one-hot block of a feature that is marked as a category. So the
-        features lose their metadata in ElementwiseProduct, and VectorAssembler gives them new ones."""
+        """Stages of the intercepts and slopes.
+
+        Interaction needs a name for each feature, and one-hot encodes a feature that is marked as a category. So the features
+        lose their metadata in ElementwiseProduct, and VectorAssembler adds new metadata.
+        """
         made = super().stages(place)
         [block] = made.outputs
         scaled, named, slopes = (place.name(name) for name in ("scaled", "numbers", "slopes"))
@@ -91,7 +95,7 @@ class SlopesDesign:
     Attributes:
         entity: (n,) int64.
         features: (n, d).
-        width: of the entity's block.
+        width: width of the entity's block.
     """
 
     entity: Tensor
@@ -121,12 +125,12 @@ def _parts(effects: Tensor, width: int) -> tuple[Tensor, Tensor]:
 
 
 class SlopesTrainer(PathTrainer):
-    """Trains intercepts and slopes together, by features that have a standard deviation of 1."""
+    """Trainer of intercepts and slopes together, on features scaled to a standard deviation of 1."""
 
     def __init__(self, table: Table, name: str, entity: Coding, scale: Tensor):
         """
         Args:
-            scale: (d,) by which features are multiplied; 0 for those that have one value only.
+            scale: (d,) factors of the features; 0 for features with one value only.
         """
         self.name, self.entity, self.scale = name, entity, scale
         super().__init__(table)
@@ -143,7 +147,7 @@ class SlopesTrainer(PathTrainer):
 
 
 def propose(table: Table, criterion: Criterion, seed: int) -> list[Item]:
-    """The intercepts of the entities with the largest scores, and with slopes where there is room for them."""
+    """Intercepts of the entities with the largest scores, and the same with slopes if there is room for them."""
     entities = [c for c in codings(table, 2) if not c.is_number and (c.column.entity or c.size >= MANY)]
     items = []
     for _, c in score_test.columns(entities, score_test.rows_of(table.train), criterion)[:ENTITIES]:

@@ -1,11 +1,11 @@
-"""Embeddings: a learned point for each value of a category, such as a user or an hour, which the last linear stage reads.
+"""Embeddings: a learned vector for each value of a category, such as a user or an hour, which the last linear stage reads.
 
 There are two forms. A *main effect* is one number for each value (k numbers for k classes). A *low-rank* embedding e(a) of r
-coordinates multiplies the features, too: it adds c.e(a) + the sum over i of e_i(a) * (P x)_i to the margin. So each value has
-coefficients of its own for all d features, by r * (values + d) parameters instead of values * d.
+coordinates also multiplies the features: it adds c.e(a) + the sum over i of e_i(a) * (P x)_i to the margin. So each value has
+its own coefficients of all d features, with r * (values + d) parameters instead of values * d.
 
-In MLlib the points are the matrix of a PCAModel that reads a OneHotEncoderModel's vectors, P is the matrix of a PCAModel that
-reads the features, and an Interaction multiplies both. A value without training rows is at zero.
+In MLlib, the points are the matrix of a PCAModel that reads a OneHotEncoderModel's vectors, P is the matrix of a PCAModel that
+reads the features, and an Interaction multiplies both. The point of a value without training rows is zero.
 """
 
 from collections.abc import Sequence
@@ -27,22 +27,22 @@ from sparkdiff.stages.linear import product
 from sparkdiff.tensors.rows import Rows, width
 
 MAIN, PRODUCTS = 3, 2
-"""Columns at most for which main effects and low-rank embeddings are proposed."""
+"""Largest numbers of columns for which main effects and low-rank embeddings are proposed."""
 LEAST = 1.0
-"""Standard deviations that the score of a main effect has to be above what chance makes of it."""
+"""Smallest score of a main effect, in standard deviations above its mean under no effect."""
 SIZES = (1, 4)
-"""Coordinates of a low-rank embedding."""
+"""Numbers of coordinates of a low-rank embedding."""
 WIDEST, LARGEST = 200, 2**24
-"""Features, and values times features, at most for a low-rank embedding."""
+"""Largest number of features, and of values times features, for a low-rank embedding."""
 NEWTON, EPOCHS = 12, 30
 """Epochs of a main effect and of a low-rank embedding."""
 RATE, DECAY = 0.01, 0.5
 FARTHEST = 2.0
-"""Units of the margin by which a step of Newton's method moves a value at most."""
+"""Largest Newton step of a value's effect, in units of the margin."""
 
 
 def propose(table: Table, criterion: Criterion, seed: int) -> list[Item]:
-    """The columns with the largest scores, by one test for main effects and another one for low-rank embeddings."""
+    """Items for the columns with the largest scores, by one test for main effects and another for low-rank embeddings."""
     coded = [c for c in coding.codings(table, 2) if not c.is_number]
     main = [c for score, c in score_test.columns(coded, table.train, criterion) if score > LEAST][:MAIN]
     rows, d, items = len(table.train), width(table.train.features), list[Item]()
@@ -66,9 +66,9 @@ def trainer(item: Item, table: Table) -> Trainer:
 
 
 def _by_products(coded: Sequence[coding.Coding], table: Table, criterion: Criterion) -> list[coding.Coding]:
-    """The columns whose values seem to have coefficients of their own, largest score first.
+    """Columns whose values seem to have their own coefficients of the features, largest score first.
 
-    None where the features are sparse or too wide.
+    Empty if the features are sparse or too wide.
     """
     features = table.train.features
     if not isinstance(features, Tensor) or features.shape[1] > WIDEST:
@@ -82,18 +82,18 @@ def _by_products(coded: Sequence[coding.Coding], table: Table, criterion: Criter
 
 
 def low_rank_score(index: Tensor, values: int, z: Tensor, d: score_test.Derivatives) -> float:
-    """How much a low-rank matrix of coefficients for each value and feature would gain, beyond what it gains by chance.
+    """Gain of a low-rank matrix of coefficients for each value and feature, beyond its gain by chance.
 
-    The gradient by that matrix, for features that are uncorrelated, in units of its standard deviation: its squared singular
-    values are twice the gains of one coordinate each. Of noise alone they are below (sqrt(values) + sqrt(d))^2, and little above.
+    Takes the gradient by that matrix, for decorrelated features, in units of its standard deviation: its squared singular values
+    are twice the gains of one coordinate each. For noise alone they are below (sqrt(values) + sqrt(d))^2, or little above it.
     Source: Johnstone, "On the distribution of the largest eigenvalue in principal components analysis", 2001.
 
     Args:
-        index: (n,) each row's value.
+        index: (n,) value of each row.
         z: (n, d) standardised features.
 
     Returns:
-        Of the margin that gains most, the sum of what the largest squared singular values have beyond that.
+        Sum of the excess of the largest squared singular values over that bound, for the margin that gains most.
     """
     best = 0.0
     for pull, curve in zip(d.pull, d.curve, strict=True):
@@ -112,31 +112,31 @@ def low_rank_score(index: Tensor, values: int, z: Tensor, d: score_test.Derivati
 
 @dataclass(frozen=True)
 class Products:
-    """The second term of a low-rank embedding of r coordinates, of d features.
+    """Second term of a low-rank embedding of r coordinates, for d features.
 
     Attributes:
         projection: (d, r).
-        coefficients: (r * r, m) of each product of a coordinate (the slow index) and an entry of the projection.
+        coefficients: (r * r, m), one for each product of a coordinate (the slow index) and an entry of the projection.
     """
 
     projection: Tensor
     coefficients: Tensor
 
     def of(self, points: Tensor, features: Rows) -> Tensor:
-        """(n, r), (n, d) -> (n, m)."""
+        """Margin from points (n, r) and features (n, d): (n, m)."""
         projected = product(features, self.projection.T)
         projected = torch.where(coding.are_finite(features)[:, None], projected, 0.0)
         return (points[:, :, None] * projected[:, None, :]).flatten(1) @ self.coefficients
 
 
 class Embedding(Part):
-    """A point for each value, and what the last stage makes of it.
+    """A point for each value, and the coefficients of its coordinates in the last stage.
 
     Args:
         points: (values, r).
-        coefficients: (r, m) of the points.
-        classes: of the margin, 0 for a number.
-        parameters: how many were fitted.
+        coefficients: (r, m) coefficients of the points' coordinates.
+        classes: number of classes of the margin; 0 if it is one number.
+        parameters: number of fitted parameters.
     """
 
     kind = "embeddings"
@@ -161,7 +161,7 @@ class Embedding(Part):
 
     def served(self, features: float) -> Served:
         r = float(self.points.shape[1])
-        steps = [*coding.steps([self.values]), ("PCAModel", r)]  # of a vector that has one entry
+        steps = [*coding.steps([self.values]), ("PCAModel", r)]  # reads a vector with one entry
         columns = frozenset({self.values.column.column})
         if self.products is None:
             return Served(steps, r, columns)
@@ -195,7 +195,7 @@ class Embedding(Part):
         return Output(column, by_margin if self.classes else by_margin[0])
 
     def shown(self) -> list[dict[str, Any]]:
-        """The values and their coordinates; of a main effect, what it adds to the margin."""
+        """The values and their coordinates; for a main effect, what it adds to the margin."""
         r = self.points.shape[1]
         if self.products is not None:
             names = [f"coordinate {i + 1}" for i in range(r)]
@@ -208,18 +208,18 @@ class Embedding(Part):
 
 
 def _linear(place: PipelinePlace, what: str, column: str, matrix: Tensor) -> Any:
-    """The product of a vector and a matrix (d, r), as a PCAModel, which does not centre. It explains no variance."""
+    """Product of a vector and a matrix (d, r), as a PCAModel, which does not centre; its explained variance is 0."""
     pca = PCA(inputCol=column, outputCol=place.name(what), k=matrix.shape[1])
     weights = {"pc": matrix.numpy(), "explainedVariance": np.zeros(matrix.shape[1])}
     return jvm.fitted(jvm.named(pca, place.name(what)), weights)
 
 
 class MainTrainer(Trainer):
-    """Newton's method for one number per value and margin, with a ridge that is fitted, too.
+    """Newton's method for one effect per value and margin, with a ridge that is fitted as well.
 
-    The numbers have a normal prior. Its variance is estimated from the training rows, at first by the gradients' moments, then by
-    a step of the EM algorithm after each step of Newton's method. So values of few rows stay near zero, the nearer the less the
-    others differ.
+    The effects have a normal prior. Its variance is estimated from the training rows, first from the gradients' moments, then by
+    a step of the EM algorithm after each Newton step. So effects of values with few rows stay near zero, the more so the less the
+    other effects differ.
     """
 
     def __init__(self, item: Item, table: Table):
@@ -240,7 +240,7 @@ class MainTrainer(Trainer):
             self.variance = (pull.square() - d.dispersion * curve).sum(0) / curve.square().sum(0)
         self.variance = self.variance.clamp_min(1e-6 * self.unit**2)
         ridge = d.dispersion / self.variance
-        # Softmax's Hessian is below twice its diagonal: each row adds up to zero, so its other entries add up to the diagonal's.
+        # Softmax's Hessian is at most twice its diagonal: its rows sum to zero, so the other entries sum to the diagonal's size.
         steep = 2 * curve if self.classes else curve
         step = ((pull - ridge * self.effects) / (steep + ridge)).clamp(-FARTHEST * self.unit, FARTHEST * self.unit)
         self.effects = torch.where(known, self.effects + step, 0.0)
@@ -255,10 +255,10 @@ class MainTrainer(Trainer):
 
 
 class LowRankTrainer(Descent):
-    """Adam for the points, their coefficients, the projection of standardised features and, of classes, coefficients of products.
+    """Adam for points, their coefficients, the projection of standardised features and, for classes, coefficients of products.
 
-    Coefficients and projection begin at zero: what is trained begins at the margin that is there. Of one margin, coordinate i is
-    multiplied by entry i of the projection, and by no other.
+    Coefficients and projection begin at zero, so training starts at the table's margin. With one margin, coordinate i is
+    multiplied by entry i of the projection only.
     """
 
     def __init__(self, item: Item, table: Table):
@@ -286,7 +286,7 @@ class LowRankTrainer(Descent):
         return out if self.classes else out[:, 0]
 
     def _products(self, products: Sequence[Tensor]) -> Tensor:
-        """(r * r, m) the coefficients of the products."""
+        """Coefficients of the products, (r * r, m)."""
         if products:
             return products[0]
         r = self.shapes[1][0]

@@ -1,7 +1,7 @@
-"""Newton's method for effects that are looked up, with a ridge: what crosses, shapes and effects of entities are fitted by.
+"""Newton's method for looked-up effects, with a ridge; fits crosses, shapes and effects of entities.
 
-Each step solves its equations by conjugate gradients, which see the design only through sums over rows: a block alone is
-diagonal, and takes one iteration. Source: Nocedal and Wright, "Numerical Optimization", 2006, algorithm 7.1.
+Each step solves its equations by conjugate gradients, which use the design only in sums over rows: a single block is diagonal,
+and takes one iteration. Source: Nocedal and Wright, "Numerical Optimization", 2006, algorithm 7.1.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,41 +16,41 @@ from sparkdiff.growth.table import Split
 from sparkdiff.tensors.products import dot
 
 STEPS = 10
-"""Newton's steps at most."""
+"""Largest number of Newton steps."""
 INNER = 30
-"""Iterations of conjugate gradients at most."""
+"""Largest number of iterations of conjugate gradients."""
 PRECISE = 1e-2
-"""The share of a gradient that conjugate gradients leave."""
+"""Relative residual at which conjugate gradients stop."""
 LEAST_GAIN = 1e-6
-"""Of the loss, which a step of Newton has to gain so that another one follows."""
+"""Smallest relative gain in loss of a Newton step after which another one follows."""
 APART = 100.0
-"""How many times as strong as on the group with the largest effects the ridge is on another group at most."""
+"""Largest ratio of the ridge on a group to that on the group with the largest effects."""
 
 
 class Design(Protocol):
-    """A matrix (n, p) that is known by its products. Effects are (p,), or (p, k) of k margins; rows (n,), or (n, k)."""
+    """A matrix (n, p) defined by its products. Effects are (p,), or (p, k) for k margins; rows (n,), or (n, k)."""
 
     def margin(self, effects: Tensor) -> Tensor:
-        """Its product with effects: rows."""
+        """Product of the matrix with effects: rows."""
         ...
 
     def sums(self, rows: Tensor) -> Tensor:
-        """The product of its transpose with rows: effects."""
+        """Product of its transpose with rows: effects."""
         ...
 
     def squares(self, rows: Tensor) -> Tensor:
-        """The product of the transpose of its squared entries with rows: effects."""
+        """Product of the transpose of its squared entries with rows: effects."""
         ...
 
 
 @dataclass(frozen=True)
 class SparseDesign:
-    """A design of m entries in each row, such as m one-hot blocks side by side.
+    """A design with m entries in each row, such as m one-hot blocks side by side.
 
     Attributes:
         index: (m, n) the columns of the entries.
         width: p.
-        value: (m, n); None where all are 1.
+        value: (m, n); None if all are 1.
     """
 
     index: Tensor
@@ -78,22 +78,22 @@ class SparseDesign:
 
 @dataclass(frozen=True)
 class Ridge:
-    """The penalty: half of the sum of own * effect ** 2 and of links * (difference of neighbours) ** 2.
+    """Penalty: half of the sum of own * effect ** 2 and of links * (difference of neighbours) ** 2.
 
     Attributes:
         own: (p,), positive.
-        links: (p - 1,), of entry j and the next; None where there are none.
+        links: (p - 1,), for entry j and the next; None if there are none.
     """
 
     own: Tensor
     links: Tensor | None = None
 
     def scaled(self, factor: Tensor) -> "Ridge":
-        """By one factor for each effect, (p,); the same for effects that have a link."""
+        """The ridge times one factor for each effect, (p,); linked effects must have the same factor."""
         return Ridge(factor * self.own, None if self.links is None else factor[1:] * self.links)
 
     def times(self, effects: Tensor) -> Tensor:
-        """The gradient of the penalty."""
+        """Gradient of the penalty."""
         out = _times(effects, self.own)
         if self.links is not None:
             pull = _times(effects.diff(dim=0), self.links)
@@ -102,7 +102,7 @@ class Ridge:
         return out
 
     def diagonal(self) -> Tensor:
-        """(p,)"""
+        """Diagonal of the penalty's Hessian, (p,)."""
         out = self.own.clone()
         if self.links is not None:
             out[1:] += self.links
@@ -111,7 +111,7 @@ class Ridge:
 
 
 def beside(ridges: Sequence[Ridge]) -> Ridge:
-    """Of designs side by side, with no link between them."""
+    """Ridge of designs side by side, without links between them."""
     links = []
     for r in ridges:
         links += [r.own.new_zeros(len(r.own) - 1) if r.links is None else r.links, r.own.new_zeros(1)]
@@ -119,10 +119,10 @@ def beside(ridges: Sequence[Ridge]) -> Ridge:
 
 
 def fit(design: Design, ridge: Ridge, effects: Tensor, split: Split, criterion: Criterion) -> Tensor:
-    """The effects that make the weighted mean of the loss, at the split's margin plus theirs, and the penalty smallest.
+    """Effects that minimise the weighted mean loss, at the split's margin plus theirs, plus the penalty.
 
     Args:
-        effects: to start from.
+        effects: starting values.
     """
     share = torch.where(split.weight > 0, split.weight, 0.0) / split.weight.sum()
 
@@ -157,19 +157,19 @@ def fit(design: Design, ridge: Ridge, effects: Tensor, split: Split, criterion: 
 
 
 def mean_curvature(split: Split, criterion: Criterion) -> float:
-    """Of a row's loss by its margin; of k margins, their mean."""
+    """Mean second derivative of a row's loss by its margin; for k margins, their mean."""
     _, curve = criterion.slopes(split.margin, split)
     return float(split.mean(curve if curve.ndim == 1 else curve.mean(1)))
 
 
 def apart(design: Design, groups: Sequence[int], split: Split, criterion: Criterion) -> Tensor:
-    """How much stronger the ridge is on each effect than on those of the group with the largest effects, (p,).
+    """Ratio of the ridge on each effect to that on the group with the largest effects, (p,).
 
-    The ridge is the dispersion over the variance of a group's effects, which the slopes at the margin tell by their moments:
-    E[(sum of slopes)^2] = dispersion * curvature + variance * curvature^2 of a cell.
+    The ridge is the dispersion over the variance of a group's effects, which is estimated from moments of the slopes at the
+    margin: E[(sum of slopes)^2] = dispersion * curvature + variance * curvature^2 for a cell.
 
     Args:
-        groups: how many effects are in each, in their order.
+        groups: number of effects of each group, in their order.
     """
     slope, curve = criterion.slopes(split.margin, split)
     weight = torch.where(split.weight > 0, split.weight, 0.0)
@@ -188,14 +188,14 @@ def apart(design: Design, groups: Sequence[int], split: Split, criterion: Criter
 def _derivatives(
     criterion: Criterion, margin: Tensor, split: Split
 ) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
-    """First and second derivative of each row's loss, and what multiplies rows by the Hessian of each row's loss."""
+    """First and second derivative of each row's loss, and the function that multiplies rows by its Hessian."""
     slope, curve = criterion.slopes(margin, split)
     if margin.ndim == 1:
         return slope, curve, lambda v: curve * v
     with torch.enable_grad():
         m = margin.detach().clone().requires_grad_()
         [graph] = torch.autograd.grad(criterion.rows(m, split).sum(), m, create_graph=True)
-    if not graph.requires_grad:  # of a loss that is linear in pieces
+    if not graph.requires_grad:  # a piecewise linear loss
         return slope, curve, lambda v: curve * v
 
     def bend(v: Tensor) -> Tensor:
@@ -206,7 +206,7 @@ def _derivatives(
 
 
 def _conjugate_gradients(product: Callable[[Tensor], Tensor], right: Tensor, scale: Tensor) -> Tensor:
-    """Solve product(x) = right, preconditioned by `scale`; along a direction in which the loss bends down, only so far."""
+    """Solve product(x) = right, preconditioned by `scale`; stop before a direction in which the loss is concave."""
     x = torch.zeros_like(right)
     rest = right.clone()
     near = rest / scale

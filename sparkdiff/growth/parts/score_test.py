@@ -1,7 +1,7 @@
-"""Score tests: how much the loss would fall if an effect of a column, or of two together, were fitted, in one pass over the rows.
+"""Score tests: estimated reduction of the loss by an effect of a column, or of two together, in one pass over the rows.
 
-One step of Newton from zero lowers a cell's loss by half of (sum of its slopes)^2 / (sum of its curvatures). Under no effect
-twice that is the rows' dispersion times a chi-square number; compared is how many standard deviations it is above its mean.
+One Newton step from zero lowers a cell's loss by half of (sum of its slopes)^2 / (sum of its curvatures). Under no effect,
+twice that is the rows' dispersion times a chi-square variable. A score is its distance from its mean in standard deviations.
 Source: Rao, "Large sample tests of statistical hypotheses", 1948.
 """
 
@@ -19,10 +19,10 @@ from sparkdiff.growth.parts.coding import Coding
 from sparkdiff.growth.table import Split
 
 ENOUGH = 100_000
-"""Rows that a test looks at; of more, every second, third and so on."""
+"""Rows that a test uses; of more rows, every second, third and so on."""
 Scored = TypeVar("Scored", bound=tuple[Any, ...])
 ROUNDS = 20
-"""Of fitting two columns' own effects in turn."""
+"""Number of rounds in which two columns' own effects are fitted in turn."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class Derivatives:
     Attributes:
         pull: (k, n) weight * (-slope).
         curve: (k, n) weight * curvature.
-        dispersion: the variance of the slopes over the curvature; 1 where the likelihood is right.
-        least: the curvature of a mean row, by which each cell is made larger.
+        dispersion: the variance of the slopes over the curvature; 1 if the likelihood is right.
+        least: the mean curvature of a row, which is added to each cell's.
     """
 
     pull: Tensor
@@ -43,7 +43,7 @@ class Derivatives:
 
 
 def rows_of(split: Split) -> Split:
-    """The split, or some of its rows."""
+    """The split, or a sample of its rows; see `ENOUGH`."""
     step = -(-len(split) // ENOUGH)
     if step <= 1:
         return split
@@ -67,7 +67,7 @@ def derivatives(split: Split, criterion: Criterion) -> Derivatives:
 
 
 def of_column(index: Tensor, width: int, d: Derivatives) -> float:
-    """Of a one-hot block (n,), beside the intercept."""
+    """Score of a one-hot block (n,), beside the intercept."""
     pull, curve, there = _cells(index, width, d)
     damped = curve + d.least * there
     found = (pull.square() / damped).nan_to_num(0.0).sum() - (pull.sum(1).square() / curve.sum(1)).sum()
@@ -75,7 +75,7 @@ def of_column(index: Tensor, width: int, d: Derivatives) -> float:
 
 
 def of_pair(first: Tensor, second: Tensor, widths: tuple[int, int], d: Derivatives) -> float:
-    """Of the cells of two one-hot blocks (n,), beside the effects of both alone."""
+    """Score of the cells of two one-hot blocks (n,), beside the effects of each alone."""
     pull, bare, there = (t.view(-1, *widths) for t in _cells(first * widths[1] + second, math.prod(widths), d))
     curve = bare + d.least * there
     own, other = pull.new_zeros(len(pull), widths[0], 1), pull.new_zeros(len(pull), 1, widths[1])
@@ -90,9 +90,9 @@ def of_pair(first: Tensor, second: Tensor, widths: tuple[int, int], d: Derivativ
 
 
 def pairs(coded: list[Coding], split: Split, criterion: Criterion, most: int) -> list[tuple[float, Coding, Coding]]:
-    """All pairs of columns of which neither is made of the other, with at most `most` cells; largest score first.
+    """All pairs of columns with different names and at most `most` cells; largest score first.
 
-    Of a column that is there as numbers and as categories, each pair has the form with the larger score.
+    If a column is available both as numbers and as categories, each pair has the form with the larger score.
     """
     d = derivatives(split, criterion)
     index = {c: c.index(split) for c in coded}
@@ -105,14 +105,16 @@ def pairs(coded: list[Coding], split: Split, criterion: Criterion, most: int) ->
 
 
 def columns(coded: list[Coding], split: Split, criterion: Criterion) -> list[tuple[float, Coding]]:
-    """All columns, largest score first; one that is there as numbers and as categories in the form with the larger score."""
+    """All columns, largest score first; of a column's forms as numbers and as categories, the one with the larger
+    score.
+    """
     d = derivatives(split, criterion)
     found = [(of_column(c.index(split), c.width, d), c) for c in coded]
     return _once(found, lambda of: of[1].column.name)
 
 
 def _once(found: Sequence[Scored], name: Callable[[Scored], Hashable]) -> list[Scored]:
-    """Largest score first, the first of each name."""
+    """Entries by falling score, the first of each name."""
     first: dict[Hashable, Scored] = {}
     for one in sorted(found, key=lambda of: -of[0]):
         first.setdefault(name(one), one)
@@ -120,21 +122,22 @@ def _once(found: Sequence[Scored], name: Callable[[Scored], Hashable]) -> list[S
 
 
 def _cells(index: Tensor, width: int, d: Derivatives) -> tuple[Tensor, Tensor, Tensor]:
-    """The sums of pull and curvature in each cell, (k, width), and which cells have rows, (1, width)."""
+    """Sums of pull and curvature in each cell, (k, width), and True for cells that have rows, (1, width)."""
     pull, curve = (torch.stack([torch.bincount(index, row, width) for row in t]) for t in (d.pull, d.curve))
     return pull, curve, (torch.bincount(index, minlength=width) > 0)[None]
 
 
 def _kept(curve: Tensor, damped: Tensor) -> float:
-    """The mean share of the cells' scores that is left where their curvature is made larger."""
+    """Mean share of the cells' scores that is left after `Derivatives.least` is added to their curvature."""
     return float((curve / damped)[damped > 0].mean())
 
 
 def _standardised(found: float, free: int, kept: float, d: Derivatives) -> float:
-    """
+    """Score in standard deviations above its mean under no effect; -inf without degrees of freedom.
+
     Args:
         free: degrees of freedom.
-        kept: the share of `found` that is left, see `_kept`.
+        kept: share of `found` that is left, see `_kept`.
     """
     if free <= 0:
         return -math.inf

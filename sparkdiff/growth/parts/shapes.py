@@ -1,8 +1,8 @@
 """Shapes: the effect of one column as a curve or as steps, so that a linear model becomes a generalized additive model.
 
-A curve is linear between knots and constant outside: the sum of a rising and a falling IsotonicRegressionModel, as is every
-function of bounded variation. Steps are a one-hot block: of a category, and of a number in buckets. Neighbouring knots and
-buckets are drawn to each other. Source: Eilers and Marx, "Flexible smoothing with B-splines and penalties", 1996.
+A curve is linear between knots and constant outside: the sum of a rising and a falling IsotonicRegressionModel, as every
+function of bounded variation is such a sum. Steps are a one-hot block: of a category, or of a number in buckets. The penalty
+pulls neighbouring knots and buckets together. Source: Eilers and Marx, "Flexible smoothing with B-splines and penalties", 1996.
 """
 
 from collections.abc import Sequence
@@ -28,20 +28,20 @@ from sparkdiff.growth.table import Column, Split, Table
 from sparkdiff.jvm import mllib
 
 FINE, COARSE = 32, 8
-"""Knots of a curve, and buckets of a number."""
+"""Numbers of knots of a curve, and of buckets of a number."""
 ALONE, TOGETHER = 3, 30
-"""Columns at most."""
+"""Largest number of columns with shapes of their own, and of columns with shapes in one part."""
 LEVEL = 0.1
-"""The ridge on the values of a curve or of steps, as a share of that on the differences of neighbours."""
+"""Ridge on the values of a curve or of steps, as a share of that on the differences of neighbours."""
 
 
 @dataclass(frozen=True)
 class Knots:
-    """Where a curve of a number bends.
+    """Knots of a curve of a number.
 
     Attributes:
-        place: of the column in `Split.values`.
-        at: ascending, two at least.
+        place: position of the column in `Split.values`.
+        at: values of the column, ascending, two at least.
     """
 
     column: Column
@@ -49,7 +49,7 @@ class Knots:
     at: tuple[float, ...]
 
     def entries(self, split: Split) -> tuple[Tensor, Tensor]:
-        """The knots below and above each row, (2, n) int64, and their shares in its value. NaN is above all numbers."""
+        """Knots below and above each row's value, (2, n) int64, and their weights. NaN is above all numbers."""
         x = split.values[:, self.place].contiguous()
         at = x.new_tensor(self.at)
         below = (torch.searchsorted(at, x, right=True) - 1).clamp(0, len(at) - 2)
@@ -68,8 +68,8 @@ class Shapes(Blocks):
     ):  # fmt: skip
         """
         Args:
-            effects: of each block of steps, see `Blocks`.
-            values: of each curve at its knots.
+            effects: effects of each block of steps, see `Blocks`.
+            values: values of each curve at its knots.
         """
         super().__init__(name, [(c,) for c in steps], effects)
         self.curves, self.values = tuple(curves), tuple(values)
@@ -120,7 +120,7 @@ class Shapes(Blocks):
 
     @staticmethod
     def _monotone(values: Tensor) -> list[tuple[bool, np.ndarray[Any, Any]]]:
-        """The rising and the falling curve whose sum is this one; one of them where that is enough."""
+        """The rising and the falling curve whose sum is this one; only one of them if that is enough."""
         first, steps = values.numpy()[:1], np.diff(values.numpy())
         rise, fall = (np.concatenate([[0.0], np.cumsum(part)]) for part in (steps.clip(min=0), steps.clip(max=0)))
         if not fall.any():
@@ -137,7 +137,7 @@ class Shapes(Blocks):
 
 
 class ShapesTrainer(PathTrainer):
-    """Trains curves and steps together."""
+    """Trainer of curves and steps together."""
 
     def __init__(self, table: Table, name: str, steps: Sequence[Coding], curves: Sequence[Knots]):
         self.name, self.steps, self.curves = name, tuple(steps), tuple(curves)
@@ -164,10 +164,10 @@ class ShapesTrainer(PathTrainer):
 
 
 def _smooth(neighbours: int, alone: int, like: Tensor) -> Ridge:
-    """Draws neighbours to each other, as a random walk whose spread does not depend on their number.
+    """Ridge that pulls neighbours together, as a random walk whose spread does not depend on their number.
 
     Args:
-        alone: how many entries after them have no neighbours.
+        alone: number of entries after them that have no neighbours.
     """
     own = like.new_ones(neighbours + alone)
     own[:neighbours] = LEVEL
@@ -177,7 +177,7 @@ def _smooth(neighbours: int, alone: int, like: Tensor) -> Ridge:
 
 
 def propose(table: Table, criterion: Criterion, seed: int) -> list[Item]:
-    """Curves and steps of the columns with the largest scores, and shapes of all columns together."""
+    """Items for curves and steps of the columns with the largest scores, and for shapes of all columns together."""
     scored = score_test.columns(codings(table, COARSE), score_test.rows_of(table.train), criterion)
     ranked = [c for _, c in scored[:TOGETHER]]
     items = []
@@ -213,9 +213,9 @@ def trainer(item: Item, table: Table) -> ShapesTrainer:
 
 
 def _knots(table: Table, place: int, most: int) -> Knots | None:
-    """At quantiles of a number's values; None for what has no curve: categories, columns in which values are or may be missing
-    (NaN is the largest value to a curve), columns of less than three values, and any column where there are several margins,
-    each of which would take two models."""
+    """Knots at quantiles of a number's values. None for columns that can't have a curve: categories, columns in which values are
+    or may be missing (a curve treats NaN as the largest value), columns with fewer than three values, and all columns if there
+    are several margins, each of which would take two models."""
     column = table.columns[place]
     values = table.train.values[:, place]
     lacks = column.gaps or bool(values.isnan().any() or table.validation.values[:, place].isnan().any())

@@ -1,8 +1,8 @@
-"""Boosted trees on the single columns, fitted to the derivatives of the head's loss from the margin that is there.
+"""Boosted trees on the single columns, fitted to the derivatives of the head's loss at the current margin.
 
-In Spark: VectorAssembler of the columns as they are, and one GBTRegressionModel for each entry of the margin, whose prediction
-the last linear stage multiplies by 1. What LightGBM, XGBoost or scikit-learn has found reaches Spark as `sparkdiff.importers`
-brings it there: every double falls into the same leaf.
+In Spark: VectorAssembler of the unchanged columns, and one GBTRegressionModel for each entry of the margin, whose prediction
+the last linear stage multiplies by 1. Trees of LightGBM, XGBoost or scikit-learn are converted by `sparkdiff.importers`, so that
+every double falls into the same leaf in Spark.
 
 Source: Friedman, "Greedy function approximation: a gradient boosting machine", 2001; Chen and Guestrin, "XGBoost", 2016, for
 Newton's steps in the leaves.
@@ -33,13 +33,13 @@ from sparkdiff.jvm.nodes import Array, Nodes
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """What an ensemble is like.
+    """Size and learning rate of an ensemble.
 
     Attributes:
-        leaves: of a tree, at most.
-        rounds: of boosting, at most.
-        rate: what each tree's steps are multiplied by.
-        columns: share of them that is drawn for each tree.
+        leaves: largest number of leaves of a tree.
+        rounds: largest number of boosting rounds.
+        rate: learning rate: factor of each tree's steps.
+        columns: share of the columns that is drawn for each tree.
     """
 
     leaves: int
@@ -50,23 +50,23 @@ class Size:
 
 FAST = (Size(4, 300), Size(31, 200))
 SIZES = (*FAST, Size(8, 400, 0.05, 0.7), Size(63, 400, 0.05, 0.6))
-"""The last two learn slowly: the first of them is often better on some thousand rows, the other one on more (docs/growing.md)."""
+"""The last two learn slowly: the former is often better on some thousand rows, the latter on more (docs/growing.md)."""
 MOST_LEAVES = 320
-"""Of all slow trees of a round of boosting: more, of many classes, make a model that takes long to read and to serve."""
+"""Most leaves of all slow trees of a boosting round: more, with many classes, make a model slow to load and serve."""
 ROUNDS = 10
-"""Rounds of boosting in an epoch."""
+"""Boosting rounds in an epoch."""
 RIDGE = 1.0
 LEAST_ROWS = 20
-"""In a leaf, where there are many rows; of few, a fiftieth of them."""
+"""Smallest number of rows in a leaf; for a table of few rows, a fiftieth of them."""
 LONGEST = 4.0
-"""A leaf's Newton step at most, in natural units of the margin."""
+"""Largest Newton step of a leaf, in natural units of the margin."""
 
 
 def installed() -> str:
-    """The library that finds trees.
+    """Name of the library that fits trees.
 
     Raises:
-        InputError: there is none.
+        InputError: none is installed.
     """
     library = boosters.installed()
     if library is None:
@@ -78,10 +78,10 @@ def installed() -> str:
 
 
 def without_trees(settings: GrowthSettings) -> tuple[GrowthSettings, list[str]]:
-    """The options without trees, and a warning, where all kinds are asked for and no library finds trees.
+    """The options without trees, and a warning, if `parts` has all kinds and no library for trees is installed.
 
     Raises:
-        InputError: trees are asked for among other kinds, and no library finds them.
+        InputError: `parts` names trees but not all kinds, and no library for trees is installed.
     """
     if "trees" not in settings.parts or boosters.installed() is not None:
         return settings, []
@@ -93,10 +93,10 @@ def without_trees(settings: GrowthSettings) -> tuple[GrowthSettings, list[str]]:
 
 
 def propose(table: Table, criterion: Criterion, seed: int) -> list[Item]:
-    """Small trees, which see interactions of two or three columns, and larger ones, which learn fast or slowly.
+    """Items for small trees, which model interactions of two or three columns, and larger ones, which learn fast or slowly.
 
     Raises:
-        InputError: no library is installed that finds trees.
+        InputError: no library for trees is installed.
     """
     library = installed()
     if not table.columns:
@@ -120,16 +120,16 @@ Block = tuple[Nodes, ...]
 
 
 class Sums:
-    """What blocks add to the margin, kept from epoch to epoch, so that each block is computed once for the rows of a split.
+    """Sums of blocks, kept from epoch to epoch, so that each block is computed once for the rows of a split.
 
-    Sums are always made block after block: with what is kept and without it they are the same, bit for bit.
+    Blocks are always added one after another: the sums are the same, bit for bit, with and without the kept ones.
     """
 
     def __init__(self) -> None:
-        self.kept: dict[int, tuple[Tensor, int, Array]] = {}  # the rows, of how many blocks, the sum
+        self.kept: dict[int, tuple[Tensor, int, Array]] = {}  # the rows, the number of blocks, the sum
 
     def of(self, blocks: Sequence[Block], values: Tensor) -> Array:
-        """(n, k)."""
+        """Sum of the blocks for rows (n, c): (n, k)."""
         rows, count, sums = self.kept.get(id(values), (None, 0, None))
         if rows is not values or count > len(blocks) or sums is None:
             count, sums = 0, np.zeros((len(values), len(blocks[0]) if blocks else 1))
@@ -146,7 +146,7 @@ class TreesPart(Part):
     """Sums of trees, one for each entry of the margin.
 
     Args:
-        columns: of the table.
+        columns: columns of the table.
     """
 
     kind = "trees"
@@ -156,7 +156,7 @@ class TreesPart(Part):
         joined = [Nodes.join(each) for each in zip(*blocks, strict=True)]
         read = np.unique(np.concatenate([n.featureIndex[~n.leaf] for n in joined])).astype(np.int64)
         places = read if len(read) else np.zeros(1, np.int64)
-        number = np.full(len(columns) + 1, -1, np.int32)  # the last one is what leaves have
+        number = np.full(len(columns) + 1, -1, np.int32)  # the last one is for leaves
         number[places] = np.arange(len(places))
         self.columns = tuple(columns[j] for j in places)
         self.nodes = tuple(n.replace(featureIndex=number[n.featureIndex]) for n in joined)
@@ -164,7 +164,7 @@ class TreesPart(Part):
 
     @property
     def parameters(self) -> int:
-        """Thresholds (or sets of categories) and the values of leaves."""
+        """Number of thresholds (or sets of categories) and values of leaves."""
         return sum(len(nodes) for nodes in self.nodes)
 
     def output(self, split: Split) -> Tensor:
@@ -190,7 +190,7 @@ class TreesPart(Part):
         return Stages(stages, outputs)
 
     def shown(self) -> list[dict[str, Any]]:
-        """Columns by the share of the gain that their splits make."""
+        """Columns by their share of the gain of all splits."""
         gains = np.zeros(len(self.columns))
         for nodes in self.nodes:
             inner = ~nodes.leaf
@@ -201,7 +201,7 @@ class TreesPart(Part):
 
 
 class Boosting(Trainer):
-    """Blocks of rounds; the trees that it has are its whole state."""
+    """Trainer of boosted trees, block by block; the trees so far are its whole state."""
 
     def __init__(self, item: Item, table: Table):
         self.item, self.columns, self.width = item, table.columns, table.width
@@ -227,7 +227,7 @@ class Boosting(Trainer):
             at = torch.from_numpy(np.ascontiguousarray(margin)).reshape(train.margin.shape)
             slope, curve = (d.reshape(margin.shape) for d in criterion.slopes(at, train))
             weighted = weight / train.mean(curve).mean()
-            # What isn't finite, of rows without weight or once it has diverged, pulls nowhere.
+            # Infinite or NaN slopes, of rows without weight or after divergence, count as zero.
             slope, curve = ((weighted * d).nan_to_num(0.0, 0.0, 0.0) for d in (slope, curve))
             return slope.numpy(), curve.numpy()
 
@@ -251,10 +251,11 @@ trainer = Boosting
 
 
 def _settled(tree: TreeArrays, x: Array, gaps: Array) -> TreeArrays:
-    """A column that never lacks its value in training rows says nothing about NaN, which then goes where Spark sends it; or, if
-    rows to come may lack it, where most training rows go.
+    """The tree with a path for NaN at every split.
 
-    To where Spark sends it NaN also goes where keeping its path would make the tree too large.
+    If a column never lacks its value in training rows, the tree has learned no path for its NaN: NaN goes where Spark sends it,
+    or, if future rows may lack the value, where most training rows go. NaN also goes where Spark sends it if keeping its path
+    would make the tree too large.
     """
     lacks, gaps = (np.append(columns, False)[tree.feature] for columns in (np.isnan(x).any(0), gaps))
     plain = tree.without_missing()
@@ -270,6 +271,6 @@ def _settled(tree: TreeArrays, x: Array, gaps: Array) -> TreeArrays:
 
 
 def _nodes(trees: Sequence[TreeArrays]) -> Nodes:
-    """In Spark's form, without those that add nothing."""
+    """Trees in Spark's form, without those that add nothing."""
     kept = [tree for tree in trees if len(tree.left) > 1 or tree.value[0] != 0]
     return TreeArrays.join(kept or [TreeArrays.constant(0.0)]).nodes()

@@ -1,7 +1,7 @@
 """Hidden units beside the features: a multilayer perceptron whose raw scores the last linear stage adds to its margin.
 
 In MLlib that is a MultilayerPerceptronClassificationModel: sigmoids in its hidden layers, and a linear last layer, whose outputs
-are its rawPrediction. It has at least two outputs; of one margin the second one is zero.
+are its rawPrediction. It has at least two outputs; with one margin, the second output is zero.
 """
 
 import itertools
@@ -31,11 +31,11 @@ SIZES: Sequence[tuple[tuple[int, ...], float, str]] = (
 """Hidden layers, weight decay, name."""
 EPOCHS, RATE = 50, 0.03
 WIDEST = 4096
-"""Features at most: Spark's perceptron makes each row dense."""
+"""Largest number of features: Spark's perceptron makes each row dense."""
 
 
 def propose(table: Table, criterion: Criterion, seed: int) -> list[Item]:
-    """One item for each of SIZES; none where the features are too wide."""
+    """One item for each of SIZES; none if there are too many features."""
     rows, d = len(table.train), width(table.train.features)
     if d > WIDEST:
         return []
@@ -49,17 +49,17 @@ def propose(table: Table, criterion: Criterion, seed: int) -> list[Item]:
 
 
 def _count(sizes: Sequence[int]) -> int:
-    """The weights of layers of these sizes."""
+    """Number of weights of layers of these sizes."""
     return sum((i + 1) * o for i, o in itertools.pairwise(sizes))
 
 
 class Units(Part):
-    """A perceptron of the features.
+    """A multilayer perceptron on the features.
 
     Args:
-        sizes: of the layers, inputs and outputs included.
+        sizes: sizes of the layers, inputs and outputs included.
         weights: all of them, in Spark's order, see `MultilayerPerceptron`.
-        classes: of the margin, 0 for a number.
+        classes: number of classes of the margin; 0 if it is one number.
     """
 
     kind = "units"
@@ -91,10 +91,10 @@ class Units(Part):
 
 
 class UnitsTrainer(Descent):
-    """Trains layers of tanh(z / 2) of standardised features, which have better conditioned gradients than the sigmoids.
+    """Trainer of layers of tanh(z / 2) on standardised features, which have better conditioned gradients than sigmoids.
 
-    Both are the same functions: tanh(z / 2) = 2 * sigmoid(z) - 1, and the standardisation is affine, so that `part` folds both
-    into the weights. The last layer begins at zero: what is trained begins at the margin that is there.
+    Both represent the same functions: tanh(z / 2) = 2 * sigmoid(z) - 1, and the standardisation is affine, so that `part` folds
+    both into the weights. The last layer begins at zero, so training starts at the table's margin.
     """
 
     def __init__(self, item: Item, table: Table):

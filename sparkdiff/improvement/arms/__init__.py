@@ -1,4 +1,4 @@
-"""The ways to a better pipeline, one file each, and their list."""
+"""The arms, one file each, and their list."""
 
 from sparkdiff.improvement.arms import fine_tuning, growing, refitting, searching, simplifying
 from sparkdiff.improvement.candidate import Arm
@@ -7,9 +7,9 @@ from sparkdiff.improvement.settings import ImprovementSettings
 ARMS: tuple[Arm, ...] = (
     refitting.ARM, fine_tuning.ARM, simplifying.ARM, searching.ARM, growing.IMPORT, growing.GROW,
 )  # fmt: skip
-"""The cheap ones first."""
+"""All arms, the cheap ones first."""
 
 
 def arms_of(settings: ImprovementSettings) -> list[Arm]:
-    """The arms that may be tried, the cheap ones first."""
+    """Arms that may be tried, the cheap ones first."""
     return [arm for arm in ARMS if arm.name in settings.tried()]

@@ -1,8 +1,8 @@
-"""More boosted trees for a pipeline that ends in boosted trees, or others in their place: fitted on the cache, brought home.
+"""More boosted trees for a pipeline that ends in boosted trees, or others in their place: fitted on the cache, moved to Spark.
 
-The trees are found like those that growth puts in front of a linear stage (growth/parts/trees.py), on the features that the last
-stage reads, for the loss that the improvement is judged by. They start from the margin of the trees that are there, and join
-them; or from the mean of that margin, and take their place. Either way the last stage keeps its class, uid and Params.
+The trees are fitted like those that growth puts in front of a linear stage (growth/parts/trees.py), on the features that the last
+stage reads, for the loss of the improvement. They start from the margin of the existing trees, and are added to them; or from the
+mean of that margin, and replace them. Either way the last stage keeps its class, uid and Params.
 """
 
 import time
@@ -41,11 +41,11 @@ from sparkdiff.store.run_folder import name_beside
 from sparkdiff.tensors.rows import dense, width
 
 LARGEST = 2**30
-"""Bytes that the features may take as a matrix."""
+"""Most bytes that the features may take as a matrix."""
 PASSES = 20
-"""Passes over the training rows that an ensemble is taken for, where the budget is in passes."""
+"""Passes over the training rows that an ensemble counts as, if the budget is in passes."""
 LATE = 0.5
-"""Share of the gain so far that the ensembles for which there was no time are expected to add."""
+"""Expected further gain, as a share of the gain so far, from the ensembles that there was no time for."""
 
 
 def ends_in_boosted(ground: Ground) -> bool:
@@ -53,7 +53,7 @@ def ends_in_boosted(ground: Ground) -> bool:
 
 
 def refused(ground: Ground) -> str:
-    """Why no trees can be added."""
+    """Reason why no trees can be added; empty if they can."""
     head = ground.plan.cut.graph.head
     if head.uid in ground.keeps:
         return f"{head.uid} is to be kept, and more trees change it"
@@ -67,10 +67,10 @@ def refused(ground: Ground) -> str:
 
 @dataclass(frozen=True)
 class _Ensemble:
-    """The trees that were found from one start.
+    """Trees fitted from one start.
 
     Attributes:
-        base: the margin that its trees start from instead of those that are there; None where they join those.
+        base: the constant margin that its trees start from if they replace the existing trees; None if they are added to them.
     """
 
     found: Found
@@ -93,8 +93,10 @@ class _Boosting:
     """The rows at the margins that trees can start from.
 
     Attributes:
-        tables: at the margin of the trees that are there, and at its mean.
-        original: the metric of the trees that are there.
+        tables: the rows at the margin of the existing trees, and at its mean.
+        base: this mean.
+        original: the metric of the existing trees.
+        train: trains items.
     """
 
     tables: tuple[Table, Table]
@@ -129,7 +131,7 @@ def _boosting(ground: Ground, number: str, clock: Clock, seconds: float | None) 
 
 
 def run(ground: Ground, number: int, limit: Limit, steps: Sequence[Step]) -> Step:
-    """Train the ensembles that there is time for; in a second step the others, and the leaves of the best one."""
+    """Train the ensembles that there is time for; in a second step the others, and then the weights with the best one."""
     begun, clock = time.monotonic(), Clock.of(limit.seconds)
     with _boosting(ground, str(number), clock, limit.seconds) as boosting:
         items = trees.propose(boosting.tables[0], boosting.criterion, ground.options.seed)
@@ -157,7 +159,7 @@ def run(ground: Ground, number: int, limit: Limit, steps: Sequence[Step]) -> Ste
 
 
 def make(ground: Ground, settings: Mapping[str, Any]) -> Any:
-    """Train the same ensemble, with as many trees, from the margin of the ground's model or from its mean.
+    """Train the same ensemble, with the same number of trees, from the margin of the ground's model or from its mean.
 
     Raises:
         InputError: it diverges.
@@ -170,7 +172,7 @@ def make(ground: Ground, settings: Mapping[str, Any]) -> Any:
 
 
 def _table(run: Any, ground: Ground, room: int) -> Table:
-    """The features that the last stage reads, as single columns.
+    """Table of the features that the last stage reads, as single columns.
 
     Raises:
         InputError: the validation rows have too many for a matrix in memory.
@@ -185,7 +187,7 @@ def _table(run: Any, ground: Ground, room: int) -> Table:
 
 
 def _columns(features: str, slots: int, metadata: dict[str, Any]) -> tuple[Column, ...]:
-    """A column for each slot; a nominal one is a category, as to Spark's own trees."""
+    """A column for each slot; a nominal one is a category, as for Spark's own trees."""
     known, out = slots_of(metadata.get("ml_attr") or {}), []
     for j in range(slots):
         kind, told = known.get(j, ("numeric", {}))
@@ -196,7 +198,7 @@ def _columns(features: str, slots: int, metadata: dict[str, Any]) -> tuple[Colum
 
 
 def _best(ground: Ground, ensembles: Sequence[_Ensemble]) -> tuple[_Ensemble | None, Any]:
-    """The best one that may be served, and its pipeline."""
+    """The best ensemble that may be served, and its pipeline; None and None if there is none."""
     for ensemble in sorted(ensembles, key=lambda e: e.found.value):
         model = _pipeline(ground, ensemble)
         if allowed(ground, costs.of_model(model)):
@@ -223,7 +225,7 @@ def _pipeline(ground: Ground, ensemble: _Ensemble) -> Any:
 
 
 def _told(ensemble: _Ensemble, original: float) -> dict[str, Any]:
-    """The facts of an ensemble for the summary."""
+    """Facts about an ensemble, for the summary."""
     found = ensemble.found
     start = "the trees that are there" if ensemble.base is None else "their mean margin"
     gain = share_of(original - found.value, original) if found.part is not None else 0.0

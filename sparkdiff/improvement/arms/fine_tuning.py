@@ -1,4 +1,4 @@
-"""The arm that trains the weights: of the original, or of a pipeline that another arm has found."""
+"""The arm that trains the weights of the original, or of a pipeline that another arm has found."""
 
 import math
 import statistics
@@ -23,22 +23,22 @@ from sparkdiff.report import share_of
 from sparkdiff.training.recipes import Recipe, recipes_for
 
 STEPS = ("default", "thorough")
-"""Recipes, the cheap one first."""
+"""Recipes of the steps, the cheap one first."""
 TIMED_OUT = 0.5
-"""Share of its gain that a training that ran out of time is expected to gain still."""
+"""Expected further gain of a training that ran out of time, as a share of its gain."""
 NEAR = 3
-"""Epochs up to so many away are near, and those up to a third of an epoch's number."""
+"""Largest distance of near epochs, or a third of an epoch's number if that is larger."""
 ANOTHER_RECIPE = 0.05
-"""Share of its gain that more candidates are expected to add: benchmarks/recipes.py."""
+"""Expected further gain of more candidates, as a share of the gain: benchmarks/recipes.py."""
 
 
 def fine_tuned(ground: Ground, base: Candidate, limit: Limit, *, recipe: str, number: int, name: str) -> Step:
-    """Train the weights of a pipeline, and write the best epoch back.
+    """Train the weights of a pipeline, and write the best epoch back as a pipeline.
 
     Args:
         base: the pipeline and its figures.
         recipe: see `Options.recipe`.
-        name: of the candidate.
+        name: name of the candidate.
     """
     o, arm, begun = ground.options, base.arm, time.monotonic()
     changed: dict[str, Any] = {"recipe": recipe, "maxSeconds": limit.seconds}
@@ -84,12 +84,12 @@ def steady(
 ) -> tuple[int, int, float]:
     """The candidate and the epoch around which the validation loss is smallest, and its median there.
 
-    The best of many epochs is one in which noise of the steps happens to help, and in another training it does not. So the
-    epochs around each one count, and those in which the training rows lose are left out.
+    In the best of many epochs, the noise of the steps happens to help; in another training, it does not. So the median over the
+    neighbouring epochs counts, and epochs with a training loss that isn't below `most` are left out (unless the recipe augments).
 
     Args:
-        sign: of the metric, -1 where larger is better.
-        most: the loss of the training rows before the training.
+        sign: sign of the metric, -1 if larger is better.
+        most: the loss on the training rows before the training.
     """
     found = []
     for candidate, recipe in enumerate(recipes):
@@ -103,7 +103,7 @@ def steady(
 
 
 def written_back(ground: Ground, run: Run, before: Measured, fitted: Fitted) -> Measurement:
-    """Write what was trained back as a pipeline of Spark's, and measure it on the rows of a ground."""
+    """Write the trained weights back as a Spark pipeline, and measure it on the rows of a ground."""
     network, known = fitted.found.network, {}
     if not ground.allTrain:
         task = run.task
@@ -116,10 +116,10 @@ def written_back(ground: Ground, run: Run, before: Measured, fitted: Fitted) -> 
 
 
 def train_again(ground: Ground, model: Any, recipe: Recipe, epochs: int, name: str) -> Measurement:
-    """Train the weights of a pipeline on all rows of a ground, by one candidate for so many epochs.
+    """Train the weights of a pipeline on all rows of a ground, with one recipe for a fixed number of epochs.
 
     Args:
-        name: of the training in the run's folder.
+        name: name of the training in the run's folder.
 
     Raises:
         InputError: it diverges.
@@ -145,7 +145,7 @@ def _make(ground: Ground, settings: Mapping[str, Any]) -> Any:
 
 
 def with_recipe(recipe: str, seconds: float | None) -> Arm:
-    """The arm that trains the candidates of one recipe, for so many seconds."""
+    """Arm that trains the candidates of one recipe, within so many seconds."""
 
     def run(ground: Ground, number: int, limit: Limit, steps: Sequence[Step]) -> Step:
         start = Candidate("finetune", "", ground.start, Making("finetune"))

@@ -1,5 +1,5 @@
-"""The arms that add what learns: `grow`, parts beside the features of the last linear stage, and `import`, boosted trees: in
-front of this stage or, where a pipeline ends in boosted trees, in these (boosting.py)."""
+"""The arms that add stages which learn: `grow` adds parts beside the features of the last linear stage, `import` adds boosted
+trees in front of this stage or, if a pipeline ends in boosted trees, to these (boosting.py)."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -36,11 +36,11 @@ from sparkdiff.proof.division import inner
 from sparkdiff.report import share_of
 
 FEW, MANY = 1, 6
-"""Rounds of the first step and of the second."""
+"""Numbers of rounds in the first and the second step."""
 PASSES = 40
-"""Passes over the training rows that a round is taken for, where the budget is in passes: its items train at the same time."""
+"""Passes over the training rows that a round counts as, if the budget is in passes: its items train at the same time."""
 NEXT_ROUND = 0.5
-"""Share of the first round's gain that all later rounds are expected to add."""
+"""Expected gain of all later rounds, as a share of the first round's gain."""
 
 
 def _settings(ground: Ground, parts: tuple[str, ...], rounds: int) -> GrowthSettings:
@@ -51,7 +51,7 @@ def _settings(ground: Ground, parts: tuple[str, ...], rounds: int) -> GrowthSett
 
 
 def _refused(parts: Callable[[Ground], tuple[str, ...]]) -> Callable[[Ground], str]:
-    """Why no part can join."""
+    """Function that returns the reason why no part can join; empty if one can."""
 
     def refused(ground: Ground) -> str:
         try:
@@ -71,15 +71,15 @@ def _refused(parts: Callable[[Ground], tuple[str, ...]]) -> Callable[[Ground], s
 
 @dataclass(frozen=True)
 class _Rounds:
-    """What rounds of growth have found.
+    """Result of rounds of growth.
 
     Attributes:
-        first: the metric of what they started from.
-        made: the grown pipeline; None where no part joined.
-        names: of the parts that joined.
-        making: the number of rounds and, where all parts are trees, which of them joined.
-        says: how it went.
-        looked: the seconds that another growth of these parts would not take, as it knows which ones join.
+        first: the metric of the pipeline that they started from.
+        made: the grown pipeline; None if no part joined.
+        names: names of the parts that joined.
+        making: the number of rounds and, if all parts are trees, those that joined.
+        says: a short report.
+        looked: seconds that another growth of these parts would save, as it knows which ones join.
     """
 
     start: GrowthStart
@@ -96,7 +96,7 @@ class _Rounds:
 def _rounds(
     ground: Ground, limit: Limit, settings: GrowthSettings, arm: str, number: int, clock: Clock
 ) -> _Rounds:  # fmt: skip
-    """Look for parts of the model of a ground."""
+    """Run rounds of growth on the model of a ground."""
     epochs = limit.epochs(4)
     options = replace(
         ground.options, freeze=ground.keeps, maxSeconds=limit.seconds, **ground.kept(arm, str(number)),
@@ -108,7 +108,7 @@ def _rounds(
         first = verified(run).scores[VALIDATION]
         looks = time.monotonic()
         found, gone = grow_rounds(run, start, settings, serving, clock, replace=True, memory=ground.trained)
-        looked = time.monotonic() - looks if settings.parts == ("trees",) else 0.0  # whose sizes are known then
+        looked = time.monotonic() - looks if settings.parts == ("trees",) else 0.0  # their sizes are known afterwards
     told = Told(settings, found, gone, serving)
     learned = {
         "rounds": [asdict(t) for t in found.tried], "late": found.late, "warnings": told.warnings, "fields": told.fields()
@@ -122,7 +122,7 @@ def _rounds(
     says = "; ".join([f"{found.members[-1].round} rounds{dropped}", found.stopped, *doubts])
     rounds = {m.round for m in found.members}
     joined = [t for t in found.tried if not t.why and t.round in rounds]
-    most = max(rounds) if found.late else settings.rounds  # where time was over, as many as there was time for
+    most = max(rounds) if found.late else settings.rounds  # if time was over, as many as there was time for
     known = {"trees": [(t.round, t.name, t.epoch) for t in joined]} if settings.parts == ("trees",) else {}
     looked = max(looked - sum(t.seconds for t in joined), 0.0)
     names = ", ".join(m.part.name for m in found.members)
@@ -139,7 +139,7 @@ def _number_of_rounds(number: int, limit: Limit) -> int:
 
 
 def grown(ground: Ground, limit: Limit, settings: GrowthSettings, arm: str, number: int) -> Step:
-    """Grow the model of a ground, train all stages together, and write the result back."""
+    """Grow the model of a ground, train all stages together, and write the result back as a pipeline."""
     begun, clock = time.monotonic(), Clock.of(limit.seconds)
     rounds = _rounds(ground, limit, settings, arm, number, clock)
     if rounds.made is None:
@@ -172,7 +172,7 @@ def _candidate(rounds: _Rounds, measured: Measurement, making: Making, seconds: 
 
 
 def _put_in_front(ground: Ground, number: int, limit: Limit, steps: Sequence[Step]) -> Step:
-    """Put boosted trees in front of the last linear stage; in a second step more of them, and train all stages together."""
+    """Put boosted trees in front of the last linear stage; in a second step, train all stages together, too."""
     begun, clock = time.monotonic(), Clock.of(limit.seconds)
     settings = _settings(ground, _trees(ground), _number_of_rounds(number, limit))
     rounds = _rounds(ground, limit, settings, "import", number, clock)
@@ -186,7 +186,7 @@ def _put_in_front(ground: Ground, number: int, limit: Limit, steps: Sequence[Ste
 
 
 def _rounds_again(ground: Ground, made: Mapping[str, Any], settings: GrowthSettings) -> Step:
-    """Grow in as many rounds; which parts join is chosen by rows of the ground that are held out for it."""
+    """Grow with the same number of rounds; held-out rows of the ground decide which parts join."""
     within = moved(ground, inner(ground.sources, ground.options), ground.boundaries)
     return grown(within, Limit(None, None), replace(settings, rounds=made["rounds"]), "grow", 0)
 
@@ -200,7 +200,7 @@ def _grow_again(ground: Ground, made: Mapping[str, Any]) -> Any:
 
 
 def _trees_again(ground: Ground, made: Mapping[str, Any], settings: GrowthSettings) -> Any:
-    """Train the same ensembles, with as many trees, in front of the last linear stage."""
+    """Train the same ensembles, with the same numbers of trees, in front of the last linear stage."""
     options = replace(ground.options, freeze=ground.keeps, **ground.kept("import", "again"))
     start = growth_ground(ground.model, options, settings.entityCols, ground.sources, ground.boundaries)
     serving = serving_of(ground.model, start.head, settings.maxServingCost, start.indexers)
@@ -215,10 +215,10 @@ def _hope(before: Score, after: Score, number: int) -> float:
 
 
 def with_settings(settings: GrowthSettings, seconds: float | None, learned: dict[int | None, Mapping[str, Any]]) -> Arm:
-    """The arm that grows by these options, in so many seconds.
+    """Arm that grows with these options, within so many seconds.
 
     Args:
-        learned: set to what each growth in a fold has learned, by the fold, 0 for all rows; see `Step`.
+        learned: filled with `Step.learned` of each growth in a fold, by the fold, 0 for all rows.
     """
 
     def run(ground: Ground, number: int, limit: Limit, steps: Sequence[Step]) -> Step:

@@ -1,4 +1,4 @@
-"""The arm that fits the stages anew on the training rows, and then trains them together."""
+"""The arm that refits the stages on the training rows, and then trains them together."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -15,9 +15,9 @@ from sparkdiff.stages.base import columns_of
 
 
 def form_of(ground: Ground) -> Unfitted:
-    """The unfitted form of the original. Stages that make the label stay as they are: a row keeps its label.
+    """Unfitted form of the original. Stages that make the label stay fixed, so that a row keeps its label.
 
-    So do all stages before a predictor without a label: the space in which its distances are measured stays the same.
+    So do all stages before a predictor without a label, so that the space in which its distances are measured stays the same.
     """
     graph = ground.plan.cut.graph
     space = [v.uid for v in graph.vertices if v.uid != graph.head.uid] if ground.plan.labelCol is None else ()
@@ -26,9 +26,9 @@ def form_of(ground: Ground) -> Unfitted:
 
 
 def fitted_to_label(ground: Ground, form: Unfitted) -> Unfitted:
-    """The form, whose estimators fit what the improvement is judged by, where that is another label or weight than theirs.
+    """The form, with the label and the weight of the improvement set on its estimators if they have others.
 
-    Their models say so: their Params are those of the fit.
+    The fitted models show them, as they have the estimators' Params.
     """
     plan, head = ground.plan, ground.plan.cut.graph.head
     own = columns_of(head.stage, ("labelCol",))
@@ -41,11 +41,11 @@ def fitted_to_label(ground: Ground, form: Unfitted) -> Unfitted:
 
 
 def fit_anew(ground: Ground, form: Unfitted, seconds: float | None = None) -> Any:
-    """Fit a pipeline anew on the training rows, with its uids.
+    """Refit a pipeline on the training rows, with its uids.
 
     Raises:
         InputError: Spark can't fit it.
-        TimeoutError: it takes longer than so many seconds.
+        TimeoutError: it takes longer than `seconds`.
     """
     with jvm.within(seconds):
         model = fit_on_training_rows(form.estimator, ground.sources, ground.options, ground.boundaries)

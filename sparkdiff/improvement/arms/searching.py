@@ -23,15 +23,15 @@ from sparkdiff.tuning.search.settings_space import settings_space
 from sparkdiff.tuning.search.within_budget import TunedSetting, TunedSettings, tuned
 
 FEW, MANY = 6, 40
-"""Trials of the first step, and of all."""
+"""Number of trials of the first step, and of both steps together."""
 PASSES = 10
-"""Passes over the training rows that a trial is taken for, where the budget is in passes."""
+"""Passes over the training rows that a trial counts as, if the budget is in passes."""
 SEVERAL = 5
-"""Settings that are fitted to all training rows where the best one may cost too much to serve."""
+"""Number of settings that are fitted to all training rows if the best one may cost too much to serve."""
 STUDY = "study"
-"""The folder of the trials in the run's folder."""
+"""Name of the trials' folder in the run's folder."""
 MORE = 0.05
-"""Share of the metric that more trials are expected to gain."""
+"""Expected gain of more trials, as a share of the metric."""
 
 
 def _refused(ground: Ground) -> str:
@@ -93,7 +93,7 @@ def _searched(ground: Ground, limit: Limit, trials: int) -> TunedSettings:
 
 
 def _evaluator(ground: Ground) -> Any:
-    """The evaluator that chooses among trials: for the metric that decides."""
+    """Evaluator that chooses among trials, for the metric that decides."""
     task = ground.plan
     return evaluator_of(
         ground.metric, task.cut.graph.head.stage, labelCol=str(task.labelCol), weightCol=task.weightCol,
@@ -102,7 +102,7 @@ def _evaluator(ground: Ground) -> Any:
 
 
 def _unmeasurable(ground: Ground) -> str:
-    """Why no evaluator has the metric that decides; empty if one has. It is known by its name alone before the rows are."""
+    """Reason why no evaluator has the metric that decides; empty if one has. Before the rows are read, its name counts."""
     o, head = ground.options, ground.plan.cut.graph.head
     try:
         if ground.goal is not None:
@@ -119,7 +119,7 @@ def _unmeasurable(ground: Ground) -> str:
 
 
 def _words(found: TunedSettings, best: TunedSetting) -> str:
-    """The settings that differ from those of the original; empty if none does."""
+    """Text with the settings that differ from those of the original; empty if none does."""
     now = next((r for r in found.records if r["trial"] == 0), {})
     changed = {k: v for k, v in best.settings.items() if now.get(k) != v}
     shown = [f"{k.rpartition('.')[2]} {f'{v:.3g}' if isinstance(v, float) else v}" for k, v in changed.items()]

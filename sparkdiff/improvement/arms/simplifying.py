@@ -1,7 +1,7 @@
-"""The arm that takes stages away: each single stage is deleted in turn, those after it are fitted anew on the training rows, and
-the best of what is left is trained together.
+"""The arm that deletes stages: each single stage is deleted in turn, the later ones are refitted on the training rows, and the
+best of these pipelines is trained together.
 
-Stages that fold without a change of the outputs go at the end, from what ships (`folding`).
+Stages that fold without a change of the outputs are removed at the end, from the pipeline that ships (`folding`).
 """
 
 import time
@@ -20,7 +20,7 @@ from sparkdiff.serving.deletion import Deletion, deletions
 
 
 def possible(ground: Ground) -> list[tuple[Deletion, Unfitted]]:
-    """The stages that can be deleted, and the unfitted forms of what is left."""
+    """Stages that can be deleted, and the unfitted forms of the remaining pipelines."""
     found = []
     for one in deletions(ground.model, ground.sources[0].df.schema):
         form = fitted_to_label(ground, unfitted(one.pipeline, keep=ground.stay))
@@ -62,7 +62,7 @@ def _run(ground: Ground, number: int, limit: Limit, steps: Sequence[Step]) -> St
 
 
 def _without(ground: Ground, one: Deletion, form: Unfitted, limit: Limit) -> Candidate:
-    """The pipeline that is fitted without this stage."""
+    """Candidate: the pipeline refitted without this stage."""
     begun, name = time.monotonic(), f"refitted without {one.stageClass.removesuffix('Model')}"
     found, making = measure(ground, fit_anew(ground, form, limit.most)), Making("simplify", {"without": one.uid})
     return Candidate("simplify", name, found, making, f"without {one.uid}", seconds=time.monotonic() - begun)

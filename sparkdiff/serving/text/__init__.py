@@ -1,7 +1,7 @@
-"""Stages that read or write text, in plain Python: those that a Scorer computes where Spark would otherwise have to.
+"""Stages that read or write text, in plain Python, so that a Scorer computes them without Spark.
 
-Each is a small frozen object made of a fitted stage. `run` takes a list per input column, null as None, and returns what it
-writes: a list, or numbers as tensor or sparse rows. `SERVED` finds the class of a stage.
+Each is a small frozen object made of a fitted stage. `run` takes a list per input column, null as None, and returns its outputs:
+a list, or numbers as a tensor or sparse rows. `SERVED` has the class for each class of stage.
 """
 
 from sparkdiff.serving.text import counts, indices, words

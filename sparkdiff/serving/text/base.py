@@ -1,4 +1,4 @@
-"""What all stages that read or write text have in common, and how they are found by the class of a fitted stage."""
+"""Base of all stages that read or write text, and their registry by the class of a fitted stage."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ _Stage = TypeVar("_Stage", bound="type[TextStage]")
 
 
 class BadValueError(Exception):
-    """A value for which Spark fails. The text goes on from "column 'x' holds <value>"."""
+    """A value on which Spark fails. The message continues "column 'x' holds <value>"."""
 
     def __init__(self, value: Any, why: str):
         super().__init__(why)
@@ -29,22 +29,22 @@ class BadValueError(Exception):
 
 @dataclass(frozen=True)
 class TextStage:
-    """A stage in Python; `run` is given the columns of its inputs, of the same length.
+    """A stage in Python; `run` takes the columns of its inputs, of the same length.
 
-    One that may lower text tells by its attribute `lowers_text` whether it does: it depends on Python's version of Unicode.
+    A stage that may lower text has an attribute `lowers_text`, which is True if it does, and so depends on the Unicode version.
     """
 
     kind: ClassVar[str] = ""
-    """The type in Spark of the objects that it writes; empty where it writes numbers."""
+    """Spark type of the objects that it writes; empty if it writes numbers."""
     refusals: ClassVar[tuple[str, ...]] = ()
-    """The settings that `of` refuses, in words."""
+    """Settings that `of` refuses, as text."""
 
     @classmethod
     def of(cls, stage: Any, facts: "TextInputs") -> "list[StagePart]":
-        """The parts of a fitted stage.
+        """Parts of a fitted stage.
 
         Raises:
-            NotServedError: with these settings it cannot be computed without Spark.
+            NotServedError: it cannot be computed without Spark, with its settings.
         """
         raise NotImplementedError
 
@@ -54,9 +54,10 @@ class TextStage:
 
 @dataclass(frozen=True)
 class TextInputs:
-    """What is known of a stage's input columns: labels per column as far as their attributes tell them.
+    """Facts about a stage's input columns.
 
     Attributes:
+        labels: labels per column, as far as its attributes have them.
         java: the release of Java whose text of numbers the stage reads.
     """
 
@@ -67,7 +68,7 @@ class TextInputs:
 
 @dataclass(frozen=True)
 class StagePart:
-    """A part of a stage that can be computed alone: by the positions of its inputs and outputs among the stage's."""
+    """A part of a stage that can be computed alone, with the positions of its inputs and outputs among the stage's."""
 
     stage: TextStage
     inputs: tuple[int, ...]
@@ -78,7 +79,7 @@ SERVED: "dict[str, type[TextStage]]" = {}
 
 
 def serves(name: str) -> Callable[[_Stage], _Stage]:
-    """Make a class the Python form of the stages of this class of pyspark.ml.feature."""
+    """Register a class as the Python form of the stages of this class of pyspark.ml.feature."""
 
     def decorate(kind: _Stage) -> _Stage:
         SERVED[f"pyspark.ml.feature.{name}"] = kind
@@ -88,7 +89,7 @@ def serves(name: str) -> Callable[[_Stage], _Stage]:
 
 
 def whole(stage: TextStage, inputs: int = 1) -> list[StagePart]:
-    """A stage that is one part with one output."""
+    """The only part of a stage with one output."""
     return [StagePart(stage, tuple(range(inputs)), (0,))]
 
 
@@ -99,7 +100,7 @@ def number(v: Any) -> float:
 
 
 def as_objects(column: Tensor, null: Tensor | None, kind: str) -> list[Any]:
-    """A column of numbers (n,) as Python's, of the type that it has in Spark."""
+    """A column of numbers (n,) as Python objects of its type in Spark."""
     values: list[Any] = column.tolist()
     if kind in ("int", "bigint"):
         values = [v if v != v else int(v) for v in values]

@@ -1,4 +1,4 @@
-"""Words, and other values, to counts: by a hash, or by a vocabulary."""
+"""Counts of words and other values, by a hash or by a vocabulary."""
 
 import functools
 import itertools
@@ -18,11 +18,11 @@ from sparkdiff.serving.text.words import all_of, words
 from sparkdiff.tensors.rows import SparseRows
 
 KEPT = 100_000
-"""Terms whose hashes are remembered at a time."""
+"""Largest number of terms whose hashes are cached."""
 
 
 def sparse(rows: Sequence[Mapping[int, float]], width: int) -> SparseRows:
-    """Rows given as entries by index."""
+    """Sparse rows from entries by index."""
     ordered = [sorted(row.items()) for row in rows]
     indices = torch.tensor([i for row in ordered for i, _ in row], dtype=torch.int64)
     values = torch.tensor([v for row in ordered for _, v in row], dtype=torch.float64)
@@ -32,7 +32,7 @@ def sparse(rows: Sequence[Mapping[int, float]], width: int) -> SparseRows:
 
 @dataclass(frozen=True)
 class Hashing(TextStage):
-    """The common part of the stages that find a place by a hash."""
+    """Base of the stages that find a place by a hash."""
 
     width: int
 
@@ -41,7 +41,7 @@ class Hashing(TextStage):
         return {}
 
     def place(self, key: Any) -> int:
-        """The place of a term, remembered by the term and its type, since 1, 1.0 and True are equal."""
+        """Place of a term, cached by the term and its type, since 1, 1.0 and True are equal."""
         found, kind = self.found, (key, type(key))
         place = found.get(kind)
         if place is None:
@@ -65,7 +65,7 @@ def hashed_text(text: str, spark2: bool = False) -> int:
 @serves("HashingTF")
 @dataclass(frozen=True)
 class HashingTF(Hashing):
-    """How often each word occurs, or 1, at the place of its hash.
+    """Count of each word (or 1 if binary), at the place of its hash.
 
     Source: org.apache.spark.ml.feature.HashingTF.transform and hashFunc.
     """
@@ -107,7 +107,7 @@ class HashingTF(Hashing):
 
 @dataclass(frozen=True)
 class _Exact:
-    """A number that is equal to another one (0.0 and -0.0), or not even to itself."""
+    """A number that equals another one (0.0 and -0.0), or not even itself (NaN)."""
 
     text: str
     value: Any = field(compare=False)
@@ -123,7 +123,7 @@ def _exact(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Vocabulary(TextStage):
-    """A stage that knows some words."""
+    """Base of stages with a vocabulary."""
 
     vocabulary: tuple[str, ...]
 
@@ -135,7 +135,7 @@ class Vocabulary(TextStage):
 @serves("CountVectorizerModel")
 @dataclass(frozen=True)
 class CountVectorizer(Vocabulary):
-    """How often each word of a vocabulary occurs.
+    """Count of each word of a vocabulary.
 
     Source: org.apache.spark.ml.feature.CountVectorizerModel.transform.
     """
@@ -157,7 +157,7 @@ class CountVectorizer(Vocabulary):
 
 
 def counted(row: list[Any], places: Mapping[Any, int]) -> dict[int, float]:
-    """How often each known word occurs, by its place."""
+    """Count of each known word, by its place."""
     counts: dict[int, float] = {}
     for word in row:
         if (place := places.get(word)) is not None:
@@ -167,7 +167,7 @@ def counted(row: list[Any], places: Mapping[Any, int]) -> dict[int, float]:
 
 @dataclass(frozen=True)
 class WordShares(Vocabulary):
-    """What a translated Word2VecModel reads: the share of each known word in a row, and how many words the row has."""
+    """Input of a translated Word2VecModel: the share of each known word in a row, and the row's number of words."""
 
     def run(self, column: list[Any]) -> Outputs:  # type: ignore[override]
         rows = [
@@ -180,10 +180,10 @@ class WordShares(Vocabulary):
 @serves("FeatureHasher")
 @dataclass(frozen=True)
 class FeatureHasher(Hashing):
-    """Numbers at the place of their column's hash; text, booleans and named columns as 1 at that of `column=value`.
+    """Numbers at the place of their column's hash; for text, booleans and categorical columns, 1 at the place of `column=value`.
 
     Attributes:
-        java: the release of Java that makes text of numbers.
+        java: the release of Java whose text of numbers is used.
 
     Source: org.apache.spark.ml.feature.FeatureHasher.transform.
     """
@@ -218,7 +218,7 @@ class FeatureHasher(Hashing):
 
 
 def java_text(v: Any, release: int) -> str:
-    """The text of a value by toString of this release of Java."""
+    """Text of a value by toString of this release of Java."""
     if isinstance(v, (bool, np.bool_)):
         return "true" if v else "false"
     if isinstance(v, (np.float32, float)):

@@ -1,4 +1,4 @@
-"""Text to indices and back."""
+"""Conversion of text to indices and back."""
 
 import functools
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from sparkdiff.serving.text.base import SKIPS, BadValueError, Outputs, StagePart
 @serves("StringIndexerModel")
 @dataclass(frozen=True)
 class StringIndexer(TextStage):
-    """The number of a label; of a number the label that Java prints.
+    """Index of a label; a number has the label that Java prints for it.
 
     Attributes:
         java: the release of Java that casts numbers to text.
@@ -51,7 +51,7 @@ class StringIndexer(TextStage):
         return self._places_of("float")
 
     def _places_of(self, kind: str) -> dict[str, float]:
-        """The places of the numbers of this type that this Java prints as one of the labels."""
+        """Places of the numbers of this type that this Java prints as one of the labels."""
         return {
             x.hex(): self.places[label] for label, x, text in texts_of(self.labels, kind, self.java) if text == label
         }
@@ -78,7 +78,7 @@ class StringIndexer(TextStage):
             return self.floats.get(float(value).hex())
         if isinstance(value, float):
             return self.doubles.get(float(value).hex())
-        if isinstance(value, Decimal):  # Spark's text has an exponent only where spark.sql.ansi.enabled is false
+        if isinstance(value, Decimal):  # Spark's text has an exponent only if spark.sql.ansi.enabled is false
             return self.places.get(f"{value:f}", self.places.get(str(value)))
         return self.places.get(str(value))
 
@@ -86,7 +86,7 @@ class StringIndexer(TextStage):
 @serves("IndexToString")
 @dataclass(frozen=True)
 class IndexToString(TextStage):
-    """The label of a number, whose fraction is cut off; NaN is 0, as Java's toInt has it.
+    """Label of a number, truncated to an integer; NaN is 0, as with Java's toInt.
 
     Source: org.apache.spark.ml.feature.IndexToString.transform.
     """

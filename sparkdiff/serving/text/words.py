@@ -1,4 +1,4 @@
-"""Text to words, and words to words."""
+"""Conversion of text to words, and of words to words."""
 
 import functools
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from sparkdiff.serving.text.base import BadValueError, Outputs, StagePart, TextI
 
 
 def all_of(column: list[Any], kind: type, what: str) -> list[Any]:
-    """The column, which must hold values of this type throughout; `what` Spark reads, in words."""
+    """The column, whose values must all have this type; `what` is text on what Spark reads."""
     for v in column:
         if not isinstance(v, kind):
             raise BadValueError(v, f"which Spark cannot take here; it reads {what}")
@@ -19,7 +19,7 @@ def all_of(column: list[Any], kind: type, what: str) -> list[Any]:
 
 
 def words(column: list[Any]) -> list[list[Any]]:
-    """The column, which must hold lists of text and null throughout."""
+    """The column, whose values must all be lists of text and null."""
     for row in all_of(column, list, "lists of words"):
         for v in row:
             if v is not None and not isinstance(v, str):
@@ -28,15 +28,15 @@ def words(column: list[Any]) -> list[list[Any]]:
 
 
 LANGUAGES = ("az", "lt", "tr")
-"""Languages with rules of their own for lower case."""
+"""Languages with their own rules for lower case."""
 OF_THE_JVM = "lower case in a JVM whose language is az, lt or tr"
 
 
 def lower_case() -> Mapping[str, str]:
-    """What `jvm.text.lower_case` returns, for a stage that lowers text by the JVM's language.
+    """Result of `jvm.text.lower_case`, for a stage that lowers text by the JVM's language.
 
     Raises:
-        NotServedError: the language has rules of its own.
+        NotServedError: the language has its own rules.
     """
     if (language := spark.language()) in LANGUAGES:
         raise java.NotServedError(f"it lowers text by the rules of the JVM's language, {language!r}")
@@ -46,7 +46,7 @@ def lower_case() -> Mapping[str, str]:
 @serves("Tokenizer")
 @dataclass(frozen=True)
 class Tokenizer(TextStage):
-    """Lower case, cut at each white space.
+    """Words in lower case, split at each white space.
 
     Source: org.apache.spark.ml.feature.Tokenizer.createTransformFunc.
     """
@@ -68,7 +68,7 @@ class Tokenizer(TextStage):
 @serves("RegexTokenizer")
 @dataclass(frozen=True)
 class RegexTokenizer(TextStage):
-    """What a regular expression finds, or what lies between.
+    """Matches of a regular expression, or the text between them.
 
     Source: org.apache.spark.ml.feature.RegexTokenizer.createTransformFunc.
     """
@@ -110,7 +110,7 @@ class RegexTokenizer(TextStage):
 @serves("StopWordsRemover")
 @dataclass(frozen=True)
 class StopWordsRemover(TextStage):
-    """The words that are not in a list.
+    """Words that are not in a list.
 
     Source: org.apache.spark.ml.feature.StopWordsRemover.transform.
     """
@@ -146,7 +146,7 @@ class StopWordsRemover(TextStage):
 @serves("NGram")
 @dataclass(frozen=True)
 class NGram(TextStage):
-    """Each n words that follow one another, with a blank between.
+    """Every n consecutive words, joined by a blank.
 
     Source: org.apache.spark.ml.feature.NGram.createTransformFunc.
     """
