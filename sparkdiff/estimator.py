@@ -6,7 +6,7 @@ import dataclasses
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pyspark.ml import Estimator, Model, Pipeline
 from pyspark.ml.param import Param, Params
@@ -29,6 +29,13 @@ from sparkdiff.pipeline.unfitted import check_unfitted
 from sparkdiff.report import Events, FineTuningSummary, Phases, check_callbacks, shown
 from sparkdiff.report.observing import observed
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from sparkdiff.option_types import TunerGetters, TunerMembers, TunerOptions
+else:
+    TunerGetters = TunerMembers = object  # `with_params` makes their members
+
 OBJECTS = {
     "pipeline": option(None, "the pipeline to fine-tune: a fitted PipelineModel or stage, or an unfitted Pipeline"),
     "referenceData": option(None, "a DataFrame of rows on which the tuned pipeline may not be worse"),
@@ -40,7 +47,7 @@ process.
 
 
 @with_params(FIELDS)
-class _TunerParams(Params):
+class _TunerParams(Params, TunerGetters):
     """The options as Params, and the settings of a tuner that has some beside them."""
 
     SETTINGS: ClassVar[Any] = OptionGroup
@@ -51,7 +58,7 @@ class _TunerParams(Params):
 
 
 @with_params(OBJECTS | FIELDS, setters=True)
-class FineTuner(Estimator, CheckedParams, _TunerParams, jvm.Persistent):  # type: ignore[type-arg]
+class FineTuner(Estimator, CheckedParams, _TunerParams, jvm.Persistent, TunerMembers):  # type: ignore[type-arg]
     """Fine-tune a fitted Spark ML pipeline on a loss of your choice.
 
     Args:
@@ -81,7 +88,7 @@ class FineTuner(Estimator, CheckedParams, _TunerParams, jvm.Persistent):  # type
 
     def __init__(
         self, pipeline: Any = None, *others: Any, referenceData: DataFrame | None = None, callbacks: Sequence[Events] = (),
-        **params: Any,
+        **params: "Unpack[TunerOptions]",
     ):  # fmt: skip
         if others:
             own = type(self).__name__

@@ -1,5 +1,8 @@
 """Grower and GrowerModel: growth as a pyspark.ml Estimator and the Model that it returns."""
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
 from sparkdiff.estimator import ExtendedTuner, FineTunerModel
 from sparkdiff.fine_tuning.option_params import with_params
 from sparkdiff.growth.procedure import described
@@ -7,9 +10,18 @@ from sparkdiff.growth.settings import FIELDS, GrowthSettings
 from sparkdiff.growth.summary import GrowthSummary
 from sparkdiff.improvement.by_folds import grow_pipeline
 
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame
+    from typing_extensions import Unpack
+
+    from sparkdiff.option_types import GrowerGetters, GrowerMembers, GrowerOptions
+    from sparkdiff.report import Events
+else:
+    GrowerGetters = GrowerMembers = object  # `with_params` makes their members
+
 
 @with_params(FIELDS, setters=True)
-class Grower(ExtendedTuner):
+class Grower(ExtendedTuner, GrowerMembers):
     """Grow a fitted Spark ML pipeline that ends in a linear stage: add plain MLlib stages that learn what its form cannot say.
 
     Parts of several kinds (hidden units, crosses of columns, curves, effects of entities, boosted trees) are trained in rounds;
@@ -32,13 +44,20 @@ class Grower(ExtendedTuner):
 
     __module__ = "sparkdiff"
 
+    if TYPE_CHECKING:
+
+        def __init__(
+            self, pipeline: Any = None, *others: Any, referenceData: DataFrame | None = None, callbacks: Sequence[Events] = (),
+            **params: Unpack[GrowerOptions],
+        ): ...  # fmt: skip
+
     SETTINGS = GrowthSettings
     DESCRIBE = staticmethod(described)
     PROCEDURE = staticmethod(grow_pipeline)
 
 
 @with_params(FIELDS)
-class GrowerModel(FineTunerModel):
+class GrowerModel(FineTunerModel, GrowerGetters):
     """The result of a growth, with the members of `FineTunerModel` and the Params of the Grower.
 
     Attributes:

@@ -1,7 +1,7 @@
 """Improver and ImproverModel: an improvement as a pyspark.ml Estimator and the Model that it returns."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from sparkdiff.estimator import ExtendedTuner, FineTunerModel
 from sparkdiff.fine_tuning.option_params import with_params
@@ -12,9 +12,18 @@ from sparkdiff.improvement.settings import FIELDS, WHY_REFUSED, ImprovementSetti
 from sparkdiff.improvement.summary import ImprovementSummary
 from sparkdiff.options import Options
 
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame
+    from typing_extensions import Unpack
+
+    from sparkdiff.option_types import ImproverGetters, ImproverMembers, ImproverOptions
+    from sparkdiff.report import Events
+else:
+    ImproverGetters = ImproverMembers = object  # `with_params` makes their members
+
 
 @with_params(FIELDS, setters=True)
-class Improver(ExtendedTuner):
+class Improver(ExtendedTuner, ImproverMembers):
     """Improve a fitted Spark ML pipeline within a budget, in every way that sparkdiff knows.
 
     Weights are trained (`finetune`), stages are fitted anew (`refit`), their settings searched (`search`), stages are deleted
@@ -38,6 +47,13 @@ class Improver(ExtendedTuner):
 
     __module__ = "sparkdiff"
 
+    if TYPE_CHECKING:
+
+        def __init__(
+            self, pipeline: Any = None, *others: Any, referenceData: DataFrame | None = None, callbacks: Sequence[Events] = (),
+            **params: Unpack[ImproverOptions],
+        ): ...  # fmt: skip
+
     SETTINGS = ImprovementSettings
     WHY_REFUSED = WHY_REFUSED
     DESCRIBE = staticmethod(described)
@@ -50,7 +66,7 @@ class Improver(ExtendedTuner):
 
 
 @with_params(FIELDS)
-class ImproverModel(FineTunerModel):
+class ImproverModel(FineTunerModel, ImproverGetters):
     """The result of an improvement, with the members of `FineTunerModel` and the Params of the Improver.
 
     Attributes:

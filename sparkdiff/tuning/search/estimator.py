@@ -28,10 +28,15 @@ from sparkdiff.tuning.search.watching import SearchProgress, watch
 
 if TYPE_CHECKING:
     import pandas as pd
+    from typing_extensions import Unpack
+
+    from sparkdiff.option_types import SearchMembers, SearchOptions
+else:
+    SearchMembers = object  # `with_params` makes its members
 
 
 @with_params(OTHERS | FIELDS, setters=True)
-class Search(Estimator, CheckedParams, jvm.Persistent):  # type: ignore[type-arg]
+class Search(Estimator, CheckedParams, jvm.Persistent, SearchMembers):  # type: ignore[type-arg]
     """Search settings of an estimator, and compare the winner with the default on rows that no trial has seen.
 
     Args:
@@ -56,7 +61,7 @@ class Search(Estimator, CheckedParams, jvm.Persistent):  # type: ignore[type-arg
 
     def __init__(
         self, estimator: Any = None, *others: Any, space: Mapping[Any, Any] | None = None, evaluator: Any = None,
-        current: Any = None, callbacks: Sequence[Events] = (), **params: Any,
+        current: Any = None, callbacks: Sequence[Events] = (), **params: "Unpack[SearchOptions]",
     ):  # fmt: skip
         if others:
             raise InputError(

@@ -1,0 +1,79 @@
+"""Write `sparkdiff/option_types.pyi`: the options of the estimators as type checkers and editors see them.
+
+The Params, getters and setters are made at run time from the one list of options (`sparkdiff.fine_tuning.option_params`). Type
+checkers read no run time, so this script writes the same list for them: `python tools/option_types.py`.
+"""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+STUB = ROOT / "sparkdiff" / "option_types.pyi"
+HEAD = '''"""Types of the options, written by tools/option_types.py. The module does not exist at run time."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypedDict
+
+from pyspark.ml.param import Param
+from typing_extensions import Self
+'''
+Options = dict[str, str]
+
+
+def main() -> None:
+    STUB.write_text(stub(), encoding="utf-8")
+
+
+def stub() -> str:
+    """Content of the file."""
+    tuning = options_of("options.py", "Options")
+    growth = options_of("growth/settings.py", "GrowthSettings")
+    improvement = options_of("improvement/settings.py", "ImprovementSettings")
+    search = options_of("tuning/search/settings.py", "Settings")
+    objects = dict.fromkeys(["pipeline", "referenceData"], "Any")
+    searched = dict.fromkeys(["estimator", "space", "evaluator", "current"], "Any")
+    parts = [
+        HEAD,
+        *typed_dict("TunerOptions", tuning), *members("TunerGetters", tuning),
+        *members("TunerMembers", objects, objects | tuning),
+        *typed_dict("GrowerOptions", growth, "TunerOptions"), *members("GrowerGetters", growth),
+        *members("GrowerMembers", growth, growth),
+        *typed_dict("ImproverOptions", improvement, "TunerOptions"), *members("ImproverGetters", improvement),
+        *members("ImproverMembers", improvement, improvement),
+        *typed_dict("SearchOptions", search), *members("SearchMembers", searched | search, searched | search),
+    ]  # fmt: skip
+    return "\n".join(parts)
+
+
+def options_of(file: str, name: str) -> Options:
+    """The options of a dataclass with their types, in its order."""
+    tree = ast.parse((ROOT / "sparkdiff" / file).read_text("utf-8"))
+    (found,) = (node for node in ast.walk(tree) if isinstance(node, ast.ClassDef) and node.name == name)
+    fields = [node for node in found.body if isinstance(node, ast.AnnAssign)]
+    return {ast.unparse(field.target): ast.unparse(field.annotation) for field in fields}
+
+
+def typed_dict(name: str, options: Options, base: str = "TypedDict") -> Iterator[str]:
+    yield f"\nclass {name}({base}, total=False):"
+    yield from (f"    {option}: {accepted(kind)}" for option, kind in options.items())
+    yield ""
+
+
+def members(name: str, readable: Options, settable: Options = {}) -> Iterator[str]:  # noqa: B006 - it is only read
+    """A class with the Params and getters of some options and the setters of others."""
+    yield f"\nclass {name}:"
+    yield from (f"    {option}: Param[Any]" for option in readable)
+    for option, kind in readable.items():
+        yield f"    def get{option[0].upper()}{option[1:]}(self) -> {kind.replace('tuple[str, ...]', 'list[str]')}: ..."
+    for option, kind in settable.items():
+        yield f"    def set{option[0].upper()}{option[1:]}(self, value: {accepted(kind)}) -> Self: ..."
+    yield ""
+
+
+def accepted(kind: str) -> str:
+    return kind.replace("tuple[str, ...]", "Sequence[str]")
+
+
+if __name__ == "__main__":
+    main()
