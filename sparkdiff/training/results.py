@@ -1,4 +1,4 @@
-"""What the epochs of a training have found: the history, the gains of all candidates, and which of them go on."""
+"""The results of a training's epochs: the history, the gains of all candidates, and which of them continue."""
 
 import copy
 import dataclasses
@@ -17,7 +17,8 @@ from sparkdiff.training.recipes import Recipe
 
 R = TypeVar("R", bound="Results")
 ROUNDING = 1e-12
-"""Share of the original's loss below which two gains differ by the rounding of another order of additions, and are the same."""
+"""Share of the original's loss below which the difference of two gains is rounding (from another order of additions)
+and ignored."""
 
 
 @dataclasses.dataclass(frozen=True)
