@@ -30,7 +30,7 @@ def group_size(batchSize: int) -> int:
 
 
 class ActiveColumns:
-    """Chooses the active columns of some batches and builds the network on them.
+    """Builder of the network on the active columns of some batches.
 
     Attributes:
         affine: the network on all columns.

@@ -46,7 +46,7 @@ class Draw:
 
 
 class Augmenter:
-    """Augments the rows of a batch for each candidate; candidates with the same settings share the rows.
+    """Augmentation of a batch's rows for each candidate; candidates with the same settings share the rows.
 
     Args:
         among: all candidates of the training, if these are only some of them: each gets the same draws as if all were
@@ -141,7 +141,7 @@ def augmented(
         out[v] = x
     if not recipe.mixup:
         return out, [target]
-    assert not any(isinstance(x, SparseRows) for x in out.values())  # see recipes.candidates
+    assert not any(isinstance(x, SparseRows) for x in out.values())  # see recipes.recipes_for
     partner = drawn(lambda rng, n: rng.permutation(n), sizes)  # within the same virtual shard
     first = torch.from_numpy(np.repeat(np.cumsum([0, *sizes[:-1]]), sizes))
     partner += Place(partner.device).numbers(first, wait=False)

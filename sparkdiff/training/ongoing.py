@@ -159,8 +159,7 @@ def _active_columns(
 
 
 SCORE_BYTES = 256 << 20
-"""Size of what a GPU computes at a time while it measures all candidates: eight tensors of the size of their
-margins."""
+"""Bytes that a GPU needs at a time to measure all candidates: eight tensors of the size of their margins."""
 IN_TURN = "one after the other"
 STATE = 1
 """Version of the content of `Training.state`; a run that was started with another version is not resumed."""
@@ -185,16 +184,16 @@ class Training(Results):
         self.network, self.units = network, units
         self.here = Here(network, units, stats or {}, monotone, network)
         self.step, self.ended = 0, False  # the next step of the current epoch
-        self.began, self.before = time.monotonic(), 0.0  # seconds of training until this process resumed it
+        self.began, self.before = time.monotonic(), 0.0  # seconds of training before this process resumed it
         self.unsaved = ""  # the first checkpoint that couldn't be written, and why
-        self.fallbacks: list[str] = []  # what was done where memory was short, and what else is slower than it could be
+        self.fallbacks: list[str] = []  # measures taken when memory was short, and other slow-downs
         self.graphs = True  # whether steps on a GPU may be graphs; benchmarks measure them without
         self.parts = 1  # the number of parts in which the candidates train in an epoch, one after the other
-        self.candidates: Candidates | None = None  # those that are active, from the first step on, unless in parts
+        self.candidates: Candidates | None = None  # the active ones, from the first step on, unless they train in parts
         self._form: Form | None = None
         self._graphs: CapturedSteps | None = None
         self._saved: Mapping[str, Any] | None = None  # the candidates at the beginning of the epoch, or in a checkpoint
-        self._before: dict[str, Any] = {}  # the state then, to return to where memory was short
+        self._before: dict[str, Any] = {}  # the state at that time, to return to if memory is short
 
     @property
     def seconds(self) -> float:

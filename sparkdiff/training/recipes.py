@@ -9,8 +9,8 @@ from sparkdiff.options import Options
 ONCE_AN_EPOCH = ("lbfgs", "newton")
 """Optimizers that take one step an epoch, along the gradient of all rows."""
 FEW_ROWS = 1000
-"""With fewer validation rows a choice among many candidates is mostly chance, so fewer are tried; with FEWEST *
-FEW_ROWS rows only one."""
+"""Number of validation rows below which fewer candidates are tried, as a choice among many is then mostly chance: with
+a fifth of them (FEWEST) only one."""
 FEWEST = 1 / 5
 
 

@@ -32,7 +32,7 @@ SINGLES = tuple(float(p) for p in np.logspace(-6, 1, 15))
 MOST = 2000
 """Largest number of coefficients: their Hessian is factored at each step."""
 LARGEST = 2**28
-"""Largest number of numbers in memory."""
+"""Largest number of feature values in memory."""
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,14 @@
 """Choice of the device and of the number of processes of a training.
 
-The device is the one that the options name or, with `auto`, the faster one. With numProcesses='auto', as many processes
-train as end the training soonest, including the time to start them. All processes use the same kind of device.
+The device is the one that the options name or, with `auto`, the faster one. With numProcesses='auto', the number is the
+one with which training ends soonest, including the time to start the processes. All processes use the same kind of
+device.
 
-A step of several processes includes a sum over them, which takes longer than the step on slow networks and busy
-machines. So nothing is assumed: a step is timed in this process and, if several processes could save more time than
-starting them takes, in several. The timings and choices, and the device's name for the summary, are stored in the run's
-folder. A resumed run, or another run of the same name, reads them instead of timing again: it trains on the same kind
-of device, in as many processes as before.
+A step of several processes includes a sum over them, which on slow networks and busy machines takes longer than the
+rest of the step. So nothing is assumed: a step is timed in this process and, if several processes could save more time
+than starting them takes, in several. The timings and choices, and the device's name for the summary, are stored in the
+run's folder. A resumed run, or another run of the same name, reads them instead of timing again: it trains on the same
+kind of device, in as many processes as before.
 """
 
 import math
@@ -164,7 +165,7 @@ class Enough(Exception):
 
 
 class StepTimer:
-    """Times the steps of a training that is started only for that: `train` calls it after each step.
+    """Timer of the steps of a training that is started only for that: `train` calls it after each step.
 
     Args:
         steps: number of steps in an epoch.

@@ -1,4 +1,4 @@
-"""Starts a training in this process or in several, monitors it, and restarts it after the loss of a process."""
+"""Start and monitoring of a training in this process or in several, with restarts after the loss of a process."""
 
 import contextlib
 import json
@@ -28,7 +28,7 @@ Say = Callable[[str], None]
 
 
 class Epochs:
-    """Forwards each row of a history once and in order, whichever process or attempt it comes from."""
+    """Forwarder of a history's rows: each once and in order, whichever process or attempt it comes from."""
 
     def __init__(self, on_epoch: OnEpoch):
         self.on_epoch, self.told = on_epoch, 0

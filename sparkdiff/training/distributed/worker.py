@@ -177,7 +177,7 @@ def objectives(options: Options, network: Network, label: LabelStats) -> tuple[O
 
 
 class Checkpoints:
-    """Saves a training regularly, at least every tenth of the timeout, and at the end.
+    """Regular saves of a training, at least every tenth of the timeout, and at the end.
 
     If a checkpoint cannot be written, training continues, unless it is the final state that the driver waits for.
 
@@ -295,7 +295,7 @@ def _tell(path: Path, line: dict[str, Any]) -> None:
 
 
 class Watchdog:
-    """Ends this process and writes its stack if it is not called for `timeout` seconds."""
+    """Watchdog that ends this process and writes its stack if it is not called for about `timeout` seconds."""
 
     def __init__(self, timeout: float, stack: Any):
         self.timeout, self.stack, self.armed = timeout, stack, 0.0

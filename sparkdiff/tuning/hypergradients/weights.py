@@ -135,7 +135,7 @@ def response_of(kind: str, setting: Setting, classes: int) -> Response:
 
 @dataclass(frozen=True)
 class Linear:
-    """A linear model on rows of which each fold holds out some. Weights are (folds, sets, width), in units of the
+    """A linear model on rows; each fold holds out some of them. Weights are (folds, sets, width), in units of the
     table's columns, with the intercept last.
 
     Attributes:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 @with_params(OTHERS | FIELDS, setters=True)
 class Search(Estimator, CheckedParams, jvm.Persistent):  # type: ignore[type-arg]
-    """Search settings of an estimator, and compare the winner with the default on rows that no trial has seen.
+    """Search over settings of an estimator; the winner is tested against the default on rows that no trial has seen.
 
     Args:
         estimator: any Estimator: a stage, a Pipeline, a FineTuner; `sparkdiff.alternatives(...)` in a Pipeline is a

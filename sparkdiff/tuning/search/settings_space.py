@@ -192,8 +192,7 @@ WIDTHS: Mapping[str, Mapping[str, Range]] = {
     "VarianceThresholdSelector": {"varianceThreshold": _logarithmic(1e-4, 1.0)},
     "Word2Vec": {"vectorSize": _times(0.5, 2)},
 }
-"""Likewise the Params that determine the width of a stage's output: not searched before a stage that takes one width
-only."""
+"""Params that determine the width of a stage's output; searched unless a later stage takes one width only."""
 
 
 def settings_space(form: Unfitted) -> dict[Param[Any], Distribution]:

@@ -106,7 +106,7 @@ class Study:
             self.study.sampler = self.plan.sampler(number)
             asked = (
                 number < len(known) and known[number].state.name != "WAITING"
-            )  # before a kill: what it has been told already is told again
+            )  # before a kill: values that it was given are given again
             trial = self._again(known[number]) if asked else self.study.ask()
             assert trial.number == number
             configuration = self.plan.space.sample(lambda q: suggested(trial, q.name, q.distribution))

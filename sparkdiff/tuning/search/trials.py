@@ -55,7 +55,7 @@ class Several(Evaluator):
 
 @dataclass
 class Trials:
-    """Evaluates trials on the rows of a search.
+    """Evaluation of trials on the rows of a search.
 
     Attributes:
         resource: the Param that a pruner increases from rung to rung; None: training rows.

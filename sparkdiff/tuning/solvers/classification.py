@@ -62,7 +62,9 @@ def sets_of(setting: Setting, classes: int) -> int:
 
 @dataclass(frozen=True)
 class Functions:
-    """The mean loss of each problem over the rows of its fold, as a function of (problems, sets · width) parameters."""
+    """The mean loss of each problem over its fold's training rows, as a function of (problems, sets · width)
+    parameters.
+    """
 
     rows: RowTable
     sample: Block | None
@@ -73,7 +75,7 @@ class Functions:
     """The sum of the weights of each problem's rows."""
     sets: int
     whole: bool
-    """Whether Hessians are whole; if not, they have one block for each set of coefficients."""
+    """True for whole Hessians, False for Hessians of one block for each set of coefficients."""
 
     def slopes(self, which: Tensor, at: Tensor) -> Slope:
         fold, weight = self.fold[which], self.weight[which]

@@ -50,7 +50,7 @@ class Slope:
 Slopes = Callable[[Tensor, Tensor], Slope]
 """Slopes of these problems (their indices) at these parameters."""
 Hessians = Callable[[Tensor, Tensor], Tensor]
-"""Likewise: (problems, blocks, size, size), the diagonal blocks of a Hessian; a single block is the whole Hessian."""
+"""Hessians, likewise: (problems, blocks, size, size), their diagonal blocks; a single block is the whole Hessian."""
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ class Setting:
     link: str | None = None
     """Link of GeneralizedLinearRegression; None: the family's canonical one."""
     bounded: bool = False
-    """Whether a LogisticRegression has bounds on its coefficients or intercepts."""
+    """True if a LogisticRegression has bounds on its coefficients or intercepts."""
 
 
 @dataclass(frozen=True)
@@ -221,7 +221,7 @@ def augmented(chunk: Chunk, found: Moments) -> Tensor:
 Problem = TypeVar("Problem")
 
 CACHE = 2**18
-"""Amount of numbers that fit into a processor's cache beside others."""
+"""Number of doubles that fit into a processor's cache beside others."""
 
 
 MATRICES = 2**29

@@ -43,9 +43,9 @@ class WideRows:
     variance: Tensor
     """The population's variance of each scaled column over the rows that a fold trains on: (d, folds)"""
     constant: Tensor
-    """Whether a column has a single value in a fold's training rows: (d, folds) bool"""
+    """True for a column with a single value in a fold's training rows: (d, folds) bool"""
     lost: Tensor
-    """Whether some column has a single value there that is not zero: (folds,) bool"""
+    """True if some column has a single value there that is not zero: (folds,) bool"""
     unbiased: Tensor
     """Factor by which Spark's Summarizer multiplies the population's variance: (folds,)"""
 
