@@ -81,8 +81,7 @@ class AffineNetwork:
         return {v for link in self.chain for v in link.reads} - made
 
     def narrowed(self, columns: Mapping[Version, Tensor]) -> "tuple[AffineNetwork, dict[int, Tensor]]":
-        """The network on some columns (c,) of its inputs, with all others 0; and the features (c,) that remain for each
-        stage.
+        """The network on some columns (c,) of its inputs, with all others 0, and the features (c,) left for each stage.
 
         Raises:
             NotSparseError: the other columns matter, too.
@@ -133,9 +132,7 @@ class AffineNetwork:
     def back(
         self, slopes: AffineMargin, gradients: dict[Version, Tensor], constant: Tensor, room: Mapping[int, Parameters]
     ) -> None:
-        """Add the gradients of the parameters to `room`, given those of the slopes, (K, d, m) each, and of the
-        constants (K, 1, m).
-        """
+        """Add to `room` the parameters' gradients, given those of slopes, (K, d, m) each, and constants (K, 1, m)."""
         for link, back in reversed(slopes.tape):
             found = back([gradients[v] for v in link.reads], constant, room[link.position])
             if found is not None:
@@ -150,9 +147,7 @@ class AffineNetwork:
 
     @torch.no_grad()
     def leaf_curvature(self, values: Mapping[Version, Rows], second: Tensor) -> Tensor:
-        """Sums, for each of the head's leaves (L,), over its rows of `second` (n,) times the squared derivative of the
-        margin.
-        """
+        """Sums, per leaf of the head (L,), of `second` (n,) times the squared derivative of the margin."""
         head = self.chain[0]
         [version] = head.reads
         rows = _spread(values[version], second[None, :, None], head.widths[0])[0, :, 0]  # type: ignore[arg-type]

@@ -1,7 +1,7 @@
 """Augmentation: noise, masks and mixtures of the rows of a batch, for the candidates that ask for them.
 
-Random draws depend on the seed, the epoch, the step and the virtual shard of a row, and therefore not on the number of
-processes.
+Random draws depend on the seed, the epoch, the step and the virtual shard of a row, and therefore not on the number
+of processes.
 """
 
 import dataclasses

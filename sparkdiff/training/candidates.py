@@ -145,9 +145,7 @@ class Candidates:
         return self.updates.affine is not None and [name for name, _ in self.updates.affine.reads] == [LEAVES]
 
     def _add_leaves(self, views: Sequence[View], slopes: AffineMargin, objective: Objective) -> None:
-        """Do the work of `add` for candidates with leaves of their own: one look-up for all, bit for bit the same as
-        one per view.
-        """
+        """Do the work of `add` for candidates with own leaves: one look-up for all, with the bits of one per view."""
         updates, matrix = self.updates, self.updates.matrix
         assert updates.affine is not None
         [(version, slope)] = slopes.of.items()
@@ -185,9 +183,7 @@ class Candidates:
         return [*self.vectors.values(), matrix.flat, *sums, *steps]
 
     def set_rate(self, factor: float) -> Tensor:
-        """Set the learning rate on a GPU to that at this factor of the schedule, and return the tensor, which graphs
-        read there.
-        """
+        """Set the learning rate on a GPU by the schedule's factor; return the tensor, which graphs read there."""
         if factor != self._factor:
             self.rate.fill_(self.base * factor)
             self._factor = factor
@@ -261,9 +257,7 @@ class Candidates:
 
     @torch.no_grad()
     def end_epoch(self, scale: float) -> list[float]:
-        """Take the steps that are taken once an epoch, start the next epoch, and return the mean training losses of the
-        epoch.
-        """
+        """Take the once-an-epoch steps, start the next epoch, and return the epoch's mean training losses."""
         updates, once = self.updates, self.epoch_steps.candidates
         updates.finish(self.vectors)
         if once:
@@ -390,9 +384,7 @@ def second_derivative(objective: Objective, margin: Tensor, targets: Sequence[Ta
 def batch_losses(
     batch: BatchLoss, margin: Tensor, targets: Sequence[Target], groups: Mapping[str, Tensor], team: Team
 ) -> tuple[Tensor, Tensor]:
-    """This process's share (k,) of W * loss of the rows of all processes, and its gradient by this process's
-    margins.
-    """
+    """This process's share (k,) of W * loss over the rows of all processes, and its gradient by its own margins."""
     whole = team.gather(margin.transpose(0, 1)).transpose(0, 1).contiguous().requires_grad_()
     first = int(team.gather(torch.tensor([margin.shape[1]], device=margin.device))[: team.rank].sum())
     codes = {name: team.gather(code) for name, code in groups.items()}

@@ -1,5 +1,4 @@
-"""Local steps: the processes of a training take several steps apart, then meet and continue from their mean with a slow
-momentum.
+"""Local steps: processes take several steps apart, then meet and continue from their mean with a slow momentum.
 
 Synchronous steps need one sum over the processes each. If a sum takes longer than a step, local steps save most of the
 sums, at a price: the processes train on batches of their own rows, so the result depends on their number.
@@ -50,8 +49,7 @@ class LocalSteps:
 
     @torch.no_grad()
     def meet(self, team: Team, others: Sequence[Tensor], factor: float) -> None:
-        """Replace u, in place, by the point from which all processes continue: their mean, moved along the slow
-        momentum.
+        """Replace u, in place, by the point where all processes continue: their mean, moved by the slow momentum.
 
         Args:
             others: tensors that are replaced by their means.

@@ -1,5 +1,4 @@
-"""The training loop for a list of candidates over one stream, in one process or several. It uses only torch and the
-stream.
+"""The training loop for several candidates over one stream, in one process or several; uses only torch and the stream.
 
 Every process holds the same parameters. At each step it sums w * gradient over its rows of the batch; these sums are
 added over all processes and divided by the sum of w, so the number of processes changes nothing but the order of

@@ -18,8 +18,7 @@ from sparkdiff.training.parameters import named_parameters
 
 @dataclass(frozen=True)
 class Monotone:
-    """The penalty strength * (slope of the margin by the feature, in natural units, if it has the wrong sign)^2, summed
-    over features.
+    """The penalty: sum over features of strength * (slope of the margin, in natural units, if of the wrong sign)^2.
 
     Attributes:
         signs: for each fixed version (d,), 1 if the margin should rise, -1 if it should fall, 0 without a request.

@@ -99,9 +99,7 @@ class Form:
         return Form(here, options, affine, _active_columns(here, affine, recipes, options, data), counts)
 
     def candidates(self, recipes: Sequence[Recipe], among: Sequence[Recipe] | None = None) -> Candidates:
-        """These candidates, at the original's parameters; `among`: all candidates of the training, if these are only
-        some of them.
-        """
+        """These candidates, at the original's parameters; `among`: all candidates, if these are only some."""
         here = self.here
         rows = None if here.of_rows is here.network else here.of_rows
         updates = (
@@ -113,9 +111,7 @@ class Form:
 
 
 def _all_count(data: Data) -> bool:
-    """True if no training row of any process has weight 0; False also if rows are read from files, as these are not
-    checked.
-    """
+    """True if no training row of any process has weight 0; False also for rows in files, which are not checked."""
     zeros = data.stream.zero_weights("train", data.team.rank, data.team.world)
     found = torch.tensor(1 if zeros is None else zeros, dtype=torch.float64)
     data.team.sum_(found)
@@ -317,9 +313,7 @@ class Training(Results):
         self.fallbacks = [*[f for f in self.fallbacks if IN_TURN not in f and f != told], told]
 
     def state(self) -> dict[str, Any]:
-        """Everything needed to continue; if the candidates train part by part, to continue from the beginning of the
-        epoch.
-        """
+        """Everything needed to continue (from the beginning of the epoch if the candidates train part by part)."""
         if self.parts > 1 and not self.ended:
             own = self._before or self._results() | {"candidates": self._saved}
         else:
@@ -429,9 +423,7 @@ class Training(Results):
                 self.parts = min(self.parts, len(rows))
 
     def _over(self, data: Data) -> bool:
-        """True if maxSeconds have passed by the clock of the first process, so that all processes end after the same
-        epoch.
-        """
+        """True if maxSeconds have passed, by the first process's clock so that all end after the same epoch."""
         if self.options.maxSeconds is None:
             return False
         seconds = torch.tensor(0.0 if data.team.rank else self.seconds, dtype=torch.float64)
@@ -439,9 +431,7 @@ class Training(Results):
         return float(seconds) >= self.options.maxSeconds
 
     def release(self) -> None:
-        """Release what only further steps need: the candidates with their optimizer state, and what is needed to
-        prepare them.
-        """
+        """Release everything that only further steps need: candidates, optimizer states, and their preparation."""
         self.candidates = self._form = self._graphs = self._saved = None
         self._before = {}
 

@@ -1,5 +1,4 @@
-"""Optimizers of the candidates' vectors: first-order steps, one for each batch, and steps along the gradient of all
-rows.
+"""Optimizers of the candidates' vectors: first-order steps, one per batch, and steps along the gradient of all rows.
 
 First-order steps call torch's fused kernel without torch's bookkeeping, which for a step this small takes several times
 as long as the kernel: torch.optim.adam.adam, which calls the same kernel, takes four times as long.

@@ -1,5 +1,4 @@
-"""The trainable parameters of a network as one flat vector, in their natural units, and those of all candidates as one
-matrix.
+"""The trainable parameters of a network as one flat vector, in their natural units, and those of all candidates as one matrix.
 
 Optimizers, anchors and clipping use natural units.
 """
@@ -136,8 +135,7 @@ class NaturalUnits:
 
 
 class ParameterMatrix:
-    """The parameters (K, q) of K candidates (all parameters, or those of the active columns), and memory for their
-    gradients.
+    """The parameters (K, q) of K candidates (all, or those of the active columns), and memory for their gradients.
 
     Attributes:
         changed: (m,) indices of the q entries that a step changes; None for all of them. `start` (m,) and `units`

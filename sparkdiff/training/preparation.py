@@ -108,8 +108,8 @@ def start_of(
 def computed_by(network: Network) -> dict[str, Any]:
     """An identity of the untrained network without uids: the same in every process that gets the same pipeline.
 
-    It consists of the Params of all stages, in clear text, and a hash of the translated stages: their content, and the
-    code of those that are not ours.
+    It consists of the Params of all stages, in clear text, and a hash of the translated stages: their content, and the code of
+    those that are not ours.
     """
     vertices = network.graph.vertices
     stages = [v.stage for v in vertices]

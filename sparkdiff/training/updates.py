@@ -1,5 +1,4 @@
-"""The parameters that a step changes: all of them, or those of the active columns (lazy updates, as in torch's
-SparseAdam).
+"""The parameters that a step changes: all, or those of the active columns (lazy updates, as in torch's SparseAdam).
 
 A training chooses one of the two once. Both hold the parameters that the current step changes, as a `ParameterMatrix`;
 the candidates' vectors (u, moments, averages: (K, p) each) are passed in by name.
@@ -110,9 +109,7 @@ class DenseUpdates:
         return {}
 
     def load(self, u: Tensor) -> None:
-        """Set the parameters to those at u, after a step; also change u where a parameter was put back within its
-        bounds.
-        """
+        """Set the parameters to those at u, after a step; adjust u where a parameter is put back within bounds."""
         self.matrix.load(u)
         self._project(u)
         self._narrow()
@@ -139,9 +136,7 @@ class DenseUpdates:
         return self.affine.slopes(self.matrix.parameters, len(self.recipes)) if self.affine else None
 
     def margins(self, rows: list[int], slopes: AffineMargin | None, values: Values) -> Tensor:
-        """Margins (k, n) or (k, n, classes) of these candidates; with a graph of autograd if the network isn't
-        affine.
-        """
+        """Margins (k, n) or (k, n, classes) of these candidates, with an autograd graph if the network isn't affine."""
         if self.affine is None or slopes is None:
             return torch.stack([self.of_rows[k].margin(dict(values)) for k in rows]).to(self.start.dtype)
         if len(rows) < len(self.recipes):
@@ -163,9 +158,7 @@ class DenseUpdates:
         self.affine.back(slopes, gradients, constant, self.matrix.gradients)
 
     def measured(self, vectors: Vectors) -> Measured:
-        """Function that measures the candidates: with their averages over steps if there are any, and with settled
-        trees.
-        """
+        """Function that measures the candidates, with averages over steps if there are any, and settled trees."""
         if "average" in vectors:
             self.matrix.load(vectors["average"])
             self._narrow()
@@ -175,9 +168,7 @@ class DenseUpdates:
         return lambda values: (slopes, values)
 
     def parameters(self, vectors: Vectors) -> Callable[[int], Tensor]:
-        """Function that copies the parameters (p,) that the k-th candidate was measured with; call it after
-        measuring.
-        """
+        """Function that copies the parameters (p,) with which the k-th candidate was measured; for after that."""
         flat = self.matrix.flat.clone()
         if "average" in vectors or self.settles:
             self.matrix.load(vectors["u"])
@@ -186,9 +177,7 @@ class DenseUpdates:
 
 
 class LazyUpdates(DenseUpdates):
-    """Updates in which a step changes the parameters of the active columns; all others stay, with their moments and
-    averages.
-    """
+    """Updates of the parameters of active columns only; all others stay, with their moments and averages."""
 
     def __init__(self, active: ActiveColumns, recipes: Sequence[Recipe]):
         self.active, self.network, self.recipes = active, active.network, recipes

@@ -265,8 +265,7 @@ def _look(cache: CachedRows, kind: str, settings: Sequence[Setting], folds: int,
 
 
 def _far(cache: CachedRows, folds: int, *, labels: bool) -> str:
-    """The reason why sums over all folds are useless for one fold: a number in its held-out rows is far from all
-    others; "" if none.
+    """The reason why sums over all folds fail for one: a number in its held-out rows is far from all others; else "".
 
     All folds share one centre and one scale per column; the contribution of such a number to their sums hides the
     others' digits.

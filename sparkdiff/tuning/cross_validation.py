@@ -51,9 +51,7 @@ def outcomes(task: GridTask, folds: Folds, parallelism: int, keeps: bool) -> lis
 
 
 def _by_spark(task: GridTask, folds: Folds, parallelism: int, keeps: bool) -> list[FoldMetrics]:
-    """Make all fits of all folds with Spark; if a fold has fewer fits than there are threads, several folds are fitted
-    at once.
-    """
+    """Make all fits with Spark; if a fold has fewer fits than there are threads, several folds are fitted at once."""
     folds_at_once = min(max(parallelism // task.fits_at_once, 1), folds.count)
     size = min(parallelism // folds_at_once, len(task.maps))
     over = Event()
@@ -236,9 +234,7 @@ def _fits(task: GridTask, at_once: set[Fit]) -> tuple[Counter[int], list[str]]:
 
 
 class _Search(Params):
-    """Common parts of both classes. Each is a subclass of pyspark's, is saved as pyspark's, and fits pyspark's
-    model.
-    """
+    """Common parts of both classes: subclasses of pyspark's, saved as pyspark's, which fit pyspark's models."""
 
     PLAIN: ClassVar[Any]
     """pyspark's class."""

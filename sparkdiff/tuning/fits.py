@@ -22,8 +22,7 @@ TAKES_SESSION = "session" in str(inspect.signature(inheritable_thread_target)).l
 
 
 def leaves_of(estimator: Any, whole: Callable[[Any], bool]) -> list[Any]:
-    """The leaf stages of an estimator, with pipelines replaced by their stages, except pipelines for which `whole` is
-    True.
+    """The leaf stages of an estimator: pipelines are replaced by their stages, unless `whole` is True for them.
 
     Raises:
         InputError: a stage is neither an Estimator nor a Transformer.
@@ -43,9 +42,7 @@ def opened(stage: Any) -> bool:
 
 
 def is_sparks(stage: Any) -> bool:
-    """True if a stage's class is one of pyspark.ml: it takes only its own Params and those of the stages that it
-    holds.
-    """
+    """True if a stage's class is from pyspark.ml: it takes only its own Params and those of stages that it holds."""
     return type(stage).__module__.startswith("pyspark.ml.")
 
 

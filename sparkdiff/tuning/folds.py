@@ -52,8 +52,7 @@ def random_folds(dataset: DataFrame, column: str, seed: int, folds: int, split: 
 
 
 def given_folds(dataset: DataFrame, column: str, folds: int) -> Folds:
-    """The folds given by a column. One job checks its values first; Spark's own class checks them row by row, in
-    Python.
+    """The folds given by a column. One job checks its values; Spark's own class checks them row by row, in Python.
 
     Raises:
         InputError: a value is no fold number, or a fold has no rows.

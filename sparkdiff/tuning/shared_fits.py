@@ -70,9 +70,7 @@ def _counts_features(get: Get) -> bool:
 
 
 def first_trees(model: Any, rows: DataFrame) -> Models:
-    """Models by `maxIter`: each tree is fitted to the residuals of those before it, so fewer trees are the first
-    ones.
-    """
+    """Models by `maxIter`: the first trees, as each tree is fitted to the residuals of those before it."""
     return lambda count: trees.first(model, count)
 
 

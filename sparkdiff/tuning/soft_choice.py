@@ -182,9 +182,7 @@ def _blocks(
 
 
 def _read(rows: DataFrame, fitted: Sequence[Any], reads: Reads) -> tuple[Chunk, list[Tensor], int]:
-    """The rows without features, the features of each variant, and the number of classes in the metadata; by one
-    job.
-    """
+    """The rows without features, each variant's features, and the number of classes in the metadata, by one job."""
     # A stage may overwrite a column that it reads, so each variant gets the original columns.
     base, kept, classes = rows.columns, ["__sd_label", "__sd_weight", "__sd_offset"], 0
     rows = rows.withColumn(DATA, F.struct(*map(named, base)))

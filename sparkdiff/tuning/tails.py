@@ -1,6 +1,4 @@
-"""Linear last stages: the rows that reach one are written once, and all settings and folds are solved and judged at
-once.
-"""
+"""Linear last stages: the rows that reach one are written once, and all settings and folds are solved and judged at once."""
 
 import math
 from collections import defaultdict
@@ -41,9 +39,7 @@ OUTPUTS = ("rawPredictionCol", "probabilityCol", "predictionCol", "linkPredictio
 
 
 class WithParams:
-    """A read-only estimator with other values for some Params. A real copy would take Java some time for each
-    setting.
-    """
+    """A read-only estimator with other values for some Params; a real copy would take Java some time."""
 
     def __init__(self, stage: Any, params: Mapping[Any, Any]):
         self.stage, self.uid = stage, stage.uid
@@ -92,9 +88,7 @@ Solved = Mapping[tuple[trie.Fit, int], Solution]
 
 
 def one_for_all(task: GridTask) -> bool:
-    """True if the rows that reach the last stage are the same for all folds, because no stage before it looks at other
-    rows.
-    """
+    """True if all folds have the same rows at the last stage, because no stage before it looks at other rows."""
     return all(map(_by_row, task.stages[:-1]))
 
 
@@ -291,9 +285,7 @@ FOLD = "sparkdiff_fold"
 
 
 def _way(stage: Any, params: Mapping[Any, Any]) -> tuple[Any, ...]:
-    """A key for the effect of a stage on rows. A uid alone is no key: copies share it, and so do all models of an
-    estimator.
-    """
+    """A key for a stage's effect on rows. A uid alone is none: copies and all models of an estimator share it."""
     return (stage if isinstance(stage, Model) else stage.uid, trie.key(stage.extractParamMap(params)))
 
 
@@ -326,9 +318,7 @@ def within(task: GridTask, wanted: Mapping[trie.Fit, AskedFit], branch: Branch) 
 def judged(
     solved: Solved, estimators: Mapping[trie.Fit, WithParams], cache: CachedRows, folds: int, judge: Judge, kind: str
 ) -> dict[tuple[trie.Fit, int], float]:
-    """The metric of each solution on the rows that its fold holds out; none if the model doesn't write the judged
-    column.
-    """
+    """The metric of each solution on its fold's held-out rows; none if the model doesn't write the judged column."""
     outs = {
         fit: found.coefficients.shape[0] if found.coefficients.ndim == 2 else 1 for (fit, _), found in solved.items()
     }

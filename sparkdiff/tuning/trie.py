@@ -1,6 +1,4 @@
-"""A grid over the stages of an estimator as a trie of fits: parts that several settings have in common are fitted once.
-No Spark.
-"""
+"""A grid over an estimator's stages as a trie of fits: parts that settings have in common are fitted once. No Spark."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field

@@ -1,3 +1,1 @@
-"""Training in one process or in many: `launch` starts the processes, `attempt` watches them, `worker` is the code of
-each.
-"""
+"""Training in one process or in many: `launch` starts them, `attempt` watches them, `worker` is the code of each."""

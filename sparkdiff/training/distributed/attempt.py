@@ -32,8 +32,7 @@ from sparkdiff.training.distributed.remote import Post, train as train_remotely
 START = 300.0
 """Seconds within which the processes must begin to train: on a loaded machine, importing torch alone takes many."""
 GRACE = 5.0
-"""Seconds that the other processes have to end by themselves once one has failed; six times as long once training is
-finished."""
+"""Seconds in which the other processes should end once one has failed; six times as long once training is finished."""
 OnEpoch = Callable[[Mapping[str, Any]], None]
 
 
@@ -209,9 +208,7 @@ class RemoteAttempt(Attempt):
         train_remotely(self.spark, self.post, self.manifest, self.processes, self.needed, gpus=self.gpus)
 
     def _signs(self) -> Any:
-        """The current time until the first process connects, as Spark may wait long for slots; then the number of
-        messages received.
-        """
+        """The time, until a process connects (Spark may wait long for slots); then the number of messages."""
         return self.post.signs if self.post.joined else time.monotonic()
 
     def _stop(self, thread: threading.Thread) -> None:

@@ -31,14 +31,11 @@ from sparkdiff.tensors.team import Team, tells_of_another
 from sparkdiff.training.ongoing import Training
 
 WARM, TIMED = 8, 32
-"""Number of steps at a place that are not timed (the first ones load and compile), and that are; fewer if the training
-is short."""
+"""Number of untimed steps at a place (which load and compile), and of timed ones; fewer if the training is short."""
 
 
 class TimingError(SparkdiffError):
-    """Failure of training on this process's GPU while it was timed: others wait for it, so all must start again on the
-    CPU.
-    """
+    """Failure of training on this process's GPU while it was timed: others wait, so all must restart on the CPU."""
 
 
 @dataclass(frozen=True)

@@ -34,9 +34,7 @@ class Epochs:
         self.on_epoch, self.told = on_epoch, 0
 
     def __call__(self, rows: Sequence[Mapping[str, Any]], first: int = 0) -> None:
-        """Forward the new ones of these rows, numbered from `first` on; rows after a gap are forwarded when they arrive
-        again.
-        """
+        """Forward new rows; `rows` are numbered from `first` on. Rows after a gap wait until they arrive again."""
         while first <= self.told < first + len(rows):
             self.told += 1
             self.on_epoch(rows[self.told - 1 - first])
@@ -45,7 +43,8 @@ class Epochs:
 def run(
     assignment: Assignment, stream: Stream, folder: RunFolder, say: Say, on_epoch: OnEpoch = lambda row: None
 ) -> tuple[Training, list[str]]:  # fmt: skip
-    """Train to the end, from the beginning or from the newest checkpoint; if the folder has the final state, return it.
+    """Train to the end, from the beginning or from the newest checkpoint; if the folder has the final state, return
+    it.
 
     Args:
         say: called with a line about the progress.
@@ -147,9 +146,7 @@ def _resumed(assignment: Assignment, folder: RunFolder) -> Training:
 
 
 class TrainingProgress:
-    """Progress lines of a training: epochs done, quality so far, and the time that it may still take at the pace so
-    far.
-    """
+    """Progress lines of a training: epochs, quality so far, and the time left at the pace so far."""
 
     def __init__(self, assignment: Assignment, clock: Callable[[], float] = time.monotonic):
         self.original, self.metric = assignment.original, assignment.metric

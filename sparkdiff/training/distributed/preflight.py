@@ -13,8 +13,7 @@ from sparkdiff import jvm
 from sparkdiff.errors import InputError
 
 SLOTS = 20.0
-"""Seconds to wait for enough slots: executors register some seconds after the session has started, or after one was
-lost."""
+"""Seconds to wait for enough slots: executors register some seconds after the session has started, or after one was lost."""
 DRIVER, EXECUTOR, TASK = (f"spark.{part}.resource.gpu.amount" for part in ("driver", "executor", "task"))
 SCRIPT = "spark.executor.resource.gpu.discoveryScript"
 # torch is imported in a separate process: the executor's Python goes on to serve other tasks.

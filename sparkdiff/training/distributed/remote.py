@@ -139,9 +139,7 @@ class Post:
             self.failed = e if isinstance(e, SparkdiffError) else files.not_writable(path, e)
 
     def close(self, patience: float) -> None:
-        """Close all connections. For tasks that have ended, first wait, at most `patience` seconds, until all they sent
-        is written.
-        """
+        """Close all connections; for ended tasks, first wait up to `patience` seconds until their data are written."""
         self.closed = True
         with contextlib.suppress(OSError):
             Client(("127.0.0.1", self.port)).close()  # wakes the thread that waits for one

@@ -18,8 +18,7 @@ STAY = tuple(f"sparkdiff/{room}" for room in ("improvement", "job", "serving", "
 
 
 def equip(here: Path, assignment: Any, loss: Any, module: str) -> None:
-    """Write `sparkdiff.zip`, `assignment.pickle` and `start.py`, which calls `main(folder)` of one of our modules, to a
-    folder.
+    """Write `sparkdiff.zip`, `assignment.pickle`, and `start.py`, which calls `main(folder)` of one of our modules.
 
     Args:
         here: the folder.

@@ -1,5 +1,4 @@
-"""A soft choice between alternatives, trained with the penalties on held-out rows, then reduced to one per place, and
-improved.
+"""A soft choice between alternatives, trained with the penalties on held-out rows, then hardened and improved.
 
 The columns of all alternatives of a place enter a linear model together, those of alternative a multiplied by
 softmax(gates)_a; each column has its own weight. In terms of the weights of the unscaled columns, this is a penalty

@@ -16,8 +16,7 @@ from sparkdiff.tuning.hypergradients.weights import Linear
 ENOUGH = 1e-10
 """Largest slope at a solution, as a share of the sum of its rows' absolute slopes."""
 STEPS, SLOW = 60, 0.2
-"""Largest number of steps to a solution, and the share of the slope that a step may leave before the Jacobian is
-recomputed."""
+"""Largest number of steps, and the share of the slope that a step may leave before the Jacobian is recomputed."""
 
 Factors = tuple[Tensor, Tensor]
 

@@ -1,6 +1,4 @@
-"""The weights of a linear model as a function of its penalties, one per group of columns: solved, and followed as these
-change.
-"""
+"""The weights of a linear model as a function of its group penalties: solved, and followed as these change."""
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -17,9 +15,7 @@ from sparkdiff.tuning.solvers.reweighting import generalized
 
 
 class Response(Protocol):
-    """Loss of a linear model. Margins are (n, folds, sets), labels (n,), weights (n, folds); autograd can follow all
-    functions.
-    """
+    """Loss of a linear model, for autograd. Margins are (n, folds, sets), labels (n,), weights (n, folds)."""
 
     @property
     def sets(self) -> int:
@@ -83,9 +79,7 @@ class MultinomialResponse(ByWeights):
 
 @dataclass(frozen=True)
 class Generalized:
-    """Half the deviance of a family. Spark's iterations end where slopes over *working* weights are balanced by the
-    penalty.
-    """
+    """Half the deviance of a family. Spark's iterations end where slopes over *working* weights are balanced by the penalty."""
 
     name: str
     family: Family
@@ -257,9 +251,7 @@ class Linear:
         return generalized(self.chunks, settings, self.folds)
 
     def without(self, groups: Collection[int]) -> "Linear | None":
-        """The model on the same rows without the columns of these groups, with the others in one group; None if it
-        can't be solved.
-        """
+        """The model without the columns of these groups, the others in one group; None if it can't be solved."""
         kept = torch.tensor([int(g) not in groups for g in self.group])
 
         def chunks() -> Iterator[Chunk]:

@@ -1,6 +1,4 @@
-"""Alternative stages at one place of a pipeline, from which a search chooses one. A fitted pipeline never holds
-them.
-"""
+"""Alternative stages at one place of a pipeline; a search chooses one. A fitted pipeline never holds them."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any

@@ -1,6 +1,4 @@
-"""`method="hypergradient"`: stages chosen by training a mixture, and a penalty for each column of features, without
-trials.
-"""
+"""`method="hypergradient"`: stages chosen by training a mixture, and a penalty for each column of features, without trials."""
 
 import math
 import time

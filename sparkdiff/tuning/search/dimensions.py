@@ -1,6 +1,4 @@
-"""The decisions of a trial: a value for each Param of the space, and one stage for each place of alternatives. No
-Optuna.
-"""
+"""The decisions of a trial: a value per Param of the space, and one stage per place of alternatives. No Optuna."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -213,9 +211,7 @@ def _place_name(place: Alternatives, estimator: Any) -> str:
 
 
 def _conditions(estimator: Any) -> dict[str, tuple[Choices, ...]]:
-    """The choices that make a stage part of the estimator, one for each path to it, by uid; empty for stages that
-    always are.
-    """
+    """The choices that make a stage part of the estimator, one per path to it, by uid; empty: always a part."""
     found: dict[str, list[Choices]] = {}
 
     def walk(stage: Any, above: Choices) -> None:

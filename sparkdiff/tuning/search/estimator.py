@@ -86,9 +86,7 @@ class Search(Estimator, CheckedParams, jvm.Persistent):  # type: ignore[type-arg
         return super()._set(**values | {name: getattr(found, name) for name in options})
 
     def copy(self, extra: Any = None) -> "Search":
-        """A copy with the same uid. Params that do not belong to this Search are set on its estimator and
-        evaluators.
-        """
+        """A copy with the same uid. Params of other objects are set on its estimator and evaluators."""
         new: Any = super().copy({p: v for p, v in (extra or {}).items() if p.parent == self.uid})
         others = {p: v for p, v in (extra or {}).items() if p.parent != self.uid}
         if new.isSet("estimator"):

@@ -88,8 +88,7 @@ class Fold(Comparison):
 
 
 def _judge(evaluator: Any, model: Any) -> Judge:
-    """The computation of an evaluator here; for an evaluator that isn't computed here, only its label and weight, if
-    Params name them.
+    """The computation of an evaluator here; if Spark computes it, only its label and weight, if Params name them.
 
     Args:
         model: provides the label, from its last stage with a labelCol, if the evaluator names none.
@@ -186,8 +185,7 @@ class Scored:
         )  # fmt: skip
 
     def pair(self, of: MetricOf, settings: Settings, held: PairedRows | None = None) -> PairedRows:
-        """The rows with positive weight as both models see them, the default first; the metric is computed on them
-        only.
+        """The rows with positive weight, the only ones in the metric, as both models see them, the default first.
 
         Args:
             held: see `paired_rows.pair`.
@@ -296,8 +294,7 @@ def allowed(compared: Comparison, shipped: Fold, folds: Sequence[Fold]) -> Compa
 
 
 def left_out(both: int | None, total: int, winner: Any, default: Any, fresh: DataFrame) -> str:
-    """The reason why a winner can't ship: it lacks predictions for rows that the other model predicts. Empty if it
-    lacks none.
+    """The reason why a winner can't ship: it doesn't predict all rows that the other model predicts; empty if it does.
 
     Args:
         both: number of rows that both models predict; None if unknown, then their numbers of output rows are compared.

@@ -198,9 +198,7 @@ def _tables(statement: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class SearchOutcome:
-    """The result of a search: the model that ships, its summary, a dict per trial, and the trials of the Pareto
-    front.
-    """
+    """The result of a search: the model that ships, its summary, a dict per trial, and the Pareto front's trials."""
 
     model: Any
     summary: SearchSummary
@@ -354,8 +352,7 @@ def best_of(study: Study) -> Trial:
 
 
 def _rival(task: SearchTask, rows: DataFrame) -> Any:
-    """The model that the winner is compared with: `current`, or Spark's fit with the default settings, before any
-    trial.
+    """The model to compare the winner with: `current`, or Spark's fit with the default settings, before any trial.
 
     Raises:
         InputError: Spark refuses these settings; says why.

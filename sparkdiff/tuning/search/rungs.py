@@ -1,5 +1,4 @@
-"""Pruning: trials start with little of a resource, and the better ones are repeated with more of it. No Spark, no
-Optuna.
+"""Pruning: trials start with little of a resource, and the better ones are repeated with more. No Spark, no Optuna.
 
 All trials of a rung are evaluated together, so they share fits as the settings of a grid do. This is the synchronous
 form of successive halving (Jamieson and Talwalkar 2016) and of Hyperband (Li et al. 2018).

@@ -72,9 +72,7 @@ class SamplingPlan:
 
     @cached_property
     def shuffled(self) -> list[Configuration] | None:
-        """All settings in the order in which `random` tries them; None if there are too many to list, or if they are
-        not equally likely.
-        """
+        """All settings in the order of `random`; None if there are too many, or if they aren't equally likely."""
         settings = self.space.listed()
         if settings is None or any(q.when or getattr(q.distribution, "log", False) for q in self.space.dimensions):
             return None

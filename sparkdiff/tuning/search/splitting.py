@@ -45,9 +45,7 @@ def _options(settings: Settings, share: float, what: str) -> Options:
 
 
 def folds_in(settings: Settings) -> int:
-    """The number of folds, or of stretches of time; 0 if fresh rows decide, for "auto" if these can show a smaller
-    gain.
-    """
+    """The number of folds or stretches of time; 0 if fresh rows decide, for "auto" if these can show a smaller gain."""
     # As if the fresh rows were half of the held-out rows, the other half of which chooses.
     share = 2 * settings.testFraction
     folds = folds_of(Options(validationFraction=share, numFolds=settings.numFolds, timeCol=settings.timeCol))
@@ -75,8 +73,7 @@ class Divided:
 
 
 def divided(df: DataFrame, settings: Settings) -> tuple[DataFrame, Division]:
-    """All rows, and their division: into folds, into stretches of time, or into rows that fit, rows that choose and
-    fresh rows.
+    """All rows, and their division: folds, stretches of time, or rows that fit, rows that choose and fresh rows.
 
     The division is by a hash, of whole groups if there are any; with times, the latest rows decide. The first DataFrame
     must be cached so that each row is read once: a column that changes between reads would put rows into two parts, and

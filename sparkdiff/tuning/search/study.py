@@ -1,6 +1,4 @@
-"""The trials of a search, in a file that survives a kill: trials that are asked, their results, and trials to
-repeat.
-"""
+"""The trials of a search, in a file that survives a kill: their configurations and results, and those to repeat."""
 
 import contextlib
 import json
@@ -84,8 +82,7 @@ class Study:
         self.study.set_user_attr(TOTAL, plan.total)
 
     def next(self) -> list[Trial]:
-        """The trials of the next unfinished batch, in the order of their numbers, including finished ones; empty if all
-        are done.
+        """The trials of the next unfinished batch, by number, including finished ones; empty if all are done.
 
         Trials that were running when a process was killed are asked again, with the same configuration.
         """
@@ -114,9 +111,7 @@ class Study:
         return Trial(number, configuration, "running")
 
     def _again(self, begun: Any) -> Any:
-        """A trial that runs again. Values that a kill prevented are drawn as they would have been, after those that it
-        has.
-        """
+        """A trial that runs again. Values that a kill prevented are drawn as they would have been without it."""
         trial = optuna.trial.Trial(self.study, begun._trial_id)
         drawn_together = {*trial.relative_params, *begun.system_attrs.get("fixed_params", ())}
         for name, distribution in begun.distributions.items():

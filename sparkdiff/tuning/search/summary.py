@@ -146,9 +146,7 @@ def _reason(verdict: Verdict, figures: str, settings: Settings, rows: str, ways:
 
 
 def ways_to_decide(settings: Settings) -> str:
-    """Ways to show a gain that the rows don't show, as the end of a sentence; without those already used or
-    impossible.
-    """
+    """Ways to show a gain that the rows don't show, to end a sentence with; without those used or impossible."""
     s, ways = settings, list[str]()
     if not s.folds and s.method == "trials" and (folds := folds_in(dataclasses.replace(s, numFolds="auto"))):
         ways.append(f"set numFolds={folds}, so that more rows decide")

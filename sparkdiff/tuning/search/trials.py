@@ -1,6 +1,4 @@
-"""Evaluation of trials: those of a batch together, by the engine that compares settings; parts that none of them
-changes, once.
-"""
+"""Evaluation of trials, batch by batch, by the engine that compares settings; stages that no trial changes run once."""
 
 import math
 import time
@@ -33,9 +31,7 @@ FAILURES = (
     SparkdiffError, *jvm.SparkError, ValueError, TypeError, AttributeError, LookupError, AssertionError, ArithmeticError,
     RuntimeError,
 )  # fmt: skip
-"""Errors of a setting that can't be fitted: such a trial has failed, and the search continues. An OSError ends the
-search.
-"""
+"""Errors of a setting that can't be fitted: the trial fails, and the search continues. An OSError ends the search."""
 HELD = "__sparkdiff_held"
 TOGETHER, FEW = 100, 8
 """Numbers of trials in a batch: if a batch is solved at once, and if each trial is a fit of its own."""
@@ -145,9 +141,7 @@ class Trials:
         return TemporaryDirectory(prefix=".search-", dir=jvm.scratch_folder())
 
     def _share(self, share: float) -> Folds:
-        """The same rows with a share of the training rows, by a hash: a larger share contains all rows of a smaller
-        one.
-        """
+        """The rows with a share of the training rows, by a hash: a larger share contains all rows of a smaller one."""
         ((_, validation),) = self._folds.pairs
         train = self._numbered
         return _one_fold(train.where(below(coin(train), share, "share")).drop(COPY), validation)

@@ -153,9 +153,7 @@ def _is_over(study: Study, known: Sequence[Trial], limit: float | None, elapsed:
 
 
 def _size(known: Sequence[Trial], limit: float | None) -> int | None:
-    """Number of trials to evaluate together. With a time limit, the first two are evaluated alone, to learn how long
-    one takes.
-    """
+    """Number of trials to evaluate together; with a time limit, the first two run alone, to learn the time of one."""
     if limit is None:
         return None
     if len(known) < 2:
@@ -164,9 +162,7 @@ def _size(known: Sequence[Trial], limit: float | None) -> int | None:
 
 
 def _usual(known: Sequence[Trial]) -> float:
-    """Seconds of a usual trial; before the second, half of the first one's, which also prepares what later trials
-    reuse.
-    """
+    """Seconds of a usual trial; with one only, half of its time, as it also prepares what later trials reuse."""
     return statistics.median(t.seconds for t in known[1:]) if known[1:] else known[0].seconds / 2
 
 

@@ -62,9 +62,7 @@ def sets_of(setting: Setting, classes: int) -> int:
 
 @dataclass(frozen=True)
 class Functions:
-    """The mean loss of each problem over its fold's training rows, as a function of (problems, sets · width)
-    parameters.
-    """
+    """Mean losses over the training rows of each problem's fold, by parameters (problems, sets · width)."""
 
     rows: RowTable
     sample: Block | None

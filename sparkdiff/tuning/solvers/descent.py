@@ -1,6 +1,4 @@
-"""Minima of many smooth convex functions with penalties at once, by Newton's method or by L-BFGS that starts from a
-Hessian.
-"""
+"""Minima of many smooth convex functions with penalties at once, by Newton's method or by L-BFGS that starts from a Hessian."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -80,9 +78,7 @@ def minimise(slopes: Slopes, hessians: Hessians, given: Penalised, start: Tensor
 
 
 class DescentState:
-    """The state of each problem. Problems in `active` are still moving; tensors of directions are used for these
-    only.
-    """
+    """The state of each problem. Those in `active` are still moving; only their directions are used."""
 
     def __init__(self, given: Penalised, start: Tensor, newton: bool) -> None:
         m = len(given)
@@ -191,9 +187,7 @@ class DescentState:
 
 
 def regular(h: Tensor, own: Penalised) -> Tensor:
-    """The Hessians without rows and columns of parameters that stay zero, and with curvature along equal moves of all
-    sets.
-    """
+    """The Hessians without parameters that stay zero, and with curvature along equal moves of all sets."""
     m, blocks = h.shape[:2]
     free = own.free.reshape(m, blocks, -1)
     h = h * free[..., :, None] * free[..., None, :] + torch.diag_embed(1 - free)

@@ -10,8 +10,7 @@ from sparkdiff.tuning.solvers.limits import NORMAL_COLUMNS
 from sparkdiff.tuning.solvers.problem import MATRICES, Chunks, Moments, Setting, Solution, failed, gram, moments
 
 PIVOT = 1e-10
-"""Smallest accepted pivot of a correlation matrix: below it, columns are linearly dependent, and the model isn't
-determined."""
+"""Smallest pivot of a correlation matrix: below it, columns are linearly dependent, and the model is undetermined."""
 
 
 def linear(chunks: Chunks, settings: list[Setting], folds: int) -> list[list[Solution]]:

@@ -4,8 +4,7 @@ from sparkdiff.tuning.solvers.families import FAMILIES
 from sparkdiff.tuning.solvers.problem import RowFacts, Setting
 
 WIDEST = {"LinearRegression": 2000, "LogisticRegression": 2000, "GeneralizedLinearRegression": 1000}
-"""Number of columns (times classes, if there are several sets of coefficients) above which matrices of all pairs cost
-too much."""
+"""Number of columns (times sets of coefficients) above which matrices of all pairs cost too much."""
 NORMAL_COLUMNS = 4096
 """Number of columns above which Spark's solver `auto` of LinearRegression is l-bfgs, and `normal` is refused."""
 
@@ -29,9 +28,7 @@ def _undetermined(setting: Setting, facts: RowFacts) -> bool:
 
 
 def unsolved(kind: str, setting: Setting, facts: RowFacts) -> str:
-    """The reason why Spark has to fit this setting; empty if it is solved here for `kind` (the name of Spark's
-    class).
-    """
+    """The reason why Spark has to fit this setting; empty if it is solved here. `kind` is the name of Spark's class."""
     if kind not in WIDEST:
         return f"{kind} is fitted by Spark"
     if kind == "LogisticRegression" and setting.family == "binomial" and facts.classes > 2:

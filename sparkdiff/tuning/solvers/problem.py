@@ -40,8 +40,7 @@ class Setting:
     fitIntercept: bool = True
     standardization: bool = True
     solver: str = "auto"
-    """Solver of LinearRegression: auto, normal or l-bfgs. They differ in the standard deviations by which they
-    divide."""
+    """Solver of LinearRegression: auto, normal or l-bfgs; they divide by different standard deviations."""
     loss: str = "squaredError"
     """Loss of LinearRegression."""
     family: str = "auto"
@@ -63,9 +62,7 @@ class RowFacts:
 
 @dataclass(frozen=True)
 class Solution:
-    """The model of one setting, fitted on all rows but one fold's, on the scale of the features, as in Spark's
-    model.
-    """
+    """The model of a setting, fitted on all rows but one fold's, on the features' scale as in Spark's model."""
 
     coefficients: Tensor
     """(d,), or (classes, d) for a multinomial model."""
@@ -95,8 +92,7 @@ class Moments:
     """Sum of the weights of each label 0, 1, ...: (folds, classes); empty without classes."""
     centre: Tensor
     scale: Tensor
-    """Mean and standard deviation of each column over all rows, 1 for a constant column: (d,). Only for numerical
-    accuracy."""
+    """Mean and deviation (1 for a constant column) of each column over all rows: (d,). For numerical accuracy only."""
     label_centre: Tensor
     label_scale: Tensor
     rows: int
@@ -178,9 +174,7 @@ def moments(chunks: Chunks, folds: int, classes: int = 0) -> Moments:
 
 
 def failed(found: Moments, sets: int = 1) -> Solution:
-    """A placeholder for a model that could not be solved; `sets` is the number of rows of its matrix of
-    coefficients.
-    """
+    """A placeholder for a model that could not be solved; `sets` is the number of rows of its coefficients."""
     nothing = torch.full((sets, len(found.centre)), torch.nan, dtype=torch.float64)
     return Solution(
         nothing[0] if sets == 1 else nothing, nothing[0, 0] if sets == 1 else nothing[:, 0], torch.nan, False
@@ -274,9 +268,7 @@ class RowTable:
 
 
 def table(chunks: Chunks, folds: int, found: Moments, *, intercept: bool, memory: int) -> RowTable:
-    """The rows with moved and scaled columns, in memory if they take at most `memory` bytes, else read again in each
-    pass.
-    """
+    """The rows with moved and scaled columns; in memory if `memory` bytes suffice, else read again in each pass."""
     centre = found.centre if intercept else torch.zeros_like(found.centre)
     scale = found.scale if intercept else torch.hypot(found.scale, found.centre)
     d = len(scale)
@@ -328,9 +320,7 @@ def together(blocks: Iterator[Block], rows: int) -> Block:
 
 
 def sample(source: RowTable, rows: int) -> Block:
-    """A sample of about `rows` rows, fewer if memory is short; the same at each call, and all rows if there are few
-    more.
-    """
+    """A sample of about `rows` rows, the same at each call; fewer if memory is short, all if there are few more."""
     share = min(rows, SAMPLE // (8 * source.width)) / source.rows
     draw = torch.Generator().manual_seed(0)
     taken = []

@@ -1,6 +1,4 @@
-"""Quadratic functions with absolute values: minimise ½x'(H + diag(ridge))x - b'x + Σ lasso·|x|, for many problems at
-once.
-"""
+"""Quadratic functions with absolute values: minimise ½x'(H + diag(ridge))x - b'x + Σ lasso·|x|, for many problems at once."""
 
 import functools
 

@@ -63,9 +63,7 @@ def largest(x: Tensor) -> Tensor:
 
 
 def minimise(function: Function, given: Costs, start: Tensor) -> Minimum:
-    """Minimise with an elastic net: each step stays on its side of zero in every parameter; one that would cross zero
-    stays there.
-    """
+    """Minimise with an elastic net: in each step, a parameter that would cross zero stops at zero."""
     at, m = start.clone(), start.shape[1]
     value, found = torch.full((m,), torch.nan, dtype=torch.float64), torch.zeros(m, dtype=torch.bool)
     active, first = torch.arange(m), torch.full((m,), torch.nan, dtype=torch.float64)
@@ -314,9 +312,7 @@ def curved(rows: WideRows, curve: Tensor, way: Tensor) -> Tensor:
 
 
 def diagonal(rows: WideRows, fold: Tensor, curve: Tensor) -> Tensor:
-    """The Hessians' diagonals as if all rows of a problem had the same curvature: (1, problems, sets) -> (d + 1,
-    problems, sets).
-    """
+    """Hessian diagonals if all rows had the same curvature: (1, problems, sets) -> (d + 1, problems, sets)."""
     variance = rows.variance[:, fold]
     return torch.cat([variance, torch.ones_like(variance[:1])])[:, :, None] * curve
 

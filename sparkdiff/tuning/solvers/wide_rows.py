@@ -1,6 +1,4 @@
-"""Rows with many columns, in memory: sparse rows stay sparse, as columns are scaled, and centred only within
-computations.
-"""
+"""Rows with many columns, in memory: sparse rows stay sparse, as columns are centred only within computations."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
