@@ -302,9 +302,7 @@ class Training(Results):
         return dataclasses.replace(data, stream=stream)
 
     def reduce(self, level: int) -> None:
-        """Keep less on the device: from level 1 on no rows, from level 2 on the candidates in 2, 4, ... parts, one
-        after the other.
-        """
+        """Keep less on the device: no rows (from level 1 on), candidates in 2, 4, ... parts in turn (from level 2)."""
         self.parts = max(1, min(2 ** (level - 1), len(self.active)))
         name = self.here.place.name
         told = f"the rows and the training do not fit into the memory of {name}: rows are copied there batch by batch"

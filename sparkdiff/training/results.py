@@ -17,8 +17,7 @@ from sparkdiff.training.recipes import Recipe
 
 R = TypeVar("R", bound="Results")
 ROUNDING = 1e-12
-"""Share of the original's loss below which the difference of two gains is rounding (from another order of additions)
-and ignored."""
+"""Share of the original's loss below which a difference of gains is rounding (order of additions), and ignored."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,9 +39,7 @@ class Trained:
 
 @dataclasses.dataclass
 class Standing:
-    """The state of a candidate: its best epoch, the parameters of that epoch, and the number of epochs since the last
-    one that counted.
-    """
+    """The state of a candidate: its best epoch, that epoch's parameters, and epochs since the last one that counted."""
 
     metric: float
     flat: Tensor  # (p,)

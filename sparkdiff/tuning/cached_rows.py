@@ -210,9 +210,7 @@ def classes_told(schema: StructType, label: str) -> int | None:
 
 @dataclass(frozen=True)
 class Seen:
-    """The findings of a first pass over the rows: a problem that leaves them to Spark ("" for none), and the number of
-    classes.
-    """
+    """Findings of a first pass: a problem that leaves the rows to Spark ("" for none), and the number of classes."""
 
     problem: str
     classes: int = 0

@@ -220,9 +220,7 @@ def explained(task: GridTask, folds: int, own: bool = True) -> Explanation:
 
 
 def _fits(task: GridTask, at_once: set[Fit]) -> tuple[Counter[int], list[str]]:
-    """The number of fits in a fold by the stage's position, without those solved at once; and the fits that settings
-    share.
-    """
+    """The number of fits in a fold by stage position, without those solved at once, and fits that settings share."""
     counts: Counter[int] = Counter()
     shared: list[str] = []
     for place in task.ways_to_fits():

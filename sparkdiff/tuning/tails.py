@@ -290,9 +290,7 @@ def _way(stage: Any, params: Mapping[Any, Any]) -> tuple[Any, ...]:
 
 
 def across(task: GridTask, rows: DataFrame, fold: Column, folds: int, kept: Kept | None = None) -> Results:
-    """Solve all settings and folds if no stage before the last one is fitted: each distinct path to it is written
-    once.
-    """
+    """Solve all settings and folds if no earlier stage is fitted: each distinct path to the last is written once."""
     wanted, out, name = asked(task), {}, FOLD
     while name in map(str.lower, rows.columns):  # a column of that name in the data, which a stage may read
         name += "_"

@@ -1,6 +1,4 @@
-"""Comparison of the winner with the model that it would replace, on rows that no fit and no trial has seen: row by row,
-by the guard.
-"""
+"""Test of the winner against the model that it would replace, on rows unseen by fits and trials, by the guard."""
 
 import math
 from collections.abc import Mapping, Sequence

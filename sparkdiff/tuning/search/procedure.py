@@ -223,9 +223,7 @@ def searched(task: SearchTask, dataset: DataFrame, phases: Phases) -> SearchOutc
 
 
 def _in_folder(task: SearchTask, dataset: DataFrame, phases: Phases, folder: Path | None) -> SearchOutcome:
-    """Choose a winner on some rows and decide about it on others; the returned model ships, and with folds is fitted to
-    all rows.
-    """
+    """Choose a winner on some rows, decide on others; return the model that ships, with folds fitted to all rows."""
     s, judge = task.settings, task.evaluators[0]
     rows, division = divided(dataset, s)
     rows.cache()

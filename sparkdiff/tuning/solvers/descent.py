@@ -27,8 +27,7 @@ class Penalised:
     free: Tensor
     """1, or 0 for a parameter that stays zero."""
     shift: Tensor
-    """1 where a minimum's parameters of all sets sum to zero, so that a Hessian may be increased along their sum:
-    (problems, width)."""
+    """1 where a minimum's parameters sum to zero over sets, so a Hessian may grow along the sum: (problems, width)."""
 
     def of(self, which: Tensor) -> "Penalised":
         return Penalised(self.ridge[which], self.lasso[which], self.free[which], self.shift[which])

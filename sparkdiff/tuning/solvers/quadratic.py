@@ -64,9 +64,7 @@ def times(h: Tensor, x: Tensor) -> Tensor:
 
 
 def settle(h: Tensor, ridge: Tensor, b: Tensor, lasso: Tensor, x: Tensor) -> Tensor:
-    """Move down to the minimum with the zeros and signs of x; coordinates whose signs would change on the way stay at
-    zero.
-    """
+    """Move to the minimum with the zeros and signs of x; coordinates whose signs would change stay at zero."""
     x, moving = x.clone(), torch.ones(len(x), dtype=torch.bool)
     for _ in range(FACES):
         todo = moving.nonzero()[:, 0]

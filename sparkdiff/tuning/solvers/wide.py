@@ -158,9 +158,7 @@ Problems = list[tuple[Setting, int]]
 
 
 def wide(whole: Whole, settings: list[Setting], folds: int, classes: int = 0) -> list[list[Solution]]:
-    """Models, [setting][fold], each with a penalty: of LogisticRegression if there are `classes`, else of
-    LinearRegression.
-    """
+    """Models with a penalty, [setting][fold]: LogisticRegression if there are `classes`, else LinearRegression."""
     answers: dict[tuple[int, int], Solution] = {}
     for intercept in (True, False):
         rows: WideRows | None = None
