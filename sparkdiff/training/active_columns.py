@@ -167,7 +167,7 @@ def _entries(part: Piece, axis: int | None, at: Tensor | None, device: torch.dev
 def choose_active_columns(
     network: Network, affine: AffineNetwork, units: NaturalUnits, share: Mapping[Version, Tensor], rows: int
 ) -> ActiveColumns | None:
-    """Choose training on the active columns alone; None if these are too many or if other columns matter, too.
+    """The active columns for training on them alone; None if these are too many or if other columns matter, too.
 
     Args:
         share: for each of the network's sparse inputs, the share (d,) of the training rows that have an entry in each

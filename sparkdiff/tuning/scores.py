@@ -75,7 +75,7 @@ def judge_of(evaluator: Any) -> Judge | None:
 
 
 def _finite(value: Value, *, zeros: bool = True, by_recall: bool = False) -> Value:
-    """The metric of rows with weight > 0; NaN for rows that Spark may treat specially or refuse.
+    """Wrapper of a metric that gives NaN for rows that Spark may treat specially or refuse.
 
     Args:
         zeros: whether rows of weight 0 have no effect.

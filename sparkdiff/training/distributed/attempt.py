@@ -66,7 +66,7 @@ class Attempt:
     """One start of all processes, until they end or are stopped.
 
     Args:
-        gpus: whether each process sees only the GPU that Spark gives it.
+        gpus: whether to show each process the GPU that Spark gives it.
     """
 
     def __init__(

@@ -79,9 +79,7 @@ class _FullError(Exception):
 
 @contextlib.contextmanager
 def _folder() -> Iterator[Path]:
-    """Make a new folder on the executor's disk with the most free space and remove it at the end; also remove those of
-    killed tasks.
-    """
+    """Make a folder on the executor's disk with most free space, removed at the end; remove those of killed tasks."""
     # The folders that Spark's own Python uses for its files; they belong to this executor alone.
     own = [place for place in os.environ.get("SPARK_LOCAL_DIRS", "").split(",") if place and os.access(place, os.W_OK)]
     for old in (old for place in own for old in Path(place).glob("sparkdiff-rows-*")):

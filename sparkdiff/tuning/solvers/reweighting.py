@@ -110,9 +110,7 @@ def together(
 def system(
     rows: RowTable, fold: Tensor, at: Tensor | None, family: Family, link: LinkFunction
 ) -> tuple[Tensor, Tensor]:
-    """Mean products of columns, and of columns and working labels, weighted by the working weights; as in Spark,
-    divided by their sum.
-    """
+    """Mean products of columns, and of columns and working labels, by working weights over their sum, as in Spark."""
     m = len(fold)
     sums, vector = ProductSums(rows.width, m), torch.zeros(m, rows.width, dtype=torch.float64)
     total = torch.zeros(m, dtype=torch.float64)
