@@ -34,7 +34,7 @@ class Epochs:
         self.on_epoch, self.told = on_epoch, 0
 
     def __call__(self, rows: Sequence[Mapping[str, Any]], first: int = 0) -> None:
-        """Forward new rows; `rows` are numbered from `first` on. Rows after a gap wait until they arrive again."""
+        """Forward new rows; `rows` are numbered from `first` on. Rows after a gap are skipped until they come again."""
         while first <= self.told < first + len(rows):
             self.told += 1
             self.on_epoch(rows[self.told - 1 - first])
