@@ -1,6 +1,7 @@
-"""Proof: which rows explore and which prove, what finalists show against their rival on rows that prove, and the test of it.
+"""Proof: the division of rows into those that explore and those that prove, and the test of finalists.
 
-Some rows explore: whatever is tried is measured on them, and the best of it is chosen. The finalists are made anew from the
-rows outside of each fold of the others, and measured on its rows, which have decided nothing about them. So each finalist has a
-test of its own, which allows for four finalists and for nothing else that was tried.
+Everything that is tried is measured on the rows that explore, and the best is chosen there. The other rows form folds:
+for each fold, the finalists are made again from rows outside it and measured, with their rival, on its rows, which had
+no influence on the finalists. So each finalist has its own test, which allows for four finalists and for nothing else
+that was tried.
 """

@@ -1,4 +1,4 @@
-"""The decision about one finalist: what it and its rival show on the rows that prove, fold by fold, and the test of it."""
+"""The decision about one finalist: a comparison with its rival on the rows that prove, by folds, and the test."""
 
 import functools
 import math
@@ -25,12 +25,13 @@ from sparkdiff.objectives.metric import Metric
 from sparkdiff.options import Options
 
 LEAST_FACTOR = 1.5
-"""The factor of the variance of folds, at least. Where many arms are tried, the best of them on the rows that explore is one that
-all rows happen to favour, whose folds agree, so that the estimate is too small (benchmarks/proof_size.py)."""
+"""Lower bound of the variance factor that is estimated from folds. If many arms are tried, the best of them on the rows
+that explore tends to be one that all rows happen to favour: its folds agree, so the estimate is too small
+(benchmarks/proof_size.py)."""
 FINALISTS = 4
-"""The number of tests that each p-value allows for, also where fewer finalists are tested."""
+"""The number of tests that each p-value allows for, even if fewer finalists are tested."""
 ERRORS = 3.0
-"""Standard errors by which the loss of what ships, on its own rows, may be larger than that of the folds' finalists."""
+"""Standard errors by which the loss of the shipped pipeline on its own rows may exceed that of the folds' finalists."""
 
 
 @dataclass(frozen=True)
@@ -38,13 +39,13 @@ class FoldComparison:
     """A finalist and its rival on the rows of a fold.
 
     Attributes:
-        rows: of the fold.
-        training: the cost of the finalist on the rows that it was made from; None where it isn't known.
-        elsewhere: (B,) block sums of weight * gain on these rows; None where they are no rows of other folds.
-        exponent: of the power of two by which the weights of this fold are divided.
+        rows: losses of both on the rows of the fold.
+        training: costs of the finalist, against its rival, on the rows that it was made from; None if unknown.
+        elsewhere: (B,) block sums of weight * gain on these rows; None if these rows are not rows of other folds.
+        exponent: the weights of this fold are divided by 2 ** exponent.
         slices: None without guardCols.
-        compatibility: None of pipelines that are compared by Spark's own columns.
-        unseen: (n,) costs of each row if its label were another one, see `unseen_errors.costs`.
+        compatibility: None for pipelines that are compared by Spark's own columns.
+        unseen: (n,) costs of each row if its label were a different one, see `unseen_errors.costs`.
     """
 
     rows: PairedRows
@@ -56,7 +57,7 @@ class FoldComparison:
     unseen: Tensor | None = None
 
     def scaled(self, top: int) -> "FoldComparison":
-        """The same comparison, with weights that are divided by 2 ** top."""
+        """The same comparison, with weights divided by 2 ** top."""
         factor = math.ldexp(1.0, self.exponent - top)
         return replace(
             self, rows=self.rows.scaled(factor), exponent=top,
@@ -75,7 +76,7 @@ def compare(
     rival: Predicts, finalist: Predicts, data: Data, metric: Metric, options: Options, *, elsewhere: Tensor | None,
     exponent: int = 0, training: bool = True,
 ) -> FoldComparison:  # fmt: skip
-    """Measure both pipelines on the rows of a fold, which are the split `test` of the data.
+    """Measure both pipelines on the rows of a fold, the split `test` of the data.
 
     Args:
         elsewhere, exponent: see `FoldComparison`.
@@ -93,7 +94,7 @@ def compare(
 
 
 def scaled_alike(folds: Sequence[FoldComparison]) -> list[FoldComparison]:
-    """The comparisons with weights in one unit."""
+    """The comparisons with all weights in one unit."""
     top = max(fold.exponent for fold in folds)
     return [fold.scaled(top) for fold in folds]
 
@@ -104,8 +105,8 @@ def decide_gain(
     """Test the gain of a finalist over its rival.
 
     Args:
-        folds: in one unit of weight.
-        level: p-value to accept, of the p-value that allows for all finalists.
+        folds: with weights in one unit.
+        level: largest p-value to accept; the p-value allows for all finalists.
         factor: see `dependence_of`.
         finalists: the number of tests that the p-value allows for.
     """
@@ -116,28 +117,28 @@ def decide_gain(
 
 
 def largest_loss(folds: Sequence[FoldComparison]) -> float:
-    """Largest loss that what ships may have on its own rows: that of the folds' finalists, and some standard errors more.
+    """Largest loss allowed for the shipped pipeline on its own rows: that of the folds' finalists plus standard errors.
 
     Args:
-        folds: in one unit of weight.
+        folds: with weights in one unit.
     """
     rows = functools.reduce(operator.add, (fold.rows for fold in folds))
     mean = rows.other.sum() / rows.weight.sum()
-    apart = rows.block_sums(rows.other - mean * rows.weight)  # no block shares a group with another one
+    apart = rows.block_sums(rows.other - mean * rows.weight)  # no two blocks share a group
     return float(mean + ERRORS * apart.norm() / rows.weight.sum())
 
 
 def _training(folds: Sequence[FoldComparison]) -> Costs | None:
-    """The costs of the fold where a row costs most on average: the folds share the rows that they are made from."""
+    """The costs of the fold with the largest mean square per row: one fold only, as the folds share training rows."""
     known = [fold.training for fold in folds if fold.training is not None]
     return max(known, key=lambda cost: cost.mean_square, default=None)
 
 
 def dependence_of(folds: Sequence[FoldComparison], factor: float | None) -> float:
-    """Variance of the sum of all gains, as a multiple of that of independent gains.
+    """Variance of the sum of all gains, as a multiple of its value for independent gains.
 
     Args:
-        factor: the multiple, where it is known; None: it is estimated from the folds, or 1 where there is only one.
+        factor: the multiple, if known; None: estimate it from the folds (1 if there is only one).
     """
     if factor is None:
         return max(dependence([fold.sums() for fold in folds]), LEAST_FACTOR) if len(folds) > 1 else 1.0
@@ -145,7 +146,7 @@ def dependence_of(folds: Sequence[FoldComparison], factor: float | None) -> floa
 
 
 def _of_all_folds(folds: Sequence[SliceSums]) -> SliceSums:
-    """The sums over the rows of all folds, of which not each has each slice: by time, new values come later."""
+    """Slice sums over the rows of all folds. Not every fold has every slice: by time, new values appear later."""
     sets = list(dict.fromkeys(each for fold in folds for each in fold.sets))
     columns = [column for column, _ in sets]
     sets.sort(key=lambda each: columns.index(each[0]))
@@ -160,7 +161,7 @@ def _of_all_folds(folds: Sequence[SliceSums]) -> SliceSums:
 
 
 def judge(folds: Sequence[FoldComparison], options: Options, factor: float | None = None) -> Judgement:
-    """Decide whether the rows that prove show that a finalist is better than its rival, and nowhere worse.
+    """Decide whether a finalist, on the rows that prove, is better than its rival and nowhere worse.
 
     Args:
         factor: see `dependence_of`.
@@ -168,7 +169,8 @@ def judge(folds: Sequence[FoldComparison], options: Options, factor: float | Non
     o, folds = options, scaled_alike(folds)
     level = needed(o)
     verdict = decide_gain(folds, level=level, factor=factor, seed=o.seed)
-    # A fleet's budget is one of false accepts: a false veto costs a gain, never a model, and so keeps the level of one run.
+    # A fleet's budget limits false accepts. A false veto costs a gain, never a model, so vetoes keep the level of one
+    # run.
     worse = o.guard * verdict.level / level if o.guard < 1 else None
     if verdict.untested:
         return Judgement(verdict, worse)

@@ -1,4 +1,4 @@
-"""The rows that explore and the rows that prove: by the hash of the row or group in folds, or by time in stretches."""
+"""The division into rows that explore and rows that prove: folds by a hash of row or group, or stretches of time."""
 
 import functools
 import itertools
@@ -32,15 +32,15 @@ from sparkdiff.pipeline.names import named
 
 FOLDS, MOST_FOLDS = 5, 20
 MOST_CLASSES = 100
-"""Distinct labels up to which they are looked at fold by fold."""
+"""Number of distinct labels up to which each fold is checked for each of them."""
 EXPLORES = 0.2
-"""The share of the training rows that explores where the rows that prove are given."""
+"""Share of the training rows that explores if the rows that prove are given."""
 STRETCHES, FIRST = 4, 0.6
-"""By time: the number of stretches, of which the first explores, and the share of the rows before them."""
+"""Division by time: the number of stretches, of which the first explores, and the share of the rows before them."""
 BLOCKS = 17
-"""Blocks of time in a stretch: of three stretches about as many as held-out rows have."""
+"""Number of time blocks in a stretch; three stretches have about as many as held-out rows have."""
 STRETCHES_FACTOR = 2.0
-"""By how much the variance is multiplied for stretches, whose models share most of the rows that they are made from."""
+"""Factor of the variance for stretches, whose models share most of the rows that they are made from."""
 
 
 @dataclass(frozen=True)
@@ -48,10 +48,10 @@ class Division:
     """The rows that explore, and those that prove.
 
     Attributes:
-        name: in words.
+        name: description in words.
         explores: rows of the splits train and validation.
-        proves: per fold rows of the splits train and test; the test rows prove.
-        ships: the rows that make what ships; empty where this is what the only fold has proven.
+        proves: for each fold, rows of the splits train and test; the test rows prove.
+        ships: the rows that the shipped pipeline is made from; empty if the only fold's finalist itself ships.
         boundaries: of the blocks of time of the rows that explore, and of those that prove.
         factor: see `proof.decision.dependence_of`.
     """
@@ -65,7 +65,7 @@ class Division:
 
     @property
     def makes(self) -> Source:
-        """The rows that make what ships."""
+        """The rows that the shipped pipeline is made from."""
         return (self.ships or self.proves[0])[0]
 
     @property
@@ -78,8 +78,8 @@ def divide(sources: Sequence[Source], options: Options) -> Division:
     """Divide the rows by `numFolds`: into folds, into stretches of time, or the held-out rows into two halves.
 
     Raises:
-        InputError: a column is missing or has a wrong type, a row has no side, or there are too few times to divide by; Spark
-            failed on the rows.
+        InputError: a column is missing or has a wrong type, a row belongs to neither side, or there are too few times
+            to divide by; Spark failed on the rows.
     """
     for source in sources:
         check_columns(source.df, options)
@@ -94,7 +94,7 @@ def divide(sources: Sequence[Source], options: Options) -> Division:
 
 
 def _divided(sources: Sequence[Source], options: Options) -> Division:
-    """The division, without the times of reference rows."""
+    """The division, without the times of the reference rows."""
     given = [s.df for s in sources if s.split == VALIDATION]
     [rows] = [s.df for s in sources if s.split in (None, TRAIN)]
     rows = numbered(rows, options)
@@ -111,9 +111,10 @@ def _divided(sources: Sequence[Source], options: Options) -> Division:
 
 
 def folds_of(options: Options) -> int:
-    """The number of folds; 0 where the held-out rows are divided, of "auto" where these show a smaller gain.
+    """The number of folds; 0 if the held-out rows are divided instead, for "auto" if these can show a smaller gain.
 
-    What decides are the variances of the gain, as multiples of that of all rows: at most doubled for the dependence of folds.
+    "auto" compares the variances of the gain, as multiples of the variance on all rows: for folds, at most doubled for
+    dependence.
     """
     if options.numFolds != "auto":
         return int(options.numFolds)
@@ -122,7 +123,7 @@ def folds_of(options: Options) -> int:
 
 
 def sentence(sources: Sequence[Source], options: Options) -> str:
-    """A sentence about the rows that explore and those that prove, for a plan: it needs no look at the rows."""
+    """A sentence for a plan about which rows explore and which prove; it needs no look at the rows."""
     folds = folds_of(options)
     if options.validationIndicatorCol or any(s.split == VALIDATION for s in sources):
         return f"the validation rows prove, {EXPLORES:.0%} of the training rows explore"
@@ -134,7 +135,10 @@ def sentence(sources: Sequence[Source], options: Options) -> str:
 
 
 def _enough_folds(df: DataFrame, options: Options) -> int:
-    """The number of folds of these rows: for "auto" the fewest, from the usual number on, with which enough groups prove."""
+    """The number of folds for these rows.
+
+    For "auto" with a groupCol: the smallest, from the usual number on, with which enough groups prove.
+    """
     folds = folds_of(options)
     if options.numFolds != "auto" or options.groupCol is None:
         return folds
@@ -151,14 +155,14 @@ def _enough_folds(df: DataFrame, options: Options) -> int:
 def check(
     division: Division, options: Options, *, labelCol: str | None, weightCol: str | None, classes: bool
 ) -> int | None:  # fmt: skip
-    """Check that each fold can prove, by one or two jobs over the rows, and count the rows or groups that do.
+    """Check that each fold can prove, with one or two jobs over the rows, and count the rows or groups that prove.
 
     Args:
-        labelCol, weightCol: None where the data have no such column.
-        classes: whether the label names classes.
+        labelCol, weightCol: None if the data have no such column.
+        classes: whether the labels are classes.
 
     Returns:
-        Their number; None where there are no folds of rows by their hash.
+        That count; None if there are no folds by hash.
 
     Raises:
         InputError: a fold has no rows or lacks a class; there are too few groups; Spark failed on the rows.
@@ -193,13 +197,13 @@ def check(
 
 
 def too_few(division: Division, options: Options, number: int | None) -> str:
-    """Why the rows or groups that prove are too few to decide anything; empty if they may be enough.
+    """The reason why too few rows or groups prove to decide anything; empty if they may be enough.
 
     Args:
-        number: of them, where it is known; else a job counts them.
+        number: of these rows or groups, if known; else a job counts them.
     """
     o = options
-    if o.guard >= 1 or (o.timeCol and not o.groupCol):  # blocks of time are made in sufficient number
+    if o.guard >= 1 or (o.timeCol and not o.groupCol):  # there are always enough blocks of time
         return ""
     if number is None:
         proves = functools.reduce(
@@ -214,7 +218,7 @@ def too_few(division: Division, options: Options, number: int | None) -> str:
 
 
 def _check_sides(source: Source, options: Options) -> None:
-    """Raise InputError if rows have no time or no group, or the indicator of the validation rows says nothing about them."""
+    """Raise InputError if a row has no (finite) time, no group, or a null in validationIndicatorCol."""
     o, df = options, source.df
     lacks = {}
     if o.timeCol:
@@ -235,12 +239,12 @@ def _check_sides(source: Source, options: Options) -> None:
 
 
 def _blocks(start: float, end: float, number: int) -> list[float]:
-    """The shares of the rows at which so many blocks of time begin."""
+    """The shares of the rows at which each of `number` blocks of time begins."""
     return [start + (end - start) * k / number for k in range(number)]
 
 
 def _check_times(bounds: Sequence[float], options: Options, parts: str) -> None:
-    """Raise InputError if there is no time between two of these bounds."""
+    """Raise InputError unless the bounds increase strictly."""
     if any(not a < b for a, b in itertools.pairwise(bounds)):
         raise InputError(
             f"timeCol={options.timeCol!r} has too few different values to divide the last rows into {parts}: use a time of finer "
@@ -249,7 +253,7 @@ def _check_times(bounds: Sequence[float], options: Options, parts: str) -> None:
 
 
 def _parts(df: DataFrame, **splits: Column) -> tuple[Source, ...]:
-    """The rows of each split for which its condition holds."""
+    """One source per split, with the rows for which its condition holds."""
     return tuple(Source(df.where(condition), split, numbered=True) for split, condition in splits.items())
 
 
@@ -262,13 +266,13 @@ def _in_folds(df: DataFrame, options: Options) -> Division:
 
 
 def fold_of(df: DataFrame, options: Options, folds: int) -> Column:
-    """The fold of a row, 0, 1, ...; null where its group is null. A block of the guard lies in one fold."""
+    """The fold of a row, 0, 1, ...; null if its group is null. All rows of one block of the guard lie in one fold."""
     block = unit_and_block(df, options)[1]
     return F.pmod(F.pmod(block, F.lit(MAX_BLOCKS)), F.lit(folds)).cast("int")
 
 
 def _in_halves(df: DataFrame, options: Options) -> Division:
-    """Half of the held-out rows explores, the other half proves; by time the later one."""
+    """Half of the held-out rows explores, the other half (by time the later one) proves."""
     name, boundaries = "half of the held-out rows proves", (Boundaries(), Boundaries())
     if options.timeCol:
         shares = [*_blocks(1 - options.validationFraction, 1.0, 2 * TIME_BLOCKS), 1.0]
@@ -287,7 +291,7 @@ def _in_halves(df: DataFrame, options: Options) -> Division:
 
 
 def _proven_by(proves: Source, df: DataFrame, options: Options, name: str) -> Division:
-    """A share of the training rows explores, by time the latest ones."""
+    """A share of the training rows explores, by time the latest ones; the rows of `proves` prove."""
     explores, boundaries = below(unit_and_block(df, options)[0], EXPLORES, "explores"), (Boundaries(), Boundaries())
     if options.timeCol:
         *starts, last = time_quantiles(df, options.timeCol, [*_blocks(1 - EXPLORES, 1.0, TIME_BLOCKS), 1.0])
@@ -302,7 +306,7 @@ def _proven_by(proves: Source, df: DataFrame, options: Options, name: str) -> Di
 
 
 def _in_stretches(df: DataFrame, options: Options) -> Division:
-    """The last rows by time: the first stretch explores, each other one is proven by models of all rows before it."""
+    """The last rows by time: the first stretch explores; each later one tests models of all rows before it."""
     column = options.timeCol or ""
     *starts, last = time_quantiles(df, column, [*_blocks(FIRST, 1.0, STRETCHES * BLOCKS), 1.0])
     time, bounds = seconds(df, column), [*starts[::BLOCKS], last]
@@ -319,7 +323,7 @@ def _in_stretches(df: DataFrame, options: Options) -> Division:
 
 
 def inner(sources: Sequence[Source], options: Options) -> tuple[Source, ...]:
-    """The rows of a fold whose training rows are divided once more: a share of them chooses, as the split validation."""
+    """The rows of a fold with its training rows divided again: a share becomes the split validation, which chooses."""
     out: list[Source] = []
     for source in sources:
         if source.split != TRAIN:

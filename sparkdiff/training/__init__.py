@@ -1,10 +1,10 @@
 """Candidates, steps and the training loop.
 
-`preparation` gives what a training starts from, and what a run that is resumed must have in common with the one that was
-interrupted; `recipes` says which candidates train together, `loop` trains them on the CPU or a GPU, `ongoing` is a training
-under way (Training), `results` holds what they found (Trained), `parameters` puts them into one vector in natural units, and
-`distributed` runs the loop in one process or in many. `monotone` is a penalty; `optimizers` has the steps, also for what growth
-trains.
+`preparation` computes the start of a training, and the request that a resumed run must share with the interrupted one;
+`recipes` chooses the candidates that train together, `loop` trains them on the CPU or a GPU, `ongoing` has the training
+in progress (`Training`), `results` its results (`Trained`), `parameters` flattens the parameters into one vector in
+natural units, and `distributed` runs the loop in one process or in many. `monotone` is a penalty; `optimizers` has the
+optimizer steps, which growth uses, too.
 """
 
 __all__ = [

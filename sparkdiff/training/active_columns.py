@@ -1,7 +1,7 @@
-"""The active columns of wide sparse rows: those in which some batches have entries, and the network on these columns alone.
+"""The active columns of wide sparse rows (those in which some batches have entries), and the network on them alone.
 
-A batch of 128 documents has words in some thousands of 2^18 columns. No other column changes a margin or has a gradient, so that
-a step works on a small network, the same in all processes.
+A batch of 128 documents has words in some thousands of 2^18 columns. No other column changes a margin or has a
+gradient, so a step works on a small network, the same in all processes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,24 +19,25 @@ from sparkdiff.training.affine import AffineNetwork
 from sparkdiff.training.parameters import NaturalUnits, ParameterMatrix, Piece, flattened, named_parameters, trained
 
 DENSE_FROM = 0.25
-"""Share of the parameters at active columns from which training all parameters is as cheap."""
+"""Share of the parameters at active columns from which on training all parameters is as cheap."""
 GROUP_ROWS, GROUP_BATCHES = 8192, 8
-"""Rows and number of the batches of a group: choosing columns costs more than a step does."""
+"""Largest number of rows and of batches in a group; grouping pays because choosing columns costs more than a step."""
 
 
 def group_size(batchSize: int) -> int:
-    """The number of consecutive batches whose columns train together, at each of their steps."""
+    """Number of consecutive batches that train together; each of their steps uses the columns of all of them."""
     return max(1, min(GROUP_BATCHES, GROUP_ROWS // batchSize))
 
 
 class ActiveColumns:
-    """Chooses the active columns of some batches, and makes the network on them.
+    """Builder of the network on the active columns of some batches.
 
     Attributes:
         affine: the network on all columns.
         widths: of the sparse inputs.
-        moving: (m,) int32, the entries of the flat vector that training may move; the candidates' vectors are of these.
-        numbers: (p,) int32, the number of each entry among them; m for those that stay.
+        moving: (m,) int32, the entries of the flat vector that training may move; the candidates' vectors have these
+            entries.
+        numbers: (p,) int32, the index of each entry in `moving`; m for those that stay fixed.
         units, start: of `moving`.
     """
 
@@ -48,7 +49,7 @@ class ActiveColumns:
         self.constrained = {part.first: constraint for part, constraint in units.constrained}
         self.device = start.device
         self._there = {v: torch.zeros(width, dtype=torch.bool, device=self.device) for v, width in widths.items()}
-        self._numbered: dict[Version, Tensor] = {}  # the columns that the numbers are of
+        self._numbered: dict[Version, Tensor] = {}  # the columns that `_number` currently enumerates
         self._number = {v: torch.zeros(width, dtype=torch.int32, device=self.device) for v, width in widths.items()}
         _, active = affine.narrowed(self.none())
         moves = torch.ones(len(start), dtype=torch.bool, device=self.device)
@@ -85,7 +86,7 @@ class ActiveColumns:
         return out
 
     def none(self) -> dict[Version, Tensor]:
-        """No columns."""
+        """No columns: an empty index tensor for each sparse input."""
         return {v: torch.empty(0, dtype=torch.int64, device=self.device) for v in self.widths}
 
     def _distinct(self, v: Version, indices: Sequence[Tensor]) -> Tensor:
@@ -96,7 +97,7 @@ class ActiveColumns:
             found = there.nonzero()[:, 0]
             there.index_fill_(0, found, False)
             return found
-        marks = self._there[v].numpy()  # faster than torch on so few
+        marks = self._there[v].numpy()  # faster than torch on so few entries
         for part in indices:
             marks[part.numpy()] = True
         columns = np.flatnonzero(marks)
@@ -104,7 +105,7 @@ class ActiveColumns:
         return torch.from_numpy(columns)
 
     def rows(self, values: Mapping[Version, Rows], columns: Mapping[Version, Tensor]) -> dict[Version, SparseRows]:
-        """The sparse inputs with the numbers of their columns among the active ones."""
+        """The sparse inputs, with columns renumbered by their positions among the active ones."""
         out = {}
         for v, active in columns.items():
             x, number = as_sparse(values[v]), self._number[v]
@@ -115,7 +116,9 @@ class ActiveColumns:
         return out
 
     def matrix(self, columns: Mapping[Version, Tensor], count: int) -> tuple[ParameterMatrix, Tensor, AffineNetwork]:
-        """The parameters of K candidates at these columns, which entries of their vectors change, and the network there."""
+        """The parameters of K candidates at these columns, the indices in `moving` of the entries that a step changes,
+        and the affine network there.
+        """
         affine, active = self.affine.narrowed(columns)
         entries, numbers, constrained = [], [], []
         parts: list[Piece] = []
@@ -141,7 +144,7 @@ class ActiveColumns:
         return ParameterMatrix(self._given(active), parts, values, units, count, changed=changed), at, affine
 
     def _given(self, active: Mapping[int, Tensor]) -> dict[int, dict[str, Tensor]]:
-        """The parameters of each stage, those that do not train at its active features (c,)."""
+        """The parameters of each stage; for stages with active features (c,) only the frozen ones, at these."""
         out = named_parameters(self.network)
         for i, at in active.items():
             axes = self.network.module(i).feature_axis
@@ -151,7 +154,7 @@ class ActiveColumns:
 
 
 def _entries(part: Piece, axis: int | None, at: Tensor | None, device: torch.device) -> tuple[Tensor, tuple[int, ...]]:
-    """The flat vector's entries of a parameter at some features (c,), and its shape there."""
+    """The flat vector's entries of a parameter at some features (c,), and the parameter's shape there."""
     if axis is None or at is None:
         return torch.arange(part.first, part.last, device=device), part.shape
     shape = (*part.shape[:axis], len(at), *part.shape[axis + 1 :])
@@ -164,11 +167,12 @@ def _entries(part: Piece, axis: int | None, at: Tensor | None, device: torch.dev
 def choose_active_columns(
     network: Network, affine: AffineNetwork, units: NaturalUnits, share: Mapping[Version, Tensor], rows: int
 ) -> ActiveColumns | None:
-    """How to train the active columns alone, or None where these are too many or other columns count too.
+    """The active columns for training on them alone; None if these are too many or if other columns matter, too.
 
     Args:
-        share: of the network's sparse inputs, the share (d,) of the training rows that have an entry in each column.
-        rows: of a group of batches.
+        share: for each of the network's sparse inputs, the share (d,) of the training rows that have an entry in each
+            column.
+        rows: number of rows in a group of batches.
     """
     wide = {v: len(own) for v, own in share.items() if v in affine.reads}
     if not wide:
@@ -192,7 +196,7 @@ def choose_active_columns(
 def _same(
     active: ActiveColumns, matrix: ParameterMatrix, affine: AffineNetwork, columns: Mapping[Version, Tensor]
 ) -> bool:
-    """Whether the network on some columns has the slopes there, and the constant, of the network on all of them."""
+    """True if the networks on some and on all columns have the same slopes on these columns, and the same constant."""
     narrow = affine.slopes(matrix.parameters, 1)
     whole = active.affine.slopes(named_parameters(active.network), 1)
     there = {v: slope.index_select(1, columns[v]) if v in columns else slope for v, slope in whole.of.items()}

@@ -1,10 +1,9 @@
-"""Margins of all K candidates of one network at the same time, from parameters with a leading dimension of
-candidates.
+"""Margins of all K candidates of one network at the same time, from parameters with a leading dimension of candidates.
 
-Where the network is affine between its fixed inputs and its margin (scalers, projections, linear predictors) it folds into
-one slope per input entry: the candidates share a product of the rows with all their slopes, (n, d) @ (d, K), and only the
-slopes are made from the parameters, K small products. That costs a sixth of evaluating K networks on the same rows. Any other
-network is evaluated candidate by candidate.
+If the network is affine between its fixed inputs and its margin (scalers, projections, linear predictors), it folds
+into one slope per input entry: the candidates share one product of the rows with all their slopes, (n, d) @ (d, K), and
+only the slopes are computed from each candidate's parameters, in K small products. That costs a sixth of evaluating K
+networks on the same rows. Any other network is evaluated candidate by candidate.
 """
 
 import copy
@@ -35,12 +34,13 @@ Back = Callable[[list[Tensor], Tensor, Parameters], Tensor | None]
 
 
 class AffineMargin(NamedTuple):
-    """margin = sum over versions of x @ slope, + constant, for each of K candidates; m margins a row.
+    """Slopes and constants of margin = sum over versions of x @ slope, + constant, for each of K candidates; m margins
+    per row.
 
     Attributes:
-        of: per fixed version (K, d, m).
+        of: for each fixed version (K, d, m).
         constant: (K, 1, m).
-        tape: how each stage came to it, from the margin on.
+        tape: for each stage, from the margin backwards, its link and its backward function.
     """
 
     of: dict[Version, Tensor]
@@ -59,7 +59,7 @@ class AffineNetwork:
         graph = network.graph
         inside, routed = moving_positions(network), routed_versions(network)
         self.wide = network.head.wide
-        self.chain: list[Link] = []  # from the margin on
+        self.chain: list[Link] = []  # from the margin backwards
         wanted: set[Version] = set()
         for i in sorted(inside, reverse=True):
             vertex = graph.vertices[i]
@@ -69,22 +69,22 @@ class AffineNetwork:
                 module, reads = network.module(i), vertex.margin_reads
                 if not isinstance(module, Affine):
                     raise NotAffineError(type(module).__name__)
-                if isinstance(module, Trees):  # affine in its leaves, whatever it is in its features
+                if isinstance(module, Trees):  # affine in its leaves, even if it is not in its features
                     reads = ((LEAVES, i),) if (LEAVES, i) in routed else ()
                 self.chain.append(Link(i, module, reads, [widths[v] for v in reads], writes))
                 wanted |= set(reads)
 
     @property
     def reads(self) -> set[Version]:
-        """The fixed versions that the margin is made of."""
+        """The fixed versions from which the margin is computed."""
         made = {v for link in self.chain for v in link.writes}
         return {v for link in self.chain for v in link.reads} - made
 
     def narrowed(self, columns: Mapping[Version, Tensor]) -> "tuple[AffineNetwork, dict[int, Tensor]]":
-        """The network on some columns (c,) of its inputs, all others being 0; and the features (c,) that are left of each stage.
+        """The network on some columns (c,) of its inputs, with all others 0, and the features (c,) left for each stage.
 
         Raises:
-            NotSparseError: the other columns count too.
+            NotSparseError: the other columns matter, too.
         """
         known: dict[Version, Tensor | None] = dict(columns)
         features: dict[int, Tensor] = {}
@@ -105,7 +105,7 @@ class AffineNetwork:
 
     @torch.no_grad()
     def slopes(self, parameters: Mapping[int, Parameters], candidates: int) -> AffineMargin:
-        """The slopes of K candidates' parameters; those that train have a leading dimension K.
+        """The slopes for the parameters of K candidates; parameters that train have a leading dimension K.
 
         Raises:
             NotAffineError: a stage in between is not affine.
@@ -132,7 +132,7 @@ class AffineNetwork:
     def back(
         self, slopes: AffineMargin, gradients: dict[Version, Tensor], constant: Tensor, room: Mapping[int, Parameters]
     ) -> None:
-        """Add to `room` the gradients of the parameters, from those of the slopes, (K, d, m) each, and constants (K, 1, m)."""
+        """Add to `room` the parameters' gradients, given those of slopes, (K, d, m) each, and constants (K, 1, m)."""
         for link, back in reversed(slopes.tape):
             found = back([gradients[v] for v in link.reads], constant, room[link.position])
             if found is not None:
@@ -147,7 +147,7 @@ class AffineNetwork:
 
     @torch.no_grad()
     def leaf_curvature(self, values: Mapping[Version, Rows], second: Tensor) -> Tensor:
-        """Sums over the rows of each of the head's leaves (L,) of `second` (n,) times the squared derivative of the margin."""
+        """Sums, per leaf of the head (L,), of `second` (n,) times the squared derivative of the margin."""
         head = self.chain[0]
         [version] = head.reads
         rows = _spread(values[version], second[None, :, None], head.widths[0])[0, :, 0]  # type: ignore[arg-type]
@@ -157,7 +157,7 @@ class AffineNetwork:
     def slope_gradients(
         self, slopes: AffineMargin, values: Mapping[Version, Rows], margin: Tensor
     ) -> tuple[dict[Version, Tensor], Tensor]:
-        """The gradients of slopes and constant, from those of the margins, (K, n) or (K, n, k)."""
+        """The gradients by slopes and constant, given those by the margins, (K, n) or (K, n, k)."""
         margin = margin if margin.ndim == 3 else margin[:, :, None]
         return {v: _transposed_product(values[v], margin, s.shape[1]) for v, s in slopes.of.items()}, margin.sum(
             1, keepdim=True
@@ -202,16 +202,16 @@ def _transposed_product_of(x: Rows, margin: Tensor, width: int) -> Tensor:
         out.index_add_(0, x.indices, x.values[:, None] * matrix[x.rows()])
         return out.view(width, candidates, number).transpose(0, 1)
     out = x.view(-1, width).T @ matrix
-    # Copied, as the stages multiply it by slopes (K, d, m): a product of two layouts takes three times as long.
+    # Copied, because the stages multiply it by slopes (K, d, m): a product of two layouts takes three times as long.
     return out.view(width, candidates, number).transpose(0, 1).contiguous()
 
 
-# Leaves (n, T) int32 stand for rows with a 1 at each of them; flat tables, as those of rows of K numbers are many times slower.
-# Where each candidate has leaves of its own, they are given as places (K * m, n, T) in the tables of all.
+# Leaves (n, T) int32 stand for rows with a 1 at each leaf. The tables are flat: look-ups of rows of K numbers are many
+# times slower. If each candidate has leaves of its own, they are given as places (K * m, n, T) in the tables of all.
 
 
 def places(leaves: Sequence[Rows], number: int, width: int) -> Tensor:
-    """Where each candidate's own leaves (n, T) are in the tables of K candidates, of m = `number` tables each."""
+    """Positions of each candidate's own leaves (n, T) in the tables of K candidates, with m = `number` tables each."""
     kind = torch.int32 if len(leaves) * number * width < 2**31 else torch.int64
     first = width * torch.arange(len(leaves) * number, dtype=kind, device=leaves[0].device)  # type: ignore[union-attr]
     own = torch.stack([x for x in leaves if isinstance(x, Tensor)]).to(kind)
@@ -241,7 +241,7 @@ def _places(leaves: Tensor, tables: int, width: int) -> Tensor:
 
 
 def affine_network(network: Network, widths: Mapping[Version, int]) -> AffineNetwork | None:
-    """The affine form of the network, or None if a stage that trains, or a later one, is not affine."""
+    """The affine form of the network; None if a stage that trains, or a later one, is not affine."""
     try:
         affine = AffineNetwork(network, widths)
         affine.slopes({i: dict(network.module(i).named_parameters()) for i in network.positions}, 1)

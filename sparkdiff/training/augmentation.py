@@ -22,20 +22,20 @@ from sparkdiff.training.recipes import Recipe
 Target = tuple[Tensor, Tensor]
 """Labels and weights, (n,) each."""
 View = tuple[list[int], dict[Version, Rows], list[Target]]
-"""Candidates, the rows as they see them, and the targets that their losses are summed over."""
+"""Candidates, the rows as they see them, and the targets over which their losses are summed."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Draw:
-    """Where a batch stands in the training, which decides what is drawn for its augmentation.
+    """The position of a batch in the training, which determines the random draws of its augmentation.
 
     Attributes:
-        shards: (virtual shard, rows) of this process's rows, in their order; of `whole`, where it is given.
+        shards: (virtual shard, rows) of this process's rows, in their order; of the rows of `whole` if that is given.
         key: seed, epoch and step.
         stats: of the network's fixed inputs.
-        whole: values and target of all rows of the virtual shards of which this process's rows are a part: what is drawn for
-            a row depends on those before it, and it may be mixed with any of them.
-        own: this process's rows (n,) among these.
+        whole: values and target of all rows of the virtual shards that contain this process's rows: the draw for a row
+            depends on the rows before it, and it may be mixed with any of them.
+        own: indices (n,) of this process's rows in `whole`.
     """
 
     shards: Sequence[tuple[int, int]]
@@ -46,14 +46,15 @@ class Draw:
 
 
 class Augmenter:
-    """Augments the rows of a batch for each candidate; candidates with the same settings share the rows.
+    """Augmentation of a batch's rows for each candidate; candidates with the same settings share the rows.
 
     Args:
-        among: the candidates that these are a part of, if they are: what is drawn for each is drawn as if all were here.
+        among: all candidates of the training, if these are only some of them: each gets the same draws as if all were
+            here.
 
     Attributes:
         groups: the candidates that share their rows.
-        order: (K,) where each candidate is when the groups are put one after the other.
+        order: (K,) the position of each candidate when the groups are concatenated.
     """
 
     def __init__(
@@ -70,7 +71,7 @@ class Augmenter:
 
     @torch.no_grad()
     def views(self, values: dict[Version, Rows], target: Target, draw: Draw) -> list[View]:
-        """For each group its view of the rows."""
+        """The view of the rows for each group of candidates."""
         out, drawn = [], []
         for key, rows in zip(self.keys, self.groups, strict=True):
             recipe = self.recipes[rows[0]]
@@ -86,7 +87,7 @@ class Augmenter:
                 targets = [(label[own], weight[own]) for label, weight in targets]
             out.append((rows, seen | {v: values[v] for v in beside}, targets))
             drawn.append(out[-1][1])
-        if drawn and self.routed:  # all at once: on so few rows a call costs more than they do
+        if drawn and self.routed:  # all at once: for so few rows the overhead of a call dominates
             together = {v: below([seen[v] for seen in drawn]) for v in draw.stats}
             self.network.route(together, self.routed)
             for v in self.routed:
@@ -102,9 +103,8 @@ def augmented(
     """The values augmented for this recipe, and the targets over which the loss of a row is summed.
 
     Args:
-        values: the network's fixed inputs. In sparse rows only stored entries change, and sparse rows cannot be
-            mixed.
-        stats: mean and standard deviation of each.
+        values: the network's fixed inputs. In sparse rows only stored entries change, and sparse rows cannot be mixed.
+        stats: mean and standard deviation of each input.
         shards: (virtual shard, rows) of this batch, in the order of its rows.
         key: the seed and the other numbers that identify this draw.
     """
@@ -114,7 +114,7 @@ def augmented(
 
     def drawn(draw: Callable[[np.random.Generator, int], Any], counts: Sequence[int]) -> Tensor:
         found = torch.from_numpy(np.concatenate([draw(rng, n) for rng, n in zip(rngs, counts, strict=True)]))
-        # Drawn on the CPU, so that all devices draw the same.
+        # Drawn on the CPU, so that the draws are the same for all devices.
         return Place(target[0].device).numbers(found, wait=False)
 
     for v, x in out.items():
@@ -137,12 +137,12 @@ def augmented(
                 kept = drawn(lambda rng, n, w=width: rng.random((n, w)), sizes) >= recipe.mask  # type: ignore[misc]
                 x = torch.where(
                     kept.view_as(x) | (std == 0), x, mean.to(x.dtype)
-                )  # 0: constant, or a category's number
+                )  # std 0: constant, or a category's number
         out[v] = x
     if not recipe.mixup:
         return out, [target]
-    assert not any(isinstance(x, SparseRows) for x in out.values())  # see recipes.candidates
-    partner = drawn(lambda rng, n: rng.permutation(n), sizes)  # of the same virtual shard
+    assert not any(isinstance(x, SparseRows) for x in out.values())  # see recipes.recipes_for
+    partner = drawn(lambda rng, n: rng.permutation(n), sizes)  # within the same virtual shard
     first = torch.from_numpy(np.repeat(np.cumsum([0, *sizes[:-1]]), sizes))
     partner += Place(partner.device).numbers(first, wait=False)
     share = drawn(lambda rng, n: rng.beta(recipe.mixup, recipe.mixup, n), sizes)

@@ -28,16 +28,17 @@ from sparkdiff.training.updates import DenseUpdates, LazyUpdates
 
 
 class Candidates:
-    """K candidates: each is a row of u (K, p), in natural units; its parameters are p0 + unit * u, or what a
-    constraint makes of p0 and unit * u.
+    """K candidates: each is a row of u (K, p), in natural units; its parameters are p0 + unit * u, or what a constraint
+    makes of p0 and unit * u.
 
     Attributes:
-        updates: which parameters a step changes, and these parameters.
+        updates: the parameters that a step changes, and how they are read and written.
         vectors: u, its moments and its average over steps, (K, p) each.
         total, total_weight: sums of the losses (K,) and of the weights, of the epoch so far.
-        counts: whether every batch is known to hold a row of weight > 0, so that no step has to look.
-        rate: on a GPU the learning rate of the steps (); see `set_rate`.
-        among: all candidates of the training, also those that have stopped: what is drawn for each is drawn as if all were here.
+        counts: whether every batch is known to hold a row of weight > 0, so that no step has to check.
+        rate: on a GPU the learning rate of the steps, a tensor (); see `set_rate`.
+        among: all candidates of the training, including stopped ones, so that each gets the same draws as if all were
+            here.
     """
 
     def __init__(
@@ -81,14 +82,14 @@ class Candidates:
 
     @torch.no_grad()
     def enter(self, batches: Sequence[Mapping[Version, Rows]], team: Team = ALONE) -> None:
-        """Before the steps on a group of batches: choose the parameters that these steps change."""
+        """Choose the parameters that the steps on a group of batches change; call it before these steps."""
         self.updates.choose(self.vectors, batches, team)
 
     def add(
         self, values: dict[Version, Rows], target: Target, objective: Objective, draw: Draw,
         *, groups: Mapping[str, Tensor] | None = None, team: Team = ALONE,
     ) -> None:  # fmt: skip
-        """Add w * loss and its gradient over these rows, of which there may be none, to the sums.
+        """Add w * loss and its gradient over these rows (there may be none) to the sums.
 
         Args:
             groups: the codes (n,) of the columns that the objective's penalties name.
@@ -104,7 +105,7 @@ class Candidates:
         self, views: Sequence[View], inputs: Mapping[Version, SparseRows], objective: Objective,
         *, groups: Mapping[str, Tensor] | None = None, team: Team = ALONE,
     ) -> None:  # fmt: skip
-        """`add` for rows as the candidates see them; nothing in it waits for a GPU.
+        """Do the work of `add` for rows as the candidates see them; nothing in it waits for a GPU.
 
         Args:
             inputs: the inputs that the network of the updates reads in another form.
@@ -140,11 +141,11 @@ class Candidates:
             updates.back(slopes, gradients, constant)
 
     def _reads_leaves(self) -> bool:
-        """Whether all margins are sums over the leaves of one stage, and nothing else."""
+        """True if all margins are sums over the leaves of one stage, and nothing else."""
         return self.updates.affine is not None and [name for name, _ in self.updates.affine.reads] == [LEAVES]
 
     def _add_leaves(self, views: Sequence[View], slopes: AffineMargin, objective: Objective) -> None:
-        """`add` where candidates fall into leaves of their own: one look-up for all, with the bits of one for each view."""
+        """Do the work of `add` for candidates with own leaves: one look-up for all, with the bits of one per view."""
         updates, matrix = self.updates, self.updates.matrix
         assert updates.affine is not None
         [(version, slope)] = slopes.of.items()
@@ -175,14 +176,14 @@ class Candidates:
                 room[j] += self.updates.affine.leaf_curvature(values, second)
 
     def changing(self) -> list[Tensor]:
-        """Everything that a step changes."""
+        """All tensors that a step changes."""
         once, matrix = self.epoch_steps, self.updates.matrix
         steps = [self.optimizer.steps] if self.optimizer else []
         sums = [matrix.sums, self.total, self.total_weight, once.gradient, once.curvature]
         return [*self.vectors.values(), matrix.flat, *sums, *steps]
 
     def set_rate(self, factor: float) -> Tensor:
-        """The learning rate on a GPU, whose graphs read it there, at this factor of the schedule."""
+        """Set the learning rate on a GPU by the schedule's factor; return the tensor, which graphs read there."""
         if factor != self._factor:
             self.rate.fill_(self.base * factor)
             self._factor = factor
@@ -190,7 +191,7 @@ class Candidates:
 
     @torch.no_grad()
     def step(self, scale: float, factor: float = 1.0) -> None:
-        """One optimizer step by the sums; `scale` is the objective's, `factor` the schedule's."""
+        """Take one optimizer step by the sums; `scale` is the objective's scale, `factor` the schedule's factor."""
         updates, matrix = self.updates, self.updates.matrix
         self.total += matrix.losses
         self.total_weight += matrix.weight
@@ -217,7 +218,8 @@ class Candidates:
 
     @torch.no_grad()
     def step_apart(self, team: Team, scale: float, factor: float, *, last: bool) -> None:
-        """One step by the sums of this process's rows alone, of which there may be none; then the processes meet, if it is time.
+        """Take one step by the sums of this process's rows alone (there may be none); then meet the other processes, if
+        it is time.
 
         Args:
             last: whether this is the last step of the epoch, after which they meet in any case.
@@ -226,7 +228,7 @@ class Candidates:
         assert local is not None
         if (
             not local.begun and team.rank
-        ):  # a checkpoint has the sums of all processes, which the first one goes on with
+        ):  # a checkpoint has the sums of all processes, with which the first one continues
             self.total.zero_()
             self.total_weight.zero_()
         local.begun = True
@@ -238,11 +240,11 @@ class Candidates:
         moments = [*self.optimizer.state().values()] if self.optimizer else []
         local.meet(team, [*moments, *([self.average] if self.ema_weight is not None else [])], factor)
         self.updates.load(self.u)
-        if self.ema_weight is not None:  # without an average of its own, a candidate is measured where it goes on
+        if self.ema_weight is not None:  # candidates without an average are measured where they continue
             self.average.copy_(torch.where(self.ema_weight == 1, self.u, self.average))
         local.met()
         team.sum_(self.total, self.total_weight)
-        local.begun = last  # else the first process goes on with the sums, and the others from 0
+        local.begun = last  # else the first process continues with the sums, and the others from 0
 
     def _penalise(self, monotone: Monotone, factor: float | Tensor) -> None:
         """Add the penalty's gradient, times a factor, to the sums; every process does the same."""
@@ -255,7 +257,7 @@ class Candidates:
 
     @torch.no_grad()
     def end_epoch(self, scale: float) -> list[float]:
-        """The steps that are taken once an epoch, and the mean training losses of the epoch; starts the next one."""
+        """Take the once-an-epoch steps, start the next epoch, and return the epoch's mean training losses."""
         updates, once = self.updates, self.epoch_steps.candidates
         updates.finish(self.vectors)
         if once:
@@ -271,8 +273,8 @@ class Candidates:
 
     @torch.no_grad()
     def scores(self, data: Data, split: str, metric: Metric) -> tuple[list[Score], Callable[[int], Tensor]]:
-        """Each candidate's score on a split, over all processes, and what gives a copy of the parameters (p,) that the
-        k-th was measured with, until the next step.
+        """The score of each candidate on a split, over all processes, and a function that copies the parameters (p,)
+        with which the k-th was measured; it is valid until the next step.
         """
         every = list(range(len(self.recipes)))
         tallies = Tallies(metric, self.network.head, len(every))
@@ -309,7 +311,7 @@ class Candidates:
             self.local.load(state["momentum"])
 
     def kept(self, rows: list[int]) -> "Candidates":
-        """These candidates alone, as they are now."""
+        """These candidates alone, in their current state."""
         recipes = [self.recipes[k] for k in rows]
         updates = self.updates.for_candidates(recipes)
         kept = Candidates(recipes, self.options, updates, self.monotone, counts=self.counts, among=self.among)
@@ -320,8 +322,9 @@ class Candidates:
 def can_be_lazy(
     modules: Iterable[StageModule], recipes: Iterable[Recipe], options: Options, monotone: Monotone | None
 ) -> bool:  # fmt: skip
-    """Whether no step needs all parameters: a clipped norm, bounds, a penalty, Newton's curvature and steps of
-    processes apart do."""
+    """True if no step needs all parameters. A clipped norm, bounds, settling thresholds of trees, a penalty, Newton's
+    curvature and local steps do.
+    """
     return (
         options.gradientClip is None
         and options.localSteps == 1
@@ -381,7 +384,7 @@ def second_derivative(objective: Objective, margin: Tensor, targets: Sequence[Ta
 def batch_losses(
     batch: BatchLoss, margin: Tensor, targets: Sequence[Target], groups: Mapping[str, Tensor], team: Team
 ) -> tuple[Tensor, Tensor]:
-    """W * loss of the rows of all processes, this one's share of it (k,), and its gradient by this one's margins."""
+    """This process's share (k,) of W * loss over the rows of all processes, and its gradient by its own margins."""
     whole = team.gather(margin.transpose(0, 1)).transpose(0, 1).contiguous().requires_grad_()
     first = int(team.gather(torch.tensor([margin.shape[1]], device=margin.device))[: team.rank].sum())
     codes = {name: team.gather(code) for name, code in groups.items()}

@@ -1,8 +1,9 @@
-"""Steps as graphs of a GPU: the kernels of a step are recorded once and then started all at once.
+"""Steps as CUDA graphs: the kernels of a step are recorded once and then launched all at once.
 
-A step of a small network is a hundred kernels of some microseconds, and starting each takes Python and torch longer than it runs.
-A graph holds addresses and numbers, not Python: rows are copied to where it reads them, and everything else that changes from
-step to step lies in tensors. Before a graph is used its results are compared, bit for bit, with those of the step it stands for.
+A step of a small network is a hundred kernels of some microseconds, and Python and torch need longer to launch each
+than it runs. A graph holds addresses and numbers, not Python: rows are copied to the memory that it reads, and
+everything else that changes from step to step lies in tensors. Before a graph is used, its results are compared, bit
+for bit, with those of the step it replaces.
 
 Source: torch.cuda.CUDAGraph, and torch's notes on CUDA graphs.
 """
@@ -23,13 +24,13 @@ from sparkdiff.training.augmentation import View
 from sparkdiff.training.candidates import Candidates
 
 SHAPES = 16
-"""Numbers of rows of a batch that graphs are kept for; batches of one training differ by a few rows."""
+"""Largest number of batch shapes for which graphs are kept; batches of one training differ by a few rows."""
 INPUT_BYTES = 64 << 20
-"""Size of a batch from which its kernels take longer than their starts (on an H200); a graph would keep a copy of it."""
+"""Batch size from which kernels run longer than their launches take (on an H200); a graph would keep a copy of it."""
 
 
 class Captured:
-    """One function as a graph, and the tensors that it reads its rows from."""
+    """One function as a graph, and the tensors from which it reads its rows."""
 
     def __init__(self, graph: Any, inputs: list[Tensor]):
         self.graph, self.inputs = graph, inputs
@@ -44,9 +45,9 @@ class CapturedSteps:
     """The steps of these candidates on batches of dense rows, as graphs.
 
     Attributes:
-        possible: whether the steps start the same kernels each time: not where rows are sparse, are compared with each other, or
+        possible: whether each step launches the same kernels: not if rows are sparse, are compared with each other, or
             may all have weight 0.
-        failed: why steps are started kernel by kernel; empty as long as they are not.
+        failed: the reason why steps are launched kernel by kernel; empty as long as they are not.
     """
 
     def __init__(self, candidates: Candidates, objective: Objective, values: Mapping[Version, Rows]):
@@ -61,7 +62,7 @@ class CapturedSteps:
         self.steps: Captured | None = None
 
     def add(self, views: Sequence[View], weight: Tensor) -> None:
-        """Set the sums to those over these rows, of which `weight` (n,) are the weights; as `Candidates.add` does."""
+        """Set the sums to those over these rows with weights `weight` (n,), as `Candidates.add` does."""
         narrowed = [
             (rows, {v: x for v, x in seen.items() if v in self.reads}, targets) for rows, seen, targets in views
         ]
@@ -84,7 +85,7 @@ class CapturedSteps:
             self.adds[key] = made
 
     def step(self, factor: float) -> None:
-        """One step by the sums, as `Candidates.step`."""
+        """Take one step by the sums, as `Candidates.step` does."""
         self.candidates.set_rate(factor)
         if self.steps is not None:
             self.steps([])
@@ -101,18 +102,19 @@ class CapturedSteps:
     def _captured(
         self, run: Callable[[list[Tensor]], None], inputs: list[Tensor], changes: Sequence[Tensor]
     ) -> Captured | None:
-        """Run once, and make a graph of it; None where that fails or the graph finds something else. `changes` hold the results
-        of running once in either case.
+        """Run once and record a graph; return None if that fails or if the graph's results differ.
+
+        In either case `changes` then hold the results of running once.
         """
         before = [x.clone() for x in changes]
         try:
             own = [x.clone() for x in inputs]
-            self._aside(run, own)  # kernels choose their memory when they first run, which can't be recorded
+            self._aside(run, own)  # kernels allocate memory when they first run, which can't be recorded
         except RuntimeError as e:
             if not is_short_of_memory(e):
                 raise
             self.failed = str(e).splitlines()[0]
-        if self.failed:  # not in the handler, where the exception still holds the tensors of the step
+        if self.failed:  # not in the handler, in which the exception still holds the tensors of the step
             _restore(changes, before)
             self._trim()
             run(inputs)
@@ -123,27 +125,28 @@ class CapturedSteps:
             with ALONE:
                 self._aside(self._without_waiting, lambda: run(own))
                 _restore(changes, before)
-                self._trim()  # the memory of a graph is its own, and as much again
+                self._trim()  # a graph has its own memory, and as much again
                 captured = Captured(self._recorded(lambda: run(own)), own)
             _restore(changes, before)
             captured(inputs)
             if all(torch.equal(x.nan_to_num(), y.nan_to_num()) for x, y in zip(changes, found, strict=True)):
                 return captured
             self.failed = "a graph of the step found other numbers than the step"
-        except RuntimeError as e:  # what can't be recorded has no class of its own
+        except RuntimeError as e:  # there is no special exception class for what can't be recorded
             self.failed = str(e).splitlines()[0]
         _restore(changes, found)
         return None
 
     def _trim(self) -> None:
-        """Give back the freed memory that torch keeps for itself."""
-        with contextlib.suppress(RuntimeError):  # which torch raises after a recording that failed
+        """Return freed memory that torch caches to the device."""
+        with contextlib.suppress(RuntimeError):  # torch raises it after a failed recording
             self.module.empty_cache()
 
     def _aside(self, run: Callable[[Any], None], argument: Any) -> None:
-        """Run on the stream that graphs are recorded on, which has memory of its own.
+        """Run on the stream on which graphs are recorded, which has its own memory.
 
-        What comes next waits for the kernels that were started there, after an error too: they write to what is then put back.
+        Later work waits for the kernels launched there, even after an error: they write to tensors that are then
+        restored.
         """
         now = self.module.current_stream(self.device)
         self.side.wait_stream(now)
@@ -154,12 +157,14 @@ class CapturedSteps:
             now.wait_stream(self.side)
 
     def _without_waiting(self, run: Callable[[], None]) -> None:
-        """Run where what waits for the device raises RuntimeError: a graph can't hold it, and in many versions of torch a
-        recording that fails leaves the allocator in a state that it does not come back from.
+        """Run so that anything that waits for the device raises RuntimeError.
+
+        A graph can't hold a wait, and in many versions of torch a failed recording leaves the allocator in a state from
+        which it does not recover.
         """
         before = self.module.get_sync_debug_mode()
         try:
-            with warnings.catch_warnings():  # it says once that it is a prototype
+            with warnings.catch_warnings():  # torch warns once that this is a prototype
                 warnings.simplefilter("ignore", UserWarning)
                 self.module.set_sync_debug_mode("error")
             run()
@@ -191,7 +196,7 @@ def _restore(tensors: Sequence[Tensor], values: Sequence[Tensor]) -> None:
 
 
 def _flattened(views: Sequence[View], weight: Tensor) -> tuple[list[Tensor], tuple[int, ...]]:
-    """The tensors of some views and a weight, each once, and which of them stands at which place."""
+    """The distinct tensors of some views and a weight, and the index of the tensor at each place."""
     every = [x for _, seen, targets in views for x in (*seen.values(), *(t for pair in targets for t in pair))]
     distinct: dict[int, int] = {}
     tensors: list[Tensor] = []
@@ -204,7 +209,7 @@ def _flattened(views: Sequence[View], weight: Tensor) -> tuple[list[Tensor], tup
 
 
 def _unflattened(views: Sequence[View], like: Sequence[int], tensors: Sequence[Tensor]) -> tuple[list[View], Tensor]:
-    """The same views and weight of other tensors."""
+    """The same views and weight, with other tensors."""
     place = iter(like)
     out: list[View] = []
     for rows, seen, targets in views:

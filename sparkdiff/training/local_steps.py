@@ -1,11 +1,11 @@
-"""Steps that the processes of a training take apart: they meet after so many, and go on from their mean with a slow momentum.
+"""Local steps: processes take several steps apart, then meet and continue from their mean with a slow momentum.
 
-Synchronous steps are one sum over the processes each. Where a sum takes longer than a step, steps apart save most of them, at a
-price: the processes train on batches of their own rows, so the result depends on their number.
+Synchronous steps need one sum over the processes each. If a sum takes longer than a step, local steps save most of the
+sums, at a price: the processes train on batches of their own rows, so the result depends on their number.
 
-Source: Wang, Tantia, Ballas and Rabbat, "SlowMo: Improving Communication-Efficient Distributed SGD with Slow Momentum", 2020,
-with a slow learning rate of 1. With a momentum of 0 it is local SGD (Stich, "Local SGD Converges Fast and Communicates Little",
-2019). The moments of Adam are averaged, too (there: the strategy "average").
+Source: Wang, Tantia, Ballas and Rabbat, "SlowMo: Improving Communication-Efficient Distributed SGD with Slow Momentum",
+2020, with a slow learning rate of 1. With a momentum of 0 it is local SGD (Stich, "Local SGD Converges Fast and
+Communicates Little", 2019). The moments of Adam are averaged, too (there: the strategy "average").
 """
 
 from collections.abc import Sequence
@@ -21,19 +21,19 @@ from sparkdiff.tensors.team import Team
 from sparkdiff.training.recipes import ONCE_AN_EPOCH, Recipe
 
 SLOWEST = 1e-12
-"""The least factor of the schedule that a step is divided by."""
+"""Lower bound of the schedule's factor when a step is divided by it."""
 
 
 class LocalSteps:
-    """When the processes meet, and where they go on.
+    """The schedule of meetings of the processes, and the slow momentum with which they continue.
 
     Args:
-        every: steps that each takes alone.
+        every: number of steps that each process takes alone.
         decay: of the slow momentum.
-        u: (K, p) what the steps change, the same in all processes.
+        u: (K, p) vectors that the steps change, the same in all processes.
 
     Attributes:
-        alone: steps since they met.
+        alone: steps since the last meeting.
         momentum: (K, p).
     """
 
@@ -43,17 +43,17 @@ class LocalSteps:
         self.begun = False
 
     def load(self, momentum: Tensor) -> None:
-        """Go on from a meeting: u is what it was then."""
+        """Continue from a meeting: u must have the values of that meeting."""
         self.momentum.copy_(momentum)
         self.start.copy_(self.u)
 
     @torch.no_grad()
     def meet(self, team: Team, others: Sequence[Tensor], factor: float) -> None:
-        """Replace u, in place, by where all processes go on: from their mean, and on along the slow momentum.
+        """Replace u, in place, by the point where all processes continue: their mean, moved by the slow momentum.
 
         Args:
             others: tensors that are replaced by their means.
-            factor: the schedule's, of the learning rate.
+            factor: the schedule's factor of the learning rate.
         """
         team.sum_(self.u, *others)
         for tensor in (self.u, *others):
@@ -63,15 +63,16 @@ class LocalSteps:
         torch.sub(self.start, self.momentum, alpha=factor, out=self.u)
 
     def met(self) -> None:
-        """Take note of u, once it is within its bounds."""
+        """Record u as the new start, after it was put within its bounds."""
         self.start.copy_(self.u)
         self.alone = 0
 
 
 def check(options: Options, recipes: Sequence[Recipe], objective: Objective, place: Place) -> None:
-    """
+    """Check that the candidates can take local steps.
+
     Raises:
-        InputError: these candidates need all rows of a batch in each step.
+        InputError: these candidates need all rows of a batch in each step, or train on a GPU.
     """
     told = f"localSteps={options.localSteps}"
     once = next((r.optimizer for r in recipes if r.optimizer in ONCE_AN_EPOCH), None)

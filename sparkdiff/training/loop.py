@@ -1,8 +1,8 @@
-"""The training loop for a list of candidates over one stream, in one process or several. It uses only torch and the
-stream.
+"""The training loop for several candidates over one stream, in one process or several; uses only torch and the stream.
 
-Every process holds the same parameters. At each step it sums w * gradient over its rows of the batch; the sums are added up over
-all processes and divided by the sum of w, so that the number of processes changes nothing but the order of additions.
+Every process holds the same parameters. At each step it sums w * gradient over its rows of the batch; these sums are
+added over all processes and divided by the sum of w, so the number of processes changes nothing but the order of
+additions.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from sparkdiff.training.active_columns import group_size
 from sparkdiff.training.ongoing import Training
 
 SMALL_STEP = 10_000_000
-"""Parameters times rows of a step below which one thread is faster."""
+"""Number of parameters times rows of a step below which one thread is faster."""
 
 
 def train(
@@ -49,18 +49,18 @@ def train(
                 if training.here.place.on_cpu or not is_short_of_memory(e):
                     raise
                 short = str(e).splitlines()[0]
-            if short:  # not in the handler, where the exception still holds the tensors of the step
+            if short:  # not in the handler, in which the exception still holds the tensors of the step
                 data, ready = training.with_less(data, short), None
 
 
 def _epoch(
     training: Training, data: Data, objective: Objective, metric: Metric, on_step: Callable[[Training], None]
 ) -> None:
-    """The steps of an epoch, from `training.step` on, and the measuring after them."""
+    """Take the steps of an epoch, from `training.step` on, and then measure."""
     options, active, done = training.options, training.active, 0
     for candidates in training.turns():
         group = group_size(options.batchSize) if candidates.lazy else 1
-        first = training.step // group * group  # of the batches that those of the next step are among
+        first = training.step // group * group  # the start of the group that contains the next step
         steps = data.stream.batches(
             "train", batchSize=options.batchSize, epoch=training.epoch, first=first, rank=data.team.rank,
             world=data.team.world, prepare=data.prepare, whole=candidates.augments,

@@ -1,4 +1,4 @@
-"""Penalties on slopes of the wrong sign, so that a prediction rises, or falls, with a feature."""
+"""Penalties on slopes of the wrong sign, which make a prediction rise (or fall) with a feature."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,19 +18,19 @@ from sparkdiff.training.parameters import named_parameters
 
 @dataclass(frozen=True)
 class Monotone:
-    """strength * (slope of the margin by the feature, in natural units, if it has the wrong sign)^2, summed over
-    features.
+    """The penalty: sum over features of strength * (slope of the margin, in natural units, if of the wrong sign)^2.
 
     Attributes:
-        signs: per fixed version (d,), 1 if the margin should rise, -1 if it should fall, 0 without a request.
-        weights: per fixed version (d,), strength * (standard deviation of the feature / natural unit of the margin)^2.
+        signs: for each fixed version (d,), 1 if the margin should rise, -1 if it should fall, 0 without a request.
+        weights: for each fixed version (d,), strength * (standard deviation of the feature / natural unit of the
+            margin)^2.
     """
 
     signs: Mapping[Version, Tensor]
     weights: Mapping[Version, Tensor]
 
     def gradients(self, slopes: AffineMargin) -> dict[Version, Tensor]:
-        """The penalty's gradient by every slope, (K, d, 1)."""
+        """The gradient of the penalty by each slope, (K, d, 1)."""
         found = {v: torch.zeros_like(slope) for v, slope in slopes.of.items()}
         for v, sign in self.signs.items():
             wrong = (-sign * slopes.of[v][:, :, 0]).clamp_min(0)  # (K, d)
@@ -42,22 +42,23 @@ class Wishes:
     """The requested signs of slopes, {feature: strength}; the sign of the strength is the sign of the slope.
 
     Args:
-        names: what the inputs' entries are called.
+        names: the names of the inputs' entries.
     """
 
     def __init__(self, given: Mapping[str, float], network: Network, names: FeatureNames):
         self.given, self.network, self.names = given, network, names
-        # No slope says where predictions of trees rise.
+        # There are no slopes that show where predictions of trees rise.
         self.affine = None if network.trees() else affine_network(network, names.widths)
 
     def penalty(self, stats: Mapping[Version, FeatureStats], y: LabelStats) -> Monotone:
-        """
+        """The penalty for these requests.
+
         Args:
             stats: of the network's fixed inputs.
 
         Raises:
-            InputError: the margin isn't linear in the inputs, has an entry per class, or falls as the mean rises; or a name
-                is that of no input.
+            InputError: the margin isn't linear in the inputs, has an entry per class, or falls as the mean rises; or a
+                name is not the name of an input.
         """
         network, names, head = self.network, self.names, self.network.head
         uid = network.graph.head.uid
@@ -86,7 +87,7 @@ class Wishes:
         return Monotone({v: s for v, s in signs.items() if bool((s != 0).any())}, weights)
 
     def broken(self, network: Network) -> list[str]:
-        """One sentence per requested sign that this trained network does not have."""
+        """One sentence for each requested sign that this trained network does not have."""
         assert self.affine is not None
         slopes = self.affine.slopes(named_parameters(network), 1)
         out = []

@@ -1,5 +1,5 @@
-"""`Training`: a training that is under way, with its candidates, their results so far, and the position in the data; `Form`: how
-the candidates train: at which place, all columns or the active ones, affine or one by one.
+"""A training in progress (`Training`: its candidates, their results so far, the position in the data) and the form in
+which the candidates train (`Form`): at which place, all columns or the active ones, affine or one by one.
 """
 
 import dataclasses
@@ -41,16 +41,16 @@ from sparkdiff.training.results import Results, Standing, Trained
 from sparkdiff.training.updates import DenseUpdates, LazyUpdates
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
-"""Relative difference of margins, by the dtype of the rows, from which a network is not taken for affine; Spark and the network
-may differ by as much."""
+"""Relative difference of margins, by the dtype of the rows, above which a network is not treated as affine; Spark and
+the network may differ by as much."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Here:
-    """What a training computes with, at its place.
+    """The network, its units, its input statistics and its monotone penalty, on the device where a training computes.
 
     Attributes:
-        of_rows: the network in the dtype of the rows; the network itself where that is the one of the parameters.
+        of_rows: the network in the dtype of the rows; the network itself if that is the dtype of the parameters.
         stats: of the network's fixed inputs.
     """
 
@@ -62,7 +62,7 @@ class Here:
     place: Place = CPU
 
     def at(self, place: Place) -> "Here":
-        """Copies of it all at another place."""
+        """Copies of all of it at another place."""
         if place.plain:
             return self
         bare = self.network.without_spark()
@@ -73,11 +73,11 @@ class Here:
 
 @dataclasses.dataclass(frozen=True)
 class Form:
-    """How the candidates train together.
+    """The way in which the candidates train together.
 
     Attributes:
-        affine: the network as one affine map; None where it isn't one.
-        active: which columns the steps change; None for all.
+        affine: the network as one affine map; None if it isn't one.
+        active: the columns that the steps change; None for all.
         counts: whether all rows are known to have a weight > 0.
     """
 
@@ -94,12 +94,12 @@ class Form:
         if affine is not None and here.monotone is None:
             tolerance = TOLERANCE[here.place.dtype]
             affine = affine if _agrees(affine, here.network, data, tolerance, here.of_rows) else None
-        # On the CPU a step looks at its own weights, which costs nothing there.
+        # On the CPU each step checks its own weights, which costs nothing there.
         counts = not here.place.on_cpu and _all_count(data)
         return Form(here, options, affine, _active_columns(here, affine, recipes, options, data), counts)
 
     def candidates(self, recipes: Sequence[Recipe], among: Sequence[Recipe] | None = None) -> Candidates:
-        """These candidates, at the original's parameters; `among`: those that they are a part of, if they are."""
+        """These candidates, at the original's parameters; `among`: all candidates, if these are only some."""
         here = self.here
         rows = None if here.of_rows is here.network else here.of_rows
         updates = (
@@ -111,7 +111,7 @@ class Form:
 
 
 def _all_count(data: Data) -> bool:
-    """Whether no training row of any process has the weight 0; rows that are read from files are not looked at."""
+    """True if no training row of any process has weight 0; False also for rows in files, which are not checked."""
     zeros = data.stream.zero_weights("train", data.team.rank, data.team.world)
     found = torch.tensor(1 if zeros is None else zeros, dtype=torch.float64)
     data.team.sum_(found)
@@ -122,10 +122,10 @@ def _all_count(data: Data) -> bool:
 def _agrees(
     affine: AffineNetwork, network: Network, data: Data, tolerance: float = 1e-9, of_rows: Network | None = None
 ) -> bool:
-    """Whether the affine network gives the network's margins on validation rows, in all processes.
+    """True if the affine network reproduces the network's margins on validation rows, in all processes.
 
-    (x - mean) * slope, multiplied out, loses the digits by which a column's mean exceeds its standard deviation; and a slope
-    of 0 is no selection where a feature that isn't selected holds NaN.
+    (x - mean) * slope, multiplied out, loses the digits by which a column's mean exceeds its standard deviation; and a
+    slope of 0 does not deselect a feature that holds NaN.
     """
     slopes = affine.slopes(named_parameters(network), 1)
     wrong = slopes.constant.new_zeros(())
@@ -142,7 +142,7 @@ def _agrees(
 def _active_columns(
     here: Here, affine: AffineNetwork | None, recipes: Sequence[Recipe], options: Options, data: Data
 ) -> ActiveColumns | None:  # fmt: skip
-    """The columns that groups of batches use, where they are few; the same in all processes."""
+    """The columns that groups of batches use, if they are few (else None); the same in all processes."""
     modules = [here.network.module(i) for i in here.network.positions]
     if affine is None or not can_be_lazy(modules, recipes, options, here.monotone):
         return None
@@ -155,10 +155,10 @@ def _active_columns(
 
 
 SCORE_BYTES = 256 << 20
-"""Size of what a GPU computes at a time while it measures all candidates: eight tensors of the size of their margins."""
+"""Bytes that a GPU needs at a time to measure all candidates: eight tensors of the size of their margins."""
 IN_TURN = "one after the other"
 STATE = 1
-"""Version of what `Training.state` holds; a run that was begun with another isn't gone on with."""
+"""Version of the content of `Training.state`; a run that was started with another version is not resumed."""
 
 
 class ShortOfMemoryError(SparkdiffError):
@@ -168,8 +168,8 @@ class ShortOfMemoryError(SparkdiffError):
 class Training(Results):
     """A running training: its candidates, their results so far, and the position in the data.
 
-    `state()` contains everything that `load()` needs to continue without a difference: bit for bit with the same
-    number of processes, and up to the order of additions with another number.
+    `state()` contains everything that `load()` needs to continue as if without an interruption: bit for bit with the
+    same number of processes, and up to the order of additions with another number.
     """
 
     def __init__(
@@ -180,25 +180,25 @@ class Training(Results):
         self.network, self.units = network, units
         self.here = Here(network, units, stats or {}, monotone, network)
         self.step, self.ended = 0, False  # the next step of the current epoch
-        self.began, self.before = time.monotonic(), 0.0  # seconds of training until this process resumed it
+        self.began, self.before = time.monotonic(), 0.0  # seconds of training before this process resumed it
         self.unsaved = ""  # the first checkpoint that couldn't be written, and why
-        self.fallbacks: list[str] = []  # what was done where memory was short, and what else is slower than it could be
+        self.fallbacks: list[str] = []  # measures taken when memory was short, and other slow-downs
         self.graphs = True  # whether steps on a GPU may be graphs; benchmarks measure them without
-        self.parts = 1  # in how many parts, one after the other, the candidates train in an epoch
-        self.candidates: Candidates | None = None  # those that are active, from the first step on, unless in parts
+        self.parts = 1  # the number of parts in which the candidates train in an epoch, one after the other
+        self.candidates: Candidates | None = None  # the active ones, from the first step on, unless they train in parts
         self._form: Form | None = None
         self._graphs: CapturedSteps | None = None
         self._saved: Mapping[str, Any] | None = None  # the candidates at the beginning of the epoch, or in a checkpoint
-        self._before: dict[str, Any] = {}  # the state then, to return to where memory was short
+        self._before: dict[str, Any] = {}  # the state at that time, to return to if memory is short
 
     @property
     def seconds(self) -> float:
-        """Seconds of training, those before the checkpoint that it was resumed from included."""
+        """Seconds of training, including those before the checkpoint from which it was resumed."""
         return self.before + time.monotonic() - self.began
 
     @property
     def cut(self) -> str:
-        """That maxSeconds ended the training, while candidates were active; empty if not."""
+        """The message that maxSeconds ended the training while candidates were active; empty if it did not."""
         if self.epochs is not None or not (self.ended and self.active and self.epoch <= self.options.maxEpochs):
             return ""
         return (
@@ -207,7 +207,7 @@ class Training(Results):
         )
 
     def move(self, place: Place) -> None:
-        """Compute at this place from now on; results, and what is saved, stay on the CPU.
+        """Compute at this place from now on; results and saved states stay on the CPU.
 
         Raises:
             InputError: the network alone does not fit into the memory there.
@@ -224,19 +224,20 @@ class Training(Results):
         """Find out how the candidates can train together on these data."""
         self.began = time.monotonic()
         self._form = Form.of(self.here, self.recipes, self.options, data)
-        memory.trim()  # of wide networks, what finding the affine form took
+        memory.trim()  # returns what the search for the affine form took for wide networks
 
     def settled(self, data: Data) -> Data:
-        """The data with their rows on the device, if all fit there beside what training needs."""
+        """The data with their rows on the device if all fit there, beside what training needs."""
         stream, team, place = data.stream, data.team, self.here.place
         if place.on_cpu:
             return data
         head = self.network.head
         count, width = len(self.active), max(1, head.classes, head.margins if head.wide else 1)
         data = dataclasses.replace(data, rows=max(1024, min(data.rows, SCORE_BYTES // (8 * 8 * count * width))))
-        # u, its moments and average; parameters, gradients and their forms by u; what a graph is compared with.
+        # u, its moments and average; parameters, gradients and their forms by u; copies against which a graph is
+        # checked.
         vectors = 12 * 8 * count * len(self.units.unit)
-        kept = 32 * count * stream.rows("validation")  # of a metric that is no mean over rows
+        kept = 32 * count * stream.rows("validation")  # for a metric that is no mean over rows
         if not stream.resident or stream.fits(
             ("train", "validation"), vectors + kept + SCORE_BYTES, team.rank, team.world
         ):
@@ -246,12 +247,12 @@ class Training(Results):
 
     @property
     def is_whole(self) -> bool:
-        """Whether all processes have the same state, which one of them can save for all."""
+        """True if all processes have the same state, so that one of them can save it for all."""
         local = self.candidates.local if self.candidates is not None else None
         return local is None or not local.alone
 
     def turns(self) -> Iterator[Candidates]:
-        """The active candidates for the steps of an epoch: all together, or part by part where memory is short."""
+        """The active candidates for the steps of an epoch: all together, or part by part if memory is short."""
         assert self._form is not None
         active, first, every = self.active, self.step, [self.recipes[k] for k in self.active]
         if self.parts == 1 and self.candidates is None:
@@ -272,20 +273,21 @@ class Training(Results):
             yield part
             parts.append(states.at_home(part.state()))
             self._graphs = None
-            del part  # before there is another
+            del part  # before the next part is made
         self._saved = states.joined(parts)
 
     def with_less(self, data: Data, why: str) -> Data:
-        """Return to the beginning of the epoch after torch ran out of memory, and go on with less on the device: with rows that
-        are copied there, then with fewer candidates at a time. Returns the data to go on with.
+        """Return to the beginning of the epoch after torch ran out of memory, and continue with less on the device:
+        first with rows that are copied there batch by batch, then with fewer candidates at a time. Returns the data to
+        continue with.
 
         Raises:
             InputError: one candidate alone is too much.
-            ShortOfMemoryError: other processes wait for this one, so that all have to begin again with less.
+            ShortOfMemoryError: other processes wait for this one, so all have to start again with less.
         """
         place, short = self.here.place, f"training ran out of memory on {self.here.place.name}"
         self.candidates = self._graphs = self._form = None
-        gc.collect()  # what is in a cycle still holds memory of the device
+        gc.collect()  # objects in reference cycles still hold memory of the device
         if self._before:
             self.load({**self._before, "fallbacks": self.fallbacks, "unsaved": self.unsaved, "seconds": self.seconds})
         if not data.stream.resident and self.parts >= len(self.active):
@@ -300,7 +302,7 @@ class Training(Results):
         return dataclasses.replace(data, stream=stream)
 
     def reduce(self, level: int) -> None:
-        """Keep less on the device: from level 1 on not the rows, from level 2 on 2, 4, ... parts of the candidates in turn."""
+        """Keep less on the device: no rows (from level 1 on), candidates in 2, 4, ... parts in turn (from level 2)."""
         self.parts = max(1, min(2 ** (level - 1), len(self.active)))
         name = self.here.place.name
         told = f"the rows and the training do not fit into the memory of {name}: rows are copied there batch by batch"
@@ -309,7 +311,7 @@ class Training(Results):
         self.fallbacks = [*[f for f in self.fallbacks if IN_TURN not in f and f != told], told]
 
     def state(self) -> dict[str, Any]:
-        """All that is needed to go on; where the candidates train part by part, from the beginning of the epoch on."""
+        """Everything needed to continue (from the beginning of the epoch if the candidates train part by part)."""
         if self.parts > 1 and not self.ended:
             own = self._before or self._results() | {"candidates": self._saved}
         else:
@@ -334,9 +336,9 @@ class Training(Results):
         self.began, self.fallbacks = time.monotonic(), list(state["fallbacks"])
 
     def fit(self, candidates: Candidates, data: Data, batch: Batch, objective: Objective) -> None:
-        """One step of every active candidate on the rows of a batch that belong to this process (there may be none).
+        """Take one step of every active candidate on this process's rows of a batch (there may be none).
 
-        Where a candidate augments, the batch holds all rows of the virtual shards that this process has a share of.
+        If a candidate augments, the batch holds all rows of the virtual shards of which this process has a share.
         """
         o, team = self.options, data.team
         sums, of_weight = candidates.updates.matrix.sums, candidates.updates.matrix.weight
@@ -372,7 +374,7 @@ class Training(Results):
     def _captured(
         self, candidates: Candidates, objective: Objective, values: Mapping[Version, Rows]
     ) -> CapturedSteps | None:
-        """The steps of these candidates as graphs of the GPU, where they can be."""
+        """The steps of these candidates as CUDA graphs; None if they can't be captured."""
         if self._graphs is None or self._graphs.candidates is not candidates:
             self._graphs = CapturedSteps(candidates, objective, values)
         return self._graphs if self.graphs and self._graphs.possible else None
@@ -390,11 +392,11 @@ class Training(Results):
         """Measure candidates on the validation split, after the steps of an epoch.
 
         Args:
-            active: their numbers among all.
+            active: the indices of these candidates among all.
         """
         losses = candidates.end_epoch(objective.scale)
         if candidates.lazy:
-            memory.trim()  # its steps took blocks of ever other sizes, between which more and more is free
+            memory.trim()  # its steps took blocks of ever different sizes, between which more and more memory is free
         scores, parameters = candidates.scores(data, "validation", metric)
         for j, (k, loss, now) in enumerate(zip(active, losses, scores, strict=True)):
             if self.record(k, loss, now):
@@ -403,7 +405,7 @@ class Training(Results):
             memory.trim()
 
     def end_epoch(self, data: Data, active: Sequence[int]) -> None:
-        """End the epoch; of the candidates that were active in it, those that are no longer leave."""
+        """End the epoch and drop the candidates that stopped in it."""
         if self._graphs is not None and self._graphs.failed:
             told = f"steps on {self.here.place.name} start their kernels one by one, which is slower: {self._graphs.failed}"
             self.fallbacks = list(dict.fromkeys([*self.fallbacks, told]))
@@ -419,7 +421,7 @@ class Training(Results):
                 self.parts = min(self.parts, len(rows))
 
     def _over(self, data: Data) -> bool:
-        """Whether maxSeconds have passed, by the clock of the first process, so that all processes end after the same epoch."""
+        """True if maxSeconds have passed, by the first process's clock so that all end after the same epoch."""
         if self.options.maxSeconds is None:
             return False
         seconds = torch.tensor(0.0 if data.team.rank else self.seconds, dtype=torch.float64)
@@ -427,7 +429,7 @@ class Training(Results):
         return float(seconds) >= self.options.maxSeconds
 
     def release(self) -> None:
-        """Give back what only further steps need: the candidates with the state of their optimizer, and what prepares them."""
+        """Release everything that only further steps need: candidates, optimizer states, and their preparation."""
         self.candidates = self._form = self._graphs = self._saved = None
         self._before = {}
 
@@ -445,6 +447,6 @@ class Training(Results):
 
 
 def _own(shares: Sequence[Share]) -> Tensor:
-    """The indices of the rows of a process among all rows of its shards."""
+    """The indices of a process's own rows among all rows of its shards."""
     starts = itertools.accumulate((s.rows for s in shares), initial=0)
     return torch.cat([torch.arange(start + s.first, start + s.last) for start, s in zip(starts, shares, strict=False)])

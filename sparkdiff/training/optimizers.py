@@ -1,7 +1,7 @@
-"""Optimizers of the candidates' vectors: first-order steps, one for each batch, and steps along the gradient of all rows.
+"""Optimizers of the candidates' vectors: first-order steps, one per batch, and steps along the gradient of all rows.
 
-First-order steps call the kernels of torch without its bookkeeping, which takes several times as long as a fused kernel does on
-a step this small; torch.optim.adam.adam, which calls this kernel too, takes four times as long as the kernel.
+First-order steps call torch's fused kernel without torch's bookkeeping, which for a step this small takes several times
+as long as the kernel: torch.optim.adam.adam, which calls the same kernel, takes four times as long.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ class FirstOrder:
     """Steps of `adam`, `adamw` (with torch's defaults) or `sgd` on u (K, p) along a gradient.
 
     Args:
-        rate: (K, p) or broadcastable, what each entry's step is multiplied by; None for 1.
+        rate: (K, p) or broadcastable, factor of each entry's step; None for 1.
     """
 
     def __init__(self, kind: str, u: Tensor, rate: Tensor | None):
@@ -31,15 +31,15 @@ class FirstOrder:
         self.mean, self.square = torch.zeros_like(u), torch.zeros_like(u)
         self.steps = torch.tensor(
             0.0, dtype=torch.float32, device=u.device
-        )  # which torch's kernels read, whatever the default
+        )  # float32 because torch's kernels read that, whatever the default is
 
     def step(
         self, u: Tensor, gradient: Tensor, learningRate: float | Tensor, moments: tuple[Tensor, Tensor], rate: Tensor | None
     ) -> None:  # fmt: skip
-        """A step of some entries or all, in place; `moments` and `rate` are theirs.
+        """Take a step of some entries or all, in place; `moments` and `rate` belong to these entries.
 
         Args:
-            learningRate: on a GPU a tensor () there, which a graph of the step reads anew each time.
+            learningRate: on a GPU a tensor () there, which a graph of the step reads each time it runs.
         """
         before = None if rate is None else u.clone()
         if self.kind == "sgd":
@@ -52,7 +52,7 @@ class FirstOrder:
             if self.kind == "adamw":
                 u.mul_(1 - learningRate * DECAY)
             self.steps += 1
-            # CUDA's kernel takes a tensor of float32 only: a step of 1, and then the share of it.
+            # CUDA's kernel takes float32 tensors only: take a step of 1, and then the share of it.
             start = u.clone() if isinstance(learningRate, Tensor) else None
             torch._fused_adam_(
                 [u], [gradient], [moments[0]], [moments[1]], [], [self.steps], amsgrad=False, maximize=False,
@@ -61,7 +61,7 @@ class FirstOrder:
             if start is not None:
                 torch.lerp(start, u, learningRate, out=u)
         if before is not None and rate is not None:
-            # Outside of the kernel, so that it is a rate whatever the kernel does to the gradient.
+            # Outside the kernel, so that it scales the step whatever the kernel does to the gradient.
             torch.lerp(before, u, rate, out=u)
 
     def state(self) -> dict[str, Tensor]:
@@ -80,7 +80,7 @@ class EpochSteps:
         like: (p,) on the device of the candidates.
 
     Attributes:
-        candidates: those that take such steps.
+        candidates: indices of those that take such steps.
         gradient, curvature: sums over the epoch so far, (K, p) and (C, p).
     """
 
@@ -97,14 +97,14 @@ class EpochSteps:
         self.curvature = like.new_zeros(len(self.newton), size)
 
     def add(self, updates: DenseUpdates) -> None:
-        """Take note of a batch's sums."""
+        """Add a batch's sums to those of the epoch."""
         if self.candidates:
             updates.add_gradient(self.gradient)
         if self.newton:
             self.curvature += updates.matrix.curvature
 
     def step(self, u: Tensor, start: Tensor, units: NaturalUnits, anchor: Tensor, factor: float) -> None:
-        """The steps on u (K, p), in place; the sums times `factor` are means."""
+        """Take the steps on u (K, p), in place; the sums times `factor` are means."""
         if not self.candidates:
             return
         flat, gradient = units.parameters(start, u, torch.empty_like(u)), torch.empty_like(u)
@@ -126,7 +126,7 @@ class EpochSteps:
         self.curvature.zero_()
 
     def state(self) -> dict[str, Any]:
-        return {  # as files name them
+        return {  # with the names that the files use
             "whole": self.gradient,
             "bent": self.curvature,
             "slow": {k: optimizer.state_dict() for k, optimizer in self.lbfgs.items()},

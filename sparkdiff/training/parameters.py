@@ -18,7 +18,7 @@ from sparkdiff.stages.constraints import Constraint
 
 
 class Piece(NamedTuple):
-    """The entries [first, last) of the flat vector, which are one parameter."""
+    """The range [first, last) of the flat vector that holds one parameter."""
 
     position: int
     name: str
@@ -30,12 +30,12 @@ class Piece(NamedTuple):
         """A view of these entries of (K, p) or (p,), as (K, *shape) or (*shape)."""
         entries = matrix.narrow(
             -1, self.first, self.last - self.first
-        )  # by few calls: ten of these views make up a step
+        )  # with few calls: ten of these views make up a step
         return entries if len(self.shape) == 1 else entries.view(matrix.shape[:-1] + self.shape)
 
 
 def trained(network: Network) -> list[tuple[Piece, nn.Parameter]]:
-    """The parameters that train, in the order of the flat vector."""
+    """The trainable parameters, in the order of the flat vector."""
     out, first = [], 0
     for i in network.positions:
         for name, p in network.module(i).named_parameters():
@@ -56,28 +56,29 @@ def load(network: Network, flat: Tensor) -> None:
 
 
 def named_parameters(network: Network) -> dict[int, dict[str, Tensor]]:
-    """All parameters of each stage, as they are."""
+    """All parameters of each stage, detached but not copied."""
     return {i: {n: p.detach() for n, p in network.module(i).named_parameters()} for i in network.positions}
 
 
 @dataclasses.dataclass(frozen=True)
 class NaturalUnits:
-    """The natural units of the trainable entries: p = p0 + unit * u, where not constrained."""
+    """The natural units of the trainable entries: p = p0 + unit * u, unless constrained."""
 
-    unit: Tensor  # (p,) 0 where an entry must not move
+    unit: Tensor  # (p,); 0 if an entry must not move
     constrained: tuple[tuple[Piece, Constraint], ...]
-    rate: Tensor  # a stage's own learning rate over the common one, (p,); (1,) where no stage has one
+    rate: Tensor  # a stage's own learning rate over the common one, (p,); (1,) if no stage has its own
 
     @staticmethod
     def of(
         network: Network, x: Mapping[int, FeatureStats], y: LabelStats, options: Options,
         others: Mapping[int, LabelStats] | None = None,
     ) -> "tuple[NaturalUnits, dict[str, int]]":  # fmt: skip
-        """The units, and per parameter the number of entries frozen for want of support.
+        """The units, and per parameter the number of entries that are frozen for lack of support.
 
         Args:
-            x: each stage's input.
-            y: the labels; `others`: what stands in their place for stages that predict something else.
+            x: statistics of each stage's input.
+            y: statistics of the labels.
+            others: statistics that replace `y` for stages that predict something else.
         """
         rates = {
             i: r / options.learningRate
@@ -103,7 +104,7 @@ class NaturalUnits:
         return NaturalUnits(torch.cat(unit), tuple(constrained), torch.cat(rate) if rates else one), frozen
 
     def parameters(self, start: Tensor, u: Tensor, out: Tensor) -> Tensor:
-        """Put the parameters at u (K, p) into `out`; `start` (p,) are those at 0."""
+        """Write the parameters at u (K, p) into `out`; `start` (p,) are those at u = 0."""
         torch.addcmul(start, u, self.unit, out=out)
         for part, constraint in self.constrained:
             move = part.of(u) * part.of(self.unit)
@@ -111,7 +112,7 @@ class NaturalUnits:
         return out
 
     def by_u(self, start: Tensor, u: Tensor, flat: Tensor, gradient: Tensor, out: Tensor) -> None:
-        """Put the gradient by u into `out`, from the one by the parameters `flat`, all (K, p)."""
+        """Write the gradient by u into `out`, given the gradient by the parameters `flat`, all (K, p)."""
         torch.mul(gradient, self.unit, out=out)
         for part, constraint in self.constrained:
             value, unit = part.of(flat), part.of(self.unit)
@@ -119,7 +120,7 @@ class NaturalUnits:
             part.of(out).copy_(constraint.gradient(part.of(start), move, value, part.of(gradient)) * unit)
 
     def moved(self, network: Network, flat: Tensor) -> dict[str, tuple[float, float]]:
-        """How far each parameter is from `flat` (p,), in its units: {uid.parameter: (largest, root mean square)}."""
+        """Distance of each parameter from `flat` (p,), in its units: {uid.parameter: (largest, root mean square)}."""
         start, out = flattened(network), {}
         change = flat - start
         for part, constraint in self.constrained:
@@ -134,15 +135,17 @@ class NaturalUnits:
 
 
 class ParameterMatrix:
-    """The parameters (K, q) of K candidates: all parameters, or those of the active columns; and room for their gradients.
+    """The parameters (K, q) of K candidates (all, or those of the active columns), and memory for their gradients.
 
     Attributes:
-        changed: (m,) which of the q entries a step changes; None for all of them. `start` (m,) and `units` are theirs.
+        changed: (m,) indices of the q entries that a step changes; None for all of them. `start` (m,) and `units`
+            belong to these entries.
         flat: (K, q) parameters; `gradient` (K, q) is the sum of the rows' gradients.
-        parameters: for each stage and name, (K, *shape) views of `flat`, and what does not train as it is `given`.
+        parameters: for each stage and name, (K, *shape) views of `flat`; parameters that do not train are taken from
+            `given`.
         gradients: the same views of `gradient`.
-        sums: one piece of memory, so that a step needs one sum over the processes: gradient (K, q), losses (K,), curvature (C, q)
-            of the candidates that take Newton steps, weight ().
+        sums: one block of memory, so that a step needs one sum over the processes: gradient (K, q), losses (K,),
+            curvature (C, q) of the candidates that take Newton steps, weight ().
     """
 
     def __init__(
@@ -164,7 +167,7 @@ class ParameterMatrix:
         return matrix if self.changed is None else matrix.index_select(1, self.changed)
 
     def views(self, matrix: Tensor) -> dict[int, dict[str, Tensor]]:
-        """For each stage and name the parameters that train, as (K, *shape) views of a matrix (K, q)."""
+        """Views (K, *shape) of a matrix (K, q), one for each stage and name of a trainable parameter."""
         out: dict[int, dict[str, Tensor]] = {}
         for part in self.parts:
             out.setdefault(part.position, {})[part.name] = part.of(matrix)
@@ -178,6 +181,6 @@ class ParameterMatrix:
             self.flat.index_copy_(1, self.changed, self.units.parameters(self.start, u, torch.empty_like(u)))
 
     def gradient_by_u(self, u: Tensor) -> Tensor:
-        """The gradient (K, m) by u, in memory that the next call uses again."""
+        """The gradient (K, m) by u, in memory that the next call reuses."""
         self.units.by_u(self.start, u, self.changing(self.flat), self.changing(self.gradient), self._by_u)
         return self._by_u

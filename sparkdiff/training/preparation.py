@@ -1,6 +1,7 @@
-"""What a training starts from: natural units of the parameters, statistics of the inputs, and the candidates.
+"""The start of a training: natural units of the parameters, statistics of the inputs, and the candidates.
 
-And the settings that it depends on: a run folder that was started with others is not resumed.
+It also lists the settings on which the result depends: a run folder that was started with different ones is not
+resumed.
 """
 
 import dataclasses
@@ -24,7 +25,7 @@ from sparkdiff.training.ongoing import STATE
 from sparkdiff.training.parameters import NaturalUnits
 from sparkdiff.training.recipes import Recipe, recipes_for
 
-# Options that decide where and how training runs, but not its result.
+# Options that affect where and how training runs, but not its result.
 _OUTSIDE = (
     "verbosity", "numProcesses", "localMode", "timeout", "stream", "cacheInMemory", "cacheDir", "reuseStages", "checkpointDir",
     "runId", "guard", "maxFlipRate", "fleetSize", "waitForRun", "device", "localCacheLimit", "storeDir", "tags", "redact",
@@ -33,14 +34,14 @@ _OUTSIDE = (
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-    """What a training starts from.
+    """The start of a training.
 
     Attributes:
-        frozen: number of frozen entries per parameter, because too few rows have them.
-        stats: of the network's fixed inputs; the standard deviation of a category's number is 0, as no noise may be added to it;
-            no means and standard deviations where nothing will ask for them.
+        frozen: number of frozen entries per parameter; they are frozen because too few rows have them.
+        stats: of the network's fixed inputs; the standard deviation of a category's number is 0, as no noise may be
+            added to it; means and standard deviations are empty if nothing will need them.
         recipes: the candidates of all settings that train together.
-        each: those of each setting.
+        each: the candidates of each setting.
     """
 
     units: NaturalUnits
@@ -57,14 +58,14 @@ def start_of(
     """Compute the start in passes over the training rows; the stages of the network observe their inputs.
 
     Args:
-        recipes: those to train; None: those that the options stand for.
+        recipes: the candidates to train; None: those that the options define.
         settings: options whose candidates train together; empty: only `options`.
     """
     graph, inputs = network.graph, fixed_versions(network)
     modules = {i: network.module(i) for i in network.positions}
     trains = {i for i, m in modules.items() if any(p.requires_grad for p in m.parameters())}
     reads = {i: graph.vertices[i].reads[0] for i, m in modules.items() if isinstance(m, Trees) or i in trains}
-    # What a predictor in front of others predicts isn't the label: its own predictions tell its unit.
+    # A predictor in front of others does not predict the label: its unit follows from its own predictions.
     others = {
         i: (graph.casefold(graph.vertices[i].outputs[0]), i)
         for i, m in modules.items()
@@ -97,7 +98,7 @@ def start_of(
         asked = settings or [options]
         each = [recipes_for(o, validationRows, mixes=mixes, trees=trees, newton=newton) for o in asked]
         recipes = list(dict.fromkeys(recipe for own in each for recipe in own))
-    kept = {v: dataclasses.replace(stats[v], entry=None) for v in inputs}  # the units are made
+    kept = {v: dataclasses.replace(stats[v], entry=None) for v in inputs}  # `entry` was only needed for the units
     if not any(r.augments for r in recipes) and "monotone" not in options.penalties:
         none = torch.empty(0, dtype=torch.float64)
         kept = {v: dataclasses.replace(s, mean=none, std=none) for v, s in kept.items()}
@@ -123,12 +124,13 @@ def request_of(
     options: Options, rows: str, computed: Mapping[str, Any], recipes: Sequence[Recipe] | None = None,
     epochs: int | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Everything that decides the result of a training, by name.
+    """Everything that determines the result of a training, by name.
 
     Args:
         rows: the cache's fingerprint.
         computed: see `computed_by`.
-        recipes: the candidates, if the caller chose them; and the number of epochs, if so.
+        recipes: the candidates, if the caller chose them.
+        epochs: the number of epochs, if the caller chose it.
     """
     o = options
     request: dict[str, Any] = {k: v for k, v in o.asdict().items() if k not in _OUTSIDE}

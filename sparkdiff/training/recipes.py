@@ -9,18 +9,19 @@ from sparkdiff.options import Options
 ONCE_AN_EPOCH = ("lbfgs", "newton")
 """Optimizers that take one step an epoch, along the gradient of all rows."""
 FEW_ROWS = 1000
-"""With fewer validation rows, a choice among many candidates mostly finds chance: fewer are tried, of a fifth of them one."""
+"""Number of validation rows below which fewer candidates are tried, as a choice among many is then mostly chance: with
+a fifth of them (FEWEST) only one."""
 FEWEST = 1 / 5
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """One candidate's settings.
+    """The settings of one candidate.
 
     Attributes:
         learningRate, regAnchor: step size and pull towards the original (L2-SP), in natural units.
-        optimizer: `lbfgs` takes one step an epoch, along the gradient of all rows; so does `newton`, of the leaves of trees
-            only: along the gradient over the second derivative, leaf by leaf, times learningRate.
+        optimizer: `lbfgs` takes one step an epoch, along the gradient of all rows. So does `newton`, for leaves of
+            trees only: along the gradient divided by the second derivative, leaf by leaf, times learningRate.
         ema: decay of the average over steps, which is measured instead of the last weights; 0 uses the last weights.
         noise: standard deviation of the noise added to the inputs, in standard deviations of the inputs.
         mask: share of input entries that are replaced by their mean.
@@ -50,11 +51,11 @@ def by_newton(recipes: Sequence[Recipe]) -> list[int]:
     return [k for k, r in enumerate(recipes) if r.optimizer == "newton"]
 
 
-# Factors of the options learningRate and regAnchor. Of a grid of 20, the one and the four that lose least against all of it on
-# validation rows (benchmarks/recipes.py).
+# Factors of the options learningRate and regAnchor. From a grid of 20: the one, and the four, that lose least against
+# the whole grid on validation rows (benchmarks/recipes.py).
 _FAST = (10, 100)
 _DEFAULT = ((1, 1), (3, 1), (10, 1), (10, 100))
-# The same of trees, of a grid of 26 (benchmarks/tree_recipes.py): learningRate, regAnchor, noise.
+# The same for trees, from a grid of 26 (benchmarks/tree_recipes.py): learningRate, regAnchor, noise.
 _TREES_FAST = (3, 1)
 _TREES = ((1, 10), _TREES_FAST, (1, 1, 0.05), (3, 1, 0.2))
 
@@ -62,12 +63,13 @@ _TREES = ((1, 10), _TREES_FAST, (1, 1, 0.05), (3, 1, 0.2))
 def recipes_for(
     options: Options, validationRows: int, *, mixes: bool = True, trees: int = 0, newton: bool = False
 ) -> list[Recipe]:
-    """The recipes to try: of 200 validation rows only the most careful one, from 1,000 on all, between by the logarithm.
+    """The recipes to try: up to 200 validation rows only the most cautious one, from 1,000 on all, in between a number
+    that grows with the logarithm.
 
     Args:
         mixes: whether rows can be mixed (not if they are sparse or contain category indices).
-        trees: how many trees' leaves train.
-        newton: whether a trees' margin is what the loss sees, so that Newton's steps can be taken.
+        trees: number of trees whose leaves train.
+        newton: whether the loss sees the margin of trees directly, so that Newton steps are possible.
     """
     o = options
 
@@ -82,7 +84,7 @@ def recipes_for(
         out += [recipe(3, ema=0.99), *(recipe(3, noise=n) for n in noise), recipe(3, mask=0.1)]
         out += [recipe(3, mixup=0.2)] if mixes else []
         out += [Recipe(1.0, 10 * o.regAnchor, "lbfgs")]
-        # All trees step at once, each as if it were alone: a T-th of the step of each can't overshoot.
+        # All trees step at once, each as if it were alone: with 1/T of its step each, they can't overshoot.
         out += [Recipe(1 / trees, 10 * o.regAnchor, "newton")] if newton else []
     distinct = list(dict.fromkeys(out))
     share = 1 - math.log(max(validationRows, 1) / FEW_ROWS) / math.log(FEWEST)

@@ -1,4 +1,4 @@
-"""What the epochs of a training have found: the history, the gains of all candidates, and which of them go on."""
+"""The results of a training's epochs: the history, the gains of all candidates, and which of them continue."""
 
 import copy
 import dataclasses
@@ -17,7 +17,7 @@ from sparkdiff.training.recipes import Recipe
 
 R = TypeVar("R", bound="Results")
 ROUNDING = 1e-12
-"""Share of the original's loss below which two gains differ by the rounding of another order of additions, and are the same."""
+"""Share of the original's loss below which a difference of gains is rounding (order of additions), and ignored."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Trained:
         history: a row per epoch and candidate, the original as epoch 0.
         ledger: the gains of all candidates after each epoch, and the column that was chosen.
         network: the network at the chosen column (the original where none gains).
-        moved: per parameter how far it moved, in its natural units: {uid.parameter: (largest, root mean square)}.
+        moved: distance that each parameter moved, in its natural units: {uid.parameter: (largest, root mean square)}.
     """
 
     history: list[dict[str, Any]]
@@ -39,23 +39,23 @@ class Trained:
 
 @dataclasses.dataclass
 class Standing:
-    """The state of a candidate: its best epoch, the parameters of that epoch, and the number of epochs since one that counted."""
+    """The state of a candidate: its best epoch, that epoch's parameters, and epochs since the last one that counted."""
 
     metric: float
     flat: Tensor  # (p,)
-    gain: float = 0.0  # the sum of its blocks
-    column: int = -1  # where its blocks are among all gains; -1: it is the original
+    gain: float = 0.0  # sum over its blocks
+    column: int = -1  # index of its blocks among all gains; -1: it is the original
     counted: float = 0.0  # the gain of the last epoch that counted for patience
     since: int = 0
     active: bool = True
 
 
 class Results:
-    """The history of all candidates, block sums of their gains, and where each stands; on the CPU.
+    """The history of all candidates, block sums of their gains, and the standing of each; on the CPU.
 
     Args:
         start: the original's parameters, (p,).
-        epochs: how many epochs to train; the last one is the result. None: the measured rows choose the epoch.
+        epochs: number of epochs to train; the last one is the result. None: the measured rows choose the epoch.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class Results:
     @property
     def chosen(self) -> Standing:
         """The best epoch of the candidate with the largest gain; among equal gains the earliest epoch, then the first
-        candidate. The last epoch where their number is given.
+        candidate. If the number of epochs is given, the last epoch.
         """
         if self.epochs is not None:
             [only] = self.standings
@@ -90,7 +90,7 @@ class Results:
         return best
 
     def among(self: R, recipes: Sequence[Recipe]) -> R:
-        """The results as if only these candidates had trained; a training of them can't go on."""
+        """The results as if only these candidates had trained; a training with these results can't be continued."""
         new, own = copy.copy(self), {self.recipes.index(recipe): k for k, recipe in enumerate(recipes)}
         rows = [row | {"candidate": own[row["candidate"]]} for row in self.history if row["candidate"] in own]
         kept = sorted((epoch, own[k], i) for i, (k, epoch) in enumerate(self.columns) if k in own)
@@ -101,11 +101,11 @@ class Results:
         return new
 
     def record(self, k: int, loss: float, now: Score) -> bool:
-        """Take note of a candidate after an epoch; returns whether it is the candidate's best."""
+        """Record a candidate's measurement after an epoch; return whether it is the candidate's best."""
         self.history.append(_entry(self.epoch, k, self.recipes[k], loss, now.value))
         gains = self.original.blocks - now.blocks
         if not math.isfinite(loss):
-            gains = torch.full_like(gains, math.nan)  # it has diverged, whatever the metric makes of it
+            gains = torch.full_like(gains, math.nan)  # the candidate has diverged, whatever its metric is
         if gains.abs().sum() <= self.rounding:
             gains = torch.zeros_like(gains)
         self.gains.append(gains)

@@ -1,4 +1,4 @@
-"""States of candidates, as `Candidates.state` gives them: on the CPU, of some of them, of several parts together."""
+"""States of candidates (see `Candidates.state`): moved to the CPU, reduced to some candidates, or joined."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -25,7 +25,7 @@ def of(state: State, rows: Sequence[int], newton: Sequence[int]) -> dict[str, An
     """The state of some of the candidates, in ascending order.
 
     Args:
-        newton: the candidates of the state that take Newton steps.
+        newton: the candidates of `state` that take Newton steps.
     """
     at = torch.tensor(list(rows), device=state["u"].device)
     out = dict(state)
@@ -42,7 +42,7 @@ def of(state: State, rows: Sequence[int], newton: Sequence[int]) -> dict[str, An
 
 
 def joined(parts: Sequence[State]) -> dict[str, Any]:
-    """The state of the candidates of several parts, one after the other."""
+    """The state of the candidates of all parts, one part after the other."""
     first = parts[0]
     out = dict(first)
     for name in ("flat", "u", "average", "total"):
@@ -51,7 +51,7 @@ def joined(parts: Sequence[State]) -> dict[str, Any]:
     stepping = [part for part in parts if part["optimizer"]]
     out["optimizer"] = None
     if stepping:
-        # Candidates that step once an epoch have no moments: those of a part of such alone are 0.
+        # Candidates that step once an epoch have no moments: if a part has only such candidates, their moments are 0.
         whole = {
             n: torch.cat([(p["optimizer"] or {}).get(n, torch.zeros_like(p["u"])) for p in parts])
             for n in ("mean", "square")
@@ -65,6 +65,6 @@ def joined(parts: Sequence[State]) -> dict[str, Any]:
 
 
 def divided(number: int, parts: int) -> list[list[int]]:
-    """The numbers below `number` in so many runs of about the same length."""
+    """The numbers 0, ..., number - 1 in `parts` consecutive runs of about the same length."""
     bounds = [number * part // parts for part in range(parts + 1)]
     return [list(range(a, b)) for a, b in itertools.pairwise(bounds) if b > a]

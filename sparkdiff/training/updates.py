@@ -1,7 +1,7 @@
-"""Which parameters a step changes: all of them, or those of the active columns (lazy updates, as of torch's SparseAdam).
+"""The parameters that a step changes: all, or those of the active columns (lazy updates, as in torch's SparseAdam).
 
-The training chooses one of the two once. Both hold the parameters that the current step changes, as a `ParameterMatrix`; the
-candidates' vectors (u, moments, averages: (K, p) each) are handed in by name.
+A training chooses one of the two once. Both hold the parameters that the current step changes, as a `ParameterMatrix`;
+the candidates' vectors (u, moments, averages: (K, p) each) are passed in by name.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,22 +22,22 @@ from sparkdiff.training.recipes import Recipe, by_newton
 Values = Mapping[Version, Rows]
 Vectors = Mapping[str, Tensor]
 Measured = Callable[[Values], tuple[AffineMargin | None, Values]]
-"""Gives the slopes to measure some rows with, and their inputs."""
+"""Function of some rows that returns the slopes to measure them with, and their inputs."""
 
 
 class DenseUpdates:
-    """Every step changes all parameters.
+    """Updates in which every step changes all parameters.
 
-    The parameters of a stage lie in the matrix as they do in a network, so that the same memory is read as (K, *shape) by an
-    affine network and as (*shape) by the candidates' own networks where there is none. Those have parameters of their own, in
-    the dtype of the rows, where that is not the one of the parameters.
+    The parameters of a stage have the same layout in the matrix as in a network, so an affine network reads the memory
+    as (K, *shape), and without an affine form the candidates' own networks read it as (*shape). If the dtype of the
+    rows differs from that of the parameters, these networks have parameters of their own, in the dtype of the rows.
 
     Args:
-        rows: the network in the dtype of the rows; None where that is the network itself.
+        rows: the network in the dtype of the rows; None if that is the network itself.
     """
 
     _numbers: dict[tuple[int, ...], Tensor]
-    narrow: tuple[Tensor, Tensor] | None  # parameters and gradients in the dtype of the rows, where these are narrower
+    narrow: tuple[Tensor, Tensor] | None  # parameters and gradients in the dtype of the rows, if it is narrower
 
     def __init__(
         self, network: Network, recipes: Sequence[Recipe], units: NaturalUnits, affine: AffineNetwork | None,
@@ -63,7 +63,7 @@ class DenseUpdates:
         return DenseUpdates(self.network, recipes, self.units, self.affine, self.rows)
 
     def _clones(self, network: Network, flat: Tensor, gradient: Tensor) -> list[Network]:
-        """Networks whose trainable parameters are the candidates', in the memory of these matrices (K, p)."""
+        """Networks whose trainable parameters are those of the candidates, in the memory of these matrices (K, p)."""
         clones = [network.clone() for _ in self.recipes]
         for k, clone in enumerate(clones):
             for part, p in trained(clone):
@@ -71,19 +71,19 @@ class DenseUpdates:
         return clones
 
     def numbers(self, rows: Sequence[int]) -> Tensor:
-        """The numbers of some candidates, on their device: a list of them would be copied there at every step."""
+        """The indices of some candidates, cached on their device: a list would be copied there at every step."""
         if (key := tuple(rows)) not in self._numbers:
             self._numbers[key] = torch.tensor(key, device=self.start.device)
         return self._numbers[key]
 
     def choose(self, vectors: Vectors, batches: Sequence[Values], team: Team) -> None:
-        """Before the steps on a group of batches: choose the parameters that these steps change."""
+        """Choose the parameters that the steps on a group of batches change; call it before these steps."""
 
     def store(self, vectors: Vectors) -> None:
         """Write what the steps since `choose` have changed into the candidates' vectors."""
 
     def finish(self, vectors: Vectors) -> None:
-        """After the last step of an epoch: `store`."""
+        """Store the changes after the last step of an epoch, see `store`."""
 
     def current(self, vectors: Vectors) -> Vectors:
         """The candidates' vectors at the entries of the matrix."""
@@ -97,7 +97,7 @@ class DenseUpdates:
         total += self.matrix.gradient
 
     def reads(self) -> set[Version]:
-        """The versions that the margins are made of where these are given, and the columns that the loss reads."""
+        """The versions that the margins are computed from when these are given, and the columns that the loss reads."""
         graph, network = self.network.graph, self.rows or self.network
         beside = {*graph.head.lossReads, *network.flags}
         if self.affine is not None:
@@ -109,7 +109,7 @@ class DenseUpdates:
         return {}
 
     def load(self, u: Tensor) -> None:
-        """Set the parameters to those at u, after a step; changes u where a parameter had to be put back within its bounds."""
+        """Set the parameters to those at u, after a step; adjust u where a parameter is put back within bounds."""
         self.matrix.load(u)
         self._project(u)
         self._narrow()
@@ -125,18 +125,18 @@ class DenseUpdates:
         for clone in self.clones:
             for i in clone.positions:
                 clone.module(i).project_()
-        moved = (self.matrix.flat != before) & (self.units.unit != 0)  # those go on from where they were put
+        moved = (self.matrix.flat != before) & (self.units.unit != 0)  # these continue from their projected values
         u.copy_(torch.where(moved, (self.matrix.flat - self.start) / self.units.unit, u))
 
     def load_all(self, u: Tensor) -> None:
-        """The same after a step of all parameters, which ends an epoch."""
+        """Do the same as `load` after a step of all parameters, which ends an epoch."""
         self.load(u)
 
     def slopes(self) -> AffineMargin | None:
         return self.affine.slopes(self.matrix.parameters, len(self.recipes)) if self.affine else None
 
     def margins(self, rows: list[int], slopes: AffineMargin | None, values: Values) -> Tensor:
-        """(k, n) or (k, n, classes) margins of these candidates; a graph of autograd where the network isn't affine."""
+        """Margins (k, n) or (k, n, classes) of these candidates, with an autograd graph if the network isn't affine."""
         if self.affine is None or slopes is None:
             return torch.stack([self.of_rows[k].margin(dict(values)) for k in rows]).to(self.start.dtype)
         if len(rows) < len(self.recipes):
@@ -145,7 +145,7 @@ class DenseUpdates:
         return self.affine.margins(slopes, values)
 
     def backward(self, margin: Tensor, gradient: Tensor) -> None:
-        """Add the gradients of the parameters, from those of margins that are a graph of autograd."""
+        """Add the gradients of the parameters, given the gradient by the margins, which have a graph of autograd."""
         if self.narrow is not None:
             self.narrow[1].zero_()
         dot(margin, gradient).backward()  # into the clones' gradients, which lie in the matrix
@@ -153,12 +153,12 @@ class DenseUpdates:
             self.matrix.gradient += self.narrow[1]
 
     def back(self, slopes: AffineMargin, gradients: dict[Version, Tensor], constant: Tensor) -> None:
-        """Add the gradients of the parameters, from those of the slopes and constants."""
+        """Add the gradients of the parameters, given those of the slopes and constants."""
         assert self.affine is not None
         self.affine.back(slopes, gradients, constant, self.matrix.gradients)
 
     def measured(self, vectors: Vectors) -> Measured:
-        """How to measure the candidates: their averages over steps where there are any, and settled."""
+        """Function that measures the candidates, with averages over steps if there are any, and settled trees."""
         if "average" in vectors:
             self.matrix.load(vectors["average"])
             self._narrow()
@@ -168,7 +168,7 @@ class DenseUpdates:
         return lambda values: (slopes, values)
 
     def parameters(self, vectors: Vectors) -> Callable[[int], Tensor]:
-        """After measuring: gives a copy of the parameters (p,) that the k-th candidate was measured with."""
+        """Function that copies the parameters (p,) with which the k-th candidate was measured; for after that."""
         flat = self.matrix.flat.clone()
         if "average" in vectors or self.settles:
             self.matrix.load(vectors["u"])
@@ -177,7 +177,7 @@ class DenseUpdates:
 
 
 class LazyUpdates(DenseUpdates):
-    """A step changes the parameters of the active columns; all others wait, with their moments and averages."""
+    """Updates of the parameters of active columns only; all others stay, with their moments and averages."""
 
     def __init__(self, active: ActiveColumns, recipes: Sequence[Recipe]):
         self.active, self.network, self.recipes = active, active.network, recipes
@@ -192,7 +192,7 @@ class LazyUpdates(DenseUpdates):
     def _choose(self, columns: Mapping[Version, Tensor]) -> None:
         self.columns = columns
         self.matrix, self.entries, self.affine = self.active.matrix(columns, len(self.recipes))
-        # Where the entries of all candidates lie in (K, p), read row by row: to index columns is slower.
+        # Positions of the entries of all candidates in (K, p), flattened row by row: indexing columns is slower.
         rows = torch.arange(len(self.recipes), device=self.entries.device)
         self.places = (self.entries + len(self.start) * rows[:, None]).view(-1)
 
@@ -226,7 +226,7 @@ class LazyUpdates(DenseUpdates):
         return self.active.rows(values, self.columns)
 
     def load_all(self, u: Tensor) -> None:
-        """Nothing: the next group's parameters are made from u."""
+        """Do nothing: the next group's parameters are computed from u."""
 
     def measured(self, vectors: Vectors) -> Measured:
         def of(values: Values) -> tuple[AffineMargin | None, Values]:

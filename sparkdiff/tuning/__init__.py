@@ -1,5 +1,6 @@
-"""Many settings of an estimator compared at once, with Spark's own numbers: `CrossValidator` and `TrainValidationSplit`; and
-`search`, trials over a space of Params and stages. `mean_loss` evaluates sparkdiff's own metrics on what a plain pipeline writes.
+"""Comparison of many settings of an estimator at once, with Spark's own numbers: `CrossValidator`,
+`TrainValidationSplit`, and `search`, trials over a space of Params and stages. `mean_loss` evaluates sparkdiff's own
+metrics on the output columns of a plain pipeline.
 """
 
 __all__ = ["fits", "mean_loss", "search", "solvers"]

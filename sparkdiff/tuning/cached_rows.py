@@ -1,4 +1,4 @@
-"""The rows that reach a linear last stage: written once, read from files or memory, and what a first pass finds in them."""
+"""The rows that reach a linear last stage: written once, read from files or memory, and checked in a first pass."""
 
 import functools
 import math
@@ -25,25 +25,25 @@ from sparkdiff.tuning.scores import Judge
 from sparkdiff.tuning.solvers import Chunk, Setting, Whole, gather
 
 MEMORY = 2**30
-"""Bytes for rows, in whatever form they are in memory."""
+"""Bytes for rows in memory, in any form."""
 HELD = 2**29
-"""Bytes of rows that stay in memory as they were read; more are read anew in each pass."""
+"""Bytes of rows that stay in memory as they were read; more are read again in each pass."""
 KEPT = 3
-"""Sets of rows that stay written for the next settings."""
+"""Number of sets of rows whose files are kept for the next settings."""
 PIECE = 2**25
-"""Bytes of features that one piece of a pass holds."""
+"""Bytes of features in one piece of a pass."""
 NARROW = 512
-"""Sparse rows of up to so many columns are made dense."""
+"""Largest number of columns with which sparse rows are made dense."""
 NEAR = 1e-4
-"""Share of a column's range that every fold's training rows have to reach, for solutions with ten digits."""
+"""Least share of a column's range that the training rows of every fold must span for solutions to have ten digits."""
 
 Parts = Sequence[tuple[DataFrame, Column]]
-"""Rows, and the fold that each is held out of: -1 for rows of none."""
+"""Rows, and the fold that each row is held out of: -1 for none."""
 
 
 @dataclass(frozen=True)
 class Reads:
-    """The columns of the rows that a fit and its evaluator read; "" where there is none."""
+    """The columns of the rows that a fit and its evaluator read; "" for a column that isn't used."""
 
     features: str
     label: str
@@ -53,7 +53,7 @@ class Reads:
 
 @dataclass(frozen=True)
 class RowsPiece:
-    """Some rows, and what the evaluator reads of them."""
+    """Some rows, with the columns that the evaluator reads."""
 
     x: Rows
     label: Tensor
@@ -64,7 +64,7 @@ class RowsPiece:
     own_weight: Tensor
 
     def chunks(self, rows: int) -> Iterator[Chunk]:
-        """Dense, with so many rows at most: sparse ones take far more memory then."""
+        """Chunks of dense rows, at most `rows` rows each: sparse rows take far more memory when they are dense."""
         for first in range(0, len(self.label), rows):
             part = slice(first, first + rows)
             x = self.x[part] if isinstance(self.x, Tensor) else taken(self.x, torch.arange(len(self.label))[part])
@@ -86,16 +86,16 @@ class CachedRows:
         groups = [file.row_group(i) for file in files for i in range(file.num_row_groups)]
         columns = [group.column(i) for group in groups for i in range(group.num_columns)]
         self.stored = sum(c.num_values for c in columns if c.path_in_schema.startswith("v0.values."))
-        """Numbers of the features that the files hold."""
+        """Number of feature values that the files hold."""
 
     @functools.cached_property
     def width(self) -> int:
-        """Of the first row that is no null."""
+        """Number of features, taken from the first row that isn't null."""
         return next(filter(None, (width(found["v0"]) for found in read_plain(self.folder, 64))), 0)
 
     @property
     def sparse(self) -> bool:
-        """Whether rows are wide, and store few of their numbers."""
+        """True if rows are wide and most of their numbers are zeros that aren't stored."""
         return self.width > NARROW and 4 * self.stored < self.count * self.width
 
     @property
@@ -105,7 +105,7 @@ class CachedRows:
 
     @property
     def fits(self) -> bool:
-        """Whether there is room for what wide rows need: sorted by rows and by columns, and on the way a copy of each."""
+        """True if memory suffices for wide rows: sorted by rows and by columns, with a temporary copy of each."""
         return (64 * self.stored if self.sparse else 16 * self.count * self.width) <= MEMORY
 
     def whole(self) -> Whole:
@@ -121,7 +121,8 @@ class CachedRows:
             yield from piece.chunks(max(1, PIECE // (8 * max(self.width, 1))))
 
     def _read(self) -> Iterator[RowsPiece]:
-        """
+        """Read the pieces from the files.
+
         Raises:
             InputError: vectors have different widths.
         """
@@ -141,7 +142,7 @@ class CachedRows:
 
 
 def written(parts: Parts, reads: Reads, judge: Judge | None, folder: Path) -> CachedRows:
-    """The rows, written by one job."""
+    """Write the rows with one job."""
     one = F.lit(1.0)
 
     def plain(rows: DataFrame, fold: Column) -> DataFrame:
@@ -162,17 +163,17 @@ def written(parts: Parts, reads: Reads, judge: Judge | None, folder: Path) -> Ca
 
 @dataclass
 class Kept:
-    """Written rows that stay in their files for the next settings of a search over the same rows.
+    """Written rows whose files are kept for the next settings of a search over the same rows.
 
     Attributes:
-        caches: by what was done to the rows and which columns were written.
+        caches: the rows, by the steps that produced them and the columns that were written.
     """
 
     folder: Path
     caches: dict[Any, CachedRows]
 
     def once(self, key: Any, write: Callable[[Path], CachedRows]) -> CachedRows:
-        """The rows of this key, written if they aren't there; those that were written longest ago make room."""
+        """The rows of this key, written first if they don't exist; the oldest ones are deleted to make room."""
         if key not in self.caches:
             while len(self.caches) >= KEPT:
                 shutil.rmtree(self.caches.pop(next(iter(self.caches))).folder)
@@ -181,7 +182,7 @@ class Kept:
 
 
 def cannot_read(schema: StructType, reads: Reads, outputs: Sequence[str] = ()) -> str:
-    """Why these columns are left to Spark; empty if they are not."""
+    """The reason why these columns are left to Spark; empty if they are not."""
     fields = {field.name: field.dataType for field in schema.fields}
     if taken := [name for name in outputs if name in fields]:
         return f"{taken[0]} is there already, so Spark decides what to do with it"
@@ -193,11 +194,11 @@ def cannot_read(schema: StructType, reads: Reads, outputs: Sequence[str] = ()) -
     return ""
 
 
-# What is told by metadata ---------------------------------------------------------------------------------------------
+# Metadata -------------------------------------------------------------------------------------------------------------
 
 
 def classes_told(schema: StructType, label: str) -> int | None:
-    """The number of classes in the label's metadata; None if they don't say."""
+    """The number of classes in the label's metadata; None if the metadata have none."""
     told = (schema[label].metadata or {}).get("ml_attr", {})
     if told.get("type") == "binary":
         return 2
@@ -209,14 +210,14 @@ def classes_told(schema: StructType, label: str) -> int | None:
 
 @dataclass(frozen=True)
 class Seen:
-    """What a first pass finds in the rows."""
+    """Findings of a first pass: a problem that leaves the rows to Spark ("" for none), and the number of classes."""
 
     problem: str
     classes: int = 0
 
 
 def look(cache: CachedRows, kind: str, settings: Sequence[Setting], folds: int, known_classes: int | None) -> Seen:
-    """A pass over the rows for what Spark refuses, or treats in a way of its own."""
+    """Check the rows, in one or more passes, for anything that Spark refuses or treats specially."""
     try:
         return _look(cache, kind, settings, folds, known_classes)
     except InputError as e:  # vectors of different widths
@@ -262,9 +263,10 @@ def _look(cache: CachedRows, kind: str, settings: Sequence[Setting], folds: int,
 
 
 def _far(cache: CachedRows, folds: int, *, labels: bool) -> str:
-    """What makes sums over all folds useless for one of them: a number that is held out of it and far from all others.
+    """The reason why sums over all folds fail for one: a number in its held-out rows is far from all others; else "".
 
-    All folds share one centre and one scale of a column; what such a number adds to their sums hides the others' digits.
+    All folds share one centre and one scale per column; the contribution of such a number to their sums hides the
+    others' digits.
     """
     low = torch.full((folds + 1, cache.width + 1), math.inf, dtype=torch.float64)
     high = -low

@@ -1,4 +1,4 @@
-"""Values of Params and metrics that Spark would refuse, refused before the first fit."""
+"""Checks of Param values and metrics that Spark would refuse, before the first fit."""
 
 from typing import Any
 
@@ -12,10 +12,10 @@ from sparkdiff.tuning.fits import GridTask
 
 
 def check_values(task: GridTask) -> None:
-    """Refuse a value of the grid that a Param does not take.
+    """Check that the Params take the values of the grid.
 
     Raises:
-        InputError: names the Param, and says what Spark says.
+        InputError: names the Param, with Spark's message.
     """
     held, seen = inside(task.estimator), set()
     for params in task.maps:
@@ -28,13 +28,13 @@ def check_values(task: GridTask) -> None:
 
 
 def check_value(where: str, stage: Any, param: Param[Any], value: Any) -> None:
-    """Refuse a value that a Param of a stage does not take.
+    """Check that a Param of a stage takes a value.
 
     Raises:
-        InputError: names the Param, and says what Spark, or the stage, says.
+        InputError: names the Param, with the message of Spark or of the stage.
     """
     if stage.hasParam(param.name):
-        param = stage.getParam(param.name)  # one that was loaded has lost its converter
+        param = stage.getParam(param.name)  # a loaded Param has lost its converter
     try:
         converted = param.typeConverter(value)
         if isinstance(stage, JavaParams) and converted is not None and not isinstance(converted, Params):
@@ -44,10 +44,10 @@ def check_value(where: str, stage: Any, param: Param[Any], value: Any) -> None:
 
 
 def check_evaluator(evaluator: Any) -> None:
-    """Let Spark refuse an unknown metric.
+    """Check, with Spark's own validation, that the Params of an evaluator, such as its metric, have valid values.
 
     Raises:
-        InputError: says what Spark says.
+        InputError: with Spark's message.
     """
     if not isinstance(evaluator, JavaParams):
         return

@@ -1,4 +1,4 @@
-"""Which column of the data each slot of a feature vector comes from, told by the fitted stages that made it."""
+"""Groups of a feature vector's slots by the data columns that they come from, as the fitted stages show."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,16 +23,16 @@ from sparkdiff.pipeline.schema import width_in
 from sparkdiff.stages.base import columns_of
 
 BY_SLOT = (ElementwiseProduct, MaxAbsScalerModel, MinMaxScalerModel, RobustScalerModel, StandardScalerModel)
-"""Each slot that they write comes from the same slot of what they read."""
+"""Stages that write each slot from the same slot of their input."""
 
 
 @dataclass(frozen=True)
 class Groups:
-    """A group of each slot.
+    """The group of each slot.
 
     Attributes:
         names: of the groups.
-        of_slot: (d,), numbers of groups.
+        of_slot: (d,), indices of the groups.
     """
 
     names: tuple[str, ...]
@@ -41,10 +41,10 @@ class Groups:
 
 @dataclass(frozen=True)
 class ColumnPart:
-    """A column that a vector is put together of.
+    """A column that is part of a vector.
 
     Attributes:
-        stages: uids of all stages that had to do with its slots.
+        stages: uids of all stages that the column's slots come from or pass through.
     """
 
     column: str
@@ -52,7 +52,7 @@ class ColumnPart:
 
 
 def parts_of(column: str, stages: Sequence[Any], behind: frozenset[str] = frozenset()) -> list[ColumnPart]:
-    """The columns that a vector is put together of, in their order; `behind` are stages that it has gone through since."""
+    """The columns that make up a vector, in their order; `behind` are the stages that it has passed through since."""
     for place in reversed(range(len(stages))):
         stage, before = stages[place], stages[:place]
         if column not in written_by(stage):
@@ -66,7 +66,7 @@ def parts_of(column: str, stages: Sequence[Any], behind: frozenset[str] = frozen
 
 
 def upstream(column: str, stages: Sequence[Any]) -> frozenset[str]:
-    """The uids of the stages that make a column, and of those that make what they read."""
+    """The uids of the stages that make a column, and of those that make the inputs of these."""
     for place in reversed(range(len(stages))):
         stage = stages[place]
         if column in written_by(stage):
@@ -89,7 +89,11 @@ def written_by(stage: Any) -> tuple[str, ...]:
 
 
 def widths_of(columns: Sequence[str], rows: DataFrame) -> dict[str, int]:
-    """How many slots each column fills: as the schema says, else as in the first row."""
+    """Number of slots of each column: from the schema, else from the first row without nulls.
+
+    Raises:
+        InputError: no row has a value in these columns.
+    """
     own = rows.select(*(F.col(name).alias(f"c{i}") for i, name in enumerate(columns))).schema  # as Spark finds them
     found = {
         name: (width_in(field) or 0) if isinstance(field.dataType, VectorUDT) else 1
@@ -107,8 +111,8 @@ def groups_of(asked: Any, column: str, stages: Sequence[Any], rows: DataFrame, w
     """The groups of a vector's slots.
 
     Args:
-        asked: "columns", a group for each column that the vector is put together of, or for each slot if no VectorAssembler
-            made it; or name -> columns or numbers of slots, where each column that no name has is a group of its own.
+        asked: "columns": a group for each column that is part of the vector, or for each slot if no VectorAssembler
+            made it; or name -> columns or slot numbers, where each column that is in no group forms its own.
         rows: with all columns that the stages write.
 
     Raises:

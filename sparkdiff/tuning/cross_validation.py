@@ -1,5 +1,5 @@
-"""`CrossValidator` and `TrainValidationSplit`: pyspark's, with fewer fits, which they explain before any job: settings that
-can be solved at once are, and Spark fits the rest.
+"""`CrossValidator` and `TrainValidationSplit`: pyspark's, with fewer fits, and with an explanation before any job:
+settings that can be solved at once are, and Spark fits the rest.
 """
 
 import math
@@ -33,14 +33,14 @@ from sparkdiff.tuning.trie import Fit
 
 
 def outcomes(task: GridTask, folds: Folds, parallelism: int, keeps: bool) -> list[FoldMetrics]:
-    """Fold by fold the metric of each setting, and its model if models are kept."""
+    """The metric of each setting, fold by fold, and its model if models are kept."""
     if why_not_at_once(task):
         return _by_spark(task, folds, parallelism, keeps)
     with ThreadPool(min(parallelism, len(task.maps))) as threads:
         if not tails.one_for_all(task):
             wanted = tails.asked(task)
             return [FoldFits(task, threads, keeps, partial(_after, wanted)).run(*pair) for pair in folds.pairs]
-        if folds.drawn:  # as Spark caches a fold's rows; else another plan may draw other numbers for them
+        if folds.drawn:  # as Spark caches a fold's rows; else another plan may draw other random numbers for them
             folds.rows.cache()
         try:
             found = tails.across(task, folds.rows, folds.held_out, folds.count, folds.kept)
@@ -51,7 +51,7 @@ def outcomes(task: GridTask, folds: Folds, parallelism: int, keeps: bool) -> lis
 
 
 def _by_spark(task: GridTask, folds: Folds, parallelism: int, keeps: bool) -> list[FoldMetrics]:
-    """All fits of all folds by Spark; where a fold has fewer than there are threads, several folds are fitted at once."""
+    """Make all fits with Spark; if a fold has fewer fits than there are threads, several folds are fitted at once."""
     folds_at_once = min(max(parallelism // task.fits_at_once, 1), folds.count)
     size = min(parallelism // folds_at_once, len(task.maps))
     over = Event()
@@ -67,7 +67,7 @@ def _by_spark(task: GridTask, folds: Folds, parallelism: int, keeps: bool) -> li
             raise
 
     pairs = folds.pairs
-    with ThreadPoolExecutor(folds_at_once) as pool:  # which waits for those that run when one has failed
+    with ThreadPoolExecutor(folds_at_once) as pool:  # which waits for running folds when one has failed
         inherit = for_threads(folds.rows)
         running = [pool.submit(inherit(partial(of_fold, pair))) for pair in pairs]
         try:
@@ -77,7 +77,7 @@ def _by_spark(task: GridTask, folds: Folds, parallelism: int, keeps: bool) -> li
 
 
 def why_not_at_once(task: GridTask) -> str:
-    """Why nothing is solved at once; empty if something is."""
+    """The reason why nothing is solved at once; empty if something is."""
     kind = type(task.stages[-1]).__name__
     if type(task.stages[-1]) not in tails.KINDS:
         return f"{kind} is fitted by Spark"
@@ -108,12 +108,12 @@ def _outcome(
 
 
 def _after(wanted: Mapping[Fit, tails.AskedFit], fold: FoldFits, branch: Branch) -> Iterator[tuple[Fit, float, Any]]:
-    """Of a fold with fitted stages of its own."""
+    """The last stages and metrics for a fold whose stages before the last one are fitted."""
     return _ends(_of_fold(tails.within(fold.task, wanted, branch), 0), fold, branch)
 
 
 def _ends(found: Mapping[Fit, tails.Result], fold: FoldFits, branch: Branch) -> Iterator[tuple[Fit, float, Any]]:
-    """The last stage and the metric of each way on: by Spark, where a solution, a metric or a model is missing."""
+    """The last stage and the metric of each next fit; by Spark if a solution, a metric or a model is missing."""
     task, stage, steps = fold.task, fold.task.stages[-1], []
     unsolved = [fit for fit in branch.fit.after if found[fit].solution is None]
     fitted = dict(shared_fits.models(stage, unsolved, branch.train))
@@ -134,20 +134,20 @@ def _ends(found: Mapping[Fit, tails.Result], fold: FoldFits, branch: Branch) -> 
 
 
 TIE = 1e-12
-"""Metrics that are closer than this, relative to the best one, are equal: Spark's sums differ by that from run to run."""
+"""Relative difference to the best metric below which metrics are equal: Spark's sums vary by that between runs."""
 
 
 @dataclass(frozen=True, repr=False)
 class Explanation(ShownFields):
-    """What a search would do; as text by `str` and `print`.
+    """The plan of a search; `str` and `print` show it as text.
 
     Attributes:
-        settings, folds: how many maps the grid has, and on how many sets of rows each is judged.
-        sparkFits: how many fits Spark's own class makes before the last one, of the winner.
-        fits: how many are made here; what is solved at once is none of them.
-        solvedAtOnce: how many are solved at once.
-        stages: per leaf stage its class, its uid, and in a fold Spark's fits, ours, and those solved at once.
-        reasons: how, and why something is left to Spark.
+        settings, folds: number of maps in the grid, and number of sets of rows on which each is judged.
+        sparkFits: number of fits that Spark's own class makes before the last one, that of the winner.
+        fits: number of fits made here, without those solved at once.
+        solvedAtOnce: number of fits solved at once.
+        stages: for each leaf stage its class, its uid, and per fold Spark's fits, our fits, and those solved at once.
+        reasons: how settings are solved, and why something is left to Spark.
     """
 
     settings: int
@@ -173,7 +173,7 @@ class Explanation(ShownFields):
 
 
 def explained(task: GridTask, folds: int, own: bool = True) -> Explanation:
-    """What a search of this task on so many folds would do; `own` is False where pyspark's own class does it."""
+    """The plan of a search of this task on `folds` folds; `own` is False if pyspark's own class does the search."""
     if not own:
         fits = task.sparks_fits * folds
         return Explanation(
@@ -220,7 +220,7 @@ def explained(task: GridTask, folds: int, own: bool = True) -> Explanation:
 
 
 def _fits(task: GridTask, at_once: set[Fit]) -> tuple[Counter[int], list[str]]:
-    """How many fits a fold takes, by the stage's position, but for those solved at once; and what settings share."""
+    """The number of fits in a fold by stage position, without those solved at once, and fits that settings share."""
     counts: Counter[int] = Counter()
     shared: list[str] = []
     for place in task.ways_to_fits():
@@ -232,10 +232,10 @@ def _fits(task: GridTask, at_once: set[Fit]) -> tuple[Counter[int], list[str]]:
 
 
 class _Search(Params):
-    """What both classes share. Each is a subclass of pyspark's, is saved as pyspark's, and fits pyspark's model."""
+    """Common parts of both classes: subclasses of pyspark's, saved as pyspark's, which fit pyspark's models."""
 
     PLAIN: ClassVar[Any]
-    """Pyspark's class."""
+    """pyspark's class."""
 
     def _folds(self, dataset: DataFrame) -> Folds:
         raise NotImplementedError
@@ -245,18 +245,18 @@ class _Search(Params):
         raise NotImplementedError
 
     def explain(self, dataset: DataFrame) -> Explanation:
-        """How many fits Spark's own class would make, how many are made here, what is solved at once, and why something is
-        left to Spark. Runs no job.
+        """The plan: number of fits that Spark's own class would make, number made here, what is solved at once, and why
+        something is left to Spark. Runs no job.
 
         Raises:
-            InputError: as `fit`.
+            InputError: as for `fit`.
         """
         own = jvm.in_process(dataset.sparkSession)
         folds = int(self.getOrDefault("numFolds")) if self.hasParam("numFolds") else 1
         return explained(self._task(dataset), folds, own)
 
     def _task(self, dataset: DataFrame) -> GridTask:
-        """What is searched, checked before anything runs.
+        """The task of the search, checked before anything runs.
 
         Raises:
             InputError: names the Param and its value.
@@ -290,7 +290,7 @@ class _Search(Params):
             raise
 
     def write(self) -> MLWriter:
-        """Write it as an object of pyspark's class."""
+        """Writer that saves this object as one of pyspark's class."""
         plain: Any = jvm.with_uid(self.PLAIN(), self)
         writer: MLWriter = plain.write()
         return writer
@@ -303,8 +303,8 @@ class _Search(Params):
 class CrossValidator(_Search, tuning.CrossValidator):
     """pyspark.ml.tuning.CrossValidator: the same Params, folds and metrics, and the same winner, with fewer fits.
 
-    What several settings have in common is fitted once per fold. `fit` returns pyspark's CrossValidatorModel, whose bestModel
-    Spark has fitted; it is saved and loaded without sparkdiff. `explain(df)` says what a fit would do.
+    Parts that several settings have in common are fitted once per fold. `fit` returns pyspark's CrossValidatorModel,
+    whose bestModel is fitted by Spark; it is saved and loaded without sparkdiff. `explain(df)` shows the plan of a fit.
     """
 
     __module__ = "sparkdiff"
@@ -341,7 +341,7 @@ class CrossValidator(_Search, tuning.CrossValidator):
 class TrainValidationSplit(_Search, tuning.TrainValidationSplit):
     """pyspark.ml.tuning.TrainValidationSplit: the same Params, rows and metrics, and the same winner, with fewer fits.
 
-    As `CrossValidator`; `fit` returns pyspark's TrainValidationSplitModel.
+    It works as `CrossValidator` does; `fit` returns pyspark's TrainValidationSplitModel.
     """
 
     __module__ = "sparkdiff"
@@ -366,16 +366,16 @@ class TrainValidationSplit(_Search, tuning.TrainValidationSplit):
 
 
 class _Reader(jvm.Reader):
-    """Reads what pyspark's class reads, as an object of ours."""
+    """Reader of what pyspark's class reads, as an object of ours."""
 
     def load(self, path: str) -> Any:
         return jvm.with_uid(self.cls(), self.cls.PLAIN.load(path))
 
 
 def best_of(metrics: Sequence[float], larger: bool) -> int:
-    """The setting that wins, the first one of those with equal metrics.
+    """Index of the setting that wins, the first one among equal metrics.
 
-    One whose metric is NaN cannot; numpy's argmax, which Spark takes, would choose it.
+    A setting whose metric is NaN can't win; numpy's argmax, which Spark uses, would choose it.
     """
     undefined = [i for i, metric in enumerate(metrics) if math.isnan(metric)]
     if undefined:

@@ -18,11 +18,11 @@ from sparkdiff.pipeline.nesting import inside
 from sparkdiff.tuning import shared_fits, trie
 
 TAKES_SESSION = "session" in str(inspect.signature(inheritable_thread_target)).lower()
-"""Whether PySpark's wrapper for threads is asked for with a session; 3.5 knows no sessions there."""
+"""True if PySpark's wrapper for threads takes a session; in 3.5 it takes none."""
 
 
 def leaves_of(estimator: Any, whole: Callable[[Any], bool]) -> list[Any]:
-    """The stages of an estimator, those of pipelines in it instead of the pipeline; `whole` names pipelines to keep.
+    """The leaf stages of an estimator: pipelines are replaced by their stages, unless `whole` is True for them.
 
     Raises:
         InputError: a stage is neither an Estimator nor a Transformer.
@@ -37,18 +37,18 @@ def leaves_of(estimator: Any, whole: Callable[[Any], bool]) -> list[Any]:
 
 
 def opened(stage: Any) -> bool:
-    """Whether a stage is a Pipeline as Spark has it; one of a class of its own may do more than its stages."""
+    """True if a stage is Spark's own Pipeline; an instance of a subclass may do more than its stages."""
     return type(stage) is Pipeline and stage.isDefined("stages")
 
 
 def is_sparks(stage: Any) -> bool:
-    """Whether a class is one of pyspark.ml, which takes Params of its own and of the stages that it holds only."""
+    """True if a stage's class is from pyspark.ml: it takes only its own Params and those of stages that it holds."""
     return type(stage).__module__.startswith("pyspark.ml.")
 
 
 @dataclass(frozen=True)
 class GridTask:
-    """What is searched: an estimator, its leaf stages, and the grid over them as a trie."""
+    """The task of a search: an estimator, its leaf stages, and the grid over them as a trie."""
 
     estimator: Any
     stages: tuple[Any, ...]
@@ -58,19 +58,21 @@ class GridTask:
 
     @staticmethod
     def of(estimator: Any, maps: Sequence[Mapping[Any, Any]], evaluator: Any) -> "GridTask":
-        """
+        """Make the task.
+
         Raises:
-            InputError: the grid is empty, is no list of dicts of Params, or sets a Param of no stage.
+            InputError: the grid is empty, is not a list of dicts of Params, or sets a Param that belongs to no stage.
         """
         trie.check_maps(maps)
         parents = {param.parent for params in maps for param in params}
         stages = leaves_of(estimator, lambda pipeline: pipeline.uid in parents) or [estimator]
         held, given = inside(estimator), inside([value for params in maps for value in params.values()])
         takers = {param.parent for params in maps for param, value in params.items() if inside(value)}
-        # What a stage holds, or may come to hold: a map gives the `stages` of a Pipeline, and Params of those stages.
+        # The stages that a stage holds or may come to hold: a map may give a Pipeline's `stages`, and Params of these
+        # stages.
         holds = [{**inside(stage), **(given if inside(stage).keys() & takers else {})} for stage in stages]
         foreign = [not all(map(is_sparks, own.values())) for own in holds]
-        known = {**held, **given, **inside(evaluator)}  # of an evaluator's Params Spark takes no notice
+        known = {**held, **given, **inside(evaluator)}  # Spark ignores Params of the evaluator
         trie.check(maps, known, any(foreign))
         unknown = frozenset(parents - held.keys() - given.keys())
         uids = [frozenset(own) | (unknown if open_ else frozenset()) for own, open_ in zip(holds, foreign, strict=True)]
@@ -86,7 +88,7 @@ class GridTask:
 
     @property
     def fits_at_once(self) -> int:
-        """How many fits of a fold can run at the same time: the most of any stage."""
+        """Number of fits of a fold that can run at the same time: the largest number of any stage."""
         found: Counter[int] = Counter()
         for place in self.ways_to_fits():
             position = place.after[0].position
@@ -94,18 +96,18 @@ class GridTask:
         return max(found.values(), default=1)
 
     def ways_to_fits(self) -> Iterator[trie.Fit]:
-        """The places of the trie where the next stage is fitted."""
+        """The nodes of the trie after which the next stage is fitted."""
         for place in (self.root, *self.root.below()):
             if place.after and self.estimates(place.after[0].position):
                 yield place
 
     @property
     def sparks_fits(self) -> int:
-        """How many fits of these stages Spark's own class makes in a fold."""
+        """Number of fits that Spark's own class makes of these stages in a fold."""
         return len(self.maps) * sum(map(self.estimates, range(len(self.stages))))
 
     def assembled(self, fitted: Sequence[Any]) -> Any:
-        """What the estimator's `fit` would return of these fitted leaf stages."""
+        """The model that the estimator's `fit` would return, made from these fitted leaf stages."""
         rest = iter(fitted)
 
         def of(stage: Any) -> Any:
@@ -116,8 +118,8 @@ class GridTask:
 
 
 def for_threads(rows: DataFrame) -> Callable[..., Any]:
-    """Wraps what a thread shall run on these rows: it takes over the context of this thread, and job groups and other local
-    properties of Spark.
+    """Wrapper for functions that a thread runs on these rows: they run with this thread's context, and with Spark's job
+    groups and other local properties.
     """
     inherits: Any = inheritable_thread_target(rows.sparkSession) if TAKES_SESSION else inheritable_thread_target
     return lambda work: partial(contextvars.copy_context().run, inherits(work))
@@ -125,7 +127,7 @@ def for_threads(rows: DataFrame) -> Callable[..., Any]:
 
 @dataclass
 class Branch:
-    """How far a path of the trie has come in a fold: its rows, transformed so far, and its fitted stages."""
+    """A path of the trie in a fold up to some stage: its rows, transformed so far, and its fitted stages."""
 
     fit: trie.Fit
     train: DataFrame
@@ -135,7 +137,7 @@ class Branch:
 
 @dataclass
 class FoldMetrics:
-    """Per setting the metric of a fold, and the model if it is kept."""
+    """The metric of each setting on a fold, and its model if models are kept."""
 
     metrics: list[float]
     models: list[Any]
@@ -146,7 +148,8 @@ class FoldFits:
     """The fits of one fold.
 
     Attributes:
-        tails: of a branch before the last stage, (last fit, metric, fitted last stage or None) of each way on; None: Spark fits.
+        tails: function of a branch before the last stage that returns (last fit, metric, fitted last stage or None) for
+            each next fit; None: Spark fits.
     """
 
     task: GridTask
@@ -156,7 +159,7 @@ class FoldFits:
     held: list[DataFrame] = field(default_factory=list)
 
     def run(self, train: DataFrame, validation: DataFrame) -> FoldMetrics:
-        """All settings' metrics on rows that decide, of models fitted to other rows."""
+        """The metrics of all settings on the rows of `validation`, with models fitted to `train`."""
         out = FoldMetrics([0.0] * len(self.task.maps), [None] * len(self.task.maps) if self.keeps else [])
         try:
             branches = [Branch(self.task.root, self.cached(train), self.cached(validation))]
@@ -174,7 +177,7 @@ class FoldFits:
         return out
 
     def ends(self, branches: Sequence[Branch]) -> Iterator[tuple[trie.Fit, float, Any]]:
-        """The last stage of each path, and its metric."""
+        """The last fit of each path, its metric, and its model if models are kept."""
         if self.tails is not None:
             for branch in branches:
                 for fit, metric, stage in self.tails(self, branch):
@@ -192,12 +195,12 @@ class FoldFits:
         yield from self.at_once(ends, branches[0].train)
 
     def at_once(self, steps: Sequence[Callable[[], Any]], rows: DataFrame) -> Iterator[Any]:
-        """What the steps return, which read these rows."""
+        """Run the steps in the thread pool and yield results as they finish; `rows` are the rows that they read."""
         inherit = for_threads(rows)
         yield from self.threads.imap_unordered(lambda step: step(), [inherit(step) for step in steps])
 
     def steps(self, branch: Branch, position: int) -> list[Callable[[], Branch]]:
-        """What leads from a branch to each of the next ones; to be called from any thread, once each."""
+        """Functions that compute the next branches; call each once, from any thread."""
         stage, children = self.task.stages[position], branch.fit.after
         if not self.task.estimates(position):
             return [lambda fit=fit: self.beyond(branch, fit, stage.copy(fit.params)) for fit in children]  # type: ignore[misc]
@@ -213,7 +216,7 @@ class FoldFits:
         return [fitted] * len(children)
 
     def beyond(self, branch: Branch, fit: trie.Fit, model: Any) -> Branch:
-        """The branch after a fitted stage. As in Spark only the rows that decide are transformed with the map's Params."""
+        """The branch after a fitted stage. As in Spark, only validation rows are transformed with the map's Params."""
         train, validation = branch.train, model.transform(branch.validation, fit.params)
         if fit.position < self.task.last:
             train = model.transform(train)
@@ -223,7 +226,7 @@ class FoldFits:
         return Branch(fit, train, validation, (*branch.models, model))
 
     def cached(self, rows: DataFrame) -> DataFrame:
-        """In memory until the fold's end; what its caller keeps there stays."""
+        """The rows, cached until the fold ends; rows that the caller has already cached stay so."""
         if rows.storageLevel.useMemory or rows.storageLevel.useDisk:
             return rows
         self.held.append(rows.cache())

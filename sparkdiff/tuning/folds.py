@@ -1,4 +1,4 @@
-"""Which rows a fold is trained on and which decide: those that pyspark's own classes take."""
+"""Training and validation rows of each fold: the same as in pyspark's own classes."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,10 +23,11 @@ class Folds:
     """All rows, and how they are split.
 
     Attributes:
-        drawn: whether random numbers decide, so that the rows have to be in memory to be read twice; else they are the caller's.
-        held_out: the fold that a row is held out of; -1: of none.
-        split: per fold the rows for training and for validation, if they are asked for.
-        kept: where rows that are written stay, if other settings on these rows will follow.
+        drawn: whether random numbers split the rows, so that rows must be cached to be read twice; else the caller's
+            column does.
+        held_out: the fold that a row is held out of; -1 for none.
+        split: function that returns the training and validation rows of each fold.
+        kept: the store of written rows, if other settings on these rows will follow.
     """
 
     rows: DataFrame
@@ -42,7 +43,7 @@ class Folds:
 
 
 def random_folds(dataset: DataFrame, column: str, seed: int, folds: int, split: Callable[[DataFrame], Pairs]) -> Folds:
-    """Those of `CrossValidator._kFold`, which is `split`."""
+    """The folds of `CrossValidator._kFold`, which is `split`."""
     rows, width = dataset.select("*", F.rand(seed).alias(column)), 1.0 / folds
     drawn, fold = rows[column], F.lit(-1)
     for i in range(folds):  # the bounds of _kFold, to the bit
@@ -51,7 +52,11 @@ def random_folds(dataset: DataFrame, column: str, seed: int, folds: int, split: 
 
 
 def given_folds(dataset: DataFrame, column: str, folds: int) -> Folds:
-    """Those of a column. One job looks at its values first; Spark's own class checks them row by row, in Python."""
+    """The folds given by a column. One job checks its values; Spark's own class checks them row by row, in Python.
+
+    Raises:
+        InputError: a value is no fold number, or a fold has no rows.
+    """
     found = [row[0] for row in dataset.select(F.col(column)).distinct().limit(folds + 100).collect()]
     if wrong := [value for value in found if value not in range(folds)]:
         raise InputError(
@@ -72,7 +77,7 @@ def given_folds(dataset: DataFrame, column: str, folds: int) -> Folds:
 
 
 def split_once(dataset: DataFrame, column: str, seed: int, ratio: float) -> Folds:
-    """The one of `TrainValidationSplit._fit`."""
+    """The split of `TrainValidationSplit._fit`."""
     rows = dataset.select("*", F.rand(seed).alias(column))
     held = rows[column] >= ratio
     fold = F.when(held, F.lit(0)).otherwise(F.lit(-1))
@@ -80,10 +85,10 @@ def split_once(dataset: DataFrame, column: str, seed: int, ratio: float) -> Fold
 
 
 def check_classes(folds: Folds, stages: Sequence[Any], error: Exception) -> None:
-    """Raise InputError if Spark failed where the training rows of a fold have one class.
+    """Raise InputError if the training rows of a fold have one class only, on which Spark failed with `error`.
 
     Args:
-        stages: of the estimator; one of them may make the label of a column of the rows.
+        stages: of the estimator; a StringIndexer among them may make the label from a column of the rows.
     """
     made = {
         out: column
@@ -110,7 +115,7 @@ def check_column(dataset: DataFrame, column: str) -> None:
     if len(same := [repr(name) for name in dataset.columns if casefold(name) == casefold(column)]) > 1:
         raise InputError(f"foldCol={column!r} matches {len(same)} columns, {', '.join(same)}: rename all but one")
     try:
-        _ = dataset.select(F.col(column)).schema  # which asks a server of Spark Connect
+        _ = dataset.select(F.col(column)).schema  # for Spark Connect, this asks the server
     except SparkError as e:
         raise InputError(
             f"foldCol={column!r} is not a column of the data. {did_you_mean(column, dataset.columns)}"

@@ -1,8 +1,8 @@
-"""A penalty for each group of features of a linear last stage, found on validation rows; the result is fitted by Spark.
+"""A penalty for each group of features of a linear last stage, found on validation rows; Spark fits the result.
 
-MLlib's linear estimators have one `regParam`. A penalty for each group is the same as one for all on columns that are multiplied
-by a factor, so the result is an ordinary Pipeline: the stages before, an ElementwiseProduct, and the last stage with
-`standardization=False`. Its Params say all that its fit depends on.
+MLlib's linear estimators have one `regParam`. A penalty for each group is equivalent to one common penalty on columns
+that are multiplied by factors, so the result is an ordinary Pipeline: the stages before, an ElementwiseProduct, and the
+last stage with `standardization=False`. Its Params contain everything that its fit depends on.
 """
 
 import math
@@ -28,23 +28,24 @@ from sparkdiff.tuning.hypergradients import Linear, Tuned, linear_model, tuned
 from sparkdiff.tuning.hypergradients.penalties import STEPS
 
 SINGLES = tuple(float(p) for p in np.logspace(-6, 1, 15))
-"""Penalties for all features together, of which the best one is the start."""
+"""Penalties for all features together; the best of them is the start."""
 MOST = 2000
-"""Coefficients at most: their Hessian is factored at each step."""
+"""Largest number of coefficients: their Hessian is factored at each step."""
 LARGEST = 2**28
-"""Numbers in memory at most."""
+"""Largest number of feature values in memory."""
 
 
 @dataclass(frozen=True)
 class GroupPenalties:
-    """
+    """The result of `group_penalties`.
+
     Attributes:
-        estimator: an unfitted Pipeline of Spark's own stages: those before the last one as they were fitted to the training rows,
-            an ElementwiseProduct, and the last stage. `fit` fits the last stage to any rows with these penalties.
-        penalties: group -> what `regParam` would be for it.
-        validationLoss: the last stage's loss on the validation rows with the best penalty for all groups together, and with the
-            penalties: log-loss, squared error or half the deviance. The second has been chosen by these rows; on others it is
-            worse.
+        estimator: an unfitted Pipeline of Spark's own stages: the stages before the last one as fitted to the training
+            rows, an ElementwiseProduct, and the last stage. `fit` fits the last stage to any rows with these penalties.
+        penalties: group -> its penalty, on the scale of `regParam`.
+        validationLoss: the last stage's loss on the validation rows, with the best common penalty and with the group
+            penalties: log-loss, squared error or half the deviance. These rows chose the penalties, so the second loss
+            is larger on other rows.
         losses: that loss after each step.
     """
 
@@ -63,15 +64,15 @@ def group_penalties(
     singles: Sequence[float] = SINGLES,
     steps: int = STEPS,
 ) -> GroupPenalties:
-    """Penalties for each group of features that make the loss on the validation rows small.
+    """Find penalties for each group of features that make the loss on the validation rows small.
 
     Args:
         estimator: a Pipeline, or a linear estimator alone.
-        groups: "columns", a group for each column that VectorAssembler has put into the features, so that all categories of one
-            column share a penalty, and each slot of features that no VectorAssembler has made is a group of its own; or a dict
-            of name -> columns or numbers of slots.
+        groups: "columns": a group for each input column of VectorAssembler, so that all categories of one column share
+            a penalty; slots of features that no VectorAssembler made are groups of their own. Or a dict of name ->
+            columns or slot numbers.
         singles: penalties for all features together; the steps start at the best one.
-        steps: how many steps the penalties make.
+        steps: number of optimisation steps.
 
     Raises:
         InputError: the last stage has no such penalties, or the rows can't be used; names the reason.
@@ -100,7 +101,7 @@ def group_penalties(
 
 
 def linear_estimator(last: Any) -> tails.AskedFit:
-    """What the last stage asks of a solver.
+    """The fit that the last stage asks of a solver.
 
     Raises:
         InputError: it has no L2 penalty on each coefficient.
@@ -129,7 +130,8 @@ def linear_estimator(last: Any) -> tails.AskedFit:
 def model_on(
     cache: cached_rows.CachedRows, kind: str, setting: solvers.Setting, groups: Groups, rows: DataFrame, label: str
 ) -> Linear:
-    """
+    """The linear model with a penalty for each group, on these rows.
+
     Raises:
         InputError: the rows can't be used, or there are too many columns.
     """
@@ -147,7 +149,7 @@ def model_on(
 
 
 def plain(why: str) -> str:
-    """A reason to leave something to Spark, without what follows from it in a CrossValidator."""
+    """The reason for leaving something to Spark, without the part that applies to a CrossValidator."""
     return why.partition(", so Spark")[0]
 
 

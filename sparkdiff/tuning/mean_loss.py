@@ -1,4 +1,4 @@
-"""Losses of sparkdiff that no Evaluator of Spark has, measured on the columns that a plain pipeline writes."""
+"""Losses of sparkdiff for which Spark has no Evaluator, measured on the output columns of a plain pipeline."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -26,20 +26,20 @@ from sparkdiff.pipeline.names import named
 DEVIANCES = ("poisson", "gamma", "tweedie")
 OF_PROBABILITIES = ("logLoss", "focal", "brier")
 CLASS_WEIGHTED = ("logLoss", "focal", "hinge")
-"""Losses that are multiplied by `classWeights`, where these are losses and metric at once."""
+"""Losses that are multiplied by `classWeights` if they are loss and metric at once."""
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 class MeanLoss(Evaluator):
-    """The mean of a loss over rows, by weight; smaller is better, NaN where a row has no prediction.
+    """The weighted mean of a loss over rows; smaller is better, NaN if a row has no prediction.
 
     Args:
-        name: poisson, gamma, tweedie, poissonDeviance, huber or quantile, of `column` as the mean; logLoss, focal and brier, of
-            `column` as the probability of class 1 or of each class; hinge, of the last entry of a `column` of margins per class,
-            of two; expectedCost, of `column` as the class that is predicted.
-        column: what the pipeline writes.
-        params: power, delta, tau, gamma, costs; classWeights, a number per class that the loss of its rows is multiplied by;
-            and floor, a mean below which a deviance goes on as a parabola.
+        name: poisson, gamma, tweedie, poissonDeviance, huber or quantile, with `column` as the mean; logLoss, focal and
+            brier, with `column` as the probability of class 1 or of each class; hinge, with the last entry of `column`,
+            margins of two classes; expectedCost, with `column` as the predicted class.
+        column: an output column of the pipeline.
+        params: power, delta, tau, gamma, costs; classWeights, a factor per class for the loss of its rows; and floor, a
+            mean below which a deviance continues as a parabola.
     """
 
     metricName: Param[Any] = Param(Params._dummy(), "metricName", "the loss")  # type: ignore[no-untyped-call]
@@ -53,7 +53,7 @@ class MeanLoss(Evaluator):
     ):
         super().__init__()
         given = {k: v if k in ("costs", "classWeights") else float(v) for k, v in (params or {}).items()}
-        _loss(name, given)  # refuses what is missing
+        _loss(name, given)  # refuses missing parameters
         self._set(metricName=name, column=column, labelCol=labelCol, weightCol=weightCol, lossParams=given)
 
     def isLargerBetter(self) -> bool:
@@ -63,7 +63,7 @@ class MeanLoss(Evaluator):
         return str(self.getOrDefault("metricName"))
 
     def value(self, found: Tensor, y: Tensor, w: Tensor) -> float:
-        """(the column (n,) or (n, k), label (n,), weight (n,)) -> the mean."""
+        """The mean loss of the column (n,) or (n, k), given label (n,) and weight (n,)."""
         kept = w > 0
         return float((w[kept] * self.rows(found[kept], y[kept])).sum() / w[kept].sum())
 
@@ -88,7 +88,7 @@ class MeanLoss(Evaluator):
 
 
 def _loss(name: str, params: Mapping[str, Any]) -> Loss:
-    """(mean, probability, margin or class (n,) or (n, k), label (n,)) -> (n,)."""
+    """The loss as a function: (mean, probability, margin or class (n,) or (n, k), label (n,)) -> (n,)."""
     match name:
         case "poisson" | "gamma" | "tweedie" | "poissonDeviance":
             known = {"gamma": 2.0}.get(name, 1.0)
@@ -126,7 +126,7 @@ def _log_loss(p: Tensor, y: Tensor) -> Tensor:
 
 
 def _focal(p: Tensor, y: Tensor, gamma: float) -> Tensor:
-    """See `formulas.focal`, which has margins."""
+    """Focal loss of probabilities; see `formulas.focal`, which takes margins."""
     own = torch.nn.functional.one_hot(y.long(), p.shape[1]).bool()
     return -(torch.where(own, 0.0, p).sum(1) ** gamma) * of_label(p, y).log()
 
@@ -134,7 +134,7 @@ def _focal(p: Tensor, y: Tensor, gamma: float) -> Tensor:
 def evaluator_of(
     metric: Metric, head: Any, *, labelCol: str, weightCol: str | None = None, params: Mapping[str, Any] | None = None
 ) -> Any:
-    """The Evaluator of a metric of sparkdiff for pipelines that end as a fitted one does: Spark's, where it has one.
+    """The Evaluator of a metric of sparkdiff for pipelines that end like a fitted one: Spark's own, if it has one.
 
     Args:
         metric: bound to the translation of `head`.
@@ -142,7 +142,7 @@ def evaluator_of(
         params: of the metric: beta, metricLabel, delta, tau, power, gamma, costs, classWeights.
 
     Raises:
-        InputError: the metric can't be computed of the columns that the predictor writes.
+        InputError: the metric can't be computed from the columns that the predictor writes.
     """
     name: Any = metric.name
     defaults = {k: v for k, v in LOSS_PARAMS.get(name, {}).items() if v is not None}

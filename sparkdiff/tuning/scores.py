@@ -1,4 +1,4 @@
-"""Metrics of Spark's evaluators on tensors, where they are Spark's exactly; NaN where Spark has to say."""
+"""Metrics of Spark's evaluators on tensors, where the result is exactly Spark's; NaN where Spark must compute them."""
 
 import math
 from collections.abc import Callable
@@ -18,11 +18,11 @@ from sparkdiff.objectives.metrics import BINARY, of_predictions
 from sparkdiff.tuning.mean_loss import MeanLoss
 
 BY_RECALL = ("f1", "weightedRecall", "weightedTruePositiveRate", "weightedFMeasure")
-"""Metrics with the recall of each class in them."""
+"""Metrics that contain the recall of each class."""
 CLASSIFIERS = (BinaryClassificationEvaluator, MulticlassClassificationEvaluator)
 Value = Callable[[Tensor, Tensor, Tensor], float]
 MetricOf = Callable[[int], Metric]
-"""Number of classes -> the metric of what the evaluator reads, (n,) or (n, k)."""
+"""Number of classes -> the metric of the column that the evaluator reads, (n,) or (n, k)."""
 
 
 @dataclass(frozen=True)
@@ -30,10 +30,11 @@ class Judge:
     """An evaluator that is computed here.
 
     Attributes:
-        label, weight: its columns of the rows; no weight: "".
-        column: the column of the model's that it reads.
-        value: (that column (n,) or (n, k), label (n,), weight (n,)) -> the metric; NaN where Spark has to compute it.
-        metric: the same with a value, or an influence, of each row; None of an evaluator that isn't computed here.
+        label, weight: the evaluator's columns of the rows; "" for no weight.
+        column: the model's output column that it reads.
+        value: (that column (n,) or (n, k), label (n,), weight (n,)) -> the metric; NaN if Spark has to compute it.
+        metric: the same metric with a value, or an influence, for each row; None for an evaluator that isn't computed
+            here.
     """
 
     label: str
@@ -44,9 +45,9 @@ class Judge:
 
 
 def judge_of(evaluator: Any) -> Judge | None:
-    """How an evaluator is computed here; None if Spark has to compute it."""
+    """The computation of an evaluator here; None if Spark has to compute it."""
     if not isinstance(evaluator, (MeanLoss, RegressionEvaluator, *CLASSIFIERS)):
-        return None  # what of one's own may have no Params
+        return None  # a user's own evaluator may have no Params
     get = evaluator.getOrDefault
     name = get("metricName")
     if isinstance(evaluator, MeanLoss):
@@ -65,7 +66,7 @@ def judge_of(evaluator: Any) -> Judge | None:
         return None
     weight = get("weightCol") if evaluator.isDefined("weightCol") else ""
     if name in BINARY:
-        # In Spark a row of weight 0 is a point of the curve of precision, and a score among those that bins are made of.
+        # In Spark a row of weight 0 is a point of the precision-recall curve, and a score among those that form bins.
         points = get("numBins") > 0 or name == "areaUnderPR"
         value = _finite(_binary(name, get("numBins")), zeros=not points)
     else:
@@ -74,11 +75,11 @@ def judge_of(evaluator: Any) -> Judge | None:
 
 
 def _finite(value: Value, *, zeros: bool = True, by_recall: bool = False) -> Value:
-    """NaN for rows that Spark may treat or refuse in its own way.
+    """Wrapper of a metric that gives NaN for rows that Spark may treat specially or refuse.
 
     Args:
-        zeros: whether rows of weight 0 count nowhere.
-        by_recall: whether Spark divides by the weight of each class, and so by 0 where all rows of one have the weight 0.
+        zeros: whether rows of weight 0 have no effect.
+        by_recall: whether Spark divides by the weight of each class, and so by 0 if all rows of a class have weight 0.
     """
 
     def of(found: Tensor, y: Tensor, w: Tensor) -> float:
@@ -108,7 +109,7 @@ def _binary(metric: str, bins: int) -> Value:
         own = torch.ldexp(torch.round(share * 2.0**40), power)
         score = torch.round(score * (2.0**40 / max(float(score.abs().max()), 1e-300)))
         if len(score.unique()) != len(own.unique()):
-            return math.nan  # beside the largest one, others are too small to tell whether they are equal
+            return math.nan  # beside the largest score, others are too small to decide whether they are equal
         if bins:
             score = _joined(score, bins)
         return float(BINARY[metric](score, y, w))
@@ -117,10 +118,10 @@ def _binary(metric: str, bins: int) -> Value:
 
 
 def _joined(score: Tensor, bins: int) -> Tensor:
-    """Equal numbers for neighbouring scores that Spark joins, where there are many.
+    """Scores with neighbours made equal, as Spark joins them into bins if there are many.
 
-    As on rows in one partition; on several ones each is cut anew, at a random place: Spark's own value then changes from run to
-    run. Source: org.apache.spark.mllib.evaluation.BinaryClassificationMetrics.
+    This matches Spark on rows in one partition. With several partitions Spark cuts each one separately, at a random
+    place, so its own value varies between runs. Source: org.apache.spark.mllib.evaluation.BinaryClassificationMetrics.
     """
     distinct, place = score.unique(return_inverse=True)
     size = len(distinct) // bins
@@ -128,7 +129,7 @@ def _joined(score: Tensor, bins: int) -> Tensor:
 
 
 def _computed(of: MetricOf, *, classes: bool = False) -> Value:
-    """The metric of all rows; NaN of what must be classes, and isn't."""
+    """The metric of all rows; NaN if values that must be classes aren't."""
 
     def value(found: Tensor, y: Tensor, w: Tensor) -> float:
         if classes and not (_classes_of(y) and _classes_of(found)):
@@ -143,12 +144,12 @@ def _computed(of: MetricOf, *, classes: bool = False) -> Value:
 
 
 def _regression(name: str, origin: bool) -> MetricOf:
-    """Source: org.apache.spark.mllib.evaluation.RegressionMetrics."""
+    """Regression metrics. Source: org.apache.spark.mllib.evaluation.RegressionMetrics."""
     return lambda classes: of_predictions(name, {"throughOrigin": origin})
 
 
 def _log_loss(eps: float) -> MetricOf:
-    """Source: org.apache.spark.mllib.evaluation.MulticlassMetrics.logLoss."""
+    """Log-loss of probabilities. Source: org.apache.spark.mllib.evaluation.MulticlassMetrics.logLoss."""
 
     def rows(probability: Tensor, y: Tensor, w: Tensor) -> Tensor:
         if probability.ndim != 2 or not _classes_of(y) or not bool((y < probability.shape[1]).all()):
@@ -160,11 +161,11 @@ def _log_loss(eps: float) -> MetricOf:
 
 
 def _classes(name: str, label: float, beta: float) -> MetricOf:
-    """Source: org.apache.spark.mllib.evaluation.MulticlassMetrics."""
+    """Metrics of predicted classes. Source: org.apache.spark.mllib.evaluation.MulticlassMetrics."""
     given = {"beta": 1.0 if name == "f1" else beta, "metricLabel": label}  # Spark's f1 does not read beta
     return lambda classes: of_predictions(name, given, max(classes, int(label) + 1))
 
 
 def _classes_of(values: Tensor) -> bool:
-    """Whether all are classes: whole numbers from 0 on."""
+    """True if all values are classes: whole numbers from 0 on (below 2**20)."""
     return values.ndim == 1 and bool(((values >= 0) & (values == values.floor()) & (values < 2**20)).all())

@@ -1,5 +1,5 @@
-"""Fits that several settings share: these differ in Params that Spark's `fit` does not read, or in one that a single fit answers
-for all values of, such as the number of boosted trees.
+"""Fits that several settings share: settings that differ in Params that Spark's `fit` does not read, or in one whose
+other values can be derived from a single fit, such as the number of boosted trees.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -30,13 +30,13 @@ Models = Callable[[Any], Any]
 
 @dataclass(frozen=True)
 class Derived:
-    """How a fit with one value of a Param answers for its other values.
+    """A Param whose other values can be derived from a fit with one value.
 
     Attributes:
-        best: the value that is fitted, of all that are asked for.
-        models: (the fitted model, its rows) -> another value -> what Spark's fit with that value returns.
-        told: what that is, for `explain`.
-        able: whether it can be done for a setting.
+        best: function that chooses, among all requested values, the one to fit.
+        models: (the fitted model, its rows) -> another value -> the model that Spark's fit with that value returns.
+        told: the part of the fit that other values use, in words, for `explain`.
+        able: whether this is possible for a setting.
     """
 
     param: str
@@ -48,10 +48,10 @@ class Derived:
 
 @dataclass(frozen=True)
 class SharedParams:
-    """Of an estimator's class.
+    """The Params of an estimator's class whose values share a fit.
 
     Attributes:
-        unread: Params that Spark's `fit` does not read: they act in the model's `transform` only.
+        unread: Params that Spark's `fit` does not read: they only affect the model's `transform`.
         derived: one more Param whose values share a fit.
     """
 
@@ -60,7 +60,7 @@ class SharedParams:
 
 
 def _boosts(get: Get) -> bool:
-    """Whether all trees are kept: rows for validation may stop a fit early, and let it drop its last trees."""
+    """True if all trees are kept: with validation rows a fit may stop early and drop its last trees."""
     return not get("validationIndicatorCol") and get("maxIter") > 0 and jvm.has_constructors()
 
 
@@ -70,18 +70,18 @@ def _counts_features(get: Get) -> bool:
 
 
 def first_trees(model: Any, rows: DataFrame) -> Models:
-    """By `maxIter`: each tree is fitted to what those before it leave."""
+    """Models by `maxIter`: the first trees, as each tree is fitted to the residuals of those before it."""
     return lambda count: trees.first(model, count)
 
 
 def components(model: Any, rows: DataFrame) -> Models:
-    """By `k`: Spark decomposes the whole covariance, and keeps the first components."""
+    """Models by `k`: Spark decomposes the whole covariance matrix and keeps the first components."""
     matrix, share = model.pc.toArray(), model.explainedVariance.toArray()
     return lambda k: jvm.rebuild(model, {"pc": matrix[:, :k], "explainedVariance": share[:k]})
 
 
 def frequent(model: Any, rows: DataFrame) -> Models:
-    """By `minDocFreq`: terms of fewer documents have 0, which Spark takes for their number of documents too."""
+    """Models by `minDocFreq`: terms in fewer documents get an IDF of 0 and, in Spark, a document frequency of 0."""
     counts, idf = np.array(model.docFreq), model.idf.toArray()
 
     def of(least: int) -> Any:
@@ -92,13 +92,13 @@ def frequent(model: Any, rows: DataFrame) -> Models:
 
 
 def top_features(model: Any, rows: DataFrame) -> Models:
-    """By `selectionThreshold` as the number of features: Spark lists them by their tests, the best first."""
+    """Models by `selectionThreshold` as the number of features: Spark lists features by their tests, the best first."""
     best = np.array(model.selectedFeatures, np.int64)
     return lambda count: mllib.selector(model, best[: int(count)])
 
 
 def varying(model: Any, rows: DataFrame) -> Models:
-    """By `varianceThreshold`, of the features' variances; one job.
+    """Models by `varianceThreshold`, from the features' variances; takes one job.
 
     Source: org.apache.spark.ml.feature.VarianceThresholdSelector.fit.
     """
@@ -109,7 +109,7 @@ def varying(model: Any, rows: DataFrame) -> Models:
 
 
 def smoothed(model: Any, rows: DataFrame) -> Models:
-    """By `smoothing`: Spark's closed forms of the classes' counts.
+    """Models by `smoothing`, from Spark's closed forms in the counts of the classes.
 
     Source: org.apache.spark.ml.classification.NaiveBayes.trainDiscreteImpl. A Gaussian model is not smoothed.
     """
@@ -121,7 +121,7 @@ def smoothed(model: Any, rows: DataFrame) -> Models:
         counts = counts.sum(0) - counts
 
     def of(smoothing: float) -> Any:
-        with np.errstate(divide="ignore"):  # without smoothing a feature may have no chance in a class
+        with np.errstate(divide="ignore"):  # without smoothing a feature may have probability 0 in a class
             pi = np.log(sizes + smoothing) - np.log(sizes.sum() + len(sizes) * smoothing)
             words, values = (sizes, 2) if kind == "bernoulli" else (counts.sum(1), counts.shape[1])
             totals = words + values * smoothing
@@ -133,7 +133,7 @@ def smoothed(model: Any, rows: DataFrame) -> Models:
 
 
 def _by_class(model: Any, rows: DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    """The sums of weights (k,) and of weighted features (k, d), by one job."""
+    """The sums of weights (k,) and of weighted features (k, d) by class, by one job."""
     weight = model.getOrDefault("weightCol") if model.isDefined("weightCol") else ""
     w = F.col(weight).cast("double") if weight else F.lit(1.0)
     label, features = (F.col(model.getOrDefault(name)) for name in ("labelCol", "featuresCol"))
@@ -174,16 +174,16 @@ SHARED: dict[Any, SharedParams] = {
         OUTPUTS, Derived("varianceThreshold", min, varying, "the variances")
     ),
 }
-"""By class; an estimator of a subclass may do anything."""
+"""Shared Params by class; not for subclasses, as these may do anything."""
 
 
 def knows(stage: Any) -> bool:
-    """Whether settings of this stage may share a fit."""
+    """True if settings of this stage may share a fit."""
     return type(stage) in SHARED
 
 
 def groups(stage: Any, fits: Sequence[trie.Fit]) -> list[list[trie.Fit]]:
-    """Settings of a stage on the same rows, those together that one fit answers for: that of the first."""
+    """Groups of settings of a stage on the same rows that share a fit: the fit of the first setting in the group."""
     shared = SHARED.get(type(stage))
     if shared is None:
         return [[fit] for fit in fits]
@@ -205,13 +205,13 @@ def _best_first(stage: Any, derived: Derived | None, group: list[trie.Fit]) -> l
 
 
 def models(stage: Any, fits: Sequence[trie.Fit], rows: DataFrame) -> list[tuple[trie.Fit, Callable[[], Any]]]:
-    """Each setting, and what returns its model: to be called once, from any thread, in this order."""
+    """Each setting with a function that returns its model; call each once, from any thread, in this order."""
     found = [_answers(stage, group, rows) for group in groups(stage, fits)]
     return [*(first for first, *_ in found), *(other for _, *rest in found for other in rest)]
 
 
 def _answers(stage: Any, group: Sequence[trie.Fit], rows: DataFrame) -> list[tuple[trie.Fit, Callable[[], Any]]]:
-    """The models of settings that the fit of the first one answers for."""
+    """The models of settings that share the fit of the first one."""
     one, *rest = group
     made = MadeOnce()
     # A copy: folds may fit at the same time.
@@ -236,16 +236,16 @@ def _answers(stage: Any, group: Sequence[trie.Fit], rows: DataFrame) -> list[tup
 
 
 def _with_params(model: Any, estimator: Any, names: Iterable[str]) -> Any:
-    """A model with these Params as they are set on an estimator."""
+    """A model with these Params set as on an estimator."""
     held, new = [name for name in names if model.hasParam(name)], model.copy()
-    for name in held:  # first: a model refuses a threshold beside other thresholds
+    for name in held:  # clear first: a model refuses a threshold together with thresholds
         if new.isSet(name) and not estimator.isSet(name):
             new.clear(new.getParam(name))
     return new.copy({new.getParam(name): estimator.getOrDefault(name) for name in held if estimator.isSet(name)})
 
 
 def told(stage: Any, fits: Sequence[trie.Fit]) -> list[str]:
-    """What settings of a stage on the same rows share, in words."""
+    """The fits that settings of a stage on the same rows share, in words."""
     out, kind = [], type(stage).__name__
     for one, *rest in groups(stage, fits):
         shared, both = SHARED.get(type(stage)), [one, *rest]
@@ -263,7 +263,7 @@ def told(stage: Any, fits: Sequence[trie.Fit]) -> list[str]:
 
 
 def _values(stage: Any, fit: trie.Fit) -> Get:
-    """A setting's values; None where there is none."""
+    """Function that returns a setting's value of a Param; None if it has none."""
     given = {param.name: param.typeConverter(value) for param, value in fit.params.items() if value is not None}
 
     def get(name: str) -> Any:

@@ -1,7 +1,7 @@
-"""One of several stages at each place of a pipeline, chosen by training a mixture of what they make of the features.
+"""One of several stages at each place of a pipeline, chosen by training a mixture of the features that they make.
 
-The features of every alternative are written once. A linear model reads all of them together, and the gates that train with its
-penalties on the validation rows say which alternative to take (`hypergradients.chosen`).
+The features of every alternative are written once. A linear model reads all of them together, and gates that are
+trained with its penalties on the validation rows choose the alternative (`hypergradients.chosen`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,9 +26,9 @@ from sparkdiff.tuning.hypergradients.gates import STEPS
 from sparkdiff.tuning.solvers import Chunk
 
 NEAR = 1e-6
-"""Share of a column's largest number by which the rounding of two fits of the same stage may differ."""
+"""Tolerance for rounding differences between two fits of the same stage, as a share of a column's largest number."""
 HELD, DATA = "__sparkdiff_held", "__sd_data"
-"""Columns: the rows that choose, and the columns of the data together."""
+"""Temporary columns: a mark of the rows that choose, and a struct of all columns of the data."""
 
 
 @dataclass(frozen=True)
@@ -36,20 +36,20 @@ class Variant:
     """A pipeline with one alternative per place.
 
     Attributes:
-        column: of its features, among the rows that are written.
-        parts: what the features are put together of, with the number of slots.
+        column: index of its features among the columns that are read.
+        parts: the columns that make up the features, with their numbers of slots.
     """
 
     column: int
     parts: tuple[tuple[ColumnPart, int], ...]
 
     def slots(self, which: Sequence[int]) -> list[int]:
-        """The numbers of the slots of these parts."""
+        """The slot numbers of these parts."""
         starts = [0, *accumulate(width for _, width in self.parts)]
         return [slot for i in which for slot in range(starts[i], starts[i + 1])]
 
     def without(self, others: Sequence["Variant"]) -> list[int]:
-        """The parts that not all of these variants have."""
+        """Indices of the parts that not all of these variants have."""
         return [i for i, part in enumerate(self.parts) if not all(part in other.parts for other in others)]
 
 
@@ -62,15 +62,16 @@ def soft_choice(
     steps: int = STEPS,
     fits: Sequence[float] = (),
 ) -> ChosenAlternatives:
-    """The alternative of each place that training prefers.
+    """Choose the alternative of each place by training.
 
     Args:
-        variants: name of a place -> the estimator with each of its alternatives in turn and the first one at all other places.
-        fits: penalties that the last stage may have behind the chosen alternatives; none: any of `singles`.
+        variants: name of a place -> the estimator with each of its alternatives in turn and the first one at all other
+            places.
+        fits: penalties to try for the last stage after the chosen alternatives; empty: any of `singles`.
 
     Raises:
-        InputError: the last stage isn't linear, two places change the same features, or one changes features without a Param
-            that says so; names them.
+        InputError: the last stage isn't linear, two places change the same features, or a place changes features
+            without a Param that names them; names them.
     """
     names, some = [*variants], [*variants.values()]
     estimators = [some[0][0], *(one for place in some for one in place[1:])]
@@ -102,12 +103,14 @@ def soft_choice(
 
 
 def _check_others(x: Sequence[Tensor], name: str, place: Sequence[Variant], changed: Sequence[int]) -> None:
-    """
+    """Check that alternatives change only the features that their Params name.
+
     Args:
         changed: the parts of the first alternative that the others may change.
 
     Raises:
-        InputError: another part is changed, too: an SQLTransformer's Params don't name the columns that it reads and writes.
+        InputError: another part changes, too: an SQLTransformer's Params don't name the columns that it reads and
+            writes.
     """
     base = place[0]
     for i in (i for i in range(len(base.parts)) if i not in changed):
@@ -133,10 +136,10 @@ def _check(features: Tensor) -> None:
 
 
 def _classes(label: Tensor, told: int, name: str) -> int:
-    """How many classes there are.
+    """The number of classes.
 
     Raises:
-        InputError: labels are no classes; names one.
+        InputError: a label is no class; names one.
     """
     wrong = label[~((label >= 0) & (label == label.floor()) & (label <= MOST))]
     if len(wrong):
@@ -158,10 +161,10 @@ def _variant(column: int, model: Any, features: str, train: DataFrame) -> Varian
 def _blocks(
     base: Variant, names: Sequence[str], places: Sequence[Sequence[Variant]]
 ) -> tuple[list[int], list[list[list[int]]]]:
-    """The parts that no place changes, and those that each alternative makes.
+    """The parts that no place changes, and the parts that each alternative makes.
 
     Raises:
-        InputError: a part of the features is changed at two places, or nothing is.
+        InputError: a part of the features is changed at two places, or a place changes nothing.
     """
     blocks = [[one.without(place) for one in place] for place in places]
     taken: dict[int, str] = {}
@@ -179,8 +182,8 @@ def _blocks(
 
 
 def _read(rows: DataFrame, fitted: Sequence[Any], reads: Reads) -> tuple[Chunk, list[Tensor], int]:
-    """The rows without features, those of each variant, and the number of classes that are told; by one job."""
-    # A stage may write over a column that it reads: each variant gets the columns as they were.
+    """The rows without features, each variant's features, and the number of classes in the metadata, by one job."""
+    # A stage may overwrite a column that it reads, so each variant gets the original columns.
     base, kept, classes = rows.columns, ["__sd_label", "__sd_weight", "__sd_offset"], 0
     rows = rows.withColumn(DATA, F.struct(*map(named, base)))
     for k, model in enumerate(fitted):
@@ -211,7 +214,7 @@ def _columns(
     places: Sequence[Sequence[Variant]],
     blocks: Sequence[Sequence[Sequence[int]]],
 ) -> tuple[list[Tensor], Tensor, list[list[list[int]]]]:
-    """All columns side by side, the group of each, and for each place the groups of its alternatives."""
+    """All columns side by side, the group of each column, and for each place the groups of its alternatives."""
     pieces: list[Tensor] = []
     group: list[Tensor] = []
     numbers: list[list[list[int]]] = []

@@ -32,14 +32,14 @@ from sparkdiff.tuning.solvers import RowFacts, Setting, Solution
 
 KINDS = (LinearRegression, LogisticRegression, GeneralizedLinearRegression)
 EXACT = 1e-8
-"""Spark's metrics are those of the optimum to 1e-5 at smaller values of tol."""
+"""Largest `tol` at which Spark's metrics are those of the optimum to 1e-5."""
 SCORES = 2**27
-"""Bytes of scores that are held at the same time."""
+"""Bytes of scores that are in memory at the same time."""
 OUTPUTS = ("rawPredictionCol", "probabilityCol", "predictionCol", "linkPredictionCol")
 
 
 class WithParams:
-    """An estimator with other values for some Params, to be read only. A copy would take Java a while, for each setting."""
+    """A read-only estimator with other values for some Params; a real copy would take Java some time."""
 
     def __init__(self, stage: Any, params: Mapping[Any, Any]):
         self.stage, self.uid = stage, stage.uid
@@ -63,8 +63,8 @@ class AskedFit:
     """One setting of the last stage.
 
     Attributes:
-        estimator: it, with the setting's Params.
-        why: why Spark has to fit it, as far as is known before any job; empty if it is solved here.
+        estimator: the last stage with the setting's Params.
+        why: the reason why Spark has to fit it, as far as known before any job; empty if it is solved here.
     """
 
     estimator: WithParams
@@ -75,20 +75,20 @@ class AskedFit:
 
 @dataclass(frozen=True)
 class Result:
-    """What was found for a setting in a fold; a metric that is NaN has to be computed by Spark."""
+    """The solution and metric of a setting in a fold; a NaN metric has to be computed by Spark."""
 
     solution: Solution | None
     metric: float
 
 
 Results = dict[tuple[trie.Fit, int], Result]
-"""By the last fit and the fold."""
+"""Results by last fit and fold."""
 Solved = Mapping[tuple[trie.Fit, int], Solution]
-"""By the last fit and the fold."""
+"""Solutions by last fit and fold."""
 
 
 def one_for_all(task: GridTask) -> bool:
-    """Whether the rows that reach the last stage are the same for all folds: no stage before it looks at other rows."""
+    """True if all folds have the same rows at the last stage, because no stage before it looks at other rows."""
     return all(map(_by_row, task.stages[:-1]))
 
 
@@ -99,12 +99,12 @@ def _by_row(stage: Any) -> bool:
 
 
 def asked(task: GridTask) -> dict[trie.Fit, AskedFit]:
-    """What each last fit of the trie asks of the solvers."""
+    """The requests of all last fits of the trie to the solvers."""
     return {fit: asked_of(task.stages[-1], fit.params) for fit in task.root.leaves()}
 
 
 def notes(task: GridTask) -> list[str]:
-    """What else is to be said of the settings that are solved here."""
+    """Further remarks about the settings that are solved here."""
     kind = type(task.stages[-1]).__name__
     solved = [a for a in asked(task).values() if not a.why]
     tol = max((a.estimator.getOrDefault("tol") for a in solved), default=0.0)
@@ -117,7 +117,7 @@ def notes(task: GridTask) -> list[str]:
 
 
 def asked_of(stage: Any, params: Mapping[Any, Any]) -> AskedFit:
-    """What a linear estimator with these Params asks of the solvers."""
+    """The request of a linear estimator with these Params to the solvers."""
     estimator = WithParams(stage, params)
 
     def get(name: str, otherwise: Any = "") -> Any:
@@ -132,7 +132,7 @@ def asked_of(stage: Any, params: Mapping[Any, Any]) -> AskedFit:
         if get(name):
             given[name] = get(name).lower()
     if not given.get("regParam"):
-        given["elasticNetParam"] = 0.0  # nothing to share out: one solution, and of equal metrics the first wins
+        given["elasticNetParam"] = 0.0  # no penalty to divide: one solution, and among equal metrics the first wins
     bounds = (f"{side}BoundsOn{what}" for side in ("lower", "upper") for what in ("Coefficients", "Intercepts"))
     setting = Setting(**given, bounded=any(get(bound, None) is not None for bound in bounds))
     reads = Reads(get("featuresCol"), get("labelCol"), get("weightCol"), get("offsetCol"))
@@ -140,7 +140,7 @@ def asked_of(stage: Any, params: Mapping[Any, Any]) -> AskedFit:
 
 
 def _why(estimator: WithParams, setting: Setting) -> str:
-    """Why Spark has to fit a setting, as far as is known before any job."""
+    """The reason why Spark has to fit a setting, as far as known before any job; empty if there is none."""
     stage, kind = estimator.stage, type(estimator.stage).__name__
     for name, larger in (("maxIter", False), ("tol", True)):
         value, usual = estimator.getOrDefault(name), stage._defaultParamMap[stage.getParam(name)]
@@ -156,10 +156,12 @@ def solve(
     task: GridTask, wanted: Mapping[trie.Fit, AskedFit], fits: Sequence[trie.Fit], parts: Parts, folds: int,
     kept: Kept | None = None, way: Sequence[Any] = (),
 ) -> Results:  # fmt: skip
-    """All settings of a last stage on the rows that reach it; `fits` are the last ones of the trie that read these.
+    """Solve all settings of a last stage on the rows that reach it.
 
     Args:
-        kept: where the written rows stay for the next settings; way: what was done to them before.
+        fits: the last fits of the trie that read these rows.
+        kept: the store of written rows for the next settings.
+        way: the steps by which the rows were made, as part of their key in `kept`.
     """
     kind, judge, schema = type(task.stages[-1]).__name__, judge_of(task.evaluator), parts[0][0].schema
     out: Results = {(fit, fold): Result(None, math.nan) for fit in fits for fold in range(folds)}
@@ -186,7 +188,7 @@ def solve(
 
 
 def _too_wide(kind: str, settings: Sequence[Setting], rows: DataFrame, features: str) -> bool:
-    """Whether no setting is solved here, as far as the features' width tells before they are written."""
+    """True if no setting is solved here, judged by the width of the features before they are written."""
     width = width_in(rows.schema[features])
     if not width:
         first = rows.select(named(features)).head()
@@ -253,7 +255,7 @@ def _solutions(
 
 
 def _has_room(kind: str, setting: Setting, cache: CachedRows, facts: RowFacts) -> bool:
-    """Whether the rows fit into memory, if the setting needs them there."""
+    """True if the rows fit into memory, or if the setting doesn't need them there."""
     return cache.fits or not solvers.is_wide(kind, setting, facts, sparse=cache.sparse)
 
 
@@ -283,14 +285,14 @@ FOLD = "sparkdiff_fold"
 
 
 def _way(stage: Any, params: Mapping[Any, Any]) -> tuple[Any, ...]:
-    """What a stage does to rows. A uid alone does not tell: copies have it, too, and so have all models of an estimator."""
+    """A key for a stage's effect on rows. A uid alone is none: copies and all models of an estimator share it."""
     return (stage if isinstance(stage, Model) else stage.uid, trie.key(stage.extractParamMap(params)))
 
 
 def across(task: GridTask, rows: DataFrame, fold: Column, folds: int, kept: Kept | None = None) -> Results:
-    """All settings and folds, where no stage before the last one is fitted: each distinct way to it is written once."""
+    """Solve all settings and folds if no earlier stage is fitted: each distinct path to the last is written once."""
     wanted, out, name = asked(task), {}, FOLD
-    while name in map(str.lower, rows.columns):  # a column of the data, which a stage may read
+    while name in map(str.lower, rows.columns):  # a column of that name in the data, which a stage may read
         name += "_"
 
     def follow(place: trie.Fit, rows: DataFrame, way: tuple[Any, ...]) -> None:
@@ -306,7 +308,7 @@ def across(task: GridTask, rows: DataFrame, fold: Column, folds: int, kept: Kept
 
 
 def within(task: GridTask, wanted: Mapping[trie.Fit, AskedFit], branch: Branch) -> Results:
-    """All settings after the fitted stages of a fold, which is then number 0."""
+    """Solve all settings after the fitted stages of a fold; in the results, that fold has number 0."""
     parts = [(branch.train, F.lit(-1)), (branch.validation, F.lit(0))]
     return solve(task, wanted, branch.fit.after, parts, 1)
 
@@ -314,7 +316,7 @@ def within(task: GridTask, wanted: Mapping[trie.Fit, AskedFit], branch: Branch) 
 def judged(
     solved: Solved, estimators: Mapping[trie.Fit, WithParams], cache: CachedRows, folds: int, judge: Judge, kind: str
 ) -> dict[tuple[trie.Fit, int], float]:
-    """The metric of each solution on the rows that its fold holds out; none where the model doesn't write what is judged."""
+    """The metric of each solution on its fold's held-out rows; none if the model doesn't write the judged column."""
     outs = {
         fit: found.coefficients.shape[0] if found.coefficients.ndim == 2 else 1 for (fit, _), found in solved.items()
     }
@@ -332,7 +334,7 @@ def judged(
 
 
 def _batches(fits: Sequence[trie.Fit], outs: Mapping[trie.Fit, int], room: int) -> Iterator[list[trie.Fit]]:
-    """As many at once as have room for their scores, at least one."""
+    """Batches of as many fits as there is room for their scores, at least one."""
     now: list[trie.Fit] = []
     used = 0
     for fit in fits:
@@ -348,7 +350,7 @@ def _batches(fits: Sequence[trie.Fit], outs: Mapping[trie.Fit, int], room: int) 
 def _margins(
     solved: Solved, models: Mapping[int, Sequence[trie.Fit]], cache: CachedRows
 ) -> dict[int, tuple[Tensor, Tensor, Tensor]]:
-    """Fold by fold the margins of its models, the labels and the weights, of the rows that it holds out; in one pass."""
+    """Margins of each fold's models, labels and weights of the rows that the fold holds out; in one pass."""
     matrices, found = {}, defaultdict(list)
     for fold, fits in models.items():
         if fits:

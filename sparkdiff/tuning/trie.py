@@ -1,4 +1,4 @@
-"""A grid over the stages of an estimator as a trie of fits: what several settings have in common is fitted once. No Spark."""
+"""A grid over an estimator's stages as a trie of fits: parts that settings have in common are fitted once. No Spark."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,12 +9,12 @@ from sparkdiff.errors import InputError, did_you_mean, kind_of
 
 @dataclass(eq=False)
 class Fit:
-    """A stage with values for Params of the grid, after what is upstream of it.
+    """A stage with values for Params of the grid, after a particular upstream.
 
     Attributes:
         position: of the stage in the estimator's leaf stages; -1 for the root, which is no stage.
-        params: the part of the grid's maps that matters to the stage.
-        settings: indices of the maps that pass through it.
+        params: the part of the grid's maps that affects the stage.
+        settings: indices of the maps whose path contains this fit.
         after: the fits of the next stage.
     """
 
@@ -30,14 +30,14 @@ class Fit:
             yield from child.below()
 
     def leaves(self) -> Iterator["Fit"]:
-        """The last ones of the paths through this one."""
+        """The last fits of the paths through this one."""
         if not self.after:
             yield self
         for child in self.after:
             yield from child.leaves()
 
     def readers(self, estimates: Callable[[int], bool]) -> int:
-        """How many fits read the rows that leave this one, through stages that aren't fitted."""
+        """Number of fits that read the output rows of this one, directly or through stages that aren't fitted."""
         return sum(1 if estimates(child.position) else child.readers(estimates) for child in self.after)
 
 
@@ -45,7 +45,7 @@ def grow(stages: Sequence[frozenset[str]], maps: Sequence[Mapping[Any, Any]]) ->
     """The trie of these settings.
 
     Args:
-        stages: per leaf stage the uids whose Params matter to it: its own, and those of stages that it holds.
+        stages: for each leaf stage the uids whose Params affect it: its own, and those of stages that it holds.
         maps: Param -> value; a Param has a `parent`, the uid of its stage, and a `name`.
     """
     root = Fit(settings=[*range(len(maps))])
@@ -64,12 +64,12 @@ def grow(stages: Sequence[frozenset[str]], maps: Sequence[Mapping[Any, Any]]) ->
 
 
 def key(params: Mapping[Any, Any]) -> tuple[Any, ...]:
-    """Equal for maps whose values are certainly equal."""
+    """A best-effort key of a map: equal keys mean equal Params and values."""
     return tuple(sorted((p.parent, p.name, _plain(value)) for p, value in params.items()))
 
 
 def _plain(value: Any) -> str:
-    """A value as text that only an equal one has; of an object, its identity."""
+    """A value as text: equal texts mean equal values; for an object, its identity."""
     if isinstance(value, (list, tuple)):
         return f"{type(value).__name__}({','.join(map(_plain, value))})"
     if value is None or isinstance(value, (bool, int, float, str)):
@@ -78,7 +78,7 @@ def _plain(value: Any) -> str:
 
 
 def check_maps(maps: Any) -> None:
-    """Refuse what is no list of dicts of Params.
+    """Check that the grid is a list of dicts of Params.
 
     Raises:
         InputError: says what was given.
@@ -95,10 +95,10 @@ def check_maps(maps: Any) -> None:
 
 
 def check(maps: Sequence[Mapping[Any, Any]], known: Mapping[str, Any], open_: bool) -> None:
-    """Refuse an empty grid, and a Param that no stage would take.
+    """Check that the grid isn't empty and that every Param belongs to a stage that would take it.
 
     Args:
-        known: uid -> the stage or estimator of that uid.
+        known: uid -> the stage or estimator with that uid.
         open_: whether a stage that isn't Spark's own may take Params of any parent.
 
     Raises:
@@ -113,7 +113,7 @@ def check(maps: Sequence[Mapping[Any, Any]], known: Mapping[str, Any], open_: bo
 
 
 def unknown(param: Any, known: Mapping[str, Any]) -> str:
-    """That a Param belongs to no stage of the estimator, and what was meant."""
+    """The message that a Param belongs to no stage of the estimator, with a suggestion."""
     name = str(param.parent).rpartition("_")[0]
     same = [stage for stage in known.values() if type(stage).__name__ == name]
     if same:

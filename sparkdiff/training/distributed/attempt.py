@@ -1,8 +1,9 @@
-"""One start of all processes of a training: it watches them until they end, fail or stall, and tells why they were lost.
+"""One start of all processes of a training: it watches them until they end, fail or stall, and reports why they were
+lost.
 
-TorchDistributor runs `start.py` of an attempt's folder, which all machines see: it puts our own code (zipped beside it) on the
-path and calls `worker.main`. Nothing is pickled through Spark, and nothing is believed but files: TorchDistributor can take a
-failed training for a success, and reports a failed one without its traceback.
+TorchDistributor runs `start.py` of an attempt's folder, which all machines see: it puts our own code (zipped beside it)
+on the path and calls `worker.main`. Nothing is pickled through Spark, and only files are trusted: TorchDistributor can
+mistake a failed training for a success, and reports a failed one without its traceback.
 """
 
 import contextlib
@@ -29,9 +30,9 @@ from sparkdiff.machine.line_files import LineReader
 from sparkdiff.training.distributed.remote import Post, train as train_remotely
 
 START = 300.0
-"""Seconds until the processes must have begun to train: on a loaded machine torch alone takes many to be imported."""
+"""Seconds within which the processes must begin to train: on a loaded machine, importing torch alone takes many."""
 GRACE = 5.0
-"""Seconds that the others have to end by themselves once a process has failed; six times as long once all is done."""
+"""Seconds in which the other processes should end once one has failed; six times as long once training is finished."""
 OnEpoch = Callable[[Mapping[str, Any]], None]
 
 
@@ -65,7 +66,7 @@ class Attempt:
     """One start of all processes, until they end or are stopped.
 
     Args:
-        gpus: show each process the GPU that Spark gives it.
+        gpus: whether to show each process the GPU that Spark gives it.
     """
 
     def __init__(
@@ -103,7 +104,7 @@ class Attempt:
         self.distributor.run(str(self.here / "start.py"))
 
     def _signs(self) -> Any:
-        """What changes while something happens before the first progress."""
+        """A value that changes as long as something happens before the first progress."""
         return None
 
     def _watch(self, thread: threading.Thread, on_line: OnEpoch) -> None:
@@ -146,15 +147,15 @@ class Attempt:
                 os.kill(pid, signal.SIGKILL)
 
     def ranks(self) -> list[dict[str, Any]]:
-        """The reports of the processes about themselves."""
+        """The reports that the processes wrote about themselves."""
         return [json.loads(p.read_text()) for p in sorted(self.here.glob("rank-*.json"))]
 
     def told(self, error: type[SparkdiffError]) -> str:
-        """The message of a process that failed by this error; empty if none did."""
+        """The message of a process that failed with this error; empty if none did."""
         return next((r["message"] for r in self.ranks() if r.get("error") == error.__name__ and r["ours"]), "")
 
     def raise_failure(self) -> None:
-        """Raise the exception of the process that failed first, if a process failed.
+        """Raise the exception of the process that failed first, if any failed.
 
         Raises:
             InputError, FullDiskError, WriteError, TrainingError: with that process's message or traceback.
@@ -190,7 +191,7 @@ class Attempt:
 
 
 class RemoteAttempt(Attempt):
-    """An attempt whose processes see none of the driver's files."""
+    """An attempt whose processes don't see the driver's files."""
 
     def __init__(
         self, spark: SparkSession, post: Post, manifest: Manifest, needed: list[int], timeout: float, gpus: bool
@@ -207,7 +208,7 @@ class RemoteAttempt(Attempt):
         train_remotely(self.spark, self.post, self.manifest, self.processes, self.needed, gpus=self.gpus)
 
     def _signs(self) -> Any:
-        """Spark takes as long as it takes until it starts all tasks at once; then each file that comes is a sign."""
+        """The time, until a process connects (Spark may wait long for slots); then the number of messages."""
         return self.post.signs if self.post.joined else time.monotonic()
 
     def _stop(self, thread: threading.Thread) -> None:

@@ -1,12 +1,14 @@
-"""Where the processes of a training compute: the device that the options name or, with `auto`, the one that is faster; and how
-many of them train where numProcesses='auto': as many as end the training soonest, the time to start them included.
+"""Choice of the device and of the number of processes of a training.
 
-All processes take the same kind of device. What `auto` has timed is kept in the run's folder, which a resumed run and another run
-of the same name read instead of timing again; so is the device's name, for the summary.
+The device is the one that the options name or, with `auto`, the faster one. With numProcesses='auto', the number is the
+one with which training ends soonest, including the time to start the processes. All processes use the same kind of
+device.
 
-Every step of several processes is a sum over them, which on slow networks and on busy machines takes longer than the step. So
-nothing is assumed: a step is timed in this process and, where several could save more than it takes to start them, in several.
-What the clock decided is kept in the run's folder, which a resumed run reads: it trains in as many processes as before.
+A step of several processes includes a sum over them, which on slow networks and busy machines takes longer than the
+rest of the step. So nothing is assumed: a step is timed in this process and, if several processes could save more time
+than starting them takes, in several. The timings and choices, and the device's name for the summary, are stored in the
+run's folder. A resumed run, or another run of the same name, reads them instead of timing again: it trains on the same
+kind of device, in as many processes as before.
 """
 
 import math
@@ -29,16 +31,16 @@ from sparkdiff.tensors.team import Team, tells_of_another
 from sparkdiff.training.ongoing import Training
 
 WARM, TIMED = 8, 32
-"""Steps of a place that are not timed, as the first ones load and compile, and that are; fewer of a short training."""
+"""Number of untimed steps at a place (which load and compile), and of timed ones; fewer if the training is short."""
 
 
 class TimingError(SparkdiffError):
-    """Training failed on this process's GPU while it was timed, and others wait for it: all have to begin again on the CPU."""
+    """Failure of training on this process's GPU while it was timed: others wait, so all must restart on the CPU."""
 
 
 @dataclass(frozen=True)
 class Note(FolderNote):
-    """What the run's folder says about its device; there is none in a run that found no GPU.
+    """The device choice stored in the run's folder; a run that found no GPU stores none.
 
     Attributes:
         device: `cpu` or `cuda`.
@@ -59,13 +61,13 @@ def chosen(
     """The place where this process trains, of the same kind in all processes, and the team with the group for its sums.
 
     Args:
-        folder: of the run; None to keep nothing.
-        timed: seconds that a step of this training takes at a place.
-        say: called with a line if there was something to choose.
+        folder: of the run; None to store nothing.
+        timed: function that returns the seconds of a step of this training at a place.
+        say: called with a line if there was a choice.
 
     Raises:
         InputError: the options name a device that torch doesn't see.
-        TimingError: training failed on this process's GPU, where there are several.
+        TimingError: training failed on this process's GPU, and there are several processes.
     """
     local = int(os.environ.get("LOCAL_RANK", "0")) if team.world > 1 else 0
     note = None if folder is None else Note.read(folder)
@@ -83,7 +85,7 @@ def chosen(
         say(f"device='auto' takes {shown(best)}: {why}")
     if folder is not None and team.rank == 0 and (note is not None or len(places) > 1 or not best.on_cpu):
         if min(milliseconds, key=lambda kind: milliseconds[kind], default="") != _kind(best):
-            milliseconds = {}  # the faster device is gone: if it comes back, it is timed again
+            milliseconds = {}  # the faster device is gone: if it returns, it is timed again
         Note(_kind(best), shown(best, team.world), milliseconds).write(folder)
     return best, team
 
@@ -93,7 +95,7 @@ def _kind(at: Place) -> str:
 
 
 def _seen(team: Team, note: Note | None) -> list[str]:
-    """The kinds of device to choose from, the same in all processes: the CPU where one of them sees no GPU, else the one that is
+    """The kinds of device to choose from, the same in all processes: the CPU if one process sees no GPU, else the one
     known to be faster, else both.
     """
     known = note.device if note is not None and note.millisecondsPerStep and team.rank == 0 else ""
@@ -108,7 +110,7 @@ def _seen(team: Team, note: Note | None) -> list[str]:
 def _seconds(
     places: Sequence[Place], timed: Callable[[Place, Team], float], team: Team
 ) -> tuple[list[float], str]:  # fmt: skip
-    """Seconds of a step at each place, all processes together; and why they don't count, if so."""
+    """Seconds of a step at each place, averaged over all processes; and the reason why they don't count, if any."""
     seconds, failed = torch.full((len(places),), math.inf, dtype=torch.float64), ""
     for i, p in enumerate(places):
         try:
@@ -125,7 +127,7 @@ def _seconds(
 
 
 def shown(at: Place, world: int = 1) -> str:
-    """The place as a person knows it."""
+    """The name of a place for people."""
     if at.on_cpu:
         return "cpu"
     name = getattr(module_of(at.device), "get_device_name", str)(at.device)
@@ -134,7 +136,7 @@ def shown(at: Place, world: int = 1) -> str:
 
 
 def _joined(team: Team, at: Place, timeout: float, say: Callable[[str], None]) -> Team:
-    """The team with torch's group for sums on GPUs, where every process has one of its own."""
+    """The team with torch's group for sums on GPUs, if every process has a GPU of its own."""
     if team.world == 1:
         return team
     import torch.distributed as dist  # only here, as in Team
@@ -156,14 +158,14 @@ def _joined(team: Team, at: Place, timeout: float, say: Callable[[str], None]) -
 
 
 class Enough(Exception):
-    """The steps that are timed are done."""
+    """Raised when the steps to time are done."""
 
 
 class StepTimer:
-    """Times the steps of a training that is begun for that only: `train` calls it after each step.
+    """Timer of the steps of a training that is started only for that: `train` calls it after each step.
 
     Args:
-        steps: of an epoch.
+        steps: number of steps in an epoch.
     """
 
     def __init__(self, at: Place, steps: int, epochs: int):
@@ -173,7 +175,7 @@ class StepTimer:
         self.first, self.now, self.since = 0, 0, self._read()
 
     def _read(self) -> float:
-        """Seconds, once all that was begun at the place is done."""
+        """Seconds on the clock, once all work that was started at the place is done."""
         module_of(self.at.device).synchronize(self.at.device)
         return time.perf_counter()
 
@@ -185,24 +187,25 @@ class StepTimer:
             raise Enough
 
     def seconds_per_step(self) -> float:
-        """Infinite if training ended before a step was timed."""
+        """Seconds per step; infinite if training ended before a step was timed."""
         done = self.now - self.first
         return (self._read() - self.since) / done if done > 0 else math.inf
 
 
 AUTO = "auto"
 STARTING = 15.0
-"""Seconds that starting several processes takes: each imports torch, and they find each other."""
+"""Seconds needed to start several processes: each imports torch, and they connect to each other."""
 WORTH = 1.1
-"""How many times as long one process must take for several to be chosen."""
+"""Factor by which one process must be slower for several to be chosen."""
 
 
 @dataclass(frozen=True)
 class ProcessNumber(FolderNote):
-    """
+    """The number of processes of a training, stored in the run's folder.
+
     Attributes:
         number: of processes.
-        why: in a sentence.
+        why: the reason, as a sentence.
         milliseconds: of a step, by the number of processes that were timed.
     """
 
@@ -214,10 +217,10 @@ class ProcessNumber(FolderNote):
 
 
 def most(shards: int, slots: int | None) -> int:
-    """How many processes may be tried: more than the virtual shards would share rows.
+    """Largest number of processes to try: with more, processes would have to share the rows of a virtual shard.
 
     Args:
-        slots: tasks that Spark runs at a time; None for the cores of this machine.
+        slots: number of tasks that Spark runs at a time; None for the cores of this machine.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(shards, cores if slots is None else slots)
@@ -226,15 +229,15 @@ def most(shards: int, slots: int | None) -> int:
 def choose(
     limit: int, steps: int, seconds: float, alone: Callable[[], float], together: Callable[[int], float]
 ) -> ProcessNumber:  # fmt: skip
-    """The number of processes for a training.
+    """Choose the number of processes for a training.
 
     Args:
         limit: see `most`.
-        steps: of the whole training, at most.
-        seconds: that it may take.
-        alone: seconds of a step in this process.
-        together: seconds of a step in so many processes, infinite where that can't be timed; it starts them, and raises
-            InputError where they can't run.
+        steps: number of steps of the whole training, at most.
+        seconds: time limit of the training.
+        alone: function that returns the seconds of a step in this process.
+        together: function that returns the seconds of a step in a given number of processes, infinite if that can't be
+            timed; it starts them, and raises InputError if they can't run.
     """
     if limit < 2:
         return ProcessNumber(1, "there is one core, or one slot of Spark's", {})

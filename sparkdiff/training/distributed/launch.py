@@ -1,4 +1,4 @@
-"""Starts a training in this process or in several, monitors it, and restarts it after the loss of a process."""
+"""Start and monitoring of a training in this process or in several, with restarts after the loss of a process."""
 
 import contextlib
 import json
@@ -28,13 +28,13 @@ Say = Callable[[str], None]
 
 
 class Epochs:
-    """Passes each row of a history on once and in order, from whichever process or attempt it comes."""
+    """Forwarder of a history's rows: each once and in order, whichever process or attempt it comes from."""
 
     def __init__(self, on_epoch: OnEpoch):
         self.on_epoch, self.told = on_epoch, 0
 
     def __call__(self, rows: Sequence[Mapping[str, Any]], first: int = 0) -> None:
-        """Rows from number `first` on; rows after a gap are passed on when they come again."""
+        """Forward new rows; `rows` are numbered from `first` on. Rows after a gap are skipped until they come again."""
         while first <= self.told < first + len(rows):
             self.told += 1
             self.on_epoch(rows[self.told - 1 - first])
@@ -88,11 +88,11 @@ def run(
 
 
 def _numbered(assignment: Assignment, stream: Stream, folder: RunFolder, say: Say) -> Assignment:
-    """The assignment with the number of processes that `auto` takes, or took when this run began."""
+    """The assignment with the number of processes that `auto` chooses, or chose when this run began."""
     o = assignment.options
     chosen = choice.ProcessNumber.read(folder.path)
     limit = choice.most(stream.manifest.virtualShards, _slots(o.localMode))
-    if chosen is not None and chosen.number > limit:  # it goes on elsewhere
+    if chosen is not None and chosen.number > limit:  # the run continues on another machine or cluster
         chosen = replace(
             chosen, number=max(limit, 1), why=f"there is room for no more, but it began in {chosen.number}"
         )
@@ -112,17 +112,17 @@ def _numbered(assignment: Assignment, stream: Stream, folder: RunFolder, say: Sa
 
 
 def _slots(localMode: str) -> int | None:
-    """How many processes can run at a time on the executors; None where this machine starts them."""
+    """Number of processes that can run at a time on the executors; None if this machine starts them."""
     if on_this_machine(localMode):
         return None
     spark = jvm.session()
-    if spark.conf.get("spark.dynamicAllocation.enabled", "false") == "true":  # which refuses barrier stages
+    if spark.conf.get("spark.dynamicAllocation.enabled", "false") == "true":  # Spark then refuses barrier stages
         return 1
     return jvm.slots(spark) or 1
 
 
 def _together(assignment: Assignment, folder: RunFolder, processes: int) -> float:
-    """Seconds of a step in so many processes, which are started to find out; infinite if they were lost.
+    """Seconds of a step in `processes` processes, which are started to find out; infinite if they were lost.
 
     Raises:
         InputError: they can't run here.
@@ -146,22 +146,22 @@ def _resumed(assignment: Assignment, folder: RunFolder) -> Training:
 
 
 class TrainingProgress:
-    """Lines about a training: how far it is, how good, and how long it may still take at the pace so far."""
+    """Progress lines of a training: epochs, quality so far, and the time left at the pace so far."""
 
     def __init__(self, assignment: Assignment, clock: Callable[[], float] = time.monotonic):
         self.original, self.metric = assignment.original, assignment.metric
         self.rows = "validation" if assignment.epochs is None else "training"
         self.last = assignment.epochs or assignment.options.maxEpochs
         self.limit, self.clock, self.pace = assignment.options.maxSeconds, clock, RemainingTime(clock)
-        self.begun: float | None = None  # when the first line was told
+        self.begun: float | None = None  # time of the first line
 
     def line(self, epoch: int, best: float, active: int, *, ended: bool = False) -> str:
-        """How far it is.
+        """A line about the progress.
 
         Args:
-            epoch: the one that trains, from 1 on; after the end, one more than were trained.
-            best: the chosen metric so far, where smaller is better.
-            active: candidates that still train.
+            epoch: the epoch that trains, from 1 on; after the end, one more than were trained.
+            best: the chosen metric so far; smaller is better.
+            active: number of candidates that still train.
         """
         figures = f"{change(self.metric, self.original.value, self.original.sign * best)} on {self.rows} rows"
         if ended:
@@ -185,7 +185,7 @@ def _in_processes(assignment: Assignment, folder: RunFolder, say: Say, epochs: E
     local = on_this_machine(o.localMode)
     by_spark = gives_gpus(spark, o.device, o.processes, local)
     if local and o.device == "cuda":
-        place(o.device, o.precision)  # else each process would tell that there is no GPU
+        place(o.device, o.precision)  # else each process would report that there is no GPU
     lost: list[str] = []
     assigned, forecast = assignment, TrainingProgress(assignment)
     while True:
@@ -223,7 +223,7 @@ def _in_processes(assignment: Assignment, folder: RunFolder, say: Say, epochs: E
 
 
 def on_this_machine(localMode: str) -> bool:
-    """Whether processes are started by this one, by the option; else they are tasks of Spark."""
+    """True if this process starts the training processes, by the option; else they are tasks of Spark."""
     if localMode != "auto":
         return localMode == "true"
     master = jvm.session().conf.get("spark.master", "") or ""
@@ -231,7 +231,7 @@ def on_this_machine(localMode: str) -> bool:
 
 
 def _attempt(assignment: Assignment, folder: RunFolder, *, gpus: bool) -> "Attempt":
-    """An attempt that can be started: its files are written, and the cluster was looked at.
+    """An attempt that is ready to start: its files are written, and the cluster is checked.
 
     Args:
         gpus: whether Spark gives each process a GPU.

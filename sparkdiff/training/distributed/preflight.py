@@ -1,4 +1,4 @@
-"""Checks before training whether a cluster can run it, and reports in one line what is missing."""
+"""Checks, before training, that a cluster can run it; they report in one line what is missing."""
 
 import json
 import re
@@ -16,17 +16,18 @@ SLOTS = 20.0
 """Seconds to wait for enough slots: executors register some seconds after the session has started, or after one was lost."""
 DRIVER, EXECUTOR, TASK = (f"spark.{part}.resource.gpu.amount" for part in ("driver", "executor", "task"))
 SCRIPT = "spark.executor.resource.gpu.discoveryScript"
-# torch is imported in a process of its own: the executor's Python goes on to serve other tasks.
+# torch is imported in a separate process: the executor's Python goes on to serve other tasks.
 LOOK = "import torch; print(torch.__version__, int(torch.backends.cuda.is_built()), torch.cuda.device_count())"
 
 
 def gives_gpus(spark: SparkSession, device: str, processes: int, local: bool) -> bool:
-    """Whether Spark is to give each process a GPU of its own.
+    """True if Spark is to give each process a GPU of its own.
 
-    If not, processes on the driver's machine take those that torch sees, in turn, and tasks on executors have none.
+    If not, processes on the driver's machine use the GPUs that torch sees, in turn, and tasks on executors use none.
 
     Raises:
-        InputError: the option `device` asks for GPUs of the cluster, and Spark's settings give none to a process.
+        InputError: the option `device` asks for GPUs of the cluster, and Spark's settings give none to a process; or
+            the driver has fewer GPUs than processes.
     """
     if device == "cpu":
         return False
@@ -74,10 +75,10 @@ def check_cluster(
         device: the option, if Spark gives each process a GPU.
 
     Returns:
-        Whether TorchDistributor can show each process the GPU that Spark gives it.
+        True if TorchDistributor can show each process the GPU that Spark gives it.
 
     Raises:
-        InputError: what is missing, where, and the solution.
+        InputError: with what is missing, where, and the solution.
     """
     gpu = device.startswith("cuda")
     master = spark.conf.get("spark.master", "")
@@ -108,12 +109,12 @@ def check_cluster(
 
 
 def _numbered(found: Mapping[str, Any]) -> bool:
-    """Whether TorchDistributor takes the names of a task's GPUs, which must be numbers without leading zeros."""
+    """True if TorchDistributor accepts the names of a task's GPUs, which must be numbers without leading zeros."""
     return bool(found["given"]) and all(re.fullmatch(r"0|[1-9]\d*", given) for given in found["given"])
 
 
 def _why_no_gpu(found: Mapping[str, Any]) -> str:
-    """What is missing for a GPU, and the solution, as part of a sentence; empty where the task has one."""
+    """The reason why a task has no GPU, and the solution, as part of a sentence; empty if it has one."""
     where, given, shown = found["host"], found["given"], found["shown"]
     if not given:
         return f"Spark gave no GPU to a task on {where}: let {SCRIPT} name a script that lists the GPUs of an executor"
@@ -156,14 +157,14 @@ def _check_slots(spark: SparkSession, processes: int, master: str, each: str) ->
 def _probed(
     spark: SparkSession, processes: int, folder: Path | None, modules: list[str], look: str
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """The findings of one task per process on its executor.
+    """The findings of one task per process, on the executor that runs it.
 
     Args:
-        look: Python code whose printed words are found too; empty for none.
+        look: Python code whose printed words are part of the findings; empty for none.
     """
     seen = "" if folder is None else str(folder / "start.py")
 
-    # Nested, so that it goes by value: the executors needn't know our package.
+    # Nested, so that it is pickled by value: the executors needn't have our package.
     def probe(batches: Iterable[Any]) -> Iterable[Any]:
         import importlib.util
         import json

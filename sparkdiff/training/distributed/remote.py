@@ -1,8 +1,9 @@
-"""A training whose processes see none of the driver's files: its cache, checkpoints and results lie on a file system of Spark.
+"""Training in processes that don't see the driver's files: cache, checkpoints and results lie on a file system of
+Spark.
 
-The tasks of one barrier stage take their virtual shards through Spark (`remote_task`), whole files by Arrow, and connect to the
-driver for all else: it sends them the files that start the processes and the newest checkpoint, and writes what comes back into
-the run's folder, as the processes themselves do where they see it.
+The tasks of one barrier stage receive their virtual shards through Spark (`remote_task`), whole files by Arrow, and
+connect to the driver for everything else: it sends them the files that start the processes and the newest checkpoint,
+and writes what they send back into the run's folder, as processes that see the folder do themselves.
 """
 
 import contextlib
@@ -37,9 +38,9 @@ SPLITS = ("train", "validation")
 CACHE = Path("cache")
 """The folder of the cache, in that of the attempt."""
 ANSWER = 10
-"""Seconds in which who connects must show that he knows the secret."""
+"""Seconds within which a client that connects must show that it knows the secret."""
 KEYS = 64
-"""Numbers per process among which one is looked for whose hash is that process's partition."""
+"""Numbers tried per process, to find for each partition one whose hash falls into it."""
 
 
 @dataclass
@@ -48,8 +49,8 @@ class Post:
 
     Attributes:
         joined: ranks that have connected.
-        failed: why something could not be written here; None if all was.
-        signs: of life, a number that grows.
+        failed: the error if something could not be written here; None if all was.
+        signs: number of messages received, a sign of life.
     """
 
     folder: RunFolder
@@ -90,19 +91,19 @@ class Post:
             self.threads.append(self._begin(self._serve, connection))
 
     def _serve(self, connection: Connection) -> None:
-        """Send a task what its process needs, and write down what it sends."""
+        """Send a task the files that its process needs, and write the files that it sends."""
         with contextlib.suppress(EOFError, OSError, AuthenticationError), connection:
             _patience(connection, ANSWER)
-            deliver_challenge(connection, self.secret)  # here, so that nobody else can make the others wait
+            deliver_challenge(connection, self.secret)  # in this thread, so that no client can make the others wait
             answer_challenge(connection, self.secret)
             _patience(connection, 0)
             rank = int(remote_task.receive(connection)[0]["rank"])
-            if rank in self.joined:  # Spark tries again by itself: this attempt is over
+            if rank in self.joined:  # Spark retries by itself: this attempt is over
                 return
             self.joined.add(rank)
             self.signs += 1
             for name, path in self._sent().items():
-                with contextlib.ExitStack() as stack:  # not a copy for each of these threads
+                with contextlib.ExitStack() as stack:  # memory-mapped: not a copy for each of these threads
                     file = stack.enter_context(path.open("rb"))
                     there = stack.enter_context(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
                     remote_task.send(connection, {"name": name}, stack.enter_context(memoryview(there)))
@@ -114,7 +115,7 @@ class Post:
                     self._write(name, content, add=bool(head.get("add")))
 
     def _sent(self) -> dict[str, Path]:
-        """The files that a task gets, by their names in its folder."""
+        """The files to send to a task, by their names in its folder."""
         given = {f"attempt/{name}": self.here / name for name in ("sparkdiff.zip", "assignment.pickle", "start.py")}
         given[f"attempt/{CACHE}/manifest.json"] = self.cache / "manifest.json"
         kept = {name: self.folder.path / name for name in ("state.pt", "device.json")}
@@ -133,12 +134,12 @@ class Post:
                 else:
                     self.folder.check()
                     files.replace(path, content)
-                    self.failed = None  # what could not be written before no longer matters
+                    self.failed = None  # earlier failures no longer matter
         except (SparkdiffError, OSError) as e:
             self.failed = e if isinstance(e, SparkdiffError) else files.not_writable(path, e)
 
     def close(self, patience: float) -> None:
-        """End all connections; those of tasks that have ended after what came by them is written, within so many seconds."""
+        """Close all connections; for ended tasks, first wait up to `patience` seconds until their data are written."""
         self.closed = True
         with contextlib.suppress(OSError):
             Client(("127.0.0.1", self.port)).close()  # wakes the thread that waits for one
@@ -158,7 +159,7 @@ def _socket(connection: Connection) -> socket.socket:
 
 
 def _patience(connection: Connection, seconds: int) -> None:
-    """How long a read waits; 0 for ever."""
+    """Limit the seconds that a read waits; 0 for no limit."""
     with _socket(connection) as own:
         own.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", seconds, 0))
 
@@ -179,7 +180,7 @@ def check_limit(manifest: Manifest, world: int, limit: int | None, where: Path) 
     """The bytes that each process keeps on its local disk.
 
     Raises:
-        InputError: more than `localCacheLimit` allows.
+        InputError: one of them needs more than `localCacheLimit` allows.
     """
     ranks, pieces = ranks_of(manifest, world), manifest.pieces
     needed = [sum(pieces[name].bytes for name, of in ranks.items() if rank in of) for rank in range(world)]
@@ -204,7 +205,7 @@ def train(spark: SparkSession, post: Post, manifest: Manifest, world: int, neede
         "world": world, "gpus": gpus, "root": root, "ranks": ranks, "needed": needed,
         "files": {name: piece.sha256 for name, piece in manifest.pieces.items()},
     }  # fmt: skip
-    own = jvm.cloned(spark)  # with the user's settings, such as the keys of a store, and some that are nobody else's
+    own = jvm.cloned(spark)  # with the user's settings, such as a store's keys, and some that only it has
     own.conf.set("spark.sql.execution.arrow.maxRecordsPerBatch", 1)  # a record is a file
     own.conf.set("spark.sql.adaptive.enabled", "false")
     cloudpickle.register_pickle_by_value(remote_task)
@@ -221,7 +222,7 @@ def _task(facts: Mapping[str, Any]) -> Any:
 
 
 def _dealt(spark: SparkSession, root: Path, ranks: Mapping[str, list[int]], world: int) -> DataFrame:
-    """The files of the cache, one per row, a partition for each rank in their order."""
+    """The files of the cache, one per row, with a partition for each rank, in the order of the ranks."""
     numbers = spark.range(KEYS * world).selectExpr("id", f"pmod(hash(id), {world}) AS rank")
     keys = {row["rank"]: row["id"] for row in numbers.groupBy("rank").agg(F.min("id").alias("id")).collect()}
     readers = {int(name.split("shard=")[1].split("/")[0]): of for name, of in ranks.items()}

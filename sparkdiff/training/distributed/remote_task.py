@@ -1,9 +1,9 @@
-"""A task of a barrier stage on a machine that sees none of the driver's files, and the training process that it starts.
+"""A task of a barrier stage on a machine that doesn't see the driver's files, and the training process that it starts.
 
-Spark hands it the files of the cache that its process reads; they lie on the executor's local disk, in a folder that the executor
-deletes when it ends, and the task before. All else comes from the driver through a connection that a secret opens, and what the
-process writes goes back by it. Sent by value: the executors know nothing of our package until the driver has sent it, so this
-module imports none of it.
+Spark passes it the files of the cache that its process reads; they lie on the executor's local disk, in a folder that
+the task deletes when it ends, and otherwise the executor. Everything else comes from the driver through a connection
+that a secret opens, and the process's output returns through it. This module is sent by value: the executors don't have
+our package until the driver has sent it, so the module imports none of it.
 """
 
 import contextlib
@@ -27,20 +27,20 @@ import pyarrow as pa
 from pyspark import BarrierTaskContext
 
 PAUSE = 0.1
-"""Seconds between two looks at what the process has written."""
+"""Seconds between two checks for output of the process."""
 FOLDER = re.compile(r"sparkdiff-rows-(\d+)-.*", re.ASCII)
-"""The name of the folder of a task, with the id of its process."""
+"""The name of a task's folder, with the id of its process."""
 BACK = re.compile(r"state\.pt|device\.json|attempt/(rank-\d+\.(json|stack)|progress\.jsonl|seconds\.json)", re.ASCII)
-"""What goes back, by its path in the run's folder."""
+"""Files that are sent back, by their paths in the run's folder."""
 ADDED = ".jsonl"
-"""Files to which lines are added: of them only what is new goes back."""
+"""Suffix of files to which lines are appended: only their new part is sent back."""
 
 
 def run(batches: Iterable[pa.RecordBatch], facts: Mapping[str, Any]) -> Iterator[pa.RecordBatch]:
-    """Train as one of `facts["world"]` processes, with the rows that come as files: their paths and contents.
+    """Train as one of `facts["world"]` processes, with the rows that arrive as files: their paths and contents.
 
     Args:
-        facts: of the attempt, see `remote.train`.
+        facts: about the attempt, see `remote.train`.
     """
     context: Any = BarrierTaskContext.get()
     rank = context.partitionId()
@@ -52,7 +52,7 @@ def run(batches: Iterable[pa.RecordBatch], facts: Mapping[str, Any]) -> Iterator
             _keep(batches, attempt / "cache", facts, rank, lambda: send(driver, {"alive": True}))
         except Exception as e:
             send(driver, {"name": f"attempt/rank-{rank}.json"}, json.dumps(_told(e, rank)).encode())
-            context.allGather("")  # the others begin, and notice
+            context.allGather("")  # the others start, and notice it
         else:
             addresses = context.allGather(_address(context) if rank == 0 else "-")
             if all(addresses):
@@ -61,7 +61,7 @@ def run(batches: Iterable[pa.RecordBatch], facts: Mapping[str, Any]) -> Iterator
 
 
 def _told(error: Exception, rank: int) -> dict[str, Any]:
-    """What a process would tell of an error before it began."""
+    """The report of an error that occurred before the process began, in the form of a process's own report."""
     full = isinstance(error, _FullError)
     return {
         "rank": rank, "host": socket.gethostname(), "pid": os.getpid(), "parents": [], "time": time.time(), "ours": full,
@@ -79,8 +79,8 @@ class _FullError(Exception):
 
 @contextlib.contextmanager
 def _folder() -> Iterator[Path]:
-    """A new folder on the disk of this executor that has most space, removed at the end; so are those of killed tasks."""
-    # What Spark's own Python takes for its files: folders of this executor alone.
+    """Make a folder on the executor's disk with most free space, removed at the end; remove those of killed tasks."""
+    # The folders that Spark's own Python uses for its files; they belong to this executor alone.
     own = [place for place in os.environ.get("SPARK_LOCAL_DIRS", "").split(",") if place and os.access(place, os.W_OK)]
     for old in (old for place in own for old in Path(place).glob("sparkdiff-rows-*")):
         if (named := FOLDER.fullmatch(old.name)) and not _lives(int(named[1])):
@@ -106,7 +106,12 @@ def _lives(pid: int) -> bool:
 
 
 def _keep(batches: Iterable[pa.RecordBatch], cache: Path, facts: Mapping[str, Any], rank: int, alive: Any) -> None:
-    """Write the files that come from Spark, each checked against the manifest."""
+    """Write the files that come from Spark, each checked against the manifest.
+
+    Raises:
+        _FullError: there is not enough disk space.
+        ValueError: a file is damaged or did not arrive.
+    """
     wanted, needed = facts["files"], facts["needed"][rank]
     there = shutil.disk_usage(cache.parent).free
     full = (
@@ -143,14 +148,14 @@ def _keep(batches: Iterable[pa.RecordBatch], cache: Path, facts: Mapping[str, An
 
 
 def _address(context: Any) -> str:
-    """Where the processes meet: at the first of them."""
+    """Address and port at which the processes meet: on the machine of the first one."""
     with Listener(("", 0)) as free:
         port = free.address[1]
     return f"{context.getTaskInfos()[0].address.rpartition(':')[0] or context.getTaskInfos()[0].address} {port}"
 
 
 def _environment(context: Any, facts: Mapping[str, Any], rank: int, address: str) -> dict[str, str]:
-    """torchrun's variables, and the GPUs that Spark gave to this task."""
+    """Environment variables as torchrun sets them, and the GPUs that Spark gave to this task."""
     host, port = address.split()
     environment = {
         **os.environ, "RANK": str(rank), "WORLD_SIZE": str(facts["world"]), "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1",
@@ -162,8 +167,8 @@ def _environment(context: Any, facts: Mapping[str, Any], rank: int, address: str
 
 
 def _train(driver: Connection, folder: Path, environment: dict[str, str]) -> None:
-    """Run the training process, and tell the driver what it writes, until it ends or the driver leaves."""
-    sent = dict(_states(folder))  # what has just come
+    """Run the training process and send the driver what it writes, until it ends or the driver disconnects."""
+    sent = dict(_states(folder))  # the files that have just been received
     with (folder / "said.txt").open("wb") as said:
         process = subprocess.Popen(
             [sys.executable, str(folder / "attempt" / "start.py")], env=environment, stdin=subprocess.DEVNULL, stdout=said,
@@ -172,7 +177,7 @@ def _train(driver: Connection, folder: Path, environment: dict[str, str]) -> Non
     try:
         while process.poll() is None:
             send_back(driver, folder, sent)
-            if driver.poll(PAUSE):  # it says nothing more, so it has left
+            if driver.poll(PAUSE):  # the driver sends nothing more, so it has disconnected
                 return
         send_back(driver, folder, sent)
     finally:
@@ -198,7 +203,7 @@ def send_back(driver: Connection, folder: Path, sent: dict[str, tuple[int, int]]
 
 
 def _states(folder: Path) -> Iterator[tuple[str, tuple[int, int]]]:
-    """Time and size of each file that goes back."""
+    """Time and size of each file to send back."""
     for path in [*folder.glob("*.*"), *folder.glob("attempt/*.*")]:
         if BACK.fullmatch(name := path.relative_to(folder).as_posix()):
             try:
@@ -212,22 +217,22 @@ def _states(folder: Path) -> Iterator[tuple[str, tuple[int, int]]]:
 
 
 def send(connection: Connection, head: Mapping[str, Any], content: bytes | memoryview = b"") -> None:
-    """A message: what it is, and bytes. Nothing is pickled."""
+    """Send a message: a head that describes it, and bytes. Nothing is pickled."""
     connection.send_bytes(json.dumps(head).encode())
     connection.send_bytes(content)
 
 
 def receive(connection: Connection) -> tuple[dict[str, Any], bytes]:
-    """The next message.
+    """Receive the next message.
 
     Raises:
-        EOFError: the other side has left.
+        EOFError: the other side has disconnected.
     """
     return json.loads(connection.recv_bytes()), connection.recv_bytes()
 
 
 def receive_files(driver: Connection, folder: Path) -> None:
-    """The files that the process finds when it starts."""
+    """Receive the files that the process needs to start, and write them to `folder`."""
     while "name" in (message := receive(driver))[0]:
         path = folder / message[0]["name"]
         path.parent.mkdir(parents=True, exist_ok=True)

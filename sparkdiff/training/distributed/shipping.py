@@ -1,4 +1,4 @@
-"""What a started process finds in its folder: sparkdiff's own code, an assignment, and the script that starts it."""
+"""Content of the folder of a started process: sparkdiff's own code, an assignment, and the script that starts it."""
 
 import pickle
 import sys
@@ -14,14 +14,16 @@ from sparkdiff.machine import package
 from sparkdiff.store import files
 
 STAY = tuple(f"sparkdiff/{room}" for room in ("improvement", "job", "serving", "tuning"))
-"""Rooms that no process needs that trains: they import it, and not the other way round."""
+"""Rooms that a training process does not need: they import the training, not the other way round."""
 
 
 def equip(here: Path, assignment: Any, loss: Any, module: str) -> None:
-    """Write to a folder `sparkdiff.zip`, `assignment.pickle`, and `start.py`, which calls `main(folder)` of a module of ours.
+    """Write `sparkdiff.zip`, `assignment.pickle`, and `start.py`, which calls `main(folder)` of one of our modules.
 
     Args:
-        loss: the option, whose module is sent too if it is the user's.
+        here: the folder.
+        loss: the option, whose module is sent, too, if it is the user's.
+        module: the name of our module.
 
     Raises:
         InputError: the assignment cannot be pickled.
@@ -58,7 +60,7 @@ def _own_module(loss: Any) -> ModuleType | None:
     """The user's module that defines a loss. It is sent by value, because only the driver may have its file."""
     module = sys.modules.get(getattr(loss, "__module__", "")) if callable(loss) else None
     file = getattr(module, "__file__", None)
-    if module is None or file is None or module.__name__ == "__main__":  # which goes by value anyway
+    if module is None or file is None or module.__name__ == "__main__":  # which is pickled by value anyway
         return None
     installed = (sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib"))
     return None if any(Path(file).is_relative_to(path) for path in installed) else module

@@ -1,9 +1,9 @@
 """One process of a training: reads its assignment, trains with the other processes, and writes its result to files.
 
-Runs without a Spark session, under any starter that sets torchrun's variables: TorchDistributor, or torchrun itself on the
-`start.py` of an attempt's folder. All it says is said by files of that folder, because nothing else survives a crash:
-`rank-K.json` (who it is, and in the end what went wrong), `rank-K.stack` (where it stood when it stalled) and, from the first
-process, `progress.jsonl`; checkpoints and the result go into the run's folder above.
+It runs without a Spark session, under any launcher that sets torchrun's variables: TorchDistributor, or torchrun itself
+on the `start.py` of an attempt's folder. It reports only by files of that folder, because nothing else survives a
+crash: `rank-K.json` (its identity, and in the end its error), `rank-K.stack` (its stack when it stalled) and, from the
+first process, `progress.jsonl`. Checkpoints and the result go into the run's folder above.
 """
 
 import contextlib
@@ -52,7 +52,7 @@ from sparkdiff.training.preparation import Start
 
 ROOM = "free some space, or set checkpointDir to a folder on a disk with more space"
 SECONDS = "seconds.json"
-"""Of a step of all processes, which an attempt that only times one leaves."""
+"""File with the seconds of a step of all processes, written by an attempt that only times one."""
 PROGRESS = 0.5
 """Seconds between two lines of progress."""
 
@@ -62,7 +62,7 @@ class Assignment:
     """Everything that a process needs for training, derived from the pipeline, the options and the rows."""
 
     network: Network
-    cache: Path  # a relative one is in the folder of the attempt
+    cache: Path  # a relative path is in the folder of the attempt
     backend: str
     inMemory: bool
     columns: Mapping[Version, str]
@@ -70,7 +70,7 @@ class Assignment:
     original: Score
     start: Start
     options: Options
-    metric: str  # as it is shown
+    metric: str  # name for display
     monotone: Monotone | None
     less: int = 0  # see `Training.reduce`
     epochs: int | None = None  # see `Results`
@@ -97,8 +97,8 @@ def work(
     """Train to the end, as one process of a team.
 
     Args:
-        folder: of the run, which keeps what is known about the device.
-        say: called with a line about the device, if there is something to say.
+        folder: of the run; it stores what is known about the device.
+        say: called with a line about the device, if there is something to report.
     """
     at = functools.cache(functools.partial(stream.on, resident=not assignment.less))
 
@@ -115,7 +115,7 @@ def work(
 
 
 def _current(place: Place) -> contextlib.AbstractContextManager[None]:
-    """Inside, the place's GPU is the current one: else torch would take memory of the first one too."""
+    """Context in which the place's GPU is the current one: else torch would allocate memory on the first GPU, too."""
     return contextlib.nullcontext() if place.on_cpu else module_of(place.device).device(place.device)  # type: ignore[no-any-return]
 
 
@@ -123,7 +123,7 @@ def _train_at(
     place: Place, a: Assignment, training: Training, stream: Stream, team: Team, on_step: Callable[[Training], None],
     tick: Callable[[], None],
 ) -> None:  # fmt: skip
-    """Train at a place, where the batches of the stream lie, until the training has ended or `on_step` raises."""
+    """Train at a place, with the batches of the stream there, until the training has ended or `on_step` raises."""
     training.move(place)
     if a.less and not place.on_cpu:
         training.reduce(a.less)
@@ -137,21 +137,21 @@ def _train_at(
 def seconds_per_step(
     a: Assignment, stream: Stream, team: Team, place: Place, tick: Callable[[], None] = lambda: None
 ) -> float:
-    """The time of a step of this training at a place, by a training of its own that ends after some steps.
+    """Seconds of a step of this training at a place, measured by a separate training that ends after some steps.
 
     Args:
-        stream: at that place, which it leaves afterwards.
+        stream: at that place; its memory there is released afterwards.
     """
     with _current(place):
         try:
-            with torch.random.fork_rng(devices=[]):  # a loss of the user's may draw
+            with torch.random.fork_rng(devices=[]):  # a user's loss may draw random numbers
                 return _timed(a, stream, team, place, tick)
         finally:
             stream.leave()
 
 
 def _timed(a: Assignment, stream: Stream, team: Team, place: Place, tick: Callable[[], None]) -> float:
-    # A training that the clock ends, not maxSeconds.
+    # The clock ends this training, not maxSeconds.
     training = replace(a, network=a.network.clone(), options=replace(a.options, maxSeconds=None)).training()
     clock = choice.StepTimer(place, stream.steps("train", a.options.batchSize), a.options.maxEpochs)
 
@@ -177,7 +177,7 @@ def objectives(options: Options, network: Network, label: LabelStats) -> tuple[O
 
 
 class Checkpoints:
-    """Saves a training regularly, at least every tenth of the timeout, and at the end.
+    """Regular saves of a training, at least every tenth of the timeout, and at the end.
 
     If a checkpoint cannot be written, training continues, unless it is the final state that the driver waits for.
 
@@ -211,7 +211,7 @@ class Checkpoints:
 
 
 def main(folder: str) -> None:
-    """The main function of every process of an attempt; `folder` is the folder of the attempt."""
+    """Main function of every process of an attempt; `folder` is the folder of the attempt."""
     here, rank, world = Path(folder), int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     me: dict[str, Any] = {
         "rank": rank, "host": socket.gethostname(), "pid": os.getpid(), "parents": parents(), "sparkdiff": __file__,
@@ -238,18 +238,18 @@ def main(folder: str) -> None:
         # Written by the driver into a folder that only its user may write to.
         assignment: Assignment = pickle.loads((here / "assignment.pickle").read_bytes())
         with (here / f"rank-{rank}.stack").open("w") as stack, _group(assignment.options.timeout), failures_told():
-            # Told before the group is left, which may wait for processes that wait for this one.
+            # Reported before the group is left, as leaving may wait for processes that wait for this one.
             _train(assignment, here, Team(rank, world), Watchdog(assignment.options.timeout, stack))
 
 
 def _train(assignment: Assignment, here: Path, team: Team, watchdog: "Watchdog") -> None:
     training = assignment.training()
-    said: list[str] = []  # to the driver, with the next line
+    said: list[str] = []  # sent to the driver with the next line
     state = here.parent / "state.pt"
     if (saved := files.load(state)) is not None:
         training.load(saved)
     saves, last = Checkpoints(state, assignment.options.timeout, lambda: check_passed_on(here), awaited=True), 0.0
-    told = 0  # rows of the history
+    told = 0  # rows of the history that were reported
 
     def on_step(training: Training) -> None:
         nonlocal last, told
@@ -286,7 +286,7 @@ def _train(assignment: Assignment, here: Path, team: Team, watchdog: "Watchdog")
 
 
 def _tell(path: Path, line: dict[str, Any]) -> None:
-    """Add a line; on a full disk the file's time alone says that this process is alive."""
+    """Append a line; on a full disk, at least update the file's time as a sign of life."""
     try:
         line_files.add(path, **line)
     except OSError:
@@ -295,14 +295,14 @@ def _tell(path: Path, line: dict[str, Any]) -> None:
 
 
 class Watchdog:
-    """Ends this process and writes its stack if it is not called for `timeout` seconds."""
+    """Watchdog that ends this process and writes its stack if it is not called for about `timeout` seconds."""
 
     def __init__(self, timeout: float, stack: Any):
         self.timeout, self.stack, self.armed = timeout, stack, 0.0
 
     def __call__(self) -> None:
         now = time.monotonic()
-        if now - self.armed > self.timeout / 10:  # arming starts a thread, which would cost a small step dearly
+        if now - self.armed > self.timeout / 10:  # arming starts a thread, which costs much beside a small step
             self.armed = now
             faulthandler.dump_traceback_later(1.1 * self.timeout, exit=True, file=self.stack)
 
@@ -320,7 +320,7 @@ def _group(timeout: float) -> Iterator[None]:
         raise LostProcessError(f"the processes did not find each other: {str(e).splitlines()[0]}") from e
     try:
         yield
-        with contextlib.suppress(RuntimeError):  # the work is done and saved; one that has left already is no loss
+        with contextlib.suppress(RuntimeError):  # the work is saved; a process that has already left is no loss
             dist.barrier()
     finally:
         dist.destroy_process_group()  # gloo may abort at exit otherwise
@@ -331,20 +331,20 @@ def _write(folder: Path, rank: int, content: dict[str, Any]) -> None:
 
 
 def parents() -> list[int]:
-    """This process's parent and, where /proc tells, the parent's parent: torchrun, and what started it."""
+    """This process's parent and, if /proc has it, the parent's parent: torchrun, and what started it."""
     parent = os.getppid()
     try:
-        # The command, in brackets, may hold blanks and brackets itself.
+        # The command, in brackets, may itself contain blanks and brackets.
         return [parent, int(Path(f"/proc/{parent}/stat").read_text().rpartition(")")[2].split()[1])]
     except (OSError, ValueError, IndexError):
         return [parent]
 
 
 def die_with_parents(known: list[int]) -> None:
-    """End this process together with these parents: an orphan would keep its pipe, its memory and a core."""
+    """End this process when these parents end: an orphan would keep its pipe, its memory and a core."""
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):
-            # PR_SET_PDEATHSIG: the kernel does it even where this process is stopped.
+            # PR_SET_PDEATHSIG: the kernel does it even if this process is stopped.
             ctypes.CDLL(None).prctl(1, int(signal.SIGKILL), 0, 0, 0)
 
     def watch() -> None:

@@ -1,7 +1,7 @@
-"""Many continuous hyper-parameters of a linear model at once, by the slope of the loss on held-out rows; on tensors only.
+"""Continuous hyper-parameters of a linear model, tuned at once by the gradient of the held-out loss; on tensors only.
 
-`linear_model` makes a `Linear` of rows and groups of columns; `tuned` finds a penalty for each group, `chosen` an alternative for
-each place; `point` gives the derivatives by the penalties.
+`linear_model` makes a `Linear` from rows and groups of columns; `tuned` finds a penalty for each group, `chosen` an
+alternative for each place; `point` computes the derivatives by the penalties.
 """
 
 from sparkdiff.tuning.hypergradients.gates import ChosenAlternatives, chosen

@@ -1,11 +1,12 @@
-"""A soft choice between alternatives, trained with the penalties on held-out rows, hardened to one per place, and improved.
+"""A soft choice between alternatives, trained with the penalties on held-out rows, then hardened and improved.
 
-The columns of all alternatives of a place enter a linear model together, those of alternative a multiplied by softmax(gates)_a;
-each has weights of its own. On the weights of the columns as they are, that is a penalty over the square of the gate, so the
-derivatives are those by the penalties. Source: Liu, Simonyan, Yang, "DARTS: Differentiable architecture search" (2019).
+The columns of all alternatives of a place enter a linear model together, those of alternative a multiplied by
+softmax(gates)_a; each column has its own weight. In terms of the weights of the unscaled columns, this is a penalty
+divided by the square of the gate, so the derivatives are those by the penalties. Source: Liu, Simonyan, Yang, "DARTS:
+Differentiable architecture search" (2019).
 
-A mixture may lean on an alternative that is poor alone, so the gates' choice is where a search begins that fits models with one
-alternative per place: at one place after another it takes the best, until no place changes.
+A mixture may rely on an alternative that is poor alone. So the gates' choice is only the start of a search that fits
+models with one alternative per place: it takes the best alternative at one place after another, until no place changes.
 """
 
 import math
@@ -25,10 +26,11 @@ STEPS, RATE = 30, 0.2
 
 @dataclass(frozen=True)
 class ChosenAlternatives:
-    """
+    """The result of a soft choice.
+
     Attributes:
-        positions: of the chosen alternative, per place.
-        gates: per place the share of each alternative, by which the search for these began.
+        positions: index of the chosen alternative, for each place.
+        gates: for each place the share of each alternative; the search for `positions` started from the largest.
         losses: of the mixture on held-out rows, at each step.
     """
 
@@ -49,9 +51,10 @@ def chosen(
 
     Args:
         model: with the columns of all alternatives.
-        places: for each place and each alternative its groups of columns; none where the alternative is no stage. Groups of no
-            place are always there, with a penalty for each; a place has one.
-        fits: penalties of the models with one alternative per place, of which the best one counts; none: those of the grid.
+        places: for each place and each alternative its groups of columns; empty if the alternative is no stage. Groups
+            of no place are always used and have a penalty each; a place has one penalty.
+        fits: penalties to try for the models with one alternative per place; the best one counts. Empty: those of the
+            grid.
     """
     single = best_single(model, grid)
     if single is None:
@@ -90,8 +93,8 @@ def improved(
     model: Linear, places: Sequence[Sequence[Sequence[int]]], start: tuple[int, ...], grid: Sequence[float],
     fits: Sequence[float] = (),
 ) -> tuple[int, ...]:  # fmt: skip
-    """The positions from which no change of one place makes the loss on held-out rows smaller, each fit at its best penalty: of
-    `fits`, or of the grid where none of these has a solution.
+    """The positions at which no change of one place makes the loss on held-out rows smaller. Each fit is taken at its
+    best penalty: of `fits`, or of the grid if none of these has a solution.
     """
     known: dict[tuple[int, ...], float] = {}
 

@@ -1,8 +1,9 @@
-"""Derivatives of the loss on held-out rows by the penalties: by the implicit function theorem, and by unrolling a solver's steps.
+"""Derivatives of the loss on held-out rows by the penalties, by the implicit function theorem.
 
-At a solution θ of slope(θ, λ) = 0 the weights move by dθ/dλ = -J⁻¹·∂slope/∂λ, where J is the slope's Jacobian by θ: for a loss
-without GeneralizedLinearRegression's working weights its Hessian. Sources: Pedregosa, "Hyperparameter optimization with
-approximate gradient" (2016); Lorraine et al., "Optimizing millions of hyperparameters by implicit differentiation" (2020).
+At a solution θ of slope(θ, λ) = 0 the weights move by dθ/dλ = -J⁻¹·∂slope/∂λ, where J is the slope's Jacobian by θ: the
+Hessian of the loss, except for GeneralizedLinearRegression's working weights. Sources: Pedregosa, "Hyperparameter
+optimization with approximate gradient" (2016); Lorraine et al., "Optimizing millions of hyperparameters by implicit
+differentiation" (2020).
 """
 
 from dataclasses import dataclass
@@ -13,16 +14,16 @@ from torch import Tensor
 from sparkdiff.tuning.hypergradients.weights import Linear
 
 ENOUGH = 1e-10
-"""Slope of a solution, as a share of what its rows' slopes are without their signs."""
+"""Largest slope at a solution, as a share of the sum of its rows' absolute slopes."""
 STEPS, SLOW = 60, 0.2
-"""Steps to a solution at most, and the share of the slope that a step may leave with a Jacobian of other weights."""
+"""Largest number of steps, and the share of the slope that a step may leave before the Jacobian is recomputed."""
 
 Factors = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
 class Point:
-    """A solution, and how the loss on held-out rows changes around it.
+    """A solution, and the gradient of the loss on held-out rows there.
 
     Attributes:
         logs: the logarithms of the groups' penalties.
@@ -38,7 +39,7 @@ class Point:
 
 
 def point(model: Linear, logs: Tensor, near: Point | Tensor) -> Point | None:
-    """The solution at these penalties, from weights nearby; None if there is none to be found from there."""
+    """The solution at these penalties, starting from weights nearby; None if none is found from there."""
     ridge = model.ridge(logs)
     if isinstance(near, Point):
         moved = solved(near.factors, (ridge - model.ridge(near.logs)) * near.weights * model.free[:, None])
@@ -59,7 +60,7 @@ def point(model: Linear, logs: Tensor, near: Point | Tensor) -> Point | None:
 
 
 def follow(model: Linear, ridge: Tensor, weights: Tensor, factors: Factors | None = None) -> Tensor | None:
-    """Newton's steps, with an older Jacobian as long as that will do."""
+    """Take Newton steps, with an older Jacobian as long as it suffices; None if they don't converge."""
     last = torch.inf
     for _ in range(STEPS):
         slope, size = model.slope(weights, ridge), model.size(weights)

@@ -1,4 +1,4 @@
-"""One penalty per group of columns, from the best single one down the slope of the loss on held-out rows."""
+"""One penalty per group of columns: from the best single one down the gradient of the loss on held-out rows."""
 
 import math
 from collections.abc import Sequence
@@ -11,21 +11,21 @@ from sparkdiff.tuning.hypergradients.implicit import Point, point
 from sparkdiff.tuning.hypergradients.weights import Linear
 
 STEPS, RATE = 40, 0.2
-"""Of Adam, and how far each moves a penalty's logarithm."""
+"""Number of Adam's steps, and their learning rate for the penalties' logarithms."""
 SPREAD = 1.0
-"""How far the groups' penalties lie from the best single one, as a standard deviation of their logarithms. A prior of this width
-keeps the steps from learning the held-out rows by heart."""
+"""Standard deviation of the prior of the groups' log penalties around the best single one. It keeps the steps from
+overfitting the held-out rows."""
 HALVES = 6
-"""How often a step without a solution at its end is halved."""
+"""Number of times that a step without a solution at its end is halved."""
 
 
 @dataclass(frozen=True)
 class Tuned:
-    """
+    """The result of tuning.
+
     Attributes:
         single: the best single penalty, and its point.
-        best: the point with the smallest loss on the rows that are held out, the prior included. That loss is better than it will
-            be elsewhere.
+        best: the point with the smallest loss on held-out rows, including the prior. The loss on other rows is larger.
         losses: of each step, without the prior.
     """
 
@@ -35,13 +35,13 @@ class Tuned:
 
 
 def tuned(model: Linear, grid: Sequence[float], steps: int = STEPS, spread: float = SPREAD) -> Tuned | None:
-    """None if no single penalty of the grid has a solution."""
+    """Tune the penalties from the best single one of the grid; None if no single penalty has a solution."""
     single = best_single(model, grid)
     return None if single is None else descended(model, single, steps, spread)
 
 
 def best_single(model: Linear, grid: Sequence[float]) -> Point | None:
-    """The best of some penalties for all columns together, all solved at once."""
+    """The best of some penalties for all columns together, all solved at once; None if none has a solution."""
     best, least = None, math.inf
     for penalty, solutions in zip(grid, model.at_once(grid), strict=True):
         if all(s.converged for s in solutions):
@@ -56,10 +56,11 @@ def best_single(model: Linear, grid: Sequence[float]) -> Point | None:
 
 
 def descended(model: Linear, start: Point, steps: int = STEPS, spread: float = SPREAD) -> Tuned:
-    """Steps of Adam from the best single penalty, to the most probable penalties given the rows that are held out.
+    """Take steps of Adam from the best single penalty to the most probable penalties given the held-out rows.
 
-    A row's loss over twice the mean loss is taken for its negative log-likelihood: that is so for squared errors, and for half
-    the deviance of a family with its dispersion estimated. The logarithms' prior is normal around the start.
+    A row's loss divided by twice the mean loss is used as its negative log-likelihood: this holds for squared errors,
+    and for half the deviance of a family whose dispersion is estimated. The prior of the logarithms is normal around
+    the start.
     """
     pull = 2 * start.loss / float((model.held > 0).sum()) / spread**2
 
@@ -83,7 +84,7 @@ def descended(model: Linear, start: Point, steps: int = STEPS, spread: float = S
 
 
 def towards(model: Linear, start: Point, goal: Tensor) -> Point | None:
-    """The solution at these penalties, or at some on the way."""
+    """The solution at these penalties, or at some on the way; None if there is none."""
     for half in range(HALVES):
         found = point(model, start.logs + (goal - start.logs) / 2**half, start)
         if found is not None:

@@ -1,4 +1,4 @@
-"""The weights of a linear model as a function of its penalties, one per group of columns: solved, and followed as these move."""
+"""The weights of a linear model as a function of its group penalties: solved, and followed as these change."""
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -15,24 +15,24 @@ from sparkdiff.tuning.solvers.reweighting import generalized
 
 
 class Response(Protocol):
-    """Margins are (n, folds, sets), labels (n,), weights (n, folds). All are functions that autograd can follow."""
+    """Loss of a linear model, for autograd. Margins are (n, folds, sets), labels (n,), weights (n, folds)."""
 
     @property
     def sets(self) -> int:
-        """Rows of the matrix of coefficients."""
+        """Number of rows in the matrix of coefficients."""
 
     def slope(self, margin: Tensor, label: Tensor, weight: Tensor) -> Tensor:
-        """Of the loss that is fitted, times the weight: (n, folds, sets)."""
+        """The derivative of the fitted loss by the margin, times the weight: (n, folds, sets)."""
 
     def mass(self, margin: Tensor, weight: Tensor) -> Tensor:
-        """What the sum of the slopes is divided by: (folds,)."""
+        """The divisor of the sum of the slopes: (folds,)."""
 
     def loss(self, margin: Tensor, label: Tensor) -> Tensor:
-        """Of each row: (n, folds)."""
+        """The loss of each row: (n, folds)."""
 
 
 class ByWeights:
-    """The slopes' sum is divided by the sum of the weights."""
+    """Responses whose sum of slopes is divided by the sum of the weights."""
 
     def mass(self, margin: Tensor, weight: Tensor) -> Tensor:
         return weight.sum(0)
@@ -115,7 +115,7 @@ class Generalized:
 
 
 def response_of(kind: str, setting: Setting, classes: int) -> Response:
-    """Of the estimator that Spark's class of this name is with this setting."""
+    """The response of the estimator of this name of Spark's class, with this setting."""
     if kind == "LinearRegression":
         return SquaresResponse()
     if kind == "LogisticRegression":
@@ -129,15 +129,15 @@ def response_of(kind: str, setting: Setting, classes: int) -> Response:
 
 @dataclass(frozen=True)
 class Linear:
-    """A linear model on rows of which each fold holds some out. Weights are (folds, sets, width), in units of the table's
-    columns, the intercept last.
+    """A linear model on rows; each fold holds out some of them. Weights are (folds, sets, width), in units of the
+    table's columns, with the intercept last.
 
     Attributes:
-        setting: its Params; `regParam` is the penalty of all groups together, where it is asked for.
+        setting: its Params; `regParam` is the common penalty of all groups where one is requested.
         z, label, offset: the rows.
-        own, held: (n, folds), a row's weight where a fold trains on it, and where it holds it out.
+        own, held: (n, folds), a row's weight if a fold trains on it, and if the fold holds it out; else 0.
         unit: (folds, sets, width), the weight of ½·θ² at regParam 1.
-        free: (folds, width), one, or zero where a weight stays zero.
+        free: (folds, width), 1, or 0 for a weight that stays zero.
         group: (d,), the group of each column.
     """
 
@@ -171,8 +171,9 @@ class Linear:
         return self.unit * torch.cat([each, each.new_zeros(int(self.table.intercept))])
 
     def scale_of_columns(self, logs: Tensor, regParam: float) -> Tensor:
-        """Factors of the columns that make these penalties of one: with `regParam` and without standardization Spark's fit of
-        scaled columns has each fold's weights over these. (folds, d)"""
+        """Factors of the columns that turn one common penalty into these: Spark's fit of the scaled columns, with
+        `regParam` and without standardization, has each fold's weights divided by the factors. (folds, d)
+        """
         d = len(self.group)
         plain = replace(self.setting, standardization=False)
         one = units(self.kind, plain, self.found, self.table, self.response, self.label, self.own) * regParam
@@ -184,7 +185,7 @@ class Linear:
         return flat.reshape(len(self.z), *weights.shape[:2]) + self.offset[:, None, None]
 
     def slope(self, weights: Tensor, ridge: Tensor) -> Tensor:
-        """What is zero at the solution: (folds, sets, width)."""
+        """The slope, which is zero at the solution: (folds, sets, width)."""
         margin = self.margin(weights)
         slope = self.response.slope(margin, self.label, self.own)
         mean = (slope.flatten(1).T @ self.z).reshape(weights.shape)
@@ -192,18 +193,18 @@ class Linear:
         return torch.where(self.free[:, None] > 0, mean + ridge * weights, weights)
 
     def size(self, weights: Tensor) -> Tensor:
-        """How large `slope` would be if no two rows pulled in opposite directions: ()."""
+        """The size that `slope` would have if no two rows pulled in opposite directions: ()."""
         margin = self.margin(weights)
         mass = self.response.mass(margin, self.own)
         return (self.response.slope(margin, self.label, self.own).abs().sum((0, 2)) / mass).amax()
 
     def loss(self, weights: Tensor) -> Tensor:
-        """The mean loss of the rows that are held out, each by its own fold's weights: ()."""
+        """The mean loss of the held-out rows, each by its own fold's weights: ()."""
         losses = self.response.loss(self.margin(weights), self.label)
         return torch.where(self.held > 0, losses * self.held, 0.0).sum() / self.held.sum()
 
     def jacobian(self, weights: Tensor, ridge: Tensor) -> Tensor:
-        """Of `slope` by the weights: (folds, sets · width, sets · width)."""
+        """The Jacobian of `slope` by the weights: (folds, sets · width, sets · width)."""
         margin = self.margin(weights).detach().requires_grad_()
         mass = self.response.mass(margin, self.own)
         blocks = (
@@ -212,7 +213,7 @@ class Linear:
         free = self.free[:, None].expand_as(weights).flatten(1)
         whole = blocks + torch.diag_embed(ridge.flatten(1))
         whole = whole * free[:, :, None] * free[:, None, :] + torch.diag_embed(1 - free)
-        if self.response.sets > 1:  # one number added to all classes' weights of a column changes no probability
+        if self.response.sets > 1:  # adding one number to all classes' weights of a column changes no probability
             same = torch.eye(weights.shape[2]).to(whole).repeat(self.response.sets, self.response.sets)
             whole = whole + same * free[:, :, None] * free[:, None, :]
         return whole
@@ -224,7 +225,7 @@ class Linear:
         blocks = []
         for fold in range(self.folds):
             block = (self.z * curve[:, fold]).T @ self.z / mass[fold].detach()
-            if shifts is not None:  # the mass moves with the weights
+            if shifts is not None:  # the mass depends on the weights
                 pull = self.z.T @ slope[:, fold, 0].detach()
                 block = block - torch.outer(pull, self.z.T @ shifts[:, fold, 0]) / mass[fold].detach().square()
             blocks.append(block)
@@ -250,7 +251,7 @@ class Linear:
         return generalized(self.chunks, settings, self.folds)
 
     def without(self, groups: Collection[int]) -> "Linear | None":
-        """The same rows without the columns of these groups, in one group; None if nothing can be solved on them."""
+        """The model without the columns of these groups, the others in one group; None if it can't be solved."""
         kept = torch.tensor([int(g) not in groups for g in self.group])
 
         def chunks() -> Iterator[Chunk]:
@@ -261,7 +262,7 @@ class Linear:
         return linear_model(self.kind, chunks, self.setting, self.folds, group, self.classes) if len(group) else None
 
     def weights_of(self, solutions: Sequence[Solution]) -> Tensor:
-        """Models of all folds in units of the table."""
+        """The weights of the models of all folds, in units of the table."""
         matrix = torch.stack([s.coefficients.reshape(self.response.sets, -1) for s in solutions])
         shift = torch.stack([s.intercept.reshape(self.response.sets) for s in solutions])
         if not self.table.intercept:
@@ -269,7 +270,7 @@ class Linear:
         return torch.cat([matrix * self.table.scale, (shift + matrix @ self.table.centre)[:, :, None]], 2)
 
     def solutions(self, weights: Tensor) -> list[Solution]:
-        """The folds' models as Spark holds them."""
+        """The folds' models in Spark's form."""
         d, several = len(self.table.scale), self.response.sets > 1
         matrix = weights[:, :, :d] / self.table.scale
         shift = (
@@ -291,14 +292,14 @@ def linear_model(
 
     Args:
         kind: the name of Spark's estimator.
-        folds: how often the model is fitted, each time without the rows of one fold; 1 for one split.
+        folds: number of fits, each without the rows of one fold; 1 for one split.
         group: (d,), numbers from 0 on.
-        classes: of a LogisticRegression.
+        classes: number of classes of a LogisticRegression.
     """
     found = moments(chunks, folds, classes)
     if not found.usable or (classes and not bool((found.classes > 0).all())):
         return None
-    # Rows stay in memory: they are read at each step.
+    # Rows stay in memory, as they are read at each step.
     rows = table(chunks, folds, found, intercept=setting.fitIntercept, memory=2**62)
     (block,) = rows.blocks()
     fold = torch.cat([chunk.fold for chunk in chunks()])
@@ -342,7 +343,7 @@ def units(
     plain = (1 / rows.scale.square()).expand(folds, -1)
     if not isinstance(response, SquaresResponse):
         return plain
-    normal = kind == "GeneralizedLinearRegression"  # gaussian with identity: as LinearRegression's normal equations
+    normal = kind == "GeneralizedLinearRegression"  # gaussian with identity: like LinearRegression's normal equations
     if normal or least_squares.normal(setting, len(rows.scale)):
         unbiased = torch.ones_like(unbiased)
     mean = (own * label[:, None]).sum(0) / own.sum(0)

@@ -1,4 +1,4 @@
-"""Alternative stages at one place of a pipeline, of which a search chooses one. A fitted pipeline never holds them."""
+"""Alternative stages at one place of a pipeline; a search chooses one. A fitted pipeline never holds them."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -10,12 +10,12 @@ from sparkdiff import jvm
 from sparkdiff.errors import InputError, kind_of
 
 OUTPUTS = ("outputCol", "outputCols", "predictionCol")
-"""Where a stage names what it writes, the first that it has."""
+"""Params with the names of a stage's output columns; the first that the stage has counts."""
 INPUTS = ("inputCol", "inputCols", "featuresCol")
 
 
 class Alternatives(Estimator, jvm.Persistent):  # type: ignore[type-arg]
-    """Stages of which a search chooses one; see `alternatives`."""
+    """Stages from which a search chooses one; see `alternatives`."""
 
     __module__ = "sparkdiff"
 
@@ -26,11 +26,11 @@ class Alternatives(Estimator, jvm.Persistent):  # type: ignore[type-arg]
         self._set(stages=[*stages])
 
     def getStages(self) -> list[Any]:
-        """The stages; None is no stage."""
+        """The stages; None stands for no stage."""
         return self.getOrDefault("stages")  # type: ignore[no-any-return]
 
     def names(self) -> list[str]:
-        """A name for each: its class, with its position where two have the same."""
+        """A name for each stage: its class, with its position if several have the same class."""
         kinds = ["None" if stage is None else type(stage).__name__ for stage in self.getStages()]
         return [f"{kind} {i}" if kinds.count(kind) > 1 else kind for i, kind in enumerate(kinds)]
 
@@ -55,11 +55,11 @@ class Alternatives(Estimator, jvm.Persistent):  # type: ignore[type-arg]
 
 
 def alternatives(*stages: Any) -> Alternatives:
-    """Stages of which `sparkdiff.Search` chooses one, at this place of a Pipeline.
+    """Stages from which `sparkdiff.Search` chooses one, at this place of a Pipeline.
 
     Args:
-        *stages: Estimators, Transformers or Pipelines that write the same columns; the first is the default. None leaves the
-            place empty: the stages after it then read what the others would have read.
+        *stages: Estimators, Transformers or Pipelines that write the same columns; the first is the default. None
+            leaves the place empty: the stages after it then read what the other alternatives would have read.
 
     Raises:
         InputError: there are fewer than two, one is no stage, or they write different columns; names them.
@@ -87,19 +87,20 @@ def alternatives(*stages: Any) -> Alternatives:
 
 
 def outputs(stage: Any) -> list[str]:
-    """The columns that later stages read of this one; of a Pipeline, those of its last stage."""
+    """The columns of a stage that later stages read; for a Pipeline, those of its last stage."""
     return _columns(stage, OUTPUTS, -1)
 
 
 def inputs(stage: Any) -> list[str]:
-    """The columns that a stage reads; of a Pipeline, those of its first stage."""
+    """The columns that a stage reads; for a Pipeline, those of its first stage."""
     return _columns(stage, INPUTS, 0)
 
 
 def _columns(stage: Any, names: Iterable[str], end: int) -> list[str]:
-    """
+    """The columns named by the first of these Params that is set, else that has a default.
+
     Args:
-        end: position of the stage of a Pipeline whose columns they are.
+        end: for a Pipeline, the position of the stage that counts.
     """
     if isinstance(stage, Pipeline):
         inner = stage.getStages()
@@ -107,7 +108,7 @@ def _columns(stage: Any, names: Iterable[str], end: int) -> list[str]:
     if isinstance(stage, Alternatives):
         return _columns(next(s for s in stage.getStages() if s is not None), names, end)
     for name in sorted(names, key=lambda name: not (stage.hasParam(name) and stage.isSet(name))):
-        if stage.hasParam(name) and stage.isDefined(name):  # a default output bears the uid, so two stages' differ
+        if stage.hasParam(name) and stage.isDefined(name):  # default outputs contain the uid, so they differ
             found = stage.getOrDefault(name)
             return [found] if isinstance(found, str) else [*found]
     return []
@@ -118,10 +119,10 @@ def _told(columns: Sequence[str]) -> str:
 
 
 def _instead_of(given: Sequence[Any]) -> dict[str, str]:
-    """Where a place is left empty: output column -> the input column that is read instead.
+    """The column to read instead of each output column if a place is left empty: {output column: input column}.
 
     Raises:
-        InputError: it can't be told.
+        InputError: it can't be determined.
     """
     read, write = inputs(given[0]), outputs(given[0])
     for stage in given:
@@ -138,18 +139,18 @@ def _instead_of(given: Sequence[Any]) -> dict[str, str]:
     return dict(zip(write, read, strict=True))
 
 
-# With one of them chosen ----------------------------------------------------------------------------------------------
+# With one alternative chosen ------------------------------------------------------------------------------------------
 
 
 def places(estimator: Any) -> list[Alternatives]:
-    """All alternatives in an estimator, an outer one before those inside it."""
+    """All alternatives in an estimator, outer ones before those inside them."""
     if isinstance(estimator, Alternatives):
         return [estimator, *(found for stage in estimator.getStages() for found in places(stage))]
     return [found for stage in _inner(estimator) for found in places(stage)]
 
 
 def _inner(stage: Any) -> list[Any]:
-    """The stages of a Pipeline; the Pipeline that a FineTuner tunes."""
+    """The stages of a Pipeline; for a FineTuner, the Pipeline that it tunes."""
     if isinstance(stage, Pipeline):
         return [*stage.getStages()] if stage.isDefined("stages") else []
     given = stage.getOrDefault("pipeline") if _tunes(stage) else None
@@ -164,7 +165,7 @@ def chosen(estimator: Any, choices: Mapping[str, int]) -> Any:
     """The estimator with one stage in place of each of its alternatives; the same object if it has none.
 
     Args:
-        choices: uid of the alternatives -> position of the stage; by default the first.
+        choices: uid of the alternatives -> position of the stage; the default is the first.
     """
     if not places(estimator):
         return estimator
@@ -175,7 +176,7 @@ def chosen(estimator: Any, choices: Mapping[str, int]) -> Any:
 
 
 def _chosen(stage: Any, choices: Mapping[str, int], names: dict[str, str]) -> tuple[Any, dict[str, str]]:
-    """A stage without alternatives that reads columns by their new `names`, and the names that hold after it."""
+    """A stage without alternatives that reads columns by their new `names`, and the names that apply after it."""
     if stage is None:
         return None, names
     if isinstance(stage, Alternatives):
@@ -199,10 +200,10 @@ def _chosen(stage: Any, choices: Mapping[str, int], names: dict[str, str]) -> tu
 
 
 def _renamed(stage: Any, names: Mapping[str, str]) -> Any:
-    """A stage that reads other columns.
+    """The stage with other input columns.
 
     Raises:
-        InputError: it names a column in a text, where it can't be replaced.
+        InputError: it names a column within a text, where the name can't be replaced.
     """
     new: dict[Any, Any] = {}
     for param in stage.params:

@@ -20,15 +20,16 @@ from sparkdiff.tuning.search.study import Trial
 from sparkdiff.tuning.soft_choice import soft_choice
 
 SINGLES = 15
-"""Penalties for all features together that the steps may start at."""
+"""Number of penalties for all features together from which the steps may start."""
 LEAST = 1e-6
-"""What stands for a `regParam` of 0."""
+"""The penalty that replaces a `regParam` of 0."""
 
 
 def check_method(space: SearchSpace, settings: Settings, metrics: int) -> None:
-    """
+    """Check that the space and the settings suit the method.
+
     Raises:
-        InputError: something is names for that only trials find out; names it.
+        InputError: something is requested that only trials can find; names it.
     """
     method = "method='hypergradient'"
     last = _last(space)
@@ -55,7 +56,7 @@ def check_method(space: SearchSpace, settings: Settings, metrics: int) -> None:
 
 
 def by_slope(space: SearchSpace, rows: Divided, evaluators: Sequence[Any]) -> tuple[Trial, Any]:
-    """The winner, as the only trial, and its model, which Spark has fitted to the training rows."""
+    """The winner, as the only trial, and its model, fitted by Spark to the training rows."""
     start = time.perf_counter()
     train, validation = rows.part("train"), rows.part("validation")
     penalty = next((q for q in space.dimensions if q.param is not None), None)
@@ -67,7 +68,8 @@ def by_slope(space: SearchSpace, rows: Divided, evaluators: Sequence[Any]) -> tu
         variants = {
             names[place.uid]: [chosen(estimator, {place.uid: i}) for i in range(len(place.names()))] for place in found
         }
-        # A penalty that isn't tuned stays as it is. A model without one may have no solution here: the least one stands for it.
+        # A penalty that isn't tuned stays as it is. Without a penalty a model may have no solution here: the least one
+        # replaces it.
         fits = [] if penalty is not None else [max(_last(space).getRegParam(), LEAST)]
         positions = soft_choice(variants, train, validation, **given, fits=fits).positions
         configuration = {names[place.uid]: place.names()[i] for place, i in zip(found, positions, strict=True)}
@@ -84,7 +86,11 @@ def by_slope(space: SearchSpace, rows: Divided, evaluators: Sequence[Any]) -> tu
 
 
 def _last(space: SearchSpace) -> Any:
-    """The last stage, which is none of alternatives."""
+    """The last stage, which must not be one of alternatives.
+
+    Raises:
+        InputError: it is one of alternatives.
+    """
     estimator = space.estimator
     last = leaves_of(chosen(estimator, {}), lambda pipeline: False)[-1]
     held = {stage.uid for place in places(estimator) for stage in place.getStages() if stage is not None}
@@ -96,7 +102,11 @@ def _last(space: SearchSpace) -> Any:
 
 
 def _singles(dimension: Dimension) -> list[float]:
-    """The penalties to start at."""
+    """The penalties from which to start.
+
+    Raises:
+        InputError: one of them may be 0 or less.
+    """
     distribution, listed = dimension.distribution, dimension.distribution.listed()
     if listed is not None:
         values = [float(v) for v in listed]

@@ -1,4 +1,4 @@
-"""What a trial has to decide: a value per Param of the space, and one stage per place of alternatives. No Optuna."""
+"""The decisions of a trial: a value per Param of the space, and one stage per place of alternatives. No Optuna."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,20 +13,21 @@ from sparkdiff.tuning.search.alternatives import Alternatives, chosen, outputs, 
 from sparkdiff.tuning.search.space import MOST, Choice, Distribution, Integer, Uniform, as_distribution
 
 Configuration = dict[str, Any]
-"""By name a value: of a Param, or the name of a stage."""
+"""Value by name: of a Param, or the name of a stage."""
 Choices = tuple[tuple[str, str], ...]
-"""Alternatives by name, and the stage that is chosen of each."""
+"""Pairs (name of alternatives, name of the stage chosen from them)."""
 
 
 @dataclass(frozen=True)
 class Dimension:
-    """Something that a trial decides.
+    """One decision of a trial.
 
     Attributes:
-        name: as trials and studies name it; the same in each process, unlike uids.
-        param: the Param that is set; None: which of some alternatives.
-        place: uid of those alternatives.
-        when: (name, value) of the alternatives under which it is searched at all, for each way to it; always where there is none.
+        name: as in trials and studies; the same in each process, unlike uids.
+        param: the Param that is set; None: the decision is between alternatives.
+        place: uid of these alternatives.
+        when: conditions under which the dimension is searched, one for each path to it, as (name, value) of
+            alternatives; empty: always.
     """
 
     name: str
@@ -42,16 +43,17 @@ class Dimension:
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """Everything that a trial of an estimator decides; an outer place of alternatives comes before what lies inside."""
+    """All decisions of a trial of an estimator; alternatives come before the dimensions inside them."""
 
     estimator: Any
     dimensions: tuple[Dimension, ...]
 
     @staticmethod
     def of(estimator: Any, space: Mapping[Any, Any]) -> "SearchSpace":
-        """
+        """Make the space.
+
         Raises:
-            InputError: a Param is no stage's, or refuses a value; there is nothing to decide. Names it.
+            InputError: a Param belongs to no stage, or refuses a value; there is nothing to decide. Names it.
         """
         held, names = inside(estimator), _stage_names(estimator)
         where = _conditions(estimator)
@@ -81,7 +83,7 @@ class SearchSpace:
         return SearchSpace(estimator, tuple(found))
 
     def sample(self, draw: Callable[[Dimension], Any]) -> Configuration:
-        """A value for each active dimension, one after the other."""
+        """A configuration with a drawn value for each active dimension, in order."""
         configuration: Configuration = {}
         for dimension in self.dimensions:
             if dimension.active(configuration):
@@ -108,7 +110,7 @@ class SearchSpace:
         return found
 
     def listed(self) -> list[Configuration] | None:
-        """All configurations; None if there are more than `MOST`."""
+        """All configurations; None if there are infinitely many, or more than `MOST`."""
         if any(q.distribution.listed() is None for q in self.dimensions):
             return None
         grids: list[Configuration] = [{}]
@@ -137,7 +139,7 @@ class SearchSpace:
         return chosen(self.estimator, choices), params
 
     def current(self) -> Configuration:
-        """The configuration of the estimator as it is, but for values that the space does not contain."""
+        """The configuration of the estimator as it is, without values that the space does not contain."""
         held = inside(self.estimator)
         found: Configuration = {}
         for q in self.dimensions:
@@ -151,12 +153,12 @@ class SearchSpace:
         return found
 
     def structure(self, configuration: Mapping[str, Any]) -> tuple[Any, ...]:
-        """Equal for configurations that choose the same stages."""
+        """A key of the chosen stages: equal for configurations that choose the same stages."""
         return tuple(configuration.get(dimension.name) for dimension in self.dimensions if dimension.param is None)
 
 
 def names_of(distribution: Distribution) -> list[Any]:
-    """The names of a dimension's values, which can be listed."""
+    """The names of a dimension's values, which must be listable."""
     return distribution.names() if isinstance(distribution, Choice) else distribution.listed() or []
 
 
@@ -169,14 +171,18 @@ def name_of(distribution: Distribution, value: Any) -> Any:
 
 
 def value_of(distribution: Distribution, value: Any) -> Any:
-    """The value of a Param that a name in a trial means."""
+    """The value of a Param for its name in a trial."""
     if isinstance(distribution, Choice):
         return distribution.values[distribution.names().index(value)]
     return value
 
 
 def _check_own(stage: Any, param: Any, value: Any) -> None:
-    """Let a stage that isn't Spark's, such as a FineTuner, refuse a value."""
+    """Check that a stage that isn't Spark's, such as a FineTuner, takes a value.
+
+    Raises:
+        InputError: it does not.
+    """
     if is_sparks(stage):
         return
     try:
@@ -186,7 +192,7 @@ def _check_own(stage: Any, param: Any, value: Any) -> None:
 
 
 def _stage_names(estimator: Any) -> dict[str, str]:
-    """By uid the class of a stage, with a number where several have the same class."""
+    """The class of each stage, by uid, with a number if several have the same class."""
     held = [stage for stage in inside(estimator).values() if not isinstance(stage, Alternatives)]
     out = {}
     for stage in held:
@@ -197,7 +203,7 @@ def _stage_names(estimator: Any) -> dict[str, str]:
 
 
 def _place_name(place: Alternatives, estimator: Any) -> str:
-    """As `stage of scaled`: by what it writes; with a number where several write the same."""
+    """A name like `stage of scaled`, from the output columns; with a number if several alternatives write the same."""
     mine = outputs(place)
     same = [other.uid for other in places(estimator) if outputs(other) == mine]
     number = f" {same.index(place.uid) + 1}" if len(same) > 1 else ""
@@ -205,7 +211,7 @@ def _place_name(place: Alternatives, estimator: Any) -> str:
 
 
 def _conditions(estimator: Any) -> dict[str, tuple[Choices, ...]]:
-    """By uid each way of choosing that makes a stage a part of the estimator; none for a stage that always is one."""
+    """The choices that make a stage part of the estimator, one per path to it, by uid; empty: always a part."""
     found: dict[str, list[Choices]] = {}
 
     def walk(stage: Any, above: Choices) -> None:

@@ -1,4 +1,4 @@
-"""`Search` and `SearchModel`: a search over a space as a pyspark.ml Estimator and the Model that it returns."""
+"""`Search` and `SearchModel`: a search over a space as a pyspark.ml Estimator, and the Model that it returns."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -37,16 +37,17 @@ else:
 
 @with_params(OTHERS | FIELDS, setters=True)
 class Search(Estimator, CheckedParams, jvm.Persistent, SearchMembers):  # type: ignore[type-arg]
-    """Search settings of an estimator, and compare the winner with the default on rows that no trial has seen.
+    """Search over settings of an estimator; the winner is tested against the default on rows that no trial has seen.
 
     Args:
-        estimator: any Estimator: a stage, a Pipeline, a FineTuner; `sparkdiff.alternatives(...)` in a Pipeline is a choice
-            of stages.
+        estimator: any Estimator: a stage, a Pipeline, a FineTuner; `sparkdiff.alternatives(...)` in a Pipeline is a
+            choice of stages.
         space: {Param of a stage: `uniform`, `loguniform`, `integer`, `choice`, or a list of values}.
-        evaluator: the metric; a list of evaluators searches the Pareto front of several, and the first of them decides.
+        evaluator: the metric; with a list of evaluators the search is for the Pareto front, and the first of them
+            decides.
         current: the fitted model that the winner is to replace; by default it is compared with the estimator as it is.
-        callbacks: instances of subclasses of `sparkdiff.Events`, which are told of each phase, each trial and the decision. They
-            are not saved.
+        callbacks: instances of subclasses of `sparkdiff.Events`, which receive each phase, each trial and the decision.
+            They are not saved.
         **params: see `sparkdiff.tuning.search.settings.Settings`, or `Search().explainParams()`.
 
     `fit(df)` returns a `SearchModel` whose `bestModel` is plain Spark ML.
@@ -71,7 +72,7 @@ class Search(Estimator, CheckedParams, jvm.Persistent, SearchMembers):  # type: 
         check_callbacks(callbacks)
         super().__init__()
         self.callbacks = callbacks
-        self.job: dict[str, str] = {}  # the command and the output of a job, which the store of runs keeps
+        self.job: dict[str, str] = {}  # the command and the output of a job, for the store of runs
         self._setDefault(**{name: getattr(Settings(), name) for name in FIELDS}, space={})
         self.setParams(estimator=estimator, space=space, evaluator=evaluator, current=current, **params)
         self.settings().check_together()
@@ -86,11 +87,11 @@ class Search(Estimator, CheckedParams, jvm.Persistent, SearchMembers):  # type: 
         if "evaluator" in values:
             _evaluators(values["evaluator"])
         if "current" in values:
-            flatten(values["current"])  # refuses what isn't fitted
+            flatten(values["current"])  # refuses unfitted stages
         return super()._set(**values | {name: getattr(found, name) for name in options})
 
     def copy(self, extra: Any = None) -> "Search":
-        """A copy with the same uid. Params that are not this Search's own are set on its estimator and evaluators."""
+        """A copy with the same uid. Params of other objects are set on its estimator and evaluators."""
         new: Any = super().copy({p: v for p, v in (extra or {}).items() if p.parent == self.uid})
         others = {p: v for p, v in (extra or {}).items() if p.parent != self.uid}
         if new.isSet("estimator"):
@@ -129,7 +130,7 @@ class Search(Estimator, CheckedParams, jvm.Persistent, SearchMembers):  # type: 
         return model
 
     def task(self) -> SearchTask:
-        """What is searched, checked before any job.
+        """The task of the search, checked before any job.
 
         Raises:
             InputError: names the Param, and its value.
@@ -144,7 +145,7 @@ class Search(Estimator, CheckedParams, jvm.Persistent, SearchMembers):  # type: 
 
     @staticmethod
     def watch(runDir: str) -> SearchProgress:
-        """How far the search in this folder is, while it runs in any process: best so far, time to go.
+        """Progress of the search in this folder, while it runs in any process: best so far, time to go.
 
         Raises:
             InputError: no search has begun there.
@@ -203,11 +204,12 @@ class SearchModel(Holder, Model, jvm.Persistent):  # type: ignore[type-arg]
     """The result of a search.
 
     Attributes:
-        pipelineModel, bestModel: the plain model that ships: the winner, or the default or current one if that was kept.
+        pipelineModel, bestModel: the plain model that ships: the winner, or the default or current one if that was
+            kept.
         summary: decision, reason, optimism.
         records: a dict per trial; `trials` has them as a pandas DataFrame.
-        front: numbers of the trials that no other beats in all metrics.
-        dataset: the rows of the fit; None of a model that was loaded.
+        front: numbers of the trials on the Pareto front: no other trial beats them in all metrics.
+        dataset: the rows of the fit; None for a loaded model.
     """
 
     __module__ = "sparkdiff"
@@ -227,14 +229,14 @@ class SearchModel(Holder, Model, jvm.Persistent):  # type: ignore[type-arg]
 
     @property
     def trials(self) -> "pd.DataFrame":
-        """A row per trial: number, state, metrics, seconds, and what it decided, by name."""
+        """A row per trial: number, state, metrics, seconds, and its decisions, by name."""
         import pandas as pd
 
         return pd.DataFrame(self.records)
 
     @property
     def paretoFront(self) -> "pd.DataFrame":
-        """The trials that no other beats in all metrics; with one metric the best ones."""
+        """The trials that no other trial beats in all metrics; with one metric the best ones."""
         trials = self.trials
         return trials[trials["trial"].isin(self.front)].reset_index(drop=True)
 
@@ -259,7 +261,7 @@ def _saved(param: Param[Any], distribution: Distribution) -> dict[str, Any]:
 
 
 def _param(parent: str, name: str) -> Any:
-    """A Param by the uid of its stage; Params with the same uid and name are equal."""
+    """A Param of a stage, given by uid; Params with the same uid and name are equal."""
     found: Any = Param(Params._dummy(), name, "")  # type: ignore[no-untyped-call]
     found.parent = parent
     return found

@@ -1,4 +1,4 @@
-"""The winner against the model that it would replace, on rows that no fit and no trial has seen: row by row, by the guard."""
+"""Test of the winner against the model that it would replace, on rows unseen by fits and trials, by the guard."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -33,16 +33,16 @@ UNDEFINED = "the metric is undefined on the rows that decide"
 NOT_FINITE = "labels, weights or predictions are null or not finite"
 OF_SPARK, FILL = "use an evaluator of regressions or classes", "fill what is null or not finite, or leave such rows out"
 ROW_BY_ROW = "let the stages keep all columns and make one row of each, as with handleInvalid='keep'"
-"""What would make a test possible."""
+"""Remedies that would make a test possible."""
 NUMBER_ALIKE = (
     "; or let a StringIndexer with stringOrderType='alphabetAsc' number the classes, which the metric goes by"
 )
 TRAINING_ROWS = 200_000
-"""Rows that fitted the models, up to which they are predicted, too. More of them are drawn by a hash."""
+"""Largest number of training rows that are also predicted; from more, a sample is drawn by a hash."""
 NAMED = 3
-"""Stages that a reason names."""
+"""Number of stages that a reason names."""
 DATA = "__sd_data"
-"""The columns of the data, together."""
+"""Column with all columns of the data, as a struct."""
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,9 @@ class Comparison:
 
     Attributes:
         winner, default: their metrics.
-        verdict: of the test; None if there is none, and then `untested` says why.
+        verdict: of the test; None if there is none, and then `untested` has the reason.
         refused: whether the winner can't ship, whatever its metric.
-        remedy: what would make a test possible; empty where more rows would.
+        remedy: how to make a test possible; empty if more rows would.
     """
 
     winner: float
@@ -64,10 +64,10 @@ class Comparison:
     remedy: str = ""
 
     def ships(self, level: float, *, larger: bool) -> bool:
-        """Whether the winner replaces the other model. Without a test it never does, unless any gain is accepted."""
+        """True if the winner replaces the other model. Without a test it never does, unless any gain is accepted."""
         if self.refused or self.verdict is not None:
             return self.verdict is not None and self.verdict.accepted
-        # A metric that is NaN never wins, as among the trials.
+        # As among trials, a NaN metric never wins.
         better = self.winner > self.default if larger else self.winner < self.default
         return level >= 1 and not math.isnan(self.winner) and (math.isnan(self.default) or better)
 
@@ -78,7 +78,7 @@ class Fold(Comparison):
 
     Attributes:
         weight: of the rows.
-        rows: as both models see them; None if they can't be compared, and then `untested` says why.
+        rows: the rows with both models' losses; None if they can't be compared, and then `untested` has the reason.
     """
 
     weight: float = 0.0
@@ -86,24 +86,24 @@ class Fold(Comparison):
 
 
 def _judge(evaluator: Any, model: Any) -> Judge:
-    """How an evaluator is computed here; of another one only its label and its weight, where it has Params that name them.
+    """The computation of an evaluator here; if Spark computes it, only its label and weight, if Params name them.
 
     Args:
-        model: whose last stage with a label names the label of an evaluator that names none.
+        model: provides the label, from its last stage with a labelCol, if the evaluator names none.
     """
     named_by = (
         columns_of if hasattr(evaluator, "uid") else lambda stage, params: ()
-    )  # what of one's own may have no Params
+    )  # a user's own evaluator may have no Params
     of_stages = [name for _, stage in reversed(flatten(model)) for name in columns_of(stage, ("labelCol",))]
     label, weight = (next(iter(named_by(evaluator, (name,))), "") for name in ("labelCol", "weightCol"))
     return judge_of(evaluator) or Judge(label or next(iter(of_stages), ""), weight, "", lambda found, y, w: math.nan)
 
 
 def by_number(evaluator: Any, dimensions: int = 2) -> bool:
-    """Whether the metric is another one where the classes have other numbers, or may be so.
+    """True if the metric depends, or may depend, on how classes are numbered.
 
     Args:
-        dimensions: those of what the evaluator reads: (n,) of a curve is the score of class 1.
+        dimensions: of the evaluator's input column; for a curve, (n,) is the score of class 1.
     """
     if type(evaluator) is BinaryClassificationEvaluator:
         return evaluator.getMetricName() == "areaUnderPR" or dimensions == 1
@@ -111,7 +111,7 @@ def by_number(evaluator: Any, dimensions: int = 2) -> bool:
 
 
 def _renamed(one: Tensor, other: Tensor) -> bool:
-    """Whether two columns of classes (n,) differ in the numbers of the classes only."""
+    """True if two columns of classes (n,) differ only in how classes are numbered."""
     pairs = torch.stack([one, other], 1).unique(dim=0)
     return len(pairs) == len(pairs[:, 0].unique()) == len(pairs[:, 1].unique())
 
@@ -119,12 +119,12 @@ def _renamed(one: Tensor, other: Tensor) -> bool:
 def _incomparable(
     told: str, what: str, column: str, models: Sequence[Any], data: DataFrame, remedy: str = ""
 ) -> InputError:  # fmt: skip
-    """The error of a winner that has another label or weight than the other model, which names the stages that make it.
+    """The error for a winner whose labels or weights differ from the other model's; it names the stages that make them.
 
     Args:
-        told: in which rows.
+        told: describes the rows.
         models: the two.
-        data: without columns of its own.
+        data: the data's own columns only.
     """
     graphs = [linked(model, data) for model in models]
     makers = [g.makers([column], data.columns) or [v for v in g.vertices if v.opaque] for g in graphs]
@@ -144,7 +144,7 @@ def _targets(judge: Judge, out: DataFrame) -> tuple[Column, Column]:
 
 
 def _check_totals(judge: Judge, models: Sequence[Any], data: DataFrame) -> None:
-    """Compare the labels and weights of all rows together, where nothing tells which rows are pairs.
+    """Compare the labels and weights of all rows together, if rows can't be paired.
 
     Raises:
         InputError: they differ, or a model drops them; names the stages that make the labels.
@@ -160,9 +160,9 @@ def _check_totals(judge: Judge, models: Sequence[Any], data: DataFrame) -> None:
 
 @dataclass(frozen=True)
 class Scored:
-    """What two models write on the same rows; each has labels of its own, as a pipeline may index them."""
+    """Outputs of two models on the same rows; each has its own labels, as a pipeline may index them."""
 
-    winner: tuple[Tensor, Tensor]  # what the evaluator reads, label
+    winner: tuple[Tensor, Tensor]  # the column that the evaluator reads, label
     default: tuple[Tensor, Tensor]
     weight: Tensor
     block: Tensor
@@ -171,7 +171,7 @@ class Scored:
 
     @property
     def finite(self) -> Tensor:
-        """(n,) whether nothing in a row is null or not finite."""
+        """True for rows (n,) without nulls and infinite numbers."""
         return torch.column_stack([*self.winner, *self.default, self.weight]).isfinite().all(1)
 
     def taken(self, rows: Tensor) -> "Scored":
@@ -183,7 +183,7 @@ class Scored:
         )  # fmt: skip
 
     def pair(self, of: MetricOf, settings: Settings, held: PairedRows | None = None) -> PairedRows:
-        """The rows of some weight as both models see them, the default first; they alone are the rows of the metric.
+        """The rows with positive weight, the only ones in the metric, as both models see them, the default first.
 
         Args:
             held: see `paired_rows.pair`.
@@ -204,15 +204,16 @@ def compare(
 ) -> Fold:  # fmt: skip
     """Measure both models on the rows that decide.
 
-    Below a level of 1 both predict rows that fitted them, too, which show how losses are spread.
+    Below a level of 1 both also predict rows that fitted them, which show how losses are distributed.
 
     Args:
-        counts: of the rows, by split.
+        counts: numbers of rows, by split.
         level: p-value to accept; 1 accepts any gain.
-        elsewhere: whether these rows are the ones of other folds, all of which show how the folds depend on each other.
+        elsewhere: whether the rows that fitted the models are those of other folds; then all are predicted, as they
+            show how folds depend on each other.
 
     Raises:
-        InputError: the models have other labels or weights.
+        InputError: the models have different labels or weights.
     """
     fresh, judge, models = rows.part(TEST), _judge(evaluator, default), (winner, default)
     both = rows.judged(1.0 if elsewhere else TRAINING_ROWS / counts[TRAIN] if level < 1 else 0.0)
@@ -247,14 +248,14 @@ def compare(
 
 
 def check_classes(first: Any, other: Any, evaluator: Any, where: str) -> None:
-    """Raise InputError if the metric goes by the numbers of classes, and two models number them differently."""
+    """Raise InputError if the metric depends on how classes are numbered, and two models number them differently."""
     judge = judge_of(evaluator)
     if judge is not None and by_number(evaluator):
         check_same_classes(classes_of(first, judge.label), classes_of(other, judge.label), judge.label, where)
 
 
 def decide(folds: Sequence[Fold], *, level: float, seed: int, factor: float | None, finalists: int) -> Comparison:
-    """Decide whether the winner is better than chance explains, by the rows of all folds.
+    """Decide whether the winner is better than chance explains, on the rows of all folds.
 
     Args:
         factor, finalists: see `decide_gain`.
@@ -273,7 +274,7 @@ def decide(folds: Sequence[Fold], *, level: float, seed: int, factor: float | No
 
 
 def allowed(compared: Comparison, shipped: Fold, folds: Sequence[Fold]) -> Comparison:
-    """The comparison, refused where the winner that is fitted to all rows isn't like those of the folds.
+    """The comparison; refused if the winner that is fitted to all rows is unlike those of the folds.
 
     Args:
         shipped: that winner, on the rows that fitted it.
@@ -291,12 +292,12 @@ def allowed(compared: Comparison, shipped: Fold, folds: Sequence[Fold]) -> Compa
 
 
 def left_out(both: int | None, total: int, winner: Any, default: Any, fresh: DataFrame) -> str:
-    """Why a winner can't ship that has no prediction where the other model has one; empty if it has all.
+    """The reason why a winner can't ship: it doesn't predict all rows that the other model predicts; empty if it does.
 
     Args:
-        both: number of rows that both models predict; None if that isn't known, and then their numbers of rows tell.
+        both: number of rows that both models predict; None if unknown, then their numbers of output rows are compared.
         total: number of the rows.
-        fresh: without columns of its own.
+        fresh: the data's own columns only.
     """
     if both == total:
         return ""
@@ -309,10 +310,10 @@ def left_out(both: int | None, total: int, winner: Any, default: Any, fresh: Dat
 
 
 def scored(winner: Any, default: Any, fresh: DataFrame, total: int, settings: Settings, evaluator: Any) -> Scored | str:
-    """Both models' columns on the same rows, `total` in number, written by one job; or why nothing tells the pairs.
+    """Both models' columns on the same `total` rows, written by one job; or the reason why rows can't be paired.
 
     Raises:
-        InputError: the models have other labels or weights.
+        InputError: the models have different labels or weights.
     """
     judge = _judge(evaluator, default)
     block = F.pmod(F.col(BLOCK), F.lit(MAX_BLOCKS)) if settings.groupCol else F.col(BLOCK)
@@ -320,7 +321,7 @@ def scored(winner: Any, default: Any, fresh: DataFrame, total: int, settings: Se
         "__sd_block": block.cast("double"), "__sd_unit": F.col(BLOCK).cast("double"), "__sd_time": F.col(TIME).cast("double"),
     }  # fmt: skip
     data, names = fresh.drop(BLOCK, TIME), [*kept]
-    # A stage may write over a column that it reads: each model gets the columns as they were.
+    # A stage may overwrite a column that it reads, so each model gets the original columns.
     base = [F.col(DATA).getField(c).alias(c) for c in data.columns]
     together = F.struct(*map(named, data.columns)).alias(DATA)
     rows = fresh.select(*map(named, data.columns), together, *(c.alias(name) for name, c in kept.items()))

@@ -1,4 +1,4 @@
-"""The whole way of a search: split, trials, winner, its proof on other rows, decision."""
+"""The complete procedure of a search: split, trials, winner, its proof on other rows, decision."""
 
 import contextlib
 import json
@@ -46,14 +46,14 @@ from sparkdiff.tuning.search.trials import FAILURES, Trials
 from sparkdiff.tuning.search.watching import progress
 
 BY_NUMBER = ("annealing", "nsga2")
-"""Samplers whose trials depend on how many there will be."""
+"""Samplers whose trials depend on the total number of trials."""
 ELSEWHERE = ("cacheDir", "checkpointDir", "verbosity")
-"""Params of a FineTuner that decide nothing."""
+"""Params of a FineTuner that don't affect results."""
 
 
 @dataclass(frozen=True)
 class SearchTask:
-    """What is searched, checked."""
+    """The checked task of a search."""
 
     space: SearchSpace
     evaluators: tuple[Any, ...]
@@ -62,9 +62,10 @@ class SearchTask:
 
     @staticmethod
     def of(space: SearchSpace, evaluators: Sequence[Any], settings: Settings, current: Any) -> "SearchTask":
-        """
+        """Make the task.
+
         Raises:
-            InputError: names what cannot be.
+            InputError: names what can't be used.
         """
         settings.check_together()
         check_unfitted(space.estimator, settings.rowsAreNew)
@@ -78,7 +79,7 @@ class SearchTask:
             check_evaluator(evaluator)
         if settings.sampler == "grid" and settings.method == "trials":
             space.grid()
-        # Each of the alternatives in its place: a later stage may name a column that is not there without another one.
+        # Each of the alternatives in its place: a later stage may name a column that only another alternative writes.
         for dimension in space.dimensions:
             for value in names_of(dimension.distribution) if dimension.param is None else ():
                 space.setting({dimension.name: value})
@@ -93,7 +94,7 @@ class SearchTask:
 
     @property
     def names(self) -> list[str]:
-        """Of the metrics."""
+        """Names of the metrics."""
         found = [e.getMetricName() if hasattr(e, "getMetricName") else type(e).__name__ for e in self.evaluators]
         return [f"{name} {i + 1}" if found.count(name) > 1 else name for i, name in enumerate(found)]
 
@@ -102,7 +103,7 @@ class SearchTask:
         return tuple(bool(e.isLargerBetter()) for e in self.evaluators)
 
     def request(self, dataset: DataFrame) -> dict[str, Any]:
-        """Everything that decides the trials, by name."""
+        """Everything that determines the trials, by name."""
         s = self.settings
         names = [
             "sampler", "pruner", "resource", "numFolds", "groupCol", "timeCol", "seed",
@@ -113,7 +114,7 @@ class SearchTask:
         stages = inside(self.space.estimator)
         copies = [s for s in leaves_of(self.space.estimator, lambda _: False) if s is not stages.get(s.uid)]
         told = [_described(stage) for stage in (*stages.values(), *copies)]
-        for i, uid in enumerate(stages):  # a default column bears the uid of the stage that writes it
+        for i, uid in enumerate(stages):  # a default column name contains the uid of its stage
             told = [text.replace(uid, f"stage{i}") for text in told]
         return {
             **{name: getattr(s, name) for name in names},
@@ -128,7 +129,7 @@ class SearchTask:
 
 
 def _folds(settings: Settings, evaluator: Any) -> int:
-    """The number of folds; 0 where fresh rows decide, of "auto" where folds can't, or show no smaller gain."""
+    """The number of folds; 0 if fresh rows decide, for "auto" if folds can't, or don't show a smaller gain."""
     judge = judge_of(evaluator)
     if settings.method == "trials" and judge is not None and judge.metric is not None:
         return folds_in(settings)
@@ -141,21 +142,21 @@ def _folds(settings: Settings, evaluator: Any) -> int:
 
 
 def _values(distribution: Distribution) -> Any:
-    """All that a distribution says, however long its values are."""
+    """The full content of a distribution, however long its values are."""
     if not isinstance(distribution, Choice):
         return distribution.toDict()
     return [_described(v) if isinstance(v, Params) else repr(v) for v in distribution.values]
 
 
 def _described(stage: Any) -> str:
-    if isinstance(stage, Model):  # what it has learned decides, too
+    if isinstance(stage, Model):  # its learned state matters, too
         found = hash_of(stage, None, jvm.scratch_folder() or Path(tempfile.gettempdir()))
         return f"{type(stage).__name__} {found or stage.uid}"
     try:
         return params_of(stage)
-    except UntoldError:  # of a class that isn't Spark's, or of one that holds such a stage
+    except UntoldError:  # a class that isn't Spark's, or one that holds such a stage
         held = {name: value for name, value in vars(stage).items() if not name.startswith("_") and name != "uid"}
-        params = stage.params if hasattr(stage, "uid") else []  # without a uid it never became one of Params
+        params = stage.params if hasattr(stage, "uid") else []  # without a uid, Params' constructor wasn't called
         held |= {p.name: stage.getOrDefault(p) for p in params if stage.isDefined(p) and p.name not in ELSEWHERE}
         told = {
             name: _text(value)
@@ -168,15 +169,15 @@ def _described(stage: Any) -> str:
 
 
 def _text(value: Any) -> str:
-    """What a stage holds, as text: equal for two values only if they are equal, as far as that can be told."""
+    """A stage's attribute as text; a best-effort key: equal texts mean equal values."""
     try:
         return json.dumps(value, default=_identified)
-    except (TypeError, ValueError):  # a mapping by other names than JSON's, or a list that holds itself
+    except (TypeError, ValueError):  # a mapping with keys that JSON can't have, or a list that holds itself
         return _identified(value)
 
 
 def _identified(value: Any) -> str:
-    """A hash of a DataFrame, a function, a class or an object; its class where that can't be told."""
+    """A hash of a DataFrame, a function, a class or an object; its class if it can't be hashed."""
     kind = value.__name__ if isinstance(value, type) else type(value).__name__
     try:
         facts = json.dumps(source_facts(value)) if isinstance(value, DataFrame) else value
@@ -186,18 +187,18 @@ def _identified(value: Any) -> str:
 
 
 def _tables(statement: str) -> dict[str, Any]:
-    """By name the rows that a statement reads beside its input."""
+    """Identities of the tables that a statement reads beside its input, by name."""
     spark, found = jvm.session(), {}
-    with contextlib.suppress(*jvm.SparkError):  # the fit says what is wrong with it
+    with contextlib.suppress(*jvm.SparkError):  # the fit reports what is wrong with it
         for name in tables_read(spark, statement):
-            with contextlib.suppress(*jvm.SparkError):  # a part of the statement itself, or not there
+            with contextlib.suppress(*jvm.SparkError):  # it is defined in the statement itself, or does not exist
                 found[name] = content(spark.table(name))
     return found
 
 
 @dataclass(frozen=True)
 class SearchOutcome:
-    """What a search found: the model that ships, its summary, a dict per trial, and the trials of the Pareto front."""
+    """The result of a search: the model that ships, its summary, a dict per trial, and the Pareto front's trials."""
 
     model: Any
     summary: SearchSummary
@@ -206,7 +207,7 @@ class SearchOutcome:
 
 
 def searched(task: SearchTask, dataset: DataFrame, phases: Phases) -> SearchOutcome:
-    """The search of `task` on these rows.
+    """Run the search of `task` on these rows.
 
     Raises:
         InputError: the rows can't be divided, or no trial could be fitted.
@@ -222,7 +223,7 @@ def searched(task: SearchTask, dataset: DataFrame, phases: Phases) -> SearchOutc
 
 
 def _in_folder(task: SearchTask, dataset: DataFrame, phases: Phases, folder: Path | None) -> SearchOutcome:
-    """Choose a winner on some rows, decide about it by others, and return what ships: of folds it is fitted to all rows."""
+    """Choose a winner on some rows, decide on others; return the model that ships, with folds fitted to all rows."""
     s, judge = task.settings, task.evaluators[0]
     rows, division = divided(dataset, s)
     rows.cache()
@@ -280,10 +281,10 @@ def _in_folder(task: SearchTask, dataset: DataFrame, phases: Phases, folder: Pat
 
 
 def studied(task: SearchTask, rows: Divided, phases: Phases, folder: Path | None, trained: int) -> Study:
-    """The trials on some rows.
+    """Run the trials on some rows.
 
     Args:
-        trained: how many of them fit the trials.
+        trained: number of these rows that fit the trials.
     """
 
     def tell(known: Sequence[Trial]) -> None:
@@ -335,7 +336,7 @@ def best_of(study: Study) -> Trial:
     """The winner among the trials.
 
     Raises:
-        InputError: none has a metric; says why.
+        InputError: no trial has a metric; says why.
     """
     best, known = study.best(), study.trials()
     if best is None:
@@ -349,10 +350,10 @@ def best_of(study: Study) -> Trial:
 
 
 def _rival(task: SearchTask, rows: DataFrame) -> Any:
-    """What the winner is compared with: `current`, or what Spark fits with the default settings, before any trial.
+    """The model to compare the winner with: `current`, or Spark's fit with the default settings, before any trial.
 
     Raises:
-        InputError: Spark refuses them; says why.
+        InputError: Spark refuses these settings; says why.
     """
     if task.current is not None:
         return plain(task.current)
@@ -368,7 +369,7 @@ def _rival(task: SearchTask, rows: DataFrame) -> Any:
 
 
 def _fitted(task: SearchTask, trial: Trial | None, rows: DataFrame) -> Any:
-    """What Spark fits with a trial's settings; None: with the default ones."""
+    """Spark's fit with a trial's settings; None: with the default ones."""
     estimator, params = (
         (chosen(task.space.estimator, {}), {}) if trial is None else task.space.setting(trial.configuration)
     )
@@ -378,7 +379,7 @@ def _fitted(task: SearchTask, trial: Trial | None, rows: DataFrame) -> Any:
 def _told(
     task: SearchTask, known: Sequence[Trial], best: Trial, compared: Comparison, counts: dict[str, int], winner: Any, other: Any
 ) -> tuple[Any, SearchSummary, list[dict[str, Any]]]:  # fmt: skip
-    """What ships, and what is told of it."""
+    """The model that ships, the summary, and the records of the trials."""
     s, against = task.settings, "default" if task.current is None else "current"
     better, reason, figures = decided(compared, s, metric=task.names[0], larger=task.larger[0], against=against)
     warnings = [*check_unfitted(task.space.estimator, s.rowsAreNew), *s.idle()]
@@ -396,7 +397,7 @@ def _told(
 
 
 def records(known: Sequence[Trial], task: SearchTask) -> list[dict[str, Any]]:
-    """A dict per trial."""
+    """A dict for each trial."""
     none = [None] * len(task.names)
     return [
         {

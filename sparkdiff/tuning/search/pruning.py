@@ -1,4 +1,4 @@
-"""How the trials of a search are pruned: by which resource, and what is known of a rung after a kill."""
+"""Pruning of the trials of a search: by a resource, with rungs that are not evaluated again after a kill."""
 
 import time
 import warnings
@@ -19,17 +19,18 @@ AUTO = {
     "FineTuner": "maxEpochs", "GBTClassifier": "maxIter", "GBTRegressor": "maxIter", "RandomForestClassifier": "numTrees",
     "RandomForestRegressor": "numTrees",
 }  # fmt: skip
-"""What the fits of a last stage are made of; any other's of rows."""
+"""The resource of a last stage by its class: the Param that counts its epochs or trees; for other classes, rows."""
 BOOSTED = ("GBTClassifier", "GBTRegressor")
 LEAST_BOOSTED = 1 / 9
-"""The smallest share of boosted trees that a trial starts with: fewer only tell which step size is the largest."""
+"""Smallest share of boosted trees with which a trial starts: fewer only show which step size is the largest."""
 FEWEST = 200
-"""Training rows that a trial has at least, if nothing else is said."""
+"""Least number of training rows of a trial, by default."""
 Evaluate = Callable[[Sequence[Trial], float], Sequence[TrialOutcome]]
 
 
 def check_pruner(name: str, sampler: str, metrics: int) -> None:
-    """
+    """Check that a pruner suits the sampler and the number of metrics.
+
     Raises:
         InputError: it can't compare by so many metrics, or needs another sampler.
     """
@@ -45,7 +46,7 @@ def check_pruner(name: str, sampler: str, metrics: int) -> None:
 
 
 def find_resource(space: SearchSpace, given: str) -> Any:
-    """The Param that a pruner gives more and more of; None: training rows.
+    """The Param that a pruner increases from rung to rung; None: training rows.
 
     Raises:
         InputError: the last stage has no such Param, or it is searched.
@@ -73,14 +74,15 @@ def find_resource(space: SearchSpace, given: str) -> Any:
 def resources_of(
     space: SearchSpace, resource: str, least: float | None, trained: int | None = None
 ) -> tuple[float, ...]:
-    """How much of the resource a trial has at each rung, the whole last; of rows the share.
+    """The resource of a trial at each rung, the full one last; for rows, as shares.
 
     Args:
-        least: what a trial starts with at least; None: what suits the resource.
+        least: smallest resource that a trial starts with; None: a default for the kind of resource.
         trained: number of training rows, if known.
 
     Raises:
-        InputError: the resource cannot be, or the least is not below the whole, or less than 1 of what is counted.
+        InputError: the resource can't be used, or `least` is not below the full resource, or below 1 for one that is
+            counted.
     """
     param, last = find_resource(space, resource), last_stage(space.estimator)
     whole = 1.0 if param is None else float(last.getOrDefault(param.name))
@@ -99,7 +101,7 @@ def resources_of(
 
 @dataclass(frozen=True)
 class Pruning:
-    """The brackets of a search, and how trials of one are compared.
+    """The brackets of a search, and the comparison of trials within one.
 
     Attributes:
         larger: whether a larger metric is better.
@@ -115,7 +117,7 @@ class Pruning:
         return [0, *accumulate(bracket.size for bracket in self.brackets)]
 
     def evaluated(self, number: int, batch: Sequence[Trial], study: Study, evaluate: Evaluate) -> list[TrialOutcome]:
-        """What comes of each trial of a bracket; a rung that was evaluated before a kill isn't evaluated again."""
+        """The outcome of each trial of a bracket; a rung that was evaluated before a kill isn't evaluated again."""
         bracket = replace(self.brackets[number], size=len(batch))
         sign, seconds, why = -1.0 if self.larger else 1.0, [0.0] * len(batch), [""] * len(batch)
 
@@ -142,7 +144,7 @@ class Pruning:
 
 
 def pruning_of(task: Any, trials: Any, plan: SamplingPlan, trained: int) -> Pruning:
-    """How the trials of a search are pruned; tells `trials` of which resource.
+    """The pruning of a search; also sets the resource of `trials`.
 
     Args:
         trained: number of training rows.

@@ -1,7 +1,7 @@
-"""Pruning: trials start with little of a resource, and the better ones are repeated with more of it. No Spark, no Optuna.
+"""Pruning: trials start with little of a resource, and the better ones are repeated with more. No Spark, no Optuna.
 
-All trials of a rung are evaluated together, so they share what settings of a grid share; that is the synchronous form of
-successive halving (Jamieson and Talwalkar 2016) and of Hyperband (Li et al. 2018).
+All trials of a rung are evaluated together, so they share fits as the settings of a grid do. This is the synchronous
+form of successive halving (Jamieson and Talwalkar 2016) and of Hyperband (Li et al. 2018).
 """
 
 import math
@@ -11,13 +11,13 @@ from dataclasses import dataclass
 
 NAMES = ("median", "halving", "hyperband", "bohb")
 ETA = 3
-"""One of so many trials goes on to the next rung, with so many times the resource."""
+"""One in ETA trials continues to the next rung, with ETA times the resource."""
 LEAST = 1 / 27
-"""The smallest share of the resource that a trial starts with."""
+"""Smallest share of the resource with which a trial starts."""
 CLOSE = 2e-3
-"""Between resources that are the same: a study keeps shares with three digits."""
+"""Difference below which two resources are the same: a study stores shares with three digits."""
 ENOUGH = 10
-"""Trials after which TPE adapts."""
+"""Number of trials after which TPE adapts."""
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,8 @@ class Bracket:
     """Trials that start together.
 
     Attributes:
-        size: their number.
-        rungs: the resources at which they are compared, the whole one last.
+        size: number of trials.
+        rungs: the resources at which they are compared, the full one last.
     """
 
     size: int
@@ -34,7 +34,7 @@ class Bracket:
 
 
 def rungs(whole: float, least: float, *, integer: bool) -> tuple[float, ...]:
-    """Resources from the whole one down by factors of ETA, as long as they are not below the least; ascending."""
+    """Resources from the full one down by factors of ETA, as long as they are not below `least`; ascending."""
     out = [whole]
     while out[-1] / ETA >= least * (1 - 1e-9):
         out.append(out[-1] / ETA)
@@ -42,10 +42,10 @@ def rungs(whole: float, least: float, *, integer: bool) -> tuple[float, ...]:
 
 
 def brackets(pruner: str, total: int, resources: Sequence[float], batch: int) -> list[Bracket]:
-    """The brackets of a search of so many trials, in order.
+    """The brackets of a search of `total` trials, in order.
 
     Args:
-        batch: trials that are asked together where the pruner doesn't say how many.
+        batch: number of trials that are asked together if the pruner doesn't determine it.
     """
     top = tuple(resources)
     if pruner == "median":
@@ -54,8 +54,8 @@ def brackets(pruner: str, total: int, resources: Sequence[float], batch: int) ->
         return [Bracket(size, top) for size in sizes]
     if pruner == "halving":
         return [Bracket(total, top)]
-    # Hyperband: many trials with little first, few with much last, and again. The bracket with least may judge too early, so a
-    # round that is not whole has fewer trials of each, not that bracket alone.
+    # Hyperband: first many trials with little, then few with much, and again. The bracket with the least may judge too
+    # early, so an incomplete round has fewer trials of each bracket, instead of that bracket alone.
     starts = [top[i:] for i in range(len(top))]
     sizes = [math.ceil(len(top) / len(part) * ETA ** (len(part) - 1)) for part in starts]
     rounds, left = divmod(total, sum(sizes))
@@ -64,7 +64,7 @@ def brackets(pruner: str, total: int, resources: Sequence[float], batch: int) ->
 
 
 def _in_proportion(total: int, sizes: Sequence[int]) -> list[int]:
-    """Whole numbers with this sum, in proportion to the sizes as far as they can be (largest remainders)."""
+    """Whole numbers with sum `total`, as proportional to the sizes as possible (largest remainders)."""
     exact = [size * total / sum(sizes) for size in sizes]
     out = [*map(int, exact)]
     for i in sorted(range(len(sizes)), key=lambda i: (out[i] - exact[i], i))[: total - sum(out)]:
@@ -73,12 +73,12 @@ def _in_proportion(total: int, sizes: Sequence[int]) -> list[int]:
 
 
 Evaluate = Callable[[Sequence[int], float], Sequence[float | None]]
-"""(trials, resource) -> the metric of each, smaller is better; None where there is none."""
+"""(trials, resource) -> the metric of each, smaller is better; None without a metric."""
 
 
 @dataclass(frozen=True)
 class BracketTrial:
-    """What came of a trial of a bracket: its (resource, metric) per rung, and whether it stayed to the end."""
+    """The outcome of a trial of a bracket: its (resource, metric) per rung, and whether it stayed to the end."""
 
     steps: tuple[tuple[float, float], ...]
     last: bool
@@ -87,10 +87,10 @@ class BracketTrial:
 def run(
     bracket: Bracket, pruner: str, evaluate: Evaluate, earlier: Sequence[Sequence[tuple[float, float]]] = ()
 ) -> list[BracketTrial]:
-    """The trials 0 to size - 1 of a bracket.
+    """Run the trials 0 to size - 1 of a bracket.
 
     Args:
-        earlier: steps of the trials before, which the median is taken over.
+        earlier: steps of earlier trials, which the median includes.
     """
     steps: list[list[tuple[float, float]]] = [[] for _ in range(bracket.size)]
     alive = [*range(bracket.size)]
@@ -113,7 +113,7 @@ def run(
 
 
 def warning(pruner: str, sampler: str, found: Sequence[Bracket]) -> str:
-    """Why a sampler learns little under a pruner; empty if it does."""
+    """The reason why a sampler learns little with a pruner; empty if there is none."""
     smallest = min(bracket.size for bracket in found)
     if pruner in ("hyperband", "bohb") and sampler == "tpe" and smallest < ENOUGH:
         return (

@@ -1,7 +1,7 @@
-"""Which settings are tried next: by Optuna's samplers, and by three of ours behind the same interface.
+"""Samplers that choose the settings of the next trials: Optuna's, and three of ours behind the same interface.
 
-A sampler is made anew for each trial, with a seed of the trial's number, and looks at nothing but the study: a study that is
-killed and started again goes on as if it had never stopped.
+A sampler is created for each trial, with a seed from the trial's number, and depends on the study only: a study that is
+killed and started again continues as if it had never stopped.
 """
 
 import hashlib
@@ -26,22 +26,22 @@ except ImportError:  # the extra `search`
 Base: Any = object if optuna is None else optuna.samplers.BaseSampler
 
 START = 10
-"""Random trials before a sampler learns from them; Optuna's own number for TPE and GP."""
+"""Number of random trials before a sampler learns from them; Optuna's own number for TPE and GP."""
 ONE_METRIC = ("annealing", "recursiveRandom", "cmaes")
-"""Samplers that cannot look at several metrics."""
+"""Samplers that support one metric only."""
 
 
 @dataclass(frozen=True)
 class SamplingPlan:
-    """How a search samples.
+    """The sampling of a search.
 
     Attributes:
         seed: of the whole study.
         total: number of trials.
-        parallelism: trials that are evaluated at the same time, where each could learn from the one before.
-        chunk: trials that are evaluated together, where none learns from another.
-        larger: per metric whether larger is better.
-        sizes: of the batches, where a pruner says so.
+        parallelism: number of trials that are evaluated at the same time, if each could learn from the one before.
+        chunk: number of trials that are evaluated together, if none learns from another.
+        larger: for each metric whether larger is better.
+        sizes: of the batches, if a pruner determines them.
     """
 
     name: str
@@ -54,7 +54,7 @@ class SamplingPlan:
     sizes: tuple[int, ...] = ()
 
     def batch(self, first: int) -> int:
-        """How many trials are asked before any of them is told, from this number on."""
+        """Number of trials, from this number on, that are asked before any of them is told."""
         if self.sizes:
             starts = [0, *accumulate(self.sizes)]
             return self.sizes[starts.index(first)]
@@ -72,7 +72,7 @@ class SamplingPlan:
 
     @cached_property
     def shuffled(self) -> list[Configuration] | None:
-        """All settings in the order in which `random` tries them; None if there are too many to list, or if some are likelier."""
+        """All settings in the order of `random`; None if there are too many, or if they aren't equally likely."""
         settings = self.space.listed()
         if settings is None or any(q.when or getattr(q.distribution, "log", False) for q in self.space.dimensions):
             return None
@@ -92,7 +92,7 @@ class SamplingPlan:
                     return ListedSettings(self.shuffled)  # none twice before all were tried
                 case "random":
                     return optuna.samplers.RandomSampler(seed=seed)
-                case "tpe":  # `group`: what is searched under a condition is modelled among the trials that met it
+                case "tpe":  # `group`: dimensions with a condition are modelled on the trials that met it
                     return optuna.samplers.TPESampler(
                         seed=seed, n_startup_trials=START, multivariate=True, group=conditional
                     )
@@ -114,9 +114,10 @@ NAMES = ("grid", "random", "annealing", "recursiveRandom", "gp", "tpe", "cmaes",
 
 
 def check_sampler(name: str, metrics: int) -> None:
-    """
+    """Check that a sampler can be used.
+
     Raises:
-        InputError: there is no such sampler, it can't look at so many metrics, or Optuna is missing.
+        InputError: there is no such sampler, it doesn't support so many metrics, or Optuna is missing.
     """
     if name not in NAMES:
         raise InputError(f"sampler={name!r} is none of {', '.join(NAMES)}. {did_you_mean(str(name), NAMES)}")
@@ -132,7 +133,7 @@ def seed_of(seed: int, number: int, what: str = "") -> int:
 
 
 def suggested(trial: Any, name: str, given: Distribution) -> Any:
-    """The value that a trial of Optuna takes."""
+    """The value that an Optuna trial suggests."""
     if isinstance(given, Uniform):
         return trial.suggest_float(name, given.low, given.high, log=given.log)
     if isinstance(given, Integer):
@@ -145,7 +146,7 @@ def suggested(trial: Any, name: str, given: Distribution) -> Any:
 
 
 class Independent(Base):  # type: ignore[misc]
-    """A sampler that draws for each dimension alone."""
+    """A sampler that draws each dimension separately."""
 
     def infer_relative_search_space(self, study: Any, trial: Any) -> dict[str, Any]:
         return {}
@@ -155,7 +156,7 @@ class Independent(Base):  # type: ignore[misc]
 
 
 class ListedSettings(Independent):
-    """The settings of a list. Optuna's GridSampler would repeat those in which a dimension isn't active."""
+    """The settings of a list. Optuna's GridSampler would repeat settings in which a dimension isn't active."""
 
     def __init__(self, settings: Sequence[Configuration]):
         self.settings = settings
@@ -174,14 +175,14 @@ class FinishedTrial:
 
 
 class Walking(Independent):
-    """Looks around a place that follows from the trials so far."""
+    """A sampler that searches around a place that depends on the trials so far."""
 
     def __init__(self, plan: SamplingPlan, number: int):
         self.plan, self.random = plan, np.random.RandomState(seed_of(plan.seed, number))
         self.place: tuple[Mapping[str, Any] | None, float] | None = None
 
     def around(self, tried: Sequence[FinishedTrial]) -> tuple[Mapping[str, Any] | None, float]:
-        """The configuration to stay near to, and how near, as a share of each range; None: anywhere."""
+        """The configuration to stay near, and the distance, as a share of each range; None: anywhere."""
         raise NotImplementedError
 
     def sample_independent(self, study: Any, trial: Any, param_name: str, param_distribution: Any) -> Any:
@@ -205,7 +206,7 @@ def finished(study: Any) -> list[FinishedTrial]:
 
 
 def drawn(distribution: Any, near: Any, width: float, random: np.random.RandomState, *, known: bool) -> Any:
-    """A value of one of Optuna's distributions, within `width` of the whole range around `near` where that is known."""
+    """A value of one of Optuna's distributions, within `width` of the whole range around `near` if that is known."""
     if isinstance(distribution, optuna.distributions.CategoricalDistribution):
         stays = known and random.random_sample() >= width
         other = distribution.choices[random.randint(len(distribution.choices))]
@@ -217,7 +218,7 @@ def drawn(distribution: Any, near: Any, width: float, random: np.random.RandomSt
     share = random.random_sample()
     if known:
         at = ((math.log(near) if distribution.log else near) - low) / (high - low) if high > low else 0.5
-        left = min(max(at - width / 2, 0.0), max(1 - width, 0.0))  # the whole width, also beside an end
+        left = min(max(at - width / 2, 0.0), max(1 - width, 0.0))  # the whole width, also near an end
         share = left + share * min(width, 1.0)
     value = low + share * (high - low)
     value = math.exp(value) if distribution.log else value
@@ -227,10 +228,11 @@ def drawn(distribution: Any, near: Any, width: float, random: np.random.RandomSt
 
 
 class Annealing(Walking):
-    """Simulated annealing: a step from the current place is taken if it is better, and at times if it is not.
+    """Simulated annealing: a step from the current place is taken if it is better, and sometimes if it is not.
 
-    A worse step of d is taken with the chance exp(-d / T). T falls from a half of the first trials' standard deviation to a
-    thousandth of that; the steps shrink from a half of each range to a twentieth. Source: Kirkpatrick et al. 1983.
+    A step that is worse by d is taken with probability exp(-d / T). T falls from half of the first trials' standard
+    deviation to a thousandth of that; the steps shrink from half of each range to a twentieth. Source: Kirkpatrick et
+    al. 1983.
     """
 
     def around(self, tried: Sequence[FinishedTrial]) -> tuple[Mapping[str, Any] | None, float]:
@@ -246,16 +248,16 @@ class Annealing(Walking):
         return place.configuration, 0.5 * 0.1 ** self.share(len(tried))
 
     def share(self, number: int) -> float:
-        """How much of the search is over."""
+        """The share of the search that is over."""
         return min(number / max(self.plan.total, 1), 1.0)
 
 
 class RecursiveRandom(Walking):
-    """Recursive random search (Ye and Kalyanaraman 2003): explore at random, then look around the best place in boxes that move
-    to what is better and shrink where nothing is, until they are small; then explore again.
+    """Recursive random search (Ye and Kalyanaraman 2003): explore at random, then search around the best place in boxes
+    that move to better places and shrink without them, until they are small; then explore again.
 
-    With their names: r = 0.2 and p = 0.9, hence START trials of exploration, q = 0.99 and v = 0.8, hence 3 misses until a box
-    shrinks, c = 0.5, s = 0.01.
+    In their notation: r = 0.2 and p = 0.9, hence START trials of exploration; q = 0.99 and v = 0.8, hence 3 misses
+    until a box shrinks; c = 0.5, s = 0.01.
     """
 
     R, MISSES, SHRINK, LEAST = 0.2, 3, 0.5, 0.01

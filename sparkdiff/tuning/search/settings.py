@@ -54,11 +54,11 @@ class Settings:
 
     @property
     def folds(self) -> int:
-        """`numFolds`; 0 while `auto` has not decided."""
+        """`numFolds`; 0 until `auto` is resolved."""
         return self.numFolds if isinstance(self.numFolds, int) else 0
 
     def idle(self) -> list[str]:
-        """A sentence for each option that was set and has no effect."""
+        """A sentence for each option that is set and has no effect."""
         no_trials = (self.method != "trials", f"method={self.method!r} runs no trials")
         not_kept = (self.storeDir is None, "it is for what storeDir keeps, which is not set")
         return without_effect(self, {
@@ -71,7 +71,7 @@ class Settings:
         })  # fmt: skip
 
     def check_together(self) -> None:
-        """Refuse options that exclude each other, once all are set: setters and `copy` set one after the other.
+        """Refuse options that exclude each other. Called once all are set, as setters and `copy` set them one by one.
 
         Raises:
             InputError: names all of them.

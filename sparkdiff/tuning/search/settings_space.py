@@ -1,4 +1,4 @@
-"""The settings that are worth searching, of the stages that a pipeline has: one table by the names of classes.
+"""The settings that are worth searching, for the stages of a pipeline: one table by class names.
 
 Each range contains the current setting, so a search can end where it began.
 """
@@ -16,9 +16,9 @@ from sparkdiff.tuning.search.dimensions import Configuration, SearchSpace
 from sparkdiff.tuning.search.space import Choice, Distribution, Integer, choice, integer, loguniform, uniform
 
 DENSE = 1_000
-"""Features up to which scalers may be tried with centring, which makes sparse rows dense."""
+"""Largest number of features with which scalers may be tried with centring, which makes sparse rows dense."""
 DEEPEST, DEEPEST_OF_FORESTS = 10, 12
-"""Depth of trees up to which is searched, unless they are deeper already; the time doubles with each level."""
+"""Largest depth of trees that is searched, unless they are deeper already; the time doubles with each level."""
 FORESTS = ("RandomForestClassifier", "RandomForestRegressor")
 """Estimators whose prediction is a mean over trees: deep trees overfit it less than they overfit a single tree."""
 FIXED = ("MultilayerPerceptronClassifier", "VectorSizeHint", "ElementwiseProduct", "VectorSlicer")
@@ -31,8 +31,8 @@ class Stage:
     """A stage whose settings are searched.
 
     Attributes:
-        stage: its estimator, or the stage itself where nothing is fitted.
-        model: what was fitted, which knows how many features there were.
+        stage: its estimator, or the stage itself if nothing is fitted.
+        model: the fitted model, which knows the number of features.
     """
 
     stage: Any
@@ -44,11 +44,11 @@ class Stage:
 
 
 Range = Callable[[Stage, Any], "Distribution | None"]
-"""(stage, current value of the Param) -> where to search, or None where it is not worth it."""
+"""(stage, current value of the Param) -> the distribution to search, or None if it is not worth it."""
 
 
 def _logarithmic(low: float, high: float) -> Range:
-    """Orders of magnitude; as a choice of them where the current value is 0, which has no logarithm."""
+    """Orders of magnitude; a choice of them if the current value is 0, which has no logarithm."""
 
     def of(stage: Stage, now: float) -> Distribution:
         if now > 0:
@@ -68,12 +68,12 @@ def _whole(low: int, high: int, *, log: bool = False) -> Range:
 
 
 def _times(least: float, most: float, enough: int = 2) -> Range:
-    """A number from a share of the current one to a multiple of it, or to what is enough of it."""
+    """A number from `least` times the current one to `most` times it, or to `enough` if that is more."""
     return lambda stage, now: integer(max(1, int(now * least)), max(enough, int(now * most)), log=True)
 
 
 def _one_of(*values: Any) -> Range:
-    """The current value first."""
+    """A choice with the current value first."""
     return lambda stage, now: choice(now, *(v for v in values if v != now))
 
 
@@ -81,11 +81,11 @@ def _unless(left_out: Callable[[Stage], bool], otherwise: Range) -> Range:
     return lambda stage, now: None if left_out(stage) else otherwise(stage, now)
 
 
-# What single stages need ----------------------------------------------------------------------------------------------
+# Single stages --------------------------------------------------------------------------------------------------------
 
 
 def _more_iterations(stage: Stage, now: int) -> Distribution | None:
-    """Of a solver that converges: whether it was stopped early."""
+    """More iterations for a solver that converges, in case it was stopped early."""
     return choice(now, 100) if now < 100 else None
 
 
@@ -94,7 +94,7 @@ def _has_bounds(stage: Stage) -> bool:
 
 
 def _no_mixture(stage: Stage) -> bool:
-    """Whether the L1 penalty is refused: with bounds on coefficients, and with Huber's loss."""
+    """True if the L1 penalty is refused: with bounds on coefficients, and with Huber's loss."""
     return _has_bounds(stage) or (stage.stage.hasParam("loss") and stage.now("loss") == "huber")
 
 
@@ -116,7 +116,7 @@ def _layers(stage: Stage, now: Sequence[int]) -> Distribution:
 
 
 def _features(stage: Stage, now: float) -> Distribution | None:
-    """How many features a UnivariateFeatureSelector keeps; a share or a p-value in its other modes."""
+    """Number of features that a UnivariateFeatureSelector keeps; a share or a p-value in its other modes."""
     mode = stage.now("selectionMode")
     if mode == "numTopFeatures":
         return choice(
@@ -181,7 +181,7 @@ RANGES: Mapping[str, Mapping[str, Range]] = {
     "TargetEncoder": {"smoothing": _logarithmic(0.1, 1000.0)},
     "VectorIndexer": {"maxCategories": _whole(2, 32)},
 }  # fmt: skip
-"""By the class of an estimator or transformer the Params that are searched."""
+"""The Params that are searched, by the class of an estimator or transformer."""
 
 WIDTHS: Mapping[str, Mapping[str, Range]] = {
     "ChiSqSelector": CHI,
@@ -192,17 +192,18 @@ WIDTHS: Mapping[str, Mapping[str, Range]] = {
     "VarianceThresholdSelector": {"varianceThreshold": _logarithmic(1e-4, 1.0)},
     "Word2Vec": {"vectorSize": _times(0.5, 2)},
 }
-"""The same of Params that decide how wide a stage's output is: not searched in front of a stage that takes one width only."""
+"""Params that determine the width of a stage's output; searched unless a later stage takes one width only."""
 
 
 def settings_space(form: Unfitted) -> dict[Param[Any], Distribution]:
     """A space for `sparkdiff.Search` and `tuned` over the settings of the stages of a pipeline.
 
     Args:
-        form: the unfitted form of a fitted pipeline; sizes of features are those that its stages were fitted to.
+        form: the unfitted form of a fitted pipeline; numbers of features are those to which its stages were fitted.
 
     Returns:
-        {Param of a stage of form.estimator: distribution that contains its value}; empty if no setting is worth searching.
+        {Param of a stage of form.estimator: distribution that contains its value}; empty if no setting is worth
+            searching.
     """
     space: dict[Param[Any], Distribution] = {}
     for i, one in enumerate(form.stages):
@@ -216,11 +217,11 @@ def settings_space(form: Unfitted) -> dict[Param[Any], Distribution]:
 
 
 def first_settings(space: SearchSpace) -> list[Configuration]:
-    """What is tried first: the setting as it is; and that without what holds it back most often: too few components or features,
-    a solver that was stopped early, and a forest of shallow trees.
+    """The configurations to try first: the current setting; and the current setting without the most frequent limits:
+    too few components or features, a solver that was stopped early, and a forest of shallow trees.
 
-    Where no component is left out, features may depend on one another: Spark's solvers are slow without any penalty then, so
-    that the smallest one takes the place of none.
+    With all components, features may be linearly dependent. Spark's solvers are then slow without a penalty, so the
+    smallest penalty replaces none.
     """
     now = space.current()
     freed = dict(now)
@@ -241,14 +242,14 @@ def first_settings(space: SearchSpace) -> list[Configuration]:
 
 
 def _searched(one: UnfittedStage) -> Stage:
-    """The stage; of a OneVsRest its classifier."""
+    """The stage; for a OneVsRest, its classifier."""
     if one.role == ESTIMATOR and one.stage.hasParam("classifier"):
         return Stage(one.stage.getOrDefault("classifier"), one.model.models[0])
     return Stage(one.stage, one.model)
 
 
 def _distributions(stage: Stage, ranges: Mapping[str, Range]) -> Iterator[tuple[Param[Any], Distribution]]:
-    """Those with more than one value, of Params that this version of Spark has."""
+    """The distributions with more than one value, of Params that this version of Spark has."""
     for name, range_ in ranges.items():
         if not stage.stage.hasParam(name) or stage.now(name) is None:
             continue
@@ -258,7 +259,7 @@ def _distributions(stage: Stage, ranges: Mapping[str, Range]) -> Iterator[tuple[
 
 
 def _feeds_one_width(one: UnfittedStage, later: Sequence[UnfittedStage]) -> bool:
-    """Whether a stage that takes vectors of one width only reads what this one writes, or what is made of that."""
+    """True if a stage that takes one width only reads this stage's output, directly or through other stages."""
     made = {*outputs(one.stage)}
     for other in later:
         text = " ".join(str(other.model.getOrDefault(n)) for n in ("statement", "formula") if other.model.hasParam(n))
@@ -267,6 +268,6 @@ def _feeds_one_width(one: UnfittedStage, later: Sequence[UnfittedStage]) -> bool
         takes_bounds = _has_bounds(Stage(other.stage, other.model))
         if other.role == AS_FITTED or type(other.stage).__name__ in FIXED or takes_bounds:
             return True
-        if not other.model.hasParam("predictionCol"):  # the width of whose outputs does not follow from the features'
+        if not other.model.hasParam("predictionCol"):  # otherwise the output width does not depend on the features
             made |= {*outputs(other.model)}
     return False

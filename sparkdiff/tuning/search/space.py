@@ -1,4 +1,4 @@
-"""What a Param may be in a search: distributions as small values. Neither Spark nor Optuna."""
+"""The possible values of a Param in a search: distributions as small values. Neither Spark nor Optuna."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -11,9 +11,9 @@ from sparkdiff.errors import InputError, kind_of
 from sparkdiff.options import is_number
 
 PLAIN = (bool, int, float, str, type(None))
-"""Types of values that every study can hold as they are."""
+"""Types of values that every study can store unchanged."""
 MOST = 10_000
-"""Values, or settings of a grid, that are ever listed."""
+"""Largest number of values, or of settings of a grid, that are listed."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Distribution:
     __module__ = "sparkdiff"
 
     def ends(self) -> list[Any]:
-        """The values that a Param has to take for it to take all others."""
+        """Test values: a Param that takes these takes all others."""
         raise NotImplementedError
 
     def listed(self) -> list[Any] | None:
@@ -31,13 +31,13 @@ class Distribution:
         return None
 
     def toDict(self) -> dict[str, Any]:
-        """As JSON, which `from_dict` reads."""
+        """This distribution as a dict for JSON, which `from_dict` reads."""
         return {"kind": type(self).__name__, **vars(self)}
 
 
 @dataclass(frozen=True)
 class Uniform(Distribution):
-    """Any number from low to high; with `log`, any order of magnitude with the same chance."""
+    """Any number from low to high; with `log`, any order of magnitude with the same probability."""
 
     __module__ = "sparkdiff"
 
@@ -46,7 +46,7 @@ class Uniform(Distribution):
     log: bool = False
 
     def ends(self) -> list[Any]:
-        inner = self.low + 0.6180339887 * (self.high - self.low)  # no whole number, which is all that some Params take
+        inner = self.low + 0.6180339887 * (self.high - self.low)  # no whole number, as some Params take only whole ones
         return [self.low, self.high, inner]
 
     def __str__(self) -> str:
@@ -88,7 +88,7 @@ class Choice(Distribution):
         return [*self.values]
 
     def names(self) -> list[Any]:
-        """What a study calls the values: the values themselves where they are plain and differ, else numbered texts."""
+        """Names of the values in a study: the values themselves if they are plain and distinct, else numbered texts."""
         plain = all(isinstance(value, PLAIN) for value in self.values)
         if plain and len({*self.values}) == len(self.values) and not any(value != value for value in self.values):
             return [*self.values]
@@ -140,7 +140,7 @@ def choice(*values: Any) -> Choice:
 
 
 def _check(name: str, low: float, high: float, *, whole: bool = False) -> None:
-    """Raise InputError if these are no ends of a range."""
+    """Raise InputError if these are not the ends of a range."""
     for value in (low, high):
         if not is_number(value) or not math.isfinite(value) or (whole and value != int(value)):
             raise InputError(f"{name}({low!r}, {high!r}): {value!r} is no {'whole' if whole else 'finite'} number")
@@ -149,7 +149,7 @@ def _check(name: str, low: float, high: float, *, whole: bool = False) -> None:
 
 
 def as_distribution(name: str, given: Any) -> Distribution:
-    """What a space gives a Param: a distribution, or a list of values as in a grid.
+    """The distribution that a space gives for a Param: as given, or a choice from a list of values, as in a grid.
 
     Raises:
         InputError: it is something else; names the Param.
@@ -165,7 +165,7 @@ def as_distribution(name: str, given: Any) -> Distribution:
 
 
 def from_dict(given: Mapping[str, Any]) -> Distribution:
-    """What `toDict` wrote."""
+    """The distribution that `toDict` wrote."""
     rest = {key: value for key, value in given.items() if key != "kind"}
     if given["kind"] == "Choice":
         return Choice(tuple(rest["values"]))

@@ -35,18 +35,18 @@ from sparkdiff.tuning.search.samplers import seed_of
 from sparkdiff.tuning.search.settings import Settings
 
 MOST_CLASSES = 1000
-"""Values of a label that are looked at one by one."""
+"""Largest number of distinct labels that are checked one by one."""
 
 
 def _options(settings: Settings, share: float, what: str) -> Options:
-    """Options of a division by a hash of its own, which no FineTuner has either: it would find rows of one side only."""
+    """Options of a division by its own hash. No FineTuner uses the same hash: it would find rows of one side only."""
     s, seed = settings, 2**40 + seed_of(settings.seed, 0, what)
     return Options(validationFraction=share, numFolds=s.folds, groupCol=s.groupCol, timeCol=s.timeCol, seed=seed)
 
 
 def folds_in(settings: Settings) -> int:
-    """The number of folds, or of stretches of time; 0 where fresh rows decide, of "auto" where these show a smaller gain."""
-    # As if the fresh rows were half of those that are held out, of which the other half chooses.
+    """The number of folds or stretches of time; 0 if fresh rows decide, for "auto" if these can show a smaller gain."""
+    # As if the fresh rows were half of the held-out rows, the other half of which chooses.
     share = 2 * settings.testFraction
     folds = folds_of(Options(validationFraction=share, numFolds=settings.numFolds, timeCol=settings.timeCol))
     return STRETCHES if folds and settings.timeCol else folds
@@ -63,8 +63,8 @@ class Divided:
         return self.rows.where(F.col(SPLIT) == split).drop(SPLIT, BLOCK, TIME)
 
     def judged(self, share: float) -> DataFrame:
-        """The rows that decide, with BLOCK and TIME, which is 0 where there are no times; and this share of the rows, or groups,
-        that fit the models, without a time.
+        """The rows that decide, with BLOCK and TIME (0 if there are no times); and this share of the rows, or groups,
+        that fit the models, with a null TIME.
         """
         trains, time = F.col(SPLIT) == TRAIN, F.coalesce(F.col(TIME), F.lit(0.0))
         sampled = below(F.xxhash64(F.col(BLOCK), F.col(TIME)), share, "training")  # with times all have one block
@@ -73,10 +73,11 @@ class Divided:
 
 
 def divided(df: DataFrame, settings: Settings) -> tuple[DataFrame, Division]:
-    """All rows, and their division: into folds, into stretches of time, or into rows that fit, rows that choose and fresh ones.
+    """All rows, and their division: folds, stretches of time, or rows that fit, rows that choose and fresh rows.
 
-    By a hash; whole groups where there are any; with times the latest rows decide. While the first DataFrame is cached, each row
-    is read once: a column that is another one at each reading would put rows into two parts, and others into none.
+    The division is by a hash, of whole groups if there are any; with times, the latest rows decide. The first DataFrame
+    must be cached so that each row is read once: a column that changes between reads would put rows into two parts, and
+    others into none.
 
     Raises:
         InputError: a column is missing or has a wrong type, or a row has no group or no time.
@@ -89,7 +90,7 @@ def divided(df: DataFrame, settings: Settings) -> tuple[DataFrame, Division]:
         division = divide([Source(df)], chooses)
         return division.makes.df, division
     fresh, boundaries = _options(settings, settings.testFraction, "fresh rows"), (Boundaries(), Boundaries())
-    if settings.timeCol:  # which rows choose depends on the times of those that aren't fresh
+    if settings.timeCol:  # the rows that choose depend on the times of the rows that aren't fresh
         time, own = seconds(df, settings.timeCol), find_boundaries([Source(df)], fresh)
         tests = time > own.deciding[0]
         boundaries = find_boundaries([Source(df.where(~tests))], chooses), own
@@ -126,7 +127,7 @@ def check_rows(parts: Sequence[Divided], settings: Settings, evaluators: Sequenc
     """Count the rows of each part by split, in one job before the first fit.
 
     Args:
-        parts: the rows that explore, and those that prove.
+        parts: the rows that explore, and then those that prove, by fold.
 
     Raises:
         InputError: a split has no rows, or lacks a class that models are fitted to or judged by.
@@ -153,7 +154,7 @@ def check_rows(parts: Sequence[Divided], settings: Settings, evaluators: Sequenc
 
 
 def _label(df: DataFrame, evaluators: Sequence[Any]) -> str | None:
-    """The column of classes, if the data have it and models of classes are judged."""
+    """The label column of classes, if the data have it and a classification evaluator judges."""
     kinds, names = dict(df.dtypes), [e.getLabelCol() for e in evaluators if type(e) in CLASSIFIERS]
     numbers = ("double", "float", "int", "bigint", "boolean")
     return next((name for name in names if kinds.get(name, "").startswith(numbers)), None)

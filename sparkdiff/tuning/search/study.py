@@ -1,4 +1,4 @@
-"""The trials of a search, in a file that a kill leaves whole: what is asked, what was found, what has to be repeated."""
+"""The trials of a search, in a file that survives a kill: their configurations and results, and those to repeat."""
 
 import contextlib
 import json
@@ -25,16 +25,16 @@ T = TypeVar("T")
 NAME, TOTAL = "search", "trials"
 JOURNAL, REQUEST = "study.journal", "search.json"
 STEPS = 1000
-"""Optuna counts steps; a resource may be a share."""
+"""Factor of shares: Optuna's steps are whole numbers, but a resource may be a share."""
 
 
 @dataclass(frozen=True)
 class TrialOutcome:
-    """What came of a trial: its metrics, or why there are none.
+    """The outcome of a trial: its metrics, or the reason why there are none.
 
     Attributes:
-        steps: (resource, metric) of each rung that it took part in, the last one included.
-        pruned: whether it ended before the last rung, `values` then being those of the one before.
+        steps: (resource, metric) of each rung that it took part in, including the last one.
+        pruned: whether it ended before the last rung; `values` are then those of the last rung that it reached.
     """
 
     values: tuple[float, ...] | None
@@ -66,7 +66,7 @@ class Study:
     """A study of Optuna, whose trials are asked in batches.
 
     Args:
-        first: the configurations of the first trials; what they leave out is sampled.
+        first: the configurations of the first trials; missing values are sampled.
     """
 
     def __init__(self, plan: SamplingPlan, folder: Path | None = None, first: Sequence[Configuration] = ()):
@@ -82,9 +82,9 @@ class Study:
         self.study.set_user_attr(TOTAL, plan.total)
 
     def next(self) -> list[Trial]:
-        """The trials of the next batch that isn't done, in order of their numbers, finished ones too; none where all are done.
+        """The trials of the next unfinished batch, by number, including finished ones; empty if all are done.
 
-        What was running when a process was killed comes again, with the same configuration.
+        Trials that were running when a process was killed are asked again, with the same configuration.
         """
         known, first = self.study.get_trials(deepcopy=False), 0
         while first < self.plan.total:
@@ -103,7 +103,7 @@ class Study:
             self.study.sampler = self.plan.sampler(number)
             asked = (
                 number < len(known) and known[number].state.name != "WAITING"
-            )  # before a kill: what it has been told already is told again
+            )  # before a kill: values that it was given are given again
             trial = self._again(known[number]) if asked else self.study.ask()
             assert trial.number == number
             configuration = self.plan.space.sample(lambda q: suggested(trial, q.name, q.distribution))
@@ -111,7 +111,7 @@ class Study:
         return Trial(number, configuration, "running")
 
     def _again(self, begun: Any) -> Any:
-        """A trial that runs again. What a kill kept from it is drawn as it would have been, after what it has."""
+        """A trial that runs again. Values that a kill prevented are drawn as they would have been without it."""
         trial = optuna.trial.Trial(self.study, begun._trial_id)
         drawn_together = {*trial.relative_params, *begun.system_attrs.get("fixed_params", ())}
         for name, distribution in begun.distributions.items():
@@ -120,7 +120,7 @@ class Study:
         return trial
 
     def tell(self, number: int, found: TrialOutcome) -> None:
-        """Store what came of a trial."""
+        """Store the outcome of a trial."""
         trial = self.asked.pop(number)
         trial.set_user_attr("seconds", found.seconds)
         if found.why:
@@ -133,7 +133,7 @@ class Study:
             self.study.tell(number, found.values if state == states.COMPLETE else None, state)
 
     def once(self, name: str, find: Callable[[], Any]) -> Any:
-        """What `find` returns, in JSON's values; after a kill what it returned before."""
+        """The result of `find`, as JSON values; after a kill, the stored result."""
         if name not in self.study.user_attrs:
             self.study.set_user_attr(name, find())
         return self.study.user_attrs[name]
@@ -143,11 +143,11 @@ class Study:
         return [_trial(t) for t in self.study.get_trials(deepcopy=False)]
 
     def best(self) -> Trial | None:
-        """The trial with the best first metric, the first of several; None if none is complete."""
+        """The trial with the best first metric, the earliest among equals; None if none is complete."""
         return best_of(self.trials(), self.plan.larger[0])
 
     def front(self) -> list[Trial]:
-        """The trials that no other beats in all metrics."""
+        """The trials that no other trial beats in all metrics."""
         complete = [t for t in self.trials() if t.state == "complete"]
         signs = [-1.0 if larger else 1.0 for larger in self.plan.larger]
 
@@ -178,7 +178,7 @@ def _trial(t: Any) -> Trial:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Within this context Optuna logs errors only: that a study is new, or that a package is missing, is no news."""
+    """Context in which Optuna logs errors only, and not that a study is new or a package is missing."""
     logger = logging.getLogger("optuna")
     before = logger.level
     logger.setLevel(logging.ERROR)
@@ -192,9 +192,9 @@ def quiet() -> Iterator[None]:
 
 
 def journal(folder: Path) -> Any:
-    """The storage of a study. Of a line that a kill cut off nothing is left, else no other could ever be written after it."""
+    """The storage of a study. A line that a kill cut off is removed, else no line could ever be written after it."""
     path = folder / JOURNAL
-    for lock in folder.glob(f"{JOURNAL}.lock*"):  # of a killed process: who works in the folder holds its lease
+    for lock in folder.glob(f"{JOURNAL}.lock*"):  # of a killed process: whoever works in the folder holds its lease
         lock.unlink(missing_ok=True)
     if path.exists():
         with path.open("r+b") as file:
@@ -222,10 +222,10 @@ def _read_whole(path: Path, read: Callable[[], T]) -> T:
 
 
 def stored(folder: Path) -> tuple[list[Trial], int, bool]:
-    """The trials of a study in a folder, how many there will be, and whether larger is better. Writes nothing.
+    """The trials of a study in a folder, their total number, and whether larger is better. Writes nothing.
 
     Raises:
-        InputError: there is none.
+        InputError: there is no study.
     """
     path = folder / JOURNAL
     if not path.exists():
@@ -242,13 +242,13 @@ def stored(folder: Path) -> tuple[list[Trial], int, bool]:
 
 @contextlib.contextmanager
 def opened(folder: Path, request: Mapping[str, Any]) -> Iterator[Path]:
-    """The folder of a search, which no other process uses meanwhile.
+    """The folder of a search, locked against other processes.
 
     Args:
-        request: everything that decides the trials, by name.
+        request: everything that determines the trials, by name.
 
     Raises:
-        InputError: it holds another search, or cannot be written; names what differs.
+        InputError: it holds another search, or cannot be written; names the differences.
         HeldError: another process works in it.
     """
     asked = json.loads(json.dumps(request, sort_keys=True))
@@ -262,7 +262,7 @@ def opened(folder: Path, request: Mapping[str, Any]) -> Iterator[Path]:
 
 
 def _claim(folder: Path, asked: Mapping[str, Any]) -> None:
-    """Write down what is searched in a folder, or compare it with what is written there."""
+    """Write the request to a folder, or compare it with the one that is stored there."""
     marker.check_owner(folder, marker.SEARCH, f"runDir={str(folder)!r}", "folder")
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     path = folder / REQUEST

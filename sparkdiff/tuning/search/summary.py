@@ -1,4 +1,4 @@
-"""What a search tells: the decision, its reason, and how much better the winner looked than it is. Plain values."""
+"""The summary of a search: the decision, its reason, and how much better the winner looked than it is. Plain values."""
 
 import dataclasses
 import math
@@ -20,29 +20,30 @@ WIDEN = "to look further, widen the space"
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class SearchSummary(ShownFields):
-    """What a search was asked, did and found; as text by `str` and `print`.
+    """Task, course and results of a search; `str` and `print` show it as text.
 
     Attributes:
         decision: "winner", "kept default" or "kept current".
         reason: why.
         metric, metricDirection: the metric, and which direction is better.
         validation: metric of the winner on the rows that chose it.
-        fresh: {"winner", "default"} on rows that no fit and no trial has seen, with folds the mean over those that decided;
-            "default" is the model that the winner was compared with.
+        fresh: {"winner", "default"} on rows that no fit and no trial has seen, with folds the mean over the folds that
+            decided; "default" is the model that the winner was compared with.
         optimism: metric of the winner on the rows that chose it, minus its metric on fresh rows.
-        tested: whether a test decided; without one the winner ships only where guard is 1, and its metric is better.
+        tested: whether a test decided; without one the winner ships only if guard is 1 and its metric is better.
         p, level: of the test; accepted if p is below the level. None without a test.
-        gain: mean gain of the winner per row over its comparison, as a share of that one's metric; None without a test.
-        gainInterval: [low, high], 95%, of that. None in it: unbounded.
-        settings: what the winner's trial decided, by name; number: of that trial.
-        trials, failed, pruned: how many there were, and of these how many failed or were pruned.
-        rows: {"train", "validation", "test"}: that fitted the trials, chose among them, and decided; with folds those that
-            decided are among the first.
-        folds: how many there were, or stretches of time, of which the first chose and the others decided; 0: none.
+        gain: mean gain of the winner per row over the other model, as a share of that model's metric; None without a
+            test.
+        gainInterval: [low, high], 95% interval of the gain. None in it: unbounded.
+        settings: the decisions of the winner's trial, by name; number: of that trial.
+        trials, failed, pruned: number of trials, and how many of them failed or were pruned.
+        rows: {"train", "validation", "test"}: numbers of rows that fitted the trials, chose among them, and decided;
+            with folds, the deciding rows are also among "train".
+        folds: number of folds, or stretches of time, of which the first chose and the others decided; 0: none.
         sampler, pruner: how settings were chosen.
         seconds: of all trials.
         warnings: reasons to doubt the figures.
-        against: what the winner was compared with, "default" or "current".
+        against: the model that the winner was compared with, "default" or "current".
         saved: see `sparkdiff.report.RunRecord`.
     """
 
@@ -107,9 +108,9 @@ class SearchSummary(ShownFields):
 def decided(
     compared: Comparison, settings: Settings, *, metric: str, larger: bool, against: str
 ) -> tuple[bool, str, dict[str, Any]]:
-    """Whether the winner is better, the reason in a sentence, and the figures of the test.
+    """Return whether the winner is better, the reason in a sentence, and the figures of the test.
 
-    Where the other model is kept, the reason ends with the way out.
+    If the other model is kept, the reason ends with a way out.
 
     Args:
         against: "default" or "current".
@@ -145,7 +146,7 @@ def _reason(verdict: Verdict, figures: str, settings: Settings, rows: str, ways:
 
 
 def ways_to_decide(settings: Settings) -> str:
-    """What would show a gain that the rows don't show, in words that end a sentence; without what is set, or can't be."""
+    """Ways to show a gain that the rows don't show, to end a sentence with; without those used or impossible."""
     s, ways = settings, list[str]()
     if not s.folds and s.method == "trials" and (folds := folds_in(dataclasses.replace(s, numFolds="auto"))):
         ways.append(f"set numFolds={folds}, so that more rows decide")

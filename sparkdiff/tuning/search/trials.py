@@ -1,4 +1,4 @@
-"""Trials fitted and judged: those of a batch together, by the engine that compares settings; what none of them changes, once."""
+"""Evaluation of trials, batch by batch, by the engine that compares settings; stages that no trial changes run once."""
 
 import math
 import time
@@ -31,14 +31,14 @@ FAILURES = (
     SparkdiffError, *jvm.SparkError, ValueError, TypeError, AttributeError, LookupError, AssertionError, ArithmeticError,
     RuntimeError,
 )  # fmt: skip
-"""What a setting that can't be fitted raises: such a trial has failed, and the search goes on. An OSError ends it."""
+"""Errors of a setting that can't be fitted: the trial fails, and the search continues. An OSError ends the search."""
 HELD = "__sparkdiff_held"
 TOGETHER, FEW = 100, 8
-"""Trials of a batch: where a batch is solved at once, and where each is a fit of its own."""
+"""Numbers of trials in a batch: if a batch is solved at once, and if each trial is a fit of its own."""
 
 
 class Several(Evaluator):
-    """Some evaluators as one, whose metric is a tuple."""
+    """Several evaluators as one, whose metric is a tuple."""
 
     def __init__(self, evaluators: Sequence[Any]):
         super().__init__()
@@ -51,10 +51,10 @@ class Several(Evaluator):
 
 @dataclass
 class Trials:
-    """Evaluates trials on the rows of a search.
+    """Evaluation of trials on the rows of a search.
 
     Attributes:
-        resource: the Param that a pruner gives more and more of; None: training rows.
+        resource: the Param that a pruner increases from rung to rung; None: training rows.
     """
 
     space: SearchSpace
@@ -69,10 +69,10 @@ class Trials:
         return self.evaluators[0] if len(self.evaluators) == 1 else Several(self.evaluators)
 
     def evaluate(self, trials: Sequence[Trial], resource: float | None = None) -> list[TrialOutcome]:
-        """What comes of each trial, fitted to the training rows and judged on the validation rows.
+        """The outcome of each trial, fitted to the training rows and judged on the validation rows.
 
         Args:
-            resource: how much of the resource it may take: a share of the training rows, or the value of a Param.
+            resource: the resource that it may use: a share of the training rows, or the value of a Param.
         """
         groups: dict[tuple[Any, ...], list[Trial]] = {}
         for trial in trials:
@@ -83,7 +83,7 @@ class Trials:
         return [found[trial.number] for trial in trials]
 
     def _group(self, trials: Sequence[Trial], resource: float | None) -> dict[int, TrialOutcome]:
-        """Of trials with the same stages."""
+        """The outcomes of trials with the same stages, by number."""
         start = time.perf_counter()
         settings = [self.space.setting(trial.configuration) for trial in trials]
         try:
@@ -91,7 +91,7 @@ class Trials:
         except WriteError:
             raise
         except FAILURES as e:
-            if len(trials) > 1:  # one of them: each alone
+            if len(trials) > 1:  # one of them failed: evaluate each alone
                 return {number: f for trial in trials for number, f in self._group([trial], resource).items()}
             return {trials[0].number: TrialOutcome(None, jvm.cause(e), time.perf_counter() - start)}
         seconds = (time.perf_counter() - start) / len(trials)
@@ -108,7 +108,8 @@ class Trials:
         task = GridTask.of(tail, maps, self.evaluator)
         return outcomes(task, folds, self.parallelism, keeps=False)[0].metrics
 
-    # What no trial changes --------------------------------------------------------------------------------------------
+    # Parts that no trial changes
+    # ------------------------------------------------------------------------------------------
 
     def _leaves(self, estimator: Any) -> list[Any]:
         parents = {dimension.param.parent for dimension in self.space.dimensions if dimension.param is not None}
@@ -116,7 +117,7 @@ class Trials:
 
     @cached_property
     def _shared_stages(self) -> int:
-        """How many stages come before the first that a trial decides about; the last stage is none of them."""
+        """Number of stages before the first one that trials decide about; the last stage is never counted."""
         leaves = self._leaves(self.space.estimator)
         parents = {dimension.param.parent for dimension in self.space.dimensions if dimension.param is not None}
         for i, leaf in enumerate(leaves[:-1]):
@@ -126,7 +127,7 @@ class Trials:
 
     @cached_property
     def _folds(self) -> Folds:
-        """The training rows and the validation rows, as they leave the stages that no trial changes."""
+        """The training and validation rows, transformed by the stages that no trial changes."""
         train, validation = self.rows.part("train"), self.rows.part("validation")
         if self._shared_stages:
             model = Pipeline(stages=self._leaves(self.space.estimator)[: self._shared_stages]).fit(train)
@@ -136,11 +137,11 @@ class Trials:
 
     @cached_property
     def scratch(self) -> TemporaryDirectory[str]:
-        """Where rows of linear last stages stay written while trials go on."""
+        """Folder in which rows of linear last stages stay while trials run."""
         return TemporaryDirectory(prefix=".search-", dir=jvm.scratch_folder())
 
     def _share(self, share: float) -> Folds:
-        """The same with a share of the training rows, by a hash: a larger share has all rows of a smaller one."""
+        """The rows with a share of the training rows, by a hash: a larger share contains all rows of a smaller one."""
         ((_, validation),) = self._folds.pairs
         train = self._numbered
         return _one_fold(train.where(below(coin(train), share, "share")).drop(COPY), validation)
@@ -151,13 +152,13 @@ class Trials:
         return with_copies(train)
 
     def close(self) -> None:
-        """Give memory back."""
+        """Release memory and temporary files."""
         for rows in self.held:
             rows.unpersist()
         self.scratch.cleanup()
 
     def chunk(self) -> int:
-        """How many trials that learn nothing from each other are evaluated at a time."""
+        """Number of trials that are evaluated together if they learn nothing from each other."""
         task = GridTask.of(chosen(self.space.estimator, {}), [{}], self.evaluator)
         return max(FEW if why_not_at_once(task) else TOGETHER, self.parallelism)
 

@@ -1,4 +1,4 @@
-"""How far a search is, read from its folder by anyone while it runs: the best so far, and the time to go."""
+"""Progress of a search, read from its folder by any process while it runs: the best so far, and the time to go."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,11 +13,11 @@ from sparkdiff.tuning.search.study import Trial, best_of, stored
 
 @dataclass(frozen=True, repr=False)
 class SearchProgress(ShownFields):
-    """How far a search is; as text by `str` and `print`.
+    """The progress of a search; `str` and `print` show it as text.
 
     Attributes:
-        total, finished, failed, pruned, running: numbers of trials; `finished` has those that failed or were pruned, too.
-        best: the best value of the first metric so far, and number and settings of its trial; None before the first.
+        total, finished, failed, pruned, running: numbers of trials; `finished` includes failed and pruned ones.
+        best: the best value of the first metric so far, with number and settings of its trial; None before the first.
         secondsLeft: at the pace so far; None before the first trial is done.
     """
 
@@ -43,7 +43,7 @@ class SearchProgress(ShownFields):
 
 
 def progress(known: Sequence[Trial], total: int, larger: bool) -> SearchProgress:
-    """How far trials are."""
+    """The progress of these trials."""
     states = [t.state for t in known]
     finished, best = sum(s != "running" for s in states), best_of(known, larger)
     spent = sum(t.seconds for t in known)
@@ -55,7 +55,7 @@ def progress(known: Sequence[Trial], total: int, larger: bool) -> SearchProgress
 
 
 def watch(runDir: str | Path) -> SearchProgress:
-    """How far the search in a folder is. It may run meanwhile, in any process.
+    """Progress of the search in a folder, which may still be running in any process.
 
     Raises:
         InputError: no search has begun there.

@@ -1,8 +1,8 @@
 """The best settings of a pipeline within a budget, found on the training rows alone.
 
-Unlike `sparkdiff.Search` nothing is decided here: rows that decide whether a model ships are somebody else's, and no row of
-them is read. A part of the training rows, drawn by a hash, fits the trials, and the rest chooses among them; what is chosen is
-fitted to all of them.
+Unlike in `sparkdiff.Search`, nothing is decided here: the rows that decide whether a model ships belong to the caller,
+and none of them is read. A part of the training rows, drawn by a hash, fits the trials, and the rest chooses among
+them; the chosen setting is fitted to all of them.
 """
 
 import statistics
@@ -28,9 +28,9 @@ from sparkdiff.tuning.search.study import Study, Trial, opened
 from sparkdiff.tuning.search.trials import Trials
 
 CHOOSE = 0.25
-"""Share of the training rows that chooses among trials; by group or time where there are such columns."""
+"""Share of the training rows that chooses among trials; divided by group or time if there are such columns."""
 SHARE = 4
-"""A batch is to take no more than one part in so many of the time that is left."""
+"""A batch should take at most 1/SHARE of the time that is left."""
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,9 @@ class TunedSetting:
 
     Attributes:
         model: the pipeline that Spark fitted with it to all training rows, with the uids of the original; plain.
-        settings: {name as "PCA.k": value}.
-        number: of its trial; 0 is the setting as it was.
-        metric: of its trial, on rows that the trial was not fitted to.
+        settings: {name like "PCA.k": value}.
+        number: of its trial; 0 is the original setting.
+        metric: of its trial, on rows to which the trial was not fitted.
     """
 
     model: Any
@@ -52,15 +52,15 @@ class TunedSetting:
 
 @dataclass(frozen=True)
 class TunedSettings:
-    """What a search within a budget found.
+    """The result of a search within a budget.
 
     Attributes:
-        best: the best settings that differ, the best one first.
-        current: metric of the setting as it was, on the same rows; None if it could not be fitted.
-        trials, failed: how many there were, and how many of these could not be fitted.
-        seconds: of all trials, those before a kill included.
-        stopped: what ended the search: "trials" or "seconds".
-        records: a dict per trial, as `SearchModel.trials` has them.
+        best: the best distinct settings, the best one first.
+        current: metric of the original setting, on the same rows; None if it could not be fitted.
+        trials, failed: number of trials, and how many of them could not be fitted.
+        seconds: of all trials, including those before a kill.
+        stopped: the limit that ended the search: "trials" or "seconds".
+        records: a dict per trial, like `SearchModel.records`.
     """
 
     best: tuple[TunedSetting, ...]
@@ -77,31 +77,33 @@ def tuned(
     groupCol: str | None = None, timeCol: str | None = None, numTrials: int = 30, maxSeconds: float | None = None,
     seed: int = 0, keep: int = 1, folder: Path | None = None,
 ) -> TunedSettings:  # fmt: skip
-    """The best settings of a pipeline within a budget; the first trials are those of `first_settings`.
+    """Find the best settings of a pipeline within a budget; the first trials are those of `first_settings`.
 
-    The same seed finds the same settings, bit for bit where no `maxSeconds` is given. Started again
-    with the same folder, rows and space, it repeats no finished trial and ends where the clock ended it; with more trials or
-    seconds it goes on.
+    The same seed finds the same settings, bit for bit if no `maxSeconds` is given. Started again with the same folder,
+    rows and space, it repeats no finished trial and ends where the clock ended it; with more trials or seconds it
+    continues.
 
     Args:
         form: the unfitted form of a fitted pipeline.
         space: {Param of a stage of form.estimator: distribution}, such as `settings_space(form)`.
         evaluator: an Evaluator of Spark's, which chooses among trials.
         rows: the training rows, which fit and choose.
-        groupCol, timeCol: by which the rows that choose among trials are divided from the others.
-        maxSeconds: no trial begins where it, and the fit of the best setting to all training rows, might end later.
-        keep: how many settings are fitted to all training rows and returned.
+        groupCol, timeCol: columns by which the rows that choose are separated from the others.
+        maxSeconds: time limit: no trial begins if it, plus the fit of the best setting to all training rows, might end
+            later.
+        keep: number of settings that are fitted to all training rows and returned.
         folder: of the study; None keeps it in memory.
 
     Raises:
-        InputError: an argument can't be used, no trial could be fitted, or the winner can't be fitted to all training rows.
+        InputError: an argument can't be used, no trial could be fitted, or the winner can't be fitted to all training
+            rows.
     """
     begun = time.monotonic()
     form.check()
     settings = Settings.of({
         "numTrials": numTrials, "validationFraction": CHOOSE, "groupCol": groupCol, "timeCol": timeCol, "seed": seed,
         "maxSeconds": maxSeconds, "numFolds": 0,
-        "rowsAreNew": True,  # which stages stay as they are fitted, and what they have seen, is the caller's to know
+        "rowsAreNew": True,  # only the caller knows which stages stay as fitted, and which rows these have seen
     })  # fmt: skip
     task = SearchTask.of(SearchSpace.of(form.estimator, space), [evaluator], settings, None)
     with ExitStack() as stack:
@@ -114,10 +116,10 @@ def tuned(
 
 
 def _studied(task: SearchTask, rows: Divided, folder: Path | None, begun: float) -> tuple[Study, str]:
-    """The trials, and what ended them.
+    """The study with its trials, and the limit that ended them.
 
     Args:
-        begun: when the clock was started.
+        begun: time at which the clock was started.
     """
     s = task.settings
     trials = Trials(task.space, rows, task.evaluators, s.parallelism)
@@ -135,9 +137,9 @@ def _studied(task: SearchTask, rows: Divided, folder: Path | None, begun: float)
 
 
 def _is_over(study: Study, known: Sequence[Trial], limit: float | None, elapsed: float) -> bool:
-    """Whether another trial and the fit to all training rows might not end in time.
+    """True if another trial and the fit to all training rows might not end in time.
 
-    What the clock decided once is in the study: it decides the same again.
+    A decision by the clock is stored in the study, so that it is repeated after a restart.
     """
     if limit is None:
         return False
@@ -151,7 +153,7 @@ def _is_over(study: Study, known: Sequence[Trial], limit: float | None, elapsed:
 
 
 def _size(known: Sequence[Trial], limit: float | None) -> int | None:
-    """How many trials are evaluated together: the first two alone where there is a clock, to learn how long one takes."""
+    """Number of trials to evaluate together; with a time limit, the first two run alone, to learn the time of one."""
     if limit is None:
         return None
     if len(known) < 2:
@@ -160,13 +162,13 @@ def _size(known: Sequence[Trial], limit: float | None) -> int | None:
 
 
 def _usual(known: Sequence[Trial]) -> float:
-    """Seconds that a trial takes; half of the first one's before the second, as it waits for much that the others find made."""
+    """Seconds of a usual trial; with one only, half of its time, as it also prepares what later trials reuse."""
     return statistics.median(t.seconds for t in known[1:]) if known[1:] else known[0].seconds / 2
 
 
 def _told(form: Unfitted, task: SearchTask, study: Study, stopped: str, data: DataFrame, keep: int) -> TunedSettings:
     known = [t for t in study.trials() if t.state != "running"]
-    best_of(study)  # says why where there is none
+    best_of(study)  # raises the reason if there is none
     sign = -1.0 if task.larger[0] else 1.0
     order = sorted((t for t in known if t.state == "complete"), key=lambda t: (sign * t.values[0], t.number))
     distinct = {repr(sorted(t.configuration.items())): t for t in reversed(order)}

@@ -1,5 +1,5 @@
-"""Linear models for all settings and all folds at once, on tensors only: `linear`, `logistic` and `generalized` give Spark's
-optimum (of `Setting`s on `Chunk`s), `unsolved` says which settings are left to Spark.
+"""Linear models for all settings and all folds at once, on tensors only: `linear`, `logistic` and `generalized` return
+Spark's optimum (for `Setting`s, on `Chunk`s), `unsolved` names the settings that are left to Spark.
 """
 
 from sparkdiff.tuning.solvers.classification import logistic

@@ -25,15 +25,15 @@ from sparkdiff.tuning.solvers.problem import (
 
 MEMORY = 2**30
 SAMPLED = 20
-"""Rows per column that a Hessian is made of where it only has to point the way."""
+"""Rows per column in the sample for a Hessian that only has to give a direction."""
 CHEAP = 5e8
-"""Multiplications that are not worth saving."""
+"""Number of multiplications that are not worth saving."""
 
 
 def logistic(
     chunks: Chunks, settings: list[Setting], folds: int, classes: int, memory: int = MEMORY
 ) -> list[list[Solution]]:
-    """LogisticRegression's models, [setting][fold]; `classes` as Spark counts them (labels are 0 to classes - 1).
+    """Models of LogisticRegression, [setting][fold]; `classes` as Spark counts them (labels are 0 to classes - 1).
 
     Rows stay in memory between passes if they need no more than `memory` bytes; else each pass reads `chunks` again.
     """
@@ -56,24 +56,24 @@ def logistic(
 
 
 def sets_of(setting: Setting, classes: int) -> int:
-    """Rows of the matrix of coefficients."""
+    """Number of rows in the matrix of coefficients."""
     return classes if setting.family == "multinomial" or (setting.family == "auto" and classes > 2) else 1
 
 
 @dataclass(frozen=True)
 class Functions:
-    """The mean loss of each problem over the rows of its fold, as a function of (problems, sets · width) parameters."""
+    """Mean losses over the training rows of each problem's fold, by parameters (problems, sets · width)."""
 
     rows: RowTable
     sample: Block | None
-    """What Hessians are made of; None: of all rows."""
+    """The rows from which Hessians are computed; None: all rows."""
     fold: Tensor
-    """Of each problem."""
+    """The fold of each problem."""
     weight: Tensor
-    """Of each problem's rows."""
+    """The sum of the weights of each problem's rows."""
     sets: int
     whole: bool
-    """Whether Hessians are whole, or one block for each set of coefficients."""
+    """True for whole Hessians, False for Hessians of one block for each set of coefficients."""
 
     def slopes(self, which: Tensor, at: Tensor) -> Slope:
         fold, weight = self.fold[which], self.weight[which]
@@ -155,7 +155,7 @@ def together(rows: RowTable, found: Moments, problems: list[tuple[Setting, int]]
 
 
 def by_newton(rows: RowTable, problems: list[tuple[Setting, int]], sets: int) -> bool:
-    """Whether all Hessians are worth their time; where a coefficient can be zero or nothing is penalised they are needed."""
+    """True if full Hessians pay off; they are needed where a coefficient can be zero or nothing is penalised."""
     if any(s.regParam == 0 or s.elasticNetParam > 0 for s, _ in problems):
         return True
     width, every = rows.width, rows.rows * len(problems)
@@ -164,8 +164,11 @@ def by_newton(rows: RowTable, problems: list[tuple[Setting, int]], sets: int) ->
 
 
 def penalties(rows: RowTable, found: Moments, problems: list[tuple[Setting, int]], sets: int) -> Penalised:
-    """Spark's L2 is regParam·(1 - α)/2·Σ b², its L1 regParam·α·Σ |b|, where b is a coefficient, with standardization times its
-    column's standard deviation; here in units of the columns' scale."""
+    """The penalties of the problems, in units of the columns' scale.
+
+    Spark's L2 is regParam·(1 - α)/2·Σ b², its L1 regParam·α·Σ |b|, where b is a coefficient, times its column's
+    standard deviation if standardization is on.
+    """
     ridge = torch.zeros(len(problems), sets, rows.width, dtype=torch.float64)
     lasso, free = torch.zeros_like(ridge), torch.ones_like(ridge)
     d = len(rows.scale)
@@ -174,7 +177,7 @@ def penalties(rows: RowTable, found: Moments, problems: list[tuple[Setting, int]
         ridge[i, :, :d] = setting.regParam * (1 - setting.elasticNetParam) * unit.square()
         lasso[i, :, :d] = setting.regParam * setting.elasticNetParam * unit
         free[i, :, :d] = (~found.constant[fold]).to(free.dtype)
-    # The same number added to all classes' coefficients of a column changes no probability.
+    # Adding the same number to all classes' coefficients of a column changes no probability.
     shift = ((lasso == 0).all(1) & (free > 0).all(1)).to(ridge.dtype) * (sets > 1)
     m = len(problems)
     return Penalised(ridge.reshape(m, -1), lasso.reshape(m, -1), free.reshape(m, -1), shift)

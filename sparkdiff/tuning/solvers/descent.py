@@ -9,25 +9,25 @@ from torch import Tensor
 from sparkdiff.tuning.solvers import quadratic
 
 TOLERANCE = 1e-10
-"""Largest subgradient of a minimum, where columns have a deviation of about 1 and the mean of a row's weight is 1."""
+"""Largest subgradient at a minimum, if columns have a deviation of about 1 and the mean of a row's weight is 1."""
 NEWTON_STEPS, OTHER_STEPS, TRIALS = 100, 400, 40
 PAIRS = 12
-"""Steps that L-BFGS remembers."""
+"""Number of steps that L-BFGS remembers."""
 RENEWED = (3, 8)
-"""Steps after which L-BFGS takes a new Hessian."""
+"""Numbers of the steps after which L-BFGS takes a new Hessian."""
 PIVOT = 1e-10
 
 
 @dataclass(frozen=True)
 class Penalised:
-    """Problems: a function's parameters, and their penalties ½·ridge·x² + lasso·|x|; (problems, parameters)."""
+    """Problems: a function's parameters and their penalties ½·ridge·x² + lasso·|x|; (problems, parameters)."""
 
     ridge: Tensor
     lasso: Tensor
     free: Tensor
-    """One, or zero for a parameter that stays zero."""
+    """1, or 0 for a parameter that stays zero."""
     shift: Tensor
-    """One where a minimum's parameters of all sets sum to zero, so that a Hessian may grow along their sum: (problems, width)."""
+    """1 where a minimum's parameters sum to zero over sets, so a Hessian may grow along the sum: (problems, width)."""
 
     def of(self, which: Tensor) -> "Penalised":
         return Penalised(self.ridge[which], self.lasso[which], self.free[which], self.shift[which])
@@ -45,22 +45,27 @@ class Slope:
 
 
 Slopes = Callable[[Tensor, Tensor], Slope]
-"""Of these problems (their numbers) at these parameters."""
+"""Slopes of these problems (their indices) at these parameters."""
 Hessians = Callable[[Tensor, Tensor], Tensor]
-"""Likewise: (problems, blocks, size, size), the blocks on the diagonal of a Hessian; a single one is the whole of it."""
+"""Hessians, likewise: (problems, blocks, size, size), their diagonal blocks; a single block is the whole Hessian."""
 
 
 @dataclass(frozen=True)
 class Minimum:
     at: Tensor
     value: Tensor
-    """Penalties included."""
+    """Includes penalties."""
     found: Tensor
     """(problems,) bool"""
 
 
 def minimise(slopes: Slopes, hessians: Hessians, given: Penalised, start: Tensor, *, newton: bool) -> Minimum:
-    """`newton`: a Hessian at each step, which must be whole and exact; else some at the beginning, of a part of the rows."""
+    """Minimise the functions with their penalties.
+
+    Args:
+        newton: whether to compute a Hessian at each step, which must be whole and exact; else L-BFGS takes a few, early
+            on, from part of the rows.
+    """
     state = DescentState(given, start, newton)
     for step in range(NEWTON_STEPS if newton else OTHER_STEPS):
         state.look(slopes(state.active, state.trial()), hessians)
@@ -72,7 +77,7 @@ def minimise(slopes: Slopes, hessians: Hessians, given: Penalised, start: Tensor
 
 
 class DescentState:
-    """Where each problem stands. What `active` names is still moving; tensors of the way are of those problems only."""
+    """The state of each problem. Those in `active` are still moving; only their directions are used."""
 
     def __init__(self, given: Penalised, start: Tensor, newton: bool) -> None:
         m = len(given)
@@ -92,7 +97,7 @@ class DescentState:
         return self.at[a] + self.length[a, None] * self.way[a]
 
     def look(self, new: Slope, hessians: Hessians) -> None:
-        """Keep the trials that go down far enough, and choose the next way from there; shorten the others."""
+        """Accept trials that decrease the value enough, and choose their next direction; shorten the other steps."""
         a = self.active
         own = self.given.of(a)
         at = self.trial()
@@ -110,7 +115,8 @@ class DescentState:
         self.length[a] = torch.where(down, 1.0, last / 4)
         left = quadratic.subgradient(gradient, own.lasso, at).abs().amax(1)
         self.bound[a] = torch.where(first, (1e-9 * left).clamp(1e-13, TOLERANCE), self.bound[a])
-        # Where classes can be separated and nothing is penalised, gradients vanish on the way to infinity, steps don't.
+        # Where classes can be separated and nothing is penalised, gradients vanish on the way to infinity, but steps
+        # don't.
         held = ((own.ridge + own.lasso) > 0).any(1)
         short = (last == 1) & (moved.abs().amax(1) <= 1e-6 * (1 + at.abs().amax(1))) & ~first
         done = down & (left <= self.bound[a]) & (held | short)
@@ -128,7 +134,7 @@ class DescentState:
         self.factors = None if self.factors is None else self.factors[those]
 
     def turn(self, which: Tensor, hessians: Hessians) -> None:
-        """The next way of these problems."""
+        """Set the next direction of these problems."""
         if not len(which):
             return
         own, at, gradient = self.given.of(which), self.at[which], self.gradient[which]
@@ -144,7 +150,7 @@ class DescentState:
         self.slope[which] = (gradient * way).sum(1) + jump
 
     def renew(self, hessians: Hessians) -> None:
-        """New Hessians for L-BFGS, which forgets its steps."""
+        """Take new Hessians for L-BFGS, which forgets its steps."""
         own = self.given.of(self.active)
         h = regular(hessians(self.active, self.at[self.active]), own)
         blocks = h.shape[1]
@@ -156,12 +162,12 @@ class DescentState:
     def remember(self, moved: Tensor, turned: Tensor, down: Tensor) -> None:
         product = (moved * turned).sum(1)
         useful = down & (product > 1e-14 * moved.norm(dim=1) * turned.norm(dim=1))
-        inverse = torch.where(useful, 1 / product, 0.0)  # zero: a step of this problem that doesn't count
+        inverse = torch.where(useful, 1 / product, 0.0)  # zero: this problem's step doesn't count
         if bool(useful.any()):
             self.memory = [*self.memory[-PAIRS + 1 :], (moved, turned, inverse)]
 
     def quasi(self, which: Tensor, gradient: Tensor) -> Tensor:
-        """L-BFGS's two loops."""
+        """The direction from L-BFGS's two loops."""
         assert self.factors is not None
         place = torch.searchsorted(self.active, which)
         pairs = [(s[place], y[place], r[place]) for s, y, r in self.memory]
@@ -180,7 +186,7 @@ class DescentState:
 
 
 def regular(h: Tensor, own: Penalised) -> Tensor:
-    """Without rows and columns of parameters that stay zero, and with a slope where every set moves alike."""
+    """The Hessians without parameters that stay zero, and with curvature along equal moves of all sets."""
     m, blocks = h.shape[:2]
     free = own.free.reshape(m, blocks, -1)
     h = h * free[..., :, None] * free[..., None, :] + torch.diag_embed(1 - free)
@@ -191,7 +197,7 @@ def regular(h: Tensor, own: Penalised) -> Tensor:
 
 
 def towards(h: Tensor, own: Penalised, at: Tensor, gradient: Tensor) -> Tensor:
-    """Newton's way, NaN where there is none: (problems, parameters)."""
+    """Newton's direction, NaN where there is none: (problems, parameters)."""
     way, bent = torch.empty_like(at), (own.lasso > 0).any(1)
     for which, step in (((~bent).nonzero()[:, 0], _straight), (bent.nonzero()[:, 0], _bent)):
         if len(which):
@@ -200,7 +206,7 @@ def towards(h: Tensor, own: Penalised, at: Tensor, gradient: Tensor) -> Tensor:
 
 
 def _straight(h: Tensor, own: Penalised, at: Tensor, gradient: Tensor) -> Tensor:
-    """Of problems without absolute values."""
+    """Newton's direction for problems without absolute values."""
     factor, wrong = torch.linalg.cholesky_ex(h + torch.diag_embed(own.ridge))
     pivots = factor.diagonal(dim1=1, dim2=2).square() / h.diagonal(dim1=1, dim2=2)
     way = -torch.cholesky_solve(gradient[:, :, None], factor)[:, :, 0] * own.free
@@ -208,7 +214,7 @@ def _straight(h: Tensor, own: Penalised, at: Tensor, gradient: Tensor) -> Tensor
 
 
 def _bent(h: Tensor, own: Penalised, at: Tensor, gradient: Tensor) -> Tensor:
-    """Of problems with them."""
+    """Newton's direction for problems with absolute values."""
     smooth = gradient - own.ridge * at
     b = quadratic.times(h, at) - smooth
     left = quadratic.subgradient(gradient, own.lasso, at).abs().amax(1)

@@ -1,4 +1,4 @@
-"""GeneralizedLinearRegression's families and links, with Spark's limits on means."""
+"""Families and links of GeneralizedLinearRegression, with Spark's limits on means."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,19 +14,19 @@ LARGEST = torch.finfo(torch.float64).max
 class LinkFunction:
     of_mean: Callable[[Tensor], Tensor]
     derivative: Callable[[Tensor], Tensor]
-    """By the mean."""
+    """The derivative by the mean."""
     mean: Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class Family:
     links: tuple[str, ...]
-    """The canonical one first."""
+    """The canonical link first."""
     variance: Callable[[Tensor], Tensor]
     bounds: tuple[float, float]
-    """Of means."""
+    """Bounds of means."""
     labels: Callable[[float, float], bool]
-    """Whether labels may lie between these two."""
+    """True if labels may range from the first number to the second."""
     start: Callable[[Tensor, Tensor], Tensor]
     """The first mean, from the label and the weight."""
 

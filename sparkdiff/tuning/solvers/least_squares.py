@@ -10,11 +10,11 @@ from sparkdiff.tuning.solvers.limits import NORMAL_COLUMNS
 from sparkdiff.tuning.solvers.problem import MATRICES, Chunks, Moments, Setting, Solution, failed, gram, moments
 
 PIVOT = 1e-10
-"""A smaller pivot of a correlation matrix: columns depend on one another, and the model isn't determined."""
+"""Smallest pivot of a correlation matrix: below it, columns are linearly dependent, and the model is undetermined."""
 
 
 def linear(chunks: Chunks, settings: list[Setting], folds: int) -> list[list[Solution]]:
-    """LinearRegression's models, [setting][fold]."""
+    """Models of LinearRegression, [setting][fold]."""
     found = moments(chunks, folds)
     if not found.usable:
         return [[failed(found) for _ in range(folds)] for _ in settings]
@@ -29,12 +29,12 @@ def linear(chunks: Chunks, settings: list[Setting], folds: int) -> list[list[Sol
 
 @dataclass(frozen=True)
 class NormalSums:
-    """Means of products over the rows that one fold trains on, with or without the means taken out."""
+    """Means of products over the rows that one fold trains on, centred or not."""
 
     matrix: Tensor
-    """Of columns: (d, d)"""
+    """Products of the columns: (d, d)"""
     vector: Tensor
-    """Of columns and the label: (d,)"""
+    """Products of the columns and the label: (d,)"""
     label: Tensor
     variance: Tensor
     """The columns' variances: (d,)"""
@@ -45,7 +45,7 @@ class NormalSums:
 
 
 def products(sums: Tensor, found: Moments, centred: bool) -> NormalSums:
-    """From sums of moved and scaled columns; all in units of their scale."""
+    """Mean products, given sums of moved and scaled columns; all in units of their scale."""
     d = len(found.centre)
     mean_of = sums / sums[-1, -1]
     mean, label_mean = mean_of[:d, -1], mean_of[d, -1]
@@ -74,9 +74,7 @@ def of_products(given: NormalSums, settings: list[Setting], found: Moments, fold
     if bool(found.labels[fold, 0] == found.labels[fold, 1]):
         flat = torch.zeros_like(found.centre)
         return [Solution(flat, found.labels[fold, 0], 0.0, intercept) for _ in settings]
-    unit = torch.where(
-        constant, 0.0, given.matrix.diagonal().clamp_min(0).sqrt()
-    )  # columns are divided by this once more
+    unit = torch.where(constant, 0.0, given.matrix.diagonal().clamp_min(0).sqrt())  # columns are divided by this again
     inverse = torch.where(unit > 0, 1 / unit, 0.0)
     h = given.matrix * inverse[:, None] * inverse
     b = given.vector * inverse / given.label.sqrt()
@@ -97,7 +95,8 @@ def of_products(given: NormalSums, settings: list[Setting], found: Moments, fold
         scaled = x[i] * inverse * given.label.sqrt()
         coefficients = scaled * label_scale / found.scale
         offset = (given.label_mean - scaled @ given.mean) * label_scale if intercept else label_scale.new_zeros(())
-        # Without an intercept Spark's normal equations see a constant column or not as its sums round.
+        # Without an intercept, rounding of its sums decides whether Spark's normal equations treat a column as
+        # constant.
         unclear = not intercept and normal(setting, len(constant)) and bool((constant & (found.low[fold] != 0)).any())
         objective = value[i] * given.label / label_variance(setting, given, found, fold)
         solutions.append(Solution(coefficients, offset, float(objective), bool(good[i]) and not unclear))
@@ -109,15 +108,17 @@ def normal(setting: Setting, columns: int) -> bool:
 
 
 def label_variance(setting: Setting, given: NormalSums, found: Moments, fold: int) -> Tensor:
-    """The label's variance as Spark divides by it: the population's for normal equations, else the sample's."""
+    """The label's variance by which Spark divides: the population's for normal equations, else the sample's."""
     return given.spread if normal(setting, len(found.centre)) else given.spread * found.unbiased[fold]
 
 
 def penalty(setting: Setting, given: NormalSums, found: Moments, fold: int, inverse: Tensor) -> tuple[Tensor, Tensor]:
-    """Weights of x² / 2 and of |x|, where coefficient = x · inverse · (the label's root mean square), in units of the scales.
+    """Weights of x² / 2 and of |x|, where coefficient = x · inverse · (the label's root mean square), in units of the
+    scales.
 
-    Spark minimises ½·mean squared error / σ² + regParam / σ · ((1 - α) / 2 · Σ b² + α·Σ |b|), where σ is the label's standard
-    deviation and b a coefficient times its column's standard deviation, over σ; without standardization, times 1.
+    Spark minimises ½·mean squared error / σ² + regParam / σ · ((1 - α) / 2 · Σ b² + α·Σ |b|), where σ is the label's
+    standard deviation and b a coefficient times its column's standard deviation (times 1 without standardization), over
+    σ.
     """
     factor = 1.0 if normal(setting, len(found.centre)) else float(found.unbiased[fold])
     deviation = (given.variance * factor).sqrt() if setting.standardization else 1 / found.scale

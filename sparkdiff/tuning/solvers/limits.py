@@ -1,34 +1,34 @@
-"""Which settings are not solved here and left to Spark."""
+"""Settings that are not solved here but left to Spark."""
 
 from sparkdiff.tuning.solvers.families import FAMILIES
 from sparkdiff.tuning.solvers.problem import RowFacts, Setting
 
 WIDEST = {"LinearRegression": 2000, "LogisticRegression": 2000, "GeneralizedLinearRegression": 1000}
-"""Columns (times classes, where there are several sets of coefficients) above which matrices of all pairs cost too much."""
+"""Number of columns (times sets of coefficients) above which matrices of all pairs cost too much."""
 NORMAL_COLUMNS = 4096
-"""With more columns than this Spark's solver `auto` of LinearRegression is l-bfgs, and it refuses `normal`."""
+"""Number of columns above which Spark's solver `auto` of LinearRegression is l-bfgs, and `normal` is refused."""
 
 
 def coefficients(setting: Setting, facts: RowFacts) -> int:
-    """How many a model has."""
+    """Number of coefficients of a model."""
     return facts.columns * (facts.classes if facts.classes > 2 or setting.family == "multinomial" else 1)
 
 
 def is_wide(kind: str, setting: Setting, facts: RowFacts, *, sparse: bool) -> bool:
-    """Whether a setting is solved without matrices of all pairs of coefficients, on rows in memory."""
+    """True if a setting is solved without matrices of all pairs of coefficients, on rows in memory."""
     if kind == "GeneralizedLinearRegression" or setting.regParam == 0:
         return False
     return sparse or coefficients(setting, facts) > WIDEST[kind]
 
 
 def _undetermined(setting: Setting, facts: RowFacts) -> bool:
-    """Whether raw predictions of two classes depend on which of many solutions is taken."""
+    """True if raw predictions of two classes depend on which of many solutions is chosen."""
     pure = setting.regParam > 0 and setting.elasticNetParam == 1
     return pure and setting.family == "multinomial" and facts.classes == 2
 
 
 def unsolved(kind: str, setting: Setting, facts: RowFacts) -> str:
-    """Why Spark has to fit this setting, in words; empty if `kind` (the name of Spark's class) is solved here with it."""
+    """The reason why Spark has to fit this setting; empty if it is solved here. `kind` is the name of Spark's class."""
     if kind not in WIDEST:
         return f"{kind} is fitted by Spark"
     if kind == "LogisticRegression" and setting.family == "binomial" and facts.classes > 2:

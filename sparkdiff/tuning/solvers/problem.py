@@ -1,6 +1,6 @@
-"""The problem of a solver of linear models, and its solution: rows, settings with Spark's names, models as Spark's; sums
-over the rows that each fold trains on (weights, means, deviations, which columns are constant); and rows with columns of about
-mean 0 and deviation 1, in memory or read again for each pass.
+"""The problem of a solver of linear models, and its solution: rows, settings with Spark's names, models like Spark's;
+sums over the rows that each fold trains on (weights, means, deviations, constant columns); and rows with columns of
+about mean 0 and deviation 1, in memory or read again for each pass.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,7 +23,7 @@ class Chunk:
     weight: Tensor
     """(n,) float64"""
     offset: Tensor | None
-    """(n,) float64, of GeneralizedLinearRegression only; None: zero."""
+    """(n,) float64, for GeneralizedLinearRegression only; None: zero."""
     fold: Tensor
     """(n,) int64: the fold that the row is held out of; -1 for a row that every fold trains on."""
 
@@ -33,73 +33,73 @@ Chunks = Callable[[], Iterator[Chunk]]
 
 @dataclass(frozen=True)
 class Setting:
-    """What a fit depends on, with Spark's names and defaults."""
+    """The Params that a fit depends on, with Spark's names and defaults."""
 
     regParam: float = 0.0
     elasticNetParam: float = 0.0
     fitIntercept: bool = True
     standardization: bool = True
     solver: str = "auto"
-    """LinearRegression's: auto, normal or l-bfgs. They differ in the standard deviations that they divide by."""
+    """Solver of LinearRegression: auto, normal or l-bfgs; they divide by different standard deviations."""
     loss: str = "squaredError"
-    """LinearRegression's."""
+    """Loss of LinearRegression."""
     family: str = "auto"
-    """LogisticRegression's (auto, binomial, multinomial), or GeneralizedLinearRegression's."""
+    """Family of LogisticRegression (auto, binomial, multinomial) or of GeneralizedLinearRegression."""
     link: str | None = None
-    """GeneralizedLinearRegression's; None: the family's canonical one."""
+    """Link of GeneralizedLinearRegression; None: the family's canonical one."""
     bounded: bool = False
-    """Whether a LogisticRegression has bounds on its coefficients or intercepts."""
+    """True if a LogisticRegression has bounds on its coefficients or intercepts."""
 
 
 @dataclass(frozen=True)
 class RowFacts:
-    """What is known of the rows before any fit."""
+    """Facts about the rows that are known before any fit."""
 
     columns: int
     classes: int = 0
-    """LogisticRegression's number of classes, as Spark counts them; 0 elsewhere."""
+    """Number of classes of LogisticRegression, as Spark counts them; 0 for other estimators."""
 
 
 @dataclass(frozen=True)
 class Solution:
-    """The model of one setting, fitted on all rows but one fold's, on the scale of the features, as Spark's model holds it."""
+    """The model of a setting, fitted on all rows but one fold's, on the features' scale as in Spark's model."""
 
     coefficients: Tensor
-    """(d,), or (classes, d) of a multinomial model."""
+    """(d,), or (classes, d) for a multinomial model."""
     intercept: Tensor
-    """(), or (classes,) of a multinomial model; zero without an intercept."""
+    """(), or (classes,) for a multinomial model; zero without an intercept."""
     objective: float
-    """What Spark minimises, penalties included, at this model. For GeneralizedLinearRegression, whose iterations minimise no
-    fixed function (but for gaussian with identity), the largest residual of their fixed point."""
+    """The objective that Spark minimises, penalties included, at this model. For GeneralizedLinearRegression, whose
+    iterations minimise no fixed function (except gaussian with identity), the largest residual of their fixed point."""
     converged: bool
-    """False: not to be used, Spark has to fit this one."""
+    """False: unusable; Spark has to fit this setting."""
 
 
 @dataclass(frozen=True)
 class Moments:
-    """What a first pass over the rows tells; index f stands for the rows that fold f trains on, all but its own."""
+    """The results of a first pass over the rows; index f stands for the rows that fold f trains on, all but its own."""
 
     weight: Tensor
     """Sum of the weights: (folds,)"""
     squares: Tensor
-    """Sum of their squares: (folds,)"""
+    """Sum of the squared weights: (folds,)"""
     low: Tensor
     high: Tensor
     """Smallest and largest value of each column where the weight isn't 0: (folds, d)"""
     labels: Tensor
-    """Smallest and largest label likewise: (folds, 2)"""
+    """Smallest and largest label, likewise: (folds, 2)"""
     classes: Tensor
     """Sum of the weights of each label 0, 1, ...: (folds, classes); empty without classes."""
     centre: Tensor
     scale: Tensor
-    """Mean and standard deviation of each column over all rows, 1 for a constant column: (d,). Only to compute well."""
+    """Mean and deviation (1 for a constant column) of each column over all rows: (d,). For numerical accuracy only."""
     label_centre: Tensor
     label_scale: Tensor
     rows: int
 
     @property
     def usable(self) -> bool:
-        """Whether all rows are finite, and no weight is negative."""
+        """True if all rows are finite and no weight is negative."""
         sums = (self.weight, self.low, self.high, self.labels, self.centre, self.scale, self.label_scale)
         return all(bool(torch.isfinite(s).all()) for s in sums) and bool((self.weight > 0).all())
 
@@ -110,7 +110,7 @@ class Moments:
 
     @property
     def unbiased(self) -> Tensor:
-        """By how much Spark's Summarizer multiplies the population's variance: (folds,)."""
+        """Factor by which Spark's Summarizer multiplies the population's variance: (folds,)."""
         return self.weight / (self.weight - self.squares / self.weight).clamp_min(torch.finfo(torch.float64).tiny)
 
 
@@ -123,7 +123,7 @@ def moments(chunks: Chunks, folds: int, classes: int = 0) -> Moments:
         if len(chunk.label) == 0:
             continue
         x, y, w = chunk.x, chunk.label, chunk.weight
-        # One where a row is held out of this fold, the last column for rows of none: (n, folds + 1).
+        # 1 where a row is held out of this fold, the last column for rows of none: (n, folds + 1).
         member = functional.one_hot(torch.where(chunk.fold < 0, folds, chunk.fold), groups).to(torch.float64)
         if not sums:
             origin = torch.cat([x.mean(0), y.mean().reshape(1)])
@@ -152,7 +152,7 @@ def moments(chunks: Chunks, folds: int, classes: int = 0) -> Moments:
     mean = first.sum(0) / weight.sum()
     deviation = (second.sum(0) / weight.sum() - mean.square()).clamp_min(0).sqrt()
     reach = high.amax(0) - low.amin(0)
-    deviation = torch.maximum(deviation, 1e-6 * reach)  # where the first rows are far off, squares lose their digits
+    deviation = torch.maximum(deviation, 1e-6 * reach)  # if the first rows are far off, squares lose digits
     deviation = torch.where(reach == 0, 1.0, deviation)
     centre = torch.where(reach == 0, low.amin(0), mean + origin)
     others = [[g for g in range(groups) if g != f] for f in range(folds)]
@@ -174,7 +174,7 @@ def moments(chunks: Chunks, folds: int, classes: int = 0) -> Moments:
 
 
 def failed(found: Moments, sets: int = 1) -> Solution:
-    """What stands for a model that could not be solved; `sets` are the rows of its matrix of coefficients."""
+    """A placeholder for a model that could not be solved; `sets` is the number of rows of its coefficients."""
     nothing = torch.full((sets, len(found.centre)), torch.nan, dtype=torch.float64)
     return Solution(
         nothing[0] if sets == 1 else nothing, nothing[0, 0] if sets == 1 else nothing[:, 0], torch.nan, False
@@ -182,12 +182,12 @@ def failed(found: Moments, sets: int = 1) -> Solution:
 
 
 def left_out(sums: Tensor) -> Tensor:
-    """(folds + 1, ...) sums of the groups -> (folds, ...) sums over all groups but one's own."""
+    """(folds + 1, ...) sums of the groups -> (folds, ...) sums over all groups except the fold's own."""
     return torch.stack([sums[[g for g in range(len(sums)) if g != f]].sum(0) for f in range(len(sums) - 1)])
 
 
 def gram(chunks: Chunks, folds: range, found: Moments) -> Iterator[tuple[int, Tensor]]:
-    """For each of these folds the weighted sums of products of the columns, the label and one, each moved and scaled:
+    """The weighted sums of products of the columns, the label and one, each moved and scaled, for each of these folds:
     (d + 2, d + 2), over the rows that it trains on.
     """
     size = len(found.centre) + 2
@@ -215,17 +215,17 @@ def augmented(chunk: Chunk, found: Moments) -> Tensor:
 Problem = TypeVar("Problem")
 
 CACHE = 2**18
-"""Numbers that fit into a processor's cache beside others."""
+"""Number of doubles that fit into a processor's cache beside others."""
 
 
 MATRICES = 2**29
 """Bytes for the matrices of problems that are solved together."""
 SAMPLE = 2**28
-"""Bytes for rows that are kept beside the others."""
+"""Bytes for sampled rows that are kept beside the others."""
 
 
 def batches(problems: list[Problem], parameters: int) -> list[list[Problem]]:
-    """As many at once as have room for a few matrices each."""
+    """Batches of as many problems as there is room for a few matrices each."""
     size = max(int(MATRICES / (8 * 4 * parameters**2)), 1)
     return [problems[i : i + size] for i in range(0, len(problems), size)]
 
@@ -233,14 +233,14 @@ def batches(problems: list[Problem], parameters: int) -> list[list[Problem]]:
 @dataclass(frozen=True)
 class Block:
     z: Tensor
-    """Columns moved and scaled, with a last column of ones for an intercept: (n, width)"""
+    """Columns moved and scaled, with a last column of ones if there is an intercept: (n, width)"""
     label: Tensor
     offset: Tensor
     own: Tensor
-    """A row's weight for each fold, zero where the fold holds it out: (n, folds)"""
+    """The weight of a row for each fold, zero if the fold holds it out: (n, folds)"""
 
     def parts(self, size: int) -> Iterator["Block"]:
-        """In parts of so many rows."""
+        """Parts of at most `size` rows."""
         if len(self.z) <= size:
             yield self
             return
@@ -252,7 +252,7 @@ class Block:
 
 @dataclass(frozen=True)
 class RowTable:
-    """All rows, and how their columns were moved and scaled."""
+    """All rows, with the centre and scale by which their columns were moved and scaled."""
 
     blocks: Callable[[], Iterator[Block]]
     centre: Tensor
@@ -268,7 +268,7 @@ class RowTable:
 
 
 def table(chunks: Chunks, folds: int, found: Moments, *, intercept: bool, memory: int) -> RowTable:
-    """Kept in memory if that takes no more than so many bytes."""
+    """The rows with moved and scaled columns; in memory if `memory` bytes suffice, else read again in each pass."""
     centre = found.centre if intercept else torch.zeros_like(found.centre)
     scale = found.scale if intercept else torch.hypot(found.scale, found.centre)
     d = len(scale)
@@ -294,7 +294,7 @@ def table(chunks: Chunks, folds: int, found: Moments, *, intercept: bool, memory
             yield whole
 
     sums = [torch.zeros(folds, d, dtype=torch.float64) for _ in range(2)]
-    near = (found.centre - centre) / scale  # squares of numbers far from 0 would hide the variance
+    near = (found.centre - centre) / scale  # squares of numbers far from 0 would lose the variance's digits
     for each in blocks():
         for part in each.parts(max(CACHE // d, 64)):
             columns = part.z[:, :d] if intercept else part.z - near
@@ -305,7 +305,7 @@ def table(chunks: Chunks, folds: int, found: Moments, *, intercept: bool, memory
 
 
 def together(blocks: Iterator[Block], rows: int) -> Block:
-    """One block of all, without a second copy of the rows."""
+    """One block of all rows, without a second copy of them."""
     whole: Block | None = None
     at = 0
     for block in blocks:
@@ -320,7 +320,7 @@ def together(blocks: Iterator[Block], rows: int) -> Block:
 
 
 def sample(source: RowTable, rows: int) -> Block:
-    """About so many rows, if there is room, the same ones at each call; all if there are few more."""
+    """A sample of about `rows` rows, the same at each call; fewer if memory is short, all if there are few more."""
     share = min(rows, SAMPLE // (8 * source.width)) / source.rows
     draw = torch.Generator().manual_seed(0)
     taken = []
@@ -337,7 +337,7 @@ def sample(source: RowTable, rows: int) -> Block:
 class ProductSums:
     """Sums over rows of factor · z zᵀ for many factors at once: (factors, width, width).
 
-    All products of two columns are made once for all the factors, and summed by one product of matrices.
+    All products of two columns are computed once for all factors, and summed by one matrix product.
     """
 
     def __init__(self, width: int, factors: int) -> None:
@@ -345,7 +345,7 @@ class ProductSums:
         self.above = torch.zeros(width * (width + 1) // 2, factors, dtype=torch.float64)
 
     def add(self, z: Tensor, factors: Tensor) -> None:
-        """(n, width) and (n, factors)"""
+        """Add rows z (n, width) with their factors (n, factors)."""
         rows = max(4 * CACHE // len(self.above), 128)
         for part, factor in zip(z.split(rows), factors.split(rows), strict=True):
             columns = part.T.contiguous()

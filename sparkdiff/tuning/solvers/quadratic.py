@@ -8,25 +8,25 @@ from torch import Tensor
 
 SWEEPS = 3000
 FACES = 10
-"""Systems in one go."""
+"""Number of systems solved in one call of `settle`."""
 EXCHANGES = 20
-"""Exchanges of active sets in one go."""
+"""Number of exchanges of active sets in one call of `exchange`."""
 IDLE = 3
-"""Exchanges without a lower value after which they are given up."""
+"""Number of exchanges without a lower value after which they are given up."""
 SMALL = 40
-"""Systems of up to so many coordinates are solved for all problems at once."""
+"""Largest number of coordinates with which systems are solved for all problems at once."""
 NEAR = 1e-8
-"""Weight of ½·(distance from the last x)², which is zero in the end: columns that depend on one another give a system with a
-solution all the same, and one that leads to where a sign changes."""
+"""Weight of ½·(distance from the last x)², which is zero in the end: with it, a system with linearly dependent columns
+has a solution, too, one that leads to where a sign changes."""
 
 
 def minimise(
     h: Tensor, ridge: Tensor, b: Tensor, lasso: Tensor, start: Tensor | None = None, *, tol: float | Tensor = 1e-12
 ) -> tuple[Tensor, Tensor]:
-    """(m or 1, d, d), (m, d), (m, d), (m, d) -> the minima (m, d), and which of them are exact to `tol` (m,).
+    """The minima (m, d), and which of them are exact to `tol` (m,), given h (m or 1, d, d), ridge, b and lasso (m, d).
 
-    Exchanges of active sets, or else coordinate descent, find out which coordinates are zero and the others' signs; a linear
-    system gives the values.
+    Exchanges of active sets, or else coordinate descent, determine which coordinates are zero and the signs of the
+    others; a linear system gives the values.
     """
     x = (torch.zeros_like(b) if start is None else start).clone()
     done = torch.zeros(len(b), dtype=torch.bool)
@@ -49,7 +49,7 @@ def value(h: Tensor, ridge: Tensor, b: Tensor, lasso: Tensor, x: Tensor) -> Tens
 
 
 def violation(h: Tensor, ridge: Tensor, b: Tensor, lasso: Tensor, x: Tensor) -> Tensor:
-    """How far the smallest subgradient is from zero: (m,)."""
+    """The largest absolute entry of the smallest subgradient: (m,)."""
     return subgradient(times(h, x) + ridge * x - b, lasso, x).abs().amax(1)
 
 
@@ -64,7 +64,7 @@ def times(h: Tensor, x: Tensor) -> Tensor:
 
 
 def settle(h: Tensor, ridge: Tensor, b: Tensor, lasso: Tensor, x: Tensor) -> Tensor:
-    """Down to the minimum with the zeros and signs of x; coordinates whose signs would change on the way stay at zero."""
+    """Move to the minimum with the zeros and signs of x; coordinates whose signs would change stay at zero."""
     x, moving = x.clone(), torch.ones(len(x), dtype=torch.bool)
     for _ in range(FACES):
         todo = moving.nonzero()[:, 0]
@@ -86,10 +86,10 @@ def settle(h: Tensor, ridge: Tensor, b: Tensor, lasso: Tensor, x: Tensor) -> Ten
 
 
 def exchange(h: Tensor, ridge: Tensor, b: Tensor, lasso: Tensor, x: Tensor) -> Tensor:
-    """Primal-dual active sets (Hintermüller, Ito and Kunisch 2003): all coordinates that a step along the gradient would move
-    across zero change sides at once, and a linear system gives the values.
+    """Exchange primal-dual active sets (Hintermüller, Ito and Kunisch 2003): all coordinates that a step along the
+    gradient would move across zero change sides at once, and a linear system gives the values.
 
-    The sets come to rest after a few exchanges, or go round in circles: the lowest x on the way is returned.
+    The sets settle after a few exchanges, or cycle; the x with the lowest value on the way is returned.
     """
     best, least = x.clone(), value(h, ridge, b, lasso, x)
     now, curvature = x.clone(), h.diagonal(dim1=1, dim2=2) + ridge
@@ -112,8 +112,9 @@ def exchange(h: Tensor, ridge: Tensor, b: Tensor, lasso: Tensor, x: Tensor) -> T
 
 
 def with_signs(h: Tensor, ridge: Tensor, b: Tensor, lasso: Tensor, x: Tensor, signs: Tensor | None = None) -> Tensor:
-    """The minimum over the coordinates of these signs, x's by default, that aren't zero (or have no |x|), as if signs stayed; NaN
-    where none is found."""
+    """The minimum over the coordinates with nonzero signs (or without |x|), as if signs stayed; `signs` are x's by
+    default. NaN where none is found.
+    """
     signs = x.sign() if signs is None else signs
     used = (signs != 0) | (lasso == 0)
     right = b - lasso * signs + NEAR * x
@@ -137,7 +138,9 @@ def solved(system: Tensor, right: Tensor) -> Tensor:
 
 
 def descend(h: Tensor, ridge: Tensor, b: Tensor, lasso: Tensor, x: Tensor, *, sweeps: int) -> Tensor:
-    """Cyclic coordinate descent, every problem at the same coordinate; one sweep of four goes over all of them."""
+    """Take sweeps of cyclic coordinate descent, all problems at the same coordinate; every fourth sweep visits all
+    coordinates, the others only nonzero ones.
+    """
     columns = np.ascontiguousarray(h.permute(1, 2, 0).numpy())  # (d, d, m or 1)
     stay, edge = ridge.T.numpy(), np.ascontiguousarray(lasso.T.numpy())
     now = np.ascontiguousarray(x.T.numpy()).copy()

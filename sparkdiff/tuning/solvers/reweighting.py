@@ -29,7 +29,7 @@ PIVOT = 1e-10
 
 
 def generalized(chunks: Chunks, settings: list[Setting], folds: int, memory: int = 2**30) -> list[list[Solution]]:
-    """GeneralizedLinearRegression's models, [setting][fold].
+    """Models of GeneralizedLinearRegression, [setting][fold].
 
     Rows stay in memory between passes if they need no more than `memory` bytes; else each pass reads `chunks` again.
     """
@@ -57,7 +57,7 @@ def without_offset(chunks: Chunks) -> Iterator[Chunk]:
 
 
 def of_kind(chunks: Chunks, settings: list[Setting], folds: int, found: Moments, memory: int) -> list[list[Solution]]:
-    """Of one family, one link, with or without an intercept."""
+    """The models of settings with one family and one link, all with or all without an intercept."""
     name, link = kind_of(settings[0])
     family = FAMILIES[name]
     nothing = [[failed(found) for _ in range(folds)] for _ in settings]
@@ -76,7 +76,7 @@ def of_kind(chunks: Chunks, settings: list[Setting], folds: int, found: Moments,
 def together(
     rows: RowTable, found: Moments, problems: list[tuple[Setting, int]], family: Family, link: LinkFunction
 ) -> list[Solution]:
-    """The same steps as Spark's, from almost the same start, until they stay where they are."""
+    """Take the same steps as Spark, from almost the same start, until a fixed point."""
     m, d = len(problems), len(rows.scale)
     fold = torch.tensor([f for _, f in problems])
     ridge, free = torch.zeros(m, rows.width, dtype=torch.float64), torch.ones(m, rows.width, dtype=torch.float64)
@@ -110,7 +110,7 @@ def together(
 def system(
     rows: RowTable, fold: Tensor, at: Tensor | None, family: Family, link: LinkFunction
 ) -> tuple[Tensor, Tensor]:
-    """Mean products of columns, and of columns and the working labels, by the working weights: their sum divides, as in Spark."""
+    """Mean products of columns, and of columns and working labels, by working weights over their sum, as in Spark."""
     m = len(fold)
     sums, vector = ProductSums(rows.width, m), torch.zeros(m, rows.width, dtype=torch.float64)
     total = torch.zeros(m, dtype=torch.float64)
@@ -143,6 +143,6 @@ def solution(
     if setting.fitIntercept:
         intercept = at[d] - coefficients @ rows.centre
         left = torch.cat([left + rows.centre * residual[d], residual[d:]])
-    # Without an intercept Spark's normal equations see a constant column or not as its sums round.
+    # Without an intercept, rounding of its sums decides whether Spark's normal equations treat a column as constant.
     unclear = not setting.fitIntercept and bool((found.constant[fold] & (found.low[fold] != 0)).any())
     return Solution(coefficients, intercept, float(left.abs().max()), done and not unclear)

@@ -1,4 +1,4 @@
-"""How many threads torch uses in a solver."""
+"""The number of threads that torch uses in a solver."""
 
 import contextlib
 import math
@@ -9,18 +9,19 @@ import torch
 from sparkdiff.tensors.device import torch_threads
 
 WORTH = 1e8
-"""Multiplications of one pass from which on several threads are quicker than one, which waits for no other program."""
+"""Multiplications in a pass from which several threads are faster than one, which never waits for other programs."""
 
 
 def idle_cores() -> int:
-    """How many cores nobody used in the last minute, at least one."""
+    """Number of cores that were idle in the last minute, at least 1."""
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     return max(math.ceil((os.cpu_count() or 1) - load), 1)
 
 
 def threads_for(multiplications: float) -> contextlib.AbstractContextManager[None]:
-    """For a pass of this size no more threads than cores are idle, and one for a small pass.
+    """Limit threads to the number of idle cores for a pass of this size, and to one for a small pass.
 
-    Threads wait for each other in each operation: where other programs use the cores too, two take several times as long as one.
+    Threads wait for each other in each operation: if other programs use the cores, too, two threads take several times
+    as long as one.
     """
     return torch_threads(1 if multiplications < WORTH else min(torch.get_num_threads(), idle_cores()))

@@ -17,12 +17,12 @@ from sparkdiff.tuning.solvers.problem import MATRICES, Setting, Solution
 from sparkdiff.tuning.solvers.wide_rows import Whole, WideRows, wide_rows
 
 STEPS, TRIALS, INNER = 100, 40, 500
-"""Newton steps, trials along one of them, conjugate gradients for one."""
+"""Maximal numbers of Newton steps, of trials along one, and of conjugate gradient steps for one."""
 
 
 @dataclass(frozen=True)
 class Costs:
-    """Penalties ½·ridge·x² + lasso·|x| of the parameters; `free` is zero for those that stay zero."""
+    """Penalties ½·ridge·x² + lasso·|x| of the parameters; `free` is 0 for those that stay zero."""
 
     ridge: Tensor
     lasso: Tensor
@@ -42,19 +42,19 @@ class Function(Protocol):
 
 @dataclass(frozen=True)
 class Iterate:
-    """What the losses are like at some parameters."""
+    """Values and derivatives of the losses at some parameters."""
 
     value: Tensor
     """(problems,)"""
     gradient: Tensor
     times: Callable[[Tensor, Tensor], Tensor]
-    """The Hessians of these problems (their numbers) times these vectors."""
+    """Function that multiplies the Hessians of these problems (their indices) by these vectors."""
     diagonal: Tensor
-    """About the Hessians' diagonals."""
+    """Approximate diagonals of the Hessians."""
 
 
 def dot(a: Tensor, b: Tensor) -> Tensor:
-    """(problems,)"""
+    """Scalar products: (problems,)"""
     return torch.einsum("pms,pms->m", a, b)
 
 
@@ -63,7 +63,7 @@ def largest(x: Tensor) -> Tensor:
 
 
 def minimise(function: Function, given: Costs, start: Tensor) -> Minimum:
-    """Elastic net: each step stays on its side of zero in every parameter, and what would cross over stays at zero."""
+    """Minimise with an elastic net: in each step, a parameter that would cross zero stops at zero."""
     at, m = start.clone(), start.shape[1]
     value, found = torch.full((m,), torch.nan, dtype=torch.float64), torch.zeros(m, dtype=torch.bool)
     active, first = torch.arange(m), torch.full((m,), torch.nan, dtype=torch.float64)
@@ -87,7 +87,7 @@ def minimise(function: Function, given: Costs, start: Tensor) -> Minimum:
         active, slope, total = active[going], slope[:, going], total[going]
         own, costs, now = own.of(going), costs.of(going), now[:, going]
         now, place, moved = along(own, costs, now, way, slope, total)
-        if not bool(moved.all()):  # nothing is gained any more
+        if not bool(moved.all()):  # no further gain
             stay = moved.nonzero()[:, 0]
             if not len(stay):
                 break
@@ -101,7 +101,7 @@ def penalised(loss: Tensor, costs: Costs, at: Tensor) -> Tensor:
 
 
 def towards(place: Iterate, costs: Costs, at: Tensor, slope: Tensor, goal: Tensor, which: Tensor) -> Tensor:
-    """Newton's steps of these problems, found until what is left of the slope is below the goal."""
+    """Newton's steps of these problems, by conjugate gradients until the rest of the slope is below the goal."""
     costs, at, slope, goal = costs.of(which), at[:, which], slope[:, which], goal[which]
     moving = ((at != 0) | (slope != 0) | (costs.lasso == 0)).to(at.dtype) * costs.free
     inverse = moving / (place.diagonal[:, which] + costs.ridge).clamp_min(1e-300)
@@ -109,7 +109,7 @@ def towards(place: Iterate, costs: Costs, at: Tensor, slope: Tensor, goal: Tenso
     left = -slope * moving
     near = inverse * left
     way, size = near, dot(left, near)
-    # Where columns depend on one another a little more curvature gives a step all the same, one to where a sign changes.
+    # Where columns are linearly dependent, a little more curvature still gives a step, one to where a sign changes.
     order, ridge = torch.arange(len(which)), costs.ridge + quadratic.NEAR * place.diagonal[:, which] * (costs.lasso > 0)
     for _ in range(INNER):
         turned = (place.times(which[order], way) + ridge * way) * moving
@@ -135,7 +135,7 @@ def towards(place: Iterate, costs: Costs, at: Tensor, slope: Tensor, goal: Tenso
 def along(
     own: Function, costs: Costs, at: Tensor, way: Tensor, slope: Tensor, total: Tensor
 ) -> tuple[Tensor, Iterate, Tensor]:
-    """As far along each way as the function goes down enough; and which problems moved."""
+    """Go along each direction as far as the function decreases enough; also return which problems moved."""
     bent = costs.lasso > 0
     side = torch.where(at != 0, at.sign(), -slope.sign())
     length = torch.ones(at.shape[1], dtype=torch.float64)
@@ -158,7 +158,7 @@ Problems = list[tuple[Setting, int]]
 
 
 def wide(whole: Whole, settings: list[Setting], folds: int, classes: int = 0) -> list[list[Solution]]:
-    """Models, [setting][fold], each with a penalty; of LogisticRegression where there are `classes`, else LinearRegression."""
+    """Models with a penalty, [setting][fold]: LogisticRegression if there are `classes`, else LinearRegression."""
     answers: dict[tuple[int, int], Solution] = {}
     for intercept in (True, False):
         rows: WideRows | None = None
@@ -187,7 +187,7 @@ def folds_of(problems: Problems) -> Tensor:
 
 
 def costs(rows: WideRows, problems: Problems, sets: int, ridge: Tensor, lasso: Tensor) -> Costs:
-    """From penalties of the columns (d, problems); the intercept has none."""
+    """The costs of all parameters, from penalties of the columns (d, problems); the intercept has none."""
 
     def of(columns: Tensor, intercept: float) -> Tensor:
         last = torch.full((1, len(problems)), intercept, dtype=torch.float64)
@@ -198,7 +198,7 @@ def costs(rows: WideRows, problems: Problems, sets: int, ridge: Tensor, lasso: T
 
 
 def units(rows: WideRows, problems: Problems, factor: Tensor) -> Tensor:
-    """What a scaled coefficient is multiplied by where it is penalised: (d, problems)."""
+    """Factor of a scaled coefficient in the penalty: (d, problems)."""
     fold = folds_of(problems)
     deviation = (rows.variance[:, fold] * factor).sqrt()
     plain = torch.tensor([not s.standardization for s, _ in problems])
@@ -206,7 +206,7 @@ def units(rows: WideRows, problems: Problems, factor: Tensor) -> Tensor:
 
 
 def strengths(problems: Problems) -> tuple[Tensor, Tensor]:
-    """Of L2 and L1: (problems,) each."""
+    """Strengths of L2 and L1: (problems,) each."""
     strength = torch.tensor([s.regParam for s, _ in problems], dtype=torch.float64)
     share = torch.tensor([s.elasticNetParam for s, _ in problems], dtype=torch.float64)
     return strength * (1 - share), strength * share
@@ -227,7 +227,7 @@ def logistic(rows: WideRows, problems: Problems, sets: int) -> list[Solution]:
 
 
 def linear(rows: WideRows, problems: Problems, sets: int) -> list[Solution]:
-    """With the label moved and scaled. Of its penalties see `least_squares.penalty`."""
+    """LinearRegression with the label moved and scaled. For its penalties see `least_squares.penalty`."""
     fold, intercept = folds_of(problems), problems[0][0].fitIntercept
     plain = torch.tensor([normal(s, rows.width) for s, _ in problems])
     factor = torch.where(plain, 1.0, rows.unbiased[fold])
@@ -245,7 +245,8 @@ def linear(rows: WideRows, problems: Problems, sets: int) -> list[Solution]:
     minimum = minimise(SquaresLoss(rows, fold, (rows.label - centre) / scale), given, start)
     answers = []
     for (setting, f), found, spread in zip(problems, solutions(rows, problems, minimum), sigma.tolist(), strict=True):
-        # Without an intercept Spark's normal equations see a constant column or not as its sums round.
+        # Without an intercept, rounding of its sums decides whether Spark's normal equations treat a column as
+        # constant.
         unclear = not intercept and normal(setting, rows.width) and bool(rows.lost[f])
         usable = found.converged and spread > 0 and not unclear
         objective = found.objective * float(scale) ** 2 / max(spread, 1e-300) ** 2
@@ -277,7 +278,7 @@ class _Loss:
     fold: Tensor
 
     def of(self, which: Tensor) -> Self:
-        """Those of some of the problems."""
+        """The losses of some of the problems."""
         return replace(self, fold=self.fold[which])
 
 
@@ -300,7 +301,7 @@ class SquaresLoss(_Loss):
 
 
 def some(columns: Tensor, which: Tensor) -> Tensor:
-    """Without a copy where it is all of them."""
+    """Some of the columns; not copied if they are all of them."""
     return columns if len(which) == columns.shape[1] else columns[:, which]
 
 
@@ -309,7 +310,7 @@ def curved(rows: WideRows, curve: Tensor, way: Tensor) -> Tensor:
 
 
 def diagonal(rows: WideRows, fold: Tensor, curve: Tensor) -> Tensor:
-    """As if all rows of a problem had the same curvature: (1, problems, sets) -> (d + 1, problems, sets)."""
+    """Hessian diagonals if all rows had the same curvature: (1, problems, sets) -> (d + 1, problems, sets)."""
     variance = rows.variance[:, fold]
     return torch.cat([variance, torch.ones_like(variance[:1])])[:, :, None] * curve
 

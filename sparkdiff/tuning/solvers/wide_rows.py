@@ -1,4 +1,4 @@
-"""Rows with many columns, in memory: sparse ones stay sparse, as columns are scaled but moved only in what is computed."""
+"""Rows with many columns, in memory: sparse rows stay sparse, as columns are centred only within computations."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -23,43 +23,43 @@ class Whole:
 
 @dataclass(frozen=True)
 class WideRows:
-    """Columns divided by their scale, without those that no row has a number in."""
+    """Columns divided by their scale, without columns in which no row has a number."""
 
     x: Rows
     """(n, d)"""
     turned: Rows
-    """(d, n), the same numbers"""
+    """The transpose (d, n)"""
     columns: Tensor
-    """Their places among all columns: (d,)"""
+    """Their indices among all columns: (d,)"""
     width: int
     centre: Tensor
-    """What is taken off the scaled columns, zero without an intercept: (d,)"""
+    """The centre that is subtracted from the scaled columns, zero without an intercept: (d,)"""
     scale: Tensor
     label: Tensor
     own: Tensor
-    """A row's share of the weight of each fold's training rows, zero where the fold holds it out: (n, folds)"""
+    """A row's share of the weight of each fold's training rows, zero if the fold holds it out: (n, folds)"""
     variance: Tensor
     """The population's variance of each scaled column over the rows that a fold trains on: (d, folds)"""
     constant: Tensor
-    """Whether a column has a single value there: (d, folds) bool"""
+    """True for a column with a single value in a fold's training rows: (d, folds) bool"""
     lost: Tensor
-    """Whether some column has a single value there that is not zero: (folds,) bool"""
+    """True if some column has a single value there that is not zero: (folds,) bool"""
     unbiased: Tensor
-    """By how much Spark's Summarizer multiplies the population's variance: (folds,)"""
+    """Factor by which Spark's Summarizer multiplies the population's variance: (folds,)"""
 
     def margins(self, at: Tensor) -> Tensor:
-        """(d + 1, k) parameters, the last one the intercept -> (n, k)."""
+        """Margins (n, k) from parameters (d + 1, k), the last one the intercept."""
         b = at[:-1].contiguous()
         return product(self.x, b) + (at[-1] - self.centre @ b)
 
     def sums(self, left: Tensor) -> Tensor:
-        """(n, k) -> (d + 1, k): its sums with the columns and with one."""
+        """Sums of `left` (n, k), multiplied by the columns and by one: (d + 1, k)."""
         total = left.sum(0, keepdim=True)
         return torch.cat([product(self.turned, left) - self.centre[:, None] * total, total])
 
 
 def gather(parts: Iterable[Whole], count: int) -> Whole:
-    """All parts in one; dense ones without a second copy of them all."""
+    """All parts in one; dense parts without a second copy of all of them."""
     found: list[Whole] = []
     x: Tensor | None = None
     place = 0
@@ -108,15 +108,15 @@ def turn(x: Rows) -> Rows:
 
 
 def transposed(x: Rows, left: Tensor) -> Tensor:
-    """(n, d), (n, k) -> (d, k), for a few k."""
+    """Product of the transpose of x (n, d) and `left` (n, k): (d, k), for a few k."""
     if not isinstance(x, SparseRows):
         return x.T @ left
     return left.new_zeros(x.width, left.shape[1]).index_add_(0, x.indices, x.values[:, None] * left[x.rows()])
 
 
 def spread(x: Rows, shares: Tensor, near: Tensor) -> Tensor:
-    """Variances of the columns with these shares of the rows, (n, k) -> (d, k); `near` lies near their means, so that no digits
-    are lost.
+    """Variances (d, k) of the columns with these shares of the rows (n, k); `near` is close to the columns' means, so
+    that no digits are lost.
     """
     if isinstance(x, SparseRows):
         moved = x.values - near[x.indices]
@@ -135,6 +135,6 @@ def spread(x: Rows, shares: Tensor, near: Tensor) -> Tensor:
 
 
 def single(x: Rows, rows: Tensor) -> Tensor:
-    """Whether a column has one value in these rows: (d,) bool."""
+    """True for columns with one value in these rows: (d,) bool."""
     low, high = extremes(taken(x, rows.nonzero()[:, 0]))
     return low == high
