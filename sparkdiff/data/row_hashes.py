@@ -83,7 +83,7 @@ def coin(df: DataFrame, *salt: object) -> Column:
     The hash of a row that equals no other and has no null is `row_hash`.
     """
     rows = df.drop(COPY)
-    # A null adds nothing to a hash: only the names of null columns distinguish rows that differ in which column is null.
+    # A null adds nothing to a hash: only the names of null columns tell apart rows that differ in which column is null.
     nulls = [F.when(named(name).isNull(), name) for name in sorted(read_by_name(rows))]
     return row_hash(rows, *salt, *nulls, *(named(name) for name in df.columns if name == COPY))
 
