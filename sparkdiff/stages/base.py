@@ -19,7 +19,7 @@ from sparkdiff.stages.constraints import Constraint, Positive, Rounded
 from sparkdiff.tensors.rows import NEVER, Nulls, Rows, beyond, stored_as
 
 SUPPORT = 5
-"""Number of training rows that must differ from a feature's usual value, or have a class, before its parameters train."""
+"""Training rows that must differ from a feature's usual value, or have a class, before its parameters train."""
 
 
 @dataclass(frozen=True)

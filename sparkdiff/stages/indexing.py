@@ -54,8 +54,8 @@ class VectorIndexer(StageModule):
         self.register_buffer("first", counts.cumsum(0))  # (d + 1,)
         self.register_buffer("values", torch.tensor([v for v, _ in entries], dtype=torch.float64))  # (c + 1,)
         self.register_buffer("numbers", torch.tensor([k for _, k in entries], dtype=torch.float64))  # (c + 1,)
-        # The index of an unknown value; -1 for a feature that is not categorical. It is 0 if Spark fitted no category at
-        # all, as it does for a feature with only 0.0 and -0.0.
+        # The index of an unknown value; -1 for a feature that is not categorical. It is 0 if Spark fitted no category,
+        # as it does for a feature with only 0.0 and -0.0.
         unknown = [len(maps[j]) if j in maps else -1 for j in range(size)]
         self.register_buffer("unknown", torch.tensor(unknown, dtype=torch.float64))  # (d,)
         self.tells_zeros = -1.0 if any(categories.get(0.0) != 0 for categories in maps.values()) else NEVER

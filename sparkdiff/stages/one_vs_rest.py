@@ -48,8 +48,8 @@ class OneVsRest(MatrixProduct, Predictor):
     @classmethod
     def from_spark(cls, stage: Any) -> "OneVsRest":
         models: list[Any] = [REGISTRY[class_name(m)].from_spark(m) for m in stage.models]
-        # In Python's max, NaN is the largest only in first place; in array_argmax of newer Sparks never, and only scores > -inf
-        # count.
+        # In Python's max, NaN is the largest only in first place; in array_argmax of newer Sparks never, and only
+        # scores > -inf count.
         return cls(
             models, shown=cls.shown_by(stage), by_array="array_argmax" in type(stage)._transform.__code__.co_names
         )
