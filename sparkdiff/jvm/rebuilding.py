@@ -157,7 +157,9 @@ def _constructed(java: Any, kind: Any, weights: Mapping[str, Any], like: Mapping
 
 
 def named(stage: Any, uid: str) -> Any:
-    """A new unfitted stage or transformer with another uid, also in Java, whose uid goes into saved files."""
+    """Give a newly made unfitted stage or transformer another uid, also in Java, whose uid goes into saved files.
+    Returns it.
+    """
     kind = type(stage)
     java = f"{kind.__module__.replace('pyspark', 'org.apache.spark', 1)}.{kind.__name__}"
     stage._java_obj = stage._new_java_obj(java, uid)
