@@ -73,7 +73,9 @@ class FeatureNames:
         return not self.vectors[version] or not self.name(version, 0).endswith("[0]")
 
     def binary(self, version: Version, *, encoded: bool = True) -> Tensor:
-        """Mask (w,), True for slots of categories; for those that an encoder of the network makes only with `encoded`."""
+        """Mask (w,), True for slots of categories, but for those that an encoder of the network makes only with
+        `encoded`.
+        """
         out = torch.zeros(self.widths[version], dtype=torch.bool)
         if version in self.attributes:
             known = [j for j, (kind, _) in self.attributes[version].items() if kind == "binary" and j < len(out)]

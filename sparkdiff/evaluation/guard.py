@@ -17,14 +17,14 @@ be necessary:
 - The column that ships, one with the largest mean gain, is compared with the largest *score* of any column. Its own score
   may be smaller than that of another column, so the test keeps its level whatever the quality of the other columns, and
   whichever column is chosen among equal gains.
-- Signs make the drawn distribution symmetric, but rare large losses skew the gains to the left: a sample with too few of
-  the rare losses looks both good and steady. Then the score is lowered to the signed root of the empirical likelihood
-  ratio (Owen 1988), which follows the skewness; it is never raised.
+- Signs make the drawn distribution symmetric, but rare large losses skew the gains to the left: a sample with too few
+  of the rare losses looks both good and steady. Then the score is lowered to the signed root of the empirical
+  likelihood ratio (Owen 1988), which follows the skewness; it is never raised.
 - A sample without any of the rare losses shows no skewness either. There are several times as many training rows, and they
-  show how often a row gets worse, and by how much. So the mean square of the rows' losses is taken from the training
-  rows if it is larger there. If fewer than five of them make up that mean, their number says little about the
-  frequency of such rows, and the mean is multiplied by three (Hanley and Lippman-Hand 1983, the rule of three); with
-  more of them, by less and less.
+  show how often a row gets worse, and by how much. So the mean square of the amounts by which rows get worse is taken
+  from the training rows if it is larger there. If fewer than five of them make up that mean, their number says little
+  about the frequency of such rows, and the mean is multiplied by three (Hanley and Lippman-Hand 1983, the rule of
+  three); with more of them, by less and less.
 
 The same test with reversed signs finds rows that got worse (`worsening`, for slices and reference rows; because some
 are small, it has a stricter allowance for skewness). Inverted, it gives the interval of the relative gain: all ratios
@@ -321,7 +321,7 @@ def _signs(blocks: int, draws: int, seed: int) -> Iterator[Tensor]:
 
 def _p_value(columns: Tensor, score: float, level: float, seed: int) -> float:
     """Share of random signs of the blocks for which a column of unit norm (C, B) sums to at least the score."""
-    # Hoeffding's inequality over all columns: a certain bound, and sharp: it saves fleets (tiny levels) millions of draws.
+    # Hoeffding's inequality over all columns: certain, and sharp enough to save fleets (tiny levels) millions of draws.
     bound = len(columns) * math.exp(-score * score / 2)
     draws = CHUNK if bound < level else min(max(CHUNK, math.ceil(20 / level)), MAX_DRAWS)
     hits = drawn = 0

@@ -175,7 +175,7 @@ def read(
 
 @torch.no_grad()
 def held_out_units(data: Data, metric: Metric, kind: Kind) -> Units:
-    """Smallest number of validation units that the metric counts, as far as the labels show it; takes 24 bytes a row."""
+    """Smallest number of validation units that the metric counts, as far as labels show it; takes 24 bytes a row."""
     parts = [(y[w > 0], w[w > 0], scalar(b, "block")[w > 0]) for b, y, w, _ in data.batches("validation")]
     label, weight, block = (torch.cat(x) for x in zip(*parts, strict=True))
     unit = None if kind == "rows" else block

@@ -21,7 +21,9 @@ from sparkdiff.tensors.team import Team
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """Weighted sums of one network's metric on one split; smaller is better: negated if larger is better."""
+    """Weighted sums of one network's metric on one split; smaller is better: a metric for which larger is better is
+    negated.
+    """
 
     blocks: Tensor  # (B,) sum of w * loss per block; for a metric that is no mean over rows, of w * influence
     weights: Tensor  # (B,) sum of w

@@ -3,20 +3,20 @@
 There are three kinds of evidence, depending on what Spark keeps about the rows of a fit:
 
 - A refit on all rows reproduces the original: then it was fitted on exactly these rows.
-- The equations of a linear last stage. Its coefficients make the sum over its own rows of weight * slope of the loss * feature,
-  plus the slope of the penalty, zero. On other rows the sum of n such terms has its own mean and variance: Hotelling's
-  T² of its q entries is chi-square with q degrees of freedom if the original has the true coefficients, and larger if
-  it was fitted on few rows, on rows that differ, or didn't converge. On rows of which it has seen the share f, it is
-  1/f - 1 times a chi-square. So a T² below the 1% point shows that it has seen them. The covariance of the terms is
-  estimated from the rows, not from the model (the sandwich estimator: White 1980), so uneven noise, wrong models and
-  penalties don't invalidate the test. It needs no refit, and stages before the last may have been fitted on any rows.
-  (The distance of the coefficients from those of a refit, in units of the model's own covariance, is too small on
-  other rows if there is a penalty, or less noise far out: benchmarks/seen_rows.py.)
-- The losses of trees, whose roots show how many rows they were grown from. A model is better on its own rows than on others.
-  Suppose that an original was grown from no more rows than the table has, and that its losses lie more than a third of
-  the way from those of refits that haven't seen the rows to those of a refit that has. Then it has seen some of them.
-  A loss merely smaller than that of refits would show little: the quality of trees depends on their rows and random
-  numbers, and up to a fifth of the forests grown from other rows are better, too.
+- The equations of a linear last stage. Its coefficients make the sum over its own rows of weight * slope of the loss *
+  feature, plus the slope of the penalty, zero. On other rows the sum of n such terms has its own mean and variance:
+  Hotelling's T² of its q entries is chi-square with q degrees of freedom if the original has the true coefficients,
+  and larger if it was fitted on few rows, on rows that differ, or didn't converge. On rows of which it has seen the
+  share f, it is 1/f - 1 times a chi-square. So a T² below the 1% point shows that it has seen them. The covariance of
+  the terms is estimated from the rows, not from the model (the sandwich estimator: White 1980), so uneven noise, wrong
+  models and penalties don't invalidate the test. It needs no refit, and stages before the last may have been fitted on
+  any rows. (The distance of the coefficients from those of a refit, in units of the model's own covariance, is too
+  small on other rows if there is a penalty, or less noise far out: benchmarks/seen_rows.py.)
+- The losses of trees, whose roots show how many rows they were grown from. A model is better on its own rows than on
+  others. Suppose that an original was grown from no more rows than the table has, and that its losses lie more than a
+  third of the way from those of refits that haven't seen the rows to those of a refit that has. Then it has seen some
+  of them. A loss merely smaller than that of refits would show little: the quality of trees depends on their rows and
+  random numbers, and up to a fifth of the forests grown from other rows are better, too.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""A trained network's weights, written back into stages of the same MLlib classes."""
+"""Write-back of a trained network's weights into stages of the same MLlib classes."""
 
 import copy
 from typing import Any
