@@ -144,7 +144,7 @@ def _temporary() -> Path:
 
 
 Watch = Callable[[Path], contextlib.AbstractContextManager[object]]
-"""Watches a folder while files are written into it."""
+"""A context manager that watches a folder while files are written into it."""
 
 
 class Growing:

@@ -226,7 +226,9 @@ def check_request(request: Request) -> None:
         splits.check_columns(source.data, request.options)
         splits.check_names(cut.made)
         check_stage_columns(graph, source.df.schema, (request.labelCol, request.weightCol))
-        names = {graph.casefold(c) for c in (*source.df.columns, *cut.made)}  # what opaque stages make isn't known here
+        names = {
+            graph.casefold(c) for c in (*source.df.columns, *cut.made)
+        }  # outputs of opaque stages are unknown here
         head = graph.head
         for lost in (c for c in head.lossInputs if not cut.opaque and graph.casefold(c) not in names):
             raise InputError(

@@ -56,7 +56,7 @@ def with_copies(df: DataFrame) -> DataFrame:
     """The rows with COPY, if some of them are equal in all columns that can be read; else the DataFrame itself. Runs a
     job.
 
-    Equal rows may be numbered in any order, because nobody can tell them apart. The numbers do not depend on
+    Equal rows may be numbered in any order, because they cannot be distinguished. The numbers do not depend on
     partitions, and more rows change none. Without equal rows, all rows stay where they are.
 
     Raises:

@@ -290,7 +290,7 @@ def find_boundaries(sources: Sequence[Source], options: Options) -> Boundaries:
     rows.
 
     Raises:
-        InputError: as `check_columns`; there is no time to divide by; Spark failed on the rows.
+        InputError: see `check_columns`; or there is no time to divide by, or Spark failed on the rows.
     """
     if options.timeCol is None:
         return Boundaries()

@@ -260,7 +260,8 @@ def _no_null(row: dict[Version, Rows], v: Version) -> dict[Version, Rows]:
 
 
 def _accepted(network: Network, rows: Sequence[dict[Version, Rows]]) -> list[dict[Version, Rows]]:
-    """Those of these single rows that the network accepts; Spark refuses the same rows, for example a cosine of zeros.
+    """Rows, out of these single rows, that the network accepts; Spark refuses the same rows, for example a cosine of
+    zeros.
 
     The rows run together, and are halved if one is refused: one by one, rows for thousands of trees would take
     minutes.

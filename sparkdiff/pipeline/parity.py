@@ -195,7 +195,7 @@ def _versions(batch: Mapping[str, Rows], held: Sequence[Version]) -> dict[Versio
 
 
 def _given(network: Network, spark: Mapping[Version, Rows]) -> dict[Version, Rows]:
-    """Those of these columns that the network reads."""
+    """Columns out of these that the network reads."""
     return {v: c for v, c in spark.items() if v in network.reads or v in network.flags}
 
 

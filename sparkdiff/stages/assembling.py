@@ -17,8 +17,8 @@ FEW = 16
 
 @register("pyspark.ml.feature.VectorAssembler")
 class VectorAssembler(Affine):
-    """Concatenates columns in the declared order. A scalar becomes one column; the result is sparse if any input is
-    sparse.
+    """A concatenation of columns in the declared order. A scalar becomes one column; the result is sparse if any input
+    is sparse.
 
     With handleInvalid='error' a null or NaN scalar raises, as in Spark; with 'keep' it becomes NaN.
     """

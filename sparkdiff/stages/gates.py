@@ -97,7 +97,7 @@ class Gates:
     def reached(self, goes: Tensor) -> Tensor:
         """Mask (N, n) bool, True where a row reaches a node."""
         on = torch.zeros_like(goes)
-        on.index_fill_(0, self.roots, True)  # not `on[roots] = True`, for which a GPU waits
+        on.index_fill_(0, self.roots, True)  # not `on[roots] = True`, which would wait for a GPU
         for inner in self.inner:
             right = goes[inner]
             on[self.right[inner]] = on[inner] & right

@@ -86,7 +86,7 @@ class IsotonicRegression(LeastSquares):
         value = x.detach().contiguous()
         at = torch.searchsorted(
             b, value
-        )  # the first boundary that isn't below; to Java -0.0 is below 0.0, NaN above all
+        )  # the first boundary that isn't below; in Java -0.0 is below 0.0, NaN above all
         past = (b[at.clamp_max(last)] == value) & b[at.clamp_max(last)].signbit() & ~value.signbit()
         at = torch.where(past, torch.searchsorted(b, value, right=True), at)
         at = torch.where(value.isnan(), last + 1, at)

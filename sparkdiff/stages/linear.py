@@ -66,7 +66,7 @@ class LinearMargin(MatrixProduct, Predictor):
 
     @staticmethod
     def add_gradients(gradients: list[Tensor], constant: Tensor, room: Parameters) -> None:
-        """Add the gradients of coefficients and intercept, as `AffineForm.back`."""
+        """Add the gradients of coefficients and intercept, for `AffineForm.back`."""
         if "coefficients" in room:
             room["coefficients"].add_(gradients[0][:, :, 0])
         if "intercept" in room:

@@ -24,7 +24,7 @@ class Predictor(StageModule):
     SHOWN: ClassVar[tuple[str, ...]] = ("predictionCol",)
     """The Params that name the output columns."""
     shown: tuple[str, ...]
-    """Those of SHOWN that are set; an empty name shows no column."""
+    """The Params of SHOWN that are set; one with an empty name shows no column."""
 
     @classmethod
     def outputs(cls, stage: Any) -> tuple[str, ...]:
@@ -36,7 +36,7 @@ class Predictor(StageModule):
         return tuple(c for c in cls.SHOWN if columns_of(stage, (c,)))
 
     def only_shown(self, *columns: Tensor) -> tuple[Tensor, ...]:
-        """Those of the columns of SHOWN that the stage shows."""
+        """Columns of SHOWN that the stage shows."""
         every = dict(zip(self.SHOWN, columns, strict=True))
         return tuple(every[c] for c in self.shown)
 

@@ -209,7 +209,8 @@ class Stream:
         prepare: Prepare | None = None,
         whole: bool = False,
     ) -> Iterator[Batch]:
-        """This rank's part of every step from `first` on, keyed by `BatchColumn.name`; without an epoch in file order.
+        """Iterate over this rank's part of every step from `first` on, keyed by `BatchColumn.name`; without an epoch
+        in file order.
 
         A part may have no rows. The tensors are views of memory that belongs to a few consecutive batches; `prepare` is
         called on the rows of all of these at once, because a call per batch would be expensive.

@@ -25,7 +25,7 @@ _PATH = re.compile(
 
 
 class DamagedCacheError(SparkdiffError):
-    """A file of the cache is missing or is not what the manifest says."""
+    """A damaged cache: a file is missing or differs from the manifest."""
 
     def __init__(self, folder: Path, name: str, problem: object):
         super().__init__(
