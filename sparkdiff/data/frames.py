@@ -226,9 +226,7 @@ def check_request(request: Request) -> None:
         splits.check_columns(source.data, request.options)
         splits.check_names(cut.made)
         check_stage_columns(graph, source.df.schema, (request.labelCol, request.weightCol))
-        names = {
-            graph.casefold(c) for c in (*source.df.columns, *cut.made)
-        }  # outputs of opaque stages are unknown here
+        names = {graph.casefold(c) for c in (*source.df.columns, *cut.made)}  # without outputs of opaque stages
         head = graph.head
         for lost in (c for c in head.lossInputs if not cut.opaque and graph.casefold(c) not in names):
             raise InputError(

@@ -158,11 +158,13 @@ class Network(nn.Module):
     def null_flags(
         self, module: StageModule, reads: Sequence[Version], values: Mapping[Version, Rows]
     ) -> dict[str, Any]:
-        """Null flags of the inputs, for a stage that needs them; None for a column without known nulls."""
+        """Null flags of the inputs, for a stage that needs them; None for an input in which null and NaN are not
+        distinguished.
+        """
         return {"nulls": [self.null_flag(v, values) for v in reads]} if module.takes_nulls else {}
 
     def null_flag(self, v: Version, values: Mapping[Version, Rows]) -> Tensor | None:
-        """Mask (n,) of the null rows of a column; None if they are unknown, and for vectors."""
+        """Mask (n,) of the null rows of a column; None if null and NaN are not distinguished, and for vectors."""
         if v[1] not in self.positions:
             return values.get(null_of(v))  # type: ignore[return-value]  # flags are tensors
         column, source = values[v], self.graph.null_from(v)
