@@ -47,9 +47,9 @@ ROOM = (
 
 MANIFEST = "manifest.json"
 OWNER = ".owner"
-"""The file that says which process writes a cache, until it is complete."""
+"""The file that names the process that writes a cache, until the cache is complete."""
 ROWS = "rows-"
-"""How the folder of a cache in a store begins into which Spark writes."""
+"""Prefix of the folder into which Spark writes, for a cache in a store."""
 
 
 class DamagedCache(UserWarning):
@@ -61,9 +61,9 @@ class Cache:
     """A complete cache on disk.
 
     Attributes:
-        hit: whether it was there before.
-        read, kept: uids of the first stages in Spark whose rows it was written from, and of those whose rows are kept since
-            (`reuseStages`).
+        hit: whether it existed before.
+        read, kept: uids of the first stages in Spark whose kept rows it was written from, and of those whose rows this
+            run has kept (`reuseStages`).
     """
 
     folder: Path
@@ -92,14 +92,14 @@ class Cache:
 
     @property
     def is_there(self) -> bool:
-        """Whether its files are still on this machine."""
+        """True if its files are still on this machine."""
         return (self.folder / MANIFEST).exists()
 
     def rows(self, split: str) -> int:
         return sum(p["rows"] for shard in self.manifest["splits"][split] for p in shard)
 
     def size(self, split: str, *, of: Cut | None = None, dense: bool = False) -> int:
-        """Bytes that the rows of a split take as tensors, at most.
+        """Upper limit for the bytes that the rows of a split take as tensors.
 
         Args:
             of: the cut whose columns count; None for all.
@@ -115,7 +115,7 @@ class Cache:
         return 8 * (sum(widths) + len(sparse)) * self.rows(split) + 16 * entries
 
     def fits_in_memory(self, copies: float = 1) -> bool:
-        """Whether that many copies of all rows as tensors need less than half of the memory that there is (`memory.total`)."""
+        """True if that many copies of all rows as tensors need less than half of the total memory (`memory.total`)."""
         return copies * sum(map(self.size, SPLITS)) < memory.total() // 2
 
 
@@ -144,18 +144,18 @@ def _temporary() -> Path:
 
 
 Watch = Callable[[Path], contextlib.AbstractContextManager[object]]
-"""Watches a folder while files are written into it."""
+"""A context manager that watches a folder while files are written into it."""
 
 
 class Growing:
-    """How much of a cache is written while Spark writes it."""
+    """The progress of Spark in writing a cache."""
 
     def __init__(self, folder: Path):
         self.folder = folder
         self.known: dict[str, int] = {}  # rows of the files that are complete, by name
 
     def told(self) -> str:
-        """Rows and bytes so far; empty if files in it are renamed meanwhile."""
+        """Rows and bytes so far; empty if files in the folder are being renamed."""
         with contextlib.suppress(OSError):
             size = folder_size(self.folder)
             for path in self.folder.rglob("part-*.parquet"):
@@ -167,7 +167,8 @@ class Growing:
 
 
 def open_cache(request: Request, watch: Watch = contextlib.nullcontext) -> Cache:
-    """The cache of a request: the one on disk if its fingerprint exists and its files are complete, else a new one.
+    """Open the cache of a request: the one on disk if its fingerprint exists and its files are complete, else a new
+    one.
 
     Args:
         watch: entered with the folder while a new one is written.
@@ -201,7 +202,7 @@ def _opened(request: Request, where: Path, columns: list[dict[str, Any]], watch:
         except DamagedCacheError as e:
             warnings.warn(f"the cache {folder} is damaged and is written again: {e}", DamagedCache, stacklevel=2)
         whole.remove(folder)
-    # What processes of this machine have left that were killed while they wrote this cache.
+    # Remains of processes of this machine that were killed while they wrote this cache.
     for owner in folder.parent.glob(f".{folder.name}-*/{OWNER}"):
         if processes.is_orphan(owner):
             whole.remove(owner.parent)
@@ -219,12 +220,12 @@ def _opened(request: Request, where: Path, columns: list[dict[str, Any]], watch:
 
 
 def _opened_in_store(request: Request, folder: Path, key: str, columns: list[dict[str, Any]]) -> Cache:
-    """The same in a store, of which `folder` is the working copy. Files are never renamed there; the manifest, written last, says
-    which of them belong to the cache.
+    """Open a cache in a store; `folder` is its working copy. Files are never renamed there; the manifest, written
+    last, says which of them belong to the cache.
     """
     limit = request.options.localCacheLimit
     with contextlib.suppress(DamagedCacheError):
-        return Cache(folder, _whole(folder, key), hit=True)  # the copy that an earlier fit of this process has used
+        return Cache(folder, _whole(folder, key), hit=True)  # the copy of an earlier fit of this process
     if (found := _found_in_store(folder, key, limit)) is not None:
         return Cache(folder, found, hit=True)
     stores.make(folder)
@@ -238,7 +239,7 @@ def _opened_in_store(request: Request, folder: Path, key: str, columns: list[dic
 
 
 def _found_in_store(folder: Path, key: str, limit: int | None) -> dict[str, Any] | None:
-    """The manifest of a complete cache in a store, copied to this machine; None if there is none, or it is damaged."""
+    """Manifest of a complete cache in a store, copied to this machine; None if there is none, or it is damaged."""
     if not stores.exists(folder / MANIFEST):
         return None
     try:
@@ -267,7 +268,7 @@ def _written_to_store(request: Request, folder: Path, key: str, columns: list[di
 
 
 def _fetched(folder: Path, key: str, limit: int | None) -> dict[str, Any]:
-    """The manifest of a cache in a store, whose files are copied to this machine.
+    """Copy the files of a cache in a store to this machine. Returns its manifest.
 
     Raises:
         DamagedCacheError: a file is missing or changed.
@@ -287,11 +288,11 @@ def _fetched(folder: Path, key: str, limit: int | None) -> dict[str, Any]:
 
 
 def make_room(folder: Path, needed: int, limit: int | None) -> None:
-    """Remove the copies of other caches beside `folder` that this process no longer needs, where the limit asks for it.
+    """Remove the copies of other caches beside `folder` that this process no longer needs, if the limit requires it.
 
     Raises:
         InputError: the cache takes more than `localCacheLimit` allows.
-        FullDiskError: it takes more than what is free.
+        FullDiskError: it takes more than the free space.
     """
     if limit is not None and needed > limit:
         raise InputError(
@@ -308,7 +309,7 @@ def make_room(folder: Path, needed: int, limit: int | None) -> None:
 
 
 def _evict(folder: Path, needed: int, limit: int) -> None:
-    """Remove the copies of caches that nothing reads, the oldest first, until there is room within the limit."""
+    """Remove the copies of caches that nothing reads, the oldest first, until the limit leaves enough room."""
     others = [p for p in folder.parent.iterdir() if p != folder and (p / MANIFEST).exists()]
     sizes = {other: folder_size(other) for other in others}
     for other in sorted(others, key=lambda p: p.stat().st_mtime):
@@ -326,7 +327,7 @@ def _evict(folder: Path, needed: int, limit: int) -> None:
 
 
 def _whole(folder: Path, key: str) -> dict[str, Any]:
-    """The manifest of a cache whose files are all unchanged.
+    """Manifest of a cache whose files are all unchanged.
 
     Raises:
         DamagedCacheError: a file is missing or changed.
@@ -344,7 +345,7 @@ def _digest(manifest: dict[str, Any]) -> str:
 
 
 def _build(request: Request, key: str, folder: Path, data: Path, columns: list[dict[str, Any]]) -> Made:
-    """Write a cache. Returns what it was written from.
+    """Write a cache. Returns the rows that it was written from.
 
     Args:
         data: the folder into which Spark writes: that of the cache, or one in it.

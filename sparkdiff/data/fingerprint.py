@@ -1,7 +1,7 @@
-"""The fingerprint of a cache: one hash of everything that decides its content, to recognise a cache that already exists.
+"""The fingerprint of a cache: one hash of everything that decides its content. It finds a cache that already exists.
 
-Rows that neither a plan nor files tell are known by their content: a few numbers that do not depend on the order and the
-partitions of the rows.
+Rows that neither a plan nor files identify are identified by their content: a few numbers that do not depend on the
+order and the partitions of the rows.
 """
 
 import dataclasses
@@ -28,14 +28,14 @@ from sparkdiff.pipeline.schema import is_plain
 from sparkdiff.store.digests import digest_of, without_uids
 
 SHARDS = 8
-"""Number of virtual shards of a cache. It does not depend on the number of processes, so caches, batches and results
-do not either.
+"""Number of virtual shards of a cache. It does not depend on the number of processes, and so neither do caches, batches
+and results.
 """
 
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What to cache: the cut of a pipeline, the roles of the label and weight columns, the rows, and how they split."""
+    """The content of a cache to write: the cut of a pipeline, the label and weight columns, the rows, and the split."""
 
     cut: Cut
     sources: list[splits.Source]
@@ -44,18 +44,18 @@ class Request:
     weightCol: str | None
     boundaries: splits.Boundaries | None = None  # None: still to be found
     allTrain: bool = (
-        False  # whether all rows train and none are held out: the split `validation` is the training rows then
+        False  # whether all rows train and none are held out: then the split `validation` holds the training rows
     )
     keyed: bool = (
-        False  # whether each row keeps its hash, so that caches of other pipelines can be read beside this one
+        False  # whether each row keeps its hash, so that its rows can be matched with those of other pipelines' caches
     )
     lasting: bool = (
-        True  # whether anything later may read the cache; else its fingerprint is drawn, which takes no time
+        True  # whether anything later may read the cache; else its fingerprint is a random number, which takes no time
     )
     facts: list[Any] | None = None  # `source_facts` of each source; None: still to be found
 
     def known(self) -> list[Any]:
-        """What decides the rows of each source."""
+        """Facts that decide the rows of each source."""
         return [source_facts(s.df) for s in self.sources] if self.facts is None else self.facts
 
 
@@ -67,13 +67,13 @@ def fingerprint(request: Request, folder: Path) -> str:
     stages: list[Any] | None = _saved_bytes(cut, folder)
     tables: str | None = ""
     if cut.custom:  # SQL may call functions and read tables of its own
-        ran = cut.in_spark()  # those that prepare a column are made anew by each call, with new uids
+        ran = cut.in_spark()  # each call creates the stages that prepare a column anew, with new uids
         frames = [functools.reduce(lambda df, stage: stage.transform(df), ran, s.df) for s in request.sources]
         facts = [plan_facts(df, after_stages=True) for df in frames]
         uids = dict.fromkeys([*(v.uid for v in cut.graph.vertices), *(stage.uid for stage in ran)])
         tables = None if None in facts else anonymous(facts, [*uids])
     if stages is None or tables is None:
-        # What can't be saved, or what code decides, can't be told apart: the rows that it makes decide.
+        # Stages that can't be saved, or that run code of their own, are identified by the rows that they make.
         stages, tables = [content(cut.transform(s.df)) for s in request.sources], ""
     parts = {
         "format": FORMAT,
@@ -82,7 +82,7 @@ def fingerprint(request: Request, folder: Path) -> str:
         "tables": tables,
         "cut": [c.name for c in cut.columns],
         "null flags": [c.name for c in cut.null_columns],
-        "loss": [c.name for c in cut.columns if c.loss],  # of which the manifest has the ranges
+        "loss": [c.name for c in cut.columns if c.loss],  # the manifest holds their ranges
         "columns": [request.labelCol, request.weightCol],
         "split": splits.rule(request.options),
         "cuts": dataclasses.astuple(boundaries),
@@ -115,23 +115,23 @@ def source_facts(df: DataFrame) -> dict[str, Any]:
 
 
 def versions_of(sources: Iterable[splits.Source]) -> list[dict[str, str]]:
-    """The versions of tables that the plans of sources show, with the split that reads them."""
+    """Versions of the tables that the plans of sources show, with the split that reads them."""
     return [{"split": s.split or splits.TRAIN, **entry} for s in sources for entry in table_versions(s.df)]
 
 
 def anonymous(facts: Any, uids: list[str]) -> str:
-    """A plan in which column names that contain uids are replaced, so that it does not depend on when stages were
-    fitted or loaded.
+    """A plan, as text, in which column names that contain uids are replaced, so that it does not depend on when stages
+    were fitted or loaded.
     """
     text = json.dumps(facts)
     for i, uid in enumerate(uids):
-        # The view by which SQL reads its input is named anew each time, in lower case by default.
+        # The view from which SQL reads its input gets a new name each time, in lower case by default.
         text = re.sub(rf"{re.escape(uid)}_[0-9a-f]{{12}}(?!_)", f"view{i}", text, flags=re.IGNORECASE)
     return without_uids(uids)(text)
 
 
 def deciding_stages(cut: Cut) -> list[Any]:
-    """The stages whose content decides that of the cache."""
+    """Stages whose content decides that of the cache."""
     return [*(v.stage for v in cut.stages), *(s for i in cut.live for s in cut.graph.vertices[i].preparation())]
 
 
@@ -150,7 +150,7 @@ def content(df: DataFrame) -> list[Any]:
     """Schema, number of rows, and two independent sums of the rows' hashes. Runs one job, which reads all rows.
 
     Raises:
-        InputError: Spark failed on the rows; says why.
+        InputError: Spark failed on the rows; the message has the cause.
     """
     sums = [F.sum(h.cast("decimal(20,0)")) for h in row_hashes(df)]  # a sum of longs overflows
     with jvm.blamed("Spark failed while reading the data"):

@@ -1,9 +1,10 @@
-"""The rows that a cache is written from: checked, divided into splits and slices, after the stages in Spark; those after the
-first of these stages are kept in the folder of the caches, so that a later cache is written from them.
+"""The rows that a cache is written from: checked, divided into splits and slices, and transformed by the stages in
+Spark. The rows after the first of these stages can be kept in the folder of the caches, so that a later cache is
+written from them.
 
-A cache serves one pipeline: it holds what torch reads. Where a pipeline is edited, its stages up to the edit make the same rows
-again. With `reuseStages`, the second run that needs the same rows after the same stages keeps them, and later ones start from
-them (HELIX, Xin et al. 2018, keeps the results of a workflow's steps in the same way).
+A cache serves one pipeline: it holds what torch reads. After an edit of a pipeline, its stages before the edit make
+the same rows again. With `reuseStages`, the second run that needs the same rows after the same stages keeps them, and
+later ones start from them (HELIX, Xin et al. 2018, keeps the results of a workflow's steps in the same way).
 """
 
 import contextlib
@@ -47,7 +48,7 @@ class Made:
     """The rows of each source after all stages in Spark.
 
     Attributes:
-        values: of the slices.
+        values: values of the slices.
         read: uids of the first stages, whose rows an earlier run has kept.
         kept: uids of the first stages, whose rows this run has kept.
     """
@@ -60,7 +61,8 @@ class Made:
 
 @contextlib.contextmanager
 def frames_after(request: Request, where: Path, divided: Callable[[], tuple[Frames, Slices]]) -> Iterator[Made]:
-    """The rows after all stages in Spark, from those that are kept if there are any; nobody removes these in this context.
+    """Yield the rows after all stages in Spark, made from kept rows if there are any. Within the context no process
+    removes these.
 
     Args:
         where: the folder of the caches.
@@ -88,7 +90,7 @@ def frames_after(request: Request, where: Path, divided: Callable[[], tuple[Fram
 
 
 def _longest(where: Path, keys: Sequence[str], held: contextlib.ExitStack) -> tuple[int, "_Kept | None"]:
-    """The largest number of first stages whose rows are kept, and these rows, which nobody removes from now on."""
+    """The largest number of first stages whose rows are kept, and these rows, locked against removal from now on."""
     for k in range(len(keys), 0, -1):
         if _Kept.at(where, keys[k - 1]) is not None:
             lock = usage.Lock(where / f"{PREFIX}{keys[k - 1]}")
@@ -104,10 +106,10 @@ def _through(frames: Frames, stages: Sequence[Vertex]) -> Frames:
 
 
 def keys_of(request: Request, where: Path) -> list[str]:
-    """A hash of everything that decides the rows after the first stage in Spark, after the first two, and so on.
+    """Hashes of everything that decides the rows after the first stage in Spark, after the first two, and so on.
 
-    Empty if one of all these stages does not tell its rows: where its code is not Spark's own, or its statement draws numbers,
-    calls code or asks for the file of a row (which kept rows would answer otherwise).
+    Empty if the rows of one of these stages cannot be identified: its code is not Spark's own, or its statement draws
+    random numbers, calls code or asks for the file of a row (for which kept rows would give another answer).
     """
     known = hashlib.sha256(json.dumps(divided_facts(request), sort_keys=True, default=str).encode())
     keys, frames = [], [source.df for source in request.sources]
@@ -122,7 +124,7 @@ def keys_of(request: Request, where: Path) -> list[str]:
         facts = [plan_facts(df, after_stages=True) for df in frames] if vertex.custom else []
         if None in facts:
             return []
-        # Digests know no uids, but the rows have columns that are named by them.
+        # Digests leave uids out, but the rows have columns whose names contain them.
         told = [digest, vertex.inputs, vertex.outputs, anonymous(facts, [vertex.uid])]
         known.update(json.dumps(told).encode())
         keys.append(known.hexdigest()[:16])
@@ -136,7 +138,7 @@ def _seen(where: Path, key: str) -> bool:
 
 
 def _note(where: Path, keys: Sequence[str]) -> None:
-    """Tell later runs that these were needed; where the folder cannot be written, they are not told."""
+    """Record for later runs that these rows were needed; does nothing where the folder cannot be written."""
     with contextlib.suppress(OSError):
         folder = where / usage.SEEN
         if not stores.exists(folder):
@@ -150,7 +152,7 @@ def _note(where: Path, keys: Sequence[str]) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class _Kept:
-    """Rows that are kept, with the values of their slices."""
+    """Kept rows, with the values of their slices."""
 
     folder: Path
     rows: Path
@@ -158,7 +160,7 @@ class _Kept:
 
     @staticmethod
     def at(where: Path, key: str) -> "_Kept | None":
-        """Those of this key; None if there are none, or if a file of them is missing or cut off."""
+        """The kept rows of this key; None if there are none, or if a file of them is missing or truncated."""
         folder = where / f"{PREFIX}{key}"
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
             if stores.url_of(folder) is not None:
@@ -175,8 +177,8 @@ class _Kept:
 
 
 def _keep(where: Path, key: str, frames: Frames, values: Slices, stages: Sequence[Vertex]) -> _Kept | None:
-    """Write the rows. None, with a warning, where that fails: Parquet holds no intervals, for example, the disk may have room for
-    the cache only, and a stage may fail, which the cache's own error then tells.
+    """Write the rows. Returns None, with a warning, if that fails: for example, Parquet holds no intervals, the disk
+    may have room only for the cache, and a stage may fail (then the cache's own error reports it).
     """
     folder = where / f"{PREFIX}{key}"
     local = stores.url_of(folder) is None
@@ -195,7 +197,7 @@ def _keep(where: Path, key: str, frames: Frames, values: Slices, stages: Sequenc
         stores.write(target / usage.MANIFEST, json.dumps(told).encode())
         if local:
             usage.begin(target, [s.stageClass for s in stages], time.monotonic() - began)
-            # One that is there and damaged gives way; whole ones are another run's of this moment.
+            # A damaged folder in its place is replaced; a complete one was written by another run meanwhile.
             if not moved(target, folder) and _Kept.at(where, key) is None:
                 whole.remove(folder)
                 moved(target, folder)
@@ -213,7 +215,7 @@ def _keep(where: Path, key: str, frames: Frames, values: Slices, stages: Sequenc
 
 
 def _cuts_times(df: DataFrame) -> bool:
-    """Whether Parquet would hold the timestamps of these rows with milliseconds only."""
+    """True if Parquet would hold the timestamps of these rows with milliseconds only."""
     kind = str(df.sparkSession.conf.get("spark.sql.parquet.outputTimestampType"))
     return kind.upper() == "TIMESTAMP_MILLIS" and '"timestamp"' in df.schema.json()
 
@@ -224,7 +226,7 @@ def check_request(request: Request) -> None:
         splits.check_columns(source.data, request.options)
         splits.check_names(cut.made)
         check_stage_columns(graph, source.df.schema, (request.labelCol, request.weightCol))
-        names = {graph.casefold(c) for c in (*source.df.columns, *cut.made)}  # what opaque stages make isn't known here
+        names = {graph.casefold(c) for c in (*source.df.columns, *cut.made)}  # without outputs of opaque stages
         head = graph.head
         for lost in (c for c in head.lossInputs if not cut.opaque and graph.casefold(c) not in names):
             raise InputError(
@@ -256,17 +258,19 @@ def _divided(request: Request) -> tuple[list[DataFrame], dict[str, tuple[Any, ..
     with jvm.blamed(f"Spark failed while it split the rows ({', '.join(by) or 'by a hash of all columns'})"):
         dealt, values = splits.with_slices(splits.with_splits(request.sources, o, request.boundaries), o)
         if request.keyed:
-            # Not the hash that splits, which skips nulls: rows that differ in where a null is would be the same row.
+            # Not the hash used for the split: it skips nulls, and would not see which column of a row is null.
             keys = [row_hashes(s.data)[0] for s in request.sources]
             dealt = [df.withColumn(splits.ROW, key) for df, key in zip(dealt, keys, strict=True)]
         for df in dealt:
-            df.schema  # noqa: B018  # Spark Connect analyses nothing before
+            df.schema  # noqa: B018  # Spark Connect analyses nothing until then
         return dealt, values
 
 
 @contextlib.contextmanager
 def made_frames(request: Request, where: Path) -> Iterator[Made]:
-    """The frames and values of `frames_of`, from rows that an earlier run has kept beside the caches, if there are any."""
+    """Yield the frames and values of `frames_of`, made from rows that an earlier run has kept beside the caches, if
+    there are any.
+    """
     if not request.options.reuseStages:
         yield Made(*frames_of(request))
         return
@@ -275,7 +279,7 @@ def made_frames(request: Request, where: Path) -> Iterator[Made]:
 
 
 def failure_of(request: Request) -> str:
-    """The first words of the error where Spark fails on the rows."""
+    """First words of the error if Spark fails on the rows."""
     return (
         "Spark failed while it ran the stages before training "
         f"({', '.join(['reading the data', *(v.uid for v in request.cut.stages)])})"

@@ -19,8 +19,8 @@ NO_TIME = "null or NaN or an infinite value"
 
 
 def weight_range(folder: Path, shards: list[list[dict[str, Any]]], request: Request) -> tuple[int | None, float]:
-    """The exponent of the power of two that divides the weights of a split, None for 0, and the smallest weight that
-    counts.
+    """Exponent of the power of two that divides the weights of a split (None: they stay as they are), and the smallest
+    weight that counts.
 
     Sums of weights times losses, and their squares, do not overflow if the largest weight does not. Weights below
     NEGLIGIBLE times the largest weight change no digit of such a sum.
@@ -47,7 +47,7 @@ def weight_range(folder: Path, shards: list[list[dict[str, Any]]], request: Requ
 def label_stats(
     folder: Path, shards: list[list[dict[str, Any]]], request: Request, negligible: float
 ) -> dict[str, Any]:
-    """Label statistics of one split; raises InputError for rows that cannot be used."""
+    """Label statistics of one split; raises InputError for unusable rows."""
     o = request.options
     no_time = f"timeCol={o.timeCol!r} holds {NO_TIME}"
     if (nowhere := folder / "split=__HIVE_DEFAULT_PARTITION__").exists():
@@ -61,12 +61,12 @@ def label_stats(
 
 
 def _beside(request: Request) -> dict[str, str]:
-    """The cached columns that only the loss reads, and their names."""
+    """Names of the cached columns that only the loss reads."""
     return {f"c{i}": c.name for i, c in enumerate(request.cut.columns) if c.loss}
 
 
 def stats_of(rows: Iterable[pa.Table], request: Request, negligible: float = 0.0) -> dict[str, Any]:
-    """The statistics of rows that are at hand; raises InputError for rows that cannot be used."""
+    """Label statistics of rows in memory; raises InputError for unusable rows."""
     o, beside = request.options, _beside(request)
     null_group, no_time = f"groupCol={o.groupCol!r} holds null", f"timeCol={o.timeCol!r} holds {NO_TIME}"
     n = mean = m2 = 0.0
@@ -96,7 +96,7 @@ def stats_of(rows: Iterable[pa.Table], request: Request, negligible: float = 0.0
         mean += delta * size / n
         m2 += pc.variance(used).as_py() * size + delta * delta * size * (n - size) / n
         low, high = min(low, pc.min(used).as_py()), max(high, pc.max(used).as_py())
-        if len(counts) <= 1000:  # of more distinct labels none is a class
+        if len(counts) <= 1000:  # labels with more distinct values are no classes
             counts.update({entry["values"]: entry["counts"] for entry in pc.value_counts(used).to_pylist()})
     whole = len(counts) <= 1000 and all(v >= 0 and float(v).is_integer() for v in counts)
     classes = [counts.get(float(k), 0) for k in range(int(high) + 1)] if n and whole and high <= 1000 else []

@@ -31,9 +31,9 @@ SPARSE_WIDTH, SPARSE_FILL = 128, 0.25
 PIECE_BYTES = 1 << 26
 SCALAR: dict[str, Any] = {"kind": "scalar", "width": 1}
 OWN = {"label": "float64", "weight": "float64", "block": "int64", "time": "float64", "row": "int64"}
-"""What a cache keeps of each row beside the columns of the cut; the row's hash only where that is asked for."""
+"""Columns of a cache beside those of the cut, and their dtypes; `row`, the row's hash, only if it is requested."""
 USUAL = 64
-"""Weights are taken as they are where the largest lies between two to the power of minus this and of this."""
+"""Weights stay as they are if the largest lies between 2 ** -USUAL and 2 ** USUAL."""
 
 
 def check_number(option: str, column: str | None, df: DataFrame, casefold: Callable[[str], str]) -> None:
@@ -50,10 +50,12 @@ def check_number(option: str, column: str | None, df: DataFrame, casefold: Calla
 def columns_of(
     request: Request, df: DataFrame, slices: dict[str, tuple[Any, ...]], *, told: bool = False
 ) -> list[dict[str, Any]]:
-    """The storage of each column in the files, the columns of the cut first. Vectors cost a small job over the first rows.
+    """The storage of each column in the files, the columns of the cut first. Vectors cost a small job over the first
+    rows.
 
     Args:
-        told: whether to believe the metadata about widths where all entries would be stored anyway, which spares the job.
+        told: whether to trust the widths in the metadata where all entries would be stored anyway, which saves the
+            job.
     """
     out: list[dict[str, Any]] = []
     fields = fields_by_name(df.schema, request.cut.graph.casefold)
@@ -83,7 +85,7 @@ def columns_of(
     for (column, _, field), (width, fill) in zip(vectors, found, strict=True):
         sparse = isinstance(field.dataType, VectorUDT) and width >= SPARSE_WIDTH and fill < SPARSE_FILL
         column |= {"kind": "sparse" if sparse else "dense", "width": width}
-    # Also where the schema allows no null: other sources may allow it, and a field of a struct is null where the struct is.
+    # Even if the schema allows no null: other sources may, and a field of a struct is null where the struct is null.
     out += [
         {"name": f"null{i}", "column": read.name + NULL, **SCALAR, "dtype": "bool"}
         for i, read in enumerate(request.cut.columns)
@@ -101,12 +103,12 @@ def columns_of(
 
 
 def names_of(cut: Cut, columns: Sequence[Mapping[str, Any]]) -> dict[Version, str]:
-    """The name, among the columns of the files, of each column version of the cut and of its null flags.
+    """Names, among the columns of the files, of each column version of the cut and of its null flags.
 
     Args:
-        columns: of a cache that was written for this cut, or for one with more columns.
+        columns: columns of a cache that was written for this cut, or for one with more columns.
     """
-    # Those of the cut come first, and count: a column of the data may be named like one of ours.
+    # Those of the cut come first and take precedence: a column of the data may be named like one of ours.
     casefold = cut.graph.casefold
     names = {casefold(c["column"]): c["name"] for c in reversed(columns)}
     flagged = {null_of(c.version): names.get(casefold(c.name + NULL)) for c in cut.columns if c.nulls}
@@ -119,7 +121,9 @@ def holds_true(folder: Path, splits: dict[str, Any], name: str) -> bool:
 
 
 def _widths(df: DataFrame, vectors: Sequence[tuple[CutColumn, StructField]]) -> list[tuple[int, float]]:
-    """The width of each vector column and the share of its entries that is stored, from the first rows in which none is null."""
+    """Width of each vector column and the share of its entries that is stored, from the first rows in which none is
+    null.
+    """
     if not vectors:
         return []
     columns, figures = [read.source(field.name) for read, field in vectors], list[Column]()
@@ -177,7 +181,7 @@ def _physical(column: dict[str, Any], field_type: DataType, c: Column) -> list[C
 def write_files(request: Request, frames: list[DataFrame], columns: list[dict[str, Any]], folder: Path) -> None:
     width = sum(c["width"] if c["kind"] == "dense" else 1 for c in columns if c.get("dtype") != "bool")
     piece = max(1024, min(65536, PIECE_BYTES // (8 * width)))
-    # Numbers are read faster without dictionaries. Words and their counts, of which there are few, are smaller with them.
+    # Numbers are read faster without dictionaries. Words and their counts have few values and are smaller with them.
     dictionaries = {f"parquet.enable.dictionary#{name}.list.element": "true" for name in sparse_fields(columns)}
     stored(request, frames, columns).write.mode("append").options(
         maxRecordsPerFile=piece, **{"parquet.enable.dictionary": "false", **dictionaries}
@@ -185,14 +189,14 @@ def write_files(request: Request, frames: list[DataFrame], columns: list[dict[st
 
 
 def sparse_fields(columns: list[dict[str, Any]]) -> list[str]:
-    """The columns of the files that hold sparse vectors."""
+    """Columns of the files that hold sparse vectors."""
     return [f"{c['name']}_{part}" for c in columns if c["kind"] == "sparse" for part in "iv"]
 
 
 def stored(request: Request, frames: list[DataFrame], columns: list[dict[str, Any]]) -> DataFrame:
-    """The rows as the files hold them, dealt into virtual shards and in their order, with the columns `split` and `shard`."""
+    """The rows as in the files, assigned to virtual shards and in their order, with the columns `split` and `shard`."""
     ties = [*(f"slice{i}" for i in range(len(request.options.guardCols))), *(["row"] if request.keyed else [])]
-    # Equal rows are dealt by their occurrence number too, so that the files depend on the rows alone, not on partitions.
+    # Equal rows are also assigned by their occurrence number, so that the files depend on the rows, not on partitions.
     occurrence = F.row_number().over(Window.partitionBy("hash").orderBy("hash", *ties))
     keyed = (
         hashed(request, frames, columns)
@@ -203,17 +207,19 @@ def stored(request: Request, frames: list[DataFrame], columns: list[dict[str, An
 
 
 def hashed(request: Request, frames: list[DataFrame], columns: list[dict[str, Any]]) -> DataFrame:
-    """The rows of weight other than 0 as the files hold them, in any order, with the columns `split` and `hash`, of the row."""
+    """The rows with a weight other than 0 as in the files, in any order, with the columns `split` and `hash` (of the
+    row).
+    """
     slices = [f"slice{i}" for i in range(len(request.options.guardCols))]
     nulls = [c["name"] for c in columns if c.get("dtype") == "bool"]
     union = functools.reduce(DataFrame.unionByName, (_as_stored(request, df, columns) for df in frames))
-    # The slices don't count: naming another guardCol changes no order of rows, and so no training.
-    # Nor do the flags of nulls: a null that is hashed isn't NaN. Nor the hash of the row.
+    # Without the slices: another guardCol must not change the order of rows, and so the training.
+    # Without the null flags, which add nothing: a null hashes differently from NaN. And without the hash of the row.
     return union.withColumn("hash", row_hash(union.drop(*slices, *nulls, "row")))
 
 
 def _as_stored(request: Request, df: DataFrame, columns: list[dict[str, Any]]) -> DataFrame:
-    """The rows of weight other than 0 with the columns that the files hold."""
+    """The rows with a weight other than 0 with the columns that the files hold."""
     casefold = request.cut.graph.casefold
     slices = [f"{SLICE}{i}" for i in range(len(request.options.guardCols))]
     fields, keyed = fields_by_name(df.schema, casefold), (ROW,) if request.keyed else ()
@@ -230,7 +236,7 @@ def _as_stored(request: Request, df: DataFrame, columns: list[dict[str, Any]]) -
                 )
             what = f"column {lost!r}" if lost not in own else "columns that it does not name"
             raise InputError(f"{whose} drops {what}, which training needs; keep all columns (SELECT *, ...)")
-    check_number("labelCol", request.labelCol, df, casefold)  # here they may be made by a stage
+    check_number("labelCol", request.labelCol, df, casefold)  # a stage may have made them
     check_number("weightCol", request.weightCol, df, casefold)
     nulls = {c["name"] for c in columns}
     selected: list[Column] = []
@@ -240,7 +246,7 @@ def _as_stored(request: Request, df: DataFrame, columns: list[dict[str, Any]]) -
         selected += _physical(column, f.dataType, source)
         if f"null{i}" in nulls:
             selected.append(source.isNull().alias(f"null{i}"))
-    label = named(request.labelCol).cast("double") if request.labelCol else F.lit(0.0)  # clusters have none
+    label = named(request.labelCol).cast("double") if request.labelCol else F.lit(0.0)  # clustering has none
     weight = named(request.weightCol).cast("double") if request.weightCol else F.lit(1.0)
     selected += [
         label.alias("label"),
@@ -253,8 +259,8 @@ def _as_stored(request: Request, df: DataFrame, columns: list[dict[str, Any]]) -
 
 
 def shards_in(folder: Path, data: Path, split: str, number: int) -> list[list[dict[str, Any]]]:
-    """Describe the files of one split that Spark wrote to `data`. On this machine, where `data` is the folder of the cache, they
-    are renamed; in a store, where that would copy them, they keep the names that Spark gave them.
+    """Describe the files of one split that Spark wrote to `data`. On this machine, where `data` is the folder of the
+    cache, they are renamed; in a store, where a renaming would copy them, they keep the names from Spark.
     """
     out = []
     for shard in range(number):

@@ -1,4 +1,4 @@
-"""A rehearsal of a cache: what Spark would do to write it, done with a few rows, which stay in memory. Writes nothing."""
+"""A rehearsal of a cache: the work of Spark to write it, done with a few rows, which stay in memory. Writes nothing."""
 
 import dataclasses
 import time
@@ -30,22 +30,22 @@ from sparkdiff.pipeline.schema import is_plain
 from sparkdiff.tensors.rows import SparseRows, offsets_of
 
 SAMPLE, TIMED = 2_000, 40_000
-"""Rows that are collected, and rows that Spark is timed on."""
+"""Number of rows that are collected, and of rows that Spark is timed on."""
 
 Range = tuple[float, float]
-"""The least and the most."""
+"""The smallest and the largest value."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Rehearsal:
-    """What a rehearsal found.
+    """The result of a rehearsal.
 
     Attributes:
-        rows: of all sources that have a weight, as far as the sample tells.
-        jobs: that the cache takes; None where Spark does not tell.
-        bytes: of the files with the rows.
-        seconds: that Spark takes for all rows.
-        jobSeconds: what a small job takes in this session.
+        rows: number of rows of all sources with a weight other than 0, estimated from the sample.
+        jobs: number of jobs that the cache takes; None where Spark does not report it.
+        bytes: size of the files with the rows.
+        seconds: time that Spark takes for all rows.
+        jobSeconds: time that a small job takes in this session.
         sample: a few of the rows.
     """
 
@@ -62,9 +62,10 @@ class Sample:
     """A few rows as a cache would hold them, in memory.
 
     Attributes:
-        rows: that were cached, of which `splits` tells those of each split; rows of weight 0 are not.
-        stats: of the labels of each split, as a manifest has them.
-        entries: that a row has in the cache, on the mean.
+        rows: number of cached rows, which leave out rows of weight 0.
+        splits: number of cached rows by split.
+        stats: statistics of the labels of each split, as in a manifest.
+        entries: mean number of entries of a row in the cache.
     """
 
     rows: int
@@ -76,11 +77,11 @@ class Sample:
 
 
 def sampled(request: Request) -> Sample:
-    """Cache a few rows in memory, by as few and as small Spark jobs as that takes. Which rows are in which shard and their order
-    are not those of a cache.
+    """Cache a few rows in memory, with the fewest and smallest Spark jobs. The shards of the rows and their order are
+    not those of a cache.
 
     Args:
-        request: of the few rows.
+        request: the request for the few rows.
 
     Raises:
         InputError: a column is missing, there are no rows, or Spark failed on them.
@@ -88,14 +89,14 @@ def sampled(request: Request) -> Sample:
     check_request(request)
     try:
         columns, found = _hashed(request, told=True)
-    except InputError:  # where the metadata are wrong the rows tell the widths, else the same error comes again
+    except InputError:  # if the metadata are wrong, the rows show the widths; else the same error is raised again
         columns, found = _hashed(request, told=False)
-    found.sort(key=lambda row: row["hash"])  # in whatever order Spark gave them
+    found.sort(key=lambda row: row["hash"])  # makes them independent of the order from Spark
     return _sample(_table(found, columns, [row["hash"] % SHARDS for row in found]), columns, request)
 
 
 def _hashed(request: Request, *, told: bool) -> tuple[list[dict[str, Any]], list[Any]]:
-    """The columns of the cache of these rows, see `columns_of`, and the rows, undealt."""
+    """The columns of the cache of these rows (see `columns_of`), and the rows before they are assigned to shards."""
     frames, columns = _frames(request, request, told=told)
     with jvm.blamed(failure_of(request)):
         return columns, hashed(request, frames, columns).collect()
@@ -114,13 +115,13 @@ def _sample(table: pa.Table, columns: list[dict[str, Any]], request: Request) ->
 
 
 def _entries(table: pa.Table, column: dict[str, Any]) -> float:
-    """Of a row in a column, on the mean."""
+    """Mean number of entries of a row in a column."""
     sparse = column["kind"] == "sparse"
     return float(pc.mean(pc.list_value_length(table[f"{column['name']}_v"])).as_py() if sparse else column["width"])
 
 
 def rehearsed(request: Request) -> Rehearsal:
-    """Do for a few rows what a cache of all rows takes, without its files. Counts the rows, and collects some of them.
+    """Do for a few rows the work of a cache of all rows, without its files. Counts the rows, and collects some of them.
 
     Raises:
         InputError: a column is missing, there are no rows, or Spark failed on them.
@@ -147,9 +148,9 @@ def rehearsed(request: Request) -> Rehearsal:
 
 
 def _cached(sample: Request, request: Request) -> tuple[list[dict[str, Any]], list[Any]]:
-    """The steps of `open_cache` for the sample: the columns of the cache, and its rows."""
+    """Do the steps of `open_cache` for the sample. Returns the columns of the cache, and its rows."""
     for few, whole in zip(sample.sources, request.sources, strict=True):
-        if plan_facts(whole.df) is None:  # else its plan and files tell it
+        if plan_facts(whole.df) is None:  # else its plan and files identify it
             content(few.df)
     if request.cut.stages and not all(is_plain(stage) for stage in deciding_stages(request.cut)):
         content(request.cut.transform(sample.sources[0].df))
@@ -167,7 +168,7 @@ def _frames(sample: Request, request: Request, *, told: bool) -> tuple[list[Data
 
 
 def _with_saving(jobs: int, request: Request) -> Range:
-    """And the jobs that save these stages, for their digest; and those of a third pass for quantiles of `timeCol`."""
+    """Add the jobs that save these stages for their digest, and those of a third pass for quantiles of `timeCol`."""
     stages = deciding_stages(request.cut)
     known = stages and all(is_plain(stage) for stage in stages)
     low, high = saving_jobs(stages) if known else (0.0, 0.0)
@@ -175,9 +176,9 @@ def _with_saving(jobs: int, request: Request) -> Range:
 
 
 def saving_jobs(stages: Sequence[Any]) -> Range:
-    """Spark jobs that save a pipeline of these stages, at least and at most: one for the metadata of the pipeline and of each
-    stage, and for the data of each model one, or two where Spark sorts it first, as in 3.5. The trees of an ensemble have a list,
-    too, and both are sorted in most versions.
+    """Smallest and largest number of Spark jobs that save a pipeline of these stages: one for the metadata of the
+    pipeline and of each stage, and for the data of each model one, or two where Spark sorts it first, as in 3.5. An
+    ensemble of trees has a list of trees as well, and both are sorted in most versions.
     """
     low = high = 1
     for stage in stages:
@@ -195,8 +196,8 @@ def saving_jobs(stages: Sequence[Any]) -> Range:
 def _timed(request: Request, columns: list[dict[str, Any]], rows: int) -> tuple[float, Range]:
     """Seconds of a small job, and of all that the cache does with all rows, from two runs of its query on some of them.
 
-    The reading of a part may use one core; all rows use all cores, but are sorted and written, too: between a share of a core
-    and one and a half times what one core takes.
+    Reading a part of the rows may use only one core. All rows use all cores, but are also sorted and written: their
+    time lies between that of one core divided by the number of cores, and one and a half times that of one core.
     """
 
     def run(number: int) -> float:
@@ -221,7 +222,7 @@ def _table(rows: Sequence[Any], columns: list[dict[str, Any]], shards: Sequence[
     """The rows of the cache, with the types of its files.
 
     Args:
-        shards: of the rows, if they have no such column.
+        shards: shard of each row, if the rows have no such column.
     """
     kinds: dict[str, Any] = {"split": pa.string()} | ({"shard": pa.int64()} if shards is None else {})
     for c in columns:
@@ -237,7 +238,7 @@ def _table(rows: Sequence[Any], columns: list[dict[str, Any]], shards: Sequence[
 
 
 def _bytes(table: pa.Table, columns: list[dict[str, Any]], rows: int) -> int:
-    """Bytes of the files of so many rows: those of files in memory, whose rows and whose footers are told apart."""
+    """Bytes of the files of so many rows, estimated from files in memory; rows and footers are measured separately."""
     held = table.drop_columns(["split", "shard"])
 
     def size(some: pa.Table) -> int:
@@ -258,7 +259,7 @@ def _of(table: pa.Table, split: str) -> pa.Table:
 
 
 def _stream(table: pa.Table, columns: list[dict[str, Any]], seed: int) -> Stream:
-    """The batches of the sample, as a cache would give them."""
+    """The batches of the sample, as a cache would yield them."""
     kinds = tuple(map(BatchColumn.of, columns))
     held, pieces = dict[str, Batch](), dict[str, tuple[tuple[CachedFile, ...], ...]]()
     for split in SPLITS:
@@ -280,6 +281,6 @@ def _tensor(table: pa.Table, column: BatchColumn) -> Tensor | SparseRows:
 
 
 def _filled(values: pa.Array, column: BatchColumn) -> Tensor:
-    """With NaN, or 0 for integers, in the place of nulls."""
+    """Values with NaN, or 0 for integers, in place of nulls."""
     nothing = pa.scalar(float("nan") if column.dtype == torch.float64 else 0).cast(values.type)
     return torch.tensor(pc.fill_null(values, nothing).to_numpy(zero_copy_only=False), dtype=column.dtype)

@@ -1,4 +1,4 @@
-"""Hashes of rows, by which they are dealt and told apart, and the numbers that tell equal rows from each other."""
+"""Hashes of rows, which split and identify them, and numbers that distinguish equal rows."""
 
 from pyspark.sql import Column, DataFrame, Window, functions as F
 from pyspark.sql.types import (
@@ -17,13 +17,14 @@ from sparkdiff import jvm
 from sparkdiff.pipeline.names import named, read_by_name
 
 SALTS = (1, 2)
-VARIANT = "variant"  # Spark 3.5 has no class of it
-# The number of a row among those that equal it, 2, 3, ...; null for the first of them, and for rows that equal no other.
+VARIANT = "variant"  # Spark 3.5 has no class for it
+# The number of a row among equal rows, 2, 3, ...; null for the first of them, and for rows that equal no other.
 COPY = "__sparkdiff_copy"
 HASH = "__sparkdiff_hash"
 FEW_ROWS, FEW_PARTITIONS = 20_000, 2
-"""Up to so many rows, of which some equal others, are in so few partitions: an estimator reads them in each of its steps, with a
-task for each partition, of which Spark's shuffles have 200."""
+"""Up to FEW_ROWS rows, some of them equal, are put into FEW_PARTITIONS partitions: an estimator reads them in each of
+its steps, with a task for each partition, and Spark's shuffles make 200 partitions.
+"""
 
 
 def row_hash(df: DataFrame, *salt: object) -> Column:
@@ -41,7 +42,7 @@ def row_hash(df: DataFrame, *salt: object) -> Column:
 
 
 def is_hashed(kind: DataType) -> bool:
-    """Whether Spark can hash values of this type (not if they contain a map or a variant)."""
+    """True if Spark can hash values of this type (not if they contain a map or a variant)."""
     if isinstance(kind, StructType):
         return all(is_hashed(f.dataType) for f in kind.fields)
     if isinstance(kind, ArrayType):
@@ -52,13 +53,14 @@ def is_hashed(kind: DataType) -> bool:
 
 
 def with_copies(df: DataFrame) -> DataFrame:
-    """The rows with COPY, if some of them are equal in all columns that can be read; else the DataFrame itself. Runs a job.
+    """The rows with COPY, if some of them are equal in all columns that can be read; else the DataFrame itself. Runs a
+    job.
 
-    Equal rows may be numbered in any order, because nobody can tell them apart. The numbers do not depend on partitions, and
-    more rows change none. Rows that equal no other stay where they are, unless there are others that do.
+    Equal rows may be numbered in any order, because they cannot be distinguished. The numbers do not depend on
+    partitions, and more rows change none. Without equal rows, all rows stay where they are.
 
     Raises:
-        InputError: Spark failed on the rows; says why.
+        InputError: Spark failed on the rows; the message has the cause.
     """
     content = coin(df)
     with jvm.blamed("Spark failed while reading the data"):
@@ -66,7 +68,7 @@ def with_copies(df: DataFrame) -> DataFrame:
     most, rows = found or (0, 0)
     if (most or 0) < 2:
         return df
-    # Values that are equal for a hash, as 0.0 and -0.0 are, stand in an order of their own.
+    # Values with equal hashes, such as 0.0 and -0.0, are ordered by other hashes.
     number = F.row_number().over(Window.partitionBy(HASH).orderBy(*row_hashes(df)))
     dealt = df.withColumn(HASH, content)
     if rows <= FEW_ROWS:
@@ -75,12 +77,13 @@ def with_copies(df: DataFrame) -> DataFrame:
 
 
 def coin(df: DataFrame, *salt: object) -> Column:
-    """A hash by which each row is dealt: of its content, and of its number among equal rows (`with_copies`).
+    """A hash that assigns each row to a split or block: of its content, and of its number among equal rows
+    (`with_copies`).
 
     The hash of a row that equals no other and has no null is `row_hash`.
     """
     rows = df.drop(COPY)
-    # A null adds nothing to a hash: without the names of these columns, rows that differ in where a null is would be equal.
+    # A null adds nothing to a hash: only the names of null columns tell apart rows that differ in which column is null.
     nulls = [F.when(named(name).isNull(), name) for name in sorted(read_by_name(rows))]
     return row_hash(rows, *salt, *nulls, *(named(name) for name in df.columns if name == COPY))
 
@@ -89,7 +92,7 @@ def row_hashes(df: DataFrame) -> list[Column]:
     """Two independent hashes of a row. Columns that share a name are left out, because they cannot be read."""
     alone = read_by_name(df)
     parts = [p for f in df.schema.fields if f.name in alone for p in hashed(named(f.name), f.dataType)]
-    # A salt after the values would add nothing: two rows of one hash would have one hash with it, too.
+    # A salt after the values would not help: two rows with equal hashes would have equal hashes with it, too.
     return [F.xxhash64(F.lit(salt), *parts) for salt in SALTS]
 
 
@@ -100,7 +103,7 @@ def hashed(c: Column, kind: DataType, *, signs: bool = False) -> list[Column]:
     -0.0 as 0.0. (Inside arrays and vectors -0.0 still equals 0.0, as in Spark's own operators.)
 
     Args:
-        signs: tell -0.0 from 0.0 inside arrays and vectors too, which takes time for each entry.
+        signs: whether to distinguish -0.0 from 0.0 inside arrays and vectors too, which takes time for each entry.
     """
     null = c.isNull()
     if isinstance(kind, NullType):
@@ -124,7 +127,7 @@ def hashed(c: Column, kind: DataType, *, signs: bool = False) -> list[Column]:
 
 
 def _elements(c: Column, kind: ArrayType, signs: bool) -> list[Column]:
-    """The elements of an array whose size is known."""
+    """Hash input for the elements of an array whose size is hashed already."""
     nested = isinstance(kind.elementType, (ArrayType, StructType, MapType, UserDefinedType, NullType))
     if nested or kind.elementType.typeName() == VARIANT:
         return [F.transform(c, lambda x: F.xxhash64(*hashed(x, kind.elementType, signs=signs)))]

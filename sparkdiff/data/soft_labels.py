@@ -1,8 +1,9 @@
-"""Soft labels: a label column of class probabilities as rows with one label each, of which only the true ones decide.
+"""Soft labels: a label column of class probabilities, turned into rows with one label each. Only rows with true labels
+decide.
 
-A training row becomes one row per class whose probability is not 0, with the probability as weight: the weighted mean of any loss
-over these rows is the mean expected loss, and all that reads the cache goes on with one number as the label. A row with a true
-label, whose probability is 1 for one class, stays one row.
+A training row becomes one row per class whose probability is not 0, with the probability as weight: the weighted mean
+of any loss over these rows is the mean expected loss, and all readers of the cache still get one number as the label.
+A row with a true label, whose probability is 1 for one class, stays one row.
 """
 
 import dataclasses
@@ -37,7 +38,7 @@ WEIGHT, CHANCES, CERTAIN, CLASS, CHANCE = (
     f"__sparkdiff_{name}" for name in ("weight", "chances", "true", "class", "chance")
 )
 FAR = 1e-6
-"""How far the sum of a row's probabilities may be from 1."""
+"""Tolerance for the sum of a row's probabilities, which should be 1."""
 MADE = "is made by the pipeline, which comes after the rows are weighted by their probabilities: pass it as a column of the data"
 
 
@@ -48,11 +49,11 @@ class Hardened:
     Attributes:
         sources: training rows; and of the other splits the rows with true labels.
         weightCol: the column of their weights.
-        soft, certain: training rows with probabilities, and with true labels.
-        held: validation rows, all with true labels.
-        leftOut: rows without a true label on the side that is held out.
-        leftOutReference: reference rows without a true label.
-        doubt: why the true labels may be none, in words; empty if there is no such sign.
+        soft, certain: number of training rows with probabilities, and with true labels.
+        held: number of validation rows, all with true labels.
+        leftOut: number of held-out rows without a true label.
+        leftOutReference: number of reference rows without a true label.
+        doubt: a text that says why the true labels may be a model's guesses; empty if there is no such sign.
     """
 
     sources: tuple[Source, ...]
@@ -79,7 +80,7 @@ class Hardened:
 
 
 def given(sources: Sequence[Source], labelCol: str | None) -> bool:
-    """Whether the labels of rows that train are vectors."""
+    """True if the labels of training rows are vectors."""
     return labelCol is not None and any(_is_vector(s.df, labelCol) for s in sources if s.split in (None, TRAIN))
 
 
@@ -91,17 +92,19 @@ def _is_vector(df: DataFrame, column: str) -> bool:
 def hardened(
     sources: Sequence[Source], options: Options, labelCol: str, weightCol: str | None, classes: int
 ) -> Hardened:
-    """Rows with one label each, and a weight. Runs one job per source, which checks the labels, and those of `find_boundaries`.
+    """Rows with one label each, and a weight. Runs one job per source, which checks the labels, and those of
+    `find_boundaries`.
 
-    Rows with probabilities train. The rows that decide are drawn from those with true labels. A group of which rows decide has no
-    rows that train, and with `timeCol` no later row trains.
+    Rows with probabilities train. The rows that decide are drawn from those with true labels. If some rows of a group
+    decide, no row of the group trains; with `timeCol` no later row trains.
 
     Args:
-        classes: of the pipeline; as many entries has each vector.
+        classes: number of classes of the pipeline, which is also the number of entries of each vector.
 
     Raises:
-        InputError: a vector is null, has another number of entries, or is no distribution (names the column, how many rows, and
-            one of the values); a weight is no number, or negative; or reference rows have no true label.
+        InputError: a vector is null, has another number of entries, or is no distribution (the message has the column,
+            the number of rows, and one of the values); a weight is no number, or negative; or no reference row has a
+            true label.
     """
     for source in sources:
         check_columns(source.df, options)
@@ -135,8 +138,8 @@ def hardened(
 
 
 def _boundaries(certain: Sequence[Source], counted: Sequence[Source], options: Options) -> Boundaries:
-    """The times that divide the rows with true labels; those that divide all rows, where no true label has a time: then none is
-    held out, which is no error but no evidence.
+    """Times that divide the rows with true labels. If no true label has a time, those that divide all rows: then no
+    row is held out, which is no error but gives no evidence.
     """
     try:
         return find_boundaries(certain, options)
@@ -145,7 +148,9 @@ def _boundaries(certain: Sequence[Source], counted: Sequence[Source], options: O
 
 
 def _doubt(sources: Sequence[Source], labelCol: str, certain: int) -> str:
-    """Why the true labels may be none: a model has made the column, as MLlib's mark in its metadata says."""
+    """The reason why the true labels may be guesses: a model has made the column, as MLlib's entry in its metadata
+    says.
+    """
     casefold = casefolding()
     fields = [f for s in sources for f in s.df.schema.fields if casefold(f.name) == casefold(labelCol)]
     if not certain or not any("ml_attr" in (f.metadata or {}) for f in fields):
@@ -157,10 +162,10 @@ def _doubt(sources: Sequence[Source], labelCol: str, certain: int) -> str:
 
 
 def _of_weight(df: DataFrame, labelCol: str, weightCol: str | None) -> DataFrame:
-    """The rows of weight other than 0.
+    """The rows with a weight other than 0.
 
     Raises:
-        InputError: a column is not there, or has a name of ours.
+        InputError: a column is missing, or has a reserved name.
     """
     casefold = casefolding()
     for option, column in (("labelCol", labelCol), ("weightCol", weightCol)):
@@ -177,9 +182,11 @@ def _of_weight(df: DataFrame, labelCol: str, weightCol: str | None) -> DataFrame
 
 
 def _with_chances(df: DataFrame, labelCol: str) -> DataFrame:
-    """The rows with their probabilities (null where the label is a number), and whether the label is true.
+    """The rows with their probabilities (null where the label is a number), and a flag that says whether the label is
+    true.
 
-    Each expression names the one before once: where Spark moves a filter, it computes them anew, with the model that made them.
+    Each expression refers to the one before only once: if Spark pushes a filter down, it computes them again, with the
+    model that made them.
     """
     if not _is_vector(df, labelCol):
         return df.withColumn(CHANCES, F.lit(None).cast("array<double>")).withColumn(CERTAIN, F.lit(True))
@@ -188,7 +195,7 @@ def _with_chances(df: DataFrame, labelCol: str) -> DataFrame:
 
 
 def _side(options: Options) -> Column:
-    """The side of each row of which the options decide."""
+    """The side (train or validation) of rows in sources that leave it to the options."""
     side = F.col(SPLIT)
     if options.validationIndicatorCol or options.timeCol:
         return side
@@ -200,7 +207,7 @@ def _side(options: Options) -> Column:
 def _counted(
     df: DataFrame, options: Options, labelCol: str, weightCol: str | None, classes: int
 ) -> dict[tuple[str, bool], int]:
-    """The number of rows by split and whether the label is true.
+    """Number of rows by split and by whether the label is true.
 
     Raises:
         InputError: see `hardened`.
@@ -239,7 +246,7 @@ def _counted(
 
 
 def _problem(kind: str, column: str, rows: int, whole: int, value: list[float] | None, classes: int) -> str:
-    """What is wrong with labels, and what to do."""
+    """The problem with the labels, and the remedy."""
     if kind == "null":
         which = f"all {rows:,} rows" if rows == whole else f"{rows:,} of {whole:,} rows"
         return (
@@ -258,7 +265,7 @@ def _problem(kind: str, column: str, rows: int, whole: int, value: list[float] |
 
 
 def _one_label(df: DataFrame, *, labelCol: str, weightCol: str | None, weight: str) -> DataFrame:
-    """A row per class whose probability is not 0, with that class as label."""
+    """One row per class whose probability is not 0, with that class as label."""
     label, own = (
         field(df, labelCol, "labelCol").name,
         F.lit(1.0) if weightCol is None else named(weightCol).cast("double"),

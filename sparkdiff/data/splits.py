@@ -1,5 +1,6 @@
-"""Which rows train and which decide (by an indicator column, a hash of the row or group, or time), and their slices; exact
-quantiles of a column by counting, which do not depend on the partitions, and for which no row is collected.
+"""The split of the rows into those that train and those that decide (by an indicator column, a hash of the row or
+group, or time), and their slices; exact quantiles of a column by counting, which do not depend on the partitions and
+collect no row.
 """
 
 import dataclasses
@@ -33,7 +34,7 @@ from sparkdiff.options import Options
 from sparkdiff.pipeline.names import casefolding, named, read_by_name, refuse_stream
 
 ACCURACY = 10_000
-"""Accuracy of the guess: its rank error is at most n / ACCURACY. It changes the cost of the exact values, not the
+"""Accuracy of the guess: its rank error is at most n / ACCURACY. It affects the cost of the exact values, not the
 values.
 """
 
@@ -43,11 +44,11 @@ class ChangedRowsError(Exception):
 
 
 def quantiles(df: DataFrame, column: Column, shares: Sequence[float]) -> list[float]:
-    """For each share the smallest value v of a double column with count(value <= v) >= share * count (numpy's `inverted_cdf`).
+    """Exact quantiles of a double column: per share the smallest value v with count(value <= v) >= share * count
+    (numpy's `inverted_cdf`).
 
     Null and NaN are ignored; the result is empty if there are no other values. Reads the rows twice, and a third time
-    if a quantile is none of the guesses: then the rows between two guesses, a few ten-thousandths of all rows, are
-    sorted.
+    if a quantile is none of the guesses: then it sorts the rows between two guesses, a few ten-thousandths of all rows.
 
     Raises:
         ChangedRowsError: the rows differ between two readings.
@@ -84,7 +85,7 @@ def located(shares: Iterable[float], counts: Sequence[int]) -> list[tuple[int, i
 
 
 def _guessed(values: DataFrame, shares: Sequence[float]) -> list[float]:
-    """Approximate values at these shares and slightly below and above, by Spark."""
+    """Spark's approximate quantiles at these shares and slightly below and above."""
     near = {min(1.0, max(0.0, share + d)) for share in shares for d in (-2 / ACCURACY, 0.0, 2 / ACCURACY)}
     row = values.agg(F.percentile_approx("value", sorted(near), ACCURACY)).first()
     return [] if row is None or row[0] is None else sorted(set(row[0]))
@@ -104,11 +105,11 @@ def _ranked(rows: DataFrame, wanted: Iterable[tuple[float, int]]) -> dict[tuple[
 TRAIN, VALIDATION, TEST, REFERENCE = SPLITS = ("train", "validation", "test", "reference")
 SPLIT, BLOCK, TIME = "__sparkdiff_split", "__sparkdiff_block", "__sparkdiff_time"
 ROW = "__sparkdiff_row"
-"""The hash of a row, by which caches of different pipelines find the same row."""
+"""The column with the hash of a row, which finds the same row in caches of different pipelines."""
 SLICE = "__sparkdiff_slice"  # and the position in guardCols
 MAX_SLICES = 50  # values of a guardCol
 RULE = (
-    2  # grows when the same options deal the same rows otherwise: then caches and fits of before are not those of now
+    2  # incremented when the same options split the same rows in a new way: then earlier caches and fits do not match
 )
 
 
@@ -117,7 +118,7 @@ class Source:
     """Rows of one source. `split` applies to all of them; with None the options decide.
 
     Attributes:
-        numbered: whether `numbered` has been asked for these rows, or for rows that they are a part of.
+        numbered: whether `numbered` was already called on these rows, or on rows that contain them.
     """
 
     df: DataFrame
@@ -126,7 +127,7 @@ class Source:
 
     @property
     def data(self) -> DataFrame:
-        """The rows with the columns of the data."""
+        """The rows without our own columns."""
         return self.df.drop(COPY) if self.numbered else self.df
 
 
@@ -212,12 +213,13 @@ def field(df: DataFrame, column: str, option: str) -> StructField:
 
 
 def numbered(df: DataFrame, options: Options) -> DataFrame:
-    """The rows `with_copies`, if a hash of the row deals them. Else equal rows need no numbers."""
+    """The rows `with_copies` if they are split by a hash of the row. Else equal rows need no numbers."""
     return df if options.groupCol or options.timeCol else with_copies(df)
 
 
 def unit_and_block(df: DataFrame, options: Options) -> tuple[Column, Column]:
-    """The hash of a row's group, or of the row, and the guard's block that it is dealt into (null where the group is).
+    """The hash of a row's group, or of the row, and the guard's block that it belongs to (null where the group is
+    null).
 
     Args:
         df: as `numbered` returns it.
@@ -230,14 +232,14 @@ def unit_and_block(df: DataFrame, options: Options) -> tuple[Column, Column]:
 
 
 def below(unit: Column, share: float, *salt: object) -> Column:
-    """Whether a row or group is among this share of all, by its hash."""
+    """True if the hash of a row or group puts it into this share of all."""
     number = F.pmod(F.xxhash64(unit, *(F.lit(s) for s in salt)), F.lit(1 << 30))
     return number < int(share * (1 << 30))
 
 
 def with_splits(sources: Sequence[Source], options: Options, boundaries: Boundaries | None = None) -> list[DataFrame]:
-    """The sources with SPLIT, BLOCK and TIME columns, divided by time at the boundaries; without them these are computed
-    first. A job looks for equal rows; see `with_copies`.
+    """The sources with SPLIT, BLOCK and TIME columns, divided by time at the boundaries, which are computed first if
+    they are None. One job looks for equal rows; see `with_copies`.
 
     Raises:
         InputError: Spark failed on the rows.
@@ -266,8 +268,8 @@ def with_splits(sources: Sequence[Source], options: Options, boundaries: Boundar
 
 
 def held_out_first(sources: Sequence[Source], options: Options) -> DataFrame:
-    """The rows of all sources but those of reference, the held-out ones first. Of equal rows, all may be on one side here."""
-    own = [dataclasses.replace(s, numbered=True) for s in sources if s.split != REFERENCE]  # which saves a job
+    """The rows of all sources except the reference rows, held-out rows first. Equal rows may all be on one side."""
+    own = [dataclasses.replace(s, numbered=True) for s in sources if s.split != REFERENCE]  # saves a job
     dealt = [df.select(*map(named, read_by_name(df))) for df in with_splits(own, options)]
     pairs = [(split, s.split, df) for split in (VALIDATION, TEST, TRAIN) for s, df in zip(own, dealt, strict=True)]
     parts = [df.where(F.col(SPLIT) == split) for split, only, df in pairs if only in (None, split)]
@@ -288,7 +290,7 @@ def find_boundaries(sources: Sequence[Source], options: Options) -> Boundaries:
     rows.
 
     Raises:
-        InputError: as `check_columns`; there is no time to divide by; Spark failed on the rows.
+        InputError: see `check_columns`; or there is no time to divide by, or Spark failed on the rows.
     """
     if options.timeCol is None:
         return Boundaries()
@@ -305,7 +307,7 @@ def find_boundaries(sources: Sequence[Source], options: Options) -> Boundaries:
 
 
 def _boundaries(df: DataFrame, column: str, start: float) -> tuple[float, ...]:
-    """Where the part of these rows after the share `start` begins, and the starts of its contiguous blocks."""
+    """The time at which these rows' part after the share `start` begins, and the starts of its contiguous blocks."""
     return time_quantiles(df, column, [start + (1 - start) * k / TIME_BLOCKS for k in range(TIME_BLOCKS)])
 
 
@@ -313,7 +315,7 @@ def time_quantiles(df: DataFrame, column: str, shares: Sequence[float]) -> tuple
     """The exact times of these rows at these shares.
 
     Raises:
-        InputError: there is no time, or the times were others when they were read again; Spark failed on the rows.
+        InputError: there is no time, or the times had changed when they were read again; Spark failed on the rows.
     """
     try:
         found = quantiles(df, seconds(df, column), shares)
@@ -336,10 +338,11 @@ def time_quantiles(df: DataFrame, column: str, shares: Sequence[float]) -> tuple
 def with_slices(frames: Sequence[DataFrame], options: Options) -> tuple[list[DataFrame], dict[str, tuple[Any, ...]]]:
     """The frames with one column SLICE0, SLICE1, ... (long) per guardCol, and the values of these codes.
 
-    The values are those of all frames, sorted; null and NaN are one slice, None, the last. Runs a job per column.
+    The values are those of all frames, sorted; null and NaN form one slice, None, which comes last. Runs a job per
+    column.
 
     Raises:
-        InputError: a column has more than MAX_SLICES values; names their number.
+        InputError: a column has more than MAX_SLICES values; the message has their number.
     """
     out, values = list(frames), {}
     for i, name in enumerate(options.guardCols):
@@ -363,7 +366,7 @@ def with_slices(frames: Sequence[DataFrame], options: Options) -> tuple[list[Dat
 
 
 def _slice_type(df: DataFrame, name: str) -> str:
-    """The Spark type that a guardCol's values are compared in."""
+    """The Spark type in which a guardCol's values are compared."""
     kind = field(df, name, "guardCols").dataType
     if isinstance(kind, NumericType):
         return "bigint" if isinstance(kind, IntegralType) else "double"

@@ -1,5 +1,5 @@
-"""The decision whether the tuned network replaces the original: its gain, slices, changed labels, reference rows, and errors
-that were not seen.
+"""The decision whether the tuned network replaces the original: its gain, slices, changed labels, reference rows, and
+unseen errors.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,9 +21,9 @@ from sparkdiff.pipeline.network import Network
 from sparkdiff.report import p_value, share_of
 from sparkdiff.stages.predictor import Predictor
 
-NAMED = 3  # slices that a reason names
+NAMED = 3  # largest number of slices that a reason names
 LARGER_FRACTION = 0.3
-"""The validationFraction that a reason advises."""
+"""The validationFraction that a reason recommends."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class Judgement:
     Attributes:
         level: p-value below which a set of rows counts as worse, shrunk as in the verdict; None if the guard accepts
             anything.
-        unseen: one more row that is predicted wrongly; None if the guard accepts anything, and of a regression.
-        outside: how outputs outside the loss would change, in sentences.
+        unseen: one more row that is predicted wrongly; None if the guard accepts anything, and for a regression.
+        outside: sentences about changes of outputs outside the loss.
     """
 
     verdict: guard.Verdict
@@ -48,14 +48,14 @@ class Judgement:
 
     @property
     def worse(self) -> list[Change]:
-        """The sets of rows that got worse, the smallest p-value first."""
+        """Sets of rows that got worse, the smallest p-value first."""
         sets = [*self.slices, *filter(None, [self.reference])]
         found = [c for c in sets if c.p is not None and self.level is not None and c.p < self.level]
         return sorted(found, key=lambda c: c.p or 0.0)
 
     @property
     def flips(self) -> bool:
-        """Whether more labels change than allowed."""
+        """True if more labels change than allowed."""
         return (
             self.compatibility is not None
             and self.compatibility.labels
@@ -64,7 +64,7 @@ class Judgement:
 
     @property
     def fragile(self) -> bool:
-        """Whether one more row that is predicted wrongly would undo the gain."""
+        """True if one more row that is predicted wrongly would undo the gain."""
         return self.unseen is not None and self.unseen.undoes
 
     @property
@@ -95,10 +95,10 @@ def judge(
     """Test the gain of the best epoch, overall and by slice, in passes over the validation and the reference rows.
 
     Args:
-        networks: the original network and the network of the best epoch, or what was recorded of another pipeline.
+        networks: the original network and the network of the best epoch, or the recorded margins of another pipeline.
         ledger: gains over the original.
         reference: whether there are reference rows.
-        given: the pipeline that was passed, where the original is its refit: its labels are those that may not change.
+        given: the pipeline that the user passed, if the original is its refit: changed labels are counted against it.
     """
     o, (network, tuned) = options, networks
     data = data if given is None else keyed(data)
@@ -108,7 +108,7 @@ def judge(
     if o.guard < 1 and ledger.chosen >= 0:
         spread = paired_rows.read(network, tuned, data, "train", metric, unit_of(o), rows).costs()
     verdict = paired_rows.decide_by_rows(rows, level=level, ledger=ledger, training=spread, seed=o.seed)
-    # A fleet's budget is one of false accepts: a false veto costs a gain, never a model, and so keeps the level of one run.
+    # A fleet's budget limits false accepts. A false veto costs a gain, never a model, so it keeps the level of one run.
     worse = o.guard * verdict.level / level if o.guard < 1 else None
     if verdict.best < 0:
         return Judgement(verdict, worse)
@@ -127,17 +127,17 @@ def judge(
 
 
 def unit_of(options: Options) -> Kind:
-    """What decides: rows, groups or blocks of time."""
+    """Units that decide: rows, groups or blocks of time."""
     return "groups" if options.groupCol else "blocks" if options.timeCol else "rows"
 
 
 def needed(options: Options) -> float:
-    """The p-value that a gain needs."""
+    """p-value that a gain needs."""
     return options.guard / options.fleetSize if options.guard < 1 else options.guard
 
 
 def divergence(history: Sequence[Mapping[str, Any]], options: Options) -> str:
-    """How many candidates diverged, when, and the remedy; empty if none diverged."""
+    """Number of diverged candidates, their epochs, and the remedy, as text; empty if none diverged."""
     lost, total = diverged(history), candidate_count(history)
     if not lost:
         return ""
@@ -150,7 +150,7 @@ def divergence(history: Sequence[Mapping[str, Any]], options: Options) -> str:
         )
     else:
         who, how = f"{len(lost)} of {total} candidates", "; ".join(row["recipe"] for row in lost)
-    by_rate = [row["recipe"].startswith(options.optimizer) for row in lost]  # the others take steps of their own
+    by_rate = [row["recipe"].startswith(options.optimizer) for row in lost]  # the others choose their own steps
     remedies = (
         [f"lower learningRate or {'set ' if options.gradientClip is None else ''}gradientClip"] if any(by_rate) else []
     )
@@ -162,12 +162,12 @@ def reason(
     judgement: Judgement, options: Options, metric: Metric, original: float, history: Sequence[Mapping[str, Any]] = (),
     *, whose: str = "the best epoch's", where: str = "validation", folds: bool = True, divided: bool = True,
 ) -> str:  # fmt: skip
-    """The reason of the decision, in one sentence with the figures; where the original is kept, it ends with the way out.
+    """The reason of the decision, in one sentence with the figures; if the original is kept, it ends with the remedy.
 
     Args:
         original: the original's metric on the rows that decide.
         history: a row per epoch and candidate.
-        whose: whose gain decides.
+        whose: the name of what gained, in the possessive form.
         where: the name of the rows that decide.
         folds, divided: see `ways_to_decide`.
     """
@@ -224,7 +224,7 @@ def reason(
 
 
 def nothing_gained(options: Options, metric: Metric, history: Sequence[Mapping[str, Any]]) -> str:
-    """The reason where no epoch gained on the validation rows."""
+    """The reason if no epoch gained on the validation rows."""
     better = f"had a {metric.direction} {metric.name} on the validation rows"
     lost = divergence(history, options)
     if len(diverged(history)) == candidate_count(history) > 0:
@@ -239,7 +239,7 @@ def nothing_gained(options: Options, metric: Metric, history: Sequence[Mapping[s
 
 
 def ways_to_decide(options: Options, *, folds: bool, divided: bool = True) -> str:
-    """What would show a gain that the held-out rows don't show, in words that end a sentence.
+    """Remedies that could show a gain that the held-out rows don't show, as the end of a sentence.
 
     Args:
         folds: whether numFolds is an option of the verb.

@@ -34,13 +34,15 @@ from sparkdiff.store.files import moved, room
 from sparkdiff.tensors.rows import Rows, SparseRows, below, dense, taken
 
 PARITY_ROWS, FEWER_ROWS = 10_000, 1_000
-"""Largest numbers of rows compared with Spark: for what may ship, and for what is only measured."""
+"""Largest numbers of rows compared with Spark: for a model that may ship, and for one that is only measured."""
 DENSE_ENTRIES = 1 << 26
-"""Number of entries that Spark may write densely for the comparison (half a gibibyte of doubles)."""
+"""Number of entries that Spark may write as dense vectors for the comparison (half a gibibyte of doubles)."""
 KEPT_BYTES = 1 << 26
 SAMPLE = "sample.parquet"
 NARROW = {"tinyint": 7, "smallint": 15, "int": 31, "bigint": 53, "float": None}
-"""Types whose columns are rebuilt as they were, as a stage may give back what it reads; of whole numbers 2 to this power."""
+"""Types whose columns get their original type again, because a stage may return its input; integers are limited to 2
+** value.
+"""
 
 
 def check(
@@ -50,9 +52,9 @@ def check(
     inputs.
 
     Args:
-        sample: cached rows, see `sample_of`; emptied once Spark has read them.
-        original: everything that decides what the stages compute; Spark's outputs are kept in the cache then, and the next
-            run whose stages, rows and Spark are the same compares its network with them.
+        sample: cached rows, see `sample_of`; emptied once they are written for Spark.
+        original: everything that decides the computation of the stages. If given, Spark's outputs are kept in the
+            cache, and the next run with the same stages, rows and Spark compares its network with them.
 
     Raises:
         ParityError: they differ.
@@ -87,7 +89,7 @@ def check(
 
 
 def _key(original: Mapping[str, Any], folder: Path) -> str:
-    """Of the stages, the sample that was written to a folder, and Spark's version."""
+    """Hash of the stages, of the sample that was written to a folder, and of Spark's version."""
     digest = hashlib.sha256(json.dumps([original, pyspark.__version__], sort_keys=True).encode())
     digest.update((folder / SAMPLE).read_bytes())
     return digest.hexdigest()[:16]
@@ -99,7 +101,7 @@ def _versions(network: Network) -> list[Version]:
 
 
 def _keep(network: Network, versions: Sequence[Version], rows: Path, kept: Path) -> None:
-    """Keep Spark's outputs instead of those of other stages, unless they are large or there is no room."""
+    """Keep Spark's outputs in place of those of other stages, unless they are large or the disk is full."""
     files = sorted(rows.glob("part-*.parquet"))
     if sum(file.stat().st_size for file in files) > KEPT_BYTES:
         return
@@ -113,9 +115,9 @@ def _keep(network: Network, versions: Sequence[Version], rows: Path, kept: Path)
 
 
 def _compared(network: Network, kept: Path, folder: Path) -> Parity | None:
-    """The network compared with the kept outputs; None if there are none, or if they are damaged.
+    """Compare the network with the kept outputs; None if there are none, or if they are damaged.
 
-    They are copied to `folder` first, because another process may put its own in their place.
+    They are copied to `folder` first, because another process may replace them.
     """
     try:
         index = json.loads((kept / "index.json").read_text(encoding="utf-8"))
@@ -138,7 +140,7 @@ class _File:
     """The rows in a file for Spark.
 
     Attributes:
-        narrow: Spark's types of the columns that are cast to it.
+        narrow: Spark's types for the columns that are cast.
         recovered: the columns that replace the original inputs of stages.
     """
 
@@ -158,7 +160,7 @@ class _File:
 
 
 def _written(network: Network, sample: dict[Version, Rows], cache: Cache, folder: Path) -> _File:
-    """Write the sample and the edge rows for Spark."""
+    """Write the sample and the edge rows to a file for Spark."""
     graph = network.graph
     flags = {v: sample.pop(v) for v in network.flags if v in sample}
     first = {v: taken(c, torch.tensor([0])) for v, c in (sample | flags).items()}
@@ -166,10 +168,10 @@ def _written(network: Network, sample: dict[Version, Rows], cache: Cache, folder
     columns = {graph.name(v): below([c, edges[v]]) for v, c in sample.items()}
     nulls = {graph.name(v): dense(below([flags[f], edges[f]])) for v in sample if (f := null_of(v)) in flags}
     spoken, recovered = _recovered(network, columns)
-    # Those of the cut come first, and count: a column of the data may be named like one of ours.
+    # Those of the cut come first and take precedence: a column of the data may be named like one of ours.
     casefold, kept = graph.casefold, {c["column"]: c for c in reversed(cache.manifest["columns"])}
     spelled = {casefold(name): entry for name, entry in reversed(kept.items())}
-    # Another pipeline that was cached may spell a column otherwise.
+    # Another cached pipeline may spell a column in another case.
     described = kept | {name: spelled[casefold(name)] for name in columns}
     metadata = {name: entry.get("metadata") or {} for name, entry in described.items()}
     narrow = {name: kind for name in columns if name not in spoken and (kind := described[name].get("type")) in NARROW}
@@ -186,9 +188,7 @@ def _written(network: Network, sample: dict[Version, Rows], cache: Cache, folder
 def _recovered(
     network: Network, named: Mapping[str, Rows]
 ) -> tuple[dict[str, pa.Array], dict[tuple[int, Version], str]]:
-    """The original inputs of stages whose inputs cannot enter torch, by column, and which column replaces which
-    input.
-    """
+    """Original inputs of stages whose inputs cannot enter torch, by column, and the column that replaces each input."""
     graph, columns, standing = network.graph, {}, {}
     prefix = unused("__sparkdiff_source", named)
     for i in network.positions:
@@ -203,11 +203,11 @@ def _recovered(
 
 
 def sample_of(network: Network, data: Data, most: int = PARITY_ROWS) -> dict[Version, Rows]:
-    """The cached rows for `check`: training and validation rows in equal parts, fewer if stages make them dense."""
+    """Cached rows for `check`: training and validation rows in equal parts, fewer if stages make them dense."""
     most = max(100, min(most, DENSE_ENTRIES // max(1, network.made_dense())))
     parts: list[dict[Version, Rows]] = []
     rows, stored = 0, data.stream.manifest.splits
-    # Where all rows train, those of validation are the same ones.
+    # If all rows train, the validation rows are the same ones.
     quotas = {TRAIN: most} if stored[TRAIN] == stored[VALIDATION] else {TRAIN: most // 2, VALIDATION: most}
     for split, quota in quotas.items():
         for batch in data.stream.batches(split, batchSize=min(1000, most // 2)):
@@ -227,7 +227,7 @@ def _edges(network: Network, row: dict[Version, Rows], sample: dict[Version, Row
             nothing = torch.zeros(0, dtype=torch.int64)
             changes.append((v, SparseRows(nothing, column.values[:0], torch.zeros(2, dtype=torch.int64), column.width)))
             continue
-        if v[1] < -1:  # what was made of one thing for torch doesn't change alone, but that a vector may be empty
+        if v[1] < -1:  # columns made together for torch can't change alone, except that a vector may be empty
             changes += [(v, torch.zeros_like(column[:1]))] if column.ndim == 2 else []
             continue
         readers = [i for i in network.positions if v in graph.vertices[i].reads]
@@ -237,7 +237,7 @@ def _edges(network: Network, row: dict[Version, Rows], sample: dict[Version, Row
             for k, read in enumerate(graph.vertices[i].reads)
             if read == v and column.ndim == 1 and k < len((module := network.module(i)).critical_values())
         ]
-        if own:  # what one reader takes for a gap, another may refuse
+        if own:  # one reader may treat as missing what another refuses
             given = [e for e in own[0] if len(readers) == 1 or not math.isnan(e)]
             changes += [(v, torch.tensor([e], dtype=torch.float64)) for e in given]
         else:
@@ -255,14 +255,16 @@ def _edges(network: Network, row: dict[Version, Rows], sample: dict[Version, Row
 
 
 def _no_null(row: dict[Version, Rows], v: Version) -> dict[Version, Rows]:
-    """Clears the null flag of a value that was replaced."""
+    """A cleared null flag for a value that was replaced, if it has one."""
     return {null_of(v): torch.tensor([False])} if null_of(v) in row else {}
 
 
 def _accepted(network: Network, rows: Sequence[dict[Version, Rows]]) -> list[dict[Version, Rows]]:
-    """Those of these single rows that the network accepts; Spark refuses the same rows, for example a cosine of zeros.
+    """Rows, out of these single rows, that the network accepts; Spark refuses the same rows, for example a cosine of
+    zeros.
 
-    They run together, and in halves where one is refused: one by one, thousands of trees take minutes.
+    The rows run together, and are halved if one is refused: one by one, rows for thousands of trees would take
+    minutes.
     """
     if _accepts(network, {v: below([r[v] for r in rows]) for v in rows[0]}):
         return [*rows]
@@ -272,7 +274,7 @@ def _accepted(network: Network, rows: Sequence[dict[Version, Rows]]) -> list[dic
 
 @torch.no_grad()
 def _accepts(network: Network, rows: dict[Version, Rows]) -> bool:
-    """Whether the network accepts these rows, all of them."""
+    """True if the network accepts all of these rows."""
     try:
         network.run(rows, outputs_of(network))
     except InputError:

@@ -21,17 +21,17 @@ from sparkdiff.stages.predictor import Predictor
 from sparkdiff.tensors.rows import SparseRows
 
 FOLDED = 1e-6
-"""Relative difference allowed between a metric of the candidates in affine form and of the network itself."""
+"""Relative difference allowed between the metric of a candidate in affine form and that of the network itself."""
 ROUNDED = 1e-2
-"""The same where the candidates were measured on rows of float32."""
+"""Relative difference allowed if the candidates were measured on float32 rows."""
 TIED = 1e-11
-"""Share of the largest margin by which two margins differ that are equal but for the order of additions."""
+"""Share of the largest margin up to which two margins count as equal, because only the order of additions differs."""
 Stats = Mapping[str, Mapping[str, Any]]
 """Statistics of the labels per split, from the manifest of a cache."""
 
 
 def training_labels(stats: Stats, *, reference: bool = False) -> LabelStats:
-    """The labels of the training rows.
+    """Statistics of the labels of the training rows.
 
     Raises:
         InputError: there are no training or validation rows, or, with `reference`, too few reference rows.
@@ -48,7 +48,7 @@ def training_labels(stats: Stats, *, reference: bool = False) -> LabelStats:
 
 
 def all_labels(stats: Stats) -> tuple[LabelStats, float | None]:
-    """The range of the labels over all splits, and one of them that is no whole number, if there is one."""
+    """Range of the labels over all splits, and one label that is not a whole number, if there is one."""
     parts = [s for s in stats.values() if s["rows"]]
     low, high = min(s["low"] for s in parts), max(s["high"] for s in parts)
     fractional = next((s["fractional"] for s in parts if s["fractional"] is not None), None)
@@ -56,11 +56,11 @@ def all_labels(stats: Stats) -> tuple[LabelStats, float | None]:
 
 
 def check_varies(stats: Stats, options: Options, head: Predictor, labelCol: str | None) -> list[str]:
-    """Warnings about splits all of whose rows have one label.
+    """Check for splits in which all rows have one label, and return warnings about them.
 
     Raises:
-        InputError: what trains, or what decides, compares with the labels of such a split. A loss of one's own may do
-            without labels, and neither test nor reference rows let anything be accepted.
+        InputError: training, or the decision, needs the labels of such a split. A user's own loss may not use labels,
+            and neither test nor reference rows can cause an acceptance.
     """
     if labelCol is None:
         return []
@@ -73,7 +73,7 @@ def check_varies(stats: Stats, options: Options, head: Predictor, labelCol: str 
         if why is not None
     ]
     for split, why in found:
-        few = split == VALIDATION and stats[split]["rows"] < MIN_UNITS  # which decide nothing, whatever their labels
+        few = split == VALIDATION and stats[split]["rows"] < MIN_UNITS  # too few rows to decide, whatever their labels
         if head.labelled and compares.get(split, False) and not few:
             raise InputError(why)
     return [why for _, why in found]
@@ -82,12 +82,12 @@ def check_varies(stats: Stats, options: Options, head: Predictor, labelCol: str 
 def check_finite(
     scores: Mapping[str, Score], metric: Metric, uid: str, labels: LabelStats | None, *, own: bool = False
 ) -> None:
-    """Raise InputError where the original's metric is undefined or NaN, or where it, or the squares that test its gains, overflow
-    on finite inputs.
+    """Raise InputError if the original's metric is undefined or NaN, or if it, or the squares that test its gains,
+    overflow on finite inputs.
 
     Args:
-        uid: the original's.
-        labels: of all splits, None without a label.
+        uid: the uid of the original.
+        labels: label statistics over all splits, None without a label.
         own: whether the metric is the caller's loss function.
     """
     for split, found in scores.items():
@@ -117,7 +117,9 @@ def check_finite(
 
 @torch.no_grad()
 def check_repeats(metric: Metric, network: Network, data: Data) -> None:
-    """Raise InputError where a loss function of the caller, by which the guard decides, gives other values for the same rows."""
+    """Raise InputError if a loss function of the caller, with which the guard decides, gives other values for the same
+    rows.
+    """
     assert metric.rows is not None
     for batch, label, weight, _ in data.batches(VALIDATION):
         margin = network.margin(data.values(batch))
@@ -131,7 +133,7 @@ def check_repeats(metric: Metric, network: Network, data: Data) -> None:
 
 
 def trained_score(uid: str, options: Options, best: float, metric: Metric, network: Network, data: Data) -> Score:
-    """The metric of the network that would ship, on the validation rows.
+    """Compute the metric of the network that would ship, on the validation rows, and check it.
 
     Raises:
         ParityError: see `check_trained`.
@@ -144,15 +146,16 @@ def trained_score(uid: str, options: Options, best: float, metric: Metric, netwo
 def check_trained(
     uid: str, best: float, tuned: Score, metric: Metric, network: Network, data: Data, *, single: bool = False
 ) -> None:  # fmt: skip
-    """Raise ParityError where the network that would ship hasn't the metric that its candidate was chosen for.
+    """Raise ParityError if the network that would ship doesn't have the metric for which its candidate was chosen.
 
-    Candidates are measured in their affine form. What it rounds otherwise is far below a millionth, but for the ranks of margins
-    that are tied; a stage whose `affine_form` isn't its `forward` would let gains decide that the network doesn't have.
+    Candidates are measured in their affine form. Its rounding differences are far below a millionth, except for the
+    ranks of tied margins. If the `affine_form` of a stage differed from its `forward`, gains would decide that the
+    network doesn't have.
 
     Args:
-        best: the metric as a loss, as training measured it.
-        tuned: of the network, on the validation rows.
-        single: whether the rows were float32 in training, as far as the check before training lets them be.
+        best: the metric as a loss, as measured in training.
+        tuned: the score of the network on the validation rows.
+        single: whether the rows were float32 in training, within the limit of the check before training.
     """
     room = (ROUNDED if single else FOLDED) * max(abs(best), abs(tuned.mean), 1e-12)
     low, high = tuned.mean, tuned.mean
@@ -168,8 +171,8 @@ def check_trained(
 
 @torch.no_grad()
 def tied_range(network: Network, data: Data, metric: Metric) -> tuple[float, float]:
-    """The smallest and the largest value, as a loss, that a metric of ranks can have on the validation rows, if those whose
-    margins are equal but for rounding are put in any order.
+    """Smallest and largest value, as a loss, of a metric of ranks on the validation rows, over all orders of rows
+    whose margins are equal up to rounding.
     """
     assert metric.value is not None
     tally = Tally(metric, network.head)
@@ -180,8 +183,8 @@ def tied_range(network: Network, data: Data, metric: Metric) -> tuple[float, flo
     apart = column[order].diff() > TIED * column.abs().max()
     rank = torch.empty_like(column)
     rank[order] = torch.cat([apart.new_zeros(1), apart]).cumsum(0).to(rank.dtype)
-    # The area under the PR curve is largest where rows of class 1 are in front, one by one, and smallest where they are behind,
-    # all at once: precision is concave in how many are found.
+    # The area under the PR curve is largest if rows of class 1 come first, one by one, and smallest if they come last,
+    # all at once: precision is concave in the number of rows found.
     first, last = (rank + side * label / 4 for side in (1, -1))
     alone = torch.empty_like(column)
     alone[first.argsort()] = torch.arange(len(column), device=column.device).to(column.dtype)
@@ -191,8 +194,9 @@ def tied_range(network: Network, data: Data, metric: Metric) -> tuple[float, flo
 
 @torch.no_grad()
 def check_stored(network: Network, data: Data) -> None:
-    """Raise InputError where training or validation rows hold NaN or infinity in a feature with a coefficient that Spark doesn't
-    store. Spark and the network pass over it, but training moves it, and then these rows have no prediction.
+    """Raise InputError if training or validation rows hold NaN or infinity in a feature whose coefficient Spark
+    doesn't store. Spark and the network skip such a coefficient, but training moves it, and then these rows have no
+    prediction.
     """
     skipped = [m.skipped() for m in network.head.modules() if isinstance(m, LogisticRegression)]
     if not any(s is not None and bool(s.any()) for s in skipped):

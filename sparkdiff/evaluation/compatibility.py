@@ -1,4 +1,6 @@
-"""How the predictions change for users: changed labels, shift of the scores, calibration, metrics that do not decide."""
+"""The change of the predictions for users: changed labels, shift of the scores, calibration, metrics that do not
+decide.
+"""
 
 import itertools
 import math
@@ -19,7 +21,7 @@ from sparkdiff.stages.base import columns_of
 from sparkdiff.stages.predictor import Predictor
 
 RANKED_ROWS = 1_000_000
-"""Rows whose scores are kept for the area under the ROC curve; it is that of the first rows where there are more."""
+"""Number of rows whose scores are kept for the area under the ROC curve: with more rows, that of the first ones."""
 OF_REGRESSIONS, OF_CLASSIFIERS = ("mse", "mae"), ("accuracy", "logLoss", "brier", "areaUnderROC")
 EDGE_ROWS = 65_536
 """Number of rows for the bins of the scores. The rows of a shard are in the order of their hash, so the first ones
@@ -27,9 +29,9 @@ are a sample.
 """
 BINS = 10
 CHANGES = 30
-"""Bins of the histogram of changes."""
+"""Number of bins of the histogram of changes."""
 TAIL = 0.005
-"""Share of the changes beyond either end of that histogram: its first and last bin hold them too."""
+"""Share of the changes beyond each end of that histogram; its first and last bin include them."""
 SHOWN = ("predictionCol", "probabilityCol", "rawPredictionCol")
 MOVED = 0.1
 """The prediction of a regression counts as changed if it moves by more than this share."""
@@ -39,24 +41,24 @@ MOVED = 0.1
 class Compatibility:
     """The predictions of two networks on the same rows. Shares and the PSI count rows, means are weighted.
 
-    The score is a regression's prediction, the probability of class 1 of two, the largest probability of several (of a
-    classifier without probabilities: its raw prediction).
+    The score is a regression's prediction, for two classes the probability of class 1, for more classes the largest
+    probability (for a classifier without probabilities: its raw prediction).
 
     Attributes:
-        rows: of weight > 0.
-        changed: share of rows whose predicted label changes, at the model's threshold(s); of a regression, of those whose
-            prediction moves by more than a tenth.
-        labels: whether it is labels that `changed` counts.
+        rows: number of rows of weight > 0.
+        changed: share of rows whose predicted label changes, at the model's threshold(s); for a regression, share of
+            rows whose prediction moves by more than a tenth.
+        labels: whether `changed` counts labels.
         psi: population stability index of the scores over the deciles of the original's; below 0.1 is usually called
             stable, above 0.25 shifted. Half a row is added to each bin, so that an empty one is finite.
-        correlation: of the two scores; None where one is constant.
-        calibration: {"measure", "before", "after"}: a classifier's expected calibration error over ten bins of equal width
-            (Naeini et al. 2015; of several classes that of the predicted one, Guo et al. 2017), a regression's mean
-            prediction over mean label. None without probabilities, or where the labels' mean is 0.
+        correlation: correlation of the two scores; None if one is constant.
+        calibration: {"measure", "before", "after"}: a classifier's expected calibration error over ten bins of equal
+            width (Naeini et al. 2015; with several classes that of the predicted one, Guo et al. 2017), a regression's
+            mean prediction divided by the mean label. None without probabilities, or if the labels' mean is 0.
         bins: per decile of the original's score {"rows", "label", "before", "after"}, the last three weighted means: a
             reliability table; None with more than two classes.
-        changes: {"edges", "counts"}: a histogram of new score - old score over the first rows, at most 65,536; the first and
-            the last bin also hold what is beyond. None where no score changes.
+        changes: {"edges", "counts"}: a histogram of new score - old score over the first rows, at most 65,536; the
+            first and the last bin include the changes beyond. None if no score changes.
         others: {metric: {"before", "after"}}: metrics that do not decide, see `SideMetrics`.
     """
 
@@ -80,7 +82,7 @@ def compare(old: Predicts, new: Predicts, data: Data, split: str) -> Compatibili
     others = SideMetrics(old.head, new.head)
     counts = torch.zeros((2, len(edges) + 1), dtype=torch.int64)
     sums = torch.zeros((len(edges) + 1, 4), dtype=torch.float64)  # weight, weight * (label, old score, new score)
-    wrong = torch.zeros((2, BINS), dtype=torch.float64)  # weight * (probability - how it came)
+    wrong = torch.zeros((2, BINS), dtype=torch.float64)  # weight * (probability - outcome)
     rows = changed = 0
     mean, spread = torch.zeros(2, dtype=torch.float64), torch.zeros((2, 2), dtype=torch.float64)
     classes, probable = old.head.classes, False
@@ -119,8 +121,9 @@ def compare(old: Predicts, new: Predicts, data: Data, split: str) -> Compatibili
 
 
 def mean(parts: Sequence[Compatibility], weights: Sequence[float]) -> Compatibility:
-    """The means of parts that share no row, by their rows, of `others` by their weights, as metrics are; without the tables by
-    decile and of changes, as each part has bins of its own."""
+    """Means of parts that share no row, weighted by their rows; of `others` weighted by `weights`, like metrics. The
+    tables by decile and of changes are left out, because each part has its own bins.
+    """
     sizes = [c.rows for c in parts]
     rows = sum(sizes)
 
@@ -164,7 +167,7 @@ def _shown(network: Predicts, data: Data, batch: Any, used: Tensor) -> _Shown:
     label, probability, raw = (columns.get(next(iter(columns_of(vertex.stage, (p,))), "")) for p in SHOWN)
     sure = raw if probability is None else probability
     if sure is None:
-        assert label is not None  # a predictor that shows nothing writes nothing, and isn't trained
+        assert label is not None  # a predictor that shows no column writes nothing, and isn't trained
         return _Shown(margin, label, label, None)
     return _Shown(
         margin,
@@ -181,7 +184,7 @@ class _Changes:
         self.kept: list[Tensor] = []
 
     def add(self, change: Tensor) -> None:
-        """Keep what there is still room for: (n,)"""
+        """Keep as many changes (n,) as there is still room for."""
         if room := EDGE_ROWS - sum(map(len, self.kept)):
             self.kept.append(change[:room])
 
@@ -201,7 +204,7 @@ class _Changes:
 
 
 def _edges(network: Predicts, data: Data, split: str) -> Tensor:
-    """The distinct inner deciles of the scores of the first rows: (at most 9,)"""
+    """Distinct inner deciles of the scores of the first rows, (at most 9,)."""
     first: list[Tensor] = []
     for batch, _, weight, _ in itertools.takewhile(lambda _: sum(map(len, first)) < EDGE_ROWS, data.batches(split)):
         first.append(_shown(network, data, batch, weight > 0).score)
@@ -240,7 +243,8 @@ def _table(counts: Tensor, sums: Tensor) -> list[dict[str, Any]]:
 
 
 class SideMetrics:
-    """Sums for the metrics of two pipelines, batch by batch. Each equals the metric that the option `metric` names.
+    """Sums for the metrics of two pipelines, batch by batch. Each metric equals that of the same name in the option
+    `metric`.
 
     A regression has rmse, mae and r2; a classifier accuracy, with probabilities logLoss and brier, with two classes
     areaUnderROC. All are weighted. A clustering has none.
@@ -255,7 +259,7 @@ class SideMetrics:
         self.room = RANKED_ROWS
 
     def add(self, label: Tensor, weight: Tensor, margins: Sequence[Tensor]) -> None:
-        """The rows of a batch: label (n,), weight (n,) > 0, and the margin of each of the two pipelines."""
+        """Add the rows of a batch: label (n,), weight (n,) > 0, and the margin of each of the two pipelines."""
         self.totals += torch.stack([torch.ones_like(label), weight, label, label**2]) @ weight
         for metrics, sums, ranked, margin in zip(self.metrics, self.sums, self.ranked, margins, strict=True):
             for name, metric in metrics.items():
@@ -267,7 +271,7 @@ class SideMetrics:
         self.room = max(self.room - len(label), 0)
 
     def values(self) -> dict[str, dict[str, float]]:
-        """{metric: {"before", "after"}}; what is not finite or not defined is left out."""
+        """The metrics, {metric: {"before", "after"}}, without those that are not finite or not defined."""
         if not self.totals[0]:
             return {}
         before, after = (self._of(*side) for side in zip(self.metrics, self.sums, self.ranked, strict=True))
@@ -284,7 +288,7 @@ class SideMetrics:
         if "mse" in means:
             squared = means.pop("mse")
             means["rmse"] = squared**0.5
-            spread = (square - mean**2) * (weight - 1) / (weight - own)  # as Spark's r2
+            spread = (square - mean**2) * (weight - 1) / (weight - own)  # like Spark's r2
             means |= {"r2": 1 - squared / spread} if spread > 1e-12 * square else {}
         if ranked and (value := metrics["areaUnderROC"].value) is not None:
             means["areaUnderROC"] = float(value(torch.cat(ranked), *torch.cat(self.truth).unbind(1)))
@@ -292,7 +296,7 @@ class SideMetrics:
 
 
 def _metrics(head: Predictor) -> dict[str, Metric]:
-    """The metrics that the predictor has."""
+    """Metrics that apply to the predictor."""
     found = dict[str, Metric]()
     for name in OF_CLASSIFIERS if head.classes else OF_REGRESSIONS:
         with suppress(InputError):

@@ -16,17 +16,19 @@ from sparkdiff.tensors.rows import Rows, SparseRows
 from sparkdiff.tensors.team import ALONE, Team
 
 EVAL_ROWS, SPARSE_ROWS = 8192, 1024
-"""Number of rows that are measured at the same time; fewer for sparse rows, which need a dozen temporaries."""
+"""Number of rows that are measured at a time; fewer for sparse rows, which need a dozen temporaries."""
 GPU_ROWS = 16
-"""So many times as many on a GPU, which is idle between pieces that are too small, unless they are wide."""
+"""Factor of this number on a GPU, which would be idle between small pieces; less for wide rows."""
 GPU_BYTES, FEWEST = 256 << 20, 256
-"""Size from which no more rows are measured at the same time on a GPU, and the fewest rows."""
+"""Largest size of the rows measured at a time on a GPU, and the smallest number of rows."""
 DENSE_ENTRIES = 1 << 24
-"""Entries that a stage may make dense at a time while rows are measured (128 MiB of doubles)."""
+"""Number of entries that a stage may make dense at a time while rows are measured (128 MiB of doubles)."""
 
 
 def rows_at_once(network: Network, stream: Stream) -> int:
-    """EVAL_ROWS, or fewer for sparse rows and if a stage makes wide rows dense; more on a GPU."""
+    """Number of rows to measure at a time: EVAL_ROWS, or fewer for sparse rows and if a stage makes wide rows dense;
+    more on a GPU.
+    """
     most = SPARSE_ROWS if any(column.kind == "sparse" for column in stream.columns) else EVAL_ROWS
     fitting = max(16, min(most, DENSE_ENTRIES // max(1, network.made_dense())))
     if stream.place.on_cpu:
@@ -39,7 +41,7 @@ def rows_at_once(network: Network, stream: Stream) -> int:
 class Data:
     """The stream, its columns, and the process that reads it.
 
-    `tick` is called for every batch that is measured, of `rows` rows.
+    `tick` is called for every measured batch, each of about `rows` rows per process.
     """
 
     stream: Stream
@@ -53,7 +55,7 @@ class Data:
         return {v: batch[name] for v, name in self.columns.items()}
 
     def prepared(self, network: Network) -> "Data":
-        """The same data with the column versions that no trainable parameter changes, computed once."""
+        """The same data with the column versions that no trainable parameter changes, which are computed once."""
         fixed, routed = fixed_versions(network), routed_versions(network)
         made = {v: f"prepared {i}" for i, v in enumerate([*fixed, *routed])}
 
@@ -71,7 +73,9 @@ class Data:
         return dataclasses.replace(self, columns={**self.columns, **made}, prepare=Prepare(rows, size))
 
     def batches(self, split: str) -> Iterator[tuple[Batch, Tensor, Tensor, Tensor]]:
-        """The rows of this process in large batches in stored order, for measuring: (batch, label, weight, block)."""
+        """Yield the rows of this process in large batches in stored order, for measuring: (batch, label, weight,
+        block).
+        """
         team = self.team
         for batch in self.stream.batches(
             split, batchSize=self.stream.together(self.rows, team.world), rank=team.rank, world=team.world,

@@ -15,7 +15,7 @@ from sparkdiff.tensors.rows import Rows, SparseRows, width
 
 
 def entering(network: Network) -> list[Version]:
-    """The column versions that stages with parameters read and that do not depend on any parameter.
+    """Column versions that stages with parameters read and that do not depend on any parameter.
 
     Identifiers are not features.
     """
@@ -35,7 +35,7 @@ class FeatureNames:
 
     Args:
         described: for each cached column version, its entry in the cache's manifest (`column`, `metadata`).
-        values: some rows of every version, as `network.run` leaves them; only their widths count.
+        values: some rows of every version, as `network.run` leaves them; only their widths and forms matter.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class FeatureNames:
             }
 
     def name(self, version: Version, slot: int) -> str:
-        """The name for users: `temp`, `weather=snow` for a level, `features[7]` without a name in the metadata."""
+        """Name for users: `temp`, `weather=snow` for a level, `features[7]` without a name in the metadata."""
         source, own = self._source(version, slot)
         column = self.graph.name(source)
         if isinstance(own, str):
@@ -64,16 +64,18 @@ class FeatureNames:
         return f"{column}[{own}]" if self.vectors.get(source) else column
 
     def level(self, version: Version, index: int) -> str:
-        """The category of a value of an index column."""
+        """Category of a value of an index column."""
         levels = self.levels.get(version, [])
         return levels[index] if index < len(levels) else f"(index {index})"
 
     def named(self, version: Version) -> bool:
-        """Whether the slots of a version have names; those of hashed text and of plain vectors have none."""
+        """True if the slots of a version have names; those of hashed text and of plain vectors have none."""
         return not self.vectors[version] or not self.name(version, 0).endswith("[0]")
 
     def binary(self, version: Version, *, encoded: bool = True) -> Tensor:
-        """(w,) True for the slots of categories; those that an encoder of the network makes only with `encoded`."""
+        """Mask (w,), True for slots of categories, but for those that an encoder of the network makes only with
+        `encoded`.
+        """
         out = torch.zeros(self.widths[version], dtype=torch.bool)
         if version in self.attributes:
             known = [j for j, (kind, _) in self.attributes[version].items() if kind == "binary" and j < len(out)]
@@ -87,7 +89,7 @@ class FeatureNames:
         return out
 
     def encoded(self) -> dict[Version, int]:
-        """The index columns that an encoder of the network reads, with their number of categories."""
+        """Index columns that an encoder of the network reads, with their number of categories."""
         found: dict[Version, int] = {}
         for i in self.network.positions:
             module = self.network.module(i)
@@ -100,7 +102,7 @@ class FeatureNames:
         return (self.network.module(i), self.graph.vertices[i].reads) if i in self.network.positions else (None, ())
 
     def _source(self, version: Version, slot: int) -> tuple[Version, int | str]:
-        """The column that a slot comes from, and its slot there or, where the metadata have one, its name."""
+        """The column that a slot comes from, and its slot there or, if the metadata have one, its name."""
         if version in self.attributes:
             return version, self.attributes[version].get(slot, (None, slot))[1]
         module, reads = self._writer(version)

@@ -1,32 +1,34 @@
-"""The guard: a test whether a tuned candidate's gain on the validation rows is larger than chance explains; and the ledger of
-what it decides on: block sums of gains by candidate and epoch.
+"""The guard: a test whether a tuned candidate's gain on the validation rows is larger than chance explains; and the
+ledger, its input: block sums of gains by candidate and epoch.
 
-K candidates times E epochs were all measured on the same validation rows, and the best of them is put to the test on
-these rows too. A z-score that ignores the choice finds a gain in 6 to 18% of simulated runs without one, in up to 67%
-where the columns are less alike (benchmarks/guard_size.py). White (2000), "A Reality Check for Data Snooping", compares
-the best gain with the distribution of the *largest* gain over all columns, drawn by random multipliers per row. This is
-that test, with rows dealt into blocks that may be taken as independent, and four changes that the benchmark asked for:
+K candidates times E epochs were all measured on the same validation rows, and the best of them is also tested on these
+rows. A z-score that ignores the choice finds a gain in 6 to 18% of simulated runs without one, and in up to 67% if the
+columns are less alike (benchmarks/guard_size.py). White (2000), "A Reality Check for Data Snooping", compares the best
+gain with the distribution of the *largest* gain over all columns, drawn with random multipliers per row. This is that
+test, with rows grouped into blocks that can be treated as independent, and with changes that the benchmark showed to
+be necessary:
 
 - The multipliers are random signs, and the null hypothesis is imposed: the block sums are not centred (Cameron, Gelbach
-  and Miller 2008, the wild cluster bootstrap). Where the sums are symmetric under the null this is a randomisation test,
+  and Miller 2008, the wild cluster bootstrap). If the sums are symmetric under the null, this is a randomisation test,
   exact for any number of blocks and any dependence between columns. Centred gaussian multipliers are not: at a level of
   2.5% they accept up to 5% with 50 groups.
-- Each column is divided by its own root sum of squares (Hansen 2005), so that one noisy, bad candidate neither drowns the
-  others' gains nor, as the column drawn most often, hides that there was a choice among the others.
+- Each column is divided by its own root sum of squares (Hansen 2005). So one noisy, bad candidate neither drowns the
+  others' gains nor hides, as the column drawn most often, that there was a choice among the others.
 - The column that ships, one with the largest mean gain, is compared with the largest *score* of any column. Its own score
-  may be smaller than that of another, so the test keeps its level whatever the other columns are worth, and however one of
-  those that gain the same was chosen.
-- Signs make the drawn distribution symmetric, but losses that are rarely large make gains skewed to the left, where a sample
-  without its share of the rare losses looks both good and steady. Then the score is lowered to the signed root of the
-  empirical likelihood ratio (Owen 1988), which follows the skewness; it is never raised.
+  may be smaller than that of another column, so the test keeps its level whatever the quality of the other columns, and
+  whichever column is chosen among equal gains.
+- Signs make the drawn distribution symmetric, but rare large losses skew the gains to the left: a sample with too few
+  of the rare losses looks both good and steady. Then the score is lowered to the signed root of the empirical
+  likelihood ratio (Owen 1988), which follows the skewness; it is never raised.
 - A sample without any of the rare losses shows no skewness either. There are several times as many training rows, and they
-  show how often a row gets worse, and by how much. So the mean square of what rows lose is taken from the training rows
-  where it is larger there. Where fewer than five of them make up that mean, their number says little about how often such rows
-  come, and three times the mean is taken (Hanley and Lippman-Hand 1983, the rule of three), of more ever less.
+  show how often a row gets worse, and by how much. So the mean square of the amounts by which rows get worse is taken
+  from the training rows if it is larger there. If fewer than five of them make up that mean, their number says little
+  about the frequency of such rows, and the mean is multiplied by three (Hanley and Lippman-Hand 1983, the rule of
+  three); with more of them, by less and less.
 
-The same test, turned round, says where rows are worse (`worsening`, for slices and reference rows; small ones among them, so
-with a sharper allowance for skewness), and inverted it gives the interval of the relative gain: all ratios to the original's
-loss that it would not reject as the true one.
+The same test with reversed signs finds rows that got worse (`worsening`, for slices and reference rows; because some
+are small, it has a stricter allowance for skewness). Inverted, it gives the interval of the relative gain: all ratios
+to the original's loss that it would not reject as the true one.
 """
 
 import math
@@ -49,13 +51,13 @@ class LedgerTrial(NamedTuple):
 
 @dataclass(frozen=True)
 class Ledger:
-    """Block sums of everything that was tried, wherever the rows were measured.
+    """Block sums of all trials, wherever the rows were measured.
 
     Attributes:
         gains: (C, B) per column the block sums of w * (loss of the original - loss).
         weights: (B,) block sums of w.
-        trials: what each of the C columns is.
-        chosen: the column with the largest mean gain, the first of those that gain the same; -1 where none gains.
+        trials: the candidate and epoch of each of the C columns.
+        chosen: the column with the largest mean gain, the first one among equals; -1 if none gains.
     """
 
     gains: Tensor
@@ -64,7 +66,9 @@ class Ledger:
     chosen: int
 
     def measured_again(self, gains: Tensor) -> "Ledger":
-        """The ledger with other block sums (B,) for the chosen column, where it was first measured on rounded rows."""
+        """The ledger with other block sums (B,) for the chosen column, for one that was first measured on rounded
+        rows.
+        """
         if self.chosen < 0:
             return self
         every = self.gains.clone()
@@ -73,14 +77,15 @@ class Ledger:
 
 
 def candidate_count(history: Sequence[Mapping[str, Any]]) -> int:
-    """The number of candidates in a history of one row per epoch and candidate."""
+    """Number of candidates in a history with one row per epoch and candidate."""
     return len({row["candidate"] for row in history})
 
 
 def diverged(history: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """For each diverged candidate, the row of the history in which it diverged: its last row, if a figure of it is not finite;
-    else its first epoch, if the training loss is more than twice the original's there, and in the next epoch, too, if there is
-    one. Steps that are too long lead anywhere, so that the second loss may be smaller than the first.
+    """Rows of the history in which candidates diverged, one for each diverged candidate: the last row with a figure
+    that is not finite; else its first epoch, if the training loss there is more than twice the original's, and also in
+    the next epoch, if there is one. Steps that are too long can lead anywhere, so the second loss may be smaller than
+    the first.
 
     The training loss of the original is known (`trainLoss` of epoch 0) for candidates that gained nothing.
     """
@@ -100,15 +105,15 @@ def diverged(history: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     return list({row["candidate"]: row for row in (*lost, *broken)}.values())
 
 
-MIN_UNITS = 30  # fewer rows, groups or blocks than this decide nothing
+MIN_UNITS = 30  # fewest rows, groups or blocks that can decide
 FEW_GROUPS = 50
 SHORT_BLOCK = 200  # rows
 TIMES_CORRELATION = 10
-SHRINK = 2.5  # divides the level, where groups are few or blocks short
-LEAST_BLOCKS = 12  # that are left when short neighbours are joined
-TAIL = 0.025  # of the interval, on either side
-CHUNK = 400  # draws at a time, and at the least
-MAX_DRAWS = 100_000  # a level that they can't resolve is reached by Hoeffding's bound alone
+SHRINK = 2.5  # divides the level if groups are few or blocks short
+LEAST_BLOCKS = 12  # fewest blocks that remain when short neighbours are joined
+TAIL = 0.025  # of the interval, on each side
+CHUNK = 400  # draws at a time, and the fewest draws
+MAX_DRAWS = 100_000  # a level too small for them can only be reached by Hoeffding's bound
 
 
 @dataclass(frozen=True)
@@ -116,17 +121,17 @@ class Verdict:
     """The decision of the guard and its figures."""
 
     accepted: bool
-    best: int  # column that ships if accepted, -1 where the original is best
-    gain: float  # its mean gain in units of the loss, 0.0 where the original is best
-    z: float  # gain / its block-wise standard error, 0.0 where the original is best; ignores that it was chosen
-    p: float  # of a gain like this without a true one; 1.0 where the original is best
-    level: float  # accepted if p is below, after any shrinking
+    best: int  # column that ships if accepted, -1 if the original is best
+    gain: float  # its mean gain in units of the loss, 0.0 if the original is best
+    z: float  # gain / its block-wise standard error, 0.0 if the original is best; ignores the choice
+    p: float  # probability of a gain like this without a true one; 1.0 if the original is best
+    level: float  # after any shrinking; accepted if p is below it
     warnings: tuple[str, ...] = ()
     interval: tuple[float, float] | None = None  # 95%, of the gain as a share of the original's loss; may be infinite
-    joined: int = 1  # neighbouring blocks that were counted as one
-    untested: str = ""  # why there was no test; p is 1.0 then
-    against: str = ""  # what speaks against the gain, where these rows alone would have accepted it
-    missing: float = 0.0  # sum of squares of rare losses that training rows show, and these rows don't
+    joined: int = 1  # number of neighbouring blocks that were counted as one
+    untested: str = ""  # the reason if there was no test; then p is 1.0
+    against: str = ""  # the objection to a gain that these rows alone would have accepted
+    missing: float = 0.0  # sum of squares of rare losses that training rows show and these rows don't
 
 
 def total_gain(gains: Tensor) -> Tensor:
@@ -159,15 +164,16 @@ def decide(
         gains: (C, B) sums over the rows of each block of weight * (loss of the original - loss of the column). A
             column that is not finite throughout has diverged and is never chosen.
         weights: (B,) sums of the weights; blocks of weight 0 are dropped.
-        chosen: the column to test, -1 for the original. The caller has chosen it, because a second choice here could
-            differ if columns gain the same. The test is valid for any choice. Default: the first column with the
+        chosen: the column to test, -1 for the original. The caller passes its choice, because a second choice here
+            could differ if columns gain the same. The test is valid for any choice. Default: the first column with the
             largest mean gain.
-        level: p-value to accept; from 1 on any positive mean gain is accepted.
+        level: a gain is accepted if its p-value is below; from 1 on any positive mean gain is accepted.
         original: (B,) sums of weight * loss of the original, for the interval of the relative gain.
         units: the rows, groups or blocks of time that the metric counts; default: each block with weight is a row.
-        blockRows: (mean) rows of a time block, correlationTime: of the loss differences, in rows; blocks of time only.
-        dependence: the variance of a sum over the blocks, as a multiple of that of independent blocks, from 1 on.
-        costs: what the chosen column costs on the units that decide, and on training units.
+        blockRows: mean number of rows of a time block (only for blocks of time).
+        correlationTime: correlation time of the loss differences, in rows (only for blocks of time).
+        dependence: the variance of a sum over the blocks, as a multiple of that of independent blocks, at least 1.
+        costs: costs of the chosen column on the units that decide, and on training units.
         finalists: the number of tests like this one, by which the p-value is multiplied (Bonferroni).
     """
     gains, weights = (x.detach().to("cpu", torch.float64) for x in (gains, weights))
@@ -197,7 +203,7 @@ def decide(
     p, alone = (min(finalists * _p_value(columns, score / x, level / finalists, seed), 1.0) for x in (wider, shown))
     rare = str(costs[1]) if costs is not None and missing and alone < level <= p else ""
     error = shown * float(residual.norm()) * math.sqrt(len(weights) / max(len(weights) - 1, 1))
-    z = float(totals[best]) / max(error, 1e-12 * float(totals[best]))  # finite even where all blocks gain the same
+    z = float(totals[best]) / max(error, 1e-12 * float(totals[best]))  # finite even if all blocks gain the same
     ratios = None if loss is None else _interval(gains[moved], gains[best], loss, tail, seed, wider)
     return Verdict(
         p < level or level >= 1, best, gain, z, p, level, warnings, ratios, join, against=rare, missing=missing
@@ -205,21 +211,22 @@ def decide(
 
 
 def untested(units: Units) -> str:
-    """The reason where there are too few units to test."""
+    """The reason why there is no test, if there are too few units."""
     return f"{units}, {MIN_UNITS} are needed"
 
 
 def worsening(gains: Tensor, *, level: float, joined: int = 1, dependence: float = 1.0, seed: int = 0) -> Tensor:
-    """p-values, adjusted for their number, that the true gain is not negative. (S, B) -> (S,)
+    """Adjusted p-values of the null hypothesis that the true gain is not negative. (S, B) -> (S,)
 
-    Each of S sets of rows (slices, say, which may overlap) has a row of block sums as `decide` takes them, 0 in the blocks
-    that it has no row in. The p-value is the share of random signs of the blocks for which the largest score of any set
-    reaches this one's (Westfall & Young 1993, single-step maxT): the chance that even one p-value of sets without a true
-    loss lies below a level is at most that level, however the sets depend on each other.
+    Each of S sets of rows (for example slices, which may overlap) has a row of block sums like those of `decide`, 0 in
+    the blocks without rows of the set. The p-value is the share of random signs of the blocks for which the largest
+    score of any set reaches the score of this one (Westfall & Young 1993, single-step maxT). So the chance that any
+    p-value of sets without a true loss lies below a level is at most that level, however the sets depend on each
+    other.
 
     Args:
         level: the level that the p-values are compared with; it decides the number of draws.
-        joined: how many neighbouring blocks count as one, from the verdict.
+        joined: number of neighbouring blocks that count as one, from the verdict.
         dependence: see `decide`.
     """
     losses = _join(-gains.detach().to("cpu", torch.float64), joined)
@@ -238,7 +245,7 @@ def worsening(gains: Tensor, *, level: float, joined: int = 1, dependence: float
 def _caution(
     level: float, units: Units, blocks: int, rows: float | None, correlation: float | None
 ) -> tuple[float, int, tuple[str, ...]]:
-    """The level to use and the number of neighbouring blocks to join, with the reason (few groups or short blocks)."""
+    """Level to use, number of neighbouring blocks to join, and the reasons as warnings (few groups or short blocks)."""
     why, join = [], 1
     if units.kind == "groups" and units.number < FEW_GROUPS:
         why.append(f"Validation has {units}, fewer than {FEW_GROUPS}")
@@ -246,7 +253,7 @@ def _caution(
         if rows < SHORT_BLOCK:
             why.append(f"A time block of validation has {rows:.0f} rows, fewer than {SHORT_BLOCK}")
         if correlation is not None and rows < TIMES_CORRELATION * correlation:
-            # Twice the length that was missed: estimated from so few rows, the correlation time itself is too short.
+            # Twice the required length: estimated from so few rows, the correlation time itself is too short.
             join = max(1, min(math.ceil(2 * TIMES_CORRELATION * correlation / rows), blocks // LEAST_BLOCKS))
             why.append(
                 f"A time block of validation has {rows:.0f} rows, fewer than {TIMES_CORRELATION} times the correlation time "
@@ -260,19 +267,19 @@ def _caution(
 
 
 def _join(x: Tensor, count: int) -> Tensor:
-    """Sums of `count` neighbours along the last dimension; the last may have fewer."""
+    """Sums of `count` neighbours along the last dimension; the last sum may have fewer."""
     return torch.nn.functional.pad(x, (0, -x.shape[-1] % count)).unflatten(-1, (-1, count)).sum(-1)
 
 
 def _likelihood_root(x: Tensor) -> float:
-    """Signed root of the empirical likelihood ratio of mean 0, for x (B,) with a positive sum; inf if no entry is <
+    """Signed root of the empirical likelihood ratio of mean 0, for x (B,) with a positive sum; inf without entries <
     0.
     """
     high = float(-x.min())
     if high <= 0:
         return math.inf
-    # The multiplier t solves sum(x / (1 + t x)) = 0, which falls from t = 0 to the pole at t = 1: Newton's steps, halves of
-    # what is left in place of those that leave it.
+    # The multiplier t solves sum(x / (1 + t x)) = 0, which falls from t = 0 to the pole at t = 1: Newton's method, with
+    # bisection in place of steps that leave the bracket.
     x = x / high
     low, high, t = 0.0, 1.0, 0.0
     for _ in range(60):
@@ -280,20 +287,20 @@ def _likelihood_root(x: Tensor) -> float:
         slope, fall = float(share.sum()), float(share.square().sum())
         low, high = (t, high) if slope > 0 else (low, t)
         step = slope / fall
-        if slope * step < 1e-15:  # what is left to the top of the likelihood, twice
+        if slope * step < 1e-15:  # twice the distance to the maximum of the likelihood
             break
         t = t + step if low < t + step < high else (low + high) / 2
     return math.sqrt(max(2 * float(torch.log1p(t * x).sum()), 0.0))
 
 
 def _score(x: Tensor, *, adjusted: bool = False) -> float:
-    """How far the sum of the blocks (B,) lies above 0, in standard errors under the null; lowered where x is skewed.
+    """Sum of the blocks (B,) in standard errors under the null, at least 0; lowered if x is skewed.
 
     Args:
-        adjusted: for a small set of rows that is one of many, whose score is looked at far out in its tail, where the plain
-            likelihood root still is too large: it is taken with one more block of -log(n) times the mean of the others
-            (Chen, Variyath and Abraham 2008, who advise log(n) / 2 for intervals of 95%). Fewer than 30 blocks would leave
-            it too small for any loss to be seen, and stay as they are.
+        adjusted: for a small set of rows out of many, whose score matters far out in its tail, where the plain
+            likelihood root is still too large: the root is computed with one more block, -log(n) times the mean of the
+            others (Chen, Variyath and Abraham 2008, who advise log(n) / 2 for intervals of 95%). With fewer than 30
+            blocks the score would be too small to detect any loss, so no block is added.
     """
     total = float(x.sum())
     if not total > 0:
@@ -305,7 +312,7 @@ def _score(x: Tensor, *, adjusted: bool = False) -> float:
 
 
 def _signs(blocks: int, draws: int, seed: int) -> Iterator[Tensor]:
-    """Random signs (n, blocks), in chunks; the first ones do not depend on their number."""
+    """Random signs (n, blocks), in chunks; the first ones do not depend on the number of draws."""
     generator = torch.Generator().manual_seed(seed)
     for first in range(0, draws, CHUNK):
         shape = min(CHUNK, draws - first), blocks
@@ -314,7 +321,7 @@ def _signs(blocks: int, draws: int, seed: int) -> Iterator[Tensor]:
 
 def _p_value(columns: Tensor, score: float, level: float, seed: int) -> float:
     """Share of random signs of the blocks for which a column of unit norm (C, B) sums to at least the score."""
-    # Hoeffding's inequality over all columns: certain, and sharp enough to spare fleets (tiny levels) millions of draws.
+    # Hoeffding's inequality over all columns: certain, and sharp enough to save fleets (tiny levels) millions of draws.
     bound = len(columns) * math.exp(-score * score / 2)
     draws = CHUNK if bound < level else min(max(CHUNK, math.ceil(20 / level)), MAX_DRAWS)
     hits = drawn = 0
@@ -329,31 +336,32 @@ def _p_value(columns: Tensor, score: float, level: float, seed: int) -> float:
 def _interval(
     gains: Tensor, best: Tensor, loss: Tensor, tail: float, seed: int, wider: float = 1.0
 ) -> tuple[float, float] | None:  # fmt: skip
-    """Bounds of the best column's true gain over the original's true loss, each exceeded with a chance of `tail` at most.
+    """Bounds of the best column's true gain divided by the original's true loss, each missed with a probability of at
+    most `tail`.
 
-    Fieller (1954): a ratio r is true where gain - r * loss has mean zero, which needs no division by a noisy mean. The
-    hypothesis is tested for all columns (C, B) as `decide` tests r = 0, with the same signs, so that the choice of the best
-    is allowed for, and the lower bound is above 0 exactly where p < tail. None where the original's loss sums to 0.
-    Scores are divided by `wider`, as there.
+    Fieller (1954): a ratio r is the true one if gain - r * loss has mean zero, which needs no division by a noisy
+    mean. The hypothesis is tested for all columns (C, B) as `decide` tests r = 0, with the same signs. So the choice
+    of the best column is taken into account, and the lower bound is above 0 exactly if p < tail. None if the
+    original's loss is not finite or sums to 0. Scores are divided by `wider`, as in `decide`.
     """
     if not bool(loss.isfinite().all()) or not (total := abs(float(loss.sum()))) > 0:
         return None
     loss = loss * math.copysign(1.0, float(loss.sum()))
     ratio, draws = float(best.sum()) / total, max(CHUNK, math.ceil(20 / tail))
     allowed = math.ceil(tail * (1 + draws)) - 2  # most hits that `_p_value` would accept
-    certain = math.sqrt(2 * math.log(len(gains) / tail))  # Hoeffding's bound, as there
+    certain = math.sqrt(2 * math.log(len(gains) / tail))  # Hoeffding's bound, as in `_p_value`
     both = torch.cat([gains, loss[None]])
     drawn = torch.cat([signs @ both.T for signs in _signs(len(loss), draws, seed)])
     squares, cross, own = gains.square().sum(1), gains @ loss, float(loss @ loss)
 
     def excess(r: float, side: int) -> float:
-        """The score minus the largest score that is not rejected."""
+        """Score minus the largest score that is not rejected."""
         norm = (squares - 2 * r * cross + r * r * own).clamp_min(1e-300).sqrt()
         largest = ((drawn[:, :-1] - r * drawn[:, -1:]) / norm).amax(1)
         return _score(side * (best - r * loss)) / wider - min(float(largest.topk(allowed + 1).values[-1]), certain)
 
     def bound(outside: float, side: int) -> float:
-        """The last ratio between the estimate and `outside` (or beyond) that is not rejected."""
+        """Last ratio between the estimate and `outside` (or beyond) that is not rejected."""
         inside, below = ratio, excess(ratio, side)
         for _ in range(60):
             if (above := excess(outside, side)) > 0:
@@ -362,7 +370,7 @@ def _interval(
         else:
             return -side * math.inf
         exact, last = abs(outside - inside) / 2**14, 0
-        for _ in range(60):  # false position, the end that stays counting half (the Illinois algorithm)
+        for _ in range(60):  # false position, with the value at the end that stays halved (the Illinois algorithm)
             if abs(outside - inside) <= exact:
                 break
             r = outside - above * (outside - inside) / (above - below)
@@ -378,8 +386,9 @@ def _interval(
 def correlation_time(differences: Tensor) -> float:
     """Integrated autocorrelation time, in rows, of per-row loss differences (n,) in the order of time; at least 1.
 
-    1 + 2 * the sum of the autocorrelations, cut by Geyer's (1992) initial monotone sequence: sums of neighbouring pairs,
-    until one is no longer positive, none larger than the one before. A shorter window would miss a slow part of small share.
+    1 + 2 * the sum of the autocorrelations, truncated by Geyer's (1992) initial monotone sequence: sums of
+    neighbouring pairs until one is not positive, each limited to the one before. A shorter window would miss a small
+    but slow component.
     """
     x = differences.detach().to("cpu", torch.float64)
     n = len(x)

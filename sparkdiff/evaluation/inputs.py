@@ -12,7 +12,7 @@ from sparkdiff.stages.base import FeatureStats, StageModule
 from sparkdiff.tensors.rows import Rows, SparseRows, dense, matrix, taken, width
 
 VALUES = 1 << 15
-"""Number of distinct values of a feature that are kept."""
+"""Number of distinct values that are kept of a feature."""
 
 
 @torch.no_grad()
@@ -27,7 +27,7 @@ def widths(network: Network, data: Data) -> dict[Version, int]:
 
 @torch.no_grad()
 def all_dense(network: Network, data: Data, versions: Collection[Version]) -> bool:
-    """Whether none of these column versions holds sparse rows."""
+    """True if none of these column versions holds sparse rows."""
     values = data.values(data.stream.nothing())
     network.run(values, [v for v in versions if v not in values])
     return not any(isinstance(values[v], SparseRows) for v in versions)
@@ -40,7 +40,7 @@ class Feature:
         self.n, self.sparse = 0, False
 
     def add(self, x: Rows, counted: Tensor) -> None:
-        """Add a batch (n, d), of which the rows `counted` (n,) count."""
+        """Add a batch (n, d); only the rows in the mask `counted` (n,) count."""
         x = x.take(counted.nonzero()[:, 0]) if isinstance(x, SparseRows) else matrix(x[counted])
         if not len(x):
             return
@@ -98,7 +98,7 @@ def leaf_counts(network: Network, data: Data) -> dict[int, Tensor]:
 
 @torch.no_grad()
 def tallies(network: Network, data: Data) -> dict[int, dict[str, Tensor]]:
-    """The training sums of trainable stages over the training rows with weight > 0, by position, in one pass."""
+    """Training sums of trainable stages over the training rows with weight > 0, by position, in one pass."""
     asking = [
         i
         for i in network.positions
@@ -120,7 +120,7 @@ def tallies(network: Network, data: Data) -> dict[int, dict[str, Tensor]]:
 
 @torch.no_grad()
 def distinct_values(network: Network, data: Data, i: int) -> dict[int, Tensor]:
-    """The finite values of the training rows, ascending, of each feature that stage i compares with thresholds.
+    """Finite values of the training rows, ascending, of each feature that stage i compares with thresholds.
 
     For a feature with many values, about VALUES of them, evenly spaced by rank.
     """

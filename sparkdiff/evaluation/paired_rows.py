@@ -1,4 +1,4 @@
-"""The rows that decide between two pipelines, and the test of what the second gains on them: the same for all verbs."""
+"""The rows that decide between two pipelines, and the test of the second one's gain on them: the same for all verbs."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -16,23 +16,25 @@ from sparkdiff.evaluation.units import Costs, Kind, Units, by_unit, effective_nu
 from sparkdiff.objectives.metric import Metric, influence
 
 TRAINING_ROWS = 1_000_000
-"""Training rows that are looked at for rare losses: the first of the cache, which lie by hash."""
+"""Number of training rows that are checked for rare losses: the first ones of the cache, which are in the order of a
+hash.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
 class PairedRows:
-    """Rows of weight > 0, as two pipelines see them.
+    """Rows of weight > 0 with the losses of two pipelines.
 
     Attributes:
         original, other: (n,) weight * loss, or weight * influence, smaller is better.
         weight, block: (n,)
-        unit: (n,) the group or the block of time of a row; None where each row decides by itself.
-        units: those that the metric counts.
-        wrong: (3, k) weight, original and other of one more unit for each denominator of the metric, which is predicted
-            wrongly. Without it a class that is predicted for few rows, all of them rightly, has no variance.
-        beside: (2, n) original and other beside these units.
+        unit: (n,) group or block of time of a row; None if each row is a unit.
+        units: the units that the metric counts.
+        wrong: (3, k) weight, original and other for one more, wrongly predicted unit per denominator of the metric.
+            Without it, a class that is predicted for few rows, all of them correctly, has no variance.
+        beside: (2, n) original and other of the rows when these units are added.
         time: (n,) None without a timeCol.
-        columns, label: (n,) of both pipelines, what the metric reads.
+        columns, label: (n,) for both pipelines, the input of the metric.
     """
 
     original: Tensor
@@ -48,37 +50,37 @@ class PairedRows:
     label: tuple[Tensor, ...] = ()
 
     def __add__(self, other: "PairedRows") -> "PairedRows":
-        """The rows of both, which share no unit."""
+        """Rows of both, which share no unit."""
         names = [
             name for name in ("original", "other", "weight", "block", "unit", "time") if getattr(self, name) is not None
         ]
         joined: dict[str, Any] = {name: torch.cat([getattr(self, name), getattr(other, name)]) for name in names}
         number = self.units.number + other.units.number
-        if not self.units.of and not other.units.of:  # of uneven weights less than the sum
+        if not self.units.of and not other.units.of:  # with uneven weights less than the sum
             number = effective_number(joined["weight"], joined.get("unit"))
         units = dataclasses.replace(self.units, number=number)
         joined |= {name: torch.cat([getattr(self, name), getattr(other, name)], 1) for name in ("wrong", "beside")}
         return dataclasses.replace(self, **joined, units=units)
 
     def scaled(self, factor: float) -> "PairedRows":
-        """The rows with weights times this factor."""
+        """Rows with weights multiplied by this factor."""
         names = ("original", "other", "weight", "wrong", "beside")
         return dataclasses.replace(self, **{name: factor * getattr(self, name) for name in names})
 
     def costs(self) -> Costs:
-        """What the second pipeline costs the rows or groups; blocks of time are for held-out rows only."""
+        """Costs of the second pipeline on the rows or groups; blocks of time are for held-out rows only."""
         losses, unit = self.other - self.original, self.unit if self.units.kind == "groups" else None
         return Costs.of(losses, self.weight, unit, "rows" if unit is None else "groups")
 
     def block_sums(self, x: Tensor) -> Tensor:
-        """Sums of a number of each row (n,) over the guard's blocks, (B,)."""
+        """Sums of a number per row (n,) over the guard's blocks, (B,)."""
         return x.new_zeros(MAX_BLOCKS).index_add(0, self.block, x)
 
     def ledger(self, other: Ledger | None) -> tuple[Ledger, Tensor]:
-        """The block sums to test, and those of the original's loss: what was tried in all, or only the second pipeline.
+        """Block sums to test (of all trials, or only of the second pipeline), and those of the original's loss.
 
-        Where the metric divides by numbers of rows, the chosen column is measured with the units that are predicted wrongly,
-        which are blocks of their own.
+        If the metric divides by numbers of rows, the chosen column is measured together with the wrongly predicted
+        units, each of which is a block of its own.
         """
         weight, first, second = self.wrong
         pairs = ((self.weight, weight), (self.beside[0], first), (self.beside[1], second))
@@ -96,13 +98,14 @@ def pair(
     metric: Metric, columns: Sequence[Tensor], label: Sequence[Tensor], weight: Tensor, block: Tensor, unit: Tensor | None,
     kind: Kind, time: Tensor | None = None, held: PairedRows | None = None,
 ) -> PairedRows:  # fmt: skip
-    """The rows of two pipelines.
+    """Paired rows of two pipelines.
 
     Args:
-        columns: of both pipelines, what the metric reads: a margin where it is a mean over rows, else the metric's column.
-        label: (n,) as each of them sees it, in the same order.
-        held: the rows that decide, where these are training rows. A row's influence on an rmse, say, is smaller the larger the
-            rmse is; so that both can be compared, that of these rows is their influence on the metric of the rows that decide.
+        columns: input of the metric for both pipelines: a margin if it is a mean over rows, else the metric's column.
+        label: (n,) for each pipeline, in the same order.
+        held: the rows that decide, if these are training rows. The influence of a row on an rmse, for example, is
+            smaller if the rmse is larger. To make both comparable, this function takes the training rows' influence on
+            the metric of the rows that decide.
     """
     counted = metric.denominators
     if metric.rows is not None:
@@ -144,10 +147,10 @@ _NONE = torch.empty((3, 0), dtype=torch.float64)
 def read(
     original: Predicts, other: Predicts, data: Data, split: str, metric: Metric, kind: Kind, held: PairedRows | None = None
 ) -> PairedRows:  # fmt: skip
-    """The rows of a split, which has some, for one process; 40 bytes a row.
+    """Read the rows of a non-empty split, in one process; takes 40 bytes a row.
 
     Args:
-        held: the rows that decide, where these are training rows, of which the first are looked at; see `pair`.
+        held: the rows that decide, if these are training rows, of which only the first are read; see `pair`.
     """
     parts: list[tuple[Tensor, ...]] = []
     seen = 0
@@ -172,7 +175,7 @@ def read(
 
 @torch.no_grad()
 def held_out_units(data: Data, metric: Metric, kind: Kind) -> Units:
-    """The fewest validation units that the metric counts, as far as their labels tell; 24 bytes a row."""
+    """Smallest number of validation units that the metric counts, as far as labels show it; takes 24 bytes a row."""
     parts = [(y[w > 0], w[w > 0], scalar(b, "block")[w > 0]) for b, y, w, _ in data.batches("validation")]
     label, weight, block = (torch.cat(x) for x in zip(*parts, strict=True))
     unit = None if kind == "rows" else block
@@ -182,7 +185,7 @@ def held_out_units(data: Data, metric: Metric, kind: Kind) -> Units:
         for k in counted.classes:
             own = label == k
             number = effective_number(weight[own], None if unit is None else unit[own])
-            if counted.by_label or not number:  # without a row of the class its metric is undefined
+            if counted.by_label or not number:  # without a row of the class, its metric is undefined
                 found.append(Units(number, kind, f" of class {k}"))
     return min(found, key=lambda u: u.number)
 
@@ -191,11 +194,11 @@ def decide_by_rows(
     rows: PairedRows, *, level: float, ledger: Ledger | None = None, training: Costs | None = None, dependence: float = 1.0,
     finalists: int = 1, seed: int = 0,
 ) -> guard.Verdict:  # fmt: skip
-    """Test what the second pipeline gains on these rows; see `guard.decide`.
+    """Test the gain of the second pipeline on these rows; see `guard.decide`.
 
     Args:
-        ledger: all that was tried, of which the second pipeline is the chosen column; None: nothing else was tried.
-        training: what the second pipeline costs on training rows; None where it isn't known.
+        ledger: all trials, with the second pipeline as the chosen column; None: nothing else was tried.
+        training: costs of the second pipeline on training rows; None if unknown.
     """
     if level >= 1:  # the metric alone decides
         rows = dataclasses.replace(rows, wrong=_NONE, beside=torch.stack([rows.original, rows.other]))
@@ -214,7 +217,7 @@ def decide_by_rows(
         return verdict
     kind = rows.units.kind.removesuffix("s")
     lost = f"nothing is left of it with one more {kind} that is predicted wrongly for each class that the metric counts"
-    # The gain itself is that of the rows.
+    # The reported gain is that of the rows without the added units.
     return dataclasses.replace(
         verdict, best=max(tried.chosen, 0), gain=gain, against=verdict.against or lost * (verdict.best < 0)
     )

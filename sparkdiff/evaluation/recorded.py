@@ -1,4 +1,6 @@
-"""Margins of one pipeline, kept by row, so that it can be compared row by row with another pipeline that reads other columns."""
+"""Margins of one pipeline, kept by row, so that it can be compared row by row with a pipeline that reads other
+columns.
+"""
 
 from collections.abc import Mapping
 from typing import Protocol
@@ -15,11 +17,13 @@ from sparkdiff.stages.predictor import Predictor
 from sparkdiff.tensors.rows import Rows
 
 ROW_VERSION: Version = (ROW, -1)
-"""The hash of the row among the columns of a cache that has it (`Request.keyed`)."""
+"""Version of the column with the row's hash, in a cache that has it (`Request.keyed`)."""
 
 
 class Predicts(Protocol):
-    """What a judgement needs of a network: `margin(values)`, (n,) or (n, k), and the stage that turns it into columns."""
+    """The part of a network that a judgement needs: `margin(values)`, (n,) or (n, k), and the stage that turns it into
+    columns.
+    """
 
     @property
     def head(self) -> Predictor: ...
@@ -39,10 +43,10 @@ class Recorded:
     """The margins of a network on the rows of some splits, found by the hash of the row.
 
     Attributes:
-        network: whose margins they are.
+        network: the network with these margins.
         keys: (n,) hashes of the rows, sorted.
         margins: (n,) or (n, k). Rows with the same hash are the same row, and have the same margin.
-        labels: (n,) as the pipeline sees them: a stage may index them.
+        labels: (n,) labels in this pipeline, where a stage may have indexed them.
     """
 
     def __init__(self, network: Network, keys: Tensor, margins: Tensor, labels: Tensor):
@@ -58,7 +62,8 @@ class Recorded:
         return self.network.graph
 
     def margin(self, values: Mapping[Version, Rows]) -> Tensor:
-        """
+        """Margins of the rows with the hashes in `values`, (n,) or (n, k).
+
         Raises:
             InputError: a row was not recorded.
         """
@@ -67,7 +72,7 @@ class Recorded:
         return self.margins[self._places(wanted)]
 
     def among(self, keys: Tensor) -> "Recorded":
-        """The same of these rows alone, (n,) hashes.
+        """The recorded margins restricted to rows with these hashes (n,).
 
         Raises:
             InputError: a row was not recorded.
@@ -88,7 +93,9 @@ class Recorded:
 
 @torch.no_grad()
 def recorded(network: Network, data: Data, splits: tuple[str, ...]) -> Recorded:
-    """The margins of a network on all rows of these splits; 8 bytes per row and margin, 16 for the hash and the label."""
+    """Compute the margins of a network on all rows of these splits; takes 8 bytes per row and margin, 16 for the hash
+    and the label.
+    """
     rows = [
         (scalar(batch, "row").long(), network.margin(data.values(batch)), label.clone())
         for split in splits
@@ -98,12 +105,13 @@ def recorded(network: Network, data: Data, splits: tuple[str, ...]) -> Recorded:
 
 
 def changed(one: Tensor, other: Tensor, what: str, beside: str) -> str:
-    """How many rows have another label or weight, in words, with the first of them; empty if none has. NaN is equal to NaN.
+    """A text with the number of rows that have another label or weight, and the first of them; empty if there are
+    none. NaN equals NaN.
 
     Args:
         one, other: (n,) of a pipeline, and of the one that it is compared with.
         what: "label" or "weight".
-        beside: what the other pipeline is.
+        beside: the name of the other pipeline.
     """
     differ = (one != other) & ~(one.isnan() & other.isnan())
     if not bool(differ.any()):

@@ -21,13 +21,15 @@ from sparkdiff.tensors.team import Team
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """Weighted sums of one network's metric on one split, smaller being better: negated where larger is better."""
+    """Weighted sums of one network's metric on one split; smaller is better: a metric for which larger is better is
+    negated.
+    """
 
-    blocks: Tensor  # (B,) sum of w * loss per block; of a metric that is no mean over rows, of w * influence
+    blocks: Tensor  # (B,) sum of w * loss per block; for a metric that is no mean over rows, of w * influence
     weights: Tensor  # (B,) sum of w
-    below: int  # rows whose predicted mean lies below the loss's floor
-    sign: float = 1.0  # -1 where larger is better
-    broken: int = 0  # rows of weight > 0 with a margin or loss that is not finite, as far as `score` has counted them
+    below: int  # rows with a predicted mean below the loss's floor
+    sign: float = 1.0  # -1 if larger is better
+    broken: int = 0  # rows of weight > 0 with a margin or loss that is not finite; only `score` counts them
 
     @property
     def mean(self) -> float:
@@ -36,15 +38,15 @@ class Score:
 
     @property
     def value(self) -> float:
-        """The metric as reports show it."""
+        """The metric as shown in reports."""
         return self.sign * self.mean
 
 
 class Tallies:
-    """Adds up the metric of K networks with the same head over the rows of a split.
+    """Running sums of the metric of K networks with the same head over the rows of a split.
 
-    For a metric that is not a mean over rows it keeps one number per row and network, and each row's label, weight and
-    block, never features. All of it lies where the margins do.
+    For a metric that is not a mean over rows they keep one number per row and network, and each row's label, weight and
+    block, never features. All tensors are on the device of the margins.
     """
 
     def __init__(self, metric: Metric, head: Predictor, number: int):
@@ -53,13 +55,13 @@ class Tallies:
         self.blocks = torch.zeros(number, MAX_BLOCKS, dtype=torch.float64, device=device)
         self.weights = torch.zeros_like(self.blocks[0])
         self.below = torch.zeros(number, dtype=torch.int64, device=device)
-        self.columns: list[list[Tensor]] = [[] for _ in range(number)]  # of each network, in pieces
+        self.columns: list[list[Tensor]] = [[] for _ in range(number)]  # for each network, in pieces
         self.kept: list[tuple[Tensor, ...]] = []  # label, weight, block of the same pieces
 
     @torch.no_grad()
     def add_all(self, margins: Tensor, label: Tensor, weight: Tensor, block: Tensor) -> Tensor:
-        """Add rows, given margins (K, n) or (K, n, c); returns which of them (K, n) bool have a finite margin and metric, or
-        weight 0.
+        """Add rows, given margins (K, n) or (K, n, c). Returns a mask (K, n) bool: True for rows with a finite margin
+        and metric, or with weight 0.
         """
         metric, counts, gpu = self.metric, weight > 0, on_gpu(margins)
         if self.blocks.device != margins.device:
@@ -74,7 +76,7 @@ class Tallies:
             made = [metric.column(margin) for margin in margins]
             finite = torch.stack([_finite(column) for column in made])
 
-            # On a GPU how many count isn't waited for; the stream may use a batch's memory again.
+            # Does not wait for a GPU's number of rows that count; clones, as the stream may reuse a batch's memory.
             def own(x: Tensor) -> Tensor:
                 return x.clone() if gpu else x[counts]
 
@@ -82,15 +84,15 @@ class Tallies:
                 kept.append(own(column))
             self.kept.append((own(label), own(weight), own(block)))
         self.weights.index_add_(0, block, weight)
-        if metric.floor is not None:  # of a deviance, whose predictor has a mean
+        if metric.floor is not None:  # for a deviance, whose predictor has a mean
             mean = self.head.mean(margins) if gpu else torch.stack([self.head.mean(margin) for margin in margins])
             self.below += (mean < metric.floor).sum(1)
-        # A link can turn an infinite margin into a finite loss, so the margin is looked at too.
+        # A link can turn an infinite margin into a finite loss, so the margin is checked too.
         good = margins.isfinite() if margins.ndim == 2 else margins.isfinite().all(2)
         return (finite & good) | ~counts
 
     def _losses(self, rows: Rows, margins: Tensor, label: Tensor, weight: Tensor) -> Tensor:
-        """The metric of each row, (K, n); on a GPU in one call, as its kernels take longer to start than to run."""
+        """Metric of each row, (K, n); on a GPU in one call, because its kernels take longer to launch than to run."""
         if not (on_gpu(margins) and self.metric.elementwise):
             return torch.stack([rows(margin, label, weight) for margin in margins])
         number = len(margins)
@@ -106,7 +108,7 @@ class Tallies:
             own.index_add_(0, block, loss)
 
     def scores(self, team: Team) -> list[Score]:
-        """The sums over all processes, the same in each of them; in one exchange."""
+        """Sums over all processes, the same in each of them; with one exchange."""
         metric = self.metric
         team.sum_(self.weights, self.below, *([self.blocks] if metric.rows is not None else []))
         if metric.rows is None:
@@ -118,8 +120,8 @@ class Tallies:
         return [Score(own.clone(), weights, n, metric.sign) for own, n in zip(blocks, below, strict=True)]
 
     def rows(self, team: Team) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
-        """Each network's column, and label, weight and block, of the rows of weight > 0 of all processes."""
-        if not self.kept:  # no row of the split lies with this process
+        """Columns of the networks, and label, weight and block, of the rows of weight > 0 of all processes."""
+        if not self.kept:  # this process has no row of the split
             margin = zero_margin(self.head, 0)
             none = margin.new_empty(0)
             self.add_all(margin.expand(len(self.blocks), *margin.shape), none, none, none.long())
@@ -132,22 +134,22 @@ class Tallies:
 
 
 class Tally(Tallies):
-    """Adds up one network's metric."""
+    """Running sums of one network's metric."""
 
     def __init__(self, metric: Metric, head: Predictor):
         super().__init__(metric, head, 1)
 
     def add(self, margin: Tensor, label: Tensor, weight: Tensor, block: Tensor) -> Tensor:
-        """Add rows; returns which of them (n,) bool have a finite margin and metric, or weight 0."""
+        """Add rows. Returns a mask (n,) bool: True for rows with a finite margin and metric, or with weight 0."""
         return self.add_all(margin[None], label, weight, block)[0]
 
     def score(self, team: Team) -> Score:
-        """The sum over all processes, the same in each of them."""
+        """Sum over all processes, the same in each of them."""
         return self.scores(team)[0]
 
 
 def _finite(x: Tensor) -> Tensor:
-    """Rows with only finite values, (n,) or (n, c) -> (n,) bool; there may be no rows."""
+    """Mask of rows with only finite values, (n,) or (n, c) -> (n,) bool; there may be no rows."""
     return x.isfinite() if x.ndim == 1 else x.isfinite().all(1)
 
 

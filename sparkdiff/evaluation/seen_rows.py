@@ -1,21 +1,22 @@
-"""A test at 1% whether a fitted original was fitted on these rows, or on part of them.
+"""A test at the 1% level whether a fitted original was fitted on these rows, or on part of them.
 
-Three kinds of evidence, by what Spark keeps of the rows that it fits:
+There are three kinds of evidence, depending on what Spark keeps about the rows of a fit:
 
-- A refit on all rows that reproduces the original: it was fitted on these very rows.
-- The equations of a linear last stage. Its coefficients make the sum over its own rows of weight * slope of the loss * feature,
-  and of the penalty, zero. On other rows the sum of n such terms has a mean and a variance of its own: Hotelling's T² of its q
-  entries is chi-square with q degrees of freedom where the original knows the truth, and larger where it was fitted on few rows,
-  on rows that differ, or didn't converge. On rows of which it has seen the share f it is 1/f - 1 times a chi-square. So a T²
-  below the 1% point shows that it has seen them. The covariance of the terms is estimated from the rows, not from the model
-  (the sandwich estimator: White 1980), so that noise of uneven size, wrong models and penalties change nothing. It needs no
-  refit, and stages before the last may have been fitted on whatever rows. (The distance of the coefficients from a refit's, in
-  units of the model's own covariance, is too small on other rows if there is a penalty, or less noise far out:
-  benchmarks/seen_rows.py.)
-- The losses of trees, whose roots tell how many rows they were grown from. On its own rows a model is better than on others. An
-  original of no more rows than the table has, whose losses lie more than a third of the way from those of refits that haven't
-  seen the rows to those of a refit that has, has seen some of them. That it is better than refits at all would show little:
-  how good trees are depends on their rows and on their random numbers, and on other rows up to a fifth of the forests are.
+- A refit on all rows reproduces the original: then it was fitted on exactly these rows.
+- The equations of a linear last stage. Its coefficients make the sum over its own rows of weight * slope of the loss *
+  feature, plus the slope of the penalty, zero. On other rows the sum of n such terms has its own mean and variance:
+  Hotelling's T² of its q entries is chi-square with q degrees of freedom if the original has the true coefficients,
+  and larger if it was fitted on few rows, on rows that differ, or didn't converge. On rows of which it has seen the
+  share f, it is 1/f - 1 times a chi-square. So a T² below the 1% point shows that it has seen them. The covariance of
+  the terms is estimated from the rows, not from the model (the sandwich estimator: White 1980), so uneven noise, wrong
+  models and penalties don't invalidate the test. It needs no refit, and stages before the last may have been fitted on
+  any rows. (The distance of the coefficients from those of a refit, in units of the model's own covariance, is too
+  small on other rows if there is a penalty, or less noise far out: benchmarks/seen_rows.py.)
+- The losses of trees, whose roots show how many rows they were grown from. A model is better on its own rows than on
+  others. Suppose that an original was grown from no more rows than the table has, and that its losses lie more than a
+  third of the way from those of refits that haven't seen the rows to those of a refit that has. Then it has seen some
+  of them. A loss merely smaller than that of refits would show little: the quality of trees depends on their rows and
+  random numbers, and up to a fifth of the forests grown from other rows are better, too.
 """
 
 import math
@@ -34,24 +35,26 @@ from sparkdiff.tensors.rows import Rows, squared
 
 LEVEL = 0.01
 SAME = 1e-5
-"""Share by which two fits of the same rows differ at most: Spark adds numbers in another order each time."""
+"""Largest relative difference of two fits on the same rows: Spark adds numbers in another order each time."""
 MOST = 100
-"""Equations that are looked at; of more, so many random combinations."""
+"""Largest number of equations in the test; more equations are replaced by so many random combinations."""
 ROWS = 10
-"""Rows per equation, at the least."""
+"""Smallest number of rows per equation."""
 NUMBERS = 20_000_000
-"""Entries of the random combinations, at most."""
+"""Largest number of entries of the random combinations."""
 SINGULAR = 1e-9
-"""Share of the variance below which a combination of equations is one that always holds."""
+"""Share of the variance below which a combination of equations counts as one that always holds."""
 SPREAD = 2.0
-"""Factor of the variance of the losses of refits: how good a fit of some rows is depends on the rows."""
+"""Factor of the variance of the losses of refits, because the quality of a fit depends on its rows."""
 SHARE = 1 / 3
-"""Share of the way from unseen to seen rows that chance doesn't explain. To this comes half of what is missing of the original's
-rows in the refits': p coefficients of n rows lose p / n on other rows, and look 2 p / n better on their own."""
+"""Share of the way from unseen to seen rows that chance doesn't explain. If the refits have fewer rows than the
+original, half of the missing share is added: p coefficients fitted on n rows lose p / n on other rows, and look 2 p /
+n better on their own.
+"""
 TINY = 1e-300
-"""In place of 0, by which nothing is divided."""
+"""Divisor in place of 0."""
 ERRORS = 3.0
-"""Standard errors of a number of rows beyond which it is larger than another."""
+"""Number of standard errors by which a number of rows must exceed another to count as larger."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,7 @@ class RowCount:
     error: float = 0.0
 
     def exceeds(self, rows: float) -> bool:
-        """Whether it is certainly larger than this number."""
+        """True if the number is certainly larger than `rows`."""
         return self.rows > rows + ERRORS * self.error
 
 
@@ -92,7 +95,7 @@ class Penalty:
 
 @dataclass(frozen=True)
 class LinearRows:
-    """A batch of rows as the last stage of the original gets them.
+    """A batch of rows as inputs of the original's last stage.
 
     Attributes:
         features: (n, p).
@@ -113,9 +116,9 @@ def seen_rows(
     """Weigh the evidence.
 
     Args:
-        rows: of the table.
+        rows: number of rows of the table.
         reproduced: whether a refit on all rows reproduces the original.
-        count: the rows that it was fitted on, if known.
+        count: the number of rows that it was fitted on, if known.
         equations, losses: the p-values of `p_of_equations` and `p_of_losses`.
     """
     if count is not None and count.exceeds(rows):
@@ -132,9 +135,10 @@ def seen_rows(
 
 
 def reproduces(original: Tensor, refit: Tensor) -> bool:
-    """Whether the margins of a refit, or its losses, are those of the original up to rounding; of a loss of 0 nothing is known.
+    """True if the margins of a refit, or its losses, equal those of the original up to rounding; False if those of the
+    original are all 0, which show nothing.
 
-    Margins tell more: the losses of a million rows are nearly the same for all models of a million rows.
+    Margins are stronger evidence: the losses of a million rows are nearly the same for all models of a million rows.
     """
     size, apart = float(original.abs().sum()), float((original - refit).abs().sum())
     return size > 0 and apart <= SAME * size
@@ -144,11 +148,11 @@ def reproduces(original: Tensor, refit: Tensor) -> bool:
 
 
 def rows_of_roots(counts: Tensor, subsamplingRate: float = 1.0, *, bootstrap: bool = False) -> RowCount | None:
-    """The rows that trees were grown from; None if they don't tell.
+    """Number of rows that trees were grown from; None if their roots don't have it.
 
     Args:
         counts: (T,) rawCount of the roots.
-        bootstrap: whether rows were drawn with replacement: only by a forest of several trees.
+        bootstrap: whether rows were drawn with replacement, which only a forest of several trees does.
     """
     if not len(counts) or int(counts.min()) <= 0:
         return None
@@ -162,17 +166,18 @@ def p_of_losses(
     count: RowCount | None, refitted: float, *, original: Tensor, seen: Tensor, unseen: Tensor, weights: Tensor,
     squared: bool = False,
 ) -> float | None:  # fmt: skip
-    """p-value that the original's losses are this near to those of refits that have seen the rows if it hasn't; None if its
-    number of rows isn't known.
+    """p-value of the original's losses being this close to those of a refit that has seen the rows, if it hasn't seen
+    them; None if its number of rows isn't known or there are too few units.
 
     Args:
-        count: the rows that the original was fitted on.
-        refitted: the fewest rows that a refit was fitted on which hasn't seen the rows.
+        count: the number of rows that the original was fitted on.
+        refitted: the smallest number of rows of a refit that hasn't seen the rows.
         original: (B,) sums over blocks of weight * loss of the original.
-        seen, unseen: (B,) of a refit on all rows, and of refits that haven't seen the rows that they are measured on.
+        seen, unseen: (B,) the same for a refit on all rows, and for refits that haven't seen the rows that they are
+            measured on.
         weights: (B,) sums of the weights.
-        squared: whether the losses are squared errors. A few rows far out would decide their sum, so each loss x counts as
-            x / (x + m), where m is the mean loss of the refits that haven't seen the rows.
+        squared: whether the losses are squared errors. A few outliers would dominate their sum, so each loss x counts
+            as x / (x + m), where m is the mean loss of the refits that haven't seen the rows.
     """
     if count is None:
         return None
@@ -189,14 +194,15 @@ def p_of_losses(
 
 
 def p_of_equations(head: Predictor, batches: Callable[[], Iterator[LinearRows]], penalty: Penalty) -> float | None:
-    """p-value of how nearly a linear stage's equations hold if it hasn't seen the rows; None where nothing can be said.
+    """p-value of a linear stage's equations holding this closely if it hasn't seen the rows; None if there is no
+    answer.
 
-    Of classifiers the equations of the intercepts don't count: they hold on other rows, too, if the shares of the classes are
-    the same by design (Prentice and Pyke 1979).
+    For classifiers the equations of the intercepts don't count: they also hold on other rows if the shares of the
+    classes are the same by design (Prentice and Pyke 1979).
 
     Args:
         head: the last stage of the original.
-        batches: gives all rows of weight > 0; they are read twice.
+        batches: yields all rows of weight > 0; called twice.
     """
     if isinstance(head, LogisticRegression) and not head.has_bounds():
         b, intercepts = head.coefficientMatrix.detach(), head.interceptVector.detach()  # (k, p), (k,)
@@ -251,7 +257,9 @@ def _columns(batches: Callable[[], Iterator[LinearRows]]) -> _Columns:
 
 
 def _combinations(used: Tensor, columns: _Columns) -> Tensor:
-    """The combinations of the equations of the coefficients that are used (k, p), (k, p, K): each by itself, if they are few."""
+    """Combinations (k, p, K) of the equations of the coefficients in the mask `used` (k, p): each by itself if they
+    are few, else random ones.
+    """
     at, most = used.nonzero(), min(MOST, columns.rows // ROWS, NUMBERS // used.numel())
     if len(at) <= most:
         out = torch.zeros(*used.shape, len(at), dtype=torch.float64)
@@ -263,7 +271,9 @@ def _combinations(used: Tensor, columns: _Columns) -> Tensor:
 
 
 def _slopes(head: Predictor, rows: LinearRows) -> tuple[Tensor, Tensor | None]:
-    """The derivative (n, k) of the loss that Spark minimises by the margin; its expected second derivative (n,) of a GLM."""
+    """Derivative (n, k) of Spark's loss with respect to the margin; for a GLM also its expected second derivative
+    (n,).
+    """
     margin, y = rows.margin.detach(), rows.label
     if isinstance(head, LinearRegression):
         residual = margin - y
@@ -292,10 +302,10 @@ def _slopes(head: Predictor, rows: LinearRows) -> tuple[Tensor, Tensor | None]:
 def _pulls(
     head: Predictor, rows: LinearRows, curvature: Tensor | None, b: Tensor, penalty: Penalty, columns: _Columns, combined: Tensor
 ) -> Tensor:  # fmt: skip
-    """The slope of the penalty, combined, as a mean over rows, (n, K) or (K,).
+    """Combined slope of the penalty, as a mean over rows, (n, K) or (K,).
 
-    Spark divides by standard deviations of the same rows: their part of the slope is a mean over rows, too, which varies with
-    them. Of a GLM the working weights divide the sum.
+    Spark divides by standard deviations of the same rows, so their part of the slope is also a mean over rows, which
+    varies with the rows. For a GLM the sum is divided by the sum of the working weights.
     """
 
     def together(x: Tensor) -> Tensor:
@@ -319,7 +329,9 @@ def _pulls(
 
 
 def _hotelling(total: Tensor, products: Tensor, n: int) -> tuple[Tensor, int]:
-    """T² of n terms with these sums (q,) and sums of products (q, q), and how many of their combinations vary."""
+    """Hotelling's T² of n terms with these sums (q,) and sums of products (q, q), and the number of their combinations
+    that vary.
+    """
     mean = total / n
     covariance = products / n - mean[:, None] * mean
     std = covariance.diagonal().clamp_min(0).sqrt()

@@ -1,4 +1,4 @@
-"""How far the predictions of a network move if its rows and weights are rounded to float32."""
+"""Movement of a network's predictions if its rows and weights are rounded to float32."""
 
 import torch
 
@@ -12,7 +12,7 @@ from sparkdiff.tensors.rows import Rows, SparseRows
 
 MARGIN = "margin"
 MOST = 1e-3
-"""The largest relative difference with which a network trains."""
+"""Largest relative difference with which a network may train."""
 
 
 @torch.no_grad()
@@ -20,7 +20,8 @@ def check(network: Network, data: Data) -> Parity:
     """Compare the head's margin in float32 with that in float64 on the validation rows.
 
     Raises:
-        InputError: they differ by more than `MOST`; names the column that loses most. Or a stage can't compute in float32.
+        InputError: they differ by more than `MOST` (the message names the column that loses most). Or a stage can't
+            compute in float32.
     """
     there = place("cpu", "float32")
     single = moved(network.without_spark(), there.device, there.dtype)

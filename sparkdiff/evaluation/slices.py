@@ -19,18 +19,19 @@ from sparkdiff.objectives.metric import Metric, influence
 
 @dataclass(frozen=True)
 class Change:
-    """The metric on a set of rows, and whether it got worse.
+    """The metric on a set of rows, and evidence whether it got worse.
 
     Attributes:
-        column, value: the slice; None and None where the set is a whole split. Null has the value None too.
-        rows: of weight > 0.
-        units: the effective number, by their weights, of rows, or of blocks of groups or of time (of many groups some share a
-            block), that the metric counts: see `sparkdiff.evaluation.units`.
-        before, after: the metric, None without rows or where it is undefined on them (the area under the ROC curve of one
-            class, say).
-        gain: how much better, in the metric's units; error: its standard error, by block; None with fewer than two blocks.
-        p: of a loss like this without a true one, adjusted for the number of sets; None where the metric is undefined or the
-            units are too few to tell, 0 where it was finite and no longer is.
+        column, value: the slice; None and None if the set is a whole split. Null has the value None too.
+        rows: number of rows of weight > 0.
+        units: the effective number, by their weights, of rows, or of blocks of groups or of time (with many groups
+            some share a block), that the metric counts: see `sparkdiff.evaluation.units`.
+        before, after: the metric, None without rows or if it is undefined on them (for example the area under the ROC
+            curve with one class).
+        gain: improvement in the metric's units, larger is better.
+        error: standard error of the gain, by block; None with fewer than two blocks.
+        p: probability of a loss like this without a true one, adjusted for the number of sets; None if the metric is
+            undefined or the units are too few to test, 0 if the metric was finite and no longer is.
     """
 
     column: str | None
@@ -56,10 +57,10 @@ def changes(
     old: Predicts, new: Predicts, data: Data, split: str, metric: Metric, columns: Sequence[BatchColumn], *,
     unit: Kind, level: float, joined: int = 1, seed: int = 0,
 ) -> list[Change]:  # fmt: skip
-    """The metric of both networks on every slice by these columns, or on the whole split where there are none; one pass.
+    """Changes of the metric on every slice by these columns, or on the whole split if there are no columns; one pass.
 
     Args:
-        unit: "rows", "groups" or "blocks": what was dealt into blocks.
+        unit: "rows", "groups" or "blocks": the units that were divided into blocks.
         level, joined: see `guard.worsening`.
     """
     return judged(sums(old, new, data, split, metric, columns, unit=unit), level=level, joined=joined, seed=seed)
@@ -71,7 +72,8 @@ def sums(
 ) -> "SliceSums":  # fmt: skip
     """Sums of both networks' metric per slice by these columns, and per block of the guard; one pass.
 
-    The split may be larger than memory; of a metric that is no mean over rows, the numbers of each row that it needs are kept.
+    The split may be larger than memory; for a metric that is no mean over rows, the numbers that it needs of each row
+    are kept.
     """
     sets: list[tuple[str | None, Any]] = [(c.column, value) for c in columns for value in c.values] or [(None, None)]
     starts = [sum(len(c.values) for c in columns[:k]) for k in range(len(columns))]
@@ -108,7 +110,8 @@ def sums(
 def judged(
     of: "SliceSums", *, level: float, joined: int = 1, dependence: float = 1.0, seed: int = 0
 ) -> list[Change]:  # fmt: skip
-    """The change on each slice, with its p-value. Slices of fewer than guard.MIN_UNITS units aren't tested and don't count.
+    """Change on each slice, with its p-value. Slices with fewer than guard.MIN_UNITS units aren't tested and don't
+    count.
 
     Args:
         level, joined, dependence: see `guard.worsening`.
@@ -133,8 +136,8 @@ class SliceSums:
     Attributes:
         sets: column and value of each of the S slices.
         loss, gains, weights: (S, B) sums of weight * loss of the old network, of weight * gain, of the weights.
-        rows, units: (S,) of weight > 0, see `Change`.
-        sign: of the metric, -1 where larger is better.
+        rows, units: (S,) numbers of rows and units of weight > 0, see `Change`.
+        sign: sign of the metric, -1 if larger is better.
     """
 
     sets: tuple[tuple[str | None, Any], ...]
@@ -146,12 +149,12 @@ class SliceSums:
     sign: float
 
     def __add__(self, other: "SliceSums") -> "SliceSums":
-        """The sums over the rows of both, which share no row and no unit."""
+        """Sums over the rows of both, which share no row and no unit."""
         names = ("loss", "gains", "weights", "rows", "units")
         return replace(self, **{name: getattr(self, name) + getattr(other, name) for name in names})
 
     def scaled(self, factor: float) -> "SliceSums":
-        """The sums for weights times this factor."""
+        """Sums for weights multiplied by this factor."""
         return replace(self, loss=factor * self.loss, gains=factor * self.gains, weights=factor * self.weights)
 
 
@@ -175,7 +178,7 @@ class _Sums:
             sums.view(-1).index_add_(0, at, x)
 
     def units(self, unit: str) -> Tensor:
-        """The effective number of rows or blocks, (slices,)."""
+        """Effective number of rows or blocks, (slices,)."""
         squares = (self.squares if unit == "rows" else self.weights.square()).sum(1)
         return (self.weights.sum(1).square() / squares.clamp_min(1e-300)).round().long()
 

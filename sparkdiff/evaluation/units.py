@@ -1,8 +1,9 @@
-"""The units that decide, rows, groups or blocks of time: their effective number, and what a change costs on them.
+"""The units that decide (rows, groups or blocks of time): their effective number, and the costs of a change on them.
 
-A metric that is a mean over few rows, whatever the number of all rows, shows little: precision counts the rows that are predicted
-as a class, recall those of the class, an area under a curve compares the rows of two classes. So the units in its denominator
-count. Of uneven weights, n units show as much as (sum w)^2 / sum w^2 of equal ones (Kish 1965, the effective sample size).
+A metric that is a mean over few rows shows little, however many rows there are in all: precision counts the rows that
+are predicted as a class, recall those of the class, and an area under a curve compares the rows of two classes. So the
+number that counts is that of the units in its denominator. n units with uneven weights are equivalent to (sum w)^2 /
+sum w^2 units with equal weights (Kish 1965, the effective sample size).
 """
 
 import math
@@ -17,10 +18,10 @@ from sparkdiff.objectives.metric import Denominators, Metric
 
 Kind = Literal["rows", "groups", "blocks"]
 FEW = 5
-"""Training units that must make up the mean square of the costs, for it to be taken as it is."""
+"""Training units that must make up the mean square of the costs; with fewer, it is increased."""
 RULE_OF_THREE = 3.0
 WORST = 0.025
-"""The share of the units that may be worse than one that is added: a few that are far from all others are no likely ones."""
+"""Share of the units that may be worse than an added one, because a few outliers are no likely units."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,8 @@ class Units:
     """The units that a metric counts.
 
     Attributes:
-        number: effective, by their weights.
-        of: the class that they are of, in words; empty for all.
+        number: effective number, by their weights.
+        of: words for the class that they belong to; empty for all.
     """
 
     number: float
@@ -43,12 +44,12 @@ class Units:
 
 @dataclass(frozen=True)
 class Costs:
-    """What a change costs on units.
+    """The costs of a change on units.
 
     Attributes:
-        each: (n,) weight * (loss - loss of the original) of a unit where that is positive, else 0.
+        each: (n,) weight * (loss - loss of the original) of a unit if that is positive, else 0.
         weight: (n,) > 0.
-        power: the exponent of the weight by which weighted changes grow: 1 where losses don't depend on the weight, less where
+        power: exponent of the weight with which weighted changes grow: 1 if losses don't depend on the weight, less if
             heavy units have smaller losses, as with inverse variances.
     """
 
@@ -63,7 +64,7 @@ class Costs:
 
         Args:
             losses: (n,) weight * (loss - loss of the original).
-            unit: (n,) each row's group or block; None: each row is a unit.
+            unit: (n,) group or block of each row; None: each row is a unit.
         """
         changes, weight = by_unit(losses, unit).nan_to_num(nan=0.0), by_unit(weight, unit)
         known = changes.isfinite() & (changes != 0)
@@ -78,14 +79,15 @@ class Costs:
 
     @property
     def mean_square(self) -> float:
-        """The mean square over the units; 0 of none."""
+        """Mean square over the units; 0 without units."""
         return float(self.each.square().sum()) / max(len(self.each), 1)
 
     def missing_from(self, held: "Costs") -> float:
-        """The sum of squares that units like `held` would show by these, the training units, and don't show.
+        """Sum of squares that units like `held` would show, judging by these training units, and don't show.
 
-        The weights of `held` are known, and a rare loss may come to any of them: so the sum is also estimated from their
-        weights and from what the costs of the heavier half of the training units are without theirs, and the larger counts.
+        The weights of `held` are known, and a rare loss may hit any of them. So the sum is also estimated from their
+        weights and the costs, without the weights, of the heavier half of the training units; the larger estimate
+        counts.
         """
         if not len(self.each):
             return 0.0
@@ -104,19 +106,21 @@ class Costs:
 
 
 def _effective(costs: Tensor) -> float:
-    """The number of units (n,) that make up the sum of squares, (sum c^2)^2 / sum c^4."""
+    """Number of units (n,) that make up the sum of squares, (sum c^2)^2 / sum c^4."""
     squares, fourths = float(costs.square().sum()), float(costs.pow(4).sum())
     return squares**2 / fourths if fourths > 0 else float(len(costs))
 
 
 def _likely_square(costs: Tensor) -> float:
-    """The mean square of costs (n,), larger where few make it up, which may come more often than they did."""
+    """Mean square of costs (n,), increased if few costs make it up, because these may be more common than in the
+    sample.
+    """
     factor = 1 + (RULE_OF_THREE - 1) * min(FEW / max(_effective(costs), 1.0), 1.0) ** 2
     return factor * float(costs.square().mean())
 
 
 def high(costs: Tensor) -> float:
-    """The cost (n,) that WORST of them exceed; 0 of none."""
+    """Cost (n,) that the share WORST of them exceeds; 0 without costs."""
     return float(costs.kthvalue(max(1, math.ceil((1 - WORST) * len(costs)))).values) if len(costs) else 0.0
 
 
@@ -129,7 +133,7 @@ def by_unit(x: Tensor, unit: Tensor | None) -> Tensor:
 
 
 def effective_number(weight: Tensor, unit: Tensor | None) -> float:
-    """(sum w)^2 / sum w^2 over the units of these rows (n,) of weight >= 0; 0 of none."""
+    """(sum w)^2 / sum w^2 over the units of these rows (n,) of weight >= 0; 0 without rows."""
     sums = by_unit(weight, unit)
     squares = float(sums.square().sum())
     return round(float(sums.sum()) ** 2 / squares, 9) if squares > 0 else 0.0
@@ -138,11 +142,11 @@ def effective_number(weight: Tensor, unit: Tensor | None) -> float:
 def units_of(
     metric: Metric, columns: Sequence[Tensor], label: Sequence[Tensor], weight: Tensor, unit: Tensor | None, kind: Kind
 ) -> Units:  # fmt: skip
-    """The fewest units that the metric of one of these pipelines counts.
+    """Smallest number of units that the metric of one of these pipelines counts.
 
     Args:
-        columns, label: (n,) of each pipeline, what the metric reads and the label.
-        weight, unit: (n,) of the rows.
+        columns, label: (n,) for each pipeline, the metric's input and the label.
+        weight, unit: (n,) for the rows.
     """
 
     def number(rows: Tensor) -> float:
@@ -162,8 +166,8 @@ def units_of(
 
 
 def _in_all(counted: Denominators, each: Sequence[float], label: Tensor, weight: Tensor) -> float:
-    """The units behind a sum of the classes' rates by their shares s: of equal variances, that of sum(s * rate) is
-    sum(s^2 / n), as if it were one rate of 1 / sum(s^2 / n) units.
+    """Effective units behind a sum of the classes' rates weighted by their shares s: with equal variances, that of
+    sum(s * rate) is sum(s^2 / n), like that of one rate of 1 / sum(s^2 / n) units.
     """
     shares = [float(weight[label == k].sum() / weight.sum()) for k in counted.classes]
     inverse = sum(s * s / max(n, 1.0) for s, n in zip(shares, each, strict=True))

@@ -1,15 +1,17 @@
-"""Whether a gain would outlast one more row that the new pipeline predicts wrongly.
+"""A test whether a gain would outlast one more row that the new pipeline predicts wrongly.
 
-The log-loss of a row has no bound: a classifier that is sure and wrong pays for hundreds of rows on which it is sure and right.
-Where classes are all but separable, such rows are so rare that a few hundred validation rows may hold none of them. Then all
-rows gain a little, as steadily as no chance could explain, and a test of these gains accepts what further rows refute: no
-method that sees only these gains can tell (Bahadur and Savage 1956). What can be seen is how sure the pipeline is.
+The log-loss of a row has no bound: a row on which a classifier is confident and wrong costs as much as hundreds of
+rows on which it is confident and right gain. If classes are almost separable, such rows are so rare that a few hundred
+validation rows may contain none. Then all rows gain a little, more steadily than chance could explain, and a test of
+these gains accepts what further rows refute: no method that sees only these gains can detect this (Bahadur and Savage
+1956). But the confidence of the pipeline can be seen.
 
-An event that n rows don't show may still have a probability of about 1 / n: by Laplace's rule of succession it has 1 / (n + 2),
-by the rule of three (Hanley and Lippman-Hand 1983) up to 3 / n at a confidence of 95%. So one row is added to the n that were
-seen, of which the new pipeline is as sure as of any but the surest 2.5%, and which has another label. The gain of the n rows
-must be larger than what this row costs. A change that makes predictions no surer costs nothing, and among many rows one is
-little. The adjusted empirical likelihood of Chen, Variyath and Abraham (2008) adds a row, too, for the tail that isn't seen.
+An event that n rows don't show may still have a probability of about 1 / n: by Laplace's rule of succession 1 / (n +
+2), by the rule of three (Hanley and Lippman-Hand 1983) up to 3 / n at a confidence of 95%. So one row with a wrong
+prediction is added to the n rows that were seen; the new pipeline is as confident about it as about any but the most
+confident 2.5%. The gain of the n rows must be larger than the cost of this row. A change that makes predictions no
+more confident costs nothing, and among many rows one row matters little. The adjusted empirical likelihood of Chen,
+Variyath and Abraham (2008) also adds a row for the unseen tail.
 """
 
 import math
@@ -26,11 +28,11 @@ from sparkdiff.objectives.metric import Metric
 
 @dataclass(frozen=True)
 class Unseen:
-    """One more row that is predicted wrongly, or one more group, against the gain of those that were seen.
+    """One more row that is predicted wrongly, or one more group, against the gain of the rows that were seen.
 
     Attributes:
-        gain: of all rows together, weight * loss.
-        cost: by how much weight * loss of the row or group is larger than the original's.
+        gain: sum over all rows, weight * loss.
+        cost: increase of weight * loss over the original's for the added row or group.
     """
 
     gain: float
@@ -38,17 +40,18 @@ class Unseen:
 
     @property
     def undoes(self) -> bool:
-        """Whether nothing is left of the gain."""
+        """True if the cost is at least the gain."""
         return self.cost >= self.gain
 
 
 def unseen(gain: float, costs: Tensor, training: Costs | None) -> Unseen | None:
-    """One more unit beside a gain; None where no row could be wrong.
+    """One more unit against a gain; None if no row could be wrong.
 
     Args:
-        gain: of all rows together.
-        costs: (n,) of each row, were its label another one.
-        training: what training units cost. Of groups, one is added that is as bad as the worst of these.
+        gain: sum over all rows.
+        costs: (n,) cost of each row if it had another label.
+        training: costs of training units. If these are groups, the added unit is at least as bad as the worst of them
+            (all but the worst 2.5%).
     """
     found = [high(costs)] if len(costs) else []
     found += [high(training.each)] if training is not None and training.kind == "groups" else []
@@ -57,10 +60,11 @@ def unseen(gain: float, costs: Tensor, training: Costs | None) -> Unseen | None:
 
 @torch.no_grad()
 def costs(old: Predicts, new: Predicts, data: Data, split: str, metric: Metric) -> Tensor:
-    """By how much weight * loss of the new network would be larger than the old one's, were the label of a row wrong, (n,).
+    """Increase of weight * loss from the old network to the new one if each row had another label, (n,).
 
-    The label is the one whose score has fallen most, but not the one that the new network predicts: for the log-loss the
-    most expensive one. Of the rows of weight > 0; none of a regression, of clusters, or of a metric that is no mean over rows.
+    The label is the one whose score has fallen most, except the one that the new network predicts: for the log-loss
+    the most expensive one. Only for rows of weight > 0; empty for a regression, for clusters, and for a metric that is
+    no mean over rows.
     """
     parts = [torch.empty(0, dtype=torch.float64)]
     if metric.rows is not None and new.head.classes and new.head.labelled:
@@ -69,13 +73,15 @@ def costs(old: Predicts, new: Predicts, data: Data, split: str, metric: Metric) 
             first, second = (network.margin(dict(values)) for network in (old, new))
             label = wrong_label(old.head.class_scores(first), new.head.class_scores(second))
             lost = metric.rows(second, label, weight) - metric.rows(first, label, weight)
-            known = lost.nan_to_num(nan=0.0)  # where both are infinite neither is worse
+            known = lost.nan_to_num(nan=0.0)  # if both are infinite, neither is worse
             parts.append((metric.sign * known * weight)[used].to("cpu", torch.float64))
     return torch.cat(parts)
 
 
 def wrong_label(old: Tensor, new: Tensor) -> Tensor:
-    """The label that is not predicted by the new scores and lost most against the old ones: (n,) or (n, k) -> (n,) float64."""
+    """Label that the new scores don't predict and whose score fell most from the old ones: (n,) or (n, k) -> (n,)
+    float64.
+    """
     if new.ndim == 1:
         return (new <= 0).double()
     fallen = (old - new).scatter(1, new.argmax(1, keepdim=True), -math.inf)

@@ -1,4 +1,4 @@
-"""The only place that knows py4j: the session, and fitted stages rebuilt with a JVM handle or by their saved files."""
+"""All code that uses py4j: the session, and fitted stages rebuilt through a JVM handle or their saved files."""
 
 from sparkdiff.jvm import stores
 from sparkdiff.jvm.archive import archive_option, write_archive

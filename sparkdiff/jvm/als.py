@@ -1,4 +1,4 @@
-"""The factor tables of an ALSModel, read by Arrow, and the model rebuilt with new factors. Reading a table takes one
+"""The factor tables of an ALSModel, read with Arrow, and the model rebuilt with new factors. Reading a table takes one
 job.
 """
 
@@ -14,12 +14,12 @@ from sparkdiff.jvm.rebuilding import made_of, rebuilt
 from sparkdiff.jvm.sessions import by_arrow, session
 
 Table = tuple[np.ndarray, np.ndarray]
-"""ids (n,) int64, ascending, and factors (n, rank) float32."""
+"""Ids (n,) int64, ascending, and factors (n, rank) float32."""
 _read: weakref.WeakKeyDictionary[Any, tuple[Table, Table]] = weakref.WeakKeyDictionary()
 
 
 def tables(stage: Any) -> tuple[Table, Table]:
-    """The factor tables of users and of items. Those of a fitted model never change, so they are read once."""
+    """Factor tables of users and of items. Those of a fitted model never change, so they are read once."""
     if stage not in _read:
         _read[stage] = _table(stage.userFactors, stage.rank), _table(stage.itemFactors, stage.rank)
     return _read[stage]

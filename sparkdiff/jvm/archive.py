@@ -1,7 +1,8 @@
-"""The class archive of this machine: Java maps Spark's classes from one file, where it would read and check each at every start.
+"""The class archive of this machine: Java maps Spark's classes from one file instead of reading and checking each at
+every start.
 
-An application class data sharing archive (JEP 350). Java itself refuses one that doesn't fit its version or the jars, and starts
-without it.
+It is an application class data sharing archive (JEP 350). Java itself refuses one that doesn't fit its version or the
+jars, and starts without it.
 """
 
 import hashlib
@@ -18,49 +19,49 @@ from sparkdiff.errors import InputError
 from sparkdiff.machine import whole
 
 MAGIC = (0xF00BABA8).to_bytes(4, sys.byteorder)
-"""What an archive begins with (HotSpot's CDS_DYNAMIC_ARCHIVE_MAGIC); Java writes it last."""
+"""First bytes of an archive (HotSpot's CDS_DYNAMIC_ARCHIVE_MAGIC); Java writes them last."""
 WRITE = "-XX:ArchiveClassesAtExit"
 ELSEWHERE = ("HADOOP_CONF_DIR", "YARN_CONF_DIR", "SPARK_REMOTE", "PYSPARK_GATEWAY_PORT", "PYSPARK_GATEWAY_SECRET")
 SILENT = "-Xlog:cds=off -Xlog:cds+dynamic=off"
-"""Java says nothing of an archive that it doesn't use."""
+"""Options that suppress Java's messages about an archive that it doesn't use."""
 
 
 def place(java: str) -> Path:
-    """Where the archive of a Java and of this Spark lies, if it was written.
+    """Path of the archive for a Java and this Spark, whether it exists or not.
 
     Args:
-        java: what it says of its version.
+        java: Java's version text.
     """
     said = [
         line for line in java.splitlines() if "Picked up" not in line
-    ]  # options in variables, which are no part of it
+    ]  # options from variables, not part of the version
     key = hashlib.sha256("\n".join([*said, _find_spark_home(), pyspark.__version__]).encode()).hexdigest()[:12]
     caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return caches / "sparkdiff" / f"spark-{pyspark.__version__}-{key}.jsa"
 
 
 def archive_option(java: str) -> str:
-    """The option with which a Java uses its archive; empty if there is none that it could use.
+    """Option with which a Java uses its archive; empty if no usable archive exists.
 
     Args:
-        java: what it says of its version; empty if this process starts none.
+        java: Java's version text; empty if this process starts no Java.
     """
     if not java or WRITE in os.environ.get("SPARK_SUBMIT_OPTS", ""):
         return ""
     try:
         where = place(java)
         there = where.exists() and _folder_with_files() is None
-    except (OSError, RuntimeError):  # no home folder, or one that this user may not look into
+    except (OSError, RuntimeError):  # no home folder, or one that this user may not read
         return ""
     return f'-XX:SharedArchiveFile="{where}" {SILENT}' if there else ""
 
 
 def write_archive(program: Sequence[str], java: str) -> Path:
-    """Run a Python program that starts Spark, and archive the classes that it loads.
+    """Run a Python program that starts Spark, and archive the classes that it loads. Returns the archive's path.
 
     Args:
-        program: arguments of Python. What it and its JVM print is shown only if they fail.
-        java: what it says of its version.
+        program: arguments of Python. The output of the program and its JVM is shown only if they fail.
+        java: Java's version text.
 
     Raises:
         InputError: this Java writes no archive, or not for a class path such as this one.
@@ -78,11 +79,11 @@ def write_archive(program: Sequence[str], java: str) -> Path:
         raise InputError(
             f"the user's cache folder cannot be written ({e}): set XDG_CACHE_HOME to another folder"
         ) from e
-    # A JVM of its own, and no folders of a cluster's settings on its class path.
+    # The program gets its own JVM, without folders of a cluster's settings on the class path.
     kept = {k: v for k, v in os.environ.items() if k not in ELSEWHERE}
     with whole.temporary(where) as part:
         told = f'{WRITE}="{part}" {SILENT} {os.environ.get("SPARK_SUBMIT_OPTS", "")}'
-        # Ends when the JVM, which has the same streams, has ended too.
+        # This waits for the JVM too, which has the same streams.
         done = subprocess.run(
             [sys.executable, *program], env={**kept, "SPARK_SUBMIT_OPTS": told}, capture_output=True, text=True
         )
@@ -103,6 +104,6 @@ def _complete(path: Path) -> bool:
 
 
 def _folder_with_files() -> Path | None:
-    """The folder of Spark's settings, which is on the class path, if it has files."""
+    """Folder of Spark's settings, which is on the class path, if it has files; else None."""
     folder = Path(os.environ.get("SPARK_CONF_DIR") or Path(_find_spark_home()) / "conf")
     return folder if folder.is_dir() and any(folder.iterdir()) else None

@@ -1,4 +1,4 @@
-"""Coefficients of fitted linear stages: read as a matrix, and put back, with another width where the features change."""
+"""Coefficients of fitted linear stages: read as a matrix and written back, with another width if features change."""
 
 from typing import Any
 
@@ -11,14 +11,16 @@ Array = np.ndarray[Any, Any]
 
 
 def matrix_of(stage: Any) -> Array:
-    """The coefficients, (1, d), or (k, d) of a LogisticRegressionModel with a row for each class."""
+    """Coefficients, (1, d), or (k, d) for a LogisticRegressionModel with a row for each class."""
     if hasattr(stage, "coefficientMatrix"):
         return np.asarray(stage.coefficientMatrix.toArray())
     return np.atleast_2d(stage.coefficients.toArray())
 
 
 def stored_of(stage: Any) -> Array:
-    """Which coefficients Spark stores, (1, d) or (k, d) bool; one that is not stored is never multiplied, not even by NaN."""
+    """Mask of the coefficients that Spark stores, (1, d) or (k, d) bool; one that is not stored is never multiplied,
+    not even by NaN.
+    """
     if hasattr(stage, "coefficientMatrix"):
         matrix = stage.coefficientMatrix
         if isinstance(matrix, DenseMatrix):
@@ -34,7 +36,7 @@ def stored_of(stage: Any) -> Array:
 
 
 def intercepts_of(stage: Any) -> Array:
-    """The intercepts, (1,) or (k,)."""
+    """Intercepts, (1,) or (k,)."""
     if hasattr(stage, "interceptVector"):
         return np.asarray(stage.interceptVector.toArray())
     return np.array([float(stage.intercept)])
@@ -44,9 +46,9 @@ def with_coefficients(stage: Any, matrix: Array, intercepts: Array | None = None
     """A new fitted stage of the same class, uid and Params with these coefficients.
 
     Args:
-        matrix: (1, d) or (k, d), as of `matrix_of`; d may be another one than it was.
+        matrix: (1, d) or (k, d), as returned by `matrix_of`; d may differ from that of the stage.
         intercepts: (1,) or (k,); None keeps them.
-        stored: which of the coefficients Spark stores; None stores them all.
+        stored: mask of the coefficients that Spark stores; None stores them all.
     """
     intercepts = intercepts_of(stage) if intercepts is None else intercepts
     sparse = stored is not None and not stored.all()
@@ -66,7 +68,7 @@ def with_coefficients(stage: Any, matrix: Array, intercepts: Array | None = None
 
 
 def _compressed(matrix: Array, stored: Any) -> SparseMatrix:
-    """Row by row, as LogisticRegressionModel asks for."""
+    """Sparse matrix, row by row, as LogisticRegressionModel requires."""
     rows, columns = np.nonzero(stored)
     ends = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=len(matrix)))])
     k, d = matrix.shape

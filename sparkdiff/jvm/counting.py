@@ -1,4 +1,4 @@
-"""Spark jobs, counted."""
+"""A counter of Spark jobs."""
 
 import contextlib
 import uuid
@@ -14,9 +14,10 @@ GROUP = "spark.jobGroup.id"
 
 @contextlib.contextmanager
 def counted(spark: SparkSession) -> Iterator[Callable[[], int | None]]:
-    """Within this context, a function tells how many jobs this thread has begun in it; None over Spark Connect.
+    """Yield a function that counts the jobs that this thread has started in this context; it returns None over Spark
+    Connect.
 
-    The thread's own job group is set again afterwards.
+    The thread's own job group is restored afterwards.
     """
     if not in_process(spark):
         yield lambda: None
@@ -24,7 +25,7 @@ def counted(spark: SparkSession) -> Iterator[Callable[[], int | None]]:
     context, group = spark.sparkContext, f"sparkdiff-{uuid.uuid4().hex}"
 
     def count() -> int:
-        with contextlib.suppress(Py4JError):  # what the tracker has not heard yet
+        with contextlib.suppress(Py4JError):  # events that the tracker has not received yet
             context._jsc.sc().listenerBus().waitUntilEmpty()  # type: ignore[attr-defined]
         return len(context.statusTracker().getJobIdsForGroup(group))
 

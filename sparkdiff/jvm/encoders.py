@@ -21,8 +21,8 @@ Numbers = npt.NDArray[np.float64]
 
 
 def category_maps(stage: Any) -> dict[int, dict[float, int]]:
-    """The categories of a VectorIndexerModel: its `categoryMaps`, from which PySpark leaves out features without any, and NaN but
-    for one. Here each NaN that Spark counts has an entry of its own, as no NaN equals another one.
+    """Categories of a VectorIndexerModel: its `categoryMaps`, in which PySpark leaves out features without categories
+    and all but one NaN. Here each NaN that Spark counts has its own entry, because no NaN equals another one.
     """
     if sessions.has_constructors():
         text = mapper().writeValueAsString(stage._java_obj.javaCategoryMaps())
@@ -34,7 +34,7 @@ def category_maps(stage: Any) -> dict[int, dict[float, int]]:
 
 
 def surrogates(stage: Any, columns: Sequence[str]) -> list[float]:
-    """The surrogates of an ImputerModel for these columns."""
+    """Surrogates of an ImputerModel for these columns."""
     return list(stage.surrogateDF.select(*columns).head())
 
 
@@ -42,18 +42,18 @@ def with_surrogates(stage: Any, values: Mapping[str, float]) -> Any:
     """A new ImputerModel like `stage` (uid, set and default Params) with these surrogates."""
     frame: DataFrame = stage.surrogateDF
     row: dict[str, float] = dict(zip(frame.columns, frame.head(), strict=True))  # type: ignore[arg-type]
-    spelled = {name.lower(): name for name in row}  # where a Param spells a column otherwise
+    spelled = {name.lower(): name for name in row}  # for a Param that spells a column in another case
     row.update({name if name in row else spelled[name.lower()]: value for name, value in values.items()})
 
     def construct(old: Any) -> Any:
-        """Spark 3.5 and 4.0 take a DataFrame of one row, later versions take the names and the values."""
+        """Construct the model: Spark 3.5 and 4.0 take a DataFrame of one row, later versions names and values."""
         taken = max(len(c.getParameterTypes()) for c in old._java_obj.getClass().getConstructors())
         if taken == 2:
             return made_of(old, _one_row(row)._jdf)
         return made_of(old, array(class_named("java.lang.String"), list(row)), doubles(list(row.values())))
 
     def rewrite(old: Any) -> Any:
-        where = files.kept(old)  # Spark 3.5 and 4.0 read them when the model is used
+        where = files.kept(old)  # Spark 3.5 and 4.0 read the files when the model is used
         _one_row(row).coalesce(1).write.mode("overwrite").parquet(f"{where}/data")
         return type(old).load(places.model_at(where))
 
@@ -68,7 +68,9 @@ def _one_row(row: Mapping[str, float]) -> DataFrame:
 
 
 def binarizer_keeps_null(stage: Any) -> bool:
-    """Whether a Binarizer leaves null as it is, as until Spark 3.5; later null is 0. Asks for a schema, and runs no job."""
+    """True if a Binarizer leaves null as it is, as up to Spark 3.5; later versions turn it into 0. Asks for a schema,
+    and runs no job.
+    """
     return _keeps_null(type(stage), sessions.session().version)  # type: ignore[arg-type]  # a class can be hashed
 
 
@@ -87,11 +89,11 @@ class Statistics(NamedTuple):
 
 
 ENTRY = re.compile(r"\(([^,()]+),\(([^,()]+),([^,()]+)\)\)")
-"""An entry of a Scala Seq[(Double, (Double, Double))] as text; a double's text is the double."""
+"""An entry of a Scala Seq[(Double, (Double, Double))] as text; a double's text gives the exact double."""
 
 
 def statistics(stage: Any) -> list[Statistics]:
-    """The categories of a TargetEncoderModel per column, with counts and stats."""
+    """Categories of a TargetEncoderModel per column, with counts and stats."""
     if sessions.has_constructors():
         texts = [column.toSeq().toString() for column in stage._java_obj.stats()]
         return [Statistics(*np.array(ENTRY.findall(text), dtype=np.float64).reshape(-1, 3).T.copy()) for text in texts]
@@ -101,8 +103,8 @@ def statistics(stage: Any) -> list[Statistics]:
 
 
 FEW = 1000
-"""Up to this number of categories a model is created by its constructor: each category is a separate call of Java,
-which takes time.
+"""Number of categories up to which a model is created by its constructor, which takes a separate call of Java for each
+category.
 """
 
 

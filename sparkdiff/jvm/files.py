@@ -1,4 +1,4 @@
-"""Saved stages as files: the rows of their data, read and written by Arrow."""
+"""Saved stages as files: the rows of their data, read and written with Arrow."""
 
 import atexit
 import contextlib
@@ -18,21 +18,23 @@ from sparkdiff.jvm.places import scratch_folder, temporary
 
 @contextlib.contextmanager
 def folder() -> Iterator[str]:
-    """The address of a folder for a stage that is saved for a moment."""
+    """Yield the address of a temporary folder for a saved stage."""
     with temporary(".stage-", scratch_folder()) as path:
         yield stores.address(path / "stage")
 
 
 @contextlib.contextmanager
 def saved(stage: Any) -> Iterator[str]:
-    """The address of such a folder, in which a stage is saved."""
+    """Save a stage to a temporary folder, and yield its address."""
     with folder() as where:
         stage.write().save(where)
         yield where
 
 
 def kept(stage: Any) -> str:
-    """Likewise, in a folder that stays until this process ends, for models that read their files whenever they are used."""
+    """Save a stage to a folder that stays until this process ends, for models that read their files when they are
+    used. Returns its address.
+    """
     folder = Path(tempfile.mkdtemp(prefix=".stage-", dir=scratch_folder()))
     atexit.register(stores.remove, folder)
     where = stores.address(folder / "stage")
@@ -67,20 +69,20 @@ def read_rows(where: str) -> pa.Table:
 
 
 def write_rows(where: str, data: pa.Table) -> None:
-    """Write such a folder, or replace it. A schema that Spark has saved has the metadata by which it recognises vectors.
+    """Write such a folder, or replace it. A schema saved by Spark has the metadata from which Spark recognises vectors.
 
-    Runs no job; rows that are sent through Spark take a Python process and a tenth of a second for each partition.
+    Runs no job; rows sent through Spark would take a Python process and a tenth of a second for each partition.
     """
     folder = stores.local_of(where)
     if folder.exists():
-        shutil.rmtree(folder)  # with the checksums of the files that were there
+        shutil.rmtree(folder)  # with the checksums of the old files
     folder.mkdir(parents=True)
     pq.write_table(data, folder / "part-00000.parquet")
     stores.send(folder)
 
 
 def table_of(rows: Iterable[Sequence[Any]], schema: pa.Schema) -> pa.Table:
-    """Rows in Spark's Python values as a table of a schema that `read_rows` found."""
+    """Rows with Spark's Python values as a table with a schema from `read_rows`."""
     columns = list(zip(*rows, strict=True)) or [()] * len(schema)
     return pa.Table.from_arrays([_arrow(c, f.type) for c, f in zip(columns, schema, strict=True)], schema=schema)
 

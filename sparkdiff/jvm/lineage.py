@@ -1,4 +1,6 @@
-"""The changes that a transform makes, by its analysed plan: a column that passes keeps its expression id. Runs no job."""
+"""The changes that a transform makes, from its analysed plan: an unchanged column keeps its expression id. Runs no
+job.
+"""
 
 import contextlib
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -13,14 +15,14 @@ from sparkdiff.jvm.objects import each, packages, scala_object
 
 ALIASES = ("SubqueryAlias", "View")
 PASSING = (*ALIASES, "Project", "Filter", "Sort", "Window", "Join", "ResolvedHint", "Repartition")
-"""Nodes of a plan that compute columns or leave rows out; each other column has the same values below."""
+"""Nodes of a plan that compute columns or leave rows out; they pass all other columns on with the same values."""
 Node = tuple[str, Any]
-"""A node of a plan, after the name of its class."""
+"""The class name of a node of a plan, and the node."""
 
 
 @dataclass(frozen=True)
 class Changes:
-    """What a transform does.
+    """The effects of a transform.
 
     Attributes:
         passed: the columns that it doesn't change.
@@ -34,7 +36,7 @@ class Changes:
 
 
 def changes_between(before: DataFrame, after: DataFrame) -> Changes | None:
-    """The changes from one DataFrame to another that a transform made of it; None where the plan does not tell them."""
+    """Changes from one DataFrame to another that a transform made of it; None if the plan does not show them."""
     with contextlib.suppress(Py4JError, PySparkException, AttributeError):
         start, end = _plan_of(before), _plan_of(after)
         path = _path(end, start)
@@ -47,10 +49,10 @@ def changes_between(before: DataFrame, after: DataFrame) -> Changes | None:
 def with_lost_columns(
     before: DataFrame, after: DataFrame, casefold: Callable[[str], str], without: Collection[str] = ()
 ) -> DataFrame:
-    """The rows after a transform of `before`, with the columns that it dropped as they were, where the plan allows it.
+    """The rows after a transform of `before`, with the columns that it dropped added back, if the plan allows it.
 
     Args:
-        without: casefolded names of dropped columns that stay away.
+        without: casefolded names of dropped columns that are not added back.
     """
     there = {*map(casefold, after.columns), *without}
     lost = [i for i, c in enumerate(before.columns) if casefold(c) not in there]
@@ -64,7 +66,7 @@ def with_lost_columns(
         if kind == "Project":
             project = getattr(own, "$colon$colon$colon")(old.projectList().toList())
             node = packages().org.apache.spark.sql.catalyst.plans.logical.Project(project, node)
-        elif kind not in ALIASES:  # which qualify names, and all names are resolved
+        elif kind not in ALIASES:  # aliases qualify names, and all names are resolved
             node = old.withNewChildren(_seq([node if c.equals(below) else c for c in each(old.children())]))
         below = old
     jdf = scala_object(before._jdf.getClass().getName()).ofRows(before.sparkSession._jsparkSession, node)
@@ -76,7 +78,9 @@ def _plan_of(df: DataFrame) -> Any:
 
 
 def _path(node: Any, start: Any) -> list[Node] | None:
-    """The nodes from this one down to the plan that a transform began with, without that one; None if other nodes are between."""
+    """Nodes from this one down to the plan that a transform started from, without that plan; None if other nodes are
+    in between.
+    """
     if node.equals(start):
         return []
     kind = node.getClass().getSimpleName()
@@ -88,13 +92,13 @@ def _path(node: Any, start: Any) -> list[Node] | None:
 
 def _reads(path: Sequence[Node], start: Any) -> tuple[str, ...] | None:
     if any(kind == "Join" or not node.subqueries().isEmpty() for kind, node in path):
-        return None  # another copy of the rows may be read, whose columns have other ids
+        return None  # it may read another copy of the rows, whose columns have other ids
     found = (_names(start.outputSet().intersect(read)) for kind, node in path for read in _references(kind, node))
     return tuple(dict.fromkeys(name for names in found for name in names))
 
 
 def _references(kind: str, node: Any) -> Iterator[Any]:
-    """The sets of attributes that a node computes with; those that it only passes on aren't among them."""
+    """Yield the sets of attributes that a node computes with, without those that it only passes on."""
     if kind == "Project":
         yield from (made.references() for made in each(node.projectList().diff(node.child().output())))
     elif kind in ("Filter", "Window"):

@@ -1,5 +1,5 @@
-"""Fitted stages that are built of other objects than their weights, most of them of spark.mllib: IDF, IsotonicRegression, KMeans
-and GaussianMixture.
+"""Fitted stages whose constructors take other objects than their weights, mostly of spark.mllib: IDF,
+IsotonicRegression, KMeans and GaussianMixture.
 """
 
 from typing import Any
@@ -18,7 +18,7 @@ def idf(stage: Any, values: np.ndarray, docFreq: np.ndarray | None = None) -> An
     """An IDFModel like `stage` with other inverse document frequencies (d,); numDocs is kept.
 
     Args:
-        docFreq: (d,) in how many documents each term is; None keeps the counts.
+        docFreq: (d,) number of documents with each term; None keeps the counts.
     """
 
     def inner(java: Any) -> Any:
@@ -30,7 +30,7 @@ def idf(stage: Any, values: np.ndarray, docFreq: np.ndarray | None = None) -> An
 
 
 def selector(stage: Any, indices: np.ndarray) -> Any:
-    """A model like `stage`, which selects features, of these ones (s,)."""
+    """A model like `stage`, a feature selector, that selects these features (s,)."""
     return rebuild_around(stage, {"selectedFeatures": indices.tolist()}, lambda java: ints(indices))
 
 
@@ -74,7 +74,7 @@ def k_means(stage: Any, centers: np.ndarray) -> Any:
 
 
 def gaussian_mixture(stage: Any, weights: np.ndarray, means: np.ndarray, covariances: np.ndarray) -> Any:
-    """A GaussianMixtureModel like `stage` of these weights (k,), means (k, d) and covariances (k, d, d)."""
+    """A GaussianMixtureModel like `stage` with these weights (k,), means (k, d) and covariances (k, d, d)."""
     centers = [Vectors.dense(m) for m in means]
     spreads = [DenseMatrix(len(c), len(c), c.ravel("F")) for c in covariances]
 

@@ -21,21 +21,21 @@ SCALARS = {
 class Nodes:
     """All nodes of T trees, tree after tree, in pre-order: a left child follows its parent.
 
-    Fields with Spark's names have Spark's meaning. A leaf has featureIndex, leftChild and rightChild -1 and no
-    values; an inner node of a continuous feature one value, its threshold (x <= threshold goes left); one of a
-    categorical feature (numCategories >= 0) the categories that go left.
+    Fields with Spark's names have Spark's meaning. A leaf has featureIndex, leftChild and rightChild -1 and no values.
+    An inner node of a continuous feature has one value, its threshold (x <= threshold goes left); an inner node of a
+    categorical feature (numCategories >= 0) has the categories that go left.
 
     Source: org.apache.spark.ml.tree.DecisionTreeModelReadWrite.NodeData and SplitData.
 
     Attributes:
-        offsets: (T + 1,) int64, where each tree's nodes begin.
+        offsets: (T + 1,) int64, start of each tree's nodes.
         prediction, impurity, gain: (N,) float64.
         impurityStats: (N, s) float64; s classes, or (count, sum, sum of squares) of a regression.
         rawCount: (N,) int64 training rows.
         leftChild, rightChild: (N,) int32, counted from the tree's first node.
-        featureIndex, numCategories: (N,) int32; numCategories is -1 where there are none.
-        values: (V,) float64, all nodes' `leftCategoriesOrThreshold` in a row.
-        ends: (N,) int64, where each node's values end.
+        featureIndex, numCategories: (N,) int32; numCategories is -1 for nodes without categories.
+        values: (V,) float64, concatenated `leftCategoriesOrThreshold` of all nodes.
+        ends: (N,) int64, end of each node's values.
     """
 
     offsets: Array
@@ -60,30 +60,30 @@ class Nodes:
 
     @property
     def leaf(self) -> Array:
-        """(N,) bool."""
+        """Mask of the leaves, (N,) bool."""
         return np.asarray(self.leftChild < 0)
 
     @property
     def starts(self) -> Array:
-        """(N,) int64, where each node's values begin."""
+        """Start of each node's values, (N,) int64."""
         return np.concatenate([[0], self.ends[:-1]]).astype(np.int64)
 
     @property
     def continuous(self) -> Array:
-        """(N,) bool: inner nodes with a threshold, which is `values[starts]`."""
+        """Mask of the inner nodes with a threshold, which is `values[starts]`; (N,) bool."""
         return np.asarray(~self.leaf & (self.numCategories < 0))
 
     def roots(self) -> Array:
-        """(N,) int64: each node's tree's first node, which `leftChild` and `rightChild` are counted from."""
+        """First node of each node's tree, from which `leftChild` and `rightChild` are counted; (N,) int64."""
         return np.repeat(self.offsets[:-1], np.diff(self.offsets))
 
     @property
     def categorical(self) -> Array:
-        """(N,) bool: inner nodes with a set of categories."""
+        """Mask of the inner nodes with a set of categories, (N,) bool."""
         return np.asarray(~self.leaf & (self.numCategories >= 0))
 
     def depth(self) -> Array:
-        """(N,) int64: 0 at the roots."""
+        """Depth of each node, (N,) int64; 0 at the roots."""
         depth = np.full(len(self), -1, np.int64)
         level, at = 0, self.offsets[:-1]
         root = self.roots()
@@ -97,14 +97,14 @@ class Nodes:
         return depth
 
     def __deepcopy__(self, memo: Any) -> "Nodes":
-        return self  # nobody changes them
+        return self  # nodes are never changed
 
     def replace(self, **fields: Array) -> "Nodes":
         return dataclasses.replace(self, **fields)
 
     @staticmethod
     def of(trees: Iterable[Sequence[Mapping[str, Any]]]) -> "Nodes":
-        """The nodes of Spark's records, a list per tree in the order of their `id`."""
+        """Nodes from Spark's records, a list per tree in the order of their `id`."""
         trees = list(trees)
         records = [node for tree in trees for node in tree]
         splits = [node["split"] for node in records]
@@ -141,7 +141,7 @@ class Nodes:
 
     @staticmethod
     def join(parts: "Sequence[Nodes]") -> "Nodes":
-        """The trees of all parts, one after the other."""
+        """Trees of all parts, one after the other."""
         joined = {
             field.name: np.concatenate([getattr(part, field.name) for part in parts])
             for field in dataclasses.fields(Nodes)
@@ -152,15 +152,15 @@ class Nodes:
         return Nodes(offsets=np.cumsum([0, *sizes]), ends=np.cumsum(lengths), **joined)
 
     def check(self, numFeatures: int, name: str) -> None:
-        """Raise InputError if these are not valid trees on vectors of `numFeatures` entries, before Spark fails on
-        rows, or the way down them has no end.
+        """Raise InputError if these are not valid trees on vectors of `numFeatures` entries. Otherwise Spark would
+        fail on rows, or a descent would never end.
 
         Args:
             name: name of the model, for the message.
         """
         n, own = len(self), np.diff(self.offsets)
         if (
-            self.offsets[0] != 0 or ((own < 1) | (own > n)).any() or own.sum() != n  # before any is repeated
+            self.offsets[0] != 0 or ((own < 1) | (own > n)).any() or own.sum() != n  # before np.repeat
             or {a.shape for k, a in vars(self).items() if k not in ("offsets", "impurityStats", "values")} != {(n,)}
             or self.impurityStats.shape[:1] != (n,)
         ):  # fmt: skip

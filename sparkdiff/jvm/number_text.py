@@ -1,4 +1,6 @@
-"""Floating-point numbers as text: Double.toString and Float.toString, which print otherwise from Java 19 on (JDK-4511638)."""
+"""Floating-point numbers as text: Double.toString and Float.toString, which print differently from Java 19 on
+(JDK-4511638).
+"""
 
 import functools
 import math
@@ -11,15 +13,15 @@ import numpy as np
 from sparkdiff.errors import InputError
 
 PRECISIONS: dict[str, type[float] | type[np.float32]] = {"double": float, "float": np.float32}
-"""The types in Spark of which releases of Java print some numbers otherwise, and what their numbers are in Python."""
+"""The types in Spark that releases of Java print differently, and their types in Python."""
 _NUMBER = re.compile(r"-?(\d+(\.\d+)?(E-?\d+)?|Infinity)|NaN", re.ASCII)
 
 
 def java_release(version: Any) -> int:
-    """The release of Java of a version as Java tells it: 17 of 17.0.15, 8 of 1.8.0_402.
+    """Release of Java from Java's version text: 17 for 17.0.15, 8 for 1.8.0_402.
 
     Raises:
-        InputError: there is none.
+        InputError: the text is no version of Java.
     """
     found = re.match(r"(?:1\.)?(\d+)(?![^-+._])", version) if isinstance(version, str) else None
     if found is None or int(found[1]) < 8:
@@ -28,7 +30,7 @@ def java_release(version: Any) -> int:
 
 
 def number_text(x: float | np.float32, release: int) -> str:
-    """The text of a double or float in this release of Java."""
+    """Text of a double or float in this release of Java."""
     if math.isnan(x):
         return "NaN"
     sign, size = "-" if math.copysign(1.0, x) < 0 else "", abs(x)
@@ -38,7 +40,7 @@ def number_text(x: float | np.float32, release: int) -> str:
 
 
 def texts_of(labels: Iterable[str], kind: str, release: int) -> list[tuple[str, float, str]]:
-    """The labels that are numbers: (label, its number in one of PRECISIONS, the text of that number)."""
+    """Labels that are numbers: (label, its number in one of PRECISIONS, the text of that number)."""
     with np.errstate(over="ignore"):
         read = {label: PRECISIONS[kind](float(label)) for label in labels if label and _NUMBER.fullmatch(label)}
     return [(label, float(x), number_text(x, release)) for label, x in read.items()]
@@ -46,7 +48,7 @@ def texts_of(labels: Iterable[str], kind: str, release: int) -> list[tuple[str, 
 
 @functools.lru_cache(maxsize=100_000, typed=True)
 def _text(x: float | np.float32, release: int) -> str:
-    """The text of a finite number above 0: 0.001, 12.5, 1.0E7, 1.25E-4."""
+    """Text of a finite number above 0: 0.001, 12.5, 1.0E7, 1.25E-4."""
     number, exponent = _fewest_digits(x) if release >= 19 else _digits_before_19(x)
     digits = str(number)
     point = len(digits) + exponent  # the value is 0.digits * 10^point
@@ -59,14 +61,14 @@ def _text(x: float | np.float32, release: int) -> str:
 
 
 def _fewest_digits(x: float | np.float32) -> tuple[int, int]:
-    """The shortest decimal of two digits or more that is read as this number, the nearest one: number * 10^exponent."""
+    """Shortest decimal with two digits or more that is read as this number, the nearest one: number * 10^exponent."""
     mantissa, _, exponent = np.format_float_scientific(x, min_digits=1).partition("e")
     whole, _, rest = mantissa.partition(".")
     return int(whole + rest), int(exponent) - len(rest)
 
 
 def _digits_before_19(x: float | np.float32) -> tuple[int, int]:
-    """The decimal that Java before 19 prints, number * 10^exponent: at times with a digit too many, or not the nearest.
+    """Decimal that Java before 19 prints, number * 10^exponent: sometimes with a digit too many, or not the nearest.
 
     Source: FloatingDecimal.BinaryToASCIIBuffer.dtoa of Java 17, in jdk.internal.math.
     """
@@ -84,14 +86,16 @@ def _digits_before_19(x: float | np.float32) -> tuple[int, int]:
 
 
 def _distinct_digits(numerator: int, tiny: int, gap: int, place: int) -> tuple[int, int]:
-    """The digits of numerator / 2^tiny from 10^place on until they tell it from numbers 2^gap away: number * 10^exponent."""
+    """Digits of numerator / 2^tiny from 10^place on until they distinguish it from numbers 2^gap away: number *
+    10^exponent.
+    """
     odd = numerator // (numerator & -numerator)
     small, large = 5 ** max(0, -place), 5 ** max(0, place)
     # Powers of two in the value, in half the gap, and in 10^place, without those that all three have.
     twos = [(numerator // odd).bit_length() - 1 - min(0, place), gap + tiny - min(0, place), tiny + max(0, place)]
     of_rest, of_half, of_one = (n - min(twos) for n in twos)
     rest, half, one = odd * small << of_rest, small << of_half, large << of_one
-    # Java counts in int or long where it can, and these may overflow.
+    # Java computes in int or long where it can, and these may overflow.
     bits = max(odd.bit_length() + (small - 1).bit_length() + of_rest, (10 * one).bit_length())
     exact = bits >= 64
     top = 1 << (bits + 8 if exact else 63 if bits >= 32 else 31)
@@ -103,7 +107,7 @@ def _distinct_digits(numerator: int, tiny: int, gap: int, place: int) -> tuple[i
         rest, half = 10 * rest, _java_integer(10 * half, top)
         reach = _java_integer(rest + half, top)
         low, high = rest < half, reach > 10 * one or (exact and reach == 10 * one)
-        if half <= 0:  # overflown
+        if half <= 0:  # overflow
             low = high = True
         if last == place and not -3 <= (place if number or high else place - 1) < 8:
             low = high = False  # with an exponent Java writes two digits
@@ -113,5 +117,5 @@ def _distinct_digits(numerator: int, tiny: int, gap: int, place: int) -> tuple[i
 
 
 def _java_integer(x: int, top: int) -> int:
-    """The number that an integer of Java from -top to top - 1 holds in place of x."""
+    """Number that a Java integer from -top to top - 1 holds in place of x."""
     return (x + top) % (2 * top) - top

@@ -1,4 +1,4 @@
-"""Java objects: classes by name, arrays, constructors, and the JVM's form of Python's values."""
+"""Java objects: classes by name, arrays, constructors, and the conversion of Python values to those of the JVM."""
 
 import functools
 import json
@@ -17,29 +17,29 @@ JACKSON = "com.fasterxml.jackson"
 
 
 def packages() -> Any:
-    """The JVM's packages."""
+    """Packages of the JVM."""
     context: Any = session().sparkContext
     return context._jvm
 
 
 def in_java(value: Any) -> Any:
-    """A vector, matrix or plain value of pyspark as the JVM's."""
+    """A vector, matrix or plain value of pyspark as that of the JVM."""
     return _py2java(session().sparkContext, value)
 
 
 def no_params() -> Any:
-    """An empty ParamMap, as `copyValues` takes it."""
+    """An empty ParamMap, for `copyValues`."""
     return packages().org.apache.spark.ml.param.ParamMap.empty()
 
 
 def class_named(name: str) -> Any:
-    """A Java class by name, as Spark's own loader finds it."""
+    """A Java class by name, found with Spark's own loader."""
     return _found(packages(), name)
 
 
 @functools.cache
 def _found(jvm: Any, name: str) -> Any:
-    """Cached, because each call of Java costs as much as a tree."""
+    """Cached lookup of a class, because each call of Java costs as much as building a tree."""
     java = jvm.java.lang
     return java.Class.forName(name, True, java.Thread.currentThread().getContextClassLoader())
 
@@ -55,19 +55,19 @@ def _singleton(jvm: Any, name: str) -> Any:
 
 
 def schema_after(stage: Any, schema: StructType, casefold: Callable[[str], str]) -> StructType:
-    """The schema of the rows after a stage of Spark's, which refuses the types of columns that its transform refuses.
+    """The schema of the rows after a Spark stage, which refuses the same column types as its transform.
 
     Raises:
         SparkError: the stage refuses a column.
     """
     before = session()._jsparkSession.parseDataType(schema.json())
     fields = StructType.fromJson(json.loads(stage._to_java().transformSchema(before).json())).fields
-    # A column that is overwritten stands there twice, and its transform replaces it.
+    # An overwritten column is listed twice, and transform replaces it.
     return StructType([*{casefold(f.name): f for f in fields}.values()])
 
 
 def each(collection: Any) -> Iterator[Any]:
-    """The elements of a collection of Scala's."""
+    """Yield the elements of a Scala collection."""
     iterator = collection.iterator()
     while iterator.hasNext():
         yield iterator.next()
@@ -77,23 +77,23 @@ def array(kind: Any, items: Sequence[Any]) -> Any:
     """A Java array of a class."""
     arrays = packages().java.lang.reflect.Array
     out, put = arrays.newInstance(kind, len(items)), arrays.set
-    for i, item in enumerate(items):  # `out[i] = item` would ask for the length each time
+    for i, item in enumerate(items):  # `out[i] = item` would get the length each time
         put(out, i, item)
     return out
 
 
 def doubles(values: Any) -> Any:
-    """A double[], in one call whatever its length."""
+    """A double[], made in one call whatever its length."""
     return in_java(Vectors.dense(np.asarray(values, np.float64))).toArray()
 
 
 def longs(values: Any) -> Any:
-    """A long[], in one call whatever its length."""
+    """A long[], made in one call whatever its length."""
     return _whole(values, "[J")
 
 
 def ints(values: Any) -> Any:
-    """An int[], in one call whatever its length."""
+    """An int[], made in one call whatever its length."""
     return _whole(values, "[I")
 
 
@@ -102,7 +102,7 @@ def _whole(values: Any, kind: str) -> Any:
 
 
 def mapper() -> Any:
-    """Spark's own Jackson, set to look at fields: SplitData.getSplit asserts on leaves."""
+    """Spark's own Jackson mapper, set to read fields: SplitData.getSplit asserts on leaves."""
     return _set_up(packages())
 
 
@@ -126,7 +126,7 @@ def constructor(
     """The first constructor of a class that has `count` parameters, of types that fit.
 
     Raises:
-        SparkdiffError: there is none; its text is `missing`.
+        SparkdiffError: there is none; the message is `missing`.
     """
     for found in kind.getConstructors():
         types = found.getParameterTypes()

@@ -1,4 +1,4 @@
-"""How stages whose classes exist in Python only are saved and loaded, also through Spark Connect."""
+"""Saving and loading of stages whose classes exist only in Python, also through Spark Connect."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -13,19 +13,19 @@ from sparkdiff.machine import paths
 
 _Own = TypeVar("_Own", bound="Persistent")
 Load = Callable[[str], Any]
-"""Loads a stage that was saved inside another one, by its name."""
+"""A function that loads a stage saved inside another one, given its name."""
 
 
 class Persistent(Params, MLWritable, MLReadable[Any]):
-    """A stage that is saved as values and as stages inside it."""
+    """A stage that is saved as values and inner stages."""
 
     def saved_parts(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The values, which JSON can hold, and the stages, by name."""
+        """The values, which JSON can hold, and the inner stages, by name."""
         raise NotImplementedError
 
     @classmethod
     def from_parts(cls, values: Mapping[str, Any], stage: Load) -> Any:
-        """The stage of these values; it gets its uid afterwards."""
+        """Stage with these values; its uid is set afterwards."""
         raise NotImplementedError
 
     def write(self) -> MLWriter:
@@ -36,12 +36,12 @@ class Persistent(Params, MLWritable, MLReadable[Any]):
         return Reader(cls)
 
     def params_set(self) -> dict[str, Any]:
-        """The values of the Params that are set, by name."""
+        """Values of the Params that are set, by name."""
         return {param.name: value for param, value in self._paramMap.items()}
 
 
 class Writer(DefaultParamsWriter):
-    """Writes a `Persistent`."""
+    """A writer of a `Persistent`."""
 
     instance: Any
 
@@ -63,7 +63,7 @@ class Writer(DefaultParamsWriter):
 
 
 class Reader(MLReader[Any]):
-    """Reads a `Persistent`."""
+    """A reader of a `Persistent`."""
 
     def __init__(self, cls: Any):
         super().__init__()

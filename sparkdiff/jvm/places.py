@@ -1,4 +1,4 @@
-"""Folders that options name, on this machine or on any file system that Spark knows, and where Spark finds what is in them."""
+"""Folders that options name, on this machine or on any file system of Spark's, and the URLs of files for Spark."""
 
 import contextlib
 import contextvars
@@ -17,14 +17,14 @@ from sparkdiff.machine import paths
 
 
 def model_at(path: str | Path) -> str:
-    """The URL by which this Spark loads the model saved at a path or URL, whatever its name."""
+    """URL with which this Spark loads the model saved at a path or URL, whatever its name."""
     where = stores.readable(path)
-    # Spark 3.5 reads metadata through Hadoop's text files, for which a path ends at a comma outside of braces.
+    # Spark 3.5 reads metadata as Hadoop text files, whose paths end at a comma outside of braces.
     return where.replace(",", "{\\,}") if VERSION < (4, 0) else where
 
 
 def folder(option: str, given: str) -> Path:
-    """The absolute path of a folder that an option names; of one that is not on this machine, its working copy (`stores`).
+    """Absolute path of a folder that an option names; for a folder on another file system, its working copy (`stores`).
 
     Raises:
         InputError: Spark has no file system for it.
@@ -39,8 +39,8 @@ def folder(option: str, given: str) -> Path:
 
 
 def check_writable(option: str, given: str | Path, path: Path) -> None:
-    """Raise InputError if a folder cannot be created or written to. It is not created, and no file stays in its
-    parent.
+    """Raise InputError if a folder cannot be created or written to. The check does not create it, and leaves no file
+    in its parent.
     """
     if (url := stores.url_of(path)) is not None:
         stores.check_writable(option, str(given), url)
@@ -55,12 +55,13 @@ def check_writable(option: str, given: str | Path, path: Path) -> None:
 
 
 def shared_folder(cacheDir: str | None = None) -> Path | None:
-    """The folder of the option or, by default, of the conf `spark.sparkdiff.cacheDir`; created if missing.
+    """The folder named by the option or, by default, by the conf `spark.sparkdiff.cacheDir`; created if missing.
 
     None if neither is set and a temporary folder is sufficient, because Spark runs on one machine.
 
     Raises:
-        InputError: a temporary folder is not sufficient; or Spark has no file system for the folder, or it cannot be written.
+        InputError: a temporary folder is not sufficient; or Spark has no file system for the folder, or it cannot be
+            written.
     """
     spark = session()
     given = cacheDir or spark.conf.get("spark.sparkdiff.cacheDir", None)
@@ -82,7 +83,7 @@ def shared_folder(cacheDir: str | None = None) -> Path | None:
 
 
 def sees(spark: SparkSession, folder: Path) -> bool:
-    """Whether Spark sees a file that this process writes to a folder. Runs no job."""
+    """True if Spark sees a file that this process writes to a folder. Runs no job."""
     if in_process(spark):
         return True
     with tempfile.NamedTemporaryFile(prefix="seen-by-spark-", dir=folder) as file:
@@ -97,7 +98,7 @@ _scratch: contextvars.ContextVar[Path | None] = contextvars.ContextVar("scratch"
 
 @contextlib.contextmanager
 def scratch(folder: Path) -> Iterator[None]:
-    """Within this context, `rebuild` writes temporary files below a folder that Spark sees too."""
+    """Let `rebuild` write temporary files below a folder that Spark sees too, within this context."""
     token = _scratch.set(folder)
     try:
         yield
@@ -106,16 +107,16 @@ def scratch(folder: Path) -> Iterator[None]:
 
 
 def scratch_folder() -> Path | None:
-    """That folder; None if a temporary folder is sufficient."""
+    """The folder of `scratch`, else `shared_folder`; None if a temporary folder is sufficient."""
     return _scratch.get() or shared_folder()
 
 
 @contextlib.contextmanager
 def temporary(prefix: str, inside: Path | None) -> Iterator[Path]:
-    """A new folder that is removed at the end of this context, from the store too if it is a working copy.
+    """Yield a new folder, and remove it at the end of this context, from the store too if it is a working copy.
 
     Args:
-        inside: None for the system's temporary folder.
+        inside: the parent folder; None for the system's temporary folder.
     """
     path = Path(tempfile.mkdtemp(prefix=prefix, dir=inside))
     stores.make(path)

@@ -34,41 +34,45 @@ values without delimiters.
 
 CODE = re.compile(r"Python|UDF|UDAF|ScalaAggregator|InPandas|InArrow|Reflection|ScriptTransformation")
 SUBQUERIES = {"ScalarSubquery", "Exists", "ListQuery", "InSubquery", "LateralSubquery", "LateralJoin"}
-"""Classes in a plan for code, which the plan only names, and for subqueries, whose files are not listed in the plan."""
+"""Classes in a plan that stand for code, which the plan only names, and for subqueries, whose files the plan does not
+list.
+"""
 
 LEFT_OUT = {
     ("Literal", "value"),  # null; any other value is a string
-    ("LogicalRelation", "relation"),  # told apart by `_relation`
-    ("Like", "escapeChar"),  # looked for in the text
+    ("LogicalRelation", "relation"),  # identified by `_relation`
+    ("Like", "escapeChar"),  # searched for in the text
     ("Expand", "projections"),  # the text has them
     ("Deduplicate", "dedupSpec"),  # of streams
     ("Join", "hint"),
     ("ResolvedHint", "hints"),
-    ("NamedLambdaVariable", "value"),  # filled while it runs
+    ("NamedLambdaVariable", "value"),  # set during execution
     ("CommonExpressionDef", "id"),
     ("CommonExpressionRef", "id"),
 }
 EVALUATION = ("evalMode", "evalContext")
-"""try_add and the like are classes of their own or named so in the text; otherwise `spark.sql.ansi.enabled` decides."""
+"""Fields of the evaluation mode. try_add etc. have their own classes or are named in the text; otherwise
+`spark.sql.ansi.enabled` decides."""
 NOT_ROWS = {
-    "View": {"desc", "options"},  # when it was made; what it is of follows in the plan
+    "View": {"desc", "options"},  # its creation time; its definition follows in the plan
     "LogicalRelation": {"catalogTable"},
     "ScalaUDF": {"function", "inputEncoders", "outputEncoder"},
 }
 
 
 def draws(df: DataFrame) -> bool:
-    """Whether the last column of a projection can differ from one evaluation to the next; False where the JVM is out of reach."""
+    """True if the last column of a projection can differ between two evaluations; False if the JVM is out of reach."""
     with contextlib.suppress(Py4JError, PySparkException, AttributeError):
         return not df._jdf.queryExecution().analyzed().expressions().last().deterministic()
     return False
 
 
 def tables_read(spark: SparkSession, statement: str) -> list[str]:
-    """Names of all that a statement of SQL reads, also in subqueries, in backticks: tables, views, and its own WITH.
+    """Names, in backticks, of all relations that an SQL statement reads, also in subqueries: tables, views, and its
+    own WITH.
 
     Raises:
-        a SparkError: the statement can't be parsed.
+        SparkError: the statement can't be parsed.
     """
     plan = spark._jsparkSession.sessionState().sqlParser().parsePlan(statement)
     found = re.findall(r"UnresolvedRelation \[([^\]]*)\]", plan.toString())
@@ -87,7 +91,7 @@ def plan_facts(df: DataFrame, *, after_stages: bool = False) -> dict[str, Any] |
     """
     try:
         spark = df.sparkSession
-        # Optimized anew: what was persisted since this DataFrame was first looked at is read from memory, not from files.
+        # Optimized again: rows persisted since this DataFrame was first analysed are read from memory, not from files.
         execution, optimized = df._jdf.queryExecution(), df.select("*")._jdf.queryExecution().optimizedPlan()
         analyzed = execution.analyzed()
         with _printing(spark):
@@ -102,7 +106,7 @@ def plan_facts(df: DataFrame, *, after_stages: bool = False) -> dict[str, Any] |
         return None
     if None in roots or None in relations:
         return None
-    # As text: where names of columns hold uids, they are replaced in it.
+    # As text, in which uids within column names are replaced later.
     return {
         "plan": text,
         "analyzed": json.dumps(tree, sort_keys=True),
@@ -113,7 +117,7 @@ def plan_facts(df: DataFrame, *, after_stages: bool = False) -> dict[str, Any] |
 
 
 def described(text: str, *, after_stages: bool = False) -> Any:
-    """The JSON of a plan without the ids of a session; None if it does not show everything that decides the rows."""
+    """JSON of a plan without the ids of a session; None if it does not show everything that decides the rows."""
     numbers: dict[tuple[str, Any], int] = {}
 
     def number(kind: str, value: Any) -> int:
@@ -147,20 +151,20 @@ def described(text: str, *, after_stages: bool = False) -> Any:
 
 
 class _LeavesOutError(Exception):
-    """JSON does not show this part of a plan; never leaves the module."""
+    """A part of a plan that JSON does not show; never leaves the module."""
 
 
 def _shown(literal: dict[str, Any]) -> bool:
-    """Whether the value and type of a literal are in its JSON."""
+    """True if the value and type of a literal are in its JSON."""
     kind, value = literal["dataType"], literal.get("value")
     plain = isinstance(kind, str) and PLAIN_LITERAL.fullmatch(kind) is not None
-    # U+FFFD stands for any bytes that aren't UTF-8.
+    # U+FFFD may stand for any bytes that aren't UTF-8.
     return value is None or (plain and isinstance(value, str) and "\ufffd" not in value)
 
 
 @contextlib.contextmanager
 def _printing(spark: SparkSession) -> Iterator[None]:
-    """Within this context, this thread prints complete plans, and times in UTC: plans truncated at 25 fields, or
+    """Print complete plans, and times in UTC, in this thread within this context: plans truncated at 25 fields, or
     times in the hour when clocks are set back, could look equal. A separate session has these settings, because other
     threads may use the caller's session.
     """
@@ -182,7 +186,7 @@ def _printing(spark: SparkSession) -> Iterator[None]:
 
 
 def files_of(leaf: Any) -> Any:
-    """The relation of a leaf if it reads only files, else None."""
+    """Relation of a leaf if it reads only files, else None."""
     if not leaf.getClass().getName().endswith(".LogicalRelation"):
         return None
     relation = leaf.relation()
@@ -199,7 +203,7 @@ def _roots(leaf: Any) -> list[str] | None:
 
 
 def _relation(spark: SparkSession, leaf: Any) -> list[Any] | None:
-    """The input of a leaf: format, schemas, options and files."""
+    """Input of a leaf: format, schemas, options and files."""
     relation = files_of(leaf)
     if relation is None:
         return None
@@ -212,7 +216,7 @@ def _relation(spark: SparkSession, leaf: Any) -> list[Any] | None:
 # Versions of tables ---------------------------------------------------------------------------------------------------
 
 DELTA = re.compile(r"^Delta\[version=(\d+), ")
-"""How the files of a Delta table print themselves in an analysed plan: with the version that is read, asked for or not.
+"""Text of the files of a Delta table in an analysed plan, with the version that is read, whether requested or not.
 
 Source: delta-io/delta, TahoeFileIndex.toString.
 """
@@ -222,13 +226,13 @@ AS_OF = {
     "snapshot-id": "snapshotId",
     "as-of-timestamp": "asOf",
 }
-"""Options of readers that name a version: of Delta, of Iceberg."""
+"""Options of readers that name a version, for Delta and Iceberg."""
 
 
 def table_versions(df: DataFrame) -> list[dict[str, str]]:
-    """The tables whose version the plan of a DataFrame shows: {"table", "versionAsOf" or another of `AS_OF`}.
+    """Tables whose version the plan of a DataFrame shows: {"table", "versionAsOf" or another of `AS_OF`}.
 
-    In the order of the plan, each once. Runs no job. Over Spark Connect, whose plans cannot be looked into, there are none.
+    In the order of the plan, each once. Runs no job. Empty over Spark Connect, which does not show plans.
     """
     try:
         found = [_version_of(leaf) for leaf in each(df._jdf.queryExecution().analyzed().collectLeaves())]
@@ -267,11 +271,11 @@ END = 1 << 16
 
 
 def file_facts(spark: SparkSession, uris: Iterable[str]) -> list[list[Any]]:
-    """Per file: address, length, modification time, and further facts that distinguish two contents.
+    """Address, length, modification time, and further facts that distinguish two contents, for each file.
 
-    A local file (or one on NFS or FUSE): also the time of its last change of any kind, which no program can set, and a hash of
-    its first and last 64 KiB. Elsewhere: the store's ETag, the file's id, or the file system's checksum, whichever it has first;
-    nothing of the file is read.
+    For a local file (or one on NFS or FUSE): also the time of its last change of any kind, which no program can set,
+    and a hash of its first and last 64 KiB. Elsewhere: the store's ETag, the file's id, or the file system's checksum,
+    the first that is available; the file itself is not read.
     """
     uris = sorted(uris)
     local = {uri: unquote(parts.path) for uri in uris if (parts := urlsplit(uri)).scheme == "file" and not parts.netloc}
@@ -282,7 +286,7 @@ def file_facts(spark: SparkSession, uris: Iterable[str]) -> list[list[Any]]:
 
 
 def local_facts(path: str) -> list[Any] | None:
-    """Length, times and the hash of both ends; None if this process cannot see the file."""
+    """Length, times and the hash of both ends of a file; None if this process cannot see it."""
     try:
         with open(path, "rb", buffering=0) as file:
             status = os.fstat(file.fileno())
@@ -294,7 +298,7 @@ def local_facts(path: str) -> list[Any] | None:
 
 
 def remote_facts(spark: SparkSession, uris: Sequence[str]) -> dict[str, list[Any]]:
-    """By address: the length, the modification time, and further facts of the file system."""
+    """Length, modification time, and a further fact of the file system, by address."""
     if not uris:
         return {}
     jvm: Any = spark._jvm
@@ -316,7 +320,7 @@ def _version(jvm: Any, system: Any, path: Any, status: Any) -> str | None:
         lambda: is_a("org.apache.hadoop.hdfs.protocol.HdfsFileStatus", status) and status.getFileId(),
         lambda: (checksum := system.getFileChecksum(path)) and checksum.toString(),
     ):
-        # Each on its own: a class that isn't there (EtagSource came with Hadoop 3.3.2) says nothing of the others.
+        # Each by itself: if a class is missing (EtagSource came with Hadoop 3.3.2), the others may still exist.
         with contextlib.suppress(Py4JError, PySparkException):
             if found := probe():
                 return str(found)

@@ -1,4 +1,4 @@
-"""Fitted stages rebuilt with new weights, by constructors of the JVM or through their saved files."""
+"""Fitted stages rebuilt with new weights, through JVM constructors or through their saved files."""
 
 import functools
 import importlib
@@ -30,22 +30,22 @@ SQL_TYPES = {bool: BooleanType(), int: IntegerType(), float: DoubleType()}
 def rebuild(stage: Any, weights: Mapping[str, Any]) -> Any:
     """A new fitted stage of the same class, uid and Params (set and default) with these weights.
 
-    The names are those of the stage's saved data, in the order of its Scala constructor: one description for two
-    ways. If constructors can be called, the constructor is used; otherwise the stage is saved, its data are changed,
-    and it is loaded again.
+    The names are those of the stage's saved data, in the order of its Scala constructor, and serve both ways: if
+    constructors can be called, the constructor is used; otherwise the stage is saved, its data are changed, and it is
+    loaded again.
 
     Raises:
-        InputError: the stage is written in Python, and neither constructors nor saved data of Spark know it.
+        InputError: the stage is written in Python, so it has neither a constructor nor saved data of Spark.
         SparkdiffError: no constructor takes these weights, or the saved data lack one.
     """
     return widened(stage, weights, {})
 
 
 def widened(stage: Any, weights: Mapping[str, Any], beside: Mapping[str, Any]) -> Any:
-    """`rebuild` with weights of another width.
+    """Rebuild a stage like `rebuild`, with weights of another width.
 
     Args:
-        beside: what else the saved data hold about the width, which the constructor does not take.
+        beside: further entries of the saved data about the width, which the constructor does not take.
     """
     if not isinstance(stage, JavaParams):
         raise InputError(
@@ -65,16 +65,17 @@ def widened(stage: Any, weights: Mapping[str, Any], beside: Mapping[str, Any]) -
 
 
 def rebuilt(stage: Any, construct: Callable[[Any], Any], rewrite: Callable[[Any], Any]) -> Any:
-    """`rebuild` for a class whose constructor or saved data have another form.
+    """Rebuild a stage like `rebuild`, for a class whose constructor or saved data have another form.
 
     Args:
-        construct, rewrite: a copy of the stage -> a new one with other weights, by a Scala constructor or by way of files.
+        construct, rewrite: a copy of the stage -> a new one with other weights, through a Scala constructor or through
+            files.
     """
-    old = stage.copy()  # copy() also carries Params that were set in Python over to the Java object
+    old = stage.copy()  # copy() also transfers Params that were set in Python to the Java object
     new = construct(old) if sessions.has_constructors() else rewrite(old)
-    # Python objects have defaults of their own (an unset outputCol is <uid>__output of a uid made up by __init__).
+    # Python objects have their own defaults (an unset outputCol is <uid>__output, with a uid that __init__ makes up).
     new = old._copyValues(new._resetUid(stage.uid))
-    for param in [p for p in new._paramMap if not old.isSet(p.name)]:  # Java alone knows that ALS sets blockSize
+    for param in [p for p in new._paramMap if not old.isSet(p.name)]:  # only Java has the blockSize that ALS sets
         del new._paramMap[param]
     return new
 
@@ -88,7 +89,8 @@ def with_params(stage: Any, values: Mapping[str, Any]) -> Any:
 
 
 def rebuild_around(stage: Any, weights: Mapping[str, Any], inner: Callable[[Any], Any]) -> Any:
-    """`rebuild` for a class of spark.ml whose constructor takes (String uid, a model of spark.mllib).
+    """Rebuild a stage like `rebuild`, for a class of spark.ml whose constructor takes (String uid, a model of
+    spark.mllib).
 
     Args:
         inner: the Java object of the stage -> the mllib model with these weights.
@@ -97,7 +99,8 @@ def rebuild_around(stage: Any, weights: Mapping[str, Any], inner: Callable[[Any]
 
 
 def made_of(old: Any, *arguments: Any) -> Any:
-    """A model of the same class, uid and Params by the constructor that takes (String uid, *arguments), all of them Java's.
+    """A model of the same class, uid and Params, made by the constructor with (String uid, *arguments), all Java
+    objects.
 
     Raises:
         SparkdiffError: no constructor takes that many arguments.
@@ -108,15 +111,17 @@ def made_of(old: Any, *arguments: Any) -> Any:
 def made(
     java: Any, kind: Any, arguments: Sequence[Any], fits: Callable[[list[str]], bool] | None = None, wanted: str = ""
 ) -> Any:
-    """A model of this Java class by the constructor of (String uid, *arguments), with the uid and Params of a Java stage."""
+    """A model of this Java class, made by the constructor with (String uid, *arguments), with the uid and Params of a
+    Java stage.
+    """
     uid, wanted = java.uid(), wanted or f"of {len(arguments)} weights"
     make = constructor(kind, len(arguments) + 1, fits, f"{uid}: {kind.getName()} has no constructor {wanted}")
     return wrapped(java.copyValues(make(uid, *arguments), no_params()))
 
 
 def wrapped(java: Any) -> Any:
-    """The Python object of a Java model, as `JavaParams._from_java` makes it; of an ensemble without objects for its trees, which
-    take a second for 300 of them: where `trees` is no plain property, the first look for Params makes them.
+    """The Python object of a Java model, like `JavaParams._from_java`; for an ensemble without objects for its trees,
+    which take a second for 300 trees: if `trees` is no plain property, the first look for Params would make them.
     """
     module, _, name = java.getClass().getName().replace("org.apache.spark", "pyspark", 1).rpartition(".")
     kind = getattr(importlib.import_module(module), name)
@@ -133,16 +138,17 @@ def wrapped(java: Any) -> Any:
 
 
 def _constructed(java: Any, kind: Any, weights: Mapping[str, Any], like: Mapping[str, Any]) -> Any:
-    """By the constructor that takes (String uid, then one parameter per weight), chosen by their types.
+    """Construct a model with (String uid, then one parameter per weight); the types of the weights choose the
+    constructor.
 
-    Numpy vectors and matrices are passed in one call each, matrices in the storage order of others.
+    Numpy vectors and matrices are passed in one call each, matrices in the storage order of those in `like`.
     """
 
     def fits(types: list[str]) -> bool:
         pairs = zip(weights.values(), types[1:], strict=True)
         return types[0] == "java.lang.String" and all(_fits(value, kind) for value, kind in pairs)
 
-    # A column-major coefficient matrix builds, and fails in LogisticRegressionModel.transform.
+    # A column-major coefficient matrix can be constructed, but fails in LogisticRegressionModel.transform.
     values = [
         ints(value) if isinstance(value, list) else in_java(ml_value(value, like.get(name)))
         for name, value in weights.items()
@@ -151,7 +157,9 @@ def _constructed(java: Any, kind: Any, weights: Mapping[str, Any], like: Mapping
 
 
 def named(stage: Any, uid: str) -> Any:
-    """An unfitted stage or a transformer that was just made, with another uid, in Java too: that one is in saved files."""
+    """Give a newly made unfitted stage or transformer another uid, also in Java, whose uid goes into saved files.
+    Returns it.
+    """
     kind = type(stage)
     java = f"{kind.__module__.replace('pyspark', 'org.apache.spark', 1)}.{kind.__name__}"
     stage._java_obj = stage._new_java_obj(java, uid)
@@ -159,9 +167,10 @@ def named(stage: Any, uid: str) -> Any:
 
 
 def model_class(estimator: Any) -> Any:
-    """The Java class of what an unfitted estimator of pyspark.ml fits; its Params are carried over to its Java object.
+    """Java class of the model that an unfitted estimator of pyspark.ml fits; transfers the estimator's Params to its
+    Java object.
 
-    Where constructors can be called.
+    Needs constructors (`has_constructors`).
     """
     estimator._transfer_params_to_java()
     kind = estimator._java_obj.getClass()
@@ -174,8 +183,9 @@ def fitted(estimator: Any, weights: Mapping[str, Any], beside: Mapping[str, Any]
     If constructors can be called, the constructor is used; otherwise the model's files are written, and it is loaded.
 
     Args:
-        weights: all of them, as of `rebuild`; a list is one of whole numbers.
-        beside: what the saved data hold that the constructor does not take, such as the numFeatures of a LogisticRegression.
+        weights: all weights, as in `rebuild`; a list holds whole numbers.
+        beside: entries of the saved data that the constructor does not take, such as the numFeatures of a
+            LogisticRegression.
 
     Raises:
         SparkdiffError: no constructor takes these weights.
@@ -187,10 +197,10 @@ def fitted(estimator: Any, weights: Mapping[str, Any], beside: Mapping[str, Any]
 
 
 def fitted_around(estimator: Any, weights: Mapping[str, Any], inner: Callable[[], Any]) -> Any:
-    """`fitted` for a class of spark.ml whose constructor takes (String uid, a model of spark.mllib).
+    """Make a model like `fitted`, for a class of spark.ml whose constructor takes (String uid, a model of spark.mllib).
 
     Args:
-        weights: as the saved data hold them; a list is one of numbers.
+        weights: weights as in the saved data; a list holds numbers.
         inner: makes the mllib model with these weights.
     """
     if not sessions.has_constructors():
@@ -199,7 +209,7 @@ def fitted_around(estimator: Any, weights: Mapping[str, Any], inner: Callable[[]
 
 
 def _loaded(estimator: Any, weights: Mapping[str, Any]) -> Any:
-    """Loaded from files as Spark's writer makes them: metadata, and a row of the weights."""
+    """Write files like those of Spark's writer (metadata, and a row with the weights), and load them."""
     kind, metadata = model_metadata(estimator)
     row = {name: ml_value(value, ROW_MAJOR) for name, value in weights.items()}
     schema = StructType([StructField(name, _sql_type(value)) for name, value in row.items()])
@@ -211,7 +221,9 @@ def _loaded(estimator: Any, weights: Mapping[str, Any]) -> Any:
 
 
 def model_metadata(estimator: Any) -> tuple[Any, dict[str, Any]]:
-    """The class of what an unfitted estimator of pyspark.ml fits, and the metadata of such a model as Spark saves them."""
+    """Python class of the model that an unfitted estimator of pyspark.ml fits, and the metadata that Spark would save
+    for it.
+    """
     kind = getattr(sys.modules[type(estimator).__module__], _model_name(type(estimator).__name__))
     own, params = kind(), (estimator._paramMap, estimator._defaultParamMap)
     given, defaults = ({p.name: _json(v) for p, v in part.items() if own.hasParam(p.name)} for part in params)
@@ -220,7 +232,7 @@ def model_metadata(estimator: Any) -> tuple[Any, dict[str, Any]]:
 
 
 def saved_metadata(name: str, uid: str, given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """The metadata of a saved stage of this Java class, with Params that are set and defaults, in JSON's values."""
+    """Metadata of a saved stage of this Java class, with set and default Params as JSON values."""
     return {
         "class": name,
         "timestamp": 0,
@@ -238,7 +250,7 @@ def _sql_type(value: Any) -> DataType:
 
 
 def _json(value: Any) -> Any:
-    """The value of a Param in Spark's JSON, which has text for numbers that aren't finite."""
+    """Value of a Param in Spark's JSON, which has text for numbers that aren't finite."""
     if isinstance(value, list):
         return [_json(v) for v in value]
     if isinstance(value, float) and not math.isfinite(value):
@@ -251,7 +263,7 @@ def _model_name(estimator: str) -> str:
 
 
 def _rewritten(old: Any, weights: Mapping[str, Any]) -> Any:
-    """Through files: save the stage, replace the weights in the row of its data, and load it."""
+    """Rebuild through files: save the stage, replace the weights in the row of its data, and load it."""
     with saved(old) as where:
         data = read_rows(f"{where}/data")
         if data.num_rows != 1:
@@ -270,7 +282,7 @@ def _rewritten(old: Any, weights: Mapping[str, Any]) -> Any:
 
 
 def ml_value(value: Any, like: Any) -> Any:
-    """A numpy vector or matrix as Spark's, a matrix in the storage order of another one; anything else as it is."""
+    """A numpy vector or matrix as Spark's, a matrix in the storage order of `like`; anything else unchanged."""
     if not isinstance(value, np.ndarray):
         return value
     if value.ndim == 1:
@@ -291,7 +303,7 @@ def _fits(value: Any, java_type: str) -> bool:
 
 
 def defined_params(stage: Any) -> dict[str, dict[str, Any]]:
-    """A stage's Params as {"set": {name: value}, "default": {name: value}}."""
+    """Params of a stage as {"set": {name: value}, "default": {name: value}}."""
     return {
         "set": {p.name: v for p, v in stage._paramMap.items()},
         "default": {p.name: v for p, v in stage._defaultParamMap.items()},
@@ -299,10 +311,10 @@ def defined_params(stage: Any) -> dict[str, dict[str, Any]]:
 
 
 def defaults(stage: Any) -> dict[str, Any]:
-    """The defaults of a stage's Params by name, as its Java object has them.
+    """Defaults of a stage's Params by name, as in its Java object.
 
-    The Python object of a loaded stage has the defaults of its own class instead, among them a seed that the name of the class
-    decides, differently in each process. Without a Java object they are all there is.
+    The Python object of a loaded stage has the defaults of its own class instead, among them a seed computed from the
+    class name, which differs between processes. Without a Java object, only these exist.
     """
     found = {p.name: v for p, v in stage._defaultParamMap.items()}
     java = getattr(stage, "_java_obj", None)
@@ -318,13 +330,13 @@ def defaults(stage: Any) -> dict[str, Any]:
 
 
 def java_params(stage: Any) -> str | None:
-    """The Params of a stage's Java object, which may be older than those in Python; None without a Java object."""
+    """Params of a stage's Java object as text, which may be older than those in Python; None without a Java object."""
     java = getattr(stage, "_java_obj", None)
     if not isinstance(java, JavaObject):
         return None
     params = java.extractParamMap()
     text = str(params.toString())
-    if "@" in text:  # an array's text is its address
+    if "@" in text:  # the text of an array is its address
         text = "\n".join(f"{pair.param().name()}: {_listed(pair.value())}" for pair in each(params.toSeq()))
     return text
 
@@ -334,10 +346,10 @@ def _listed(value: Any) -> Any:
 
 
 def default_output(stage: Any) -> Any:
-    """The outputCol of a stage on which none is set: `<uid>__output`.
+    """The outputCol of a stage that has none set: `<uid>__output`.
 
-    The Python object of a loaded stage has created its own uid. Classic Spark uses it, Spark Connect does not know
-    it.
+    The Python object of a loaded stage has made up its own uid. Classic Spark uses that one, Spark Connect does not
+    know it.
     """
     java = getattr(stage, "_java_obj", None)
     in_python = java is None or isinstance(java, JavaObject)
@@ -345,5 +357,5 @@ def default_output(stage: Any) -> Any:
 
 
 def with_uid(new: Any, old: Any) -> Any:
-    """`new` with the uid and the Params of `old`; for stages that exist in Python only."""
+    """The stage `new` with the uid and the Params of `old`; for stages that exist only in Python."""
     return old._copyValues(new._resetUid(old.uid))

@@ -22,24 +22,24 @@ class FormulaPart(JavaTransformer, JavaMLWritable):
 
     def copy(self, extra: Any = None) -> "FormulaPart":
         java: Any = self._java_obj
-        return self.of(java.getClass().cast(java))  # a reference of its own: that of a stage ends with the stage
+        return self.of(java.getClass().cast(java))  # its own reference: that of a stage ends with the stage
 
 
 class VectorAttributeRewriter(FormulaPart):
-    """Gives the slots of a vector the names of the formula's terms."""
+    """A stage that gives the slots of a vector the names of the formula's terms."""
 
     def getVectorCol(self) -> str:
         return str(self._java_obj.vectorCol())  # type: ignore[union-attr]
 
 
 class ColumnPruner(FormulaPart):
-    """Drops the temporary columns of the formula's terms."""
+    """A stage that drops the temporary columns of the formula's terms."""
 
 
 class FormulaLabel(Transformer, HasInputCol, HasOutputCol, DefaultParamsReadable, DefaultParamsWritable):  # type: ignore[type-arg]
     """The label of a formula as a double, if the data have it and lack the output column.
 
-    Source: org.apache.spark.ml.feature.RFormulaModel.transformLabel, which no stage inside the model does.
+    Source: org.apache.spark.ml.feature.RFormulaModel.transformLabel, which is not a stage inside the model.
     """
 
     @classmethod
@@ -57,7 +57,7 @@ _OWN = {"VectorAttributeRewriter": VectorAttributeRewriter, "ColumnPruner": Colu
 
 
 def parts(formula: Any) -> list[Any] | None:
-    """The fitted stages inside an RFormulaModel, in order; None if Spark gives no access to them."""
+    """Fitted stages inside an RFormulaModel, in order; None if Spark gives no access to them."""
     try:
         stages = [_stage(java) for java in formula._java_obj.pipelineModel().stages()]
         label = str(formula._java_obj.resolvedFormula().label())

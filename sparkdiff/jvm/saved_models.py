@@ -1,4 +1,6 @@
-"""Saved models, loaded: the stages of a pipeline two at a time, since each takes Spark several jobs that wait for each other."""
+"""Loading of saved models: two stages of a pipeline at a time, because each takes several Spark jobs that wait for
+each other.
+"""
 
 import importlib
 import json
@@ -16,14 +18,14 @@ AT_ONCE = 2
 
 
 def loaded(path: str | Path) -> Any:
-    """The pipeline or stage that was saved to a path or URL.
+    """Load the pipeline or stage that was saved to a path or URL.
 
     Raises:
-        SparkError, ValueError, AttributeError, ImportError: Spark's own, where it cannot be loaded.
+        SparkError, ValueError, AttributeError, ImportError: it cannot be loaded (Spark's own errors).
     """
     spark = sessions.session()
     if (copy := stores.brought(str(path))) is not None and stores.url_of(copy) is not None:
-        path = copy  # whose stages are found by their files
+        path = copy  # whose stages are found from their files
     stages = _stages(path) if sessions.in_process(spark) else None
     if not stages:
         return DefaultParamsReader.loadParamsInstance(places.model_at(path), sessions.ml_context(spark))
@@ -34,8 +36,8 @@ def loaded(path: str | Path) -> Any:
 
 
 def _stages(path: str | Path) -> tuple[str, list[tuple[Any, Path]]] | None:
-    """The uid of a pipeline on this machine that Spark saved, and the class and the folder of each stage; None where it is
-    anything else, or has stages that are not all Spark's own.
+    """The uid of a pipeline that Spark saved on this machine, and the class and folder of each stage; None for
+    anything else, and if not all stages are Spark's own.
     """
     folder = paths.local(str(path))
     try:
@@ -44,21 +46,21 @@ def _stages(path: str | Path) -> tuple[str, list[tuple[Any, Path]]] | None:
         uids = told["paramMap"]["stageUids"]
         width, parts = len(str(len(uids))), []
         for i, uid in enumerate(uids):
-            where = folder / "stages" / f"{i:0{width}d}_{uid}"  # as SharedReadWrite.getStagePath of Pipeline.scala
+            where = folder / "stages" / f"{i:0{width}d}_{uid}"  # like SharedReadWrite.getStagePath in Pipeline.scala
             module, _, name = _metadata(where)["class"].replace("org.apache.spark.", "pyspark.", 1).rpartition(".")
             if not module.startswith("pyspark.ml."):
                 return None
             parts.append((getattr(importlib.import_module(module), name), where))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError):
-        return None  # Spark says what is wrong with it
+        return None  # Spark's own loading reports the error
     return told["uid"], parts
 
 
 def _metadata(folder: Path) -> dict[str, Any]:
-    """The metadata of a saved stage.
+    """Metadata of a saved stage.
 
     Raises:
-        OSError, ValueError: they are not one file of text here.
+        OSError, ValueError: the metadata are not one text file on this machine.
     """
     (file,) = (folder / "metadata").glob("part-*")
     found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""Names of columns in SQL; and statements of an SQLTransformer that drop columns or put them last, and do nothing else."""
+"""Column names in SQL, and SQLTransformer statements that only drop columns or move them to the end."""
 
 import re
 from collections.abc import Sequence
@@ -19,8 +19,8 @@ class Selection(NamedTuple):
     """The columns that a statement names; all others stay as they are.
 
     Attributes:
-        columns: all of them.
-        last: those that it puts last; it drops the others.
+        columns: all of these columns.
+        last: those that it moves to the end; it drops the others.
     """
 
     columns: tuple[str, ...]
@@ -28,12 +28,12 @@ class Selection(NamedTuple):
 
 
 def can_except() -> bool:
-    """Whether this Spark knows `SELECT * EXCEPT`, as from 4.0 on."""
+    """True if this Spark supports `SELECT * EXCEPT`, which exists from 4.0 on."""
     return sessions.VERSION >= (4, 0)
 
 
 def selection_of(stage: Any) -> Selection | None:
-    """The columns that an SQLTransformer drops or puts last; None for a stage that may do anything else."""
+    """Columns that an SQLTransformer drops or moves to the end; None for a stage that may do anything else."""
     plain = isinstance(stage, SQLTransformer) and stage.isDefined(stage.statement)
     form = FORM.fullmatch(stage.getStatement()) if plain else None
     if form is None:
@@ -43,18 +43,18 @@ def selection_of(stage: Any) -> Selection | None:
 
 
 def selecting(columns: Sequence[str], last: Sequence[str], uid: str) -> SQLTransformer:
-    """The SQLTransformer with this selection."""
+    """SQLTransformer with this selection."""
     behind = f", {', '.join(map(quoted, last))}" if last else ""
     made = SQLTransformer(statement=f"SELECT * EXCEPT ({', '.join(map(quoted, columns))}){behind} FROM __THIS__")
-    # Its uid begins the name of a view.
+    # The name of a view begins with its uid.
     return rebuilding.named(made, re.sub(r"\W", "_", uid))  # type: ignore[no-any-return]
 
 
 def quoted(name: str) -> str:
-    """The name in backticks: it may contain dots and backticks."""
+    """Name in backticks, because it may contain dots and backticks."""
     return "`" + name.replace("`", "``") + "`"
 
 
 def unquoted(name: str) -> str:
-    """The column name of an input Param: `a.b` in backticks is the column a.b (but not for an output)."""
+    """Column name of an input Param: `a.b` in backticks is the column a.b (but not for an output)."""
     return name[1:-1].replace("``", "`") if len(name) > 2 and name[0] == name[-1] == "`" else name

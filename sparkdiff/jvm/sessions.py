@@ -1,4 +1,4 @@
-"""The Spark session: which one runs, what it supports, and the causes of its errors."""
+"""The Spark session: the running one, its features, and the causes of its errors."""
 
 import contextlib
 import importlib
@@ -29,7 +29,7 @@ from sparkdiff.machine.threads import beside
 SparkError = (Py4JError, PySparkException)
 """The exceptions that Spark raises in Python."""
 AGAIN = 0.2
-"""Seconds between two tries to end what runs too long."""
+"""Seconds between two attempts to end jobs that run too long."""
 VERSION = VersionUtils.majorMinorVersion(pyspark.__version__)
 
 
@@ -40,7 +40,7 @@ def session() -> SparkSession:
         InputError: none is running, or it was stopped.
     """
     try:
-        spark = SparkSession.active()  # in a thread of the user's own, where none is active, the one started last
+        spark = SparkSession.active()  # in a user's thread without an active session, the one started last
     except PySparkException:
         spark = None
     if spark is None or (in_process(spark) and spark.sparkContext._jsc is None):
@@ -51,12 +51,12 @@ def session() -> SparkSession:
 
 
 SPARKS_OWN_LOG = "org/apache/spark/log4j2-"
-"""Spark's default logging configuration, used without a file of the user: everything from INFO on."""
+"""Spark's default logging configuration, used if the user has no file: everything from INFO on."""
 
 
 def join_submit() -> None:
-    """Connect to the JVM that spark-submit started, so that a SparkConf has its settings, and log only warnings from
-    then on.
+    """Connect to the JVM that spark-submit started, so that a SparkConf has its settings, and log only warnings and
+    errors from then on.
 
     A log setting of the user (`spark.log.level` or a log4j2 file) has priority.
     """
@@ -74,18 +74,18 @@ def join_submit() -> None:
         if SPARKS_OWN_LOG in str(source) and not conf.contains("spark.log.level"):
             jvm.org.apache.spark.util.Utils.setLogLevel(log4j.Level.WARN)
     except (Py4JError, AttributeError, TypeError):
-        return  # a cluster's py4j that allows too little: it logs as it does
+        return  # the py4j of a cluster that forbids these calls: its logging stays as it is
 
 
 QUICK = "-XX:TieredStopAtLevel=1 -XX:ReservedCodeCacheSize=240m"
-"""Without the JVM's second compiler, which takes more time in a short session than it gives back."""
+"""JVM options without the second compiler, which takes more time in a short session than it saves."""
 
 
 @contextlib.contextmanager
 def java_options(*options: str) -> Iterator[None]:
-    """Within this context, a JVM on this machine starts with these options. The user's own have priority."""
+    """Start JVMs on this machine with these options, within this context. The user's own have priority."""
     before = os.environ.get("SPARK_SUBMIT_OPTS")
-    os.environ["SPARK_SUBMIT_OPTS"] = " ".join(filter(None, (*options, before)))  # of two settings Java takes the last
+    os.environ["SPARK_SUBMIT_OPTS"] = " ".join(filter(None, (*options, before)))  # Java takes the last of two settings
     try:
         yield
     finally:
@@ -96,13 +96,13 @@ def java_options(*options: str) -> Iterator[None]:
 
 
 def is_running() -> bool:
-    """Whether this process is connected to a JVM."""
+    """True if this process is connected to a JVM."""
     return SparkContext._gateway is not None
 
 
 @contextlib.contextmanager
 def cached(df: DataFrame) -> Iterator[DataFrame]:
-    """Within this context Spark keeps the rows of a DataFrame."""
+    """Let Spark keep the rows of a DataFrame within this context."""
     rows = df.cache()
     try:
         yield rows
@@ -111,12 +111,12 @@ def cached(df: DataFrame) -> Iterator[DataFrame]:
 
 
 def in_process(spark: SparkSession) -> bool:
-    """Whether this process is Spark's driver; with Spark Connect it is not, and there is no SparkContext."""
+    """True if this process is Spark's driver; with Spark Connect it is not, and has no SparkContext."""
     return hasattr(spark, "sparkContext")
 
 
 def check_java() -> str:
-    """Check for Java as Spark's scripts do, if this process will start it. Returns what it says of its version; empty if this
+    """Check for Java as Spark's scripts do, if this process will start it. Returns Java's version text; empty if this
     process will start none, or Spark's own script chooses it.
 
     Raises:
@@ -125,7 +125,7 @@ def check_java() -> str:
     if SparkSession.getActiveSession() is not None or "PYSPARK_GATEWAY_PORT" in os.environ:
         return ""
     if Path(os.environ.get("SPARK_CONF_DIR") or Path(_find_spark_home()) / "conf", "spark-env.sh").exists():
-        return ""  # which may choose another one
+        return ""  # which may choose another Java
     home, needed = os.environ.get("JAVA_HOME"), 17 if VERSION >= (4, 0) else 8
     java, told = ("java", "the java on PATH") if not home else (f"{home}/bin/java", f"JAVA_HOME={home}")
     way = f"set JAVA_HOME to the folder of a Java {17 if needed == 17 else '8, 11 or 17'}"
@@ -143,13 +143,13 @@ def check_java() -> str:
 
 def ml_context(spark: SparkSession) -> Any:
     """The argument of pyspark.ml's readers and writers: the SparkContext if there is one (Spark 3.5 accepts nothing
-    else).
+    else), else the session.
     """
     return spark.sparkContext if in_process(spark) else spark
 
 
 def has_constructors() -> bool:
-    """Whether Scala constructors can be called: not through Spark Connect, and not if the py4j of a cluster forbids
+    """True if Scala constructors can be called: not through Spark Connect, and not if the py4j of a cluster forbids
     them.
     """
     try:
@@ -161,7 +161,7 @@ def has_constructors() -> bool:
 
 
 def origin() -> dict[str, str]:
-    """The versions of Spark and Java and the session's time zone; without what nothing tells here."""
+    """Versions of Spark and Java and the session's time zone, as far as they are available."""
     told: dict[str, str] = {}
     with contextlib.suppress(InputError, *SparkError):
         spark: Any = session()
@@ -178,7 +178,7 @@ def check_alive(stage: Any) -> None:
     """Refuse a stage whose SparkSession was stopped, before py4j fails with an AssertionError.
 
     Raises:
-        InputError: names the stage.
+        InputError: the session was stopped; the message names the stage.
     """
     java = getattr(stage, "_java_obj", None)
     try:
@@ -198,22 +198,22 @@ def _ask(stage: Any) -> None:
     model.
     """
     try:
-        stage._call_java("toString")  # one of the few that every model's server lets through
+        stage._call_java("toString")  # one of the few methods that the server allows for every model
     except PySparkException as e:
-        if "NoSuchElementException" not in str(e):  # a generalized linear model's own, where no link was set
+        if "NoSuchElementException" not in str(e):  # a generalized linear model's own error, if no link was set
             raise
 
 
 @contextlib.contextmanager
 def by_arrow() -> Iterator[None]:
-    """Within this context, pandas frames are sent by Arrow, as always with Spark Connect."""
+    """Send pandas frames with Arrow within this context, as Spark Connect always does."""
     spark, key = session(), "spark.sql.execution.arrow.pyspark.enabled"
     before = spark.conf.get(key, None) if in_process(spark) else "true"
     if before != "true":
         spark.conf.set(key, "true")
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", ".*_dtype is deprecated")  # PySpark 3.5 asks pandas in words of old
+            warnings.filterwarnings("ignore", ".*_dtype is deprecated")  # PySpark 3.5 uses a deprecated pandas call
             warnings.filterwarnings("ignore", "toPandas attempted Arrow optimization")  # the error follows
             yield
     finally:
@@ -224,7 +224,7 @@ def by_arrow() -> Iterator[None]:
 
 
 def cause(error: BaseException) -> str:
-    """The innermost message of an error raised by Spark, in one line; of Python code, its exception."""
+    """Innermost message of an error raised by Spark, in one line; for an error of Python code, its exception."""
     raised = re.findall(r"^\w+(?:Error|Exception): .*$", str(error), re.MULTILINE)
     if "from the Python worker" in str(error) and raised:
         return str(raised[-1])
@@ -235,18 +235,20 @@ def cause(error: BaseException) -> str:
             while java.getCause() is not None:
                 java = java.getCause()
             if java.getMessage():
-                # Of a barrier stage the first line only says that a task failed; the next one says why.
+                # The first line of a barrier stage's message only says that a task failed; the next one says why.
                 first, _, rest = str(java.getMessage()).partition("\n")
                 return first_sentences(
                     rest if first.endswith("finished unsuccessfully.") and rest else f"{first}\n{rest}"
                 )
     text = str(error)
-    causes = list(re.finditer(r"^Caused by: [\w.$]+: (?=.)", text, re.MULTILINE))  # Connect tells them as text
+    causes = list(re.finditer(r"^Caused by: [\w.$]+: (?=.)", text, re.MULTILINE))  # Connect has the causes as text
     return first_sentences(text[causes[-1].end() :] if causes else text)
 
 
 def message(error: BaseException) -> str:
-    """The message of an error in a line: of Spark's its cause; of one that is neither Spark's nor ours its class, too."""
+    """Message of an error in one line: for Spark's errors the cause; for errors that are neither Spark's nor ours also
+    the class.
+    """
     if isinstance(error, SparkError):
         return cause(error)
     return str(error) if isinstance(error, SparkdiffError) else f"{type(error).__name__}: {error}"
@@ -254,7 +256,7 @@ def message(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def blamed(what: str) -> Iterator[None]:
-    """Within this context, an error of Spark becomes an InputError that says what failed, and why."""
+    """Turn an error of Spark in this context into an InputError that says what failed, and why."""
     try:
         yield
     except SparkError as e:
@@ -263,9 +265,11 @@ def blamed(what: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def unlogged() -> Iterator[None]:
-    """Keep pyspark from logging this thread's errors of analysis, which are expected: it logs each before it raises it."""
+    """Keep pyspark from logging this thread's analysis errors, which are expected: it logs each one before it raises
+    it.
+    """
     loggers, own = [], threading.get_ident()
-    with contextlib.suppress(ImportError):  # before Spark 4.0 it logged none
+    with contextlib.suppress(ImportError):  # before Spark 4.0, pyspark logged none
         get_logger = importlib.import_module("pyspark.logger").PySparkLogger.getLogger
         loggers = [get_logger(f"{kind}QueryContextLogger") for kind in ("SQL", "DataFrame")]
 
@@ -282,9 +286,9 @@ def unlogged() -> Iterator[None]:
 
 
 def first_sentences(message: str) -> str:
-    """The first sentences of a message of Spark, in one line.
+    """First sentences of a message of Spark, in one line.
 
-    After the complete sentences follow traces, plans and pieces of code.
+    Traces, plans and pieces of code, which follow the complete sentences, are left out.
     """
     lines = message.strip().splitlines()
     out = lines[:1]
@@ -297,13 +301,13 @@ def first_sentences(message: str) -> str:
 
 
 def cloned(spark: SparkSession) -> SparkSession:
-    """A session with the settings of this one, where they can be changed without changing them here."""
+    """A session with the settings of this one, whose changes do not affect this one."""
     own: Any = spark
     return type(spark)(own.sparkContext, own._jsparkSession.cloneSession())
 
 
 def slots(spark: SparkSession) -> int | None:
-    """How many tasks can run at the same time on the current executors; None if unknown."""
+    """Number of tasks that can run at the same time on the current executors; None if unknown."""
     try:
         context: Any = spark.sparkContext._jsc.sc()
         return int(context.maxNumConcurrentTasks(context.resourceProfileManager().defaultResourceProfile()))
@@ -313,7 +317,7 @@ def slots(spark: SparkSession) -> int | None:
 
 @contextlib.contextmanager
 def cancellable(spark: SparkSession, tag: str) -> Iterator[None]:
-    """Within this context, `cancel(spark, tag)` in another thread ends the jobs of this thread."""
+    """Let `cancel(spark, tag)`, called in another thread, end the jobs of this thread within this context."""
     if in_process(spark):
         spark.sparkContext.setJobGroup(tag, "sparkdiff: training", interruptOnCancel=True)
     else:
@@ -322,7 +326,7 @@ def cancellable(spark: SparkSession, tag: str) -> Iterator[None]:
 
 
 def threads_share_session() -> bool:
-    """Whether a new thread of this process works in the session of this one, with jobs of its own."""
+    """True if a new thread of this process works in the session of this one, with jobs of its own."""
     spark, seen = session(), list[Any]()
     if in_process(spark) and not isinstance(SparkContext._gateway, ClientServer):  # PYSPARK_PIN_THREAD=false
         return False
@@ -341,10 +345,10 @@ def threads_share_session() -> bool:
 
 @contextlib.contextmanager
 def within(seconds: float | None) -> Iterator[None]:
-    """Within this context, the jobs of this thread are ended after so many seconds; None: no limit.
+    """End the jobs of this thread in this context after so many seconds; None: no limit.
 
     Raises:
-        TimeoutError: they were.
+        TimeoutError: the jobs were ended.
     """
     if seconds is None:
         yield
@@ -361,7 +365,7 @@ def within(seconds: float | None) -> Iterator[None]:
     try:
         with beside(watch, "sparkdiff-within"), own_group(spark), cancellable(spark, tag):
             yield
-    except Exception as e:  # Spark's own, or one of ours that tells of it
+    except Exception as e:  # Spark's own error, or one of ours that reports it
         if late.is_set():
             raise TimeoutError(f"Spark took longer than {seconds:.0f} s") from e
         raise
@@ -372,7 +376,7 @@ def within(seconds: float | None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def own_group(spark: SparkSession) -> Iterator[None]:
-    """After this context, the jobs of this thread belong to the group that they belonged to before."""
+    """Restore the job group of this thread after this context."""
     names = ("spark.jobGroup.id", "spark.job.description", "spark.job.interruptOnCancel") if in_process(spark) else ()
     before: Any = {name: spark.sparkContext.getLocalProperty(name) for name in names}
     try:

@@ -14,7 +14,7 @@ vendor.
 """
 
 NO_EFFECT = {
-    # How the work is cut and scheduled.
+    # Division and scheduling of the work.
     "spark.sql.shuffle.": "how many partitions a shuffle makes",
     "spark.sql.adaptive.": "how a query is divided while it runs",
     "spark.sql.autoBroadcastJoinThreshold": "which side of a join is sent",
@@ -38,7 +38,7 @@ NO_EFFECT = {
     "spark.sql.parquet.filterPushdown": "what is skipped when a file is read",
     "spark.sql.orc.enableVectorizedReader": "how a file is read",
     "spark.sql.orc.filterPushdown": "what is skipped when a file is read",
-    # What is written, and where things lie.
+    # Written files, and locations.
     "spark.sql.parquet.compression.codec": "how files are written",
     "spark.sql.orc.compression.codec": "how files are written",
     "spark.sql.avro.compression.codec": "how files are written",
@@ -53,7 +53,7 @@ NO_EFFECT = {
     "spark.sql.hive.metastore": "addresses and versions of a catalog",
     "spark.sql.hive.filesourcePartitionFileCacheSize": "what is cached of a catalog",
     "spark.sql.hive.manageFilesourcePartitions": "where partitions are registered",
-    # What is shown, logged and counted; what a session is called.
+    # Displays, logs and counts; names of sessions.
     "spark.sql.ui.": "what is shown",
     "spark.sql.debug.": "what is shown",
     "spark.sql.maxPlanStringLength": "what is shown",
@@ -72,18 +72,18 @@ NO_EFFECT = {
 }
 """Settings (and prefixes of settings, ending in a dot) that cannot change rows, with a description.
 
-Vendors keep values that differ between two sessions or clusters (ids, tags, addresses) outside `spark.sql`.
+Vendors keep values that differ between sessions or clusters (ids, tags, addresses) outside `spark.sql`.
 """
 
 
 def counts(key: str) -> bool:
-    """Whether a setting can change rows."""
+    """True if a setting can change rows."""
     beginnings = tuple(k for k in NO_EFFECT if k.endswith("."))
     return key.startswith("spark.sql.") and key not in NO_EFFECT and not key.startswith(beginnings)
 
 
 def settings(spark: SparkSession) -> dict[str, str | None]:
-    """The session's settings that can change rows and differ from their defaults, and Spark's version.
+    """Settings of the session that can change rows and differ from their defaults, and Spark's version.
 
     With Spark Connect, which does not show defaults, all settings that are set.
     """
@@ -100,7 +100,7 @@ def _all(spark: SparkSession) -> dict[str, str]:
 
 
 def _default(spark: SparkSession, key: str) -> str | None:
-    """The default of a setting; None if there is none or it is unknown."""
+    """Default of a setting; None if there is none or it is unknown."""
     try:
         return str(spark._jvm.org.apache.spark.sql.internal.SQLConf().getConfString(key))  # type: ignore[union-attr]
     except (Py4JError, PySparkException, AttributeError, TypeError):

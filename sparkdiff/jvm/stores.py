@@ -1,9 +1,10 @@
-"""Folders on any file system that Spark knows: HDFS, S3, ADLS, GCS and others, by Hadoop's own API on the driver.
+"""Folders on any file system that Spark supports: HDFS, S3, ADLS, GCS and others, through Hadoop's own API on the
+driver.
 
-Such a folder has a working copy on the driver's local disk, in one tree of all of them, so that each path in this tree has one
-URL. Python reads and writes the copy; Spark reads and writes the URL; `fetch` and `send` carry small files between them. The tree
-lies in Spark's own temporary folder, which its JVM deletes when it ends, also after the driver's Python was killed. That of a JVM
-which was itself killed is deleted by the next driver of this user on the machine.
+Such a folder has a working copy on the driver's local disk. All working copies lie in one tree, so that each path in
+this tree has one URL. Python reads and writes the copy; Spark reads and writes the URL; `fetch` and `send` copy small
+files between them. The tree lies in Spark's own temporary folder, which its JVM deletes when it ends, even if the
+driver's Python was killed. If the JVM itself was killed, the next driver of this user on the machine deletes the tree.
 """
 
 import contextlib
@@ -33,12 +34,12 @@ CODES = (
     (errno.EROFS, r"[Rr]ead-?only"),
     (errno.EACCES, r"AccessControl|AccessDenied|[Pp]ermission|denied|[Ff]orbidden|\b403\b"),
 )
-"""The system's numbers for what Java says of a failed call, by its class and its message."""
+"""The system's error numbers for failed calls of Java, by patterns in the class and message of its exception."""
 
 
 @contextlib.contextmanager
 def as_store_error(url: str) -> Iterator[None]:
-    """Within this context, Java's error is a StoreError that names the URL."""
+    """Turn an error of Java in this context into a StoreError that names the URL."""
     try:
         yield
     except Py4JJavaError as e:
@@ -56,10 +57,10 @@ def java_files() -> Any:
 
 
 def opened(url: str) -> tuple[Any, Any, Any]:
-    """Hadoop's FileSystem, Path and settings of a URL.
+    """Hadoop's FileSystem, Path and settings for a URL.
 
     Raises:
-        StoreError: there is none for this scheme.
+        StoreError: the scheme has no file system.
     """
     spark: Any = session()
     with as_store_error(url):
@@ -70,17 +71,19 @@ def opened(url: str) -> tuple[Any, Any, Any]:
 
 @contextlib.contextmanager
 def in_store(url: str) -> Iterator[tuple[Any, Any]]:
-    """Within this context, Hadoop's FileSystem and Path of a URL; Java's error is a StoreError that names it."""
+    """Yield Hadoop's FileSystem and Path for a URL; an error of Java in this context becomes a StoreError that names
+    the URL.
+    """
     system, path, _ = opened(url)
     with as_store_error(url):
         yield system, path
 
 
 def located(option: str, given: str) -> str | None:
-    """The URL of a folder on a file system of Hadoop that an option names, qualified; None for a folder of this machine.
+    """Qualified URL of a folder on a file system of Hadoop that an option names; None for a folder of this machine.
 
-    A relative path is one of `fs.defaultFS`, as everywhere in Spark; where that is the local file system, of this machine. An
-    absolute path without a scheme is one of this machine (or of a mount, as `/dbfs` or `/Volumes`).
+    A relative path belongs to `fs.defaultFS`, as everywhere in Spark; if that is the local file system, to this
+    machine. An absolute path without a scheme belongs to this machine (or to a mount, such as `/dbfs` or `/Volumes`).
 
     Raises:
         InputError: Spark has no file system for the scheme, or it can't be reached from Python.
@@ -107,8 +110,9 @@ def located(option: str, given: str) -> str | None:
 
 
 def check_writable(option: str, given: str, url: str) -> None:
-    """Raise InputError if nothing can be written to a folder. It is looked at itself, as those above may forbid what it allows; a
-    folder that is created for it is removed again."""
+    """Raise InputError if nothing can be written to a folder. The folder itself is checked, because its parents may
+    forbid what it allows; folders created for the check are removed again.
+    """
     try:
         with in_store(url) as (system, path):
             made, above = [java_files().Path(path, f".sparkdiff-{uuid.uuid4().hex[:8]}")], path
@@ -116,7 +120,7 @@ def check_writable(option: str, given: str, url: str) -> None:
                 made, above = [*made, above], above.getParent()
             if not system.mkdirs(made[0]):
                 raise StoreError(errno.EACCES, f"nothing can be created in {path.toString()}", url)
-            for folder in made:  # none that another process has written to meanwhile
+            for folder in made:  # except one that another process has written to meanwhile
                 if not len(system.listStatus(folder)):
                     system.delete(folder, False)
     except StoreError as e:
@@ -124,7 +128,7 @@ def check_writable(option: str, given: str, url: str) -> None:
 
 
 NO_HOST = "-"
-"""In the tree of working copies, the name of the host of a URL that has none."""
+"""The host's name, in the tree of working copies, for a URL without a host."""
 
 
 OWNER = ".owner"
@@ -134,7 +138,7 @@ OWNER = ".owner"
 @functools.cache
 def _tree(application: Any) -> Path:
     root = Path(application._temp_dir).resolve() / "stores"
-    with contextlib.suppress(OSError):  # a full disk, which what is to lie in the tree meets, too
+    with contextlib.suppress(OSError):  # a full disk, on which writing to the tree will fail, too
         root.mkdir(mode=0o700, exist_ok=True)
         java = int(application._jvm.java.lang.ProcessHandle.current().pid())
         processes.write_owner(root / OWNER, java)
@@ -154,14 +158,14 @@ def tree() -> Path | None:
 
 
 def working(url: str) -> Path:
-    """Where the working copy of a URL lies."""
+    """Path of the working copy of a URL."""
     found, root = URL.fullmatch(url), tree()
     assert found is not None and root is not None
     return root / found[1].lower() / (found[2] or NO_HOST) / (found[3] or "/").lstrip("/")
 
 
 def url_of(path: str | Path) -> str | None:
-    """The URL of which a path is the working copy; None for any other path."""
+    """URL whose working copy a path is; None for any other path."""
     if "stores" not in Path(path).parts or (root := tree()) is None or not Path(path).is_relative_to(root):
         return None
     scheme, host, *rest = *Path(path).relative_to(root).parts, "", ""
@@ -172,37 +176,37 @@ def url_of(path: str | Path) -> str | None:
 
 
 def named(path: Path) -> str:
-    """A path as a user knows it: the URL of a working copy."""
+    """A path as users know it: for a working copy its URL."""
     return url_of(path) or str(path)
 
 
 def address(path: str | Path) -> str:
-    """The URL to which Spark writes what belongs to a local path."""
+    """URL to which Spark writes the files of a local path."""
     return url_of(path) or f"file://{path}"
 
 
 def local_of(where: str) -> Path:
-    """The local path of an address."""
+    """Local path of an address."""
     return Path(where.removeprefix("file://")) if where.startswith("file:/") else working(where)
 
 
 def readable(path: str | Path) -> str:
-    """The URL by which Spark's readers, which treat every path as a glob, find what belongs to a path or a URL."""
+    """URL with which Spark's readers, which treat every path as a glob, find the files of a path or URL."""
     url = url_of(path)
     return paths.address(path) if url is None else paths.by_name(url)
 
 
 def fetch(path: Path) -> Path:
-    """Copy what the store has, a file or a folder, over the working copy; nothing for a path of this machine.
+    """Copy a file or folder from the store over its working copy; does nothing for a path of this machine.
 
     Raises:
-        StoreError: it is not there, or cannot be read.
+        StoreError: it does not exist, or cannot be read.
         OSError: the local disk is full.
     """
     if (url := url_of(path)) is not None:
         system, there, _ = opened(url)
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with whole.temporary(path) as part:  # whoever finds the copy takes it for whole
+        with whole.temporary(path) as part:  # a copy that exists must be complete
             with as_store_error(url):
                 system.copyToLocalFile(False, there, java_files().Path(f"file://{part}"), True)
             whole.remove(path)
@@ -211,14 +215,14 @@ def fetch(path: Path) -> Path:
 
 
 def take(path: Path) -> Path:
-    """`fetch` what Spark has written for this process alone, and remove it from the store."""
+    """Call `fetch` for files that Spark has written for this process only, and remove them from the store."""
     fetch(path)
     delete(path)
     return path
 
 
 def brought(where: str) -> Path | None:
-    """The folder at a path or URL, on this machine; None if it is not there."""
+    """Path on this machine of the folder at a path or URL, fetched if necessary; None if it does not exist."""
     local = paths.local(where)
     if local is not None:
         if url_of(local) is not None and not local.exists():
@@ -231,7 +235,7 @@ def brought(where: str) -> Path | None:
 
 
 def size(path: Path) -> int:
-    """Bytes of all files of a folder, in the store if it is a working copy."""
+    """Bytes of all files in a folder, in the store if it is a working copy."""
     url = url_of(path)
     if url is None:
         return sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
@@ -240,7 +244,7 @@ def size(path: Path) -> int:
 
 
 def send(path: Path) -> None:
-    """Copy a file or a folder of the working copy to the store. A file is there whole, or as it was before.
+    """Copy a file or a folder of the working copy to the store. A file is replaced as a whole or not at all.
 
     Raises:
         StoreError: the store refuses it.
@@ -266,7 +270,9 @@ def send(path: Path) -> None:
 
 
 def _replace(system: Any, part: Any, there: Any, settings: Any) -> None:
-    """Rename a file over another one: atomic where the file system's is (as HDFS), else a copy of one object."""
+    """Rename a file over another one: atomic if the file system's rename is (like that of HDFS), else a copy of one
+    object.
+    """
     java: Any = java_files()
     gateway: Any = SparkContext._gateway
     over = gateway.new_array(java.Options.Rename, 1)
@@ -281,7 +287,7 @@ def _replace(system: Any, part: Any, there: Any, settings: Any) -> None:
 
 
 def names(path: Path) -> list[str]:
-    """The names of what is in a folder, sorted; empty if it doesn't exist."""
+    """Names of the entries of a folder, sorted; empty if it doesn't exist."""
     url = url_of(path)
     if url is None:
         return sorted(os.listdir(path)) if path.is_dir() else []
@@ -292,7 +298,7 @@ def names(path: Path) -> list[str]:
 
 
 def exists(path: Path) -> bool:
-    """Whether there is a file or a folder, in the store if it is the path of a working copy."""
+    """True if a file or folder exists, in the store if the path is that of a working copy."""
     url = url_of(path)
     if url is None:
         return path.exists()
@@ -301,7 +307,9 @@ def exists(path: Path) -> bool:
 
 
 def read(path: Path) -> bytes | None:
-    """The content of a small file, of one in the store without a working copy; None if there is none."""
+    """Content of a small file, read from the store without a working copy if the path belongs to one; None if it
+    doesn't exist.
+    """
     if (url := url_of(path)) is None:
         return path.read_bytes() if path.is_file() else None
     with in_store(url) as (system, there):
@@ -312,7 +320,9 @@ def read(path: Path) -> bytes | None:
 
 
 def create(path: Path, content: bytes) -> bool:
-    """Write a small file to the store unless there is one: at most one of several processes does, if the store can."""
+    """Write a small file to the store unless it exists. Returns whether it was written; of several processes at most
+    one writes it, if the store can ensure that.
+    """
     try:
         with in_store(str(url_of(path))) as (system, there), contextlib.closing(system.create(there, False)) as stream:
             stream.write(bytearray(content))
@@ -324,7 +334,7 @@ def create(path: Path, content: bytes) -> bool:
 
 
 def overwrite(path: Path, content: bytes) -> None:
-    """Write a small file that may be empty for a moment, but is never gone.
+    """Write a small file that may be empty for a moment, but never disappears.
 
     Raises:
         StoreError: the store refuses it.
@@ -334,7 +344,7 @@ def overwrite(path: Path, content: bytes) -> None:
 
 
 def modified(path: Path) -> int | None:
-    """When a file of the store was written, in milliseconds of the store's clock; None if there is none."""
+    """Modification time of a file in the store, in milliseconds of the store's clock; None if it doesn't exist."""
     with in_store(str(url_of(path))) as (system, there):
         return int(system.getFileStatus(there).getModificationTime()) if system.exists(there) else None
 
@@ -343,7 +353,7 @@ def make(path: Path, *, private: bool = True) -> None:
     """Make a folder, in the store too.
 
     Args:
-        private: only its user may read it, where the store has permissions.
+        private: whether only its user may read it, if the store has permissions.
 
     Raises:
         OSError: it cannot be made.
@@ -357,7 +367,7 @@ def make(path: Path, *, private: bool = True) -> None:
 
 
 def rename(path: Path, other: Path) -> None:
-    """Rename a file or a folder in the store, to a name that isn't there. Of a folder it may be seen half done.
+    """Rename a file or folder in the store, to a name that doesn't exist yet. Renaming a folder may not be atomic.
 
     Raises:
         StoreError: it cannot be renamed.
@@ -369,7 +379,7 @@ def rename(path: Path, other: Path) -> None:
     with in_store(url) as (system, there):
         goal = opened(target)[1]
         system.mkdirs(goal.getParent())
-        # Into a folder that is there, it would be moved.
+        # If the target existed, it would be moved into that folder.
         if system.exists(goal) or not system.rename(there, goal):
             raise StoreError(errno.EIO, f"it cannot be renamed to {target}", url)
 
@@ -382,19 +392,19 @@ def write(path: Path, content: bytes) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a folder, in the store too; an error is passed over."""
+    """Remove a file or folder, from the store too; errors are ignored."""
     forget(path)
     whole.remove(path)
 
 
 def forget(path: Path) -> None:
-    """Remove a file or a folder from the store alone; an error is passed over."""
-    with contextlib.suppress(StoreError, InputError, *SparkError):  # where the session has ended, its tree ends with it
+    """Remove a file or folder from the store only; errors are ignored."""
+    with contextlib.suppress(StoreError, InputError, *SparkError):  # if the session has ended, its tree is gone, too
         delete(path)
 
 
 def delete(path: Path) -> None:
-    """Remove a file or a folder from the store alone.
+    """Remove a file or folder from the store only.
 
     Raises:
         StoreError: the store refuses it.
@@ -406,7 +416,7 @@ def delete(path: Path) -> None:
 
 
 def remove_empty(path: Path) -> None:
-    """Remove a folder if nothing is in it, from the store too; an error is passed over."""
+    """Remove a folder if it is empty, from the store too; errors are ignored."""
     with contextlib.suppress(OSError):  # something is in it
         path.rmdir()
         if (url := url_of(path)) is not None and exists(path) and not names(path):

@@ -1,4 +1,4 @@
-"""How the running JVM treats text: its lower case, its language, and the hash of a HashingTF."""
+"""Text in the running JVM: its lower case, its language, and the hash of a HashingTF."""
 
 import functools
 import sys
@@ -15,9 +15,10 @@ BETWEEN = "\0"
 
 
 def lower_case() -> dict[str, str]:
-    """The characters that this JVM lowers otherwise than Python, whose Unicode may be newer or older.
+    """The characters that this JVM lowers differently from Python, whose Unicode may be newer or older, and their
+    lower case.
 
-    Empty where the JVM cannot be asked (Spark Connect).
+    Empty if the JVM is out of reach (Spark Connect).
     """
     return dict(_lower_case(packages())) if sessions.has_constructors() else {}
 
@@ -30,7 +31,7 @@ def _lower_case(jvm: Any) -> tuple[tuple[str, str], ...]:
         for c in map(chr, range(sys.maxunicode + 1))
         if (kind := unicodedata.category(c)) in ("Lu", "Lt", "So", "Nl")
         or c != c.lower()
-        or (kind == "Cn" and ord(c) < 0x20000)  # which a later version of Unicode may have assigned
+        or (kind == "Cn" and ord(c) < 0x20000)  # which a later version of Unicode may assign
     ]
     lowered = jvm.org.apache.commons.lang3.StringUtils.lowerCase(BETWEEN.join(asked), jvm.java.util.Locale.ROOT)
     both = zip(asked, lowered.split(BETWEEN), strict=True)
@@ -38,7 +39,7 @@ def _lower_case(jvm: Any) -> tuple[tuple[str, str], ...]:
 
 
 def language() -> str:
-    """The language of the JVM's locale."""
+    """Language of the JVM's locale."""
     if sessions.has_constructors():
         return str(packages().java.util.Locale.getDefault().getLanguage())
     [row] = sessions.session().sql("SELECT java_method('java.util.Locale', 'getDefault')").collect()
@@ -46,7 +47,7 @@ def language() -> str:
 
 
 def hashes_as_spark_2(stage: Any) -> bool:
-    """Whether a HashingTF was saved by Spark 2, and keeps its hash."""
+    """True if a HashingTF was saved by Spark 2, and keeps the hash of that version."""
     try:
         return bool(stage._java_obj.hashFuncVersion() == 1)
     except (Py4JError, PySparkException, AttributeError, TypeError):

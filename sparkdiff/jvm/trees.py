@@ -1,5 +1,5 @@
-"""Trees and ensembles of trees through py4j, all nodes in one call, or through the saved Parquet files without a
-JVM.
+"""Trees and ensembles of trees, read and built through py4j, all nodes in one call, or through the saved Parquet files
+without a JVM.
 """
 
 import functools
@@ -28,7 +28,9 @@ MEMBERS = (
     ("org.apache.spark.ml.regression.DecisionTreeRegressionModel", "dtr"),
     ("org.apache.spark.ml.classification.DecisionTreeClassificationModel", "dtc"),
 )
-"""The class of an ensemble's trees, and what Spark's uids of them begin with: of a regression, of a vote."""
+"""The class of an ensemble's trees, and the prefix of their uids in Spark: for regression, and for classification by
+vote.
+"""
 SPLIT = pa.struct(
     {"featureIndex": pa.int32(), "leftCategoriesOrThreshold": pa.list_(pa.float64()), "numCategories": pa.int32()}
 )
@@ -38,21 +40,21 @@ NODE = pa.struct(
         "rawCount": pa.int64(), "gain": pa.float64(), "leftChild": pa.int32(), "rightChild": pa.int32(), "split": SPLIT,
     }
 )  # fmt: skip
-"""A node in saved data: of an ensemble a column beside the tree's number, of a single tree the whole row."""
+"""A node in saved data: a column beside the tree's number for an ensemble, the whole row for a single tree."""
 
 
 def is_ensemble(stage: Any) -> bool:
-    """Whether a tree stage, fitted or not, is an ensemble, whose trees have their own uids and Params."""
+    """True if a tree stage, fitted or not, is an ensemble, whose trees have their own uids and Params."""
     return bool(stage.hasParam("subsamplingRate"))
 
 
 def is_boosted(stage: Any) -> bool:
-    """Whether it is one whose trees have weights."""
+    """True if a tree stage is an ensemble whose trees have weights."""
     return bool(stage.hasParam("stepSize"))
 
 
 def read(stage: Any) -> Nodes:
-    """The nodes of a fitted tree, or of all trees of an ensemble."""
+    """Nodes of a fitted tree, or of all trees of an ensemble."""
     if not sessions.has_constructors():
         return _loaded(stage)
     java, build = stage._java_obj, scala_object(f"{STORE}$NodeData")
@@ -66,9 +68,10 @@ def rebuild(stage: Any, nodes: Nodes, treeWeights: Array | None = None, numFeatu
     """A new fitted stage of the same class, uid and Params (set and default, also each tree's own) with these nodes.
 
     Args:
-        nodes: the nodes of as many trees as the stage has, in any shape; a gradient-boosted ensemble may get more or fewer.
-        treeWeights: (T,), of a gradient-boosted ensemble only.
-        numFeatures: of the vectors that it reads; None where that stays.
+        nodes: the nodes of as many trees as the stage has, of any shape; a gradient-boosted ensemble may get more or
+            fewer.
+        treeWeights: (T,), only for a gradient-boosted ensemble.
+        numFeatures: number of entries of the vectors that it reads; None keeps it.
     """
     return rebuilding.rebuilt(
         stage,
@@ -83,7 +86,7 @@ def _constructed(old: Any, nodes: Nodes, treeWeights: Array | None, numFeatures:
     trees = list(java.trees()) if is_ensemble(old) else [java]
     kind, classes, none = trees[0].getClass(), _classes(trees[0]), no_params()
     make = _maker(kind.getName())
-    # An ensemble's trees are read with its own impurity, whatever theirs say (EnsembleModelReadWrite.loadImpl).
+    # An ensemble's trees are read with the ensemble's impurity, whatever theirs is (EnsembleModelReadWrite.loadImpl).
     made = roots(nodes, old.getOrDefault("impurity"))
     new = [
         tree.copyValues(make(tree.uid(), root, features, *classes), none)
@@ -103,8 +106,8 @@ def fitted(
 
     Args:
         nodes: one tree per tree of the ensemble; each gets its own uid.
-        treeWeights: (T,), of a gradient-boosted ensemble.
-        numClasses: of a classifier.
+        treeWeights: (T,), for a gradient-boosted ensemble.
+        numClasses: number of classes of a classifier.
 
     Raises:
         InputError: these are not valid trees on vectors of that many features.
@@ -126,7 +129,7 @@ def fitted(
 
 
 def first(stage: Any, count: int) -> Any:
-    """A new model like a gradient-boosted one, of its first trees only; where constructors can be called."""
+    """A new model like a gradient-boosted one, with only its first trees; needs constructors (`has_constructors`)."""
     old = stage.copy()
     java, lang = old._java_obj, packages().java.lang
     trees = java.trees()
@@ -138,14 +141,14 @@ def first(stage: Any, count: int) -> Any:
 
 
 def _maker(kind: str) -> Any:
-    """The constructors of a class, for many trees: one call for each, where one found by reflection takes ten."""
+    """Constructor of a class for many trees: it takes one call per tree, where a constructor found by reflection takes
+    ten.
+    """
     return functools.reduce(getattr, kind.split("."), packages())
 
 
 def roots(nodes: Nodes, impurity: str) -> list[Any]:
-    """The root of each tree as a Java object, given the impurity of the nodes' statistics ("variance" for a
-    regression).
-    """
+    """Root of each tree as a Java object, given the impurity of the nodes' statistics ("variance" for a regression)."""
     kind = class_named(f"[[L{STORE}$NodeData;")
     trees = mapper().readValue(json.dumps(nodes.records()), kind)
     build = scala_object(STORE)
@@ -153,7 +156,7 @@ def roots(nodes: Nodes, impurity: str) -> list[Any]:
 
 
 def _uids(count: int, prefix: str = MEMBERS[0][1]) -> list[str]:
-    """Those of new trees of an ensemble, as Spark makes them up."""
+    """New uids for trees of an ensemble, in Spark's form."""
     return [f"{prefix}_{uuid.uuid4().hex[-12:]}" for _ in range(count)]
 
 
@@ -165,19 +168,19 @@ def _classes(java: Any) -> list[int]:
 
 
 def _loaded(stage: Any) -> Nodes:
-    """Read from the stage's saved data."""
+    """Nodes from the stage's saved data."""
     with files.saved(stage) as where:
         data = files.read_rows(f"{where}/data")
     ensemble = is_ensemble(stage)
     trees: dict[int, list[dict[str, Any]]] = {}
-    for row in data.to_pylist():  # the columns' names differ between versions, and a single tree's rows are its nodes
+    for row in data.to_pylist():  # column names differ between versions; a single tree's rows are its nodes
         tree, node = (row[data.column_names[0]], row[data.column_names[1]]) if ensemble else (0, row)
         trees.setdefault(tree, []).append(node)
     return Nodes.of(sorted(trees[t], key=lambda node: node["id"]) for t in sorted(trees))
 
 
 def _rewritten(old: Any, nodes: Nodes, treeWeights: Array | None, numFeatures: int | None) -> Any:
-    """Through files: save the stage, replace its data, and load it."""
+    """Rebuild through files: save the stage, replace its data, and load it."""
     with files.saved(old) as where:
         if numFeatures is not None:
             files.change_metadata(where, numFeatures=numFeatures)
@@ -201,13 +204,13 @@ def _written(
     estimator: Any, nodes: Nodes, numFeatures: int, classes: list[int], treeWeights: Array | None, kind: str,
     uids: list[str],
 ) -> Any:  # fmt: skip
-    """The model of an estimator, loaded from files as Spark's writer makes them.
+    """The model of an estimator, loaded from files like those of Spark's writer.
 
-    The columns of treesMetadata have the names that Spark 3.5 and 4.0 look for; later versions read them by place.
+    The columns of treesMetadata have the names that Spark 3.5 and 4.0 expect; later versions read them by position.
 
     Args:
         classes: the number of classes of a classifier.
-        kind, uids: of the trees of an ensemble. They have no Params of their own but the defaults, as those that are constructed.
+        kind, uids: class and uids of the trees of an ensemble. Like constructed trees, they have only default Params.
     """
     model, metadata = rebuilding.model_metadata(estimator)
     metadata |= {"numFeatures": numFeatures, **dict(zip(["numClasses"], classes, strict=False))}
@@ -229,5 +232,5 @@ def _written(
 
 
 def _member(kind: str, uid: str) -> str:
-    """The metadata of a new tree of an ensemble, which has no Params of its own but the defaults."""
+    """Metadata of a new tree of an ensemble, which has only default Params."""
     return json.dumps(rebuilding.saved_metadata(kind, uid, {}, {}))

@@ -2,7 +2,7 @@
 words.
 
 If constructors can be called, a vocabulary is sent as one string and its vectors as bytes, without a job and without
-a call per word. Otherwise it is sent as a DataFrame by Arrow.
+a call per word. Otherwise it is sent as a DataFrame with Arrow.
 """
 
 import weakref
@@ -31,7 +31,7 @@ _read: weakref.WeakKeyDictionary[Any, Vocabulary] = weakref.WeakKeyDictionary()
 
 
 def vocabulary(stage: Any) -> Vocabulary:
-    """The words of a Word2VecModel and their vectors. Those of a fitted model never change, so they are read once."""
+    """Words of a Word2VecModel and their vectors. Those of a fitted model never change, so they are read once."""
     if stage not in _read:
         words, vectors = _by_bytes(stage) if sessions.has_constructors() else _by_arrow(stage)
         order = sorted(range(len(words)), key=words.__getitem__)
@@ -72,7 +72,7 @@ def counting(words: Sequence[str], column: str, shares: str, length: str) -> lis
     row.
 
     Args:
-        shares, length: names of the columns for the vector and for the number of words.
+        shares, length: names of the output columns for the vector and for the number of words.
     """
     counts, inverse, said = f"{shares}_counts", f"{shares}_inverse", f"size({selections.quoted(column)})"
     return [
@@ -103,7 +103,7 @@ def _mllib(stage: Any) -> Any:
 
 
 def _places(index: Any) -> dict[str, int] | None:
-    """A Scala map of words to positions; None if a word cannot be sent this way."""
+    """Positions of the words in a Scala map; None if a word cannot be sent as part of one string."""
     words, places = (str(part.mkString(BETWEEN)).split(BETWEEN) for part in (index.keys(), index.values()))
     return dict(zip(words, map(int, places), strict=True)) if len(words) == len(places) else None
 

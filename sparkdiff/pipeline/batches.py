@@ -1,4 +1,4 @@
-"""Spark's record batches through a network, in a task: the columns that the translated stages write are computed by torch."""
+"""Spark's record batches through a network, in a task: torch computes the columns that the translated stages write."""
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -29,22 +29,22 @@ TAKE_ALL = (
     Trees, LinearMargin, LogisticRegression, MultilayerPerceptron, FMRegression, FMClassification, Standardizer, MaxAbsScaler,
     MinMaxScaler, PCA, ElementwiseProduct, Normalizer,
 )  # fmt: skip
-"""Stages that refuse no row: only these compute on a GPU, where other stages do not look at their rows."""
+"""Stages that refuse no row: only these compute on a GPU, where other stages would not check their rows."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ByTorch:
-    """What `mapInArrow` runs: record batches in, the same rows with other columns out.
+    """The function for `mapInArrow`: record batches in, the same rows with other columns out.
 
     Attributes:
-        network: without Spark stages.
-        reads: the place of each column version that it reads in a batch.
-        kept: places of the columns that stay, in their order.
+        network: the network, without Spark stages.
+        reads: position in a batch of each column version that it reads.
+        kept: positions of the columns that stay, in their order.
         computed: the versions whose columns come after them.
-        kinds: per such version the type of a column of numbers, as pyarrow writes it.
-        names: of all columns.
-        device: of torch, in the task.
-        widths: the entries of vectors that it reads, as far as metadata tell: a batch may hold none but nulls.
+        kinds: for each such version the type of a numeric column, in pyarrow's spelling.
+        names: names of all columns.
+        device: torch's device in the task.
+        widths: number of entries of the vectors that it reads, if the metadata have it: a batch may hold only nulls.
     """
 
     network: Network
@@ -74,9 +74,9 @@ class ByTorch:
         return pa.RecordBatch.from_arrays([*(batch.column(i) for i in self.kept), *made], names=list(self.names))
 
     def inputs(self, batch: pa.RecordBatch) -> tuple[dict[Version, Rows], dict[Version, Tensor]]:
-        """The columns that the network reads and their null flags; and which rows of columns of numbers are null.
+        """The columns that the network reads and their null flags; and masks of the null rows of numeric columns.
 
-        The flags are there without nulls, too: what a NaN is must not depend on the rows that share its batch.
+        The flags exist even without nulls: the meaning of a NaN must not depend on the other rows of its batch.
         """
         values: dict[Version, Rows] = {}
         nulls: dict[Version, Tensor] = {}
@@ -97,7 +97,7 @@ class ByTorch:
         return values | flags, nulls
 
     def _check_no_null(self, version: Version) -> None:
-        """Raise InputError if a stage that Spark fails in reads vectors of which one is null."""
+        """Raise InputError if a vector is null and one of its readers is a stage in which Spark would fail."""
         graph = self.network.graph
         for i in self.network.positions:
             module = self.network.module(i)
@@ -108,7 +108,7 @@ class ByTorch:
                 )
 
     def _check_width(self, version: Version, column: pa.Array) -> None:
-        """Raise InputError if nothing tells how many entries the vectors have."""
+        """Raise InputError if the number of entries of the vectors is unknown."""
         if column.null_count == len(column) and version not in self.widths:
             graph = self.network.graph
             reader = next(i for i in self.network.positions if version in graph.vertices[i].reads)
@@ -118,7 +118,9 @@ class ByTorch:
             )
 
     def _on(self, network: Network, device: torch.device, values: dict[Version, Rows]) -> None:
-        """Compute on the CPU what may refuse rows, and everything before it, and the rest on another device."""
+        """Compute the stages that may refuse rows, and everything before them, on the CPU, and the rest on another
+        device.
+        """
         graph, last = self.network.graph, first_free(self.network)
         late = [v for v in self.computed if v[1] >= last]
         read = {v for i in self.network.positions if i >= last for v in graph.vertices[i].reads}
@@ -130,7 +132,7 @@ class ByTorch:
         values.update({v: Place().rows(there[v]) for v in late})
 
     def _column(self, version: Version, values: Mapping[Version, Rows], nulls: Mapping[Version, Tensor]) -> pa.Array:
-        """A computed column as Spark has it: NaN is null where the stage writes null."""
+        """A computed column in Spark's form: NaN is null if the stage writes null."""
         x, null = values[version], self._null(version, values, nulls)
         if not is_scalar(x):
             return _vectors(x, null)
@@ -139,7 +141,7 @@ class ByTorch:
         return column if kind == "double" else column.cast(pa.type_for_alias(kind))
 
     def _null(self, version: Version, values: Mapping[Version, Rows], nulls: Mapping[Version, Tensor]) -> Tensor | None:
-        """Which rows (n,) of a computed column are null."""
+        """Mask (n,) of the null rows of a computed column; None without nulls."""
         graph, module, x = self.network.graph, self.network.module(version[1]), values[version]
         vertex = graph.vertices[version[1]]
         if isinstance(module, OneHotEncoder):
@@ -152,7 +154,7 @@ class ByTorch:
 
 
 def first_free(network: Network) -> int:
-    """The position from which on no stage refuses rows, or looks at how to store them."""
+    """First position from which no stage refuses rows, or checks how to store them."""
     checking = [
         i for i in network.positions
         if not isinstance(m := network.module(i), TAKE_ALL) or (m.storage and m.exact_beyond < NEVER)

@@ -1,4 +1,6 @@
-"""Which class has which number where a pipeline makes the numbers: fitted on other rows, it may number the classes otherwise."""
+"""The numbers of the classes, if a pipeline makes the numbers: fitted on other rows, it may number the classes
+differently.
+"""
 
 from collections.abc import Sequence
 from itertools import zip_longest
@@ -13,7 +15,7 @@ from sparkdiff.stages.base import columns_of
 
 
 def classes_of(model: Any, column: str | None) -> tuple[str, ...]:
-    """The classes that a StringIndexer of a fitted pipeline numbers in a column, an RFormula's too; empty if none does."""
+    """Classes that a StringIndexer of a fitted pipeline (or of its RFormula) numbers in a column; empty without one."""
     casefold, found = casefolding(), tuple[str, ...]()
     for stage in (stage for _, stage in flatten(model) if isinstance(stage, StringIndexerModel)):
         written = zip(columns_of(stage, ("outputCol", "outputCols")), stage.labelsArray, strict=False)
@@ -24,10 +26,10 @@ def classes_of(model: Any, column: str | None) -> tuple[str, ...]:
 def check_same_classes(
     first: Sequence[str], other: Sequence[str], column: str | None, where: str, first_where: str = "the first fold"
 ) -> None:
-    """Raise InputError if a number is another class in another fit.
+    """Raise InputError if the same number is another class in another fit.
 
     Args:
-        where, first_where: of what rows the fits are.
+        where, first_where: names of the rows of the fits.
     """
     for k, (one, two) in enumerate(zip_longest(first, other)):
         if one != two:

@@ -24,9 +24,9 @@ VECTOR = pa.struct(
 )
 
 PIECE = 65536
-"""Rows that `fetched` reads at a time."""
+"""Number of rows that `fetched` reads at a time."""
 WIDE = 1024
-"""From this width on, a few dense rows among sparse ones do not make all of them dense."""
+"""Width from which a few dense rows among sparse ones do not make all of them dense."""
 
 
 def physical(field: StructField, column: Column) -> Column:
@@ -37,7 +37,7 @@ def physical(field: StructField, column: Column) -> Column:
 
 
 def into_structs(df: DataFrame, names: Sequence[str]) -> DataFrame:
-    """The rows with the columns of these names, `struct.field`, in structs instead."""
+    """The rows with the columns of these names, `struct.field`, moved into structs."""
     tree: dict[str, Any] = {}
     for name in names:
         place = tree
@@ -58,22 +58,22 @@ def write_plain(df: DataFrame, names: Sequence[str], folder: Path) -> None:
     """Write these columns of a DataFrame to Parquet, in plain types, under the names v0, v1, ..."""
     fields = {f.name: f for f in df.schema.fields}
     df.select(*(physical(fields[n], F.col(n)).alias(f"v{i}") for i, n in enumerate(names))).write.parquet(
-        jvm.stores.address(folder)  # not as_uri(): Spark takes %20 for a part of the name
+        jvm.stores.address(folder)  # not as_uri(): Spark treats %20 as part of the name
     )
     jvm.stores.take(folder)
 
 
 def read_plain(folder: Path, rows: int, exact: float = NEVER) -> Iterator[dict[str, Rows]]:
-    """The columns written by `write_plain`, at most `rows` rows at a time, and the null flags of scalars.
+    """Yield the columns written by `write_plain`, at most `rows` rows at a time, and the null flags of scalars.
 
-    The flags are there without nulls, too: what a NaN is must not depend on the rows that share its batch.
+    The flags exist even without nulls: the meaning of a NaN must not depend on the other rows of its batch.
 
     Args:
-        exact: as of `from_arrow`.
+        exact: as in `from_arrow`.
     """
     for path in sorted(folder.glob("part-*.parquet")):
         with pq.ParquetFile(path) as file:
-            # In one thread: Arrow's allocator keeps as much freed memory for each as a batch takes.
+            # In one thread: per thread, Arrow's allocator keeps as much freed memory as a batch takes.
             for batch in file.iter_batches(rows, use_threads=False):
                 columns: dict[str, Rows] = {}
                 for name in batch.schema.names:
@@ -85,7 +85,7 @@ def read_plain(folder: Path, rows: int, exact: float = NEVER) -> Iterator[dict[s
 
 
 def fetched(df: DataFrame, names: Sequence[str]) -> list[torch.Tensor]:
-    """Each of these columns as one dense tensor of all rows, by one job; none where there are no rows."""
+    """Fetch each of these columns as one dense tensor of all rows, with one job; an empty list without rows."""
     with TemporaryDirectory(prefix=".rows-", dir=jvm.scratch_folder()) as folder:
         write_plain(df, names, Path(folder) / "rows")
         parts = [*read_plain(Path(folder) / "rows", PIECE)]
@@ -93,13 +93,13 @@ def fetched(df: DataFrame, names: Sequence[str]) -> list[torch.Tensor]:
 
 
 def from_arrow(column: pa.Array, width: int = 0, exact: float = NEVER) -> Rows:
-    """A column as tensor: (n,) for numbers, (n, d) for lists, and for vectors SparseRows where every row is sparse, or most
-    rows of a wide column are.
+    """A column as a tensor: (n,) for numbers, (n, d) for lists, and for vectors SparseRows if every row is sparse, or
+    most rows of a wide column are.
 
     Args:
-        width: entries of vectors of which all are null, in rows of NaN.
-        exact: the size of the numbers from which on dense and sparse vectors stay what they are: SparseRows, in which the dense
-            ones store all entries.
+        width: number of entries of the NaN rows, if all vectors are null.
+        exact: the magnitude of the numbers above which dense and sparse vectors keep their form: the result is
+            SparseRows, in which the dense ones store all entries.
     """
     if pa.types.is_struct(column.type):
         return _vectors(column, width, exact)
@@ -114,9 +114,9 @@ def from_arrow(column: pa.Array, width: int = 0, exact: float = NEVER) -> Rows:
 
 def _numbers(column: pa.Array) -> torch.Tensor:
     if pa.types.is_decimal(column.type):
-        column = column.cast(pa.string())  # Arrow's cast to double is not that next to the decimal
-    if not pa.types.is_float16(column.type):  # which Arrow does not cast
-        column = column.cast(pa.float64(), safe=False)  # large integers are rounded, as by Spark
+        column = column.cast(pa.string())  # Arrow's cast to double does not give the nearest double
+    if not pa.types.is_float16(column.type):  # Arrow does not cast these
+        column = column.cast(pa.float64(), safe=False)  # large integers are rounded, as in Spark
     return torch.from_numpy(np.array(column.to_numpy(zero_copy_only=False), dtype=np.float64))
 
 
@@ -142,7 +142,7 @@ def _vectors(column: pa.StructArray, told: int, exact: float) -> Rows:
 
 
 def to_arrow(column: Rows, null: torch.Tensor | None = None) -> pa.Array:
-    """A tensor as a column that Spark reads back as number or vector; `null` (n,) marks the numbers that are null."""
+    """A tensor as a column that Spark reads back as a number or vector; `null` (n,) marks the numbers that are null."""
     if isinstance(column, SparseRows):
         n = len(column)
         offsets = pa.array(column.offsets.numpy().astype(np.int32))
@@ -165,7 +165,9 @@ def write_columns(
     columns: Mapping[str, Rows], path: Path, nulls: Mapping[str, torch.Tensor] | None = None,
     words: Mapping[str, pa.Array] | None = None,
 ) -> None:  # fmt: skip
-    """Write tensors, and lists of words, as one Parquet file that `schema_of` describes to Spark; `nulls` are scalars'."""
+    """Write tensors, and lists of words, as one Parquet file that `schema_of` describes to Spark; `nulls` has the null
+    flags of scalars.
+    """
     arrays = {name: to_arrow(c, (nulls or {}).get(name)) for name, c in columns.items()}
     pq.write_table(pa.table({**arrays, **(words or {})}), path)
 

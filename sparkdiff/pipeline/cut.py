@@ -21,7 +21,7 @@ class CutColumn:
     """A column version that training reads.
 
     Attributes:
-        name: the column name, spelled as by its writer or its first reader.
+        name: the column name in the spelling of its writer or its first reader.
         in_struct: whether it is the field of a struct, `struct.field`.
         nulls: whether a stage distinguishes its nulls from NaN.
         loss: whether only the loss reads it.
@@ -42,7 +42,7 @@ class CutColumn:
 class Cut:
     """The stages that Spark runs before the cache, those that torch runs after it, and the columns between them.
 
-    Two cuts compare equal if these are the same, although their graphs have different modules.
+    Two cuts compare equal if these are the same, even if their graphs have different modules.
 
     Attributes:
         cached: positions of the stages in Spark.
@@ -93,7 +93,7 @@ class Cut:
         return df
 
     def in_spark(self) -> list[Vertex]:
-        """All that Spark runs, in its order: its stages, and the plain stages that prepare columns for modules."""
+        """All stages that Spark runs, in order: its stages, and the plain stages that prepare columns for modules."""
         found = list[Vertex]()
         for i in sorted({*self.cached, *self.live}):
             vertex = self.graph.vertices[i]
@@ -103,7 +103,7 @@ class Cut:
         return found
 
     def first_in_spark(self) -> list[Vertex]:
-        """The vertices of the first of these stages, up to the first plain stage that prepares a column."""
+        """The first of these stages, up to the first plain stage that prepares a column."""
         prepared = next(
             (i for i in sorted(self.live) if self.graph.vertices[i].preparation()), len(self.graph.vertices)
         )
@@ -126,8 +126,8 @@ def cut_of(roles: Roles) -> Cut:
 
 
 def joined(one: Cut, other: Cut) -> Cut | None:
-    """The first of two cuts of a pipeline with the columns of both, so that one cache serves both; None where the stages that
-    only the second one runs in Spark could change the rows or the columns of the first.
+    """The first of two cuts of a pipeline with the columns of both, so that one cache serves both; None if the stages
+    that only the second one runs in Spark could change the rows or the columns of the first.
     """
     graph, more = one.graph, [other.graph.vertices[i] for i in other.cached if i not in one.cached]
     read = {v[0] for vertex in graph.vertices for v in (*vertex.sources, *vertex.margin_reads) if v[1] == -1}
@@ -144,8 +144,8 @@ def joined(one: Cut, other: Cut) -> Cut | None:
 
 
 def within(cut: Cut, wide: Cut) -> Cut | None:
-    """The cut of a pipeline, such that it reads the cache of another pipeline that begins with the same stages: stages that this
-    cache knows nothing of run in torch. None where the cache lacks a column, or may have other rows.
+    """The cut of a pipeline, changed so that it reads the cache of another pipeline that begins with the same stages:
+    stages that this cache does not contain run in torch. None if the cache lacks a column, or may have other rows.
     """
     graph, base = cut.graph, wide.graph
     ran = {id(base.vertices[i].stage): i for i in wide.cached}
@@ -191,7 +191,7 @@ def within(cut: Cut, wide: Cut) -> Cut | None:
 
 
 def _cached(roles: Roles) -> set[int]:
-    """The stages that run in Spark before the cache."""
+    """Stages that run in Spark before the cache."""
     if not roles.trainable:
         return set()
     graph = roles.graph
@@ -213,7 +213,9 @@ def _cached(roles: Roles) -> set[int]:
 
 
 def _droppers_behind(roles: Roles, spark: Set[int]) -> set[int]:
-    """The stages behind the head that may drop rows and can run before what trains, with all that they depend on."""
+    """Stages behind the head that may drop rows and can run before the stages that train, with all stages that they
+    depend on.
+    """
     graph, out = roles.graph, set[int]()
     for vertex in (v for v in graph.vertices[graph.head.position + 1 :] if v.may_drop):
         needed = {vertex.position} | graph.ancestors([vertex.position])
@@ -223,7 +225,7 @@ def _droppers_behind(roles: Roles, spark: Set[int]) -> set[int]:
 
 
 def _overwrites(graph: Graph, i: int, spark: Set[int]) -> bool:
-    """Whether stage i overwrites a column that an earlier stage in torch, or the loss there, reads."""
+    """True if stage i overwrites a column that an earlier stage in torch, or the loss there, reads."""
     return any(
         graph.writes(i, [name]) for j in range(i) if j not in spark for name, _ in graph.vertices[j].margin_reads
     )
@@ -238,11 +240,11 @@ class Analysis(NamedTuple):
 
 
 def analyse(model: Any, options: Options | None = None, data: SchemaOrRows = None) -> Analysis:
-    """The analysis of a fitted pipeline or stage; `requires_grad` is True only for parameters that train.
+    """Analyse a fitted pipeline or stage, and set `requires_grad`: True only for parameters that train.
 
     Args:
-        options: decide the roles, except `freeze`, which `Roles.freeze` applies.
-        data: their schema decides the modules of a few stages.
+        options: options that decide the roles, except `freeze`, which `Roles.freeze` applies.
+        data: data whose schema decides the modules of a few stages.
 
     Raises:
         InputError: the pipeline is not fitted, a name matches no stage, or a requested parameter cannot train.

@@ -1,4 +1,4 @@
-"""The pipeline as a graph of column versions: which stage reads and writes which. Runs no job."""
+"""The pipeline as a graph of column versions, with the stages that read and write them. Runs no job."""
 
 import dataclasses
 import functools
@@ -30,7 +30,7 @@ def null_of(version: Version) -> Version:
 
 
 def in_front_of(position: int) -> int:
-    """The writer of a version that plain stages in front of a stage prepare for its module."""
+    """Writer position for the versions that plain stages before a stage prepare for its module."""
     return -2 - position
 
 
@@ -39,16 +39,16 @@ class Vertex:
     """A leaf stage of a pipeline, with the column versions that it reads and its torch module.
 
     Attributes:
-        position: the index among the graph's vertices; a version names its writer by it.
+        position: the index among the graph's vertices; a version refers to its writer by it.
         path: the position in the nested pipelines.
         stage: the fitted Spark stage; None in a process without Spark.
-        spelled: the inputs as the Params name them; a name with dots may stand in backticks.
+        spelled: the inputs as spelled in the Params; a name with dots may be in backticks.
         lossInputs: the columns that only a loss at this stage would read.
         custom: whether it runs SQL, or is not one of Spark's stages.
         opaque: whether it may read and write any column.
         declares_all: whether it reads only the columns that it declares, and keeps all rows, as stages of Spark do.
         passed_over: whether Spark skips it if the data have no such input.
-        own_attributes: whether the attributes of its outputs say nothing about its inputs.
+        own_attributes: whether the attributes of its outputs contain nothing about its inputs.
         makes_sparse: whether it writes sparse vectors, which may be very wide.
         removes: the columns that it drops.
         selects: whether it may drop columns that it doesn't name.
@@ -56,11 +56,11 @@ class Vertex:
         why: the reason why it stays in Spark.
         sources: the versions that the Spark stage reads.
         parents: the writers of all versions that it reads or may read.
-        declaredParents: the writers of the columns that it declares to read, or names in its statement, as if opaque stages wrote
-            no other column.
+        declaredParents: the writers of the columns that it declares as inputs, or names in its statement, under the
+            assumption that opaque stages write only the columns that they declare.
         module: the torch module; None if the stage stays in Spark.
         parametric: whether it has parameters that may train.
-        prepared: the columns that plain stages in front of it make for its module.
+        prepared: the columns that plain stages before it make for its module.
         reads: the versions that its module reads.
         lossReads: the versions that only the loss reads.
         note: the assumption about the data under which the module is right.
@@ -97,33 +97,33 @@ class Vertex:
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """The columns that it reads."""
+        """Columns that it reads."""
         return tuple(map(jvm.unquoted, self.spelled))
 
     @property
     def statement(self) -> str:
-        """The SQL that it runs, which may read and write any column; empty if it runs none."""
+        """SQL that an opaque stage runs, which may read and write any column; else empty."""
         return "".join(columns_of(self.stage, ("statement",))) if self.opaque else ""
 
     @property
     def margin_reads(self) -> tuple[Version, ...]:
-        """The versions that its margin reads; at the head, those of the loss too."""
+        """Versions that its margin reads; at the head, those of the loss too."""
         return (*self.reads, *self.lossReads)
 
     @property
     def may_drop(self) -> bool:
-        """Whether it stays in Spark and may drop rows."""
+        """True if it stays in Spark and may drop rows."""
         return self.module is None and self.drops_rows
 
     def preparation(self) -> list[Any]:
-        """The plain stages that make the `prepared` columns."""
+        """Plain stages that make the `prepared` columns."""
         return self.module.preparation(self.stage) if isinstance(self.module, Prepared) else []
 
     def transform(self, df: DataFrame, *, is_last: bool = False) -> DataFrame:
         """The rows after the stage, with the columns that it would drop without naming them.
 
         Args:
-            is_last: whether the stages behind it have run already; else the columns that they write anew are dropped.
+            is_last: whether the later stages have run already; else the columns that they write again are dropped.
         """
         out = self.stage.transform(df)
         return with_lost_columns(df, out, casefolding(), () if is_last else self.rewritten) if self.selects else out
@@ -138,7 +138,7 @@ class Graph:
     """The stages of a pipeline, in its order, linked by the column versions that they read and write.
 
     Attributes:
-        casefold: the function that makes two names of one column equal.
+        casefold: function that maps all spellings of a column's name to the same text.
         holders: pipelines, searches and formulas, by the path of their stages, with uid and class name.
         head_position: the position of the head; None if there is none.
     """
@@ -156,30 +156,32 @@ class Graph:
 
     @functools.cached_property
     def modules(self) -> Mapping[int, StageModule]:
-        """The torch modules by position."""
+        """Torch modules by position."""
         return {v.position: v.module for v in self.vertices if v.module is not None}
 
     @functools.cached_property
     def writers(self) -> Mapping[str, int]:
-        """The position of the last stage that declares each column as an output, by casefolded name. Not of dropped ones."""
+        """Position of the last stage that declares each column as an output, by casefolded name; without dropped
+        columns.
+        """
         removed = {self.casefold(c): v.position for v in self.vertices for c in v.removes}
         every = {self.casefold(c): v.position for v in self.vertices for c in v.outputs}
         return {c: writer for c, writer in every.items() if removed.get(c, -1) < writer}
 
     @functools.cached_property
     def above(self) -> Sequence[frozenset[int]]:
-        """For each stage, the stages from which a path of declared columns leads to it."""
+        """Stages from which a path of declared columns leads to each stage."""
         out: list[frozenset[int]] = []
         for vertex in self.vertices:
             out.append(vertex.declaredParents.union(*(out[p] for p in vertex.declaredParents)))
         return out
 
     def writes(self, i: int, names: Iterable[str]) -> bool:
-        """Whether stage i declares an output with one of these casefolded names."""
+        """True if stage i declares an output with one of these casefolded names."""
         return not set(names).isdisjoint(map(self.casefold, self.vertices[i].outputs))
 
     def passes_over(self, vertex: Vertex, read: Set[str]) -> set[Version]:
-        """The inputs that Spark passes over where the data lack them, and of which the stage makes no column that is read.
+        """Inputs that Spark ignores if the data lack them, and from which the stage makes no column that is read.
 
         Args:
             read: casefolded names of the columns that are read.
@@ -188,7 +190,7 @@ class Graph:
         return {version for version, written in pairs if written not in read}
 
     def ancestors(self, of: Iterable[int]) -> set[int]:
-        """Every stage from which a column path leads to one of these."""
+        """Stages from which a column path leads to one of these."""
         out: set[int] = set()
         stack = [p for i in of for p in self.vertices[i].parents]
         while stack:
@@ -199,7 +201,9 @@ class Graph:
         return out
 
     def reference(self) -> list[int]:
-        """Positions of the stages that Spark runs to make the network's inputs; translated stages that feed others included."""
+        """Positions of the stages that Spark runs to make the network's inputs, including translated stages that feed
+        such stages.
+        """
         if not self.modules:
             return []
         in_torch = (v for v in self.vertices if v.module is not None)
@@ -210,14 +214,14 @@ class Graph:
         return sorted(made | self.ancestors(made))
 
     def formula_of(self, vertex: Vertex) -> str | None:
-        """The uid of the RFormulaModel that a stage is a part of; None if of none."""
+        """Uid of the RFormulaModel that contains a stage; None if there is none."""
         found = (
             uid for path, (uid, kind) in self.holders if kind == "RFormulaModel" and vertex.path[: len(path)] == path
         )
         return next(found, None)
 
     def predictors(self) -> list[int]:
-        """Positions of the translated predictors; of clusterings only if no predictor has a label."""
+        """Positions of the translated predictors; clusterings only if no predictor has a label."""
         found = {i: m for i, m in self.modules.items() if isinstance(m, Predictor)}
         return [i for i, m in found.items() if m.labelled] or list(found)
 
@@ -235,11 +239,12 @@ class Graph:
         return out
 
     def makers(self, columns: Iterable[str], given: Iterable[str] | None = None) -> list[Vertex]:
-        """The stages in front of the head that make these columns, and what they make them of; the last one first.
+        """Stages before the head that make these columns or the columns that they are made from; the last one first.
 
         Args:
-            given: the columns of the rows. What is neither one of these nor an output that a stage declares comes from a stage
-                that declares none, such as an SQLTransformer, and so from any in front of that one. None leaves these out.
+            given: the columns of the rows. A column that is neither one of these nor a declared output comes from a
+                stage that declares none, such as an SQLTransformer, and so possibly from any stage before that one.
+                None leaves these out.
         """
         wanted, found = set(map(self.casefold, columns)), list[Vertex]()
         vertices, known = self.vertices[: self.head_position], set(map(self.casefold, given or ()))
@@ -255,7 +260,7 @@ class Graph:
         return found
 
     def nulls_read(self, positions: Iterable[int]) -> list[Version]:
-        """The versions from other stages in which these stages distinguish null from NaN."""
+        """Versions from other stages in which these stages distinguish null from NaN."""
         inside = set(positions)
         reads = dict.fromkeys(v for i in inside if self.modules[i].takes_nulls for v in self.vertices[i].reads)
         # A stage may pass a null on to one that distinguishes it.
@@ -264,13 +269,15 @@ class Graph:
         return [v for v in reads if v[1] not in inside]
 
     def null_from(self, version: Version) -> Version | None:
-        """The input that makes this column null where it is null itself: the offset of a generalized linear model."""
+        """The input whose nulls make this column null: the offset of a generalized linear model; None for other
+        columns.
+        """
         reads = self.vertices[version[1]].reads
         has_offset = isinstance(self.modules.get(version[1]), GeneralizedLinearRegression) and len(reads) > 1
         return reads[1] if has_offset else None
 
     def name(self, version: Version) -> str:
-        """The column's name as its writer (or first reader) spells it."""
+        """Name of the column in the spelling of its writer (or first reader)."""
         name, producer = version
         written = self.vertices[producer].outputs if producer >= 0 else ()
         for c in (*written, *(c for v in self.vertices for c in (*v.inputs, *v.lossInputs, *v.prepared))):
@@ -279,7 +286,7 @@ class Graph:
         return name
 
     def in_struct(self, version: Version) -> bool:
-        """Whether it is the field of a struct, `struct.field`; a column with such a name is read in backticks."""
+        """True if it is the field of a struct, `struct.field`; a column with such a name is read in backticks."""
         name, producer = version
         if "." not in name or (producer >= 0 and self.writes(producer, [name])):
             return False
@@ -287,7 +294,9 @@ class Graph:
         return bool(readers) and all(jvm.unquoted(c) == c for c in readers)
 
     def select(self, names: Iterable[Any], option: str) -> set[int]:
-        """Positions of the stages with this uid, class name or output column; of all stages inside a pipeline or search."""
+        """Positions of the stages with this uid, class name or output column; for a pipeline or search, of all stages
+        inside it.
+        """
         out: set[int] = set()
         for wanted in [names] if isinstance(names, (str, Transformer)) else names:
             name = wanted if isinstance(wanted, str) else wanted.uid
@@ -305,7 +314,7 @@ class Graph:
         return out
 
     def asked(self, unfreeze: Iterable[str]) -> dict[str, set[int]]:
-        """Positions of the stages of each name `<uid, class name or output column>.<parameter>`."""
+        """Positions of the stages for each name `<uid, class name or output column>.<parameter>`."""
         return {name: self.select([name.rpartition(".")[0] or name], "unfreeze") for name in unfreeze}
 
     def changed(self, new: Mapping[int, Vertex]) -> "Graph":

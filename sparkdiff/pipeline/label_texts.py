@@ -18,7 +18,8 @@ def label_notes(graph: Graph, data: DataFrame | StructType, counted: bool = Fals
     """Sentences on labels that no row of the data has, by the position of their stage.
 
     Args:
-        counted: also tell how many rows of a DataFrame have the numbers of such labels; runs a job where there are any.
+        counted: whether to add the number of rows of a DataFrame with the numbers of such labels; runs a job if there
+            are any.
     """
     indexers = [vertex for vertex in graph.vertices if vertex.stageClass == "StringIndexerModel"]
     known = known_fields(graph, {source for vertex in indexers for source in vertex.sources}, data) if indexers else {}
@@ -40,7 +41,7 @@ def label_notes(graph: Graph, data: DataFrame | StructType, counted: bool = Fals
 
 
 def _rows(graph: Graph, df: Any, version: Version, numbers: Sequence[float]) -> dict[float, int]:
-    """The number of rows that have each of these numbers in a version of a column."""
+    """Number of rows that have each of these numbers in a version of a column."""
     for vertex in graph.vertices[: version[1] + 1]:
         df = vertex.transform(df)
     column = named(graph.name(version), in_struct=graph.in_struct(version)).cast("double")

@@ -13,13 +13,13 @@ def casefolding() -> Callable[[str], str]:
     """The session's rule for equal column names, as a function."""
     try:
         sensitive = str(jvm.session().conf.get("spark.sql.caseSensitive", "false")).lower() == "true"
-    except InputError:  # each stage says so by its name
+    except InputError:  # each stage reports this with its name
         sensitive = False
     return str if sensitive else str.lower
 
 
 def read_by_name(df: DataFrame) -> list[str]:
-    """The columns whose name is unique, so that they can be read by name."""
+    """Columns with a unique name, which can be read by name."""
     casefold = casefolding()
     times = collections.Counter(map(casefold, df.columns))
     return [c for c in df.columns if times[casefold(c)] == 1]

@@ -14,13 +14,13 @@ from sparkdiff.errors import InputError, kind_of
 from sparkdiff.jvm.rformula import parts
 
 Path = tuple[int, ...]
-"""Position of a leaf stage in the nested pipelines. The model of a search has one `bestModel` and adds nothing to the
-path.
+"""Position of a leaf stage in the nested pipelines. The model of a search has one `bestModel`, so it adds nothing to
+the path.
 """
 
 
 class Holder:
-    """Base of models that contain the plain model, which computes their outputs."""
+    """A base of models that contain the plain model, which computes their outputs."""
 
     pipelineModel: Any
 
@@ -35,10 +35,10 @@ class Holder:
 
 
 def flatten(model: Any, path: Path = ()) -> list[tuple[Path, Any]]:
-    """The leaf stages of a fitted pipeline with their positions in the nested pipelines.
+    """Leaf stages of a fitted pipeline with their positions in the nested pipelines.
 
     Raises:
-        InputError: a stage is not fitted; names it.
+        InputError: a stage is not fitted; the message names it.
     """
     if isinstance(model, Estimator):
         old = "; one that Spark 2.2 or older has saved needed no fit, and newer versions load it as this Estimator: fit it anew"
@@ -60,7 +60,7 @@ def flatten(model: Any, path: Path = ()) -> list[tuple[Path, Any]]:
 
 
 def last_stage(given: Any) -> Any:
-    """The last stage of a pipeline, fitted or not."""
+    """Last stage of a pipeline, fitted or not."""
     stages: Sequence[Any] = given.stages if isinstance(given, PipelineModel) else []
     if isinstance(given, Pipeline):
         stages = given.getStages() if given.isDefined(given.stages) else []
@@ -68,7 +68,7 @@ def last_stage(given: Any) -> Any:
 
 
 def _way_in(given: Any) -> str:
-    """A hint how to turn this value into a fitted pipeline."""
+    """A hint how to turn this value into a fitted pipeline; empty if there is none."""
     package = type(given).__module__.partition(".")[0]
     if isinstance(given, (str, os.PathLike)):
         return ": load it with PipelineModel.load(path)"
@@ -80,7 +80,7 @@ def _way_in(given: Any) -> str:
 
 
 def holders(model: Any, path: Path = ()) -> list[tuple[Path, Any]]:
-    """The stages that contain the leaf stages: pipelines, searches, formulas, with the common path of their leaves."""
+    """Stages that contain the leaf stages (pipelines, searches, formulas), with the common path of their leaves."""
     if isinstance(model, PipelineModel):
         return [(path, model), *(h for i, stage in enumerate(model.stages) for h in holders(stage, (*path, i)))]
     if isinstance(model, (CrossValidatorModel, TrainValidationSplitModel)):
@@ -91,7 +91,7 @@ def holders(model: Any, path: Path = ()) -> list[tuple[Path, Any]]:
 
 
 def inside(stage: Any, into: Callable[[Any], bool] = lambda stage: True) -> dict[str, Any]:
-    """By uid a stage and all stages that it holds, as `held_by`; of those of one uid the first."""
+    """A stage and all stages that it holds (`held_by`), by uid; the first one if several have the same uid."""
     found: dict[str, Any] = {}
     for one in held_by(stage, into):
         found.setdefault(one.uid, one)
@@ -99,14 +99,14 @@ def inside(stage: Any, into: Callable[[Any], bool] = lambda stage: True) -> dict
 
 
 def held_by(stage: Any, into: Callable[[Any], bool] = lambda stage: True) -> list[Any]:
-    """A stage and all stages that it holds, such as the classifier of a OneVsRest, where `into` looks into its holder.
+    """A stage and all stages that it holds, such as the classifier of a OneVsRest, if `into` is True for their holder.
 
-    Several may have one uid: a fitted stage has that of its estimator.
+    Several may have the same uid: a fitted stage has that of its estimator.
     """
     seen: dict[int, Any] = {}  # a container may hold itself
 
     def walk(thing: Any) -> None:
-        # A stage of one's own class may have no uid: its __init__ may not call that of Params.
+        # A user's stage may have no uid: its __init__ may not call that of Params.
         is_stage = isinstance(thing, Params) and hasattr(thing, "uid")
         if id(thing) in seen or not (is_stage or isinstance(thing, (dict, list, tuple))):
             return
@@ -123,9 +123,9 @@ def held_by(stage: Any, into: Callable[[Any], bool] = lambda stage: True) -> lis
 def replaced(model: Any, new: Mapping[Path, Any], path: Path = ()) -> Any:
     """The same structure with `new` leaf stages at their positions. Parts without a new leaf stay the same objects.
 
-    A list of stages takes the place of a leaf in the pipeline around it, and is the pipeline of a search around it. A `Holder`
-    is replaced by its model. The model of a search keeps its class, uid, Params, metrics and sub-models. An RFormulaModel stays
-    the same object: none of its parts has anything to train.
+    A list of stages replaces a leaf in the pipeline around it; in a search around it, it becomes a pipeline. A
+    `Holder` is replaced by its model. The model of a search keeps its class, uid, Params, metrics and sub-models. An
+    RFormulaModel stays the same object: none of its parts has anything to train.
     """
     if isinstance(model, PipelineModel):
         made = [replaced(s, new, (*path, i)) for i, s in enumerate(model.stages)]
@@ -143,7 +143,9 @@ def replaced(model: Any, new: Mapping[Path, Any], path: Path = ()) -> Any:
 
 
 def with_stage_params(given: Any, params: dict[Param[Any], Any]) -> Any:
-    """A pipeline, fitted or not, with Params set on copies of the stages that own them; those of no stage change nothing."""
+    """A pipeline, fitted or not, with Params set on copies of the stages that own them; Params of other stages change
+    nothing.
+    """
     if isinstance(given, Pipeline):
         return given.copy(params)
     if not isinstance(given, Transformer):

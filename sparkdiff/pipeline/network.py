@@ -32,10 +32,9 @@ class Network(nn.Module):
     later stages compute with these values, as in Spark.
 
     Attributes:
-        inputCols: columns that a call needs (only those that the requested outputs depend on).
+        inputCols: columns that a call needs (with `outputCols`, only those that these depend on).
         outputCols: columns that the translated stages write.
-        reference: PipelineModel that computes the inputs from the source columns, or None if the source has all of
-            them.
+        reference: PipelineModel that computes the inputs from the source columns; None if the source has all of them.
     """
 
     def __init__(self, graph: Graph, positions: Sequence[int]):
@@ -69,7 +68,7 @@ class Network(nn.Module):
         return self.stages[str(position)]  # type: ignore[return-value]
 
     def trees(self) -> dict[int, Trees]:
-        """The stages of trees by position."""
+        """Tree stages by position."""
         return {i: m for i in self.positions if isinstance(m := self.module(i), Trees)}
 
     @property
@@ -79,7 +78,7 @@ class Network(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of its numbers, float64 unless it was moved to another one."""
+        """Dtype of its numbers, float64 unless the network was moved to another one."""
         return next((x.dtype for x in self._held() if x.is_floating_point()), torch.float64)
 
     @property
@@ -103,7 +102,7 @@ class Network(nn.Module):
         return {self.graph.name(v): _outside(values[v], self.module(v[1]).float32) for v in wanted}
 
     def given(self, columns: Mapping[str, Any]) -> dict[Version, Rows]:
-        """The columns of a call as versions; columns that no stage reads are ignored."""
+        """Columns of a call as versions; columns that no stage reads are ignored."""
         casefold, named = self.graph.casefold, {}
         if not isinstance(columns, Mapping):
             raise InputError(f"a network takes tensors by column name, got {type(columns).__name__}")
@@ -130,10 +129,10 @@ class Network(nn.Module):
         """Compute the requested versions and everything that they depend on, into `values`.
 
         Args:
-            explain: whether an error of torch is reported with the stage and the shapes.
+            explain: whether to report an error of torch with the stage and the shapes.
 
         Raises:
-            InputError: an input is missing; names the stage that needs it.
+            InputError: an input is missing; the message names the stage that needs it.
         """
         for i in self.schedule(wanted, values):
             vertex, routed = self.graph.vertices[i], values.get((LEAVES, i))
@@ -159,11 +158,13 @@ class Network(nn.Module):
     def null_flags(
         self, module: StageModule, reads: Sequence[Version], values: Mapping[Version, Rows]
     ) -> dict[str, Any]:
-        """Null flags of the inputs, for a stage that needs them; None where nobody tells null from NaN."""
+        """Null flags of the inputs, for a stage that needs them; None for an input in which null and NaN are not
+        distinguished.
+        """
         return {"nulls": [self.null_flag(v, values) for v in reads]} if module.takes_nulls else {}
 
     def null_flag(self, v: Version, values: Mapping[Version, Rows]) -> Tensor | None:
-        """Which rows (n,) of a column are null; None where nobody tells, and of vectors."""
+        """Mask (n,) of the null rows of a column; None if null and NaN are not distinguished, and for vectors."""
         if v[1] not in self.positions:
             return values.get(null_of(v))  # type: ignore[return-value]  # flags are tensors
         column, source = values[v], self.graph.null_from(v)
@@ -203,7 +204,7 @@ class Network(nn.Module):
         return self._schedules[key]
 
     def clone(self) -> "Network":
-        """The same network with parameters of its own; the Spark stages are shared."""
+        """The same network with its own parameters; the Spark stages are shared."""
         other = Network(self.graph, self.positions)
         other.stages = copy.deepcopy(self.stages)
         return other
@@ -217,7 +218,7 @@ class Network(nn.Module):
         return other
 
     def margin(self, values: dict[Version, Rows]) -> Tensor:
-        """The head's margin from column versions, as training computes it."""
+        """Margin of the head from column versions, as in training."""
         routed = values.get((LEAVES, self.graph.head.position))
         if isinstance(routed, Tensor) and isinstance(self.head, Trees):
             return self.head.combined(self.head.gathered(routed))
@@ -227,7 +228,7 @@ class Network(nn.Module):
         return self.head.margin(*(values[v] for v in reads), **null_flags)
 
     def versions_of(self, outputCols: Iterable[str] | None) -> list[Version]:
-        """The versions of these output columns; of all where none are named.
+        """Versions of these output columns; of all if None.
 
         Raises:
             InputError: no translated stage writes one of them.
@@ -270,13 +271,13 @@ def _outside(column: Rows, single: bool) -> Tensor:
 
 
 def translate(model: Any, *, schema: SchemaOrRows = None) -> Network:
-    """The translated stages of a fitted pipeline (or of one fitted stage) as a torch module with Spark's own parameters.
+    """Translate a fitted pipeline (or one fitted stage) into a torch module with Spark's own parameters.
 
-    `requires_grad` is set exactly where `plan(model)` says trainable.
+    `requires_grad` is True exactly for the parameters that `plan(model)` calls trainable.
 
     Args:
         schema: the schema of the data, or the data themselves. Without them, source columns are assumed to have no
-            categories (`ml_attr` metadata decide what a few stages compute; the plan names them).
+            categories (`ml_attr` metadata decide the computation of a few stages; the plan names them).
 
     Raises:
         InputError: the pipeline is not fitted.
@@ -311,7 +312,7 @@ def seeing(network: Network, model: Any, data: SchemaOrRows) -> Network:
 
 
 def moving_positions(network: Network) -> set[int]:
-    """The stages whose outputs change with a trainable parameter."""
+    """Stages whose outputs change with a trainable parameter."""
     moving: set[int] = set()
     for i in network.positions:
         reads_moving = any(p in moving for _, p in network.graph.vertices[i].reads)
@@ -321,14 +322,14 @@ def moving_positions(network: Network) -> set[int]:
 
 
 def fixed_versions(network: Network) -> list[Version]:
-    """The column versions that moving stages read from other stages or from outside the network."""
+    """Column versions that moving stages read from other stages or from outside the network."""
     moving = moving_positions(network)
     read = [v for i in network.positions if i in moving for v in network.graph.vertices[i].reads]
     return [v for v in dict.fromkeys(read) if v[1] not in moving]
 
 
 def routed_versions(network: Network) -> list[Version]:
-    """The leaf indices of trainable tree stages that do not depend on any trainable parameter."""
+    """Versions of the leaf indices of trainable tree stages that do not depend on any trainable parameter."""
     moving = moving_positions(network)
     return [
         (LEAVES, i)

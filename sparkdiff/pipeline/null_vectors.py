@@ -1,5 +1,6 @@
-"""The needs of the stages that read a vector. Every stage of Spark but an assembler that keeps NaN refuses the vector that an
-encoder makes of null; a few stages tell the zeros that Spark stores from those that it doesn't.
+"""The requirements of the stages that read a vector. Every stage of Spark except an assembler that keeps NaN refuses
+the null vector that an encoder makes from null; a few stages distinguish zeros that Spark stores from those that it
+doesn't.
 """
 
 from collections.abc import Collection
@@ -12,10 +13,12 @@ from sparkdiff.tensors.rows import NEVER
 
 
 def note_readers(graph: Graph, positions: Collection[int]) -> float:
-    """Tell each of these stages what those that read its vectors make of them. Other stages are not run.
+    """Set in each of these stages what the readers of its vectors require (`refusing`, `exact_beyond`). Other stages
+    are not run.
 
     Returns:
-        the size of the numbers in vectors from outside from which on they must be stored as in Spark (`exact_beyond`).
+        the magnitude of the numbers in vectors from outside above which they must be stored as in Spark
+            (`exact_beyond`).
     """
     exact: dict[Version, float] = {}
     refusing: dict[Version, str] = {}  # the uid of the first stage that refuses null

@@ -30,26 +30,29 @@ from sparkdiff.tensors.rows import Rows, SparseRows, dense, width
 
 TOLERANCE = 1e-9
 SINGLE = 1e-6
-"""The tolerance for stages whose weights Spark stores in float32, and for later stages."""
+"""Tolerance for stages whose weights Spark stores in float32, and for later stages."""
 CHUNK = 1 << 18
-"""Stored entries of the widest column that are compared at a time (2 MiB of doubles, of which a dozen temporaries are made)."""
+"""Number of stored entries of the widest column that are compared at a time (2 MiB of doubles, with a dozen
+temporaries).
+"""
 PROBE = 16
-"""Rows that are read to find the widths of the columns."""
+"""Number of rows that are read to find the widths of the columns."""
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Parity(Shown):
-    """How far the network's outputs are from Spark's.
+    """The differences between the network's outputs and Spark's.
 
     Attributes:
-        maxAbsDiff: per column, the largest absolute difference.
-        maxRelDiff: per column, the largest difference over max(1, abs(Spark's value)); inf if only one of them is
-            NaN, or if they are infinite with different signs.
-        labelDisagreements: rows in which a label or index column differs.
-        rows: rows compared.
-        ok: every maxRelDiff is within the tolerance (1e-9; 1e-6 after float32 stages), and labels differ only where
-            the margin is within the tolerance of the boundary.
-        notes: labels of numbers that this Java prints otherwise, so that StringIndexers find them in no row.
+        maxAbsDiff: largest absolute difference per column.
+        maxRelDiff: largest difference divided by max(1, abs(Spark's value)) per column; inf if only one of them is
+            NaN or infinite, or if they are infinite with different signs.
+        labelDisagreements: number of rows in which a label or index column differs, summed over these columns.
+        rows: number of compared rows.
+        ok: whether every maxRelDiff is within the tolerance (1e-9; 1e-6 after float32 stages), and labels differ only
+            where the margin is within the tolerance of the boundary.
+        notes: notes on labels of numbers that this Java prints differently, so that StringIndexers find them in no
+            row.
     """
 
     __module__ = "sparkdiff"
@@ -82,7 +85,7 @@ def verify(model: Any, df: DataFrame, network: Network | None = None) -> Parity:
 
     Args:
         model: a fitted pipeline or stage.
-        df: rows to compare on; they are written to a temporary folder.
+        df: rows for the comparison; they are written to a temporary folder.
         network: the network to compare instead of `translate(model)`.
 
     Raises:
@@ -121,7 +124,8 @@ def run_in_spark(
     df: DataFrame, stages: Mapping[int, Any], network: Network, where: Path,
     recovered: Mapping[tuple[int, Version], str] | None = None,
 ) -> list[Version]:  # fmt: skip
-    """Run `stages` (by position in the network's graph) in Spark on `df`, and write what `compare` needs to a new folder.
+    """Run `stages` (by position in the network's graph) in Spark on `df`, and write the columns for `compare` to a new
+    folder.
 
     Args:
         recovered: columns of `df` that replace an input of a stage, by stage and input; the column computed from it
@@ -165,7 +169,7 @@ def run_in_spark(
 
 
 def outputs_of(network: Network) -> list[Version]:
-    """The columns that the translated stages write."""
+    """Columns that the translated stages write."""
     graph = network.graph
     return [(graph.casefold(c), i) for i in network.positions for c in graph.vertices[i].outputs]
 
@@ -174,7 +178,7 @@ def compare(network: Network, where: Path, held: Sequence[Version]) -> Parity:
     """Run the network on the inputs that `run_in_spark` wrote to a folder, and compare its outputs with Spark's.
 
     Raises:
-        InputError: there is no row.
+        InputError: there are no rows.
     """
     found, rows, outputs = Differences(network), PROBE, outputs_of(network)
     for probe in itertools.islice(read_plain(where, PROBE, network.exact), 1):
@@ -185,18 +189,18 @@ def compare(network: Network, where: Path, held: Sequence[Version]) -> Parity:
 
 
 def _versions(batch: Mapping[str, Rows], held: Sequence[Version]) -> dict[Version, Rows]:
-    """The columns that `run_in_spark` wrote, and their null flags."""
+    """Columns that `run_in_spark` wrote, and their null flags."""
     values = {v: batch[f"v{i}"] for i, v in enumerate(held)}
     return values | {null_of(v): batch[f"v{i}{NULL}"] for i, v in enumerate(held) if f"v{i}{NULL}" in batch}
 
 
 def _given(network: Network, spark: Mapping[Version, Rows]) -> dict[Version, Rows]:
-    """What the network is given of them."""
+    """Columns out of these that the network reads."""
     return {v: c for v, c in spark.items() if v in network.reads or v in network.flags}
 
 
 def differences(ours: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
-    """Per entry, the absolute difference and the difference divided by max(1, abs(Spark's value)); inf if only one is
+    """Absolute difference of each entry, and the difference divided by max(1, abs(Spark's value)); inf if only one is
     NaN or infinite.
     """
     same = (ours == theirs) | (ours.isnan() & theirs.isnan())
@@ -215,7 +219,9 @@ def _rows_at_once(network: Network, spark: dict[Version, Rows], outputs: list[Ve
 
 
 def _entries(ours: Rows, theirs: Rows) -> tuple[Tensor, Tensor]:
-    """Both strided; of two sparse batches of a width only the entries that one of them stores, (m,) each."""
+    """Both as strided tensors; for two sparse batches of the same width only the entries that one of them stores, (m,)
+    each.
+    """
     if not (isinstance(ours, SparseRows) and isinstance(theirs, SparseRows)) or ours.width != theirs.width:
         return dense(ours), dense(theirs)
     places = [x.rows() * x.width + x.indices for x in (ours, theirs)]

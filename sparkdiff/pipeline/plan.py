@@ -1,4 +1,4 @@
-"""The plan: what happens to every stage of a pipeline, and why, for people and programs to read."""
+"""The plan: the role of every stage of a pipeline and the reason for it, for people and programs to read."""
 
 import dataclasses
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -23,16 +23,16 @@ SHOWN = 20
 
 @dataclasses.dataclass(frozen=True)
 class StagePlan:
-    """What happens to one leaf stage.
+    """The plan for one leaf stage.
 
     Attributes:
         path: position in the nested pipelines and formulas.
-        role: "translated", in torch, or "referenced", in Spark.
+        role: "translated" (runs in torch) or "referenced" (runs in Spark).
         cached: whether Spark runs the stage once, before the cache.
         trainable: whether its parameters would change.
-        numParameters: number of its parameters, without those that train on request only; 0 if the stage is
+        numParameters: number of its parameters, without those that train only on request; 0 if the stage is
             referenced.
-        reason: what happens to the stage and why, as text.
+        reason: the treatment of the stage and the reason for it, as text.
     """
 
     __module__ = "sparkdiff"
@@ -51,10 +51,10 @@ class StagePlan:
 
 @dataclasses.dataclass(frozen=True)
 class PlanEdge:
-    """A column on its way from the stage that writes it to a stage that reads it.
+    """A column between the stage that writes it and a stage that reads it.
 
     Attributes:
-        source, target: positions in `Plan.stages`; the source -1 is the data.
+        source, target: positions in `Plan.stages`; source -1 stands for the data.
         gradients: whether gradients of the loss flow back along it, to parameters that train.
     """
 
@@ -71,7 +71,7 @@ class Plan(ShownByStage):
     """One StagePlan per leaf stage in the order of the pipeline, and the columns of the cache.
 
     Attributes:
-        edges: the columns between the stages, as far as the stages declare what they read.
+        edges: the columns between the stages, as far as the stages declare their inputs.
         head: the position of the stage whose outputs enter the loss; None if there is none.
     """
 
@@ -83,9 +83,10 @@ class Plan(ShownByStage):
     head: int | None = None
 
     def draw(self) -> Drawing:
-        """The stages and their columns as a picture: which run in Spark and in torch, which train, how far gradients go back.
+        """Draw the stages and their columns: which stages run in Spark and in torch, which train, and how far
+        gradients flow back.
 
-        A notebook shows it; `plan.draw().save("plan.svg")` writes it.
+        A notebook displays the drawing; `plan.draw().save("plan.svg")` writes it.
         """
         return Drawing(drawn(dataclasses.asdict(self), self._total()))
 
@@ -121,18 +122,18 @@ def plan(
     model: Any, *, schema: SchemaOrRows = None, freeze: Sequence[Any] = (), reference: Sequence[Any] = (),
     target: Sequence[Any] = (), unfreeze: Sequence[str] = (),
 ) -> Plan:  # fmt: skip
-    """The plan for a fitted pipeline or stage, stage by stage. Runs no job, except to read the factors of an
+    """Return the plan for a fitted pipeline or stage, stage by stage. Runs no job, except to read the factors of an
     ALSModel.
 
     Args:
         model: a fitted `PipelineModel` or one fitted stage.
-        schema: the schema of the data, or the data themselves; a missing column is then an error, and labels of numbers that
-            this Java prints otherwise are named. Of the data, the plan of a transform shows what SQL and stages that are not
-            Spark's change.
+        schema: the schema of the data, or the data themselves; a missing column is then an error, and the plan names
+            labels of numbers that this Java prints differently. The data also show which columns SQL and stages that
+            are not Spark's change.
         freeze: stages that do not change; each a uid, stage, class name or output column, as in the next two.
         reference: stages that stay in Spark.
-        target: stages that are the only ones to train.
-        unfreeze: parameters to train that train on request only, `<uid, class name or output column>.<parameter>`;
+        target: the only stages that train.
+        unfreeze: parameters to train that train only on request, `<uid, class name or output column>.<parameter>`;
             this includes all parameters of a stage that also feeds stages outside the loss.
 
     Raises:
@@ -149,7 +150,7 @@ def plan(
 
 
 def _number(module: StageModule, named: Collection[str] | None) -> int:
-    """Number of its parameters, without those that train on request only; only the `named` ones, if given."""
+    """Number of a module's parameters, without those that train only on request; with `named`, only the named ones."""
     return sum(
         p.numel()
         for n, p in module.named_parameters()
@@ -183,11 +184,11 @@ def _dense_notes(graph: Graph) -> dict[int, str]:
 def plan_of(
     analysis: Analysis, frozen: Mapping[int, str], labels: Mapping[int, Sequence[str]] = MappingProxyType({})
 ) -> Plan:
-    """The plan of an analysed pipeline.
+    """Plan of an analysed pipeline.
 
     Args:
         frozen: the stages that do not train, with reasons.
-        labels: what to say of the labels of stages.
+        labels: notes on the labels of stages.
     """
     graph, roles, cut = analysis
     notes = _dense_notes(graph)
@@ -208,8 +209,8 @@ def plan_of(
 
 
 def _edges(graph: Graph, gradients: Collection[tuple[Version, int]], trained: Sequence[bool]) -> Iterator[PlanEdge]:
-    """The columns between the stages; gradients flow along those that they can flow along, if a stage trains there."""
-    waits = [*trained]  # whether the stage or, along gradients, one in front of it trains
+    """Yield the columns between the stages; gradients flow along a column if they can and a stage before it trains."""
+    waits = [*trained]  # whether the stage trains or, along gradients, one before it
     for v in graph.vertices:
         flows = {version for version, reader in gradients if reader == v.position and waits[version[1]]}
         waits[v.position] |= bool(flows)

@@ -1,4 +1,6 @@
-"""The roles of a pipeline's stages under a loss: the head, the stages that train with it, and why the others do not."""
+"""The roles of a pipeline's stages under a loss: the head, the stages that train with it, and the reasons why others
+do not.
+"""
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Set
@@ -44,9 +46,10 @@ def _head_of(graph: Graph, predictionCol: str) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Outside:
-    """The stages outside the loss: neither in front of the head nor behind it.
+    """The stages outside the loss: neither before the head nor behind it.
 
-    A stage behind the head follows its changes on purpose, except a predictor, which was fitted to the head's old output.
+    A stage behind the head is meant to follow its changes, except a predictor, which was fitted to the head's old
+    output.
 
     Attributes:
         path: the head, and the stages from which a path of declared columns leads to it or to its label.
@@ -58,17 +61,17 @@ class Outside:
     readers: Mapping[int, list[int]]
 
     def readers_of(self, stages: Iterable[int]) -> list[int]:
-        """The stages outside that read the output of these stages, and change with it."""
+        """Stages outside that read the output of these stages, and change with it."""
         return sorted({j for i in stages for j in self.readers.get(i, ())})
 
     def columns(self, stages: Iterable[int]) -> list[str]:
-        """The columns outside that change with these stages, without columns that a later stage replaces."""
+        """Columns outside that change with these stages, without columns that a later stage replaces."""
         graph, readers = self.graph, self.readers_of(stages)
         written = [c for j in readers for c in graph.vertices[j].outputs if graph.writers.get(graph.casefold(c)) == j]
         return [*written, *(f"the columns of {v.uid}" for v in map(graph.vertices.__getitem__, readers) if v.statement)]
 
     def why(self, i: int) -> str:
-        """The reason why stage i must not change: the columns outside that would change with it."""
+        """Reason why stage i must not change: the columns outside that would change with it."""
         vertices = self.graph.vertices
         readers = (f"{'the predictor ' * _predicts(self.graph, j)}{vertices[j].uid}" for j in self.readers[i])
         return f"also feeds {', '.join(readers)}, outside the loss: {', '.join(self.columns([i]))} would change"
@@ -81,10 +84,11 @@ class Roles:
     Attributes:
         upstream: the head and all stages that it depends on.
         makers: the stages that make the label or the weight, with that column.
-        clusters: whether the loss is that of clusters without a label; stages in front would shrink it by making rows alike.
+        clusters: whether the loss is that of clusters without a label; stages before would reduce it by making rows
+            alike.
         blocked: the stages that must not change although a path leads to the loss, with reasons.
         trainable: the stages that train.
-        named: the only parameters that train, for the stages of which not all do.
+        named: the only parameters that train, for stages in which not all parameters do.
         on_request: the parameters that would train if `unfreeze` named them.
         gradients: the versions, each with a stage that reads it, along which gradients of the loss can flow back.
     """
@@ -112,7 +116,7 @@ class Roles:
 
         Args:
             stages: the stages to freeze.
-            target: the only stages to train, if any; those of them that can't train may be fitted anew.
+            target: the only stages to train, if given; those of them that can't train may be fitted anew.
 
         Raises:
             InputError: no target can train, or one isn't on the path to the loss.
@@ -130,7 +134,8 @@ class Roles:
         """Reasons, by uid, for the stages that must not be fitted anew, searched or deleted for the loss.
 
         Args:
-            target: the only stages that may be, if any; only here a stage counts that also feeds columns outside the loss.
+            target: the only stages for which this is allowed, if given. A stage that also feeds columns outside the
+                loss is allowed only if it is named here.
         """
         graph, targets = self.graph, self.graph.select(target, "target")
         stages: dict[str, set[int]] = {}
@@ -139,7 +144,7 @@ class Roles:
         return {uid: why for uid, found in stages.items() if (why := self._why_kept(found, targets))}
 
     def _why_kept(self, stages: Set[int], targets: Set[int]) -> str:
-        """The reason why a stage, or the parts of a formula, must not be fitted anew; empty if it may be."""
+        """Reason why a stage, or the parts of a formula, must not be fitted anew; empty if it may be."""
         if not stages & self.outside.path:
             return "no path leads from it to the loss"
         if made := [self.makers[i] for i in sorted(stages - {self.graph.head_position}) if i in self.makers]:
@@ -150,7 +155,7 @@ class Roles:
         return f"{self.outside.why(shared[0])}; name it in target to allow that" if shared else ""
 
     def reason(self, i: int, frozen: Mapping[int, str]) -> str:
-        """The role of a stage and the reason for it, in words."""
+        """Role of a stage and the reason for it, as text."""
         request = ", ".join(self.on_request.get(i, ()))
         return self._reason(i, frozen) + (f"; trains on request (unfreeze): {request}" if request else "")
 
@@ -182,7 +187,7 @@ def roles_of(graph: Graph, options: Options) -> Roles:
     """The roles of the stages of a graph with modules and a head.
 
     Raises:
-        InputError: what `unfreeze` names can't train.
+        InputError: a parameter named in `unfreeze` can't train.
     """
     head, asked, targets = graph.head_position, graph.asked(options.unfreeze), graph.select(options.target, "target")
     upstream = frozenset() if head is None else frozenset(graph.ancestors([head]) | {head})
@@ -191,12 +196,12 @@ def roles_of(graph: Graph, options: Options) -> Roles:
     makers, outside = _makers(graph, (options.labelCol, options.weightCol)), _outside(graph)
     named, gradients = _named(graph, outside, asked), _gradients(graph, clusters)
     path = {p for (_, p), _ in gradients} | ({head} if head is not None else set())
-    anyway = _blocked(graph, upstream, makers)  # whatever the stages outside of the loss read
+    anyway = _blocked(graph, upstream, makers)  # independent of what stages outside the loss read
     shared = {i: _why_shared(outside, i) for i in sorted(path - targets - set(named) - {head}) if outside.columns([i])}
     blocked = shared | anyway
     trainable = frozenset(i for i in path - set(blocked) if graph.vertices[i].parametric)
     on_request = {i: names for i in path - set(anyway) if (names := _on_request(graph, i))}
-    only = {i: names for i, names in named.items() if i in trainable - targets}  # a target trains whole
+    only = {i: names for i, names in named.items() if i in trainable - targets}  # all parameters of a target train
     roles = Roles(graph, upstream, makers, clusters, outside, blocked, trainable, only, on_request, gradients)
     for name, found in asked.items():
         if not found & trainable:
@@ -206,12 +211,12 @@ def roles_of(graph: Graph, options: Options) -> Roles:
 
 
 def _makers(graph: Graph, given: tuple[str | None, str | None]) -> dict[int, str]:
-    """The stages that make the label or the weight, with that column; the head's own columns by default."""
+    """Stages that make the label or the weight, with that column; the head's own columns by default."""
     out: dict[int, str] = {}
     for column, param in zip(given, ("labelCol", "weightCol"), strict=True):
         own = columns_of(graph.head.stage, (param,)) if graph.head_position is not None else ()
         for name in own if column is None else (column,):
-            # An opaque stage may write it too; it runs where anything after it does.
+            # An opaque stage may write it too; it runs in Spark if any later stage does.
             writers = [i for i in range(graph.head_position or 0) if graph.writes(i, [graph.casefold(name)])]
             for i in graph.ancestors(writers[-1:]) | set(writers[-1:]):
                 out.setdefault(i, name)
@@ -233,13 +238,13 @@ def _outside(graph: Graph) -> Outside:
 
 
 def _predicts(graph: Graph, i: int) -> bool:
-    """Whether the stage is a predictor, in torch or in Spark."""
+    """True if the stage is a predictor, in torch or in Spark."""
     module, stage = graph.modules.get(i), graph.vertices[i].stage
     return isinstance(module, Predictor) if module is not None else "predictionCol" in [p.name for p in stage.params]
 
 
 def _gradients(graph: Graph, clusters: bool) -> frozenset[tuple[Version, int]]:
-    """The versions, each with a stage that reads it, along which gradients of the loss can flow back."""
+    """Versions, each with a stage that reads it, along which gradients of the loss can flow back."""
     if graph.head_position is None or clusters:
         return frozenset()
     out: set[tuple[Version, int]] = set()
@@ -259,12 +264,12 @@ def _gradients(graph: Graph, clusters: bool) -> frozenset[tuple[Version, int]]:
 
 
 def _on_request(graph: Graph, i: int) -> list[str]:
-    """The parameters of a stage that would train if `unfreeze` named them."""
+    """Parameters of a stage that would train if `unfreeze` named them."""
     return sorted(n for n, p in graph.modules[i].on_request().items() if not p.requires_grad)
 
 
 def _named(graph: Graph, outside: Outside, asked: Mapping[str, set[int]]) -> dict[int, set[str]]:
-    """The parameters named by `unfreeze`, for stages that are read outside the loss: no others of these stages train."""
+    """Parameters named in `unfreeze`, for stages that are read outside the loss: no others of these stages train."""
     out: dict[int, set[str]] = {}
     for name, found in asked.items():
         parameter = name.rpartition(".")[2]
@@ -278,7 +283,9 @@ def _named(graph: Graph, outside: Outside, asked: Mapping[str, set[int]]) -> dic
 
 
 def _blocked(graph: Graph, upstream: frozenset[int], makers: Mapping[int, str]) -> dict[int, str]:
-    """The stages that must not change although a path leads to the loss, with reasons; not those read outside the loss."""
+    """Stages that must not change although a path leads to the loss, with reasons; without stages read outside the
+    loss.
+    """
     out = {i: f"makes {column!r}, which the loss reads" for i, column in makers.items() if i != graph.head_position}
     for i in sorted(upstream - set(graph.modules)):
         stays = graph.vertices[i]
@@ -292,12 +299,12 @@ def _blocked(graph: Graph, upstream: frozenset[int], makers: Mapping[int, str]) 
 
 
 def droppers(graph: Graph, upstream: frozenset[int]) -> set[int]:
-    """The stages in Spark that may drop rows before the head."""
+    """Stages in Spark that may drop rows before the head."""
     before = graph.vertices[: max(upstream, default=-1) + 1]
     return {v.position for v in before if v.may_drop}
 
 
 def _why_shared(outside: Outside, i: int) -> str:
-    """The reason why a stage that is read outside the loss does not train."""
+    """Reason why a stage that is read outside the loss does not train."""
     own = [n for n, p in outside.graph.modules[i].named_parameters() if p.requires_grad]
     return f"{outside.why(i)}; trains on request (target, unfreeze): {', '.join(own)}"

@@ -18,7 +18,7 @@ SchemaOrRows = StructType | DataFrame | None
 
 
 def _sized(field: StructField) -> StructField:
-    """A vector of unknown width with attributes that an assembler accepts; any other field as it is."""
+    """The field; a vector of unknown width gets attributes that an assembler accepts."""
     metadata = field.metadata or {}
     if not isinstance(field.dataType, VectorUDT) or "ml_attr" in metadata:
         return field
@@ -28,12 +28,14 @@ def _sized(field: StructField) -> StructField:
 
 KINDS = (DoubleType(), VectorUDT(), StringType(), ArrayType(StringType()), ArrayType(DoubleType()))
 GUESSES: tuple[StructField, ...] = (*(_sized(StructField("", kind)) for kind in KINDS), StructField("", VectorUDT()))
-"""What a source column may be; some stages refuse a vector whose attributes tell another width than they were fitted on."""
+"""Candidates for the type of a source column; some stages refuse a vector whose attributes show another width than the
+fit's.
+"""
 
 
 def fields_by_name(schema: StructType, casefold: Callable[[str], str]) -> dict[str, StructField]:
-    """The fields of a schema by their casefolded names; also the fields of structs, as `struct.field`, unless a column
-    has that name.
+    """Fields of a schema by their casefolded names; also the fields of structs, as `struct.field`, unless a column has
+    that name.
     """
     nested: dict[str, StructField] = {}
     for field in schema.fields:
@@ -47,8 +49,8 @@ def known_fields(graph: Graph, wanted: Collection[Version], data: SchemaOrRows) 
     """The schema fields of these column versions, as far as they are known.
 
     Args:
-        data: if nothing is known, source columns are assumed to be numbers, vectors, strings or arrays, depending on
-            their first reader, without categories.
+        data: if None, source columns are assumed to be numbers, vectors, strings or arrays, depending on their first
+            reader, without categories.
     """
     writers = {p for _, p in wanted if p >= 0}
     needed = writers | graph.ancestors(writers)
@@ -68,7 +70,7 @@ def known_fields(graph: Graph, wanted: Collection[Version], data: SchemaOrRows) 
         for i in sorted(needed | first | graph.ancestors(first)):
             vertex = graph.vertices[i]
             if not isinstance(data, DataFrame) and not is_plain(vertex.stage):
-                break  # what a stage of others does with no rows, or instead of reading them, nobody knows
+                break  # the behaviour of a stage that is not Spark's without rows is unknown
             lacking = _lacking(vertex, frame, graph.casefold) if data is None else []
             try:
                 with jvm.unlogged():
@@ -76,19 +78,19 @@ def known_fields(graph: Graph, wanted: Collection[Version], data: SchemaOrRows) 
             except jvm.SparkError:
                 if i in needed:
                     raise
-                continue  # it would only have told what its inputs are
+                continue  # it would only have shown the types of its inputs
             if lacking:
                 note(guessed.select(*map(named, lacking)), -1)
             note(frame, i)
         if data is None:
             found |= {v: StructField(v[0], DoubleType()) for v in set(wanted) - set(found) if v[1] == -1}
     except (InputError, *jvm.SparkError):
-        pass  # Spark can't tell before it sees rows, or will say why when it does
+        pass  # Spark can't know before it sees rows, or will report the error then
     return found
 
 
 def width_in(field: StructField | None) -> int | None:
-    """The entries that a column's metadata tell."""
+    """Number of entries that a column's metadata declare; None if they declare none."""
     attributes = ((field.metadata if field else None) or {}).get("ml_attr") or {}
     names = [a.get("name", "") for kind in (attributes.get("attrs") or {}).values() for a in kind]
     unknown = any(name.endswith(UNKNOWN_SLOT) for name in names)
@@ -97,12 +99,12 @@ def width_in(field: StructField | None) -> int | None:
 
 
 def is_plain(stage: Any) -> bool:
-    """Whether a stage is one of Spark's own stages, or represents a hidden stage of Spark."""
+    """True if a stage is one of Spark's own stages, or represents a hidden stage of Spark."""
     return type(stage).__module__.startswith(("pyspark.ml.", "sparkdiff."))
 
 
 def frame_of(data: SchemaOrRows) -> DataFrame:
-    """The data, or a DataFrame without rows that has their schema."""
+    """The data, or a DataFrame without rows with their schema."""
     if isinstance(data, DataFrame):
         return data
     fields = [] if data is None else [_sized(f) for f in data.fields]
@@ -110,24 +112,26 @@ def frame_of(data: SchemaOrRows) -> DataFrame:
 
 
 def _with(frame: DataFrame, names: Iterable[str], like: StructField) -> DataFrame:
-    """The frame with additional empty columns that are like this one."""
+    """The frame with additional empty columns with the type and metadata of `like`."""
     empty = F.lit(None).cast(like.dataType)
     return frame.withColumns({n: empty.alias(n, metadata=like.metadata or {}) for n in names})
 
 
 def _lacking(vertex: Vertex, frame: DataFrame, casefold: Callable[[str], str]) -> list[str]:
-    """The source columns that the stage reads and the frame lacks."""
+    """Source columns that the stage reads and the frame lacks."""
     there = set(map(casefold, frame.columns))
     return [c for c, v in zip(vertex.inputs, vertex.sources, strict=True) if v[1] == -1 and casefold(c) not in there]
 
 
 def _after(stage: Any, frame: DataFrame, lacking: Sequence[str]) -> tuple[DataFrame, DataFrame]:
-    """The frame with the missing columns, of the first guess that the stage accepts, and the output of the stage."""
+    """The frame with the missing columns, made from the first guess that the stage accepts, and the output of the
+    stage.
+    """
     for guess in GUESSES if lacking else GUESSES[:1]:
         with_them = _with(frame, lacking, guess) if lacking else frame
         try:
             out = stage.transform(with_them)
-            out.schema  # noqa: B018  # Spark Connect only says here what is wrong
+            out.schema  # noqa: B018  # Spark Connect raises errors only here
             return with_them, out
         except jvm.SparkError:
             if not lacking or guess is GUESSES[-1]:
@@ -136,10 +140,11 @@ def _after(stage: Any, frame: DataFrame, lacking: Sequence[str]) -> tuple[DataFr
 
 
 def check_columns(graph: Graph, schema: StructType, also: Iterable[str | None] = ()) -> None:
-    """Raise InputError where a stage reads a column that neither the data nor a stage has, or a name that columns share.
+    """Raise InputError if a stage reads a column that neither the data nor a stage has, or a name that several columns
+    share.
 
     Args:
-        also: columns that are read by what comes after the pipeline.
+        also: columns that training reads beside the pipeline.
     """
     known = set(fields_by_name(schema, graph.casefold))
     of_name: dict[str, list[str]] = {}

@@ -39,12 +39,12 @@ from sparkdiff.stages.referenced import INPUTS, OUTPUTS
 def translated(
     model: Any, data: SchemaOrRows = None, *, reference: Iterable[Any] = (), unfreeze: Iterable[str] = ()
 ) -> Graph:
-    """The graph of a fitted pipeline or stage, with a module for each stage that torch can compute from available inputs.
+    """Graph of a fitted pipeline or stage, with a module for each stage that torch can compute from available inputs.
 
     Args:
         data: their schema decides the modules of a few stages.
         reference: stages to leave in Spark.
-        unfreeze: parameters that train on request only, named as in `Graph.asked`.
+        unfreeze: parameters that train only on request, named as in `Graph.asked`.
     """
     graph = unfrozen(with_modules(linked(model, data), data), unfreeze)
     graph = graph.left(graph.select(reference, "reference"), "left in Spark on request")
@@ -91,12 +91,12 @@ def _with_module(graph: Graph, i: int, module: StageModule) -> Vertex:
 
 
 def _storage(graph: Graph, version: Version) -> str:
-    """The vector storage (`StageModule.storage`) of a version, if its writer has a translation."""
+    """Vector storage (`StageModule.storage`) of a version, if its writer has a translation."""
     return REGISTRY.get(class_name(graph.vertices[version[1]].stage), StageModule).storage if version[1] >= 0 else ""
 
 
 def _taken_for_granted(graph: Graph, i: int, module: FieldReader) -> str:
-    """The assumption about the data under which the module is right, in words; empty if there is none."""
+    """Text of the assumption about the data under which the module is right; empty if there is none."""
     above = [graph.vertices[j] for j in (i, *sorted(graph.ancestors([i])))]
     read = (version for v in above if not v.own_attributes for version in v.sources)
     columns = dict.fromkeys(graph.name(version) for version in read if version[1] == -1)
@@ -104,13 +104,13 @@ def _taken_for_granted(graph: Graph, i: int, module: FieldReader) -> str:
 
 
 def field_of(field: StructField, storage: str = "") -> Field:
-    """The facts about an input column that decide some translations."""
+    """Facts about an input column that decide some translations."""
     attributes = (field.metadata or {}).get("ml_attr")
     return Field(isinstance(field.dataType, VectorUDT), attributes, storage, field.dataType.simpleString())
 
 
 def unfrozen(graph: Graph, names: Iterable[str]) -> Graph:
-    """The graph in which these parameters, which train on request only, may train.
+    """The graph in which these parameters, which train only on request, may train.
 
     Raises:
         InputError: a name does not name such a parameter.
@@ -131,7 +131,7 @@ def unfrozen(graph: Graph, names: Iterable[str]) -> Graph:
 
 
 def not_on_request(name: str, vertex: Vertex) -> InputError:
-    """The error for a name in `unfreeze` that does not name a parameter that trains on request."""
+    """Error for a name in `unfreeze` that does not name a parameter that trains only on request."""
     own = sorted(vertex.module.on_request()) if vertex.module else ()
     known = ", ".join(f"{vertex.stageClass}.{n}" for n in own)
     return InputError(
@@ -152,7 +152,7 @@ def without_unreachable(graph: Graph) -> Graph:
 
 
 def _why_unreachable(graph: Graph, reference: Sequence[int], i: int) -> str:
-    """The reason why a translated stage cannot read a column: a stage in Spark overwrites it. Empty if none does."""
+    """Reason why a translated stage cannot read a column: a stage in Spark overwrites it. Empty if none does."""
     for name, producer in graph.vertices[i].reads:
         there = i if producer == in_front_of(i) else producer
         later = (r for r in reversed(reference) if r > there and producer not in graph.modules)
@@ -167,7 +167,8 @@ def linked(model: Any, data: SchemaOrRows = None) -> Graph:
     """The graph of a fitted pipeline or stage, without modules.
 
     Args:
-        data: they show which columns SQL and stages that are not Spark's change; without them such a stage may change any.
+        data: data that show which columns SQL and stages that are not Spark's change; without them such a stage may
+            change any.
 
     Raises:
         InputError: a stage isn't fitted, or its Spark session has ended.
@@ -181,7 +182,7 @@ def linked(model: Any, data: SchemaOrRows = None) -> Graph:
 
 
 def described(position: int, path: tuple[int, ...], stage: Any) -> Vertex:
-    """A stage with the columns and facts that it declares."""
+    """A vertex for a stage, with the columns and facts that it declares."""
     bare = Vertex(position, path, stage.uid, type(stage).__name__, stage)
     cls = REGISTRY.get(class_name(stage))
     return _in_spark(bare) if cls is None else _translatable(bare, cls)
@@ -212,7 +213,7 @@ def _in_spark(bare: Vertex) -> Vertex:
 
 
 def _skips(stage: Any) -> bool:
-    """Whether it drops rows with invalid values, or of users and items that it doesn't know."""
+    """True if a stage drops rows with invalid values, or with users and items that it doesn't know."""
     return any(
         stage.hasParam(name) and stage.isDefined(name) and stage.getOrDefault(name) == value
         for name, value in (("handleInvalid", "skip"), ("coldStartStrategy", "drop"))
@@ -220,7 +221,7 @@ def _skips(stage: Any) -> bool:
 
 
 def foreign(stage: Any) -> str | None:
-    """The reason why a stage that is not one of Spark's stays in Spark; None for a stage of Spark."""
+    """Reason why a stage that is not one of Spark's stays in Spark; None for a stage of Spark."""
     if is_plain(stage):
         return None
     whose = type(stage).__module__.partition(".")[0]
@@ -230,10 +231,10 @@ def foreign(stage: Any) -> str | None:
 
 
 def _linked(vertices: Sequence[Vertex], casefold: Callable[[str], str]) -> Iterator[Vertex]:
-    """The stages with the versions that they read, and with the positions of the stages that wrote these."""
+    """Yield the stages with the versions that they read, and with the positions of the stages that wrote these."""
     current: dict[str, int] = {}
-    declared: dict[str, int] = {}  # the same, as if no stage wrote more than it declares
-    unknown = -1  # who may have written what no stage since has
+    declared: dict[str, int] = {}  # the same, if no stage wrote more than it declares
+    unknown = -1  # the stage that may have written columns that no later stage has
     for i, vertex in enumerate(vertices):
         sources = tuple((casefold(jvm.unquoted(c)), _writer(c, current, casefold, unknown)) for c in vertex.spelled)
         parents = {p for _, p in sources} if vertex.declares_all else set(range(i))
@@ -253,7 +254,7 @@ def _linked(vertices: Sequence[Vertex], casefold: Callable[[str], str]) -> Itera
 
 
 def _writer(spelled: str, known: Mapping[str, int], casefold: Callable[[str], str], unknown: int) -> int:
-    """The position of the stage that wrote a column or, for a field `s.b`, the struct."""
+    """Position of the stage that wrote a column or, for a field `s.b`, the struct."""
     name = casefold(jvm.unquoted(spelled))
     while name not in known and "." in name and jvm.unquoted(spelled) == spelled:
         name = name.rpartition(".")[0]
@@ -261,7 +262,9 @@ def _writer(spelled: str, known: Mapping[str, int], casefold: Callable[[str], st
 
 
 def without_ambiguous(graph: Graph) -> Graph:
-    """The graph in which the field `s.b` of a struct stays in Spark if a column of that name is read too: tensors go by name."""
+    """The graph in which a stage that reads the field `s.b` of a struct stays in Spark if a column of that name is
+    read too: tensors are keyed by name.
+    """
     read = [(v, c, version) for v in graph.vertices for c, version in zip(v.spelled, v.sources, strict=True)]
     columns: set[Version] = {version for _, c, version in read if jvm.unquoted(c) != c}
     for vertex, c, version in read:
@@ -277,27 +280,27 @@ ANY = "may read and change any column and drop rows"
 
 
 def _with_effects(vertices: Sequence[Vertex], data: SchemaOrRows, casefold: Callable[[str], str]) -> list[Vertex]:
-    """The stages of a pipeline; those that may change any column are described by what they do to these data.
+    """The stages of a pipeline; those that may change any column are described by their effects on these data.
 
-    Each stage up to the last one of them transforms the data; Spark's own stages run no job for that.
+    Each stage up to the last one of these transforms the data; Spark's own stages run no job for that.
 
     Args:
-        data: the rows, or their schema. With a schema alone, a stage that is not Spark's is believed only as far as it declares
-            its output, since its code may look at the rows.
+        data: the rows, or their schema. With only a schema, a stage that is not Spark's is trusted only in the outputs
+            that it declares, because its code may depend on the rows.
     """
     out, last = list(vertices), max((v.position for v in vertices if v.opaque), default=-1)
-    # A user's stage may raise anything here; it raises it again when it runs.
+    # A user's stage may raise any error here; it will raise it again when it runs.
     with contextlib.suppress(Exception), jvm.unlogged():
         frame = frame_of(data)
         for vertex in vertices[: last + 1]:
             after = vertex.stage.transform(frame)
-            after.schema  # noqa: B018  # Spark Connect analyses nothing before
+            after.schema  # noqa: B018  # Spark Connect analyses nothing until then
             if vertex.opaque:
                 known = _known(vertex, frame, after, casefold)
                 trusted = isinstance(data, DataFrame) or is_plain(vertex.stage)
                 out[vertex.position] = known if known and trusted else _assumed(vertex, known, frame, after, casefold)
             frame = after
-    later: set[str] = set()  # columns that stages behind write: those that are dropped before must not be carried
+    later: set[str] = set()  # columns that later stages write: if dropped before, they must not be carried along
     for i in reversed(range(len(out))):
         rewritten = later.intersection(map(casefold, out[i].removes))
         later.update(map(casefold, out[i].outputs))
@@ -308,10 +311,10 @@ def _with_effects(vertices: Sequence[Vertex], data: SchemaOrRows, casefold: Call
 def _assumed(
     vertex: Vertex, known: Vertex | None, before: DataFrame, after: DataFrame, casefold: Callable[[str], str]
 ) -> Vertex:
-    """The stage as it declares itself, if its output has no other difference in the schema; else as it is.
+    """The stage with the outputs that it declares, if the schema shows no other change; else unchanged.
 
     Args:
-        known: what its plan says without rows.
+        known: the stage as its plan without rows describes it.
     """
     stage = vertex.stage
     found = [stage.getOrDefault(name) for name in OUTPUTS if stage.hasParam(name) and stage.isSet(name)]
@@ -325,7 +328,7 @@ def _assumed(
 
 
 def _known(vertex: Vertex, before: DataFrame, after: DataFrame, casefold: Callable[[str], str]) -> Vertex | None:
-    """The stage with the columns that it reads, writes and drops; None if its plan does not tell them."""
+    """The stage with the columns that it reads, writes and drops; None if its plan does not show them."""
     changes = changes_between(before, after)
     if changes is None:
         return None
@@ -348,27 +351,27 @@ def _known(vertex: Vertex, before: DataFrame, after: DataFrame, casefold: Callab
 
 
 def _named(stage: Any, unread: Sequence[str], before: DataFrame, casefold: Callable[[str], str]) -> set[str]:
-    """The columns that a stage only passes on, and needs all the same because it names them; casefolded."""
+    """Columns that a stage only passes on but needs nevertheless, because it names them; casefolded."""
     names = {*map(casefold, unread)}
     if is_plain(stage):
         return _names_in(casefold(stage.getStatement()), names)
-    with contextlib.suppress(Exception):  # whatever the stage does without its columns
+    with contextlib.suppress(Exception):  # the stage may raise any error without its columns
         stage.transform(before.drop(*unread))
         return set()
     return names
 
 
 def _names_in(statement: str, names: Iterable[str]) -> set[str]:
-    """The names that a statement of SQL has as words."""
+    """Names that occur as words in an SQL statement."""
     return {name for name in names if re.search(rf"(?<!\w){re.escape(name)}(?!\w)", statement)}
 
 
 def _only_computes(stage: Any) -> bool:
-    """Return whether a stage is a UnaryTransformer with that class's own transform: one column in, one out, all rows kept."""
+    """True if a stage is a UnaryTransformer with that class's own transform: one column in, one out, all rows kept."""
     own = (getattr(type(stage), name, None) for name in ("transform", "_transform"))
     return isinstance(stage, UnaryTransformer) and [*own] == [UnaryTransformer.transform, UnaryTransformer._transform]
 
 
 def _custom_reason(stage: Any, does: str) -> str:
-    """The reason why a stage that is not Spark's stays in Spark."""
+    """Reason why a stage that is not Spark's stays in Spark."""
     return f"not one of Spark's stages: {does}; register a StageModule for {class_name(stage)} to translate it"

@@ -1,8 +1,8 @@
-"""Whether Spark grew the trees of a fitted stage with the Params that it has, or somebody else made them.
+"""A test whether Spark grew the trees of a fitted stage with the stage's Params, or whether they come from elsewhere.
 
-Trees that were imported from another library bear Params that nobody grew them by. What Spark grows has some properties that
-follow from the Params; where one is missing, growing anew by these Params would give other trees. Trees of scikit-learn may
-have all of them: their depth and number are then those of the Params, too.
+Trees that were imported from another library have Params that did not grow them. Trees that Spark grows have some
+properties that follow from the Params; if one is missing, growing again with these Params would give other trees.
+Trees of scikit-learn may have all of these properties, because the Params then have their depth and number.
 """
 
 from typing import Any
@@ -14,12 +14,12 @@ from sparkdiff.jvm.nodes import Nodes
 
 
 def is_trees(stage: Any) -> bool:
-    """Whether a fitted stage is a tree or an ensemble of trees."""
+    """True if a fitted stage is a tree or an ensemble of trees."""
     return bool(stage.hasParam("maxBins") and stage.hasParam("maxDepth"))
 
 
 def why_not_grown(stage: Any) -> str:
-    """Why these can't be the trees that Spark grew by the Params of a fitted stage; empty if they can be."""
+    """Reason why Spark can't have grown these trees with the Params of a fitted stage; empty if it can."""
     nodes = trees.read(stage)
     boosted, inner = trees.is_boosted(stage), ~nodes.leaf
     if boosted and (why := _why_not_boosted(stage, nodes)):
@@ -36,7 +36,11 @@ def why_not_grown(stage: Any) -> str:
 
 
 def _why_not_boosted(stage: Any, nodes: Nodes) -> str:
-    """Source: org.apache.spark.ml.tree.impl.GradientBoostedTrees: the first tree has weight 1, all others the step size."""
+    """Reason why Spark can't have grown this boosted ensemble; empty if it can. The first tree has weight 1, all
+    others the step size.
+
+    Source: org.apache.spark.ml.tree.impl.GradientBoostedTrees.
+    """
     weights, step = np.asarray(stage.treeWeights, np.float64), stage.getOrDefault("stepSize")
     if len(weights) > stage.getOrDefault("maxIter"):
         return f"it has {len(weights)} trees, but maxIter={stage.getOrDefault('maxIter')}"
@@ -47,7 +51,9 @@ def _why_not_boosted(stage: Any, nodes: Nodes) -> str:
 
 
 def _most_thresholds(nodes: Nodes, *, together: bool) -> int:
-    """The largest number of thresholds of one feature, in all trees `together` or in each; Spark has at most maxBins - 1."""
+    """Largest number of thresholds of one feature, in all trees `together` or in each tree; in Spark it is at most
+    maxBins - 1.
+    """
     at = nodes.continuous
     tree = np.repeat(np.arange(nodes.trees), np.diff(nodes.offsets))[at] * (not together)
     place = np.stack([tree, nodes.featureIndex[at], nodes.values[nodes.starts[at]]])

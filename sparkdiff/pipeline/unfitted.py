@@ -1,8 +1,8 @@
-"""The unfitted form of a fitted pipeline: the estimators that its stages came from, as far as the stages tell.
+"""The unfitted form of a fitted pipeline: the estimators that its stages came from, as far as the stages show them.
 
-The Params of a fitted stage are those of its estimator, so the estimator can be made again: its class follows from the name of
-the model's class, its uid is the model's. Stages that were never fitted stay as they are. Where a stage does not tell by which
-settings it was fitted, it stays as it is fitted, and `Unfitted.stages` says why.
+The Params of a fitted stage are those of its estimator, so the estimator can be made again: its class follows from the
+name of the model's class, and its uid is the model's. Stages that were never fitted stay as they are. If a stage does
+not show the settings that it was fitted with, it stays as it is fitted, and `Unfitted.stages` has the reason.
 """
 
 import math
@@ -29,29 +29,32 @@ MODULES = tuple(
 NAMES = {"LocalLDAModel": "LDA", "DistributedLDAModel": "LDA"}
 """Estimators whose names do not follow from those of their models."""
 WITHOUT_EFFECT = frozenset({"parallelism"})
-"""Params of an estimator that decide nothing about what it fits, so that its model may lack them."""
+"""Params of an estimator that do not affect its fits, so that its model may lack them."""
 GROWN = "sparkdiff grew it as a part of another stage, whose loss its weights were trained on"
 ESTIMATOR, TRANSFORMER, AS_FITTED = "estimator", "transformer", "as fitted"
 
 
 def labels_decided(stage: Any) -> bool:
-    """Whether a stage was fitted, and labels of rows may have decided how; not a formula, which makes its labelCol."""
+    """True if a stage was fitted, and labels of rows may have affected the fit; not for a formula, which makes its
+    labelCol.
+    """
     fitted = isinstance(stage, Model) and type(stage).__name__ != "RFormulaModel"
     return fitted and (not type(stage).__module__.startswith("pyspark.ml.") or stage.hasParam("labelCol"))
 
 
 def check_unfitted(given: Any, rowsAreNew: bool | None) -> list[str]:
-    """Check that an unfitted pipeline holds no fitted stage that labels may have decided: fitting it leaves that as it is.
+    """Check that an unfitted pipeline holds no fitted stage that labels may have affected: fitting the pipeline would
+    not fit it.
 
     Returns:
-        a warning where `rowsAreNew` is set and has no effect, because there are none.
+        a list with a warning if `rowsAreNew` is set and has no effect, because there are no such stages; else empty.
 
     Raises:
-        InputError: there are, and they may have seen the rows that decide.
+        InputError: there are such stages, and they may have seen the rows that decide.
     """
     if not isinstance(given, Estimator):
         return []
-    # Estimators are looked into; not a FineTuner, which checks what it is given itself.
+    # This looks inside estimators, except a FineTuner, which checks its own pipeline.
     held = held_by(given, lambda stage: isinstance(stage, Estimator) and not stage.hasParam("rowsAreNew"))
     leaves = [leaf for stage in held if isinstance(stage, Transformer) for _, leaf in flatten(stage)]
     seen = dict.fromkeys(leaf.uid for leaf in leaves if labels_decided(leaf))
@@ -66,13 +69,13 @@ def check_unfitted(given: Any, rowsAreNew: bool | None) -> list[str]:
 
 @dataclass(frozen=True)
 class UnfittedStage:
-    """What became of a leaf stage.
+    """A leaf stage and its unfitted form.
 
     Attributes:
         model: the fitted stage.
-        stage: what stands in its place: its estimator, or the fitted stage itself.
-        role: "estimator", "transformer" (a stage that fits nothing), or "as fitted" (its settings can't be told).
-        reason: why it stays as fitted; of an estimator what is uncertain about its settings; else empty.
+        stage: the stage in its place: its estimator, or the fitted stage itself.
+        role: "estimator", "transformer" (a stage that fits nothing), or "as fitted" (it must not be fitted anew).
+        reason: the reason why it stays as fitted; for an estimator the uncertainty about its settings; else empty.
     """
 
     model: Any
@@ -86,7 +89,7 @@ class UnfittedStage:
 
     @property
     def knows_labels(self) -> bool:
-        """Whether the stage stays as it is fitted, and labels of rows may have decided how."""
+        """True if the stage stays as it is fitted, and labels of rows may have affected the fit."""
         return self.role == AS_FITTED and (labels_decided(self.model) or self.reason == GROWN)
 
 
@@ -96,9 +99,9 @@ class Unfitted:
 
     Attributes:
         model: the fitted pipeline, plain.
-        estimator: a Pipeline for a PipelineModel, nested as that is; the estimator of a single fitted stage.
+        estimator: a Pipeline for a PipelineModel, with the same nesting; for a single fitted stage its estimator.
         stages: the leaf stages in order.
-        searches: uids of models of CrossValidator and TrainValidationSplit, of which `estimator` has the best setting only.
+        searches: uids of models of CrossValidator and TrainValidationSplit; `estimator` has only their best settings.
     """
 
     model: Any
@@ -108,24 +111,24 @@ class Unfitted:
 
     @property
     def learns(self) -> bool:
-        """Whether any stage is fitted anew."""
+        """True if any stage is fitted anew."""
         return any(stage.role == ESTIMATOR for stage in self.stages)
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """A sentence for each stage whose settings aren't told, or not for certain, and for each search."""
+        """A sentence for each stage whose settings are unknown or uncertain, and for each search."""
         told = [f"{s.uid} stays as it is fitted: {s.reason}" for s in self.stages if s.role == AS_FITTED]
         unsure = [f"{s.uid}: {s.reason}" for s in self.stages if s.role == ESTIMATOR and s.reason]
         return (*told, *unsure, *(f"{uid}: its best setting is kept, and not searched again" for uid in self.searches))
 
     @property
     def refusal(self) -> str:
-        """Why no stage is fitted anew; empty if one is."""
+        """Reason why no stage is fitted anew; empty if one is."""
         why = "; ".join(self.notes) or "none of its stages is ever fitted"
         return "" if self.learns else f"{self.model.uid} can't be fitted anew: {why}"
 
     def check(self) -> None:
-        """Raise InputError if no stage is fitted anew; says why."""
+        """Raise InputError, with the reason, if no stage is fitted anew."""
         if self.refusal:
             raise InputError(self.refusal)
 
@@ -134,11 +137,11 @@ def unfitted(model: Any, keep: Mapping[str, str] = MappingProxyType({})) -> Unfi
     """The estimators that a fitted pipeline came from.
 
     Args:
-        keep: reasons, by uid, for the stages that are to stay as they are fitted, as `Task.kept_as_fitted` finds them.
+        keep: reasons, by uid, for the stages that stay as they are fitted, as in `Task.kept_as_fitted`.
         model: a PipelineModel or a fitted stage; nested pipelines, a FineTunerModel and models of searches are opened.
 
     Raises:
-        InputError: a stage is not fitted; names it.
+        InputError: a stage is not fitted; the message names it.
     """
     flatten(model)  # refuses what isn't fitted
     model = plain(model)
@@ -151,13 +154,13 @@ def unfitted(model: Any, keep: Mapping[str, str] = MappingProxyType({})) -> Unfi
 
 
 def refit(form: Unfitted, rows: DataFrame, params: dict[Param[Any], Any] | None = None) -> Any:
-    """The pipeline fitted anew to these rows by Spark: plain, nested and named as the fitted one was.
+    """Fit the pipeline anew to these rows with Spark. The result is plain, with the nesting and uids of the fitted one.
 
     Args:
-        params: {Param of a stage of `form.estimator`: value}, other than those of the stages.
+        params: {Param of a stage of `form.estimator`: value} in place of the stages' own values.
 
     Raises:
-        InputError: there is nothing to fit, or Spark can't fit it to these rows; says why.
+        InputError: there is nothing to fit, or Spark can't fit it to these rows; the message has the reason.
     """
     form.check()
     with jvm.blamed(f"{form.model.uid} can't be fitted anew to these rows"):
@@ -166,9 +169,10 @@ def refit(form: Unfitted, rows: DataFrame, params: dict[Param[Any], Any] | None 
 
 
 def with_uids_of(old: Any, new: Any) -> Any:
-    """A pipeline that was fitted anew, with the uids of the pipeline that it takes the place of.
+    """A pipeline that was fitted anew, with the uids of the pipeline that it replaces.
 
-    Pipeline.fit gives a PipelineModel a uid of its own each time. The model of a search is put around its new best model.
+    Pipeline.fit gives a PipelineModel a new uid each time. The model of a search is built again around its new best
+    model.
     """
     if isinstance(old, (CrossValidatorModel, TrainValidationSplitModel)):
         return with_best(old, with_uids_of(old.bestModel, new), None)
@@ -192,7 +196,7 @@ def _leaves(model: Any) -> Iterator[Any]:
 
 
 def _form(model: Any, found: dict[str, UnfittedStage]) -> Any:
-    """The same nesting with what stands in the place of each leaf stage."""
+    """The same nesting with the replacement of each leaf stage."""
     if isinstance(model, PipelineModel):
         return Pipeline()._resetUid(model.uid).setStages([_form(stage, found) for stage in model.stages])
     if isinstance(model, (CrossValidatorModel, TrainValidationSplitModel)):
@@ -201,11 +205,11 @@ def _form(model: Any, found: dict[str, UnfittedStage]) -> Any:
 
 
 def _unfitted(model: Any, uids: Sequence[str], keep: Mapping[str, str]) -> UnfittedStage:
-    """What stands in the place of a leaf stage.
+    """The unfitted form of a leaf stage.
 
     Args:
-        uids: of all leaf stages.
-        keep: the reasons of those that stay.
+        uids: uids of all leaf stages.
+        keep: reasons, by uid, for the stages that stay.
     """
     if model.uid in keep:
         return UnfittedStage(model, model, AS_FITTED, keep[model.uid])
@@ -220,9 +224,9 @@ def _unfitted(model: Any, uids: Sequence[str], keep: Mapping[str, str]) -> Unfit
 
 
 def _why_as_fitted(model: Any, uids: Sequence[str]) -> str:
-    """Why a stage has to stay as it is fitted; empty if it need not."""
+    """Reason why a stage has to stay as it is fitted; empty if it can be fitted anew."""
     name = type(model).__name__
-    # What sparkdiff.Grower calls a stage that it added to the stage of another uid: of a part, or of an entity.
+    # sparkdiff.Grower's names for a stage that it added to the stage of another uid, for a part or for an entity.
     indexes = model.uid.endswith("_indexer")
     if any(model.uid.startswith(f"{head}_grown") or (indexes and model.uid.startswith(f"{head}_")) for head in uids):
         return GROWN
@@ -245,14 +249,14 @@ def _why_as_fitted(model: Any, uids: Sequence[str]) -> str:
 
 
 def _may_be_quantiles(bucketizer: Any) -> bool:
-    """Whether the splits may be those of a QuantileDiscretizer, whose outer ones are infinite."""
+    """True if the splits may be those of a QuantileDiscretizer, whose outer ones are infinite."""
     given = [bucketizer.getOrDefault(name) for name in ("splits", "splitsArray") if bucketizer.isSet(name)]
     splits = given[0] if given and isinstance(given[0][0], list) else given
     return bool(splits) and all(math.isinf(s[0]) and math.isinf(s[-1]) for s in splits)
 
 
 def estimator_class(model: type) -> Any:
-    """The estimator's class of a model's class of pyspark.ml; None if there is none."""
+    """Class of the estimator for a model class of pyspark.ml; None if there is none."""
     if model.__module__ not in MODULES:
         return None
     module, base = sys.modules[model.__module__], model.__name__.removesuffix("Model")
@@ -266,7 +270,7 @@ def estimator_class(model: type) -> Any:
 
 
 def untold(estimator: type, model: type) -> list[str]:
-    """The Params of an estimator's class that its model's class lacks, although they decide what is fitted."""
+    """Params of an estimator's class that its model's class lacks, although they affect the fit."""
     return sorted(_params(estimator) - _params(model) - WITHOUT_EFFECT)
 
 
@@ -275,7 +279,7 @@ def _params(kind: type) -> set[str]:
 
 
 def estimator_of(model: Any) -> Any:
-    """The estimator with the uid and the Params, set and default, of a fitted stage whose class tells all of them."""
+    """Estimator with the uid and the Params, set and default, of a fitted stage whose class has all of them."""
     kind = estimator_class(type(model))
     estimator = kind()
     estimator = jvm.named(estimator, model.uid) if isinstance(estimator, JavaParams) else estimator._resetUid(model.uid)
@@ -285,5 +289,7 @@ def estimator_of(model: Any) -> Any:
 
 
 def _own(value: Any) -> Any:
-    """A stage in a Param, such as the classifier of a OneVsRest, is copied: its Params may be searched."""
+    """The value of a Param; a stage, such as the classifier of a OneVsRest, is copied, because its Params may be
+    searched.
+    """
     return value.copy() if isinstance(value, Estimator) else value

@@ -1,4 +1,4 @@
-"""A trained network's weights, written back into stages of the same MLlib classes."""
+"""Write-back of a trained network's weights into stages of the same MLlib classes."""
 
 import copy
 from typing import Any
@@ -12,14 +12,14 @@ from sparkdiff.stages.base import StageModule
 
 
 def write_back(model: Any, network: Network) -> Any:
-    """The same pipeline (classes, uids, set and default Params) with the parameters of the network.
+    """Write the parameters of the network into the same pipeline (classes, uids, set and default Params).
 
     A stage whose parameters did not change is the same object, and so is the whole pipeline if nothing changed. The
     argument is never modified.
 
     Raises:
-        InputError: a parameter is not finite or outside the domain of its stage (names both), or the network was
-            translated from another pipeline.
+        InputError: a parameter is not finite or outside the domain of its stage (the message names both), or the
+            network was translated from another pipeline.
     """
     leaves = flatten(model)
     check_type("network", network, Network, "the result of translate(model)")

@@ -1,4 +1,4 @@
-"""Stages that are affine in their inputs: all candidates then share their computation."""
+"""Stages that are affine in their inputs; all candidates then share their computation."""
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
@@ -11,25 +11,26 @@ from sparkdiff.tensors.rows import Rows, scaled
 
 Stage = TypeVar("Stage", bound=StageModule)
 Parameters = Mapping[str, Tensor]
-"""Parameters of a stage by name; those that train have a leading dimension of K candidates where it says so."""
+"""Parameters of a stage by name; where stated, those that train have a leading dimension of K candidates."""
 
 
 class NotAffineError(Exception):
-    """A stage isn't affine in its inputs; never leaves the package."""
+    """A stage that isn't affine in its inputs; never leaves the package."""
 
 
 class NotSparseError(Exception):
-    """A stage's output depends on columns that are 0; never leaves the package."""
+    """A stage whose output depends on columns that are 0; never leaves the package."""
 
 
 class AffineForm(NamedTuple):
-    """What Affine.affine_form returns, with its derivative: autograd would take several times as long over such small tensors.
+    """The result of Affine.affine_form, with its derivative: autograd would take several times as long for such small
+    tensors.
 
     Attributes:
         slopes: per input (K, d_in, m).
-        constant: what adds to the functions' constants, (K, 1, m).
-        back: (gradients of `slopes` (K, d_in, m) each, gradient of the constants (K, 1, m), room (K, *shape) by name for the
-            gradients of the parameters that train, to add to) -> gradient of `slope`.
+        constant: addition to the functions' constants, (K, 1, m).
+        back: (gradients of `slopes` (K, d_in, m) each, gradient of the constants (K, 1, m), tensors (K, *shape) by
+            name to which it adds the gradients of the parameters that train) -> gradient of `slope`.
     """
 
     slopes: list[Tensor]
@@ -38,16 +39,18 @@ class AffineForm(NamedTuple):
 
 
 class Affine(StageModule):
-    """A stage that is affine in its inputs. Its candidates share their computation; those of others are evaluated one by one."""
+    """A stage that is affine in its inputs. Its candidates share their computation; those of other stages are
+    evaluated one by one.
+    """
 
     def affine_form(self, p: Parameters, slope: Tensor, widths: Sequence[int]) -> AffineForm:
-        """Affine functions of this stage's output as functions of its inputs, for K candidates at once.
+        """Turn affine functions of this stage's output into functions of its inputs, for K candidates at once.
 
         Args:
-            p: this stage's parameters, those that train with a leading dimension of K candidates.
-            slope: (K, d_out, m) slopes of m functions; K may be missing where no candidate differs. A predictor makes the
+            p: this stage's parameters; those that train have a leading dimension of K candidates.
+            slope: (K, d_out, m) slopes of m functions; without K if all candidates have the same. A predictor makes the
                 functions (its margins) and gets an empty tensor.
-            widths: of the inputs.
+            widths: widths of the inputs.
 
         Raises:
             NotAffineError: with these settings the stage isn't affine.
@@ -55,30 +58,33 @@ class Affine(StageModule):
         raise NotImplementedError
 
     def narrowed(self, columns: Sequence[Tensor | None], widths: Sequence[int]) -> "tuple[Affine, Tensor | None]":
-        """This stage, for `affine_form`, on some columns of its inputs, and the columns left of its output; None means all.
+        """This stage, for `affine_form`, on some columns of its inputs, and the remaining columns of its output; None
+        means all.
 
-        It lets a batch of wide sparse rows train the parameters of the columns alone that it has entries in: those of
-        `feature_axis` are cut down likewise.
+        A batch of wide sparse rows then trains only the parameters of the columns in which it has entries: parameters
+        in `feature_axis` are restricted to these columns, too.
 
         Args:
             columns: per input (c,), ascending.
-            widths: of the inputs.
+            widths: widths of the inputs.
 
         Raises:
-            NotSparseError: columns of 0 count too.
+            NotSparseError: columns of 0 affect the output.
         """
         raise NotSparseError(type(self).__name__)
 
 
 class MatrixProduct(Affine):
-    """An affine stage each of whose outputs adds up its inputs, so that columns of 0 add nothing."""
+    """An affine stage whose outputs are weighted sums of its inputs, so that columns of 0 add nothing."""
 
     def narrowed(self, columns: Sequence[Tensor | None], widths: Sequence[int]) -> tuple[Affine, Tensor | None]:
         return self, None
 
 
 class Columnwise(Affine):
-    """An affine stage with one input. Each output column depends on the same input column alone, and is 0 where that is."""
+    """An affine stage with one input. Each output column depends only on the same input column, and is 0 where that is
+    0.
+    """
 
     def narrowed(self, columns: Sequence[Tensor | None], widths: Sequence[int]) -> tuple[Affine, Tensor | None]:
         return self, columns[0]
@@ -92,7 +98,7 @@ class Unchanged(Columnwise):
 
 
 class Factors(Columnwise):
-    """y = x * factors (d,), which are the one weight of the subclass; sparse stays sparse."""
+    """y = x * factors (d,), which are the only weight of the subclass; sparse stays sparse."""
 
     def __init__(self, factors: Tensor):
         super().__init__()

@@ -12,13 +12,13 @@ from sparkdiff.stages.base import register
 from sparkdiff.tensors.rows import Rows, SparseRows, known_any, offsets_of
 
 FEW = 16
-"""Rows that are looked at all at once."""
+"""Largest number of rows that are checked for NaN in one look at the whole output."""
 
 
 @register("pyspark.ml.feature.VectorAssembler")
 class VectorAssembler(Affine):
-    """Concatenates columns in the declared order. A scalar becomes one column; the result is sparse if any input is
-    sparse.
+    """A concatenation of columns in the declared order. A scalar becomes one column; the result is sparse if any input
+    is sparse.
 
     With handleInvalid='error' a null or NaN scalar raises, as in Spark; with 'keep' it becomes NaN.
     """
@@ -37,7 +37,7 @@ class VectorAssembler(Affine):
         parts = [c[:, None] if isinstance(c, Tensor) and c.ndim == 1 else c for c in columns]
         strided = [p for p in parts if isinstance(p, Tensor)]
         out = torch.cat(strided, 1) if len(strided) == len(parts) else None
-        # One look at a few whole rows takes less time than one at each column.
+        # One look at a few whole rows takes less time than a look at each column.
         if not self.keep and (out is None or len(out) > FEW or known_any(out.isnan())):
             self.check(columns)
         return beside(parts) if out is None else out

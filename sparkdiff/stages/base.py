@@ -1,5 +1,5 @@
-"""A translated stage: a lens on a fitted Spark stage (read, compute, write back), what training asks of it (which entries train,
-in which units, within which domain), and the registry of all of them.
+"""A translated stage: a lens on a fitted Spark stage (read, compute, write back), its facts for training (which entries
+train, in which units, within which domain), and the registry of all of them.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,69 +19,73 @@ from sparkdiff.stages.constraints import Constraint, Positive, Rounded
 from sparkdiff.tensors.rows import NEVER, Nulls, Rows, beyond, stored_as
 
 SUPPORT = 5
-"""Training rows that must differ from a feature's usual value, or bear a class, for the parameters about it to train."""
+"""Training rows that must differ from a feature's usual value, or have a class, before its parameters train."""
 
 
 @dataclass(frozen=True)
 class FeatureStats:
-    """What a stage's input looks like over the training rows."""
+    """Statistics of a stage's input over the training rows."""
 
     mean: Tensor  # (d,)
     std: Tensor  # (d,)
     support: Tensor  # (d,) int64: rows whose value differs from the column's usual one
-    leaves: Tensor | None = None  # (L,) int64: rows that each leaf of a stage of trees holds
+    leaves: Tensor | None = None  # (L,) int64: rows in each leaf of a stage of trees
     entry: Tensor | None = None  # (d,) of sparse rows: root mean square of the entries that aren't 0
-    sums: Mapping[str, Tensor] = field(default_factory=dict)  # of the stage's own `training_sums`
+    sums: Mapping[str, Tensor] = field(default_factory=dict)  # results of the stage's own `training_sums`
 
 
 @dataclass(frozen=True)
 class LabelStats:
-    """What the labels of the training rows (of weight > 0) look like."""
+    """Statistics of the labels of the training rows (of weight > 0)."""
 
     mean: float
     std: float
     low: float
     high: float
-    classes: Tensor  # (k,) int64 rows per class, empty where labels are no small whole numbers
+    classes: Tensor  # (k,) int64 rows per class, empty if labels are not small whole numbers
 
     def seen(self, classes: int) -> Tensor:
-        """Which of so many classes enough rows bear, (classes,) bool."""
+        """Mask of the classes, out of `classes`, that at least SUPPORT rows have, (classes,) bool."""
         return F.pad(self.classes, (0, classes - len(self.classes))) >= SUPPORT
 
 
 def deviation(n: Tensor, total: Tensor, square: Tensor) -> Tensor:
-    """The standard deviation of numbers, by how many they are, their sum and their sum of squares; 1 where all are the same."""
+    """Standard deviation of numbers, from their count, sum and sum of squares; 1 where all are the same."""
     mean = total / n.clamp_min(1)
     found = (square / n.clamp_min(1) - mean * mean).clamp_min(0).sqrt()
     return torch.where(found > 0, found, 1.0)
 
 
 class Trainable(nn.Module):
-    """The defaults train every parameter freely, in steps of 1; a stage with parameters overrides what doesn't fit."""
+    """Facts about parameters. The defaults train each parameter freely, in steps of 1; a stage overrides what doesn't
+    fit.
+    """
 
     feature_axis: ClassVar[dict[str, int]] = {}
-    """For each parameter with an entry per input feature: the axis that runs over the features."""
+    """The axis that runs over the features, for each parameter with an entry per input feature."""
     positive: ClassVar[frozenset[str]] = frozenset()
-    """Parameters that must stay > 0 where they count."""
+    """Parameters that must stay > 0 where they count (`entry_mask`)."""
     optional: ClassVar[frozenset[str]] = frozenset()
-    """What trains only where the user asks for it: parameters, or buffers, which then become parameters. What Spark keeps in a
-    Param of the stage is a buffer, so that the Param stays as it is where all parameters move and nobody asked."""
+    """Settings that train only on the user's request: parameters, or buffers, which then become parameters. A value
+    that Spark keeps in a Param of the stage is a buffer, so that the Param does not change unless the user requests
+    it.
+    """
     float32: ClassVar[bool] = False
-    """Whether Spark holds the weights in float32: so are the outputs at the network's border, and parity is to 1e-6 there and
-    behind. Parameters are float64 tensors of what float32 can hold.
+    """Whether Spark holds the weights in float32. Then the network's outputs are float32, too, and parity is to 1e-6
+    for them and for later stages. Parameters are float64 tensors with values that float32 can hold.
     """
 
     def on_request(self) -> dict[str, Tensor]:
-        """What trains only where the user asks for it, by name; `optional` may name what this stage hasn't."""
+        """Settings that train only on the user's request, by name, except names in `optional` that this stage lacks."""
         own = {**dict(self.named_buffers(recurse=False)), **dict(self.named_parameters())}
         return {name: value for name, value in own.items() if name in self.optional}
 
     def why_frozen(self) -> Mapping[str, str]:
-        """By name, why settings that a user may ask for don't train on request, and what to do instead."""
+        """The reasons, by name, why settings that a user may request don't train, and the remedies."""
         return {}
 
     def unfreeze(self, name: str) -> None:
-        """Let something train that does so on request only."""
+        """Let a setting train that does so only on request."""
         if name in self._buffers:
             value = self.get_buffer(name)
             delattr(self, name)
@@ -89,7 +93,9 @@ class Trainable(nn.Module):
         self.get_parameter(name).requires_grad_()
 
     def unfrozen_as(self, other: nn.Module) -> Self:
-        """This module with the same parameters as another of the stage's class, of which some may have been unfrozen."""
+        """Unfreeze what is unfrozen in another module of the same stage class, so that both have the same parameters.
+        Returns this module.
+        """
         own = dict(self.named_parameters())
         for name, _ in other.named_parameters():
             if name not in own:
@@ -97,30 +103,31 @@ class Trainable(nn.Module):
         return self
 
     def training_sums(self, *columns: Rows, nulls: Nulls | None = None) -> dict[str, Tensor]:
-        """Sums over these rows that `units` and `supported` need beside FeatureStats. Takes what `forward` takes.
+        """Sums over these rows that `units` and `supported` need in addition to FeatureStats. Takes the arguments of
+        `forward`.
 
-        The totals over all training rows come back as `FeatureStats.sums`.
+        The totals over all training rows are passed back as `FeatureStats.sums`.
         """
         return {}
 
     def observe(self, x: FeatureStats, values: Mapping[int, Tensor]) -> None:
-        """Take note of the stage's input before training.
+        """Store facts about the stage's input before training.
 
         Args:
-            values: of features that are compared with thresholds that train, the values (m,) that training rows have,
-                ascending.
+            values: values (m,) of the training rows, ascending, by feature; only for features that are compared with
+                thresholds that train.
         """
 
     def entry_mask(self) -> dict[str, Tensor]:
-        """For parameters of which some entries never count (std = 0): a mask, True where the entry counts."""
+        """Masks, True where the entry counts, for parameters with entries that never count (std = 0)."""
         return {}
 
     def units(self, x: FeatureStats, y: LabelStats) -> dict[str, Tensor]:
-        """Each trainable parameter's natural unit, given the stage's input and the labels; a missing one is 1."""
+        """Natural unit of each trainable parameter, given the stage's input and the labels; a missing one is 1."""
         return {}
 
     def supported(self, x: FeatureStats, y: LabelStats) -> dict[str, Tensor]:
-        """Masks of the entries that enough training rows speak for; a missing one is all of them.
+        """Masks of the entries with enough training rows (SUPPORT) to train; a missing mask means all.
 
         Adam moves the coefficient of a one-hot level with one row at full step although its gradient is nearly 0.
         """
@@ -132,23 +139,25 @@ class Trainable(nn.Module):
         return out
 
     def constraints(self) -> dict[str, Constraint]:
-        """How parameters that aren't free stay inside their domain while they train; a missing one is free: p0 + unit * u."""
+        """Constraints that keep parameters inside their domain while they train; without one a parameter is free: p0 +
+        unit * u.
+        """
         rounded = {name: Rounded() for name, _ in self.named_parameters()} if self.float32 else {}
         return {**rounded, **dict.fromkeys(self.positive, Positive())}
 
     def fitted_width(self) -> int:
-        """How many features the stage was fitted on; 0 where no parameter tells."""
+        """Number of features that the stage was fitted on; 0 if no parameter shows it."""
         return max((attrgetter(name)(self).shape[axis] for name, axis in self.feature_axis.items()), default=0)
 
     def has_bounds(self) -> bool:
-        """Whether `project_` has anything to do."""
+        """True if `project_` has anything to do."""
         return type(self).project_ is not Trainable.project_
 
     def project_(self) -> None:
         """Move the parameters back into their domain, in place, after an optimizer step."""
 
     def check_domain(self, uid: str) -> None:
-        """Raise InputError where a parameter has left the domain in which Spark's stage is defined."""
+        """Raise InputError if a parameter has left the domain in which Spark's stage is defined."""
         for name, p in self.named_parameters():
             if self.float32 and bool((p.isfinite() & ~p.float().isfinite()).any()):
                 value = p[~p.float().isfinite()][0].item()
@@ -167,7 +176,7 @@ REGISTRY: "dict[str, type[StageModule]]" = {}
 UNTRANSLATED: "dict[str, Untranslated]" = {}
 SKIPS = "handleInvalid='skip' drops rows, and a torch module cannot drop rows; use 'error' or 'keep'"
 NULL = " is null"
-"""Ends the name of the boolean column that says in which rows another column is null."""
+"""Suffix of the name of a boolean column that says in which rows another column is null."""
 _Module = TypeVar("_Module", bound="type[StageModule]")
 _Out = TypeVar("_Out")
 
@@ -176,7 +185,7 @@ def register(class_name: str) -> Callable[[_Module], _Module]:
     """Make a StageModule the translation of the fitted stages of exactly this class, by its full Python name.
 
     Raises:
-        InputError: the name is not text, or what is registered is not a subclass of StageModule.
+        InputError: the name is not text, or the decorated object is not a subclass of StageModule.
     """
     check_type("the class name of register()", class_name, str, 'a full Python name such as "shop.Saturation"')
 
@@ -197,8 +206,9 @@ class Untranslated:
     """The facts about stages without a translation to torch.
 
     Attributes:
-        reason: why they have none; the plan shows it.
-        passed_over: whether Spark skips them if the data have no such input, as a model that only predicts needs no label.
+        reason: the reason why they have none; the plan shows it.
+        passed_over: whether Spark skips them if the data lack their input, such as a label that prediction does not
+            need.
         own_attributes: as in StageModule.
         makes_sparse: whether they write sparse vectors, which may be very wide.
     """
@@ -220,86 +230,93 @@ def class_name(stage: Any) -> str:
 
 
 class Facts:
-    """What other modules ask about a stage's columns: the defaults fit most stages; a stage declares what is different."""
+    """Facts about a stage's columns, for other modules. The defaults fit most stages; a stage declares what is
+    different.
+    """
 
     differentiable: ClassVar[bool] = True
     """Whether gradients flow from the outputs to the inputs."""
     takes_nulls: bool = False
-    """Whether null and NaN in an input aren't the same to the stage, so that `forward` takes `nulls=` (Nulls)."""
+    """Whether the stage treats null and NaN in an input differently, so that `forward` takes `nulls=` (Nulls)."""
     writes_null: bool = False
     """Whether NaN in an output is null in Spark."""
     reads_categories: ClassVar[bool] = False
-    """Whether the scalar inputs are numbers of categories, to which no noise can be added."""
+    """Whether the scalar inputs are category numbers, to which no noise can be added."""
     reads_identifiers: ClassVar[bool] = False
-    """Whether the inputs are identifiers, which are no features."""
+    """Whether the inputs are identifiers, not features."""
     storage: ClassVar[str] = ""
-    """How Spark stores each vector that this stage writes: "sparse", "compressed" (dense or sparse, whichever takes less
-    room), or "" where that depends on the input."""
+    """Spark's storage of each vector that this stage writes: "sparse", "compressed" (dense or sparse, whichever takes
+    less space), or "" where that depends on the input.
+    """
     tells_zeros: float = NEVER
-    """Size of the numbers in the inputs up to which zeros that Spark stores and zeros that it doesn't give the same; less than 0
-    where they don't."""
+    """Largest magnitude of the inputs up to which stored and unstored zeros give the same result; less than 0 where
+    they never do.
+    """
     exact_beyond: float = NEVER
-    """Size of the numbers in an output up to which it has the form that is fastest. Beyond, it is stored as in Spark: a stage
-    behind `tells_zeros`."""
+    """Largest magnitude of an output up to which it has the fastest form. Beyond, it is stored as in Spark, because a
+    later stage distinguishes stored zeros (`tells_zeros`).
+    """
     expands: ClassVar[bool] = False
-    """Whether the outputs are larger than the inputs, so that the cache is smaller with this stage in torch."""
+    """Whether the outputs are larger than the inputs, so that the cache is smaller if this stage runs in torch."""
     makes_dense: str = ""
-    """What makes the outputs dense where the input is sparse; empty where they stay sparse, or are no vectors."""
+    """The reason why outputs are dense although the input is sparse; empty if they stay sparse, or are no vectors."""
     weights_in_metadata: ClassVar[bool] = False
-    """Whether the metadata of the outputs tell the weights, and change with them."""
+    """Whether the metadata of the outputs contain the weights, and change with them."""
     own_attributes: ClassVar[bool] = False
-    """Whether the attributes of the outputs (`ml_attr` metadata) tell nothing of the inputs."""
+    """Whether the attributes of the outputs (`ml_attr` metadata) contain nothing about the inputs."""
 
     def passes_gradient(self) -> bool:
-        """Whether outputs that are classes or indices have a gradient after all, by straight-through estimation."""
+        """True if outputs that are classes or indices have a gradient nevertheless, by straight-through estimation."""
         return False
 
     def tells_zeros_beyond(self, place: int) -> float:
-        """Size of the numbers in an input up to which a zero gives the same whether Spark stores it or not; `tells_zeros`, but
-        less than 0 if parameters aren't finite: products with these are NaN."""
+        """Largest magnitude of an input up to which stored and unstored zeros give the same result: `tells_zeros`, but
+        less than 0 if parameters aren't finite, because products with these are NaN.
+        """
         return self.tells_zeros if all(bool(p.isfinite().all()) for p in self.parameters()) else -1.0  # type: ignore[attr-defined]
 
     def nominal_features(self) -> Tensor:
-        """Features (q,) int64 of the input that are categories, to which no noise can be added."""
+        """Indices (q,) int64 of the input features that are categories, to which no noise can be added."""
         return torch.empty(0, dtype=torch.int64)
 
     def critical_values(self) -> tuple[tuple[float, ...], ...]:
-        """Per scalar input column, values at which the output jumps; parity is checked on rows that hold them."""
+        """Values, per scalar input column, at which the output jumps; parity is checked on rows that hold them."""
         return ()
 
     def critical_rows(self, row: Tensor) -> Tensor:
-        """Rows like `row` (1, d), of a stage that reads a vector, at which its output jumps; (m, d)."""
+        """Rows like `row` (1, d) at which the output of a stage that reads a vector jumps; (m, d)."""
         return row[:0]
 
 
 class StageModule(Facts, Trainable):
     """A lens on a fitted stage: a torch module whose parameters are Spark's own values, in float64.
 
-    A subclass names its `weights`, reads them in `from_spark` and computes in `forward`. `forward` takes the input columns
-    in the order of `inputs(stage)` and returns the output columns in the order of `outputs(stage)`; a scalar column is
-    `(n,)`, a vector column `(n, d)` or SparseRows.
+    A subclass names its `weights`, reads them in `from_spark` and computes in `forward`. `forward` takes the input
+    columns in the order of `inputs(stage)` and returns the output columns in the order of `outputs(stage)`; a scalar
+    column is `(n,)`, a vector column `(n, d)` or SparseRows.
 
-    Null is NaN. A stage to which the two aren't the same says so by `takes_nulls`, and its `forward` then also takes
-    `nulls=`, which rows of each input are null. They come from outside, in the optional column `"<name> is null"`, or from a
-    stage before that passes null on (`writes_null`); other stages' outputs hold none. Where an input has no such column, its
-    NaN is NaN, unless NaN is what the stage refuses and null isn't.
+    Null is NaN. A stage that treats the two differently sets `takes_nulls`; its `forward` then also takes `nulls=`,
+    which says which rows of each input are null. These come from outside, in the optional column `"<name> is null"`,
+    or from an earlier stage that passes null on (`writes_null`); other stages' outputs hold none. If an input has no
+    such column, its NaN is NaN, unless the stage refuses NaN and accepts null.
 
-    What a subclass may say besides has defaults: about its columns in `Facts`, about its parameters in `Trainable`. Some stages
-    are more: `Affine`, `Prepared`, `FieldReader`, `Predictor`.
+    Everything else has defaults that a subclass may override: about its columns in `Facts`, about its parameters in
+    `Trainable`. Some stages have a more special base class: `Affine`, `Prepared`, `FieldReader`, `Predictor`.
 
-    Four laws hold, and `sparkdiff.testing.check_stage` checks them: parity with `stage.transform`; writing back what was
-    read changes nothing; reading what was written gives the module's parameters; the caller's stage never changes.
+    Four laws hold, and `sparkdiff.testing.check_stage` checks them: parity with `stage.transform`; writing back what
+    was read changes nothing; reading what was written gives the module's parameters; the caller's stage never changes.
     """
 
     weights: ClassVar[tuple[str, ...]] = ()
     """Names of the weights in the stage's saved data, in the order of its Scala constructor (after the uid)."""
     weight_params: ClassVar[tuple[str, ...]] = ()
-    """Of the weights those that Spark keeps in Params of the stage, not in saved data; such a Param is set where it changed."""
+    """Weights that Spark keeps in Params of the stage, not in saved data; such a Param is set if it changed."""
     refusals: ClassVar[tuple[str, ...]] = ()
-    """The settings for which `refuses` or `from_fields` leave a stage in Spark, in words, as docs/stages.md lists them; beside
-    handleInvalid='skip'."""
+    """Descriptions, listed in docs/stages.md, of the settings for which `refuses` or `from_fields` leave a stage in
+    Spark; without handleInvalid='skip'.
+    """
     label_cols: ClassVar[tuple[str, ...]] = ()
-    """Params that name outputs which are classes or indices: no gradient, and parity counts disagreements."""
+    """Params that name outputs with classes or indices: no gradient, and parity counts disagreements."""
 
     @classmethod
     def inputs(cls, stage: Any) -> tuple[str, ...]:
@@ -318,18 +335,18 @@ class StageModule(Facts, Trainable):
 
     @classmethod
     def refuses(cls, stage: Any) -> str | None:
-        """Why this fitted stage must stay in Spark although its class has a torch form; None where it has one."""
+        """Reason why this fitted stage must stay in Spark although its class has a torch form; None if it has none."""
         if stage.hasParam("handleInvalid") and stage.getOrDefault("handleInvalid") == "skip":
             return SKIPS
         return None
 
     @classmethod
     def from_spark(cls, stage: Any) -> "StageModule":
-        """The module of a fitted stage."""
+        """Module of a fitted stage."""
         raise NotImplementedError
 
     def as_stored(self, out: Rows | tuple[Rows, ...]) -> tuple[Any, ...]:
-        """The outputs of `forward`, stored as in Spark where that matters (`exact_beyond`)."""
+        """Outputs of `forward`, stored as in Spark where that matters (`exact_beyond`)."""
         columns = out if isinstance(out, tuple) else (out,)
         return tuple(
             stored_as(x, self.storage) if self.storage and beyond(x, self.exact_beyond) else x for x in columns
@@ -342,7 +359,7 @@ class StageModule(Facts, Trainable):
         return jvm.rebuild(stage, {name: self.weight(name) for name in self.weights}) if self.weights else stage.copy()
 
     def weight(self, name: str) -> Any:
-        """One weight as numpy array or Python number."""
+        """One weight as a numpy array or Python number."""
         value = getattr(self, name)
         if isinstance(value, Tensor):
             array = value.detach().cpu().numpy()
@@ -351,7 +368,7 @@ class StageModule(Facts, Trainable):
 
 
 def columns_of(stage: Any, params: tuple[str, ...]) -> tuple[str, ...]:
-    """The column names that these Params hold, without the unset and the empty ones."""
+    """Column names that these Params hold, without unset and empty ones."""
     out: list[str] = []
     for name in params:
         if stage.hasParam(name) and stage.isDefined(name):
@@ -373,7 +390,9 @@ def columns_of(stage: Any, params: tuple[str, ...]) -> tuple[str, ...]:
 def each_column(
     compute: Callable[..., _Out], columns: Sequence[Rows], nulls: Nulls | None, *settings: Iterable[Any]
 ) -> _Out | tuple[_Out, ...]:
-    """What `compute` gives for each column, its nulls and its settings; of a single column no tuple."""
+    """Results of `compute` for each column with its nulls and settings: a tuple, but the bare result for a single
+    column.
+    """
     flags = nulls or [None] * len(columns)
     out = tuple(compute(*part) for part in zip(columns, flags, *settings, strict=True))
     return out[0] if len(out) == 1 else out

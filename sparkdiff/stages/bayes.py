@@ -1,4 +1,4 @@
-"""NaiveBayes in its four kinds: multinomial, complement, bernoulli and gaussian."""
+"""NaiveBayes of four types: multinomial, complement, bernoulli and gaussian."""
 
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -18,11 +18,11 @@ from sparkdiff.tensors.rows import Rows, SparseRows, dense, known_any, sum_in_or
 ENTRIES = 1 << 22
 """Entries of a dense block of rows (32 MiB of doubles)."""
 DRIFT = 1e-6
-"""How far above 0 the logarithm of a probability may be, for rounding."""
+"""Tolerance for the logarithm of a probability above 0, for rounding."""
 
 
 class NaiveBayes(ProbabilisticClassifier):
-    """rawPrediction (n, k) by the kind, probability = its softmax. Fitted by counting; trained on the probability of
+    """rawPrediction (n, k) by the type, probability = its softmax. Fitted by counting; trained on the probability of
     the label given the features.
 
     `pi` (k,) are logarithms of the classes' probabilities.
@@ -89,7 +89,7 @@ class NaiveBayes(ProbabilisticClassifier):
         return {"pi": LogProbabilities()}
 
     def logarithms(self, name: str) -> Tensor:
-        """The log-probabilities in this parameter; training keeps their total along the last axis."""
+        """Log-probabilities in this parameter; training keeps their total along the last axis."""
         out: Tensor = getattr(self, name)
         return -out if name == "theta" and self.negated else out
 
@@ -110,7 +110,7 @@ class NaiveBayes(ProbabilisticClassifier):
 
 
 class Counting(NaiveBayes):
-    """Kinds whose rawPrediction is affine in the features; Spark refuses features outside a domain.
+    """The types whose features Spark refuses outside a domain.
 
     Training an earlier stage could move features out of the domain, so no gradient flows to the inputs.
     """
@@ -153,7 +153,7 @@ class Multinomial(MatrixProduct, Counting):
 
 
 class Negated(LogProbabilities):
-    """Parameters that hold minus the logarithms of shares."""
+    """Minus the logarithms of shares."""
 
     def value(self, start: Tensor, move: Tensor) -> Tensor:
         return -super().value(-start, -move)
@@ -169,7 +169,7 @@ class Complement(Counting):
     def margin(self, x: Rows) -> Tensor:  # type: ignore[override]  # one input column; (n, k)
         self.check(x)
         scores = product(x, self.theta)
-        top = scores.amax(1, keepdim=True)  # by Spark's order of operations, which makes NaN of an infinite score
+        top = scores.amax(1, keepdim=True)  # in Spark's order of operations, which makes NaN of an infinite score
         return scores - (torch.log(torch.exp(scores - top).sum(1, keepdim=True)) + top)
 
     def constraints(self) -> dict[str, Constraint]:
@@ -177,7 +177,7 @@ class Complement(Counting):
 
 
 class LogOdds(Constraint):
-    """Logarithms of probabilities, each by itself: their log-odds move freely; what is 0 or -inf stays."""
+    """Logarithms of probabilities, each by itself: their log-odds move freely; a probability of 1 or 0 stays."""
 
     elementwise = True
 
@@ -238,8 +238,8 @@ class Bernoulli(Affine, Counting):
 class Gaussian(NaiveBayes):
     """rawPrediction = pi - (sum of (x - theta)^2 / sigma + log(sigma)) / 2; theta holds means, sigma variances.
 
-    A zero counts like any other value, so that sparse rows are made dense, some at a time. Sums are made in Spark's order, as
-    those of a tiny variance are so large that the probability is what their last digits leave.
+    A zero counts like any other value, so sparse rows are made dense, some at a time. Sums are made in Spark's order:
+    with a tiny variance they are so large that the probability depends on their last digits.
     """
 
     positive = frozenset({"sigma"})

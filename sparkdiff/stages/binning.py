@@ -1,4 +1,4 @@
-"""Stages that compare numbers with thresholds: Binarizer, Bucketizer (and what QuantileDiscretizer fits)."""
+"""Stages that compare numbers with thresholds: Binarizer, Bucketizer (also the result of QuantileDiscretizer)."""
 
 import math
 from collections.abc import Mapping
@@ -15,15 +15,15 @@ from sparkdiff.stages.constraints import Constraint, Ordered
 from sparkdiff.tensors.rows import Nulls, Rows, SparseRows, dense, known_any, on_gpu
 
 SHARPNESS = 0.3
-"""tau in standard deviations of what is compared, and so a threshold's unit."""
+"""tau in standard deviations of the compared column, which is also a threshold's unit."""
 
 
 class Steps(torch.autograd.Function):
     """The bin of each x (n,), given as `found` (n,). The thresholds (m,) between the bins learn, x does not.
 
-    Forward it is the bin; backward it is the sum over the thresholds of sigmoid((x - threshold) / tau), so that a
-    threshold learns what a nearby row would give on its other side.
-    Source: Bengio, Léonard and Courville, "Estimating or Propagating Gradients Through Stochastic Neurons", 2013.
+    The forward result is the bin; the derivative is that of the sum over the thresholds of sigmoid((x - threshold) /
+    tau), so that a threshold learns what a nearby row would give on its other side. Source: Bengio, Léonard and
+    Courville, "Estimating or Propagating Gradients Through Stochastic Neurons", 2013.
     """
 
     @staticmethod
@@ -40,7 +40,7 @@ class Steps(torch.autograd.Function):
 
 
 class Comparing(StageModule):
-    """The common part of both: thresholds that train on request only and are written back as Params.
+    """The common part of both: thresholds that train only on request and are written back as Params.
 
     The gradient ends here: earlier stages do not train through the index of a bin.
     """
@@ -52,7 +52,7 @@ class Comparing(StageModule):
         return any(p.requires_grad for p in self.parameters())
 
     def training_sums(self, *columns: Rows, nulls: Nulls | None = None) -> dict[str, Tensor]:
-        """Per column: the number of finite values, their sum and the sum of their squares."""
+        """Number of finite values, their sum and the sum of their squares, per column."""
         parts = []
         for x in columns:
             known = x.values if isinstance(x, SparseRows) else x[x.isfinite()]
@@ -60,7 +60,7 @@ class Comparing(StageModule):
         return {"moments": torch.stack(parts)}  # (c, 3)
 
     def spread(self, x: FeatureStats) -> Tensor:
-        """The standard deviation of each column, (c,); 1 of a constant one."""
+        """Standard deviation of each column, (c,); 1 for a constant one."""
         return deviation(*x.sums["moments"].unbind(1))
 
     def observe(self, x: FeatureStats, values: Mapping[int, Tensor]) -> None:
@@ -72,8 +72,8 @@ class Comparing(StageModule):
 class Binarizer(Comparing):
     """1 where x > threshold, else 0; of numbers, or of the entries of a vector.
 
-    NaN is 0, but 1 in a vector with a threshold below 0, where Spark asks for x <= threshold. Null stays null in Spark 3.5,
-    and is 0 in later versions.
+    NaN gives 0, but 1 in a vector with a threshold below 0, where Spark tests x <= threshold. Null stays null in Spark
+    3.5, and gives 0 in later versions.
 
     Source: org.apache.spark.ml.feature.Binarizer.transform.
     """
@@ -85,7 +85,7 @@ class Binarizer(Comparing):
     def __init__(self, name: str, thresholds: Tensor, columns: int, keeps_null: bool = False):
         super().__init__()
         self.takes_nulls = self.writes_null = keeps_null
-        self.register_buffer(name, thresholds)  # `threshold` () of all columns, or `thresholds` (c,)
+        self.register_buffer(name, thresholds)  # `threshold` () for all columns, or `thresholds` (c,)
         self.name, self.columns = name, columns
         self.register_buffer("tau", torch.ones(columns, dtype=torch.float64), persistent=False)  # (c,)
 
@@ -98,7 +98,7 @@ class Binarizer(Comparing):
 
     @property
     def thresholds_of(self) -> Tensor:
-        """(c,)"""
+        """Threshold of each column, (c,)."""
         own: Tensor = getattr(self, self.name)
         return own.expand(self.columns)
 
@@ -147,26 +147,28 @@ class Binarizer(Comparing):
 
 
 class SortedSplits(Ordered):
-    """Splits increase along the last axis between fixed outer splits; infinite entries after the last are padding."""
+    """Splits that increase along the last axis between fixed outer splits; infinite entries after the last are
+    padding.
+    """
 
     def __init__(self, outer: Tensor):
         self.outer = outer  # (*shape) bool
 
     def value(self, start: Tensor, move: Tensor) -> Tensor:
         low, high = self._ends(start)
-        # From the first one on; where only the last one is finite, from there on.
+        # Built up from the first split, or down from the last one if only that is finite.
         upwards = self._stretched(start, super().value(start, torch.where(self.outer, 0.0, move)))
         mirrored = Ordered().value(-start.flip(-1), torch.where(self.outer, 0.0, -move).flip(-1))
         out = torch.where(low.isinf() & high.isfinite(), -mirrored.flip(-1), upwards)
         out = torch.where(self.outer | ~start.isfinite(), start, out)
-        # Two that rounding makes one are no splits: then all of them stay.
+        # Rounding can make two splits equal, which is invalid: then all of them stay.
         ascend = (out[..., 1:] > out[..., :-1]) | out[..., 1:].isinf()
         return torch.where(ascend.all(-1, keepdim=True), out, start.expand_as(out))
 
     def _stretched(self, start: Tensor, x: Tensor) -> Tensor:
-        """Between two finite ends: rescaled so that the last split keeps its value."""
+        """Splits `x` rescaled between two finite ends, so that the last split keeps its value; else `x`."""
         both = torch.cat(self._ends(start), -1).isfinite().all(-1, keepdim=True)
-        # No infinity goes through what isn't taken: its gradient would be NaN.
+        # No infinity may enter the branch that `where` drops: its gradient would be NaN.
         low, high = self._ends(torch.where(both, start.nan_to_num(0.0, 0.0, 0.0), 0.0))
 
         def to_length(x: Tensor) -> Tensor:
@@ -174,13 +176,13 @@ class SortedSplits(Ordered):
             first, last = self._ends(x)
             return (x - first) * ((high - low) / torch.where(last > first, last - first, 1.0))
 
-        # As a difference of two roundings of the same form, so that no move is the start itself.
+        # As a difference of two results of the same rounding, so that no move is exactly the start.
         return torch.where(both, start + (to_length(x) - to_length(start)), x)
 
     def _ends(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The outer entries, (..., 1) each."""
         last = self.outer.long().cumsum(-1).argmax(-1, keepdim=True)
-        if on_gpu(x):  # deterministic kernels of scatter_add_, which is gather's derivative, wait for the GPU
+        if on_gpu(x):  # deterministic kernels of scatter_add_, gather's derivative, wait for the GPU
             at_last = torch.arange(x.shape[-1], device=x.device) == last
             return x[..., :1], torch.where(at_last, x, 0.0).sum(-1, keepdim=True)
         return x[..., :1], x.gather(-1, last.expand(*x.shape[:-1], 1))
@@ -190,7 +192,8 @@ class SortedSplits(Ordered):
 class Bucketizer(Comparing):
     """The index of the bin [a, b) of a number; the last bin is [a, b]. Numbers outside are refused.
 
-    NaN is the number of bins with handleInvalid='keep' and refused with 'error'; null stays null. -0.0 lies below 0.0.
+    NaN gives the number of bins with handleInvalid='keep' and is refused with 'error'; null stays null. -0.0 lies
+    below 0.0.
 
     Source: org.apache.spark.ml.feature.Bucketizer.binarySearchForBuckets.
     """
@@ -205,7 +208,7 @@ class Bucketizer(Comparing):
     def __init__(self, name: str, splits: list[Tensor], keep: bool, uid: str, names: tuple[str, ...]):
         super().__init__()
         padded = nn.utils.rnn.pad_sequence(splits, batch_first=True, padding_value=math.inf)
-        # `splits` (m,) of one column, or `splitsArray` (c, m) with padding.
+        # `splits` (m,) for one column, or `splitsArray` (c, m) with padding.
         self.register_buffer(name, padded[0] if name == "splits" else padded)
         self.name, self.sizes, self.keep, self.uid, self.names = name, [len(s) for s in splits], keep, uid, names
         place, sizes = torch.arange(padded.shape[1]), torch.tensor(self.sizes)[:, None]
@@ -221,7 +224,7 @@ class Bucketizer(Comparing):
         return cls(name, [tensor(s) for s in splits], stage.getHandleInvalid() == "keep", stage.uid, cls.inputs(stage))
 
     def splits_of(self) -> list[Tensor]:
-        """Per column its splits, (m,)."""
+        """Splits of each column, (m,)."""
         own: Tensor = getattr(self, self.name)
         return [row[:size] for row, size in zip(own.view(-1, own.shape[-1]).unbind(), self.sizes, strict=True)]
 
@@ -230,7 +233,7 @@ class Bucketizer(Comparing):
 
     def bin(self, x: Tensor, null: Tensor | None, splits: Tensor, tau: Tensor, name: str) -> Tensor:
         empty = x.isnan()
-        # Where nobody tells null from NaN, NaN is what the stage takes.
+        # Without `nulls`, NaN is read as what the stage accepts.
         null = (torch.zeros_like(empty) if self.keep else empty) if null is None else null
         if not self.keep and known_any(empty & ~null):
             raise InputError(
@@ -267,7 +270,7 @@ class Bucketizer(Comparing):
         return {self.name: SortedSplits(self.outer)}
 
     def units(self, x: FeatureStats, y: LabelStats) -> dict[str, Tensor]:
-        """The first split moves in standard deviations of its column, the others in logarithms of distances."""
+        """Units: of the first split, standard deviations of its column; of the others, logarithms of distances."""
         own: Tensor = getattr(self, self.name).detach()
         free = self.inner & ~torch.cat([own[..., :1], own[..., :-1]], -1).isfinite()
         free = free & own.gather(-1, torch.tensor(self.sizes).view(*own.shape[:-1], 1) - 1).isinf()
@@ -287,6 +290,6 @@ class Bucketizer(Comparing):
 
 
 def ordered_bits(x: Tensor) -> Tensor:
-    """Integers in the order of Java's Double.compare, in which -0.0 comes before 0.0; float64 -> int64, float32 -> int32."""
+    """Integers in the order of Java's Double.compare, where -0.0 precedes 0.0; float64 -> int64, float32 -> int32."""
     bits = x.contiguous().view(torch.int64 if x.dtype == torch.float64 else torch.int32)
     return torch.where(bits < 0, bits ^ torch.iinfo(bits.dtype).max, bits)

@@ -16,7 +16,7 @@ from sparkdiff.tensors.rows import Rows, SparseRows, known_any
 
 EPSILON = 2.0**-52  # org.apache.spark.ml.impl.Utils.EPSILON
 VAGUE = 1e-8
-"""An eigenvalue that differs more than this share of itself by the order of the features is a result of rounding."""
+"""Relative difference of an eigenvalue between two orders of the features above which it is a result of rounding."""
 
 
 def squares(x: Rows) -> Tensor:
@@ -45,8 +45,8 @@ class Clusters(Predictor):
 class KMeans(Clusters):
     """The nearest centre; the first of several at equal distance, and the first if a distance is not finite.
 
-    Source: org.apache.spark.mllib.clustering.DistanceMeasure. The margin holds the distances (n, k), squared if euclidean and
-    1 - cosine else; the loss is the least of them, which is what KMeansSummary.trainingCost sums.
+    Source: org.apache.spark.mllib.clustering.DistanceMeasure. The margin holds the distances (n, k), squared if
+    euclidean and 1 - cosine else; the loss is the smallest of them, which KMeansSummary.trainingCost sums.
     """
 
     weights = ("clusterCenters",)
@@ -77,7 +77,7 @@ class KMeans(Clusters):
             return 1 - x.matmul(centers.T) / centers.norm(dim=1) / square.sqrt()[:, None]
         if isinstance(x, SparseRows):
             return (square[:, None] + squares(centers) - 2 * x.matmul(centers.T)).clamp_min(0)
-        # Not by products of matrices, which would leave few digits to rows that are far from 0 and near to a centre.
+        # Not with matrix products, which would leave few correct digits for rows far from 0 and close to a centre.
         return torch.cdist(x, centers, compute_mode="donot_use_mm_for_euclid_dist").square()
 
     def decision(self, margin: Tensor) -> Tensor:
@@ -96,7 +96,7 @@ class KMeans(Clusters):
         return "inertia", {}
 
     def loss_unit(self) -> float:
-        """The variance of the centres: how far clusters are apart."""
+        """Variance of the centres, a measure of the distance between clusters."""
         spread = float(self.clusterCenters.detach().var(0, correction=0).sum())
         return 1.0 if self.cosine or not spread > 0 else spread
 
@@ -104,7 +104,7 @@ class KMeans(Clusters):
         if self.classes == 1:
             return torch.full_like(margin[:, 0], math.inf)
         least, which = torch.where(margin.isnan(), math.inf, margin).topk(2, 1, largest=False)
-        # Spark's distances are differences of squared norms where these are large, and as coarse as they are.
+        # Spark's distances are differences of squared norms where these are large, and have their rounding errors.
         norms = squares(self.clusterCenters)[which].amax(1)
         size = 1 if self.cosine else (3 * norms + 2 * least[:, 0]).clamp_min(1)
         return (least[:, 1] - least[:, 0]).nan_to_num(math.inf) / size
@@ -136,23 +136,24 @@ class KMeans(Clusters):
 
 
 def tolerance(eigenvalues: Tensor) -> Tensor:
-    """What Spark takes for 0, (..., d) -> (..., 1)."""
+    """Largest eigenvalue that Spark treats as 0, (..., d) -> (..., 1)."""
     return torch.finfo(eigenvalues.dtype).eps * eigenvalues.amax(-1, keepdim=True) * eigenvalues.shape[-1]
 
 
 def spectrum(covariance: Tensor) -> Tensor:
-    """The eigenvalues (d,) of a covariance (d, d), ascending; 0 for those that Spark takes for 0."""
+    """Eigenvalues (d,) of a covariance (d, d), ascending; 0 for those that Spark treats as 0."""
     values = torch.linalg.eigvalsh(covariance)
     return torch.where(values > tolerance(values), values, 0.0)
 
 
 @register("pyspark.ml.clustering.GaussianMixtureModel")
 class GaussianMixture(Clusters):
-    """probability = epsilon + weight * density, over their sum; the density by the pseudo-inverse of the covariance.
+    """probability = epsilon + weight * density, divided by their sum; the density uses the pseudo-inverse of the
+    covariance.
 
     Sources: org.apache.spark.ml.clustering.GaussianMixtureModel.computeProbabilities and
-    org.apache.spark.ml.stat.distribution.MultivariateGaussian. The margin holds log(weight * density), (n, k); the loss is
-    -log of the sum, of which GaussianMixtureSummary.logLikelihood is the negative total.
+    org.apache.spark.ml.stat.distribution.MultivariateGaussian. The margin holds log(weight * density), (n, k); the
+    loss is -log of the sum; GaussianMixtureSummary.logLikelihood is the negative total of the losses.
     """
 
     weights = ("mixture", "mus", "sigmas")
@@ -168,7 +169,9 @@ class GaussianMixture(Clusters):
 
     @classmethod
     def refuses(cls, stage: Any) -> str | None:
-        """Features that nearly depend on one another: by them Spark's own density differs from one order of them to another."""
+        """Reason to refuse features that nearly depend on one another: Spark's own density then depends on the order
+        of the features. None if it has none.
+        """
         for number, gaussian in enumerate(stage.gaussians):
             covariance = tensor(gaussian.cov)
             if not bool(covariance.isfinite().all()):
@@ -191,7 +194,7 @@ class GaussianMixture(Clusters):
         )  # fmt: skip
 
     def roots(self) -> tuple[Tensor, Tensor]:
-        """The root R (k, d, d) of each covariance's pseudo-inverse, R'R, and the density's constant (k,); no gradient."""
+        """Root R (k, d, d) of each covariance's pseudo-inverse R'R, and the density's constant (k,); no gradient."""
         values, vectors = torch.linalg.eigh(self.sigmas.detach())
         kept = values > tolerance(values)
         roots = torch.where(kept, (1 / torch.where(kept, values, 1.0)).sqrt(), 0.0)[:, :, None] * vectors.mT
@@ -205,7 +208,8 @@ class GaussianMixture(Clusters):
         off = (roots @ self.mus[:, :, None])[:, :, 0] - scaled  # (n, k, d)
         logarithm = constant - 0.5 * (off * off).sum(2)
         if torch.is_grad_enabled() and self.sigmas.requires_grad:
-            # The derivative by the covariance S, as a term of value 0: (z z' - inverse S) / 2 with z = inverse S (x - mu).
+            # Derivative with respect to the covariance S, as a term of value 0: with z = inverse S (x - mu) it is
+            # (z z' - inverse S) / 2.
             change, inverse = self.sigmas - self.sigmas.detach(), roots.mT @ roots
             z = (off.detach()[:, :, None] @ roots)[:, :, 0]
             logarithm = (

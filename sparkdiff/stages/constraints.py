@@ -12,25 +12,26 @@ from sparkdiff.tensors.rows import running_sum
 class Constraint:
     """A map from moves u, which optimizers and anchors act on, to parameters; u = 0 gives the start bit for bit.
 
-    A subclass gives `value`, and `gradient` where there is a closed form. Instances hold settings only and can be pickled.
+    A subclass defines `value`, and `gradient` if it has a closed form. Instances hold only settings and can be
+    pickled.
     """
 
     elementwise: bool = False
     """Whether each parameter depends only on its own move."""
 
     def value(self, start: Tensor, move: Tensor) -> Tensor:
-        """(*shape), (K, *shape) -> (K, *shape)."""
+        """Parameters of these moves: (*shape), (K, *shape) -> (K, *shape)."""
         raise NotImplementedError
 
     def gradient(self, start: Tensor, move: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
-        """The gradient by the moves from the one by the parameters, all (K, *shape)."""
+        """Gradient with respect to the moves from that with respect to the parameters, all (K, *shape)."""
         with torch.enable_grad():
             free = move.detach().requires_grad_()
             [out] = torch.autograd.grad(dot(self.value(start, free), gradient), [free])
         return out
 
     def moved(self, start: Tensor, value: Tensor) -> Tensor:
-        """How far parameters are from the start, in moves, (*shape), (*shape) -> (*shape); for reports."""
+        """Distance of parameters from the start, in moves, (*shape), (*shape) -> (*shape); for reports."""
         return value - start
 
 
@@ -66,7 +67,7 @@ class Odds(Constraint):
 
 
 class Rounded(Constraint):
-    """start + move, as float32 holds it."""
+    """start + move, rounded to float32."""
 
     elementwise = True
 
@@ -96,7 +97,9 @@ class Ordered(Constraint):
 
     @staticmethod
     def _steps(x: Tensor) -> tuple[Tensor, Tensor]:
-        """Each entry's distance to the one before, 0 where one of the two is infinite or missing, and where neither is."""
+        """Distance of each entry to the one before, 0 where one of the two is infinite or missing, and a mask, True
+        where neither is.
+        """
         finite = x.isfinite()
         known = torch.where(finite, x, 0.0)
         inner = finite & torch.cat([torch.zeros_like(finite[..., :1]), finite[..., :-1]], -1)
@@ -109,7 +112,7 @@ class UnitNorm(Constraint):
     def value(self, start: Tensor, move: Tensor) -> Tensor:
         norm = start.norm(dim=-1, keepdim=True)
         turned = start + move
-        # As a difference of two roundings of the same form, so that u = 0 is the start itself.
+        # As a difference of two results of the same rounding, so that u = 0 is exactly the start.
         return start + (self._to_length(turned, norm) - self._to_length(start, norm))
 
     @staticmethod
@@ -119,7 +122,9 @@ class UnitNorm(Constraint):
 
 
 class LogProbabilities(Constraint):
-    """Logarithms of shares whose total along the last axis stays what it was (1 in a fitted model); a share of 0 stays 0."""
+    """Logarithms of shares whose total along the last axis does not change (1 in a fitted model); a share of 0 stays
+    0.
+    """
 
     def value(self, start: Tensor, move: Tensor) -> Tensor:
         free = move - (torch.logsumexp(start + move, -1, True) - torch.logsumexp(start, -1, True))
@@ -130,7 +135,7 @@ class LogProbabilities(Constraint):
 
 
 class Probabilities(Constraint):
-    """Shares > 0 whose total along the last axis stays what it was; a share of 0 stays 0."""
+    """Shares > 0 whose total along the last axis does not change; a share of 0 stays 0."""
 
     def value(self, start: Tensor, move: Tensor) -> Tensor:
         total = start.sum(-1, keepdim=True)
@@ -141,9 +146,11 @@ class Probabilities(Constraint):
 
 
 class Covariance(Constraint):
-    """Positive definite matrices (..., d, d): of L L' the root L turns into L T, T with exp(move) on its diagonal.
+    """Positive definite matrices (..., d, d): the Cholesky root L of L L' turns into L T, T with exp(move) on its
+    diagonal.
 
-    T is lower triangular: the moves above the diagonal do nothing. A matrix without a root, a singular one, stays what it was.
+    T is lower triangular: the moves above the diagonal do nothing. A matrix without a root (a singular one) does not
+    change.
     """
 
     def value(self, start: Tensor, move: Tensor) -> Tensor:
@@ -160,7 +167,7 @@ class Covariance(Constraint):
 
     @staticmethod
     def _root(x: Tensor) -> tuple[Tensor, Tensor]:
-        """The lower root of each matrix and whether it has one, (...) -> (..., 1, 1); of one that has none the identity."""
+        """Lower root of each matrix and whether it has one, (...) -> (..., 1, 1); the identity if it has none."""
         root, failed = torch.linalg.cholesky_ex(x)
         found = (failed == 0)[..., None, None]
         return torch.where(found, root, torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)), found

@@ -1,4 +1,4 @@
-"""Words as vectors that train: Word2Vec."""
+"""Word2Vec: word vectors that train."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -72,7 +72,7 @@ class Word2Vec(Prepared, MatrixProduct):
         known = set(self.words)
         unknown = next(w for w in ("?" * k for k in range(len(known) + 1)) if w not in known)
         left = length.long().index_add(0, rows, -times)
-        # Of each row first the known words, then as many unknown ones as are left.
+        # Per row, first the known words, then the rest as unknown words.
         of = torch.cat([rows.repeat_interleave(times), torch.arange(len(left)).repeat_interleave(left)])
         word = torch.cat([found.repeat_interleave(times), torch.full((int(left.sum()),), len(self.words))])
         order = of.argsort(stable=True)

@@ -15,10 +15,10 @@ CPU = torch.device("cpu")
 
 @register("pyspark.ml.feature.PolynomialExpansion")
 class PolynomialExpansion(StageModule):
-    """All monomials of degree 1 to `degree`, in Spark's order: of (a, b) a, a^2, b, ab, b^2. Sparse stays sparse.
+    """All monomials of degree 1 to `degree`, in Spark's order: a, a^2, b, ab, b^2 for (a, b). Sparse stays sparse.
 
-    A monomial is multiplied from its last feature to its first, and what has become 0 stays 0: b^0 * a is 0 of b = 0
-    and a = inf, while b * a is NaN of b = inf and a = 0. Entries that a sparse row does not store are ignored.
+    A monomial is multiplied from its last feature to its first, and a product that has become 0 stays 0: b * a is 0 for
+    b = 0 and a = inf, but NaN for b = inf and a = 0. Entries that a sparse row does not store are ignored.
 
     Source: org.apache.spark.ml.feature.PolynomialExpansion.expandDense and expandSparse.
     """
@@ -46,7 +46,7 @@ class PolynomialExpansion(StageModule):
         return torch.cat(products[1:], 1)[:, place]
 
     def expanded_sparse(self, x: SparseRows) -> SparseRows:
-        # A row's first entry, and the last that may be multiplied with next.
+        # A row's first entry, and the last one that may be the next factor.
         begin, last = x.offsets[:-1], x.offsets[1:] - 1
         of, product = torch.arange(len(x), device=x.device), x.values.new_ones(len(x))
         place = torch.full_like(of, -1)
@@ -69,23 +69,24 @@ class PolynomialExpansion(StageModule):
 
 
 def times(product: Tensor, factor: Tensor) -> Tensor:
-    """The product, where a `product` of 0 stays 0 for any factor, with its derivative if finite."""
+    """Product, where a `product` of 0 stays 0 for any factor, with its derivative if finite."""
     return torch.where((product == 0) & ~factor.isfinite(), 0.0, product * factor)
 
 
 @cache
 def skipped(width: int, degree: int, device: torch.device = CPU) -> Tensor:
-    """Per feature (width,) the number of monomials, 1 among them, of the features before it up to this degree."""
+    """Number of monomials up to this degree, including 1, of the features before each feature; (width,)."""
     return torch.tensor([math.comb(j + degree, degree) for j in range(width)], dtype=torch.int64, device=device)
 
 
 @cache
 def monomials(width: int, degree: int, device: torch.device = CPU) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
-    """How to multiply them up, and where they go.
+    """Steps that build the monomials by multiplication, and their places in the output.
 
     Returns:
-        per degree the monomial of one degree less, and the feature, no later than its others, that it is multiplied with;
-        and for each place of the output the number of its monomial, counted degree by degree.
+        for each degree, the number of the monomial of one degree less, and the feature that multiplies it, which is no
+            later than
+        its other features; and for each place of the output the number of its monomial, counted degree by degree.
     """
     if device != CPU:
         levels, place = monomials(width, degree)

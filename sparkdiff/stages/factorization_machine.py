@@ -34,10 +34,10 @@ class Factorized(Predictor):
 
     def margin(self, x: Rows) -> Tensor:  # type: ignore[override]  # (n, d) -> (n,)
         out = self.intercept + product(x, self.linear)
-        if torch.is_grad_enabled() or on_gpu(out):  # a GPU adds up in its own order anyway
+        if torch.is_grad_enabled() or on_gpu(out):  # a GPU sums in its own order anyway
             total, squares = product(x, self.factors.T), product(squared(x), (self.factors * self.factors).T)
             return out + 0.5 * (total * total - squares).sum(1)
-        # What is left of two large squares depends on each rounding: Spark's order of operations, factor by factor.
+        # The difference of two large squares depends on each rounding, so this follows Spark's order, factor by factor.
         for factor in self.factors.T:
             if isinstance(x, SparseRows):
                 entries, none = x.values * factor[x.indices], x.values.new_zeros(len(x))
@@ -49,7 +49,9 @@ class Factorized(Predictor):
         return out
 
     def units(self, x: FeatureStats, y: LabelStats) -> dict[str, Tensor]:
-        """A linear coefficient's as elsewhere; a factor's moves its feature's products with the usual others as far."""
+        """Units: of a linear coefficient as in other stages; one unit of a factor changes the products of its feature
+        with the other features, at their usual values, by as much.
+        """
         unit, one = self.margin_unit(y), coefficient_units(x, 1.0)
         usual = (self.factors.detach() * torch.where(x.std > 0, x.std, 0.0)[:, None]).norm(dim=0)  # (f,)
         size = torch.sqrt(torch.tensor(unit, dtype=torch.float64))
@@ -80,5 +82,5 @@ class FMClassification(Factorized, ProbabilisticClassifier):
         return out
 
     def raw_and_probability(self, margin: Tensor) -> tuple[Tensor, Tensor]:
-        one = 1 / (1 + torch.exp(-margin))  # by Spark's order of operations: p[0] = 1 - p[1]
+        one = 1 / (1 + torch.exp(-margin))  # in Spark's order of operations: p[0] = 1 - p[1]
         return torch.stack([-margin, margin], 1), torch.stack([1 - one, one], 1)

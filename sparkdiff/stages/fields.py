@@ -1,4 +1,4 @@
-"""Stages whose computation depends on what is known of their input columns before a row is seen."""
+"""Stages whose computation depends on facts about their input columns that are known before a row is read."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
@@ -7,21 +7,23 @@ from sparkdiff.stages.base import StageModule
 
 
 class StaysInSparkError(Exception):
-    """What a stage's input columns hold keeps it in Spark, for the reason given; never leaves the package."""
+    """The input columns of a stage keep it in Spark, for the reason given; never leaves the package."""
 
 
 UNDECIDED = "decided when data are seen"
 UNKNOWN_SLOT = "(of unknown width)"
-"""What the only slot of a vector of unknown width is called until data are seen; an assembler adds it to the column's name."""
+"""Name of the only slot of a vector of unknown width, until data are seen; an assembler appends it to the column's
+name.
+"""
 
 
 class Field(NamedTuple):
-    """What is known of an input column before a row is seen.
+    """The facts about an input column that are known before a row is read.
 
     Attributes:
         vector: whether it holds vectors.
-        attributes: its `ml_attr` metadata, as Spark writes them; None where it has none.
-        storage: how Spark stores each of its vectors, as the `storage` of a StageModule.
+        attributes: its `ml_attr` metadata, as Spark writes them; None if it has none.
+        storage: Spark's storage of each of its vectors, like the `storage` of a StageModule.
         kind: its type, as Spark's `simpleString`.
     """
 
@@ -32,19 +34,19 @@ class Field(NamedTuple):
 
 
 class FieldReader(StageModule):
-    """A stage that computes by what its input columns are, such as how many categories they hold."""
+    """A stage whose computation depends on facts about its input columns, such as their number of categories."""
 
     undecided: ClassVar[str] = "hold categories"
-    """What of its input columns the stage can't know before data are seen."""
+    """The fact about its input columns that the stage can't know before data are seen."""
 
     @classmethod
     def wants_fields(cls, stage: Any) -> bool:
-        """Whether what the input columns are (their `ml_attr` metadata) decides what the stage computes."""
+        """True if facts about the input columns (their `ml_attr` metadata) decide what the stage computes."""
         return True
 
     @classmethod
     def from_fields(cls, stage: Any, fields: Sequence[Field | None]) -> "FieldReader":
-        """The module of a fitted stage, given what its input columns are; None is a column that nothing is known of yet.
+        """Module of a fitted stage, given the facts about its input columns; None for a column without known facts.
 
         Raises:
             StaysInSparkError: these columns keep it in Spark.
@@ -53,11 +55,13 @@ class FieldReader(StageModule):
 
 
 def values_of(attribute: Mapping[str, Any]) -> int:
-    """How many values a nominal attribute says that it has; 0 if it doesn't say."""
+    """Number of values that a nominal attribute declares; 0 if it declares none."""
     return int(attribute["num_vals"]) if "num_vals" in attribute else len(attribute.get("vals", ()))
 
 
 def slots_of(attributes: Mapping[str, Any]) -> dict[int, tuple[str, Mapping[str, Any]]]:
-    """Of a vector's `ml_attr` metadata: kind ("numeric", "binary", "nominal") and attribute of each entry that they describe."""
+    """Kind ("numeric", "binary", "nominal") and attribute of each entry that a vector's `ml_attr` metadata describe,
+    by index.
+    """
     kinds = (attributes.get("attrs") or {}).items()
     return {int(a["idx"]): (kind, a) for kind, each in kinds for a in each if "idx" in a}

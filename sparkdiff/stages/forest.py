@@ -18,11 +18,13 @@ from sparkdiff.tensors.device import moved
 from sparkdiff.tensors.rows import Rows, SparseRows, on_gpu
 
 MANY = 20
-"""With more trees than this, the leaves of each tree move less, so that a step of all trees keeps its size."""
+"""Number of trees above which the leaves of each tree move less, so that a step of all trees keeps its size."""
 STEADY = 0.3
-"""A threshold's unit in standard deviations of its feature; with 3, those of bike sharing ran away from their leaves."""
+"""Unit of a threshold in standard deviations of its feature; with 3, thresholds on the bike sharing data moved away
+from their leaves.
+"""
 EDGES = 1000
-"""Rows on which parity is checked at the splits."""
+"""Number of rows on which parity is checked at the splits."""
 
 
 class Trees(Predictor):
@@ -66,7 +68,7 @@ class Trees(Predictor):
         return cls(spark.read(stage), weights, cls.shown_by(stage), stage.uid)
 
     def check(self) -> None:
-        """Raise an error if the arrays, which may be those of a file, are no trees, or don't belong to them."""
+        """Raise an error if the arrays, which may come from a file, are no trees, or do not match these trees."""
         self.nodes.check(self.router.width, self.uid)
         leaves, trees = getattr(self.nodes, self.LEAF)[self.nodes.leaf].shape, self.nodes.trees
         own = (
@@ -81,19 +83,19 @@ class Trees(Predictor):
     # Rows to leaves, leaves to outputs ------------------------------------------------------------------------------
 
     def route(self, x: Rows) -> Tensor:
-        """The number of each row's leaf in each tree, (n, T) int32, counted over all trees."""
+        """Number of each row's leaf in each tree, (n, T) int32, counted over all trees."""
         return self.router.leaf(x, self.thresholds)
 
     def share(self) -> Tensor:
-        """The factor of each tree's leaf in the margin, (T,)."""
+        """Factor of each tree's leaf in the margin, (T,)."""
         return self.treeWeights * self.factor if self.boosted else self.leaves.new_ones(self.nodes.trees)
 
     def table(self) -> Tensor:
-        """The contribution of each leaf to the margin, (L,) or (L, k)."""
+        """Contribution of each leaf to the margin, (L,) or (L, k)."""
         return self.leaves * self.share()[self.tree]
 
     def combined(self, total: Tensor) -> Tensor:
-        """The margin of the sums over all trees (n,) or (n, k) of the leaves' `table`."""
+        """Margin, given the sums over all trees (n,) or (n, k) of the leaves' `table`."""
         return total
 
     def total(self, x: Rows) -> Tensor:
@@ -112,7 +114,7 @@ class Trees(Predictor):
         return total if table.ndim == 2 else total[:, 0]
 
     def gathered(self, leaves: Tensor) -> Tensor:
-        """(n, T) numbers of leaves -> the sums of their table's entries, (n,) or (n, k)."""
+        """Sums of the table's entries of these leaves, (n, T) -> (n,) or (n, k)."""
         table = self.table()
         return table.index_select(0, leaves.reshape(-1)).view(*leaves.shape, *table.shape[1:]).sum(1)
 
@@ -126,15 +128,17 @@ class Trees(Predictor):
         return self.routed_outputs(leaves)
 
     def routed_outputs(self, leaves: Tensor) -> tuple[Tensor, ...]:
-        """The outputs of rows that fall into these leaves (n, T)."""
+        """Outputs of rows that fall into these leaves (n, T)."""
         return self.shows(self.gathered(leaves), leaves)
 
     def shows(self, total: Tensor, leaves: Tensor | None) -> tuple[Tensor, ...]:
-        """The output columns, given the sums over all trees and, if needed, the leaves (n, T)."""
+        """Output columns, given the sums over all trees and, if needed, the leaves (n, T)."""
         raise NotImplementedError
 
     def leaf_column(self, leaves: Tensor) -> Tensor:
-        """Numbers of leaves over all trees (n, T) -> within their tree; (n,) of a single tree's stage, else (n, T)."""
+        """Numbers of leaves within their tree, from numbers over all trees (n, T); (n,) for a stage of a single tree,
+        else (n, T).
+        """
         own = (leaves - self.first).to(torch.float64)
         return own[:, 0] if self.single else own
 
@@ -143,13 +147,13 @@ class Trees(Predictor):
     boosted: ClassVar[bool] = False
     """Whether the trees have weights."""
     factor: ClassVar[float] = 1.0
-    """What a tree's weight is multiplied by in the margin."""
+    """Factor of a tree's weight in the margin."""
 
     # Training -------------------------------------------------------------------------------------------------------
 
     @property
     def routes_fixed(self) -> bool:
-        """Whether no parameter that trains changes where a row goes."""
+        """True if no parameter that trains changes where a row goes."""
         return not self.thresholds.requires_grad
 
     def observe(self, x: FeatureStats, values: Mapping[int, Tensor]) -> None:
@@ -157,7 +161,7 @@ class Trees(Predictor):
         self.tau, self.values = torch.where(spread > 0, SHARPNESS * spread, self.tau), dict(values)
 
     def settles(self) -> bool:
-        """Whether `settle_` has anything to do."""
+        """True if `settle_` has anything to do."""
         return not self.routes_fixed and bool(self.values)
 
     @torch.no_grad()
@@ -201,7 +205,7 @@ class Trees(Predictor):
         return torch.from_numpy(np.unique(self.nodes.featureIndex[self.nodes.categorical])).long()
 
     def leaf_unit(self, y: LabelStats) -> Tensor | float:
-        """How far the contribution of a leaf to the margin moves by one unit, broadcastable to `leaves`."""
+        """Change of a leaf's contribution to the margin by one unit, broadcastable to `leaves`."""
         return self.margin_unit(y)
 
     def units(self, x: FeatureStats, y: LabelStats) -> dict[str, Tensor]:
@@ -221,7 +225,7 @@ class Trees(Predictor):
     # Back to Spark --------------------------------------------------------------------------------------------------
 
     def written_nodes(self) -> Nodes:
-        """The nodes with this module's thresholds and leaves."""
+        """Nodes with this module's thresholds and leaves."""
         nodes, values = self.nodes, self.nodes.values.copy()
         values[nodes.starts[nodes.continuous]] = self.weight("thresholds")
         held = getattr(nodes, self.LEAF).copy()
@@ -238,7 +242,7 @@ def _wants_gradient(x: Rows) -> bool:
 
 
 def _spreads(thresholds: Tensor, feature: Tensor) -> Tensor:
-    """tau of each threshold (C,) as long as nobody has looked at rows: by the spread of its feature's thresholds, or 1."""
+    """tau of each threshold (C,) until rows have been observed: from the spread of its feature's thresholds, or 1."""
     size = int(feature.max()) + 1 if len(feature) else 0
     count, total, square = (torch.zeros(size, dtype=torch.float64).index_add_(0, feature, v) for v in (
         torch.ones_like(thresholds), thresholds, thresholds**2))  # fmt: skip

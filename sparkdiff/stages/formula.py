@@ -17,7 +17,7 @@ leave_in_spark("sparkdiff.jvm.rformula.FormulaLabel", "it makes the label, which
 class RewrittenAttributes(Unchanged):
     """The vector itself. Spark only renames its slots from temporary columns to the terms of the formula."""
 
-    storage = "compressed"  # the assembler's, which stands in front of it
+    storage = "compressed"  # that of the assembler before it
 
     @classmethod
     def inputs(cls, stage: Any) -> tuple[str, ...]:
@@ -35,7 +35,7 @@ class RewrittenAttributes(Unchanged):
 
 @register("sparkdiff.jvm.rformula.ColumnPruner")
 class PrunedColumns(StageModule):
-    """Nothing to compute: Spark drops temporary columns here, which the network never has."""
+    """A stage without computation: Spark drops temporary columns here, which the network never has."""
 
     @classmethod
     def inputs(cls, stage: Any) -> tuple[str, ...]:

@@ -1,8 +1,8 @@
 """Gradients through hard splits, by straight-through estimation at every node.
 
 In the forward pass a row takes one way at each node, as in Spark. The backward pass treats it as if it went right
-with probability sigmoid((x - threshold) / tau), so that a threshold, or an earlier stage, learns what the other way
-would give. Source: Bengio, Léonard and Courville, "Estimating or Propagating Gradients Through Stochastic Neurons",
+with probability sigmoid((x - threshold) / tau), so that a threshold, or an earlier stage, learns the result of the
+other way. Source: Bengio, Léonard and Courville, "Estimating or Propagating Gradients Through Stochastic Neurons",
 2013.
 """
 
@@ -21,15 +21,15 @@ SHARPNESS = 0.3
 ENTRIES = 1 << 24
 """Largest number of entries of one array (128 MiB of doubles)."""
 GPU_ENTRIES = 1 << 26
-"""The same on a GPU, where small arrays take as long as large ones."""
+"""Largest number of entries on a GPU, where small arrays take as long as large ones."""
 
 
 class Gates:
-    """The nodes of an ensemble in the order of their depth, for passes from the leaves up and from the roots down."""
+    """The nodes of an ensemble ordered by depth, for passes from the leaves up and from the roots down."""
 
     def __init__(self, nodes: Nodes):
         depth = nodes.depth()
-        order = np.argsort(depth, kind="stable")  # a level after the other
+        order = np.argsort(depth, kind="stable")  # level by level
         place = np.empty_like(order)
         place[order] = np.arange(len(order))
         root = nodes.roots()
@@ -41,7 +41,7 @@ class Gates:
         self.bounds = np.searchsorted(depth[order], np.arange(depth.max() + 2)).tolist()
         leaf = nodes.leaf[order]
         self.inner = [torch.from_numpy(a + np.flatnonzero(~leaf[a:b])) for a, b in self._levels()]
-        self.leaves = torch.from_numpy(place[np.flatnonzero(nodes.leaf)])  # (L,) where each leaf is
+        self.leaves = torch.from_numpy(place[np.flatnonzero(nodes.leaf)])  # (L,) place of each leaf
         self.roots = torch.from_numpy(place[nodes.offsets[:-1]])
         self.continuous = torch.from_numpy(
             place[np.flatnonzero(nodes.continuous)]
@@ -53,7 +53,7 @@ class Gates:
         def column(which: np.ndarray[Any, Any]) -> Tensor:
             return torch.searchsorted(self.columns, torch.from_numpy(nodes.featureIndex[which].astype(np.int64)))
 
-        self.feature = column(nodes.continuous)  # (C,) among those
+        self.feature = column(nodes.continuous)  # (C,) positions in `columns`
         self.categorical = torch.from_numpy(place[np.flatnonzero(nodes.categorical)])
         self.category = column(nodes.categorical)
         self.subsets = Subsets.of(nodes, np.flatnonzero(nodes.categorical))
@@ -66,11 +66,13 @@ class Gates:
         return max(1, (GPU_ENTRIES if on_gpu(self.roots) else ENTRIES) // (self.size * width))
 
     def read(self, x: Rows) -> Tensor:
-        """The columns that are read, (n, u), with derivatives; sparse rows are never made dense."""
+        """Columns that the trees read, (n, u), with derivatives; sparse rows are never made dense."""
         return x.dense_columns(self.columns) if isinstance(x, SparseRows) else x.index_select(1, self.columns)
 
     def goes(self, x: Tensor, thresholds: Tensor) -> Tensor:
-        """The columns that are read (n, u), (C,) -> (N, n) bool, whether a row goes right; NaN does."""
+        """Mask (N, n) bool, True where a row goes right at a node (as NaN does), from the read columns (n, u) and
+        thresholds (C,).
+        """
         out = torch.zeros(self.size, len(x), dtype=torch.bool, device=x.device)
         columns = x.detach().T
         out[self.continuous] = ~(columns[self.feature] <= thresholds.detach()[:, None])
@@ -84,7 +86,7 @@ class Gates:
         return out
 
     def subtrees(self, goes: Tensor, table: Tensor) -> Tensor:
-        """The output of every subtree: goes (N, n) bool whether a row goes right, table (L, k) -> (N, n, k)."""
+        """Output of every subtree: goes (N, n) bool whether a row goes right, table (L, k) -> (N, n, k)."""
         value = table.new_empty(self.size, goes.shape[1], table.shape[1])
         value[self.leaves] = table[:, None].expand(-1, goes.shape[1], -1)
         for inner in reversed(self.inner):
@@ -93,9 +95,9 @@ class Gates:
         return value
 
     def reached(self, goes: Tensor) -> Tensor:
-        """(N, n) bool: whether a row comes by."""
+        """Mask (N, n) bool, True where a row reaches a node."""
         on = torch.zeros_like(goes)
-        on.index_fill_(0, self.roots, True)  # not `on[roots] = True`, for which a GPU waits
+        on.index_fill_(0, self.roots, True)  # not `on[roots] = True`, which would wait for a GPU
         for inner in self.inner:
             right = goes[inner]
             on[self.right[inner]] = on[inner] & right
@@ -104,16 +106,19 @@ class Gates:
 
 
 class StraightThrough(torch.autograd.Function):
-    """The columns that are read x (n, u), thresholds (C,), table (L, k) -> (n, k): sums over all trees of the rows' leaves."""
+    """Read columns x (n, u), thresholds (C,), table (L, k) -> (n, k): sums over all trees of the entries of the rows'
+    leaves.
+    """
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, thresholds: Tensor, table: Tensor, tau: Tensor, goes: Tensor, gates: Gates
     ) -> Tensor:
-        """
+        """Sum the entries of the rows' leaves over all trees.
+
         Args:
             tau: (C,).
-            goes: (N, n) bool, whether a row goes right at the node, of all nodes.
+            goes: (N, n) bool, whether a row goes right at the node, for all nodes.
         """
         ctx.gates = gates
         ctx.save_for_backward(x, thresholds, table, tau, goes)

@@ -1,4 +1,4 @@
-"""Stages that fill gaps: Imputer."""
+"""Stages that fill missing values: Imputer."""
 
 import math
 from collections.abc import Sequence
@@ -19,8 +19,8 @@ WHOLE = ("tinyint", "smallint", "int", "bigint")
 class Imputer(FieldReader):
     """The surrogate where a number is null or equals missingValue (NaN equals NaN), else the number.
 
-    An output has the type of its input: in a column of whole numbers a surrogate loses its fraction and does not
-    train; in a float column it loses precision.
+    An output has the type of its input: in an integer column a surrogate loses its fraction and does not train; in a
+    float column it loses precision.
 
     Source: org.apache.spark.ml.feature.ImputerModel.transform.
     """
@@ -49,7 +49,7 @@ class Imputer(FieldReader):
         return cls(tensor(spark.surrogates(stage, columns)), stage.getMissingValue(), kinds)
 
     def filled(self) -> list[Tensor]:
-        """The replacement of missing values per column, ()."""
+        """Replacement of missing values per column, ()."""
         parts = zip(self.surrogates.unbind(), self.whole, self.floats, strict=True)
         return [s.trunc() if whole else s.float().to(s.dtype) if narrow else s for s, whole, narrow in parts]
 
@@ -58,7 +58,7 @@ class Imputer(FieldReader):
         return tuple(torch.where(a, s, x) for a, s, x in zip(absent, self.filled(), columns, strict=True))
 
     def absent(self, columns: tuple[Tensor, ...], nulls: Nulls | None) -> list[Tensor]:
-        """Per column which rows (n,) are filled."""
+        """Masks of the rows (n,) that are filled, per column."""
         if not self.takes_nulls:
             return [x.isnan() for x in columns]
         flags = nulls or [None] * len(columns)
@@ -70,7 +70,7 @@ class Imputer(FieldReader):
         return tuple((self.missing, 0.0) for _ in self.surrogates)
 
     def training_sums(self, *columns: Tensor, nulls: Nulls | None = None) -> dict[str, Tensor]:  # type: ignore[override]
-        """Per column: the rows that are filled, and of the others their number, sum and sum of squares."""
+        """Number of filled rows, and number, sum and sum of squares of the others, per column."""
         filled = torch.stack(self.absent(columns, nulls))  # (c, n)
         there = torch.stack(columns).masked_fill(filled, 0.0)
         there = torch.where(there.isfinite(), there, 0.0)
@@ -82,7 +82,7 @@ class Imputer(FieldReader):
         }
 
     def units(self, x: FeatureStats, y: LabelStats) -> dict[str, Tensor]:
-        """The unit of a surrogate is the standard deviation of its column."""
+        """Units: the standard deviation of the column for each surrogate."""
         moves = ~torch.tensor(self.whole)
         return {"surrogates": deviation(x.sums["there"], x.sums["sum"], x.sums["square"]) * moves}
 

@@ -44,7 +44,7 @@ class VectorIndexer(StageModule):
     def __init__(self, uid: str, size: int, maps: Mapping[int, Mapping[float, int]], keep: bool):
         super().__init__()
         self.uid, self.size, self.keep = uid, size, keep
-        # Spark counts NaN among the categories, and finds it never.
+        # Spark lists NaN among the categories, but never finds it.
         known = {j: sorted((v, k) for v, k in categories.items() if v == v) for j, categories in maps.items()}
         counts = torch.tensor([0, *(len(known.get(j, ())) for j in range(size))])
         self.most = int(counts.max())
@@ -54,8 +54,8 @@ class VectorIndexer(StageModule):
         self.register_buffer("first", counts.cumsum(0))  # (d + 1,)
         self.register_buffer("values", torch.tensor([v for v, _ in entries], dtype=torch.float64))  # (c + 1,)
         self.register_buffer("numbers", torch.tensor([k for _, k in entries], dtype=torch.float64))  # (c + 1,)
-        # The index of an unknown value, -1 of a feature that is no category. It is 0 where Spark fitted no category at all, as it
-        # does for a feature that has 0.0 and -0.0 only.
+        # The index of an unknown value; -1 for a feature that is not categorical. It is 0 if Spark fitted no category,
+        # as it does for a feature with only 0.0 and -0.0.
         unknown = [len(maps[j]) if j in maps else -1 for j in range(size)]
         self.register_buffer("unknown", torch.tensor(unknown, dtype=torch.float64))  # (d,)
         self.tells_zeros = -1.0 if any(categories.get(0.0) != 0 for categories in maps.values()) else NEVER
@@ -76,16 +76,16 @@ class VectorIndexer(StageModule):
             )
         if isinstance(x, SparseRows):
             out = x.with_values(self.indexed(x.values, x.indices))
-            # Usual again where no stage behind tells how it is stored: the form must not change from batch to batch.
+            # Dense again if no later stage depends on the storage: the form must not change from batch to batch.
             return dense(out) if self.tells_zeros < self.exact_beyond == NEVER and self.size < SPARSE_FROM else out
         features = torch.arange(self.size, device=x.device).expand(len(x), -1)
         return self.indexed(x.reshape(-1), features.reshape(-1)).view_as(x)
 
     def indexed(self, x: Tensor, feature: Tensor) -> Tensor:
-        """Values (m,) of these features (m,) as indices where the feature is a category."""
+        """Indices for the values (m,) of these features (m,) that are categorical; other values unchanged."""
         begin, end, unknown = self.first[feature], self.first[feature + 1], self.unknown[feature]
         nominal = unknown >= 0
-        if on_gpu(x):  # of all values: how many are categories isn't waited for
+        if on_gpu(x):  # for all values, to avoid waiting for the number of categorical ones
             at, known = self.found(x.detach(), begin, end)
             return torch.where(nominal, torch.where(known, self.numbers[at], unknown), x)
         x_nominal, low, high = x[nominal].detach(), begin[nominal], end[nominal]
@@ -100,7 +100,9 @@ class VectorIndexer(StageModule):
         return x.masked_scatter(nominal, number)
 
     def found(self, x: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-        """The place among the categories from `low` to `high` of the first one that isn't less, and whether it is x; all (m,)."""
+        """Place among the categories from `low` to `high` of the first one that isn't less than x, and whether it
+        equals x; all (m,).
+        """
         some, last = low < high, (high - 1).clamp_min(0)
         for _ in range(self.most.bit_length()):
             middle = (low + high) // 2
@@ -112,10 +114,12 @@ class VectorIndexer(StageModule):
 
 @register("pyspark.ml.feature.OneHotEncoderModel")
 class OneHotEncoder(StageModule):
-    """Index -> one-hot block. handleInvalid='keep' has an extra last slot for invalid indices; dropLast drops the last slot.
+    """Index -> one-hot block. handleInvalid='keep' has an extra last slot for invalid indices; dropLast drops the last
+    slot.
 
-    Null stays null, which is NaN in every slot; without the column `"<name> is null"` NaN is an invalid index. No stage of Spark
-    but an assembler with handleInvalid='keep' takes a vector that is null: `refusing` has the uid of one that reads it, by input.
+    Null stays null, which is NaN in every slot; without the column `"<name> is null"` NaN is an invalid index. The
+    only stage of Spark that accepts a null vector is an assembler with handleInvalid='keep': `refusing` has, by input,
+    the uid of a later stage that refuses it.
     """
 
     expands = True

@@ -32,11 +32,12 @@ from sparkdiff.tensors.rows import (
 
 @register("pyspark.ml.feature.Interaction")
 class Interaction(FieldReader):
-    """The products of one entry of each input column, the first column's index slowest; scalars are columns of one entry.
+    """The products of one entry of each input column, the first column's index slowest; scalars are columns of one
+    entry.
 
-    A nominal scalar of more than one value is its one-hot block first. An entry that Spark does not store gives no
-    product, whatever the other factor: 0 * NaN is NaN for an entry of a dense vector, and 0 for one that a sparse
-    vector lacks. Null is refused.
+    A nominal scalar with more than one value is first turned into a one-hot block. An entry that Spark does not store
+    gives no product, whatever the other factor: 0 * NaN is NaN for an entry of a dense vector, and 0 for one that a
+    sparse vector does not store. Null is refused.
 
     Source: org.apache.spark.ml.feature.{Interaction, FeatureEncoder}.
     """
@@ -53,12 +54,12 @@ class Interaction(FieldReader):
     def __init__(self, uid: str, names: tuple[str, ...], values: tuple[int, ...], storage: tuple[str, ...]):
         super().__init__()
         self.uid, self.names = uid, names
-        self.values = values  # of a nominal scalar how many; 1 for what is a number, or a vector of them
+        self.values = values  # number of values of a nominal scalar; 1 for a number, or a vector of numbers
         self.storage_of = storage
 
     @classmethod
     def from_spark(cls, stage: Any) -> "Interaction":
-        """Over columns that hold no categories."""
+        """Module for columns that hold no categories."""
         names = cls.inputs(stage)
         return cls(stage.uid, names, (1,) * len(names), ("",) * len(names))
 
@@ -73,7 +74,7 @@ class Interaction(FieldReader):
         return cls(stage.uid, names, tuple(values), tuple(storage))
 
     def tells_zeros_beyond(self, place: int) -> float:
-        # A zero meets the numbers of other columns, so that how it is stored must be known although it is small.
+        # A zero is multiplied by numbers of other columns, so its storage matters although it is small.
         return ORDINARY if self.storage_of[place] else -1.0
 
     def forward(
@@ -88,7 +89,7 @@ class Interaction(FieldReader):
         finite = not any(beyond(c, ORDINARY) for c in columns)
         sparse = any(isinstance(c, SparseRows) for c in columns)
         if sparse or (math.prod(sizes) >= SPARSE_FROM and max(self.values) > 1):
-            # Zeros make no difference among finite numbers.
+            # With finite numbers, zeros may be left out.
             storage = ["sparse" if s == "compressed" and finite else s for s in self.storage_of]
             parts = [self._stored(*of) for of in zip(columns, self.names, self.values, storage, strict=True)]
             return reduce(lambda fast, slow: _crossed(slow, fast), reversed(parts))
@@ -101,7 +102,7 @@ class Interaction(FieldReader):
         storage = ["sparse" if k > 1 else s for k, s in zip(self.values, self.storage_of, strict=True)]
         counts = reversed([*map(is_stored, strided, storage)])
         stored = reduce(lambda fast, slow: (slow[:, :, None] & fast[:, None, :]).flatten(1), counts)
-        known = reduce(torch.logical_and, [x.isfinite().all() for x in strided])  # a GPU isn't waited for
+        known = reduce(torch.logical_and, [x.isfinite().all() for x in strided])  # without waiting for a GPU
         return torch.where(stored | known, product, 0.0)
 
     def _index(self, x: Tensor, name: str, values: int) -> Tensor:
@@ -119,7 +120,7 @@ class Interaction(FieldReader):
         return column[:, None] if column.ndim == 1 else column
 
     def _stored(self, column: Rows, name: str, values: int, storage: str) -> SparseRows:
-        """The entries that Spark stores, of which there are products."""
+        """Entries that Spark stores, which form the products."""
         if isinstance(column, Tensor) and column.ndim == 1:
             index = self._index(column, name, values) if values > 1 else torch.zeros_like(column, dtype=torch.int64)
             value = torch.ones_like(column) if values > 1 else column
@@ -130,7 +131,7 @@ class Interaction(FieldReader):
 
 
 def _categories(name: str, field: Field) -> int:
-    """How many one-hot columns a scalar gives, 1 for a number.
+    """Number of one-hot columns of a scalar; 1 for a number or a vector.
 
     Raises:
         StaysInSparkError: Spark itself refuses the column, or encodes it as only Spark can.
@@ -155,7 +156,7 @@ def _categories(name: str, field: Field) -> int:
 
 
 def _crossed(slow: SparseRows, fast: SparseRows) -> SparseRows:
-    """Every stored entry of one times every stored entry of the other, row by row."""
+    """Products of every stored entry of one with every stored entry of the other, row by row."""
     many, few = slow.lengths(), fast.lengths()
     offsets = offsets_of(many * few)
     row = torch.repeat_interleave(torch.arange(len(slow), device=slow.device), many * few)

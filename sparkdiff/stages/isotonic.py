@@ -14,11 +14,11 @@ from sparkdiff.stages.predictor import LeastSquares
 from sparkdiff.tensors.rows import Nulls, Rows, SparseRows, on_gpu
 
 EDGES = 1000
-"""Rows on which parity is checked on the boundaries."""
+"""Number of rows on which parity is checked at the boundaries."""
 
 
 class Rising(Ordered):
-    """Increasing, even if rounding would swap neighbours."""
+    """Ascending, even if rounding would swap neighbours."""
 
     def value(self, start: Tensor, move: Tensor) -> Tensor:
         return super().value(start, move).cummax(-1).values
@@ -38,8 +38,9 @@ class Falling(Rising):
 class IsotonicRegression(LeastSquares):
     """prediction = y1 + (y2 - y1) (x - x1) / (x2 - x1) between two boundaries, and the outer predictions beyond them.
 
-    A vector is read at featureIndex. On a boundary the prediction is the one there (of several the one that
-    java.util.Arrays.binarySearch meets), and the slope the mean of both sides'. NaN is above all numbers; null stays null.
+    A vector is read at featureIndex. On a boundary the prediction is that of the boundary (of several equal ones, that
+    which java.util.Arrays.binarySearch finds), and the slope the mean of both sides. NaN is above all numbers; null
+    stays null.
 
     Source: org.apache.spark.mllib.regression.IsotonicRegressionModel.predict.
     """
@@ -61,7 +62,7 @@ class IsotonicRegression(LeastSquares):
 
     @classmethod
     def from_spark(cls, stage: Any) -> "IsotonicRegression":
-        # A Param of the stage says how it was fitted, too, but could be set on the model.
+        # A Param of the stage has this, too, but a user could set it on the fitted model.
         predictions = tensor(stage.predictions)
         rises = bool((predictions.diff() > 0).any())
         falls = bool((predictions.diff() < 0).any())
@@ -85,7 +86,7 @@ class IsotonicRegression(LeastSquares):
         value = x.detach().contiguous()
         at = torch.searchsorted(
             b, value
-        )  # the first boundary that isn't below; to Java -0.0 is below 0.0, NaN above all
+        )  # the first boundary that isn't below; in Java -0.0 is below 0.0, NaN above all
         past = (b[at.clamp_max(last)] == value) & b[at.clamp_max(last)].signbit() & ~value.signbit()
         at = torch.where(past, torch.searchsorted(b, value, right=True), at)
         at = torch.where(value.isnan(), last + 1, at)
@@ -105,13 +106,13 @@ class IsotonicRegression(LeastSquares):
     def _feature(self, x: Rows) -> Tensor:
         if isinstance(x, SparseRows):
             here = x.indices == self.index
-            if on_gpu(here):  # how many there are isn't waited for
+            if on_gpu(here):  # without waiting for the number of entries
                 return x.values.new_zeros(len(x)).index_add(0, x.rows(), torch.where(here, x.values, 0.0))
             return x.values.new_zeros(len(x)).index_add(0, x.rows()[here], x.values[here])
         return x[:, self.index] if x.ndim == 2 else x
 
     def _slope(self, at: Tensor) -> Tensor:
-        """The mean of the slopes on both sides of these boundaries (n,)."""
+        """Mean of the slopes on both sides of these boundaries (n,)."""
         width = self.boundaries.diff()
         slope = self.predictions.detach().diff() / torch.where(width > 0, width, torch.inf)
         flat = slope.new_zeros(1)
@@ -147,12 +148,12 @@ class IsotonicRegression(LeastSquares):
             )
 
     def to_spark(self, stage: Any) -> Any:
-        # To Java 0.0 is above -0.0.
+        # In Java 0.0 is above -0.0.
         return mllib.isotonic(stage, self.weight("boundaries"), self.weight("predictions") + 0.0, self.isotonic)
 
 
 def _met(boundaries: np.ndarray) -> np.ndarray:
-    """For each boundary, which of those equal to it java.util.Arrays.binarySearch comes upon."""
+    """Index, for each boundary, of the equal one that java.util.Arrays.binarySearch finds."""
     out = np.arange(len(boundaries))
     for value in np.unique(boundaries[1:][boundaries[1:] == boundaries[:-1]]):
         low, high = 0, len(boundaries) - 1

@@ -22,23 +22,24 @@ EPSILON = 1e-16  # GeneralizedLinearRegression.epsilon
 
 
 def product(x: Rows, weight: Tensor) -> Tensor:
-    """(n, d), (d,) -> (n,) or (n, d), (k, d) -> (n, k)."""
+    """Matrix product: (n, d), (d,) -> (n,) or (n, d), (k, d) -> (n, k)."""
     if isinstance(x, SparseRows):
         return x.matmul(weight[:, None])[:, 0] if weight.ndim == 1 else x.matmul(weight.T)
     return x @ (weight if weight.ndim == 1 else weight.T)
 
 
 def without(x: Rows, which: Tensor) -> Rows:
-    """The rows with 0 in these columns (d,) bool, whatever they hold."""
+    """Rows with 0 in these columns (d,) bool, whatever they hold."""
     if isinstance(x, SparseRows):
         return x.with_values(torch.where(which[x.indices], 0.0, x.values))
     return torch.where(which, 0.0, x)
 
 
 def coefficient_units(x: FeatureStats, unit: float) -> Tensor:
-    """A coefficient's unit: one unit of the margin per standard deviation of its column (1 where the column is constant).
+    """Unit of a coefficient: one unit of the margin per standard deviation of its column (1 where the column is
+    constant).
 
-    For sparse rows it is one per usual entry: the standard deviation of a rare word's column is a hundredth of an
+    For sparse rows it is one unit per usual entry: the standard deviation of a rare word's column is a hundredth of an
     entry, so the unit would be a hundred times too large for rows with the word.
     """
     spread = x.std if x.entry is None else x.entry
@@ -65,7 +66,7 @@ class LinearMargin(MatrixProduct, Predictor):
 
     @staticmethod
     def add_gradients(gradients: list[Tensor], constant: Tensor, room: Parameters) -> None:
-        """Add the gradients of coefficients and intercept, as `AffineForm.back`."""
+        """Add the gradients of coefficients and intercept, for `AffineForm.back`."""
         if "coefficients" in room:
             room["coefficients"].add_(gradients[0][:, :, 0])
         if "intercept" in room:
@@ -94,16 +95,16 @@ class LinearRegression(LinearMargin, LeastSquares):
         return cls(tensor(stage.coefficients), tensor(stage.intercept), stage.scale, stage.getFitIntercept(), epsilon)
 
     def own_loss(self) -> tuple[str, dict[str, float]]:
-        # Spark's Huber loss in Owen's concomitant-scale form is, at a given scale, Huber's with delta = epsilon * scale.
+        # At a given scale, Spark's Huber loss (Owen's concomitant-scale form) is Huber's with delta = epsilon * scale.
         return ("squared", {}) if self.epsilon is None else ("huber", {"delta": self.epsilon * self.scale})
 
 
 def power(eta: Tensor, exponent: float) -> Tensor:
-    return torch.pow(eta, eta.new_full((), exponent))  # a plain 0.5 is a square root to torch, and -inf then NaN
+    return torch.pow(eta, eta.new_full((), exponent))  # a plain 0.5 is a square root in torch: NaN for -inf
 
 
 LINKS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[float], float]]] = {
-    # link: (margin -> mean, derivative of the link at a mean); where the margin is a log-ratio its own unit is 1
+    # link: (margin -> mean, derivative of the link at a mean); NaN where the margin is a log-ratio, whose own unit is 1
     "identity": (lambda eta: eta, lambda mu: 1.0),
     "log": (torch.exp, lambda mu: math.nan),
     "logit": (torch.sigmoid, lambda mu: math.nan),
@@ -202,16 +203,17 @@ class GeneralizedLinearRegression(LinearMargin):
 
 @register("pyspark.ml.classification.LogisticRegressionModel")
 class LogisticRegression(MatrixProduct, ProbabilisticClassifier):
-    """One row of coefficients: rawPrediction = [-m, m], probability = sigmoid; several rows: softmax, also for two classes.
+    """One row of coefficients: rawPrediction = [-m, m], probability = sigmoid; several rows: softmax, also for two
+    classes.
 
-    Which of the two it is shows in the matrix's shape, never in the number of classes.
+    The shape of the matrix decides between the two, not the number of classes.
 
-    With one row `threshold` trains on request, by a loss of decisions alone: the margin is then m less how far the threshold's
-    log-odds have moved, so that whoever compares it with the original threshold decides by the new one; what Spark shows, but
-    for the decision, is of m.
+    With one row, `threshold` trains on request, with a loss that depends only on decisions: the margin is then m minus
+    the change of the threshold's log-odds, so that a comparison with the original threshold decides like the new one.
+    Spark's columns other than the prediction are computed from m.
 
-    An L1 penalty leaves coefficients of 0 that Spark does not store, and never multiplies: not even by NaN or infinity. They
-    stay so, through training and back in Spark, while they are 0.
+    An L1 penalty leaves coefficients of 0 that Spark does not store, and never multiplies, not even by NaN or
+    infinity. They stay unstored in training and in Spark as long as they are 0.
     """
 
     weights = ("coefficientMatrix", "interceptVector", "numClasses", "isMultinomial")
@@ -230,7 +232,7 @@ class LogisticRegression(MatrixProduct, ProbabilisticClassifier):
         self.interceptVector = parameter(interceptVector, fit_intercept)  # (1,) or (k,)
         self.numClasses, self.isMultinomial = num_classes, len(coefficientMatrix) > 1
         self.cuts, self.shown, self.uid, self.bounds = thresholds, shown, uid, bounds
-        self.decides_at = threshold  # what losses and metrics compare the margin with, as log-odds
+        self.decides_at = threshold  # threshold with which losses and metrics compare the margin, as log-odds
         self.register_buffer("threshold", torch.tensor(threshold, dtype=torch.float64))  # ()
         self.register_buffer("unstored", unstored, persistent=False)  # None or like coefficientMatrix, bool
         self.movable = movable and not self.isMultinomial and 0 < threshold < 1
@@ -256,7 +258,7 @@ class LogisticRegression(MatrixProduct, ProbabilisticClassifier):
         return out - self.moved(self.threshold) if self.unfrozen else out
 
     def scores(self, x: Rows) -> Tensor:
-        """The scores from which Spark's columns are computed, (n,) or (n, k)."""
+        """Scores from which Spark's columns are computed, (n,) or (n, k)."""
         weight, intercept = self.coefficientMatrix, self.interceptVector
         out = product(x, weight) + intercept if self.isMultinomial else product(x, weight[0]) + intercept[0]
         skipped = self.skipped()
@@ -266,13 +268,13 @@ class LogisticRegression(MatrixProduct, ProbabilisticClassifier):
         return each if self.isMultinomial else each[:, 0]
 
     def skipped(self) -> Tensor | None:
-        """Which coefficients Spark doesn't store, as `coefficientMatrix`; None where it stores all."""
+        """Mask of the coefficients that Spark doesn't store, like `coefficientMatrix`; None if it stores all."""
         unstored = self._buffers["unstored"]
         return None if unstored is None else unstored & (self.coefficientMatrix == 0)
 
     @property
     def unfrozen(self) -> bool:
-        """Whether the threshold may have moved."""
+        """True if the threshold may have moved."""
         return "threshold" in self._parameters
 
     @property
@@ -280,7 +282,7 @@ class LogisticRegression(MatrixProduct, ProbabilisticClassifier):
         return self.unfrozen and self.threshold.requires_grad
 
     def moved(self, threshold: Tensor) -> Tensor:
-        """How far thresholds' log-odds are from where they were; 0 at the start."""
+        """Distance of thresholds' log-odds from the original ones; 0 at the start."""
         return torch.logit(threshold) - torch.logit(threshold.new_full((), self.decides_at))
 
     def forward(self, x: Rows) -> tuple[Tensor, ...]:  # type: ignore[override]
@@ -311,7 +313,7 @@ class LogisticRegression(MatrixProduct, ProbabilisticClassifier):
     def raw_and_probability(self, margin: Tensor) -> tuple[Tensor, Tensor]:
         if self.isMultinomial:
             return margin, softmax(margin)
-        zero = 1 / (1 + torch.exp(margin))  # by Spark's order of operations: p[1] = 1 - p[0]
+        zero = 1 / (1 + torch.exp(margin))  # in Spark's order of operations: p[1] = 1 - p[0]
         return torch.stack([-margin, margin], 1), torch.stack([zero, 1 - zero], 1)
 
     def decision(self, margin: Tensor) -> Tensor:
@@ -321,10 +323,12 @@ class LogisticRegression(MatrixProduct, ProbabilisticClassifier):
         return super().decision_margin(margin) if self.isMultinomial else margin - logit(self.decides_at)
 
     def label(self, raw: Tensor, probability: Tensor, threshold: Tensor | float | None = None) -> Tensor:
-        """The class by the first column that Spark shows: they round differently, and NaN wins or loses differently."""
+        """Class according to the first column that Spark shows: the columns differ in rounding and in the treatment of
+        NaN.
+        """
         if self.isMultinomial:
             return super().label(raw, probability)
-        if threshold is None:  # a GPU's isn't waited for
+        if threshold is None:  # without waiting for a GPU
             threshold = self.threshold.detach() if on_gpu(raw) else self.weight("threshold")
         if "rawPredictionCol" in self.shown:
             return raw[:, 1] > (torch.logit(threshold) if isinstance(threshold, Tensor) else logit(threshold))
@@ -393,7 +397,7 @@ class LogisticRegression(MatrixProduct, ProbabilisticClassifier):
 
 
 def binary_threshold(stage: Any) -> float:
-    """The threshold of a model with one margin; `getThreshold` can divide by zero, Spark itself does not."""
+    """Threshold of a model with one margin; `getThreshold` can divide by zero, Spark's own code does not."""
     if stage.isSet("thresholds"):
         zero, one = stage.getOrDefault("thresholds")
         threshold = 1 / (1 + zero / one) if one else 0.0

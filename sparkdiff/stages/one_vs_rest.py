@@ -21,8 +21,8 @@ from sparkdiff.tensors.rows import Rows
 class OneVsRest(MatrixProduct, Predictor):
     """rawPrediction = each model's rawPrediction of its class 1; prediction = the largest.
 
-    The margin is (n, 2 k): these, and the models' own margins (log-odds; of a LinearSVC its margin), which the loss
-    is made of: the sum over classes of what each model was fitted by. Spark never shows a softmax of rawPrediction.
+    The margin is (n, 2 k): these, and the models' own margins (log-odds; for a LinearSVC its margin), from which the
+    loss is computed: the sum over classes of each model's own loss. Spark never shows a softmax of rawPrediction.
 
     Source: pyspark.ml.classification.OneVsRestModel._transform.
     """
@@ -48,7 +48,8 @@ class OneVsRest(MatrixProduct, Predictor):
     @classmethod
     def from_spark(cls, stage: Any) -> "OneVsRest":
         models: list[Any] = [REGISTRY[class_name(m)].from_spark(m) for m in stage.models]
-        # To Python's max NaN is the largest in front only; to array_argmax of newer Sparks nowhere, and what exceeds -inf counts.
+        # In Python's max, NaN is the largest only in first place; in array_argmax of newer Sparks never, and only
+        # scores > -inf count.
         return cls(
             models, shown=cls.shown_by(stage), by_array="array_argmax" in type(stage)._transform.__code__.co_names
         )
@@ -122,7 +123,7 @@ class OneVsRest(MatrixProduct, Predictor):
         return "oneVsRest", {}
 
     def own_rows(self, margin: Tensor, label: Tensor, weight: Tensor) -> Tensor:
-        """The sum over classes of the own loss of each model, its class against the rest."""
+        """Sum over classes of the own loss of each model, its class against the rest."""
         own = margin[:, self.classes :]
         index = label.nan_to_num().clamp(0, self.classes - 1).long()  # a row of weight 0 may hold anything
         mine = F.one_hot(index, self.classes).to(own.dtype)
@@ -130,7 +131,7 @@ class OneVsRest(MatrixProduct, Predictor):
             return (1 - (2 * mine - 1) * own).clamp_min(0).sum(1)
         return (F.softplus(own) - mine * own).sum(1)
 
-    # What the models know about their parameters ------------------------------------------------------------------------
+    # The models' facts about their parameters -------------------------------------------------------------------------
 
     def _each(self, values: Sequence[dict[str, Any]]) -> dict[str, Any]:
         return {f"models.{j}.{name}": v for j, of in enumerate(values) for name, v in of.items()}
@@ -150,7 +151,7 @@ class OneVsRest(MatrixProduct, Predictor):
 
     def supported(self, x: FeatureStats, y: LabelStats) -> dict[str, Tensor]:
         return self._each([
-            # Who falls into a leaf isn't known here: the rows that it was fitted on.
+            # The rows in a leaf aren't known here; this takes the rows that it was fitted on.
             {"leaves": _fitted_on(m) >= SUPPORT} if isinstance(m, Trees) else m.supported(x, _two(y, j))
             for j, m in enumerate(self._models())
         ])  # fmt: skip
@@ -190,7 +191,7 @@ class OneVsRest(MatrixProduct, Predictor):
 
 
 def _raw_and_margin(model: Predictor, x: Rows) -> tuple[Tensor, Tensor]:
-    """A model's rawPrediction of class 1 and its log-odds (of a LinearSVC its margin), (n,) each."""
+    """rawPrediction of class 1 and log-odds (for a LinearSVC its margin) of a model, (n,) each."""
     if isinstance(model, ClassifyingTrees):
         total = model.total(x)
         raw, margin = model.scores(total)[0][:, 1], model.combined(total)
@@ -201,13 +202,13 @@ def _raw_and_margin(model: Predictor, x: Rows) -> tuple[Tensor, Tensor]:
 
 
 def _of(p: Parameters, j: int) -> Parameters:
-    """The parameters of model j, by their own names."""
+    """Parameters of model j, by their own names."""
     head = f"models.{j}."
     return {name.removeprefix(head): value for name, value in p.items() if name.startswith(head)}
 
 
 def _two(y: LabelStats, j: int) -> LabelStats:
-    """The labels as model j sees them: class j or the rest."""
+    """Statistics of the labels for model j: class j against the rest."""
     if j >= len(y.classes):
         return LabelStats(0.0, 0.0, 0.0, 0.0, torch.tensor([int(y.classes.sum()), 0]))
     mine, total = int(y.classes[j]), int(y.classes.sum())
@@ -218,6 +219,6 @@ def _two(y: LabelStats, j: int) -> LabelStats:
 
 
 def _fitted_on(trees: Trees) -> Tensor:
-    """Rows that each leaf was fitted on, broadcast over its entries."""
+    """Number of rows that each leaf was fitted on, broadcast over its entries."""
     rows = torch.from_numpy(trees.nodes.rawCount[trees.nodes.leaf].copy())
     return rows.view(-1, *[1] * (trees.leaves.ndim - 1)).expand_as(trees.leaves)

@@ -29,7 +29,7 @@ class MultilayerPerceptron(ProbabilisticClassifier):
     margin_link = "softmax"
 
     def __init__(self, weights: Tensor, layers: Sequence[int], *, shown: tuple[str, ...], thresholds: Tensor | None):
-        # Without a column of scores Spark predicts by the probabilities alone (its `predict`), whatever the thresholds.
+        # Without a column of scores, Spark predicts from the probabilities (its `predict`) and ignores the thresholds.
         bare = {"rawPredictionCol", "probabilityCol"}.isdisjoint(shown)
         super().__init__()
         self.classes, self.shown, self.cuts = layers[-1], shown, None if bare else thresholds
@@ -55,7 +55,7 @@ class MultilayerPerceptron(ProbabilisticClassifier):
         return out
 
     def raw_and_probability(self, margin: Tensor) -> tuple[Tensor, Tensor]:
-        return margin, torch.softmax(margin, 1)  # without what Utils.softmax does about infinities
+        return margin, torch.softmax(margin, 1)  # without the treatment of infinities in Utils.softmax
 
     def label(self, raw: Tensor, probability: Tensor) -> Tensor:
         return first_largest(probability) if self.bare else super().label(raw, probability)

@@ -13,18 +13,18 @@ from sparkdiff.tensors.rows import Rows, on_gpu
 
 
 class Predictor(StageModule):
-    """A stage that a loss can be attached to: inputs -> margin -> the columns that Spark shows."""
+    """A stage that a loss can be attached to: inputs -> margin -> output columns of Spark."""
 
     classes: int = 0
     """Number of classes; 0 for a regression."""
     ranks: bool = False
-    """Whether a regression's means may be taken for scores that put rows of label 1 above those of label 0."""
+    """Whether a regression's means can serve as scores that rank rows of label 1 above those of label 0."""
     labelled: bool = True
-    """Whether it was fitted to a label. One that wasn't has a loss of its own, `cost`."""
+    """Whether it was fitted to a label. Without a label it has a loss of its own, `cost`."""
     SHOWN: ClassVar[tuple[str, ...]] = ("predictionCol",)
     """The Params that name the output columns."""
     shown: tuple[str, ...]
-    """Those of them that are set; an empty one shows no column."""
+    """The Params of SHOWN that are set; one with an empty name shows no column."""
 
     @classmethod
     def outputs(cls, stage: Any) -> tuple[str, ...]:
@@ -32,29 +32,31 @@ class Predictor(StageModule):
 
     @classmethod
     def shown_by(cls, stage: Any) -> tuple[str, ...]:
-        """`shown` of a fitted stage."""
+        """The value of `shown` for a fitted stage."""
         return tuple(c for c in cls.SHOWN if columns_of(stage, (c,)))
 
     def only_shown(self, *columns: Tensor) -> tuple[Tensor, ...]:
-        """Those of the columns of SHOWN that the stage shows."""
+        """Columns of SHOWN that the stage shows."""
         every = dict(zip(self.SHOWN, columns, strict=True))
         return tuple(every[c] for c in self.shown)
 
     @classmethod
     def loss_inputs(cls, stage: Any) -> tuple[str, ...]:
-        """Columns that only the loss reads, not the prediction; `margin` gets them after the inputs where there is a loss."""
+        """Columns that only the loss reads, not the prediction; `margin` gets them after the inputs if a loss is
+        computed.
+        """
         return ()
 
     def margin(self, *columns: Rows) -> Tensor:
-        """The input of losses: (n,), or (n, k) for k classes in softmax form. Takes `nulls=` if forward does."""
+        """Input of losses: (n,), or (n, k) for k classes in softmax form. Takes `nulls=` if forward does."""
         raise NotImplementedError
 
     def explain_nan(self, *columns: Rows) -> str | None:
-        """Why the outputs of these rows are NaN although no input is; None where the stage knows no reason."""
+        """Reason why the outputs of these rows are NaN although no input is; None if the stage knows no reason."""
         return None
 
     def columns(self, margin: Tensor) -> tuple[Tensor, ...]:
-        """The output columns of a margin, in the order of `outputs(stage)`."""
+        """Output columns of a margin, in the order of `outputs(stage)`."""
         raise NotImplementedError
 
     def forward(self, *columns: Rows) -> tuple[Tensor, ...]:
@@ -62,11 +64,13 @@ class Predictor(StageModule):
 
     @property
     def decides_only(self) -> bool:
-        """Whether the margin tells decisions alone, as what is compared with it trains, too."""
+        """True if only decisions can be read from the margin, because the threshold that it is compared with trains,
+        too.
+        """
         return False
 
     def own_loss(self) -> tuple[str, dict[str, float]]:
-        """The loss the stage was fitted with, and its parameters."""
+        """The loss that the stage was fitted with, and its parameters."""
         raise NotImplementedError
 
     def own_rows(self, margin: Tensor, label: Tensor, weight: Tensor) -> Tensor:
@@ -74,15 +78,15 @@ class Predictor(StageModule):
         raise NotImplementedError
 
     def cost(self, margin: Tensor) -> Tensor:
-        """The own loss of each row, (n,), of a predictor without a label."""
+        """Own loss of each row, (n,), of a predictor without a label."""
         raise NotImplementedError
 
     def loss_unit(self) -> float:
-        """A typical large difference of `cost`, so that training does not depend on the units of the features."""
+        """Typical large difference of `cost`, so that training does not depend on the units of the features."""
         return 1.0
 
     def mean(self, margin: Tensor) -> Tensor:
-        """The predicted mean of a regression, (n,); what Spark shows as prediction."""
+        """Predicted mean of a regression, (n,), which is Spark's prediction."""
         raise NotImplementedError
 
     @property
@@ -92,32 +96,33 @@ class Predictor(StageModule):
 
     @property
     def wide(self) -> bool:
-        """Whether a row's margin is a vector."""
+        """True if a row's margin is a vector."""
         return self.margins > 0
 
     probable: bool = True
-    """Of a classifier: whether its margin tells probabilities."""
+    """Whether the margin of a classifier gives probabilities."""
 
     def class_scores(self, margin: Tensor) -> Tensor:
-        """The scores of the classes: (n,), larger for class 1, or (n, k)."""
+        """Scores of the classes: (n,), larger for class 1, or (n, k)."""
         return margin
 
     margin_link: str = ""
-    """The link between the margin and Spark's output: `identity` or `log` of the mean, `logit` of the probability (of class 1),
-    `softmax` where probabilities are its softmax, "" anything else."""
+    """The link between the margin and Spark's output: `identity` or `log` of the mean, `logit` of the probability (of
+    class 1), `softmax` if the probabilities are the margin's softmax, "" for anything else.
+    """
 
     @property
     def falling_link(self) -> str:
-        """The link, where the mean does not increase with the margin; empty where it does."""
+        """The link, if the mean does not increase with the margin; else empty."""
         return ""
 
     @property
     def binomial(self) -> bool:
-        """Whether a regression's mean is a probability."""
+        """True if a regression's mean is a probability."""
         return False
 
     def decision(self, margin: Tensor) -> Tensor:
-        """The class that Spark predicts, (n,), of a classifier."""
+        """Class that Spark predicts, (n,), for a classifier."""
         raise NotImplementedError
 
     def decision_margin(self, margin: Tensor) -> Tensor:
@@ -130,11 +135,13 @@ class Predictor(StageModule):
     """Whether `mean` is positive by construction."""
 
     def boundary(self, margin: Tensor) -> Tensor | None:
-        """How far each row's margin is from the nearest change of label, (n,), over its size; None for a regression."""
+        """Distance of each row's margin from the nearest change of label, (n,), relative to its size; None for a
+        regression.
+        """
         return None
 
     def margin_unit(self, y: LabelStats) -> float:
-        """The natural unit of the margin: what a change of one standard deviation of the label is on the margin's scale."""
+        """Natural unit of the margin: the change of the margin for a change of the label by one standard deviation."""
         return 1.0
 
 
@@ -157,7 +164,7 @@ class LeastSquares(Predictor):
 
 
 class ProbabilisticClassifier(Predictor):
-    """A classifier with a margin (n,), the log-odds of class 1, or (n, k) whose softmax the probabilities are.
+    """A classifier with a margin (n,), the log-odds of class 1, or (n, k), whose softmax gives the probabilities.
 
     Source: org.apache.spark.ml.classification.ProbabilisticClassificationModel.transform.
     """
@@ -169,10 +176,10 @@ class ProbabilisticClassifier(Predictor):
 
     @classmethod
     def settings(cls, stage: Any) -> dict[str, Any]:
-        """`shown` and `thresholds` of a stage.
+        """The values of `shown` and `thresholds` for a stage.
 
         Raises:
-            InputError: it is fitted, and the thresholds are not one for each class.
+            InputError: it is fitted, and does not have one threshold for each class.
         """
         thresholds = tensor(stage.getOrDefault("thresholds")) if stage.isDefined("thresholds") else None
         if thresholds is not None and len(thresholds) != (classes := getattr(stage, "numClasses", len(thresholds))):
@@ -193,8 +200,8 @@ class ProbabilisticClassifier(Predictor):
         return raw, probability, self.label(raw, probability).to(raw.dtype)
 
     def label(self, raw: Tensor, probability: Tensor) -> Tensor:  # (n, k), (n, k) -> (n,)
-        """The class by the first column that Spark shows: they round differently."""
-        if self.cuts is not None:  # as ProbabilisticClassificationModel.probability2prediction: NaN never wins
+        """Class according to the first column that Spark shows: the columns differ in rounding."""
+        if self.cuts is not None:  # like ProbabilisticClassificationModel.probability2prediction: NaN never wins
             scores = probability / self.cuts.to(probability)
             return torch.where(scores.isnan(), -math.inf, scores).argmax(1)
         only = "probabilityCol" in self.shown and "rawPredictionCol" not in self.shown
@@ -219,13 +226,15 @@ class ProbabilisticClassifier(Predictor):
 
 
 def first_largest(scores: Tensor) -> Tensor:
-    """Per row the first index of the largest score, (n, k) -> (n,) int64, as Vector.argmax: NaN wins in front only."""
+    """First index of the largest score per row, (n, k) -> (n,) int64, like Vector.argmax: NaN wins only in first
+    place.
+    """
     found = torch.where(scores.isnan(), -math.inf, scores).argmax(1)
     return torch.where(scores[:, 0].isnan(), 0, found)
 
 
 def lead(scores: Tensor) -> Tensor:
-    """How far the largest score is above the second, over its size, (n, k) -> (n,)."""
+    """Distance of the largest score from the second, relative to its size, (n, k) -> (n,)."""
     top = scores.topk(2, 1).values
     return (top[:, 0] - top[:, 1]) / top[:, 0].abs().clamp_min(1)
 
@@ -235,8 +244,8 @@ def logit(threshold: float) -> float:
 
 
 def softmax(margin: Tensor) -> Tensor:
-    """Like Spark's Utils.softmax: a row with +inf is 1 at the first one and 0 elsewhere, NaN at entries that are not
-    finite.
+    """Softmax like Spark's Utils.softmax: a row with +inf is 1 at the first one and 0 elsewhere, NaN at entries that
+    are not finite.
     """
     probability = torch.softmax(margin, 1)
     infinite = margin.isposinf()

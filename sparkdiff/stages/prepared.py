@@ -1,4 +1,4 @@
-"""Stages whose inputs can't enter torch before Spark has made numbers of them."""
+"""Stages whose inputs can enter torch only after Spark has turned them into numbers."""
 
 from typing import Any, ClassVar
 
@@ -7,19 +7,19 @@ from sparkdiff.tensors.rows import Rows
 
 
 class Prepared(StageModule):
-    """A stage in front of which Spark runs plain stages, such as one that reads words: these are counted first."""
+    """A stage before which Spark runs plain stages; for example, a stage that reads words needs their counts."""
 
     preparation_note: ClassVar[str]
-    """What Spark does first, in words that the plan shows."""
+    """Description of Spark's preparation, which the plan shows."""
 
     @classmethod
     def prepared_columns(cls, stage: Any) -> tuple[str, ...]:
-        """The columns that `preparation` makes and `forward` takes in place of `inputs`."""
+        """Columns that `preparation` makes and `forward` takes in place of `inputs`."""
         raise NotImplementedError
 
     @classmethod
     def preparation(cls, stage: Any) -> list[Any]:
-        """Plain stages that Spark runs in front of the fitted one."""
+        """Plain stages that Spark runs before the fitted one."""
         raise NotImplementedError
 
     def original_inputs(self, *columns: Rows) -> tuple[Any, ...]:

@@ -39,7 +39,7 @@ class PCA(MatrixProduct):
         def back(gradients: list[Tensor], constant: Tensor, room: Parameters) -> Tensor:
             if "pc" in room:
                 outer = gradients[0] * slope.mT if slope.shape[-1] == 1 else gradients[0] @ slope.mT
-                room["pc"].add_(outer)  # of one margin, products are as exact and take an eighth of the time
+                room["pc"].add_(outer)  # for one margin, products are as exact and take an eighth of the time
             return pc.mT @ gradients[0]
 
         return AffineForm([pc @ slope], 0.0, back)
@@ -47,7 +47,7 @@ class PCA(MatrixProduct):
     def units(self, x: FeatureStats, y: LabelStats) -> dict[str, Tensor]:
         # Rotations act on x in its own scale: one unit turns a component by one standard deviation of a column.
         spread = torch.where(x.std > 0, x.std, 1.0)
-        out = ((x.std[:, None] * self.pc.detach()) ** 2).sum(0).sqrt().clamp_min(1e-12)  # (k,) of uncorrelated columns
+        out = ((x.std[:, None] * self.pc.detach()) ** 2).sum(0).sqrt().clamp_min(1e-12)  # (k,) for uncorrelated columns
         return {"pc": (out / out.mean())[None, :] * (spread.mean() / spread)[:, None]}
 
 
@@ -55,10 +55,11 @@ class PCA(MatrixProduct):
 class DCT(Affine):
     """The orthonormal cosine transform of type II of each row, or its inverse (type III).
 
-    Each output adds up all inputs, so that one is near to Spark's as measured by the row's largest entry. Rows with infinite
-    entries, or those of which the sums overflow, are refused: Spark's FFT makes infinities or NaN of them as it goes along.
+    Each output sums all inputs, so its error is relative to the row's largest entry. Rows with infinite entries, or
+    with sums that overflow, are refused: in Spark, the order of the FFT's additions decides where these become
+    infinite or NaN.
 
-    Source: org.apache.spark.ml.feature.DCT, by the DoubleDCT_1D of JTransforms, scaled.
+    Source: org.apache.spark.ml.feature.DCT, with the DoubleDCT_1D of JTransforms, scaled.
     """
 
     makes_dense = "each output adds up all entries"
@@ -93,7 +94,7 @@ class DCT(Affine):
 
 
 def cosine_transform(x: Tensor) -> Tensor:
-    """Orthonormal DCT-II along the last axis, (..., d) -> (..., d), by one FFT (Makhoul 1980)."""
+    """Orthonormal DCT-II along the last axis, (..., d) -> (..., d), with one FFT (Makhoul 1980)."""
     turned = torch.fft.fft(torch.cat([x[..., ::2], x[..., 1::2].flip(-1)], -1)) * _turn(x)
     return turned.real * _weights(x)
 
@@ -118,8 +119,8 @@ def _turn(x: Tensor) -> Tensor:
 
 
 def _weights(x: Tensor) -> Tensor:
-    """The factors that make the transform of rows like these (..., d) orthonormal, (d,)."""
+    """Factors that make the transform of rows like these (..., d) orthonormal, (d,)."""
     d = x.shape[-1]
     weights = x.new_full((d,), math.sqrt(2 / d))
-    weights[:1] = math.sqrt(1 / d)  # not `weights[0]`, for which a GPU waits
+    weights[:1] = math.sqrt(1 / d)  # not `weights[0]`, which would wait for a GPU
     return weights

@@ -16,7 +16,7 @@ INTEGERS = (-(2.0**31), 2.0**31 - 1)
 
 
 class FloatProduct(torch.autograd.Function):
-    """Products of rows of factors, (n, r), (n, r) -> (n,), as Spark sums them: one after the other, in float32."""
+    """Products of rows of factors, (n, r), (n, r) -> (n,), summed like Spark: one after the other, in float32."""
 
     @staticmethod
     def forward(ctx: Any, users: Tensor, items: Tensor) -> Tensor:
@@ -38,7 +38,7 @@ class ALS(LeastSquares):
     """prediction = the product of the user's and the item's factors, all in float32; NaN where one of them is unknown.
 
     The model does not store whether it was fitted to ratings or, with implicitPrefs, to preferences weighted by
-    confidence: its own loss is the squared error of the label column, weighted by weightCol.
+    confidence. So its own loss is the squared error of the label column, weighted by weightCol.
 
     Source: org.apache.spark.ml.recommendation.ALSModel (transform, predict, checkIntegers).
     """
@@ -82,14 +82,14 @@ class ALS(LeastSquares):
         return torch.where((u >= 0) & (i >= 0), product, math.nan)
 
     def places(self, user: Tensor, item: Tensor) -> dict[str, Tensor]:
-        """Which row of each table is meant, (n,), (n,) -> (n,) int64 each, -1 where none is."""
+        """Row of each table for each user and item, (n,), (n,) -> (n,) int64 each; -1 if the table has none."""
         return {
             "userFactors": self._places(self.users, user, self.names[0]),
             "itemFactors": self._places(self.items, item, self.names[1]),
         }
 
     def _places(self, known: Tensor, ids: Tensor, name: str) -> Tensor:
-        """The position of each id in the table, -1 if missing, (m,), (n,) -> (n,) int64."""
+        """Position of each id in the table, -1 if missing, (m,), (n,) -> (n,) int64."""
         wrong = ~((ids == ids.round()) & (ids >= INTEGERS[0]) & (ids <= INTEGERS[1]))  # NaN too
         if known_any(wrong):
             raise InputError(

@@ -1,4 +1,6 @@
-"""Stages that stay in Spark with any settings, the reasons, and the Params by which they, and unknown stages, name columns."""
+"""Stages that stay in Spark with any settings, the reasons, and the Params in which they, and unknown stages, name
+columns.
+"""
 
 from sparkdiff.stages.base import leave_in_spark
 

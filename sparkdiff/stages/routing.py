@@ -1,9 +1,9 @@
-"""Routes rows through all trees of an ensemble at the same time: hard splits, exact, level by level, in float64.
+"""Routing of rows through all trees of an ensemble at the same time: hard splits, exact, level by level, in float64.
 
-As long as the trees are about full, a level's nodes lie side by side, tree by tree, and a node's children follow from its
-place; below that only the rows that are not in a leaf yet go on, from node to node, so that neither memory nor work grows
-with what isn't there: a chain of depth 30 costs its 61 nodes. On a GPU all rows go on as deep as the deepest tree, since how
-many are under way would have to be waited for.
+As long as the trees are nearly full, the nodes of a level lie side by side, tree by tree, and a node's place gives
+those of its children. Below that, only rows that are not in a leaf yet go on, from node to node, so that missing nodes
+cost neither memory nor work: a chain of depth 30 costs its 61 nodes. On a GPU all rows go as deep as the deepest tree,
+because the number of rows still under way is known only after waiting for the GPU.
 """
 
 from collections.abc import Iterator
@@ -17,33 +17,33 @@ from sparkdiff.jvm.nodes import Array, Nodes
 from sparkdiff.tensors.rows import SparseRows, on_gpu, width
 
 PAIRS = 65_536
-"""Rows times trees that are under way at a time: what a level reads and writes then stays in the processor's cache."""
+"""Pairs of row and tree that are processed at a time: the data of a level then stay in the processor's cache."""
 CELLS = 4_000_000
 """Values that are copied at a time, where columns are gathered or sparse rows made dense."""
 NONE = 2**31 - 1
-"""What is no category."""
+"""Marker of a value that is no category."""
 GPU_PAIRS, GPU_CELLS = 1 << 24, 1 << 26
-"""The same on a GPU, which is fast where there is much to do: about half a GiB each."""
+"""PAIRS and CELLS on a GPU, which is fast with large tensors: about half a GiB each."""
 
 
 @dataclass
 class Splits:
     """The splits at each of S places. Places without a decision have column 0."""
 
-    column: Tensor  # (S,) int32 among the gathered columns
-    source: Tensor  # (S,) int32 into the thresholds, one past their end where there is none
-    begin: Tensor | None  # (S,) int32 into the flags of categories, 0 where there are none; None without any
-    size: Tensor | None  # (S,) int32, how many categories
-    threshold: Tensor | None = None  # (S,) float64, from `source`; NaN where there is none
+    column: Tensor  # (S,) int32 index into the gathered columns
+    source: Tensor  # (S,) int32 index into the thresholds, one past their end for a place without one
+    begin: Tensor | None  # (S,) int32 index into the flags of categories, 0 for a place without any; None if all are
+    size: Tensor | None  # (S,) int32, number of categories
+    threshold: Tensor | None = None  # (S,) float64, from `source`; NaN for a place without one
 
 
 @dataclass
 class Subsets:
     """Sets of categories: one flag for each category, whether it goes left, and a last one for every other value.
 
-    Source: org.apache.spark.ml.tree.CategoricalSplit, which keeps the smaller of the set and its complement within
-    [0, numCategories), so that a value of neither goes right where the set that goes left has at most half of them
-    (numCategories / 2 of integers), and otherwise left.
+    Source: org.apache.spark.ml.tree.CategoricalSplit, which keeps the smaller one of the set and its complement within
+    [0, numCategories). So a value in neither goes right if the set that goes left has at most half of the categories
+    (numCategories / 2 in integer division), else left.
     """
 
     begins: Tensor  # (K,) int32 into flags
@@ -52,10 +52,10 @@ class Subsets:
 
     @staticmethod
     def of(nodes: Nodes, categorical: Array) -> "Subsets":
-        """Of the nodes `categorical` (K,).
+        """Subsets of the nodes `categorical` (K,).
 
         Raises:
-            OverflowError: an int32 does not find all flags.
+            OverflowError: an int32 cannot index all flags.
         """
         sizes = nodes.numCategories[categorical].astype(np.int64)
         starts, ends = nodes.starts[categorical], nodes.ends[categorical]
@@ -70,18 +70,22 @@ class Subsets:
         return Subsets(torch.from_numpy(begins).int(), torch.from_numpy(sizes).int(), torch.from_numpy(flags))
 
     def left(self, begin: Tensor, size: Tensor, category: Tensor) -> Tensor:
-        """Whether `categories` (p,) go left, given the sets' begins and sizes (p,); those of no set don't: their begin is 0."""
+        """True where `categories` (p,) go left, given the sets' begins and sizes (p,); never for values without a set,
+        whose begin is 0.
+        """
         return self.flags.index_select(0, torch.minimum(category, size).add_(begin))
 
 
 def categories(x: Tensor) -> Tensor:
-    """The category that each value is, int32; NONE where it is none."""
-    some = (x >= 0) & (x < NONE) & (x == x.floor())  # NaN is no category, either: all its comparisons are false
+    """Category of each value, int32; NONE if it is none."""
+    some = (x >= 0) & (x < NONE) & (x == x.floor())  # NaN is no category: all its comparisons are false
     return torch.where(some, x, 0).int().masked_fill_(~some, NONE)
 
 
 class Room:
-    """Memory for a level of n pairs of row and tree, used again and again: the system's fresh pages cost more than the work."""
+    """Memory for a level of n pairs of row and tree, which is reused: fresh pages from the system cost more than the
+    work.
+    """
 
     def __init__(self, n: int, device: torch.device):
         def memory(dtype: torch.dtype) -> Tensor:
@@ -92,17 +96,18 @@ class Room:
         self.left = memory(torch.bool)
 
     def first(self, n: int) -> "Room":
-        """As much as n pairs need of it, the same memory."""
+        """The same memory, restricted to n pairs."""
         out = object.__new__(Room)
         out.__dict__ = {name: memory[:n] for name, memory in vars(self).items()}
         return out
 
 
 class Router:
-    """Which leaf of each tree a row falls into; the leaves are numbered over all trees, each tree's from left to right.
+    """The leaf of each tree that a row falls into; the leaves are numbered over all trees, each tree's from left to
+    right.
 
-    x <= threshold goes left, in float64; NaN goes right, also where the threshold is infinite; -0.0 is 0. Thresholds are
-    given at each call, because they may be trained; what is derived from them is kept until they change.
+    x <= threshold goes left, in float64; NaN goes right, also where the threshold is infinite; -0.0 is 0. Each call
+    passes the thresholds, because they may be trained; results derived from them are kept until they change.
 
     Attributes:
         trees, leaves: T and L, over all trees.
@@ -116,8 +121,8 @@ class Router:
         number = np.where(inner, np.cumsum(inner) - 1, self.inner + np.cumsum(~inner) - 1).astype(np.int32)
 
         used = np.unique(nodes.featureIndex[inner]).astype(np.int64)
-        self.width = int(used[-1]) + 1 if len(used) else 0  # rows have at least so many columns
-        # About all of the first columns are used: then dense rows are read where they lie.
+        self.width = int(used[-1]) + 1 if len(used) else 0  # least number of columns of a row
+        # If the trees use most of the first columns, dense rows are read without a copy.
         self.prefix = self.width <= 2 * len(used)
         columns = np.arange(self.width) if self.prefix else used
         self.columns = torch.from_numpy(columns)  # (u,) that are read
@@ -134,7 +139,7 @@ class Router:
             at = [torch.from_numpy(numbers[places]) for numbers in (column, source, *sets)]
             return Splits(*at, *(None,) * (4 - len(at)))
 
-        # A node's left child has the odd place: `x <= threshold` is then the last bit of the place on the next level.
+        # A node's left child has the odd place, so `x <= threshold` is the last bit of the place on the next level.
         places = nodes.offsets[:-1]
         self.levels: list[Splits] = []  # of T * 2^l places each, while a quarter of them are inner nodes
         while inner[places].any() and len(places) <= 4 * inner[places].sum():
@@ -151,7 +156,7 @@ class Router:
 
     @torch.no_grad()
     def leaf(self, x: Tensor | SparseRows, thresholds: Tensor) -> Tensor:
-        """The leaf's number in each tree, int32.
+        """Number of the leaf in each tree, int32.
 
         Args:
             x: (n, d) float64.
@@ -168,7 +173,7 @@ class Router:
         return out
 
     def total(self, x: Tensor | SparseRows, thresholds: Tensor, table: Tensor) -> Tensor:
-        """The sum over trees of the leaf's row of a table; derivatives go to the table.
+        """Sum over trees of the leaf's row of a table; derivatives go to the table.
 
         Args:
             x, thresholds: as in `leaf`.
@@ -178,7 +183,7 @@ class Router:
             (n,) or (n, k).
         """
         self._load(thresholds)
-        # Where the levels are all there is, a table by place saves the way over the leaf's number.
+        # If all nodes are in the levels, a table by place makes the leaf's number unnecessary.
         by_place = None if self.below else table.index_select(0, self.entry - self.inner)
         out, room = [table.new_empty(0, *table.shape[1:])], self._room(x)
         for _, part in self._parts(x):
@@ -195,7 +200,7 @@ class Router:
 
     def _load(self, thresholds: Tensor) -> None:
         thresholds = thresholds.detach()
-        if not on_gpu(thresholds):  # one isn't waited for
+        if not on_gpu(thresholds):  # without waiting for a GPU
             if self.seen is not None and torch.equal(self.seen, thresholds):
                 return
             self.seen = thresholds.clone()
@@ -204,11 +209,11 @@ class Router:
             splits.threshold = padded.index_select(0, splits.source)
 
     def _rows(self, x: Tensor | SparseRows) -> int:
-        """Rows at a time."""
+        """Number of rows at a time."""
         pairs, cells = (GPU_PAIRS, GPU_CELLS) if x.device.type != "cpu" else (PAIRS, CELLS)
         limit = cells // max(1, len(self.columns))
         if self.prefix and not isinstance(x, SparseRows):
-            # An int32 has to find every value of the part; on a GPU its columns are copied.
+            # An int32 must be able to index every value of the part; on a GPU its columns are copied.
             limit = GPU_CELLS // max(1, self.width) if on_gpu(x) else (2**31 - 1) // max(1, x.shape[1])
         return max(1, min(pairs // self.trees, limit, len(x)))
 
@@ -216,14 +221,17 @@ class Router:
         """Memory for a part of the rows.
 
         Raises:
-            IndexError: they are narrower than the trees need: the next row's values would be read.
+            IndexError: the rows are narrower than the trees need; without the error, values of the next row would be
+                read.
         """
         if len(x) and width(x) < self.width:
             raise IndexError(f"the trees need {self.width} entries per row, got {width(x)}")
         return Room(self._rows(x) * self.trees, x.device)
 
     def _parts(self, x: Tensor | SparseRows) -> Iterator[tuple[int, Tensor]]:
-        """Each part's first row, and its rows as far as they are read, (m, u) or, of dense ones, maybe some columns more."""
+        """First row of each part, and the values of its rows that are read, (m, u), for dense rows maybe with some
+        more columns.
+        """
         rows = self._rows(x)
         for begin in range(0, len(x), rows):
             if isinstance(x, SparseRows):
@@ -236,20 +244,20 @@ class Router:
                     yield begin, part[:, : self.width] if on_gpu(x) else part.contiguous()
 
     def _dense(self, x: SparseRows, begin: int, end: int) -> Tensor:
-        """The columns that are read of the rows from `begin` to `end`, (m, u)."""
+        """The columns that are read, for the rows from `begin` to `end`, (m, u)."""
         offsets = x.offsets[begin : end + 1]
         entries = slice(None) if end - begin == len(x) else slice(int(offsets[0]), int(offsets[-1]))
         part = SparseRows(x.indices[entries], x.values[entries].detach(), offsets - offsets[0], x.width)
         return part.dense_columns(self.columns)
 
     def _places(self, x: Tensor, room: Room) -> Tensor:
-        """The place below the levels of each row in each tree, (T, m) int32, of the columns that are read (m, u)."""
+        """Place below the levels of each row in each tree, (T, m) int32, from the columns that are read (m, u)."""
         shape = (self.trees, len(x))
         room = room.first(self.trees * len(x))
         flat, row, step = self._flat(x)
         value, left, place = room.value.view(shape), room.left.view(shape), room.place.view(shape)
         place.copy_(torch.arange(self.trees, dtype=torch.int32, device=x.device)[:, None])
-        # Of all values at once where they are fewer than the pairs that look them up.
+        # For all values at once if these are fewer than the pairs that look them up.
         category = categories(flat) if len(self.subsets.sizes) and len(flat) <= len(room.place) else None
         for number, splits in enumerate(self.levels):
             assert splits.threshold is not None
@@ -259,7 +267,7 @@ class Router:
                 torch.index_select(flat, 0, room.index, out=room.value)
                 torch.index_select(splits.threshold, 0, room.place, out=room.threshold)
                 torch.le(room.value, room.threshold, out=room.left)
-            else:  # all rows of a tree meet the same split
+            else:  # all rows of a tree start at the same split
                 columns = flat.view(x.shape[1], len(x)) if on_gpu(x) else x.t()
                 torch.index_select(columns, 0, splits.column, out=value)
                 torch.le(value, splits.threshold[:, None], out=left)
@@ -273,14 +281,16 @@ class Router:
         return place
 
     def _flat(self, x: Tensor) -> tuple[Tensor, Tensor, int]:
-        """The values of rows (m, u), where each row begins among them (m,) int32, and how far its next value is."""
+        """Values of rows (m, u), the start of each row among them (m,) int32, and the distance between values of a
+        row.
+        """
         m, u = x.shape
         row = torch.arange(m, dtype=torch.int32, device=x.device)
-        # On a GPU column by column: neighbouring threads have neighbouring rows, of which most read the same column.
+        # On a GPU column by column: neighbouring threads have neighbouring rows, and most of them read the same column.
         return (x.t().reshape(-1), row, m) if on_gpu(x) else (x.view(-1), row * u, 1)
 
     def _finish(self, x: Tensor, at: Tensor) -> Tensor:
-        """The leaf's number of each row in each tree, (T, m) int32, given the places below the levels."""
+        """Number of the leaf of each row in each tree, (T, m) int32, given the places below the levels."""
         out = self.entry.index_select(0, at.view(-1))
         if self.below is not None:
             self._descend(x, out)
@@ -305,7 +315,7 @@ class Router:
                 pair, node, row = (t.index_select(0, under_way) for t in (pair, node, row))
 
     def _child(self, flat: Tensor, node: Tensor, row: Tensor, step: int) -> Tensor:
-        """Where inner nodes (p,) send the rows whose values begin at `row` (p,), `step` apart."""
+        """Child nodes to which inner nodes (p,) send the rows whose values begin at `row` (p,), `step` apart."""
         splits = self.below
         assert splits is not None and splits.threshold is not None
         value = flat.index_select(0, _times(splits.column.index_select(0, node), step).add_(row))

@@ -13,16 +13,16 @@ from sparkdiff.tensors.rows import Rows, dense, scaled
 
 
 def at_columns(scaler: Any, columns: Tensor | None) -> Affine:
-    """A scaler for some of its columns (c,), or all."""
+    """A scaler restricted to some of its columns (c,), or to all."""
     return scaler if columns is None else with_buffers(scaler, moves=scaler.moves.index_select(0, columns))  # type: ignore[no-any-return]
 
 
 class Standardizer(Affine):
-    """y = (x - shift) * (1 / divisor), and x * 0 where the divisor is 0, by the reciprocal as in Spark (x / divisor differs in
-    the last bit).
+    """y = (x - shift) * (1 / divisor), and x * 0 where the divisor is 0, with the reciprocal as in Spark (x / divisor
+    differs in the last bit).
 
-    A subclass names its `weights`: divisor, shift; and the Param `shifts_by` that asks for the shift, without which sparse
-    stays sparse.
+    A subclass names its `weights`: divisor, shift; and in `shifts_by` the Param that turns on the shift. Without the
+    shift, sparse stays sparse.
 
     Source: org.apache.spark.ml.feature.StandardScalerModel.getTransformFunc.
     """
@@ -34,7 +34,7 @@ class Standardizer(Affine):
         super().__init__()
         self.register_parameter(self.weights[0], parameter(divisor, divides))  # (d,)
         self.register_parameter(self.weights[1], parameter(shift, shifts))  # (d,)
-        self.register_buffer("moves", divisor != 0)  # (d,) constant columns stay 0, always
+        self.register_buffer("moves", divisor != 0)  # (d,) constant columns always stay 0
         self.divides, self.shifts, self.all_move = divides, shifts, bool(self.moves.all())
         self.makes_dense = f"{self.shifts_by}=True" if shifts else ""
 
@@ -49,7 +49,7 @@ class Standardizer(Affine):
         return torch.where(self.moves, 1 / torch.where(self.moves, divisor, 1.0), 0.0)  # no NaN gradient at 0
 
     def affine_form(self, p: Parameters, slope: Tensor, widths: Sequence[int]) -> AffineForm:
-        # The slope in a constant column is 0, which keeps NaN and inf NaN, as in `forward`.
+        # The slope in a constant column is 0, so that NaN and inf give NaN, as in `forward`.
         divisor, shift = self.weights
         factor = self.factor(p[divisor])[..., None] if self.divides else p[shift].new_ones(1, 1)
         middle = p[shift][..., None]  # (K, d, 1)
@@ -210,7 +210,7 @@ class MinMaxScaler(Affine):
 
     @torch.no_grad()
     def project_(self) -> None:
-        # A range of a thousandth of the fitted one would stretch the column a thousandfold: nearer to 0 it isn't scaling.
+        # A thousandth of the fitted range stretches the column a thousandfold: below that it is no longer scaling.
         next_double = self.originalMin.nextafter(torch.full_like(self.originalMin, torch.inf))
         least = torch.maximum(self.originalMin + 1e-3 * self.range, next_double)
         least = torch.where(self.moves, least, self.originalMax)

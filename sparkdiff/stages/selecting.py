@@ -59,13 +59,13 @@ class Selector(Selection):
 
 @register("pyspark.ml.feature.VectorSlicer")
 class VectorSlicer(FieldReader, Selection):
-    """The entries of these indices, in their order; then those that bear these names in the attributes of the input.
+    """The entries at these indices, in their order; then those with these names in the attributes of the input.
 
     Source: org.apache.spark.ml.feature.VectorSlicer.getSelectedFeatureIndices, SparseVector.slice.
     """
 
     refusals = ("names, if no schema is given", "names that do not exist")
-    size: int | None = None  # of the vectors that the names were looked up for
+    size: int | None = None  # of the vectors in which the names were looked up
 
     @classmethod
     def from_spark(cls, stage: Any) -> "VectorSlicer":
@@ -86,7 +86,7 @@ class VectorSlicer(FieldReader, Selection):
         unknown = min((i for n, i in places.items() if n.endswith(UNKNOWN_SLOT)), default=None)
         for wanted in stage.getNames():
             if unknown is not None and places.get(wanted, unknown) >= unknown:
-                raise undecided  # it may be in a vector of unknown width, or behind it
+                raise undecided  # it may be in a vector of unknown width, or after it
             if wanted not in places:
                 raise StaysInSparkError(f"no entry of {name!r} is named {wanted!r}, so Spark refuses the stage")
         module = cls(stage.uid, [*stage.getIndices(), *(places[n] for n in stage.getNames())])

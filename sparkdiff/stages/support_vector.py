@@ -11,7 +11,7 @@ from sparkdiff.stages.linear import LinearMargin
 
 @register("pyspark.ml.classification.LinearSVCModel")
 class LinearSVC(LinearMargin):
-    """rawPrediction = [-m, m] with m = x @ coefficients + intercept; prediction = m > threshold, of the margin itself.
+    """rawPrediction = [-m, m] with m = x @ coefficients + intercept; prediction = m > threshold, on the margin itself.
 
     Source: org.apache.spark.ml.classification.LinearSVCModel.
     """

@@ -1,4 +1,4 @@
-"""AFTSurvivalRegression: times to an event, some of which are censored."""
+"""AFTSurvivalRegression: times to an event, some of them censored."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,8 +17,8 @@ from sparkdiff.tensors.rows import Rows, known_any
 class AFTSurvivalRegression(LinearMargin):
     """prediction = exp(eta) with eta = x @ coefficients + intercept; quantile at q = exp(eta) * (-log(1 - q))^scale.
 
-    The margin is (n, 3): eta, log(scale), and censorCol, which only the loss reads: 1 where the event was seen, 0 where the
-    label is a time up to which it wasn't.
+    The margin is (n, 3): eta, log(scale), and censorCol, which only the loss reads: 1 if the event was observed, 0 if
+    the label is a time up to which it was not.
 
     Source: org.apache.spark.ml.regression.AFTSurvivalRegressionModel, and AFTAggregator for the loss.
     """
@@ -76,7 +76,7 @@ class AFTSurvivalRegression(LinearMargin):
 
     def columns(self, margin: Tensor) -> tuple[Tensor, ...]:
         time = torch.exp(margin[:, 0])
-        # By Spark's order of operations, whose shape k = 1 / scale divides the exponent.
+        # In Spark's order of operations: it divides the exponent by the shape k = 1 / scale.
         exponents = torch.log(-torch.log(1 - self.quantiles.to(margin))) / (1 / torch.exp(margin[:, 1:2]))
         return self.only_shown(time, time[:, None] * torch.exp(exponents))
 
@@ -87,7 +87,7 @@ class AFTSurvivalRegression(LinearMargin):
         return "weibull", {}
 
     def own_rows(self, margin: Tensor, label: Tensor, weight: Tensor) -> Tensor:
-        """Minus the log-likelihood of a Weibull distribution with right censoring, as AFTAggregator's."""
+        """Minus the log-likelihood of a Weibull distribution with right censoring, like AFTAggregator."""
         eta, log_scale, censor = margin[:, 0], margin[:, 1], margin[:, 2].detach()
         residual = (torch.log(label) - eta) * torch.exp(-log_scale)
         return censor * (log_scale - residual) + torch.exp(residual)

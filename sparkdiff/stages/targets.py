@@ -11,16 +11,16 @@ from sparkdiff.stages.base import SUPPORT, FeatureStats, LabelStats, StageModule
 from sparkdiff.tensors.rows import Nulls, known_any
 
 UNSEEN, MISSING = 2147483647.0, -1.0
-"""In place of a category: what stands for all that weren't seen, and for null."""
+"""Numbers in place of a category: for all categories that weren't seen, and for null."""
 
 
 @register("pyspark.ml.feature.TargetEncoderModel")
 class TargetEncoder(StageModule):
-    """A category's encoding w * own + (1 - w) * all, w = count / (count + smoothing); each column by a table of its own.
+    """A category's encoding w * own + (1 - w) * all, w = count / (count + smoothing); each column has its own table.
 
-    `own` is the category's mean label and `all` the mean of all of them: the stats of a continuous target, for a binary one
-    the stats (how often the label was 1) over the counts. An unseen category gets `all` with handleInvalid='keep', and so
-    does null where none was seen in fitting.
+    `own` is the category's mean label and `all` the mean of all labels: the stats for a continuous target; for a
+    binary one the stats (the number of labels 1) divided by the counts. With handleInvalid='keep' an unseen category
+    gets `all`, and so does null if none was seen in fitting.
 
     Source: org.apache.spark.ml.feature.TargetEncoderModel.transform.
     """
@@ -47,7 +47,7 @@ class TargetEncoder(StageModule):
         overall = [torch.full((len(c.categories),), t.unseen) for c, t in zip(columns, self.tables, strict=True)]
         self.register_buffer(
             "overall", torch.cat(overall), persistent=False
-        )  # (L,) where each entry's column has `all`
+        )  # (L,) place of `all` in each entry's column
 
     @classmethod
     def inputs(cls, stage: Any) -> tuple[str, ...]:
@@ -69,18 +69,18 @@ class TargetEncoder(StageModule):
         )  # fmt: skip
 
     def encodings(self) -> Tensor:
-        """(L,)"""
+        """Encoding of each entry of the tables, (L,)."""
         own = self.stats / self.count if self.binary else self.stats
         weight = self.count / (self.count + self.smoothing)
         return weight * own + (1 - weight) * own[self.overall]
 
     def slots(self, columns: tuple[Tensor, ...], nulls: Nulls | None) -> list[Tensor]:
-        """Which entry of the table each row's category is, (n,) int64 per column."""
+        """Entry of the table for each row's category, (n,) int64 per column."""
         flags = nulls or [None] * len(columns)
         return [self.slot(*each) for each in zip(columns, flags, self.tables, self.names, strict=True)]
 
     def slot(self, x: Tensor, null: Tensor | None, table: "CategoryTable", name: str) -> Tensor:
-        if null is None:  # NaN is none of the categories: where those are refused it can but be null
+        if null is None:  # NaN is no category: if unseen ones are refused, it must be null
             null = torch.zeros_like(x, dtype=torch.bool) if self.keep else x.isnan()
         found, seen = table.find(x)
         missing = table.unseen if table.missing is None else table.missing
@@ -103,11 +103,11 @@ class TargetEncoder(StageModule):
         return tuple((*t.known[:100].tolist(), *((-1.0, 0.5) if self.keep else ())) for t in self.tables)
 
     def training_sums(self, *columns: Tensor, nulls: Nulls | None = None) -> dict[str, Tensor]:  # type: ignore[override]
-        """How many rows look each entry up."""
+        """Number of rows that look each entry up."""
         return {"rows": torch.bincount(torch.cat(self.slots(columns, nulls)), minlength=len(self.stats))}
 
     def units(self, x: FeatureStats, y: LabelStats) -> dict[str, Tensor]:
-        """One standard deviation of the encodings of the column over the rows."""
+        """Units: one standard deviation of the column's encodings over the rows."""
         encodings, rows = self.encodings().detach(), x.sums["rows"]
         spread = torch.empty_like(encodings)
         for table in self.tables:
@@ -122,7 +122,7 @@ class TargetEncoder(StageModule):
 
     def supported(self, x: FeatureStats, y: LabelStats) -> dict[str, Tensor]:
         enough = x.sums["rows"] >= SUPPORT
-        if self.smoothing > 0:  # then the mean of all is in every encoding
+        if self.smoothing > 0:  # then `all` is part of every encoding
             enough[self.overall.unique()] = True
         return {"stats": enough}
 
@@ -146,9 +146,7 @@ class CategoryTable:
         self.place = place[seen][order]
 
     def find(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The entry of each row (n,), with the entry for unseen values if needed; and whether the value was seen
-        (n,).
-        """
+        """Entry of each row (n,), with the entry for unseen values if needed; and whether the value was seen (n,)."""
         if not len(self.known):
             return torch.full_like(x, self.unseen, dtype=torch.int64), torch.zeros_like(x, dtype=torch.bool)
         near = torch.searchsorted(self.known, x).clamp_max(len(self.known) - 1)

@@ -1,4 +1,6 @@
-"""Decision trees, random forests and gradient-boosted trees, for regression and classification, with Spark's own hard splits."""
+"""Decision trees, random forests and gradient-boosted trees, for regression and classification, with Spark's hard
+splits.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,7 +18,7 @@ from sparkdiff.stages.forest import Trees
 from sparkdiff.stages.predictor import LeastSquares, ProbabilisticClassifier, first_largest, lead
 
 FLOOR = 1e-15
-"""Least probability in a loss, as MulticlassClassificationEvaluator's eps."""
+"""Smallest probability in a loss, like MulticlassClassificationEvaluator's eps."""
 
 # Regression -----------------------------------------------------------------------------------------------------------
 
@@ -34,7 +36,7 @@ class RegressionTrees(Affine, Trees, LeastSquares):
         return () if leaves is None or "leafCol" not in self.shown else (self.leaf_column(leaves),)
 
     def affine_form(self, p: Parameters, slope: Tensor, widths: Sequence[int]) -> AffineForm:
-        """By the leaves: the margin is affine in them, given where rows go."""
+        """Affine form in terms of the leaves: given the routes of the rows, the margin is affine in the leaves."""
         if not self.routes_fixed or (self.classes and slope.numel()):
             raise NotAffineError(self.uid)
         share = self.share_of(p)[..., self.tree]  # (L,) or (K, L)
@@ -55,7 +57,7 @@ class RegressionTrees(Affine, Trees, LeastSquares):
         return AffineForm([slopes], 0.0 if slope.numel() else table.new_zeros(1, 1, 1), back)
 
     def share_of(self, p: Parameters) -> Tensor:
-        """`share` of these parameters, (T,) or (K, T)."""
+        """The value of `share` for these parameters, (T,) or (K, T)."""
         return p["treeWeights"] * self.factor if "treeWeights" in p else self.share()
 
 
@@ -82,7 +84,7 @@ class RandomForestRegression(RegressionTrees):
     """prediction = mean over trees of the leaf; a forest has no tree weights to write."""
 
     def combined(self, total: Tensor) -> Tensor:
-        return total / self.nodes.trees  # after the sum, as Spark: 1 / T isn't exact
+        return total / self.nodes.trees  # after the sum, like Spark: 1 / T isn't exact
 
     def share_of(self, p: Parameters) -> Tensor:
         return self.share() / self.nodes.trees
@@ -93,7 +95,9 @@ class RandomForestRegression(RegressionTrees):
 
 @register("pyspark.ml.regression.DecisionTreeRegressionModel")
 class DecisionTreeRegression(RegressionTrees):
-    """prediction = leaf; varianceCol shows the variance of the rows that the tree was fitted on, which training leaves stale."""
+    """prediction = leaf; varianceCol shows the variance of the rows that the tree was fitted on, which training does
+    not update.
+    """
 
     SHOWN = ("predictionCol", "varianceCol", "leafCol")
     single = True
@@ -105,7 +109,7 @@ class DecisionTreeRegression(RegressionTrees):
         return (*variance, *super().more(leaves))
 
     def variances(self) -> Tensor:
-        """(L,), as org.apache.spark.mllib.tree.impurity.Variance.calculate."""
+        """Variance of each leaf (L,), like org.apache.spark.mllib.tree.impurity.Variance.calculate."""
         stats = torch.from_numpy(self.nodes.impurityStats[self.nodes.leaf])
         count, total, square = stats.to(self.leaves.device, non_blocking=True).T
         return torch.where(count == 0, 0.0, (square - total * total / count) / count)
@@ -115,7 +119,7 @@ class DecisionTreeRegression(RegressionTrees):
 
 
 class ClassifyingTrees(ProbabilisticClassifier, Trees):
-    """What trees of classes have in common."""
+    """The common part of trees for classes."""
 
     SHOWN = (*ProbabilisticClassifier.SHOWN, "leafCol")
     label_cols = ("predictionCol", "leafCol")
@@ -127,7 +131,7 @@ class ClassifyingTrees(ProbabilisticClassifier, Trees):
         return out
 
     def scores(self, total: Tensor) -> tuple[Tensor, Tensor]:
-        """rawPrediction and probability, (n, k) each, of the sums over all trees."""
+        """rawPrediction and probability, (n, k) each, from the sums over all trees."""
         raise NotImplementedError
 
     def shows(self, total: Tensor, leaves: Tensor | None) -> tuple[Tensor, ...]:
@@ -141,7 +145,7 @@ class ClassifyingTrees(ProbabilisticClassifier, Trees):
 
     def columns(self, margin: Tensor) -> tuple[Tensor, ...]:
         raw, probability = self.raw_and_probability(margin)
-        # A loss has nothing to do with leaves, but finds a column at each place.
+        # A loss does not use the leaves, but expects a column at each place.
         return self.only_shown(*self.with_label(raw, probability), torch.full_like(raw[:, 0], torch.nan))
 
 
@@ -194,29 +198,29 @@ class VotingTrees(ClassifyingTrees):
         return lead(score if self.cuts is None else score / self.cuts)
 
     def leaf_unit(self, y: LabelStats) -> Tensor | float:
-        # Of the leaf's own total, so that its probabilities move; a class's share varies by about a third.
+        # Relative to the leaf's total, so that its probabilities move; a class's share varies by about a third.
         size = self.leaves.detach().sum(1, keepdim=True).clamp_min(1e-300)
         return size * self.nodes.trees / 3
 
     @torch.no_grad()
     def project_(self) -> None:
-        """Weights >= 0, each leaf's adding up to what they did when it was fitted.
+        """Move weights to >= 0, and the sum of each leaf back to its fitted value.
 
-        Only their shares count in a loss, so that a leaf's total would drift, and near 0 a step would turn it over.
+        Only the shares within a leaf affect a loss, so its total would drift, and near 0 a step could reverse it.
         """
         self.leaves.clamp_(min=0)
         fitted, total = self.fitted_leaves(), self.leaves.sum(1, keepdim=True)
         size = fitted.sum(1, keepdim=True)
         kept = (total == size) | (total == 0) | (size == 0)  # bit for bit
         self.leaves.copy_(torch.where(kept, self.leaves, self.leaves / total * size))
-        # Spark refuses rows without any weight: such a leaf starts again from what Spark fitted.
+        # Spark refuses rows without any weight: such a leaf starts again from Spark's fitted weights.
         nothing = self.leaves.sum(1, keepdim=True) == 0
         self.leaves.copy_(torch.where(nothing, fitted, self.leaves))
 
     _fitted: Tensor | None = None
 
     def fitted_leaves(self) -> Tensor:
-        """What Spark fitted, (L, k), where the leaves are."""
+        """Weights that Spark fitted, (L, k), on the device of the leaves."""
         if self._fitted is None or self._fitted.device != self.leaves.device:
             fitted = torch.from_numpy(self.nodes.impurityStats[self.nodes.leaf])
             self._fitted = fitted.to(self.leaves.device, non_blocking=True)
@@ -236,7 +240,7 @@ class VotingTrees(ClassifyingTrees):
 
     def written_nodes(self) -> Nodes:
         nodes = super().written_nodes()
-        # A single tree whose raw scores aren't shown predicts by this field.
+        # A single tree without columns of scores predicts from this field.
         moved = nodes.leaf & (nodes.impurityStats != self.nodes.impurityStats).any(1)
         prediction = np.where(moved, nodes.impurityStats.argmax(1), nodes.prediction)
         return nodes.replace(prediction=prediction.astype(np.float64))
@@ -244,7 +248,9 @@ class VotingTrees(ClassifyingTrees):
 
 @register("pyspark.ml.classification.RandomForestClassificationModel")
 class RandomForestClassification(VotingTrees):
-    """rawPrediction = sum over trees of the leaf's class weights over their sum; probability = rawPrediction over its sum."""
+    """rawPrediction = sum over trees of the leaf's class weights divided by their sum; probability = rawPrediction
+    divided by its sum.
+    """
 
     def table(self) -> Tensor:
         return normalised(self.leaves)
@@ -252,7 +258,7 @@ class RandomForestClassification(VotingTrees):
 
 @register("pyspark.ml.classification.DecisionTreeClassificationModel")
 class DecisionTreeClassification(VotingTrees):
-    """rawPrediction = the leaf's class weights; probability = rawPrediction over its sum."""
+    """rawPrediction = the leaf's class weights; probability = rawPrediction divided by its sum."""
 
     single = True
 
@@ -261,13 +267,13 @@ class DecisionTreeClassification(VotingTrees):
 
 
 def normalised(weights: Tensor) -> Tensor:
-    """(n, k) over its rows' sums; a row that sums to 0 stays."""
+    """Weights (n, k) divided by their rows' sums; a row that sums to 0 stays."""
     total = weights.sum(1, keepdim=True)
     return weights / torch.where(total == 0, 1.0, total)
 
 
 class _SafeLog(torch.autograd.Function):
-    """log(max(p, 1e-15)), whose derivative is 1 / max(p, 0.001): a class that no leaf knows still gets a gradient."""
+    """log(max(p, 1e-15)), whose derivative is 1 / max(p, 0.001): a class that no leaf has still gets a gradient."""
 
     @staticmethod
     def forward(ctx: Any, p: Tensor) -> Tensor:

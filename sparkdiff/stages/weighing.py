@@ -15,7 +15,8 @@ from sparkdiff.tensors.rows import ORDINARY, Rows, SparseRows
 
 @register("pyspark.ml.feature.Normalizer")
 class Normalizer(StageModule):
-    """y = x / norm_p(x), p from 1 to infinity; a row of norm 0 stays as it is. The infinity norm overlooks NaN, as in Spark.
+    """y = x / norm_p(x), p from 1 to infinity; a row of norm 0 stays as it is. The infinity norm ignores NaN, as in
+    Spark.
 
     Source: org.apache.spark.mllib.feature.Normalizer, Vectors.norm.
     """
@@ -37,12 +38,12 @@ class Normalizer(StageModule):
         return x / norm[:, None]
 
     def norm(self, x: Rows) -> Tensor:
-        """The norm of each row, (n,); 1 if it is 0."""
+        """Norm of each row, (n,); 1 if it is 0."""
         if math.isinf(self.p):
             norm = largest(x)
             return torch.where(norm == 0, 1.0, norm)
         size = (x.values if isinstance(x, SparseRows) else x).abs()
-        # A power of many leaves float32's range.
+        # Powers of many numbers exceed float32's range.
         powers = size if self.p == 1 else size * size if self.p == 2 else size.to(torch.float64) ** self.p
         rows = powers.new_zeros(len(x)).index_add(0, x.rows(), powers) if isinstance(x, SparseRows) else powers.sum(1)
         total = torch.where(rows == 0, 1.0, rows)  # before the root, whose derivative at 0 is infinite
@@ -50,7 +51,7 @@ class Normalizer(StageModule):
 
 
 def largest(x: Rows) -> Tensor:
-    """The largest size of an entry of each row, (n,); 0 of no entry; NaN is smaller than anything."""
+    """Largest absolute value of each row, (n,); 0 without entries; NaN is smaller than anything."""
     size = (x.values if isinstance(x, SparseRows) else x).abs()
     size = torch.where(size.isnan(), 0.0, size)
     if isinstance(x, SparseRows):
@@ -86,7 +87,7 @@ class ElementwiseProduct(Factors):
         return cls(tensor(stage.getScalingVec()))
 
     def units(self, x: FeatureStats, y: LabelStats) -> dict[str, Tensor]:
-        # Relative to each weight; one of 0 moves as the others do on average.
+        # Relative to each weight; a weight of 0 moves like the others on average.
         size = self.scalingVec.detach().abs()
         usual = size.sum() / (size > 0).sum().clamp_min(1)
         return {"scalingVec": torch.where(size > 0, size, usual if usual > 0 else 1.0)}
@@ -96,7 +97,7 @@ class ElementwiseProduct(Factors):
 class IDF(Factors):
     """y = x * idf; sparse stays sparse. `docFreq` and `numDocs` are written back as they were fitted.
 
-    Each idf trains as a factor of itself: what is 0, as for words in fewer than minDocFreq documents, stays 0.
+    Each idf trains by a factor: an idf of 0, as for words in fewer than minDocFreq documents, stays 0.
 
     Source: org.apache.spark.mllib.feature.IDFModel.transformDense and transformSparse.
     """

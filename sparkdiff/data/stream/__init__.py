@@ -2,8 +2,8 @@
 ranks.
 
 A split's rows lie in V virtual shards of pieces (files). The order of an epoch is f(seed, epoch, virtual shard): a
-permutation of the shard's pieces and, inside each, of its rows. Step t of S takes from a shard of n rows those from
-n*t//S to n*(t+1)//S of that order: every row is used once, and every rank takes the same number of steps.
+permutation of the shard's pieces and, inside each, of its rows. Step t of S takes the rows from n*t//S to n*(t+1)//S
+of that order from a shard of n rows: every row is used once, and every rank takes the same number of steps.
 
 W ranks share the rows of a step in their order. Up to V ranks serve complete shards, some perhaps one more than
 others. With more than V ranks, each serves a part of the rows of one or two shards in every step, possibly none.
@@ -62,7 +62,7 @@ __all__ = [
     "copies",
 ]  # fmt: skip
 
-_CHUNK_BYTES = 8 << 20  # so many bytes of batches are gathered at a time and then served as views
+_CHUNK_BYTES = 8 << 20  # bytes of batches that are gathered at a time and then served as views
 
 
 @dataclass(frozen=True)
@@ -87,11 +87,11 @@ class Stream:
     """The batches of a cache folder. A context manager: leaving it ends the iterators that are still under way.
 
     Attributes:
-        place: where the batches lie, and the dtype of their floats; labels and weights are doubles in any case.
-        resident: whether all rows of this rank are to lie there, if that isn't the memory of the CPU.
+        place: the device of the batches, and the dtype of their floats; labels and weights are always doubles.
+        resident: whether all rows of this rank are kept there, if that isn't the memory of the CPU.
 
     Args:
-        decoded: whether rows that are read from files more than once are kept decoded beside them, without a name.
+        decoded: whether rows that are read from files more than once are kept decoded beside them, in an unnamed file.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class Stream:
 
     @classmethod
     def of_tables(cls, manifest: Manifest, tables: dict[str, Batch], *, seed: int = 0) -> "Stream":
-        """The batches of rows that are at hand, the shards of a split one after another; no file is read."""
+        """The batches of rows in memory, the shards of a split one after another; no file is read."""
         out = cls.__new__(cls)
         out._begin(manifest, "arrow", True, seed)
         out._tables = {split: (0, 1, table) for split, table in tables.items()}
@@ -117,17 +117,18 @@ class Stream:
         self.seed = seed
         self.place, self.resident = CPU, False
         self._origin = self
-        self._lock = lock  # held while it is read: `sparkdiff cache prune` leaves it
-        self._staging: placed.StagingBuffers | None = None  # where rows are gathered that are copied to a device
+        self._lock = lock  # held while the cache is read: `sparkdiff cache prune` then keeps the cache
+        self._staging: placed.StagingBuffers | None = None  # gathers rows to copy to a device
         self._tables: dict[str, tuple[int, int, Batch]] = {}  # per split: rank, world, all rows of the rank
         self._running: weakref.WeakSet[Generator[Batch]] = weakref.WeakSet()
 
     def on(self, place: Place, *, resident: bool = True) -> "Stream":
-        """The same batches at a place; what is read from files is shared with this stream, which is the one to be closed.
+        """The same batches at a place. It shares the rows read from files with this stream; close this stream, not the
+        new one.
 
         Args:
-            resident: see `resident`; without it, or where the rows aren't held in memory at all, they are copied there piece
-                by piece.
+            resident: see `resident`; without it, or if the rows aren't held in memory at all, they are copied there
+                piece by piece.
         """
         if place.plain:
             return self._origin
@@ -137,7 +138,9 @@ class Stream:
         return out
 
     def fits(self, splits: Sequence[str], spare: int, rank: int = 0, world: int = 1) -> bool:
-        """Whether a rank's rows of these splits can lie at the place, with so many bytes left free for what is done with them."""
+        """True if a rank's rows of these splits fit at the place and leave `spare` bytes free for the computations
+        with them.
+        """
         free = self.place.free()
         if free is None:
             return True
@@ -151,7 +154,7 @@ class Stream:
         return self._origin._table(name, [shards[part.shard] for part in self._parts(rank, world)], (rank, world))
 
     def zero_weights(self, split: str, rank: int = 0, world: int = 1) -> int | None:
-        """The number of a rank's rows that count nowhere; None where rows are not held in memory."""
+        """Number of a rank's rows with weight 0; None if rows are not held in memory."""
         if not self.inMemory:
             return None
         weight = self._divided(split, self._held(split, rank, world))["weight"]
@@ -170,7 +173,7 @@ class Stream:
         return sum(piece.rows for shard in self._shards(split) for piece in shard)
 
     def steps(self, split: str, batchSize: int) -> int:
-        """The number of steps of an epoch, the same on every rank."""
+        """Number of steps of an epoch, the same on every rank."""
         if batchSize < 1:
             raise InputError(f"batchSize must be at least 1, got {batchSize}.")
         return -(-self.rows(split) // batchSize)
@@ -185,7 +188,7 @@ class Stream:
         return [Share(part.shard, *found) for part, found in zip(parts, numbers, strict=True)]
 
     def together(self, rows: int, world: int) -> int:
-        """The batch size of which no rank of so many serves more than about `rows` rows."""
+        """Largest batch size for which each of `world` ranks gets at most about `rows` rows."""
         shards = self.manifest.virtualShards
         return rows * shards // -(-shards // world) if world <= shards else rows * world
 
@@ -206,13 +209,15 @@ class Stream:
         prepare: Prepare | None = None,
         whole: bool = False,
     ) -> Iterator[Batch]:
-        """This rank's part of every step from `first` on, keyed by `BatchColumn.name`; without an epoch in file order.
+        """Iterate over this rank's part of every step from `first` on, keyed by `BatchColumn.name`; without an epoch
+        in file order.
 
         A part may have no rows. The tensors are views of memory that belongs to a few consecutive batches; `prepare` is
-        called on the rows of all of these at once, for what a call per batch would make dear.
+        called on the rows of all of these at once, because a call per batch would be expensive.
 
         Args:
-            whole: with the rows that its shards give to other ranks; which ones are its own, `shares` tells.
+            whole: whether to include the rows of its shards that other ranks serve; `shares` returns which are its
+                own.
         """
         parts, steps = self._parts(rank, world), self.steps(split, batchSize)
         if whole:
@@ -228,7 +233,7 @@ class Stream:
         self.decoded.rest()
 
     def leave(self) -> None:
-        """Free the memory that rows take at the place, and that of pieces."""
+        """Free the memory that rows take at the place, and that of decoded pieces."""
         self.decoded.rest()
         if self is not self._origin:
             self._tables.clear()
@@ -281,7 +286,7 @@ class Stream:
                 source = from_memory(self._origin._table(name, shards, team), sizes, orders, parts)
             else:
                 source = self._files(opened, shards, orders, parts, again=epoch is not None)
-            # From the beginning of a chunk, because what `prepare` makes may depend, in the last bit, on the rows beside it.
+            # From the beginning of a chunk, because the last bit of a result of `prepare` may depend on the other rows.
             firsts = range(start // chunk * chunk, steps, chunk)
             chunks = self._chunks(
                 name, source, ((first, bounds[:, first : first + chunk + 1]) for first in firsts), parts
@@ -297,7 +302,9 @@ class Stream:
     def _chunks(
         self, name: str, source: Source, pieces: Iterator[tuple[int, Rows]], parts: list[ShardPart]
     ) -> Iterator[tuple[Batch, tuple[int, list[int]]]]:
-        """The rows of consecutive steps, given the first of them and the bounds of each shard, and the rows of each step."""
+        """The rows of consecutive steps with the number of the first step and the rows of each step; `pieces` has, per
+        chunk, the first step and the bounds of each shard.
+        """
         dtypes = {c.name: c.dtype if c.dtype != torch.float64 else self.place.dtype for c in self.columns}
         for first, ends in pieces:
             counts = ends[:, 1:] - ends[:, :-1]
@@ -323,7 +330,7 @@ class Stream:
             yield gathered, (first, (end - own).sum(0).tolist())
 
     def _divided(self, name: str, batch: Batch) -> Batch:
-        """The batch with the weights that count."""
+        """The batch with its weights divided as the manifest says, so that negligible ones are 0."""
         if name in self.manifest.weights and isinstance(weight := batch["weight"], Tensor):
             return {**batch, "weight": divided(weight, self.manifest.weights[name])}
         return batch
@@ -331,9 +338,9 @@ class Stream:
     def _files(
         self, opened: ExitStack, shards: list[list[CachedFile]], orders: list[Order], parts: list[ShardPart], *, again: bool
     ) -> Source:  # fmt: skip
-        """The rows of the files. Of every shard a piece is held, and the one after it is read meanwhile: of decoded rows by the
-        system into its cache, unless they pass over it, else by a thread, but by Petastorm in the caller's: it needs Python's
-        warnings changed, which belong to all threads.
+        """The rows of the files. One piece of every shard is held, and the next one is read meanwhile: decoded rows by
+        the system into its page cache, unless they bypass it; other rows by a thread. Petastorm reads in the caller's
+        thread, because it needs changes to Python's warning filters, which are shared by all threads.
         """
         ordered = [[shard[i] for i in pieces] for shard, (pieces, _) in zip(shards, orders, strict=True)]
         readers: list[Iterator[Batch]] = [
@@ -350,7 +357,7 @@ class Stream:
         return self._once(name, team, lambda: self.files.load([piece for shard in shards for piece in shard]))
 
     def _once(self, name: str, team: tuple[int, int], make: Callable[[], Batch]) -> Batch:
-        """All rows of the rank's shards of a split, made when they are first asked for."""
+        """All rows of the rank's shards of a split, made when they are first needed."""
         if name not in self._tables or self._tables[name][:2] != team:
             self._tables.pop(name, None)
             self._tables[name] = *team, make()

@@ -1,4 +1,4 @@
-"""Reads ahead: the next item of an iterator is made by a thread while the one before is used."""
+"""Reading ahead: a thread makes the next item of an iterator while the current one is used."""
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -9,7 +9,7 @@ T = TypeVar("T")
 
 
 class _Ahead(Generic[T], Iterator[T]):
-    """So many items of an iterator. Of those to come one is held, of those that were passed on none."""
+    """The first `number` items of an iterator. It holds one item that is to come, and none that it has yielded."""
 
     def __init__(self, pool: ThreadPoolExecutor, items: Iterator[T], number: int):
         self.pool, self.items, self.left = pool, items, number
@@ -29,8 +29,8 @@ class _Ahead(Generic[T], Iterator[T]):
 
 
 def ahead(opened: ExitStack, iterators: Sequence[tuple[Iterator[T], int]]) -> list[Iterator[T]]:
-    """The same iterators, of so many items each, read ahead by one thread for all of them. Closing `opened` waits for the
-    item that the thread is at, and no other.
+    """The same iterators, limited to so many items each, read ahead by one thread for all of them. Closing `opened`
+    waits for the item that the thread is reading, and for no other.
     """
     pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sparkdiff-reads-ahead")
     opened.callback(pool.shutdown, cancel_futures=True)

@@ -1,4 +1,4 @@
-"""The Arrow reader: reads the files of a cache with pyarrow, also sparse columns."""
+"""The Arrow reader: reads the files of a cache with pyarrow, including sparse columns."""
 
 from collections.abc import Generator, Sequence
 from pathlib import Path
@@ -17,13 +17,13 @@ from sparkdiff.tensors.rows import SparseRows, offsets_of
 
 
 def read(paths: Sequence[Path], columns: Sequence[BatchColumn]) -> Generator[Batch]:
-    """One batch per file, in the order given; no file stays open between two of them."""
+    """Yield one batch per file, in the order given; no file stays open between two of them."""
     for path in paths:
         yield _batch(path, columns)
 
 
 def entries(path: Path, field: str) -> int:
-    """The number of entries in a file's lists of this name, at most: the footer counts an empty list as one."""
+    """Upper limit for the number of entries in a file's lists of this name: the footer counts an empty list as one."""
     footer = pq.read_metadata(str(path))
     groups = [footer.row_group(i) for i in range(footer.num_row_groups)]
     leaves = [g.column(j) for g in groups for j in range(g.num_columns)]
@@ -33,7 +33,7 @@ def entries(path: Path, field: str) -> int:
 def _batch(path: Path, columns: Sequence[BatchColumn]) -> Batch:
     with pq.ParquetFile(str(path)) as file:
         rest = [c for c in columns if c.kind != "sparse"]
-        # Sparse columns in one thread, as Arrow's allocator keeps for each as much freed memory as the column takes.
+        # Sparse columns in one thread: per thread, Arrow's allocator keeps as much freed memory as the column takes.
         table = file.read(columns=[c.name for c in rest]) if rest else None
         return {
             c.name: _column(
@@ -66,10 +66,12 @@ def _sparse(table: pa.Table, column: BatchColumn) -> SparseRows:
 
 
 def _lists(column: pa.ChunkedArray) -> tuple[Tensor, npt.NDArray[np.number[Any]]]:
-    """The entries of all lists one after the other, and the lists' lengths (n,): NaN for a null, equal to nothing."""
+    """The entries of all lists one after the other, and the lists' lengths (n,); the length of a null is NaN, which
+    equals nothing.
+    """
     return _own(pc.list_flatten(column)), pc.list_value_length(column).to_numpy()
 
 
 def _own(values: pa.ChunkedArray) -> Tensor:
-    """A copy, where Arrow's memory is read-only and shared. Nulls of doubles become NaN."""
+    """A copy of the values where Arrow's memory is read-only and shared. Nulls of doubles become NaN."""
     return torch.from_numpy(np.require(values.to_numpy(), requirements="W"))

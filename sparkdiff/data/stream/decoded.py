@@ -1,6 +1,7 @@
-"""Rows beyond memory, kept on the disk as they lie in memory: decoding their Parquet files anew in each epoch takes far longer.
+"""Decoded rows on the disk, as they lie in memory, for rows that exceed memory: decoding their Parquet files in each
+epoch takes far longer.
 
-The pieces lie in one file without a name beside the cache.
+The pieces lie in one unnamed file beside the cache.
 """
 
 import itertools
@@ -20,18 +21,19 @@ from sparkdiff.machine import memory
 from sparkdiff.tensors.rows import SparseRows
 
 SHARE = 0.5
-"""Of the free disk, the share that the decoded rows of a cache may take."""
+"""Share of the free disk that the decoded rows of a cache may take."""
 LARGE = 0.75
-"""Of the memory there is, the share above which decoded rows pass over the system's cache of files: it would hold what is read
-last, and what comes next in an epoch is what was read first."""
+"""Share of the total memory above which decoded rows bypass the page cache: it would hold the rows that were read
+last, but an epoch next reads those that were read first.
+"""
 ALIGNED = 64
-"""Bytes of which an array begins at a multiple, as torch's own."""
+"""Alignment of an array in bytes, the same as torch's."""
 Array = tuple[int, int, np.dtype[Any], tuple[int, ...]]
-"""Where in its piece an array begins, its bytes, its dtype and its shape."""
+"""Start of an array in its piece, its bytes, its dtype and its shape."""
 
 
 class PiecePlace(NamedTuple):
-    """Where in the file a piece lies, and its columns in it."""
+    """The place of a piece in the file, and its columns in it."""
 
     start: int
     end: int
@@ -42,7 +44,7 @@ class Decoded:
     """The pieces of a cache that were decoded before.
 
     Args:
-        enabled: whether any may be kept.
+        enabled: whether pieces may be kept.
     """
 
     def __init__(self, files: Files, *, enabled: bool):
@@ -55,17 +57,17 @@ class Decoded:
 
     @property
     def direct(self) -> bool:
-        """Whether the system holds nothing of them in its cache of files."""
+        """True if reads of the decoded pieces bypass the page cache."""
         return self._file is not None and self._file.direct
 
     def has(self, pieces: Sequence[CachedFile]) -> bool:
         return all(piece.path in self._places for piece in pieces)
 
     def read(self, pieces: Sequence[CachedFile], *, again: bool) -> Generator[Batch]:
-        """The pieces one by one.
+        """Yield the pieces one by one.
 
         Args:
-            again: whether they are known to be read again; else those are kept that are read for the second time.
+            again: whether they are known to be read again; else a piece is kept when it is read for the second time.
         """
         for there, group in itertools.groupby(pieces, key=lambda piece: piece.path in self._places):
             wanted = [*group]
@@ -80,7 +82,7 @@ class Decoded:
                     yield batch
 
     def rest(self) -> None:
-        """Give back the memory that pieces were read into."""
+        """Free the memory that pieces were read into."""
         self._buffers.clear()
 
     def close(self) -> None:
@@ -102,13 +104,13 @@ class Decoded:
                 OSError,
                 ValueError,
                 KeyError,
-            ):  # the disk is gone, or it was closed: the cache is there, or says why not
+            ):  # the disk is gone, or it was closed: read the cache, which raises its own error
                 self._places.clear()
                 self.enabled = False
                 with closing(self.files.read([*pieces[i:]])) as read:
                     yield from read
                 return
-            yield found.pop()  # held here no longer: the next one may take its memory
+            yield found.pop()  # no longer held here, so the next one may take its memory
 
     def _piece(self, file: Scratch, place: PiecePlace) -> Batch:
         room = file.read(self._buffers, place.start, place.end)
@@ -127,7 +129,7 @@ class Decoded:
                 file = self._file = self._file or self._begin()
                 size = sum(part.nbytes + ALIGNED for x in batch.values() for part in parts_of(x))
                 if file.end + PAGE + size > self._room:
-                    self.enabled = False  # rows take more than was expected: the others are read from the files
+                    self.enabled = False  # rows take more space than expected: the others are read from the files
                     return
                 start = file.align(PAGE)
                 columns = {
@@ -138,7 +140,7 @@ class Decoded:
                 self.enabled = False
                 self._places.clear()
                 if self._file is not None:
-                    self._file.clear()  # the disk is left to those that need it more, such as checkpoints
+                    self._file.clear()  # leaves the disk to more important files, such as checkpoints
 
     def _begin(self) -> Scratch:
         manifest = self.files.manifest
@@ -151,7 +153,7 @@ class Decoded:
 
 
 def _written(file: Scratch, array: np.ndarray[Any, Any], piece: int) -> Array:
-    """Write an array of the piece that begins there."""
+    """Write an array of the piece that begins at the offset `piece`."""
     start = file.align(ALIGNED)
     file.write(array)
     return start - piece, file.end - start, array.dtype, array.shape

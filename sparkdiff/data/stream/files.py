@@ -27,10 +27,12 @@ class Files:
     backend: str
 
     def load(self, pieces: list[CachedFile]) -> Batch:
-        """The rows of these pieces; doubles of sparse rows that all are floats, as counts of words are, as floats."""
+        """The rows of these pieces. Doubles of sparse rows become floats if that changes none of them, as with counts
+        of words.
+        """
         table = {column.name: column.empty(sum(piece.rows for piece in pieces)) for column in self.manifest.columns}
         paths = [self.manifest.file(piece) for piece in pieces]
-        for column in self.manifest.columns:  # room that is never filled takes no memory
+        for column in self.manifest.columns:  # allocated memory that is never filled takes none
             if isinstance(room := table[column.name], SparseRows):
                 entries = sum(arrow.entries(path, column.fields[0]) for path in paths)
                 kind = torch.float32 if column.dtype == torch.float64 else column.dtype
@@ -58,7 +60,7 @@ class Files:
         }  # fmt: skip
 
     def read(self, pieces: list[CachedFile]) -> Generator[Batch]:
-        """The pieces one by one, each checked against the manifest."""
+        """Yield the pieces one by one, each checked against the manifest."""
         paths = [self.manifest.file(piece) for piece in pieces]
         with closing(BACKENDS[self.backend](paths, self.manifest.columns)) as files:
             for i in range(len(pieces)):
@@ -68,7 +70,7 @@ class Files:
         try:
             batch = next(files)
         except _READ_ERRORS as error:
-            if len(pieces) > 1:  # a back end may look at several files at once: the one that fails alone is named
+            if len(pieces) > 1:  # a back end may read several files at once: this finds the one that fails
                 for piece in pieces:
                     next(self.read([piece]))
             problem = f"cannot be read ({type(error).__name__}: {error})"

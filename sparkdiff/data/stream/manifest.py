@@ -25,7 +25,7 @@ _PATH = re.compile(
 
 
 class DamagedCacheError(SparkdiffError):
-    """A file of the cache is missing or is not what the manifest says."""
+    """A damaged cache: a file is missing or differs from the manifest."""
 
     def __init__(self, folder: Path, name: str, problem: object):
         super().__init__(
@@ -42,7 +42,7 @@ class BatchColumn:
     kind: str  # "scalar" (n,), "dense" (n, width), "sparse" (n rows of width)
     width: int
     dtype: torch.dtype
-    values: tuple[Any, ...] = ()  # of a column of codes (a guardCol's): what 0, 1, ... stand for; null is None
+    values: tuple[Any, ...] = ()  # of a column of codes (a guardCol's): the values of the codes 0, 1, ...; null is None
 
     @staticmethod
     def of(entry: Mapping[str, Any]) -> "BatchColumn":
@@ -58,16 +58,18 @@ class BatchColumn:
 
     @property
     def row_bytes(self) -> int:
-        """Bytes per row in memory while rows are gathered: for sparse rows a guess of 64 entries, and what taking them needs."""
+        """Bytes per row in memory while rows are gathered: for sparse rows a guess of 64 entries, with the memory to
+        copy them.
+        """
         return self.dtype.itemsize * self.width if self.kind != "sparse" else 64 * 3 * (8 + self.dtype.itemsize)
 
     def empty(self, rows: int) -> Tensor | SparseRows:
-        """Room for so many rows; sparse rows come without entries."""
+        """Uninitialized memory for so many rows; sparse rows have no entries."""
         if self.kind == "sparse":
             none, offsets = torch.empty(0, dtype=torch.int64), torch.zeros(rows + 1, dtype=torch.int64)
             return SparseRows(none, torch.empty(0, dtype=self.dtype), offsets, self.width)
         shape = (rows, self.width) if self.kind == "dense" else (rows,)
-        return torch.from_numpy(np.empty(shape, _NUMPY[self.dtype]))  # numpy asks for huge pages: fewer to be cleared
+        return torch.from_numpy(np.empty(shape, _NUMPY[self.dtype]))  # numpy requests huge pages: fewer pages to clear
 
     def problem(self, x: Tensor | SparseRows, rows: int) -> str:
         """The reason why `x` cannot be this column of a file with that many rows; empty if it can."""
@@ -135,11 +137,11 @@ class Manifest:
 
     @property
     def pieces(self) -> dict[str, CachedFile]:
-        """Every file of the splits by its path; one may be in several."""
+        """Every file of the splits by its path; a file may be in several splits."""
         return {piece.path: piece for shards in self.splits.values() for shard in shards for piece in shard}
 
     def file(self, piece: CachedFile) -> Path:
-        """The piece's file: inside the folder, of the right size, and a file (a folder Petastorm would unpickle)."""
+        """The piece's file: inside the folder, of the right size, and a file (Petastorm would unpickle in a folder)."""
         path = self.folder / piece.path
         if not path.resolve().is_relative_to(self.folder):
             raise DamagedCacheError(self.folder, piece.path, "the file lies outside the cache folder")

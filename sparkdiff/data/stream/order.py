@@ -1,8 +1,8 @@
 """The order of the rows in an epoch: permutations, each step's share of the shards, and copies of the rows of a
 batch.
 
-numpy does the copying: one of its threads is as fast, and torch's wait for each other where the cores are shared (a
-gather of 8 MB then took 13 times the CPU time).
+numpy does the copying: one of its threads is as fast, and torch's threads wait for each other if the cores are shared
+(a gather of 8 MB then took 13 times the CPU time).
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -18,19 +18,21 @@ from sparkdiff.tensors.device import home
 from sparkdiff.tensors.rows import SparseRows
 
 NEGLIGIBLE = 2.0**-256
-"""Share of the largest weight below which a row's weight is taken for 0."""
+"""Share of the largest weight below which a row's weight is treated as 0."""
 
 Rows = npt.NDArray[np.int64]  # (n,) row numbers, or counts of rows
 Order = tuple[list[int], Iterator[Rows]]  # the pieces of a shard, and for each of them in turn its rows
-# Given where in each shard's order some steps begin and the last one ends (shards, steps + 1): a table, and which of its rows are
-# a rank's rows of these steps, step by step; None if they lie in it just so
+# Argument: the starts of some steps in each shard's order, and the end of the last one (shards, steps + 1). Result: a
+# table, and the numbers of those of its rows that are a rank's rows of these steps, step by step; None if the table has
+# just these rows in this order
 Source = Callable[[Rows], tuple[Batch, Rows | None]]
 LONG = 64
-"""So many rows of a shard in a step are copied right to their place; fewer first beside those of the next steps."""
+"""From this mean number of rows per shard and step on, rows are copied directly to their place; with fewer, the rows of
+several steps are copied together first."""
 
 
 def shard_order(sizes: Sequence[int], key: Sequence[int] | None) -> Order:
-    """The order of a shard with pieces of these sizes; without a key as they lie. Rows are permuted piece by piece."""
+    """Order of a shard with pieces of these sizes; without a key the stored order. Rows are permuted piece by piece."""
     if key is None:
         return list(range(len(sizes))), (np.arange(size) for size in sizes)
     generator = np.random.default_rng(key)
@@ -39,7 +41,8 @@ def shard_order(sizes: Sequence[int], key: Sequence[int] | None) -> Order:
 
 
 def step_bounds(rows: Sequence[int], steps: int, first: int = 0, last: int | None = None) -> Rows:
-    """Where in its order each shard's share of the steps from `first` to before `last` (all) begins, and the last one ends.
+    """Starts, in each shard's order, of its shares of the steps from `first` to before `last` (None: all), and the end
+    of the last.
 
     (shards, last - first + 1)
     """
@@ -60,9 +63,9 @@ class ShardPart:
 
 
 def parts_of(shards: int, rank: int, world: int) -> list[ShardPart]:
-    """The parts that a rank serves: complete shards if there are enough, else a part of one or two.
+    """Parts that a rank serves: complete shards if there are enough, else a part of one or two.
 
-    Rank after rank, the rows of a step are those that a process alone would see, in the same order.
+    Rank after rank, the rows of a step are those that a single process would see, in the same order.
     """
     begin, end = (shards * r // world * world if world <= shards else shards * r for r in (rank, rank + 1))
     touched = range(begin // world, -(-end // world))
@@ -70,12 +73,14 @@ def parts_of(shards: int, rank: int, world: int) -> list[ShardPart]:
 
 
 def copies(shards: int, world: int) -> float:
-    """How often so many ranks together hold the rows: those that serve a part of a shard hold the whole of it."""
+    """Number of times that `world` ranks together hold the rows: a rank that serves a part of a shard holds it all."""
     return sum(len(parts_of(shards, rank, world)) for rank in range(world)) / shards
 
 
 def by_step(counts: Rows, parts: Sequence[ShardPart]) -> Rows:
-    """Where a rank's parts of rows that lie shard by shard are found, step by step: (shards, steps) row counts -> (rows,)."""
+    """Row numbers of a rank's parts in rows that lie shard by shard, step by step: (shards, steps) row counts ->
+    (rows,).
+    """
     first, last = own_rows(counts, parts)
     starts = ((counts.cumsum() - counts.ravel()).reshape(counts.shape) + first).T.ravel()
     lengths = (last - first).T.ravel()
@@ -85,7 +90,9 @@ def by_step(counts: Rows, parts: Sequence[ShardPart]) -> Rows:
 
 
 def own_rows(counts: Rows, parts: Sequence[ShardPart]) -> tuple[Rows, Rows]:
-    """Where in each shard's rows of each step the rank's part begins and ends: (shards, steps) row counts -> twice the same."""
+    """Start and end of the rank's part of each shard's rows of each step: (shards, steps) row counts -> twice the same
+    shape.
+    """
     ends = [(part.first, part.last, part.world) for part in parts]
     first, last, world = np.array(ends, dtype=np.int64).reshape(-1, 3).T[:, :, None]
     return counts * first // world, counts * last // world
@@ -111,7 +118,7 @@ def from_memory(
 def from_files(
     empty: Batch, shards: Sequence[tuple[Iterator[Batch], Iterator[Rows]]], parts: Sequence[ShardPart]
 ) -> Source:
-    """The rows of pieces that are read when their turn comes; one piece per shard is held."""
+    """The rows of pieces that are read when they are needed; one piece per shard is held."""
     held = [_Held(pieces, rows) for pieces, rows in shards]
     dense = all(isinstance(x, Tensor) for x in empty.values())
 
@@ -129,9 +136,10 @@ def from_files(
 
 
 def _joined(empty: Batch, held: Sequence["_Held"], begins: Rows, numbers: Rows, at: Rows) -> Batch:
-    """Rows of each shard in one table: runs that begin somewhere in its order, each with its place; all are (shards, runs).
+    """Rows of each shard in one table: runs that start at `begins` in its order with `numbers` rows, put at `at`; all
+    are (shards, runs).
 
-    Sparse rows lie shard by shard, whatever their places.
+    Sparse rows lie shard by shard, whatever `at` is.
     """
     sparse = {name: [x] for name, x in empty.items() if isinstance(x, SparseRows)}
     number = int(numbers.sum())
@@ -157,28 +165,28 @@ class _Held:
     def __init__(self, pieces: Iterator[Batch], rows: Iterator[Rows]):
         self.pieces, self.rows = pieces, rows
         self.piece: Batch = {}
-        self.left: Rows = np.arange(0)  # its rows that are still to be drawn, in their order
-        self.drawn = 0  # rows of the shard so far
+        self.left: Rows = np.arange(0)  # rows of the piece that are still to be drawn, in their order
+        self.drawn = 0  # rows of the shard drawn so far
 
     def draw(self, number: int) -> Iterator[Rows]:
-        """The next `number` rows of the shard: row numbers of the piece that is held when they are yielded."""
+        """Yield the next `number` rows of the shard: row numbers of the piece that is held when they are yielded."""
         self.drawn += number
         while number:
             if not len(self.left):
-                self.piece = {}  # before the next one is read
+                self.piece = {}  # frees the memory before the next one is read
                 self.piece, self.left = next(self.pieces), next(self.rows)
             now, self.left = self.left[:number], self.left[number:]
             yield now
             number -= len(now)
 
     def skip(self, number: int) -> None:
-        """Pass over the next `number` rows."""
+        """Skip the next `number` rows."""
         for _ in self.draw(number):
             pass
 
 
 def divided(weight: Tensor, exponent: int) -> Tensor:
-    """Weights (n,) divided by a power of two, exactly; what then is below NEGLIGIBLE, of weights up to 1, counts nowhere."""
+    """Weights (n,) divided by a power of two, exactly; results below NEGLIGIBLE (of weights up to 1) become 0."""
     out = np.ldexp(weight.numpy(), -exponent)
     return torch.from_numpy(np.where(out < NEGLIGIBLE, 0.0, out))
 

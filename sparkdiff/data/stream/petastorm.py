@@ -1,6 +1,6 @@
 """The Petastorm reader: reads the files of a cache with Petastorm's batch reader, only dense columns.
 
-Petastorm is given files, never a folder: in a folder it unpickles `_common_metadata`, which can run any code.
+Petastorm gets files, never a folder: in a folder it unpickles `_common_metadata`, which can run any code.
 """
 
 import importlib
@@ -18,7 +18,7 @@ import torch
 
 from sparkdiff.data.stream.manifest import Batch, BatchColumn
 
-# A reader's ventilator hands out three row groups at once and polls for the rest, which costs a small file up to 0.1 s.
+# A reader's ventilator submits three row groups at once and polls for the rest, which costs a small file up to 0.1 s.
 _FILES_PER_READER = 3
 _LOCK = threading.Lock()
 
@@ -32,7 +32,7 @@ def refusal(folder: Path, columns: Sequence[BatchColumn]) -> str:
     try:
         with _quiet():
             importlib.import_module("petastorm")
-    except (ImportError, AttributeError) as error:  # AttributeError: numpy 2, which it does not know
+    except (ImportError, AttributeError) as error:  # AttributeError: numpy 2, which it does not support
         return f"Petastorm cannot be imported ({error}): pip install sparkdiff[petastorm]"
     if not hasattr(pq, "ParquetDatasetPiece"):
         return "Petastorm needs pyarrow's legacy datasets, which pyarrow 15 removed: pip install sparkdiff[petastorm]"
@@ -40,7 +40,7 @@ def refusal(folder: Path, columns: Sequence[BatchColumn]) -> str:
 
 
 def read(paths: Sequence[Path], columns: Sequence[BatchColumn]) -> Generator[Batch]:
-    """One batch per file, in the order given; reads in the caller's thread, nothing ahead of it."""
+    """Yield one batch per file, in the order given; reads in the caller's thread, and nothing ahead."""
     for first in range(0, len(paths), _FILES_PER_READER):
         files = paths[first : first + _FILES_PER_READER]
         with _quiet():
@@ -53,7 +53,7 @@ def read(paths: Sequence[Path], columns: Sequence[BatchColumn]) -> Generator[Bat
                 shuffle_row_groups=False,
             )
         with reader:
-            for number in groups:  # counted, because at its end a reader may wait for its ventilator for ever
+            for number in groups:  # counted, because a reader at its end may wait for its ventilator forever
                 yield _batch([_next(reader) for _ in range(number)], columns)
 
 
@@ -74,7 +74,9 @@ def _url(path: Path) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Petastorm calls pyarrow's deprecated names, and leaves closing a file to the garbage collector."""
+    """Suppress Petastorm's warnings: it calls deprecated names of pyarrow, and leaves closing a file to the garbage
+    collector.
+    """
     with _LOCK, warnings.catch_warnings():  # two threads would restore each other's filters
         warnings.filterwarnings("ignore", category=FutureWarning, module=r"petastorm\b")
         warnings.filterwarnings("ignore", category=DeprecationWarning)

@@ -1,4 +1,4 @@
-"""Batches on a device: rows that live there, or that are copied there a piece ahead of the training."""
+"""Batches on a device: rows that are kept there, or that are copied there one piece ahead of the training."""
 
 from collections.abc import Iterator
 from typing import Any, TypeVar
@@ -12,11 +12,11 @@ from sparkdiff.tensors.device import Place, module_of
 from sparkdiff.tensors.rows import SparseRows, taken
 
 DOUBLES = ("label", "weight")
-"""Columns whose floats stay doubles, whatever the dtype of rows: sums are made of them."""
+"""Columns whose floats stay doubles, whatever the dtype of rows, because they are summed."""
 CHUNK_BYTES = 256 << 20
-"""So many bytes of batches are gathered at a time: a kernel that gathers less costs more to start than to run."""
+"""Bytes of batches that are gathered at a time: a kernel that gathers fewer costs more to launch than to run."""
 SPARE_BYTES = 512 << 20
-"""Free memory that rows on a device leave beside what training and two chunks need, for the libraries of the device."""
+"""Memory on a device that stays free for its libraries, beside what rows, training and two chunks need."""
 T = TypeVar("T")
 
 
@@ -29,7 +29,7 @@ def here(batch: Batch, place: Place, *, wait: bool = True) -> Batch:
 
 
 def bytes_of(batch: Batch, place: Place) -> int:
-    """The memory that a batch of the CPU takes at a place."""
+    """Memory that a batch of the CPU takes at a place, in bytes."""
 
     def size(name: str, x: Tensor) -> int:
         narrower = x.is_floating_point() and name not in DOUBLES
@@ -44,8 +44,8 @@ def bytes_of(batch: Batch, place: Place) -> int:
 
 
 class StagingBuffers:
-    """Memory of the CPU that rows are gathered in, to be copied to a GPU: pinned, and used again and again, as fresh pages of the
-    system take longer than the rows. Each column has two buffers: one is filled while the other is copied.
+    """CPU memory in which rows are gathered before they are copied to a GPU: pinned and reused, because fresh pages
+    from the system take longer than the rows. Each column has two buffers: one is filled while the other is copied.
 
     Attributes:
         side: the stream of the device that copies.
@@ -58,7 +58,7 @@ class StagingBuffers:
         self._now = 0
 
     def gather(self, batch: Batch, rows: Rows) -> Batch:
-        """These rows of every column, in memory that is used again in the call after the next."""
+        """These rows of every column, in memory that the call after the next reuses."""
         self._now = 1 - self._now
         if self._copied[self._now] is not None:
             self._copied[self._now].synchronize()
@@ -76,7 +76,7 @@ class StagingBuffers:
         return torch.index_select(x, 0, numbers, out=buffer[: len(numbers)])
 
     def send(self, batch: Batch) -> Batch:
-        """The rows gathered last, on the device; they are copied there while this process goes on."""
+        """Copy the rows gathered last to the device, asynchronously. Returns them on the device."""
         self.side.wait_stream(module_of(self.place.device).current_stream(self.place.device))
         with module_of(self.place.device).stream(self.side):
             out = here(batch, self.place, wait=False)
@@ -84,18 +84,18 @@ class StagingBuffers:
         return out
 
     def clear(self) -> None:
-        """Forget the memory, which torch keeps for the next ones."""
+        """Drop the buffers; torch keeps their memory for new ones."""
         self._buffers = [{}, {}]
 
 
 def take(batch: Batch, rows: Rows, place: Place) -> Batch:
-    """These rows of every column, copied, on the device that the batch lies on."""
+    """Copies of these rows of every column, on the device of the batch."""
     numbers = place.numbers(torch.from_numpy(rows), wait=False)
     return {name: taken(x, numbers) for name, x in batch.items()}
 
 
 def copied_ahead(chunks: Iterator[tuple[Batch, T]], buffers: StagingBuffers) -> Iterator[tuple[Batch, T]]:
-    """The chunks, gathered in these buffers, on the device: each is copied while the one before it is computed with.
+    """Yield the chunks, gathered in these buffers, on the device: each is copied while the one before is used.
 
     Source of the order of events: torch's notes on CUDA semantics (streams, `record_stream`).
     """
@@ -104,7 +104,7 @@ def copied_ahead(chunks: Iterator[tuple[Batch, T]], buffers: StagingBuffers) -> 
         ready = coming
         if ready is not None:
             arrived(ready[0], buffers)
-        coming = buffers.send(chunk), what  # once the chunk before `ready` is done with: two are there at most
+        coming = buffers.send(chunk), what  # only when the chunk before `ready` is no longer used: at most two exist
         if ready is not None:
             yield ready
             del ready
@@ -114,7 +114,7 @@ def copied_ahead(chunks: Iterator[tuple[Batch, T]], buffers: StagingBuffers) -> 
 
 
 def arrived(batch: Batch, buffers: StagingBuffers) -> None:
-    """Let the work to come wait for the copies of a batch, and keep its memory until that work is done."""
+    """Let later work wait for the copies of a batch, and keep its memory until that work is done."""
     now = module_of(buffers.place.device).current_stream(buffers.place.device)
     now.wait_stream(buffers.side)
     for x in batch.values():

@@ -1,4 +1,4 @@
-"""A file without a name that is written once and read often, and memory to read it into."""
+"""An unnamed file that is written once and read often, and memory to read it into."""
 
 import contextlib
 import mmap
@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 
 PAGE = 4096
-"""Where the system's cache is passed over, places in the file and memory are multiples of it."""
+"""Alignment of offsets in the file and of memory for reads that bypass the page cache."""
 
 
 class Buffers:
-    """Memory that is used again when the arrays in it are gone: to read into memory that is new to the process takes three times
-    as long, and what is freed in pieces of many sizes is not given back to the system.
+    """Memory that is reused when the arrays in it are gone: reading into memory that is new to the process takes three
+    times as long, and memory freed in pieces of many sizes is not returned to the system.
     """
 
     def __init__(self) -> None:
@@ -25,16 +25,16 @@ class Buffers:
         self._lock = threading.Lock()
 
     def of(self, size: int) -> np.ndarray[Any, Any]:
-        """So many bytes, (size,) uint8, which begin with a page."""
+        """An array of so many bytes, (size,) uint8, that starts at a page."""
         with self._lock:
             fitting = [memory for memory in self._free if len(memory) >= size]
             if fitting:
                 memory = min(fitting, key=len)
                 self._free.remove(memory)
-            else:  # those that are free are too small for what comes
+            else:  # the free ones are too small for what comes
                 self._free.clear()
                 memory = mmap.mmap(-1, size)
-                # It is shared: a process that is forked would write into it.
+                # It is shared memory: a forked process would write into it.
                 with contextlib.suppress(OSError, AttributeError):
                     memory.madvise(mmap.MADV_DONTFORK)
         out = np.frombuffer(memory, np.uint8, size)  # the base of all views of it
@@ -42,20 +42,20 @@ class Buffers:
         return out
 
     def clear(self) -> None:
-        """Give the memory back that is not used now."""
+        """Free the memory that is not in use."""
         with self._lock:
             self._free.clear()
 
 
 class Scratch:
-    """A file without a name: it is gone as soon as it is closed, also if a process is killed.
+    """An unnamed file: it is gone as soon as it is closed, or the process is killed.
 
     Args:
-        direct: whether what is read passes over the system's cache of files, which then holds others. Where that can't be, it
-            does not.
+        direct: whether reads bypass the page cache, which then keeps other files. Has no effect where that isn't
+            possible.
 
     Attributes:
-        end: where the next bytes are written.
+        end: the offset at which the next bytes are written.
     """
 
     def __init__(self, folder: Path, *, direct: bool):
@@ -75,10 +75,10 @@ class Scratch:
         return self._file.fileno()
 
     def align(self, size: int) -> int:
-        """Let the next bytes begin at a multiple of so many.
+        """Move the end to a multiple of `size`, where the next bytes begin.
 
         Returns:
-            Where that is.
+            The new end.
         """
         self.end = -(-self.end // size) * size
         return self.end
@@ -90,7 +90,7 @@ class Scratch:
             self.end, data = self.end + written, data[written:]
 
     def read(self, buffers: Buffers, start: int, end: int) -> np.ndarray[Any, Any]:
-        """The bytes from the start, a multiple of PAGE, to the end, in memory of the buffers.
+        """Read the bytes from the start, a multiple of PAGE, to the end into memory of the buffers.
 
         Raises:
             OSError: the file ends early, or cannot be read.
@@ -99,7 +99,7 @@ class Scratch:
         if self._direct is not None and not self._refused:
             try:
                 self._read(self._direct, room, start, end)
-            except OSError:  # a file system that doesn't know it, or the disk is gone
+            except OSError:  # a file system that doesn't support it, or the disk is gone
                 self._refused = True
             else:
                 return room
@@ -107,12 +107,12 @@ class Scratch:
         return room
 
     def expect(self, start: int, end: int) -> None:
-        """Let the system read these bytes into its cache meanwhile."""
+        """Let the system read these bytes into its page cache in the background."""
         if not self.direct and hasattr(os, "posix_fadvise"):
             os.posix_fadvise(self.fileno(), start, end - start, os.POSIX_FADV_WILLNEED)
 
     def clear(self) -> None:
-        """Give the disk back."""
+        """Free the disk space."""
         with contextlib.suppress(OSError):
             os.ftruncate(self.fileno(), 0)
 

@@ -1,4 +1,6 @@
-"""Who made a cache, what it cost, how often and when it was last used, and whether a training reads it now."""
+"""The usage of a cache: its makers, its cost, the number and time of its uses, and locks that show whether a training
+reads it now.
+"""
 
 import contextlib
 import datetime
@@ -17,7 +19,7 @@ MANIFEST = "manifest.json"
 SEEN = ".seen-stages"
 """A folder beside the caches: an empty file for each list of stages whose rows a run has needed (`reuseStages`)."""
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
-"""What a file system without locks says."""
+"""Error numbers of a file system without locks."""
 
 
 @dataclass(frozen=True)
@@ -25,9 +27,9 @@ class Usage:
     """
     Attributes:
         madeBy: classes of the stages that Spark ran for it.
-        seconds: that writing it took.
-        uses: by how many fits, the one that wrote it among them; a few fewer where several began at once.
-        last: the last of them, ISO 8601 in UTC.
+        seconds: time that writing it took.
+        uses: number of fits that used it, including the one that wrote it; slightly too low if several began at once.
+        last: time of the last use, ISO 8601 in UTC.
     """
 
     madeBy: Sequence[str]
@@ -46,19 +48,21 @@ def _now() -> datetime.datetime:
 
 
 def begin(folder: Path, madeBy: Sequence[str], seconds: float) -> None:
-    """Write down that a cache was made."""
+    """Record that a cache was made."""
     _write(folder, Usage([*madeBy], round(seconds, 3), 1, _now().isoformat()))
 
 
 def used(folder: Path) -> None:
-    """Write down that a cache is used once more; a folder that cannot be written stays as it is."""
+    """Record one more use of a cache; a folder that cannot be written stays as it is."""
     with contextlib.suppress(OSError):
         known = of(folder)
         _write(folder, Usage(known.madeBy, known.seconds, known.uses + 1, _now().isoformat()))
 
 
 def of(folder: Path) -> Usage:
-    """What is known of a cache. Without a file of it, the cache was made, at no known cost, when its manifest was written."""
+    """The recorded usage of a cache. Without a record, the cache counts as made when its manifest was written, at no
+    known cost.
+    """
     try:
         found = check_types(Usage(**read_object(folder / NAME)))
         _now() - datetime.datetime.fromisoformat(found.last)
@@ -73,29 +77,29 @@ def _write(folder: Path, usage: Usage) -> None:
 
 
 class Lock:
-    """Says that a cache is read, to those who would remove it, until it is closed or this process ends; nothing where the file
-    system has no locks.
+    """A sign that a cache is being read, for processes that would remove it, until it is closed or this process ends;
+    without effect on file systems without locks.
     """
 
     def __init__(self, folder: Path):
         self._file: int | None = None
         with contextlib.suppress(OSError):
             self._file = os.open(folder / MANIFEST, os.O_RDONLY)
-            fcntl.flock(self._file, fcntl.LOCK_SH)  # who removes it holds the other lock for a moment only
+            fcntl.flock(self._file, fcntl.LOCK_SH)  # a process that removes it holds the other lock only for a moment
 
     def close(self) -> None:
         if self._file is not None:
             os.close(self._file)
             self._file = None
 
-    def __del__(self) -> None:  # of a stream that nobody has closed
+    def __del__(self) -> None:  # for a stream that was never closed
         self.close()
 
 
 @contextlib.contextmanager
 def alone(folder: Path) -> Iterator[bool]:
-    """Whether no process on this machine, or another one where the file system tells it, reads a cache; while this context lasts
-    none begins to.
+    """Yield whether no process on this machine (or on another one, where the file system can tell) reads a cache; no
+    process can begin to read it within this context.
 
     Raises:
         FileNotFoundError: another process has removed it.
