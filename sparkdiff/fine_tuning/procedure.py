@@ -42,8 +42,8 @@ SIDES = (TRAIN, VALIDATION)
 HELD_OUT = (VALIDATION, TEST, REFERENCE)
 """Splits for which margins are recorded row by row."""
 TRAINING_ROWS = 100_000
-"""Largest number of training rows for which margins are recorded, too. Above it, a quarter as many held-out rows show
-the spread of the losses.
+"""Largest number of training rows for which margins are recorded, too. Above it, the held-out rows, about a quarter as
+many, are enough to show the spread of the losses.
 """
 SAME = 1e-5
 """Largest difference between two fits of the same rows, as a share of the loss: Spark adds numbers in varying order."""
