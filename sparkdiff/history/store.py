@@ -208,7 +208,7 @@ def runs(storeDir: str) -> DataFrame:
         return spark.createDataFrame([], schema)
     places = (
         files if len(files) < sum(map(_is_run, stores.names(folder))) else [folder]
-    )  # for a whole store, one folder is a shorter plan than all its files
+    )  # for a whole store, one folder in place of many files
     read = spark.read.schema(schema).option("pathGlobFilter", "run*.parquet")
     return read.parquet(*map(stores.readable, places)).dropDuplicates(["id"])
 
