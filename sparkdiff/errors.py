@@ -37,8 +37,7 @@ class StoreError(OSError):
 
 
 class ParityError(SparkdiffError):
-    """The error that Spark and the translated network differ by more than the tolerance. The command exits with code
-    1."""
+    """The error that Spark and the translated network differ by more than the tolerance. The command exits with code 1."""
 
 
 def kind_of(value: Any) -> str:

@@ -269,8 +269,7 @@ def convert(field: dataclasses.Field[Any], value: Any) -> Any:
 
 
 def _choices(rules: Mapping[str, Any]) -> tuple[str, ...]:
-    """The values to choose from. A module's NAMES are looked up only when needed, as losses and metrics import
-    torch."""
+    """The values to choose from. A module's NAMES are looked up only when needed, as losses and metrics import torch."""
     given = rules.get("choices", ())
     return importlib.import_module(given).NAMES if isinstance(given, str) else given
 

@@ -120,8 +120,7 @@ def check_stages(
     stages: Sequence[Any], df: DataFrame, *, tolerance: float = TOLERANCE,
     perturb: Callable[[StageModule, torch.Generator], None] = perturbed,
 ) -> None:  # fmt: skip
-    """Run `check_stage` for many stages on one DataFrame in one Spark job, several times faster than separate
-    checks."""
+    """Run `check_stage` for many stages on one DataFrame in one Spark job, several times faster than separate checks."""
     generator = torch.Generator().manual_seed(SEED)
     reads = [_Read(stage, df) for stage in stages]
     trials = [trial for read in reads for trial in _parameters(read, perturb, generator)]

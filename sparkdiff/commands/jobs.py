@@ -141,8 +141,7 @@ def _run_job(
 
 @contextlib.contextmanager
 def _all_on_stderr() -> Iterator[None]:
-    """Send stdout to stderr within this context, also for native code, and for Java and other processes that it
-    starts."""
+    """Send stdout to stderr within this context, also for native code, and for Java and other processes that it starts."""
     sys.stdout.flush()
     stdout = os.dup(1)
     try:

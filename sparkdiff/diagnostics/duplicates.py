@@ -42,11 +42,10 @@ class RowHashes:
         """The overlap, if more validation rows have a duplicate in training than chance explains; else None.
 
         By chance, validation rows have a duplicate in training as often as a training row has one among the other
-        training
-        rows (Good 1953; variance: Esty 1983). A second test detects a table that was loaded twice, in which too many
-        values
-        occur exactly twice: for independent draws, from however few values, the numbers f_m of values seen m times obey
-        f_m^2 <= (m + 1) / m * f_(m-1) * f_(m+1), as their counts are a mixture of Poisson counts (Cauchy-Schwarz).
+        training rows (Good 1953; variance: Esty 1983). A second test detects a table that was loaded twice, in which
+        too many values occur exactly twice: for independent draws, from however few values, the numbers f_m of values
+        seen m times obey f_m^2 <= (m + 1) / m * f_(m-1) * f_(m+1), as their counts are a mixture of Poisson counts
+        (Cauchy-Schwarz).
         """
         if not all(self.hashes.values()):
             return None

@@ -16,8 +16,7 @@ class Spread:
     split.
 
     The mean square of the others excludes every occurrence of the farthest value, so that a sentinel value does not
-    enlarge
-    the spread that it is compared with.
+    enlarge the spread that it is compared with.
     """
 
     def __init__(self, usual: Tensor) -> None:
@@ -74,8 +73,7 @@ def farness(split: str, spreads: Mapping[str, Spread]) -> Tensor:
     """Distance of a split's farthest value from the usual value, divided by that of the others, (w,); 0 if not extreme.
 
     The others' distance is the root mean square over the training rows that differ from the usual value. If fewer than
-    five
-    do (rare levels, constant columns), it is at least 1 and at least the size of the usual value.
+    five do (rare levels, constant columns), it is at least 1 and at least the size of the usual value.
     """
     own, base = spreads[split], spreads.get("train", spreads[split])
     # Training rows whose farthest value lies nearer than this one are others, too.

@@ -59,8 +59,7 @@ class NumberChanges:
     """Changes in a column of numbers; for a vector, of the entry that changed most.
 
     `undefined` counts rows without a finite change (null, NaN or infinite on one side, or vectors of different size).
-    They
-    are included in `changed` and in no other figure; if all rows are undefined, the other figures are None.
+    They are included in `changed` and in no other figure; if all rows are undefined, the other figures are None.
     """
 
     column: str
@@ -77,8 +76,7 @@ class PredictionDifference:
     """Differences between the predictions of two pipelines on the same rows.
 
     `rows` < `sampled` if a stage drops rows (handleInvalid='skip'). `outputs` describes, by column, the differences in
-    all
-    output columns of the first 1,000 rows; see `compare_outputs`.
+    all output columns of the first 1,000 rows; see `compare_outputs`.
     """
 
     sampled: int

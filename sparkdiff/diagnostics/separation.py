@@ -115,8 +115,7 @@ def drift(columns: Sequence[Rows], held: Tensor, cluster: Tensor) -> Drift:
     clusters.
 
     In sparse columns, only slots that at least LEAST rows fill are used: of 2^18 hashed words a few thousand. The
-    standard
-    error is that of the Mann-Whitney statistic with clustered rows (Obuchowski 1997, Biometrics 53:567).
+    standard error is that of the Mann-Whitney statistic with clustered rows (Obuchowski 1997, Biometrics 53:567).
 
     Args:
         columns: scalars (n,), vectors (n, d) or sparse rows.

@@ -6,8 +6,7 @@ Held-out rows on which a pipeline was fitted are not new to it, nor to anything 
 trees score a third better on such rows than on others, and so does a model trained from them. The refit on the training
 rows, with the settings of the fitted stages, has seen none of the rows that decide. It replaces the pipeline as the
 start of the run, and the result must beat it. If the pipeline is better than its refit, and it is impossible to find
-out
-whether the reason is that it has seen the rows, nothing can be accepted on these rows.
+out whether the reason is that it has seen the rows, nothing can be accepted on these rows.
 """
 
 import dataclasses
@@ -78,8 +77,7 @@ class StartingPoint:
         return dataclasses.replace(self, refused=self.refused or why)
 
     def told(self, summary: Any) -> Any:
-        """The summary with a warning if the run started from the refit, and with the way out if the pipeline was
-        kept."""
+        """The summary with a warning if the run started from the refit, and with the way out if the pipeline was kept."""
         reason, warnings = self.refused or summary.reason, [*self.warnings, *summary.warnings]
         if self.seen:
             start = (
@@ -289,8 +287,7 @@ def hardened(task: Task, sources: Sequence[Source], phases: Phases, shared: Shar
 
 
 def no_evidence(task: Task, soft: soft_labels.Hardened, phases: Phases) -> Outcome:
-    """The outcome if too few rows with true labels are held out: nothing is trained, because nothing could be
-    accepted."""
+    """The outcome if too few rows with true labels are held out: nothing is trained, because nothing could be accepted."""
     why = (
         f"no evidence: {soft.held:,} validation rows have a true label (a probability of 1 for one class), and at least "
         f"{guard.MIN_UNITS} are needed to decide, because labels that are themselves guesses prove nothing. Label some rows, and "

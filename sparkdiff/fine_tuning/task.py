@@ -186,10 +186,8 @@ def members(fits: Sequence[tuple[Any, Options]]) -> list[JointSetting | None]:
     """The joint training that each (pipeline, options) belongs to; None if it trains alone.
 
     A run with a `runId` trains alone, so that it can be resumed. So does a run with `maxSeconds`, which would include
-    the
-    seconds of the others, with `numFolds`, which trains once per fold, or with `learningRates`, which are relative to
-    one
-    `learningRate`.
+    the seconds of the others, with `numFolds`, which trains once per fold, or with `learningRates`, which are relative
+    to one `learningRate`.
     """
     groups: list[list[int]] = []
     for i, (pipeline, options) in enumerate(fits):
@@ -248,8 +246,7 @@ class Shared(MadeOnce):
 
 
 def key_of(task: Task, sources: Sequence[Source]) -> tuple[Any, ...]:
-    """Everything, apart from the rows to split, that decides the content and place of the cache; not how it is
-    trained."""
+    """Everything, apart from the rows to split, that decides the content and place of the cache; not how it is trained."""
     o = task.options
     # The cut itself rather than the options that change it (reference, predictionCol, unfreeze), which could be incomplete.
     return (

@@ -2,8 +2,7 @@
 on similar pipelines.
 
 They are learned from the improvements that sparkdiff ships (arm_priors.json, made by benchmarks/arms.py) and from those
-in
-the user's store of runs, with equal weights. Nothing is saved: learning takes a second.
+in the user's store of runs, with equal weights. Nothing is saved: learning takes a second.
 """
 
 import dataclasses
@@ -102,8 +101,7 @@ def _results(run: Mapping[str, Any], stopped: Sequence[str]) -> dict[str, ArmRes
     """The results of the arms of a stored improvement.
 
     Arms that were not tried are left out. So are those that were stopped early, because their final result is unknown,
-    unless
-    they had already found the best pipeline.
+    unless they had already found the best pipeline.
     """
     sign, found = 1.0 if run["metricDirection"] == "smaller" else -1.0, dict[str, ArmResult]()
     early = {*stopped, *(t["kind"] for t in run["tried"] or () if t["outcome"].startswith(EARLY))}
@@ -141,8 +139,7 @@ class ArmForecaster:
             self._models[arm] = finds, takes
 
     def __call__(self, facts: Facts, arms: Sequence[str]) -> list[ArmForecast]:
-        """Forecasts for these arms, the most valuable first; arms without any past run come last, in their own
-        order."""
+        """Forecasts for these arms, the most valuable first; arms without any past run come last, in their own order."""
         x = np.array([features(facts)])
         known = [arm for arm in arms if arm in self._models]
         out = [self._one(arm, x) for arm in known]

@@ -226,10 +226,8 @@ class _Probe:
         and the best step along it (p,), None if it is unknown.
 
         `gradientSignal` is the squared norm of the gradient divided by its expectation from the noise between batches:
-        about 1 on
-        new rows at an optimum, near 0 on the rows that fitted the model. `quadraticGain` is the decrease of the loss
-        that gradient
-        and curvature predict for the best step, as a share of the loss.
+        about 1 on new rows at an optimum, near 0 on the rows that fitted the model. `quadraticGain` is the decrease of
+        the loss that gradient and curvature predict for the best step, as a share of the loss.
         """
         names = ("gradientSignal", "quadraticGain")
         if self.objective.rows is None or not len(self.start.units.unit):

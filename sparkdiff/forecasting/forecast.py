@@ -2,8 +2,7 @@
 known.
 
 They are learned from the runs that sparkdiff ships (priors.json, made by benchmarks/fleet.py) and from those in the
-user's
-store that triage started, with equal weights. Nothing is saved: learning takes a second.
+user's store that triage started, with equal weights. Nothing is saved: learning takes a second.
 """
 
 import dataclasses
@@ -170,8 +169,7 @@ class _Costs:
     """Forecasts of the core-seconds of a run, by a non-negative linear model of finished runs.
 
     Its terms are a constant, the number of stages, trees, cells (rows times stored entries), rows, trees times rows,
-    and the
-    extrapolation of the training on the sample to the rows beyond the sample.
+    and the extrapolation of the training on the sample to the rows beyond the sample.
     """
 
     def __init__(self, runs: Sequence[PastRun]):

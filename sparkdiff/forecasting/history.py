@@ -22,10 +22,8 @@ def history(
     run.
 
     The facts are `known`, `lastTuned` (whether that run tuned the model), `lastGain` (its gain) and `drift`: how much
-    worse
-    the metric is now than at the end of that run, as a share. `drift` is left out if that run measured another metric,
-    or the
-    same one with other parameters.
+    worse the metric is now than at the end of that run, as a share. `drift` is left out if that run measured another
+    metric, or the same one with other parameters.
 
     Args:
         runs: runs of the store, the oldest first.

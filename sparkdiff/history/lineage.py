@@ -112,8 +112,7 @@ def why(model: Any, storeDir: str) -> Lineage:
 
     Args:
         model: a fitted pipeline or a FineTunerModel, or the path of a saved one or of the folder of a run. It is
-            identified
-            by its content, not its name or uids, so copies are recognised.
+            identified by its content, not its name or uids, so copies are recognised.
         storeDir: the folder of the store.
 
     Raises:

@@ -1,8 +1,7 @@
 """The store of runs: one Parquet file per run; any number of writers can add files at once, and readers see one table.
 
 A file is written under a temporary name and renamed, so a killed writer leaves nothing that is read. `compact` copies
-the
-files into one and then removes them; a reader in between sees some runs twice and keeps one row per id.
+the files into one and then removes them; a reader in between sees some runs twice and keeps one row per id.
 """
 
 import errno

@@ -1,5 +1,4 @@
-"""Conversion of trees of another library to fitted MLlib models: the ensemble, and the link function after its
-margin."""
+"""Conversion of trees of another library to fitted MLlib models: the ensemble, and the link function after its margin."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence

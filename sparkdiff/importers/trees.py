@@ -82,12 +82,9 @@ class TreeArrays:
         """The trees as Spark's nodes, in Spark's order.
 
         Spark sends NaN right at every threshold, and to the side of all other values at a categorical split. If the
-        library
-        does not, a split at infinity, which sends only NaN right, is inserted before the split, with a copy of the
-        subtree
-        that NaN takes; each path has at most one such split per feature. Copies and inserted splits have gain 0, so
-        that
-        featureImportances are the library's.
+        library does not, a split at infinity, which sends only NaN right, is inserted before the split, with a copy of
+        the subtree that NaN takes; each path has at most one such split per feature. Copies and inserted splits have
+        gain 0, so that featureImportances are the library's.
 
         Raises:
             InputError: this makes the trees more than 20 times as large; or a category is not a whole number in
@@ -133,8 +130,7 @@ class TreeArrays:
 
         org.apache.spark.ml.tree.CategoricalSplit stores the smaller side as a set (the left one, if both are equal) and
         sends all other values to the other side, whether they are categories or not. So the number decides which side
-        is
-        stored.
+        is stored.
         """
         found, left = self.sets[node]
         found = np.sort(found)

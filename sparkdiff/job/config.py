@@ -229,8 +229,7 @@ class _Number:
 
 
 class _Loader(yaml.SafeLoader):
-    """A YAML loader that raises an error for repeated keys of a mapping, all but the last of which PyYAML would
-    drop."""
+    """A YAML loader that raises an error for repeated keys of a mapping, all but the last of which PyYAML would drop."""
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         # Before keys of other mappings are merged (`<<`), which may be repeated here.

@@ -33,8 +33,7 @@ CURRENT = "_active_experiment_id"
 
 @dataclasses.dataclass(frozen=True)
 class JobResult:
-    """The result of a job, in the form that `sparkdiff.mlflow.log` takes; the original is None if it no longer
-    exists."""
+    """The result of a job, in the form that `sparkdiff.mlflow.log` takes; the original is None if it no longer exists."""
 
     pipelineModel: Any
     originalModel: Any

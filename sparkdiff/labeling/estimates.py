@@ -5,8 +5,7 @@ The model: given the class, functions vote independently, and each has its own p
 average.
 
 A pattern is a row of votes (m,) int64, -1 where a function abstains; P patterns have weights (P,), the number of rows
-with
-each.
+with each.
 """
 
 from collections.abc import Callable
@@ -203,8 +202,7 @@ def em(
     `precision`, and for two classes `triplets`.
 
     The result is the largest of the maxima; without labels, the largest of those where functions are better than
-    chance,
-    because exchanging the classes does not change the likelihood.
+    chance, because exchanging the classes does not change the likelihood.
 
     Args:
         known: (P,) the class of rows with a label, -1 for others.
@@ -245,10 +243,8 @@ def _climb(
     """Take steps to a maximum of the likelihood.
 
     Steps of EM shrink by a constant factor, which is near 1 if votes carry little information. Two steps give the
-    factor, and
-    from it the point where the steps converge (SQUAREM, Varadhan and Roland 2008). This point is taken unless it is
-    less
-    likely.
+    factor, and from it the point where the steps converge (SQUAREM, Varadhan and Roland 2008). This point is taken
+    unless it is less likely.
 
     Args:
         step: returns the next estimate, and the log-likelihood of its argument.
@@ -267,8 +263,7 @@ def _climb(
 
 
 def _extrapolated(start: Estimate, first: Estimate, second: Estimate) -> tuple[Estimate, float]:
-    """The estimate to which the steps from `start` converge, and the largest difference of a probability from
-    `start`."""
+    """The estimate to which the steps from `start` converge, and the largest difference of a probability from `start`."""
     one, two, three = (np.log(np.concatenate([e.balance, e.tables.ravel()])) for e in (start, first, second))
     move, bend = two - one, three - 2 * two + one
     length = max(float(np.linalg.norm(move)) / max(float(np.linalg.norm(bend)), 1e-300), 1.0)
@@ -290,20 +285,13 @@ def precision(
     information.
 
     It suits few rows, and functions that do not vote independently: a full model would explain the dependence of their
-    votes
-    by its classes, which may then be topics rather than the intended classes. Here a vote l of a function has one
-    parameter,
-    a = P(Y = l | it votes l), between 1 / k and 1. The accuracy of votes on few rows is shrunk to the mean of all
-    votes, so
-    that the majority decides where little is known; and all accuracies are shrunk to a prior, to the same degree. With
-    n votes
-    on a row, P(y | votes) is proportional to P(y) ** (1 - n) times the product of P(y | vote): a single vote counts as
-    its a.
-    There is no iteration, and the classes are assumed to be equally frequent unless their shares are known: in an
-    iteration,
-    each deviation from the majority vote, and each error of the shares, would enter the next step again, until only one
-    class
-    is left.
+    votes by its classes, which may then be topics rather than the intended classes. Here a vote l of a function has one
+    parameter, a = P(Y = l | it votes l), between 1 / k and 1. The accuracy of votes on few rows is shrunk to the mean
+    of all votes, so that the majority decides where little is known; and all accuracies are shrunk to a prior, to the
+    same degree. With n votes on a row, P(y | votes) is proportional to P(y) ** (1 - n) times the product of P(y |
+    vote): a single vote counts as its a. There is no iteration, and the classes are assumed to be equally frequent
+    unless their shares are known: in an iteration, each deviation from the majority vote, and each error of the shares,
+    would enter the next step again, until only one class is left.
 
     Args:
         known: (P,) the class of rows with a label, -1 for others.
@@ -325,8 +313,7 @@ def unexplained(estimate: Estimate, patterns: Ints, weights: Floats) -> tuple[fl
 
     Returns:
         the root mean square of these correlations over all pairs of votes of two functions, minus the part expected by
-        chance;
-        the largest correlation; and its two functions.
+        chance; the largest correlation; and its two functions.
     """
     k, n, m = len(estimate.balance), weights.sum(), patterns.shape[1]
     voted = by_function(patterns, k)

@@ -96,8 +96,8 @@ class LabelModel(Estimator, CheckedParams, _LabelParams, jvm.Persistent):  # typ
     """An Estimator that learns from unlabelled votes how often each labelling function is right, and adds class
     probabilities.
 
-    A function is an SQL expression that votes a class (0, 1, 2, ...) or is null to abstain, such as
-    `CASE WHEN amount > 5000 AND device_new THEN 1 END`; a UDF is called by the name under which it was registered.
+    A function is an SQL expression that votes a class (0, 1, 2, ...) or is null to abstain, such as `CASE WHEN amount >
+    5000 AND device_new THEN 1 END`; a UDF is called by the name under which it was registered.
 
     Args:
         votes: expressions by name; or a list of expressions, which are then their own names. At least three.

@@ -32,16 +32,12 @@ def stages_of(votes: Sequence[str], estimate: Estimate, probabilityCol: str) -> 
     """Stages that add the columns of `added_by`.
 
     `<probabilityCol>_scores` is an array (k,): the log share of each class plus the log probability of each vote in
-    that
-    class. A vote that is no class of the estimate (null, NaN, 0.5, -1, k) counts as abstaining. P(Y = y | votes) = 1 /
-    sum
-    over z of exp(score of z - score of y) is in a column for each class, and in the vector (k,).
+    that class. A vote that is no class of the estimate (null, NaN, 0.5, -1, k) counts as abstaining. P(Y = y | votes) =
+    1 / sum over z of exp(score of z - score of y) is in a column for each class, and in the vector (k,).
 
     With the scores in a column, the length of the statement grows with the square of the number of classes, not with
-    its cube.
-    The column stays in the result, because with `SELECT *` Spark still reads only the columns that are needed, and
-    resolves
-    `df.x` on the result. Hiding it by carrying the row in a struct would lose both.
+    its cube. The column stays in the result, because with `SELECT *` Spark still reads only the columns that are
+    needed, and resolves `df.x` on the result. Hiding it by carrying the row in a struct would lose both.
     """
     k = len(estimate.balance)
     logs, balance = np.log(estimate.tables), np.log(estimate.balance)

@@ -31,12 +31,9 @@ class LabelSummary(Shown):
 
     Attributes:
         functions: for each function {"name", "classes" (those it votes for), "coverage" (share of rows on which it
-            votes),
-            "overlaps" (share on which another one votes, too), "conflicts" (share on which another one votes for
-            another class),
-            "accuracy" (estimated share of its votes that are right), "labelled" (the same on rows with a label; None
-            without
-            such votes), "labelledRows"}.
+            votes), "overlaps" (share on which another one votes, too), "conflicts" (share on which another one votes
+            for another class), "accuracy" (estimated share of its votes that are right), "labelled" (the same on rows
+            with a label; None without such votes), "labelledRows"}.
         balance: estimated share of each class.
         rows: number of rows that were counted, with weight above 0.
         unlabelled: share of rows on which no function votes.
@@ -121,8 +118,7 @@ def _agreement(votes: Votes, estimate: Estimate) -> dict[str, float] | None:
 
 
 def _refuted(functions: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """A warning about functions whose accuracy on labels differs from the estimate by more than three standard
-    errors."""
+    """A warning about functions whose accuracy on labels differs from the estimate by more than three standard errors."""
     wrong = []
     for f in functions:
         if f["labelled"] is None or f["accuracy"] is None or f["labelledRows"] < LABELS:

@@ -15,8 +15,7 @@ def paused() -> Iterator[None]:
     """Stop MLflow's automatic logging of fits within this context, in all threads; do nothing if MLflow isn't imported.
 
     MLflow's switch is one per process and no stack: the first context to end would switch logging on again, so contexts
-    are
-    counted.
+    are counted.
     """
     global _depth
     module = sys.modules.get(MODULE)

@@ -45,8 +45,7 @@ def redacted(text: str) -> str:
     password.
 
     It may hide more than a secret, such as a folder whose name looks like a login, but never only a part of a value
-    that it
-    recognises.
+    that it recognises.
     """
     for login in (_LOGIN, _USER, _ORACLE):
         text = login.sub(rf"\g<1>{HIDDEN}@", text)
@@ -66,8 +65,7 @@ def is_secret(name: str) -> bool:
 
 
 def _end(text: str, start: int) -> int:
-    """End position of the value that begins at `start`: a text, or everything from a bracket to the one that closes
-    it."""
+    """End position of the value that begins at `start`: a text, or everything from a bracket to the one that closes it."""
     depth = 0
     for token in _TOKEN.finditer(text, start):
         depth += (token[0] in ("(", "[", "{")) - (token[0] in (")", "]", "}"))

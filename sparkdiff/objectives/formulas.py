@@ -87,8 +87,7 @@ def brier(p: Tensor, y: Tensor) -> Tensor:
     """The Brier score (1950): (p - y)^2 of class 1 for two classes, the sum of (p_k - 1[y = k])^2 over k for several.
 
     The original also sums over two classes, which is twice as much; this definition matches scikit-learn's
-    brier_score_loss.
-    (n,) of class 1 or (n, k), (n,) -> (n,)
+    brier_score_loss. (n,) of class 1 or (n, k), (n,) -> (n,)
     """
     if p.ndim == 1:
         return (p - y) ** 2
@@ -97,8 +96,7 @@ def brier(p: Tensor, y: Tensor) -> Tensor:
 
 
 def mean_cost(score: Tensor, y: Tensor, costs: Tensor) -> Tensor:
-    """The costs of the label's row (k, k), averaged over the probabilities of the score. (n,) or (n, k), (n,) ->
-    (n,)"""
+    """The costs of the label's row (k, k), averaged over the probabilities of the score. (n,) or (n, k), (n,) -> (n,)"""
     return (costs[y.long()] * probabilities(score)).sum(1)
 
 

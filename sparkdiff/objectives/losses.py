@@ -288,8 +288,7 @@ def _returned(
 
     Raises:
         InputError: it changed its arguments in place, which other candidates and epochs also use; or it computes on the
-            CPU
-            while its arguments are on a GPU.
+            CPU while its arguments are on a GPU.
     """
     outputs = dict(zip(columns, head.columns(margin), strict=True))
     given = (*outputs.items(), ("label", label), ("weight", weight))

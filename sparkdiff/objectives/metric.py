@@ -1,11 +1,10 @@
 """`Metric`: a metric bound to a predictor, and the influence of each row on a metric that is not a mean over rows.
 
-Such a metric is a function T of the rows' weights w that does not change when all weights are
-multiplied by the same number. Its influence psi_i = T + W * dT/dw_i (W the sum of w), the infinitesimal jackknife of
-Jaeckel (1972), turns it into a mean: the weighted mean of psi is T, and to first order the sampling error of T is that
-of
-this mean. So the guard tests sums of psi over blocks like those of a loss. For the area under the ROC curve, psi is
-DeLong's (1988) placements; for rmse it is the delta method.
+Such a metric is a function T of the rows' weights w that does not change when all weights are multiplied by the same
+number. Its influence psi_i = T + W * dT/dw_i (W the sum of w), the infinitesimal jackknife of Jaeckel (1972), turns it
+into a mean: the weighted mean of psi is T, and to first order the sampling error of T is that of this mean. So the
+guard tests sums of psi over blocks like those of a loss. For the area under the ROC curve, psi is DeLong's (1988)
+placements; for rmse it is the delta method.
 """
 
 from collections.abc import Callable
@@ -81,8 +80,7 @@ def influence(metric: Metric, column: Tensor, label: Tensor, weight: Tensor) -> 
     """The influence psi (n,) for a metric that is not a mean over rows; sum(weight * psi) / sum(weight) is its value.
 
     All weights must be > 0, or >= 0 for a metric that neither ranks nor counts rows. All NaN if the metric is undefined
-    or a
-    prediction is not finite.
+    or a prediction is not finite.
     """
     assert metric.value is not None
     if not len(column) or not bool(column.isfinite().all()):

@@ -117,8 +117,7 @@ def curves(records: Records, metric: str, direction: str, *, whose: str = "valid
 
 
 def changes(histogram: Mapping[str, Sequence[float]] | None, what: str = "prediction") -> str:
-    """The distribution of the changes of predictions, as bars; "" if fewer than three bins have rows, as for
-    clusters."""
+    """The distribution of the changes of predictions, as bars; "" if fewer than three bins have rows, as for clusters."""
     if not histogram or sum(c > 0 for c in histogram["counts"]) < 3:
         return ""
     edges, counts = histogram["edges"], histogram["counts"]

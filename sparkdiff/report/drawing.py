@@ -1,8 +1,7 @@
 """A picture of a plan: a row per stage in the order of the pipeline, with its box, its role, and its columns as lines.
 
 Columns run beside the boxes, each from the stage that writes it down to those that read it, so that text never crosses
-a line
-and a pipeline of any length or width stays legible.
+a line and a pipeline of any length or width stays legible.
 """
 
 import itertools

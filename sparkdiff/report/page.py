@@ -1,8 +1,7 @@
 """The report of a run as one page: a file of HTML that needs no other file, no script and no network.
 
 It is made from the plain values of a run folder (`summary.json`, `history.csv`, `plan.json`, `trials.csv`), so that old
-runs
-can be shown without Spark. The first screen has the decision, its evidence, who is affected, and how to go back.
+runs can be shown without Spark. The first screen has the decision, its evidence, who is affected, and how to go back.
 """
 
 import json

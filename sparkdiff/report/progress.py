@@ -1,5 +1,4 @@
-"""The events of a run, and their first listener, which shows the phases to people: in a terminal, a notebook, or a
-log."""
+"""The events of a run, and their first listener, which shows the phases to people: in a terminal, a notebook, or a log."""
 
 import html
 import sys
@@ -226,14 +225,11 @@ class Events:
         """Receive a row of the summary's history.
 
         Every row is passed once, in order, including epoch 0 (the original) and the rows from before an interruption.
-        With
-        several processes the rows come about a second late.
+        With several processes the rows come about a second late.
 
         Fine-tuning and growth pass {"epoch", "candidate", "recipe", "learningRate", ..., "validationMetric"}, with
-        numFolds also
-        "fold". An improvement passes the rows of all its trainings as they come, each with "arm" and "round". A search
-        passes a
-        row per trial, {"trial", "state", the metrics, "seconds", the settings, "why"}.
+        numFolds also "fold". An improvement passes the rows of all its trainings as they come, each with "arm" and
+        "round". A search passes a row per trial, {"trial", "state", the metrics, "seconds", the settings, "why"}.
         """
 
     def on_decision(self, record: Any) -> None:
@@ -349,8 +345,7 @@ class Phases:
         self.running: Phase | None = None
 
     def within(self) -> "Phases":
-        """Phases for a part of this run: other listeners receive them, too; people see them inside the running
-        phase."""
+        """Phases for a part of this run: other listeners receive them, too; people see them inside the running phase."""
         return Phases(False, [Inside(self), *(x for x in self.listeners if not isinstance(x, Progress))])
 
     @contextmanager

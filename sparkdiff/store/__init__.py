@@ -2,8 +2,7 @@
 
 `files` writes files completely or not at all, and reports a full disk in one sentence; `run_folder` holds a run's
 checkpoints, `marker` records the owner of a folder, `lease` lets one process at a time work on a folder; `digests`
-hashes
-models and `identity` callables; `registry` checks names for a registry of models.
+hashes models and `identity` callables; `registry` checks names for a registry of models.
 """
 
 __all__ = ["digests", "files", "identity", "lease", "marker", "registry", "run_folder"]

@@ -120,8 +120,7 @@ def digest_of(stages: Sequence[Any], folder: Path) -> list[str] | None:
     saved.
 
     The pipeline is saved temporarily below `folder`, which Spark and this process both see. It is not saved again for
-    the same
-    objects with the same Params, because nothing else of a fitted stage can change, unless it contains stages.
+    the same objects with the same Params, because nothing else of a fitted stage can change, unless it contains stages.
     """
     try:
         if any(isinstance(held, Params) for stage in stages for held in _held(vars(stage))):
@@ -185,8 +184,7 @@ def digest_of_folder(folder: Path, *, by_whom: bool = True) -> list[str]:
     """Digests of a saved model's files, without values that differ each time it is saved: uids, file names, time.
 
     Without `by_whom`, values that depend on who fits and saves are also left out: Spark's version, and the default
-    seed, which
-    Python draws per process.
+    seed, which Python draws per process.
     """
     metas = {p: json.loads(p.read_text()) for p in sorted(folder.rglob("metadata/part-*"))}
     # Some models (BisectingKMeans) store a saved model of spark.mllib as their data, which has no uid.
@@ -247,13 +245,11 @@ class _Anonymous:
     """A conversion of saved values that replaces the uids of stages by numbers.
 
     A uid chosen by a user may also be the name of a column: it counts as a uid only where nothing else is possible, and
-    in
-    the name of a default output column.
+    in the name of a default output column.
 
     Attributes:
         outputs: default output columns that contain another uid than that of their stage, and their new names. Such a
-            name
-            that no stage here writes is a column of the rows, and is not changed.
+            name that no stage here writes is a column of the rows, and is not changed.
     """
 
     uids: Mapping[str, str]
@@ -280,8 +276,7 @@ class _Anonymous:
         return text
 
     def path(self, path: Path) -> str:
-        """The path of a file below the model's folder, with uids replaced; a stage's folder is named
-        `<place>_<uid>`."""
+        """The path of a file below the model's folder, with uids replaced; a stage's folder is named `<place>_<uid>`."""
         parts = []
         for part in path.parts:
             place, _, uid = part.partition("_")

@@ -2,10 +2,8 @@
 folder.
 
 A folder that contains files and no such marker is the user's: nothing is written into it or removed from it. The
-folders
-that users choose for many things (`storeDir`, `cacheDir`, `checkpointDir`) are theirs, too, and have no marker; the
-folders
-made inside them have one.
+folders that users choose for many things (`storeDir`, `cacheDir`, `checkpointDir`) are theirs, too, and have no marker;
+the folders made inside them have one.
 """
 
 from collections.abc import Iterable

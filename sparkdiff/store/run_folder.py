@@ -186,8 +186,7 @@ class RunFolder:
         """Remove the folder at the end of this context, in which training runs, unless `always`.
 
         If training fails, the folder is also removed if it has neither a checkpoint nor a finished step, or if the user
-        does not
-        know the id to continue with.
+        does not know the id to continue with.
         """
         try:
             yield

@@ -20,8 +20,8 @@ T = TypeVar("T")
 # cuBLAS reads this at its first use in the process: results repeat only with a workspace of fixed size.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 ALONE = threading.RLock()
-"""A lock for a thread that records a graph or releases memory: no other may release memory while a graph is
-recorded."""
+"""A lock for a thread that records a graph or releases memory: no other may release memory while a graph is recorded.
+"""
 PRECISIONS = {"float64": torch.float64, "float32": torch.float32}
 """Dtypes of rows in training; weights, sums and losses are always float64."""
 
@@ -264,8 +264,7 @@ MEMORY = ("out of memory", "ALLOC_FAILED")
 
 
 def is_short_of_memory(e: RuntimeError) -> bool:
-    """True if an error of torch says that a device has too little memory; CUDA's libraries have no error class for
-    it."""
+    """True if an error of torch says that a device has too little memory; CUDA's libraries have no error class for it."""
     return isinstance(e, torch.OutOfMemoryError) or any(text in str(e) for text in MEMORY)
 
 

@@ -17,8 +17,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class SparseRows:
-    """n sparse rows of the same width; within a row the indices are distinct and ascending, as in Spark's
-    SparseVector."""
+    """n sparse rows of the same width; within a row the indices are distinct and ascending, as in Spark's SparseVector."""
 
     indices: Tensor  # (nnz,) int64; int32 in a table that rows are taken from
     values: Tensor  # (nnz,) floating

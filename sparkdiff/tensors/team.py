@@ -29,8 +29,7 @@ class Team:
         """Replace each tensor, in place, by its sum over all processes, with the same bits in each of them.
 
         Several tensors, of doubles or of counts, are one exchange: an exchange of a few thousand numbers costs as much
-        as its
-        messages and the threads that wait for each other, whatever the number of values.
+        as its messages and the threads that wait for each other, whatever the number of values.
 
         Raises:
             LostProcessError: a process is dead, or did not answer within the timeout of the group.

@@ -17,11 +17,9 @@ class JSONLines(Events):
     """A listener that appends a line of JSON to a file for each event, and flushes it.
 
     A line is an object with `event` ("phase", "epoch", "decision" or "exception") and `time` (seconds since 1970), and:
-    for a
-    phase `name`, `seconds` (null until it ends) and `detail`; for an epoch, or a trial of a search, the row of the
-    history; for
-    the decision all values of the summary except its history; for an exception `error`, its text. Secrets are left out.
-    Non-finite values are null.
+    for a phase `name`, `seconds` (null until it ends) and `detail`; for an epoch, or a trial of a search, the row of
+    the history; for the decision all values of the summary except its history; for an exception `error`, its text.
+    Secrets are left out. Non-finite values are null.
 
     Args:
         path: the file; its folder must exist. An existing file is continued.

@@ -150,8 +150,7 @@ def _tells_another(package: Any, run_id: str, digest: str | None = None) -> bool
 
 
 def _new_run(package: Any, name: str | None, parent: str | None = None) -> str:
-    """Create a run in the current experiment, below its parent, with the tags that MLflow sets itself; return its
-    id."""
+    """Create a run in the current experiment, below its parent, with the tags that MLflow sets itself; return its id."""
     tags = dict(importlib.import_module("mlflow.tracking.context.registry").resolve_tags())
     if parent is not None:
         tags["mlflow.parentRunId"] = parent

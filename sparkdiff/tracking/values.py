@@ -87,8 +87,7 @@ def metrics(summary: Any) -> dict[str, float]:
 
 
 def points(row: Mapping[str, Any]) -> Iterator[CurvePoint]:
-    """The points that a row of a history adds to curves: `fold1/candidate0/validationMetric` at the step of its
-    epoch."""
+    """The points that a row of a history adds to curves: `fold1/candidate0/validationMetric` at the step of its epoch."""
     trial = "trial" in row
     parts = [f"{row['arm']}{row['round']}"] if "arm" in row else []
     parts += [f"fold{row['fold']}"] if row.get("fold") is not None else []
