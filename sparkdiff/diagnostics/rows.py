@@ -80,9 +80,8 @@ class _Seen:
         self.names = FeatureNames(network, described, nothing)
         self.spreads: dict[Version, dict[str, Spread]] = {v: {} for v in self.versions}
         self.usual: dict[Version, Tensor] = {}
-        self.indices: dict[
-            Version, dict[str, Tensor]
-        ] = {}  # (levels + 1,) counts; the last entry is of values that are no level
+        # Counts (levels + 1,) by column and split; the last entry counts values that are no level.
+        self.indices: dict[Version, dict[str, Tensor]] = {}
         self.sample: dict[str, list[tuple[dict[Version, Rows], Tensor, Tensor]]] = {TRAIN: [], VALIDATION: []}
         self.sampled = dict.fromkeys(self.sample, 0)
         self.hashes = RowHashes(sum(data.stream.rows(s) for s in (TRAIN, VALIDATION)))

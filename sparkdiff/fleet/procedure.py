@@ -151,11 +151,13 @@ REFUSALS = (SparkdiffError, jvm.SparkError)
 
 
 class Stopped(BaseException):
-    """Ends a run without prospects. It is no `Exception`, because a listener's exceptions become warnings."""
+    """The exception that ends a run without prospects. It is no `Exception`, because a listener's exceptions become
+    warnings.
+    """
 
 
 class Watch(Events):
-    """Stops a run in which no candidate is better than the original after EARLY epochs."""
+    """A listener that stops a run in which no candidate is better than the original after EARLY epochs."""
 
     def __init__(self, sign: float) -> None:
         self.sign, self.start, self.best = sign, float("inf"), float("inf")

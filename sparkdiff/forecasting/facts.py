@@ -154,7 +154,10 @@ def _measured(task: Task, df: DataFrame, drawnFrom: int | None) -> tuple[Facts, 
 
 @contextlib.contextmanager
 def _probe(task: Task, df: DataFrame, drawnFrom: int | None) -> Iterator[tuple["_Probe", Sample, int]]:
-    """The sample loaded into a network, and the approximate total number of rows with a weight; see `_measured`."""
+    """Load the sample into a network; yield it, the sample, and the approximate total number of rows with a weight.
+
+    See `_measured` for the arguments.
+    """
     sample = sampled(Request(task.cut, [Source(df)], task.options, task.labelCol, task.weightCol))
     network = Network(task.cut.graph, task.cut.live)
     with sample.stream as stream:

@@ -60,7 +60,7 @@ def identity(value: Any, *, bare: Callable[[str], str] = str) -> str:
 
 
 class _Teller:
-    """Feeds all parts of a value to one digest; a repeated part is fed as its number."""
+    """A digest of all parts of a value; a repeated part is fed to it as its number."""
 
     def __init__(self, bare: Callable[[str], str]) -> None:
         self.bare = bare
