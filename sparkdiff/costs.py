@@ -78,8 +78,7 @@ class Cost(ShownFields):
 
 
 def cost_of(task: Task, df: DataFrame) -> Cost:
-    """The expected cost of fine-tuning on these rows. Counts them, runs Spark on some of them, and trains on the first
-    ones.
+    """The expected cost of fine-tuning on these rows. Counts them, runs Spark on some, and trains on the first ones.
 
     Raises:
         InputError: the rows or the options can't be used.
@@ -119,8 +118,8 @@ def cost_of(task: Task, df: DataFrame) -> Cost:
 
 @dataclasses.dataclass(frozen=True)
 class _Pace:
-    """Seconds of all candidates per training row and epoch, and per validation row and epoch; and of the network per
-    row.
+    """Seconds of all candidates per training row and epoch, and per validation row and epoch; seconds of the network
+    per row.
     """
 
     train: float
@@ -144,8 +143,8 @@ def _seconds(task: Task, found: Rehearsal, share: Mapping[str, float], pace: _Pa
 
 
 def _trained(task: Task, sample: Sample, validation: int) -> tuple[_Pace, int]:
-    """The pace of a training on the sample, and the number of its candidates, which depends on the total number of
-    validation rows.
+    """The pace of a training on the sample, and its number of candidates, which depends on the total of validation
+    rows.
     """
     o = dataclasses.replace(task.options, maxEpochs=EPOCHS, maxSeconds=None)
     network = Network(task.cut.graph, task.cut.live)

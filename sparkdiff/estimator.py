@@ -34,9 +34,7 @@ OBJECTS = {
     "referenceData": option(None, "a DataFrame of rows on which the tuned pipeline may not be worse"),
 }
 ONE_AT_A_TIME = threading.RLock()
-"""A lock that a fit holds, because torch's number of threads, Python's warning filters and Spark's confs are
-process-wide.
-"""
+"""A lock that a fit holds: torch's number of threads, Python's warning filters and Spark's confs are process-wide."""
 
 
 @with_params(FIELDS)
@@ -124,8 +122,8 @@ class FineTuner(Estimator, CheckedParams, _TunerParams, jvm.Persistent):  # type
         return new  # type: ignore[no-any-return]
 
     def _with_params(self, given: Any, params: dict[Param[Any], Any]) -> Any:
-        """The pipeline with these Params. Equal Params within one fitMultiple give the same object, so that its fits
-        are shared.
+        """The pipeline with these Params. Within one fitMultiple, equal Params give the same object, which shares its
+        fits.
         """
         try:
             key = ("pipeline", given, frozenset(params.items()))
@@ -139,7 +137,7 @@ class FineTuner(Estimator, CheckedParams, _TunerParams, jvm.Persistent):  # type
         return Options.of({p.name: v for p, v in self._paramMap.items() if p.name in FIELDS})
 
     def fitMultiple(self, dataset: DataFrame, paramMaps: Sequence[Any]) -> "Iterator[tuple[int, FineTunerModel]]":
-        """Fit once per map, with one cache for all maps that do not change it. Every map is checked before the first
+        """Fit once per map, with one cache for all maps that do not change it. All maps are checked before the first
         fit.
 
         Maps that differ only in `learningRate`, `regAnchor`, `recipe` or `ema` train together.

@@ -1,5 +1,4 @@
-"""Logging of fits to MLflow: `log(tuned)` after a fit, `autolog()` before fits, or `Callback()` among the callbacks of
-a fit.
+"""Logging of fits to MLflow: `log(tuned)` after a fit, `autolog()` before fits, `Callback()` among a fit's callbacks.
 
 Needs the extra `mlflow`. docs/mlflow.md lists what is logged.
 """

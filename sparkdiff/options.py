@@ -1,6 +1,4 @@
-"""The list of options, from which the Params of the Estimator, the YAML keys and the command-line overrides are
-derived.
-"""
+"""The list of options; the Params of the Estimator, the YAML keys and command-line overrides are derived from it."""
 
 import dataclasses
 import functools

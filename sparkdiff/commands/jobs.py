@@ -85,8 +85,7 @@ def improve(
     ] = None,
     as_json: AsJson = False,
 ) -> None:  # fmt: skip
-    """Improve a pipeline within a budget by every available method, and write a run folder with the best and other
-    offers.
+    """Improve a pipeline within a budget by every available method; write a run folder with the best and other offers.
 
     A killed improvement continues when the same command is run again. Ctrl-C ends it with the best so far.
     """

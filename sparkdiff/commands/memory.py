@@ -127,7 +127,7 @@ def prune_caches(
     max_days: Annotated[float | None, typer.Option(help="Days without a use after which a cache goes.", min=0)] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be removed.")] = False,
 ) -> None:
-    """Remove old caches, then those that save the least time per byte. Caches being read or used within the last hour
+    """Remove old caches, then those that save the least time per byte. Caches read now or used within the last hour
     stay.
     """
     from sparkdiff.history import caches

@@ -63,8 +63,7 @@ def doctor(
 
 
 def prepare() -> None:
-    """Halve the start time of Spark on this machine: write its classes to one file that Java maps. Takes a minute,
-    once.
+    """Halve Spark's start time on this machine: write its classes to one file that Java maps. Takes a minute, once.
 
     Every later start uses the file; run this again after an update of Java or Spark.
     """

@@ -1,6 +1,4 @@
-"""Duplicates: validation rows that also occur in training, found by 64-bit hashes and compared with the number expected
-by chance.
-"""
+"""Duplicates: validation rows that also occur in training, found by 64-bit hashes and compared with chance."""
 
 import math
 from collections.abc import Sequence

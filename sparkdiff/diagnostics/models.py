@@ -197,9 +197,7 @@ def _params(old: Any, new: Any) -> Iterator[ParamDifference]:
 
 
 def _values(stage: Any) -> tuple[dict[str, tuple[str, Any]], dict[str, tuple[str, Any]]]:
-    """Params by name as (set or default, value), in two forms: for display, and for comparison, without the stage's
-    uid.
-    """
+    """Params by name as (set or default, value): for display, and for comparison, which leaves out the stage's uid."""
     params = jvm.defined_params(stage)
     # Each Python process draws another default seed.
     defaults = {k: v for k, v in params["default"].items() if k != "seed" and k not in params["set"]}

@@ -12,8 +12,7 @@ FARTHEST = 1000.0  # an outlier whatever its neighbours are: a multiple of the o
 
 
 class Spread:
-    """The value farthest from the usual one, and the spread of the others, for each slot of a vector column on one
-    split.
+    """The value farthest from the usual one, and the spread of the others, for each slot of a column on one split.
 
     The mean square of the others excludes every occurrence of the farthest value, so that a sentinel value does not
     enlarge the spread that it is compared with.

@@ -330,8 +330,7 @@ def check_saved(model: Any, folder: Path, rows: Callable[[], DataFrame] | None) 
 
 
 def _columns_of_chance(loaded: Any, folder: Path, df: DataFrame) -> set[str]:
-    """Columns written by Spark's own stages that differ between two loads of the same saved pipeline, and `TABLE` if it
-    does.
+    """Columns of Spark's own stages, and `TABLE` if it does, that differ between two loads of the same saved pipeline.
 
     For example, a DistributedLDAModel sums its topics in no fixed order.
     """
@@ -344,7 +343,7 @@ def _columns_of_chance(loaded: Any, folder: Path, df: DataFrame) -> set[str]:
 def check_what_is_saved(
     model: Any, rows: Callable[[], DataFrame], folder: Callable[[], Path | None], summary: Any
 ) -> None:
-    """Save the model of a fit temporarily and run `check_saved`; record the result in the summary, and warn of a
+    """Save the model of a fit temporarily and run `check_saved`; add the result to the summary, and warn of a
     difference.
     """
     try:
@@ -391,9 +390,7 @@ def _counted(
 
 
 def _outputs(graph: Graph) -> dict[str, str]:
-    """The columns to compare, by casefolded name: predictions and probabilities; if there are none, the last stage's
-    outputs.
-    """
+    """The columns to compare, by casefolded name: predictions and probabilities; else the last stage's outputs."""
     found = [c for vertex in graph.vertices for c in columns_of(vertex.stage, ("predictionCol", "probabilityCol"))]
     if not found and graph.vertices:
         found = list(graph.vertices[-1].outputs)

@@ -1,6 +1,4 @@
-"""Measures of how well one feature separates the classes, and how well all features separate training from validation
-rows.
-"""
+"""Measures of how well one feature separates the classes, and all features separate training from validation rows."""
 
 import math
 from collections.abc import Sequence
@@ -14,9 +12,7 @@ from sparkdiff.stages.linear import product
 from sparkdiff.tensors.rows import Rows, SparseRows, matrix, taken, width
 
 LEAST = 30
-"""Smallest number of rows of a class, or of rows that differ from a feature's most frequent value, for which a finding
-is reported.
-"""
+"""Smallest number of rows of a class, or of rows that differ from a feature's most frequent value, for a finding."""
 STEPS = 30  # of L-BFGS
 RIDGE = 1e-2
 FARTHEST = 5.0  # standard deviations at which a standardised feature is clipped, so that outliers don't dominate it
@@ -40,9 +36,7 @@ def auc(x: Tensor, y: Tensor, classes: int) -> Tensor:
 
 
 def leaks_class(x: Rows, y: Tensor, classes: int, bound: float) -> list[tuple[int, int, float]]:
-    """(slot, class, AUC) of the features that alone separate a class from the rest with an AUC above `bound` or below 1
-    - bound.
-    """
+    """(slot, class, AUC) of the features that alone separate a class from the rest: AUC > `bound` or < 1 - `bound`."""
     counts = torch.bincount(y.long(), minlength=classes)
     counted = (counts >= LEAST) & (len(y) - counts >= LEAST)
     slots = torch.arange(width(x))
@@ -66,7 +60,7 @@ def leaks_class(x: Rows, y: Tensor, classes: int, bound: float) -> list[tuple[in
 
 
 def leaks_number(x: Rows, y: Tensor, bound: float) -> list[tuple[int, str, float]]:
-    """(slot, coefficient, value) of features whose absolute Pearson or Spearman correlation with the label exceeds
+    """(slot, coefficient, value) of features whose absolute Pearson or Spearman correlation with the label is >
     `bound`.
 
     In a sparse column, only slots that are non-zero in most rows are considered.
@@ -111,7 +105,7 @@ class Drift:
 
 
 def drift(columns: Sequence[Rows], held: Tensor, cluster: Tensor) -> Drift:
-    """Fit a logistic regression with a small ridge on the standardised columns, cross-fitted over two halves of the
+    """Fit a logistic regression with a small ridge on the standardised columns, cross-fitted over two halves of
     clusters.
 
     In sparse columns, only slots that at least LEAST rows fill are used: of 2^18 hashed words a few thousand. The
@@ -157,9 +151,7 @@ def _filled(x: Rows) -> Tensor:
 
 
 def clustered_auc(margin: Tensor, positive: Tensor, cluster: Tensor) -> tuple[float, float]:
-    """The AUC of a margin (n,) and its variance, where rows of a cluster (n,) are dependent; (0.5, 0) if one side has
-    no rows.
-    """
+    """The AUC of a margin (n,) and its variance with dependent rows in a cluster (n,); (0.5, 0) if a side has no rows."""
     m, n = int(positive.sum()), int((~positive).sum())
     if not m or not n:
         return 0.5, 0.0

@@ -11,8 +11,8 @@ Fields = Mapping[str, dataclasses.Field[Any]]
 
 
 def with_params(fields: Fields, *, setters: bool = False) -> Callable[[type], type]:
-    """Return a decorator that gives a class a Param and a getter for every option, and a setter, which calls `_set`, if
-    `setters`.
+    """Return a decorator that gives a class a Param and a getter per option, and with `setters` a setter that calls
+    `_set`.
     """
 
     def decorated(cls: type) -> type:

@@ -122,9 +122,7 @@ def _goal(task: Task, cache: caches.Cache, network: Network, *, reference: bool)
 
 
 def too_few(run: Run) -> str:
-    """The reason why the held-out rows cannot decide, whatever is predicted; empty if they can, or if any gain is
-    accepted.
-    """
+    """The reason why the held-out rows cannot decide, whatever is predicted; empty if they can or any gain is accepted."""
     o = run.task.options
     if o.guard >= 1:
         return ""
@@ -247,9 +245,7 @@ def _fitted(
 
 
 def _complete(training: Training, run: Run, original: Measured) -> None:
-    """Set the training loss of candidates without a gain to the original's, so that diverged candidates can be
-    recognised.
-    """
+    """Set the training loss of candidates without a gain to the original's, so that divergence can be recognised."""
     lost = {number for number, standing in enumerate(training.standings) if standing.column < 0}
     objective = run.goal.objective
     if lost and objective.rows is not None:

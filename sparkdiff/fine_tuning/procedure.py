@@ -176,9 +176,7 @@ def refittable(task: Task, sources: Sequence[Source], keep: Sequence[str] = ()) 
 
 
 class Evidence(Enum):
-    """Evidence on whether a pipeline was fitted on the rows that decide, from its losses and its refits' losses, in
-    words.
-    """
+    """Evidence on whether a pipeline was fitted on the rows that decide, from its losses and its refits', in words."""
 
     NEW = "has not seen the rows that decide: a refit on the training rows reproduces it"
     NO_BETTER = "may have seen the rows that decide"

@@ -1,6 +1,4 @@
-"""Data classes of a fine-tuning: the task, the work shared by fits on the same rows, and the results passed between
-phases.
-"""
+"""Data classes of a fine-tuning: the task, work shared by fits on the same rows, and results passed between phases."""
 
 import dataclasses
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -211,9 +209,7 @@ def members(fits: Sequence[tuple[Any, Options]]) -> list[JointSetting | None]:
 
 
 class Shared(MadeOnce):
-    """Results shared by fits on the same rows: each distinct cache is fingerprinted, written and compared with Spark
-    once.
-    """
+    """Results shared by fits on the same rows: each cache is fingerprinted, written and compared with Spark once."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -320,9 +316,7 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """The metric of a pipeline on each split that has rows, and its parity with Spark (None if it was not compared
-    again).
-    """
+    """The metric of a pipeline on each split that has rows, and its parity with Spark (None if not compared again)."""
 
     scores: dict[str, Score]
     parity: Parity | None

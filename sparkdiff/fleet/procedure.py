@@ -1,4 +1,4 @@
-"""Triage: forecast each pipeline of a fleet from cheap facts, and spend a budget on those with most expected gain per
+"""Triage: forecasts for a fleet of pipelines from cheap facts, and a budget spent on those with most gain per
 core-second.
 """
 
@@ -151,9 +151,7 @@ REFUSALS = (SparkdiffError, jvm.SparkError)
 
 
 class Stopped(BaseException):
-    """The exception that ends a run without prospects. It is no `Exception`, because a listener's exceptions become
-    warnings.
-    """
+    """The exception that ends a run without prospects; no `Exception`, as a listener's exceptions become warnings."""
 
 
 class Watch(Events):
@@ -175,9 +173,7 @@ class Watch(Events):
 
 @dataclasses.dataclass(frozen=True)
 class AssessedEntry:
-    """An entry and what is known of it before it runs. An entry without a forecast does not run; `outcome` and `why`
-    say why.
-    """
+    """An entry and what is known of it before it runs. Without a forecast it does not run; `outcome` and `why` say why."""
 
     entry: Entry
     facts: Facts
@@ -376,9 +372,7 @@ def triage_paths(
 
 
 def names_of(models: Sequence[str]) -> list[str]:
-    """Unique names of saved models. If several have the same last part, the names include the parts in which their
-    paths differ.
-    """
+    """Unique names of saved models; if several have the same last part, they include the parts in which paths differ."""
     names = [name_of(model) for model in models]
     out = []
     for model, name in zip(models, names, strict=True):

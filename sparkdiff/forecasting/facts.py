@@ -298,8 +298,7 @@ class _Probe:
         return gain_and_z(original.blocks - now.blocks, original)
 
     def training(self, original: Score) -> Facts:
-        """Gains on the held-out rows, and their z, after the first and after the last epoch of a training on the
-        sample.
+        """Gains on the held-out rows, and their z, after the first and the last epoch of a training on the sample.
 
         The z of the first epoch best predicts whether a gain will be accepted.
         """

@@ -1,5 +1,4 @@
-"""Forecasts of the gain and the cost of a fine-tuning: small scikit-learn models, learned from runs whose facts are
-known.
+"""Forecasts of the gain and the cost of a fine-tuning: small scikit-learn models, learned from runs with known facts.
 
 They are learned from the runs that sparkdiff ships (priors.json, made by benchmarks/fleet.py) and from those in the
 user's store that triage started, with equal weights. Nothing is saved: learning takes a second.

@@ -1,6 +1,4 @@
-"""Facts from a store of runs about a model: whether it was tuned before, the gain, and the drift of the rows since
-then.
-"""
+"""Facts from a store of runs about a model: whether it was tuned before, the gain, and the drift of the rows since."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -25,8 +25,7 @@ DAY = 86400.0
 
 @dataclasses.dataclass(frozen=True)
 class StoredItem:
-    """A cache, rows after the first stages (`reuseStages`), a fitted pipeline of a job, or leftovers of a killed
-    writer.
+    """A cache, rows after the first stages (`reuseStages`), a fitted pipeline of a job, or a killed writer's leftovers.
 
     Attributes:
         seconds: time that it took to make it; 0 if unknown.
@@ -51,9 +50,7 @@ class StoredItem:
 
     @property
     def free(self) -> bool:
-        """True if it can be removed: no process is reading it, and its last use was long enough ago (a day for
-        leftovers).
-        """
+        """True if it can be removed: not being read, and not used recently (within an hour, or for leftovers a day)."""
         return not self.read and self.age >= (DAY if self.kind == LEFT else RECENT)
 
 

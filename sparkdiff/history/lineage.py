@@ -1,6 +1,4 @@
-"""The lineage of a model: the runs that led to it, back to the first ancestor, and the settings that each of them
-tried.
-"""
+"""The lineage of a model: the runs that led to it, back to the first ancestor, and the settings that each one tried."""
 
 import dataclasses
 import json
@@ -79,8 +77,7 @@ class Lineage(ShownFields):
         return str(run["command"])
 
     def draw(self) -> Drawing:
-        """A picture of the lineage: a box per run, the first ancestor at the top; dashed lines lead to runs whose cache
-        was reused.
+        """A picture of the lineage: a box per run, the first ancestor at the top, and dashed lines for reused caches.
 
         Raises:
             InputError: no run in the store made this model.

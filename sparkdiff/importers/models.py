@@ -126,9 +126,7 @@ class Boosted:
     classes: Sequence[Any] | None = None
 
     def model(self, columns: Columns) -> Any:
-        """A GBT model if it can express everything; else a pipeline of one GBT per margin, a VectorAssembler and the
-        link.
-        """
+        """A GBT model if it can express everything; else a pipeline of one GBT per margin, VectorAssembler and link."""
         if self.classes is None and not self.link:
             return self._regression(0, columns, columns.predictionCol, float(self.base[0]))
         if self.classes is None:
@@ -167,8 +165,8 @@ class Boosted:
         return java_trees.fitted(estimator, nodes, self.numFeatures, treeWeights=weights / 2)
 
     def _with_base(self, output: int, base: float, columns: Columns) -> tuple[Nodes, Array]:
-        """The nodes and weights of the trees of one margin; a constant to add to their sum becomes a first tree with
-        one leaf.
+        """The nodes and weights of the trees of one margin; a constant to add to their sum becomes a first tree of one
+        leaf.
         """
         which = np.flatnonzero(self.output == output).tolist()
         first = [] if base == 0 and which else [TreeArrays.constant(base)]

@@ -137,8 +137,8 @@ def _hist(model: Any) -> Boosted:
 
 
 def _hist_columns(model: Any) -> tuple[Array, dict[int, Array]]:
-    """The model's features by their index in its trees, where categorical columns come first, and the categories by
-    that index.
+    """The model's features by index in its trees, where categorical columns come first, and the categories by this
+    index.
     """
     if model.is_categorical_ is None:
         return np.arange(model.n_features_in_), {}

@@ -1,6 +1,4 @@
-"""Trees of any library as arrays, and their conversion to Spark's nodes, in which every double, even NaN, reaches the
-same leaf.
-"""
+"""Trees of any library as arrays, and their conversion to Spark's nodes: every double, even NaN, reaches the same leaf."""
 
 import dataclasses
 import itertools

@@ -1,6 +1,4 @@
-"""The first YAML file of a job, derived from a saved pipeline; settings that users often change are included as
-comments.
-"""
+"""The first YAML file of a job, derived from a saved pipeline, with the settings that users change first as comments."""
 
 import os
 from collections.abc import Sequence

@@ -69,9 +69,7 @@ def start_session(conf: Mapping[str, Any], meanwhile: str | None = None, size: f
 
 @contextlib.contextmanager
 def _imported(module: str) -> Iterator[None]:
-    """Import a module in a thread within this context, once the JVM runs: the process should have one thread when it
-    forks.
-    """
+    """Import a module in a thread within this context, once the JVM runs: a process that forks should have one thread."""
 
     def work(ready: threading.Event) -> None:
         while not ready.wait(0.02) and not jvm.is_running():

@@ -36,9 +36,7 @@ def prepare() -> Path:
 
 
 def pipeline(rows: Any) -> Any:
-    """An unfitted pipeline of typical stages: text and numbers are indexed, encoded, scaled and rotated, then a
-    regression.
-    """
+    """An unfitted pipeline of typical stages: text and numbers, indexed, encoded, scaled, rotated, and a regression."""
     from pyspark.ml import Pipeline
     from pyspark.ml.feature import PCA, OneHotEncoder, StandardScaler, StringIndexer, VectorAssembler
     from pyspark.ml.regression import GeneralizedLinearRegression

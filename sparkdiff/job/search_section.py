@@ -85,8 +85,8 @@ def space(given: Mapping[str, Any]) -> dict[tuple[str, str], Distribution]:
 
 
 def distribution(name: str, given: Any) -> Distribution:
-    """The distribution described by {uniform: [low, high]}, {loguniform: [low, high]}, {integer: [low, high]} or a list
-    of values.
+    """The distribution of {uniform: [low, high]}, {loguniform: [low, high]}, {integer: [low, high]} or a list of
+    values.
     """
     if isinstance(given, list):
         return as_distribution(name, given)

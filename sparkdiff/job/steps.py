@@ -270,8 +270,8 @@ def made_of(config: Config, train: DataFrame) -> tuple[Any, str | None]:
 def fitted_on(
     made: Estimator[Any], sources: Sequence[Source], options: Options, say: Any, boundaries: Boundaries | None = None
 ) -> tuple[Any, Path]:
-    """The pipeline fitted on the training rows, and its path in the cache folder, where the next run with the same rows
-    finds it.
+    """The pipeline fitted on the training rows, and its path in the cache folder, where later runs with these rows find
+    it.
 
     A pipeline that is not completely described by its classes and Params is fitted each time.
     """
@@ -308,9 +308,7 @@ def fitted_on(
 
 
 def refitted(sources: Sequence[Source], options: Options, form: Unfitted) -> Any:
-    """Refit a fitted pipeline on the training rows; the next run with the same rows finds the result, identical to the
-    last bit.
-    """
+    """Refit a fitted pipeline on the training rows; the next run with the same rows finds the same result, bit for bit."""
     found, _ = fitted_on(form.estimator, sources, options, lambda text: None)
     return with_uids_of(form.model, found if isinstance(form.estimator, Pipeline) else found.stages[0])
 

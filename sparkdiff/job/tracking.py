@@ -1,6 +1,4 @@
-"""The callbacks of a job, and the logging of its result to MLflow. Any failure here is only a warning: the run folder
-counts.
-"""
+"""The callbacks of a job, and its result in MLflow. Any failure here is only a warning: the run folder counts."""
 
 import contextlib
 import dataclasses

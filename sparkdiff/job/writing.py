@@ -1,6 +1,4 @@
-"""Atomic writing of a job's output folder: under a temporary name, then renamed; in a remote store, with the summary
-last.
-"""
+"""Atomic writing of a job's output folder: under a temporary name, then renamed; in a store, with its summary last."""
 
 import os
 from collections.abc import Callable

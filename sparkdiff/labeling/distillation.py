@@ -93,8 +93,7 @@ def _probability_column(teacher: Any, given: str | None) -> str:
 
 
 def _held(teacher: Any, df: DataFrame) -> dict[str, str]:
-    """The columns of the data that the teacher may overwrite, with the hidden names under which they pass through it
-    unchanged.
+    """The columns that the teacher may overwrite, with the hidden names under which it passes them through unchanged.
 
     Raises:
         InputError: the teacher is not fitted, or two columns have the same name.

@@ -100,9 +100,7 @@ def by_function(patterns: Ints, k: int) -> Ints:
 
 
 def majority(patterns: Ints, k: int) -> Floats:
-    """Majority vote as shares of the classes, (P, k): tied classes have equal shares, and so have all classes without
-    votes.
-    """
+    """Majority vote as shares of the classes, (P, k): equal for tied classes, and for all classes without votes."""
     counts = counted(patterns, k)
     most = (counts == counts.max(1, keepdims=True)).astype(np.float64)
     return np.asarray(most / most.sum(1, keepdims=True))
@@ -176,9 +174,7 @@ def _magnitudes(covariance: Floats) -> Floats:
 
 
 def _signed(magnitudes: Floats, covariance: Floats) -> Floats:
-    """The magnitudes with the signs that fit the covariances, chosen so that the functions are better than chance on
-    average.
-    """
+    """The magnitudes with the signs that fit the covariances, such that functions are better than chance on average."""
     apart = covariance - np.diag(np.diag(covariance))
     leading = np.linalg.eigh(apart)[1][:, -1]
     found = np.where(leading < 0, -magnitudes, magnitudes)
@@ -281,7 +277,7 @@ def _by_class(voted: Ints, columns: Floats, k: int) -> Floats:
 def precision(
     patterns: Ints, weights: Floats, k: int, *, balance: Floats | None = None, known: Ints | None = None
 ) -> Estimate:
-    """An estimate from the share of each function's votes that agree with the majority vote; abstaining carries no
+    """An estimate from the share of each function's votes that agree with the majority; abstaining carries no
     information.
 
     It suits few rows, and functions that do not vote independently: a full model would explain the dependence of their

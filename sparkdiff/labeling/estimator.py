@@ -1,6 +1,4 @@
-"""LabelModel: an Estimator that learns the accuracies of labelling functions from votes alone, and adds class
-probabilities.
-"""
+"""LabelModel: an Estimator that learns the accuracy of labelling functions from votes, and adds class probabilities."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -93,11 +91,11 @@ PARAMS = ("votes", "method", "numClasses", "classBalance", "labelCol", "weightCo
 
 
 class LabelModel(Estimator, CheckedParams, _LabelParams, jvm.Persistent):  # type: ignore[type-arg]
-    """An Estimator that learns from unlabelled votes how often each labelling function is right, and adds class
+    """An Estimator that learns from votes alone how often each labelling function is right, and adds class
     probabilities.
 
-    A function is an SQL expression that votes a class (0, 1, 2, ...) or is null to abstain, such as `CASE WHEN amount >
-    5000 AND device_new THEN 1 END`; a UDF is called by the name under which it was registered.
+    A function is an SQL expression that votes a class (0, 1, 2, ...) or is null to abstain, such as
+    `CASE WHEN amount > 5000 AND device_new THEN 1 END`; a UDF is called by the name under which it was registered.
 
     Args:
         votes: expressions by name; or a list of expressions, which are then their own names. At least three.

@@ -54,7 +54,7 @@ def stages_of(votes: Sequence[str], estimate: Estimate, probabilityCol: str) -> 
 
 
 def _place(vote: str, k: int) -> str:
-    """Index of a vote, in SQL, in a list that begins with abstaining. Adding 0.0 turns -0.0 into 0.0, which IN
+    """Index of a vote, in SQL, in a list that begins with abstaining. Adding 0.0 maps -0.0 to 0.0, which IN
     distinguishes.
     """
     value = as_number(vote)

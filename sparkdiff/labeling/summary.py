@@ -18,8 +18,7 @@ from sparkdiff.labeling.votes import Votes
 from sparkdiff.report import Section, SectionTable, Shown
 
 FEW = 50
-"""Smallest number of rows that two functions share, or would share by chance, for a warning that they always or never
-agree.
+"""Smallest number of rows that two functions share, or would by chance, for a warning that they always or never agree.
 """
 ERRORS, LABELS = 3.0, 10
 """Standard errors between an estimated accuracy and that on labels for a warning, and the smallest number of labels for it."""
@@ -153,9 +152,7 @@ def _less_right(agreement: Mapping[str, float] | None, k: int) -> Iterator[str]:
 
 
 def _unvoted(votes: Votes, k: int) -> Iterator[str]:
-    """Warnings about classes that no function votes for; none for two classes, where abstaining may imply the other
-    class.
-    """
+    """Warnings about classes that no function votes for; none for two classes, where abstaining may imply the other."""
     for y in sorted(set(range(k)) - set(votes.patterns.ravel().tolist())) if k > 2 else ():
         rows = votes.rows[votes.known == y].sum()
         labels = f", the label of {rows:,.0f} rows" if rows else ""

@@ -89,7 +89,7 @@ def _table(df: DataFrame, votes: Mapping[str, str], labelCol: str | None, weight
 
 
 def _grouped(table: DataFrame) -> DataFrame:
-    """The patterns with `weight`, `rows` (with weight above 0), and `number` and `value` (the smallest) of invalid
+    """The patterns with `weight`, `rows` (of weight above 0), and `number` and `value` (the smallest) of invalid
     weights.
     """
     weight = F.col("weight")
@@ -102,9 +102,7 @@ def _grouped(table: DataFrame) -> DataFrame:
 
 
 def _sample(table: DataFrame, seed: int) -> DataFrame:
-    """About SAMPLE rows without a label, and about MOST rows with a label (all, if fewer), with weights divided by the
-    sampled share.
-    """
+    """About SAMPLE rows without a label, and all or about MOST with one; weights are divided by the sampled share."""
     row = table.agg(F.count(F.lit(1)), F.count("label")).first()
     rows, labelled = (int(x) for x in row) if row is not None else (0, 0)
     without, known = (min(SAMPLE / max(n, 1), 1.0) for n in (rows - labelled, labelled / (MOST // SAMPLE)))

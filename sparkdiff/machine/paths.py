@@ -18,8 +18,7 @@ def local(given: str) -> Path | None:
 
 
 def unusable(option: str, given: str) -> str | None:
-    """The error message for a folder that is neither a path nor a URL, or that Spark cannot find; None if it can be
-    used.
+    """The error message for a folder that is neither a path nor a URL, or that Spark cannot find; else None.
 
     It does not check whether Spark has a file system for a URL, which takes a session (`jvm.folder`).
     """
@@ -37,9 +36,7 @@ def unusable(option: str, given: str) -> str | None:
 
 
 def not_local(option: str, given: str) -> str | None:
-    """The error message for a folder that is not on the file system of this machine or that Spark cannot find; None
-    otherwise.
-    """
+    """The error message for a folder that is not on this machine's file system or that Spark cannot find; else None."""
     if local(given) is not None:
         return unusable(option, given)
     return f"{option}={given!r} must be a folder on the file system of this machine (local, NFS or a FUSE mount such as /dbfs)"

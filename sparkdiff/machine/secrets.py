@@ -28,8 +28,8 @@ _TOKEN = re.compile(
     r"""[^\s&;,"'()\[\]{}](?:[^\s&;,"'()\[\]{}\\]|["'()\[\]{}\\,](?=\w)|[ ](?=[^;&"'=]{0,80};))*""",
     re.IGNORECASE | re.DOTALL,
 )
-"""A piece of a value: a quoted text, a bracket, a separator, or other text, perhaps after a scheme of HTTP
-authentication.
+"""A piece of a value: a quoted text, a bracket, a separator, or other text, perhaps after an HTTP authentication
+scheme.
 """
 _BEARER = re.compile(r"(\bbearer\s+)[\w.~+/=-]+", re.IGNORECASE)
 # user:secret@host. A secret may contain a slash or an @, so text with a colon ends at the last @. In URLs with ports, digits
@@ -41,8 +41,8 @@ _ORACLE = re.compile(r"(jdbc:oracle:\w+:)[^\s\"'@]+@", re.IGNORECASE)
 
 
 def redacted(text: str) -> str:
-    """The text without secrets: `s3a://...@bucket/rows` for `s3a://user:secret@bucket/rows`, `password=...` for any
-    password.
+    """The text without secrets: `s3a://...@bucket/rows` for `s3a://user:secret@bucket/rows`; `password=...` for any
+    value.
 
     It may hide more than a secret, such as a folder whose name looks like a login, but never only a part of a value
     that it recognises.
@@ -58,9 +58,7 @@ def redacted(text: str) -> str:
 
 
 def is_secret(name: str) -> bool:
-    """True if a setting of this name holds a secret: `fs.s3a.access.key` and `dbPass`, but not `primaryKey` and
-    `passRate`.
-    """
+    """True if a setting of this name holds a secret: `fs.s3a.access.key` and `dbPass`, not `primaryKey` and `passRate`."""
     return _SECRET.search(_WORDS.sub(".", name).lower()) is not None
 
 

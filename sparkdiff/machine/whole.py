@@ -32,8 +32,8 @@ def remove(path: Path) -> None:
 
 @contextlib.contextmanager
 def temporary(path: Path) -> Iterator[Path]:
-    """Provide a hidden path at which to write a file or a folder before renaming it; remove what is left there in the
-    end.
+    """Provide a hidden path at which to write a file or folder before renaming it; in the end, remove what is left
+    there.
     """
     part = hidden(path)
     try:

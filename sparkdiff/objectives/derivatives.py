@@ -1,5 +1,4 @@
-"""Losses with a closed-form derivative with respect to the margin, for the most common predictors; autograd handles the
-others.
+"""Losses with a closed-form derivative with respect to the margin, for common predictors; autograd handles the others.
 
 On the small tensors of a step, autograd's bookkeeping takes several times as long as the arithmetic.
 """
@@ -14,9 +13,7 @@ from sparkdiff.stages.predictor import Predictor
 from sparkdiff.tensors.rows import on_gpu
 
 Derivative = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""(margin (K, n) or (K, n, k), label (n,)) -> loss (K, n) and its derivative with respect to the margin, of the same
-shape.
-"""
+"""(margin (K, n) or (K, n, k), label (n,)) -> loss (K, n) and its derivative by the margin, of the margin's shape."""
 
 
 def derivative(name: str, power: float | None, head: Predictor) -> Derivative | None:

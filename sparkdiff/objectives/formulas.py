@@ -163,9 +163,7 @@ def between_groups(prediction: Tensor, groups: Tensor, weight: Tensor) -> Tensor
 
 
 def index(y: Tensor, classes: int) -> Tensor:
-    """Labels as class indices (n,) int64. A row with weight 0 may have any label: it gets some class, and does not
-    count.
-    """
+    """Labels as class indices (n,) int64. A row with weight 0 may have any label: it gets some class and doesn't count."""
     return y.nan_to_num().clamp(0, classes - 1).long()
 
 

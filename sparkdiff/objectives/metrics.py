@@ -258,9 +258,7 @@ def _ratio(one: Tensor, other: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Counts:
-    """Weighted counts per class, (k,), as in Spark's MulticlassMetrics; `hits` are rows whose label and prediction
-    agree.
-    """
+    """Weighted counts per class, (k,), as in Spark's MulticlassMetrics; `hits`: label and prediction are this class."""
 
     hits: Tensor  # label and prediction
     label: Tensor

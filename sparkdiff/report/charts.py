@@ -74,9 +74,7 @@ def _for_page(svg: str, title: str) -> str:
 
 
 def curves(records: Records, metric: str, direction: str, *, whose: str = "validation rows") -> str:
-    """The metric over the epochs of all candidates, with the original's as a line and the best epoch marked; "" without
-    epochs.
-    """
+    """The metric over the epochs of all candidates, the original's as a line, the best epoch marked; "" without epochs."""
     lines: dict[tuple[Any, ...], list[tuple[float, float]]] = {}
     for row in records:
         value = row.get("validationMetric")
@@ -133,9 +131,7 @@ def changes(histogram: Mapping[str, Sequence[float]] | None, what: str = "predic
 
 
 def reliability(bins: Sequence[Mapping[str, float]] | None, what: str = "prediction") -> str:
-    """Mean label by mean score, per decile of the original's score, for both pipelines; "" with fewer than two known
-    deciles.
-    """
+    """Mean label by mean score, per decile of the original's score, for both pipelines; "" with fewer than two deciles."""
     known = [b for b in bins or [] if all(math.isfinite(b[k]) for k in ("label", "before", "after"))]
     if len(known) < 2:
         return ""
@@ -152,7 +148,7 @@ def reliability(bins: Sequence[Mapping[str, float]] | None, what: str = "predict
 
 
 def slices(found: Sequence[Mapping[str, Any]]) -> str:
-    """The change of the metric by slice, worst first, with 95% intervals from the normal distribution where errors are
+    """The change of the metric by slice, worst first, with 95% intervals from the normal distribution if errors are
     known.
     """
     rows = [s for s in found if s.get("before") and s.get("gain") is not None]

@@ -148,9 +148,7 @@ def _head(bus: Bus) -> str:
 
 
 def _cuts(plan: Mapping[str, Any]) -> set[int]:
-    """The stages at which gradients stop: those nearest to the loss that stay in Spark, or whose parameters do not
-    train.
-    """
+    """The stages that stop gradients: those nearest to the loss that stay in Spark, or whose parameters do not train."""
     out: set[int] = set()
     stack, seen = [plan["head"]] if plan["head"] is not None else [], set()
     while stack:

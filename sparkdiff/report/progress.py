@@ -22,9 +22,7 @@ NOTHING = 1e-12
 
 
 def share_of(change: float, metric: float) -> float:
-    """The change as a share of the metric's absolute value, whatever the unit of the label: squares of small labels are
-    tiny.
-    """
+    """The change as a share of the metric's absolute value, for labels of any unit: squares of small labels are tiny."""
     return change / (abs(metric) or NOTHING)
 
 
@@ -163,8 +161,8 @@ def shown(verbosity: int | None) -> bool:
 def advance(
     what: str, number: int, most: int, *figures: str, seconds: float | None = None, about: str = "about"
 ) -> str:
-    """The progress of a phase, in the same form for all phases: `epoch 18 of at most 120: poisson 38.7 -> 12.4
-    (-67.9%), about 40 s`.
+    """The progress of a phase in a line that has the same form for all phases:
+    `epoch 18 of at most 120: poisson 38.7 -> 12.4 (-67.9%), about 40 s`.
 
     Args:
         what: name of the counted thing; it is at `number` of `most`.
@@ -195,9 +193,7 @@ class RemainingTime:
         self.begun = False
 
     def left(self, done: int, most: int) -> float | None:
-        """Seconds until `most` are done; None at the first call, while nothing has been done since then, and at the
-        end.
-        """
+        """Seconds until `most` are done; None at the first call, while nothing was done since then, and at the end."""
         now = self.clock()
         if not self.begun:
             self.first, self.begun = (done, now), True
@@ -262,7 +258,7 @@ def tell(listeners: Sequence[Events], method: str, *what: Any) -> None:
 
 
 class Progress(Events):
-    """A listener that shows the phases to people. It is made for one run; its screen is chosen when the first phase
+    """A listener that shows the phases to people. It is made for one run, and chooses its screen when the first phase
     begins.
     """
 

@@ -1,6 +1,4 @@
-"""The record of a run, in plain values, which a store of runs, a report and an experiment tracker read; and its
-summary.
-"""
+"""The record of a run in plain values, for a store of runs, a report and an experiment tracker; and its summary."""
 
 import dataclasses
 import importlib.metadata

@@ -36,9 +36,7 @@ def report_of(folder: Path) -> str:
 
 
 def write_report(folder: Path) -> None:
-    """Write the report into a run folder. If a chart can't be drawn, only warn and write no report, so that the run is
-    not lost.
-    """
+    """Write the report into a run folder. If a chart can't be drawn, only warn and write none: the run is not lost."""
     try:
         text = report_of(folder)
     except Exception as e:

@@ -61,9 +61,7 @@ def _lines(section: Section) -> list[str]:
 
 
 def as_html(sections: Iterable[Section]) -> str:
-    """The sections as one `<div>` for a notebook: all text is escaped, colours are the page's own, and there is no
-    script.
-    """
+    """The sections as one `<div>` for a notebook: all text is escaped, colours are the page's own, there is no script."""
     return rendered("sections.html", {}, sections=list(sections), long=LONG)
 
 

@@ -18,9 +18,7 @@ def p_value(p: float, least: float = 0.001) -> str:
 
 
 def sections_of(summary: Mapping[str, Any]) -> Iterator[Section]:
-    """The sections of a run's report: the before/after table, the decision and its reason, further figures, and
-    warnings.
-    """
+    """The sections of a run's report: before/after table, decision, reason, further figures, and warnings."""
     yield SectionTable(_metrics(summary), ruled=True)
     held = ""
     if summary["gainInterval"] is not None:
@@ -80,8 +78,8 @@ def _folds(folds: Sequence[Mapping[str, Any]]) -> Iterator[Section]:
 
 
 def _place(summary: Mapping[str, Any]) -> Iterator[str]:
-    """A sentence on the device and number type of training, unless it was the CPU in float64; and one on automatically
-    chosen processes.
+    """Sentences on the device and number type of training, unless the CPU in float64, and on an automatic number of
+    processes.
     """
     device, single = summary.get("device") or "cpu", summary.get("parity", {}).get("float32")
     if single is not None:

@@ -151,9 +151,7 @@ def _held(values: Any) -> Iterator[Any]:
 
 @contextlib.contextmanager
 def saved(model: Any, folder: Path | None) -> Iterator[Path | None]:
-    """Save a model to a folder below `folder` (None: the system's temporary one) within this context; None if it cannot
-    be saved.
-    """
+    """Save a model below `folder` (None: the system's temporary one) within this context; None if it cannot be saved."""
     with jvm.temporary(".stages-", folder) as path:
         try:
             model.write().overwrite().save(jvm.stores.address(path))

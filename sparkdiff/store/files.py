@@ -77,9 +77,7 @@ def replace(path: Path, content: bytes) -> None:
 
 
 def _keep_previous(path: Path, file: BinaryIO) -> None:
-    """Rename the previous checkpoint before a new one replaces it; after a crash in between, the previous one still
-    exists.
-    """
+    """Rename the previous checkpoint before a new one replaces it, so that a crash in between leaves the previous one."""
     file.flush()
     os.fsync(file.fileno())  # an error of a full disk may come only now, when the previous one must still exist
     if path.exists():
@@ -231,8 +229,8 @@ def full(error: BaseException | None) -> str:
 
 
 def denied(error: BaseException) -> str:
-    """The reason if a store refuses or a file system is read-only; else empty, because a user's own file may be refused
-    otherwise.
+    """The reason if a store refuses or a file system is read-only; else empty: one file may be refused for other
+    reasons.
     """
     if isinstance(error, StoreError):
         return str(error.strerror)
@@ -253,8 +251,7 @@ def folder_size(folder: Path) -> int:
 
 @contextlib.contextmanager
 def room(what: str, path: Path, way_out: str, needed: Callable[[], str] = lambda: "") -> Iterator[None]:
-    """Turn an error for a full disk, or from a file system that refuses to write, into one sentence within this
-    context.
+    """Turn an error for a full disk, or of a file system that refuses to write, into one sentence within this context.
 
     Args:
         way_out: the solution for a full disk.

@@ -221,9 +221,7 @@ class _Teller:
             self.tell(vars(value)[name])
 
     def library(self, value: Any) -> bool:
-        """Feed a value of an installed package by its name and the package's version; return False if it is no such
-        value.
-        """
+        """Feed a value of an installed package by its name and the package's version; return False for any other value."""
         module, name = value.__module__, value.__qualname__
         if module is None or not _installed(module) or _named(module, name) is not value:
             return False

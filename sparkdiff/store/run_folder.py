@@ -103,9 +103,7 @@ def name_beside(runId: str, rest: str) -> str:
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The folder of one training: its request, its newest checkpoint, and one folder per attempt with several
-    processes.
-    """
+    """The folder of one training: its request, its newest checkpoint, and one folder per attempt of several processes."""
 
     path: Path
     runId: str

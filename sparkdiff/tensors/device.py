@@ -197,8 +197,8 @@ class _Repeatable:
 
 @contextlib.contextmanager
 def repeatable(at: Place) -> Iterator[None]:
-    """Make results repeatable within this context: GPU kernels add in a fixed order, and float32 products use float32,
-    not TF32.
+    """Make results repeatable within this context: GPU kernels add in a fixed order, and products of float32 don't use
+    TF32.
 
     Raises:
         InputError: this process has already used cuBLAS with other settings.
@@ -269,9 +269,7 @@ def is_short_of_memory(e: RuntimeError) -> bool:
 
 
 class DeviceCopies:
-    """A tensor of settings, such as costs, available on the device of the rows; each device gets a copy at its first
-    use.
-    """
+    """A tensor of settings, such as costs, on the device of the rows; each device gets a copy at its first use."""
 
     def __init__(self, value: Tensor):
         self.value, self.copies = value, {value.device: value}

@@ -108,8 +108,8 @@ class SparseRows:
         return self.with_whole(which, self.values.new_full((self.width * int(which.sum()),), torch.nan))
 
     def with_whole(self, which: Tensor, new: Tensor) -> "SparseRows":
-        """The same rows, except that rows for which `which` (n,) is True store all entries, given by `new` row after
-        row.
+        """The same rows, but rows for which `which` (n,) is True store all entries, taken from `new` one row after the
+        other.
         """
         lengths = torch.where(which, self.width, self.lengths())
         offsets = offsets_of(lengths)
@@ -154,9 +154,7 @@ Rows = Tensor | SparseRows
 
 
 def offsets_of(lengths: Tensor) -> Tensor:
-    """Offsets (n + 1,) int64 at which the entries of each row begin, and the last one's end, from the rows' numbers of
-    entries (n,).
-    """
+    """Offsets (n + 1,) int64 of the first entry of each row, and of the end of the last row, from entries per row (n,)."""
     return F.pad(lengths.cumsum(0), (1, 0))
 
 
@@ -245,16 +243,12 @@ def running_sum(x: Tensor) -> Tensor:
 
 
 def sum_in_order(x: Tensor) -> Tensor:  # (n, d) -> (n,)
-    """The sums of rows, added column by column as in Spark; on a GPU torch's own sum, which adds several columns at a
-    time.
-    """
+    """The sums of rows, added column by column as in Spark; on a GPU torch's own sum, which adds several at a time."""
     return x.sum(1) if on_gpu(x) or not x.shape[1] else x.cumsum(1)[:, -1]
 
 
 def known_any(wrong: Tensor) -> bool:
-    """True if any entry is True; on the CPU only. A GPU isn't waited for: the CPU has already seen the same rows, for
-    statistics.
-    """
+    """True if any entry is True; on the CPU only: a GPU isn't waited for, as the CPU saw the same rows for statistics."""
     return not on_gpu(wrong) and bool(wrong.any())
 
 

@@ -51,8 +51,7 @@ class JSONLines(Events):
 
 
 class TensorBoard(Events):
-    """A listener that writes a run's curves, and at its end the decision, figures and settings, into a folder for
-    TensorBoard.
+    """A listener that writes a run's curves, and at its end the decision, figures and settings, for TensorBoard.
 
     Needs the package `tensorboard`: `pip install "sparkdiff[tensorboard]"`.
 

@@ -256,9 +256,7 @@ def _plan(tuned: Any) -> Any:
 
 
 def _log_lineage(client: Any, run_id: str, tuned: Any, parent: str | None) -> dict[str, str]:
-    """Log and return tags with the content hashes of the model and of its original, and the run that logged the
-    original.
-    """
+    """Log and return tags with the content hashes of the model and its original, and the run that logged the original."""
     folder = jvm.scratch_folder() or Path(tempfile.gettempdir())
     original = getattr(tuned, "originalModel", None)
     told = {"modelHash": hash_of(tuned.pipelineModel, None, folder)}
