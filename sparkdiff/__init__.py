@@ -1,4 +1,4 @@
-"""Fine-tune a fitted Spark ML pipeline; the result is again a plain Spark ML pipeline."""
+"""Fine-tuning of fitted Spark ML pipelines; the result is again a plain Spark ML pipeline."""
 
 import importlib
 from typing import TYPE_CHECKING, Any
@@ -94,8 +94,8 @@ __all__ = [  # noqa: RUF022 - by what a reader meets first
 
 
 def __getattr__(name: str) -> Any:
-    # Lazily (PEP 562), so that importing sparkdiff is cheap and needs neither torch nor Spark. No module may bear a
-    # public name: importing it would put the module in the name's place.
+    # Lazily (PEP 562), so that importing sparkdiff is cheap and needs neither torch nor Spark. No module may have a
+    # public name: importing it would replace the name by the module.
     if name == "mlflow":  # a module: `sparkdiff.mlflow.log(tuned)` without another import
         return importlib.import_module("sparkdiff.mlflow")
     if name not in _HOME:

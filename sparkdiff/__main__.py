@@ -1,4 +1,4 @@
-"""`python -m sparkdiff`."""
+"""Entry point of `python -m sparkdiff`."""
 
 import sys
 

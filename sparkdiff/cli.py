@@ -1,4 +1,4 @@
-"""The `sparkdiff` command. Each of its parts imports what it needs, so that help comes at once."""
+"""The `sparkdiff` command. Each subcommand imports what it needs when it runs, so that `--help` responds at once."""
 
 import sys
 from collections.abc import Sequence

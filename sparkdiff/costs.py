@@ -1,4 +1,4 @@
-"""What a fine-tuning would cost, before it runs: Spark jobs, bytes of the cache, seconds of each phase. Reads only."""
+"""The cost of a fine-tuning before it runs: Spark jobs, bytes of the cache, seconds of each phase. Reads only."""
 
 import dataclasses
 import time
@@ -23,20 +23,22 @@ from sparkdiff.training.ongoing import Training
 from sparkdiff.training.preparation import start_of
 
 EPOCHS = 2
-"""Epochs of the sample: the first one also prepares, the last one is timed."""
+"""Number of epochs on the sample: the first one includes preparation, the last one is timed."""
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Cost(ShownFields):
-    """What a fine-tuning would cost; as text by `str` and `print`. Each range is the least and the most that is expected.
+    """The expected cost of a fine-tuning; as text by `str` and `print`. Each range is the smallest and largest expected
+    value.
 
     Attributes:
-        rows: of the data.
-        jobs: Spark jobs of each phase; None over Spark Connect, which does not tell them.
-        cacheBytes: of the files of the cache; right within a factor of 1.3 where the first rows are like the others.
-        seconds: of each phase.
-        candidates, maxEpochs: what trains, and for how long at most; 0 candidates where the first rows do not train.
-        notes: what the figures rest on, and what they leave out.
+        rows: number of rows of the data.
+        jobs: Spark jobs of each phase; None over Spark Connect, where they are not available.
+        cacheBytes: size of the files of the cache; right within a factor of 1.3 if the first rows are like the others.
+        seconds: seconds of each phase.
+        candidates, maxEpochs: number of candidates that train, and of epochs at most; 0 candidates if the first rows do
+            not train.
+        notes: the basis of the figures, and what they leave out.
     """
 
     __module__ = "sparkdiff"
@@ -51,7 +53,7 @@ class Cost(ShownFields):
 
     @property
     def totalJobs(self) -> Range | None:
-        """Spark jobs of all phases."""
+        """Number of Spark jobs of all phases."""
         return None if self.jobs is None else _sum(self.jobs)
 
     @property
@@ -60,7 +62,7 @@ class Cost(ShownFields):
         return _sum(self.seconds)
 
     def toDict(self) -> dict[str, Any]:
-        """All of it, the totals too."""
+        """All values, including the totals."""
         return super().toDict() | {"totalJobs": self.totalJobs, "totalSeconds": self.totalSeconds}
 
     def _headline(self) -> str:
@@ -76,7 +78,7 @@ class Cost(ShownFields):
 
 
 def cost_of(task: Task, df: DataFrame) -> Cost:
-    """What fine-tuning on these rows would cost. Counts the rows, runs Spark on some of them, and trains on the first ones.
+    """The expected cost of fine-tuning on these rows. Counts them, runs Spark on some, and trains on the first ones.
 
     Raises:
         InputError: the rows or the options can't be used.
@@ -116,7 +118,9 @@ def cost_of(task: Task, df: DataFrame) -> Cost:
 
 @dataclasses.dataclass(frozen=True)
 class _Pace:
-    """Seconds of all candidates per training row and epoch, and per validation row and epoch; and of the network per row."""
+    """Seconds of all candidates per training row and epoch, and per validation row and epoch; seconds of the network
+    per row.
+    """
 
     train: float
     validate: float
@@ -124,7 +128,7 @@ class _Pace:
 
 
 def _seconds(task: Task, found: Rehearsal, share: Mapping[str, float], pace: _Pace | None) -> dict[str, Range]:
-    """Seconds of each phase: the least if the training stops as soon as it may, the most if it takes all epochs."""
+    """Seconds of each phase: the least if training stops as early as possible, the most if it takes all epochs."""
     o, job = task.options, found.jobSeconds
     if pace is None:
         return {"cache": found.seconds, "verify": (0.3 * job, 4 * job), "write back": (0.1 * job, 4 * job)}
@@ -139,7 +143,9 @@ def _seconds(task: Task, found: Rehearsal, share: Mapping[str, float], pace: _Pa
 
 
 def _trained(task: Task, sample: Sample, validation: int) -> tuple[_Pace, int]:
-    """The pace of a training on the sample, and the number of its candidates, which depends on the validation rows of all."""
+    """The pace of a training on the sample, and its number of candidates, which depends on the total of validation
+    rows.
+    """
     o = dataclasses.replace(task.options, maxEpochs=EPOCHS, maxSeconds=None)
     network = Network(task.cut.graph, task.cut.live)
     with sample.stream as stream:
@@ -153,7 +159,7 @@ def _trained(task: Task, sample: Sample, validation: int) -> tuple[_Pace, int]:
         training = Training(network, start.recipes, o, start.units, original, start.stats)
         times: dict[int, list[float]] = {}
         train(training, data, objective, metric, lambda t: times.setdefault(t.epoch, []).append(time.perf_counter()))
-    # The last time of an epoch is told with the number of the next one.
+    # The last time of an epoch is reported with the number of the next one.
     steps, end = times[EPOCHS], times[EPOCHS + 1][-1]
     validate = (end - steps[-1]) / sample.splits[VALIDATION]
     return _Pace((steps[-1] - steps[0]) / sample.splits[TRAIN], validate, forward), len(start.recipes)
@@ -173,7 +179,7 @@ def _size(number: int) -> str:
 
 
 def _duration(found: Range) -> str:
-    """A range of seconds as a person says it."""
+    """A range of seconds in readable units."""
     low, high = found
     for unit, size in (("h", 3600), ("min", 60)):
         if low >= 2 * size:

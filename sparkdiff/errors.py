@@ -1,4 +1,4 @@
-"""Every error that sparkdiff raises on purpose."""
+"""All errors that sparkdiff raises on purpose."""
 
 import difflib
 import os
@@ -9,31 +9,35 @@ from sparkdiff.machine import secrets
 
 
 class SparkdiffError(Exception):
-    """Base of all errors raised by sparkdiff. A message names what was found, why it is refused, and what to do; secrets are
-    left out."""
+    """Base class of all errors raised by sparkdiff.
+
+    A message names what was found, why it is refused, and what to do; secrets are left out.
+    """
 
     def __init__(self, message: object = ""):
         super().__init__(secrets.redacted(str(message)))
 
 
 class InputError(SparkdiffError):
-    """The caller's input (pipeline, data, options) cannot be used. The command exits with code 2."""
+    """The error that the caller's input (pipeline, data, options) cannot be used. The command exits with code 2."""
 
 
 class WriteError(SparkdiffError):
-    """A required file cannot be written where one could be when the run began. The command exits with code 1."""
+    """The error that a required file cannot be written, although this was possible when the run began. The command
+    exits with code 1.
+    """
 
 
 class FullDiskError(WriteError):
-    """The disk has no space for a required file."""
+    """The error that the disk has no space for a required file."""
 
 
 class StoreError(OSError):
-    """A file system of Hadoop refused something; `strerror` is its own first sentence."""
+    """The error that a Hadoop file system refused an operation; `strerror` is the first sentence of its own message."""
 
 
 class ParityError(SparkdiffError):
-    """Spark and the translated network differ by more than the tolerance. The command exits with code 1."""
+    """The error that Spark and the translated network differ by more than the tolerance. The command exits with code 1."""
 
 
 def kind_of(value: Any) -> str:
@@ -64,7 +68,7 @@ def check_type(name: str, given: Any, kinds: type | tuple[type, ...], wanted: st
 
 
 def check_keys(what: str, given: Iterable[Any], known: Collection[str]) -> None:
-    """Raise InputError for the first of these keys that is not known, which the message calls by `what`."""
+    """Raise InputError for the first of these keys that is not known; `what` is the beginning of its message."""
     for key in given:
         if key not in known:
             raise InputError(f"{what} {key!r}. {did_you_mean(str(key), known)}")

@@ -1,5 +1,5 @@
-"""FineTuner and FineTunerModel: fine-tuning as a pyspark.ml Estimator and the Model that it returns; and the base of estimators
-that have settings of their own beside the options of FineTuner.
+"""FineTuner and FineTunerModel: fine-tuning as a pyspark.ml Estimator and the Model that it returns; and ExtendedTuner,
+the base of estimators with further settings.
 """
 
 import dataclasses
@@ -41,14 +41,12 @@ OBJECTS = {
     "referenceData": option(None, "a DataFrame of rows on which the tuned pipeline may not be worse"),
 }
 ONE_AT_A_TIME = threading.RLock()
-"""A fit holds this lock, because torch's number of threads, Python's warning filters and Spark's confs belong to the
-process.
-"""
+"""A lock that a fit holds: torch's number of threads, Python's warning filters and Spark's confs are process-wide."""
 
 
 @with_params(FIELDS)
 class _TunerParams(Params, TunerGetters):
-    """The options as Params, and the settings of a tuner that has some beside them."""
+    """The options as Params, and further settings of a tuner that has them."""
 
     SETTINGS: ClassVar[Any] = OptionGroup
     """A frozen dataclass of options; `SETTINGS.of` checks their values."""
@@ -59,16 +57,16 @@ class _TunerParams(Params, TunerGetters):
 
 @with_params(OBJECTS | FIELDS, setters=True)
 class FineTuner(Estimator, CheckedParams, _TunerParams, jvm.Persistent, TunerMembers):  # type: ignore[type-arg]
-    """Fine-tune a fitted Spark ML pipeline on a loss of your choice.
+    """An Estimator that fine-tunes a fitted Spark ML pipeline on a loss of your choice.
 
     Args:
         pipeline: a fitted PipelineModel or single fitted stage, or the fitted model of a search, whose bestModel is tuned;
             an unfitted Pipeline is fitted first, on the training rows.
-        referenceData: a DataFrame of rows that may not get worse, for example of the weeks before. A tuned pipeline
-            that is significantly worse on them is not returned. Training never reads them, and they are not saved
+        referenceData: a DataFrame of rows, for example of previous weeks, on which a tuned pipeline must not be worse: if it
+            is significantly worse on them, it is not returned. Training never reads them, and they are not saved
             with the FineTuner.
-        callbacks: instances of subclasses of `sparkdiff.Events`, which are told of each phase, each epoch and the decision;
-            what one of them raises is a warning. They are not a Param: they are not saved with the FineTuner.
+        callbacks: instances of subclasses of `sparkdiff.Events`, which receive each phase, each epoch and the decision;
+            an exception in one of them becomes a warning. They are not a Param, and not saved with the FineTuner.
         **params: see `sparkdiff.options.Options`, or `FineTuner().explainParams()`.
 
     `fit(df)` returns a `FineTunerModel` whose `pipelineModel` is plain Spark ML. `fit(df, [map, ...])`, and therefore
@@ -82,7 +80,7 @@ class FineTuner(Estimator, CheckedParams, _TunerParams, jvm.Persistent, TunerMem
     __module__ = "sparkdiff"
 
     MODEL: ClassVar[type["FineTunerModel"]]
-    """What `fit` returns."""
+    """The class of the model that `fit` returns."""
 
     OBJECTS = OBJECTS
 
@@ -107,20 +105,22 @@ class FineTuner(Estimator, CheckedParams, _TunerParams, jvm.Persistent, TunerMem
         """The values of these options, converted to their types.
 
         Raises:
-            InputError: names every unknown name and every value that can't be.
+            InputError: lists every unknown name and every value that can't be converted.
         """
         return checked(Options, given)
 
     def _set(self, **values: Any) -> Any:
-        # Whatever sets a Param comes through here: the values of a grid too, which nobody has checked.
+        # Every way to set a Param leads here, including the values of a grid, which are unchecked so far.
         if "referenceData" in values:
             check_dataframe("referenceData", values["referenceData"])
         checked = self._checked({name: v for name, v in values.items() if name not in OBJECTS})
         return super()._set(**values | {name: listed(value) for name, value in checked.items()})
 
     def copy(self, extra: Any = None) -> "FineTuner":
-        """A copy with the same uid; mutable values such as lists are copied. Params that are not this FineTuner's own are
-        set on the pipeline's stages, as OneVsRest does with its classifier.
+        """A copy with the same uid; mutable values such as lists are copied.
+
+        Params that are not this FineTuner's own are set on the pipeline's stages, as OneVsRest does with its
+        classifier.
         """
         new = super().copy(extra)._setDefaults()
         others = {param: value for param, value in (extra or {}).items() if param.parent != self.uid}
@@ -129,11 +129,13 @@ class FineTuner(Estimator, CheckedParams, _TunerParams, jvm.Persistent, TunerMem
         return new  # type: ignore[no-any-return]
 
     def _with_params(self, given: Any, params: dict[Param[Any], Any]) -> Any:
-        """The pipeline with these Params; the same object for equal ones within one fitMultiple, which shares its fits."""
+        """The pipeline with these Params. Within one fitMultiple, equal Params give the same object, which shares its
+        fits.
+        """
         try:
             key = ("pipeline", given, frozenset(params.items()))
             hash(key)
-        except TypeError:  # a list, for one
+        except TypeError:  # an unhashable value, such as a list
             return with_stage_params(given, params)
         return (self._shared or Shared()).once(key, lambda: with_stage_params(given, params))
 
@@ -142,8 +144,10 @@ class FineTuner(Estimator, CheckedParams, _TunerParams, jvm.Persistent, TunerMem
         return Options.of({p.name: v for p, v in self._paramMap.items() if p.name in FIELDS})
 
     def fitMultiple(self, dataset: DataFrame, paramMaps: Sequence[Any]) -> "Iterator[tuple[int, FineTunerModel]]":
-        """Fit once per map, with one cache for all maps that do not change it; maps that differ in `learningRate`,
-        `regAnchor`, `recipe` or `ema` only train together. Every map is checked before the first fit.
+        """Fit once per map, with one cache for all maps that do not change it. All maps are checked before the first
+        fit.
+
+        Maps that differ only in `learningRate`, `regAnchor`, `recipe` or `ema` train together.
         """
         tuner = self.copy()
         tuner._shared = Shared()
@@ -197,12 +201,12 @@ class FineTuner(Estimator, CheckedParams, _TunerParams, jvm.Persistent, TunerMem
         return fine_tune(task, sources, phases, shared=shared, boundaries=boundaries, member=member, start=start)
 
     def cost(self, dataset: DataFrame) -> Cost:
-        """What `fit` of these rows would cost: Spark jobs, bytes of the cache, expected seconds. Writes nothing.
+        """The expected cost of `fit` on these rows: Spark jobs, bytes of the cache, seconds. Writes nothing.
 
         It counts the rows, runs Spark on up to 40,000 of them and trains on the first 2,000 for two epochs.
 
         Raises:
-            InputError: the pipeline is not fitted, or it, the rows or an option do not fit.
+            InputError: the pipeline is not fitted, or it, the rows or an option cannot be used.
         """
         given = self._given()
         check_dataframe("the dataset of cost()", dataset)
@@ -219,18 +223,18 @@ class FineTuner(Estimator, CheckedParams, _TunerParams, jvm.Persistent, TunerMem
         return self.getOrDefault("pipeline")
 
     def _sources(self, dataset: DataFrame) -> list[Source]:
-        """The rows of a fit, and those of reference if there are any."""
+        """The rows of a fit, and the reference rows if there are any."""
         reference = [Source(self.getOrDefault("referenceData"), REFERENCE)] if self.isSet("referenceData") else []
         return [Source(dataset), *reference]
 
     def _found(self, outcome: Outcome, options: Options, keep: Keep) -> "FineTunerModel":
         keep(outcome.summary, outcome.model, outcome.original, outcome.summary.options, outcome.plan)
         found = self.MODEL(outcome.model, outcome.original, outcome.summary)
-        self.copy()._copyValues(found)  # whose lists are its own
+        self.copy()._copyValues(found)  # from a copy, so that the lists are not shared
         return found._set(loss=callable_name(options.loss)) if callable(options.loss) else found  # type: ignore[return-value]
 
     def saved_params(self) -> dict[str, Any]:
-        """The options that are set, in values that JSON can hold."""
+        """The options that are set, as JSON-ready values."""
         return {name: v for name, v in self.options().asdict().items() if self.isSet(name)}
 
     def saved_parts(self) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -252,19 +256,18 @@ class FineTuner(Estimator, CheckedParams, _TunerParams, jvm.Persistent, TunerMem
 
 
 def kept(options: Options) -> AbstractContextManager[Keep]:
-    """`keeping` as the options ask for it."""
+    """The context manager `keeping` with the values of these options."""
     return keeping(options.storeDir, options.tags, options.redact, lambda: root(options))
 
 
 class FineTunerModel(Holder, Model, _TunerParams, jvm.Persistent):  # type: ignore[type-arg]
-    """The result of fine-tuning. It has the Params of the FineTuner; a loss function of your own is stored by its
-    name.
+    """The result of fine-tuning, with the Params of the FineTuner; a custom loss function is stored by its name.
 
     Attributes:
         pipelineModel: the plain Spark ML pipeline; the original object itself if the original was kept.
         originalModel: the pipeline that was fine-tuned.
         summary: metrics before and after, decision, history.
-        dataset: the rows of the fit; None of a model that was loaded or copied.
+        dataset: the rows of the fit; None for a model that was loaded or copied.
     """
 
     __module__ = "sparkdiff"
@@ -296,7 +299,7 @@ class FineTunerModel(Holder, Model, _TunerParams, jvm.Persistent):  # type: igno
 
 
 def _has_name(loss: Any) -> bool:
-    """Whether `module:qualname` names this callable."""
+    """True if this callable can be found by its name `module:qualname`."""
     try:
         return named_callable(callable_name(loss)) is loss
     except ValueError:
@@ -311,22 +314,24 @@ def _names(settings: type) -> tuple[str, ...]:
 
 
 class ExtendedTuner(FineTuner):
-    """A FineTuner with settings of its own, and another procedure."""
+    """A FineTuner with further settings and another procedure."""
 
     WHY_REFUSED: ClassVar[Mapping[str, str]] = {}
-    """Options of fine-tuning that it does not have, and why."""
+    """Options of fine-tuning that it does not support, and the reasons."""
     DESCRIBE: ClassVar[Callable[..., str]]
-    """The plan of a fitted pipeline, as text: of the pipeline, the options, the settings and the rows."""
+    """Function that returns the plan as text, from the fitted pipeline, the options, the settings and the rows."""
     PROCEDURE: ClassVar[Callable[..., Outcome]]
-    """Runs on a fitted pipeline, or on an unfitted Pipeline: with the options, the settings, the sources and the phases."""
+    """Function that runs the procedure, on a fitted pipeline or an unfitted Pipeline, the options, the settings, the
+    sources and the phases.
+    """
 
     def options(self) -> Options:
-        """The resolved options; rows are divided as shows the smallest gains where `numFolds` is not set."""
+        """The resolved options; if `numFolds` is not set, it is "auto", which detects smaller gains."""
         found = super().options()
         return found if self.isSet("numFolds") else dataclasses.replace(found, numFolds="auto")
 
     def _run(self, given: Any, options: Options, sources: Sequence[Source], phases: Phases) -> Outcome:
-        if not isinstance(given, Pipeline):  # what is wrong is found before anything is fitted
+        if not isinstance(given, Pipeline):  # raises errors before anything is fitted
             self.DESCRIBE(plain(given), options, self.settings(), sources[0].df)
         return self.PROCEDURE(given, options, self.settings(), sources, phases)
 
@@ -346,15 +351,15 @@ class ExtendedTuner(FineTuner):
         return found
 
     def settings(self) -> Any:
-        """The resolved options beside those of fine-tuning."""
+        """The resolved settings beyond the options of fine-tuning."""
         names = _names(self.SETTINGS)
         return self.SETTINGS.of({p.name: v for p, v in self._paramMap.items() if p.name in names})
 
     def explain(self, dataset: DataFrame) -> str:
-        """The plan of `fit` of these rows, as text: what would be tried, what not, and why. Runs no Spark job.
+        """The plan of `fit` on these rows, as text: what it would try, what not, and why. Runs no Spark job.
 
         Raises:
-            InputError: the pipeline is not fitted, or it or an option does not fit.
+            InputError: the pipeline is not fitted, or it or an option cannot be used.
         """
         given = self._given()
         check_dataframe("the dataset of explain()", dataset)
@@ -365,7 +370,7 @@ class ExtendedTuner(FineTuner):
         return self.DESCRIBE(plain(given), self.options(), self.settings(), dataset)
 
     def cost(self, dataset: DataFrame) -> Cost:
-        """Not known: what is tried depends on what is found.
+        """Raise InputError: the cost is not known before, because what is tried depends on earlier results.
 
         Raises:
             InputError: always.

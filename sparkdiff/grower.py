@@ -22,11 +22,11 @@ else:
 
 @with_params(FIELDS, setters=True)
 class Grower(ExtendedTuner, GrowerMembers):
-    """Grow a fitted Spark ML pipeline that ends in a linear stage: add plain MLlib stages that learn what its form cannot say.
+    """An Estimator that adds plain MLlib stages to a fitted Spark ML pipeline that ends in a linear stage.
 
-    Parts of several kinds (hidden units, crosses of columns, curves, effects of entities, boosted trees) are trained in rounds;
-    in each the best one joins. In the end all stages train together, parts that are not missed are dropped, and held-out rows
-    decide, as in FineTuner.
+    The new stages learn what the pipeline's form cannot express. Parts of several kinds (hidden units, crosses of columns,
+    curves, effects of entities, boosted trees) are trained in rounds, and the best one of each round is added. In the end all
+    stages train together, parts that are not needed are dropped, and held-out rows decide, as in FineTuner.
 
     Args:
         pipeline: a fitted PipelineModel, or an unfitted Pipeline, which is fitted on the training rows first. It ends in
@@ -35,8 +35,8 @@ class Grower(ExtendedTuner, GrowerMembers):
         callbacks: see `FineTuner`.
         **params: see `sparkdiff.growth.settings.GrowthSettings` and `sparkdiff.options.Options` or `Grower().explainParams()`.
 
-    `fit(df)` returns a `GrowerModel` whose `pipelineModel` is plain Spark ML: the stages that were there, with their uids and
-    Params, new MLlib stages among them, and the last linear stage over all columns (its featuresCol is another one).
+    `fit(df)` returns a `GrowerModel` whose `pipelineModel` is plain Spark ML: the original stages, with their uids and
+    Params, new MLlib stages among them, and the last linear stage on all columns (with another featuresCol).
 
     Raises:
         InputError: an option is unknown, of a wrong type or out of bounds; the message names all of them.

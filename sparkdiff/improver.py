@@ -24,12 +24,12 @@ else:
 
 @with_params(FIELDS, setters=True)
 class Improver(ExtendedTuner, ImproverMembers):
-    """Improve a fitted Spark ML pipeline within a budget, in every way that sparkdiff knows.
+    """An Estimator that improves a fitted Spark ML pipeline within a budget, by every method that sparkdiff has.
 
-    Weights are trained (`finetune`), stages are fitted anew (`refit`), their settings searched (`search`), stages are deleted
-    (`simplify`) or added (`import`: boosted trees; `grow`: hidden units, crosses, curves, effects). Cheap ways come first, those
-    that fall behind are stopped. This race runs on some of the rows; the others prove the best of it, each made anew for every
-    fold, and what is proven is made from all rows.
+    It trains weights (`finetune`), refits stages (`refit`), searches their settings (`search`), deletes stages (`simplify`) or
+    adds some (`import`: boosted trees; `grow`: hidden units, crosses, curves, effects). Cheap methods come first, and those that
+    fall behind are stopped. This race runs on some of the rows. The others test its best results, each of which is made again
+    for every fold; an accepted one is then made from all rows.
 
     Args:
         pipeline: a fitted PipelineModel, or an unfitted Pipeline, which is fitted anew for each fold.
@@ -38,8 +38,8 @@ class Improver(ExtendedTuner, ImproverMembers):
         **params: see `sparkdiff.improvement.settings.ImprovementSettings` and `sparkdiff.options.Options` (all but
             maxSeconds), or `Improver().explainParams()`.
 
-    `fit(df)` returns an `ImproverModel`, whose `pipelineModel` is plain Spark ML: the best pipeline that the rows decide for, or
-    the original object itself. `offers` has others by name, such as the best that serves as cheaply as the original.
+    `fit(df)` returns an `ImproverModel`, whose `pipelineModel` is plain Spark ML: the best pipeline that the rows accept, or
+    the original object itself. `offers` has others by name, such as the best that is as cheap to serve as the original.
 
     Raises:
         InputError: an option is unknown, of a wrong type or out of bounds; the message names all of them.
@@ -72,11 +72,11 @@ class ImproverModel(FineTunerModel, ImproverGetters):
     Attributes:
         pipelineModel: the best pipeline, plain Spark ML; the original object itself if the original was kept.
         originalModel: the pipeline that was to be improved.
-        summary: an `ImprovementSummary`: the table of what was proven, the arms, why.
-        offers: {name: plain PipelineModel}: "best", and where they exist "asCheap" (the best that serves as cheaply as the
+        summary: an `ImprovementSummary`: the table of tested results, the arms, and the reasons.
+        offers: {name: plain PipelineModel}: "best", and where they exist "asCheap" (the best that is as cheap to serve as the
             original), "sameForm" (the best with the original's stages), "simpler" (fewer stages, cheaper to serve, and no
-            worse). They are not saved with the model: save those that you want, each is a plain PipelineModel. Empty after
-            loading.
+            worse). They are not saved with the model, so it is empty after loading: save those that you want, each is a
+            plain PipelineModel.
     """
 
     __module__ = "sparkdiff"

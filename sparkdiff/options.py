@@ -1,4 +1,4 @@
-"""The only list of options: the Params of the Estimator, the YAML keys and the command-line overrides come from it."""
+"""The list of options; the Params of the Estimator, the YAML keys and command-line overrides are derived from it."""
 
 import dataclasses
 import functools
@@ -21,13 +21,13 @@ REPORTED = {
 """Metrics that are reported but cannot decide, with the reason."""
 PENALTIES = ("parityGap", "monotone")
 DEVICE = (r"auto|cpu|cuda(:(0|[1-9]\d*))?", "auto, cpu, cuda or cuda:<number>, such as cuda:1")
-"""The form of a device's name, and how it is told."""
+"""The pattern of a device's name, and its description for messages."""
 EXCLUSIVE = (
     ("validationIndicatorCol", "validationFraction", ""),
     ("groupCol", "timeCol", ""),
     ("numFolds", "validationIndicatorCol", "with folds all rows decide; "),
 )
-"""Options of which one at most can be set, and why."""
+"""Pairs of options of which at most one can be set, and the reason."""
 ELSEWHERE = {
     "areaUnderROC": ("auc", "auroc", "rocauc", "rocaucscore"),
     "areaUnderPR": ("aucpr", "auprc", "prauc", "averageprecision", "averageprecisionscore"),
@@ -43,7 +43,9 @@ ELSEWHERE = {
 
 
 def option(default: Any, help: str, **rules: Any) -> Any:
-    """A field with its help text and its rules: kind, words, low, high, openLow, openHigh, choices, pattern, refused, callable, sum, lists, texts, nested, folder, items, item."""
+    """A field with its help text and its rules: kind, words, low, high, openLow, openHigh, choices, pattern, refused,
+    callable, sum, lists, texts, nested, folder, items, item.
+    """
     if isinstance(default, dict):
         return dataclasses.field(default_factory=lambda: dict(default), metadata={"help": help, "kind": dict, **rules})
     return dataclasses.field(default=default, metadata={"help": help, "kind": type(default), **rules})
@@ -51,7 +53,7 @@ def option(default: Any, help: str, **rules: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class OptionGroup:
-    """A dataclass of options, in values that JSON can hold."""
+    """Base of dataclasses of options, whose values JSON can hold."""
 
     def asdict(self) -> dict[str, Any]:
         """The value of each option, by name."""
@@ -123,10 +125,10 @@ class Options(OptionGroup):
 
     @staticmethod
     def of(given: Mapping[str, Any]) -> "Options":
-        """Options from names and values, as given by Params, YAML or the command line.
+        """Options from names and values of Params, YAML or the command line.
 
         Raises:
-            InputError: names every unknown key (with the nearest known key), every value of a wrong type or out of
+            InputError: lists every unknown key (with the nearest known key), every value of a wrong type or out of
                 bounds, and every pair of options that exclude each other.
         """
         values, problems = converted(given, FIELDS)
@@ -155,11 +157,11 @@ class Options(OptionGroup):
 
     @property
     def processes(self) -> int:
-        """`numProcesses`; 1 while `auto` has not decided."""
+        """Value of `numProcesses`; 1 while `auto` has not decided."""
         return self.numProcesses if isinstance(self.numProcesses, int) else 1
 
     def asdict(self) -> dict[str, Any]:
-        """The value of each option, by name; of a function its name."""
+        """The value of each option, by name; for a function its name."""
         return super().asdict() | ({"loss": callable_name(self.loss)} if callable(self.loss) else {})
 
 
@@ -195,11 +197,11 @@ def refuse(problems: Sequence[str]) -> None:
 
 
 def without_effect(given: Any, reasons: Mapping[str, tuple[bool, str]]) -> list[str]:
-    """A sentence for each option that was set and has no effect.
+    """A sentence for each option that is set but has no effect.
 
     Args:
         given: the options, a dataclass with defaults.
-        reasons: by option whether it has no effect in this run, and why.
+        reasons: for each option, whether it has no effect in this run, and why.
     """
     default = type(given)()
     return [
@@ -215,8 +217,8 @@ def converted(
     """The values converted to the types of their fields, and a sentence for each unknown name and each wrong value.
 
     Args:
-        owner: whose options these are.
-        others: more names that an unknown one may have been meant for.
+        owner: name of the owner of these options, for messages.
+        others: further names to suggest for an unknown one.
     """
     values, problems, known = dict[str, Any](), list[str](), [*fields, *others]
     for name, value in given.items():
@@ -231,10 +233,10 @@ def converted(
 
 
 def convert(field: dataclasses.Field[Any], value: Any) -> Any:
-    """`value`, converted to the type of the field.
+    """The value, converted to the type of the field.
 
     Raises:
-        TypeError, ValueError: in scikit-learn's wording: the expected and the given value.
+        TypeError, ValueError: with the expected and the given value, in scikit-learn's wording.
     """
     rules, name = field.metadata, field.name
     if value is field.default and (value is None or isinstance(value, str)):
@@ -265,7 +267,7 @@ def convert(field: dataclasses.Field[Any], value: Any) -> Any:
 
 
 def _choices(rules: Mapping[str, Any]) -> tuple[str, ...]:
-    """The values to choose from. A module's NAMES are looked up when they are needed, as losses and metrics import torch."""
+    """The values to choose from. A module's NAMES are looked up only when needed, as losses and metrics import torch."""
     given = rules.get("choices", ())
     return importlib.import_module(given).NAMES if isinstance(given, str) else given
 
@@ -297,7 +299,7 @@ def _texts(name: str, value: Any) -> dict[str, str]:
 
 
 def _parameters(name: str, value: Any, rules: Mapping[str, Any]) -> dict[str, float]:
-    """A mapping of names to finite numbers, none of them too low."""
+    """A mapping of names to finite numbers, none below the lower bound."""
     if not isinstance(value, Mapping) or not all(is_number(v) and math.isfinite(v) for v in value.values()):
         raise TypeError(f"The {name!r} option must be a mapping of names to finite numbers. Got {value!r} instead.")
     if any(v < rules.get("low", -math.inf) for v in value.values()):
@@ -324,7 +326,7 @@ def _scalar(name: str, value: Any, kind: type, words: Iterable[str] = ()) -> Any
 
 
 def _checked(name: str, value: Any, rules: Mapping[str, Any]) -> Any:
-    """A scalar that is a folder, one of the choices, or within its bounds, as the rules ask."""
+    """A scalar, after a check that it is a folder, one of the choices, or within its bounds, as the rules require."""
     if value in rules.get("refused", ()):
         raise ValueError(rules["refused"][value])
     if (where := rules.get("folder")) and (
@@ -397,5 +399,5 @@ def _strengths(name: str, value: Any, known: tuple[str, ...]) -> dict[str, dict[
 
 
 def is_number(value: Any) -> bool:
-    """Whether the value is a real number (also of numpy); a boolean is not."""
+    """True if the value is a real number, including numpy's; False for a boolean."""
     return isinstance(value, numbers.Real) and not isinstance(value, bool)

@@ -28,7 +28,7 @@ SEED = 7
 
 
 class LawBroken(SparkdiffError, AssertionError):
-    """A translated stage breaks one of the laws.
+    """The error that a translated stage breaks one of the laws.
 
     Attributes:
         law: "parity", "get-put", "put-get" or "untouched".
@@ -43,10 +43,10 @@ class LawBroken(SparkdiffError, AssertionError):
 
 
 def perturbed(module: StageModule, generator: torch.Generator) -> None:
-    """Change every trainable parameter in place, each entry differently: to the next double, by a little, by much,
-    across 0, to 0.
+    """Change every trainable parameter in place, each entry in one of several ways.
 
-    Constrained parameters stay inside their domain; finally the module's own `project_` is called.
+    An entry moves to the next double, by a little, by much, across 0, or to 0. Constrained parameters stay inside their
+    domain; finally the module's own `project_` is called.
     """
     with torch.no_grad():
         for name, p in module.named_parameters():
@@ -88,14 +88,14 @@ def check_stage(
 ) -> None:  # fmt: skip
     """Check that the registered translation of a fitted stage satisfies the four laws on the rows of `df`.
 
-    1. parity: `forward` gives what `stage.transform` gives, to `tolerance` times max(1, abs(Spark's value)); NaN
-       equals NaN, infinities by sign. Classes and indices are equal, unless the margin is within the tolerance of the
-       boundary.
+    1. parity: `forward` gives the outputs of `stage.transform`, up to `tolerance` times max(1, abs(Spark's value)); NaN
+       equals NaN, and infinities must have the same sign. Classes and indices are equal, unless the margin is within the
+       tolerance of the boundary.
     2. get-put: writing back unchanged parameters gives the same outputs with the same metadata, weights, uid and
-        Params.
+       Params.
     3. put-get: reading the written stage gives the module's parameters bit for bit, and Spark then computes the same
-       as the module. Entries that have no effect (`entry_mask`) keep their values.
-    4. untouched: the stage's parameters, uid and Params stay as they are throughout.
+       as the module. Entries without effect (`entry_mask`) keep their values.
+    4. untouched: the stage's parameters, uid and Params do not change throughout.
 
     The check is only as good as its rows: put zeros, NaN, extreme values, dense and sparse vectors into `df`.
 
@@ -105,7 +105,7 @@ def check_stage(
 
     Args:
         stage: a fitted stage; its input columns are in `df`, other columns are ignored.
-        tolerance: for laws 1 and 3; at least 1e-6 for a stage whose weights Spark stores in float32 (`float32`).
+        tolerance: used in laws 1 and 3; at least 1e-6 for a stage whose weights Spark stores in float32 (`float32`).
         perturb: changes the trainable parameters of a module in place, inside their domain; the default tries
             neighbouring values, other signs, zeros and magnitudes.
 
@@ -120,9 +120,7 @@ def check_stages(
     stages: Sequence[Any], df: DataFrame, *, tolerance: float = TOLERANCE,
     perturb: Callable[[StageModule, torch.Generator], None] = perturbed,
 ) -> None:  # fmt: skip
-    """`check_stage` for many stages on one DataFrame in one Spark job, which is several times faster than separate
-    checks.
-    """
+    """Run `check_stage` for many stages on one DataFrame in one Spark job, several times faster than separate checks."""
     generator = torch.Generator().manual_seed(SEED)
     reads = [_Read(stage, df) for stage in stages]
     trials = [trial for read in reads for trial in _parameters(read, perturb, generator)]
@@ -146,7 +144,7 @@ class _Trial:
 
 
 class _Read:
-    """A stage, and how it is read, given the columns that it will transform."""
+    """A stage, and the way to read it, given the columns that it will transform."""
 
     def __init__(self, stage: Any, df: DataFrame):
         self.stage = stage
@@ -164,7 +162,7 @@ class _Read:
         self.cls, self.fields = cls, [None if f is None else field_of(f) for f in found]
 
     def module(self, stage: Any) -> StageModule:
-        """The module of this stage, or of one that was written back in its place."""
+        """The module of this stage, or of one written back in its place."""
         try:
             if issubclass(self.cls, FieldReader) and self.cls.wants_fields(stage):
                 return self.cls.from_fields(stage, self.fields)
@@ -173,7 +171,7 @@ class _Read:
             raise InputError(f"{stage.uid} cannot be translated to torch: {e}") from e
 
     def facts(self, stage: Any, module: StageModule | None = None) -> dict[str, Any]:
-        """All facts of a stage that must not change; `module` is its module, if already read."""
+        """All facts about a stage that must not change; `module` is its module, if already read."""
         module, params = module or self.module(stage), jvm.defined_params(stage)
         return {
             "class": class_name(stage), "uid": stage.uid, "Params set": params["set"], "default Params": params["default"],
@@ -187,7 +185,7 @@ class _Read:
 def _parameters(
     read: _Read, perturb: Callable[[StageModule, torch.Generator], None], generator: torch.Generator
 ) -> list[_Trial]:
-    """Check everything that needs no rows; returns the comparisons that need rows."""
+    """Check everything that needs no rows; return the comparisons that need rows."""
     stage, cls = read.stage, read.cls
     module = read.module(stage)
     before, java = read.facts(stage, module), jvm.java_params(stage)
@@ -245,7 +243,7 @@ def _same_facts(law: str, stage: Any, was: dict[str, Any], now: dict[str, Any], 
 
 
 def _same(a: Any, b: Any) -> bool:
-    """Equal, or both NaN."""
+    """True if both are equal, or both NaN."""
     return bool(a == b) or (isinstance(a, float) and isinstance(b, float) and a != a and b != b)
 
 
@@ -271,7 +269,7 @@ def _outputs(trials: Sequence[_Trial], df: DataFrame, tolerance: float) -> None:
         casefold(c): f"in{i}" for i, c in enumerate(dict.fromkeys(c for t in trials for c in _inputs(t.original)))
     }
     tensors = {casefold(c) for t in trials if not isinstance(t.module, Prepared) for c in _inputs(t.original)}
-    made: dict[int, list[str]] = {}  # by trial, where plain stages make what the module reads
+    made: dict[int, list[str]] = {}  # by trial: columns that plain stages make and the module reads
     with jvm.blamed("Spark failed on the rows"):
         rows = df.select(*(named(c).alias(name) for c, name in sources.items()))
         schemas, kept_in = [], [name for c, name in sources.items() if c not in tensors]
@@ -279,7 +277,7 @@ def _outputs(trials: Sequence[_Trial], df: DataFrame, tolerance: float) -> None:
         for k, trial in enumerate(trials):
             spelled = {
                 casefold(c): c for c in _inputs(trial.original)
-            }  # Spark 3.5 finds a column as it is spelled only
+            }  # Spark 3.5 finds a column only by its exact spelling
             out = rows.withColumns({c: carried[sources[f]] for f, c in spelled.items()})
             own: dict[str, str] = {}
             if isinstance(trial.module, Prepared):
@@ -337,7 +335,7 @@ def _same_schema(trial: _Trial, schema: Sequence[Any], original: Sequence[Any]) 
 def _compare(
     trial: _Trial, given: tuple[Sequence[Rows], Nulls], found: tuple[Sequence[Rows], Nulls], tolerance: float, first: int
 ) -> None:  # fmt: skip
-    """Raise LawBroken where the module's outputs differ from Spark's on a batch that begins at row `first`."""
+    """Raise LawBroken if the module's outputs differ from Spark's on a batch that begins at row `first`."""
     module, stage, inputs = trial.module, trial.original, given[0]
     try:
         out = module(*inputs, **({"nulls": given[1]} if module.takes_nulls else {}))
@@ -364,7 +362,7 @@ def _compare(
             wrong = wrong if near is None else wrong & ~(near <= tolerance)
         else:
             wrong = ~(differences(ours, theirs)[1] <= tolerance)
-        if module.writes_null and ours.ndim == 1:  # what comes behind it takes its NaN for null
+        if module.writes_null and ours.ndim == 1:  # later stages treat its NaN as null
             wrong = wrong | (ours.isnan() & ~(torch.zeros_like(wrong) if null is None else null))
         if bool(wrong.any()):
             at = wrong.nonzero()[0].tolist()

@@ -1,1 +1,1 @@
-"""The commands, by what they are for. Each imports what it needs when it runs, so that help comes at once."""
+"""The commands, one module per topic. Each imports what it needs when it runs, so that `--help` responds at once."""

@@ -1,4 +1,4 @@
-"""Exit codes, the flags that several commands take, and the models and rows that these name, loaded."""
+"""Exit codes, flags that several commands share, and functions that load the models and rows these flags name."""
 
 import json
 from collections.abc import Sequence
@@ -36,10 +36,13 @@ Output = Annotated[Text, typer.Option(help="Folder to write (output.path).")]
 def loaded(
     models: Sequence[str], module: str, command: str = "", data: str | None = None, format: str = "", options: str = ""
 ) -> tuple[list[tuple[str, Any]], Any]:
-    """The path and the content of each model, and the rows, if any; whether they exist is checked before Spark starts.
+    """Load each model and, if `data` is set, the rows. Checks that they exist before it starts Spark.
 
     Args:
-        module: to be imported while Spark starts.
+        module: imported while Spark starts.
+
+    Returns:
+        (path, model) of each model, and the rows or None.
     """
     from sparkdiff.job import loading
 
@@ -62,7 +65,7 @@ def source_of(path: str, format: str, options: str) -> dict[str, Any]:
 
 
 def read_as(path: str, format: str, options: str) -> tuple[str, str]:
-    """The format and the reader's options of rows; those that the name of the file tells, if none are given."""
+    """Format and reader options of the rows; those not set are inferred from the file's name."""
     from sparkdiff.job import loading
 
     form = format or loading.format_of(path)

@@ -44,7 +44,7 @@ def search(
 ) -> None:
     """Search settings of a pipeline as the section `search` of a YAML file says, and write a run folder.
 
-    A search that was killed goes on when the same command is given again.
+    A killed search continues when the same command is run again.
     """
     _run_job("search", config, overrides, {
         "data.train.path": data, "output.path": output,
@@ -62,7 +62,7 @@ def grow(
 ) -> None:  # fmt: skip
     """Grow a pipeline that ends in a linear stage as the section `grower` of a YAML file says, and write a run folder.
 
-    A growth that was killed goes on when the same command is given again.
+    A killed growth continues when the same command is run again.
     """
     _run_job("grow", config, overrides, {
         "data.train.path": data, "fineTuner.labelCol": label, "fineTuner.groupCol": group, "fineTuner.timeCol": time,
@@ -85,9 +85,9 @@ def improve(
     ] = None,
     as_json: AsJson = False,
 ) -> None:  # fmt: skip
-    """Improve a pipeline within a budget in every way there is, and write a run folder with the best and other offers.
+    """Improve a pipeline within a budget by every available method; write a run folder with the best and other offers.
 
-    An improvement that was killed goes on when the same command is given again. Ctrl-C ends it with the best so far.
+    A killed improvement continues when the same command is run again. Ctrl-C ends it with the best so far.
     """
     given = [*([model] if model is not None else []), *(overrides or [])]
     path = given.pop(0) if given and not _is_override(given[0]) else None
@@ -98,7 +98,7 @@ def improve(
 
 
 def _is_override(word: str) -> bool:
-    """Whether it is section.key=value, rather than a path that may hold `=`; what is neither is a misspelt section."""
+    """True if the word is section.key=value, or a misspelt section, rather than a path, which may hold `=`."""
     from sparkdiff.job.config import SECTIONS
 
     return "=" in word and ("/" not in word or re.split("[.=]", word)[0] in SECTIONS)
@@ -107,9 +107,13 @@ def _is_override(word: str) -> bool:
 def _run_job(
     command: str, config: str | None, overrides: Sequence[str] | None, flags: Mapping[str, str | None], *, as_json: bool
 ) -> None:
-    """
+    """Load the settings of a job, run it and print its result.
+
     Args:
-        as_json: print the result alone on stdout, as one object of JSON, and all else on stderr.
+        as_json: print only the result on stdout, as one JSON object, and everything else on stderr.
+
+    Raises:
+        InputError: --config is no local file, or the settings belong to another command.
     """
     from sparkdiff import job
     from sparkdiff.machine.paths import local
@@ -136,7 +140,7 @@ def _run_job(
 
 @contextlib.contextmanager
 def _all_on_stderr() -> Iterator[None]:
-    """Within this context stdout is stderr, also that of native code, and of Java and other processes that start in it."""
+    """Send stdout to stderr within this context, also for native code, and for Java and other processes that it starts."""
     sys.stdout.flush()
     stdout = os.dup(1)
     try:
@@ -144,13 +148,13 @@ def _all_on_stderr() -> Iterator[None]:
         with contextlib.redirect_stdout(sys.stderr):
             yield
     finally:
-        ctypes.CDLL(None).fflush(None)  # what native code has written, and the buffers of C still hold
+        ctypes.CDLL(None).fflush(None)  # output of native code that is still in C's buffers
         os.dup2(stdout, 1)
         os.close(stdout)
 
 
 def _result(found: Any, where: str) -> dict[str, Any]:
-    """What a program wants to know of a job; the rest is in summary.json."""
+    """The facts about a finished job that a calling program needs; the rest is in summary.json."""
     told = found.asdict() if hasattr(found, "asdict") else found.toDict()
     names = (
         "decision",
@@ -173,6 +177,6 @@ def _result(found: Any, where: str) -> dict[str, Any]:
 
 
 def _way_on(command: str) -> str:
-    """How an interrupted job goes on."""
+    """A sentence on how to continue an interrupted job."""
     on = "goes on with what is cached and from the last checkpoint"
     return f"The same command {on}." if HIDDEN in command else f"In the same folder, this {on}:\n  {command}"

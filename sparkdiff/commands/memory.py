@@ -1,4 +1,4 @@
-"""Commands about what was run before: runs, why, triage and the caches."""
+"""Commands about earlier runs and their files: runs, why, triage and the caches."""
 
 import dataclasses
 import json
@@ -110,7 +110,7 @@ def triage(
 
 @caches_app.command("list")
 def list_caches(folder: Folder, as_json: AsJson = False) -> None:
-    """Show what lies in a folder of caches: size, last use, what it cost, and which stages of Spark made it."""
+    """Show the contents of a folder of caches: size, last use, time to make, and the stages of Spark that made each."""
     from sparkdiff.history import caches
 
     found = caches.entries(Path(folder))
@@ -127,7 +127,9 @@ def prune_caches(
     max_days: Annotated[float | None, typer.Option(help="Days without a use after which a cache goes.", min=0)] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be removed.")] = False,
 ) -> None:
-    """Remove old caches, and then those that save the least time per byte. What is read, or was used within an hour, stays."""
+    """Remove old caches, then those that save the least time per byte. Caches read now or used within the last hour
+    stay.
+    """
     from sparkdiff.history import caches
 
     if max_mb is None and max_days is None:

@@ -46,7 +46,7 @@ def plan(
     data: Data = None, format: Format = "", options: ReaderOptions = "{}", label: Label = None, group: Group = None,
     time: Time = None,
 ) -> None:  # fmt: skip
-    """Show which stages would train, and why the others would not. Runs no Spark job, unless --cost asks for it."""
+    """Show which stages would train, and why the others would not. Runs no Spark job without --cost."""
     _check_cost(cost, data, {"--label": label, "--group": group, "--time": time, "fineTuner": overrides})
     given = None if data is None else (data, *read_as(data, format, options))
     [(_, fitted)], rows = loaded(
@@ -108,9 +108,9 @@ def compact(
     format: Format = "parquet",
     options: ReaderOptions = "{}",
 ) -> None:
-    """Fold a pipeline into fewer stages with the same outputs, and show what goes and why the rest stays.
+    """Fold a pipeline into fewer stages with the same outputs, and show which stages go and why the rest stay.
 
-    What --output wrote is loaded, and compared on --data with the pipeline in memory.
+    The pipeline written to --output is loaded again and compared on --data with the one in memory.
     """
     from sparkdiff.job.saving import new_folder, save
 

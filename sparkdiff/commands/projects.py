@@ -63,9 +63,9 @@ def doctor(
 
 
 def prepare() -> None:
-    """Make Spark start in half of the time on this machine: write its classes to one file that Java maps. Once, a minute.
+    """Halve Spark's start time on this machine: write its classes to one file that Java maps. Takes a minute, once.
 
-    Every later start uses it; after an update of Java or Spark, prepare again.
+    Every later start uses the file; run this again after an update of Java or Spark.
     """
     from sparkdiff.job.rehearsal import prepare as archived
 
@@ -77,7 +77,7 @@ def report(
     run: Annotated[str, typer.Argument(help="Output folder of a run.")],
     output: Annotated[Text, typer.Option(help="File to write; by default report.html in the run's folder.")] = None,
 ) -> None:
-    """Write the report of a run again: one page of HTML, which needs no other file. Runs no Spark."""
+    """Write the report of a run again: one self-contained page of HTML. Runs no Spark."""
     from sparkdiff.report.run_report import REPORT, report_of
 
     _written(report_of(Path(run)), Path(run) / REPORT if output is None else Path(output))

@@ -1,7 +1,7 @@
-"""What should make one doubt a result: the data, and how two models and their predictions differ.
+"""Reasons to doubt a result: warnings about the data, and differences between two models and their predictions.
 
-`rows.check` gives warnings about the data, `pipelines` about the tuned pipeline, `models.between` the
-differences of two models, `predictions.predictions` those of their predictions.
+`rows.check` returns warnings about the data, `pipelines` about the tuned pipeline; `models.between` compares two
+models, `predictions.predictions` their predictions.
 """
 
 __all__ = ["models", "pipelines", "predictions", "rows"]

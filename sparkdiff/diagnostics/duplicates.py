@@ -1,6 +1,4 @@
-"""Duplicates: validation rows that also occur in training, by 64-bit hashes, compared with the number that chance
-explains.
-"""
+"""Duplicates: validation rows that also occur in training, found by 64-bit hashes and compared with chance."""
 
 import math
 from collections.abc import Sequence
@@ -11,13 +9,13 @@ from torch import Tensor
 
 from sparkdiff.tensors.rows import Rows, SparseRows, matrix
 
-MOST_HASHES = 1 << 22  # that are kept; of more rows a sample by hash
+MOST_HASHES = 1 << 22  # kept at most; from more rows, a sample chosen by hash
 ERRORS = 4.0  # standard errors above chance
 
 
 @dataclass(frozen=True)
 class Overlap:
-    """The number of validation rows that occur in train, their share, and the number explained by chance."""
+    """Number and share of the validation rows that occur in train, and a text about the number expected by chance."""
 
     rows: int
     share: float
@@ -25,9 +23,7 @@ class Overlap:
 
 
 class RowHashes:
-    """Rows with equal labels and equal inputs of the network, by 64-bit hashes; for many rows, a sample of the
-    hashes.
-    """
+    """64-bit hashes of rows by their label and their inputs of the network; for many rows, a sample of the hashes."""
 
     def __init__(self, rows: int):
         self.mask = (1 << max(0, math.ceil(math.log2(max(rows, 1) / MOST_HASHES)))) - 1 if rows > MOST_HASHES else 0
@@ -41,12 +37,13 @@ class RowHashes:
         self.hashes[split].append(total[total & self.mask == 0])
 
     def overlap(self) -> Overlap | None:
-        """The overlap, if more validation rows have a duplicate in training than chance explains.
+        """The overlap, if more validation rows have a duplicate in training than chance explains; else None.
 
-        By chance as many do as training rows have one among the others (Good 1953; the variance is Esty's, 1983). And rows
-        that are drawn independently, from however few values, show single, double and triple ones in proportions of
-        which a table that was loaded twice has too many double ones: for a mixture of Poisson counts the numbers f_m of
-        values seen m times obey f_m^2 <= (m + 1) / m * f_(m-1) * f_(m+1) (Cauchy-Schwarz).
+        By chance, validation rows have a duplicate in training as often as a training row has one among the other
+        training rows (Good 1953; variance: Esty 1983). A second test detects a table that was loaded twice, in which
+        too many values occur exactly twice: for independent draws, from however few values, the numbers f_m of values
+        seen m times obey f_m^2 <= (m + 1) / m * f_(m-1) * f_(m+1), as their counts are a mixture of Poisson counts
+        (Cauchy-Schwarz).
         """
         if not all(self.hashes.values()):
             return None
@@ -72,11 +69,11 @@ class RowHashes:
 
 
 def unnatural(hashes: Tensor) -> bool:
-    """Whether values repeat in proportions that independent draws do not show; see RowHashes.overlap."""
+    """True if values repeat in proportions that independent draws do not show; see `RowHashes.overlap`."""
     _, counts = hashes.unique(return_counts=True)
     f = [0, *(int((counts == k).sum()) for k in range(1, 6))]
 
-    def high(count: int) -> float:  # what the expected count may be, seen this one
+    def high(count: int) -> float:  # upper bound of the expected count, given the observed one
         return count + 3 * math.sqrt(count) + 5
 
     return any(

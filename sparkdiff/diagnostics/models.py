@@ -39,9 +39,7 @@ class WeightDifference:
 
 @dataclasses.dataclass(frozen=True)
 class ParamDifference:
-    """One Param; `old` and `new` are None if the stage has no value; they tell whether the value was set or a
-    default.
-    """
+    """A Param that differs. `old` and `new` are ("set" or "default", value), or None if the stage has no value."""
 
     param: str
     old: tuple[str, Any] | None
@@ -54,7 +52,7 @@ class StageDifference:
 
     Attributes:
         what: "same", "differs", "class differs", "only in old" or "only in new".
-        weights: those that differ, of a stage that sparkdiff translates.
+        weights: the weights that differ, if sparkdiff translates the stage.
         translated: whether sparkdiff knows this stage's weights.
         content: whether the saved content differs in something that neither `weights` nor `params` show.
     """
@@ -78,8 +76,8 @@ class Difference(Shown):
 
     Attributes:
         oldHash, newHash: content hashes, the same as in a run's summary.json; None if a model cannot be saved.
-        stages: every leaf stage of either, in the order of the old pipeline.
-        predictions: on the rows given, or None.
+        stages: every leaf stage of either pipeline, in the order of the old one.
+        predictions: differences on the rows that were passed; None without rows.
     """
 
     oldHash: str | None
@@ -89,11 +87,11 @@ class Difference(Shown):
 
     @property
     def same(self) -> bool:
-        """Whether all stages are the same and in the same places; uids don't count."""
+        """True if all stages are the same and in the same places; uids don't count."""
         return all(s.what == "same" and s.path == s.newPath for s in self.stages)
 
     def asdict(self) -> dict[str, Any]:
-        """As JSON-ready values without NaN."""
+        """The differences as JSON-ready values without NaN."""
         return {"same": self.same, **dataclasses.asdict(self)}
 
     def toJSON(self) -> str:
@@ -109,12 +107,12 @@ class Difference(Shown):
 def between(old: Any, new: Any, folder: Path, *, paths: tuple[str | None, str | None] = (None, None)) -> Difference:
     """Compare two fitted pipelines or stages, stage by stage. Runs no job except for saving both.
 
-    Leaf stages are matched by path and uid, then by uid (a stage that moved), then by class in their order (a pipeline
-    that was fitted again).
+    Leaf stages are matched by path and uid, then by uid (a stage that moved), then by class in order (a pipeline that
+    was fitted again).
 
     Args:
         folder: a folder where both are saved temporarily; Spark and this process must see the same files in it.
-        paths: where they were loaded from, so that the hashes are those of the folders.
+        paths: folders that they were loaded from, whose content is hashed instead.
 
     Raises:
         InputError: one of the two is not fitted.
@@ -199,9 +197,9 @@ def _params(old: Any, new: Any) -> Iterator[ParamDifference]:
 
 
 def _values(stage: Any) -> tuple[dict[str, tuple[str, Any]], dict[str, tuple[str, Any]]]:
-    """Params by name as (set or default, value): to show, and to compare free of the stage's uid."""
+    """Params by name as (set or default, value): for display, and for comparison, which leaves out the stage's uid."""
     params = jvm.defined_params(stage)
-    # Python draws the default seed per process.
+    # Each Python process draws another default seed.
     defaults = {k: v for k, v in params["default"].items() if k != "seed" and k not in params["set"]}
     shown = {
         name: (origin, _plain(value))
@@ -210,7 +208,7 @@ def _values(stage: Any) -> tuple[dict[str, tuple[str, Any]], dict[str, tuple[str
     }
 
     def anonymous(value: Any) -> Any:
-        # A default outputCol holds a random uid of the moment the stage was made or loaded.
+        # A default outputCol contains a random uid that was drawn when the stage was made or loaded.
         return (
             re.sub(r"\w+_[0-9a-f]{12}__output$", "__output", value.replace(stage.uid, ""))
             if isinstance(value, str)
@@ -221,7 +219,7 @@ def _values(stage: Any) -> tuple[dict[str, tuple[str, Any]], dict[str, tuple[str
 
 
 def _plain(value: Any) -> Any:
-    """The value of a Param in a form for JSON."""
+    """The value of a Param as a JSON-ready value."""
     value = value.toArray().tolist() if hasattr(value, "toArray") else value
     if isinstance(value, (list, tuple)):
         return [_plain(v) for v in value]

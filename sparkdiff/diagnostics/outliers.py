@@ -7,16 +7,15 @@ from torch import Tensor
 
 from sparkdiff.tensors.rows import Rows, SparseRows
 
-FAR, NEXT = 30.0, 5.0  # times the others' root mean square, and times the next value: an outlier that stands alone
-FARTHEST = 1000.0  # times the others' root mean square: whatever its neighbours are
+FAR, NEXT = 30.0, 5.0  # an isolated outlier: multiples of the others' root mean square, and of the next value
+FARTHEST = 1000.0  # an outlier whatever its neighbours are: a multiple of the others' root mean square
 
 
 class Spread:
-    """For each slot of a vector column on one split: the value farthest from the usual one, and the distance of the
-    others.
+    """The value farthest from the usual one, and the spread of the others, for each slot of a column on one split.
 
-    The mean square of the others excludes the farthest value wherever it occurs, so that a sentinel does not hide
-    behind its own spread.
+    The mean square of the others excludes every occurrence of the farthest value, so that a sentinel value does not
+    enlarge the spread that it is compared with.
     """
 
     def __init__(self, usual: Tensor) -> None:
@@ -28,10 +27,8 @@ class Spread:
         )  # whether the farthest value is larger than the usual one
 
     def add(self, x: Rows) -> None:
-        """Add a batch (n, w). Values that are not finite count as the usual value; the loss refuses the ones that
-        matter.
-        """
-        at: Tensor | slice = slice(None)  # the slots that have something to add
+        """Add a batch (n, w). Non-finite values count as the usual value; the loss rejects those that matter."""
+        at: Tensor | slice = slice(None)  # slots with values to add
         if isinstance(x, SparseRows):
             at, x = x.compact()
             usual, w, i = self.usual[at], x.width, x.indices
@@ -67,16 +64,15 @@ class Spread:
         return float(self.usual[slot] + (self.far[slot] if self.above[slot] else -self.far[slot]))
 
     def support(self) -> Tensor:
-        """(w,) rows that differ from the usual value."""
+        """Number of rows that differ from the usual value, (w,)."""
         return self.others + torch.where(self.far > 0, self.count, 0)
 
 
 def farness(split: str, spreads: Mapping[str, Spread]) -> Tensor:
-    """The distance of the farthest value of a split from the usual value, divided by that of the others, (w,); 0 if
-    not extreme.
+    """Distance of a split's farthest value from the usual value, divided by that of the others, (w,); 0 if not extreme.
 
-    The others' distance is the root mean square over the training rows that differ from the usual value; where fewer than
-    five do (rare levels, constant columns), at least 1 and the usual value's size.
+    The others' distance is the root mean square over the training rows that differ from the usual value. If fewer than
+    five do (rare levels, constant columns), it is at least 1 and at least the size of the usual value.
     """
     own, base = spreads[split], spreads.get("train", spreads[split])
     # Training rows whose farthest value lies nearer than this one are others, too.

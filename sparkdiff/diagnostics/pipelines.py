@@ -18,7 +18,7 @@ PROJECTION = re.compile(r"\s*SELECT\s(?!\s*DISTINCT\s).*\sFROM\s+__THIS__\s*", r
 
 
 def dropped_late(cut: Cut) -> list[str]:
-    """A warning that lists the stages that may drop rows after these have trained and decided."""
+    """A warning that lists the stages behind the predictor that may drop rows, which train and decide all the same."""
     statements = [(v.uid, columns_of(v.stage, ("statement",))) for v in cut.late_droppers]
     names = [uid for uid, found in statements if not any(map(PROJECTION.fullmatch, found))]
     if not names:
@@ -30,7 +30,7 @@ def dropped_late(cut: Cut) -> list[str]:
 
 
 def changes_outside(roles: Roles, trained: Sequence[int], accepted: bool) -> list[str]:
-    """A warning that lists the columns outside of the loss that change with these stages."""
+    """A warning that lists the columns outside of the loss that change when these stages train."""
     columns, vertices = roles.outside.columns(trained), roles.graph.vertices
     if not columns:
         return []
@@ -43,7 +43,9 @@ def changes_outside(roles: Roles, trained: Sequence[int], accepted: bool) -> lis
 
 
 def unreadable_by_older_spark(model: Any) -> list[str]:
-    """A warning where Spark 3.5 and 4.0 can't load what this Spark saves: from 4.1 a tree ensemble's columns lack names."""
+    """A warning if Spark 3.5 and 4.0 cannot load this model as saved by the running Spark: since Spark 4.1 the columns
+    of saved tree ensembles lack names.
+    """
     version = jvm.session().version
     kinds = [(s.uid, REGISTRY.get(class_name(s), StageModule)) for _, s in flatten(model)]
     names = [uid for uid, kind in kinds if issubclass(kind, Trees) and not kind.single]

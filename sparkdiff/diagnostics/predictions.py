@@ -1,4 +1,7 @@
-"""How the predictions, or all outputs, of two fitted pipelines differ on the same rows, counted by Spark in one pass."""
+"""Differences between the predictions, or all outputs, of two fitted pipelines on the same rows.
+
+Spark counts the differences between predictions in one pass.
+"""
 
 import dataclasses
 import json
@@ -30,11 +33,11 @@ from sparkdiff.stages.base import columns_of
 
 QUANTILES = (0.5, 0.9, 0.99)
 FIRST = 1_000
-"""Rows in which all outputs are compared, beside those at critical values."""
+"""Number of rows in which all outputs are compared; rows at critical values are added to them."""
 LABELS = 100
-"""Labels of a StringIndexer that get a row."""
+"""Largest number of labels of a StringIndexer that each get an added row."""
 TABLE = "the table"
-"""Stands for all columns together."""
+"""Key for the table as a whole, in place of a column's name."""
 WAY = (
     "A stage is saved as its class says: DefaultParamsWritable saves its Params and nothing else. Keep in Params what the stage "
     "needs, or give its class a write() and a read() that keep it; if the class is Spark's own, report this as a bug"
@@ -43,7 +46,7 @@ WAY = (
 
 @dataclasses.dataclass(frozen=True)
 class LabelFlips:
-    """How often a column of labels (or of other values without a distance) differs."""
+    """Number and share of rows in which a column of labels (or of other values without a distance) differs."""
 
     column: str
     rows: int
@@ -53,10 +56,10 @@ class LabelFlips:
 
 @dataclasses.dataclass(frozen=True)
 class NumberChanges:
-    """How far a column of numbers moved; for a vector, the entry that moved most.
+    """Changes in a column of numbers; for a vector, of the entry that changed most.
 
-    `undefined` rows have no finite change (null, NaN or infinite on one side, vectors of different size). They count as
-    changed, and in no other figure; without any other row these are None.
+    `undefined` counts rows without a finite change (null, NaN or infinite on one side, or vectors of different size).
+    They are included in `changed` and in no other figure; if all rows are undefined, the other figures are None.
     """
 
     column: str
@@ -70,9 +73,10 @@ class NumberChanges:
 
 @dataclasses.dataclass(frozen=True)
 class PredictionDifference:
-    """The predictions of both pipelines on the same rows. `rows` < `sampled` where a stage drops rows (handleInvalid='skip').
+    """Differences between the predictions of two pipelines on the same rows.
 
-    `outputs` has what differs in any output column of the first 1,000 rows, by column: see `compare_outputs`.
+    `rows` < `sampled` if a stage drops rows (handleInvalid='skip'). `outputs` describes, by column, the differences in
+    all output columns of the first 1,000 rows; see `compare_outputs`.
     """
 
     sampled: int
@@ -88,11 +92,11 @@ def predictions(old: Any, new: Any, df: DataFrame, sample: int | None = None) ->
     """Run both pipelines on the same rows, in one pass, and count in Spark how their predictions differ.
 
     Compares the prediction and probability columns that both write; if there are none, the outputs of the last
-    stages. Of the first 1,000 rows all outputs are compared bit by bit.
+    stages. In the first 1,000 rows, compares all outputs bit by bit.
 
     Args:
         df: rows with the columns that both pipelines read.
-        sample: the largest number of rows; those with the smallest hashes are taken, the same each time.
+        sample: the largest number of rows; always those with the smallest hashes, so that they are the same each time.
 
     Raises:
         InputError: the data lack a column or have no row, no column can be compared, or Spark failed on the rows.
@@ -129,18 +133,19 @@ def predictions(old: Any, new: Any, df: DataFrame, sample: int | None = None) ->
 
 
 def changed_outputs(old: Any, new: Any, df: DataFrame, may_change: Collection[str]) -> tuple[list[str], list[str]]:
-    """Find the differences between the outputs of two pipelines, beyond those that certain stages may cause.
+    """Find the differences between the outputs of two pipelines, except those that certain stages are allowed to cause.
 
-    Compares the columns, their order, types and nullability. Where no such stage is in front of a column, compares the
-    metadata too, and the values of the first rows; the values only if the stage that writes it is another object now, or if
-    there are stages that don't declare what they read, so that most often no job runs. Added columns are no difference.
+    Compares the columns, their order, types and nullability. For a column that depends on none of these stages, also
+    compares the metadata and the values of the first rows; the values only if the stage that writes it is now another
+    object, or if a stage doesn't declare what it reads, so that usually no job runs. Added columns are no difference.
 
     Args:
         df: rows that both pipelines read.
-        may_change: uids of the stages of the old pipeline that may change, and with them what reads their outputs.
+        may_change: uids of the stages of the old pipeline that may change, and so may everything that reads their
+            outputs.
 
     Returns:
-        A sentence for each difference; one for each column that can't be compared.
+        A sentence for each difference; a sentence for each column that can't be compared.
     """
     graph, stages = translated(old, df), {stage.uid: stage for _, stage in flatten(new)}
     changing = {v.position for v in graph.vertices if v.uid in may_change}
@@ -178,25 +183,25 @@ def compare_outputs(
     """Run two pipelines on the same raw rows, and compare all columns that come out: order, types, nullability and metadata,
     and the values bit by bit. NaN equals NaN, and -0.0 is not 0.0.
 
-    A stage may drop rows, repeat them and change their order, and an SQLTransformer may drop columns: rows are matched by a
-    number that they are given where it comes out, else by their values.
+    A stage may drop, repeat or reorder rows, and an SQLTransformer may drop columns. So rows are matched by an added row
+    number if both pipelines pass it through, else by their values.
 
     Args:
-        df: the first 1,000 rows are taken, and copies of one of them with values at which the output of a stage jumps.
+        df: raw rows. The first 1,000 are compared, and copies of one of them with values at which a stage's output jumps.
         only: the columns to compare; None: all.
 
     Returns:
-        What differs, by column or `TABLE`. The numbers of "rows" and "columns" compared, and the columns "leftOut", which differ
-        between two runs of the old pipeline, as those of `rand()` do.
+        The differences as text, by column or `TABLE`. The numbers of "rows" and "columns" compared, and the columns
+        "leftOut", which differ between two runs of the old pipeline, as those of `rand()` do.
 
     Raises:
-        Exception: the old pipeline fails on the rows: one of Spark's, or of a stage of one's own.
+        Exception: the old pipeline fails on the rows; an error of Spark or of a custom stage.
     """
     key = unused("__sparkdiff_key", df.columns)
     rows = df.limit(FIRST).withColumn(key, F.monotonically_increasing_id())
     try:
         return _compare(old, new, _with_edges(old, rows, key), key, only)
-    except Exception:  # a stage refuses the edge of another one
+    except Exception:  # a stage rejects a value at which another one jumps
         return _compare(old, new, rows, key, only)
 
 
@@ -207,7 +212,7 @@ def _compare(
         first = _hashes(old, rows, key, only)
         try:
             second = _hashes(new, rows, key, only)
-        except Exception as e:  # a stage of one's own may raise anything
+        except Exception as e:  # a custom stage may raise anything
             return {TABLE: f"can't be computed: {jvm.message(e)}"}, {}
         found = _differences(first, second, key)
         again = _differences(first, _hashes(old, rows, key, only), key) if found else {}
@@ -217,15 +222,17 @@ def _compare(
 
 
 def _with_edges(model: Any, rows: DataFrame, key: str) -> DataFrame:
-    """The rows, and copies of the first one with a raw column at a value where the output of a stage that reads it jumps."""
+    """The rows, with copies of the first row added. In each copy one raw column has a value at which the output of a
+    stage that reads it jumps.
+    """
     graph, edges = translated(model, rows), list[tuple[str, Any]]()
     for name in read_by_name(rows):
-        # By its name alone: a stage of one's own may write any column, and seldom does.
+        # By its name alone: a custom stage may overwrite any column, but seldom does.
         readers = [(v, i) for v in graph.vertices for i, (c, _) in enumerate(v.sources) if c == graph.casefold(name)]
         indexers = [(v.stage, place) for v, place in readers if isinstance(v.stage, StringIndexerModel)]
         edges += [(name, label) for stage, place in indexers for label in stage.labelsArray[place][:LABELS]]
         edges += [(name, None) for stage, _ in indexers if stage.getHandleInvalid() != "error"]
-        if isinstance(rows.schema[name].dataType, (DoubleType, FloatType)):  # the ends of a Bucketizer are no integers
+        if isinstance(rows.schema[name].dataType, (DoubleType, FloatType)):  # a Bucketizer's bounds are no integers
             critical = [v.module.critical_values()[place : place + 1] for v, place in readers if v.module is not None]
             edges += [(name, str(value)) for values in critical for own in values for value in own]
     kinds = {name: rows.schema[name].dataType for name, _ in edges}
@@ -237,18 +244,18 @@ def _with_edges(model: Any, rows: DataFrame, key: str) -> DataFrame:
 
 
 _Hashes = tuple[dict[str, StructField], pd.DataFrame]
-"""The columns that come out of a pipeline, by name, and the hashes of their values."""
+"""Fields of the output columns of a pipeline, by name, and the hashes of their values."""
 
 
 def _hashes(model: Any, rows: DataFrame, key: str, only: Collection[str] | None) -> _Hashes:
-    """Run a pipeline; Spark computes the hashes, so that wide vectors stay there.
+    """Run a pipeline and hash its outputs in Spark, so that wide vectors need not be collected.
 
     Args:
         only: the columns to compare; None: all.
     """
     out = model.transform(rows)
     places = [f"c{i}" for i in range(len(out.columns))]
-    # A name may stand there twice.
+    # A name may occur twice.
     names = [f"{c} ({n + 1})" if (n := out.columns[:i].count(c)) else c for i, c in enumerate(out.columns)]
     found = [x for x in zip(names, places, out.schema.fields, strict=True) if only is None or x[0] in {key, *only}]
     hashes = [F.xxhash64(*hashed(F.col(p), field.dataType, signs=True)).alias(p) for _, p, field in found]
@@ -257,7 +264,7 @@ def _hashes(model: Any, rows: DataFrame, key: str, only: Collection[str] | None)
 
 
 def _differences(first: _Hashes, second: _Hashes, key: str, without: Collection[str] = ()) -> dict[str, str]:
-    """What differs, by column or `TABLE`; columns of `without` are passed over."""
+    """The differences as text, by column or `TABLE`; columns in `without` are skipped."""
     (fields, mine), (others, theirs) = first, second
     keys = [key] if key in fields and key in others else []
     names = [name for name in fields if name in others and name not in {key, *without}]
@@ -276,27 +283,27 @@ def _differences(first: _Hashes, second: _Hashes, key: str, without: Collection[
 
 
 def _facts(old: StructField, new: StructField, *, metadata: bool = True) -> list[str]:
-    """What differs between two columns but for their values, in words."""
+    """The differences between two columns apart from their values (type, nullability, metadata), in words."""
     facts = ("dataType", "nullable", *(["metadata"] * metadata))
     pairs = [(fact, getattr(old, fact), getattr(new, fact)) for fact in facts]
     return [f"has {fact} {reprlib.repr(b)}, not {reprlib.repr(a)}" for fact, a, b in pairs if a != b]
 
 
 def check_saved(model: Any, folder: Path, rows: Callable[[], DataFrame] | None) -> dict[str, Any]:
-    """Load a pipeline that was just saved, and compare its outputs with those of the one in memory, which was tested.
+    """Load a pipeline that was just saved, and compare its outputs with those of the tested one in memory.
 
     Args:
-        rows: gives raw rows; None: there are none, and nothing is compared.
+        rows: returns raw rows; None: compare nothing.
 
     Returns:
-        For the summary of a run: see `RunRecord.saved`.
+        The result for the summary of a run; see `RunRecord.saved`.
 
     Raises:
         ParityError: it cannot be loaded, or an output differs; names the stage, the column and the number of rows.
     """
     try:
         loaded = jvm.loaded(folder)
-    except Exception as e:  # a stage of one's own may raise anything
+    except Exception as e:  # a custom stage may raise anything
         raise ParityError(f"{model.uid} was saved, but cannot be loaded: {jvm.message(e)}. {WAY}") from e
     if rows is None:
         return {}
@@ -323,8 +330,9 @@ def check_saved(model: Any, folder: Path, rows: Callable[[], DataFrame] | None) 
 
 
 def _columns_of_chance(loaded: Any, folder: Path, df: DataFrame) -> set[str]:
-    """The columns of Spark's own stages that differ from one load of a saved pipeline to the next, and `TABLE` where any does:
-    a DistributedLDAModel adds up its topics in any order.
+    """Columns of Spark's own stages, and `TABLE` if it does, that differ between two loads of the same saved pipeline.
+
+    For example, a DistributedLDAModel sums its topics in no fixed order.
     """
     graph = linked(loaded)
     writers = {name: graph.vertices[i].stage for name, i in graph.writers.items()}
@@ -335,7 +343,9 @@ def _columns_of_chance(loaded: Any, folder: Path, df: DataFrame) -> set[str]:
 def check_what_is_saved(
     model: Any, rows: Callable[[], DataFrame], folder: Callable[[], Path | None], summary: Any
 ) -> None:
-    """Save the model of a fit temporarily and `check_saved`: the summary gets the result, and a difference is a warning."""
+    """Save the model of a fit temporarily and run `check_saved`; add the result to the summary, and warn of a
+    difference.
+    """
     try:
         with jvm.temporary(".saved-", folder()) as path:
             model.write().save(jvm.stores.address(path / "model"))
@@ -344,14 +354,16 @@ def check_what_is_saved(
         summary.saved.update(rows=0, columns=0, leftOut=[], differs=str(e))
         summary.warnings.append(str(e))
         warnings.warn(str(e), UserWarning, stacklevel=2)
-    except Exception as e:  # its owner hears of it on saving it
+    except Exception as e:  # the same error is raised when its owner saves it
         summary.saved.update(rows=0, columns=0, leftOut=[], why=f"the pipeline cannot be saved: {jvm.message(e)}")
 
 
 def _counted(
     models: tuple[Any, Any], graphs: tuple[Graph, Graph], df: DataFrame, pairs: Sequence[tuple[str, str]]
 ) -> tuple[Row, list[bool]]:
-    """Counts of the differences in each pair of columns, from one pass over the rows; and which of the pairs are labels."""
+    """Counts of the differences in each pair of columns, from one pass over the rows, and whether each pair holds
+    labels.
+    """
     old, new = models
     columns = read_by_name(df)
     hidden = unused(
@@ -378,7 +390,7 @@ def _counted(
 
 
 def _outputs(graph: Graph) -> dict[str, str]:
-    """The columns to compare, by their casefolded names: predictions and probabilities, else what the last stage writes."""
+    """The columns to compare, by casefolded name: predictions and probabilities; else the last stage's outputs."""
     found = [c for vertex in graph.vertices for c in columns_of(vertex.stage, ("predictionCol", "probabilityCol"))]
     if not found and graph.vertices:
         found = list(graph.vertices[-1].outputs)
@@ -386,7 +398,7 @@ def _outputs(graph: Graph) -> dict[str, str]:
 
 
 def _labels(graph: Graph) -> set[str]:
-    """Folded names of the columns that hold classes or clusters."""
+    """Casefolded names of the columns that hold classes or clusters."""
     out = set()
     for vertex in graph.vertices:
         classes = type(vertex.stage).__module__ in ("pyspark.ml.classification", "pyspark.ml.clustering")
@@ -414,7 +426,7 @@ def _check_kept(columns: Iterable[str], df: DataFrame, model: Any) -> None:
 
 
 def _change(df: DataFrame, old: str, new: str, is_label: bool) -> tuple[bool, Column]:
-    """(True, whether the label flipped) or (False, by how much the number moved)."""
+    """(True, column that is true where the label flipped) or (False, column of the absolute change of the number)."""
     types = [_field(df, c).dataType for c in (old, new)]
     a, b = named(old), named(new)
     kinds = [VectorUDT if isinstance(t, VectorUDT) else ArrayType if isinstance(t, ArrayType) else NumericType

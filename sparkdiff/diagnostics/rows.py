@@ -1,6 +1,6 @@
-"""Warnings about the rows of a run: one pass over the cache, and one sentence with evidence per finding.
+"""Warnings about the rows of a run, from one pass over the cache; each finding is one sentence with its evidence.
 
-Nothing here changes a training; `check` runs before it, `too_few_rows` after the guard has decided.
+Nothing here changes a training: `check` runs before it, `too_few_rows` after the guard has decided.
 """
 
 import math
@@ -30,13 +30,13 @@ TRAIN, VALIDATION = "train", "validation"
 SAMPLE_ROWS, SAMPLE_ENTRIES = (
     20_000,
     10_000_000,
-)  # of each side, for leaks and drift; the first of the cache, which lie by hash
+)  # of each side, for leaks and drift: the first ones in the cache, which is ordered by hash
 SPARSE_ROWS = 5_000  # of each side where a column is sparse
 LEAK = 0.999
 DRIFT, DRIFT_BY_TIME = 0.55, 0.75  # AUC
 ERRORS = 4.0  # standard errors
 HOPED = 0.05  # relative gain
-RUINED = 10.0  # a smallest gain beyond is of a change that made nonsense of the predictions
+RUINED = 10.0  # if the smallest visible gain is larger, the change has ruined the predictions
 POWER = 0.8
 SHOWN = 3  # findings of a kind that are named
 NAMED = 0.05  # share of the drift from which a feature is named
@@ -50,10 +50,10 @@ def check(
 
     Args:
         described: the entry of each cached column version in the cache's manifest.
-        label: of the training rows.
-        splits: those that have rows.
-        copies: whether a training row may be there once for each of its possible classes. Then no value is alone with its row,
-            and nobody knows how many unseen values chance explains.
+        label: statistics of the labels of the training rows.
+        splits: the splits that have rows.
+        copies: whether a training row may occur once for each of its possible classes. Then no value occurs only once,
+            and the number of unseen values expected by chance is unknown, so unseen values are not reported.
     """
     seen = _Seen(network, data, described, options, label, splits)
     for split in splits:
@@ -61,13 +61,13 @@ def check(
             seen.add(split, batch, y, weight)
         memory.trim()
     extremes, unseen = seen.extremes(), [] if copies else seen.unseen()
-    seen.spreads.clear()  # five vectors of the width for each split
+    seen.spreads.clear()  # frees five vectors of the columns' width per split
     memory.trim()
     return [*extremes, *seen.leaks(), *seen.duplicates(), *seen.straddling(), *seen.drift(), *unseen]
 
 
 class _Seen:
-    """The statistics of the pass, and the warnings that follow from them."""
+    """Statistics that one pass over the rows collects, and the warnings that follow from them."""
 
     def __init__(
         self, network: Network, data: Data, described: Mapping[Version, Mapping[str, Any]], options: Options, label: LabelStats,
@@ -80,7 +80,8 @@ class _Seen:
         self.names = FeatureNames(network, described, nothing)
         self.spreads: dict[Version, dict[str, Spread]] = {v: {} for v in self.versions}
         self.usual: dict[Version, Tensor] = {}
-        self.indices: dict[Version, dict[str, Tensor]] = {}  # (levels + 1,) rows; the last entry holds what is no level
+        # Counts (levels + 1,) by column and split; the last entry counts values that are no level.
+        self.indices: dict[Version, dict[str, Tensor]] = {}
         self.sample: dict[str, list[tuple[dict[Version, Rows], Tensor, Tensor]]] = {TRAIN: [], VALIDATION: []}
         self.sampled = dict.fromkeys(self.sample, 0)
         self.hashes = RowHashes(sum(data.stream.rows(s) for s in (TRAIN, VALIDATION)))
@@ -90,7 +91,7 @@ class _Seen:
         self.classes = network.head.classes or (2 if whole else 0)
 
     def add(self, split: str, batch: Batch, y: Tensor, weight: Tensor) -> None:
-        """Take in a batch; rows of weight 0 count nowhere."""
+        """Add a batch; rows of weight 0 are ignored."""
         values: dict[Version, Rows] = self.data.values(batch)
         counted = (weight > 0).nonzero()[:, 0]
         if len(counted) < len(weight):
@@ -126,7 +127,7 @@ class _Seen:
         self.network.run(values, [v for v in self.versions if v not in values])
 
     def _begin(self, values: dict[Version, Rows]) -> None:
-        """From the first batch, of training rows: the usual value of each slot."""
+        """Set the usual value of each slot and the sample size from the first batch, which holds training rows."""
         names = self.names
         self.sparse = {v: isinstance(values[v], SparseRows) for v in self.versions}
         for v in self.versions:
@@ -153,7 +154,7 @@ class _Seen:
     # The findings ------------------------------------------------------------------------------------------------------
 
     def extremes(self) -> list[str]:
-        """Values far from all others, as a number that stands for a missing value is."""
+        """Warnings about values far from all others, such as a number that stands for a missing value."""
         found = []
         for v, spreads in self.spreads.items():
             for split, s in spreads.items():
@@ -174,7 +175,7 @@ class _Seen:
         return out
 
     def leaks(self) -> list[str]:
-        """Features that alone give the label away."""
+        """Warnings about features that alone predict the label almost perfectly."""
         if not self.sampled[TRAIN] or not self.network.head.labelled:
             return []
         columns, y, _ = self._gathered(TRAIN)
@@ -201,7 +202,7 @@ class _Seen:
         ]
 
     def duplicates(self) -> list[str]:
-        """Validation rows that occur in train, more often than chance explains."""
+        """A warning if more validation rows occur in train than chance explains."""
         found = self.hashes.overlap()
         if found is None:
             return []
@@ -212,7 +213,7 @@ class _Seen:
         ]
 
     def straddling(self) -> list[str]:
-        """Groups on both sides."""
+        """A warning if groups have rows in both training and validation."""
         if not self.options.groupCol or not self.groups[TRAIN] or not self.groups[VALIDATION]:
             return []
         train, held = (torch.cat(self.groups[s]).unique() for s in (TRAIN, VALIDATION))
@@ -226,7 +227,7 @@ class _Seen:
         ]
 
     def drift(self) -> list[str]:
-        """Validation rows that a classifier tells from training rows."""
+        """A warning if a classifier can separate validation rows from training rows."""
         if min(self.sampled.values()) < 2 * 30 or not self.versions:
             return []
         (train, _, early), (held, _, late) = self._gathered(TRAIN), self._gathered(VALIDATION)
@@ -259,7 +260,7 @@ class _Seen:
         ]
 
     def unseen(self) -> list[str]:
-        """Categories that validation rows have and no training row."""
+        """Warnings about categories that occur in validation rows and in no training row."""
         out = []
         for v, counts in self.indices.items():
             names = [*(self.names.level(v, k) for k in range(len(counts[TRAIN]) - 1)), "(no level)"]
@@ -276,8 +277,8 @@ class _Seen:
     def _only_held(self, column: str, names: list[str], train: Tensor, held: Tensor) -> list[str]:
         only = (train == 0) & (held > 0)
         rows = int(held[only].sum())
-        # Good and Turing: new rows of the same kind show unseen levels as often as the training rows are alone with theirs.
-        # The variance is Esty's (1983), as in RowHashes.
+        # Good-Turing: the share of new rows of the same kind that have an unseen level is the share of training rows whose
+        # level occurs only once. The variance is Esty's (1983), as in RowHashes.
         n, m = max(self.rows[TRAIN], 1), self.rows[VALIDATION]
         single, double = float((train == 1).sum()), float((train == 2).sum())
         expected = m * single / n
@@ -295,14 +296,14 @@ class _Seen:
 
 
 def too_few_rows(gains: Tensor, weights: Tensor, verdict: Verdict, before: float) -> list[str]:
-    """A warning where nothing was accepted and a gain of HOPED would have had less than POWER to be.
+    """A warning if nothing was accepted and a true gain of HOPED would have been accepted with a probability below POWER.
 
-    The smallest gain that is seen with a probability of POWER is (quantile of the level + quantile of POWER) standard
-    errors of the gain that was judged (where none gained, of the column's that lost least); that it is the best of many
+    The smallest gain that is accepted with probability POWER is (quantile of the level + quantile of POWER) standard
+    errors of the judged gain (if none gained, of the candidate that lost least). Choosing the best of many candidates
     makes it larger still.
 
     Args:
-        gains, weights: what the guard judged, (C, B) and (B,).
+        gains, weights: the values that the guard judged, (C, B) and (B,).
         before: the original's metric.
     """
     totals = total_gain(gains)
@@ -311,7 +312,7 @@ def too_few_rows(gains: Tensor, weights: Tensor, verdict: Verdict, before: float
         return []
     best, weights = gains[column, weights > 0], weights[weights > 0]
     rest = best - best.sum() / weights.sum() * weights
-    largest = rest.abs().max().clamp_min(1e-300)  # the squares of what diverged may overflow
+    largest = rest.abs().max().clamp_min(1e-300)  # squares of diverged values may overflow
     error = share_of(float(largest * (rest / largest).norm() / weights.sum()), before)
     normal = NormalDist()
     smallest = (normal.inv_cdf(POWER) - normal.inv_cdf(verdict.level)) * error

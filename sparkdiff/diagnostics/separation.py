@@ -1,4 +1,4 @@
-"""How well one feature separates the classes, and how well all features separate training from validation rows."""
+"""Measures of how well one feature separates the classes, and all features separate training from validation rows."""
 
 import math
 from collections.abc import Sequence
@@ -12,14 +12,14 @@ from sparkdiff.stages.linear import product
 from sparkdiff.tensors.rows import Rows, SparseRows, matrix, taken, width
 
 LEAST = 30
-"""Rows of a class, or rows that differ from a feature's most frequent value, below which nothing is said."""
+"""Smallest number of rows of a class, or of rows that differ from a feature's most frequent value, for a finding."""
 STEPS = 30  # of L-BFGS
 RIDGE = 1e-2
-FARTHEST = 5.0  # standard deviations at which a standardised feature is cut off, so that an outlier doesn't drown it
+FARTHEST = 5.0  # standard deviations at which a standardised feature is clipped, so that outliers don't dominate it
 
 
 def midranks(x: Tensor) -> Tensor:
-    """Ranks from 1 in each column, ties sharing their mean. (n, d) -> (n, d)"""
+    """Ranks from 1 in each column; ties share their mean rank. (n, d) -> (n, d)"""
     columns = x.T.contiguous()
     ordered = columns.sort(1).values
     return (torch.searchsorted(ordered, columns) + torch.searchsorted(ordered, columns, right=True) + 1).T.double() / 2
@@ -36,7 +36,7 @@ def auc(x: Tensor, y: Tensor, classes: int) -> Tensor:
 
 
 def leaks_class(x: Rows, y: Tensor, classes: int, bound: float) -> list[tuple[int, int, float]]:
-    """(slot, class, AUC) of the features that alone tell a class from the rest with an AUC above `bound`, or below 1 - bound."""
+    """(slot, class, AUC) of the features that alone separate a class from the rest: AUC > `bound` or < 1 - `bound`."""
     counts = torch.bincount(y.long(), minlength=classes)
     counted = (counts >= LEAST) & (len(y) - counts >= LEAST)
     slots = torch.arange(width(x))
@@ -60,9 +60,10 @@ def leaks_class(x: Rows, y: Tensor, classes: int, bound: float) -> list[tuple[in
 
 
 def leaks_number(x: Rows, y: Tensor, bound: float) -> list[tuple[int, str, float]]:
-    """(slot, coefficient, value) of the features whose Pearson or Spearman correlation with the label lies beyond `bound`.
+    """(slot, coefficient, value) of features whose absolute Pearson or Spearman correlation with the label is >
+    `bound`.
 
-    In a sparse column only slots that most rows fill are considered, except for Pearson's correlation.
+    In a sparse column, only slots that are non-zero in most rows are considered.
     """
     if isinstance(x, SparseRows):
         columns, x = x.compact()
@@ -79,7 +80,7 @@ def leaks_number(x: Rows, y: Tensor, bound: float) -> list[tuple[int, str, float
     for name, a, b in (("Pearson", dense, y[:, None]), ("Spearman", midranks(dense), midranks(y[:, None]))):
         a, b = (
             z / z.abs().amax(0) for z in (a - a.mean(0), b - b.mean(0))
-        )  # whose squares neither over- nor underflow
+        )  # scaled, so that squares neither overflow nor underflow
         r = (a * b).sum(0) / (a.square().sum(0) * b.square().sum()).sqrt()
         out += [(int(slots[j]), name, float(r[j])) for j in ((r.abs() > bound) & varied).nonzero()[:, 0].tolist()]
     return out
@@ -87,13 +88,14 @@ def leaks_number(x: Rows, y: Tensor, bound: float) -> list[tuple[int, str, float
 
 @dataclass(frozen=True)
 class Drift:
-    """How well a classifier tells validation rows from training rows.
+    """A classifier's ability to separate validation rows from training rows.
 
     Attributes:
         auc: area under its ROC curve on rows that it was not fitted on; 0.5 if they cannot be separated.
-        error: its standard error, by clusters of rows.
-        shares: per column (w,) its slots' shares of the difference between the mean margins of both sides; they sum to 1.
-        shifts: per column (w,) how far the slots' means differ, in standard deviations.
+        error: the standard error of `auc`, by clusters of rows.
+        shares: per column (w,) the slots' shares of the difference between the mean margins of both sides; they sum to
+            1.
+        shifts: per column (w,) the differences of the slots' means, in standard deviations.
     """
 
     auc: float
@@ -103,10 +105,11 @@ class Drift:
 
 
 def drift(columns: Sequence[Rows], held: Tensor, cluster: Tensor) -> Drift:
-    """Logistic regression with a small ridge on the standardised columns, cross-fitted over two halves of the clusters.
+    """Fit a logistic regression with a small ridge on the standardised columns, cross-fitted over two halves of
+    clusters.
 
-    Of sparse rows only slots that LEAST of them fill have a say: of 2^18 hashed words a few thousand. The standard error is that
-    of the Mann-Whitney statistic with clustered rows (Obuchowski 1997, Biometrics 53:567).
+    In sparse columns, only slots that at least LEAST rows fill are used: of 2^18 hashed words a few thousand. The
+    standard error is that of the Mann-Whitney statistic with clustered rows (Obuchowski 1997, Biometrics 53:567).
 
     Args:
         columns: scalars (n,), vectors (n, d) or sparse rows.
@@ -122,7 +125,7 @@ def drift(columns: Sequence[Rows], held: Tensor, cluster: Tensor) -> Drift:
     _, number = cluster.unique(return_inverse=True)
 
     def fitted(own: Tensor, other: Tensor) -> tuple[list[Tensor], float, float]:
-        """Weights fitted on some rows; their AUC on the other rows, and its standard error."""
+        """Weights fitted on the rows `own`; their AUC on the rows `other`, and its standard error."""
         weights = _fit([taken(x, own) for x in scaled], held[own])
         margin = _margin([taken(x, other) for x in scaled], weights)
         area, variance = clustered_auc(margin, held[other], number[other])
@@ -136,23 +139,23 @@ def drift(columns: Sequence[Rows], held: Tensor, cluster: Tensor) -> Drift:
         tuple(c.new_zeros(width(x)).index_put((slots,), c) for c, slots, x in zip(of, filled, columns, strict=True))
         for of in ([c / (total or 1.0) for c in contribution], shift)
     )
-    # Both areas follow the product of the halves' shifts, so their errors add up like those of one and the same thing.
+    # Both areas depend on the product of the halves' shifts, so their errors are treated as fully correlated.
     return Drift((area + other_area) / 2, (error + other_error) / 2, shares, shifts)
 
 
 def _filled(x: Rows) -> Tensor:
-    """The slots (c,) that LEAST of the sparse rows fill; all of dense rows."""
+    """The slots (c,) that at least LEAST of the sparse rows fill; all slots of dense rows."""
     if not isinstance(x, SparseRows):
         return torch.arange(width(x))
     return (torch.bincount(x.indices[x.values != 0], minlength=x.width) >= LEAST).nonzero()[:, 0]
 
 
 def clustered_auc(margin: Tensor, positive: Tensor, cluster: Tensor) -> tuple[float, float]:
-    """The AUC of a margin (n,) and its variance with dependent rows in a cluster (n,); (0.5, 0) without a side."""
+    """The AUC of a margin (n,) and its variance with dependent rows in a cluster (n,); (0.5, 0) if a side has no rows."""
     m, n = int(positive.sum()), int((~positive).sum())
     if not m or not n:
         return 0.5, 0.0
-    # A row's placement: the share of the other side's rows that it is rightly above or below of.
+    # A row's placement: the share of the other side's rows that it ranks correctly against.
     overall = midranks(margin[:, None])[:, 0]
     placement = torch.empty_like(margin)
     placement[positive] = (overall[positive] - midranks(margin[positive][:, None])[:, 0]) / n
@@ -166,7 +169,9 @@ def clustered_auc(margin: Tensor, positive: Tensor, cluster: Tensor) -> tuple[fl
 
 
 def _standardised(x: Rows) -> Rows:
-    """Columns by mean and standard deviation, cut off; sparse ones by the root mean square of what is stored."""
+    """Columns divided by their standard deviation after subtracting the mean, clipped; sparse columns divided by the
+    root mean square of the stored values.
+    """
     if isinstance(x, SparseRows):
         stored = torch.bincount(x.indices, minlength=x.width)
         square = torch.zeros(x.width, dtype=x.values.dtype).index_add_(0, x.indices, x.values.square())
@@ -190,8 +195,9 @@ def _margin(columns: Sequence[Rows], weights: Sequence[Tensor]) -> Tensor:
 
 
 def _fit(columns: Sequence[Rows], held: Tensor) -> list[Tensor]:
-    """Weights of the logistic regression of `held`, with equal total weight on both sides; the intercept does not
-    affect an AUC.
+    """Weights of the logistic regression of `held`, with equal total weight on both sides.
+
+    The intercept is not returned, because it does not affect the AUC.
     """
     weights = [torch.zeros(width(x), dtype=torch.float64, requires_grad=True) for x in columns]
     intercept = torch.zeros((), dtype=torch.float64, requires_grad=True)

@@ -1,1 +1,1 @@
-"""Fine-tuning: the way of the data, once through."""
+"""Fine-tuning: the whole path of the data, from the rows to the tuned pipeline."""

@@ -1,4 +1,4 @@
-"""The options as Params of pyspark: a Param, a getter and a setter for each."""
+"""Options as pyspark Params: a Param, a getter and a setter for each."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -11,7 +11,9 @@ Fields = Mapping[str, dataclasses.Field[Any]]
 
 
 def with_params(fields: Fields, *, setters: bool = False) -> Callable[[type], type]:
-    """Give a class a Param and a getter for every option, and a setter, which calls its `_set`, with `setters`."""
+    """Return a decorator that gives a class a Param and a getter per option, and with `setters` a setter that calls
+    `_set`.
+    """
 
     def decorated(cls: type) -> type:
         for name, field in fields.items():
@@ -35,10 +37,10 @@ def with_params(fields: Fields, *, setters: bool = False) -> Callable[[type], ty
 
 
 class CheckedParams(Params):
-    """Params whose values `_set` checks, whatever sets them."""
+    """Params whose values are checked by `_set`, however they are set."""
 
     OBJECTS: ClassVar[Mapping[str, Any]] = {}
-    """Params that are no options, such as a pipeline."""
+    """Params that are not options, such as a pipeline."""
 
     def setParams(self, **params: Any) -> Self:
         """Set Params by name; an object that is None stays as it is."""
@@ -54,12 +56,12 @@ def checked(kind: Any, given: Mapping[str, Any]) -> dict[str, Any]:
     """The values of these options of a class, such as Options, converted to their types.
 
     Raises:
-        InputError: names every unknown name and every value that can't be.
+        InputError: lists every unknown name and every value that can't be converted.
     """
     found = kind.of(given)
     return {name: getattr(found, name) for name in given}
 
 
 def listed(value: Any) -> Any:
-    """A tuple as a list, because pyspark's explainParams cannot show tuples."""
+    """The value; a tuple as a list, because pyspark's explainParams cannot show tuples."""
     return list(value) if isinstance(value, tuple) else value

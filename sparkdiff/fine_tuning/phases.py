@@ -56,11 +56,11 @@ def begun(
     allTrain: bool = False, keyed: bool = False, lasting: bool = True, written: Task | None = None,
     comparedRows: int = cached_parity.PARITY_ROWS,
 ) -> Iterator[Run]:  # fmt: skip
-    """Write the cache or find it, and open it for the phases that follow, while the context lasts.
+    """Write the cache or find an existing one, and open it for the following phases while the context lasts.
 
     Args:
         allTrain, keyed, lasting: see `Request`.
-        written: the task whose cache has the columns that this one reads, if it isn't its own.
+        written: the task whose cache contains the columns to read, if it isn't this one.
         comparedRows: see `Run`.
     """
     # A batch takes as many rows from each virtual shard.
@@ -70,7 +70,7 @@ def begun(
         o.checkpointDir is not None
         and jvm.stores.url_of(where := jvm.folder("checkpointDir", o.checkpointDir)) is not None
     ):
-        jvm.check_writable("checkpointDir", o.checkpointDir, where)  # before anything runs
+        jvm.check_writable("checkpointDir", o.checkpointDir, where)  # fail before anything runs
     with phases.phase("cache") as say:
         weight = task.weightCol if task.soft is None else task.soft.weightCol
         writes = task if written is None else written
@@ -82,11 +82,11 @@ def begun(
             f"{'reused' if cache.hit else 'written'}: {counts} rows, {len(task.plan.cacheCols)} columns, {_size(cache.folder)}"
         )
     network = Network(task.cut.graph, task.cut.live)
-    # Before the network sees a row, by which some stages remember how far it is spread.
+    # Before the network processes a row, from which some stages store a spread.
     computed = computed_by(network)
-    # Where others train, this process only measures, once before and once after.
+    # If other processes train, this one only measures, once before and once after.
     held = in_memory(o, cache) and o.processes == 1
-    kept = o.localCacheLimit is None  # which bounds what lies on this disk
+    kept = o.localCacheLimit is None  # the limit bounds the bytes on this disk
     with Stream(cache.folder, backend=o.stream, inMemory=held, seed=o.seed, decoded=kept) as stream:
         data = Data(stream, cache.columns(task.cut), rows=rows_at_once(network, stream))
         divided = all(s.split != VALIDATION for s in sources)
@@ -97,7 +97,7 @@ def begun(
 
 
 def in_memory(options: Options, cache: caches.Cache) -> bool:
-    several = options.numProcesses == choice.AUTO  # then this process has read the rows, too
+    several = options.numProcesses == choice.AUTO  # then this process holds a copy of the rows, too
     return options.cacheInMemory and cache.fits_in_memory(copies(SHARDS, options.processes) + several)
 
 
@@ -122,7 +122,7 @@ def _goal(task: Task, cache: caches.Cache, network: Network, *, reference: bool)
 
 
 def too_few(run: Run) -> str:
-    """Why the held-out rows decide nothing, whatever is predicted; empty if they may, or if any gain is accepted."""
+    """The reason why the held-out rows cannot decide, whatever is predicted; empty if they can or any gain is accepted."""
     o = run.task.options
     if o.guard >= 1:
         return ""
@@ -157,7 +157,7 @@ def verified(run: Run, *, decides: bool = True) -> Measured:
 
 
 def _known(run: Run) -> dict[str, Any] | None:
-    """Everything that decides what Spark's stages compute; None if code does that is not Spark's own."""
+    """Everything that decides what Spark's stages compute; None if a stage that is not Spark's own is involved."""
     plain = all(is_plain(vertex.stage) for vertex in run.network.graph.vertices)
     return run.computed if plain and not run.computed["pipeline"].startswith(UNTOLD) else None
 
@@ -190,8 +190,8 @@ def trained(
     """Train all candidates, or resume the training of an earlier run with the same runId.
 
     Args:
-        epochs: train one candidate for so many epochs, and take the last one.
-        member: of settings that train together, this one.
+        epochs: train one candidate for this number of epochs, and take the last one.
+        member: this setting among those that train together.
     """
     with run.phases.phase("train") as say:
         check_stored(run.network, run.data)
@@ -245,7 +245,7 @@ def _fitted(
 
 
 def _complete(training: Training, run: Run, original: Measured) -> None:
-    """Enter the original's training loss for candidates without a gain, to tell whether they diverged."""
+    """Set the training loss of candidates without a gain to the original's, so that divergence can be recognised."""
     lost = {number for number, standing in enumerate(training.standings) if standing.column < 0}
     objective = run.goal.objective
     if lost and objective.rows is not None:
@@ -259,7 +259,7 @@ def _complete(training: Training, run: Run, original: Measured) -> None:
 
 @contextlib.contextmanager
 def _interruption_told(runId: str | None, say: Callable[[str], None]) -> Iterator[None]:
-    """Tell a user who interrupts the training how it goes on."""
+    """Tell a user who interrupts the training how to continue it."""
     try:
         yield
     except KeyboardInterrupt:
@@ -273,7 +273,7 @@ def _interruption_told(runId: str | None, say: Callable[[str], None]) -> Iterato
 
 
 def _size(folder: Path) -> str:
-    """The bytes in a folder, as text; empty if files in it are renamed meanwhile."""
+    """Total size of the files in a folder, as text; empty if files in it are renamed meanwhile."""
     with contextlib.suppress(OSError):
         return f"{folder_size(folder) / 1e6:,.1f} MB"
     return ""
@@ -284,10 +284,10 @@ def run_folder(
     run: Run, runId: str | None, *, replace: bool, recipes: Sequence[Recipe] | None = None, epochs: int | None = None,
     beside: Mapping[str, Any] | None = None,
 ) -> Iterator[RunFolder]:  # fmt: skip
-    """The folder of a training on these rows, which is removed at the end unless it has a runId.
+    """Open the folder of a training on these rows; remove it at the end unless there is a runId.
 
     Args:
-        beside: what else decides the result, by name.
+        beside: further values that decide the result, by name.
     """
     o = run.task.options
     where = jvm.folder("checkpointDir", o.checkpointDir) if o.checkpointDir else run.cache.folder.parent / "checkpoints"
@@ -317,8 +317,8 @@ def judged_by_rows(run: Run, original: Measured, fitted: Fitted, given: Recorded
     with run.phases.phase("judge"):
         o, ledger = run.task.options, found.ledger
         tuned = trained_score(run.task.model.uid, o, fitted.best, metric, found.network, run.data)
-        # Training measures other candidates than the network that would ship on rows of float32; and by a metric of ranks, to
-        # which sums of leaves may differ that are equal in another order of additions. The guard decides on what the network has.
+        # On float32 rows, training measures slightly different values than those of the network that would ship. So does it
+        # for rank metrics, where equal sums of leaves may differ if added in another order. The guard must judge the network.
         if o.precision == "float32" or metric.ranks:
             ledger = ledger.measured_again(held_out.blocks - tuned.blocks)
         networks, reference = (run.network, found.network), bool(run.cache.rows(REFERENCE))
@@ -330,17 +330,20 @@ def judged_by_rows(run: Run, original: Measured, fitted: Fitted, given: Recorded
 
 
 def written(run: Run, original: Measured, network: Network, known: Mapping[str, Score]) -> tuple[Any, Measured]:
-    """The trained network as Spark stages, compared with Spark, and its metrics.
+    """Write the trained network back to Spark stages, compare them with it, and measure its metrics.
 
     Args:
-        known: those of the metrics that were measured before.
+        known: scores by split that were measured before.
+
+    Returns:
+        The new pipeline, and its metrics and parity.
     """
     model, data, cache = run.task.model, run.data, run.cache
     with run.phases.phase("write back") as say:
         scores = {s: known.get(s) or score(network, data, s, run.goal.metric) for s in original.scores}
         memory.trim()
         sample = cached_parity.sample_of(network, data, run.comparedRows)
-        data.stream.close()  # the last that read the rows: room for Spark's
+        data.stream.close()  # the rows are not read again: frees memory for Spark
         memory.trim()
         where = cache.folder.parent
         with jvm.scratch(where), room("the data of the new Spark model", where, caches.ROOM):
@@ -351,7 +354,7 @@ def written(run: Run, original: Measured, network: Network, known: Mapping[str, 
 
 
 def idle_options(run: Run) -> list[str]:
-    """A sentence for each option that was set and has no effect in this run."""
+    """A sentence for each option that is set but has no effect in this run."""
     o, default, rows, end = run.task.options, Options(), run.cache.rows(VALIDATION), run.task.options.maxEpochs
     few = rows < FEW_ROWS * (1 if o.recipe == "fast" else FEWEST)
     lbfgs, alone, any_gain = o.optimizer == "lbfgs", o.numProcesses == 1, o.guard == 1

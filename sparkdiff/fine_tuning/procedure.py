@@ -1,11 +1,12 @@
-"""The way of the data, once through: plan, cache, verify, train, guard, write back, verify; with labels of probabilities, too.
+"""The procedure of a fine-tuning: plan, cache, verify, train, guard, write back, verify; also with labels of
+probabilities.
 
-A run starts from the fitted pipeline as it was passed, or from its refit, where that pipeline may have seen rows that decide.
-Held-out rows on which a pipeline was fitted are not new to it, and not to anything that starts from its weights: boosted trees
-look a third better on such rows than on others, and so does what is trained from them. The refit on the training rows, by the
-settings of the fitted stages, has seen none of the rows that decide. It starts the run in the pipeline's place, and is what the
-result must beat. Where the pipeline is better than its refit, and it can't be found out whether that is because it has seen the
-rows, nothing can be accepted on them.
+A run starts from the fitted pipeline as passed, or from its refit if that pipeline may have seen rows that decide.
+Held-out rows on which a pipeline was fitted are not new to it, nor to anything that starts from its weights: boosted
+trees score a third better on such rows than on others, and so does a model trained from them. The refit on the training
+rows, with the settings of the fitted stages, has seen none of the rows that decide. It replaces the pipeline as the
+start of the run, and the result must beat it. If the pipeline is better than its refit, and it is impossible to find
+out whether the reason is that it has seen the rows, nothing can be accepted on these rows.
 """
 
 import dataclasses
@@ -38,13 +39,15 @@ from sparkdiff.training.recipes import Recipe
 
 SIDES = (TRAIN, VALIDATION)
 HELD_OUT = (VALIDATION, TEST, REFERENCE)
-"""Splits whose margins are kept row by row."""
+"""Splits for which margins are recorded row by row."""
 TRAINING_ROWS = 100_000
-"""Training rows up to which their margins are kept, too: of more, a quarter as many held-out rows show how losses are spread."""
+"""Largest number of training rows for which margins are recorded, too. Above it, the held-out rows, about a quarter as
+many, are enough to show the spread of the losses.
+"""
 SAME = 1e-5
-"""Share of the loss by which two fits of the same rows differ at most: Spark adds numbers in another order each time."""
+"""Largest difference between two fits of the same rows, as a share of the loss: Spark adds numbers in varying order."""
 NEAR = 0.05
-"""The same as a share of what a fit that lacks the held-out rows differs by."""
+"""The same bound as a share of the difference from a fit without the held-out rows."""
 OTHER_ROWS = "rows that it was not fitted on, with rowsAreNew=True"
 WAY_OUT = f"pass the unfitted Pipeline (with FineTuner, numFolds=5 lets all rows decide), or {OTHER_ROWS}"
 
@@ -55,11 +58,11 @@ class StartingPoint:
 
     Attributes:
         model: the pipeline to train, grow or improve.
-        original: the pipeline as it was passed; a decision to keep gives it back.
-        given: its margins on the rows that decide, where the run starts from its refit.
-        seen: whether it has seen the rows, in words, where the run starts from its refit.
+        original: the pipeline as passed; returned if the decision is to keep it.
+        given: the original's margins on the rows that decide, if the run starts from its refit.
+        seen: whether the original has seen the rows, in words, if the run starts from its refit.
         refused: why nothing can be accepted on these rows, and what to do; empty if something can.
-        warnings: what else to say.
+        warnings: further warnings.
     """
 
     model: Any
@@ -70,11 +73,11 @@ class StartingPoint:
     warnings: Sequence[str] = ()
 
     def checked(self, why: str) -> "StartingPoint":
-        """The same start, refused for this reason, if there is one and no other."""
+        """The same start, refused for this reason unless the reason is empty or the start is already refused."""
         return dataclasses.replace(self, refused=self.refused or why)
 
     def told(self, summary: Any) -> Any:
-        """Add a warning to the summary where the run started from the refit, and the way out where the pipeline was kept."""
+        """The summary with a warning if the run started from the refit, and with the way out if the pipeline was kept."""
         reason, warnings = self.refused or summary.reason, [*self.warnings, *summary.warnings]
         if self.seen:
             start = (
@@ -87,7 +90,7 @@ class StartingPoint:
         return dataclasses.replace(summary, reason=reason, warnings=warnings)
 
     def finished(self, outcome: Any) -> Any:
-        """The outcome of the run, in which the pipeline as it was passed is the original, and is what was kept."""
+        """The outcome with the pipeline as passed as its original, and as its model if the start was kept."""
         model = self.original if outcome.model is outcome.original else outcome.model
         return dataclasses.replace(outcome, model=model, original=self.original)
 
@@ -96,12 +99,12 @@ def starting_point(
     given: Any, model: Any, options: Options, sources: Sequence[Source], phases: Phases, *, boundaries: Boundaries | None = None,
     shared: Shared | None = None, fit: Callable[[Unfitted], Any] | None = None,
 ) -> StartingPoint:  # fmt: skip
-    """Find out whether a fitted pipeline has seen the rows that decide, by one or two fits of Spark, and choose the start.
+    """Find out by one or two Spark fits whether a fitted pipeline has seen the rows that decide, and choose the start.
 
     Args:
-        given: the pipeline as it was passed; an unfitted one has been fitted on the training rows.
-        model: plain and fitted.
-        fit: fits an unfitted form on the training rows; None: by Spark, each time anew.
+        given: the pipeline as passed; an unfitted one has been fitted on the training rows.
+        model: the plain, fitted pipeline.
+        fit: fits an unfitted form on the training rows; None: fit it with Spark.
 
     Raises:
         InputError: the pipeline, the data or the options can't be used.
@@ -121,7 +124,7 @@ def starting_point(
     with phases.phase("refit") as say:
         try:
             form = refittable(task, sources)
-            before, margins = measure(model)  # what is wrong is found before anything is fitted
+            before, margins = measure(model)  # raises errors before anything is fitted
             made = model, rule(o), o.labelCol, o.weightCol, tuple((s.uid, s.role) for s in form.stages)
             fit = fit or (lambda form: refit(form, training_rows(sources, o, boundaries)))
             own = shared.once(("refit", *made), functools.partial(fit, form))
@@ -145,7 +148,7 @@ def starting_point(
 
 
 def recorded_rows(run: Run, network: Network) -> Recorded:
-    """The margins that decide, and those of the training rows if they are not too many."""
+    """The margins of the rows that decide, and those of the training rows if there are at most TRAINING_ROWS."""
     known = run.cache.manifest["splits"]
     splits = [s for s in HELD_OUT if s in run.cache.splits and known[s] != known[TRAIN]]
     splits += [TRAIN] if run.cache.rows(TRAIN) <= TRAINING_ROWS else []
@@ -153,10 +156,10 @@ def recorded_rows(run: Run, network: Network) -> Recorded:
 
 
 def refittable(task: Task, sources: Sequence[Source], keep: Sequence[str] = ()) -> Unfitted:
-    """The unfitted form of a fitted pipeline, whose stages on the path to the loss are fitted anew.
+    """The unfitted form of a fitted pipeline, in which the stages on the path to the loss will be refitted.
 
     Raises:
-        InputError: nothing can be fitted anew, or a stage that labels have decided stays as it is fitted; names it.
+        InputError: nothing can be refitted, or a stage that was fitted with labels can't be; names the stage.
     """
     graph, o = task.cut.graph, task.options
     if soft_labels.given(sources, task.labelCol):
@@ -173,7 +176,7 @@ def refittable(task: Task, sources: Sequence[Source], keep: Sequence[str] = ()) 
 
 
 class Evidence(Enum):
-    """Whether a pipeline was fitted on the rows that decide: what its losses and those of its refits show, in words."""
+    """Evidence on whether a pipeline was fitted on the rows that decide, from its losses and its refits', in words."""
 
     NEW = "has not seen the rows that decide: a refit on the training rows reproduces it"
     NO_BETTER = "may have seen the rows that decide"
@@ -184,14 +187,15 @@ class Evidence(Enum):
 def evidence(
     given: Mapping[str, Score], anew: Mapping[str, Score], everything: Callable[[], Mapping[str, Score]]
 ) -> Evidence:
-    """Whether a pipeline was fitted on the rows that decide, by its scores on training and held-out rows.
+    """Evidence on whether a pipeline was fitted on the rows that decide, from scores on training and held-out rows.
 
     Args:
-        anew: of its refit on the training rows.
-        everything: makes its refit on all rows, and measures it.
+        given: scores of the pipeline.
+        anew: scores of its refit on the training rows.
+        everything: refits it on all rows and returns the scores.
 
     Raises:
-        InputError: the refit leaves out other rows.
+        InputError: the refit leaves out other rows than the pipeline.
     """
     if not torch.equal(given[VALIDATION].weights, anew[VALIDATION].weights):
         raise InputError("its refit leaves out other rows")
@@ -203,7 +207,7 @@ def evidence(
 
 
 def _apart(one: Mapping[str, Score], other: Mapping[str, Score]) -> float:
-    """The sum over blocks of the absolute differences of the losses of training and held-out rows."""
+    """Sum over blocks of the absolute differences between the losses of training and held-out rows."""
     return sum(float((one[s].blocks - other[s].blocks).abs().sum()) for s in SIDES)
 
 
@@ -212,14 +216,14 @@ def fine_tune(
     boundaries: Boundaries | None = None, recipes: Sequence[Recipe] | None = None, member: JointSetting | None = None,
     start: StartingPoint | None = None,
 ) -> Outcome:  # fmt: skip
-    """Train what the plan says on these rows, and return the pipeline that held-out rows decide for.
+    """Train the planned stages on these rows, and return the pipeline that the held-out rows decide for.
 
     Args:
-        phases: times the phases and tells the listeners.
+        phases: times the phases and notifies the listeners.
         recipes: the candidates to train; None: those of `options.recipe`.
-        boundaries: where time divides the rows, if that is known already.
-        member: of settings that train together, this one; they share `shared`.
-        start: where `task` comes from; None: from a pipeline that has not seen the rows that decide.
+        boundaries: times that divide the rows into splits, if already known.
+        member: this setting among those that train together; they share `shared`.
+        start: the starting point of `task`; None: a pipeline that has not seen the rows that decide.
         replace: start again if `options.runId` was started with other settings, instead of raising.
 
     Raises:
@@ -256,7 +260,7 @@ def fine_tune(
 
 
 def hardened(task: Task, sources: Sequence[Source], phases: Phases, shared: Shared) -> Task:
-    """The task with the rows that labels of class probabilities stand for.
+    """The task with labels of class probabilities replaced by the rows that they stand for.
 
     Raises:
         InputError: the labels can't be used, or the predictor or an option needs one label per row.
@@ -281,7 +285,7 @@ def hardened(task: Task, sources: Sequence[Source], phases: Phases, shared: Shar
 
 
 def no_evidence(task: Task, soft: soft_labels.Hardened, phases: Phases) -> Outcome:
-    """The outcome where too few rows with true labels are held out: nothing is trained, because nothing could be accepted."""
+    """The outcome if too few rows with true labels are held out: nothing is trained, because nothing could be accepted."""
     why = (
         f"no evidence: {soft.held:,} validation rows have a true label (a probability of 1 for one class), and at least "
         f"{guard.MIN_UNITS} are needed to decide, because labels that are themselves guesses prove nothing. Label some rows, and "

@@ -1,4 +1,4 @@
-"""The summary of a fine-tuning; its values by name, which the summaries of all verbs share."""
+"""The summary of a fine-tuning, in parts that the summaries of all verbs share."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -42,7 +42,7 @@ def untrained(run: Run, original: Measured, warnings: Sequence[str]) -> FineTuni
 
 
 def facts(run: Run) -> dict[str, Any]:
-    """What is known without training."""
+    """The facts of the summary that are known without training."""
     metric, cache = run.goal.metric, run.cache
     known = {"hit": cache.hit, "fingerprint": cache.fingerprint, "rows": {s: cache.rows(s) for s in cache.splits}}
     known |= {name: list(uids) for name, uids in (("stagesRead", cache.read), ("stagesKept", cache.kept)) if uids}
@@ -54,13 +54,13 @@ def facts(run: Run) -> dict[str, Any]:
 
 
 def shown_options(task: Task, metric: Metric, **more: Any) -> dict[str, Any]:
-    """All options, with the columns and the metric that were found where none was named."""
+    """All options, including the columns and the metric that were resolved where none was named."""
     found = {"labelCol": task.labelCol, "weightCol": task.weightCol, "metric": task.options.metric or metric.name}
     return task.options.asdict() | more | found
 
 
 def tested(judgement: Judgement) -> dict[str, Any]:
-    """What the guard found."""
+    """The guard's results for the summary."""
     verdict, reference, compatibility = judgement.verdict, judgement.reference, judgement.compatibility
     return {
         "z": verdict.z, "p": verdict.p, "gainInterval": None if verdict.interval is None else list(verdict.interval),
@@ -84,7 +84,7 @@ def measured(original: Measured, after: Measured) -> dict[str, Any]:
 
 
 def trained_facts(fitted: Fitted, compared: Mapping[str, Parity | None], changed: bool) -> dict[str, Any]:
-    """What training did.
+    """The results of training for the summary.
 
     Args:
         compared: parities, None where nothing was compared.

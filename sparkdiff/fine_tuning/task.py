@@ -1,6 +1,4 @@
-"""A fine-tuning as values: what is trained (a pipeline, analysed, with its roles resolved), what fits on the same rows share, and
-what the phases hand to one another.
-"""
+"""Data classes of a fine-tuning: the task, work shared by fits on the same rows, and results passed between phases."""
 
 import dataclasses
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -45,24 +43,24 @@ from sparkdiff.training.results import Trained
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What is trained: the analysed pipeline with its roles resolved."""
+    """The pipeline to train, analysed and with its roles resolved."""
 
     model: Any
     roles: Roles
     cut: Cut
     plan: Plan
     options: Options
-    labelCol: str | None  # None: clusters, whose loss needs none
+    labelCol: str | None  # None: clustering, whose loss needs no label
     weightCol: str | None
-    soft: Hardened | None = None  # of labels that were class probabilities
+    soft: Hardened | None = None  # set if the labels were class probabilities
 
     def kept_as_fitted(self, columns: Iterable[str]) -> dict[str, str]:
-        """Reasons, by uid, for the stages that must not be fitted anew, searched or deleted: `unfitted(model, keep=...)`.
+        """Reasons, by uid, why stages must not be refitted, searched or deleted; passed to `unfitted(model, keep=...)`.
 
-        Among them are those that make the label, the weight or another column of the loss (as `censorCol`).
+        They include the stages that make the label, the weight or another column of the loss (such as `censorCol`).
 
         Args:
-            columns: of the rows.
+            columns: the columns of the rows.
         """
         graph = self.cut.graph
         wanted = [c for c in (self.labelCol, self.weightCol, *graph.head.lossInputs) if c is not None]
@@ -74,14 +72,14 @@ class Task:
     def compared_outside(
         self, judgement: Judgement, new: Any, df: DataFrame, keep: Collection[str] = ()
     ) -> tuple[Judgement, list[str]]:
-        """Judge a pipeline in the place of this one by what it changes that no training and no fit for the loss may change.
+        """Find changes that the new pipeline makes outside the stages that may be trained or refitted.
 
         Args:
             df: the rows.
-            keep: uids of more stages that must not be fitted anew.
+            keep: uids of more stages that must not be refitted.
 
         Returns:
-            The judgement with these changes, and warnings about columns that can't be compared.
+            The judgement with these changes in `outside`, and warnings about columns that can't be compared.
         """
         graph, kept = self.cut.graph, {*self.kept_as_fitted(df.columns), *keep}
         fitted = {v.uid for v in graph.vertices if (graph.formula_of(v) or v.uid) not in kept}
@@ -91,10 +89,12 @@ class Task:
 
 
 def check_runs(model: Any, data: DataFrame) -> None:
-    """Let Spark plan a pipeline that was made, as a whole: its stages are planned, and compared, one by one. Runs no job.
+    """Check that Spark can plan a new pipeline as a whole; elsewhere its stages are planned and compared one by one.
+
+    Runs no job.
 
     Raises:
-        ParityError: Spark can't run it; says why.
+        ParityError: Spark can't run it; contains the reason.
     """
     try:
         model.transform(data)
@@ -112,7 +112,7 @@ def prepare(model: Any, options: Options, data: SchemaOrRows = None) -> Task:
         data: the rows, whose schema decides what a few stages compute.
 
     Raises:
-        InputError: not fitted, several predictors, nothing to train, or a stage name that matches none.
+        InputError: the pipeline is not fitted, has several predictors or nothing to train, or a stage name matches no stage.
     """
     analysis = analyse(model, options, data)
     graph, roles, cut = analysis
@@ -156,33 +156,36 @@ def check_place(options: Options, graph: Graph, cut: Cut) -> None:
 
 
 CANDIDATES = ("learningRate", "regAnchor", "recipe", "ema")
-"""Options that only decide which candidates train; all others must be the same. Candidates share one optimizer."""
+"""Options that only select the candidates to train. Settings that train together share all others and one optimizer."""
 MOST = 16
-"""Settings that train together: with four candidates each, 64 copies of the parameters and of the optimizer's state; with the
-ten of `thorough`, 160.
+"""Largest number of settings that train together.
+
+With four candidates each, these are 64 copies of the parameters and of the optimizer's state; with the ten of
+`thorough`, 160.
 """
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Together:
-    """Options that differ in their candidates only."""
+    """Settings that train together; they differ only in their candidates."""
 
     settings: tuple[Options, ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class JointSetting:
-    """One of several settings that train together, by its position."""
+    """One of several settings that train together, and its position among them."""
 
     together: Together
     position: int
 
 
 def members(fits: Sequence[tuple[Any, Options]]) -> list[JointSetting | None]:
-    """For each (pipeline, options) the training that it is a part of; None where it trains alone.
+    """The joint training that each (pipeline, options) belongs to; None if it trains alone.
 
-    A run with a `runId` has a training of its own, which can be resumed; `maxSeconds` would count the seconds of the others.
-    `numFolds` trains once per fold, and `learningRates` are relative to one `learningRate`.
+    A run with a `runId` trains alone, so that it can be resumed. So does a run with `maxSeconds`, which would include
+    the seconds of the others, with `numFolds`, which trains once per fold, or with `learningRates`, which are relative
+    to one `learningRate`.
     """
     groups: list[list[int]] = []
     for i, (pipeline, options) in enumerate(fits):
@@ -206,42 +209,42 @@ def members(fits: Sequence[tuple[Any, Options]]) -> list[JointSetting | None]:
 
 
 class Shared(MadeOnce):
-    """What fits on the same rows have in common: each distinct cache is fingerprinted, written and compared with Spark once."""
+    """Results shared by fits on the same rows: each cache is fingerprinted, written and compared with Spark once."""
 
     def __init__(self) -> None:
         super().__init__()
         self._members: list[tuple[Any, Options, JointSetting | None]] = []
 
     def train_together(self, fits: Sequence[tuple[Any, Options]]) -> None:
-        """Take note of all fits that will be asked for, each a pipeline and options."""
+        """Register all fits that will follow, each as (pipeline, options), so that those that can train together do."""
         self._members = [(*fit, member) for fit, member in zip(fits, members(fits), strict=True)]
 
     def member_of(self, pipeline: Any, options: Options) -> JointSetting | None:
-        """The training of several settings that one of those fits is a part of; None: it trains alone."""
+        """The joint training that this fit belongs to; None if it trains alone."""
         return next((m for p, o, m in self._members if p is pipeline and o == options), None)
 
     def has(self, key: tuple[Any, ...]) -> bool:
-        """Whether there is something for this key."""
+        """True if a result is stored for this key."""
         return key in self.found
 
     def cache(self, key: tuple[Any, ...], request: Request, watch: caches.Watch) -> caches.Cache:
         known = ("cache", key) in self.found
-        if known and not self.found["cache", key].is_there:  # `localCacheLimit` gave its place to another one
+        if known and not self.found["cache", key].is_there:  # evicted because of `localCacheLimit`
             del self.found["cache", key]
         cache = self.once(("cache", key), lambda: caches.open_cache(request, watch))
         return dataclasses.replace(cache, hit=True) if known else cache
 
     def remove_caches(self) -> None:
-        """Remove the files of all caches; a later fit would write them again."""
+        """Remove the files of all caches; a later fit writes them again."""
         for key, cache in [*self.found.items()]:
             if key[0] == "cache":
                 whole.remove(cache.folder)
 
 
 def key_of(task: Task, sources: Sequence[Source]) -> tuple[Any, ...]:
-    """All that decides, beside the rows to split, what is cached and where; not how it is trained."""
+    """Everything, apart from the rows to split, that decides the content and place of the cache; not how it is trained."""
     o = task.options
-    # The cut itself, and not the options that move it (reference, predictionCol, unfreeze): a list of these can lack one.
+    # The cut itself rather than the options that change it (reference, predictionCol, unfreeze), which could be incomplete.
     return (
         task.model, task.cut.graph.head_position, task.cut, task.labelCol, task.weightCol, rule(o), o.guardCols,
         o.cacheDir, *(s.df for s in sources if s.split == REFERENCE),
@@ -250,11 +253,11 @@ def key_of(task: Task, sources: Sequence[Source]) -> tuple[Any, ...]:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """A run's result: `model` is the original object itself where the decision is to keep it.
+    """The result of a run; `model` is the original object itself if the decision is to keep it.
 
     Attributes:
         original: the pipeline that was fine-tuned.
-        folders: of the run's trainings.
+        folders: the folders of the run's trainings.
     """
 
     model: Any
@@ -269,9 +272,9 @@ class Goal:
     """The loss and the metric, and the labels that they were checked with.
 
     Attributes:
-        label: the labels of the training rows.
-        labels: the labels of all rows; None without a label column.
-        warnings: about splits in which all rows have the same label.
+        label: statistics of the labels of the training rows.
+        labels: statistics of the labels of all rows; None without a label column.
+        warnings: warnings about splits in which all rows have the same label.
     """
 
     label: LabelStats
@@ -286,11 +289,11 @@ class Run:
     """The input of all phases after the cache.
 
     Attributes:
-        shared, key: give the results that other fits on the same rows can use, too.
+        shared, key: access to the results that other fits on the same rows can use, too.
         network: the network of the original.
-        computed: identifies the network before it sees a row.
-        versions: of the tables that the rows come from, as far as their plans show them.
-        divided: whether the validation rows are a share of the rows that were passed.
+        computed: identifies the network before it has processed a row.
+        versions: versions of the tables that the rows come from, as far as their plans show them.
+        divided: whether the validation rows were split off from the rows that were passed.
         comparedRows: largest number of rows compared with Spark.
     """
 
@@ -313,7 +316,7 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """The metric of a pipeline on each split that has rows, and its parity with Spark; None if it was not compared again."""
+    """The metric of a pipeline on each split that has rows, and its parity with Spark (None if not compared again)."""
 
     scores: dict[str, Score]
     parity: Parity | None
@@ -324,16 +327,17 @@ class Fitted:
     """The result of training.
 
     Attributes:
-        best: the metric (as a loss) that training measured for the chosen network.
-        frozen: per parameter the number of entries that did not train, because too few rows have them.
-        lost: a sentence for every restart after lost processes.
+        best: the metric (as a loss) of the chosen network, as measured in training.
+        frozen: per parameter, the number of entries that did not train because too few rows have them.
+        lost: a sentence for every restart after processes were lost.
         unsaved: why a checkpoint could not be written; empty if all were written.
-        cut: that maxSeconds ended training while candidates were still active; empty if not.
+        cut: a sentence if maxSeconds ended training while candidates were still active; else empty.
         recipes: the candidates.
-        device: where it was trained, as text.
-        fallbacks: what was done there where memory was short, and what else is slower than it could be.
-        single: how far float32 moves the original's outputs; None in float64.
-        processes: how many trained, where they were to be chosen; else None.
+        device: the device that trained, as text.
+        fallbacks: workarounds for a lack of memory on the device, and other reasons why training is slower than it
+            could be.
+        single: the effect of float32 on the original's outputs; None in float64.
+        processes: the chosen number of processes, if it was to be chosen; else None.
     """
 
     found: Trained

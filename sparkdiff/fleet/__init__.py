@@ -1,1 +1,1 @@
-"""Many pipelines and one budget: which of them deserve a fine-tuning."""
+"""Triage of many pipelines within one budget: selection of those that deserve a fine-tuning."""

@@ -1,4 +1,4 @@
-"""A budget of processor time, as a person writes it."""
+"""A budget of processor time, parsed from text."""
 
 import re
 
@@ -14,7 +14,7 @@ def core_seconds(text: str) -> float:
     """The core-seconds of a text such as "4 core-hours", "30 core-minutes" or "90s".
 
     Raises:
-        InputError: it is no such text, or nothing fits in.
+        InputError: the text has another form, or its amount is 0.
     """
     found = FORM.fullmatch(text) if isinstance(text, str) else None
     if not found or not float(found[1]):

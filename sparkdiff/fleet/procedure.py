@@ -1,4 +1,6 @@
-"""Triage: forecast each pipeline of a fleet by cheap facts, and spend a budget on those that are worth most per core-second."""
+"""Triage: forecasts for a fleet of pipelines from cheap facts, and a budget spent on those with most gain per
+core-second.
+"""
 
 import contextlib
 import dataclasses
@@ -31,7 +33,7 @@ from sparkdiff.report import Events
 from sparkdiff.store.digests import hash_of
 
 OWN = ("name", "model", "data")
-"""Keys of an entry that are no options."""
+"""Keys of an entry that are not options."""
 PATH = (str, os.PathLike)
 
 
@@ -40,9 +42,9 @@ class Entry:
     """A pipeline that may be tuned.
 
     Attributes:
-        model: fitted.
-        path: where it lies; None where the caller passed the pipeline itself.
-        given: options of the fine-tuning by name, and `options` with the others at their defaults.
+        model: the fitted pipeline.
+        path: the folder it was loaded from; None if the caller passed the pipeline itself.
+        given: the options that were set, by name; `options` has the others at their defaults, too.
     """
 
     name: str
@@ -53,7 +55,7 @@ class Entry:
     options: Options
 
     def content(self) -> str | None:
-        """Its content hash, by which a store of runs knows it; None if it cannot be saved."""
+        """Content hash of the pipeline, which identifies it in a store of runs; None if it cannot be saved."""
         where = self.path
         if where is not None and isinstance(self.model, Holder):
             where = paths.inside(where, "pipelineModel")
@@ -64,17 +66,18 @@ def entries_of(fleet: Any, common: Mapping[str, Any]) -> list[Entry]:
     """The entries of a fleet.
 
     Args:
-        fleet: mappings with the keys `model` (a fitted pipeline, or the path of a saved one) and `data` (a DataFrame, or the
-            path of a file), if wanted `name`, and options of `FineTuner`; or a DataFrame of Spark or pandas with such columns.
-        common: options of all entries; an entry's own come first.
+        fleet: mappings with the keys `model` (a fitted pipeline, or the path of a saved one), `data` (a DataFrame, or the
+            path of a file), optionally `name`, and options of `FineTuner`; or a Spark or pandas DataFrame with such columns.
+        common: options of all entries; an entry's own options override them.
 
     Raises:
-        InputError: it is no fleet; a model or rows cannot be loaded; or an option is unknown or wrong. Names the entry.
+        InputError: the fleet has another form; a model or rows cannot be loaded; or an option is unknown or wrong. Names
+            the entry.
     """
     found = [*_mappings(fleet)]
     if not found:
         raise InputError("the fleet is empty: pass at least one mapping with the keys model and data")
-    tables = dict[str, DataFrame]()  # one for all entries that name a path, so that its rows are drawn once
+    tables = dict[str, DataFrame]()  # one DataFrame per path, so that its rows are sampled once
     out = [_entry(number, given, common, tables) for number, given in enumerate(found)]
     names = [entry.name for entry in out]
     if twice := sorted({name for name in names if names.count(name) > 1}):
@@ -118,7 +121,7 @@ def _entry(number: int, given: Mapping[str, Any], common: Mapping[str, Any], tab
 
 
 def name_of(model: Any) -> str:
-    """A short name: the last part of a path, or the uid."""
+    """A short name of a model: the last part of its path, or its uid."""
     if not isinstance(model, PATH):
         return str(getattr(model, "uid", type(model).__name__))
     parts = [part for part in os.fspath(model).rstrip("/").split("/") if part]
@@ -140,17 +143,19 @@ def _rows(data: Any, tables: dict[str, DataFrame]) -> DataFrame:
 
 
 SHARE = 0.8
-"""Of the gain that is expected of the whole fleet, what is run for. The pipelines at the end promise little and keep less."""
+"""Share of the fleet's total expected gain at which triage stops. The remaining pipelines promise little gain, and
+little of it would be kept.
+"""
 REFUSALS = (SparkdiffError, jvm.SparkError)
-"""Errors that say what is wrong with a pipeline or its rows; after others it has failed."""
+"""Errors that explain what is wrong with a pipeline or its rows; any other error counts as a failure."""
 
 
 class Stopped(BaseException):
-    """Ends a run that will not make it. No `Exception`: those of a listener become warnings."""
+    """The exception that ends a run without prospects; no `Exception`, as a listener's exceptions become warnings."""
 
 
 class Watch(Events):
-    """Stops a run in which no candidate is better than the original after EARLY epochs."""
+    """A listener that stops a run in which no candidate is better than the original after EARLY epochs."""
 
     def __init__(self, sign: float) -> None:
         self.sign, self.start, self.best = sign, float("inf"), float("inf")
@@ -168,7 +173,7 @@ class Watch(Events):
 
 @dataclasses.dataclass(frozen=True)
 class AssessedEntry:
-    """An entry and what is known of it before it runs; without a forecast it does not run, and `outcome` and `why` tell this."""
+    """An entry and what is known of it before it runs. Without a forecast it does not run; `outcome` and `why` say why."""
 
     entry: Entry
     facts: Facts
@@ -182,23 +187,24 @@ def triage(
     fleet: Sequence[Mapping[str, Any]] | DataFrame, *, budget: str, storeDir: str | None = None, share: float = SHARE,
     dryRun: bool = False, done: Callable[[Triaged, Any], None] = lambda pipeline, model: None, **options: Any,
 ) -> Triage:  # fmt: skip
-    """Forecast what fine-tuning each pipeline of a fleet would gain and cost, and run the most valuable ones within a budget.
+    """Forecast gain and cost of fine-tuning each pipeline of a fleet, and run the most valuable ones within a budget.
 
-    Each pipeline is judged by its plan, a gradient pass, the curvature and three epochs on up to 2,000 of its rows, and by what
-    the store knows of it. Pipelines are ordered by expected gain per core-second (a gain counts up to 50% of the metric), and
-    run until the budget is spent or `share` of the expected gain of the fleet has been run for. A run in which no candidate is
-    better than the original after a few epochs is stopped. Each run is a `FineTuner.fit`, with the same guard. A pipeline whose
-    run fails by any error is told as "failed", and the others go on.
+    A forecast uses the pipeline's plan, a gradient pass, the curvature and three epochs on up to 2,000 of its rows, and the
+    store's records of the pipeline. Pipelines are ordered by expected gain per core-second (a gain counts up to 50% of the
+    metric), and run until the budget is spent or the pipelines that ran make up `share` of the fleet's expected gain. A run
+    in which no candidate is better than the original after a few epochs is stopped. Each run is a `FineTuner.fit`, with the
+    same guard. A pipeline whose run fails with any error is reported as "failed", and the others continue.
 
     Args:
         fleet: mappings with the keys `model` (a fitted pipeline, or the path of a saved one), `data` (a DataFrame or a path),
-            if wanted `name`, and options of `FineTuner` such as `labelCol`; or a DataFrame with such columns.
-        budget: processor time such as "4 core-hours"; finding the facts counts, and a run that has begun is not cut. What
-            executors on other machines spend is not counted.
+            optionally `name`, and options of `FineTuner` such as `labelCol`; or a DataFrame with such columns.
+        budget: processor time such as "4 core-hours"; it includes finding the facts. A run that has begun is not cut off.
+            The time of executors on other machines is not counted.
         storeDir: the folder of a store of runs, from which triage learns and to which it adds its runs; it may be empty.
-        dryRun: only forecast, and say what would run.
-        done: called with each pipeline that ran, as it ends, and its tuned model or None; its errors become those of the run.
-        options: of `FineTuner`, for all entries.
+        share: share of the fleet's expected gain to run for, above 0 and at most 1.
+        dryRun: only forecast, and report what would run.
+        done: called after each run with its result and its tuned model or None; an error in it makes the run "failed".
+        options: options of `FineTuner` for all entries.
 
     Raises:
         InputError: the budget cannot be read; a model or rows cannot be loaded, or an option is wrong (names the entry);
@@ -232,7 +238,7 @@ def triage(
             if model is not None:
                 models[j.entry.name] = model
             out.append(_done(done, found, model))
-            if found.outcome in (REFUSED, FAILED):  # what it promised is not to be had
+            if found.outcome in (REFUSED, FAILED):  # its expected gain is out of reach
                 whole -= j.forecast.expected
                 continue
         reached, ran = reached + j.forecast.expected, ran + 1
@@ -242,7 +248,7 @@ def triage(
 def _assessed(
     entries: Sequence[Entry], runs: Sequence[Mapping[str, Any]], forecaster: Forecaster, limit: float, began: float
 ) -> list[AssessedEntry]:
-    """What is known of each entry, as long as the budget lasts. Each table is counted and drawn from once."""
+    """Facts and forecast of each entry, as long as the budget lasts. Each table is counted and sampled once."""
     judged = []
     late = f"the budget of {limit:,.0f} core-seconds was used up before its facts were found"
     with contextlib.closing(Samples()) as samples:
@@ -255,7 +261,7 @@ def _assessed(
 
 
 def _done(done: Callable[[Triaged, Any], None], found: Triaged, model: Any) -> Triaged:
-    """Call done; what the run is told as then."""
+    """Call `done`; return the result of the run, as failed if `done` raised an error."""
     try:
         done(found, model)
     except Exception as e:  # the fleet goes on
@@ -282,7 +288,7 @@ def _judged(entry: Entry, runs: Sequence[Mapping[str, Any]], forecaster: Forecas
 
 
 def _why_not(j: AssessedEntry, ran: int, reached: float, share: float, left: float) -> str:
-    """Why a pipeline with a forecast is not run after `ran` others, in words; empty if it is."""
+    """The reason, in words, why a pipeline with a forecast is not run after `ran` others; empty if it is run."""
     f = j.forecast
     assert f is not None
     if reached >= share:
@@ -293,7 +299,7 @@ def _why_not(j: AssessedEntry, ran: int, reached: float, share: float, left: flo
 
 
 def _why_little(facts: Mapping[str, float], f: Forecast) -> str:
-    """Why little is expected of a pipeline: what stands out of its facts."""
+    """The reason why little is expected of a pipeline, from its notable facts."""
     told = []
     if facts.get("known"):
         told.append("the last run tuned it already" if facts.get("lastTuned") else "the last run kept the original")
@@ -314,7 +320,7 @@ def _skipped(j: AssessedEntry, why: str) -> Triaged:
 
 
 def _run(j: AssessedEntry, storeDir: str | None) -> tuple[Triaged, Any]:
-    """Tune a pipeline: how it ended, and the tuned pipeline or None."""
+    """Tune a pipeline; return the result of the run, and the tuned pipeline or None."""
     before, entry = cpu.seconds(), j.entry
     given = dict(entry.given)
     if storeDir is not None:
@@ -343,14 +349,14 @@ def triage_paths(
     models: Sequence[str], data: Sequence[str], budget: str, storeDir: str | None, output: str | None, share: float,
     dryRun: bool, options: Mapping[str, Any],
 ) -> Triage:  # fmt: skip
-    """Triage of models and rows by their paths.
+    """Run `triage` on models and rows given by their paths.
 
     Args:
         data: one path for all models, or one per model.
-        output: the folder in which the tuned pipelines are saved by their names; None: nowhere.
+        output: the folder in which the tuned pipelines are saved by their names; None: don't save them.
 
     Raises:
-        InputError: see `triage`; or a folder that would be written exists, is no folder of this machine, or cannot be written.
+        InputError: as `triage`; or a folder to write exists, is not on this machine, or cannot be written.
     """
     names = names_of(models)
     folders = {} if output is None else {name: new_folder("--output", paths.inside(output, name)) for name in names}
@@ -366,7 +372,7 @@ def triage_paths(
 
 
 def names_of(models: Sequence[str]) -> list[str]:
-    """The names of saved models: where several have the same last part, the parts by which they differ, too."""
+    """Unique names of saved models; if several have the same last part, they include the parts in which paths differ."""
     names = [name_of(model) for model in models]
     out = []
     for model, name in zip(models, names, strict=True):

@@ -1,4 +1,4 @@
-"""What triage found and did, pipeline by pipeline."""
+"""The results of triage, pipeline by pipeline."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping
@@ -15,15 +15,15 @@ TUNED, KEPT, STOPPED, SKIPPED, REFUSED, FAILED = "tuned", "kept original", "stop
 
 @dataclasses.dataclass(frozen=True)
 class Triaged:
-    """A pipeline of the fleet.
+    """The result of triage for one pipeline of the fleet.
 
     Attributes:
-        forecast: None where there is none: it was refused, failed, or the budget was used up before.
-        outcome: "tuned", "kept original", "stopped", "skipped", "refused" or "failed" (by an error that nobody expected).
-        why: in words.
+        forecast: None if the pipeline was refused or failed before, or the budget was used up before.
+        outcome: "tuned", "kept original", "stopped", "skipped", "refused" or "failed" (by an unexpected error).
+        why: the reason for the outcome, in words.
         gain: on validation rows, as a share of the original's metric; 0 unless it was tuned.
-        coreSeconds: that were spent on it, its facts included.
-        facts: what the forecast rests on.
+        coreSeconds: core-seconds that were spent on it, including those for its facts.
+        facts: the facts that the forecast is based on.
     """
 
     name: str
@@ -37,12 +37,14 @@ class Triaged:
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Triage(ShownFields):
-    """What triage found and did. `print` shows it, `toJSON` and `toPandas` hold it, `models` are the tuned pipelines by name.
+    """The results of triage. `print` shows them, `toJSON` and `toPandas` return them; `models` has the tuned pipelines
+    by name.
 
     Attributes:
-        pipelines: the most valuable first.
-        budget, coreSeconds: what there was, and what was spent.
-        shipped, own: how many runs the forecasts were learned from: shipped ones, and those of the store.
+        pipelines: the results per pipeline, the most valuable first.
+        budget, coreSeconds: the core-seconds that were available, and those that were spent.
+        shipped, own: numbers of runs that the forecasts were learned from: those shipped with sparkdiff, and those of
+            the store.
         models: plain Spark ML pipelines by name; only those that were tuned.
     """
 
@@ -56,12 +58,12 @@ class Triage(ShownFields):
     models: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False)
 
     def toDict(self) -> dict[str, Any]:
-        """All but the models."""
+        """All results except the models."""
         told = dataclasses.asdict(dataclasses.replace(self, models={}))
         return {name: value for name, value in told.items() if name != "models"}
 
     def toPandas(self) -> "pd.DataFrame":
-        """A row per pipeline."""
+        """The results as a pandas DataFrame with a row per pipeline."""
         import pandas as pd
 
         rows = []

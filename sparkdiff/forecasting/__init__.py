@@ -1,1 +1,1 @@
-"""What a run is likely to bring and to cost, by cheap facts of a pipeline and its rows."""
+"""Forecasts of the gain and the cost of a run, from cheap facts about a pipeline and its rows."""

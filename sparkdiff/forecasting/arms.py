@@ -1,7 +1,8 @@
-"""Which way of improving a pipeline is likely to find the best one, and for how much: what worked on pipelines like this one.
+"""Forecasts of which way of improving a pipeline (which arm) will find the best one, and at what cost, from what worked
+on similar pipelines.
 
-It starts from the improvements that sparkdiff ships (arm_priors.json, made by benchmarks/arms.py), and learns from those in the
-user's store of runs, each of which counts as much. Nothing is saved: learning takes a second.
+They are learned from the improvements that sparkdiff ships (arm_priors.json, made by benchmarks/arms.py) and from those
+in the user's store of runs, with equal weights. Nothing is saved: learning takes a second.
 """
 
 import dataclasses
@@ -20,20 +21,20 @@ from sparkdiff.history.store import parsed
 
 PRIORS = resources.files("sparkdiff.forecasting").joinpath("arm_priors.json")  # the package may be in a zip
 ENOUGH = 0.95
-"""An arm has found the best pipeline if it gains this share of what the best arm gains."""
+"""An arm has found the best pipeline if its gain is at least this share of the best arm's gain."""
 EARLY = ("stopped", "interrupted")
-"""How the outcome of an arm begins that had no end of its own."""
+"""Beginnings of the outcome of an arm that did not run to its end."""
 COLUMNS = ("verb", "metricDirection", "before", "tried", "evidence", "finished")
-"""Of a store, what the order of arms is learned from."""
+"""Columns of a store that the order of arms is learned from."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ArmResult:
-    """What an arm found.
+    """The result of an arm.
 
     Attributes:
-        gain: that the guard kept, as a share of the original's metric; 0 where it kept none.
-        seconds: that the arm took.
+        gain: the gain that the guard accepted, as a share of the original's metric; 0 if it accepted none.
+        seconds: duration of the arm.
     """
 
     gain: float
@@ -42,7 +43,7 @@ class ArmResult:
 
 @dataclasses.dataclass(frozen=True)
 class PastImprovement:
-    """An improvement that has ended: the facts of its pipeline, and what each arm that was tried found."""
+    """A finished improvement: the facts of its pipeline, and the result of each arm that was tried."""
 
     facts: Facts
     arms: Mapping[str, ArmResult]
@@ -52,16 +53,17 @@ class PastImprovement:
         return max((min(r.gain, MOST) for r in self.arms.values()), default=0.0)
 
     def found(self, arm: str) -> bool:
-        """Whether this arm has found the best pipeline, or one that is nearly as good."""
+        """True if this arm has found the best pipeline, or one that is nearly as good."""
         return self.best > 0 and min(self.arms[arm].gain, MOST) >= ENOUGH * self.best
 
 
 @dataclasses.dataclass(frozen=True)
 class ArmForecast:
-    """
+    """The forecast for one arm.
+
     Attributes:
-        probability: that the arm finds the best pipeline, if there is a better one.
-        seconds: that it takes.
+        probability: probability that the arm finds the best pipeline, if there is a better one.
+        seconds: expected duration.
     """
 
     arm: str
@@ -70,8 +72,8 @@ class ArmForecast:
 
     @property
     def worth(self) -> float:
-        """By this order of arms, the largest first, the time until the best is found is shortest on average, if arms were
-        independent (Smith 1956).
+        """Probability per second. Arms in descending order of it find the best pipeline in the shortest average time,
+        if they are independent (Smith 1956).
         """
         return self.probability / max(self.seconds, 1e-3)
 
@@ -84,7 +86,7 @@ def priors() -> tuple[PastImprovement, ...]:
 
 
 def of_store(runs: Sequence[Mapping[str, Any]]) -> list[PastImprovement]:
-    """The improvements in a store whose facts are known."""
+    """The improvements in a store for which facts are known."""
     out = []
     for run in runs:
         evidence = parsed(run["evidence"]) if run["verb"] == "improve" else {}
@@ -96,8 +98,10 @@ def of_store(runs: Sequence[Mapping[str, Any]]) -> list[PastImprovement]:
 
 
 def _results(run: Mapping[str, Any], stopped: Sequence[str]) -> dict[str, ArmResult]:
-    """What the arms of a stored improvement found. Those that were not tried are left out, and so are those that were stopped
-    before their end, unless they had found the best already: what they would have found is not known.
+    """The results of the arms of a stored improvement.
+
+    Arms that were not tried are left out. So are those that were stopped early, because their final result is unknown,
+    unless they had already found the best pipeline.
     """
     sign, found = 1.0 if run["metricDirection"] == "smaller" else -1.0, dict[str, ArmResult]()
     early = {*stopped, *(t["kind"] for t in run["tried"] or () if t["outcome"].startswith(EARLY))}
@@ -113,10 +117,10 @@ def _results(run: Mapping[str, Any], stopped: Sequence[str]) -> dict[str, ArmRes
 
 
 class ArmForecaster:
-    """Forecasts by improvements that have ended.
+    """Forecasts for arms, learned from finished improvements.
 
     Args:
-        runs: those to learn from.
+        runs: the improvements to learn from.
 
     Raises:
         InputError: scikit-learn is not installed.
@@ -135,7 +139,7 @@ class ArmForecaster:
             self._models[arm] = finds, takes
 
     def __call__(self, facts: Facts, arms: Sequence[str]) -> list[ArmForecast]:
-        """Of each of these arms, the most valuable first; those without any run behind them come last, in their own order."""
+        """Forecasts for these arms, the most valuable first; arms without any past run come last, in their own order."""
         x = np.array([features(facts)])
         known = [arm for arm in arms if arm in self._models]
         out = [self._one(arm, x) for arm in known]
@@ -152,6 +156,6 @@ def _table(runs: Sequence[PastImprovement]) -> Any:
 
 
 def _share(classifier: Any, x: Any) -> float:
-    """The probability of True, also where only one of the two was seen."""
+    """The predicted probability of True, also if training showed only one of the two classes."""
     classes, found = [bool(c) for c in classifier.classes_], classifier.predict_proba(x)[0]
     return float(found[classes.index(True)]) if True in classes else 0.0

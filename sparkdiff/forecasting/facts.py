@@ -1,7 +1,7 @@
-"""What is cheap to know of a pipeline before it is fine-tuned: its plan, and on up to 2,000 rows its loss, its gradient, the
-curvature along the gradient, and what a step and three epochs of one candidate gain on rows held out.
+"""Cheap facts about a pipeline before a fine-tuning: its plan and, on up to 2,000 rows, its loss, its gradient, the
+curvature along the gradient, and the gain on held-out rows of one step and of three epochs of one candidate.
 
-No cache is written and nothing is compared with Spark: these are facts to forecast by, and decide nothing.
+No cache is written and nothing is compared with Spark: the facts serve forecasts only, and decide nothing.
 """
 
 import contextlib
@@ -37,42 +37,44 @@ from sparkdiff.training.preparation import Start, start_of
 from sparkdiff.training.recipes import Recipe
 
 Facts = dict[str, float]
-"""Facts by name; NaN where one cannot be told."""
+"""Facts by name; NaN if unknown."""
 FACTS = "sparkdiff.facts"
-"""The tag of a run in the store that holds its facts, as JSON."""
+"""Name of the tag that holds the facts of a run in the store, as JSON."""
 DRAWN = 0.95
-"""Of the rows of a sample, those to expect: a few more fit."""
+"""Expected size of a sample as a share of SAMPLE, so that random variation seldom exceeds SAMPLE."""
 DRAWN_NOISE = 0.1
-"""By so much the number of rows that are drawn may differ from this by chance: four standard errors."""
+"""Relative variation of the number of sampled rows by chance: four standard errors."""
 EPOCHS = 3
-"""Of the training on the sample."""
+"""Number of epochs of the training on the sample."""
 RATE = 10
-"""Its learning rate, in multiples of the option's: the fastest of the default candidates."""
+"""Its learning rate, as a multiple of the option's: that of the fastest of the default candidates."""
 STEP = 1e-3
-"""In natural units, the step over which the gradient's change gives the curvature."""
+"""Length, in natural units, of the step for the finite difference of the gradient that gives the curvature."""
 HEADS = {
     "LogisticRegressionModel": "linear", "LinearRegressionModel": "linear", "GeneralizedLinearRegressionModel": "linear",
     "LinearSVCModel": "linear", "NaiveBayesModel": "bayes", "MultilayerPerceptronClassificationModel": "perceptron",
 }  # fmt: skip
-"""Kinds of the predictor that trains; classes with Tree, Forest or GBT in their name are `trees`, others `other`."""
+"""Kinds of predictors that train; classes with Tree, Forest or GBT in their name are `trees`, others `other`."""
 
 
 class Drawn(NamedTuple):
-    """Up to SAMPLE rows of a table, in Spark's memory, and how many rows the table has."""
+    """Up to SAMPLE rows of a table, in Spark's memory, and the number of rows of the table."""
 
     few: DataFrame
     rows: int
 
 
 class Samples:
-    """The rows that are drawn of each table: once for all pipelines that are fine-tuned on it."""
+    """Samples of tables; each table is sampled once for all pipelines that are fine-tuned on it."""
 
     def __init__(self) -> None:
-        self._drawn = dict[tuple[int, int], tuple[DataFrame, Drawn]]()  # with the table, so that its id is no other's
+        self._drawn = dict[
+            tuple[int, int], tuple[DataFrame, Drawn]
+        ]()  # keeps the table alive, so that its id stays unique
         self._held = list[DataFrame]()
 
     def of(self, df: DataFrame, seed: int) -> Drawn:
-        """Those of a table; a DataFrame is the same table only where it is the same object."""
+        """The sample of a table; two DataFrames are the same table only if they are the same object."""
         key = (id(df), seed)
         if key not in self._drawn:
             self._drawn[key] = df, self._draw(df, seed)
@@ -80,9 +82,9 @@ class Samples:
 
     def _draw(self, df: DataFrame, seed: int) -> Drawn:
         count = df.count()
-        # Not the table itself, which the caller may have persisted, and which a fine-tuning would find persisted.
+        # Not the table itself: the caller may have persisted it, and a later fine-tuning would find it persisted.
         few = (df if count <= SAMPLE else df.sample(DRAWN * SAMPLE / count, seed=seed)).limit(SAMPLE)
-        with contextlib.suppress(*jvm.SparkError):  # a serverless session keeps no rows: they are read again
+        with contextlib.suppress(*jvm.SparkError):  # a serverless session cannot persist rows: they are read again
             self._held.append(few.persist())
         return Drawn(few, count)
 
@@ -94,11 +96,12 @@ class Samples:
 
 
 def training_facts(task: Task, df: DataFrame, rows: int) -> Facts:
-    """Those of the facts that only training rows tell, by a Spark job or two: the plan, the gradient and the curvature. Who
-    chooses by them what is tested on the rows that are held out has not looked at these.
+    """The facts that need training rows only, from one or two Spark jobs: the plan, the gradient and the curvature.
+
+    They do not depend on the held-out rows, so a choice based on them can be tested on those rows.
 
     Args:
-        rows: how many `df` has.
+        rows: number of rows of `df`.
 
     Raises:
         InputError: as `measured`.
@@ -110,12 +113,12 @@ def training_facts(task: Task, df: DataFrame, rows: int) -> Facts:
 
 
 def measured(task: Task, df: DataFrame, samples: Samples) -> tuple[Facts, str]:
-    """The facts of a pipeline and the rows that would tune it, and the name of the metric, by a few Spark jobs on up to 2,000
-    rows that are drawn from all of them.
+    """The facts about a pipeline and the rows to tune it on, and the name of the metric, from a few Spark jobs on a
+    sample of up to 2,000 rows.
 
     Raises:
-        SampleError: the rows that were drawn do not tell them; all rows may.
-        InputError: the rows or the options cannot be used; as `FineTuner.fit` of these rows would.
+        SampleError: the sample is not sufficient; all rows may be.
+        InputError: the rows or the options cannot be used; as `FineTuner.fit` of these rows would raise.
     """
     if soft_labels.given([Source(df)], task.labelCol):
         raise InputError(
@@ -131,11 +134,11 @@ def measured(task: Task, df: DataFrame, samples: Samples) -> tuple[Facts, str]:
 
 
 class SampleError(InputError):
-    """The rows that were drawn do not tell the facts."""
+    """The sampled rows are not sufficient to measure the facts."""
 
 
 def _measured(task: Task, df: DataFrame, drawnFrom: int | None) -> tuple[Facts, str]:
-    """See `measured`; the rows were drawn from so many, if not None."""
+    """See `measured`. `drawnFrom` is the number of rows that `df` was sampled from; None if it is the whole table."""
     with _probe(task, df, drawnFrom) as (probe, sample, rows):
         original = score(probe.network, probe.data, VALIDATION, probe.metric)
         gradient, step = probe.gradient()
@@ -151,7 +154,10 @@ def _measured(task: Task, df: DataFrame, drawnFrom: int | None) -> tuple[Facts, 
 
 @contextlib.contextmanager
 def _probe(task: Task, df: DataFrame, drawnFrom: int | None) -> Iterator[tuple["_Probe", Sample, int]]:
-    """The sample in a network, and about how many rows with a weight there are in all; see `_measured`."""
+    """Load the sample into a network; yield it, the sample, and the approximate total number of rows with a weight.
+
+    See `_measured` for the arguments.
+    """
     sample = sampled(Request(task.cut, [Source(df)], task.options, task.labelCol, task.weightCol))
     network = Network(task.cut.graph, task.cut.live)
     with sample.stream as stream:
@@ -169,14 +175,14 @@ def _held(sample: Sample, rows: int) -> int:
 
 
 def _of_weight(sample: int, rows: int) -> int:
-    """About how many rows have a weight: all, unless clearly fewer than were drawn are in the sample."""
+    """Approximate number of rows with a weight: all, unless the sample has clearly fewer rows than were drawn."""
     share = sample / (DRAWN * SAMPLE)
     return rows if share > 1 - DRAWN_NOISE else round(rows * share)
 
 
 def _timed(probe: "_Probe", original: Score, rows: int) -> Facts:
-    """The facts of the training on the sample, its processor seconds per row and epoch, and how many epochs a run may take: as
-    many again as it waits for a better one.
+    """The facts of the training on the sample, its processor seconds per row and epoch, and the expected number of
+    epochs of a run: twice its patience, at most maxEpochs.
     """
     began, o = time.process_time(), probe.task.options
     found = probe.training(original)
@@ -201,7 +207,7 @@ def _of_plan(task: Task, rows: int, sample: Sample, start: Start) -> Facts:
 
 
 def kind_of(stageClass: str) -> Facts:
-    """Which kind of predictor a class is: {head: 1 or 0}."""
+    """Facts on the kind of predictor that a class is: 1 for its kind and 0 for the others."""
     trees = any(word in stageClass for word in ("Tree", "Forest", "GBT"))
     kind = "trees" if trees else HEADS.get(stageClass, "other")
     return {f"head:{name}": float(name == kind) for name in (*dict.fromkeys(HEADS.values()), "trees", "other")}
@@ -209,7 +215,7 @@ def kind_of(stageClass: str) -> Facts:
 
 @dataclasses.dataclass(frozen=True)
 class _Probe:
-    """The sample in a network, and what a training on it would start from."""
+    """The sample loaded into a network, and the start of a training on it."""
 
     task: Task
     network: Network
@@ -219,12 +225,12 @@ class _Probe:
     start: Start
 
     def gradient(self) -> tuple[Facts, Tensor | None]:
-        """The gradient at the original in natural units and the curvature along it, by the training rows; and the best step along
-        it (p,), None where there is none.
+        """Facts on the gradient at the original in natural units and the curvature along it, from the training rows;
+        and the best step along it (p,), None if it is unknown.
 
-        `gradientSignal` is its squared norm over what the noise between batches lets one expect: about 1 on new rows at an
-        optimum, near 0 on the rows that fitted the model. `quadraticGain` is the decrease that the two promise for the best
-        step, as a share of the loss.
+        `gradientSignal` is the squared norm of the gradient divided by its expectation from the noise between batches:
+        about 1 on new rows at an optimum, near 0 on the rows that fitted the model. `quadraticGain` is the decrease of
+        the loss that gradient and curvature predict for the best step, as a share of the loss.
         """
         names = ("gradientSignal", "quadraticGain")
         if self.objective.rows is None or not len(self.start.units.unit):
@@ -248,7 +254,7 @@ class _Probe:
         return dict(zip(names, (signal, promised), strict=True)), -mean / curvature
 
     def stepped(self, step: Tensor | None, original: Score) -> Facts:
-        """What a step (p,) gains on the rows held out, as a share of the original's metric, and its z."""
+        """The gain of a step (p,) on the held-out rows, as a share of the original's metric, and its z."""
         if step is None:
             return {"stepGain": math.nan, "stepZ": math.nan}
         gain, z = self._gained(self._network_at(step), original) if bool(step.any()) else (0.0, 0.0)
@@ -262,7 +268,9 @@ class _Probe:
         return network
 
     def _at(self, u: Tensor) -> tuple[float, Tensor]:
-        """At u (p,), the mean loss of the training rows, and the gradient by u of each of their batches (batches, p)."""
+        """Mean loss of the training rows at u (p,), and the gradient with respect to u of each of their batches
+        (batches, p).
+        """
         network = self._network_at(u)
         parameters, zero = [p for _, p in trained(network)], torch.zeros_like(u)[None]
         start, here, total, weights, parts = flattened(self.network), flattened(network), 0.0, 0.0, []
@@ -282,16 +290,17 @@ class _Probe:
         return total / weights, torch.stack(parts)
 
     def _gained(self, network: Network, original: Score) -> tuple[float, float]:
-        """The gain on the rows held out, as a share of the original's metric, and its z."""
+        """The gain on the held-out rows, as a share of the original's metric, and its z."""
         try:
             now = score(network, self.data, VALIDATION, self.metric)
-        except InputError:  # the step left where the loss is finite
+        except InputError:  # the step led to where the loss is not finite
             return math.nan, math.nan
         return gain_and_z(original.blocks - now.blocks, original)
 
     def training(self, original: Score) -> Facts:
-        """Gains on the rows held out after the first epoch and after the last one of a training on the sample; and what the
-        first one's z is, by which a gain that is kept is told best.
+        """Gains on the held-out rows, and their z, after the first and the last epoch of a training on the sample.
+
+        The z of the first epoch best predicts whether a gain will be accepted.
         """
         o = dataclasses.replace(self.task.options, maxEpochs=EPOCHS, patience=EPOCHS, maxSeconds=None)
         recipe = Recipe(RATE * o.learningRate, o.regAnchor, o.optimizer)
@@ -306,10 +315,10 @@ class _Probe:
 
 
 def gain_and_z(gains: Tensor, original: Score) -> tuple[float, float]:
-    """The gain as a share of the original's metric, and the sum of the blocks' gains over its standard error.
+    """The gain as a share of the original's metric, and the sum of the blocks' gains divided by its standard error.
 
     Args:
-        gains: by block, (B,).
+        gains: gains by block, (B,).
     """
     held = original.weights > 0
     own, weights = gains[held], original.weights[held]

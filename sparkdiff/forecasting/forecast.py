@@ -1,7 +1,7 @@
-"""What a fine-tuning is likely to gain and to cost: a small model of scikit-learn's, learned from runs whose facts are known.
+"""Forecasts of the gain and the cost of a fine-tuning: small scikit-learn models, learned from runs with known facts.
 
-It starts from the runs that sparkdiff ships (priors.json, made by benchmarks/fleet.py) and learns from those in the user's store
-of runs that triage started, each of which counts as much. Nothing is saved: learning takes a second.
+They are learned from the runs that sparkdiff ships (priors.json, made by benchmarks/fleet.py) and from those in the
+user's store that triage started, with equal weights. Nothing is saved: learning takes a second.
 """
 
 import dataclasses
@@ -33,11 +33,11 @@ NAMES = (*SIZES, *SHARES, *SIGNALS, *FLAGS, "candidates", "regParam", "gradientS
 
 @dataclasses.dataclass(frozen=True)
 class PastRun:
-    """A run that has ended.
+    """A finished run.
 
     Attributes:
-        gain: on validation rows as a share of the original's metric; 0 where the original was kept.
-        coreSeconds: of the run, without its facts.
+        gain: on validation rows as a share of the original's metric; 0 if the original was kept.
+        coreSeconds: core-seconds of the run, without those for its facts.
     """
 
     facts: Mapping[str, float]
@@ -48,12 +48,12 @@ class PastRun:
 
 @dataclasses.dataclass(frozen=True)
 class Forecast:
-    """What to expect of a run.
+    """The forecast for a run.
 
     Attributes:
-        probability: that the tuned pipeline replaces the original.
-        gain: expected where it does, as a share of the original's metric, at most 0.5.
-        coreSeconds: that it takes.
+        probability: probability that the tuned pipeline replaces the original.
+        gain: expected gain if it does, as a share of the original's metric, at most 0.5.
+        coreSeconds: expected core-seconds.
     """
 
     probability: float
@@ -62,7 +62,7 @@ class Forecast:
 
     @property
     def expected(self) -> float:
-        """The gain to expect, whatever is decided."""
+        """The expected gain, including the case that the original is kept."""
         return self.probability * self.gain
 
     @property
@@ -72,7 +72,7 @@ class Forecast:
 
 
 def features(facts: Mapping[str, float]) -> list[float]:
-    """Facts as numbers of like size, in the order of NAMES; NaN where one is unknown."""
+    """Facts as numbers of similar size, in the order of NAMES; NaN if unknown."""
     return [_scaled(name, float(facts.get(name, 0.0 if name in FLAGS else math.nan))) for name in NAMES]
 
 
@@ -91,8 +91,9 @@ def _scaled(name: str, value: float) -> float:
 
 
 def of_store(runs: Sequence[Mapping[str, Any]]) -> list[PastRun]:
-    """The fine-tunings in a store whose facts are known: those that triage started. Others, and those with a tag of this name
-    that holds no facts, are left out.
+    """The fine-tunings in a store that triage started, whose facts are therefore known.
+
+    Others are left out, and so are runs whose tag of this name holds no facts.
     """
     out = []
     for run in runs:
@@ -104,7 +105,7 @@ def of_store(runs: Sequence[Mapping[str, Any]]) -> list[PastRun]:
 
 
 def numbers(found: Any) -> Facts | None:
-    """Facts that were read from JSON; None if these are none."""
+    """The facts in a value read from JSON; None if the value holds no facts."""
     plain = isinstance(found, dict) and all(type(v) in (int, float) and math.isfinite(v) for v in found.values())
     return found if plain and "rows" in found else None
 
@@ -118,7 +119,7 @@ def priors() -> tuple[PastRun, ...]:
 
 
 def forests() -> tuple[Any, Any]:
-    """A classifier and a regressor that take missing values.
+    """A classifier and a regressor that accept missing values.
 
     Raises:
         InputError: scikit-learn is not installed.
@@ -140,10 +141,10 @@ def forests() -> tuple[Any, Any]:
 
 
 class Forecaster:
-    """Forecasts by runs that have ended.
+    """Forecasts for runs, learned from finished runs.
 
     Args:
-        runs: those to learn from; at least one that was kept and one that was not.
+        runs: the runs to learn from; at least one in which the tuned pipeline was kept and one in which it was not.
 
     Raises:
         InputError: scikit-learn is not installed.
@@ -164,16 +165,17 @@ class Forecaster:
 
 
 class _Costs:
-    """Core-seconds of a run, as runs of such tables took: a sum, of at least 0 each, for the run itself, each stage, trees, its
-    cells (rows times stored entries), its rows, trees times rows, and what training on the sample took for the rows beyond
-    those of the sample.
+    """Forecasts of the core-seconds of a run, by a non-negative linear model of finished runs.
+
+    Its terms are a constant, the number of stages, trees, cells (rows times stored entries), rows, trees times rows,
+    and the extrapolation of the training on the sample to the rows beyond the sample.
     """
 
     def __init__(self, runs: Sequence[PastRun]):
         from sklearn.linear_model import LinearRegression
 
         x, y = np.array([self._parts(run.facts) for run in runs]), np.array([run.coreSeconds for run in runs])
-        # Relative errors: a large run may not outweigh all small ones.
+        # Fit relative errors, so that one large run does not outweigh all small ones.
         self._model = LinearRegression(positive=True, fit_intercept=False).fit(x / y[:, None], np.ones(len(y)))
 
     @staticmethod
@@ -187,6 +189,6 @@ class _Costs:
 
 
 def _beyond(facts: Mapping[str, float]) -> float:
-    """Core-seconds of training all candidates on the rows beyond those of the sample."""
+    """Core-seconds of training all candidates on the rows beyond the sample."""
     each = facts.get("secondsPerRow", 0.0) * facts.get("epochs", 0.0) * max(facts.get("candidates", 1.0), 1.0)
     return max(facts.get("rows", 0.0) - SAMPLE, 0.0) * each

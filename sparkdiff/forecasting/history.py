@@ -1,4 +1,4 @@
-"""What a store of runs knows of a model: whether it was tuned before, what that gained, and how the rows have drifted since."""
+"""Facts from a store of runs about a model: whether it was tuned before, the gain, and the drift of the rows since."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,20 +10,23 @@ COLUMNS = (
     "verb", "model", "parent", "kept", "gain", "metric", "metricDirection", "after", "coreSeconds", "tags", "finished",
     "options",
 )  # fmt: skip
-"""Of a store, what triage reads."""
+"""Columns of a store that triage reads."""
 
 
 def history(
     runs: Sequence[Mapping[str, Any]], content: str | None, metric: float, name: str, options: Mapping[str, Any]
 ) -> Facts:
-    """Facts about the last run that returned a model with this content: that it is `known`, whether that run had tuned it and
-    what this gained, and the `drift`: how much worse the model is now than it was at the end of that run, as a share. A search
-    is no such run; and there is no drift where that run measured another metric, or this one with other parameters.
+    """Facts about the last run that returned a model with this content; empty if there is none. A search is no such
+    run.
+
+    The facts are `known`, `lastTuned` (whether that run tuned the model), `lastGain` (its gain) and `drift`: how much
+    worse the metric is now than at the end of that run, as a share. `drift` is left out if that run measured another
+    metric, or the same one with other parameters.
 
     Args:
-        runs: of the store, the oldest first.
-        metric, name: of the model on new rows, its value and its name.
-        options: with which it was measured.
+        runs: runs of the store, the oldest first.
+        metric, name: value and name of the metric of the model on new rows.
+        options: the options that it was measured with.
     """
     made = [run for run in runs if content is not None and run["model"] == content and run["verb"] != "search"]
     if not made:
@@ -39,6 +42,6 @@ def history(
 
 
 def _params(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Parameters that the metric may take."""
+    """Parameters from the options that the metric may use."""
     given = [options.get(name) for name in ("lossParams", "metricParams")]
     return {k: v for params in given if isinstance(params, Mapping) for k, v in params.items()}

@@ -1,1 +1,1 @@
-"""What was tried before: the store of runs, and where a model comes from."""
+"""The history of runs: the store of runs, and the lineage of a model."""

@@ -1,4 +1,4 @@
-"""Caches as assets: what lies in a folder of caches, what it cost, and which of it to give up for room."""
+"""The caches in a folder: their sizes and costs, and the choice of those to remove."""
 
 import contextlib
 import dataclasses
@@ -16,21 +16,21 @@ from sparkdiff.store.marker import CACHE as CACHE, FITTED as FITTED, ROWS as ROW
 
 LEFT, FOREIGN = "left behind", "of another user"
 READ = (CACHE, ROWS)
-"""Those that runs read and that hold rows."""
+"""Kinds of caches that runs read and that hold rows."""
 WHOLE = (*READ, FITTED)
 RECENT = 3600.0
-"""Seconds after its last use in which nothing is removed: a fit that has found it may not have opened it yet."""
+"""Seconds since its last use within which nothing is removed: a fit may have found it and not opened it yet."""
 DAY = 86400.0
 
 
 @dataclasses.dataclass(frozen=True)
 class StoredItem:
-    """A cache, rows after the first stages (`reuseStages`), a fitted pipeline of a job, or what a killed writer has left.
+    """A cache, rows after the first stages (`reuseStages`), a fitted pipeline of a job, or a killed writer's leftovers.
 
     Attributes:
-        seconds: that making it took; 0 if unknown.
+        seconds: time that it took to make it; 0 if unknown.
         age: seconds since its last use.
-        read: whether a process reads it now.
+        read: whether a process is reading it now.
     """
 
     path: Path
@@ -45,20 +45,20 @@ class StoredItem:
 
     @property
     def worth(self) -> float:
-        """Seconds that a byte of it saves, if it is used as often again: of Greedy-Dual-Size (Cao and Irani 1997)."""
+        """Expected seconds saved per byte, if it is used as often again; from Greedy-Dual-Size (Cao and Irani 1997)."""
         return self.seconds * self.uses / max(self.bytes, 1)
 
     @property
     def free(self) -> bool:
-        """Whether nobody needs it at this moment; what is written changes within a day."""
+        """True if it can be removed: not being read, and not used recently (within an hour, or for leftovers a day)."""
         return not self.read and self.age >= (DAY if self.kind == LEFT else RECENT)
 
 
 def entries(folder: Path) -> list[StoredItem]:
-    """What lies in a folder of caches, the largest first; other files in it are passed over.
+    """The items in a folder of caches, the largest first; other files in it are skipped.
 
     Raises:
-        InputError: there is no such folder.
+        InputError: the folder does not exist.
     """
     if not folder.is_dir():
         raise InputError(
@@ -73,7 +73,7 @@ def _entry(path: Path) -> Iterator[StoredItem]:
         kind = (marker.read_marker(path) or [""])[0]
         if kind not in WHOLE:
             return
-        if path.name.startswith("."):  # it is being written, or its writer or remover was killed
+        if path.name.startswith("."):  # being written, or its writer or remover was killed
             yield StoredItem(path, LEFT, folder_size(path), None, 0.0, 0, _since(path), [], False)
         elif kind == FITTED:
             yield StoredItem(path, kind, folder_size(path), None, 0.0, 1, _since(path), [], False)
@@ -89,7 +89,7 @@ def _entry(path: Path) -> Iterator[StoredItem]:
 
 
 def _since(path: Path) -> float:
-    """Seconds since anything in a folder was last written."""
+    """Seconds since the last write in a folder."""
     last = max(p.stat().st_mtime for p in (path, *path.rglob("*")))
     return max(datetime.datetime.now().timestamp() - last, 0.0)
 
@@ -103,7 +103,7 @@ def _rows(path: Path) -> int | None:
 
 
 def to_remove(found: Sequence[StoredItem], *, most: int | None, days: float | None) -> list[StoredItem]:
-    """Those to give up: all that nobody has used for so many days, and then, while the rest takes more bytes than `most`,
+    """The items to remove: first all that were not used for `days`, then, while the rest takes more bytes than `most`,
     those that save the least time per byte.
     """
     old = [e for e in found if e.free and (e.kind == LEFT or (days is not None and e.age > days * DAY))]
@@ -118,7 +118,7 @@ def to_remove(found: Sequence[StoredItem], *, most: int | None, days: float | No
 
 
 def remove(found: Sequence[StoredItem]) -> list[StoredItem]:
-    """Remove entries, except those that a process has begun to read; returns the removed ones. Nobody finds half of one."""
+    """Remove items that no process is reading, and return the removed ones. Readers never see a partly removed item."""
     return [entry for entry in found if _removed(entry)]
 
 
@@ -129,18 +129,18 @@ def _removed(entry: StoredItem) -> bool:
             if unread:
                 entry.path.rename(hidden)
             return unread
-    except OSError:  # another process was faster, or it belongs to another user
+    except OSError:  # another process has removed it, or it belongs to another user
         return False
 
 
 def forget_seen(folder: Path) -> None:
-    """Remove the notes by which a run knows that an earlier one needed the same rows (`reuseStages`)."""
+    """Remove the notes that tell a run that an earlier one needed the same rows (`reuseStages`)."""
     if marker.read_marker(folder / usage.SEEN) == [marker.SEEN]:
         whole.remove(folder / usage.SEEN)
 
 
 def table(found: Sequence[StoredItem]) -> list[str]:
-    """The entries as lines of text, and their sum."""
+    """The items as lines of text, with a total."""
     rows = [("name", "kind", "MB", "rows", "last used", "uses", "made in", "by")]
     for e in found:
         last = "now" if e.read else f"{duration(e.age)} ago" if e.age < DAY else f"{e.age / DAY:.0f} days ago"

@@ -1,4 +1,4 @@
-"""The record of a finished run, and its way into the store if `storeDir` is set."""
+"""The record of a finished run, and code that adds it to the store if `storeDir` is set."""
 
 import contextlib
 import datetime
@@ -21,31 +21,31 @@ from sparkdiff.store.digests import hash_of
 PLACES = ("cacheDir", "checkpointDir", "storeDir", "runDir")
 """Options that name folders."""
 KEEPING = ("storeDir", "tags", "redact")
-"""Options of the store itself, which a record does not repeat."""
+"""Options of the store itself, which are not recorded."""
 VERBS = {"GrowthSummary": "grow", "ImprovementSummary": "improve", "SearchSummary": "search"}
 UNSAID = "..."
-"""In place of what `redact` leaves out."""
+"""Text in place of values that `redact` leaves out."""
 
 
 class NotKept(UserWarning):
-    """A finished run could not be added to the store of runs."""
+    """The warning that a finished run could not be added to the store of runs."""
 
 
 Keep = Callable[..., None]
-"""Called once with the summary, the two models, the options and the plan of a run; see `keeping`."""
+"""A function called once with the summary, the two models, the options and the plan of a run; see `keeping`."""
 
 
 @contextlib.contextmanager
 def keeping(
     storeDir: str | None, tags: Mapping[str, str], redact: bool, folder: Callable[[], Path | None]
 ) -> Iterator[Keep]:
-    """A function that adds the run of this context to the store; it does nothing where storeDir is unset.
+    """Return, as a context, a function that adds the run to the store; it does nothing if storeDir is unset.
 
     Args:
-        folder: in which models are saved for a moment, to hash them.
+        folder: returns the folder in which models are saved briefly to hash them.
 
     Raises:
-        InputError: storeDir cannot be used; before anything runs.
+        InputError: storeDir cannot be used; raised before anything runs.
     """
     if storeDir is None:
         yield lambda *run, **more: None
@@ -63,14 +63,14 @@ def keeping(
                 parent = None if original is None else hash_of(original, None, folder())
                 hashes = (None if model is original else hash_of(model, None, folder())), parent
             if model is original:
-                hashes = hashes[1], hashes[1]  # which saving it again may change
+                hashes = hashes[1], hashes[1]  # hashing it again could give another hash
             row = record_of(
                 summary, summary.records if records is None else records, model=hashes[0], parent=hashes[1],
                 options=options, stages=() if plan is None else plan.stages, tags=tags, redact=redact,
                 seconds=time.monotonic() - began, coreSeconds=cpu.seconds() - used, **more,
             )  # fmt: skip
             store.add(where, row)
-        except Exception as e:  # whatever it is: the run is finished, and its result is not lost for this
+        except Exception as e:  # the run is finished, and no error here may lose its result
             why = jvm.cause(e) if isinstance(e, jvm.SparkError) else f"{type(e).__name__}: {e}"
             warnings.warn(f"this run is not in the store of runs: {why}", NotKept, stacklevel=3)
 
@@ -83,17 +83,17 @@ def record_of(
     coreSeconds: float, seconds: float, tags: Mapping[str, str], redact: bool, command: str | None = None,
     output: str | None = None, offers: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """The row of a run.
+    """The row of a run in the store.
 
     Args:
-        summary: of the run; `records` is its history, or the trials of a search.
-        model, parent: content hashes of the pipeline that was returned, and of the one that it was made from; None if unknown.
-        options: of the run, by name.
-        stages: of the plan.
-        redact: leave out the values of slices, folders, the command, texts of warnings and of errors, and names of features.
-            Secrets are left out in any case.
-        command, output: that made the run, and where it was written.
-        offers: content hashes of what an improvement offers beside its result, by name.
+        summary: the run's summary; `records` is its history, or the trials of a search.
+        model, parent: content hashes of the returned pipeline, and of the one that it was made from; None if unknown.
+        options: the run's options, by name.
+        stages: the stages of the plan.
+        redact: leave out the values of slices, folders, the command, texts of warnings and of errors, and names of
+            features. Secrets are always left out.
+        command, output: the command of the run, and its output folder.
+        offers: content hashes of the other pipelines that an improvement offers, by name.
     """
     found = summary.toDict() if hasattr(summary, "toDict") else summary.asdict()
     row = {
@@ -112,7 +112,7 @@ def record_of(
 
 
 def _without_secrets(value: Any) -> Any:
-    """Text as it may be kept, also within lists and mappings; JSON stays JSON."""
+    """The value without secrets, also within lists and mappings; JSON text stays valid JSON."""
     if not isinstance(value, str):
         return secrets.hidden(value) if isinstance(value, (dict, list)) else value
     try:
@@ -153,25 +153,29 @@ def _of_search(found: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -
 
 
 def reason(found: Mapping[str, Any], *, redact: bool) -> str:
-    """Why a run decided so; without the values of slices if they are not to be told."""
+    """The reason for a run's decision; with `redact`, without the values of slices."""
     text = str(found["reason"])
     if redact:
         told = {(s["column"], shown(s["value"])) for s in found.get("slices") or ()}
-        for name, value in sorted(told, key=lambda slice_: -len(slice_[1])):  # a value may begin another one
+        for name, value in sorted(
+            told, key=lambda slice_: -len(slice_[1])
+        ):  # a value may be the beginning of another one
             text = text.replace(f"{name} = {value}", f"{name} = {UNSAID}")
     return text
 
 
 def _options(options: Mapping[str, Any], *, redact: bool) -> dict[str, Any]:
-    """The options without those of the store; folders and what is nested in text are left out if they are not to be told."""
+    """The options without those of the store; with `redact`, also without folders and without names of features."""
     kept = {k: v for k, v in options.items() if k not in KEEPING and (not redact or k not in PLACES)}
-    if redact and isinstance(nested := kept.get("penalties"), Mapping):  # of features, whose names may hold a category
+    if redact and isinstance(
+        nested := kept.get("penalties"), Mapping
+    ):  # per feature; a feature's name may contain a category
         kept["penalties"] = {name: [*strengths.values()] for name, strengths in nested.items()}
     return kept
 
 
 def _evidence(found: Mapping[str, Any], *, redact: bool) -> dict[str, Any]:
-    """What else was measured for the decision."""
+    """Further measurements that belong to the decision."""
     left_out = {"value"} if redact else set()
     slices = [{k: v for k, v in s.items() if k not in left_out} for s in found["slices"]]
     compatibility = {k: v for k, v in (found["compatibility"] or {}).items() if k != "bins"}
@@ -179,7 +183,7 @@ def _evidence(found: Mapping[str, Any], *, redact: bool) -> dict[str, Any]:
     if facts := (found.get("order") or {}).get("facts"):
         told["facts"] = facts
     if stopped := [a["arm"] for a in found.get("arms") or () if a["state"] in ("stopped", "interrupted")]:
-        told["stopped"] = stopped  # what they would have found is not known
+        told["stopped"] = stopped  # their final results are unknown
     return {"z": found["z"], "slices": slices, "reference": found["reference"], "compatibility": compatibility, **told}
 
 
@@ -188,7 +192,9 @@ def _tried(kind: str, name: str, value: Any, seconds: Any, outcome: str) -> dict
 
 
 def _arms(found: Mapping[str, Any], *, redact: bool) -> list[dict[str, Any]]:
-    """Results of an improvement, and the arms that have none. What an error says may hold values of the rows."""
+    """Results of an improvement, and the arms without a result. With `redact`, texts of errors, which may hold values
+    of rows, are left out.
+    """
     rows = [r for r in found.get("table") or () if r["arm"] is not None]
     out = [
         _tried(
@@ -204,11 +210,11 @@ def _arms(found: Mapping[str, Any], *, redact: bool) -> list[dict[str, Any]]:
 
 
 def _unsliced(tried: list[dict[str, Any]], found: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The same without the values of slices in the texts of outcomes."""
+    """The same outcomes without the values of slices in their texts."""
     for one in tried:
         for name in (found.get("options") or {}).get("guardCols") or ():
             before, mark, _ = one["outcome"].partition(f"{name} = ")
-            one["outcome"] = f"{before}{mark}{UNSAID}" if mark else before  # what a value ends with is not known
+            one["outcome"] = f"{before}{mark}{UNSAID}" if mark else before  # the end of the value is unknown
     return tried
 
 
@@ -218,7 +224,7 @@ def _rounds(found: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _candidates(found: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The candidates of a training, each with its best epoch; none of a run whose history is of something else."""
+    """The candidates of a training, each with its best epoch; empty if the history is not that of a single training."""
     if found.get("arms") or found.get("rounds"):
         return []
     better = min if found["metricDirection"] == "smaller" else max

@@ -1,4 +1,4 @@
-"""Why this model: the runs that led to it, back to the first ancestor, and what each of them considered."""
+"""The lineage of a model: the runs that led to it, back to the first ancestor, and the settings that each one tried."""
 
 import dataclasses
 import json
@@ -18,19 +18,19 @@ from sparkdiff.report.ancestry import SHORT, ancestors_of, cost_of, drawn_ancest
 from sparkdiff.store.digests import hash_of
 
 MOST = 5
-"""Of the settings that a run considered, so many are shown, the best first."""
+"""Largest number of tried settings that are shown per run, the best first."""
 HELD = ("model", "pipelineModel")
-"""The folder of the pipeline in the folder of a run, and in that of a saved FineTunerModel or SearchModel."""
+"""Names of the folder of the pipeline in the folder of a run, and in that of a saved FineTunerModel or SearchModel."""
 
 
 @dataclasses.dataclass(frozen=True)
 class LineageStep:
-    """A run that made a model, or tried to.
+    """A run that made a model of the lineage.
 
     Attributes:
         run: its row in the store of runs.
         cacheOf: id of the earlier run whose cache it used; None if it wrote its own, or that run is not in the store.
-        beside: later runs from the same parent, or earlier ones, that made another model or kept the parent: (run, kept).
+        beside: the other runs from the same parent, earlier or later.
     """
 
     run: Mapping[str, Any]
@@ -40,13 +40,13 @@ class LineageStep:
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Lineage(ShownFields):
-    """Where a model comes from. `print` shows it, `toJSON` holds all of it, with times in UTC.
+    """The origin of a model. `print` shows it, `toJSON` returns all of it, with times in UTC.
 
     Attributes:
-        name: of the model, as it was given.
+        name: the name of the model, as passed.
         model: its content hash, which copies and renamed folders share.
         steps: the runs that led to it, the latest first.
-        origin: content hash of the first ancestor; the model itself, if no run in the store made it.
+        origin: content hash of the first ancestor; that of the model itself if no run in the store made it.
         attempts: runs that started from this model, the oldest first.
     """
 
@@ -62,7 +62,7 @@ class Lineage(ShownFields):
         """The command that made this model; the same version of sparkdiff, model and rows give the same weights.
 
         Raises:
-            InputError: the store does not hold it; says what to do.
+            InputError: the store does not hold it; the message says what is known instead.
         """
         if not self.steps:
             raise InputError(f"no run in this store made {self.name}, so there is no command")
@@ -77,7 +77,7 @@ class Lineage(ShownFields):
         return str(run["command"])
 
     def draw(self) -> Drawing:
-        """The picture of it: a box per run, the first ancestor at the top; dashed lines tell whose cache a run reused.
+        """A picture of the lineage: a box per run, the first ancestor at the top, and dashed lines for reused caches.
 
         Raises:
             InputError: no run in the store made this model.
@@ -105,15 +105,15 @@ class Lineage(ShownFields):
 
 
 def why(model: Any, storeDir: str) -> Lineage:
-    """Where a model comes from, as far as the runs in a store tell.
+    """The lineage of a model, as far as the runs in a store show it.
 
     Args:
-        model: a fitted pipeline or a FineTunerModel, or the path of a saved one or of the folder of a run. Its content
-            counts, not its name or uids: a copy is known again.
+        model: a fitted pipeline or a FineTunerModel, or the path of a saved one or of the folder of a run. It is
+            identified by its content, not its name or uids, so copies are recognised.
         storeDir: the folder of the store.
 
     Raises:
-        InputError: there is no such model, or no store; or the model cannot be saved, which hashing needs.
+        InputError: the model or the store does not exist; or the model cannot be saved, which hashing needs.
     """
     name = str(model) if isinstance(model, (str, Path)) else model.uid
     return lineage(name, _hash(model), jvm.folder("storeDir", storeDir))
@@ -135,7 +135,7 @@ def _hash(model: Any) -> str:
 
 
 def _told_options(run: Mapping[str, Any]) -> str:
-    """The options of a run that are not at their default, as a command takes them."""
+    """The options of a run that are not at their default, as arguments of a command."""
     usual = Options().asdict()
     given = {k: v for k, v in parsed(run["options"]).items() if k not in usual or v != usual[k]}
     return " ".join(f"{k}={json.dumps(v)}" for k, v in given.items()) or "all options at their defaults"
@@ -146,7 +146,7 @@ def _is_model(where: str) -> bool:
 
 
 def lineage(name: str, model: str, folder: Path) -> Lineage:
-    """The lineage of a model by its content hash, from the store in a folder.
+    """The lineage of the model with this content hash, from the store in a folder.
 
     Raises:
         InputError: there is no store in this folder.
@@ -182,7 +182,7 @@ def _lineage(name: str, model: str, found: Sequence[Mapping[str, Any]], first: M
         found: the runs that made its ancestors or itself, and those that started from them; the oldest first.
         first: see `_writers`.
     """
-    made = {made: run for run in found for made in _made_by(run)}  # the latest of each
+    made = {made: run for run in found for made in _made_by(run)}  # the latest run of each model
     steps, seen, node = list[LineageStep](), set[str](), model
     while node in made and node not in seen:
         seen.add(node)
@@ -226,7 +226,7 @@ def _considered(run: Mapping[str, Any]) -> Iterator[Section]:
         return
     sign = (
         1 if run["metricDirection"] == "smaller" and run["verb"] != "grow" else -1
-    )  # what growth tried has gains for values
+    )  # a growth records gains as values
     best = sorted(tried, key=lambda t: (t["value"] is None, sign * (t["value"] or 0.0)))[:MOST]
     more = f", the best {len(best)}" if len(tried) > len(best) else ""
     yield f"  considered {len(tried)}{more}:"

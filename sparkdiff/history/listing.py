@@ -21,7 +21,7 @@ def listed(storeDir: str, where: str | None, sort: str, limit: int, *, compact: 
     """The runs that meet a condition in SQL, as a table or as JSON.
 
     Raises:
-        InputError: there is no store, the condition is no SQL, or there is no such column.
+        InputError: there is no store, the condition is not valid SQL, or the column does not exist.
     """
     if compact:
         store.compact(jvm.folder("storeDir", storeDir))
@@ -52,7 +52,7 @@ def _cells(run: dict[str, Any]) -> Sequence[str]:
     def number(value: float | None, form: str) -> str:
         return "" if value is None else format(value, form)
 
-    finished = run["finished"].astimezone(datetime.timezone.utc)  # Spark gives it in the zone of this process
+    finished = run["finished"].astimezone(datetime.timezone.utc)  # Spark returns it in the time zone of this process
     return (
         f"{finished:%Y-%m-%d %H:%M}", *(run[name] or "" for name in ("verb", "decision", "metric")), number(run["before"], ".5g"),
         number(run["after"], ".5g"), number(run["gain"], "+.1%"), "" if run["p"] is None else p_value(run["p"]),

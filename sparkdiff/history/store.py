@@ -1,7 +1,7 @@
-"""The store of runs: one Parquet file per run, which any number of writers add at once, read back as one table.
+"""The store of runs: one Parquet file per run; any number of writers can add files at once, and readers see one table.
 
-A file is written beside its place and renamed, so a writer that is killed leaves nothing that is read. `compact` copies the files
-into one and then removes them; who reads in between sees some runs twice and keeps one of each id.
+A file is written under a temporary name and renamed, so a killed writer leaves nothing that is read. `compact` copies
+the files into one and then removes them; a reader in between sees some runs twice and keeps one row per id.
 """
 
 import errno
@@ -27,9 +27,9 @@ from sparkdiff.jvm import stores
 from sparkdiff.store.files import DamagedFile, write_bytes
 
 MOST = 100
-"""Times that a reader begins again, as the store is compacted."""
+"""Largest number of times that a reader starts again because the store is being compacted."""
 VERSION = 1
-"""Of the schema. A later one adds columns; a column never changes its meaning or its type."""
+"""Version of the schema. A later version adds columns; a column never changes its meaning or its type."""
 _NAMES, _NUMBERS = pa.map_(pa.string(), pa.string()), pa.map_(pa.string(), pa.float64())
 _STAGE = {"stageClass": pa.string(), "role": pa.string(), "trained": pa.bool_()}
 _TRIED = {
@@ -60,11 +60,11 @@ SCHEMA = pa.schema(
         "versions": _NAMES, "tags": _NAMES, "redacted": pa.bool_(), "command": pa.string(), "output": pa.string(),
     }
 )  # fmt: skip
-"""A row per run; docs/runs.md tells what each column holds. Null is unknown."""
+"""Schema of a row per run; docs/runs.md describes each column. Null means unknown."""
 
 
 def add(folder: Path, run: Mapping[str, Any]) -> None:
-    """Add a run to the store in this folder, of this machine or the working copy of one in a store.
+    """Add a run to the store in this folder, which is on this machine or the working copy of a remote folder.
 
     Raises:
         InputError: the folder cannot be written.
@@ -80,7 +80,7 @@ def _write(folder: Path, name: str, content: bytes) -> None:
         if stores.url_of(folder) is None:
             folder.mkdir(parents=True, exist_ok=True)
         else:
-            stores.make(folder, private=False)  # whoever may read the runs is up to the folder
+            stores.make(folder, private=False)  # the folder's permissions decide who may read the runs
         write_bytes(folder / name, content)
         stores.send(folder / name)
     except OSError as e:
@@ -92,11 +92,11 @@ def _write(folder: Path, name: str, content: bytes) -> None:
 def rows(
     folder: Path, columns: Sequence[str] | None = None, ids: Collection[str] | None = None
 ) -> list[dict[str, Any]]:
-    """The runs of a store, the oldest first; without Spark.
+    """The runs of a store, the oldest first; read without Spark.
 
     Args:
-        columns: those to read; None: all. Of many runs the nested ones take minutes.
-        ids: of the runs to read; None: all.
+        columns: the columns to read; None: all. With many runs, reading nested columns takes minutes.
+        ids: ids of the runs to read; None: all.
 
     Raises:
         InputError: there is no store in this folder.
@@ -109,10 +109,10 @@ def rows(
 
 
 def rows_so_far(storeDir: str | None, columns: Sequence[str]) -> list[dict[str, Any]]:
-    """The runs of a store, the oldest first; none where it is not set or not there yet.
+    """The runs of a store, the oldest first; empty if storeDir is not set or the store does not exist yet.
 
     Raises:
-        InputError: storeDir is neither a store nor an empty folder, nor one that can be made.
+        InputError: storeDir is neither a store nor an empty folder, nor can it be created.
     """
     if storeDir is None:
         return []
@@ -126,7 +126,7 @@ def rows_so_far(storeDir: str | None, columns: Sequence[str]) -> list[dict[str, 
 
 
 def parsed(text: str | None) -> dict[str, Any]:
-    """The object in a stored text of JSON; empty if there is none."""
+    """The object in a stored JSON text; empty if there is none."""
     try:
         found = json.loads(text or "")
     except ValueError:
@@ -135,12 +135,12 @@ def parsed(text: str | None) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Arrow's pairs of a map as a dict."""
+    """The value; Arrow's list of pairs for a map as a dict."""
     return dict(value) if isinstance(value, list) and value and isinstance(value[0], tuple) else value
 
 
 def _read(folder: Path, columns: Sequence[str]) -> tuple[list[Path], pa.Table]:
-    """The files of a store and their rows, from the beginning again where another process has compacted it meanwhile.
+    """The files of a store and their rows. Starts again if another process has compacted the store meanwhile.
 
     Raises:
         InputError: there is no store in this folder.
@@ -192,10 +192,10 @@ def _missing(folder: Path) -> InputError:
 
 
 def runs(storeDir: str) -> DataFrame:
-    """The runs of a store as a DataFrame, a row per run; docs/runs.md tells its columns.
+    """The runs of a store as a DataFrame, a row per run; docs/runs.md describes its columns.
 
     Args:
-        storeDir: the folder that the option `storeDir` of the runs named, on any file system that Spark knows.
+        storeDir: the value of the option `storeDir` of the runs: a folder on any file system that Spark knows.
 
     Raises:
         InputError: there is no store in this folder.
@@ -207,7 +207,7 @@ def runs(storeDir: str) -> DataFrame:
         return spark.createDataFrame([], schema)
     places = (
         files if len(files) < sum(map(_is_run, stores.names(folder))) else [folder]
-    )  # of a whole store the folder is less
+    )  # for a whole store, one folder in place of many files
     read = spark.read.schema(schema).option("pathGlobFilter", "run*.parquet")
     return read.parquet(*map(stores.readable, places)).dropDuplicates(["id"])
 
@@ -217,7 +217,7 @@ def _is_run(name: str) -> bool:
 
 
 def compact(folder: Path) -> int:
-    """Put all runs into one file; returns their number. Other processes may write meanwhile.
+    """Put all runs into one file, and return their number. Other processes may write meanwhile.
 
     Raises:
         InputError: there is no store in this folder, or it cannot be written; or a newer version has written to it.

@@ -1,4 +1,4 @@
-"""Trees of scikit-learn, LightGBM and XGBoost as plain MLlib models (docs/foreign.md)."""
+"""Import of trees of scikit-learn, LightGBM and XGBoost as plain MLlib models (docs/foreign.md)."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ def from_sklearn(
 ) -> Any:
     """A plain MLlib model with the same predictions as a fitted scikit-learn tree model.
 
-    Every double reaches the leaf that scikit-learn sends it to. DecisionTree, ExtraTree, RandomForest and ExtraTrees
+    Every double reaches the same leaf as in scikit-learn. DecisionTree, ExtraTree, RandomForest and ExtraTrees
     become DecisionTree or RandomForest models. GradientBoosting and HistGradientBoosting become GBT models; with a
     Poisson or gamma loss, GBTRegressionModel, VectorAssembler and GeneralizedLinearRegressionModel (log link); with
     more than two classes, one GBTRegressionModel per class, VectorAssembler and LogisticRegressionModel.
@@ -31,7 +31,7 @@ def from_sklearn(
         predictionCol: for a classifier, the index of the class in `classes_`.
         probabilityCol: for classifiers.
         rawPredictionCol: for classifiers.
-        predictedLabelCol: output column for the classes as text; needed unless they are 0 to k - 1.
+        predictedLabelCol: output column for the classes as text; required unless they are 0 to k - 1 or False and True.
         missing: "keep": NaN takes the same path as in the library, which can need more splits; "absent": no row has
             NaN.
 
@@ -59,9 +59,10 @@ def from_lightgbm(
     """A plain MLlib model with the same predictions as a LightGBM model; see `from_sklearn` for the other arguments.
 
     Args:
-        model: a Booster or a fitted LGBM estimator; up to its best iteration, if it has one, like its own `predict`.
-        categories: "whole": categorical features hold whole numbers (those that LightGBM was trained on; of a pandas
-            category its codes). LightGBM truncates fractions, Spark does not: with "any" such a model is refused.
+        model: a Booster or a fitted LGBM estimator; used up to its best iteration, if it has one, as by its `predict`.
+        categories: "whole": categorical features hold whole numbers (those that LightGBM was trained on; for a pandas
+            category, its codes). "any": a model with categorical features is refused, because LightGBM truncates
+            fractions and Spark does not.
     """
     columns = Columns(featuresCol, predictionCol, probabilityCol, rawPredictionCol, predictedLabelCol, missing)
     return lightgbm.read(model, whole=_whole(categories)).model(columns)
@@ -81,12 +82,13 @@ def from_xgboost(
     """A plain MLlib model with the same predictions as an XGBoost model, within about 1e-6, because XGBoost sums in
     float32.
 
-    See `from_sklearn` and `from_lightgbm` for the other arguments. XGBoost does not count rows: a node's weight in
+    See `from_sklearn` and `from_lightgbm` for the other arguments. XGBoost does not count rows: the weight of a node in
     featureImportances is its cover, the sum of its hessians.
 
     Args:
-        model: a Booster, or a fitted XGB estimator: up to its best iteration, if it has one, like its own `predict`.
-            Other missing values than NaN of a DMatrix are not stored in a Booster, and Spark does not know them.
+        model: a Booster, or a fitted XGB estimator, used up to its best iteration, if it has one, as by its `predict`.
+            A DMatrix may have a missing value other than NaN; a Booster does not store it, and Spark does not support
+            it.
     """
     columns = Columns(featuresCol, predictionCol, probabilityCol, rawPredictionCol, predictedLabelCol, missing)
     return xgboost.read(model, whole=_whole(categories)).model(columns)

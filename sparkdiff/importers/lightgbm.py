@@ -1,4 +1,4 @@
-"""LightGBM's trees, read from the text of its saved models, which holds every double with 17 digits."""
+"""Reader of LightGBM's trees from the text of its saved models, which holds every double with 17 digits."""
 
 import re
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ LINKS: Mapping[str, Mapping[str, Any]] = {
     "binary": LOGIT,
 }  # fmt: skip
 CLASSES = ("binary", "multiclass", "cross_entropy")
-"""Objectives of classes; the last one of a classifier only."""
+"""Objectives for classes; the last one only if the model is a classifier."""
 KNOWN = (*LINKS, "tweedie", "multiclass")
 ZERO = float(np.float32(1e-35))
 """LightGBM's kZeroThreshold: entries up to this absolute value count as 0."""
@@ -28,7 +28,7 @@ NO_MISSING, ZERO_MISSING, NAN_MISSING = 0, 1, 2
 
 
 def read(model: Any, *, whole: bool) -> Boosted:
-    """The trees that `predict` of a Booster or of a fitted LGBM estimator sums: up to the best iteration, if it has one.
+    """The trees that `predict` of a Booster or a fitted LGBM estimator sums: up to the best iteration, if it has one.
 
     Args:
         whole: whether categorical features hold whole numbers.
@@ -63,7 +63,7 @@ def read(model: Any, *, whole: bool) -> Boosted:
 
 
 def trees_of(text: str, *, whole: bool) -> list[TreeArrays]:
-    """The trees of a saved Booster, whatever their objective, in its order: of k margins, one after the other.
+    """The trees of a saved Booster with any objective, in its order: with k margins, k trees per iteration.
 
     Raises:
         InputError: as `read`.
@@ -72,7 +72,7 @@ def trees_of(text: str, *, whole: bool) -> list[TreeArrays]:
 
 
 def _sections(text: str) -> list[str]:
-    """What a saved Booster says of itself, and then of each tree."""
+    """The sections of a saved Booster's text: first its header, then one per tree."""
     return re.split(r"\nTree=\d+\n", text.split("\nend of trees", 1)[0])
 
 
@@ -92,7 +92,7 @@ def _numbers(fields: Mapping[str, str], name: str, kind: Any = np.float64) -> Ar
 
 
 def _tree(fields: Mapping[str, str], *, whole: bool) -> TreeArrays:
-    """Its inner nodes first, the root in front, then its leaves."""
+    """The arrays of one tree: its inner nodes, beginning with the root, then its leaves."""
     if fields.get("is_linear", "0") == "1":
         raise InputError("LightGBM's linear_tree has a regression in each leaf, but a leaf in Spark has one value")
     leaves = _numbers(fields, "leaf_value")
@@ -122,7 +122,7 @@ def _tree(fields: Mapping[str, str], *, whole: bool) -> TreeArrays:
     bounds, words = _numbers(fields, "cat_boundaries", np.int64), _numbers(fields, "cat_threshold", np.uint32)
     sets = {}
     for j in np.flatnonzero(categorical).tolist():
-        each = int(threshold[j])  # a number among the lists
+        each = int(threshold[j])  # index of the node's list of categories
         bits = np.unpackbits(words[bounds[each] : bounds[each + 1]].astype("<u4").view(np.uint8), bitorder="little")
         sets[j] = (np.flatnonzero(bits).astype(np.float64), True)
     count = np.concatenate([_numbers(fields, "internal_count"), _numbers(fields, "leaf_count")])

@@ -1,4 +1,4 @@
-"""Fitted MLlib models for trees of another library: the ensemble, and the link function after its margin."""
+"""Conversion of trees of another library to fitted MLlib models: the ensemble, and the link function after its margin."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -37,7 +37,7 @@ def tweedie(variancePower: float) -> dict[str, Any]:
 
 
 def is_booster(model: Any, library: str, prefix: str, method: str) -> bool:
-    """Whether a model of LightGBM or XGBoost is a Booster, which has this method; otherwise it is a fitted estimator.
+    """True if a model of LightGBM or XGBoost is a Booster, which has `method`; False if it is a fitted estimator.
 
     Raises:
         InputError: it is neither.
@@ -53,14 +53,14 @@ def is_booster(model: Any, library: str, prefix: str, method: str) -> bool:
 
 
 def classes_of(model: Any, booster: Any, margins: int, objective: str, *, known: Sequence[str]) -> list[Any] | None:
-    """The classes of a model of LightGBM or XGBoost that was trained on classes, of a Booster their indices; None of a
-    regressor, whose prediction is the probability of the second of two, or a number.
+    """The classes of a classifier of LightGBM or XGBoost; for a Booster that was trained on classes, their indices;
+    None for a regressor, which predicts a number, or the probability of the second of two classes.
 
     Args:
-        known: the objectives of classes.
+        known: the objectives for classes.
 
     Raises:
-        InputError: it is a regressor, of several margins; or a classifier, of an objective for numbers.
+        InputError: a regressor with several margins, or a classifier with an objective for numbers.
     """
     if objective not in known:
         if hasattr(model, "classes_"):
@@ -82,7 +82,7 @@ def classes_of(model: Any, booster: Any, margins: int, objective: str, *, known:
 
 @dataclasses.dataclass(frozen=True)
 class Columns:
-    """The input and output columns of the models, and whether rows can have NaN."""
+    """Input and output columns of the models, and whether rows can have NaN."""
 
     featuresCol: str
     predictionCol: str
@@ -104,16 +104,17 @@ class Columns:
 
 @dataclasses.dataclass(frozen=True)
 class Boosted:
-    """Sums of trees: margin k of a row = base[k] + sum over t of treeWeights[t] * trees[t](row), for the t with output[t] = k.
+    """A weighted sum of trees: margin k of a row = base[k] + sum over t with output[t] = k of treeWeights[t] *
+    trees[t](row).
 
     Attributes:
-        trees: T of one tree each.
+        trees: T arrays with one tree each.
         treeWeights: (T,).
         output: (T,) int.
         base: (K,).
-        link: Params of a GeneralizedLinearRegression whose mean the margin is linked to; empty if the margin is the
-            prediction; not read of a classifier.
-        classes: for a classifier: two with K = 1 and p = sigmoid(margin), or K with their softmax.
+        link: Params of a GeneralizedLinearRegression that maps the margin to the mean; empty if the margin is the
+            prediction; ignored for a classifier.
+        classes: for a classifier: two with K = 1 and p = sigmoid(margin), or K with the softmax of the margins.
     """
 
     trees: Sequence[TreeArrays]
@@ -125,9 +126,7 @@ class Boosted:
     classes: Sequence[Any] | None = None
 
     def model(self, columns: Columns) -> Any:
-        """A GBT model if it can express everything, else a pipeline of one GBT per margin, VectorAssembler and the
-        link.
-        """
+        """A GBT model if it can express everything; else a pipeline of one GBT per margin, VectorAssembler and link."""
         if self.classes is None and not self.link:
             return self._regression(0, columns, columns.predictionCol, float(self.base[0]))
         if self.classes is None:
@@ -158,7 +157,7 @@ class Boosted:
         return sum_of_trees(estimator, nodes, weights, self.numFeatures)
 
     def _classification(self, columns: Columns) -> Any:
-        """Spark's probability is sigmoid(2 * margin)."""
+        """A GBTClassificationModel; the weights are halved because Spark's probability is sigmoid(2 * margin)."""
         nodes, weights = self._with_base(0, float(self.base[0]), columns)
         estimator = GBTClassifier(featuresCol=columns.featuresCol, maxDepth=depth(nodes), maxIter=nodes.trees)
         for setting, value in _classifier(columns).items():
@@ -166,8 +165,8 @@ class Boosted:
         return java_trees.fitted(estimator, nodes, self.numFeatures, treeWeights=weights / 2)
 
     def _with_base(self, output: int, base: float, columns: Columns) -> tuple[Nodes, Array]:
-        """The nodes and weights of one margin's trees; a constant that is added to their sum becomes a first tree
-        with one leaf.
+        """The nodes and weights of the trees of one margin; a constant to add to their sum becomes a first tree of one
+        leaf.
         """
         which = np.flatnonzero(self.output == output).tolist()
         first = [] if base == 0 and which else [TreeArrays.constant(base)]
@@ -177,11 +176,12 @@ class Boosted:
 
 @dataclasses.dataclass(frozen=True)
 class Averaged:
-    """Means of trees: of their values, or for classes of their shares (`stats` of the leaves).
+    """A mean of trees: of their values, or for classes of their class shares (`stats` of the leaves).
 
     Attributes:
-        trees: T of one tree each; one tree that is no forest's is a DecisionTree.
-        impurity: Spark's name of the measure that they were grown by, of classes.
+        trees: T arrays with one tree each.
+        forest: False if it is one tree, which becomes a DecisionTree.
+        impurity: Spark's name of the impurity measure that a classifier's trees were grown with.
     """
 
     trees: Sequence[TreeArrays]
@@ -205,7 +205,7 @@ class Averaged:
 
 
 def sum_of_trees(estimator: Any, nodes: Nodes, weights: Array, numFeatures: int) -> Any:
-    """The model of a GBTRegressor whose prediction is the sum of weights * trees."""
+    """A GBTRegressionModel whose prediction is the sum of weights * trees."""
     estimator.setMaxDepth(depth(nodes)).setMaxIter(nodes.trees)
     return java_trees.fitted(estimator, nodes, numFeatures, treeWeights=weights)
 
@@ -215,10 +215,10 @@ def _classifier(columns: Columns) -> dict[str, Any]:
 
 
 def labelled(model: Any, classes: Sequence[Any], columns: Columns) -> Any:
-    """A classifier with its labels; Spark predicts the indices of the classes, 0 to k - 1.
+    """The classifier, with a column for its classes if requested; Spark itself predicts their indices, 0 to k - 1.
 
     Raises:
-        InputError: the classes are different and no column for them is given.
+        InputError: the classes differ from their indices, and no column for them is set.
     """
     names = [str(c.item() if isinstance(c, np.generic) else c) for c in classes]
     if columns.predictedLabelCol is None:
@@ -235,5 +235,5 @@ def labelled(model: Any, classes: Sequence[Any], columns: Columns) -> Any:
 
 
 def depth(nodes: Nodes) -> int:
-    """The depth of the deepest tree, limited to the range of Spark's Param."""
+    """Depth of the deepest tree, limited to the range of Spark's Param."""
     return min(int(nodes.depth().max()), 30)

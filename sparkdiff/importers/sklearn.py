@@ -1,4 +1,4 @@
-"""scikit-learn's trees, read from fitted estimators: `tree_` of single trees, predictors of histogram boosting."""
+"""Reader of scikit-learn's trees from fitted estimators: `tree_` of single trees, predictors of histogram boosting."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -17,10 +17,10 @@ HIST_LINKS: Mapping[str, Mapping[str, Any]] = {
 
 
 def read(model: Any) -> Boosted | Averaged:
-    """The trees of a fitted estimator of exactly one of the classes below (a subclass may predict otherwise).
+    """The trees of a fitted estimator of exactly one of the classes in READERS (a subclass may predict differently).
 
     Raises:
-        InputError: another class, not fitted, several outputs, or what MLlib has no model for.
+        InputError: another class, not fitted, several outputs, or something that MLlib has no model for.
     """
     kind = type(model)
     reader = READERS.get(kind.__name__) if kind.__module__.startswith("sklearn.") else None
@@ -46,7 +46,9 @@ def _averaged(model: Any) -> Averaged:
 
 
 def _tree(tree: Any, *, nan: bool, classes: bool) -> TreeArrays:
-    """x is rounded to float32, and left is float32(x) <= threshold (sklearn.tree._tree.Tree)."""
+    """The arrays of one tree. scikit-learn rounds x to float32 and goes left if float32(x) <= threshold
+    (sklearn.tree._tree.Tree).
+    """
     inner = tree.children_left >= 0
     threshold = np.where(inner, rounding_to(below(np.where(inner, tree.threshold, 0.0))), 0.0)
     weight = tree.weighted_n_node_samples
@@ -69,7 +71,9 @@ def _tree(tree: Any, *, nan: bool, classes: bool) -> TreeArrays:
 
 
 def _weights(value: Array, weight: Array) -> Array:
-    """(N, classes) shares -> the weights of the rows, whole again where they were, so that their quotients are the shares."""
+    """Weights of the rows (N, classes) from their shares; rounded to whole numbers where they were whole, so that their
+    quotients are exactly the shares.
+    """
     weights = value * weight[:, None]
     whole = np.rint(weights)
     exact = np.isclose(weights, whole, rtol=1e-15, atol=0).all(1, keepdims=True)
@@ -77,9 +81,10 @@ def _weights(value: Array, weight: Array) -> Array:
 
 
 def _gradient_boosting(model: Any) -> Boosted:
-    """x as in `_tree`; scikit-learn refuses NaN here, so Spark's path is fine.
+    """The trees of a GradientBoosting model, with x as in `_tree`. scikit-learn rejects NaN here, so NaN may take
+    Spark's path.
 
-    Of two classes whose margin is exactly 0, scikit-learn predicts the second here, and Spark always the first.
+    For two classes and a margin of exactly 0, scikit-learn predicts the second class, and Spark always the first.
     """
     if model.init_ != "zero" and type(model.init_).__name__ not in ("DummyRegressor", "DummyClassifier"):
         raise InputError(
@@ -108,7 +113,9 @@ def _gradient_boosting(model: Any) -> Boosted:
 
 
 def _hist(model: Any) -> Boosted:
-    """x is a double, and left is x <= num_threshold (sklearn.ensemble._hist_gradient_boosting._predictor)."""
+    """The trees of a HistGradientBoosting model, which goes left if x <= num_threshold, with x a double
+    (sklearn.ensemble._hist_gradient_boosting._predictor).
+    """
     classes = getattr(model, "classes_", None)
     loss = model.loss
     if classes is None and (not isinstance(loss, str) or loss not in HIST_LINKS):
@@ -130,8 +137,8 @@ def _hist(model: Any) -> Boosted:
 
 
 def _hist_columns(model: Any) -> tuple[Array, dict[int, Array]]:
-    """The features of the model by their index in its trees, and the categories by their index: categorical columns
-    come first.
+    """The model's features by index in its trees, where categorical columns come first, and the categories by this
+    index.
     """
     if model.is_categorical_ is None:
         return np.arange(model.n_features_in_), {}
@@ -156,7 +163,7 @@ def _hist_tree(predictor: Any, columns: Array, categories: dict[int, Array]) -> 
     nanLeft = (nodes["missing_go_to_left"] != 0) & inner
     sets = {}
     for j in np.flatnonzero(inner & (nodes["is_categorical"] != 0)).tolist():
-        # Numbered categories; what is none of them counts as missing.
+        # Bits are by category number; a value that is no category counts as missing.
         known = categories[int(nodes["feature_idx"][j])]
         bits = predictor.raw_left_cat_bitsets[nodes["bitset_idx"][j]]
         goes = np.unpackbits(bits.astype("<u4").view(np.uint8), bitorder="little")[: len(known)] != 0

@@ -1,4 +1,4 @@
-"""Trees of any library as arrays, and as Spark's nodes: every double, also NaN, reaches the same leaf."""
+"""Trees of any library as arrays, and their conversion to Spark's nodes: every double, even NaN, reaches the same leaf."""
 
 import dataclasses
 import itertools
@@ -12,24 +12,25 @@ from sparkdiff.jvm.nodes import Array, Nodes
 GROWTH = 20
 """Largest factor by which the splits for NaN may enlarge a model."""
 LARGEST_CATEGORY = 65_535
-"""Spark lists categories one by one."""
+"""Largest category; Spark stores the list of categories."""
 
 
 @dataclasses.dataclass(frozen=True)
 class TreeArrays:
-    """All nodes of T trees, one tree after the other, each from its root, in any order.
+    """All nodes of T trees, one tree after the other; each starts with its root, the rest in any order.
 
     Attributes:
-        offsets: (T + 1,) int, where each tree's nodes begin.
+        offsets: (T + 1,) int, the start of each tree's nodes.
         left, right: (N,) int, children, counted from the tree's root; -1 at leaves.
         feature: (N,) int.
         threshold: (N,) float64, the largest double that goes left.
         nanLeft: (N,) bool, whether NaN goes left.
-        value: (N,) float64, what the node predicts.
-        impurity, gain: (N,) float64; gain times count is what featureImportances sum.
-        count: (N,) float64 training rows, or their weights.
-        stats: (N, classes) float64 weights of a classification tree; None: of a regression.
-        sets: of a categorical split, by node, its categories and whether they go left (all other values right) or right.
+        value: (N,) float64, the node's prediction.
+        impurity, gain: (N,) float64; featureImportances sum gain times count.
+        count: (N,) float64, number of training rows, or sum of their weights.
+        stats: (N, classes) float64, class weights of a classification tree; None for a regression.
+        sets: for each categorical split, by node, its categories, and True if they go left (and all other values
+            right).
     """
 
     offsets: Array
@@ -51,13 +52,13 @@ class TreeArrays:
 
     @staticmethod
     def constant(value: float) -> "TreeArrays":
-        """One leaf."""
+        """A tree with one leaf."""
         zero, one = np.zeros(1), np.full(1, -1)
         return TreeArrays(np.array([0, 1]), one, one, one, zero, zero > 0, np.full(1, value), zero, zero, zero)
 
     @staticmethod
     def join(parts: "Sequence[TreeArrays]") -> "TreeArrays":
-        """The trees of all parts; all have stats, or none."""
+        """The trees of all parts; either all or none have stats."""
         firsts = np.cumsum([0, *(len(part.left) for part in parts)]).tolist()
         fields = {
             field.name: np.concatenate([getattr(part, field.name) for part in parts])
@@ -69,19 +70,19 @@ class TreeArrays:
         return TreeArrays(offsets=np.concatenate([*offsets, firsts[-1:]]), sets=sets, **fields)
 
     def without_missing(self) -> "TreeArrays":
-        """The same trees if no row has NaN: NaN then takes Spark's path."""
+        """The same trees for rows without NaN: NaN takes Spark's path."""
         nanLeft = np.zeros(len(self.left), bool)
         for node, (_, setLeft) in self.sets.items():
             nanLeft[node] = not setLeft
         return dataclasses.replace(self, nanLeft=nanLeft)
 
     def nodes(self) -> Nodes:
-        """In Spark's terms and order.
+        """The trees as Spark's nodes, in Spark's order.
 
-        Spark sends NaN right at every threshold, and with all other values at a categorical split. If the library
-        does not, a split at infinity, which only NaN fails, is added before it, with a copy of the side that NaN
-        takes; each path has at most one such split per feature. Copies and questions have gain 0, so that
-        featureImportances are the library's.
+        Spark sends NaN right at every threshold, and to the side of all other values at a categorical split. If the
+        library does not, a split at infinity, which sends only NaN right, is inserted before the split, with a copy of
+        the subtree that NaN takes; each path has at most one such split per feature. Copies and inserted splits have
+        gain 0, so that featureImportances are the library's.
 
         Raises:
             InputError: this makes the trees more than 20 times as large; or a category is not a whole number in
@@ -123,10 +124,11 @@ class TreeArrays:
         )
 
     def _categories(self, node: int) -> tuple[Array, int]:
-        """Spark's left categories and their number.
+        """Spark's left categories, and the number of categories.
 
-        org.apache.spark.ml.tree.CategoricalSplit keeps the smaller side as a set (the left one, if both are equal) and
-        sends all other values to the other side, whether they are categories or not. The number decides which.
+        org.apache.spark.ml.tree.CategoricalSplit stores the smaller side as a set (the left one, if both are equal) and
+        sends all other values to the other side, whether they are categories or not. So the number decides which side
+        is stored.
         """
         found, left = self.sets[node]
         found = np.sort(found)
@@ -144,7 +146,7 @@ class TreeArrays:
         return np.setdiff1d(np.arange(number), found).astype(np.float64), number
 
     def _grown(self) -> "_Grown":
-        """The trees level by level, all at once, with the questions for NaN."""
+        """The trees with the splits for NaN inserted; built level by level, all trees at once."""
         base = np.repeat(self.offsets[:-1], np.diff(self.offsets))
         inner = self.left >= 0
         left, right = np.where(inner, base + self.left, -1), np.where(inner, base + self.right, -1)
@@ -159,7 +161,9 @@ class TreeArrays:
         total = 0
         while len(item):
             rows = np.arange(len(item))
-            while (skip := inner[item] & known[item] & absent[rows, rank[item]]).any():  # it is NaN, and nothing to ask
+            while (
+                skip := inner[item] & known[item] & absent[rows, rank[item]]
+            ).any():  # known to be NaN: no split needed
                 item = np.where(skip, np.where(self.nanLeft[item], left[item], right[item]), item)
             split = np.flatnonzero(inner[item])
             ask = wants[item] & ~present[rows, rank[item]]
@@ -177,7 +181,7 @@ class TreeArrays:
             seen, unseen = present[split], absent[split]
             at, lanes = rank[source], np.arange(len(split))
             seenLeft, unseenRight = seen.copy(), unseen.copy()
-            now = known[source] & (asked | threshold[source])  # x <= threshold, or x <= infinity: it isn't NaN
+            now = known[source] & (asked | threshold[source])  # x <= threshold, or x <= infinity: x isn't NaN
             seenLeft[lanes[now], at[now]] = True
             unseenRight[lanes[asked], at[asked]] = True
             side = np.where(self.nanLeft[source], left[source], right[source])
@@ -187,7 +191,9 @@ class TreeArrays:
         return _Grown.of(levels, self.trees)
 
     def _ranks(self, base: Array, wants: Array) -> tuple[Array, int]:
-        """(N,) int: a small number for each feature of a tree that has questions to ask, -1 for others; and how many."""
+        """(N,) int, a small number for each feature of a tree that needs splits for NaN, -1 for others; and the count
+        of numbers.
+        """
         width = int(self.feature.max(initial=0)) + 1
         key = base * width + np.maximum(self.feature, 0)
         asked = np.unique(key[wants])
@@ -201,7 +207,9 @@ class TreeArrays:
 
 @dataclasses.dataclass(frozen=True)
 class _Grown:
-    """M nodes level by level: of which source, asking for NaN, on NaN's side; and their places in Spark's order."""
+    """M nodes, level by level: their source nodes, whether they are splits for NaN, whether they are copies for NaN,
+    their children, and their places in Spark's order.
+    """
 
     source: Array
     ask: Array
@@ -236,17 +244,17 @@ def _within(place: Array, child: Array, roots: Array) -> Array:
 
 
 def _moments(count: Array, value: Array, impurity: Array) -> Array:
-    """(N, 3) count, sum and sum of squares of rows with this mean and variance."""
+    """Count, sum and sum of squares (N, 3) of rows with this count, mean and variance."""
     return np.stack([count, count * value, count * (value**2 + impurity)], 1)
 
 
 def rounding_to(limit: Array) -> Array:
-    """(n,) float32 -> (n,) float64: the largest double that rounds to this number or a smaller one (IEEE 754, half to even)."""
+    """(n,) float32 -> (n,) float64: the largest double that rounds to at most this number (IEEE 754, half to even)."""
     limit = np.asarray(limit, np.float32)
     with np.errstate(over="ignore", invalid="ignore"):
         above = np.nextafter(limit, np.float32(np.inf))
         low, high = limit.astype(np.float64), above.astype(np.float64)
-        step = 2.0**104  # between the largest float32 and where infinity would follow
+        step = 2.0**104  # from the largest float32 to the next power of two, which would be infinity
         high = np.where(np.isposinf(high), np.float64(np.finfo(np.float32).max) + step, high)
         low = np.where(np.isneginf(low), np.float64(np.finfo(np.float32).min) - step, low)
         middle = low + (high - low) / 2
@@ -255,7 +263,7 @@ def rounding_to(limit: Array) -> Array:
 
 
 def below(threshold: Array) -> Array:
-    """(n,) float64 -> (n,) float32: the largest float32 at or below."""
+    """(n,) float64 -> (n,) float32: the largest float32 that is at most this number."""
     with np.errstate(over="ignore"):
         near = np.asarray(threshold, np.float64).astype(np.float32)
         return np.where(near.astype(np.float64) > threshold, np.nextafter(near, np.float32(-np.inf)), near)

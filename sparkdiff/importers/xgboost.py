@@ -1,4 +1,4 @@
-"""XGBoost's trees, read from the JSON of its saved models, whose numbers restore its float32 values."""
+"""Reader of XGBoost's trees from the JSON of its saved models, whose numbers restore its float32 values exactly."""
 
 import json
 from collections.abc import Mapping
@@ -20,12 +20,12 @@ LINKS: Mapping[str, Mapping[str, Any]] = {
     "binary:logistic": LOGIT,
 }  # fmt: skip
 CLASSES = ("binary:logistic", "multi:softprob", "multi:softmax", "reg:logistic")
-"""Objectives of classes; the last one of a classifier only."""
+"""Objectives for classes; the last one only if the model is a classifier."""
 KNOWN = (*LINKS, "reg:tweedie", "multi:softprob", "multi:softmax")
 
 
 def read(model: Any, *, whole: bool) -> Boosted:
-    """The trees that `predict` sums: of an XGB estimator up to the best iteration, if it has one, of a Booster all.
+    """The trees that `predict` sums: for an XGB estimator up to the best iteration, if it has one; for a Booster all.
 
     Args:
         whole: whether categorical features hold whole numbers.
@@ -86,7 +86,10 @@ def _link(name: str, objective: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _tree(tree: Mapping[str, Any], *, whole: bool) -> TreeArrays:
-    """x is rounded to float32, and left is float32(x) < split_conditions; the listed categories go right."""
+    """The arrays of one tree.
+
+    XGBoost rounds x to float32 and goes left if float32(x) < split_conditions; the listed categories go right.
+    """
     left, right = np.array(tree["left_children"], np.int64), np.array(tree["right_children"], np.int64)
     inner = left >= 0
     condition = np.array(tree["split_conditions"], np.float64).astype(np.float32)

@@ -1,7 +1,7 @@
 """A job: from a YAML file and flags to a run folder with the plain model, the plan, the summary and the history.
 
-`config` reads the settings, `loading` finds sessions, data and models by name, `starting` starts Spark, and `steps` does the
-rest. `saving` writes the model of other commands to a folder.
+`config` reads the settings, `loading` finds sessions, data and models by name, `starting` starts Spark, and `steps`
+runs the rest. `saving` writes the models of other commands to a folder.
 """
 
 from sparkdiff.job.config import COMMANDS, Config, command_of, load_config

@@ -30,7 +30,7 @@ CONF = (
     "spark.", "fs.", "dfs.", "mapreduce.", "mapred.", "yarn.", "parquet.", "orc.", "hive.", "javax.", "google.", "io.",
     "textinputformat.",
 )  # fmt: skip
-"""How names of Spark's conf begin, and those that a session hands on to Hadoop and Hive."""
+"""Prefixes of the names in Spark's conf, including those that a session passes on to Hadoop and Hive."""
 SHORTENED = (
     "app",
     "default",
@@ -45,21 +45,22 @@ SHORTENED = (
     "sql",
     "ui",
 )
-"""First words of names that lack their `spark.`, which Spark would ignore."""
+"""First words of names without the prefix `spark.`, which Spark would ignore."""
 COMMANDS = {"search": "search", "grower": "grow", "improver": "improve"}
-"""Sections that make a job one of another command than `finetune`."""
+"""Sections that make a job one of another command than `finetune`, and these commands."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """The YAML of a job with the overrides of the command line and absolute paths; modules in `folder` come first.
+    """The settings of a job: its YAML with the overrides of the command line and absolute paths.
 
     Attributes:
+        folder: the folder from which modules are imported first.
         options: the section `fineTuner`.
-        search, grower, improver: the sections of these names; all None: the job fine-tunes.
-        tracking: the section of this name; it decides nothing, so a finished run is found whatever it says.
-        url: of the output, where it is not on this machine; `output` is then nothing before Spark has started.
-        given: the words of the command line that give this job, secrets left out.
+        search, grower, improver: the sections of these names; if all are None, the job fine-tunes.
+        tracking: the section of this name; it decides nothing, so a finished run is recognised whatever it contains.
+        url: the output, if it is not on this machine; `output` is then not valid before Spark has started.
+        given: the arguments of the command line of this job, without secrets.
     """
 
     folder: Path
@@ -83,16 +84,16 @@ class Config:
 
     @property
     def command(self) -> str:
-        """The command of `sparkdiff` that runs this job."""
+        """The `sparkdiff` command that runs this job."""
         return next((name for section, name in COMMANDS.items() if getattr(self, section) is not None), "finetune")
 
 
 def load_config(path: Path | None, overrides: Sequence[str], flags: Mapping[str, str] | None = None) -> Config:
     """Read a YAML file (or nothing), and apply first the flags and then the overrides `section.key=value`.
 
-    A relative path in the file starts at the folder of the file, a relative path in a flag or an override at the current
-    directory. The value of a flag is text. So is the value of an override that is not YAML, or that is not quoted where
-    text is expected.
+    Relative paths in the file start at the folder of the file, those in a flag or an override at the current directory.
+    The value of a flag is text. So is the value of an override that is not YAML, and an unquoted one where text is
+    expected.
 
     Args:
         flags: text by `section.key`.
@@ -134,7 +135,7 @@ def load_config(path: Path | None, overrides: Sequence[str], flags: Mapping[str,
 
 
 def _check_sections(tree: Mapping[str, Any]) -> None:
-    """Raises InputError where a section is unknown or missing, or holds what it cannot hold."""
+    """Raise InputError if a section is unknown or missing, or has invalid content."""
     check_keys("unknown section", tree, SECTIONS)
     for key in ("pipeline", "data", "output"):
         if not tree.get(key):
@@ -160,10 +161,10 @@ def _check_sections(tree: Mapping[str, Any]) -> None:
 
 
 def _verbs(tree: Mapping[str, Any], options: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The section that makes the job one of another command, checked; a section with nothing below it has all defaults.
+    """The section that makes the job one of another command, checked; an empty section has all defaults.
 
     Raises:
-        InputError: there are several, or one holds what it can't.
+        InputError: there are several, or one is invalid.
     """
     found = {name: dict(tree[name] or {}) for name in COMMANDS if name in tree}
     if tree.get("search") is None:
@@ -222,16 +223,16 @@ def _read(path: Path) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class _Number:
-    """A number that YAML 1.2 has and PyYAML takes for text, such as 1e-3; where text is expected, it is text."""
+    """A number in YAML 1.2 that PyYAML reads as text, such as 1e-3; where text is expected, it is text."""
 
     text: str
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses what PyYAML drops silently: all but the last of equal keys of one mapping."""
+    """A YAML loader that raises an error for repeated keys of a mapping, all but the last of which PyYAML would drop."""
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        # Before keys of other mappings are merged (`<<`), which these may repeat.
+        # Before keys of other mappings are merged (`<<`), which may be repeated here.
         node = super().compose_mapping_node(anchor)
         known = set()
         for key, _ in node.value:
@@ -259,9 +260,9 @@ def _yaml(text: str) -> Any:
         ValueError: it is not YAML.
     """
     try:
-        value = _Loader(io.StringIO(text)).get_single_data()  # errors quote lines of what is no stream
-        json.dumps(value, default=str, skipkeys=True)  # no value that holds itself
-    # Beside its own errors PyYAML lets those of the code behind its tags through (`!!int x`, `!!bool 3`, `[[[[...`).
+        value = _Loader(io.StringIO(text)).get_single_data()  # for other inputs than streams, errors would quote lines
+        json.dumps(value, default=str, skipkeys=True)  # raises if a value contains itself
+    # Besides its own errors, PyYAML passes on those of the code behind its tags (`!!int x`, `!!bool 3`, `[[[[...`).
     except (yaml.YAMLError, LookupError, AttributeError, TypeError, OverflowError, RecursionError) as e:
         # A password that begins with ! or * reads like a tag or an alias.
         raise ValueError(re.sub(r"(tag|alias) '[^']*'", r"\1", str(e))) from e
@@ -295,7 +296,7 @@ def _wants_text(place: Place) -> bool:
 
 
 def _is_name(place: Place) -> bool:
-    """Whether a value here, or an entry of a list here, is text for an option."""
+    """True if a value at this place, or an entry of a list there, is text for an option."""
     match place:
         case ("fineTuner", name):
             fields: Mapping[Any, Any] = FIELDS
@@ -311,7 +312,7 @@ def _is_name(place: Place) -> bool:
 
 
 def _settled(value: Any, place: Place = ()) -> Any:
-    """A copy of a value of the tree in which each `_Number` is the text or the number that is expected there."""
+    """A copy of a value of the tree in which each `_Number` is text or a number, as expected at its place."""
     if isinstance(value, dict):
         return {key: _settled(inner, (*place, key)) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
@@ -322,8 +323,8 @@ def _settled(value: Any, place: Place = ()) -> Any:
 
 
 def _value(text: str, place: Place) -> Any:
-    """The value of an override: parsed as YAML, or the text itself if it is not YAML, or unquoted where text is
-    expected.
+    """The value of an override: parsed as YAML; or the text itself, if it is not YAML or if text is expected and it is
+    not quoted.
     """
     try:
         value = _yaml(text)
@@ -384,10 +385,10 @@ def _parsed(override: str) -> tuple[Place, Any]:
     key, equals, text = override.partition("=")
     section, dot, rest = key.partition(".")
     if section == "spark" and rest:
-        # Names of Spark's conf have dots of their own, and start like the section: `spark.sql.x` means `spark.spark.sql.x`.
+        # Names of Spark's conf contain dots, and start like the section: `spark.sql.x` means `spark.spark.sql.x`.
         place: Place = (section, rest if rest.startswith(CONF) else f"spark.{rest}")
     else:
-        # So have those of a reader's options.
+        # Names of a reader's options contain dots, too.
         place = (section, *rest.split(".", 2 if section == "data" else -1)) if dot else (section,)
     if not equals or not all(place):
         raise InputError(
@@ -397,10 +398,10 @@ def _parsed(override: str) -> tuple[Place, Any]:
 
 
 def options_of(overrides: Sequence[str]) -> dict[str, Any]:
-    """The options of overrides `fineTuner.option=value`.
+    """The options in overrides of the form `fineTuner.option=value`.
 
     Raises:
-        InputError: one is of another section.
+        InputError: an override has another form.
     """
     tree: dict[str, Any] = {}
     for override in overrides:
@@ -432,12 +433,12 @@ def _told(path: Path | None, overrides: Sequence[str], flags: Mapping[str, str])
 
 
 def command_of(config: Config) -> str:
-    """What runs the job again, in a shell in the same folder."""
+    """The command that runs the job again, in a shell in the same folder."""
     return shlex.join(["sparkdiff", config.command, *config.given])
 
 
 def request_of(config: Config) -> str:
-    """Hash of all settings of a job."""
+    """Hash of all settings that decide the result of a job."""
     options = Options.of(config.options)
     named = {k: v for k, v in options.asdict().items() if k not in OUTSIDE}
     if callable(options.loss):

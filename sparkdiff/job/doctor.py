@@ -1,4 +1,4 @@
-"""What a run needs of this machine, one finding at a time, each with its remedy. Changes nothing but a temporary folder."""
+"""Checks of the machine for a run; each finding has a remedy. Changes nothing but a temporary folder."""
 
 import dataclasses
 import importlib.metadata
@@ -23,18 +23,18 @@ from sparkdiff.machine import paths, whole
 
 OK, NOTE, PROBLEM = "ok", "note", "problem"
 LEAST_SPACE = 2e9
-"""Bytes of a disk below which a cache of usual size may not fit."""
+"""Free bytes of a disk below which a cache of usual size may not fit."""
 PYTHONS = ((3, 10), (3, 13))
-"""The oldest and the newest Python that is tested."""
+"""The oldest and the newest tested version of Python."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """What was found.
+    """The result of a check.
 
     Attributes:
-        state: "ok"; "note", with which runs work; or "problem", with which some do not.
-        remedy: what to do; empty if there is nothing to do.
+        state: "ok"; "note": runs work; or "problem": some runs do not work.
+        remedy: what to do; empty if nothing.
     """
 
     name: str
@@ -48,11 +48,11 @@ class Finding:
 
 
 def examined(folder: str | None = None, *, start: bool = True) -> Iterator[Finding]:
-    """All findings, each as soon as it is known.
+    """Yield all findings, each as soon as it is known.
 
     Args:
-        folder: of caches and outputs, a path that Spark and this process must see, or a URL to which Spark must write; a
-            temporary one by default.
+        folder: folder of caches and outputs: a path that Spark and this process must see, or a URL to which Spark must
+            write; by default a temporary folder.
         start: start Spark and let it write a file, which takes some seconds.
     """
     for check in (_python, _packages, _java, _spark, _torch, _petastorm):
@@ -75,7 +75,7 @@ def _python() -> Iterator[Finding]:
 
 
 def _packages() -> Iterator[Finding]:
-    """The requirements of sparkdiff, by its own metadata."""
+    """Check the requirements of sparkdiff, from its own metadata."""
     try:
         needed = importlib.metadata.requires("sparkdiff") or []
     except importlib.metadata.PackageNotFoundError:
@@ -92,7 +92,7 @@ def _packages() -> Iterator[Finding]:
 
 
 def _unmet(need: Requirement) -> str:
-    """What is wrong with a requirement; empty if nothing is, or if only an extra needs it."""
+    """The problem with a requirement; empty if it is met, or if only an extra needs it."""
     if need.marker is not None and not need.marker.evaluate({"extra": ""}):
         return ""
     try:
@@ -184,7 +184,7 @@ def _disk(folder: Path) -> Iterator[Finding]:
 
 
 def _session(given: str) -> Iterator[Finding]:
-    """Spark starts, and writes to a folder."""
+    """Check that Spark starts and can write to a folder."""
     begun = time.perf_counter()
     try:
         spark = start_session({}, size=0)
@@ -199,7 +199,7 @@ def _session(given: str) -> Iterator[Finding]:
 
 
 def _store(given: str) -> Iterator[Finding]:
-    """Spark has a file system for a URL, and may write there."""
+    """Check that Spark has a file system for a URL, and can write there."""
     try:
         jvm.check_writable("--path", given, jvm.folder("--path", given))
     except InputError as e:
@@ -209,7 +209,7 @@ def _store(given: str) -> Iterator[Finding]:
 
 
 def _folder(spark: SparkSession, folder: Path) -> Iterator[Finding]:
-    """Spark writes a file to a folder of this machine, and this process sees it."""
+    """Check that Spark can write a file to a folder of this machine, and that this process sees it."""
     place = folder / "sparkdiff-doctor"
     with whole.empty_removed_above(place), whole.temporary(place) as where:
         try:

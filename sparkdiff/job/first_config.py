@@ -1,4 +1,4 @@
-"""The first YAML file of a job: what a saved pipeline says of itself, with the settings that one changes first as comments."""
+"""The first YAML file of a job, derived from a saved pipeline, with the settings that users change first as comments."""
 
 import os
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from sparkdiff.pipeline.plan import Plan, plan_of
 from sparkdiff.stages.base import columns_of
 
 GROUPS = ("id", "user", "customer", "device", "session", "group", "account")
-"""Words in the names of columns whose values may tie rows together."""
+"""Words in column names that suggest that equal values mark dependent rows."""
 
 
 def first_config(
@@ -27,10 +27,10 @@ def first_config(
     Args:
         model: the fitted pipeline.
         path: its folder.
-        data: the rows' path; None leaves the place open.
-        file: where the text will be written, from whose folder paths start.
+        data: the rows' path; None: a placeholder is written.
+        file: the file to write; paths in it are relative to its folder.
         label: the label column, if it is not the pipeline's own.
-        schema: of the rows.
+        schema: the schema of the rows.
 
     Raises:
         InputError: nothing in the pipeline trains, or the label is not in the data.
@@ -66,7 +66,7 @@ def first_config(
 
 
 def _is_there(label: str, graph: Graph, schema: StructType) -> bool:
-    """Whether the data or a stage has the label."""
+    """True if the label is a column of the data or an output of a stage."""
     return graph.casefold(label) in {*map(graph.casefold, schema.names), *graph.writers}
 
 
@@ -127,7 +127,7 @@ def _example(names: Sequence[str], otherwise: str) -> str:
 
 
 def _quoted(text: str) -> str:
-    """A text as YAML writes it in a line."""
+    """A text as a YAML scalar on one line."""
     return (
         yaml.safe_dump(text, default_flow_style=True, allow_unicode=True, width=10_000)
         .removesuffix("\n")

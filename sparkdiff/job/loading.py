@@ -1,4 +1,4 @@
-"""Sessions, data and models, loaded by the names in a YAML file."""
+"""Functions that load the session, data and models that a YAML file names."""
 
 import atexit
 import contextlib
@@ -26,21 +26,23 @@ OF_FILES = ("avro", "binaryfile", "csv", "delta", "image", "json", "libsvm", "or
 
 
 OWN = {"spark.python.sql.dataFrameDebugging.enabled": "false"}
-"""Settings of a job, unless it has others. PySpark 4 tells Java of each column where it was made: a third of all calls."""
+"""Default settings of a job's session. By default, PySpark 4 reports to Java where each column was made: a third of all
+calls.
+"""
 FORMATS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".orc": "orc"}
-"""Formats of files by the ends of their names."""
+"""Formats of files by the extension."""
 CSV = {"header": True, "inferSchema": True}
-"""Options of the reader of a CSV file of which nothing else is known."""
+"""Reader options for a CSV file without further information."""
 SMALL = 1 << 26
-"""Bytes of all files of a job up to which Spark's JVM starts for short work."""
+"""Total bytes of a job's files up to which Spark's JVM is started for short work."""
 
 
 def start_session(conf: Mapping[str, Any], meanwhile: str | None = None, size: float = math.inf) -> SparkSession:
-    """The session of the job. A setting of spark-submit has priority. `spark.remote` starts Spark Connect.
+    """Start or get the session of the job. Settings of spark-submit have priority. `spark.remote` starts Spark Connect.
 
     Args:
         meanwhile: a module to import while Spark starts.
-        size: bytes of the files that Spark will read, if they are known.
+        size: bytes of the files that Spark will read, if known.
 
     Raises:
         InputError: Spark must be started, and no suitable Java was found.
@@ -50,7 +52,7 @@ def start_session(conf: Mapping[str, Any], meanwhile: str | None = None, size: f
         java = jvm.check_java()
         jvm.join_submit()
     builder = SparkSession.builder.appName("sparkdiff")
-    given = None if is_remote() else SparkConf()  # in a process that has used Connect there is no SparkConf to ask
+    given = None if is_remote() else SparkConf()  # a process that uses Connect has no SparkConf
     for key, value in {**OWN, **conf}.items():
         if given is None or not given.contains(key):
             builder = builder.config(key, str(value).lower() if isinstance(value, bool) else str(value))
@@ -60,19 +62,19 @@ def start_session(conf: Mapping[str, Any], meanwhile: str | None = None, size: f
     ):
         spark = builder.getOrCreate()
     if not jvm.in_process(spark):
-        # A model of Connect that is freed while the interpreter ends asks the server to forget it, and waits for ever.
+        # A Connect model that is freed while the interpreter exits calls the server to delete it, and would wait forever.
         atexit.register(spark.stop)
     return spark
 
 
 @contextlib.contextmanager
 def _imported(module: str) -> Iterator[None]:
-    """Within this context, a module is imported in a thread, as soon as the JVM runs: a process that forks should be alone."""
+    """Import a module in a thread within this context, once the JVM runs: a process that forks should have one thread."""
 
     def work(ready: threading.Event) -> None:
         while not ready.wait(0.02) and not jvm.is_running():
             pass
-        with contextlib.suppress(ImportError):  # which the import that follows raises where it can be read
+        with contextlib.suppress(ImportError):  # the next import of the module raises it visibly
             importlib.import_module(module)
 
     with threads.beside(work, f"sparkdiff: import of {module}"):
@@ -80,12 +82,16 @@ def _imported(module: str) -> Iterator[None]:
 
 
 def _remote(conf: Mapping[str, Any]) -> bool:
-    """Whether the session is, or will be, a Spark Connect session."""
+    """True if the session is, or will be, a Spark Connect session."""
     return is_remote() or "SPARK_REMOTE" in os.environ or "spark.remote" in conf
 
 
 def function(name: str, folder: Path) -> Any:
-    """The function `module:function`; modules in the folder of the YAML file come first."""
+    """The function named `module:function`; modules in the folder of the YAML file come first.
+
+    Raises:
+        InputError: there is no such module or function.
+    """
     module, _, attribute = name.partition(":")
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
@@ -111,7 +117,7 @@ def named_source(split: str, given: Any) -> str | dict[str, Any]:
     """One entry of `data` as module:function or as a mapping.
 
     Raises:
-        InputError: it is malformed.
+        InputError: it is invalid.
     """
     if isinstance(given, str) and is_function(given):
         return given
@@ -153,7 +159,7 @@ def load_data(spark: SparkSession, given: Any, folder: Path, split: str) -> Data
     """The DataFrame of one entry of `data`.
 
     Raises:
-        InputError: the entry is malformed, or Spark cannot read it.
+        InputError: the entry is invalid, or Spark cannot read it.
     """
     given = named_source(split, given)
     if isinstance(given, str):
@@ -178,7 +184,7 @@ def load_data(spark: SparkSession, given: Any, folder: Path, split: str) -> Data
 
 
 def located(path: str, folder: Path) -> str:
-    """The URL of a path relative to a folder. A URL of another file system stays unchanged."""
+    """The URL of a path relative to a folder. A URL of another file system is returned unchanged."""
     where = paths.local(path)
     return path if where is None else f"file://{(folder / where).resolve()}"
 
@@ -196,7 +202,7 @@ def load_model(path: str) -> Any:
 
 
 def size_of(data: Mapping[str, Any], folder: Path) -> float:
-    """Bytes of the files of these entries of `data`; infinite if only Spark can tell."""
+    """Total bytes of the files of these entries of `data`; infinite if only Spark can find out."""
     total = 0.0
     for split, given in data.items():
         source = named_source(split, given)
@@ -207,17 +213,16 @@ def size_of(data: Mapping[str, Any], folder: Path) -> float:
             total += sum(
                 file.stat().st_size for file in (path.rglob("*") if path.is_dir() else [path]) if file.is_file()
             )
-        except OSError:  # a file has just gone, or cannot be read, as Spark will say
+        except OSError:  # a file was just removed, or cannot be read, which Spark will report
             return math.inf
     return total
 
 
 def check_there(models: Sequence[str], data: Mapping[str, Any], folder: Path, conf: Mapping[str, Any]) -> None:
-    """Check that models and data exist before starting Spark, because starting takes time and Spark's errors are
-    long.
+    """Check that models and data exist before Spark starts, because starting takes time and Spark's errors are long.
 
     Args:
-        models: URLs, as of `located`.
+        models: URLs, as returned by `located`.
         data: entries of `data`, by split.
         conf: settings of the new session; files of a Spark Connect server cannot be checked from here.
 
@@ -241,12 +246,12 @@ def check_there(models: Sequence[str], data: Mapping[str, Any], folder: Path, co
 
 
 def model_path(given: str, folder: Path) -> str:
-    """The URL of a saved model, given by its own folder or by the folder of a run; relative to `folder`."""
+    """The URL of a saved model, from the path of its own folder or of a run's folder, relative to `folder`."""
     url = located(given, folder)
     path = paths.local(url)
     if path is None and jvm.stores.tree() is not None and URL.fullmatch(url):
         path = jvm.stores.working(url)
-        with contextlib.suppress(OSError):  # Spark says what is wrong with it
+        with contextlib.suppress(OSError):  # Spark will report the error
             if not jvm.stores.exists(path / "metadata") and jvm.stores.exists(path / "model" / "metadata"):
                 return f"{url.rstrip('/')}/model"
         return url

@@ -1,4 +1,4 @@
-"""The output folder of a job: what a run has written there, and whether it may be replaced."""
+"""The output folder of a job: the run it contains, and whether it may be replaced."""
 
 import json
 from pathlib import Path
@@ -20,16 +20,18 @@ def summary_of(output: Path) -> dict[str, Any] | None:
 
 
 def is_unfinished(output: Path) -> bool:
-    """Whether a run was interrupted while it was written to this folder of a store, where a folder is not renamed at once."""
+    """True if a run was interrupted while it was written to this folder of a store, where a folder is not renamed at
+    once.
+    """
     return (
         stores.url_of(output) is not None and bool(marker.read_marker(output)) and not stores.exists(output / SUMMARY)
     )
 
 
 def check_replaceable(output: Path) -> None:
-    """Check that the output is absent, or a folder with nothing but what a job has written.
+    """Check that the output does not exist, or is a folder that contains only files of a job.
 
     Raises:
-        InputError: it holds something else, which is never deleted.
+        InputError: it contains something else, which is never deleted.
     """
     marker.check_owner(output, marker.OUTPUT, f"output {stores.named(output)}", "folder")

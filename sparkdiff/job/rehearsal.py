@@ -1,4 +1,4 @@
-"""A small job that does what jobs do, so that Java can archive the classes that they need.
+"""A small job that uses what typical jobs use, so that Java can archive the classes that they need.
 
 python -m sparkdiff.job.rehearsal FOLDER
 """
@@ -24,7 +24,7 @@ def prepare() -> Path:
     """Write the class archive of this machine, and return its path.
 
     Raises:
-        InputError: there is no Java for it.
+        InputError: Spark's own scripts choose its Java, so sparkdiff starts none.
     """
     java = jvm.check_java()
     if not java:
@@ -36,7 +36,7 @@ def prepare() -> Path:
 
 
 def pipeline(rows: Any) -> Any:
-    """Text and numbers, indexed, encoded, scaled, rotated, and a regression."""
+    """An unfitted pipeline of typical stages: text and numbers, indexed, encoded, scaled, rotated, and a regression."""
     from pyspark.ml import Pipeline
     from pyspark.ml.feature import PCA, OneHotEncoder, StandardScaler, StringIndexer, VectorAssembler
     from pyspark.ml.regression import GeneralizedLinearRegression
@@ -54,7 +54,7 @@ def pipeline(rows: Any) -> Any:
 
 
 def main(folder: Path) -> None:
-    """A job from a CSV file, then one that loads the model of the first."""
+    """Run a job from a CSV file, then one that loads the model of the first."""
     generator = np.random.default_rng(0)
     numbers = generator.normal(size=(ROWS, 3)) * [3, 2, 1]
     counts = generator.poisson(np.exp(numbers @ [0.02, 0.1, 0.4]))

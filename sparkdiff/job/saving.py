@@ -1,4 +1,4 @@
-"""A model written to a new folder, which is there whole or not at all."""
+"""Atomic saving of a model to a new folder: the folder exists completely or not at all."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +17,7 @@ def new_folder(option: str, given: str) -> Path:
     """The local folder that an option names.
 
     Raises:
-        InputError: it exists, is no folder of this machine, or cannot be written.
+        InputError: it exists, is not on this machine, or cannot be written.
     """
     path = files.new_path(option, given)
     jvm.check_writable(option, given, path)
@@ -25,14 +25,14 @@ def new_folder(option: str, given: str) -> Path:
 
 
 def save(model: Any, folder: Path, rows: Callable[[], DataFrame] | None) -> None:
-    """Save a fitted pipeline under a temporary name beside the folder, and rename it; where that fails, nothing is left.
+    """Save a fitted pipeline under a temporary name beside the folder, and rename it; after a failure, nothing is left.
 
     Args:
-        rows: gives raw rows, on which what was saved is compared with what is in memory; None: it is loaded, and that is all.
+        rows: returns raw rows on which the saved pipeline is compared with the one in memory; None: it is only loaded.
 
     Raises:
-        SparkdiffError: it cannot be written; says why.
-        ParityError: what was saved cannot be loaded, or has other outputs.
+        SparkdiffError: it cannot be written; the message gives the reason.
+        ParityError: the saved pipeline cannot be loaded, or has other outputs.
     """
     try:
         with (

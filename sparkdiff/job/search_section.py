@@ -1,4 +1,4 @@
-"""The section `search` of a job: what it may hold, checked without a session, and the `Search` that it describes."""
+"""The section `search` of a job: checks that need no session, and the conversion to the arguments of `Search`."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -19,7 +19,7 @@ from sparkdiff.tuning.search.settings import FIELDS, Settings
 from sparkdiff.tuning.search.space import Distribution, as_distribution, integer, loguniform, uniform
 
 OWN = ("space", "metric", "current")
-"""Keys beside the options of `sparkdiff.Search`."""
+"""Keys in addition to the options of `sparkdiff.Search`."""
 RANGES: dict[str, Callable[[Any, Any], Distribution]] = {
     "uniform": uniform,
     "loguniform": loguniform,
@@ -33,13 +33,14 @@ EVALUATORS: dict[str, Any] = {
     ),
     **dict.fromkeys(("rmse", "mse", "mae", "r2", "var"), RegressionEvaluator),
 }
-"""By metric the class of Spark's evaluators that has it."""
+"""Class of Spark's evaluators for each metric."""
 
 
 def check(given: Mapping[str, Any], data: Mapping[str, Any]) -> None:
-    """
+    """Check the section `search` of a job.
+
     Raises:
-        InputError: a key is unknown, a value is wrong, or the data are divided already.
+        InputError: a key is unknown, a value is wrong, or the data are already divided.
     """
     check_keys("search: unknown key", given, [*OWN, *FIELDS])
     Settings.of({key: value for key, value in given.items() if key in FIELDS}).check_together()
@@ -53,7 +54,11 @@ def check(given: Mapping[str, Any], data: Mapping[str, Any]) -> None:
 
 
 def metrics(given: Mapping[str, Any]) -> list[str]:
-    """The names of the metrics."""
+    """The names of the metrics.
+
+    Raises:
+        InputError: a name is unknown, or there is none.
+    """
     found = given.get("metric")
     names: list[Any] = found if isinstance(found, list) and found else [found]
     for name in names:
@@ -65,7 +70,7 @@ def metrics(given: Mapping[str, Any]) -> list[str]:
 
 
 def space(given: Mapping[str, Any]) -> dict[tuple[str, str], Distribution]:
-    """By stage and Param, as the job names them, the values to try."""
+    """The values to try, by stage and Param as the job names them."""
     tree = given.get("space") or {}
     if not isinstance(tree, Mapping) or not all(isinstance(params, Mapping) for params in tree.values()):
         raise InputError(
@@ -80,7 +85,9 @@ def space(given: Mapping[str, Any]) -> dict[tuple[str, str], Distribution]:
 
 
 def distribution(name: str, given: Any) -> Distribution:
-    """{uniform: [low, high]}, {loguniform: [low, high]}, {integer: [low, high]} or a list of values."""
+    """The distribution of {uniform: [low, high]}, {loguniform: [low, high]}, {integer: [low, high]} or a list of
+    values.
+    """
     if isinstance(given, list):
         return as_distribution(name, given)
     if isinstance(given, Mapping) and len(given) == 1:
@@ -99,7 +106,7 @@ def distribution(name: str, given: Any) -> Distribution:
 
 
 def params_of(given: Mapping[str, Any], estimator: Any) -> dict[Any, Distribution]:
-    """The space, by the Params of the estimator's stages.
+    """The space by the Params of the estimator's stages.
 
     Raises:
         InputError: no stage, several stages, or no Param has this name.
@@ -128,7 +135,7 @@ def params_of(given: Mapping[str, Any], estimator: Any) -> dict[Any, Distributio
 
 
 def evaluators(given: Mapping[str, Any], estimator: Any) -> list[Evaluator]:
-    """Spark's evaluators of the metrics, on the columns of the last stage that has a label."""
+    """Spark's evaluators for the metrics, on the columns of the last stage that has a label."""
     last: Any = None
     tuner = estimator if estimator.hasParam("pipeline") else None  # a FineTuner, whose columns come first
     for stage in inside(estimator).values():

@@ -32,10 +32,10 @@ from sparkdiff.tuning.search.summary import SearchSummary
 
 
 def run(config: Config, lease: Lease, spark: SparkSession) -> SearchSummary:
-    """Run the job. The study lies beside the output until the run is written, so that a killed job continues.
+    """Run the job. The study is stored beside the output until the run is written, so that a killed job continues.
 
     Raises:
-        InputError: the pipeline is fitted already, or the space names no Param of it.
+        InputError: the pipeline is already fitted, or the space names no Param of it.
     """
     with tracked(config.tracking) as tracking:
         return _run(config, lease, spark, tracking)
@@ -70,7 +70,7 @@ def _run(config: Config, lease: Lease, spark: SparkSession, tracking: Tracking) 
 
 
 def search_of(config: Config, made: Any) -> tuple[Search, Path | None]:
-    """The `Search` that the job describes, and the folder of its study if the job has named none."""
+    """The `Search` that the job describes, and the folder of its study if the job does not name one."""
     given = config.search or {}
     if config.options:
         made = FineTuner(made, **{"cacheDir": stores.named(config.output.parent / ".cache"), **config.options})
@@ -92,7 +92,7 @@ def search_of(config: Config, made: Any) -> tuple[Search, Path | None]:
 
 
 def _study_of(config: Config) -> str:
-    """The same for jobs whose trials are the same."""
+    """A hash that is equal for jobs with the same trials."""
     given = config.search or {}
     by_number = given.get("pruner") or given.get("sampler") in BY_NUMBER
     later = [

@@ -1,4 +1,4 @@
-"""The sections `grower` and `improver` of a job: what they may hold, checked without a session and without torch."""
+"""The sections `grower` and `improver` of a job: checks that need neither a session nor torch."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -13,12 +13,13 @@ SETTINGS: Mapping[str, Any] = {"grower": GrowthSettings, "improver": Improvement
 
 
 def check(section: str, given: Mapping[str, Any], others: Mapping[str, Any]) -> None:
-    """
+    """Check one of these sections of a job.
+
     Args:
         others: the section `fineTuner`.
 
     Raises:
-        InputError: a key is unknown, a value is wrong, or the command of this section has no such option.
+        InputError: a key is unknown, a value is wrong, or an option of `fineTuner` is not possible with this section.
     """
     for key in given:
         if key in options.FIELDS:

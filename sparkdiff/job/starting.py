@@ -1,6 +1,7 @@
-"""From a configuration to a running session, while no other process writes the same output.
+"""The start of a job: from a configuration to a running session, with a lease on the output.
 
-Spark takes seconds to start and torch to import, so they do it at the same time: this module imports nothing that imports torch.
+Spark takes seconds to start and torch to import, so both happen at the same time: this module imports nothing that
+imports torch.
 """
 
 import contextlib
@@ -23,8 +24,9 @@ FOLDERS = ("cacheDir", "checkpointDir", "storeDir")
 
 
 def run(config: Config) -> Any:
-    """Run the job, write its folder, and return the summary. If the folder contains a finished run of the same runId,
-    options, data and pipeline, return that.
+    """Run the job, write its folder, and return the summary.
+
+    If the folder contains a finished run of the same runId, options, data and pipeline, return its summary.
 
     Raises:
         InputError: wrong configuration or data; only caches are written in this case.
@@ -38,7 +40,7 @@ def run(config: Config) -> Any:
 
 
 def _placed(config: Config) -> Config:
-    """The job with the place of its output, for which Spark is started unless all folders are on this machine."""
+    """The job with its output folder resolved. Starts Spark unless all folders are on this machine."""
     given = [config.url, *(config.options.get(name) for name in FOLDERS)]
     if all(where is None or paths.local(where) is not None for where in given):
         return config
@@ -64,7 +66,7 @@ def _check_inputs(config: Config) -> None:
 
 @contextlib.contextmanager
 def _alone(config: Config) -> Iterator[Lease]:
-    """Within this context, no other process writes the output of the job."""
+    """Hold the lease on the output of the job within this context, so that no other process writes it."""
     output = config.output
     wait = Options.of(config.options).waitForRun
     with whole.empty_removed_above(output), contextlib.ExitStack() as stack:
@@ -94,6 +96,6 @@ def _run(config: Config, lease: Lease) -> Any:
 
 
 def _finished(config: Config) -> dict[str, Any] | None:
-    """The summary.json of the output folder, if it contains a run with the same settings."""
+    """The summary.json of the output folder, if it contains a run of the same settings with a runId."""
     found = summary_of(config.output) if "runId" in config.options else None
     return found if found and found["fingerprints"].get("request") == request_of(config) else None

@@ -66,9 +66,9 @@ from sparkdiff.store.run_folder import UNTOLD, told
 PROCEDURES: Mapping[str, Any] = {"grower": grow_pipeline, "improver": improve_pipeline}
 SUMMARIES = {"grow": GrowthSummary, "improve": ImprovementSummary}
 COMPLETE = "complete"
-"""The file that names the fitted pipeline in its folder of a store."""
+"""Name of the file that names the fitted pipeline within its folder of a store."""
 OFFERS = "offers"
-"""The folder of a run with the pipelines that an improvement offers beside the best."""
+"""Folder within a run's folder for the other pipelines that an improvement offers."""
 
 
 def run(config: Config, lease: Lease, spark: SparkSession, found: dict[str, Any] | None) -> FineTuningSummary:
@@ -109,7 +109,7 @@ def _run(
     parent: dict[str, Any] = {"path": path and path.removeprefix("file://"), "hash": content}
     if path is None:
         parent = {"path": None, "function": config.pipeline, "hash": content}
-    # Once, for the fit and the cache.
+    # Computed once, for the fit and the cache.
     boundaries = find_boundaries(sources, options) if isinstance(made, Estimator) else None
 
     def fit(sources: Sequence[Source]) -> Any:
@@ -120,7 +120,7 @@ def _run(
 
     def fits(estimator: Any, sources: Sequence[Source], boundaries: Boundaries | None) -> Any:
         model, folder = fitted_on(estimator, sources, options, lambda text: None, boundaries)
-        if parent["hash"] is None:  # the first is what the result is compared with
+        if parent["hash"] is None:  # the result is compared with the first
             parent.update(path=str(folder), hash=hash_of_folder(folder))
         return model if isinstance(estimator, Pipeline) else model.stages[0]
 
@@ -156,16 +156,16 @@ def _run(
     )  # fmt: skip
     if mine:
         for training in outcome.folders:
-            training.remove()  # the same command, interrupted before this line, goes on; after it, it begins anew
+            training.remove()  # before this line, the same command continues an interrupted run; after it, it starts anew
     tracking.log(lambda: JobResult(outcome.model, outcome.original, outcome.summary, sources[0].df))
     return outcome.summary
 
 
 def _same_inputs(found: Mapping[str, Any], inputs: Mapping[str, str], config: Config, options: Options) -> bool:
-    """Whether the finished run `found` had these inputs, and its model is still there.
+    """True if the finished run `found` had these inputs, and its model still exists.
 
     Raises:
-        InputError: not so, and it must not be replaced.
+        InputError: it has not, and it must not be replaced.
     """
     before = found["fingerprints"].get("inputs", {})
     changed = [name for name in sorted({*before, *inputs}) if before.get(name) != inputs.get(name)]
@@ -182,7 +182,7 @@ def _same_inputs(found: Mapping[str, Any], inputs: Mapping[str, str], config: Co
 
 
 def _hash_there(folder: Path) -> str | None:
-    """The content hash of a saved model; None if it is not there, or damaged."""
+    """The content hash of a saved model; None if it does not exist or is damaged."""
     try:
         return hash_of_folder(stores.fetch(folder))
     except (OSError, ValueError):
@@ -190,7 +190,7 @@ def _hash_there(folder: Path) -> str | None:
 
 
 def _offered(output: Path) -> dict[str, str]:
-    """Content hashes of the pipelines that an improvement offers beside the best, by name."""
+    """Content hashes of the other pipelines that an improvement offers, by name."""
     folder = output / OFFERS
     return {name: hash_of_folder(stores.fetch(folder / name)) for name in stores.names(folder)}
 
@@ -198,7 +198,7 @@ def _offered(output: Path) -> dict[str, str]:
 def _told_again(
     found: Mapping[str, Any], config: Config, phases: Phases, tracking: Tracking, made: Any, rows: DataFrame
 ) -> FineTuningSummary:
-    """The summary of a run that is finished already, which the listeners of this process hear like one of its own."""
+    """Return the summary of a finished run, and report it to the listeners of this process as if it had run now."""
     summary = _read_summary(found, config)
     tracking.go_on_unless_logged(str(config.options["runId"]), found["model"]["hash"])
     for row in summary.records:
@@ -217,7 +217,7 @@ def _told_again(
 
 
 def own_id(output: Path) -> str:
-    """The runId of a job that names none. The name of its folder may hold characters that a runId may not."""
+    """The runId of a job that sets none; characters of the folder's name that a runId cannot have are replaced."""
     name = re.sub(r"[^\w.-]", "_", output.name, flags=re.ASCII)[:80].lstrip(".-") or "run"
     return f"{name}-{hashlib.sha256(stores.named(output).encode()).hexdigest()[:8]}"
 
@@ -253,14 +253,14 @@ def inputs_of(sources: list[Source], made: Any, content: str | None) -> dict[str
 
 def _read_summary(found: Mapping[str, Any], config: Config) -> FineTuningSummary:
     history, kind = stores.fetch(config.output / "history.csv"), SUMMARIES.get(config.command, FineTuningSummary)
-    # Where nothing joined, nothing trained together, and the history has no columns.
+    # If a growth added nothing, nothing trained, and the history has no columns.
     records: Any = pd.read_csv(history).to_dict("records") if history.read_text().strip() else []
     known = {f.name for f in dataclasses.fields(kind)}
     return kind(**{k: v for k, v in found.items() if k in known}, records=records)
 
 
 def made_of(config: Config, train: DataFrame) -> tuple[Any, str | None]:
-    """The pipeline of the job, fitted or not, and the path that it was loaded from."""
+    """The pipeline of the job, fitted or not, and the path that it was loaded from; None if a function made it."""
     if not is_function(config.pipeline):
         path = model_path(config.pipeline, config.folder)
         return load_model(path), path
@@ -270,10 +270,10 @@ def made_of(config: Config, train: DataFrame) -> tuple[Any, str | None]:
 def fitted_on(
     made: Estimator[Any], sources: Sequence[Source], options: Options, say: Any, boundaries: Boundaries | None = None
 ) -> tuple[Any, Path]:
-    """The pipeline fitted on the training rows, and its path in the cache folder, where the next run with the same
-    rows finds it.
+    """The pipeline fitted on the training rows, and its path in the cache folder, where later runs with these rows find
+    it.
 
-    A pipeline that its classes and Params do not describe completely is fitted each time.
+    A pipeline that is not completely described by its classes and Params is fitted each time.
     """
     pipeline = made if isinstance(made, Pipeline) else Pipeline(stages=[made])
     sources = [s for s in sources if s.split not in (TEST, REFERENCE)]
@@ -308,13 +308,13 @@ def fitted_on(
 
 
 def refitted(sources: Sequence[Source], options: Options, form: Unfitted) -> Any:
-    """A fitted pipeline, fitted anew on the training rows; the next run with the same rows finds it, to the last bit."""
+    """Refit a fitted pipeline on the training rows; the next run with the same rows finds the same result, bit for bit."""
     found, _ = fitted_on(form.estimator, sources, options, lambda text: None)
     return with_uids_of(form.model, found if isinstance(form.estimator, Pipeline) else found.stages[0])
 
 
 def _kept(folder: Path) -> tuple[Any, Path] | None:
-    """The pipeline of a folder of `fitted_on`, and where it lies; None if it isn't there, or not whole."""
+    """The pipeline in a folder of `fitted_on`, and its path; None if it does not exist or is incomplete."""
     if stores.url_of(folder) is None:
         return (jvm.loaded(folder / "model"), folder / "model") if folder.exists() else None
     name = stores.read(folder / COMPLETE)
@@ -322,7 +322,7 @@ def _kept(folder: Path) -> tuple[Any, Path] | None:
 
 
 def _keep_in_store(fitted: Any, folder: Path) -> Path:
-    """Save a pipeline to a store, where nothing is renamed: a file that is written last names it."""
+    """Save a pipeline to a store, where nothing is renamed: a file that is written last names its folder."""
     where = folder / f"model-{uuid.uuid4().hex[:8]}"
     marker.mark(folder, marker.FITTED)
     fitted.write().save(stores.address(where))
@@ -331,7 +331,7 @@ def _keep_in_store(fitted: Any, folder: Path) -> Path:
 
 
 def _lineage_of(config: Config, parent: Mapping[str, Any]) -> Lineage | None:
-    """The runs in the store that led to the original; None without a store. A store that cannot be read costs no run."""
+    """The lineage of the original from the store; None without a store. If the store cannot be read, only warn."""
     where = config.options.get("storeDir")
     if where is None or parent["hash"] is None:
         return None
@@ -352,13 +352,13 @@ def write_run(
     outcome: Outcome, config: Config, phases: Phases, parent: Mapping[str, Any], inputs: Mapping[str, str], lease: Lease,
     rows: Callable[[], DataFrame],
 ) -> str:  # fmt: skip
-    """Write the run folder of a fine-tuning, a growth or an improvement; returns the content hash of its model.
+    """Write the run folder of a fine-tuning, a growth or an improvement; return the content hash of its model.
 
     Args:
-        rows: raw rows, on which what was written is compared with what is in memory.
+        rows: returns raw rows, on which the written pipelines are compared with those in memory.
 
     Raises:
-        ParityError: a pipeline that was written has other outputs.
+        ParityError: a written pipeline cannot be loaded or has other outputs.
     """
     start, original, found = time.perf_counter(), Path(str(parent.get("path"))), list[str]()
 

@@ -1,4 +1,4 @@
-"""The callbacks of a job, and its result in MLflow. Whatever fails here is a warning: the run folder is what counts."""
+"""The callbacks of a job, and its result in MLflow. Any failure here is only a warning: the run folder counts."""
 
 import contextlib
 import dataclasses
@@ -21,17 +21,17 @@ from sparkdiff.tracking.mlflow_values import mlflow
 
 Made = TypeVar("Made")
 TOLD_ONCE = ("uri", "experiment", "runName")
-"""Keys of the section that `log` does not take."""
+"""Keys of the section that are not arguments of `log`."""
 MISSING = "the result is not in MLflow"
 URI, EXPERIMENT = "MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_ID"
-"""Variables of the environment that MLflow sets, too, when it is told a server or an experiment."""
+"""Environment variables that MLflow sets, too, when a server or an experiment is chosen."""
 CURRENT = "_active_experiment_id"
-"""Where MLflow keeps the experiment that `set_experiment` chose, which no function of it takes back."""
+"""Name of MLflow's variable for the experiment chosen by `set_experiment`; no function of MLflow resets it."""
 
 
 @dataclasses.dataclass(frozen=True)
 class JobResult:
-    """What a job has made, as `sparkdiff.mlflow.log` takes it; the original is None where it is no longer there."""
+    """The result of a job, in the form that `sparkdiff.mlflow.log` takes; the original is None if it no longer exists."""
 
     pipelineModel: Any
     originalModel: Any
@@ -53,15 +53,15 @@ class Tracking:
                 _or_warning(MISSING, partial(self._log, one, load))
 
     def mute(self, muted: bool) -> None:
-        """Log nothing to MLflow while this is set."""
+        """Set whether logging to MLflow is switched off."""
         for one in self.callbacks():
             one.muted = muted
 
     def go_on_unless_logged(self, job: str, content: str | None) -> None:
-        """Log nothing to MLflow where it has the result of this job already.
+        """Switch off logging to MLflow if it already has the result of this job; else switch it on.
 
         Args:
-            job: its runId.
+            job: the runId of the job.
             content: the content hash of its model.
         """
         for one in self.callbacks():
@@ -77,7 +77,7 @@ class Tracking:
 
 @contextlib.contextmanager
 def tracked(given: Mapping[str, Any] | None) -> Iterator[Tracking]:
-    """Within this context the callbacks of the section `tracking` listen, and MLflow's server is that of the section."""
+    """Activate the callbacks of the section `tracking` within this context, with the section's MLflow server."""
     tracking = Tracking(given or {}, tuple(_listeners(given or {})))
     with _server(tracking.given["mlflow"]) if tracking.callbacks() else contextlib.nullcontext():
         try:
@@ -86,7 +86,7 @@ def tracked(given: Mapping[str, Any] | None) -> Iterator[Tracking]:
             tell(tracking.listeners, "on_exception", e)
             raise
         for one in tracking.callbacks():
-            if one.running:  # such as one that a server could not end before
+            if one.running:  # such as one that the server could not end before
                 _or_warning("the run in MLflow goes on", partial(one.end, "FINISHED"))
 
 
@@ -111,7 +111,7 @@ def _json_lines(path: str) -> Events:
 
 @contextlib.contextmanager
 def _server(given: Mapping[str, Any]) -> Iterator[None]:
-    """Within this context MLflow's server is that of the section; afterwards server and experiment are as before."""
+    """Use the section's MLflow server within this context; restore server and experiment afterwards."""
     package, fluent = mlflow(), importlib.import_module("mlflow.tracking.fluent")
     known = {name: os.environ.get(name) for name in (URI, EXPERIMENT)}
     experiment = getattr(fluent, CURRENT, None)
@@ -121,7 +121,9 @@ def _server(given: Mapping[str, Any]) -> Iterator[None]:
         yield
     finally:
         if uri:
-            package.set_tracking_uri(None)  # then the environment counts, which a call before this job has set, too
+            package.set_tracking_uri(
+                None
+            )  # then the environment counts, which an earlier call in this process has also set
         setattr(fluent, CURRENT, experiment)
         for name, value in known.items():
             os.environ.pop(name, None) if value is None else os.environ.update({name: value})

@@ -1,4 +1,4 @@
-"""The section `tracking` of a job: what it may hold, checked without a session and without torch."""
+"""The section `tracking` of a job: checks that need neither a session nor torch."""
 
 import importlib.util
 from collections.abc import Mapping
@@ -10,20 +10,20 @@ from sparkdiff.machine import paths
 from sparkdiff.store.registry import ALIAS, check_version
 
 FILES = ("jsonLines", "tensorboard")
-"""Keys whose values are paths: of a file, and of a folder."""
+"""Keys whose values are paths: a file, and a folder."""
 MLFLOW = {
     "uri": str, "experiment": str, "runName": str, "registeredModelName": str, "alias": str, "registerOriginal": bool,
     "dfsTmpdir": str,
 }  # fmt: skip
 """The keys below `mlflow`, with their types."""
 SERVERS = ("databricks", "databricks-uc")
-"""What MLflow takes for a server, though it has no scheme."""
+"""Names that MLflow treats as servers, although they have no scheme."""
 NEEDS = {"mlflow": "mlflow", "tensorboard": "tensorboard"}
-"""Keys, and the packages that they need, which the extras of these names install."""
+"""Packages that keys need; the extras of the same names as the keys install them."""
 
 
 def check(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The section with a mapping below `mlflow`.
+    """The section, checked, with a mapping below `mlflow`.
 
     Raises:
         InputError: a key is unknown, a value is wrong, or a package is missing.

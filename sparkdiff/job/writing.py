@@ -1,4 +1,4 @@
-"""A job's output folder written whole: under a temporary name, and renamed; in a store, with its summary last."""
+"""Atomic writing of a job's output folder: under a temporary name, then renamed; in a store, with its summary last."""
 
 import os
 from collections.abc import Callable
@@ -22,7 +22,7 @@ def written(output: Path, lease: Lease, fill: Callable[[Path], None], needed: Ca
 
     Args:
         fill: writes the entries into the folder.
-        needed: how much space it takes, for the error where the disk is full.
+        needed: returns the space that it takes, as text for the error if the disk is full.
     """
     with files.room("the run", output, ROOM, needed):
         if stores.url_of(output) is not None:
@@ -35,7 +35,7 @@ def written(output: Path, lease: Lease, fill: Callable[[Path], None], needed: Ca
             fill(temporary)
             marker.mark(temporary, marker.OUTPUT, sorted({*os.listdir(temporary), REPORT}))
             lease.check()
-            check_replaceable(output)  # once more: a file may have come meanwhile
+            check_replaceable(output)  # again: a file may have been added meanwhile
             old = whole.hidden(output)
             try:
                 if output.exists():
@@ -44,12 +44,14 @@ def written(output: Path, lease: Lease, fill: Callable[[Path], None], needed: Ca
             finally:
                 if not output.exists() and old.exists():
                     os.rename(old, output)
-                whole.remove(old)  # where it can't go back, it stays
+                whole.remove(old)  # not reached if the rename back fails, so that the old run stays
 
 
 def _written_in_store(output: Path, lease: Lease, fill: Callable[[Path], None]) -> None:
-    """The same where a folder that is renamed may be seen half done: `summary.json`, which tells that a run is whole, is removed
-    first and written last, and the marker says meanwhile that the rest may be replaced.
+    """Write the run folder to a store in which a renamed folder may be visible half done.
+
+    `summary.json`, which marks a run as complete, is removed first and written last. Meanwhile the marker says that the
+    other files may be replaced.
     """
     temporary = whole.hidden(output)
     aside = temporary.with_name(f"{temporary.name}.old")
@@ -57,7 +59,7 @@ def _written_in_store(output: Path, lease: Lease, fill: Callable[[Path], None]) 
         temporary.mkdir(parents=True)
         fill(temporary)
         lease.check()
-        check_replaceable(output)  # once more: a file may have come meanwhile
+        check_replaceable(output)  # again: a file may have been added meanwhile
         before = stores.names(output)
         marker.mark(output, marker.OUTPUT, {*before, *stores.names(temporary), *os.listdir(temporary), REPORT})
         moved, made = list[str](), list[str]()

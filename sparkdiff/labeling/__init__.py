@@ -1,1 +1,1 @@
-"""Labels from votes: how good functions are that vote a class or abstain, learned without labels."""
+"""Labels from votes: the accuracies of functions that vote for a class or abstain, learned without labels."""

@@ -1,4 +1,4 @@
-"""Distillation: the predictions of any Spark model as the labels of rows that have none."""
+"""Distillation: predictions of any Spark model as labels of rows without labels."""
 
 from typing import Any
 
@@ -20,23 +20,25 @@ def distill(
     teacher: Any, df: DataFrame, *, labelCol: str | None, outputCol: str, probabilityCol: str | None = None,
     temperature: float = 1.0,
 ) -> DataFrame:  # fmt: skip
-    """The rows with a vector of class probabilities, a label that `FineTuner` takes: the true label as a vector of 0 and 1 where
-    there is one, and the teacher's probabilities where it is null (or NaN). Plain Spark: small jobs count the rows and look at
-    the classes and the labels. Write the rows before training reads them, or the teacher predicts them several times.
+    """The rows with an added vector of class probabilities, which `FineTuner` takes as a label.
+
+    It is the true label as a vector of 0 and 1 where it is known, and the teacher's probabilities where it is null (or NaN).
+    Plain Spark: small jobs count the rows and check the classes and the labels. Write the rows before training reads them, or
+    the teacher predicts them several times.
 
     Args:
         teacher: a fitted model that adds a column of class probabilities: an MLlib pipeline, a `LabelModelModel`, the result of
             `FineTuner`, or any other Transformer. Its classes are those of the labels, in the same order.
-        labelCol: column of true labels, 0, 1, 2, ..., null where nobody knows; None if all rows take the teacher's.
+        labelCol: column of true labels, 0, 1, 2, ..., null if unknown; None: all rows get the teacher's probabilities.
         outputCol: name of the column to add.
         probabilityCol: the teacher's column; if None, the Param probabilityCol of its last stage that has one.
-        temperature: the teacher's log-probabilities are divided by it: above 1 they are less sure (Hinton et al. 2015).
+        temperature: divisor of the teacher's log-probabilities: above 1 they become less certain (Hinton et al. 2015).
 
     A teacher's probability of 1 becomes 1 - 1e-9, because a 1 means a true label.
 
     Raises:
-        InputError: the teacher adds no such column, drops rows or columns or cannot predict them, a label is none of its
-            classes, or a column or the temperature is wrong.
+        InputError: the teacher adds no such column, drops rows or columns, or cannot predict the rows; a label is not one of
+            its classes; or a column or the temperature is wrong.
     """
     check_dataframe("the DataFrame of distill()", df)
     if isinstance(temperature, bool) or not isinstance(temperature, (int, float)) or not 0 < temperature < float("inf"):
@@ -77,7 +79,7 @@ def distill(
 
 
 def _probability_column(teacher: Any, given: str | None) -> str:
-    """The name of the teacher's column."""
+    """Name of the teacher's column."""
     if given is not None:
         return given
     within = sorted([*flatten(teacher), *holders(teacher)], key=lambda found: found[0], reverse=True)
@@ -91,10 +93,10 @@ def _probability_column(teacher: Any, given: str | None) -> str:
 
 
 def _held(teacher: Any, df: DataFrame) -> dict[str, str]:
-    """The columns of the data that the teacher may overwrite, with the names under which it carries them unchanged.
+    """The columns that the teacher may overwrite, with the hidden names under which it passes them through unchanged.
 
     Raises:
-        InputError: the teacher is not fitted, or two columns have one name.
+        InputError: the teacher is not fitted, or two columns have the same name.
     """
     graph, alone = linked(teacher, df), read_by_name(df)
     if twice := [c for c in df.columns if c not in alone]:
@@ -106,7 +108,7 @@ def _held(teacher: Any, df: DataFrame) -> dict[str, str]:
 
 
 def _check_all(df: DataFrame, made: DataFrame) -> None:
-    """Raise InputError if the teacher has not predicted each row."""
+    """Raise InputError unless the teacher predicts each row."""
     with jvm.blamed("the teacher cannot predict these rows"):
         given, there = df.count(), made.count()
     if given != there:
@@ -117,7 +119,7 @@ def _check_all(df: DataFrame, made: DataFrame) -> None:
 
 
 def _label(df: DataFrame, labelCol: str) -> Column:
-    """The label as a double; null where it is NaN, too."""
+    """The label as a double; null also where it is NaN."""
     kind, c = field(df, labelCol, "labelCol").dataType, named(labelCol).cast("double")
     if not isinstance(kind, (NumericType, BooleanType)):
         raise InputError(
@@ -127,9 +129,9 @@ def _label(df: DataFrame, labelCol: str) -> Column:
 
 
 def _softened(df: DataFrame, column: str, temperature: float) -> DataFrame:
-    """The rows with their probabilities at a temperature, none of them 1."""
+    """The rows with their probabilities at this temperature, none of them 1."""
     if temperature != 1.0:
-        most = F.array_max(named(column))  # of a row: else a power of a low temperature makes all of them 0
+        most = F.array_max(named(column))  # divide by the row's maximum: a low temperature could make all powers 0
         df = df.withColumn(column, F.transform(named(column), lambda x: F.pow(x / most, F.lit(1 / temperature))))
         total = F.aggregate(named(column), F.lit(0.0), lambda s, x: s + x)
         df = df.withColumn(column, F.transform(named(column), lambda x: x / total))
@@ -142,7 +144,7 @@ def _classes(df: DataFrame, column: str, label: Column, labelCol: str) -> int:
     """The number of the teacher's classes.
 
     Raises:
-        InputError: a label is none of them; or Spark failed on the rows.
+        InputError: a label is not one of them; or Spark failed on the rows.
     """
     with jvm.blamed("the teacher cannot predict these rows"):
         row = df.where(named(column).isNotNull()).select(F.size(named(column))).first()

@@ -1,9 +1,11 @@
-"""How often functions are right, from their votes alone.
+"""Estimates of how often functions are right, from their votes alone.
 
-The model: given the class, functions vote independently, and each has its own probability of each vote in each class (abstaining
-is one of the votes). It is identified by three functions or more that are better than chance on average.
+The model: given the class, functions vote independently, and each has its own probability of each vote in each class
+(abstaining is one of the votes). It is identifiable with three or more functions that are better than chance on
+average.
 
-A pattern is a row of votes (m,) int64, -1 where a function abstains; P patterns have weights (P,), how many rows show them.
+A pattern is a row of votes (m,) int64, -1 where a function abstains; P patterns have weights (P,), the number of rows
+with each.
 """
 
 from collections.abc import Callable
@@ -18,40 +20,42 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 ABSTAINS = -1
 FEW = 10
-"""Rows on which a vote is cast, and on which it is not, before its correlations with others count."""
+"""Smallest number of rows with a vote, and of rows without it, for its correlations with other votes to count."""
 LEAST = 1e-4
-"""Share of the rows with a vote that may be wrong, at least: a function that was never wrong on some rows may be so on others."""
+"""Smallest assumed share of wrong votes: a function that was never wrong on some rows may be wrong on others."""
 LOWEST = np.log(1e-12)
-"""Logarithm of the least probability that EM tries."""
+"""Logarithm of the smallest probability that EM tries."""
 NEEDED = 3
-"""Functions that `triplets` needs, whose covariances tell how good they are."""
+"""Smallest number of functions with informative covariances that `triplets` needs."""
 PRIOR, SHARE = 0.8, 0.25
-"""Of `precision`: the accuracy that votes are taken to have before any is counted, and its weight as a share of their rows."""
+"""Prior accuracy of votes, and its weight as a share of their rows; for `precision`."""
 ROWS = 10.0
-"""Of `precision`: rows of the mean accuracy of all votes that each vote is taken to have before it is counted."""
+"""Weight, in rows, of the mean accuracy of all votes in the accuracy of each vote; for `precision`."""
 SMOOTHING = 1.0
-"""Rows (of weight 1) that each distribution of votes has seen before EM begins. The classes have seen `LEAST` rows each: one
-would pull the share of a rare class up where votes tell little."""
+"""Pseudo-count, in rows of weight 1, of each distribution of votes in EM. That of the classes is `LEAST` rows each,
+because a whole row would raise the share of a rare class where votes carry little information.
+"""
 FEWEST, WORK = 60, 500_000_000
-"""Of EM: steps from each start that are taken in any case, and votes times classes that are read by more than these."""
+"""Limit of EM's steps from each start: FEWEST, or more if these read at most WORK votes times classes."""
 STEPS, RISE = 300, 0.02
-"""EM ends where so many steps raise the logarithm of the likelihood by less than this, a hundredth of what chance explains
-(`WITHIN` in estimator.py): votes that tell hardly anything make it so flat that the maximum is thousands of steps away."""
+"""EM stops if STEPS steps raise the log-likelihood by less than RISE, about a hundredth of what chance explains (`WITHIN` in
+estimator.py): uninformative votes make the likelihood so flat that the maximum is thousands of steps away."""
 
 
 class Undetermined(ValueError):
-    """The votes do not tell how good the functions are."""
+    """The error that the votes do not determine the accuracies of the functions."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """
+    """Estimated shares of the classes, and probabilities of the votes in each class.
+
     Attributes:
         balance: (k,) share of each class.
-        tables: (m, k, k + 1) probability of each vote in each class; the last one is that of abstaining. Of `precision`
-            this one is the same in each class, so they don't add up to 1.
-        converged: whether EM came to a maximum.
-        likelihood: logarithm of that of the votes, of EM.
+        tables: (m, k, k + 1) probability of each vote in each class; the last vote is abstaining. With `precision`, its
+            probability is the same in each class, so the probabilities don't add up to 1.
+        converged: whether EM reached a maximum.
+        likelihood: log-likelihood of the votes, including the pseudo-counts; set by EM only.
     """
 
     balance: Floats
@@ -61,29 +65,29 @@ class Estimate:
 
     @property
     def above_chance(self) -> float:
-        """Sum over all votes of their probability in their own class, less their mean over the classes."""
+        """Sum over all votes of their probability in their own class minus its mean over the classes."""
         votes = self.tables[:, :, : len(self.balance)]
         return float(np.einsum("mll->", votes) - votes.mean(1).sum())
 
     @property
     def accuracies(self) -> Floats:
-        """(m,) share of its votes that are right."""
+        """Share of each function's votes that are right, (m,)."""
         k = len(self.balance)
         right = np.einsum("y,myy->m", self.balance, self.tables[:, :, :k])
         return np.asarray(right / np.einsum("y,myl->m", self.balance, self.tables[:, :, :k]))
 
     def joint(self, voted: Ints) -> Floats:
-        """(P, k) logarithm of the probability of each class and the votes (m, P), those that are missing too."""
+        """Log of the joint probability of each class and the votes (m, P), including abstentions; (P, k)."""
         by_vote = np.log(self.tables).transpose(0, 2, 1).copy()
         return np.asarray(np.log(self.balance) + sum(table[votes] for table, votes in zip(by_vote, voted, strict=True)))
 
     def posterior(self, patterns: Ints) -> Floats:
-        """(P, k) probability of each class given the votes."""
+        """Probability of each class given the votes, (P, k)."""
         return _normalised(self.joint(by_function(patterns, len(self.balance))))[0]
 
 
 def _normalised(joint: Floats) -> tuple[Floats, Floats]:
-    """The probability (P, k) of each class given the votes, and the logarithm (P,) of that of the votes."""
+    """Probability of each class given the votes, (P, k), and log probability of the votes, (P,)."""
     most = joint.max(1, keepdims=True)
     shares = np.exp(joint - most)
     total = shares.sum(1, keepdims=True)
@@ -91,41 +95,41 @@ def _normalised(joint: Floats) -> tuple[Floats, Floats]:
 
 
 def by_function(patterns: Ints, k: int) -> Ints:
-    """(m, P) the votes of each function, k where it abstains."""
+    """Votes by function, (m, P); k where it abstains."""
     return np.where(patterns == ABSTAINS, k, patterns).T.copy()
 
 
 def majority(patterns: Ints, k: int) -> Floats:
-    """(P, k) the class with most votes; several with as many share it, and without votes all do."""
+    """Majority vote as shares of the classes, (P, k): equal for tied classes, and for all classes without votes."""
     counts = counted(patterns, k)
     most = (counts == counts.max(1, keepdims=True)).astype(np.float64)
     return np.asarray(most / most.sum(1, keepdims=True))
 
 
 def counted(patterns: Ints, k: int) -> Floats:
-    """(P, k) how many functions vote for each class."""
+    """Number of functions that vote for each class, (P, k)."""
     return np.stack([(patterns == y).sum(1) for y in range(k)], 1).astype(np.float64)
 
 
 def one_hot(patterns: Ints, k: int) -> Floats:
-    """(P, m, k) what was voted; all 0 where a function abstains."""
+    """Votes in one-hot form, (P, m, k); all 0 where a function abstains."""
     return (patterns[:, :, None] == np.arange(k)).astype(np.float64)
 
 
 def triplets(patterns: Ints, weights: Floats, balance: Floats | None = None) -> Estimate:
-    """The closed form from triplets of functions, for two classes.
+    """Estimate for two classes in closed form, from triplets of functions.
 
     A vote counts as 1 for class 1 and -1 for class 0. With q = P(Y = 1), two functions' votes have the covariance
     q (1 - q) d_i d_j, where d is the difference of their means in both classes, so three functions' covariances give each d
-    up to a sign (Fu et al. 2020, "Fast and Three-rious", there with uncentred moments, which functions that vote one class only
-    do not fit). The third central moment q (1 - q) (1 - 2 q) d_i d_j d_l gives q. The probabilities of each vote follow by
-    least squares from its covariances with the other functions.
+    up to a sign (Fu et al. 2020, "Fast and Three-rious", there with uncentred moments, which do not suit functions that vote
+    for one class only). The third central moment q (1 - q) (1 - 2 q) d_i d_j d_l gives q. The probabilities of each vote
+    follow by least squares from its covariances with the other functions.
 
     Args:
-        balance: (2,) shares of the classes, if they are known. Estimated ones are at least one row's.
+        balance: (2,) shares of the classes, if known. Estimated ones are at least the share of one row.
 
     Raises:
-        Undetermined: fewer than three functions have a difference: the others' covariances are 0, or their signs contradict each
+        Undetermined: fewer than three functions have d != 0: the others' covariances are 0, or their signs contradict each
             other.
     """
     n, w = weights.sum(), weights / weights.sum()
@@ -152,7 +156,9 @@ def triplets(patterns: Ints, weights: Floats, balance: Floats | None = None) -> 
 
 
 def _magnitudes(covariance: Floats) -> Floats:
-    """(m,) |d| sqrt(q (1 - q)) of each function: the median over its triplets, weighted by the covariance they divide by."""
+    """Estimate of |d| sqrt(q (1 - q)) of each function, (m,): the median over its triplets, weighted by the covariance
+    in the denominator.
+    """
     m = len(covariance)
     out = np.zeros(m)
     for i in range(m):
@@ -168,7 +174,7 @@ def _magnitudes(covariance: Floats) -> Floats:
 
 
 def _signed(magnitudes: Floats, covariance: Floats) -> Floats:
-    """The magnitudes with the signs that the covariances ask for, so that the functions are better than chance on average."""
+    """The magnitudes with the signs that fit the covariances, such that functions are better than chance on average."""
     apart = covariance - np.diag(np.diag(covariance))
     leading = np.linalg.eigh(apart)[1][:, -1]
     found = np.where(leading < 0, -magnitudes, magnitudes)
@@ -188,16 +194,16 @@ def em(
     patterns: Ints, weights: Floats, k: int, *, balance: Floats | None = None, known: Ints | None = None,
     start: Estimate | None = None, maxIter: int = 20_000, tol: float = 1e-6,
 ) -> Estimate:  # fmt: skip
-    """Maximum likelihood by expectation-maximisation (Dawid and Skene 1979) from three starts: the majority vote, `precision`,
-    and for two classes `triplets`.
+    """Maximum likelihood by expectation-maximisation (Dawid and Skene 1979) from three starts: the majority vote,
+    `precision`, and for two classes `triplets`.
 
-    The largest of the maxima counts; without labels the largest of those where functions are better than chance, because
-    exchanged classes are as likely.
+    The result is the largest of the maxima; without labels, the largest of those where functions are better than
+    chance, because exchanging the classes does not change the likelihood.
 
     Args:
-        known: (P,) the class of rows with a label, -1 of others.
-        start: the only start, if given.
-        maxIter: largest number of steps from each start; very many patterns take fewer, and so does a flat likelihood.
+        known: (P,) the class of rows with a label, -1 for others.
+        start: the only start, if set.
+        maxIter: largest number of steps from each start; fewer for very many patterns or a flat likelihood.
         tol: largest estimated distance of a probability from its value at the maximum.
     """
 
@@ -232,11 +238,12 @@ def _climb(
 ) -> Estimate:
     """Take steps to a maximum of the likelihood.
 
-    Steps of EM shrink by a constant factor, which is near 1 where votes tell little. Two of them give the factor, and with it
-    the point where they end (SQUAREM, Varadhan and Roland 2008), which is taken unless it is less likely.
+    Steps of EM shrink by a constant factor, which is near 1 if votes carry little information. Two steps give the
+    factor, and from it the point where the steps converge (SQUAREM, Varadhan and Roland 2008). This point is taken
+    unless it is less likely.
 
     Args:
-        step: the next estimate, and the logarithm of the likelihood of the given one.
+        step: returns the next estimate, and the log-likelihood of its argument.
     """
     distance, rising = np.inf, list[float]()
     for _ in range(0, maxIter, 3):
@@ -252,7 +259,7 @@ def _climb(
 
 
 def _extrapolated(start: Estimate, first: Estimate, second: Estimate) -> tuple[Estimate, float]:
-    """The estimate where steps from `start` end, and its largest difference from `start` in a probability."""
+    """The estimate to which the steps from `start` converge, and the largest difference of a probability from `start`."""
     one, two, three = (np.log(np.concatenate([e.balance, e.tables.ravel()])) for e in (start, first, second))
     move, bend = two - one, three - 2 * two + one
     length = max(float(np.linalg.norm(move)) / max(float(np.linalg.norm(bend)), 1e-300), 1.0)
@@ -263,25 +270,27 @@ def _extrapolated(start: Estimate, first: Estimate, second: Estimate) -> tuple[E
 
 
 def _by_class(voted: Ints, columns: Floats, k: int) -> Floats:
-    """(m, c, k + 1) sums of columns (P, c) over the rows with each vote (m, P) of each function; the last one abstains."""
+    """Sums of columns (P, c) over the rows with each vote (m, P) of each function, (m, c, k + 1); abstaining last."""
     return np.stack([[np.bincount(votes, one, k + 1) for one in columns.T] for votes in voted])
 
 
 def precision(
     patterns: Ints, weights: Floats, k: int, *, balance: Floats | None = None, known: Ints | None = None
 ) -> Estimate:
-    """How often each vote of each function agrees with the majority vote, and nothing from abstaining.
+    """An estimate from the share of each function's votes that agree with the majority; abstaining carries no
+    information.
 
-    For few rows, and for functions that do not vote independently: a full model of their votes then explains what they have in
-    common by its classes, which may be topics rather than the classes that are meant. Here a vote l of a function has one number,
-    a = P(Y = l | it votes l), between 1 / k and 1. Votes on few rows are taken for as good as all are on average, so that the
-    majority decides where little is known; and all are taken for less good than they look, to the same degree. With n votes on a
-    row, P(y | votes) is proportional to P(y) ** (1 - n) times the product of P(y | vote): a single vote counts as its a.
-    Nothing is iterated, and the classes are taken for equally frequent unless their shares are known: each step away from the
-    majority vote, and each error of the shares, counts again in the next one, and ends with one class only.
+    It suits few rows, and functions that do not vote independently: a full model would explain the dependence of their
+    votes by its classes, which may then be topics rather than the intended classes. Here a vote l of a function has one
+    parameter, a = P(Y = l | it votes l), between 1 / k and 1. The accuracy of votes on few rows is shrunk to the mean
+    of all votes, so that the majority decides where little is known; and all accuracies are shrunk to a prior, to the
+    same degree. With n votes on a row, P(y | votes) is proportional to P(y) ** (1 - n) times the product of P(y |
+    vote): a single vote counts as its a. There is no iteration, and the classes are assumed to be equally frequent
+    unless their shares are known: in an iteration, each deviation from the majority vote, and each error of the shares,
+    would enter the next step again, until only one class is left.
 
     Args:
-        known: (P,) the class of rows with a label, -1 of others.
+        known: (P,) the class of rows with a label, -1 for others.
     """
     posterior, voted = _told(majority(patterns, k), known), by_function(patterns, k)
     number = _by_class(voted, weights[:, None], k)[:, 0, :k]
@@ -296,11 +305,11 @@ def precision(
 
 
 def unexplained(estimate: Estimate, patterns: Ints, weights: Floats) -> tuple[float, float, tuple[int, int]]:
-    """How far the votes of two functions are correlated beyond what the classes explain.
+    """Correlations of the votes of two functions that the classes do not explain.
 
     Returns:
-        the root mean square of these correlations, over all pairs of votes of two functions, less what chance alone gives; the
-        largest; and the functions of this one.
+        the root mean square of these correlations over all pairs of votes of two functions, minus the part expected by
+        chance; the largest correlation; and its two functions.
     """
     k, n, m = len(estimate.balance), weights.sum(), patterns.shape[1]
     voted = by_function(patterns, k)
@@ -324,7 +333,7 @@ def unexplained(estimate: Estimate, patterns: Ints, weights: Floats) -> tuple[fl
 
 
 def _told(posterior: Floats, known: Ints | None) -> Floats:
-    """The posterior, certain where the class is known."""
+    """The posterior, with probability 1 for known classes."""
     if known is None:
         return posterior
     return np.asarray(np.where((known >= 0)[:, None], known[:, None] == np.arange(posterior.shape[1]), posterior))

@@ -1,4 +1,4 @@
-"""LabelModel: an Estimator that learns from votes alone how good each labelling function is, and adds class probabilities."""
+"""LabelModel: an Estimator that learns the accuracy of labelling functions from votes, and adds class probabilities."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -31,17 +31,17 @@ from sparkdiff.pipeline.nesting import Holder
 
 METHODS = ("auto", "triplets", "em", "precision")
 LEAST = 3
-"""Functions at least: fewer cannot be told apart from chance without labels."""
+"""Smallest number of functions: fewer cannot be told apart from chance without labels."""
 DEPENDENT = 0.03
-"""Root mean square of the correlations of votes that the classes don't explain, from which on functions are not independent."""
+"""Root mean square of the correlations of votes unexplained by the classes from which functions count as dependent."""
 MOST_CLASSES = 100
-"""Classes at most, unless numClasses says that there are more."""
+"""Largest number of classes, unless numClasses is set."""
 OFF = 0.1
-"""Share of the share of a class by which `triplets` may differ from the mean of its own probabilities."""
+"""Largest relative deviation of a class share estimated by `triplets` from the mean of its own probabilities."""
 WITHIN = 1.92
-"""Difference of two logarithms of likelihoods that chance explains, at a level of 5% (half of chi-squared's 3.84)."""
+"""Difference of two log-likelihoods that chance explains, at a level of 5% (half of chi-squared's 3.84)."""
 PAIRS = 5_000
-"""Pairs of votes on the same row from which on "auto" trusts a full model: docs/labels.md has the measurement."""
+"""Number of pairs of votes on the same row from which "auto" uses a full model; measured in docs/labels.md."""
 
 
 class _LabelParams(Params):
@@ -83,7 +83,7 @@ class _LabelParams(Params):
     )  # type: ignore[no-untyped-call]
 
     def value_of(self, name: str) -> Any:
-        """The value of a Param, None if it is unset."""
+        """The value of a Param; None if it is unset."""
         return self.getOrDefault(name) if self.isDefined(name) else None
 
 
@@ -91,20 +91,21 @@ PARAMS = ("votes", "method", "numClasses", "classBalance", "labelCol", "weightCo
 
 
 class LabelModel(Estimator, CheckedParams, _LabelParams, jvm.Persistent):  # type: ignore[type-arg]
-    """Learns from the votes of labelling functions, without labels, how often each is right, and adds class probabilities.
+    """An Estimator that learns from votes alone how often each labelling function is right, and adds class
+    probabilities.
 
     A function is an SQL expression that votes a class (0, 1, 2, ...) or is null to abstain, such as
-    `CASE WHEN amount > 5000 AND device_new THEN 1 END`; a UDF is called by the name that it was registered with.
+    `CASE WHEN amount > 5000 AND device_new THEN 1 END`; a UDF is called by the name under which it was registered.
 
     Args:
-        votes: expressions by name; or a list of them, which are their own names. Three or more.
+        votes: expressions by name; or a list of expressions, which are then their own names. At least three.
         **params: see `explainParams()`.
 
     It assumes that functions are independent given the class, and better than chance on average. `fit(df)` returns a
     `LabelModelModel`.
 
     Raises:
-        InputError: a Param is unknown or wrong; `fit` also for votes that are no classes.
+        InputError: a Param is unknown or wrong; `fit` also raises it for votes that are not classes.
     """
 
     __module__ = "sparkdiff"
@@ -173,10 +174,10 @@ class LabelModel(Estimator, CheckedParams, _LabelParams, jvm.Persistent):  # typ
 def _estimated(
     method: str, votes: Votes, k: int, balance: Any, names: Sequence[str]
 ) -> tuple[str, Estimate, list[str]]:
-    """The method that was taken, its estimate, and reasons to doubt it.
+    """The method used, its estimate, and reasons to doubt it.
 
     Raises:
-        InputError: method='triplets', and the votes don't tell how good three functions are.
+        InputError: method='triplets', and the votes don't determine the accuracies of three functions.
     """
     v, w, given = votes.patterns, votes.weights, {"balance": balance, "known": votes.known}
     on = (v != ABSTAINS).sum(1)
@@ -213,7 +214,7 @@ classBalance is set (method='precision')"
 
 
 def _doubts(method: str, found: Estimate, votes: Votes, balance: Any) -> Iterator[str]:
-    """Warnings where EM did not converge, and where the votes do not tell the shares of the classes."""
+    """Warnings if EM did not converge, or if the votes do not determine the shares of the classes."""
     v, w, rare = votes.patterns, votes.weights, int(found.balance.argmin())
     share, own = found.balance[rare], found.posterior(v)[:, rare] @ w / w.sum()
     if not found.converged:
@@ -228,7 +229,7 @@ def _doubts(method: str, found: Estimate, votes: Votes, balance: Any) -> Iterato
         )
     if balance is None and method != "triplets":
         half = np.where(np.arange(len(found.balance)) == rare, share / 2, found.balance * (1 - share / 2) / (1 - share))
-        # From this estimate: a search from all starts takes as long again, and a few steps tell whether the tables can follow.
+        # Start from this estimate: all starts would take as long again, and a few steps show whether the tables can adapt.
         there = em(
             v, w, len(half), balance=half, known=votes.known, start=replace(found, balance=half), maxIter=STEPS
         )  # fmt: skip
@@ -263,7 +264,7 @@ def _classes(votes: Votes, names: Sequence[str], given: int | None) -> int:
     """The number of classes.
 
     Raises:
-        InputError: there are no rows, nobody votes, or somebody for a class that is not there.
+        InputError: there are no rows or no votes, or a vote or label is no possible class.
     """
     if not len(votes.patterns):
         raise InputError("the data of fit() have no rows")
@@ -292,9 +293,10 @@ def _classes(votes: Votes, names: Sequence[str], given: int | None) -> int:
 
 
 def _check_telling(votes: Votes, names: Sequence[str]) -> None:
-    """
+    """Check that enough functions have votes that differ between rows.
+
     Raises:
-        InputError: fewer than three functions vote, and not the same on all rows.
+        InputError: fewer than three functions do.
     """
     mute = [name for name, v in zip(names, votes.patterns.T, strict=True) if (v == v[0]).all()]
     if len(names) - len(mute) < LEAST:
@@ -305,9 +307,11 @@ def _check_telling(votes: Votes, names: Sequence[str]) -> None:
 
 
 def _check_output(column: str, k: int, columns: Sequence[str]) -> None:
-    """
+    """Check the names of the columns to add.
+
     Raises:
-        InputError: probabilityCol is no name that SQL and VectorAssembler both take, or a column that it adds is there already.
+        InputError: probabilityCol is not a valid name for both SQL and VectorAssembler, or a column to add already
+            exists.
     """
     if not column or "." in column or "`" in column:
         raise InputError(f"probabilityCol={column!r} must be a name without dots and backticks: choose another one")
@@ -319,7 +323,7 @@ def _check_output(column: str, k: int, columns: Sequence[str]) -> None:
 
 
 def _taken(column: str, k: int, columns: Sequence[str]) -> list[str]:
-    """The columns that a model of k classes would add a second time."""
+    """The existing columns that a model of k classes would add again."""
     casefold = casefolding()
     there = {casefold(c): c for c in columns}
     return [there[casefold(c)] for c in added_by(column, k) if casefold(c) in there]
@@ -337,9 +341,9 @@ class LabelModelModel(Holder, Model, _LabelParams, jvm.Persistent):  # type: ign
     """The result of a LabelModel, with its Params.
 
     Attributes:
-        pipelineModel: plain Spark ML (SQLTransformer and VectorAssembler) that adds the probabilities, and is served without
-            sparkdiff.
-        summary: what is known of the functions, see `LabelSummary`.
+        pipelineModel: plain Spark ML (SQLTransformer and VectorAssembler) that adds the probabilities, and can be served
+            without sparkdiff.
+        summary: estimates for the functions, see `LabelSummary`.
     """
 
     __module__ = "sparkdiff"

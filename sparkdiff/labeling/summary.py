@@ -1,4 +1,4 @@
-"""What is known of labelling functions after a fit, and reasons to doubt it."""
+"""Summary of labelling functions after a fit, and reasons to doubt it."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,24 +18,27 @@ from sparkdiff.labeling.votes import Votes
 from sparkdiff.report import Section, SectionTable, Shown
 
 FEW = 50
-"""Rows that two functions share at least, or would by chance, before it counts that they always agree, or never."""
+"""Smallest number of rows that two functions share, or would by chance, for a warning that they always or never agree.
+"""
 ERRORS, LABELS = 3.0, 10
-"""Standard errors between an estimated accuracy and that on labels that count, with so many labels at least."""
+"""Standard errors between an estimated accuracy and that on labels for a warning, and the smallest number of labels for it."""
 
 
 @dataclasses.dataclass(frozen=True, repr=False, eq=False)
 class LabelSummary(Shown):
-    """What is known of the labelling functions. `print` shows it as a table.
+    """Estimates for the labelling functions. `print` shows them as a table.
 
     Attributes:
-        functions: for each {"name", "classes" (that it votes), "coverage" (share of rows on which it votes), "overlaps" (on which
-            another one votes, too), "conflicts" (on which another one votes otherwise), "accuracy" (share of its votes that are
-            right, estimated), "labelled" (the same on rows with a label; None without such votes), "labelledRows"}.
+        functions: for each function {"name", "classes" (those it votes for), "coverage" (share of rows on which it
+            votes), "overlaps" (share on which another one votes, too), "conflicts" (share on which another one votes
+            for another class), "accuracy" (estimated share of its votes that are right), "labelled" (the same on rows
+            with a label; None without such votes), "labelledRows"}.
         balance: estimated share of each class.
-        rows: that were counted, of weight above 0.
-        unlabelled: share of rows on which nobody votes.
-        agreement: on labelled rows with votes {"rows", "labelModel", "majority"}: shares that are right; None without labels.
-        method: that was taken.
+        rows: number of rows that were counted, with weight above 0.
+        unlabelled: share of rows on which no function votes.
+        agreement: on labelled rows with votes {"rows", "labelModel", "majority"}: shares that are right; None without
+            labels.
+        method: the method used.
         warnings: reasons to doubt the figures.
     """
 
@@ -50,7 +53,7 @@ class LabelSummary(Shown):
     warnings: list[str]
 
     def asdict(self) -> dict[str, Any]:
-        """As JSON-ready values."""
+        """The summary as JSON-ready values."""
         return dataclasses.asdict(self)
 
     def _headline(self) -> str:
@@ -77,7 +80,7 @@ class LabelSummary(Shown):
 
 
 def told(names: Sequence[str], votes: Votes, estimate: Estimate) -> dict[str, Any]:
-    """What a LabelSummary tells."""
+    """The fields of a LabelSummary, except its method."""
     v, w = votes.patterns, votes.weights / votes.weights.sum()
     k, on, labelled = len(estimate.balance), v != ABSTAINS, votes.known >= 0
     counts, number = counted_votes(v, k), on.sum(1)
@@ -101,7 +104,7 @@ def told(names: Sequence[str], votes: Votes, estimate: Estimate) -> dict[str, An
 
 
 def _agreement(votes: Votes, estimate: Estimate) -> dict[str, float] | None:
-    """Shares of labelled rows with votes that are right; classes of the same probability, or number of votes, share a row."""
+    """Shares of labelled rows with votes that are right; classes tied in probability, or in votes, share a row."""
     some = (votes.known >= 0) & (votes.patterns != ABSTAINS).any(1)
     if not some.any():
         return None
@@ -114,7 +117,7 @@ def _agreement(votes: Votes, estimate: Estimate) -> dict[str, float] | None:
 
 
 def _refuted(functions: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """A warning of functions whose labels say another accuracy, by three standard errors."""
+    """A warning about functions whose accuracy on labels differs from the estimate by more than three standard errors."""
     wrong = []
     for f in functions:
         if f["labelled"] is None or f["accuracy"] is None or f["labelledRows"] < LABELS:
@@ -131,7 +134,7 @@ def _refuted(functions: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 
 
 def _less_right(agreement: Mapping[str, float] | None, k: int) -> Iterator[str]:
-    """Warnings where the majority vote, or chance, is right on clearly more labelled rows, by two standard errors."""
+    """Warnings if the majority vote, or chance, is right on clearly more labelled rows, by two standard errors."""
     if agreement is None:
         return
     n, model = agreement["rows"], agreement["labelModel"]
@@ -149,7 +152,7 @@ def _less_right(agreement: Mapping[str, float] | None, k: int) -> Iterator[str]:
 
 
 def _unvoted(votes: Votes, k: int) -> Iterator[str]:
-    """Warnings of classes that no function votes for; none of two classes, where abstaining may speak for the other one."""
+    """Warnings about classes that no function votes for; none for two classes, where abstaining may imply the other."""
     for y in sorted(set(range(k)) - set(votes.patterns.ravel().tolist())) if k > 2 else ():
         rows = votes.rows[votes.known == y].sum()
         labels = f", the label of {rows:,.0f} rows" if rows else ""
@@ -173,7 +176,7 @@ def _warnings(names: Sequence[str], votes: Votes) -> list[str]:
 
 
 def _pair(first: Any, second: Any, rows: Floats) -> str | None:
-    """What is odd about the votes (P,) of two functions; None if nothing is."""
+    """The anomaly in the votes (P,) of two functions, in words; None if there is none."""
     on, there = first != ABSTAINS, second != ABSTAINS
     both = on & there
     n, expected = rows[both].sum(), rows[on].sum() * rows[there].sum() / rows.sum()

@@ -17,19 +17,20 @@ from sparkdiff.labeling.plain import as_number
 from sparkdiff.pipeline.names import named
 
 MOST = 1_000_000
-"""Patterns of votes that are fetched at most; rows are sampled where there are more."""
+"""Largest number of patterns of votes that are collected; with more, rows are sampled."""
 SAMPLE = 200_000
-"""Rows, about, of such a sample; an accuracy is known to 0.003 then."""
+"""Approximate number of rows in such a sample, for which the error of an accuracy is about 0.003."""
 
 
 @dataclass(frozen=True)
 class Votes:
-    """
+    """Patterns of votes and their weights.
+
     Attributes:
         patterns: (P, m) distinct rows of votes, -1 where a function abstains.
-        weights: (P,) share of each in the weight of all rows, times the number of rows: 1 per row on average.
-        rows: (P,) rows of each, of weight above 0.
-        known: (P,) class of labelled rows, -1 of others.
+        weights: (P,) share of each pattern in the weight of all rows, times the number of rows: 1 per row on average.
+        rows: (P,) number of rows of each pattern with weight above 0.
+        known: (P,) class of labelled rows, -1 for others.
         sampled: whether rows were sampled.
     """
 
@@ -44,7 +45,8 @@ def counted(df: DataFrame, votes: Mapping[str, str], labelCol: str | None, weigh
     """Count each pattern of votes.
 
     Raises:
-        InputError: a vote is no number, or cannot be computed (names the function); or a weight is negative or not finite.
+        InputError: a vote is not a number, or cannot be computed (names the function); or a weight is negative or not
+            finite.
     """
     check_columns(df, votes, labelCol, weightCol)
     try:
@@ -66,7 +68,7 @@ def counted(df: DataFrame, votes: Mapping[str, str], labelCol: str | None, weigh
 
 
 def _failing(df: DataFrame, votes: Mapping[str, str]) -> str:
-    """The first vote that fails alone, in words; "the votes" if none does."""
+    """The first vote that fails when computed alone, in words; "the votes" if none does."""
     for name, told in votes.items():
         try:
             df.agg(F.max(F.expr(as_number(told)))).collect()
@@ -76,7 +78,7 @@ def _failing(df: DataFrame, votes: Mapping[str, str]) -> str:
 
 
 def _table(df: DataFrame, votes: Mapping[str, str], labelCol: str | None, weightCol: str | None) -> DataFrame:
-    """The votes, `label` and `weight` of each row as doubles; null and NaN are both null but in weights."""
+    """The votes, `label` and `weight` of each row as doubles; except in weights, NaN is replaced by null."""
     cast = [
         F.nanvl(F.expr(as_number(told)), F.lit(None).cast("double")).alias(f"v{i}")
         for i, told in enumerate(votes.values())
@@ -87,7 +89,9 @@ def _table(df: DataFrame, votes: Mapping[str, str], labelCol: str | None, weight
 
 
 def _grouped(table: DataFrame) -> DataFrame:
-    """The patterns with `weight`, `rows` of weight above 0, and of wrong weights `number` and `value`."""
+    """The patterns with `weight`, `rows` (of weight above 0), and `number` and `value` (the smallest) of invalid
+    weights.
+    """
     weight = F.col("weight")
     wrong = weight.isNull() | F.isnan(weight) | (weight < 0) | (weight == math.inf)
     kept = F.when(~wrong, weight)
@@ -98,7 +102,7 @@ def _grouped(table: DataFrame) -> DataFrame:
 
 
 def _sample(table: DataFrame, seed: int) -> DataFrame:
-    """About SAMPLE rows without a label, whose weight grows by what is left out; and all rows with a label, or as many."""
+    """About SAMPLE rows without a label, and all or about MOST with one; weights are divided by the sampled share."""
     row = table.agg(F.count(F.lit(1)), F.count("label")).first()
     rows, labelled = (int(x) for x in row) if row is not None else (0, 0)
     without, known = (min(SAMPLE / max(n, 1), 1.0) for n in (rows - labelled, labelled / (MOST // SAMPLE)))
@@ -107,7 +111,8 @@ def _sample(table: DataFrame, seed: int) -> DataFrame:
 
 
 def _check_weights(weightCol: str | None, weight: Floats, rows: Floats, number: Floats, value: Floats) -> None:
-    """
+    """Check the weights of the patterns.
+
     Raises:
         InputError: a weight is null, NaN, negative or infinite, or all are 0; names column, value and rows.
     """
@@ -123,9 +128,10 @@ def _check_weights(weightCol: str | None, weight: Floats, rows: Floats, number: 
 
 
 def check_columns(df: DataFrame, votes: Mapping[str, str], labelCol: str | None, weightCol: str | None) -> None:
-    """
+    """Check that the votes and the columns can be used.
+
     Raises:
-        InputError: a vote is no SQL, or no number; or a column does not exist, or holds no numbers.
+        InputError: a vote is not valid SQL, or not a number; or a column does not exist, or holds no numbers.
     """
     for option, column in (("labelCol", labelCol), ("weightCol", weightCol)):
         if column is None:
@@ -142,15 +148,16 @@ def check_columns(df: DataFrame, votes: Mapping[str, str], labelCol: str | None,
 
 
 def _check_vote(df: DataFrame, name: str, told: str) -> None:
-    """
+    """Check one vote.
+
     Raises:
-        InputError: it is no SQL, no number, or draws random numbers.
+        InputError: it is not valid SQL, not a number, or draws random numbers.
     """
     what = f"the vote {name!r} ({told})"
     if "__THIS__" in told:
         raise InputError(f"{what} contains __THIS__, which an SQLTransformer replaces by a table: name columns alone")
     with jvm.blamed(f"{what} can't be computed from the data"):
-        # Alone, too: `1) + (1` is an expression within parentheses only.
+        # Without parentheses, too: `1) + (1` is an expression only within them.
         alone = df.select("*", F.expr(told), F.expr(f"(\n{told}\n)"))
         kind = alone.schema.fields[-1].dataType
         drawn = draws(alone)
@@ -169,7 +176,7 @@ def _check_vote(df: DataFrame, name: str, told: str) -> None:
 
 
 def _check_classes(names: Sequence[str], classes: Any) -> None:
-    """Raise InputError for a vote that is not null and no whole number from 0 on; names the function and the value."""
+    """Raise InputError for a vote that is neither null nor a whole number >= 0; names the function and the value."""
     wrong = ~np.isnan(classes) & ((classes < 0) | (classes != np.floor(classes)) | np.isinf(classes))
     if wrong.any():
         row, column = (int(x) for x in np.argwhere(wrong)[0])

@@ -1,7 +1,7 @@
-"""The machine that a process runs on: `memory` gives freed memory back, `cpu` tells processor seconds, `paths` reads paths as
-users write them, `interrupts` decides what Ctrl-C does, `line_files` are how processes talk, `secrets` leaves passwords out of
-texts, `autologging` pauses what other libraries log of themselves, `package` makes an archive of this one, `processes` tells
-processes apart, `threads` runs one beside another, `whole` writes files and folders whole or not at all.
+"""The machine that a process runs on: `memory` gives freed memory back, `cpu` counts processor seconds, `paths` reads
+paths as users write them, `interrupts` handles Ctrl-C, `line_files` lets processes communicate, `secrets` removes
+passwords from texts, `autologging` pauses the automatic logging of other libraries, `package` archives this package,
+`processes` identifies processes, `threads` runs a thread beside another, `whole` writes files and folders atomically.
 """
 
 __all__ = [

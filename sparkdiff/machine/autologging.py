@@ -1,4 +1,4 @@
-"""Other libraries' automatic logging of fits, which the fits inside ours must not set off."""
+"""A pause of other libraries' automatic logging of fits, for the fits within ours."""
 
 import contextlib
 import sys
@@ -12,9 +12,10 @@ _held = contextlib.ExitStack()
 
 @contextlib.contextmanager
 def paused() -> Iterator[None]:
-    """Within this context, in all threads, MLflow logs no fit of its own accord; nothing where MLflow isn't imported.
+    """Stop MLflow's automatic logging of fits within this context, in all threads; do nothing if MLflow isn't imported.
 
-    Its switch belongs to the process and is no stack: whoever leaves first would turn it on again, so contexts are counted.
+    MLflow's switch is one per process and no stack: the first context to end would switch logging on again, so contexts
+    are counted.
     """
     global _depth
     module = sys.modules.get(MODULE)

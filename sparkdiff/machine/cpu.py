@@ -1,4 +1,4 @@
-"""Processor seconds of this process and of those that it started, the JVM's among them."""
+"""Processor seconds of this process and of those that it started, including the JVM."""
 
 import os
 import threading
@@ -10,7 +10,7 @@ PROC = Path("/proc")
 
 
 class _Process(NamedTuple):
-    """A process of the tree: `own` are its seconds, `reaped` those of children whose end it has waited for."""
+    """A process of the tree: `own` are its seconds, `reaped` those of ended children that it has waited for."""
 
     start: str
     parent: int
@@ -24,10 +24,11 @@ _lost = 0.0
 
 
 def seconds() -> float:
-    """Processor seconds so far of the tree of processes that this one belongs to: a JVM in which it runs, this process, and all
-    below it, those that have ended too. Where the system does not tell (macOS), those of this process and of its ended ones.
+    """Processor seconds so far of this process's tree: a JVM that this process runs in, this process, and all processes
+    below it, including ended ones. Without /proc (macOS), only those of this process and of its ended children.
 
-    What a process used after the call before, and whose parent never waited for its end, is not counted.
+    The seconds that a process used after the previous call are not counted if it has ended and its parent did not wait
+    for it.
     """
     if not (PROC / "self" / "stat").exists():
         return sum(os.times()[:4])
@@ -35,7 +36,7 @@ def seconds() -> float:
     with _lock:
         now = _tree()
         if _unwaited(_last, now):
-            now = _tree()  # of one that ended during the first reading its parent tells by now, if it waited
+            now = _tree()  # if one ended during the first reading, its parent's seconds now include it, if it waited
         _lost += _unwaited(_last, now)
         _last.clear()
         _last.update(now)
@@ -43,7 +44,7 @@ def seconds() -> float:
 
 
 def _forget() -> None:
-    """A forked process has a tree of its own."""
+    """Reset the counts in a forked process, which has a tree of its own."""
     global _lost
     _lost = 0.0
     _last.clear()
@@ -60,7 +61,7 @@ def _tree() -> dict[int, _Process]:
             continue
         try:
             name, _, rest = (folder / "stat").read_text().rpartition(")")
-        except OSError:  # it has just ended
+        except OSError:  # the process has just ended
             continue
         fields, pid = rest.split(), int(folder.name)
         used = [int(ticks) / tick for ticks in fields[11:15]]  # utime, stime, and those of children waited for
@@ -78,12 +79,14 @@ def _tree() -> dict[int, _Process]:
 
 
 def _unwaited(before: dict[int, _Process], now: dict[int, _Process]) -> float:
-    """Seconds of processes that have left the tree and that no parent has taken over: it was killed first, or did not wait."""
+    """Seconds of processes that have left the tree and that no parent has taken over, because it was killed first or
+    did not wait.
+    """
 
     def lives(pid: int) -> bool:
         return pid in now and now[pid].start == before[pid].start
 
-    gone = defaultdict[int, float](float)  # by the nearest ancestor that lives
+    gone = defaultdict[int, float](float)  # by the nearest living ancestor
     for pid, process in before.items():
         if lives(pid):
             continue

@@ -1,4 +1,4 @@
-"""What Ctrl-C does while a process must not end."""
+"""Handling of Ctrl-C while a process must not end."""
 
 import contextlib
 import signal
@@ -10,9 +10,9 @@ from types import FrameType
 
 @contextlib.contextmanager
 def undisturbed(says: str) -> Iterator[None]:
-    """Within this context the first Ctrl-C is only answered, on stderr; the second one does what it did before.
+    """Answer the first Ctrl-C within this context only by a text on stderr; the second one has its usual effect.
 
-    Only in the main thread: Python tells no other one of signals.
+    Has an effect in the main thread only, because Python delivers signals to no other thread.
     """
     before = signal.getsignal(signal.SIGINT)
     if threading.current_thread() is not threading.main_thread() or not callable(before):

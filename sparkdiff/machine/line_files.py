@@ -1,6 +1,6 @@
-"""Files of lines of JSON, by which processes talk: one side adds lines, the other one reads those that are new.
+"""Files of JSON lines through which processes communicate: one side adds lines, the other one reads new lines.
 
-Files are all that survives the death of a process, and all that machines of a cluster are sure to share.
+Files survive the death of a process, and are all that machines of a cluster are sure to share.
 """
 
 import contextlib
@@ -10,24 +10,24 @@ from pathlib import Path
 from typing import Any
 
 PAUSE = 0.01
-"""Seconds between two looks."""
+"""Seconds between two checks for new lines."""
 
 
 def add(path: Path, **line: Any) -> None:
-    """Add a line; after one that was cut short it is a line of its own."""
+    """Add a line; it starts on a new line, in case the last one was cut short."""
     with path.open("a", encoding="utf-8") as file:
         file.write(f"\n{json.dumps(line)}\n")
 
 
 class LineReader:
-    """Reads the lines that are added to a file."""
+    """A reader of the lines that are added to a file."""
 
     def __init__(self, path: Path):
         self.path, self.read = path, 0
 
     def new(self) -> list[dict[str, Any]]:
-        """The lines that were added since the last call, without those that were cut short."""
-        # Opened again each time: only then a network's file system looks for what another machine has written.
+        """The lines that were added since the last call, without incomplete ones."""
+        # Opened again each time: only then does a network file system show what another machine has written.
         with self.path.open("rb") as file:
             file.seek(self.read)
             text = file.read()
@@ -40,7 +40,7 @@ class LineReader:
         return lines
 
     def wait(self) -> list[dict[str, Any]]:
-        """The next lines, as soon as there are any."""
+        """Wait for new lines, and return them."""
         while not (lines := self.new()):
             time.sleep(PAUSE)
         return lines

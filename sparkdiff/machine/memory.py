@@ -1,4 +1,4 @@
-"""The memory that a process may use, and returning what is free of it to the system between the phases of a run."""
+"""The memory that a process may use, and the return of free memory to the system between the phases of a run."""
 
 import ctypes
 import os
@@ -9,10 +9,11 @@ import pyarrow as pa
 
 
 def trim() -> None:
-    """Return the freed memory that the allocators of Arrow and the C library keep, so that Spark's JVM on the same machine can
-    use it.
+    """Return freed memory that the allocators of Arrow and the C library keep, so that Spark's JVM on the same machine
+    can use it.
 
-    glibc keeps blocks of up to 32 MiB once some were freed, scattered between those in use, and never returns them itself.
+    Once some were freed, glibc keeps blocks of up to 32 MiB, scattered between those in use, and never returns them
+    itself.
     """
     pa.default_memory_pool().release_unused()
     if sys.platform == "linux" and (release := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
@@ -20,18 +21,21 @@ def trim() -> None:
 
 
 def total(cgroups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int:
-    """Bytes that this process and those beside it may use: what the machine has, or less where a container is limited.
+    """Bytes that this process and its neighbours may use: the machine's memory, or less if a container is limited.
 
     Args:
-        cgroups: where Linux shows its control groups, of version 1 or 2.
-        own: which of them this process is in.
+        cgroups: the folder of Linux's control groups, version 1 or 2.
+        own: the file that lists the control groups of this process.
     """
     return min([os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *_limits(cgroups, own)])
 
 
 def _limits(cgroups: Path, own: Path) -> list[int]:
-    """The limits of this process's groups and of those around them. In a container the paths of `own` may be the host's, and
-    its own group is then the topmost one that it sees."""
+    """The memory limits of this process's groups and of those around them.
+
+    In a container, the paths in `own` may be the host's; the container's own group is then the topmost one that it
+    sees.
+    """
     try:
         groups = [line.split(":", 2) for line in own.read_text().splitlines()]
     except OSError:

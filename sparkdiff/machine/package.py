@@ -1,4 +1,4 @@
-"""Our own package as a file that other processes import, which need not have it installed."""
+"""This package as a zip file that other processes can import without having it installed."""
 
 import importlib.resources
 import zipfile
@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 DATE = (1980, 1, 1, 0, 0, 0)
-"""The date of every entry, so that the same code makes the same file."""
+"""The date of every entry, so that the same code gives the same file."""
 
 
 def write_zip(path: Path, without: Collection[str] = ()) -> None:
     """Write sparkdiff's modules to a zip file.
 
     Args:
-        without: folders to leave out, as `sparkdiff/job`.
+        without: folders to leave out, such as `sparkdiff/job`.
     """
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         _add(archive, importlib.resources.files("sparkdiff"), "sparkdiff", without)

@@ -18,8 +18,9 @@ def local(given: str) -> Path | None:
 
 
 def unusable(option: str, given: str) -> str | None:
-    """The message for a folder that is neither a path nor a URL, or that Spark cannot find; None otherwise. Whether Spark has a
-    file system for a URL, a session knows (`jvm.folder`).
+    """The error message for a folder that is neither a path nor a URL, or that Spark cannot find; else None.
+
+    It does not check whether Spark has a file system for a URL, which takes a session (`jvm.folder`).
     """
     path = local(given)
     if path is None:
@@ -35,9 +36,7 @@ def unusable(option: str, given: str) -> str | None:
 
 
 def not_local(option: str, given: str) -> str | None:
-    """The message for a folder that is not on the file system of this machine or that Spark cannot find; None
-    otherwise.
-    """
+    """The error message for a folder that is not on this machine's file system or that Spark cannot find; else None."""
     if local(given) is not None:
         return unusable(option, given)
     return f"{option}={given!r} must be a folder on the file system of this machine (local, NFS or a FUSE mount such as /dbfs)"
@@ -57,7 +56,7 @@ def joined(given: str, folder: Path) -> str:
 
 
 def inside(path: str, name: str) -> str:
-    """A file or folder in a folder, which a local path or a URL names."""
+    """The path of a file or folder within a folder that is a local path or a URL."""
     return str(PurePosixPath(path) / name) if "://" not in path else path.rstrip("/") + "/" + name
 
 
@@ -73,7 +72,7 @@ def address(path: str | Path) -> str:
 
 
 def is_there(pattern: str) -> bool:
-    """Whether an absolute local path, read as a glob by Spark, may match something; True if unknown."""
+    """True if an absolute local path, read as a glob by Spark, may match something, or if this is unknown."""
     found = [Path("/")]
     for part in Path(pattern).parts[1:]:
         plain = re.sub(r"\\.", "", part)

@@ -1,4 +1,4 @@
-"""Which process of which machine this is, so that another one can tell later whether it still runs."""
+"""Identities of processes and machines, by which another process can find out later whether a process still runs."""
 
 import json
 import os
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def machine() -> str | None:
-    """An identity shared by processes that see each other's pids; None if unknown."""
+    """An identity shared by the processes that see each other's pids; None if unknown."""
     try:
         return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
     except OSError:
@@ -17,7 +17,7 @@ def machine() -> str | None:
 def started(pid: int) -> int | None:
     """The start time of a process in kernel ticks; None if it does not exist or is dead. (Pids are reused.)"""
     try:
-        # The command, in brackets, may hold blanks and brackets itself.
+        # The command, in brackets, may contain blanks and brackets.
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return None
@@ -25,12 +25,12 @@ def started(pid: int) -> int | None:
 
 
 def identity(pid: int) -> dict[str, Any]:
-    """A process of this machine in values of JSON, see `has_ended`."""
+    """The identity of a process of this machine as JSON-ready values; see `has_ended`."""
     return {"machine": machine(), "pid": pid, "started": started(pid)}
 
 
 def has_ended(process: dict[str, Any]) -> bool:
-    """True if the process of this `identity`, one of this machine, is known to have ended."""
+    """True if the process of this `identity` is known to have ended, because it ran on this machine."""
     if None in (process["machine"], process.get("started")) or process["machine"] != machine():
         return False
     now = started(process["pid"])
@@ -38,18 +38,18 @@ def has_ended(process: dict[str, Any]) -> bool:
         os.kill(process["pid"], 0)
     except ProcessLookupError:
         return True
-    except PermissionError:  # another user's, of which /proc may say nothing
+    except PermissionError:  # another user's process, which /proc may not show
         return now is not None and now != process["started"]
     return now != process["started"]
 
 
 def write_owner(path: Path, pid: int) -> None:
-    """Write down to which process of this machine a folder belongs."""
+    """Record which process of this machine owns a folder."""
     path.write_text(json.dumps(identity(pid)))
 
 
 def is_orphan(path: Path) -> bool:
-    """Whether the process that `write_owner` named is known to have ended: it was one of this machine."""
+    """True if the process recorded by `write_owner` is known to have ended, because it ran on this machine."""
     try:
         return has_ended(json.loads(path.read_text()))
     except (OSError, ValueError, KeyError, TypeError):  # it is being written, or another user's

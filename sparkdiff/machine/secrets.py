@@ -1,4 +1,4 @@
-"""Secrets in texts that are shown or kept: left out wherever a URL, a setting or a query string holds one."""
+"""Removal of secrets from texts that are shown or stored: in URLs, settings and query strings."""
 
 import math
 import numbers
@@ -8,40 +8,44 @@ from typing import Any
 
 HIDDEN = "..."
 _WORDS = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|[\W_]+")
-"""Where a word of a name ends."""
+"""Boundaries of the words in a name."""
 _SECRET = re.compile(
-    # Anywhere in a name, as an account or a bucket may follow.
+    # Anywhere in a name, because an account or a bucket may follow.
     r"secret(?!ar|ion)|passw(?:or)?d|pass(?:phrase|code)|\bpass\.(?:word|wd|phrase|code)|pwd|credential(?!s?\.provider)|\bjaas\b"
     r"|(?:access|account|api|auth|encryption|keystore|master|private|provider\.client|pvt|secret|shared|signing)\.?key(?!word|space)"
     r"|\bauth\.user\.info\b|(?:token|\bsas)\..*\.(?:blob|dfs)\."
-    # At its end only: a rate of passes, a length of tokens and a type of auth are told.
+    # Only at the end of a name: a rate of passes, a length of tokens and a type of auth are not secret.
     r"|(?:token|signature|\b(?:db|key|require|store|user)?pass|\b(?:auth|authorization|bearer|sas|sig))\d*(?:\.(?:value|string|code|\d+))?$"
 )
 """Names, as words with dots between them, of settings that hold a secret."""
 _SETTING = re.compile(r"""(?:[(\[]["']([\w.-]+)["'],\s*|(?<![\w.-])([\w.-]+)\\?["']?\s*[=:]\s*)(?=[^\s&;,)\]}])""")
-"""A name and what stands between it and its value: that of a setting, a URL or a mapping, or of a pair."""
+"""A name and the text between it and its value, in a setting, a URL, a mapping or a pair."""
 _TOKEN = re.compile(
     r"""\\(["']).*?\\\1|[bru]?"(?:[^"\\]|\\.)*(?:"|$)|[bru]?'(?:[^'\\]|\\.)*(?:'|$)"""
-    # In braces of SQL Server a doubled one is part of the text.
+    # In SQL Server's braces, a doubled brace is part of the text.
     r"""|\{(?:[^{}"':]|\}\})*\}|datetime\.\w+\([^)]*\)|[()\[\]{}]|[\s&;,]+|(?:(?:bearer|basic|digest|negotiate|token|apikey)\s+)?"""
-    # To a mark, unless more of a word follows; over a space, if a semicolon ends the value.
+    # Up to a mark, unless more of a word follows it; across a space, if a semicolon ends the value.
     r"""[^\s&;,"'()\[\]{}](?:[^\s&;,"'()\[\]{}\\]|["'()\[\]{}\\,](?=\w)|[ ](?=[^;&"'=]{0,80};))*""",
     re.IGNORECASE | re.DOTALL,
 )
-"""A piece of a value: a text in quotes, a bracket, what separates values, or other text, perhaps after a scheme of HTTP."""
+"""A piece of a value: a quoted text, a bracket, a separator, or other text, perhaps after an HTTP authentication
+scheme.
+"""
 _BEARER = re.compile(r"(\bbearer\s+)[\w.~+/=-]+", re.IGNORECASE)
-# user:secret@host. A secret may itself hold a slash or an @, so what has a colon ends at the last @. Where URLs have ports,
-# digits in front of a slash are one.
+# user:secret@host. A secret may contain a slash or an @, so text with a colon ends at the last @. In URLs with ports, digits
+# before a slash are a port.
 _LOGIN = re.compile(r"(\bs3[an]?:/{2}|\w:/{2}(?![^\s\"'/@:]*:\d+(?:[/?#]|$)))[^\s\"'/@:]*:[^\s\"']*@", re.IGNORECASE)
-# Without a colon only up to the first slash; in Azure's URLs that is the name of a container.
+# Text without a colon ends at the first slash; in Azure's URLs it is the name of a container.
 _USER = re.compile(r"(?<![\w+.-])((?!abfss?:|wasbs?:)[\w+.-]+:/{2})[^\s\"'/?#@:]+@", re.IGNORECASE)
 _ORACLE = re.compile(r"(jdbc:oracle:\w+:)[^\s\"'@]+@", re.IGNORECASE)
 
 
 def redacted(text: str) -> str:
-    """The text without secrets: `s3a://...@bucket/rows` for `s3a://user:secret@bucket/rows`, `password=...` for any value of it.
+    """The text without secrets: `s3a://...@bucket/rows` for `s3a://user:secret@bucket/rows`; `password=...` for any
+    value.
 
-    It may hide more than a secret, such as a folder whose name reads like a login, never less of a value that it recognises.
+    It may hide more than a secret, such as a folder whose name looks like a login, but never only a part of a value
+    that it recognises.
     """
     for login in (_LOGIN, _USER, _ORACLE):
         text = login.sub(rf"\g<1>{HIDDEN}@", text)
@@ -54,12 +58,12 @@ def redacted(text: str) -> str:
 
 
 def is_secret(name: str) -> bool:
-    """Whether a setting of this name holds a secret: `fs.s3a.access.key` and `dbPass`, but not `primaryKey` and `passRate`."""
+    """True if a setting of this name holds a secret: `fs.s3a.access.key` and `dbPass`, not `primaryKey` and `passRate`."""
     return _SECRET.search(_WORDS.sub(".", name).lower()) is not None
 
 
 def _end(text: str, start: int) -> int:
-    """Where the value that begins here ends: a text, or all between a bracket and the one that closes it."""
+    """End position of the value that begins at `start`: a text, or everything from a bracket to the one that closes it."""
     depth = 0
     for token in _TOKEN.finditer(text, start):
         depth += (token[0] in ("(", "[", "{")) - (token[0] in (")", "]", "}"))
@@ -69,15 +73,15 @@ def _end(text: str, start: int) -> int:
 
 
 def without_secret(word: str) -> str:
-    """A word `name=value` of a command line without the secret in it."""
+    """The word `name=value` of a command line without a secret in its value."""
     name, equals, _ = word.partition("=")
     return f"{name}={HIDDEN}" if equals and is_secret(name) else redacted(word)
 
 
 def hidden(value: Any, name: str = "") -> Any:
-    """A copy of plain values as JSON has them, in which secrets are left out, by their names and by their form in text.
+    """A copy of plain values as JSON has them, without secrets, which are recognised by name and by their form in text.
 
-    What lies below the name of a secret is one, too.
+    Everything below the name of a secret is one, too.
     """
     if isinstance(value, Mapping):
         return {str(key): hidden(inner, name if is_secret(name) else str(key)) for key, inner in value.items()}
@@ -86,7 +90,7 @@ def hidden(value: Any, name: str = "") -> Any:
     if type(value) not in (bool, int, float) and isinstance(value, numbers.Real):
         value = (
             int(value) if isinstance(value, numbers.Integral) else float(value)
-        )  # of numpy, as an evaluator may return
+        )  # a numpy number, as an evaluator may return
     if value is None or isinstance(value, (bool, float)):
         return None if isinstance(value, float) and not math.isfinite(value) else value
     if is_secret(name):

@@ -1,4 +1,4 @@
-"""A thread that works beside the one that started it, and what several threads make only once."""
+"""A thread that runs beside the one that started it, and results that several threads compute only once."""
 
 import contextlib
 import threading
@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 @contextlib.contextmanager
 def beside(work: Callable[[threading.Event], object], name: str) -> Iterator[None]:
-    """Within this context, a thread of this name does some work; at the end it is told by its event, and waited for."""
+    """Run some work in a thread of this name within this context; at the end, set its event and wait for it."""
     ended = threading.Event()
     thread = threading.Thread(target=work, args=(ended,), name=name, daemon=True)
     thread.start()
@@ -22,10 +22,10 @@ def beside(work: Callable[[threading.Event], object], name: str) -> Iterator[Non
 
 
 class MadeOnce:
-    """What several threads need, each thing made by the first of them that asks.
+    """Results that several threads share; each is computed by the first thread that asks for it.
 
     Attributes:
-        found: what was made, by key.
+        found: the results by key.
     """
 
     def __init__(self) -> None:
@@ -33,10 +33,10 @@ class MadeOnce:
         self._lock, self._making = threading.Lock(), dict[Any, threading.RLock]()
 
     def once(self, key: Any, make: Callable[[], T]) -> T:
-        """What was made for this key, which holds every object that decides it."""
+        """The result for this key, which must contain every object that decides it; computed on the first call."""
         with self._lock:
             making = self._making.setdefault(key, threading.RLock())
-        with making:  # two threads don't make the same
+        with making:  # no two threads compute the same result
             if key not in self.found:
                 self.found[key] = make()
             found: T = self.found[key]

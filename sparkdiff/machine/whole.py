@@ -1,4 +1,4 @@
-"""Files and folders that are there whole or not at all: written beside their place, under a hidden name, and renamed."""
+"""Atomic writing of files and folders: written beside their place, under a hidden name, and renamed."""
 
 import contextlib
 import json
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 MARKER = ".sparkdiff"
-"""The file that says which part of the package has made a folder (`store.marker`)."""
+"""Name of the file that says which part of the package has made a folder (`store.marker`)."""
 
 
 def hidden(path: Path) -> Path:
@@ -19,7 +19,7 @@ def hidden(path: Path) -> Path:
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a folder, as far as that goes; its marker last, and only if nothing else is left."""
+    """Remove a file or a folder as far as possible; its marker last, and only if nothing else is left."""
     with contextlib.suppress(OSError):  # it is not there
         if path.is_symlink() or not path.is_dir():
             path.unlink()
@@ -32,7 +32,9 @@ def remove(path: Path) -> None:
 
 @contextlib.contextmanager
 def temporary(path: Path) -> Iterator[Path]:
-    """The path of a file or a folder to write to and to rename, of which nothing is left under this name in the end."""
+    """Provide a hidden path at which to write a file or folder before renaming it; in the end, remove what is left
+    there.
+    """
     part = hidden(path)
     try:
         yield part
@@ -42,7 +44,7 @@ def temporary(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def written(path: Path) -> Iterator[BinaryIO]:
-    """A file to write to that is complete in the end or does not exist, also after a power failure."""
+    """Open a file for writing that in the end is complete or does not exist, even after a power failure."""
     with temporary(path) as part:
         with part.open("wb") as file:
             yield file
@@ -52,17 +54,17 @@ def written(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file whole.
+    """Write a file atomically.
 
     Raises:
-        OSError: the folder isn't there or can't be written.
+        OSError: the folder does not exist or can't be written.
     """
     with written(path) as file:
         file.write(content)
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The object that a file of JSON holds.
+    """The object in a JSON file.
 
     Raises:
         OSError, ValueError: there is none.
@@ -75,19 +77,19 @@ def read_object(path: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def empty_removed_above(path: Path) -> Iterator[None]:
-    """Within this context, folders above a path may be made; those of them that hold nothing in the end are removed."""
+    """Remove folders above a path that were made within this context and are empty at its end."""
     missing = [folder for folder in path.parents if not folder.exists()]
     try:
         yield
     finally:
         for folder in missing:
-            with contextlib.suppress(OSError):  # it was not made, or something is in it
+            with contextlib.suppress(OSError):  # it was not made, or is not empty
                 folder.rmdir()
 
 
 @contextlib.contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """The path of a folder to write to that gets this name in the end, if nothing fails.
+    """Provide the path of a folder to write, which gets its final name at the end, if nothing fails.
 
     Raises:
         OSError: the name is taken by then.

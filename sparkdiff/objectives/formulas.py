@@ -1,6 +1,6 @@
-"""The formulas of losses and penalties on plain tensors, independent of predictors and options.
+"""Formulas of losses and penalties on plain tensors, independent of predictors and options.
 
-Two classes may come as one margin (n,), the log-odds of class 1, or in softmax form (n, k); k classes as (n, k).
+Two classes may be passed as one margin (n,), the log-odds of class 1, or in softmax form (n, k); k classes as (n, k).
 """
 
 import torch
@@ -16,8 +16,7 @@ KERNEL_WIDTH = 0.2  # of the confidences in MMCE, as in Kumar et al. (2018)
 def half_deviance(mu: Tensor, y: Tensor, power: float, floor: float | None = None) -> Tensor:
     """Half the unit deviance of the Tweedie family with variance mu^power; 1 is Poisson, 2 gamma. (n,), (n,) -> (n,)
 
-    Below `floor` it continues as a parabola with the same value and slope, steep enough that a mean <= 0 is never
-    better.
+    Below `floor` it continues as a parabola with the same value and slope, steep enough that a mean <= 0 is never better.
     """
     at = mu if floor is None else mu.clamp_min(floor)
     if power == 1:
@@ -36,13 +35,15 @@ def half_deviance(mu: Tensor, y: Tensor, power: float, floor: float | None = Non
 
 
 def pinball(prediction: Tensor, y: Tensor, tau: float) -> Tensor:
-    """tau * (y - prediction) above, (1 - tau) * (prediction - y) below (Koenker & Bassett 1978). (n,), (n,) -> (n,)"""
+    """Quantile loss: tau * (y - prediction) above, (1 - tau) * (prediction - y) below (Koenker & Bassett 1978). (n,),
+    (n,) -> (n,)
+    """
     miss = y - prediction
     return torch.maximum(tau * miss, (tau - 1) * miss)
 
 
 def probabilities(margin: Tensor) -> Tensor:
-    """(n,) or (n, k) -> (n, k), both ends are exact: 1 - p of a large margin is not 0."""
+    """Probabilities of the classes, (n,) or (n, k) -> (n, k); exact at both ends: 1 - p of a large margin is not 0."""
     return torch.stack([torch.sigmoid(-margin), torch.sigmoid(margin)], 1) if margin.ndim == 1 else margin.softmax(1)
 
 
@@ -64,7 +65,7 @@ def hinge(margin: Tensor, y: Tensor) -> Tensor:
 
 
 def of_label(margin: Tensor, y: Tensor) -> Tensor:
-    """Each row's entry of its label's class, (n, k), (n,) -> (n,)"""
+    """The entry of each row for its label's class. (n, k), (n,) -> (n,)"""
     if on_gpu(margin):  # deterministic kernels of scatter_add_, which is gather's derivative, wait for the GPU
         own = y[:, None] == torch.arange(margin.shape[1], dtype=y.dtype, device=y.device)
         return torch.where(own, margin, 0.0).sum(1)
@@ -83,10 +84,10 @@ def focal(margin: Tensor, y: Tensor, gamma: float) -> Tensor:
 
 
 def brier(p: Tensor, y: Tensor) -> Tensor:
-    """The Brier score (1950): (p - y)^2 of class 1 where there are two, the sum of (p_k - 1[y = k])^2 over k of several.
+    """The Brier score (1950): (p - y)^2 of class 1 for two classes, the sum of (p_k - 1[y = k])^2 over k for several.
 
-    The original sums over two classes as well, which is twice as much; this is what scikit-learn's brier_score_loss gives.
-    (n,) of class 1 or (n, k), (n,) -> (n,)
+    The original also sums over two classes, which is twice as much; this definition matches scikit-learn's
+    brier_score_loss. (n,) of class 1 or (n, k), (n,) -> (n,)
     """
     if p.ndim == 1:
         return (p - y) ** 2
@@ -95,15 +96,15 @@ def brier(p: Tensor, y: Tensor) -> Tensor:
 
 
 def mean_cost(score: Tensor, y: Tensor, costs: Tensor) -> Tensor:
-    """The label's row of costs (k, k), averaged under the probabilities of the score. (n,) or (n, k), (n,) -> (n,)"""
+    """The costs of the label's row (k, k), averaged over the probabilities of the score. (n,) or (n, k), (n,) -> (n,)"""
     return (costs[y.long()] * probabilities(score)).sum(1)
 
 
 def pairwise_logistic(score: Tensor, y: Tensor, weight: Tensor) -> Tensor:
     """Weighted mean of log(1 + exp(-(score_i - score_j))) over all pairs of a row i of class 1 and a row j of class 0.
 
-    A smooth bound of 1 - AUC, up to log 2, and consistent for it (Gao & Zhou 2015). 0 where a class is missing.
-    (n,), (n,), (n,) -> (); takes memory for every pair, on a GPU also for those of the same class.
+    A smooth bound of 1 - AUC, up to log 2, and consistent for it (Gao & Zhou 2015). 0 if a class is missing.
+    (n,), (n,), (n,) -> (); needs memory for every pair, on a GPU also for pairs of the same class.
     """
     up, down = (y > 0.5) & (weight > 0), (y <= 0.5) & (weight > 0)
     if on_gpu(score):
@@ -121,8 +122,8 @@ def pairwise_logistic(score: Tensor, y: Tensor, weight: Tensor) -> Tensor:
 def calibration_error(margin: Tensor, y: Tensor, weight: Tensor) -> Tensor:
     """MMCE (Kumar, Sarawagi & Jain 2018): root of sum_ij (c_i - r_i) (c_j - r_j) exp(-|r_i - r_j| / 0.2) w_i w_j / W^2.
 
-    r is the probability of the likeliest class and c whether that is the label. 0 in expectation where confidences are right.
-    (n,) or (n, k), (n,), (n,) -> (); takes memory for every pair.
+    r is the probability of the most likely class, and c whether it is the label. 0 in expectation for calibrated confidences.
+    (n,) or (n, k), (n,), (n,) -> (); needs memory for every pair.
     """
     counted, total = weight > 0, weight.sum().clamp_min(TINY)
     if on_gpu(margin):
@@ -139,13 +140,13 @@ def calibration_error(margin: Tensor, y: Tensor, weight: Tensor) -> Tensor:
 
 
 def between_groups(prediction: Tensor, groups: Tensor, weight: Tensor) -> Tensor:
-    """Sum of share_g * share_h * (gap of the groups' weighted means)^2 over all pairs of groups, the shares by weight.
+    """Sum of share_g * share_h * (gap of the groups' weighted means)^2 over all pairs of groups, with shares by weight.
 
-    That is the variance between groups, by which it is computed. A second dimension of the prediction is summed over.
+    It is computed as the variance between groups, which is equal. A second dimension of the prediction is summed over.
     (n,) or (n, c), (n,) int64, (n,) -> ()
     """
     columns, counted = prediction[:, None] if prediction.ndim == 1 else prediction, weight > 0
-    if on_gpu(columns):  # as many groups as rows, most of them empty: how many there are isn't waited for
+    if on_gpu(columns):  # as many groups as rows, most of them empty: avoids waiting for their number
         columns, w = torch.where(counted[:, None], columns, 0.0), torch.where(counted, weight, 0.0)
         ascending, order = groups.sort(stable=True)
         code = torch.zeros_like(groups).index_put((order,), F.pad(ascending.diff() != 0, (1, 0)).cumsum(0))
@@ -162,12 +163,10 @@ def between_groups(prediction: Tensor, groups: Tensor, weight: Tensor) -> Tensor
 
 
 def index(y: Tensor, classes: int) -> Tensor:
-    """Labels as class indices (n,) int64. A row with weight 0 may have any label; it gets a class and does not
-    count.
-    """
+    """Labels as class indices (n,) int64. A row with weight 0 may have any label: it gets some class and doesn't count."""
     return y.nan_to_num().clamp(0, classes - 1).long()
 
 
 def rank_score(scores: Tensor) -> Tensor:
-    """The score that ranks rows of two classes, (n,): the log-odds of class 1, for one margin and for a softmax."""
+    """The score (n,) that ranks rows of two classes: the log-odds of class 1, for one margin and for a softmax."""
     return scores if scores.ndim == 1 else scores[:, 1] - scores[:, 0]

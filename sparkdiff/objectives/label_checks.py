@@ -1,4 +1,4 @@
-"""Whether the labels fit the loss or the metric, and whether a split of the rows has labels to learn from."""
+"""Checks that the labels fit the loss or the metric, and that a split of the rows has labels to learn from."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,7 +16,7 @@ def check_label(bound: Bound, head: Predictor, y: LabelStats, column: str, fract
     """Raise InputError if a label is outside the domain of the loss, the metric or the classes of the predictor.
 
     Args:
-        fractional: a label that is not a whole number, if there is one.
+        fractional: a label that is not a whole number; None if there is none.
     """
     power = bound.power
 
@@ -49,7 +49,7 @@ def check_label(bound: Bound, head: Predictor, y: LabelStats, column: str, fract
 
 
 def _indexed(column: str, y: LabelStats, last: int, fractional: float | None) -> str:
-    """A hint how to convert the labels to class indices 0 to `last`."""
+    """A hint on how to convert the labels to class indices 0 to `last`."""
     if fractional is not None:
         return "; drop such rows"
     if (y.low, y.high) == (1, last + 1):
@@ -60,7 +60,7 @@ def _indexed(column: str, y: LabelStats, last: int, fractional: float | None) ->
 
 
 def one_label(split: str, y: Mapping[str, Any], column: str, *, ranks: bool = False) -> str | None:
-    """The problem of a split in which all rows have the same label: always predicting it is best.
+    """A message if all rows of a split have the same label, so that always predicting it is best; else None.
 
     Args:
         y: the label statistics of the split in the manifest of the cache.
@@ -76,7 +76,7 @@ def one_label(split: str, y: Mapping[str, Any], column: str, *, ranks: bool = Fa
 
 
 def no_event(split: str, y: Mapping[str, Any]) -> str | None:
-    """The problem of a split without any event: the longest prediction is best."""
+    """A message if a split has no event, so that the longest prediction is best; else None."""
     for column, (_, high) in y.get("beside", {}).items():
         if high == 0:
             return (

@@ -1,4 +1,4 @@
-"""Parameters of losses and metrics, checked: numbers with a rule, and matrices of costs."""
+"""Checks of the parameters of losses and metrics: numbers with a rule, and matrices of costs."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -22,7 +22,7 @@ def number(name: str, params: Mapping[str, Any], param: str, rule: str, good: Ca
 
 
 def cost_matrix(value: Any, classes: int, of: str) -> Tensor:
-    """Costs (k, k) of deciding for the column's class where the row's is true.
+    """Costs (k, k) of deciding for the class of the column if the class of the row is true.
 
     Raises:
         InputError: it is missing, has another shape, or contains a negative cost.

@@ -33,11 +33,11 @@ REGRESSION = ("squared", "absolute", "huber", "quantile", "poisson", "gamma", "t
 CLASSIFICATION = ("logLoss", "hinge", "focal", "cost", "auc", "mmce")
 OF_PROBABILITIES = ("logLoss", "focal", "mmce")
 OWN = ("weibull", "oneVsRest")
-"""Losses that belong to one predictor only."""
+"""Losses that are available for one predictor only."""
 UNLABELLED = ("inertia", "logLikelihood")
-"""Losses of clusters, without a label."""
+"""Losses of clustering, without a label."""
 NAMES = ("auto", *REGRESSION, *CLASSIFICATION, *OWN, *UNLABELLED)
-"""What the option `loss` takes."""
+"""Values of the option `loss`."""
 BATCH = ("auc", "mmce")
 """Losses of a whole batch, which are not sums over rows."""
 PARAMS: dict[str, dict[str, Any]] = {
@@ -58,14 +58,14 @@ def resolve(
 ) -> Objective:
     """The objective of a loss name, of a callable, or of a weighted sum {name: weight}, for a predictor.
 
-    In a sum each loss counts in its own scale (squared in variances of the label, absolute, quantile and penalties in
+    In a sum, each loss is measured in its own scale (squared in variances of the label, absolute, quantile and penalties in
     standard deviations, cost in the largest difference of two decisions), so that weights do not depend on the unit
     of the label. Formulas: docs/objectives.md. A callable that returns a 0-dim tensor is an objective of the whole
     batch.
 
     Args:
-        params: parameters of the losses; in a sum each goes to the loss that has it. classWeights goes to every loss
-            of rows.
+        params: parameters of the losses; in a sum, each goes to the loss that has it, and classWeights to every loss of
+            rows.
         columns: the output columns of the predictor, which a callable gets by name.
         y: the training labels, for scales and balanced class weights.
 
@@ -235,7 +235,7 @@ def _classification(name: str, params: Mapping[str, Any], head: Predictor) -> Ob
 def function_objective(
     loss: Callable[..., Tensor], head: Predictor, columns: tuple[str, ...], y: LabelStats
 ) -> Objective:
-    """The objective of a function loss(outputs, label, weight), of single rows or of a whole batch.
+    """The objective of a function loss(outputs, label, weight), which returns a value per row or one for a whole batch.
 
     Args:
         columns: the output columns of the predictor, which the function gets by name.
@@ -284,11 +284,11 @@ def function_objective(
 def _returned(
     loss: Callable[..., Any], head: Predictor, columns: tuple[str, ...], margin: Tensor, label: Tensor, weight: Tensor
 ) -> Any:
-    """What a callable returns for these rows.
+    """The result of a callable for these rows.
 
     Raises:
-        InputError: it changed what it was given in place, which other candidates and epochs are given too; or it computes on
-            the CPU while its inputs lie on a GPU.
+        InputError: it changed its arguments in place, which other candidates and epochs also use; or it computes on the
+            CPU while its arguments are on a GPU.
     """
     outputs = dict(zip(columns, head.columns(margin), strict=True))
     given = (*outputs.items(), ("label", label), ("weight", weight))
@@ -312,11 +312,10 @@ def _returned(
 
 @torch.no_grad()
 def _is_of_batch(loss: Callable[..., Tensor], head: Predictor, columns: tuple[str, ...], y: LabelStats) -> bool:
-    """Whether a callable returns one value for all rows: called with no rows, or with two rows if it fails with
-    none.
+    """True if a callable returns one value for all rows: tested with no rows, or with two rows if it fails with none.
 
     Raises:
-        InputError: it changes what it is given in place.
+        InputError: it changes its arguments in place.
     """
     for n in (0, 2):
         margin = zero_margin(head, n)
@@ -325,7 +324,7 @@ def _is_of_batch(loss: Callable[..., Tensor], head: Predictor, columns: tuple[st
             out = _returned(loss, head, columns, margin, label, torch.ones_like(label))
         except InputError:
             raise
-        except Exception:  # whatever it is, it will show on real rows, with these named
+        except Exception:  # any error will be raised again on real rows
             continue
         return isinstance(out, Tensor) and out.ndim == 0
     return False

@@ -1,7 +1,7 @@
-"""The metrics that the option `metric` names: means of losses over rows, and the metrics of Spark's evaluators.
+"""The metrics that the option `metric` can name: means of losses over rows, and the metrics of Spark's evaluators.
 
 A metric equals Spark's evaluator of that name (RegressionEvaluator, BinaryClassificationEvaluator with numBins=0,
-MulticlassClassificationEvaluator) on the predictions that Spark would write, rows of weight 0 left out.
+MulticlassClassificationEvaluator) on the predictions that Spark would write, without the rows of weight 0.
 """
 
 from collections.abc import Callable, Mapping
@@ -30,7 +30,7 @@ from sparkdiff.tensors.device import DeviceCopies
 from sparkdiff.tensors.rows import running_sum
 
 DEFAULTS = {"auc": "areaUnderROC", "cost": "expectedCost"}
-"""The metric that is measured for a loss, for example the quantity that a smooth loss bounds."""
+"""Default metric for some losses, for example the quantity that a smooth loss bounds."""
 PARAMS: dict[str, dict[str, Any]] = {
     **{name: dict.fromkeys(params) for name, params in LOSS_PARAMS.items()},
     "expectedCost": {"costs": None},
@@ -41,13 +41,13 @@ PARAMS: dict[str, dict[str, Any]] = {
         for name in ("truePositiveRate", "falsePositiveRate", "precision", "recall")
     },
 }
-"""Parameters with Spark's defaults; None: the parameter of the loss."""
+"""Parameters with Spark's defaults; None: as for the loss."""
 
 
 def resolve(options: Options, objective: Objective, head: Predictor, columns: tuple[str, ...], y: LabelStats) -> Metric:
-    """The metric of the options; by default that of the objective: its mean over rows.
+    """The metric that the options name; by default that of the objective: its mean over rows.
 
-    The loss auc is then measured as areaUnderROC, and cost as expectedCost. A parameter that is missing in
+    By default, the loss auc is measured as areaUnderROC, and cost as expectedCost. A parameter that is missing in
     metricParams is taken from lossParams, except classWeights: a named metric weights rows only by their weights.
 
     Raises:
@@ -81,7 +81,7 @@ def resolve(options: Options, objective: Objective, head: Predictor, columns: tu
 
 
 def without_params(name: str, head: Predictor) -> Metric:
-    """The metric of this name, which takes no parameters.
+    """The metric of this name, with no parameters.
 
     Raises:
         InputError: the predictor lacks something that the metric needs.
@@ -139,7 +139,7 @@ def _named(name: str, params: Mapping[str, Any], head: Predictor, columns: tuple
 
 @dataclass(frozen=True)
 class _Predictions:
-    """In place of a predictor, where the predictions (n,) are there already and are its margin."""
+    """A stand-in for a predictor if the predictions (n,) are already known and serve as its margin."""
 
     classes: int
 
@@ -150,11 +150,11 @@ class _Predictions:
 
 
 def of_predictions(name: str, params: Mapping[str, Any], classes: int = 0) -> Metric:
-    """A metric of REGRESSION or MULTICLASS on predictions (n,) that any model has written.
+    """A metric of REGRESSION or MULTICLASS on predictions (n,) of any model.
 
     Args:
-        params: as in PARAMS; of r2 also throughOrigin, whether squares of labels are taken around 0.
-        classes: how many there are, for a metric of MULTICLASS.
+        params: as in PARAMS; r2 also takes throughOrigin, whether squares of labels are taken around 0.
+        classes: number of classes, for a metric of MULTICLASS.
     """
     head: Any = _Predictions(classes)
     if name in REGRESSION:
@@ -209,7 +209,7 @@ REGRESSION: dict[str, Callable[[str, Predictor], Metric]] = {
 
 
 def _thresholds(score: Tensor, y: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
-    """Weight of the rows of class 1 and of class 0 at each distinct score, from the highest down."""
+    """Total weight of the rows of class 1 and of class 0 at each distinct score, from the highest score down."""
     order = score.argsort(descending=True)
     levels, code = score[order].unique_consecutive(return_inverse=True)
     empty = w.new_zeros(len(levels))
@@ -218,7 +218,7 @@ def _thresholds(score: Tensor, y: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def area_under_roc(score: Tensor, y: Tensor, w: Tensor) -> Tensor:
-    """P(score of a row of class 1 > score of a row of class 0), ties counted half; NaN where a class is missing."""
+    """P(score of a row of class 1 > score of a row of class 0), ties counted half; NaN if a class is missing."""
     up, down = _thresholds(score, y, w)
     pairs = up.sum() * down.sum()
     area = (down * (running_sum(up) - up / 2)).sum()
@@ -226,7 +226,10 @@ def area_under_roc(score: Tensor, y: Tensor, w: Tensor) -> Tensor:
 
 
 def area_under_pr(score: Tensor, y: Tensor, w: Tensor) -> Tensor:
-    """By trapezoids between all distinct scores, from recall 0 at the first one's precision, as Spark; NaN without class 1."""
+    """Area under the precision-recall curve, as in Spark; NaN without class 1.
+
+    It consists of trapezoids between all distinct scores, from recall 0 at the precision of the first score.
+    """
     up, down = _thresholds(score, y, w)
     found, all_ = running_sum(up), up.sum()
     precision = found / (found + running_sum(down))
@@ -249,13 +252,13 @@ def _brier(head: Predictor) -> Rows:
 
 
 def _ratio(one: Tensor, other: Tensor) -> Tensor:
-    """one / other, 0 where that is 0 / 0."""
+    """Quotient one / other; 0 where it is 0 / 0."""
     return torch.where(other > 0, one / torch.where(other > 0, other, 1.0), 0.0)
 
 
 @dataclass(frozen=True)
 class Counts:
-    """Weighted counts per class, (k,), as in Spark's MulticlassMetrics."""
+    """Weighted counts per class, (k,), as in Spark's MulticlassMetrics; `hits`: label and prediction are this class."""
 
     hits: Tensor  # label and prediction
     label: Tensor
@@ -280,7 +283,7 @@ class Counts:
         return _ratio((1 + beta**2) * p * r, beta**2 * p + r)
 
     def false_positive_rate(self, beta: float) -> Tensor:
-        others = self.label.sum() - self.label  # NaN where no row is of another class, as in Spark
+        others = self.label.sum() - self.label  # NaN if no row has another class, as in Spark
         return (self.prediction - self.hits) / torch.where(others > 0, others, torch.nan)
 
 
@@ -295,7 +298,7 @@ BY_CLASS: dict[str, ByClass] = {
 
 
 def _denominators(kind: str, classes: tuple[int, ...], *, shares: bool = False) -> Denominators:
-    """The rows that one of BY_CLASS divides by."""
+    """The rows in the denominators of one of BY_CLASS."""
     if kind == "precision":
         return Denominators(classes, lambda p, y, k: p == k, "predicted as class", shares=shares)
     if kind == "falsePositiveRate":
@@ -314,7 +317,7 @@ NAMES = (
     *(name for name in LOSSES if name not in ("auto", *BATCH)),
     *(*REGRESSION, *BINARY, *MULTICLASS, "poissonDeviance", "expectedCost", "brier"),
 )
-"""What the option `metric` takes: losses that are means over rows, and metrics with the names of Spark's evaluators."""
+"""Values of the option `metric`: losses that are means over rows, and metrics with the names of Spark's evaluators."""
 
 
 def _classes(name: str, params: Mapping[str, Any], head: Predictor) -> Metric:

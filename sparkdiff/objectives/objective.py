@@ -1,5 +1,5 @@
-"""`Objective`: a loss bound to a predictor, and how training minimises it; objectives made from others: weighted sums, losses
-weighted by class, and penalties on gaps between groups.
+"""`Objective`: a loss bound to a predictor, in the form that training minimises; and objectives made from others:
+weighted sums, losses weighted by class, and penalties on gaps between groups.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -26,8 +26,8 @@ class Bound:
 
     Attributes:
         name: the name in reports.
-        rows: (margin, label (n,), weight (n,)) -> per row (n,), unweighted, each row's from this row alone; None if the value
-            is not a mean over rows.
+        rows: (margin, label (n,), weight (n,)) -> (n,), the unweighted value of each row, from this row alone; None if the
+            metric or loss is not a mean over rows.
         floor: below this mean the loss continues as its tangent parabola; None if the mean is always positive.
         power: for a deviance, the power of the mean in the variance; None for other losses.
         elementwise: whether `rows` treats every row independently, so that rows of several candidates can be concatenated.
@@ -45,11 +45,11 @@ class Objective(Bound):
     """A loss bound to a predictor. Smaller is better. Training minimises scale * (mean of `rows` by weight + `batch`).
 
     Attributes:
-        batch: (margin, label (n,), weight (n,), groups) -> loss of the batch (), weighted; the rows are those of all
+        batch: (margin, label (n,), weight (n,), groups) -> (), the weighted loss of the batch; the rows are those of all
             processes, and groups holds the codes (n,) int64 of the columns that a penalty names. This or `rows` may be None.
         scale: factor that removes the unit of the label; used in training, not in reports.
         calibrated: whether its minimum keeps probabilities calibrated; losses of decisions and ranks do not.
-        exact: `rows` with its derivative in closed form, where there is one.
+        exact: `rows` with its derivative in closed form; None if there is none.
     """
 
     scale: float = 1.0
@@ -59,13 +59,13 @@ class Objective(Bound):
 
 
 def zero_margin(head: Predictor, n: int) -> Tensor:
-    """Margins of n rows, all 0, of the predictor's shape, (n,) or (n, k), where its parameters are."""
+    """Margins of n rows, all 0, in the predictor's shape, (n,) or (n, k), and on the device of its parameters."""
     device = next((p.device for p in (*head.parameters(), *head.buffers())), None)
     return torch.zeros((n, head.margins) if head.wide else n, dtype=torch.float64, device=device)
 
 
 def weighted_sum(parts: Sequence[Objective], weights: Sequence[float]) -> Objective:
-    """The sum of these objectives, each by its scale and its weight."""
+    """The sum of these objectives, each multiplied by its scale and its weight."""
     factors = [w * p.scale for p, w in zip(parts, weights, strict=True)]
     by_row = [(p.rows, f) for p, f in zip(parts, factors, strict=True) if p.rows is not None]
     by_batch = [(p.batch, f) for p, f in zip(parts, factors, strict=True) if p.batch is not None]
@@ -93,17 +93,17 @@ def penalised(
     y: LabelStats,
     groupCols: Sequence[str],
 ) -> Objective:
-    """The objective with the parity gaps of `penalties` added; metrics never see them.
+    """The objective with the parity gaps of `penalties` added; metrics never include them.
 
     A column's term is strength * the variance between its groups' weighted mean predictions: the sum over pairs of groups
-    of their shares times their squared gap. Predictions are probabilities, means of a regression in standard deviations
-    of the label.
+    of their shares times their squared gap. Predictions are probabilities, or the means of a regression in standard
+    deviations of the label.
 
     Args:
-        groupCols: the columns whose codes training has.
+        groupCols: the columns whose group codes are available in training.
 
     Raises:
-        InputError: a column is none of these.
+        InputError: a column is not one of these, or the predictor outputs classes without probabilities.
     """
     gaps = penalties.get("parityGap", {})
     if unknown := sorted(set(gaps) - set(groupCols)):
@@ -126,7 +126,7 @@ def penalised(
             shown = shown[:, 1] if head.classes == 2 else shown
         else:
             shown = head.mean(margin)
-        # Training multiplies all of it by the scale, which is the loss's, not the penalty's.
+        # Divide by the scale, which training multiplies with: it belongs to the loss, not to the penalty.
         factor = unit / objective.scale
         terms = [strength * factor * between_groups(shown, groups[c], weight) for c, strength in gaps.items()]
         if before is not None:
@@ -140,7 +140,7 @@ def class_weights(given: Any, classes: int, y: LabelStats) -> Tensor:
     """A weight per class, (classes,).
 
     Raises:
-        InputError: `given` is neither "balanced" nor a list of as many numbers, or no row would count.
+        InputError: `given` is neither "balanced" nor a list of `classes` numbers >= 0, or no row would count.
     """
     if given == "balanced":
         counts = torch.zeros(classes, dtype=torch.float64)
@@ -165,7 +165,7 @@ def class_weights(given: Any, classes: int, y: LabelStats) -> Tensor:
 
 
 def class_weighted(part: Objective, given: Any, classes: int, y: LabelStats) -> Objective:
-    """The objective with each row's loss multiplied by its label's class weight."""
+    """The objective with each row's loss multiplied by the weight of its label's class."""
     weights = class_weights(given, classes, y)
     own = part.rows
     assert own is not None

@@ -1,4 +1,4 @@
-"""Reports of a run: its events and its record, a live line per phase, and what people see of results, as text and as HTML."""
+"""Reports of a run: its events and its record, a live line per phase, and results shown as text and as HTML."""
 
 from sparkdiff.report.ancestry import ancestors_of, drawn_ancestors
 from sparkdiff.report.difference_table import difference_headline, difference_sections

@@ -1,4 +1,4 @@
-"""Where a model comes from, as a picture: a box per run that led to it, the first ancestor at the top."""
+"""The lineage of a model as a picture: a box per run that led to it, the first ancestor at the top."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -10,21 +10,22 @@ from sparkdiff.report.svg import add, canvas, cropped, label, wrapped
 from sparkdiff.report.table import p_value
 
 BOX, TEXT, HEIGHT, GAP, LINE, MARGIN, LANE = 330, 450, 44, 26, 16, 12, 44
-"""Pixels: width of a box and of the text beside it, height of a box, between boxes, of a line, around, left of the boxes."""
+"""Pixels: widths of a box and of the text beside it, height of a box, gap between boxes, height of a line, margin, space left
+of the boxes."""
 SHORT = 12
-"""Characters of a hash that are shown."""
+"""Number of characters of a hash that are shown."""
 
 
 class Ancestor(NamedTuple):
     """A box of the picture.
 
     Attributes:
-        title: of the box, such as what made it and when.
-        content: content hash of the model; "" if there is none.
-        notes: what is told beside it.
-        run: id of the run; "" of a model that no run made.
+        title: title of the box, such as what made the model and when.
+        content: content hash of the model; "" if unknown.
+        notes: texts beside the box.
+        run: id of the run; "" if no run made the model.
         cacheOf: id of the run whose cache it used; "" if it used no other run's.
-        made: whether it is the model that this is about.
+        made: whether it is the model that the picture is about.
     """
 
     title: str
@@ -36,7 +37,7 @@ class Ancestor(NamedTuple):
 
 
 def drawn_ancestors(line: Sequence[Ancestor], title: str) -> ElementTree.Element:
-    """The picture of a line of ancestors, the first one first."""
+    """The picture of a line of ancestors, in order from the first one."""
     left = MARGIN + LANE
     notes = [[row for note in a.notes for row in wrapped(note, "note", TEXT)] for a in line]
     tops, y = list[float](), float(MARGIN)
@@ -69,10 +70,10 @@ def _box(root: ElementTree.Element, ancestor: Ancestor, left: float, top: float)
 
 
 def ancestors_of(lineage: Mapping[str, Any]) -> list[Ancestor]:
-    """The ancestors of a model and itself, the first one first.
+    """The ancestors of a model and the model itself, the first ancestor first.
 
     Args:
-        lineage: what `Lineage.toJSON` tells, as plain values.
+        lineage: the content of `Lineage.toJSON`, as plain values.
     """
     line = [_ancestor(step) for step in reversed(lineage["steps"])]
     if line:
@@ -84,13 +85,13 @@ def ancestors_of(lineage: Mapping[str, Any]) -> list[Ancestor]:
 
 
 def metric_of(run: Mapping[str, Any]) -> str:
-    """The metric of a run, before and after it where both are known."""
+    """The metric of a run, before and after it if both are known."""
     before, after = run["before"], run["after"]
     return run["metric"] if before is None or after is None else change(run["metric"], before, after)
 
 
 def cost_of(run: Mapping[str, Any]) -> str:
-    """What a run took; a store may not tell it."""
+    """The time that a run took, as text; "unknown" if the store does not have it."""
     took, used = run["seconds"], run["coreSeconds"]
     return "unknown" if took is None or used is None else f"{duration(took)}, {used:.0f} core-seconds"
 

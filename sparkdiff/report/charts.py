@@ -1,4 +1,4 @@
-"""Charts of a report, as SVG that takes its colours from the page: curves of training, changes, reliability, slices.
+"""Charts of a report, as SVG with the colours of the page: training curves, changes, reliability, slices.
 
 Each takes plain values and returns the markup of one picture, which needs no script and no other file.
 """
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 INK, LINE, BEFORE, AFTER, FAINT, PAPER = "#010101", "#020202", "#030303", "#040404", "#050505", "#060606"
-"""Colours that stand for the page's: text, lines, the original, the new pipeline, what is in the background, the background."""
+"""Placeholders for the page's colours: text, lines, the original, the new pipeline, faint curves, the background."""
 VARIABLES = {
     INK: "var(--ink)",
     LINE: "var(--line)",
@@ -32,9 +32,9 @@ STYLE: dict[Any, Any] = {
     "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.linewidth": 0.6,
     "axes.axisbelow": True, "legend.frameon": False, "legend.fontsize": 9,
 }  # fmt: skip
-"""One style for all charts, as matplotlib's settings."""
+"""The style of all charts, as matplotlib's settings."""
 CURVES = 12
-"""Curves that are drawn; of more candidates those that came furthest."""
+"""Largest number of curves; of more candidates, the best are drawn."""
 SLICES = 30
 
 Records = Sequence[Mapping[str, Any]]
@@ -42,7 +42,7 @@ Records = Sequence[Mapping[str, Any]]
 
 @contextmanager
 def _figure(title: str, width: float = 6.4, height: float = 3.2) -> Iterator[tuple["Axes", list[str]]]:
-    """Axes in the report's style; the list receives the SVG at the end."""
+    """Provide axes in the report's style; the list receives the SVG at the end."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -57,13 +57,13 @@ def _figure(title: str, width: float = 6.4, height: float = 3.2) -> Iterator[tup
         with warnings.catch_warnings():
             warnings.filterwarnings(
                 "ignore", "Glyph .* missing"
-            )  # the text stays text, and the browser has fonts of its own
+            )  # text stays text in the SVG, and the browser has its own fonts
             figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
     made.append(_for_page(text.getvalue(), title))
 
 
 def _for_page(svg: str, title: str) -> str:
-    """The picture without prolog, with a title for readers of screens, and with the page's colours and font."""
+    """The picture without prolog, with a title for screen readers, and with the page's colours and font."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r' id="[A-Za-z0-9.]+_\d+"', "", svg)  # several pictures on a page would share them
@@ -115,7 +115,7 @@ def curves(records: Records, metric: str, direction: str, *, whose: str = "valid
 
 
 def changes(histogram: Mapping[str, Sequence[float]] | None, what: str = "prediction") -> str:
-    """How far predictions move, as bars; "" where none does, or where there is no more to see than two bars, as of clusters."""
+    """The distribution of the changes of predictions, as bars; "" if fewer than three bins have rows, as for clusters."""
     if not histogram or sum(c > 0 for c in histogram["counts"]) < 3:
         return ""
     edges, counts = histogram["edges"], histogram["counts"]
@@ -131,7 +131,7 @@ def changes(histogram: Mapping[str, Sequence[float]] | None, what: str = "predic
 
 
 def reliability(bins: Sequence[Mapping[str, float]] | None, what: str = "prediction") -> str:
-    """Mean label by mean score, per decile of the original's score, for both pipelines; "" without a table."""
+    """Mean label by mean score, per decile of the original's score, for both pipelines; "" with fewer than two deciles."""
     known = [b for b in bins or [] if all(math.isfinite(b[k]) for k in ("label", "before", "after"))]
     if len(known) < 2:
         return ""
@@ -148,7 +148,9 @@ def reliability(bins: Sequence[Mapping[str, float]] | None, what: str = "predict
 
 
 def slices(found: Sequence[Mapping[str, Any]]) -> str:
-    """The change of the metric by slice, worst first, with 95% intervals by the normal law where the errors are known."""
+    """The change of the metric by slice, worst first, with 95% intervals from the normal distribution if errors are
+    known.
+    """
     rows = [s for s in found if s.get("before") and s.get("gain") is not None]
     if not rows:
         return ""
@@ -172,7 +174,7 @@ def slices(found: Sequence[Mapping[str, Any]]) -> str:
 
 
 def best_so_far(values: Sequence[float | None], metric: str, direction: str) -> str:
-    """The metric of each trial of a search, and the best until then; "" with fewer than two trials."""
+    """The metric of each trial of a search, and the best value up to it; "" with fewer than two trials."""
     points = [(i, v) for i, v in enumerate(values) if v is not None and math.isfinite(v)]
     if len(points) < 2:
         return ""

@@ -1,4 +1,4 @@
-"""The differences between two pipelines, for people."""
+"""A readable table of the differences between two pipelines."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,7 +9,7 @@ from sparkdiff.report.sections import Section, SectionTable, Strong
 HEAD = ("stage", "what", "shape", "differ", "largest", "relative")
 BLANK = ("",) * 4
 SHOWN = 60
-"""Characters of a Param's value."""
+"""Largest number of characters of a Param's value."""
 
 
 def difference_sections(d: Mapping[str, Any]) -> Iterator[Section]:
@@ -25,13 +25,13 @@ def difference_sections(d: Mapping[str, Any]) -> Iterator[Section]:
 
 
 def how_many(d: Mapping[str, Any]) -> str:
-    """How many stages differ."""
+    """Number of stages that differ, in words."""
     changed = sum(stage["what"] != "same" or stage["path"] != stage["newPath"] for stage in d["stages"])
     return f"the same: {len(d['stages'])} stages" if d["same"] else f"{changed} of {len(d['stages'])} stages differ"
 
 
 def difference_headline(d: Mapping[str, Any]) -> str:
-    """How many stages differ, and how many predictions."""
+    """Number of stages and of predictions that differ, in words."""
     p = d["predictions"]
     flips = [f"{f['column']}: {f['share']:.2%} of {p['rows']:,} rows flip" for f in p["labels"]] if p else []
     moves = [f"{n['column']} changes in {n['changed']:,} of {p['rows']:,} rows" for n in p["numbers"]] if p else []

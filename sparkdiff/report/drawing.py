@@ -1,7 +1,7 @@
-"""A plan as a picture: a row per stage in the order of the pipeline, its box, what happens to it, and its columns as lines.
+"""A picture of a plan: a row per stage in the order of the pipeline, with its box, its role, and its columns as lines.
 
-Columns run beside the boxes, each from the stage that writes it down to those that read it, so that text never meets a line
-and a pipeline of any length or width stays legible.
+Columns run beside the boxes, each from the stage that writes it down to those that read it, so that text never crosses
+a line and a pipeline of any length or width stays legible.
 """
 
 import itertools
@@ -12,17 +12,18 @@ from xml.etree import ElementTree
 from sparkdiff.report.svg import add, canvas, cropped, label, length, wrapped
 
 BOX, TEXT, HEIGHT, GAP, LINE, LANE, MARGIN, FRAME = 365, 450, 44, 24, 16, 9, 12, 7
-"""Pixels: width of a box and of the text beside it, height of a box, between rows, of a line, of a lane, around, of a frame."""
+"""Pixels: widths of a box and of the text beside it, height of a box, gap between rows, height of a line, width of a lane,
+margin, padding of a frame."""
 LOSS = 42
-"""Pixels of the mark of the stage whose outputs enter the loss."""
+"""Width in pixels of the mark of the stage whose outputs enter the loss."""
 BESIDE = 10
 """Pixels between a box and the text beside it."""
 NOTES = 3
-"""Lines of a reason; the rest of it is in the tooltip."""
+"""Largest number of lines of a reason; the tooltip has all of it."""
 
 
 class Row(NamedTuple):
-    """A stage with its place: its box begins at `left` and `top`, the row ends at `bottom`."""
+    """A stage and its position: its box begins at `left` and `top`, the row ends at `bottom`."""
 
     stage: Mapping[str, Any]
     left: float
@@ -32,10 +33,10 @@ class Row(NamedTuple):
 
 
 def drawn(plan: Mapping[str, Any], total: str) -> ElementTree.Element:
-    """The picture of a plan, given as plain values.
+    """The picture of a plan in plain values.
 
     Args:
-        total: a line about all of it.
+        total: a line about the whole plan.
     """
     buses, cuts = _buses(plan), _cuts(plan)
     lanes = _lanes(buses)
@@ -70,7 +71,7 @@ def drawn(plan: Mapping[str, Any], total: str) -> ElementTree.Element:
 
 
 class Bus(NamedTuple):
-    """Columns that the same stages read: one line from the stages that write them to those that read them."""
+    """Columns with the same readers: one line from the stages that write them to those that read them."""
 
     sources: tuple[int, ...]
     targets: tuple[int, ...]
@@ -79,7 +80,7 @@ class Bus(NamedTuple):
 
     @property
     def straight(self) -> bool:
-        """Whether it only leads from one row to the next."""
+        """True if it only leads from one row to the next."""
         return len(self.sources) == len(self.targets) == 1 and self.targets[0] == self.sources[0] + 1
 
 
@@ -88,7 +89,7 @@ def _into(plan: Mapping[str, Any], target: int) -> list[Mapping[str, Any]]:
 
 
 def _buses(plan: Mapping[str, Any]) -> list[Bus]:
-    """The columns between stages; those with the same readers share a line, except from a row to the next."""
+    """The columns between stages as lines; those with the same readers share a line, except from a row to the next."""
     columns: dict[tuple[int, bool], dict[int, list[str]]] = {}
     for e in plan["edges"]:
         if e["source"] >= 0:
@@ -108,7 +109,7 @@ def _buses(plan: Mapping[str, Any]) -> list[Bus]:
 
 
 def _lanes(buses: Sequence[Bus]) -> list[int]:
-    """The lane of each bus, -1 for a straight one: the shorter, the nearer to the boxes, and no two over one another."""
+    """The lane of each bus, -1 for a straight one: shorter buses are nearer to the boxes, and no two overlap."""
     taken: list[list[tuple[int, int]]] = []
     found = [-1] * len(buses)
     spans = {k: (min(b.sources), max(b.targets)) for k, b in enumerate(buses) if not b.straight}
@@ -147,7 +148,7 @@ def _head(bus: Bus) -> str:
 
 
 def _cuts(plan: Mapping[str, Any]) -> set[int]:
-    """The stages where gradients stop: those nearest to the loss that stay in Spark, or have parameters that do not train."""
+    """The stages that stop gradients: those nearest to the loss that stay in Spark, or whose parameters do not train."""
     out: set[int] = set()
     stack, seen = [plan["head"]] if plan["head"] is not None else [], set()
     while stack:
@@ -188,7 +189,7 @@ def _status(stage: Mapping[str, Any], cut: bool) -> str:
 
 
 def _frames(rows: Sequence[Row], depth: int) -> Iterator[dict[str, Any]]:
-    """A frame around the stages of each nested pipeline."""
+    """Frames around the stages of each nested pipeline."""
     for level in range(1, depth):
         pad = FRAME * (depth - level)
         for held in _together(rows, level):
@@ -197,7 +198,7 @@ def _frames(rows: Sequence[Row], depth: int) -> Iterator[dict[str, Any]]:
 
 
 def _together(rows: Sequence[Row], level: int) -> Iterator[list[Row]]:
-    """The rows of each pipeline that is nested so deep."""
+    """The rows of each pipeline that is nested at this level."""
     for prefix, inside in itertools.groupby(rows, lambda row: tuple(row.stage["path"][:level])):
         held = [*inside]
         if len(prefix) == level < len(held[0].stage["path"]):
@@ -251,7 +252,7 @@ def _told(root: ElementTree.Element, words: str, x: float) -> float:
 
 
 def _flow(inputs: Sequence[str], outputs: Sequence[str], width: float) -> str:
-    """The columns that a stage declares to read and to write, in a line."""
+    """The columns that a stage declares to read and to write, on one line."""
     half = (width - length(" → ", "columns")) / 2
     written = f"→ {_listed(outputs, half)}" if outputs else ""
     read = _listed(inputs, width - length(f" {written}", "columns")) if inputs else ""
@@ -259,7 +260,7 @@ def _flow(inputs: Sequence[str], outputs: Sequence[str], width: float) -> str:
 
 
 def _listed(names: Sequence[str], width: float) -> str:
-    """As many names as fit, and how many there are if not all do."""
+    """The names, if they fit; otherwise their number, or a single name cropped."""
     text = ", ".join(names)
     if length(text, "columns") <= width:
         return text

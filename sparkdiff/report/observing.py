@@ -1,4 +1,4 @@
-"""Who hears of every fit of this process without being named in it."""
+"""A process-wide observer of fits (used by `mlflow.autolog`)."""
 
 import contextvars
 import traceback
@@ -12,23 +12,23 @@ from sparkdiff.report.progress import Events, tell
 
 
 class Observer(Protocol):
-    """Hears of fits; what it raises is a warning. A fit that fails tells its listener (`on_exception`)."""
+    """An observer of fits; its exceptions become warnings. A fit that fails calls its listener's `on_exception`."""
 
     def begun(self, estimator: Any) -> Events:
-        """A fit begins; returns a listener for its events."""
+        """Return a listener for the events of a fit that begins."""
 
     def ended(self, listener: Events, model: Any) -> None:
-        """The fit has ended; `model` is its result."""
+        """Process the end of a fit; `model` is its result."""
 
 
 Found = TypeVar("Found")
 observer: Observer | None = None
 _inside = contextvars.ContextVar("_inside", default=False)
-"""Whether this thread is at work for a fit. Threads that a fit starts for others take the context over."""
+"""Whether this thread is working for a fit. Threads that a fit starts inherit the context."""
 
 
 def observe(new: Observer | None) -> None:
-    """Set the observer of later fits; None: nobody."""
+    """Set the observer of later fits; None: no observer."""
     global observer
     observer = new
 
@@ -37,15 +37,15 @@ def observed(
     estimator: Any, fit: Callable[[Sequence[Events]], Found], dataset: Any = None, *, alone: bool = True,
     check: Callable[[Any], None] = lambda found: None,
 ) -> Found:  # fmt: skip
-    """Run a fit with the listener of the observer. Of fits inside one another only the outermost is observed.
+    """Run a fit with the listener of the observer. Of nested fits, only the outermost is observed.
 
-    If the fit fails, its listeners and those of the estimator hear of it.
+    If the fit fails, its listeners and those of the estimator are notified.
 
     Args:
-        fit: takes listeners beside those of the estimator.
+        fit: the fit; takes listeners in addition to those of the estimator.
         dataset: the rows of the fit, which its result keeps.
         alone: whether this fit is no part of another one, as far as its estimator knows.
-        check: is called with what the outermost fit has found.
+        check: called with the result of the outermost fit.
     """
     alone = alone and not _inside.get() and not _is_a_trial()
     who = observer if alone else None
@@ -62,7 +62,7 @@ def observed(
             if alone:
                 check(found)
             if dataset is not None:
-                found.dataset = dataset  # before the observer hears of it, who takes the signature from these rows
+                found.dataset = dataset  # before the observer is called, which takes the signature from these rows
             if who is not None and made is not None:
                 _quietly(who.ended, made, found)
             return found  # type: ignore[no-any-return]
@@ -71,8 +71,9 @@ def observed(
 
 
 def _is_a_trial() -> bool:
-    """Whether Spark's CrossValidator or TrainValidationSplit fits one of its models here, which only the stack tells: an
-    estimator within a Pipeline isn't told.
+    """True if Spark's CrossValidator or TrainValidationSplit is fitting one of its models in this call.
+
+    Only the stack shows this, because an estimator within a Pipeline is not notified.
     """
     places = ((frame.f_globals.get("__name__"), frame.f_code.co_name) for frame, _ in traceback.walk_stack(None))
     return ("pyspark.ml.tuning", "singleTask") in places

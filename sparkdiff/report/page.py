@@ -1,7 +1,7 @@
 """The report of a run as one page: a file of HTML that needs no other file, no script and no network.
 
-It takes the plain values of a run folder (`summary.json`, `history.csv`, `plan.json`, `trials.csv`), so that old runs can be
-shown without Spark. The first screen has the decision, its evidence, who is affected, and how to go back.
+It is made from the plain values of a run folder (`summary.json`, `history.csv`, `plan.json`, `trials.csv`), so that old
+runs can be shown without Spark. The first screen has the decision, its evidence, who is affected, and how to go back.
 """
 
 import json
@@ -29,7 +29,7 @@ OFFERS = {
 """Offers of an improvement, in words."""
 SIDES = {"train": "training rows", "validation": "validation rows", "test": "test rows", "reference": "reference rows"}
 MOVED = 60
-"""Parameters in the table of what moved; the summary has all."""
+"""Largest number of parameters in the table of changed parameters; the summary has all."""
 
 Values = Mapping[str, Any]
 
@@ -41,12 +41,12 @@ def page(
     """The report as HTML.
 
     Args:
-        summary: what `summary.json` holds, or a summary's `asdict()`.
+        summary: the content of `summary.json`, or a summary's `asdict()`.
         records: rows of the history, one per epoch and candidate.
-        plan: what `plan.json` holds.
+        plan: the content of `plan.json`.
         trials: rows of `trials.csv` of a search.
-        command: what runs the job again.
-        lineage: of the original, what `lineage.json` holds.
+        command: the command that runs the job again.
+        lineage: the lineage of the original, the content of `lineage.json`.
     """
     charts_of = _charts(summary, records, trials)
     tables = {
@@ -64,7 +64,7 @@ def page(
 
 
 def comparison(runs: Mapping[str, Values]) -> str:
-    """Runs side by side, by name, as HTML: their decisions, metrics, gains, and the options in which they differ."""
+    """A comparison of runs, by name, as HTML: their decisions, metrics, gains, and the options in which they differ."""
     options = {name: dict(_listed(s.get("options"))) for name, s in runs.items()}
     keys = list(dict.fromkeys(k for o in options.values() for k in o))
     differ = [k for k in keys if len({o.get(k) for o in options.values()}) > 1]
@@ -91,14 +91,14 @@ def word(summary: Values) -> str:
 
 
 def number(value: Any) -> str:
-    """A number with five digits; a dash for none."""
+    """A number with five digits; a dash for None and non-finite values."""
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return "–"
     return f"{value:,}" if isinstance(value, int) else f"{value:,.5g}" if abs(value) < 1e5 else f"{value:.5g}"
 
 
 def share(value: float | None) -> str:
-    """A share as percentage with its sign; "unbounded" if it is infinite, of which JSON makes None."""
+    """A share as a signed percentage; "unbounded" if it is infinite, which JSON turns into None."""
     return "unbounded" if value is None or math.isinf(value) else f"{value:+.2%}"
 
 
@@ -116,7 +116,7 @@ def headline(summary: Values) -> str:
 
 
 def affected(summary: Values) -> list[str]:
-    """Whose predictions change, in sentences."""
+    """Sentences on the predictions that change."""
     out = []
     if (c := summary.get("compatibility")) is not None:
         what = "of the predicted labels change" if c["labels"] else "of the predictions move by more than a tenth"
@@ -175,7 +175,7 @@ def _others(summary: Values) -> list[tuple[str, Any, Any]]:
 
 
 def _moved(summary: Values) -> list[tuple[str, str, float, float]]:
-    """Stage, parameter, largest change and root mean square, the most moved first."""
+    """(stage, parameter, largest change, root mean square) of the changed parameters, the most changed first."""
     found = summary.get("stages") or {}
     rows = [(*k.rsplit(".", 1), v["largest"], v["rootMeanSquare"]) for k, v in found.items()]
     return sorted(rows, key=lambda r: -r[3])[:MOVED]

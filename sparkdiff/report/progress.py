@@ -18,37 +18,37 @@ if TYPE_CHECKING:
 
 
 NOTHING = 1e-12
-"""What a change of a metric that is zero is divided by."""
+"""Divisor of a change if the metric is zero."""
 
 
 def share_of(change: float, metric: float) -> float:
-    """The change as a share of the metric's size, whatever the label's unit is: squares of small labels are very small."""
+    """The change as a share of the metric's absolute value, for labels of any unit: squares of small labels are tiny."""
     return change / (abs(metric) or NOTHING)
 
 
 EVERY = 10.0
-"""Seconds between two lines of a log about the same phase."""
+"""Seconds between two log lines about the same phase."""
 REFRESH = 0.5
-"""Seconds between two changes of a line that is updated."""
+"""Seconds between two updates of a line."""
 
 
 class Screen(Protocol):
-    """Shows phases. `runs` may be called by any thread, as often as anybody likes."""
+    """A display of phases. `runs` may be called from any thread, as often as needed."""
 
     def runs(self, name: str, detail: str) -> None:
-        """A phase has begun, or has come further."""
+        """Show that a phase has begun or progressed."""
 
     def ended(self, name: str, seconds: float, detail: str) -> None:
-        """A phase has ended, perhaps by an exception."""
+        """Show that a phase has ended, perhaps by an exception."""
 
 
 def screen_here() -> Screen:
-    """The screen of this process."""
+    """The kind of display that suits this process."""
     return Notebook() if _kernel() is not None else Terminal() if sys.stderr.isatty() else Log()
 
 
 def someone_watches() -> bool:
-    """Whether there is a terminal or a notebook; a log is written only where it is asked for."""
+    """True if there is a terminal or a notebook; a log is written only if requested."""
     return _kernel() is not None or sys.stderr.isatty()
 
 
@@ -60,12 +60,12 @@ def _kernel() -> Any:
 
 
 def line(name: str, seconds: float, detail: str) -> str:
-    """A phase in a line."""
+    """A phase as one line of text."""
     return f"{name:<10} {seconds:6.1f} s  {detail}".rstrip()
 
 
 class Log:
-    """Lines on stderr: one at the end of each phase, and one every ten seconds of a phase that tells its progress."""
+    """Lines on stderr: one at the end of each phase, and one every ten seconds of a phase that reports its progress."""
 
     def __init__(self) -> None:
         self.last = 0.0
@@ -83,7 +83,7 @@ class Log:
 
 
 class Terminal:
-    """A line on stderr that is updated in place while a phase runs, and stays when it has ended."""
+    """A line on stderr that is updated in place while a phase runs, and remains when it has ended."""
 
     def __init__(self) -> None:
         from rich.console import Console
@@ -99,7 +99,7 @@ class Terminal:
         if self.live is None:
             from rich.live import Live
 
-            # What a callback prints stands above the line, unless it goes elsewhere.
+            # Output of a callback appears above the line, unless it goes elsewhere.
             self.live = Live(
                 get_renderable=self._line, console=self.console, refresh_per_second=1 / REFRESH, transient=True,
                 redirect_stdout=sys.stdout.isatty(), redirect_stderr=False,
@@ -120,7 +120,7 @@ class Terminal:
 
 
 class Notebook:
-    """A line of HTML in the output of the cell, which is updated: the phases that have ended, and the one that runs."""
+    """A line of HTML in the output of the cell that is updated: the phases that have ended, and the running one."""
 
     def __init__(self) -> None:
         self.handle: Any = None
@@ -150,49 +150,50 @@ class Notebook:
 
 
 PROBE = 1.0
-"""Seconds between two looks at something that cannot tell how far it is."""
+"""Seconds between two checks of a process that cannot report its own progress."""
 
 
 def shown(verbosity: int | None) -> bool:
-    """Whether progress is shown; where the option is unset, in a terminal and in a notebook."""
+    """True if progress is to be shown; if the option is unset, in a terminal and in a notebook only."""
     return someone_watches() if verbosity is None else verbosity > 0
 
 
 def advance(
     what: str, number: int, most: int, *figures: str, seconds: float | None = None, about: str = "about"
 ) -> str:
-    """How far something is, in the words of all phases: `epoch 18 of at most 120: poisson 38.7 -> 12.4 (-67.9%), about 40 s`.
+    """The progress of a phase in a line that has the same form for all phases:
+    `epoch 18 of at most 120: poisson 38.7 -> 12.4 (-67.9%), about 40 s`.
 
     Args:
-        what: is counted; `number` of `most` are under way.
-        figures: how good it is, and what else there is to say; empty ones are left out.
-        seconds: that it may still take; None if unknown.
+        what: name of the counted thing; it is at `number` of `most`.
+        figures: texts about the results and other facts; empty ones are left out.
+        seconds: expected remaining seconds; None if unknown.
     """
     left = [] if seconds is None else [f"{about} {duration(seconds)}"]
     return f"{what} {number} of at most {most}: {', '.join([*filter(None, figures), *left])}".rstrip(": ")
 
 
 def change(metric: str, before: float, now: float) -> str:
-    """A metric before and now, and by how much it differs."""
+    """A metric before and now, and its relative change."""
     return f"{metric} {before:.5g} -> {now:.5g} ({share_of(now - before, before):+.1%})"
 
 
 def duration(seconds: float) -> str:
-    """Seconds as a person says them."""
+    """Seconds in readable units."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 class RemainingTime:
-    """How long something may still take, at the pace since it was first looked at."""
+    """An estimate of the remaining time, from the pace since the first call."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic):
         self.clock, self.first = clock, (0, 0.0)
         self.begun = False
 
     def left(self, done: int, most: int) -> float | None:
-        """Seconds until `most` are done; None at the first look, before anything is done since, and at the end."""
+        """Seconds until `most` are done; None at the first call, while nothing was done since then, and at the end."""
         now = self.clock()
         if not self.begun:
             self.first, self.begun = (done, now), True
@@ -203,34 +204,39 @@ class RemainingTime:
 class Events:
     """The events of a run. A listener overrides the methods that it needs.
 
-    All methods are called in the driver's process, one at a time, in the thread of the fit or in one of its own. An exception
-    that a method raises becomes a warning, which names the class, the method and the exception; the run goes on, and the listener
-    hears the next event. KeyboardInterrupt and SystemExit, which are no `Exception`, end the run as Ctrl-C does.
+    All methods are called in the driver's process, one at a time, in the thread of the fit or in one that it started. An
+    exception in a method becomes a warning, which names the class, the method and the exception; the run continues, and the
+    listener receives the next event. KeyboardInterrupt and SystemExit, which are no `Exception`, end the run like Ctrl-C.
     """
 
     __module__ = "sparkdiff"
 
     def on_phase(self, name: str, seconds: float | None, detail: str) -> None:
-        """A phase begins (`detail` is empty), tells its progress, and ends, after a failure too; `seconds` is None until then."""
+        """Receive the beginning of a phase (`detail` is empty), its progress, or its end, also after a failure.
+
+        `seconds` is None until the end.
+        """
 
     def on_epoch(self, row: Mapping[str, Any]) -> None:
-        """A row of the summary's history. Every row is told once, in order, also epoch 0 (the original) and the rows from
-        before an interruption. With several processes the rows come about a second late.
+        """Receive a row of the summary's history.
 
-        Fine-tuning and growth tell {"epoch", "candidate", "recipe", "learningRate", ..., "validationMetric"}, with numFolds also
-        "fold". An improvement tells the rows of all its trainings, as they come, each with "arm" and "round". A search tells a
-        row per trial, {"trial", "state", the metrics, "seconds", the settings, "why"}.
+        Every row is passed once, in order, including epoch 0 (the original) and the rows from before an interruption.
+        With several processes the rows come about a second late.
+
+        Fine-tuning and growth pass {"epoch", "candidate", "recipe", "learningRate", ..., "validationMetric"}, with
+        numFolds also "fold". An improvement passes the rows of all its trainings as they come, each with "arm" and
+        "round". A search passes a row per trial, {"trial", "state", the metrics, "seconds", the settings, "why"}.
         """
 
     def on_decision(self, record: Any) -> None:
-        """The run has decided, and its result is complete.
+        """Receive the summary when the run has decided and its result is complete.
 
         Args:
-            record: the summary: a `RunRecord`, and of a search a `SearchSummary`.
+            record: the summary: a `RunRecord`, or for a search a `SearchSummary`.
         """
 
     def on_exception(self, error: BaseException) -> None:
-        """The fit, or the job, ends by this exception (Ctrl-C too), and no event follows."""
+        """Receive the exception that ends the fit or the job (including Ctrl-C); no event follows."""
 
 
 def check_callbacks(given: Any) -> None:
@@ -242,7 +248,7 @@ def check_callbacks(given: Any) -> None:
 
 
 def tell(listeners: Sequence[Events], method: str, *what: Any) -> None:
-    """Call a method of each listener, each with a row of its own; an exception becomes a warning."""
+    """Call a method of each listener, each with its own copy of a row; an exception becomes a warning."""
     for listener in listeners:
         try:
             getattr(listener, method)(*({**w} if isinstance(w, dict) else w for w in what))
@@ -252,7 +258,9 @@ def tell(listeners: Sequence[Events], method: str, *what: Any) -> None:
 
 
 class Progress(Events):
-    """Shows the phases where a person reads them. Made for one run; its screen is chosen when the first phase begins."""
+    """A listener that shows the phases to people. It is made for one run, and chooses its screen when the first phase
+    begins.
+    """
 
     def __init__(self, screen: Screen | None = None) -> None:
         self.screen = screen
@@ -277,19 +285,19 @@ class Phase:
         self.text = text
 
     def now(self, text: str) -> None:
-        """Tell the progress of the phase; also the text at its end."""
+        """Report the progress of the phase; the text is also that of its end, unless another one follows."""
         self.text = text
         self._tell(None)
 
     def shows(self, text: str) -> None:
-        """Show something that only a person who waits wants to know; no other listener hears it."""
+        """Show progress that is only of interest to a waiting person; other listeners don't receive it."""
         for listener in self.listeners:
             if isinstance(listener, Progress):
                 listener.on_phase(self.name, None, f"{self.within}{text}")
 
     @contextmanager
     def watched(self, probe: Callable[[], str]) -> Iterator[None]:
-        """Within this context, show what `probe` says, once a second; nothing where nobody looks."""
+        """Show the text of `probe` once a second within this context; do nothing if no listener shows progress."""
         if not any(isinstance(listener, Progress) for listener in self.listeners):
             yield
             return
@@ -302,7 +310,7 @@ class Phase:
             yield
 
     def end(self) -> float:
-        """Tell the end of the phase; returns its seconds."""
+        """Report the end of the phase, and return its seconds."""
         seconds = time.perf_counter() - self.start
         self._tell(seconds)
         return seconds
@@ -312,15 +320,17 @@ class Phase:
 
 
 class Phases:
-    """Measures the time of the phases of a run, tells listeners, and returns freed memory to the system after each phase.
+    """The phases of a run: measures their time, notifies listeners, and returns freed memory to the system after each
+    phase.
 
     Args:
         shown: show the phases on stderr.
 
     Attributes:
         timings: seconds per phase.
-        listeners: the listeners of the run, of its other events too.
-        fold: of several trainings, which one it is, from 1 on, and 0 for the one on all rows; None for a run of one training.
+        listeners: the listeners of the run, which also receive its other events.
+        fold: number of the current one of several trainings, from 1, and 0 for the one on all rows; None for a single
+            training.
         running: the innermost phase that has begun and not ended.
     """
 
@@ -331,7 +341,7 @@ class Phases:
         self.running: Phase | None = None
 
     def within(self) -> "Phases":
-        """Phases of a part of this run: other listeners hear them too, people see them inside the phase that runs here."""
+        """Phases for a part of this run: other listeners receive them, too; people see them inside the running phase."""
         return Phases(False, [Inside(self), *(x for x in self.listeners if not isinstance(x, Progress))])
 
     @contextmanager
@@ -355,7 +365,7 @@ class Phases:
 
 
 class Inside(Events):
-    """Shows the phases of a part of a run as the progress of the phase that it is part of."""
+    """A listener that shows the phases of a part of a run as the progress of the enclosing phase."""
 
     def __init__(self, phases: Phases):
         self.phases = phases

@@ -1,4 +1,4 @@
-"""One record of a run, in plain values, which a store of runs, a report and a tracker of experiments read; and its summary."""
+"""The record of a run in plain values, for a store of runs, a report and an experiment tracker; and its summary."""
 
 import dataclasses
 import importlib.metadata
@@ -19,48 +19,49 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class RunRecord(Shown):
-    """What a run was asked, did and found: numbers, strings, lists and dicts of them, never a tensor or a stage.
+    """The request, the course and the results of a run: numbers, strings, lists and dicts of them, no tensors or stages.
 
     Attributes:
         decision: "tuned" or "kept original".
-        reason: why.
+        reason: the reason for the decision.
         metric, metricDirection: the metric, and which direction is better.
         metrics: {"train" | "validation" | "test": {"before", "after"}}, None if there are no such rows; "reference"
             only if there are reference rows. `after` is the value of the returned pipeline.
-        gain: (before - after) / abs(before) on validation rows, negated where larger is better: better is positive. Of a
-            metric that is zero, (before - after) / 1e-12.
-        z: mean gain of the chosen epoch over its block-wise standard error; 0.0 when the original is best.
+        gain: (before - after) / abs(before) on validation rows, negated if larger is better, so that positive is better. If
+            the metric is zero before, (before - after) / 1e-12.
+        z: mean gain of the chosen epoch divided by its block-wise standard error; 0.0 if the original is best.
         p: p-value of the max-bootstrap over all epochs and candidates.
         candidates, diverged: number of trained candidates, and of those that diverged (loss or metric not finite) and
             stopped.
-        device, precision: where the candidates were trained, such as "cpu" or "cuda:0 (NVIDIA H200)", and in which numbers.
+        device, precision: the device that trained, such as "cpu" or "cuda:0 (NVIDIA H200)", and the number type.
         processes: with numProcesses="auto" {"number", "why", "milliseconds" (of a step, by the number of processes)}; else None.
         records: the rows of the history, one per epoch and candidate; epoch 0 is the original. With numFolds they have the key
             "fold", which is 1 for the training that explores, and 0 for that on all rows.
         parity: {"before", "after"} of write-back: rows, largest relative difference per column, label disagreements; with
-            precision="float32" also {"float32"}: the same of the original's margin in float32 and in float64, on validation rows.
-        saved: of the comparison of the pipeline that was saved, loaded and run whole on raw rows with the one in memory, bit by
-            bit: {"rows", "columns", "leftOut" (columns that differ between two runs of the one in memory)}, "differs" (what
-            differs, in words) and "why" (nothing was compared). Empty of a fit within another one.
-        stages: how far each parameter moved, in natural units: {"uid.parameter": {"largest", "rootMeanSquare"}}.
+            precision="float32" also {"float32"}: the same for the original's margin in float32 and in float64, on validation
+            rows.
+        saved: result of comparing the saved pipeline, loaded and run as a whole on raw rows, with the one in memory, bit by
+            bit: {"rows", "columns", "leftOut" (columns that differ between two runs of the one in memory)}, "differs" (the
+            differences, in words) and "why" (why nothing was compared). Empty for a fit within another one.
+        stages: change of each parameter, in natural units: {"uid.parameter": {"largest", "rootMeanSquare"}}.
         timings: seconds per phase.
         stream: the reader of the cache.
-        cache: {"hit", "fingerprint", "rows" (by split)}, and "versions" where the
+        cache: {"hit", "fingerprint", "rows" (by split)}, and "versions" if the
             plan of the rows shows versions of tables: [{"split", "table", "versionAsOf" (of Delta; "timestampAsOf",
-            "snapshotId", "asOf" where a reader's option names these)}]; with reuseStages "stagesRead", the uids of the first
-            stages whose rows an earlier run had kept, and "stagesKept", of those whose rows this run has kept.
+            "snapshotId", "asOf" if a reader's option names these)}]; with reuseStages "stagesRead", the uids of the first
+            stages whose rows an earlier run had kept, and "stagesKept", the uids of those whose rows this run has kept.
         warnings: reasons to doubt the figures.
-        folds: with numFolds an entry per fold that proves, {"fold", "rows", "before", "after", "epochs", "recipe"}: the metric of
-            the rival and of the tuned pipeline on its rows, and how this one was trained.
-            `metrics["validation"]`, and all else that is told of validation rows, is then about the out-of-fold rows.
+        folds: with numFolds an entry per fold that decides, {"fold", "rows", "before", "after", "epochs", "recipe"}: the metric
+            of the rival and of the tuned pipeline on its rows, and how the latter was trained.
+            `metrics["validation"]`, and all other figures on validation rows, are then about the out-of-fold rows.
 
     The other attributes describe the best epoch of all candidates, accepted or not, on validation rows; None or empty
     if none gained:
 
-        gainInterval: [low, high], 95%, of its gain as a share of the original's metric; it allows for the choice among all
-            epochs and candidates. None in it: unbounded.
+        gainInterval: [low, high], the 95% interval of its gain as a share of the original's metric; it accounts for the choice
+            among all epochs and candidates. A bound of None: unbounded.
         slices: per value of a guardCol, see `sparkdiff.evaluation.slices.Change`.
-        reference: the same for the reference rows, None where there are none.
+        reference: the same for the reference rows; None if there are none.
         compatibility: see `sparkdiff.evaluation.compatibility.Compatibility`.
     """
 
@@ -104,7 +105,7 @@ class RunRecord(Shown):
         write_bytes(Path(path), page(self.asdict(), self.records).encode())
 
     def asdict(self) -> dict[str, Any]:
-        """As JSON-ready values without NaN, history left out."""
+        """The values as JSON-ready values without NaN, except the history."""
         return {f.name: _finite(getattr(self, f.name)) for f in dataclasses.fields(self) if f.name != "records"}
 
     def _headline(self) -> str:
@@ -130,7 +131,7 @@ class FineTuningSummary(RunRecord):
 
 
 def versions() -> dict[str, str]:
-    """Versions of what the result depends on; a package that isn't installed is left out."""
+    """Versions of the packages that the result depends on; a package that isn't installed is left out."""
     out = {"python": sys.version.split()[0]}
     for name in ("sparkdiff", "pyspark", "torch", "numpy", "pyarrow", "petastorm"):
         try:

@@ -1,4 +1,4 @@
-"""The report of a run folder: reads what the run wrote there, and nothing else."""
+"""The report of a run folder, from the files that the run wrote there and nothing else."""
 
 import csv
 import json
@@ -36,7 +36,7 @@ def report_of(folder: Path) -> str:
 
 
 def write_report(folder: Path) -> None:
-    """Write the report into a run folder. A chart that can't be drawn costs no run: then there is a warning and no report."""
+    """Write the report into a run folder. If a chart can't be drawn, only warn and write none: the run is not lost."""
     try:
         text = report_of(folder)
     except Exception as e:
@@ -46,7 +46,7 @@ def write_report(folder: Path) -> None:
 
 
 def comparison_of(folders: Sequence[Path]) -> str:
-    """Runs side by side as HTML.
+    """A comparison of runs as HTML.
 
     Raises:
         InputError: a folder holds no summary.json of a run.
@@ -55,7 +55,7 @@ def comparison_of(folders: Sequence[Path]) -> str:
 
 
 def compared(folders: Sequence[Path]) -> str:
-    """Runs side by side as text.
+    """A comparison of runs as text.
 
     Raises:
         InputError: a folder holds no summary.json of a run.
@@ -73,17 +73,17 @@ def compared(folders: Sequence[Path]) -> str:
 
 
 def _named(folders: Sequence[Path]) -> dict[str, dict[str, Any]]:
-    """The summaries of runs by the names of their folders, or by their paths where two have the same name."""
+    """The summaries of runs by the names of their folders, or by their paths if two have the same name."""
     names = [f.resolve().name for f in folders]
     shown = names if len(set(names)) == len(names) else [str(f) for f in folders]
     return {name: read_summary(folder) for name, folder in zip(shown, folders, strict=True)}
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
-    """What summary.json holds.
+    """The content of summary.json.
 
     Raises:
-        InputError: it is not there, or is not of a run.
+        InputError: it does not exist, or is not that of a run.
     """
     file = folder / "summary.json"
     try:
@@ -99,7 +99,7 @@ def read_summary(folder: Path) -> dict[str, Any]:
 
 
 def _read_whole(file: Path, read: Callable[[Path], T]) -> T | None:
-    """Read a file of a run; return None if it is not there or, with a warning, if it is damaged."""
+    """Read a file of a run; return None if it does not exist or, with a warning, if it is damaged."""
     try:
         return read(file)
     except FileNotFoundError:
@@ -110,7 +110,7 @@ def _read_whole(file: Path, read: Callable[[Path], T]) -> T | None:
 
 
 def _rows(file: Path) -> list[dict[str, Any]]:
-    """Rows of a table, numbers as numbers, what is empty as None."""
+    """Rows of a CSV table; numbers become numbers, empty cells None."""
     with file.open(newline="", encoding="utf-8") as lines:
         return [{k: _value(v) for k, v in row.items()} for row in csv.DictReader(lines) if row]
 

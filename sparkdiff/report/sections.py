@@ -1,4 +1,4 @@
-"""Texts and tables that a person reads, told once and shown twice: as plain text, and as HTML in a notebook."""
+"""Texts and tables for people, written once and shown as plain text or as HTML in a notebook."""
 
 import dataclasses
 import json
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 LONG = 40
-"""Characters of a cell from which on a browser may break its line."""
+"""Number of characters of a cell from which a browser may break its line."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,7 +19,7 @@ class SectionTable:
     """A table; its first row is the head.
 
     Attributes:
-        left: the columns that begin at the left; the others end at the right.
+        left: the left-aligned columns; the others are right-aligned.
         ruled: whether the text has a line under the head.
     """
 
@@ -29,7 +29,7 @@ class SectionTable:
 
 
 class Strong(str):
-    """A line that matters most."""
+    """A line to emphasise."""
 
     strong = True
 
@@ -38,7 +38,7 @@ Section = str | SectionTable
 
 
 def aligned(rows: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> list[str]:
-    """A line per row: the columns `left` begin at the left, the others end at the right."""
+    """One line per row: the columns `left` are left-aligned, the others right-aligned."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join(
@@ -61,12 +61,12 @@ def _lines(section: Section) -> list[str]:
 
 
 def as_html(sections: Iterable[Section]) -> str:
-    """The sections as one `<div>` for a notebook: all text is escaped, colours are the page's own, and nothing runs."""
+    """The sections as one `<div>` for a notebook: all text is escaped, colours are the page's own, there is no script."""
     return rendered("sections.html", {}, sections=list(sections), long=LONG)
 
 
 class Shown:
-    """A result that shows itself: one line in a console, all of it by `print`, and as tables in a notebook."""
+    """A result that displays itself: one line in a console, all of it with `print`, and as tables in a notebook."""
 
     def _headline(self) -> str:
         raise NotImplementedError
@@ -85,7 +85,7 @@ class Shown:
 
 
 class ShownFields(Shown):
-    """A dataclass that shows itself, and gives its fields as plain values and as JSON; times there are in ISO 8601."""
+    """A dataclass that displays itself, and returns its fields as plain values or as JSON, with times in ISO 8601."""
 
     def toDict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)  # type: ignore[call-overload,no-any-return]
@@ -106,13 +106,13 @@ class ShownByStage(ShownFields):
 
 
 def template(file: str) -> str:
-    """A template. The package may be in a zip, as `spark-submit --py-files` takes it."""
+    """The text of a template. The package may be in a zip, as with `spark-submit --py-files`."""
     return (resources.files("sparkdiff.report") / "templates" / file).read_text(encoding="utf-8")
 
 
 def rendered(name: str, filters: Mapping[str, Callable[..., str]], **values: Any) -> str:
-    """The template of this name with these values: all text is escaped."""
-    from jinja2 import Environment, FunctionLoader  # only where something is shown as HTML
+    """The template of this name, filled with these values; all text is escaped."""
+    from jinja2 import Environment, FunctionLoader  # imported only if something is shown as HTML
 
     found = Environment(loader=FunctionLoader(template), autoescape=True, trim_blocks=True, lstrip_blocks=True)
     found.filters |= filters

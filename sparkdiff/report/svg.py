@@ -1,6 +1,6 @@
-"""Pictures as SVG: a drawing that notebooks show, and the texts, lines and boxes that it is made of.
+"""SVG pictures: a drawing that notebooks show, and the texts, lines and boxes that it consists of.
 
-Colours are translucent over the page's own, light or dark.
+Colours are translucent over the background of the page, light or dark.
 """
 
 import textwrap
@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 from sparkdiff.errors import InputError
 
 WIDTH_OF = {"title": 8.2, "columns": 6.7, "strong": 7.1, "note": 6.4}
-"""Pixels that a character takes on average, at most, in the widest of the fonts."""
+"""Upper bound of the average width of a character, in pixels, in the widest of the fonts."""
 
 STYLE = """
 .sparkdiff-plan {color: inherit; font: 12px system-ui, -apple-system, 'Segoe UI', 'DejaVu Sans', sans-serif;
@@ -36,7 +36,7 @@ STYLE = """
 .sparkdiff-plan .frame {fill: none; stroke: #848d97; stroke-opacity: .6}
 """
 ON_WHITE = ".sparkdiff-plan {color: #1f2328; background: #ffffff}"
-"""A file of its own, and a notebook that shows pictures apart from its page, know no colours of a page."""
+"""Colours for a file, or a notebook that shows pictures apart from its page, where the page's colours are unknown."""
 
 
 class Drawing:
@@ -55,7 +55,7 @@ class Drawing:
         return self._text(STYLE)
 
     def save(self, path: str | Path) -> None:
-        """Write it as SVG, in dark on white.
+        """Write the picture as SVG, dark on white.
 
         Raises:
             InputError: the folder does not exist, or cannot be written.
@@ -73,7 +73,7 @@ class Drawing:
 
 
 def length(text: str, style: str) -> float:
-    """Pixels of a text; a wide character of East Asia counts twice."""
+    """Width of a text in pixels; a wide East Asian character counts twice."""
     return WIDTH_OF[style] * sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
 
 

@@ -1,4 +1,4 @@
-"""The before/after table of a run, and what stands under it."""
+"""The before/after table of a run, and the text below it."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -8,17 +8,17 @@ from sparkdiff.report.progress import share_of
 from sparkdiff.report.sections import Section, SectionTable, Strong
 
 SHOWN = 8
-"""Slices in the report; the summary has all."""
+"""Largest number of slices in the report; the summary has all."""
 
 
 def p_value(p: float, least: float = 0.001) -> str:
-    """A p-value as text: below `least`, or below 0.001 if that is smaller, only the bound is shown."""
+    """A p-value as text; if it is below `least` (at most 0.001), only this bound is shown."""
     least = min(least, 0.001)
     return f"p < {least:.1g}" if p < least else f"p {p:.3f}" if p >= 0.001 else f"p {p:.2g}"
 
 
 def sections_of(summary: Mapping[str, Any]) -> Iterator[Section]:
-    """The same, for a notebook too."""
+    """The sections of a run's report: before/after table, decision, reason, further figures, and warnings."""
     yield SectionTable(_metrics(summary), ruled=True)
     held = ""
     if summary["gainInterval"] is not None:
@@ -50,7 +50,7 @@ def _metrics(summary: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
 
 
 def headline(summary: Mapping[str, Any]) -> str:
-    """A run in a line: the decision, and the metric on the rows that decided."""
+    """A run in one line: the decision, and the metric on the rows that decided."""
     held = (summary["metrics"] or {}).get("validation")
     if held is None:
         return f"{summary['decision']}, {summary['metric']}"
@@ -62,12 +62,12 @@ def headline(summary: Mapping[str, Any]) -> str:
 
 
 def _whose(summary: Mapping[str, Any]) -> str:
-    """What the figures about the rows that decide are about."""
+    """The pipelines that the figures on the deciding rows describe."""
     return "the folds' pipelines" if summary.get("folds") else "the best epoch"
 
 
 def _folds(folds: Sequence[Mapping[str, Any]]) -> Iterator[Section]:
-    """The metric on the rows of each fold, a line each."""
+    """The metric on the rows of each fold, one line each."""
     if folds:
         rows = [("fold", "rows", "original", "tuned", "change", "epochs")]
         for f in folds:
@@ -78,7 +78,9 @@ def _folds(folds: Sequence[Mapping[str, Any]]) -> Iterator[Section]:
 
 
 def _place(summary: Mapping[str, Any]) -> Iterator[str]:
-    """Where and in which numbers it was trained, unless it is the CPU in float64."""
+    """Sentences on the device and number type of training, unless the CPU in float64, and on an automatic number of
+    processes.
+    """
     device, single = summary.get("device") or "cpu", summary.get("parity", {}).get("float32")
     if single is not None:
         most = max(single["maxRelDiff"].values())
@@ -90,7 +92,7 @@ def _place(summary: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _changes(slices: Sequence[Mapping[str, Any]], whose: str) -> Iterator[Section]:
-    """The slices that fared worst under the tuned network, a line each, and how many there are."""
+    """The slices with the worst results under the tuned network, one line each, and the number of the others."""
     known = [s for s in slices if s["rows"]]
     if not known:
         return
@@ -113,7 +115,7 @@ def _changes(slices: Sequence[Mapping[str, Any]], whose: str) -> Iterator[Sectio
 
 
 def _gain(change: Mapping[str, Any]) -> float:
-    """The gain as a share of the original's metric; -inf if one of the two metrics is NaN."""
+    """The gain as a share of the original's metric; -inf if one of the two metrics is undefined."""
     if change["before"] is None or change["gain"] is None:
         return -math.inf
     return share_of(change["gain"], change["before"])

@@ -1,8 +1,8 @@
-"""What outlives a process.
+"""Files and folders that outlive a process.
 
-`files` writes files completely or not at all, and puts a full disk into one sentence; `run_folder` keeps a run's checkpoints,
-`marker` tells whose a folder is, `lease` lets one process at a time work on a folder; `digests` hashes models and `identity`
-callables; `registry` knows what a registry of models takes as a name.
+`files` writes files completely or not at all, and reports a full disk in one sentence; `run_folder` holds a run's
+checkpoints, `marker` records the owner of a folder, `lease` lets one process at a time work on a folder; `digests`
+hashes models and `identity` callables; `registry` checks names for a registry of models.
 """
 
 __all__ = ["digests", "files", "identity", "lease", "marker", "registry", "run_folder"]

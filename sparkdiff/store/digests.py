@@ -23,7 +23,7 @@ from sparkdiff.store.identity import UntoldError
 
 
 def params_of(pipeline: Any) -> str:
-    """Classes and Params of an unfitted pipeline, free of uids: equal texts mean equal pipelines.
+    """Classes and Params of an unfitted pipeline, without uids: equal texts mean equal pipelines.
 
     Raises:
         UntoldError: they do not describe it completely, because a stage is not Spark's own, is fitted, or reads other
@@ -33,11 +33,9 @@ def params_of(pipeline: Any) -> str:
 
 
 def _described(stage: Any, uids: list[str]) -> Any:
-    """A stage, evaluator or pipeline of Spark's own by its class and Params, in JSON's values."""
+    """A stage, evaluator or pipeline of Spark's own as its class and Params, in JSON-ready values."""
     kind = type(stage)
-    who = (
-        f"{getattr(stage, 'uid', 'one without a uid')} ({kind.__name__})"  # whose __init__ doesn't call that of Params
-    )
+    who = f"{getattr(stage, 'uid', 'one without a uid')} ({kind.__name__})"  # no uid if its __init__ doesn't call that of Params
     if not kind.__module__.startswith("pyspark.ml."):
         raise UntoldError(f"the code of {who} isn't Spark's own")
     if isinstance(stage, Model):
@@ -62,7 +60,7 @@ def check_reads_its_input_only(stage: Any) -> None:
 
 
 def _value(value: Any, uids: list[str]) -> Any:
-    """The value of a Param as JSON, different for different values."""
+    """The value of a Param as JSON-ready values that are different for different Param values."""
     if value is None or isinstance(value, (bool, int, float)):
         return value
     if isinstance(value, str):
@@ -70,7 +68,7 @@ def _value(value: Any, uids: list[str]) -> Any:
         return value if i is None else {"uid": i, "": "__output"}  # a default output column
     if isinstance(value, (list, tuple)):
         return [_value(v, uids) for v in value]
-    if isinstance(value, dict):  # of a search: what its settings set
+    if isinstance(value, dict):  # a setting of a search
         return {"map": sorted(([_value(k, uids), _value(v, uids)] for k, v in value.items()), key=json.dumps)}
     if isinstance(value, Param):
         if value.parent not in uids:
@@ -84,7 +82,7 @@ def _value(value: Any, uids: list[str]) -> Any:
 
 
 def all_params(stages: Sequence[Any]) -> list[dict[str, Any]]:
-    """All Params of each fitted stage as JSON, free of uids and of Python's random values per process."""
+    """All Params of each fitted stage as JSON-ready values, without uids and Python's random values per process."""
     uids = [stage.uid for stage in stages]
     out = []
     for stage in stages:
@@ -92,8 +90,8 @@ def all_params(stages: Sequence[Any]) -> list[dict[str, Any]]:
         params["default"].pop("seed", None)
         values = {}
         for name, value in sorted({**params["default"], **params["set"]}.items()):
-            with contextlib.suppress(TypeError, UntoldError):  # a stage within, whose model is what counts
-                # A stage that was loaded has another stage's uid in its default output.
+            with contextlib.suppress(TypeError, UntoldError):  # a nested stage: its model is what counts
+                # A loaded stage has another stage's uid in its default output.
                 bare = isinstance(value, str) and name not in params["set"]
                 values[name] = re.sub(r"^\w+_[0-9a-f]{12}__", "__", value) if bare else _value(value, uids)
         out.append(values)
@@ -101,27 +99,28 @@ def all_params(stages: Sequence[Any]) -> list[dict[str, Any]]:
 
 
 def without_uids(uids: Sequence[str]) -> Callable[[str], str]:
-    """Strings in which the uids of these stages are replaced by numbers."""
+    """A function that replaces the uids of these stages in a string by numbers."""
     numbers = {uid: f"uid{i}" for i, uid in enumerate(uids)}
     known = re.compile("|".join([*map(re.escape, sorted(uids, key=len, reverse=True)), r"\w+_[0-9a-f]{12}(?=__)"]))
-    # A stage that was loaded has yet another uid in its default output.
+    # A loaded stage has yet another uid in its default output.
     return lambda text: known.sub(lambda found: numbers.get(found[0], "uid"), text)
 
 
 _digests: dict[tuple[tuple[weakref.ref[Any], ...], str], list[str]] = {}
 MOST = 64
-"""Lists of stages whose digests are remembered."""
+"""Largest number of lists of stages whose digests are remembered."""
 DIVIDED = ("userFactors", "itemFactors", "globalTopicTotals", "topicCounts", "tokenCounts")
-"""Tables of ALSModel and DistributedLDAModel, which Spark saves in as many files, and in such an order, as the model's partitions
-have at the moment: a loaded model is saved in others.
+"""Tables of ALSModel and DistributedLDAModel. Spark saves them in as many files, and in such an order, as the model's
+current partitions, so a loaded model is saved in other files.
 """
 
 
 def digest_of(stages: Sequence[Any], folder: Path) -> list[str] | None:
-    """`digest_of_folder` of a pipeline of fitted stages of Spark's own in their current state; None if it cannot be saved.
+    """`digest_of_folder` of a pipeline of fitted stages of Spark's own in their current state; None if it cannot be
+    saved.
 
-    It is saved temporarily below `folder`, which Spark and this process both see; not again for the same objects with the same
-    Params, as nothing else of a fitted stage can change, unless it holds stages.
+    The pipeline is saved temporarily below `folder`, which Spark and this process both see. It is not saved again for
+    the same objects with the same Params, because nothing else of a fitted stage can change, unless it contains stages.
     """
     try:
         if any(isinstance(held, Params) for stage in stages for held in _held(vars(stage))):
@@ -152,9 +151,7 @@ def _held(values: Any) -> Iterator[Any]:
 
 @contextlib.contextmanager
 def saved(model: Any, folder: Path | None) -> Iterator[Path | None]:
-    """A folder below `folder` (None: the system's temporary one) with the saved model, within this context; None if it cannot be
-    saved.
-    """
+    """Save a model below `folder` (None: the system's temporary one) within this context; None if it cannot be saved."""
     with jvm.temporary(".stages-", folder) as path:
         try:
             model.write().overwrite().save(jvm.stores.address(path))
@@ -177,18 +174,18 @@ def hash_of(model: Any, path: str | None, folder: Path | None) -> str | None:
 
 
 def hash_of_folder(path: Path) -> str:
-    """One hash of a saved model's classes, Params and weights: independent of its uids and the time of saving."""
+    """One hash of a saved model's classes, Params and weights, independent of its uids and the time of saving."""
     return hashlib.sha256("\n".join(digest_of_folder(path, by_whom=False)).encode()).hexdigest()
 
 
 def digest_of_folder(folder: Path, *, by_whom: bool = True) -> list[str]:
     """Digests of a saved model's files, without values that differ each time it is saved: uids, file names, time.
 
-    Without `by_whom` also free of what depends on who fits and saves: Spark's version, and the default seed, which Python
-    draws per process.
+    Without `by_whom`, values that depend on who fits and saves are also left out: Spark's version, and the default
+    seed, which Python draws per process.
     """
     metas = {p: json.loads(p.read_text()) for p in sorted(folder.rglob("metadata/part-*"))}
-    # What some models (BisectingKMeans) keep as their data is a saved model of spark.mllib, which has no uid.
+    # Some models (BisectingKMeans) store a saved model of spark.mllib as their data, which has no uid.
     uids = {uid: f"uid{i}" for i, meta in enumerate(metas.values()) if (uid := meta.get("uid"))}
 
     anonymous = _Anonymous(uids, _default_outputs(metas.values(), uids))
@@ -196,7 +193,7 @@ def digest_of_folder(folder: Path, *, by_whom: bool = True) -> list[str]:
     def of_metadata(meta: dict[str, Any]) -> bytes:
         meta = {k: v for k, v in meta.items() if k != "timestamp" and (by_whom or k != "sparkVersion")}
         if "defaultParamMap" in meta:
-            # A fitted stage's default outputCol holds its uid, a loaded one's a random uid of the moment it was loaded.
+            # The default outputCol of a fitted stage contains its uid, that of a loaded one a random uid drawn at loading.
             usual = {k: v for k, v in meta["defaultParamMap"].items() if by_whom or k != "seed"}
             own = f"{meta['uid']}__output"
             bare = {k: "__output" for k, v in usual.items() if v == own or _is_drawn_output(v)}
@@ -204,7 +201,7 @@ def digest_of_folder(folder: Path, *, by_whom: bool = True) -> list[str]:
         return json.dumps(anonymous.value(meta), sort_keys=True).encode()
 
     parts = [p for p in folder.rglob("part-*") if p.is_file()]
-    # FPGrowthModel's table is divided too, but by its folder's name it could be any model's.
+    # FPGrowthModel's table is divided, too, but its folder's name could be any model's.
     itemsets = {p.parents[1] / "data" for p, meta in metas.items() if meta.get("class", "").endswith(".FPGrowthModel")}
     tables = itemsets.union(p.parent for p in parts if p.parent.name in DIVIDED)
     out = []
@@ -213,7 +210,7 @@ def digest_of_folder(folder: Path, *, by_whom: bool = True) -> list[str]:
         if path in metas:
             digest = hashlib.sha256(of_metadata(metas[path]))
         elif divided or path.suffix == ".parquet":
-            # Spark orders a file's key-value metadata anyhow; the table is what counts
+            # The order of a file's key-value metadata is arbitrary; the table is what counts.
             table = pq.read_table(path, partitioning=None)
             table = (_in_order(table) if divided else table).combine_chunks()
             if path.parent.name == "treesMetadata":  # of an id, JSON and a weight, by names that Spark 4.3 leaves out
@@ -225,7 +222,7 @@ def digest_of_folder(folder: Path, *, by_whom: bool = True) -> list[str]:
             digest = hashlib.sha256()
             for name, column in zip(table.column_names, table.columns, strict=True):
                 kind = str(column.type)
-                if divided:  # a table that was loaded may hold nulls, says its type
+                if divided:  # by its type, a loaded table may hold nulls
                     kind = kind.replace(" not null", "")
                 digest.update(f"{name} {kind} {len(column)};".encode())
                 for chunk in column.chunks:
@@ -238,26 +235,26 @@ def digest_of_folder(folder: Path, *, by_whom: bool = True) -> list[str]:
 
 
 RANDOM = re.compile(r"\w+_[0-9a-f]{12}")
-"""A uid that Spark has drawn, which is the name of nothing else."""
+"""Pattern of a uid that Spark has drawn, which names nothing else."""
 
 
 @dataclass(frozen=True)
 class _Anonymous:
-    """Saved values with the numbers of stages in place of their uids.
+    """A conversion of saved values that replaces the uids of stages by numbers.
 
-    A uid that somebody has chosen may be the name of a column, too: it counts as a uid only where nothing else can stand, and in
-    the name of a default output column.
+    A uid chosen by a user may also be the name of a column: it counts as a uid only where nothing else is possible, and
+    in the name of a default output column.
 
     Attributes:
-        outputs: default output columns that hold another uid than that of their stage, and the names that they get. Such a name
-            that no stage here writes is that of a column of the rows, and stays.
+        outputs: default output columns that contain another uid than that of their stage, and their new names. Such a
+            name that no stage here writes is a column of the rows, and is not changed.
     """
 
     uids: Mapping[str, str]
     outputs: Mapping[str, str]
 
     def value(self, value: Any, key: str = "") -> Any:
-        """A value of JSON."""
+        """A JSON-ready value with its uids replaced."""
         if isinstance(value, dict):
             return {k: self.value(v, k) for k, v in value.items()}
         if isinstance(value, list):
@@ -277,7 +274,7 @@ class _Anonymous:
         return text
 
     def path(self, path: Path) -> str:
-        """The path of a file below the model's folder; that of a stage is named `<place>_<uid>`."""
+        """The path of a file below the model's folder, with uids replaced; a stage's folder is named `<place>_<uid>`."""
         parts = []
         for part in path.parts:
             place, _, uid = part.partition("_")
@@ -286,7 +283,7 @@ class _Anonymous:
 
 
 def _default_outputs(metas: Iterable[Mapping[str, Any]], uids: Mapping[str, str]) -> dict[str, str]:
-    """The `outputs` of `_Anonymous`."""
+    """The attribute `outputs` of `_Anonymous`."""
     usual = ((meta["uid"], value) for meta in metas for value in meta.get("defaultParamMap", {}).values())
     return {v: f"{uids[uid]}__output" for uid, v in usual if _is_drawn_output(v) and v[: -len("__output")] not in uids}
 
@@ -296,16 +293,16 @@ def _is_drawn_output(value: Any) -> bool:
 
 
 def _in_order(table: pa.Table) -> pa.Table:
-    """The rows by the columns that can be compared, and by the texts of itemsets."""
+    """The table with its rows sorted by the columns that can be compared, and by the texts of itemsets."""
     keys = {f.name: table.column(f.name) for f in table.schema if not pa.types.is_nested(f.type)}
     if "items" in table.column_names:
-        with contextlib.suppress(pa.ArrowInvalid, pa.ArrowNotImplementedError):  # items that are no plain values
+        with contextlib.suppress(pa.ArrowInvalid, pa.ArrowNotImplementedError):  # items that are not plain values
             keys["items"] = pc.binary_join(table.column("items").cast(pa.list_(pa.string())), "\x1f")
     return table.take(pc.sort_indices(pa.table(keys), [(name, "ascending") for name in keys])) if keys else table
 
 
 def _feed(digest: Any, array: pa.Array) -> None:
-    """The values of an array in a form that does not depend on the version of Arrow."""
+    """Feed the values of an array to a digest, in a form that does not depend on the version of Arrow."""
     digest.update(np.packbits(np.asarray(array.is_valid())).tobytes())
     if pa.types.is_struct(array.type):
         for i in range(array.type.num_fields):

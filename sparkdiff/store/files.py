@@ -1,6 +1,6 @@
 """Files that survive a crash: written to a temporary name and renamed, checked by hash, read without unpickling code.
 
-A full disk is one sentence: the file, its place, the bytes that are needed and free, and a solution.
+A full disk is reported in one sentence: the file, its place, the bytes that are needed and free, and a solution.
 """
 
 import contextlib
@@ -25,23 +25,23 @@ from sparkdiff.machine.whole import read_object as read_object, write_bytes as w
 T = TypeVar("T")
 HEAD = b"sparkdiff checkpoint 1 "
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""Errors for no space on the disk, in the user's quota, or in the limit of a file's size."""
+"""Error codes for no space on the disk, in the user's quota, or within the limit of a file's size."""
 
 
 class DamagedFile(UserWarning):
-    """A file that a run has kept is damaged or of something else, and is left out."""
+    """The warning that a file kept by a run is damaged or of another kind, and is left out."""
 
 
 class DamagedCheckpoint(DamagedFile):
-    """A checkpoint was damaged, and an older one (or none) is used."""
+    """The warning that a checkpoint was damaged, and an older one (or none) is used."""
 
 
 class _Hashed:
-    """The target of torch.save; it avoids a second copy of the state in memory."""
+    """A target of torch.save that hashes while writing, which avoids a second copy of the state in memory."""
 
     def __init__(self, file: BinaryIO):
         self.file, self.digest = file, hashlib.sha256()
-        self.failed: OSError | None = None  # which torch.save turns into an internal error of its own
+        self.failed: OSError | None = None  # torch.save would replace it by an internal error
 
     def write(self, part: bytes) -> int:
         self.digest.update(part)
@@ -56,7 +56,7 @@ class _Hashed:
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
-    """Write a checkpoint of tensors, numbers, strings, lists and dicts; the one before it is kept as `<name>.previous`.
+    """Write a checkpoint of tensors, numbers, strings, lists and dicts; the previous one is kept as `<name>.previous`.
 
     Raises:
         OSError: it cannot be written; the last complete checkpoint stays.
@@ -70,22 +70,22 @@ def save(path: Path, state: dict[str, Any]) -> None:
 
 
 def replace(path: Path, content: bytes) -> None:
-    """Write a checkpoint that was saved elsewhere; the one before it is kept, as by `save`."""
+    """Write a checkpoint that was saved elsewhere; the previous one is kept, as in `save`."""
     with written(path) as file:
         file.write(content)
         _keep_previous(path, file)
 
 
 def _keep_previous(path: Path, file: BinaryIO) -> None:
-    """Rename the checkpoint that a written one takes the place of; a crash between this and the end leaves the older one."""
+    """Rename the previous checkpoint before a new one replaces it, so that a crash in between leaves the previous one."""
     file.flush()
-    os.fsync(file.fileno())  # a full disk may show only now, when the one before must still be there
+    os.fsync(file.fileno())  # an error of a full disk may come only now, when the previous one must still exist
     if path.exists():
         os.replace(path, previous(path))
 
 
 def save_mappable(path: Path, content: Any) -> None:
-    """Write tensors, and objects that hold some, so that `torch.load(path, mmap=True)` reads them.
+    """Write tensors, and objects that contain some, so that `torch.load(path, mmap=True)` reads them.
 
     Raises:
         OSError: it cannot be written.
@@ -95,7 +95,7 @@ def save_mappable(path: Path, content: Any) -> None:
 
 
 def _saved(content: Any, file: BinaryIO) -> _Hashed:
-    """torch.save, with the system's error instead of torch's."""
+    """Run torch.save, but raise the system's error instead of torch's."""
     hashed = _Hashed(file)
     try:
         torch.save(content, hashed)  # type: ignore[arg-type]  # it asks for no more than it uses
@@ -107,7 +107,7 @@ def _saved(content: Any, file: BinaryIO) -> _Hashed:
 
 
 def size(state: Any) -> int:
-    """Bytes of all tensors of a state, which a checkpoint of it takes a little more than."""
+    """Bytes of all tensors of a state; a checkpoint of it takes slightly more."""
     if isinstance(state, torch.Tensor):
         return state.nbytes
     parts = state.values() if isinstance(state, dict) else state if isinstance(state, (list, tuple)) else ()
@@ -119,7 +119,7 @@ def _head(digest: Any) -> bytes:
 
 
 def load(path: Path) -> dict[str, Any] | None:
-    """The newest complete checkpoint of this name, or None."""
+    """The newest complete checkpoint of this name; None if there is none."""
     for candidate in (path, previous(path)):
         try:
             return _read(candidate)
@@ -131,15 +131,16 @@ def load(path: Path) -> dict[str, Any] | None:
 
 
 def read_undamaged(path: Path, read: Callable[[], T]) -> T | None:
-    """Read a file or folder of this package that can be made again; return None if it is not there or damaged. A damaged one is
-    removed, with a warning that names it.
+    """Read a file or folder of this package that can be made again; return None if it does not exist or is damaged.
+
+    A damaged one is removed, with a warning that names it.
 
     Args:
-        read: returns the content, and fails where it is damaged.
+        read: returns the content, and fails if it is damaged.
     """
     try:
         return read()
-    except Exception as e:  # whatever the content does to its reader
+    except Exception as e:  # damaged content may raise anything
         if stores.exists(path):
             warnings.warn(
                 f"{stores.named(path)} is damaged and made again: {type(e).__name__}: {e}", DamagedFile, stacklevel=2
@@ -149,10 +150,10 @@ def read_undamaged(path: Path, read: Callable[[], T]) -> T | None:
 
 
 def check_types(made: T) -> T:
-    """Check the attributes of a dataclass that was made of stored values, and return it.
+    """Check the types of the attributes of a dataclass made from stored values, and return it.
 
     Raises:
-        TypeError: one is not.
+        TypeError: one has the wrong type.
     """
     for field in dataclasses.fields(made):  # type: ignore[arg-type]
         kind, value = get_origin(field.type) or field.type, getattr(made, field.name)
@@ -183,7 +184,7 @@ def local_path(option: str, given: str) -> Path:
     """The file or folder of this machine that an option names.
 
     Raises:
-        InputError: it is none of this machine, or Spark cannot find it.
+        InputError: it is not on this machine, or Spark cannot find it.
     """
     if (why := paths.not_local(option, given)) is not None:
         raise InputError(why)
@@ -191,10 +192,10 @@ def local_path(option: str, given: str) -> Path:
 
 
 def new_path(option: str, given: str) -> Path:
-    """The folder of this machine that an option names, and that is to be made.
+    """The folder of this machine that an option names, and that is to be created.
 
     Raises:
-        InputError: it exists, or is none of this machine.
+        InputError: it exists, or is not on this machine.
     """
     path = local_path(option, given)
     if os.path.lexists(path):
@@ -228,7 +229,9 @@ def full(error: BaseException | None) -> str:
 
 
 def denied(error: BaseException) -> str:
-    """The reason if a store refuses or a file system is read-only; else empty: a user's own file may be refused otherwise."""
+    """The reason if a store refuses or a file system is read-only; else empty: one file may be refused for other
+    reasons.
+    """
     if isinstance(error, StoreError):
         return str(error.strerror)
     read_only = os.strerror(errno.EROFS)
@@ -237,7 +240,7 @@ def denied(error: BaseException) -> str:
 
 
 def free(path: Path) -> int:
-    """Free bytes of the disk of an existing or future path."""
+    """Free bytes on the disk of an existing or future path."""
     return shutil.disk_usage(next(p for p in (path, *path.absolute().parents) if p.exists())).free
 
 
@@ -248,15 +251,15 @@ def folder_size(folder: Path) -> int:
 
 @contextlib.contextmanager
 def room(what: str, path: Path, way_out: str, needed: Callable[[], str] = lambda: "") -> Iterator[None]:
-    """Within this context, an error for a full disk, or of a file system that refuses to write, becomes one sentence.
+    """Turn an error for a full disk, or of a file system that refuses to write, into one sentence within this context.
 
     Args:
-        way_out: of a full disk.
-        needed: the required number of bytes, as text; called only then.
+        way_out: the solution for a full disk.
+        needed: returns the required number of bytes, as text; called only for a full disk.
 
     Raises:
         FullDiskError: the disk is full.
-        WriteError: the file system refuses to write, though it was asked before the run began.
+        WriteError: the file system refuses to write, although writing was possible before the run began.
     """
     try:
         yield

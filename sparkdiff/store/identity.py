@@ -1,4 +1,4 @@
-"""The identity of a callable as one hash: its code, closure, defaults, and the globals that it reads.
+"""The identity of a callable as one hash of its code, closure, defaults, and the globals that it reads.
 
 A name does not identify a callable: every lambda is `<lambda>`, every partial is `functools:partial`. Two callables
 have the same hash only if everything that decides their result is equal, in this process and in any other. A callable
@@ -26,23 +26,23 @@ import numpy as np
 import torch
 
 DEEPEST = 120
-"""Largest depth of nested values; deeper values are not followed."""
+"""Largest depth of nested values; deeper nesting raises UntoldError."""
 ATOMS = (type(None), bool, int, float, complex, str, bytes, type(Ellipsis), type(NotImplemented))
 UNSPOKEN = frozenset(
     {"__dict__", "__weakref__", "__doc__", "__module__", "__qualname__", "__annotations__", "__annotate__", "__annotate_func__"}
     | {"__annotations_cache__", "__firstlineno__", "__static_attributes__", "__slotnames__", "_abc_impl"}
 )  # fmt: skip
-"""Attributes of a class that do not matter, or that Python adds later."""
+"""Attributes of a class that have no effect, or that Python adds later."""
 
 UNINSTALLED = ("sparkdiff", "pyspark")
 """Packages that may be in any folder and are identified by their own version."""
 
 ALONE = ("numpy", "torch")
-"""Modules that belong to the one package of their name, and that almost every network uses."""
+"""Modules that belong to exactly one package, of the same name, and that almost every network uses."""
 
 
 class UntoldError(Exception):
-    """A value cannot be identified; never leaves the package."""
+    """The error that a value cannot be identified; it never leaves the package."""
 
 
 def identity(value: Any, *, bare: Callable[[str], str] = str) -> str:
@@ -60,12 +60,12 @@ def identity(value: Any, *, bare: Callable[[str], str] = str) -> str:
 
 
 class _Teller:
-    """Feeds all parts of a value to one digest; a repeated part is fed as its number."""
+    """A digest of all parts of a value; a repeated part is fed to it as its number."""
 
     def __init__(self, bare: Callable[[str], str]) -> None:
         self.bare = bare
         self.digest = hashlib.sha256()
-        self.seen: dict[int, tuple[int, Any]] = {}  # holding the object, whose id would be another's once it is gone
+        self.seen: dict[int, tuple[int, Any]] = {}  # keeps the object alive, so that its id stays unique
         self.modules: set[tuple[int, frozenset[str]]] = set()
         self.depth = 0
 
@@ -99,7 +99,7 @@ class _Teller:
         if kind is list:
             self.all("list", value)
         elif kind in (dict, types.MappingProxyType):
-            self.all("dict", [part for item in value.items() for part in item])  # its order may decide too
+            self.all("dict", [part for item in value.items() for part in item])  # the order may matter, too
         elif kind is set:
             self.set(value)
         elif isinstance(value, torch.Tensor):
@@ -131,8 +131,8 @@ class _Teller:
             self.tell(value)
 
     def set(self, values: Any) -> None:
-        """The order of a set differs between processes, so each entry is hashed separately."""
-        if self.depth > DEEPEST // 4:  # as those begin anew
+        """Feed a set; its order differs between processes, so each entry is hashed separately."""
+        if self.depth > DEEPEST // 4:  # separate hashes of entries start again
             raise UntoldError("sets nested too deeply")
         found = []
         for value in values:
@@ -192,7 +192,7 @@ class _Teller:
         self.all("constants", (code.co_consts, getattr(code, "co_exceptiontable", b"")))
 
     def reached(self, module: types.ModuleType | None, attributes: frozenset[str]) -> None:
-        """A module through which a function uses some of these names."""
+        """Feed a module through which a function uses some of these names."""
         if module is None:
             self.feed("missing")
         elif (id(module), attributes) not in self.modules:
@@ -221,7 +221,7 @@ class _Teller:
             self.tell(vars(value)[name])
 
     def library(self, value: Any) -> bool:
-        """Whether an installed package has it under its own name, which with the package's version tells it."""
+        """Feed a value of an installed package by its name and the package's version; return False for any other value."""
         module, name = value.__module__, value.__qualname__
         if module is None or not _installed(module) or _named(module, name) is not value:
             return False
@@ -229,7 +229,7 @@ class _Teller:
         return True
 
     def object(self, value: Any) -> None:
-        """An object by its class and its state, as for pickle."""
+        """Feed an object by its class and its state, as for pickle."""
         try:
             reducer = copyreg.dispatch_table.get(type(value))
             reduced = value.__reduce_ex__(4) if reducer is None else reducer(value)
@@ -249,7 +249,7 @@ class _Teller:
 
 
 def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
-    """A function's code and that of the functions inside it."""
+    """The code of a function and of the functions inside it."""
     yield code
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
@@ -257,8 +257,8 @@ def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
 
 
 def _imported(code: types.CodeType, package: str | None) -> Iterator[types.ModuleType | None]:
-    """The modules that a function imports itself; None for a module that cannot be imported."""
-    # Before an operand above 255 stands one that holds its upper bits.
+    """The modules that a function itself imports; None for a module that cannot be imported."""
+    # An operand above 255 is preceded by an instruction with its upper bits.
     steps = [step for step in dis.get_instructions(code) if step.opname != "EXTENDED_ARG"]
     for i, step in enumerate(steps):
         if step.opname == "IMPORT_NAME":
@@ -278,7 +278,7 @@ def _named(module: str, name: str) -> Any:
 
 
 def _home(value: Any, name: str) -> str:
-    """The module that has a value of C under this name; of several the one of the shortest name, whichever are loaded."""
+    """The module that contains a value of C under this name; of several, the one with the shortest name."""
     own = getattr(value, "__module__", None)
     if own is not None and _named(own, name) is value:
         return str(own)
@@ -297,9 +297,9 @@ def _libraries() -> tuple[str, ...]:
 
 
 def _installed(module: str) -> bool:
-    """Whether a module is of Python, of an installed package, or ours: code that a version stands for.
+    """True if a module belongs to Python, an installed package or this package, so that a version identifies its code.
 
-    A package that was installed to be edited keeps its version while its code changes, but lies elsewhere.
+    A package in editable mode keeps its version while its code changes, but is in another folder.
     """
     top = module.partition(".")[0]
     if top in ("builtins", *UNINSTALLED):
@@ -314,7 +314,7 @@ def _installed(module: str) -> bool:
 
 
 def _version(top: str) -> str:
-    """The version of a package, by its own attribute and as installed; "" if it has none or belongs to Python."""
+    """The version of a package, from its own attribute and as installed; "" if it has none or belongs to Python."""
     own = getattr(sys.modules.get(top), "__version__", "")
     releases = () if top in UNINSTALLED else _releases(top)
     return " ".join([*([own] if isinstance(own, str) and own else []), *releases])
@@ -323,7 +323,7 @@ def _version(top: str) -> str:
 @functools.cache
 def _releases(top: str) -> tuple[str, ...]:
     out = []
-    # To find out which packages have a module, Python reads the metadata of all of them, in a second.
+    # To find the packages of a module, Python reads the metadata of all packages, which takes a second.
     owners = (top,) if top in ALONE else _distributions().get(top, ())
     for name in sorted({name for name in owners if name}):  # None: its metadata are damaged
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -338,7 +338,7 @@ def _distributions() -> Mapping[str, list[str]]:
 
 
 def _facts(module: str) -> str:
-    """A module's name, its package's version and the hash of its file; of us the version says all."""
+    """A module's name, its package's version and the hash of its file; for sparkdiff, the version is sufficient."""
     top = module.partition(".")[0]
     return f"{module} {_version(top)} {'' if top == 'sparkdiff' else _hash(_file(module))}"
 

@@ -3,8 +3,8 @@
 Clocks of two machines are never compared: a waiting process watches whether the time of the file changes, and uses
 the clock of the file system. On the same machine, a dead owner is recognised immediately.
 
-A lease in a store (`jvm.stores`) is the same file there. Where the store itself lets two processes create one file, as some
-object stores do, the last of them has the lease, and the other one notices before it writes.
+A lease in a store (`jvm.stores`) is the same file there. If the store lets two processes create the same file, as some
+object stores do, the last one has the lease, and the other one notices it before it writes.
 """
 
 import contextlib
@@ -30,14 +30,14 @@ GONE = 1.0
 """Seconds for which a lease file may be missing: a process that moved it by mistake puts it back immediately."""
 
 
-# Of the values of a lease that another process reads.
+# Types of the values of a lease that another process reads.
 TYPES: dict[str, Any] = {"owner": str, "pid": int, "started": int, "beat": (int, float), "lasts": (int, float)}
 _ENDED: set[str] = set()
-"""Owners in this process that have ended, whose file a store may still have that was not there to remove it."""
+"""Owners in this process that have ended; a store that was unreachable at the time may still have their files."""
 
 
 class HeldError(SparkdiffError):
-    """Another process holds the lease, or has taken it over. The command exits with code 1."""
+    """The error that another process holds the lease, or has taken it over. The command exits with code 1."""
 
 
 @dataclass
@@ -46,17 +46,17 @@ class Lease:
 
     Attributes:
         what: the name of the thing that is leased, for messages.
-        owner: a name that no other lease has, also in this process.
+        owner: a unique name, also within this process.
     """
 
     path: Path
     what: str
     owner: str
-    file: int | None  # renewing it can't touch the lease of who has moved this one away; None in a store
+    file: int | None  # open file: renewing it can't affect another owner's lease that has replaced it; None in a store
     lasts: float
 
     def lost(self) -> bool:
-        """Whether this owner has lost the lease without giving it back; otherwise renews it."""
+        """Renew the lease; return True if this owner has lost it without giving it back."""
         if self.owner in _ENDED:
             return False
         self._renew()
@@ -64,7 +64,7 @@ class Lease:
         try:
             while ((seen := _look(self.path)) is None or not seen.content) and time.monotonic() < end:
                 time.sleep(GONE / 20)
-        except StoreError:  # a store that does not answer tells nothing of another owner
+        except StoreError:  # an unreachable store is no sign of another owner
             return False
         return seen is None or seen.owner != self.owner
 
@@ -87,7 +87,7 @@ class Lease:
             )
 
     def _renew(self) -> None:
-        with contextlib.suppress(OSError):  # of a network's file system: the next one may succeed
+        with contextlib.suppress(OSError):  # an error of a network file system: the next renewal may succeed
             if self.file is not None:
                 os.utime(self.file)
             elif (seen := _look(self.path)) is not None and seen.owner == self.owner:
@@ -131,7 +131,7 @@ class _Seen:
         return f"process {c['pid']} on {c['host']}, since {c['begun']}"
 
     def dead(self) -> bool:
-        """Whether its owner is known to be dead, because it ran on this machine."""
+        """True if its owner is known to be dead, because it ran on this machine."""
         return self.owner in _ENDED or ("machine" in self.content and processes.has_ended(self.content))
 
 
@@ -154,7 +154,7 @@ def held(path: Path, what: str, *, wait: float = 0.0, beat: float = BEAT, lasts:
             yield lease
     finally:
         _ENDED.add(lease.owner)
-        with contextlib.suppress(StoreError):  # then it expires
+        with contextlib.suppress(StoreError):  # if it is not removed, it expires
             _remove(path, lease.owner)
         if lease.file is not None:
             os.close(lease.file)
@@ -177,7 +177,9 @@ def _taken(path: Path, what: str, wait: float, beat: float, lasts: float) -> Lea
         if seen != watched:
             watched, since = seen, now
         its_beat, its_lasts = seen.content.get("beat", beat), seen.content.get("lasts", lasts)
-        old = _age(path, seen) > its_lasts  # but the clock may have been set: it must stay as it is for a while
+        old = (
+            _age(path, seen) > its_lasts
+        )  # the clock may have been changed, so it must also stay unchanged for a while
         if seen.dead() or now - since > its_lasts or (old and now - since > 2 * its_beat):
             _remove(path, seen.owner)
             continue
@@ -191,7 +193,7 @@ def _taken(path: Path, what: str, wait: float, beat: float, lasts: float) -> Lea
 
 
 def _begun(lease: Lease, content: bytes) -> bool:
-    """Make the file of a lease, and keep it open on this machine; False if there is already one."""
+    """Create the file of a lease, and keep it open on this machine; return False if there is already one."""
     path = lease.path
     if stores.url_of(path) is not None:
         stores.make(path.parent, private=False)  # it may be a folder of the user
@@ -215,7 +217,7 @@ def _begun(lease: Lease, content: bytes) -> bool:
 
 
 def _look(path: Path) -> _Seen | None:
-    """The lease at this path, or None."""
+    """The lease at this path; None if there is none."""
     if stores.url_of(path) is not None:
         milliseconds, content, node = stores.modified(path), stores.read(path), 0
         if milliseconds is None or content is None:
@@ -230,7 +232,7 @@ def _look(path: Path) -> _Seen | None:
         node, changed = stat.st_ino, stat.st_mtime_ns
     try:
         told = {k: v for k, v in dict(json.loads(content)).items() if isinstance(v, TYPES.get(k, object))}
-    except (ValueError, TypeError):  # not written yet, or by somebody else
+    except (ValueError, TypeError):  # not written yet, or by another program
         told = {}
     return _Seen(told if told.keys() >= {"owner", "pid", "host", "begun"} else {}, node, changed)
 
@@ -251,7 +253,7 @@ def _age(path: Path, seen: _Seen) -> float:
 
 
 def _remove(path: Path, owner: str | None) -> None:
-    """Remove the lease of this owner, but not of another one."""
+    """Remove the lease of this owner, but not that of another one."""
     aside = path.with_name(f"{path.name}-{uuid.uuid4().hex[:8]}")
     seen = _look(path)
     if seen is None or seen.owner != owner:
@@ -264,7 +266,7 @@ def _remove(path: Path, owner: str | None) -> None:
     except FileNotFoundError:
         return
     moved = _look(aside)
-    if moved is not None and moved.owner != owner:  # it was another's by then, which has it back
+    if moved is not None and moved.owner != owner:  # another owner had taken it meanwhile, and gets it back
         with contextlib.suppress(OSError):
             os.link(aside, path)
     aside.unlink(missing_ok=True)

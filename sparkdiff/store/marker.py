@@ -1,7 +1,9 @@
-"""The marker of a folder: a file, written first and removed last, that names the part of the package that made the folder.
+"""The marker of a folder: a file, written first and removed last, that names the part of the package that made the
+folder.
 
-A folder that holds files and no such marker is the user's: nothing is written into it or removed from it. The folders that users
-choose for many things (`storeDir`, `cacheDir`, `checkpointDir`) are theirs, too, and have none; what is made in them has one.
+A folder that contains files and no such marker is the user's: nothing is written into it or removed from it. The
+folders that users choose for many things (`storeDir`, `cacheDir`, `checkpointDir`) are theirs, too, and have no marker;
+the folders made inside them have one.
 """
 
 from collections.abc import Iterable
@@ -16,10 +18,11 @@ CACHE, ROWS, FITTED = "cache", "rows after stages", "fitted pipeline"
 
 
 def mark(folder: Path, owner: str, entries: Iterable[str] = ()) -> None:
-    """Write into a folder to which part of the package it belongs.
+    """Write the owner's marker into a folder.
 
     Args:
-        entries: the names of all that is this part's, of a folder in which users may put files of their own; by default all is.
+        entries: the names of all entries that belong to this owner, if users may add files to the folder; by default
+            all.
 
     Raises:
         OSError: it cannot be written.
@@ -28,7 +31,7 @@ def mark(folder: Path, owner: str, entries: Iterable[str] = ()) -> None:
 
 
 def read_marker(folder: Path) -> list[str]:
-    """The owner that a folder's marker names, and the entries; empty if there is none.
+    """The owner and the entries from a folder's marker; empty if there is none.
 
     Raises:
         OSError: it cannot be read.
@@ -37,14 +40,14 @@ def read_marker(folder: Path) -> list[str]:
 
 
 def check_owner(folder: Path, owner: str, given: str, other: str) -> None:
-    """Check that a folder is absent or empty, or holds nothing but what this part of the package has made.
+    """Check that a folder does not exist, is empty, or contains only files made by this part of the package.
 
     Args:
-        given: the folder as the message names it.
+        given: the folder, as the message names it.
         other: what to choose instead, for the message.
 
     Raises:
-        InputError: it holds something else, is a file, or cannot be read.
+        InputError: it contains something else, is a file, or cannot be read.
     """
     try:
         if folder.is_file():

@@ -1,4 +1,4 @@
-"""A folder of a store kept equal to its working copy, so that what a run writes there outlives its machine."""
+"""Mirroring of a working copy to a folder of a store, so that the files that a run writes outlive its machine."""
 
 import threading
 from collections.abc import Callable
@@ -8,21 +8,22 @@ from sparkdiff.jvm import stores
 from sparkdiff.store.files import previous
 
 PERIOD = 1.0
-"""Seconds between two looks for changed files."""
+"""Seconds between two checks for changed files."""
 
 
 _ROOTS: set[Path] = set()
 
 
 def is_mirrored(path: Path) -> bool:
-    """Whether a folder around this one is mirrored by this process, so that what is written here is sent anyway."""
+    """True if this process mirrors a folder around this path, so that files written here are sent anyway."""
     return any(path.is_relative_to(root) for root in _ROOTS)
 
 
 class Mirror:
-    """Sends changed files of a working copy to the store, in a thread, within a context.
+    """A context in which a thread sends changed files of a working copy to the store.
 
-    A file arrives whole or not at all. Of those that changed together, JSON comes last: it names the others.
+    A file arrives completely or not at all. Of files that changed together, JSON comes last, because it names the
+    others.
 
     Attributes:
         failed: why a file could not be sent; empty if all were.
@@ -35,7 +36,7 @@ class Mirror:
         self._thread = threading.Thread(target=self._watch, name=f"mirror of {folder.name}", daemon=True)
 
     def __enter__(self) -> "Mirror":
-        self._sent = self._found()  # they have just come from there
+        self._sent = self._found()  # they were just fetched from the store
         _ROOTS.add(self.folder)
         return self
 
@@ -45,13 +46,13 @@ class Mirror:
         _ROOTS.discard(self.folder)
 
     def stop(self) -> None:
-        """Send nothing more by itself."""
+        """Stop the thread that sends files."""
         self._ended.set()
         if self._thread.is_alive():
             self._thread.join()
 
     def begin(self) -> None:
-        """Send what has changed, and go on to do so.
+        """Send the changed files, and start the thread that continues to do so.
 
         Raises:
             StoreError: the store refuses it.
@@ -74,7 +75,7 @@ class Mirror:
             )
 
     def sync(self) -> None:
-        """Send what has changed, and remove what is gone.
+        """Send changed files, and remove deleted ones from the store.
 
         Raises:
             StoreError: the store refuses it.
@@ -87,7 +88,7 @@ class Mirror:
                 for path in sorted(changed, key=lambda path: (path.suffix == ".json", path)):
                     if self._send(path, found[path]):
                         self._sent[path] = found[path]
-                # A checkpoint is not there for a moment while it is replaced.
+                # A checkpoint is missing for a moment while it is replaced.
                 gone = [path for path in gone if not path.exists() and not previous(path).exists()]
                 for path in gone:
                     del self._sent[path]
@@ -95,7 +96,7 @@ class Mirror:
                     stores.forget(path)
 
     def _send(self, path: Path, state: tuple[int, int, int]) -> bool:
-        """Send a file; False if it was replaced meanwhile, so that the next look finds the new one."""
+        """Send a file; return False if it was replaced meanwhile, so that the next check finds the new one."""
         try:
             stores.send(path)
         except OSError:
@@ -105,19 +106,19 @@ class Mirror:
         return True
 
     def _highest_gone(self, path: Path) -> Path:
-        """The highest folder above a file that is gone with it."""
+        """The highest folder above a deleted file that is deleted, too; else the file."""
         while path.parent != self.folder and not path.parent.exists():
             path = path.parent
         return path
 
     def _found(self) -> dict[Path, tuple[int, int, int]]:
-        """The files that last, by what changes with their content."""
+        """The lasting files, with the attributes that change with their content."""
         seen = ((path, self._found_at(path)) for path in self.folder.rglob("*"))
         return {path: state for path, state in seen if state is not None}
 
     def _found_at(self, path: Path) -> tuple[int, int, int] | None:
-        # Of use to a later process is no temporary file, and none that starts a process. An older checkpoint is, as some stores
-        # replace a file by deleting it first.
+        # Temporary files, and files that start a process, are useless to a later process. An older checkpoint is not, because
+        # some stores replace a file by deleting it first.
         parts = path.relative_to(self.folder).parts
         passing = any(part.startswith(".") for part in parts) or parts[0].startswith("attempt-")
         try:

@@ -1,21 +1,21 @@
-"""Names and aliases that MLflow's registry of models takes, told without MLflow, before any work."""
+"""Rules for names and aliases in MLflow's registry of models, checked without MLflow, before any work."""
 
 import re
 
 from sparkdiff.errors import InputError
 
 ALIAS, NEVER = "challenger", "champion"
-"""The alias of a version that is registered here, and one that only its users give."""
+"""The default alias of a version that is registered here, and one that only users may set."""
 
 
 def check_version(name: str | None, alias: str, section: str = "") -> None:
-    """Check what a version of a model is registered as: MLflow itself refuses it only when the model is stored.
+    """Check the name and alias of a new version of a model; MLflow itself refuses them only when the model is stored.
 
     Args:
-        section: what stands in front of the settings' names in messages.
+        section: prefix of the settings' names in messages.
 
     Raises:
-        InputError: the registry has no such name or alias, or only users may give it.
+        InputError: the registry does not accept the name or alias, or only users may set it.
     """
     if name is not None and (not name.strip() or {"/", ":"} & {*name}):
         raise InputError(

@@ -23,10 +23,10 @@ from sparkdiff.store.lease import Lease, held, lease_of
 from sparkdiff.store.mirror import Mirror, is_mirrored
 
 LONGEST = 100
-"""Characters of a run's id at most."""
+"""Largest number of characters of a run's id."""
 NAME = re.compile(rf"[A-Za-z0-9_][\w.-]{{0,{LONGEST - 1}}}", re.ASCII)
 TRAININGS = "trainings"
-"""The folder, in the folder of a run, of the trainings that it consists of."""
+"""Folder within a run's folder for the trainings that it consists of."""
 
 
 UNTOLD = "can't be told"
@@ -34,18 +34,18 @@ UNTOLD = "can't be told"
 
 
 class NotResumable(UserWarning):
-    """A run was not resumed, because a part of the request cannot be identified."""
+    """The warning that a run was not resumed, because a part of the request cannot be identified."""
 
 
 @dataclass(frozen=True)
 class FolderNote:
-    """What a file of JSON in the folder of a run says, by its name; a resumed run reads it."""
+    """The content of a JSON file in the folder of a run, which a resumed run reads."""
 
     FILE: ClassVar[str]
 
     @classmethod
     def read(cls, folder: Path) -> Self | None:
-        """The note of a run; None if there is none, or it is damaged."""
+        """The note of a run; None if it does not exist, or is damaged."""
         return read_undamaged(folder / cls.FILE, lambda: check_types(cls(**read_object(folder / cls.FILE))))
 
     def write(self, folder: Path) -> None:
@@ -59,7 +59,7 @@ def untold(why: str) -> str:
 
 
 def told(tell: Callable[[], str]) -> str:
-    """What `tell` returns, or why nothing can be told, in words that are equal to nothing else."""
+    """The result of `tell`; if it raises UntoldError, a text with the reason that equals no other value."""
     try:
         return tell()
     except UntoldError as e:
@@ -72,7 +72,7 @@ def _untold(value: Any) -> bool:
 
 def _changed(begun: Any, now: Any, name: str = "") -> dict[str, tuple[Any, Any]]:
     """The differences between the old and the new request, by name; inside a mapping by `mapping.name`."""
-    if json.dumps(begun, sort_keys=True) == json.dumps(now, sort_keys=True):  # == takes 1, 1.0 and True for one
+    if json.dumps(begun, sort_keys=True) == json.dumps(now, sort_keys=True):  # == treats 1, 1.0 and True as equal
         return {}
     if not isinstance(begun, dict) or not isinstance(now, dict):
         return {name: (begun, now)}
@@ -82,10 +82,10 @@ def _changed(begun: Any, now: Any, name: str = "") -> dict[str, tuple[Any, Any]]
 
 
 def folder_name(runId: str) -> str:
-    """The id of a run, which is the name of its folder.
+    """The id of a run, after a check that it can be the name of a folder.
 
     Raises:
-        InputError: it cannot be a folder name.
+        InputError: it cannot be.
     """
     if not NAME.fullmatch(runId):
         raise InputError(f"runId={runId!r} may contain only letters, digits, '.', '-' and '_'")
@@ -93,7 +93,7 @@ def folder_name(runId: str) -> str:
 
 
 def name_beside(runId: str, rest: str) -> str:
-    """The name of a folder that belongs to a run: its id, cut short and with a hash where there is no room, and the rest."""
+    """The name of a folder that belongs to a run: its id and `rest`; a long id is cut and gets a hash."""
     name = folder_name(runId)
     if len(name) + len(rest) <= LONGEST:
         return name + rest
@@ -103,9 +103,7 @@ def name_beside(runId: str, rest: str) -> str:
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The folder of one training: its request, its newest checkpoint, and one folder per attempt of several
-    processes.
-    """
+    """The folder of one training: its request, its newest checkpoint, and one folder per attempt of several processes."""
 
     path: Path
     runId: str
@@ -118,18 +116,18 @@ class RunFolder:
         where: Path, runId: str, request: dict[str, Any], *, replace: bool, own: bool = False, lease: Lease | None = None,
         mirror: Mirror | None = None,
     ) -> "RunFolder":  # fmt: skip
-        """The folder of a run, created if missing.
+        """Open the folder of a run; create it if missing.
 
         Args:
             own: `where` is not a folder of the user; it is removed together with its last run.
             request: everything that decides the training, by name. A folder with another request is not resumed, nor
                 one with a part that is `UNTOLD`.
             replace: start again in this case, instead of raising.
-            lease: the lease of this folder; without it nothing is written or removed.
+            lease: the lease of this folder; once it is lost, nothing more is written or removed.
 
         Raises:
-            InputError: the id cannot be a folder name, the folder cannot be written, or it belongs to another
-                training; names the differences. Or it is a folder of the user.
+            InputError: the id cannot be a folder name, the folder cannot be written, it is a folder of the user, or it
+                belongs to another training; then the message names the differences.
         """
         path = where / folder_name(runId)
         request = json.loads(json.dumps(request, sort_keys=True))
@@ -166,7 +164,7 @@ class RunFolder:
 
     @property
     def unsaved(self) -> str:
-        """Why the store has not all that was written to its working copy; empty if it has."""
+        """The reason why the store lacks files of its working copy; empty if it has all."""
         return "" if self.mirror is None else self.mirror.failed
 
     @property
@@ -174,7 +172,7 @@ class RunFolder:
         return self.path / "state.pt"
 
     def attempt(self) -> Path:
-        """A new folder for an attempt."""
+        """Create a new folder for an attempt."""
         numbers = (p.name.partition("-")[2] for p in self.path.glob("attempt-*"))
         number = 1 + max((int(name) for name in numbers if name.isdecimal()), default=0)
         folder = self.path / f"attempt-{number}"
@@ -183,8 +181,10 @@ class RunFolder:
 
     @contextlib.contextmanager
     def kept(self, *, always: bool) -> Iterator[None]:
-        """Within this context, training runs. The folder is removed at the end unless `always`, and if training fails: without
-        a checkpoint or a finished step, or where nobody knows the id to go on by.
+        """Remove the folder at the end of this context, in which training runs, unless `always`.
+
+        If training fails, the folder is also removed if it has neither a checkpoint nor a finished step, or if the user
+        does not know the id to continue with.
         """
         try:
             yield
@@ -201,7 +201,7 @@ class RunFolder:
         if self.lease is not None and self.lease.lost():
             return
         if self.mirror is not None:
-            self.mirror.stop()  # else it may send what is removed here
+            self.mirror.stop()  # otherwise it could send files that are removed here
         stores.remove(self.path)
         if self.own:
             stores.remove_empty(self.path.parent)
@@ -211,7 +211,7 @@ class RunFolder:
 def opened(
     where: Path, runId: str | None, request: dict[str, Any], *, replace: bool, own: bool, wait: float
 ) -> Iterator[RunFolder]:  # fmt: skip
-    """The folder of a training, see `RunFolder.open`; no other process uses it while the context lasts.
+    """Open the folder of a training, see `RunFolder.open`; no other process uses it while the context lasts.
 
     Args:
         runId: None for a new name.
@@ -222,7 +222,7 @@ def opened(
         with contextlib.ExitStack() as stack:
             lease = mirror = None
             try:
-                if runId is not None:  # nobody else has a name that was just drawn
+                if runId is not None:  # no other process has a name that was just drawn
                     lease = stack.enter_context(held(lease_of(where / name), f"runId={name!r}", wait=wait))
                 if stores.url_of(where) is not None and not is_mirrored(where):
                     mirror = stack.enter_context(_mirrored(where / name, lease))
@@ -235,7 +235,7 @@ def opened(
 
 
 def _mirrored(path: Path, lease: Lease | None) -> Mirror:
-    """The mirror of a run folder in a store, whose working copy has what is there."""
+    """The mirror of a run folder in a store, with the store's files in its working copy."""
     stores.make(path.parent)
     if stores.exists(path):
         stores.fetch(path)

@@ -1,5 +1,5 @@
-"""Tensors as all other rooms use them: `rows` is a column of a batch, dense or sparse, `device` the only place that names
-devices, `products` starts a backward pass, `team` sums over the processes of a training.
+"""Tensors as all other packages use them: `rows` is a column of a batch, dense or sparse, `device` the only module that
+names devices, `products` starts a backward pass, `team` sums over the processes of a training.
 """
 
 __all__ = ["device", "products", "rows", "team"]

@@ -1,4 +1,4 @@
-"""Where training computes, and with which numbers: the one place that names devices, and that moves tensors between them."""
+"""Devices and number types of training; the only module that names devices and moves tensors between them."""
 
 import contextlib
 import io
@@ -17,12 +17,13 @@ from sparkdiff.errors import InputError
 from sparkdiff.tensors.rows import Rows, SparseRows
 
 T = TypeVar("T")
-# cuBLAS reads it when this process first uses it: results repeat only with a workspace of fixed size.
+# cuBLAS reads this at its first use in the process: results repeat only with a workspace of fixed size.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 ALONE = threading.RLock()
-"""Held by a thread that records a graph or gives memory back: no other may do the latter while one is recorded."""
+"""A lock for a thread that records a graph or releases memory: no other may release memory while a graph is recorded.
+"""
 PRECISIONS = {"float64": torch.float64, "float32": torch.float32}
-"""The dtypes of rows in training; weights, sums and losses are float64 in any case."""
+"""Dtypes of rows in training; weights, sums and losses are always float64."""
 
 
 _CPU = torch.device("cpu")
@@ -30,7 +31,7 @@ _CPU = torch.device("cpu")
 
 @contextlib.contextmanager
 def torch_threads(number: int) -> Iterator[None]:
-    """Within this context, torch uses so many threads."""
+    """Let torch use this number of threads within this context."""
     before = torch.get_num_threads()
     if number != before:
         torch.set_num_threads(number)
@@ -43,14 +44,14 @@ def torch_threads(number: int) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Place:
-    """A device, and the dtype that rows have there."""
+    """A device, and the dtype of rows on it."""
 
     device: torch.device = _CPU
     dtype: torch.dtype = torch.float64
 
     @property
     def plain(self) -> bool:
-        """Whether rows stay as the stream reads them: float64 on the CPU."""
+        """True if rows stay as the stream reads them: float64 on the CPU."""
         return self.device.type == "cpu" and self.dtype == torch.float64
 
     @property
@@ -62,35 +63,35 @@ class Place:
         return str(self.device)
 
     def rows(self, x: Rows, *, wait: bool = True) -> Rows:
-        """Rows here, their floats in the dtype of rows where that is narrower.
+        """Rows on this device, with floats in this dtype if it is narrower.
 
         Args:
-            wait: False to copy rows of the CPU while this process goes on.
+            wait: False to copy rows from the CPU asynchronously.
         """
         if isinstance(x, SparseRows):
             indices, offsets = self.numbers(x.indices, wait=wait), self.numbers(x.offsets, wait=wait)
             return SparseRows(indices, self.rows(x.values, wait=wait), offsets, x.width)  # type: ignore[arg-type]
-        # The dtype first: a copy between devices that changes it waits for both.
+        # The dtype first: a copy between devices that changes the dtype waits for both.
         narrows = x.is_floating_point() and x.itemsize > self.dtype.itemsize
         return self.numbers(x.to(self.dtype) if narrows else x, wait=wait)
 
     def numbers(self, x: Tensor, *, wait: bool = True) -> Tensor:
-        """A tensor here, in its own dtype."""
+        """A tensor on this device, in its own dtype."""
         if not wait and x.is_cpu and self.device.type == "cuda":
             x = x.pin_memory()
         return x.to(self.device, non_blocking=not wait)
 
     def free(self) -> int | None:
-        """Bytes that can still be allocated, None on the CPU."""
+        """Bytes that can still be allocated; None on the CPU."""
         if self.on_cpu:
             return None
         self.trim()
         return int(module_of(self.device).mem_get_info(self.device)[0])
 
     def trim(self) -> None:
-        """Give back the freed memory that torch keeps for itself."""
+        """Release freed memory that torch keeps for itself."""
         if not self.on_cpu:
-            with ALONE, contextlib.suppress(RuntimeError):  # which torch raises after a recording that failed
+            with ALONE, contextlib.suppress(RuntimeError):  # torch raises it after a failed recording
                 module_of(self.device).empty_cache()
 
 
@@ -98,7 +99,7 @@ CPU = Place()
 
 
 def module_of(device: torch.device) -> Any:
-    """What torch has for a kind of device: `torch.cuda` for an NVIDIA GPU, with its streams, graphs and memory."""
+    """torch's module for a kind of device: `torch.cuda` for an NVIDIA GPU, with its streams, graphs and memory."""
     return torch.get_device_module(device)
 
 
@@ -108,7 +109,7 @@ def home(x: Tensor) -> Tensor:
 
 
 def gpus() -> int:
-    """The number of GPUs that this process sees; importing CUDA's libraries is left out where torch was built without them."""
+    """Number of GPUs that this process sees; doesn't import CUDA's libraries if torch was built without them."""
     return torch.cuda.device_count() if torch.backends.cuda.is_built() else 0
 
 
@@ -127,7 +128,7 @@ def place(device: str, precision: str, local: int = 0) -> Place:
 
     Args:
         device: `cpu`, `cuda` or `cuda:<number>`.
-        local: the number of this process among those of its machine, which share the GPUs.
+        local: the number of this process among those on its machine, which share the GPUs.
 
     Raises:
         InputError: torch sees no such device.
@@ -147,20 +148,20 @@ def place(device: str, precision: str, local: int = 0) -> Place:
 
 
 def moved(value: T, device: torch.device, dtype: torch.dtype | None = None) -> T:
-    """A copy of a value in which all tensors lie on this device, wherever in it they are; what was shared stays shared.
+    """A copy of a value with all its tensors, at any depth, on this device; shared tensors stay shared.
 
     Args:
-        dtype: of all floats; None leaves each as it is.
+        dtype: the dtype of all floats; None: unchanged.
 
     Raises:
-        InputError: the value holds what can't be copied.
+        InputError: the value contains something that can't be copied.
     """
     kept: list[Any] = []
     there: dict[int, Tensor] = {}
 
     class Taken(pickle.Pickler):
         def persistent_id(self, x: Any) -> int | None:
-            # Classes and functions that came by value, as those of a notebook, have no name under which pickle finds them.
+            # Classes and functions that were passed by value, as those of a notebook, have no name by which pickle finds them.
             if not isinstance(x, (Tensor, type)) and not (isinstance(x, FunctionType) and x.__closure__ is None):
                 return None
             kept.append(x)
@@ -188,7 +189,7 @@ def moved(value: T, device: torch.device, dtype: torch.dtype | None = None) -> T
 
 
 class _Repeatable:
-    """How many threads ask for repeatable results, and torch's settings before the first one did."""
+    """The number of threads that require repeatable results, and torch's settings before the first of them."""
 
     lock, asking = threading.Lock(), 0
     before: tuple[bool, bool, bool, str] = (False, False, True, "highest")
@@ -196,11 +197,11 @@ class _Repeatable:
 
 @contextlib.contextmanager
 def repeatable(at: Place) -> Iterator[None]:
-    """Results that do not change from run to run: a GPU's kernels add up in a fixed order meanwhile, and products of float32 are
-    float32's, not TF32's.
+    """Make results repeatable within this context: GPU kernels add in a fixed order, and products of float32 don't use
+    TF32.
 
     Raises:
-        InputError: this process has used cuBLAS in another way before.
+        InputError: this process has already used cuBLAS with other settings.
     """
     if at.plain:
         yield
@@ -214,7 +215,7 @@ def repeatable(at: Place) -> Iterator[None]:
             )
             _Repeatable.before = strict, warns, settings.fill_uninitialized_memory, _matmul_precision()
             torch.use_deterministic_algorithms(not at.on_cpu)
-            settings.fill_uninitialized_memory = False  # all that is read was written before
+            settings.fill_uninitialized_memory = False  # no memory is read before it is written
             torch.set_float32_matmul_precision("highest")
         _Repeatable.asking += 1
     try:
@@ -232,12 +233,12 @@ def repeatable(at: Place) -> Iterator[None]:
 def _matmul_precision() -> str:
     try:
         return torch.get_float32_matmul_precision()
-    except RuntimeError:  # set by torch's newer settings, which this one can't tell
+    except RuntimeError:  # torch's newer settings were used, which this function can't read
         return "highest"
 
 
 def _try_product(at: Place) -> None:
-    """cuBLAS is asked before the first step, so that what it refuses is one sentence."""
+    """Use cuBLAS once before the first step, so that a refusal is reported in one sentence."""
     one = torch.ones(2, 2, dtype=at.dtype, device=at.device)
     try:
         one @ one
@@ -252,7 +253,7 @@ def _try_product(at: Place) -> None:
 
 
 def abandon(device: torch.device, pool: Any) -> None:
-    """After the recording of a graph has failed: tell the allocator that it is over, which older versions of torch forget."""
+    """Tell the allocator that a failed recording of a graph is over, which older versions of torch forget."""
     for name in ("_cuda_endAllocateToPool", "_cuda_releasePool"):
         if device.type == "cuda" and (tell := getattr(torch._C, name, None)) is not None:
             with contextlib.suppress(RuntimeError):
@@ -263,12 +264,12 @@ MEMORY = ("out of memory", "ALLOC_FAILED")
 
 
 def is_short_of_memory(e: RuntimeError) -> bool:
-    """Whether an error of torch says that a device has too little memory; libraries of CUDA have no class for it."""
+    """True if an error of torch says that a device has too little memory; CUDA's libraries have no error class for it."""
     return isinstance(e, torch.OutOfMemoryError) or any(text in str(e) for text in MEMORY)
 
 
 class DeviceCopies:
-    """A tensor of settings, such as costs: its numbers where the rows are. Each device gets a copy when it first asks."""
+    """A tensor of settings, such as costs, on the device of the rows; each device gets a copy at its first use."""
 
     def __init__(self, value: Tensor):
         self.value, self.copies = value, {value.device: value}

@@ -4,9 +4,9 @@ from torch import Tensor
 
 
 def dot(out: Tensor, gradient: Tensor) -> Tensor:
-    """sum(out * gradient), whose gradient by `out` is `gradient`, bit for bit.
+    """sum(out * gradient), whose gradient with respect to `out` is `gradient`, bit for bit.
 
-    `dot(out, gradient).backward()` is `out.backward(gradient)`, before which torch imports SymPy: two seconds of processor time
-    in each process.
+    `dot(out, gradient).backward()` replaces `out.backward(gradient)`, which makes torch import SymPy: two seconds of
+    processor time in each process.
     """
     return (out * gradient).sum()

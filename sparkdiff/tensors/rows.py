@@ -17,7 +17,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class SparseRows:
-    """n sparse rows of the same width; inside a row the indices are distinct and ascending, as in Spark's SparseVector."""
+    """n sparse rows of the same width; within a row the indices are distinct and ascending, as in Spark's SparseVector."""
 
     indices: Tensor  # (nnz,) int64; int32 in a table that rows are taken from
     values: Tensor  # (nnz,) floating
@@ -36,7 +36,7 @@ class SparseRows:
         return len(self.offsets) - 1
 
     def lengths(self) -> Tensor:
-        """Stored entries per row, (n,)."""
+        """Number of stored entries per row, (n,)."""
         return self.offsets.diff()
 
     def rows(self) -> Tensor:
@@ -48,7 +48,7 @@ class SparseRows:
         """The rows `order` (m,), in that order.
 
         Args:
-            stored: how many entries they store, if known; else a GPU is waited for.
+            stored: their number of stored entries, if known; else a GPU must be waited for.
         """
         starts = self.offsets.index_select(0, order)
         lengths = self.offsets.index_select(0, order + 1) - starts
@@ -71,13 +71,15 @@ class SparseRows:
         return SparseRows(to, values, offsets_of(torch.bincount(rows, minlength=len(self))), len(columns))
 
     def dense_columns(self, columns: Tensor) -> Tensor:
-        """The columns `columns` (k,), ascending, as (n, k) strided, with gradients to the values; all others stay sparse."""
+        """The columns `columns` (k,), ascending, as a strided (n, k), with gradients to the values; the other columns
+        are left out.
+        """
         number = len(columns)
         if not number:
             return self.values.new_zeros(len(self), 0)
         at = torch.searchsorted(columns, self.indices).clamp_max_(number - 1)
         there = columns.index_select(0, at) == self.indices
-        if on_gpu(self.values):  # how many are read isn't waited for: the others go into a column of their own
+        if on_gpu(self.values):  # avoids waiting for their number: the other entries go into an extra column
             wide = self.values.new_zeros(len(self), number + 1)
             return wide.index_put_((self.rows(), torch.where(there, at, number)), self.values)[:, :-1]
         read = there.nonzero()[:, 0]
@@ -102,11 +104,13 @@ class SparseRows:
         return SparseRows(self.indices, values, self.offsets, self.width)
 
     def with_nan(self, which: Tensor) -> "SparseRows":
-        """The same rows; rows for which `which` (n,) is True become NaN in every entry."""
+        """The same rows, except that rows for which `which` (n,) is True become NaN in every entry."""
         return self.with_whole(which, self.values.new_full((self.width * int(which.sum()),), torch.nan))
 
     def with_whole(self, which: Tensor, new: Tensor) -> "SparseRows":
-        """The same rows; rows for which `which` (n,) is True store all entries, which are `new`, one row after the other."""
+        """The same rows, but rows for which `which` (n,) is True store all entries, taken from `new` one row after the
+        other.
+        """
         lengths = torch.where(which, self.width, self.lengths())
         offsets = offsets_of(lengths)
         whole = which.repeat_interleave(lengths)
@@ -131,7 +135,7 @@ class SparseRows:
     def to_csr(self) -> Tensor:
         """(n, d) torch.sparse_csr."""
         with warnings.catch_warnings():
-            # Once per process torch says that CSR is in beta and that nobody checks the indices.
+            # Once per process, torch warns that CSR is in beta and that the indices are not checked.
             warnings.filterwarnings("ignore", "Sparse", UserWarning)
             return torch.sparse_csr_tensor(self.offsets, self.indices, self.values, (len(self), self.width))
 
@@ -150,29 +154,35 @@ Rows = Tensor | SparseRows
 
 
 def offsets_of(lengths: Tensor) -> Tensor:
-    """Where each row's entries begin, given how many it has (n,), and where the last one's end, (n + 1,) int64."""
+    """Offsets (n + 1,) int64 of the first entry of each row, and of the end of the last row, from entries per row (n,)."""
     return F.pad(lengths.cumsum(0), (1, 0))
 
 
 def on_gpu(x: Tensor) -> bool:
-    """Whether the shape of a result that depends on numbers, or a number itself, has to be waited for."""
+    """True if the tensor is not on the CPU, so that reading a number, or a shape that depends on numbers, means waiting
+    for the device.
+    """
     return x.device.type != "cpu"
 
 
 SPARSE_FROM = 1024
-"""Width from which a one-hot block travels as sparse rows (DESIGN: dense ones cost memory there, sparse ones time below)."""
+"""Width from which a one-hot block is passed as sparse rows (DESIGN: dense blocks cost memory above it, sparse ones
+time below).
+"""
 ORDINARY, NEVER = 1e30, float("inf")
-"""The largest size of numbers of which a few have a finite product; and the one that says that size doesn't matter."""
+"""The largest size of numbers for which products of a few are finite; and the size that stands for no limit."""
 
 
 def beyond(x: Rows, size: float) -> bool:
-    """Whether a number is NaN or larger than this size, which says yes below 0. A GPU isn't asked."""
+    """True if a number is NaN or larger than this size, or the size is below 0; False on a GPU, which isn't queried,
+    and for NEVER.
+    """
     numbers = x.values if isinstance(x, SparseRows) else x
     return size < NEVER and not on_gpu(numbers) and (size < 0 or not bool((numbers.abs() <= size).all()))
 
 
 def stored_as(x: Rows, storage: str) -> Rows:
-    """A column as Spark stores that of this `storage` (Facts): dense rows with all zeros, sparse ones with none."""
+    """A column as Spark stores one of this `storage` (Facts): dense rows with all zeros, sparse ones with none."""
     if isinstance(x, SparseRows):
         nonzero = torch.bincount(x.rows()[x.values != 0], minlength=len(x))
         return filled(x, is_dense(nonzero, x.width) & (storage == "compressed"))
@@ -180,23 +190,25 @@ def stored_as(x: Rows, storage: str) -> Rows:
 
 
 def is_stored(x: Tensor, storage: str) -> Tensor:
-    """Which entries of strided rows (n, d) Spark stores."""
+    """Mask of the entries of strided rows (n, d) that Spark stores."""
     stored = x != 0 if storage else torch.ones_like(x, dtype=torch.bool)  # so NaN is stored
     return stored | is_dense(stored.sum(1), x.shape[1])[:, None] if storage == "compressed" else stored
 
 
 def is_dense(entries: Tensor, width: int) -> Tensor:
-    """Which rows with so many entries other than 0, (n,), Spark stores dense: org.apache.spark.ml.linalg.Vector.compressed."""
+    """Mask of the rows that Spark stores dense, from their numbers of non-zero entries (n,):
+    org.apache.spark.ml.linalg.Vector.compressed.
+    """
     return 1.5 * (entries + 1.0) >= width
 
 
 def sparse_where(x: Tensor, stored: Tensor) -> SparseRows:
-    """Strided rows (n, d) as sparse ones with the entries for which `stored` (n, d) is True."""
+    """Strided rows (n, d) as sparse rows with the entries for which `stored` (n, d) is True."""
     return SparseRows(stored.nonzero()[:, 1], x[stored], offsets_of(stored.sum(1)), x.shape[1])
 
 
 def filled(x: SparseRows, whole: Tensor) -> SparseRows:
-    """The same rows; those for which `whole` (n,) is True store all zeros, others none."""
+    """The same rows; those for which `whole` (n,) is True store all zeros, the others none."""
     kept = x.values != 0
     lengths = torch.bincount(x.rows()[kept], minlength=len(x))
     bare = SparseRows(x.indices[kept], x.values[kept], offsets_of(lengths), x.width)
@@ -204,18 +216,21 @@ def filled(x: SparseRows, whole: Tensor) -> SparseRows:
 
 
 def without_zeros(x: Rows, of: Rows) -> Rows:
-    """Rows made `of` others: those of sparse ones without stored zeros, those of dense ones with all of them."""
+    """Rows computed from rows `of`: full rows of `of` give rows that store all zeros, others rows that store none.
+
+    Nothing changes unless both are sparse.
+    """
     return filled(x, of.lengths() == of.width) if isinstance(x, SparseRows) and isinstance(of, SparseRows) else x
 
 
 BLOCK = 256
-"""Numbers that one product of matrices adds up."""
+"""Number of values that one matrix product adds up."""
 
 
 def running_sum(x: Tensor) -> Tensor:
-    """x.cumsum(-1), of finite numbers.
+    """The running sum x.cumsum(-1) of finite numbers.
 
-    On a GPU by products of matrices: torch's own kernel adds up in an order that changes from run to run.
+    On a GPU it uses matrix products, because torch's own kernel adds in an order that changes from run to run.
     """
     if not on_gpu(x):
         return x.cumsum(-1)
@@ -228,12 +243,12 @@ def running_sum(x: Tensor) -> Tensor:
 
 
 def sum_in_order(x: Tensor) -> Tensor:  # (n, d) -> (n,)
-    """The sums of rows, one column after the other as Spark adds; torch's own sum, that of a GPU, adds several at a time."""
+    """The sums of rows, added column by column as in Spark; on a GPU torch's own sum, which adds several at a time."""
     return x.sum(1) if on_gpu(x) or not x.shape[1] else x.cumsum(1)[:, -1]
 
 
 def known_any(wrong: Tensor) -> bool:
-    """Whether any entry is True, on the CPU. A GPU isn't waited for: the CPU has seen the same rows before, for statistics."""
+    """True if any entry is True; on the CPU only: a GPU isn't waited for, as the CPU saw the same rows for statistics."""
     return not on_gpu(wrong) and bool(wrong.any())
 
 
@@ -248,7 +263,7 @@ def dense(x: Rows) -> Tensor:
 
 
 def width(x: Rows) -> int:
-    """Entries per row; 1 for a scalar (n,)."""
+    """Number of entries per row; 1 for a scalar (n,)."""
     return x.width if isinstance(x, SparseRows) else x.shape[1] if x.ndim == 2 else 1
 
 
@@ -280,12 +295,12 @@ def taken(x: Rows, rows: Tensor) -> Rows:
 
 
 def product(x: Rows, matrix: Tensor) -> Tensor:
-    """(n, d), (d, k) -> (n, k)."""
+    """The product (n, d), (d, k) -> (n, k)."""
     return x.matmul(matrix) if isinstance(x, SparseRows) else x @ matrix
 
 
 def extremes(x: Rows) -> tuple[Tensor, Tensor]:
-    """Smallest and largest number of each column, (d,), zeros that are not stored included."""
+    """Smallest and largest number of each column, (d,), including zeros that are not stored."""
     if not isinstance(x, SparseRows):
         return x.amin(0), x.amax(0)
     zero = torch.bincount(x.indices, minlength=x.width) < len(x)  # not stored somewhere
@@ -301,4 +316,4 @@ def below(parts: Sequence[Rows]) -> Rows:
 
 
 Nulls = Sequence[Tensor | None]
-"""Per input column which rows (n,) bool are null; None where none is, or nobody can tell."""
+"""Per input column, a mask (n,) bool of the rows that are null; None if none is, or if unknown."""

@@ -10,7 +10,7 @@ from sparkdiff.errors import SparkdiffError
 
 
 class LostProcessError(SparkdiffError):
-    """Another process of the training is dead or does not answer."""
+    """The error that another process of the training is dead or does not answer."""
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Team:
     """The rank of this process among the processes that train together; by default there is only one.
 
     Attributes:
-        gpus: torch's group of these processes for tensors on GPUs; None: such tensors are summed on the CPU.
+        gpus: torch's process group for tensors on GPUs; None: such tensors are summed on the CPU.
     """
 
     rank: int = 0
@@ -28,8 +28,8 @@ class Team:
     def sum_(self, *tensors: Tensor) -> None:
         """Replace each tensor, in place, by its sum over all processes, with the same bits in each of them.
 
-        Several tensors, of doubles or of counts, are one exchange: an exchange of a few thousand numbers costs what its
-        messages and the threads that wait for each other cost, however many numbers there are.
+        Several tensors, of doubles or of counts, are one exchange: an exchange of a few thousand numbers costs as much
+        as its messages and the threads that wait for each other, whatever the number of values.
 
         Raises:
             LostProcessError: a process is dead, or did not answer within the timeout of the group.
@@ -43,7 +43,7 @@ class Team:
         there = together.to("cpu") if on_gpu and self.gpus is None else together
         try:
             dist.all_reduce(there, group=self.gpus if on_gpu else None)
-        except RuntimeError as e:  # gloo has no class of its own for this, and NCCL's is one of these
+        except RuntimeError as e:  # gloo has no error class for this, and NCCL's is a subclass
             raise LostProcessError(
                 f"process {self.rank} of {self.world} lost another process: {str(e).splitlines()[0]}"
             ) from e
@@ -54,17 +54,17 @@ class Team:
                 tensor.copy_(total.view(tensor.shape))
 
     def gather(self, tensor: Tensor) -> Tensor:
-        """The rows (first dimension) of all processes, in their order, with the same bits in each of them. (n, ...)
-        -> (N, ...)
+        """The rows (first dimension) of all processes, in their order, with the same bits in each of them. (n, ...) ->
+        (N, ...)
 
-        Computed as sums over buffers that are 0 except for the rows of one process, which are exact.
+        They are sums over buffers that are 0 except for the rows of one process, so they are exact.
 
         Raises:
             LostProcessError: see `sum_`.
         """
         if self.world == 1:
             return tensor
-        counts = torch.zeros(self.world, dtype=torch.int64)  # on the CPU, which has to know them
+        counts = torch.zeros(self.world, dtype=torch.int64)  # on the CPU, where they are needed
         counts[self.rank] = len(tensor)
         self.sum_(counts)
         first = int(counts[: self.rank].sum())
@@ -78,7 +78,7 @@ ALONE = Team()
 
 
 def tells_of_another(error: BaseException) -> bool:
-    """Whether an error tells of another process; NCCL's sums fail later than where they are asked for."""
+    """True if an error was caused by another process; NCCL's sums fail later than they are requested."""
     import torch.distributed as dist  # only here, as in Team
 
     return isinstance(error, (LostProcessError, dist.DistBackendError))

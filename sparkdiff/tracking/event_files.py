@@ -14,15 +14,15 @@ from sparkdiff.tracking.values import metrics, params, plain, points
 
 
 class JSONLines(Events):
-    """Appends a line to a file for each event, and flushes it.
+    """A listener that appends a line of JSON to a file for each event, and flushes it.
 
-    A line is an object with `event` ("phase", "epoch", "decision" or "exception") and `time` (seconds since 1970), and: of a
-    phase `name`, `seconds` (null until it ends) and `detail`; of an epoch, or of a trial of a search, the row of the history;
-    of the decision all values of the summary but its history; of an exception `error`, its text. Secrets are left out. Values
-    that are not finite are null.
+    A line is an object with `event` ("phase", "epoch", "decision" or "exception") and `time` (seconds since 1970), and:
+    for a phase `name`, `seconds` (null until it ends) and `detail`; for an epoch, or a trial of a search, the row of
+    the history; for the decision all values of the summary except its history; for an exception `error`, its text.
+    Secrets are left out. Non-finite values are null.
 
     Args:
-        path: the file; its folder must exist. A file that exists is continued.
+        path: the file; its folder must exist. An existing file is continued.
     """
 
     __module__ = "sparkdiff"
@@ -46,17 +46,17 @@ class JSONLines(Events):
         line = json.dumps({"event": event, "time": round(time.time(), 3), **values}, default=str)
         with self.path.open(
             "a", encoding="utf-8"
-        ) as file:  # opened anew: a callback has no end at which it could close
+        ) as file:  # opened each time: no event marks the end at which to close it
             file.write(line + "\n")
 
 
 class TensorBoard(Events):
-    """Writes the curves of a run, and at its end the decision, its figures and what was asked, into a folder for TensorBoard.
+    """A listener that writes a run's curves, and at its end the decision, figures and settings, for TensorBoard.
 
     Needs the package `tensorboard`: `pip install "sparkdiff[tensorboard]"`.
 
     Args:
-        folder: of the run; `tensorboard --logdir` takes it, or a folder above it.
+        folder: the folder of the run; `tensorboard --logdir` takes it, or a folder above it.
 
     Raises:
         InputError: the package is not installed.
@@ -81,7 +81,9 @@ class TensorBoard(Events):
         return self._open
 
     def on_phase(self, name: str, seconds: float | None, detail: str) -> None:
-        if seconds is not None and self._open is not None:  # what is written stays, should the process be killed
+        if (
+            seconds is not None and self._open is not None
+        ):  # so that the written curves survive if the process is killed
             self._open.flush()
 
     def on_epoch(self, row: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Runs of MLflow: curves while a fit runs, and its figures, report, plan and plain model when it has ended.
+"""Runs of MLflow: curves while a fit runs, and its figures, report, plan and plain model at its end.
 
 MLflow is imported only when something is to be logged.
 """
@@ -40,31 +40,31 @@ from sparkdiff.tracking.mlflow_values import (
 from sparkdiff.tracking.values import CurvePoint, points, text
 
 ARTIFACT = "model"
-"""The folder of the model among the artifacts of a run."""
+"""Folder of the model among the artifacts of a run."""
 ROWS, WIDEST = 5, 1000
-"""Rows of an input example, and the length of vectors above which there is none."""
+"""Number of rows of an input example, and the largest length of vectors for which there is one."""
 OFTEN = 5.0
-"""Seconds between two requests while a fit runs."""
+"""Smallest number of seconds between two requests while a fit runs."""
 
 
 # While a fit runs -----------------------------------------------------------------------------------------------------
 
 
 class Callback(Events):
-    """Logs the curves of one fit to MLflow while it runs, and at its end all that its summary tells, without the model.
+    """A listener that logs the curves of one fit to MLflow while it runs, and at its end the summary, without the model.
 
-    It logs to the active run, or else to one of its own, which it ends, also where the fit fails. Where that run tells another
-    result already, it makes one of its own below it. A server that fails costs a warning: the curves are then left until the
-    end of the fit, where it is tried once more.
+    It logs to the active run, or else to a new run, which it ends, even if the fit fails. If the active run already has
+    another result, it creates a new run below it. A failing server causes only a warning: the curves are then sent at the end
+    of the fit, when it tries once more.
 
     Args:
         runId: the run to log to.
-        runName: of a run of its own.
-        experiment: name of the experiment of a run of its own, which becomes the current one; by default the current one.
+        runName: name of a new run.
+        experiment: name of the experiment of a new run, which becomes the current one; by default the current one.
 
     Attributes:
         runId: the run; `sparkdiff.mlflow.log(tuned, runId=callback.runId)` adds the model.
-        muted: whether it logs nothing, and makes no run.
+        muted: whether it logs nothing, and creates no run.
 
     Raises:
         InputError: MLflow is not installed.
@@ -80,7 +80,7 @@ class Callback(Events):
         self._waiting: list[CurvePoint] = []
 
     def on_phase(self, name: str, seconds: float | None, detail: str) -> None:
-        # Here and not in a thread of an arm, which has no active run.
+        # Not in an arm's thread, which has no active run.
         if not (self._chosen or self._silent or self.muted):
             self._silent = True  # until it has succeeded
             self.run()
@@ -117,7 +117,7 @@ class Callback(Events):
         self.end("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
 
     def end(self, status: str) -> None:
-        """End the run with this status, if it is this callback's own."""
+        """End the run with this status, if this callback created it."""
         if self._own and self.runId is not None:
             self._mlflow.MlflowClient().set_terminated(self.runId, status)
             self.running = False
@@ -128,7 +128,7 @@ class Callback(Events):
         self._waiting, self._sent = [], time.monotonic()
 
     def run(self) -> str:
-        """The id of the run, which is made unless it is there."""
+        """Return the id of the run, which is created if necessary."""
         if not self._chosen:
             wanted = self.runId or _active_id(self._mlflow)
             if wanted is None or _tells_another(self._mlflow, wanted):
@@ -145,12 +145,12 @@ def _active_id(package: Any) -> str | None:
 
 
 def _tells_another(package: Any, run_id: str, digest: str | None = None) -> bool:
-    """Whether a run has the figures of another summary than that of this digest: it cannot hold those of both."""
+    """True if a run has the figures of another summary than that with this digest: it cannot hold those of both."""
     return package.MlflowClient().get_run(run_id).data.tags.get(TOLD) not in (None, digest)
 
 
 def _new_run(package: Any, name: str | None, parent: str | None = None) -> str:
-    """A run in the current experiment, below its parent, with the tags that MLflow gives its own."""
+    """Create a run in the current experiment, below its parent, with the tags that MLflow sets itself; return its id."""
     tags = dict(importlib.import_module("mlflow.tracking.context.registry").resolve_tags())
     if parent is not None:
         tags["mlflow.parentRunId"] = parent
@@ -167,27 +167,27 @@ def log(
 ) -> str:  # fmt: skip
     """Log the result of a fit to MLflow: parameters, curves, figures, report, plan, and the plain model in the flavour `spark`.
 
-    It logs to the active run, or else to one of its own, which lies below the active run where that tells another result
-    already. The model is loaded by `mlflow.spark.load_model`, without sparkdiff.
-    Where the original was kept, the model is the original: the run says so by its tag `sparkdiff.decision`, and no version is
-    registered unless `registerOriginal` asks for it.
+    It logs to the active run, or else to a new one, which is below the active run if that already has another result.
+    `mlflow.spark.load_model` loads the model without sparkdiff.
+    If the original was kept, the model is the original: the tag `sparkdiff.decision` of the run says so, and no version is
+    registered unless `registerOriginal` is set.
 
     Args:
-        tuned: what `fit` of FineTuner, Grower, Improver or Search has returned.
+        tuned: the result of `fit` of FineTuner, Grower, Improver or Search.
         data: rows whose schema and first rows become the signature and the input example; by default those of the fit.
         runId: the run to log to, such as a `Callback`'s.
         registeredModelName: registers the model under this name, as a new version with the alias.
-        alias: of that version. "champion" is refused: what serves is decided elsewhere.
-        registerOriginal: also register a version where the original was kept.
-        dfsTmpdir: where Spark and this process meet: a folder of a Volume (/Volumes/...) on Databricks in standard mode, a folder
-            of HDFS on other clusters; by default MLFLOW_DFS_TMP.
+        alias: the alias of that version. "champion" is refused: which version serves is decided elsewhere.
+        registerOriginal: also register a version if the original was kept.
+        dfsTmpdir: a folder that Spark and this process share: a folder of a Volume (/Volumes/...) on Databricks in standard
+            mode, a folder of HDFS on other clusters; by default MLFLOW_DFS_TMP.
         parentRunId: the run that logged the original; by default the latest run of the experiment that logged the same content.
 
     Returns:
         The id of the run.
 
     Raises:
-        InputError: MLflow is not installed, this is no such result, or a version is asked for without rows.
+        InputError: MLflow is not installed, `tuned` is no such result, or a version is to be registered without rows.
         mlflow.exceptions.MlflowException: the server refused, or was not reached.
     """
     package = mlflow()
@@ -221,7 +221,9 @@ def _check(tuned: Any, data: DataFrame | None) -> None:
 
 @contextlib.contextmanager
 def _active(package: Any, run_id: str | None, digest: str) -> Iterator[str]:
-    """Within this context a run is active: this one, the active one, or a new one, as where it tells another result."""
+    """Activate a run within this context: this one or the active one, or a new run if that one has another result, or
+    there is none.
+    """
     active = _active_id(package)
     wanted = run_id or active
     if wanted is not None and _tells_another(package, wanted, digest):
@@ -234,7 +236,7 @@ def _active(package: Any, run_id: str | None, digest: str) -> Iterator[str]:
 
 
 def _log_result(client: Any, run_id: str, tuned: Any) -> None:
-    """All of a result but its model; curves and figures only where they have not been logged while it ran."""
+    """Log a result except its model; curves and figures only if they were not logged while it ran."""
     entities = importlib.import_module("mlflow.entities")
     trials = getattr(tuned, "records", ())
     if client.get_run(run_id).data.tags.get(TOLD) != digest_of(tuned.summary):
@@ -247,14 +249,14 @@ def _log_result(client: Any, run_id: str, tuned: Any) -> None:
 
 
 def _plan(tuned: Any) -> Any:
-    """The plan of the fine-tuning; of a search that of its model."""
+    """The plan of the fine-tuning; for a search that of its model."""
     given = getattr(tuned.summary, "options", {})
     wishes: dict[str, Any] = {name: given.get(name) or () for name in ("freeze", "reference", "target", "unfreeze")}
     return plan_of(getattr(tuned, "originalModel", None) or tuned.pipelineModel, **wishes)
 
 
 def _log_lineage(client: Any, run_id: str, tuned: Any, parent: str | None) -> dict[str, str]:
-    """Tags with the content of the model and of the one that it comes from, and the run that logged that one."""
+    """Log and return tags with the content hashes of the model and its original, and the run that logged the original."""
     folder = jvm.scratch_folder() or Path(tempfile.gettempdir())
     original = getattr(tuned, "originalModel", None)
     told = {"modelHash": hash_of(tuned.pipelineModel, None, folder)}
@@ -267,7 +269,7 @@ def _log_lineage(client: Any, run_id: str, tuned: Any, parent: str | None) -> di
 
 
 def is_logged(experiment: str | None, job: str, content: str | None) -> bool:
-    """Whether a run that has finished logged a model of this content for the job of this runId.
+    """True if a finished run of MLflow logged a model of this content for the job of this runId.
 
     Args:
         experiment: the name of its experiment; by default the current one.
@@ -284,7 +286,7 @@ def is_logged(experiment: str | None, job: str, content: str | None) -> bool:
 
 
 def _run_of(client: Any, run_id: str, content: str | None) -> str | None:
-    """The latest other run of the experiment that logged a model of this content."""
+    """Id of the latest other run of the experiment that logged a model of this content; None if there is none."""
     known = _runs_of(client, client.get_run(run_id).info.experiment_id, content)
     return next((run.info.run_id for run in known if run.info.run_id != run_id), None)
 
@@ -317,8 +319,8 @@ def autolog(
 ) -> None:  # fmt: skip
     """Log each later fit of FineTuner, Grower, Improver and Search in this process, as `Callback` and `log` do.
 
-    Of fits inside one another only the outermost is logged, and none of those that a CrossValidator or `fit(df, [map, ...])`
-    makes for its settings. Fits of several threads have a run each. What fails, such as a server that is not there, is a warning.
+    Of nested fits only the outermost is logged, and none of those that a CrossValidator or `fit(df, [map, ...])` makes for
+    its settings. Fits of several threads have a run each. A failure, such as an unreachable server, causes only a warning.
 
     Args:
         disable: log no later fit.
@@ -343,20 +345,22 @@ def log_model(
     if rows is not None:
         try:
             signature, example = _signature(model, rows)
-        except package.exceptions.MlflowException as e:  # a type of columns that it has no name for
+        except package.exceptions.MlflowException as e:  # a column type that MLflow does not know
             if name is not None:
                 raise
             warnings.warn(f"the model has no signature in MLflow: {e}", RuntimeWarning, stacklevel=3)
     return package.spark.log_model(
         model, ARTIFACT, signature=signature, input_example=example, dfs_tmpdir=tmpdir, registered_model_name=name,
-        # Known; to infer them MLflow would start another Spark.
+        # Passed explicitly, because to infer them MLflow would start another Spark.
         pip_requirements=package.spark.get_default_pip_requirements(),
         metadata={f"sparkdiff.{key}": value for key, value in metadata.items()},
     )  # fmt: skip
 
 
 def _signature(model: Any, rows: DataFrame) -> tuple[Any, Any]:
-    """The columns that a model reads and its prediction, as MLflow's signature; and a few rows, None where vectors are wide."""
+    """The signature of a model for MLflow, from the columns that it reads and its prediction; and a few rows, or None
+    if vectors are wide or there are no rows.
+    """
     inputs = rows.select(*map(named, _inputs(model, rows))).limit(ROWS)
     last = next((s for _, s in reversed(flatten(model)) if s.hasParam("predictionCol")), None)
     outputs = model.transform(inputs)
@@ -370,7 +374,7 @@ def _signature(model: Any, rows: DataFrame) -> tuple[Any, Any]:
 
 
 def _inputs(model: Any, rows: DataFrame) -> list[str]:
-    """The columns of the rows that a model reads; all of them where a stage may read any."""
+    """The columns of the rows that a model reads; all of them if a stage may read any."""
     graph = translated(model, rows)
     if any(v.opaque for v in graph.vertices):
         return rows.columns

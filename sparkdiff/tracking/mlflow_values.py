@@ -1,4 +1,4 @@
-"""What MLflow is told of a result: params, metrics, tags, pages and the dataset of a run."""
+"""The values of a result that are logged to MLflow: params, metrics, tags, pages and the dataset of a run."""
 
 import hashlib
 import importlib
@@ -13,13 +13,13 @@ from sparkdiff.report.page import page
 from sparkdiff.tracking.values import CurvePoint, metrics, params, plain, text
 
 TOGETHER = {"metrics": 1000, "params": 100, "tags": 100}
-"""How many values MLflow's server takes at once."""
+"""Largest number of values that MLflow's server takes in one request."""
 TOLD = "sparkdiff.summary"
-"""A tag of runs with the digest of the summary whose curves and figures they have, which are not logged again."""
+"""Tag with the digest of the summary whose curves and figures a run has, which are not logged again."""
 
 
 def mlflow() -> Any:
-    """The package.
+    """The package mlflow.
 
     Raises:
         InputError: it is not installed.
@@ -32,7 +32,7 @@ def mlflow() -> Any:
 
 
 def log_values(client: Any, run_id: str, **values: Sequence[Any]) -> None:
-    """Log metrics, params or tags, as many at a time as the server takes."""
+    """Log metrics, params or tags, in requests of the size that the server takes."""
     for kind, entities in values.items():
         for i in range(0, len(entities), TOGETHER[kind]):
             client.log_batch(run_id, **{kind: entities[i : i + TOGETHER[kind]]})
@@ -52,14 +52,14 @@ def digest_of(summary: Any) -> str:
 
 
 def log_params(client: Any, run_id: str, asked: Mapping[str, str]) -> None:
-    """Log params; MLflow's own logging of `fit` may have named some as they were given."""
+    """Log params; those that MLflow's own logging of `fit` has already logged with another value are renamed."""
     entities, known = importlib.import_module("mlflow.entities"), client.get_run(run_id).data.params
     renamed = {k if known.get(k, v) == v else f"sparkdiff.{k}": v for k, v in asked.items()}
     log_values(client, run_id, params=[entities.Param(k, v) for k, v in renamed.items()])
 
 
 def log_figures(client: Any, run_id: str, summary: Any) -> None:
-    """Log what was asked, the figures of the decision, and the dataset."""
+    """Log the settings, the figures of the decision, and the dataset."""
     entities, told = importlib.import_module("mlflow.entities"), plain(summary)
     tags = {name: told[name] for name in ("decision", "reason")}
     tags |= {f"version.{name}": version for name, version in told.get("versions", {}).items()}
@@ -84,7 +84,7 @@ def log_pages(
 
 
 def _log_dataset(client: Any, run_id: str, told: Mapping[str, Any]) -> None:
-    """The rows as a dataset of the run, known by the fingerprint of their cache."""
+    """Log the rows as a dataset of the run, identified by the fingerprint of their cache."""
     known = told.get("cache") or {}
     if not known.get("fingerprint"):
         return

@@ -1,4 +1,4 @@
-"""What of a run is told to others: parameters, metrics and points of curves, in plain values without secrets."""
+"""The values of a run for trackers: parameters, metrics and points of curves, in plain values without secrets."""
 
 import hashlib
 import json
@@ -14,14 +14,14 @@ from sparkdiff.machine import secrets
 from sparkdiff.options import Options
 
 WHOSE = ("epoch", "candidate", "fold", "arm", "round", "trial", "learningRate", "regAnchor")
-"""Of a row of a history: what it is of, and what is the same in all rows of a curve."""
+"""Keys of a row of a history that identify its curve or are constant along it."""
 UNNAMED = re.compile(r"[^\w./: -]", re.ASCII)
 """Characters that the name of a parameter or a metric cannot have in MLflow."""
 LONGEST_NAME = 240
-"""Characters of a name: MLflow takes 250, and `sparkdiff.` may stand in front."""
+"""Largest length of a name: MLflow takes 250 characters, and `sparkdiff.` may precede it."""
 LARGEST: Any = sys.float_info.max
 LONGEST = 500
-"""Characters of a parameter or a tag, which every version of MLflow's server takes."""
+"""Largest length of a parameter or a tag that every version of MLflow's server takes."""
 
 
 class CurvePoint(NamedTuple):
@@ -33,13 +33,13 @@ class CurvePoint(NamedTuple):
 
 
 def plain(summary: Any) -> dict[str, Any]:
-    """A summary in values that JSON can hold, without secrets."""
+    """A summary as JSON-ready values without secrets."""
     found: dict[str, Any] = secrets.hidden(summary.asdict() if hasattr(summary, "asdict") else summary.toDict())
     return found
 
 
 def params(summary: Any) -> dict[str, str]:
-    """What a run was asked that differs from the defaults, as text by name."""
+    """The settings of a run that differ from the defaults, as text by name."""
     if hasattr(summary, "options"):
         given, known = summary.options, _defaults()
         asked = {k: v for k, v in given.items() if k not in known or v != known[k]}
@@ -50,7 +50,7 @@ def params(summary: Any) -> dict[str, str]:
 
 
 def named(name: str) -> str:
-    """A name as every tracker takes it: columns may have any characters, and MLflow reads names as paths."""
+    """A name that every tracker accepts: columns may contain any characters, and MLflow reads names as paths."""
     parts = [part for part in UNNAMED.sub("_", name).split("/") if part]
     found = "/".join(part if part.strip(".") else "_" * len(part) for part in parts) or "_"
     found = f"_{found}" if found.startswith("..") else found
@@ -70,7 +70,7 @@ def _defaults() -> dict[str, Any]:
 
 
 def metrics(summary: Any) -> dict[str, float]:
-    """The figures of a decision by name; what is not known or not finite is left out."""
+    """The figures of a decision by name; unknown and non-finite ones are left out."""
     name, found = summary.metric, dict[str, Any]()
     if hasattr(summary, "fresh"):
         found = {f"fresh.{name}.{who}": value for who, value in summary.fresh.items()}
@@ -98,5 +98,5 @@ def points(row: Mapping[str, Any]) -> Iterator[CurvePoint]:
 
 
 def _finite(value: Any) -> bool:
-    """Whether this is a number that a double has; also one of numpy, as an evaluator may return."""
+    """True if the value is a number that a double can hold, including a numpy number, as an evaluator may return."""
     return type(value) is not bool and isinstance(value, numbers.Real) and abs(value) <= LARGEST

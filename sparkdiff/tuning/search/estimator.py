@@ -37,7 +37,7 @@ else:
 
 @with_params(OTHERS | FIELDS, setters=True)
 class Search(Estimator, CheckedParams, jvm.Persistent, SearchMembers):  # type: ignore[type-arg]
-    """Search over settings of an estimator; the winner is tested against the default on rows that no trial has seen.
+    """An Estimator that searches settings of another one, and tests the winner on rows that no trial has seen.
 
     Args:
         estimator: any Estimator: a stage, a Pipeline, a FineTuner; `sparkdiff.alternatives(...)` in a Pipeline is a
