@@ -6,11 +6,12 @@ import dataclasses
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from pyspark.ml import Estimator, Model, Pipeline
 from pyspark.ml.param import Param, Params
 from pyspark.sql import DataFrame
+from typing_extensions import Unpack
 
 from sparkdiff import jvm
 from sparkdiff.costs import Cost, cost_of
@@ -19,6 +20,7 @@ from sparkdiff.data.splits import REFERENCE, Source, find_boundaries, fit_on_tra
 from sparkdiff.diagnostics.predictions import check_what_is_saved
 from sparkdiff.errors import InputError, check_dataframe, kind_of
 from sparkdiff.fine_tuning.option_params import CheckedParams, checked, listed, with_params
+from sparkdiff.fine_tuning.option_types import TunerGetters, TunerMembers, TunerOptions
 from sparkdiff.fine_tuning.procedure import fine_tune, starting_point
 from sparkdiff.fine_tuning.task import Outcome, Shared, prepare
 from sparkdiff.history.keeping import Keep, keeping
@@ -28,13 +30,6 @@ from sparkdiff.pipeline.nesting import Holder, plain, with_stage_params
 from sparkdiff.pipeline.unfitted import check_unfitted
 from sparkdiff.report import Events, FineTuningSummary, Phases, check_callbacks, shown
 from sparkdiff.report.observing import observed
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
-    from sparkdiff.option_types import TunerGetters, TunerMembers, TunerOptions
-else:
-    TunerGetters = TunerMembers = object  # `with_params` makes their members
 
 OBJECTS = {
     "pipeline": option(None, "the pipeline to fine-tune: a fitted PipelineModel or stage, or an unfitted Pipeline"),
@@ -86,7 +81,7 @@ class FineTuner(Estimator, CheckedParams, _TunerParams, jvm.Persistent, TunerMem
 
     def __init__(
         self, pipeline: Any = None, *others: Any, referenceData: DataFrame | None = None, callbacks: Sequence[Events] = (),
-        **params: "Unpack[TunerOptions]",
+        **params: Unpack[TunerOptions],
     ):  # fmt: skip
         if others:
             own = type(self).__name__

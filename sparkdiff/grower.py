@@ -1,27 +1,16 @@
 """Grower and GrowerModel: growth as a pyspark.ml Estimator and the Model that it returns."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
-
 from sparkdiff.estimator import ExtendedTuner, FineTunerModel
 from sparkdiff.fine_tuning.option_params import with_params
+from sparkdiff.fine_tuning.option_types import GrowerGetters, GrowerMembers
 from sparkdiff.growth.procedure import described
 from sparkdiff.growth.settings import FIELDS, GrowthSettings
 from sparkdiff.growth.summary import GrowthSummary
 from sparkdiff.improvement.by_folds import grow_pipeline
 
-if TYPE_CHECKING:
-    from pyspark.sql import DataFrame
-    from typing_extensions import Unpack
-
-    from sparkdiff.option_types import GrowerGetters, GrowerMembers, GrowerOptions
-    from sparkdiff.report import Events
-else:
-    GrowerGetters = GrowerMembers = object  # `with_params` makes their members
-
 
 @with_params(FIELDS, setters=True)
-class Grower(ExtendedTuner, GrowerMembers):
+class Grower(GrowerMembers, ExtendedTuner):
     """An Estimator that adds plain MLlib stages to a fitted Spark ML pipeline that ends in a linear stage.
 
     The new stages learn what the pipeline's form cannot express. Parts of several kinds (hidden units, crosses of columns,
@@ -43,13 +32,6 @@ class Grower(ExtendedTuner, GrowerMembers):
     """
 
     __module__ = "sparkdiff"
-
-    if TYPE_CHECKING:
-
-        def __init__(
-            self, pipeline: Any = None, *others: Any, referenceData: DataFrame | None = None, callbacks: Sequence[Events] = (),
-            **params: Unpack[GrowerOptions],
-        ): ...  # fmt: skip
 
     SETTINGS = GrowthSettings
     DESCRIBE = staticmethod(described)

@@ -1,10 +1,11 @@
 """Improver and ImproverModel: an improvement as a pyspark.ml Estimator and the Model that it returns."""
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 from sparkdiff.estimator import ExtendedTuner, FineTunerModel
 from sparkdiff.fine_tuning.option_params import with_params
+from sparkdiff.fine_tuning.option_types import ImproverGetters, ImproverMembers
 from sparkdiff.fine_tuning.task import Outcome
 from sparkdiff.history.keeping import Keep
 from sparkdiff.improvement.procedure import described, improve_pipeline
@@ -12,18 +13,9 @@ from sparkdiff.improvement.settings import FIELDS, WHY_REFUSED, ImprovementSetti
 from sparkdiff.improvement.summary import ImprovementSummary
 from sparkdiff.options import Options
 
-if TYPE_CHECKING:
-    from pyspark.sql import DataFrame
-    from typing_extensions import Unpack
-
-    from sparkdiff.option_types import ImproverGetters, ImproverMembers, ImproverOptions
-    from sparkdiff.report import Events
-else:
-    ImproverGetters = ImproverMembers = object  # `with_params` makes their members
-
 
 @with_params(FIELDS, setters=True)
-class Improver(ExtendedTuner, ImproverMembers):
+class Improver(ImproverMembers, ExtendedTuner):
     """An Estimator that improves a fitted Spark ML pipeline within a budget, by every method that sparkdiff has.
 
     It trains weights (`finetune`), refits stages (`refit`), searches their settings (`search`), deletes stages (`simplify`) or
@@ -46,13 +38,6 @@ class Improver(ExtendedTuner, ImproverMembers):
     """
 
     __module__ = "sparkdiff"
-
-    if TYPE_CHECKING:
-
-        def __init__(
-            self, pipeline: Any = None, *others: Any, referenceData: DataFrame | None = None, callbacks: Sequence[Events] = (),
-            **params: Unpack[ImproverOptions],
-        ): ...  # fmt: skip
 
     SETTINGS = ImprovementSettings
     WHY_REFUSED = WHY_REFUSED

@@ -1,4 +1,4 @@
-"""Write `sparkdiff/option_types.pyi`: the options of the estimators as type checkers and editors see them.
+"""Write `sparkdiff/fine_tuning/option_types.pyi`: the options of the estimators as type checkers and editors see them.
 
 The Params, getters and setters are made at run time from the one list of options (`sparkdiff.fine_tuning.option_params`). Type
 checkers read no run time, so this script writes the same list for them: `python tools/option_types.py`.
@@ -9,15 +9,22 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-STUB = ROOT / "sparkdiff" / "option_types.pyi"
-HEAD = '''"""Types of the options, written by tools/option_types.py. The module does not exist at run time."""
+STUB = ROOT / "sparkdiff" / "fine_tuning" / "option_types.pyi"
+HEAD = '''"""Types of the options, written by tools/option_types.py."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypedDict
 
 from pyspark.ml.param import Param
-from typing_extensions import Self
+from pyspark.sql import DataFrame
+from typing_extensions import Self, Unpack
+
+from sparkdiff.report import Events
 '''
+CONSTRUCTOR = """    def __init__(
+        self, pipeline: Any = None, *others: Any, referenceData: DataFrame | None = None, callbacks: Sequence[Events] = (),
+        **params: Unpack[OPTIONS],
+    ) -> None: ...""".splitlines()
 Options = dict[str, str]
 
 
@@ -38,9 +45,9 @@ def stub() -> str:
         *typed_dict("TunerOptions", tuning), *members("TunerGetters", tuning),
         *members("TunerMembers", objects, objects | tuning),
         *typed_dict("GrowerOptions", growth, "TunerOptions"), *members("GrowerGetters", growth),
-        *members("GrowerMembers", growth, growth),
+        *members("GrowerMembers", growth, growth, "GrowerOptions"),
         *typed_dict("ImproverOptions", improvement, "TunerOptions"), *members("ImproverGetters", improvement),
-        *members("ImproverMembers", improvement, improvement),
+        *members("ImproverMembers", improvement, improvement, "ImproverOptions"),
         *typed_dict("SearchOptions", search), *members("SearchMembers", searched | search, searched | search),
     ]  # fmt: skip
     return "\n".join(parts)
@@ -60,14 +67,15 @@ def typed_dict(name: str, options: Options, base: str = "TypedDict") -> Iterator
     yield ""
 
 
-def members(name: str, readable: Options, settable: Options = {}) -> Iterator[str]:  # noqa: B006 - it is only read
-    """A class with the Params and getters of some options and the setters of others."""
+def members(name: str, readable: Options, settable: Options = {}, options: str = "") -> Iterator[str]:  # noqa: B006 - only read
+    """A class with the Params and getters of some options, the setters of others, and a constructor that takes `options`."""
     yield f"\nclass {name}:"
     yield from (f"    {option}: Param[Any]" for option in readable)
     for option, kind in readable.items():
         yield f"    def get{option[0].upper()}{option[1:]}(self) -> {kind.replace('tuple[str, ...]', 'list[str]')}: ..."
     for option, kind in settable.items():
         yield f"    def set{option[0].upper()}{option[1:]}(self, value: {accepted(kind)}) -> Self: ..."
+    yield from (line.replace("OPTIONS", options) for line in CONSTRUCTOR if options)
     yield ""
 
 

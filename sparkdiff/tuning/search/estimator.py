@@ -9,11 +9,13 @@ from pyspark.ml.evaluation import Evaluator
 from pyspark.ml.param import Param, Params
 from pyspark.ml.util import MLWritable
 from pyspark.sql import DataFrame
+from typing_extensions import Unpack
 
 from sparkdiff import jvm
 from sparkdiff.diagnostics.predictions import check_what_is_saved
 from sparkdiff.errors import InputError, check_dataframe, kind_of
 from sparkdiff.fine_tuning.option_params import CheckedParams, with_params
+from sparkdiff.fine_tuning.option_types import SearchMembers, SearchOptions
 from sparkdiff.history.keeping import keeping
 from sparkdiff.pipeline.names import refuse_stream
 from sparkdiff.pipeline.nesting import Holder, flatten
@@ -28,11 +30,6 @@ from sparkdiff.tuning.search.watching import SearchProgress, watch
 
 if TYPE_CHECKING:
     import pandas as pd
-    from typing_extensions import Unpack
-
-    from sparkdiff.option_types import SearchMembers, SearchOptions
-else:
-    SearchMembers = object  # `with_params` makes its members
 
 
 @with_params(OTHERS | FIELDS, setters=True)
@@ -62,7 +59,7 @@ class Search(Estimator, CheckedParams, jvm.Persistent, SearchMembers):  # type: 
 
     def __init__(
         self, estimator: Any = None, *others: Any, space: Mapping[Any, Any] | None = None, evaluator: Any = None,
-        current: Any = None, callbacks: Sequence[Events] = (), **params: "Unpack[SearchOptions]",
+        current: Any = None, callbacks: Sequence[Events] = (), **params: Unpack[SearchOptions],
     ):  # fmt: skip
         if others:
             raise InputError(

@@ -1,10 +1,14 @@
-"""Types of the options, written by tools/option_types.py. The module does not exist at run time."""
+"""Types of the options, written by tools/option_types.py."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypedDict
 
 from pyspark.ml.param import Param
-from typing_extensions import Self
+from pyspark.sql import DataFrame
+from typing_extensions import Self, Unpack
+
+from sparkdiff.report import Events
+
 
 class TunerOptions(TypedDict, total=False):
     labelCol: str | None
@@ -62,6 +66,7 @@ class TunerOptions(TypedDict, total=False):
     redact: bool
     seed: int
     verbosity: int | None
+
 
 class TunerGetters:
     labelCol: Param[Any]
@@ -175,6 +180,7 @@ class TunerGetters:
     def getSeed(self) -> int: ...
     def getVerbosity(self) -> int | None: ...
 
+
 class TunerMembers:
     pipeline: Param[Any]
     referenceData: Param[Any]
@@ -238,6 +244,7 @@ class TunerMembers:
     def setSeed(self, value: int) -> Self: ...
     def setVerbosity(self, value: int | None) -> Self: ...
 
+
 class GrowerOptions(TunerOptions, total=False):
     parts: Sequence[str]
     rounds: int
@@ -246,6 +253,7 @@ class GrowerOptions(TunerOptions, total=False):
     complexity: float
     maxLoss: float
     dropColumns: bool
+
 
 class GrowerGetters:
     parts: Param[Any]
@@ -262,6 +270,7 @@ class GrowerGetters:
     def getComplexity(self) -> float: ...
     def getMaxLoss(self) -> float: ...
     def getDropColumns(self) -> bool: ...
+
 
 class GrowerMembers:
     parts: Param[Any]
@@ -285,6 +294,11 @@ class GrowerMembers:
     def setComplexity(self, value: float) -> Self: ...
     def setMaxLoss(self, value: float) -> Self: ...
     def setDropColumns(self, value: bool) -> Self: ...
+    def __init__(
+        self, pipeline: Any = None, *others: Any, referenceData: DataFrame | None = None, callbacks: Sequence[Events] = (),
+        **params: Unpack[GrowerOptions],
+    ) -> None: ...
+
 
 class ImproverOptions(TunerOptions, total=False):
     budget: str
@@ -298,6 +312,7 @@ class ImproverOptions(TunerOptions, total=False):
     order: str
     parts: Sequence[str]
     entityCols: Sequence[str]
+
 
 class ImproverGetters:
     budget: Param[Any]
@@ -322,6 +337,7 @@ class ImproverGetters:
     def getOrder(self) -> str: ...
     def getParts(self) -> list[str]: ...
     def getEntityCols(self) -> list[str]: ...
+
 
 class ImproverMembers:
     budget: Param[Any]
@@ -357,6 +373,11 @@ class ImproverMembers:
     def setOrder(self, value: str) -> Self: ...
     def setParts(self, value: Sequence[str]) -> Self: ...
     def setEntityCols(self, value: Sequence[str]) -> Self: ...
+    def __init__(
+        self, pipeline: Any = None, *others: Any, referenceData: DataFrame | None = None, callbacks: Sequence[Events] = (),
+        **params: Unpack[ImproverOptions],
+    ) -> None: ...
+
 
 class SearchOptions(TypedDict, total=False):
     method: str
@@ -380,6 +401,7 @@ class SearchOptions(TypedDict, total=False):
     tags: Mapping[str, str]
     redact: bool
     verbosity: int | None
+
 
 class SearchMembers:
     estimator: Param[Any]
