@@ -22,7 +22,11 @@ from typing_extensions import Self, Unpack
 from sparkdiff.report import Events
 '''
 CONSTRUCTOR = """    def __init__(
-        self, pipeline: Any = None, *others: Any, referenceData: DataFrame | None = None, callbacks: Sequence[Events] = (),
+        self,
+        pipeline: Any = None,
+        *others: Any,
+        referenceData: DataFrame | None = None,
+        callbacks: Sequence[Events] = (),
         **params: Unpack[OPTIONS],
     ) -> None: ...""".splitlines()
 Options = dict[str, str]
@@ -62,14 +66,14 @@ def options_of(file: str, name: str) -> Options:
 
 
 def typed_dict(name: str, options: Options, base: str = "TypedDict") -> Iterator[str]:
-    yield f"\nclass {name}({base}, total=False):"
+    yield f"class {name}({base}, total=False):"
     yield from (f"    {option}: {accepted(kind)}" for option, kind in options.items())
     yield ""
 
 
 def members(name: str, readable: Options, settable: Options = {}, options: str = "") -> Iterator[str]:  # noqa: B006 - only read
     """A class with the Params and getters of some options, the setters of others, and a constructor that takes `options`."""
-    yield f"\nclass {name}:"
+    yield f"class {name}:"
     yield from (f"    {option}: Param[Any]" for option in readable)
     for option, kind in readable.items():
         yield f"    def get{option[0].upper()}{option[1:]}(self) -> {kind.replace('tuple[str, ...]', 'list[str]')}: ..."

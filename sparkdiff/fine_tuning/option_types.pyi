@@ -9,7 +9,6 @@ from typing_extensions import Self, Unpack
 
 from sparkdiff.report import Events
 
-
 class TunerOptions(TypedDict, total=False):
     labelCol: str | None
     weightCol: str | None
@@ -66,7 +65,6 @@ class TunerOptions(TypedDict, total=False):
     redact: bool
     seed: int
     verbosity: int | None
-
 
 class TunerGetters:
     labelCol: Param[Any]
@@ -180,7 +178,6 @@ class TunerGetters:
     def getSeed(self) -> int: ...
     def getVerbosity(self) -> int | None: ...
 
-
 class TunerMembers:
     pipeline: Param[Any]
     referenceData: Param[Any]
@@ -244,7 +241,6 @@ class TunerMembers:
     def setSeed(self, value: int) -> Self: ...
     def setVerbosity(self, value: int | None) -> Self: ...
 
-
 class GrowerOptions(TunerOptions, total=False):
     parts: Sequence[str]
     rounds: int
@@ -253,7 +249,6 @@ class GrowerOptions(TunerOptions, total=False):
     complexity: float
     maxLoss: float
     dropColumns: bool
-
 
 class GrowerGetters:
     parts: Param[Any]
@@ -270,7 +265,6 @@ class GrowerGetters:
     def getComplexity(self) -> float: ...
     def getMaxLoss(self) -> float: ...
     def getDropColumns(self) -> bool: ...
-
 
 class GrowerMembers:
     parts: Param[Any]
@@ -295,10 +289,13 @@ class GrowerMembers:
     def setMaxLoss(self, value: float) -> Self: ...
     def setDropColumns(self, value: bool) -> Self: ...
     def __init__(
-        self, pipeline: Any = None, *others: Any, referenceData: DataFrame | None = None, callbacks: Sequence[Events] = (),
+        self,
+        pipeline: Any = None,
+        *others: Any,
+        referenceData: DataFrame | None = None,
+        callbacks: Sequence[Events] = (),
         **params: Unpack[GrowerOptions],
     ) -> None: ...
-
 
 class ImproverOptions(TunerOptions, total=False):
     budget: str
@@ -312,7 +309,6 @@ class ImproverOptions(TunerOptions, total=False):
     order: str
     parts: Sequence[str]
     entityCols: Sequence[str]
-
 
 class ImproverGetters:
     budget: Param[Any]
@@ -337,7 +333,6 @@ class ImproverGetters:
     def getOrder(self) -> str: ...
     def getParts(self) -> list[str]: ...
     def getEntityCols(self) -> list[str]: ...
-
 
 class ImproverMembers:
     budget: Param[Any]
@@ -374,10 +369,13 @@ class ImproverMembers:
     def setParts(self, value: Sequence[str]) -> Self: ...
     def setEntityCols(self, value: Sequence[str]) -> Self: ...
     def __init__(
-        self, pipeline: Any = None, *others: Any, referenceData: DataFrame | None = None, callbacks: Sequence[Events] = (),
+        self,
+        pipeline: Any = None,
+        *others: Any,
+        referenceData: DataFrame | None = None,
+        callbacks: Sequence[Events] = (),
         **params: Unpack[ImproverOptions],
     ) -> None: ...
-
 
 class SearchOptions(TypedDict, total=False):
     method: str
@@ -401,7 +399,6 @@ class SearchOptions(TypedDict, total=False):
     tags: Mapping[str, str]
     redact: bool
     verbosity: int | None
-
 
 class SearchMembers:
     estimator: Param[Any]
