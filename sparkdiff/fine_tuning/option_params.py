@@ -2,20 +2,21 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from pyspark.ml.param import Param, Params
 from typing_extensions import Self
 
 Fields = Mapping[str, dataclasses.Field[Any]]
+C = TypeVar("C", bound=type)
 
 
-def with_params(fields: Fields, *, setters: bool = False) -> Callable[[type], type]:
+def with_params(fields: Fields, *, setters: bool = False) -> Callable[[C], C]:
     """Return a decorator that gives a class a Param and a getter per option, and with `setters` a setter that calls
     `_set`.
     """
 
-    def decorated(cls: type) -> type:
+    def decorated(cls: C) -> C:
         for name, field in fields.items():
             setattr(cls, name, Param(Params._dummy(), name, field.metadata["help"]))  # type: ignore[no-untyped-call]
 
