@@ -368,7 +368,9 @@ def _numbers(name: str, value: Any) -> Any:
 def _weights(name: str, value: Mapping[Any, Any], choices: tuple[str, ...]) -> dict[str, float]:
     """A weighted sum of losses: {name: weight > 0}."""
     if not value:
-        raise ValueError(f"The {name!r} option is an empty sum: give names and weights.")
+        raise ValueError(
+            f"The {name!r} option is a weighted sum of losses without any: give at least one, with its weight."
+        )
     for key, weight in value.items():
         if key not in choices:
             raise ValueError(f"The {name!r} option names an unknown loss {key!r}. {did_you_mean(str(key), choices)}")

@@ -193,8 +193,8 @@ def check_without_parts(run: Run, first: Score, width: int) -> None:
     apart = float((first.blocks - own.blocks).abs().sum()) / scale
     if not torch.equal(first.weights > 0, own.weights > 0) or not apart < ROUNDING:
         raise ParityError(
-            f"{run.task.model.uid}: without its parts the grown pipeline differs from the original by {apart:.1e} of the loss on "
-            "validation rows, so nothing was changed. Report this as a bug"
+            f"{run.task.model.uid}: without the added parts the grown pipeline should equal the original, but its loss on "
+            f"validation rows differs by {apart:.1e}, relative to the loss; nothing was changed. Report this as a bug"
         )
 
 

@@ -179,7 +179,9 @@ class Schedule:
         ]
         for where, place, least in named:
             if type(place) is not int or not least <= place < min(self.places, len(named)):
-                raise InputError(f"{where} names place {shown(place)} of {self.places}, which {len(named)} places name")
+                raise InputError(
+                    f"{where} is {shown(place)}, which is no index of the {min(self.places, len(named))} values in use"
+                )
 
     def of_table(self, table: RequestTable, steps: Iterable[Any]) -> Values:
         """Values that the steps compute for these rows."""

@@ -119,8 +119,8 @@ def _check_others(x: Sequence[Tensor], name: str, place: Sequence[Variant], chan
             found = x[other.column][:, other.slots([other.parts.index(base.parts[i])])]
             if bool(((found - own).abs() > NEAR * own.abs().amax(0)).any()):
                 raise InputError(
-                    f"method='hypergradient': {name} changes {base.parts[i][0].column!r} by a stage whose Params do not name "
-                    "the columns that it reads and writes: take another method"
+                    f"method='hypergradient' cannot be used: {name} changes {base.parts[i][0].column!r} in a stage whose Params "
+                    "do not name the columns that it reads and writes; use another method"
                 )
 
 

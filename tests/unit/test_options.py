@@ -133,7 +133,7 @@ def test_values_are_converted(name: str, given: Any, taken: Any) -> None:
         ("metric", "auc", "must be one of squared.*Did you mean 'areaUnderROC'"),
         ("metric", "areaUnderRoc", "Got 'areaUnderRoc' instead. Did you mean .*'areaUnderROC'"),
         ("loss", "contrastive", "must be one of auto, .*mmce, .*Got 'contrastive' instead.$"),
-        ("loss", {}, "an empty sum"),
+        ("loss", {}, "a weighted sum of losses without any"),
         ("loss", {"logloss": 1}, "names an unknown loss 'logloss'. Did you mean 'logLoss'"),
         ("loss", {"logLoss": 0}, "must give 'logLoss' a finite weight > 0. Got 0 instead"),
         ("loss", {"logLoss": float("inf")}, "Got inf instead"),

@@ -78,8 +78,8 @@ def alternatives(*stages: Any) -> Alternatives:
     for name, columns in wanted:
         if columns != wanted[0][1]:
             raise InputError(
-                f"alternatives() write different columns: {wanted[0][0]} writes {_told(wanted[0][1])}, {name} writes "
-                f"{_told(columns)}; set the same outputCol on each, as the stages after them read one"
+                f"the options of alternatives() write different columns: {wanted[0][0]} writes {_told(wanted[0][1])}, {name} "
+                f"writes {_told(columns)}; set the same outputCol on each, because later stages read one column"
             )
     if len(given) < len(stages):
         _instead_of(given)
@@ -212,8 +212,9 @@ def _renamed(stage: Any, names: Mapping[str, str]) -> Any:
         value = stage.getOrDefault(param)
         if param.name in ("statement", "formula") and any(name in str(value) for name in names):
             raise InputError(
-                f"{stage.uid} names {', '.join(n for n in names if n in value)} in its {param.name}, which alternatives() "
-                "with None may leave out: write the stage for both, as two Pipelines in alternatives()"
+                f"{stage.uid} names {', '.join(n for n in names if n in value)} in its {param.name}, but alternatives() includes "
+                "None, which writes no such column: give alternatives() two Pipelines, one with this column, and one in whose "
+                f"{param.name} it is not named"
             )
         if not param.name.endswith(("Col", "Cols")) or param.name.startswith(
             ("output", "prediction", "probability", "raw")
