@@ -348,8 +348,8 @@ def assembler(d: Draw, want: dict[str, Any]) -> Drawn:
 def interaction(d: Draw, want: dict[str, Any]) -> Drawn:
     vector = d.column("vector", "counts")
     number = d.column("double", "index", "boolean", "int")
-    output, name = d.output()
-    return {"inputCols": d.some([number, vector], 2, 2), **output}, {name: "vector"}
+    name = d.new()  # without a name of its own Spark refuses it
+    return {"inputCols": d.some([number, vector], 2, 2), "outputCol": name}, {name: "vector"}
 
 
 def feature_hasher(d: Draw, want: dict[str, Any]) -> Drawn:
