@@ -34,15 +34,16 @@ if TYPE_CHECKING:
 
 @with_params(OTHERS | FIELDS, setters=True)
 class Search(Estimator, CheckedParams, jvm.Persistent, SearchMembers):  # type: ignore[type-arg]
-    """An Estimator that searches settings of another one, and tests the winner on rows that no trial has seen.
+    """An Estimator that searches settings of another Estimator, and tests the winner on rows that no trial has seen.
 
     Args:
         estimator: any Estimator: a stage, a Pipeline, a FineTuner; `sparkdiff.alternatives(...)` in a Pipeline is a
             choice of stages.
         space: {Param of a stage: `uniform`, `loguniform`, `integer`, `choice`, or a list of values}.
-        evaluator: the metric; with a list of evaluators the search is for the Pareto front, and the first of them
-            decides.
-        current: the fitted model that the winner is to replace; by default it is compared with the estimator as it is.
+        evaluator: the metric; with a list of evaluators the search is for the Pareto front, and the first evaluator
+            chooses the winner and decides whether it ships.
+        current: the fitted model that the winner is to replace; by default the winner is compared with a fit of the
+            estimator with its own settings.
         callbacks: instances of subclasses of `sparkdiff.Events`, which receive each phase, each trial and the decision.
             They are not saved.
         **params: see `sparkdiff.tuning.search.settings.Settings`, or `Search().explainParams()`.
@@ -50,7 +51,7 @@ class Search(Estimator, CheckedParams, jvm.Persistent, SearchMembers):  # type: 
     `fit(df)` returns a `SearchModel` whose `bestModel` is plain Spark ML.
 
     Raises:
-        InputError: an option is unknown, of a wrong type or out of bounds; names all of them.
+        InputError: an option is unknown, of a wrong type or out of bounds. The message names all such options.
     """
 
     __module__ = "sparkdiff"
@@ -130,7 +131,7 @@ class Search(Estimator, CheckedParams, jvm.Persistent, SearchMembers):  # type: 
         """The task of the search, checked before any job.
 
         Raises:
-            InputError: names the Param, and its value.
+            InputError: a Param is missing or its value can't be used. The message names the Param and its value.
         """
         for name in ("estimator", "evaluator"):
             if not self.isSet(name):

@@ -9,7 +9,7 @@ import torch
 from sparkdiff.tensors.device import torch_threads
 
 WORTH = 1e8
-"""Multiplications in a pass from which several threads are faster than one, which never waits for other programs."""
+"""Number of multiplications in a pass from which several threads pay off; one thread never waits for another."""
 
 
 def idle_cores() -> int:
