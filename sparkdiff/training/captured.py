@@ -24,9 +24,10 @@ from sparkdiff.training.augmentation import View
 from sparkdiff.training.candidates import Candidates
 
 SHAPES = 16
-"""Largest number of batch shapes for which graphs are kept; batches of one training differ by a few rows."""
+"""Largest number of batch shapes for which graphs are kept; batches of one training run differ by a few rows."""
 INPUT_BYTES = 64 << 20
-"""Batch size from which kernels run longer than their launches take (on an H200); a graph would keep a copy of it."""
+"""Bytes of a batch from which kernels run longer than their launches take (on an H200), so that a graph, which keeps a
+copy of the batch, doesn't pay."""
 
 
 class Captured:
@@ -45,8 +46,8 @@ class CapturedSteps:
     """The steps of these candidates on batches of dense rows, as graphs.
 
     Attributes:
-        possible: whether each step launches the same kernels: not if rows are sparse, are compared with each other, or
-            may all have weight 0.
+        possible: whether each step launches the same kernels. It doesn't if rows are sparse, if the loss compares rows
+            with each other, or if all rows of a batch may have weight 0.
         failed: the reason why steps are launched kernel by kernel; empty as long as they are not.
     """
 
@@ -62,7 +63,7 @@ class CapturedSteps:
         self.steps: Captured | None = None
 
     def add(self, views: Sequence[View], weight: Tensor) -> None:
-        """Set the sums to those over these rows with weights `weight` (n,), as `Candidates.add` does."""
+        """Reset the sums, and add these rows with weights `weight` (n,) to them, as `Candidates.add` does."""
         narrowed = [
             (rows, {v: x for v, x in seen.items() if v in self.reads}, targets) for rows, seen, targets in views
         ]
@@ -85,7 +86,7 @@ class CapturedSteps:
             self.adds[key] = made
 
     def step(self, factor: float) -> None:
-        """Take one step by the sums, as `Candidates.step` does."""
+        """Take one step along the summed gradient, as `Candidates.step` does."""
         self.candidates.set_rate(factor)
         if self.steps is not None:
             self.steps([])

@@ -29,12 +29,12 @@ class LocalSteps:
 
     Args:
         every: number of steps that each process takes alone.
-        decay: of the slow momentum.
+        decay: decay of the slow momentum per meeting.
         u: (K, p) vectors that the steps change, the same in all processes.
 
     Attributes:
         alone: steps since the last meeting.
-        momentum: (K, p).
+        momentum: the slow momentum, (K, p).
     """
 
     def __init__(self, every: int, decay: float, u: Tensor):

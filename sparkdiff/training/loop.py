@@ -19,7 +19,7 @@ from sparkdiff.training.active_columns import group_size
 from sparkdiff.training.ongoing import Training
 
 SMALL_STEP = 10_000_000
-"""Number of parameters times rows of a step below which one thread is faster."""
+"""Number of parameters times number of rows of a step below which one thread is faster than several."""
 
 
 def train(
@@ -56,7 +56,7 @@ def train(
 def _epoch(
     training: Training, data: Data, objective: Objective, metric: Metric, on_step: Callable[[Training], None]
 ) -> None:
-    """Take the steps of an epoch, from `training.step` on, and then measure."""
+    """Take the steps of an epoch, from `training.step` on, and then measure on the validation split."""
     options, active, done = training.options, training.active, 0
     for candidates in training.turns():
         group = group_size(options.batchSize) if candidates.lazy else 1

@@ -1,7 +1,8 @@
-"""The start of a training: natural units of the parameters, statistics of the inputs, and the candidates.
+"""The start of a training run: natural units (typical scales) of the parameters, statistics of the inputs, and the
+candidates.
 
-It also lists the settings on which the result depends: a run folder that was started with different ones is not
-resumed.
+This module also lists the settings on which the result depends: a run in a folder that was started with different
+settings is not resumed.
 """
 
 import dataclasses
@@ -34,12 +35,13 @@ _OUTSIDE = (
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-    """The start of a training.
+    """The start of a training run.
 
     Attributes:
-        frozen: number of frozen entries per parameter; they are frozen because too few rows have them.
-        stats: of the network's fixed inputs; the standard deviation of a category's number is 0, as no noise may be
-            added to it; means and standard deviations are empty if nothing will need them.
+        units: natural units of the parameters.
+        frozen: number of frozen entries per parameter; entries are frozen if too few rows support them.
+        stats: statistics of the network's fixed inputs; the standard deviation of a category's number is 0, as no noise
+            may be added to it; means and standard deviations are empty if nothing will need them.
         recipes: the candidates of all settings that train together.
         each: the candidates of each setting.
     """
@@ -59,7 +61,7 @@ def start_of(
 
     Args:
         recipes: the candidates to train; None: those that the options define.
-        settings: options whose candidates train together; empty: only `options`.
+        settings: several options, whose candidates train together; empty: only `options`.
     """
     graph, inputs = network.graph, fixed_versions(network)
     modules = {i: network.module(i) for i in network.positions}

@@ -32,7 +32,8 @@ from sparkdiff.training.distributed.remote import Post, train as train_remotely
 START = 300.0
 """Seconds within which the processes must begin to train: on a loaded machine, importing torch alone takes many."""
 GRACE = 5.0
-"""Seconds in which the other processes should end once one has failed; six times as long once training is finished."""
+"""Seconds within which the other processes should end after one has failed. After training has finished, all processes
+have six times as long."""
 OnEpoch = Callable[[Mapping[str, Any]], None]
 
 
@@ -104,7 +105,7 @@ class Attempt:
         self.distributor.run(str(self.here / "start.py"))
 
     def _signs(self) -> Any:
-        """A value that changes as long as something happens before the first progress."""
+        """A value that changes as long as processes show signs of life before the first line of progress."""
         return None
 
     def _watch(self, thread: threading.Thread, on_line: OnEpoch) -> None:

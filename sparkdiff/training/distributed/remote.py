@@ -36,11 +36,11 @@ from sparkdiff.training.distributed.worker import ROOM
 SPLITS = ("train", "validation")
 """The splits that a process reads."""
 CACHE = Path("cache")
-"""The folder of the cache, in that of the attempt."""
+"""The folder of the cache, relative to the attempt's folder."""
 ANSWER = 10
 """Seconds within which a client that connects must show that it knows the secret."""
 KEYS = 64
-"""Numbers tried per process, to find for each partition one whose hash falls into it."""
+"""Numbers tried per process, to find for each partition a number whose hash falls into it."""
 
 
 @dataclass
@@ -49,8 +49,8 @@ class Post:
 
     Attributes:
         joined: ranks that have connected.
-        failed: the error if something could not be written here; None if all was.
-        signs: number of messages received, a sign of life.
+        failed: the error if a file of a process could not be written here; else None.
+        signs: number of messages received; as long as it grows, the processes live.
     """
 
     folder: RunFolder
@@ -139,7 +139,7 @@ class Post:
             self.failed = e if isinstance(e, SparkdiffError) else files.not_writable(path, e)
 
     def close(self, patience: float) -> None:
-        """Close all connections; for ended tasks, first wait up to `patience` seconds until their data are written."""
+        """Close all connections, after waiting up to `patience` seconds until the data of ended tasks are written."""
         self.closed = True
         with contextlib.suppress(OSError):
             Client(("127.0.0.1", self.port)).close()  # wakes the thread that waits for one
@@ -180,7 +180,7 @@ def check_limit(manifest: Manifest, world: int, limit: int | None, where: Path) 
     """The bytes that each process keeps on its local disk.
 
     Raises:
-        InputError: one of them needs more than `localCacheLimit` allows.
+        InputError: a process needs more than `localCacheLimit` allows.
     """
     ranks, pieces = ranks_of(manifest, world), manifest.pieces
     needed = [sum(pieces[name].bytes for name, of in ranks.items() if rank in of) for rank in range(world)]

@@ -97,7 +97,7 @@ def work(
     """Train to the end, as one process of a team.
 
     Args:
-        folder: of the run; it stores what is known about the device.
+        folder: folder of the run, which stores the choice of the device; None to store nothing.
         say: called with a line about the device, if there is something to report.
     """
     at = functools.cache(functools.partial(stream.on, resident=not assignment.less))
@@ -295,7 +295,7 @@ def _tell(path: Path, line: dict[str, Any]) -> None:
 
 
 class Watchdog:
-    """Watchdog that ends this process and writes its stack if it is not called for about `timeout` seconds."""
+    """Watchdog that writes this process's stack and ends the process if it isn't called for about `timeout` seconds."""
 
     def __init__(self, timeout: float, stack: Any):
         self.timeout, self.stack, self.armed = timeout, stack, 0.0
