@@ -126,7 +126,7 @@ def request_of(
     options: Options, rows: str, computed: Mapping[str, Any], recipes: Sequence[Recipe] | None = None,
     epochs: int | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Everything that determines the result of a training, by name.
+    """Everything that determines the result of a training run, by name.
 
     Args:
         rows: the cache's fingerprint.

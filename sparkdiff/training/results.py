@@ -22,7 +22,7 @@ ROUNDING = 1e-12
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """The result of a training.
+    """The result of a training run.
 
     Attributes:
         history: a row per epoch and candidate, the original as epoch 0.
@@ -93,7 +93,7 @@ class Results:
         return best
 
     def among(self: R, recipes: Sequence[Recipe]) -> R:
-        """The results as if only these candidates had trained; a training with these results can't be continued."""
+        """The results as if only these candidates had trained; a training run with these results can't be continued."""
         new, own = copy.copy(self), {self.recipes.index(recipe): k for k, recipe in enumerate(recipes)}
         rows = [row | {"candidate": own[row["candidate"]]} for row in self.history if row["candidate"] in own]
         kept = sorted((epoch, own[k], i) for i, (k, epoch) in enumerate(self.columns) if k in own)

@@ -1,4 +1,4 @@
-"""One start of all processes of a training: it watches them until they end, fail or stall, and reports why they were
+"""One start of all processes of a training run: it watches them until they end, fail or stall, and reports why they were
 lost.
 
 TorchDistributor runs `start.py` of an attempt's folder, which all machines see: it puts our own code (zipped beside it)

@@ -165,7 +165,7 @@ class Enough(Exception):
 
 
 class StepTimer:
-    """Timer of the steps of a training that is started only to be timed: `train` calls it after each step.
+    """Timer of the steps of a training run that is started only to be timed: `train` calls it after each step.
 
     Args:
         steps: number of steps in an epoch.
@@ -204,7 +204,7 @@ WORTH = 1.1
 
 @dataclass(frozen=True)
 class ProcessNumber(FolderNote):
-    """The number of processes of a training, stored in the run's folder.
+    """The number of processes of a training run, stored in the run's folder.
 
     Attributes:
         number: number of processes.
@@ -232,7 +232,7 @@ def most(shards: int, slots: int | None) -> int:
 def choose(
     limit: int, steps: int, seconds: float, alone: Callable[[], float], together: Callable[[int], float]
 ) -> ProcessNumber:  # fmt: skip
-    """Choose the number of processes for a training.
+    """Choose the number of processes for a training run.
 
     Args:
         limit: see `most`.

@@ -1,4 +1,4 @@
-"""Start and monitoring of a training in this process or in several, with restarts after the loss of a process."""
+"""Start and monitoring of a training run in this process or in several, with restarts after the loss of a process."""
 
 import contextlib
 import json
@@ -146,7 +146,7 @@ def _resumed(assignment: Assignment, folder: RunFolder) -> Training:
 
 
 class TrainingProgress:
-    """Progress lines of a training: epochs, quality so far, and the time left at the pace so far."""
+    """Progress lines of a training run: epochs, quality so far, and the time left at the pace so far."""
 
     def __init__(self, assignment: Assignment, clock: Callable[[], float] = time.monotonic):
         self.original, self.metric = assignment.original, assignment.metric

@@ -1,4 +1,4 @@
-"""One process of a training: reads its assignment, trains with the other processes, and writes its result to files.
+"""One process of a training run: reads its assignment, trains with the other processes, and writes its result to files.
 
 It runs without a Spark session, under any launcher that sets torchrun's variables: TorchDistributor, or torchrun itself
 on the `start.py` of an attempt's folder. It reports only by files of that folder, because nothing else survives a
@@ -177,7 +177,7 @@ def objectives(options: Options, network: Network, label: LabelStats) -> tuple[O
 
 
 class Checkpoints:
-    """Regular saves of a training, at least every tenth of the timeout, and at the end.
+    """Regular saves of a training run, at least every tenth of the timeout, and at the end.
 
     If a checkpoint cannot be written, training continues, unless it is the final state that the driver waits for.
 
