@@ -78,7 +78,7 @@ class Division:
 
 
 def divide(sources: Sequence[Source], options: Options) -> Division:
-    """Divide the rows by `numFolds`: into folds, into stretches of time, or the held-out rows into two halves.
+    """Divide the rows as `numFolds` asks: into folds, into stretches of time, or the held-out rows into two halves.
 
     Raises:
         InputError: a column is missing or has a wrong type, a row belongs to neither side, or there are too few times

@@ -281,8 +281,8 @@ class Candidates:
 
     @torch.no_grad()
     def scores(self, data: Data, split: str, metric: Metric) -> tuple[list[Score], Callable[[int], Tensor]]:
-        """The score of each candidate on a split, over all processes, and a function that copies the parameters (p,)
-        with which the k-th was measured; it is valid until the next step.
+        """The score of each candidate on a split, over all processes; and a function that copies the parameters (p,)
+        with which the k-th candidate was measured; the function is valid until the next step.
         """
         every = list(range(len(self.recipes)))
         tallies = Tallies(metric, self.network.head, len(every))

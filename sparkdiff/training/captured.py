@@ -1,9 +1,9 @@
 """Steps as CUDA graphs: the kernels of a step are recorded once and then launched all at once.
 
-A step of a small network is a hundred kernels of some microseconds, and Python and torch need longer to launch each
-than it runs. A graph holds addresses and numbers, not Python: rows are copied to the memory that it reads, and
-everything else that changes from step to step lies in tensors. Before a graph is used, its results are compared, bit
-for bit, with those of the step it replaces.
+A step of a small network is a hundred kernels of some microseconds, and Python and torch need longer to launch a kernel
+than the kernel runs. A graph holds addresses and numbers, not Python: rows are copied to the memory that the graph
+reads, and everything else that changes from step to step lies in tensors. Before a graph is used, its results are
+compared, bit for bit, with those of the step that it replaces.
 
 Source: torch.cuda.CUDAGraph, and torch's notes on CUDA graphs.
 """
@@ -48,7 +48,7 @@ class CapturedSteps:
     Attributes:
         possible: whether each step launches the same kernels. It doesn't if rows are sparse, if the loss compares rows
             with each other, or if all rows of a batch may have weight 0.
-        failed: the reason why steps are launched kernel by kernel; empty as long as they are not.
+        failed: the reason why steps are launched kernel by kernel; empty as long as graphs can be used.
     """
 
     def __init__(self, candidates: Candidates, objective: Objective, values: Mapping[Version, Rows]):
@@ -115,7 +115,7 @@ class CapturedSteps:
             if not is_short_of_memory(e):
                 raise
             self.failed = str(e).splitlines()[0]
-        if self.failed:  # not in the handler, in which the exception still holds the tensors of the step
+        if self.failed:  # not in the except clause, where the exception still holds the tensors of the step
             _restore(changes, before)
             self._trim()
             run(inputs)
@@ -126,7 +126,7 @@ class CapturedSteps:
             with ALONE:
                 self._aside(self._without_waiting, lambda: run(own))
                 _restore(changes, before)
-                self._trim()  # a graph has its own memory, and as much again
+                self._trim()  # a graph allocates memory of its own, as much as the step uses
                 captured = Captured(self._recorded(lambda: run(own)), own)
             _restore(changes, before)
             captured(inputs)

@@ -166,7 +166,7 @@ STATE = 1
 
 
 class ShortOfMemoryError(SparkdiffError):
-    """One of several processes ran out of memory on its device."""
+    """Lack of memory on the device of one of several processes."""
 
 
 class Training(Results):
@@ -193,7 +193,7 @@ class Training(Results):
         self._form: Form | None = None
         self._graphs: CapturedSteps | None = None
         self._saved: Mapping[str, Any] | None = None  # the candidates at the beginning of the epoch, or in a checkpoint
-        self._before: dict[str, Any] = {}  # the state at that time, to return to if memory is short
+        self._before: dict[str, Any] = {}  # the whole state at that time, to return to if memory is short
 
     @property
     def seconds(self) -> float:
@@ -228,7 +228,7 @@ class Training(Results):
         """Find out how the candidates can train together on these data."""
         self.began = time.monotonic()
         self._form = Form.of(self.here, self.recipes, self.options, data)
-        memory.trim()  # returns what the search for the affine form took for wide networks
+        memory.trim()  # for wide networks, the search for the affine form took much memory
 
     def settled(self, data: Data) -> Data:
         """The data, with all rows on the device if they fit there in addition to what training needs; else with rows

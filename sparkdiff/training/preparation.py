@@ -92,7 +92,7 @@ def start_of(
     apart = any(
         len(m.nominal_features()) or (i in trains and (m.reads_categories or m.takes_nulls)) for i, m in modules.items()
     )
-    # A mixture of two rows has no loss input of its own.
+    # A mixture of two rows has no value of its own for a column that the loss reads.
     mixes = all_dense(network, data, inputs) and not apart and not graph.head.lossReads
     newton = (LEAVES, graph.head_position) in routed_versions(network) and not network.head.wide
     each = [recipes or ()]
@@ -110,8 +110,8 @@ def start_of(
 def computed_by(network: Network) -> dict[str, Any]:
     """An identity of the untrained network without uids: the same in every process that gets the same pipeline.
 
-    It consists of the Params of all stages, in clear text, and a hash of the translated stages: their content, and the code of
-    those that are not ours.
+    It consists of the Params of all stages, in clear text, and a hash of the translated stages: their content, and the
+    code of stages whose classes are not sparkdiff's.
     """
     vertices = network.graph.vertices
     stages = [v.stage for v in vertices]

@@ -52,8 +52,8 @@ def by_newton(recipes: Sequence[Recipe]) -> list[int]:
     return [k for k, r in enumerate(recipes) if r.optimizer == "newton"]
 
 
-# Factors of the options learningRate and regAnchor. From a grid of 20: the one, and the four, that lose least against
-# the whole grid on validation rows (benchmarks/recipes.py).
+# Factors of the options learningRate and regAnchor. From a grid of 20 recipes: the single one, and the set of four,
+# that lose least against the whole grid on validation rows (benchmarks/recipes.py).
 _FAST = (10, 100)
 _DEFAULT = ((1, 1), (3, 1), (10, 1), (10, 100))
 # The same for trees, from a grid of 26 (benchmarks/tree_recipes.py): learningRate, regAnchor, noise.

@@ -45,8 +45,8 @@ class Standing:
 
     metric: float
     flat: Tensor  # (p,)
-    gain: float = 0.0  # sum over its blocks
-    column: int = -1  # index of its blocks among all gains; -1: it is the original
+    gain: float = 0.0  # gain of the best epoch, summed over the blocks
+    column: int = -1  # index of the best epoch among all gains; -1 if the original is best
     counted: float = 0.0  # the gain of the last epoch that counted for patience
     since: int = 0
     active: bool = True

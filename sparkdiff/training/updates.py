@@ -132,7 +132,7 @@ class DenseUpdates:
         u.copy_(torch.where(moved, (self.matrix.flat - self.start) / self.units.unit, u))
 
     def load_all(self, u: Tensor) -> None:
-        """Do the same as `load` after a step of all parameters, which ends an epoch."""
+        """Set the parameters as `load` does, after a once-an-epoch step, which changes all parameters."""
         self.load(u)
 
     def slopes(self) -> AffineMargin | None:
@@ -235,7 +235,7 @@ class LazyUpdates(DenseUpdates):
         return self.active.rows(values, self.columns)
 
     def load_all(self, u: Tensor) -> None:
-        """Do nothing: the next group's parameters are computed from u."""
+        """Do nothing: `choose` computes the parameters of the next group of batches from u."""
 
     def measured(self, vectors: Vectors) -> Measured:
         def of(values: Values) -> tuple[AffineMargin | None, Values]:

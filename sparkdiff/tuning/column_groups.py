@@ -112,8 +112,9 @@ def groups_of(asked: Any, column: str, stages: Sequence[Any], rows: DataFrame, w
     """The groups of a vector's slots.
 
     Args:
-        asked: "columns": a group for each column that is part of the vector, or for each slot if no VectorAssembler
-            made it; or a dict of name -> columns or slot numbers: a column that is in no group forms its own group.
+        asked: "columns": a group for each column that is part of the vector, or for each slot if there is only one such
+            column (as without VectorAssembler); or a dict of name -> columns or slot numbers: a column that is in no
+            group forms its own group.
         rows: rows with all columns that the stages write.
 
     Raises:

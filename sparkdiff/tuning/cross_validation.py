@@ -41,7 +41,7 @@ def outcomes(task: GridTask, folds: Folds, parallelism: int, keeps: bool) -> lis
         if not tails.one_for_all(task):
             wanted = tails.asked(task)
             return [FoldFits(task, threads, keeps, partial(_after, wanted)).run(*pair) for pair in folds.pairs]
-        if folds.drawn:  # as Spark caches a fold's rows; else another plan may draw other random numbers for them
+        if folds.drawn:  # as Spark does: without a cache, another plan may draw other random numbers for the rows
             folds.rows.cache()
         try:
             found = tails.across(task, folds.rows, folds.held_out, folds.count, folds.kept)
@@ -68,7 +68,7 @@ def _by_spark(task: GridTask, folds: Folds, parallelism: int, keeps: bool) -> li
             raise
 
     pairs = folds.pairs
-    with ThreadPoolExecutor(folds_at_once) as pool:  # which waits for running folds when one has failed
+    with ThreadPoolExecutor(folds_at_once) as pool:  # waits for the running folds, even if a fold has failed
         inherit = for_threads(folds.rows)
         running = [pool.submit(inherit(partial(of_fold, pair))) for pair in pairs]
         try:

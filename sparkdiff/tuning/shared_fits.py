@@ -61,7 +61,9 @@ class SharedParams:
 
 
 def _boosts(get: Get) -> bool:
-    """True if the fit keeps all its trees: with a validation column it may stop early and drop the last trees."""
+    """True if models of fewer trees can be derived: Java's constructors can be called, and the fit has trees and keeps
+    all of them. With a validation column a fit may stop early and drop its last trees.
+    """
     return not get("validationIndicatorCol") and get("maxIter") > 0 and jvm.has_constructors()
 
 
@@ -215,7 +217,7 @@ def _answers(stage: Any, group: Sequence[trie.Fit], rows: DataFrame) -> list[tup
     """Each setting of a group with a function that returns its model; the group shares the fit of its first setting."""
     one, *rest = group
     made = MadeOnce()
-    # A copy: folds may fit at the same time.
+    # A copy of the stage, because several folds may fit it at the same time.
     fitted = partial(made.once, "fitted", lambda: stage.copy(one.params).fit(rows))
     if not rest:
         return [(one, fitted)]

@@ -140,7 +140,7 @@ def _classes(label: Tensor, told: int, name: str) -> int:
     """The number of classes.
 
     Raises:
-        InputError: a label is no class, a whole number from 0 to `MOST`. The message names such a label.
+        InputError: a label isn't a class (a whole number from 0 to `MOST`). The message names such a label.
     """
     wrong = label[~((label >= 0) & (label == label.floor()) & (label <= MOST))]
     if len(wrong):
@@ -218,8 +218,9 @@ def _columns(
     places: Sequence[Sequence[Variant]],
     blocks: Sequence[Sequence[Sequence[int]]],
 ) -> tuple[list[Tensor], Tensor, list[list[list[int]]]]:
-    """Blocks of feature columns, one per unchanged part and per alternative that has features; the number of each
-    column's block, its group; and for each place the group of each alternative, empty for one without features.
+    """Blocks of feature columns, one per unchanged part and per alternative with features; for each column its group,
+    which is the number of its block; and for each place and alternative a list with the alternative's group, empty if
+    the alternative has no features.
     """
     pieces: list[Tensor] = []
     group: list[Tensor] = []

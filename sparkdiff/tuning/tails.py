@@ -134,7 +134,7 @@ def asked_of(stage: Any, params: Mapping[Any, Any]) -> AskedFit:
         if get(name):
             given[name] = get(name).lower()
     if not given.get("regParam"):
-        given["elasticNetParam"] = 0.0  # no penalty to divide: one solution, and among equal metrics the first wins
+        given["elasticNetParam"] = 0.0  # without a penalty it has no effect: such settings share one solution
     bounds = (f"{side}BoundsOn{what}" for side in ("lower", "upper") for what in ("Coefficients", "Intercepts"))
     setting = Setting(**given, bounded=any(get(bound, None) is not None for bound in bounds))
     reads = Reads(get("featuresCol"), get("labelCol"), get("weightCol"), get("offsetCol"))

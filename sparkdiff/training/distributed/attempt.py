@@ -1,5 +1,5 @@
-"""One start of all processes of a training run: it watches them until they end, fail or stall, and reports why they were
-lost.
+"""One start of all processes of a training run. This module watches the processes until they end, fail or stall, and
+reports why they were lost.
 
 TorchDistributor runs `start.py` of an attempt's folder, which all machines see: it puts our own code (zipped beside it)
 on the path and calls `worker.main`. Nothing is pickled through Spark, and only files are trusted: TorchDistributor can
@@ -38,7 +38,7 @@ OnEpoch = Callable[[Mapping[str, Any]], None]
 
 
 class TrainingError(SparkdiffError):
-    """Training failed in one of its processes; the message contains the traceback. The command exits with code 1."""
+    """Failure of training in one of its processes; the message contains the traceback. The command exits with code 1."""
 
 
 def _command(pid: int) -> str:
@@ -159,7 +159,8 @@ class Attempt:
         """Raise the exception of the process that failed first, if any failed.
 
         Raises:
-            InputError, FullDiskError, WriteError, TrainingError: with that process's message or traceback.
+            InputError, FullDiskError, WriteError: as in the process; with its message.
+            TrainingError: the process failed with another error. The message contains its traceback.
         """
         failed = (r for r in self.ranks() if "error" in r and not r["lost"])
         first = min(failed, key=lambda r: r["time"], default=None)

@@ -28,7 +28,7 @@ Say = Callable[[str], None]
 
 
 class Epochs:
-    """Forwarder of a history's rows: each once and in order, whichever process or attempt it comes from."""
+    """Forwarder of a history's rows: each row once and in order, whichever process or attempt sends it."""
 
     def __init__(self, on_epoch: OnEpoch):
         self.on_epoch, self.told = on_epoch, 0

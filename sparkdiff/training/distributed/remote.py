@@ -1,9 +1,10 @@
 """Training in processes that don't see the driver's files: cache, checkpoints and results lie on a file system of
 Spark.
 
-The tasks of one barrier stage receive their virtual shards through Spark (`remote_task`), whole files by Arrow, and
-connect to the driver for everything else: it sends them the files that start the processes and the newest checkpoint,
-and writes what they send back into the run's folder, as processes that see the folder do themselves.
+The tasks of one barrier stage receive their virtual shards through Spark (`remote_task`), as whole files in Arrow
+batches. For everything else they connect to the driver: it sends them the files that start the processes and the newest
+checkpoint. The driver also writes the files that the tasks send back into the run's folder, as processes that see the
+folder do themselves.
 """
 
 import contextlib
@@ -84,7 +85,7 @@ class Post:
                 connection = self.listener.accept()
             except OSError:  # closed
                 return
-            if self.closed:  # it only wakes this thread
+            if self.closed:  # this connection only wakes the thread, see `close`
                 connection.close()
                 return
             self.connections.append(connection)
@@ -98,7 +99,7 @@ class Post:
             answer_challenge(connection, self.secret)
             _patience(connection, 0)
             rank = int(remote_task.receive(connection)[0]["rank"])
-            if rank in self.joined:  # Spark retries by itself: this attempt is over
+            if rank in self.joined:  # Spark has restarted the task by itself: this attempt is over
                 return
             self.joined.add(rank)
             self.signs += 1
@@ -142,7 +143,7 @@ class Post:
         """Close all connections, after waiting up to `patience` seconds until the data of ended tasks are written."""
         self.closed = True
         with contextlib.suppress(OSError):
-            Client(("127.0.0.1", self.port)).close()  # wakes the thread that waits for one
+            Client(("127.0.0.1", self.port)).close()  # wakes the thread that waits for a connection
             self.listener.close()
         end = time.monotonic() + patience
         for thread in [*self.threads]:

@@ -71,7 +71,7 @@ def _told(error: Exception, rank: int) -> dict[str, Any]:
 
 
 class _FullError(Exception):
-    """There is no space for the rows."""
+    """Lack of disk space for the rows."""
 
 
 # The rows --------------------------------------------------------------------------------------------------------------

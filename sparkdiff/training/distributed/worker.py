@@ -140,7 +140,7 @@ def seconds_per_step(
     """Seconds of a step of this training at a place, measured by a separate training that ends after some steps.
 
     Args:
-        stream: at that place; its memory there is released afterwards.
+        stream: the rows at that place; the stream's memory there is released afterwards.
     """
     with _current(place):
         try:

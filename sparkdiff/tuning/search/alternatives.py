@@ -204,7 +204,7 @@ def _renamed(stage: Any, names: Mapping[str, str]) -> Any:
     """The stage with other input columns.
 
     Raises:
-        InputError: it names a column within a text, where the name can't be replaced.
+        InputError: the stage names a column within a text, where the name can't be replaced.
     """
     new: dict[Any, Any] = {}
     for param in stage.params:

@@ -91,7 +91,7 @@ def _last(space: SearchSpace) -> Any:
     """The last stage, which must not be one of alternatives.
 
     Raises:
-        InputError: it is one of alternatives.
+        InputError: the last stage is one of alternatives.
     """
     estimator = space.estimator
     last = leaves_of(chosen(estimator, {}), lambda pipeline: False)[-1]

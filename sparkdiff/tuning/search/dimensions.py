@@ -184,7 +184,7 @@ def _check_own(stage: Any, param: Any, value: Any) -> None:
     """Check that a stage that isn't Spark's, such as a FineTuner, takes a value.
 
     Raises:
-        InputError: it does not.
+        InputError: the stage refuses the value.
     """
     if is_sparks(stage):
         return
@@ -214,7 +214,9 @@ def _place_name(place: Alternatives, estimator: Any) -> str:
 
 
 def _conditions(estimator: Any) -> dict[str, tuple[Choices, ...]]:
-    """The choices that make a stage part of the estimator, one per path to it, by uid; empty: always a part."""
+    """Conditions under which a stage is part of the estimator, by its uid: the choices on each path to it; empty if it is
+    always a part.
+    """
     found: dict[str, list[Choices]] = {}
 
     def walk(stage: Any, above: Choices) -> None:

@@ -206,7 +206,7 @@ class SearchModel(Holder, Model, jvm.Persistent):  # type: ignore[type-arg]
             kept.
         summary: decision, reason, optimism.
         records: a dict per trial; `trials` has them as a pandas DataFrame.
-        front: numbers of the trials on the Pareto front: no other trial beats them in all metrics.
+        front: numbers of the trials on the Pareto front: no other trial is as good in all metrics and better in one.
         dataset: the rows of the fit; None for a loaded model.
     """
 
@@ -234,7 +234,9 @@ class SearchModel(Holder, Model, jvm.Persistent):  # type: ignore[type-arg]
 
     @property
     def paretoFront(self) -> "pd.DataFrame":
-        """The trials that no other trial beats in all metrics; with one metric the best ones."""
+        """The trials on the Pareto front: no other trial is as good in all metrics and better in one. With one metric,
+        the best trials.
+        """
         trials = self.trials
         return trials[trials["trial"].isin(self.front)].reset_index(drop=True)
 

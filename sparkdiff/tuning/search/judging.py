@@ -145,7 +145,7 @@ def _targets(judge: Judge, out: DataFrame) -> tuple[Column, Column]:
     """The label and the weight of a model's rows, as numbers."""
     label = named(judge.label) if judge.label else F.lit(0.0)
     if not judge.column and judge.label and not isinstance(out.schema[judge.label].dataType, NumericType):
-        label = F.xxhash64(label)  # it is only compared
+        label = F.xxhash64(label)  # a hash suffices, as labels are only compared
     return label.cast("double"), named(judge.weight).cast("double") if judge.weight else F.lit(1.0)
 
 

@@ -191,9 +191,11 @@ def _identified(value: Any) -> str:
 def _tables(statement: str) -> dict[str, Any]:
     """Identities of the tables that a statement reads beside its input, by name."""
     spark, found = jvm.session(), {}
-    with contextlib.suppress(*jvm.SparkError):  # the fit reports what is wrong with it
+    with contextlib.suppress(*jvm.SparkError):  # the fit will report what is wrong with the statement
         for name in tables_read(spark, statement):
-            with contextlib.suppress(*jvm.SparkError):  # it is defined in the statement itself, or does not exist
+            with contextlib.suppress(
+                *jvm.SparkError
+            ):  # the statement itself defines this name, or there is no such table
                 found[name] = content(spark.table(name))
     return found
 

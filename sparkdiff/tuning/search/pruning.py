@@ -51,7 +51,7 @@ def find_resource(space: SearchSpace, given: str) -> Any:
     """The Param that a pruner increases from rung to rung; None: training rows.
 
     Raises:
-        InputError: the last stage has no such Param, or it is searched.
+        InputError: the last stage has no such Param, or the Param is searched.
     """
     last = last_stage(space.estimator)
     if given == "rows":

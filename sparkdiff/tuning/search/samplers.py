@@ -210,7 +210,9 @@ def finished(study: Any) -> list[FinishedTrial]:
 
 
 def drawn(distribution: Any, near: Any, width: float, random: np.random.RandomState, *, known: bool) -> Any:
-    """A value of one of Optuna's distributions, within `width` of the whole range around `near` if that is known."""
+    """A random value of one of Optuna's distributions; if `known`, from a window around `near` whose width is the share
+    `width` of the whole range.
+    """
     if isinstance(distribution, optuna.distributions.CategoricalDistribution):
         stays = known and random.random_sample() >= width
         other = distribution.choices[random.randint(len(distribution.choices))]
@@ -222,7 +224,7 @@ def drawn(distribution: Any, near: Any, width: float, random: np.random.RandomSt
     share = random.random_sample()
     if known:
         at = ((math.log(near) if distribution.log else near) - low) / (high - low) if high > low else 0.5
-        left = min(max(at - width / 2, 0.0), max(1 - width, 0.0))  # the whole width, also near an end
+        left = min(max(at - width / 2, 0.0), max(1 - width, 0.0))  # keeps the width near the ends of the range
         share = left + share * min(width, 1.0)
     value = low + share * (high - low)
     value = math.exp(value) if distribution.log else value

@@ -48,7 +48,7 @@ def _options(settings: Settings, share: float, what: str) -> Options:
 
 def folds_in(settings: Settings) -> int:
     """The number of folds or stretches of time; 0 if fresh rows decide, with "auto" if they can show a smaller gain."""
-    # As if the fresh rows were half of the held-out rows, the other half of which chooses.
+    # The fresh rows count as one half of held-out rows whose other half chooses.
     share = 2 * settings.testFraction
     folds = folds_of(Options(validationFraction=share, numFolds=settings.numFolds, timeCol=settings.timeCol))
     return STRETCHES if folds and settings.timeCol else folds
@@ -69,7 +69,9 @@ class Divided:
         fit the models, which are marked by a null TIME.
         """
         trains, time = F.col(SPLIT) == TRAIN, F.coalesce(F.col(TIME), F.lit(0.0))
-        sampled = below(F.xxhash64(F.col(BLOCK), F.col(TIME)), share, "training")  # with times all have one block
+        sampled = below(
+            F.xxhash64(F.col(BLOCK), F.col(TIME)), share, "training"
+        )  # with times, BLOCK is the same for all
         of_both = self.rows.where((F.col(SPLIT) == TEST) | (trains & sampled))
         return of_both.withColumn(TIME, F.when(~trains, time)).drop(SPLIT)
 

@@ -1,5 +1,6 @@
 """The trials of a search, in a file that survives a kill: their configurations and results. Trials that ran when a
-process was killed are repeated. A rung is a resource (rows, epochs or trees) at which a pruner compares trials.
+process was killed are repeated. A rung is an amount of a resource (rows, epochs or trees) at which a pruner compares
+trials.
 """
 
 import contextlib
@@ -87,7 +88,7 @@ class Study:
     def next(self) -> list[Trial]:
         """The trials of the next unfinished batch, by number, including finished ones; empty if all are done.
 
-        Trials that were running when a process was killed are asked again, with the same configuration.
+        Trials that were running when a process was killed are returned again, with the same configuration.
         """
         known, first = self.study.get_trials(deepcopy=False), 0
         while first < self.plan.total:
@@ -197,7 +198,7 @@ def quiet() -> Iterator[None]:
 
 
 def journal(folder: Path) -> Any:
-    """The storage of a study. A line that a kill cut off is removed, else no line could ever be written after it."""
+    """The storage of a study. A line that a kill cut off is removed, because lines after it could not be read."""
     path = folder / JOURNAL
     for lock in folder.glob(f"{JOURNAL}.lock*"):  # left by a killed process: this process holds the folder's lease
         lock.unlink(missing_ok=True)
@@ -215,11 +216,11 @@ def _read_whole(path: Path, read: Callable[[], T]) -> T:
     """Read a file of a search.
 
     Raises:
-        InputError: it is missing or damaged.
+        InputError: the file is missing or damaged.
     """
     try:
         return read()
-    except Exception as e:  # whatever the content does to its reader
+    except Exception as e:  # the reader of a damaged file may raise anything
         raise InputError(
             f"{path} is damaged ({type(e).__name__}: {e}), so the search cannot go on: delete {path.parent} to start again, or "
             "choose another folder"

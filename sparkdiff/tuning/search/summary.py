@@ -24,7 +24,7 @@ class SearchSummary(ShownFields):
 
     Attributes:
         decision: "winner", "kept default" or "kept current".
-        reason: why.
+        reason: the reason for the decision.
         metric, metricDirection: the metric, and which direction is better.
         validation: metric of the winner on the rows that chose it.
         fresh: {"winner", "default"}: metrics on rows that no fit and no trial has seen; with folds, the mean over the

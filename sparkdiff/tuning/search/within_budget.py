@@ -38,7 +38,7 @@ class TunedSetting:
     """One of the best settings.
 
     Attributes:
-        model: the pipeline that Spark fitted with it to all training rows, with the uids of the original; plain.
+        model: the plain pipeline that Spark fitted with this setting to all training rows, with the original's uids.
         settings: {name like "PCA.k": value}.
         number: number of its trial; trial 0 has the original setting.
         metric: metric of its trial, on training rows to which the trial was not fitted.
@@ -79,9 +79,9 @@ def tuned(
 ) -> TunedSettings:  # fmt: skip
     """Find the best settings of a pipeline within a budget; the first trials are those of `first_settings`.
 
-    The same seed finds the same settings, bit for bit if no `maxSeconds` is given. Started again with the same folder,
-    rows and space, it repeats no finished trial and ends where the clock ended it; with more trials or seconds it
-    continues.
+    The same seed finds the same settings, bit for bit if no `maxSeconds` is given. A search that is started again with
+    the same folder, rows and space repeats no finished trial, and ends at the same trial if the clock has ended it
+    before; with more trials or seconds it continues.
 
     Args:
         form: the unfitted form of a fitted pipeline.

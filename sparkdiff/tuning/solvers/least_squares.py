@@ -76,7 +76,9 @@ def of_products(given: NormalSums, settings: list[Setting], found: Moments, fold
     if bool(found.labels[fold, 0] == found.labels[fold, 1]):
         flat = torch.zeros_like(found.centre)
         return [Solution(flat, found.labels[fold, 0], 0.0, intercept) for _ in settings]
-    unit = torch.where(constant, 0.0, given.matrix.diagonal().clamp_min(0).sqrt())  # columns are divided by this again
+    unit = torch.where(
+        constant, 0.0, given.matrix.diagonal().clamp_min(0).sqrt()
+    )  # columns are scaled once more, by this
     inverse = torch.where(unit > 0, 1 / unit, 0.0)
     h = given.matrix * inverse[:, None] * inverse
     b = given.vector * inverse / given.label.sqrt()

@@ -123,7 +123,7 @@ def moments(chunks: Chunks, folds: int, classes: int = 0) -> Moments:
         if len(chunk.label) == 0:
             continue
         x, y, w = chunk.x, chunk.label, chunk.weight
-        # 1 where a row is held out of this fold, the last column for rows of none: (n, folds + 1).
+        # 1 where this fold holds a row out; the last column is for rows that no fold holds out: (n, folds + 1).
         member = functional.one_hot(torch.where(chunk.fold < 0, folds, chunk.fold), groups).to(torch.float64)
         if not sums:
             origin = torch.cat([x.mean(0), y.mean().reshape(1)])

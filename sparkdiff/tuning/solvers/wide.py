@@ -89,7 +89,7 @@ def minimise(function: Function, given: Costs, start: Tensor) -> Minimum:
         active, slope, total = active[going], slope[:, going], total[going]
         own, costs, now = own.of(going), costs.of(going), now[:, going]
         now, place, moved = along(own, costs, now, way, slope, total)
-        if not bool(moved.all()):  # no further gain
+        if not bool(moved.all()):  # drop problems whose value can't get lower
             stay = moved.nonzero()[:, 0]
             if not len(stay):
                 break
