@@ -1,4 +1,4 @@
-"""Tuning of one penalty per group of columns: gradient descent of the loss on held-out rows, starting from the best
+"""Tuning of one penalty per group of columns: descent along the gradient of the loss on held-out rows, from the best
 single penalty for all groups.
 """
 

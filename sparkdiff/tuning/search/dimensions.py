@@ -214,8 +214,8 @@ def _place_name(place: Alternatives, estimator: Any) -> str:
 
 
 def _conditions(estimator: Any) -> dict[str, tuple[Choices, ...]]:
-    """Conditions under which a stage is part of the estimator, by its uid: the choices on each path to it; empty if it is
-    always a part.
+    """Conditions under which a stage is part of the estimator, by the stage's uid: the choices on each path to it;
+    empty if it is always a part.
     """
     found: dict[str, list[Choices]] = {}
 

@@ -254,7 +254,7 @@ class Block:
 
 @dataclass(frozen=True)
 class RowTable:
-    """All rows, with the centre and scale by which their columns were moved and scaled."""
+    """All rows with moved and scaled columns: `centre` was subtracted from them, then they were divided by `scale`."""
 
     blocks: Callable[[], Iterator[Block]]
     centre: Tensor

@@ -312,7 +312,7 @@ def curved(rows: WideRows, curve: Tensor, way: Tensor) -> Tensor:
 
 
 def diagonal(rows: WideRows, fold: Tensor, curve: Tensor) -> Tensor:
-    """Approximate diagonals of the Hessians, (d + 1, problems, sets): exact if all rows had the same curvature `curve`,
+    """Approximate diagonals of the Hessians, (d + 1, problems, sets), as if all rows had the same curvature `curve`,
     (1, problems, sets).
     """
     variance = rows.variance[:, fold]
