@@ -177,7 +177,7 @@ class Kept:
     caches: dict[Any, CachedRows]
 
     def once(self, key: Any, write: Callable[[Path], CachedRows]) -> CachedRows:
-        """Return the rows of this key; `write` writes them if they don't exist, after old rows are deleted for room."""
+        """Return the rows of this key. If they don't exist, delete the oldest rows to make room and call `write`."""
         if key not in self.caches:
             while len(self.caches) >= KEPT:
                 shutil.rmtree(self.caches.pop(next(iter(self.caches))).folder)
