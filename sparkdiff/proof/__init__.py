@@ -1,7 +1,7 @@
 """Proof: the division of rows into those that explore and those that prove, and the test of finalists.
 
-Everything that is tried is measured on the rows that explore, and the best is chosen there. The other rows form folds:
-for each fold, the finalists are made again from rows outside it and measured, with their rival, on its rows, which had
-no influence on the finalists. So each finalist has its own test, which allows for four finalists and for nothing else
-that was tried.
+Everything that is tried is measured on the rows that explore, and the best ones, the finalists, are chosen there. The
+other rows prove, and form folds: for each fold, the finalists are made again from the rows outside the fold. Then they
+are compared with their rival, the pipeline that they would replace, on the rows of the fold, which had no influence on
+them. So each finalist has its own test, whose p-value allows for four finalists, however many others were tried.
 """

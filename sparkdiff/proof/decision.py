@@ -1,4 +1,6 @@
-"""The decision about one finalist: a comparison with its rival on the rows that prove, by folds, and the test."""
+"""The decision about one finalist (a pipeline chosen on the rows that explore): its comparison, fold by fold, with its
+rival on the rows that prove, and the test of the gain (the guard).
+"""
 
 import functools
 import math
@@ -25,13 +27,14 @@ from sparkdiff.objectives.metric import Metric
 from sparkdiff.options import Options
 
 LEAST_FACTOR = 1.5
-"""Lower bound of the variance factor that is estimated from folds. If many arms are tried, the best of them on the rows
-that explore tends to be one that all rows happen to favour: its folds agree, so the estimate is too small
-(benchmarks/proof_size.py)."""
+"""Lower bound of the variance factor that is estimated from folds. If many arms (ways to improve a pipeline) are tried,
+the best arm on the rows that explore tends to be one that all rows happen to favour: its folds agree, so the estimate
+is too small (benchmarks/proof_size.py)."""
 FINALISTS = 4
 """The number of tests that each p-value allows for, even if fewer finalists are tested."""
 ERRORS = 3.0
-"""Standard errors by which the loss of the shipped pipeline on its own rows may exceed that of the folds' finalists."""
+"""Number of standard errors by which the loss of the shipped pipeline, on the rows that it was made from, may exceed
+the loss of the folds' finalists."""
 
 
 @dataclass(frozen=True)
@@ -39,11 +42,13 @@ class FoldComparison:
     """A finalist and its rival on the rows of a fold.
 
     Attributes:
-        rows: losses of both on the rows of the fold.
-        training: costs of the finalist, against its rival, on the rows that it was made from; None if unknown.
-        elsewhere: (B,) block sums of weight * gain on these rows; None if these rows are not rows of other folds.
+        rows: losses of both pipelines on the rows of the fold.
+        training: costs of the finalist, against its rival, on the rows that the finalist was made from; None if
+            unknown.
+        elsewhere: (B,) block sums of weight * gain on the rows that the finalist was made from; None if those are not
+            rows of other folds.
         exponent: the weights of this fold are divided by 2 ** exponent.
-        slices: None without guardCols.
+        slices: sums for each slice (the rows with one value of a guard column); None without guardCols.
         compatibility: None for pipelines that are compared by Spark's own columns.
         unseen: (n,) costs of each row if its label were a different one, see `unseen_errors.costs`.
     """
@@ -67,7 +72,7 @@ class FoldComparison:
         )  # fmt: skip
 
     def sums(self) -> FoldSums:
-        """Sums over the guard's blocks."""
+        """Sums of gains and weights over each of the guard's blocks (sets of rows whose gains are summed together)."""
         rows = self.rows
         return FoldSums(rows.block_sums(rows.original - rows.other), rows.block_sums(rows.weight), self.elsewhere)
 
@@ -80,7 +85,7 @@ def compare(
 
     Args:
         elsewhere, exponent: see `FoldComparison`.
-        training: whether both can be run on the training rows.
+        training: whether both pipelines can be run on the training rows.
     """
     unit, networks = unit_of(options), (rival, finalist)
     rows = read(*networks, data, TEST, metric, unit)
@@ -94,7 +99,7 @@ def compare(
 
 
 def scaled_alike(folds: Sequence[FoldComparison]) -> list[FoldComparison]:
-    """The comparisons with all weights in one unit."""
+    """The comparisons, with the weights of all folds divided by the same power of 2, the largest."""
     top = max(fold.exponent for fold in folds)
     return [fold.scaled(top) for fold in folds]
 
@@ -105,7 +110,7 @@ def decide_gain(
     """Test the gain of a finalist over its rival.
 
     Args:
-        folds: with weights in one unit.
+        folds: comparisons with weights in one unit, see `scaled_alike`.
         level: largest p-value to accept; the p-value allows for all finalists.
         factor: see `dependence_of`.
         finalists: the number of tests that the p-value allows for.
@@ -117,10 +122,11 @@ def decide_gain(
 
 
 def largest_loss(folds: Sequence[FoldComparison]) -> float:
-    """Largest loss allowed for the shipped pipeline on its own rows: that of the folds' finalists plus standard errors.
+    """Largest mean loss allowed for the shipped pipeline on the rows that it was made from: the mean loss of the folds'
+    finalists plus `ERRORS` standard errors.
 
     Args:
-        folds: with weights in one unit.
+        folds: comparisons with weights in one unit, see `scaled_alike`.
     """
     rows = functools.reduce(operator.add, (fold.rows for fold in folds))
     mean = rows.other.sum() / rows.weight.sum()
@@ -129,16 +135,18 @@ def largest_loss(folds: Sequence[FoldComparison]) -> float:
 
 
 def _training(folds: Sequence[FoldComparison]) -> Costs | None:
-    """The costs of the fold with the largest mean square per row: one fold only, as the folds share training rows."""
+    """The training costs of the fold in which their mean square per row is largest; of one fold only, as the folds
+    share training rows.
+    """
     known = [fold.training for fold in folds if fold.training is not None]
     return max(known, key=lambda cost: cost.mean_square, default=None)
 
 
 def dependence_of(folds: Sequence[FoldComparison], factor: float | None) -> float:
-    """Variance of the sum of all gains, as a multiple of its value for independent gains.
+    """Variance of the sum of all gains, as a multiple of the variance that independent gains would have.
 
     Args:
-        factor: the multiple, if known; None: estimate it from the folds (1 if there is only one).
+        factor: the multiple, if known; None: estimate it from the folds (1 if there is only one fold).
     """
     if factor is None:
         return max(dependence([fold.sums() for fold in folds]), LEAST_FACTOR) if len(folds) > 1 else 1.0
@@ -161,7 +169,8 @@ def _of_all_folds(folds: Sequence[SliceSums]) -> SliceSums:
 
 
 def judge(folds: Sequence[FoldComparison], options: Options, factor: float | None = None) -> Judgement:
-    """Decide whether a finalist, on the rows that prove, is better than its rival and nowhere worse.
+    """Decide whether a finalist, on the rows that prove, is better than its rival, and nowhere worse: in no slice, and
+    not by changing too many predicted labels.
 
     Args:
         factor: see `dependence_of`.

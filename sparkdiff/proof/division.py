@@ -1,4 +1,6 @@
-"""The division into rows that explore and rows that prove: folds by a hash of row or group, or stretches of time."""
+"""The division into rows that explore (on which everything is tried and finalists are chosen) and rows that prove (on
+which the finalists are tested): into folds by a hash of row or group, or into stretches of time.
+"""
 
 import functools
 import itertools
@@ -34,13 +36,14 @@ FOLDS, MOST_FOLDS = 5, 20
 MOST_CLASSES = 100
 """Number of distinct labels up to which each fold is checked for each of them."""
 EXPLORES = 0.2
-"""Share of the training rows that explores if the rows that prove are given."""
+"""Share of the training rows that explores if the caller gives the rows that prove."""
 STRETCHES, FIRST = 4, 0.6
-"""Division by time: the number of stretches, of which the first explores, and the share of the rows before them."""
+"""Division by time: number of stretches, of which the first explores, and share of the rows before the first one."""
 BLOCKS = 17
-"""Number of time blocks in a stretch; three stretches have about as many as held-out rows have."""
+"""Number of time blocks in a stretch; the three stretches that prove have about `TIME_BLOCKS` together, as held-out
+rows have."""
 STRETCHES_FACTOR = 2.0
-"""Factor of the variance for stretches, whose models share most of the rows that they are made from."""
+"""Factor of the gain's variance for stretches, because their models share most of the rows that they are made from."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ class Division:
         explores: rows of the splits train and validation.
         proves: for each fold, rows of the splits train and test; the test rows prove.
         ships: the rows that the shipped pipeline is made from; empty if the only fold's finalist itself ships.
-        boundaries: of the blocks of time of the rows that explore, and of those that prove.
+        boundaries: times at which blocks of time begin, for the rows that explore and for the rows that prove.
         factor: see `proof.decision.dependence_of`.
     """
 
@@ -75,7 +78,7 @@ class Division:
 
 
 def divide(sources: Sequence[Source], options: Options) -> Division:
-    """Divide the rows by `numFolds`: into folds, into stretches of time, or the held-out rows into two halves.
+    """Divide the rows as `numFolds` asks: into folds, into stretches of time, or the held-out rows into two halves.
 
     Raises:
         InputError: a column is missing or has a wrong type, a row belongs to neither side, or there are too few times
@@ -111,10 +114,11 @@ def _divided(sources: Sequence[Source], options: Options) -> Division:
 
 
 def folds_of(options: Options) -> int:
-    """The number of folds; 0 if the held-out rows are divided instead, for "auto" if these can show a smaller gain.
+    """The number of folds; 0 if the held-out rows are divided into halves instead, with "auto" if halves can show a
+    smaller gain than folds.
 
-    "auto" compares the variances of the gain, as multiples of the variance on all rows: for folds, at most doubled for
-    dependence.
+    "auto" compares the variances of the gain, as multiples of the variance on all rows; for folds, it is assumed to be
+    doubled, the most by which dependence between folds increases it.
     """
     if options.numFolds != "auto":
         return int(options.numFolds)
@@ -123,7 +127,7 @@ def folds_of(options: Options) -> int:
 
 
 def sentence(sources: Sequence[Source], options: Options) -> str:
-    """A sentence for a plan about which rows explore and which prove; it needs no look at the rows."""
+    """A sentence for a plan about which rows explore and which prove, found without reading the rows."""
     folds = folds_of(options)
     if options.validationIndicatorCol or any(s.split == VALIDATION for s in sources):
         return f"the validation rows prove, {EXPLORES:.0%} of the training rows explore"
@@ -137,7 +141,7 @@ def sentence(sources: Sequence[Source], options: Options) -> str:
 def _enough_folds(df: DataFrame, options: Options) -> int:
     """The number of folds for these rows.
 
-    For "auto" with a groupCol: the smallest, from the usual number on, with which enough groups prove.
+    For "auto" with a groupCol, the smallest number, from the usual one on, with which enough groups prove.
     """
     folds = folds_of(options)
     if options.numFolds != "auto" or options.groupCol is None:
@@ -162,7 +166,7 @@ def check(
         classes: whether the labels are classes.
 
     Returns:
-        That count; None if there are no folds by hash.
+        The number of rows or groups that prove; None if there are no folds by hash.
 
     Raises:
         InputError: a fold has no rows or lacks a class; there are too few groups; Spark failed on the rows.
@@ -200,7 +204,7 @@ def too_few(division: Division, options: Options, number: int | None) -> str:
     """The reason why too few rows or groups prove to decide anything; empty if they may be enough.
 
     Args:
-        number: of these rows or groups, if known; else a job counts them.
+        number: number of rows or groups that prove, if known; else a job counts them.
     """
     o = options
     if o.guard >= 1 or (o.timeCol and not o.groupCol):  # there are always enough blocks of time
@@ -266,13 +270,15 @@ def _in_folds(df: DataFrame, options: Options) -> Division:
 
 
 def fold_of(df: DataFrame, options: Options, folds: int) -> Column:
-    """The fold of a row, 0, 1, ...; null if its group is null. All rows of one block of the guard lie in one fold."""
+    """The fold of a row, 0, 1, ...; null if the row's group is null. A fold consists of whole blocks: sets of rows, or
+    of groups, with equal hashes, whose gains the guard (the test on held-out rows) sums.
+    """
     block = unit_and_block(df, options)[1]
     return F.pmod(F.pmod(block, F.lit(MAX_BLOCKS)), F.lit(folds)).cast("int")
 
 
 def _in_halves(df: DataFrame, options: Options) -> Division:
-    """Half of the held-out rows explores, the other half (by time the later one) proves."""
+    """The division in which half of the held-out rows explores, and the other half (by time the later one) proves."""
     name, boundaries = "half of the held-out rows proves", (Boundaries(), Boundaries())
     if options.timeCol:
         shares = [*_blocks(1 - options.validationFraction, 1.0, 2 * TIME_BLOCKS), 1.0]
@@ -291,7 +297,7 @@ def _in_halves(df: DataFrame, options: Options) -> Division:
 
 
 def _proven_by(proves: Source, df: DataFrame, options: Options, name: str) -> Division:
-    """A share of the training rows explores, by time the latest ones; the rows of `proves` prove."""
+    """The division in which a share of the training rows explores (by time the latest), and the rows `proves` prove."""
     explores, boundaries = below(unit_and_block(df, options)[0], EXPLORES, "explores"), (Boundaries(), Boundaries())
     if options.timeCol:
         *starts, last = time_quantiles(df, options.timeCol, [*_blocks(1 - EXPLORES, 1.0, TIME_BLOCKS), 1.0])
@@ -306,7 +312,9 @@ def _proven_by(proves: Source, df: DataFrame, options: Options, name: str) -> Di
 
 
 def _in_stretches(df: DataFrame, options: Options) -> Division:
-    """The last rows by time: the first stretch explores; each later one tests models of all rows before it."""
+    """The division of the last rows by time into stretches: the first explores; each later one tests models made from
+    all rows before it.
+    """
     column = options.timeCol or ""
     *starts, last = time_quantiles(df, column, [*_blocks(FIRST, 1.0, STRETCHES * BLOCKS), 1.0])
     time, bounds = seconds(df, column), [*starts[::BLOCKS], last]
@@ -323,7 +331,9 @@ def _in_stretches(df: DataFrame, options: Options) -> Division:
 
 
 def inner(sources: Sequence[Source], options: Options) -> tuple[Source, ...]:
-    """The rows of a fold with its training rows divided again: a share becomes the split validation, which chooses."""
+    """The rows of a fold, with the training rows divided again: a share of them becomes the split validation, on which
+    the fold's own choices are made.
+    """
     out: list[Source] = []
     for source in sources:
         if source.split != TRAIN:

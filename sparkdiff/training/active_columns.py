@@ -19,13 +19,13 @@ from sparkdiff.training.affine import AffineNetwork
 from sparkdiff.training.parameters import NaturalUnits, ParameterMatrix, Piece, flattened, named_parameters, trained
 
 DENSE_FROM = 0.25
-"""Share of the parameters at active columns from which on training all parameters is as cheap."""
+"""Share of all parameters that belong to active columns, from which on training all parameters is as cheap."""
 GROUP_ROWS, GROUP_BATCHES = 8192, 8
 """Largest number of rows and of batches in a group; grouping pays because choosing columns costs more than a step."""
 
 
 def group_size(batchSize: int) -> int:
-    """Number of consecutive batches that train together; each of their steps uses the columns of all of them."""
+    """Number of consecutive batches in a group; each step on one of them uses the active columns of the whole group."""
     return max(1, min(GROUP_BATCHES, GROUP_ROWS // batchSize))
 
 
@@ -34,11 +34,11 @@ class ActiveColumns:
 
     Attributes:
         affine: the network on all columns.
-        widths: of the sparse inputs.
+        widths: number of columns of each sparse input.
         moving: (m,) int32, the entries of the flat vector that training may move; the candidates' vectors have these
             entries.
-        numbers: (p,) int32, the index of each entry in `moving`; m for those that stay fixed.
-        units, start: of `moving`.
+        numbers: (p,) int32, the index of each entry in `moving`; m for entries that stay fixed.
+        units, start: natural units (typical scales) and original values of the entries in `moving`.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class ActiveColumns:
         self.units, self.start = NaturalUnits(units.unit[self.moving], tuple(constrained), rate), start[self.moving]
 
     def parameters(self, u: Tensor) -> Tensor:
-        """All parameters (p,) at u (m,)."""
+        """All parameters (p,) of a candidate whose vector, in natural units, is u (m,)."""
         out = self.whole.clone()
         out[self.moving] = self.units.parameters(self.start, u[None], torch.empty_like(u[None]))[0]
         return out
@@ -117,7 +117,7 @@ class ActiveColumns:
 
     def matrix(self, columns: Mapping[Version, Tensor], count: int) -> tuple[ParameterMatrix, Tensor, AffineNetwork]:
         """The parameters of K candidates at these columns, the indices in `moving` of the entries that a step changes,
-        and the affine network there.
+        and the affine network on these columns.
         """
         affine, active = self.affine.narrowed(columns)
         entries, numbers, constrained = [], [], []
@@ -144,7 +144,7 @@ class ActiveColumns:
         return ParameterMatrix(self._given(active), parts, values, units, count, changed=changed), at, affine
 
     def _given(self, active: Mapping[int, Tensor]) -> dict[int, dict[str, Tensor]]:
-        """The parameters of each stage; for stages with active features (c,) only the frozen ones, at these."""
+        """The parameters of each stage; if it has active features (c,), only its frozen ones, at these features."""
         out = named_parameters(self.network)
         for i, at in active.items():
             axes = self.network.module(i).feature_axis
@@ -167,7 +167,7 @@ def _entries(part: Piece, axis: int | None, at: Tensor | None, device: torch.dev
 def choose_active_columns(
     network: Network, affine: AffineNetwork, units: NaturalUnits, share: Mapping[Version, Tensor], rows: int
 ) -> ActiveColumns | None:
-    """The active columns for training on them alone; None if these are too many or if other columns matter, too.
+    """The builder for training on active columns alone; None if they are too many or if other columns matter, too.
 
     Args:
         share: for each of the network's sparse inputs, the share (d,) of the training rows that have an entry in each
@@ -196,7 +196,7 @@ def choose_active_columns(
 def _same(
     active: ActiveColumns, matrix: ParameterMatrix, affine: AffineNetwork, columns: Mapping[Version, Tensor]
 ) -> bool:
-    """True if the networks on some and on all columns have the same slopes on these columns, and the same constant."""
+    """True if the network on these columns has the same constant, and here the same slopes, as that on all columns."""
     narrow = affine.slopes(matrix.parameters, 1)
     whole = active.affine.slopes(named_parameters(active.network), 1)
     there = {v: slope.index_select(1, columns[v]) if v in columns else slope for v, slope in whole.of.items()}

@@ -1,4 +1,5 @@
-"""Margins of all K candidates of one network at the same time, from parameters with a leading dimension of candidates.
+"""Margins (linear predictors before the link) of all K candidates of one network at the same time, from parameters with
+a leading dimension of candidates.
 
 If the network is affine between its fixed inputs and its margin (scalers, projections, linear predictors), it folds
 into one slope per input entry: the candidates share one product of the rows with all their slopes, (n, d) @ (d, K), and
@@ -38,7 +39,7 @@ class AffineMargin(NamedTuple):
     per row.
 
     Attributes:
-        of: for each fixed version (K, d, m).
+        of: the slopes (K, d, m) of each fixed version (an input column that training doesn't change).
         constant: (K, 1, m).
         tape: for each stage, from the margin backwards, its link and its backward function.
     """
@@ -52,7 +53,7 @@ class AffineNetwork:
     """A network that is affine in its fixed inputs.
 
     Raises:
-        NotAffineError: a stage between them and the margin isn't affine.
+        NotAffineError: a stage between the fixed inputs and the margin isn't affine.
     """
 
     def __init__(self, network: Network, widths: Mapping[Version, int]):
@@ -81,10 +82,11 @@ class AffineNetwork:
         return {v for link in self.chain for v in link.reads} - made
 
     def narrowed(self, columns: Mapping[Version, Tensor]) -> "tuple[AffineNetwork, dict[int, Tensor]]":
-        """The network on some columns (c,) of its inputs, with all others 0, and the features (c,) left for each stage.
+        """The network on some columns (c,) of its inputs, with all other columns 0, and the features (c,) that are left
+        for each stage.
 
         Raises:
-            NotSparseError: the other columns matter, too.
+            NotSparseError: the other columns affect the margin even where they are 0.
         """
         known: dict[Version, Tensor | None] = dict(columns)
         features: dict[int, Tensor] = {}
@@ -108,7 +110,7 @@ class AffineNetwork:
         """The slopes for the parameters of K candidates; parameters that train have a leading dimension K.
 
         Raises:
-            NotAffineError: a stage in between is not affine.
+            NotAffineError: a stage between the fixed inputs and the margin is not affine.
         """
         found: dict[Version, Tensor] = {}
         constant: Tensor | float = 0.0
@@ -132,7 +134,9 @@ class AffineNetwork:
     def back(
         self, slopes: AffineMargin, gradients: dict[Version, Tensor], constant: Tensor, room: Mapping[int, Parameters]
     ) -> None:
-        """Add to `room` the parameters' gradients, given those of slopes, (K, d, m) each, and constants (K, 1, m)."""
+        """Add to `room` the gradients with respect to the parameters, given the gradients with respect to the slopes,
+        (K, d, m) each, and to the constants (K, 1, m).
+        """
         for link, back in reversed(slopes.tape):
             found = back([gradients[v] for v in link.reads], constant, room[link.position])
             if found is not None:
@@ -157,7 +161,9 @@ class AffineNetwork:
     def slope_gradients(
         self, slopes: AffineMargin, values: Mapping[Version, Rows], margin: Tensor
     ) -> tuple[dict[Version, Tensor], Tensor]:
-        """The gradients by slopes and constant, given those by the margins, (K, n) or (K, n, k)."""
+        """The gradients with respect to slopes and constant, given those with respect to the margins, (K, n) or
+        (K, n, k).
+        """
         margin = margin if margin.ndim == 3 else margin[:, :, None]
         return {v: _transposed_product(values[v], margin, s.shape[1]) for v, s in slopes.of.items()}, margin.sum(
             1, keepdim=True

@@ -30,11 +30,12 @@ class Draw:
     """The position of a batch in the training, which determines the random draws of its augmentation.
 
     Attributes:
-        shards: (virtual shard, rows) of this process's rows, in their order; of the rows of `whole` if that is given.
+        shards: (virtual shard, number of rows) of this process's rows, in their order; of the rows in `whole` if that
+            is given.
         key: seed, epoch and step.
-        stats: of the network's fixed inputs.
-        whole: values and target of all rows of the virtual shards that contain this process's rows: the draw for a row
-            depends on the rows before it, and it may be mixed with any of them.
+        stats: statistics of the network's fixed inputs.
+        whole: values and target of all rows of the virtual shards that contain this process's rows. They are needed as
+            the draw for a row depends on the rows before it, and a row may be mixed with any row of its shard.
         own: indices (n,) of this process's rows in `whole`.
     """
 
@@ -49,8 +50,8 @@ class Augmenter:
     """Augmentation of a batch's rows for each candidate; candidates with the same settings share the rows.
 
     Args:
-        among: all candidates of the training, if these are only some of them: each gets the same draws as if all were
-            here.
+        among: all candidates of the training run, if `recipes` are only some of them; so each candidate gets the same
+            random draws as if all were here.
 
     Attributes:
         groups: the candidates that share their rows.

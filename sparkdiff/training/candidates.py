@@ -1,4 +1,6 @@
-"""Candidates of one network in training, as the rows of one matrix: their gradients, steps and scores, all at once."""
+"""Candidates (copies of one network's trainable parameters that train with different settings) as the rows of one
+matrix: their gradients, steps and scores, all at once.
+"""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -34,11 +36,11 @@ class Candidates:
     Attributes:
         updates: the parameters that a step changes, and how they are read and written.
         vectors: u, its moments and its average over steps, (K, p) each.
-        total, total_weight: sums of the losses (K,) and of the weights, of the epoch so far.
+        total, total_weight: sums of the losses (K,) and of the weights over the epoch so far.
         counts: whether every batch is known to hold a row of weight > 0, so that no step has to check.
         rate: on a GPU the learning rate of the steps, a tensor (); see `set_rate`.
-        among: all candidates of the training, including stopped ones, so that each gets the same draws as if all were
-            here.
+        among: all candidates of the training run, including stopped ones, so that each gets the same random draws as if
+            all were here.
     """
 
     def __init__(
@@ -89,7 +91,7 @@ class Candidates:
         self, values: dict[Version, Rows], target: Target, objective: Objective, draw: Draw,
         *, groups: Mapping[str, Tensor] | None = None, team: Team = ALONE,
     ) -> None:  # fmt: skip
-        """Add w * loss and its gradient over these rows (there may be none) to the sums.
+        """Add weight * loss of these rows (there may be none), and its gradient, to the sums.
 
         Args:
             groups: the codes (n,) of the columns that the objective's penalties name.
@@ -105,10 +107,10 @@ class Candidates:
         self, views: Sequence[View], inputs: Mapping[Version, SparseRows], objective: Objective,
         *, groups: Mapping[str, Tensor] | None = None, team: Team = ALONE,
     ) -> None:  # fmt: skip
-        """Do the work of `add` for rows as the candidates see them; nothing in it waits for a GPU.
+        """Do the work of `add` for rows that are already augmented for each candidate; nothing here waits for a GPU.
 
         Args:
-            inputs: the inputs that the network of the updates reads in another form.
+            inputs: sparse inputs with the columns renumbered, for updates of active columns only; else empty.
         """
         updates, matrix = self.updates, self.updates.matrix
         slopes = updates.slopes()
@@ -145,7 +147,9 @@ class Candidates:
         return self.updates.affine is not None and [name for name, _ in self.updates.affine.reads] == [LEAVES]
 
     def _add_leaves(self, views: Sequence[View], slopes: AffineMargin, objective: Objective) -> None:
-        """Do the work of `add` for candidates with own leaves: one look-up for all, with the bits of one per view."""
+        """Do the work of `add` for candidates whose rows reach different leaves: with one look-up for all views, and
+        the same results, bit for bit, as with one look-up per view.
+        """
         updates, matrix = self.updates, self.updates.matrix
         assert updates.affine is not None
         [(version, slope)] = slopes.of.items()
@@ -165,7 +169,9 @@ class Candidates:
     def _add_curvature(
         self, rows: list[int], margin: Tensor, values: Mapping[Version, Rows], objective: Objective, targets: Sequence[Target]
     ) -> None:  # fmt: skip
-        """Add w * second derivative of the loss by the head's leaves, for the candidates that take Newton steps."""
+        """Add weight * second derivative of the loss with respect to the head's leaves, for candidates that take Newton
+        steps.
+        """
         matrix, newton = self.updates.matrix, self.epoch_steps.newton
         if not newton or self.updates.affine is None:
             return
@@ -183,7 +189,7 @@ class Candidates:
         return [*self.vectors.values(), matrix.flat, *sums, *steps]
 
     def set_rate(self, factor: float) -> Tensor:
-        """Set the learning rate on a GPU by the schedule's factor; return the tensor, which graphs read there."""
+        """Set the learning rate on a GPU by the schedule's factor; return the tensor, which CUDA graphs read."""
         if factor != self._factor:
             self.rate.fill_(self.base * factor)
             self._factor = factor
@@ -191,7 +197,9 @@ class Candidates:
 
     @torch.no_grad()
     def step(self, scale: float, factor: float = 1.0) -> None:
-        """Take one optimizer step by the sums; `scale` is the objective's scale, `factor` the schedule's factor."""
+        """Take one optimizer step along the summed gradient; `scale` is the objective's scale, `factor` the schedule's
+        factor of the learning rate.
+        """
         updates, matrix = self.updates, self.updates.matrix
         self.total += matrix.losses
         self.total_weight += matrix.weight
@@ -218,17 +226,17 @@ class Candidates:
 
     @torch.no_grad()
     def step_apart(self, team: Team, scale: float, factor: float, *, last: bool) -> None:
-        """Take one step by the sums of this process's rows alone (there may be none); then meet the other processes, if
-        it is time.
+        """Take one step along the gradient of this process's rows alone (there may be none). Then, if a meeting is due,
+        continue from the mean of all processes.
 
         Args:
-            last: whether this is the last step of the epoch, after which they meet in any case.
+            last: whether this is the last step of the epoch, after which the processes meet in any case.
         """
         local, matrix = self.local, self.updates.matrix
         assert local is not None
         if (
             not local.begun and team.rank
-        ):  # a checkpoint has the sums of all processes, with which the first one continues
+        ):  # a checkpoint has the sums of all processes: the first process continues with them, the others from 0
             self.total.zero_()
             self.total_weight.zero_()
         local.begun = True
@@ -240,7 +248,7 @@ class Candidates:
         moments = [*self.optimizer.state().values()] if self.optimizer else []
         local.meet(team, [*moments, *([self.average] if self.ema_weight is not None else [])], factor)
         self.updates.load(self.u)
-        if self.ema_weight is not None:  # candidates without an average are measured where they continue
+        if self.ema_weight is not None:  # candidates without an average over steps are measured at u
             self.average.copy_(torch.where(self.ema_weight == 1, self.u, self.average))
         local.met()
         team.sum_(self.total, self.total_weight)
@@ -273,8 +281,8 @@ class Candidates:
 
     @torch.no_grad()
     def scores(self, data: Data, split: str, metric: Metric) -> tuple[list[Score], Callable[[int], Tensor]]:
-        """The score of each candidate on a split, over all processes, and a function that copies the parameters (p,)
-        with which the k-th was measured; it is valid until the next step.
+        """The score of each candidate on a split, over all processes; and a function that copies the parameters (p,)
+        with which the k-th candidate was measured; the function is valid until the next step.
         """
         every = list(range(len(self.recipes)))
         tallies = Tallies(metric, self.network.head, len(every))
@@ -322,8 +330,8 @@ class Candidates:
 def can_be_lazy(
     modules: Iterable[StageModule], recipes: Iterable[Recipe], options: Options, monotone: Monotone | None
 ) -> bool:  # fmt: skip
-    """True if no step needs all parameters. A clipped norm, bounds, settling thresholds of trees, a penalty, Newton's
-    curvature and local steps do.
+    """True if no step needs all parameters, so that a step may change those of its active columns only. A clipped norm,
+    bounds, settling thresholds of trees, a penalty, Newton's curvature and local steps need all parameters.
     """
     return (
         options.gradientClip is None
@@ -335,7 +343,7 @@ def can_be_lazy(
 
 
 def row_losses(objective: Objective, margin: Tensor, targets: Sequence[Target]) -> tuple[Tensor, Tensor]:
-    """Sums (k,) of w * loss, and their gradient by the margins (k, n) or (k, n, classes)."""
+    """Sums (k,) of weight * loss, and their gradient with respect to the margins (k, n) or (k, n, classes)."""
     if objective.rows is None:
         return margin.new_zeros(len(margin)), torch.zeros_like(margin)
     if objective.exact is None:
@@ -367,7 +375,9 @@ def _by_autograd(
 
 
 def second_derivative(objective: Objective, margin: Tensor, targets: Sequence[Target]) -> Tensor:
-    """w * the second derivative of the loss by the margin (n,), 0 where it has none (absolute, quantile)."""
+    """Weight times the second derivative of the loss with respect to the margin, (n,); 0 for losses without one
+    (absolute, quantile).
+    """
     rows = objective.rows
     if rows is None:
         return torch.zeros_like(margin)
@@ -384,7 +394,9 @@ def second_derivative(objective: Objective, margin: Tensor, targets: Sequence[Ta
 def batch_losses(
     batch: BatchLoss, margin: Tensor, targets: Sequence[Target], groups: Mapping[str, Tensor], team: Team
 ) -> tuple[Tensor, Tensor]:
-    """This process's share (k,) of W * loss over the rows of all processes, and its gradient by its own margins."""
+    """This process's share (k,) of sum of weights * loss over the rows of all processes, and the gradient with respect
+    to this process's margins.
+    """
     whole = team.gather(margin.transpose(0, 1)).transpose(0, 1).contiguous().requires_grad_()
     first = int(team.gather(torch.tensor([margin.shape[1]], device=margin.device))[: team.rank].sum())
     codes = {name: team.gather(code) for name, code in groups.items()}

@@ -1,9 +1,9 @@
 """Steps as CUDA graphs: the kernels of a step are recorded once and then launched all at once.
 
-A step of a small network is a hundred kernels of some microseconds, and Python and torch need longer to launch each
-than it runs. A graph holds addresses and numbers, not Python: rows are copied to the memory that it reads, and
-everything else that changes from step to step lies in tensors. Before a graph is used, its results are compared, bit
-for bit, with those of the step it replaces.
+A step of a small network is a hundred kernels of some microseconds, and Python and torch need longer to launch a kernel
+than the kernel runs. A graph holds addresses and numbers, not Python: rows are copied to the memory that the graph
+reads, and everything else that changes from step to step lies in tensors. Before a graph is used, its results are
+compared, bit for bit, with those of the step that it replaces.
 
 Source: torch.cuda.CUDAGraph, and torch's notes on CUDA graphs.
 """
@@ -24,9 +24,10 @@ from sparkdiff.training.augmentation import View
 from sparkdiff.training.candidates import Candidates
 
 SHAPES = 16
-"""Largest number of batch shapes for which graphs are kept; batches of one training differ by a few rows."""
+"""Largest number of batch shapes for which graphs are kept; batches of one training run differ by a few rows."""
 INPUT_BYTES = 64 << 20
-"""Batch size from which kernels run longer than their launches take (on an H200); a graph would keep a copy of it."""
+"""Bytes of a batch from which kernels run longer than their launches take (on an H200), so that a graph, which keeps a
+copy of the batch, doesn't pay."""
 
 
 class Captured:
@@ -45,9 +46,9 @@ class CapturedSteps:
     """The steps of these candidates on batches of dense rows, as graphs.
 
     Attributes:
-        possible: whether each step launches the same kernels: not if rows are sparse, are compared with each other, or
-            may all have weight 0.
-        failed: the reason why steps are launched kernel by kernel; empty as long as they are not.
+        possible: whether each step launches the same kernels. It doesn't if rows are sparse, if the loss compares rows
+            with each other, or if all rows of a batch may have weight 0.
+        failed: the reason why steps are launched kernel by kernel; empty as long as graphs can be used.
     """
 
     def __init__(self, candidates: Candidates, objective: Objective, values: Mapping[Version, Rows]):
@@ -62,7 +63,7 @@ class CapturedSteps:
         self.steps: Captured | None = None
 
     def add(self, views: Sequence[View], weight: Tensor) -> None:
-        """Set the sums to those over these rows with weights `weight` (n,), as `Candidates.add` does."""
+        """Reset the sums, and add these rows with weights `weight` (n,) to them, as `Candidates.add` does."""
         narrowed = [
             (rows, {v: x for v, x in seen.items() if v in self.reads}, targets) for rows, seen, targets in views
         ]
@@ -85,7 +86,7 @@ class CapturedSteps:
             self.adds[key] = made
 
     def step(self, factor: float) -> None:
-        """Take one step by the sums, as `Candidates.step` does."""
+        """Take one step along the summed gradient, as `Candidates.step` does."""
         self.candidates.set_rate(factor)
         if self.steps is not None:
             self.steps([])
@@ -114,7 +115,7 @@ class CapturedSteps:
             if not is_short_of_memory(e):
                 raise
             self.failed = str(e).splitlines()[0]
-        if self.failed:  # not in the handler, in which the exception still holds the tensors of the step
+        if self.failed:  # not in the except clause, where the exception still holds the tensors of the step
             _restore(changes, before)
             self._trim()
             run(inputs)
@@ -125,7 +126,7 @@ class CapturedSteps:
             with ALONE:
                 self._aside(self._without_waiting, lambda: run(own))
                 _restore(changes, before)
-                self._trim()  # a graph has its own memory, and as much again
+                self._trim()  # a graph allocates memory of its own, as much as the step uses
                 captured = Captured(self._recorded(lambda: run(own)), own)
             _restore(changes, before)
             captured(inputs)

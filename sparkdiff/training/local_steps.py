@@ -1,7 +1,7 @@
-"""Local steps: processes take several steps apart, then meet and continue from their mean with a slow momentum.
+"""Local steps: each process takes several steps alone; then all meet and continue from their mean with a slow momentum.
 
-Synchronous steps need one sum over the processes each. If a sum takes longer than a step, local steps save most of the
-sums, at a price: the processes train on batches of their own rows, so the result depends on their number.
+Each synchronous step needs a sum over the processes. If a sum takes longer than a step, local steps save most of the
+sums, at a price: the processes train on batches of their own rows, so the result depends on the number of processes.
 
 Source: Wang, Tantia, Ballas and Rabbat, "SlowMo: Improving Communication-Efficient Distributed SGD with Slow Momentum",
 2020, with a slow learning rate of 1. With a momentum of 0 it is local SGD (Stich, "Local SGD Converges Fast and
@@ -29,12 +29,12 @@ class LocalSteps:
 
     Args:
         every: number of steps that each process takes alone.
-        decay: of the slow momentum.
+        decay: decay of the slow momentum per meeting.
         u: (K, p) vectors that the steps change, the same in all processes.
 
     Attributes:
         alone: steps since the last meeting.
-        momentum: (K, p).
+        momentum: the slow momentum, (K, p).
     """
 
     def __init__(self, every: int, decay: float, u: Tensor):

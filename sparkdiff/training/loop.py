@@ -1,8 +1,8 @@
 """The training loop for several candidates over one stream, in one process or several; uses only torch and the stream.
 
-Every process holds the same parameters. At each step it sums w * gradient over its rows of the batch; these sums are
-added over all processes and divided by the sum of w, so the number of processes changes nothing but the order of
-additions.
+Every process holds the same parameters. At each step it sums weight * gradient over its rows of the batch; the sums of
+all processes are added and divided by the sum of the weights. So the number of processes changes nothing but the order
+of additions.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from sparkdiff.training.active_columns import group_size
 from sparkdiff.training.ongoing import Training
 
 SMALL_STEP = 10_000_000
-"""Number of parameters times rows of a step below which one thread is faster."""
+"""Number of parameters times number of rows of a step below which one thread is faster than several."""
 
 
 def train(
@@ -49,14 +49,14 @@ def train(
                 if training.here.place.on_cpu or not is_short_of_memory(e):
                     raise
                 short = str(e).splitlines()[0]
-            if short:  # not in the handler, in which the exception still holds the tensors of the step
+            if short:  # not in the except clause, where the exception still holds the tensors of the step
                 data, ready = training.with_less(data, short), None
 
 
 def _epoch(
     training: Training, data: Data, objective: Objective, metric: Metric, on_step: Callable[[Training], None]
 ) -> None:
-    """Take the steps of an epoch, from `training.step` on, and then measure."""
+    """Take the steps of an epoch, from `training.step` on, and then measure on the validation split."""
     options, active, done = training.options, training.active, 0
     for candidates in training.turns():
         group = group_size(options.batchSize) if candidates.lazy else 1
@@ -81,5 +81,5 @@ def _epoch(
 
 
 def one_thread_for_small_steps(work: int) -> contextlib.AbstractContextManager[None]:
-    """Use one thread for small steps: more threads cost more than they save, especially on a busy machine."""
+    """Use one thread for small steps, where more threads cost more than they save, especially on a busy machine."""
     return torch_threads(1 if work < SMALL_STEP else torch.get_num_threads())

@@ -1,4 +1,6 @@
-"""Penalties on slopes of the wrong sign, which make a prediction rise (or fall) with a feature."""
+"""Penalties on slopes of the wrong sign, which make a prediction rise (or fall) with a feature. Slopes are in natural
+units: a typical scale of the margin per standard deviation of the feature.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -30,7 +32,7 @@ class Monotone:
     weights: Mapping[Version, Tensor]
 
     def gradients(self, slopes: AffineMargin) -> dict[Version, Tensor]:
-        """The gradient of the penalty by each slope, (K, d, 1)."""
+        """The gradient of the penalty with respect to the slopes of each fixed version, (K, d, 1)."""
         found = {v: torch.zeros_like(slope) for v, slope in slopes.of.items()}
         for v, sign in self.signs.items():
             wrong = (-sign * slopes.of[v][:, :, 0]).clamp_min(0)  # (K, d)
@@ -54,7 +56,7 @@ class Wishes:
         """The penalty for these requests.
 
         Args:
-            stats: of the network's fixed inputs.
+            stats: statistics of the network's fixed inputs.
 
         Raises:
             InputError: the margin isn't linear in the inputs, has an entry per class, or falls as the mean rises; or a

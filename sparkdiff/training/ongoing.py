@@ -1,5 +1,6 @@
 """A training in progress (`Training`: its candidates, their results so far, the position in the data) and the form in
-which the candidates train (`Form`): at which place, all columns or the active ones, affine or one by one.
+which the candidates train (`Form`): at which place (device and dtype), on all columns or the active ones, and through
+one affine map for all candidates or network by network.
 """
 
 import dataclasses
@@ -47,11 +48,12 @@ the network may differ by as much."""
 
 @dataclasses.dataclass(frozen=True)
 class Here:
-    """The network, its units, its input statistics and its monotone penalty, on the device where a training computes.
+    """The network, its natural units (typical scales of its parameters), its input statistics and its monotone penalty,
+    on the device where a training run computes.
 
     Attributes:
         of_rows: the network in the dtype of the rows; the network itself if that is the dtype of the parameters.
-        stats: of the network's fixed inputs.
+        stats: statistics of the network's fixed inputs.
     """
 
     network: Network
@@ -62,7 +64,7 @@ class Here:
     place: Place = CPU
 
     def at(self, place: Place) -> "Here":
-        """Copies of all of it at another place."""
+        """Copies of all attributes at another place; for float64 on the CPU, this object itself."""
         if place.plain:
             return self
         bare = self.network.without_spark()
@@ -77,7 +79,7 @@ class Form:
 
     Attributes:
         affine: the network as one affine map; None if it isn't one.
-        active: the columns that the steps change; None for all.
+        active: the columns whose parameters the steps change; None for all.
         counts: whether all rows are known to have a weight > 0.
     """
 
@@ -99,7 +101,7 @@ class Form:
         return Form(here, options, affine, _active_columns(here, affine, recipes, options, data), counts)
 
     def candidates(self, recipes: Sequence[Recipe], among: Sequence[Recipe] | None = None) -> Candidates:
-        """These candidates, at the original's parameters; `among`: all candidates, if these are only some."""
+        """These candidates, with the original's parameters; `among` are all candidates, if these are only some."""
         here = self.here
         rows = None if here.of_rows is here.network else here.of_rows
         updates = (
@@ -142,7 +144,9 @@ def _agrees(
 def _active_columns(
     here: Here, affine: AffineNetwork | None, recipes: Sequence[Recipe], options: Options, data: Data
 ) -> ActiveColumns | None:  # fmt: skip
-    """The columns that groups of batches use, if they are few (else None); the same in all processes."""
+    """The builder for steps on active columns, if groups of batches use few columns (else None); the same in all
+    processes.
+    """
     modules = [here.network.module(i) for i in here.network.positions]
     if affine is None or not can_be_lazy(modules, recipes, options, here.monotone):
         return None
@@ -162,11 +166,11 @@ STATE = 1
 
 
 class ShortOfMemoryError(SparkdiffError):
-    """One of several processes ran out of memory on its device."""
+    """Lack of memory on the device of one of several processes."""
 
 
 class Training(Results):
-    """A running training: its candidates, their results so far, and the position in the data.
+    """A training in progress: its candidates, their results so far, and the position in the data.
 
     `state()` contains everything that `load()` needs to continue as if without an interruption: bit for bit with the
     same number of processes, and up to the order of additions with another number.
@@ -189,7 +193,7 @@ class Training(Results):
         self._form: Form | None = None
         self._graphs: CapturedSteps | None = None
         self._saved: Mapping[str, Any] | None = None  # the candidates at the beginning of the epoch, or in a checkpoint
-        self._before: dict[str, Any] = {}  # the state at that time, to return to if memory is short
+        self._before: dict[str, Any] = {}  # the whole state at that time, to return to if memory is short
 
     @property
     def seconds(self) -> float:
@@ -198,7 +202,7 @@ class Training(Results):
 
     @property
     def cut(self) -> str:
-        """The message that maxSeconds ended the training while candidates were active; empty if it did not."""
+        """A message if maxSeconds ended the training while candidates were still active; else empty."""
         if self.epochs is not None or not (self.ended and self.active and self.epoch <= self.options.maxEpochs):
             return ""
         return (
@@ -224,10 +228,12 @@ class Training(Results):
         """Find out how the candidates can train together on these data."""
         self.began = time.monotonic()
         self._form = Form.of(self.here, self.recipes, self.options, data)
-        memory.trim()  # returns what the search for the affine form took for wide networks
+        memory.trim()  # for wide networks, the search for the affine form took much memory
 
     def settled(self, data: Data) -> Data:
-        """The data with their rows on the device if all fit there, beside what training needs."""
+        """The data, with all rows on the device if they fit there in addition to what training needs; else with rows
+        that are copied there batch by batch.
+        """
         stream, team, place = data.stream, data.team, self.here.place
         if place.on_cpu:
             return data
@@ -282,7 +288,7 @@ class Training(Results):
         continue with.
 
         Raises:
-            InputError: one candidate alone is too much.
+            InputError: the memory is too small even for one candidate.
             ShortOfMemoryError: other processes wait for this one, so all have to start again with less.
         """
         place, short = self.here.place, f"training ran out of memory on {self.here.place.name}"
@@ -302,7 +308,9 @@ class Training(Results):
         return dataclasses.replace(data, stream=stream)
 
     def reduce(self, level: int) -> None:
-        """Keep less on the device: no rows (from level 1 on), candidates in 2, 4, ... parts in turn (from level 2)."""
+        """Keep less on the device: no rows from level 1 on; from level 2 on, only a part of the candidates, which train
+        in 2, 4, ... parts, one after the other.
+        """
         self.parts = max(1, min(2 ** (level - 1), len(self.active)))
         name = self.here.place.name
         told = f"the rows and the training do not fit into the memory of {name}: rows are copied there batch by batch"
@@ -311,7 +319,7 @@ class Training(Results):
         self.fallbacks = [*[f for f in self.fallbacks if IN_TURN not in f and f != told], told]
 
     def state(self) -> dict[str, Any]:
-        """Everything needed to continue (from the beginning of the epoch if the candidates train part by part)."""
+        """Everything needed to continue the training (from the start of the epoch if candidates train part by part)."""
         if self.parts > 1 and not self.ended:
             own = self._before or self._results() | {"candidates": self._saved}
         else:
@@ -392,7 +400,7 @@ class Training(Results):
         """Measure candidates on the validation split, after the steps of an epoch.
 
         Args:
-            active: the indices of these candidates among all.
+            active: the indices of these candidates among all candidates.
         """
         losses = candidates.end_epoch(objective.scale)
         if candidates.lazy:

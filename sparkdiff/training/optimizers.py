@@ -36,7 +36,7 @@ class FirstOrder:
     def step(
         self, u: Tensor, gradient: Tensor, learningRate: float | Tensor, moments: tuple[Tensor, Tensor], rate: Tensor | None
     ) -> None:  # fmt: skip
-        """Take a step of some entries or all, in place; `moments` and `rate` belong to these entries.
+        """Take a step of some entries or all, in place; `u`, `moments` and `rate` hold these entries only.
 
         Args:
             learningRate: on a GPU a tensor () there, which a graph of the step reads each time it runs.
@@ -80,8 +80,8 @@ class EpochSteps:
         like: (p,) on the device of the candidates.
 
     Attributes:
-        candidates: indices of those that take such steps.
-        gradient, curvature: sums over the epoch so far, (K, p) and (C, p).
+        candidates: indices of the candidates that take such steps.
+        gradient, curvature: sums over the epoch so far, (K, p), and (C, p) for the C candidates that take Newton steps.
     """
 
     def __init__(self, recipes: Sequence[Recipe], like: Tensor):

@@ -1,6 +1,6 @@
-"""The trainable parameters of a network as one flat vector, in their natural units, and those of all candidates as one matrix.
+"""The trainable parameters of a network as one flat vector, in natural units, and of all candidates as one matrix.
 
-Optimizers, anchors and clipping use natural units.
+The natural unit of a parameter is its typical scale. Optimizers, anchors and clipping use natural units.
 """
 
 import dataclasses
@@ -73,7 +73,7 @@ class NaturalUnits:
         network: Network, x: Mapping[int, FeatureStats], y: LabelStats, options: Options,
         others: Mapping[int, LabelStats] | None = None,
     ) -> "tuple[NaturalUnits, dict[str, int]]":  # fmt: skip
-        """The units, and per parameter the number of entries that are frozen for lack of support.
+        """The units, and per parameter the number of entries that are frozen because too few rows support them.
 
         Args:
             x: statistics of each stage's input.
@@ -112,7 +112,9 @@ class NaturalUnits:
         return out
 
     def by_u(self, start: Tensor, u: Tensor, flat: Tensor, gradient: Tensor, out: Tensor) -> None:
-        """Write the gradient by u into `out`, given the gradient by the parameters `flat`, all (K, p)."""
+        """Write the gradient with respect to u into `out`, given the gradient with respect to the parameters `flat`,
+        all (K, p).
+        """
         torch.mul(gradient, self.unit, out=out)
         for part, constraint in self.constrained:
             value, unit = part.of(flat), part.of(self.unit)
@@ -135,7 +137,8 @@ class NaturalUnits:
 
 
 class ParameterMatrix:
-    """The parameters (K, q) of K candidates (all, or those of the active columns), and memory for their gradients.
+    """The parameters (K, q) of K candidates (all parameters, or those at the active columns), and memory for their
+    gradients.
 
     Attributes:
         changed: (m,) indices of the q entries that a step changes; None for all of them. `start` (m,) and `units`
@@ -181,6 +184,6 @@ class ParameterMatrix:
             self.flat.index_copy_(1, self.changed, self.units.parameters(self.start, u, torch.empty_like(u)))
 
     def gradient_by_u(self, u: Tensor) -> Tensor:
-        """The gradient (K, m) by u, in memory that the next call reuses."""
+        """The gradient (K, m) with respect to u, in memory that the next call reuses."""
         self.units.by_u(self.start, u, self.changing(self.flat), self.changing(self.gradient), self._by_u)
         return self._by_u

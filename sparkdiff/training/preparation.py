@@ -1,7 +1,8 @@
-"""The start of a training: natural units of the parameters, statistics of the inputs, and the candidates.
+"""The start of a training run: natural units (typical scales) of the parameters, statistics of the inputs, and the
+candidates.
 
-It also lists the settings on which the result depends: a run folder that was started with different ones is not
-resumed.
+This module also lists the settings on which the result depends: a run in a folder that was started with different
+settings is not resumed.
 """
 
 import dataclasses
@@ -34,12 +35,13 @@ _OUTSIDE = (
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-    """The start of a training.
+    """The start of a training run.
 
     Attributes:
-        frozen: number of frozen entries per parameter; they are frozen because too few rows have them.
-        stats: of the network's fixed inputs; the standard deviation of a category's number is 0, as no noise may be
-            added to it; means and standard deviations are empty if nothing will need them.
+        units: natural units of the parameters.
+        frozen: number of frozen entries per parameter; entries are frozen if too few rows support them.
+        stats: statistics of the network's fixed inputs; the standard deviation of a category's number is 0, as no noise
+            may be added to it; means and standard deviations are empty if nothing will need them.
         recipes: the candidates of all settings that train together.
         each: the candidates of each setting.
     """
@@ -59,7 +61,7 @@ def start_of(
 
     Args:
         recipes: the candidates to train; None: those that the options define.
-        settings: options whose candidates train together; empty: only `options`.
+        settings: several options, whose candidates train together; empty: only `options`.
     """
     graph, inputs = network.graph, fixed_versions(network)
     modules = {i: network.module(i) for i in network.positions}
@@ -90,7 +92,7 @@ def start_of(
     apart = any(
         len(m.nominal_features()) or (i in trains and (m.reads_categories or m.takes_nulls)) for i, m in modules.items()
     )
-    # A mixture of two rows has no loss input of its own.
+    # A mixture of two rows has no value of its own for a column that the loss reads.
     mixes = all_dense(network, data, inputs) and not apart and not graph.head.lossReads
     newton = (LEAVES, graph.head_position) in routed_versions(network) and not network.head.wide
     each = [recipes or ()]
@@ -108,8 +110,8 @@ def start_of(
 def computed_by(network: Network) -> dict[str, Any]:
     """An identity of the untrained network without uids: the same in every process that gets the same pipeline.
 
-    It consists of the Params of all stages, in clear text, and a hash of the translated stages: their content, and the code of
-    those that are not ours.
+    It consists of the Params of all stages, in clear text, and a hash of the translated stages: their content, and the
+    code of stages whose classes are not sparkdiff's.
     """
     vertices = network.graph.vertices
     stages = [v.stage for v in vertices]
@@ -124,7 +126,7 @@ def request_of(
     options: Options, rows: str, computed: Mapping[str, Any], recipes: Sequence[Recipe] | None = None,
     epochs: int | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Everything that determines the result of a training, by name.
+    """Everything that determines the result of a training run, by name.
 
     Args:
         rows: the cache's fingerprint.

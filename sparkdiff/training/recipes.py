@@ -10,7 +10,7 @@ ONCE_AN_EPOCH = ("lbfgs", "newton")
 """Optimizers that take one step an epoch, along the gradient of all rows."""
 FEW_ROWS = 1000
 """Number of validation rows below which fewer candidates are tried, as a choice among many is then mostly chance: with
-a fifth of them (FEWEST) only one."""
+a fifth of this number (FEWEST) or less, only one candidate."""
 FEWEST = 1 / 5
 
 
@@ -19,7 +19,8 @@ class Recipe:
     """The settings of one candidate.
 
     Attributes:
-        learningRate, regAnchor: step size and pull towards the original (L2-SP), in natural units.
+        learningRate, regAnchor: step size and pull towards the original (L2-SP), in natural units (typical scales of
+            the parameters).
         optimizer: `lbfgs` takes one step an epoch, along the gradient of all rows. So does `newton`, for leaves of
             trees only: along the gradient divided by the second derivative, leaf by leaf, times learningRate.
         ema: decay of the average over steps, which is measured instead of the last weights; 0 uses the last weights.
@@ -51,8 +52,8 @@ def by_newton(recipes: Sequence[Recipe]) -> list[int]:
     return [k for k, r in enumerate(recipes) if r.optimizer == "newton"]
 
 
-# Factors of the options learningRate and regAnchor. From a grid of 20: the one, and the four, that lose least against
-# the whole grid on validation rows (benchmarks/recipes.py).
+# Factors of the options learningRate and regAnchor. From a grid of 20 recipes: the single one, and the set of four,
+# that lose least against the whole grid on validation rows (benchmarks/recipes.py).
 _FAST = (10, 100)
 _DEFAULT = ((1, 1), (3, 1), (10, 1), (10, 100))
 # The same for trees, from a grid of 26 (benchmarks/tree_recipes.py): learningRate, regAnchor, noise.
@@ -63,13 +64,13 @@ _TREES = ((1, 10), _TREES_FAST, (1, 1, 0.05), (3, 1, 0.2))
 def recipes_for(
     options: Options, validationRows: int, *, mixes: bool = True, trees: int = 0, newton: bool = False
 ) -> list[Recipe]:
-    """The recipes to try: up to 200 validation rows only the most cautious one, from 1,000 on all, in between a number
-    that grows with the logarithm.
+    """The recipes to try: with up to 200 validation rows only the most cautious recipe, with 1,000 or more all recipes,
+    and in between a number that grows with the logarithm of the number of rows.
 
     Args:
         mixes: whether rows can be mixed (not if they are sparse or contain category indices).
         trees: number of trees whose leaves train.
-        newton: whether the loss sees the margin of trees directly, so that Newton steps are possible.
+        newton: whether the margin of trees enters the loss directly, so that Newton steps are possible.
     """
     o = options
 

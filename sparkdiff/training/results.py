@@ -1,4 +1,4 @@
-"""The results of a training's epochs: the history, the gains of all candidates, and which of them continue."""
+"""The results of a training run's epochs: the history, the gains of all candidates, and which candidates continue."""
 
 import copy
 import dataclasses
@@ -22,12 +22,12 @@ ROUNDING = 1e-12
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """The result of a training.
+    """The result of a training run.
 
     Attributes:
         history: a row per epoch and candidate, the original as epoch 0.
-        ledger: the gains of all candidates after each epoch, and the column that was chosen.
-        network: the network at the chosen column (the original where none gains).
+        ledger: a column of gains for each candidate and epoch, and the index of the chosen column.
+        network: the network with the parameters of the chosen column; the original network if no column has a gain.
         moved: distance that each parameter moved, in its natural units: {uid.parameter: (largest, root mean square)}.
     """
 
@@ -39,12 +39,14 @@ class Trained:
 
 @dataclasses.dataclass
 class Standing:
-    """The state of a candidate: its best epoch, that epoch's parameters, and epochs since the last one that counted."""
+    """The state of a candidate: its best epoch, the parameters after it, and the number of epochs since the last one
+    whose gain was large enough to count for patience.
+    """
 
     metric: float
     flat: Tensor  # (p,)
-    gain: float = 0.0  # sum over its blocks
-    column: int = -1  # index of its blocks among all gains; -1: it is the original
+    gain: float = 0.0  # gain of the best epoch, summed over the blocks
+    column: int = -1  # index of the best epoch among all gains; -1 if the original is best
     counted: float = 0.0  # the gain of the last epoch that counted for patience
     since: int = 0
     active: bool = True
@@ -55,7 +57,8 @@ class Results:
 
     Args:
         start: the original's parameters, (p,).
-        epochs: number of epochs to train; the last one is the result. None: the measured rows choose the epoch.
+        epochs: number of epochs to train; the last one is the result. None: the gains on the measured rows choose the
+            epoch.
     """
 
     def __init__(
@@ -78,7 +81,7 @@ class Results:
     @property
     def chosen(self) -> Standing:
         """The best epoch of the candidate with the largest gain; among equal gains the earliest epoch, then the first
-        candidate. If the number of epochs is given, the last epoch.
+        candidate. If `epochs` is set, the last epoch.
         """
         if self.epochs is not None:
             [only] = self.standings
@@ -90,7 +93,7 @@ class Results:
         return best
 
     def among(self: R, recipes: Sequence[Recipe]) -> R:
-        """The results as if only these candidates had trained; a training with these results can't be continued."""
+        """The results as if only these candidates had trained; a training run with these results can't be continued."""
         new, own = copy.copy(self), {self.recipes.index(recipe): k for k, recipe in enumerate(recipes)}
         rows = [row | {"candidate": own[row["candidate"]]} for row in self.history if row["candidate"] in own]
         kept = sorted((epoch, own[k], i) for i, (k, epoch) in enumerate(self.columns) if k in own)
@@ -101,7 +104,7 @@ class Results:
         return new
 
     def record(self, k: int, loss: float, now: Score) -> bool:
-        """Record a candidate's measurement after an epoch; return whether it is the candidate's best."""
+        """Record a candidate's measurement after an epoch; return whether this epoch is the candidate's best."""
         self.history.append(_entry(self.epoch, k, self.recipes[k], loss, now.value))
         gains = self.original.blocks - now.blocks
         if not math.isfinite(loss):

@@ -22,10 +22,10 @@ def at_home(value: Any) -> Any:
 
 
 def of(state: State, rows: Sequence[int], newton: Sequence[int]) -> dict[str, Any]:
-    """The state of some of the candidates, in ascending order.
+    """The state of the candidates `rows`, which are in ascending order.
 
     Args:
-        newton: the candidates of `state` that take Newton steps.
+        newton: indices of the candidates in `state` that take Newton steps.
     """
     at = torch.tensor(list(rows), device=state["u"].device)
     out = dict(state)

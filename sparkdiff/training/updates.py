@@ -1,7 +1,8 @@
-"""The parameters that a step changes: all, or those of the active columns (lazy updates, as in torch's SparseAdam).
+"""The parameters that a step changes: all (`DenseUpdates`), or those of the active columns (`LazyUpdates`, as in
+torch's SparseAdam).
 
-A training chooses one of the two once. Both hold the parameters that the current step changes, as a `ParameterMatrix`;
-the candidates' vectors (u, moments, averages: (K, p) each) are passed in by name.
+A training run uses one of the two classes from start to end. Each holds the parameters that the current step changes,
+as a `ParameterMatrix`; the candidates' vectors (u, moments, averages: (K, p) each) are passed in by name.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +23,7 @@ from sparkdiff.training.recipes import Recipe, by_newton
 Values = Mapping[Version, Rows]
 Vectors = Mapping[str, Tensor]
 Measured = Callable[[Values], tuple[AffineMargin | None, Values]]
-"""Function of some rows that returns the slopes to measure them with, and their inputs."""
+"""Function of some rows that returns the slopes with which their margins are computed, and their inputs."""
 
 
 class DenseUpdates:
@@ -86,18 +87,20 @@ class DenseUpdates:
         """Store the changes after the last step of an epoch, see `store`."""
 
     def current(self, vectors: Vectors) -> Vectors:
-        """The candidates' vectors at the entries of the matrix."""
+        """The candidates' vectors, at the entries that the parameter matrix holds."""
         return vectors
 
     def at(self, matrix: Tensor | None) -> Tensor | None:
-        """A matrix (K, p) at the entries of the parameter matrix."""
+        """The given matrix (K, p), at the entries that the parameter matrix holds."""
         return matrix
 
     def add_gradient(self, total: Tensor) -> None:
         total += self.matrix.gradient
 
     def reads(self) -> set[Version]:
-        """The versions that the margins are computed from when these are given, and the columns that the loss reads."""
+        """The versions (columns as a stage writes them) from which the margins can be computed, and those that the loss
+        reads.
+        """
         graph, network = self.network.graph, self.rows or self.network
         beside = {*graph.head.lossReads, *network.flags}
         if self.affine is not None:
@@ -105,7 +108,7 @@ class DenseUpdates:
         return {*fixed_versions(network), *routed_versions(network), *graph.head.margin_reads} | beside
 
     def inputs(self, values: Values) -> dict[Version, SparseRows]:
-        """The inputs that this network reads in another form."""
+        """The sparse inputs with columns renumbered for this network; none if it reads all columns."""
         return {}
 
     def load(self, u: Tensor) -> None:
@@ -129,7 +132,7 @@ class DenseUpdates:
         u.copy_(torch.where(moved, (self.matrix.flat - self.start) / self.units.unit, u))
 
     def load_all(self, u: Tensor) -> None:
-        """Do the same as `load` after a step of all parameters, which ends an epoch."""
+        """Set the parameters as `load` does, after a once-an-epoch step, which changes all parameters."""
         self.load(u)
 
     def slopes(self) -> AffineMargin | None:
@@ -145,7 +148,9 @@ class DenseUpdates:
         return self.affine.margins(slopes, values)
 
     def backward(self, margin: Tensor, gradient: Tensor) -> None:
-        """Add the gradients of the parameters, given the gradient by the margins, which have a graph of autograd."""
+        """Add the gradients with respect to the parameters, given that with respect to the margins, which have an
+        autograd graph.
+        """
         if self.narrow is not None:
             self.narrow[1].zero_()
         dot(margin, gradient).backward()  # into the clones' gradients, which lie in the matrix
@@ -153,12 +158,14 @@ class DenseUpdates:
             self.matrix.gradient += self.narrow[1]
 
     def back(self, slopes: AffineMargin, gradients: dict[Version, Tensor], constant: Tensor) -> None:
-        """Add the gradients of the parameters, given those of the slopes and constants."""
+        """Add the gradients with respect to the parameters, given those with respect to slopes and constants."""
         assert self.affine is not None
         self.affine.back(slopes, gradients, constant, self.matrix.gradients)
 
     def measured(self, vectors: Vectors) -> Measured:
-        """Function that measures the candidates, with averages over steps if there are any, and settled trees."""
+        """Prepare to measure the candidates, with their averages over steps if there are any, and with settled trees;
+        return a function of rows that gives what their margins are computed from.
+        """
         if "average" in vectors:
             self.matrix.load(vectors["average"])
             self._narrow()
@@ -168,7 +175,9 @@ class DenseUpdates:
         return lambda values: (slopes, values)
 
     def parameters(self, vectors: Vectors) -> Callable[[int], Tensor]:
-        """Function that copies the parameters (p,) with which the k-th candidate was measured; for after that."""
+        """Function that copies the parameters (p,) with which the k-th candidate was measured; call `parameters` after
+        the measurement.
+        """
         flat = self.matrix.flat.clone()
         if "average" in vectors or self.settles:
             self.matrix.load(vectors["u"])
@@ -177,7 +186,7 @@ class DenseUpdates:
 
 
 class LazyUpdates(DenseUpdates):
-    """Updates of the parameters of active columns only; all others stay, with their moments and averages."""
+    """Updates of the parameters of active columns only; all other parameters, moments and averages stay unchanged."""
 
     def __init__(self, active: ActiveColumns, recipes: Sequence[Recipe]):
         self.active, self.network, self.recipes = active, active.network, recipes
@@ -226,7 +235,7 @@ class LazyUpdates(DenseUpdates):
         return self.active.rows(values, self.columns)
 
     def load_all(self, u: Tensor) -> None:
-        """Do nothing: the next group's parameters are computed from u."""
+        """Do nothing: `choose` computes the parameters of the next group of batches from u."""
 
     def measured(self, vectors: Vectors) -> Measured:
         def of(values: Values) -> tuple[AffineMargin | None, Values]:

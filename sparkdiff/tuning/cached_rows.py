@@ -25,20 +25,20 @@ from sparkdiff.tuning.scores import Judge
 from sparkdiff.tuning.solvers import Chunk, Setting, Whole, gather
 
 MEMORY = 2**30
-"""Bytes for rows in memory, in any form."""
+"""Largest number of bytes that rows may take in memory, in any form."""
 HELD = 2**29
-"""Bytes of rows that stay in memory as they were read; more are read again in each pass."""
+"""Largest number of bytes of rows that stay in memory once read; larger sets are read again in each pass."""
 KEPT = 3
-"""Number of sets of rows whose files are kept for the next settings."""
+"""Number of sets of written rows whose files are kept for later settings of a search."""
 PIECE = 2**25
 """Bytes of features in one piece of a pass."""
 NARROW = 512
 """Largest number of columns with which sparse rows are made dense."""
 NEAR = 1e-4
-"""Least share of a column's range that the training rows of every fold must span for solutions to have ten digits."""
+"""Least share of a column's range that every fold's training rows must span for solutions to be right to ten digits."""
 
 Parts = Sequence[tuple[DataFrame, Column]]
-"""Rows, and the fold that each row is held out of: -1 for none."""
+"""Sets of rows, each with a column that names the fold for which a row is held out; -1 for a row of no fold."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,9 @@ class Reads:
 
 @dataclass(frozen=True)
 class RowsPiece:
-    """Some rows, with the columns that the evaluator reads."""
+    """Some of the rows: the columns that the fit reads, `fold` (the fold that holds a row out; -1 for none), and the
+    label and weight that the evaluator reads (`own_label`, `own_weight`).
+    """
 
     x: Rows
     label: Tensor
@@ -64,7 +66,7 @@ class RowsPiece:
     own_weight: Tensor
 
     def chunks(self, rows: int) -> Iterator[Chunk]:
-        """Chunks of dense rows, at most `rows` rows each: sparse rows take far more memory when they are dense."""
+        """Chunks of at most `rows` dense rows; kept small because sparse rows take far more memory when made dense."""
         for first in range(0, len(self.label), rows):
             part = slice(first, first + rows)
             x = self.x[part] if isinstance(self.x, Tensor) else taken(self.x, torch.arange(len(self.label))[part])
@@ -90,7 +92,7 @@ class CachedRows:
 
     @functools.cached_property
     def width(self) -> int:
-        """Number of features, taken from the first row that isn't null."""
+        """Number of features, taken from the first row whose vector isn't null; 0 if there is none."""
         return next(filter(None, (width(found["v0"]) for found in read_plain(self.folder, 64))), 0)
 
     @property
@@ -105,7 +107,9 @@ class CachedRows:
 
     @property
     def fits(self) -> bool:
-        """True if memory suffices for wide rows: sorted by rows and by columns, with a temporary copy of each."""
+        """True if memory suffices for the solver of wide rows, which holds them by rows and by columns, each with a
+        temporary copy.
+        """
         return (64 * self.stored if self.sparse else 16 * self.count * self.width) <= MEMORY
 
     def whole(self) -> Whole:
@@ -142,7 +146,7 @@ class CachedRows:
 
 
 def written(parts: Parts, reads: Reads, judge: Judge | None, folder: Path) -> CachedRows:
-    """Write the rows with one job."""
+    """Write to `folder`, with one Spark job, the columns that the fit and the evaluator read, and each row's fold."""
     one = F.lit(1.0)
 
     def plain(rows: DataFrame, fold: Column) -> DataFrame:
@@ -166,14 +170,14 @@ class Kept:
     """Written rows whose files are kept for the next settings of a search over the same rows.
 
     Attributes:
-        caches: the rows, by the steps that produced them and the columns that were written.
+        caches: the written rows. A key consists of the steps that produced the rows and the columns that were written.
     """
 
     folder: Path
     caches: dict[Any, CachedRows]
 
     def once(self, key: Any, write: Callable[[Path], CachedRows]) -> CachedRows:
-        """The rows of this key, written first if they don't exist; the oldest ones are deleted to make room."""
+        """Return the rows of this key. If they don't exist, delete the oldest rows to make room and call `write`."""
         if key not in self.caches:
             while len(self.caches) >= KEPT:
                 shutil.rmtree(self.caches.pop(next(iter(self.caches))).folder)
@@ -182,7 +186,7 @@ class Kept:
 
 
 def cannot_read(schema: StructType, reads: Reads, outputs: Sequence[str] = ()) -> str:
-    """The reason why these columns are left to Spark; empty if they are not."""
+    """The reason why rows of this schema must be left to Spark, such as an output column that exists; empty if none."""
     fields = {field.name: field.dataType for field in schema.fields}
     if taken := [name for name in outputs if name in fields]:
         return f"{taken[0]} is there already, so Spark decides what to do with it"
@@ -198,7 +202,7 @@ def cannot_read(schema: StructType, reads: Reads, outputs: Sequence[str] = ()) -
 
 
 def classes_told(schema: StructType, label: str) -> int | None:
-    """The number of classes in the label's metadata; None if the metadata have none."""
+    """The number of classes according to the label column's metadata; None if the metadata don't name it."""
     told = (schema[label].metadata or {}).get("ml_attr", {})
     if told.get("type") == "binary":
         return 2
@@ -263,10 +267,11 @@ def _look(cache: CachedRows, kind: str, settings: Sequence[Setting], folds: int,
 
 
 def _far(cache: CachedRows, folds: int, *, labels: bool) -> str:
-    """The reason why sums over all folds fail for one: a number in its held-out rows is far from all others; else "".
+    """The reason why sums that all folds share are too inexact for one of them: a number in the fold's held-out rows is
+    far from all other numbers; else "".
 
-    All folds share one centre and one scale per column; the contribution of such a number to their sums hides the
-    others' digits.
+    All folds share one centre and one scale per column; the large contribution of such a number to the shared sums
+    hides the digits of the other numbers.
     """
     low = torch.full((folds + 1, cache.width + 1), math.inf, dtype=torch.float64)
     high = -low

@@ -12,10 +12,10 @@ from sparkdiff.tuning.fits import GridTask
 
 
 def check_values(task: GridTask) -> None:
-    """Check that the Params take the values of the grid.
+    """Check that the Params of the task's stages accept all values of the grid.
 
     Raises:
-        InputError: names the Param, with Spark's message.
+        InputError: a value is invalid. The message names the Param and gives Spark's reason.
     """
     held, seen = inside(task.estimator), set()
     for params in task.maps:
@@ -28,10 +28,10 @@ def check_values(task: GridTask) -> None:
 
 
 def check_value(where: str, stage: Any, param: Param[Any], value: Any) -> None:
-    """Check that a Param of a stage takes a value.
+    """Check that a Param of a stage accepts a value; `where` names the value's origin in the message.
 
     Raises:
-        InputError: names the Param, with the message of Spark or of the stage.
+        InputError: the value is invalid. The message names the Param and gives the reason of Spark or of the stage.
     """
     if stage.hasParam(param.name):
         param = stage.getParam(param.name)  # a loaded Param has lost its converter
@@ -47,7 +47,7 @@ def check_evaluator(evaluator: Any) -> None:
     """Check, with Spark's own validation, that the Params of an evaluator, such as its metric, have valid values.
 
     Raises:
-        InputError: with Spark's message.
+        InputError: a value is invalid. The message gives Spark's reason.
     """
     if not isinstance(evaluator, JavaParams):
         return

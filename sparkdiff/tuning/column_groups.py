@@ -1,4 +1,4 @@
-"""Groups of a feature vector's slots by the data columns that they come from, as the fitted stages show."""
+"""Groups of a feature vector's slots (entries) by the data columns that they come from, as the fitted stages show."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,11 +28,11 @@ BY_SLOT = (ElementwiseProduct, MaxAbsScalerModel, MinMaxScalerModel, RobustScale
 
 @dataclass(frozen=True)
 class Groups:
-    """The group of each slot.
+    """The group of each slot of a vector.
 
     Attributes:
-        names: of the groups.
-        of_slot: (d,), indices of the groups.
+        names: names of the groups.
+        of_slot: (d,), for each slot the index of its group in `names`.
     """
 
     names: tuple[str, ...]
@@ -44,7 +44,7 @@ class ColumnPart:
     """A column that is part of a vector.
 
     Attributes:
-        stages: uids of all stages that the column's slots come from or pass through.
+        stages: uids of all stages that make the column or that its slots pass through on their way into the vector.
     """
 
     column: str
@@ -52,7 +52,7 @@ class ColumnPart:
 
 
 def parts_of(column: str, stages: Sequence[Any], behind: frozenset[str] = frozenset()) -> list[ColumnPart]:
-    """The columns that make up a vector, in their order; `behind` are the stages that it has passed through since."""
+    """The columns that make up the vector `column`, in their order; `behind` are uids of stages that read it later."""
     for place in reversed(range(len(stages))):
         stage, before = stages[place], stages[:place]
         if column not in written_by(stage):
@@ -66,7 +66,7 @@ def parts_of(column: str, stages: Sequence[Any], behind: frozenset[str] = frozen
 
 
 def upstream(column: str, stages: Sequence[Any]) -> frozenset[str]:
-    """The uids of the stages that make a column, and of those that make the inputs of these."""
+    """Uids of the stage that makes a column and of all earlier stages that its inputs come from."""
     for place in reversed(range(len(stages))):
         stage = stages[place]
         if column in written_by(stage):
@@ -89,10 +89,11 @@ def written_by(stage: Any) -> tuple[str, ...]:
 
 
 def widths_of(columns: Sequence[str], rows: DataFrame) -> dict[str, int]:
-    """Number of slots of each column: from the schema, else from the first row without nulls.
+    """Number of slots of each column: from the schema, else from the first row without nulls in the columns whose
+    width the schema doesn't tell.
 
     Raises:
-        InputError: no row has a value in these columns.
+        InputError: no row has a value in all of these columns.
     """
     own = rows.select(*(F.col(name).alias(f"c{i}") for i, name in enumerate(columns))).schema  # as Spark finds them
     found = {
@@ -111,12 +112,13 @@ def groups_of(asked: Any, column: str, stages: Sequence[Any], rows: DataFrame, w
     """The groups of a vector's slots.
 
     Args:
-        asked: "columns": a group for each column that is part of the vector, or for each slot if no VectorAssembler
-            made it; or name -> columns or slot numbers, where each column that is in no group forms its own.
-        rows: with all columns that the stages write.
+        asked: "columns": a group for each column that is part of the vector, or for each slot if there is only one such
+            column (as without VectorAssembler); or a dict of name -> columns or slot numbers: a column that is in no
+            group forms its own group.
+        rows: rows with all columns that the stages write.
 
     Raises:
-        InputError: names the group that can't be made.
+        InputError: a group can't be made. The message names the group.
     """
     parts = [part.column for part in parts_of(column, stages)]
     widths = widths_of(parts, rows)

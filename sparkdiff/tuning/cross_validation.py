@@ -1,5 +1,6 @@
-"""`CrossValidator` and `TrainValidationSplit`: pyspark's, with fewer fits, and with an explanation before any job:
-settings that can be solved at once are, and Spark fits the rest.
+"""`CrossValidator` and `TrainValidationSplit`: pyspark's classes, with fewer fits, and with an explanation before any
+job. Settings of a linear last stage that can be solved at once (together, by sparkdiff's own solvers) are solved here;
+Spark fits the rest.
 """
 
 import math
@@ -33,14 +34,14 @@ from sparkdiff.tuning.trie import Fit
 
 
 def outcomes(task: GridTask, folds: Folds, parallelism: int, keeps: bool) -> list[FoldMetrics]:
-    """The metric of each setting, fold by fold, and its model if models are kept."""
+    """The metric of each setting, fold by fold, and the setting's model if `keeps`."""
     if why_not_at_once(task):
         return _by_spark(task, folds, parallelism, keeps)
     with ThreadPool(min(parallelism, len(task.maps))) as threads:
         if not tails.one_for_all(task):
             wanted = tails.asked(task)
             return [FoldFits(task, threads, keeps, partial(_after, wanted)).run(*pair) for pair in folds.pairs]
-        if folds.drawn:  # as Spark caches a fold's rows; else another plan may draw other random numbers for them
+        if folds.drawn:  # as Spark does: without a cache, another plan may draw other random numbers for the rows
             folds.rows.cache()
         try:
             found = tails.across(task, folds.rows, folds.held_out, folds.count, folds.kept)
@@ -51,7 +52,7 @@ def outcomes(task: GridTask, folds: Folds, parallelism: int, keeps: bool) -> lis
 
 
 def _by_spark(task: GridTask, folds: Folds, parallelism: int, keeps: bool) -> list[FoldMetrics]:
-    """Make all fits with Spark; if a fold has fewer fits than there are threads, several folds are fitted at once."""
+    """Make all fits with Spark; several folds run in parallel if one fold's fits don't use all threads."""
     folds_at_once = min(max(parallelism // task.fits_at_once, 1), folds.count)
     size = min(parallelism // folds_at_once, len(task.maps))
     over = Event()
@@ -67,7 +68,7 @@ def _by_spark(task: GridTask, folds: Folds, parallelism: int, keeps: bool) -> li
             raise
 
     pairs = folds.pairs
-    with ThreadPoolExecutor(folds_at_once) as pool:  # which waits for running folds when one has failed
+    with ThreadPoolExecutor(folds_at_once) as pool:  # waits for the running folds, even if a fold has failed
         inherit = for_threads(folds.rows)
         running = [pool.submit(inherit(partial(of_fold, pair))) for pair in pairs]
         try:
@@ -77,7 +78,7 @@ def _by_spark(task: GridTask, folds: Folds, parallelism: int, keeps: bool) -> li
 
 
 def why_not_at_once(task: GridTask) -> str:
-    """The reason why nothing is solved at once; empty if something is."""
+    """The reason why no setting can be solved at once; empty if at least one can."""
     kind = type(task.stages[-1]).__name__
     if type(task.stages[-1]) not in tails.KINDS:
         return f"{kind} is fitted by Spark"
@@ -108,12 +109,15 @@ def _outcome(
 
 
 def _after(wanted: Mapping[Fit, tails.AskedFit], fold: FoldFits, branch: Branch) -> Iterator[tuple[Fit, float, Any]]:
-    """The last stages and metrics for a fold whose stages before the last one are fitted."""
+    """Each last fit after `branch`, its metric and its fitted last stage; the earlier stages of the fold are fitted."""
     return _ends(_of_fold(tails.within(fold.task, wanted, branch), 0), fold, branch)
 
 
 def _ends(found: Mapping[Fit, tails.Result], fold: FoldFits, branch: Branch) -> Iterator[tuple[Fit, float, Any]]:
-    """The last stage and the metric of each next fit; by Spark if a solution, a metric or a model is missing."""
+    """Each last fit after `branch`, its metric, and its fitted last stage (None if that isn't needed).
+
+    Spark fits the settings without a solution and computes the metrics that are NaN.
+    """
     task, stage, steps = fold.task, fold.task.stages[-1], []
     unsolved = [fit for fit in branch.fit.after if found[fit].solution is None]
     fitted = dict(shared_fits.models(stage, unsolved, branch.train))
@@ -134,7 +138,7 @@ def _ends(found: Mapping[Fit, tails.Result], fold: FoldFits, branch: Branch) -> 
 
 
 TIE = 1e-12
-"""Relative difference to the best metric below which metrics are equal: Spark's sums vary by that between runs."""
+"""Relative difference to the best metric below which metrics count as equal: Spark's sums vary as much between runs."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -142,9 +146,9 @@ class Explanation(ShownFields):
     """The plan of a search; `str` and `print` show it as text.
 
     Attributes:
-        settings, folds: number of maps in the grid, and number of sets of rows on which each is judged.
-        sparkFits: number of fits that Spark's own class makes before the last one, that of the winner.
-        fits: number of fits made here, without those solved at once.
+        settings, folds: number of maps in the grid, and number of sets of rows on which each map is judged.
+        sparkFits: number of fits that Spark's own class would make, without its final fit of the winner to all rows.
+        fits: number of fits that Spark makes here, without that final fit and without those solved at once.
         solvedAtOnce: number of fits solved at once.
         stages: for each leaf stage its class, its uid, and per fold Spark's fits, our fits, and those solved at once.
         reasons: how settings are solved, and why something is left to Spark.
@@ -173,7 +177,7 @@ class Explanation(ShownFields):
 
 
 def explained(task: GridTask, folds: int, own: bool = True) -> Explanation:
-    """The plan of a search of this task on `folds` folds; `own` is False if pyspark's own class does the search."""
+    """The plan of a search of this task on `folds` folds; `own` is False if pyspark's class does the whole search."""
     if not own:
         fits = task.sparks_fits * folds
         return Explanation(
@@ -220,7 +224,9 @@ def explained(task: GridTask, folds: int, own: bool = True) -> Explanation:
 
 
 def _fits(task: GridTask, at_once: set[Fit]) -> tuple[Counter[int], list[str]]:
-    """The number of fits in a fold by stage position, without those solved at once, and fits that settings share."""
+    """The number of fits in a fold by stage position, without those solved at once; and remarks for `explain` about
+    fits that several settings share.
+    """
     counts: Counter[int] = Counter()
     shared: list[str] = []
     for place in task.ways_to_fits():
@@ -232,16 +238,18 @@ def _fits(task: GridTask, at_once: set[Fit]) -> tuple[Counter[int], list[str]]:
 
 
 class _Search(Params):
-    """Common parts of both classes: subclasses of pyspark's, saved as pyspark's, which fit pyspark's models."""
+    """Base of `CrossValidator` and `TrainValidationSplit`. They are subclasses of pyspark's classes, are saved as
+    objects of pyspark's classes, and return pyspark's models.
+    """
 
     PLAIN: ClassVar[Any]
-    """pyspark's class."""
+    """pyspark's class of the same name."""
 
     def _folds(self, dataset: DataFrame) -> Folds:
         raise NotImplementedError
 
     def _numbers(self) -> None:
-        """Raise InputError if a number cannot be used."""
+        """Raise InputError if the number of folds or the share of training rows is out of range."""
         raise NotImplementedError
 
     def explain(self, dataset: DataFrame) -> Explanation:
@@ -259,7 +267,7 @@ class _Search(Params):
         """The task of the search, checked before anything runs.
 
         Raises:
-            InputError: names the Param and its value.
+            InputError: a Param is missing or its value is invalid. The message names the Param.
         """
         name = type(self).__name__
         check_dataframe("dataset", dataset)
@@ -366,7 +374,7 @@ class TrainValidationSplit(_Search, tuning.TrainValidationSplit):
 
 
 class _Reader(jvm.Reader):
-    """Reader of what pyspark's class reads, as an object of ours."""
+    """Reader that loads an object saved by pyspark's class and returns it as an object of sparkdiff's class."""
 
     def load(self, path: str) -> Any:
         return jvm.with_uid(self.cls(), self.cls.PLAIN.load(path))

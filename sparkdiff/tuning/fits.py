@@ -1,4 +1,6 @@
-"""The fits of a search by Spark: one for each distinct stage, Params and upstream of a fold, in threads."""
+"""Spark's fits in a search, run in threads: in each fold one fit for every distinct combination of a stage, its Params,
+and the fitted stages before it.
+"""
 
 import contextvars
 import inspect
@@ -37,7 +39,7 @@ def leaves_of(estimator: Any, whole: Callable[[Any], bool]) -> list[Any]:
 
 
 def opened(stage: Any) -> bool:
-    """True if a stage is Spark's own Pipeline; an instance of a subclass may do more than its stages."""
+    """True if a stage is equivalent to the stages it holds: a Pipeline, but no subclass, which may do more."""
     return type(stage) is Pipeline and stage.isDefined("stages")
 
 
@@ -68,8 +70,8 @@ class GridTask:
         stages = leaves_of(estimator, lambda pipeline: pipeline.uid in parents) or [estimator]
         held, given = inside(estimator), inside([value for params in maps for value in params.values()])
         takers = {param.parent for params in maps for param, value in params.items() if inside(value)}
-        # The stages that a stage holds or may come to hold: a map may give a Pipeline's `stages`, and Params of these
-        # stages.
+        # The stages that each stage holds, or may hold later: a map of the grid may set a Pipeline's `stages`, and
+        # Params of these new stages.
         holds = [{**inside(stage), **(given if inside(stage).keys() & takers else {})} for stage in stages]
         foreign = [not all(map(is_sparks, own.values())) for own in holds]
         known = {**held, **given, **inside(evaluator)}  # Spark ignores Params of the evaluator
@@ -83,12 +85,12 @@ class GridTask:
 
     @cached_property
     def last(self) -> int:
-        """The position of the last stage that is fitted; -1 if none is."""
+        """The position of the last stage that is an Estimator; -1 if there is none."""
         return max((i for i in range(len(self.stages)) if self.estimates(i)), default=-1)
 
     @property
     def fits_at_once(self) -> int:
-        """Number of fits of a fold that can run at the same time: the largest number of any stage."""
+        """Number of fits of a fold that can run at the same time: the fits of the stage that has the most."""
         found: Counter[int] = Counter()
         for place in self.ways_to_fits():
             position = place.after[0].position
@@ -96,7 +98,7 @@ class GridTask:
         return max(found.values(), default=1)
 
     def ways_to_fits(self) -> Iterator[trie.Fit]:
-        """The nodes of the trie after which the next stage is fitted."""
+        """The nodes of the trie whose next stage is an Estimator."""
         for place in (self.root, *self.root.below()):
             if place.after and self.estimates(place.after[0].position):
                 yield place
@@ -137,7 +139,7 @@ class Branch:
 
 @dataclass
 class FoldMetrics:
-    """The metric of each setting on a fold, and its model if models are kept."""
+    """The metric of each setting on a fold, and the setting's model if models are kept."""
 
     metrics: list[float]
     models: list[Any]
@@ -148,8 +150,10 @@ class FoldFits:
     """The fits of one fold.
 
     Attributes:
-        tails: function of a branch before the last stage that returns (last fit, metric, fitted last stage or None) for
-            each next fit; None: Spark fits.
+        keeps: whether the models are kept.
+        tails: function of a branch that ends before the last stage. It yields (last fit, metric, fitted last stage or
+            None) for each fit of the last stage. None if Spark makes these fits.
+        held: rows that are cached until the fold ends.
     """
 
     task: GridTask
@@ -216,7 +220,10 @@ class FoldFits:
         return [fitted] * len(children)
 
     def beyond(self, branch: Branch, fit: trie.Fit, model: Any) -> Branch:
-        """The branch after a fitted stage. As in Spark, only validation rows are transformed with the map's Params."""
+        """The branch extended by `model`, its next fitted stage.
+
+        As in Spark, only validation rows are transformed with the Params of the grid's map.
+        """
         train, validation = branch.train, model.transform(branch.validation, fit.params)
         if fit.position < self.task.last:
             train = model.transform(train)

@@ -23,11 +23,11 @@ class Folds:
     """All rows, and how they are split.
 
     Attributes:
-        drawn: whether random numbers split the rows, so that rows must be cached to be read twice; else the caller's
-            column does.
-        held_out: the fold that a row is held out of; -1 for none.
+        drawn: True if random numbers split the rows, so that rows must be cached: read again, they could be split
+            otherwise. False if a column of the caller splits them.
+        held_out: the fold that holds a row out for validation; -1 for none.
         split: function that returns the training and validation rows of each fold.
-        kept: the store of written rows, if other settings on these rows will follow.
+        kept: the store of written rows, if other settings on these rows follow; else None.
     """
 
     rows: DataFrame
@@ -43,7 +43,7 @@ class Folds:
 
 
 def random_folds(dataset: DataFrame, column: str, seed: int, folds: int, split: Callable[[DataFrame], Pairs]) -> Folds:
-    """The folds of `CrossValidator._kFold`, which is `split`."""
+    """The same folds as pyspark's `CrossValidator._kFold`, which the caller passes as `split`."""
     rows, width = dataset.select("*", F.rand(seed).alias(column)), 1.0 / folds
     drawn, fold = rows[column], F.lit(-1)
     for i in range(folds):  # the bounds of _kFold, to the bit
@@ -77,7 +77,7 @@ def given_folds(dataset: DataFrame, column: str, folds: int) -> Folds:
 
 
 def split_once(dataset: DataFrame, column: str, seed: int, ratio: float) -> Folds:
-    """The split of `TrainValidationSplit._fit`."""
+    """The same split as in pyspark's `TrainValidationSplit._fit`, as one fold."""
     rows = dataset.select("*", F.rand(seed).alias(column))
     held = rows[column] >= ratio
     fold = F.when(held, F.lit(0)).otherwise(F.lit(-1))
@@ -85,10 +85,10 @@ def split_once(dataset: DataFrame, column: str, seed: int, ratio: float) -> Fold
 
 
 def check_classes(folds: Folds, stages: Sequence[Any], error: Exception) -> None:
-    """Raise InputError if the training rows of a fold have one class only, on which Spark failed with `error`.
+    """Raise InputError if Spark failed with `error` because the training rows of a fold have one class only.
 
     Args:
-        stages: of the estimator; a StringIndexer among them may make the label from a column of the rows.
+        stages: the estimator's stages; a StringIndexer among them may make the label from a column of the rows.
     """
     made = {
         out: column

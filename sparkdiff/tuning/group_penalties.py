@@ -43,10 +43,10 @@ class GroupPenalties:
         estimator: an unfitted Pipeline of Spark's own stages: the stages before the last one as fitted to the training
             rows, an ElementwiseProduct, and the last stage. `fit` fits the last stage to any rows with these penalties.
         penalties: group -> its penalty, on the scale of `regParam`.
-        validationLoss: the last stage's loss on the validation rows, with the best common penalty and with the group
-            penalties: log-loss, squared error or half the deviance. These rows chose the penalties, so the second loss
-            is larger on other rows.
-        losses: that loss after each step.
+        validationLoss: the last stage's loss on the validation rows (log-loss, squared error or half the deviance),
+            first with the best common penalty, then with the group penalties. The penalties were chosen on these rows,
+            so expect a larger loss than the second one on other rows.
+        losses: the last stage's loss on the validation rows after each optimisation step.
     """
 
     estimator: Pipeline
@@ -71,11 +71,11 @@ def group_penalties(
         groups: "columns": a group for each input column of VectorAssembler, so that all categories of one column share
             a penalty; slots of features that no VectorAssembler made are groups of their own. Or a dict of name ->
             columns or slot numbers.
-        singles: penalties for all features together; the steps start at the best one.
+        singles: penalties to try for all features together; the optimisation starts at the best one.
         steps: number of optimisation steps.
 
     Raises:
-        InputError: the last stage has no such penalties, or the rows can't be used; names the reason.
+        InputError: the last stage has no such penalties, or the rows can't be used. The message says why.
     """
     check_dataframe("train", train)
     check_dataframe("validation", validation)
@@ -101,10 +101,10 @@ def group_penalties(
 
 
 def linear_estimator(last: Any) -> tails.AskedFit:
-    """The fit that the last stage asks of a solver.
+    """The last stage's setting in the form that sparkdiff's solvers read.
 
     Raises:
-        InputError: it has no L2 penalty on each coefficient.
+        InputError: the last stage isn't a linear estimator with an L2 penalty on each coefficient that a solver knows.
     """
     if type(last) not in tails.KINDS:
         kinds = ", ".join(kind.__name__ for kind in tails.KINDS)

@@ -26,7 +26,7 @@ from sparkdiff.pipeline.names import named
 DEVIANCES = ("poisson", "gamma", "tweedie")
 OF_PROBABILITIES = ("logLoss", "focal", "brier")
 CLASS_WEIGHTED = ("logLoss", "focal", "hinge")
-"""Losses that are multiplied by `classWeights` if they are loss and metric at once."""
+"""Losses that, as a metric, are multiplied by `classWeights` if the same loss is also the training loss."""
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -34,9 +34,9 @@ class MeanLoss(Evaluator):
     """The weighted mean of a loss over rows; smaller is better, NaN if a row has no prediction.
 
     Args:
-        name: poisson, gamma, tweedie, poissonDeviance, huber or quantile, with `column` as the mean; logLoss, focal and
-            brier, with `column` as the probability of class 1 or of each class; hinge, with the last entry of `column`,
-            margins of two classes; expectedCost, with `column` as the predicted class.
+        name: the loss, which decides what `column` has to hold: the mean for poisson, gamma, tweedie, poissonDeviance,
+            huber and quantile; the probability of class 1, or of each class, for logLoss, focal and brier; margins of
+            two classes, of which the last entry is used, for hinge; the predicted class for expectedCost.
         column: an output column of the pipeline.
         params: power, delta, tau, gamma, costs; classWeights, a factor per class for the loss of its rows; and floor, a
             mean below which a deviance continues as a parabola.
@@ -63,7 +63,7 @@ class MeanLoss(Evaluator):
         return str(self.getOrDefault("metricName"))
 
     def value(self, found: Tensor, y: Tensor, w: Tensor) -> float:
-        """The mean loss of the column (n,) or (n, k), given label (n,) and weight (n,)."""
+        """The weighted mean loss of the column's values (n,) or (n, k), given label (n,) and weight (n,)."""
         kept = w > 0
         return float((w[kept] * self.rows(found[kept], y[kept])).sum() / w[kept].sum())
 
@@ -88,7 +88,9 @@ class MeanLoss(Evaluator):
 
 
 def _loss(name: str, params: Mapping[str, Any]) -> Loss:
-    """The loss as a function: (mean, probability, margin or class (n,) or (n, k), label (n,)) -> (n,)."""
+    """The loss of each row as a function (values, label (n,)) -> (n,); values (n,) or (n, k) are means, probabilities,
+    margins or classes.
+    """
     match name:
         case "poisson" | "gamma" | "tweedie" | "poissonDeviance":
             known = {"gamma": 2.0}.get(name, 1.0)
@@ -134,12 +136,13 @@ def _focal(p: Tensor, y: Tensor, gamma: float) -> Tensor:
 def evaluator_of(
     metric: Metric, head: Any, *, labelCol: str, weightCol: str | None = None, params: Mapping[str, Any] | None = None
 ) -> Any:
-    """The Evaluator of a metric of sparkdiff for pipelines that end like a fitted one: Spark's own, if it has one.
+    """An Evaluator that computes a metric of sparkdiff on the output of pipelines whose last stage is like `head`:
+    Spark's own Evaluator, if Spark has this metric.
 
     Args:
-        metric: bound to the translation of `head`.
-        head: the fitted predictor, which names the columns.
-        params: of the metric: beta, metricLabel, delta, tau, power, gamma, costs, classWeights.
+        metric: the metric, bound to sparkdiff's translation of `head` to torch.
+        head: the fitted predictor; its Params name the output columns.
+        params: parameters of the metric: beta, metricLabel, delta, tau, power, gamma, costs, classWeights.
 
     Raises:
         InputError: the metric can't be computed from the columns that the predictor writes.

@@ -1,4 +1,6 @@
-"""Metrics of Spark's evaluators on tensors, where the result is exactly Spark's; NaN where Spark must compute them."""
+"""Metrics of Spark's evaluators, computed on tensors where the result is exactly Spark's; else NaN, which means that
+Spark must compute the metric.
+"""
 
 import math
 from collections.abc import Callable
@@ -22,19 +24,20 @@ BY_RECALL = ("f1", "weightedRecall", "weightedTruePositiveRate", "weightedFMeasu
 CLASSIFIERS = (BinaryClassificationEvaluator, MulticlassClassificationEvaluator)
 Value = Callable[[Tensor, Tensor, Tensor], float]
 MetricOf = Callable[[int], Metric]
-"""Number of classes -> the metric of the column that the evaluator reads, (n,) or (n, k)."""
+"""Function of the number of classes that returns the metric of the column that the evaluator reads, (n,) or (n, k)."""
 
 
 @dataclass(frozen=True)
 class Judge:
-    """An evaluator that is computed here.
+    """An evaluator that is computed on tensors, without Spark.
 
     Attributes:
-        label, weight: the evaluator's columns of the rows; "" for no weight.
-        column: the model's output column that it reads.
-        value: (that column (n,) or (n, k), label (n,), weight (n,)) -> the metric; NaN if Spark has to compute it.
-        metric: the same metric with a value, or an influence, for each row; None for an evaluator that isn't computed
-            here.
+        label, weight: names of the label and weight columns that the evaluator reads; "" for no weight.
+        column: the model's output column that the evaluator reads.
+        value: function of `column` (n,) or (n, k), label (n,) and weight (n,) that returns the metric; NaN if Spark has
+            to compute it.
+        metric: the same metric as a `Metric`, which also has a value, or an influence, of each row; None for an
+            evaluator that isn't computed on tensors.
     """
 
     label: str
@@ -45,7 +48,7 @@ class Judge:
 
 
 def judge_of(evaluator: Any) -> Judge | None:
-    """The computation of an evaluator here; None if Spark has to compute it."""
+    """The computation of an evaluator on tensors; None if Spark has to compute its metric."""
     if not isinstance(evaluator, (MeanLoss, RegressionEvaluator, *CLASSIFIERS)):
         return None  # a user's own evaluator may have no Params
     get = evaluator.getOrDefault
@@ -66,7 +69,7 @@ def judge_of(evaluator: Any) -> Judge | None:
         return None
     weight = get("weightCol") if evaluator.isDefined("weightCol") else ""
     if name in BINARY:
-        # In Spark a row of weight 0 is a point of the precision-recall curve, and a score among those that form bins.
+        # In Spark a row of weight 0 adds a point to the precision-recall curve, and its score counts for the bins.
         points = get("numBins") > 0 or name == "areaUnderPR"
         value = _finite(_binary(name, get("numBins")), zeros=not points)
     else:
@@ -75,10 +78,10 @@ def judge_of(evaluator: Any) -> Judge | None:
 
 
 def _finite(value: Value, *, zeros: bool = True, by_recall: bool = False) -> Value:
-    """Wrapper of a metric that gives NaN for rows that Spark may treat specially or refuse.
+    """A function that returns NaN if Spark may treat some of the rows specially or refuse them, else `value`'s metric.
 
     Args:
-        zeros: whether rows of weight 0 have no effect.
+        zeros: whether rows of weight 0 have no effect on Spark's metric, so that they may be dropped.
         by_recall: whether Spark divides by the weight of each class, and so by 0 if all rows of a class have weight 0.
     """
 
@@ -109,7 +112,7 @@ def _binary(metric: str, bins: int) -> Value:
         own = torch.ldexp(torch.round(share * 2.0**40), power)
         score = torch.round(score * (2.0**40 / max(float(score.abs().max()), 1e-300)))
         if len(score.unique()) != len(own.unique()):
-            return math.nan  # beside the largest score, others are too small to decide whether they are equal
+            return math.nan  # some scores are so small relative to the largest that ties among them are uncertain
         if bins:
             score = _joined(score, bins)
         return float(BINARY[metric](score, y, w))
@@ -118,10 +121,12 @@ def _binary(metric: str, bins: int) -> Value:
 
 
 def _joined(score: Tensor, bins: int) -> Tensor:
-    """Scores with neighbours made equal, as Spark joins them into bins if there are many.
+    """Scores in which neighbours are made equal, as Spark joins them into bins if there are at least 2 * `bins`
+    distinct scores.
 
-    This matches Spark on rows in one partition. With several partitions Spark cuts each one separately, at a random
-    place, so its own value varies between runs. Source: org.apache.spark.mllib.evaluation.BinaryClassificationMetrics.
+    This matches Spark on rows in one partition. With several partitions Spark bins each partition separately, from a
+    random start, so Spark's value varies between runs.
+    Source: org.apache.spark.mllib.evaluation.BinaryClassificationMetrics.
     """
     distinct, place = score.unique(return_inverse=True)
     size = len(distinct) // bins
@@ -129,7 +134,7 @@ def _joined(score: Tensor, bins: int) -> Tensor:
 
 
 def _computed(of: MetricOf, *, classes: bool = False) -> Value:
-    """The metric of all rows; NaN if values that must be classes aren't."""
+    """A function that returns the metric of all rows; NaN if `classes` and a label or prediction is no class."""
 
     def value(found: Tensor, y: Tensor, w: Tensor) -> float:
         if classes and not (_classes_of(y) and _classes_of(found)):

@@ -1,5 +1,5 @@
-"""Fits that several settings share: settings that differ in Params that Spark's `fit` does not read, or in one whose
-other values can be derived from a single fit, such as the number of boosted trees.
+"""Fits that several settings share: settings that differ only in Params that Spark's `fit` does not read, or in a Param
+such as the number of boosted trees, where the models of all values can be derived from a single fit.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -23,20 +23,21 @@ OUTPUTS = frozenset(
     ("outputCol", "outputCols", "predictionCol", "rawPredictionCol", "probabilityCol", "leafCol")
 )  # fmt: skip
 Get = Callable[[str], Any]
-"""A Param's name -> its value in a setting."""
+"""Function of a Param's name that returns the Param's value in a setting."""
 Models = Callable[[Any], Any]
-"""Another value of a Param -> the model that Spark's own fit with that value would return."""
+"""Function of another value of a Param that returns the model that Spark's own fit with that value would return."""
 
 
 @dataclass(frozen=True)
 class Derived:
-    """A Param whose other values can be derived from a fit with one value.
+    """A Param of which one value is fitted, and the models of all other values are derived from that fit.
 
     Attributes:
         best: function that chooses, among all requested values, the one to fit.
-        models: (the fitted model, its rows) -> another value -> the model that Spark's fit with that value returns.
+        models: function of the fitted model and its training rows that returns a function: another value -> the model
+            that Spark's fit with that value returns.
         told: the part of the fit that other values use, in words, for `explain`.
-        able: whether this is possible for a setting.
+        able: whether models can be derived, given the other Params of a setting.
     """
 
     param: str
@@ -48,11 +49,11 @@ class Derived:
 
 @dataclass(frozen=True)
 class SharedParams:
-    """The Params of an estimator's class whose values share a fit.
+    """The Params of an estimator's class in which settings may differ and still share a fit.
 
     Attributes:
         unread: Params that Spark's `fit` does not read: they only affect the model's `transform`.
-        derived: one more Param whose values share a fit.
+        derived: one more such Param, which `fit` reads; None if there is none.
     """
 
     unread: frozenset[str]
@@ -60,7 +61,9 @@ class SharedParams:
 
 
 def _boosts(get: Get) -> bool:
-    """True if all trees are kept: with validation rows a fit may stop early and drop its last trees."""
+    """True if models of fewer trees can be derived: Java's constructors can be called, and the fit has trees and keeps
+    all of them. With a validation column a fit may stop early and drop its last trees.
+    """
     return not get("validationIndicatorCol") and get("maxIter") > 0 and jvm.has_constructors()
 
 
@@ -92,7 +95,7 @@ def frequent(model: Any, rows: DataFrame) -> Models:
 
 
 def top_features(model: Any, rows: DataFrame) -> Models:
-    """Models by `selectionThreshold` as the number of features: Spark lists features by their tests, the best first."""
+    """Models by `selectionThreshold` as the number of features: Spark lists features by test result, the best first."""
     best = np.array(model.selectedFeatures, np.int64)
     return lambda count: mllib.selector(model, best[: int(count)])
 
@@ -133,7 +136,7 @@ def smoothed(model: Any, rows: DataFrame) -> Models:
 
 
 def _by_class(model: Any, rows: DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    """The sums of weights (k,) and of weighted features (k, d) by class, by one job."""
+    """Sums of weights (k,) and of weighted features (k, d) of each class; takes one job."""
     weight = model.getOrDefault("weightCol") if model.isDefined("weightCol") else ""
     w = F.col(weight).cast("double") if weight else F.lit(1.0)
     label, features = (F.col(model.getOrDefault(name)) for name in ("labelCol", "featuresCol"))
@@ -174,7 +177,7 @@ SHARED: dict[Any, SharedParams] = {
         OUTPUTS, Derived("varianceThreshold", min, varying, "the variances")
     ),
 }
-"""Shared Params by class; not for subclasses, as these may do anything."""
+"""Shared Params by class. Subclasses are excluded, because their `fit` may read any Param."""
 
 
 def knows(stage: Any) -> bool:
@@ -183,7 +186,7 @@ def knows(stage: Any) -> bool:
 
 
 def groups(stage: Any, fits: Sequence[trie.Fit]) -> list[list[trie.Fit]]:
-    """Groups of settings of a stage on the same rows that share a fit: the fit of the first setting in the group."""
+    """Groups of settings of a stage on the same rows. A group shares one fit, which is made for its first setting."""
     shared = SHARED.get(type(stage))
     if shared is None:
         return [[fit] for fit in fits]
@@ -205,16 +208,16 @@ def _best_first(stage: Any, derived: Derived | None, group: list[trie.Fit]) -> l
 
 
 def models(stage: Any, fits: Sequence[trie.Fit], rows: DataFrame) -> list[tuple[trie.Fit, Callable[[], Any]]]:
-    """Each setting with a function that returns its model; call each once, from any thread, in this order."""
+    """Each setting with a function that returns its model. Call each function once, in this order, from any thread."""
     found = [_answers(stage, group, rows) for group in groups(stage, fits)]
     return [*(first for first, *_ in found), *(other for _, *rest in found for other in rest)]
 
 
 def _answers(stage: Any, group: Sequence[trie.Fit], rows: DataFrame) -> list[tuple[trie.Fit, Callable[[], Any]]]:
-    """The models of settings that share the fit of the first one."""
+    """Each setting of a group with a function that returns its model; the group shares the fit of its first setting."""
     one, *rest = group
     made = MadeOnce()
-    # A copy: folds may fit at the same time.
+    # A copy of the stage, because several folds may fit it at the same time.
     fitted = partial(made.once, "fitted", lambda: stage.copy(one.params).fit(rows))
     if not rest:
         return [(one, fitted)]
@@ -236,7 +239,7 @@ def _answers(stage: Any, group: Sequence[trie.Fit], rows: DataFrame) -> list[tup
 
 
 def _with_params(model: Any, estimator: Any, names: Iterable[str]) -> Any:
-    """A model with these Params set as on an estimator."""
+    """A copy of the model with these Params set, or left unset, as on the estimator."""
     held, new = [name for name in names if model.hasParam(name)], model.copy()
     for name in held:  # clear first: a model refuses a threshold together with thresholds
         if new.isSet(name) and not estimator.isSet(name):
@@ -245,7 +248,7 @@ def _with_params(model: Any, estimator: Any, names: Iterable[str]) -> Any:
 
 
 def told(stage: Any, fits: Sequence[trie.Fit]) -> list[str]:
-    """The fits that settings of a stage on the same rows share, in words."""
+    """Remarks for `explain` about settings of a stage that share a fit on the same rows."""
     out, kind = [], type(stage).__name__
     for one, *rest in groups(stage, fits):
         shared, both = SHARED.get(type(stage)), [one, *rest]
@@ -263,7 +266,7 @@ def told(stage: Any, fits: Sequence[trie.Fit]) -> list[str]:
 
 
 def _values(stage: Any, fit: trie.Fit) -> Get:
-    """Function that returns a setting's value of a Param; None if it has none."""
+    """Function of a Param's name that returns its value in a setting; None if the Param has no value."""
     given = {param.name: param.typeConverter(value) for param, value in fit.params.items() if value is not None}
 
     def get(name: str) -> Any:

@@ -1,7 +1,8 @@
-"""One of several stages at each place of a pipeline, chosen by training a mixture of the features that they make.
+"""Choice of one of several alternative stages at each place of a pipeline, by training a mixture of their features.
 
-The features of every alternative are written once. A linear model reads all of them together, and gates that are
-trained with its penalties on the validation rows choose the alternative (`hypergradients.chosen`).
+The features of every alternative are written once. A linear model reads the features of all alternatives together.
+Gates, which are trained along with the model's penalties on the validation rows, choose the alternative
+(`hypergradients.chosen`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,7 +29,7 @@ from sparkdiff.tuning.solvers import Chunk
 NEAR = 1e-6
 """Tolerance for rounding differences between two fits of the same stage, as a share of a column's largest number."""
 HELD, DATA = "__sparkdiff_held", "__sd_data"
-"""Temporary columns: a mark of the rows that choose, and a struct of all columns of the data."""
+"""Temporary columns: a mark (0 for validation rows, -1 for training rows), and a struct of all columns of the data."""
 
 
 @dataclass(frozen=True)
@@ -36,20 +37,20 @@ class Variant:
     """A pipeline with one alternative per place.
 
     Attributes:
-        column: index of its features among the columns that are read.
-        parts: the columns that make up the features, with their numbers of slots.
+        column: index of the variant's feature column among those of all variants.
+        parts: the columns that make up the feature vector, with their numbers of slots (entries).
     """
 
     column: int
     parts: tuple[tuple[ColumnPart, int], ...]
 
     def slots(self, which: Sequence[int]) -> list[int]:
-        """The slot numbers of these parts."""
+        """The slot numbers of the parts with these indices."""
         starts = [0, *accumulate(width for _, width in self.parts)]
         return [slot for i in which for slot in range(starts[i], starts[i + 1])]
 
     def without(self, others: Sequence["Variant"]) -> list[int]:
-        """Indices of the parts that not all of these variants have."""
+        """Indices of this variant's parts that at least one of the others lacks."""
         return [i for i, part in enumerate(self.parts) if not all(part in other.parts for other in others)]
 
 
@@ -65,13 +66,13 @@ def soft_choice(
     """Choose the alternative of each place by training.
 
     Args:
-        variants: name of a place -> the estimator with each of its alternatives in turn and the first one at all other
-            places.
+        variants: name of a place -> one estimator for each alternative at this place; all other places have their first
+            alternative.
         fits: penalties to try for the last stage after the chosen alternatives; empty: any of `singles`.
 
     Raises:
         InputError: the last stage isn't linear, two places change the same features, or a place changes features
-            without a Param that names them; names them.
+            without a Param that names them. The message names the place.
     """
     names, some = [*variants], [*variants.values()]
     estimators = [some[0][0], *(one for place in some for one in place[1:])]
@@ -109,8 +110,8 @@ def _check_others(x: Sequence[Tensor], name: str, place: Sequence[Variant], chan
         changed: the parts of the first alternative that the others may change.
 
     Raises:
-        InputError: another part changes, too: an SQLTransformer's Params don't name the columns that it reads and
-            writes.
+        InputError: another part changes as well. This happens with stages such as an SQLTransformer, whose Params don't
+            name the columns that it reads and writes.
     """
     base = place[0]
     for i in (i for i in range(len(base.parts)) if i not in changed):
@@ -139,7 +140,7 @@ def _classes(label: Tensor, told: int, name: str) -> int:
     """The number of classes.
 
     Raises:
-        InputError: a label is no class; names one.
+        InputError: a label isn't a class (a whole number from 0 to `MOST`). The message names such a label.
     """
     wrong = label[~((label >= 0) & (label == label.floor()) & (label <= MOST))]
     if len(wrong):
@@ -161,7 +162,8 @@ def _variant(column: int, model: Any, features: str, train: DataFrame) -> Varian
 def _blocks(
     base: Variant, names: Sequence[str], places: Sequence[Sequence[Variant]]
 ) -> tuple[list[int], list[list[list[int]]]]:
-    """The parts that no place changes, and the parts that each alternative makes.
+    """Indices of the parts that no place changes, and for each place and alternative the indices of the parts that the
+    place changes.
 
     Raises:
         InputError: a part of the features is changed at two places, or a place changes nothing.
@@ -182,7 +184,9 @@ def _blocks(
 
 
 def _read(rows: DataFrame, fitted: Sequence[Any], reads: Reads) -> tuple[Chunk, list[Tensor], int]:
-    """The rows without features, each variant's features, and the number of classes in the metadata, by one job."""
+    """All rows with the first variant's features, the features of each variant, and the number of classes in the
+    metadata (0 if unknown); takes one job.
+    """
     # A stage may overwrite a column that it reads, so each variant gets the original columns.
     base, kept, classes = rows.columns, ["__sd_label", "__sd_weight", "__sd_offset"], 0
     rows = rows.withColumn(DATA, F.struct(*map(named, base)))
@@ -214,7 +218,10 @@ def _columns(
     places: Sequence[Sequence[Variant]],
     blocks: Sequence[Sequence[Sequence[int]]],
 ) -> tuple[list[Tensor], Tensor, list[list[list[int]]]]:
-    """All columns side by side, the group of each column, and for each place the groups of its alternatives."""
+    """Blocks of feature columns, one per unchanged part and per alternative with features; for each column its group,
+    which is the number of its block; and for each place and alternative a list with the alternative's group, empty if
+    the alternative has no features.
+    """
     pieces: list[Tensor] = []
     group: list[Tensor] = []
     numbers: list[list[list[int]]] = []

@@ -32,14 +32,14 @@ from sparkdiff.tuning.solvers import RowFacts, Setting, Solution
 
 KINDS = (LinearRegression, LogisticRegression, GeneralizedLinearRegression)
 EXACT = 1e-8
-"""Largest `tol` at which Spark's metrics are those of the optimum to 1e-5."""
+"""Largest `tol` at which the metrics of Spark's solution agree with those of the optimum to 1e-5."""
 SCORES = 2**27
 """Bytes of scores that are in memory at the same time."""
 OUTPUTS = ("rawPredictionCol", "probabilityCol", "predictionCol", "linkPredictionCol")
 
 
 class WithParams:
-    """A read-only estimator with other values for some Params; a real copy would take Java some time."""
+    """A read-only view of an estimator with other values for some Params; it avoids a copy, which is slow in Java."""
 
     def __init__(self, stage: Any, params: Mapping[Any, Any]):
         self.stage, self.uid = stage, stage.uid
@@ -60,11 +60,11 @@ class WithParams:
 
 @dataclass(frozen=True)
 class AskedFit:
-    """One setting of the last stage.
+    """One setting of the last stage, in the form that the solvers read.
 
     Attributes:
         estimator: the last stage with the setting's Params.
-        why: the reason why Spark has to fit it, as far as known before any job; empty if it is solved here.
+        why: the reason why Spark has to fit the setting, as far as known before any job; empty if it is solved here.
     """
 
     estimator: WithParams
@@ -75,7 +75,9 @@ class AskedFit:
 
 @dataclass(frozen=True)
 class Result:
-    """The solution and metric of a setting in a fold; a NaN metric has to be computed by Spark."""
+    """The solution and metric of a setting in a fold. Spark has to fit if the solution is None, and to compute the
+    metric if it is NaN.
+    """
 
     solution: Solution | None
     metric: float
@@ -88,7 +90,7 @@ Solved = Mapping[tuple[trie.Fit, int], Solution]
 
 
 def one_for_all(task: GridTask) -> bool:
-    """True if all folds have the same rows at the last stage, because no stage before it looks at other rows."""
+    """True if all folds have the same rows at the last stage, because every earlier stage transforms row by row."""
     return all(map(_by_row, task.stages[:-1]))
 
 
@@ -99,12 +101,12 @@ def _by_row(stage: Any) -> bool:
 
 
 def asked(task: GridTask) -> dict[trie.Fit, AskedFit]:
-    """The requests of all last fits of the trie to the solvers."""
+    """The setting of each last fit of the trie, in the form that the solvers read."""
     return {fit: asked_of(task.stages[-1], fit.params) for fit in task.root.leaves()}
 
 
 def notes(task: GridTask) -> list[str]:
-    """Further remarks about the settings that are solved here."""
+    """Remarks for `explain` about the settings that sparkdiff's solvers solve in place of Spark."""
     kind = type(task.stages[-1]).__name__
     solved = [a for a in asked(task).values() if not a.why]
     tol = max((a.estimator.getOrDefault("tol") for a in solved), default=0.0)
@@ -117,7 +119,7 @@ def notes(task: GridTask) -> list[str]:
 
 
 def asked_of(stage: Any, params: Mapping[Any, Any]) -> AskedFit:
-    """The request of a linear estimator with these Params to the solvers."""
+    """The setting of a linear estimator with these Params, in the form that the solvers read."""
     estimator = WithParams(stage, params)
 
     def get(name: str, otherwise: Any = "") -> Any:
@@ -132,7 +134,7 @@ def asked_of(stage: Any, params: Mapping[Any, Any]) -> AskedFit:
         if get(name):
             given[name] = get(name).lower()
     if not given.get("regParam"):
-        given["elasticNetParam"] = 0.0  # no penalty to divide: one solution, and among equal metrics the first wins
+        given["elasticNetParam"] = 0.0  # without a penalty it has no effect: such settings share one solution
     bounds = (f"{side}BoundsOn{what}" for side in ("lower", "upper") for what in ("Coefficients", "Intercepts"))
     setting = Setting(**given, bounded=any(get(bound, None) is not None for bound in bounds))
     reads = Reads(get("featuresCol"), get("labelCol"), get("weightCol"), get("offsetCol"))
@@ -159,9 +161,11 @@ def solve(
     """Solve all settings of a last stage on the rows that reach it.
 
     Args:
+        wanted: the setting of each last fit.
         fits: the last fits of the trie that read these rows.
-        kept: the store of written rows for the next settings.
-        way: the steps by which the rows were made, as part of their key in `kept`.
+        parts: the rows, with each row's held-out fold.
+        kept: the store in which written rows are kept for later settings; None to delete them.
+        way: the steps by which the rows were made, as part of the rows' key in `kept`.
     """
     kind, judge, schema = type(task.stages[-1]).__name__, judge_of(task.evaluator), parts[0][0].schema
     out: Results = {(fit, fold): Result(None, math.nan) for fit in fits for fold in range(folds)}
@@ -188,7 +192,7 @@ def solve(
 
 
 def _too_wide(kind: str, settings: Sequence[Setting], rows: DataFrame, features: str) -> bool:
-    """True if no setting is solved here, judged by the width of the features before they are written."""
+    """True if the features are too wide for the solvers in all settings; checked before the rows are written."""
     width = width_in(rows.schema[features])
     if not width:
         first = rows.select(named(features)).head()
@@ -209,7 +213,7 @@ def _solved(
     judge: Judge | None,
     classes: int | None,
 ) -> Results:
-    """The settings and folds that have a solution."""
+    """Results of the settings and folds that have a usable solution; the caller leaves the others to Spark."""
     settings = [*dict.fromkeys(a.setting for a in group.values())]
     seen = cached_rows.look(cache, kind, settings, folds, classes)
     if seen.problem:
@@ -255,12 +259,12 @@ def _solutions(
 
 
 def _has_room(kind: str, setting: Setting, cache: CachedRows, facts: RowFacts) -> bool:
-    """True if the rows fit into memory, or if the setting doesn't need them there."""
+    """True if the rows fit into memory, or if the setting's solver doesn't need them in memory."""
     return cache.fits or not solvers.is_wide(kind, setting, facts, sparse=cache.sparse)
 
 
 def model_of(stage: Any, fit: trie.Fit, solution: Solution) -> Any:
-    """Spark's model with these coefficients."""
+    """Spark's fitted model of `stage`, with the Params of `fit` and the coefficients of `solution`."""
     estimator, coefficients, intercept = (
         stage.copy(fit.params),
         solution.coefficients.numpy(),
@@ -285,12 +289,14 @@ FOLD = "sparkdiff_fold"
 
 
 def _way(stage: Any, params: Mapping[Any, Any]) -> tuple[Any, ...]:
-    """A key for a stage's effect on rows. A uid alone is none: copies and all models of an estimator share it."""
+    """A key for a stage's effect on rows. A uid alone isn't enough: copies and all models of an estimator share it."""
     return (stage if isinstance(stage, Model) else stage.uid, trie.key(stage.extractParamMap(params)))
 
 
 def across(task: GridTask, rows: DataFrame, fold: Column, folds: int, kept: Kept | None = None) -> Results:
-    """Solve all settings and folds if no earlier stage is fitted: each distinct path to the last is written once."""
+    """Solve all settings and folds of a task without fits before the last stage (see `one_for_all`). Rows are written
+    once for each distinct path to the last stage.
+    """
     wanted, out, name = asked(task), {}, FOLD
     while name in map(str.lower, rows.columns):  # a column of that name in the data, which a stage may read
         name += "_"
@@ -316,7 +322,7 @@ def within(task: GridTask, wanted: Mapping[trie.Fit, AskedFit], branch: Branch) 
 def judged(
     solved: Solved, estimators: Mapping[trie.Fit, WithParams], cache: CachedRows, folds: int, judge: Judge, kind: str
 ) -> dict[tuple[trie.Fit, int], float]:
-    """The metric of each solution on its fold's held-out rows; none if the model doesn't write the judged column."""
+    """The metric of each solution on its fold's held-out rows; no entry if the model lacks the column to be judged."""
     outs = {
         fit: found.coefficients.shape[0] if found.coefficients.ndim == 2 else 1 for (fit, _), found in solved.items()
     }
@@ -334,7 +340,7 @@ def judged(
 
 
 def _batches(fits: Sequence[trie.Fit], outs: Mapping[trie.Fit, int], room: int) -> Iterator[list[trie.Fit]]:
-    """Batches of as many fits as there is room for their scores, at least one."""
+    """Batches of at least one fit, each with at most `room` columns of scores (`outs`: columns per fit) if possible."""
     now: list[trie.Fit] = []
     used = 0
     for fit in fits:
@@ -350,7 +356,9 @@ def _batches(fits: Sequence[trie.Fit], outs: Mapping[trie.Fit, int], room: int) 
 def _margins(
     solved: Solved, models: Mapping[int, Sequence[trie.Fit]], cache: CachedRows
 ) -> dict[int, tuple[Tensor, Tensor, Tensor]]:
-    """Margins of each fold's models, labels and weights of the rows that the fold holds out; in one pass."""
+    """Margins (linear predictors before the link) of each fold's models on the rows that the fold holds out, with these
+    rows' labels and weights; computed in one pass.
+    """
     matrices, found = {}, defaultdict(list)
     for fold, fits in models.items():
         if fits:

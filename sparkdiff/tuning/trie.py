@@ -1,4 +1,6 @@
-"""A grid over an estimator's stages as a trie of fits: parts that settings have in common are fitted once. No Spark."""
+"""A grid over an estimator's stages as a trie of fits: stages that settings have in common are fitted once. This module
+needs no Spark.
+"""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,10 +11,10 @@ from sparkdiff.errors import InputError, did_you_mean, kind_of
 
 @dataclass(eq=False)
 class Fit:
-    """A stage with values for Params of the grid, after a particular upstream.
+    """A node of the trie: a stage with values for Params of the grid, after particular fits of all earlier stages.
 
     Attributes:
-        position: of the stage in the estimator's leaf stages; -1 for the root, which is no stage.
+        position: index of the stage among the estimator's leaf stages; -1 for the root, which is no stage.
         params: the part of the grid's maps that affects the stage.
         settings: indices of the maps whose path contains this fit.
         after: the fits of the next stage.
@@ -24,7 +26,7 @@ class Fit:
     after: list["Fit"] = field(default_factory=list)
 
     def below(self) -> Iterator["Fit"]:
-        """All fits after this one."""
+        """All fits below this one in the trie, of any later stage."""
         for child in self.after:
             yield child
             yield from child.below()
@@ -45,7 +47,7 @@ def grow(stages: Sequence[frozenset[str]], maps: Sequence[Mapping[Any, Any]]) ->
     """The trie of these settings.
 
     Args:
-        stages: for each leaf stage the uids whose Params affect it: its own, and those of stages that it holds.
+        stages: for each leaf stage the uids whose Params affect it: its own uid, and the uids of stages that it holds.
         maps: Param -> value; a Param has a `parent`, the uid of its stage, and a `name`.
     """
     root = Fit(settings=[*range(len(maps))])
@@ -81,7 +83,7 @@ def check_maps(maps: Any) -> None:
     """Check that the grid is a list of dicts of Params.
 
     Raises:
-        InputError: says what was given.
+        InputError: the grid has another form. The message says what was passed.
     """
     way = "give a list of dicts {param: value}, as ParamGridBuilder().addGrid(stage.param, values).build() returns"
     if not isinstance(maps, (list, tuple)):
@@ -99,10 +101,10 @@ def check(maps: Sequence[Mapping[Any, Any]], known: Mapping[str, Any], open_: bo
 
     Args:
         known: uid -> the stage or estimator with that uid.
-        open_: whether a stage that isn't Spark's own may take Params of any parent.
+        open_: True if any stage isn't Spark's own, since such a stage may take Params of any parent.
 
     Raises:
-        InputError: names the Param.
+        InputError: the grid is empty, or a Param belongs to no stage. The message names the Param.
     """
     if not maps:
         raise InputError("estimatorParamMaps is empty: give at least one map; [{}] is the estimator as it is")

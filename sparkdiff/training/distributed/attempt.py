@@ -1,5 +1,5 @@
-"""One start of all processes of a training: it watches them until they end, fail or stall, and reports why they were
-lost.
+"""One start of all processes of a training run. This module watches the processes until they end, fail or stall, and
+reports why they were lost.
 
 TorchDistributor runs `start.py` of an attempt's folder, which all machines see: it puts our own code (zipped beside it)
 on the path and calls `worker.main`. Nothing is pickled through Spark, and only files are trusted: TorchDistributor can
@@ -32,12 +32,13 @@ from sparkdiff.training.distributed.remote import Post, train as train_remotely
 START = 300.0
 """Seconds within which the processes must begin to train: on a loaded machine, importing torch alone takes many."""
 GRACE = 5.0
-"""Seconds in which the other processes should end once one has failed; six times as long once training is finished."""
+"""Seconds within which the other processes should end after one has failed. After training has finished, all processes
+have six times as long."""
 OnEpoch = Callable[[Mapping[str, Any]], None]
 
 
 class TrainingError(SparkdiffError):
-    """Training failed in one of its processes; the message contains the traceback. The command exits with code 1."""
+    """Failure of training in one of its processes; the message has the traceback. The command exits with code 1."""
 
 
 def _command(pid: int) -> str:
@@ -104,7 +105,7 @@ class Attempt:
         self.distributor.run(str(self.here / "start.py"))
 
     def _signs(self) -> Any:
-        """A value that changes as long as something happens before the first progress."""
+        """A value that changes as long as processes show signs of life before the first line of progress."""
         return None
 
     def _watch(self, thread: threading.Thread, on_line: OnEpoch) -> None:
@@ -158,7 +159,8 @@ class Attempt:
         """Raise the exception of the process that failed first, if any failed.
 
         Raises:
-            InputError, FullDiskError, WriteError, TrainingError: with that process's message or traceback.
+            InputError, FullDiskError, WriteError: as in the process; with its message.
+            TrainingError: the process failed with another error. The message contains its traceback.
         """
         failed = (r for r in self.ranks() if "error" in r and not r["lost"])
         first = min(failed, key=lambda r: r["time"], default=None)

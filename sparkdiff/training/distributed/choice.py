@@ -1,4 +1,4 @@
-"""Choice of the device and of the number of processes of a training.
+"""Choice of the device and of the number of processes of a training run.
 
 The device is the one that the options name or, with `auto`, the faster one. With numProcesses='auto', the number is the
 one with which training ends soonest, including the time to start the processes. All processes use the same kind of
@@ -31,11 +31,13 @@ from sparkdiff.tensors.team import Team, tells_of_another
 from sparkdiff.training.ongoing import Training
 
 WARM, TIMED = 8, 32
-"""Number of untimed steps at a place (which load and compile), and of timed ones; fewer if the training is short."""
+"""Numbers of untimed steps at a place (which load and compile), and of timed steps; fewer if training is short."""
 
 
 class TimingError(SparkdiffError):
-    """Failure of training on this process's GPU while it was timed: others wait, so all must restart on the CPU."""
+    """Failure of training on this process's GPU while steps were timed. The other processes wait for this one, so all
+    must restart on the CPU.
+    """
 
 
 @dataclass(frozen=True)
@@ -58,10 +60,11 @@ class Note(FolderNote):
 def chosen(
     options: Options, team: Team, folder: Path | None, timed: Callable[[Place, Team], float], say: Callable[[str], None]
 ) -> tuple[Place, Team]:  # fmt: skip
-    """The place where this process trains, of the same kind in all processes, and the team with the group for its sums.
+    """The place where this process trains, of the same kind in all processes, and the team with the process group for
+    its sums.
 
     Args:
-        folder: of the run; None to store nothing.
+        folder: folder of the run; None to store nothing.
         timed: function that returns the seconds of a step of this training at a place.
         say: called with a line if there was a choice.
 
@@ -95,8 +98,8 @@ def _kind(at: Place) -> str:
 
 
 def _seen(team: Team, note: Note | None) -> list[str]:
-    """The kinds of device to choose from, the same in all processes: the CPU if one process sees no GPU, else the one
-    known to be faster, else both.
+    """The kinds of device to choose from, the same in all processes: the CPU if one process sees no GPU; else the kind
+    that is known to be faster; if neither is known to be, CPU and GPU.
     """
     known = note.device if note is not None and note.millisecondsPerStep and team.rank == 0 else ""
     votes = torch.tensor([gpus() > 0, known == "cpu", known == "cuda"], dtype=torch.float64)
@@ -110,7 +113,7 @@ def _seen(team: Team, note: Note | None) -> list[str]:
 def _seconds(
     places: Sequence[Place], timed: Callable[[Place, Team], float], team: Team
 ) -> tuple[list[float], str]:  # fmt: skip
-    """Seconds of a step at each place, averaged over all processes; and the reason why they don't count, if any."""
+    """Seconds of a step at each place, averaged over all processes; and the reason to ignore these times, or ""."""
     seconds, failed = torch.full((len(places),), math.inf, dtype=torch.float64), ""
     for i, p in enumerate(places):
         try:
@@ -162,7 +165,7 @@ class Enough(Exception):
 
 
 class StepTimer:
-    """Timer of the steps of a training that is started only for that: `train` calls it after each step.
+    """Timer of the steps of a training run that is started only to be timed: `train` calls it after each step.
 
     Args:
         steps: number of steps in an epoch.
@@ -181,7 +184,7 @@ class StepTimer:
 
     def __call__(self, training: Training) -> None:
         before, self.now = self.now, (training.epoch - 1) * self.steps + training.step
-        if self.now <= self.warm or self.now < before:  # back, with other candidates or with less memory
+        if self.now <= self.warm or self.now < before:  # it went back: to other candidates, or with less memory
             self.first, self.since = self.now, self._read()
         if self.now >= self.last:
             raise Enough
@@ -196,17 +199,17 @@ AUTO = "auto"
 STARTING = 15.0
 """Seconds needed to start several processes: each imports torch, and they connect to each other."""
 WORTH = 1.1
-"""Factor by which one process must be slower for several to be chosen."""
+"""Factor by which training in one process must be slower than in several for several to be chosen."""
 
 
 @dataclass(frozen=True)
 class ProcessNumber(FolderNote):
-    """The number of processes of a training, stored in the run's folder.
+    """The number of processes of a training run, stored in the run's folder.
 
     Attributes:
-        number: of processes.
-        why: the reason, as a sentence.
-        milliseconds: of a step, by the number of processes that were timed.
+        number: number of processes.
+        why: the reason for this number, as a sentence.
+        milliseconds: milliseconds of a step, by each number of processes that was timed.
     """
 
     FILE = "processes.json"
@@ -229,7 +232,7 @@ def most(shards: int, slots: int | None) -> int:
 def choose(
     limit: int, steps: int, seconds: float, alone: Callable[[], float], together: Callable[[int], float]
 ) -> ProcessNumber:  # fmt: skip
-    """Choose the number of processes for a training.
+    """Choose the number of processes for a training run.
 
     Args:
         limit: see `most`.

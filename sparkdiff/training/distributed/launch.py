@@ -1,4 +1,4 @@
-"""Start and monitoring of a training in this process or in several, with restarts after the loss of a process."""
+"""Start and monitoring of a training run in this process or in several, with restarts after the loss of a process."""
 
 import contextlib
 import json
@@ -28,7 +28,7 @@ Say = Callable[[str], None]
 
 
 class Epochs:
-    """Forwarder of a history's rows: each once and in order, whichever process or attempt it comes from."""
+    """Forwarder of a history's rows: each row once and in order, whichever process or attempt sends it."""
 
     def __init__(self, on_epoch: OnEpoch):
         self.on_epoch, self.told = on_epoch, 0
@@ -88,7 +88,7 @@ def run(
 
 
 def _numbered(assignment: Assignment, stream: Stream, folder: RunFolder, say: Say) -> Assignment:
-    """The assignment with the number of processes that `auto` chooses, or chose when this run began."""
+    """The assignment with the number of processes that numProcesses='auto' chooses, or chose when this run began."""
     o = assignment.options
     chosen = choice.ProcessNumber.read(folder.path)
     limit = choice.most(stream.manifest.virtualShards, _slots(o.localMode))
@@ -125,7 +125,7 @@ def _together(assignment: Assignment, folder: RunFolder, processes: int) -> floa
     """Seconds of a step in `processes` processes, which are started to find out; infinite if they were lost.
 
     Raises:
-        InputError: they can't run here.
+        InputError: so many processes can't run here.
     """
     o = replace(assignment.options, numProcesses=processes)
     attempt = _attempt(replace(assignment, options=o, timing=True), folder, gpus=False)
@@ -146,7 +146,7 @@ def _resumed(assignment: Assignment, folder: RunFolder) -> Training:
 
 
 class TrainingProgress:
-    """Progress lines of a training: epochs, quality so far, and the time left at the pace so far."""
+    """Progress lines of a training run: epochs, quality so far, and the time left at the pace so far."""
 
     def __init__(self, assignment: Assignment, clock: Callable[[], float] = time.monotonic):
         self.original, self.metric = assignment.original, assignment.metric
@@ -223,7 +223,7 @@ def _in_processes(assignment: Assignment, folder: RunFolder, say: Say, epochs: E
 
 
 def on_this_machine(localMode: str) -> bool:
-    """True if this process starts the training processes, by the option; else they are tasks of Spark."""
+    """True if the option `localMode` makes this process start the training processes; else they are tasks of Spark."""
     if localMode != "auto":
         return localMode == "true"
     master = jvm.session().conf.get("spark.master", "") or ""

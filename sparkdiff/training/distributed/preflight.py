@@ -23,7 +23,8 @@ LOOK = "import torch; print(torch.__version__, int(torch.backends.cuda.is_built(
 def gives_gpus(spark: SparkSession, device: str, processes: int, local: bool) -> bool:
     """True if Spark is to give each process a GPU of its own.
 
-    If not, processes on the driver's machine use the GPUs that torch sees, in turn, and tasks on executors use none.
+    If not, the processes on the driver's machine share the GPUs that torch sees round-robin, and tasks on executors use
+    none.
 
     Raises:
         InputError: the option `device` asks for GPUs of the cluster, and Spark's settings give none to a process; or
@@ -71,14 +72,14 @@ def check_cluster(
     """Check that a cluster can run that many tasks at the same time with these modules, and sees `folder`.
 
     Args:
-        folder: None if its files are sent.
-        device: the option, if Spark gives each process a GPU.
+        folder: the attempt's folder, which the tasks must see; None if its files are sent to them.
+        device: the option `device`, if Spark gives each process a GPU; else "cpu".
 
     Returns:
         True if TorchDistributor can show each process the GPU that Spark gives it.
 
     Raises:
-        InputError: with what is missing, where, and the solution.
+        InputError: something is missing. The message says what, where, and how to fix it.
     """
     gpu = device.startswith("cuda")
     master = spark.conf.get("spark.master", "")

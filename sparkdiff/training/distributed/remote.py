@@ -1,9 +1,10 @@
 """Training in processes that don't see the driver's files: cache, checkpoints and results lie on a file system of
 Spark.
 
-The tasks of one barrier stage receive their virtual shards through Spark (`remote_task`), whole files by Arrow, and
-connect to the driver for everything else: it sends them the files that start the processes and the newest checkpoint,
-and writes what they send back into the run's folder, as processes that see the folder do themselves.
+The tasks of one barrier stage receive their virtual shards through Spark (`remote_task`), as whole files in Arrow
+batches. For everything else they connect to the driver: it sends them the files that start the processes and the newest
+checkpoint. The driver also writes the files that the tasks send back into the run's folder, as processes that see the
+folder do themselves.
 """
 
 import contextlib
@@ -36,11 +37,11 @@ from sparkdiff.training.distributed.worker import ROOM
 SPLITS = ("train", "validation")
 """The splits that a process reads."""
 CACHE = Path("cache")
-"""The folder of the cache, in that of the attempt."""
+"""The folder of the cache, relative to the attempt's folder."""
 ANSWER = 10
 """Seconds within which a client that connects must show that it knows the secret."""
 KEYS = 64
-"""Numbers tried per process, to find for each partition one whose hash falls into it."""
+"""Numbers tried per process, to find for each partition a number whose hash falls into it."""
 
 
 @dataclass
@@ -49,8 +50,8 @@ class Post:
 
     Attributes:
         joined: ranks that have connected.
-        failed: the error if something could not be written here; None if all was.
-        signs: number of messages received, a sign of life.
+        failed: the error if a file of a process could not be written here; else None.
+        signs: number of messages received; as long as it grows, the processes live.
     """
 
     folder: RunFolder
@@ -84,7 +85,7 @@ class Post:
                 connection = self.listener.accept()
             except OSError:  # closed
                 return
-            if self.closed:  # it only wakes this thread
+            if self.closed:  # this connection only wakes the thread, see `close`
                 connection.close()
                 return
             self.connections.append(connection)
@@ -98,7 +99,7 @@ class Post:
             answer_challenge(connection, self.secret)
             _patience(connection, 0)
             rank = int(remote_task.receive(connection)[0]["rank"])
-            if rank in self.joined:  # Spark retries by itself: this attempt is over
+            if rank in self.joined:  # Spark has restarted the task by itself: this attempt is over
                 return
             self.joined.add(rank)
             self.signs += 1
@@ -139,10 +140,10 @@ class Post:
             self.failed = e if isinstance(e, SparkdiffError) else files.not_writable(path, e)
 
     def close(self, patience: float) -> None:
-        """Close all connections; for ended tasks, first wait up to `patience` seconds until their data are written."""
+        """Close all connections, after waiting up to `patience` seconds until the data of ended tasks are written."""
         self.closed = True
         with contextlib.suppress(OSError):
-            Client(("127.0.0.1", self.port)).close()  # wakes the thread that waits for one
+            Client(("127.0.0.1", self.port)).close()  # wakes the thread that waits for a connection
             self.listener.close()
         end = time.monotonic() + patience
         for thread in [*self.threads]:
@@ -180,7 +181,7 @@ def check_limit(manifest: Manifest, world: int, limit: int | None, where: Path) 
     """The bytes that each process keeps on its local disk.
 
     Raises:
-        InputError: one of them needs more than `localCacheLimit` allows.
+        InputError: a process needs more than `localCacheLimit` allows.
     """
     ranks, pieces = ranks_of(manifest, world), manifest.pieces
     needed = [sum(pieces[name].bytes for name, of in ranks.items() if rank in of) for rank in range(world)]

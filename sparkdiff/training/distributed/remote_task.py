@@ -1,9 +1,9 @@
 """A task of a barrier stage on a machine that doesn't see the driver's files, and the training process that it starts.
 
-Spark passes it the files of the cache that its process reads; they lie on the executor's local disk, in a folder that
-the task deletes when it ends, and otherwise the executor. Everything else comes from the driver through a connection
-that a secret opens, and the process's output returns through it. This module is sent by value: the executors don't have
-our package until the driver has sent it, so the module imports none of it.
+Spark passes the task the files of the cache that its process reads. They lie on the executor's local disk, in a folder
+that the task deletes when it ends; if the task is killed, the executor deletes it. Everything else comes from the
+driver through a connection that a secret opens, and the process's output returns through this connection. This module
+is sent by value: the executors don't have our package until the driver has sent it, so the module imports none of it.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ from pyspark import BarrierTaskContext
 PAUSE = 0.1
 """Seconds between two checks for output of the process."""
 FOLDER = re.compile(r"sparkdiff-rows-(\d+)-.*", re.ASCII)
-"""The name of a task's folder, with the id of its process."""
+"""The name of a task's folder, which contains the id of the task's process."""
 BACK = re.compile(r"state\.pt|device\.json|attempt/(rank-\d+\.(json|stack)|progress\.jsonl|seconds\.json)", re.ASCII)
 """Files that are sent back, by their paths in the run's folder."""
 ADDED = ".jsonl"
@@ -40,7 +40,7 @@ def run(batches: Iterable[pa.RecordBatch], facts: Mapping[str, Any]) -> Iterator
     """Train as one of `facts["world"]` processes, with the rows that arrive as files: their paths and contents.
 
     Args:
-        facts: about the attempt, see `remote.train`.
+        facts: facts about the attempt, see `remote.train`.
     """
     context: Any = BarrierTaskContext.get()
     rank = context.partitionId()
@@ -71,7 +71,7 @@ def _told(error: Exception, rank: int) -> dict[str, Any]:
 
 
 class _FullError(Exception):
-    """There is no space for the rows."""
+    """Lack of disk space for the rows."""
 
 
 # The rows --------------------------------------------------------------------------------------------------------------
@@ -79,7 +79,9 @@ class _FullError(Exception):
 
 @contextlib.contextmanager
 def _folder() -> Iterator[Path]:
-    """Make a folder on the executor's disk with most free space, removed at the end; remove those of killed tasks."""
+    """Make a folder on the executor's disk with most free space, and remove it at the end. Also remove the folders of
+    killed tasks.
+    """
     # The folders that Spark's own Python uses for its files; they belong to this executor alone.
     own = [place for place in os.environ.get("SPARK_LOCAL_DIRS", "").split(",") if place and os.access(place, os.W_OK)]
     for old in (old for place in own for old in Path(place).glob("sparkdiff-rows-*")):
@@ -186,7 +188,7 @@ def _train(driver: Connection, folder: Path, environment: dict[str, str]) -> Non
 
 
 def send_back(driver: Connection, folder: Path, sent: dict[str, tuple[int, int]]) -> None:
-    """Send what has changed since the last call; `sent` holds times and sizes."""
+    """Send the files that have changed since the last call; `sent` holds each file's time and size at that call."""
     for name, now in _states(folder):
         if now == sent.get(name):
             continue

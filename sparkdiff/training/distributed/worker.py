@@ -1,4 +1,4 @@
-"""One process of a training: reads its assignment, trains with the other processes, and writes its result to files.
+"""One process of a training run: reads its assignment, trains with the other processes, and writes its result to files.
 
 It runs without a Spark session, under any launcher that sets torchrun's variables: TorchDistributor, or torchrun itself
 on the `start.py` of an attempt's folder. It reports only by files of that folder, because nothing else survives a
@@ -97,7 +97,7 @@ def work(
     """Train to the end, as one process of a team.
 
     Args:
-        folder: of the run; it stores what is known about the device.
+        folder: folder of the run, which stores the choice of the device; None to store nothing.
         say: called with a line about the device, if there is something to report.
     """
     at = functools.cache(functools.partial(stream.on, resident=not assignment.less))
@@ -140,7 +140,7 @@ def seconds_per_step(
     """Seconds of a step of this training at a place, measured by a separate training that ends after some steps.
 
     Args:
-        stream: at that place; its memory there is released afterwards.
+        stream: the rows at that place; the stream's memory there is released afterwards.
     """
     with _current(place):
         try:
@@ -177,7 +177,7 @@ def objectives(options: Options, network: Network, label: LabelStats) -> tuple[O
 
 
 class Checkpoints:
-    """Regular saves of a training, at least every tenth of the timeout, and at the end.
+    """Regular saves of a training run, at least every tenth of the timeout, and at the end.
 
     If a checkpoint cannot be written, training continues, unless it is the final state that the driver waits for.
 
@@ -295,7 +295,7 @@ def _tell(path: Path, line: dict[str, Any]) -> None:
 
 
 class Watchdog:
-    """Watchdog that ends this process and writes its stack if it is not called for about `timeout` seconds."""
+    """Watchdog that writes this process's stack and ends the process if it isn't called for about `timeout` seconds."""
 
     def __init__(self, timeout: float, stack: Any):
         self.timeout, self.stack, self.armed = timeout, stack, 0.0

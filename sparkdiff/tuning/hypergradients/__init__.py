@@ -1,7 +1,7 @@
 """Continuous hyper-parameters of a linear model, tuned at once by the gradient of the held-out loss; on tensors only.
 
 `linear_model` makes a `Linear` from rows and groups of columns; `tuned` finds a penalty for each group, `chosen` an
-alternative for each place; `point` computes the derivatives by the penalties.
+alternative for each place; `point` computes the derivatives with respect to the penalties.
 """
 
 from sparkdiff.tuning.hypergradients.gates import ChosenAlternatives, chosen

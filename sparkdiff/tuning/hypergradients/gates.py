@@ -1,9 +1,9 @@
 """A soft choice between alternatives, trained with the penalties on held-out rows, then hardened and improved.
 
-The columns of all alternatives of a place enter a linear model together, those of alternative a multiplied by
-softmax(gates)_a; each column has its own weight. In terms of the weights of the unscaled columns, this is a penalty
-divided by the square of the gate, so the derivatives are those by the penalties. Source: Liu, Simonyan, Yang, "DARTS:
-Differentiable architecture search" (2019).
+The columns of all alternatives of a place enter a linear model together; columns of alternative a are multiplied by
+softmax(gates)_a. Each column has its own weight. A gate is equivalent to dividing the penalty of the unscaled columns
+by the square of softmax(gates)_a, so derivatives with respect to gates follow from those with respect to penalties.
+Source: Liu, Simonyan, Yang, "DARTS: Differentiable architecture search" (2019).
 
 A mixture may rely on an alternative that is poor alone. So the gates' choice is only the start of a search that fits
 models with one alternative per place: it takes the best alternative at one place after another, until no place changes.
@@ -30,8 +30,9 @@ class ChosenAlternatives:
 
     Attributes:
         positions: index of the chosen alternative, for each place.
-        gates: for each place the share of each alternative; the search for `positions` started from the largest.
-        losses: of the mixture on held-out rows, at each step.
+        gates: for each place the share of each alternative; the search for `positions` started from the alternatives
+            with the largest shares.
+        losses: the mixture's loss on held-out rows at each step.
     """
 
     positions: tuple[int, ...]
@@ -50,11 +51,12 @@ def chosen(
     """The alternative that training prefers at each place; None if no penalty of the grid has a solution.
 
     Args:
-        model: with the columns of all alternatives.
-        places: for each place and each alternative its groups of columns; empty if the alternative is no stage. Groups
-            of no place are always used and have a penalty each; a place has one penalty.
-        fits: penalties to try for the models with one alternative per place; the best one counts. Empty: those of the
-            grid.
+        model: a linear model with the columns of all alternatives.
+        places: for each place and each alternative the alternative's groups of columns; empty if it is no stage. Groups
+            that belong to no place are always used, each with its own penalty; all groups of a place share a penalty.
+        grid: penalties to try for all columns together; training starts from the best one.
+        fits: penalties to try for each model with one alternative per place, which is judged at its best one. Empty:
+            those of the grid.
     """
     single = best_single(model, grid)
     if single is None:
@@ -93,8 +95,9 @@ def improved(
     model: Linear, places: Sequence[Sequence[Sequence[int]]], start: tuple[int, ...], grid: Sequence[float],
     fits: Sequence[float] = (),
 ) -> tuple[int, ...]:  # fmt: skip
-    """The positions at which no change of one place makes the loss on held-out rows smaller. Each fit is taken at its
-    best penalty: of `fits`, or of the grid if none of these has a solution.
+    """The positions (one alternative per place) from which no change at one place lowers the loss on held-out rows.
+
+    Each model is judged at its best penalty: the best of `fits`, or of the grid if `fits` has none with a solution.
     """
     known: dict[tuple[int, ...], float] = {}
 

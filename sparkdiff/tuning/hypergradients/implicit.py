@@ -1,9 +1,9 @@
-"""Derivatives of the loss on held-out rows by the penalties, by the implicit function theorem.
+"""Derivatives of the loss on held-out rows with respect to the penalties, from the implicit function theorem.
 
-At a solution θ of slope(θ, λ) = 0 the weights move by dθ/dλ = -J⁻¹·∂slope/∂λ, where J is the slope's Jacobian by θ: the
-Hessian of the loss, except for GeneralizedLinearRegression's working weights. Sources: Pedregosa, "Hyperparameter
-optimization with approximate gradient" (2016); Lorraine et al., "Optimizing millions of hyperparameters by implicit
-differentiation" (2020).
+The fitted weights θ solve slope(θ, λ) = 0 for penalties λ. So dθ/dλ = -J⁻¹·∂slope/∂λ, where J is the slope's Jacobian
+with respect to θ: the Hessian of the training loss, except for GeneralizedLinearRegression's working weights. Sources:
+Pedregosa, "Hyperparameter optimization with approximate gradient" (2016); Lorraine et al., "Optimizing millions of
+hyperparameters by implicit differentiation" (2020).
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from sparkdiff.tuning.hypergradients.weights import Linear
 ENOUGH = 1e-10
 """Largest slope at a solution, as a share of the sum of its rows' absolute slopes."""
 STEPS, SLOW = 60, 0.2
-"""Largest number of steps, and the share of the slope that a step may leave before the Jacobian is recomputed."""
+"""Largest number of Newton steps; and the Jacobian is recomputed if a step leaves more than this share of the slope."""
 
 Factors = tuple[Tensor, Tensor]
 
@@ -27,8 +27,8 @@ class Point:
 
     Attributes:
         logs: the logarithms of the groups' penalties.
-        gradient: of the loss by `logs`.
-        factors: of the Jacobian.
+        gradient: the gradient of the loss with respect to `logs`.
+        factors: LU factors of the Jacobian.
     """
 
     logs: Tensor
@@ -39,7 +39,7 @@ class Point:
 
 
 def point(model: Linear, logs: Tensor, near: Point | Tensor) -> Point | None:
-    """The solution at these penalties, starting from weights nearby; None if none is found from there."""
+    """The solution at these log penalties, by Newton steps from `near`; None if the steps don't converge."""
     ridge = model.ridge(logs)
     if isinstance(near, Point):
         moved = solved(near.factors, (ridge - model.ridge(near.logs)) * near.weights * model.free[:, None])
@@ -60,7 +60,9 @@ def point(model: Linear, logs: Tensor, near: Point | Tensor) -> Point | None:
 
 
 def follow(model: Linear, ridge: Tensor, weights: Tensor, factors: Factors | None = None) -> Tensor | None:
-    """Take Newton steps, with an older Jacobian as long as it suffices; None if they don't converge."""
+    """Take Newton steps to the solution, with an older Jacobian as long as it reduces the slope fast enough; return the
+    weights, or None if the steps don't converge.
+    """
     last = torch.inf
     for _ in range(STEPS):
         slope, size = model.slope(weights, ridge), model.size(weights)

@@ -1,4 +1,6 @@
-"""One penalty per group of columns: from the best single one down the gradient of the loss on held-out rows."""
+"""Tuning of one penalty per group of columns: descent along the gradient of the loss on held-out rows, from the best
+single penalty for all groups.
+"""
 
 import math
 from collections.abc import Sequence
@@ -13,10 +15,10 @@ from sparkdiff.tuning.hypergradients.weights import Linear
 STEPS, RATE = 40, 0.2
 """Number of Adam's steps, and their learning rate for the penalties' logarithms."""
 SPREAD = 1.0
-"""Standard deviation of the prior of the groups' log penalties around the best single one. It keeps the steps from
-overfitting the held-out rows."""
+"""Standard deviation of the prior of the groups' log penalties around the best single one's logarithm. The prior keeps
+the steps from overfitting the held-out rows."""
 HALVES = 6
-"""Number of times that a step without a solution at its end is halved."""
+"""Number of lengths tried for a step, each half the length before, until a solution is found at its end."""
 
 
 @dataclass(frozen=True)
@@ -24,9 +26,9 @@ class Tuned:
     """The result of tuning.
 
     Attributes:
-        single: the best single penalty, and its point.
-        best: the point with the smallest loss on held-out rows, including the prior. The loss on other rows is larger.
-        losses: of each step, without the prior.
+        single: the point of the best single penalty.
+        best: the point with the smallest loss on held-out rows plus prior. Expect a larger loss on other rows.
+        losses: the loss on held-out rows at the start and after each step, without the prior.
     """
 
     single: Point
@@ -41,7 +43,7 @@ def tuned(model: Linear, grid: Sequence[float], steps: int = STEPS, spread: floa
 
 
 def best_single(model: Linear, grid: Sequence[float]) -> Point | None:
-    """The best of some penalties for all columns together, all solved at once; None if none has a solution."""
+    """The point of the best penalty of the grid, common to all columns; None if no penalty has a solution."""
     best, least = None, math.inf
     for penalty, solutions in zip(grid, model.at_once(grid), strict=True):
         if all(s.converged for s in solutions):
@@ -84,7 +86,7 @@ def descended(model: Linear, start: Point, steps: int = STEPS, spread: float = S
 
 
 def towards(model: Linear, start: Point, goal: Tensor) -> Point | None:
-    """The solution at these penalties, or at some on the way; None if there is none."""
+    """The solution at the log penalties `goal`, or else at a point on the way there; None if none of them has one."""
     for half in range(HALVES):
         found = point(model, start.logs + (goal - start.logs) / 2**half, start)
         if found is not None:

@@ -1,4 +1,4 @@
-"""The weights of a linear model as a function of its group penalties: solved, and followed as these change."""
+"""The weights of a linear model as a function of its group penalties: solved, and followed as the penalties change."""
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -19,13 +19,13 @@ class Response(Protocol):
 
     @property
     def sets(self) -> int:
-        """Number of rows in the matrix of coefficients."""
+        """Number of sets of coefficients: the number of classes for a multinomial model, else 1."""
 
     def slope(self, margin: Tensor, label: Tensor, weight: Tensor) -> Tensor:
-        """The derivative of the fitted loss by the margin, times the weight: (n, folds, sets)."""
+        """The derivative of the fitted loss with respect to the margin, times the weight: (n, folds, sets)."""
 
     def mass(self, margin: Tensor, weight: Tensor) -> Tensor:
-        """The divisor of the sum of the slopes: (folds,)."""
+        """The number by which a fold's sum of slopes is divided: (folds,)."""
 
     def loss(self, margin: Tensor, label: Tensor) -> Tensor:
         """The loss of each row: (n, folds)."""
@@ -79,7 +79,9 @@ class MultinomialResponse(ByWeights):
 
 @dataclass(frozen=True)
 class Generalized:
-    """Half the deviance of a family. Spark's iterations end where slopes over *working* weights are balanced by the penalty."""
+    """Half the deviance of a family. Spark's iterations end where the sum of the slopes, divided by the sum of the
+    *working* weights, and the penalty's slope add up to zero.
+    """
 
     name: str
     family: Family
@@ -133,10 +135,11 @@ class Linear:
     table's columns, with the intercept last.
 
     Attributes:
-        setting: its Params; `regParam` is the common penalty of all groups where one is requested.
+        setting: the model's Params; `regParam` is replaced where all groups get one common penalty.
         z, label, offset: the rows.
-        own, held: (n, folds), a row's weight if a fold trains on it, and if the fold holds it out; else 0.
-        unit: (folds, sets, width), the weight of ½·θ² at regParam 1.
+        own, held: (n, folds), a row's weight: in `own` if the fold trains on the row, else 0; in `held` if the fold
+            holds the row out, else 0.
+        unit: (folds, sets, width), the factor of ½·θ² in the penalty at regParam 1.
         free: (folds, width), 1, or 0 for a weight that stays zero.
         group: (d,), the group of each column.
     """
@@ -166,13 +169,15 @@ class Linear:
         return self.own.shape[1]
 
     def ridge(self, logs: Tensor) -> Tensor:
-        """The weights of ½·θ² at these logarithms of the groups' penalties: (folds, sets, width)."""
+        """The factors of ½·θ² at these logarithms of the groups' penalties: (folds, sets, width)."""
         each = logs.exp()[self.group]
         return self.unit * torch.cat([each, each.new_zeros(int(self.table.intercept))])
 
     def scale_of_columns(self, logs: Tensor, regParam: float) -> Tensor:
-        """Factors of the columns that turn one common penalty into these: Spark's fit of the scaled columns, with
-        `regParam` and without standardization, has each fold's weights divided by the factors. (folds, d)
+        """Factors for the columns, (folds, d), with which one common penalty has the effect of the group penalties.
+
+        Spark's fit of the columns times these factors, with `regParam` and without standardization, returns the fold's
+        weights divided by the factors.
         """
         d = len(self.group)
         plain = replace(self.setting, standardization=False)
@@ -185,7 +190,7 @@ class Linear:
         return flat.reshape(len(self.z), *weights.shape[:2]) + self.offset[:, None, None]
 
     def slope(self, weights: Tensor, ridge: Tensor) -> Tensor:
-        """The slope, which is zero at the solution: (folds, sets, width)."""
+        """The slope of fitted loss plus penalties in the weights, zero at the solution: (folds, sets, width)."""
         margin = self.margin(weights)
         slope = self.response.slope(margin, self.label, self.own)
         mean = (slope.flatten(1).T @ self.z).reshape(weights.shape)
@@ -199,12 +204,12 @@ class Linear:
         return (self.response.slope(margin, self.label, self.own).abs().sum((0, 2)) / mass).amax()
 
     def loss(self, weights: Tensor) -> Tensor:
-        """The mean loss of the held-out rows, each by its own fold's weights: ()."""
+        """The mean loss of the held-out rows; a row is predicted with the weights of the fold that holds it out: ()."""
         losses = self.response.loss(self.margin(weights), self.label)
         return torch.where(self.held > 0, losses * self.held, 0.0).sum() / self.held.sum()
 
     def jacobian(self, weights: Tensor, ridge: Tensor) -> Tensor:
-        """The Jacobian of `slope` by the weights: (folds, sets · width, sets · width)."""
+        """The Jacobian of `slope` with respect to the weights: (folds, sets · width, sets · width)."""
         margin = self.margin(weights).detach().requires_grad_()
         mass = self.response.mass(margin, self.own)
         blocks = (
@@ -251,7 +256,9 @@ class Linear:
         return generalized(self.chunks, settings, self.folds)
 
     def without(self, groups: Collection[int]) -> "Linear | None":
-        """The model without the columns of these groups, the others in one group; None if it can't be solved."""
+        """The model without the columns of these groups, and with all other columns in one group; None if it can't be
+        solved.
+        """
         kept = torch.tensor([int(g) not in groups for g in self.group])
 
         def chunks() -> Iterator[Chunk]:
@@ -293,7 +300,7 @@ def linear_model(
     Args:
         kind: the name of Spark's estimator.
         folds: number of fits, each without the rows of one fold; 1 for one split.
-        group: (d,), numbers from 0 on.
+        group: (d,), the group of each column; groups are numbered from 0.
         classes: number of classes of a LogisticRegression.
     """
     found = moments(chunks, folds, classes)
@@ -334,7 +341,7 @@ def linear_model(
 def units(
     kind: str, setting: Setting, found: Moments, rows: RowTable, response: Response, label: Tensor, own: Tensor
 ) -> Tensor:
-    """The weight of ½·θ² of each column at regParam 1: (folds, d)."""
+    """The factor of ½·θ² in the penalty of each column at regParam 1: (folds, d)."""
     folds = len(found.weight)
     unbiased = found.unbiased[:, None]
     if kind == "LogisticRegression":

@@ -10,7 +10,7 @@ from sparkdiff import jvm
 from sparkdiff.errors import InputError, kind_of
 
 OUTPUTS = ("outputCol", "outputCols", "predictionCol")
-"""Params with the names of a stage's output columns; the first that the stage has counts."""
+"""Params with the names of a stage's output columns; the first that is set counts, else the first with a default."""
 INPUTS = ("inputCol", "inputCols", "featuresCol")
 
 
@@ -62,7 +62,7 @@ def alternatives(*stages: Any) -> Alternatives:
             leaves the place empty: the stages after it then read what the other alternatives would have read.
 
     Raises:
-        InputError: there are fewer than two, one is no stage, or they write different columns; names them.
+        InputError: there are fewer than two, one is no stage, or they write different columns. The message names them.
     """
     if len(stages) < 2:
         raise InputError(f"alternatives() takes two stages or more, got {len(stages)}; None is no stage")
@@ -100,7 +100,7 @@ def _columns(stage: Any, names: Iterable[str], end: int) -> list[str]:
     """The columns named by the first of these Params that is set, else that has a default.
 
     Args:
-        end: for a Pipeline, the position of the stage that counts.
+        end: for a Pipeline, the position of the stage whose columns are returned.
     """
     if isinstance(stage, Pipeline):
         inner = stage.getStages()
@@ -119,10 +119,11 @@ def _told(columns: Sequence[str]) -> str:
 
 
 def _instead_of(given: Sequence[Any]) -> dict[str, str]:
-    """The column to read instead of each output column if a place is left empty: {output column: input column}.
+    """The column that later stages read in place of each output column if a place is left empty: {output column: input
+    column}.
 
     Raises:
-        InputError: it can't be determined.
+        InputError: the columns can't be determined.
     """
     read, write = inputs(given[0]), outputs(given[0])
     for stage in given:
@@ -203,7 +204,7 @@ def _renamed(stage: Any, names: Mapping[str, str]) -> Any:
     """The stage with other input columns.
 
     Raises:
-        InputError: it names a column within a text, where the name can't be replaced.
+        InputError: the stage names a column within a text, where the name can't be replaced.
     """
     new: dict[Any, Any] = {}
     for param in stage.params:

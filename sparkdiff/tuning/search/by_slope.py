@@ -1,4 +1,6 @@
-"""`method="hypergradient"`: stages chosen by training a mixture, and a penalty for each column of features, without trials."""
+"""`method="hypergradient"` of a search. It runs no trials, but chooses stages by training a mixture of alternatives,
+and finds a penalty for each column of features by the slope of the loss on validation rows.
+"""
 
 import math
 import time
@@ -20,7 +22,7 @@ from sparkdiff.tuning.search.study import Trial
 from sparkdiff.tuning.soft_choice import soft_choice
 
 SINGLES = 15
-"""Number of penalties for all features together from which the steps may start."""
+"""Number of penalties that are tried for all features together; the steps start from the best one."""
 LEAST = 1e-6
 """The penalty that replaces a `regParam` of 0."""
 
@@ -29,7 +31,7 @@ def check_method(space: SearchSpace, settings: Settings, metrics: int) -> None:
     """Check that the space and the settings suit the method.
 
     Raises:
-        InputError: something is requested that only trials can find; names it.
+        InputError: something is requested that only trials can find. The message names it.
     """
     method = "method='hypergradient'"
     last = _last(space)
@@ -68,8 +70,8 @@ def by_slope(space: SearchSpace, rows: Divided, evaluators: Sequence[Any]) -> tu
         variants = {
             names[place.uid]: [chosen(estimator, {place.uid: i}) for i in range(len(place.names()))] for place in found
         }
-        # A penalty that isn't tuned stays as it is. Without a penalty a model may have no solution here: the least one
-        # replaces it.
+        # A penalty that isn't tuned stays unchanged, but `LEAST` replaces 0: without a penalty, a model may have no
+        # solution here.
         fits = [] if penalty is not None else [max(_last(space).getRegParam(), LEAST)]
         positions = soft_choice(variants, train, validation, **given, fits=fits).positions
         configuration = {names[place.uid]: place.names()[i] for place, i in zip(found, positions, strict=True)}
@@ -89,7 +91,7 @@ def _last(space: SearchSpace) -> Any:
     """The last stage, which must not be one of alternatives.
 
     Raises:
-        InputError: it is one of alternatives.
+        InputError: the last stage is one of alternatives.
     """
     estimator = space.estimator
     last = leaves_of(chosen(estimator, {}), lambda pipeline: False)[-1]
@@ -102,10 +104,10 @@ def _last(space: SearchSpace) -> Any:
 
 
 def _singles(dimension: Dimension) -> list[float]:
-    """The penalties from which to start.
+    """The penalties to try for all features together; the steps start from the best one.
 
     Raises:
-        InputError: one of them may be 0 or less.
+        InputError: the distribution of the penalty contains values of 0 or less.
     """
     distribution, listed = dimension.distribution, dimension.distribution.listed()
     if listed is not None:

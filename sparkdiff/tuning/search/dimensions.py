@@ -1,4 +1,6 @@
-"""The decisions of a trial: a value per Param of the space, and one stage per place of alternatives. No Optuna."""
+"""The decisions of a trial: a value for each Param of the space, and a stage for each place with alternatives. This
+module doesn't use Optuna.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,7 +15,7 @@ from sparkdiff.tuning.search.alternatives import Alternatives, chosen, outputs, 
 from sparkdiff.tuning.search.space import MOST, Choice, Distribution, Integer, Uniform, as_distribution
 
 Configuration = dict[str, Any]
-"""Value by name: of a Param, or the name of a stage."""
+"""Values by the names of dimensions: a value of a Param, or the name of a chosen stage."""
 Choices = tuple[tuple[str, str], ...]
 """Pairs (name of alternatives, name of the stage chosen from them)."""
 
@@ -23,11 +25,11 @@ class Dimension:
     """One decision of a trial.
 
     Attributes:
-        name: as in trials and studies; the same in each process, unlike uids.
-        param: the Param that is set; None: the decision is between alternatives.
-        place: uid of these alternatives.
-        when: conditions under which the dimension is searched, one for each path to it, as (name, value) of
-            alternatives; empty: always.
+        name: the name in trials and studies; the same in each process, unlike uids.
+        param: the Param that is set; None if the decision is between alternatives.
+        place: uid of these alternatives; "" for a Param.
+        when: conditions, one of which must hold for the dimension to be searched: for each path to it, the (name,
+            value) of the alternatives on the path. Empty: always searched.
     """
 
     name: str
@@ -53,7 +55,8 @@ class SearchSpace:
         """Make the space.
 
         Raises:
-            InputError: a Param belongs to no stage, or refuses a value; there is nothing to decide. Names it.
+            InputError: a Param belongs to no stage or refuses a value (the message names it), or there is nothing to
+                decide.
         """
         held, names = inside(estimator), _stage_names(estimator)
         where = _conditions(estimator)
@@ -126,7 +129,7 @@ class SearchSpace:
         return grids
 
     def setting(self, configuration: Mapping[str, Any]) -> tuple[Any, dict[Any, Any]]:
-        """The estimator without alternatives, and the map of Params."""
+        """The estimator with the chosen stage in place of alternatives, and the map of Params to fit it with."""
         choices, params = {}, {}
         for dimension in self.dimensions:
             if dimension.name not in configuration:
@@ -139,7 +142,7 @@ class SearchSpace:
         return chosen(self.estimator, choices), params
 
     def current(self) -> Configuration:
-        """The configuration of the estimator as it is, without values that the space does not contain."""
+        """The configuration of the unchanged estimator, without values that the space does not contain."""
         held = inside(self.estimator)
         found: Configuration = {}
         for q in self.dimensions:
@@ -171,7 +174,7 @@ def name_of(distribution: Distribution, value: Any) -> Any:
 
 
 def value_of(distribution: Distribution, value: Any) -> Any:
-    """The value of a Param for its name in a trial."""
+    """The value of a Param, given the name of the value in a trial."""
     if isinstance(distribution, Choice):
         return distribution.values[distribution.names().index(value)]
     return value
@@ -181,7 +184,7 @@ def _check_own(stage: Any, param: Any, value: Any) -> None:
     """Check that a stage that isn't Spark's, such as a FineTuner, takes a value.
 
     Raises:
-        InputError: it does not.
+        InputError: the stage refuses the value.
     """
     if is_sparks(stage):
         return
@@ -211,7 +214,9 @@ def _place_name(place: Alternatives, estimator: Any) -> str:
 
 
 def _conditions(estimator: Any) -> dict[str, tuple[Choices, ...]]:
-    """The choices that make a stage part of the estimator, one per path to it, by uid; empty: always a part."""
+    """Conditions under which a stage is part of the estimator, by the stage's uid: the choices on each path to it;
+    empty if it is always a part.
+    """
     found: dict[str, list[Choices]] = {}
 
     def walk(stage: Any, above: Choices) -> None:

@@ -34,15 +34,16 @@ if TYPE_CHECKING:
 
 @with_params(OTHERS | FIELDS, setters=True)
 class Search(Estimator, CheckedParams, jvm.Persistent, SearchMembers):  # type: ignore[type-arg]
-    """An Estimator that searches settings of another one, and tests the winner on rows that no trial has seen.
+    """An Estimator that searches settings of another Estimator, and tests the winner on rows that no trial has seen.
 
     Args:
         estimator: any Estimator: a stage, a Pipeline, a FineTuner; `sparkdiff.alternatives(...)` in a Pipeline is a
             choice of stages.
         space: {Param of a stage: `uniform`, `loguniform`, `integer`, `choice`, or a list of values}.
-        evaluator: the metric; with a list of evaluators the search is for the Pareto front, and the first of them
-            decides.
-        current: the fitted model that the winner is to replace; by default it is compared with the estimator as it is.
+        evaluator: the metric; with a list of evaluators the search is for the Pareto front, and the first evaluator
+            chooses the winner and decides whether it ships.
+        current: the fitted model that the winner is to replace; by default the winner is compared with a fit of the
+            estimator with its own settings.
         callbacks: instances of subclasses of `sparkdiff.Events`, which receive each phase, each trial and the decision.
             They are not saved.
         **params: see `sparkdiff.tuning.search.settings.Settings`, or `Search().explainParams()`.
@@ -50,7 +51,7 @@ class Search(Estimator, CheckedParams, jvm.Persistent, SearchMembers):  # type: 
     `fit(df)` returns a `SearchModel` whose `bestModel` is plain Spark ML.
 
     Raises:
-        InputError: an option is unknown, of a wrong type or out of bounds; names all of them.
+        InputError: an option is unknown, of a wrong type or out of bounds. The message names all such options.
     """
 
     __module__ = "sparkdiff"
@@ -130,7 +131,7 @@ class Search(Estimator, CheckedParams, jvm.Persistent, SearchMembers):  # type: 
         """The task of the search, checked before any job.
 
         Raises:
-            InputError: names the Param, and its value.
+            InputError: a Param is missing or its value can't be used. The message names the Param and its value.
         """
         for name in ("estimator", "evaluator"):
             if not self.isSet(name):
@@ -205,7 +206,7 @@ class SearchModel(Holder, Model, jvm.Persistent):  # type: ignore[type-arg]
             kept.
         summary: decision, reason, optimism.
         records: a dict per trial; `trials` has them as a pandas DataFrame.
-        front: numbers of the trials on the Pareto front: no other trial beats them in all metrics.
+        front: numbers of the trials on the Pareto front: no other trial is as good in all metrics and better in one.
         dataset: the rows of the fit; None for a loaded model.
     """
 
@@ -233,7 +234,9 @@ class SearchModel(Holder, Model, jvm.Persistent):  # type: ignore[type-arg]
 
     @property
     def paretoFront(self) -> "pd.DataFrame":
-        """The trials that no other trial beats in all metrics; with one metric the best ones."""
+        """The trials on the Pareto front: no other trial is as good in all metrics and better in one. With one metric,
+        the best trials.
+        """
         trials = self.trials
         return trials[trials["trial"].isin(self.front)].reset_index(drop=True)
 

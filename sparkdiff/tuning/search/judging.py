@@ -1,4 +1,6 @@
-"""Test of the winner against the model that it would replace, on rows unseen by fits and trials, by the guard."""
+"""Test of the winner against the model that it would replace, with the guard (the statistical test on held-out rows),
+on rows that no fit and no trial has seen.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -38,22 +40,22 @@ NUMBER_ALIKE = (
     "; or let a StringIndexer with stringOrderType='alphabetAsc' number the classes, which the metric goes by"
 )
 TRAINING_ROWS = 200_000
-"""Largest number of training rows that are also predicted; from more, a sample is drawn by a hash."""
+"""Largest number of training rows that are also predicted; if there are more, a hash draws a sample of them."""
 NAMED = 3
-"""Number of stages that a reason names."""
+"""Largest number of stages that an error message names."""
 DATA = "__sd_data"
 """Column with all columns of the data, as a struct."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two models on rows that decide.
+    """The winner and the model it would replace (`default`), compared on the rows that decide which of them ships.
 
     Attributes:
-        winner, default: their metrics.
-        verdict: of the test; None if there is none, and then `untested` has the reason.
+        winner, default: the metrics of both models.
+        verdict: verdict of the test; None without a test, and then `untested` has the reason.
         refused: whether the winner can't ship, whatever its metric.
-        remedy: how to make a test possible; empty if more rows would.
+        remedy: what makes a test possible; empty if more rows would.
     """
 
     winner: float
@@ -64,7 +66,9 @@ class Comparison:
     remedy: str = ""
 
     def ships(self, level: float, *, larger: bool) -> bool:
-        """True if the winner replaces the other model. Without a test it never does, unless any gain is accepted."""
+        """True if the winner replaces the other model. Without a test it does so only if `level` is 1, which accepts
+        any gain, and its metric is better.
+        """
         if self.refused or self.verdict is not None:
             return self.verdict is not None and self.verdict.accepted
         # As among trials, a NaN metric never wins.
@@ -74,10 +78,10 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Fold(Comparison):
-    """Two models on the rows of one fold, which alone have no verdict.
+    """The comparison of two models on the rows of one fold; only all folds together give a verdict.
 
     Attributes:
-        weight: of the rows.
+        weight: sum of the rows' weights.
         rows: the rows with both models' losses; None if they can't be compared, and then `untested` has the reason.
     """
 
@@ -86,7 +90,8 @@ class Fold(Comparison):
 
 
 def _judge(evaluator: Any, model: Any) -> Judge:
-    """The computation of an evaluator here; if Spark computes it, only its label and weight, if Params name them.
+    """The computation of an evaluator on tensors. If only Spark can compute it, a Judge that has just its label and
+    weight columns, as far as Params name them, and the value NaN.
 
     Args:
         model: provides the label, from its last stage with a labelCol, if the evaluator names none.
@@ -103,7 +108,8 @@ def by_number(evaluator: Any, dimensions: int = 2) -> bool:
     """True if the metric depends, or may depend, on how classes are numbered.
 
     Args:
-        dimensions: of the evaluator's input column; for a curve, (n,) is the score of class 1.
+        dimensions: number of dimensions of the evaluator's input column; for the area under a curve, a column (n,)
+            holds scores of class 1.
     """
     if type(evaluator) is BinaryClassificationEvaluator:
         return evaluator.getMetricName() == "areaUnderPR" or dimensions == 1
@@ -122,8 +128,8 @@ def _incomparable(
     """The error for a winner whose labels or weights differ from the other model's; it names the stages that make them.
 
     Args:
-        told: describes the rows.
-        models: the two.
+        told: the problem, in words.
+        models: the two models.
         data: the data's own columns only.
     """
     graphs = [linked(model, data) for model in models]
@@ -139,15 +145,15 @@ def _targets(judge: Judge, out: DataFrame) -> tuple[Column, Column]:
     """The label and the weight of a model's rows, as numbers."""
     label = named(judge.label) if judge.label else F.lit(0.0)
     if not judge.column and judge.label and not isinstance(out.schema[judge.label].dataType, NumericType):
-        label = F.xxhash64(label)  # it is only compared
+        label = F.xxhash64(label)  # a hash suffices, as labels are only compared
     return label.cast("double"), named(judge.weight).cast("double") if judge.weight else F.lit(1.0)
 
 
 def _check_totals(judge: Judge, models: Sequence[Any], data: DataFrame) -> None:
-    """Compare the labels and weights of all rows together, if rows can't be paired.
+    """Check, for rows that can't be paired, that both models have the same labels and weights in total.
 
     Raises:
-        InputError: they differ, or a model drops them; names the stages that make the labels.
+        InputError: labels or weights differ, or a model drops them. The message names the stages that make the labels.
     """
     columns, found = {judge.label, judge.weight} - {""}, []
     for out in (model.transform(data) for model in models):
@@ -160,7 +166,7 @@ def _check_totals(judge: Judge, models: Sequence[Any], data: DataFrame) -> None:
 
 @dataclass(frozen=True)
 class Scored:
-    """Outputs of two models on the same rows; each has its own labels, as a pipeline may index them."""
+    """Outputs of two models on the same rows; each model has its own labels, as its pipeline may index them."""
 
     winner: tuple[Tensor, Tensor]  # the column that the evaluator reads, label
     default: tuple[Tensor, Tensor]
@@ -183,7 +189,7 @@ class Scored:
         )  # fmt: skip
 
     def pair(self, of: MetricOf, settings: Settings, held: PairedRows | None = None) -> PairedRows:
-        """The rows with positive weight, the only ones in the metric, as both models see them, the default first.
+        """The rows with positive weight, which alone count in the metric, paired: `default`'s outputs, then `winner`'s.
 
         Args:
             held: see `paired_rows.pair`.
@@ -204,13 +210,13 @@ def compare(
 ) -> Fold:  # fmt: skip
     """Measure both models on the rows that decide.
 
-    Below a level of 1 both also predict rows that fitted them, which show how losses are distributed.
+    If `level` is below 1, both models also predict rows to which they were fitted; these show the losses' distribution.
 
     Args:
         counts: numbers of rows, by split.
         level: p-value to accept; 1 accepts any gain.
-        elsewhere: whether the rows that fitted the models are those of other folds; then all are predicted, as they
-            show how folds depend on each other.
+        elsewhere: True if the models were fitted to the rows of other folds. Then all of these rows are predicted, as
+            they show how folds depend on each other.
 
     Raises:
         InputError: the models have different labels or weights.
@@ -274,10 +280,11 @@ def decide(folds: Sequence[Fold], *, level: float, seed: int, factor: float | No
 
 
 def allowed(compared: Comparison, shipped: Fold, folds: Sequence[Fold]) -> Comparison:
-    """The comparison; refused if the winner that is fitted to all rows is unlike those of the folds.
+    """The comparison of the folds; refused if the winner fitted to all rows leaves rows out, or has a larger loss on
+    these rows than the folds' winners (plus standard errors) on rows that didn't fit them.
 
     Args:
-        shipped: that winner, on the rows that fitted it.
+        shipped: the comparison of the winner fitted to all rows, on the same rows.
     """
     alike = not shipped.refused
     if compared.verdict is not None:
@@ -295,8 +302,8 @@ def left_out(both: int | None, total: int, winner: Any, default: Any, fresh: Dat
     """The reason why a winner can't ship: it doesn't predict all rows that the other model predicts; empty if it does.
 
     Args:
-        both: number of rows that both models predict; None if unknown, then their numbers of output rows are compared.
-        total: number of the rows.
+        both: number of rows that both models predict; None if unknown: the models' numbers of output rows are compared.
+        total: number of rows in `fresh`.
         fresh: the data's own columns only.
     """
     if both == total:

@@ -65,7 +65,7 @@ class SearchTask:
         """Make the task.
 
         Raises:
-            InputError: names what can't be used.
+            InputError: something can't be used. The message names it.
         """
         settings.check_together()
         check_unfitted(space.estimator, settings.rowsAreNew)
@@ -79,7 +79,7 @@ class SearchTask:
             check_evaluator(evaluator)
         if settings.sampler == "grid" and settings.method == "trials":
             space.grid()
-        # Each of the alternatives in its place: a later stage may name a column that only another alternative writes.
+        # Check each alternative in its place: a later stage may name a column that only another alternative writes.
         for dimension in space.dimensions:
             for value in names_of(dimension.distribution) if dimension.param is None else ():
                 space.setting({dimension.name: value})
@@ -129,7 +129,9 @@ class SearchTask:
 
 
 def _folds(settings: Settings, evaluator: Any) -> int:
-    """The number of folds; 0 if fresh rows decide, for "auto" if folds can't, or don't show a smaller gain."""
+    """The number of folds; 0 if fresh rows decide. With "auto", fresh rows decide if folds can't be used or don't show
+    smaller gains.
+    """
     judge = judge_of(evaluator)
     if settings.method == "trials" and judge is not None and judge.metric is not None:
         return folds_in(settings)
@@ -189,9 +191,11 @@ def _identified(value: Any) -> str:
 def _tables(statement: str) -> dict[str, Any]:
     """Identities of the tables that a statement reads beside its input, by name."""
     spark, found = jvm.session(), {}
-    with contextlib.suppress(*jvm.SparkError):  # the fit reports what is wrong with it
+    with contextlib.suppress(*jvm.SparkError):  # the fit will report what is wrong with the statement
         for name in tables_read(spark, statement):
-            with contextlib.suppress(*jvm.SparkError):  # it is defined in the statement itself, or does not exist
+            with contextlib.suppress(
+                *jvm.SparkError
+            ):  # the statement itself defines this name, or there is no such table
                 found[name] = content(spark.table(name))
     return found
 
@@ -223,7 +227,7 @@ def searched(task: SearchTask, dataset: DataFrame, phases: Phases) -> SearchOutc
 
 
 def _in_folder(task: SearchTask, dataset: DataFrame, phases: Phases, folder: Path | None) -> SearchOutcome:
-    """Choose a winner on some rows, decide on others; return the model that ships, with folds fitted to all rows."""
+    """Choose a winner on some rows and decide on other rows. With folds, the model that ships is fitted to all rows."""
     s, judge = task.settings, task.evaluators[0]
     rows, division = divided(dataset, s)
     rows.cache()
@@ -309,7 +313,8 @@ def run(
     study: Study, trials: Any, limit: float | None, phase: Phase, pruning: Pruning | None,
     tell: Callable[[Sequence[Trial]], None] = lambda known: None,
 ) -> None:  # fmt: skip
-    """Ask, evaluate and tell, batch by batch, until all trials are done or the time is over.
+    """Take trials from the study, evaluate them and store their outcomes, batch by batch, until all trials are done or
+    the time is over.
 
     Args:
         tell: called with the trials of each batch.
@@ -336,7 +341,7 @@ def best_of(study: Study) -> Trial:
     """The winner among the trials.
 
     Raises:
-        InputError: no trial has a metric; says why.
+        InputError: no trial has a metric. The message says why.
     """
     best, known = study.best(), study.trials()
     if best is None:
@@ -353,7 +358,7 @@ def _rival(task: SearchTask, rows: DataFrame) -> Any:
     """The model to compare the winner with: `current`, or Spark's fit with the default settings, before any trial.
 
     Raises:
-        InputError: Spark refuses these settings; says why.
+        InputError: Spark refuses these settings. The message says why.
     """
     if task.current is not None:
         return plain(task.current)
@@ -369,7 +374,7 @@ def _rival(task: SearchTask, rows: DataFrame) -> Any:
 
 
 def _fitted(task: SearchTask, trial: Trial | None, rows: DataFrame) -> Any:
-    """Spark's fit with a trial's settings; None: with the default ones."""
+    """Spark's fit with a trial's settings, or with the default settings if `trial` is None."""
     estimator, params = (
         (chosen(task.space.estimator, {}), {}) if trial is None else task.space.setting(trial.configuration)
     )

@@ -1,4 +1,6 @@
-"""Pruning of the trials of a search: by a resource, with rungs that are not evaluated again after a kill."""
+"""Pruning of the trials of a search by a resource: rows, or a Param such as a number of trees. The results of each rung
+(an amount of the resource) are stored, so that a rung isn't evaluated again after a kill.
+"""
 
 import time
 import warnings
@@ -32,7 +34,7 @@ def check_pruner(name: str, sampler: str, metrics: int) -> None:
     """Check that a pruner suits the sampler and the number of metrics.
 
     Raises:
-        InputError: it can't compare by so many metrics, or needs another sampler.
+        InputError: there are several metrics, by which no pruner can compare, or the pruner needs another sampler.
     """
     if metrics > 1:
         raise InputError(
@@ -49,7 +51,7 @@ def find_resource(space: SearchSpace, given: str) -> Any:
     """The Param that a pruner increases from rung to rung; None: training rows.
 
     Raises:
-        InputError: the last stage has no such Param, or it is searched.
+        InputError: the last stage has no such Param, or the Param is searched.
     """
     last = last_stage(space.estimator)
     if given == "rows":
@@ -81,8 +83,8 @@ def resources_of(
         trained: number of training rows, if known.
 
     Raises:
-        InputError: the resource can't be used, or `least` is not below the full resource, or below 1 for one that is
-            counted.
+        InputError: the resource can't be used; `least` is not below the full resource; or `least` is below 1 for a
+            resource that is a count.
     """
     param, last = find_resource(space, resource), last_stage(space.estimator)
     whole = 1.0 if param is None else float(last.getOrDefault(param.name))

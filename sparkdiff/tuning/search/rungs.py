@@ -1,7 +1,9 @@
-"""Pruning: trials start with little of a resource, and the better ones are repeated with more. No Spark, no Optuna.
+"""Pruning: trials start with little of a resource (rows, epochs or trees), and the better ones are repeated with more.
+This module uses neither Spark nor Optuna.
 
-All trials of a rung are evaluated together, so they share fits as the settings of a grid do. This is the synchronous
-form of successive halving (Jamieson and Talwalkar 2016) and of Hyperband (Li et al. 2018).
+A rung is an amount of the resource at which trials are compared. All trials of a rung are evaluated together, so they
+share fits as the settings of a grid do. This is the synchronous form of successive halving (Jamieson and Talwalkar
+2016) and of Hyperband (Li et al. 2018).
 """
 
 import math
@@ -17,7 +19,7 @@ LEAST = 1 / 27
 CLOSE = 2e-3
 """Difference below which two resources are the same: a study stores shares with three digits."""
 ENOUGH = 10
-"""Number of trials after which TPE adapts."""
+"""Number of trials after which the sampler TPE learns from results."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ def brackets(pruner: str, total: int, resources: Sequence[float], batch: int) ->
     """The brackets of a search of `total` trials, in order.
 
     Args:
-        batch: number of trials that are asked together if the pruner doesn't determine it.
+        batch: number of trials in a bracket if the pruner doesn't determine it.
     """
     top = tuple(resources)
     if pruner == "median":
@@ -54,8 +56,9 @@ def brackets(pruner: str, total: int, resources: Sequence[float], batch: int) ->
         return [Bracket(size, top) for size in sizes]
     if pruner == "halving":
         return [Bracket(total, top)]
-    # Hyperband: first many trials with little, then few with much, and again. The bracket with the least may judge too
-    # early, so an incomplete round has fewer trials of each bracket, instead of that bracket alone.
+    # A round of Hyperband: first a bracket of many trials that start with little of the resource, then brackets of
+    # fewer trials that start with more. The first bracket may judge too early, so an incomplete round has fewer trials
+    # in each bracket, instead of the first bracket alone.
     starts = [top[i:] for i in range(len(top))]
     sizes = [math.ceil(len(top) / len(part) * ETA ** (len(part) - 1)) for part in starts]
     rounds, left = divmod(total, sum(sizes))
@@ -73,12 +76,12 @@ def _in_proportion(total: int, sizes: Sequence[int]) -> list[int]:
 
 
 Evaluate = Callable[[Sequence[int], float], Sequence[float | None]]
-"""(trials, resource) -> the metric of each, smaller is better; None without a metric."""
+"""Function of trials and a resource that returns each trial's metric, smaller is better; None for a failed trial."""
 
 
 @dataclass(frozen=True)
 class BracketTrial:
-    """The outcome of a trial of a bracket: its (resource, metric) per rung, and whether it stayed to the end."""
+    """The outcome of a trial of a bracket: its (resource, metric) per rung, and whether it has one at the last rung."""
 
     steps: tuple[tuple[float, float], ...]
     last: bool
@@ -113,7 +116,7 @@ def run(
 
 
 def warning(pruner: str, sampler: str, found: Sequence[Bracket]) -> str:
-    """The reason why a sampler learns little with a pruner; empty if there is none."""
+    """A warning that a sampler learns little with a pruner's small brackets; empty if it doesn't apply."""
     smallest = min(bracket.size for bracket in found)
     if pruner in ("hyperband", "bohb") and sampler == "tpe" and smallest < ENOUGH:
         return (

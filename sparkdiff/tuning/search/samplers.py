@@ -36,12 +36,12 @@ class SamplingPlan:
     """The sampling of a search.
 
     Attributes:
-        seed: of the whole study.
+        seed: seed of the whole study.
         total: number of trials.
-        parallelism: number of trials that are evaluated at the same time, if each could learn from the one before.
-        chunk: number of trials that are evaluated together, if none learns from another.
+        parallelism: number of trials that are evaluated together if the sampler learns from earlier trials.
+        chunk: number of trials that are evaluated together if the sampler learns nothing.
         larger: for each metric whether larger is better.
-        sizes: of the batches, if a pruner determines them.
+        sizes: sizes of the batches if a pruner determines them; else empty.
     """
 
     name: str
@@ -54,7 +54,7 @@ class SamplingPlan:
     sizes: tuple[int, ...] = ()
 
     def batch(self, first: int) -> int:
-        """Number of trials, from this number on, that are asked before any of them is told."""
+        """Number of trials in the batch that begins with trial `first`: all are sampled before any result is known."""
         if self.sizes:
             starts = [0, *accumulate(self.sizes)]
             return self.sizes[starts.index(first)]
@@ -72,7 +72,9 @@ class SamplingPlan:
 
     @cached_property
     def shuffled(self) -> list[Configuration] | None:
-        """All settings in the order of `random`; None if there are too many, or if they aren't equally likely."""
+        """All settings in the random order in which the sampler `random` tries them; None if there are too many to
+        list, or if they aren't equally likely.
+        """
         settings = self.space.listed()
         if settings is None or any(q.when or getattr(q.distribution, "log", False) for q in self.space.dimensions):
             return None
@@ -128,12 +130,12 @@ def check_sampler(name: str, metrics: int) -> None:
 
 
 def seed_of(seed: int, number: int, what: str = "") -> int:
-    """A seed of 32 bits."""
+    """A seed of 32 bits: a hash of the study's seed, a trial's number, and the purpose `what`."""
     return int.from_bytes(hashlib.sha256(f"{seed} {number} {what}".encode()).digest()[:4], "big")
 
 
 def suggested(trial: Any, name: str, given: Distribution) -> Any:
-    """The value that an Optuna trial suggests."""
+    """The value that an Optuna trial suggests for the dimension `name`."""
     if isinstance(given, Uniform):
         return trial.suggest_float(name, given.low, given.high, log=given.log)
     if isinstance(given, Integer):
@@ -156,7 +158,9 @@ class Independent(Base):  # type: ignore[misc]
 
 
 class ListedSettings(Independent):
-    """The settings of a list. Optuna's GridSampler would repeat settings in which a dimension isn't active."""
+    """A sampler that takes the settings of a list, one per trial. Optuna's GridSampler would repeat settings in which a
+    dimension isn't active.
+    """
 
     def __init__(self, settings: Sequence[Configuration]):
         self.settings = settings
@@ -175,14 +179,14 @@ class FinishedTrial:
 
 
 class Walking(Independent):
-    """A sampler that searches around a place that depends on the trials so far."""
+    """A sampler that draws values near a configuration, which it chooses from the trials so far."""
 
     def __init__(self, plan: SamplingPlan, number: int):
         self.plan, self.random = plan, np.random.RandomState(seed_of(plan.seed, number))
         self.place: tuple[Mapping[str, Any] | None, float] | None = None
 
     def around(self, tried: Sequence[FinishedTrial]) -> tuple[Mapping[str, Any] | None, float]:
-        """The configuration to stay near, and the distance, as a share of each range; None: anywhere."""
+        """The configuration to stay near (None: draw anywhere), and the width around it as a share of each range."""
         raise NotImplementedError
 
     def sample_independent(self, study: Any, trial: Any, param_name: str, param_distribution: Any) -> Any:
@@ -206,7 +210,9 @@ def finished(study: Any) -> list[FinishedTrial]:
 
 
 def drawn(distribution: Any, near: Any, width: float, random: np.random.RandomState, *, known: bool) -> Any:
-    """A value of one of Optuna's distributions, within `width` of the whole range around `near` if that is known."""
+    """A random value of one of Optuna's distributions; if `known`, from a window around `near` whose width is the share
+    `width` of the whole range.
+    """
     if isinstance(distribution, optuna.distributions.CategoricalDistribution):
         stays = known and random.random_sample() >= width
         other = distribution.choices[random.randint(len(distribution.choices))]
@@ -218,7 +224,7 @@ def drawn(distribution: Any, near: Any, width: float, random: np.random.RandomSt
     share = random.random_sample()
     if known:
         at = ((math.log(near) if distribution.log else near) - low) / (high - low) if high > low else 0.5
-        left = min(max(at - width / 2, 0.0), max(1 - width, 0.0))  # the whole width, also near an end
+        left = min(max(at - width / 2, 0.0), max(1 - width, 0.0))  # keeps the width near the ends of the range
         share = left + share * min(width, 1.0)
     value = low + share * (high - low)
     value = math.exp(value) if distribution.log else value
@@ -228,11 +234,12 @@ def drawn(distribution: Any, near: Any, width: float, random: np.random.RandomSt
 
 
 class Annealing(Walking):
-    """Simulated annealing: a step from the current place is taken if it is better, and sometimes if it is not.
+    """Simulated annealing: a trial near the current configuration replaces it if the trial is better, and sometimes if
+    it is worse.
 
-    A step that is worse by d is taken with probability exp(-d / T). T falls from half of the first trials' standard
-    deviation to a thousandth of that; the steps shrink from half of each range to a twentieth. Source: Kirkpatrick et
-    al. 1983.
+    A trial that is worse by d replaces it with probability exp(-d / T). T falls from half of the standard deviation of
+    the first trials' metrics to a thousandth of that; the steps shrink from half of each range to a twentieth. Source:
+    Kirkpatrick et al. 1983.
     """
 
     def around(self, tried: Sequence[FinishedTrial]) -> tuple[Mapping[str, Any] | None, float]:

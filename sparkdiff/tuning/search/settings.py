@@ -1,4 +1,4 @@
-"""The options of a search, in one list: its Params, their checks and their help come from it."""
+"""The options of a search, in one list, from which the Params of `Search`, their checks and their help are made."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -39,10 +39,10 @@ class Settings:
 
     @staticmethod
     def of(given: Mapping[str, Any]) -> "Settings":
-        """Options from names and values, each checked by itself.
+        """Options from names and values; each value is checked independently of the others.
 
         Raises:
-            InputError: names every unknown key, and every value of a wrong type or out of bounds.
+            InputError: a key is unknown, or a value has a wrong type or is out of bounds. The message names them all.
         """
         values, problems = converted(given, FIELDS, "Search", OTHERS)
         if values.get("numFolds") == 1:
@@ -71,10 +71,10 @@ class Settings:
         })  # fmt: skip
 
     def check_together(self) -> None:
-        """Refuse options that exclude each other. Called once all are set, as setters and `copy` set them one by one.
+        """Refuse options that exclude each other. Called after all are set, as setters and `copy` set them one by one.
 
         Raises:
-            InputError: names all of them.
+            InputError: options exclude each other. The message names all of them.
         """
         problems = []
         if self.groupCol and self.timeCol:
@@ -99,4 +99,4 @@ OTHERS = {
         "current": "the fitted model that the winner is to replace; if unset, it is compared with the estimator as it is",
     }.items()
 }
-"""Params that are no options: objects, with their help."""
+"""Params that hold objects, in contrast to the options in `Settings`, with their help."""

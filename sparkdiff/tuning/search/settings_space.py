@@ -18,7 +18,7 @@ from sparkdiff.tuning.search.space import Choice, Distribution, Integer, choice,
 DENSE = 1_000
 """Largest number of features with which scalers may be tried with centring, which makes sparse rows dense."""
 DEEPEST, DEEPEST_OF_FORESTS = 10, 12
-"""Largest depth of trees that is searched, unless they are deeper already; the time doubles with each level."""
+"""Largest depth of trees that is searched, unless the current depth is larger; the time doubles with each level."""
 FORESTS = ("RandomForestClassifier", "RandomForestRegressor")
 """Estimators whose prediction is a mean over trees: deep trees overfit it less than they overfit a single tree."""
 FIXED = ("MultilayerPerceptronClassifier", "VectorSizeHint", "ElementwiseProduct", "VectorSlicer")
@@ -48,7 +48,7 @@ Range = Callable[[Stage, Any], "Distribution | None"]
 
 
 def _logarithmic(low: float, high: float) -> Range:
-    """Orders of magnitude; a choice of them if the current value is 0, which has no logarithm."""
+    """A log-uniform range; if the current value is 0, which has no logarithm, a choice of 0 and powers of ten."""
 
     def of(stage: Stage, now: float) -> Distribution:
         if now > 0:
@@ -94,7 +94,7 @@ def _has_bounds(stage: Stage) -> bool:
 
 
 def _no_mixture(stage: Stage) -> bool:
-    """True if the L1 penalty is refused: with bounds on coefficients, and with Huber's loss."""
+    """True if Spark refuses an L1 penalty: with bounds on coefficients, and with Huber's loss."""
     return _has_bounds(stage) or (stage.stage.hasParam("loss") and stage.now("loss") == "huber")
 
 
@@ -192,7 +192,7 @@ WIDTHS: Mapping[str, Mapping[str, Range]] = {
     "VarianceThresholdSelector": {"varianceThreshold": _logarithmic(1e-4, 1.0)},
     "Word2Vec": {"vectorSize": _times(0.5, 2)},
 }
-"""Params that determine the width of a stage's output; searched unless a later stage takes one width only."""
+"""Params that determine the width of a stage's output. They are searched unless a later stage requires that width."""
 
 
 def settings_space(form: Unfitted) -> dict[Param[Any], Distribution]:
@@ -221,7 +221,7 @@ def first_settings(space: SearchSpace) -> list[Configuration]:
     too few components or features, a solver that was stopped early, and a forest of shallow trees.
 
     With all components, features may be linearly dependent. Spark's solvers are then slow without a penalty, so the
-    smallest penalty replaces none.
+    second configuration has the smallest penalty of the space in place of a `regParam` of 0.
     """
     now = space.current()
     freed = dict(now)
@@ -242,7 +242,7 @@ def first_settings(space: SearchSpace) -> list[Configuration]:
 
 
 def _searched(one: UnfittedStage) -> Stage:
-    """The stage; for a OneVsRest, its classifier."""
+    """The stage whose settings are searched: the given one; for a OneVsRest, its classifier."""
     if one.role == ESTIMATOR and one.stage.hasParam("classifier"):
         return Stage(one.stage.getOrDefault("classifier"), one.model.models[0])
     return Stage(one.stage, one.model)

@@ -1,4 +1,4 @@
-"""The possible values of a Param in a search: distributions as small values. Neither Spark nor Optuna."""
+"""Distributions, the possible values of a Param in a search, as small objects that need neither Spark nor Optuna."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ class Distribution:
     __module__ = "sparkdiff"
 
     def ends(self) -> list[Any]:
-        """Test values: a Param that takes these takes all others."""
+        """Values to test a Param with: a Param that accepts these accepts all values of the distribution."""
         raise NotImplementedError
 
     def listed(self) -> list[Any] | None:
@@ -55,7 +55,7 @@ class Uniform(Distribution):
 
 @dataclass(frozen=True)
 class Integer(Distribution):
-    """A whole number from low to high, both included; with `log`, small ones as often as large ones."""
+    """A whole number from low to high, both included; with `log`, any order of magnitude with the same probability."""
 
     __module__ = "sparkdiff"
 
@@ -124,7 +124,7 @@ def integer(low: int, high: int, *, log: bool = False) -> Integer:
     """A whole number from low to high, both included.
 
     Args:
-        log: draw small numbers as often as large ones, as for numbers of trees.
+        log: draw any order of magnitude with the same probability, as for numbers of trees.
     """
     _check("integer", low, high, whole=True)
     if log and low < 1:
@@ -149,10 +149,10 @@ def _check(name: str, low: float, high: float, *, whole: bool = False) -> None:
 
 
 def as_distribution(name: str, given: Any) -> Distribution:
-    """The distribution that a space gives for a Param: as given, or a choice from a list of values, as in a grid.
+    """The distribution that a space gives for a Param: a distribution unchanged, or a choice from a list of values.
 
     Raises:
-        InputError: it is something else; names the Param.
+        InputError: `given` is something else. The message names the Param.
     """
     if isinstance(given, Distribution):
         return given

@@ -39,14 +39,16 @@ MOST_CLASSES = 1000
 
 
 def _options(settings: Settings, share: float, what: str) -> Options:
-    """Options of a division by its own hash. No FineTuner uses the same hash: it would find rows of one side only."""
+    """Options of a division by its own hash. A FineTuner inside the search must divide its rows by another hash: by the
+    same one, all its rows would lie on one side.
+    """
     s, seed = settings, 2**40 + seed_of(settings.seed, 0, what)
     return Options(validationFraction=share, numFolds=s.folds, groupCol=s.groupCol, timeCol=s.timeCol, seed=seed)
 
 
 def folds_in(settings: Settings) -> int:
-    """The number of folds or stretches of time; 0 if fresh rows decide, for "auto" if these can show a smaller gain."""
-    # As if the fresh rows were half of the held-out rows, the other half of which chooses.
+    """The number of folds or stretches of time; 0 if fresh rows decide, with "auto" if they can show a smaller gain."""
+    # The fresh rows count as one half of held-out rows whose other half chooses.
     share = 2 * settings.testFraction
     folds = folds_of(Options(validationFraction=share, numFolds=settings.numFolds, timeCol=settings.timeCol))
     return STRETCHES if folds and settings.timeCol else folds
@@ -63,11 +65,13 @@ class Divided:
         return self.rows.where(F.col(SPLIT) == split).drop(SPLIT, BLOCK, TIME)
 
     def judged(self, share: float) -> DataFrame:
-        """The rows that decide, with BLOCK and TIME (0 if there are no times); and this share of the rows, or groups,
-        that fit the models, with a null TIME.
+        """The rows that decide, with BLOCK and TIME (0 if there are no times), and a share of the rows, or groups, that
+        fit the models, which are marked by a null TIME.
         """
         trains, time = F.col(SPLIT) == TRAIN, F.coalesce(F.col(TIME), F.lit(0.0))
-        sampled = below(F.xxhash64(F.col(BLOCK), F.col(TIME)), share, "training")  # with times all have one block
+        sampled = below(
+            F.xxhash64(F.col(BLOCK), F.col(TIME)), share, "training"
+        )  # with times, BLOCK is the same for all
         of_both = self.rows.where((F.col(SPLIT) == TEST) | (trains & sampled))
         return of_both.withColumn(TIME, F.when(~trains, time)).drop(SPLIT)
 
@@ -104,7 +108,7 @@ def divided(df: DataFrame, settings: Settings) -> tuple[DataFrame, Division]:
 
 
 def dealt(sources: Sequence[Source], settings: Settings, boundaries: Boundaries | None = None) -> Divided:
-    """The rows of these sources that have a split.
+    """The rows of these sources that belong to a split.
 
     Args:
         boundaries: see `with_splits`.
@@ -127,7 +131,7 @@ def check_rows(parts: Sequence[Divided], settings: Settings, evaluators: Sequenc
     """Count the rows of each part by split, in one job before the first fit.
 
     Args:
-        parts: the rows that explore, and then those that prove, by fold.
+        parts: the rows for trials (train and validation), and then the rows that decide (train and test) of each fold.
 
     Raises:
         InputError: a split has no rows, or lacks a class that models are fitted to or judged by.
@@ -154,7 +158,7 @@ def check_rows(parts: Sequence[Divided], settings: Settings, evaluators: Sequenc
 
 
 def _label(df: DataFrame, evaluators: Sequence[Any]) -> str | None:
-    """The label column of classes, if the data have it and a classification evaluator judges."""
+    """The label column of a classification evaluator, if the data have it as numbers; else None."""
     kinds, names = dict(df.dtypes), [e.getLabelCol() for e in evaluators if type(e) in CLASSIFIERS]
     numbers = ("double", "float", "int", "bigint", "boolean")
     return next((name for name in names if kinds.get(name, "").startswith(numbers)), None)

@@ -1,4 +1,7 @@
-"""The trials of a search, in a file that survives a kill: their configurations and results, and those to repeat."""
+"""The trials of a search, in a file that survives a kill: their configurations and results. Trials that ran when a
+process was killed are repeated. A rung is an amount of a resource (rows, epochs or trees) at which a pruner compares
+trials.
+"""
 
 import contextlib
 import json
@@ -25,7 +28,7 @@ T = TypeVar("T")
 NAME, TOTAL = "search", "trials"
 JOURNAL, REQUEST = "study.journal", "search.json"
 STEPS = 1000
-"""Factor of shares: Optuna's steps are whole numbers, but a resource may be a share."""
+"""Factor between a resource and Optuna's step, which must be a whole number: a resource may be a share."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +36,8 @@ class TrialOutcome:
     """The outcome of a trial: its metrics, or the reason why there are none.
 
     Attributes:
-        steps: (resource, metric) of each rung that it took part in, including the last one.
-        pruned: whether it ended before the last rung; `values` are then those of the last rung that it reached.
+        steps: (resource, metric) of each rung that the trial took part in, including the last one.
+        pruned: whether the trial ended before the last rung; `values` are then those of the last rung that it reached.
     """
 
     values: tuple[float, ...] | None
@@ -63,9 +66,10 @@ class Trial:
 
 
 class Study:
-    """A study of Optuna, whose trials are asked in batches.
+    """A study of Optuna whose trials get their configurations in batches.
 
     Args:
+        folder: folder of the stored study; None keeps the study in memory.
         first: the configurations of the first trials; missing values are sampled.
     """
 
@@ -84,7 +88,7 @@ class Study:
     def next(self) -> list[Trial]:
         """The trials of the next unfinished batch, by number, including finished ones; empty if all are done.
 
-        Trials that were running when a process was killed are asked again, with the same configuration.
+        Trials that were running when a process was killed are returned again, with the same configuration.
         """
         known, first = self.study.get_trials(deepcopy=False), 0
         while first < self.plan.total:
@@ -103,7 +107,7 @@ class Study:
             self.study.sampler = self.plan.sampler(number)
             asked = (
                 number < len(known) and known[number].state.name != "WAITING"
-            )  # before a kill: values that it was given are given again
+            )  # asked before a kill: the trial gets the same values again
             trial = self._again(known[number]) if asked else self.study.ask()
             assert trial.number == number
             configuration = self.plan.space.sample(lambda q: suggested(trial, q.name, q.distribution))
@@ -111,7 +115,9 @@ class Study:
         return Trial(number, configuration, "running")
 
     def _again(self, begun: Any) -> Any:
-        """A trial that runs again. Values that a kill prevented are drawn as they would have been without it."""
+        """The trial that a kill interrupted, to run again. It keeps the values drawn before the kill, and the missing
+        ones are drawn as they would have been without the kill.
+        """
         trial = optuna.trial.Trial(self.study, begun._trial_id)
         drawn_together = {*trial.relative_params, *begun.system_attrs.get("fixed_params", ())}
         for name, distribution in begun.distributions.items():
@@ -133,7 +139,7 @@ class Study:
             self.study.tell(number, found.values if state == states.COMPLETE else None, state)
 
     def once(self, name: str, find: Callable[[], Any]) -> Any:
-        """The result of `find`, as JSON values; after a kill, the stored result."""
+        """The result of `find`, as JSON values, stored under a name; after a kill and restart, the stored result."""
         if name not in self.study.user_attrs:
             self.study.set_user_attr(name, find())
         return self.study.user_attrs[name]
@@ -147,7 +153,7 @@ class Study:
         return best_of(self.trials(), self.plan.larger[0])
 
     def front(self) -> list[Trial]:
-        """The trials that no other trial beats in all metrics."""
+        """The trials on the Pareto front: no other trial is as good or better in all metrics, and better in one."""
         complete = [t for t in self.trials() if t.state == "complete"]
         signs = [-1.0 if larger else 1.0 for larger in self.plan.larger]
 
@@ -192,9 +198,9 @@ def quiet() -> Iterator[None]:
 
 
 def journal(folder: Path) -> Any:
-    """The storage of a study. A line that a kill cut off is removed, else no line could ever be written after it."""
+    """The storage of a study. A line that a kill cut off is removed, because lines after it could not be read."""
     path = folder / JOURNAL
-    for lock in folder.glob(f"{JOURNAL}.lock*"):  # of a killed process: whoever works in the folder holds its lease
+    for lock in folder.glob(f"{JOURNAL}.lock*"):  # left by a killed process: this process holds the folder's lease
         lock.unlink(missing_ok=True)
     if path.exists():
         with path.open("r+b") as file:
@@ -210,11 +216,11 @@ def _read_whole(path: Path, read: Callable[[], T]) -> T:
     """Read a file of a search.
 
     Raises:
-        InputError: it is missing or damaged.
+        InputError: the file is missing or damaged.
     """
     try:
         return read()
-    except Exception as e:  # whatever the content does to its reader
+    except Exception as e:  # the reader of a damaged file may raise anything
         raise InputError(
             f"{path} is damaged ({type(e).__name__}: {e}), so the search cannot go on: delete {path.parent} to start again, or "
             "choose another folder"
@@ -248,8 +254,8 @@ def opened(folder: Path, request: Mapping[str, Any]) -> Iterator[Path]:
         request: everything that determines the trials, by name.
 
     Raises:
-        InputError: it holds another search, or cannot be written; names the differences.
-        HeldError: another process works in it.
+        InputError: the folder cannot be written, or it holds another search. The message then names the differences.
+        HeldError: another process works in the folder.
     """
     asked = json.loads(json.dumps(request, sort_keys=True))
     with contextlib.ExitStack() as stack:

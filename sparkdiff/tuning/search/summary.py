@@ -24,24 +24,24 @@ class SearchSummary(ShownFields):
 
     Attributes:
         decision: "winner", "kept default" or "kept current".
-        reason: why.
+        reason: the reason for the decision.
         metric, metricDirection: the metric, and which direction is better.
         validation: metric of the winner on the rows that chose it.
-        fresh: {"winner", "default"} on rows that no fit and no trial has seen, with folds the mean over the folds that
-            decided; "default" is the model that the winner was compared with.
+        fresh: {"winner", "default"}: metrics on rows that no fit and no trial has seen; with folds, the mean over the
+            folds that decided. "default" is the model that the winner was compared with.
         optimism: metric of the winner on the rows that chose it, minus its metric on fresh rows.
         tested: whether a test decided; without one the winner ships only if guard is 1 and its metric is better.
-        p, level: of the test; accepted if p is below the level. None without a test.
+        p, level: p-value and level of the test; the winner is accepted if p is below the level. None without a test.
         gain: mean gain of the winner per row over the other model, as a share of that model's metric; None without a
             test.
-        gainInterval: [low, high], 95% interval of the gain. None in it: unbounded.
-        settings: the decisions of the winner's trial, by name; number: of that trial.
+        gainInterval: [low, high], 95% interval of the gain; an end that is None is unbounded.
+        settings: the decisions of the winner's trial, by name; number: the number of that trial.
         trials, failed, pruned: number of trials, and how many of them failed or were pruned.
         rows: {"train", "validation", "test"}: numbers of rows that fitted the trials, chose among them, and decided;
             with folds, the deciding rows are also among "train".
-        folds: number of folds, or stretches of time, of which the first chose and the others decided; 0: none.
+        folds: number of folds, or stretches of time, of which the first chose and the others decided; 0 without folds.
         sampler, pruner: how settings were chosen.
-        seconds: of all trials.
+        seconds: time of all trials.
         warnings: reasons to doubt the figures.
         against: the model that the winner was compared with, "default" or "current".
         saved: see `sparkdiff.report.RunRecord`.
@@ -110,7 +110,7 @@ def decided(
 ) -> tuple[bool, str, dict[str, Any]]:
     """Return whether the winner is better, the reason in a sentence, and the figures of the test.
 
-    If the other model is kept, the reason ends with a way out.
+    If the other model is kept, the reason ends with what could show a gain.
 
     Args:
         against: "default" or "current".
@@ -146,7 +146,7 @@ def _reason(verdict: Verdict, figures: str, settings: Settings, rows: str, ways:
 
 
 def ways_to_decide(settings: Settings) -> str:
-    """Ways to show a gain that the rows don't show, to end a sentence with; without those used or impossible."""
+    """The end of a sentence: what could show a gain that these rows don't show, except what is used or impossible."""
     s, ways = settings, list[str]()
     if not s.folds and s.method == "trials" and (folds := folds_in(dataclasses.replace(s, numFolds="auto"))):
         ways.append(f"set numFolds={folds}, so that more rows decide")

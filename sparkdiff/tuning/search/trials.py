@@ -1,4 +1,6 @@
-"""Evaluation of trials, batch by batch, by the engine that compares settings; stages that no trial changes run once."""
+"""Evaluation of trials, batch by batch, with the code that `CrossValidator` compares settings with; stages that no
+trial changes are fitted once.
+"""
 
 import math
 import time
@@ -54,7 +56,7 @@ class Trials:
     """Evaluation of trials on the rows of a search.
 
     Attributes:
-        resource: the Param that a pruner increases from rung to rung; None: training rows.
+        resource: the Param that a pruner increases from rung to rung; None: the resource is training rows.
     """
 
     space: SearchSpace
@@ -72,7 +74,8 @@ class Trials:
         """The outcome of each trial, fitted to the training rows and judged on the validation rows.
 
         Args:
-            resource: the resource that it may use: a share of the training rows, or the value of a Param.
+            resource: the resource of each trial: a share of the training rows, or the value of a Param; None: the full
+                resource.
         """
         groups: dict[tuple[Any, ...], list[Trial]] = {}
         for trial in trials:
@@ -117,7 +120,7 @@ class Trials:
 
     @cached_property
     def _shared_stages(self) -> int:
-        """Number of stages before the first one that trials decide about; the last stage is never counted."""
+        """Number of stages before the first one that trials change; the last stage is never counted."""
         leaves = self._leaves(self.space.estimator)
         parents = {dimension.param.parent for dimension in self.space.dimensions if dimension.param is not None}
         for i, leaf in enumerate(leaves[:-1]):
@@ -137,11 +140,11 @@ class Trials:
 
     @cached_property
     def scratch(self) -> TemporaryDirectory[str]:
-        """Folder in which rows of linear last stages stay while trials run."""
+        """Folder of the written rows that reach linear last stages, kept while trials run."""
         return TemporaryDirectory(prefix=".search-", dir=jvm.scratch_folder())
 
     def _share(self, share: float) -> Folds:
-        """The rows with a share of the training rows, by a hash: a larger share contains all rows of a smaller one."""
+        """The folds with a share of the training rows, by a hash: a larger share contains all rows of a smaller one."""
         ((_, validation),) = self._folds.pairs
         train = self._numbered
         return _one_fold(train.where(below(coin(train), share, "share")).drop(COPY), validation)

@@ -18,7 +18,7 @@ class SearchProgress(ShownFields):
     Attributes:
         total, finished, failed, pruned, running: numbers of trials; `finished` includes failed and pruned ones.
         best: the best value of the first metric so far, with number and settings of its trial; None before the first.
-        secondsLeft: at the pace so far; None before the first trial is done.
+        secondsLeft: estimated time to go, at the pace so far; None before the first trial is done.
     """
 
     __module__ = "sparkdiff"
@@ -43,7 +43,7 @@ class SearchProgress(ShownFields):
 
 
 def progress(known: Sequence[Trial], total: int, larger: bool) -> SearchProgress:
-    """The progress of these trials."""
+    """The progress of a search of `total` trials, given those that have begun."""
     states = [t.state for t in known]
     finished, best = sum(s != "running" for s in states), best_of(known, larger)
     spent = sum(t.seconds for t in known)

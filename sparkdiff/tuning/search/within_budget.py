@@ -1,8 +1,8 @@
 """The best settings of a pipeline within a budget, found on the training rows alone.
 
-Unlike in `sparkdiff.Search`, nothing is decided here: the rows that decide whether a model ships belong to the caller,
-and none of them is read. A part of the training rows, drawn by a hash, fits the trials, and the rest chooses among
-them; the chosen setting is fitted to all of them.
+Unlike `sparkdiff.Search`, this search doesn't decide whether a model ships: the caller decides on rows that are not
+read here. A part of the training rows, drawn by a hash, fits the trials; the other training rows choose among the
+trials; the chosen setting is fitted to all training rows.
 """
 
 import statistics
@@ -38,10 +38,10 @@ class TunedSetting:
     """One of the best settings.
 
     Attributes:
-        model: the pipeline that Spark fitted with it to all training rows, with the uids of the original; plain.
+        model: the plain pipeline that Spark fitted with this setting to all training rows, with the original's uids.
         settings: {name like "PCA.k": value}.
-        number: of its trial; 0 is the original setting.
-        metric: of its trial, on rows to which the trial was not fitted.
+        number: number of its trial; trial 0 has the original setting.
+        metric: metric of its trial, on training rows to which the trial was not fitted.
     """
 
     model: Any
@@ -58,7 +58,7 @@ class TunedSettings:
         best: the best distinct settings, the best one first.
         current: metric of the original setting, on the same rows; None if it could not be fitted.
         trials, failed: number of trials, and how many of them could not be fitted.
-        seconds: of all trials, including those before a kill.
+        seconds: time of all trials, including trials before a kill and restart.
         stopped: the limit that ended the search: "trials" or "seconds".
         records: a dict per trial, like `SearchModel.records`.
     """
@@ -79,20 +79,20 @@ def tuned(
 ) -> TunedSettings:  # fmt: skip
     """Find the best settings of a pipeline within a budget; the first trials are those of `first_settings`.
 
-    The same seed finds the same settings, bit for bit if no `maxSeconds` is given. Started again with the same folder,
-    rows and space, it repeats no finished trial and ends where the clock ended it; with more trials or seconds it
-    continues.
+    The same seed finds the same settings, bit for bit if no `maxSeconds` is given. A search that is started again with
+    the same folder, rows and space repeats no finished trial, and ends at the same trial if the clock has ended it
+    before; with more trials or seconds it continues.
 
     Args:
         form: the unfitted form of a fitted pipeline.
         space: {Param of a stage of form.estimator: distribution}, such as `settings_space(form)`.
         evaluator: an Evaluator of Spark's, which chooses among trials.
-        rows: the training rows, which fit and choose.
-        groupCol, timeCol: columns by which the rows that choose are separated from the others.
-        maxSeconds: time limit: no trial begins if it, plus the fit of the best setting to all training rows, might end
-            later.
+        rows: the training rows; a part of them fits the trials, the rest chooses among the trials.
+        groupCol, timeCol: columns by which the rows that choose are separated from the rows that fit.
+        maxSeconds: time limit: no trial begins if the trial and the fit of the best setting to all training rows might
+            not end in time.
         keep: number of settings that are fitted to all training rows and returned.
-        folder: of the study; None keeps it in memory.
+        folder: folder of the study; None keeps the study in memory.
 
     Raises:
         InputError: an argument can't be used, no trial could be fitted, or the winner can't be fitted to all training
@@ -153,7 +153,7 @@ def _is_over(study: Study, known: Sequence[Trial], limit: float | None, elapsed:
 
 
 def _size(known: Sequence[Trial], limit: float | None) -> int | None:
-    """Number of trials to evaluate together; with a time limit, the first two run alone, to learn the time of one."""
+    """Number of trials to evaluate together. With a time limit, the first two run alone, to learn the time of one."""
     if limit is None:
         return None
     if len(known) < 2:
@@ -162,7 +162,9 @@ def _size(known: Sequence[Trial], limit: float | None) -> int | None:
 
 
 def _usual(known: Sequence[Trial]) -> float:
-    """Seconds of a usual trial; with one only, half of its time, as it also prepares what later trials reuse."""
+    """Typical seconds of a trial: the median without the first one, which also prepares what later trials reuse. If
+    only the first trial is known, half of its time.
+    """
     return statistics.median(t.seconds for t in known[1:]) if known[1:] else known[0].seconds / 2
 
 

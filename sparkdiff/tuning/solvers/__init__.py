@@ -1,5 +1,6 @@
-"""Linear models for all settings and all folds at once, on tensors only: `linear`, `logistic` and `generalized` return
-Spark's optimum (for `Setting`s, on `Chunk`s), `unsolved` names the settings that are left to Spark.
+"""Solvers of linear models for all settings and all folds at once, on tensors only. `linear`, `logistic` and
+`generalized` return Spark's optimum for `Setting`s on `Chunk`s of rows, `wide` does so for models with many
+coefficients, and `unsolved` says why a setting is left to Spark.
 """
 
 from sparkdiff.tuning.solvers.classification import logistic

@@ -25,9 +25,9 @@ from sparkdiff.tuning.solvers.problem import (
 
 MEMORY = 2**30
 SAMPLED = 20
-"""Rows per column in the sample for a Hessian that only has to give a direction."""
+"""Sampled rows per column for a Hessian that only has to give L-BFGS a direction."""
 CHEAP = 5e8
-"""Number of multiplications that are not worth saving."""
+"""Number of multiplications up to which full Hessians are always computed."""
 
 
 def logistic(
@@ -56,13 +56,13 @@ def logistic(
 
 
 def sets_of(setting: Setting, classes: int) -> int:
-    """Number of rows in the matrix of coefficients."""
+    """Number of sets of coefficients: the number of classes for a multinomial model, else 1."""
     return classes if setting.family == "multinomial" or (setting.family == "auto" and classes > 2) else 1
 
 
 @dataclass(frozen=True)
 class Functions:
-    """Mean losses over the training rows of each problem's fold, by parameters (problems, sets · width)."""
+    """Mean losses over the training rows of each problem's fold, given parameters (problems, sets · width)."""
 
     rows: RowTable
     sample: Block | None
@@ -116,7 +116,7 @@ class Functions:
 
 
 def binomial(part: Block, fold: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
-    """Sums of the losses (problems,) and their derivatives by the margins (n, problems)."""
+    """Weighted sums of the losses (problems,), and their derivatives with respect to the margins (n, problems)."""
     own, y = part.own[:, fold], part.label[:, None]
     margin = part.z @ at.T
     small = margin.abs().neg_().exp_()
@@ -126,7 +126,9 @@ def binomial(part: Block, fold: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def multinomial(part: Block, fold: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
-    """Sums of the losses (problems,) and their derivatives by the margins (n, problems · sets)."""
+    """Weighted sums of the losses (problems,), and their derivatives with respect to the margins
+    (n, problems · sets).
+    """
     own, sets = part.own[:, fold], at.shape[1] // part.z.shape[1]
     log = torch.log_softmax((part.z @ at.reshape(-1, part.z.shape[1]).T).reshape(len(own), -1, sets), 2)
     true = functional.one_hot(part.label.long(), sets).to(log.dtype)[:, None]
@@ -155,7 +157,9 @@ def together(rows: RowTable, found: Moments, problems: list[tuple[Setting, int]]
 
 
 def by_newton(rows: RowTable, problems: list[tuple[Setting, int]], sets: int) -> bool:
-    """True if full Hessians pay off; they are needed where a coefficient can be zero or nothing is penalised."""
+    """True if the problems are solved by Newton's method: it is needed if a lasso penalty can make coefficients zero or
+    if nothing is penalised, and it pays off if full Hessians are cheap.
+    """
     if any(s.regParam == 0 or s.elasticNetParam > 0 for s, _ in problems):
         return True
     width, every = rows.width, rows.rows * len(problems)

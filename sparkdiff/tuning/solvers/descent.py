@@ -1,4 +1,6 @@
-"""Minima of many smooth convex functions with penalties at once, by Newton's method or by L-BFGS that starts from a Hessian."""
+"""Minima of many smooth convex functions with elastic-net penalties at once, by Newton's method, or by L-BFGS with a
+Hessian as its initial matrix. A problem is one such function.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,25 +11,26 @@ from torch import Tensor
 from sparkdiff.tuning.solvers import quadratic
 
 TOLERANCE = 1e-10
-"""Largest subgradient at a minimum, if columns have a deviation of about 1 and the mean of a row's weight is 1."""
+"""Largest entry of a minimum's subgradient, for columns of standard deviation about 1 and row weights of mean 1."""
 NEWTON_STEPS, OTHER_STEPS, TRIALS = 100, 400, 40
 PAIRS = 12
 """Number of steps that L-BFGS remembers."""
 RENEWED = (3, 8)
-"""Numbers of the steps after which L-BFGS takes a new Hessian."""
+"""Steps after which L-BFGS computes a new Hessian."""
 PIVOT = 1e-10
 
 
 @dataclass(frozen=True)
 class Penalised:
-    """Problems: a function's parameters and their penalties ½·ridge·x² + lasso·|x|; (problems, parameters)."""
+    """Penalties ½·ridge·x² + lasso·|x| of each problem's parameters x: (problems, parameters)."""
 
     ridge: Tensor
     lasso: Tensor
     free: Tensor
     """1, or 0 for a parameter that stays zero."""
     shift: Tensor
-    """1 where a minimum's parameters sum to zero over sets, so a Hessian may grow along the sum: (problems, width)."""
+    """1 for a column whose parameters sum to zero over sets (classes) at a minimum, so that curvature along this sum
+    may be added to the Hessian; else 0: (problems, width)."""
 
     def of(self, which: Tensor) -> "Penalised":
         return Penalised(self.ridge[which], self.lasso[which], self.free[which], self.shift[which])
@@ -45,9 +48,10 @@ class Slope:
 
 
 Slopes = Callable[[Tensor, Tensor], Slope]
-"""Slopes of these problems (their indices) at these parameters."""
+"""Function of indices of problems, and of parameters for each of them, that returns their slopes."""
 Hessians = Callable[[Tensor, Tensor], Tensor]
-"""Hessians, likewise: (problems, blocks, size, size), their diagonal blocks; a single block is the whole Hessian."""
+"""Function of the same arguments that returns diagonal blocks of the Hessians, (problems, blocks, size, size); a single
+block is the whole Hessian."""
 
 
 @dataclass(frozen=True)
@@ -56,15 +60,15 @@ class Minimum:
     value: Tensor
     """Includes penalties."""
     found: Tensor
-    """(problems,) bool"""
+    """True where the minimum was reached: (problems,) bool."""
 
 
 def minimise(slopes: Slopes, hessians: Hessians, given: Penalised, start: Tensor, *, newton: bool) -> Minimum:
     """Minimise the functions with their penalties.
 
     Args:
-        newton: whether to compute a Hessian at each step, which must be whole and exact; else L-BFGS takes a few, early
-            on, from part of the rows.
+        newton: True for Newton's method, which needs a whole and exact Hessian at each step. False for L-BFGS, which
+            computes only a few Hessians, early on; blocks of them, from part of the rows, suffice.
     """
     state = DescentState(given, start, newton)
     for step in range(NEWTON_STEPS if newton else OTHER_STEPS):
@@ -77,7 +81,7 @@ def minimise(slopes: Slopes, hessians: Hessians, given: Penalised, start: Tensor
 
 
 class DescentState:
-    """The state of each problem. Those in `active` are still moving; only their directions are used."""
+    """The state of the descent of each problem. Problems in `active` still move; others' directions are unused."""
 
     def __init__(self, given: Penalised, start: Tensor, newton: bool) -> None:
         m = len(given)
@@ -97,7 +101,9 @@ class DescentState:
         return self.at[a] + self.length[a, None] * self.way[a]
 
     def look(self, new: Slope, hessians: Hessians) -> None:
-        """Accept trials that decrease the value enough, and choose their next direction; shorten the other steps."""
+        """Judge the trial points, given their slopes: accept those that decrease the value enough and choose the next
+        direction from there; shorten the steps to the others.
+        """
         a = self.active
         own = self.given.of(a)
         at = self.trial()
@@ -150,7 +156,7 @@ class DescentState:
         self.slope[which] = (gradient * way).sum(1) + jump
 
     def renew(self, hessians: Hessians) -> None:
-        """Take new Hessians for L-BFGS, which forgets its steps."""
+        """Compute new Hessians as L-BFGS's initial matrices, and forget its steps so far."""
         own = self.given.of(self.active)
         h = regular(hessians(self.active, self.at[self.active]), own)
         blocks = h.shape[1]
@@ -167,7 +173,7 @@ class DescentState:
             self.memory = [*self.memory[-PAIRS + 1 :], (moved, turned, inverse)]
 
     def quasi(self, which: Tensor, gradient: Tensor) -> Tensor:
-        """The direction from L-BFGS's two loops."""
+        """The direction from L-BFGS's two-loop recursion."""
         assert self.factors is not None
         place = torch.searchsorted(self.active, which)
         pairs = [(s[place], y[place], r[place]) for s, y, r in self.memory]
@@ -186,7 +192,9 @@ class DescentState:
 
 
 def regular(h: Tensor, own: Penalised) -> Tensor:
-    """The Hessians without parameters that stay zero, and with curvature along equal moves of all sets."""
+    """The Hessians, made regular: parameters that stay zero are decoupled from the others, and curvature is added along
+    moves that are equal in all sets, where `own.shift` allows it.
+    """
     m, blocks = h.shape[:2]
     free = own.free.reshape(m, blocks, -1)
     h = h * free[..., :, None] * free[..., None, :] + torch.diag_embed(1 - free)
@@ -206,7 +214,7 @@ def towards(h: Tensor, own: Penalised, at: Tensor, gradient: Tensor) -> Tensor:
 
 
 def _straight(h: Tensor, own: Penalised, at: Tensor, gradient: Tensor) -> Tensor:
-    """Newton's direction for problems without absolute values."""
+    """Newton's direction for problems without lasso penalties."""
     factor, wrong = torch.linalg.cholesky_ex(h + torch.diag_embed(own.ridge))
     pivots = factor.diagonal(dim1=1, dim2=2).square() / h.diagonal(dim1=1, dim2=2)
     way = -torch.cholesky_solve(gradient[:, :, None], factor)[:, :, 0] * own.free
@@ -214,7 +222,7 @@ def _straight(h: Tensor, own: Penalised, at: Tensor, gradient: Tensor) -> Tensor
 
 
 def _bent(h: Tensor, own: Penalised, at: Tensor, gradient: Tensor) -> Tensor:
-    """Newton's direction for problems with absolute values."""
+    """Newton's direction for problems with lasso penalties."""
     smooth = gradient - own.ridge * at
     b = quadratic.times(h, at) - smooth
     left = quadratic.subgradient(gradient, own.lasso, at).abs().amax(1)

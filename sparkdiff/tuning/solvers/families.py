@@ -14,7 +14,7 @@ LARGEST = torch.finfo(torch.float64).max
 class LinkFunction:
     of_mean: Callable[[Tensor], Tensor]
     derivative: Callable[[Tensor], Tensor]
-    """The derivative by the mean."""
+    """The derivative of `of_mean` with respect to the mean."""
     mean: Callable[[Tensor], Tensor]
 
 
@@ -24,11 +24,11 @@ class Family:
     """The canonical link first."""
     variance: Callable[[Tensor], Tensor]
     bounds: tuple[float, float]
-    """Bounds of means."""
+    """Smallest and largest mean."""
     labels: Callable[[float, float], bool]
-    """True if labels may range from the first number to the second."""
+    """True if the family allows labels between these two numbers."""
     start: Callable[[Tensor, Tensor], Tensor]
-    """The first mean, from the label and the weight."""
+    """The rows' means from which the iterations start, from labels and weights."""
 
 
 LINKS = {

@@ -10,7 +10,7 @@ from sparkdiff.tuning.solvers.limits import NORMAL_COLUMNS
 from sparkdiff.tuning.solvers.problem import MATRICES, Chunks, Moments, Setting, Solution, failed, gram, moments
 
 PIVOT = 1e-10
-"""Smallest pivot of a correlation matrix: below it, columns are linearly dependent, and the model is undetermined."""
+"""Smallest pivot of a correlation matrix: below it, columns count as linearly dependent, the model as undetermined."""
 
 
 def linear(chunks: Chunks, settings: list[Setting], folds: int) -> list[list[Solution]]:
@@ -29,7 +29,9 @@ def linear(chunks: Chunks, settings: list[Setting], folds: int) -> list[list[Sol
 
 @dataclass(frozen=True)
 class NormalSums:
-    """Means of products over the rows that one fold trains on, centred or not."""
+    """Mean products of columns and label over the rows that one fold trains on; both are centred for a model with an
+    intercept, and otherwise not.
+    """
 
     matrix: Tensor
     """Products of the columns: (d, d)"""
@@ -45,7 +47,7 @@ class NormalSums:
 
 
 def products(sums: Tensor, found: Moments, centred: bool) -> NormalSums:
-    """Mean products, given sums of moved and scaled columns; all in units of their scale."""
+    """Mean products from `sums`, one fold's sums of products of moved and scaled columns; in units of their scales."""
     d = len(found.centre)
     mean_of = sums / sums[-1, -1]
     mean, label_mean = mean_of[:d, -1], mean_of[d, -1]
@@ -74,7 +76,9 @@ def of_products(given: NormalSums, settings: list[Setting], found: Moments, fold
     if bool(found.labels[fold, 0] == found.labels[fold, 1]):
         flat = torch.zeros_like(found.centre)
         return [Solution(flat, found.labels[fold, 0], 0.0, intercept) for _ in settings]
-    unit = torch.where(constant, 0.0, given.matrix.diagonal().clamp_min(0).sqrt())  # columns are divided by this again
+    unit = torch.where(
+        constant, 0.0, given.matrix.diagonal().clamp_min(0).sqrt()
+    )  # columns are scaled once more, by this
     inverse = torch.where(unit > 0, 1 / unit, 0.0)
     h = given.matrix * inverse[:, None] * inverse
     b = given.vector * inverse / given.label.sqrt()
@@ -95,7 +99,7 @@ def of_products(given: NormalSums, settings: list[Setting], found: Moments, fold
         scaled = x[i] * inverse * given.label.sqrt()
         coefficients = scaled * label_scale / found.scale
         offset = (given.label_mean - scaled @ given.mean) * label_scale if intercept else label_scale.new_zeros(())
-        # Without an intercept, rounding of its sums decides whether Spark's normal equations treat a column as
+        # Without an intercept, rounding in Spark's sums decides whether Spark's normal equations treat a column as
         # constant.
         unclear = not intercept and normal(setting, len(constant)) and bool((constant & (found.low[fold] != 0)).any())
         objective = value[i] * given.label / label_variance(setting, given, found, fold)
@@ -108,7 +112,7 @@ def normal(setting: Setting, columns: int) -> bool:
 
 
 def label_variance(setting: Setting, given: NormalSums, found: Moments, fold: int) -> Tensor:
-    """The label's variance by which Spark divides: the population's for normal equations, else the sample's."""
+    """The label's variance by which Spark divides: the population variance for normal equations, else the sample's."""
     return given.spread if normal(setting, len(found.centre)) else given.spread * found.unbiased[fold]
 
 
@@ -117,8 +121,8 @@ def penalty(setting: Setting, given: NormalSums, found: Moments, fold: int, inve
     scales.
 
     Spark minimises ½·mean squared error / σ² + regParam / σ · ((1 - α) / 2 · Σ b² + α·Σ |b|), where σ is the label's
-    standard deviation and b a coefficient times its column's standard deviation (times 1 without standardization), over
-    σ.
+    standard deviation and b is a coefficient, multiplied by its column's standard deviation (by 1 without
+    standardization) and divided by σ.
     """
     factor = 1.0 if normal(setting, len(found.centre)) else float(found.unbiased[fold])
     deviation = (given.variance * factor).sqrt() if setting.standardization else 1 / found.scale

@@ -1,10 +1,10 @@
-"""Settings that are not solved here but left to Spark."""
+"""Rules that decide which solver solves a setting, and which settings are left to Spark."""
 
 from sparkdiff.tuning.solvers.families import FAMILIES
 from sparkdiff.tuning.solvers.problem import RowFacts, Setting
 
 WIDEST = {"LinearRegression": 2000, "LogisticRegression": 2000, "GeneralizedLinearRegression": 1000}
-"""Number of columns (times sets of coefficients) above which matrices of all pairs cost too much."""
+"""Number of coefficients (columns, times classes if multinomial) above which their Hessians cost too much."""
 NORMAL_COLUMNS = 4096
 """Number of columns above which Spark's solver `auto` of LinearRegression is l-bfgs, and `normal` is refused."""
 
@@ -15,14 +15,14 @@ def coefficients(setting: Setting, facts: RowFacts) -> int:
 
 
 def is_wide(kind: str, setting: Setting, facts: RowFacts, *, sparse: bool) -> bool:
-    """True if a setting is solved without matrices of all pairs of coefficients, on rows in memory."""
+    """True if `wide` solves a setting, on rows in memory and without Hessian matrices."""
     if kind == "GeneralizedLinearRegression" or setting.regParam == 0:
         return False
     return sparse or coefficients(setting, facts) > WIDEST[kind]
 
 
 def _undetermined(setting: Setting, facts: RowFacts) -> bool:
-    """True if raw predictions of two classes depend on which of many solutions is chosen."""
+    """True if a multinomial model of two classes has many optimal solutions, which differ in their raw predictions."""
     pure = setting.regParam > 0 and setting.elasticNetParam == 1
     return pure and setting.family == "multinomial" and facts.classes == 2
 

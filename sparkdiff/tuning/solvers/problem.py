@@ -1,6 +1,6 @@
-"""The problem of a solver of linear models, and its solution: rows, settings with Spark's names, models like Spark's;
-sums over the rows that each fold trains on (weights, means, deviations, constant columns); and rows with columns of
-about mean 0 and deviation 1, in memory or read again for each pass.
+"""Inputs and outputs of the solvers of linear models: rows, settings with Spark's names, and models like Spark's; sums
+over the rows that each fold trains on (weights, means, deviations, constant columns); and a table of the rows, in
+memory or read again for each pass, whose columns have mean 0 and standard deviation 1, approximately.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,7 +14,7 @@ from torch.nn import functional
 
 @dataclass(frozen=True)
 class Chunk:
-    """Some rows. Chunks are read in order, perhaps several times."""
+    """Some of the rows. All chunks together are read in order, perhaps several times."""
 
     x: Tensor
     """The features: (n, d) float64."""
@@ -77,7 +77,7 @@ class Solution:
 
 @dataclass(frozen=True)
 class Moments:
-    """The results of a first pass over the rows; index f stands for the rows that fold f trains on, all but its own."""
+    """The results of a first pass over the rows; index f stands for all rows that fold f doesn't hold out."""
 
     weight: Tensor
     """Sum of the weights: (folds,)"""
@@ -87,7 +87,7 @@ class Moments:
     high: Tensor
     """Smallest and largest value of each column where the weight isn't 0: (folds, d)"""
     labels: Tensor
-    """Smallest and largest label, likewise: (folds, 2)"""
+    """Smallest and largest label where the weight isn't 0: (folds, 2)"""
     classes: Tensor
     """Sum of the weights of each label 0, 1, ...: (folds, classes); empty without classes."""
     centre: Tensor
@@ -123,7 +123,7 @@ def moments(chunks: Chunks, folds: int, classes: int = 0) -> Moments:
         if len(chunk.label) == 0:
             continue
         x, y, w = chunk.x, chunk.label, chunk.weight
-        # 1 where a row is held out of this fold, the last column for rows of none: (n, folds + 1).
+        # 1 where this fold holds a row out; the last column is for rows that no fold holds out: (n, folds + 1).
         member = functional.one_hot(torch.where(chunk.fold < 0, folds, chunk.fold), groups).to(torch.float64)
         if not sums:
             origin = torch.cat([x.mean(0), y.mean().reshape(1)])
@@ -187,8 +187,8 @@ def left_out(sums: Tensor) -> Tensor:
 
 
 def gram(chunks: Chunks, folds: range, found: Moments) -> Iterator[tuple[int, Tensor]]:
-    """The weighted sums of products of the columns, the label and one, each moved and scaled, for each of these folds:
-    (d + 2, d + 2), over the rows that it trains on.
+    """Each of these folds, with the weighted sums of products over the rows that it trains on: (d + 2, d + 2). The
+    factors are the columns and the label, moved and scaled, and a column of ones.
     """
     size = len(found.centre) + 2
     sums = torch.zeros(len(folds) + 1, size, size, dtype=torch.float64)  # the last one: rows that all of them train on
@@ -215,17 +215,19 @@ def augmented(chunk: Chunk, found: Moments) -> Tensor:
 Problem = TypeVar("Problem")
 
 CACHE = 2**18
-"""Number of doubles that fit into a processor's cache beside others."""
+"""Number of doubles that fit into a processor's cache beside other data."""
 
 
 MATRICES = 2**29
 """Bytes for the matrices of problems that are solved together."""
 SAMPLE = 2**28
-"""Bytes for sampled rows that are kept beside the others."""
+"""Largest number of bytes of sampled rows, which are kept in addition to all rows."""
 
 
 def batches(problems: list[Problem], parameters: int) -> list[list[Problem]]:
-    """Batches of as many problems as there is room for a few matrices each."""
+    """Batches of at least one problem each, such that a few matrices per problem, (parameters, parameters), fit into
+    `MATRICES` bytes.
+    """
     size = max(int(MATRICES / (8 * 4 * parameters**2)), 1)
     return [problems[i : i + size] for i in range(0, len(problems), size)]
 
@@ -252,7 +254,7 @@ class Block:
 
 @dataclass(frozen=True)
 class RowTable:
-    """All rows, with the centre and scale by which their columns were moved and scaled."""
+    """All rows with moved and scaled columns: `centre` was subtracted from them, then they were divided by `scale`."""
 
     blocks: Callable[[], Iterator[Block]]
     centre: Tensor
@@ -305,7 +307,7 @@ def table(chunks: Chunks, folds: int, found: Moments, *, intercept: bool, memory
 
 
 def together(blocks: Iterator[Block], rows: int) -> Block:
-    """One block of all rows, without a second copy of them."""
+    """One block of all rows; blocks are copied into it one by one, so that no second copy of all rows is in memory."""
     whole: Block | None = None
     at = 0
     for block in blocks:
@@ -320,7 +322,9 @@ def together(blocks: Iterator[Block], rows: int) -> Block:
 
 
 def sample(source: RowTable, rows: int) -> Block:
-    """A sample of about `rows` rows, the same at each call; fewer if memory is short, all if there are few more."""
+    """A random sample of about `rows` rows, the same at each call; fewer if they don't fit into `SAMPLE` bytes, and all
+    rows if the sample would be 70 % of them or more.
+    """
     share = min(rows, SAMPLE // (8 * source.width)) / source.rows
     draw = torch.Generator().manual_seed(0)
     taken = []

@@ -1,4 +1,4 @@
-"""Quadratic functions with absolute values: minimise ½x'(H + diag(ridge))x - b'x + Σ lasso·|x|, for many problems at once."""
+"""Minima of quadratic functions with absolute values, ½x'(H + diag(ridge))x - b'x + Σ lasso·|x|, for many at once."""
 
 import functools
 
@@ -8,16 +8,16 @@ from torch import Tensor
 
 SWEEPS = 3000
 FACES = 10
-"""Number of systems solved in one call of `settle`."""
+"""Largest number of linear systems per problem in one call of `settle`."""
 EXCHANGES = 20
-"""Number of exchanges of active sets in one call of `exchange`."""
+"""Largest number of exchanges of active sets per problem in one call of `exchange`."""
 IDLE = 3
-"""Number of exchanges without a lower value after which they are given up."""
+"""Number of successive exchanges without a lower value after which `exchange` gives up on a problem."""
 SMALL = 40
 """Largest number of coordinates with which systems are solved for all problems at once."""
 NEAR = 1e-8
-"""Weight of ½·(distance from the last x)², which is zero in the end: with it, a system with linearly dependent columns
-has a solution, too, one that leads to where a sign changes."""
+"""Weight of an added term ½·(distance from the last x)², which vanishes at the minimum. With this term, a system with
+linearly dependent columns has a solution, too, and x moves to a point where a sign changes."""
 
 
 def minimise(
@@ -64,7 +64,7 @@ def times(h: Tensor, x: Tensor) -> Tensor:
 
 
 def settle(h: Tensor, ridge: Tensor, b: Tensor, lasso: Tensor, x: Tensor) -> Tensor:
-    """Move to the minimum with the zeros and signs of x; coordinates whose signs would change stay at zero."""
+    """Move x to the minimum among points with its zeros and signs; a coordinate that would change sign stops at 0."""
     x, moving = x.clone(), torch.ones(len(x), dtype=torch.bool)
     for _ in range(FACES):
         todo = moving.nonzero()[:, 0]
@@ -112,8 +112,8 @@ def exchange(h: Tensor, ridge: Tensor, b: Tensor, lasso: Tensor, x: Tensor) -> T
 
 
 def with_signs(h: Tensor, ridge: Tensor, b: Tensor, lasso: Tensor, x: Tensor, signs: Tensor | None = None) -> Tensor:
-    """The minimum over the coordinates with nonzero signs (or without |x|), as if signs stayed; `signs` are x's by
-    default. NaN where none is found.
+    """The minimum over the coordinates that have a nonzero sign or no lasso penalty, with |x| replaced by sign · x; all
+    other coordinates are 0. `signs` are x's by default. NaN where the linear system can't be solved.
     """
     signs = x.sign() if signs is None else signs
     used = (signs != 0) | (lasso == 0)
@@ -138,8 +138,8 @@ def solved(system: Tensor, right: Tensor) -> Tensor:
 
 
 def descend(h: Tensor, ridge: Tensor, b: Tensor, lasso: Tensor, x: Tensor, *, sweeps: int) -> Tensor:
-    """Take sweeps of cyclic coordinate descent, all problems at the same coordinate; every fourth sweep visits all
-    coordinates, the others only nonzero ones.
+    """Take sweeps of cyclic coordinate descent; a step updates one coordinate in all problems. Every fourth sweep
+    visits all coordinates, the other sweeps only coordinates that are nonzero in some problem.
     """
     columns = np.ascontiguousarray(h.permute(1, 2, 0).numpy())  # (d, d, m or 1)
     stay, edge = ridge.T.numpy(), np.ascontiguousarray(lasso.T.numpy())

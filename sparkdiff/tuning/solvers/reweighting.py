@@ -76,7 +76,7 @@ def of_kind(chunks: Chunks, settings: list[Setting], folds: int, found: Moments,
 def together(
     rows: RowTable, found: Moments, problems: list[tuple[Setting, int]], family: Family, link: LinkFunction
 ) -> list[Solution]:
-    """Take the same steps as Spark, from almost the same start, until a fixed point."""
+    """Solve the problems with the same iteration as Spark, from almost the same start, until a fixed point."""
     m, d = len(problems), len(rows.scale)
     fold = torch.tensor([f for _, f in problems])
     ridge, free = torch.zeros(m, rows.width, dtype=torch.float64), torch.ones(m, rows.width, dtype=torch.float64)
@@ -110,7 +110,9 @@ def together(
 def system(
     rows: RowTable, fold: Tensor, at: Tensor | None, family: Family, link: LinkFunction
 ) -> tuple[Tensor, Tensor]:
-    """Mean products of columns, and of columns and working labels, by working weights over their sum, as in Spark."""
+    """Matrix and vector of Spark's normal equations for each problem: means, weighted by the working weights, of the
+    products of two columns, and of a column and the working label. `at` is None in the first step.
+    """
     m = len(fold)
     sums, vector = ProductSums(rows.width, m), torch.zeros(m, rows.width, dtype=torch.float64)
     total = torch.zeros(m, dtype=torch.float64)
@@ -143,6 +145,6 @@ def solution(
     if setting.fitIntercept:
         intercept = at[d] - coefficients @ rows.centre
         left = torch.cat([left + rows.centre * residual[d], residual[d:]])
-    # Without an intercept, rounding of its sums decides whether Spark's normal equations treat a column as constant.
+    # Without an intercept, rounding in Spark's sums decides whether its normal equations treat a column as constant.
     unclear = not setting.fitIntercept and bool((found.constant[fold] & (found.low[fold] != 0)).any())
     return Solution(coefficients, intercept, float(left.abs().max()), done and not unclear)

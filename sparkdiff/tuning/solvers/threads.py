@@ -9,7 +9,8 @@ import torch
 from sparkdiff.tensors.device import torch_threads
 
 WORTH = 1e8
-"""Multiplications in a pass from which several threads are faster than one, which never waits for other programs."""
+"""Number of multiplications in a pass from which several threads pay off; a single thread needn't wait for others,
+which other programs may delay."""
 
 
 def idle_cores() -> int:

@@ -17,12 +17,12 @@ from sparkdiff.tuning.solvers.problem import MATRICES, Setting, Solution
 from sparkdiff.tuning.solvers.wide_rows import Whole, WideRows, wide_rows
 
 STEPS, TRIALS, INNER = 100, 40, 500
-"""Maximal numbers of Newton steps, of trials along one, and of conjugate gradient steps for one."""
+"""Largest numbers of Newton steps, of trial lengths of a step, and of conjugate gradient iterations for a step."""
 
 
 @dataclass(frozen=True)
 class Costs:
-    """Penalties ½·ridge·x² + lasso·|x| of the parameters; `free` is 0 for those that stay zero."""
+    """Penalties ½·ridge·x² + lasso·|x| of the parameters (d + 1, problems, sets); `free` is 0 for those that stay 0."""
 
     ridge: Tensor
     lasso: Tensor
@@ -63,7 +63,9 @@ def largest(x: Tensor) -> Tensor:
 
 
 def minimise(function: Function, given: Costs, start: Tensor) -> Minimum:
-    """Minimise with an elastic net: in each step, a parameter that would cross zero stops at zero."""
+    """Minimise the function plus elastic-net penalties by Newton's method; in each step, a parameter that would cross
+    zero stops at zero.
+    """
     at, m = start.clone(), start.shape[1]
     value, found = torch.full((m,), torch.nan, dtype=torch.float64), torch.zeros(m, dtype=torch.bool)
     active, first = torch.arange(m), torch.full((m,), torch.nan, dtype=torch.float64)
@@ -87,7 +89,7 @@ def minimise(function: Function, given: Costs, start: Tensor) -> Minimum:
         active, slope, total = active[going], slope[:, going], total[going]
         own, costs, now = own.of(going), costs.of(going), now[:, going]
         now, place, moved = along(own, costs, now, way, slope, total)
-        if not bool(moved.all()):  # no further gain
+        if not bool(moved.all()):  # drop problems whose value can't get lower
             stay = moved.nonzero()[:, 0]
             if not len(stay):
                 break
@@ -101,7 +103,7 @@ def penalised(loss: Tensor, costs: Costs, at: Tensor) -> Tensor:
 
 
 def towards(place: Iterate, costs: Costs, at: Tensor, slope: Tensor, goal: Tensor, which: Tensor) -> Tensor:
-    """Newton's steps of these problems, by conjugate gradients until the rest of the slope is below the goal."""
+    """Newton's steps of these problems, by conjugate gradients until the linear system's residual is below `goal`."""
     costs, at, slope, goal = costs.of(which), at[:, which], slope[:, which], goal[which]
     moving = ((at != 0) | (slope != 0) | (costs.lasso == 0)).to(at.dtype) * costs.free
     inverse = moving / (place.diagonal[:, which] + costs.ridge).clamp_min(1e-300)
@@ -109,7 +111,7 @@ def towards(place: Iterate, costs: Costs, at: Tensor, slope: Tensor, goal: Tenso
     left = -slope * moving
     near = inverse * left
     way, size = near, dot(left, near)
-    # Where columns are linearly dependent, a little more curvature still gives a step, one to where a sign changes.
+    # Where columns are linearly dependent, a little added curvature still yields a step: to where a sign changes.
     order, ridge = torch.arange(len(which)), costs.ridge + quadratic.NEAR * place.diagonal[:, which] * (costs.lasso > 0)
     for _ in range(INNER):
         turned = (place.times(which[order], way) + ridge * way) * moving
@@ -121,7 +123,7 @@ def towards(place: Iterate, costs: Costs, at: Tensor, slope: Tensor, goal: Tenso
         answer[:, order] = x
         if not bool(going.any()):
             break
-        if int(going.sum()) <= 0.7 * len(order):  # those that are done cost no more
+        if int(going.sum()) <= 0.7 * len(order):  # drop problems that are done, so that they take no more time
             keep = going.nonzero()[:, 0]
             order, goal, size = order[keep], goal[keep], size[keep]
             x, left, way = x[:, keep], left[:, keep], way[:, keep]
@@ -135,7 +137,7 @@ def towards(place: Iterate, costs: Costs, at: Tensor, slope: Tensor, goal: Tenso
 def along(
     own: Function, costs: Costs, at: Tensor, way: Tensor, slope: Tensor, total: Tensor
 ) -> tuple[Tensor, Iterate, Tensor]:
-    """Go along each direction as far as the function decreases enough; also return which problems moved."""
+    """Move along each direction, shortened until the function decreases enough. Also return which problems moved."""
     bent = costs.lasso > 0
     side = torch.where(at != 0, at.sign(), -slope.sign())
     length = torch.ones(at.shape[1], dtype=torch.float64)
@@ -187,7 +189,7 @@ def folds_of(problems: Problems) -> Tensor:
 
 
 def costs(rows: WideRows, problems: Problems, sets: int, ridge: Tensor, lasso: Tensor) -> Costs:
-    """The costs of all parameters, from penalties of the columns (d, problems); the intercept has none."""
+    """The costs of all parameters, given the columns' penalties (d, problems); the intercept has no penalty."""
 
     def of(columns: Tensor, intercept: float) -> Tensor:
         last = torch.full((1, len(problems)), intercept, dtype=torch.float64)
@@ -198,7 +200,7 @@ def costs(rows: WideRows, problems: Problems, sets: int, ridge: Tensor, lasso: T
 
 
 def units(rows: WideRows, problems: Problems, factor: Tensor) -> Tensor:
-    """Factor of a scaled coefficient in the penalty: (d, problems)."""
+    """Factor by which the penalty multiplies the coefficient of a scaled column: (d, problems)."""
     fold = folds_of(problems)
     deviation = (rows.variance[:, fold] * factor).sqrt()
     plain = torch.tensor([not s.standardization for s, _ in problems])
@@ -206,7 +208,7 @@ def units(rows: WideRows, problems: Problems, factor: Tensor) -> Tensor:
 
 
 def strengths(problems: Problems) -> tuple[Tensor, Tensor]:
-    """Strengths of L2 and L1: (problems,) each."""
+    """Strengths of the L2 and of the L1 penalty: (problems,) each."""
     strength = torch.tensor([s.regParam for s, _ in problems], dtype=torch.float64)
     share = torch.tensor([s.elasticNetParam for s, _ in problems], dtype=torch.float64)
     return strength * (1 - share), strength * share
@@ -227,7 +229,7 @@ def logistic(rows: WideRows, problems: Problems, sets: int) -> list[Solution]:
 
 
 def linear(rows: WideRows, problems: Problems, sets: int) -> list[Solution]:
-    """LinearRegression with the label moved and scaled. For its penalties see `least_squares.penalty`."""
+    """Solutions of LinearRegression, computed with a moved and scaled label. Penalties: see `least_squares.penalty`."""
     fold, intercept = folds_of(problems), problems[0][0].fitIntercept
     plain = torch.tensor([normal(s, rows.width) for s, _ in problems])
     factor = torch.where(plain, 1.0, rows.unbiased[fold])
@@ -245,7 +247,7 @@ def linear(rows: WideRows, problems: Problems, sets: int) -> list[Solution]:
     minimum = minimise(SquaresLoss(rows, fold, (rows.label - centre) / scale), given, start)
     answers = []
     for (setting, f), found, spread in zip(problems, solutions(rows, problems, minimum), sigma.tolist(), strict=True):
-        # Without an intercept, rounding of its sums decides whether Spark's normal equations treat a column as
+        # Without an intercept, rounding in Spark's sums decides whether Spark's normal equations treat a column as
         # constant.
         unclear = not intercept and normal(setting, rows.width) and bool(rows.lost[f])
         usable = found.converged and spread > 0 and not unclear
@@ -310,7 +312,9 @@ def curved(rows: WideRows, curve: Tensor, way: Tensor) -> Tensor:
 
 
 def diagonal(rows: WideRows, fold: Tensor, curve: Tensor) -> Tensor:
-    """Hessian diagonals if all rows had the same curvature: (1, problems, sets) -> (d + 1, problems, sets)."""
+    """Approximate diagonals of the Hessians, (d + 1, problems, sets), as if all rows had the same curvature `curve`,
+    (1, problems, sets).
+    """
     variance = rows.variance[:, fold]
     return torch.cat([variance, torch.ones_like(variance[:1])])[:, :, None] * curve
 

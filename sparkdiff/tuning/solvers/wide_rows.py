@@ -12,7 +12,7 @@ from sparkdiff.tuning.solvers.problem import CACHE
 
 @dataclass(frozen=True)
 class Whole:
-    """All rows, or some of them."""
+    """All rows, or a part of them, in memory."""
 
     x: Rows
     """(n, d)"""
@@ -23,14 +23,14 @@ class Whole:
 
 @dataclass(frozen=True)
 class WideRows:
-    """Columns divided by their scale, without columns in which no row has a number."""
+    """All rows, with each column divided by its scale; without columns of sparse rows that store no number."""
 
     x: Rows
     """(n, d)"""
     turned: Rows
     """The transpose (d, n)"""
     columns: Tensor
-    """Their indices among all columns: (d,)"""
+    """Indices of these columns among all columns: (d,)"""
     width: int
     centre: Tensor
     """The centre that is subtracted from the scaled columns, zero without an intercept: (d,)"""
@@ -43,7 +43,7 @@ class WideRows:
     constant: Tensor
     """True for a column with a single value in a fold's training rows: (d, folds) bool"""
     lost: Tensor
-    """True if some column has a single value there that is not zero: (folds,) bool"""
+    """True if some column has a single value, other than 0, in a fold's training rows: (folds,) bool"""
     unbiased: Tensor
     """Factor by which Spark's Summarizer multiplies the population's variance: (folds,)"""
 
@@ -59,7 +59,7 @@ class WideRows:
 
 
 def gather(parts: Iterable[Whole], count: int) -> Whole:
-    """All parts in one; dense parts without a second copy of all of them."""
+    """All parts joined to `count` rows; dense parts are copied into the result one by one."""
     found: list[Whole] = []
     x: Tensor | None = None
     place = 0
