@@ -68,8 +68,8 @@ def group_penalties(
 
     Args:
         estimator: a Pipeline, or a linear estimator alone.
-        groups: "columns": a group for each input column of VectorAssembler, so that all categories of one column share
-            a penalty; slots of features that no VectorAssembler made are groups of their own. Or a dict of name ->
+        groups: "columns": a group for each input column of a VectorAssembler of several columns, so that all categories
+            of one column share a penalty; otherwise each slot is a group of its own. Or a dict of name ->
             columns or slot numbers.
         singles: penalties to try for all features together; the optimisation starts at the best one.
         steps: number of optimisation steps.
