@@ -1,6 +1,6 @@
-"""Kinds of parts, and options of growth in addition to those of fine-tuning, as lists: the source of Params, checks and help.
+"""Kinds of parts (stages that growth adds), and the options that only growth has: the source of Params, checks and help.
 
-Imports no torch, because a job's settings are checked before torch is imported.
+This module imports no torch, because a job's settings are checked before torch is imported.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ class Kind:
 
 
 GATE = ("LinearRegressionModel", "IsotonicRegressionModel", "Bucketizer")
-"""Stages of parts that multiply features: in rows with infinite features, nothing is added."""
+"""Further stages of parts that multiply features. They make the part add nothing in rows with infinite or NaN features."""
 KINDS: Mapping[str, Kind] = {
     "units": Kind("hidden units of the features", ("MultilayerPerceptronClassificationModel",)),
     "crosses": Kind("effects of pairs of values of two columns", ("Bucketizer", "OneHotEncoderModel", "Interaction")),
@@ -42,7 +42,7 @@ KINDS: Mapping[str, Kind] = {
     ),
     "trees": Kind("boosted trees of the columns", ("VectorAssembler", "GBTRegressionModel")),
 }
-"""Kinds in the order in which they are proposed; `parts.KINDS` has a module for each."""
+"""Kinds of parts, in the order in which they are proposed; `parts.KINDS` has the module of each kind."""
 GAPS = ("VectorAssembler", "LinearRegressionModel", "Bucketizer")
 """Further stages for a column that lacks values in some rows: they turn null into NaN, which has its own bucket."""
 
