@@ -14,7 +14,7 @@ class GrowthSummary(FineTuningSummary):
 
     Its other attributes are those of `FineTuningSummary`. The decision is "grown", "improved" (a refit of the original
     without any part replaces the original) or "kept original". Rounds and parts describe growth on all rows if a grown
-    pipeline ships; they describe growth on the exploring rows if no grown pipeline ships, or if all parts are trees.
+    pipeline ships; they describe growth on the exploring rows if no grown pipeline ships, or if only trees are tried.
 
     Attributes:
         rounds: an entry for each part that a round tried: {"round", "kind", "name", "gain" (on the validation rows of
