@@ -172,9 +172,8 @@ class Account:
         for each in seconds:
             if most:
                 cost = (self._times(most) + 1) * each
-                out.append(
-                    most if cost <= max(left, 0.0) else 0
-                )  # `cost` is 0 for the plain refit, which is made anyway
+                # `cost` is 0 for the plain refit, which is made anyway.
+                out.append(most if cost <= max(left, 0.0) else 0)
             else:
                 number = self._affordable(each, ready + begun)
                 cost = self._proof(each, number, ready + begun)

@@ -173,9 +173,8 @@ def _makes(proof: Proof, origin: Origin, account: Account) -> list[Callable[[], 
                 proof.ground_of(k)
 
     def make_whole() -> None:
-        if (
-            account.folds and account.budget.seconds is not None
-        ):  # otherwise no time would be saved, and perhaps nothing ships
+        # Otherwise no time would be saved, and perhaps nothing ships.
+        if account.folds and account.budget.seconds is not None:
             proof.whole()
 
     first, *others = [functools.partial(make_fold, k) for k in range(proof.division.number)]
