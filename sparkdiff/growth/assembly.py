@@ -1,4 +1,5 @@
-"""The grown pipeline: the user's stages, added MLlib stages, and the user's last linear stage over all columns."""
+"""Assembly of the grown pipeline: the user's stages, the added MLlib stages, and the user's last linear stage, which
+then reads the outputs of the added stages, too. A member is a part (a group of added stages) that has joined."""
 
 import math
 from collections.abc import Sequence
@@ -72,8 +73,8 @@ def serving_of(model: Any, head: Vertex, limit: float | None, indexers: Sequence
     """Serving costs of the pipelines that `grown_pipeline` makes.
 
     Args:
-        limit: limit as a multiple of the pipeline's current cost; None for no limit.
-        indexers: see `grown_pipeline`.
+        limit: largest cost as a multiple of the pipeline's current cost; None for no limit.
+        indexers: StringIndexers of the entities, as `before` in `grown_pipeline`.
     """
     stage, (features, *_) = head.stage, head.inputs
     entries = costs.filled_by_model(model).get(features, float(width_of(stage)))
@@ -84,7 +85,7 @@ def serving_of(model: Any, head: Vertex, limit: float | None, indexers: Sequence
 
 
 def cost_of(made: Any, head: Vertex, serving: Serving) -> float:
-    """Microseconds per row of a grown pipeline, read from its stages."""
+    """Microseconds per row of a grown pipeline, computed from its stages."""
     return costs.of_model(made, {head.inputs[0]: serving.features})
 
 

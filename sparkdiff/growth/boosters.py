@@ -24,7 +24,7 @@ Slopes = Callable[[Array], tuple[Array, Array]]
 """Margin (n, k) -> first and second derivative of each row's loss with respect to its margin, (n, k) each. Both are multiplied by
 the row's weight, and scaled so that the mean second derivative is 1."""
 SHARE = 0.8
-"""Share of the rows that is drawn for each tree."""
+"""Share of the rows that is drawn at random for each tree."""
 LEAST_CURVATURE = 1.0
 """Smallest sum of second derivatives (curvature) in a leaf: that of one average row."""
 CATEGORY_ROWS, CATEGORY_RIDGE = 50.0, 20.0
@@ -32,7 +32,7 @@ CATEGORY_ROWS, CATEGORY_RIDGE = 50.0, 20.0
 (10, 10), splits on a column of 40 categories without any effect cost two thirds of the gain of a planted interaction (2,000 rows,
 two classes)."""
 LARGEST = 1e30
-"""Limit on values: XGBoost and scikit-learn's trees read float32, and scikit-learn adds them up."""
+"""Values are clipped to this magnitude for XGBoost and scikit-learn, whose trees read float32; scikit-learn also adds them up."""
 
 
 @dataclass(frozen=True)
@@ -58,11 +58,11 @@ class Rules:
 
 
 class Booster(ABC):
-    """A library that fits trees to rows.
+    """Base class of the libraries that fit trees to rows.
 
     Args:
-        x: (n, c) float64, NaN where a row has no value.
-        nominal: (c,) bool, True for a column of category indices.
+        x: (n, c) float64, the columns; NaN where a row has no value.
+        nominal: (c,) bool, True for columns of category indices.
     """
 
     module: ClassVar[str]

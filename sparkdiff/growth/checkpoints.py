@@ -65,7 +65,7 @@ class RoundFiles:
         return RoundFiles(path)
 
     def ended(self) -> set[int]:
-        """Positions of the items that have ended and whose results are undamaged."""
+        """Positions of the finished items with undamaged result files."""
         names = (re.fullmatch(r"found-(\d+)\.pickle", p.name) for p in self.path.iterdir())
         return {int(name[1]) for name in names if name and self._kept(name[0]) is not None}
 

@@ -20,7 +20,7 @@ Filled = Mapping[str, float]
 Entries = Callable[[Any, Filled], float]
 NOTHING: Filled = {}
 WORDS = 20.0
-"""Assumed number of words of a text: no stage knows how many a row has."""
+"""Assumed number of words of a text, because no stage knows the real number."""
 
 COSTS: Mapping[str, tuple[float, float]] = {
     "VectorAssembler": (1.65, 0.11),
@@ -156,7 +156,7 @@ def unknown(model: Any) -> list[str]:
 
 
 def _is_known(stage: Any) -> bool:
-    """True if the costs are known. A stage that only drops or moves columns has no figure and needs none."""
+    """True if the costs of a stage and of the models inside it are known; also if the stage only drops or moves columns."""
     known = kind_of(stage) in COSTS or jvm.selection_of(stage) is not None
     return known and all(map(_is_known, models_of(stage)))
 
@@ -251,7 +251,7 @@ def _topics(stage: Any, filled: Filled) -> float:
 
 
 def centres_among(clusters: int) -> float:
-    """Number of centres that a BisectingKMeansModel compares a row with: two per level of a balanced tree."""
+    """Number of centres with which a BisectingKMeansModel compares a row: two per level of a balanced tree."""
     return 2 * math.log2(max(clusters, 2))
 
 

@@ -106,7 +106,7 @@ class Specification:
 
     Attributes:
         head: the last linear stage.
-        columns: its output columns.
+        columns: output columns of the head.
         label: statistics of the label on the training rows.
     """
 

@@ -107,7 +107,7 @@ def pieces(parameters: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor
 
 
 def standardisation(split: Split) -> tuple[Tensor, Tensor]:
-    """The weighted means of the features (d,), and 1 / their standard deviations (d,), 0 for a column that is constant."""
+    """Weighted means (d,) of the features, and 1 / standard deviation (d,), which is set to 0 for constant features."""
     share = split.weight / split.weight.sum()
     mean, square = column_sums(split.features, share), column_sums(squared(split.features), share)
     variance = square - mean.square()

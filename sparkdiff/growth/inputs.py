@@ -246,7 +246,7 @@ def _all_train(run: Run) -> bool:
 
 
 def _share(run: Run, room: int, *, dense: bool) -> float:
-    """Share of the training rows that fit into `room` beside all validation rows."""
+    """Share of the training rows that fits into `room` together with all validation rows."""
     cut = run.task.cut
     train, validation = (run.cache.size(split, of=cut, dense=dense) for split in (TRAIN, VALIDATION))
     validation *= not _all_train(run)

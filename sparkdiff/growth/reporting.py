@@ -1,4 +1,4 @@
-"""Summary of a growth, from the results of its phases."""
+"""Progress lines, warnings and summary fields of a growth, from the results of its rounds."""
 
 import dataclasses
 import math

@@ -143,7 +143,7 @@ def grow(
 
 
 def seed_of(seed: int, number: int) -> int:
-    """The seed of the items of a round."""
+    """Seed of the items of round `number`."""
     return seed + 1000 * number
 
 

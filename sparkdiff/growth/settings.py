@@ -15,8 +15,8 @@ class Kind:
     """Description of a kind of parts, for a plan.
 
     Attributes:
-        does: description of what its parts add to the margin.
-        stages: classes of the MLlib stages that they may add, in pipeline order.
+        does: text on what the parts of this kind add to the margin.
+        stages: classes of the MLlib stages that these parts may add, in pipeline order.
     """
 
     does: str
@@ -44,7 +44,7 @@ KINDS: Mapping[str, Kind] = {
 }
 """Kinds of parts, in the order in which they are proposed; `parts.KINDS` has the module of each kind."""
 GAPS = ("VectorAssembler", "LinearRegressionModel", "Bucketizer")
-"""Further stages for a column that lacks values in some rows: they turn null into NaN, which has its own bucket."""
+"""Further stages of parts for columns that lack values in some rows. They turn null into NaN, which gets its own bucket."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +66,7 @@ class GrowthSettings(OptionGroup):
         """Options from names and values.
 
         Raises:
-            InputError: names every unknown key, and every value of a wrong type or out of bounds.
+            InputError: a key is unknown, or a value has a wrong type or is out of bounds. The message names all of them.
         """
         values, problems = converted(given, FIELDS, "Grower")
         refuse(problems)

@@ -1,4 +1,4 @@
-"""Summary of a growth: that of fine-tuning, with the rounds, the parts, and the serving costs."""
+"""Summary of a growth: the summary of fine-tuning, plus the rounds, the parts (added stages), and the serving costs."""
 
 import dataclasses
 import math

@@ -8,7 +8,7 @@ from torch import Tensor
 from sparkdiff.tensors.rows import Rows, SparseRows
 
 LINE = 64
-"""Bytes of a cache line, at whose multiples torch's own tensors begin."""
+"""Size of a cache line in bytes. The addresses of torch's own tensors are multiples of it."""
 
 
 def aligned(tensor: Tensor) -> Tensor:

@@ -131,7 +131,7 @@ class Account:
         self._best = seconds
 
     def _late(self) -> float:
-        """Seconds left until the improvement would exceed its budget by more than `LATE` and `LATE_SECONDS` allow."""
+        """Seconds left until the improvement exceeds its budget by as much as `LATE` and `LATE_SECONDS` allow."""
         assert self.budget.seconds is not None
         return (1 + LATE) * self.budget.seconds + LATE_SECONDS - self.now()
 

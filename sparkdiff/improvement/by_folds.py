@@ -66,7 +66,7 @@ def of_one_arm(phases: Phases) -> Phases:
 def fine_tune_by_folds(
     given: Any, options: Options, sources: Sequence[Source], phases: Phases, *, replace: bool = False, fits: Fits | None = None
 ) -> Improved:  # fmt: skip
-    """Fine-tune a pipeline by folds, and return the pipeline that the proving rows accept, made from all rows.
+    """Fine-tune a pipeline by folds, and return the pipeline that the test on the proving rows accepts, made from all rows.
 
     See `explore_and_prove`.
     """
@@ -86,7 +86,7 @@ def summary_of(
     ground: Ground, explores: Ground, origin: Origin, division: Division, explored: Explored, decision: Decision,
     timings: Mapping[str, float], account: Account,
 ) -> FineTuningSummary:  # fmt: skip
-    """See `reporting.summary_of`."""
+    """Summary of a fine-tuning by folds; for the arguments see `reporting.summary_of`."""
     best, trainings, (shown, judgement) = decision.best, ground.trainings, shown_of(decision)
     after = ground.start if best is None or best.found is None else best.found
     parity = {"before": ground.start.parity, "after": None if best is None else after.parity}
@@ -162,7 +162,8 @@ def grow_pipeline(
     given: Any, options: Options, settings: GrowthSettings, sources: Sequence[Source], phases: Phases, *, replace: bool = False,
     fits: Fits | None = None,
 ) -> Improved:  # fmt: skip
-    """Grow a pipeline on the exploring rows, and return the pipeline that the proving rows accept, made from all rows.
+    """Grow a pipeline on the exploring rows, and return the pipeline that the test on the proving rows accepts, made
+    from all rows.
 
     See `explore_and_prove`.
     """

@@ -48,7 +48,7 @@ class Making:
 
     @staticmethod
     def of(told: Mapping[str, Any]) -> "Making":
-        """The inverse of `asdict`."""
+        """Recipe from the result of `asdict`."""
         return Making(**{**told, "recipe": told["recipe"] and Recipe(**told["recipe"])})
 
 

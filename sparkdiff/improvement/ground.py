@@ -210,7 +210,7 @@ class Ground:
 
     @functools.cached_property
     def plan(self) -> Task:
-        """Plan of the original."""
+        """Plan of the original on the rows of this ground."""
         return self.task(self.model)
 
     def task(self, model: Any, **changes: Any) -> Task:

@@ -184,7 +184,7 @@ def _makes(proof: Proof, origin: Origin, account: Account) -> list[Callable[[], 
 def _explored(
     ground: Ground, arms: Sequence[Arm], origin: Origin, account: Account, log: StepLog, phases: Phases
 ) -> Explored:  # fmt: skip
-    """Race the arms on the exploring rows.
+    """Measure the baseline, choose the order of the arms, and race the arms on the exploring rows.
 
     Raises:
         InputError: no arm can be tried.

@@ -421,7 +421,12 @@ def gain_of(proven: Proven) -> float:
 
 
 def decide(proof: Proof, chosen: Sequence[Finalist], proven: Sequence[Proven]) -> Decision:
-    """Make the accepted finalists from all rows, and choose the offers."""
+    """Choose the offers among the tested finalists; those that may be offered are made from all rows.
+
+    Args:
+        chosen: all finalists.
+        proven: the results of the tested finalists.
+    """
     made: dict[str, Shipped] = {}
 
     def ship(one: Proven) -> Shipped:

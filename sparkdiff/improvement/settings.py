@@ -49,7 +49,7 @@ class ImprovementSettings(OptionGroup):
         """Options from names and values.
 
         Raises:
-            InputError: names every value of a wrong type or out of bounds.
+            InputError: a value has a wrong type or is out of bounds, or no arm is left. The message names every problem.
         """
         values, problems = converted(given, FIELDS, "Improver")
         if "budget" in values:

@@ -126,7 +126,11 @@ def _check_all(df: DataFrame, made: DataFrame) -> None:
 
 
 def _label(df: DataFrame, labelCol: str) -> Column:
-    """The label as a double; null also where it is NaN."""
+    """The label as a double; NaN is replaced by null.
+
+    Raises:
+        InputError: the column is missing, or holds neither numbers nor booleans.
+    """
     kind, c = field(df, labelCol, "labelCol").dataType, named(labelCol).cast("double")
     if not isinstance(kind, (NumericType, BooleanType)):
         raise InputError(

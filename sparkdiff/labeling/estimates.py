@@ -22,7 +22,7 @@ ABSTAINS = -1
 FEW = 10
 """A vote's correlations with other votes count only if at least this many rows have the vote, and as many don't."""
 LEAST = 1e-4
-"""Smallest assumed share of wrong votes: a function that was never wrong on some rows may be wrong on others."""
+"""Smallest assumed share of wrong votes, because a function that was never wrong on these rows may be wrong on other rows."""
 LOWEST = np.log(1e-12)
 """Logarithm of the smallest probability that extrapolated steps of EM may reach."""
 NEEDED = 3
@@ -76,7 +76,7 @@ class Estimate:
 
     @property
     def accuracies(self) -> Floats:
-        """Share of each function's votes that are right, (m,)."""
+        """Estimated share of each function's votes that are right, (m,)."""
         k = len(self.balance)
         right = np.einsum("y,myy->m", self.balance, self.tables[:, :, :k])
         return np.asarray(right / np.einsum("y,myl->m", self.balance, self.tables[:, :, :k]))

@@ -316,8 +316,8 @@ def _check_output(column: str, k: int, columns: Sequence[str]) -> None:
     """Check the names of the columns to add.
 
     Raises:
-        InputError: probabilityCol is not a valid name for both SQL and VectorAssembler, or a column to add already
-            exists.
+        InputError: probabilityCol is not a valid name for both SQL and VectorAssembler (it is empty, or has a dot or a
+            backtick), or a column to add already exists.
     """
     if not column or "." in column or "`" in column:
         raise InputError(f"probabilityCol={column!r} must be a name without dots and backticks: choose another one")

@@ -39,7 +39,7 @@ def index(block: Block, split: Split) -> Tensor:
 
 
 class Blocks(Part):
-    """One effect for each cell of each block; the effects of a row's cells are added to the margin."""
+    """A part with one effect for each cell of each block; it adds the effects of a row's cells to the row's margin."""
 
     def __init__(self, name: str, blocks: Sequence[Block], effects: Sequence[Tensor]):
         """

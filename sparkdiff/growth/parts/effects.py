@@ -22,7 +22,7 @@ from sparkdiff.growth.parts.coding import Coding, are_finite, coding_of, codings
 from sparkdiff.growth.table import Split, Table
 
 MANY = 20
-"""Smallest number of values from which a category counts as an entity."""
+"""Smallest number of values for which a category is treated like an entity without being named in entityCols."""
 MOST_SLOPES = 50_000
 """Largest number of slopes in a part. It is limited because Interaction and the assembler write a name for each slope into the
 metadata of their columns. With 50,000 names, the metadata take 4 MB, and each `transform` takes 0.7 s of the JVM before

@@ -43,7 +43,7 @@ FARTHEST = 2.0
 
 
 def propose(table: Table, criterion: Criterion, seed: int) -> list[Item]:
-    """Items for the columns with the largest scores, by one test for main effects and another for low-rank embeddings."""
+    """Items for the columns with the largest scores: one score for main effects, and another score for low-rank embeddings."""
     coded = [c for c in coding.codings(table, 2) if not c.is_number]
     main = [c for score, c in score_test.columns(coded, table.train, criterion) if score > LEAST][:MAIN]
     rows, d, items = len(table.train), width(table.train.features), list[Item]()
@@ -293,7 +293,7 @@ class LowRankTrainer(Descent):
         return out if self.classes else out[:, 0]
 
     def _products(self, products: Sequence[Tensor]) -> Tensor:
-        """Coefficients of the products, (r * r, m)."""
+        """Coefficients of the products, (r * r, m); with one margin they are fixed, and 1 only for coordinate i times entry i."""
         if products:
             return products[0]
         r = self.shapes[1][0]

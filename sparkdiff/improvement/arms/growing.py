@@ -145,7 +145,7 @@ def _number_of_rounds(number: int, limit: Limit) -> int:
 
 
 def grown(ground: Ground, limit: Limit, settings: GrowthSettings, arm: str, number: int) -> Step:
-    """Grow the model of a ground, train all stages together, and write the result back as a pipeline."""
+    """Grow the model of a ground, train all stages together, and write the result back as a Spark pipeline."""
     begun, clock = time.monotonic(), Clock.of(limit.seconds)
     rounds = _rounds(ground, limit, settings, arm, number, clock)
     if rounds.made is None:
