@@ -111,5 +111,5 @@ def standardisation(split: Split) -> tuple[Tensor, Tensor]:
     share = split.weight / split.weight.sum()
     mean, square = column_sums(split.features, share), column_sums(squared(split.features), share)
     variance = square - mean.square()
-    varies = variance > 1e-12 * square  # else it is rounding error
+    varies = variance > 1e-12 * square  # otherwise the variance is rounding error
     return mean, torch.where(varies, torch.where(varies, variance, 1.0).rsqrt(), 0.0)

@@ -227,7 +227,7 @@ class Chief:
         """Process a line of a worker's answers."""
         self.heard = time.monotonic()
         if "ready" in line:
-            self._died(handing, member, "its task was lost")  # no effect if that is known
+            self._died(handing, member, "its task was lost")  # no effect if this was reported before
             member.token, member.unstarted = line["token"], 0
         elif "died" in line and line["token"] == member.token:
             self._died(handing, member, self._cause(member, line["died"]))
@@ -241,7 +241,7 @@ class Chief:
         elif "failed" in line:
             raise OWN.get(line["failed"], checkpoints.ItemError)(line["message"])
         else:
-            if line["token"] == member.token:  # it waits now, even after an item of a past round
+            if line["token"] == member.token:  # the worker waits now, even if the item is of a past round
                 member.item = None
             if line["round"] != handing.number:
                 return
@@ -278,7 +278,7 @@ class Chief:
         return f"exit code {code}: {_text(self.here / f'worker-{member.number}.txt')[-2000:].strip()}"
 
     def _way_on(self) -> str:
-        runId = self.options.runId  # the folder has its own, beside that of the training
+        runId = self.options.runId  # the run folder has another name, made from this id
         if runId is None:
             return "Nothing is kept, because it has no runId"
         return f"What has ended is kept: runId={runId!r} goes on from there"

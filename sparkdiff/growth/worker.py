@@ -99,7 +99,7 @@ class Worker:
             for order in orders.wait():
                 if "end" in order:
                     return
-                if order["token"] == self.token:  # else it is for a process that died
+                if order["token"] == self.token:  # otherwise the order is for a process that died
                     self._obey(order["round"], order["position"])
 
     def _obey(self, number: int, position: int) -> None:
@@ -142,5 +142,5 @@ class Worker:
 
 
 def _loaded(path: Path) -> Any:
-    # Written by the chief, as the assignment.
+    # Written by the chief, like the assignment.
     return torch.load(path, map_location="cpu", mmap=True, weights_only=False)

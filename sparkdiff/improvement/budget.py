@@ -61,7 +61,7 @@ class Limit:
 
     Attributes:
         most: seconds after which Spark jobs are cancelled in work that cannot be divided, such as one fit. It is
-            usually more than `seconds`: the arm's share of all the time left. None without a limit.
+            usually more than `seconds`: the arm's share of all the time left. None if the limit is not in seconds.
     """
 
     seconds: float | None
@@ -86,7 +86,7 @@ class Account:
     """
 
     def __init__(self, budget: Budget, clock: Callable[[], float] | None = None):
-        # Looked up at each call: benchmarks replace this module's clock with CPU seconds.
+        # The lambda looks the clock up at each call, because benchmarks replace this module's clock with CPU seconds.
         self.budget, self._clock = budget, clock or (lambda: time.monotonic())
         self._begun = self._clock()
         self.spent: dict[str, float] = {}

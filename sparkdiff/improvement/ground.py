@@ -134,7 +134,7 @@ class Ground:
 
     @property
     def ships(self) -> bool:
-        """True if a pipeline made from the rows of this ground may ship; False while arms explore, and in several folds."""
+        """True if a pipeline made from this ground's rows may ship; False while arms explore, and in one of several folds."""
         return self.allTrain and not self.fold
 
     @functools.cached_property
@@ -321,7 +321,7 @@ def moved(
     fold = ground.fold if fold is None else fold
     phases, shared = Phases(False, ground.phases.listeners), Shared()
     phases.fold = fold
-    # The original may have written a cache of all rows already.
+    # Caches of all rows are kept, because the original may already have written one that a later run reads.
     lasting = fold == 0 or ground.options.runId is not None or jvm.shared_folder(ground.options.cacheDir) is not None
     if not lasting:
         ground.temporary.append(shared)

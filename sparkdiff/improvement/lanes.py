@@ -91,7 +91,7 @@ def run(tasks: Tasks, lanes: int, phases: Phases, brake: Brake) -> None:
         _wait(threads)
     except KeyboardInterrupt:
         brake.pulled = True
-        _wait(threads)  # a second Ctrl-C ends this, too
+        _wait(threads)  # a second Ctrl-C ends the waiting, too
         raise
     finally:
         brake.pulled = any(thread.is_alive() for thread in threads)

@@ -111,7 +111,7 @@ class Origin:
         """Choose the rival that finalists must beat, and give the reason: the fitted pipeline (True), or its refit in
         the same folds.
 
-        The fitted pipeline can be the rival only if it was not fitted to the rows that decide.
+        The fitted pipeline is the rival unless it was fitted to these rows, according to the user or to `evidence`.
 
         Args:
             ground: ground of the fitted pipeline, with all rows.

@@ -5,7 +5,8 @@ vote in each class (abstaining counts as a vote). The model is identifiable with
 than chance on average.
 
 A pattern is one combination of the votes of all m functions, (m,) int64, with -1 where a function abstains. There are P
-different patterns, with weights (P,): the number of rows that have each pattern.
+different patterns, with weights (P,): the number of rows that have each pattern, or their total weight where rows have
+weights (see `Votes`).
 """
 
 from collections.abc import Callable

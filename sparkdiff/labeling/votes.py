@@ -164,7 +164,7 @@ def _check_vote(df: DataFrame, name: str, told: str) -> None:
     if "__THIS__" in told:
         raise InputError(f"{what} contains __THIS__, which an SQLTransformer replaces by a table: name columns alone")
     with jvm.blamed(f"{what} can't be computed from the data"):
-        # Without parentheses, too: `1) + (1` is an expression only within them.
+        # Also parsed without parentheses, because `1) + (1` is an expression only within them.
         alone = df.select("*", F.expr(told), F.expr(f"(\n{told}\n)"))
         kind = alone.schema.fields[-1].dataType
         drawn = draws(alone)

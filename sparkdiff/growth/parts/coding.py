@@ -109,7 +109,7 @@ def coding(table: Table, place: int, bins: int) -> Coding | None:
     if len(distinct) <= max(bins, min(FEW, len(known) // ROWS)):
         cuts, labels = _between(distinct), tuple(f"{value:g}" for value in distinct)
     else:
-        cuts = knots(known, bins) or _between(distinct)[:1]  # where nearly all have the smallest value
+        cuts = knots(known, bins) or _between(distinct)[:1]  # if nearly all rows have the smallest value
         ends = ["-inf", *(f"{edge:.4g}" for edge in cuts), "inf"]
         labels = tuple(f"[{low}, {high})" for low, high in pairwise(ends))
     return Coding(column, place, tuple(cuts), len(cuts) + 1, (*labels, "missing"), gaps)

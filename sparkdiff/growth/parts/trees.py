@@ -162,7 +162,7 @@ class TreesPart(Part):
         joined = [Nodes.join(each) for each in zip(*blocks, strict=True)]
         read = np.unique(np.concatenate([n.featureIndex[~n.leaf] for n in joined])).astype(np.int64)
         places = read if len(read) else np.zeros(1, np.int64)
-        number = np.full(len(columns) + 1, -1, np.int32)  # the last one is for leaves
+        number = np.full(len(columns) + 1, -1, np.int32)  # the last entry is for leaves
         number[places] = np.arange(len(places))
         self.columns = tuple(columns[j] for j in places)
         self.nodes = tuple(n.replace(featureIndex=number[n.featureIndex]) for n in joined)

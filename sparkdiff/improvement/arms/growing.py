@@ -114,7 +114,7 @@ def _rounds(
         first = verified(run).scores[VALIDATION]
         looks = time.monotonic()
         found, gone = grow_rounds(run, start, settings, serving, clock, replace=True, memory=ground.trained)
-        looked = time.monotonic() - looks if settings.parts == ("trees",) else 0.0  # their sizes are known afterwards
+        looked = time.monotonic() - looks if settings.parts == ("trees",) else 0.0  # afterwards their sizes are known
     told = Told(settings, found, gone, serving)
     learned = {
         "rounds": [asdict(t) for t in found.tried], "late": found.late, "warnings": told.warnings, "fields": told.fields()
