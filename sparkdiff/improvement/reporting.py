@@ -31,7 +31,7 @@ class Explored:
 
     Attributes:
         raced: steps and final standings of the arms.
-        beside: the baseline (Spark's own trees, for comparison only); None if it was not requested.
+        beside: the baseline (Spark's own trees, for comparison only); None if not requested, or if the budget is too small.
         order: the order in which the arms were tried; None if no arm was tried.
     """
 
