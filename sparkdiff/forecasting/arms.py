@@ -1,8 +1,8 @@
-"""Forecasts of which way of improving a pipeline (which arm) will find the best one, and at what cost, from what worked
-on similar pipelines.
+"""Forecasts for arms (ways to improve a pipeline): the probability that an arm finds the best pipeline, and its duration.
 
-They are learned from the improvements that sparkdiff ships (arm_priors.json, made by benchmarks/arms.py) and from those
-in the user's store of runs, with equal weights. Nothing is saved: learning takes a second.
+They are learned from past improvements: those that sparkdiff ships (arm_priors.json, made by benchmarks/arms.py) and
+those in the user's store of runs, with equal weights. The fitted models are not saved, because learning takes only a
+second.
 """
 
 import dataclasses
@@ -21,11 +21,11 @@ from sparkdiff.history.store import parsed
 
 PRIORS = resources.files("sparkdiff.forecasting").joinpath("arm_priors.json")  # the package may be in a zip
 ENOUGH = 0.95
-"""An arm has found the best pipeline if its gain is at least this share of the best arm's gain."""
+"""An arm counts as having found the best pipeline if its gain is at least this share of the best arm's gain."""
 EARLY = ("stopped", "interrupted")
-"""Beginnings of the outcome of an arm that did not run to its end."""
+"""First words of the outcome of an arm that ended early."""
 COLUMNS = ("verb", "metricDirection", "before", "tried", "evidence", "finished")
-"""Columns of a store that the order of arms is learned from."""
+"""Columns of a store of runs from which forecasts for arms are learned."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +33,8 @@ class ArmResult:
     """The result of an arm.
 
     Attributes:
-        gain: the gain that the guard accepted, as a share of the original's metric; 0 if it accepted none.
+        gain: the gain that the guard (the test on held-out rows) accepted, as a share of the original's metric; 0 if it
+            accepted none.
         seconds: duration of the arm.
     """
 
@@ -43,7 +44,7 @@ class ArmResult:
 
 @dataclasses.dataclass(frozen=True)
 class PastImprovement:
-    """A finished improvement: the facts of its pipeline, and the result of each arm that was tried."""
+    """A finished improvement: the facts about its pipeline and rows, and the result of each arm that was tried."""
 
     facts: Facts
     arms: Mapping[str, ArmResult]
@@ -53,7 +54,7 @@ class PastImprovement:
         return max((min(r.gain, MOST) for r in self.arms.values()), default=0.0)
 
     def found(self, arm: str) -> bool:
-        """True if this arm has found the best pipeline, or one that is nearly as good."""
+        """True if this arm has found the best pipeline, or one that is nearly as good (see `ENOUGH`)."""
         return self.best > 0 and min(self.arms[arm].gain, MOST) >= ENOUGH * self.best
 
 
@@ -62,8 +63,8 @@ class ArmForecast:
     """The forecast for one arm.
 
     Attributes:
-        probability: probability that the arm finds the best pipeline, if there is a better one.
-        seconds: expected duration.
+        probability: probability that the arm finds the best pipeline, if any arm finds a better one than the original.
+        seconds: expected duration of the arm.
     """
 
     arm: str
@@ -72,21 +73,21 @@ class ArmForecast:
 
     @property
     def worth(self) -> float:
-        """Probability per second. Arms in descending order of it find the best pipeline in the shortest average time,
-        if they are independent (Smith 1956).
+        """Probability per second. If arms are independent, trying them in descending order of this ratio finds the best
+        pipeline in the shortest average time (Smith 1956).
         """
         return self.probability / max(self.seconds, 1e-3)
 
 
 @functools.cache
 def priors() -> tuple[PastImprovement, ...]:
-    """The improvements that sparkdiff ships."""
+    """The past improvements that sparkdiff ships."""
     found = json.loads(PRIORS.read_text(encoding="utf-8"))["runs"]
     return tuple(PastImprovement(run["facts"], {k: ArmResult(*arm) for k, arm in run["arms"].items()}) for run in found)
 
 
 def of_store(runs: Sequence[Mapping[str, Any]]) -> list[PastImprovement]:
-    """The improvements in a store for which facts are known."""
+    """The past improvements in a store of runs, without those whose facts are unknown."""
     out = []
     for run in runs:
         evidence = parsed(run["evidence"]) if run["verb"] == "improve" else {}
@@ -98,10 +99,14 @@ def of_store(runs: Sequence[Mapping[str, Any]]) -> list[PastImprovement]:
 
 
 def _results(run: Mapping[str, Any], stopped: Sequence[str]) -> dict[str, ArmResult]:
-    """The results of the arms of a stored improvement.
+    """The results of the arms of a stored improvement, by arm.
 
-    Arms that were not tried are left out. So are those that were stopped early, because their final result is unknown,
-    unless they had already found the best pipeline.
+    Arms that were not tried are left out. Arms that ended early are also left out, because their final results are
+    unknown, unless they had already found the best pipeline.
+
+    Args:
+        run: a row of the store.
+        stopped: names of arms that ended early.
     """
     sign, found = 1.0 if run["metricDirection"] == "smaller" else -1.0, dict[str, ArmResult]()
     early = {*stopped, *(t["kind"] for t in run["tried"] or () if t["outcome"].startswith(EARLY))}
@@ -120,7 +125,7 @@ class ArmForecaster:
     """Forecasts for arms, learned from finished improvements.
 
     Args:
-        runs: the improvements to learn from.
+        runs: the past improvements from which the forecasts are learned.
 
     Raises:
         InputError: scikit-learn is not installed.
@@ -139,7 +144,10 @@ class ArmForecaster:
             self._models[arm] = finds, takes
 
     def __call__(self, facts: Facts, arms: Sequence[str]) -> list[ArmForecast]:
-        """Forecasts for these arms, the most valuable first; arms without any past run come last, in their own order."""
+        """Forecasts for these arms in descending order of `worth`; arms that can't be forecast come last, in the given order.
+
+        An arm can't be forecast if it was tried in no past improvement that gained.
+        """
         x = np.array([features(facts)])
         known = [arm for arm in arms if arm in self._models]
         out = [self._one(arm, x) for arm in known]
@@ -156,6 +164,6 @@ def _table(runs: Sequence[PastImprovement]) -> Any:
 
 
 def _share(classifier: Any, x: Any) -> float:
-    """The predicted probability of True, also if training showed only one of the two classes."""
+    """The predicted probability of True, also if the classifier has seen only one of the two classes."""
     classes, found = [bool(c) for c in classifier.classes_], classifier.predict_proba(x)[0]
     return float(found[classes.index(True)]) if True in classes else 0.0

@@ -1,7 +1,11 @@
-"""Cheap facts about a pipeline before a fine-tuning: its plan and, on up to 2,000 rows, its loss, its gradient, the
-curvature along the gradient, and the gain on held-out rows of one step and of three epochs of one candidate.
+"""Cheap facts about a pipeline and its rows, measured before a fine-tuning.
 
-No cache is written and nothing is compared with Spark: the facts serve forecasts only, and decide nothing.
+They describe the pipeline's plan and, on a sample of up to 2,000 rows, the loss, the gradient, the curvature along the
+gradient, and the gains on held-out rows after one step along the gradient and after a training of three epochs.
+
+No cache is written, and the network is not compared with Spark, because the facts serve forecasts only and decide
+nothing. The natural unit of a parameter is its typical scale; vectors u (p,) below are shifts of the trained parameters
+from the original's, in natural units.
 """
 
 import contextlib
@@ -39,33 +43,34 @@ from sparkdiff.training.recipes import Recipe
 Facts = dict[str, float]
 """Facts by name; NaN if unknown."""
 FACTS = "sparkdiff.facts"
-"""Name of the tag that holds the facts of a run in the store, as JSON."""
+"""Name of the tag of a run in the store that holds the facts, as JSON."""
 DRAWN = 0.95
-"""Expected size of a sample as a share of SAMPLE, so that random variation seldom exceeds SAMPLE."""
+"""Expected size of a sample as a share of `SAMPLE`. It is less than 1 so that the random size seldom exceeds `SAMPLE`."""
 DRAWN_NOISE = 0.1
-"""Relative variation of the number of sampled rows by chance: four standard errors."""
+"""Relative random variation of the size of a sample: four standard errors."""
 EPOCHS = 3
 """Number of epochs of the training on the sample."""
 RATE = 10
-"""Its learning rate, as a multiple of the option's: that of the fastest of the default candidates."""
+"""Learning rate of the training on the sample, as a multiple of the option `learningRate`. The fastest of the default
+candidates has the same rate."""
 STEP = 1e-3
-"""Length, in natural units, of the step for the finite difference of the gradient that gives the curvature."""
+"""Length, in natural units, of the step over which the gradient is differenced to measure the curvature."""
 HEADS = {
     "LogisticRegressionModel": "linear", "LinearRegressionModel": "linear", "GeneralizedLinearRegressionModel": "linear",
     "LinearSVCModel": "linear", "NaiveBayesModel": "bayes", "MultilayerPerceptronClassificationModel": "perceptron",
 }  # fmt: skip
-"""Kinds of predictors that train; classes with Tree, Forest or GBT in their name are `trees`, others `other`."""
+"""Class of a predictor -> its kind. Classes with Tree, Forest or GBT in their name are of the kind `trees`, others `other`."""
 
 
 class Drawn(NamedTuple):
-    """Up to SAMPLE rows of a table, in Spark's memory, and the number of rows of the table."""
+    """A sample of up to `SAMPLE` rows of a table, persisted by Spark, and the number of rows of the table."""
 
     few: DataFrame
     rows: int
 
 
 class Samples:
-    """Samples of tables; each table is sampled once for all pipelines that are fine-tuned on it."""
+    """Cache of samples of tables. Each table is sampled only once, for all pipelines that are to be fine-tuned on it."""
 
     def __init__(self) -> None:
         self._drawn = dict[
@@ -74,7 +79,7 @@ class Samples:
         self._held = list[DataFrame]()
 
     def of(self, df: DataFrame, seed: int) -> Drawn:
-        """The sample of a table; two DataFrames are the same table only if they are the same object."""
+        """The sample of a table. Two DataFrames count as the same table only if they are the same object."""
         key = (id(df), seed)
         if key not in self._drawn:
             self._drawn[key] = df, self._draw(df, seed)
@@ -82,7 +87,7 @@ class Samples:
 
     def _draw(self, df: DataFrame, seed: int) -> Drawn:
         count = df.count()
-        # Not the table itself: the caller may have persisted it, and a later fine-tuning would find it persisted.
+        # Don't persist the table itself: the caller may have persisted it, and a later fine-tuning would find it persisted.
         few = (df if count <= SAMPLE else df.sample(DRAWN * SAMPLE / count, seed=seed)).limit(SAMPLE)
         with contextlib.suppress(*jvm.SparkError):  # a serverless session cannot persist rows: they are read again
             self._held.append(few.persist())
@@ -96,15 +101,16 @@ class Samples:
 
 
 def training_facts(task: Task, df: DataFrame, rows: int) -> Facts:
-    """The facts that need training rows only, from one or two Spark jobs: the plan, the gradient and the curvature.
+    """The facts about the plan, the gradient and the curvature, measured by one or two Spark jobs on training rows only.
 
-    They do not depend on the held-out rows, so a choice based on them can be tested on those rows.
+    They do not depend on the held-out rows, so a choice that is based on these facts can be tested on the held-out rows.
 
     Args:
+        df: the rows.
         rows: number of rows of `df`.
 
     Raises:
-        InputError: as `measured`.
+        InputError: as in `measured`.
     """
     small = rows <= SAMPLE
     few = df if small else df.sample(DRAWN * SAMPLE / rows, seed=task.options.seed)
@@ -113,12 +119,13 @@ def training_facts(task: Task, df: DataFrame, rows: int) -> Facts:
 
 
 def measured(task: Task, df: DataFrame, samples: Samples) -> tuple[Facts, str]:
-    """The facts about a pipeline and the rows to tune it on, and the name of the metric, from a few Spark jobs on a
-    sample of up to 2,000 rows.
+    """All facts about a pipeline and the rows for its fine-tuning, and the name of the metric.
+
+    A few Spark jobs measure them on a sample of up to 2,000 rows.
 
     Raises:
-        SampleError: the sample is not sufficient; all rows may be.
-        InputError: the rows or the options cannot be used; as `FineTuner.fit` of these rows would raise.
+        SampleError: the sample can't be used; all rows together may be usable.
+        InputError: the rows or the options can't be used; `FineTuner.fit` on these rows would raise the same error.
     """
     if soft_labels.given([Source(df)], task.labelCol):
         raise InputError(
@@ -134,11 +141,16 @@ def measured(task: Task, df: DataFrame, samples: Samples) -> tuple[Facts, str]:
 
 
 class SampleError(InputError):
-    """The sampled rows are not sufficient to measure the facts."""
+    """Error raised if the facts can't be measured on the sampled rows."""
 
 
 def _measured(task: Task, df: DataFrame, drawnFrom: int | None) -> tuple[Facts, str]:
-    """See `measured`. `drawnFrom` is the number of rows that `df` was sampled from; None if it is the whole table."""
+    """All facts and the name of the metric, see `measured`.
+
+    Args:
+        df: the sample, or the whole table if that is small.
+        drawnFrom: number of rows of the table from which `df` was sampled; None if `df` is the whole table.
+    """
     with _probe(task, df, drawnFrom) as (probe, sample, rows):
         original = score(probe.network, probe.data, VALIDATION, probe.metric)
         gradient, step = probe.gradient()
@@ -154,9 +166,11 @@ def _measured(task: Task, df: DataFrame, drawnFrom: int | None) -> tuple[Facts, 
 
 @contextlib.contextmanager
 def _probe(task: Task, df: DataFrame, drawnFrom: int | None) -> Iterator[tuple["_Probe", Sample, int]]:
-    """Load the sample into a network; yield it, the sample, and the approximate total number of rows with a weight.
+    """Context that loads the sample into a network; yields the probe with the network, the sample, and the approximate
+    number of rows of the table with a weight.
 
-    See `_measured` for the arguments.
+    Args:
+        df, drawnFrom: see `_measured`.
     """
     sample = sampled(Request(task.cut, [Source(df)], task.options, task.labelCol, task.weightCol))
     network = Network(task.cut.graph, task.cut.live)
@@ -175,14 +189,22 @@ def _held(sample: Sample, rows: int) -> int:
 
 
 def _of_weight(sample: int, rows: int) -> int:
-    """Approximate number of rows with a weight: all, unless the sample has clearly fewer rows than were drawn."""
+    """Approximate number of rows of a table with a weight: all, unless clearly fewer rows were sampled than expected.
+
+    Args:
+        sample: number of sampled rows with a weight.
+        rows: number of rows of the table.
+    """
     share = sample / (DRAWN * SAMPLE)
     return rows if share > 1 - DRAWN_NOISE else round(rows * share)
 
 
 def _timed(probe: "_Probe", original: Score, rows: int) -> Facts:
-    """The facts of the training on the sample, its processor seconds per row and epoch, and the expected number of
-    epochs of a run: twice its patience, at most maxEpochs.
+    """Facts from a training on the sample: its gains, its CPU seconds per row and epoch, and the expected number of epochs of a
+    full run, which is twice the patience, but at most maxEpochs.
+
+    Args:
+        rows: number of training rows of the sample.
     """
     began, o = time.process_time(), probe.task.options
     found = probe.training(original)
@@ -207,7 +229,7 @@ def _of_plan(task: Task, rows: int, sample: Sample, start: Start) -> Facts:
 
 
 def kind_of(stageClass: str) -> Facts:
-    """Facts on the kind of predictor that a class is: 1 for its kind and 0 for the others."""
+    """Facts about the kind of a predictor class: `head:<kind>` is 1 for its kind, and 0 for all other kinds."""
     trees = any(word in stageClass for word in ("Tree", "Forest", "GBT"))
     kind = "trees" if trees else HEADS.get(stageClass, "other")
     return {f"head:{name}": float(name == kind) for name in (*dict.fromkeys(HEADS.values()), "trees", "other")}
@@ -215,7 +237,7 @@ def kind_of(stageClass: str) -> Facts:
 
 @dataclasses.dataclass(frozen=True)
 class _Probe:
-    """The sample loaded into a network, and the start of a training on it."""
+    """The sample and the pipeline's network, with everything that a training on the sample needs."""
 
     task: Task
     network: Network
@@ -225,12 +247,14 @@ class _Probe:
     start: Start
 
     def gradient(self) -> tuple[Facts, Tensor | None]:
-        """Facts on the gradient at the original in natural units and the curvature along it, from the training rows;
-        and the best step along it (p,), None if it is unknown.
+        """Facts about the gradient at the original's parameters and the curvature along the gradient, from the training rows.
 
-        `gradientSignal` is the squared norm of the gradient divided by its expectation from the noise between batches:
-        about 1 on new rows at an optimum, near 0 on the rows that fitted the model. `quadraticGain` is the decrease of
-        the loss that gradient and curvature predict for the best step, as a share of the loss.
+        `gradientSignal` is the squared norm of the gradient, divided by the value expected from the noise between batches.
+        At an optimum it is about 1 on new rows, and near 0 on the rows to which the model was fitted. `quadraticGain` is
+        the decrease of the loss, as a share of the loss, that the quadratic approximation predicts for the best step.
+
+        Returns:
+            The facts, and the best step along the gradient (p,) in natural units; None if the step is unknown.
         """
         names = ("gradientSignal", "quadraticGain")
         if self.objective.rows is None or not len(self.start.units.unit):
@@ -254,7 +278,7 @@ class _Probe:
         return dict(zip(names, (signal, promised), strict=True)), -mean / curvature
 
     def stepped(self, step: Tensor | None, original: Score) -> Facts:
-        """The gain of a step (p,) on the held-out rows, as a share of the original's metric, and its z."""
+        """Facts about a step (p,): its gain on the held-out rows, as a share of the original's metric, and the gain's z-score."""
         if step is None:
             return {"stepGain": math.nan, "stepZ": math.nan}
         gain, z = self._gained(self._network_at(step), original) if bool(step.any()) else (0.0, 0.0)
@@ -268,7 +292,7 @@ class _Probe:
         return network
 
     def _at(self, u: Tensor) -> tuple[float, Tensor]:
-        """Mean loss of the training rows at u (p,), and the gradient with respect to u of each of their batches
+        """Mean loss of the training rows at the shift u (p,), and the gradient of each batch's mean loss with respect to u,
         (batches, p).
         """
         network = self._network_at(u)
@@ -290,7 +314,7 @@ class _Probe:
         return total / weights, torch.stack(parts)
 
     def _gained(self, network: Network, original: Score) -> tuple[float, float]:
-        """The gain on the held-out rows, as a share of the original's metric, and its z."""
+        """The gain of a network on the held-out rows, as a share of the original's metric, and the gain's z-score."""
         try:
             now = score(network, self.data, VALIDATION, self.metric)
         except InputError:  # the step led to where the loss is not finite
@@ -298,9 +322,9 @@ class _Probe:
         return gain_and_z(original.blocks - now.blocks, original)
 
     def training(self, original: Score) -> Facts:
-        """Gains on the held-out rows, and their z, after the first and the last epoch of a training on the sample.
+        """Gains on the held-out rows after the first and the last epoch of a training on the sample, and their z-scores.
 
-        The z of the first epoch best predicts whether a gain will be accepted.
+        Of all facts, the z-score of the first epoch best predicts whether a gain will be accepted.
         """
         o = dataclasses.replace(self.task.options, maxEpochs=EPOCHS, patience=EPOCHS, maxSeconds=None)
         recipe = Recipe(RATE * o.learningRate, o.regAnchor, o.optimizer)
@@ -315,10 +339,11 @@ class _Probe:
 
 
 def gain_and_z(gains: Tensor, original: Score) -> tuple[float, float]:
-    """The gain as a share of the original's metric, and the sum of the blocks' gains divided by its standard error.
+    """The gain as a share of the original's metric, and its z-score: the sum of the gains divided by its standard error.
 
     Args:
-        gains: gains by block, (B,).
+        gains: (B,) sum of weight * gain in each block of the guard (a group of held-out rows).
+        original: the original's metric on the same blocks.
     """
     held = original.weights > 0
     own, weights = gains[held], original.weights[held]
@@ -329,5 +354,5 @@ def gain_and_z(gains: Tensor, original: Score) -> tuple[float, float]:
 
 
 def finite(facts: Mapping[str, Any]) -> Facts:
-    """The facts that are finite numbers."""
+    """Those of the facts that are finite numbers."""
     return {k: float(v) for k, v in facts.items() if v is not None and math.isfinite(v)}

@@ -1,7 +1,8 @@
-"""Forecasts of the gain and the cost of a fine-tuning: small scikit-learn models, learned from runs with known facts.
+"""Forecasts of the gain and the cost of a fine-tuning, by small scikit-learn models.
 
-They are learned from the runs that sparkdiff ships (priors.json, made by benchmarks/fleet.py) and from those in the
-user's store that triage started, with equal weights. Nothing is saved: learning takes a second.
+The models are learned from past runs with known facts: those that sparkdiff ships (priors.json, made by
+benchmarks/fleet.py) and those in the user's store that were started by triage, with equal weights. The fitted models are
+not saved, because learning takes only a second.
 """
 
 import dataclasses
@@ -20,9 +21,9 @@ from sparkdiff.forecasting.facts import FACTS, Facts
 from sparkdiff.history.store import parsed
 
 MOST = 0.5
-"""A gain counts up to this share of the original's metric."""
+"""Largest gain, as a share of the original's metric; larger gains count as this one."""
 EARLY = 10
-"""Epochs after which a run without any gain so far is stopped."""
+"""Number of epochs after which a run is stopped if it has not gained so far."""
 PRIORS = resources.files("sparkdiff.forecasting").joinpath("priors.json")  # the package may be in a zip
 SIZES = ("rows", "heldOut", "parameters", "width", "stages", "trainedStages")
 SHARES = ("quadraticGain", "stepGain", "firstEpochGain", "lastEpochGain", "lastGain", "drift")
@@ -36,8 +37,10 @@ class PastRun:
     """A finished run.
 
     Attributes:
-        gain: on validation rows as a share of the original's metric; 0 if the original was kept.
-        coreSeconds: core-seconds of the run, without those for its facts.
+        facts: the facts that were measured before the run.
+        kept: True if the tuned pipeline was kept, False if the original was kept.
+        gain: gain on validation rows as a share of the original's metric; 0 if the original was kept.
+        coreSeconds: core-seconds of the run, without those spent on measuring the facts.
     """
 
     facts: Mapping[str, float]
@@ -52,8 +55,8 @@ class Forecast:
 
     Attributes:
         probability: probability that the tuned pipeline replaces the original.
-        gain: expected gain if it does, as a share of the original's metric, at most 0.5.
-        coreSeconds: expected core-seconds.
+        gain: expected gain if the tuned pipeline replaces the original, as a share of the original's metric, at most 0.5.
+        coreSeconds: expected core-seconds of the run.
     """
 
     probability: float
@@ -62,7 +65,7 @@ class Forecast:
 
     @property
     def expected(self) -> float:
-        """The expected gain, including the case that the original is kept."""
+        """Expected gain, averaged over both outcomes; it is 0 if the original is kept."""
         return self.probability * self.gain
 
     @property
@@ -72,7 +75,7 @@ class Forecast:
 
 
 def features(facts: Mapping[str, float]) -> list[float]:
-    """Facts as numbers of similar size, in the order of NAMES; NaN if unknown."""
+    """The facts as inputs of the models: numbers of similar size, in the order of `NAMES`; NaN if unknown."""
     return [_scaled(name, float(facts.get(name, 0.0 if name in FLAGS else math.nan))) for name in NAMES]
 
 
@@ -91,9 +94,9 @@ def _scaled(name: str, value: float) -> float:
 
 
 def of_store(runs: Sequence[Mapping[str, Any]]) -> list[PastRun]:
-    """The fine-tunings in a store that triage started, whose facts are therefore known.
+    """The past fine-tunings in a store that were started by triage, which stores their facts in the tag `FACTS`.
 
-    Others are left out, and so are runs whose tag of this name holds no facts.
+    Other runs are left out, and so are runs in which this tag holds no facts.
     """
     out = []
     for run in runs:
@@ -105,21 +108,21 @@ def of_store(runs: Sequence[Mapping[str, Any]]) -> list[PastRun]:
 
 
 def numbers(found: Any) -> Facts | None:
-    """The facts in a value read from JSON; None if the value holds no facts."""
+    """A value read from JSON, if it holds facts: finite numbers by name, among them `rows`; else None."""
     plain = isinstance(found, dict) and all(type(v) in (int, float) and math.isfinite(v) for v in found.values())
     return found if plain and "rows" in found else None
 
 
 @functools.cache
 def priors() -> tuple[PastRun, ...]:
-    """The runs that sparkdiff ships."""
+    """The past runs that sparkdiff ships."""
     names = [f.name for f in dataclasses.fields(PastRun)]
     found = json.loads(PRIORS.read_text(encoding="utf-8"))["runs"]
     return tuple(PastRun(**{name: run[name] for name in names}) for run in found)
 
 
 def forests() -> tuple[Any, Any]:
-    """A classifier and a regressor that accept missing values.
+    """A classifier and a regressor (extremely randomized trees) that accept missing values.
 
     Raises:
         InputError: scikit-learn is not installed.
@@ -144,7 +147,8 @@ class Forecaster:
     """Forecasts for runs, learned from finished runs.
 
     Args:
-        runs: the runs to learn from; at least one in which the tuned pipeline was kept and one in which it was not.
+        runs: the past runs from which the forecasts are learned. In at least one the tuned pipeline must have been kept,
+            and in at least one the original.
 
     Raises:
         InputError: scikit-learn is not installed.
@@ -165,10 +169,11 @@ class Forecaster:
 
 
 class _Costs:
-    """Forecasts of the core-seconds of a run, by a non-negative linear model of finished runs.
+    """Forecasts of the core-seconds of a run, by a linear model with non-negative coefficients, fitted to finished runs.
 
-    Its terms are a constant, the number of stages, trees, cells (rows times stored entries), rows, trees times rows,
-    and the extrapolation of the training on the sample to the rows beyond the sample.
+    Its terms are a constant, the number of stages, whether the predictor is of the kind `trees`, the number of cells (rows
+    times stored entries), the number of rows, the number of rows if the predictor is of this kind, and the time of training
+    on the rows beyond the sample, extrapolated from the training on the sample.
     """
 
     def __init__(self, runs: Sequence[PastRun]):
@@ -181,7 +186,7 @@ class _Costs:
     @staticmethod
     def _parts(facts: Mapping[str, float]) -> list[float]:
         rows, trees = facts.get("rows", 0.0), facts.get("head:trees", 0.0)
-        cells = rows * facts.get("entries", facts.get("width", 1.0))  # few of the shipped runs have entries
+        cells = rows * facts.get("entries", facts.get("width", 1.0))  # few shipped runs know their entries
         return [1.0, facts.get("stages", 0.0), trees, cells / 1e6, rows / 1e6, trees * rows / 1e6, _beyond(facts)]
 
     def __call__(self, facts: Mapping[str, float]) -> float:
@@ -189,6 +194,6 @@ class _Costs:
 
 
 def _beyond(facts: Mapping[str, float]) -> float:
-    """Core-seconds of training all candidates on the rows beyond the sample."""
+    """Core-seconds of training all candidates on the rows beyond the sample, extrapolated from the training on the sample."""
     each = facts.get("secondsPerRow", 0.0) * facts.get("epochs", 0.0) * max(facts.get("candidates", 1.0), 1.0)
     return max(facts.get("rows", 0.0) - SAMPLE, 0.0) * each

@@ -1,4 +1,4 @@
-"""Facts from a store of runs about a model: whether it was tuned before, the gain, and the drift of the rows since."""
+"""Facts about a model from a store of runs: whether it was tuned before, the gain of that run, and the drift since then."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,23 +10,24 @@ COLUMNS = (
     "verb", "model", "parent", "kept", "gain", "metric", "metricDirection", "after", "coreSeconds", "tags", "finished",
     "options",
 )  # fmt: skip
-"""Columns of a store that triage reads."""
+"""Columns of a store of runs that triage reads."""
 
 
 def history(
     runs: Sequence[Mapping[str, Any]], content: str | None, metric: float, name: str, options: Mapping[str, Any]
 ) -> Facts:
-    """Facts about the last run that returned a model with this content; empty if there is none. A search is no such
-    run.
+    """Facts about the last run that returned a model with this content; empty if there is no such run. Searches don't count.
 
-    The facts are `known`, `lastTuned` (whether that run tuned the model), `lastGain` (its gain) and `drift`: how much
-    worse the metric is now than at the end of that run, as a share. `drift` is left out if that run measured another
-    metric, or the same one with other parameters.
+    The facts are `known` (1), `lastTuned` (1 if the last run tuned the model, 0 if it kept its original), `lastGain` (the
+    gain of the last run) and `drift` (the difference between the metric now and at the end of the last run, as a share of
+    the latter; positive if the metric is worse now). `drift` is left out if the last run measured another metric, or the
+    same metric with other parameters.
 
     Args:
         runs: runs of the store, the oldest first.
+        content: hash of the content of the model; None if unknown.
         metric, name: value and name of the metric of the model on new rows.
-        options: the options that it was measured with.
+        options: the options with which the metric was measured.
     """
     made = [run for run in runs if content is not None and run["model"] == content and run["verb"] != "search"]
     if not made:
@@ -42,6 +43,6 @@ def history(
 
 
 def _params(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Parameters from the options that the metric may use."""
+    """Those parameters in the options that may affect the metric."""
     given = [options.get(name) for name in ("lossParams", "metricParams")]
     return {k: v for params in given if isinstance(params, Mapping) for k, v in params.items()}

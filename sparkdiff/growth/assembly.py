@@ -1,4 +1,5 @@
-"""The grown pipeline: the user's stages, added MLlib stages, and the user's last linear stage over all columns."""
+"""Assembly of the grown pipeline: the user's stages, the added MLlib stages, and the user's last linear stage, which
+then reads the outputs of the added stages, too. A member is a part (a group of added stages) that has joined."""
 
 import math
 from collections.abc import Sequence
@@ -21,12 +22,14 @@ from sparkdiff.stages.base import columns_of
 
 
 def grown_pipeline(model: Any, head: Vertex, members: Sequence[Member], before: Sequence[Any], mark: str) -> Any:
-    """The pipeline with the members' stages in front of its last linear stage. Plain MLlib; the model itself stays as it is.
+    """A pipeline of plain MLlib with the members' stages in front of the last linear stage. The model itself is not changed.
 
-    The last stage keeps its uid and Params except featuresCol: it reads a vector that begins with its former features.
+    The last stage keeps its uid and its Params except featuresCol: it now reads a vector that begins with its former features.
 
     Args:
-        before: indexers of entities; those whose column a member reads are put in front of the members' stages.
+        members: the parts that have joined, with their weights.
+        before: StringIndexers of the entities (columns that name users, items or shops). Only indexers whose output a member
+            reads are added, in front of the members' stages.
         mark: prefix of the uid and the columns of each added stage.
     """
     stage, (features, *_) = head.stage, head.inputs
@@ -52,10 +55,12 @@ def grown_pipeline(model: Any, head: Vertex, members: Sequence[Member], before: 
 def columns_last(made: Any, mark: str, data: DataFrame, *, drop: bool) -> Any:
     """The grown pipeline with a last stage that puts the columns of the added stages behind all others, or drops them.
 
-    The unchanged pipeline if this Spark has no "all columns but these".
+    Return the pipeline unchanged if this Spark has no `SELECT * EXCEPT`, or if no stage has added a column.
 
     Args:
-        data: rows that the pipeline reads; no job runs.
+        mark: prefix of the names of all added columns.
+        data: rows that the pipeline reads; only their schema is used, so no job runs.
+        drop: True to drop the columns.
     """
     added = [column for column in made.transform(data).columns if column.startswith(mark)]
     if not added or not jvm.can_except():
@@ -68,8 +73,8 @@ def serving_of(model: Any, head: Vertex, limit: float | None, indexers: Sequence
     """Serving costs of the pipelines that `grown_pipeline` makes.
 
     Args:
-        limit: limit as a multiple of the pipeline's current cost; None for no limit.
-        indexers: see `grown_pipeline`.
+        limit: largest cost as a multiple of the pipeline's current cost; None for no limit.
+        indexers: StringIndexers of the entities, as `before` in `grown_pipeline`.
     """
     stage, (features, *_) = head.stage, head.inputs
     entries = costs.filled_by_model(model).get(features, float(width_of(stage)))
@@ -80,12 +85,12 @@ def serving_of(model: Any, head: Vertex, limit: float | None, indexers: Sequence
 
 
 def cost_of(made: Any, head: Vertex, serving: Serving) -> float:
-    """Microseconds per row of a grown pipeline, read from its stages."""
+    """Microseconds per row of a grown pipeline, computed from its stages."""
     return costs.of_model(made, {head.inputs[0]: serving.features})
 
 
 def unused_mark(model: Any, wanted: str, columns: Sequence[str]) -> str:
-    """A prefix of no uid and no column of the pipeline, so that a grown pipeline can be grown again."""
+    """A prefix that no uid and no column of the pipeline begins with, so that a grown pipeline can be grown again."""
     uids = [stage.uid for _, stage in flatten(model)]
     taken = [
         *uids,
@@ -100,7 +105,7 @@ def unused_mark(model: Any, wanted: str, columns: Sequence[str]) -> str:
 
 
 def _classes(stage: Any) -> int:
-    """Number of margins of a softmax; 0 for one margin."""
+    """Number of margins of a softmax stage; 0 if the stage has only one margin."""
     rows = stage.coefficientMatrix.numRows if hasattr(stage, "coefficientMatrix") else 1
     return int(rows) if rows > 1 else 0
 
@@ -110,8 +115,9 @@ def width_of(stage: Any) -> int:
 
 
 def widened(stage: Any, outputs: Sequence[Output]) -> Any:
-    """The last linear stage with the outputs' coefficients behind its own; same class, uid, intercept and Params. Coefficients
-    that it does not store stay unstored.
+    """The last linear stage with the outputs' coefficients behind its own; same class, uid, intercept and Params.
+
+    Zeros that its sparse coefficients do not store stay unstored.
     """
     more = [np.atleast_2d(o.coefficients) for o in outputs]
     matrix = np.concatenate([matrix_of(stage), *more], axis=1)

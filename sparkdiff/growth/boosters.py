@@ -1,8 +1,8 @@
-"""Boosted trees for any loss with derivatives, from LightGBM, XGBoost or scikit-learn, a few trees at a time from any margin.
+"""Boosted trees for any differentiable loss, fitted by LightGBM, XGBoost or scikit-learn, a few trees at a time.
 
-Each class below holds the rows in the form of its library. Its `block` starts a new ensemble at a given margin (LightGBM's
-init_score, XGBoost's base_margin), so that no object of the library has to outlive the block: the trees found so far are the
-whole state. No library is imported before it is needed.
+Each class below holds the rows in the form of its library. Its method `block` starts a new ensemble at a given margin
+(LightGBM's init_score, XGBoost's base_margin) and returns its trees. The trees found so far are therefore the whole state: no
+object of the library has to be kept between two blocks. A library is imported only when it is needed.
 """
 
 import importlib.util
@@ -21,16 +21,18 @@ from sparkdiff.jvm.nodes import Array, Nodes
 from sparkdiff.stages.routing import Router
 
 Slopes = Callable[[Array], tuple[Array, Array]]
-"""Margin (n, k) -> first and second derivative of each row's loss times the row's weight, (n, k) each; mean curvature 1."""
+"""Margin (n, k) -> first and second derivative of each row's loss with respect to its margin, (n, k) each. Both are multiplied by
+the row's weight, and scaled so that the mean second derivative is 1."""
 SHARE = 0.8
-"""Share of the rows that is drawn for each tree."""
+"""Share of the rows that is drawn at random for each tree."""
 LEAST_CURVATURE = 1.0
-"""Smallest curvature of a leaf: that of one average row."""
+"""Smallest sum of second derivatives (curvature) in a leaf: that of one average row."""
 CATEGORY_ROWS, CATEGORY_RIDGE = 50.0, 20.0
-"""LightGBM's cat_smooth and cat_l2: a category of fewer rows is in no set. With LightGBM's defaults (10, 10), splits on 40
-categories without any effect cost two thirds of the gain of a planted interaction (2,000 rows, two classes)."""
+"""LightGBM's cat_smooth and cat_l2. A category of fewer rows than cat_smooth is in no set of a split. With LightGBM's defaults
+(10, 10), splits on a column of 40 categories without any effect cost two thirds of the gain of a planted interaction (2,000 rows,
+two classes)."""
 LARGEST = 1e30
-"""Limit on values: XGBoost and scikit-learn's trees read float32, and scikit-learn adds them up."""
+"""Values are clipped to this magnitude for XGBoost and scikit-learn, whose trees read float32; scikit-learn also adds them up."""
 
 
 @dataclass(frozen=True)
@@ -38,12 +40,12 @@ class Rules:
     """Constraints on a tree.
 
     Attributes:
-        leaves, depth: largest numbers.
+        leaves, depth: largest number of leaves, and largest depth.
         rows: smallest number of rows in a leaf.
-        ridge: penalty on the square of a leaf's value, in rows of mean curvature.
+        ridge: L2 penalty on a leaf's value, in the curvature of an average row: a ridge of 1 counts like one more row.
         rate: factor of a leaf's Newton step.
         longest: largest Newton step before the rate, in units of the margin.
-        columns: share of the columns that is drawn for each tree; scikit-learn draws for each split.
+        columns: share of the columns that is drawn at random for each tree (by scikit-learn for each split).
     """
 
     leaves: int
@@ -56,11 +58,11 @@ class Rules:
 
 
 class Booster(ABC):
-    """A library that fits trees to rows.
+    """Base class of the libraries that fit trees to rows.
 
     Args:
-        x: (n, c) float64, NaN where a row has no value.
-        nominal: (c,) bool, True for a column of category indices.
+        x: (n, c) float64, the columns; NaN where a row has no value.
+        nominal: (c,) bool, True for columns of category indices.
     """
 
     module: ClassVar[str]
@@ -70,11 +72,11 @@ class Booster(ABC):
 
     @abstractmethod
     def block(self, margin: Array, slopes: Slopes, rounds: int, seed: int) -> list[TreeArrays]:
-        """Trees of `rounds` rounds from the margin (n, k): k in each round, one for each entry of the margin."""
+        """Fit `rounds` boosting rounds from the margin (n, k); return k trees per round, one for each entry of the margin."""
 
 
 def _objective(slopes: Slopes, shape: tuple[int, ...]) -> Callable[[Array, Any], tuple[Array, Array]]:
-    """The slopes as an objective of LightGBM and XGBoost, which pass scores (and their data), each in its own shape."""
+    """The slopes as a custom objective. LightGBM and XGBoost call it with scores, each in its own shape, and their data set."""
 
     def derivatives(scores: Array, _: Any) -> tuple[Array, Array]:
         slope, curve = slopes(scores.reshape(shape).astype(np.float64, copy=False))
@@ -114,7 +116,7 @@ class LightGBM(Booster):
 
 
 class XGBoost(Booster):
-    """XGBoost. The least number of rows of a leaf is replaced by the same least curvature."""
+    """XGBoost, which has no limit on the rows of a leaf: the number serves as its limit on a leaf's curvature instead."""
 
     module = "xgboost"
 
@@ -143,12 +145,12 @@ class XGBoost(Booster):
 
 
 class ScikitLearn(Booster):
-    """scikit-learn: one DecisionTreeRegressor at a time, whose leaves then get the Newton step.
+    """scikit-learn: one DecisionTreeRegressor at a time; the values of its leaves are then replaced by Newton steps.
 
     A tree fitted by weighted least squares to -slope/curvature with weights curvature has the splits of a Newton step. (One fit
     of HistGradientBoosting, which takes no custom losses, takes forty times as long on 2,000 rows.) The values of a category
-    are sorted by their own Newton steps; a threshold in this order is a set of values, for least squares the best one
-    (Breiman et al., "Classification and Regression Trees", 1984, section 4.2.2).
+    are sorted by their own Newton steps. A threshold in this order divides the values into two sets; the best threshold gives
+    the best sets for least squares (Breiman et al., "Classification and Regression Trees", 1984, section 4.2.2).
     """
 
     module = "sklearn"
@@ -174,7 +176,12 @@ class ScikitLearn(Booster):
         return out
 
     def _tree(self, slope: Array, curve: Array, drawn: Array, seed: int) -> tuple[TreeArrays, Array]:
-        """A tree, and its prediction for each row."""
+        """A tree, and its prediction for each row, (n,).
+
+        Args:
+            slope, curve: (n,) derivatives for one entry of the margin.
+            drawn: (n,) True for the rows that the tree is fitted to.
+        """
         if not drawn.any():
             return TreeArrays.constant(0.0), np.zeros(len(drawn))
         model = self.library(
@@ -199,7 +206,7 @@ class ScikitLearn(Booster):
         return replace(tree, value=value, sets=sets), value[node]
 
     def _ordered(self, slope: Array, curve: Array, drawn: Array) -> tuple[Array, dict[int, Array]]:
-        """Rows with category values replaced by their rank by Newton step, and by column the values in that order."""
+        """The rows (n, c), with each category value replaced by the rank of its Newton step; and column -> its values by rank."""
         x, order = self.x.copy(), {}
         for j, (values, code) in self.codes.items():
             real = values[~np.isnan(values)]
@@ -218,12 +225,12 @@ BOOSTERS: tuple[type[Booster], ...] = (LightGBM, XGBoost, ScikitLearn)
 
 
 def installed() -> str | None:
-    """Module name of the first of the libraries that is installed; None if none is."""
+    """Module name of the preferred library among those that are installed; None if none is installed."""
     return next((kind.module for kind in BOOSTERS if importlib.util.find_spec(kind.module) is not None), None)
 
 
 def booster(module: str, x: Array, nominal: Array, rules: Rules) -> Booster:
-    """Booster of this library on these rows.
+    """Booster of the library with this module name, for the rows x (n, c).
 
     Raises:
         InputError: the library can't be imported in this process.
@@ -236,7 +243,7 @@ def booster(module: str, x: Array, nominal: Array, rules: Rules) -> Booster:
 
 
 def total(nodes: Nodes, x: Array) -> Array:
-    """Sum over trees of the values of the leaves that rows (n, c) fall into, (n,), as Spark computes it."""
+    """Sum over the trees of the value of the leaf that each row falls into: (n, c) -> (n,), computed as in Spark."""
     thresholds = torch.from_numpy(nodes.values[nodes.starts[nodes.continuous]])
     leaves = torch.from_numpy(nodes.prediction[nodes.leaf])
     return np.asarray(Router(nodes).total(torch.from_numpy(x), thresholds, leaves).numpy())

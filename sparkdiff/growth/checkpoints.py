@@ -1,7 +1,7 @@
-"""Files of a round: the result of each item that has ended, and the checkpoints of the others.
+"""Files of a round of growth: the results of finished items (training runs of parts), and the checkpoints of unfinished ones.
 
-The folder `round-N` of a run. All files are written whole or not at all, and training resumed from one ends as if it had never
-been interrupted, so that it doesn't matter which process wrote it, and when.
+They are in the folder `round-N` of a run. Each file is written as a whole or not at all. Training that is resumed from a
+checkpoint ends as if it had never been interrupted, so it doesn't matter which process wrote the checkpoint, or when.
 """
 
 import contextlib
@@ -33,19 +33,23 @@ EVERY = 2.0
 
 
 class ItemError(SparkdiffError):
-    """The training of an item failed; the message names it, and contains the traceback. The command exits with code 1."""
+    """Error in the training of an item. The message names the item and contains the traceback; the command exits with code 1."""
 
 
 @dataclasses.dataclass(frozen=True)
 class RoundFiles:
-    """The files of a round. Only the user of the run may write to its folder, so pickles can be trusted."""
+    """The files of a round. Only the user who runs the process may write to the folder, so its pickles can be trusted."""
 
     path: Path
 
     @staticmethod
     def open(run: Path, number: int, items: Sequence[Item], table: Table, original: Tensor) -> "RoundFiles":
-        """Files of round `number` of a run. If they belong to other items or another margin, this round and later ones
-        begin again.
+        """Open the files of round `number` of a run. If they were written for other items or another margin, remove the files of
+        this round and of later rounds, so that these rounds begin again.
+
+        Args:
+            run: folder of the run.
+            original: (B,) the original's sum of weight * loss in each block of the guard.
         """
         about = json.dumps([[dataclasses.asdict(i) for i in items], digest(table, original)], sort_keys=True)
         path = run / f"round-{number}"
@@ -61,7 +65,7 @@ class RoundFiles:
         return RoundFiles(path)
 
     def ended(self) -> set[int]:
-        """Positions of the items that have ended and whose results are undamaged."""
+        """Positions of the finished items with undamaged result files."""
         names = (re.fullmatch(r"found-(\d+)\.pickle", p.name) for p in self.path.iterdir())
         return {int(name[1]) for name in names if name and self._kept(name[0]) is not None}
 
@@ -85,7 +89,7 @@ class RoundFiles:
             warnings.warn(f"{e}. Training continues without it; a crash would lose more", RuntimeWarning, stacklevel=2)
 
     def keep(self, position: int, found: Found) -> None:
-        """Write a result, in place of the checkpoint."""
+        """Write a result, and remove the checkpoint that it replaces."""
         self._write(f"found-{position}.pickle", found, "the result of an item")
         (self.path / f"course-{position}.pickle").unlink(missing_ok=True)
 
@@ -95,7 +99,7 @@ class RoundFiles:
 
 
 def digest(table: Table, original: Tensor) -> str:
-    """Hash of the margins that items start from, and of the original's sums."""
+    """Hash of the margins that the items of a round start from, and of the original's block sums."""
     found = hashlib.sha256()
     for tensor in (table.train.margin, table.validation.margin, original):
         found.update(tensor.detach().contiguous().numpy().tobytes())
@@ -106,15 +110,17 @@ def train(
     kept: RoundFiles, position: int, item: Item, table: Table, criterion: Criterion, original: Tensor,
     every: float = EVERY, tick: Callable[[], None] = lambda: None,
 ) -> Found:  # fmt: skip
-    """Train an item to its end, from its beginning or from its checkpoint, and store its result.
+    """Train an item until it is finished, from its checkpoint if there is one, and store its result.
 
     Args:
-        original: (B,) the original's sums of weight * loss.
+        kept: files of the round.
+        position: index of the item in the round.
+        original: (B,) the original's sum of weight * loss in each block of the guard.
         every: seconds between two checkpoints.
         tick: called before each epoch.
 
     Raises:
-        ItemError: training failed; names the item.
+        ItemError: training failed; the message names the item.
     """
     tick()
     began, saved = time.process_time(), time.monotonic()
@@ -139,7 +145,7 @@ def train(
 
 @contextlib.contextmanager
 def _named(item: Item) -> Iterator[None]:
-    """Context in which an error names the item."""
+    """Context that turns errors into an `ItemError` that names the item; errors of sparkdiff pass unchanged."""
     try:
         yield
     except SparkdiffError:

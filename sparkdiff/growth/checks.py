@@ -1,4 +1,4 @@
-"""Checks of growth before anything trains: options, columns and rows that it can't work with."""
+"""Checks before growth trains anything: they refuse options, entity columns and Spark versions that growth can't work with."""
 
 from collections.abc import Sequence
 
@@ -26,7 +26,7 @@ def check_options(options: Options) -> None:
 
 
 def check_last_stage(settings: GrowthSettings) -> None:
-    """Raise InputError if this Spark can't drop columns without naming all others."""
+    """Raise InputError if the added columns are to be dropped, but this Spark can't drop columns without naming all others."""
     if settings.dropColumns and not jvm.can_except():
         raise InputError(
             f"dropColumns=True is not possible with Spark {jvm.session().version}: it drops the columns by an SQLTransformer's "
@@ -36,8 +36,10 @@ def check_last_stage(settings: GrowthSettings) -> None:
 
 
 def check_entities(names: Sequence[str], task: Task, data: DataFrame) -> None:
-    """Raise InputError if one of these columns can't be an entity. The label, the weight, the columns that they are made of and
-    those that divide the rows would leak the label; other columns have an unsuitable type or name.
+    """Raise InputError if one of these columns can't be an entity.
+
+    Refused are the label and the weight, the columns that either is made of, and the columns that divide the rows into splits,
+    because they would leak the label; and columns with an unsuitable type or name.
     """
     o, casefold = task.options, task.cut.graph.casefold
     used = {

@@ -1,5 +1,7 @@
-"""Clock of the rounds. Its decisions are written to the folder of a round and read again, so that a run resumed after a
-crash ends as it would have ended.
+"""Clock that ends the rounds of growth when their time is over.
+
+Its decisions are written to the folder of each round and read again, so that a run that is resumed after a crash has the same
+result as without the crash.
 """
 
 import dataclasses
@@ -12,18 +14,19 @@ from sparkdiff.store import files
 from sparkdiff.training.distributed.worker import ROOM
 
 EVERY = 1.0
-"""Seconds between two notes of the time."""
+"""Seconds between two writes of the time to the folder."""
 SHARE = 2 / 3
 """Share of maxSeconds that rounds may take; the rest is for the training of all stages together."""
 
 
 @dataclasses.dataclass
 class Clock:
-    """The seconds that rounds have taken, those before an interruption included.
+    """A clock of the seconds that the rounds have taken, including those before an interruption.
 
     Attributes:
-        limit: seconds after which no further item begins.
-        noted: the seconds that were last written to the folder.
+        limit: seconds after which no further item begins; infinite without a limit.
+        noted: seconds when the time was last written to the folder.
+        begun: value of the monotonic clock at that moment.
     """
 
     limit: float = math.inf
@@ -43,11 +46,14 @@ class Clock:
         return self.seconds >= self.limit
 
     def left(self, maxSeconds: float | None) -> float | None:
-        """Seconds of maxSeconds left after those noted; at least a moment, in which one epoch begins."""
+        """Seconds left of maxSeconds when the time was last written; at least a millisecond, so that one epoch can begin."""
         return None if maxSeconds is None else max(maxSeconds - self.noted, 1e-3)
 
     def resume(self, round: Path) -> frozenset[int]:
-        """Set the clock to the time in a round's folder; return the positions of items that there was no time for."""
+        """Set the clock to the time in a round's folder, and return the positions of the items that there was no time for.
+
+        If the folder holds no time, write the time of this clock there.
+        """
         if math.isinf(self.limit):
             return frozenset()
         noted = files.read_undamaged(round / "clock.json", lambda: _noted(round / "clock.json"))
@@ -58,12 +64,12 @@ class Clock:
         return noted[1]
 
     def tick(self, round: Path) -> None:
-        """Write the time if `EVERY` seconds have passed."""
+        """Write the time if `EVERY` seconds have passed since it was last written."""
         if self.seconds - self.noted > EVERY:
             self.note(round)
 
     def note(self, round: Path, late: frozenset[int] = frozenset()) -> None:
-        """Write the time, and the items that there is no time for."""
+        """Write the time, and the positions of the items that there was no time for, to the folder of a round."""
         if math.isinf(self.limit):
             return
         self.noted, self.begun = self.seconds, time.monotonic()
@@ -73,6 +79,6 @@ class Clock:
 
 
 def _noted(file: Path) -> tuple[float, frozenset[int]]:
-    """Seconds in a clock's file, and the positions of the items that there was no time for."""
+    """Content of a clock's file: the seconds, and the positions of the items that there was no time for."""
     told = files.read_object(file)
     return float(told["seconds"]), frozenset(told["late"])

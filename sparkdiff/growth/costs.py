@@ -1,7 +1,8 @@
-"""Costs of serving a stage: microseconds of one core per row, by its class and size.
+"""The cost table: microseconds of one core per row for serving a stage, by the stage's class and size.
 
-`benchmarks/serving_costs.py` measures the table with Spark's own `transform`. The table limits what growth may add, so that the
-decision is the same on every machine and under any load; only a measurement shows the real time of a pipeline.
+`benchmarks/serving_costs.py` measured the figures with Spark's own `transform`. Limits on serving costs are checked against this
+table rather than against a measurement, so that decisions are the same on every machine and under any load. The real time of a
+pipeline can only be measured.
 """
 
 import math
@@ -13,13 +14,13 @@ from sparkdiff.jvm.encoders import category_maps
 from sparkdiff.pipeline.nesting import flatten
 
 Steps = Sequence[tuple[str, float]]
-"""Stages one after another: (class, entries as `COSTS` counts them)."""
+"""A sequence of stages, each as (class, number of entries as counted in `COSTS`)."""
 Filled = Mapping[str, float]
-"""Column of vectors -> number of nonzero entries of a row."""
+"""Name of a vector column -> number of nonzero entries per row."""
 Entries = Callable[[Any, Filled], float]
 NOTHING: Filled = {}
 WORDS = 20.0
-"""Assumed number of words of a text: no stage knows how many a row has."""
+"""Assumed number of words of a text, because no stage knows the real number."""
 
 COSTS: Mapping[str, tuple[float, float]] = {
     "VectorAssembler": (1.65, 0.11),
@@ -83,7 +84,7 @@ COSTS: Mapping[str, tuple[float, float]] = {
     "GBTRegressionModel": (0.43, 0.018),
     "GBTClassificationModel": (0.43, 0.018),
 }
-"""Class of the fitted stage -> (fixed, per entry). Meaning of an entry, by class:
+"""Class of the fitted stage -> (fixed cost, cost per entry) in microseconds per row. Meaning of an entry, by class:
 
 - VectorAssembler: an assembled number, or a nonzero entry of an assembled vector;
 - Interaction: a nonzero product;
@@ -109,12 +110,11 @@ COSTS: Mapping[str, tuple[float, float]] = {
 - trees: a node on the path of a row, log2(nodes + 1) in a tree that is about balanced. Regression trees were measured;
   classification trees count the same.
 
-The figures were measured on two machines. On the second one, the classes that already had a figure took 1.4 times as long (median
-of 21 of them), and the figures of all others were divided by that.
+The figures were measured on two machines. The second machine took 1.4 times as long (median of 21 classes measured on both), so
+the figures of the classes that were measured only there are divided by 1.4.
 """
 DEFAULT = (2.0, 0.0)
-"""Costs of a class that isn't in the table, see `unknown`: about what it takes to read a vector and write another one.
-"""
+"""Costs of a class that isn't in the table (see `unknown`): about those of reading one vector and writing another one."""
 
 
 def of(kind: str, entries: float) -> float:
@@ -124,26 +124,30 @@ def of(kind: str, entries: float) -> float:
 
 
 def kind_of(stage: Any) -> str:
-    """Class of a stage as `COSTS` names it; of another library, with its module, as the name may mean another class."""
+    """Class name of a stage, as in `COSTS`; with its module for other libraries, where the same name may mean another class."""
     kind = type(stage)
     own = kind.__module__.startswith(("pyspark.ml.", "sparkdiff."))
     return kind.__name__ if own else f"{kind.__module__}.{kind.__name__}"
 
 
 def of_steps(steps: Steps) -> float:
-    """Microseconds per row of stages one after another."""
+    """Microseconds per row of a sequence of stages."""
     return sum(of(kind, entries) for kind, entries in steps)
 
 
 def of_stage(stage: Any, filled: Filled = NOTHING) -> float:
-    """Microseconds per row of a fitted stage and its models, see `entries_of`; 0 if it only drops or moves columns."""
+    """Microseconds per row of a fitted stage and of the models inside it; 0 if it only drops or moves columns.
+
+    Args:
+        filled: see `entries_of`.
+    """
     if jvm.selection_of(stage) is not None:
         return 0.0
     return of(kind_of(stage), entries_of(stage, filled)) + sum(of_stage(model, filled) for model in models_of(stage))
 
 
 def unknown(model: Any) -> list[str]:
-    """A warning that names the stages of a fitted pipeline without a figure; empty if all have one."""
+    """A warning that names the stages of a fitted pipeline whose class is not in the cost table; empty if all classes are."""
     names = ", ".join(f"{type(stage).__name__} {stage.uid}" for _, stage in flatten(model) if not _is_known(stage))
     return [
         f"serving costs of {names} are not known: each counts as {DEFAULT[0]:g} us per row, whatever it does, for "
@@ -152,7 +156,7 @@ def unknown(model: Any) -> list[str]:
 
 
 def _is_known(stage: Any) -> bool:
-    """True if the costs are known. A stage that only drops or moves columns has no figure and needs none."""
+    """True if the costs of a stage and of the models inside it are known; also if the stage only drops or moves columns."""
     known = kind_of(stage) in COSTS or jvm.selection_of(stage) is not None
     return known and all(map(_is_known, models_of(stage)))
 
@@ -166,10 +170,10 @@ def of_model(model: Any, filled: Filled = NOTHING) -> float:
     """Microseconds per row of all leaf stages of a fitted pipeline.
 
     Args:
-        filled: nonzero entries of the pipeline's input columns.
+        filled: nonzero entries per row of the vector columns that the pipeline reads.
 
     Raises:
-        InputError: a stage is not fitted; names it.
+        InputError: a stage is not fitted; the message names it.
     """
     known, total = dict(filled), 0.0
     for _, stage in flatten(model):
@@ -179,7 +183,7 @@ def of_model(model: Any, filled: Filled = NOTHING) -> float:
 
 
 def filled_by_model(model: Any) -> dict[str, float]:
-    """Nonzero entries of a row by column that a fitted pipeline writes, as far as its stages determine them."""
+    """Nonzero entries per row of the vector columns that a fitted pipeline writes, by column, where its stages determine them."""
     known: dict[str, float] = {}
     for _, stage in flatten(model):
         known |= filled_by(stage, known)
@@ -190,15 +194,15 @@ def entries_of(stage: Any, filled: Filled = NOTHING) -> float:
     """Number of entries of a fitted stage, as `COSTS` counts them; 0 for a class that isn't in the table.
 
     Args:
-        filled: a column that isn't in it counts as `WORDS` where words are read, as one number where the stage doesn't know
-            the size of its vectors, and as all entries of the stage elsewhere.
+        filled: nonzero entries per row, by column. For a column that is missing here, the function assumes `WORDS` entries if
+            the stage reads words, one entry if the stage doesn't know the size of its vectors, and else a full vector.
     """
     read = ENTRIES.get(kind_of(stage))
     return float(read(stage, filled)) if read is not None else 0.0
 
 
 def filled_by(stage: Any, filled: Filled) -> dict[str, float]:
-    """Nonzero entries of a row, by column of vectors that a fitted stage writes; empty for classes that aren't known."""
+    """Nonzero entries per row of the vector columns that a fitted stage writes, by column; empty for unknown classes."""
     match kind_of(stage):
         case "OneHotEncoderModel":
             return dict.fromkeys(stage.getOutputCols() if stage.isSet("outputCols") else [stage.getOutputCol()], 1.0)
@@ -216,22 +220,22 @@ def filled_by(stage: Any, filled: Filled) -> dict[str, float]:
 
 
 def lookups(trees: int, nodes: int) -> float:
-    """Number of nodes on a row's path through this many trees with this many nodes in all."""
+    """Number of nodes on a row's paths through `trees` balanced trees, which have `nodes` nodes in all."""
     return trees * math.log2(nodes / trees + 1)
 
 
 def steps_among(boundaries: int) -> float:
-    """Number of steps of a search among the boundaries of an IsotonicRegressionModel."""
+    """Number of steps of a binary search among the boundaries of an IsotonicRegressionModel."""
     return math.log2(max(boundaries, 2))
 
 
 def _read(size: Callable[[Any], float], column: str = "inputCol") -> Entries:
-    """Number of entries of the vector, or of words, that a stage reads; `size` if the column isn't known."""
+    """Function that counts the vector entries, or words, that a stage reads; `size` gives the number for an unknown column."""
     return lambda stage, filled: filled.get(stage.getOrDefault(column), float(size(stage)))
 
 
 def _chosen(size: Callable[[Any], int], column: str) -> Entries:
-    """Number of entries that a stage selects from a vector: at most `size`."""
+    """Function that counts the entries that a stage selects from the vector in `column`: at most `size`."""
     read = _read(size, column)
     return lambda stage, filled: min(read(stage, filled), size(stage))
 
@@ -242,12 +246,12 @@ def _terms(stage: Any, filled: Filled) -> float:
 
 
 def _topics(stage: Any, filled: Filled) -> float:
-    """Entries of an LDA model: for each word its topics, and 12 more."""
+    """Number of entries of an LDA model: for each word, the number of topics and 12 more."""
     return (stage.getK() + 12) * _counts(stage, filled)
 
 
 def centres_among(clusters: int) -> float:
-    """Number of centres that a BisectingKMeansModel compares a row with: two per level of a balanced tree."""
+    """Number of centres with which a BisectingKMeansModel compares a row: two per level of a balanced tree."""
     return 2 * math.log2(max(clusters, 2))
 
 
@@ -256,7 +260,7 @@ def _columns(stage: Any, filled: Filled) -> int:
 
 
 def _scaled(size: Callable[[Any], int], centres: str = "") -> Entries:
-    """Number of entries that a scaler of vectors of this size scales; a scaler that centres makes them dense."""
+    """Function that counts the entries that a scaler changes: the nonzero ones, or all if it centres (its Param `centres`)."""
     read = _read(size)
     return lambda stage, filled: size(stage) if centres and stage.getOrDefault(centres) else read(stage, filled)
 

@@ -16,16 +16,17 @@ from sparkdiff.stages.predictor import Predictor
 from sparkdiff.tensors.team import ALONE
 
 LEAST = 1e-6
-"""Smallest curvature, as a share of its mean, so that rows predicted with near certainty don't make steps unbounded."""
+"""Smallest second derivative of a row's loss, as a share of the mean over the rows: otherwise Newton steps of rows that are
+predicted with near certainty would be unbounded."""
 
 
 @dataclass(frozen=True)
 class Criterion:
-    """The loss and the metric of a head.
+    """The loss and the metric of a head (the last linear stage).
 
     Attributes:
         objective: the loss, a mean over rows.
-        unit: the natural unit of the margin, see `Predictor.margin_unit`.
+        unit: the natural unit of the margin: its change if the label changes by one standard deviation.
     """
 
     head: Predictor
@@ -43,10 +44,11 @@ class Criterion:
         return split.mean(torch.where(split.weight > 0, self.rows(margin, split), 0.0))
 
     def slopes(self, margin: Tensor, split: Split) -> tuple[Tensor, Tensor]:
-        """First and second derivative of each row's loss by its own margin, both shaped like the margin, unweighted.
+        """First and second derivative of each row's loss with respect to its margin, both shaped like the margin, unweighted.
 
-        For k margins, the second is the Hessian's diagonal. It is positive: a small number where the loss is concave; for a loss
-        without any curvature, the number that makes the step slope / curvature of a typical row one unit of the margin.
+        For k margins, the second derivative is the diagonal of the Hessian. It is made positive: where the loss is concave, it is
+        a small number; for a loss without any curvature, it is chosen so that the Newton step slope / curvature of a typical row
+        is one `unit` of the margin.
         """
         with torch.enable_grad():
             m = margin.detach().clone().requires_grad_()
@@ -69,11 +71,11 @@ class Criterion:
 
     @torch.no_grad()
     def size(self, margin: Tensor, split: Split) -> float:
-        """Scale of the metric, which penalties are multiplied by. It does not vanish if the metric is near zero.
+        """Scale of the metric, by which penalties are multiplied. It does not vanish if the metric is near zero.
 
-        The larger of the absolute metric and of the mean absolute deviation of the rows from it, which for a loss that is never
-        negative is at most twice the loss. For a metric that is no mean over rows, and is 1 at best, its distance from 1 takes
-        the place of the deviation.
+        It is the absolute value of the metric, or the mean absolute deviation of the rows' values from the metric if that is
+        larger. (For a loss that is never negative, this deviation is at most twice the loss.) For a metric that is not a mean
+        over rows and is at most 1, its distance from 1 replaces the deviation.
         """
         value = self.score(margin, split)
         if self.metric.rows is not None:
@@ -85,14 +87,14 @@ class Criterion:
 
     @torch.no_grad()
     def loss_size(self, margin: Tensor, split: Split) -> float:
-        """Scale of the loss, as `size` computes that of the metric."""
+        """Scale of the loss, computed like the scale of the metric in `size`."""
         rows = torch.where(split.weight > 0, self.rows(margin, split), 0.0)
         mean = split.mean(rows)
         return max(abs(float(mean)), float(split.mean((rows - mean).abs())))
 
     @torch.no_grad()
     def score(self, margin: Tensor, split: Split) -> Score:
-        """The metric, in sums over the guard's blocks."""
+        """The metric, as one sum per block of the guard (a group of rows that the guard treats as one independent unit)."""
         tally = Tally(self.metric, self.head)
         tally.add(margin, split.label, split.weight, split.block)
         return tally.score(ALONE)
@@ -104,7 +106,7 @@ class Specification:
 
     Attributes:
         head: the last linear stage.
-        columns: its output columns.
+        columns: output columns of the head.
         label: statistics of the label on the training rows.
     """
 
@@ -114,7 +116,8 @@ class Specification:
     label: LabelStats
 
     def criterion(self) -> Criterion:
-        """
+        """The criterion with these ingredients.
+
         Raises:
             InputError: see `losses.resolve` and `metrics.resolve`.
         """

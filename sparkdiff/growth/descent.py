@@ -1,7 +1,8 @@
 """Training with Adam on small batches, for parts that are smooth functions of one vector of parameters.
 
-`Descent` is the base of such trainers: batches, learning rates that fall along half a cosine, weight decay as in AdamW
-(Loshchilov and Hutter, "Decoupled Weight Decay Regularization", 2019). Subclasses define the meaning of the parameters.
+`Descent` is the base class of their trainers. It draws batches, lets the learning rate fall along half a cosine, and applies
+weight decay as in AdamW (Loshchilov and Hutter, "Decoupled Weight Decay Regularization", 2019). Subclasses define the meaning of
+the parameters.
 """
 
 import math
@@ -20,14 +21,15 @@ from sparkdiff.tensors.rows import squared
 from sparkdiff.training import optimizers
 
 SMALLEST, USUAL = 16, 128
-"""Smallest number of rows of a batch, and the usual one if there are enough rows."""
+"""Smallest batch size, and the usual batch size if there are enough rows."""
 FEWEST, MOST = 40, 400
-"""Batches of an epoch: the fewest, if that leaves a batch enough rows; and the most, which is never exceeded."""
+"""Smallest number of batches per epoch, unless batches would be smaller than `SMALLEST`; and largest number."""
 
 
 @dataclass(frozen=True)
 class Pace:
-    """
+    """Learning rate schedule and weight decay.
+
     Attributes:
         epochs: number of epochs over which the learning rate falls to zero.
         rate: the learning rate at the beginning.
@@ -44,13 +46,14 @@ def batch_size(rows: int) -> int:
 
 
 def work(rows: int, parameters: int, epochs: int) -> float:
-    """Estimated seconds of a training on one core."""
+    """Estimated seconds of a training run on one core."""
     batches = math.ceil(rows / batch_size(rows))
     return epochs * (6e-4 * batches + 6e-10 * rows * parameters)
 
 
 class Descent(Trainer):
-    """
+    """Base class of trainers that use Adam, see the module.
+
     Args:
         parameters: (p,), the initial values.
         seed: seed of the order of the rows.
@@ -63,7 +66,11 @@ class Descent(Trainer):
 
     @abstractmethod
     def added(self, parameters: Tensor, split: Split, rows: Tensor) -> Tensor:
-        """Margin that the part adds to the rows with these indices (m,): (m,) or (m, k), with gradients."""
+        """Margin that a part with these parameters adds to rows: (m,) or (m, k), with gradients.
+
+        Args:
+            rows: (m,) indices of the rows.
+        """
 
     def epoch(self, table: Table, criterion: Criterion) -> None:
         train = table.train
@@ -100,9 +107,9 @@ def pieces(parameters: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor
 
 
 def standardisation(split: Split) -> tuple[Tensor, Tensor]:
-    """The weighted means of the features (d,), and 1 / their standard deviations (d,), 0 for a column that is constant."""
+    """Weighted means (d,) of the features, and 1 / standard deviation (d,), which is set to 0 for constant features."""
     share = split.weight / split.weight.sum()
     mean, square = column_sums(split.features, share), column_sums(squared(split.features), share)
     variance = square - mean.square()
-    varies = variance > 1e-12 * square  # else it is rounding error
+    varies = variance > 1e-12 * square  # otherwise the variance is rounding error
     return mean, torch.where(varies, torch.where(varies, variance, 1.0).rsqrt(), 0.0)

@@ -27,11 +27,12 @@ from sparkdiff.tensors.rows import Rows, below, taken
 from sparkdiff.training.distributed.worker import ROOM
 
 LARGEST = 2**31
-"""Most bytes of rows that parts learn from; a sixteenth of the memory is another limit, as rounds take several times that."""
+"""Largest size in bytes of the rows that parts learn from. A sixteenth of the memory is a further limit, because rounds take
+several times as much memory as the rows."""
 HELD_OUT = 0.75
-"""Share of these bytes that the validation rows may take."""
+"""Share of this size that the validation rows may take."""
 LINEAR = (GeneralizedLinearRegression, LinearRegression, LogisticRegression)
-"""Stages that a grown pipeline can end in."""
+"""Classes of last stages to which growth can add parts."""
 UNKNOWN = "__unknown"
 """Name of the additional category to which StringIndexer with handleInvalid=keep maps unknown values."""
 INDEXER, ENCODER = "StringIndexerModel", "OneHotEncoderModel"
@@ -39,7 +40,7 @@ INDEXER, ENCODER = "StringIndexerModel", "OneHotEncoderModel"
 
 @dataclasses.dataclass(frozen=True)
 class Known:
-    """A column of a table, and its version in the graph."""
+    """A scalar column that parts may read, and its version in the graph: (name, position of the stage that writes it)."""
 
     column: Column
     version: Version
@@ -49,7 +50,7 @@ def linear_head(graph: Graph) -> Vertex:
     """The last linear stage, to which the outputs of parts are added.
 
     Raises:
-        InputError: the pipeline ends in another stage; the message says what to do.
+        InputError: the pipeline ends in another stage, or its coefficients have bounds. The message says how to fix it.
     """
     head = graph.head
     if isinstance(head.module, LINEAR):
@@ -71,15 +72,16 @@ def linear_head(graph: Graph) -> Vertex:
 
 
 def upstream_columns(graph: Graph, data: DataFrame, entities: Mapping[str, tuple[str, tuple[str, ...]]]) -> list[Known]:
-    """Scalar columns that the head's features are made of, in the order in which stages read them, and the entities.
+    """Scalar columns from which the head's features are made, in the order in which stages read them; then the entities.
 
-    The output of a StringIndexer is a category; if it reads numbers, these are a further column. The number that an Imputer or
-    another stage writes replaces the stage's inputs. Columns whose names have a dot are left out, as stages would need backticks
-    for them; so are the columns that an RFormula makes of texts.
+    The output of a StringIndexer counts as a category; if the StringIndexer reads numbers, its input is a further column. If an
+    Imputer or another stage writes a number, this number is listed in place of the stage's inputs. Columns whose names have a dot
+    or a backtick are left out, because stages could read them only in backticks. So are columns inside an RFormula, which drops
+    its intermediate columns.
 
     Args:
         data: rows whose schema determines which columns are numbers.
-        entities: name -> (column of their numbers, their values): columns that were indexed for growth.
+        entities: name of an entity's column -> (column of its indices, its values). These columns were indexed for growth.
     """
     every = {v for vertex in graph.vertices for v in vertex.sources} | {
         (graph.casefold(c), vertex.position) for vertex in graph.vertices for c in vertex.outputs
@@ -128,18 +130,21 @@ def upstream_columns(graph: Graph, data: DataFrame, entities: Mapping[str, tuple
 
 
 def _inside(graph: Graph, version: Version) -> bool:
-    """True if only other stages of an RFormula read a column: it drops its intermediate columns."""
+    """True if a column is an intermediate column of an RFormula, which drops it after its own stages have read it."""
     return version[1] >= 0 and graph.formula_of(graph.vertices[version[1]]) is not None
 
 
 def _refuses_null(graph: Graph, version: Version) -> bool:
-    """True if a stage that reads a column fails, or drops the row, if it is null: then no such row reaches the head."""
+    """True if a stage that reads a column fails on null or drops the row, so that no row with null reaches the head."""
     readers = [v for v in graph.vertices if version in v.sources and v.stageClass in ("VectorAssembler", INDEXER)]
     return any(v.stage.getHandleInvalid() in ("error", "skip") for v in readers)
 
 
 def _has_gaps(graph: Graph, version: Version, field: StructField) -> bool:
-    """True if the head may get rows that lack a value of a column: of any data, whatever the schema of these rows says."""
+    """True if rows without a value in a column may reach the head, in any future data.
+
+    The nullability of an input column in the schema of the present rows is therefore ignored.
+    """
     writer = graph.vertices[version[1]] if version[1] >= 0 else None
     if writer is not None and writer.stageClass == "ImputerModel" and math.isnan(writer.stage.getMissingValue()):
         return False
@@ -147,7 +152,7 @@ def _has_gaps(graph: Graph, version: Version, field: StructField) -> bool:
 
 
 def _encoded(graph: Graph) -> dict[Version, int]:
-    """Number of categories of each version that a OneHotEncoder reads."""
+    """Number of categories of each column version that a OneHotEncoder reads."""
     return {
         source: int(size)
         for vertex in graph.vertices
@@ -159,7 +164,7 @@ def _encoded(graph: Graph) -> dict[Version, int]:
 def _indexed(
     graph: Graph, vertex: Vertex, version: Version, fields: Mapping[Version, StructField]
 ) -> dict[Version, Column]:
-    """Column that a StringIndexer writes, and its input column if that holds numbers."""
+    """Column that a StringIndexer writes and, if its input column is in the data and holds numbers, the input column."""
     names = [graph.casefold(c) for c in vertex.outputs]
     place = names.index(version[0])
     labels = tuple(vertex.stage.labelsArray[place])
@@ -175,7 +180,7 @@ def _indexed(
 
 
 def _levels(field: StructField, encoded: int) -> tuple[int, tuple[str, ...]]:
-    """Number of values of a nominal attribute or of an encoded column, and their names."""
+    """Number of values of a column, and their names: from a nominal attribute, else `encoded` values without names."""
     attribute = (field.metadata or {}).get("ml_attr", {})
     if attribute.get("type") == "nominal" and (levels := values_of(attribute)):
         return levels, tuple(map(str, attribute.get("vals", ())))
@@ -183,7 +188,7 @@ def _levels(field: StructField, encoded: int) -> tuple[int, tuple[str, ...]]:
 
 
 def cut_for(task: Task, known: Sequence[Known]) -> Cut:
-    """The cut whose cache has the head's features and these columns; all stages before the head run in Spark."""
+    """Cut (the point up to which Spark runs the stages) in front of the head. Its cache has the head's features and `known`."""
     graph = task.cut.graph
     head = graph.head
     read = dict.fromkeys(head.margin_reads)
@@ -198,8 +203,8 @@ def cut_for(task: Task, known: Sequence[Known]) -> Cut:
 
 
 def room_of(folder: Path, largest: int | None = None) -> int:
-    """Bytes that the rows to learn from may take. The folder of the rounds stores it, so that a resumed run learns from the same
-    rows on a machine with other memory.
+    """Size in bytes that the rows that parts learn from may take. The folder stores the number, so that a run that is resumed on
+    a machine with more or less memory learns from the same rows.
 
     Args:
         largest: upper limit; None for `LARGEST`.
@@ -215,15 +220,17 @@ def room_of(folder: Path, largest: int | None = None) -> int:
 
 
 def table_of(run: Run, known: Sequence[Known], room: int, *, dense: bool = False) -> Table:
-    """Rows of a cache that was written for `cut_for`'s cut, at the margin of the original. If the training rows take more than
-    `room`, the table has as many as fit, spread evenly over the cache, and the same ones each time.
+    """Table of the rows of a cache that was written for the cut of `cut_for`; their margin is the original's.
+
+    If the rows take more than `room` bytes, the table has only as many training rows as fit, spread evenly over the cache. The
+    choice is the same each time.
 
     Args:
         room: bytes that the rows may take, see `room_of`.
-        dense: True if features are to become strided, which `room` has to suffice for.
+        dense: True if sparse features will be made dense: the rows have to fit into `room` in this form.
 
     Raises:
-        InputError: the head's features are not vectors, or the validation rows alone take too much.
+        InputError: the head's features are not vectors, or the validation rows alone take too much of `room`.
     """
     head = run.task.cut.graph.head
     train, unknown = _split(run, TRAIN, head.reads[0], known, _share(run, room, dense=dense))
@@ -233,13 +240,13 @@ def table_of(run: Run, known: Sequence[Known], room: int, *, dense: bool = False
 
 
 def _all_train(run: Run) -> bool:
-    """True if no rows are held out, see `Request`."""
+    """True if no rows are held out: then the split "validation" holds the training rows."""
     shards = run.cache.manifest["splits"]
     return bool(shards.get(TRAIN) == shards.get(VALIDATION))
 
 
 def _share(run: Run, room: int, *, dense: bool) -> float:
-    """Share of the training rows that fit into `room` beside all validation rows."""
+    """Share of the training rows that fits into `room` together with all validation rows."""
     cut = run.task.cut
     train, validation = (run.cache.size(split, of=cut, dense=dense) for split in (TRAIN, VALIDATION))
     validation *= not _all_train(run)
@@ -256,7 +263,7 @@ def _share(run: Run, room: int, *, dense: bool) -> float:
 def _split(
     run: Run, name: str, features: Version, known: Sequence[Known], share: float
 ) -> tuple[Split, tuple[int, ...]]:
-    """Rows of a split, or this share of them; and for each column, how many of all rows have its last level."""
+    """This share of the rows of a split; and for each column, the number of all rows of the split with its last level."""
     data, seen = run.data, 0
     last = torch.tensor([k.column.levels - 1 for k in known])
     have = torch.zeros_like(last)

@@ -1,5 +1,5 @@
-"""Parts that growth may add to a pipeline, as tensors and as plain MLlib stages; and the items of a round, each the training of
-one part for a fixed number of epochs, with their results.
+"""Parts (stages that growth may add to a pipeline), as tensors and as plain MLlib stages; and items, each the description of one
+part's training for a fixed number of epochs, with their results.
 """
 
 import math
@@ -22,9 +22,9 @@ class PipelinePlace:
     """Position of a part's stages in a pipeline.
 
     Attributes:
-        features: the column of vectors that the last linear stage reads, of `width` entries.
-        prefix: common to the uids and the column names of the part's stages; different for each part.
-        classes: see `Table`.
+        features: name of the vector column that the last linear stage reads; the vectors have `width` entries.
+        prefix: prefix of the uids and the column names of all stages of this part; different for each part.
+        classes: number of margins of a softmax; 0 if a row's margin is one number.
     """
 
     features: str
@@ -42,7 +42,7 @@ class Output:
 
     Attributes:
         column: a vector of m entries, or a number (m = 1).
-        coefficients: (m,), or (k, m) for k classes: the last stage's coefficients of the column.
+        coefficients: (m,), or (k, m) for k classes: coefficients of the column in the last linear stage.
     """
 
     column: str
@@ -51,7 +51,7 @@ class Output:
 
 @dataclass(frozen=True)
 class Stages:
-    """Plain MLlib stages, and the columns of theirs that the last linear stage reads."""
+    """Plain MLlib stages, and those of their output columns that the last linear stage reads."""
 
     stages: Sequence[Any]
     outputs: Sequence[Output]
@@ -59,12 +59,12 @@ class Stages:
 
 @dataclass(frozen=True)
 class Served:
-    """Work that serving a part takes.
+    """Work of serving a part, per row.
 
     Attributes:
-        steps: its stages, as the table of costs counts them.
-        entries: number of nonzero entries of its outputs in a row: each is assembled, and has a coefficient.
-        columns: columns that its stages read, beside the features.
+        steps: the part's stages, as (class, number of entries) of the cost table.
+        entries: number of nonzero entries of the part's outputs; each is assembled and multiplied by a coefficient.
+        columns: columns that the part's stages read, in addition to the features.
     """
 
     steps: Steps
@@ -93,7 +93,7 @@ class Part(ABC):
 
     @abstractmethod
     def served(self, features: float) -> Served:
-        """Work that serving the part takes, stage by stage as `stages` makes them.
+        """Work of serving the part, for the same stages that `stages` makes.
 
         Args:
             features: number of nonzero entries of a row's features.
@@ -101,7 +101,7 @@ class Part(ABC):
 
     @abstractmethod
     def stages(self, place: PipelinePlace) -> Stages:
-        """Stages that compute the part; their outputs times their coefficients add up to `output`."""
+        """Stages that compute the part. The sum of their outputs times their coefficients equals `output`."""
 
     def shown(self) -> list[dict[str, Any]]:
         """Rows of a table of what the part has learned, for reports and plots; empty if there is no such table."""
@@ -109,15 +109,15 @@ class Part(ABC):
 
 
 class Trainer(ABC):
-    """The training of one part. Can be pickled between two epochs: that is its checkpoint.
+    """Trainer of one part. Between two epochs it can be pickled; the pickle is its checkpoint.
 
-    All its random numbers come from generators that it holds, so that training resumed from a checkpoint ends as if it had
+    All random numbers come from generators that the trainer holds, so that training resumed from a checkpoint ends as if it had
     never been interrupted.
     """
 
     @abstractmethod
     def epoch(self, table: Table, criterion: Criterion) -> None:
-        """Train one more epoch on the training rows, starting from their margin. Must not read validation rows."""
+        """Train one more epoch on the training rows, on top of their margin. Must not read validation rows."""
 
     @abstractmethod
     def part(self) -> Part:
@@ -125,7 +125,7 @@ class Trainer(ABC):
 
 
 def unused(name: str, columns: Iterable[str]) -> str:
-    """Heading for a table beside these columns: the name, with underscores appended if a column has it."""
+    """The name, with underscores appended until no column has it: a heading for a table that also has these columns."""
     taken = set(columns)
     while name in taken:
         name += "_"
@@ -134,15 +134,15 @@ def unused(name: str, columns: Iterable[str]) -> str:
 
 @dataclass(frozen=True)
 class Item:
-    """Description of one training.
+    """Description of the training of one part.
 
     Attributes:
         kind: the kind of part, a key of `parts.KINDS`.
         name: readable name of the part.
         settings: settings of the part's trainer, as JSON values.
         epochs: number of epochs.
-        work: estimated seconds on one core: long items are handed out first.
-        seed: seed of all its random numbers.
+        work: estimated seconds on one core; items with more work are handed out first.
+        seed: seed of all random numbers of the training.
     """
 
     kind: str
@@ -158,13 +158,13 @@ class Found:
     """Result of an item.
 
     Attributes:
-        part: the part after its best epoch by the validation rows; None if no epoch gained.
-        epoch: the best epoch, counted from 1; 0 if none gained.
-        value: the metric as a loss after that epoch; if none gained, the metric before the item.
-        train: the loss on the training rows after that epoch; NaN if none gained.
-        gains: (E, B) per epoch the block sums of weight * (loss of the original - loss); NaN once it has diverged. E is 0 if
-            there was no time to train it.
-        seconds: CPU seconds of the process that trained it.
+        part: the part after the epoch with the best metric on the validation rows; None if no epoch gained.
+        epoch: the best epoch, counted from 1; 0 if no epoch gained.
+        value: the metric, as a loss, after the best epoch; if no epoch gained, the metric before the item.
+        train: the loss on the training rows after the best epoch; NaN if no epoch gained.
+        gains: (E, B) for each epoch and each block of the guard (a group of validation rows), the sum of weight * (loss of the
+            original - loss); NaN for the epoch in which training diverged. E is 0 if there was no time to train the item.
+        seconds: CPU seconds of training.
     """
 
     item: Item
@@ -180,8 +180,8 @@ class Found:
         """Result of an item that there was no time for.
 
         Args:
-            before: the metric as a loss before the item.
-            original: (B,) the original's sums of weight * loss.
+            before: the metric, as a loss, before the item.
+            original: (B,) the original's sum of weight * loss in each block of the guard.
         """
         return Found(item, None, 0, before, math.nan, original.new_zeros(0, len(original)), 0.0)
 
@@ -191,7 +191,11 @@ class Found:
 
 
 class Course:
-    """State of one item's training: all that a checkpoint has to hold."""
+    """State of one item's training, as it is stored in a checkpoint.
+
+    Args:
+        before: the metric, as a loss, before the item.
+    """
 
     def __init__(self, item: Item, trainer: Any, before: float):
         self.item, self.trainer = item, trainer
@@ -204,10 +208,10 @@ class Course:
         return self.epoch >= self.item.epochs or (bool(self.gains) and not bool(self.gains[-1].isfinite().all()))
 
     def step(self, table: Table, criterion: Criterion, original: Tensor) -> None:
-        """Train one more epoch and measure it.
+        """Train one more epoch, and measure the part on training and validation rows.
 
         Args:
-            original: (B,) the original's sums of weight * loss.
+            original: (B,) the original's sum of weight * loss in each block of the guard.
         """
         self.trainer.epoch(table, criterion)
         self.epoch += 1

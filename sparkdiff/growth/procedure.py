@@ -1,5 +1,6 @@
-"""Steps of a growth: its start, the rounds, dropping of parts, the grown pipeline, and ensembles trained once more on other rows;
-and the plan of a growth, as text, before anything trains and without a Spark job.
+"""Steps of a growth: analysis of the pipeline, rounds that add parts, removal of parts that contribute too little, assembly of
+the grown pipeline, and training of the same ensembles of trees on other rows. `described` is the plan of a growth as text, made
+before anything trains and without a Spark job.
 """
 
 import dataclasses
@@ -51,7 +52,7 @@ from sparkdiff.store.run_folder import TRAININGS, RunFolder, name_beside
 from sparkdiff.tensors.device import torch_threads
 
 MOST_ENTITIES = 100_000
-"""Largest number of values of an entityCol: each has at least one coefficient in the last stage."""
+"""Largest number of distinct values of an entityCol. It is limited because each value has a coefficient in the last stage."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,11 +61,12 @@ class GrowthStart:
 
     Attributes:
         model: the user's pipeline.
-        task: task of the pipeline with indexers of the entities in front of its head; the cut has the growth's columns.
+        task: task for the pipeline with the indexers in front of its head. Its cut (the point up to which Spark runs the stages)
+            also has the columns that parts may read.
         head: the last linear stage, in the user's pipeline.
-        indexers: the fitted StringIndexers of the entities.
+        indexers: the fitted StringIndexers of the entities (columns that name users, items or shops).
         known: the columns that parts may read.
-        mark: prefix of the uids and the columns of all added stages, and of no others.
+        mark: prefix of the uids and the columns of all added stages; no other uid or column begins with it.
     """
 
     model: Any
@@ -78,10 +80,13 @@ class GrowthStart:
 def ground(
     model: Any, options: Options, entities: Sequence[str], sources: Sequence[Source], boundaries: Boundaries | None
 ) -> GrowthStart:  # fmt: skip
-    """Analyse the pipeline and the schema of the rows, and index the entities, whose values need a job.
+    """Analyse the pipeline and the schema of the rows, and fit StringIndexers to the entities, which takes a Spark job.
+
+    Args:
+        entities: names of the columns in entityCols.
 
     Raises:
-        InputError: the pipeline doesn't end in a linear stage, or an entityCol cannot be used; says what to do.
+        InputError: the pipeline doesn't end in a linear stage, or an entityCol can't be used. The message says how to fix it.
     """
     data = sources[0].df
     plain = prepare(model, options, data)
@@ -120,18 +125,22 @@ def _indexers(
 
 
 ROUNDING = 1e-9
-"""Share by which the original's loss may differ if the grown pipeline's network computes it."""
+"""Largest relative difference between the original's loss and the loss of the grown pipeline without its parts."""
 SHARE = 0.1
-"""Share of the gain over the original that may be lost with all dropped parts together."""
+"""Largest share of the gain over the original that all dropped parts together may cost."""
 
 
 def assembled(
     start: GrowthStart, members: Sequence[rounds.Member], serving: Serving, data: DataFrame, *, drop: bool
 ) -> Any:
-    """The grown pipeline, see `grown_pipeline` and `columns_last`.
+    """Assemble the grown pipeline, and check its serving cost; see `grown_pipeline` and `columns_last`.
+
+    Args:
+        drop: True to drop the added columns at the end.
 
     Raises:
-        SparkdiffError: its costs differ from those counted for its parts, or Spark can't run it.
+        SparkdiffError: the cost of the assembled stages differs from the cost counted for the parts, or Spark can't run the
+            pipeline.
     """
     made = grown_pipeline(start.model, start.head, members, start.indexers, start.mark)
     check_cost(serving, [m.part for m in members], cost_of(made, start.head, serving))
@@ -143,12 +152,15 @@ def grow_rounds(
     run: Run, start: GrowthStart, settings: GrowthSettings, serving: Serving, clock: Clock,
     *, replace: bool, memory: running.Memory | None = None,
 ) -> tuple[rounds.Grown, tuple[rounds.Member, ...]]:  # fmt: skip
-    """Run the rounds and drop the parts that are not missed; return the rest, and the dropped parts.
+    """Run the rounds, and drop the parts that contribute too little (see `without_needless`).
 
     Args:
-        memory: results of earlier growths of the same pipeline on the same rows.
+        memory: results of earlier growth runs of the same pipeline on the same rows.
+
+    Returns:
+        The result with the remaining parts, and the dropped parts.
     """
-    check_stored(run.network, run.data)  # as the training behind the rounds does
+    check_stored(run.network, run.data)  # the training of all stages after the rounds checks this, too
     o = run.task.options
     limits = rounds.Limits(settings.parts, settings.rounds, settings.complexity, o.seed, serving, settings.maxLoss)
     # The guard's level and the fleet's size affect which parts are dropped.
@@ -174,15 +186,15 @@ def grow_rounds(
 
 @torch.no_grad()
 def check_without_parts(run: Run, first: Score, width: int) -> None:
-    """Compare the grown pipeline, with the coefficients of all added parts set to zero, with the original.
+    """Check that the grown pipeline, with the coefficients of all added parts set to zero, has the original's losses.
 
     Args:
         run: run of the grown pipeline.
-        first: the original's validation metric, as growth measured it.
-        width: the number of features that the head read before growth.
+        first: the original's validation metric, as measured before the rounds.
+        width: number of features that the head read before growth.
 
     Raises:
-        ParityError: they differ by more than rounding.
+        ParityError: the losses differ by more than rounding.
     """
     original = run.network.clone()
     head = original.head
@@ -199,14 +211,14 @@ def check_without_parts(run: Run, first: Score, width: int) -> None:
 
 
 def grow_again(run: Run, start: GrowthStart, chosen: Sequence[tuple[int, str, int]]) -> tuple[rounds.Member, ...]:
-    """Train ensembles of trees once more, on other rows; each joins with the weight 1.
+    """Train the same ensembles of trees on other rows; each joins with the weight 1.
 
     Args:
-        run: run on the other rows, none of which is held out.
-        chosen: round, name and epochs of each ensemble.
+        run: run on the other rows; all of them are training rows.
+        chosen: round, name and number of epochs of each ensemble, from an earlier growth run.
 
     Raises:
-        InputError: an ensemble diverges.
+        InputError: the training of an ensemble diverges.
     """
     o, specification, members = run.task.options, specification_of(run), list[rounds.Member]()
     criterion = specification.criterion()
@@ -229,7 +241,7 @@ def grow_again(run: Run, start: GrowthStart, chosen: Sequence[tuple[int, str, in
 
 
 def _room(folder: RunFolder) -> int:
-    """Bytes for rows, see `room_of`; the same for all growths of a run."""
+    """Size in bytes that rows may take (see `room_of`); the same number for all growth runs of one run folder."""
     of_run = folder.path.parent
     return room_of(of_run if of_run.name == TRAININGS else folder.path)
 
@@ -237,17 +249,18 @@ def _room(folder: RunFolder) -> int:
 def without_needless(
     grown: Grown, start: Table, criterion: Criterion, limits: Limits, options: Options, maxLoss: float
 ) -> tuple[Grown, tuple[Member, ...]]:  # fmt: skip
-    """Remove the parts that are not missed, one after another, the least missed first.
+    """Remove parts that contribute too little, one after another, beginning with the part whose removal costs the least.
 
-    The weights of the others are fitted again. A part is dropped if the validation rows show, at the guard's level, that without
-    it and all parts dropped before, the metric is worse by less than `maxLoss` of itself, and by less than a tenth of what growth
-    has gained. With a timeCol no part is dropped: evidence from neighbouring rows is not enough.
+    After each removal, the weights of the remaining parts are fitted again. A part is dropped if the validation rows show, at the
+    guard's level, that removing this part and all parts dropped before makes the metric worse by less than `maxLoss` times the
+    metric, and by less than a tenth of the gain of growth. (The guard is the statistical test on held-out rows.) With a timeCol
+    no part is dropped: neighbouring rows depend on each other, so their evidence is not enough.
 
     Args:
         start: the table at the original's margin.
 
     Returns:
-        The rest, and the dropped parts.
+        The result with the remaining parts, and the dropped parts.
     """
     validation, gone = grown.table.validation, list[Member]()
     original = criterion.score(start.validation.margin, start.validation)
@@ -272,10 +285,14 @@ def without_needless(
 def not_worse(
     losses: Tensor, weights: Tensor, chosen: int, spared: float, options: Options, rows: int
 ) -> bool:  # fmt: skip
-    """True if the rows show that the chosen candidate is worse by less than `spared`.
+    """True if the validation rows show that dropping the chosen part makes the metric worse by less than `spared`.
 
     Args:
-        losses: (C, B) sums of weight * (metric - metric of the whole) of all C candidates.
+        losses: (C, B) for each of C parts that could be dropped and each block of the guard (a group of rows), the sum of weight
+            * (metric without the part - metric with all parts).
+        weights: (B,) sums of the weights.
+        chosen: index of the part.
+        rows: number of validation rows with a weight above 0.
     """
     o = options
     level = o.guard / o.fleetSize if o.guard < 1 else 0.025
@@ -285,11 +302,11 @@ def not_worse(
 
 
 def described(model: Any, options: Options, settings: GrowthSettings, data: DataFrame) -> str:
-    """Description of what growth of this fitted pipeline would try on rows of this schema.
+    """Description, as text, of what growth of this fitted pipeline would try on rows with this schema.
 
     Raises:
-        InputError: the pipeline doesn't end in a linear stage, an entityCol cannot be used, the cost limit leaves no room, or
-            no library finds trees.
+        InputError: the pipeline doesn't end in a linear stage, an option or an entityCol can't be used, the limit on the serving
+            cost leaves no room for a part, or no library that fits trees is installed.
     """
     settings, _ = trees.without_trees(settings)
     check_options(options)
@@ -318,7 +335,7 @@ def described(model: Any, options: Options, settings: GrowthSettings, data: Data
 
 
 def _columns(columns: list[Column], settings: GrowthSettings) -> list[str]:
-    """A line for each name; a StringIndexer's numeric input is both a category and a number."""
+    """Lines of the plan, one for each column name. A number that a StringIndexer reads is listed as a category and a number."""
     found: dict[str, list[str]] = {}
     for c in columns:
         if not (c.levels and c.name in settings.entityCols):

@@ -1,7 +1,8 @@
-"""The chief of several processes: starts them, hands out the items of a round, longest first, and notices their deaths.
+"""The chief of several worker processes, which train items (each the training run of one part).
 
-The processes live as long as the run. On the driver's machine a thread starts each of them and starts it again when it dies; on a
-cluster a Spark task does so. An item whose process died is handed out again and goes on from its checkpoint.
+The chief starts the processes, hands out the items of a round, longest first, and notices when a process dies. The processes live
+as long as the run. Each process is started, and restarted when it dies, by a thread on the driver's machine or by a Spark task on
+a cluster. If a process dies, its item is handed out again and continues from its checkpoint.
 """
 
 import shutil
@@ -37,21 +38,24 @@ from sparkdiff.training.distributed.shipping import equip
 from sparkdiff.training.distributed.worker import ROOM
 
 ATTEMPTS = 3
-"""Limit on how often the process of an item dies, a process ends before it has begun, or Spark loses the tasks."""
+"""Number of failures after which the chief gives up: deaths of the process that trains one item, starts of one process that fail
+in a row, or losses of the Spark tasks."""
 LEASE = 1.0
-"""Seconds between two checks that the folder still belongs to this run."""
+"""Seconds between two checks that the run folder still belongs to this run."""
 OWN = {error.__name__: error for error in (InputError, FullDiskError, WriteError, HeldError, checkpoints.ItemError)}
-"""Errors of a worker that are raised unchanged in this process."""
+"""Errors that, when a worker reports them, are raised in this process with the same type, by name."""
 
 
 @dataclass
 class WorkerHandle:
-    """A worker, as the chief knows it.
+    """The chief's record of one worker.
 
     Attributes:
-        token: token of its process; empty while no process takes orders.
-        item: position of the item that it trains; None while it waits.
-        unstarted: number of times in a row that its process ended before it took orders.
+        orders: file to which the chief writes orders.
+        lines: reader of the worker's answers.
+        token: random token of the worker's current process; empty while no process accepts orders.
+        item: position of the item that the worker trains; None while the worker waits.
+        unstarted: number of processes in a row that ended before they accepted orders.
     """
 
     number: int
@@ -64,12 +68,12 @@ class WorkerHandle:
 
 @dataclass
 class Handing:
-    """A round while its items are handed out.
+    """State of a round while its items are handed out.
 
     Attributes:
         queue: positions of the waiting items, longest first.
-        left: positions of all items that have not ended.
-        deaths: per position, the reasons why its process died.
+        left: positions of all unfinished items, including those in training.
+        deaths: position of an item -> the reasons why processes died while they trained it.
         trained: positions of the trained items.
     """
 
@@ -87,7 +91,12 @@ class Handing:
 
 
 class Chief:
-    """Context in which processes train the items of one round after another."""
+    """Context in which worker processes run; `run` lets them train the items of one round.
+
+    Args:
+        folder: folder of the run; all processes must see it.
+        say: called with a line about each failure that was recovered from.
+    """
 
     def __init__(self, folder: RunFolder, specification: Specification, say: Callable[[str], None]):
         self.folder, self.specification, self.say = folder, specification, say
@@ -153,7 +162,7 @@ class Chief:
             thread.start()
 
     def _caught(self, start: Callable[[], None]) -> None:
-        """Run `start` and store the error that ends its thread, for the waiting thread."""
+        """Run `start`, and store an error that ends this thread, so that the main thread can report it."""
         try:
             start()
         except BaseException as e:
@@ -170,9 +179,13 @@ class Chief:
         self, number: int, items: Sequence[Item], missing: set[int], table: Table, original: Tensor, kept: checkpoints.RoundFiles,
         clock: Clock, ended: Callable[[int], None],
     ) -> set[int]:  # fmt: skip
-        """Have the items at these positions trained while there is time, and their results stored.
+        """Let the workers train items and store the results, until the clock is over.
 
         Args:
+            number: number of the round.
+            missing: positions of the items to train.
+            original: (B,) the original's sum of weight * loss in each block of the guard.
+            kept: files of the round.
             ended: called with the number of trained items whenever it grows.
 
         Returns:
@@ -204,17 +217,17 @@ class Chief:
         return handing.trained
 
     def _order(self, handing: Handing, member: WorkerHandle) -> None:
-        """Hand the next item to a worker that waits."""
+        """Hand the next item to a worker if the worker waits."""
         if member.token and member.item is None and handing.queue:
             member.item = handing.queue.popleft()
             with files.room("an order", self.here, ROOM):
                 line_files.add(member.orders, token=member.token, round=handing.number, position=member.item)
 
     def _hear(self, handing: Handing, member: WorkerHandle, line: Mapping[str, Any]) -> None:
-        """Process an answer of a worker."""
+        """Process a line of a worker's answers."""
         self.heard = time.monotonic()
         if "ready" in line:
-            self._died(handing, member, "its task was lost")  # no effect if that is known
+            self._died(handing, member, "its task was lost")  # no effect if this was reported before
             member.token, member.unstarted = line["token"], 0
         elif "died" in line and line["token"] == member.token:
             self._died(handing, member, self._cause(member, line["died"]))
@@ -228,7 +241,7 @@ class Chief:
         elif "failed" in line:
             raise OWN.get(line["failed"], checkpoints.ItemError)(line["message"])
         else:
-            if line["token"] == member.token:  # it waits now, even after an item of a past round
+            if line["token"] == member.token:  # the worker waits now, even if the item is of a past round
                 member.item = None
             if line["round"] != handing.number:
                 return
@@ -236,10 +249,10 @@ class Chief:
             handing.left.discard(line["position"])
 
     def _died(self, handing: Handing, member: WorkerHandle, why: str) -> None:
-        """Hand out again the item of a worker whose process died.
+        """Put the item of a worker whose process died back into the queue.
 
         Raises:
-            ItemError: it has died too often.
+            ItemError: `ATTEMPTS` processes died while they trained this item.
         """
         position, member.item, member.token = member.item, None, ""
         if position is None or position not in handing.left:
@@ -254,7 +267,7 @@ class Chief:
         handing.queue.appendleft(position)
 
     def _cause(self, member: WorkerHandle, code: int) -> str:
-        """Reason why a process ended, from its exit code and the files that it left."""
+        """Reason why a worker's process ended, from its exit code and the files that it left."""
         if code < 0:
             name = signal.Signals(-code).name
             return f"killed by {name}" + (", out of memory?" if name == "SIGKILL" else "")
@@ -265,13 +278,13 @@ class Chief:
         return f"exit code {code}: {_text(self.here / f'worker-{member.number}.txt')[-2000:].strip()}"
 
     def _way_on(self) -> str:
-        runId = self.options.runId  # the folder has its own, beside that of the training
+        runId = self.options.runId  # the run folder has another name, made from this id
         if runId is None:
             return "Nothing is kept, because it has no runId"
         return f"What has ended is kept: runId={runId!r} goes on from there"
 
     def _check(self, handing: Handing) -> None:
-        """Check for failures that no worker can report."""
+        """Check for failures that no worker can report: loss of the folder, of all processes, or of the Spark tasks."""
         now = time.monotonic()
         if now - self.checked > LEASE:
             self.folder.check()
@@ -307,11 +320,11 @@ def _text(path: Path) -> str:
     return path.read_text(errors="replace") if path.exists() else ""
 
 
-# Nested, so that they are pickled by value: executors needn't have our package.
+# The functions below return nested functions, which are pickled by value: executors needn't have our package.
 
 
 def _supervisor(here: str) -> Callable[..., None]:
-    """Function that restarts a worker until the end, in a thread of the driver or in a task."""
+    """Function that starts a worker, and starts it again whenever it ends, until the run ends; for a thread or a Spark task."""
 
     def supervise(number: int, children: dict[int, Any]) -> None:
         import json

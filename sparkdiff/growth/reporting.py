@@ -1,4 +1,4 @@
-"""Summary of a growth, from the results of its phases."""
+"""Progress lines, warnings and summary fields of a growth, from the results of its rounds."""
 
 import dataclasses
 import math
@@ -16,13 +16,13 @@ from sparkdiff.report import RemainingTime, advance
 
 
 class RoundProgress:
-    """Lines about the rounds: progress, gain so far, and estimated time left of the current one."""
+    """Progress lines about the rounds: parts trained, gain so far, and estimated time left in the current round."""
 
     def __init__(self, rounds: int, clock: Callable[[], float] = time.monotonic):
         self.rounds, self.clock, self.gain, self.number, self.pace = rounds, clock, 0.0, 0, RemainingTime(clock)
 
     def item(self, number: int, done: int, most: int) -> str:
-        """Progress line after `done` of the `most` parts of a round are trained."""
+        """Progress line after `done` of the `most` items of a round are trained."""
         if number != self.number:
             self.number, self.pace = number, RemainingTime(self.clock)
         gained = f"{self.gain:+.1%}" if self.gain else ""
@@ -31,7 +31,7 @@ class RoundProgress:
         )
 
     def joined(self, tried: Sequence[Tried]) -> str:
-        """Line with the outcome of a round."""
+        """Line with the outcome of a round: the part that joined, and the gain so far."""
         best = next((t for t in tried if not t.why), None)
         self.gain += best.gain if best else 0.0
         what = f"{best.name} joins, {self.gain:+.1%}" if best else "nothing gains"
@@ -43,8 +43,8 @@ class Told:
     """Results of the rounds, for the summary.
 
     Attributes:
-        gone: dropped members.
-        serving: serving costs of pipelines.
+        gone: members that were dropped at the end.
+        serving: model of the serving costs.
     """
 
     settings: GrowthSettings
@@ -54,14 +54,14 @@ class Told:
 
     @property
     def warnings(self) -> list[str]:
-        """Warnings from before the grown pipeline was trained."""
+        """Warnings known before all stages of the grown pipeline are trained together."""
         stopped = [f"growth stopped early: {self.grown.stopped}"] if self.grown.late else []
         reads_none = (self.settings.parts == ("units",), "units read no entities, and no other parts are tried")
         idle = without_effect(self.settings, {"entityCols": reads_none})
         return [*idle, *stopped, *of_a_sample(self.grown.table), *rows_without_entity(self.grown)]
 
     def fields(self) -> dict[str, Any]:
-        """Fields of a summary that only growth has; of `servingCost`, only the limit."""
+        """Fields of the summary that only growth has. `servingCost` has only its limit yet."""
         limit = None if math.isinf(self.serving.limit) else self.serving.limit
         gains = {t.round: t.gain for t in self.grown.tried if not t.why}
         parts = [
@@ -77,13 +77,16 @@ class Told:
 
 
 def of_a_sample(table: Table) -> list[str]:
-    """A warning if not all training rows fit into memory; else empty."""
+    """A warning if parts were trained on a sample, because not all training rows fit into memory; else empty."""
     told = f"parts learned from {table.sampled}, as many as there is room for in memory; all of them trained the whole"
     return [told] if table.sampled else []
 
 
 def rows_without_entity(grown: Grown) -> list[str]:
-    """Warnings for entities that parts read and training rows lack: StringIndexer gives null and unknown values one index."""
+    """Warnings about entities that are read by parts and missing in some training rows.
+
+    StringIndexer gives null and unknown values the same index, so a new value of the entity gets the effect of missing ones.
+    """
     read = {column for m in grown.members for column in m.part.served(0.0).columns}
     return [
         f"{lack:,} training rows have no {c.name}: a {c.name} that no training row has counts as one of them"
@@ -93,7 +96,7 @@ def rows_without_entity(grown: Grown) -> list[str]:
 
 
 def why_none(told: Told, options: Options) -> str:
-    """Reason why no part is left, followed by what the user can do."""
+    """Reason why the grown pipeline has no part, and advice to the user."""
     s, grown = told.settings, told.grown
     if told.gone:
         return (

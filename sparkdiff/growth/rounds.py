@@ -1,10 +1,10 @@
-"""Growth in rounds, as in AdaNet: in each round several parts are trained from the margin so far, and one of them joins.
+"""Growth in rounds, as in AdaNet: in each round several parts are trained on top of the margin so far, and at most one joins.
 
 Source: Cortes, Gonzalvo, Kuznetsov, Mohri and Yang, "AdaNet: Adaptive Structural Learning of Artificial Neural Networks", 2017:
 the part with the smallest loss plus penalty joins. The penalty is the sum over all parts of (lambda * r_j + beta) * |w_j|, where
-r_j bounds the part's complexity and w_j is its weight in the mixture. In AdaNet, the weights are fitted to training rows, and the
-penalty depends on the scale of each part: here w_j is the standard deviation of what the part adds to the margin.
-Unlike in AdaNet, a simpler part joins instead if it is as good as far as the validation rows show (`simplest`).
+r_j bounds the part's complexity and w_j is its weight in the mixture. In AdaNet, w_j is fitted to training rows, so the penalty
+depends on the scale of the part's output. Here w_j is the standard deviation of the part's output (its addition to the margin).
+Also unlike in AdaNet, a simpler part joins in place of the best one if validation rows show no clear difference (`simplest`).
 """
 
 import dataclasses
@@ -23,13 +23,14 @@ from sparkdiff.growth.table import Split, Table
 from sparkdiff.report import share_of
 
 Run = Callable[[int, Sequence[Item], Table, Tensor], list[Found]]
-"""(round, items, table, the original's sums (B,)) -> result of each item, in the order of the items."""
+"""(round, items, table, the original's block sums (B,)) -> result of each item, in the order of the items."""
 LACKS = 0.01
-"""Share of the gain of a round's best part that a simpler part may lack and still join in its place."""
+"""Share of the best part's gain by which a simpler part's gain may be smaller and the simpler part still join in its place."""
 ROUNDING = 1e-9
-"""Share of the margin's unit: a part that adds less only learns rounding error, as beside a model that fits exactly."""
+"""Smallest standard deviation of a part's output, in units of the margin (`Criterion.unit`). A part below it has only learned
+rounding errors, such as those of a model that fits exactly."""
 STEPS = 25
-"""Largest number of Newton steps for the mixture's weights."""
+"""Largest number of Newton steps for the weights of the parts."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,8 +38,8 @@ class Member:
     """A part that has joined.
 
     Attributes:
-        weight: factor of its output.
-        round: the round in which it joined, counted from 1.
+        weight: factor by which the part's output is multiplied.
+        round: the round in which the part joined, counted from 1.
     """
 
     part: Part
@@ -51,10 +52,13 @@ class Tried:
     """Report of one item of a round.
 
     Attributes:
-        gain: gain of its best epoch on validation rows, as a share of the original's metric, over the state before the round.
-        objective: metric plus penalty, which decides the choice; infinite if it can't join.
-        cost: serving cost in microseconds per row, see `Serving.share`.
-        why: the reason why it did not join; empty for the one that did.
+        gain: improvement of the metric on validation rows from the state before the round to the part's best epoch, as a share of
+            the original's metric.
+        objective: metric plus penalty, by which parts are compared; infinite if the part can't join.
+        cost: serving cost of the part in microseconds per row, see `Serving.share`.
+        seconds: CPU seconds of training.
+        epoch: the part's best epoch, counted from 1; 0 if no epoch gained.
+        why: the reason why the part did not join; empty for the part that joined.
     """
 
     round: int
@@ -74,9 +78,9 @@ class Grown:
     """Result of the rounds.
 
     Attributes:
-        table: the rows at the margin of all members.
-        stopped: the reason why no other round was begun.
-        late: True if the clock stopped the rounds.
+        table: the rows at the margin of the original and all members.
+        stopped: the reason why the rounds ended.
+        late: True if they ended because the time was over.
     """
 
     members: tuple[Member, ...]
@@ -88,12 +92,14 @@ class Grown:
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """
+    """Limits on the rounds and on the parts that may join.
+
     Attributes:
         kinds: kinds of parts, in the order in which they are proposed.
+        rounds: largest number of rounds.
         complexity: lambda of the penalty; beta is a tenth of it.
-        serving: the cost of the pipeline with parts, and the limit on it.
-        maxLoss: the share of the original's metric that a part has to gain.
+        serving: model of the serving cost of a pipeline with parts, with the limit on this cost.
+        maxLoss: the gain, as a share of the original's metric, that a part has to exceed.
     """
 
     kinds: tuple[str, ...]
@@ -107,11 +113,12 @@ class Limits:
 def grow(
     table: Table, criterion: Criterion, limits: Limits, run: Run, on_round: Callable[[Sequence[Tried]], None]
 ) -> Grown:
-    """Run rounds until nothing gains, or as many as the limits allow.
+    """Run rounds until no part gains enough, the time is over, or the limit on their number is reached.
 
     Args:
         table: the rows at the original's margin.
-        on_round: called with what each round tried.
+        run: trains the items of a round.
+        on_round: called after each round with the reports of its items.
     """
     original = criterion.score(table.validation.margin, table.validation)
     state = Grown((), table, (), "")
@@ -136,14 +143,19 @@ def grow(
 
 
 def seed_of(seed: int, number: int) -> int:
-    """The seed of the items of a round."""
+    """Seed of the items of round `number`."""
     return seed + 1000 * number
 
 
 def _joined(
     state: Grown, found: Sequence[Found], start: Table, criterion: Criterion, limits: Limits, number: int, original: Score
 ) -> tuple[Grown, list[Tried]]:  # fmt: skip
-    """State after a round, and the reports of its items."""
+    """State after a round, and the reports of its items.
+
+    Args:
+        found: results of the items.
+        start: the table at the original's margin.
+    """
     before = criterion.score(state.table.validation.margin, state.table.validation)
     judged = [_judged(f, state, criterion, limits, before, original) for f in found]
     chosen = simplest(found, [objective for objective, _ in judged], before.mean)
@@ -165,10 +177,11 @@ def _joined(
 def _with(
     state: Grown, found: Found, start: Table, criterion: Criterion, limits: Limits, number: int
 ) -> tuple[tuple[Member, ...], Table]:  # fmt: skip
-    """The members with one more, and the table at their margin.
+    """The members with the new one, and the table at their margin.
 
-    If refitted weights of the mixture don't help on the validation rows, the old weights stay and the new part's weight is 1: if
-    trees fit the training rows perfectly, these rows carry no information about the weight of a further part.
+    The weights of all members are refitted on the training rows. If the refitted weights don't help on the validation rows, the
+    old weights stay and the new part's weight is 1. This happens, for example, if trees fit the training rows perfectly: then
+    these rows carry no information about the weight of a further part.
     """
     part = found.part
     assert part is not None
@@ -184,15 +197,17 @@ def _with(
 
 
 def simplest(found: Sequence[Found], objectives: Sequence[float], before: float) -> int:
-    """Index of the part with the fewest parameters among those that gain as much as the part with the smallest objective: within
-    one standard error, or all but a hundredth of its gain. So a curve of one column joins before curves of all columns if the
-    other curves only refine what the pipeline has.
+    """Index of the part with the fewest parameters among those about as good as the best, which has the smallest objective.
+
+    A part is about as good if its gain differs from the best part's gain by at most one standard error, or lacks at most a
+    hundredth of it (`LACKS`). So a curve of one column joins before curves of all columns if the other curves add little.
 
     Args:
+        objectives: metric plus penalty of each part; infinite if it can't join.
         before: the metric before the round.
 
-    Source: Breiman, Friedman, Olshen and Stone, "Classification and Regression Trees", 1984, the one-standard-error rule; here
-    for the difference of both, block by block.
+    Source: Breiman, Friedman, Olshen and Stone, "Classification and Regression Trees", 1984, the one-standard-error rule. Here
+    the standard error is that of the difference between two parts' gains, from its sums over blocks of rows.
     """
     best = min(range(len(found)), key=lambda i: objectives[i])
     if not math.isfinite(objectives[best]):
@@ -212,7 +227,7 @@ def simplest(found: Sequence[Found], objectives: Sequence[float], before: float)
 
 
 def _gains(found: Found) -> Tensor:
-    """Block sums of the gain of an item's best epoch."""
+    """Gain over the original after an item's best epoch, (B,): one sum per block of the guard (a group of validation rows)."""
     return found.gains[found.epoch - 1]
 
 
@@ -225,7 +240,7 @@ def _not_chosen(objective: float, best: float, name: str) -> str:
 def _judged(
     found: Found, state: Grown, criterion: Criterion, limits: Limits, before: Score, original: Score
 ) -> tuple[float, str]:  # fmt: skip
-    """Metric plus penalty, and the reason why the part can't join (the first is infinite then).
+    """Metric plus penalty of a part, and the reason why it can't join; the sum is infinite if there is such a reason.
 
     Args:
         before: the metric before the round.
@@ -255,23 +270,28 @@ def _judged(
 
 
 def _error(gains: Tensor, weights: Tensor) -> float:
-    """The standard error of a mean gain.
+    """Standard error of a weighted mean gain, from its block sums.
 
     Args:
-        gains: (B,) sums of weight * gain, of blocks with these weights.
+        gains: (B,) sum of weight * gain in each block.
+        weights: (B,) sum of the weights in each block.
     """
     mean = gains.sum() / weights.sum()
     return float((gains - mean * weights).norm() / weights.sum())
 
 
 def price(part: Part, train: Split, criterion: Criterion, limits: Limits) -> float:
-    """(lambda * r + beta) * w, relative to the loss: w in units of the margin, r = sqrt(log(1 + parameters) / rows)."""
+    """Penalty on a part relative to the scale of the loss: (lambda * r + beta) * w.
+
+    Here w is the standard deviation of the part's output in units of the margin, r = sqrt(log(1 + parameters) / rows), and beta =
+    0.1 * lambda / sqrt(rows).
+    """
     rate = limits.complexity * (math.sqrt(math.log1p(part.parameters) / len(train)) + 0.1 / math.sqrt(len(train)))
     return rate * spread(part.output(train), train) / criterion.unit
 
 
 def spread(output: Tensor, split: Split) -> float:
-    """Standard deviation of a part's output over the rows; for several margins, the root of the mean variance."""
+    """Standard deviation of a part's output over the rows; for several margins, the square root of their mean variance."""
     centred = output - split.mean(output)
     return math.sqrt(float(split.mean(centred.square()).mean()))
 
@@ -279,9 +299,12 @@ def spread(output: Tensor, split: Split) -> float:
 def mixed(
     members: Sequence[Member], start: Table, criterion: Criterion, limits: Limits
 ) -> tuple[tuple[Member, ...], Table]:  # fmt: skip
-    """The members with weights that minimise loss plus penalty on training rows, and the table at their margin.
+    """The members, with weights that minimise loss plus penalty on the training rows; and the table at their margin.
 
-    Proximal Newton in as many dimensions as there are members, from their current weights; no weight is negative.
+    The weights are fitted by proximal Newton steps from the current weights; no weight becomes negative.
+
+    Args:
+        start: the table at the original's margin.
     """
     train, validation = start.train, start.validation
     outputs = torch.stack([m.part.output(train) for m in members])  # (J, n) or (J, n, k)
@@ -319,7 +342,7 @@ def mixed(
 
 
 def _nonnegative(hessian: Tensor, gradient: Tensor, weights: Tensor) -> Tensor:
-    """Step that minimises the quadratic model such that no weight becomes negative, by coordinate descent."""
+    """Step that minimises the quadratic model without making any weight negative, found by coordinate descent."""
     damped = hessian + 1e-9 * hessian.diagonal().mean() * torch.eye(len(weights), dtype=weights.dtype)
     step = torch.zeros_like(weights)
     for _ in range(100):

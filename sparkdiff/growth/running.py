@@ -1,7 +1,7 @@
-"""Runner of a round's items, in this process or in several; it stores their results in the folder of the run.
+"""Runner that trains the items of a round, in this process or in several, and stores their results in the folder of the run.
 
-Items are independent: nothing is exchanged between them, each starts from the round's margin and uses one thread. So the results
-of a round depend neither on the number of processes nor on which item ends first, bit for bit.
+An item is the training run of one part. Items are independent: they exchange nothing, and each starts from the round's margin and
+uses one thread. So the results of a round are bit for bit the same for any number of processes and any order of completion.
 """
 
 import contextlib
@@ -21,13 +21,13 @@ from sparkdiff.tensors.device import torch_threads
 
 
 class Memory:
-    """Results of items, for another growth of the same pipeline on the same rows, which does not train them again."""
+    """Results of finished items, kept so that another growth run of the same pipeline on the same rows can reuse them."""
 
     def __init__(self) -> None:
         self._found: dict[tuple[str, str], Found] = {}
 
     def recall(self, kept: checkpoints.RoundFiles, items: Sequence[Item], table: Table, original: Tensor) -> None:
-        """Write the known results into the files of a round."""
+        """Write the known results of these items into the files of a round."""
         start, ended = checkpoints.digest(table, original), kept.ended()
         for p, item in enumerate(items):
             found = self._found.get((start, repr(item)))
@@ -45,27 +45,26 @@ def runner(
     clock: Clock | None = None, memory: Memory | None = None,
     on_item: Callable[[int, int, int], None] = lambda number, done, most: None,
 ) -> Iterator[Run]:  # fmt: skip
-    """Context that yields a function which runs rounds, in `numProcesses` of the specification's options.
+    """Context that yields a function which trains the items of a round.
 
-    Processes are started at once, and end with the context.
-
-    A round begins again if its items or margins differ from those in the folder; else the results in the folder are reused.
+    With `numProcesses` > 1, it trains them in worker processes, which start at once and end with the context. Results in the
+    folder are reused if they belong to the same items and margins; otherwise the round begins again.
 
     Args:
         folder: folder of the run; all processes must see it.
         say: called with a line about each failure that was recovered from.
-        clock: once it is over, no further item begins; without it, all are trained.
-        memory: results of earlier growths.
-        on_item: called with a round's number, how many of its items have ended, and how many there are.
+        clock: once its time is over, no further item begins; if None, all items are trained.
+        memory: results of earlier growth runs; new results are added to it.
+        on_item: called with the number of a round, the number of its finished items, and the number of its items.
 
     Raises:
-        ItemError: an item failed, or was lost too often; names it.
+        ItemError: an item failed, or its processes died too often. The message names the item.
     """
     watch = Clock() if clock is None else clock
     with contextlib.ExitStack() as stack:
         several = specification.options.processes > 1
         chief = stack.enter_context(Chief(folder, specification, say)) if several else None
-        # With several threads, the order of sums, and so their last bits, depends on the number of threads.
+        # With several threads, the order of summation depends on their number, and so do the last bits of sums.
         stack.enter_context(torch_threads(1))
         criterion = specification.criterion()
 
@@ -105,7 +104,7 @@ def _alone(
     folder: RunFolder, kept: checkpoints.RoundFiles, items: Sequence[Item], missing: set[int], table: Table, criterion: Criterion,
     original: Tensor, clock: Clock, ended: Callable[[int], None],
 ) -> set[int]:  # fmt: skip
-    """Train items in this process, one after another while there is time; return the positions of the trained ones."""
+    """Train items in this process, one after another until the time is over; return the positions of the trained items."""
 
     def tick() -> None:
         folder.check()

@@ -1,8 +1,8 @@
-"""Serving costs of a grown pipeline by the table of costs, and the limit on them.
+"""Serving cost of a grown pipeline according to the cost table, and the limit on this cost.
 
-Parts are judged in the rounds, before any of their stages is made. So each part declares the work of its stages, and `Serving`
-adds the costs of joining them: indexers, the assembler, and the coefficients of the last stage. `costs.of_model` computes the
-same from the stages of the finished pipeline, and `check_cost` compares.
+The rounds check the limit before any stage of a part is made. So each part declares the work of its stages, and
+`Serving` adds the costs of joining the parts to the pipeline: indexers, the assembler, and more coefficients of the
+last stage. `costs.of_model` computes the same cost from the stages of the finished pipeline, and `check_cost` compares the two.
 """
 
 import math
@@ -14,7 +14,7 @@ from sparkdiff.growth import costs
 from sparkdiff.growth.part import Part, Served
 
 SAME = 1e-6
-"""Share by which the two sums may differ."""
+"""Largest relative difference between two costs that count as equal."""
 CHEAPEST: Mapping[str, Served] = {
     "units": Served([("MultilayerPerceptronClassificationModel", 1)], 2),
     "crosses": Served([("OneHotEncoderModel", 2), ("Interaction", 1)], 1),
@@ -23,19 +23,20 @@ CHEAPEST: Mapping[str, Served] = {
     "embeddings": Served([("OneHotEncoderModel", 1), ("PCAModel", 1)], 1),
     "trees": Served([("VectorAssembler", 1), ("GBTRegressionModel", 1)], 1),
 }
-"""Least that serving a part of each kind can take."""
+"""Kind of parts -> the smallest possible work of serving such a part."""
 
 
 @dataclass(frozen=True)
 class Serving:
-    """
+    """Model of the serving cost of a pipeline with parts.
+
     Attributes:
         before: microseconds per row of the pipeline without parts.
-        limit: largest cost of the grown pipeline in microseconds per row.
+        limit: largest allowed cost of the grown pipeline in microseconds per row; infinite without a limit.
         head: class of the last linear stage.
-        margins: number of its margins.
-        features: number of nonzero entries of a row of its features.
-        indexed: columns of the indexers that are added where a part reads them.
+        margins: number of margins of the last linear stage.
+        features: number of nonzero entries per row of the features of the last linear stage.
+        indexed: output columns of the indexers of entities; an indexer is added if a part reads its column.
     """
 
     before: float
@@ -50,7 +51,7 @@ class Serving:
         return self.cost_of([part.served(self.features) for part in parts])
 
     def cost_of(self, served: Sequence[Served]) -> float:
-        """Microseconds per row of the pipeline with parts that take this."""
+        """Microseconds per row of the pipeline with parts that need this work."""
         if not served:
             return self.before
         entries = self.features + sum(s.entries for s in served)
@@ -62,7 +63,7 @@ class Serving:
         return self.before + costs.of_steps(steps) + costs.of("VectorAssembler", entries) + wider
 
     def share(self, part: Part) -> float:
-        """Microseconds per row of this part alone: its stages, and the assembly and coefficients of its outputs."""
+        """Microseconds per row that one part adds: its stages, and the assembly and the coefficients of its outputs."""
         served = part.served(self.features)
         assembled = costs.of("VectorAssembler", served.entries) - costs.of("VectorAssembler", 0)
         return costs.of_steps(served.steps) + assembled + self._head(served.entries) - self._head(0)
@@ -85,7 +86,11 @@ def check_room(serving: Serving, kinds: Sequence[str]) -> None:
 
 
 def check_cost(serving: Serving, parts: Sequence[Part], cost: float) -> None:
-    """Raise SparkdiffError if the pipeline's cost differs from that counted for its parts, or exceeds the limit."""
+    """Raise SparkdiffError if the cost of the finished pipeline exceeds the limit or differs from the cost counted for its parts.
+
+    Args:
+        cost: microseconds per row, computed from the stages of the finished pipeline.
+    """
     counted = serving.cost(parts)
     if abs(cost - counted) > SAME * counted or cost > serving.limit * (1 + SAME):
         names = ", ".join(part.name for part in parts)

@@ -1,6 +1,6 @@
-"""Kinds of parts, and options of growth in addition to those of fine-tuning, as lists: the source of Params, checks and help.
+"""Kinds of parts (stages that growth adds), and the options that only growth has: the source of Params, checks and help.
 
-Imports no torch, because a job's settings are checked before torch is imported.
+This module imports no torch, because a job's settings are checked before torch is imported.
 """
 
 import dataclasses
@@ -15,8 +15,8 @@ class Kind:
     """Description of a kind of parts, for a plan.
 
     Attributes:
-        does: description of what its parts add to the margin.
-        stages: classes of the MLlib stages that they may add, in pipeline order.
+        does: text on what the parts of this kind add to the margin.
+        stages: classes of the MLlib stages that these parts may add, in pipeline order.
     """
 
     does: str
@@ -24,7 +24,7 @@ class Kind:
 
 
 GATE = ("LinearRegressionModel", "IsotonicRegressionModel", "Bucketizer")
-"""Stages of parts that multiply features: in rows with infinite features, nothing is added."""
+"""Further stages of parts that multiply features. They make the part add nothing in rows with infinite or NaN features."""
 KINDS: Mapping[str, Kind] = {
     "units": Kind("hidden units of the features", ("MultilayerPerceptronClassificationModel",)),
     "crosses": Kind("effects of pairs of values of two columns", ("Bucketizer", "OneHotEncoderModel", "Interaction")),
@@ -42,9 +42,9 @@ KINDS: Mapping[str, Kind] = {
     ),
     "trees": Kind("boosted trees of the columns", ("VectorAssembler", "GBTRegressionModel")),
 }
-"""Kinds in the order in which they are proposed; `parts.KINDS` has a module for each."""
+"""Kinds of parts, in the order in which they are proposed; `parts.KINDS` has the module of each kind."""
 GAPS = ("VectorAssembler", "LinearRegressionModel", "Bucketizer")
-"""Further stages for a column that lacks values in some rows: they turn null into NaN, which has its own bucket."""
+"""Further stages of parts for columns that lack values in some rows. They turn null into NaN, which gets its own bucket."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +66,7 @@ class GrowthSettings(OptionGroup):
         """Options from names and values.
 
         Raises:
-            InputError: names every unknown key, and every value of a wrong type or out of bounds.
+            InputError: a key is unknown, or a value has a wrong type or is out of bounds. The message names all of them.
         """
         values, problems = converted(given, FIELDS, "Grower")
         refuse(problems)

@@ -1,4 +1,4 @@
-"""Summary of a growth: that of fine-tuning, with the rounds, the parts, and the serving costs."""
+"""Summary of a growth: the summary of fine-tuning, plus the rounds, the parts (added stages), and the serving costs."""
 
 import dataclasses
 import math
@@ -12,19 +12,19 @@ from sparkdiff.report import FineTuningSummary, Section, SectionTable
 class GrowthSummary(FineTuningSummary):
     """The report of one growth. `print(summary)` shows the before/after table, the rounds and the parts.
 
-    Its other attributes are those of `FineTuningSummary`; the decision is "grown", "improved" (a refit of the original, to which
-    nothing was added, replaces it) or "kept original". If a grown pipeline ships, rounds and parts are those of its growth from
-    all rows; for ensembles of trees alone, and if nothing grown ships, those on the rows that explore.
+    Its other attributes are those of `FineTuningSummary`. The decision is "grown", "improved" (a refit of the original
+    without any part replaces the original) or "kept original". Rounds and parts describe growth on all rows if a grown
+    pipeline ships; they describe growth on the exploring rows if no grown pipeline ships, or if only trees are tried.
 
     Attributes:
-        rounds: an entry for each part that a round tried: {"round", "kind", "name", "gain" (of the rows that choose, as a share
-            of the original's metric), "objective", "parameters", "cost", "seconds", "epoch", "why"}; `why` is empty for the part
-            that joined, else the reason why it did not.
-        parts: an entry for each part that joined: {"kind", "name", "round", "gain" (of the rows that choose, as it joined),
-            "cost", "parameters", "dropped", "shown" (what it learned, as rows of a table)}.
-        servingCost: {"before", "after", "limit"}: microseconds per row by the table of costs, the limit None without one.
-        fineTunedGain: gain of the original's stages on the rows that explore if they train without any part, as a share of
-            the metric; None if nothing grown ships or maxSeconds was over.
+        rounds: an entry for each part that a round tried: {"round", "kind", "name", "gain" (on the validation rows of
+            growth, as a share of the original's metric), "objective" (metric plus penalty), "parameters", "cost",
+            "seconds", "epoch", "why" (the reason why the part did not join; empty if it joined)}.
+        parts: an entry for each part that joined: {"kind", "name", "round", "gain" (on the same rows, when the part joined),
+            "cost", "parameters", "dropped", "shown" (what the part learned, as rows of a table)}.
+        servingCost: {"before", "after", "limit"}: microseconds per row according to the cost table; the limit is None if unset.
+        fineTunedGain: gain on the exploring rows, as a share of the metric, if the original's stages are trained without any
+            part; None if no grown pipeline ships or maxSeconds was over.
     """
 
     __module__ = "sparkdiff"
@@ -54,7 +54,7 @@ class GrowthSummary(FineTuningSummary):
 
 
 def rounds_table(rounds: Sequence[Mapping[str, Any]]) -> SectionTable:
-    """Table of what each round tried, with the part that joined marked."""
+    """Table of the parts that each round tried; the part that joined is marked."""
     rows = [("round", "part", "gain", "us/row", "s", "")]
     for r in rounds:
         figures = (f"{r['gain']:+.2%}", f"{r['cost']:.2f}", f"{r['seconds']:.1f}")

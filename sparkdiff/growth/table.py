@@ -1,4 +1,4 @@
-"""Cached rows as tensors: the features of the last linear stage, and the single columns that parts read."""
+"""Cached rows as tensors: the features of the last linear stage, and the scalar columns that parts (added stages) may read."""
 
 from dataclasses import dataclass, replace
 
@@ -8,13 +8,14 @@ from torch import Tensor
 from sparkdiff.tensors.rows import Rows, SparseRows
 
 LINE = 64
-"""Bytes of a cache line, at whose multiples torch's own tensors begin."""
+"""Size of a cache line in bytes. The addresses of torch's own tensors are multiples of it."""
 
 
 def aligned(tensor: Tensor) -> Tensor:
-    """The same tensor, contiguous and aligned to a cache line; itself if it already is.
+    """The tensor, contiguous and aligned to a cache line; the same object if it already is.
 
-    The last bits of a product depend on the memory address: `matrix @ vector` differs if the matrix begins 8 bytes later.
+    Alignment makes results reproducible, because the last bits of a product depend on the memory address: `matrix @
+    vector` differs if the matrix begins 8 bytes later.
     """
     if tensor.is_contiguous() and tensor.data_ptr() % LINE == 0:
         return tensor
@@ -26,15 +27,15 @@ class Column:
     """A scalar column that parts may read.
 
     Attributes:
-        name: its name in the data and in reports, such as "hr".
-        column: the column that Spark's stages read, such as "hr_index"; the same as the name if the data have it as numbers.
-        levels: the number of a category's values, which are 0 to levels - 1; 0 for a number. If the metadata of `column` have a
-            number, that one (for a StringIndexer that keeps unknown values, one more than its labels): Spark's OneHotEncoder
-            compares it.
-        labels: the names of a category's values; empty if they aren't known.
-        indexes: True if `column` holds indices of the values of another column of numbers or strings: their order means nothing.
-        entity: True if it names a user, an item, a shop: something with its own effect.
-        gaps: True if future rows may lack a value, even if none of these rows does: no stage of the pipeline refuses null in it.
+        name: the column's name in the data and in reports, such as "hr".
+        column: the column that Spark's stages read, such as "hr_index"; equal to `name` if the data have the column as numbers.
+        levels: the number of values of a category, which are 0 to levels - 1; 0 for a number. If the metadata of `column` name a
+            number of values, it is this number, because Spark's OneHotEncoder checks it; for a StringIndexer that keeps unknown
+            values, it is the number of labels plus one.
+        labels: the names of a category's values; empty if they are unknown.
+        indexes: True if `column` holds indices of the values of another column, so that the order of the numbers means nothing.
+        entity: True if the column names users, items, shops or the like, each with an effect of its own.
+        gaps: True if future rows may lack a value, even if none of the present rows does, because no stage refuses null in it.
         boolean: True for a boolean column of Spark, which stages for numbers don't accept.
     """
 
@@ -54,10 +55,11 @@ class Split:
 
     Attributes:
         features: (n, d), the features of the last linear stage.
-        values: (n, c) the columns of the table; NaN if a row has no value.
+        values: (n, c), the scalar columns of the table; NaN if a row has no value.
         label, weight: (n,).
-        block: (n,) int64, the guard's block of each row.
-        margin: (n,), or (n, k) for k classes: the margin of the pipeline grown so far; at first, the original's.
+        block: (n,) int64, index of the block of each row (a group of rows that the guard, the test on held-out rows, treats as
+            one independent unit).
+        margin: (n,), or (n, k) for k classes: the linear predictor of the pipeline grown so far; at first, of the original.
     """
 
     features: Rows
@@ -86,19 +88,21 @@ class Split:
         return Split(features, *(aligned(tensor) for tensor in tensors))
 
     def mean(self, of: Tensor) -> Tensor:
-        """The weighted mean over the rows, (n, ...) -> (...)."""
+        """Weighted mean of `of` over the rows, (n, ...) -> (...)."""
         return torch.tensordot(self.weight, of, dims=1) / self.weight.sum()
 
 
 @dataclass(frozen=True)
 class Table:
-    """
+    """The training and validation rows from which parts learn.
+
     Attributes:
-        features: the name of the column of vectors that the last linear stage reads.
-        columns: the c scalar columns.
-        classes: 0 if a row's margin is one number, else the number of its entries.
-        most: the number of all training rows; `train` may be a sample of them.
-        unknown: for each column, how many of all these rows have its last level: for an entity, that of rows without it.
+        features: name of the vector column that the last linear stage reads.
+        columns: the c scalar columns that parts may read.
+        classes: number of entries of a row's margin; 0 if the margin is one number.
+        most: number of all training rows; `train` may be a sample of them.
+        unknown: for each column, the number of all training rows that have its last level; for an entity, the last level stands
+            for rows without the entity.
     """
 
     features: str
@@ -111,7 +115,7 @@ class Table:
 
     @property
     def sampled(self) -> str:
-        """Text with the number of training rows that the parts learn from; empty if it is all of them."""
+        """Text with the size of the sample of training rows that parts learn from; empty if they learn from all rows."""
         return f"{len(self.train):,} of {self.most:,} training rows" if len(self.train) < self.most else ""
 
     @property

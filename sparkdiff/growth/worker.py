@@ -1,7 +1,7 @@
-"""A process that trains items, one after another, as the chief (`processes`) hands them out.
+"""A worker process, which trains items (each the training run of one part) as the chief (`processes`) hands them out.
 
-Runs without a Spark session, on any machine that sees the run's folder. It reads orders from `to-K.jsonl` and answers in
-`from-K.jsonl`, both in the folder that it was started from; checkpoints and results go into the folder of the round.
+It needs no Spark session, and runs on any machine that sees the run's folder. Worker K reads orders from `to-K.jsonl` and writes
+answers to `from-K.jsonl`, both in the folder from which it was started. Checkpoints and results go into the folder of the round.
 """
 
 import contextlib
@@ -31,10 +31,10 @@ from sparkdiff.training.distributed.worker import Watchdog, die_with_parents
 
 @dataclass(frozen=True)
 class WorkerSetup:
-    """Data that a worker has before the first round.
+    """Data that a worker receives at its start.
 
     Attributes:
-        kinds: kinds of parts, with the names of their modules.
+        kinds: kind of parts -> name of its module.
         run: folder of the run.
         every: seconds between two checkpoints of an item.
     """
@@ -47,11 +47,11 @@ class WorkerSetup:
 
 @dataclass(frozen=True)
 class RoundTask:
-    """Data of a round for the workers, as the chief writes it.
+    """Data of a round, which the chief writes to a file for the workers.
 
     Attributes:
-        margins: margins of training and validation rows.
-        original: (B,) the original's sums of weight * loss.
+        margins: margins of the training rows and of the validation rows.
+        original: (B,) the original's sum of weight * loss in each block of the guard.
     """
 
     number: int
@@ -61,7 +61,7 @@ class RoundTask:
 
 
 def rows_file(here: Path) -> Path:
-    """File of the table; the margins are in `round_file`."""
+    """Path of the file with the table of rows; the margins of a round are in `round_file`."""
     return here / "rows.pt"
 
 
@@ -70,7 +70,7 @@ def round_file(here: Path, number: int) -> Path:
 
 
 def main(folder: str) -> None:
-    """Run a worker, as the main function of a folder's `start.py`; its arguments are the worker's number and a token."""
+    """Run a worker. Called by `start.py` in the folder; the command line has the worker's number and a token."""
     here, number, token = Path(folder), int(sys.argv[1]), sys.argv[2]
     die_with_parents([os.getppid()])
     torch.set_num_threads(1)
@@ -83,7 +83,7 @@ def main(folder: str) -> None:
 
 
 class Worker:
-    """A worker that takes orders until the end."""
+    """A worker that accepts orders until it gets the order to end."""
 
     def __init__(self, here: Path, number: int, token: str, assignment: WorkerSetup, watchdog: Watchdog):
         self.here, self.number, self.token, self.assignment, self.watchdog = here, number, token, assignment, watchdog
@@ -99,7 +99,7 @@ class Worker:
             for order in orders.wait():
                 if "end" in order:
                     return
-                if order["token"] == self.token:  # else it is for a process that died
+                if order["token"] == self.token:  # otherwise the order is for a process that died
                     self._obey(order["round"], order["position"])
 
     def _obey(self, number: int, position: int) -> None:
@@ -122,7 +122,7 @@ class Worker:
             self.watchdog.rest()
 
     def _table(self, number: int) -> tuple[Table, RoundTask]:
-        """Rows at the margin of a round; mapped, so that only those dense rows that are read are in memory."""
+        """Rows at the margin of a round, and the data of the round. Files are mapped, so that only rows in use take memory."""
         if self.rows is None:
             self.rows = _loaded(rows_file(self.here))
         if self.round is None or self.round.number != number:
@@ -142,5 +142,5 @@ class Worker:
 
 
 def _loaded(path: Path) -> Any:
-    # Written by the chief, as the assignment.
+    # Written by the chief, like the assignment.
     return torch.load(path, map_location="cpu", mmap=True, weights_only=False)

@@ -1,8 +1,8 @@
-"""Spark's own boosted trees beside the pipeline, for comparison only: they are never offered, and no test counts them.
+"""A baseline for comparison only: Spark's own trees. They are never offered, and take part in no test.
 
-Spark fits them on the training rows, on the features that the last stage reads, with default settings and 100 trees, and they are
-measured on the held-out rows from Spark's own columns: GBTRegressor for numbers, GBTClassifier for two classes, and
-RandomForestClassifier for more classes, for which Spark has no boosted trees.
+Spark fits 100 trees with default settings to the training rows, on the features that the last stage reads: GBTRegressor for
+numbers, GBTClassifier for two classes, and RandomForestClassifier for more classes, for which Spark has no boosted trees. The
+metric is computed on the held-out rows from the columns that Spark writes.
 """
 
 import dataclasses
@@ -25,10 +25,10 @@ from sparkdiff.tuning.mean_loss import evaluator_of
 
 TREES = 100
 SHARE, LEAST_BUDGET = 0.04, 300.0
-"""Share of a budget that the trees may use, before any arm; and the seconds of a budget below which they are left out."""
+"""Share of the budget that the trees may use, before any arm; and the budget in seconds below which they are left out."""
 POSITIVE = 0.5
-"""Trees may predict numbers that a deviance doesn't allow as means: such predictions count as this share of the smallest label
-above 0 of the training rows."""
+"""Trees may predict numbers that a deviance doesn't allow as means. So predictions are raised to at least this share of
+the smallest positive label of the training rows."""
 FEATURES, LABEL, WEIGHT = "features", "label", "weight"
 
 
@@ -38,8 +38,9 @@ class Baseline:
 
     Attributes:
         name: a readable name.
-        value, test: the metric on validation and test rows; None if there is none.
-        serving: the cost of serving, relative to the original.
+        value, test: the metric on the validation rows and on the test rows; None if it was not measured.
+        serving: the serving cost of the pipeline with these trees as its last stage, relative to the original's.
+        seconds: duration of fitting and measuring.
         why: the reason why there is no value; empty if there is one.
     """
 
@@ -58,7 +59,7 @@ def wanted(ground: Ground) -> bool:
 
 
 def limit(budget: Budget) -> float:
-    """Amount of a budget that the trees may use, in its unit: each tree is a pass over the rows. 0 if it is too little."""
+    """Seconds or passes of the budget that the trees may use; 0 if the budget is too small. Each tree takes one pass."""
     if budget.seconds is not None:
         return SHARE * budget.seconds if budget.seconds >= LEAST_BUDGET else 0.0
     assert budget.passes is not None
@@ -70,7 +71,7 @@ def name_of(ground: Ground) -> str:
 
 
 def compared(ground: Ground, budget: Budget) -> Baseline:
-    """Fit and measure the trees within their share of the budget; return the results or the reason why there are none."""
+    """Fit and measure the trees within their share of the budget. Return their results, or the reason why there are none."""
     begun, name, most = time.monotonic(), name_of(ground), limit(budget)
     if not most:
         return Baseline(name, why=f"{SHARE:.0%} of the budget, which they may use, is too little")
@@ -123,7 +124,7 @@ def _measured(ground: Ground, name: str) -> Baseline:
 
 
 def _columns(ground: Ground, rows: DataFrame) -> DataFrame:
-    """Features that the last stage reads, labels and weights of the rows that have a label."""
+    """Features that the last stage reads, labels and weights; only of the rows that have a label."""
     task = ground.plan
     head = task.cut.graph.head.stage
     chosen = {FEATURES: head.getOrDefault("featuresCol"), LABEL: task.labelCol, WEIGHT: task.weightCol}
@@ -134,7 +135,7 @@ def _columns(ground: Ground, rows: DataFrame) -> DataFrame:
 
 
 def _held_out(ground: Ground, split: str) -> DataFrame:
-    """Rows of a split, with the columns of the data."""
+    """The held-out rows of a split, with the original columns of the data only."""
     frames = [df.where(df[SPLIT] == split) for df in with_splits(ground.sources, ground.options, ground.boundaries)]
     union = functools.partial(DataFrame.unionByName, allowMissingColumns=True)
     return functools.reduce(union, frames).drop(SPLIT, BLOCK, TIME)

@@ -1,4 +1,4 @@
-"""Budget of an improvement, and the account of what each arm has spent of it."""
+"""Budget of an improvement (a time, or passes over the training rows), and the account of what is spent and left."""
 
 import contextlib
 import dataclasses
@@ -12,30 +12,30 @@ from sparkdiff.errors import InputError
 UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 FORM = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(s|m|h|passes)\s*")
 LEAST_SECONDS, LEAST_PASSES = 10.0, 20.0
-"""Smallest budgets: about enough to write one cache and to train for some epochs."""
+"""Smallest allowed budgets: just enough to write one cache and to train for some epochs."""
 LATE, LATE_SECONDS = 0.1, 10.0
-"""Share of the budget, and additional seconds, by which the proof of the best candidate may exceed the budget."""
+"""The proof of the best candidate may exceed the budget by this share of the budget plus these seconds."""
 FIRST_GUESS = 0.5
-"""Assumed time of making and measuring a candidate, relative to fitting and measuring the pipeline, before there is one."""
+"""Assumed time to make and measure a candidate before one is found, relative to the time to fit and measure the pipeline."""
 ALONE = 0.7
-"""Time of making a pipeline alone, relative to the time while other folds are fitted at the same time."""
+"""Time to make a pipeline when nothing else runs, relative to the time when other folds are fitted at the same time."""
 LEAST_FOLDS = 3
-"""Smallest number of folds that prove a finalist, if there are more and not enough time for all of them."""
+"""Smallest number of folds on which a finalist is proven if there is no time for all folds."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Budget:
-    """Seconds, or passes over the training rows; one of them is None."""
+    """Either seconds or passes over the training rows; the unused one is None."""
 
     seconds: float | None
     passes: float | None
 
     @staticmethod
     def of(text: str) -> "Budget":
-        """Budget from its text.
+        """Budget from a text such as "30m" or "300 passes".
 
         Raises:
-            InputError: it is no budget, or too small for anything.
+            InputError: the text is not a budget, or the budget is too small for anything.
         """
         found = FORM.fullmatch(text)
         if not found:
@@ -57,11 +57,11 @@ class Budget:
 
 @dataclasses.dataclass(frozen=True)
 class Limit:
-    """Limit on one step of an arm: seconds or passes over the training rows; None if the other one counts.
+    """Limit on one step of an arm: either seconds or passes over the training rows; both are None without a limit.
 
     Attributes:
-        most: seconds after which Spark is stopped at work that cannot be divided, such as one fit: the arm's share of everything
-            that is left.
+        most: seconds after which Spark jobs are cancelled in work that cannot be divided, such as one fit. It is
+            usually more than `seconds`: the arm's share of all the time left. None if the limit is not in seconds.
     """
 
     seconds: float | None
@@ -69,23 +69,24 @@ class Limit:
     most: float | None = None
 
     def epochs(self, candidates: int) -> int | None:
-        """Number of epochs if so many candidates train together; None without a limit of passes."""
+        """Number of epochs that the passes allow if `candidates` candidates train together; None without a limit on passes."""
         return None if self.passes is None else max(1, int(self.passes / max(candidates, 1)))
 
 
 class Account:
-    """Account of a budget: the rest, and the seconds spent on each arm.
+    """Account of a budget: how much is left, and the seconds spent on each arm.
 
     Attributes:
-        fold: seconds that fitting and measuring the pipeline takes.
-        folds: number of folds that prove; after the finalists are chosen, as many as there is time for.
+        spent: name of an arm (or of another step) -> seconds spent on it.
+        fold: seconds that it takes to fit and measure the pipeline in a fold.
+        folds: number of proving folds; once the finalists are chosen, reduced to the number that there is time for.
 
     Args:
-        clock: returns seconds since some moment; None for the machine's clock.
+        clock: function that returns seconds since a fixed moment; None for the machine's clock.
     """
 
     def __init__(self, budget: Budget, clock: Callable[[], float] | None = None):
-        # Looked up at each call: benchmarks replace this module's clock with CPU seconds.
+        # The lambda looks the clock up at each call, because benchmarks replace this module's clock with CPU seconds.
         self.budget, self._clock = budget, clock or (lambda: time.monotonic())
         self._begun = self._clock()
         self.spent: dict[str, float] = {}
@@ -108,16 +109,16 @@ class Account:
         return self.budget.passes - self._granted
 
     def start(self, folds: int, lanes: int) -> None:
-        """Record the number of folds that prove, and how many of them run at the same time."""
+        """Record the number of proving folds, and the number of folds that run at the same time."""
         self.folds, self._lanes = folds, lanes
 
     def note_fit(self, seconds: float) -> None:
-        """Record the seconds of fitting and measuring the pipeline, as is done in each fold."""
+        """Record the seconds that it takes to fit and measure the pipeline, which is done in each fold."""
         self.fold = seconds
 
     @contextlib.contextmanager
     def fitting(self) -> Iterator[None]:
-        """Context in which the pipeline is fitted and measured in a fold; records its time."""
+        """Context that records its duration as the time to fit and measure the pipeline in a fold."""
         self._since = since = self._clock()
         try:
             yield
@@ -126,37 +127,43 @@ class Account:
         self.note_fit(self._clock() - since)
 
     def note_best(self, seconds: float) -> None:
-        """Record the seconds of making and measuring the best candidate so far."""
+        """Record the seconds that it takes to make and measure the best candidate so far."""
         self._best = seconds
 
     def _late(self) -> float:
-        """Seconds left until the improvement would exceed its budget by more than `LATE` and `LATE_SECONDS` allow."""
+        """Seconds left until the improvement exceeds its budget by as much as `LATE` and `LATE_SECONDS` allow."""
         assert self.budget.seconds is not None
         return (1 + LATE) * self.budget.seconds + LATE_SECONDS - self.now()
 
     def _proof(self, seconds: float, folds: int, ready: float = 0.0) -> float:
-        """Seconds of a proof of one candidate: in each fold beside its rival, and from all rows, which count as one more fold.
+        """Seconds needed to prove one candidate: to make it in each fold, beside its rival, and once from all rows.
+
+        Making it from all rows counts as one more fold.
 
         Args:
-            ready: number of folds in which the pipeline is already fitted and measured, the last perhaps in part; then all rows.
+            seconds: seconds to make and measure the candidate once.
+            folds: number of folds.
+            ready: number of folds in which the pipeline is already fitted and measured. The fraction is the finished part of the
+                next fold; once all folds are ready, all rows count as the next fold.
         """
         fits = max(folds - ready, 0.0) + (ready <= self.folds)
         return self._times(folds + 1) * seconds + self._times(fits) * self.fold
 
     def _times(self, folds: float) -> float:
-        """Time of so many folds in units of one fold, run `lanes` at a time; the last one may run alone."""
+        """Time of this many folds, in units of one fold's time. Several folds run at a time, but the last one may run alone."""
         together, rest = divmod(folds, self._lanes)
         alone = ALONE if self._lanes > 1 else 1.0
         return together + alone * min(rest, 1.0) + (1 - alone) * min(max(rest - 1.0, 0.0), 1.0)
 
     def buy_folds(self, seconds: Sequence[float], ready: int = 0) -> list[int]:
-        """Choose the number of folds that prove each finalist, within the time left.
+        """Choose for each finalist the number of folds on which it is proven, within the time left; 0 if there is no time for it.
 
-        The first finalist that can be proven at all is proven in at least three folds, if need be after the end of the budget.
+        The first finalist for which there is any time is proven on at least three folds, even if this exceeds the budget a little
+        (see `LATE`).
 
         Args:
-            seconds: for each finalist, the seconds of making and measuring it once.
-            ready: number of folds in which the pipeline is already fitted and measured; one more if all rows are ready, too.
+            seconds: for each finalist, the seconds to make and measure it once.
+            ready: number of folds in which the pipeline is already fitted and measured, plus one if all rows are ready, too.
         """
         if self.budget.seconds is None:
             return [self.folds] * len(seconds)
@@ -165,7 +172,8 @@ class Account:
         for each in seconds:
             if most:
                 cost = (self._times(most) + 1) * each
-                out.append(most if cost <= max(left, 0.0) else 0)  # the refit, which is made anyway, costs nothing
+                # `cost` is 0 for the plain refit, which is made anyway.
+                out.append(most if cost <= max(left, 0.0) else 0)
             else:
                 number = self._affordable(each, ready + begun)
                 cost = self._proof(each, number, ready + begun)
@@ -176,7 +184,7 @@ class Account:
         return out
 
     def _affordable(self, seconds: float, ready: float) -> int:
-        """Number of folds in which a finalist can be proven within the budget, at least three."""
+        """Largest number of folds on which a finalist can be proven within the budget; at least three, even beyond it."""
         assert self.budget.seconds is not None
         left, least = self.budget.seconds - self.now(), min(self.folds, LEAST_FOLDS)
         return next((n for n in range(self.folds, least, -1) if self._proof(seconds, n, ready) <= left), least)
@@ -187,11 +195,12 @@ class Account:
             self._granted += passes
 
     def limit(self, share: float, most: float = 1.0, lanes: int = 1) -> Limit:
-        """Grant a share of what is left. Passes count as spent once granted, even if a step uses fewer.
+        """Grant a step a share of the rest of the budget. Passes count as spent once granted, even if the step uses fewer.
 
         Args:
-            most: the share for work that cannot be divided.
-            lanes: number of arms that run at the same time; each may use so many times its share of the seconds.
+            share: the share of the rest.
+            most: the share for work that cannot be divided, see `Limit`.
+            lanes: number of arms that run at the same time. Shares of the seconds are multiplied by it.
         """
         if self.budget.seconds is not None:
             left, share, most = self.left(), min(lanes * share, 1.0), min(lanes * most, 1.0)
@@ -203,10 +212,11 @@ class Account:
         return Limit(None, granted)
 
     def add(self, name: str, seconds: float, until: float = 0.0) -> None:
-        """Add seconds to those spent under this name.
+        """Add seconds to those spent under a name.
 
         Args:
-            until: second at which it ended, perhaps in an interrupted run; moves the clock forward to at least this second.
+            until: second of the improvement at which the work ended. If the work was done in an earlier, interrupted
+                run, the clock is moved forward to this second.
         """
         self.spent[name] = self.spent.get(name, 0.0) + seconds
         self._begun -= max(until - self.now(), 0.0)

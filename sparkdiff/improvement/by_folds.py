@@ -1,4 +1,7 @@
-"""Fine-tuning and growth by folds: one arm explores, and its choice is proven beside the plain refit."""
+"""Fine-tuning and growth by folds, as improvements with a single arm.
+
+The arm explores on some rows. Its result is tested on the proving rows (usually several folds), together with a plain refit.
+"""
 
 import copy
 import dataclasses
@@ -35,7 +38,10 @@ from sparkdiff.store.run_folder import folder_name
 
 
 class FoldRows(Events):
-    """Listener that passes rows of a history on with their fold (1 where the arm explores) and without the only arm."""
+    """Listener that passes events on to other listeners.
+
+    To rows of a history without a fold (those of the exploring arm) it adds "fold": 1; it removes the arm and the round.
+    """
 
     def __init__(self, listeners: Sequence[Events]):
         self.listeners = listeners
@@ -51,7 +57,7 @@ class FoldRows(Events):
 
 
 def of_one_arm(phases: Phases) -> Phases:
-    """Phases of a run with one arm: listeners get rows as in its summary."""
+    """The phases, changed for a run with a single arm so that listeners get rows in the form of the summary's records."""
     own, others = copy.copy(phases), [x for x in phases.listeners if not isinstance(x, Progress)]
     own.listeners = [*(x for x in phases.listeners if isinstance(x, Progress)), FoldRows(others)]
     return own
@@ -60,7 +66,7 @@ def of_one_arm(phases: Phases) -> Phases:
 def fine_tune_by_folds(
     given: Any, options: Options, sources: Sequence[Source], phases: Phases, *, replace: bool = False, fits: Fits | None = None
 ) -> Improved:  # fmt: skip
-    """Fine-tune a pipeline by folds, and return the pipeline that the proving rows accept, made from all rows.
+    """Fine-tune a pipeline by folds, and return the pipeline that the test on the proving rows accepts, made from all rows.
 
     See `explore_and_prove`.
     """
@@ -80,7 +86,7 @@ def summary_of(
     ground: Ground, explores: Ground, origin: Origin, division: Division, explored: Explored, decision: Decision,
     timings: Mapping[str, float], account: Account,
 ) -> FineTuningSummary:  # fmt: skip
-    """See `reporting.summary_of`."""
+    """Summary of a fine-tuning by folds; for the arguments see `reporting.summary_of`."""
     best, trainings, (shown, judgement) = decision.best, ground.trainings, shown_of(decision)
     after = ground.start if best is None or best.found is None else best.found
     parity = {"before": ground.start.parity, "after": None if best is None else after.parity}
@@ -106,7 +112,7 @@ def summary_of(
 
 
 def _folds(shown: Proven, sign: float) -> list[dict[str, Any]]:
-    """Entries of the folds that prove."""
+    """Entries of the proving folds for the summary."""
     making, entries = shown.finalist.candidate.making, []
     recipe = "" if making.recipe is None else str(making.recipe)
     for k, fold in enumerate(shown.folds):
@@ -138,7 +144,7 @@ def _warnings(
 
 
 def _training_of(ground: Ground, decision: Decision) -> Training | None:
-    """Training of the pipeline that ships; None if nothing ships or only a refit."""
+    """Training run of the pipeline that ships; None if nothing ships, or if a refit without training ships."""
     best = decision.best
     if best is None or best.proven.finalist.role == REFIT or not ground.trainings or ground.trainings[-1].fold:
         return None
@@ -147,7 +153,7 @@ def _training_of(ground: Ground, decision: Decision) -> Training | None:
 
 @dataclasses.dataclass(frozen=True)
 class _GrowthByFolds(ImprovementSettings):
-    """Settings of the engine, with those of the growth, so that a resumed run must have the same ones."""
+    """Settings of the improvement and of the growth, so that a resumed run must have the same settings of both."""
 
     growth: GrowthSettings = dataclasses.field(default_factory=GrowthSettings)
 
@@ -156,7 +162,8 @@ def grow_pipeline(
     given: Any, options: Options, settings: GrowthSettings, sources: Sequence[Source], phases: Phases, *, replace: bool = False,
     fits: Fits | None = None,
 ) -> Improved:  # fmt: skip
-    """Grow a pipeline on the exploring rows, and return the pipeline that the proving rows accept, made from all rows.
+    """Grow a pipeline on the exploring rows, and return the pipeline that the test on the proving rows accepts, made
+    from all rows.
 
     See `explore_and_prove`.
     """
@@ -205,10 +212,10 @@ def grow_pipeline(
 
 
 def _gain_alone(explores: Ground, options: Options, spent: float) -> float | None:
-    """Gain of the original's stages if they train without any part, on the exploring rows; None if no time is left.
+    """Gain on the exploring rows if the original's stages are trained without any added part; None if no time is left.
 
     Args:
-        spent: seconds of maxSeconds that the growth on these rows has taken.
+        spent: seconds of maxSeconds that growth on these rows has taken.
     """
     left = None if options.maxSeconds is None else options.maxSeconds - spent
     if left is not None and left <= 0:

@@ -1,4 +1,5 @@
-"""Arms and their results: pipelines that could ship, how each was made, and its figures on the exploring rows."""
+"""Arms (ways to improve a pipeline, which compete) and their results: candidates (pipelines that could ship), with the recipe by
+which each was made and its figures on the exploring rows."""
 
 import dataclasses
 import json
@@ -13,7 +14,7 @@ from sparkdiff.store.identity import identity
 from sparkdiff.training.recipes import Recipe
 
 ROUNDING = 1e-9
-"""Share of the original's loss below which two pipelines differ only by the order of additions."""
+"""Relative difference of losses up to which two pipelines count as equal: rounding errors of sums may be as large."""
 
 
 NAME = 40
@@ -22,12 +23,13 @@ NAME = 40
 
 @dataclasses.dataclass(frozen=True)
 class Making:
-    """Recipe by which a candidate is made from rows: everything that a person could have written down before.
+    """Recipe by which a candidate can be made again from other rows. It contains nothing that is fitted to rows.
 
     Attributes:
-        arm: the arm whose `make` is the first step.
-        settings: the settings of this step, as JSON values.
-        recipe, epochs: those of the training of all stages together that follows; None and 0 if none does.
+        arm: name of the arm whose `make` is the first step.
+        settings: settings of the first step, as JSON values.
+        recipe, epochs: recipe and number of epochs of the second step, in which all stages are trained together; None and 0 if
+            there is no second step.
     """
 
     arm: str
@@ -37,7 +39,7 @@ class Making:
 
     @property
     def key(self) -> str:
-        """A short hash that survives a round trip through JSON."""
+        """A short hash of the fields, which is the same after a round trip through JSON."""
         return identity(json.loads(json.dumps(self.asdict())))[:16]
 
     def asdict(self) -> dict[str, Any]:
@@ -46,7 +48,7 @@ class Making:
 
     @staticmethod
     def of(told: Mapping[str, Any]) -> "Making":
-        """The inverse of `asdict`."""
+        """Recipe from the result of `asdict`."""
         return Making(**{**told, "recipe": told["recipe"] and Recipe(**told["recipe"])})
 
 
@@ -55,14 +57,14 @@ class Candidate:
     """A pipeline that could ship.
 
     Attributes:
-        arm, name: the arm that made it, and its readable name in a table.
-        found: its figures; `found.model` is the pipeline.
-        making: how it is made from other rows.
-        changes: text on what was added or deleted; empty if it has the original's stages.
-        exact: True if its outputs equal those of the pipeline that it was made of, except for rounding.
-        value: expected metric, as a loss, of another training like this one on the exploring rows, if that of `found` is the best
-            of many epochs.
-        seconds: estimated seconds of making and measuring it.
+        arm, name: the arm that made the candidate, and the candidate's readable name in a table.
+        found: its figures on the exploring rows; `found.model` is the pipeline.
+        making: recipe by which it can be made again from other rows.
+        changes: text that names the added or deleted stages; empty if it has the original's stages.
+        exact: True if its outputs equal those of the pipeline from which it was made, except for rounding.
+        value: metric, as a loss, on the exploring rows to be expected of another training like this one. It is set if
+            the metric in `found` is the best of many epochs, and therefore too optimistic; else None.
+        seconds: estimated seconds to make and measure the candidate again.
     """
 
     arm: str
@@ -84,11 +86,13 @@ class Step:
     """The result of one step of an arm.
 
     Attributes:
-        hope: further gain that the arm expects from a next step, as a share of the original's metric.
+        number: number of the step, from 0.
+        hope: further gain that the arm expects from its next step, as a share of the original's metric.
         says: a short report.
-        trains: True if a next step trains the result, which may gain about as much as training gained on the original.
-        seconds: its duration.
-        ended: its end, in seconds after the beginning of the improvement.
+        trains: True if the next step trains the weights of this step's result. Its expected gain is added to `hope`:
+            about as much as training the original gained.
+        seconds: duration of the step.
+        ended: end of the step, in seconds after the beginning of the improvement.
         learned: further facts for the summary, as JSON values.
     """
 
@@ -109,21 +113,21 @@ def nothing(
     """A step without a candidate.
 
     Args:
-        ended: "failed" or "stopped" if the arm cannot continue.
-        late: True if the step's time was over.
+        ended: "failed" or "stopped" if the arm can't continue after this step; else empty.
+        late: True if the step ended because its time was over.
     """
     return Step(arm, number, (), hope, says, trains, learned={"late": late} | ({ended: True} if ended else {}))
 
 
 def differs(ground: Ground, found: Measurement) -> bool:
-    """True if a pipeline's losses differ from those of the ground's model by more than rounding."""
+    """True if a pipeline's validation losses differ from those of the ground's model by more than rounding."""
     before = ground.start.scores[VALIDATION].blocks
     apart = (before - found.scores[VALIDATION].blocks).abs().sum()
     return bool(apart > ROUNDING * before.abs().sum())
 
 
 def share(ground: Ground, candidate: Candidate) -> float:
-    """Gain of a candidate on the exploring rows, as a share of the metric there; 0 if losses differ only by rounding."""
+    """Gain of a candidate on the exploring rows, as a share of the original's metric there; 0 if it is only rounding."""
     if not differs(ground, candidate.found):
         return 0.0
     before = ground.start.scores[VALIDATION].mean
@@ -137,14 +141,14 @@ def candidates_of(steps: Sequence[Step]) -> list[Candidate]:
 
 
 def best_of(ground: Ground, steps: Sequence[Step]) -> Candidate | None:
-    """The candidate with the largest gain among those that are not too costly to serve; None if none gains."""
+    """The candidate with the largest gain among those that `maxServingCost` allows; None if no candidate gains."""
     found = [c for c in candidates_of(steps) if allowed(ground, c.found.cost)]
     best = max(found, key=lambda c: share(ground, c), default=None)
     return best if best is not None and share(ground, best) > 0 else None
 
 
 def shortened(names: str, most: int = NAME) -> str:
-    """The first names (separated by commas) that fit in a line of a table, and the number of the others."""
+    """Shorten a list of names (separated by commas) to the first names that fit in a line, and the number of further names."""
     each = names.split(", ")
     shown = each[:1]
     while len(", ".join(each[: len(shown) + 1])) <= most and len(shown) < len(each):
@@ -155,17 +159,17 @@ def shortened(names: str, most: int = NAME) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Arm:
-    """A way to a better pipeline.
+    """A way to improve a pipeline.
 
     Attributes:
         name: a key of `settings.ARMS`.
-        steps: its number of steps.
-        share: its share of the budget, relative to the other arms.
-        refused: ground -> the reason why it can't be tried there; empty if it can.
-        run: (ground, number of the step, limit, all earlier steps of all arms) -> the step.
-        make: (ground, settings of a `Making`) -> the pipeline, fitted to the training rows of the ground.
-        fits: shortest time of a first step, as a multiple of the time of fitting and measuring the pipeline.
-        alone: True if it is the only arm, so that an error or Ctrl-C in its step ends the run.
+        steps: number of steps.
+        share: share of the budget, relative to the shares of the other arms.
+        refused: ground -> the reason why the arm can't be tried on this ground; empty if it can be tried.
+        run: (ground, number of the step, limit, all earlier steps of all arms) -> the result of the step.
+        make: (ground, settings of a `Making`) -> the pipeline, made again from the training rows of the ground.
+        fits: shortest time of the first step, as a multiple of the time to fit and measure the pipeline.
+        alone: True for the only arm of a run; then an error or Ctrl-C in a step ends the run.
     """
 
     name: str

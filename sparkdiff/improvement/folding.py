@@ -1,4 +1,4 @@
-"""Exact folding in an improvement: pipelines that `sparkdiff.compact` makes cheaper to serve, with the same outputs."""
+"""Exact folding in an improvement: `sparkdiff.compact` merges stages, so that a pipeline with the same outputs serves cheaper."""
 
 from typing import Any
 
@@ -10,10 +10,10 @@ from sparkdiff.serving.compact import CompactPlan, compact, compact_plan
 
 
 def folded(ground: Ground, model: Any) -> Any | None:
-    """The pipeline with fewer stages and the same outputs; None if no stage can be removed, if it would serve no cheaper, or if
-    folding is not allowed.
+    """The pipeline with fewer stages and the same outputs; None if no stage can be removed, if the result would not be cheaper to
+    serve, or if folding is not allowed (only with the arm "simplify").
 
-    Stages that must not change (`Ground.stay`) stay, and so do the columns that they write.
+    Stages that must not change (`Ground.stay`) are kept, and so are the columns that they write.
     """
     plan = folding(ground, model)
     if plan is None:
@@ -23,7 +23,9 @@ def folded(ground: Ground, model: Any) -> Any | None:
 
 
 def folding(ground: Ground, model: Any) -> CompactPlan | None:
-    """Plan of the folds; None if nothing folds, or if folding is not allowed."""
+    """Plan of the folding; None if no stage can be removed, if a stage that must not change would change, or if folding is not
+    allowed.
+    """
     if "simplify" not in ground.settings.tried():
         return None
     model, schema = as_pipeline(model), ground.sources[0].df.schema

@@ -1,4 +1,4 @@
-"""Common ground of all arms: the original, the rows and their splits, and the original's own figures."""
+"""The ground that all arms share: the original pipeline, the rows and their splits, and the original's figures on them."""
 
 import dataclasses
 import functools
@@ -41,25 +41,25 @@ from sparkdiff.tensors.device import gpus
 from sparkdiff.tuning.solvers.threads import idle_cores
 
 BOOSTED = (GBTRegression, GBTClassification)
-"""Stages to which boosted trees can be added."""
+"""Last stages to which boosted trees can be added."""
 CORES = 2
-"""Cores that an arm can use: one for Spark or torch, and one for the process that drives them."""
+"""Number of cores that an arm keeps busy: one by Spark or torch, and one by the process that drives them."""
 
 
 Fit = Callable[[Sequence[Source], Boundaries | None], Any]
-"""(rows, boundaries) -> the pipeline fitted to the training rows among these."""
+"""(rows, boundaries of time) -> the pipeline, fitted to the training rows among them."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Measurement:
-    """Figures of a pipeline on the rows.
+    """Figures of a pipeline on the rows of a ground.
 
     Attributes:
-        task: its plan.
-        scores: the metric per split that has rows.
-        recorded: its margins on held-out rows.
-        parity: the parity of its network with Spark.
-        cost: microseconds per row to serve it, by the table of costs.
+        task: the pipeline's plan.
+        scores: the metric, for each split that has rows.
+        recorded: margins (linear predictors before the link) on held-out rows.
+        parity: result of the comparison of the pipeline's network with Spark.
+        cost: serving cost in microseconds per row, according to the cost table.
     """
 
     task: Task
@@ -75,10 +75,10 @@ class Measurement:
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-    """A training that a summary reports.
+    """A training run that the summary reports.
 
     Attributes:
-        fold: 1 for the exploring rows, 0 for all rows; else the fold that proves.
+        fold: 1 for the exploring rows, 2 and more for the proving folds, 0 for all rows.
     """
 
     fold: int
@@ -88,23 +88,26 @@ class Training:
 
 @dataclasses.dataclass(frozen=True)
 class Ground:
-    """The original, the rows, and the request.
+    """The original pipeline, a set of rows, and the request of the user.
 
     Attributes:
-        fit: fits the pipeline to the training rows of other rows; None if the pipeline has seen no row, and stays fixed.
-        original: the figures of `model`; None until it is measured.
-        goal: the loss and the metric; None until then.
-        facts: facts about the original's cache, stream and versions, for a summary.
+        model: the original, fitted to the training rows of this ground unless it stays fixed.
+        fit: function that fits the pipeline to the training rows of other grounds; None if the pipeline stays fixed,
+            because it was not fitted to any of the rows.
+        original: the figures of `model`; None until `model` is measured.
+        goal: the loss and the metric; None until `model` is measured.
+        facts: facts about the original's cache, stream and versions, for the summary.
         rows: number of rows per split.
         doubts: warnings about the rows.
-        brake: passes events to the listeners, and ends concurrent work.
-        trained: the parts that growth has trained: a later step of an arm, or another arm, continues from there.
-        folder: folder of the run, for its trials and trainings.
-        allTrain: True if no row is held out, see `Request`.
-        fold: number of the proving fold, for names of trainings, 0 for all rows; None while arms explore.
-        lasting: True if a later run may read its caches.
-        temporary: holders of the caches that no later run reads, for their removal.
-        trainings: trainings of the weights of whole pipelines, so far.
+        folder: folder of the run, for trials and trainings.
+        brake: listener that passes events to the other listeners, and ends concurrent work.
+        trained: results of parts that growth has trained on these rows; later steps, also of other arms, reuse them.
+        allTrain: True if no row is held out: then the split "validation" holds the training rows.
+        fold: number of the proving fold, 0 for all rows (and for an only fold whose pipelines ship); None while arms
+            explore. Used in names of trainings.
+        lasting: True if a later run may read the caches of this ground.
+        temporary: holders of caches that no later run reads, so that they can be removed.
+        trainings: training runs of whole pipelines so far.
     """
 
     model: Any
@@ -131,25 +134,25 @@ class Ground:
 
     @property
     def ships(self) -> bool:
-        """True if a pipeline made from its rows may ship: False while arms explore, and in a fold."""
+        """True if a pipeline made from this ground's rows may ship; False while arms explore, and in one of several folds."""
         return self.allTrain and not self.fold
 
     @functools.cached_property
     def in_threads(self) -> bool:
-        """True if threads can share the session, and none uses several processes or the GPUs."""
+        """True if work can run in several threads: they can share the session, and use neither several processes nor GPUs."""
         o = self.options
         return o.numProcesses == 1 and not (o.device != "cpu" and gpus()) and jvm.threads_share_session()
 
     @functools.cached_property
     def side_by_side(self) -> int:
-        """Number of arms that run at the same time; 1 if threads can't, see `in_threads`."""
+        """Number of arms that run at the same time; 1 if `in_threads` is False."""
         if not self.in_threads:
             return 1
         return self.settings.parallelism or max(idle_cores() // CORES, 1)
 
     @functools.cached_property
     def folds_side_by_side(self) -> int:
-        """Number of folds that are proven at the same time: two keep two cores busy, as each waits for Spark half of the time."""
+        """Number of folds that are measured at the same time, by default two, because a fold waits for Spark half of the time."""
         if not self.in_threads:
             return 1
         return self.settings.parallelism or min(CORES, os.cpu_count() or 1)
@@ -167,10 +170,10 @@ class Ground:
 
     @functools.cached_property
     def keeps(self) -> tuple[str, ...]:
-        """Uids of the stages that must not change: those that `keepStages` and `freeze` name, as `Graph.select` finds them.
+        """Uids of the stages that must not change: those that the options `keepStages` and `freeze` name (see `Graph.select`).
 
         Raises:
-            InputError: no stage has this name.
+            InputError: an option names no stage of the pipeline.
         """
         return self._named(self.options.freeze, "freeze") + self._named(self.settings.keepStages, "keepStages")
 
@@ -180,14 +183,14 @@ class Ground:
 
     @functools.cached_property
     def stay(self) -> dict[str, str]:
-        """Reasons, by uid, for the stages that no arm refits, searches or deletes."""
+        """Uid -> reason, for each stage that no arm may refit, search or delete."""
         kept = dict.fromkeys(self.keeps, "it is to be kept")
         return self.plan.kept_as_fitted(self.sources[0].df.columns) | kept
 
     @functools.cached_property
     def lossParams(self) -> dict[str, Any]:
-        """Parameters of the loss. Those fitted with the original are used for every pipeline, such as Huber's delta, which
-        another fit would choose anew.
+        """Parameters of the loss. Parameters that were fitted with the original, such as Huber's delta, are used for
+        every pipeline, because another fit would choose other values.
         """
         name, fitted = self.plan.cut.graph.head.module.own_loss()  # type: ignore[union-attr, operator]
         loss = self.options.loss
@@ -196,7 +199,7 @@ class Ground:
 
     @property
     def metricParams(self) -> dict[str, Any]:
-        """Parameters of the metric that decides; `classWeights` as a list, after the labels are known."""
+        """Parameters of the metric that decides. Once the labels are known, `classWeights` is a list of numbers."""
         o = self.options
         found = {**self.lossParams, **o.metricParams}
         weights = found.pop("classWeights", None)  # a named metric takes none
@@ -207,14 +210,14 @@ class Ground:
 
     @functools.cached_property
     def plan(self) -> Task:
-        """Plan of the original."""
+        """Plan of the original on the rows of this ground."""
         return self.task(self.model)
 
     def task(self, model: Any, **changes: Any) -> Task:
-        """Plan of a pipeline on these rows; stages that must not change do not train.
+        """Plan of a pipeline on the rows of this ground; stages that must not change are frozen.
 
         Args:
-            changes: changed options.
+            changes: options that differ from those of the ground.
         """
         keeps, target = self.keeps, self.options.target  # raises an error for an unknown name
         if model is self.model:
@@ -228,7 +231,11 @@ class Ground:
         return prepare(model, o, self.sources[0].df)
 
     def kept(self, arm: str, number: str) -> dict[str, Any]:
-        """Options by which a training of an arm is kept in the run's own folder, where it replaces no run of the user."""
+        """Options that let a training run of an arm store its files in this run's folder, where they replace no other run.
+
+        Args:
+            number: name of the step, such as "0" or "again".
+        """
         if self.folder == Path():
             return {}
         place = f"{arm}-{number}" if self.fold is None else f"{arm}-{number}-fold{self.fold}"
@@ -236,7 +243,7 @@ class Ground:
 
     @functools.cached_property
     def written(self) -> Task:
-        """Plan of the original with the columns that the arms for trees and other parts read, for one common cache."""
+        """Plan of the original, whose common cache also has the columns that the arms "import" and "grow" read."""
         graph, head = self.plan.cut.graph, self.plan.cut.graph.head.module
         if not isinstance(head, (*LINEAR, *BOOSTED)) or not {"import", "grow"} & set(self.settings.tried()):
             return self.plan
@@ -246,12 +253,15 @@ class Ground:
 
     @contextmanager
     def begun(self, task: Task) -> Iterator[Run]:
-        """See `fine_tuning.phases.begun`; a pipeline that begins with the stages of the original reads the original's cache."""
+        """Context with the run of a task, see `fine_tuning.phases.begun`.
+
+        A pipeline that begins with the stages of the original reads the original's cache.
+        """
         written, cut = self.written, within(task.cut, self.written.cut)
         if (task.labelCol, task.weightCol) != (written.labelCol, written.weightCol) or (
             cut is not None and not set(task.roles.makers) <= set(cut.cached)
         ):
-            cut = None  # the candidate has its own label or weight
+            cut = None  # the candidate has another label or weight than the original
         if (
             cut is not None
             and task.model is self.model
@@ -282,7 +292,7 @@ def prepared(ground: Ground, *, doubts: bool = False) -> Ground:
     """Measure the model of a ground on its rows.
 
     Args:
-        doubts: True to look for warnings about the rows.
+        doubts: True to check the rows for problems, and store warnings in `Ground.doubts`.
 
     Raises:
         InputError: the pipeline, the data or the options can't be used.
@@ -301,17 +311,17 @@ def moved(
     ground: Ground, sources: Sequence[Source], boundaries: Boundaries | None, *, allTrain: bool = False, fold: int | None = None,
     doubts: bool = False,
 ) -> Ground:  # fmt: skip
-    """Move the ground to other rows: fit the model to the training rows among them, unless it stays fixed, and measure it.
+    """Make a ground with other rows: fit the model to the training rows among them, unless the model stays fixed, and measure it.
 
     Args:
-        fold: see `Ground`; None for that of `ground`.
+        fold: see `Ground`; None for the fold of `ground`.
         doubts: see `prepared`.
     """
     model = ground.model if ground.fit is None else ground.fit(sources, boundaries)
     fold = ground.fold if fold is None else fold
     phases, shared = Phases(False, ground.phases.listeners), Shared()
     phases.fold = fold
-    # The original may have written a cache of all rows already.
+    # Caches of all rows are kept, because the original may already have written one that a later run reads.
     lasting = fold == 0 or ground.options.runId is not None or jvm.shared_folder(ground.options.cacheDir) is not None
     if not lasting:
         ground.temporary.append(shared)
@@ -326,8 +336,8 @@ def measure(ground: Ground, model: Any) -> Measurement:
     """Measure a pipeline on the same rows as the original.
 
     Raises:
-        InputError: it cannot be compared: it leaves out rows, or indexes the labels differently.
-        ParityError: its network and Spark disagree.
+        InputError: the pipeline can't be compared with the original, because it drops rows or indexes the labels differently.
+        ParityError: the pipeline's network and Spark disagree.
     """
     with ground.begun(ground.task(model)) as run:
         found = _measurement(run, verified(run))
@@ -342,10 +352,10 @@ def _measurement(run: Run, measured: Measured) -> Measurement:
 
 
 def check_same_rows(original: Measurement, other: Measurement) -> None:
-    """Check that two pipelines predict the same rows.
+    """Check that another pipeline predicts the same rows as the original.
 
     Raises:
-        InputError: the other pipeline has other rows, labels or weights.
+        InputError: the rows, labels or weights of the other pipeline differ from the original's.
     """
     one, two = original.recorded, other.recorded
     head = other.task.cut.graph.head.uid

@@ -1,4 +1,4 @@
-"""Runner of tasks, one after another or several side by side in threads, with the same results."""
+"""Runner of tasks, one after another or several at a time in threads (lanes); results are the same in both cases."""
 
 import contextlib
 import contextvars
@@ -18,15 +18,18 @@ from sparkdiff.tuning.fits import TAKES_SESSION
 Task = Callable[[], str]
 """A task; returns a short report."""
 Tasks = Iterator[tuple[str, Task]]
-"""Names and tasks; each is taken from the iterator when it is its turn."""
+"""Names and tasks. Each task is taken from the iterator only when a lane is free for it."""
 STEP: contextvars.ContextVar[Mapping[str, Any]] = contextvars.ContextVar("STEP")
-"""Fields added to the rows of a training's history: the arm and the round of its step."""
+"""Fields that are added to rows of a training's history when listeners get them: the arm, and the round of its step."""
 LOOK = 0.1
 """Seconds between two checks for Ctrl-C."""
 
 
 class Brake(Events):
-    """Passes events to listeners one at a time, from any thread; and ends the work of all threads once it is pulled."""
+    """Listener that passes events from any thread to other listeners, one at a time.
+
+    Once `pulled` is set, the next event of each thread raises KeyboardInterrupt, which ends the thread's work.
+    """
 
     def __init__(self, listeners: Sequence[Events], lock: Any = None):
         self.listeners, self.lock, self.pulled = listeners, lock or threading.RLock(), False
@@ -48,16 +51,17 @@ class Brake(Events):
 
 
 def run(tasks: Tasks, lanes: int, phases: Phases, brake: Brake) -> None:
-    """Run the tasks, each in a phase with its name.
+    """Run the tasks, each in a phase with the task's name.
 
-    In each lane, torch uses as many threads as here: the order of its sums, and so their last bits, depends on their number.
+    In each lane, torch uses as many threads as in the calling thread, because the order of summation, and so the last bits of
+    sums, depends on the number of threads.
 
     Args:
         lanes: largest number of tasks that run at the same time.
-        brake: ends the work of the tasks; it is released again in the end.
+        brake: pulled if a task fails, to end the other tasks; released again at the end.
 
     Raises:
-        BaseException: that of a task; the others are ended first.
+        BaseException: the error of a task, after the other tasks have ended.
     """
     if lanes == 1:
         for name, task in tasks:
@@ -87,7 +91,7 @@ def run(tasks: Tasks, lanes: int, phases: Phases, brake: Brake) -> None:
         _wait(threads)
     except KeyboardInterrupt:
         brake.pulled = True
-        _wait(threads)  # a second Ctrl-C ends this, too
+        _wait(threads)  # a second Ctrl-C ends the waiting, too
         raise
     finally:
         brake.pulled = any(thread.is_alive() for thread in threads)
@@ -99,10 +103,11 @@ def run(tasks: Tasks, lanes: int, phases: Phases, brake: Brake) -> None:
 
 @contextlib.contextmanager
 def ahead(makes: Sequence[Callable[[], object]]) -> Iterator[None]:
-    """Context in which a thread calls functions in this order, before their results are needed; its end stops the thread.
+    """Context in which a background thread calls functions, in order, before their results are needed. Its end stops the thread.
 
     Args:
-        makes: functions that cache their results, as `Shared.once` does. One that fails fails again when its result is needed.
+        makes: functions that cache their results (see `Shared.once`). Errors are ignored here: a function that fails will fail
+            again when its result is needed.
     """
     spark, over, tag = jvm.session(), threading.Event(), f"sparkdiff-{uuid.uuid4().hex}"
 
@@ -125,7 +130,7 @@ def ahead(makes: Sequence[Callable[[], object]]) -> Iterator[None]:
 
 
 def _thread(work: Callable[[], None], name: str) -> threading.Thread:
-    """A thread in the session and the context of this one, with the same number of torch threads."""
+    """A thread with the Spark session, the context variables and the number of torch threads of the calling thread."""
     spark, own = jvm.session(), torch.get_num_threads()
 
     def begin() -> None:

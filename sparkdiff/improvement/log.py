@@ -1,4 +1,5 @@
-"""Log of an improvement in its run folder: the result of each step, and the decisions of the clock."""
+"""Log of an improvement in its run folder: results of steps, and decisions that depend on the time, so that a resumed run has the
+same result."""
 
 import dataclasses
 import json
@@ -31,21 +32,21 @@ from sparkdiff.store import files
 T = TypeVar("T")
 DECISIONS = "decisions.json"
 KEPT = (FoldComparison, PairedRows, Units, Costs, SliceSums, Compatibility, Baseline, ArmOrder)
-"""Classes of the objects that a log keeps beside steps; no other objects are made from its files."""
+"""Classes of the objects that a log may hold in addition to steps; for safety, no other objects are loaded from its files."""
 
 
 class StepLog:
-    """The steps of an improvement.
+    """Log of the steps of an improvement.
 
     Args:
-        folder: folder of the run; None if nothing is to be kept.
+        folder: folder of the run; None if nothing is to be stored.
     """
 
     def __init__(self, folder: Path | None):
         self.folder = folder
 
     def skipped(self, arm: str, number: int, why: Callable[[], str]) -> str:
-        """Reason why a step does not run, empty if it does: from the log, or else from `why`, which is then logged."""
+        """Reason why a step is skipped; empty if it runs. The reason is read from the log, or computed by `why` and logged."""
         if self.folder is None:
             return why()
         if (self._place(arm, number) / "step.json").exists():
@@ -59,7 +60,10 @@ class StepLog:
         return known.get(name, "")
 
     def kept(self, name: str, make: Callable[[], T]) -> T:
-        """Return the result of `make`, from this run or before an interruption: the clock may decide differently now."""
+        """Return the logged result of `make`, or call `make` and log its result.
+
+        The logged result is used because `make` may depend on the time, and decide differently in a resumed run.
+        """
         if self.folder is None:
             return make()
         path = self.folder / f"{name}.pt"
@@ -75,7 +79,7 @@ class StepLog:
         return found[0]
 
     def has(self, name: str) -> bool:
-        """True if `kept` has this value from an earlier run."""
+        """True if the log has a result of `kept` with this name."""
         return self.folder is not None and (self.folder / f"{name}.pt").exists()
 
     def _place(self, arm: str, number: int) -> Path:
@@ -83,7 +87,7 @@ class StepLog:
         return self.folder / f"step-{number}-{arm}"
 
     def write(self, step: Step) -> None:
-        """Write a step: a complete folder, or none."""
+        """Write a step into its own folder, which is written as a whole or not at all."""
         if self.folder is None:
             return
         place = self._place(step.arm, step.number)
@@ -105,7 +109,11 @@ class StepLog:
             shutil.rmtree(place, ignore_errors=True)  # an incomplete folder of a store
 
     def read(self, ground: Ground, arm: str, number: int) -> Step | None:
-        """A step of an earlier run of the same request; None if it did not end."""
+        """Read a step that an earlier, interrupted run has logged; None if there is no such step.
+
+        Args:
+            ground: ground of the exploring rows.
+        """
         if self.folder is None:
             return None
         place = self._place(arm, number)

@@ -1,4 +1,4 @@
-"""Order in which arms are tried, learned from the arms that worked best on similar pipelines."""
+"""Order in which arms (ways to improve a pipeline) are tried, learned from what worked best on similar pipelines."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -17,11 +17,11 @@ from sparkdiff.stages.trees import RandomForestClassification, RandomForestRegre
 FIXED = "fixed"
 FORESTS = (RandomForestClassification, RandomForestRegression)
 LEAST = 300.0
-"""Seconds of a budget below which finding the facts and learning take longer (a few seconds) than the order saves."""
+"""Budget in seconds below which no order is learned: measuring facts and learning take a few seconds, more than it saves."""
 QUICK = ("import", "finetune", "search", "refit", "grow", "simplify")
-"""Order for small budgets: by the chance to find the best pipeline, per second."""
+"""Order for small budgets: descending probability per second of finding the best pipeline."""
 FOREST = ("search", *QUICK)
-"""Order for small budgets and a forest, whose trees are mostly too shallow by default."""
+"""Order for small budgets if the pipeline ends in a random forest, whose trees are mostly too shallow by default."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,9 +30,11 @@ class ArmOrder:
 
     Attributes:
         arms: names of the arms in order.
-        chances: by name, the probability that an arm finds the best pipeline, if there is a better one; empty if not learned.
-        shipped, own: numbers of improvements that it was learned from: those shipped with sparkdiff, and those of the store.
-        why: the reason as text.
+        chances: name of an arm -> probability that the arm finds the best pipeline, if any arm finds a better one than
+            the original; empty if the order is not learned.
+        shipped, own: numbers of past improvements from which the order is learned: shipped with sparkdiff, and in the
+            user's store.
+        why: the reason for the order, as text.
         facts: facts about the pipeline and its rows, from which later improvements learn.
     """
 
@@ -52,7 +54,7 @@ class ArmOrder:
 
 
 def order_of(ground: Ground, arms: Sequence[Arm]) -> ArmOrder:
-    """Order for this pipeline and these rows; if it can't be learned, a fixed one."""
+    """Order of the arms for this pipeline and these rows; a fixed order if none can be learned."""
     names = tuple(arm.name for arm in arms)
     if ground.settings.order == FIXED:
         return ArmOrder(names, why="the cheap ones first, as order='fixed' asks")

@@ -1,4 +1,4 @@
-"""Origin of an improvement: the user's pipeline, how it is fitted to the rows of a fold, and whether it has seen them."""
+"""Origin of an improvement: the user's pipeline, the way to refit it in a fold, and a test whether it has seen the rows."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ from sparkdiff.stages.forest import Trees
 from sparkdiff.tensors.rows import taken
 
 Fits = Callable[[Any, Sequence[Source], Boundaries | None], Any]
-"""(estimator, rows, boundaries) -> the model fitted to the training rows among these."""
+"""(estimator, rows, boundaries of time) -> the model fitted to the training rows among them."""
 
 
 @dataclass(frozen=True)
@@ -43,11 +43,12 @@ class Origin:
     """The user's pipeline.
 
     Attributes:
-        given_model: the fitted pipeline as it was passed; for an unfitted one, the fit to all rows.
-        model: the same, plain.
-        fit: fits it to the training rows among others; None if it has seen no row and stays fixed, or can't be refitted.
-        was_fitted: True if it was fitted when it was passed.
-        refused: the reason why nothing can be proven; empty if something can.
+        given_model: the fitted pipeline as the user passed it; if the user passed an unfitted one, its fit to all rows.
+        model: `given_model` as plain MLlib stages.
+        fit: function that fits the pipeline to the training rows among other rows; None if the pipeline stays fixed,
+            because it has not seen any of the rows, or if it can't be refitted.
+        was_fitted: True if the user passed a fitted pipeline.
+        refused: the reason why no gain can be proven; empty if gains can be proven.
         warnings: further warnings.
     """
 
@@ -66,10 +67,11 @@ class Origin:
         """Determine how a pipeline is refitted.
 
         Args:
+            given: the fitted or unfitted pipeline.
             sources: the rows from which the shipped pipeline is made; an unfitted pipeline is fitted to the training rows among
                 them.
-            keep: stages that must not change, beside those that `freeze` names.
-            fits: fits an estimator; None for a new fit by Spark.
+            keep: stages that must not change, in addition to those that `freeze` names.
+            fits: function that fits an estimator; None to fit by Spark.
 
         Raises:
             InputError: the pipeline, the data or the options can't be used.
@@ -77,7 +79,7 @@ class Origin:
         warnings, shared = tuple(check_unfitted(given, options.rowsAreNew)), Shared()
 
         def fitted(estimator: Any, rows: Sequence[Source], bounds: Boundaries | None) -> Any:
-            """Fit at most once to the same rows: the fit shows whether the original was fitted on them, and may ship."""
+            """Fit at most once to the same rows: the fit serves for the test whether they were seen, and may ship."""
             trains = [s.df for s in rows if s.split == TRAIN]
             return shared.once(("fitted", *trains), lambda: fit_to(estimator, rows, bounds))
 
@@ -106,11 +108,14 @@ class Origin:
         return Origin(given, model, refit, True, warnings=warnings)
 
     def rival(self, ground: Ground, explores: Ground) -> tuple[bool, str]:
-        """Decide whether the finalists' rival is the fitted pipeline (True) or its refit in the same folds, and give the reason.
+        """Choose the rival that finalists must beat, and give the reason: the fitted pipeline (True), or its refit in
+        the same folds.
+
+        The fitted pipeline is the rival unless it was fitted to these rows, according to the user or to `evidence`.
 
         Args:
-            ground: ground of the pipeline on all rows.
-            explores: ground of its refit, on the exploring rows.
+            ground: ground of the fitted pipeline, with all rows.
+            explores: ground of the pipeline's refit, with the exploring rows.
         """
         if self.fit is None or not self.was_fitted:
             return self.fit is None, ""
@@ -123,16 +128,16 @@ class Origin:
 
 
 def check_rows(given: Any, options: Options, sources: Sequence[Source], divided: division.Division) -> int | None:
-    """Check that a pipeline can be made from the rows of each fold, and measured there.
+    """Check that a pipeline can be fitted to the training rows of each fold and measured on the fold's other rows.
 
     Args:
-        divided: the division of these sources.
+        divided: the division of these sources into folds.
 
     Returns:
-        See `division.check`.
+        The result of `division.check`.
 
     Raises:
-        InputError: it can't; gives the reason.
+        InputError: the pipeline can't be fitted or measured in a fold. The message gives the reason.
     """
     casefold, last = casefolding(), last_stage(given)
     columns = [casefold(c) for s in sources if s.split in (None, TRAIN) for c in s.df.columns]
@@ -149,8 +154,8 @@ def check_rows(given: Any, options: Options, sources: Sequence[Source], divided:
 
 
 def by_number(task: Task) -> bool:
-    """True if the loss, the metric or the predictor depends on the indices of classes: only one class counts, or classes have
-    their own costs, weights or thresholds.
+    """True if the loss, the metric or the predictor depends on the indices of the classes: because only one class
+    counts, or because classes have their own costs, weights or thresholds.
     """
     o, head = task.options, task.cut.graph.head.stage
     names = [*(o.loss if isinstance(o.loss, Mapping) else [o.loss]), o.metric]
@@ -166,7 +171,11 @@ def by_number(task: Task) -> bool:
 
 
 def check_same_numbers(ground: Ground, other: Any, where: str) -> None:
-    """Raise InputError if class indices matter, and another fit of the pipeline numbers the classes differently."""
+    """Raise InputError if class indices matter (see `by_number`) and another fit of the pipeline indexes the classes differently.
+
+    Args:
+        where: text that describes the other fit, for the message.
+    """
     if by_number(ground.plan):
         label = ground.plan.labelCol
         check_same_classes(
@@ -175,12 +184,12 @@ def check_same_numbers(ground: Ground, other: Any, where: str) -> None:
 
 
 def evidence(ground: Ground, explores: Ground, refit: Callable[[], Any]) -> SeenRows:
-    """Test whether the original was fitted on these rows, before any fold is measured.
+    """Test whether the original was fitted to these rows, before any fold is measured.
 
     Args:
-        ground: ground of the original, on all rows.
-        explores: ground of its refit, on the exploring rows.
-        refit: fits it to all rows.
+        ground: ground of the original, with all rows.
+        explores: ground of the original's refit, with the exploring rows.
+        refit: function that fits the pipeline to all rows.
     """
     count, rows = row_count(ground), ground.rows[TRAIN]
     if count is not None and count.exceeds(rows):
@@ -200,7 +209,7 @@ def evidence(ground: Ground, explores: Ground, refit: Callable[[], Any]) -> Seen
 
 
 def row_count(ground: Ground) -> RowCount | None:
-    """Number of rows that the last stage was fitted on; None if unknown."""
+    """Number of rows to which the last stage was fitted, as the stage or its summary records it; None if unknown."""
     head = ground.plan.cut.graph.head
     stage: Any = head.stage
     if isinstance(head.module, Trees):
@@ -214,7 +223,7 @@ def row_count(ground: Ground) -> RowCount | None:
 
 
 def _equations(ground: Ground) -> float | None:
-    """p-value of `p_of_equations`; None if the last stage isn't linear."""
+    """p-value of the test by the optimality equations of a linear last stage (`p_of_equations`); None for other last stages."""
     head = ground.plan.cut.graph.head
     stage: Any = head.stage
     ridge, mixed = (stage.getOrDefault(p) if stage.hasParam(p) else 0.0 for p in ("regParam", "elasticNetParam"))

@@ -1,5 +1,5 @@
-"""An improvement, from the original to the offers: measure, race the arms on the exploring rows, prove the finalists on other
-rows; and its plan, as text, before anything runs and without a Spark job.
+"""Steps of an improvement: measure the original, let the arms (ways to improve it) compete on the exploring rows, and test the
+best results, the finalists, on the proving rows. `described` is the plan as text, made before anything runs, without a Spark job.
 """
 
 import contextlib
@@ -43,13 +43,13 @@ Summarize = Callable[[Ground, Ground, Origin, Division, Explored, Decision, Mapp
 
 @dataclasses.dataclass(frozen=True)
 class Verb:
-    """Differences between the verbs that explore and prove.
+    """Settings in which improving, fine-tuning by folds and growth by folds differ; all of them use `explore_and_prove`.
 
     Attributes:
         arms: the arms that are tried.
         budget: the budget for exploring and proving.
-        described: the plan of a fitted pipeline, as text.
-        summarize: makes the summary.
+        described: (fitted pipeline, rows) -> the plan as text.
+        summarize: function that makes the summary.
     """
 
     arms: Sequence[Arm]
@@ -60,7 +60,7 @@ class Verb:
 
 @dataclasses.dataclass(frozen=True)
 class Improved(Outcome):
-    """Result of an improvement: `model` is the best offer, or the original object itself.
+    """Result of an improvement: `model` is the best offer, or the original object itself if nothing is offered as best.
 
     Attributes:
         offers: the offered pipelines by name.
@@ -73,7 +73,7 @@ def improve_pipeline(
     given: Any, options: Options, settings: ImprovementSettings, sources: Sequence[Source], phases: Phases, *,
     replace: bool = False, fits: Fits | None = None,
 ) -> Improved:  # fmt: skip
-    """Print the plan, improve a pipeline by all arms within the budget, and return the pipeline that the proving rows accept.
+    """Print the plan, improve a pipeline by all arms within the budget, and return the best pipeline that the test accepts.
 
     See `explore_and_prove`.
     """
@@ -86,7 +86,10 @@ def explore_and_prove(
     given: Any, options: Options, settings: ImprovementSettings, sources: Sequence[Source], phases: Phases, verb: Verb, *,
     replace: bool = False, fits: Fits | None = None,
 ) -> Improved:  # fmt: skip
-    """Print the plan, try arms on the exploring rows, and return the pipeline that the proving rows accept, made from all rows.
+    """Print the plan, try the arms on the exploring rows, test the finalists on the proving rows, and return the best
+    accepted one.
+
+    The returned pipeline is made from all rows. If no finalist is accepted, the original is returned.
 
     Args:
         given: the fitted pipeline, or an unfitted Pipeline.
@@ -147,7 +150,7 @@ def explore_and_prove(
 
 @contextlib.contextmanager
 def _temporary_caches(ground: Ground) -> Iterator[None]:
-    """Context in which grounds of other rows may write caches; at its end, those that no later run reads are removed."""
+    """Context that removes, at its end, the caches of grounds with other rows that no later run reads."""
     try:
         yield
     finally:
@@ -156,13 +159,13 @@ def _temporary_caches(ground: Ground) -> Iterator[None]:
 
 
 def _rival(proof: Proof, origin: Origin) -> tuple[bool, str]:
-    """Decision of `Origin.rival`, made once."""
+    """Result of `Origin.rival`, computed only once and logged."""
     find = functools.partial(origin.rival, proof.ground, proof.explores())
     return proof.shared.once(("rival",), lambda: proof.log.kept("rival", find))
 
 
 def _makes(proof: Proof, origin: Origin, account: Account) -> list[Callable[[], object]]:
-    """Functions to call ahead, as far as needed: the first fold, the rival, the other folds, all rows."""
+    """Functions for a background thread, called while arms explore: first fold, rival, other folds, all rows."""
 
     def make_fold(k: int) -> None:
         if k < account.folds:
@@ -170,7 +173,8 @@ def _makes(proof: Proof, origin: Origin, account: Account) -> list[Callable[[], 
                 proof.ground_of(k)
 
     def make_whole() -> None:
-        if account.folds and account.budget.seconds is not None:  # else no time is saved, and perhaps nothing ships
+        # Otherwise no time would be saved, and perhaps nothing ships.
+        if account.folds and account.budget.seconds is not None:
             proof.whole()
 
     first, *others = [functools.partial(make_fold, k) for k in range(proof.division.number)]
@@ -180,7 +184,7 @@ def _makes(proof: Proof, origin: Origin, account: Account) -> list[Callable[[], 
 def _explored(
     ground: Ground, arms: Sequence[Arm], origin: Origin, account: Account, log: StepLog, phases: Phases
 ) -> Explored:  # fmt: skip
-    """Race the arms on the exploring rows.
+    """Measure the baseline, choose the order of the arms, and race the arms on the exploring rows.
 
     Raises:
         InputError: no arm can be tried.
@@ -206,7 +210,7 @@ def _explored(
 def _proven(
     proof: Proof, explores: Ground, origin: Origin, explored: Explored, account: Account, phases: Phases, say: Any
 ) -> Decision:
-    """Choose the finalists, determine their rival, and prove as many of them as there is time for."""
+    """Choose the finalists and their rival, and test as many finalists as there is time for on the proving rows."""
     if origin.refused:
         return Decision((), (), {})
     division = proof.division
@@ -231,7 +235,7 @@ def _proven(
 
 
 def _beside(ground: Ground, account: Account, log: StepLog, phases: Phases) -> Baseline | None:
-    """Baseline of Spark's own trees on the same rows; None if it is not requested, or the budget is small."""
+    """Baseline: Spark's own trees, measured on the same rows; None if it is not requested, or if the budget is too small."""
     if not baseline.wanted(ground) or not baseline.limit(account.budget):
         return None
     begun = account.now()
@@ -250,7 +254,7 @@ def _deciding(runId: str | None) -> str:
 
 @contextlib.contextmanager
 def _folder(ground: Ground, *, replace: bool) -> Iterator[tuple[RunFolder, StepLog]]:
-    """Context with the run's folder, and the log in it; only a run with a runId keeps a log."""
+    """Context with the run's folder and its log. Only a run with a runId writes the log."""
     o, runId, known = ground.options, ground.options.runId, versions()
     # Measurements may differ between versions, and the guard's level affects which parts growth drops.
     settings = dataclasses.asdict(ground.settings)
@@ -266,10 +270,10 @@ def _folder(ground: Ground, *, replace: bool) -> Iterator[tuple[RunFolder, StepL
 
 
 def described(model: Any, options: Options, settings: ImprovementSettings, data: DataFrame) -> str:
-    """Description of what an improvement of this fitted pipeline would try on rows of this schema.
+    """Description, as text, of what an improvement of this fitted pipeline would try on rows with this schema.
 
     Raises:
-        InputError: the pipeline can't be planned, or an option does not fit it.
+        InputError: the pipeline can't be translated, or an option does not suit it.
     """
     Budget.of(settings.budget)
     ground = Ground(model, options, settings, [Source(data)], None, Phases(False), Shared())

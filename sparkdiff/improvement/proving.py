@@ -1,4 +1,8 @@
-"""Proof of an improvement: finalists are made again in each fold, beside their rival; accepted ones from all rows."""
+"""Proof of an improvement, by a test of the finalists (the candidates chosen for this test) on the proving rows.
+
+Each finalist is made again from the training rows of each fold, and compared with its rival on the fold's proving rows. Accepted
+finalists are made again from all rows, and ship.
+"""
 
 import contextlib
 import dataclasses
@@ -36,14 +40,15 @@ from sparkdiff.proof.division import Division
 from sparkdiff.report import Phases, share_of
 
 BEST, AS_CHEAP, SAME_FORM, SIMPLER = "best", "asCheap", "sameForm", "simpler"
-"""Names of offers: the largest gain; the largest among those that cost no more to serve than the original; among those with the
-original's stages; and a pipeline with fewer stages that serves cheaper and loses nothing."""
+"""Names of offers: the pipeline with the largest gain; the largest gain among pipelines that cost no more to serve than
+the original; the largest gain among pipelines with the original's stages; and a pipeline with fewer stages that is
+cheaper to serve and, within `maxLoss`, not worse."""
 REFIT, YOURS = "refit", "your pipeline"
 OTHER, SMALL = "other", 1000
-"""Role of another arm's best candidate, and the number of rows below which it comes right after the refit: then the exploring
-rows are too few to choose by them alone."""
+"""Role of the best candidate of an arm other than the best one, and the number of rows below which such candidates come
+right after the refit: then there are too few exploring rows to choose among the arms by them alone."""
 ACCEPT = 0.025
-"""p-value that a simpler pipeline needs if any gain is accepted."""
+"""p-value that a simpler pipeline needs if the option `guard` accepts any gain."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,8 +56,8 @@ class Finalist:
     """A candidate chosen for proof.
 
     Attributes:
-        role: the role that it was chosen for: `REFIT`, `BEST`, `OTHER`, `SAME_FORM`, `AS_CHEAP` or `SIMPLER`.
-        folds: number of folds that prove it; 0 if there is no time for it.
+        role: the reason for its choice: `REFIT`, `BEST`, `OTHER`, `SAME_FORM`, `AS_CHEAP` or `SIMPLER`.
+        folds: number of folds on which it is tested; 0 if there is no time for it.
     """
 
     role: str
@@ -66,12 +71,14 @@ class Finalist:
 
 @dataclasses.dataclass(frozen=True)
 class Proven:
-    """Results of a finalist in the folds.
+    """Results of a finalist on the proving rows.
 
     Attributes:
-        before, after: the metric of its rival and its own, on the proving rows.
-        rival: description of the pipeline that it was compared with.
-        folds: empty if it could not be made in one of them; `failure` is the reason.
+        judgement: the decision about the finalist.
+        before, after: the metric of the rival and of the finalist on the proving rows.
+        rival: description of the rival, the pipeline with which the finalist was compared.
+        folds: comparisons in the folds; empty if the finalist could not be made in one of the folds.
+        failure: the reason why it could not be made; empty if it was made.
     """
 
     finalist: Finalist
@@ -92,8 +99,8 @@ class Shipped:
     """A finalist made from all rows.
 
     Attributes:
-        found: its figures on all rows; None if it can't ship, for the reason in `failure` or `judgement`.
-        doubts: columns beside the loss that can't be compared.
+        found: figures of the pipeline on all rows; None if it can't ship, for the reason in `failure` or `judgement`.
+        doubts: warnings about columns that the loss doesn't use and that can't be compared with the original's.
     """
 
     proven: Proven
@@ -111,12 +118,15 @@ NOTHING = guard.Verdict(False, -1, 0.0, 0.0, 1.0, 0.025)
 
 
 def finalists(ground: Ground, steps: Sequence[Step], *, small: bool) -> list[Finalist]:
-    """Choose the finalists, in this order: the best, the plain refit, and two of: the same form, as cheap, simpler.
+    """Choose at most `FINALISTS` candidates for the proof, by role.
+
+    The roles, in this order: the best candidate, the plain refit, the best with the original's stages, the best that is as cheap
+    to serve, and the cheapest that is simpler. A candidate is chosen only once.
 
     Args:
         ground: ground of the exploring rows.
-        small: True for a table of fewer than `SMALL` rows: the best of other arms come before those two, so that all folds
-            choose among the arms.
+        small: True if there are fewer than `SMALL` rows. Then the best candidates of the other arms come right after
+            the refit, so that the choice among arms is made on all folds.
     """
     every = [c for c in candidates_of(steps) if allowed(ground, c.found.cost)]
     found = sorted((c for c in every if share(ground, c) > 0), key=lambda c: -share(ground, c))
@@ -143,10 +153,13 @@ def finalists(ground: Ground, steps: Sequence[Step], *, small: bool) -> list[Fin
 
 
 def remake(ground: Ground, making: Making, arms: Sequence[Arm]) -> Measurement:
-    """Make a candidate again, from the training rows of a ground, and measure it.
+    """Make a candidate again, from the training rows of a ground, and measure it on the ground's other rows.
+
+    Args:
+        arms: the arms of this run, which take precedence over those in `ARMS`.
 
     Raises:
-        SparkdiffError: it can't be made from these rows, or the network and Spark disagree.
+        SparkdiffError: the candidate can't be made from these rows, or its network and Spark disagree.
     """
     arm = next(arm for arm in (*arms, *ARMS) if arm.name == making.arm)
     model = arm.make(ground, making.settings)
@@ -156,10 +169,11 @@ def remake(ground: Ground, making: Making, arms: Sequence[Arm]) -> Measurement:
 
 
 def smallest_gain(ground: Ground, candidate: Candidate, division: Division) -> float:
-    """Gain that the proving rows would show in a share `POWER` of cases, relative to the metric, for a finalist like this one.
+    """Smallest gain of a finalist like this candidate, as a share of the metric, that the test on the proving rows
+    would detect with probability `POWER`.
 
     Args:
-        ground: ground of the exploring rows, about as many as those of a fold.
+        ground: ground of the exploring rows; it has about as many held-out rows as a fold.
     """
     before, after = ground.start.scores[VALIDATION], candidate.found.scores[VALIDATION]
     gains, weights = before.blocks - after.blocks, before.weights
@@ -176,14 +190,17 @@ def smallest_gain(ground: Ground, candidate: Candidate, division: Division) -> f
 
 @dataclasses.dataclass(frozen=True)
 class Proof:
-    """The proving rows, and the rival.
+    """Proof of finalists on the proving rows, against a rival.
 
     Attributes:
-        ground: ground of the original, on the rows from which the shipped pipeline is made; its `fit` makes the pipeline of each
-            fold.
+        ground: ground of the original, with the rows from which the shipped pipeline is made. Its `fit` refits the pipeline in
+            each fold.
+        division: division of the rows into exploring rows and proving folds.
         against: the fitted original, if finalists have to beat it; None if their rival is its refit in the same fold.
-        arms: the arms of the verb, which make finalists anew.
-        made: the pipelines of the only fold, by the finalist's name, if the proven pipelines themselves ship.
+        log: log of the run.
+        arms: the arms of the run, which make the finalists again.
+        made: finalist's name -> its pipeline from the only fold, if the tested pipelines themselves ship.
+        shared: cache of grounds and pipelines.
     """
 
     ground: Ground
@@ -195,10 +212,10 @@ class Proof:
     shared: Shared = dataclasses.field(default_factory=Shared)
 
     def prove(self, chosen: Sequence[Finalist], phases: Phases, *, early: bool = False) -> list[Proven]:
-        """Measure the finalists and their rival in each fold, and decide about each finalist. Folds may run side by side.
+        """Measure the finalists and their rival in each fold, and decide about each finalist. Folds may run at the same time.
 
         Args:
-            early: True to make the first finalist from all rows during the last fold, before it is proven.
+            early: True to make the first finalist from all rows already while the last fold is measured, to save time.
         """
         found: dict[tuple[str, int], FoldComparison | str] = {}
         number = max((f.folds for f in chosen), default=0)
@@ -212,7 +229,11 @@ class Proof:
     def _prove_in(
         self, k: int, chosen: Sequence[Finalist], found: dict[tuple[str, int], FoldComparison | str]
     ) -> str:  # fmt: skip
-        """Compare the finalists with their rival in one fold, except those that failed in an earlier one."""
+        """Compare the finalists with their rival in fold `k`, except finalists that have failed in an earlier fold.
+
+        Args:
+            found: (name of a finalist, fold) -> its comparison, or the reason why it can't be made; results are added.
+        """
         rival = functools.cache(functools.partial(self._measure_rival, k))
         for finalist in chosen:
             failed = any(isinstance(found.get((finalist.name, before)), str) for before in range(k))
@@ -227,14 +248,14 @@ class Proof:
         return ""
 
     def explores(self) -> Ground:
-        """Ground of the exploring rows, made once."""
+        """Ground of the exploring rows; made at the first call."""
         ground, division = self.ground, self.division
         return self.shared.once(
             ("explores",), lambda: moved(ground, division.explores, division.boundaries[0], doubts=True)
         )
 
     def ground_of(self, k: int) -> Ground:
-        """Ground of a fold, made once."""
+        """Ground of fold `k`; made at the first call."""
 
         def make() -> Ground:
             rows, boundaries = self.division.proves[k], self.division.boundaries[1]
@@ -245,20 +266,20 @@ class Proof:
         return self.shared.once(("fold", k), make)
 
     def whole(self) -> Ground:
-        """Ground of all rows, from which the shipped pipeline is made; made once."""
+        """Ground of all rows, from which the shipped pipeline is made; made at the first call."""
         ground = self.ground
         return self.shared.once(
             ("whole",), lambda: moved(ground, ground.sources, ground.boundaries, allTrain=True, fold=0)
         )
 
     def make_from_all_rows(self, finalist: Finalist) -> Measurement:
-        """Make the finalist's pipeline from all rows, which ships if accepted; made once, see `remake`."""
+        """Make a finalist's pipeline from all rows (see `remake`), only at the first call. If accepted, it ships."""
         return self.shared.once(
             ("ships", finalist.name), lambda: remake(self.whole(), finalist.candidate.making, self.arms)
         )
 
     def _make_early(self, finalist: Finalist, found: Mapping[tuple[str, int], FoldComparison | str]) -> str:
-        """Make a finalist from all rows, unless it has failed in a fold."""
+        """Make a finalist from all rows before it is accepted, unless it has already failed in a fold."""
         STEP.set({"arm": finalist.candidate.arm, "round": finalist.role})
         if not any(name == finalist.name and isinstance(fold, str) for (name, _), fold in [*found.items()]):
             with contextlib.suppress(Exception):  # if accepted, it is made again and raises its error
@@ -266,14 +287,14 @@ class Proof:
         return ""
 
     def ready(self) -> int:
-        """Number of grounds already made: those of the folds, and that of all rows, which comes last."""
+        """Number of grounds that are already made, among those of the folds and the ground of all rows."""
         return sum(map(self.shared.has, [("whole",), *(("fold", k) for k in range(self.division.number))]))
 
     def _measure_rival(self, k: int) -> Measurement:
         return self.ground_of(k).start if self.against is None else self._measure_original(k)
 
     def _measure_original(self, k: int) -> Measurement:
-        """Measure the fitted pipeline on the rows of a fold, from its margins on all rows if these are recorded."""
+        """Measure the fitted pipeline on the rows of fold `k`, from its recorded margins if there are margins of all rows."""
         ground, whole = self.ground_of(k), self.ground.start
         if ground.model is self.ground.model:
             return ground.start
@@ -287,7 +308,7 @@ class Proof:
         return found
 
     def _try(self, k: int, finalist: Finalist, rival: Callable[[], Measurement]) -> FoldComparison | str:
-        """Make a finalist in a fold; return its comparison with the rival, or the reason why it can't be made."""
+        """Make a finalist in fold `k`; return its comparison with the rival, or the reason why the finalist can't be made."""
         try:
             ground = self.ground_of(k)
             plain = finalist.role == REFIT and self.against is None
@@ -327,7 +348,11 @@ class Proof:
         return Proven(finalist, judgement, before, after, rival, tuple(alike))
 
     def no_worse(self, simpler: Proven, reference: Proven | None) -> bool:
-        """True if a finalist loses no more than `maxLoss` against its rival, or against another finalist."""
+        """True if the test shows that a simpler finalist is worse than the reference by less than `maxLoss`.
+
+        Args:
+            reference: another finalist; None for the simpler finalist's own rival.
+        """
         o, allowance = self.ground.options, self.ground.settings.maxLoss
         if not allowance or not simpler.folds or simpler.judgement.worse or simpler.judgement.flips:
             return False
@@ -340,7 +365,13 @@ class Proof:
 
 
 def _spared(one: FoldComparison, other: FoldComparison | None, allowance: float) -> FoldComparison:
-    """Comparison of a finalist with its rival, or with another finalist, whose loss is raised by a share of its mean."""
+    """Comparison of a finalist with a reference whose losses are raised by a share of their mean: "not worse" becomes a gain.
+
+    Args:
+        one: comparison of the finalist with its rival.
+        other: comparison of another finalist with the same rival; then the other finalist is the reference. None: the rival is.
+        allowance: the share.
+    """
     rows, elsewhere = one.rows, one.elsewhere
     reference = rows.original if other is None else other.rows.other
     if other is not None:
@@ -359,13 +390,13 @@ class Decision:
     """The decision of an improvement.
 
     Attributes:
-        proven: the tested finalists.
-        unproven: the finalists that were not tested, for lack of time.
-        offers: the offers by name; `BEST` is among them if anything is accepted and can ship.
-        refused: finalists that were to ship but can't.
+        proven: results of the tested finalists.
+        unproven: finalists that were not tested, for lack of time.
+        offers: the offers by name; `BEST` is among them if a finalist is accepted and can ship.
+        refused: finalists that were chosen to ship, but can't.
         warnings: warnings about the offers.
-        rival: the reason why finalists were compared with the fitted original, or with its refit; empty if it is obvious.
-        shows: see `smallest_gain`; None if nothing is proven.
+        rival: the reason why the rival is the fitted original, or its refit; empty if it is obvious.
+        shows: see `smallest_gain`; None if there is no best candidate to test.
     """
 
     proven: tuple[Proven, ...]
@@ -382,7 +413,7 @@ class Decision:
 
 
 def gain_of(proven: Proven) -> float:
-    """Gain of a finalist over its rival, as a share of the rival's metric; 0 if it was not made."""
+    """Gain of a finalist over its rival on the proving rows, as a share of the rival's metric; 0 if it was not tested."""
     verdict = proven.judgement.verdict
     loss = sum(float(f.rows.original.sum()) for f in proven.folds)
     gains = sum(float((f.rows.original - f.rows.other).sum()) for f in proven.folds)
@@ -390,7 +421,12 @@ def gain_of(proven: Proven) -> float:
 
 
 def decide(proof: Proof, chosen: Sequence[Finalist], proven: Sequence[Proven]) -> Decision:
-    """Make the accepted finalists from all rows, and choose the offers."""
+    """Choose the offers among the tested finalists; those that may be offered are made from all rows.
+
+    Args:
+        chosen: all finalists.
+        proven: the results of the tested finalists.
+    """
     made: dict[str, Shipped] = {}
 
     def ship(one: Proven) -> Shipped:
@@ -403,7 +439,7 @@ def decide(proof: Proof, chosen: Sequence[Finalist], proven: Sequence[Proven]) -
         found = (ship(p) for p in accepted if wanted(p))
         return next((s for s in found if s.found is not None), None)
 
-    # A gain over the refit ranks above the refit's gain over the user's pipeline.
+    # Gains over the refit rank above the gain of the refit itself over the user's pipeline.
     accepted = sorted(
         (p for p in proven if p.accepted),
         key=lambda p: (p.finalist.role == REFIT and proof.against is None, -gain_of(p)),
@@ -424,7 +460,11 @@ def decide(proof: Proof, chosen: Sequence[Finalist], proven: Sequence[Proven]) -
 
 
 def _ship(proof: Proof, proven: Proven) -> Shipped:
-    """Make a finalist from all rows, and check that its loss resembles the folds' and that no other columns change."""
+    """Make a finalist from all rows, and check that it may ship.
+
+    Its loss must not be much larger than in the folds, it must not be worse on the reference rows (rows that no
+    pipeline has seen), and no output column that the loss doesn't use may change.
+    """
     ground, judgement, finalist = proof.ground, proven.judgement, proven.finalist
     STEP.set({"arm": finalist.candidate.arm, "round": finalist.role})
     try:
@@ -448,7 +488,7 @@ def _ship(proof: Proof, proven: Proven) -> Shipped:
 
 
 def _reference(ground: Ground, found: Measurement, judgement: Judgement) -> slices.Change:
-    """Change on the reference rows, which no pipeline has seen."""
+    """Change of the metric on the reference rows, which no pipeline has seen."""
     o = ground.options
     with ground.begun(ground.start.task) as run:
         [change] = slices.changes(
@@ -461,11 +501,12 @@ def _reference(ground: Ground, found: Measurement, judgement: Judgement) -> slic
 def _simpler(
     proof: Proof, proven: Sequence[Proven], best: Shipped | None, ship: Callable[[Proven], Shipped]
 ) -> Shipped | None:
-    """The cheapest pipeline that serves cheaper than the best (or the original, if nothing is better) and is not worse.
+    """The cheapest pipeline that is not worse than a reference and cheaper to serve; None if there is none.
 
-    An exact fold is not worse, nor is a deletion that loses no more than `maxLoss`. With a timeCol no deletion is offered:
-    neighbouring rows depend on each other. If nothing is better, a deletion is one from the refit, so it is offered only if it
-    was compared with the fitted original.
+    The reference is the best offer, or the original if there is no best offer. Two kinds of pipelines count as not worse: exact
+    folding (the same outputs by fewer stages), and the deletion of a stage that loses no more than `maxLoss`. With a timeCol no
+    deletion is offered, because neighbouring rows depend on each other. If there is no best offer, a deletion is
+    offered only if it was compared with the fitted original, because a deletion always includes a refit.
     """
     reference = _figures(proof, best)
     found = [_compacted(proof, best)]
@@ -482,12 +523,12 @@ def _simpler(
 
 
 def _figures(proof: Proof, best: Shipped | None) -> Measurement:
-    """Figures of the best, or of the original if nothing is better."""
+    """Figures of the best offer, or of the original if there is no best offer."""
     return proof.ground.start if best is None or best.found is None else best.found
 
 
 def _compacted(proof: Proof, best: Shipped | None) -> Shipped | None:
-    """The best, or the original, with fewer stages and the same outputs; None if nothing folds."""
+    """The best offer (else the original) with fewer stages and the same outputs; None if no stage can be removed."""
     reference = _figures(proof, best)
     model = folded(proof.ground, reference.model)
     if model is None:

@@ -1,4 +1,8 @@
-"""Race of the arms: cheap arms first, each with a tenth of its share, and then those that may still win."""
+"""Race of the arms (ways to improve a pipeline).
+
+Each arm gets a tenth of its share of the budget for a first step. After each round of steps, only arms that may still
+win continue.
+"""
 
 import dataclasses
 import functools
@@ -18,13 +22,14 @@ from sparkdiff.report import Phases
 from sparkdiff.store.lease import HeldError
 
 FIRST = 0.1
-"""Fraction of its share that an arm's first step may use."""
+"""Fraction of the arm's share of the budget that its first step may use."""
 WEIGHTS = 0.1
-"""Expected gain of training all weights together, as a share of the metric, before it was tried on the original."""
+"""Expected gain of training all weights together, as a share of the metric, as long as this was not tried on the original."""
 NEGATIVE = ("poisson", "gamma", "tweedie", "weibull", "oneVsRest", "logLikelihood", "cost", "expectedCost")
-"""Losses and metrics that may be below 0; others are at least 0 if smaller is better, and at most 1 if larger is better."""
+"""Losses and metrics that may be below 0, so that their best value is unknown. All others are at least 0 if smaller is
+better, and at most 1 if larger is better."""
 LEAST = 15.0
-"""Least seconds of a step, if that many are left: enough to write a cache and train some epochs."""
+"""Shortest time limit of a step in seconds, if this much time is left: enough to write a cache and train some epochs."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,9 +37,10 @@ class ArmStanding:
     """Final standing of an arm.
 
     Attributes:
-        state: "done", "stopped" (clearly behind, or no time left), "failed", "not tried" or "interrupted".
+        state: "done", "stopped" (because other arms are better, or no time was left), "failed", "not tried" or "interrupted".
         why: a short reason.
-        cut: True if its last step ended because its time was over, or no time was left for the next one.
+        seconds: seconds spent on the arm.
+        cut: True if the arm's last step ended because its time was over, or if no time was left for its next step.
     """
 
     arm: str
@@ -53,11 +59,12 @@ class Raced:
 
 
 def race(ground: Ground, arms: Sequence[Arm], account: Account, log: StepLog, phases: Phases) -> Raced:
-    """Run the arms within the budget: successive halving (Jamieson and Talwalkar 2016) over arms.
+    """Run the arms within the budget, by successive halving over the arms (Jamieson and Talwalkar 2016).
 
-    After each round of steps, each arm has a gain so far and an expected further gain; at most half of the arms continue (rounded
-    up), and none whose sum of the two is less than the best gain so far. Decisions of the clock are logged, and read again when a
-    run is resumed. Steps of a round may run side by side (`Ground.side_by_side`): none of them sees others of the same round.
+    After each round of steps, each arm has a gain so far and an expected further gain. At most half of the arms continue (rounded
+    up), namely those with the largest sums; an arm whose sum is less than the best gain of any arm so far is stopped,
+    too. Decisions that depend on the time are logged, and read again when a run is resumed. Steps of a round may run at
+    the same time (`Ground.side_by_side`), because no step reads results of the same round.
     """
     steps, ends, cut = list[Step](), dict[str, tuple[str, str]](), set[str]()
     alive = list[Arm]()
@@ -92,7 +99,9 @@ class Round:
     """One step of each arm that is still in the race.
 
     Args:
-        before: the steps of earlier rounds.
+        alive: the arms that are still in the race.
+        number: number of the round, from 0.
+        before: the finished steps of earlier rounds.
     """
 
     def __init__(
@@ -105,7 +114,7 @@ class Round:
         self.cut: set[str] = set()
 
     def tasks(self) -> lanes.Tasks:
-        """Steps that are to run, in the order of the arms; the limit of each is determined when it is its turn."""
+        """The steps to run, in the order of the arms. The limit of a step is determined only when the step is requested."""
         for arm in self.alive:
             if why := self.log.skipped(arm.name, self.number, functools.partial(self._too_late, arm)):
                 self.ends[arm.name] = ("stopped", why)
@@ -114,8 +123,8 @@ class Round:
             yield arm.name, self._task(arm, self._limit(arm))
 
     def _too_late(self, arm: Arm) -> str:
-        """Reason why no step of an arm begins now; empty if one does. The very first step always begins if the budget is a time:
-        what can be proven is decided afterwards.
+        """Reason why it is too late for a step of this arm to begin; empty if it may begin. If the budget is a time,
+        the very first step of the run always begins: whether its result can still be proven is decided afterwards.
         """
         if self.account.budget.seconds is None:
             return "no passes are left" if self.account.left() <= 1 else ""
@@ -127,7 +136,7 @@ class Round:
         return [self.found[a.name] for a in self.alive if a.name in self.found]
 
     def going(self) -> list[Arm]:
-        """Arms that have another step."""
+        """Arms that have finished this step and have another one."""
         return [a for a in self.alive if a.name in self.found and a.name not in self.ends]
 
     def _limit(self, arm: Arm) -> Limit:
@@ -162,7 +171,7 @@ class Round:
 def _run(
     ground: Ground, arm: Arm, number: int, limit: Limit, steps: Sequence[Step], account: Account, log: StepLog
 ) -> Step:
-    """Run one step, or read its result from before an interruption."""
+    """Run one step of an arm, or read its result from the log of an interrupted run."""
     done = log.read(ground, arm.name, number)
     if done is None:
         begun, kept = account.now(), True
@@ -194,7 +203,7 @@ def _told(ground: Ground, step: Step) -> str:
 def _better_half(
     ground: Ground, going: Sequence[Arm], steps: Sequence[Step], ends: dict[str, tuple[str, str]]
 ) -> list[Arm]:  # fmt: skip
-    """Arms that continue, in their order; records why the others are stopped."""
+    """Return the arms that continue, in their order, and record in `ends` why the other arms are stopped."""
     best = best_of(ground, steps)
     reached = 0.0 if best is None else share(ground, best)
     may = {a.name: _may_reach(ground, a.name, steps) for a in going}
@@ -209,13 +218,13 @@ def _better_half(
 
 
 def expected(ground: Ground, steps: Sequence[Step]) -> float:
-    """Expected gain from training a new pipeline's weights: as much as on the original, if that was tried."""
+    """Expected gain from training the weights of a new pipeline: the gain on the original if this was tried, else `WEIGHTS`."""
     tuned = [c for s in steps if s.arm == "finetune" for c in s.candidates]
     return max((share(ground, c) for c in tuned), default=WEIGHTS)
 
 
 def _may_reach(ground: Ground, name: str, steps: Sequence[Step]) -> float:
-    """Gain of an arm so far plus its expected further gain, as a share of the original's metric."""
+    """Gain of an arm so far plus its expected further gain, as a share of the original's metric; infinite without a step."""
     own = [s for s in steps if s.arm == name]
     if not own:
         return math.inf
@@ -226,7 +235,7 @@ def _may_reach(ground: Ground, name: str, steps: Sequence[Step]) -> float:
 
 
 def most_gain(ground: Ground) -> float:
-    """Gain of a pipeline without any error, as a share of the original's metric; infinite if unknown."""
+    """Gain of a pipeline with the best possible metric, as a share of the original's metric; infinite if that is unknown."""
     metric, value = ground.metric, ground.start.scores[VALIDATION].value
     if metric.name not in NAMES or metric.name in NEGATIVE or not value:
         return math.inf

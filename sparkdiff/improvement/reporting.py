@@ -30,8 +30,9 @@ class Explored:
     """Results on the exploring rows.
 
     Attributes:
-        beside: the baseline for comparison; None if there is none.
-        order: the order of the arms; None if no arm was tried.
+        raced: steps and final standings of the arms.
+        beside: the baseline (Spark's own trees, for comparison only); None if not requested, or if the budget is too small.
+        order: the order in which the arms were tried; None if no arm was tried.
     """
 
     raced: Raced
@@ -46,10 +47,10 @@ def summary_of(
     """Summary of an improvement.
 
     Args:
-        ground: ground of the original, on the rows from which the shipped pipeline is made.
+        ground: ground of the original, with the rows from which the shipped pipeline is made.
         explores: ground of the exploring rows.
         timings: seconds per phase.
-        account: has the seconds of each arm, of measuring the original, and of the proof.
+        account: contains the seconds spent on each arm, on measuring the original, and on the proof.
     """
     best, (shown, judgement) = decision.best, shown_of(decision)
     table, race, arms = _table(ground, decision), _race(explores, explored, decision), _standings(explored.raced)
@@ -85,7 +86,10 @@ def summary_of(
 
 
 def shown_of(decision: Decision) -> tuple[Proven | None, Judgement]:
-    """Finalist that the summary describes, and its judgement: the best, else an accepted one that can't ship, else the first."""
+    """Finalist that the summary describes, and its judgement.
+
+    It is the best offer; if there is none, an accepted finalist that can't ship; and else the first finalist that was tested.
+    """
     gains = [s for s in decision.refused if s.proven.accepted]
     for shipped in (*filter(None, [decision.best]), *gains):
         return shipped.proven, shipped.judgement
@@ -96,7 +100,7 @@ def shown_of(decision: Decision) -> tuple[Proven | None, Judgement]:
 def metrics_of(
     before: Measurement, after: Measurement, shown: Proven | None, best: Shipped | None
 ) -> dict[str, dict[str, float] | None]:
-    """Metric of both pipelines on their training, test and reference rows; and out of fold, on the proving rows."""
+    """Metric before and after, by split: on training, test and reference rows; and under "validation", on the proving rows."""
     metrics: dict[str, dict[str, float] | None] = {TRAIN: None, VALIDATION: None, TEST: None}
     for split in (TRAIN, TEST, REFERENCE):
         if split in before.scores:
@@ -107,13 +111,13 @@ def metrics_of(
 
 
 def _standings(raced: Raced) -> list[dict[str, Any]]:
-    """Standings of the arms, in their fixed order, not in that in which they were tried."""
+    """Standings of the arms, in the fixed order of `ARMS` rather than in the order in which they were tried."""
     names = list(ARMS)
     return [dataclasses.asdict(s) for s in sorted(raced.standings, key=lambda s: names.index(s.arm))]
 
 
 def _history(raced: Raced, shown: Proven | None) -> list[dict[str, Any]]:
-    """Epochs of the training that made the candidate, if one did."""
+    """Epochs of the training that made the described finalist on the exploring rows; empty if no training made it."""
     found = [s for s in raced.steps if shown is not None and shown.finalist.candidate in s.candidates]
     return found[0].learned.get("history", []) if found else []
 
@@ -136,7 +140,7 @@ def _explained(
 
 
 def _found_at(raced: Raced, best: Shipped | None) -> float | None:
-    """Second at which the step that found the best ended; None if nothing ships."""
+    """Second of the improvement at which the step that found the best offer ended; None if there is no best offer."""
     found = [] if best is None else [s.ended for s in raced.steps if best.proven.finalist.candidate in s.candidates]
     return round(found[0], 3) if found else None
 
@@ -183,7 +187,7 @@ def reason_of(
 
 
 def left_out(decision: Decision) -> list[str]:
-    """Warnings about the finalists that could not be made in a fold, with the reasons."""
+    """Warnings about finalists that could not be made in a fold, each with the reason."""
     return [f"{p.finalist.candidate.name!r} can't be proven: {p.failure}" for p in decision.proven if p.failure]
 
 
@@ -227,7 +231,7 @@ def _row(name: str, value: float, **more: Any) -> dict[str, Any]:
 
 
 def _table(ground: Ground, decision: Decision) -> list[dict[str, Any]]:
-    """Rows of the table: the rival, and the proven finalists, the best first."""
+    """Rows of the table: the user's pipeline (or its refit, if this was the rival), then the tested finalists, best first."""
     test = ground.start.scores.get(TEST)
     measured = [p for p in decision.proven if p.folds]
     first = next((p for p in measured if p.rival == YOURS), next(iter(measured), None))
@@ -264,13 +268,13 @@ def _table(ground: Ground, decision: Decision) -> list[dict[str, Any]]:
 
 
 def _error(proven: Proven) -> float | None:
-    """Standard error of a gain, as a share of the rival's metric; None if unknown."""
+    """Standard error of a finalist's gain, as a share of the rival's metric; None if unknown."""
     verdict = proven.judgement.verdict
     return abs(gain_of(proven)) / verdict.z if verdict.z > 0 else None
 
 
 def _race(explores: Ground, explored: Explored, decision: Decision) -> list[dict[str, Any]]:
-    """Rows for the best candidate of each arm on the exploring rows."""
+    """Entries for the best candidate of each arm on the exploring rows, best first."""
     if not explored.raced.steps:
         return []
     accepted = {id(p.finalist.candidate) for p in decision.proven if p.accepted}
@@ -285,13 +289,13 @@ def _race(explores: Ground, explored: Explored, decision: Decision) -> list[dict
 
 
 def _compacted(ground: Ground, found: Measurement) -> float | None:
-    """Cost of an offer after folding (`sparkdiff.compact`), relative to that of the original; None if nothing folds."""
+    """Serving cost of an offer after `sparkdiff.compact`, relative to the original's; None if compacting saves nothing."""
     model = folded(ground, found.model)
     return None if model is None else costs.of_model(model) / ground.start.cost
 
 
 def _beside(explores: Ground, rival: Baseline | None) -> dict[str, Any] | None:
-    """Last row of the table: the baseline for comparison, on the exploring rows."""
+    """Entry of the baseline (Spark's own trees), measured on the exploring rows; None if there is no baseline."""
     if rival is None:
         return None
     held = explores.start.scores[VALIDATION].value
@@ -300,7 +304,7 @@ def _beside(explores: Ground, rival: Baseline | None) -> dict[str, Any] | None:
 
 
 def _against(judgement: Judgement) -> str:
-    """Objections to a gain that is larger than chance; empty if it is accepted or not larger than chance."""
+    """Reasons why a statistically significant gain was not accepted; empty if it was accepted or is not significant."""
     if judgement.accepted or not judgement.verdict.accepted:
         return ""
     against = [f"worse on {c.name}" for c in judgement.worse[:1]]

@@ -1,4 +1,4 @@
-"""Options of an improvement in addition to those of fine-tuning, as one list: the source of its Params, their checks and help."""
+"""Options that only an improvement has, in addition to those of fine-tuning: the source of its Params, their checks and help."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from sparkdiff.options import OptionGroup, converted, option, refuse
 WHY_REFUSED = {
     "maxSeconds": "its time is `budget`",
 }
-"""Options of fine-tuning that an improvement does not have, with the reasons."""
+"""Options of fine-tuning that an improvement refuses -> the reason."""
 ARMS = {
     "refit": "fits the stages anew on the training rows",
     "finetune": "trains the weights of the stages together",
@@ -21,9 +21,9 @@ ARMS = {
     "import": "adds boosted trees, fitted from the pipeline's own predictions",
     "grow": "adds stages that learn: hidden units, crosses, curves, effects",
 }
-"""Arm -> its description, the cheap arms first."""
+"""Name of an arm (a way to improve a pipeline) -> its description; cheap arms first."""
 CHANGES_FORM = ("simplify", "import", "grow")
-"""Arms whose results have other stages than the original."""
+"""Arms that add or delete stages."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +49,7 @@ class ImprovementSettings(OptionGroup):
         """Options from names and values.
 
         Raises:
-            InputError: names every value of a wrong type or out of bounds.
+            InputError: a value has a wrong type or is out of bounds, or no arm is left. The message names every problem.
         """
         values, problems = converted(given, FIELDS, "Improver")
         if "budget" in values:
@@ -66,7 +66,7 @@ class ImprovementSettings(OptionGroup):
         return ImprovementSettings(**values)
 
     def tried(self) -> tuple[str, ...]:
-        """Arms that are not forbidden, the cheap ones first."""
+        """Arms that the options `arms` and `keepForm` allow, cheap ones first."""
         return tuple(a for a in ARMS if a in self.arms and not (self.keepForm and a in CHANGES_FORM))
 
 

@@ -1,4 +1,8 @@
-"""Summary of an improvement: that of fine-tuning, with the arms, one table of the proven finalists, and an explanation."""
+"""Summary of an improvement: the summary of fine-tuning, plus the arms, a table of the tested finalists, and an explanation.
+
+Arms are ways to improve a pipeline. They compete on the exploring rows; the best candidates, the finalists, are tested on the
+proving rows.
+"""
 
 import dataclasses
 import math
@@ -10,44 +14,46 @@ from sparkdiff.report import FineTuningSummary, Section, SectionTable, Strong, p
 from sparkdiff.report.page import OFFERS
 
 MORE = re.compile(r" and \d+ more\b")
-"""Mark of a shortened name of a pipeline in a table."""
+"""Pattern of the words that end a shortened pipeline name in a table."""
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class ImprovementSummary(FineTuningSummary):
-    """The report of one improvement. `print(summary)` shows the table of the proven finalists.
+    """The report of one improvement. `print(summary)` shows the table of the tested finalists.
 
-    Its other attributes are those of `FineTuningSummary`, about the returned pipeline (or the best one, if the original is
-    kept); the decision is "improved" or "kept original".
+    Its other attributes are those of `FineTuningSummary`. They describe the returned pipeline or, if the original is kept, the
+    best finalist. The decision is "improved" or "kept original".
 
     Attributes:
-        arms: an entry for each arm: {"arm", "state", "why", "seconds", "cut" (the budget was over before it was done)}; `state`
-            is "done", "stopped", "failed", "not tried" or "interrupted".
-        table: a row for the original and for each proven finalist, the best first: {"arm", "name", "value" (on the proving rows,
-            from pipelines made without them), "test" (None without test rows), "change", "gain" and "error" (shares of the
-            rival's metric), "rival" (the pipeline that it was compared with), "folds" (number of folds that proved it),
-            "changed" (share of rows whose label changes, or whose prediction moves by more than a tenth), "serving" (cost
-            relative to the original), "compacted" (for an offer: the same after folding by `sparkdiff.compact`; None if that
-            saves nothing), "seconds" (to make it once), "p" (allows for four finalists), "interval" (95%, of the gain, allows
-            for four finalists; None if nothing gains), "accepted", "offers" (names), "why" (the reason why it was not
-            accepted), "changes" (the added or deleted stages, in full)}.
-        race: the best of each arm on the exploring rows, from which finalists are chosen: {"arm", "name", "value", "gain",
-            "serving", "seconds", "accepted"}.
-        proof: {"rows" (description of the proving rows), "folds", "rival", "why" (the reason for this rival), "shows" (the gain
-            that they would show in 8 of 10 cases, as a share of the metric), "units" (effective number of rows, groups or
-            blocks that decided), "unproven" ([{"name", "seconds"}]: finalists that there was no time for, and the time that
-            their proof would take)}.
-        offers: {name: row of the table}; see `sparkdiff.improvement.proving`.
-        budget: {"given", "spent", "seconds"}: the requested budget; the seconds per arm, of measuring the original, and of the
-            proof; and those of the whole improvement, which are fewer if arms ran side by side.
-        foundAt: seconds after which the best was found; None if the original is kept.
+        arms: an entry for each arm: {"arm", "state", "why", "seconds", "cut" (True if the budget was over before the arm was
+            done)}; `state` is "done", "stopped", "failed", "not tried" or "interrupted".
+        table: a row for the original and for each tested finalist, the best first: {"arm", "name", "value" (metric on the proving
+            rows, from pipelines made without these rows), "test" (metric on the test rows; None without them), "change", "gain"
+            and "error" (standard error of the gain; all three as shares of the rival's metric), "rival" (the pipeline with which
+            the finalist was compared), "folds" (number of folds on which it was tested), "changed" (share of rows whose label
+            changes, or whose prediction moves by more than a tenth), "serving" (cost relative to the original), "compacted" (for
+            an offer, the same cost after `sparkdiff.compact`; None if compacting saves nothing), "seconds" (time to make the
+            pipeline once), "p" (p-value, corrected for four finalists), "interval" (95% interval of the gain, corrected for four
+            finalists; None if nothing gains), "accepted", "offers" (names), "why" (the reason why the finalist was not accepted),
+            "changes" (names of all added or deleted stages)}.
+        race: an entry for the best candidate of each arm on the exploring rows: {"arm", "name", "value", "gain", "serving",
+            "seconds", "accepted"}. Finalists are chosen by these rows.
+        proof: {"rows" (description of the proving rows), "folds", "rival", "why" (the reason for this rival), "shows" (the gain,
+            as a share of the metric, that the test on the proving rows would detect in 8 of 10 cases), "units" (effective number
+            of rows, groups or blocks that decided), "unproven" ([{"name", "seconds"}]: finalists that there was no time to test,
+            and the time that their test would take)}.
+        offers: {name of an offer: index of its row in `table`}; see `sparkdiff.improvement.proving`.
+        budget: {"given" (the requested budget), "spent" (seconds per arm, for measuring the original, and for the proof),
+            "seconds" (of the whole improvement; less than the sum if arms ran at the same time)}.
+        foundAt: seconds after which the best pipeline was found; None if the original is kept.
         baseline: Spark's own trees on the same features, measured on the exploring rows: {"name", "value", "test", "change",
             "serving", "seconds", "why" (the reason why there is no value)}; None if `baseline=False` or the budget is small. It
-            is not tested.
-        explanation: text on where the loss was, and what would help next.
-        order: the order in which the arms were tried: {"arms", "chances" (by name, the probability that an arm finds the best
-            pipeline if there is a better one), "shipped" and "own" (numbers of improvements that it was learned from: those
-            shipped with sparkdiff, and those of the store), "why", "facts" (about the pipeline and its rows)}.
+            is only shown, and takes no part in the test.
+        explanation: text about the part of the pipeline that caused the loss (weights, settings or form), and what
+            would help next.
+        order: the order in which the arms were tried: {"arms", "chances" (name of an arm -> probability that it finds the best
+            pipeline, if any arm improves the original), "shipped" and "own" (numbers of past improvements from which the order
+            was learned: shipped with sparkdiff, and in the store), "why", "facts" (about the pipeline and its rows)}.
     """
 
     __module__ = "sparkdiff"
@@ -75,7 +81,7 @@ class ImprovementSummary(FineTuningSummary):
 
 
 def _in_full(table: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Lines with the full changes of the offers whose names are shortened in the table."""
+    """Lines that list all changes of those offers whose names are shortened in the table."""
     return [f"'{r['name']}': {r['changes']}" for r in table if r["offers"] and MORE.search(r["name"])]
 
 
@@ -86,7 +92,7 @@ def _when(summary: ImprovementSummary) -> list[str]:
 
 
 def table_of(summary: ImprovementSummary) -> SectionTable:
-    """Table of the results side by side, on the rows that decide."""
+    """Table of the results on the proving rows, one line per pipeline."""
     tested = any(r["test"] is not None for r in summary.table)
     head = [f"{summary.metric} ({summary.metricDirection} is better)", "proving rows", *(["test"] if tested else [])]
     rows = [(*head, "change", "error", "flips", "95% interval", "serving", "cost", "")]
@@ -105,7 +111,7 @@ def table_of(summary: ImprovementSummary) -> SectionTable:
 
 
 def _comparison(found: Mapping[str, Any] | None, *, tested: bool) -> list[tuple[str, ...]]:
-    """Last line of the table, with the baseline; none without one."""
+    """Last line of the table, with the baseline; empty if there is no baseline."""
     if found is None:
         return []
     if found["value"] is None:

@@ -1,4 +1,5 @@
-"""Explanation of where the loss was, and of what would help next: a paragraph from the run's own figures."""
+"""Explanation for the summary: a paragraph, made from the figures of the run, about what held the pipeline back (its weights, its
+settings or its form, that is its stages), and about what would help next."""
 
 from collections.abc import Mapping, Sequence
 from statistics import NormalDist
@@ -9,27 +10,28 @@ from sparkdiff.proof.decision import FINALISTS
 from sparkdiff.report import share_of
 
 NOTHING = 0.005
-"""Share of the metric below which a gain is not worth a sentence."""
+"""Gain, as a share of the metric, below which the explanation treats a gain as none."""
 ALIKE = 0.9
 """Two gains count as about equal if the smaller one is at least this share of the larger."""
 SETTINGS = ("refit", "search")
 HELD_BACK_BY = {"weights": ("finetune",), "settings": SETTINGS, "form": ("import", "grow")}
-"""Possible cause of loss -> the arms that reveal it."""
+"""Possible cause of a loss -> the arms whose gains reveal this cause."""
 
 
 def explanation(
     table: Sequence[Mapping[str, Any]], arms: Sequence[Mapping[str, Any]],
     *, metric: str, level: float, rows: int, z: float, timed: bool,
 ) -> str:  # fmt: skip
-    """The paragraph.
+    """The paragraph of explanation.
 
     Args:
-        table: see `race` of `ImprovementSummary`.
-        arms: see `ImprovementSummary`.
-        level: the p-value that is needed.
+        table: entries as in `ImprovementSummary.race`.
+        arms: entries as in `ImprovementSummary.arms`.
+        metric: name of the metric.
+        level: the p-value that a gain needs.
         rows: number of proving rows.
-        z: score of the best result there; 0 if it was not proven.
-        timed: True if the rows have times.
+        z: z-score of the best candidate's gain on the proving rows; 0 if it was not tested.
+        timed: True if the rows have a timeCol.
     """
     gains: dict[str, float] = {}
     for row in table:
@@ -46,7 +48,7 @@ def explanation(
 
 
 def settled(arms: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Those of weights, settings and form that an arm has fully explored, without being cut by the budget."""
+    """Names among weights, settings and form for which at least one arm has ended without being cut by the budget."""
     had = {a["arm"] for a in arms if a["state"] in ("done", "stopped") and not a["cut"]}
     return [name for name, each in HELD_BACK_BY.items() if had & set(each)]
 
@@ -71,7 +73,7 @@ def _nothing(arms: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _unfinished(arms: Sequence[Mapping[str, Any]]) -> str:
-    """A sentence about the arms that the end of the budget stopped; empty if there are none."""
+    """A sentence about the arms that were stopped because the budget was over; empty if there are none."""
     cut = [a["arm"] for a in arms if a["cut"]]
     if not cut:
         return ""
@@ -83,7 +85,7 @@ def _listed(words: Sequence[str]) -> str:
 
 
 def _where(gains: Mapping[str, float], best: str, metric: str, timed: bool, known: Sequence[str]) -> str:
-    """Sentence on whether the weights, the settings or the form held the pipeline back."""
+    """A sentence that says whether the weights, the settings or the form (the stages) held the pipeline back."""
     top = gains[best]
     weights = gains.get("finetune", 0.0)
     settings = max((gains[a] for a in SETTINGS if a in gains), default=0.0)
@@ -106,7 +108,10 @@ def _where(gains: Mapping[str, float], best: str, metric: str, timed: bool, know
 
 
 def _rows_needed(rows: int, z: float, level: float) -> str:
-    """Sentence on how many rows would show a gain like this: scores grow with the square root of their number."""
+    """A sentence with the number of rows that would show this gain; empty if the rows suffice, or if the gain is not positive.
+
+    It assumes that z-scores grow with the square root of the number of rows.
+    """
     needed = 1.0 - NormalDist().inv_cdf(min(level, 0.5) / FINALISTS)
     if not z > 0 or z >= needed:
         return ""
@@ -117,10 +122,11 @@ def _rows_needed(rows: int, z: float, level: float) -> str:
 
 
 def beside(name: str, value: float | None, returned: float, sign: float) -> str:
-    """A sentence if the baseline is better than the returned pipeline; else empty.
+    """A sentence if the baseline is better than the best pipeline of the race; else empty.
 
     Args:
-        value, returned: the metric of both on validation rows.
+        name: name of the baseline.
+        value, returned: the metric of the baseline and of the best pipeline, on validation rows.
         sign: 1.0 if a smaller metric is better, -1.0 if a larger one is.
     """
     better = 0.0 if value is None else share_of(sign * (returned - value), returned)

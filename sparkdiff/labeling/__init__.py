@@ -1,1 +1,5 @@
-"""Labels from votes: the accuracies of functions that vote for a class or abstain, learned without labels."""
+"""Labels from votes: labelling functions vote for a class or abstain on each row, and their accuracies are learned
+without labels.
+
+Also distillation, which takes the predictions of a model (the teacher) as labels.
+"""

@@ -1,4 +1,4 @@
-"""Distillation: predictions of any Spark model as labels of rows without labels."""
+"""Distillation: class probabilities predicted by any Spark model (the teacher) serve as labels of rows without labels."""
 
 from typing import Any
 
@@ -20,25 +20,26 @@ def distill(
     teacher: Any, df: DataFrame, *, labelCol: str | None, outputCol: str, probabilityCol: str | None = None,
     temperature: float = 1.0,
 ) -> DataFrame:  # fmt: skip
-    """The rows with an added vector of class probabilities, which `FineTuner` takes as a label.
+    """The rows with an added column: a vector of class probabilities, which `FineTuner` accepts as a label.
 
-    It is the true label as a vector of 0 and 1 where it is known, and the teacher's probabilities where it is null (or NaN).
-    Plain Spark: small jobs count the rows and check the classes and the labels. Write the rows before training reads them, or
-    the teacher predicts them several times.
+    Where the true label is known, the vector is its one-hot form; where the label is null or NaN, the vector has the teacher's
+    probabilities. Everything is plain Spark; small jobs count the rows and check the classes and the labels. Save the result
+    before training reads it, because otherwise the teacher predicts the rows several times.
 
     Args:
         teacher: a fitted model that adds a column of class probabilities: an MLlib pipeline, a `LabelModelModel`, the result of
             `FineTuner`, or any other Transformer. Its classes are those of the labels, in the same order.
-        labelCol: column of true labels, 0, 1, 2, ..., null if unknown; None: all rows get the teacher's probabilities.
+        labelCol: column of true labels 0, 1, 2, ..., null where unknown; if None, all rows get the teacher's probabilities.
         outputCol: name of the column to add.
-        probabilityCol: the teacher's column; if None, the Param probabilityCol of its last stage that has one.
-        temperature: divisor of the teacher's log-probabilities: above 1 they become less certain (Hinton et al. 2015).
+        probabilityCol: column with the teacher's probabilities; if None, the Param probabilityCol of the last stage that has one.
+        temperature: divisor of the teacher's log-probabilities; above 1, the probabilities become less certain (Hinton
+            et al. 2015).
 
-    A teacher's probability of 1 becomes 1 - 1e-9, because a 1 means a true label.
+    A predicted probability of 1 is changed to 1 - 1e-9, because in the added vectors a 1 marks a true label.
 
     Raises:
-        InputError: the teacher adds no such column, drops rows or columns, or cannot predict the rows; a label is not one of
-            its classes; or a column or the temperature is wrong.
+        InputError: the teacher adds no column of probabilities, drops rows or columns, or can't predict the rows; a label is not
+            one of the teacher's classes; or a column or the temperature is invalid.
     """
     check_dataframe("the DataFrame of distill()", df)
     if isinstance(temperature, bool) or not isinstance(temperature, (int, float)) or not 0 < temperature < float("inf"):
@@ -79,7 +80,7 @@ def distill(
 
 
 def _probability_column(teacher: Any, given: str | None) -> str:
-    """Name of the teacher's column."""
+    """Name of the column with the teacher's probabilities: `given`, or else read from the teacher's Params."""
     if given is not None:
         return given
     within = sorted([*flatten(teacher), *holders(teacher)], key=lambda found: found[0], reverse=True)
@@ -93,7 +94,8 @@ def _probability_column(teacher: Any, given: str | None) -> str:
 
 
 def _held(teacher: Any, df: DataFrame) -> dict[str, str]:
-    """The columns that the teacher may overwrite, with the hidden names under which it passes them through unchanged.
+    """The columns of the data that the teacher may overwrite, each with the hidden name of a copy that passes through
+    the teacher.
 
     Raises:
         InputError: the teacher is not fitted, or two columns have the same name.
@@ -108,7 +110,12 @@ def _held(teacher: Any, df: DataFrame) -> dict[str, str]:
 
 
 def _check_all(df: DataFrame, made: DataFrame) -> None:
-    """Raise InputError unless the teacher predicts each row."""
+    """Raise InputError if the teacher drops or adds rows.
+
+    Args:
+        df: the rows.
+        made: the teacher's output for these rows.
+    """
     with jvm.blamed("the teacher cannot predict these rows"):
         given, there = df.count(), made.count()
     if given != there:
@@ -119,7 +126,11 @@ def _check_all(df: DataFrame, made: DataFrame) -> None:
 
 
 def _label(df: DataFrame, labelCol: str) -> Column:
-    """The label as a double; null also where it is NaN."""
+    """The label as a double; NaN is replaced by null.
+
+    Raises:
+        InputError: the column is missing, or holds neither numbers nor booleans.
+    """
     kind, c = field(df, labelCol, "labelCol").dataType, named(labelCol).cast("double")
     if not isinstance(kind, (NumericType, BooleanType)):
         raise InputError(
@@ -129,7 +140,7 @@ def _label(df: DataFrame, labelCol: str) -> Column:
 
 
 def _softened(df: DataFrame, column: str, temperature: float) -> DataFrame:
-    """The rows with their probabilities at this temperature, none of them 1."""
+    """The rows with the probabilities in `column` at this temperature; probabilities of 1 are changed to `SURE`."""
     if temperature != 1.0:
         most = F.array_max(named(column))  # divide by the row's maximum: a low temperature could make all powers 0
         df = df.withColumn(column, F.transform(named(column), lambda x: F.pow(x / most, F.lit(1 / temperature))))
@@ -141,10 +152,10 @@ def _softened(df: DataFrame, column: str, temperature: float) -> DataFrame:
 
 
 def _classes(df: DataFrame, column: str, label: Column, labelCol: str) -> int:
-    """The number of the teacher's classes.
+    """Number of the teacher's classes, from the length of its vectors.
 
     Raises:
-        InputError: a label is not one of them; or Spark failed on the rows.
+        InputError: a label is not one of these classes, or Spark failed on the rows.
     """
     with jvm.blamed("the teacher cannot predict these rows"):
         row = df.where(named(column).isNotNull()).select(F.size(named(column))).first()

@@ -1,11 +1,12 @@
-"""Estimates of how often functions are right, from their votes alone.
+"""Estimates of the accuracy of labelling functions, from their votes alone.
 
-The model: given the class, functions vote independently, and each has its own probability of each vote in each class
-(abstaining is one of the votes). It is identifiable with three or more functions that are better than chance on
-average.
+The model: given the class of a row, the functions vote independently, and each function has its own probability of each
+vote in each class (abstaining counts as a vote). The model is identifiable with three or more functions that are better
+than chance on average.
 
-A pattern is a row of votes (m,) int64, -1 where a function abstains; P patterns have weights (P,), the number of rows
-with each.
+A pattern is one combination of the votes of all m functions, (m,) int64, with -1 where a function abstains. There are P
+different patterns, with weights (P,): the number of rows that have each pattern, or their total weight where rows have
+weights (see `Votes`).
 """
 
 from collections.abc import Callable
@@ -20,30 +21,32 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 ABSTAINS = -1
 FEW = 10
-"""Smallest number of rows with a vote, and of rows without it, for its correlations with other votes to count."""
+"""A vote's correlations with other votes count only if at least this many rows have the vote, and as many don't."""
 LEAST = 1e-4
-"""Smallest assumed share of wrong votes: a function that was never wrong on some rows may be wrong on others."""
+"""Smallest assumed share of wrong votes, because a function that was never wrong on these rows may be wrong on other rows."""
 LOWEST = np.log(1e-12)
-"""Logarithm of the smallest probability that EM tries."""
+"""Logarithm of the smallest probability that extrapolated steps of EM may reach."""
 NEEDED = 3
 """Smallest number of functions with informative covariances that `triplets` needs."""
 PRIOR, SHARE = 0.8, 0.25
-"""Prior accuracy of votes, and its weight as a share of their rows; for `precision`."""
+"""In `precision`: prior accuracy of a vote, and the weight of the prior relative to the weight of the data."""
 ROWS = 10.0
-"""Weight, in rows, of the mean accuracy of all votes in the accuracy of each vote; for `precision`."""
+"""In `precision`: the accuracy of each vote is shrunk towards the mean accuracy of all votes as if by this many rows."""
 SMOOTHING = 1.0
-"""Pseudo-count, in rows of weight 1, of each distribution of votes in EM. That of the classes is `LEAST` rows each,
-because a whole row would raise the share of a rare class where votes carry little information.
+"""Pseudo-count in EM: number of rows that are added to each distribution of votes. To the distribution of the classes, only
+`LEAST` rows are added per class, because a whole row would raise the share of a rare class where votes carry little
+information.
 """
 FEWEST, WORK = 60, 500_000_000
-"""Limit of EM's steps from each start: FEWEST, or more if these read at most WORK votes times classes."""
+"""EM takes at most FEWEST steps from each start, or more steps if all of them process at most WORK votes times classes."""
 STEPS, RISE = 300, 0.02
-"""EM stops if STEPS steps raise the log-likelihood by less than RISE, about a hundredth of what chance explains (`WITHIN` in
-estimator.py): uninformative votes make the likelihood so flat that the maximum is thousands of steps away."""
+"""EM stops if STEPS steps raise the log-likelihood by less than RISE, which is about a hundredth of the difference that
+chance explains (`WITHIN` in estimator.py). Otherwise, uninformative votes could make the likelihood so flat that the
+maximum is thousands of steps away."""
 
 
 class Undetermined(ValueError):
-    """The error that the votes do not determine the accuracies of the functions."""
+    """Error raised if the votes do not determine the accuracies of the functions."""
 
 
 @dataclass(frozen=True)
@@ -52,10 +55,11 @@ class Estimate:
 
     Attributes:
         balance: (k,) share of each class.
-        tables: (m, k, k + 1) probability of each vote in each class; the last vote is abstaining. With `precision`, its
-            probability is the same in each class, so the probabilities don't add up to 1.
-        converged: whether EM reached a maximum.
-        likelihood: log-likelihood of the votes, including the pseudo-counts; set by EM only.
+        tables: (m, k, k + 1) probability of each vote in each class, for each of m functions; the last vote is
+            abstaining. In estimates by `precision`, the probability of abstaining is the same in each class, so the
+            probabilities don't add up to 1.
+        converged: True unless EM stopped before it reached a maximum.
+        likelihood: log-likelihood of the votes, including the pseudo-counts; NaN if the estimate is not by EM.
     """
 
     balance: Floats
@@ -65,29 +69,35 @@ class Estimate:
 
     @property
     def above_chance(self) -> float:
-        """Sum over all votes of their probability in their own class minus its mean over the classes."""
+        """Sum over all functions and classes of the probability of a vote for the class in this class, minus the mean of this
+        probability over the classes. It is positive if functions are better than chance.
+        """
         votes = self.tables[:, :, : len(self.balance)]
         return float(np.einsum("mll->", votes) - votes.mean(1).sum())
 
     @property
     def accuracies(self) -> Floats:
-        """Share of each function's votes that are right, (m,)."""
+        """Estimated share of each function's votes that are right, (m,)."""
         k = len(self.balance)
         right = np.einsum("y,myy->m", self.balance, self.tables[:, :, :k])
         return np.asarray(right / np.einsum("y,myl->m", self.balance, self.tables[:, :, :k]))
 
     def joint(self, voted: Ints) -> Floats:
-        """Log of the joint probability of each class and the votes (m, P), including abstentions; (P, k)."""
+        """Log of the joint probability of each class and the votes of each pattern, including abstentions, (P, k).
+
+        Args:
+            voted: (m, P) votes, as in `by_function`.
+        """
         by_vote = np.log(self.tables).transpose(0, 2, 1).copy()
         return np.asarray(np.log(self.balance) + sum(table[votes] for table, votes in zip(by_vote, voted, strict=True)))
 
     def posterior(self, patterns: Ints) -> Floats:
-        """Probability of each class given the votes, (P, k)."""
+        """Probability of each class given the votes of each pattern, (P, k)."""
         return _normalised(self.joint(by_function(patterns, len(self.balance))))[0]
 
 
 def _normalised(joint: Floats) -> tuple[Floats, Floats]:
-    """Probability of each class given the votes, (P, k), and log probability of the votes, (P,)."""
+    """Posterior probability of each class, (P, k), and log probability of the votes, (P,), from the log of the joint one."""
     most = joint.max(1, keepdims=True)
     shares = np.exp(joint - most)
     total = shares.sum(1, keepdims=True)
@@ -95,12 +105,12 @@ def _normalised(joint: Floats) -> tuple[Floats, Floats]:
 
 
 def by_function(patterns: Ints, k: int) -> Ints:
-    """Votes by function, (m, P); k where it abstains."""
+    """Votes of each function, (m, P), with k instead of -1 where a function abstains."""
     return np.where(patterns == ABSTAINS, k, patterns).T.copy()
 
 
 def majority(patterns: Ints, k: int) -> Floats:
-    """Majority vote as shares of the classes, (P, k): equal for tied classes, and for all classes without votes."""
+    """Majority vote as probabilities, (P, k). Tied classes get equal shares; without votes, all classes do."""
     counts = counted(patterns, k)
     most = (counts == counts.max(1, keepdims=True)).astype(np.float64)
     return np.asarray(most / most.sum(1, keepdims=True))
@@ -119,18 +129,19 @@ def one_hot(patterns: Ints, k: int) -> Floats:
 def triplets(patterns: Ints, weights: Floats, balance: Floats | None = None) -> Estimate:
     """Estimate for two classes in closed form, from triplets of functions.
 
-    A vote counts as 1 for class 1 and -1 for class 0. With q = P(Y = 1), two functions' votes have the covariance
-    q (1 - q) d_i d_j, where d is the difference of their means in both classes, so three functions' covariances give each d
-    up to a sign (Fu et al. 2020, "Fast and Three-rious", there with uncentred moments, which do not suit functions that vote
-    for one class only). The third central moment q (1 - q) (1 - 2 q) d_i d_j d_l gives q. The probabilities of each vote
-    follow by least squares from its covariances with the other functions.
+    A vote for class 1 counts as 1, for class 0 as -1. Let q = P(Y = 1), and d_i the difference between function i's mean
+    vote in class 1 and in class 0. Then the votes of functions i and j have the covariance q (1 - q) d_i d_j, so the
+    covariances among three functions determine each d up to its sign (Fu et al. 2020, "Fast and Three-rious", but with
+    uncentred moments, which do not suit functions that vote for one class only). The third central moment
+    q (1 - q) (1 - 2 q) d_i d_j d_l determines q. The probabilities of each vote follow by least squares from the
+    covariances of the vote with the other functions.
 
     Args:
-        balance: (2,) shares of the classes, if known. Estimated ones are at least the share of one row.
+        balance: (2,) shares of the classes, if known. Estimated shares are at least the share of one row.
 
     Raises:
-        Undetermined: fewer than three functions have d != 0: the others' covariances are 0, or their signs contradict each
-            other.
+        Undetermined: fewer than three functions have d != 0. For the other functions, covariances are 0, or their signs
+            contradict each other.
     """
     n, w = weights.sum(), weights / weights.sum()
     votes = [(patterns == y).astype(np.float64) for y in (0, 1)]
@@ -142,7 +153,7 @@ def triplets(patterns: Ints, weights: Floats, balance: Floats | None = None) -> 
     if (d != 0).sum() < NEEDED:
         raise Undetermined(f"only {(d != 0).sum()} of {len(d)} functions have covariances that tell how good they are")
     q = float(np.clip(_share(signed, w, d), 1 / n, 1 - 1 / n) if balance is None else balance[1])
-    # As `signed` is centred, the covariance with a vote needs no mean of it.
+    # `signed` is centred, so the votes `v` need not be centred for their covariance with it.
     with_others = np.stack([(v * w[:, None]).T @ signed for v in votes], 1)  # (m, 2, m)
     with_others[np.arange(len(d)), :, np.arange(len(d))] = 0.0
     scaled = with_others @ d / np.maximum((d**2).sum() - d**2, 1e-12)[:, None]  # (m, 2)
@@ -156,8 +167,10 @@ def triplets(patterns: Ints, weights: Floats, balance: Floats | None = None) -> 
 
 
 def _magnitudes(covariance: Floats) -> Floats:
-    """Estimate of |d| sqrt(q (1 - q)) of each function, (m,): the median over its triplets, weighted by the covariance
-    in the denominator.
+    """Estimate of |d| sqrt(q (1 - q)) of each function, (m,): the square root of a weighted median over triplets.
+
+    For function i and each pair of other functions j and l, |d_i|^2 q (1 - q) is cov_ij cov_il / cov_jl. The weight of this
+    ratio is |cov_jl|.
     """
     m = len(covariance)
     out = np.zeros(m)
@@ -174,7 +187,9 @@ def _magnitudes(covariance: Floats) -> Floats:
 
 
 def _signed(magnitudes: Floats, covariance: Floats) -> Floats:
-    """The magnitudes with the signs that fit the covariances, such that functions are better than chance on average."""
+    """The magnitudes with signs that fit the signs of the covariances. Of the two solutions, the one is chosen in which functions
+    are better than chance on average.
+    """
     apart = covariance - np.diag(np.diag(covariance))
     leading = np.linalg.eigh(apart)[1][:, -1]
     found = np.where(leading < 0, -magnitudes, magnitudes)
@@ -182,7 +197,7 @@ def _signed(magnitudes: Floats, covariance: Floats) -> Floats:
 
 
 def _share(signed: Floats, w: Floats, d: Floats) -> float:
-    """P(Y = 1), by least squares over the third central moments of all triplets of functions."""
+    """P(Y = 1), estimated by least squares from the third central moments of all triplets of functions."""
     third = np.stack([(signed * (w * one)[:, None]).T @ signed for one in signed.T])
     i, j, l = np.array([*combinations(range(len(d)), 3)]).T  # noqa: E741
     product = d[i] * d[j] * d[l]
@@ -197,14 +212,17 @@ def em(
     """Maximum likelihood by expectation-maximisation (Dawid and Skene 1979) from three starts: the majority vote,
     `precision`, and for two classes `triplets`.
 
-    The result is the largest of the maxima; without labels, the largest of those where functions are better than
-    chance, because exchanging the classes does not change the likelihood.
+    The result is the most likely of the maxima that are found. Without labels, it is the most likely maximum at which
+    functions are better than chance: exchanging the classes does not change the likelihood, so there is also a maximum
+    at which they are worse.
 
     Args:
-        known: (P,) the class of rows with a label, -1 for others.
-        start: the only start, if set.
-        maxIter: largest number of steps from each start; fewer for very many patterns or a flat likelihood.
-        tol: largest estimated distance of a probability from its value at the maximum.
+        balance: (k,) shares of the classes, if known.
+        known: (P,) the class of patterns from rows with a label, -1 for others.
+        start: if set, the only start.
+        maxIter: largest number of steps from each start; fewer steps are taken if there are very many patterns, or if the
+            likelihood is flat.
+        tol: EM has converged if no probability is estimated to be farther than this from its value at the maximum.
     """
 
     voted = by_function(patterns, k)
@@ -236,14 +254,14 @@ def em(
 def _climb(
     estimate: Estimate, step: Callable[[Estimate], tuple[Estimate, float]], maxIter: int, tol: float
 ) -> Estimate:
-    """Take steps to a maximum of the likelihood.
+    """Iterate EM from an estimate to a maximum of the likelihood, with accelerated steps.
 
-    Steps of EM shrink by a constant factor, which is near 1 if votes carry little information. Two steps give the
-    factor, and from it the point where the steps converge (SQUAREM, Varadhan and Roland 2008). This point is taken
-    unless it is less likely.
+    Near the maximum, steps of EM shrink by a constant factor, which is near 1 if votes carry little information. Two steps
+    reveal the factor, and from it the point to which the steps converge is extrapolated (SQUAREM, Varadhan and Roland
+    2008). EM continues from this point, unless it is less likely than the estimate after the first step.
 
     Args:
-        step: returns the next estimate, and the log-likelihood of its argument.
+        step: estimate -> (the next estimate, the log-likelihood of the given estimate).
     """
     distance, rising = np.inf, list[float]()
     for _ in range(0, maxIter, 3):
@@ -259,7 +277,10 @@ def _climb(
 
 
 def _extrapolated(start: Estimate, first: Estimate, second: Estimate) -> tuple[Estimate, float]:
-    """The estimate to which the steps from `start` converge, and the largest difference of a probability from `start`."""
+    """The estimate to which steps from `start` via `first` and `second` converge, and how far it is from `start`.
+
+    The distance is the largest difference of a probability, extrapolated from the first step.
+    """
     one, two, three = (np.log(np.concatenate([e.balance, e.tables.ravel()])) for e in (start, first, second))
     move, bend = two - one, three - 2 * two + one
     length = max(float(np.linalg.norm(move)) / max(float(np.linalg.norm(bend)), 1e-300), 1.0)
@@ -270,27 +291,35 @@ def _extrapolated(start: Estimate, first: Estimate, second: Estimate) -> tuple[E
 
 
 def _by_class(voted: Ints, columns: Floats, k: int) -> Floats:
-    """Sums of columns (P, c) over the rows with each vote (m, P) of each function, (m, c, k + 1); abstaining last."""
+    """Sums of columns (P, c) over the patterns with each vote of each function, (m, c, k + 1); abstaining last.
+
+    Args:
+        voted: (m, P) votes, as in `by_function`.
+    """
     return np.stack([[np.bincount(votes, one, k + 1) for one in columns.T] for votes in voted])
 
 
 def precision(
     patterns: Ints, weights: Floats, k: int, *, balance: Floats | None = None, known: Ints | None = None
 ) -> Estimate:
-    """An estimate from the share of each function's votes that agree with the majority; abstaining carries no
-    information.
+    """Estimate the accuracy of each vote by the share of its rows on which it agrees with the majority (or with the
+    label, if known).
 
-    It suits few rows, and functions that do not vote independently: a full model would explain the dependence of their
-    votes by its classes, which may then be topics rather than the intended classes. Here a vote l of a function has one
-    parameter, a = P(Y = l | it votes l), between 1 / k and 1. The accuracy of votes on few rows is shrunk to the mean
-    of all votes, so that the majority decides where little is known; and all accuracies are shrunk to a prior, to the
-    same degree. With n votes on a row, P(y | votes) is proportional to P(y) ** (1 - n) times the product of P(y |
-    vote): a single vote counts as its a. There is no iteration, and the classes are assumed to be equally frequent
-    unless their shares are known: in an iteration, each deviation from the majority vote, and each error of the shares,
-    would enter the next step again, until only one class is left.
+    This suits few rows, and functions that do not vote independently: a full model would explain the dependence between
+    their votes by its classes, which may then be topics rather than the intended classes. Here each vote l of a function
+    has only one parameter, its accuracy a = P(Y = l | the function votes l), between 1 / k and 1. Abstaining carries no
+    information. The accuracies of votes on few rows are shrunk towards the mean accuracy, so that the majority decides
+    where little is known. Then all accuracies are shrunk to a prior, to the same degree. With n votes on a row,
+    P(y | votes) is proportional to P(y) ** (1 - n) times the product of P(y | vote), so a single vote for l gives class l
+    the probability a.
+
+    There is no iteration, and classes are assumed to be equally frequent unless their shares are known. In an iteration,
+    each deviation from the majority vote, and each error of the shares, would be amplified in every step, until only one
+    class is left.
 
     Args:
-        known: (P,) the class of rows with a label, -1 for others.
+        balance: (k,) shares of the classes, if known.
+        known: (P,) the class of patterns from rows with a label, -1 for others.
     """
     posterior, voted = _told(majority(patterns, k), known), by_function(patterns, k)
     number = _by_class(voted, weights[:, None], k)[:, 0, :k]
@@ -305,11 +334,11 @@ def precision(
 
 
 def unexplained(estimate: Estimate, patterns: Ints, weights: Floats) -> tuple[float, float, tuple[int, int]]:
-    """Correlations of the votes of two functions that the classes do not explain.
+    """Correlations between votes of different functions that the classes do not explain.
 
     Returns:
-        the root mean square of these correlations over all pairs of votes of two functions, minus the part expected by
-        chance; the largest correlation; and its two functions.
+        The root mean square of these correlations over all pairs of votes of two functions, minus the part expected by
+        chance; the correlation that is largest in magnitude; and the indices of its two functions.
     """
     k, n, m = len(estimate.balance), weights.sum(), patterns.shape[1]
     voted = by_function(patterns, k)
@@ -333,7 +362,7 @@ def unexplained(estimate: Estimate, patterns: Ints, weights: Floats) -> tuple[fl
 
 
 def _told(posterior: Floats, known: Ints | None) -> Floats:
-    """The posterior, with probability 1 for known classes."""
+    """The posterior (P, k), with probability 1 for the known class of labelled patterns."""
     if known is None:
         return posterior
     return np.asarray(np.where((known >= 0)[:, None], known[:, None] == np.arange(posterior.shape[1]), posterior))

@@ -1,4 +1,4 @@
-"""LabelModel: an Estimator that learns the accuracy of labelling functions from votes, and adds class probabilities."""
+"""LabelModel: an Estimator that learns the accuracies of labelling functions from votes; its model adds class probabilities."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -31,17 +31,18 @@ from sparkdiff.pipeline.nesting import Holder
 
 METHODS = ("auto", "triplets", "em", "precision")
 LEAST = 3
-"""Smallest number of functions: fewer cannot be told apart from chance without labels."""
+"""Smallest number of functions: without labels, fewer functions can't be distinguished from chance."""
 DEPENDENT = 0.03
-"""Root mean square of the correlations of votes unexplained by the classes from which functions count as dependent."""
+"""Functions count as dependent from this root mean square of the correlations of their votes that classes don't explain."""
 MOST_CLASSES = 100
 """Largest number of classes, unless numClasses is set."""
 OFF = 0.1
-"""Largest relative deviation of a class share estimated by `triplets` from the mean of its own probabilities."""
+"""Largest relative difference between the class share that `triplets` estimates and the mean probability that its
+estimate gives to the rows."""
 WITHIN = 1.92
-"""Difference of two log-likelihoods that chance explains, at a level of 5% (half of chi-squared's 3.84)."""
+"""Largest difference of two log-likelihoods that chance explains at a level of 5% (half of chi-squared's 3.84)."""
 PAIRS = 5_000
-"""Number of pairs of votes on the same row from which "auto" uses a full model; measured in docs/labels.md."""
+"""Smallest number of pairs of votes on the same row for which method="auto" uses a full model; measured in docs/labels.md."""
 
 
 class _LabelParams(Params):
@@ -91,21 +92,21 @@ PARAMS = ("votes", "method", "numClasses", "classBalance", "labelCol", "weightCo
 
 
 class LabelModel(Estimator, CheckedParams, _LabelParams, jvm.Persistent):  # type: ignore[type-arg]
-    """An Estimator that learns from votes alone how often each labelling function is right, and adds class
+    """An Estimator that learns from votes alone how often each labelling function is right; its model adds class
     probabilities.
 
-    A function is an SQL expression that votes a class (0, 1, 2, ...) or is null to abstain, such as
-    `CASE WHEN amount > 5000 AND device_new THEN 1 END`; a UDF is called by the name under which it was registered.
+    A labelling function is an SQL expression whose value is a vote for a class (0, 1, 2, ...), or null to abstain, such
+    as `CASE WHEN amount > 5000 AND device_new THEN 1 END`. It may call registered UDFs by name.
+
+    The model assumes that functions are independent given the class, and better than chance on average. `fit(df)`
+    returns a `LabelModelModel`.
 
     Args:
-        votes: expressions by name; or a list of expressions, which are then their own names. At least three.
+        votes: name -> expression, or a list of expressions, which are then their own names. At least three.
         **params: see `explainParams()`.
 
-    It assumes that functions are independent given the class, and better than chance on average. `fit(df)` returns a
-    `LabelModelModel`.
-
     Raises:
-        InputError: a Param is unknown or wrong; `fit` also raises it for votes that are not classes.
+        InputError: a Param is unknown or invalid. `fit` also raises it for votes that are not classes.
     """
 
     __module__ = "sparkdiff"
@@ -174,7 +175,7 @@ class LabelModel(Estimator, CheckedParams, _LabelParams, jvm.Persistent):  # typ
 def _estimated(
     method: str, votes: Votes, k: int, balance: Any, names: Sequence[str]
 ) -> tuple[str, Estimate, list[str]]:
-    """The method used, its estimate, and reasons to doubt it.
+    """The method that is used, its estimate, and reasons to doubt the estimate.
 
     Raises:
         InputError: method='triplets', and the votes don't determine the accuracies of three functions.
@@ -229,7 +230,7 @@ def _doubts(method: str, found: Estimate, votes: Votes, balance: Any) -> Iterato
         )
     if balance is None and method != "triplets":
         half = np.where(np.arange(len(found.balance)) == rare, share / 2, found.balance * (1 - share / 2) / (1 - share))
-        # Start from this estimate: all starts would take as long again, and a few steps show whether the tables can adapt.
+        # EM starts only from this estimate: all starts would double the time, and a few steps show if the tables can adapt.
         there = em(
             v, w, len(half), balance=half, known=votes.known, start=replace(found, balance=half), maxIter=STEPS
         )  # fmt: skip
@@ -241,7 +242,11 @@ def _doubts(method: str, found: Estimate, votes: Votes, balance: Any) -> Iterato
 
 
 def _named(votes: Any) -> dict[str, str]:
-    """The expressions by name."""
+    """Name -> expression.
+
+    Raises:
+        InputError: these are not SQL expressions, or an expression without a name occurs twice.
+    """
     found = (
         dict(votes)
         if isinstance(votes, Mapping)
@@ -261,10 +266,11 @@ def _named(votes: Any) -> dict[str, str]:
 
 
 def _classes(votes: Votes, names: Sequence[str], given: int | None) -> int:
-    """The number of classes.
+    """Number of classes: `given`, or one more than the largest vote or label, at least two.
 
     Raises:
-        InputError: there are no rows or no votes, or a vote or label is no possible class.
+        InputError: there are no rows or no votes, a vote or a label is not a possible class, or a class below the largest
+            one occurs nowhere.
     """
     if not len(votes.patterns):
         raise InputError("the data of fit() have no rows")
@@ -293,10 +299,10 @@ def _classes(votes: Votes, names: Sequence[str], given: int | None) -> int:
 
 
 def _check_telling(votes: Votes, names: Sequence[str]) -> None:
-    """Check that enough functions have votes that differ between rows.
+    """Check that at least three functions have votes that differ between rows.
 
     Raises:
-        InputError: fewer than three functions do.
+        InputError: fewer functions do.
     """
     mute = [name for name, v in zip(names, votes.patterns.T, strict=True) if (v == v[0]).all()]
     if len(names) - len(mute) < LEAST:
@@ -310,8 +316,8 @@ def _check_output(column: str, k: int, columns: Sequence[str]) -> None:
     """Check the names of the columns to add.
 
     Raises:
-        InputError: probabilityCol is not a valid name for both SQL and VectorAssembler, or a column to add already
-            exists.
+        InputError: probabilityCol is not a valid name for both SQL and VectorAssembler (it is empty, or has a dot or a
+            backtick), or a column to add already exists.
     """
     if not column or "." in column or "`" in column:
         raise InputError(f"probabilityCol={column!r} must be a name without dots and backticks: choose another one")
@@ -323,7 +329,7 @@ def _check_output(column: str, k: int, columns: Sequence[str]) -> None:
 
 
 def _taken(column: str, k: int, columns: Sequence[str]) -> list[str]:
-    """The existing columns that a model of k classes would add again."""
+    """Existing columns with the name of a column that a model of k classes adds."""
     casefold = casefolding()
     there = {casefold(c): c for c in columns}
     return [there[casefold(c)] for c in added_by(column, k) if casefold(c) in there]
@@ -338,11 +344,11 @@ def _balance(given: Sequence[float] | None, k: int) -> Any:
 
 
 class LabelModelModel(Holder, Model, _LabelParams, jvm.Persistent):  # type: ignore[type-arg]
-    """The result of a LabelModel, with its Params.
+    """The fitted model of a LabelModel, with the same Params.
 
     Attributes:
-        pipelineModel: plain Spark ML (SQLTransformer and VectorAssembler) that adds the probabilities, and can be served
-            without sparkdiff.
+        pipelineModel: plain Spark ML stages (SQLTransformer and VectorAssembler) that add the probabilities; they can be
+            served without sparkdiff.
         summary: estimates for the functions, see `LabelSummary`.
     """
 
@@ -357,7 +363,7 @@ class LabelModelModel(Holder, Model, _LabelParams, jvm.Persistent):  # type: ign
         """A copy that shares the pipeline, unless `extra` sets a Param of one of its stages.
 
         Raises:
-            InputError: `extra` changes a Param, as `transform(df, params)` may: the pipeline was made with it.
+            InputError: `extra` (which may come from `transform(df, params)`) changes a Param with which the model was fitted.
         """
         own = {param.name: value for param, value in (extra or {}).items() if param.parent == self.uid}
         if changed := [name for name, value in own.items() if value != self.value_of(name)]:

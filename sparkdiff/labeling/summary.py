@@ -1,4 +1,4 @@
-"""Summary of labelling functions after a fit, and reasons to doubt it."""
+"""Summary of labelling functions after a fit, and reasons to doubt the fit."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,10 +18,11 @@ from sparkdiff.labeling.votes import Votes
 from sparkdiff.report import Section, SectionTable, Shown
 
 FEW = 50
-"""Smallest number of rows that two functions share, or would by chance, for a warning that they always or never agree.
-"""
+"""Smallest number of rows on which two functions both vote (or would both vote by chance) for a warning that they
+always agree, never agree, or never vote on the same row."""
 ERRORS, LABELS = 3.0, 10
-"""Standard errors between an estimated accuracy and that on labels for a warning, and the smallest number of labels for it."""
+"""A warning requires this many standard errors between the estimated accuracy of a function and its accuracy on
+labelled rows, and at least this many labelled rows."""
 
 
 @dataclasses.dataclass(frozen=True, repr=False, eq=False)
@@ -29,16 +30,17 @@ class LabelSummary(Shown):
     """Estimates for the labelling functions. `print` shows them as a table.
 
     Attributes:
-        functions: for each function {"name", "classes" (those it votes for), "coverage" (share of rows on which it
-            votes), "overlaps" (share on which another one votes, too), "conflicts" (share on which another one votes
-            for another class), "accuracy" (estimated share of its votes that are right), "labelled" (the same on rows
-            with a label; None without such votes), "labelledRows"}.
+        functions: an entry for each function: {"name", "classes" (the classes for which it votes), "coverage" (share of
+            rows on which it votes), "overlaps" (share of rows on which it and another function vote), "conflicts" (share of
+            rows on which it and another function vote for different classes), "accuracy" (estimated share of its votes
+            that are right), "labelled" (share of its votes on labelled rows that are right; None without such votes),
+            "labelledRows" (number of these rows)}.
         balance: estimated share of each class.
-        rows: number of rows that were counted, with weight above 0.
+        rows: number of rows with weight above 0 that were counted.
         unlabelled: share of rows on which no function votes.
-        agreement: on labelled rows with votes {"rows", "labelModel", "majority"}: shares that are right; None without
-            labels.
-        method: the method used.
+        agreement: {"rows", "labelModel", "majority"}: number of labelled rows with votes, and the shares of them on which
+            the label model and the majority vote are right; None without such rows.
+        method: the method that was used.
         warnings: reasons to doubt the figures.
     """
 
@@ -104,7 +106,10 @@ def told(names: Sequence[str], votes: Votes, estimate: Estimate) -> dict[str, An
 
 
 def _agreement(votes: Votes, estimate: Estimate) -> dict[str, float] | None:
-    """Shares of labelled rows with votes that are right; classes tied in probability, or in votes, share a row."""
+    """Shares of labelled rows with votes on which the label model and the majority vote are right; None without such rows.
+
+    If c classes are tied and the label is among them, the row counts as 1 / c right.
+    """
     some = (votes.known >= 0) & (votes.patterns != ABSTAINS).any(1)
     if not some.any():
         return None
@@ -117,7 +122,7 @@ def _agreement(votes: Votes, estimate: Estimate) -> dict[str, float] | None:
 
 
 def _refuted(functions: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """A warning about functions whose accuracy on labels differs from the estimate by more than three standard errors."""
+    """A warning about functions whose accuracy on labelled rows differs from the estimate by over `ERRORS` standard errors."""
     wrong = []
     for f in functions:
         if f["labelled"] is None or f["accuracy"] is None or f["labelledRows"] < LABELS:
@@ -134,7 +139,9 @@ def _refuted(functions: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 
 
 def _less_right(agreement: Mapping[str, float] | None, k: int) -> Iterator[str]:
-    """Warnings if the majority vote, or chance, is right on clearly more labelled rows, by two standard errors."""
+    """Warnings if the label model is right on clearly fewer labelled rows than the majority vote, or than chance would
+    be: by more than two standard errors.
+    """
     if agreement is None:
         return
     n, model = agreement["rows"], agreement["labelModel"]
@@ -152,7 +159,7 @@ def _less_right(agreement: Mapping[str, float] | None, k: int) -> Iterator[str]:
 
 
 def _unvoted(votes: Votes, k: int) -> Iterator[str]:
-    """Warnings about classes that no function votes for; none for two classes, where abstaining may imply the other."""
+    """Warnings about classes for which no function votes; none for two classes, where abstaining may imply the other class."""
     for y in sorted(set(range(k)) - set(votes.patterns.ravel().tolist())) if k > 2 else ():
         rows = votes.rows[votes.known == y].sum()
         labels = f", the label of {rows:,.0f} rows" if rows else ""
@@ -176,7 +183,12 @@ def _warnings(names: Sequence[str], votes: Votes) -> list[str]:
 
 
 def _pair(first: Any, second: Any, rows: Floats) -> str | None:
-    """The anomaly in the votes (P,) of two functions, in words; None if there is none."""
+    """Text about an anomaly in the votes of two functions, such as votes that always agree; None if there is no anomaly.
+
+    Args:
+        first, second: (P,) votes of the two functions in each pattern.
+        rows: (P,) number of rows with each pattern.
+    """
     on, there = first != ABSTAINS, second != ABSTAINS
     both = on & there
     n, expected = rows[both].sum(), rows[on].sum() * rows[there].sum() / rows.sum()

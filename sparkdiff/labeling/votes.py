@@ -1,4 +1,4 @@
-"""The votes of labelling functions on the rows of a DataFrame, counted by Spark in one pass."""
+"""Patterns of votes (combinations of the votes of all labelling functions on a row), counted by Spark in one pass."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -17,9 +17,9 @@ from sparkdiff.labeling.plain import as_number
 from sparkdiff.pipeline.names import named
 
 MOST = 1_000_000
-"""Largest number of patterns of votes that are collected; with more, rows are sampled."""
+"""Largest number of patterns that are collected; if there are more, rows are sampled."""
 SAMPLE = 200_000
-"""Approximate number of rows in such a sample, for which the error of an accuracy is about 0.003."""
+"""Approximate number of sampled rows; the standard error of an accuracy is then about 0.003."""
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,12 @@ class Votes:
     """Patterns of votes and their weights.
 
     Attributes:
-        patterns: (P, m) distinct rows of votes, -1 where a function abstains.
-        weights: (P,) share of each pattern in the weight of all rows, times the number of rows: 1 per row on average.
+        patterns: (P, m) votes of the m functions in each pattern, -1 where a function abstains. Rows with different labels
+            have patterns of their own.
+        weights: (P,) total weight of the rows of each pattern, scaled so that the average weight of a row is 1.
         rows: (P,) number of rows of each pattern with weight above 0.
-        known: (P,) class of labelled rows, -1 for others.
-        sampled: whether rows were sampled.
+        known: (P,) class of each pattern if its rows have a label, else -1.
+        sampled: True if rows were sampled.
     """
 
     patterns: Ints
@@ -42,11 +43,11 @@ class Votes:
 
 
 def counted(df: DataFrame, votes: Mapping[str, str], labelCol: str | None, weightCol: str | None, seed: int) -> Votes:
-    """Count each pattern of votes.
+    """Count the rows of each pattern of votes.
 
     Raises:
-        InputError: a vote is not a number, or cannot be computed (names the function); or a weight is negative or not
-            finite.
+        InputError: a vote is not a number, or can't be computed (the message names the function); or a weight is negative
+            or not finite.
     """
     check_columns(df, votes, labelCol, weightCol)
     try:
@@ -68,7 +69,7 @@ def counted(df: DataFrame, votes: Mapping[str, str], labelCol: str | None, weigh
 
 
 def _failing(df: DataFrame, votes: Mapping[str, str]) -> str:
-    """The first vote that fails when computed alone, in words; "the votes" if none does."""
+    """Text that names the first vote that fails when it is computed alone; "the votes" if no vote does."""
     for name, told in votes.items():
         try:
             df.agg(F.max(F.expr(as_number(told)))).collect()
@@ -78,7 +79,7 @@ def _failing(df: DataFrame, votes: Mapping[str, str]) -> str:
 
 
 def _table(df: DataFrame, votes: Mapping[str, str], labelCol: str | None, weightCol: str | None) -> DataFrame:
-    """The votes, `label` and `weight` of each row as doubles; except in weights, NaN is replaced by null."""
+    """Columns `v0`, `v1`, ... with the votes, `label` and `weight`, as doubles. Except in `weight`, NaN is replaced by null."""
     cast = [
         F.nanvl(F.expr(as_number(told)), F.lit(None).cast("double")).alias(f"v{i}")
         for i, told in enumerate(votes.values())
@@ -89,8 +90,8 @@ def _table(df: DataFrame, votes: Mapping[str, str], labelCol: str | None, weight
 
 
 def _grouped(table: DataFrame) -> DataFrame:
-    """The patterns with `weight`, `rows` (of weight above 0), and `number` and `value` (the smallest) of invalid
-    weights.
+    """One row for each pattern of votes and label, with four more columns: `weight` (sum of valid weights), `rows` (number of
+    rows with weight above 0), `number` (number of invalid weights), and `value` (the smallest invalid weight).
     """
     weight = F.col("weight")
     wrong = weight.isNull() | F.isnan(weight) | (weight < 0) | (weight == math.inf)
@@ -102,7 +103,9 @@ def _grouped(table: DataFrame) -> DataFrame:
 
 
 def _sample(table: DataFrame, seed: int) -> DataFrame:
-    """About SAMPLE rows without a label, and all or about MOST with one; weights are divided by the sampled share."""
+    """Sample about `SAMPLE` rows without a label, and about `MOST` rows with a label, or all if there are fewer. Weights are
+    divided by the sampled share.
+    """
     row = table.agg(F.count(F.lit(1)), F.count("label")).first()
     rows, labelled = (int(x) for x in row) if row is not None else (0, 0)
     without, known = (min(SAMPLE / max(n, 1), 1.0) for n in (rows - labelled, labelled / (MOST // SAMPLE)))
@@ -111,10 +114,11 @@ def _sample(table: DataFrame, seed: int) -> DataFrame:
 
 
 def _check_weights(weightCol: str | None, weight: Floats, rows: Floats, number: Floats, value: Floats) -> None:
-    """Check the weights of the patterns.
+    """Check the weights of the rows, from the columns of `_grouped`.
 
     Raises:
-        InputError: a weight is null, NaN, negative or infinite, or all are 0; names column, value and rows.
+        InputError: a weight is null, NaN, negative or infinite, or all weights are 0. The message names the column, an
+            invalid weight, and the number of rows with invalid weights.
     """
     if number.any():
         seen = value[number > 0]
@@ -128,10 +132,10 @@ def _check_weights(weightCol: str | None, weight: Floats, rows: Floats, number: 
 
 
 def check_columns(df: DataFrame, votes: Mapping[str, str], labelCol: str | None, weightCol: str | None) -> None:
-    """Check that the votes and the columns can be used.
+    """Check that the votes can be computed, and that the label and weight columns hold numbers.
 
     Raises:
-        InputError: a vote is not valid SQL, or not a number; or a column does not exist, or holds no numbers.
+        InputError: a vote is not valid SQL, not a number, or random; or a column does not exist, or does not hold numbers.
     """
     for option, column in (("labelCol", labelCol), ("weightCol", weightCol)):
         if column is None:
@@ -148,16 +152,19 @@ def check_columns(df: DataFrame, votes: Mapping[str, str], labelCol: str | None,
 
 
 def _check_vote(df: DataFrame, name: str, told: str) -> None:
-    """Check one vote.
+    """Check that one vote can be computed.
+
+    Args:
+        told: SQL expression of the vote.
 
     Raises:
-        InputError: it is not valid SQL, not a number, or draws random numbers.
+        InputError: the vote is not valid SQL, not a number, or draws random numbers.
     """
     what = f"the vote {name!r} ({told})"
     if "__THIS__" in told:
         raise InputError(f"{what} contains __THIS__, which an SQLTransformer replaces by a table: name columns alone")
     with jvm.blamed(f"{what} can't be computed from the data"):
-        # Without parentheses, too: `1) + (1` is an expression only within them.
+        # Also parsed without parentheses, because `1) + (1` is an expression only within them.
         alone = df.select("*", F.expr(told), F.expr(f"(\n{told}\n)"))
         kind = alone.schema.fields[-1].dataType
         drawn = draws(alone)
@@ -176,7 +183,12 @@ def _check_vote(df: DataFrame, name: str, told: str) -> None:
 
 
 def _check_classes(names: Sequence[str], classes: Any) -> None:
-    """Raise InputError for a vote that is neither null nor a whole number >= 0; names the function and the value."""
+    """Raise InputError for a vote or label that is neither NaN nor a whole number >= 0. The message names function and value.
+
+    Args:
+        names: names of the columns of `classes`.
+        classes: (P, m + 1) votes and label of each pattern; NaN for abstaining, or without a label.
+    """
     wrong = ~np.isnan(classes) & ((classes < 0) | (classes != np.floor(classes)) | np.isinf(classes))
     if wrong.any():
         row, column = (int(x) for x in np.argwhere(wrong)[0])

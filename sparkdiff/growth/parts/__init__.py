@@ -1,4 +1,7 @@
-"""The kinds of parts. Each module has `propose`, which makes the items of a round, and `trainer`, which begins one."""
+"""The kinds of parts (stages that growth adds), one module each.
+
+In each module, `propose` returns the items of a round (descriptions of training runs), and `trainer` the trainer of an item.
+"""
 
 from collections.abc import Sequence
 from types import ModuleType
@@ -20,10 +23,10 @@ KINDS: dict[str, ModuleType] = {
 
 
 def propose(kinds: Sequence[str], table: Table, criterion: Criterion, seed: int) -> list[Item]:
-    """The items of a round, for the margin of the table, in the order in which the chief decides on them.
+    """The items of a round, proposed for the rows and the margin of the table; results are returned in the same order.
 
     Args:
-        seed: a different one for each round.
+        seed: seed of the items; different for each round.
     """
     return [item for kind in kinds for item in KINDS[kind].propose(table, criterion, seed)]
 

@@ -1,4 +1,7 @@
-"""Parts that are sums of looked-up effects, one effect for each cell of one or more blocks, and their training."""
+"""Parts that add up effects, one for each cell of one or more one-hot blocks, and the trainers of such parts.
+
+A cell is an entry of a one-hot block, or a pair of entries of two crossed blocks.
+"""
 
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -19,10 +22,11 @@ from sparkdiff.growth.parts.ridge import Design, Ridge, SparseDesign
 from sparkdiff.growth.table import Split, Table
 
 STRONGEST, WEAKER, EPOCHS = 1000.0, 4.0, 8
-"""Ridge of the first epoch, in rows of mean curvature; factor by which it weakens per epoch; number of epochs."""
+"""Ridge of the first epoch, where 1 counts like one row of average curvature; factor by which the ridge weakens per epoch; number
+of epochs."""
 
 Block = tuple[Coding, ...]
-"""A one-hot block, or the cells of two: the first coding's index varies slowest."""
+"""One coding for a one-hot block, or two codings for the cells of their cross; the index of the first one varies slowest."""
 
 
 def width(block: Block) -> int:
@@ -30,17 +34,17 @@ def width(block: Block) -> int:
 
 
 def index(block: Block, split: Split) -> Tensor:
-    """Cell of each row, (n,) int64."""
+    """Index of the cell that each row falls into, (n,) int64."""
     return reduce(lambda i, c: i * c.width + c.index(split), block, torch.zeros(len(split), dtype=torch.int64))
 
 
 class Blocks(Part):
-    """One effect for each cell of each block; the effects of a row's cells are added to the margin."""
+    """A part with one effect for each cell of each block; it adds the effects of a row's cells to the row's margin."""
 
     def __init__(self, name: str, blocks: Sequence[Block], effects: Sequence[Tensor]):
         """
         Args:
-            effects: (width,) for each block, or (width, k) for k classes.
+            effects: for each block, the effects of its cells: (width,), or (width, k) for k classes.
         """
         self.name, self.blocks, self.effects = name, tuple(blocks), tuple(effects)
 
@@ -76,7 +80,7 @@ class Blocks(Part):
 
 
 def table_rows(block: Block, effects: Tensor) -> list[dict[str, Any]]:
-    """Table rows of the cells that have an effect, by the names of the columns."""
+    """Table rows for the cells with a nonzero effect: value of each column, class if there are several, and effect."""
     several, names = effects.reshape(len(effects), -1), _headings(block)
     effect, label = unused("effect", names), unused("class", names)
     out = []
@@ -95,14 +99,19 @@ def table_rows(block: Block, effects: Tensor) -> list[dict[str, Any]]:
 
 
 def _headings(block: Block) -> list[str]:
-    """Names of the columns; if a number and the category made of it both occur, the names of Spark's columns."""
+    """Names of the columns, for headings. If two names are equal (a number and the category made of it), the names of Spark's
+    columns.
+    """
     names = [c.column.name for c in block]
     return names if len(set(names)) == len(names) else [c.column.column for c in block]
 
 
 class PathTrainer(Trainer):
-    """Trainer of effects along a path of falling ridge, so that the validation rows choose its strength. Each epoch begins at the
-    effects of the epoch before. A subclass calls `__init__` as soon as `groups` works."""
+    """Trainer of effects along a path of decreasing ridge penalties, so that the validation rows choose the penalty.
+
+    Each epoch has one strength, and begins at the effects of the previous epoch. A subclass must set the attributes that its
+    `groups` needs before it calls `__init__`.
+    """
 
     def __init__(self, table: Table) -> None:
         self.done = 0
@@ -114,13 +123,13 @@ class PathTrainer(Trainer):
 
     @abstractmethod
     def groups(self) -> list[int]:
-        """Number of effects of each kind, in their order; each kind has its own ridge."""
+        """Numbers of effects in consecutive groups; each group has its own strength of the ridge."""
 
     def ridge(self, like: Tensor) -> Ridge:
-        """The penalty in rows of mean curvature, for a ridge of strength 1.
+        """The penalty for a ridge of strength 1, in units of the mean curvature of a row.
 
         Args:
-            like: a tensor with its dtype and device.
+            like: a tensor with the dtype and device of the result.
         """
         return Ridge(like.new_ones(sum(self.groups())))
 
@@ -138,7 +147,7 @@ class PathTrainer(Trainer):
 
 
 class BlocksTrainer(PathTrainer):
-    """Trainer of a part of blocks, with a ridge that shrinks each effect to zero."""
+    """Trainer of a part of blocks, with a ridge that shrinks each effect towards zero."""
 
     def __init__(self, table: Table, make: type[Blocks], name: str, blocks: Sequence[Block]):
         self.make, self.name, self.blocks = make, name, tuple(blocks)

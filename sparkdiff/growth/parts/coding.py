@@ -1,7 +1,8 @@
-"""Codings: the one-hot blocks of columns, as indices of tensors and as plain MLlib stages.
+"""Codings: one-hot encodings of single columns, as index tensors and as plain MLlib stages.
 
-A number is bucketized at quantiles of the training rows (few distinct values have a bucket each), a category is its own index.
-The last entry of a block is for rows without a value, and for values of a category that are not among its levels.
+A number is bucketized at quantiles of the training rows; if it has few distinct values, each value has its own bucket. A category
+already is an index. The last entry of a one-hot block stands for rows without a value, and for values of a category that are not
+among its levels.
 """
 
 import math
@@ -25,11 +26,11 @@ from sparkdiff.stages.linear import product
 from sparkdiff.tensors.rows import Rows, width
 
 FEW, ROWS = 32, 100
-"""Largest number of distinct values of a number that have a bucket each, and average rows per value that this needs."""
+"""Largest number of distinct values that get a bucket each, and the average number of rows per value that this requires."""
 MOST_LEVELS = 1_000_000
-"""Largest number of levels of a category. A column of indices with more levels is ignored."""
+"""Largest number of levels of a column of indices whose number of levels is unknown; with more, the column is ignored."""
 MOST_EDGES = 10_000
-"""Largest number of levels of a category with gaps."""
+"""Largest number of levels of a category in which rows may lack a value; with more, the category is ignored."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Coding:
 
     Attributes:
         place: position of the column in `Split.values`.
-        edges: bucket edges of a number, or of a category with gaps, ascending: bucket j has the values from edges[j - 1] up to,
+        edges: ascending bucket edges of a number, or of a category with gaps. Bucket j holds the values from edges[j - 1] up to,
             but not including, edges[j]. Empty for other columns.
         size: number of buckets or levels.
         labels: readable names of the entries, (size + 1,).
@@ -80,10 +81,10 @@ class Coding:
 def coding(table: Table, place: int, bins: int) -> Coding | None:
     """Coding of a column; None if it has only one value, or can't be coded.
 
-    A number has at most `bins` buckets, or one for each of few distinct values (`FEW`). A category with gaps is bucketized, too:
-    the stage that turns null into NaN marks the column as a number, which OneHotEncoder rejects. Columns that can't be coded are
-    indices of unknown categories that aren't whole numbers below `MOST_LEVELS`, and categories with gaps and more than
-    `MOST_EDGES` levels.
+    A number gets at most `bins` buckets, or one for each of its values if these are few (`FEW`). A category with gaps (rows may
+    lack a value) is bucketized, too, because the stage that turns null into NaN marks the column as a number, which OneHotEncoder
+    rejects. Two kinds of columns can't be coded: indices with an unknown number of levels that aren't whole numbers below
+    `MOST_LEVELS`, and categories with gaps and more than `MOST_EDGES` levels.
     """
     column = table.columns[place]
     values = table.train.values[:, place].numpy()
@@ -108,36 +109,36 @@ def coding(table: Table, place: int, bins: int) -> Coding | None:
     if len(distinct) <= max(bins, min(FEW, len(known) // ROWS)):
         cuts, labels = _between(distinct), tuple(f"{value:g}" for value in distinct)
     else:
-        cuts = knots(known, bins) or _between(distinct)[:1]  # where nearly all have the smallest value
+        cuts = knots(known, bins) or _between(distinct)[:1]  # if nearly all rows have the smallest value
         ends = ["-inf", *(f"{edge:.4g}" for edge in cuts), "inf"]
         labels = tuple(f"[{low}, {high})" for low, high in pairwise(ends))
     return Coding(column, place, tuple(cuts), len(cuts) + 1, (*labels, "missing"), gaps)
 
 
 def coding_of(table: Table, place: int, bins: int) -> Coding:
-    """Coding of a column that has one."""
+    """Coding of a column that can be coded, see `coding`."""
     found = coding(table, place, bins)
     assert found is not None
     return found
 
 
 def codings(table: Table, bins: int) -> list[Coding]:
-    """The codings of all columns that have one."""
+    """Codings of all columns that can be coded, see `coding`."""
     found = (coding(table, place, bins) for place in range(len(table.columns)))
     return [c for c in found if c is not None]
 
 
 def knots(known: np.ndarray[Any, Any], bins: int) -> list[float]:
-    """Quantiles that divide the values into at most `bins` groups; none is the smallest value.
+    """Quantiles that divide the values into at most `bins` groups; the smallest value is not among them.
 
-    Zero becomes -0.0, which Spark's Bucketizer orders below 0.0, so that both zeros are in the bucket above.
+    A quantile of zero becomes -0.0, which Spark's Bucketizer orders below 0.0, so that both zeros fall into the upper bucket.
     """
     quantiles = np.unique(np.quantile(known, np.arange(1, bins) / bins))
     return [float(q) or -0.0 for q in quantiles if q > known.min()]
 
 
 def _between(distinct: np.ndarray[Any, Any]) -> list[float]:
-    """Midpoints of neighbouring values; the upper value if rounding leaves no midpoint."""
+    """Midpoints of neighbouring values; the upper value if no number lies between the two."""
     middle = distinct[:-1] + np.diff(distinct) / 2
     edges = np.where(middle > distinct[:-1], middle, distinct[1:])
     return [float(edge) or -0.0 for edge in edges]
@@ -149,10 +150,14 @@ def _levels(column: Column, levels: int) -> tuple[str, ...]:
 
 
 def one_hot(coded: Sequence[Coding], place: PipelinePlace) -> tuple[list[Any], Mapping[Coding, str]]:
-    """Plain stages that make the one-hot blocks of distinct codings, and the column of each block.
+    """Plain MLlib stages that make the one-hot block of each coding, and the column of each block.
 
-    Null in a column with gaps becomes NaN first: VectorAssembler makes it a vector's entry, which a linear model with coefficient
-    1 reads. Bucketizer and OneHotEncoder would pass null on, which no later stage accepts. They don't accept booleans either.
+    In columns with gaps, null is first turned into NaN: VectorAssembler puts the column into a vector, which a linear model with
+    coefficient 1 reads. Without this, Bucketizer and OneHotEncoder would pass null on, and no later stage accepts null. Booleans
+    are treated in the same way, because Bucketizer and OneHotEncoder don't accept them.
+
+    Args:
+        coded: distinct codings.
     """
     stages, read = list[Any](), list[str]()
     for i, c in enumerate(coded):
@@ -174,14 +179,14 @@ def one_hot(coded: Sequence[Coding], place: PipelinePlace) -> tuple[list[Any], M
 
 
 def steps(coded: Sequence[Coding]) -> list[tuple[str, float]]:
-    """Stages of `one_hot`, as the table of costs counts them."""
+    """The stages that `one_hot` adds, as (class, number of entries) of the cost table."""
     cut = sum(bool(c.edges) for c in coded)
     numbers = [("VectorAssembler", 1.0), ("LinearRegressionModel", 1.0)] * sum(c.indirect for c in coded)
     return [*numbers, *([("Bucketizer", float(cut))] if cut else []), ("OneHotEncoderModel", float(len(coded)))]
 
 
 def as_number(c: Coding, place: PipelinePlace, name: str) -> tuple[str, list[Any]]:
-    """A column with NaN instead of null, and 0 and 1 instead of false and true, and the stages that make it."""
+    """Name of a new column with NaN in place of null, and 0 and 1 in place of false and true; and the stages that make it."""
     vector, known = place.name(f"{name}_vector"), place.name(name)
     assembler = VectorAssembler(inputCols=[c.column.column], outputCol=vector, handleInvalid="keep")
     identity = jvm.named(LinearRegression(featuresCol=vector, predictionCol=known), known)
@@ -190,17 +195,18 @@ def as_number(c: Coding, place: PipelinePlace, name: str) -> tuple[str, list[Any
 
 
 def are_finite(features: Rows) -> Tensor:
-    """True for the rows of features (n, d) that hold finite numbers only, (n,): 0 times infinity is NaN."""
+    """True for each row of the features (n, d) whose numbers are all finite, (n,). Computed as a product, as 0 * inf is NaN."""
     return product(features, torch.zeros(1, width(features), dtype=torch.float64))[:, 0].isfinite()
 
 
 def gate(place: PipelinePlace) -> tuple[str, list[Any]]:
-    """A column of vectors of one entry, which is 1, but not stored in rows with infinite or NaN features; and the stages that
-    make it. In these rows, a product with it adds nothing, so that the margin stays as it was: infinity plus a part's own
-    infinity would be NaN.
+    """Name of a new column that switches a part off in rows with infinite or NaN features, and the stages that make it.
 
-    A linear model turns such features into NaN, IsotonicRegression turns NaN into its largest value, and OneHotEncoder writes no
-    entry for the last bucket.
+    The column holds vectors of one entry: 1, or no stored entry in these rows. A product with it then adds nothing to the margin.
+    Otherwise infinity in the margin plus infinity from the part could become NaN.
+
+    The stages: a linear model turns such features into NaN, IsotonicRegression turns NaN into its largest value, Bucketizer puts
+    this value into the last bucket, and OneHotEncoder writes no entry for the last bucket.
     """
     zero, past, bucket, column = (place.name(f"finite{what}") for what in ("_sum", "_not", "_bucket", ""))
     sums = jvm.named(LinearRegression(featuresCol=place.features, predictionCol=zero), zero)
@@ -217,7 +223,7 @@ def gate(place: PipelinePlace) -> tuple[str, list[Any]]:
 
 
 def gate_steps(features: float) -> list[tuple[str, float]]:
-    """Stages of `gate`, as the table of costs counts them."""
+    """The stages that `gate` adds, as (class, number of entries) of the cost table."""
     return [
         ("LinearRegressionModel", features),
         ("IsotonicRegressionModel", costs.steps_among(2)),

@@ -1,6 +1,6 @@
-"""Crosses: an effect for each pair of values of two columns, from MLlib's Interaction of their one-hot blocks.
+"""Crosses: an effect for each pair of values of two columns, computed by MLlib's Interaction of their one-hot blocks.
 
-The pairs are found by a score test over all of them; numbers are bucketized.
+A score test of all pairs of columns finds the best ones. Numbers are bucketized.
 """
 
 from collections.abc import Sequence
@@ -16,25 +16,25 @@ from sparkdiff.growth.table import Split, Table
 Pair = tuple[Coding, Coding]
 
 BINS = 8
-"""Number of buckets of a number."""
+"""Largest number of buckets of a numeric column."""
 MOST_CELLS = 10_000
-"""Largest number of cells of a cross: Spark's Interaction writes a name for each into the metadata of its column."""
+"""Largest number of cells of a cross. It is limited because Spark's Interaction writes a name for each cell into the metadata."""
 ALONE = 3
 TOGETHER = (3, 6)
 POOL = 20
-"""Number of pairs with the largest scores, from which pairs that are fitted together are chosen."""
+"""Number of top-scoring pairs from which the pairs of a part with several pairs are chosen."""
 RIDGE = 10.0
-"""Ridge on the cells of a pair, in rows of mean curvature, before the next pair is chosen."""
+"""Ridge with which the cells of a chosen pair are fitted before the next pair is chosen; 1 counts like one average row."""
 
 
 class Crosses(Blocks):
-    """One effect for each cell of each cross."""
+    """A part with one effect for each cell of each cross."""
 
     kind = "crosses"
 
 
 def propose(table: Table, criterion: Criterion, seed: int) -> list[Item]:
-    """The three best pairs alone, and three and six pairs together, chosen so that each adds most to those before it."""
+    """Items for each of the three best pairs alone, and for three and six pairs together, chosen greedily (see `_in_turn`)."""
     found = score_test.pairs(codings(table, BINS), score_test.rows_of(table.train), criterion, MOST_CELLS)
     best = found[:1] + [f for f in found[1:] if f[0] > 0]
     pool = [(a, b) for _, a, b in best[:POOL]]
@@ -45,8 +45,8 @@ def propose(table: Table, criterion: Criterion, seed: int) -> list[Item]:
 
 
 def _in_turn(pool: Sequence[Pair], split: Split, criterion: Criterion) -> list[Pair]:
-    """The first pair, then the one with the largest score after the first is fitted, and so on, while scores are
-    positive.
+    """Pairs chosen greedily: the first pair, then the pair with the largest score after the effects of the first are fitted, and
+    so on, while scores are positive.
     """
     chosen = list(pool[:1])
     while chosen and len(chosen) < max(TOGETHER):

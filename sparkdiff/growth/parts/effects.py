@@ -1,7 +1,8 @@
-"""Effects of entities: an intercept for each user, item or shop, and its own slopes by the features.
+"""Effects of entities: an intercept for each user, item or shop, and its own slope for each feature.
 
-These are the random effects of GLMix: the one-hot block of the entity, and MLlib's Interaction of it with the features. Effects
-of entities with few rows shrink to zero; the intercepts, and the slopes by each feature, have their own ridges.
+These are the random effects of GLMix, computed from the one-hot block of the entity and from MLlib's Interaction of this block
+with the features. Effects of entities with few rows shrink towards zero. The intercepts have one ridge, and the slopes of each
+feature have their own.
 Source: Zhang et al., "GLMix: Generalized Linear Mixed Models for Large-Scale Response Prediction", 2016.
 """
 
@@ -21,34 +22,35 @@ from sparkdiff.growth.parts.coding import Coding, are_finite, coding_of, codings
 from sparkdiff.growth.table import Split, Table
 
 MANY = 20
-"""Smallest number of values from which a category counts as an entity."""
+"""Smallest number of values for which a category is treated like an entity without being named in entityCols."""
 MOST_SLOPES = 50_000
-"""Largest number of slopes of all entities: Interaction and the assembler write a name for each into the metadata of their
-columns. With 50,000 names, these are 4 MB, and each `transform` takes 0.7 s of the JVM before it reads a row; with 300,000, 24 MB
-and 3.5 s (one core, 10 features)."""
+"""Largest number of slopes in a part. It is limited because Interaction and the assembler write a name for each slope into the
+metadata of their columns. With 50,000 names, the metadata take 4 MB, and each `transform` takes 0.7 s of the JVM before
+it reads a row; with 300,000 names, it is 24 MB and 3.5 s (one core, 10 features)."""
 MOST_NUMBERS = 50_000_000
-"""Largest product of rows, features and classes, which the training of slopes holds in memory at once."""
+"""Largest number of rows times features times classes: training of slopes holds so many numbers in memory at once."""
 SLOPE_EPOCHS = 6
-"""Epochs of slopes: with weaker ridges, training takes long and doesn't gain, as there are so many effects."""
+"""Epochs of slopes. The ridge weakens with each epoch; with even weaker ridges, training takes long and doesn't gain, because
+there are so many effects."""
 ENTITIES = 2
-"""Largest number of entities per round."""
+"""Largest number of entity columns for which effects are proposed in a round."""
 
 
 class Intercepts(Blocks):
-    """One effect for each entity."""
+    """A part with one effect (an intercept) for each value of an entity column."""
 
     kind = "effects"
 
 
 class Slopes(Intercepts):
-    """One effect for each entity, and its own slopes by the features."""
+    """A part with an intercept and a slope for each feature, for each value of an entity column."""
 
     def __init__(self, name: str, entity: Coding, scale: Tensor, intercepts: Tensor, slopes: Tensor):
         """
         Args:
-            scale: (d,), factors of the features.
+            scale: (d,), factors by which the features are multiplied before the slopes.
             intercepts: (width,), or (width, k) for k classes.
-            slopes: (width, d), or (width, d, k).
+            slopes: (width, d), or (width, d, k) for k classes.
         """
         super().__init__(name, [(entity,)], [intercepts])
         self.entity, self.scale, self.slopes = entity, scale, slopes
@@ -70,8 +72,8 @@ class Slopes(Intercepts):
     def stages(self, place: PipelinePlace) -> Stages:
         """Stages of the intercepts and slopes.
 
-        Interaction needs a name for each feature, and one-hot encodes a feature that is marked as a category. So the features
-        lose their metadata in ElementwiseProduct, and VectorAssembler adds new metadata.
+        Interaction needs a name for each feature, and it one-hot encodes features that the metadata mark as categories. So
+        ElementwiseProduct removes the features' metadata, and VectorAssembler adds new metadata.
         """
         made = super().stages(place)
         [block] = made.outputs
@@ -90,12 +92,15 @@ class Slopes(Intercepts):
 
 @dataclass(frozen=True)
 class SlopesDesign:
-    """The design of intercepts and slopes: the intercepts of all entities come first, then their slopes by each feature.
+    """Design matrix of intercepts and slopes, see `ridge.Design`.
+
+    The effects are ordered as follows: the intercepts of all values, then the slopes of all values for the first feature, and so
+    on.
 
     Attributes:
-        entity: (n,) int64.
-        features: (n, d).
-        width: width of the entity's block.
+        entity: (n,) int64, index of the value of each row.
+        features: (n, d), scaled.
+        width: width of the entity's one-hot block.
     """
 
     entity: Tensor
@@ -120,7 +125,7 @@ class SlopesDesign:
 
 
 def _parts(effects: Tensor, width: int) -> tuple[Tensor, Tensor]:
-    """Intercepts (width, [k]) and slopes (width, d, [k])."""
+    """Split effects of a `SlopesDesign` into intercepts (width, [k]) and slopes (width, d, [k])."""
     return effects[:width], effects[width:].unflatten(0, (-1, width)).transpose(0, 1)
 
 
@@ -130,7 +135,7 @@ class SlopesTrainer(PathTrainer):
     def __init__(self, table: Table, name: str, entity: Coding, scale: Tensor):
         """
         Args:
-            scale: (d,) factors of the features; 0 for features with one value only.
+            scale: (d,) factors by which the features are multiplied; 0 for constant features.
         """
         self.name, self.entity, self.scale = name, entity, scale
         super().__init__(table)
@@ -147,7 +152,7 @@ class SlopesTrainer(PathTrainer):
 
 
 def propose(table: Table, criterion: Criterion, seed: int) -> list[Item]:
-    """Intercepts of the entities with the largest scores, and the same with slopes if there is room for them."""
+    """Items for the entity columns with the largest scores: intercepts alone and, if `_has_room`, intercepts with slopes."""
     entities = [c for c in codings(table, 2) if not c.is_number and (c.column.entity or c.size >= MANY)]
     items = []
     for _, c in score_test.columns(entities, score_test.rows_of(table.train), criterion)[:ENTITIES]:
@@ -184,5 +189,5 @@ def _dense(split: Split) -> Tensor:
 
 
 def _product(features: Tensor, slopes: Tensor) -> Tensor:
-    """(n, d) and (n, d) -> (n,), or (n, d) and (n, d, k) -> (n, k)."""
+    """Row-wise inner product: (n, d) and (n, d) -> (n,), or (n, d) and (n, d, k) -> (n, k)."""
     return (features * slopes).sum(1) if slopes.ndim == 2 else (features[:, :, None] * slopes).sum(1)

@@ -1,11 +1,12 @@
 """Embeddings: a learned vector for each value of a category, such as a user or an hour, which the last linear stage reads.
 
-There are two forms. A *main effect* is one number for each value (k numbers for k classes). A *low-rank* embedding e(a) of r
-coordinates also multiplies the features: it adds c.e(a) + the sum over i of e_i(a) * (P x)_i to the margin. So each value has
-its own coefficients of all d features, with r * (values + d) parameters instead of values * d.
+There are two forms. A *main effect* is one number for each value (k numbers for k classes). A *low-rank* embedding e(a) of a
+value a has r coordinates, which also multiply the features x: it adds c.e(a) + the sum over i of e_i(a) * (P x)_i to the margin.
+So each value has its own coefficients of all d features, with r * (values + d) parameters instead of values * d.
 
-In MLlib, the points are the matrix of a PCAModel that reads a OneHotEncoderModel's vectors, P is the matrix of a PCAModel that
-reads the features, and an Interaction multiplies both. The point of a value without training rows is zero.
+In MLlib, the vectors e(a), here called points, are the matrix of a PCAModel that reads a OneHotEncoderModel's vectors. P is the
+matrix of a PCAModel that reads the features, and an Interaction multiplies the two. The point of a value without training rows is
+zero.
 """
 
 from collections.abc import Sequence
@@ -27,22 +28,22 @@ from sparkdiff.stages.linear import product
 from sparkdiff.tensors.rows import Rows, width
 
 MAIN, PRODUCTS = 3, 2
-"""Largest numbers of columns for which main effects and low-rank embeddings are proposed."""
+"""Largest number of columns for which a main effect is proposed, and for which low-rank embeddings are proposed."""
 LEAST = 1.0
-"""Smallest score of a main effect, in standard deviations above its mean under no effect."""
+"""Score that a column must exceed for a main effect to be proposed (see `score_test`)."""
 SIZES = (1, 4)
 """Numbers of coordinates of a low-rank embedding."""
 WIDEST, LARGEST = 200, 2**24
-"""Largest number of features, and of values times features, for a low-rank embedding."""
+"""Largest number of features, and largest product of values and features, for a low-rank embedding."""
 NEWTON, EPOCHS = 12, 30
 """Epochs of a main effect and of a low-rank embedding."""
 RATE, DECAY = 0.01, 0.5
 FARTHEST = 2.0
-"""Largest Newton step of a value's effect, in units of the margin."""
+"""Largest Newton step of a value's effect, in units of the margin (`Criterion.unit`)."""
 
 
 def propose(table: Table, criterion: Criterion, seed: int) -> list[Item]:
-    """Items for the columns with the largest scores, by one test for main effects and another for low-rank embeddings."""
+    """Items for the columns with the largest scores: one score for main effects, and another score for low-rank embeddings."""
     coded = [c for c in coding.codings(table, 2) if not c.is_number]
     main = [c for score, c in score_test.columns(coded, table.train, criterion) if score > LEAST][:MAIN]
     rows, d, items = len(table.train), width(table.train.features), list[Item]()
@@ -66,9 +67,9 @@ def trainer(item: Item, table: Table) -> Trainer:
 
 
 def _by_products(coded: Sequence[coding.Coding], table: Table, criterion: Criterion) -> list[coding.Coding]:
-    """Columns whose values seem to have their own coefficients of the features, largest score first.
+    """Columns whose values seem to need their own coefficients of the features, largest score first.
 
-    Empty if the features are sparse or too wide.
+    Empty if the features are sparse or more than `WIDEST`.
     """
     features = table.train.features
     if not isinstance(features, Tensor) or features.shape[1] > WIDEST:
@@ -82,18 +83,20 @@ def _by_products(coded: Sequence[coding.Coding], table: Table, criterion: Criter
 
 
 def low_rank_score(index: Tensor, values: int, z: Tensor, d: score_test.Derivatives) -> float:
-    """Gain of a low-rank matrix of coefficients for each value and feature, beyond its gain by chance.
+    """Score of a low-rank matrix of coefficients, one for each value and feature: its gain beyond what chance explains.
 
-    Takes the gradient by that matrix, for decorrelated features, in units of its standard deviation: its squared singular values
-    are twice the gains of one coordinate each. For noise alone they are below (sqrt(values) + sqrt(d))^2, or little above it.
+    The score is computed from the gradient with respect to this matrix, for decorrelated features and in units of its standard
+    deviation. Each squared singular value of the gradient is twice the gain of one coordinate. For pure noise, the squared
+    singular values are below (sqrt(values) + sqrt(d))^2, or little above this bound.
     Source: Johnstone, "On the distribution of the largest eigenvalue in principal components analysis", 2001.
 
     Args:
-        index: (n,) value of each row.
+        index: (n,) index of each row's value.
+        values: number of values.
         z: (n, d) standardised features.
 
     Returns:
-        Sum of the excess of the largest squared singular values over that bound, for the margin that gains most.
+        Sum over the largest squared singular values of their excess over the bound; for several margins, the largest sum.
     """
     best = 0.0
     for pull, curve in zip(d.pull, d.curve, strict=True):
@@ -112,18 +115,18 @@ def low_rank_score(index: Tensor, values: int, z: Tensor, d: score_test.Derivati
 
 @dataclass(frozen=True)
 class Products:
-    """Second term of a low-rank embedding of r coordinates, for d features.
+    """Second term of a low-rank embedding with r coordinates, which multiplies the d features.
 
     Attributes:
-        projection: (d, r).
-        coefficients: (r * r, m), one for each product of a coordinate (the slow index) and an entry of the projection.
+        projection: (d, r), the transpose of P.
+        coefficients: (r * r, m) for m margins, one row for each product of a coordinate (the slow index) and an entry of P x.
     """
 
     projection: Tensor
     coefficients: Tensor
 
     def of(self, points: Tensor, features: Rows) -> Tensor:
-        """Margin from points (n, r) and features (n, d): (n, m)."""
+        """Margin that this term adds, from each row's point (n, r) and features (n, d); (n, m)."""
         projected = product(features, self.projection.T)
         projected = torch.where(coding.are_finite(features)[:, None], projected, 0.0)
         return (points[:, :, None] * projected[:, None, :]).flatten(1) @ self.coefficients
@@ -133,9 +136,11 @@ class Embedding(Part):
     """A point for each value, and the coefficients of its coordinates in the last stage.
 
     Args:
-        points: (values, r).
-        coefficients: (r, m) coefficients of the points' coordinates.
-        classes: number of classes of the margin; 0 if it is one number.
+        values: coding of the category.
+        points: (values, r), the point of each value.
+        coefficients: (r, m) coefficients of the coordinates in each of the m margins.
+        products: second term of a low-rank embedding; None for a main effect.
+        classes: number of margins of a softmax; 0 if a row's margin is one number.
         parameters: number of fitted parameters.
     """
 
@@ -195,7 +200,7 @@ class Embedding(Part):
         return Output(column, by_margin if self.classes else by_margin[0])
 
     def shown(self) -> list[dict[str, Any]]:
-        """The values and their coordinates; for a main effect, what it adds to the margin."""
+        """Table of the values with their coordinates; for a main effect, with the effects on the margin."""
         r = self.points.shape[1]
         if self.products is not None:
             names = [f"coordinate {i + 1}" for i in range(r)]
@@ -208,18 +213,18 @@ class Embedding(Part):
 
 
 def _linear(place: PipelinePlace, what: str, column: str, matrix: Tensor) -> Any:
-    """Product of a vector and a matrix (d, r), as a PCAModel, which does not centre; its explained variance is 0."""
+    """A PCAModel that multiplies vectors by a matrix (d, r), as Spark's PCAModel does not centre. Its explained variance is 0."""
     pca = PCA(inputCol=column, outputCol=place.name(what), k=matrix.shape[1])
     weights = {"pc": matrix.numpy(), "explainedVariance": np.zeros(matrix.shape[1])}
     return jvm.fitted(jvm.named(pca, place.name(what)), weights)
 
 
 class MainTrainer(Trainer):
-    """Newton's method for one effect per value and margin, with a ridge that is fitted as well.
+    """Newton's method for one effect per value and margin, with a ridge whose strength is estimated.
 
-    The effects have a normal prior. Its variance is estimated from the training rows, first from the gradients' moments, then by
-    a step of the EM algorithm after each Newton step. So effects of values with few rows stay near zero, the more so the less the
-    other effects differ.
+    The effects have a normal prior. Its variance is estimated from the training rows: first from moments of the
+    gradients, then by one step of the EM algorithm after each Newton step. So effects of values with few rows shrink
+    towards zero, more strongly if the effects of the values differ little.
     """
 
     def __init__(self, item: Item, table: Table):
@@ -255,10 +260,12 @@ class MainTrainer(Trainer):
 
 
 class LowRankTrainer(Descent):
-    """Adam for points, their coefficients, the projection of standardised features and, for classes, coefficients of products.
+    """Trainer of low-rank embeddings by Adam.
 
-    Coefficients and projection begin at zero, so training starts at the table's margin. With one margin, coordinate i is
-    multiplied by entry i of the projection only.
+    The parameters are the points, the coefficients of their coordinates, the projection of standardised features and, for
+    several classes, the coefficients of products. Coefficients of coordinates and the projection begin at zero, so
+    training starts at the table's margin. With one margin, coordinate i is multiplied by entry i of the projected
+    features only.
     """
 
     def __init__(self, item: Item, table: Table):
@@ -286,7 +293,7 @@ class LowRankTrainer(Descent):
         return out if self.classes else out[:, 0]
 
     def _products(self, products: Sequence[Tensor]) -> Tensor:
-        """Coefficients of the products, (r * r, m)."""
+        """Coefficients of the products, (r * r, m); with one margin they are fixed, and 1 only for coordinate i times entry i."""
         if products:
             return products[0]
         r = self.shapes[1][0]

@@ -1,7 +1,7 @@
-"""Newton's method for looked-up effects, with a ridge; fits crosses, shapes and effects of entities.
+"""Newton's method with a ridge penalty, for crosses, shapes and effects of entities, whose effects are looked up by index.
 
-Each step solves its equations by conjugate gradients, which use the design only in sums over rows: a single block is diagonal,
-and takes one iteration. Source: Nocedal and Wright, "Numerical Optimization", 2006, algorithm 7.1.
+Each Newton step is solved by conjugate gradients, which use the design matrix only in sums over rows. For a single one-hot block,
+the Hessian is diagonal and one iteration suffices. Source: Nocedal and Wright, "Numerical Optimization", 2006, algorithm 7.1.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,35 +22,35 @@ INNER = 30
 PRECISE = 1e-2
 """Relative residual at which conjugate gradients stop."""
 LEAST_GAIN = 1e-6
-"""Smallest relative gain in loss of a Newton step after which another one follows."""
+"""Newton's method stops after a step that lowers the loss by no more than this share."""
 APART = 100.0
-"""Largest ratio of the ridge on a group to that on the group with the largest effects."""
+"""Largest ratio between the ridge on a group of effects and the ridge on the group with the largest effects."""
 
 
 class Design(Protocol):
-    """A matrix (n, p) defined by its products. Effects are (p,), or (p, k) for k margins; rows (n,), or (n, k)."""
+    """A design matrix X (n, p), defined by its products. Effects are (p,), or (p, k) for k margins; rows are (n,), or (n, k)."""
 
     def margin(self, effects: Tensor) -> Tensor:
-        """Product of the matrix with effects: rows."""
+        """X @ effects, one value per row."""
         ...
 
     def sums(self, rows: Tensor) -> Tensor:
-        """Product of its transpose with rows: effects."""
+        """X.T @ rows, one value per effect."""
         ...
 
     def squares(self, rows: Tensor) -> Tensor:
-        """Product of the transpose of its squared entries with rows: effects."""
+        """(X * X).T @ rows, one value per effect."""
         ...
 
 
 @dataclass(frozen=True)
 class SparseDesign:
-    """A design with m entries in each row, such as m one-hot blocks side by side.
+    """A sparse design matrix with m entries in each row, such as m one-hot blocks side by side.
 
     Attributes:
-        index: (m, n) the columns of the entries.
-        width: p.
-        value: (m, n); None if all are 1.
+        index: (m, n) column index of each entry.
+        width: p, the number of columns.
+        value: (m, n) value of each entry; None if all values are 1.
     """
 
     index: Tensor
@@ -78,18 +78,18 @@ class SparseDesign:
 
 @dataclass(frozen=True)
 class Ridge:
-    """Penalty: half of the sum of own * effect ** 2 and of links * (difference of neighbours) ** 2.
+    """Quadratic penalty: (sum of own * effect ** 2 + sum of links * (difference of neighbouring effects) ** 2) / 2.
 
     Attributes:
         own: (p,), positive.
-        links: (p - 1,), for entry j and the next; None if there are none.
+        links: (p - 1,), link j is between effects j and j + 1; None without links.
     """
 
     own: Tensor
     links: Tensor | None = None
 
     def scaled(self, factor: Tensor) -> "Ridge":
-        """The ridge times one factor for each effect, (p,); linked effects must have the same factor."""
+        """The ridge, multiplied by one factor for each effect, (p,). Linked effects must have the same factor."""
         return Ridge(factor * self.own, None if self.links is None else factor[1:] * self.links)
 
     def times(self, effects: Tensor) -> Tensor:
@@ -111,7 +111,7 @@ class Ridge:
 
 
 def beside(ridges: Sequence[Ridge]) -> Ridge:
-    """Ridge of designs side by side, without links between them."""
+    """Ridge for designs that are put side by side; it has no links between different designs."""
     links = []
     for r in ridges:
         links += [r.own.new_zeros(len(r.own) - 1) if r.links is None else r.links, r.own.new_zeros(1)]
@@ -119,7 +119,7 @@ def beside(ridges: Sequence[Ridge]) -> Ridge:
 
 
 def fit(design: Design, ridge: Ridge, effects: Tensor, split: Split, criterion: Criterion) -> Tensor:
-    """Effects that minimise the weighted mean loss, at the split's margin plus theirs, plus the penalty.
+    """Effects that minimise the weighted mean loss, at the split's margin plus X @ effects, plus the penalty.
 
     Args:
         effects: starting values.
@@ -157,19 +157,20 @@ def fit(design: Design, ridge: Ridge, effects: Tensor, split: Split, criterion: 
 
 
 def mean_curvature(split: Split, criterion: Criterion) -> float:
-    """Mean second derivative of a row's loss by its margin; for k margins, their mean."""
+    """Mean second derivative of a row's loss with respect to its margin; for k margins, averaged over the margins, too."""
     _, curve = criterion.slopes(split.margin, split)
     return float(split.mean(curve if curve.ndim == 1 else curve.mean(1)))
 
 
 def apart(design: Design, groups: Sequence[int], split: Split, criterion: Criterion) -> Tensor:
-    """Ratio of the ridge on each effect to that on the group with the largest effects, (p,).
+    """Ratio between the ridge on each effect and the ridge on the group with the largest effects, (p,).
 
-    The ridge is the dispersion over the variance of a group's effects, which is estimated from moments of the slopes at the
-    margin: E[(sum of slopes)^2] = dispersion * curvature + variance * curvature^2 for a cell.
+    The ridge on a group is the dispersion divided by the variance of the group's effects. The variance is estimated from moments
+    of the slopes (first derivatives of the rows' losses) at the margin: for one effect, E[(sum of slopes)^2] = dispersion *
+    curvature + variance * curvature^2.
 
     Args:
-        groups: number of effects of each group, in their order.
+        groups: number of effects in each group; the effects of a group are consecutive.
     """
     slope, curve = criterion.slopes(split.margin, split)
     weight = torch.where(split.weight > 0, split.weight, 0.0)
@@ -188,7 +189,7 @@ def apart(design: Design, groups: Sequence[int], split: Split, criterion: Criter
 def _derivatives(
     criterion: Criterion, margin: Tensor, split: Split
 ) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
-    """First and second derivative of each row's loss, and the function that multiplies rows by its Hessian."""
+    """First and second derivative of each row's loss, and a function that multiplies (n, [k]) by each row's Hessian."""
     slope, curve = criterion.slopes(margin, split)
     if margin.ndim == 1:
         return slope, curve, lambda v: curve * v
@@ -206,7 +207,7 @@ def _derivatives(
 
 
 def _conjugate_gradients(product: Callable[[Tensor], Tensor], right: Tensor, scale: Tensor) -> Tensor:
-    """Solve product(x) = right, preconditioned by `scale`; stop before a direction in which the loss is concave."""
+    """Solve product(x) = right for x, preconditioned by `scale`. Stop at a direction in which the loss is concave."""
     x = torch.zeros_like(right)
     rest = right.clone()
     near = rest / scale

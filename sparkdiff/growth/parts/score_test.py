@@ -1,7 +1,9 @@
-"""Score tests: estimated reduction of the loss by an effect of a column, or of two together, in one pass over the rows.
+"""Score tests: estimated reduction of the loss by an effect of one column, or of two columns together, in one pass over the rows.
 
-One Newton step from zero lowers a cell's loss by half of (sum of its slopes)^2 / (sum of its curvatures). Under no effect,
-twice that is the rows' dispersion times a chi-square variable. A score is its distance from its mean in standard deviations.
+One Newton step from zero lowers the loss of a cell (the rows with one value, or one pair of values) by half of (sum of
+slopes)^2 / (sum of curvatures); slopes and curvatures are the first and second derivatives of the rows' losses. Under
+the hypothesis of no effect, twice this reduction is distributed like the dispersion of the rows times a chi-square
+variable. A score is the distance of the reduction from its mean under this hypothesis, in standard deviations.
 Source: Rao, "Large sample tests of statistical hypotheses", 1948.
 """
 
@@ -19,21 +21,21 @@ from sparkdiff.growth.parts.coding import Coding
 from sparkdiff.growth.table import Split
 
 ENOUGH = 100_000
-"""Rows that a test uses; of more rows, every second, third and so on."""
+"""Largest number of rows that a test uses; of a larger split, it uses only every second, third, ... row."""
 Scored = TypeVar("Scored", bound=tuple[Any, ...])
 ROUNDS = 20
-"""Number of rounds in which two columns' own effects are fitted in turn."""
+"""Number of rounds of alternating fits of the main effects of two columns."""
 
 
 @dataclass(frozen=True)
 class Derivatives:
-    """The derivatives of the loss at the margin.
+    """Derivatives of the rows' losses with respect to their k margins.
 
     Attributes:
-        pull: (k, n) weight * (-slope).
-        curve: (k, n) weight * curvature.
-        dispersion: the variance of the slopes over the curvature; 1 if the likelihood is right.
-        least: the mean curvature of a row, which is added to each cell's.
+        pull: (k, n) weight * (-first derivative).
+        curve: (k, n) weight * second derivative (curvature).
+        dispersion: variance of the first derivative divided by the mean curvature; 1 if the likelihood is correctly specified.
+        least: mean curvature of a row; it is added to the curvature of each cell.
     """
 
     pull: Tensor
@@ -43,7 +45,7 @@ class Derivatives:
 
 
 def rows_of(split: Split) -> Split:
-    """The split, or a sample of its rows; see `ENOUGH`."""
+    """The split, or a sample of its rows (without dense features) if it has more than `ENOUGH` rows."""
     step = -(-len(split) // ENOUGH)
     if step <= 1:
         return split
@@ -67,7 +69,12 @@ def derivatives(split: Split, criterion: Criterion) -> Derivatives:
 
 
 def of_column(index: Tensor, width: int, d: Derivatives) -> float:
-    """Score of a one-hot block (n,), beside the intercept."""
+    """Score of the effects of a one-hot block, in addition to an intercept.
+
+    Args:
+        index: (n,) index of the entry that is 1.
+        width: width of the block.
+    """
     pull, curve, there = _cells(index, width, d)
     damped = curve + d.least * there
     found = (pull.square() / damped).nan_to_num(0.0).sum() - (pull.sum(1).square() / curve.sum(1)).sum()
@@ -75,7 +82,12 @@ def of_column(index: Tensor, width: int, d: Derivatives) -> float:
 
 
 def of_pair(first: Tensor, second: Tensor, widths: tuple[int, int], d: Derivatives) -> float:
-    """Score of the cells of two one-hot blocks (n,), beside the effects of each alone."""
+    """Score of the interaction of two one-hot blocks, in addition to the main effects of both.
+
+    Args:
+        first, second: (n,) index of the entry that is 1 in each block.
+        widths: widths of the blocks.
+    """
     pull, bare, there = (t.view(-1, *widths) for t in _cells(first * widths[1] + second, math.prod(widths), d))
     curve = bare + d.least * there
     own, other = pull.new_zeros(len(pull), widths[0], 1), pull.new_zeros(len(pull), 1, widths[1])
@@ -90,9 +102,9 @@ def of_pair(first: Tensor, second: Tensor, widths: tuple[int, int], d: Derivativ
 
 
 def pairs(coded: list[Coding], split: Split, criterion: Criterion, most: int) -> list[tuple[float, Coding, Coding]]:
-    """All pairs of columns with different names and at most `most` cells; largest score first.
+    """All pairs of columns with different names and at most `most` cells, with their scores; largest score first.
 
-    If a column is available both as numbers and as categories, each pair has the form with the larger score.
+    If a column is available both as a number and as a category, each pair uses the form with the larger score.
     """
     d = derivatives(split, criterion)
     index = {c: c.index(split) for c in coded}
@@ -105,8 +117,8 @@ def pairs(coded: list[Coding], split: Split, criterion: Criterion, most: int) ->
 
 
 def columns(coded: list[Coding], split: Split, criterion: Criterion) -> list[tuple[float, Coding]]:
-    """All columns, largest score first; of a column's forms as numbers and as categories, the one with the larger
-    score.
+    """All columns with their scores, largest score first. If a column is available both as a number and as a category, only the
+    form with the larger score is listed.
     """
     d = derivatives(split, criterion)
     found = [(of_column(c.index(split), c.width, d), c) for c in coded]
@@ -114,7 +126,7 @@ def columns(coded: list[Coding], split: Split, criterion: Criterion) -> list[tup
 
 
 def _once(found: Sequence[Scored], name: Callable[[Scored], Hashable]) -> list[Scored]:
-    """Entries by falling score, the first of each name."""
+    """Entries in descending order of score; of entries with the same name, only the first."""
     first: dict[Hashable, Scored] = {}
     for one in sorted(found, key=lambda of: -of[0]):
         first.setdefault(name(one), one)
@@ -122,22 +134,23 @@ def _once(found: Sequence[Scored], name: Callable[[Scored], Hashable]) -> list[S
 
 
 def _cells(index: Tensor, width: int, d: Derivatives) -> tuple[Tensor, Tensor, Tensor]:
-    """Sums of pull and curvature in each cell, (k, width), and True for cells that have rows, (1, width)."""
+    """Sums of pull and curvature in each cell, (k, width) each; and True for each cell with rows, (1, width)."""
     pull, curve = (torch.stack([torch.bincount(index, row, width) for row in t]) for t in (d.pull, d.curve))
     return pull, curve, (torch.bincount(index, minlength=width) > 0)[None]
 
 
 def _kept(curve: Tensor, damped: Tensor) -> float:
-    """Mean share of the cells' scores that is left after `Derivatives.least` is added to their curvature."""
+    """Mean factor by which the cells' reductions of the loss shrink when `Derivatives.least` is added to their curvature."""
     return float((curve / damped)[damped > 0].mean())
 
 
 def _standardised(found: float, free: int, kept: float, d: Derivatives) -> float:
-    """Score in standard deviations above its mean under no effect; -inf without degrees of freedom.
+    """Score: standard deviations of `found` above its mean under no effect; -inf without degrees of freedom.
 
     Args:
+        found: twice the reduction of the loss.
         free: degrees of freedom.
-        kept: share of `found` that is left, see `_kept`.
+        kept: factor by which `found` is shrunk, see `_kept`.
     """
     if free <= 0:
         return -math.inf

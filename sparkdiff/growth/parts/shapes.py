@@ -1,8 +1,9 @@
 """Shapes: the effect of one column as a curve or as steps, so that a linear model becomes a generalized additive model.
 
-A curve is linear between knots and constant outside: the sum of a rising and a falling IsotonicRegressionModel, as every
-function of bounded variation is such a sum. Steps are a one-hot block: of a category, or of a number in buckets. The penalty
-pulls neighbouring knots and buckets together. Source: Eilers and Marx, "Flexible smoothing with B-splines and penalties", 1996.
+A curve is linear between its knots and constant outside them. In MLlib it is the sum of a rising and a falling
+IsotonicRegressionModel, because every function of bounded variation is such a sum. Steps are a one-hot block of a
+category, or of a number in buckets. The penalty pulls the values of neighbouring knots and buckets together. Source:
+Eilers and Marx, "Flexible smoothing with B-splines and penalties", 1996.
 """
 
 from collections.abc import Sequence
@@ -28,11 +29,11 @@ from sparkdiff.growth.table import Column, Split, Table
 from sparkdiff.jvm import mllib
 
 FINE, COARSE = 32, 8
-"""Numbers of knots of a curve, and of buckets of a number."""
+"""Numbers of knots of a curve, or of buckets of a number, that are tried."""
 ALONE, TOGETHER = 3, 30
-"""Largest number of columns with shapes of their own, and of columns with shapes in one part."""
+"""Largest number of columns that get a part of their own, and of columns whose shapes form one part."""
 LEVEL = 0.1
-"""Ridge on the values of a curve or of steps, as a share of that on the differences of neighbours."""
+"""Ridge on the values of a curve or of steps; the ridge on differences of `COARSE` neighbours is 1."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Knots:
 
     Attributes:
         place: position of the column in `Split.values`.
-        at: values of the column, ascending, two at least.
+        at: positions of the knots: at least two values of the column, ascending.
     """
 
     column: Column
@@ -49,7 +50,10 @@ class Knots:
     at: tuple[float, ...]
 
     def entries(self, split: Split) -> tuple[Tensor, Tensor]:
-        """Knots below and above each row's value, (2, n) int64, and their weights. NaN is above all numbers."""
+        """Indices of the knots below and above each row's value, (2, n) int64, and their interpolation weights, (2, n).
+
+        NaN counts as larger than all numbers.
+        """
         x = split.values[:, self.place].contiguous()
         at = x.new_tensor(self.at)
         below = (torch.searchsorted(at, x, right=True) - 1).clamp(0, len(at) - 2)
@@ -58,7 +62,7 @@ class Knots:
 
 
 class Shapes(Blocks):
-    """Curves and steps of single columns, whose values are added to the margin."""
+    """A part that adds curves and steps of single columns to the margin."""
 
     kind = "shapes"
 
@@ -68,7 +72,9 @@ class Shapes(Blocks):
     ):  # fmt: skip
         """
         Args:
-            effects: effects of each block of steps, see `Blocks`.
+            steps: codings of the columns with steps.
+            effects: effects of each column with steps, see `Blocks`.
+            curves: knots of the columns with curves.
             values: values of each curve at its knots.
         """
         super().__init__(name, [(c,) for c in steps], effects)
@@ -120,7 +126,7 @@ class Shapes(Blocks):
 
     @staticmethod
     def _monotone(values: Tensor) -> list[tuple[bool, np.ndarray[Any, Any]]]:
-        """The rising and the falling curve whose sum is this one; only one of them if that is enough."""
+        """The curve as a sum of monotone curves: (True, values) for a rising one, (False, values) for a falling one, or both."""
         first, steps = values.numpy()[:1], np.diff(values.numpy())
         rise, fall = (np.concatenate([[0.0], np.cumsum(part)]) for part in (steps.clip(min=0), steps.clip(max=0)))
         if not fall.any():
@@ -137,7 +143,7 @@ class Shapes(Blocks):
 
 
 class ShapesTrainer(PathTrainer):
-    """Trainer of curves and steps together."""
+    """Trainer of a part with curves and steps."""
 
     def __init__(self, table: Table, name: str, steps: Sequence[Coding], curves: Sequence[Knots]):
         self.name, self.steps, self.curves = name, tuple(steps), tuple(curves)
@@ -164,10 +170,12 @@ class ShapesTrainer(PathTrainer):
 
 
 def _smooth(neighbours: int, alone: int, like: Tensor) -> Ridge:
-    """Ridge that pulls neighbours together, as a random walk whose spread does not depend on their number.
+    """Ridge that pulls neighbouring effects together, as a random walk whose total spread does not depend on its length.
 
     Args:
-        alone: number of entries after them that have no neighbours.
+        neighbours: number of effects that are neighbours of each other.
+        alone: number of effects after them that have no neighbours.
+        like: a tensor with the dtype and device of the result.
     """
     own = like.new_ones(neighbours + alone)
     own[:neighbours] = LEVEL
@@ -177,7 +185,7 @@ def _smooth(neighbours: int, alone: int, like: Tensor) -> Ridge:
 
 
 def propose(table: Table, criterion: Criterion, seed: int) -> list[Item]:
-    """Items for curves and steps of the columns with the largest scores, and for shapes of all columns together."""
+    """Items for curves and steps of each of the top-scoring columns, and for shapes of up to `TOGETHER` columns in one part."""
     scored = score_test.columns(codings(table, COARSE), score_test.rows_of(table.train), criterion)
     ranked = [c for _, c in scored[:TOGETHER]]
     items = []
@@ -213,9 +221,12 @@ def trainer(item: Item, table: Table) -> ShapesTrainer:
 
 
 def _knots(table: Table, place: int, most: int) -> Knots | None:
-    """Knots at quantiles of a number's values. None for columns that can't have a curve: categories, columns in which values are
-    or may be missing (a curve treats NaN as the largest value), columns with fewer than three values, and all columns if there
-    are several margins, each of which would take two models."""
+    """Knots at quantiles of a numeric column; None if the column can't have a curve.
+
+    Without a curve are: categories; columns in which values are or may be missing, because a curve treats NaN as the
+    largest value; columns with fewer than three distinct values; and all columns if there are several margins, because
+    each margin would need two models.
+    """
     column = table.columns[place]
     values = table.train.values[:, place]
     lacks = column.gaps or bool(values.isnan().any() or table.validation.values[:, place].isnan().any())

@@ -1,8 +1,8 @@
-"""Boosted trees on the single columns, fitted to the derivatives of the head's loss at the current margin.
+"""Boosted trees on the scalar columns, fitted to the derivatives of the head's loss at the current margin.
 
-In Spark: VectorAssembler of the unchanged columns, and one GBTRegressionModel for each entry of the margin, whose prediction
-the last linear stage multiplies by 1. Trees of LightGBM, XGBoost or scikit-learn are converted by `sparkdiff.importers`, so that
-every double falls into the same leaf in Spark.
+In Spark, a VectorAssembler reads the unchanged columns, and for each entry of the margin a GBTRegressionModel makes a prediction,
+which the last linear stage multiplies by 1. `sparkdiff.importers` converts the trees of LightGBM, XGBoost or
+scikit-learn, so that every double falls into the same leaf in Spark.
 
 Source: Friedman, "Greedy function approximation: a gradient boosting machine", 2001; Chen and Guestrin, "XGBoost", 2016, for
 Newton's steps in the leaves.
@@ -38,8 +38,8 @@ class Size:
     Attributes:
         leaves: largest number of leaves of a tree.
         rounds: largest number of boosting rounds.
-        rate: learning rate: factor of each tree's steps.
-        columns: share of the columns that is drawn for each tree.
+        rate: learning rate, the factor by which each tree's leaf values are multiplied.
+        columns: share of the columns that is drawn at random for each tree.
     """
 
     leaves: int
@@ -50,16 +50,18 @@ class Size:
 
 FAST = (Size(4, 300), Size(31, 200))
 SIZES = (*FAST, Size(8, 400, 0.05, 0.7), Size(63, 400, 0.05, 0.6))
-"""The last two learn slowly: the former is often better on some thousand rows, the latter on more (docs/growing.md)."""
+"""The proposed ensembles. The last two learn slowly: the one with 8 leaves is often better on some thousand rows, the one with 63
+leaves on more rows (docs/growing.md)."""
 MOST_LEAVES = 320
-"""Most leaves of all slow trees of a boosting round: more, with many classes, make a model slow to load and serve."""
+"""Largest number of leaves per boosting round of a slow ensemble (leaves of a tree times entries of the margin). More leaves, as
+with many classes, would make a model slow to load and serve."""
 ROUNDS = 10
-"""Boosting rounds in an epoch."""
+"""Number of boosting rounds per epoch."""
 RIDGE = 1.0
 LEAST_ROWS = 20
-"""Smallest number of rows in a leaf; for a table of few rows, a fiftieth of them."""
+"""Smallest number of rows in a leaf; a fiftieth of the training rows if that is less."""
 LONGEST = 4.0
-"""Largest Newton step of a leaf, in natural units of the margin."""
+"""Largest Newton step of a leaf, in units of the margin (`Criterion.unit`)."""
 
 
 def installed() -> str:
@@ -78,7 +80,9 @@ def installed() -> str:
 
 
 def without_trees(settings: GrowthSettings) -> tuple[GrowthSettings, list[str]]:
-    """The options without trees, and a warning, if `parts` has all kinds and no library for trees is installed.
+    """Leave trees out of the options, with a warning, if `parts` has all kinds and no library for trees is installed.
+
+    Otherwise return the options unchanged and no warning.
 
     Raises:
         InputError: `parts` names trees but not all kinds, and no library for trees is installed.
@@ -93,7 +97,7 @@ def without_trees(settings: GrowthSettings) -> tuple[GrowthSettings, list[str]]:
 
 
 def propose(table: Table, criterion: Criterion, seed: int) -> list[Item]:
-    """Items for small trees, which model interactions of two or three columns, and larger ones, which learn fast or slowly.
+    """Items for ensembles of small trees, which model interactions of two or three columns, and of larger trees; see `SIZES`.
 
     Raises:
         InputError: no library for trees is installed.
@@ -116,20 +120,20 @@ def propose(table: Table, criterion: Criterion, seed: int) -> list[Item]:
 
 
 Block = tuple[Nodes, ...]
-"""The trees of an epoch for each entry of the margin; `featureIndex` counts the columns of the table."""
+"""The trees of one epoch, for each entry of the margin; `featureIndex` is an index into the columns of the table."""
 
 
 class Sums:
-    """Sums of blocks, kept from epoch to epoch, so that each block is computed once for the rows of a split.
+    """Cache of the summed outputs of blocks, so that each block is evaluated only once on the rows of a split.
 
-    Blocks are always added one after another: the sums are the same, bit for bit, with and without the kept ones.
+    Blocks are always added one after another, so that sums are bit for bit the same with and without the cache.
     """
 
     def __init__(self) -> None:
         self.kept: dict[int, tuple[Tensor, int, Array]] = {}  # the rows, the number of blocks, the sum
 
     def of(self, blocks: Sequence[Block], values: Tensor) -> Array:
-        """Sum of the blocks for rows (n, c): (n, k)."""
+        """Sum of the outputs of the blocks for rows (n, c); (n, k)."""
         rows, count, sums = self.kept.get(id(values), (None, 0, None))
         if rows is not values or count > len(blocks) or sums is None:
             count, sums = 0, np.zeros((len(values), len(blocks[0]) if blocks else 1))
@@ -143,10 +147,12 @@ class Sums:
 
 
 class TreesPart(Part):
-    """Sums of trees, one for each entry of the margin.
+    """A part with one sum of trees for each entry of the margin.
 
     Args:
-        columns: columns of the table.
+        columns: all columns of the table; the part keeps those that its trees read.
+        blocks: the trees, epoch by epoch.
+        sums: cache of outputs.
     """
 
     kind = "trees"
@@ -156,7 +162,7 @@ class TreesPart(Part):
         joined = [Nodes.join(each) for each in zip(*blocks, strict=True)]
         read = np.unique(np.concatenate([n.featureIndex[~n.leaf] for n in joined])).astype(np.int64)
         places = read if len(read) else np.zeros(1, np.int64)
-        number = np.full(len(columns) + 1, -1, np.int32)  # the last one is for leaves
+        number = np.full(len(columns) + 1, -1, np.int32)  # the last entry is for leaves
         number[places] = np.arange(len(places))
         self.columns = tuple(columns[j] for j in places)
         self.nodes = tuple(n.replace(featureIndex=number[n.featureIndex]) for n in joined)
@@ -164,7 +170,7 @@ class TreesPart(Part):
 
     @property
     def parameters(self) -> int:
-        """Number of thresholds (or sets of categories) and values of leaves."""
+        """Number of nodes: each inner node has a threshold (or a set of categories), and each leaf a value."""
         return sum(len(nodes) for nodes in self.nodes)
 
     def output(self, split: Split) -> Tensor:
@@ -190,7 +196,7 @@ class TreesPart(Part):
         return Stages(stages, outputs)
 
     def shown(self) -> list[dict[str, Any]]:
-        """Columns by their share of the gain of all splits."""
+        """Table of the columns with their shares in the gain of all splits, largest share first."""
         gains = np.zeros(len(self.columns))
         for nodes in self.nodes:
             inner = ~nodes.leaf
@@ -201,7 +207,7 @@ class TreesPart(Part):
 
 
 class Boosting(Trainer):
-    """Trainer of boosted trees, block by block; the trees so far are its whole state."""
+    """Trainer of boosted trees. Each epoch adds a block of trees; the trees found so far are the whole state."""
 
     def __init__(self, item: Item, table: Table):
         self.item, self.columns, self.width = item, table.columns, table.width
@@ -251,11 +257,15 @@ trainer = Boosting
 
 
 def _settled(tree: TreeArrays, x: Array, gaps: Array) -> TreeArrays:
-    """The tree with a path for NaN at every split.
+    """The tree, with a direction for NaN at every split.
 
-    If a column never lacks its value in training rows, the tree has learned no path for its NaN: NaN goes where Spark sends it,
-    or, if future rows may lack the value, where most training rows go. NaN also goes where Spark sends it if keeping its path
-    would make the tree too large.
+    At splits on a column with NaN in the training rows, the tree has learned the direction, which is kept. At splits on other
+    columns, NaN goes where most training rows go if future rows may lack the value, and else where Spark sends NaN. If these
+    directions would make the tree too large, NaN goes where Spark sends it at all splits.
+
+    Args:
+        x: (n, c) the training rows.
+        gaps: (c,) True for columns in which future rows may lack a value.
     """
     lacks, gaps = (np.append(columns, False)[tree.feature] for columns in (np.isnan(x).any(0), gaps))
     plain = tree.without_missing()
@@ -271,6 +281,6 @@ def _settled(tree: TreeArrays, x: Array, gaps: Array) -> TreeArrays:
 
 
 def _nodes(trees: Sequence[TreeArrays]) -> Nodes:
-    """Trees in Spark's form, without those that add nothing."""
+    """The trees in Spark's form, without trees that predict 0 for all rows."""
     kept = [tree for tree in trees if len(tree.left) > 1 or tree.value[0] != 0]
     return TreeArrays.join(kept or [TreeArrays.constant(0.0)]).nodes()

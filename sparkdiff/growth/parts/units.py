@@ -1,7 +1,7 @@
-"""Hidden units beside the features: a multilayer perceptron whose raw scores the last linear stage adds to its margin.
+"""Hidden units: a multilayer perceptron on the features, whose raw scores the last linear stage adds to its margin.
 
-In MLlib that is a MultilayerPerceptronClassificationModel: sigmoids in its hidden layers, and a linear last layer, whose outputs
-are its rawPrediction. It has at least two outputs; with one margin, the second output is zero.
+In MLlib it is a MultilayerPerceptronClassificationModel, which has sigmoids in its hidden layers, and a linear last layer whose
+outputs are the rawPrediction. The model has at least two outputs; if there is only one margin, the second output is zero.
 """
 
 import itertools
@@ -28,14 +28,14 @@ SIZES: Sequence[tuple[tuple[int, ...], float, str]] = (
     ((32, 32), 0.1, "2 layers of 32 units"),
     ((32, 32), 0.3, "2 layers of 32 units, small weights"),
 )
-"""Hidden layers, weight decay, name."""
+"""Sizes of the hidden layers, weight decay, name of the part."""
 EPOCHS, RATE = 50, 0.03
 WIDEST = 4096
-"""Largest number of features: Spark's perceptron makes each row dense."""
+"""Largest number of features. It is limited because Spark's perceptron makes each row dense."""
 
 
 def propose(table: Table, criterion: Criterion, seed: int) -> list[Item]:
-    """One item for each of SIZES; none if there are too many features."""
+    """Items, one for each of `SIZES`; none if there are more than `WIDEST` features."""
     rows, d = len(table.train), width(table.train.features)
     if d > WIDEST:
         return []
@@ -58,8 +58,8 @@ class Units(Part):
 
     Args:
         sizes: sizes of the layers, inputs and outputs included.
-        weights: all of them, in Spark's order, see `MultilayerPerceptron`.
-        classes: number of classes of the margin; 0 if it is one number.
+        weights: all weights of all layers, in Spark's order, see `MultilayerPerceptron`.
+        classes: number of margins of a softmax; 0 if a row's margin is one number.
     """
 
     kind = "units"
@@ -91,10 +91,11 @@ class Units(Part):
 
 
 class UnitsTrainer(Descent):
-    """Trainer of layers of tanh(z / 2) on standardised features, which have better conditioned gradients than sigmoids.
+    """Trainer of units as layers of tanh(z / 2) on standardised features; gradients are better conditioned than for sigmoids.
 
-    Both represent the same functions: tanh(z / 2) = 2 * sigmoid(z) - 1, and the standardisation is affine, so that `part` folds
-    both into the weights. The last layer begins at zero, so training starts at the table's margin.
+    The functions are the same as with sigmoids on the original features, because tanh(z / 2) = 2 * sigmoid(z) - 1 and the
+    standardisation is affine: `part` folds both into the weights. The last layer begins at zero, so training starts at the
+    table's margin.
     """
 
     def __init__(self, item: Item, table: Table):

@@ -1,4 +1,4 @@
-"""The arms, one file each, and their list."""
+"""The list of the arms (ways to improve a pipeline, which compete), and a module for each."""
 
 from sparkdiff.improvement.arms import fine_tuning, growing, refitting, searching, simplifying
 from sparkdiff.improvement.candidate import Arm
@@ -11,5 +11,5 @@ ARMS: tuple[Arm, ...] = (
 
 
 def arms_of(settings: ImprovementSettings) -> list[Arm]:
-    """Arms that may be tried, the cheap ones first."""
+    """Arms that the settings allow, the cheap ones first."""
     return [arm for arm in ARMS if arm.name in settings.tried()]

@@ -1,8 +1,9 @@
-"""More boosted trees for a pipeline that ends in boosted trees, or others in their place: fitted on the cache, moved to Spark.
+"""Boosted trees that are added to the last stage of a pipeline that ends in boosted trees, or that replace its trees.
 
-The trees are fitted like those that growth puts in front of a linear stage (growth/parts/trees.py), on the features that the last
-stage reads, for the loss of the improvement. They start from the margin of the existing trees, and are added to them; or from the
-mean of that margin, and replace them. Either way the last stage keeps its class, uid and Params.
+They are fitted on the cached rows like the trees that growth puts in front of a linear stage (growth/parts/trees.py): on the
+features that the last stage reads, for the loss of the improvement. They start from the margin (the sum) of the
+existing trees and are added to them, or start from the mean of this margin and replace them. In both cases the last
+stage, which is rebuilt in Spark, keeps its class, uid and Params.
 """
 
 import time
@@ -41,11 +42,11 @@ from sparkdiff.store.run_folder import name_beside
 from sparkdiff.tensors.rows import dense, width
 
 LARGEST = 2**30
-"""Most bytes that the features may take as a matrix."""
+"""Largest size of the features as a dense matrix, in bytes."""
 PASSES = 20
-"""Passes over the training rows that an ensemble counts as, if the budget is in passes."""
+"""Number of passes over the training rows that one ensemble counts as, if the budget is in passes."""
 LATE = 0.5
-"""Expected further gain, as a share of the gain so far, from the ensembles that there was no time for."""
+"""Expected further gain, as a share of the gain so far, from ensembles that there was no time to train."""
 
 
 def ends_in_boosted(ground: Ground) -> bool:
@@ -53,7 +54,7 @@ def ends_in_boosted(ground: Ground) -> bool:
 
 
 def refused(ground: Ground) -> str:
-    """Reason why no trees can be added; empty if they can."""
+    """Reason why no trees can be added; empty if trees can be added."""
     head = ground.plan.cut.graph.head
     if head.uid in ground.keeps:
         return f"{head.uid} is to be kept, and more trees change it"
@@ -67,10 +68,11 @@ def refused(ground: Ground) -> str:
 
 @dataclass(frozen=True)
 class _Ensemble:
-    """Trees fitted from one start.
+    """An ensemble of trees, fitted from one of the two margins.
 
     Attributes:
-        base: the constant margin that its trees start from if they replace the existing trees; None if they are added to them.
+        found: result of the training.
+        base: the constant margin from which the trees start if they replace the existing trees; None if they are added to them.
     """
 
     found: Found
@@ -90,13 +92,13 @@ class _Ensemble:
 
 @dataclass(frozen=True)
 class _Boosting:
-    """The rows at the margins that trees can start from.
+    """The rows at the two margins from which trees can start.
 
     Attributes:
-        tables: the rows at the margin of the existing trees, and at its mean.
-        base: this mean.
+        tables: the rows at the margin of the existing trees, and the rows at the mean of this margin.
+        base: the mean of the margin of the existing trees.
         original: the metric of the existing trees.
-        train: trains items.
+        train: function that trains items.
     """
 
     tables: tuple[Table, Table]
@@ -106,7 +108,7 @@ class _Boosting:
     train: Run
 
     def ensembles(self, items: Sequence[Item], inPlace: bool) -> list[_Ensemble]:
-        """Train these items from one of the margins."""
+        """Train these items: from the mean margin if `inPlace`, to replace the existing trees; else from the existing trees."""
         number = 1 + inPlace
         found = self.train(number, items, self.tables[inPlace], self.original.blocks)
         return [_Ensemble(f, self.base if inPlace else None) for f in found]
@@ -131,7 +133,10 @@ def _boosting(ground: Ground, number: str, clock: Clock, seconds: float | None) 
 
 
 def run(ground: Ground, number: int, limit: Limit, steps: Sequence[Step]) -> Step:
-    """Train the ensembles that there is time for; in a second step the others, and then the weights with the best one."""
+    """Train as many ensembles as there is time for, and make a candidate from the best one.
+
+    The second step also trains the ensembles that the first step had no time for, and then all weights of the best candidate.
+    """
     begun, clock = time.monotonic(), Clock.of(limit.seconds)
     with _boosting(ground, str(number), clock, limit.seconds) as boosting:
         items = trees.propose(boosting.tables[0], boosting.criterion, ground.options.seed)
@@ -159,10 +164,10 @@ def run(ground: Ground, number: int, limit: Limit, steps: Sequence[Step]) -> Ste
 
 
 def make(ground: Ground, settings: Mapping[str, Any]) -> Any:
-    """Train the same ensemble, with the same number of trees, from the margin of the ground's model or from its mean.
+    """Train the same ensemble, with the same number of trees, on another ground: from the margin of its model, or from the mean.
 
     Raises:
-        InputError: it diverges.
+        InputError: the training diverges.
     """
     with _boosting(ground, "again", Clock.of(None), None) as boosting:
         [ensemble] = boosting.ensembles([Item(**settings["item"])], settings["inPlace"])
@@ -172,10 +177,10 @@ def make(ground: Ground, settings: Mapping[str, Any]) -> Any:
 
 
 def _table(run: Any, ground: Ground, room: int) -> Table:
-    """Table of the features that the last stage reads, as single columns.
+    """Table in which each feature that the last stage reads is a scalar column.
 
     Raises:
-        InputError: the validation rows have too many for a matrix in memory.
+        InputError: the features of the validation rows don't fit into `room` as a dense matrix.
     """
     plain = table_of(run, (), room, dense=True)
     head = ground.plan.cut.graph.head
@@ -187,7 +192,7 @@ def _table(run: Any, ground: Ground, room: int) -> Table:
 
 
 def _columns(features: str, slots: int, metadata: dict[str, Any]) -> tuple[Column, ...]:
-    """A column for each slot; a nominal one is a category, as for Spark's own trees."""
+    """A column for each entry (slot) of the feature vector; nominal entries are categories, as in Spark's own trees."""
     known, out = slots_of(metadata.get("ml_attr") or {}), []
     for j in range(slots):
         kind, told = known.get(j, ("numeric", {}))
@@ -198,7 +203,7 @@ def _columns(features: str, slots: int, metadata: dict[str, Any]) -> tuple[Colum
 
 
 def _best(ground: Ground, ensembles: Sequence[_Ensemble]) -> tuple[_Ensemble | None, Any]:
-    """The best ensemble that may be served, and its pipeline; None and None if there is none."""
+    """The best ensemble among those that `maxServingCost` allows, and its pipeline; None and None if there is none."""
     for ensemble in sorted(ensembles, key=lambda e: e.found.value):
         model = _pipeline(ground, ensemble)
         if allowed(ground, costs.of_model(model)):
@@ -207,7 +212,7 @@ def _best(ground: Ground, ensembles: Sequence[_Ensemble]) -> tuple[_Ensemble | N
 
 
 def _pipeline(ground: Ground, ensemble: _Ensemble) -> Any:
-    """The original with these trees in its last stage."""
+    """The original with the ensemble's trees in its last stage."""
     head = ground.plan.cut.graph.head
     module, part = head.module, ensemble.found.part
     assert isinstance(module, BOOSTED)
@@ -225,7 +230,7 @@ def _pipeline(ground: Ground, ensemble: _Ensemble) -> Any:
 
 
 def _told(ensemble: _Ensemble, original: float) -> dict[str, Any]:
-    """Facts about an ensemble, for the summary."""
+    """Facts about an ensemble, stored in `Step.learned`."""
     found = ensemble.found
     start = "the trees that are there" if ensemble.base is None else "their mean margin"
     gain = share_of(original - found.value, original) if found.part is not None else 0.0

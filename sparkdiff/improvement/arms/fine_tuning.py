@@ -1,4 +1,4 @@
-"""The arm that trains the weights of the original, or of a pipeline that another arm has found."""
+"""The arm "finetune", which trains the weights of the original; and the training of pipelines that other arms have found."""
 
 import math
 import statistics
@@ -23,22 +23,23 @@ from sparkdiff.report import share_of
 from sparkdiff.training.recipes import Recipe, recipes_for
 
 STEPS = ("default", "thorough")
-"""Recipes of the steps, the cheap one first."""
+"""Value of the option `recipe` in each step, the cheap one first."""
 TIMED_OUT = 0.5
-"""Expected further gain of a training that ran out of time, as a share of its gain."""
+"""Expected further gain of a training run that ran out of time, as a share of its gain."""
 NEAR = 3
-"""Largest distance of near epochs, or a third of an epoch's number if that is larger."""
+"""Epochs within this distance of an epoch count as its neighbours; or within a third of the epoch's number, if that is more."""
 ANOTHER_RECIPE = 0.05
-"""Expected further gain of more candidates, as a share of the gain: benchmarks/recipes.py."""
+"""Expected further gain from the next recipe, which has more candidates, as a share of the gain: benchmarks/recipes.py."""
 
 
 def fine_tuned(ground: Ground, base: Candidate, limit: Limit, *, recipe: str, number: int, name: str) -> Step:
-    """Train the weights of a pipeline, and write the best epoch back as a pipeline.
+    """Train the weights of a pipeline, and write the weights of the best epoch back as a Spark pipeline.
 
     Args:
-        base: the pipeline and its figures.
+        base: the pipeline to train, with its figures.
         recipe: see `Options.recipe`.
-        name: name of the candidate.
+        number: number of the step.
+        name: name of the resulting candidate.
     """
     o, arm, begun = ground.options, base.arm, time.monotonic()
     changed: dict[str, Any] = {"recipe": recipe, "maxSeconds": limit.seconds}
@@ -68,7 +69,7 @@ def fine_tuned(ground: Ground, base: Candidate, limit: Limit, *, recipe: str, nu
 
 
 def with_tuned(ground: Ground, step: Step, limit: Limit, clock: Clock) -> Step:
-    """Train the weights of a step's candidate in the time that is left, and return the step with both."""
+    """Train the weights of a step's candidate in the time left; return the step with the candidate and the trained one."""
     [candidate] = step.candidates
     tuned = fine_tuned(
         ground, candidate, replace(limit, seconds=clock.left(limit.seconds)), recipe="default", number=step.number,
@@ -82,14 +83,19 @@ def with_tuned(ground: Ground, step: Step, limit: Limit, clock: Clock) -> Step:
 def steady(
     history: Sequence[Mapping[str, Any]], recipes: Sequence[Recipe], sign: float, most: float = math.inf
 ) -> tuple[int, int, float]:
-    """The candidate and the epoch around which the validation loss is smallest, and its median there.
+    """Choose the candidate and the epoch with the smallest validation metric (as a loss), smoothed by medians over
+    neighbouring epochs.
 
-    In the best of many epochs, the noise of the steps happens to help; in another training, it does not. So the median over the
-    neighbouring epochs counts, and epochs with a training loss that isn't below `most` are left out (unless the recipe augments).
+    In the single best of many epochs, the noise of the steps happens to help, which it would not do in another training run. So
+    each epoch is judged by the median over its neighbouring epochs (`NEAR`). Epochs whose training loss is not below `most` are
+    left out, unless the recipe augments.
 
     Args:
         sign: sign of the metric, -1 if larger is better.
         most: the loss on the training rows before the training.
+
+    Returns:
+        Index of the candidate (one of several copies of the parameters that are trained together), epoch, and median.
     """
     found = []
     for candidate, recipe in enumerate(recipes):
@@ -103,7 +109,7 @@ def steady(
 
 
 def written_back(ground: Ground, run: Run, before: Measured, fitted: Fitted) -> Measurement:
-    """Write the trained weights back as a Spark pipeline, and measure it on the rows of a ground."""
+    """Write the trained weights back as a Spark pipeline, and measure this pipeline on the rows of the ground."""
     network, known = fitted.found.network, {}
     if not ground.allTrain:
         task = run.task
@@ -119,10 +125,10 @@ def train_again(ground: Ground, model: Any, recipe: Recipe, epochs: int, name: s
     """Train the weights of a pipeline on all rows of a ground, with one recipe for a fixed number of epochs.
 
     Args:
-        name: name of the training in the run's folder.
+        name: name of the training run in the run's folder.
 
     Raises:
-        InputError: it diverges.
+        InputError: the training diverges.
     """
     with ground.begun(ground.task(model, maxSeconds=None, **ground.kept(name, "again"))) as run:
         before = verified(run)
@@ -145,7 +151,7 @@ def _make(ground: Ground, settings: Mapping[str, Any]) -> Any:
 
 
 def with_recipe(recipe: str, seconds: float | None) -> Arm:
-    """Arm that trains the candidates of one recipe, within so many seconds."""
+    """Arm with a single step, which trains the candidates of `recipe` within `seconds`; for runs with this arm only."""
 
     def run(ground: Ground, number: int, limit: Limit, steps: Sequence[Step]) -> Step:
         start = Candidate("finetune", "", ground.start, Making("finetune"))

@@ -1,5 +1,8 @@
-"""The arms that add stages which learn: `grow` adds parts beside the features of the last linear stage, `import` adds boosted
-trees in front of this stage or, if a pipeline ends in boosted trees, to these (boosting.py)."""
+"""The arms that add stages which learn.
+
+`grow` adds parts (stages whose outputs the last linear stage reads in addition to its features). `import` adds boosted trees in
+front of the last linear stage or, if the pipeline ends in boosted trees, to these trees (boosting.py).
+"""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -38,9 +41,9 @@ from sparkdiff.report import share_of
 FEW, MANY = 1, 6
 """Numbers of rounds in the first and the second step."""
 PASSES = 40
-"""Passes over the training rows that a round counts as, if the budget is in passes: its items train at the same time."""
+"""Number of passes over the training rows that a round counts as, if the budget is in passes; its items train together."""
 NEXT_ROUND = 0.5
-"""Expected gain of all later rounds, as a share of the first round's gain."""
+"""Expected gain of all later rounds together, as a share of the first round's gain."""
 
 
 def _settings(ground: Ground, parts: tuple[str, ...], rounds: int) -> GrowthSettings:
@@ -51,7 +54,7 @@ def _settings(ground: Ground, parts: tuple[str, ...], rounds: int) -> GrowthSett
 
 
 def _refused(parts: Callable[[Ground], tuple[str, ...]]) -> Callable[[Ground], str]:
-    """Function that returns the reason why no part can join; empty if one can."""
+    """Function (ground -> the reason why none of these kinds of parts can be added; empty if parts can be added)."""
 
     def refused(ground: Ground) -> str:
         try:
@@ -74,12 +77,15 @@ class _Rounds:
     """Result of rounds of growth.
 
     Attributes:
-        first: the metric of the pipeline that they started from.
+        start: starting point of the growth.
+        options: options of the growth, for the training that follows.
+        first: the metric of the pipeline before growth.
         made: the grown pipeline; None if no part joined.
         names: names of the parts that joined.
-        making: the number of rounds and, if all parts are trees, those that joined.
+        making: recipe to grow again: the number of rounds and, if only trees were tried, the ensembles that joined.
         says: a short report.
-        looked: seconds that another growth of these parts would save, as it knows which ones join.
+        learned: facts for `Step.learned`.
+        looked: seconds that growing again would save, because it is known which ensembles join; 0 for other parts.
     """
 
     start: GrowthStart
@@ -96,7 +102,7 @@ class _Rounds:
 def _rounds(
     ground: Ground, limit: Limit, settings: GrowthSettings, arm: str, number: int, clock: Clock
 ) -> _Rounds:  # fmt: skip
-    """Run rounds of growth on the model of a ground."""
+    """Run rounds of growth on the model of a ground, and assemble the grown pipeline."""
     epochs = limit.epochs(4)
     options = replace(
         ground.options, freeze=ground.keeps, maxSeconds=limit.seconds, **ground.kept(arm, str(number)),
@@ -108,7 +114,7 @@ def _rounds(
         first = verified(run).scores[VALIDATION]
         looks = time.monotonic()
         found, gone = grow_rounds(run, start, settings, serving, clock, replace=True, memory=ground.trained)
-        looked = time.monotonic() - looks if settings.parts == ("trees",) else 0.0  # their sizes are known afterwards
+        looked = time.monotonic() - looks if settings.parts == ("trees",) else 0.0  # afterwards their sizes are known
     told = Told(settings, found, gone, serving)
     learned = {
         "rounds": [asdict(t) for t in found.tried], "late": found.late, "warnings": told.warnings, "fields": told.fields()
@@ -122,7 +128,7 @@ def _rounds(
     says = "; ".join([f"{found.members[-1].round} rounds{dropped}", found.stopped, *doubts])
     rounds = {m.round for m in found.members}
     joined = [t for t in found.tried if not t.why and t.round in rounds]
-    most = max(rounds) if found.late else settings.rounds  # if time was over, as many as there was time for
+    most = max(rounds) if found.late else settings.rounds  # if the time was over: the rounds that there was time for
     known = {"trees": [(t.round, t.name, t.epoch) for t in joined]} if settings.parts == ("trees",) else {}
     looked = max(looked - sum(t.seconds for t in joined), 0.0)
     names = ", ".join(m.part.name for m in found.members)
@@ -139,7 +145,7 @@ def _number_of_rounds(number: int, limit: Limit) -> int:
 
 
 def grown(ground: Ground, limit: Limit, settings: GrowthSettings, arm: str, number: int) -> Step:
-    """Grow the model of a ground, train all stages together, and write the result back as a pipeline."""
+    """Grow the model of a ground, train all stages together, and write the result back as a Spark pipeline."""
     begun, clock = time.monotonic(), Clock.of(limit.seconds)
     rounds = _rounds(ground, limit, settings, arm, number, clock)
     if rounds.made is None:
@@ -172,7 +178,7 @@ def _candidate(rounds: _Rounds, measured: Measurement, making: Making, seconds: 
 
 
 def _put_in_front(ground: Ground, number: int, limit: Limit, steps: Sequence[Step]) -> Step:
-    """Put boosted trees in front of the last linear stage; in a second step, train all stages together, too."""
+    """Put boosted trees in front of the last linear stage; in the second step, also train all stages together."""
     begun, clock = time.monotonic(), Clock.of(limit.seconds)
     settings = _settings(ground, _trees(ground), _number_of_rounds(number, limit))
     rounds = _rounds(ground, limit, settings, "import", number, clock)
@@ -186,7 +192,7 @@ def _put_in_front(ground: Ground, number: int, limit: Limit, steps: Sequence[Ste
 
 
 def _rounds_again(ground: Ground, made: Mapping[str, Any], settings: GrowthSettings) -> Step:
-    """Grow with the same number of rounds; held-out rows of the ground decide which parts join."""
+    """Grow again with the same number of rounds. Rows held out from this ground decide which parts join."""
     within = moved(ground, inner(ground.sources, ground.options), ground.boundaries)
     return grown(within, Limit(None, None), replace(settings, rounds=made["rounds"]), "grow", 0)
 
@@ -200,7 +206,7 @@ def _grow_again(ground: Ground, made: Mapping[str, Any]) -> Any:
 
 
 def _trees_again(ground: Ground, made: Mapping[str, Any], settings: GrowthSettings) -> Any:
-    """Train the same ensembles, with the same numbers of trees, in front of the last linear stage."""
+    """Train the same ensembles again, with the same numbers of trees, and put them in front of the last linear stage."""
     options = replace(ground.options, freeze=ground.keeps, **ground.kept("import", "again"))
     start = growth_ground(ground.model, options, settings.entityCols, ground.sources, ground.boundaries)
     serving = serving_of(ground.model, start.head, settings.maxServingCost, start.indexers)
@@ -215,10 +221,10 @@ def _hope(before: Score, after: Score, number: int) -> float:
 
 
 def with_settings(settings: GrowthSettings, seconds: float | None, learned: dict[int | None, Mapping[str, Any]]) -> Arm:
-    """Arm that grows with these options, within so many seconds.
+    """Arm with a single step, which grows with these options within `seconds`; for runs with this arm only.
 
     Args:
-        learned: filled with `Step.learned` of each growth in a fold, by the fold, 0 for all rows.
+        learned: filled by the arm: fold (0 for all rows) -> `Step.learned` of the growth in this fold.
     """
 
     def run(ground: Ground, number: int, limit: Limit, steps: Sequence[Step]) -> Step:

@@ -1,4 +1,4 @@
-"""The arm that refits the stages on the training rows, and then trains them together."""
+"""The arm "refit", which fits the stages anew to the training rows, and then trains all weights together."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -15,9 +15,10 @@ from sparkdiff.stages.base import columns_of
 
 
 def form_of(ground: Ground) -> Unfitted:
-    """Unfitted form of the original. Stages that make the label stay fixed, so that a row keeps its label.
+    """Unfitted form of the original, in which stages that must not change stay fitted.
 
-    So do all stages before a predictor without a label, so that the space in which its distances are measured stays the same.
+    Stages that make the label stay fitted, so that each row keeps its label. If the predictor has no label, as in clustering, all
+    stages before it stay fitted, so that the space in which it measures distances stays the same.
     """
     graph = ground.plan.cut.graph
     space = [v.uid for v in graph.vertices if v.uid != graph.head.uid] if ground.plan.labelCol is None else ()
@@ -26,9 +27,9 @@ def form_of(ground: Ground) -> Unfitted:
 
 
 def fitted_to_label(ground: Ground, form: Unfitted) -> Unfitted:
-    """The form, with the label and the weight of the improvement set on its estimators if they have others.
+    """The form, after the label and the weight of the improvement are set on estimators that have other ones.
 
-    The fitted models show them, as they have the estimators' Params.
+    They also appear in the fitted models, which get the Params of the estimators.
     """
     plan, head = ground.plan, ground.plan.cut.graph.head
     own = columns_of(head.stage, ("labelCol",))
@@ -41,11 +42,11 @@ def fitted_to_label(ground: Ground, form: Unfitted) -> Unfitted:
 
 
 def fit_anew(ground: Ground, form: Unfitted, seconds: float | None = None) -> Any:
-    """Refit a pipeline on the training rows, with its uids.
+    """Refit a pipeline to the training rows; the fitted stages keep the uids of the original.
 
     Raises:
-        InputError: Spark can't fit it.
-        TimeoutError: it takes longer than `seconds`.
+        InputError: Spark can't fit the pipeline.
+        TimeoutError: the fit takes longer than `seconds`.
     """
     with jvm.within(seconds):
         model = fit_on_training_rows(form.estimator, ground.sources, ground.options, ground.boundaries)

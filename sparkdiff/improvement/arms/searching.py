@@ -1,4 +1,5 @@
-"""The arm that searches the settings of the stages, on the training rows alone, and then trains the winner's weights."""
+"""The arm "search", which searches the settings (Params) of the stages, on the training rows only, and then trains the winner's
+weights."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -25,11 +26,11 @@ from sparkdiff.tuning.search.within_budget import TunedSetting, TunedSettings, t
 FEW, MANY = 6, 40
 """Number of trials of the first step, and of both steps together."""
 PASSES = 10
-"""Passes over the training rows that a trial counts as, if the budget is in passes."""
+"""Number of passes over the training rows that a trial counts as, if the budget is in passes."""
 SEVERAL = 5
-"""Number of settings that are fitted to all training rows if the best one may cost too much to serve."""
+"""Number of best settings that are fitted to all training rows if there is a `maxServingCost`, which the best one may exceed."""
 STUDY = "study"
-"""Name of the trials' folder in the run's folder."""
+"""Name of the folder of the trials in the run's folder."""
 MORE = 0.05
 """Expected gain of more trials, as a share of the metric."""
 
@@ -93,7 +94,7 @@ def _searched(ground: Ground, limit: Limit, trials: int) -> TunedSettings:
 
 
 def _evaluator(ground: Ground) -> Any:
-    """Evaluator that chooses among trials, for the metric that decides."""
+    """Evaluator by which trials are compared: it computes the metric that decides."""
     task = ground.plan
     return evaluator_of(
         ground.metric, task.cut.graph.head.stage, labelCol=str(task.labelCol), weightCol=task.weightCol,
@@ -102,7 +103,10 @@ def _evaluator(ground: Ground) -> Any:
 
 
 def _unmeasurable(ground: Ground) -> str:
-    """Reason why no evaluator has the metric that decides; empty if one has. Before the rows are read, its name counts."""
+    """Reason why no evaluator can compute the metric that decides; empty if one can.
+
+    Before the rows are read, the metric is not yet known, and only its name is checked.
+    """
     o, head = ground.options, ground.plan.cut.graph.head
     try:
         if ground.goal is not None:
@@ -119,7 +123,7 @@ def _unmeasurable(ground: Ground) -> str:
 
 
 def _words(found: TunedSettings, best: TunedSetting) -> str:
-    """Text with the settings that differ from those of the original; empty if none does."""
+    """Text with the settings that differ from the original's; empty if all are equal."""
     now = next((r for r in found.records if r["trial"] == 0), {})
     changed = {k: v for k, v in best.settings.items() if now.get(k) != v}
     shown = [f"{k.rpartition('.')[2]} {f'{v:.3g}' if isinstance(v, float) else v}" for k, v in changed.items()]

@@ -1,7 +1,8 @@
-"""The arm that deletes stages: each single stage is deleted in turn, the later ones are refitted on the training rows, and the
-best of these pipelines is trained together.
+"""The arm "simplify", which deletes stages.
 
-Stages that fold without a change of the outputs are removed at the end, from the pipeline that ships (`folding`).
+Its first step makes one pipeline for each stage that can be deleted: without this stage, and with the later stages
+refitted to the training rows. The second step trains all weights of the best of these pipelines. Stages that can be
+merged without a change of the outputs are removed at the end, from the pipeline that ships (`folding`).
 """
 
 import time
@@ -20,7 +21,7 @@ from sparkdiff.serving.deletion import Deletion, deletions
 
 
 def possible(ground: Ground) -> list[tuple[Deletion, Unfitted]]:
-    """Stages that can be deleted, and the unfitted forms of the remaining pipelines."""
+    """Stages that can be deleted, each with the unfitted form of the pipeline without it."""
     found = []
     for one in deletions(ground.model, ground.sources[0].df.schema):
         form = fitted_to_label(ground, unfitted(one.pipeline, keep=ground.stay))
@@ -62,7 +63,7 @@ def _run(ground: Ground, number: int, limit: Limit, steps: Sequence[Step]) -> St
 
 
 def _without(ground: Ground, one: Deletion, form: Unfitted, limit: Limit) -> Candidate:
-    """Candidate: the pipeline refitted without this stage."""
+    """Candidate: the pipeline without one stage, refitted."""
     begun, name = time.monotonic(), f"refitted without {one.stageClass.removesuffix('Model')}"
     found, making = measure(ground, fit_anew(ground, form, limit.most)), Making("simplify", {"without": one.uid})
     return Candidate("simplify", name, found, making, f"without {one.uid}", seconds=time.monotonic() - begun)
