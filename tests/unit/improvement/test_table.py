@@ -51,7 +51,7 @@ def test_a_long_name_is_shortened_and_told_in_full_below() -> None:
 
 
 def test_a_rival_that_is_better_is_said() -> None:
-    assert "reach 9, 25.0% better than what is returned" in why.beside("Trees", 9.0, 12.0, 1.0)
+    assert "reach 9, 25.0% better than the best that was tried" in why.beside("Trees", 9.0, 12.0, 1.0)
     assert "reach 0.9, 12.5% better" in why.beside("Trees", 0.9, 0.8, -1.0)
     assert (
         why.beside("Trees", 13.0, 12.0, 1.0) == why.beside("Trees", 0.7, 0.8, -1.0) == why.beside("", None, 1, 1) == ""
