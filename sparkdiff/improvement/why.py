@@ -133,6 +133,6 @@ def beside(name: str, value: float | None, returned: float, sign: float) -> str:
     if better < NOTHING:
         return ""
     return (
-        f"{name}, on the same features and for comparison only, reach {value:.5g}, {better:.1%} better than the best that was tried: "
-        "these features hold more than was found."
+        f"{name}, on the same features and for comparison only, reach {value:.5g}, {better:.1%} better than the best that was "
+        "tried: these features hold more than was found."
     )
