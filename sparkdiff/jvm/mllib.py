@@ -1,5 +1,5 @@
-"""Fitted stages whose constructors take other objects than their weights, mostly of spark.mllib: IDF,
-IsotonicRegression, KMeans and GaussianMixture.
+"""Fitted stages whose constructors take an object around the weights, mostly a model of spark.mllib: IDF, feature
+selectors, IsotonicRegression, KMeans and GaussianMixture.
 """
 
 from typing import Any

@@ -23,7 +23,7 @@ def packages() -> Any:
 
 
 def in_java(value: Any) -> Any:
-    """A vector, matrix or plain value of pyspark as that of the JVM."""
+    """The JVM's object for a vector, matrix or plain value of pyspark."""
     return _py2java(session().sparkContext, value)
 
 
@@ -55,7 +55,8 @@ def _singleton(jvm: Any, name: str) -> Any:
 
 
 def schema_after(stage: Any, schema: StructType, casefold: Callable[[str], str]) -> StructType:
-    """The schema of the rows after a Spark stage, which refuses the same column types as its transform.
+    """The schema of the rows after a Spark stage, from `transformSchema`, which refuses the same column types as the
+    stage's transform.
 
     Raises:
         SparkError: the stage refuses a column.
@@ -126,7 +127,7 @@ def constructor(
     """The first constructor of a class that has `count` parameters, of types that fit.
 
     Raises:
-        SparkdiffError: there is none; the message is `missing`.
+        SparkdiffError: there is no such constructor; the message is `missing`.
     """
     for found in kind.getConstructors():
         types = found.getParameterTypes()

@@ -89,7 +89,9 @@ class NaiveBayes(ProbabilisticClassifier):
         return {"pi": LogProbabilities()}
 
     def logarithms(self, name: str) -> Tensor:
-        """Log-probabilities that this parameter holds; training keeps the sum of the probabilities along the last axis."""
+        """Log-probabilities that this parameter holds; training keeps the sum of their exponentials along the last
+        axis.
+        """
         out: Tensor = getattr(self, name)
         return -out if name == "theta" and self.negated else out
 

@@ -169,7 +169,7 @@ class Covariance(Constraint):
 
     @staticmethod
     def _root(x: Tensor) -> tuple[Tensor, Tensor]:
-        """Lower Cholesky root of each matrix, or the identity if a matrix has none; and whether it has one, (..., 1, 1)."""
+        """Lower Cholesky root of each matrix, or the identity if it has none; and whether it has one, (..., 1, 1)."""
         root, failed = torch.linalg.cholesky_ex(x)
         found = (failed == 0)[..., None, None]
         return torch.where(found, root, torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)), found

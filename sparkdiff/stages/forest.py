@@ -89,7 +89,7 @@ class Trees(Predictor):
         return self.router.leaf(x, self.thresholds)
 
     def share(self) -> Tensor:
-        """Factor with which each tree's leaf enters the margin, (T,)."""
+        """Factor with which each tree's leaf enters the sum over the trees, (T,)."""
         return self.treeWeights * self.factor if self.boosted else self.leaves.new_ones(self.nodes.trees)
 
     def table(self) -> Tensor:
@@ -207,7 +207,9 @@ class Trees(Predictor):
         return torch.from_numpy(np.unique(self.nodes.featureIndex[self.nodes.categorical])).long()
 
     def leaf_unit(self, y: LabelStats) -> Tensor | float:
-        """Change of the margin that one unit of a leaf should cause, up to the tree's share; broadcastable to `leaves`."""
+        """Unit of a leaf times its tree's `share`: one unit then changes the margin by about the margin's own unit.
+        Broadcastable to `leaves`.
+        """
         return self.margin_unit(y)
 
     def units(self, x: FeatureStats, y: LabelStats) -> dict[str, Tensor]:
@@ -245,7 +247,7 @@ def _wants_gradient(x: Rows) -> bool:
 
 def _spreads(thresholds: Tensor, feature: Tensor) -> Tensor:
     """Temperature tau of each threshold (C,) until `observe` is called: SHARPNESS times the standard deviation of all
-    thresholds of its feature (1 if they are equal).
+    thresholds of its feature, which counts as 1 if they are equal; 1 if this is not finite.
     """
     size = int(feature.max()) + 1 if len(feature) else 0
     count, total, square = (torch.zeros(size, dtype=torch.float64).index_add_(0, feature, v) for v in (

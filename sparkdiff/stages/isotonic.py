@@ -153,7 +153,7 @@ class IsotonicRegression(LeastSquares):
 
 
 def _met(boundaries: np.ndarray) -> np.ndarray:
-    """For each boundary, the index that java.util.Arrays.binarySearch finds for its value; (m,)."""
+    """Index that java.util.Arrays.binarySearch finds for the value of each boundary, (m,)."""
     out = np.arange(len(boundaries))
     for value in np.unique(boundaries[1:][boundaries[1:] == boundaries[:-1]]):
         low, high = 0, len(boundaries) - 1

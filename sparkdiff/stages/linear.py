@@ -204,8 +204,8 @@ class GeneralizedLinearRegression(LinearMargin):
 
 @register("pyspark.ml.classification.LogisticRegressionModel")
 class LogisticRegression(MatrixProduct, ProbabilisticClassifier):
-    """With one row of coefficients rawPrediction = [-m, m] and the probability is a sigmoid; with several rows (also
-    for two classes) it is a softmax.
+    """A classifier with one row of coefficients (rawPrediction = [-m, m], the probability is a sigmoid), or with
+    several rows, also for two classes (the probability is a softmax).
 
     The shape of the matrix decides between the two, not the number of classes.
 

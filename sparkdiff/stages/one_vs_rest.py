@@ -49,8 +49,8 @@ class OneVsRest(MatrixProduct, Predictor):
     @classmethod
     def from_spark(cls, stage: Any) -> "OneVsRest":
         models: list[Any] = [REGISTRY[class_name(m)].from_spark(m) for m in stage.models]
-        # Older Sparks use Python's max, in which NaN is the largest only in first place; newer ones use array_argmax, in
-        # which NaN never is the largest and only scores > -inf count.
+        # Older Sparks use Python's max, in which NaN is the largest only in first place. Newer ones use array_argmax,
+        # in which NaN is never the largest, and only scores > -inf count.
         return cls(
             models, shown=cls.shown_by(stage), by_array="array_argmax" in type(stage)._transform.__code__.co_names
         )

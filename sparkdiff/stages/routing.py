@@ -46,8 +46,8 @@ class Subsets:
     flag for all other values.
 
     Source: org.apache.spark.ml.tree.CategoricalSplit, which stores only the smaller of two sets: the categories within
-    [0, numCategories) that go left, and those that go right. So a value outside [0, numCategories) goes right if the set
-    that goes left has at most numCategories / 2 categories (integer division), else left.
+    [0, numCategories) that go left, and those that go right. So a value outside [0, numCategories) goes right if at
+    most numCategories / 2 categories (integer division) go left, else left.
     """
 
     begins: Tensor  # (K,) int32 into flags
