@@ -57,7 +57,7 @@ def with_copies(df: DataFrame) -> DataFrame:
     itself. Runs a job.
 
     Equal rows may be numbered in any order, because they cannot be distinguished. The numbers do not depend on
-    partitions, and additional rows that equal none of these change no number. Without equal rows nothing is shuffled.
+    partitions, and adding rows changes none of them. Without equal rows, all rows stay in their partitions.
 
     Raises:
         InputError: Spark failed on the rows; the message has the cause.
