@@ -36,7 +36,7 @@ TAIL = 0.005
 """Fraction of the changes that lie beyond each end of the histogram of changes; its first and last bin include them."""
 SHOWN = ("predictionCol", "probabilityCol", "rawPredictionCol")
 MOVED = 0.1
-"""The prediction of a regression counts as changed if it moves by more than this share."""
+"""The prediction of a regression counts as changed if it moves by more than this fraction of its old value."""
 
 
 @dataclass(frozen=True)

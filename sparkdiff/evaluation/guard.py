@@ -389,9 +389,9 @@ def _interval(
 def correlation_time(differences: Tensor) -> float:
     """Integrated autocorrelation time, in rows, of per-row loss differences (n,) in the order of time; at least 1.
 
-    1 + 2 * the sum of the autocorrelations, truncated by Geyer's (1992) initial monotone sequence: sums of
-    neighbouring pairs until one is not positive, each limited to the one before. A shorter window would miss a small
-    but slow component.
+    1 + 2 * the sum of the autocorrelations, truncated by Geyer's (1992) initial monotone sequence: the autocorrelations
+    are added in neighbouring pairs, each limited to the previous pair's sum, until a pair's sum is not positive. A
+    shorter window would miss a small but slow component.
     """
     x = differences.detach().to("cpu", torch.float64)
     n = len(x)

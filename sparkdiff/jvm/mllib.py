@@ -56,7 +56,7 @@ def _curve(boundaries: np.ndarray, predictions: np.ndarray, rises: bool) -> Any:
 
 
 def k_means(stage: Any, centers: np.ndarray) -> Any:
-    """A KMeansModel like `stage` with these centres (k, d). Its training cost and iterations stay those of the fit."""
+    """A KMeansModel like `stage` with these centres (k, d). It keeps the training cost and iterations of the fit."""
 
     def construct(old: Any) -> Any:
         parent = old._java_obj.parentModel()

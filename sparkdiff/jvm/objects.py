@@ -39,7 +39,7 @@ def class_named(name: str) -> Any:
 
 @functools.cache
 def _found(jvm: Any, name: str) -> Any:
-    """Cached lookup of a class, because each call of Java costs as much as building a tree."""
+    """The class of this name, cached, because each call of Java takes as long as building a tree."""
     java = jvm.java.lang
     return java.Class.forName(name, True, java.Thread.currentThread().getContextClassLoader())
 
@@ -84,17 +84,17 @@ def array(kind: Any, items: Sequence[Any]) -> Any:
 
 
 def doubles(values: Any) -> Any:
-    """A double[], made in one call whatever its length."""
+    """A Java double[] of these values, made with a single call of py4j."""
     return in_java(Vectors.dense(np.asarray(values, np.float64))).toArray()
 
 
 def longs(values: Any) -> Any:
-    """A long[], made in one call whatever its length."""
+    """A Java long[] of these values, made with a single call of py4j."""
     return _whole(values, "[J")
 
 
 def ints(values: Any) -> Any:
-    """An int[], made in one call whatever its length."""
+    """A Java int[] of these values, made with a single call of py4j."""
     return _whole(values, "[I")
 
 

@@ -19,7 +19,7 @@ from sparkdiff.machine import paths
 
 
 def model_at(path: str | Path) -> str:
-    """URL with which this Spark loads the model saved at a path or URL, whatever its name."""
+    """URL with which this Spark loads the model saved at a path or URL; special characters in names are escaped."""
     where = stores.readable(path)
     # Spark 3.5 reads metadata as Hadoop text files, whose paths end at a comma outside of braces.
     return where.replace(",", "{\\,}") if VERSION < (4, 0) else where

@@ -102,7 +102,7 @@ def is_running() -> bool:
 
 @contextlib.contextmanager
 def cached(df: DataFrame) -> Iterator[DataFrame]:
-    """Let Spark keep the rows of a DataFrame within this context."""
+    """Cache the rows of a DataFrame in Spark within this context (`df.cache()`), and yield the cached DataFrame."""
     rows = df.cache()
     try:
         yield rows
@@ -265,8 +265,8 @@ def blamed(what: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def unlogged() -> Iterator[None]:
-    """Keep pyspark from logging this thread's analysis errors, which are expected: it logs each one before it raises
-    it.
+    """Keep pyspark from logging analysis errors of this thread within this context, because they are expected; pyspark
+    logs each of them before it raises it.
     """
     loggers, own = [], threading.get_ident()
     with contextlib.suppress(ImportError):  # before Spark 4.0, pyspark logged none
@@ -317,7 +317,9 @@ def slots(spark: SparkSession) -> int | None:
 
 @contextlib.contextmanager
 def cancellable(spark: SparkSession, tag: str) -> Iterator[None]:
-    """Let `cancel(spark, tag)`, called in another thread, end the jobs of this thread within this context."""
+    """Mark the jobs of this thread within this context with a tag, so that another thread can cancel them by
+    `cancel(spark, tag)`.
+    """
     if in_process(spark):
         spark.sparkContext.setJobGroup(tag, "sparkdiff: training", interruptOnCancel=True)
     else:

@@ -331,8 +331,8 @@ def fixed_versions(network: Network) -> list[Version]:
 
 
 def routed_versions(network: Network) -> list[Version]:
-    """Versions (LEAVES, position) of tree stages that train, or whose outputs change, although no trainable parameter
-    affects into which leaf a row falls; their leaf indices need to be computed only once.
+    """Versions (LEAVES, position) of the tree stages that train, although no trainable parameter affects into which
+    leaf a row falls; so their leaf indices do not change in training.
     """
     moving = moving_positions(network)
     return [

@@ -209,8 +209,8 @@ def plan_of(
 
 
 def _edges(graph: Graph, gradients: Collection[tuple[Version, int]], trained: Sequence[bool]) -> Iterator[PlanEdge]:
-    """Yield the columns between the stages. Gradients flow along a column if all stages from its reader to the loss are
-    differentiable and its writer, or a stage before the writer, trains.
+    """Yield the columns between the stages. Gradients flow along a column if it is among `gradients`, and its writer
+    trains or gets a gradient that flows on to a stage that trains.
     """
     waits = [*trained]  # whether the stage, or a stage before it that gradients reach through it, trains
     for v in graph.vertices:

@@ -1,8 +1,8 @@
 """The unfitted form of a fitted pipeline: the estimators that its stages came from, as far as the stages show them.
 
 The Params of a fitted stage are those of its estimator, so the estimator can be made again: its class follows from the
-name of the model's class, and its uid is the model's. Stages that were never fitted stay as they are. If a stage does
-not show the settings that it was fitted with, it stays as it is fitted, and `Unfitted.stages` has the reason.
+name of the model's class, and its uid is the model's. Stages that were never fitted stay unchanged. A stage that does
+not show the settings that it was fitted with is not fitted anew, and `Unfitted.stages` has the reason.
 """
 
 import math
@@ -138,7 +138,7 @@ def unfitted(model: Any, keep: Mapping[str, str] = MappingProxyType({})) -> Unfi
     """The estimators that a fitted pipeline came from.
 
     Args:
-        keep: reasons, by uid, for the stages that stay as they are fitted, as in `Task.kept_as_fitted`.
+        keep: reasons, by uid, for the stages that must not be fitted anew, as in `Task.kept_as_fitted`.
         model: a PipelineModel or a fitted stage; nested pipelines, a FineTunerModel and models of searches are opened.
 
     Raises:
@@ -210,7 +210,7 @@ def _unfitted(model: Any, uids: Sequence[str], keep: Mapping[str, str]) -> Unfit
 
     Args:
         uids: uids of all leaf stages.
-        keep: reasons, by uid, for the stages that stay.
+        keep: reasons, by uid, for the stages that must not be fitted anew.
     """
     if model.uid in keep:
         return UnfittedStage(model, model, AS_FITTED, keep[model.uid])

@@ -29,7 +29,7 @@ def product(x: Rows, weight: Tensor) -> Tensor:
 
 
 def without(x: Rows, which: Tensor) -> Rows:
-    """Rows with 0 in these columns (d,) bool, whatever they hold."""
+    """Rows with 0 in place of every entry, also of NaN and infinity, in the columns of the mask `which` (d,) bool."""
     if isinstance(x, SparseRows):
         return x.with_values(torch.where(which[x.indices], 0.0, x.values))
     return torch.where(which, 0.0, x)

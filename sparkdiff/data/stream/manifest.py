@@ -64,7 +64,7 @@ class BatchColumn:
         return self.dtype.itemsize * self.width if self.kind != "sparse" else 64 * 3 * (8 + self.dtype.itemsize)
 
     def empty(self, rows: int) -> Tensor | SparseRows:
-        """Uninitialized memory for so many rows; sparse rows have no entries."""
+        """Uninitialized memory for `rows` rows of this column; sparse rows have no entries."""
         if self.kind == "sparse":
             none, offsets = torch.empty(0, dtype=torch.int64), torch.zeros(rows + 1, dtype=torch.int64)
             return SparseRows(none, torch.empty(0, dtype=self.dtype), offsets, self.width)

@@ -21,10 +21,9 @@ NEGLIGIBLE = 2.0**-256
 """A weight that is smaller than this multiple of the largest weight is treated as 0."""
 
 Rows = npt.NDArray[np.int64]  # (n,) row numbers, or counts of rows
-Order = tuple[list[int], Iterator[Rows]]  # the pieces of a shard, and for each of them in turn its rows
-# Argument: the starts of some steps in each shard's order, and the end of the last one (shards, steps + 1). Result: a
-# table, and the numbers of those of its rows that are a rank's rows of these steps, step by step; None if the table has
-# just these rows in this order
+Order = tuple[list[int], Iterator[Rows]]  # the pieces of a shard in order, and the row numbers of each piece in order
+# Argument: bounds of some steps in each shard's order of rows, (shards, steps + 1). Result: a table, and the numbers of
+# its rows that a rank serves in these steps, step by step; None if the table consists of these rows in this order.
 Source = Callable[[Rows], tuple[Batch, Rows | None]]
 LONG = 64
 """If a step has at least this number of rows per shard on average, rows are copied directly to their place. If it has
