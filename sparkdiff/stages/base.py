@@ -260,7 +260,7 @@ class Facts:
     """
     tells_zeros: float = NEVER
     """Bound on the magnitude of the inputs: if no input exceeds it, stored and unstored zeros give the same result.
-    Less than 0 if they may always differ.
+    Less than 0 if the results may differ for inputs of any magnitude.
     """
     exact_beyond: float = NEVER
     """Bound on the magnitude of an output: if no entry exceeds it, the output is dense or sparse, whichever is faster.
