@@ -22,8 +22,9 @@ def weight_range(folder: Path, shards: list[list[dict[str, Any]]], request: Requ
     """Exponent of the power of two by which the weights of a split are to be divided (None: the weights stay
     unchanged), and the smallest weight that counts.
 
-    Sums of weights times losses, and their squares, do not overflow if the largest weight does not. Weights below
-    NEGLIGIBLE times the largest weight change no digit of such a sum.
+    After the division the largest weight is less than 1, so that sums of weights times losses, and the squares of these
+    sums, do not overflow because of the weights. Weights below NEGLIGIBLE times the largest weight change no digit of
+    such a sum.
     """
     least, largest = math.inf, 0.0
     for table in tables(folder, shards, ["weight"]):

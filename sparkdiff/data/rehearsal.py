@@ -181,9 +181,9 @@ def _with_saving(jobs: int, request: Request) -> Range:
 
 
 def saving_jobs(stages: Sequence[Any]) -> Range:
-    """Smallest and largest number of Spark jobs that save a pipeline of these stages: one for the metadata of the
-    pipeline and of each stage, and for the data of each model one, or two where Spark sorts it first, as in 3.5. An
-    ensemble of trees has a list of trees as well, and both are sorted in most versions.
+    """Smallest and largest number of Spark jobs that save a pipeline of these stages: one job for the metadata of the
+    pipeline and of each stage; for the data of each model one job, or two if Spark sorts them first, as in 3.5. An
+    ensemble of trees also saves a list of its trees; most versions sort this list and the data of the model.
     """
     low = high = 1
     for stage in stages:

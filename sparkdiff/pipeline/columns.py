@@ -98,7 +98,7 @@ def from_arrow(column: pa.Array, width: int = 0, exact: float = NEVER) -> Rows:
 
     Args:
         width: number of entries of the NaN rows, if all vectors are null.
-        exact: if a number is larger in magnitude than this, each vector stays dense or sparse as it is: if some are
+        exact: if a number is larger in magnitude than this, each vector keeps its form, dense or sparse: if some are
             sparse, the result is SparseRows, in which the dense vectors store all entries.
     """
     if pa.types.is_struct(column.type):

@@ -1,4 +1,6 @@
-"""Stages that are affine in their inputs; all candidates then share their computation."""
+"""Stages that are affine in their inputs, for which the computation of all candidates (copies of the parameters that
+are trained side by side) is shared.
+"""
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
@@ -11,9 +13,7 @@ from sparkdiff.tensors.rows import Rows, scaled
 
 Stage = TypeVar("Stage", bound=StageModule)
 Parameters = Mapping[str, Tensor]
-"""Parameters of a stage by name. Where stated, those that train have a leading dimension of K candidates: copies of
-the parameters that are trained side by side.
-"""
+"""Parameters of a stage by name; where stated, those that train have a leading dimension of K candidates."""
 
 
 class NotAffineError(Exception):
