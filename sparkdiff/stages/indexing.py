@@ -82,7 +82,9 @@ class VectorIndexer(StageModule):
         return self.indexed(x.reshape(-1), features.reshape(-1)).view_as(x)
 
     def indexed(self, x: Tensor, feature: Tensor) -> Tensor:
-        """Values x (m,) of these features (m,), with its index in place of each value of a categorical feature."""
+        """Values x (m,) of these features (m,), with the index of the category in place of each value of a categorical
+        feature.
+        """
         begin, end, unknown = self.first[feature], self.first[feature + 1], self.unknown[feature]
         nominal = unknown >= 0
         if on_gpu(x):  # for all values, to avoid waiting for the number of categorical ones

@@ -31,7 +31,7 @@ GPU_PAIRS, GPU_CELLS = 1 << 24, 1 << 26
 
 @dataclass
 class Splits:
-    """The splits at S places, one per node. A place without a decision has column 0."""
+    """The splits at S places of nodes. A place without a decision (a leaf or a missing node) has column 0."""
 
     column: Tensor  # (S,) int32 index into the gathered columns
     source: Tensor  # (S,) int32 index into the thresholds, one past their end for a place without one

@@ -16,7 +16,7 @@ UNSEEN, MISSING = 2147483647.0, -1.0
 
 @register("pyspark.ml.feature.TargetEncoderModel")
 class TargetEncoder(StageModule):
-    """A category's encoding w * own + (1 - w) * all with w = count / (count + smoothing); each column has its own table.
+    """A category's encoding w * own + (1 - w) * all, w = count / (count + smoothing); each column has its own table.
 
     `own` is the category's mean label and `all` the mean of all labels: the stats for a continuous target; for a
     binary one the stats (the number of labels 1) divided by the counts. With handleInvalid='keep' an unseen category

@@ -208,8 +208,8 @@ class VotingTrees(ClassifyingTrees):
     def project_(self) -> None:
         """Move weights to >= 0, and the sum of each leaf back to its fitted value.
 
-        Only the shares of the classes within a leaf affect a loss, so the sum would drift without aim, and near 0 a
-        step could change its sign.
+        Only the shares of the classes within a leaf affect a loss, so the sum would drift, and near 0 a step could
+        change its sign.
         """
         self.leaves.clamp_(min=0)
         fitted, total = self.fitted_leaves(), self.leaves.sum(1, keepdim=True)
