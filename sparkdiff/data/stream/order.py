@@ -96,7 +96,7 @@ def by_step(counts: Rows, parts: Sequence[ShardPart]) -> Rows:
 
 def own_rows(counts: Rows, parts: Sequence[ShardPart]) -> tuple[Rows, Rows]:
     """Start and end of the rank's part of the rows that each shard has in each step: numbers of rows (shards, steps) ->
-    two tensors of the same shape.
+    two arrays of the same shape.
     """
     ends = [(part.first, part.last, part.world) for part in parts]
     first, last, world = np.array(ends, dtype=np.int64).reshape(-1, 3).T[:, :, None]
